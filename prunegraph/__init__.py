@@ -1,0 +1,1 @@
+"""prunegraph: a reinforcement-learning agent that prunes neural networks."""

@@ -1,0 +1,37 @@
+"""The error tree: every message says what is wrong, where, and what to do."""
+
+
+class PruneGraphError(Exception):
+    """Base of all errors that prunegraph raises on purpose; the command line exits with 2."""
+
+
+class ConfigError(PruneGraphError):
+    """An option is unknown, contradictory or out of range."""
+
+
+class DataError(PruneGraphError):
+    """A data set cannot be found, read or used."""
+
+
+class ModelError(PruneGraphError):
+    """A network cannot be built, run or analysed."""
+
+
+class BudgetError(PruneGraphError):
+    """A budget is malformed or cannot be met."""
+
+
+class MaskError(PruneGraphError):
+    """A keep mask is illegal for its structure graph."""
+
+
+class SurgeryError(PruneGraphError):
+    """A network's forward cannot follow the removal of channels."""
+
+
+class ArtefactError(PruneGraphError):
+    """A file (weights, mask, policy, report) is missing, damaged or of another network."""
+
+
+class ExportError(PruneGraphError):
+    """An exported file does not reproduce the network."""
