@@ -1,0 +1,146 @@
+"""Exact costs of a masked network: sums of products of kept sizes.
+
+``cost(mask) = sum over terms of coefficient * product of the kept sizes of the term's axes``. A term
+is a convolution, linear layer or matrix product (multiply-adds) or a parameter (elements). An axis
+lists the class at each of its positions, so its kept size is a sparse product with the keep bits.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from prunegraph.types import BoolArray, Float64Array, IntArray
+
+MACS, PARAMS = 0, 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostTerm:
+    """One summand of the cost.
+
+    Attributes:
+        kind: ``MACS`` or ``PARAMS``.
+        coefficient: multiply-adds or elements for one position of every axis.
+        axes: for each axis the class id at each position.
+        name: the parameter's name (``PARAMS`` only).
+    """
+
+    kind: int
+    coefficient: float
+    axes: tuple[IntArray, ...]
+    name: str = ""
+
+
+class CostModel:
+    """Costs of masks over N classes.
+
+    Args:
+        num_classes: N.
+        terms: the summands.
+    """
+
+    def __init__(self, num_classes: int, terms: Sequence[CostTerm]) -> None:
+        self.num_classes = num_classes
+        self.terms = tuple(terms)
+        self.kind = np.array([term.kind for term in terms], dtype=np.int64)
+        self.coefficient = np.array([term.coefficient for term in terms], dtype=np.float64)
+        width = max((len(term.axes) for term in terms), default=0)
+        index: dict[bytes, int] = {}
+        axes: list[IntArray] = []
+        self.term_axes = np.full((len(terms), max(width, 1)), -1, dtype=np.int64)
+        for row, term in enumerate(terms):
+            for column, axis in enumerate(term.axes):
+                key = axis.tobytes()
+                if key not in index:
+                    index[key] = len(axes)
+                    axes.append(axis)
+                self.term_axes[row, column] = index[key]
+        self.term_axes[self.term_axes < 0] = len(axes)  # the axis of size one
+        counts = [np.bincount(axis, minlength=num_classes) for axis in axes]
+        self.axis_counts = sparse.csr_array(
+            np.stack(counts) if counts else np.zeros((0, num_classes)), dtype=np.float64
+        )
+        self._pairs()
+
+    def _pairs(self) -> None:
+        """List each (term, class) with the class's positions on every axis of the term."""
+        columns = [
+            sparse.vstack([self.axis_counts, sparse.csr_array((1, self.num_classes))]).tocsr()[axis]
+            for axis in self.term_axes.T
+        ]
+        pattern = sum((abs(column) for column in columns[1:]), columns[0]).tocoo()
+        self.pair_term = pattern.row.astype(np.int64)
+        self.pair_class = pattern.col.astype(np.int64)
+        deltas = []
+        for column in columns:
+            coordinates = column.tocoo()
+            flat = coordinates.row.astype(np.int64) * self.num_classes + coordinates.col
+            pair_flat = self.pair_term * self.num_classes + self.pair_class
+            values = np.zeros(len(pair_flat))
+            order = np.argsort(pair_flat)
+            values[order[np.searchsorted(pair_flat, flat, sorter=order)]] = coordinates.data
+            deltas.append(values)
+        self.pair_delta = np.stack(deltas, axis=1)  # [P, K]
+
+    def sizes(self, keep: Float64Array) -> Float64Array:
+        """Return the kept size of every axis, then 1 for the axis of size one."""
+        return np.append(self.axis_counts @ keep, 1.0)
+
+    def totals(self, keep: Float64Array) -> tuple[float, float]:
+        """Return MACs and params at ``[N]`` keep bits or keep probabilities."""
+        products = self.coefficient * self.sizes(keep)[self.term_axes].prod(axis=1)
+        macs = float(products[self.kind == MACS].sum())
+        return macs, float(products.sum()) - macs
+
+    def _change_by_each(self, keep: BoolArray, sign: float) -> Float64Array:
+        base = self.sizes(keep.astype(np.float64))[self.term_axes][self.pair_term]  # [P, K]
+        changed = (base + sign * self.pair_delta).prod(axis=1) - base.prod(axis=1)
+        changed *= sign * self.coefficient[self.pair_term]
+        kinds = self.kind[self.pair_term]
+        return np.stack(
+            [
+                np.bincount(
+                    self.pair_class[kinds == kind],
+                    weights=changed[kinds == kind],
+                    minlength=self.num_classes,
+                )
+                for kind in (MACS, PARAMS)
+            ]
+        )
+
+    def added_by_each(self, keep: BoolArray) -> Float64Array:
+        """Return ``[2, N]`` MACs and params that adding one removed class alone would cost."""
+        return self._change_by_each(keep, 1.0)
+
+    def freed_by_each(self, keep: BoolArray) -> Float64Array:
+        """Return ``[2, N]`` MACs and params that removing one kept class alone would free."""
+        return self._change_by_each(keep, -1.0)
+
+    def macs_share_by_label(self, label: IntArray, num_labels: int) -> Float64Array:
+        """Return each label's share of the dense MACs: an op's MACs go to its output channels.
+
+        Args:
+            label: ``[N]`` label of each class.
+            num_labels: number of labels.
+        """
+        share = np.zeros(num_labels)
+        for term in self.terms:
+            if term.kind == MACS and term.axes:
+                macs = term.coefficient * float(np.prod([len(axis) for axis in term.axes]))
+                share += macs * np.bincount(label[term.axes[0]], minlength=num_labels) / len(
+                    term.axes[0]
+                )
+        return share / max(self.totals(np.ones(self.num_classes))[0], 1.0)
+
+    def prunable_elements(self, names: set[str], free: BoolArray) -> tuple[int, int]:
+        """Return (elements on some free class, all elements) of the named parameters."""
+        prunable = total = 0.0
+        for term in self.terms:
+            if term.kind == PARAMS and term.name in names:
+                full = term.coefficient * float(np.prod([len(axis) for axis in term.axes]))
+                fixed = term.coefficient * float(np.prod([(~free[axis]).sum() for axis in term.axes]))
+                total += full
+                prunable += full - fixed
+        return round(prunable), round(total)

@@ -1,0 +1,243 @@
+"""The structure graph: channel classes, groups, operations and exact costs, as pure data.
+
+A *channel class* is the unit of decision: all slices of parameters and buffers that must live or
+die together. A *group* holds the classes with the same set of (parameter, axis) members: a layer's
+inner channels, a residual stream. Nothing here refers to the model; a graph can be pickled, sent to
+another process and compared by its fingerprint.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from prunegraph.errors import MaskError
+from prunegraph.graph.cost import CostModel
+from prunegraph.graph.projection import project, repair
+from prunegraph.types import BoolArray, Budget, Cost, Float64Array, FloatArray, IntArray, KeepMask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Classes that share one set of (parameter, axis) members.
+
+    Attributes:
+        name: module path of the first layer that produces the channels.
+        classes: ``[size]`` class ids.
+        members: the slices removed with a class, as ``"parameter:axis"``.
+        frozen: why no class of the group may be removed, or None.
+        min_keep: the least number of classes that stays.
+    """
+
+    name: str
+    classes: IntArray
+    members: tuple[str, ...]
+    frozen: str | None
+    min_keep: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpNode:
+    """One call of a convolution, linear layer or matrix product, in execution order.
+
+    ``MACs = macs_coefficient * kept input positions * kept output positions``; a depthwise
+    convolution has no input axis of its own: ``macs_coefficient * kept output positions``.
+
+    Attributes:
+        name: module path, with ``#2``, ``#3`` for further calls of the same module.
+        kind: ``"conv"``, ``"linear"`` or ``"matmul"``.
+        in_classes: class id at each position of the weight's input axis (per group of a grouped
+            convolution); empty for a matrix product of activations.
+        out_classes: class id at each position of the output channels.
+        macs_coefficient: multiply-adds a pair of positions.
+        kernel_size: taps of the kernel (1 for linear).
+        stride: stride of the first spatial axis (1 for linear).
+        groups: groups of the convolution (1 for linear).
+        depthwise: True if every channel is convolved alone.
+        spatial: output positions a channel.
+        param: name of the weight, or None.
+        depth: position in the order of execution.
+    """
+
+    name: str
+    kind: str
+    in_classes: IntArray
+    out_classes: IntArray
+    macs_coefficient: float
+    kernel_size: int
+    stride: int
+    groups: int
+    depthwise: bool
+    spatial: int
+    param: str | None
+    depth: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrozenOp:
+    """An operation that keeps classes from being pruned.
+
+    Attributes:
+        op: name of the ATen op, or of the condition.
+        module: path of the module that called it.
+        reason: why, in words.
+    """
+
+    op: str
+    module: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StructureGraph:
+    """What can be removed from a network, what belongs together and what it costs.
+
+    Attributes:
+        num_classes: N, the number of channel classes, frozen ones included.
+        groups: every class lies in exactly one; in order of execution.
+        group_of: ``[N]`` index of each class's group.
+        frozen: ``[N]`` True where the class must stay.
+        ops: M operations with multiply-adds, in order of execution.
+        frozen_ops: what froze classes, and why.
+        param_classes: parameter or buffer name -> axis -> class id at each position of the axis.
+        gathers: path of each ``ChannelGather`` -> class ids of its input and output channels.
+        cost_model: the exact costs.
+    """
+
+    num_classes: int
+    groups: tuple[Group, ...]
+    group_of: IntArray
+    frozen: BoolArray
+    ops: tuple[OpNode, ...]
+    frozen_ops: tuple[FrozenOp, ...]
+    param_classes: Mapping[str, Mapping[int, IntArray]]
+    gathers: Mapping[str, tuple[IntArray, IntArray]]
+    cost_model: CostModel = field(repr=False)
+
+    @cached_property
+    def dense_cost(self) -> Cost:
+        """Cost of the whole network."""
+        return self.cost(np.ones(self.num_classes, dtype=bool))
+
+    @cached_property
+    def free(self) -> BoolArray:
+        """``[N]`` True where a class may be removed."""
+        return ~self.frozen
+
+    @cached_property
+    def min_keep(self) -> IntArray:
+        """``[G]`` least number of classes that stay in each group."""
+        return np.array([group.min_keep for group in self.groups], dtype=np.int64)
+
+    def cost(self, keep: KeepMask | BoolArray) -> Cost:
+        """Return the exact cost of the network pruned by ``keep``."""
+        bits = keep.keep if isinstance(keep, KeepMask) else keep
+        macs, params = self.cost_model.totals(bits.astype(np.float64))
+        return Cost(macs=round(macs), params=round(params))
+
+    def expected_macs(self, probabilities: Float64Array) -> float:
+        """Return the multiply-adds at fractional widths (sums of keep probabilities ``[N]``)."""
+        return self.cost_model.totals(probabilities)[0]
+
+    def class_costs(self) -> tuple[Float64Array, Float64Array]:
+        """Return ``[N]`` MACs and ``[N]`` params that removing one class alone would free."""
+        freed = self.cost_model.freed_by_each(np.ones(self.num_classes, dtype=bool))
+        return freed[0], freed[1]
+
+    def limits(self, budget: Budget) -> Float64Array:
+        """Return ``[2]`` the most MACs and params that may remain (infinite where not asked)."""
+        dense = self.dense_cost
+        macs = np.inf if budget.keep_macs is None else budget.keep_macs * dense.macs
+        params = np.inf if budget.keep_params is None else budget.keep_params * dense.params
+        return np.array([macs, params])
+
+    def mask(self, keep: BoolArray) -> KeepMask:
+        """Check ``keep`` (``[N]``, True = keep) and return it as a mask.
+
+        Raises:
+            MaskError: wrong shape, a frozen class removed, or too few classes left in a group.
+        """
+        if keep.shape != (self.num_classes,) or keep.dtype != np.bool_:
+            msg = (
+                f"a mask of shape {keep.shape}, {keep.dtype} does not fit: "
+                f"this graph needs {self.num_classes} booleans"
+            )
+            raise MaskError(msg)
+        kept = np.bincount(self.group_of[keep], minlength=len(self.groups))
+        removed_frozen = np.flatnonzero(self.frozen & ~keep)
+        if removed_frozen.size:
+            group = self.groups[int(self.group_of[removed_frozen[0]])]
+            msg = f"class {removed_frozen[0]} of {group.name} is frozen: {group.frozen}"
+            raise MaskError(msg)
+        short = np.flatnonzero(kept < self.min_keep)
+        if short.size:
+            group = self.groups[int(short[0])]
+            msg = f"{group.name} keeps {kept[short[0]]} classes, at least {group.min_keep} must stay"
+            raise MaskError(msg)
+        return KeepMask(keep.copy())
+
+    def dense_mask(self) -> KeepMask:
+        """Return the mask that keeps everything."""
+        return KeepMask(np.ones(self.num_classes, dtype=bool))
+
+    def project(self, scores: FloatArray, budget: Budget) -> KeepMask:
+        """Keep classes in descending score while they fit; see ``projection.project``."""
+        return project(self, scores, budget)
+
+    def repair(
+        self, keep: BoolArray, budget: Budget, rng: np.random.Generator
+    ) -> tuple[KeepMask, float]:
+        """Flip bits in random order until the budget is met; see ``projection.repair``."""
+        return repair(self, keep, budget, rng)
+
+    def group_widths(self, mask: KeepMask) -> dict[str, int]:
+        """Return the number of kept classes of each group that may be pruned, by group name."""
+        kept = np.bincount(self.group_of[mask.keep], minlength=len(self.groups))
+        return {
+            group.name: int(count)
+            for group, count in zip(self.groups, kept, strict=True)
+            if group.frozen is None
+        }
+
+    def prunable_params(self, names: set[str]) -> tuple[int, int]:
+        """Return how many elements of the named parameters touch a free class, and how many exist.
+
+        An element counts as prunable if some axis holds a free class at its position.
+        """
+        return self.cost_model.prunable_elements(names, self.free)
+
+    def fingerprint(self) -> str:
+        """Return 16 hex digits that name the structure (equal for equal networks)."""
+        digest = hashlib.sha256(f"{self.num_classes};".encode())
+        for name in sorted(self.param_classes):
+            for axis, classes in sorted(self.param_classes[name].items()):
+                digest.update(f"{name}:{axis};".encode() + classes.tobytes())
+        digest.update(np.packbits(self.frozen).tobytes())
+        digest.update(f"{self.dense_cost.macs},{self.dense_cost.params}".encode())
+        return digest.hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``inspect --json`` prints."""
+        share = self.cost_model.macs_share_by_label(self.group_of, len(self.groups))
+        return {
+            "macs": self.dense_cost.macs,
+            "params": self.dense_cost.params,
+            "classes": self.num_classes,
+            "groups": [
+                {
+                    "name": group.name,
+                    "size": len(group.classes),
+                    "members": list(group.members),
+                    "frozen": group.frozen,
+                    "macs_share": round(float(group_share), 6),
+                }
+                for group, group_share in zip(self.groups, share, strict=True)
+            ],
+            "frozen_ops": [
+                {"op": item.op, "module": item.module, "reason": item.reason}
+                for item in self.frozen_ops
+            ],
+        }
