@@ -1,0 +1,81 @@
+"""Atomic writes: a file is either whole or not there, whatever interrupts the writer."""
+
+import contextlib
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from prunegraph.errors import ArtefactError
+
+
+def write_bytes(path: Path | str, content: bytes) -> None:
+    """Write ``content`` to ``path`` so that no reader ever sees half of it.
+
+    The bytes go to a temporary file in the same folder, reach the disk, and take the place of
+    ``path`` in one step; on any error, Ctrl-C included, the temporary file is removed and an older
+    ``path`` stays as it was. Missing parent folders are made.
+
+    Args:
+        path: the file to write.
+        content: all of its bytes.
+
+    Raises:
+        ArtefactError: the disk is full, or the folder cannot be written.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _replace(target, content)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        msg = f"cannot write {target}: {reason}; free space or choose a folder that can be written"
+        raise ArtefactError(msg) from error
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write ``text`` as UTF-8, atomically; see ``write_bytes``."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path | str, value: Any, *, indent: int | None = 1) -> None:
+    """Write ``value`` as standard JSON with a final newline, atomically; see ``write_bytes``.
+
+    Args:
+        path: the file to write.
+        value: what to write; NaN and infinity are refused, since JSON has neither.
+        indent: spaces a level, None = one line.
+
+    Raises:
+        ArtefactError: the file cannot be written.
+        ValueError: ``value`` holds NaN or infinity.
+        TypeError: ``value`` holds what JSON cannot.
+    """
+    write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
+
+
+def _replace(target: Path, content: bytes) -> None:
+    """Write a temporary sibling of ``target``, sync it, and rename it over ``target``."""
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable where the system allows it."""
+    with contextlib.suppress(OSError):  # Windows and some network folders cannot sync a folder
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
