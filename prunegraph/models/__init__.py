@@ -1,1 +1,13 @@
-"""models."""
+"""Target networks by name, and their weights files."""
+
+from prunegraph.models.build import KNOWN_MODELS, build_model
+from prunegraph.models.weights import WeightsInfo, load_weights, save_weights, weights_info
+
+__all__ = [
+    "KNOWN_MODELS",
+    "WeightsInfo",
+    "build_model",
+    "load_weights",
+    "save_weights",
+    "weights_info",
+]

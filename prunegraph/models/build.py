@@ -1,0 +1,162 @@
+"""Build a target network from its name on the command line."""
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torchvision
+from torch import nn
+
+from prunegraph.errors import ModelError
+from prunegraph.models.mobilenet import MobileNetV2
+from prunegraph.models.resnet import CifarResNet
+from prunegraph.models.vgg import VGG16
+
+CIFAR_RESNETS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
+KNOWN_MODELS = (*CIFAR_RESNETS, "vgg16_bn", "mobilenetv2", "digits_resnet")
+DIGITS_PATTERN = re.compile(r"digits_resnet(?P<depth>[1-9]\d{0,3})?(?:_w(?P<width>[1-9]\d{0,3}))?")
+DIGITS_DEPTH = 8
+DIGITS_WIDTH = 16
+MIN_SIDE_VGG = 32  # five poolings by 2
+TORCHVISION_PREFIX = "torchvision:"
+# Auxiliary heads return tuples in training and are dropped in use; init_weights=None warns.
+TORCHVISION_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "googlenet": {"aux_logits": False, "init_weights": True},
+    "inception_v3": {"aux_logits": False, "init_weights": True},
+}
+
+
+def build_model(spec: str, *, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """Build a network with fresh weights, drawn from torch's global generator.
+
+    Args:
+        spec: ``resnet20|32|44|56|110``, ``vgg16_bn``, ``mobilenetv2`` (their CIFAR forms);
+            ``digits_resnet``, or a variant ``digits_resnet<depth>[_w<width>]`` with depth 6n + 2,
+            such as ``digits_resnet14_w12``; ``torchvision:NAME``, a classification network;
+            ``package.module:factory``, a callable of the user, found also in the current folder,
+            called with ``num_classes=`` if it takes that.
+        num_classes: number of classes.
+        image_shape: (channels, height, width) of the images.
+
+    Returns:
+        The network, in training mode, on the CPU.
+
+    Raises:
+        ModelError: the name is unknown, the network cannot take such images, or a factory fails.
+    """
+    if spec.startswith(TORCHVISION_PREFIX):
+        name = spec.removeprefix(TORCHVISION_PREFIX)
+        return _build_torchvision(name, num_classes, image_shape)
+    if ":" in spec:
+        return _build_from_factory(spec, num_classes)
+    return _build_own(spec, num_classes, image_shape)
+
+
+def _build_own(spec: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """Build one of ``KNOWN_MODELS``."""
+    channels, height, width = image_shape
+    if spec in CIFAR_RESNETS:
+        depth = int(spec.removeprefix("resnet"))
+        return CifarResNet(depth, in_channels=channels, num_classes=num_classes)
+    if spec == "mobilenetv2":
+        return MobileNetV2(in_channels=channels, num_classes=num_classes)
+    if spec == "vgg16_bn":
+        if min(height, width) < MIN_SIDE_VGG:
+            msg = f"vgg16_bn needs images of at least 32 x 32, these are {height} x {width}"
+            raise ModelError(msg)
+        return VGG16(in_channels=channels, num_classes=num_classes)
+    if match := DIGITS_PATTERN.fullmatch(spec):
+        depth = int(match["depth"] or DIGITS_DEPTH)
+        stage_width = int(match["width"] or DIGITS_WIDTH)
+        if depth < 8 or depth % 6 != 2:
+            msg = f"{spec}: depth {depth} is not 6n + 2; use 8, 14, 20, ..."
+            raise ModelError(msg)
+        return CifarResNet(depth, width=stage_width, in_channels=channels, num_classes=num_classes)
+    msg = (
+        f"unknown architecture {spec!r}; known: {', '.join(KNOWN_MODELS)}, "
+        "digits_resnet<depth>_w<width>, torchvision:NAME, package.module:factory"
+    )
+    raise ModelError(msg)
+
+
+def _build_torchvision(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """Build a torchvision classification network without weights."""
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        msg = f"torchvision has no classification network {name!r}; it has: {', '.join(names)}"
+        raise ModelError(msg)
+    if image_shape[0] != 3:
+        msg = f"torchvision:{name} takes RGB images, these have {image_shape[0]} channel(s)"
+        raise ModelError(msg)
+    arguments = TORCHVISION_ARGUMENTS.get(name, {})
+    if name.startswith("vit_"):
+        arguments = {"image_size": image_shape[1]}
+    elif name == "maxvit_t":
+        arguments = {"input_size": image_shape[1:]}
+    try:
+        model: nn.Module = torchvision.models.get_model(
+            name, weights=None, num_classes=num_classes, **arguments
+        )
+    except Exception as error:
+        msg = f"torchvision:{name} cannot be built for images {image_shape}: {_one_line(error)}"
+        raise ModelError(msg) from error
+    return model
+
+
+def _build_from_factory(spec: str, num_classes: int) -> nn.Module:
+    """Call the user's ``package.module:factory``."""
+    factory = _find_factory(spec)
+    try:
+        arguments = {"num_classes": num_classes} if _accepts_num_classes(factory) else {}
+        model = factory(**arguments)
+    except Exception as error:
+        msg = f"{spec} failed to build a network: {_one_line(error)}"
+        raise ModelError(msg) from error
+    if not isinstance(model, nn.Module):
+        msg = f"{spec} returned {type(model).__name__}; it must return a torch.nn.Module"
+        raise ModelError(msg)
+    return model
+
+
+def _find_factory(spec: str) -> Callable[..., Any]:
+    """Import the module, from the current folder too, and return the callable it names."""
+    module_name, _, attribute = spec.partition(":")
+    folder = str(Path.cwd())
+    if "" not in sys.path and folder not in sys.path:
+        sys.path.insert(0, folder)  # `python -m` does the same; a console script does not
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a user's module may fail in any way
+        msg = f"cannot import {module_name!r} of {spec!r} from {folder}: {_one_line(error)}"
+        raise ModelError(msg) from error
+    factory: Any = module
+    for part in attribute.split("."):
+        factory = getattr(factory, part, None)
+    if not callable(factory):
+        callables = [key for key, value in vars(module).items() if _is_own(module_name, value)]
+        msg = f"{module_name} has no callable {attribute!r}; it has: {', '.join(callables) or '-'}"
+        raise ModelError(msg)
+    return factory  # type: ignore[no-any-return]  # callable() narrows Any to a bare callable
+
+
+def _is_own(module_name: str, value: object) -> bool:
+    """Tell whether ``value`` is a callable defined in that module."""
+    return callable(value) and getattr(value, "__module__", None) == module_name
+
+
+def _accepts_num_classes(factory: Callable[..., Any]) -> bool:
+    """Tell whether the factory takes ``num_classes=`` by name or by ``**kwargs``."""
+    parameters = inspect.signature(factory).parameters
+    named = parameters.get("num_classes")
+    if named is not None:
+        return named.kind is not inspect.Parameter.POSITIONAL_ONLY
+    return any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters.values())
+
+
+def _one_line(error: BaseException) -> str:
+    """Return the error's class and message without line breaks."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,0 +1,221 @@
+"""Weights files: safetensors, or a state dict read without unpickling code; JSON beside them."""
+
+import json
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from prunegraph.errors import ArtefactError
+from prunegraph.files import write_bytes, write_json
+
+TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin")
+WRAPPERS = ("state_dict", "model_state_dict", "model")  # what training scripts put it under
+BN_COUNTER = "num_batches_tracked"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsInfo:
+    """What the JSON beside a weights file says.
+
+    Attributes:
+        arch: the network's name for ``build_model``.
+        dataset: the data set it was trained on, or None.
+        mean: per-channel mean subtracted from its inputs, or None.
+        std: per-channel standard deviation, or None.
+        extra: every other key of the file.
+    """
+
+    arch: str
+    dataset: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load_weights(model: nn.Module, path: Path | str) -> None:
+    """Load weights into ``model`` in place, or leave it untouched and say why not.
+
+    ``.safetensors`` files and state dicts in ``.pt``, ``.pth``, ``.th`` or ``.bin`` are read; the
+    latter by ``torch.load(weights_only=True)``, which runs no code. A ``state_dict`` wrapper and
+    a ``module.`` prefix are taken off; missing BN step counters are no error.
+
+    Args:
+        model: the network.
+        path: the weights file.
+
+    Raises:
+        ArtefactError: the file is missing, truncated, a pickle, of another network, or holds NaN.
+    """
+    path = Path(path)
+    state = _strip_prefix(_read_state(path))
+    expected = model.state_dict()
+    _check_same_network(path, state, expected)
+    _check_finite(path, state)
+    model.load_state_dict({**expected, **state})
+
+
+def save_weights(model: nn.Module, path: Path | str, info: WeightsInfo) -> None:
+    """Write the weights as safetensors and ``info`` as JSON beside them, each atomically.
+
+    Args:
+        model: the network.
+        path: the weights file to write; must end in ``.safetensors``.
+        info: what the JSON says.
+
+    Raises:
+        ArtefactError: the suffix is another one, or the files cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        msg = f"{path}: weights are written as safetensors; give a name ending in .safetensors"
+        raise ArtefactError(msg)
+    state = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in model.state_dict().items()
+    }
+    content: dict[str, Any] = {"arch": info.arch, "dataset": info.dataset}
+    if info.mean is not None and info.std is not None:
+        content["normalisation"] = {"mean": list(info.mean), "std": list(info.std)}
+    write_bytes(path, safetensors.torch.save(state))
+    write_json(path.with_suffix(".json"), {**content, **info.extra})
+
+
+def weights_info(path: Path | str) -> WeightsInfo | None:
+    """Read the JSON beside a weights file (``W.json`` for ``W.safetensors``).
+
+    Returns:
+        What it says, or None if there is no such file.
+
+    Raises:
+        ArtefactError: it is not JSON, or its keys are malformed.
+    """
+    path = Path(path).with_suffix(".json")
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        msg = f"{path} cannot be read as JSON ({error}); repair or delete it and pass --arch"
+        raise ArtefactError(msg) from error
+    if not isinstance(content, dict) or not isinstance(content.get("arch"), str):
+        msg = f"{path} must be a JSON object with the network's name as a string under 'arch'"
+        raise ArtefactError(msg)
+    dataset = content.get("dataset")
+    mean, std = _normalisation(path, content.get("normalisation"))
+    known = ("arch", "dataset", "normalisation")
+    return WeightsInfo(
+        arch=content["arch"],
+        dataset=dataset if isinstance(dataset, str) else None,
+        mean=mean,
+        std=std,
+        extra={key: value for key, value in content.items() if key not in known},
+    )
+
+
+def _normalisation(
+    path: Path, value: object
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Check and return the mean and std of a weights JSON."""
+    if value is None:
+        return None, None
+    try:
+        mean, std = (tuple(map(float, value[key])) for key in ("mean", "std"))  # type: ignore[index]  # checked here
+    except (TypeError, ValueError, KeyError) as error:
+        msg = f"{path}: 'normalisation' must hold two lists of numbers, 'mean' and 'std'"
+        raise ArtefactError(msg) from error
+    if len(mean) != len(std) or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+        msg = f"{path}: mean {mean} and std {std} must be finite, of one length, and std above 0"
+        raise ArtefactError(msg)
+    return mean, std
+
+
+def _read_state(path: Path) -> Mapping[str, Tensor]:
+    """Read the file's tensors without running any code in it."""
+    if not path.is_file():
+        msg = f"no weights file {path}; check the path, or make one with `prunegraph pretrain`"
+        raise ArtefactError(msg)
+    if path.suffix == ".safetensors":
+        try:
+            return safetensors.torch.load_file(path)
+        except Exception as error:
+            msg = f"{path} is truncated or no safetensors file ({error}); fetch it again"
+            raise ArtefactError(msg) from error
+    if path.suffix not in TORCH_SUFFIXES:
+        suffixes = ", ".join((".safetensors", *TORCH_SUFFIXES))
+        msg = f"{path}: weights files end in one of {suffixes}"
+        raise ArtefactError(msg)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # old formats warn; what matters is raised
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        msg = (
+            f"{path} is truncated or holds more than tensors, such as a pickled model, which could "
+            "run code and is not read; save model.state_dict(), best as .safetensors"
+        )
+        raise ArtefactError(msg) from error
+    return _unwrap(path, content)
+
+
+def _unwrap(path: Path, content: object) -> Mapping[str, Tensor]:
+    """Return the state dict inside a training script's checkpoint."""
+    for key in WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if (
+        not isinstance(content, dict)
+        or not content
+        or not all(isinstance(value, Tensor) for value in content.values())
+    ):
+        msg = f"{path} holds no state dict (tensors by name); save model.state_dict()"
+        raise ArtefactError(msg)
+    return content
+
+
+def _strip_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take DataParallel's ``module.`` off if every name has it."""
+    if all(name.startswith("module.") for name in state):
+        return {name.removeprefix("module."): value for name, value in state.items()}
+    return dict(state)
+
+
+def _check_same_network(
+    path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> None:
+    """Compare names and shapes; name the first difference."""
+    differences = [
+        f"{name} is missing"
+        for name in expected
+        if name not in state and not name.endswith(BN_COUNTER)
+    ]
+    differences += [f"{name} is unexpected" for name in state if name not in expected]
+    differences += [
+        f"{name} has shape {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if differences:
+        more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+        info = path.with_suffix(".json")
+        hint = f"; {info.name} beside it says which" if info.is_file() else ""
+        msg = (
+            f"{path} is of another network: {differences[0]}{more}; "
+            f"pass the architecture and number of classes it was trained with{hint}"
+        )
+        raise ArtefactError(msg)
+
+
+def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Refuse NaN and infinity, by the tensor's name."""
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            msg = f"{path}: tensor {name} holds NaN or infinity; train again or use another file"
+            raise ArtefactError(msg)
