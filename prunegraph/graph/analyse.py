@@ -1,0 +1,137 @@
+"""Analyse a network: which channels can be removed, what belongs together, what it costs."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from prunegraph.errors import ModelError
+from prunegraph.graph.build import MODEL_INPUT, MODEL_OUTPUT, GraphBuilder
+from prunegraph.graph.recorder import LabelRecorder
+from prunegraph.graph.rules import RULES
+from prunegraph.graph.structure import FrozenOp, StructureGraph
+from prunegraph.graph.trial import find_literal_sizes
+
+ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
+"""One tensor, positional arguments, or keyword arguments of a forward."""
+
+MAX_TRIALS = 8
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Take off DistributedDataParallel and torch.compile wrappers."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        else:
+            return model
+
+
+def call_forward(model: nn.Module, example_inputs: ExampleInputs) -> Any:
+    """Call a model on a tensor, a tuple of arguments or a mapping of keyword arguments."""
+    if isinstance(example_inputs, Mapping):
+        return model(**example_inputs)
+    if isinstance(example_inputs, tuple):
+        return model(*example_inputs)
+    return model(example_inputs)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode without gradients, and every module's mode back afterwards."""
+    training = {module: module.training for module in model.modules()}
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        for module, mode in training.items():
+            module.training = mode
+
+
+def _shapes(example_inputs: ExampleInputs) -> str:
+    leaves = tree_leaves(example_inputs)
+    return ", ".join(str(list(leaf.shape)) for leaf in leaves if isinstance(leaf, Tensor))
+
+
+def _check_finite(model: nn.Module) -> None:
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        sound = not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum()))  # one pass
+        if not sound and not bool(torch.isfinite(tensor).all()):
+            msg = f"{name} holds NaN or infinite values; load sound weights"
+            raise ModelError(msg)
+
+
+def _record(model: nn.Module, example_inputs: ExampleInputs) -> LabelRecorder:
+    recorder = LabelRecorder(model, RULES)
+    for leaf in tree_leaves(example_inputs):
+        if isinstance(leaf, Tensor):
+            cause = FrozenOp(op="input", module="", reason=MODEL_INPUT)
+            recorder.set_labels(leaf, recorder.store.frozen(cause, leaf.shape, expected=True))
+    try:
+        with evaluation_mode(model), recorder.recorded():
+            output = call_forward(model, example_inputs)
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        where = recorder.modules.current or type(model).__name__
+        msg = (
+            f"the forward of {type(model).__name__} fails in {where} on inputs of shape "
+            f"{_shapes(example_inputs)}: {first_line}; give example inputs that the forward accepts"
+        )
+        raise ModelError(msg) from error
+    cause = FrozenOp(op="output", module="", reason=MODEL_OUTPUT)
+    for leaf in _output_tensors(output):
+        recorder.store.freeze(recorder.labels_of(leaf), cause, expected=True)
+    return recorder
+
+
+def _output_tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def analyse(
+    model: nn.Module, example_inputs: ExampleInputs, *, trial: bool = True
+) -> StructureGraph:
+    """Run the forward once and return what can be pruned.
+
+    The model is left as it was: parameters, buffers, hooks and training flags.
+
+    Args:
+        model: any eager network; DDP and torch.compile wrappers are taken off.
+        example_inputs: what its forward takes: a tensor, a tuple, or a dict of keyword arguments.
+        trial: prune every group once and compare with the zero-masked network; classes that the
+            forward cannot lose (literal sizes) are frozen with the reason.
+
+    Raises:
+        ModelError: the forward fails, weights are not finite, or nothing can be pruned.
+    """
+    model = unwrap(model)
+    _check_finite(model)
+    recorder = _record(model, example_inputs)
+    builder = GraphBuilder(model, recorder.recording)
+    graph = builder.build()
+    for _ in range(MAX_TRIALS if trial else 0):
+        with evaluation_mode(model):
+            found = find_literal_sizes(model, graph, lambda m: call_forward(m, example_inputs))
+        if not found:
+            break
+        for classes, cause in found:
+            recorder.store.freeze(builder.labels_of(classes), cause)
+        builder = GraphBuilder(model, recorder.recording)
+        graph = builder.build()
+    if not graph.free.any():
+        reasons = "; ".join(dict.fromkeys(item.reason for item in graph.frozen_ops))
+        msg = (
+            f"{type(model).__name__} has nothing to prune: {reasons or 'no inner channels'}; "
+            "a prunable network has a convolution or linear layer that feeds another"
+        )
+        raise ModelError(msg)
+    return graph

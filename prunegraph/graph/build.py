@@ -1,0 +1,215 @@
+"""From a recording of labels to the structure graph."""
+
+from collections.abc import Mapping
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prunegraph.graph.cost import MACS, PARAMS, CostModel, CostTerm
+from prunegraph.graph.labels import NEUTRAL, FreezeEvent
+from prunegraph.graph.recorder import Recording
+from prunegraph.graph.structure import FrozenOp, Group, OpNode, StructureGraph
+from prunegraph.types import BoolArray, IntArray
+
+ParamClasses = dict[str, dict[int, IntArray]]
+
+
+class GraphBuilder:
+    """Turns labels into classes, groups, operations and costs.
+
+    Args:
+        model: the network that was recorded.
+        recording: what its forward left behind.
+    """
+
+    def __init__(self, model: nn.Module, recording: Recording) -> None:
+        self.model = model
+        self.recording = recording
+        self.components = recording.store.components()
+        self.events: dict[int, FreezeEvent] = {}
+        for label, event in recording.store.events.items():
+            self.events.setdefault(int(self.components[label]), event)
+        self.class_of: dict[int, int] = {}
+
+    def build(self) -> StructureGraph:
+        """Return the structure graph."""
+        params = self._param_components()
+        for axes in params.values():
+            for components in axes.values():
+                for component in components.tolist():
+                    self.class_of.setdefault(component, len(self.class_of))
+        lookup = np.full(int(self.components.max(initial=-1)) + 1, NEUTRAL, dtype=np.int64)
+        lookup[list(self.class_of)] = list(self.class_of.values())
+        self._lookup = lookup
+        classes = {
+            name: {axis: lookup[components] for axis, components in sorted(axes.items())}
+            for name, axes in params.items()
+        }
+        num_classes = len(self.class_of)
+        frozen = np.zeros(num_classes, dtype=bool)
+        frozen[[self.class_of[c] for c in self.events if c in self.class_of]] = True
+        ops = self._ops()
+        groups, group_of = self._groups(classes, ops, frozen)
+        return StructureGraph(
+            num_classes=num_classes,
+            groups=groups,
+            group_of=group_of,
+            frozen=frozen,
+            ops=ops,
+            frozen_ops=self._frozen_ops(),
+            param_classes=classes,
+            gathers={
+                gather.module: (self._classes(gather.in_labels), self._classes(gather.out_labels))
+                for gather in self.recording.gathers
+            },
+            cost_model=CostModel(num_classes, self._terms(classes, ops)),
+        )
+
+    def labels_of(self, classes: IntArray) -> Tensor:
+        """Return one label of each class (after ``build``)."""
+        components, first = np.unique(self.components, return_index=True)
+        wanted = np.isin(self._lookup[components], classes)
+        return torch.from_numpy(first[wanted])
+
+    def _classes(self, labels: Tensor) -> IntArray:
+        """Return the class id at each position; positions of neutral labels are left out."""
+        values = labels.numpy()
+        result: IntArray = self._lookup[self.components[values[values != NEUTRAL]]]
+        return result
+
+    def _freeze(self, components: IntArray, name: str, reason: str) -> None:
+        event = FreezeEvent(
+            cause=FrozenOp(op="parameter", module=name, reason=reason), expected=False
+        )
+        for component in np.unique(components).tolist():
+            self.events.setdefault(component, event)
+
+    def _param_components(self) -> dict[str, dict[int, IntArray]]:
+        """Return the component at each position of each labelled axis, by parameter."""
+        params: dict[str, dict[int, IntArray]] = {}
+        for name, axes in self.recording.axis_labels.items():
+            kept = {axis: labels.numpy() for axis, labels in axes.items() if labels.numel() > 1}
+            params[name] = {axis: self.components[labels] for axis, labels in kept.items()}
+        for name, labels in self.recording.element_labels.items():
+            components = self.components[np.ascontiguousarray(labels.numpy())]
+            varying = [
+                axis
+                for axis, size in enumerate(components.shape)
+                if size > 1 and (components != components.take([0], axis)).any()
+            ]
+            if name in params or len(varying) > 1:
+                reason = "raw parameter whose channels do not lie along one axis"
+                self._freeze(components, name, reason)
+                for axis_components in params.get(name, {}).values():
+                    self._freeze(axis_components, name, reason)
+            elif varying:
+                flat = np.moveaxis(components, varying[0], 0).reshape(components.shape[varying[0]], -1)
+                params[name] = {varying[0]: flat[:, 0]}
+        return {name: axes for name, axes in params.items() if axes}
+
+    def _ops(self) -> tuple[OpNode, ...]:
+        calls: dict[str, int] = {}
+        nodes = []
+        for depth, op in enumerate(self.recording.ops):
+            calls[op.module] = calls.get(op.module, 0) + 1
+            suffix = f"#{calls[op.module]}" if calls[op.module] > 1 else ""
+            nodes.append(
+                OpNode(
+                    name=op.module + suffix,
+                    kind=op.kind,
+                    in_classes=self._classes(op.in_labels),
+                    out_classes=self._classes(op.out_labels),
+                    macs_coefficient=op.macs_coefficient,
+                    kernel_size=op.kernel_size,
+                    stride=op.stride,
+                    groups=op.groups,
+                    depthwise=op.depthwise,
+                    spatial=op.spatial,
+                    param=op.param,
+                    depth=depth,
+                )
+            )
+        return tuple(nodes)
+
+    def _terms(self, classes: ParamClasses, ops: tuple[OpNode, ...]) -> list[CostTerm]:
+        terms = [
+            CostTerm(
+                kind=MACS,
+                coefficient=op.macs_coefficient,
+                axes=tuple(axis for axis in (op.out_classes, op.in_classes) if axis.size),
+            )
+            for op in ops
+        ]
+        for name, parameter in self.model.named_parameters():
+            axes = classes.get(name, {})
+            rest = prod(size for axis, size in enumerate(parameter.shape) if axis not in axes)
+            terms.append(
+                CostTerm(
+                    kind=PARAMS, coefficient=float(rest), axes=tuple(axes.values()), name=name
+                )
+            )
+        return terms
+
+    def _groups(
+        self, classes: ParamClasses, ops: tuple[OpNode, ...], frozen: BoolArray
+    ) -> tuple[tuple[Group, ...], IntArray]:
+        """Gather the classes with the same members, in order of their first class."""
+        names = [(name, axis) for name, axes in classes.items() for axis in axes]
+        members: list[list[int]] = [[] for _ in frozen]
+        for position, (name, axis) in enumerate(names):
+            for index in np.unique(classes[name][axis]).tolist():
+                members[index].append(position)
+        reasons: dict[int, str] = {
+            self.class_of[component]: event.cause.reason
+            for component, event in self.events.items()
+            if component in self.class_of
+        }
+        by_key: dict[tuple[tuple[int, ...], str | None], list[int]] = {}
+        for index, positions in enumerate(members):
+            by_key.setdefault((tuple(positions), reasons.get(index)), []).append(index)
+        producers = _producers(ops)
+        group_of = np.zeros(len(frozen), dtype=np.int64)
+        groups: list[Group] = []
+        used: dict[str, int] = {}
+        for (positions, reason), indices in by_key.items():
+            group_of[indices] = len(groups)
+            name = producers.get(indices[0]) or _consumer_name(names[positions[0]][0], reason)
+            used[name] = used.get(name, 0) + 1
+            groups.append(
+                Group(
+                    name=name if used[name] == 1 else f"{name}#{used[name]}",
+                    classes=np.array(indices, dtype=np.int64),
+                    members=tuple(f"{names[p][0]}:{names[p][1]}" for p in positions),
+                    frozen=reason,
+                )
+            )
+        return tuple(groups), group_of
+
+    def _frozen_ops(self) -> tuple[FrozenOp, ...]:
+        """Return what froze classes, the network's own input and output left out."""
+        causes = [
+            event.cause
+            for component, event in self.events.items()
+            if component in self.class_of and not event.expected
+        ]
+        return tuple(dict.fromkeys(causes))
+
+
+def _producers(ops: tuple[OpNode, ...]) -> Mapping[int, str]:
+    """Return the module that first produces each class."""
+    producers: dict[int, str] = {}
+    for op in ops:
+        if op.param is not None:
+            for index in op.out_classes.tolist():
+                producers.setdefault(index, op.param.rpartition(".")[0] or op.param)
+    return producers
+
+
+def _consumer_name(param: str, reason: str | None) -> str:
+    return "input" if reason == MODEL_INPUT else param.rpartition(".")[0] or param
+
+
+MODEL_INPUT = "model input"
+MODEL_OUTPUT = "model output"

@@ -1,0 +1,304 @@
+"""Runs a forward once and labels every position of every tensor that it makes.
+
+The forward is the user's own eager code under a dispatch mode: whatever runs can be analysed. What
+each ATen op does to labels is in ``rules``; an op without a rule is decomposed if it can be, else
+it freezes what it touches.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from prunegraph.channel_gather import ChannelGather
+from prunegraph.graph.labels import NEUTRAL, LabelStore, along, is_scalar, varying_axes
+from prunegraph.graph.structure import FrozenOp
+
+MAX_ELEMENT_LABELS = 1 << 20
+"""A raw parameter with more elements than this is frozen instead of labelled by element."""
+
+Rule = Callable[["LabelRecorder", "OpCall"], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpCall:
+    """One call of an ATen op.
+
+    Attributes:
+        func: the op.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        out: what it returned.
+        name: short name, as ``"convolution"``.
+    """
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+    name: str
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensor inputs in order."""
+        return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+
+    def outputs(self) -> list[Tensor]:
+        """Return the tensor outputs in order."""
+        return [leaf for leaf in tree_leaves(self.out) if isinstance(leaf, Tensor)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedOp:
+    """One operation with multiply-adds, its axes as labels; fields as in ``OpNode``."""
+
+    module: str
+    kind: str
+    in_labels: Tensor
+    out_labels: Tensor
+    macs_coefficient: float
+    param: str | None
+    kernel_size: int = 1
+    stride: int = 1
+    groups: int = 1
+    depthwise: bool = False
+    spatial: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedGather:
+    """One call of a ``ChannelGather`` module."""
+
+    module: str
+    in_labels: Tensor
+    out_labels: Tensor
+
+
+@dataclass
+class Recording:
+    """What one forward left behind.
+
+    Attributes:
+        store: labels, equalities and freezes.
+        axis_labels: parameter or buffer name -> axis -> ``[size]`` labels, in order of first use.
+        element_labels: name -> label tensor of the parameter's own shape (raw uses).
+        ops: operations with multiply-adds.
+        gathers: calls of ``ChannelGather`` modules.
+        touched: for each op that ran, the labels of its inputs (for the trial run).
+    """
+
+    store: LabelStore = field(default_factory=LabelStore)
+    axis_labels: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    element_labels: dict[str, Tensor] = field(default_factory=dict)
+    ops: list[RecordedOp] = field(default_factory=list)
+    gathers: list[RecordedGather] = field(default_factory=list)
+    touched: list[tuple[str, str, list[Tensor]]] = field(default_factory=list)
+
+
+class ModuleStack:
+    """Knows the path of the module whose forward is running."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._stack: list[str] = []
+
+    @property
+    def current(self) -> str:
+        """Path of the innermost running module of the model."""
+        return self._stack[-1] if self._stack else ""
+
+    def _enter(self, module: nn.Module, _args: object) -> None:
+        self._stack.append(self._names.get(id(module), self.current))
+
+    def _leave(self, _module: nn.Module, _args: object, _out: object) -> None:
+        self._stack.pop()
+
+    @contextmanager
+    def tracking(self) -> Iterator[None]:
+        """Follow every module call while the context is open."""
+        with ExitStack() as stack:
+            stack.callback(register_module_forward_pre_hook(self._enter).remove)
+            stack.callback(register_module_forward_hook(self._leave).remove)
+            yield
+
+
+class LabelRecorder(TorchDispatchMode):
+    """Dispatch mode that runs each op and applies its label rule.
+
+    Args:
+        model: the network (its parameters and buffers are known by identity).
+        rules: ATen op name -> rule.
+    """
+
+    def __init__(self, model: nn.Module, rules: Mapping[str, Rule]) -> None:
+        super().__init__()
+        self.recording = Recording()
+        self.store = self.recording.store
+        self.modules = ModuleStack(model)
+        self._rules = rules
+        self._labels = WeakTensorKeyDictionary()
+        self._weight_views = WeakTensorKeyDictionary()
+        self._gather_depth = 0
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            self._weight_views[tensor] = (name, tuple(range(tensor.ndim)))
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run the op, then label what it returned."""
+        kwargs = kwargs or {}
+        name = func._schema.name.removeprefix("aten::")
+        if self._gather_depth or name in self._rules:
+            return self._run(func, args, kwargs, name)
+        with self:
+            decomposed = func.decompose(*args, **kwargs)
+        if decomposed is not NotImplemented:
+            return decomposed
+        return self._run(func, args, kwargs, name)
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
+        out = func(*args, **kwargs)
+        if not self._gather_depth:
+            call = OpCall(func=func, args=args, kwargs=kwargs, out=out, name=name)
+            known = [self._labels[t] for t in call.tensors() if t in self._labels]
+            self.recording.touched.append((name, self.modules.current, known))
+            self._rules.get(name, unknown_op)(self, call)
+        return out
+
+    def cause(self, call: OpCall, reason: str) -> FrozenOp:
+        """Return a freeze's cause for an op."""
+        return FrozenOp(op=call.name, module=self.modules.current, reason=reason)
+
+    # Labels of tensors
+
+    def labels_of(self, tensor: Tensor) -> Tensor:
+        """Return the label tensor; a raw parameter is labelled by element at its first use."""
+        if tensor in self._labels:
+            labels: Tensor = self._labels[tensor]
+            return labels
+        if tensor in self._weight_views:
+            labels = self._raw_parameter(tensor)
+            self._labels[tensor] = labels
+            return labels
+        return along(torch.tensor([NEUTRAL]), 0, [1] * max(tensor.ndim, 1)).view(
+            [1] * tensor.ndim
+        ).expand(tensor.shape)
+
+    def _raw_parameter(self, tensor: Tensor) -> Tensor:
+        name, permutation = self._weight_views[tensor]
+        floating = tensor.is_floating_point() and tensor.numel() > 1
+        if not floating:
+            return torch.tensor(NEUTRAL).expand(tensor.shape)
+        if name not in self.recording.element_labels:
+            shape = [0] * tensor.ndim
+            for position, axis in enumerate(permutation):
+                shape[axis] = tensor.shape[position]
+            if tensor.numel() > MAX_ELEMENT_LABELS:
+                cause = FrozenOp(
+                    op="parameter", module=name, reason="raw parameter too large to label"
+                )
+                labels = self.store.frozen(cause, shape)
+            else:
+                labels = self.store.fresh(tensor.numel()).view(shape)
+            self.recording.element_labels[name] = labels
+        return self.recording.element_labels[name].permute(permutation)
+
+    def set_labels(self, tensor: Tensor, labels: Tensor) -> None:
+        """Label a tensor.
+
+        Raises:
+            AssertionError: the label tensor has another shape (a wrong rule).
+        """
+        assert labels.shape == tensor.shape, (labels.shape, tensor.shape)
+        self._labels[tensor] = labels
+
+    def weight_view(self, tensor: Tensor) -> tuple[str, tuple[int, ...]] | None:
+        """Return (name, axis of the parameter at each axis of ``tensor``) of a stored weight."""
+        if tensor in self._labels:
+            return None
+        view: tuple[str, tuple[int, ...]] | None = self._weight_views.get(tensor)
+        return view
+
+    def set_weight_view(self, tensor: Tensor, view: tuple[str, tuple[int, ...]]) -> None:
+        """Say that ``tensor`` is a permuted view of a parameter."""
+        self._weight_views[tensor] = view
+
+    def axis_labels(self, tensor: Tensor, position: int) -> Tensor | None:
+        """Return ``[size]`` labels of one axis of a stored weight, or None if it is not stored."""
+        view = self.weight_view(tensor)
+        if view is None:
+            return None
+        name, permutation = view
+        axes = self.recording.axis_labels.setdefault(name, {})
+        axis = permutation[position]
+        if axis not in axes:
+            size = tensor.shape[position]
+            axes[axis] = self.store.fresh(size) if size > 1 else torch.tensor([NEUTRAL])
+        return axes[axis]
+
+    def freeze_inputs(self, call: OpCall, reason: str) -> None:
+        """Freeze all labels that enter an op."""
+        for tensor in call.tensors():
+            labels = self.labels_of(tensor)
+            if not (is_scalar(labels) and int(labels.reshape(-1)[0]) == NEUTRAL):
+                self.store.freeze(labels, self.cause(call, reason))
+
+    def set_unlabelled(self, call: OpCall, reason: str) -> None:
+        """Give the outputs one frozen label: they hold data without channels."""
+        for tensor in call.outputs():
+            self.set_labels(tensor, self.store.frozen(self.cause(call, reason), tensor.shape))
+
+    # ChannelGather modules are one opaque operation
+
+    def _before_module(self, module: nn.Module, args: Sequence[Any]) -> None:
+        if isinstance(module, ChannelGather):
+            self._gather_depth += 1
+
+    def _after_module(self, module: nn.Module, args: Sequence[Any], out: Any) -> None:
+        if not isinstance(module, ChannelGather):
+            return
+        self._gather_depth -= 1
+        in_labels = self.channel_labels(self.labels_of(args[0]), 1)
+        out_labels = self.store.fresh(out.shape[1])
+        self.set_labels(out, along(out_labels, 1, out.shape))
+        self.recording.gathers.append(
+            RecordedGather(
+                module=self.modules.current, in_labels=in_labels, out_labels=out_labels
+            )
+        )
+
+    def channel_labels(self, labels: Tensor, axis: int) -> Tensor:
+        """Return ``[size]`` labels along one axis; positions along other axes are united."""
+        first = labels
+        for other in range(labels.ndim):
+            if other != axis % labels.ndim:
+                first = first.narrow(other, 0, 1)
+        if any(other != axis % labels.ndim for other in varying_axes(labels)):
+            self.store.unite(labels, first)
+        return first.reshape(-1)
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Record everything that runs while the context is open."""
+        with ExitStack() as stack:
+            stack.callback(register_module_forward_hook(self._after_module).remove)
+            stack.enter_context(self.modules.tracking())
+            stack.callback(register_module_forward_pre_hook(self._before_module).remove)
+            stack.enter_context(self)
+            yield
+
+
+def unknown_op(recorder: LabelRecorder, call: OpCall) -> None:
+    """Freeze everything an op without a rule touches."""
+    reason = f"no rule for aten.{call.name}"
+    recorder.freeze_inputs(call, reason)
+    recorder.set_unlabelled(call, reason)

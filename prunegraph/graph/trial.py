@@ -1,0 +1,82 @@
+"""The trial that ends an analysis: prune every group once and see whether the forward follows.
+
+Sizes written as numbers in the user's forward (``F.pad(.., 16, 16)``, ``view(b, 512)``) cannot be
+told from computed ones in one run. A slim network that raises, or whose output differs from the
+zero-masked one, names the groups that must stay whole.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from prunegraph.graph.structure import FrozenOp, Group, StructureGraph
+from prunegraph.graph.surgery import apply_mask, zero_mask
+from prunegraph.types import BoolArray, IntArray
+
+TOLERANCE = 1e-3
+"""Largest accepted difference relative to the output's largest value; float32 noise is 1e-6."""
+
+Forward = Callable[[nn.Module], Any]
+
+
+def _half(group: Group, rng: np.random.Generator) -> IntArray:
+    """Return the classes to remove: about half of the group, at least one stays."""
+    removable = min(len(group.classes) - group.min_keep, (len(group.classes) + 1) // 2)
+    return rng.permutation(group.classes)[: max(removable, 0)]
+
+
+def _failure(model: nn.Module, graph: StructureGraph, keep: BoolArray, run: Forward) -> str | None:
+    """Return why the forward cannot follow a mask, or None if it can."""
+    mask = graph.mask(keep)
+    try:
+        slim = [t for t in tree_leaves(run(apply_mask(model, graph, mask))) if isinstance(t, Tensor)]
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        return f"the forward needs its full width: {first_line}"
+    zero = [t for t in tree_leaves(run(zero_mask(model, graph, mask))) if isinstance(t, Tensor)]
+    for pruned, masked in zip(slim, zero, strict=True):
+        if pruned.shape != masked.shape:
+            return "the forward's output changes its shape"
+        if not pruned.is_floating_point():
+            continue
+        difference = (pruned - masked).abs().max() if pruned.numel() else torch.zeros(())
+        if not bool(difference <= TOLERANCE * masked.abs().max().clamp_min(1e-6)):
+            return "the pruned forward computes something else than the masked one"
+    return None
+
+
+def find_literal_sizes(
+    model: nn.Module, graph: StructureGraph, run: Forward
+) -> list[tuple[IntArray, FrozenOp]]:
+    """Return the classes that the forward cannot lose, with the reason.
+
+    Args:
+        model: the network, in eval mode.
+        graph: its structure.
+        run: calls a network of the model's type on the example inputs.
+    """
+    rng = np.random.default_rng(0)
+    groups = [group for group in graph.groups if group.frozen is None]
+    removals = [_half(group, rng) for group in groups]
+    together = np.ones(graph.num_classes, dtype=bool)
+    for removed in removals:
+        together[removed] = False
+    if _failure(model, graph, together, run) is None:
+        return []
+    found: list[tuple[IntArray, FrozenOp]] = []
+    combined = np.ones(graph.num_classes, dtype=bool)
+    for group, removed in zip(groups, removals, strict=True):
+        trial = combined.copy()
+        trial[removed] = False
+        reason = _failure(model, graph, trial, run)
+        if reason is None:
+            combined = trial
+        else:
+            found.append(
+                (group.classes, FrozenOp(op="trial", module=group.name, reason=reason))
+            )
+    return found
