@@ -1,55 +1,214 @@
-"""Temporary minimal surgery until pruning/surgery.py lands."""
+"""Surgery: a dense network and a keep mask give a smaller network, or the same one silenced.
+
+Both functions return a new network and leave the one they are given as it is, bit for bit. They
+live here because the trial that ends an analysis needs them; ``prunegraph.pruning`` adds the run on
+example inputs and the optimizer.
+"""
 
 import copy
+from dataclasses import dataclass
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from prunegraph.channel_gather import ZERO_CHANNEL, ChannelGather
+from prunegraph.errors import MaskError, SurgeryError
+from prunegraph.graph.masked_norm import MaskedNorm
+from prunegraph.graph.module_sizes import fix_module_sizes
 from prunegraph.graph.structure import StructureGraph
-from prunegraph.types import KeepMask
+from prunegraph.types import BoolArray, KeepMask
 
 
-def _set(model, name, value):
-    path, _, leaf = name.rpartition(".")
-    module = model.get_submodule(path)
-    if leaf in module._parameters:
-        module._parameters[leaf] = nn.Parameter(value, requires_grad=module._parameters[leaf].requires_grad)
-    else:
-        module._buffers[leaf] = value
+@dataclass(frozen=True)
+class SlicePlan:
+    """What happens to one parameter or buffer.
+
+    Attributes:
+        tensor: the dense network's own tensor.
+        keep: axis -> ``[size]`` booleans on the tensor's device, True = keep; only axes that lose
+            something.
+    """
+
+    tensor: Tensor
+    keep: dict[int, Tensor]
 
 
 def apply_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Module:
-    model = copy.deepcopy(model)
-    tensors = dict([*model.named_parameters(), *model.named_buffers()])
-    for name, axes in graph.param_classes.items():
-        value = tensors[name].detach()
-        for axis, classes in axes.items():
-            index = torch.from_numpy(np.flatnonzero(mask.keep[classes]))
-            value = value.index_select(axis, index)
-        _set(model, name, value.clone())
-    for m in model.modules():
-        if isinstance(m, nn.modules.conv._ConvNd) and m.groups > 1 and m.weight.shape[1] == 1 and not m.transposed:
-            m.groups = m.weight.shape[0] * m.groups // m.out_channels
-            
-    for path, (inside, outside) in graph.gathers.items():
-        m = model.get_submodule(path)
-        keep_in, keep_out = mask.keep[inside], mask.keep[outside]
-        new = np.where(keep_in, np.cumsum(keep_in) - 1, -1)
-        new = np.append(new, -1)
-        m.index = torch.from_numpy(new[m.index.numpy()[keep_out]])
-    return model
+    """Return a new network without the channel classes that the mask removes.
+
+    Shared parameters stay shared; dtype, device, memory format, ``requires_grad``, hooks and each
+    module's training flag are kept.
+
+    Args:
+        model: the dense network, without wrappers; it is left bit-equal.
+        graph: the structure of ``model``.
+        mask: which classes stay.
+
+    Raises:
+        MaskError: the mask is not of this graph.
+        SurgeryError: the graph is not of this network.
+    """
+    plans = slice_plans(model, graph, mask)
+    memo = {key: take(plan.tensor, plan.keep) for key, plan in plans.items()}
+    memo.update(_sliced_gathers(model, graph, mask.keep))
+    pruned: nn.Module = copy.deepcopy(model, dict(memo))  # finds the new tensors in its memo
+    keep_first = {key: plan.keep[0] for key, plan in plans.items() if 0 in plan.keep}
+    fix_module_sizes(model, pruned, keep_first)
+    return pruned
 
 
 def zero_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Module:
-    model = copy.deepcopy(model)
-    tensors = dict([*model.named_parameters(), *model.named_buffers()])
-    with torch.no_grad():
-        for name, axes in graph.param_classes.items():
-            for axis, classes in axes.items():
-                index = torch.from_numpy(np.flatnonzero(~mask.keep[classes]))
-                tensors[name].index_fill_(axis, index, 0)
-    for path, (inside, outside) in graph.gathers.items():
-        m = model.get_submodule(path)
-        m.index[torch.from_numpy(~mask.keep[outside])] = -1
-    return model
+    """Return a copy of the same shape in which the removed channel classes are silent.
+
+    Every slice of every member of a removed class is zeroed, the columns of its consumers included;
+    layer and RMS norms over an axis that lost classes normalise over the kept channels. Its outputs
+    equal those of ``apply_mask``: that is the oracle of ``prunegraph.testing``.
+
+    Args:
+        model: the dense network, without wrappers; it is left bit-equal.
+        graph: the structure of ``model``.
+        mask: which classes stay.
+
+    Raises:
+        MaskError: the mask is not of this graph.
+        SurgeryError: the graph is not of this network.
+    """
+    plans = slice_plans(model, graph, mask)
+    memo = {key: _zero(plan.tensor, plan.keep) for key, plan in plans.items()}
+    memo.update(_zeroed_gathers(model, graph, mask.keep))
+    silent: nn.Module = copy.deepcopy(model, dict(memo))
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        plan = plans.get(id(getattr(module, "weight", None)))
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm) and plan is not None:
+            silent = _replace(silent, path, MaskedNorm(silent.get_submodule(path), plan.keep))
+    return silent
+
+
+def slice_plans(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> dict[int, SlicePlan]:
+    """Return ``id(tensor) -> plan`` of the parameters and buffers that lose positions.
+
+    Raises:
+        MaskError: the mask is not of this graph.
+        SurgeryError: the graph is not of this network.
+    """
+    _check_mask(graph, mask)
+    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    tensors.update(model.named_buffers(remove_duplicate=False))
+    plans: dict[int, SlicePlan] = {}
+    for name, axes in graph.param_classes.items():
+        tensor = tensors.get(name)
+        if tensor is None:
+            msg = (
+                f"the network has no parameter {name!r}: the structure graph is of another network"
+            )
+            raise SurgeryError(msg)
+        for axis, classes in axes.items():
+            if tensor.dim() <= axis or tensor.shape[axis] != classes.size:
+                msg = (
+                    f"{name} has shape {tuple(tensor.shape)}, the structure graph expects "
+                    f"{classes.size} at axis {axis}: it is of another network"
+                )
+                raise SurgeryError(msg)
+            keep = torch.from_numpy(mask.keep[classes])
+            if not bool(keep.all()):
+                _add_axis(plans, name, tensor, axis, keep.to(tensor.device))
+    return plans
+
+
+def _add_axis(
+    plans: dict[int, SlicePlan], name: str, tensor: Tensor, axis: int, keep: Tensor
+) -> None:
+    """Add one axis to a tensor's plan; a tensor known by two names must be treated alike."""
+    plan = plans.setdefault(id(tensor), SlicePlan(tensor, {}))
+    known = plan.keep.setdefault(axis, keep)
+    if not torch.equal(known, keep):
+        msg = f"{name} is shared, and its names disagree on which channels of axis {axis} stay"
+        raise SurgeryError(msg)
+
+
+def _check_mask(graph: StructureGraph, mask: KeepMask) -> None:
+    if mask.keep.size != graph.num_classes:
+        msg = (
+            f"the mask holds {mask.keep.size} classes, the structure graph {graph.num_classes}: "
+            "make the mask with this graph's own mask() or project()"
+        )
+        raise MaskError(msg)
+    lost = int((graph.frozen & ~mask.keep).sum())
+    if lost:
+        msg = f"the mask removes {lost} frozen classes: make it with this graph's own mask()"
+        raise MaskError(msg)
+
+
+def take(tensor: Tensor, keep: dict[int, Tensor]) -> Tensor:
+    """Return a new tensor of the kept positions, of the same kind and memory format."""
+    data = tensor.detach()
+    for axis, kept in keep.items():
+        data = data.index_select(axis, kept.nonzero().flatten())
+    return _like(tensor, data.contiguous(memory_format=_memory_format(tensor)))
+
+
+def _zero(tensor: Tensor, keep: dict[int, Tensor]) -> Tensor:
+    """Return a new tensor with zeros at the removed positions."""
+    data = tensor.detach().clone()
+    for axis, kept in keep.items():
+        data.index_fill_(axis, (~kept).nonzero().flatten(), 0)
+    return _like(tensor, data)
+
+
+def _like(tensor: Tensor, data: Tensor) -> Tensor:
+    if isinstance(tensor, nn.Parameter):
+        return type(tensor)(data, requires_grad=tensor.requires_grad)
+    return data
+
+
+def _memory_format(tensor: Tensor) -> torch.memory_format:
+    """Return the memory format that a slice of the tensor should have."""
+    if tensor.is_contiguous():
+        return torch.contiguous_format
+    for dim, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if tensor.dim() == dim and tensor.is_contiguous(memory_format=layout):
+            return layout
+    return torch.contiguous_format
+
+
+def _gathers(
+    model: nn.Module, graph: StructureGraph, keep: BoolArray
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Return ``(index [out], kept inputs [in], kept outputs [out])`` of each channel gather."""
+    found = []
+    for path, (in_classes, out_classes) in graph.gathers.items():
+        module = model.get_submodule(path)
+        if not isinstance(module, ChannelGather):
+            msg = f"{path} is no ChannelGather: the structure graph is of another network"
+            raise SurgeryError(msg)
+        kept_in = torch.from_numpy(keep[in_classes]).to(module.index.device)
+        kept_out = torch.from_numpy(keep[out_classes]).to(module.index.device)
+        found.append((module.index, kept_in, kept_out))
+    return found
+
+
+def _sliced_gathers(model: nn.Module, graph: StructureGraph, keep: BoolArray) -> dict[int, Tensor]:
+    """Return ``id(index) -> new index``: kept outputs only, pointing at the new input positions."""
+    sliced = {}
+    for index, kept_in, kept_out in _gathers(model, graph, keep):
+        position = torch.where(kept_in, kept_in.cumsum(0) - 1, ZERO_CHANNEL)
+        old = index[kept_out]
+        sliced[id(index)] = torch.where(old < 0, old, position[old.clamp(min=0)])
+    return sliced
+
+
+def _zeroed_gathers(model: nn.Module, graph: StructureGraph, keep: BoolArray) -> dict[int, Tensor]:
+    """Return ``id(index) -> new index``: removed outputs and inputs give a channel of zeros."""
+    zeroed = {}
+    for index, kept_in, kept_out in _gathers(model, graph, keep):
+        alive = kept_out & (index >= 0) & kept_in[index.clamp(min=0)]
+        zeroed[id(index)] = torch.where(alive, index, ZERO_CHANNEL)
+    return zeroed
+
+
+def _replace(root: nn.Module, path: str, module: nn.Module) -> nn.Module:
+    """Put ``module`` at ``path`` and return the root, which is ``module`` itself for ``""``."""
+    if not path:
+        return module
+    root.set_submodule(path, module)
+    return root

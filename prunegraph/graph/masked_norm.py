@@ -1,0 +1,77 @@
+"""A layer norm or RMS norm that normalises over the kept channels only."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+_LAYER_NORM = ("input", "normalized_shape", "weight", "bias", "eps", "cudnn_enable")
+_RMS_NORM = ("input", "normalized_shape", "weight", "eps")
+_NORMS: dict[object, tuple[str, ...]] = {
+    torch.layer_norm: _LAYER_NORM,
+    F.layer_norm: _LAYER_NORM,
+    torch.rms_norm: _RMS_NORM,
+    F.rms_norm: _RMS_NORM,
+}
+"""The names of the norms' positional arguments."""
+
+
+class MaskedNorm(nn.Module):
+    """Wraps a norm: mean and variance are those of the kept positions, removed ones give zero.
+
+    The wrapped module's own forward runs, so that subclasses which permute around the norm
+    (torchvision's ``LayerNorm2d``) work unchanged; only the normalisation inside is replaced.
+
+    Args:
+        norm: an ``nn.LayerNorm`` or ``nn.RMSNorm`` with a weight.
+        keep: axis of the weight -> ``[size]`` booleans, True = keep; axes not named stay whole.
+    """
+
+    def __init__(self, norm: nn.Module, keep: Mapping[int, Tensor]) -> None:
+        super().__init__()
+        self.norm = norm
+        weight = norm.get_parameter("weight")
+        for axis, size in enumerate(weight.shape):
+            kept = keep.get(axis, torch.ones(size, dtype=torch.bool, device=weight.device))
+            shape = [-1 if other == axis else 1 for other in range(weight.dim())]
+            self.register_buffer(f"index{axis}", kept.nonzero().view(shape), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised input, of the same shape."""
+        weight = self.norm.get_parameter("weight")
+        index = tuple(self.get_buffer(f"index{axis}") for axis in range(weight.dim()))
+        with _KeptOnly(index):
+            out: Tensor = self.norm(x)
+        return out
+
+
+class _KeptOnly(TorchFunctionMode):
+    """Runs layer and RMS norms on the positions of ``index`` (an open mesh) alone."""
+
+    def __init__(self, index: tuple[Tensor, ...]) -> None:
+        super().__init__()
+        self.index = index
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func not in _NORMS:
+            return func(*args, **(kwargs or {}))
+        named = dict(zip(_NORMS[func], args, strict=False)) | (kwargs or {})
+        for name in ("weight", "bias"):
+            if isinstance(named.get(name), Tensor):
+                named[name] = named[name][self.index]
+        where: tuple[Any, ...] = (..., *self.index)
+        x: Tensor = named["input"]
+        named["input"] = x[where]
+        named["normalized_shape"] = named["input"].shape[-len(self.index) :]
+        out = torch.zeros_like(x)
+        out[where] = func(**named)
+        return out

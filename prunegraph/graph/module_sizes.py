@@ -1,0 +1,69 @@
+"""After surgery, modules' size attributes are set again from the new shapes of their parameters."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from prunegraph.errors import SurgeryError
+
+
+def fix_module_sizes(dense: nn.Module, pruned: nn.Module, keep_first: Mapping[int, Tensor]) -> None:
+    """Set ``in_channels``, ``num_features``, ``groups`` and the like of every module.
+
+    Args:
+        dense: the network before surgery.
+        pruned: its pruned copy, changed in place; the same modules in the same order.
+        keep_first: ``id`` of a dense weight -> kept positions of its axis 0, where it lost some.
+    """
+    for (name, old), new in zip(dense.named_modules(), pruned.modules(), strict=True):
+        weight = getattr(new, "weight", None)
+        kept = keep_first.get(id(getattr(old, "weight", None)))
+        if isinstance(new, _NormBase):
+            sized = weight if isinstance(weight, Tensor) else new.running_mean
+            new.num_features = new.num_features if sized is None else sized.shape[0]
+        elif isinstance(weight, Tensor):
+            _fix(name, new, weight, kept)
+
+
+def _fix(name: str, module: nn.Module, weight: Tensor, kept: Tensor | None) -> None:
+    """Set the size attributes of one module that has a weight."""
+    if isinstance(module, _ConvNd):
+        _fix_convolution(name, module, weight, kept)
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = weight.shape[0]
+        module.num_groups = _surviving_groups(name, module.num_groups, kept)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = weight.numel()
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = weight.shape
+
+
+def _fix_convolution(name: str, module: _ConvNd, weight: Tensor, kept: Tensor | None) -> None:
+    """Set channels and groups; axis 0 of the weight runs over the groups in either direction."""
+    module.groups = _surviving_groups(name, module.groups, kept)
+    first, second = weight.shape[0], weight.shape[1] * module.groups
+    if isinstance(module, _ConvTransposeNd):
+        module.in_channels, module.out_channels = first, second
+    else:
+        module.out_channels, module.in_channels = first, second
+
+
+def _surviving_groups(name: str, groups: int, kept: Tensor | None) -> int:
+    """Return how many groups keep a channel; those that do must keep equally many."""
+    if kept is None or groups == 1:
+        return groups
+    widths = kept.view(groups, -1).sum(1)
+    survivors = widths[widths > 0]
+    if not bool((survivors == survivors[0]).all()):
+        msg = (
+            f"module {name!r} has {groups} groups, of which the mask keeps unequal widths "
+            f"{sorted(set(survivors.tolist()))}: its groups must be tied position by position"
+        )
+        raise SurgeryError(msg)
+    return int(survivors.numel())
