@@ -1,0 +1,473 @@
+"""The options of every command: frozen dataclasses, read from the command line and from YAML.
+
+``tyro`` makes the command line from them. ``--config FILE.yaml`` gives defaults that the command
+line overrides; a run folder holds the merged options as ``config.yaml``, which can be given back.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+import tyro
+import yaml
+
+from prunegraph.errors import ConfigError
+from prunegraph.files import write_text
+from prunegraph.types import Budget
+
+DEFAULT_KEEP_MACS = 0.5
+"""What a command prunes to if it is told neither ``keep_macs`` nor ``keep_params``."""
+
+RUNTIME_KEYS = frozenset({"config", "json", "threads", "device", "out"})
+"""Options that do not change what a run computes: a run resumes whatever they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonConfig:
+    """Options that every command takes.
+
+    Attributes:
+        device: where networks run: auto (cuda if there is one), cpu, cuda, cuda:0, ...
+        seed: seed of everything random.
+        config: YAML file with options; those on the command line come first.
+        json: print the result as JSON on standard output, and progress on standard error.
+        threads: CPU threads; default: one a core.
+    """
+
+    command: ClassVar[str] = ""
+    device: str = "auto"
+    seed: int = 0
+    config: Path | None = None
+    json: bool = False
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        check_at_least("threads", self.threads, 1)
+        check_at_least("seed", self.seed, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(CommonConfig):
+    """Which images.
+
+    Attributes:
+        dataset: digits, cifar10, cifar100, imagenet, or folder; default: what the weights' JSON
+            names, else digits.
+        data_dir: folder or tar that holds the data set.
+        image_size: side to which images are scaled; default: the data set's own.
+        search_share: share of the training images that is set aside for the search where the data
+            set has no validation folder.
+    """
+
+    dataset: str | None = None
+    data_dir: Path | None = None
+    image_size: int | None = None
+    search_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("image_size", self.image_size, 1)
+        check_between("search_share", self.search_share, 0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig(DataConfig):
+    """Which network, and on which images.
+
+    Attributes:
+        arch: resnet20, vgg16_bn, digits_resnet, torchvision:NAME, package.module:factory, ...;
+            default: what the weights' JSON names, else digits_resnet.
+        weights: weights file (.safetensors, or .pt/.pth without pickled code); default: trained
+            first on digits, else what the factory returns.
+        pretrain_epochs: epochs to train a network that has no weights; default: 40 on digits, 0 for
+            package.module:factory, else none and weights are asked for.
+    """
+
+    arch: str | None = None
+    weights: Path | None = None
+    pretrain_epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("pretrain_epochs", self.pretrain_epochs, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningOptions:
+    """How small, and how to fine-tune.
+
+    Attributes:
+        keep_macs: at most this share of the multiply-adds remains; default 0.5 without keep_params.
+        keep_params: at most this share of the parameters remains.
+        finetune_epochs: epochs of the fine-tune that every compared network gets.
+        finetune_lr: peak learning rate; default: 0.02 up to 20 epochs, 0.1 for 100 and more.
+        batch_size: images a training step.
+        distill: weight in [0, 1] of the dense network's outputs in the fine-tune's loss.
+        calibration_images: training images that recalibrate batch norm after pruning.
+    """
+
+    keep_macs: float | None = None
+    keep_params: float | None = None
+    finetune_epochs: int = 10
+    finetune_lr: float | None = None
+    batch_size: int = 128
+    distill: float = 0.0
+    calibration_images: int = 1024
+
+    def budget(self) -> Budget:
+        """Return what may remain."""
+        if self.keep_macs is None and self.keep_params is None:
+            return Budget(keep_macs=DEFAULT_KEEP_MACS)
+        return Budget(keep_macs=self.keep_macs, keep_params=self.keep_params)
+
+    def check(self) -> None:
+        """Raise ConfigError or BudgetError for a value out of range."""
+        self.budget()
+        check_at_least("finetune_epochs", self.finetune_epochs, 0)
+        check_at_least("batch_size", self.batch_size, 1)
+        check_at_least("calibration_images", self.calibration_images, 1)
+        check_between("distill", self.distill, 0.0, 1.0)
+        if self.finetune_lr is not None and not self.finetune_lr > 0:
+            msg = f"finetune_lr={self.finetune_lr} must be above 0"
+            raise ConfigError(msg)
+
+
+SelfCompetition = Literal["best", "ema", "rank", "greedy", "accuracy", "lagrangian", "amc"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """How the agent searches.
+
+    Attributes:
+        search_seeds: independent searches; the best mask on the search split wins.
+        networks: pruned networks that one search may evaluate, everything counted.
+        subset: search images an update scores its networks on; default: 1,500 or all.
+        constraint: how the agent meets the budget.
+        self_competition: what a pruned network's accuracy is compared with.
+        granularity: decide on the whole network in one step, or group by group.
+        update_size: networks an update of the policy.
+        learning_rate: step size of the policy.
+    """
+
+    search_seeds: int = 3
+    networks: int = 400
+    subset: int | None = None
+    constraint: Literal["bias", "lagrangian"] = "bias"
+    self_competition: SelfCompetition = "best"
+    granularity: Literal["network", "group"] = "network"
+    update_size: int = 16
+    learning_rate: float = 3e-3
+
+    def check(self) -> None:
+        """Raise ConfigError for a value out of range."""
+        check_at_least("search_seeds", self.search_seeds, 1)
+        check_at_least("update_size", self.update_size, 2)
+        check_at_least("networks", self.networks, self.update_size)
+        check_at_least("subset", self.subset, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(DataConfig):
+    """Train a network from scratch on the train split; resumes where it was interrupted.
+
+    Attributes:
+        arch: resnet20, vgg16_bn, digits_resnet, torchvision:NAME, package.module:factory, ...
+        epochs: passes over the train split; default: 40 on digits, else 60.
+        lr: peak learning rate.
+        batch_size: images a step.
+        out: weights file to write, with a JSON beside it; default: runs/ARCH-DATASET.safetensors.
+    """
+
+    command: ClassVar[str] = "pretrain"
+    arch: str | None = None
+    epochs: int | None = None
+    lr: float = 0.1
+    batch_size: int = 128
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("epochs", self.epochs, 1)
+        check_at_least("batch_size", self.batch_size, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(SearchOptions, PruningOptions, DataConfig):
+    """Train the agent, prune with it, fine-tune, compare with the baselines, report.
+
+    With several networks one policy is trained on all of them.
+
+    Attributes:
+        arch: one or more networks: resnet20, digits_resnet, torchvision:NAME, package.module:factory.
+        weights: one weights file a network, in the same order.
+        pretrain_epochs: epochs to train a network that has no weights.
+        out: run folder; default: runs/ARCH-DATASET-KEEP. The same command resumes.
+    """
+
+    command: ClassVar[str] = "train"
+    arch: tuple[str, ...] = ()
+    weights: tuple[Path, ...] = ()
+    pretrain_epochs: int | None = None
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        DataConfig.__post_init__(self)
+        PruningOptions.check(self)
+        SearchOptions.check(self)
+        check_at_least("pretrain_epochs", self.pretrain_epochs, 0)
+        if self.arch and self.weights and len(self.arch) != len(self.weights):
+            msg = (
+                f"{len(self.arch)} networks but {len(self.weights)} weights files: "
+                "give --weights once for each --arch, in the same order"
+            )
+            raise ConfigError(msg)
+
+    def networks_configs(self) -> tuple[NetworkConfig, ...]:
+        """Return the options of each network alone."""
+        count = max(len(self.arch), len(self.weights), 1)
+        shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(DataConfig)}
+        return tuple(
+            NetworkConfig(
+                **shared,
+                arch=self.arch[position] if self.arch else None,
+                weights=self.weights[position] if self.weights else None,
+                pretrain_epochs=self.pretrain_epochs,
+            )
+            for position in range(count)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApplyConfig(PruningOptions, NetworkConfig):
+    """Prune a network with a trained policy: no search, no reward.
+
+    Attributes:
+        policy: run folder of ``train``, or a policy file.
+        out: run folder; default: runs/apply-ARCH-DATASET-KEEP.
+    """
+
+    command: ClassVar[str] = "apply"
+    policy: Path
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        NetworkConfig.__post_init__(self)
+        PruningOptions.check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(SearchOptions, PruningOptions, NetworkConfig):
+    """Compare the agent with every baseline at the same budget, in two stages.
+
+    Stage 1 recalibrates batch norm of every row; stage 2 fine-tunes eight rows, chosen on the search
+    split, with every seed.
+
+    Attributes:
+        methods: all, or names of rows (see docs/design.md).
+        seeds: search and fine-tuning seeds.
+        out: run folder; default: runs/compare-ARCH-DATASET-KEEP. The same command resumes.
+    """
+
+    command: ClassVar[str] = "compare"
+    methods: tuple[str, ...] = ("all",)
+    seeds: int = 3
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        NetworkConfig.__post_init__(self)
+        PruningOptions.check(self)
+        SearchOptions.check(self)
+        check_at_least("seeds", self.seeds, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig(NetworkConfig):
+    """Print a network's channel groups, sizes and costs, and what is frozen and why.
+
+    Attributes:
+        num_classes: outputs of the network; default: the data set's.
+    """
+
+    command: ClassVar[str] = "inspect"
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("num_classes", self.num_classes, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(CommonConfig):
+    """Export the pruned network of a run, and check that the file computes the same.
+
+    Attributes:
+        run: run folder of ``train`` or ``apply``.
+        format: onnx, torch-export or safetensors.
+        out: file to write; default: RUN/pruned.onnx, RUN/pruned.pt2, RUN/exported.safetensors.
+    """
+
+    command: ClassVar[str] = "export"
+    run: Annotated[Path, tyro.conf.Positional]
+    format: Literal["onnx", "torch-export", "safetensors"] = "onnx"
+    out: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyConfig(CommonConfig):
+    """Rebuild a run from its files and check every figure that it reports.
+
+    Attributes:
+        run: run folder of ``train``, ``apply`` or ``compare``.
+        data_dir: where the data set lies now, if not where the run found it.
+    """
+
+    command: ClassVar[str] = "verify"
+    run: Annotated[Path, tyro.conf.Positional]
+    data_dir: Path | None = None
+
+
+Config = TypeVar("Config", bound=CommonConfig)
+
+
+def check_at_least(name: str, value: float | None, least: float) -> None:
+    """Raise ConfigError if ``value`` is given and below ``least``."""
+    if value is not None and not value >= least:
+        msg = f"{name}={value} must be at least {least}"
+        raise ConfigError(msg)
+
+
+def check_between(name: str, value: float, low: float, high: float) -> None:
+    """Raise ConfigError if ``value`` is not in [low, high]."""
+    if not low <= value <= high:
+        msg = f"{name}={value} must lie in [{low:g}, {high:g}]"
+        raise ConfigError(msg)
+
+
+def to_dict(config: CommonConfig) -> dict[str, Any]:
+    """Return the options as plain YAML / JSON values, paths made absolute, ``command`` first."""
+    values: dict[str, Any] = {"command": config.command}
+    for field in dataclasses.fields(config):
+        values[field.name] = _plain(getattr(config, field.name))
+    return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value.expanduser().resolve())
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def from_dict(kind: type[Config], values: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+    """Check and convert options read from YAML; return them as keyword arguments of ``kind``.
+
+    Args:
+        kind: the command's options.
+        values: option name (``-`` or ``_``) -> YAML value.
+        where: what to call the source in messages.
+
+    Raises:
+        ConfigError: an unknown key, a value of another type, or a file of another command.
+    """
+    hints = typing.get_type_hints(kind)
+    names = [field.name for field in dataclasses.fields(kind)]
+    arguments: dict[str, Any] = {}
+    for raw_key, value in values.items():
+        key = str(raw_key).replace("-", "_")
+        if key == "command":
+            if value != kind.command:
+                msg = f"{where} holds options of `prunegraph {value}`, not of `{kind.command}`"
+                raise ConfigError(msg)
+            continue
+        if key not in names:
+            msg = f"{where}: unknown option {raw_key!r}{suggest(key, names)}; valid: {', '.join(names)}"
+            raise ConfigError(msg)
+        if key in arguments:
+            msg = f"{where}: option {key!r} is given twice"
+            raise ConfigError(msg)
+        arguments[key] = _convert(hints[key], value, f"{where}: {key}")
+    return arguments
+
+
+def suggest(name: str, names: Sequence[str]) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the nearest of ``names``, or an empty string."""
+    nearest = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Return a YAML value as the option's type, or raise ConfigError."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        msg = f"{where}={value!r} is not one of {', '.join(map(str, arguments))}"
+        raise ConfigError(msg)
+    if origin in (types.UnionType, typing.Union):  # X | None: the only unions used here
+        if value is None:
+            return None
+        return _convert(next(arm for arm in arguments if arm is not type(None)), value, where)
+    if origin is tuple:
+        items = value if isinstance(value, list) else [value]
+        return tuple(_convert(arguments[0], item, where) for item in items)
+    return _convert_scalar(hint, value, where)
+
+
+def _convert_scalar(hint: type, value: Any, where: str) -> Any:
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, str, bool) and type(value) is hint:
+        return value
+    msg = f"{where}={value!r} is not a {'path' if hint is Path else hint.__name__}"
+    raise ConfigError(msg)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file of options.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or holds something else than options.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        msg = f"cannot read options from {path}: {error.strerror or error}"
+        raise ConfigError(msg) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        msg = f"{path} is not YAML: {' '.join(str(error).split())}"
+        raise ConfigError(msg) from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        msg = f"{path} must hold `option: value` lines, not a {type(values).__name__}"
+        raise ConfigError(msg)
+    return values
+
+
+def load_config(kind: type[Config], path: Path) -> Config:
+    """Return the options that a run folder's ``config.yaml`` holds."""
+    return kind(**from_dict(kind, read_yaml(path), where=str(path)))
+
+
+def save_config(config: CommonConfig, path: Path) -> None:
+    """Write the options as YAML, atomically."""
+    write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False))
+
+
+def same_run(config: CommonConfig, written: Mapping[str, Any]) -> list[str]:
+    """Return the names of the options in which ``config`` differs from a written one.
+
+    Options that do not change what is computed (threads, device, output) are not compared.
+    """
+    values = to_dict(config)
+    keys = (values.keys() | written.keys()) - RUNTIME_KEYS
+    return sorted(key for key in keys if values.get(key) != written.get(key))

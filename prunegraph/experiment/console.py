@@ -1,0 +1,146 @@
+"""What people see: progress with time left on a terminal, plain lines elsewhere, one result.
+
+Only this module and ``cli`` write to people. With ``--json`` the result alone goes to standard
+output and everything else to standard error.
+"""
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from rich.console import Console as RichConsole
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+PLAIN_INTERVAL = 10.0
+"""Seconds between two plain progress lines."""
+
+PLAIN_WIDTH = 160
+"""Columns of a table that does not go to a terminal, so that no cell is cut."""
+
+
+class Report(Protocol):
+    """Called by long work: how many of the announced steps are done, and a short note."""
+
+    def __call__(self, completed: int, note: str = "") -> None:
+        """Show it."""
+        ...
+
+
+@dataclass(kw_only=True)
+class Console:
+    """Where a command's words go.
+
+    Attributes:
+        json_only: standard output is kept for one JSON document.
+    """
+
+    json_only: bool = False
+    _out: RichConsole = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        stream = sys.stderr if self.json_only else sys.stdout
+        width = None if stream.isatty() else PLAIN_WIDTH
+        self._out = RichConsole(file=stream, highlight=False, soft_wrap=True, width=width)
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        self._out.print(text, markup=False)
+        self._out.file.flush()
+
+    def table(self, table: Table) -> None:
+        """Print a table."""
+        self._out.print(table, soft_wrap=False)
+        self._out.file.flush()
+
+    def result(self, value: dict[str, Any]) -> None:
+        """Print the command's result as JSON if that was asked for."""
+        if self.json_only:
+            sys.stdout.write(json.dumps(value, indent=1, allow_nan=False) + "\n")
+            sys.stdout.flush()
+
+    @contextlib.contextmanager
+    def progress(self, label: str, total: int) -> Iterator[Report]:
+        """Show the progress of ``total`` steps while the block runs.
+
+        Args:
+            label: what is being done.
+            total: number of steps.
+
+        Yields:
+            A function to call with the number of steps done and a note.
+        """
+        if not self._out.is_terminal:
+            yield PlainProgress(self, label, total)
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=self._out) as bar:
+            task = bar.add_task(label, total=total, note="")
+
+            def report(completed: int, note: str = "") -> None:
+                bar.update(task, completed=completed, note=note)
+
+            yield report
+
+
+class PlainProgress:
+    """Prints a line at the start, every ten seconds and at the end.
+
+    Args:
+        console: where to print.
+        label: what is being done.
+        total: number of steps.
+    """
+
+    def __init__(self, console: Console, label: str, total: int) -> None:
+        self._console = console
+        self._label = label
+        self._total = total
+        self._started = time.monotonic()
+        self._printed = self._started
+        self._resumed_at: int | None = None
+
+    def __call__(self, completed: int, note: str = "") -> None:
+        """Print where the work stands, if enough time has passed or it is done."""
+        now = time.monotonic()
+        if self._resumed_at is None:
+            self._resumed_at = max(completed - 1, 0)
+        if completed < self._total and now - self._printed < PLAIN_INTERVAL:
+            return
+        self._printed = now
+        elapsed = now - self._started
+        done = completed - self._resumed_at
+        left = elapsed / done * (self._total - completed) if done > 0 else 0.0
+        words = f"{self._label}: {completed}/{self._total}, {seconds_in_words(elapsed)}"
+        if completed < self._total:
+            words += f", {seconds_in_words(left)} left"
+        self._console.say(f"{words}, {note}" if note else words)
+
+
+def seconds_in_words(seconds: float) -> str:
+    """Return a duration as ``4 s``, ``3 min 20 s`` or ``2 h 05 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

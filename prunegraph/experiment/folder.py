@@ -1,0 +1,147 @@
+"""Run folders: where a command's files go, and how the same command finds them again."""
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from prunegraph.errors import ArtefactError, ConfigError
+from prunegraph.experiment.config import CommonConfig, read_yaml, same_run, save_config
+
+RUNS = Path("runs")
+"""Where run folders go without ``--out``, in the working directory."""
+
+CONFIG_FILE = "config.yaml"
+REPORT_FILE = "report.json"
+WORK_FOLDER = "checkpoints"
+"""Sub-folder with what an interrupted run resumes from; removed when the run is finished."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """A folder that one run writes to.
+
+    Attributes:
+        path: the folder; it exists after ``start``.
+    """
+
+    path: Path
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file in the folder."""
+        return self.path / name
+
+    def checkpoint(self, name: str) -> Path:
+        """Return the path of a file that resumes an interrupted run."""
+        return self.path / WORK_FOLDER / name
+
+    @property
+    def finished(self) -> bool:
+        """True if the run's report is written, which is the last thing that a run does."""
+        return self.file(REPORT_FILE).is_file()
+
+    def start(self, config: CommonConfig) -> None:
+        """Make the folder and write the options into it. Call it when all input is checked."""
+        save_config(config, self.file(CONFIG_FILE))
+
+    def finish(self) -> None:
+        """Remove what only an interrupted run needs."""
+        shutil.rmtree(self.path / WORK_FOLDER, ignore_errors=True)
+
+    def digests(self) -> dict[str, str]:
+        """Return the SHA-256 of every file of the run but the report, by path in the folder."""
+        paths = (path for path in sorted(self.path.rglob("*")) if path.is_file())
+        return {
+            name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in paths
+            if (name := path.relative_to(self.path).as_posix()) != REPORT_FILE
+            and not name.startswith(f"{WORK_FOLDER}/")
+        }
+
+    def check_digests(self, expected: dict[str, str]) -> None:
+        """Raise ArtefactError that names the first file which is missing or not as reported."""
+        for name, digest in expected.items():
+            path = self.file(name)
+            if not path.is_file():
+                msg = f"{path} is missing, though the report lists it: restore it or run again"
+                raise ArtefactError(msg)
+            if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+                msg = f"{path} is not the file that the report was made from: its SHA-256 differs"
+                raise ArtefactError(msg)
+
+
+def open_run(config: CommonConfig, out: Path | None, default_name: str) -> RunFolder:
+    """Find the folder of a run: new, or one to resume. Nothing is written yet.
+
+    With ``out`` that folder is used, and must be new, or hold a run with the same options. Without,
+    it is ``runs/NAME``; where that holds a finished run, or one with other options, the first of
+    ``runs/NAME-2``, ``-3``, ... that does not.
+
+    Args:
+        config: the options of this run.
+        out: the folder that the user named.
+        default_name: NAME.
+
+    Raises:
+        ConfigError: the folder holds something else.
+    """
+    if out is not None:
+        _check_usable(config, out)
+        return RunFolder(path=out)
+    number = 1
+    while True:
+        name = default_name if number == 1 else f"{default_name}-{number}"
+        folder = RunFolder(path=RUNS / name)
+        if not folder.path.exists() or (not folder.finished and not _differences(config, folder)):
+            return folder
+        number += 1
+
+
+def _check_usable(config: CommonConfig, out: Path) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        msg = f"--out {out} is a file; name a folder"
+        raise ConfigError(msg)
+    folder = RunFolder(path=out)
+    if not folder.file(CONFIG_FILE).is_file():
+        if any(out.iterdir()):
+            msg = f"--out {out} holds files of something else; name a new folder"
+            raise ConfigError(msg)
+        return
+    differences = _differences(config, folder)
+    if differences:
+        msg = (
+            f"--out {out} holds a run with other options ({', '.join(differences)}); "
+            "name a new folder, or give the same options to resume"
+        )
+        raise ConfigError(msg)
+
+
+def _differences(config: CommonConfig, folder: RunFolder) -> list[str]:
+    path = folder.file(CONFIG_FILE)
+    if not path.is_file():
+        return ["command"]
+    return same_run(config, read_yaml(path))
+
+
+def existing_run(path: Path) -> RunFolder:
+    """Return the folder of a finished run.
+
+    Raises:
+        ArtefactError: there is no finished run in it.
+    """
+    folder = RunFolder(path=path)
+    if not path.is_dir():
+        msg = f"{path} is not a folder; name the --out of an earlier run"
+        raise ArtefactError(msg)
+    for name in (CONFIG_FILE, REPORT_FILE):
+        if not folder.file(name).is_file():
+            msg = f"{path} holds no {name}: no finished run; repeat its command to finish it"
+            raise ArtefactError(msg)
+    return folder
+
+
+def slug(name: str) -> str:
+    """Return ``name`` with what a file name cannot hold replaced by ``_``."""
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)

@@ -1,0 +1,307 @@
+"""The record of a run: ``report.json``, the table that people see, the plots."""
+
+import io
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from prunegraph.experiment.verdict import MethodRow, is_agent
+from prunegraph.files import write_bytes, write_json
+from prunegraph.types import Budget, Cost
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseResult:
+    """The network before pruning.
+
+    Attributes:
+        cost: of the whole network.
+        test_accuracy: as it was given.
+        test_accuracy_finetuned: after the fine-tune that every row gets: the control.
+    """
+
+    cost: Cost
+    test_accuracy: float
+    test_accuracy_finetuned: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "macs": self.cost.macs,
+            "params": self.cost.params,
+            "test_accuracy": self.test_accuracy,
+            "test_accuracy_finetuned": self.test_accuracy_finetuned,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunedResult:
+    """The network that the run ends with.
+
+    Attributes:
+        cost: of the pruned network.
+        search_accuracy: on the search split after recalibration, by which its mask was chosen.
+        test_accuracy_recalibrated: on the test split after recalibration.
+        test_accuracy_finetuned: on the test split after fine-tuning.
+        widths: channels kept, by group.
+        digest: name of the mask.
+    """
+
+    cost: Cost
+    search_accuracy: float
+    test_accuracy_recalibrated: float
+    test_accuracy_finetuned: float | None
+    widths: Mapping[str, int]
+    digest: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "macs": self.cost.macs,
+            "params": self.cost.params,
+            "search_accuracy": self.search_accuracy,
+            "test_accuracy_recalibrated": self.test_accuracy_recalibrated,
+            "test_accuracy_finetuned": self.test_accuracy_finetuned,
+            "widths": dict(self.widths),
+            "mask_digest": self.digest,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """What the search cost.
+
+    Attributes:
+        seconds: wall time of all search seeds.
+        networks_evaluated: pruned networks run, everything counted.
+        evaluation_seconds: time inside surgery, recalibration and evaluation.
+        details: further figures (entropy, repaired bits, ...), by name.
+    """
+
+    seconds: float
+    networks_evaluated: int
+    evaluation_seconds: float
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "seconds": round(self.seconds, 2),
+            "networks_evaluated": self.networks_evaluated,
+            "evaluation_seconds": round(self.evaluation_seconds, 2),
+            **self.details,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything that a run reports; ``to_json`` has the keys that others may rely on.
+
+    Attributes:
+        command: the command that made it.
+        arch: the network.
+        dataset: the data set.
+        seed: the run's seed.
+        budget: what may remain.
+        dense: the network before.
+        pruned: the network after; None for a comparison without an agent.
+        search: what the search cost; None without one.
+        methods: every compared row.
+        verdict: LEARNED, NOT LEARNED, or None.
+        verdict_reason: why.
+        details: further entries, by name.
+    """
+
+    command: str
+    arch: str
+    dataset: str
+    seed: int
+    budget: Budget
+    dense: DenseResult
+    pruned: PrunedResult | None
+    search: SearchResult | None
+    methods: Sequence[MethodRow]
+    verdict: str | None
+    verdict_reason: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "schema": SCHEMA,
+            "command": self.command,
+            "arch": self.arch,
+            "dataset": self.dataset,
+            "seed": self.seed,
+            "budget": self.budget.as_dict(),
+            "dense": self.dense.to_json(),
+            "pruned": None if self.pruned is None else self.pruned.to_json(),
+            "search": None if self.search is None else self.search.to_json(),
+            "methods": [row.to_json() for row in self.methods],
+            "verdict": self.verdict,
+            "verdict_reason": self.verdict_reason,
+            **self.details,
+        }
+
+
+def machine() -> dict[str, Any]:
+    """Return what times and last digits depend on."""
+    return {
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def write_report(report: Report, path: Path, files: Mapping[str, str]) -> dict[str, Any]:
+    """Write the report with the SHA-256 of the run's files, and return what was written."""
+    content = report.to_json() | {"files": dict(files)}
+    write_json(path, content)
+    return content
+
+
+def methods_table(report: Report) -> Table:
+    """Return the one table that a run prints, best rows on the search split first."""
+    table = Table(title=_title(report))
+    table.add_column("method")
+    columns = ("MACs", "params", "search acc.", "test acc. recal.", "test acc. fine-tuned", "nets")
+    for name in columns:
+        table.add_column(name, justify="right")
+    dense = report.dense
+    table.add_row(
+        "dense",
+        *_costs(dense.cost.macs, dense.cost.params, dense.cost),
+        "",
+        _percent([dense.test_accuracy]),
+        _percent([dense.test_accuracy_finetuned]),
+        "",
+        end_section=True,
+    )
+    for name, rows in _grouped(report.methods):
+        cells = (
+            *_costs(rows[0].macs, rows[0].params, dense.cost),
+            _percent([row.search_accuracy for row in rows]),
+            _percent([row.test_accuracy_recalibrated for row in rows]),
+            _percent([row.test_accuracy_finetuned for row in rows]),
+            str(round(float(np.mean([row.networks_evaluated for row in rows])))),
+        )
+        label = name if len(rows) == 1 else f"{name} (x{len(rows)})"
+        table.add_row(label, *cells, style="bold" if is_agent(name) else None)
+    return table
+
+
+def _title(report: Report) -> str:
+    limits = ", ".join(f"{name} {value:g}" for name, value in report.budget.as_dict().items())
+    return f"{report.arch} on {report.dataset}: {limits}"
+
+
+def _grouped(rows: Sequence[MethodRow]) -> list[tuple[str, list[MethodRow]]]:
+    """Return the rows by method, in descending mean search accuracy, the dense control left out."""
+    groups: dict[str, list[MethodRow]] = {}
+    for row in rows:
+        if row.name != "dense":
+            groups.setdefault(row.name, []).append(row)
+    return sorted(
+        groups.items(),
+        key=lambda item: (-float(np.mean([row.search_accuracy for row in item[1]])), item[0]),
+    )
+
+
+def _costs(macs: int, params: int, dense: Cost) -> tuple[str, str]:
+    return (
+        f"{macs:,} ({100 * macs / dense.macs:.1f} %)",
+        f"{params:,} ({100 * params / dense.params:.1f} %)",
+    )
+
+
+def _percent(values: Sequence[float | None]) -> str:
+    """Return the mean in percent, with the standard deviation over several values."""
+    known = [100 * value for value in values if value is not None]
+    if not known:
+        return ""
+    if len(known) == 1:
+        return f"{known[0]:.2f}"
+    return f"{np.mean(known):.2f} ± {np.std(known, ddof=1):.2f}"
+
+
+def save_plots(
+    report: Report, curves: Mapping[str, Sequence[tuple[int, float]]], folder: Path
+) -> None:
+    """Write the plots of a run as PNG files.
+
+    Args:
+        report: the run.
+        curves: name of a search -> (networks evaluated, search accuracy of the networks then).
+        folder: where to.
+    """
+    if report.methods:
+        _save(_methods_figure(report), folder / "methods.png")
+    if any(curves.values()):
+        _save(_search_figure(curves), folder / "search.png")
+    if report.pruned is not None:
+        _save(
+            _widths_figure(report.pruned, report.details.get("dense_widths", {})),
+            folder / "widths.png",
+        )
+
+
+def _save(figure: Figure, path: Path) -> None:
+    content = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(content)
+    write_bytes(path, content.getvalue())
+
+
+def _methods_figure(report: Report) -> Figure:
+    groups = _grouped(report.methods)[::-1]
+    figure = Figure(figsize=(7, 1 + 0.3 * len(groups)), layout="constrained")
+    axes = figure.subplots()
+    values = [[row.test_accuracy_recalibrated for row in rows] for _, rows in groups]
+    colours = ["tab:orange" if is_agent(name) else "tab:blue" for name, _ in groups]
+    axes.barh(
+        [name for name, _ in groups],
+        [float(np.mean(column)) for column in values],
+        xerr=[float(np.std(column)) for column in values],
+        color=colours,
+    )
+    axes.axvline(report.dense.test_accuracy, color="black", linestyle=":", label="dense")
+    axes.set_xlabel("test accuracy after recalibration")
+    axes.legend()
+    axes.set_title(_title(report))
+    return figure
+
+
+def _search_figure(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, points in curves.items():
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name)
+    axes.set_xlabel("networks evaluated")
+    axes.set_ylabel("search accuracy, mean of an update")
+    axes.legend()
+    return figure
+
+
+def _widths_figure(pruned: PrunedResult, dense: Mapping[str, int]) -> Figure:
+    names = list(pruned.widths)
+    figure = Figure(figsize=(7, 1 + 0.25 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(names, [dense.get(name, 0) for name in names], color="lightgrey", label="dense")
+    axes.barh(names, [pruned.widths[name] for name in names], color="tab:orange", label="pruned")
+    axes.invert_yaxis()
+    axes.set_xlabel("channels")
+    axes.legend()
+    return figure

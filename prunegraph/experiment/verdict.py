@@ -1,0 +1,169 @@
+"""Whether the agent learned something that no baseline has, by a rule fixed before the numbers.
+
+The verdict is a function of a report's rows alone, so that ``verify`` can recompute it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy.stats import spearmanr
+
+Metric = Literal["test_accuracy_recalibrated", "test_accuracy_finetuned"]
+
+AGENT = "agent"
+"""The name of the trained agent's rows."""
+
+CONTROL_SUFFIX = "@agent-widths"
+"""Ends the names of rows that borrow the agent's own widths: controls, not baselines."""
+
+DENSE = "dense"
+"""The name of the control rows that are not pruned."""
+
+MIN_SEEDS = 3
+"""Search seeds below which a verdict would be noise."""
+
+MAX_REPAIRED = 0.10
+"""Average share of repaired bits above which the agent did not learn the budget."""
+
+MIN_ROWS = 8
+"""Rows below which a rank correlation says nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodRow:
+    """One pruned network of one method and seed.
+
+    Attributes:
+        name: the method.
+        seed: its search seed; 0 for a deterministic method.
+        macs: multiply-adds of the pruned network.
+        params: parameters of the pruned network.
+        search_accuracy: on the search split, after recalibration.
+        test_accuracy_recalibrated: on the test split, after recalibration.
+        test_accuracy_finetuned: on the test split, after fine-tuning; None if it was not.
+        networks_evaluated: pruned networks run to find the mask.
+        digest: name of the mask.
+        finetune_seed: seed of the fine-tune; None if there was none.
+        cell: folder with the fine-tuned network, in the run folder; None if there is none.
+    """
+
+    name: str
+    seed: int
+    macs: int
+    params: int
+    search_accuracy: float
+    test_accuracy_recalibrated: float
+    test_accuracy_finetuned: float | None
+    networks_evaluated: int
+    digest: str
+    finetune_seed: int | None = None
+    cell: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as plain values."""
+        return asdict(self)
+
+
+def is_agent(name: str) -> bool:
+    """Return whether a row is the trained agent's."""
+    return name == AGENT or name.startswith(f"{AGENT}/")
+
+
+def is_control(name: str) -> bool:
+    """Return whether a row is a control: the dense network, or one at the agent's widths."""
+    return name == DENSE or name.endswith(CONTROL_SUFFIX)
+
+
+def is_baseline(name: str) -> bool:
+    """Return whether a row competes with the agent."""
+    return not is_agent(name) and not is_control(name)
+
+
+def mean_by_name(rows: Sequence[MethodRow], metric: str) -> dict[str, float]:
+    """Return each method's mean of a column over its rows that have it."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        value = getattr(row, metric)
+        if value is not None:
+            values.setdefault(row.name, []).append(value)
+    return {name: float(np.mean(column)) for name, column in values.items()}
+
+
+def by_seed(rows: Sequence[MethodRow], name: str, metric: Metric) -> dict[int, float]:
+    """Return a method's mean of ``metric`` for each seed that has one.
+
+    A row's seed is that of its fine-tune if it had one, else that of its search.
+    """
+    values: dict[int, list[float]] = {}
+    for row in rows:
+        value = getattr(row, metric)
+        if row.name == name and value is not None:
+            seed = row.seed if row.finetune_seed is None else row.finetune_seed
+            values.setdefault(seed, []).append(value)
+    return {seed: float(np.mean(column)) for seed, column in values.items()}
+
+
+def judge(
+    rows: Sequence[MethodRow], metric: Metric, *, repaired: float | None = None
+) -> tuple[str | None, str]:
+    """Return the verdict and its reason.
+
+    LEARNED when the agent's mean ``metric`` is above that of the best baseline, the one with the
+    highest mean search accuracy, by more than two standard errors of the paired difference over at
+    least three seeds; else NOT LEARNED; None with fewer seeds. A deterministic baseline's value is
+    paired with every seed.
+
+    Args:
+        rows: the rows of a comparison.
+        metric: the column to judge by.
+        repaired: mean share of free bits that repair flipped; above 10 % nothing was learned.
+    """
+    measured = [row for row in rows if getattr(row, metric) is not None]
+    agent = sorted({row.name for row in measured if is_agent(row.name)})
+    baselines = [row for row in measured if is_baseline(row.name)]
+    if not agent or not baselines:
+        return None, "no verdict: it needs rows of the agent and of a baseline"
+    search = mean_by_name(baselines, "search_accuracy")
+    best = max(sorted(search), key=lambda name: search[name])
+    ours, theirs = by_seed(measured, agent[0], metric), by_seed(measured, best, metric)
+    differences = np.array(_paired(ours, theirs))
+    if len(differences) < MIN_SEEDS:
+        count = len(differences)
+        return None, f"no verdict: {count} seed(s), a verdict needs at least {MIN_SEEDS}"
+    mean = float(differences.mean())
+    error = float(differences.std(ddof=1) / math.sqrt(len(differences)))
+    reason = (
+        f"{agent[0]} minus {best} (best baseline on the search split): "
+        f"{100 * mean:+.2f} points of {metric} over {len(differences)} seeds, "
+        f"two standard errors {200 * error:.2f}"
+    )
+    if repaired is not None and repaired > MAX_REPAIRED:
+        return "NOT LEARNED", f"{reason}; {100 * repaired:.0f} % of the bits were repaired"
+    return ("LEARNED" if mean > 2 * error and mean > 0 else "NOT LEARNED"), reason
+
+
+def _paired(ours: dict[int, float], theirs: dict[int, float]) -> list[float]:
+    if len(theirs) == 1:
+        value = next(iter(theirs.values()))
+        return [ours[seed] - value for seed in sorted(ours)]
+    return [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+
+
+def proxy_correlation(rows: Sequence[MethodRow]) -> float | None:
+    """Return Spearman's correlation of search accuracy with test accuracy after fine-tuning.
+
+    One point a mask (means over its fine-tuning seeds), the dense control left out; None under eight
+    masks, or where one side is constant.
+    """
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row.test_accuracy_finetuned is not None and row.name != DENSE:
+            pair = (row.search_accuracy, row.test_accuracy_finetuned)
+            points.setdefault(row.digest, []).append(pair)
+    means = np.array([np.mean(pairs, axis=0) for pairs in points.values()])
+    if len(means) < MIN_ROWS or np.ptp(means[:, 0]) == 0 or np.ptp(means[:, 1]) == 0:
+        return None
+    return float(spearmanr(means[:, 0], means[:, 1]).statistic)

@@ -1,0 +1,47 @@
+import json
+
+import pytest
+
+from prunegraph.experiment import console as module
+from prunegraph.experiment.console import Console, seconds_in_words
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(4.21, "4.2 s"), (42.4, "42 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")],
+)
+def test_seconds_in_words(seconds: float, words: str) -> None:
+    assert seconds_in_words(seconds) == words
+
+
+def test_json_goes_alone_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(json_only=True)
+    console.say("progress")
+    console.result({"a": 1})
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"a": 1}
+    assert captured.err == "progress\n"
+
+
+def test_words_go_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    console.say("[bold] is not markup")
+    console.result({"a": 1})
+    captured = capsys.readouterr()
+    assert captured.out == "[bold] is not markup\n"
+    assert captured.err == ""
+
+
+def test_plain_progress_says_the_time_left_and_does_not_flood(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter([0.0, 1.0, 20.0, 21.0, 40.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(now))
+    with Console().progress("search", 4) as report:
+        for step in range(1, 5):
+            report(step, "best 0.9")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "search: 2/4, 20 s, 20 s left, best 0.9",
+        "search: 4/4, 40 s, best 0.9",
+    ]

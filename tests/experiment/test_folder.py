@@ -1,0 +1,84 @@
+from pathlib import Path
+
+import pytest
+
+from prunegraph.errors import ArtefactError, ConfigError
+from prunegraph.experiment.config import TrainConfig
+from prunegraph.experiment.folder import existing_run, open_run, slug
+
+CONFIG = TrainConfig(keep_macs=0.5)
+
+
+def test_opening_writes_nothing(tmp_path: Path) -> None:
+    folder = open_run(CONFIG, tmp_path / "run", "name")
+    assert not folder.path.exists()
+    folder.start(CONFIG)
+    assert folder.file("config.yaml").is_file()
+
+
+def test_same_options_resume_and_others_are_refused(tmp_path: Path) -> None:
+    open_run(CONFIG, tmp_path / "run", "name").start(CONFIG)
+    assert open_run(CONFIG, tmp_path / "run", "name").path == tmp_path / "run"
+    with pytest.raises(ConfigError, match=r"other options \(keep_macs\)"):
+        open_run(TrainConfig(keep_macs=0.4), tmp_path / "run", "name")
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds files of something else"):
+        open_run(CONFIG, tmp_path, "name")
+    with pytest.raises(ConfigError, match="is a file"):
+        open_run(CONFIG, tmp_path / "thesis.txt", "name")
+
+
+def test_default_folder_resumes_unfinished_runs_and_numbers_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = open_run(CONFIG, None, "name")
+    first.start(CONFIG)
+    assert open_run(CONFIG, None, "name").path == first.path == Path("runs/name")
+    first.file("report.json").write_text("{}")
+    assert open_run(CONFIG, None, "name").path == Path("runs/name-2")
+    other = TrainConfig(keep_macs=0.4)
+    open_run(CONFIG, None, "name").start(CONFIG)
+    assert open_run(other, None, "name").path == Path("runs/name-3")
+
+
+def test_digests_name_a_changed_and_a_missing_file(tmp_path: Path) -> None:
+    folder = open_run(CONFIG, tmp_path / "run", "name")
+    folder.start(CONFIG)
+    (folder.path / "plots").mkdir()
+    folder.file("plots/a.png").write_bytes(b"abc")
+    folder.checkpoint("x").parent.mkdir()
+    folder.checkpoint("x").write_bytes(b"working file")
+    digests = folder.digests()
+    assert sorted(digests) == ["config.yaml", "plots/a.png"]
+    folder.check_digests(digests)
+    folder.file("plots/a.png").write_bytes(b"abd")
+    with pytest.raises(ArtefactError, match=r"plots/a\.png is not the file"):
+        folder.check_digests(digests)
+    folder.file("plots/a.png").unlink()
+    with pytest.raises(ArtefactError, match=r"plots/a\.png is missing"):
+        folder.check_digests(digests)
+
+
+def test_finish_removes_only_the_checkpoints(tmp_path: Path) -> None:
+    folder = open_run(CONFIG, tmp_path / "run", "name")
+    folder.start(CONFIG)
+    folder.checkpoint("x").parent.mkdir()
+    folder.checkpoint("x").write_bytes(b"working file")
+    folder.finish()
+    assert [path.name for path in folder.path.iterdir()] == ["config.yaml"]
+
+
+def test_existing_run_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="is not a folder"):
+        existing_run(tmp_path / "none")
+    with pytest.raises(ArtefactError, match=r"holds no config\.yaml"):
+        existing_run(tmp_path)
+
+
+def test_slug_is_a_file_name() -> None:
+    assert slug("torchvision:resnet18") == "torchvision_resnet18"
+    assert slug("a.b:c/d") == "a.b_c_d"

@@ -1,0 +1,94 @@
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from prunegraph.experiment.report import (
+    DenseResult,
+    PrunedResult,
+    Report,
+    SearchResult,
+    methods_table,
+    save_plots,
+    write_report,
+)
+from prunegraph.experiment.verdict import MethodRow
+from prunegraph.types import Budget, Cost
+
+KEYS = {
+    "": "schema command arch dataset seed budget dense pruned search methods verdict verdict_reason",
+    "dense": "macs params test_accuracy test_accuracy_finetuned",
+    "pruned": "macs params search_accuracy test_accuracy_recalibrated test_accuracy_finetuned widths",
+    "search": "seconds networks_evaluated evaluation_seconds",
+    "methods": "name seed macs params search_accuracy test_accuracy_recalibrated "
+    "test_accuracy_finetuned networks_evaluated",
+}
+"""The keys of architecture.md, section 6, that others may rely on."""
+
+
+def method(name: str, seed: int, search: float) -> MethodRow:
+    return MethodRow(
+        name=name,
+        seed=seed,
+        macs=50,
+        params=40,
+        search_accuracy=search,
+        test_accuracy_recalibrated=search - 0.01,
+        test_accuracy_finetuned=None,
+        networks_evaluated=16,
+        digest="d",
+    )
+
+
+@pytest.fixture
+def report() -> Report:
+    return Report(
+        command="train",
+        arch="resnet20",
+        dataset="cifar10",
+        seed=0,
+        budget=Budget(keep_macs=0.5),
+        dense=DenseResult(
+            cost=Cost(macs=100, params=90), test_accuracy=0.9, test_accuracy_finetuned=0.91
+        ),
+        pruned=PrunedResult(
+            cost=Cost(macs=50, params=40),
+            search_accuracy=0.8,
+            test_accuracy_recalibrated=0.79,
+            test_accuracy_finetuned=0.88,
+            widths={"layer1.0.conv1": 9},
+            digest="d",
+        ),
+        search=SearchResult(seconds=1.23456, networks_evaluated=16, evaluation_seconds=1.0),
+        methods=[method("l1/uniform", 0, 0.7), method("agent", 0, 0.8), method("agent", 1, 0.82)],
+        verdict=None,
+        verdict_reason="one seed",
+        details={"dense_widths": {"layer1.0.conv1": 16}},
+    )
+
+
+def test_report_has_the_promised_keys(report: Report, tmp_path: Path) -> None:
+    content = write_report(report, tmp_path / "report.json", {"mask.json": "00"})
+    assert KEYS[""].split() == list(content)[:12]
+    for part in ("dense", "pruned", "search"):
+        assert KEYS[part].split() == list(content[part])[: len(KEYS[part].split())]
+    assert KEYS["methods"].split() == list(content["methods"][0])[:8]
+    assert content["files"] == {"mask.json": "00"}
+    assert content["budget"] == {"keep_macs": 0.5}
+
+
+def test_table_is_sorted_by_search_accuracy_and_shows_the_spread(report: Report) -> None:
+    console = Console(width=160, record=True, file=Path("/dev/null").open("w"))  # noqa: SIM115
+    console.print(methods_table(report))
+    console.file.close()
+    text = console.export_text()
+    assert text.index("agent (x2)") < text.index("l1/uniform")
+    assert "81.00 ± 1.41" in text
+    assert "50 (50.0 %)" in text
+
+
+def test_plots_are_png_files(report: Report, tmp_path: Path) -> None:
+    save_plots(report, {"seed 0": [(16, 0.5), (32, 0.6)]}, tmp_path / "plots")
+    files = sorted((tmp_path / "plots").iterdir())
+    assert [path.name for path in files] == ["methods.png", "search.png", "widths.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)

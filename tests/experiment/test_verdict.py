@@ -1,0 +1,104 @@
+import dataclasses
+
+import pytest
+
+from prunegraph.experiment.verdict import MethodRow, judge, mean_by_name, proxy_correlation
+
+RECALIBRATED = "test_accuracy_recalibrated"
+
+
+def row(name: str, seed: int, search: float, test: float, tuned: float | None = None) -> MethodRow:
+    return MethodRow(
+        name=name,
+        seed=seed,
+        macs=1,
+        params=1,
+        search_accuracy=search,
+        test_accuracy_recalibrated=test,
+        test_accuracy_finetuned=tuned,
+        networks_evaluated=1,
+        digest=f"{name}{seed}",
+    )
+
+
+def rows(agent: list[float], baseline: list[float]) -> list[MethodRow]:
+    return [row("agent", i, 0.9, value) for i, value in enumerate(agent)] + [
+        row("cem", i, 0.8, value) for i, value in enumerate(baseline)
+    ]
+
+
+def test_a_clear_gain_over_three_seeds_is_learned() -> None:
+    verdict, reason = judge(rows([0.90, 0.91, 0.90], [0.80, 0.81, 0.80]), RECALIBRATED)
+    assert verdict == "LEARNED"
+    assert "agent minus cem" in reason
+    assert "+10.00 points" in reason
+
+
+def test_a_gain_within_two_standard_errors_is_not() -> None:
+    # differences 0.01, 0.03, -0.01: mean 0.01, standard error 0.02 / sqrt(3) = 0.0115
+    verdict, reason = judge(rows([0.81, 0.83, 0.79], [0.80, 0.80, 0.80]), RECALIBRATED)
+    assert verdict == "NOT LEARNED"
+    assert "two standard errors 2.31" in reason
+
+
+def test_two_seeds_give_no_verdict() -> None:
+    verdict, reason = judge(rows([0.9, 0.9], [0.8, 0.8]), RECALIBRATED)
+    assert verdict is None
+    assert "2 seed(s)" in reason
+
+
+def test_the_best_baseline_is_chosen_on_the_search_split_not_on_test() -> None:
+    table = rows([0.90, 0.91, 0.90], [0.80, 0.81, 0.80])
+    table += [row("l1/uniform", 0, 0.7, 0.99)]  # best on test, but nobody may choose by test
+    assert judge(table, RECALIBRATED)[0] == "LEARNED"
+    table += [row("taylor/global", 0, 0.85, 0.95)]
+    verdict, reason = judge(table, RECALIBRATED)
+    assert verdict == "NOT LEARNED"
+    assert "taylor/global" in reason
+
+
+def test_controls_are_not_baselines() -> None:
+    table = rows([0.90, 0.91, 0.90], [0.80, 0.81, 0.80])
+    table += [row("l1@agent-widths", 0, 0.95, 0.99), row("dense", 0, 0.99, 0.99)]
+    assert judge(table, RECALIBRATED)[0] == "LEARNED"
+
+
+def test_much_repair_is_not_learning() -> None:
+    table = rows([0.90, 0.91, 0.90], [0.80, 0.81, 0.80])
+    assert judge(table, RECALIBRATED, repaired=0.05)[0] == "LEARNED"
+    verdict, reason = judge(table, RECALIBRATED, repaired=0.2)
+    assert verdict == "NOT LEARNED"
+    assert "20 %" in reason
+
+
+def test_finetuned_rows_are_paired_by_the_seed_of_the_finetune() -> None:
+    table = []
+    for seed in range(3):
+        table.append(
+            dataclasses.replace(row("agent", seed, 0.9, 0.5, 0.9 + seed / 100), finetune_seed=seed)
+        )
+        table.append(
+            dataclasses.replace(row("l1", 0, 0.8, 0.5, 0.8 + seed / 100), finetune_seed=seed)
+        )
+    verdict, reason = judge(table, "test_accuracy_finetuned")
+    assert verdict == "LEARNED"
+    assert "two standard errors 0.00" in reason
+
+
+def test_no_rows_no_verdict() -> None:
+    assert judge([], RECALIBRATED)[0] is None
+
+
+def test_mean_by_name_skips_what_was_not_measured() -> None:
+    table = [row("a", 0, 0.5, 0.5, 0.7), row("a", 1, 0.7, 0.5), row("b", 0, 0.1, 0.1)]
+    assert mean_by_name(table, "search_accuracy") == pytest.approx({"a": 0.6, "b": 0.1})
+    assert mean_by_name(table, "test_accuracy_finetuned") == pytest.approx({"a": 0.7})
+
+
+def test_proxy_correlation_needs_eight_masks() -> None:
+    table = [row(f"m{i}", 0, i / 10, 0.5, i / 20) for i in range(8)]
+    assert proxy_correlation(table) == pytest.approx(1.0)
+    assert proxy_correlation(table[:7]) is None
+    reverse = [row(f"m{i}", 0, i / 10, 0.5, 1 - i / 20) for i in range(8)]
+    assert proxy_correlation(reverse) == pytest.approx(-1.0)
+    assert proxy_correlation([*table[:7], row("dense", 0, 0.9, 0.9, 0.9)]) is None
