@@ -1,0 +1,101 @@
+"""Small images held in memory, normalised and augmented as whole batches."""
+
+import hashlib
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+PIXEL_MAX = 255.0
+
+
+class MemorySource:
+    """An ``ImageSource`` of uint8 images in memory.
+
+    Augmentation is a random shift by up to ``padding`` pixels (zero padding and crop) and, if
+    ``flip``, a left-right flip of half of the images.
+
+    Args:
+        images: ``[n, c, h, w]`` uint8.
+        labels: ``[n]`` int64 class indices.
+        num_classes: number of classes.
+        mean: per-channel mean of pixels in [0, 1], subtracted.
+        std: per-channel standard deviation, divided by.
+        padding: largest shift of the augmentation in pixels.
+        flip: whether the augmentation flips.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        num_classes: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        padding: int,
+        flip: bool,
+    ) -> None:
+        self.images = images
+        self.labels = labels
+        self.num_classes = num_classes
+        self.image_shape = (images.shape[1], images.shape[2], images.shape[3])
+        self.padding = padding
+        self.flip = flip
+        self.mean = mean
+        self.std = std
+        self._fingerprint: str | None = None
+
+    def load(self, index: Tensor, augment: torch.Generator | None = None) -> Tensor:
+        """Return normalised float32 images ``[b, c, h, w]``; see ``ImageSource.load``."""
+        images = self.images[index]
+        if augment is not None:
+            images = shift_and_flip(images, self.padding, flip=self.flip, generator=augment)
+        return normalise(images, self.mean, self.std)
+
+    def fingerprint(self) -> str:
+        """Return a hash of pixels, labels and normalisation (16 hex digits)."""
+        if self._fingerprint is None:
+            header = f"{tuple(self.images.shape)} {self.num_classes} {self.mean} {self.std}"
+            digest = hashlib.sha256(header.encode())
+            digest.update(self.images.numpy().data)
+            digest.update(self.labels.numpy().data)
+            self._fingerprint = digest.hexdigest()[:16]
+        return self._fingerprint
+
+
+def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Return ``(images / 255 - mean) / std`` as float32; images ``[b, c, h, w]`` uint8."""
+    shift = torch.tensor(mean).view(1, -1, 1, 1)
+    scale = torch.tensor(std).view(1, -1, 1, 1)
+    return images.float().div_(PIXEL_MAX).sub_(shift).div_(scale)
+
+
+def shift_and_flip(
+    images: Tensor, padding: int, *, flip: bool, generator: torch.Generator
+) -> Tensor:
+    """Shift each image by its own random offset, and flip each with probability a half.
+
+    Args:
+        images: ``[b, c, h, w]``.
+        padding: largest shift; what comes in from outside is zero (black).
+        flip: whether to flip at all.
+        generator: where offsets and flips are drawn from.
+
+    Returns:
+        New images ``[b, c, h, w]``.
+    """
+    count, channels, height, width = images.shape
+    offsets = torch.randint(0, 2 * padding + 1, (2, count, 1), generator=generator)
+    rows = offsets[0] + torch.arange(height)  # [b, h]
+    columns = offsets[1] + torch.arange(width)  # [b, w]
+    if flip:
+        flipped = torch.rand((count, 1), generator=generator) < 0.5
+        columns = torch.where(flipped, columns.flip(1), columns)
+    padded = F.pad(images, (padding,) * 4)
+    return padded[
+        torch.arange(count)[:, None, None, None],
+        torch.arange(channels)[None, :, None, None],
+        rows[:, None, :, None],
+        columns[:, None, None, :],
+    ]
