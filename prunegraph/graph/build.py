@@ -13,6 +13,9 @@ from prunegraph.graph.recorder import Recording
 from prunegraph.graph.structure import FrozenOp, Group, OpNode, StructureGraph
 from prunegraph.types import BoolArray, IntArray
 
+MODEL_INPUT = "model input"
+MODEL_OUTPUT = "model output"
+
 ParamClasses = dict[str, dict[int, IntArray]]
 
 
@@ -105,7 +108,9 @@ class GraphBuilder:
                 for axis_components in params.get(name, {}).values():
                     self._freeze(axis_components, name, reason)
             elif varying:
-                flat = np.moveaxis(components, varying[0], 0).reshape(components.shape[varying[0]], -1)
+                flat = np.moveaxis(components, varying[0], 0).reshape(
+                    components.shape[varying[0]], -1
+                )
                 params[name] = {varying[0]: flat[:, 0]}
         return {name: axes for name, axes in params.items() if axes}
 
@@ -146,9 +151,7 @@ class GraphBuilder:
             axes = classes.get(name, {})
             rest = prod(size for axis, size in enumerate(parameter.shape) if axis not in axes)
             terms.append(
-                CostTerm(
-                    kind=PARAMS, coefficient=float(rest), axes=tuple(axes.values()), name=name
-                )
+                CostTerm(kind=PARAMS, coefficient=float(rest), axes=tuple(axes.values()), name=name)
             )
         return terms
 
@@ -156,9 +159,9 @@ class GraphBuilder:
         self, classes: ParamClasses, ops: tuple[OpNode, ...], frozen: BoolArray
     ) -> tuple[tuple[Group, ...], IntArray]:
         """Gather the classes with the same members, in order of their first class."""
-        names = [(name, axis) for name, axes in classes.items() for axis in axes]
+        slices = [(name, axis) for name, axes in classes.items() for axis in axes]
         members: list[list[int]] = [[] for _ in frozen]
-        for position, (name, axis) in enumerate(names):
+        for position, (name, axis) in enumerate(slices):
             for index in np.unique(classes[name][axis]).tolist():
                 members[index].append(position)
         reasons: dict[int, str] = {
@@ -166,22 +169,19 @@ class GraphBuilder:
             for component, event in self.events.items()
             if component in self.class_of
         }
-        by_key: dict[tuple[tuple[int, ...], str | None], list[int]] = {}
-        for index, positions in enumerate(members):
-            by_key.setdefault((tuple(positions), reasons.get(index)), []).append(index)
-        producers = _producers(ops)
+        alike: dict[tuple[tuple[int, ...], str | None], list[int]] = {}
+        for index, own in enumerate(members):
+            alike.setdefault((tuple(own), reasons.get(index)), []).append(index)
+        names = _group_names(alike, slices, ops)
         group_of = np.zeros(len(frozen), dtype=np.int64)
         groups: list[Group] = []
-        used: dict[str, int] = {}
-        for (positions, reason), indices in by_key.items():
+        for ((own_slices, reason), indices), name in zip(alike.items(), names, strict=True):
             group_of[indices] = len(groups)
-            name = producers.get(indices[0]) or _consumer_name(names[positions[0]][0], reason)
-            used[name] = used.get(name, 0) + 1
             groups.append(
                 Group(
-                    name=name if used[name] == 1 else f"{name}#{used[name]}",
+                    name=name,
                     classes=np.array(indices, dtype=np.int64),
-                    members=tuple(f"{names[p][0]}:{names[p][1]}" for p in positions),
+                    members=tuple(f"{slices[p][0]}:{slices[p][1]}" for p in own_slices),
                     frozen=reason,
                 )
             )
@@ -197,19 +197,23 @@ class GraphBuilder:
         return tuple(dict.fromkeys(causes))
 
 
-def _producers(ops: tuple[OpNode, ...]) -> Mapping[int, str]:
-    """Return the module that first produces each class."""
+def _group_names(
+    alike: Mapping[tuple[tuple[int, ...], str | None], list[int]],
+    slices: list[tuple[str, int]],
+    ops: tuple[OpNode, ...],
+) -> list[str]:
+    """Name each group after the module that first produces its channels, made unique."""
     producers: dict[int, str] = {}
     for op in ops:
         if op.param is not None:
             for index in op.out_classes.tolist():
                 producers.setdefault(index, op.param.rpartition(".")[0] or op.param)
-    return producers
-
-
-def _consumer_name(param: str, reason: str | None) -> str:
-    return "input" if reason == MODEL_INPUT else param.rpartition(".")[0] or param
-
-
-MODEL_INPUT = "model input"
-MODEL_OUTPUT = "model output"
+    used: dict[str, int] = {}
+    names = []
+    for (own_slices, reason), indices in alike.items():
+        first = slices[own_slices[0]][0]
+        fallback = "input" if reason == MODEL_INPUT else first.rpartition(".")[0] or first
+        name = producers.get(indices[0], fallback)
+        used[name] = used.get(name, 0) + 1
+        names.append(name if used[name] == 1 else f"{name}#{used[name]}")
+    return names

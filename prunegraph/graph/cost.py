@@ -1,8 +1,8 @@
 """Exact costs of a masked network: sums of products of kept sizes.
 
-``cost(mask) = sum over terms of coefficient * product of the kept sizes of the term's axes``. A term
-is a convolution, linear layer or matrix product (multiply-adds) or a parameter (elements). An axis
-lists the class at each of its positions, so its kept size is a sparse product with the keep bits.
+``cost(mask) = sum over terms of coefficient * product of the kept sizes of the term's axes``. A
+term is a convolution, linear layer or matrix product (multiply-adds) or a parameter (elements). An
+axis lists the class at each of its positions, so its kept size is a sparse product with the bits.
 """
 
 from collections.abc import Sequence
@@ -129,8 +129,10 @@ class CostModel:
         for term in self.terms:
             if term.kind == MACS and term.axes:
                 macs = term.coefficient * float(np.prod([len(axis) for axis in term.axes]))
-                share += macs * np.bincount(label[term.axes[0]], minlength=num_labels) / len(
-                    term.axes[0]
+                share += (
+                    macs
+                    * np.bincount(label[term.axes[0]], minlength=num_labels)
+                    / len(term.axes[0])
                 )
         return share / max(self.totals(np.ones(self.num_classes))[0], 1.0)
 
@@ -140,7 +142,9 @@ class CostModel:
         for term in self.terms:
             if term.kind == PARAMS and term.name in names:
                 full = term.coefficient * float(np.prod([len(axis) for axis in term.axes]))
-                fixed = term.coefficient * float(np.prod([(~free[axis]).sum() for axis in term.axes]))
+                fixed = term.coefficient * float(
+                    np.prod([(~free[axis]).sum() for axis in term.axes])
+                )
                 total += full
                 prunable += full - fixed
         return round(prunable), round(total)

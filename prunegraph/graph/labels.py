@@ -111,4 +111,5 @@ class LabelStore:
         ones = np.ones(len(left), dtype=np.int8)
         shape = (self.num_labels, self.num_labels)
         matrix = sparse.coo_array((ones, (left, right)), shape=shape)
-        return sparse.csgraph.connected_components(matrix, directed=False)[1].astype(np.int64)
+        _count, component = sparse.csgraph.connected_components(matrix, directed=False)
+        return np.asarray(component, dtype=np.int64)

@@ -56,7 +56,9 @@ def project(graph: "StructureGraph", scores: FloatArray, budget: Budget) -> Keep
         MaskError: scores of another shape, or not finite.
     """
     if scores.shape != (graph.num_classes,):
-        msg = f"scores of shape {scores.shape} do not fit: this graph has {graph.num_classes} classes"
+        msg = (
+            f"scores of shape {scores.shape} do not fit: this graph has {graph.num_classes} classes"
+        )
         raise MaskError(msg)
     if not np.isfinite(scores[graph.free]).all():
         msg = "scores hold NaN or infinite values; every free class needs a finite score"
@@ -81,7 +83,7 @@ def _fits(graph: "StructureGraph", keep: BoolArray, limits: Float64Array) -> boo
 def _longest_prefix(
     graph: "StructureGraph", keep: BoolArray, order: IntArray, limits: Float64Array
 ) -> int:
-    """Return how many classes of ``order`` fit on top of ``keep`` before the first that does not."""
+    """Return how many classes of ``order`` fit on top of ``keep`` before one does not."""
     low, high = 0, len(order)
     while low < high:
         middle = (low + high + 1) // 2

@@ -189,9 +189,11 @@ class LabelRecorder(TorchDispatchMode):
             labels = self._raw_parameter(tensor)
             self._labels[tensor] = labels
             return labels
-        return along(torch.tensor([NEUTRAL]), 0, [1] * max(tensor.ndim, 1)).view(
-            [1] * tensor.ndim
-        ).expand(tensor.shape)
+        return (
+            along(torch.tensor([NEUTRAL]), 0, [1] * max(tensor.ndim, 1))
+            .view([1] * tensor.ndim)
+            .expand(tensor.shape)
+        )
 
     def _raw_parameter(self, tensor: Tensor) -> Tensor:
         name, permutation = self._weight_views[tensor]
@@ -266,15 +268,13 @@ class LabelRecorder(TorchDispatchMode):
     def _after_module(self, module: nn.Module, args: Sequence[Any], out: Any) -> None:
         if not isinstance(module, ChannelGather):
             return
-        self._gather_depth -= 1
         in_labels = self.channel_labels(self.labels_of(args[0]), 1)
         out_labels = self.store.fresh(out.shape[1])
         self.set_labels(out, along(out_labels, 1, out.shape))
         self.recording.gathers.append(
-            RecordedGather(
-                module=self.modules.current, in_labels=in_labels, out_labels=out_labels
-            )
+            RecordedGather(module=self.modules.current, in_labels=in_labels, out_labels=out_labels)
         )
+        self._gather_depth -= 1  # last: the label arithmetic above passes through this mode too
 
     def channel_labels(self, labels: Tensor, axis: int) -> Tensor:
         """Return ``[size]`` labels along one axis; positions along other axes are united."""

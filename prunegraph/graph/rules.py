@@ -6,15 +6,23 @@ start fresh labels for the output's. Everything else has its own rule or freezes
 """
 
 from collections.abc import Sequence
-from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from prunegraph.graph.labels import NEUTRAL, along, is_scalar, varying_axes
-from prunegraph.graph.recorder import LabelRecorder, OpCall, RecordedOp, Rule
+from prunegraph.graph.labels import NEUTRAL, is_scalar, varying_axes
+from prunegraph.graph.layer_rules import (
+    activation_product,
+    addmm,
+    attention,
+    batch_norm,
+    convolution,
+    group_norm,
+    layer_norm,
+    mm,
+)
+from prunegraph.graph.recorder import LabelRecorder, OpCall, Rule
 
 UNIT = torch.tensor([NEUTRAL])
 
@@ -229,216 +237,59 @@ def spatial(recorder: LabelRecorder, call: OpCall) -> None:
         recorder.set_labels(tensor, labels.expand(tensor.shape))
 
 
-# Layers with parameters
-
-
-def _tie_parameter(recorder: LabelRecorder, tensor: Tensor | None, channels: Tensor) -> None:
-    """Unite a 1-D parameter (or buffer) with the channels."""
-    if tensor is None:
-        return
-    labels = recorder.axis_labels(tensor, 0)
-    recorder.store.unite(recorder.labels_of(tensor) if labels is None else labels, channels)
-
-
-def batch_norm(recorder: LabelRecorder, call: OpCall) -> None:
-    """Tie the parameters and buffers to the channel axis."""
-    labels = recorder.labels_of(call.args[0])
-    channels = recorder.channel_labels(labels, 1)
-    for tensor in call.args[1:5]:
-        if isinstance(tensor, Tensor):
-            _tie_parameter(recorder, tensor, channels)
-    result = call.outputs()
-    recorder.set_labels(result[0], along(channels, 1, result[0].shape))
-
-
-def layer_norm(recorder: LabelRecorder, call: OpCall) -> None:
-    """Tie the parameters to the last axis; normalising over several labelled axes freezes."""
-    source, normalized_shape, weight, bias = call.args[:4]
-    labels = recorder.labels_of(source)
-    if len(normalized_shape) > 1 and varying_axes(labels):
-        recorder.freeze_inputs(call, "normalises over channels and positions")
-    elif len(normalized_shape) == 1:
-        channels = recorder.channel_labels(labels, -1)
-        _tie_parameter(recorder, weight, channels)
-        _tie_parameter(recorder, bias, channels)
-    recorder.set_labels(call.out[0], labels)
-
-
-def group_norm(recorder: LabelRecorder, call: OpCall) -> None:
-    """Freeze: the statistics of a group of channels change when one of them leaves."""
-    source, weight, bias = call.args[:3]
-    labels = recorder.labels_of(source)
-    channels = recorder.channel_labels(labels, 1)
-    _tie_parameter(recorder, weight, channels)
-    _tie_parameter(recorder, bias, channels)
-    num_groups = call.args[6]
-    if num_groups != source.shape[1]:
-        recorder.store.freeze(channels, recorder.cause(call, "group norm over several channels"))
-    recorder.set_labels(call.out[0], labels)
-
-
-def convolution(recorder: LabelRecorder, call: OpCall) -> None:
-    """Unite the input's channels with the weight's input axis; the output's are fresh."""
-    source, weight, bias, stride, _padding, _dilation, transposed = call.args[:7]
-    groups: int = call.args[8]
-    if recorder.weight_view(weight) is None:
-        recorder.freeze_inputs(call, "convolution with a computed weight")
-        recorder.set_unlabelled(call, "convolution with a computed weight")
-        return
-    channels = recorder.channel_labels(recorder.labels_of(source), 1)
-    depthwise = groups > 1 and weight.shape[1] == 1
-    in_axis = 0 if transposed else 1
-    out_labels = recorder.axis_labels(weight, 1 - in_axis)
-    in_labels = recorder.axis_labels(weight, in_axis)
-    assert in_labels is not None
-    assert out_labels is not None
-    if groups == 1:
-        recorder.store.unite(channels, in_labels)
-    elif depthwise:
-        rows = in_labels if transposed else out_labels
-        out_labels = rows
-        recorder.store.unite(channels.view(groups, -1), rows.view(groups, -1))
-    elif transposed:
-        recorder.freeze_inputs(call, "grouped transposed convolution")
-        recorder.store.freeze(in_labels, recorder.cause(call, "grouped transposed convolution"))
-        out_labels = recorder.store.frozen(
-            recorder.cause(call, "grouped transposed convolution"), (call.out.shape[1],)
-        )
-    else:
-        recorder.store.unite(channels.view(groups, -1), in_labels.view(1, -1))
-        parts = out_labels.view(groups, -1)
-        recorder.store.unite(parts, parts[:1])
-    if bias is not None:
-        _tie_parameter(recorder, bias, out_labels)
-    recorder.set_labels(call.out, along(out_labels, 1, call.out.shape))
-    positions = prod((source if transposed else call.out).shape[2:])
-    kernel = prod(weight.shape[2:])
-    recorder.recording.ops.append(
-        RecordedOp(
-            module=recorder.modules.current,
-            kind="conv",
-            in_labels=in_labels[:0] if depthwise else in_labels,
-            out_labels=out_labels,
-            macs_coefficient=float(source.shape[0] * positions * kernel),
-            param=_weight_name(recorder, weight),
-            kernel_size=kernel,
-            stride=stride[0],
-            groups=groups,
-            depthwise=depthwise,
-            spatial=prod(call.out.shape[2:]),
-        )
-    )
-
-
-def _weight_name(recorder: LabelRecorder, weight: Tensor) -> str | None:
-    stored = recorder.weight_view(weight)
-    return None if stored is None else stored[0]
-
-
-def _matrix_product(
-    recorder: LabelRecorder, call: OpCall, source: Tensor, weight: Tensor, bias: Tensor | None
-) -> None:
-    """``out = source @ weight (+ bias)``; the weight is ``[in, out]``, perhaps a permuted view."""
-    in_labels, out_labels = recorder.axis_labels(weight, 0), recorder.axis_labels(weight, 1)
-    if in_labels is None or out_labels is None:
-        activation_product(recorder, call)
-        return
-    recorder.store.unite(recorder.channel_labels(recorder.labels_of(source), -1), in_labels)
-    if bias is not None:
-        _tie_parameter(recorder, bias, out_labels)
-    recorder.set_labels(call.out, along(out_labels, -1 % call.out.ndim, call.out.shape))
-    rows = prod(call.out.shape[:-1])
-    recorder.recording.ops.append(
-        RecordedOp(
-            module=recorder.modules.current,
-            kind="linear",
-            in_labels=in_labels,
-            out_labels=out_labels,
-            macs_coefficient=float(rows),
-            param=_weight_name(recorder, weight),
-            spatial=rows,
-        )
-    )
-
-
-def addmm(recorder: LabelRecorder, call: OpCall) -> None:
-    """A linear layer with bias."""
-    bias, source, weight = call.args[:3]
-    _matrix_product(recorder, call, source, weight, bias)
-
-
-def mm(recorder: LabelRecorder, call: OpCall) -> None:
-    """A linear layer without bias."""
-    _matrix_product(recorder, call, call.args[0], call.args[1], None)
-
-
-def activation_product(recorder: LabelRecorder, call: OpCall) -> None:
-    """A product of activations: frozen, but counted."""
-    left, right = call.tensors()[-2:]
-    recorder.freeze_inputs(call, "matrix product of activations")
-    recorder.set_unlabelled(call, "matrix product of activations")
-    empty = UNIT[:0]
-    recorder.recording.ops.append(
-        RecordedOp(
-            module=recorder.modules.current,
-            kind="matmul",
-            in_labels=empty,
-            out_labels=empty,
-            macs_coefficient=float(prod(left.shape) * right.shape[-1]),
-            param=None,
-        )
-    )
-
-
-def attention(recorder: LabelRecorder, call: OpCall) -> None:
-    """Fused attention: frozen, but counted as two matrix products."""
-    query, key, value = call.args[:3]
-    recorder.freeze_inputs(call, "attention")
-    recorder.set_unlabelled(call, "attention")
-    rows = prod(query.shape[:-1])
-    macs = rows * key.shape[-2] * (query.shape[-1] + value.shape[-1])
-    empty = UNIT[:0]
-    recorder.recording.ops.append(
-        RecordedOp(
-            module=recorder.modules.current,
-            kind="matmul",
-            in_labels=empty,
-            out_labels=empty,
-            macs_coefficient=float(macs),
-            param=None,
-        )
-    )
-
-
 def nothing(_recorder: LabelRecorder, _call: OpCall) -> None:
     """The op returns no tensor that matters."""
 
 
-_POINTWISE = (
-    "relu gelu silu sigmoid tanh hardtanh hardswish hardsigmoid elu leaky_relu softplus mish exp log "
-    "log1p sqrt rsqrt abs neg sign square pow reciprocal clamp clamp_min clamp_max erf sin cos add sub "
-    "mul div rsub maximum minimum where lerp addcmul addcdiv threshold logical_not eq ne lt gt le ge "
-    "masked_fill bitwise_not native_dropout _prelu_kernel prelu log_sigmoid_forward relu6 floor round "
-    "isnan isfinite nan_to_num rsqrt celu selu atan"
-).split()
-_INPLACE = "copy_ fill_ zero_ masked_fill_".split()
-_CONSTANT = (
-    "empty zeros ones full arange new_zeros new_ones new_empty new_full zeros_like ones_like empty_like "
-    "full_like rand randn scalar_tensor linspace eye empty_strided new_empty_strided rand_like randn_like "
-    "tril triu tril_indices triu_indices"
-).split()
-_MOVEMENT = (
-    "permute transpose t numpy_T squeeze unsqueeze expand slice select unbind cat stack flip roll repeat "
-    "split_with_sizes alias detach lift_fresh index index_select narrow movedim pixel_shuffle "
-    "pixel_unshuffle unfold channel_shuffle native_channel_shuffle diagonal gather"
-).split()
-_SPATIAL = (
-    "max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d "
-    "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_avg_pool1d max_pool2d "
-    "upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d upsample_bicubic2d "
-    "_upsample_nearest_exact2d _upsample_bilinear2d_aa upsample_linear1d mkldnn_max_pool2d "
-    "reflection_pad2d replication_pad2d reflection_pad1d replication_pad1d"
-).split()
+def _names(text: str) -> list[str]:
+    return text.split()
+
+
+_POINTWISE = _names(
+    """
+    relu gelu silu sigmoid tanh hardtanh hardswish hardsigmoid elu leaky_relu softplus mish exp
+    log log1p sqrt rsqrt abs neg sign square pow reciprocal clamp clamp_min clamp_max erf sin
+    cos add sub mul div rsub maximum minimum where lerp addcmul addcdiv threshold logical_not eq
+    ne lt gt le ge masked_fill bitwise_not native_dropout _prelu_kernel prelu
+    log_sigmoid_forward relu6 floor round isnan isfinite nan_to_num rsqrt celu selu atan
+    """
+)
+_INPLACE = _names(
+    """
+    copy_ fill_ zero_ masked_fill_
+    """
+)
+_CONSTANT = _names(
+    """
+    empty zeros ones full arange new_zeros new_ones new_empty new_full zeros_like ones_like
+    empty_like full_like rand randn scalar_tensor linspace eye empty_strided new_empty_strided
+    rand_like randn_like tril triu tril_indices triu_indices
+    """
+)
+_MOVEMENT = _names(
+    """
+    permute transpose t numpy_T squeeze unsqueeze expand slice select unbind cat stack flip roll
+    repeat split_with_sizes alias detach lift_fresh index index_select narrow movedim
+    pixel_shuffle pixel_unshuffle unfold channel_shuffle native_channel_shuffle diagonal gather
+    """
+)
+_SPATIAL = _names(
+    """
+    max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d
+    _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_avg_pool1d max_pool2d
+    upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d
+    upsample_bicubic2d _upsample_nearest_exact2d _upsample_bilinear2d_aa upsample_linear1d
+    mkldnn_max_pool2d reflection_pad2d replication_pad2d reflection_pad1d replication_pad1d
+    """
+)
+
+
+_ATTENTION = _names(
+    """
+    _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention
+    _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
+    """
+)
 
 
 def _table() -> dict[str, Rule]:
@@ -457,18 +308,9 @@ def _table() -> dict[str, Rule]:
     table |= dict.fromkeys(batch_norms, batch_norm)
     table |= {"native_layer_norm": layer_norm, "native_group_norm": group_norm}
     table |= {"convolution": convolution, "addmm": addmm, "mm": mm}
-    fused = (
-        "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
-        "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention"
-    )
-    table |= dict.fromkeys(fused.split(), attention)
+    table |= dict.fromkeys(_ATTENTION, attention)
     table |= dict.fromkeys(("_local_scalar_dense", "sym_size", "is_same_size", "equal"), nothing)
     return table
 
 
 RULES: dict[str, Rule] = _table()
-
-
-def known_ops() -> list[Any]:
-    """Return the names of the ATen ops that have a rule."""
-    return sorted(RULES)

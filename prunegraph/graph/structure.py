@@ -175,7 +175,9 @@ class StructureGraph:
         short = np.flatnonzero(kept < self.min_keep)
         if short.size:
             group = self.groups[int(short[0])]
-            msg = f"{group.name} keeps {kept[short[0]]} classes, at least {group.min_keep} must stay"
+            msg = (
+                f"{group.name} keeps {kept[short[0]]} classes, at least {group.min_keep} must stay"
+            )
             raise MaskError(msg)
         return KeepMask(keep.copy())
 

@@ -33,7 +33,9 @@ def _failure(model: nn.Module, graph: StructureGraph, keep: BoolArray, run: Forw
     """Return why the forward cannot follow a mask, or None if it can."""
     mask = graph.mask(keep)
     try:
-        slim = [t for t in tree_leaves(run(apply_mask(model, graph, mask))) if isinstance(t, Tensor)]
+        slim = [
+            t for t in tree_leaves(run(apply_mask(model, graph, mask))) if isinstance(t, Tensor)
+        ]
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         return f"the forward needs its full width: {first_line}"
@@ -76,7 +78,5 @@ def find_literal_sizes(
         if reason is None:
             combined = trial
         else:
-            found.append(
-                (group.classes, FrozenOp(op="trial", module=group.name, reason=reason))
-            )
+            found.append((group.classes, FrozenOp(op="trial", module=group.name, reason=reason)))
     return found

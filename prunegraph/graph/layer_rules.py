@@ -1,0 +1,187 @@
+"""What layers with parameters and matrix products do to labels, and what they cost."""
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+from prunegraph.graph.labels import along, varying_axes
+from prunegraph.graph.recorder import LabelRecorder, OpCall, RecordedOp
+
+NO_AXIS = torch.empty(0, dtype=torch.int64)
+
+
+def _tie_parameter(recorder: LabelRecorder, tensor: Tensor | None, channels: Tensor) -> None:
+    """Unite a 1-D parameter (or buffer) with the channels."""
+    if tensor is None:
+        return
+    labels = recorder.axis_labels(tensor, 0)
+    recorder.store.unite(recorder.labels_of(tensor) if labels is None else labels, channels)
+
+
+def batch_norm(recorder: LabelRecorder, call: OpCall) -> None:
+    """Tie the parameters and buffers to the channel axis."""
+    labels = recorder.labels_of(call.args[0])
+    channels = recorder.channel_labels(labels, 1)
+    for tensor in call.args[1:5]:
+        if isinstance(tensor, Tensor):
+            _tie_parameter(recorder, tensor, channels)
+    result = call.outputs()
+    recorder.set_labels(result[0], along(channels, 1, result[0].shape))
+
+
+def layer_norm(recorder: LabelRecorder, call: OpCall) -> None:
+    """Tie the parameters to the last axis; normalising over several labelled axes freezes."""
+    source, normalized_shape, weight, bias = call.args[:4]
+    labels = recorder.labels_of(source)
+    if len(normalized_shape) > 1 and varying_axes(labels):
+        recorder.freeze_inputs(call, "normalises over channels and positions")
+    elif len(normalized_shape) == 1:
+        channels = recorder.channel_labels(labels, -1)
+        _tie_parameter(recorder, weight, channels)
+        _tie_parameter(recorder, bias, channels)
+    recorder.set_labels(call.out[0], labels)
+
+
+def group_norm(recorder: LabelRecorder, call: OpCall) -> None:
+    """Freeze: the statistics of a group of channels change when one of them leaves."""
+    source, weight, bias = call.args[:3]
+    labels = recorder.labels_of(source)
+    channels = recorder.channel_labels(labels, 1)
+    _tie_parameter(recorder, weight, channels)
+    _tie_parameter(recorder, bias, channels)
+    num_groups = call.args[6]
+    if num_groups != source.shape[1]:
+        recorder.store.freeze(channels, recorder.cause(call, "group norm over several channels"))
+    recorder.set_labels(call.out[0], labels)
+
+
+def convolution(recorder: LabelRecorder, call: OpCall) -> None:
+    """Unite the input's channels with the weight's input axis; the output's are fresh."""
+    source, weight, bias, stride, _padding, _dilation, transposed = call.args[:7]
+    groups: int = call.args[8]
+    if recorder.weight_view(weight) is None:
+        recorder.freeze_inputs(call, "convolution with a computed weight")
+        recorder.set_unlabelled(call, "convolution with a computed weight")
+        return
+    channels = recorder.channel_labels(recorder.labels_of(source), 1)
+    depthwise = groups > 1 and weight.shape[1] == 1
+    in_axis = 0 if transposed else 1
+    out_labels = recorder.axis_labels(weight, 1 - in_axis)
+    in_labels = recorder.axis_labels(weight, in_axis)
+    assert in_labels is not None
+    assert out_labels is not None
+    if groups == 1:
+        recorder.store.unite(channels, in_labels)
+    elif depthwise:
+        rows = in_labels if transposed else out_labels
+        out_labels = rows
+        recorder.store.unite(channels.view(groups, -1), rows.view(groups, -1))
+    elif transposed:
+        recorder.freeze_inputs(call, "grouped transposed convolution")
+        recorder.store.freeze(in_labels, recorder.cause(call, "grouped transposed convolution"))
+        out_labels = recorder.store.frozen(
+            recorder.cause(call, "grouped transposed convolution"), (call.out.shape[1],)
+        )
+    else:
+        recorder.store.unite(channels.view(groups, -1), in_labels.view(1, -1))
+        parts = out_labels.view(groups, -1)
+        recorder.store.unite(parts, parts[:1])
+    if bias is not None:
+        _tie_parameter(recorder, bias, out_labels)
+    recorder.set_labels(call.out, along(out_labels, 1, call.out.shape))
+    positions = prod((source if transposed else call.out).shape[2:])
+    kernel = prod(weight.shape[2:])
+    recorder.recording.ops.append(
+        RecordedOp(
+            module=recorder.modules.current,
+            kind="conv",
+            in_labels=in_labels[:0] if depthwise else in_labels,
+            out_labels=out_labels,
+            macs_coefficient=float(source.shape[0] * positions * kernel),
+            param=_weight_name(recorder, weight),
+            kernel_size=kernel,
+            stride=stride[0],
+            groups=groups,
+            depthwise=depthwise,
+            spatial=prod(call.out.shape[2:]),
+        )
+    )
+
+
+def _weight_name(recorder: LabelRecorder, weight: Tensor) -> str | None:
+    stored = recorder.weight_view(weight)
+    return None if stored is None else stored[0]
+
+
+def _matrix_product(
+    recorder: LabelRecorder, call: OpCall, source: Tensor, weight: Tensor, bias: Tensor | None
+) -> None:
+    """``out = source @ weight (+ bias)``; the weight is ``[in, out]``, perhaps a permuted view."""
+    in_labels, out_labels = recorder.axis_labels(weight, 0), recorder.axis_labels(weight, 1)
+    if in_labels is None or out_labels is None:
+        activation_product(recorder, call)
+        return
+    recorder.store.unite(recorder.channel_labels(recorder.labels_of(source), -1), in_labels)
+    if bias is not None:
+        _tie_parameter(recorder, bias, out_labels)
+    recorder.set_labels(call.out, along(out_labels, -1 % call.out.ndim, call.out.shape))
+    rows = prod(call.out.shape[:-1])
+    recorder.recording.ops.append(
+        RecordedOp(
+            module=recorder.modules.current,
+            kind="linear",
+            in_labels=in_labels,
+            out_labels=out_labels,
+            macs_coefficient=float(rows),
+            param=_weight_name(recorder, weight),
+            spatial=rows,
+        )
+    )
+
+
+def addmm(recorder: LabelRecorder, call: OpCall) -> None:
+    """A linear layer with bias."""
+    bias, source, weight = call.args[:3]
+    _matrix_product(recorder, call, source, weight, bias)
+
+
+def mm(recorder: LabelRecorder, call: OpCall) -> None:
+    """A linear layer without bias."""
+    _matrix_product(recorder, call, call.args[0], call.args[1], None)
+
+
+def activation_product(recorder: LabelRecorder, call: OpCall) -> None:
+    """A product of activations: frozen, but counted."""
+    left, right = call.tensors()[-2:]
+    recorder.freeze_inputs(call, "matrix product of activations")
+    recorder.set_unlabelled(call, "matrix product of activations")
+    recorder.recording.ops.append(
+        RecordedOp(
+            module=recorder.modules.current,
+            kind="matmul",
+            in_labels=NO_AXIS,
+            out_labels=NO_AXIS,
+            macs_coefficient=float(prod(left.shape) * right.shape[-1]),
+            param=None,
+        )
+    )
+
+
+def attention(recorder: LabelRecorder, call: OpCall) -> None:
+    """Fused attention: frozen, but counted as two matrix products."""
+    query, key, value = call.args[:3]
+    recorder.freeze_inputs(call, "attention")
+    recorder.set_unlabelled(call, "attention")
+    rows = prod(query.shape[:-1])
+    macs = rows * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+    recorder.recording.ops.append(
+        RecordedOp(
+            module=recorder.modules.current,
+            kind="matmul",
+            in_labels=NO_AXIS,
+            out_labels=NO_AXIS,
+            macs_coefficient=float(macs),
+            param=None,
+        )
+    )
