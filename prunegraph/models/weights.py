@@ -130,7 +130,8 @@ def _normalisation(
     except (TypeError, ValueError, KeyError) as error:
         msg = f"{path}: 'normalisation' must hold two lists of numbers, 'mean' and 'std'"
         raise ArtefactError(msg) from error
-    if len(mean) != len(std) or not all(map(math.isfinite, mean + std)) or min(std) <= 0:
+    usable = len(mean) == len(std) > 0 and all(map(math.isfinite, mean + std)) and min(std) > 0
+    if not usable:
         msg = f"{path}: mean {mean} and std {std} must be finite, of one length, and std above 0"
         raise ArtefactError(msg)
     return mean, std
