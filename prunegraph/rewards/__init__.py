@@ -1,1 +1,22 @@
-"""rewards."""
+"""Rewards: pure functions of finished episodes and of what the agent remembers."""
+
+from prunegraph.rewards.competition import COMPETITION_CONTEXT_NAMES, SelfCompetition
+from prunegraph.rewards.config import RewardConfig
+from prunegraph.rewards.episode import Episode, pack_bits, unpack_bits
+from prunegraph.rewards.forms import FORMS, Reward, score
+from prunegraph.rewards.lagrangian import LagrangianMultiplier
+from prunegraph.rewards.ledger import SelfCompetitionLedger
+
+__all__ = [
+    "COMPETITION_CONTEXT_NAMES",
+    "FORMS",
+    "Episode",
+    "LagrangianMultiplier",
+    "Reward",
+    "RewardConfig",
+    "SelfCompetition",
+    "SelfCompetitionLedger",
+    "pack_bits",
+    "score",
+    "unpack_bits",
+]

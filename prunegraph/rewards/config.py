@@ -1,0 +1,84 @@
+"""Options of the reward: what is compared with what, and how the budget enters."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from prunegraph.errors import ConfigError
+
+SelfCompetitionForm = Literal["best", "ema", "rank", "greedy", "accuracy", "lagrangian", "wall"]
+Metric = Literal["accuracy", "loss", "kl"]
+Constraint = Literal["bias", "lagrangian"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """How a pruned network's measurements become a reward.
+
+    Attributes:
+        self_competition: what the network competes with: the best mask so far (``"best"``),
+            running averages (``"ema"``), the last episodes (``"rank"``), the policy's own greedy
+            mask (``"greedy"``); or no competition: the metric itself (``"accuracy"``), the metric
+            minus the multiplier's term (``"lagrangian"``), the metric under AMC's action wall
+            (``"wall"``).
+        metric: what is compared: ``"accuracy"``, ``"loss"`` (minus the cross-entropy) or ``"kl"``
+            (minus the divergence from the dense network).
+        constraint: ``"lagrangian"`` takes ``multiplier * overshoot`` off every reward; ``"bias"``
+            leaves the budget to the policy's threshold and the repair.
+        gain: rewards of a metric difference are ``clip(gain * difference)``.
+        ema_decay: weight of the past in the running averages, an episode.
+        epsilon: violations up to this count as none (``"ema"``).
+        window: number of last episodes that ``"rank"`` compares with; it gives no reward before
+            they are there.
+        quantile: share of the window that an episode must beat, in (0, 1).
+        multiplier_start: first value of the Lagrangian multiplier.
+        multiplier_step: its step size on the mean overshoot.
+        multiplier_limit: its largest value.
+        multiplier_period: updates of the policy between two of its steps (the slower clock).
+        overshoot_tolerance: mean overshoot at which it neither grows nor shrinks.
+    """
+
+    self_competition: SelfCompetitionForm = "best"
+    metric: Metric = "accuracy"
+    constraint: Constraint = "bias"
+    gain: float = 10.0
+    ema_decay: float = 0.9
+    epsilon: float = 1e-3
+    window: int = 32
+    quantile: float = 0.75
+    multiplier_start: float = 1.0
+    multiplier_step: float = 2.0
+    multiplier_limit: float = 10.0
+    multiplier_period: int = 2
+    overshoot_tolerance: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check_choice("self_competition", self.self_competition, get_args(SelfCompetitionForm))
+        _check_choice("metric", self.metric, get_args(Metric))
+        _check_choice("constraint", self.constraint, get_args(Constraint))
+        _check_range("gain", self.gain, 0.0, 1e6)
+        _check_range("ema_decay", self.ema_decay, 0.0, 1.0)
+        _check_range("epsilon", self.epsilon, 0.0, 1.0)
+        _check_range("window", self.window, 2, 10**6)
+        _check_range("quantile", self.quantile, 0.0, 1.0)
+        _check_range("multiplier_limit", self.multiplier_limit, 0.0, 1e6)
+        _check_range("multiplier_start", self.multiplier_start, 0.0, self.multiplier_limit)
+        _check_range("multiplier_step", self.multiplier_step, 0.0, 1e6)
+        _check_range("multiplier_period", self.multiplier_period, 1, 10**6)
+        _check_range("overshoot_tolerance", self.overshoot_tolerance, 0.0, 1.0)
+
+    @property
+    def uses_multiplier(self) -> bool:
+        """Whether overshoot is taken off the reward."""
+        return self.constraint == "lagrangian" or self.self_competition == "lagrangian"
+
+
+def _check_choice(name: str, value: str, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        msg = f"{name}={value!r} is not one of {', '.join(valid)}"
+        raise ConfigError(msg)
+
+
+def _check_range(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        msg = f"{name}={value} must lie in [{low:g}, {high:g}]"
+        raise ConfigError(msg)

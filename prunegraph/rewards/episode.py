@@ -1,0 +1,91 @@
+"""What a reward is computed from: the plain figures of one finished episode."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from prunegraph.errors import ConfigError
+from prunegraph.rewards.config import Metric
+
+COST_TOLERANCE = 1.05
+"""Independent bits move the cost by 4 to 6 % of the budget by chance: that is not overshoot."""
+
+METRIC_FLOOR = -10.0
+"""The least metric: a network whose loss overflows counts as this bad."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """One finished episode.
+
+    Attributes:
+        cell: name of the (network, budget) pair whose episodes compete with one another.
+        accuracy: top-1 in [0, 1].
+        loss: mean cross-entropy in nats.
+        kl: mean KL divergence from the dense network in nats, or None if not measured.
+        raw_cost_ratio: cost of the raw bits over the budget (the tightest, of several).
+        cost_ratio: cost of the evaluated mask over the budget.
+        bits: the evaluated mask, as ``pack_bits`` writes it.
+        digest: its ``KeepMask.digest()``.
+    """
+
+    cell: str
+    accuracy: float
+    loss: float
+    kl: float | None = None
+    raw_cost_ratio: float
+    cost_ratio: float
+    bits: str
+    digest: str
+
+    @property
+    def overshoot(self) -> float:
+        """Share of the budget by which the raw bits exceed it, beyond chance (``V_raw``)."""
+        return max(0.0, self.raw_cost_ratio - COST_TOLERANCE)
+
+    @property
+    def violation(self) -> float:
+        """The same of the evaluated mask (``V``): zero if it was repaired."""
+        return max(0.0, self.cost_ratio - COST_TOLERANCE)
+
+    @property
+    def feasible(self) -> bool:
+        """Whether the evaluated mask violates nothing, by the tolerance of ``violation``."""
+        return self.violation == 0.0
+
+    def metric(self, name: Metric) -> float:
+        """Return the figure that is compared, higher = better, in [-10, 1].
+
+        Raises:
+            ConfigError: ``"kl"`` was not measured.
+        """
+        if name == "accuracy":
+            return self.accuracy
+        value = self.loss if name == "loss" else self.kl
+        if value is None:
+            msg = f"metric='kl' was not measured for {self.cell}: build its Evaluator with kl=True"
+            raise ConfigError(msg)
+        return max(METRIC_FLOOR, -value) if math.isfinite(value) else METRIC_FLOOR
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Return the episode that ``to_dict`` wrote."""
+        return cls(**values)
+
+
+def pack_bits(keep: npt.NDArray[np.bool_]) -> str:
+    """Return keep bits ``[N]`` as hex digits, eight bits a pair."""
+    return np.packbits(keep).tobytes().hex()
+
+
+def unpack_bits(bits: str, num_classes: int) -> npt.NDArray[np.bool_]:
+    """Return the ``[num_classes]`` keep bits that ``pack_bits`` wrote."""
+    packed = np.frombuffer(bytes.fromhex(bits), dtype=np.uint8)
+    return np.unpackbits(packed, count=num_classes).astype(np.bool_)
