@@ -1,0 +1,66 @@
+"""What every pruning method is given, and what it gives back: baselines and agents alike."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import nn
+
+from prunegraph.graph import ExampleInputs, StructureGraph
+from prunegraph.pruning.evaluation import Evaluator
+from prunegraph.types import Budget, FloatArray, KeepMask
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PruningProblem:
+    """One network to prune to one budget.
+
+    Attributes:
+        model: the dense network; no method changes it.
+        graph: its structure.
+        budget: what may remain.
+        evaluator: scores masks on search images and counts the networks run.
+        statistics: measured arrays ``[N]`` by name (see ``pruning.statistics``).
+        example_inputs: what the network's forward takes.
+        seed: fixes every random choice of the method.
+        max_networks: pruned networks that the method may run.
+        progress: called as ``progress(networks_evaluated, max_networks)``, or None.
+    """
+
+    model: nn.Module
+    graph: StructureGraph
+    budget: Budget
+    evaluator: Evaluator
+    statistics: Mapping[str, FloatArray]
+    example_inputs: ExampleInputs
+    seed: int = 0
+    max_networks: int = 0
+    progress: Callable[[int, int], None] | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PrunerResult:
+    """The mask that a method chose.
+
+    Attributes:
+        mask: which classes stay; meets the problem's budget.
+        networks_evaluated: pruned networks run on the way to it.
+        history: one record a step of the search, as JSON values; empty for heuristics.
+    """
+
+    mask: KeepMask
+    networks_evaluated: int = 0
+    history: tuple[Mapping[str, Any], ...] = field(default=())
+
+
+class Pruner(Protocol):
+    """A pruning method."""
+
+    @property
+    def name(self) -> str:
+        """Its name in tables, as ``"l1/uniform"``."""
+        ...
+
+    def prune(self, problem: PruningProblem) -> PrunerResult:
+        """Choose a mask that meets the problem's budget."""
+        ...
