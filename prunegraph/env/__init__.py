@@ -1,1 +1,22 @@
-"""env."""
+"""The constrained decision process; importing this registers it with Gymnasium."""
+
+import gymnasium
+
+from prunegraph.env.config import CONTEXT_NAMES, EnvConfig
+from prunegraph.env.environment import ChannelPruningEnv
+from prunegraph.env.task import MaskEvaluator, PruningTask, cell_name
+
+ENV_ID = "prunegraph/ChannelPruning-v0"
+"""The id for ``gymnasium.make(ENV_ID, tasks=..., config=...)``."""
+
+gymnasium.register(id=ENV_ID, entry_point="prunegraph.env.environment:ChannelPruningEnv")
+
+__all__ = [
+    "CONTEXT_NAMES",
+    "ENV_ID",
+    "ChannelPruningEnv",
+    "EnvConfig",
+    "MaskEvaluator",
+    "PruningTask",
+    "cell_name",
+]

@@ -1,0 +1,299 @@
+"""The constrained decision process of pruning a network's channels, for Gymnasium.
+
+The environment only sequences: raw bits, a mask that meets the budget, its evaluation, its reward.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from gymnasium.error import ResetNeeded
+
+from prunegraph.env.config import (
+    CONTEXT_NAMES,
+    FEATURE_BOUND,
+    EnvConfig,
+    cell_of_episode,
+    episode_generator,
+    subset_seed,
+)
+from prunegraph.env.realise import Realisation, realise
+from prunegraph.env.task import Cell, PruningTask, make_cell
+from prunegraph.errors import ConfigError
+from prunegraph.graph import StructureGraph
+from prunegraph.rewards import Episode, SelfCompetition, pack_bits, unpack_bits
+from prunegraph.types import BoolArray, Budget, Cost, FloatArray, KeepMask, Outcome
+
+Observation = dict[str, FloatArray]
+Action = npt.NDArray[Any]
+
+
+class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
+    """Choose which channels of a network stay.
+
+    One step decides on the whole network, or with ``per_group`` on one group. The reward comes with
+    the last step. Action bits outside the action mask are ignored. ``reset(seed=...)`` starts all
+    over, the ledger included. ``reset(options={"greedy": bits})`` gives the policy's own greedy
+    keep bits ``[N_max]`` that the form ``"greedy"`` competes with in this block.
+
+    The last step's ``info`` holds ``raw_cost`` (a ``Cost``), ``raw_cost_ratio`` and ``cost_ratio``
+    (over the budget), ``repaired`` (share of free bits flipped), ``overshoot``, ``violation``,
+    ``reward_terms``, ``outcome``, ``mask_digest``, ``mask_bits`` (see ``rewards.unpack_bits``) and
+    ``result`` (an ``Episode`` for ``SelfCompetition.score``). Every ``info`` holds ``graph_id``,
+    ``cell``, ``budget``, ``block`` (number of the image subset) and ``episode_number``.
+
+    Args:
+        tasks: one or several networks; their position is the graph id.
+        config: the options.
+
+    Shapes:
+        - observation: ``graph_id [1]``, ``node_features [N_max * F]``, ``node_mask [N_max]``,
+          ``action_mask [N_max]``, ``context [K]`` in the order of ``CONTEXT_NAMES``
+        - action: ``[N_max]`` bits, 1 = keep
+
+    Raises:
+        ConfigError: no tasks, equal names, features that do not fit, or nothing to prune.
+        BudgetError: a budget that cannot be met.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012 - Gymnasium's own declaration
+
+    def __init__(
+        self, tasks: PruningTask | Sequence[PruningTask], config: EnvConfig | None = None
+    ) -> None:
+        self.tasks = (tasks,) if isinstance(tasks, PruningTask) else tuple(tasks)
+        self.config = EnvConfig() if config is None else config
+        self.cells = _make_cells(self.tasks, self.config.budgets)
+        self.num_nodes = max(task.graph.num_classes for task in self.tasks)
+        space = _observation_space(self.cells, self.num_nodes)
+        self.observation_space = space  # type: ignore[assignment]  # gymnasium types it as Any
+        self.action_space = spaces.MultiBinary(self.num_nodes)
+        self.competition = SelfCompetition(self.config.reward)
+        self.seed_in_use = self.config.seed
+        self.episode_number = self.config.first_episode
+        self._next_episode = self.config.first_episode
+        self._cell = self.cells[0]
+        self._keep: BoolArray = np.ones(0, dtype=bool)
+        self._num_steps = 0  # made in this episode
+        self._steps_left = 0
+
+    def seek(self, episode: int) -> None:
+        """Go on with the episode of this number at the next ``reset``."""
+        self._next_episode = episode
+
+    @property
+    def networks_evaluated(self) -> int:
+        """Pruned networks that the tasks' evaluators ran so far."""
+        evaluators = {id(task.evaluator): task.evaluator for task in self.tasks}
+        return sum(evaluator.num_networks for evaluator in evaluators.values())
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Begin the next episode."""
+        super().reset(seed=seed)
+        unknown = set(options or {}) - {"greedy"}
+        if unknown:
+            msg = f"unknown reset options {sorted(unknown)}; valid: greedy"
+            raise ConfigError(msg)
+        if seed is not None:
+            self.seed_in_use = seed
+            self._next_episode = self.config.first_episode
+            self.competition = SelfCompetition(self.config.reward)
+        self.episode_number = self._next_episode
+        self._next_episode += self.config.episode_stride
+        self.np_random = episode_generator(self.seed_in_use, self.episode_number)
+        index = cell_of_episode(
+            self.seed_in_use, self.episode_number, len(self.cells), self.config.episodes_per_cell
+        )
+        self._cell = self.cells[index]
+        self._keep = np.ones(self._cell.task.graph.num_classes, dtype=bool)
+        self._num_steps = 0
+        self._steps_left = len(self._cell.steps) if self.config.per_group else 1
+        if not self.config.external_reward:
+            self._prepare_competition((options or {}).get("greedy"))
+        return self._observation(), self._identity()
+
+    def _prepare_competition(self, greedy: Action | None) -> None:
+        """Measure what this episode competes with on its block's images, once a block."""
+        cell = self._cell
+        self.competition.begin_block(self.block)
+        bits = self.competition.mask_to_measure(cell.name)
+        if greedy is not None and self.config.reward.self_competition == "greedy":
+            rng = episode_generator(self.seed_in_use, self.episode_number)
+            bits = pack_bits(self._realise(self._read(greedy), rng)[0].keep)
+        if bits is not None:
+            self.competition.set_reference(cell.name, self.measure(cell.name, bits, self.block))
+
+    @property
+    def block(self) -> int:
+        """Number of the image subset that this episode is scored on."""
+        return self.config.block_of(self.episode_number)
+
+    def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Take the keep bits of the whole network, or of the group that is open."""
+        if self._steps_left == 0:
+            msg = "the episode is over: call reset() before step()"
+            raise ResetNeeded(msg)
+        open_classes = self._open_classes()
+        self._keep[open_classes] = self._read(action)[open_classes]
+        self._num_steps += 1
+        self._steps_left -= 1
+        if self._steps_left:
+            return self._observation(), 0.0, False, False, self._identity()
+        reward, info = self._finish()
+        return self._observation(), reward, True, False, info
+
+    def _finish(self) -> tuple[float, dict[str, Any]]:
+        """Evaluate the bits of the whole network; return the reward and the last ``info``."""
+        raw_cost = self._cell.task.graph.cost(self._keep)
+        mask, repaired = self._realise(self._keep, self.np_random)
+        self._keep = mask.keep
+        outcome = self._evaluate(self._cell, mask, self.block)
+        result = self._episode(self._cell, mask, outcome, raw_cost)
+        reward, terms = 0.0, dict[str, float]()
+        if not self.config.external_reward:
+            scored = self.competition.score([result])[0]
+            reward, terms = scored.value, dict(scored.terms)
+        info = {
+            **self._identity(),
+            "raw_cost": raw_cost,
+            "raw_cost_ratio": result.raw_cost_ratio,
+            "cost_ratio": result.cost_ratio,
+            "repaired": repaired,
+            "overshoot": result.overshoot,
+            "violation": result.violation,
+            "reward_terms": terms,
+            "outcome": outcome,
+            "mask_digest": result.digest,
+            "mask_bits": result.bits,
+            "result": result,
+        }
+        return reward, info
+
+    def measure(self, cell_name: str, bits: str, block: int) -> Episode:
+        """Return the figures of a packed mask on a block's images, as if it had been played."""
+        cell = next(cell for cell in self.cells if cell.name == cell_name)
+        graph = cell.task.graph
+        mask = graph.mask(unpack_bits(bits, graph.num_classes))
+        outcome = self._evaluate(cell, mask, block)
+        return self._episode(cell, mask, outcome, outcome.cost)
+
+    def _realise(self, keep: BoolArray, rng: np.random.Generator) -> tuple[KeepMask, float]:
+        how: Realisation = "repair" if self.config.repair else "raw"
+        if self.config.reward.self_competition == "wall":
+            how = "wall"
+        return realise(self._cell.task.graph, keep, self._cell.budget, how, rng)
+
+    def _evaluate(self, cell: Cell, mask: KeepMask, block: int) -> Outcome:
+        evaluator, size = cell.task.evaluator, self.config.subset_size
+        if size is None:
+            return evaluator.evaluate(mask)
+        subset = evaluator.draw_subset(size, subset_seed(self.seed_in_use, block))
+        return evaluator.evaluate(mask, subset)
+
+    def _episode(self, cell: Cell, mask: KeepMask, outcome: Outcome, raw_cost: Cost) -> Episode:
+        return Episode(
+            cell=cell.name,
+            accuracy=outcome.accuracy,
+            loss=outcome.loss,
+            kl=outcome.kl,
+            raw_cost_ratio=cell.cost_ratio(raw_cost),
+            cost_ratio=cell.cost_ratio(outcome.cost),
+            bits=pack_bits(mask.keep),
+            digest=outcome.digest,
+        )
+
+    def _read(self, action: Action) -> BoolArray:
+        """Return the keep bits ``[N]`` of an action ``[N_max]``; frozen classes are kept."""
+        bits = np.asarray(action)
+        if bits.shape != (self.num_nodes,):
+            msg = f"an action of shape {bits.shape} does not fit: it needs {self.num_nodes} bits"
+            raise ConfigError(msg)
+        graph = self._cell.task.graph
+        keep: BoolArray = np.asarray(bits[: graph.num_classes] > 0.5) | graph.frozen
+        return keep
+
+    def _open_classes(self) -> BoolArray:
+        """Return the classes ``[N]`` that the next step decides on (at the end: the last did)."""
+        graph: StructureGraph = self._cell.task.graph
+        if not self.config.per_group:
+            return graph.free.copy()
+        step = min(self._num_steps, len(self._cell.steps) - 1)
+        return graph.free & (graph.group_of == self._cell.steps[step])
+
+    def _observation(self) -> Observation:
+        cell, num_classes = self._cell, self._cell.task.graph.num_classes
+        features = np.zeros((self.num_nodes, cell.features.shape[1]), dtype=np.float32)
+        features[:num_classes] = cell.features
+        node_mask = np.zeros(self.num_nodes, dtype=np.float32)
+        node_mask[:num_classes] = 1.0
+        action_mask = np.zeros(self.num_nodes, dtype=np.float32)
+        action_mask[:num_classes] = self._open_classes()
+        return {
+            "graph_id": np.array([cell.graph_id], dtype=np.float32),
+            "node_features": features.reshape(-1),
+            "node_mask": node_mask,
+            "action_mask": action_mask,
+            "context": self._context(),
+        }
+
+    def _context(self) -> FloatArray:
+        cell = self._cell
+        limits = cell.budget.as_dict()
+        competition = (0.0, 0.0, 0.0)
+        if not self.config.external_reward:
+            competition = self.competition.context(cell.name)
+        values = (
+            limits.get("keep_macs", 1.0),
+            limits.get("keep_params", 1.0),
+            cell.remaining_share(self._keep),
+            self._num_steps / (self._num_steps + self._steps_left),
+            *competition,
+        )
+        return np.clip(np.array(values, dtype=np.float32), -FEATURE_BOUND, FEATURE_BOUND)
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "graph_id": self._cell.graph_id,
+            "cell": self._cell.name,
+            "budget": self._cell.budget.as_dict(),
+            "block": self.block,
+            "episode_number": self.episode_number,
+        }
+
+
+def _make_cells(
+    tasks: tuple[PruningTask, ...], budgets: tuple[Budget, ...] | None
+) -> tuple[Cell, ...]:
+    names = [task.name for task in tasks]
+    if not tasks or len(set(names)) != len(names):
+        msg = f"tasks named {names}: give at least one, and each another name"
+        raise ConfigError(msg)
+    cells = tuple(
+        make_cell(graph_id, task, budget)
+        for graph_id, task in enumerate(tasks)
+        for budget in (budgets or (task.budget,))
+    )
+    widths = sorted({cell.features.shape[1] for cell in cells})
+    if len(widths) > 1:
+        msg = f"node features of {widths} columns: all networks need the same features"
+        raise ConfigError(msg)
+    return cells
+
+
+def _observation_space(cells: tuple[Cell, ...], num_nodes: int) -> spaces.Dict:
+    num_features = cells[0].features.shape[1]
+    largest_id = max(cell.graph_id for cell in cells)
+    return spaces.Dict(
+        {
+            "graph_id": spaces.Box(0.0, max(largest_id, 1), (1,)),
+            "node_features": spaces.Box(-FEATURE_BOUND, FEATURE_BOUND, (num_nodes * num_features,)),
+            "node_mask": spaces.Box(0.0, 1.0, (num_nodes,)),
+            "action_mask": spaces.Box(0.0, 1.0, (num_nodes,)),
+            "context": spaces.Box(-FEATURE_BOUND, FEATURE_BOUND, (len(CONTEXT_NAMES),)),
+        }
+    )

@@ -1,0 +1,121 @@
+"""What an episode is played on: a network, how its masks are scored, and a budget."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from prunegraph.env.config import FEATURE_BOUND
+from prunegraph.errors import ConfigError
+from prunegraph.graph import StructureGraph
+from prunegraph.types import BoolArray, Budget, Cost, FloatArray, KeepMask, Outcome
+
+
+class MaskEvaluator(Protocol):
+    """Scores masks on search images; ``pruning.evaluation.Evaluator`` is one.
+
+    Attributes:
+        num_networks: pruned networks run so far.
+    """
+
+    num_networks: int
+
+    def evaluate(self, mask: KeepMask, subset: Tensor | None = None) -> Outcome:
+        """Return the outcome of a mask on the search images at positions ``subset``."""
+        ...
+
+    def draw_subset(self, size: int, seed: int) -> Tensor:
+        """Return positions of random search images, fixed by ``seed``."""
+        ...
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PruningTask:
+    """One network to prune.
+
+    Attributes:
+        name: names it in ledgers and reports; unique among an environment's tasks.
+        graph: its structure.
+        node_features: ``[N, F]`` channel features, or a function that makes them for a budget.
+        evaluator: scores its masks.
+        budget: what may remain, unless the environment draws budgets from a grid.
+    """
+
+    name: str
+    graph: StructureGraph
+    node_features: FloatArray | Callable[[Budget], FloatArray]
+    evaluator: MaskEvaluator
+    budget: Budget
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Cell:
+    """A (network, budget) pair, with what its episodes share.
+
+    Attributes:
+        name: names it in ledgers.
+        graph_id: the task's position.
+        task: the network.
+        budget: what may remain.
+        features: ``[N, F]`` in [-5, 5].
+        steps: groups with free classes, in topological order.
+    """
+
+    name: str
+    graph_id: int
+    task: PruningTask
+    budget: Budget
+    features: FloatArray
+    steps: tuple[int, ...]
+
+    def cost_ratio(self, cost: Cost) -> float:
+        """Return a cost over what may remain; the largest ratio, of several budgets."""
+        limits = self.task.graph.limits(self.budget)
+        return float(max(cost.macs / limits[0], cost.params / limits[1]))
+
+    def remaining_share(self, keep: BoolArray) -> float:
+        """Return the share of the dense MACs (of the params, if they alone count) in ``keep``."""
+        cost, dense = self.task.graph.cost(keep), self.task.graph.dense_cost
+        if self.budget.keep_macs is None:
+            return cost.params / dense.params
+        return cost.macs / dense.macs
+
+
+def cell_name(task_name: str, budget: Budget) -> str:
+    """Return the name of a (network, budget) pair, as ``"resnet20@keep_macs=0.5"``."""
+    limits = ",".join(f"{name}={value:g}" for name, value in budget.as_dict().items())
+    return f"{task_name}@{limits}"
+
+
+def make_cell(graph_id: int, task: PruningTask, budget: Budget) -> Cell:
+    """Check a task at a budget and return the pair.
+
+    Raises:
+        BudgetError: the budget cannot be met.
+        ConfigError: nothing can be pruned, or the features do not fit or are not finite.
+    """
+    graph = task.graph
+    steps = tuple(int(group) for group in np.unique(graph.group_of[graph.free]))
+    if not steps:
+        msg = f"{task.name} has nothing to prune: every channel class is frozen"
+        raise ConfigError(msg)
+    graph.project(np.zeros(graph.num_classes, dtype=np.float32), budget)
+    features = task.node_features
+    array = np.asarray(features(budget) if callable(features) else features, dtype=np.float32)
+    if array.ndim != 2 or len(array) != graph.num_classes or not np.isfinite(array).all():
+        msg = (
+            f"node features of {task.name} have shape {array.shape}: they must be finite, one row "
+            f"for each of its {graph.num_classes} channel classes"
+        )
+        raise ConfigError(msg)
+    clipped = np.clip(array, -FEATURE_BOUND, FEATURE_BOUND)
+    return Cell(
+        name=cell_name(task.name, budget),
+        graph_id=graph_id,
+        task=task,
+        budget=budget,
+        features=clipped,
+        steps=steps,
+    )
