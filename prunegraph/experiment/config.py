@@ -18,6 +18,7 @@ import yaml
 
 from prunegraph.errors import ConfigError
 from prunegraph.files import write_text
+from prunegraph.rewards.config import Constraint, Metric, SelfCompetitionForm
 from prunegraph.types import Budget
 
 DEFAULT_KEEP_MACS = 0.5
@@ -62,12 +63,14 @@ class DataConfig(CommonConfig):
         image_size: side to which images are scaled; default: the data set's own.
         search_share: share of the training images that is set aside for the search where the data
             set has no validation folder.
+        split_seed: seed of that cut; the same for every command that uses the same weights.
     """
 
     dataset: str | None = None
     data_dir: Path | None = None
     image_size: int | None = None
     search_share: float = 0.1
+    split_seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -137,9 +140,6 @@ class PruningOptions:
             raise ConfigError(msg)
 
 
-SelfCompetition = Literal["best", "ema", "rank", "greedy", "accuracy", "lagrangian", "amc"]
-
-
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
     """How the agent searches.
@@ -149,7 +149,10 @@ class SearchOptions:
         networks: pruned networks that one search may evaluate, everything counted.
         subset: search images an update scores its networks on; default: 1,500 or all.
         constraint: how the agent meets the budget.
-        self_competition: what a pruned network's accuracy is compared with.
+        self_competition: what a pruned network competes with: best, ema, rank or greedy; the
+            comparators accuracy, lagrangian and wall do not compete.
+        metric: what is compared; kl (to the dense network) for weights that have seen the search
+            images.
         granularity: decide on the whole network in one step, or group by group.
         update_size: networks an update of the policy.
         learning_rate: step size of the policy.
@@ -158,8 +161,9 @@ class SearchOptions:
     search_seeds: int = 3
     networks: int = 400
     subset: int | None = None
-    constraint: Literal["bias", "lagrangian"] = "bias"
-    self_competition: SelfCompetition = "best"
+    constraint: Constraint = "bias"
+    self_competition: SelfCompetitionForm = "best"
+    metric: Metric = "accuracy"
     granularity: Literal["network", "group"] = "network"
     update_size: int = 16
     learning_rate: float = 3e-3
@@ -204,7 +208,7 @@ class TrainConfig(SearchOptions, PruningOptions, DataConfig):
     With several networks one policy is trained on all of them.
 
     Attributes:
-        arch: one or more networks: resnet20, digits_resnet, torchvision:NAME, package.module:factory.
+        arch: one or more networks: resnet20, vgg16_bn, torchvision:NAME, package.module:factory.
         weights: one weights file a network, in the same order.
         pretrain_epochs: epochs to train a network that has no weights.
         out: run folder; default: runs/ARCH-DATASET-KEEP. The same command resumes.
@@ -265,8 +269,8 @@ class ApplyConfig(PruningOptions, NetworkConfig):
 class CompareConfig(SearchOptions, PruningOptions, NetworkConfig):
     """Compare the agent with every baseline at the same budget, in two stages.
 
-    Stage 1 recalibrates batch norm of every row; stage 2 fine-tunes eight rows, chosen on the search
-    split, with every seed.
+    Stage 1 recalibrates batch norm of every row; stage 2 fine-tunes eight rows, chosen on the
+    search split, with every seed.
 
     Attributes:
         methods: all, or names of rows (see docs/design.md).
@@ -387,7 +391,8 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], *, where: str) -> d
                 raise ConfigError(msg)
             continue
         if key not in names:
-            msg = f"{where}: unknown option {raw_key!r}{suggest(key, names)}; valid: {', '.join(names)}"
+            near = suggest(key, names)
+            msg = f"{where}: unknown option {raw_key!r}{near}; valid: {', '.join(names)}"
             raise ConfigError(msg)
         if key in arguments:
             msg = f"{where}: option {key!r} is given twice"

@@ -155,8 +155,8 @@ def _paired(ours: dict[int, float], theirs: dict[int, float]) -> list[float]:
 def proxy_correlation(rows: Sequence[MethodRow]) -> float | None:
     """Return Spearman's correlation of search accuracy with test accuracy after fine-tuning.
 
-    One point a mask (means over its fine-tuning seeds), the dense control left out; None under eight
-    masks, or where one side is constant.
+    One point a mask (means over its fine-tuning seeds), the dense control left out; None under
+    eight masks, or where one side is constant.
     """
     points: dict[str, list[tuple[float, float]]] = {}
     for row in rows:

@@ -16,9 +16,11 @@ from prunegraph.experiment.verdict import MethodRow
 from prunegraph.types import Budget, Cost
 
 KEYS = {
-    "": "schema command arch dataset seed budget dense pruned search methods verdict verdict_reason",
+    "": "schema command arch dataset seed budget dense pruned search methods verdict "
+    "verdict_reason",
     "dense": "macs params test_accuracy test_accuracy_finetuned",
-    "pruned": "macs params search_accuracy test_accuracy_recalibrated test_accuracy_finetuned widths",
+    "pruned": "macs params search_accuracy test_accuracy_recalibrated test_accuracy_finetuned "
+    "widths",
     "search": "seconds networks_evaluated evaluation_seconds",
     "methods": "name seed macs params search_accuracy test_accuracy_recalibrated "
     "test_accuracy_finetuned networks_evaluated",

@@ -1,0 +1,200 @@
+"""The command line: ``prunegraph COMMAND [options]``.
+
+Exits with 0 on success, 2 with one line on standard error on bad input, 130 on Ctrl-C.
+"""
+
+import contextlib
+import io
+import os
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import tyro
+from safetensors import SafetensorError
+
+from prunegraph.errors import ConfigError, PruneGraphError
+from prunegraph.experiment.config import (
+    CommonConfig,
+    InspectConfig,
+    from_dict,
+    read_yaml,
+    suggest,
+)
+from prunegraph.experiment.console import Console
+from prunegraph.experiment.inspect import run_inspect
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: its options, its function, and one line of help."""
+
+    config: type[CommonConfig]
+    run: Callable[[Any, Console], dict[str, Any]]
+    summary: str
+
+
+COMMANDS: dict[str, Command] = {
+    "inspect": Command(InspectConfig, run_inspect, "print groups, costs, and what is frozen"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code.
+
+    Args:
+        arguments: words after ``prunegraph``; default: those of the process.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    with contextlib.suppress(ValueError):  # not in the main thread: signals are the caller's
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # standard error is for the one line of an error
+            _dispatch(words)
+    except KeyboardInterrupt:
+        return _fail("interrupted; the same command with the same --out resumes", EXIT_INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has left: `prunegraph inspect | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except PruneGraphError as error:
+        return _fail(str(error), EXIT_BAD_INPUT)
+    except OSError as error:
+        return _fail(_describe_os_error(error), EXIT_BAD_INPUT)
+    except (SafetensorError, torch.OutOfMemoryError) as error:
+        return _fail(f"{type(error).__name__}: {error}", EXIT_BAD_INPUT)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stdout.flush()
+    sys.stderr.write(f"prunegraph: {' '.join(message.split())}\n")
+    return code
+
+
+def _describe_os_error(error: OSError) -> str:
+    where = f": {error.filename}" if error.filename else ""
+    return (
+        f"{error.strerror or error}{where}; free space or choose another --out, then run it again"
+    )
+
+
+def _dispatch(words: list[str]) -> None:
+    name = words[0] if words else "--help"
+    if name in ("-h", "--help", "help"):
+        sys.stdout.write(_overview())
+        return
+    if name == "--version":
+        sys.stdout.write(f"prunegraph {_version()}\n")
+        return
+    if name not in COMMANDS:
+        msg = (
+            f"unknown command {name!r}{suggest(name, list(COMMANDS))}; valid: {', '.join(COMMANDS)}"
+        )
+        raise ConfigError(msg)
+    command = COMMANDS[name]
+    config = parse(command.config, words[1:])
+    if config is None:
+        return
+    torch.set_num_threads(config.threads or num_cores())
+    console = Console(json_only=config.json)
+    console.result(command.run(config, console))
+
+
+def num_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def parse(kind: type[CommonConfig], words: list[str]) -> CommonConfig | None:
+    """Return the options that the words of a command line give; None if help was printed.
+
+    Raises:
+        ConfigError: an option is unknown, lacks a value, or has a bad one.
+    """
+    defaults = _defaults(kind, words)
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            config, unknown = tyro.cli(
+                kind,
+                prog=f"prunegraph {kind.command}",
+                args=words,
+                return_unknown_args=True,
+                config=(tyro.conf.FlagCreatePairsOff,),
+                **defaults,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            return None
+        msg = f"{_one_line(printed.getvalue())}; see `prunegraph {kind.command} --help`"
+        raise ConfigError(msg) from None
+    if unknown:
+        names = [f"--{field.name.replace('_', '-')}" for field in fields(kind)]
+        near = suggest(unknown[0].split("=")[0], names)
+        msg = (
+            f"unknown option {unknown[0]!r} of `prunegraph {kind.command}`{near}; "
+            f"see `prunegraph {kind.command} --help`"
+        )
+        raise ConfigError(msg)
+    return cast(CommonConfig, config)
+
+
+def _defaults(kind: type[CommonConfig], words: list[str]) -> dict[str, Any]:
+    """Return tyro's ``default`` argument with what ``--config FILE`` holds, if it is given."""
+    path = None
+    for position, word in enumerate(words):
+        if word == "--config" and position + 1 < len(words):
+            path = words[position + 1]
+        elif word.startswith("--config="):
+            path = word.partition("=")[2]
+    if path is None or path == "None":
+        return {}
+    given = from_dict(kind, read_yaml(Path(path)), where=path)
+    required = {"run", "policy"} & {field.name for field in fields(kind)}
+    return {"default": kind(**dict.fromkeys(required, tyro.MISSING) | given)}
+
+
+def _one_line(box: str) -> str:
+    """Return the first sentences of tyro's boxed message as one line."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip("│╭╮╰╯─ ").strip() for line in text.splitlines()]
+    body: list[str] = []
+    for line in lines[1:]:
+        if not line and body:
+            break
+        body.append(line)
+    return " ".join(" ".join(body).split()).rstrip(".")
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    commands = "\n".join(lines)
+    return (
+        f"usage: prunegraph COMMAND [options]\n\n{commands}\n\n"
+        "`prunegraph COMMAND --help` lists the options of a command.\n"
+    )
+
+
+def _version() -> str:
+    try:
+        return version("prunegraph")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "(not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

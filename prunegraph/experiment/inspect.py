@@ -1,0 +1,108 @@
+"""``prunegraph inspect``: what can be pruned, what it costs, what is frozen and why."""
+
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from prunegraph.data import load_dataset
+from prunegraph.experiment.config import InspectConfig
+from prunegraph.experiment.console import Console
+from prunegraph.experiment.setup import DEFAULT_ARCH, check_network, resolve_arch, resolve_device
+from prunegraph.graph import StructureGraph, analyse
+from prunegraph.models import build_model, load_weights, weights_info
+
+KNOWN_INPUTS: dict[str, tuple[tuple[int, int, int], int]] = {
+    "digits": ((1, 8, 8), 10),
+    "cifar10": ((3, 32, 32), 10),
+    "cifar100": ((3, 32, 32), 100),
+    "imagenet": ((3, 224, 224), 1000),
+}
+"""Image shape and number of classes of data sets that need not be read to know them."""
+
+
+def run_inspect(config: InspectConfig, console: Console) -> dict[str, Any]:
+    """Analyse a network, print what was found and return it as ``--json`` prints it."""
+    info = weights_info(config.weights) if config.weights else None
+    arch = resolve_arch(config.arch, config.weights, info)
+    dataset = config.dataset or (info.dataset if info else None)
+    image_shape, num_classes = _input_of(config, arch, dataset)
+    device = resolve_device(config.device)
+    model = build_model(arch, num_classes=num_classes, image_shape=image_shape)
+    if config.weights is not None:
+        load_weights(model, config.weights)
+    generator = torch.Generator().manual_seed(config.seed)
+    example: Tensor = torch.randn(1, *image_shape, generator=generator)
+    graph = analyse(model.to(device).eval(), example.to(device))
+    check_network(arch, graph)
+    content = {"arch": arch, **graph.to_json()}
+    if not config.json:
+        _print(content, graph, console)
+    return content
+
+
+def _input_of(
+    config: InspectConfig, arch: str, dataset: str | None
+) -> tuple[tuple[int, int, int], int]:
+    """Return image shape and number of classes without reading a data set, where that can be."""
+    if dataset is None:
+        dataset = _usual_dataset(arch)
+    if dataset in KNOWN_INPUTS and config.data_dir is None:
+        (channels, height, width), num_classes = KNOWN_INPUTS[dataset]
+    else:
+        images = load_dataset(dataset, data_dir=config.data_dir, image_size=config.image_size)
+        (channels, height, width), num_classes = images.image_shape, images.num_classes
+    side = config.image_size
+    if side is not None:
+        height = width = side
+    return (channels, height, width), config.num_classes or num_classes
+
+
+def _usual_dataset(arch: str) -> str:
+    """Return the data set whose images a network usually takes."""
+    if arch.startswith(DEFAULT_ARCH):
+        return "digits"
+    return "imagenet" if ":" in arch else "cifar10"
+
+
+def _print(content: dict[str, Any], graph: StructureGraph, console: Console) -> None:
+    dense = graph.dense_cost
+    table = Table(title=f"{content['arch']}: {dense.macs:,} MACs, {dense.params:,} parameters")
+    table.add_column("group")
+    table.add_column("size", justify="right")
+    table.add_column("MACs", justify="right")
+    table.add_column("removed together")
+    table.add_column("frozen because")
+    for group in content["groups"]:
+        table.add_row(
+            group["name"],
+            str(group["size"]),
+            f"{100 * group['macs_share']:.1f} %",
+            _shorten(group["members"]),
+            group["frozen"] or "",
+        )
+    console.table(table)
+    for frozen in content["frozen_ops"]:
+        console.say(
+            f"frozen by {frozen['op']} in {frozen['module'] or 'the network'}: {frozen['reason']}"
+        )
+    free = int(graph.free.sum())
+    groups = sum(group["frozen"] is None for group in content["groups"])
+    console.say(
+        f"{free} of {graph.num_classes} channel classes can be removed, in {groups} groups; "
+        f"at least {least_macs(graph):.1%} of the MACs remain"
+    )
+
+
+def _shorten(members: list[str], most: int = 3) -> str:
+    more = f", and {len(members) - most} more" if len(members) > most else ""
+    return ", ".join(members[:most]) + more
+
+
+def least_macs(graph: StructureGraph) -> float:
+    """Return the least share of the MACs that can remain."""
+    keep = graph.frozen.copy()
+    for group in graph.groups:
+        keep[group.classes[: group.min_keep]] = True
+    return graph.cost(keep).macs / max(graph.dense_cost.macs, 1)

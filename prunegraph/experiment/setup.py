@@ -1,0 +1,198 @@
+"""What every command starts from: the network, its weights, its images, its structure graph."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from prunegraph.data import load_dataset
+from prunegraph.errors import ArtefactError, ConfigError, ModelError
+from prunegraph.experiment.config import DataConfig, NetworkConfig
+from prunegraph.graph import StructureGraph, analyse
+from prunegraph.models import WeightsInfo, build_model, load_weights, weights_info
+from prunegraph.types import Budget, Dataset
+
+DEFAULT_ARCH = "digits_resnet"
+DEFAULT_DATASET = "digits"
+DIGITS_EPOCHS = 40
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Target:
+    """A network to prune, with its images.
+
+    Attributes:
+        arch: its name for ``build_model``.
+        model: the dense network, in eval mode, on the device.
+        dataset: its images, normalised as it was trained.
+        graph: its structure.
+        example_inputs: ``[1, C, H, W]`` one image, on the device.
+        info: what the JSON beside its weights says.
+        pretrain_epochs: epochs that it still has to be trained; 0 if it has weights.
+    """
+
+    arch: str
+    model: nn.Module
+    dataset: Dataset
+    graph: StructureGraph
+    example_inputs: Tensor
+    info: WeightsInfo | None
+    pretrain_epochs: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.example_inputs.device
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device that ``--device`` names.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        msg = (
+            f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu"
+        )
+        raise ConfigError(msg) from error
+    return device
+
+
+def resolve_arch(arch: str | None, weights: Path | None, info: WeightsInfo | None) -> str:
+    """Return the network's name from the options and the JSON beside the weights.
+
+    Raises:
+        ConfigError: they contradict each other, or weights come without a name.
+    """
+    if weights is None:
+        return arch or DEFAULT_ARCH
+    if info is None:
+        if arch is None and not weights.is_file():
+            msg = (
+                f"no weights file {weights}; check the path, or make one with `prunegraph pretrain`"
+            )
+            raise ArtefactError(msg)
+        if arch is None:
+            msg = f"{weights} has no JSON beside it that names the network; add --arch"
+            raise ConfigError(msg)
+        return arch
+    if arch is not None and arch != info.arch:
+        msg = f"{weights} holds {info.arch}, not {arch}: drop --arch, or give other --weights"
+        raise ConfigError(msg)
+    return info.arch
+
+
+def load_images(config: DataConfig, info: WeightsInfo | None) -> Dataset:
+    """Load the data set, normalised as the weights' JSON says.
+
+    Raises:
+        ConfigError: the weights were trained on images that this cut sets aside for the search.
+        DataError: the data set cannot be used.
+    """
+    for key in ("search_share", "split_seed"):
+        if info is not None and info.extra.get(key, getattr(config, key)) != getattr(config, key):
+            flag = f"--{key.replace('_', '-')} {info.extra[key]}"
+            msg = f"the weights were trained on another cut of the train images: give {flag}"
+            raise ConfigError(msg)
+    name = config.dataset or (info.dataset if info else None) or DEFAULT_DATASET
+    return load_dataset(
+        name,
+        data_dir=config.data_dir,
+        image_size=config.image_size,
+        search_share=config.search_share,
+        seed=config.split_seed,
+        mean=info.mean if info else None,
+        std=info.std if info else None,
+    )
+
+
+def build_network(arch: str, dataset: Dataset, seed: int) -> nn.Module:
+    """Build a network for a data set's images, its initial weights fixed by ``seed``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_model(arch, num_classes=dataset.num_classes, image_shape=dataset.image_shape)
+
+
+def load_target(config: NetworkConfig, budget: Budget | None = None) -> Target:
+    """Load everything that a network needs, and check it before anything long starts.
+
+    Args:
+        config: which network, weights and images.
+        budget: if given, checked to be within reach.
+
+    Raises:
+        PruneGraphError: something is missing, damaged, contradictory, or cannot be met.
+    """
+    device = resolve_device(config.device)
+    info = weights_info(config.weights) if config.weights else None
+    arch = resolve_arch(config.arch, config.weights, info)
+    dataset = load_images(config, info)
+    model = build_network(arch, dataset, config.seed)
+    if config.weights is not None:
+        load_weights(model, config.weights)
+    model = model.to(device).eval()
+    images, _ = next(iter(dataset.train.batches(1)))
+    example_inputs = images.to(device)
+    graph = analyse(model, example_inputs)
+    check_network(arch, graph)
+    check_outputs(arch, model, example_inputs, dataset.num_classes)
+    if budget is not None:
+        graph.project(torch.zeros(graph.num_classes).numpy(), budget)
+    return Target(
+        arch=arch,
+        model=model,
+        dataset=dataset,
+        graph=graph,
+        example_inputs=example_inputs,
+        info=info,
+        pretrain_epochs=_pretrain_epochs(config, arch, dataset),
+    )
+
+
+def check_network(arch: str, graph: StructureGraph) -> None:
+    """Raise ModelError if no channel of the network can be removed."""
+    if not graph.free.any():
+        reasons = sorted({group.frozen for group in graph.groups if group.frozen})
+        msg = f"{arch} has nothing to prune: {'; '.join(reasons) or 'no channel classes'}"
+        raise ModelError(msg)
+
+
+def check_outputs(arch: str, model: nn.Module, example_inputs: Tensor, num_classes: int) -> None:
+    """Raise ModelError if the network does not give one logit a class."""
+    with torch.no_grad():
+        outputs = model(example_inputs)
+    if not isinstance(outputs, Tensor) or outputs.shape != (1, num_classes):
+        shape = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        msg = (
+            f"{arch} returns {shape} for one image; it must return logits of shape "
+            f"[images, classes], here [1, {num_classes}]"
+        )
+        raise ModelError(msg)
+
+
+def _pretrain_epochs(config: NetworkConfig, arch: str, dataset: Dataset) -> int:
+    if config.weights is not None:
+        if config.pretrain_epochs:
+            msg = (
+                "--weights and --pretrain-epochs exclude each other: a network is trained or loaded"
+            )
+            raise ConfigError(msg)
+        return 0
+    if config.pretrain_epochs is not None:
+        return config.pretrain_epochs
+    if ":" in arch and not arch.startswith("torchvision:"):
+        return 0  # the user's factory returns a trained network
+    if dataset.name == DEFAULT_DATASET:
+        return DIGITS_EPOCHS
+    msg = (
+        f"{arch} on {dataset.name} has no weights: give --weights (made by `prunegraph pretrain`), "
+        "or --pretrain-epochs to train it first"
+    )
+    raise ConfigError(msg)
