@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunegraph.errors import ArtefactError, ConfigError
-from prunegraph.experiment.config import CommonConfig, read_yaml, same_run, save_config
+from prunegraph.experiment.config import CommonConfig
+from prunegraph.experiment.options import read_yaml, same_run, save_config
 
 RUNS = Path("runs")
 """Where run folders go without ``--out``, in the working directory."""

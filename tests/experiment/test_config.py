@@ -2,7 +2,6 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-import yaml
 
 from prunegraph.errors import BudgetError, ConfigError
 from prunegraph.experiment.config import (
@@ -13,12 +12,6 @@ from prunegraph.experiment.config import (
     PretrainConfig,
     TrainConfig,
     VerifyConfig,
-    from_dict,
-    load_config,
-    read_yaml,
-    same_run,
-    save_config,
-    to_dict,
 )
 from prunegraph.types import Budget
 
@@ -48,63 +41,6 @@ def test_configs_are_frozen_and_keyword_only(kind: type) -> None:
     config = kind(**required)
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.seed = 3
-
-
-def test_unknown_key_lists_the_valid_ones_and_the_nearest() -> None:
-    with pytest.raises(
-        ConfigError, match=r"unknown option 'keep_mac' \(did you mean 'keep_macs'"
-    ) as e:
-        from_dict(TrainConfig, {"keep_mac": 0.5}, where="f.yaml")
-    assert "finetune_epochs" in str(e.value)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"seed": "zero"}, "seed='zero' is not a int"),
-        ({"seed": True}, "seed=True is not a int"),
-        ({"keep_macs": "half"}, "keep_macs='half' is not a float"),
-        ({"constraint": "hard"}, "not one of bias, lagrangian"),
-        ({"json": 1}, "json=1 is not a bool"),
-        ({"command": "apply"}, "options of `prunegraph apply`"),
-        ({"keep-macs": 0.5, "keep_macs": 0.4}, "given twice"),
-    ],
-)
-def test_bad_yaml_values_raise(values: dict[str, object], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        from_dict(TrainConfig, values, where="f.yaml")
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [("- a\n- b\n", "must hold"), ("a: [1\n", "is not YAML"), (None, "cannot read")],
-)
-def test_bad_yaml_files_raise_one_line(tmp_path: Path, content: str | None, message: str) -> None:
-    path = tmp_path / "options.yaml"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(ConfigError, match=message) as error:
-        read_yaml(path)
-    assert "\n" not in str(error.value)
-
-
-def test_options_survive_the_file(tmp_path: Path) -> None:
-    config = TrainConfig(
-        arch=("resnet20", "resnet32"),
-        weights=(tmp_path / "a", tmp_path / "b"),
-        keep_macs=0.4,
-        finetune_epochs=3,
-    )
-    save_config(config, tmp_path / "config.yaml")
-    assert load_config(TrainConfig, tmp_path / "config.yaml") == config
-    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["command"] == "train"
-
-
-def test_runs_are_the_same_if_only_runtime_options_differ() -> None:
-    config = TrainConfig(keep_macs=0.4)
-    other = dataclasses.replace(config, threads=7, json=True, out=Path("elsewhere"))
-    assert same_run(config, to_dict(other)) == []
-    assert same_run(config, to_dict(dataclasses.replace(config, seed=1))) == ["seed"]
 
 
 @pytest.mark.parametrize(
