@@ -1,1 +1,38 @@
-"""pruning."""
+"""From a mask to a network: surgery, recalibration, evaluation, fine-tuning, files."""
+
+from prunegraph.pruning.artefacts import (
+    PrunedInfo,
+    PrunedNetwork,
+    load_pruned,
+    read_info,
+    save_pruned,
+)
+from prunegraph.pruning.evaluation import Evaluator, Scores, compute_logits, evaluate
+from prunegraph.pruning.export import export
+from prunegraph.pruning.finetune import FinetuneConfig, FinetuneResult, finetune
+from prunegraph.pruning.problem import Pruner, PrunerResult, PruningProblem
+from prunegraph.pruning.recalibration import recalibrate_bn
+from prunegraph.pruning.surgery import apply_mask, check_forward, zero_mask
+
+__all__ = [
+    "Evaluator",
+    "FinetuneConfig",
+    "FinetuneResult",
+    "PrunedInfo",
+    "PrunedNetwork",
+    "Pruner",
+    "PrunerResult",
+    "PruningProblem",
+    "Scores",
+    "apply_mask",
+    "check_forward",
+    "compute_logits",
+    "evaluate",
+    "export",
+    "finetune",
+    "load_pruned",
+    "read_info",
+    "recalibrate_bn",
+    "save_pruned",
+    "zero_mask",
+]

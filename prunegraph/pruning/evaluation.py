@@ -124,6 +124,11 @@ def _batches(
         yield from zip(data[0].split(batch_size), data[1].split(batch_size), strict=True)
 
 
+def model_device(model: nn.Module) -> torch.device:
+    """Return the device of the network's first parameter; the CPU if it has none."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
 def place_images(images: Tensor, model: nn.Module) -> Tensor:
     """Return the images on the network's device, in its weights' precision, channels last.
 

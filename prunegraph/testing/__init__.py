@@ -1,1 +1,5 @@
-"""testing."""
+"""Helpers for the tests of users who prune networks of their own."""
+
+from prunegraph.testing.oracle import assert_masked_equals_pruned, count_cost, largest_difference
+
+__all__ = ["assert_masked_equals_pruned", "count_cost", "largest_difference"]

@@ -1,0 +1,214 @@
+"""Pruned networks on disk: ``mask.json`` says what was cut, ``pruned.safetensors`` what is left."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from prunegraph.errors import ArtefactError, MaskError
+from prunegraph.files import write_bytes, write_json
+from prunegraph.graph import StructureGraph, analyse, unwrap
+from prunegraph.pruning.state import load_state, read_safetensors, state_tensors, to_safetensors
+from prunegraph.pruning.surgery import apply_mask
+from prunegraph.types import KeepMask
+
+SCHEMA = 1
+MASK_FILE = "mask.json"
+WEIGHTS_FILE = "pruned.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunedInfo:
+    """How the dense network of a pruned one is made, and what it eats.
+
+    Attributes:
+        arch: the dense network's name for ``build_model``, or any name of the user's.
+        num_classes: size of its output.
+        example_shape: shape of the example input that was analysed, the batch included.
+        mean: per-channel mean subtracted from its inputs, or None.
+        std: per-channel standard deviation, or None.
+        extra: any further JSON values.
+    """
+
+    arch: str
+    num_classes: int
+    example_shape: tuple[int, ...]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PrunedNetwork:
+    """A pruned network read from disk.
+
+    Attributes:
+        model: the pruned network with its weights, in eval mode.
+        graph: the structure of the dense one.
+        mask: what was kept.
+        info: how the dense network is made.
+    """
+
+    model: nn.Module
+    graph: StructureGraph
+    mask: KeepMask
+    info: PrunedInfo
+
+
+def save_pruned(
+    directory: Path | str,
+    *,
+    model: nn.Module,
+    mask: KeepMask,
+    graph: StructureGraph,
+    info: PrunedInfo,
+) -> None:
+    """Write a pruned network as ``mask.json`` and ``pruned.safetensors``, each atomically.
+
+    Args:
+        directory: where; made if missing.
+        model: the pruned network.
+        mask: the mask that made it.
+        graph: the structure of the dense network.
+        info: how the dense network is made.
+
+    Raises:
+        ArtefactError: a file cannot be written.
+    """
+    directory = Path(directory)
+    weights = to_safetensors(state_tensors(unwrap(model)))
+    normalisation = None
+    if info.mean is not None and info.std is not None:
+        normalisation = {"mean": list(info.mean), "std": list(info.std)}
+    record = {
+        "schema": SCHEMA,
+        "arch": info.arch,
+        "num_classes": info.num_classes,
+        "example_shape": list(info.example_shape),
+        "normalisation": normalisation,
+        "extra": dict(info.extra),
+        "mask": {
+            "keep": np.packbits(mask.keep).tobytes().hex(),
+            "size": int(mask.keep.size),
+            "kept": mask.num_kept,
+            "digest": mask.digest(),
+        },
+        "graph": graph.fingerprint(),
+        "weights": {"file": WEIGHTS_FILE, "sha256": hashlib.sha256(weights).hexdigest()},
+        "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
+    }
+    write_bytes(directory / WEIGHTS_FILE, weights)
+    write_json(directory / MASK_FILE, {**record, "checksum": _checksum(record)})
+
+
+def read_info(directory: Path | str) -> PrunedInfo:
+    """Return how the dense network of a saved one is made.
+
+    Raises:
+        ArtefactError: ``mask.json`` is missing or damaged.
+    """
+    path = Path(directory) / MASK_FILE
+    return _info(path, _read_record(path))
+
+
+def load_pruned(directory: Path | str, build_model: Callable[[], nn.Module]) -> PrunedNetwork:
+    """Read a pruned network: build the dense one, apply the mask, load the weights.
+
+    Args:
+        directory: where ``save_pruned`` wrote.
+        build_model: makes the dense network; its weights do not matter. See ``read_info``.
+
+    Returns:
+        The network, its graph and mask.
+
+    Raises:
+        ArtefactError: a file is missing, damaged, or of another network; the message names it.
+    """
+    path, weights_path = Path(directory) / MASK_FILE, Path(directory) / WEIGHTS_FILE
+    record = _read_record(path)
+    info = _info(path, record)
+    tensors, _ = read_safetensors(weights_path)
+    if hashlib.sha256(weights_path.read_bytes()).hexdigest() != record["weights"]["sha256"]:
+        msg = (
+            f"{weights_path} is not the file that {path.name} was written with: its bytes were "
+            "changed; copy both files again"
+        )
+        raise ArtefactError(msg)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        dense = unwrap(build_model())
+        graph = analyse(dense, torch.randn(info.example_shape))
+    if graph.fingerprint() != record["graph"]:
+        msg = (
+            f"{path} describes a network of another structure than the {info.arch} that was built "
+            f"(fingerprint {record['graph']}, built {graph.fingerprint()}): build the same one"
+        )
+        raise ArtefactError(msg)
+    mask = _mask(path, record, graph)
+    model = apply_mask(dense, graph, mask)
+    load_state(model, tensors, weights_path)
+    return PrunedNetwork(model=model.eval(), graph=graph, mask=mask, info=info)
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    """Return a hash of everything in a record but the checksum itself."""
+    content = {key: value for key, value in record.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """Return the content of ``mask.json`` once its checksum has been found right."""
+    if not path.is_file():
+        msg = f"there is no file {path}: give the folder that a pruned network was saved in"
+        raise ArtefactError(msg)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        msg = f"{path} is damaged: it is no JSON ({error}); copy it again"
+        raise ArtefactError(msg) from error
+    if not isinstance(record, dict) or record.get("checksum") != _checksum(record):
+        msg = f"{path} is damaged: its content does not fit its checksum; copy it again"
+        raise ArtefactError(msg)
+    if record.get("schema") != SCHEMA:
+        msg = f"{path} has schema {record.get('schema')}, this version reads {SCHEMA}: update"
+        raise ArtefactError(msg)
+    return record
+
+
+def _info(path: Path, record: Mapping[str, Any]) -> PrunedInfo:
+    try:
+        normalisation = record["normalisation"] or {}
+        mean, std = normalisation.get("mean"), normalisation.get("std")
+        return PrunedInfo(
+            arch=record["arch"],
+            num_classes=record["num_classes"],
+            example_shape=tuple(record["example_shape"]),
+            mean=None if mean is None else tuple(mean),
+            std=None if std is None else tuple(std),
+            extra=record["extra"],
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        msg = f"{path} lacks or misuses the key {error}: save the network again"
+        raise ArtefactError(msg) from error
+
+
+def _mask(path: Path, record: Mapping[str, Any], graph: StructureGraph) -> KeepMask:
+    """Return the mask of a record, checked against its own digest and the graph."""
+    try:
+        packed = np.frombuffer(bytes.fromhex(record["mask"]["keep"]), dtype=np.uint8)
+        size, digest = int(record["mask"]["size"]), record["mask"]["digest"]
+        mask = graph.mask(np.unpackbits(packed)[:size].astype(bool))
+    except (KeyError, TypeError, ValueError, MaskError) as error:
+        msg = f"{path} holds no legal mask of this network ({error}): save the network again"
+        raise ArtefactError(msg) from error
+    if mask.digest() != digest:
+        msg = f"{path}: the keep bits give digest {mask.digest()}, the file says {digest}"
+        raise ArtefactError(msg)
+    return mask

@@ -1,0 +1,199 @@
+"""Networks as files for other programs; each is read back and compared before it is written."""
+
+import copy
+import io
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from prunegraph.errors import ConfigError, ExportError
+from prunegraph.files import write_bytes
+from prunegraph.graph import ExampleInputs, evaluation_mode, unwrap
+from prunegraph.pruning.state import state_tensors, to_safetensors
+
+ExportFormat = Literal["onnx", "torch-export", "safetensors"]
+FORMATS: tuple[ExportFormat, ...] = ("onnx", "torch-export", "safetensors")
+
+TOLERANCE = 1e-4
+"""Largest accepted difference relative to the largest output."""
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+Runner = Callable[[Arguments], list[Tensor]]
+
+
+def export(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    path: Path | str,
+    *,
+    format: ExportFormat = "onnx",  # the command line's word for it
+    dynamic_batch: bool = True,
+) -> Path:
+    """Write a network for use elsewhere, once the file's own outputs have been found equal.
+
+    Args:
+        model: the network; exported in eval mode on the CPU.
+        example_inputs: what its forward takes, the batch as axis 0 of every tensor.
+        path: the file to write.
+        format: ``"onnx"``, ``"torch-export"`` (a ``.pt2`` program) or ``"safetensors"`` (weights).
+        dynamic_batch: let the file take any batch size; False = that of the example.
+
+    Returns:
+        The path.
+
+    Raises:
+        ConfigError: unknown format.
+        ExportError: the exporter fails, a library is missing, or the outputs differ; nothing is
+            written then.
+        ArtefactError: the file cannot be written.
+    """
+    writers = {"onnx": _to_onnx, "torch-export": _to_program, "safetensors": _to_weights}
+    if format not in writers:
+        msg = f"unknown export format {format!r}: choose from {', '.join(FORMATS)}"
+        raise ConfigError(msg)
+    network = copy.deepcopy(unwrap(model)).cpu().eval()
+    example = _arguments(example_inputs)
+    if dynamic_batch:
+        example = _with_batch(example, 2)  # exporters take a batch of one for a constant
+    with evaluation_mode(network):
+        try:
+            content, runner = writers[format](network, example, dynamic_batch=dynamic_batch)
+        except ExportError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            msg = f"{format} export of {type(network).__name__} failed: {reason}"
+            raise ExportError(msg) from error
+        checked = [example, _with_batch(example, 3)] if dynamic_batch else [example]
+        for arguments in checked:
+            _compare(format, _run(network, arguments), runner(arguments))
+    write_bytes(path, content)
+    return Path(path)
+
+
+def _arguments(example_inputs: ExampleInputs) -> Arguments:
+    inputs = tree_map(lambda x: x.cpu() if isinstance(x, Tensor) else x, example_inputs)
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
+
+
+def _with_batch(arguments: Arguments, size: int) -> Arguments:
+    """Return the arguments with ``size`` different examples along axis 0 of every tensor."""
+
+    def resize(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            return value
+        copies = torch.cat([value] * size)[:size].clone()
+        if copies.is_floating_point():
+            noise = torch.Generator().manual_seed(size)
+            copies += torch.randn(copies.shape, generator=noise, dtype=copies.dtype)
+        return copies
+
+    resized: Arguments = tree_map(resize, arguments)
+    return resized
+
+
+def _run(network: Callable[..., Any], arguments: Arguments) -> list[Tensor]:
+    args, kwargs = arguments
+    return [leaf for leaf in tree_leaves(network(*args, **kwargs)) if isinstance(leaf, Tensor)]
+
+
+def _dynamic_shapes(arguments: Arguments, *, dynamic_batch: bool) -> Any:
+    """Return which axes may vary, in the structure of the arguments; None = none."""
+    if not dynamic_batch:
+        return None
+    batch = torch.export.Dim("batch", min=1)
+
+    def axes(value: Any) -> dict[int, Any] | None:
+        return {0: batch} if isinstance(value, Tensor) and value.dim() else None
+
+    args, kwargs = tree_map(axes, arguments)
+    return kwargs or args
+
+
+def _to_onnx(
+    network: nn.Module, example: Arguments, *, dynamic_batch: bool
+) -> tuple[bytes, Runner]:
+    """Return an ONNX file and a function that runs it in onnxruntime."""
+    # The ONNX libraries are an optional dependency: imported only where they are needed.
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  # torch.onnx needs it and says so less clearly
+    except ImportError as error:
+        msg = f"ONNX export needs {error.name}: pip install 'prunegraph[onnx]'"
+        raise ExportError(msg) from error
+    args, kwargs = example
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter warns of its own internals
+        program = torch.onnx.export(
+            network,
+            args,
+            kwargs=kwargs or None,
+            dynamic_shapes=_dynamic_shapes(example, dynamic_batch=dynamic_batch),
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    content: bytes = program.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    names = [node.name for node in session.get_inputs()]
+
+    def run(arguments: Arguments) -> list[Tensor]:
+        tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+        feed = {name: t.numpy() for name, t in zip(names, tensors, strict=True)}
+        return [torch.from_numpy(value) for value in session.run(None, feed)]
+
+    return content, run
+
+
+def _to_program(
+    network: nn.Module, example: Arguments, *, dynamic_batch: bool
+) -> tuple[bytes, Runner]:
+    """Return a ``torch.export`` program and a function that runs what was read back."""
+    args, kwargs = example
+    shapes = _dynamic_shapes(example, dynamic_batch=dynamic_batch)
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter warns of its own internals
+        torch.export.save(torch.export.export(network, args, kwargs, dynamic_shapes=shapes), buffer)
+        content = buffer.getvalue()
+        program = torch.export.load(io.BytesIO(content)).module()
+    return content, lambda arguments: _run(program, arguments)
+
+
+def _to_weights(
+    network: nn.Module, _example: Arguments, *, dynamic_batch: bool
+) -> tuple[bytes, Runner]:
+    """Return the weights alone and a function that runs a network with what was read back."""
+    del dynamic_batch  # weights have no batch
+    content = to_safetensors(state_tensors(network))
+    reloaded = copy.deepcopy(network)
+    tensors = safetensors.torch.load(content)
+    with torch.no_grad():
+        for name, tensor in state_tensors(reloaded).items():
+            tensor.zero_().copy_(tensors[name])
+    return content, lambda arguments: _run(reloaded, arguments)
+
+
+def _compare(format_name: str, expected: list[Tensor], found: list[Tensor]) -> None:
+    """Raise if the exported file's outputs are not those of the network."""
+    if [t.shape for t in expected] != [t.shape for t in found]:
+        msg = f"the {format_name} file gives outputs of other shapes than the network"
+        raise ExportError(msg)
+    for one, other in zip(expected, found, strict=True):
+        difference = (one.double() - other.double()).abs().max() if one.numel() else torch.zeros(())
+        scale = one.double().abs().max().clamp_min(1e-12) if one.numel() else torch.ones(())
+        if not bool(difference <= TOLERANCE * scale):
+            msg = (
+                f"the {format_name} file's outputs differ from the network's by "
+                f"{float(difference / scale):.1e} of the largest (at most {TOLERANCE:.0e} is "
+                "accepted): nothing was written"
+            )
+            raise ExportError(msg)

@@ -1,0 +1,97 @@
+"""A network's tensors as safetensors: written once each, read strictly, never unpickled."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from prunegraph.errors import ArtefactError
+
+
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of the state dict (not copies); a shared one by its first name only."""
+    seen: set[int] = set()
+    found: dict[str, Tensor] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if isinstance(value, Tensor) and id(value) not in seen:
+            seen.add(id(value))
+            found[name] = value
+    return found
+
+
+def parameter_digest(model: nn.Module) -> str:
+    """Return 16 hex digits that name the parameters' values; buffers do not count."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name}:{tuple(parameter.shape)}:{parameter.dtype};".encode())
+        flat = parameter.detach().cpu().contiguous().view(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def to_safetensors(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """Return the tensors as the bytes of a safetensors file."""
+    copies = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    content: bytes = safetensors.torch.save(copies, dict(metadata or {}))
+    return content
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of a safetensors file.
+
+    Raises:
+        ArtefactError: the file is missing, truncated or no safetensors file.
+    """
+    if not path.is_file():
+        msg = f"there is no file {path}: check the path"
+        raise ArtefactError(msg)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
+            return tensors, dict(file.metadata() or {})
+    except (safetensors.SafetensorError, OSError) as error:
+        msg = f"{path} is truncated or no safetensors file ({error}): make it again"
+        raise ArtefactError(msg) from error
+
+
+def load_state(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Copy tensors into the network, all or none.
+
+    Args:
+        model: the network.
+        tensors: one for each of ``state_tensors(model)``.
+        path: the file that they came from, for messages.
+
+    Raises:
+        ArtefactError: a name, shape or type differs, or a value is NaN or infinite.
+    """
+    own = state_tensors(model)
+    problems = [f"{name} is missing" for name in own if name not in tensors]
+    problems += [f"{name} is unexpected" for name in tensors if name not in own]
+    for name in own.keys() & tensors.keys():
+        have, want = tensors[name], own[name]
+        if have.shape != want.shape or have.dtype != want.dtype:
+            problems.append(
+                f"{name} is {tuple(have.shape)} {have.dtype}, "
+                f"the network needs {tuple(want.shape)} {want.dtype}"
+            )
+        elif not bool(torch.isfinite(have).all()):
+            problems.append(f"{name} holds NaN or infinity")
+    if problems:
+        msg = (
+            f"{path} does not fit the network: {sorted(problems)[0]} ({len(problems)} problems): "
+            "use the file that was written for this network"
+        )
+        raise ArtefactError(msg)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])

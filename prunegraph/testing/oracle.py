@@ -1,0 +1,145 @@
+"""The oracle of structured pruning: a silenced network and a smaller one compute the same."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import FlopCounterMode
+
+from prunegraph.graph import (
+    ExampleInputs,
+    StructureGraph,
+    call_forward,
+    evaluation_mode,
+    unwrap,
+)
+from prunegraph.pruning.surgery import apply_mask, zero_mask
+from prunegraph.types import Cost, KeepMask
+
+TOLERANCE = 1e-5
+"""Largest accepted difference relative to the largest output."""
+
+FLOPS_PER_MAC = 2
+
+
+def assert_masked_equals_pruned(
+    model: nn.Module,
+    graph: StructureGraph,
+    mask: KeepMask,
+    example: ExampleInputs,
+    *,
+    dtype: torch.dtype = torch.float64,
+    tolerance: float = TOLERANCE,
+) -> float:
+    """Assert that surgery and the graph's costs are right for one mask.
+
+    The silenced network (``zero_mask``) and the pruned one (``apply_mask``) must give equal
+    outputs; the pruned one's multiply-adds, counted by ``torch.utils.flop_counter``, and its
+    parameters must be exactly those that the graph says.
+
+    Args:
+        model: the dense network; it is left as it is.
+        graph: its structure.
+        mask: which classes stay.
+        example: inputs of the shape that was analysed.
+        dtype: precision of the comparison; in float64 rounding cannot hide a wrong channel.
+        tolerance: largest accepted difference relative to what the inputs change in the outputs,
+            so that a large constant (a bias) cannot hide a wrong channel.
+
+    Returns:
+        The largest relative difference.
+
+    Raises:
+        AssertionError: an output, the multiply-adds or the parameters differ, or the outputs do
+            not depend on the inputs, so that nothing would be compared.
+    """
+    dense = copy.deepcopy(unwrap(model)).to(dtype)
+    inputs = tree_map(lambda x: _cast(x, dtype), example)
+    pruned, masked = apply_mask(dense, graph, mask), zero_mask(dense, graph, mask)
+    expected = _outputs(masked, inputs)
+    difference = largest_difference(
+        expected, _outputs(pruned, inputs), scale=_response(masked, inputs, expected)
+    )
+    if not difference <= tolerance:
+        msg = (
+            f"masked and pruned outputs differ by {difference:.1e} of their range, more "
+            f"than {tolerance:.0e}, for mask {mask.digest()}"
+        )
+        raise AssertionError(msg)
+    said, counted = graph.cost(mask), count_cost(pruned, inputs)
+    if said != counted:
+        msg = f"the graph says {said} for mask {mask.digest()}, the pruned network has {counted}"
+        raise AssertionError(msg)
+    return difference
+
+
+def count_cost(model: nn.Module, inputs: ExampleInputs) -> Cost:
+    """Count a network's multiply-adds with ``torch.utils.flop_counter``, and its parameters.
+
+    Attention is counted as the matrix products that it is: the fast path of ``MultiheadAttention``
+    is off and scaled dot products use the plain backend.
+    """
+    counter = FlopCounterMode(display=False)
+    with evaluation_mode(model), sdpa_kernel(SDPBackend.MATH), counter:
+        call_forward(model, inputs)
+    return Cost(
+        macs=counter.get_total_flops() // FLOPS_PER_MAC,
+        params=sum(parameter.numel() for parameter in model.parameters()),
+    )
+
+
+def largest_difference(
+    expected: list[Tensor], found: list[Tensor], *, scale: float | None = None
+) -> float:
+    """Return the largest difference relative to ``scale``; None = the largest expected value.
+
+    Raises:
+        AssertionError: the tensors differ in number or shape, or there is nothing to compare.
+    """
+    shapes = [tuple(t.shape) for t in expected], [tuple(t.shape) for t in found]
+    if shapes[0] != shapes[1]:
+        msg = f"the outputs have shapes {shapes[1]}, expected {shapes[0]}"
+        raise AssertionError(msg)
+    if scale is None:
+        scale = max((float(t.abs().max()) for t in expected), default=0.0)
+    if not scale > 0.0:
+        msg = (
+            "the outputs are the same whatever the inputs, so nothing is compared: give random "
+            "inputs, and initialise a last layer of zeros"
+        )
+        raise AssertionError(msg)
+    worst = [float((one - other).abs().max()) for one, other in zip(expected, found, strict=True)]
+    return float(torch.tensor(worst).max()) / scale  # a NaN is the maximum
+
+
+def _response(model: nn.Module, inputs: ExampleInputs, outputs: list[Tensor]) -> float:
+    """Return how far the outputs move when floating-point inputs are set to zero, at most.
+
+    Never more than the largest output; that alone if no input is of floating point.
+    """
+    largest = max((float(t.abs().max()) for t in outputs), default=0.0)
+    leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    if not any(leaf.is_floating_point() for leaf in leaves):
+        return largest
+    blank = _outputs(model, tree_map(_blank, inputs))
+    moved = (float((a - b).abs().max()) for a, b in zip(outputs, blank, strict=True))
+    return min(largest, max(moved, default=0.0))
+
+
+def _blank(value: Any) -> Any:
+    is_signal = isinstance(value, Tensor) and value.is_floating_point()
+    return torch.zeros_like(value) if is_signal else value
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _outputs(model: nn.Module, inputs: ExampleInputs) -> list[Tensor]:
+    """Return the floating-point tensors that a forward in eval mode gives."""
+    with evaluation_mode(model), sdpa_kernel(SDPBackend.MATH):
+        leaves = tree_leaves(call_forward(model, inputs))
+    return [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point() and t.numel()]
