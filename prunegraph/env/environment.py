@@ -23,7 +23,6 @@ from prunegraph.env.config import (
 from prunegraph.env.realise import Realisation, realise
 from prunegraph.env.task import Cell, PruningTask, make_cell
 from prunegraph.errors import ConfigError
-from prunegraph.graph import StructureGraph
 from prunegraph.rewards import Episode, SelfCompetition, pack_bits, unpack_bits
 from prunegraph.types import BoolArray, Budget, Cost, FloatArray, KeepMask, Outcome
 
@@ -214,16 +213,17 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
             msg = f"an action of shape {bits.shape} does not fit: it needs {self.num_nodes} bits"
             raise ConfigError(msg)
         graph = self._cell.task.graph
-        keep: BoolArray = np.asarray(bits[: graph.num_classes] > 0.5) | graph.frozen
-        return keep
+        keep: BoolArray = bits[: graph.num_classes] > 0.5
+        return keep | graph.frozen
 
     def _open_classes(self) -> BoolArray:
         """Return the classes ``[N]`` that the next step decides on (at the end: the last did)."""
-        graph: StructureGraph = self._cell.task.graph
+        graph = self._cell.task.graph
         if not self.config.per_group:
             return graph.free.copy()
         step = min(self._num_steps, len(self._cell.steps) - 1)
-        return graph.free & (graph.group_of == self._cell.steps[step])
+        in_group: BoolArray = graph.group_of == self._cell.steps[step]
+        return graph.free & in_group
 
     def _observation(self) -> Observation:
         cell, num_classes = self._cell, self._cell.task.graph.num_classes

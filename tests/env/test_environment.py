@@ -1,0 +1,359 @@
+"""The environment's contract: observations, actions, episodes, what a reward is made of."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.error import ResetNeeded
+from gymnasium.utils.env_checker import check_env
+from stable_baselines3.common.env_checker import check_env as check_env_sb3
+
+from prunegraph.env import CONTEXT_NAMES, ENV_ID, ChannelPruningEnv, EnvConfig, PruningTask
+from prunegraph.errors import BudgetError, ConfigError
+from prunegraph.rewards import RewardConfig, SelfCompetition, unpack_bits
+from prunegraph.types import Budget
+
+MakeTask = Callable[..., PruningTask]
+COMPETITION_COLUMNS = slice(4, None)
+
+
+def column(observation: dict[str, Any], name: str) -> float:
+    return float(observation["context"][CONTEXT_NAMES.index(name)])
+
+
+def play(env: ChannelPruningEnv, num_episodes: int, *, seed: int | None = 0) -> list[Any]:
+    """Play with random bits; return everything that came back."""
+    rng = np.random.default_rng(5)
+    record: list[Any] = []
+    for number in range(num_episodes):
+        record.append(env.reset(seed=seed if number == 0 else None))
+        done = False
+        while not done:
+            action = rng.integers(0, 2, env.num_nodes).astype(np.int8)
+            step = env.step(action)
+            record.append(step)
+            done = step[2]
+    return record
+
+
+def assert_equal(first: Any, second: Any) -> None:
+    if isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_equal(first[key], second[key])
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second)
+        for one, other in zip(first, second, strict=True):
+            assert_equal(one, other)
+    elif isinstance(first, np.ndarray):
+        np.testing.assert_array_equal(first, second)
+    else:
+        assert first == second
+
+
+@pytest.mark.parametrize("per_group", [False, True])
+@pytest.mark.parametrize("form", ["best", "ema", "rank", "greedy", "accuracy", "wall"])
+def test_checkers_pass(make_task: MakeTask, form: Any, per_group: bool) -> None:
+    config = EnvConfig(
+        reward=RewardConfig(self_competition=form), per_group=per_group, subset_size=20
+    )
+    tasks = (make_task("small"), make_task("large"))
+    env = gymnasium.make(ENV_ID, tasks=tasks, config=config).unwrapped
+    check_env(env)
+    check_env_sb3(env)
+    assert isinstance(env, ChannelPruningEnv)
+    assert env.networks_evaluated > 0
+
+
+def test_a_broken_environment_fails_the_checker(make_task: MakeTask) -> None:
+    class Leaking(ChannelPruningEnv):
+        def _observation(self) -> dict[str, Any]:
+            observation = super()._observation()
+            observation["context"] = np.full_like(observation["context"], 7.0)
+            return observation
+
+    with pytest.raises(AssertionError):
+        check_env(Leaking(make_task(), EnvConfig()), skip_render_check=True)
+
+
+@pytest.mark.parametrize("per_group", [False, True])
+def test_equal_seeds_give_equal_rollouts(make_task: MakeTask, per_group: bool) -> None:
+    config = EnvConfig(
+        per_group=per_group,
+        episodes_per_subset=4,
+        episodes_per_cell=2,
+        subset_size=20,
+        budgets=(Budget(keep_macs=0.4), Budget(keep_macs=0.6)),
+    )
+    records = [
+        play(ChannelPruningEnv((make_task("small"), make_task("large")), config), 20, seed=seed)
+        for seed in (3, 3, 4)
+    ]
+    assert_equal(records[0], records[1])
+    digests = [[s[4].get("mask_digest") for s in r if len(s) == 5] for r in records]
+    assert digests[0] != digests[2]
+
+
+def test_a_seeded_reset_starts_all_over(make_task: MakeTask) -> None:
+    env = ChannelPruningEnv(make_task(), EnvConfig(subset_size=20, episodes_per_subset=2))
+    assert_equal(play(env, 6, seed=1), play(env, 6, seed=1))
+
+
+def test_observations_share_no_memory(make_task: MakeTask) -> None:
+    env = ChannelPruningEnv(make_task(), EnvConfig(per_group=True))
+    observations = [item[0] for item in play(env, 3)]
+    for first, second in pairwise(observations):
+        for key in first:
+            assert not np.shares_memory(first[key], second[key])
+    assert not np.shares_memory(observations[0]["node_features"], env.cells[0].features)
+
+
+def test_an_episode_begins_as_the_first_did(make_task: MakeTask) -> None:
+    env = ChannelPruningEnv(make_task(), EnvConfig(episodes_per_subset=1, per_group=True))
+    starts = [item[0] for item in play(env, 5) if len(item) == 2]
+    assert column(starts[0], "bar") == 0.0 != column(starts[1], "bar")
+    for observation in starts[1:]:
+        observation["context"][COMPETITION_COLUMNS] = starts[0]["context"][COMPETITION_COLUMNS]
+        assert_equal(observation, starts[0])
+    assert column(starts[0], "cost_so_far") == 1.0
+    assert column(starts[0], "step_share") == 0.0
+
+
+def test_observation_of_a_smaller_network_is_padded(make_task: MakeTask) -> None:
+    tasks = (make_task("small"), make_task("large"))
+    env = ChannelPruningEnv(tasks, EnvConfig(episodes_per_cell=1))
+    seen = set()
+    for _ in range(4):
+        observation, info = env.reset()
+        task = tasks[info["graph_id"]]
+        size = task.graph.num_classes
+        seen.add(info["graph_id"])
+        assert observation["graph_id"] == [info["graph_id"]]
+        assert observation["node_mask"].sum() == size
+        assert observation["node_mask"][:size].all()
+        features = observation["node_features"].reshape(env.num_nodes, -1)
+        np.testing.assert_array_equal(features[:size], task.node_features)  # type: ignore[arg-type]
+        assert not features[size:].any()
+        np.testing.assert_array_equal(observation["action_mask"][:size], task.graph.free)
+        assert not observation["action_mask"][size:].any()
+        env.step(np.ones(env.num_nodes, dtype=np.int8))
+    assert seen == {0, 1}
+
+
+@pytest.mark.parametrize("repair", [True, False])
+def test_bits_outside_the_action_mask_are_ignored(make_task: MakeTask, repair: bool) -> None:
+    config = EnvConfig(repair=repair, external_reward=True)
+    results = []
+    for outside in (0, 1):
+        env = ChannelPruningEnv((make_task("small"), make_task("large")), config)
+        observation, info = env.reset(seed=0)
+        while info["cell"] != "small@keep_macs=0.5":
+            env.step(np.ones(env.num_nodes, dtype=np.int8))
+            observation, info = env.reset()
+        action = np.random.default_rng(1).integers(0, 2, env.num_nodes)
+        action[observation["action_mask"] == 0] = outside
+        results.append(env.step(action)[4])
+    assert_equal(results[0], results[1])
+    assert (observation["action_mask"] == 0).sum() > env.cells[0].task.graph.frozen.sum() > 0
+
+
+def test_the_evaluated_mask_is_the_reported_one(make_task: MakeTask) -> None:
+    task = make_task()
+    env = ChannelPruningEnv(task, EnvConfig(subset_size=20))
+    env.reset(seed=0)
+    info = env.step(np.ones(env.num_nodes, dtype=np.int8))[4]
+    keep = unpack_bits(info["mask_bits"], task.graph.num_classes)
+    mask = task.graph.mask(keep)
+    assert mask.digest() == info["mask_digest"] == info["outcome"].digest
+    assert task.evaluator.calls[-1][0] == mask.digest()  # type: ignore[attr-defined]
+    assert info["outcome"].cost == task.graph.cost(mask)
+    assert info["cost_ratio"] == task.graph.cost(mask).macs / (0.5 * task.graph.dense_cost.macs)
+    assert info["cost_ratio"] <= 1.0
+    assert info["raw_cost"] == task.graph.dense_cost
+    assert info["raw_cost_ratio"] == pytest.approx(2.0)
+    assert info["overshoot"] == pytest.approx(0.95)
+    assert info["violation"] == 0.0
+    assert info["reward_terms"]["metric"] == info["outcome"].accuracy
+    assert info["budget"] == {"keep_macs": 0.5}
+
+
+def test_without_repair_the_raw_bits_are_evaluated(make_task: MakeTask) -> None:
+    task = make_task()
+    env = ChannelPruningEnv(task, EnvConfig(repair=False))
+    env.reset(seed=0)
+    _, reward, _, _, info = env.step(np.ones(env.num_nodes, dtype=np.int8))
+    assert info["mask_digest"] == task.graph.dense_mask().digest()
+    assert (info["repaired"], info["violation"]) == (0.0, pytest.approx(0.95))
+    assert reward == 1.0  # nothing feasible yet, and no violation to compare with
+    env.reset()
+    info = env.step(np.zeros(env.num_nodes, dtype=np.int8))[4]
+    kept = unpack_bits(info["mask_bits"], task.graph.num_classes)
+    assert (kept & task.graph.free).sum() == 2  # one class of each of the two groups
+    assert info["violation"] == 0.0
+
+
+@pytest.mark.parametrize("repair", [True, False])
+def test_group_by_group_ends_as_in_one_step(make_task: MakeTask, repair: bool) -> None:
+    action = np.random.default_rng(2).integers(0, 2, 50)
+    infos = []
+    for per_group in (False, True):
+        task = make_task("large")
+        env = ChannelPruningEnv(task, EnvConfig(per_group=per_group, repair=repair))
+        env.reset(seed=8)
+        done, rewards = False, []
+        while not done:
+            _, reward, done, _, info = env.step(action[: env.num_nodes])
+            rewards.append(reward)
+        infos.append((info, rewards[-1], rewards[:-1]))
+    assert_equal(infos[0][0], infos[1][0])
+    assert infos[0][1] == infos[1][1]
+    assert (infos[0][2], infos[1][2]) == ([], [0.0, 0.0])
+
+
+def test_steps_open_the_groups_in_order(make_task: MakeTask) -> None:
+    task = make_task("large")
+    env = ChannelPruningEnv(task, EnvConfig(per_group=True))
+    observation, _ = env.reset(seed=0)
+    opened, costs, shares = [], [], []
+    done = False
+    while not done:
+        classes = np.flatnonzero(observation["action_mask"])
+        opened.append(np.unique(task.graph.group_of[classes]).tolist())
+        costs.append(column(observation, "cost_so_far"))
+        shares.append(column(observation, "step_share"))
+        action = np.zeros(env.num_nodes, dtype=np.int8)
+        action[classes[::2]] = 1
+        observation, _, done, _, _ = env.step(action)
+    free_groups = np.unique(task.graph.group_of[task.graph.free]).tolist()
+    assert opened == [[group] for group in free_groups]
+    assert costs[0] == 1.0
+    assert costs[0] > costs[1] > costs[2]
+    assert shares == pytest.approx([0.0, 1 / 3, 2 / 3])
+    half_of_first = np.ones(task.graph.num_classes, dtype=bool)
+    half_of_first[np.flatnonzero(task.graph.group_of == free_groups[0])[1::2]] = False
+    dense = task.graph.dense_cost.macs
+    assert costs[1] == pytest.approx(task.graph.cost(half_of_first).macs / dense)
+
+
+def test_workers_play_the_episodes_of_one(make_task: MakeTask) -> None:
+    options: dict[str, Any] = {
+        "external_reward": True,
+        "subset_size": 20,
+        "episodes_per_subset": 4,
+        "episodes_per_cell": 1,
+        "seed": 7,
+    }
+
+    def episodes(env: ChannelPruningEnv, numbers: range) -> dict[int, Any]:
+        played = {}
+        for number in numbers:
+            observation, info = env.reset()
+            assert info["episode_number"] == number
+            action = np.random.default_rng(number).integers(0, 2, env.num_nodes)
+            played[number] = (observation, env.step(action))
+        return played
+
+    def tasks() -> tuple[PruningTask, ...]:
+        return (make_task("small"), make_task("large"))
+
+    alone = episodes(ChannelPruningEnv(tasks(), EnvConfig(**options)), range(12))
+    shared: dict[int, Any] = {}
+    for worker in range(2):
+        config = EnvConfig(first_episode=worker, episode_stride=2, **options)
+        shared |= episodes(ChannelPruningEnv(tasks(), config), range(worker, 12, 2))
+    assert_equal([alone[k] for k in range(12)], [shared[k] for k in range(12)])
+    resumed = ChannelPruningEnv(tasks(), EnvConfig(**options))
+    resumed.seek(9)
+    assert_equal(episodes(resumed, range(9, 12)), {k: alone[k] for k in range(9, 12)})
+
+
+def test_outside_rewards_equal_inside_rewards(make_task: MakeTask) -> None:
+    options: dict[str, Any] = {"subset_size": 20, "episodes_per_subset": 3}
+    inside = [
+        (item[1], item[4]["reward_terms"])
+        for item in play(ChannelPruningEnv(make_task(), EnvConfig(**options)), 12)
+        if len(item) == 5
+    ]
+    env = ChannelPruningEnv(make_task(), EnvConfig(external_reward=True, **options))
+    competition = SelfCompetition(RewardConfig())
+    outside = []
+    rng = np.random.default_rng(5)
+    for number in range(12):
+        observation, info = env.reset(seed=0 if number == 0 else None)
+        assert not observation["context"][COMPETITION_COLUMNS].any()
+        competition.begin_block(info["block"])
+        bits = competition.mask_to_measure(info["cell"])
+        if bits is not None:
+            measured = env.measure(info["cell"], bits, info["block"])
+            competition.set_reference(info["cell"], measured)
+        step = env.step(rng.integers(0, 2, env.num_nodes).astype(np.int8))
+        assert (step[1], step[4]["reward_terms"]) == (0.0, {})
+        reward = competition.score([step[4]["result"]])[0]
+        outside.append((reward.value, reward.terms))
+    assert inside == outside
+    assert {value for value, _ in inside} > {1.0}
+
+
+def test_the_best_mask_is_measured_on_each_block_once(make_task: MakeTask) -> None:
+    task = make_task()
+    env = ChannelPruningEnv(task, EnvConfig(subset_size=20, episodes_per_subset=4))
+    play(env, 12)
+    assert env.networks_evaluated == 12 + 2  # nothing to measure in the first block
+    images = [images for _, images in task.evaluator.calls]  # type: ignore[attr-defined]
+    assert len(set(images)) == 3
+    assert images == sorted(images, key=images.index)
+
+
+def test_greedy_bits_are_the_reference_of_their_block(make_task: MakeTask) -> None:
+    task = make_task()
+    config = EnvConfig(reward=RewardConfig(self_competition="greedy"), episodes_per_subset=2)
+    env = ChannelPruningEnv(task, config)
+    greedy = np.ones(env.num_nodes, dtype=np.int8)
+    observation, _ = env.reset(seed=0, options={"greedy": greedy})
+    own = env.step(greedy)
+    # the same bits, repaired by the same generator: nothing gained, nothing lost
+    assert own[1] == 0.0
+    assert column(observation, "bar") == pytest.approx(own[4]["outcome"].accuracy)
+    assert column(env.reset()[0], "bar") == column(observation, "bar")
+    env.step(greedy)
+    assert column(env.reset()[0], "bar") == 0.0
+
+
+def test_two_budgets_count_the_tightest(make_task: MakeTask) -> None:
+    budget = Budget(keep_macs=0.9, keep_params=0.3)
+    env = ChannelPruningEnv(make_task(), EnvConfig(budgets=(budget,)))
+    observation, info = env.reset(seed=0)
+    assert column(observation, "keep_macs") == pytest.approx(0.9)
+    assert column(observation, "keep_params") == pytest.approx(0.3)
+    assert info["cell"] == "small@keep_macs=0.9,keep_params=0.3"
+    info = env.step(np.ones(env.num_nodes, dtype=np.int8))[4]
+    assert info["raw_cost_ratio"] == pytest.approx(1 / 0.3)
+    assert info["cost_ratio"] <= 1.0
+
+
+def test_a_step_after_the_end_asks_for_a_reset(make_task: MakeTask) -> None:
+    env = ChannelPruningEnv(make_task())
+    action = np.ones(env.num_nodes, dtype=np.int8)
+    with pytest.raises(ResetNeeded):
+        env.step(action)
+    env.reset()
+    env.step(action)
+    with pytest.raises(ResetNeeded, match="call reset"):
+        env.step(action)
+
+
+def test_bad_input_says_what_is_wrong(make_task: MakeTask) -> None:
+    task = make_task()
+    env = ChannelPruningEnv(task)
+    env.reset()
+    with pytest.raises(ConfigError, match=r"shape \(3,\)"):
+        env.step(np.ones(3, dtype=np.int8))
+    with pytest.raises(ConfigError, match="valid: greedy"):
+        env.reset(options={"budget": 0.5})
+    with pytest.raises(ConfigError, match="each another name"):
+        ChannelPruningEnv((task, task))
+    with pytest.raises(BudgetError, match="the least that can"):
+        ChannelPruningEnv(make_task(keep_macs=0.001))

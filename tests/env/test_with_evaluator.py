@@ -1,0 +1,68 @@
+"""The environment on a real network, real images and the real evaluator."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+
+from prunegraph.data import load_dataset
+from prunegraph.env import ChannelPruningEnv, EnvConfig, PruningTask
+from prunegraph.graph import analyse
+from prunegraph.models import build_model
+from prunegraph.pruning.evaluation import Evaluator
+from prunegraph.rewards import RewardConfig
+from prunegraph.types import Budget
+
+
+@pytest.fixture(scope="module")
+def task() -> PruningTask:
+    dataset = load_dataset("digits")
+    torch.manual_seed(0)
+    model = build_model(
+        "digits_resnet8", num_classes=dataset.num_classes, image_shape=dataset.image_shape
+    )
+    graph = analyse(model.eval(), torch.zeros(1, *dataset.image_shape))
+    return PruningTask(
+        name="digits_resnet8",
+        graph=graph,
+        node_features=np.zeros((graph.num_classes, 2), dtype=np.float32),
+        evaluator=Evaluator(
+            model,
+            graph,
+            search=dataset.search,
+            calibration=dataset.train,
+            num_calibration=64,
+            kl=True,
+        ),
+        budget=Budget(keep_macs=0.5),
+    )
+
+
+def test_checker_passes(task: PruningTask) -> None:
+    config = EnvConfig(subset_size=40, reward=RewardConfig(metric="kl"))
+    env = ChannelPruningEnv(task, config)
+    check_env(env, skip_render_check=True)
+    assert env.networks_evaluated == task.evaluator.num_networks > 0
+
+
+def test_outcome_is_that_of_the_pruned_network(task: PruningTask) -> None:
+    env = ChannelPruningEnv(task, EnvConfig(subset_size=40))
+    observation, _ = env.reset(seed=0)
+    rng = np.random.default_rng(0)
+    *_, info = env.step(rng.integers(0, 2, env.num_nodes))
+    assert info["outcome"].num_images == 40
+    assert info["outcome"].cost.macs <= 0.5 * task.graph.dense_cost.macs
+    assert info["outcome"].cost.macs >= 0.45 * task.graph.dense_cost.macs
+    assert env.observation_space.contains(observation)
+
+
+def test_an_equal_mask_costs_no_network(task: PruningTask) -> None:
+    env = ChannelPruningEnv(task, EnvConfig(subset_size=40))
+    env.reset(seed=5)
+    info = env.step(np.ones(env.num_nodes))[4]
+    before = env.networks_evaluated
+    measured = env.measure(info["cell"], info["mask_bits"], info["block"])
+    assert env.networks_evaluated == before
+    assert measured.accuracy == info["outcome"].accuracy
+    env.measure(info["cell"], info["mask_bits"], info["block"] + 1)
+    assert env.networks_evaluated == before + 1

@@ -1,0 +1,115 @@
+import json
+
+import pytest
+
+from prunegraph.errors import ConfigError
+from prunegraph.rewards import Episode, RewardConfig, SelfCompetition
+
+CELL, OTHER = "net@keep_macs=0.5", "net@keep_macs=0.3"
+
+
+def episode(accuracy: float, *, cell: str = CELL, raw: float = 1.0, name: str = "a") -> Episode:
+    return Episode(
+        cell=cell,
+        accuracy=accuracy,
+        loss=1.0,
+        raw_cost_ratio=raw,
+        cost_ratio=1.0,
+        bits=name,
+        digest=name,
+    )
+
+
+def values(competition: SelfCompetition, *episodes: Episode) -> list[float]:
+    return [reward.value for reward in competition.score(episodes)]
+
+
+def test_a_block_is_compared_with_the_ledger_at_its_start() -> None:
+    competition = SelfCompetition(RewardConfig())
+    assert values(competition, episode(0.5), episode(0.4)) == [1.0, 1.0]
+    competition.begin_block(1)
+    assert values(competition, episode(0.6), episode(0.55), episode(0.45)) == pytest.approx(
+        [1.0, 1.0, -0.5]
+    )
+
+
+def test_rewards_do_not_depend_on_how_many_workers_finish_together() -> None:
+    blocks = [[0.5, 0.7, 0.6, 0.4], [0.65, 0.71, 0.3, 0.72], [0.6, 0.7, 0.75, 0.68]]
+    results = []
+    for workers in (1, 2, 4):
+        competition = SelfCompetition(RewardConfig(constraint="lagrangian"))
+        rewards: list[float] = []
+        for number, block in enumerate(blocks):
+            competition.begin_block(number)
+            episodes = [episode(accuracy, raw=1.0 + accuracy) for accuracy in block]
+            for first in range(0, 4, workers):
+                rewards += values(competition, *episodes[first : first + workers])
+        results.append((rewards, competition.state_dict()))
+    assert results[0] == results[1] == results[2]
+    assert len(set(results[0][0])) > 3
+
+
+def test_the_best_mask_is_measured_once_a_block() -> None:
+    competition = SelfCompetition(RewardConfig())
+    assert competition.mask_to_measure(CELL) is None
+    values(competition, episode(0.5, name="a"), episode(0.9, name="lucky"))
+    assert competition.mask_to_measure(CELL) is None
+    competition.begin_block(1)
+    assert competition.mask_to_measure(CELL) == "lucky"
+    competition.set_reference(CELL, episode(0.6, name="lucky"))
+    assert competition.mask_to_measure(CELL) is None
+    assert competition.context(CELL) == (0.6, 1.0, 0.0)
+    assert values(competition, episode(0.7)) == [1.0]
+    competition.begin_block(2)
+    assert competition.mask_to_measure(CELL) == "a"
+
+
+def test_beginning_a_block_twice_changes_nothing() -> None:
+    competition = SelfCompetition(RewardConfig())
+    values(competition, episode(0.5))
+    competition.begin_block(1)
+    competition.set_reference(CELL, episode(0.4))
+    values(competition, episode(0.6))
+    before = competition.state_dict()
+    competition.begin_block(1)
+    assert competition.state_dict() == before
+    with pytest.raises(ConfigError, match="blocks come in order"):
+        competition.begin_block(0)
+
+
+def test_cells_compete_apart() -> None:
+    competition = SelfCompetition(RewardConfig(constraint="lagrangian", multiplier_period=1))
+    values(competition, episode(0.9, raw=1.55), episode(0.2, cell=OTHER))
+    competition.begin_block(1)
+    assert competition.context(CELL)[0] == 0.9
+    assert competition.context(OTHER)[0] == 0.2
+    assert competition.multiplier(CELL).value > 1.0 > competition.multiplier(OTHER).value
+    assert values(competition, episode(0.3, cell=OTHER)) == [1.0]
+
+
+def test_greedy_uses_the_reference_of_this_block_only() -> None:
+    competition = SelfCompetition(RewardConfig(self_competition="greedy"))
+    assert values(competition, episode(0.5)) == [0.0]
+    competition.set_reference(CELL, episode(0.55))
+    assert values(competition, episode(0.5)) == pytest.approx([-0.5])
+    assert competition.context(CELL)[0] == 0.55
+    competition.begin_block(1)
+    assert competition.mask_to_measure(CELL) is None
+    assert values(competition, episode(0.5)) == [0.0]
+
+
+@pytest.mark.parametrize("form", ["best", "ema", "rank", "greedy", "lagrangian"])
+def test_a_restored_competition_goes_on_as_the_first(form: str) -> None:
+    config = RewardConfig(self_competition=form, window=2)  # type: ignore[arg-type]
+    first = SelfCompetition(config)
+    values(first, episode(0.5, raw=1.5), episode(0.6, cell=OTHER))
+    first.begin_block(1)
+    first.set_reference(CELL, episode(0.45))
+    values(first, episode(0.55, raw=1.3))
+    second = SelfCompetition(config)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for competition in (first, second):
+        competition.begin_block(2)
+    later = [episode(0.5, raw=1.2), episode(0.61, cell=OTHER), episode(0.56)]
+    assert values(first, *later) == values(second, *later)
+    assert first.state_dict() == second.state_dict()

@@ -1,0 +1,184 @@
+"""Every form against a sequence of eight episodes worked out by hand."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from prunegraph.errors import ConfigError
+from prunegraph.rewards import Episode, RewardConfig, SelfCompetitionLedger, score
+
+# accuracy and violation of the evaluated mask: 1.05 is where violation begins
+ACCURACIES = (0.50, 0.60, 0.55, 0.60, 0.59, 0.70, 0.40, 0.71)
+FEASIBLE = (1.0,) * 8
+LITERAL = (1.35, 1.25, 1.45, 1.0, 1.15, 1.0, 1.0, 1.0)  # V = 0.3 0.2 0.4 0 0.1 0 0 0
+
+
+def play(
+    config: RewardConfig,
+    cost_ratios: tuple[float, ...] = FEASIBLE,
+    *,
+    raw: tuple[float, ...] | None = None,
+    multiplier: float = 0.0,
+    references: tuple[float | None, ...] = (None,) * 8,
+    **figures: Any,
+) -> list[float]:
+    """Score eight episodes one after another, each compared with all before it."""
+    ledger = SelfCompetitionLedger()
+    rewards = []
+    for number, accuracy in enumerate(ACCURACIES):
+        episode = Episode(
+            cell="net@keep_macs=0.5",
+            accuracy=accuracy,
+            loss=3.0 * (1.0 - accuracy),
+            cost_ratio=cost_ratios[number],
+            raw_cost_ratio=cost_ratios[number] if raw is None else raw[number],
+            bits=f"{number:02x}",
+            digest=f"digest{number}",
+            **figures,
+        )
+        reward = score(config, ledger, episode, multiplier=multiplier, reference=references[number])
+        rewards.append(reward.value)
+        ledger = ledger.update(episode, config)
+    return rewards
+
+
+def test_best_compares_with_the_best_so_far() -> None:
+    #        first   0.6>0.5  -0.05*10  -0*10  -0.01*10  0.7>0.6  -0.3*10  0.71>0.7
+    expected = [1.0, 1.0, -0.5, 0.0, -0.1, 1.0, -1.0, 1.0]
+    assert play(RewardConfig(self_competition="best")) == pytest.approx(expected)
+
+
+def test_best_without_repair_first_seeks_feasibility() -> None:
+    # nothing feasible yet: first, 0.2 < 0.3, 0.4 > 0.2; then the first feasible, 0.60;
+    # infeasible later; 0.70 > 0.60; 0.40; 0.71 > 0.70
+    expected = [1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0]
+    assert play(RewardConfig(self_competition="best"), LITERAL) == pytest.approx(expected)
+
+
+def test_best_is_neutral_about_an_equal_violation_before_anything_is_feasible() -> None:
+    ratios = (1.35, 1.35, 1.30, 1.40, 1.35, 1.25, 1.25, 1.30)
+    expected = [1.0, 0.0, 1.0, -1.0, -1.0, 1.0, 0.0, -1.0]
+    assert play(RewardConfig(self_competition="best"), ratios) == pytest.approx(expected)
+
+
+def test_ema_compares_with_the_running_average() -> None:
+    # with a quarter of the past the average before each episode is
+    expected = [0.5, 0.575, 0.55625, 0.5890625, 0.589765625, 0.67244140625, 0.4681103515625]
+    config = RewardConfig(self_competition="ema", ema_decay=0.25)
+    ledger, bars = SelfCompetitionLedger(), []
+    for accuracy in ACCURACIES:
+        bars.append(ledger.ema_metric)
+        ledger = ledger.update(_episode(accuracy), config)
+    assert bars[0] is None
+    assert bars[1:] == pytest.approx(expected)
+    assert play(config) == [0.0, 1.0, -1.0, 1.0, 1.0, 1.0, -1.0, 1.0]
+
+
+def test_ema_without_repair_weighs_violation_first() -> None:
+    # V:      0.3  0.2  0.4   0      0.1     0        0         0
+    # V_ema:   -   0.3  0.25  0.325  0.1625  0.13125  0.065625  0.0328125
+    expected = [0.0, 1.0, -1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+    config = RewardConfig(self_competition="ema", ema_decay=0.5)
+    assert play(config, LITERAL) == expected
+    # a wide epsilon hands over to the metric where both are under it: 0.4 < 0.64125, 0.71 > 0.52
+    wide = dataclasses.replace(config, epsilon=0.07)
+    assert play(wide, LITERAL) == [0.0, 1.0, -1.0, 1.0, 1.0, 1.0, -1.0, 1.0]
+
+
+def test_rank_compares_with_the_quantile_of_the_window() -> None:
+    # window of four, three quarters: the third smallest must be beaten
+    # before episode 5: .50 .55 .60 .60 -> .60; 6: .55 .59 .60 .60 -> .60;
+    # 7: .55 .59 .60 .70 -> .60; 8: .40 .59 .60 .70 -> .60
+    config = RewardConfig(self_competition="rank", window=4, quantile=0.75)
+    assert play(config) == [0.0, 0.0, 0.0, 0.0, -1.0, 1.0, -1.0, 1.0]
+
+
+def test_rank_without_repair_puts_violation_before_the_metric() -> None:
+    # thresholds: V = 0.2 (of .3 .2 .4 0), then V = 0.1 (.2 .4 0 .1),
+    # then A = 0.6 (V .4 .1; A .6 .7), then A = 0.6 (V .1; A .6 .7 .4)
+    config = RewardConfig(self_competition="rank", window=4, quantile=0.75)
+    assert play(config, LITERAL) == [0.0, 0.0, 0.0, 0.0, 1.0, 1.0, -1.0, 1.0]
+
+
+def test_greedy_compares_with_the_given_reference() -> None:
+    references = (None, 0.5, 0.5, 0.6, 0.6, 0.69, 0.69, 0.75)
+    expected = [0.0, 1.0, 0.5, 0.0, -0.1, 0.1, -1.0, -0.4]
+    config = RewardConfig(self_competition="greedy")
+    assert play(config, references=references) == pytest.approx(expected)
+    literal = [-1.0, -1.0, -1.0, 0.0, -1.0, 0.1, -1.0, -0.4]
+    assert play(config, LITERAL, references=references) == pytest.approx(literal)
+
+
+@pytest.mark.parametrize("form", ["accuracy", "wall"])
+def test_plain_comparators_return_the_metric(form: Any) -> None:
+    config = RewardConfig(self_competition=form)
+    assert play(config, raw=LITERAL, multiplier=2.0) == pytest.approx(list(ACCURACIES))
+    minus_loss = [3.0 * (accuracy - 1.0) for accuracy in ACCURACIES]
+    config = RewardConfig(self_competition=form, metric="loss")
+    assert play(config) == pytest.approx(minus_loss)
+
+
+def test_lagrangian_takes_the_raw_overshoot_off() -> None:
+    # accuracy - 2 * (0.3 0.2 0.4 0 0.1 0 0 0)
+    expected = [-0.1, 0.2, -0.25, 0.6, 0.39, 0.7, 0.4, 0.71]
+    config = RewardConfig(self_competition="lagrangian")
+    assert play(config, raw=LITERAL, multiplier=2.0) == pytest.approx(expected)
+
+
+def test_the_multiplier_joins_any_form() -> None:
+    config = RewardConfig(self_competition="best", constraint="lagrangian")
+    expected = [1.0 - 0.6, 1.0 - 0.4, -0.5 - 0.8, 0.0, -0.1 - 0.2, 1.0, -1.0, 1.0]
+    assert play(config, raw=LITERAL, multiplier=2.0) == pytest.approx(expected)
+
+
+def test_forms_compare_the_chosen_metric() -> None:
+    by_loss = play(RewardConfig(self_competition="best", metric="loss"))
+    assert by_loss == pytest.approx([1.0, 1.0, -1.0, 0.0, -0.3, 1.0, -1.0, 1.0])
+    by_kl = play(RewardConfig(self_competition="accuracy", metric="kl"), kl=0.25)
+    assert by_kl == [-0.25] * 8
+
+
+def test_kl_that_was_not_measured_is_an_error_that_names_the_remedy() -> None:
+    with pytest.raises(ConfigError, match="kl=True"):
+        play(RewardConfig(self_competition="best", metric="kl"))
+
+
+@pytest.mark.parametrize("loss", [1e9, float("inf"), float("nan")])
+def test_rewards_are_bounded(loss: float) -> None:
+    episode = dataclasses.replace(_episode(0.1), loss=loss, raw_cost_ratio=1e6)
+    for form in ("accuracy", "lagrangian", "best"):
+        config = RewardConfig(self_competition=form, metric="loss")  # type: ignore[arg-type]
+        reward = score(config, SelfCompetitionLedger(), episode, multiplier=10.0)
+        assert -10.0 <= reward.value <= 10.0
+
+
+def test_terms_add_up_and_name_their_sources() -> None:
+    config = RewardConfig(self_competition="best", constraint="lagrangian")
+    ledger = SelfCompetitionLedger().update(_episode(0.60), config)
+    episode = dataclasses.replace(_episode(0.58), raw_cost_ratio=1.25)
+    reward = score(config, ledger, episode, multiplier=3.0)
+    assert reward.terms == pytest.approx(
+        {
+            "competition": -0.2,
+            "constraint": -0.6,
+            "metric": 0.58,
+            "bar": 0.60,
+            "violation": 0.0,
+            "overshoot": 0.2,
+            "multiplier": 3.0,
+        }
+    )
+    assert reward.value == pytest.approx(-0.8)
+
+
+def _episode(accuracy: float) -> Episode:
+    return Episode(
+        cell="net@keep_macs=0.5",
+        accuracy=accuracy,
+        loss=1.0,
+        raw_cost_ratio=1.0,
+        cost_ratio=1.0,
+        bits="80",
+        digest="d",
+    )

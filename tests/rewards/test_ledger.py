@@ -1,0 +1,64 @@
+import dataclasses
+import json
+
+from prunegraph.rewards import Episode, RewardConfig, SelfCompetitionLedger
+
+CONFIG = RewardConfig(window=3)
+
+
+def episode(accuracy: float, cost_ratio: float = 1.0, name: str = "a") -> Episode:
+    return Episode(
+        cell="net",
+        accuracy=accuracy,
+        loss=1.0,
+        raw_cost_ratio=1.4,
+        cost_ratio=cost_ratio,
+        bits=name,
+        digest=f"digest-{name}",
+    )
+
+
+def test_only_feasible_masks_become_the_best() -> None:
+    ledger = SelfCompetitionLedger().update(episode(0.9, 1.2, "costly"), CONFIG)
+    assert not ledger.feasible_found
+    ledger = ledger.update(episode(0.5, name="first"), CONFIG)
+    ledger = ledger.update(episode(0.8, 1.06, "costly"), CONFIG)
+    assert (ledger.best_bits, ledger.best_digest, ledger.best_metric) == (
+        "first",
+        "digest-first",
+        0.5,
+    )
+    assert (ledger.num_episodes, ledger.num_feasible) == (3, 1)
+
+
+def test_an_equal_mask_does_not_replace_the_best() -> None:
+    ledger = SelfCompetitionLedger().update(episode(0.5, name="first"), CONFIG)
+    assert ledger.update(episode(0.5, name="second"), CONFIG).best_bits == "first"
+    assert ledger.update(episode(0.51, name="second"), CONFIG).best_bits == "second"
+
+
+def test_the_bar_can_be_measured_anew() -> None:
+    ledger = SelfCompetitionLedger().update(episode(0.9, name="lucky"), CONFIG).set_bar(0.6)
+    assert (ledger.best_bits, ledger.best_metric) == ("lucky", 0.6)
+    assert ledger.update(episode(0.7, name="better"), CONFIG).best_bits == "better"
+
+
+def test_an_update_leaves_the_ledger_as_it_was() -> None:
+    before = SelfCompetitionLedger().update(episode(0.5), CONFIG)
+    copy = dataclasses.replace(before)
+    before.update(episode(0.7), CONFIG)
+    assert before == copy
+
+
+def test_the_window_holds_the_last_episodes() -> None:
+    ledger = SelfCompetitionLedger()
+    for accuracy in (0.1, 0.2, 0.3, 0.4):
+        ledger = ledger.update(episode(accuracy), CONFIG)
+    assert ledger.window == ((0.0, 0.2), (0.0, 0.3), (0.0, 0.4))
+
+
+def test_json_round_trip() -> None:
+    ledger = SelfCompetitionLedger()
+    assert SelfCompetitionLedger.from_dict(json.loads(json.dumps(ledger.to_dict()))) == ledger
+    ledger = ledger.update(episode(1 / 3, 1.3), CONFIG).update(episode(0.7), CONFIG)
+    assert SelfCompetitionLedger.from_dict(json.loads(json.dumps(ledger.to_dict()))) == ledger
