@@ -275,7 +275,8 @@ def op_features(graph: StructureGraph) -> FloatArray:
         "is_depthwise": np.array([op.depthwise for op in graph.ops]),
     }
     stacked = np.stack([columns[name] for name in OP_FEATURE_NAMES], axis=1)
-    return np.clip(stacked, -FEATURE_BOUND, FEATURE_BOUND).astype(np.float32)
+    clipped: FloatArray = np.clip(stacked, -FEATURE_BOUND, FEATURE_BOUND).astype(np.float32)
+    return clipped
 
 
 def _standardise_ops(values: Float64Array) -> Float64Array:
