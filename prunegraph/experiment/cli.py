@@ -23,13 +23,15 @@ from safetensors import SafetensorError
 from prunegraph.errors import ConfigError, PruneGraphError
 from prunegraph.experiment.config import (
     CommonConfig,
+    ExportConfig,
     InspectConfig,
-    from_dict,
-    read_yaml,
-    suggest,
+    PretrainConfig,
 )
 from prunegraph.experiment.console import Console
+from prunegraph.experiment.export import run_export
 from prunegraph.experiment.inspect import run_inspect
+from prunegraph.experiment.options import from_dict, read_yaml, suggest
+from prunegraph.experiment.pretrain import run_pretrain
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -45,7 +47,11 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {
+    "pretrain": Command(PretrainConfig, run_pretrain, "train a network from scratch"),
     "inspect": Command(InspectConfig, run_inspect, "print groups, costs, and what is frozen"),
+    "export": Command(
+        ExportConfig, run_export, "write the pruned network as ONNX, torch.export or safetensors"
+    ),
 }
 
 

@@ -136,7 +136,6 @@ class SearchOptions:
     """How the agent searches.
 
     Attributes:
-        search_seeds: independent searches; the best mask on the search split wins.
         networks: pruned networks that one search may evaluate, everything counted.
         subset: search images an update scores its networks on; default: 1,500 or all.
         constraint: how the agent meets the budget.
@@ -149,7 +148,6 @@ class SearchOptions:
         learning_rate: step size of the policy.
     """
 
-    search_seeds: int = 3
     networks: int = 400
     subset: int | None = None
     constraint: Constraint = "bias"
@@ -161,7 +159,6 @@ class SearchOptions:
 
     def check(self) -> None:
         """Raise ConfigError for a value out of range."""
-        check_at_least("search_seeds", self.search_seeds, 1)
         check_at_least("update_size", self.update_size, 2)
         check_at_least("networks", self.networks, self.update_size)
         check_at_least("subset", self.subset, 1)
@@ -202,6 +199,8 @@ class TrainConfig(SearchOptions, PruningOptions, DataConfig):
         arch: one or more networks: resnet20, vgg16_bn, torchvision:NAME, package.module:factory.
         weights: one weights file a network, in the same order.
         pretrain_epochs: epochs to train a network that has no weights.
+        search_seeds: independent searches; the best mask on the search split wins.
+        baselines: all; heuristics: only those that need no search; none.
         out: run folder; default: runs/ARCH-DATASET-KEEP. The same command resumes.
     """
 
@@ -209,12 +208,15 @@ class TrainConfig(SearchOptions, PruningOptions, DataConfig):
     arch: tuple[str, ...] = ()
     weights: tuple[Path, ...] = ()
     pretrain_epochs: int | None = None
+    search_seeds: int = 3
+    baselines: Literal["all", "heuristics", "none"] = "all"
     out: Path | None = None
 
     def __post_init__(self) -> None:
         DataConfig.__post_init__(self)
         PruningOptions.check(self)
         SearchOptions.check(self)
+        check_at_least("search_seeds", self.search_seeds, 1)
         check_at_least("pretrain_epochs", self.pretrain_epochs, 0)
         if self.arch and self.weights and len(self.arch) != len(self.weights):
             msg = (

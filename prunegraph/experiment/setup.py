@@ -137,7 +137,7 @@ def load_target(config: NetworkConfig, budget: Budget | None = None) -> Target:
     model = build_network(arch, dataset, config.seed)
     if config.weights is not None:
         load_weights(model, config.weights)
-    model = model.to(device).eval()
+    model = place(model, device)
     images, _ = next(iter(dataset.train.batches(1)))
     example_inputs = images.to(device)
     graph = analyse(model, example_inputs)
@@ -154,6 +154,12 @@ def load_target(config: NetworkConfig, budget: Budget | None = None) -> Target:
         info=info,
         pretrain_epochs=_pretrain_epochs(config, arch, dataset),
     )
+
+
+def place(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return a network on a device, in the layout in which all networks are measured."""
+    placed: nn.Module = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave it out
+    return placed.eval()
 
 
 def check_network(arch: str, graph: StructureGraph) -> None:

@@ -150,6 +150,8 @@ def _is_own(module_name: str, value: object) -> bool:
 
 def _accepts_num_classes(factory: Callable[..., Any]) -> bool:
     """Tell whether the factory takes ``num_classes=`` by name or by ``**kwargs``."""
+    if getattr(factory, "__init__", None) is nn.Module.__init__:
+        return False  # a class without its own constructor: Module's **kwargs refuse all
     parameters = inspect.signature(factory).parameters
     named = parameters.get("num_classes")
     if named is not None:

@@ -1,0 +1,120 @@
+"""The masks that methods chose, kept on disk so that an interrupted run need not choose again."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prunegraph.errors import ArtefactError, MaskError
+from prunegraph.files import write_json
+from prunegraph.graph import StructureGraph
+from prunegraph.rewards import pack_bits, unpack_bits
+from prunegraph.types import KeepMask
+
+MASKS_FILE = "masks.json"
+"""Digest -> keep bits of every mask that a report's rows name."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Candidate:
+    """A mask that a method chose.
+
+    Attributes:
+        name: the method.
+        seed: its search seed; 0 for a deterministic one.
+        mask: the mask.
+        networks_evaluated: pruned networks that the method ran.
+        search_accuracy: on the whole search split, after recalibration.
+        seconds: wall time of the choice.
+        history: one record a step of the search.
+    """
+
+    name: str
+    seed: int
+    mask: KeepMask
+    networks_evaluated: int
+    search_accuracy: float
+    seconds: float = 0.0
+    history: Sequence[Any] = field(default=())
+
+
+class CandidateStore:
+    """Candidates by (name, seed), written to a file as they come.
+
+    Args:
+        path: the file; read if it is there.
+        graph: the structure that the masks are of.
+    """
+
+    def __init__(self, path: Path, graph: StructureGraph) -> None:
+        self._path = path
+        self._graph = graph
+        self._candidates: dict[tuple[str, int], Candidate] = {}
+        if path.is_file():
+            for record in json.loads(path.read_text(encoding="utf-8")):
+                candidate = self._read(record)
+                self._candidates[candidate.name, candidate.seed] = candidate
+
+    def __iter__(self) -> Iterator[Candidate]:
+        """Return the candidates in the order in which they came."""
+        return iter(self._candidates.values())
+
+    def get(self, name: str, seed: int) -> Candidate | None:
+        """Return a method's candidate, or None if there is none yet."""
+        return self._candidates.get((name, seed))
+
+    def add(self, candidate: Candidate) -> None:
+        """Keep a candidate."""
+        self._candidates[candidate.name, candidate.seed] = candidate
+        write_json(self._path, [self._record(item) for item in self])
+
+    def named(self, name: str) -> list[Candidate]:
+        """Return a method's candidates by seed."""
+        found = [item for item in self if item.name == name]
+        return sorted(found, key=lambda item: item.seed)
+
+    def _record(self, candidate: Candidate) -> dict[str, Any]:
+        return {
+            "name": candidate.name,
+            "seed": candidate.seed,
+            "bits": pack_bits(candidate.mask.keep),
+            "networks_evaluated": candidate.networks_evaluated,
+            "search_accuracy": candidate.search_accuracy,
+            "seconds": candidate.seconds,
+            "history": list(candidate.history),
+        }
+
+    def _read(self, record: dict[str, Any]) -> Candidate:
+        keep = unpack_bits(record.pop("bits"), self._graph.num_classes)
+        return Candidate(mask=self._graph.mask(keep), **record)
+
+
+def write_masks(path: Path, masks: Sequence[KeepMask]) -> None:
+    """Write keep bits by digest."""
+    bits = {mask.digest(): pack_bits(mask.keep) for mask in masks}
+    write_json(path, {"num_classes": int(masks[0].keep.size), "masks": bits})
+
+
+def read_masks(path: Path, graph: StructureGraph) -> dict[str, KeepMask]:
+    """Read what ``write_masks`` wrote, each mask checked against its digest.
+
+    Raises:
+        ArtefactError: the file is damaged, or of another network.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        masks = {
+            digest: graph.mask(np.asarray(unpack_bits(bits, graph.num_classes)))
+            for digest, bits in content["masks"].items()
+        }
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, MaskError) as error:
+        msg = f"{path} holds no masks of this network ({error}): restore it or run again"
+        raise ArtefactError(msg) from error
+    for digest, mask in masks.items():
+        if mask.digest() != digest:
+            msg = f"{path}: the mask named {digest} has digest {mask.digest()}: it was changed"
+            raise ArtefactError(msg)
+    return masks

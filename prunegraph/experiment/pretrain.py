@@ -1,0 +1,133 @@
+"""``prunegraph pretrain``: train a network from scratch on the train split."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from prunegraph.errors import ConfigError
+from prunegraph.experiment.config import DataConfig, PretrainConfig
+from prunegraph.experiment.console import Console, seconds_in_words
+from prunegraph.experiment.folder import RUNS, slug
+from prunegraph.experiment.setup import (
+    DEFAULT_ARCH,
+    DEFAULT_DATASET,
+    DIGITS_EPOCHS,
+    build_network,
+    check_outputs,
+    load_images,
+    resolve_device,
+)
+from prunegraph.models import WeightsInfo, save_weights
+from prunegraph.pruning.evaluation import evaluate
+from prunegraph.pruning.finetune import FinetuneConfig, finetune
+from prunegraph.types import Dataset, TrainSplit
+
+DEFAULT_EPOCHS = 60
+PRETRAIN_LR = 0.1
+WARMUP_EPOCHS = 2
+
+
+def run_pretrain(config: PretrainConfig, console: Console) -> dict[str, Any]:
+    """Train a network, write its weights, print its accuracy and return the figures."""
+    device = resolve_device(config.device)
+    arch = config.arch or DEFAULT_ARCH
+    dataset = load_images(config, None)
+    out = _weights_path(config.out, arch, dataset)
+    model = build_network(arch, dataset, config.seed).to(device)
+    images, _ = next(iter(dataset.train.batches(1)))
+    check_outputs(arch, model.eval(), images.to(device), dataset.num_classes)
+    epochs = config.epochs or (DIGITS_EPOCHS if dataset.name == DEFAULT_DATASET else DEFAULT_EPOCHS)
+    recipe = pretrain_recipe(epochs, lr=config.lr, batch_size=config.batch_size)
+    checkpoint = out.with_name(f"{out.name}.checkpoint")
+    started = time.monotonic()
+    train_network(
+        f"train {arch}",
+        model,
+        dataset.train,
+        recipe,
+        seed=config.seed,
+        checkpoint=checkpoint,
+        console=console,
+    )
+    figures = {
+        "trained_on": "the train split; the search split is unseen",
+        "epochs": epochs,
+        "seed": config.seed,
+        "search_accuracy": evaluate(model, dataset.search).accuracy,
+        "test_accuracy": evaluate(model, dataset.test).accuracy,
+    }
+    save_weights(model, out, weights_record(arch, dataset, config, figures))
+    checkpoint.unlink(missing_ok=True)
+    seconds = time.monotonic() - started
+    console.say(
+        f"{arch} on {dataset.name}: test accuracy {100 * figures['test_accuracy']:.2f} % "
+        f"after {epochs} epochs in {seconds_in_words(seconds)}; written to {out}"
+    )
+    return {
+        "command": config.command,
+        "arch": arch,
+        "dataset": dataset.name,
+        "weights": str(out),
+        "seconds": round(seconds, 2),
+        **figures,
+    }
+
+
+def _weights_path(out: Path | None, arch: str, dataset: Dataset) -> Path:
+    """Return the file to write.
+
+    Raises:
+        ConfigError: it exists already.
+    """
+    path = RUNS / f"{slug(arch)}-{dataset.name}" if out is None else out
+    if path.suffix != ".safetensors":
+        path = path.with_name(f"{path.name}.safetensors")
+    if path.exists():
+        msg = f"{path} exists: delete it to train again, or give another --out"
+        raise ConfigError(msg)
+    return path
+
+
+def pretrain_recipe(epochs: int, *, lr: float, batch_size: int) -> FinetuneConfig:
+    """Return how a network is trained from scratch."""
+    warmup = min(WARMUP_EPOCHS, epochs / 2)
+    return FinetuneConfig(epochs=epochs, peak_lr=lr, batch_size=batch_size, warmup_epochs=warmup)
+
+
+def train_network(
+    label: str,
+    model: nn.Module,
+    train: TrainSplit,
+    recipe: FinetuneConfig,
+    *,
+    seed: int,
+    checkpoint: Path | None,
+    console: Console,
+    teacher: nn.Module | None = None,
+) -> None:
+    """Train or fine-tune a network in place, with progress; an interrupted one resumes."""
+    with console.progress(label, recipe.epochs) as report:
+        finetune(
+            model,
+            train,
+            recipe,
+            seed=seed,
+            teacher=teacher,
+            checkpoint=checkpoint,
+            progress=lambda done, _, loss, __: report(done, f"loss {loss:.3f}"),
+        )
+
+
+def weights_record(
+    arch: str, dataset: Dataset, config: DataConfig, figures: dict[str, Any]
+) -> WeightsInfo:
+    """Return what is written beside weights: enough to load them, and not to leak search images."""
+    return WeightsInfo(
+        arch=arch,
+        dataset=dataset.name,
+        mean=dataset.mean,
+        std=dataset.std,
+        extra={"search_share": config.search_share, "split_seed": config.split_seed, **figures},
+    )

@@ -1,0 +1,76 @@
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from prunegraph.experiment.cli import main
+from prunegraph.pruning.finetune import _Training
+
+OPTIONS = ["pretrain", "--arch", "digits_resnet8_w4", "--epochs", "3", "--threads", "1"]
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(path)
+
+
+def test_pretrain_writes_weights_with_their_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*OPTIONS, "--out", str(tmp_path / "net"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    record = json.loads((tmp_path / "net.json").read_text())
+    assert record["arch"] == "digits_resnet8_w4"
+    assert record["dataset"] == "digits"
+    assert record["split_seed"] == 0
+    assert record["test_accuracy"] == result["test_accuracy"] > 0.2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.json", "net.safetensors"]
+
+
+def test_an_interrupted_pretrain_resumes_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*OPTIONS, "--out", str(tmp_path / "whole")]) == 0
+    whole = weights(tmp_path / "whole.safetensors")
+    calls = 0
+    train_epoch = _Training.train_epoch
+
+    def interrupt(self: _Training) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        train_epoch(self)
+
+    monkeypatch.setattr(_Training, "train_epoch", interrupt)
+    assert main([*OPTIONS, "--out", str(tmp_path / "cut")]) == 130
+    assert not (tmp_path / "cut.safetensors").exists()
+    assert main([*OPTIONS, "--out", str(tmp_path / "cut")]) == 0
+    assert calls == 4  # the first epoch was not repeated
+    cut = weights(tmp_path / "cut.safetensors")
+    assert all(torch.equal(cut[name], whole[name]) for name in whole)
+    capsys.readouterr()
+
+
+def test_existing_weights_are_not_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "net.safetensors").write_bytes(b"precious")
+    assert main([*OPTIONS, "--out", str(tmp_path / "net")]) == 2
+    assert "exists: delete it" in capsys.readouterr().err
+    assert (tmp_path / "net.safetensors").read_bytes() == b"precious"
+
+
+def test_a_full_disk_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert main([*OPTIONS, "--out", str(tmp_path / "net")]) == 2
+    err = capsys.readouterr().err
+    assert "No space left on device" in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
