@@ -207,14 +207,13 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
         )
 
     def _read(self, action: Action) -> BoolArray:
-        """Return the keep bits ``[N]`` of an action ``[N_max]``; frozen classes are kept."""
+        """Return the keep bits ``[N]`` of an action ``[N_max]``."""
         bits = np.asarray(action)
         if bits.shape != (self.num_nodes,):
             msg = f"an action of shape {bits.shape} does not fit: it needs {self.num_nodes} bits"
             raise ConfigError(msg)
-        graph = self._cell.task.graph
-        keep: BoolArray = bits[: graph.num_classes] > 0.5
-        return keep | graph.frozen
+        keep: BoolArray = bits[: self._cell.task.graph.num_classes] > 0.5
+        return keep
 
     def _open_classes(self) -> BoolArray:
         """Return the classes ``[N]`` that the next step decides on (at the end: the last did)."""

@@ -25,7 +25,7 @@ def realise(
 
     Args:
         graph: the structure.
-        keep: ``[N]`` raw bits, frozen classes kept.
+        keep: ``[N]`` raw bits; frozen classes' bits are ignored.
         budget: what may remain.
         how: ``"repair"``: flips in random order until the budget is met; ``"wall"``: what a group
             keeps is cut to what leaves the later groups their minimum; ``"raw"``: only each

@@ -94,6 +94,15 @@ def test_rank_compares_with_the_quantile_of_the_window() -> None:
     assert play(config) == [0.0, 0.0, 0.0, 0.0, -1.0, 1.0, -1.0, 1.0]
 
 
+def test_rank_asks_for_more_than_the_quantile_itself() -> None:
+    config = RewardConfig(self_competition="rank", window=2, quantile=0.5)
+    ledger = SelfCompetitionLedger()
+    for accuracy in (0.5, 0.6):
+        ledger = ledger.update(_episode(accuracy), config)
+    rewards = [score(config, ledger, _episode(accuracy)).value for accuracy in (0.49, 0.5, 0.51)]
+    assert rewards == [-1.0, -1.0, 1.0]
+
+
 def test_rank_without_repair_puts_violation_before_the_metric() -> None:
     # thresholds: V = 0.2 (of .3 .2 .4 0), then V = 0.1 (.2 .4 0 .1),
     # then A = 0.6 (V .4 .1; A .6 .7), then A = 0.6 (V .1; A .6 .7 .4)
