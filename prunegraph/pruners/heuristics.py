@@ -1,0 +1,158 @@
+"""Heuristics: a criterion says which channels, an allocation how many of each group."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from prunegraph.errors import ConfigError, MaskError
+from prunegraph.graph.features import class_cost, group_mean, num_producers, rank_in_group
+from prunegraph.pruners.criteria import CRITERION_NAMES, importance
+from prunegraph.pruning.problem import PrunerResult, PruningProblem
+from prunegraph.pruning.statistics import num_sensitivity_networks, sensitivity
+from prunegraph.types import Float64Array
+
+SENSITIVITY_IMAGES = 1500
+"""Search images that each group's sensitivity is measured on."""
+
+LEAST_SENSITIVITY = 0.01
+"""Sensitivities are at least this share of their mean: noise may make them negative."""
+
+
+def uniform(problem: PruningProblem, values: Float64Array) -> Float64Array:
+    """Keep the same share of every group: the score is the rank within the group."""
+    return rank_in_group(problem.graph, values)
+
+
+def globally(_problem: PruningProblem, values: Float64Array) -> Float64Array:
+    """Compare importances across groups as they are."""
+    return values
+
+
+def per_mac(problem: PruningProblem, values: Float64Array) -> Float64Array:
+    """Compare importances per MAC that the class frees (per parameter, if only those count)."""
+    return values / class_cost(problem.graph, problem.budget)
+
+
+def skip_full(problem: PruningProblem, values: Float64Array) -> Float64Array:
+    """Keep residual streams whole as far as the budget lets, and be uniform elsewhere."""
+    residual = num_producers(problem.graph) > 1
+    return rank_in_group(problem.graph, values) + residual
+
+
+def by_sensitivity(problem: PruningProblem, values: Float64Array) -> Float64Array:
+    """Scale importances, normalised in each group, by what the loss gains without half of it.
+
+    Raises:
+        ConfigError: ``max_networks`` is below the networks that this runs.
+    """
+    graph, evaluator = problem.graph, problem.evaluator
+    needed = num_sensitivity_networks(graph)
+    if problem.max_networks < needed:
+        msg = (
+            f"allocation 'sensitivity' runs {needed} networks on this structure, "
+            f"max_networks={problem.max_networks} allows fewer: raise it or choose another one"
+        )
+        raise ConfigError(msg)
+    subset = evaluator.draw_subset(SENSITIVITY_IMAGES, problem.seed)
+    gains = sensitivity(evaluator, graph, values.astype(np.float32), subset=subset)
+    positive = np.maximum(gains.astype(np.float64), 0.0)
+    floor = LEAST_SENSITIVITY * max(float(positive[graph.free].mean()), 1e-12)
+    normalised = values / np.maximum(group_mean(graph, values), 1e-30)
+    return normalised * np.maximum(positive, floor)
+
+
+ALLOCATIONS: Mapping[str, Callable[[PruningProblem, Float64Array], Float64Array]] = {
+    "uniform": uniform,
+    "global": globally,
+    "per_mac": per_mac,
+    "sensitivity": by_sensitivity,
+    "skip_full": skip_full,
+}
+"""Allocation -> scores ``[N]`` from importances ``[N]``; ``project`` keeps the highest."""
+
+
+@dataclass(frozen=True)
+class HeuristicPruner:
+    """Keeps the classes with the highest scores that fit the budget.
+
+    Args:
+        criterion: one of ``CRITERION_NAMES``.
+        allocation: one of ``ALLOCATIONS``.
+    """
+
+    criterion: str
+    allocation: str
+
+    def __post_init__(self) -> None:
+        _check_criterion(self.criterion)
+        if self.allocation not in ALLOCATIONS:
+            msg = f"unknown allocation {self.allocation!r}; there are {', '.join(ALLOCATIONS)}"
+            raise ConfigError(msg)
+
+    @property
+    def name(self) -> str:
+        """``"criterion/allocation"``."""
+        return f"{self.criterion}/{self.allocation}"
+
+    def prune(self, problem: PruningProblem) -> PrunerResult:
+        """Choose a mask that meets the problem's budget; only ``sensitivity`` runs networks."""
+        graph, before = problem.graph, problem.evaluator.num_networks
+        values = importance(self.criterion, problem.statistics, graph.num_classes, problem.seed)
+        scores = ALLOCATIONS[self.allocation](problem, values)
+        # ranks of the scores, since float32 would run some of them together
+        order = np.argsort(np.argsort(-scores, kind="stable"), kind="stable")
+        mask = graph.project(-order.astype(np.float32), problem.budget)
+        return PrunerResult(mask=mask, networks_evaluated=problem.evaluator.num_networks - before)
+
+
+@dataclass(frozen=True)
+class WidthsPruner:
+    """Keeps given numbers of classes a group, chosen by a criterion.
+
+    Answers whether a mask is good for *which* channels it keeps or for *how many*: the cost is that
+    of the mask whose widths are given.
+
+    Args:
+        criterion: one of ``CRITERION_NAMES``.
+        widths: kept classes of each group that may be pruned (``StructureGraph.group_widths``).
+    """
+
+    criterion: str
+    widths: Mapping[str, int]
+
+    def __post_init__(self) -> None:
+        _check_criterion(self.criterion)
+
+    @property
+    def name(self) -> str:
+        """``"criterion/at_widths"``."""
+        return f"{self.criterion}/at_widths"
+
+    def prune(self, problem: PruningProblem) -> PrunerResult:
+        """Choose the mask; runs no network.
+
+        Raises:
+            MaskError: the widths name other groups, or a width is out of range.
+        """
+        graph = problem.graph
+        values = importance(self.criterion, problem.statistics, graph.num_classes, problem.seed)
+        if set(self.widths) != set(graph.group_widths(graph.dense_mask())):
+            odd = sorted(set(self.widths) ^ set(graph.group_widths(graph.dense_mask())))
+            msg = f"widths do not fit this structure: {odd[0]!r} is missing or unknown"
+            raise MaskError(msg)
+        keep = graph.frozen.copy()
+        for group in graph.groups:
+            width = self.widths.get(group.name, 0)
+            if width > len(group.classes):
+                msg = f"{group.name} has {len(group.classes)} classes, not {width}"
+                raise MaskError(msg)
+            order = np.argsort(-values[group.classes], kind="stable")
+            keep[group.classes[order[:width]]] = True
+        return PrunerResult(mask=graph.mask(keep))
+
+
+def _check_criterion(criterion: str) -> None:
+    if criterion not in CRITERION_NAMES:
+        msg = f"unknown criterion {criterion!r}; there are {', '.join(CRITERION_NAMES)}"
+        raise ConfigError(msg)

@@ -1,0 +1,47 @@
+"""Baselines by name."""
+
+from collections.abc import Callable, Mapping
+
+from prunegraph.errors import ConfigError
+from prunegraph.pruners.criteria import CRITERION_NAMES
+from prunegraph.pruners.heuristics import ALLOCATIONS, HeuristicPruner, WidthsPruner
+from prunegraph.pruners.search import CrossEntropySearch, RandomSearch
+from prunegraph.pruning.problem import Pruner
+
+
+def _heuristic(criterion: str, allocation: str) -> Callable[[], Pruner]:
+    return lambda: HeuristicPruner(criterion, allocation)
+
+
+PRUNERS: Mapping[str, Callable[[], Pruner]] = {
+    **{
+        f"{criterion}/{allocation}": _heuristic(criterion, allocation)
+        for criterion in CRITERION_NAMES
+        for allocation in ALLOCATIONS
+    },
+    "random_search": RandomSearch,
+    "cem": CrossEntropySearch,
+}
+"""Name -> factory of every baseline."""
+
+
+def make_pruner(name: str) -> Pruner:
+    """Return the baseline of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in PRUNERS:
+        msg = f"unknown pruning method {name!r}; there are {', '.join(PRUNERS)}"
+        raise ConfigError(msg)
+    return PRUNERS[name]()
+
+
+def at_widths(criterion: str, widths: Mapping[str, int]) -> Pruner:
+    """Return a pruner that keeps given widths, with channels chosen by a criterion.
+
+    Args:
+        criterion: as ``"l1"`` or ``"random"``.
+        widths: kept classes of each group, as ``StructureGraph.group_widths`` of a mask.
+    """
+    return WidthsPruner(criterion, dict(widths))

@@ -1,0 +1,213 @@
+"""Search baselines: random allocations, and a cross-entropy method over group offsets."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from prunegraph.errors import ConfigError
+from prunegraph.graph import StructureGraph
+from prunegraph.graph.features import prior_scores, rank_in_group
+from prunegraph.pruning.problem import PrunerResult, PruningProblem
+from prunegraph.types import Float64Array, IntArray, KeepMask, Outcome
+
+
+class SearchRun:
+    """Counts and records what a search does.
+
+    Args:
+        problem: what is searched.
+    """
+
+    def __init__(self, problem: PruningProblem) -> None:
+        if problem.max_networks < 1:
+            msg = f"a search needs max_networks of at least 1, not {problem.max_networks}"
+            raise ConfigError(msg)
+        self.problem = problem
+        self.best_accuracy = 0.0
+        self.history: list[dict[str, Any]] = []
+        self._before = problem.evaluator.num_networks
+
+    @property
+    def networks(self) -> int:
+        """Networks run so far."""
+        return self.problem.evaluator.num_networks - self._before
+
+    @property
+    def remaining(self) -> int:
+        """Networks that may still be run."""
+        return self.problem.max_networks - self.networks
+
+    def subset(self, size: int, seed: int) -> Tensor | None:
+        """Return positions of random search images; None = all, where there are no more."""
+        evaluator = self.problem.evaluator
+        return None if size >= len(evaluator.search) else evaluator.draw_subset(size, seed)
+
+    def record(self, outcomes: list[Outcome], incumbent: Outcome) -> None:
+        """Add a line to the history: the incumbent, and the best accuracy on any images so far."""
+        self.best_accuracy = max(self.best_accuracy, *(outcome.accuracy for outcome in outcomes))
+        self.history.append(
+            {
+                "networks": self.networks,
+                "best_search_accuracy": self.best_accuracy,
+                "incumbent": incumbent.digest,
+                "incumbent_accuracy": incumbent.accuracy,
+                "incumbent_loss": incumbent.loss,
+                "num_images": incumbent.num_images,
+            }
+        )
+        if self.problem.progress is not None:
+            self.problem.progress(self.networks, self.problem.max_networks)
+
+    def choose(self, finalists: list[KeepMask]) -> PrunerResult:
+        """Score the finalists, as far as networks remain, on the whole search split."""
+        evaluator = self.problem.evaluator
+        chosen: list[KeepMask] = []
+        outcomes: list[Outcome] = []
+        for mask in dict.fromkeys(finalists):
+            if not chosen or self.remaining > 0 or evaluator.is_cached(mask):
+                chosen.append(mask)
+                outcomes.append(evaluator.evaluate(mask))
+        best = max(range(len(chosen)), key=lambda i: (outcomes[i].accuracy, -outcomes[i].loss))
+        self.record(outcomes, outcomes[best])
+        return PrunerResult(
+            mask=chosen[best], networks_evaluated=self.networks, history=tuple(self.history)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomSearch:
+    """Best of many random allocations, with channels chosen by Taylor importance.
+
+    Each group's keep share is proportional to a number drawn from ``[least_share, 1]``. Candidates
+    are scored by loss on one random subset of the search images; the best are scored again on all
+    of them, which decides by accuracy.
+
+    Args:
+        least_share: in (0, 1].
+        subset_size: search images that candidates are scored on.
+        num_finalists: candidates that are scored on all search images.
+        record_every: networks a line of the history.
+    """
+
+    least_share: float = 0.2
+    subset_size: int = 1500
+    num_finalists: int = 8
+    record_every: int = 16
+
+    @property
+    def name(self) -> str:
+        """``"random_search"``."""
+        return "random_search"
+
+    def prune(self, problem: PruningProblem) -> PrunerResult:
+        """Search, and choose the best finalist."""
+        run = SearchRun(problem)
+        rng = np.random.default_rng(problem.seed)
+        subset = run.subset(self.subset_size, problem.seed)
+        num_finalists = min(self.num_finalists, (problem.max_networks + 1) // 2)
+        found: dict[KeepMask, Outcome] = {}
+        for trial in range(1, problem.max_networks - num_finalists + 1):
+            mask = self._draw(problem, rng)
+            found[mask] = problem.evaluator.evaluate(mask, subset)
+            if trial % self.record_every == 0:
+                best = min(found.values(), key=lambda outcome: outcome.loss)
+                run.record(list(found.values()), best)
+        ranked = sorted(found, key=lambda mask: found[mask].loss) or [self._draw(problem, rng)]
+        return run.choose(ranked)
+
+    def _draw(self, problem: PruningProblem, rng: np.random.Generator) -> KeepMask:
+        graph = problem.graph
+        share = rng.uniform(self.least_share, 1.0, size=len(graph.groups))
+        from_top = 1.0 - rank_in_group(graph, problem.statistics["taylor"])
+        scores = -from_top / share[graph.group_of]
+        return graph.project(scores.astype(np.float32), problem.budget)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropySearch:
+    """Cross-entropy method over one offset a group, added to Taylor per MAC (``prior_scores``).
+
+    Each step draws a population of offsets from a diagonal normal distribution, projects each to
+    the budget, scores all on one fresh random subset of the search images, and refits the
+    distribution to the elites (Rubinstein 1999; smoothed as in de Boer et al. 2005, "A Tutorial on
+    the Cross-Entropy Method", section 3). The first member of each population is the mean itself.
+    Finalists - the start, the last mean, the best of the latest steps - are scored on all search
+    images, which decides by accuracy.
+
+    Args:
+        population: networks a step.
+        num_elites: candidates that the distribution is refitted to, weighted by rank.
+        sigma: deviation at the start, in deviations of the prior over the free classes.
+        least_sigma: deviations do not fall below.
+        smoothing: weight of the elites' mean and deviation against the old ones, in (0, 1].
+        subset_size: search images a step.
+        num_finalists: candidates that are scored on all search images.
+    """
+
+    population: int = 16
+    num_elites: int = 5
+    sigma: float = 0.6
+    least_sigma: float = 0.05
+    smoothing: float = 0.7
+    subset_size: int = 1500
+    num_finalists: int = 16
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_elites <= self.population:
+            msg = f"num_elites={self.num_elites} must lie in [1, population={self.population}]"
+            raise ConfigError(msg)
+
+    @property
+    def name(self) -> str:
+        """``"cem"``."""
+        return "cem"
+
+    def prune(self, problem: PruningProblem) -> PrunerResult:
+        """Search, and choose the best finalist."""
+        run = SearchRun(problem)
+        rng = np.random.default_rng(problem.seed)
+        prior = prior_scores(problem.graph, problem.statistics, problem.budget).astype(np.float64)
+        steps = np.unique(problem.graph.group_of[problem.graph.free])
+        mean, deviation = np.zeros(len(steps)), np.full(len(steps), self.sigma)
+        latest: list[KeepMask] = []
+        num_finalists = min(self.num_finalists, (problem.max_networks + 1) // 2)
+        num_candidates = problem.max_networks - num_finalists
+        for first in range(0, num_candidates, self.population):
+            size = min(self.population, num_candidates - first)
+            offsets = mean + deviation * rng.normal(size=(size, len(steps)))
+            offsets[0] = mean
+            subset = run.subset(self.subset_size, int(rng.integers(2**31)))
+            masks = [_shifted(problem, prior, steps, offset) for offset in offsets]
+            outcomes = [problem.evaluator.evaluate(mask, subset) for mask in masks]
+            run.record(outcomes, outcomes[0])
+            order = np.argsort([outcome.loss for outcome in outcomes], kind="stable")
+            latest = [masks[0], masks[order[0]], *latest]
+            if size == self.population:  # a last, smaller one says too little to refit
+                mean, deviation = self._refit(mean, deviation, offsets[order[: self.num_elites]])
+        start, last = (_shifted(problem, prior, steps, offset) for offset in (0.0 * mean, mean))
+        return run.choose([last, start, *latest])
+
+    def _refit(
+        self, mean: Float64Array, deviation: Float64Array, elites: Float64Array
+    ) -> tuple[Float64Array, Float64Array]:
+        """Return the new mean and deviation from elites ``[K, G]``, best first."""
+        weights = np.log(len(elites) + 0.5) - np.log(np.arange(1, len(elites) + 1))
+        weights /= weights.sum()
+        elite_mean = weights @ elites
+        elite_deviation = np.sqrt(weights @ (elites - mean) ** 2)
+        new_mean = mean + self.smoothing * (elite_mean - mean)
+        new_deviation = deviation + self.smoothing * (elite_deviation - deviation)
+        return new_mean, np.maximum(new_deviation, self.least_sigma)
+
+
+def _shifted(
+    problem: PruningProblem, prior: Float64Array, steps: IntArray, offset: Float64Array
+) -> KeepMask:
+    """Return the mask of the prior plus one offset for each group of ``steps``."""
+    graph: StructureGraph = problem.graph
+    of_group = np.zeros(len(graph.groups))
+    of_group[steps] = offset
+    scores = (prior + of_group[graph.group_of]).astype(np.float32)
+    return graph.project(scores, problem.budget)
