@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "env": {"errors", "types", "graph", "pruning", "rewards"},
     "agent": {"errors", "types", "files", "graph", "rewards"},
     "pruners": {"errors", "types", "graph", "pruning"},
-    "testing": {"errors", "types", "graph", "pruning"},
+    "testing": {"errors", "types", "graph", "pruning", "rewards"},
 }
 ALLOWED["experiment"] = set(ALLOWED)
 OPTIONAL = {"onnx", "onnxruntime", "onnxscript"}

@@ -1,1 +1,24 @@
-"""agent."""
+"""The agent: graph encoder, policy over keep bits, constrained PPO, saving."""
+
+from prunegraph.agent.network import CONTEXT_NAMES, NetworkConfig, PruningNetwork
+from prunegraph.agent.ppo import ChannelPPO, PPOConfig
+from prunegraph.agent.saving import TrainedPolicy, load_policy, save_policy
+from prunegraph.agent.topology import Topology
+from prunegraph.agent.train import AgentConfig, TrainingResult, train_agent
+from prunegraph.agent.vec_env import SelfCompetitionVecEnv
+
+__all__ = [
+    "CONTEXT_NAMES",
+    "AgentConfig",
+    "ChannelPPO",
+    "NetworkConfig",
+    "PPOConfig",
+    "PruningNetwork",
+    "SelfCompetitionVecEnv",
+    "Topology",
+    "TrainedPolicy",
+    "TrainingResult",
+    "load_policy",
+    "save_policy",
+    "train_agent",
+]

@@ -1,0 +1,237 @@
+"""The policy that stable-baselines3 trains: from padded observations to masked keep bits."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.type_aliases import Schedule
+from torch import Tensor
+from torch_geometric.data import Data
+
+from prunegraph.agent.distribution import MaskedBernoulli
+from prunegraph.agent.network import NetworkConfig, PruningNetwork
+from prunegraph.agent.topology import Topology, join, solve_threshold, with_features
+from prunegraph.errors import ConfigError
+from prunegraph.rewards.config import Constraint
+from prunegraph.types import Float64Array
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What the policy makes of a batch of observations.
+
+    Attributes:
+        distribution: of the keep bits.
+        values: ``[B]`` state values.
+    """
+
+    distribution: MaskedBernoulli
+    values: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """A batch of observations without its repetitions.
+
+    Attributes:
+        graphs: the distinct (graph, node features) with their ids.
+        graph_of: ``[B]`` position in ``graphs`` of each row.
+        variants: ``[V]`` first row of each distinct (graph, actor context).
+        variant_of: ``[B]`` position in ``variants`` of each row.
+    """
+
+    graphs: list[tuple[int, Data]]
+    graph_of: list[int]
+    variants: list[int]
+    variant_of: list[int]
+
+
+class ChannelPruningPolicy(ActorCriticPolicy):
+    """Actor and critic over channel graphs.
+
+    ``logits = (score - threshold) / temperature`` with the network's score. With
+    ``constraint="bias"`` the threshold is solved at each forward so that the expected cost meets
+    the budget; it is a constant for the gradient. With ``"lagrangian"`` it is the solution for an
+    untrained network, and a multiplier on the overshoot in the reward does the rest.
+
+    Args:
+        observation_space: the flat dictionary of the environment.
+        action_space: ``MultiBinary(N_max)``.
+        lr_schedule: step size over the progress that remains.
+        topologies: graph id -> topology of every network that observations may name.
+        network_config: names and sizes of the network.
+        constraint: how the budget is met.
+        initial_cost_ratio: expected cost over budget at the start of ``"lagrangian"``.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        lr_schedule: Schedule,
+        *,
+        topologies: Mapping[int, Topology],
+        network_config: NetworkConfig,
+        constraint: Constraint = "bias",
+        initial_cost_ratio: float = 1.0,
+        use_sde: bool = False,
+    ) -> None:
+        if use_sde:
+            msg = "use_sde=True: state-dependent noise is for continuous actions, these are bits"
+            raise ConfigError(msg)
+        self.topologies = dict(topologies)
+        self.network_config = network_config
+        self.constraint = constraint
+        self.initial_cost_ratio = initial_cost_ratio
+        self.temperature = 1.0
+        self.initial_temperature = 1.0
+        self.generator: torch.Generator | None = None
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            features_extractor_class=FlattenExtractor,  # never called: the graph network reads
+        )
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        """Build network and optimiser in place of a perceptron over a flat vector."""
+        self.network = PruningNetwork(self.network_config)
+        self.action_dist = MaskedBernoulli()
+        self.optimizer = torch.optim.Adam(self.parameters(), lr=lr_schedule(1), eps=1e-8)
+
+    def decide(self, obs: Mapping[str, Tensor]) -> Decision:
+        """Return distribution and values for a batch of observations."""
+        batch = self._deduplicate(obs)
+        context = obs["context"].float()
+        data = join([graph for _, graph in batch.graphs]).to(self.device)
+        embeddings = self.network.encode(data)  # [N, H]
+        graph_of = torch.tensor(batch.graph_of, device=self.device)
+        values = self.network.values(data, embeddings, graph_of, context)
+        scores = self._scores(batch, data, embeddings, context)  # [V, N_max]
+        threshold = self._thresholds(batch, scores, context)  # [V]
+        logits = (scores - threshold[:, None]) / self.temperature
+        mask = (obs["action_mask"] > 0.5) & (obs["node_mask"] > 0.5)
+        distribution = MaskedBernoulli().proba_distribution(logits[batch.variant_of], mask)
+        return Decision(distribution, values)
+
+    def _deduplicate(self, obs: Mapping[str, Tensor]) -> _Batch:
+        num_features = len(self.network_config.feature_names)
+        ids = obs["graph_id"].reshape(-1).long().tolist()
+        rows = obs["node_features"].cpu().numpy()
+        contexts = obs["context"][:, self.network_config.actor_columns].cpu().numpy()
+        graphs: dict[tuple[int, bytes], int] = {}
+        variants: dict[tuple[int, bytes], int] = {}
+        batch = _Batch([], [], [], [])
+        for row, graph_id in enumerate(ids):
+            graph = graphs.setdefault((graph_id, rows[row].tobytes()), len(graphs))
+            if graph == len(batch.graphs):
+                topology = self._topology(graph_id)
+                features = obs["node_features"][row].view(-1, num_features)[: topology.num_channels]
+                batch.graphs.append((graph_id, with_features(topology.data, features)))
+            variant = variants.setdefault((graph, contexts[row].tobytes()), len(variants))
+            if variant == len(batch.variants):
+                batch.variants.append(row)
+            batch.graph_of.append(graph)
+            batch.variant_of.append(variant)
+        return batch
+
+    def _topology(self, graph_id: int) -> Topology:
+        if graph_id not in self.topologies:
+            msg = f"no topology for graph id {graph_id}: the policy knows {sorted(self.topologies)}"
+            raise ConfigError(msg)
+        return self.topologies[graph_id]
+
+    def _scores(self, batch: _Batch, data: Data, embeddings: Tensor, context: Tensor) -> Tensor:
+        """Return scores ``[V, N_max]``, zero in the padding."""
+        graph_of = [batch.graph_of[row] for row in batch.variants]
+        if graph_of != list(range(len(batch.graphs))):  # a graph under several budgets
+            data, embeddings = _select(batch, data, embeddings, graph_of)
+        flat = self.network.scores(data, embeddings, context[batch.variants])  # [N]
+        sizes = [batch.graphs[graph][1].num_channels for graph in graph_of]
+        position = torch.cat([torch.arange(size, device=self.device) for size in sizes])
+        assert self.action_space.shape is not None
+        padded = flat.new_zeros(len(graph_of), self.action_space.shape[0])
+        return padded.index_put((data.channel_graph, position), flat)
+
+    @torch.no_grad()
+    def _thresholds(self, batch: _Batch, scores: Tensor, context: Tensor) -> Tensor:
+        """Return thresholds ``[V]``; variants of one topology are solved together."""
+        limits = self._limits(batch, context)
+        result = np.zeros(len(batch.variants))
+        ids = np.array([batch.graphs[batch.graph_of[row]][0] for row in batch.variants])
+        for graph_id in np.unique(ids):
+            graph = self.topologies[int(graph_id)].graph
+            members = np.flatnonzero(ids == graph_id)
+            if self.constraint == "lagrangian":
+                features = [
+                    batch.graphs[batch.graph_of[batch.variants[member]]][1].x for member in members
+                ]
+                start = torch.stack([self.network.prior(feature) for feature in features])
+                temperature, ratio = self.initial_temperature, self.initial_cost_ratio
+            else:
+                start = scores[members, : graph.num_classes]
+                temperature, ratio = self.temperature, 1.0
+            result[members] = solve_threshold(
+                graph, start.cpu().double().numpy(), ratio * limits[members], temperature
+            )
+        return torch.from_numpy(result).to(scores)
+
+    def _limits(self, batch: _Batch, context: Tensor) -> Float64Array:
+        """Return the most MACs and params that may remain ``[V, 2]``."""
+        names = self.network_config.context_names
+        limits = np.full((len(batch.variants), 2), np.inf)
+        rows = context.cpu().double().numpy()
+        for position, row in enumerate(batch.variants):
+            dense = self.topologies[batch.graphs[batch.graph_of[row]][0]].graph.dense_cost
+            for column, name, whole in (
+                (0, "keep_macs", dense.macs),
+                (1, "keep_params", dense.params),
+            ):
+                if name in names:
+                    limits[position, column] = rows[row, names.index(name)] * whole
+        return limits
+
+    def forward(  # type: ignore[override]  # observations are dictionaries
+        self, obs: Mapping[str, Tensor], deterministic: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return actions ``[B, N_max]``, values ``[B, 1]`` and log-probabilities ``[B]``."""
+        decision = self.decide(obs)
+        actions = self._actions(decision.distribution, deterministic)
+        return actions, decision.values[:, None], decision.distribution.log_prob(actions)
+
+    def evaluate_actions(  # type: ignore[override]
+        self, obs: Mapping[str, Tensor], actions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return values ``[B, 1]``, log-probabilities ``[B]`` and total entropies ``[B]``."""
+        decision = self.decide(obs)
+        distribution = decision.distribution
+        return decision.values[:, None], distribution.log_prob(actions), distribution.entropy()
+
+    def get_distribution(self, obs: Mapping[str, Tensor]) -> MaskedBernoulli:  # type: ignore[override]
+        """Return the distribution of the keep bits."""
+        return self.decide(obs).distribution
+
+    def predict_values(self, obs: Mapping[str, Tensor]) -> Tensor:  # type: ignore[override]
+        """Return values ``[B, 1]``."""
+        return self.decide(obs).values[:, None]
+
+    def _predict(self, observation: Mapping[str, Tensor], deterministic: bool = False) -> Tensor:  # type: ignore[override]
+        return self._actions(self.get_distribution(observation), deterministic)
+
+    def _actions(self, distribution: MaskedBernoulli, deterministic: bool) -> Tensor:
+        return distribution.mode() if deterministic else distribution.sample(self.generator)
+
+
+def _select(
+    batch: _Batch, data: Data, embeddings: Tensor, graph_of: list[int]
+) -> tuple[Data, Tensor]:
+    """Return joined graphs and embeddings with graph ``graph_of[v]`` at position ``v``."""
+    rows = [torch.nonzero(data.channel_graph == graph).squeeze(1) for graph in graph_of]
+    index = torch.cat(rows)
+    selected = join([batch.graphs[graph][1] for graph in graph_of]).to(embeddings.device)
+    return selected, embeddings[index]

@@ -1,0 +1,315 @@
+"""PPO on a thousand bits that share one reward."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor, nn
+
+from prunegraph.agent.policy import ChannelPruningPolicy, Decision
+from prunegraph.agent.vec_env import SelfCompetitionVecEnv
+from prunegraph.errors import ConfigError
+from prunegraph.types import BoolArray, Budget, FloatArray
+
+Clip = Literal["bit", "joint"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig:
+    """Options of an update.
+
+    Attributes:
+        learning_rate: Adam's step size.
+        epochs: passes over the update's episodes, all in one batch.
+        clip_range: how far a probability ratio may move before its gradient stops.
+        clip: ``"bit"`` clips each bit's ratio, ``"joint"`` the whole action's (the ablation: with
+            1,120 bits a logit change of 0.013 fills the range).
+        target_kl: an epoch that moved further than 1.5 times this, in nats a free bit
+            (``"bit"``) or an action (``"joint"``), is the last; None = no limit.
+        entropy_coefficient: weight of the mean entropy a free bit.
+        value_coefficient: weight of the critic's squared error.
+        use_critic: subtract the critic's value from the return before standardising.
+        max_grad_norm: length to which a longer gradient is cut.
+        temperature_start: temperature of the keep probabilities at the start of training.
+        temperature_end: and at its end; geometric in between.
+    """
+
+    learning_rate: float = 3e-3
+    epochs: int = 4
+    clip_range: float = 0.2
+    clip: Clip = "bit"
+    target_kl: float | None = None
+    entropy_coefficient: float = 0.0
+    value_coefficient: float = 0.5
+    use_critic: bool = False
+    max_grad_norm: float = 0.5
+    temperature_start: float = 0.30
+    temperature_end: float = 0.11
+
+    def __post_init__(self) -> None:
+        if min(self.temperature_start, self.temperature_end) <= 0:
+            msg = (
+                f"temperatures {self.temperature_start} and {self.temperature_end} must be above 0"
+            )
+            raise ConfigError(msg)
+        if self.epochs < 1:
+            msg = f"epochs={self.epochs} must be at least 1"
+            raise ConfigError(msg)
+
+    def temperature(self, progress: float) -> float:
+        """Return the temperature at ``progress`` in [0, 1]."""
+        ratio = self.temperature_end / self.temperature_start
+        return float(self.temperature_start * ratio ** min(max(progress, 0.0), 1.0))
+
+
+class ChannelPPO(PPO):
+    """Proximal policy optimisation whose unit is the keep bit.
+
+    stable-baselines3 clips the ratio of joint probabilities. Here each bit's ratio is clipped alone
+    and every free bit of an episode shares the episode's advantage. Rollout, buffer, logging and
+    callbacks are those of stable-baselines3. Sampling noise and, under a ``SelfCompetitionVecEnv``,
+    the environments' randomness begin anew from (seed, number of the update) at each update, so
+    that a resumed run draws what an uninterrupted one draws.
+
+    Args:
+        env: environments, vectorised; their seeds are their own.
+        policy_kwargs: arguments of ``ChannelPruningPolicy``.
+        num_steps: steps of each environment in an update.
+        config: options of the update.
+        seed: seed of initial weights and sampling noise.
+        device: where the network runs.
+
+    Attributes:
+        num_rollouts: updates begun, this one included.
+        max_networks: no update begins that could run more pruned networks than this.
+        history: one record an update.
+    """
+
+    policy: ChannelPruningPolicy
+
+    def __init__(
+        self,
+        env: VecEnv,
+        *,
+        policy_kwargs: dict[str, Any],
+        num_steps: int,
+        config: PPOConfig,
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        self.config = config
+        self.run_seed = seed
+        self.num_rollouts = 0
+        self.max_networks: int | None = None
+        self.history: list[dict[str, Any]] = []
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            super().__init__(
+                ChannelPruningPolicy,
+                env,
+                learning_rate=config.learning_rate,
+                n_steps=num_steps,
+                batch_size=num_steps * env.num_envs,
+                n_epochs=config.epochs,
+                gamma=1.0,
+                gae_lambda=1.0,
+                clip_range=config.clip_range,
+                ent_coef=config.entropy_coefficient,
+                vf_coef=config.value_coefficient,
+                max_grad_norm=config.max_grad_norm,
+                target_kl=config.target_kl,
+                policy_kwargs=policy_kwargs,
+                device=device,
+            )
+        self.policy.initial_temperature = config.temperature_start
+        if isinstance(env, SelfCompetitionVecEnv):
+            env.greedy = self.greedy_mask
+
+    @property
+    def num_networks(self) -> int:
+        """Pruned networks run so far; episodes, where no ``SelfCompetitionVecEnv`` counts."""
+        if isinstance(self.env, SelfCompetitionVecEnv):
+            return self.env.num_networks
+        return self.num_timesteps
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: RolloutBuffer,
+        n_rollout_steps: int,
+    ) -> bool:
+        """Collect one update's episodes; False = the networks are used up."""
+        progress = 0.0
+        if self.max_networks is not None:
+            if self.num_networks + self.networks_per_update > self.max_networks:
+                return False
+            num_updates = self.max_networks // self.networks_per_update
+            progress = self.num_rollouts / max(num_updates - 1, 1)
+        self.policy.temperature = self.config.temperature(progress)
+        seed = update_seed(self.run_seed, self.num_rollouts)
+        self.policy.generator = torch.Generator().manual_seed(seed)
+        if isinstance(env, SelfCompetitionVecEnv):
+            self._last_obs = env.start_block(self.num_rollouts)
+            self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+        self.num_rollouts += 1
+        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+
+    @property
+    def networks_per_update(self) -> int:
+        """Pruned networks that an update runs: its episodes, and what they compete with."""
+        env = self.env
+        if not isinstance(env, SelfCompetitionVecEnv):
+            return self.n_steps * self.n_envs
+        competes = env.competition.config.self_competition in ("best", "greedy")
+        return env.episodes_per_update + int(competes)
+
+    def greedy_mask(self, row: Mapping[str, FloatArray], budget: Budget) -> BoolArray:
+        """Return the mask that the policy would choose on one observation."""
+        topology = self.policy.topologies[int(row["graph_id"][0])]
+        num_features = len(self.policy.network_config.feature_names)
+        features = row["node_features"].reshape(-1, num_features)[: topology.num_channels]
+        logits = self.policy.network.logits(topology.data, features, row["context"])
+        return topology.graph.project(logits, budget).keep
+
+    def train(self) -> None:
+        """Update the policy on the whole rollout, ``epochs`` times."""
+        self.policy.set_training_mode(True)
+        observations, actions, returns, values = self._rollout()
+        advantages = returns - values if self.config.use_critic else returns
+        advantages = standardise(advantages, self._cells(observations))
+        old_bits: Tensor | None = None
+        for _ in range(self.config.epochs):
+            decision = self.policy.decide(observations)
+            bits = decision.distribution.log_prob_bits(actions)  # [B, N]
+            old_bits = bits.detach() if old_bits is None else old_bits
+            loss, logs = self._loss(decision, bits - old_bits, advantages, returns)
+            limit = self.config.target_kl
+            if limit is not None and logs["approx_kl"] > 1.5 * limit:
+                break
+            self.policy.optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+            self.policy.optimizer.step()
+            self._n_updates += 1
+        self._log(logs, decision, actions)
+
+    def _rollout(self) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
+        """Return observations, actions, returns and values of the rollout, step by step.
+
+        The order is by step and then by environment, whatever the number of environments: sums in
+        another order would differ in the last digits.
+        """
+        buffer = self.rollout_buffer
+
+        def flat(array: np.ndarray[Any, Any]) -> Tensor:
+            return torch.as_tensor(array.reshape(-1, *array.shape[2:]), device=self.device).float()
+
+        observations = {name: flat(array) for name, array in buffer.observations.items()}  # type: ignore[attr-defined]
+        return observations, flat(buffer.actions), flat(buffer.returns), flat(buffer.values)
+
+    def _cells(self, observations: dict[str, Tensor]) -> Tensor:
+        """Return which (network, budget) each row belongs to ``[B]``."""
+        names = self.policy.network_config.context_names
+        columns = [i for i, name in enumerate(names) if name in ("keep_macs", "keep_params")]
+        keys = torch.cat([observations["graph_id"], observations["context"][:, columns]], dim=1)
+        cells: Tensor = torch.unique(keys, dim=0, return_inverse=True)[1]
+        return cells
+
+    def _loss(
+        self, decision: Decision, log_ratio: Tensor, advantages: Tensor, returns: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss and what to log of it.
+
+        Args:
+            decision: of the policy as it is.
+            log_ratio: ``[B, N]`` new minus old log-probability of each bit.
+            advantages: ``[B]``.
+            returns: ``[B]``.
+        """
+        distribution = decision.distribution
+        if self.config.clip == "joint":
+            log_ratio = log_ratio.sum(dim=1, keepdim=True)  # [B, 1]
+            weights = torch.full_like(log_ratio, 1.0 / len(log_ratio))
+        else:
+            weights = distribution.mask / distribution.num_free()[:, None] / len(log_ratio)
+        ratio = log_ratio.exp()
+        low, high = 1.0 - self.config.clip_range, 1.0 + self.config.clip_range
+        gain = torch.minimum(
+            advantages[:, None] * ratio, advantages[:, None] * ratio.clamp(low, high)
+        )
+        policy_loss = -(weights * gain).sum()
+        entropy = distribution.mean_entropy().mean()
+        value_loss = nn.functional.mse_loss(decision.values, returns)
+        loss = (
+            policy_loss
+            - self.config.entropy_coefficient * entropy
+            + self.config.value_coefficient * value_loss
+        )
+        clipped = ((ratio - 1.0).abs() > self.config.clip_range).float()
+        return loss, {
+            "policy_loss": policy_loss.item(),
+            "value_loss": value_loss.item(),
+            "approx_kl": (weights * (ratio - 1.0 - log_ratio)).sum().item(),
+            "clip_fraction": (weights * clipped).sum().item(),
+            "entropy_per_bit": entropy.item(),
+        }
+
+    @torch.no_grad()
+    def _log(self, logs: dict[str, float], decision: Decision, actions: Tensor) -> None:
+        distribution = decision.distribution
+        distance = 2.0 * (distribution.probabilities() - 0.5).abs()
+        logs["distance_to_uniform"] = distance[distribution.mask].mean().item()
+        logs["equal_actions"] = equal_share(torch.where(distribution.mask, actions, 1.0))
+        logs["temperature"] = self.policy.temperature
+        record: dict[str, Any] = {"update": self.num_rollouts, "networks": self.num_networks}
+        if isinstance(self.env, SelfCompetitionVecEnv):
+            record |= summary(self.env.records)
+            record["greedy_masks"] = dict(self.env.greedy_masks)
+        self.history.append({**record, **logs})
+        for name, value in self.history[-1].items():
+            if isinstance(value, float):
+                self.logger.record(f"train/{name}", value)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+
+def summary(records: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each figure over an update's episodes, and the best accuracy."""
+    if not records:
+        return {}
+    means = {name: float(np.mean([row[name] for row in records])) for name in records[0]}
+    return {**means, "best_accuracy": max(row["accuracy"] for row in records)}
+
+
+def update_seed(seed: int, update: int) -> int:
+    """Return a seed that (seed, number of the update) fix."""
+    return int(np.random.SeedSequence([seed, update]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def standardise(advantages: Tensor, cells: Tensor) -> Tensor:
+    """Return advantages with mean 0 in each cell and standard deviation 1 over all.
+
+    Args:
+        advantages: ``[B]``.
+        cells: ``[B]`` which (network, budget) each belongs to: a network that is easier to prune
+            must not make its masks look good.
+    """
+    centred = advantages.clone()
+    for cell in cells.unique():
+        members = cells == cell
+        if int(members.sum()) > 1:
+            centred[members] -= centred[members].mean()
+    return centred / (centred.std(correction=0) + 1e-8)
+
+
+def equal_share(actions: Tensor) -> float:
+    """Return the share of actions ``[B, N]`` that repeat another one of the batch."""
+    if len(actions) < 2:
+        return 0.0
+    return 1.0 - (len(actions.unique(dim=0)) - 1) / (len(actions) - 1)

@@ -1,0 +1,214 @@
+"""Policies and checkpoints on disk: tensors as safetensors, everything else as JSON.
+
+Nothing is ever unpickled; the zip files of stable-baselines3 hold pickles and are not used.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from prunegraph.agent.network import NetworkConfig, PruningNetwork
+from prunegraph.agent.ppo import ChannelPPO
+from prunegraph.agent.vec_env import SelfCompetitionVecEnv
+from prunegraph.errors import ArtefactError, ConfigError
+from prunegraph.files import write_bytes, write_json
+from prunegraph.types import FloatArray
+
+SCHEMA = 1
+POLICY_FILE = "policy.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedPolicy:
+    """A policy's network, usable on networks of any size, and how it was trained.
+
+    Attributes:
+        network: the network, in eval mode.
+        record: JSON values: options, seeds, networks evaluated, ...
+    """
+
+    network: PruningNetwork
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+    def logits(self, data: Data, node_features: FloatArray, context: FloatArray) -> FloatArray:
+        """Return keep scores ``[N]``; see ``PruningNetwork.logits``."""
+        return self.network.logits(data, node_features, context)
+
+
+def save_policy(path: Path | str, policy: TrainedPolicy) -> None:
+    """Write a policy as ``NAME.safetensors`` and ``NAME.json`` beside it, each atomically.
+
+    Args:
+        path: the safetensors file, or a folder that gets ``policy.safetensors``.
+        policy: the policy.
+
+    Raises:
+        ArtefactError: a file cannot be written.
+    """
+    weights_path = _weights_path(path)
+    weights = safetensors.torch.save(_tensors(policy.network.state_dict()))
+    record = {
+        "schema": SCHEMA,
+        "network": dataclasses.asdict(policy.network.config),
+        "weights": {"file": weights_path.name, "sha256": hashlib.sha256(weights).hexdigest()},
+        "record": dict(policy.record),
+    }
+    write_bytes(weights_path, weights)
+    write_json(weights_path.with_suffix(".json"), record)
+
+
+def load_policy(path: Path | str, *, expected: NetworkConfig | None = None) -> TrainedPolicy:
+    """Read a policy.
+
+    Args:
+        path: what ``save_policy`` was given.
+        expected: names that its features must have; default: those that ``graph`` makes today.
+
+    Raises:
+        ArtefactError: a file is missing or damaged, or the policy was made for other features.
+    """
+    weights_path = _weights_path(path)
+    record = _read_json(weights_path.with_suffix(".json"))
+    try:
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in record["network"].items()
+        }
+        config = NetworkConfig(**fields)
+        digest = record["weights"]["sha256"]
+        training = record["record"]
+    except (AttributeError, ConfigError, KeyError, TypeError) as error:
+        msg = f"{weights_path.with_suffix('.json')} does not describe a policy: {error}"
+        raise ArtefactError(msg) from error
+    _check_schema(weights_path, config, expected or NetworkConfig())
+    content = _read_bytes(weights_path)
+    if hashlib.sha256(content).hexdigest() != digest:
+        msg = f"{weights_path} is not the file that its JSON describes: it is damaged or exchanged"
+        raise ArtefactError(msg)
+    network = PruningNetwork(config)
+    try:
+        network.load_state_dict(safetensors.torch.load(content))
+    except (RuntimeError, safetensors.SafetensorError) as error:
+        msg = f"{weights_path} does not fit its JSON: {str(error).splitlines()[0]}"
+        raise ArtefactError(msg) from error
+    return TrainedPolicy(network.eval(), training)
+
+
+def _check_schema(path: Path, config: NetworkConfig, expected: NetworkConfig) -> None:
+    for name in ("feature_names", "op_feature_names", "relation_names", "context_names"):
+        theirs, ours = getattr(config, name), getattr(expected, name)
+        if theirs != ours:
+            odd = sorted(set(theirs) ^ set(ours)) or ["the order"]
+            msg = (
+                f"{path} was trained on other {name} (differs in {', '.join(odd)}): "
+                "train a policy with this version of prunegraph"
+            )
+            raise ArtefactError(msg)
+
+
+def save_checkpoint(path: Path | str, model: ChannelPPO) -> None:
+    """Write all that an interrupted training needs as one file, atomically.
+
+    Args:
+        path: a safetensors file; the JSON state lies in its header.
+        model: between two updates.
+
+    Raises:
+        ArtefactError: the file cannot be written.
+    """
+    optimizer = model.policy.optimizer.state_dict()
+    tensors = {f"policy.{name}": value for name, value in model.policy.state_dict().items()}
+    for index, slots in optimizer["state"].items():
+        tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
+    state: dict[str, Any] = {
+        "schema": SCHEMA,
+        "seed": model.run_seed,
+        "num_rollouts": model.num_rollouts,
+        "num_timesteps": model.num_timesteps,
+        "n_updates": model._n_updates,
+        "num_networks": model.num_networks,
+        "history": model.history,
+    }
+    if isinstance(model.env, SelfCompetitionVecEnv):
+        state["competition"] = model.env.competition.state_dict()
+    content = safetensors.torch.save(_tensors(tensors), {"state": json.dumps(state)})
+    write_bytes(path, content)
+
+
+def load_checkpoint(path: Path | str, model: ChannelPPO) -> None:
+    """Set ``model`` (and its environments' wrapper) to what ``save_checkpoint`` wrote.
+
+    Raises:
+        ArtefactError: the file is missing, damaged, or of another training.
+    """
+    path = Path(path)
+    try:
+        with safetensors.safe_open(path, framework="pt") as stream:
+            state = json.loads(stream.metadata()["state"])
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+        if state["schema"] != SCHEMA or state["seed"] != model.run_seed:
+            msg = f"{path} is of a training with seed {state['seed']}, not {model.run_seed}"
+            raise ArtefactError(msg)
+        _restore(model, state, tensors)
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        msg = f"cannot resume from {path}: {error}; delete it to start over"
+        raise ArtefactError(msg) from error
+    except RuntimeError as error:
+        msg = f"{path} is of another policy network: {str(error).splitlines()[0]}"
+        raise ArtefactError(msg) from error
+
+
+def _restore(model: ChannelPPO, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    policy = {
+        name.removeprefix("policy."): value
+        for name, value in tensors.items()
+        if name.startswith("policy.")
+    }
+    model.policy.load_state_dict(policy)
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, slot = name.split(".", 2)
+            slots.setdefault(int(index), {})[slot] = value
+    groups = model.policy.optimizer.state_dict()["param_groups"]
+    model.policy.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+    model.num_rollouts = state["num_rollouts"]
+    model.num_timesteps = state["num_timesteps"]
+    model._n_updates = state["n_updates"]
+    model.history = state["history"]
+    if isinstance(model.env, SelfCompetitionVecEnv):
+        model.env.resume(state["competition"], state["num_networks"])
+
+
+def _tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+
+
+def _weights_path(path: Path | str) -> Path:
+    path = Path(path)
+    return path if path.suffix == ".safetensors" else path / POLICY_FILE
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        msg = f"cannot read the policy {path}: {error.strerror or error}"
+        raise ArtefactError(msg) from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(_read_bytes(path))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        msg = f"{path} is not JSON: {error}"
+        raise ArtefactError(msg) from error

@@ -1,0 +1,200 @@
+"""Train the agent: environments and topologies in, a policy and what it went through out."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+
+from prunegraph.agent.callbacks import CheckpointCallback, Progress, ProgressCallback
+from prunegraph.agent.network import NetworkConfig
+from prunegraph.agent.ppo import ChannelPPO, PPOConfig
+from prunegraph.agent.saving import TrainedPolicy, load_checkpoint
+from prunegraph.agent.topology import Topology
+from prunegraph.agent.vec_env import SelfCompetitionVecEnv
+from prunegraph.errors import ConfigError
+from prunegraph.graph.structure import StructureGraph
+from prunegraph.rewards import RewardConfig, SelfCompetition
+
+EnvFactory = Callable[[], gymnasium.Env[Any, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig:
+    """Options of the agent.
+
+    Attributes:
+        network: names and sizes of its network.
+        ppo: its updates.
+        reward: what a pruned network competes with, and how the budget enters (``constraint``).
+        episodes_per_update: masks an update; the environments' block.
+        per_group: the environments decide group by group.
+        initial_cost_ratio: expected cost over budget at the start of ``constraint="lagrangian"``.
+        seed: seed of initial weights and sampling noise.
+        device: where the agent's network runs; it is small, the CPU is usually best.
+    """
+
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    episodes_per_update: int = 16
+    per_group: bool = False
+    initial_cost_ratio: float = 1.0
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.episodes_per_update < 2:
+            msg = f"episodes_per_update={self.episodes_per_update} must be at least 2"
+            raise ConfigError(msg)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TrainingResult:
+    """What a training leaves.
+
+    Attributes:
+        policy: the trained policy.
+        history: one record an update, as JSON values: ``networks``, ``accuracy``, ``reward``,
+            ``bar``, ``overshoot``, ``multiplier``, ``repaired``, ``entropy_per_bit``,
+            ``approx_kl``, ``clip_fraction``, ``equal_actions``, ``distance_to_uniform``,
+            ``greedy_masks`` (cell -> the policy's own mask before the update, packed), ...
+        competition: ledgers (the best mask of each cell among them) and multipliers.
+        networks_evaluated: pruned networks that were run.
+    """
+
+    policy: TrainedPolicy
+    history: tuple[Mapping[str, Any], ...]
+    competition: SelfCompetition
+    networks_evaluated: int
+
+
+def train_agent(
+    env_factories: Sequence[EnvFactory],
+    graphs: Sequence[StructureGraph],
+    config: AgentConfig,
+    *,
+    total_networks: int,
+    initial: TrainedPolicy | None = None,
+    checkpoint: Path | None = None,
+    tensorboard: Path | None = None,
+    progress: Progress | None = None,
+) -> TrainingResult:
+    """Train a policy until another update would run more pruned networks than are allowed.
+
+    Args:
+        env_factories: one a worker; a single one runs in this process. Worker i's environment has
+            ``external_reward=True``, ``episodes_per_subset=config.episodes_per_update``,
+            ``first_episode=i`` and ``episode_stride`` = number of workers.
+        graphs: the environments' networks; a graph id is a position here.
+        config: the options.
+        total_networks: pruned networks that may be run.
+        initial: policy to start from, of the same sizes; None = an untrained one.
+        checkpoint: file written after each update; if it exists, training goes on from it.
+        tensorboard: folder for learning curves.
+        progress: called with the record of each update.
+
+    Raises:
+        ConfigError: options that contradict each other.
+        ArtefactError: a checkpoint that cannot be read, or of another training.
+    """
+    venv = make_vec_env(env_factories)
+    try:
+        model = build_model(venv, graphs, config)
+        if initial is not None:
+            _start_from(model, initial)
+        if checkpoint is not None and checkpoint.exists():
+            load_checkpoint(checkpoint, model)
+        model.set_logger(configure(*_logger_options(tensorboard)))
+        model.max_networks = total_networks
+        callbacks: list[BaseCallback] = []
+        if checkpoint is not None:
+            callbacks.append(CheckpointCallback(checkpoint))
+        if progress is not None:
+            callbacks.append(ProgressCallback(progress))
+        model.learn(_NO_LIMIT, callback=callbacks, log_interval=1, reset_num_timesteps=False)
+        return _result(model, config)
+    finally:
+        venv.close()
+
+
+_NO_LIMIT = 2**62
+"""Steps: training ends when the networks are used up."""
+
+
+def make_vec_env(env_factories: Sequence[EnvFactory]) -> VecEnv:
+    """Return the environments, in this process if it is one, else each in its own."""
+    if len(env_factories) == 1:
+        return DummyVecEnv(list(env_factories))
+    return SubprocVecEnv(list(env_factories))
+
+
+def build_model(venv: VecEnv, graphs: Sequence[StructureGraph], config: AgentConfig) -> ChannelPPO:
+    """Return the untrained algorithm over ``venv``, the rewards made in this process."""
+    wrapped = SelfCompetitionVecEnv(
+        venv, config.reward, episodes_per_update=config.episodes_per_update
+    )
+    steps = _steps_per_episode(graphs) if config.per_group else 1
+    return ChannelPPO(
+        wrapped,
+        policy_kwargs={
+            "topologies": {index: Topology.of(graph) for index, graph in enumerate(graphs)},
+            "network_config": config.network,
+            "constraint": config.reward.constraint,
+            "initial_cost_ratio": config.initial_cost_ratio,
+        },
+        num_steps=steps * config.episodes_per_update // venv.num_envs,
+        config=config.ppo,
+        seed=config.seed,
+        device=config.device,
+    )
+
+
+def _steps_per_episode(graphs: Sequence[StructureGraph]) -> int:
+    counts = {len(set(graph.group_of[graph.free].tolist())) for graph in graphs}
+    if len(counts) != 1:
+        msg = (
+            f"per_group=True needs networks with equally many groups, these have {sorted(counts)}: "
+            "train them with per_group=False"
+        )
+        raise ConfigError(msg)
+    return counts.pop()
+
+
+def _start_from(model: ChannelPPO, initial: TrainedPolicy) -> None:
+    ours, theirs = model.policy.network_config, initial.network.config
+    if ours != theirs:
+        odd = [
+            item.name
+            for item in dataclasses.fields(ours)
+            if getattr(ours, item.name) != getattr(theirs, item.name)
+        ]
+        msg = f"the policy to start from has another {', '.join(odd)} than the options ask for"
+        raise ConfigError(msg)
+    model.policy.network.load_state_dict(initial.network.state_dict())
+
+
+def _logger_options(tensorboard: Path | None) -> tuple[str | None, list[str]]:
+    return (None, []) if tensorboard is None else (str(tensorboard), ["tensorboard"])
+
+
+def _result(model: ChannelPPO, config: AgentConfig) -> TrainingResult:
+    env = model.env
+    assert isinstance(env, SelfCompetitionVecEnv)
+    record = {
+        "config": dataclasses.asdict(config),
+        "updates": len(model.history),
+        "networks_evaluated": env.num_networks,
+        "temperature": model.policy.temperature,
+    }
+    return TrainingResult(
+        policy=TrainedPolicy(model.policy.network.eval(), record),
+        history=tuple(model.history),
+        competition=env.competition,
+        networks_evaluated=env.num_networks,
+    )
