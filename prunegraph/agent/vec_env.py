@@ -1,6 +1,6 @@
 """Self-competition in the main process: parallel environments report figures, not rewards."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,10 @@ class SelfCompetitionVecEnv(VecEnvWrapper):
         """Go on from a checkpoint."""
         self.competition.load_state_dict(dict(competition))
         self._networks_before = num_networks - int(sum(self.venv.get_attr("networks_evaluated")))
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Leave the environments' seeds as they are built: PPO would give each worker another."""
+        return [None] * self.num_envs
 
     def reset(self) -> VecObservation:
         """Begin the current block's episodes; measures nothing, ``start_block`` does."""
