@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from prunegraph.errors import SurgeryError
 from prunegraph.graph.structure import FrozenOp, Group, StructureGraph
 from prunegraph.graph.surgery import apply_mask, zero_mask
 from prunegraph.types import BoolArray, IntArray
@@ -36,7 +37,7 @@ def _failure(model: nn.Module, graph: StructureGraph, keep: BoolArray, run: Forw
         slim = [
             t for t in tree_leaves(run(apply_mask(model, graph, mask))) if isinstance(t, Tensor)
         ]
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError, SurgeryError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         return f"the forward needs its full width: {first_line}"
     zero = [t for t in tree_leaves(run(zero_mask(model, graph, mask))) if isinstance(t, Tensor)]

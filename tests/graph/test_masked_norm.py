@@ -1,0 +1,43 @@
+import pytest
+import torch
+from torch import nn
+from torchvision.models.convnext import LayerNorm2d
+
+from prunegraph.graph.masked_norm import MaskedNorm
+
+KEPT = torch.tensor([True, False, True, True, False, True])
+
+
+def with_random_weights(norm: nn.Module) -> nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    for parameter in norm.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    return norm
+
+
+@pytest.mark.parametrize("kind", [nn.LayerNorm, nn.RMSNorm])
+def test_kept_positions_are_normalised_alone(kind: type[nn.Module]) -> None:
+    norm, x = with_random_weights(kind(6)), torch.randn(4, 3, 6)
+    out = MaskedNorm(norm, {0: KEPT})(x)
+    small = kind(4)
+    small.load_state_dict({name: value[KEPT] for name, value in norm.state_dict().items()})
+    torch.testing.assert_close(out[..., KEPT], small(x[..., KEPT]))
+    assert not out[..., ~KEPT].any()
+    assert (out - norm(x))[..., KEPT].abs().max() > 0.05
+
+
+def test_a_norm_over_several_axes() -> None:
+    norm, x = with_random_weights(nn.LayerNorm((2, 6))), torch.randn(4, 2, 6)
+    out = MaskedNorm(norm, {1: KEPT})(x)
+    small = nn.LayerNorm((2, 4))
+    small.load_state_dict({name: value[:, KEPT] for name, value in norm.state_dict().items()})
+    torch.testing.assert_close(out[..., KEPT], small(x[..., KEPT]))
+
+
+def test_a_subclass_runs_its_own_forward() -> None:
+    norm, x = with_random_weights(LayerNorm2d(6)), torch.randn(2, 6, 3, 3)
+    out = MaskedNorm(norm, {0: KEPT})(x)
+    small = LayerNorm2d(4)
+    small.load_state_dict({name: value[KEPT] for name, value in norm.state_dict().items()})
+    torch.testing.assert_close(out[:, KEPT], small(x[:, KEPT]))
+    assert not out[:, ~KEPT].any()

@@ -1,0 +1,194 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunegraph.errors import ModelError
+from prunegraph.graph import StructureGraph, analyse
+from prunegraph.pruning.evaluation import Evaluator
+from prunegraph.pruning.statistics import (
+    STATISTIC_NAMES,
+    measure,
+    num_sensitivity_networks,
+    sensitivity,
+)
+from prunegraph.types import Dataset, TrainSplit
+
+
+class Pictures:
+    """Random images in memory."""
+
+    num_classes = 5
+    image_shape = (3, 8, 8)
+
+    def __init__(self, num_images: int = 40) -> None:
+        generator = torch.Generator().manual_seed(5)
+        self.images = torch.randn(num_images, 3, 8, 8, generator=generator)
+        self.labels = torch.randint(5, (num_images,), generator=generator)
+
+    def load(self, index: Tensor, augment: torch.Generator | None = None) -> Tensor:
+        assert augment is None, "statistics are measured without augmentation"
+        return self.images[index]
+
+    def fingerprint(self) -> str:
+        return "0" * 16
+
+
+@pytest.fixture
+def pictures() -> TrainSplit:
+    return TrainSplit(Pictures(), torch.arange(40))
+
+
+def taylor_by_definition(
+    model: nn.Module, graph: StructureGraph, images: Tensor, labels: Tensor
+) -> np.ndarray:
+    """One backward an image, one product an element, from the weights' own gradients."""
+    model = copy.deepcopy(model).eval()
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    score = np.zeros(graph.num_classes)
+    for image, label in zip(images, labels, strict=True):
+        model.zero_grad()
+        F.cross_entropy(model(image[None]), label[None]).backward()
+        for op in graph.ops:
+            weight = weights[op.param]
+            classes = op.in_classes
+            axis = next(
+                a for a, own in graph.param_classes[op.param].items() if np.array_equal(own, classes)
+            )
+            product = (weight * weight.grad).detach().movedim(axis, 0).flatten(1).sum(1).numpy()
+            effect = np.zeros(graph.num_classes)
+            np.add.at(effect, classes, product)
+            score += effect**2 / len(images)
+    return np.where(graph.free, score, 0.0)
+
+
+def test_taylor_is_the_formula_of_its_docstring(
+    digits_net: nn.Module, digits_graph: StructureGraph, digits: Dataset
+) -> None:
+    plain = copy.deepcopy(digits_net)
+    graph = digits_graph
+    measured = measure(plain, graph, digits.train, num_images=12, batch_size=5, seed=3)
+    images, labels = next(digits.train.sample(12, 3).batches(12))
+    inner = [op for op in graph.ops if op.in_classes.size]
+    reduced = copy.copy(graph)
+    object.__setattr__(reduced, "ops", tuple(inner))
+    expected = taylor_by_definition(plain, reduced, images, labels)
+    np.testing.assert_allclose(measured.arrays["taylor"], expected, rtol=2e-4, atol=1e-9)
+    assert expected[graph.free].min() > 0
+
+
+def test_all_arrays_are_finite_and_silent_where_frozen(
+    mixed: nn.Module, mixed_graph: StructureGraph, pictures: TrainSplit
+) -> None:
+    statistics = measure(mixed, mixed_graph, pictures, num_images=16)
+    assert tuple(statistics.arrays) == STATISTIC_NAMES
+    for name, values in statistics.arrays.items():
+        assert values.shape == (mixed_graph.num_classes,)
+        assert values.dtype == np.float32
+        assert np.isfinite(values).all(), name
+        assert not values[mixed_graph.frozen].any(), name
+        assert values[mixed_graph.free].any(), name
+
+
+def test_the_network_is_left_as_it_was(
+    mixed: nn.Module, mixed_graph: StructureGraph, pictures: TrainSplit
+) -> None:
+    mixed.train()
+    before = copy.deepcopy(mixed.state_dict())
+    measure(mixed, mixed_graph, pictures, num_images=16)
+    after = mixed.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert all(module.training for module in mixed.modules())
+    assert all(p.grad is None and p.requires_grad for p in mixed.parameters())
+    assert not any(module._forward_pre_hooks for module in mixed.modules())
+
+
+def test_batches_do_not_matter_and_seeds_do(
+    mixed: nn.Module, mixed_graph: StructureGraph, pictures: TrainSplit
+) -> None:
+    one, other, moved = (
+        measure(mixed, mixed_graph, pictures, num_images=16, batch_size=size, seed=seed).arrays
+        for size, seed in ((16, 0), (5, 0), (16, 1))
+    )
+    for name in STATISTIC_NAMES:
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-3, atol=1e-7)
+    assert not np.allclose(one["taylor"], moved["taylor"], rtol=1e-3)
+    np.testing.assert_array_equal(one["l1"], moved["l1"])
+
+
+def linear_net(weight: Tensor) -> tuple[nn.Module, StructureGraph]:
+    """Return 3 inputs -> len(weight) hidden -> 5 outputs on the mean colour of a picture."""
+    net = nn.Sequential(
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, len(weight)), nn.ReLU(),
+        nn.Linear(len(weight), 5),
+    )  # fmt: skip
+    with torch.no_grad():
+        net[2].weight.copy_(weight)
+        net[2].bias.zero_()
+    return net, analyse(net, torch.zeros(1, 3, 8, 8))
+
+
+def test_norms_and_distances_by_hand(pictures: TrainSplit) -> None:
+    weight = torch.tensor([[3.0, 4.0, 0.0], [1.0, 0.0, 0.0], [0.0, -2.0, 0.0]])
+    net, graph = linear_net(weight)
+    arrays = measure(net, graph, pictures, num_images=8).arrays
+    classes = graph.ops[0].out_classes
+    assert arrays["l1"][classes].tolist() == [7.0, 1.0, 2.0]
+    assert arrays["l2"][classes].tolist() == [5.0, 1.0, 2.0]
+    distances = torch.cdist(weight, weight).sum(1).numpy()
+    np.testing.assert_allclose(arrays["fpgm"][classes], distances, rtol=1e-5)
+    np.testing.assert_allclose(arrays["lamp"][classes], [1.0, 1 / 30, 4 / 29], rtol=1e-6)
+    np.testing.assert_allclose(arrays["twin_similarity"][classes], [0.8, 0.6, 0.8], rtol=1e-6)
+    assert arrays["twin_rank"][classes].tolist() == [1.0, 0.0, 0.0]
+    assert not arrays["bn_scale"].any()  # there is no norm
+
+
+def test_planted_twins_are_seen_and_told_apart(pictures: TrainSplit) -> None:
+    weight = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
+    weight[9] = weight[4]
+    net, graph = linear_net(weight)
+    arrays = measure(net, graph, pictures, num_images=8).arrays
+    classes = graph.ops[0].out_classes
+    np.testing.assert_allclose(arrays["twin_similarity"][classes[[4, 9]]], 1.0, atol=1e-6)
+    assert arrays["twin_rank"][classes[[4, 9]]].tolist() == [1.0, 0.0]
+    others = np.delete(arrays["twin_similarity"][classes], [4, 9])
+    assert others.max() < 1.0 - 1e-5
+
+
+def test_dead_channels_read_as_zeros(pictures: TrainSplit) -> None:
+    weight = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    net, graph = linear_net(weight)
+    with torch.no_grad():
+        net[2].bias[1] = -100.0
+        net[2].bias[2] = 100.0
+    arrays = measure(net, graph, pictures, num_images=8).arrays
+    dead, alive = graph.ops[0].out_classes[[1, 2]]
+    assert arrays["apoz"][[dead, alive]].tolist() == [1.0, 0.0]
+    assert arrays["activation_mean"][dead] == arrays["taylor"][dead] == 0.0
+    assert arrays["activation_mean"][alive] == pytest.approx(100.0, rel=0.02)
+
+
+def test_an_endless_gradient_is_an_error(pictures: TrainSplit) -> None:
+    net, graph = linear_net(torch.ones(4, 3))
+    with torch.no_grad():
+        net[4].weight.fill_(3e38)
+    with pytest.raises(ModelError, match="NaN or infinity"):
+        measure(net, graph, pictures, num_images=8)
+
+
+def test_sensitivity_counts_its_networks_and_is_one_number_a_group(
+    digits_net: nn.Module, digits_graph: StructureGraph, digits: Dataset
+) -> None:
+    evaluator = Evaluator(
+        digits_net, digits_graph, search=digits.search, calibration=digits.train, num_calibration=64
+    )
+    scores = np.random.default_rng(0).random(digits_graph.num_classes).astype(np.float32)
+    gains = sensitivity(evaluator, digits_graph, scores)
+    assert evaluator.num_networks == num_sensitivity_networks(digits_graph) == 7
+    assert not gains[digits_graph.frozen].any()
+    per_group = [set(gains[group.classes].tolist()) for group in digits_graph.groups]
+    assert all(len(values) == 1 for values in per_group)
+    assert len(set.union(*per_group)) == 7
