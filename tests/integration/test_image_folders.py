@@ -1,0 +1,74 @@
+"""Folders in the layouts of ImageNet and CIFAR-100 go through the whole job."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from prunegraph.experiment.cli import main
+
+pytestmark = pytest.mark.slow
+
+NUM_COLOURS = 8
+
+
+def write_images(
+    folder: Path, num_classes: int, per_class: int, size: Callable[[int], tuple[int, int]]
+) -> None:
+    """Write images whose colour and stripes tell their class."""
+    rng = np.random.default_rng(0)
+    for label in range(num_classes):
+        target = folder / f"class{label:03d}"
+        target.mkdir(parents=True)
+        for number in range(per_class):
+            width, height = size(number)
+            stripes = np.sin(np.arange(width) * (1 + label // NUM_COLOURS) / 4)
+            colour = 40 + 20 * np.array([label % 2, label // 2 % 2, label // 4 % 2]) * 4
+            pixels = colour + 30 * stripes[None, :, None] + rng.normal(0, 10, (height, width, 3))
+            image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+            image.save(target / f"{number}.jpg", quality=90)
+
+
+def run(*argv: str) -> None:
+    assert main(list(argv)) == 0
+
+
+def train_apply_verify(tmp_path: Path, arch: str, data: list[str]) -> None:
+    small = ["--keep-macs", "0.5", "--finetune-epochs", "1", "--batch-size", "16"]
+    small += ["--calibration-images", "32"]
+    search = ["--search-seeds", "1", "--networks", "48", "--subset", "16", "--update-size", "4"]
+    train, applied = tmp_path / "train", tmp_path / "applied"
+    run(
+        *["train", "--arch", arch, "--pretrain-epochs", "1"],
+        *[*data, *small, *search, "--out", str(train)],
+    )
+    run("verify", str(train))
+    run(
+        *["apply", "--policy", str(train), "--weights", str(train / "dense.safetensors")],
+        *[*data, *small, "--out", str(applied)],
+    )
+    run("verify", str(applied))
+    for folder in (train, applied):
+        report = json.loads((folder / "report.json").read_text())
+        assert 0 < report["pruned"]["macs"] <= 0.5 * report["dense"]["macs"]
+        assert 0 <= report["pruned"]["test_accuracy_finetuned"] <= 1
+
+
+def test_an_imagenet_layout_with_torchvision_resnet18_at_224(tmp_path: Path) -> None:
+    data = tmp_path / "images"
+    write_images(data / "train", 8, 12, lambda number: (240 + 8 * number, 300 - 6 * number))
+    write_images(data / "val", 8, 4, lambda number: (230 + 8 * number, 260))
+    write_images(data / "test", 8, 4, lambda number: (260, 230 + 8 * number))
+    options = ["--dataset", "imagenet", "--data-dir", str(data)]
+    train_apply_verify(tmp_path, "torchvision:resnet18", options)
+
+
+def test_a_cifar100_layout_of_100_classes(tmp_path: Path) -> None:
+    data = tmp_path / "images"
+    for split, per_class in (("train", 6), ("val", 2), ("test", 2)):
+        write_images(data / split, 100, per_class, lambda _: (32, 32))
+    options = ["--dataset", "cifar100", "--data-dir", str(data)]
+    train_apply_verify(tmp_path, "resnet20", options)
