@@ -1,0 +1,156 @@
+import numpy as np
+import pytest
+import torch
+
+from prunegraph.data import load_dataset
+from prunegraph.graph import StructureGraph, analyse
+from prunegraph.graph.features import (
+    FEATURE_DOCS,
+    FEATURE_NAMES,
+    OP_FEATURE_NAMES,
+    class_cost,
+    node_features,
+    num_producers,
+    op_features,
+    prior_scores,
+    rank_in_group,
+)
+from prunegraph.models import build_model
+from prunegraph.pruning.statistics import measure
+from prunegraph.types import Budget, FloatArray
+
+
+@pytest.fixture(scope="module")
+def graph() -> StructureGraph:
+    torch.manual_seed(0)
+    model = build_model("digits_resnet", num_classes=10, image_shape=(1, 8, 8))
+    return analyse(model, torch.zeros(1, 1, 8, 8))
+
+
+@pytest.fixture(scope="module")
+def statistics(graph: StructureGraph) -> dict[str, FloatArray]:
+    torch.manual_seed(0)
+    model = build_model("digits_resnet", num_classes=10, image_shape=(1, 8, 8))
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5)
+    arrays = dict(measure(model, graph, load_dataset("digits").train, num_images=64).arrays)
+    per_group = np.random.default_rng(0).random(len(graph.groups)).astype(np.float32)
+    arrays["sensitivity"] = np.where(graph.free, per_group[graph.group_of], 0.0).astype(np.float32)
+    return arrays
+
+
+def column(features: FloatArray, name: str) -> FloatArray:
+    return features[:, FEATURE_NAMES.index(name)]
+
+
+def test_features_are_bounded_deterministic_and_none_is_constant(
+    graph: StructureGraph, statistics: dict[str, FloatArray]
+) -> None:
+    features = node_features(graph, statistics)
+    assert features.shape == (graph.num_classes, len(FEATURE_NAMES))
+    assert features.dtype == np.float32
+    assert np.abs(features).max() <= 5.0
+    constant = [name for name in FEATURE_NAMES if np.ptp(column(features, name)[graph.free]) == 0]
+    assert constant == ["free"]  # which tells free from frozen classes
+    assert np.ptp(column(features, "free")) == 1
+    np.testing.assert_array_equal(features, node_features(graph, statistics))
+    assert all(FEATURE_DOCS.values())
+
+
+def test_frozen_classes_show_nothing(
+    graph: StructureGraph, statistics: dict[str, FloatArray]
+) -> None:
+    assert graph.frozen.any()
+    assert not node_features(graph, statistics)[graph.frozen].any()
+
+
+def test_sensitivity_may_be_left_out(
+    graph: StructureGraph, statistics: dict[str, FloatArray]
+) -> None:
+    without = {name: values for name, values in statistics.items() if name != "sensitivity"}
+    features = node_features(graph, without)
+    assert not column(features, "sensitivity").any()
+    others = [i for i, name in enumerate(FEATURE_NAMES) if name != "sensitivity"]
+    np.testing.assert_array_equal(features[:, others], node_features(graph, statistics)[:, others])
+
+
+def test_features_do_not_depend_on_how_much_may_remain(
+    graph: StructureGraph, statistics: dict[str, FloatArray]
+) -> None:
+    tight, loose, params = (
+        node_features(graph, statistics, budget)
+        for budget in (Budget(keep_macs=0.3), Budget(keep_macs=0.7), Budget(keep_params=0.5))
+    )
+    np.testing.assert_array_equal(tight, loose)
+    changed = [
+        name
+        for name in FEATURE_NAMES
+        if not np.array_equal(column(tight, name), column(params, name))
+    ]
+    assert changed == ["prior", "mean_prior"]
+
+
+def test_the_prior_is_the_standardised_log_of_taylor_per_mac(
+    graph: StructureGraph, statistics: dict[str, FloatArray]
+) -> None:
+    prior = prior_scores(graph, statistics)
+    free = graph.free
+    raw = np.log(statistics["taylor"][free]) - np.log(graph.class_costs()[0][free])
+    expected = (raw - raw.mean()) / raw.std()
+    np.testing.assert_allclose(prior[free], expected, atol=0.02)  # the logarithm has a floor
+    np.testing.assert_array_equal(prior, column(node_features(graph, statistics), "prior"))
+
+
+def test_dead_channels_do_not_dwarf_the_rest(
+    graph: StructureGraph, statistics: dict[str, FloatArray]
+) -> None:
+    taylor = statistics["taylor"].copy()
+    dead = graph.groups[0].classes[:2]
+    taylor[dead] = 0.0
+    prior = prior_scores(graph, {**statistics, "taylor": taylor})
+    alive = np.setdiff1d(np.flatnonzero(graph.free), dead)
+    assert prior[dead].max() < prior[alive].min()
+    assert prior[alive].std() > 0.5
+
+
+def test_ranks_run_through_each_group_and_ties_go_by_index(graph: StructureGraph) -> None:
+    values = np.random.default_rng(0).random(graph.num_classes)
+    ranks = rank_in_group(graph, values)
+    for group in graph.groups:
+        size = len(group.classes)
+        np.testing.assert_allclose(np.sort(ranks[group.classes]), (np.arange(size) + 0.5) / size)
+        by_value = group.classes[np.argsort(values[group.classes])]
+        assert (np.diff(ranks[by_value]) > 0).all()
+    tied = rank_in_group(graph, np.zeros(graph.num_classes))
+    assert all(
+        (np.diff(tied[group.classes]) < 0).all() for group in graph.groups if group.frozen is None
+    )
+
+
+def test_residual_streams_are_those_that_several_ops_write(graph: StructureGraph) -> None:
+    residual = num_producers(graph) > 1
+    names = {group.name for group in graph.groups if residual[group.classes].all()}
+    assert names == {"conv1"}
+
+
+def test_the_unit_of_cost_is_what_the_budget_limits(graph: StructureGraph) -> None:
+    macs, params = graph.class_costs()
+    free = graph.free
+    for budget, cost in (
+        (None, macs),
+        (Budget(keep_macs=0.5), macs),
+        (Budget(keep_macs=0.5, keep_params=0.5), macs),
+        (Budget(keep_params=0.5), params),
+    ):
+        np.testing.assert_array_equal(class_cost(graph, budget)[free], cost[free])
+
+
+def test_op_features_follow_their_schema(graph: StructureGraph) -> None:
+    features = op_features(graph)
+    assert features.shape == (len(graph.ops), len(OP_FEATURE_NAMES))
+    linear = features[:, OP_FEATURE_NAMES.index("is_linear")]
+    assert [op.name for op, flag in zip(graph.ops, linear, strict=True) if flag] == ["fc"]
+    stride = features[:, OP_FEATURE_NAMES.index("stride")]
+    assert {op.stride for op, value in zip(graph.ops, stride, strict=True) if value > 0} == {2}
