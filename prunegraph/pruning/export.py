@@ -64,15 +64,16 @@ def export(
     with evaluation_mode(network):
         try:
             content, runner = writers[format](network, example, dynamic_batch=dynamic_batch)
+            checked = [example, _with_batch(example, 3)] if dynamic_batch else [example]
+            for arguments in checked:
+                _compare(format, _run(network, arguments), runner(arguments))
         except ExportError:
             raise
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
+            hint = "; if its forward fixes the batch size, use dynamic_batch=False"
             msg = f"{format} export of {type(network).__name__} failed: {reason}"
-            raise ExportError(msg) from error
-        checked = [example, _with_batch(example, 3)] if dynamic_batch else [example]
-        for arguments in checked:
-            _compare(format, _run(network, arguments), runner(arguments))
+            raise ExportError(msg + hint * dynamic_batch) from error
     write_bytes(path, content)
     return Path(path)
 

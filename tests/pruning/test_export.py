@@ -1,0 +1,122 @@
+import copy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from prunegraph.errors import ConfigError, ExportError
+from prunegraph.graph import StructureGraph
+from prunegraph.pruning import apply_mask, export
+from prunegraph.pruning import export as export_function
+from prunegraph.types import KeepMask
+
+onnxruntime = pytest.importorskip("onnxruntime")
+module = sys.modules[export_function.__module__]
+
+
+@pytest.fixture
+def pruned(
+    digits_net: nn.Module, digits_graph: StructureGraph, make_mask: Callable[..., KeepMask]
+) -> nn.Module:
+    return apply_mask(digits_net, digits_graph, make_mask(digits_graph, 0)).train()
+
+
+EXAMPLE = torch.zeros(1, 1, 8, 8)
+
+
+def reference(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(x)
+
+
+def test_onnx_gives_the_same_outputs_at_any_batch(pruned: nn.Module, tmp_path: Path) -> None:
+    path = export(pruned, EXAMPLE, tmp_path / "net.onnx")
+    assert pruned.training
+    session = onnxruntime.InferenceSession(path.read_bytes())
+    for batch in (1, 5):
+        x = torch.randn(batch, 1, 8, 8)
+        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), reference(pruned, x))
+    assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
+
+
+def test_a_torch_program_gives_the_same_outputs(pruned: nn.Module, tmp_path: Path) -> None:
+    path = export(pruned, EXAMPLE, tmp_path / "net.pt2", format="torch-export")
+    x = torch.randn(5, 1, 8, 8)
+    torch.testing.assert_close(torch.export.load(path).module()(x), reference(pruned, x))
+
+
+def test_weights_alone_load_strictly(pruned: nn.Module, tmp_path: Path) -> None:
+    path = export(pruned, EXAMPLE, tmp_path / "net.safetensors", format="safetensors")
+    state = pruned.state_dict()
+    loaded = load_file(path)
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in loaded.items())
+
+
+def test_tuples_and_mappings_are_exported(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, left: Tensor, right: Tensor) -> Tensor:
+            return self.linear(left) - self.linear(right)
+
+    left, right = torch.randn(2, 4), torch.randn(2, 4)
+    for number, example in enumerate([(left, right), {"left": left, "right": right}]):
+        path = export(Two(), example, tmp_path / f"{number}.onnx")
+        session = onnxruntime.InferenceSession(path.read_bytes())
+        assert [node.name for node in session.get_inputs()] == ["left", "right"]
+
+
+@pytest.mark.parametrize("name", ["onnx", "torch-export", "safetensors"])
+def test_a_file_that_computes_something_else_is_not_written(
+    pruned: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    function = {"onnx": "_to_onnx", "torch-export": "_to_program", "safetensors": "_to_weights"}
+    honest = getattr(module, function[name])
+
+    def tampered(network: nn.Module, *args: object, **kwargs: object) -> object:
+        changed = copy.deepcopy(network)
+        with torch.no_grad():
+            changed.fc.weight.mul_(1.01)
+        return honest(changed, *args, **kwargs)
+
+    monkeypatch.setattr(module, function[name], tampered)
+    with pytest.raises(ExportError, match=f"{name} file's outputs differ"):
+        export(pruned, EXAMPLE, tmp_path / "net.bin", format=name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_literal_batch_size_needs_a_fixed_batch(tmp_path: Path) -> None:
+    class Literal(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x).view(2, 3)
+
+    with pytest.raises(ExportError, match="of Literal failed.*use dynamic_batch=False"):
+        export(Literal(), torch.randn(2, 4), tmp_path / "net.onnx")
+    assert list(tmp_path.iterdir()) == []
+    path = export(Literal(), torch.randn(2, 4), tmp_path / "net.onnx", dynamic_batch=False)
+    assert path.stat().st_size > 0
+
+
+def test_a_missing_library_says_how_to_install_it(
+    pruned: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ExportError, match=r"onnxruntime: pip install 'prunegraph\[onnx\]'"):
+        export(pruned, EXAMPLE, tmp_path / "net.onnx")
+
+
+def test_an_unknown_format_lists_the_known_ones(pruned: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="onnx, torch-export, safetensors"):
+        export(pruned, EXAMPLE, tmp_path / "net.xyz", format="xyz")
