@@ -102,7 +102,7 @@ def test_a_literal_batch_size_needs_a_fixed_batch(tmp_path: Path) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.linear(x).view(2, 3)
 
-    with pytest.raises(ExportError, match="of Literal failed.*use dynamic_batch=False"):
+    with pytest.raises(ExportError, match=r"of Literal failed.*use dynamic_batch=False"):
         export(Literal(), torch.randn(2, 4), tmp_path / "net.onnx")
     assert list(tmp_path.iterdir()) == []
     path = export(Literal(), torch.randn(2, 4), tmp_path / "net.onnx", dynamic_batch=False)

@@ -1,0 +1,165 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunegraph.channel_gather import ChannelGather
+from prunegraph.graph import StructureGraph, analyse
+from prunegraph.testing import assert_masked_equals_pruned, count_cost, largest_difference
+from prunegraph.types import Cost, KeepMask
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, padding=1)
+        self.bn = nn.BatchNorm2d(6)
+        self.conv = nn.Conv2d(6, 10, 3, stride=2, padding=1)
+        self.shortcut = ChannelGather(torch.tensor([-1, -1, 0, 1, 2, 3, 4, 5, -1, -1]))
+        self.head = nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.stem(x)))
+        x = F.relu(self.conv(x) + self.shortcut(x[:, :, ::2, ::2]))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    net = Small()
+    nn.init.normal_(net.bn.bias)
+    nn.init.normal_(net.bn.running_mean)
+    return net
+
+
+@pytest.fixture
+def example() -> Tensor:
+    return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def graph(model: nn.Module, example: Tensor) -> StructureGraph:
+    return analyse(model, example)
+
+
+@pytest.fixture
+def mask(graph: StructureGraph) -> KeepMask:
+    keep = np.ones(graph.num_classes, dtype=bool)
+    for name in ("stem.weight", "conv.weight"):
+        keep[graph.param_classes[name][0][[0, 3]]] = False
+    return graph.mask(keep)
+
+
+def with_swapped(graph: StructureGraph, name: str, axis: int) -> StructureGraph:
+    """Return the graph with the classes of positions 0 (removed) and 1 (kept) exchanged."""
+    classes = {param: dict(axes) for param, axes in graph.param_classes.items()}
+    swapped = classes[name][axis].copy()
+    swapped[[0, 1]] = swapped[[1, 0]]
+    classes[name][axis] = swapped
+    return dataclasses.replace(graph, param_classes=classes)
+
+
+def test_a_right_graph_passes(
+    model: nn.Module, graph: StructureGraph, mask: KeepMask, example: Tensor
+) -> None:
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert assert_masked_equals_pruned(model, graph, mask, example) < 1e-12
+    assert assert_masked_equals_pruned(model, graph, mask, example, dtype=torch.float32) < 1e-5
+    assert all(torch.equal(before[n], v) for n, v in model.state_dict().items())
+    assert model.stem.weight.dtype is torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "axis"),
+    [
+        ("stem.weight", 0),
+        ("stem.bias", 0),
+        ("bn.weight", 0),
+        ("bn.bias", 0),
+        ("bn.running_mean", 0),
+        ("conv.weight", 0),
+        ("conv.weight", 1),
+        ("conv.bias", 0),
+        ("head.weight", 1),
+    ],
+)
+def test_one_wrong_index_fails(
+    model: nn.Module,
+    graph: StructureGraph,
+    mask: KeepMask,
+    example: Tensor,
+    name: str,
+    axis: int,
+) -> None:
+    with pytest.raises(AssertionError, match="masked and pruned outputs differ"):
+        assert_masked_equals_pruned(model, with_swapped(graph, name, axis), mask, example)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_wrong_gather_fails(
+    model: nn.Module, graph: StructureGraph, mask: KeepMask, example: Tensor, side: int
+) -> None:
+    ends = [classes.copy() for classes in graph.gathers["shortcut"]]
+    ends[side] = np.roll(ends[side], 1)
+    broken = dataclasses.replace(graph, gathers={"shortcut": tuple(ends)})
+    with pytest.raises(AssertionError, match="masked and pruned outputs differ"):
+        assert_masked_equals_pruned(model, broken, mask, example)
+
+
+def test_a_wrong_cost_fails(
+    model: nn.Module, graph: StructureGraph, mask: KeepMask, example: Tensor
+) -> None:
+    class OneMore(StructureGraph):
+        def cost(self, keep: KeepMask | np.ndarray) -> Cost:
+            right = super().cost(keep)
+            return Cost(macs=right.macs + 1, params=right.params)
+
+    values = {f.name: getattr(graph, f.name) for f in dataclasses.fields(graph)}
+    with pytest.raises(AssertionError, match="the graph says Cost"):
+        assert_masked_equals_pruned(model, OneMore(**values), mask, example)
+
+
+def test_outputs_that_ignore_the_inputs_prove_nothing(
+    model: nn.Module, graph: StructureGraph, mask: KeepMask, example: Tensor
+) -> None:
+    nn.init.zeros_(model.head.weight)
+    with pytest.raises(AssertionError, match="nothing is compared"):
+        assert_masked_equals_pruned(model, graph, mask, example)
+
+
+def test_a_large_bias_hides_nothing(
+    model: nn.Module, graph: StructureGraph, mask: KeepMask, example: Tensor
+) -> None:
+    with torch.no_grad():
+        model.head.bias.fill_(1e6)
+    broken = with_swapped(graph, "conv.weight", 1)
+    assert assert_masked_equals_pruned(model, graph, mask, example) < 1e-8
+    with pytest.raises(AssertionError, match="masked and pruned outputs differ"):
+        assert_masked_equals_pruned(model, broken, mask, example)
+
+
+def test_costs_are_counted_by_hand() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.Flatten(), nn.Linear(4 * 36, 5))
+    expected = Cost(macs=36 * 4 * 3 * 9 + 144 * 5, params=4 * 3 * 9 + 144 * 5 + 5)
+    assert count_cost(model, torch.zeros(1, 3, 8, 8)) == expected
+
+
+def test_attention_is_counted_as_its_matrix_products() -> None:
+    attention = nn.MultiheadAttention(8, 2, batch_first=True).eval()
+    x = torch.zeros(1, 5, 8)
+    projections, products = 4 * 5 * 8 * 8, 2 * 5 * 5 * 8
+    assert count_cost(attention, (x, x, x)).macs == projections + products
+
+
+def test_differences_are_relative_and_nan_is_one() -> None:
+    one, other = torch.tensor([4.0, 1.0]), torch.tensor([4.0, 2.0])
+    assert largest_difference([one], [other]) == 0.25
+    assert largest_difference([one], [other], scale=2.0) == 0.5
+    assert math.isnan(largest_difference([one], [other * torch.nan]))
+    with pytest.raises(AssertionError, match="shapes"):
+        largest_difference([one], [other[:1]])
