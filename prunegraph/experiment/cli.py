@@ -26,12 +26,14 @@ from prunegraph.experiment.config import (
     ExportConfig,
     InspectConfig,
     PretrainConfig,
+    TrainConfig,
 )
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.export import run_export
 from prunegraph.experiment.inspect import run_inspect
 from prunegraph.experiment.options import from_dict, read_yaml, suggest
 from prunegraph.experiment.pretrain import run_pretrain
+from prunegraph.experiment.train import run_train
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -48,9 +50,10 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "pretrain": Command(PretrainConfig, run_pretrain, "train a network from scratch"),
+    "train": Command(TrainConfig, run_train, "train the agent, prune, fine-tune, compare"),
     "inspect": Command(InspectConfig, run_inspect, "print groups, costs, and what is frozen"),
     "export": Command(
-        ExportConfig, run_export, "write the pruned network as ONNX, torch.export or safetensors"
+        ExportConfig, run_export, "write the pruned network as ONNX, torch.export, safetensors"
     ),
 }
 

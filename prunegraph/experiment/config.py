@@ -98,7 +98,8 @@ class PruningOptions:
     Attributes:
         keep_macs: at most this share of the multiply-adds remains; default 0.5 without keep_params.
         keep_params: at most this share of the parameters remains.
-        finetune_epochs: epochs of the fine-tune that every compared network gets.
+        finetune_epochs: epochs of the fine-tune that every compared network gets; default: 40 on
+            digits, else 10.
         finetune_lr: peak learning rate; default: 0.02 up to 20 epochs, 0.1 for 100 and more.
         batch_size: images a training step.
         distill: weight in [0, 1] of the dense network's outputs in the fine-tune's loss.
@@ -107,7 +108,7 @@ class PruningOptions:
 
     keep_macs: float | None = None
     keep_params: float | None = None
-    finetune_epochs: int = 10
+    finetune_epochs: int | None = None
     finetune_lr: float | None = None
     batch_size: int = 128
     distill: float = 0.0
@@ -138,6 +139,7 @@ class SearchOptions:
     Attributes:
         networks: pruned networks that one search may evaluate, everything counted.
         subset: search images an update scores its networks on; default: 1,500 or all.
+        budgets: shares of the MACs to train the policy for, one an episode; default: the budget.
         constraint: how the agent meets the budget.
         self_competition: what a pruned network competes with: best, ema, rank or greedy; the
             comparators accuracy, lagrangian and wall do not compete.
@@ -150,6 +152,7 @@ class SearchOptions:
 
     networks: int = 400
     subset: int | None = None
+    budgets: tuple[float, ...] = ()
     constraint: Constraint = "bias"
     self_competition: SelfCompetitionForm = "best"
     metric: Metric = "accuracy"
@@ -225,7 +228,7 @@ class TrainConfig(SearchOptions, PruningOptions, DataConfig):
             )
             raise ConfigError(msg)
 
-    def networks_configs(self) -> tuple[NetworkConfig, ...]:
+    def network_configs(self) -> tuple[NetworkConfig, ...]:
         """Return the options of each network alone."""
         count = max(len(self.arch), len(self.weights), 1)
         shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(DataConfig)}

@@ -56,7 +56,7 @@ class RunFolder:
             name: hashlib.sha256(path.read_bytes()).hexdigest()
             for path in paths
             if (name := path.relative_to(self.path).as_posix()) != REPORT_FILE
-            and not name.startswith(f"{WORK_FOLDER}/")
+            and WORK_FOLDER not in name.split("/")
         }
 
     def check_digests(self, expected: dict[str, str]) -> None:

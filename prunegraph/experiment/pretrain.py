@@ -51,7 +51,7 @@ def run_pretrain(config: PretrainConfig, console: Console) -> dict[str, Any]:
         checkpoint=checkpoint,
         console=console,
     )
-    figures = {
+    figures: dict[str, Any] = {
         "trained_on": "the train split; the search split is unseen",
         "epochs": epochs,
         "seed": config.seed,

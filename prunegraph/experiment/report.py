@@ -1,6 +1,7 @@
 """The record of a run: ``report.json``, the table that people see, the plots."""
 
 import io
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from prunegraph.experiment.console import Console
+from prunegraph.experiment.folder import REPORT_FILE, RunFolder
 from prunegraph.experiment.verdict import MethodRow, is_agent
 from prunegraph.files import write_bytes, write_json
 from prunegraph.types import Budget, Cost
@@ -173,26 +176,40 @@ def write_report(report: Report, path: Path, files: Mapping[str, str]) -> dict[s
     return content
 
 
-def methods_table(report: Report) -> Table:
+def show_finished(folder: RunFolder, console: Console) -> dict[str, Any]:
+    """Print the table of a finished run's report, and return the report."""
+    content: dict[str, Any] = json.loads(folder.file(REPORT_FILE).read_text(encoding="utf-8"))
+    console.say(f"{folder.path} is finished; this is its report (a new --out runs it anew)")
+    console.table(methods_table(content))
+    console.say(f"verdict: {content['verdict']}: {content['verdict_reason']}")
+    return content
+
+
+def read_rows(content: Mapping[str, Any]) -> list[MethodRow]:
+    """Return the rows of a written report."""
+    return [MethodRow(**row) for row in content["methods"]]
+
+
+def methods_table(content: Mapping[str, Any]) -> Table:
     """Return the one table that a run prints, best rows on the search split first."""
-    table = Table(title=_title(report))
+    table = Table(title=_title(content))
     table.add_column("method")
     columns = ("MACs", "params", "search acc.", "test acc. recal.", "test acc. fine-tuned", "nets")
     for name in columns:
         table.add_column(name, justify="right")
-    dense = report.dense
+    dense = Cost(macs=content["dense"]["macs"], params=content["dense"]["params"])
     table.add_row(
         "dense",
-        *_costs(dense.cost.macs, dense.cost.params, dense.cost),
+        *_costs(dense.macs, dense.params, dense),
         "",
-        _percent([dense.test_accuracy]),
-        _percent([dense.test_accuracy_finetuned]),
+        _percent([content["dense"]["test_accuracy"]]),
+        _percent([content["dense"]["test_accuracy_finetuned"]]),
         "",
         end_section=True,
     )
-    for name, rows in _grouped(report.methods):
+    for name, rows in _grouped(read_rows(content)):
         cells = (
-            *_costs(rows[0].macs, rows[0].params, dense.cost),
+            *_costs(rows[0].macs, rows[0].params, dense),
             _percent([row.search_accuracy for row in rows]),
             _percent([row.test_accuracy_recalibrated for row in rows]),
             _percent([row.test_accuracy_finetuned for row in rows]),
@@ -203,9 +220,9 @@ def methods_table(report: Report) -> Table:
     return table
 
 
-def _title(report: Report) -> str:
-    limits = ", ".join(f"{name} {value:g}" for name, value in report.budget.as_dict().items())
-    return f"{report.arch} on {report.dataset}: {limits}"
+def _title(content: Mapping[str, Any]) -> str:
+    limits = ", ".join(f"{name} {value:g}" for name, value in content["budget"].items())
+    return f"{content['arch']} on {content['dataset']}: {limits}"
 
 
 def _grouped(rows: Sequence[MethodRow]) -> list[tuple[str, list[MethodRow]]]:
@@ -279,7 +296,7 @@ def _methods_figure(report: Report) -> Figure:
     axes.axvline(report.dense.test_accuracy, color="black", linestyle=":", label="dense")
     axes.set_xlabel("test accuracy after recalibration")
     axes.legend()
-    axes.set_title(_title(report))
+    axes.set_title(_title(report.to_json()))
     return figure
 
 

@@ -16,8 +16,14 @@ Metric = Literal["test_accuracy_recalibrated", "test_accuracy_finetuned"]
 AGENT = "agent"
 """The name of the trained agent's rows."""
 
-CONTROL_SUFFIX = "@agent-widths"
+CONTROL_SUFFIX = "/at_widths"
 """Ends the names of rows that borrow the agent's own widths: controls, not baselines."""
+
+UNTRAINED = "untrained"
+"""The name of the row of the policy as it was before training: a control."""
+
+SAMPLER = "sampler"
+"""The name of the rows of the agent's sampler with learning rate 0: a baseline."""
 
 DENSE = "dense"
 """The name of the control rows that are not pruned."""
@@ -73,8 +79,8 @@ def is_agent(name: str) -> bool:
 
 
 def is_control(name: str) -> bool:
-    """Return whether a row is a control: the dense network, or one at the agent's widths."""
-    return name == DENSE or name.endswith(CONTROL_SUFFIX)
+    """Return whether a row is a control: dense, untrained, or at the agent's widths."""
+    return name in (DENSE, UNTRAINED) or name.endswith(CONTROL_SUFFIX)
 
 
 def is_baseline(name: str) -> bool:
@@ -95,13 +101,15 @@ def mean_by_name(rows: Sequence[MethodRow], metric: str) -> dict[str, float]:
 def by_seed(rows: Sequence[MethodRow], name: str, metric: Metric) -> dict[int, float]:
     """Return a method's mean of ``metric`` for each seed that has one.
 
-    A row's seed is that of its fine-tune if it had one, else that of its search.
+    The seed is that of the fine-tune where the metric is about it, else that of the search.
     """
     values: dict[int, list[float]] = {}
     for row in rows:
         value = getattr(row, metric)
         if row.name == name and value is not None:
-            seed = row.seed if row.finetune_seed is None else row.finetune_seed
+            tuned = metric == "test_accuracy_finetuned" and row.finetune_seed is not None
+            seed = row.finetune_seed if tuned else row.seed
+            assert seed is not None
             values.setdefault(seed, []).append(value)
     return {seed: float(np.mean(column)) for seed, column in values.items()}
 

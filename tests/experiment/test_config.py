@@ -70,8 +70,8 @@ def test_budget_defaults_to_half_of_the_macs_and_is_checked() -> None:
 
 def test_family_is_split_into_single_networks() -> None:
     config = TrainConfig(arch=("a", "b"), dataset="digits", seed=5)
-    first, second = config.networks_configs()
+    first, second = config.network_configs()
     assert (first.arch, second.arch) == ("a", "b")
     assert first.dataset == "digits"
     assert second.seed == 5
-    assert TrainConfig().networks_configs()[0].arch is None
+    assert TrainConfig().network_configs()[0].arch is None

@@ -81,7 +81,7 @@ def test_report_has_the_promised_keys(report: Report, tmp_path: Path) -> None:
 
 def test_table_is_sorted_by_search_accuracy_and_shows_the_spread(report: Report) -> None:
     console = Console(width=160, record=True, file=Path("/dev/null").open("w"))  # noqa: SIM115
-    console.print(methods_table(report))
+    console.print(methods_table(report.to_json()))
     console.file.close()
     text = console.export_text()
     assert text.index("agent (x2)") < text.index("l1/uniform")

@@ -59,7 +59,7 @@ def test_the_best_baseline_is_chosen_on_the_search_split_not_on_test() -> None:
 
 def test_controls_are_not_baselines() -> None:
     table = rows([0.90, 0.91, 0.90], [0.80, 0.81, 0.80])
-    table += [row("l1@agent-widths", 0, 0.95, 0.99), row("dense", 0, 0.99, 0.99)]
+    table += [row("l1/at_widths", 0, 0.95, 0.99), row("dense", 0, 0.99, 0.99)]
     assert judge(table, RECALIBRATED)[0] == "LEARNED"
 
 

@@ -1,0 +1,141 @@
+"""The agent's rows: one search a seed, what they cost, the policy that is kept."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from prunegraph.agent import NetworkConfig, PruningNetwork, TrainedPolicy, load_policy, save_policy
+from prunegraph.experiment.bench import Bench
+from prunegraph.experiment.candidates import Candidate, CandidateStore
+from prunegraph.experiment.config import SearchOptions
+from prunegraph.experiment.console import Console
+from prunegraph.experiment.folder import RunFolder
+from prunegraph.experiment.report import SearchResult
+from prunegraph.experiment.search import SearchRun, policy_mask, search
+from prunegraph.experiment.verdict import AGENT, UNTRAINED
+from prunegraph.files import write_json
+
+HEALTH = ("repaired", "entropy_per_bit", "equal_actions", "distance_to_uniform")
+"""Figures of an update by which a collapsed policy is recognised."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SearchSummary:
+    """All searches of a run together.
+
+    Attributes:
+        result: what they cost.
+        repaired: mean share of repaired bits.
+        curves: name of a search -> (networks evaluated, mean search accuracy then).
+    """
+
+    result: SearchResult
+    repaired: float
+    curves: Mapping[str, Sequence[tuple[int, float]]]
+
+
+def agent_name(options: SearchOptions) -> str:
+    """Return the name of the agent's rows."""
+    return f"{AGENT}/{options.self_competition}"
+
+
+def add_agent(
+    benches: Sequence[Bench],
+    stores: Sequence[CandidateStore],
+    options: SearchOptions,
+    *,
+    seeds: Sequence[int],
+    folder: RunFolder,
+    console: Console,
+) -> SearchSummary:
+    """Search with the agent for each seed; keep its masks, and the policy of the best seed.
+
+    Args:
+        benches: the networks; one policy is trained on all of them.
+        stores: where each network's candidates go.
+        options: how to search.
+        seeds: one search each; those that are finished already are not repeated.
+        folder: the run folder; the policy goes there.
+        console: where progress goes.
+    """
+    name = agent_name(options)
+    records = []
+    for seed in seeds:
+        path = folder.checkpoint(f"finished-{name.replace('/', '-')}-{seed}.json")
+        if not path.is_file():
+            run = search(benches, options, name=name, seed=seed, folder=folder, console=console)
+            for store, candidate in zip(stores, run.candidates, strict=True):
+                store.add(candidate)
+            write_json(path, _record(run))
+        records.append(json.loads(path.read_text(encoding="utf-8")))
+    best = max(seeds, key=lambda seed: (_mean_accuracy(stores, name, seed), -seed))
+    policy = load_policy(folder.checkpoint(records[list(seeds).index(best)]["policy"]))
+    save_policy(folder.path, policy)
+    return _summary(name, seeds, records)
+
+
+def add_untrained(bench: Bench, store: CandidateStore) -> None:
+    """Add the mask of an untrained policy: what the search started from."""
+    if store.get(UNTRAINED, 0) is None:
+        policy = TrainedPolicy(PruningNetwork(NetworkConfig()).eval())
+        mask = policy_mask(policy, bench, bench.budget)
+        networks = bench.sensitivity_networks
+        store.add(measured(bench, UNTRAINED, 0, mask, networks))
+
+
+def measured(bench: Bench, name: str, seed: int, mask: Any, networks: int) -> Candidate:
+    """Return a mask as a candidate, measured on the whole search split."""
+    accuracy = bench.final_evaluator.evaluate(mask).accuracy
+    return Candidate(
+        name=name, seed=seed, mask=mask, networks_evaluated=networks, search_accuracy=accuracy
+    )
+
+
+def _record(run: SearchRun) -> dict[str, Any]:
+    """Return what is kept of a finished search."""
+    return {
+        "policy": run.policy.name,
+        "seconds": run.seconds,
+        "evaluation_seconds": run.evaluation_seconds,
+        "networks_evaluated": run.networks_evaluated,
+        "curve": [[row["networks"], row["accuracy"]] for row in run.history],
+        "health": {key: [row[key] for row in run.history] for key in HEALTH},
+    }
+
+
+def _mean_accuracy(stores: Sequence[CandidateStore], name: str, seed: int) -> float:
+    found = [store.get(name, seed) for store in stores]
+    return float(np.mean([item.search_accuracy for item in found if item is not None]))
+
+
+def _summary(
+    name: str, seeds: Sequence[int], records: Sequence[Mapping[str, Any]]
+) -> SearchSummary:
+    def total(key: str) -> float:
+        return float(sum(record[key] for record in records))
+
+    def ends(key: str) -> dict[str, float]:
+        series = [record["health"][key] for record in records]
+        return {
+            "first": float(np.mean([values[0] for values in series])),
+            "last": float(np.mean([values[-1] for values in series])),
+            "mean": float(np.mean([np.mean(values) for values in series])),
+        }
+
+    health = {key: ends(key) for key in HEALTH}
+    return SearchSummary(
+        result=SearchResult(
+            seconds=total("seconds"),
+            networks_evaluated=int(total("networks_evaluated")),
+            evaluation_seconds=total("evaluation_seconds"),
+            details={"seeds": list(seeds), "health": health},
+        ),
+        repaired=health["repaired"]["mean"],
+        curves={
+            f"{name}, seed {seed}": [(int(point[0]), float(point[1])) for point in record["curve"]]
+            for seed, record in zip(seeds, records, strict=True)
+        },
+    )

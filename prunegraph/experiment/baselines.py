@@ -1,0 +1,146 @@
+"""The rows that the agent is compared with, each chosen on its own count of networks."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+
+from prunegraph.errors import ConfigError
+from prunegraph.experiment.bench import Bench
+from prunegraph.experiment.candidates import Candidate, CandidateStore
+from prunegraph.experiment.config import SearchOptions
+from prunegraph.experiment.console import Console
+from prunegraph.experiment.folder import RunFolder
+from prunegraph.experiment.search import search
+from prunegraph.experiment.verdict import SAMPLER
+from prunegraph.pruners import PRUNERS, at_widths, make_pruner
+from prunegraph.pruning.problem import Pruner
+
+SEARCHES = ("cem", "random_search")
+"""Baselines that search with as many networks as the agent, once for each of its seeds."""
+
+USUAL_HEURISTICS = (
+    "random/uniform",
+    "l1/uniform",
+    "l1/global",
+    "l2/uniform",
+    "bn_scale/global",
+    "fpgm/uniform",
+    "lamp/global",
+    "activation/uniform",
+    "taylor/uniform",
+    "taylor/global",
+    "taylor/per_mac",
+    "taylor/sensitivity",
+    "taylor/skip_full",
+)
+"""What ``train`` compares with; ``compare`` takes every criterion with every allocation."""
+
+CONTROL_CRITERIA = ("l1", "random")
+"""Criteria that choose channels at the agent's own widths."""
+
+
+def heuristics() -> tuple[str, ...]:
+    """Return the names of all baselines that choose without searching."""
+    return tuple(name for name in PRUNERS if name not in SEARCHES)
+
+
+def method_names() -> tuple[str, ...]:
+    """Return every name that ``compare --methods`` takes."""
+    return ("all", *PRUNERS, SAMPLER)
+
+
+def check_methods(names: Sequence[str]) -> None:
+    """Raise ConfigError for a name that no baseline has."""
+    unknown = [name for name in names if name not in method_names()]
+    if unknown:
+        msg = f"unknown method {unknown[0]!r}; valid: {', '.join(method_names())}"
+        raise ConfigError(msg)
+
+
+def add_baselines(
+    bench: Bench,
+    store: CandidateStore,
+    names: Sequence[str],
+    *,
+    seeds: Sequence[int],
+    networks: int,
+    console: Console,
+) -> None:
+    """Let baselines choose their masks; those that the store has are not asked again.
+
+    Args:
+        bench: the network.
+        store: where candidates are kept.
+        names: of baselines.
+        seeds: searches run once for each; a heuristic once.
+        networks: pruned networks that each may run.
+        console: where progress goes.
+    """
+    jobs = [(name, seed) for name in names for seed in (seeds if name in SEARCHES else seeds[:1])]
+    with console.progress("baselines", len(jobs)) as report:
+        for number, (name, seed) in enumerate(jobs, start=1):
+            if store.get(name, seed) is None:
+                pruner = make_pruner(name)
+                store.add(run_pruner(bench, pruner, name, seed=seed, networks=networks))
+            report(number, name)
+
+
+def run_pruner(
+    bench: Bench, pruner: Pruner, name: str, *, seed: int, networks: int, counted: int = 0
+) -> Candidate:
+    """Return the mask that a baseline chooses, measured on the whole search split.
+
+    Args:
+        bench: the network.
+        pruner: the baseline.
+        name: of its row.
+        seed: of its search.
+        networks: pruned networks that it may run.
+        counted: networks that were run for what it is given, such as the agent's widths.
+    """
+    started = time.monotonic()
+    result = pruner.prune(bench.problem(seed=seed, max_networks=networks))
+    return Candidate(
+        name=name,
+        seed=seed,
+        mask=result.mask,
+        networks_evaluated=result.networks_evaluated + counted,
+        search_accuracy=bench.final_evaluator.evaluate(result.mask).accuracy,
+        seconds=time.monotonic() - started,
+    )
+
+
+def add_controls(bench: Bench, store: CandidateStore, agent: Sequence[Candidate]) -> None:
+    """Add what L1 and chance choose at the widths of the agent's masks."""
+    for candidate in agent:
+        widths = bench.target.graph.group_widths(candidate.mask)
+        for criterion in CONTROL_CRITERIA:
+            pruner = at_widths(criterion, widths)
+            if store.get(pruner.name, candidate.seed) is None:
+                row = run_pruner(
+                    bench,
+                    pruner,
+                    pruner.name,
+                    seed=candidate.seed,
+                    networks=0,
+                    counted=candidate.networks_evaluated,
+                )
+                store.add(row)
+
+
+def add_sampler(
+    benches: Sequence[Bench],
+    stores: Sequence[CandidateStore],
+    options: SearchOptions,
+    *,
+    seeds: Sequence[int],
+    folder: RunFolder,
+    console: Console,
+) -> None:
+    """Add the best of N that the agent's sampler draws without learning (learning rate 0)."""
+    idle = dataclasses.replace(options, learning_rate=0.0)
+    for seed in seeds:
+        if any(store.get(SAMPLER, seed) is None for store in stores):
+            found = search(benches, idle, name=SAMPLER, seed=seed, folder=folder, console=console)
+            for store, candidate in zip(stores, found.candidates, strict=True):
+                store.add(candidate)

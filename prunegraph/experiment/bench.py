@@ -1,0 +1,167 @@
+"""One network on the bench: evaluator, statistics, and what every mask is measured with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import nn
+
+from prunegraph.experiment.config import NetworkConfig, PruningOptions
+from prunegraph.experiment.console import Console
+from prunegraph.experiment.folder import RunFolder
+from prunegraph.experiment.pretrain import (
+    PRETRAIN_LR,
+    pretrain_recipe,
+    train_network,
+    weights_record,
+)
+from prunegraph.experiment.setup import DEFAULT_DATASET, Target
+from prunegraph.graph.features import node_features
+from prunegraph.models import load_weights, save_weights
+from prunegraph.pruning.evaluation import Evaluator, evaluate
+from prunegraph.pruning.finetune import FinetuneConfig
+from prunegraph.pruning.problem import PruningProblem
+from prunegraph.pruning.statistics import measure, num_sensitivity_networks, sensitivity
+from prunegraph.types import Budget, FloatArray, KeepMask
+
+DENSE_FILE = "dense.safetensors"
+
+FINETUNE_EPOCHS = 10
+DIGITS_FINETUNE_EPOCHS = 40
+
+SENSITIVITY_IMAGES = 1500
+"""Search images that the sensitivity of groups is measured on."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Bench:
+    """A network with everything that methods and reports measure it with.
+
+    Attributes:
+        target: the network, its images, its structure.
+        options: budget, calibration and fine-tuning.
+        seed: fixes calibration images and statistics.
+        kl: also measure the divergence from the dense outputs.
+    """
+
+    target: Target
+    options: PruningOptions
+    seed: int
+    kl: bool = False
+
+    @property
+    def budget(self) -> Budget:
+        """What may remain."""
+        return self.options.budget()
+
+    @cached_property
+    def statistics(self) -> Mapping[str, FloatArray]:
+        """Measured arrays ``[N]`` by name, those that run no pruned network."""
+        target = self.target
+        train, device = target.dataset.train, target.device
+        return measure(target.model, target.graph, train, seed=self.seed, device=device).arrays
+
+    @cached_property
+    def sensitivity(self) -> FloatArray:
+        """What the loss gains without half of each class's group ``[N]``."""
+        evaluator, graph = self.final_evaluator, self.target.graph
+        subset = evaluator.draw_subset(SENSITIVITY_IMAGES, self.seed)
+        return sensitivity(evaluator, graph, self.statistics["taylor"], subset=subset)
+
+    @property
+    def sensitivity_networks(self) -> int:
+        """Pruned networks that ``sensitivity`` runs."""
+        return num_sensitivity_networks(self.target.graph)
+
+    def node_features(self, budget: Budget) -> FloatArray:
+        """Return what the policy sees of each channel class ``[N, F]``."""
+        measured = {**self.statistics, "sensitivity": self.sensitivity}
+        return node_features(self.target.graph, measured, budget)
+
+    def evaluator(self) -> Evaluator:
+        """Return an evaluator that has run nothing yet: each method counts its own networks."""
+        target = self.target
+        return Evaluator(
+            target.model,
+            target.graph,
+            search=target.dataset.search,
+            calibration=target.dataset.train,
+            num_calibration=self.options.calibration_images,
+            seed=self.seed,
+            device=target.device,
+            kl=self.kl,
+        )
+
+    @cached_property
+    def final_evaluator(self) -> Evaluator:
+        """The evaluator of rows: what it runs counts for no method."""
+        return self.evaluator()
+
+    def problem(self, *, seed: int, max_networks: int) -> PruningProblem:
+        """Return the problem that a baseline solves, with an evaluator of its own."""
+        return PruningProblem(
+            model=self.target.model,
+            graph=self.target.graph,
+            budget=self.budget,
+            evaluator=self.evaluator(),
+            statistics=self.statistics,
+            example_inputs=self.target.example_inputs,
+            seed=seed,
+            max_networks=max_networks,
+        )
+
+    def recipe(self) -> FinetuneConfig:
+        """Return the fine-tune that every row gets."""
+        options = self.options
+        digits = self.target.dataset.name == DEFAULT_DATASET
+        default = DIGITS_FINETUNE_EPOCHS if digits else FINETUNE_EPOCHS
+        return FinetuneConfig(
+            epochs=default if options.finetune_epochs is None else options.finetune_epochs,
+            batch_size=options.batch_size,
+            peak_lr=options.finetune_lr,
+            distill_weight=options.distill,
+        )
+
+    def test_accuracy(self, model: nn.Module) -> float:
+        """Return the accuracy on the test split. Call it when every choice is made."""
+        return evaluate(model, self.target.dataset.test).accuracy
+
+    def search_accuracy(self, model: nn.Module) -> float:
+        """Return the accuracy on the whole search split."""
+        return evaluate(model, self.target.dataset.search).accuracy
+
+    def recalibrated_test_accuracy(self, mask: KeepMask) -> float:
+        """Return a mask's test accuracy after recalibration. Call it when every choice is made."""
+        return self.test_accuracy(self.final_evaluator.prune(mask))
+
+
+def ensure_dense(
+    target: Target, config: NetworkConfig, folder: RunFolder, console: Console
+) -> Path:
+    """Make the dense network's weights final, and write them into the run folder.
+
+    They come from an earlier start of the same run, from training now, or are there already.
+
+    Returns:
+        The weights file in the folder.
+    """
+    path = folder.file(DENSE_FILE)
+    if path.is_file():
+        load_weights(target.model, path)
+        return path
+    if target.pretrain_epochs:
+        train_network(
+            f"train {target.arch}",
+            target.model,
+            target.dataset.train,
+            pretrain_recipe(target.pretrain_epochs, lr=PRETRAIN_LR, batch_size=128),
+            seed=config.seed,
+            checkpoint=folder.checkpoint("pretrain.safetensors"),
+            console=console,
+        )
+    figures = dict(target.info.extra) if target.info else {}
+    if target.pretrain_epochs:
+        figures |= {"epochs": target.pretrain_epochs}
+    save_weights(target.model, path, weights_record(target.arch, target.dataset, config, figures))
+    return path

@@ -1,0 +1,205 @@
+"""The end of a run: choose, fine-tune, open the test split once, report, write the files."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from prunegraph.experiment.bench import Bench
+from prunegraph.experiment.candidates import MASKS_FILE, Candidate, write_masks
+from prunegraph.experiment.config import CommonConfig
+from prunegraph.experiment.console import Console
+from prunegraph.experiment.finish import finetune_mask, load_finetuned
+from prunegraph.experiment.folder import REPORT_FILE, RunFolder
+from prunegraph.experiment.report import (
+    DenseResult,
+    PrunedResult,
+    Report,
+    SearchResult,
+    machine,
+    methods_table,
+    save_plots,
+    write_report,
+)
+from prunegraph.experiment.verdict import DENSE, MethodRow, is_agent, judge
+
+DENSE_FINETUNED = "dense_finetuned"
+"""Folder of the control: the dense network with the same fine-tune."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Outcome:
+    """What a command found for one network, before the test split is opened.
+
+    Attributes:
+        candidates: the masks of all methods.
+        search: what the search cost; None without one.
+        repaired: mean share of repaired bits; None without a search.
+        curves: name of a search -> (networks evaluated, mean search accuracy then).
+        details: further entries of the report.
+    """
+
+    candidates: Sequence[Candidate]
+    search: SearchResult | None = None
+    repaired: float | None = None
+    curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def choose(candidates: Sequence[Candidate]) -> Candidate:
+    """Return the agent's mask with the highest search accuracy; of equal ones the first seed's."""
+    own = [candidate for candidate in candidates if is_agent(candidate.name)]
+    return max(own, key=lambda candidate: (candidate.search_accuracy, -candidate.seed))
+
+
+def finalise(
+    config: CommonConfig, bench: Bench, outcome: Outcome, folder: RunFolder, console: Console
+) -> dict[str, Any]:
+    """Fine-tune the chosen mask and the dense control, measure, report; return the report.
+
+    Everything up to the fine-tunes looks at train and search images only.
+    """
+    chosen = choose(outcome.candidates)
+    for name, mask, directory in (
+        ("pruned", chosen.mask, folder.path),
+        ("dense", bench.target.graph.dense_mask(), folder.file(DENSE_FINETUNED)),
+    ):
+        finetune_mask(
+            bench,
+            mask,
+            directory,
+            label=f"fine-tune {name} {bench.target.arch}",
+            seed=bench.seed,
+            checkpoint=folder.checkpoint(f"finetune-{name}.safetensors"),
+            console=console,
+        )
+    rows = _measure_rows(bench, outcome.candidates, chosen, folder, console)
+    report = _report(config, bench, outcome, chosen, rows)
+    write_masks(folder.file(MASKS_FILE), [candidate.mask for candidate in outcome.candidates])
+    save_plots(report, outcome.curves, folder.file("plots"))
+    console.table(methods_table(report.to_json()))
+    return write_report(report, folder.file(REPORT_FILE), folder.digests())
+
+
+def _measure_rows(
+    bench: Bench,
+    candidates: Sequence[Candidate],
+    chosen: Candidate,
+    folder: RunFolder,
+    console: Console,
+) -> list[MethodRow]:
+    """Open the test split: measure every row, the dense control first."""
+    rows = [_dense_row(bench, folder)]
+    pruned, _ = load_finetuned(bench.target, folder.path)
+    with console.progress("measure on test images", len(candidates)) as report:
+        for number, candidate in enumerate(candidates, start=1):
+            finetuned = candidate is chosen
+            rows.append(
+                candidate_row(
+                    bench,
+                    candidate,
+                    finetuned=bench.test_accuracy(pruned) if finetuned else None,
+                    finetune_seed=bench.seed if finetuned else None,
+                    cell="." if finetuned else None,
+                )
+            )
+            report(number)
+    return rows
+
+
+def candidate_row(
+    bench: Bench,
+    candidate: Candidate,
+    *,
+    finetuned: float | None = None,
+    finetune_seed: int | None = None,
+    cell: str | None = None,
+) -> MethodRow:
+    """Return a candidate's row, its recalibrated network measured on test images."""
+    cost = bench.target.graph.cost(candidate.mask)
+    return MethodRow(
+        name=candidate.name,
+        seed=candidate.seed,
+        macs=cost.macs,
+        params=cost.params,
+        search_accuracy=candidate.search_accuracy,
+        test_accuracy_recalibrated=bench.recalibrated_test_accuracy(candidate.mask),
+        test_accuracy_finetuned=finetuned,
+        networks_evaluated=candidate.networks_evaluated,
+        digest=candidate.mask.digest(),
+        finetune_seed=finetune_seed,
+        cell=cell,
+    )
+
+
+def _dense_row(bench: Bench, folder: RunFolder) -> MethodRow:
+    target = bench.target
+    finetuned, mask = load_finetuned(target, folder.file(DENSE_FINETUNED))
+    cost = target.graph.dense_cost
+    return MethodRow(
+        name=DENSE,
+        seed=0,
+        macs=cost.macs,
+        params=cost.params,
+        search_accuracy=bench.search_accuracy(target.model),
+        test_accuracy_recalibrated=bench.test_accuracy(target.model),
+        test_accuracy_finetuned=bench.test_accuracy(finetuned),
+        networks_evaluated=0,
+        digest=mask.digest(),
+        finetune_seed=bench.seed,
+        cell=DENSE_FINETUNED,
+    )
+
+
+def _report(
+    config: CommonConfig,
+    bench: Bench,
+    outcome: Outcome,
+    chosen: Candidate,
+    rows: Sequence[MethodRow],
+) -> Report:
+    target, graph = bench.target, bench.target.graph
+    dense = rows[0]
+    row = next(row for row in rows if row.cell == ".")
+    verdict, reason = judge(rows, "test_accuracy_recalibrated", repaired=outcome.repaired)
+    return Report(
+        command=config.command,
+        arch=target.arch,
+        dataset=target.dataset.name,
+        seed=config.seed,
+        budget=bench.budget,
+        dense=DenseResult(
+            cost=graph.dense_cost,
+            test_accuracy=dense.test_accuracy_recalibrated,
+            test_accuracy_finetuned=dense.test_accuracy_finetuned,
+        ),
+        pruned=PrunedResult(
+            cost=graph.cost(chosen.mask),
+            search_accuracy=chosen.search_accuracy,
+            test_accuracy_recalibrated=row.test_accuracy_recalibrated,
+            test_accuracy_finetuned=row.test_accuracy_finetuned,
+            widths=graph.group_widths(chosen.mask),
+            digest=chosen.mask.digest(),
+        ),
+        search=outcome.search,
+        methods=rows,
+        verdict=verdict,
+        verdict_reason=reason,
+        details={**common_details(bench, outcome), **outcome.details},
+    )
+
+
+def common_details(bench: Bench, outcome: Outcome) -> dict[str, Any]:
+    """Return the entries of a report that say what it was made with."""
+    target, dataset = bench.target, bench.target.dataset
+    splits = {"train": dataset.train, "search": dataset.search, "test": dataset.test}
+    return {
+        "repaired": outcome.repaired,
+        "dense_widths": target.graph.group_widths(target.graph.dense_mask()),
+        "graph": target.graph.fingerprint(),
+        "data": {
+            name: {"images": len(split), "fingerprint": split.fingerprint()}
+            for name, split in splits.items()
+        },
+        "recipe": vars(bench.recipe()),
+        "machine": machine(),
+    }

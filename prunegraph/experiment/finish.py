@@ -1,0 +1,86 @@
+"""From a chosen mask to a fine-tuned network on disk, and back from disk for measuring."""
+
+import copy
+from pathlib import Path
+
+from torch import nn
+
+from prunegraph.experiment.bench import Bench
+from prunegraph.experiment.console import Console
+from prunegraph.experiment.pretrain import train_network
+from prunegraph.experiment.setup import Target, place
+from prunegraph.models import build_model
+from prunegraph.pruning.artefacts import MASK_FILE, PrunedInfo, load_pruned, save_pruned
+from prunegraph.types import KeepMask
+
+
+def finetune_mask(
+    bench: Bench,
+    mask: KeepMask,
+    directory: Path,
+    *,
+    label: str,
+    seed: int,
+    checkpoint: Path,
+    console: Console,
+) -> None:
+    """Prune, recalibrate, fine-tune and save a mask's network, unless it is saved already.
+
+    The dense mask gives the control: the dense network itself with the same fine-tune.
+
+    Args:
+        bench: the network.
+        mask: what stays.
+        directory: where the network goes.
+        label: what to call it in the progress.
+        seed: seed of the fine-tune.
+        checkpoint: where an interrupted fine-tune is kept.
+        console: where progress goes.
+    """
+    if (directory / MASK_FILE).is_file():  # written last
+        return
+    target = bench.target
+    if mask == target.graph.dense_mask():
+        model = copy.deepcopy(target.model)
+    else:
+        model = bench.final_evaluator.prune(mask)
+    train_network(
+        label,
+        model,
+        target.dataset.train,
+        bench.recipe(),
+        seed=seed,
+        checkpoint=checkpoint,
+        console=console,
+        teacher=target.model if bench.options.distill else None,
+    )
+    save_pruned(directory, model=model, mask=mask, graph=target.graph, info=pruned_info(target))
+    checkpoint.unlink(missing_ok=True)
+
+
+def pruned_info(target: Target) -> PrunedInfo:
+    """Return what is written beside a pruned network: how its dense one is built."""
+    return PrunedInfo(
+        arch=target.arch,
+        num_classes=target.dataset.num_classes,
+        example_shape=tuple(target.example_inputs.shape),
+        mean=target.dataset.mean,
+        std=target.dataset.std,
+        extra={"dataset": target.dataset.name, "classes": list(target.dataset.class_names)},
+    )
+
+
+def load_finetuned(target: Target, directory: Path) -> tuple[nn.Module, KeepMask]:
+    """Return a saved network, ready to be measured, and its mask.
+
+    Raises:
+        ArtefactError: a file is missing, damaged or of another network.
+    """
+    dataset = target.dataset
+    saved = load_pruned(
+        directory,
+        lambda: build_model(
+            target.arch, num_classes=dataset.num_classes, image_shape=dataset.image_shape
+        ),
+    )
+    return place(saved.model, target.device), saved.mask

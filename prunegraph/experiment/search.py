@@ -1,0 +1,238 @@
+"""Search with the agent: train its policy on pruned networks, choose a mask for each network."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prunegraph.agent import (
+    CONTEXT_NAMES,
+    AgentConfig,
+    PPOConfig,
+    TrainedPolicy,
+    TrainingResult,
+    save_policy,
+    train_agent,
+)
+from prunegraph.env import ChannelPruningEnv, EnvConfig, PruningTask, cell_name
+from prunegraph.experiment.bench import Bench
+from prunegraph.experiment.candidates import Candidate
+from prunegraph.experiment.config import SearchOptions
+from prunegraph.experiment.console import Console, Report
+from prunegraph.experiment.folder import RunFolder
+from prunegraph.files import write_json
+from prunegraph.graph.encode import to_pyg
+from prunegraph.pruning.evaluation import Evaluator
+from prunegraph.rewards import RewardConfig, unpack_bits
+from prunegraph.types import Budget, FloatArray, KeepMask
+
+FINALISTS = 8
+"""Masks that are scored on the whole search split at the end of a search."""
+
+DEFAULT_SUBSET = 1500
+"""Search images an update scores its networks on."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SearchRun:
+    """What one search found.
+
+    Attributes:
+        policy: the trained policy's file.
+        candidates: the chosen mask of each network.
+        seconds: wall time.
+        evaluation_seconds: of it, inside surgery, recalibration and evaluation.
+        networks_evaluated: pruned networks run, finalists and sensitivity probes included.
+        history: one record an update.
+    """
+
+    policy: Path
+    candidates: tuple[Candidate, ...]
+    seconds: float
+    evaluation_seconds: float
+    networks_evaluated: int
+    history: tuple[Mapping[str, Any], ...]
+
+
+def policy_mask(policy: TrainedPolicy, bench: Bench, budget: Budget) -> KeepMask:
+    """Return the mask that a policy chooses: its scores projected to the budget, no search."""
+    graph = bench.target.graph
+    logits = policy.logits(to_pyg(graph), bench.node_features(budget), first_context(budget))
+    return graph.project(logits, budget)
+
+
+def first_context(budget: Budget) -> FloatArray:
+    """Return the context of an episode's first observation, the critic's columns left at 0."""
+    values = {"cost_so_far": 1.0, "keep_macs": 1.0, "keep_params": 1.0} | budget.as_dict()
+    return np.array([values.get(name, 0.0) for name in CONTEXT_NAMES], dtype=np.float32)
+
+
+def search(
+    benches: Sequence[Bench],
+    options: SearchOptions,
+    *,
+    name: str,
+    seed: int,
+    folder: RunFolder,
+    console: Console,
+) -> SearchRun:
+    """Train one policy on all networks and choose a mask for each; an interrupted one resumes.
+
+    Args:
+        benches: the networks.
+        options: how to search.
+        name: the method's name, for rows and files.
+        seed: of policy, episodes and image subsets.
+        folder: the run folder, for checkpoints and learning curves.
+        console: where progress goes.
+    """
+    label = f"{name.replace('/', '-')}-{seed}"
+    clock = _Clock(folder.checkpoint(f"search-{label}.json"))
+    evaluators = [bench.evaluator() for bench in benches]
+    tasks = [
+        PruningTask(
+            name=f"{number}:{bench.target.arch}",
+            graph=bench.target.graph,
+            node_features=bench.node_features,
+            evaluator=evaluator,
+            budget=bench.budget,
+        )
+        for number, (bench, evaluator) in enumerate(zip(benches, evaluators, strict=True))
+    ]
+    probes = sum(bench.sensitivity_networks for bench in benches)
+    allowed = options.networks * len(benches) - probes - FINALISTS * len(benches)
+    config = agent_config(options, seed)
+    with console.progress(f"search {name}, seed {seed}", allowed) as report:
+        result = train_agent(
+            [partial(ChannelPruningEnv, tasks, env_config(options, config, seed))],
+            [bench.target.graph for bench in benches],
+            config,
+            total_networks=allowed,
+            checkpoint=folder.checkpoint(f"search-{label}.safetensors"),
+            tensorboard=folder.file(f"events/{label}"),
+            progress=partial(_show, report, clock, evaluators),
+        )
+        report(allowed, "done")
+    finalists = [
+        _finalists(result, bench, task) for bench, task in zip(benches, tasks, strict=True)
+    ]
+    networks = result.networks_evaluated + probes + sum(map(len, finalists))
+    candidates = tuple(
+        _best(name, seed, masks, evaluator, networks)
+        for masks, evaluator in zip(finalists, evaluators, strict=True)
+    )
+    path = folder.checkpoint(f"policy-{label}.safetensors")
+    save_policy(path, result.policy)
+    seconds, evaluation_seconds = clock.read(evaluators)
+    return SearchRun(
+        policy=path,
+        candidates=candidates,
+        seconds=seconds,
+        evaluation_seconds=evaluation_seconds,
+        networks_evaluated=networks,
+        history=result.history,
+    )
+
+
+def agent_config(options: SearchOptions, seed: int) -> AgentConfig:
+    """Return the agent's options."""
+    reward = RewardConfig(
+        self_competition=options.self_competition,
+        metric=options.metric,
+        constraint=options.constraint,
+    )
+    return AgentConfig(
+        ppo=PPOConfig(learning_rate=options.learning_rate),
+        reward=reward,
+        episodes_per_update=options.update_size,
+        per_group=options.granularity == "group",
+        seed=seed,
+    )
+
+
+def env_config(options: SearchOptions, config: AgentConfig, seed: int) -> EnvConfig:
+    """Return the environment's options; rewards are made by the agent's wrapper."""
+    return EnvConfig(
+        reward=config.reward,
+        per_group=config.per_group,
+        subset_size=options.subset or DEFAULT_SUBSET,
+        episodes_per_subset=config.episodes_per_update,
+        budgets=tuple(Budget(keep_macs=share) for share in options.budgets) or None,
+        external_reward=True,
+        seed=seed,
+    )
+
+
+class _Clock:
+    """Wall and evaluation time of a search, those before an interruption included.
+
+    Args:
+        path: where the times are kept.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._started = time.monotonic()
+        self._before = (0.0, 0.0)
+        if path.is_file():
+            record = json.loads(path.read_text(encoding="utf-8"))
+            self._before = (record["seconds"], record["evaluation_seconds"])
+
+    def read(self, evaluators: Sequence[Evaluator]) -> tuple[float, float]:
+        """Return seconds, and seconds inside evaluations."""
+        seconds = time.monotonic() - self._started
+        inside = sum(evaluator.seconds for evaluator in evaluators)
+        return self._before[0] + seconds, self._before[1] + inside
+
+    def write(self, evaluators: Sequence[Evaluator]) -> None:
+        """Keep the times."""
+        seconds, inside = self.read(evaluators)
+        write_json(self._path, {"seconds": seconds, "evaluation_seconds": inside})
+
+
+def _show(
+    report: Report, clock: _Clock, evaluators: Sequence[Evaluator], record: Mapping[str, Any]
+) -> None:
+    clock.write(evaluators)
+    report(int(record["networks"]), f"mean accuracy {record['accuracy']:.3f}")
+
+
+def _finalists(result: TrainingResult, bench: Bench, task: PruningTask) -> list[KeepMask]:
+    """Return the masks that may win: the policy's own, the ledger's best, its last ones."""
+    graph, cell = task.graph, cell_name(task.name, task.budget)
+    packed = [record["greedy_masks"].get(cell) for record in reversed(result.history)]
+    best = result.competition.ledger(cell).best_bits
+    if packed:
+        packed = [packed[-1], *packed]  # the first of all is the untrained policy's
+    masks = [policy_mask(result.policy, bench, task.budget)]
+    masks += [graph.mask(unpack_bits(bits, graph.num_classes)) for bits in (best, *packed) if bits]
+    fitting = [mask for mask in masks if _fits(bench, mask)]
+    return list(dict.fromkeys(fitting))[:FINALISTS]
+
+
+def _fits(bench: Bench, mask: KeepMask) -> bool:
+    """Return whether a mask meets the budget; one that was not repaired may not."""
+    graph = bench.target.graph
+    cost, limits = graph.cost(mask), graph.limits(bench.budget)
+    return bool(cost.macs <= limits[0] and cost.params <= limits[1])
+
+
+def _best(
+    name: str, seed: int, masks: Sequence[KeepMask], evaluator: Evaluator, networks: int
+) -> Candidate:
+    """Return the mask with the highest accuracy on the whole search split; ties by loss."""
+    outcomes = [evaluator.evaluate(mask) for mask in masks]
+    ranks = [(outcome.accuracy, -outcome.loss, -number) for number, outcome in enumerate(outcomes)]
+    chosen = max(range(len(masks)), key=lambda number: ranks[number])
+    return Candidate(
+        name=name,
+        seed=seed,
+        mask=masks[chosen],
+        networks_evaluated=networks,
+        search_accuracy=outcomes[chosen].accuracy,
+    )

@@ -1,0 +1,103 @@
+"""``prunegraph train``: the main job, from a trained network to a smaller, compared one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from prunegraph.experiment.agent_rows import add_agent, add_untrained, agent_name
+from prunegraph.experiment.baselines import (
+    SEARCHES,
+    USUAL_HEURISTICS,
+    add_baselines,
+    add_controls,
+    add_sampler,
+)
+from prunegraph.experiment.bench import Bench, ensure_dense
+from prunegraph.experiment.candidates import CandidateStore
+from prunegraph.experiment.config import TrainConfig
+from prunegraph.experiment.console import Console
+from prunegraph.experiment.finalise import Outcome, finalise
+from prunegraph.experiment.folder import RunFolder, open_run, slug
+from prunegraph.experiment.report import show_finished
+from prunegraph.experiment.setup import Target, load_target
+from prunegraph.types import Budget
+
+
+def run_train(config: TrainConfig, console: Console) -> dict[str, Any]:
+    """Do the main job, and return the report of the first network."""
+    networks = config.network_configs()
+    targets = [load_target(network, config.budget()) for network in networks]
+    folder = open_run(config, config.out, run_name(targets, config.budget()))
+    if folder.finished:
+        return show_finished(folder, console)
+    folder.start(config)
+    console.say(f"run folder: {folder.path}")
+    members = member_folders(folder, targets)
+    for network, target, member in zip(networks, targets, members, strict=True):
+        ensure_dense(target, network, member, console)
+    benches = [
+        Bench(target=target, options=config, seed=config.seed, kl=config.metric == "kl")
+        for target in targets
+    ]
+    outcomes = _stage_one(config, benches, members, console)
+    reports = [
+        finalise(config, bench, outcome, member, console)
+        for bench, outcome, member in reversed(list(zip(benches, outcomes, members, strict=True)))
+    ]  # the run folder's own report comes last: it says that the run is finished
+    for member in members:
+        member.finish()
+    console.say(f"verdict: {reports[-1]['verdict']}: {reports[-1]['verdict_reason']}")
+    console.say(f"written to {folder.path}")
+    return reports[-1]
+
+
+def _stage_one(
+    config: TrainConfig, benches: Sequence[Bench], members: Sequence[RunFolder], console: Console
+) -> list[Outcome]:
+    """Let the agent and the baselines choose their masks."""
+    folder = members[0]
+    seeds = [config.seed + number for number in range(config.search_seeds)]
+    stores = [
+        CandidateStore(member.checkpoint("candidates.json"), bench.target.graph)
+        for member, bench in zip(members, benches, strict=True)
+    ]
+    summary = add_agent(benches, stores, config, seeds=seeds, folder=folder, console=console)
+    names = {"none": (), "heuristics": USUAL_HEURISTICS, "all": (*USUAL_HEURISTICS, *SEARCHES)}
+    for bench, store in zip(benches, stores, strict=True):
+        add_untrained(bench, store)
+        if config.baselines != "none":
+            add_controls(bench, store, store.named(agent_name(config)))
+        add_baselines(
+            bench,
+            store,
+            names[config.baselines],
+            seeds=seeds,
+            networks=config.networks,
+            console=console,
+        )
+    if config.baselines == "all":
+        add_sampler(benches, stores, config, seeds=seeds, folder=folder, console=console)
+    return [
+        Outcome(
+            candidates=list(store),
+            search=summary.result,
+            repaired=summary.repaired,
+            curves=summary.curves,
+        )
+        for store in stores
+    ]
+
+
+def run_name(targets: Sequence[Target], budget: Budget) -> str:
+    """Return the default name of a run's folder."""
+    limits = "-".join(f"{value:g}" for value in budget.as_dict().values())
+    names = "+".join(slug(target.arch) for target in targets)
+    return f"{names}-{targets[0].dataset.name}-{limits}"
+
+
+def member_folders(folder: RunFolder, targets: Sequence[Target]) -> list[RunFolder]:
+    """Return where each network's files go: the first one's into the run folder itself."""
+    others = [
+        RunFolder(path=folder.path / f"{number}-{slug(target.arch)}")
+        for number, target in enumerate(targets[1:], start=1)
+    ]
+    return [folder, *others]
