@@ -1,5 +1,7 @@
 """One network on the bench: evaluator, statistics, and what every mask is measured with."""
 
+import copy
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +22,7 @@ from prunegraph.experiment.setup import DEFAULT_DATASET, Target
 from prunegraph.graph.features import node_features
 from prunegraph.models import load_weights, save_weights
 from prunegraph.pruning.evaluation import Evaluator, evaluate
-from prunegraph.pruning.finetune import FinetuneConfig
+from prunegraph.pruning.finetune import FinetuneConfig, finetune
 from prunegraph.pruning.problem import PruningProblem
 from prunegraph.pruning.statistics import measure, num_sensitivity_networks, sensitivity
 from prunegraph.types import Budget, FloatArray, KeepMask
@@ -122,6 +124,12 @@ class Bench:
             peak_lr=options.finetune_lr,
             distill_weight=options.distill,
         )
+
+    def time_training(self, num_images: int) -> None:
+        """Train a copy of the network on some images, for the time that it takes."""
+        recipe = dataclasses.replace(self.recipe(), epochs=1, distill_weight=0.0)
+        train = self.target.dataset.train.sample(num_images, self.seed)
+        finetune(copy.deepcopy(self.target.model), train, recipe, seed=self.seed)
 
     def test_accuracy(self, model: nn.Module) -> float:
         """Return the accuracy on the test split. Call it when every choice is made."""

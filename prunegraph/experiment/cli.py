@@ -21,12 +21,17 @@ import tyro
 from safetensors import SafetensorError
 
 from prunegraph.errors import ConfigError, PruneGraphError
+from prunegraph.experiment.apply import run_apply
+from prunegraph.experiment.compare import run_compare
 from prunegraph.experiment.config import (
+    ApplyConfig,
     CommonConfig,
+    CompareConfig,
     ExportConfig,
     InspectConfig,
     PretrainConfig,
     TrainConfig,
+    VerifyConfig,
 )
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.export import run_export
@@ -34,6 +39,7 @@ from prunegraph.experiment.inspect import run_inspect
 from prunegraph.experiment.options import from_dict, read_yaml, suggest
 from prunegraph.experiment.pretrain import run_pretrain
 from prunegraph.experiment.train import run_train
+from prunegraph.experiment.verify import run_verify
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -51,10 +57,13 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "pretrain": Command(PretrainConfig, run_pretrain, "train a network from scratch"),
     "train": Command(TrainConfig, run_train, "train the agent, prune, fine-tune, compare"),
+    "apply": Command(ApplyConfig, run_apply, "prune a network with a trained policy"),
+    "compare": Command(CompareConfig, run_compare, "compare with every baseline, fine-tuned"),
     "inspect": Command(InspectConfig, run_inspect, "print groups, costs, and what is frozen"),
     "export": Command(
         ExportConfig, run_export, "write the pruned network as ONNX, torch.export, safetensors"
     ),
+    "verify": Command(VerifyConfig, run_verify, "check every figure of a run from its files"),
 }
 
 

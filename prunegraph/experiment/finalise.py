@@ -20,7 +20,7 @@ from prunegraph.experiment.report import (
     save_plots,
     write_report,
 )
-from prunegraph.experiment.verdict import DENSE, MethodRow, is_agent, judge
+from prunegraph.experiment.verdict import DENSE, MethodRow, Metric, is_agent, judge
 
 DENSE_FINETUNED = "dense_finetuned"
 """Folder of the control: the dense network with the same fine-tune."""
@@ -88,7 +88,8 @@ def _measure_rows(
     console: Console,
 ) -> list[MethodRow]:
     """Open the test split: measure every row, the dense control first."""
-    rows = [_dense_row(bench, folder)]
+    dense, _ = load_finetuned(bench.target, folder.file(DENSE_FINETUNED))
+    rows = [dense_row(bench, bench.test_accuracy(dense), bench.seed, DENSE_FINETUNED)]
     pruned, _ = load_finetuned(bench.target, folder.path)
     with console.progress("measure on test images", len(candidates)) as report:
         for number, candidate in enumerate(candidates, start=1):
@@ -131,22 +132,22 @@ def candidate_row(
     )
 
 
-def _dense_row(bench: Bench, folder: RunFolder) -> MethodRow:
+def dense_row(bench: Bench, finetuned: float, seed: int, cell: str) -> MethodRow:
+    """Return a row of the dense control."""
     target = bench.target
-    finetuned, mask = load_finetuned(target, folder.file(DENSE_FINETUNED))
     cost = target.graph.dense_cost
     return MethodRow(
         name=DENSE,
-        seed=0,
+        seed=seed,
         macs=cost.macs,
         params=cost.params,
         search_accuracy=bench.search_accuracy(target.model),
         test_accuracy_recalibrated=bench.test_accuracy(target.model),
-        test_accuracy_finetuned=bench.test_accuracy(finetuned),
+        test_accuracy_finetuned=finetuned,
         networks_evaluated=0,
-        digest=mask.digest(),
-        finetune_seed=bench.seed,
-        cell=DENSE_FINETUNED,
+        digest=target.graph.dense_mask().digest(),
+        finetune_seed=seed,
+        cell=cell,
     )
 
 
@@ -184,15 +185,16 @@ def _report(
         methods=rows,
         verdict=verdict,
         verdict_reason=reason,
-        details={**common_details(bench, outcome), **outcome.details},
+        details={**common_details(bench, outcome, "test_accuracy_recalibrated"), **outcome.details},
     )
 
 
-def common_details(bench: Bench, outcome: Outcome) -> dict[str, Any]:
+def common_details(bench: Bench, outcome: Outcome, metric: Metric) -> dict[str, Any]:
     """Return the entries of a report that say what it was made with."""
     target, dataset = bench.target, bench.target.dataset
     splits = {"train": dataset.train, "search": dataset.search, "test": dataset.test}
     return {
+        "verdict_metric": metric,
         "repaired": outcome.repaired,
         "dense_widths": target.graph.group_widths(target.graph.dense_mask()),
         "graph": target.graph.fingerprint(),

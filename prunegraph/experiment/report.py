@@ -1,5 +1,6 @@
 """The record of a run: ``report.json``, the table that people see, the plots."""
 
+import contextlib
 import io
 import json
 import platform
@@ -161,12 +162,21 @@ def machine() -> dict[str, Any]:
     """Return what times and last digits depend on."""
     return {
         "platform": platform.platform(),
-        "processor": platform.machine(),
+        "processor": _processor(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def _processor() -> str:
+    """Return the processor's name where the system tells it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def write_report(report: Report, path: Path, files: Mapping[str, str]) -> dict[str, Any]:

@@ -102,6 +102,8 @@ def load_images(config: DataConfig, info: WeightsInfo | None) -> Dataset:
             msg = f"the weights were trained on another cut of the train images: give {flag}"
             raise ConfigError(msg)
     name = config.dataset or (info.dataset if info else None) or DEFAULT_DATASET
+    if name == DEFAULT_DATASET and config.threads is None:
+        torch.set_num_threads(1)  # sharing such small work among threads only slows it down
     return load_dataset(
         name,
         data_dir=config.data_dir,

@@ -1,8 +1,10 @@
 """``prunegraph train``: the main job, from a trained network to a smaller, compared one."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from prunegraph.errors import ConfigError
 from prunegraph.experiment.agent_rows import add_agent, add_untrained, agent_name
 from prunegraph.experiment.baselines import (
     SEARCHES,
@@ -13,12 +15,14 @@ from prunegraph.experiment.baselines import (
 )
 from prunegraph.experiment.bench import Bench, ensure_dense
 from prunegraph.experiment.candidates import CandidateStore
-from prunegraph.experiment.config import TrainConfig
+from prunegraph.experiment.config import SearchOptions, TrainConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.finalise import Outcome, finalise
 from prunegraph.experiment.folder import RunFolder, open_run, slug
 from prunegraph.experiment.report import show_finished
+from prunegraph.experiment.search import FINALISTS
 from prunegraph.experiment.setup import Target, load_target
+from prunegraph.pruning.statistics import num_sensitivity_networks
 from prunegraph.types import Budget
 
 
@@ -26,6 +30,7 @@ def run_train(config: TrainConfig, console: Console) -> dict[str, Any]:
     """Do the main job, and return the report of the first network."""
     networks = config.network_configs()
     targets = [load_target(network, config.budget()) for network in networks]
+    check_networks(targets, config)
     folder = open_run(config, config.out, run_name(targets, config.budget()))
     if folder.finished:
         return show_finished(folder, console)
@@ -85,6 +90,16 @@ def _stage_one(
         )
         for store in stores
     ]
+
+
+def check_networks(targets: Sequence[Target], options: SearchOptions) -> None:
+    """Raise ConfigError if a search could not make a single update."""
+    probes = [num_sensitivity_networks(target.graph) + FINALISTS for target in targets]
+    update = options.update_size + len(targets)
+    least = math.ceil((sum(probes) + update) / len(targets))
+    if options.networks < least:
+        msg = f"networks={options.networks} allows no update of the policy: give at least {least}"
+        raise ConfigError(msg)
 
 
 def run_name(targets: Sequence[Target], budget: Budget) -> str:

@@ -1,0 +1,151 @@
+"""Pruning in one call, for a network and a data loader at hand."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunegraph.errors import DataError
+from prunegraph.experiment.apply import find_policy
+from prunegraph.experiment.search import first_context
+from prunegraph.graph import ExampleInputs, StructureGraph, analyse
+from prunegraph.graph.encode import to_pyg
+from prunegraph.graph.features import node_features
+from prunegraph.pruning.evaluation import Evaluator
+from prunegraph.pruning.statistics import measure, sensitivity
+from prunegraph.types import Budget, KeepMask, SearchSplit, TrainSplit
+
+Batch = Tensor | tuple[Tensor, Tensor] | list[Tensor]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PruneResult:
+    """What ``prune`` returns.
+
+    Attributes:
+        model: the pruned, recalibrated network; fine-tune it next.
+        mask: which channel classes were kept.
+        graph: the structure of the dense network.
+        report: costs before and after, widths, and what was measured, as JSON values.
+    """
+
+    model: nn.Module
+    mask: KeepMask
+    graph: StructureGraph
+    report: Mapping[str, Any]
+
+
+class LoadedImages:
+    """Images and labels in memory, as an ``ImageSource``.
+
+    Args:
+        images: ``[n, c, h, w]`` as the network takes them.
+        labels: ``[n]`` int64.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images
+        self.labels = labels
+        self.num_classes = int(labels.max()) + 1
+        channels, height, width = images.shape[1:]
+        self.image_shape = (channels, height, width)
+
+    def load(self, index: Tensor, augment: torch.Generator | None = None) -> Tensor:
+        """Return the images at ``index``; there is no augmentation to draw."""
+        del augment
+        return self.images[index]
+
+    def fingerprint(self) -> str:
+        """Return a hash of images and labels."""
+        digest = hashlib.sha256(self.images.numpy().tobytes())
+        digest.update(self.labels.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    policy: Path | str,
+    calibration_data: Iterable[Batch],
+    keep_macs: float | None = None,
+    keep_params: float | None = None,
+    num_images: int = 1024,
+    seed: int = 0,
+) -> PruneResult:
+    """Prune a network with a trained policy: no search, no training.
+
+    Args:
+        model: the trained network; it is left as it is.
+        example_inputs: what its forward takes.
+        policy: run folder of ``prunegraph train``, or a policy file.
+        calibration_data: batches of training images ``[b, c, h, w]``, or of (images, labels
+            ``[b]``), normalised and shuffled; without labels the network's own answers are used.
+        keep_macs: at most this share of the multiply-adds remains.
+        keep_params: at most this share of the parameters remains.
+        num_images: how many images are taken.
+        seed: fixes what is drawn from them.
+
+    Returns:
+        The pruned network and its report.
+
+    Raises:
+        PruneGraphError: the network cannot be analysed, the budget cannot be met, the policy
+            cannot be read, or there are no images.
+    """
+    budget = Budget(keep_macs=keep_macs, keep_params=keep_params)
+    trained = find_policy(Path(policy))
+    graph = analyse(model, example_inputs)
+    source = _gather(model, calibration_data, num_images)
+    index = torch.arange(len(source.labels))
+    train, search = TrainSplit(source, index), SearchSplit(source, index)
+    device = next((item.device for item in model.parameters()), torch.device("cpu"))
+    evaluator = Evaluator(model, graph, search=search, calibration=train, seed=seed, device=device)
+    statistics = dict(measure(model, graph, train, seed=seed, device=device).arrays)
+    statistics["sensitivity"] = sensitivity(evaluator, graph, statistics["taylor"])
+    features = node_features(graph, statistics, budget)
+    mask = graph.project(trained.logits(to_pyg(graph), features, first_context(budget)), budget)
+    cost, dense = graph.cost(mask), graph.dense_cost
+    report = {
+        "budget": budget.as_dict(),
+        "dense": {"macs": dense.macs, "params": dense.params},
+        "pruned": {
+            "macs": cost.macs,
+            "params": cost.params,
+            "widths": graph.group_widths(mask),
+            "mask_digest": mask.digest(),
+        },
+        "networks_evaluated": evaluator.num_networks,
+        "calibration_images": len(index),
+    }
+    return PruneResult(model=evaluator.prune(mask), mask=mask, graph=graph, report=report)
+
+
+@torch.no_grad()
+def _gather(model: nn.Module, batches: Iterable[Batch], num_images: int) -> LoadedImages:
+    """Return the first images of a loader, labelled by the network itself where it has none."""
+    images, labels, count = [], [], 0
+    for batch in batches:
+        found = (batch,) if isinstance(batch, Tensor) else tuple(batch)
+        images.append(found[0].cpu())
+        labels.append(found[1].cpu().long() if len(found) > 1 else _answers(model, found[0]))
+        count += len(found[0])
+        if count >= num_images:
+            break
+    if not count:
+        msg = "calibration_data holds no images: give a loader of training images"
+        raise DataError(msg)
+    return LoadedImages(torch.cat(images)[:num_images], torch.cat(labels)[:num_images])
+
+
+def _answers(model: nn.Module, images: Tensor) -> Tensor:
+    training = model.training
+    model.eval()
+    device = next((item.device for item in model.parameters()), images.device)
+    answers: Tensor = model(images.to(device)).argmax(1).cpu()
+    model.train(training)
+    return answers

@@ -1,0 +1,72 @@
+"""``prunegraph apply``: prune a network with a policy that was trained before, on any networks."""
+
+from pathlib import Path
+from typing import Any
+
+from prunegraph.agent import TrainedPolicy, load_policy, save_policy
+from prunegraph.errors import ArtefactError
+from prunegraph.experiment.agent_rows import add_untrained, measured
+from prunegraph.experiment.baselines import add_baselines
+from prunegraph.experiment.bench import Bench, ensure_dense
+from prunegraph.experiment.candidates import CandidateStore
+from prunegraph.experiment.config import ApplyConfig
+from prunegraph.experiment.console import Console
+from prunegraph.experiment.finalise import Outcome, finalise
+from prunegraph.experiment.folder import open_run
+from prunegraph.experiment.report import SearchResult, show_finished
+from prunegraph.experiment.search import policy_mask
+from prunegraph.experiment.setup import load_target
+from prunegraph.experiment.train import run_name
+from prunegraph.experiment.verdict import AGENT
+
+APPLIED = f"{AGENT}/applied"
+"""The name of the row of an applied policy."""
+
+COMPARED = ("l1/uniform", "taylor/per_mac")
+"""Heuristics that an applied policy is shown beside; they need no search either."""
+
+
+def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
+    """Prune with a saved policy, fine-tune, measure; return the report."""
+    policy = find_policy(config.policy)
+    target = load_target(config, config.budget())
+    name = f"apply-{run_name([target], config.budget())}"
+    folder = open_run(config, config.out, name)
+    if folder.finished:
+        return show_finished(folder, console)
+    folder.start(config)
+    console.say(f"run folder: {folder.path}")
+    ensure_dense(target, config, folder, console)
+    bench = Bench(target=target, options=config, seed=config.seed)
+    store = CandidateStore(folder.checkpoint("candidates.json"), target.graph)
+    mask = policy_mask(policy, bench, config.budget())
+    probes = bench.sensitivity_networks
+    store.add(measured(bench, APPLIED, config.seed, mask, probes))
+    add_untrained(bench, store)
+    add_baselines(bench, store, COMPARED, seeds=[config.seed], networks=0, console=console)
+    save_policy(folder.path, policy)
+    outcome = Outcome(
+        candidates=list(store),
+        search=SearchResult(
+            seconds=bench.final_evaluator.seconds,
+            networks_evaluated=probes,
+            evaluation_seconds=bench.final_evaluator.seconds,
+        ),
+        details={"policy": dict(policy.record)},
+    )
+    report = finalise(config, bench, outcome, folder, console)
+    folder.finish()
+    console.say(f"written to {folder.path}")
+    return report
+
+
+def find_policy(path: Path) -> TrainedPolicy:
+    """Read the policy of a run folder, or a policy file.
+
+    Raises:
+        ArtefactError: there is none, or it is damaged.
+    """
+    if not path.exists():
+        msg = f"no policy {path}: give the folder of a finished `prunegraph train`, or its file"
+        raise ArtefactError(msg)
+    return load_policy(path)

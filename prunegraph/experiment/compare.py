@@ -1,0 +1,288 @@
+"""``prunegraph compare``: the agent and every baseline at one budget, in two stages.
+
+Stage 1 recalibrates every row and looks at search images only. Stage 2 fine-tunes eight rows and
+the dense control with every seed; the rows are chosen on the search split before the test split is
+opened. Every fine-tuned network lies in ``cells/``; an interrupted comparison goes on where it was.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from prunegraph.experiment.agent_rows import add_agent, add_untrained, agent_name
+from prunegraph.experiment.baselines import (
+    CONTROL_CRITERIA,
+    SEARCHES,
+    add_baselines,
+    add_controls,
+    add_sampler,
+    check_methods,
+    heuristics,
+)
+from prunegraph.experiment.bench import Bench, ensure_dense
+from prunegraph.experiment.candidates import MASKS_FILE, Candidate, CandidateStore, write_masks
+from prunegraph.experiment.config import CompareConfig
+from prunegraph.experiment.console import Console, seconds_in_words
+from prunegraph.experiment.finalise import Outcome, candidate_row, choose, common_details, dense_row
+from prunegraph.experiment.finish import finetune_mask, load_finetuned
+from prunegraph.experiment.folder import REPORT_FILE, RunFolder, open_run
+from prunegraph.experiment.report import (
+    DenseResult,
+    PrunedResult,
+    Report,
+    methods_table,
+    save_plots,
+    show_finished,
+    write_report,
+)
+from prunegraph.experiment.setup import load_target
+from prunegraph.experiment.train import check_networks, run_name
+from prunegraph.experiment.verdict import (
+    CONTROL_SUFFIX,
+    DENSE,
+    SAMPLER,
+    MethodRow,
+    Metric,
+    is_agent,
+    judge,
+    mean_by_name,
+    proxy_correlation,
+)
+
+METRIC: Metric = "test_accuracy_finetuned"
+"""What the verdict of a comparison is about."""
+
+ALWAYS = ("l1/uniform", "taylor/per_mac")
+"""Heuristics that are fine-tuned whatever their search accuracy."""
+
+PLAN_IMAGES = 1024
+"""Training images by which the time of the fine-tunes is foretold."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Cell:
+    """A fine-tune of stage 2.
+
+    Attributes:
+        candidate: the row; None = the dense control.
+        seed: of the fine-tune.
+        digest: name of its folder.
+    """
+
+    candidate: Candidate | None
+    seed: int
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """The method's name."""
+        return DENSE if self.candidate is None else self.candidate.name
+
+    @property
+    def folder(self) -> str:
+        """The folder's path in the run folder."""
+        return f"cells/{self.digest}"
+
+
+def run_compare(config: CompareConfig, console: Console) -> dict[str, Any]:
+    """Compare, print the table and the verdict, and return the report."""
+    check_methods(config.methods)
+    target = load_target(config, config.budget())
+    check_networks([target], config)
+    folder = open_run(config, config.out, f"compare-{run_name([target], config.budget())}")
+    if folder.finished:
+        return show_finished(folder, console)
+    folder.start(config)
+    console.say(f"run folder: {folder.path}")
+    ensure_dense(target, config, folder, console)
+    bench = Bench(target=target, options=config, seed=config.seed, kl=config.metric == "kl")
+    _say_plan(bench, config, console)
+    outcome = _stage_one(config, bench, folder, console)
+    cells = plan_cells(bench, outcome.candidates, seeds_of(config))
+    for number, cell in enumerate(cells, start=1):
+        dense_mask = target.graph.dense_mask()
+        finetune_mask(
+            bench,
+            dense_mask if cell.candidate is None else cell.candidate.mask,
+            folder.file(cell.folder),
+            label=f"fine-tune {number}/{len(cells)} {cell.name}, seed {cell.seed}",
+            seed=cell.seed,
+            checkpoint=folder.checkpoint(f"{cell.digest}.safetensors"),
+            console=console,
+        )
+    content = _finish(config, bench, outcome, cells, folder, console)
+    folder.finish()
+    console.say(f"verdict: {content['verdict']}: {content['verdict_reason']}")
+    console.say(f"written to {folder.path}")
+    return content
+
+
+def seeds_of(config: CompareConfig) -> list[int]:
+    """Return the seeds of searches and fine-tunes."""
+    return [config.seed + number for number in range(config.seeds)]
+
+
+def _wanted(config: CompareConfig) -> tuple[str, ...]:
+    """Return the baselines of stage 1."""
+    if "all" in config.methods:
+        return (*heuristics(), *SEARCHES, SAMPLER)
+    return config.methods
+
+
+def _stage_one(config: CompareConfig, bench: Bench, folder: RunFolder, console: Console) -> Outcome:
+    """Let the agent and the baselines choose their masks."""
+    store = CandidateStore(folder.checkpoint("candidates.json"), bench.target.graph)
+    seeds = seeds_of(config)
+    summary = add_agent([bench], [store], config, seeds=seeds, folder=folder, console=console)
+    add_untrained(bench, store)
+    add_controls(bench, store, store.named(agent_name(config)))
+    names = [name for name in _wanted(config) if name != SAMPLER]
+    add_baselines(bench, store, names, seeds=seeds, networks=config.networks, console=console)
+    if SAMPLER in _wanted(config):
+        add_sampler([bench], [store], config, seeds=seeds, folder=folder, console=console)
+    return Outcome(
+        candidates=list(store),
+        search=summary.result,
+        repaired=summary.repaired,
+        curves=summary.curves,
+    )
+
+
+def plan_cells(bench: Bench, candidates: Sequence[Candidate], seeds: Sequence[int]) -> list[Cell]:
+    """Return the fine-tunes of stage 2, chosen by search accuracy.
+
+    The agent; L1 and random at its widths; each search baseline but the sampler; L1 uniform; Taylor
+    per MAC; the best other heuristic; the dense control. A method that searched is fine-tuned with
+    the seed of its search, a deterministic one with every seed.
+    """
+    searched = [item for item in candidates if _searched(item.name)]
+    others = [item for item in candidates if item.name in heuristics()]
+    fixed = [item for item in others if item.name in ALWAYS]
+    rest = [item for item in others if item.name not in ALWAYS]
+    if rest:
+        fixed.append(max(rest, key=lambda item: item.search_accuracy))
+    pairs: list[tuple[Candidate | None, int]] = [(item, item.seed) for item in searched]
+    pairs += [(item, seed) for item in [*fixed, None] for seed in seeds]
+    return [
+        Cell(candidate=item, seed=seed, digest=_cell_digest(bench, item, seed))
+        for item, seed in pairs
+    ]
+
+
+def _searched(name: str) -> bool:
+    controls = [f"{criterion}{CONTROL_SUFFIX}" for criterion in CONTROL_CRITERIA]
+    return is_agent(name) or name in (*SEARCHES, *controls)
+
+
+def _cell_digest(bench: Bench, candidate: Candidate | None, seed: int) -> str:
+    """Name a fine-tune by all that decides its result: mask, seed, recipe."""
+    mask = bench.target.graph.dense_mask() if candidate is None else candidate.mask
+    words = json.dumps([mask.digest(), seed, asdict(bench.recipe())], sort_keys=True)
+    return hashlib.sha256(words.encode()).hexdigest()[:16]
+
+
+def _say_plan(bench: Bench, config: CompareConfig, console: Console) -> None:
+    """Measure how fast networks are trained and evaluated, and say how long all will take."""
+    evaluator = bench.evaluator()
+    evaluator.evaluate(bench.target.graph.dense_mask())
+    train = bench.target.dataset.train
+    started = time.monotonic()
+    bench.time_training(PLAN_IMAGES)
+    per_image = (time.monotonic() - started) / min(PLAN_IMAGES, len(train))
+    searches = (1 + len([n for n in _wanted(config) if n in (*SEARCHES, SAMPLER)])) * config.seeds
+    search = searches * config.networks * evaluator.seconds
+    finetunes = 9 * config.seeds * bench.recipe().epochs * len(train) * per_image
+    console.say(
+        f"plan, at most: {seconds_in_words(search)} for {searches} searches of {config.networks} "
+        f"networks, {seconds_in_words(finetunes)} for {9 * config.seeds} fine-tunes of "
+        f"{bench.recipe().epochs} epochs: {(search + finetunes) / 3600:.1f} hours"
+    )
+
+
+def _finish(
+    config: CompareConfig,
+    bench: Bench,
+    outcome: Outcome,
+    cells: Sequence[Cell],
+    folder: RunFolder,
+    console: Console,
+) -> dict[str, Any]:
+    """Open the test split, measure every row, report."""
+    rows = _measure(bench, outcome.candidates, cells, folder, console)
+    chosen = choose(outcome.candidates)
+    own = next(row for row in rows if is_agent(row.name) and row.seed == chosen.seed)
+    means = mean_by_name(rows, METRIC)
+    verdict, reason = judge(rows, METRIC, repaired=outcome.repaired)
+    graph = bench.target.graph
+    report = Report(
+        command=config.command,
+        arch=bench.target.arch,
+        dataset=bench.target.dataset.name,
+        seed=config.seed,
+        budget=bench.budget,
+        dense=DenseResult(
+            cost=graph.dense_cost,
+            test_accuracy=next(r.test_accuracy_recalibrated for r in rows if r.name == DENSE),
+            test_accuracy_finetuned=means[DENSE],
+        ),
+        pruned=PrunedResult(
+            cost=graph.cost(chosen.mask),
+            search_accuracy=own.search_accuracy,
+            test_accuracy_recalibrated=own.test_accuracy_recalibrated,
+            test_accuracy_finetuned=own.test_accuracy_finetuned,
+            widths=graph.group_widths(chosen.mask),
+            digest=chosen.mask.digest(),
+        ),
+        search=outcome.search,
+        methods=rows,
+        verdict=verdict,
+        verdict_reason=reason,
+        details={
+            **common_details(bench, outcome, METRIC),
+            "proxy_rank_correlation": proxy_correlation(rows),
+            "stage_one_verdict": list(
+                judge(rows, "test_accuracy_recalibrated", repaired=outcome.repaired)
+            ),
+        },
+    )
+    write_masks(folder.file(MASKS_FILE), [candidate.mask for candidate in outcome.candidates])
+    save_plots(report, outcome.curves, folder.file("plots"))
+    console.table(methods_table(report.to_json()))
+    return write_report(report, folder.file(REPORT_FILE), folder.digests())
+
+
+def _measure(
+    bench: Bench,
+    candidates: Sequence[Candidate],
+    cells: Sequence[Cell],
+    folder: RunFolder,
+    console: Console,
+) -> list[MethodRow]:
+    """Return a row for each cell, and one for each candidate that has none."""
+    rows = []
+    tuned = {(cell.name, cell.candidate.seed) for cell in cells if cell.candidate is not None}
+    untuned = [item for item in candidates if (item.name, item.seed) not in tuned]
+    with console.progress("measure on test images", len(cells) + len(untuned)) as report:
+        for cell in cells:
+            model, _ = load_finetuned(bench.target, folder.file(cell.folder))
+            accuracy = bench.test_accuracy(model)
+            if cell.candidate is None:
+                rows.append(dense_row(bench, accuracy, cell.seed, cell.folder))
+            else:
+                rows.append(
+                    candidate_row(
+                        bench,
+                        cell.candidate,
+                        finetuned=accuracy,
+                        finetune_seed=cell.seed,
+                        cell=cell.folder,
+                    )
+                )
+            report(len(rows), cell.name)
+        for item in untuned:
+            rows.append(candidate_row(bench, item))
+            report(len(rows), item.name)
+    return rows

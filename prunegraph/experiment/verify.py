@@ -1,0 +1,292 @@
+"""``prunegraph verify``: rebuild a run from its files and check every figure that it reports."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from prunegraph.errors import ArtefactError, ConfigError
+from prunegraph.experiment.bench import DENSE_FILE, Bench
+from prunegraph.experiment.candidates import MASKS_FILE, read_masks
+from prunegraph.experiment.config import (
+    ApplyConfig,
+    CommonConfig,
+    CompareConfig,
+    DataConfig,
+    NetworkConfig,
+    PruningOptions,
+    TrainConfig,
+    VerifyConfig,
+)
+from prunegraph.experiment.console import Console
+from prunegraph.experiment.finish import load_finetuned
+from prunegraph.experiment.folder import CONFIG_FILE, REPORT_FILE, RunFolder, existing_run
+from prunegraph.experiment.options import from_dict, read_yaml
+from prunegraph.experiment.report import machine, read_rows
+from prunegraph.experiment.setup import load_target
+from prunegraph.experiment.verdict import (
+    DENSE,
+    MethodRow,
+    Metric,
+    judge,
+    mean_by_name,
+    proxy_correlation,
+)
+from prunegraph.types import KeepMask
+
+KINDS: dict[str, type[CommonConfig]] = {
+    "train": TrainConfig,
+    "apply": ApplyConfig,
+    "compare": CompareConfig,
+}
+"""Commands whose run folders can be verified."""
+
+MAX_WRONG_SHARE = 5 / 10_000
+"""On another machine, accuracies may differ by this share of the images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One figure of a report, and what was found.
+
+    Attributes:
+        name: where the figure stands in the report.
+        reported: what the report says.
+        found: what was measured or recomputed.
+        tolerance: largest difference that is no difference.
+    """
+
+    name: str
+    reported: Any
+    found: Any
+    tolerance: float = 0.0
+
+    @property
+    def holds(self) -> bool:
+        """Whether the report is right."""
+        if isinstance(self.reported, float) and isinstance(self.found, float):
+            return abs(self.reported - self.found) <= self.tolerance
+        return bool(self.reported == self.found)
+
+
+def run_verify(config: VerifyConfig, console: Console) -> dict[str, Any]:
+    """Check a run folder, print what was checked and return it.
+
+    Raises:
+        ArtefactError: a file is damaged, or a figure is wrong; the message names it.
+    """
+    folder = existing_run(config.run)
+    content = json.loads(folder.file(REPORT_FILE).read_text(encoding="utf-8"))
+    folder.check_digests(content["files"])
+    checks: list[Check] = []
+    for member in [folder, *_other_members(folder)]:
+        checks += _check_member(config, folder, member, console)
+    wrong = [check for check in checks if not check.holds]
+    if wrong:
+        first = wrong[0]
+        msg = (
+            f"{folder.file(REPORT_FILE)}: {first.name} is reported as {first.reported}, "
+            f"found {first.found} ({len(wrong)} of {len(checks)} figures are wrong)"
+        )
+        raise ArtefactError(msg)
+    times = [f"search.{key}" for key in ("seconds", "evaluation_seconds", "networks_evaluated")]
+    console.say(
+        f"{len(checks)} figures and {len(content['files'])} files of {folder.path} are right; "
+        f"not verifiable: {', '.join(times)}"
+    )
+    return {
+        "command": config.command,
+        "run": str(folder.path),
+        "figures": len(checks),
+        "files": len(content["files"]),
+        "same_machine": _same_machine(content),
+        "not_verifiable": times,
+    }
+
+
+def _other_members(folder: RunFolder) -> list[RunFolder]:
+    """Return the folders of a family's other networks."""
+    return [RunFolder(path=path.parent) for path in sorted(folder.path.glob(f"*/{REPORT_FILE}"))]
+
+
+def _check_member(
+    config: VerifyConfig, folder: RunFolder, member: RunFolder, console: Console
+) -> list[Check]:
+    content = json.loads(member.file(REPORT_FILE).read_text(encoding="utf-8"))
+    bench = _rebuild(config, folder, member, content)
+    rows = read_rows(content)
+    masks = read_masks(member.file(MASKS_FILE), bench.target.graph)
+    judge_of = _Judge(bench, masks, member, _same_machine(content))
+    checks = [
+        Check(name="graph", reported=content["graph"], found=bench.target.graph.fingerprint())
+    ]
+    checks += _check_data(bench, content)
+    with console.progress(f"measure {content['arch']} again", len(rows)) as report:
+        for number, row in enumerate(rows, start=1):
+            checks += judge_of.row(row)
+            report(number, row.name)
+    checks += _check_summary(content, rows, bench, masks)
+    prefix = "" if member is folder else f"{member.path.name}: "
+    return [dataclasses.replace(check, name=f"{prefix}{check.name}") for check in checks]
+
+
+def _rebuild(
+    config: VerifyConfig, folder: RunFolder, member: RunFolder, content: Mapping[str, Any]
+) -> Bench:
+    """Build the network, its images and its structure anew, from the run's files."""
+    written = read_yaml(folder.file(CONFIG_FILE))
+    command = written.get("command")
+    if command not in KINDS:
+        msg = f"{folder.path} is a run of {command!r}; verify takes {', '.join(KINDS)}"
+        raise ConfigError(msg)
+    kind = KINDS[command]
+    run = kind(**from_dict(kind, written, where=str(folder.file(CONFIG_FILE))))
+    assert isinstance(run, PruningOptions)
+    assert isinstance(run, DataConfig)
+    network = NetworkConfig(
+        device=config.device,
+        threads=config.threads,
+        seed=run.seed,
+        dataset=content["dataset"],
+        data_dir=config.data_dir or run.data_dir,
+        image_size=run.image_size,
+        search_share=run.search_share,
+        split_seed=run.split_seed,
+        weights=member.file(DENSE_FILE),
+    )
+    target = load_target(network, run.budget())
+    kl = getattr(run, "metric", "") == "kl"
+    return Bench(target=target, options=run, seed=run.seed, kl=kl)
+
+
+def _check_data(bench: Bench, content: Mapping[str, Any]) -> list[Check]:
+    dataset = bench.target.dataset
+    splits = {"train": dataset.train, "search": dataset.search, "test": dataset.test}
+    return [
+        Check(
+            name=f"data.{name}.fingerprint",
+            reported=content["data"][name]["fingerprint"],
+            found=split.fingerprint(),
+        )
+        for name, split in splits.items()
+    ]
+
+
+class _Judge:
+    """Measures rows again.
+
+    Args:
+        bench: the rebuilt network.
+        masks: by digest.
+        member: the folder of its files.
+        exact: whether accuracies must be equal to the last image.
+    """
+
+    def __init__(
+        self, bench: Bench, masks: Mapping[str, KeepMask], member: RunFolder, exact: bool
+    ) -> None:
+        self._bench = bench
+        self._masks = masks
+        self._member = member
+        self._exact = exact
+        self._recalibrated: dict[str, tuple[float, float]] = {}
+
+    def row(self, row: MethodRow) -> list[Check]:
+        """Return the checks of one row."""
+        graph = self._bench.target.graph
+        mask = graph.dense_mask() if row.name == DENSE else self._mask(row)
+        where = f"methods[{row.name}, seed {row.seed}]"
+        cost = graph.cost(mask)
+        search, test = self._measure(row.name == DENSE, mask)
+        checks = [
+            Check(name=f"{where}.macs", reported=row.macs, found=cost.macs),
+            Check(name=f"{where}.params", reported=row.params, found=cost.params),
+            self._accuracy(f"{where}.search_accuracy", row.search_accuracy, search, "search"),
+            self._accuracy(
+                f"{where}.test_accuracy_recalibrated", row.test_accuracy_recalibrated, test, "test"
+            ),
+        ]
+        if row.cell is not None and row.test_accuracy_finetuned is not None:
+            model, saved = load_finetuned(self._bench.target, self._member.file(row.cell))
+            found = self._bench.test_accuracy(model)
+            name = f"{where}.test_accuracy_finetuned"
+            checks += [
+                Check(name=f"{where}.cell", reported=row.digest, found=saved.digest()),
+                self._accuracy(name, row.test_accuracy_finetuned, found, "test"),
+            ]
+        return checks
+
+    def _mask(self, row: MethodRow) -> KeepMask:
+        if row.digest not in self._masks:
+            path = self._member.file(MASKS_FILE)
+            msg = f"{path} lacks the mask {row.digest} of row {row.name}: restore it"
+            raise ArtefactError(msg)
+        return self._masks[row.digest]
+
+    def _measure(self, dense: bool, mask: KeepMask) -> tuple[float, float]:
+        bench = self._bench
+        key = DENSE if dense else mask.digest()
+        if key not in self._recalibrated:
+            model = bench.target.model
+            search = (
+                bench.search_accuracy(model)
+                if dense
+                else bench.final_evaluator.evaluate(mask).accuracy
+            )
+            test = bench.test_accuracy(model) if dense else bench.recalibrated_test_accuracy(mask)
+            self._recalibrated[key] = (search, test)
+        return self._recalibrated[key]
+
+    def _accuracy(self, name: str, reported: float, found: float, split: str) -> Check:
+        dataset = self._bench.target.dataset
+        images = len(dataset.search if split == "search" else dataset.test)
+        tolerance = 1e-9 if self._exact else math.ceil(MAX_WRONG_SHARE * images) / images + 1e-9
+        return Check(name=name, reported=reported, found=found, tolerance=tolerance)
+
+
+def _check_summary(
+    content: Mapping[str, Any],
+    rows: list[MethodRow],
+    bench: Bench,
+    masks: Mapping[str, KeepMask],
+) -> list[Check]:
+    """Check what a report says beside its rows, by recomputing it from them."""
+    graph, pruned = bench.target.graph, content["pruned"]
+    mask = masks[pruned["mask_digest"]]
+    metric: Metric = content["verdict_metric"]
+    verdict, reason = judge(rows, metric, repaired=content["repaired"])
+    own = next(row for row in rows if row.digest == pruned["mask_digest"] and row.cell is not None)
+    dense = next(row for row in rows if row.name == DENSE)
+    found = {
+        "dense.macs": graph.dense_cost.macs,
+        "dense.params": graph.dense_cost.params,
+        "dense.test_accuracy": dense.test_accuracy_recalibrated,
+        "dense.test_accuracy_finetuned": mean_by_name(rows, "test_accuracy_finetuned").get(DENSE),
+        "pruned.macs": graph.cost(mask).macs,
+        "pruned.params": graph.cost(mask).params,
+        "pruned.widths": graph.group_widths(mask),
+        "pruned.search_accuracy": own.search_accuracy,
+        "pruned.test_accuracy_recalibrated": own.test_accuracy_recalibrated,
+        "pruned.test_accuracy_finetuned": own.test_accuracy_finetuned,
+        "verdict": verdict,
+        "verdict_reason": reason,
+    }
+    if "proxy_rank_correlation" in content:
+        found["proxy_rank_correlation"] = proxy_correlation(rows)
+    return [
+        Check(name=name, reported=_at(content, name), found=value) for name, value in found.items()
+    ]
+
+
+def _at(content: Mapping[str, Any], name: str) -> Any:
+    value: Any = content
+    for key in name.split("."):
+        value = value[key]
+    return value
+
+
+def _same_machine(content: Mapping[str, Any]) -> bool:
+    """Return whether the report was made where this runs, with as many threads."""
+    return dict(content["machine"]) == machine()
