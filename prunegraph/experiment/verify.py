@@ -12,11 +12,8 @@ from prunegraph.experiment.bench import DENSE_FILE, Bench
 from prunegraph.experiment.candidates import MASKS_FILE, read_masks
 from prunegraph.experiment.config import (
     ApplyConfig,
-    CommonConfig,
     CompareConfig,
-    DataConfig,
     NetworkConfig,
-    PruningOptions,
     TrainConfig,
     VerifyConfig,
 )
@@ -36,7 +33,7 @@ from prunegraph.experiment.verdict import (
 )
 from prunegraph.types import KeepMask
 
-KINDS: dict[str, type[CommonConfig]] = {
+KINDS: dict[str, type[TrainConfig] | type[ApplyConfig] | type[CompareConfig]] = {
     "train": TrainConfig,
     "apply": ApplyConfig,
     "compare": CompareConfig,
@@ -143,8 +140,6 @@ def _rebuild(
         raise ConfigError(msg)
     kind = KINDS[command]
     run = kind(**from_dict(kind, written, where=str(folder.file(CONFIG_FILE))))
-    assert isinstance(run, PruningOptions)
-    assert isinstance(run, DataConfig)
     network = NetworkConfig(
         device=config.device,
         threads=config.threads,

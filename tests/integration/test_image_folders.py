@@ -36,7 +36,7 @@ def run(*argv: str) -> None:
     assert main(list(argv)) == 0
 
 
-def train_apply_verify(tmp_path: Path, arch: str, data: list[str]) -> None:
+def check_train_apply_verify(tmp_path: Path, arch: str, data: list[str]) -> None:
     small = ["--keep-macs", "0.5", "--finetune-epochs", "1", "--batch-size", "16"]
     small += ["--calibration-images", "32"]
     search = ["--search-seeds", "1", "--networks", "48", "--subset", "16", "--update-size", "4"]
@@ -63,7 +63,7 @@ def test_an_imagenet_layout_with_torchvision_resnet18_at_224(tmp_path: Path) -> 
     write_images(data / "val", 8, 4, lambda number: (230 + 8 * number, 260))
     write_images(data / "test", 8, 4, lambda number: (260, 230 + 8 * number))
     options = ["--dataset", "imagenet", "--data-dir", str(data)]
-    train_apply_verify(tmp_path, "torchvision:resnet18", options)
+    check_train_apply_verify(tmp_path, "torchvision:resnet18", options)
 
 
 def test_a_cifar100_layout_of_100_classes(tmp_path: Path) -> None:
@@ -71,4 +71,4 @@ def test_a_cifar100_layout_of_100_classes(tmp_path: Path) -> None:
     for split, per_class in (("train", 6), ("val", 2), ("test", 2)):
         write_images(data / split, 100, per_class, lambda _: (32, 32))
     options = ["--dataset", "cifar100", "--data-dir", str(data)]
-    train_apply_verify(tmp_path, "resnet20", options)
+    check_train_apply_verify(tmp_path, "resnet20", options)
