@@ -1,6 +1,6 @@
 """PPO on a thousand bits that share one reward."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -89,6 +89,8 @@ class ChannelPPO(PPO):
         num_rollouts: updates begun, this one included.
         max_networks: no update begins that could run more pruned networks than this.
         history: one record an update.
+        listeners: called with the model after each update: between two updates, which is where
+            stable-baselines3 has no callback.
     """
 
     policy: ChannelPruningPolicy
@@ -108,6 +110,7 @@ class ChannelPPO(PPO):
         self.num_rollouts = 0
         self.max_networks: int | None = None
         self.history: list[dict[str, Any]] = []
+        self.listeners: list[Callable[[ChannelPPO], None]] = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             super().__init__(
@@ -199,6 +202,8 @@ class ChannelPPO(PPO):
             self.policy.optimizer.step()
             self._n_updates += 1
         self._log(logs, decision, actions)
+        for listener in self.listeners:
+            listener(self)
 
     def _rollout(self) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
         """Return observations, actions, returns and values of the rollout, step by step.

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
-from prunegraph.agent.callbacks import CheckpointCallback, Progress, ProgressCallback
+from prunegraph.agent.callbacks import CheckpointListener, Progress, ProgressListener
 from prunegraph.agent.network import NetworkConfig
 from prunegraph.agent.ppo import ChannelPPO, PPOConfig
 from prunegraph.agent.saving import TrainedPolicy, load_checkpoint
@@ -80,6 +79,7 @@ def train_agent(
     config: AgentConfig,
     *,
     total_networks: int,
+    processes: bool = True,
     initial: TrainedPolicy | None = None,
     checkpoint: Path | None = None,
     tensorboard: Path | None = None,
@@ -88,12 +88,13 @@ def train_agent(
     """Train a policy until another update would run more pruned networks than are allowed.
 
     Args:
-        env_factories: one a worker; a single one runs in this process. Worker i's environment has
-            ``external_reward=True``, ``episodes_per_subset=config.episodes_per_update``,
-            ``first_episode=i`` and ``episode_stride`` = number of workers.
+        env_factories: one a worker. Worker i's environment has ``external_reward=True``,
+            ``episodes_per_subset=config.episodes_per_update``, ``first_episode=i`` and
+            ``episode_stride`` = number of workers; its evaluator is its own.
         graphs: the environments' networks; a graph id is a position here.
         config: the options.
         total_networks: pruned networks that may be run.
+        processes: several workers run in processes of their own; False = all in this one.
         initial: policy to start from, of the same sizes; None = an untrained one.
         checkpoint: file written after each update; if it exists, training goes on from it.
         tensorboard: folder for learning curves.
@@ -103,7 +104,7 @@ def train_agent(
         ConfigError: options that contradict each other.
         ArtefactError: a checkpoint that cannot be read, or of another training.
     """
-    venv = make_vec_env(env_factories)
+    venv = make_vec_env(env_factories, processes=processes)
     try:
         model = build_model(venv, graphs, config)
         if initial is not None:
@@ -112,12 +113,11 @@ def train_agent(
             load_checkpoint(checkpoint, model)
         model.set_logger(configure(*_logger_options(tensorboard)))
         model.max_networks = total_networks
-        callbacks: list[BaseCallback] = []
         if checkpoint is not None:
-            callbacks.append(CheckpointCallback(checkpoint))
-        if progress is not None:
-            callbacks.append(ProgressCallback(progress))
-        model.learn(_NO_LIMIT, callback=callbacks, log_interval=1, reset_num_timesteps=False)
+            model.listeners.append(CheckpointListener(checkpoint))
+        if progress is not None:  # after the checkpoint: it may raise
+            model.listeners.append(ProgressListener(progress))
+        model.learn(_NO_LIMIT, log_interval=1, reset_num_timesteps=False)
         return _result(model, config)
     finally:
         venv.close()
@@ -127,9 +127,9 @@ _NO_LIMIT = 2**62
 """Steps: training ends when the networks are used up."""
 
 
-def make_vec_env(env_factories: Sequence[EnvFactory]) -> VecEnv:
-    """Return the environments, in this process if it is one, else each in its own."""
-    if len(env_factories) == 1:
+def make_vec_env(env_factories: Sequence[EnvFactory], *, processes: bool = True) -> VecEnv:
+    """Return the environments; several run in processes of their own if ``processes``."""
+    if len(env_factories) == 1 or not processes:
         return DummyVecEnv(list(env_factories))
     return SubprocVecEnv(list(env_factories))
 

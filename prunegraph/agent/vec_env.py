@@ -27,7 +27,8 @@ GreedyMask = Callable[[Mapping[str, FloatArray], Budget], BoolArray]
 class SelfCompetitionVecEnv(VecEnvWrapper):
     """Turns the figures of finished episodes into rewards, whichever worker played them.
 
-    Ledgers and multipliers of all (network, budget) pairs live here. The wrapped environments are
+    Ledgers and multipliers of all (network, budget) pairs live here. The first bar of ``"best"`` is
+    the untrained policy's own mask. The wrapped environments are
     built with ``external_reward=True``, environment i with ``first_episode=i`` and
     ``episode_stride=num_envs``, and a block of as many episodes as an update. ``start_block``
     begins an update: episode numbers, and so all randomness of the environments, follow from its
@@ -150,10 +151,15 @@ class SelfCompetitionVecEnv(VecEnvWrapper):
             return
         mask = None if self.greedy is None else self.greedy(row, budget)
         self.greedy_masks[cell] = "" if mask is None else pack_bits(mask)
-        bits = self.competition.mask_to_measure(cell)
-        if self.competition.config.self_competition == "greedy":
+        competition = self.competition
+        form, first = competition.config.self_competition, cell not in competition.ledgers
+        bits = competition.mask_to_measure(cell)
+        if form == "greedy" or (form == "best" and first):
             bits = self.greedy_masks[cell]
-        if bits:
-            block = self.competition.block
-            measured = self.venv.env_method("measure", cell, bits, block, indices=[0])[0]
-            self.competition.set_reference(cell, measured)
+        if not bits:
+            return
+        measured = self.venv.env_method("measure", cell, bits, competition.block, indices=[0])[0]
+        if form == "best" and first:  # else the first update would beat an empty ledger
+            ledger = competition.ledger(cell)
+            competition.ledgers[cell] = ledger.update(measured, competition.config)
+        competition.set_reference(cell, measured)

@@ -1,0 +1,189 @@
+"""Symmetries of the network, which takes PyG graphs of any size."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from prunegraph.agent.network import CONTEXT_NAMES, NetworkConfig, PruningNetwork
+from prunegraph.agent.topology import Topology, join, with_features
+from prunegraph.env import CONTEXT_NAMES as ENV_CONTEXT_NAMES
+from prunegraph.errors import ConfigError
+from prunegraph.testing.toy_env import TOY_CONTEXT_NAMES, draw_signs, toy_graphs
+
+GRAPHS = toy_graphs()
+CONTEXT = torch.tensor([[0.5, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]])
+
+
+@pytest.fixture
+def make_network(network_config: Callable[..., NetworkConfig]) -> Callable[..., PruningNetwork]:
+    def make(**options: object) -> PruningNetwork:
+        torch.manual_seed(0)
+        network = PruningNetwork(network_config(**options))
+        for head in (network.channel_head, network.group_head, network.critic):
+            torch.nn.init.normal_(head[-1].weight)
+        return network.double()
+
+    return make
+
+
+def draw(index: int, seed: int = 0) -> Data:
+    features, _ = draw_signs(GRAPHS[index], np.random.default_rng(seed))
+    data = Topology.of(GRAPHS[index]).data
+    doubled = {name: value.double() for name, value in data if value_is_float(value)}
+    return with_features(Data(**{**data.to_dict(), **doubled}), torch.from_numpy(features).double())
+
+
+def value_is_float(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def run(network: PruningNetwork, graphs: list[Data]) -> tuple[Tensor, Tensor]:
+    """Return scores of all channels and the value of each graph."""
+    data = join(graphs)
+    context = CONTEXT.double().expand(len(graphs), -1)
+    embeddings = network.encode(data)
+    values = network.values(data, embeddings, torch.arange(len(graphs)), context)
+    return network.scores(data, embeddings, context), values
+
+
+def permute(data: Data, channels: Tensor, ops: Tensor, groups: Tensor) -> Data:
+    """Renumber nodes and groups: new channel i is old channel ``channels[i]``, ..."""
+    old_nodes = torch.cat([channels, data.num_channels + ops])
+    new_of_old = torch.empty_like(old_nodes)
+    new_of_old[old_nodes] = torch.arange(len(old_nodes))
+    edges = torch.randperm(data.edge_index.shape[1])
+    return Data(
+        **{
+            **data.to_dict(),
+            "x": data.x[channels],
+            "op_x": data.op_x[ops],
+            "edge_index": new_of_old[data.edge_index][:, edges],
+            "edge_attr": data.edge_attr[edges],
+            "group_of": groups[data.group_of[channels]],
+        }
+    )
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_logits_are_equivariant_and_values_invariant(
+    make_network: Callable[..., PruningNetwork], index: int
+) -> None:
+    network, data = make_network(), draw(index)
+    channels = torch.randperm(data.num_channels)
+    groups = torch.randperm(int(data.group_of.max()) + 1)
+    other = permute(data, channels, torch.randperm(data.num_ops), groups)
+    scores, values = run(network, [data])
+    other_scores, other_values = run(network, [other])
+    torch.testing.assert_close(other_scores, scores[channels])
+    torch.testing.assert_close(other_values, values)
+    assert not torch.allclose(other_scores, scores)  # the test can tell
+
+
+def test_a_batch_equals_singles(make_network: Callable[..., PruningNetwork]) -> None:
+    network = make_network()
+    graphs = [draw(0), draw(2), draw(1), draw(0, seed=1)]
+    scores, values = run(network, graphs)
+    singles = [run(network, [graph]) for graph in graphs]
+    torch.testing.assert_close(scores, torch.cat([single[0] for single in singles]))
+    torch.testing.assert_close(values, torch.cat([single[1] for single in singles]))
+
+
+def test_shuffled_edges_change_the_logits(make_network: Callable[..., PruningNetwork]) -> None:
+    network, data = make_network(), draw(0)
+    ends = data.edge_index.clone()
+    forward = data.edge_attr[:, 0] > 0
+    ends[1, forward] = ends[1, forward][torch.randperm(int(forward.sum()))]
+    shuffled = Data(**{**data.to_dict(), "edge_index": ends})
+    assert not torch.allclose(run(network, [shuffled])[0], run(network, [data])[0])
+
+
+def test_without_edges_neither_edges_nor_ops_matter(
+    make_network: Callable[..., PruningNetwork],
+) -> None:
+    network, data = make_network(use_edges=False), draw(0)
+    changed = Data(**{**data.to_dict(), "edge_index": data.edge_index.flip(1)})
+    torch.testing.assert_close(run(network, [changed])[0], run(network, [data])[0])
+
+
+def test_relations_are_told_apart(make_network: Callable[..., PruningNetwork]) -> None:
+    network, data = make_network(), draw(0)
+    swapped = Data(**{**data.to_dict(), "edge_attr": data.edge_attr[:, [3, 1, 2, 0]]})
+    assert not torch.allclose(run(network, [swapped])[0], run(network, [data])[0])
+
+
+def test_an_untrained_network_scores_the_prior(
+    network_config: Callable[..., NetworkConfig],
+) -> None:
+    network = PruningNetwork(network_config(prior="v")).double()
+    data = draw(1)
+    scores, values = run(network, [data])
+    assert torch.equal(scores, data.x[:, 1])
+    assert torch.equal(values, torch.zeros(1, dtype=torch.double))
+
+
+def test_gradients_reach_everything_but_not_the_encoder_from_the_critic(
+    make_network: Callable[..., PruningNetwork],
+) -> None:
+    network, data = make_network(), draw(0)
+    scores, values = run(network, [data])
+    values.sum().backward(retain_graph=True)
+    assert all(parameter.grad is None for parameter in network.encoder.parameters())
+    assert network.critic[0].weight.grad.abs().sum() > 0
+    scores.square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    # what an attention over a single op, or the last round's ops, would weigh has no effect
+    silent = [name for name, p in network.named_parameters() if not p.grad.abs().sum() > 0]
+    assert all("convolutions" in name for name in silent), silent
+    assert not any(name.endswith("lin_l.weight") and "layers.0" in name for name in silent), silent
+
+
+def test_the_actor_sees_the_budget_but_not_the_bar(
+    make_network: Callable[..., PruningNetwork],
+) -> None:
+    network, data = make_network(), join([draw(0)])
+    embeddings = network.encode(data)
+    at = {}
+    for name in ("keep_macs", "bar", "feasible_found", "multiplier"):
+        context = CONTEXT.double().clone()
+        context[0, CONTEXT_NAMES.index(name)] = 0.9
+        scores = network.scores(data, embeddings, context)
+        values = network.values(data, embeddings, torch.zeros(1, dtype=torch.long), context)
+        at[name] = (scores, values)
+    plain = run(network, [draw(0)])
+    assert not torch.allclose(at["keep_macs"][0], plain[0])
+    for name in ("bar", "feasible_found", "multiplier"):
+        assert torch.equal(at[name][0], plain[0]), name
+        assert not torch.allclose(at[name][1], plain[1]), name
+
+
+def test_inference_equals_training(make_network: Callable[..., PruningNetwork]) -> None:
+    network = make_network().float()
+    features, _ = draw_signs(GRAPHS[2], np.random.default_rng(0))
+    data = Topology.of(GRAPHS[2]).data
+    logits = network.logits(data, features, CONTEXT[0].numpy())
+    joined = join([with_features(data, torch.from_numpy(features))])
+    expected = network.scores(joined, network.encode(joined), CONTEXT)
+    np.testing.assert_allclose(logits, expected.detach().numpy(), rtol=1e-6)
+
+
+def test_context_names_are_the_environments() -> None:
+    assert CONTEXT_NAMES == ENV_CONTEXT_NAMES == TOY_CONTEXT_NAMES
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"prior": "magnitude"}, "magnitude"),
+        ({"hidden": 30, "heads": 4}, "heads=4"),
+        ({"critic_only": ("price",)}, "price"),
+    ],
+)
+def test_contradictory_options_raise(options: dict[str, object], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        NetworkConfig(**options)  # type: ignore[arg-type]

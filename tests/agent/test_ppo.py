@@ -1,0 +1,181 @@
+"""Updates: per-bit clipping, shared advantages, reproducible noise."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from prunegraph.agent import AgentConfig, PPOConfig
+from prunegraph.agent.distribution import MaskedBernoulli
+from prunegraph.agent.policy import Decision
+from prunegraph.agent.ppo import ChannelPPO, equal_share, standardise, summary, update_seed
+from prunegraph.agent.train import build_model, make_vec_env
+from prunegraph.errors import ConfigError
+from prunegraph.testing.toy_env import toy_graphs
+
+GRAPHS = toy_graphs()
+
+MakeModel = Callable[..., ChannelPPO]
+
+
+@pytest.fixture
+def make_model(
+    toy_config: Callable[..., AgentConfig], toy_factories: Callable[..., list]
+) -> MakeModel:
+    def make(workers: int = 4, episodes: int = 16, **options: object) -> ChannelPPO:
+        config = toy_config(episodes_per_update=episodes, **options)
+        factories = toy_factories(workers, block=episodes, repeat=4)
+        return build_model(make_vec_env(factories, processes=False), GRAPHS, config)
+
+    return make
+
+
+def parameters(model: ChannelPPO) -> torch.Tensor:
+    return torch.nn.utils.parameters_to_vector(model.policy.parameters()).detach().clone()
+
+
+def decision(logits: torch.Tensor, mask: torch.Tensor) -> Decision:
+    distribution = MaskedBernoulli().proba_distribution(logits, mask)
+    return Decision(distribution, torch.zeros(len(logits)))
+
+
+def test_the_loss_of_hand_computed_bits(make_model: MakeModel) -> None:
+    model = make_model()
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    log_ratio = torch.tensor([[1.5, 1.1, 9.0], [0.5, 9.0, 9.0]]).log() * mask
+    advantages = torch.tensor([1.0, -1.0])
+    logits = torch.zeros(2, 3)
+    loss, logs = model._loss(decision(logits, mask), log_ratio, advantages, torch.zeros(2))
+    # episode 1: (min(1.5, 1.2) + 1.1) / 2; episode 2, advantage -1: min(-0.5, -0.8)
+    assert loss.item() == pytest.approx(-((1.2 + 1.1) / 2 - 0.8) / 2)
+    assert logs["clip_fraction"] == pytest.approx((0.5 + 1.0) / 2)
+    assert logs["entropy_per_bit"] == pytest.approx(np.log(2))
+
+
+def test_joint_clipping_stops_where_bits_do_not(make_model: MakeModel) -> None:
+    mask = torch.ones(2, 1000, dtype=torch.bool)
+    shift = torch.full((2, 1000), 0.001)  # each bit's ratio 1.001, the product e
+    gradients = {}
+    for clip in ("bit", "joint"):
+        model = make_model(ppo=PPOConfig(clip=clip))
+        log_ratio = shift.clone().requires_grad_()
+        loss, logs = model._loss(
+            decision(torch.zeros(2, 1000), mask),
+            log_ratio,
+            torch.tensor([1.0, 0.5]),
+            torch.zeros(2),
+        )
+        loss.backward()
+        gradients[clip] = log_ratio.grad.abs().sum().item()
+        assert logs["clip_fraction"] == (1.0 if clip == "joint" else 0.0)
+    assert gradients["joint"] == 0.0
+    assert gradients["bit"] > 0.7
+
+
+def test_advantages_are_centred_in_their_cell_and_scaled_together() -> None:
+    advantages = torch.tensor([1.0, 3.0, 10.0, 14.0, 7.0])
+    cells = torch.tensor([0, 0, 1, 1, 2])
+    result = standardise(advantages, cells)
+    centred = torch.tensor([-1.0, 1.0, -2.0, 2.0, 7.0])  # a cell of one keeps its value
+    torch.testing.assert_close(result, centred / centred.std(correction=0))
+
+
+def test_equal_rewards_move_nothing_but_rounding(make_model: MakeModel) -> None:
+    assert standardise(torch.ones(4), torch.zeros(4)).abs().max() == 0.0
+
+
+def test_equal_share() -> None:
+    assert equal_share(torch.tensor([[1, 0], [1, 0], [0, 0], [1, 0]])) == pytest.approx(2 / 3)
+    assert equal_share(torch.ones(5, 2)) == 1.0
+    assert equal_share(torch.eye(5)) == 0.0
+
+
+def test_summary_of_records() -> None:
+    rows = [{"accuracy": 0.5, "repaired": 0.0}, {"accuracy": 0.7, "repaired": 0.1}]
+    expected = {"accuracy": 0.6, "repaired": 0.05, "best_accuracy": 0.7}
+    assert summary(rows) == pytest.approx(expected)
+    assert summary([]) == {}
+
+
+def test_an_update_changes_the_policy_and_logs(make_model: MakeModel) -> None:
+    model = make_model()
+    before = parameters(model)
+    model.learn(16)
+    assert not torch.equal(parameters(model), before)
+    (record,) = model.history
+    assert record["update"] == 1
+    assert record["networks"] == 16
+    assert record["approx_kl"] > 0.0
+    assert record["equal_actions"] == 0.0
+    assert 0.0 < record["distance_to_uniform"] < 1.0
+    assert 0.0 < record["repaired"] < 0.5
+    assert record["accuracy"] == pytest.approx(0.5, abs=0.15)
+    assert model.logger.name_to_value["train/approx_kl"] == record["approx_kl"]
+
+
+def test_learning_rate_zero_only_samples(make_model: MakeModel) -> None:
+    model = make_model(ppo=PPOConfig(learning_rate=0.0))
+    before = parameters(model)
+    model.learn(32)
+    assert torch.equal(parameters(model), before)
+    assert model.history[0]["accuracy"] != model.history[1]["accuracy"]
+
+
+def test_a_tight_kl_limit_stops_an_update(make_model: MakeModel) -> None:
+    model = make_model(ppo=PPOConfig(target_kl=1e-9, epochs=10))
+    model.learn(16)
+    assert model._n_updates == 1
+
+
+def test_the_number_of_environments_changes_nothing(make_model: MakeModel) -> None:
+    histories = []
+    for workers in (1, 2, 8):
+        model = make_model(workers)
+        model.learn(48)
+        histories.append(model.history)
+    for other in histories[1:]:
+        for one, two in zip(histories[0], other, strict=True):
+            assert one.keys() == two.keys()
+            for name, value in one.items():
+                if name != "greedy_masks":
+                    assert two[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+def test_seeds_fix_the_run(make_model: MakeModel) -> None:
+    runs = []
+    for seed in (0, 0, 1):
+        torch.rand(3)  # the global generator must not matter
+        model = make_model(seed=seed)
+        model.learn(32)
+        runs.append(parameters(model))
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+
+
+def test_update_seeds_differ() -> None:
+    seeds = {update_seed(seed, update) for seed in range(20) for update in range(20)}
+    assert len(seeds) == 400
+    assert update_seed(3, 4) == update_seed(3, 4)
+
+
+def test_networks_are_not_overspent(make_model: MakeModel) -> None:
+    model = make_model()
+    model.max_networks = 40
+    model.learn(10_000)
+    assert model.num_networks == 32
+    assert [record["networks"] for record in model.history] == [16, 32]
+    assert [record["temperature"] for record in model.history] == pytest.approx([1.0, 1.0])
+
+
+def test_temperature_is_geometric() -> None:
+    config = PPOConfig(temperature_start=0.4, temperature_end=0.1)
+    assert [config.temperature(p) for p in (-1.0, 0.0, 0.5, 1.0, 2.0)] == pytest.approx(
+        [0.4, 0.4, 0.2, 0.1, 0.1]
+    )
+
+
+@pytest.mark.parametrize("options", [{"temperature_end": 0.0}, {"epochs": 0}])
+def test_bad_options_raise(options: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=r"=0|and 0"):
+        PPOConfig(**options)
