@@ -117,21 +117,21 @@ class PlainProgress:
         self._total = total
         self._started = time.monotonic()
         self._printed = self._started
-        self._resumed_at: int | None = None
+        self._anchor: tuple[int, float] | None = None  # steps and time to count the speed from
 
     def __call__(self, completed: int, note: str = "") -> None:
         """Print where the work stands, if enough time has passed or it is done."""
         now = time.monotonic()
-        if self._resumed_at is None:
-            self._resumed_at = max(completed - 1, 0)
+        if self._anchor is None:  # the first of many steps may be where an earlier run stopped
+            self._anchor = (0, self._started) if completed <= 1 else (completed, now)
         if completed < self._total and now - self._printed < PLAIN_INTERVAL:
             return
         self._printed = now
         elapsed = now - self._started
-        done = completed - self._resumed_at
-        left = elapsed / done * (self._total - completed) if done > 0 else 0.0
         words = f"{self._label}: {completed}/{self._total}, {seconds_in_words(elapsed)}"
-        if completed < self._total:
+        done = completed - self._anchor[0]
+        if done > 0 and completed < self._total:
+            left = (now - self._anchor[1]) / done * (self._total - completed)
             words += f", {seconds_in_words(left)} left"
         self._console.say(f"{words}, {note}" if note else words)
 

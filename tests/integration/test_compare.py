@@ -1,0 +1,103 @@
+"""The two-stage comparison on a tiny network: plan, cells, resuming, verifying."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from prunegraph.experiment import compare
+from prunegraph.experiment.cli import main
+from prunegraph.pruning.finetune import _Training
+
+METHODS = ("l1/uniform", "taylor/per_mac", "taylor/uniform", "l2/global", "cem", "random_search")
+
+
+@pytest.fixture(scope="module")
+def words(weights: Path) -> list[str]:
+    return [
+        *("compare", "--weights", str(weights), "--methods", *METHODS, "--seeds", "2"),
+        *("--networks", "24", "--update-size", "4", "--subset", "64", "--threads", "1"),
+        *("--calibration-images", "64", "--finetune-epochs", "1"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def compared(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a comparison that was interrupted in its second stage."""
+    path = tmp_path_factory.mktemp("compare") / "run"
+    epochs = 0
+    train_epoch = _Training.train_epoch
+
+    def interrupt(self: _Training) -> None:
+        nonlocal epochs
+        epochs += 1
+        if epochs == 5:  # the first is the plan's
+            raise KeyboardInterrupt
+        train_epoch(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Training, "train_epoch", interrupt)
+        assert main([*words, "--out", str(path)]) == 130
+    assert len(list((path / "cells").iterdir())) == 3
+    assert main([*words, "--out", str(path)]) == 0
+    return path
+
+
+def test_stage_two_finetunes_the_agreed_rows_with_every_seed(compared: Path) -> None:
+    report = json.loads((compared / "report.json").read_text())
+    rows = [row for row in report["methods"] if row["test_accuracy_finetuned"] is not None]
+    seeds: dict[str, list[int]] = {}
+    for row in rows:
+        seeds.setdefault(row["name"], []).append(row["finetune_seed"])
+    assert all(sorted(found) == [0, 1] for found in seeds.values())
+    best = max(
+        (row for row in report["methods"] if row["name"] in ("taylor/uniform", "l2/global")),
+        key=lambda row: row["search_accuracy"],
+    )
+    assert set(seeds) == {
+        *("agent/best", "l1/at_widths", "random/at_widths", "cem", "random_search"),
+        *("l1/uniform", "taylor/per_mac", best["name"], "dense"),
+    }
+    assert all((compared / row["cell"] / "pruned.safetensors").is_file() for row in rows)
+
+
+def test_the_report_holds_both_verdicts_and_the_proxy(compared: Path) -> None:
+    report = json.loads((compared / "report.json").read_text())
+    assert report["verdict"] is None
+    assert "2 seed(s)" in report["verdict_reason"]
+    assert report["stage_one_verdict"][0] is None
+    assert -1 <= report["proxy_rank_correlation"] <= 1
+    dense = [row for row in report["methods"] if row["name"] == "dense"]
+    mean = sum(row["test_accuracy_finetuned"] for row in dense) / len(dense)
+    assert report["dense"]["test_accuracy_finetuned"] == pytest.approx(mean)
+
+
+def test_finished_cells_are_not_trained_again(
+    compared: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = compared / "report.json"
+    content = report.read_bytes()
+    report.unlink()
+    trained: list[str] = []
+    train = compare.finetune_mask
+
+    def spy(*args: object, label: str, **kwargs: object) -> None:
+        before = set(compared.glob("cells/*/mask.json"))
+        train(*args, label=label, **kwargs)  # type: ignore[arg-type]  # passed on as they are
+        trained.extend(map(str, set(compared.glob("cells/*/mask.json")) - before))
+
+    monkeypatch.setattr(compare, "finetune_mask", spy)
+    assert main([*words, "--out", str(compared)]) == 0
+    assert trained == []
+    again = json.loads(report.read_bytes())
+    assert again["methods"] == json.loads(content)["methods"]
+
+
+def test_verify_confirms_a_comparison(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(compared), "--threads", "1"]) == 0
+    path = next(compared.glob("cells/*/pruned.safetensors"))
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert main(["verify", str(compared), "--threads", "1"]) == 2
+    assert str(path) in capsys.readouterr().err
+    path.write_bytes(content)

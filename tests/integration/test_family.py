@@ -1,0 +1,94 @@
+"""One policy for several networks: trained on two, applied to a third in a fresh process."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import prunegraph as pg
+from prunegraph.agent import NetworkConfig, PruningNetwork, TrainedPolicy, load_policy, save_policy
+from prunegraph.data import load_dataset
+from prunegraph.experiment.cli import main
+from prunegraph.models import build_model, load_weights
+
+SMALL = (
+    *("--networks", "28", "--update-size", "8", "--subset", "64"),
+    *("--calibration-images", "64", "--finetune-epochs", "1", "--threads", "1"),
+)
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("family") / "run"
+    words = ["train", "--arch", "digits_resnet8_w4", "digits_resnet8_w8", "--pretrain-epochs", "2"]
+    words += ["--search-seeds", "1", "--baselines", "none", *SMALL, "--out", str(path)]
+    assert main(words) == 0
+    return path
+
+
+def test_every_network_of_a_family_is_pruned_and_reported(family: Path) -> None:
+    for folder, arch in ((family, "digits_resnet8_w4"), (family / "1-digits_resnet8_w8",) * 2):
+        report = json.loads((folder / "report.json").read_text())
+        assert report["arch"] == str(arch).rpartition("-")[2]
+        assert report["pruned"]["macs"] <= 0.5 * report["dense"]["macs"]
+
+
+def test_a_family_is_verified_as_a_whole(family: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(family), "--threads", "1"]) == 0
+    path = family / "1-digits_resnet8_w8" / "masks.json"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"8", b"9", 1))
+    assert main(["verify", str(family), "--threads", "1"]) == 2
+    assert str(path) in capsys.readouterr().err
+    path.write_bytes(content)
+
+
+def test_a_policy_is_applied_to_a_third_width_and_depth_in_a_fresh_process(
+    family: Path, tmp_path: Path
+) -> None:
+    words = ["apply", "--policy", str(family), "--arch", "digits_resnet14_w6", "--json"]
+    words += ["--pretrain-epochs", "2", "--finetune-epochs", "1", "--calibration-images", "64"]
+    words += ["--keep-macs", "0.4", "--threads", "1", "--out", str(tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, "-m", "prunegraph.experiment.cli", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["arch"] == "digits_resnet14_w6"
+    assert 0.39 < report["pruned"]["macs"] / report["dense"]["macs"] <= 0.4
+    assert report["search"]["networks_evaluated"] == 10  # sensitivity of 9 groups, the dense
+    assert main(["verify", str(tmp_path / "run"), "--threads", "1"]) == 0
+
+
+def test_pruning_in_one_call_follows_the_policy(family: Path, tmp_path: Path) -> None:
+    dataset = load_dataset("digits")
+    model = build_model("digits_resnet8_w4", num_classes=10, image_shape=(1, 8, 8)).eval()
+    load_weights(model, family / "dense.safetensors")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    images, labels = next(dataset.train.batches(256))
+    loader = DataLoader(TensorDataset(images, labels), batch_size=64)
+    result = pg.prune(
+        model, images[:1], policy=family, keep_macs=0.5, calibration_data=loader, num_images=256
+    )
+    assert result.report["pruned"]["macs"] <= 0.5 * result.report["dense"]["macs"]
+    assert result.model(images[:2]).shape == (2, 10)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    trained = load_policy(family)
+    shuffled = PruningNetwork(NetworkConfig())
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in shuffled.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    save_policy(tmp_path, TrainedPolicy(shuffled.eval(), trained.record))
+    other = pg.prune(
+        model, images[:1], policy=tmp_path, keep_macs=0.5, calibration_data=[images, images]
+    )
+    assert not np.array_equal(other.mask.keep, result.mask.keep)

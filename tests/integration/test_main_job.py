@@ -1,0 +1,262 @@
+"""The main job on a tiny network: what it writes, resumes, verifies and refuses."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunegraph import files
+from prunegraph.experiment.cli import main
+from prunegraph.pruning.evaluation import Evaluator
+from prunegraph.pruning.finetune import _Training
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return content
+
+
+def without_times(folder: Path) -> dict[str, Any]:
+    """Return a report without what differs between two equal runs."""
+    content = read_report(folder)
+    for key in ("files", "machine"):
+        del content[key]
+    for key in ("seconds", "evaluation_seconds"):
+        del content["search"][key]
+    return content
+
+
+def fail_at(call: int, function: Callable[..., Any], error: BaseException) -> Callable[..., Any]:
+    """Return ``function``, but with an error at one of its calls."""
+    calls = 0
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise error
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names >= {
+        "report.json",
+        "config.yaml",
+        "events",
+        "mask.json",
+        "pruned.safetensors",
+        "policy.safetensors",
+        "policy.json",
+        "plots",
+        "dense.safetensors",
+    }
+    assert "checkpoints" not in names
+    assert not list(finished.rglob("*.tmp"))
+    assert len(list((finished / "events").iterdir())) == 4  # agent and sampler, two seeds each
+
+
+def test_the_report_keeps_the_budget_and_counts_networks(finished: Path) -> None:
+    report = read_report(finished)
+    assert report["pruned"]["macs"] <= 0.5 * report["dense"]["macs"]
+    rows = [row for row in report["methods"] if row["name"] != "dense"]
+    assert all(row["macs"] <= 0.5 * report["dense"]["macs"] for row in rows)
+    assert all(0 < row["networks_evaluated"] <= 24 for row in rows if "agent" in row["name"])
+    assert all(row["networks_evaluated"] <= 24 for row in rows)
+    names = {row["name"] for row in rows}
+    assert {"agent/best", "l1/uniform", "cem", "random_search", "sampler", "untrained"} <= names
+    own = [row for row in rows if row["name"] == "agent/best"]
+    assert len(own) == 2
+    assert report["pruned"]["search_accuracy"] == max(row["search_accuracy"] for row in own)
+    assert report["search"]["networks_evaluated"] == sum(row["networks_evaluated"] for row in own)
+
+
+def test_the_same_seed_gives_the_same_report(
+    quick: Path, quick_words: list[str], tmp_path: Path
+) -> None:
+    assert main([*quick_words, "--out", str(tmp_path / "run")]) == 0
+    assert without_times(tmp_path / "run") == without_times(quick)
+
+
+def check_resumes(
+    words: list[str],
+    reference: Path,
+    call: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Interrupt a run at one of its evaluations, and check that it resumes to the same report."""
+    folder = Path(words[-1])
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "_measure", fail_at(call, Evaluator._measure, KeyboardInterrupt()))
+        assert main(words) == 130
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert "resumes" in captured.err
+    assert not (folder / "report.json").exists()
+    assert main(words) == 0
+    assert without_times(folder) == without_times(reference)
+
+
+@pytest.mark.parametrize("call", [8, 11, 14])  # in the first update, between two masks, a finalist
+def test_an_interrupted_search_resumes_to_the_same_report(
+    call: int,
+    quick: Path,
+    quick_words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [*quick_words, "--out", str(tmp_path / "run")]
+    check_resumes(words, quick, call, monkeypatch, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("call", [20, 40, 60, 90])
+def test_interrupted_baselines_resume_to_the_same_report(
+    call: int,
+    finished: Path,
+    train_words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [*train_words, "--out", str(tmp_path / "run")]
+    check_resumes(words, finished, call, monkeypatch, capsys)
+
+
+def test_an_interrupted_finetune_resumes_to_the_same_report(
+    quick: Path, quick_words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [*quick_words, "--out", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            _Training, "train_epoch", fail_at(2, _Training.train_epoch, KeyboardInterrupt())
+        )
+        assert main(words) == 130
+    assert main(words) == 0
+    assert without_times(tmp_path / "run") == without_times(quick)
+
+
+@pytest.mark.parametrize("write", [1, 2, 4, 9, 16])
+def test_a_full_disk_leaves_whole_files_and_resumes(
+    write: int,
+    quick: Path,
+    quick_words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [*quick_words, "--out", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        full = OSError(28, "No space left on device")
+        patch.setattr(files.os, "fsync", fail_at(2 * write - 1, files.os.fsync, full))
+        assert main(words) == 2
+    err = capsys.readouterr().err
+    assert "No space left on device" in err
+    assert err.count("\n") == 1
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert main(words) == 0
+    assert without_times(tmp_path / "run") == without_times(quick)
+
+
+def test_a_finished_run_is_shown_and_not_touched(
+    copied: Path, train_words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (copied / "report.json").read_bytes()
+    assert main([*train_words, "--out", str(copied)]) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert (copied / "report.json").read_bytes() == before
+
+
+def test_a_folder_of_another_run_is_refused(
+    copied: Path, train_words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*train_words, "--out", str(copied), "--keep-macs", "0.4"]) == 2
+    assert "other options (keep_macs)" in capsys.readouterr().err
+
+
+def test_its_own_config_file_repeats_a_run(quick: Path, tmp_path: Path) -> None:
+    words = ["train", "--config", str(quick / "config.yaml"), "--out", str(tmp_path / "run")]
+    assert main([*words, "--threads", "1"]) == 0
+    assert without_times(tmp_path / "run") == without_times(quick)
+
+
+def test_verify_confirms_a_run_in_a_fresh_process(finished: Path) -> None:
+    words = [sys.executable, "-m", "prunegraph.experiment.cli", "verify", str(finished)]
+    done = subprocess.run(
+        [*words, "--threads", "1", "--json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["figures"] > 100
+    assert result["same_machine"]
+    assert "search.seconds" in result["not_verifiable"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mask.json",
+        "masks.json",
+        "pruned.safetensors",
+        "dense.safetensors",
+        "config.yaml",
+        "policy.safetensors",
+        "dense_finetuned/pruned.safetensors",
+    ],
+)
+def test_a_changed_bit_is_found_by_the_name_of_the_file(
+    name: str, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = bytearray((copied / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copied / name).write_bytes(content)
+    assert main(["verify", str(copied), "--threads", "1"]) == 2
+    err = capsys.readouterr().err
+    assert str(copied / name) in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("pruned", "test_accuracy_finetuned"), 0.999),
+        (("pruned", "macs"), 1),
+        (("dense", "test_accuracy"), 0.5),
+        (("dense", "params"), 3),
+        (("pruned", "widths"), {}),
+        (("verdict",), "LEARNED"),
+    ],
+)
+def test_a_changed_figure_is_found_by_its_name(
+    path: tuple[str, ...], value: object, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = read_report(copied)
+    place = report
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    (copied / "report.json").write_text(json.dumps(report))
+    assert main(["verify", str(copied), "--threads", "1"]) == 2
+    assert ".".join(path) in capsys.readouterr().err
+
+
+def test_a_changed_row_is_found(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = read_report(copied)
+    row = next(row for row in report["methods"] if row["name"] == "cem")
+    row["test_accuracy_recalibrated"] += 0.1
+    (copied / "report.json").write_text(json.dumps(report))
+    assert main(["verify", str(copied), "--threads", "1"]) == 2
+    assert "methods[cem, seed 0].test_accuracy_recalibrated" in capsys.readouterr().err
+
+
+def test_export_reproduces_the_pruned_network(copied: Path) -> None:
+    assert main(["export", str(copied), "--format", "safetensors"]) == 0
+    assert (copied / "exported.safetensors").stat().st_size > 0
