@@ -56,7 +56,7 @@ class ChannelPruningPolicy(ActorCriticPolicy):
 
     ``logits = (score - threshold) / temperature`` with the network's score. With
     ``constraint="bias"`` the threshold is solved at each forward so that the expected cost meets
-    the budget; it is a constant for the gradient. With ``"lagrangian"`` it is the solution for an
+    the budget, and its gradient is that of the solution. With ``"lagrangian"`` it is the solution for an
     untrained network, and a multiplier on the overshoot in the reward does the rest.
 
     Args:
@@ -114,6 +114,8 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         values = self.network.values(data, embeddings, graph_of, context)
         scores = self._scores(batch, data, embeddings, context)  # [V, N_max]
         threshold = self._thresholds(batch, scores, context)  # [V]
+        if self.constraint == "bias":
+            threshold = self._follow_scores(batch, scores, threshold)
         logits = (scores - threshold[:, None]) / self.temperature
         mask = (obs["action_mask"] > 0.5) & (obs["node_mask"] > 0.5)
         distribution = MaskedBernoulli().proba_distribution(logits[batch.variant_of], mask)
@@ -157,6 +159,23 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         assert self.action_space.shape is not None
         padded = flat.new_zeros(len(graph_of), self.action_space.shape[0])
         return padded.index_put((data.channel_graph, position), flat)
+
+    def _follow_scores(self, batch: _Batch, scores: Tensor, threshold: Tensor) -> Tensor:
+        """Return the same thresholds with the gradient of their solution.
+
+        Implicit differentiation of "the expected cost stays": the threshold moves by the mean of
+        the scores' moves, weighted by ``cost * p * (1 - p)``. As a constant it would leave a
+        gradient along "all scores up", which changes no decision but drowns every other direction
+        in the optimiser: in trials the heads saturated and the policy stayed what it was.
+        """
+        probabilities = torch.sigmoid((scores.detach() - threshold[:, None]) / self.temperature)
+        costs = torch.zeros_like(scores)
+        for position, row in enumerate(batch.variants):
+            marginal = self._topology(batch.graphs[batch.graph_of[row]][0]).marginal_costs
+            costs[position, : len(marginal)] = marginal.to(scores)
+        weights = costs * probabilities * (1.0 - probabilities) + 1e-12 * (costs > 0)
+        weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-30)
+        return threshold + (weights * (scores - scores.detach())).sum(dim=1)
 
     @torch.no_grad()
     def _thresholds(self, batch: _Batch, scores: Tensor, context: Tensor) -> Tensor:

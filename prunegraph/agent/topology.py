@@ -7,6 +7,7 @@ policy holds none: it is given those of the networks at hand.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -41,6 +42,13 @@ class Topology:
     def num_channels(self) -> int:
         """N, the number of channel nodes."""
         return self.graph.num_classes
+
+    @cached_property
+    def marginal_costs(self) -> torch.Tensor:
+        """``[N]`` MACs that a class adds (params where no op has MACs); 0 where frozen."""
+        macs, params = self.graph.class_costs()
+        costs = np.where(self.graph.free, macs if macs.any() else params, 0.0)
+        return torch.from_numpy(costs.astype(np.float32))
 
 
 def with_features(data: Data, features: torch.Tensor) -> Data:
