@@ -5,7 +5,7 @@ Without arguments it trains a small ResNet on scikit-learn's digits first and pr
 
 import sys
 
-from prunegraph.experiment.cli import main
+from prunegraph.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:]]))

@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 
@@ -19,6 +20,21 @@ def test_import_is_lean() -> None:
 def test_every_public_name_is_there(name: str) -> None:
     assert name in dir(prunegraph)
     assert getattr(prunegraph, name).__name__ == name
+
+
+@pytest.mark.parametrize("module", ["prunegraph", "train_agent"])
+def test_ctrl_c_while_loading_gives_one_line(module: str) -> None:
+    words = [sys.executable, "-v", "-m", module, "--help"]  # -v tells when torch is being loaded
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("import 'torch"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in rest
+    assert "prunegraph: interrupted" in rest
 
 
 def test_unknown_names_raise() -> None:

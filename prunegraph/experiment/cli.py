@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.simplefilter("ignore")  # standard error is for the one line of an error
             _dispatch(words)
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command with the same --out resumes", EXIT_INTERRUPTED)
+        return _fail("interrupted; the same command resumes where it stopped", EXIT_INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has left: `prunegraph inspect | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -212,7 +212,3 @@ def _version() -> str:
         return version("prunegraph")
     except PackageNotFoundError:  # run from a checkout that is not installed
         return "(not installed)"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -55,7 +55,7 @@ def test_a_policy_is_applied_to_a_third_width_and_depth_in_a_fresh_process(
     words += ["--pretrain-epochs", "2", "--finetune-epochs", "1", "--calibration-images", "64"]
     words += ["--keep-macs", "0.4", "--threads", "1", "--out", str(tmp_path / "run")]
     done = subprocess.run(
-        [sys.executable, "-m", "prunegraph.experiment.cli", *words],
+        [sys.executable, "-m", "prunegraph", *words],
         capture_output=True,
         text=True,
         check=False,

@@ -189,7 +189,7 @@ def test_its_own_config_file_repeats_a_run(quick: Path, tmp_path: Path) -> None:
 
 
 def test_verify_confirms_a_run_in_a_fresh_process(finished: Path) -> None:
-    words = [sys.executable, "-m", "prunegraph.experiment.cli", "verify", str(finished)]
+    words = [sys.executable, "-m", "prunegraph", "verify", str(finished)]
     done = subprocess.run(
         [*words, "--threads", "1", "--json"], capture_output=True, text=True, check=False
     )
