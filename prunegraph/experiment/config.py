@@ -11,8 +11,9 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
+from prunegraph.agent import AgentConfig, PPOConfig
 from prunegraph.errors import ConfigError
-from prunegraph.rewards.config import Constraint, Metric, SelfCompetitionForm
+from prunegraph.rewards.config import Constraint, Metric, RewardConfig, SelfCompetitionForm
 from prunegraph.types import Budget
 
 DEFAULT_KEEP_MACS = 0.5
@@ -153,12 +154,12 @@ class SearchOptions:
     networks: int = 400
     subset: int | None = None
     budgets: tuple[float, ...] = ()
-    constraint: Constraint = "bias"
-    self_competition: SelfCompetitionForm = "best"
-    metric: Metric = "accuracy"
+    constraint: Constraint = RewardConfig.constraint
+    self_competition: SelfCompetitionForm = RewardConfig.self_competition
+    metric: Metric = RewardConfig.metric
     granularity: Literal["network", "group"] = "network"
-    update_size: int = 16
-    learning_rate: float = 3e-3
+    update_size: int = AgentConfig.episodes_per_update
+    learning_rate: float = PPOConfig.learning_rate
 
     def check(self) -> None:
         """Raise ConfigError for a value out of range."""

@@ -59,11 +59,20 @@ class SearchRun:
     history: tuple[Mapping[str, Any], ...]
 
 
-def policy_mask(policy: TrainedPolicy, bench: Bench, budget: Budget) -> KeepMask:
-    """Return the mask that a policy chooses: its scores projected to the budget, no search."""
+def policy_mask(
+    policy: TrainedPolicy, bench: Bench, budget: Budget, offsets: FloatArray | None = None
+) -> KeepMask:
+    """Return the mask that a policy chooses: its scores projected to the budget, no search.
+
+    Args:
+        policy: the policy.
+        bench: the network.
+        budget: what may remain.
+        offsets: ``[N]`` what a search of this very network added to the scores.
+    """
     graph = bench.target.graph
-    logits = policy.logits(to_pyg(graph), bench.node_features(budget), first_context(budget))
-    return graph.project(logits, budget)
+    scores = policy.logits(to_pyg(graph), bench.node_features(budget), first_context(budget))
+    return graph.project(scores if offsets is None else scores + offsets, budget)
 
 
 def first_context(budget: Budget) -> FloatArray:
@@ -119,7 +128,8 @@ def search(
         )
         report(allowed, "done")
     finalists = [
-        _finalists(result, bench, task) for bench, task in zip(benches, tasks, strict=True)
+        _finalists(result, bench, task, number)
+        for number, (bench, task) in enumerate(zip(benches, tasks, strict=True))
     ]
     networks = result.networks_evaluated + probes + sum(map(len, finalists))
     candidates = tuple(
@@ -202,14 +212,16 @@ def _show(
     report(int(record["networks"]), f"mean accuracy {record['accuracy']:.3f}")
 
 
-def _finalists(result: TrainingResult, bench: Bench, task: PruningTask) -> list[KeepMask]:
-    """Return the masks that may win: the policy's own, the ledger's best, its last ones."""
+def _finalists(
+    result: TrainingResult, bench: Bench, task: PruningTask, number: int
+) -> list[KeepMask]:
+    """Return the masks that may win: the search's last, the ledger's best, earlier ones."""
     graph, cell = task.graph, cell_name(task.name, task.budget)
     packed = [record["greedy_masks"].get(cell) for record in reversed(result.history)]
     best = result.competition.ledger(cell).best_bits
     if packed:
         packed = [packed[-1], *packed]  # the first of all is the untrained policy's
-    masks = [policy_mask(result.policy, bench, task.budget)]
+    masks = [policy_mask(result.policy, bench, task.budget, result.offsets[number])]
     masks += [graph.mask(unpack_bits(bits, graph.num_classes)) for bits in (best, *packed) if bits]
     fitting = [mask for mask in masks if _fits(bench, mask)]
     return list(dict.fromkeys(fitting))[:FINALISTS]
