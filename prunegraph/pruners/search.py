@@ -133,6 +133,8 @@ class CrossEntropySearch:
     the budget, scores all on one fresh random subset of the search images, and refits the
     distribution to the elites (Rubinstein 1999; smoothed as in de Boer et al. 2005, "A Tutorial on
     the Cross-Entropy Method", section 3). The first member of each population is the mean itself.
+    Elites have the highest ``accuracy - loss_weight * loss``: accuracy is what is wanted, and the
+    loss tells apart what few images cannot.
     Finalists - the start, the last mean, the best of the latest steps - are scored on all search
     images, which decides by accuracy.
 
@@ -143,15 +145,17 @@ class CrossEntropySearch:
         least_sigma: deviations do not fall below.
         smoothing: weight of the elites' mean and deviation against the old ones, in (0, 1].
         subset_size: search images a step.
+        loss_weight: accuracy that a nat of cross-entropy is worth.
         num_finalists: candidates that are scored on all search images.
     """
 
     population: int = 16
     num_elites: int = 5
-    sigma: float = 0.6
+    sigma: float = 0.4
     least_sigma: float = 0.05
     smoothing: float = 0.7
     subset_size: int = 1500
+    loss_weight: float = 0.25
     num_finalists: int = 16
 
     def __post_init__(self) -> None:
@@ -182,12 +186,15 @@ class CrossEntropySearch:
             masks = [_shifted(problem, prior, steps, offset) for offset in offsets]
             outcomes = [problem.evaluator.evaluate(mask, subset) for mask in masks]
             run.record(outcomes, outcomes[0])
-            order = np.argsort([outcome.loss for outcome in outcomes], kind="stable")
+            order = np.argsort([self._badness(outcome) for outcome in outcomes], kind="stable")
             latest = [masks[0], masks[order[0]], *latest]
             if size == self.population:  # a last, smaller one says too little to refit
                 mean, deviation = self._refit(mean, deviation, offsets[order[: self.num_elites]])
         start, last = (_shifted(problem, prior, steps, offset) for offset in (0.0 * mean, mean))
         return run.choose([last, start, *latest])
+
+    def _badness(self, outcome: Outcome) -> float:
+        return self.loss_weight * outcome.loss - outcome.accuracy
 
     def _refit(
         self, mean: Float64Array, deviation: Float64Array, elites: Float64Array
