@@ -139,10 +139,11 @@ def load_target(config: NetworkConfig, budget: Budget | None = None) -> Target:
     model = build_network(arch, dataset, config.seed)
     if config.weights is not None:
         load_weights(model, config.weights)
-    model = place(model, device)
+    model = model.to(device).eval()
     images, _ = next(iter(dataset.train.batches(1)))
     example_inputs = images.to(device)
-    graph = analyse(model, example_inputs)
+    graph = analyse(model, example_inputs)  # before the layout changes: files are read without it
+    model = place(model, device)
     check_network(arch, graph)
     check_outputs(arch, model, example_inputs, dataset.num_classes)
     if budget is not None:

@@ -237,6 +237,21 @@ def spatial(recorder: LabelRecorder, call: OpCall) -> None:
         recorder.set_labels(tensor, labels.expand(tensor.shape))
 
 
+def restride(recorder: LabelRecorder, call: OpCall) -> None:
+    """A new stride for axes of size 1 (pooling in channels-last ends with it) moves nothing."""
+    target: Tensor = call.args[0]
+    labels = recorder.labels_of(target)
+    strides, expected = target.stride(), 1
+    moved = tuple(labels.shape) != tuple(target.shape) or target.storage_offset() != 0
+    for axis in reversed(range(target.ndim)):
+        moved |= target.shape[axis] > 1 and strides[axis] != expected
+        expected *= target.shape[axis]
+    if moved:
+        recorder.freeze_inputs(call, "its memory is read in another order")
+    else:
+        recorder.set_labels(target, labels)
+
+
 def nothing(_recorder: LabelRecorder, _call: OpCall) -> None:
     """The op returns no tensor that matters."""
 
@@ -303,7 +318,12 @@ def _table() -> dict[str, Rule]:
     table |= dict.fromkeys(("clone", "contiguous", "_to_copy"), copy)
     table |= dict.fromkeys(("mean", "sum", "amax", "amin", "max", "min", "argmax"), reduction)
     table |= dict.fromkeys(("_softmax", "_log_softmax"), softmax)
-    table |= {"split": split, "constant_pad_nd": pad, "bmm": activation_product}
+    table |= {
+        "as_strided_": restride,
+        "split": split,
+        "constant_pad_nd": pad,
+        "bmm": activation_product,
+    }
     batch_norms = ("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
     table |= dict.fromkeys(batch_norms, batch_norm)
     table |= {"native_layer_norm": layer_norm, "native_group_norm": group_norm}

@@ -211,6 +211,41 @@ def test_an_op_without_a_rule_freezes_what_it_touches_and_is_reported() -> None:
     assert "no rule for aten.cumsum" in graph.frozen_ops[0].reason
 
 
+class Pooled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).flatten(1))
+
+
+def test_the_memory_layout_does_not_change_the_structure() -> None:
+    example = torch.randn(2, 3, 8, 8)
+    plain = analyse(Pooled(), example)
+    model = Pooled().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch
+    last = analyse(model, example.to(memory_format=torch.channels_last))
+    assert last.fingerprint() == plain.fingerprint()
+    assert int(last.free.sum()) == 8
+
+
+class Restrided(nn.Module):
+    """Reads the channels of two images in another order, in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).as_strided_((2, 6), (1, 2)))
+
+
+def test_another_stride_of_a_real_axis_freezes() -> None:
+    with pytest.raises(ModelError, match="nothing to prune"):
+        analyse(Restrided(), torch.randn(2, 4))
+
+
 class TwoInputs(nn.Module):
     def __init__(self) -> None:
         super().__init__()
