@@ -15,6 +15,7 @@ from torch_geometric.data import Data
 
 from prunegraph.agent.distribution import MaskedBernoulli
 from prunegraph.agent.network import NetworkConfig, PruningNetwork
+from prunegraph.agent.offsets import InstanceOffsets
 from prunegraph.agent.topology import Topology, join, solve_threshold, with_features
 from prunegraph.errors import ConfigError
 from prunegraph.rewards.config import Constraint
@@ -56,8 +57,8 @@ class ChannelPruningPolicy(ActorCriticPolicy):
 
     ``logits = (score - threshold) / temperature`` with the network's score. With
     ``constraint="bias"`` the threshold is solved at each forward so that the expected cost meets
-    the budget, and its gradient is that of the solution. With ``"lagrangian"`` it is the solution for an
-    untrained network, and a multiplier on the overshoot in the reward does the rest.
+    the budget, and its gradient is that of the solution. With ``"lagrangian"`` it is the solution
+    for an untrained network, and a multiplier on the overshoot in the reward does the rest.
 
     Args:
         observation_space: the flat dictionary of the environment.
@@ -90,7 +91,10 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         self.initial_cost_ratio = initial_cost_ratio
         self.temperature = 1.0
         self.initial_temperature = 1.0
+        self.group_noise = 0.0
+        self.noises: list[Tensor] = []
         self.generator: torch.Generator | None = None
+        self.noise_generator: torch.Generator | None = None
         super().__init__(
             observation_space,
             action_space,
@@ -101,11 +105,18 @@ class ChannelPruningPolicy(ActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         """Build network and optimiser in place of a perceptron over a flat vector."""
         self.network = PruningNetwork(self.network_config)
+        self.offsets = InstanceOffsets({i: t.graph for i, t in self.topologies.items()})
         self.action_dist = MaskedBernoulli()
-        self.optimizer = torch.optim.Adam(self.parameters(), lr=lr_schedule(1), eps=1e-8)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=lr_schedule(1), eps=1e-8)
 
-    def decide(self, obs: Mapping[str, Tensor]) -> Decision:
-        """Return distribution and values for a batch of observations."""
+    def decide(self, obs: Mapping[str, Tensor], noise: Tensor | None = None) -> Decision:
+        """Return distribution and values for a batch of observations.
+
+        Args:
+            obs: the batch.
+            noise: ``[B, G_max]`` added to the scores of each row's groups before the threshold is
+                solved, so that a row explores another allocation of the same budget.
+        """
         batch = self._deduplicate(obs)
         context = obs["context"].float()
         data = join([graph for _, graph in batch.graphs]).to(self.device)
@@ -113,6 +124,10 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         graph_of = torch.tensor(batch.graph_of, device=self.device)
         values = self.network.values(data, embeddings, graph_of, context)
         scores = self._scores(batch, data, embeddings, context)  # [V, N_max]
+        if noise is not None:
+            scores = scores[batch.variant_of] + self._spread(batch, noise, scores.shape[1])
+            rows = list(range(len(noise)))
+            batch = _Batch(batch.graphs, batch.graph_of, rows, rows)  # each row its own variant
         threshold = self._thresholds(batch, scores, context)  # [V]
         if self.constraint == "bias":
             threshold = self._follow_scores(batch, scores, threshold)
@@ -154,11 +169,20 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         if graph_of != list(range(len(batch.graphs))):  # a graph under several budgets
             data, embeddings = _select(batch, data, embeddings, graph_of)
         flat = self.network.scores(data, embeddings, context[batch.variants])  # [N]
+        flat = flat + torch.cat([self.offsets(batch.graphs[graph][0]) for graph in graph_of])
         sizes = [batch.graphs[graph][1].num_channels for graph in graph_of]
         position = torch.cat([torch.arange(size, device=self.device) for size in sizes])
         assert self.action_space.shape is not None
         padded = flat.new_zeros(len(graph_of), self.action_space.shape[0])
         return padded.index_put((data.channel_graph, position), flat)
+
+    def _spread(self, batch: _Batch, noise: Tensor, width: int) -> Tensor:
+        """Return the noise of each row's groups on their channels ``[B, N_max]``."""
+        spread = noise.new_zeros(len(noise), width)
+        for row, graph in enumerate(batch.graph_of):
+            group_of = self._topology(batch.graphs[graph][0]).data.group_of.to(noise.device)
+            spread[row, : len(group_of)] = noise[row, group_of]
+        return spread
 
     def _follow_scores(self, batch: _Batch, scores: Tensor, threshold: Tensor) -> Tensor:
         """Return the same thresholds with the gradient of their solution.
@@ -219,9 +243,23 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         self, obs: Mapping[str, Tensor], deterministic: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return actions ``[B, N_max]``, values ``[B, 1]`` and log-probabilities ``[B]``."""
-        decision = self.decide(obs)
+        noise = None if deterministic else self._draw_noise(len(obs["graph_id"]))
+        decision = self.decide(obs, noise)
         actions = self._actions(decision.distribution, deterministic)
         return actions, decision.values[:, None], decision.distribution.log_prob(actions)
+
+    def _draw_noise(self, num_rows: int) -> Tensor | None:
+        """Return noise ``[B, G_max]`` of this update's deviation, and remember it; None if 0.
+
+        Row by row, so that it does not depend on how many environments share an update.
+        """
+        if not self.group_noise:
+            return None
+        num_groups = max(len(topology.graph.groups) for topology in self.topologies.values())
+        rows = [torch.randn(num_groups, generator=self.noise_generator) for _ in range(num_rows)]
+        noise = self.group_noise * torch.stack(rows).to(self.device)
+        self.noises.append(noise)
+        return noise
 
     def evaluate_actions(  # type: ignore[override]
         self, obs: Mapping[str, Tensor], actions: Tensor

@@ -38,6 +38,15 @@ class PPOConfig:
         max_grad_norm: length to which a longer gradient is cut.
         temperature_start: temperature of the keep probabilities at the start of training.
         temperature_end: and at its end; geometric in between.
+        offset_rate: step of the instance offsets of channels in an update, all epochs together; 0
+            leaves all to the policy network.
+        group_offset_rate: likewise of groups.
+        group_noise_start: standard deviation of the noise that every episode adds to the scores of
+            each group at the start of training: independent bits hardly move the widths of groups,
+            so the allocation is explored by this. 0 = none.
+        group_noise_end: and at its end; geometric in between.
+        group_noise_rate: step of the groups' offsets along ``deviation * mean(A noise)``, the
+            evolution strategies' estimate, in an update.
     """
 
     learning_rate: float = 3e-3
@@ -51,6 +60,11 @@ class PPOConfig:
     max_grad_norm: float = 0.5
     temperature_start: float = 0.30
     temperature_end: float = 0.11
+    offset_rate: float = 0.3
+    group_offset_rate: float = 0.15
+    group_noise_start: float = 0.4
+    group_noise_end: float = 0.12
+    group_noise_rate: float = 0.5
 
     def __post_init__(self) -> None:
         if min(self.temperature_start, self.temperature_end) <= 0:
@@ -64,8 +78,16 @@ class PPOConfig:
 
     def temperature(self, progress: float) -> float:
         """Return the temperature at ``progress`` in [0, 1]."""
-        ratio = self.temperature_end / self.temperature_start
-        return float(self.temperature_start * ratio ** min(max(progress, 0.0), 1.0))
+        return _geometric(self.temperature_start, self.temperature_end, progress)
+
+    def group_noise(self, progress: float) -> float:
+        """Return the deviation of the groups' noise at ``progress`` in [0, 1]."""
+        return _geometric(self.group_noise_start, self.group_noise_end, progress)
+
+
+def _geometric(start: float, end: float, progress: float) -> float:
+    """Return the geometric interpolation; 0 throughout if the start is 0."""
+    return float(start * (end / start) ** min(max(progress, 0.0), 1.0)) if start else 0.0
 
 
 class ChannelPPO(PPO):
@@ -156,8 +178,11 @@ class ChannelPPO(PPO):
             num_updates = self.max_networks // self.networks_per_update
             progress = self.num_rollouts / max(num_updates - 1, 1)
         self.policy.temperature = self.config.temperature(progress)
+        self.policy.group_noise = self.config.group_noise(progress)
+        self.policy.noises = []
         seed = update_seed(self.run_seed, self.num_rollouts)
         self.policy.generator = torch.Generator().manual_seed(seed)
+        self.policy.noise_generator = torch.Generator().manual_seed(seed ^ 1)  # a stream apart
         if isinstance(env, SelfCompetitionVecEnv):
             self._last_obs = env.start_block(self.num_rollouts)
             self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
@@ -187,9 +212,10 @@ class ChannelPPO(PPO):
         observations, actions, returns, values = self._rollout()
         advantages = returns - values if self.config.use_critic else returns
         advantages = standardise(advantages, self._cells(observations))
+        noise = torch.cat(self.policy.noises) if self.policy.noises else None  # [B, G_max]
         old_bits: Tensor | None = None
         for _ in range(self.config.epochs):
-            decision = self.policy.decide(observations)
+            decision = self.policy.decide(observations, noise)
             bits = decision.distribution.log_prob_bits(actions)  # [B, N]
             old_bits = bits.detach() if old_bits is None else old_bits
             loss, logs = self._loss(decision, bits - old_bits, advantages, returns)
@@ -198,12 +224,48 @@ class ChannelPPO(PPO):
                 break
             self.policy.optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+            nn.utils.clip_grad_norm_(self.policy.network.parameters(), self.config.max_grad_norm)
             self.policy.optimizer.step()
+            if self.config.learning_rate:  # a policy that does not learn only samples
+                self._move_offsets(observations, decision)
             self._n_updates += 1
+        if noise is not None and self.config.learning_rate:
+            self._follow_noise(observations, advantages, noise)
         self._log(logs, decision, actions)
         for listener in self.listeners:
             listener(self)
+
+    @torch.no_grad()
+    def _move_offsets(self, observations: dict[str, Tensor], decision: Decision) -> None:
+        """Make one epoch's share of the instance offsets' step."""
+        distribution, epochs = decision.distribution, self.config.epochs
+        probabilities = torch.where(distribution.mask, distribution.probabilities(), 1.0)
+        ids = observations["graph_id"].reshape(-1).long()
+        for graph_id in ids.unique().tolist():
+            rows = ids == graph_id
+            size = self.policy.topologies[graph_id].num_channels
+            self.policy.offsets.ascend(
+                graph_id,
+                probabilities[rows, :size].mean(dim=0),
+                rate=self.config.offset_rate / epochs,
+                group_rate=self.config.group_offset_rate / epochs,
+                scale=float(distribution.num_free()[rows].float().mean())
+                * self.policy.temperature
+                * len(ids)
+                / int(rows.sum()),
+            )
+
+    @torch.no_grad()
+    def _follow_noise(
+        self, observations: dict[str, Tensor], advantages: Tensor, noise: Tensor
+    ) -> None:
+        """Move the groups' offsets along the noise that paid (evolution strategies)."""
+        ids = observations["graph_id"].reshape(-1).long()
+        for graph_id in ids.unique().tolist():
+            rows = ids == graph_id
+            groups = self.policy.offsets.groups[str(graph_id)]
+            step = (advantages[rows, None] * noise[rows, : len(groups)]).mean(dim=0)
+            groups += self.config.group_noise_rate * step
 
     def _rollout(self) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
         """Return observations, actions, returns and values of the rollout, step by step.

@@ -19,6 +19,7 @@ from prunegraph.agent.vec_env import SelfCompetitionVecEnv
 from prunegraph.errors import ConfigError
 from prunegraph.graph.structure import StructureGraph
 from prunegraph.rewards import RewardConfig, SelfCompetition
+from prunegraph.types import FloatArray
 
 EnvFactory = Callable[[], gymnasium.Env[Any, Any]]
 
@@ -64,12 +65,14 @@ class TrainingResult:
             ``approx_kl``, ``clip_fraction``, ``equal_actions``, ``distance_to_uniform``,
             ``greedy_masks`` (cell -> the policy's own mask before the update, packed), ...
         competition: ledgers (the best mask of each cell among them) and multipliers.
+        offsets: graph id -> what the search added to the policy's scores ``[N]`` of that network.
         networks_evaluated: pruned networks that were run.
     """
 
     policy: TrainedPolicy
     history: tuple[Mapping[str, Any], ...]
     competition: SelfCompetition
+    offsets: Mapping[int, FloatArray]
     networks_evaluated: int
 
 
@@ -196,5 +199,9 @@ def _result(model: ChannelPPO, config: AgentConfig) -> TrainingResult:
         policy=TrainedPolicy(model.policy.network.eval(), record),
         history=tuple(model.history),
         competition=env.competition,
+        offsets={
+            graph_id: model.policy.offsets(graph_id).detach().cpu().numpy()
+            for graph_id in model.policy.topologies
+        },
         networks_evaluated=env.num_networks,
     )

@@ -34,6 +34,9 @@ from prunegraph.types import Budget, FloatArray, KeepMask
 FINALISTS = 8
 """Masks that are scored on the whole search split at the end of a search."""
 
+SEARCH_FLOOR = -10.0
+"""Losing masks are told apart however far they lose: on digits most lose by more than 10 points."""
+
 DEFAULT_SUBSET = 1500
 """Search images an update scores its networks on."""
 
@@ -155,6 +158,7 @@ def agent_config(options: SearchOptions, seed: int) -> AgentConfig:
         self_competition=options.self_competition,
         metric=options.metric,
         constraint=options.constraint,
+        floor=SEARCH_FLOOR,
     )
     return AgentConfig(
         ppo=PPOConfig(learning_rate=options.learning_rate),

@@ -25,6 +25,8 @@ class RewardConfig:
         constraint: ``"lagrangian"`` takes ``multiplier * overshoot`` off every reward; ``"bias"``
             leaves the budget to the policy's threshold and the repair.
         gain: rewards of a metric difference are ``clip(gain * difference)``.
+        floor: least reward of ``"best"`` for a feasible mask that loses. At -1 masks that lose by
+            more than ``1 / gain`` are all alike; a search tells them apart with a lower floor.
         ema_decay: weight of the past in the running averages, an episode.
         epsilon: violations up to this count as none (``"ema"``).
         window: number of last episodes that ``"rank"`` compares with; it gives no reward before
@@ -41,12 +43,13 @@ class RewardConfig:
     metric: Metric = "accuracy"
     constraint: Constraint = "bias"
     gain: float = 10.0
+    floor: float = -1.0
     ema_decay: float = 0.9
     epsilon: float = 1e-3
     window: int = 32
     quantile: float = 0.75
-    multiplier_start: float = 1.0
-    multiplier_step: float = 2.0
+    multiplier_start: float = 0.0
+    multiplier_step: float = 0.05
     multiplier_limit: float = 10.0
     multiplier_period: int = 2
     overshoot_tolerance: float = 0.01
@@ -56,6 +59,7 @@ class RewardConfig:
         _check_choice("metric", self.metric, get_args(Metric))
         _check_choice("constraint", self.constraint, get_args(Constraint))
         _check_range("gain", self.gain, 0.0, 1e6)
+        _check_range("floor", self.floor, -1e6, 0.0)
         _check_range("ema_decay", self.ema_decay, 0.0, 1.0)
         _check_range("epsilon", self.epsilon, 0.0, 1.0)
         _check_range("window", self.window, 2, 10**6)

@@ -73,8 +73,8 @@ def best(
 ) -> float:
     """Compare with the best mask so far, measured on the same images.
 
-    ``+1`` if feasible and ``A > A*``, else ``clip(gain (A - A*), -1, 0)``; ``-1`` if infeasible
-    after something feasible was found, ``sign(V* - V)`` before.
+    ``+1`` if feasible and ``A > A*``, else ``clip(gain (A - A*), floor, 0)`` (floor -1 by
+    default); ``-1`` if infeasible after something feasible was found, ``sign(V* - V)`` before.
     """
     if not episode.feasible:
         if ledger.feasible_found:
@@ -83,7 +83,7 @@ def best(
         return _sign(least - episode.violation)
     bar = -math.inf if ledger.best_metric is None else ledger.best_metric
     difference = episode.metric(config.metric) - bar
-    return 1.0 if difference > 0.0 else _clip(config.gain * difference, -1.0, 0.0)
+    return 1.0 if difference > 0.0 else _clip(config.gain * difference, config.floor, 0.0)
 
 
 def ema(

@@ -83,7 +83,7 @@ def test_cells_compete_apart() -> None:
     competition.begin_block(1)
     assert competition.context(CELL)[0] == 0.9
     assert competition.context(OTHER)[0] == 0.2
-    assert competition.multiplier(CELL).value > 1.0 > competition.multiplier(OTHER).value
+    assert competition.multiplier(CELL).value > 0.0 == competition.multiplier(OTHER).value
     assert values(competition, episode(0.3, cell=OTHER)) == [1.0]
 
 

@@ -1,0 +1,66 @@
+"""What a search learns of one network alone, beside what its policy network learns of all."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from prunegraph.graph.structure import StructureGraph
+
+
+class InstanceOffsets(nn.Module):
+    """Free offsets on the scores of each channel and of each group of the networks at hand.
+
+    Efficient active search (Hottung et al. 2022, arXiv 2106.05126): while the policy network is
+    trained, a small set of parameters of the instance at hand is trained with it. They start at
+    zero, belong to the search and not to the saved policy, which must work on other networks.
+
+    Plain gradient ascent moves them, in units that do not depend on the number of bits: a channel
+    by ``rate * mean(A (b - p))``, a group by ``group_rate`` times the sum of the same over its
+    channels over the standard deviation of their number. A noisy gradient then makes a small step,
+    where an adaptive optimiser would make a full one in a random direction.
+
+    Args:
+        graphs: graph id -> structure.
+    """
+
+    def __init__(self, graphs: Mapping[int, StructureGraph]) -> None:
+        super().__init__()
+        self.channels = nn.ParameterDict(
+            {str(index): torch.zeros(graph.num_classes) for index, graph in graphs.items()}
+        )
+        self.groups = nn.ParameterDict(
+            {str(index): torch.zeros(len(graph.groups)) for index, graph in graphs.items()}
+        )
+        self._group_of = {
+            index: torch.from_numpy(graph.group_of) for index, graph in graphs.items()
+        }
+
+    def forward(self, graph_id: int) -> Tensor:
+        """Return the offsets ``[N]`` of one network's scores."""
+        groups, channels = self.groups[str(graph_id)], self.channels[str(graph_id)]
+        total: Tensor = channels + groups[self._group_of[graph_id].to(channels.device)]
+        return total
+
+    @torch.no_grad()
+    def ascend(
+        self, graph_id: int, probabilities: Tensor, *, rate: float, group_rate: float, scale: float
+    ) -> None:
+        """Move the offsets along their gradients, and clear these.
+
+        Args:
+            graph_id: the network.
+            probabilities: ``[N]`` mean keep probabilities; 0 or 1 where nothing is decided.
+            rate: step of a channel.
+            group_rate: step of a group.
+            scale: turns a gradient of the loss into ``-mean(A (b - p))``.
+        """
+        channels, groups = self.channels[str(graph_id)], self.groups[str(graph_id)]
+        group_of = self._group_of[graph_id].to(channels.device)
+        variance = torch.zeros_like(groups).index_add(
+            0, group_of, probabilities * (1.0 - probabilities)
+        )
+        if channels.grad is not None and groups.grad is not None:
+            channels -= rate * scale * channels.grad
+            groups -= group_rate * scale * groups.grad / (variance + 1e-6).sqrt()
+        channels.grad = groups.grad = None
