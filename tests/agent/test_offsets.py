@@ -24,7 +24,7 @@ def test_offsets_start_at_zero_and_groups_reach_their_channels(graph: StructureG
 
 
 def test_a_step_is_the_mean_of_advantage_times_surprise(graph: StructureGraph) -> None:
-    """The gradient of the per-bit loss, undone by ``scale``, moves a channel by rate * A (b - p)."""
+    """The gradient of the per-bit loss, undone by ``scale``, moves a channel by A (b - p)."""
     offsets = InstanceOffsets({0: graph})
     temperature, num_free, size = 0.2, float(graph.free.sum()), graph.num_classes
     bits = torch.from_numpy(np.random.default_rng(0).integers(0, 2, size)).float()
