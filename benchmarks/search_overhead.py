@@ -1,0 +1,115 @@
+"""What a search costs beyond the evaluation of its networks.
+
+Runs a search on a ResNet-20 (128 networks, 16 an update), notes every (mask, image subset) that
+it evaluates, then repeats the same surgery + recalibration + evaluation calls alone, in the same
+process, and prints the ratio of the two wall times. The weights are random and the images are
+noise of CIFAR-10's shape: neither changes what a call costs.
+
+    python benchmarks/search_overhead.py [--networks 128] [--threads 2]
+"""
+
+import argparse
+import json
+import time
+
+import torch
+from torch import Tensor
+
+from prunegraph.agent import AgentConfig, train_agent
+from prunegraph.env import ChannelPruningEnv, EnvConfig, PruningTask
+from prunegraph.graph import analyse
+from prunegraph.graph.features import node_features
+from prunegraph.models import build_model
+from prunegraph.pruning import Evaluator
+from prunegraph.pruning.statistics import measure
+from prunegraph.types import Budget, KeepMask, Outcome, SearchSplit, TrainSplit
+
+UPDATE = 16
+
+
+class Noise:
+    """Random images of CIFAR-10's shape."""
+
+    num_classes = 10
+    image_shape = (3, 32, 32)
+
+    def __init__(self, num_images: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.randn(num_images, *self.image_shape, generator=generator)
+        self.labels = torch.randint(0, self.num_classes, (num_images,), generator=generator)
+
+    def load(self, index: Tensor, augment: torch.Generator | None = None) -> Tensor:
+        """Return the images as they are."""
+        return self.images[index]
+
+    def fingerprint(self) -> str:
+        """Return a fixed name."""
+        return "noise"
+
+
+class NotingEvaluator(Evaluator):
+    """Notes every network that it runs."""
+
+    calls: list[tuple[KeepMask, Tensor | None]]
+
+    def evaluate(self, mask: KeepMask, subset: Tensor | None = None) -> Outcome:
+        """Evaluate, and note the call unless the cache answered it."""
+        before = self.num_networks
+        outcome = super().evaluate(mask, subset)
+        if self.num_networks > before:
+            self.calls.append((mask, subset))
+        return outcome
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    source = Noise(7000)
+    model = build_model("resnet20", num_classes=10, image_shape=source.image_shape).eval()
+    graph = analyse(model, torch.randn(1, *source.image_shape))
+    train = TrainSplit(source, torch.arange(2000))
+    search = SearchSplit(source, torch.arange(2000, 7000))
+    features = node_features(graph, measure(model, graph, train).arrays)
+    evaluator = NotingEvaluator(model, graph, search=search, calibration=train)
+    evaluator.calls = []
+    evaluator.evaluate(graph.dense_mask())  # loads the images, warms up
+    evaluator.calls.clear()
+    task = PruningTask(
+        name="resnet20",
+        graph=graph,
+        node_features=features,
+        evaluator=evaluator,
+        budget=Budget(keep_macs=0.5),
+    )
+    config = EnvConfig(episodes_per_subset=UPDATE, external_reward=True)
+    start = time.perf_counter()
+    train_agent(
+        [lambda: ChannelPruningEnv(task, config)],
+        [graph],
+        AgentConfig(episodes_per_update=UPDATE),
+        total_networks=options.networks + options.networks // UPDATE,
+    )
+    searching = time.perf_counter() - start
+    alone = Evaluator(model, graph, search=search, calibration=train)
+    alone.evaluate(graph.dense_mask())
+    start = time.perf_counter()
+    for mask, subset in evaluator.calls:
+        alone.evaluate(mask, subset)
+    evaluating = time.perf_counter() - start
+    result = {
+        "networks": len(evaluator.calls),
+        "threads": options.threads,
+        "search_seconds": round(searching, 2),
+        "evaluation_seconds": round(evaluating, 2),
+        "ratio": round(searching / evaluating, 3),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
