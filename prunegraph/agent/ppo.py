@@ -43,7 +43,7 @@ class PPOConfig:
         group_offset_rate: likewise of groups.
         group_noise_start: standard deviation of the noise that every episode adds to the scores of
             each group at the start of training: independent bits hardly move the widths of groups,
-            so the allocation is explored by this. 0 = none.
+            so the allocation is explored by this. 0 = none; none with ``"lagrangian"`` either.
         group_noise_end: and at its end; geometric in between.
         group_noise_rate: step of the groups' offsets along ``deviation * mean(A noise)``, the
             evolution strategies' estimate, in an update.
@@ -178,7 +178,9 @@ class ChannelPPO(PPO):
             num_updates = self.max_networks // self.networks_per_update
             progress = self.num_rollouts / max(num_updates - 1, 1)
         self.policy.temperature = self.config.temperature(progress)
-        self.policy.group_noise = self.config.group_noise(progress)
+        # Only a threshold that is solved anew keeps noisy scores within the budget.
+        solved = self.policy.constraint == "bias"
+        self.policy.group_noise = self.config.group_noise(progress) if solved else 0.0
         self.policy.noises = []
         seed = update_seed(self.run_seed, self.num_rollouts)
         self.policy.generator = torch.Generator().manual_seed(seed)
