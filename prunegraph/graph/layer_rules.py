@@ -151,30 +151,10 @@ def mm(recorder: LabelRecorder, call: OpCall) -> None:
     _matrix_product(recorder, call, call.args[0], call.args[1], None)
 
 
-def activation_product(recorder: LabelRecorder, call: OpCall) -> None:
-    """A product of activations: frozen, but counted."""
-    left, right = call.tensors()[-2:]
-    recorder.freeze_inputs(call, "matrix product of activations")
-    recorder.set_unlabelled(call, "matrix product of activations")
-    recorder.recording.ops.append(
-        RecordedOp(
-            module=recorder.modules.current,
-            kind="matmul",
-            in_labels=NO_AXIS,
-            out_labels=NO_AXIS,
-            macs_coefficient=float(prod(left.shape) * right.shape[-1]),
-            param=None,
-        )
-    )
-
-
-def attention(recorder: LabelRecorder, call: OpCall) -> None:
-    """Fused attention: frozen, but counted as two matrix products."""
-    query, key, value = call.args[:3]
-    recorder.freeze_inputs(call, "attention")
-    recorder.set_unlabelled(call, "attention")
-    rows = prod(query.shape[:-1])
-    macs = rows * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+def _frozen_product(recorder: LabelRecorder, call: OpCall, reason: str, macs: int) -> None:
+    """Freeze what enters and leaves a product of activations, and count it."""
+    recorder.freeze_inputs(call, reason)
+    recorder.set_unlabelled(call, reason)
     recorder.recording.ops.append(
         RecordedOp(
             module=recorder.modules.current,
@@ -185,3 +165,18 @@ def attention(recorder: LabelRecorder, call: OpCall) -> None:
             param=None,
         )
     )
+
+
+def activation_product(recorder: LabelRecorder, call: OpCall) -> None:
+    """A product of activations: frozen, but counted."""
+    left, right = call.tensors()[-2:]
+    macs = prod(left.shape) * right.shape[-1]
+    _frozen_product(recorder, call, "matrix product of activations", macs)
+
+
+def attention(recorder: LabelRecorder, call: OpCall) -> None:
+    """Fused attention: frozen, but counted as two matrix products."""
+    query, key, value = call.args[:3]
+    rows = prod(query.shape[:-1])
+    macs = rows * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+    _frozen_product(recorder, call, "attention", macs)
