@@ -93,7 +93,6 @@ class Recording:
         element_labels: name -> label tensor of the parameter's own shape (raw uses).
         ops: operations with multiply-adds.
         gathers: calls of ``ChannelGather`` modules.
-        touched: for each op that ran, the labels of its inputs (for the trial run).
     """
 
     store: LabelStore = field(default_factory=LabelStore)
@@ -101,7 +100,6 @@ class Recording:
     element_labels: dict[str, Tensor] = field(default_factory=dict)
     ops: list[RecordedOp] = field(default_factory=list)
     gathers: list[RecordedGather] = field(default_factory=list)
-    touched: list[tuple[str, str, list[Tensor]]] = field(default_factory=list)
 
 
 class ModuleStack:
@@ -169,8 +167,6 @@ class LabelRecorder(TorchDispatchMode):
         out = func(*args, **kwargs)
         if not self._gather_depth:
             call = OpCall(func=func, args=args, kwargs=kwargs, out=out, name=name)
-            known = [self._labels[t] for t in call.tensors() if t in self._labels]
-            self.recording.touched.append((name, self.modules.current, known))
             self._rules.get(name, unknown_op)(self, call)
         return out
 
@@ -189,11 +185,7 @@ class LabelRecorder(TorchDispatchMode):
             labels = self._raw_parameter(tensor)
             self._labels[tensor] = labels
             return labels
-        return (
-            along(torch.tensor([NEUTRAL]), 0, [1] * max(tensor.ndim, 1))
-            .view([1] * tensor.ndim)
-            .expand(tensor.shape)
-        )
+        return torch.tensor(NEUTRAL).expand(tensor.shape)
 
     def _raw_parameter(self, tensor: Tensor) -> Tensor:
         name, permutation = self._weight_views[tensor]
