@@ -11,10 +11,9 @@ from prunegraph.agent import NetworkConfig, PruningNetwork, TrainedPolicy, load_
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import Candidate, CandidateStore
 from prunegraph.experiment.config import SearchOptions
-from prunegraph.experiment.console import Console
-from prunegraph.experiment.folder import RunFolder
+from prunegraph.experiment.jobs import Jobs
 from prunegraph.experiment.report import SearchResult
-from prunegraph.experiment.search import SearchRun, policy_mask, search
+from prunegraph.experiment.search import SearchRun, policy_mask, search_job
 from prunegraph.experiment.verdict import AGENT, UNTRAINED
 from prunegraph.files import write_json
 
@@ -43,34 +42,27 @@ def agent_name(options: SearchOptions) -> str:
 
 
 def add_agent(
-    benches: Sequence[Bench],
-    stores: Sequence[CandidateStore],
-    options: SearchOptions,
-    *,
-    seeds: Sequence[int],
-    folder: RunFolder,
-    console: Console,
+    jobs: Jobs, stores: Sequence[CandidateStore], options: SearchOptions, *, seeds: Sequence[int]
 ) -> SearchSummary:
     """Search with the agent for each seed; keep its masks, and the policy of the best seed.
 
     Args:
-        benches: the networks; one policy is trained on all of them.
+        jobs: runs the searches; one policy is trained on all its networks, and goes to its folder.
         stores: where each network's candidates go.
         options: how to search.
         seeds: one search each; those that are finished already are not repeated.
-        folder: the run folder; the policy goes there.
-        console: where progress goes.
     """
     name = agent_name(options)
-    records = []
-    for seed in seeds:
-        path = folder.checkpoint(f"finished-{name.replace('/', '-')}-{seed}.json")
-        if not path.is_file():
-            run = search(benches, options, name=name, seed=seed, folder=folder, console=console)
-            for store, candidate in zip(stores, run.candidates, strict=True):
-                store.add(candidate)
-            write_json(path, _record(run))
-        records.append(json.loads(path.read_text(encoding="utf-8")))
+    folder = jobs.place.folders[0]
+    paths = {
+        seed: folder.checkpoint(f"finished-{name.replace('/', '-')}-{seed}.json") for seed in seeds
+    }
+    missing = [(options, name, seed) for seed, path in paths.items() if not path.is_file()]
+    for (_, _, seed), run in jobs.run("searches of the agent", search_job, missing):
+        for store, candidate in zip(stores, run.candidates, strict=True):
+            store.add(candidate)
+        write_json(paths[seed], _record(run))
+    records = [json.loads(paths[seed].read_text(encoding="utf-8")) for seed in seeds]
     best = max(seeds, key=lambda seed: (_mean_accuracy(stores, name, seed), -seed))
     policy = load_policy(folder.checkpoint(records[list(seeds).index(best)]["policy"]))
     save_policy(folder.path, policy)

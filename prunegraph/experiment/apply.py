@@ -6,13 +6,13 @@ from typing import Any
 from prunegraph.agent import TrainedPolicy, load_policy, save_policy
 from prunegraph.errors import ArtefactError
 from prunegraph.experiment.agent_rows import add_untrained, measured
-from prunegraph.experiment.baselines import add_baselines
-from prunegraph.experiment.bench import Bench, ensure_dense
+from prunegraph.experiment.baselines import baseline_job
 from prunegraph.experiment.candidates import CandidateStore
 from prunegraph.experiment.config import ApplyConfig
 from prunegraph.experiment.console import Console
-from prunegraph.experiment.finalise import Outcome, finalise
+from prunegraph.experiment.finalise import Outcome, finalise, finetune_chosen
 from prunegraph.experiment.folder import open_run
+from prunegraph.experiment.jobs import Jobs, make_workplace
 from prunegraph.experiment.report import SearchResult, show_finished
 from prunegraph.experiment.search import policy_mask
 from prunegraph.experiment.setup import load_target
@@ -36,24 +36,27 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
         return show_finished(folder, console)
     folder.start(config)
     console.say(f"run folder: {folder.path}")
-    ensure_dense(target, config, folder, console)
-    bench = Bench(target=target, options=config, seed=config.seed)
+    place = make_workplace(config, [target], [folder], console)
+    bench = place.benches[0]
     store = CandidateStore(folder.checkpoint("candidates.json"), target.graph)
     mask = policy_mask(policy, bench, config.budget())
     probes = bench.sensitivity_networks
     store.add(measured(bench, APPLIED, config.seed, mask, probes))
     add_untrained(bench, store)
-    add_baselines(bench, store, COMPARED, seeds=[config.seed], networks=0, console=console)
     save_policy(folder.path, policy)
-    outcome = Outcome(
-        candidates=list(store),
-        search=SearchResult(
-            seconds=bench.final_evaluator.seconds,
-            networks_evaluated=probes,
-            evaluation_seconds=bench.final_evaluator.seconds,
-        ),
-        details={"policy": dict(policy.record)},
-    )
+    with Jobs(config, place) as jobs:
+        for name in COMPARED:
+            store.add(baseline_job(place, 0, name, config.seed, 0))
+        outcome = Outcome(
+            candidates=list(store),
+            search=SearchResult(
+                seconds=bench.final_evaluator.seconds,
+                networks_evaluated=probes,
+                evaluation_seconds=bench.final_evaluator.seconds,
+            ),
+            details={"policy": dict(policy.record)},
+        )
+        finetune_chosen(jobs, [outcome])
     report = finalise(config, bench, outcome, folder, console)
     folder.finish()
     console.say(f"written to {folder.path}")

@@ -8,9 +8,8 @@ from prunegraph.errors import ConfigError
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import Candidate, CandidateStore
 from prunegraph.experiment.config import SearchOptions
-from prunegraph.experiment.console import Console
-from prunegraph.experiment.folder import RunFolder
-from prunegraph.experiment.search import search
+from prunegraph.experiment.jobs import Jobs, Workplace
+from prunegraph.experiment.search import search_job
 from prunegraph.experiment.verdict import SAMPLER
 from prunegraph.pruners import PRUNERS, at_widths, make_pruner
 from prunegraph.pruning.problem import Pruner
@@ -58,31 +57,37 @@ def check_methods(names: Sequence[str]) -> None:
 
 
 def add_baselines(
-    bench: Bench,
-    store: CandidateStore,
+    jobs: Jobs,
+    stores: Sequence[CandidateStore],
     names: Sequence[str],
     *,
     seeds: Sequence[int],
     networks: int,
-    console: Console,
 ) -> None:
-    """Let baselines choose their masks; those that the store has are not asked again.
+    """Let baselines choose their masks; those that the stores have are not asked again.
 
     Args:
-        bench: the network.
-        store: where candidates are kept.
+        jobs: runs them, on each of its networks.
+        stores: where each network's candidates are kept.
         names: of baselines.
         seeds: searches run once for each; a heuristic once.
         networks: pruned networks that each may run.
-        console: where progress goes.
     """
-    jobs = [(name, seed) for name in names for seed in (seeds if name in SEARCHES else seeds[:1])]
-    with console.progress("baselines", len(jobs)) as report:
-        for number, (name, seed) in enumerate(jobs, start=1):
-            if store.get(name, seed) is None:
-                pruner = make_pruner(name)
-                store.add(run_pruner(bench, pruner, name, seed=seed, networks=networks))
-            report(number, name)
+    missing = [
+        (number, name, seed, networks)
+        for number, store in enumerate(stores)
+        for name in names
+        for seed in (seeds if name in SEARCHES else seeds[:1])
+        if store.get(name, seed) is None
+    ]
+    for (number, *_), candidate in jobs.run("baselines", baseline_job, missing):
+        stores[number].add(candidate)
+
+
+def baseline_job(place: Workplace, number: int, name: str, seed: int, networks: int) -> Candidate:
+    """Let a baseline choose a mask of network ``number``: a job."""
+    bench = place.benches[number]
+    return run_pruner(bench, make_pruner(name), name, seed=seed, networks=networks)
 
 
 def run_pruner(
@@ -129,18 +134,15 @@ def add_controls(bench: Bench, store: CandidateStore, agent: Sequence[Candidate]
 
 
 def add_sampler(
-    benches: Sequence[Bench],
-    stores: Sequence[CandidateStore],
-    options: SearchOptions,
-    *,
-    seeds: Sequence[int],
-    folder: RunFolder,
-    console: Console,
+    jobs: Jobs, stores: Sequence[CandidateStore], options: SearchOptions, *, seeds: Sequence[int]
 ) -> None:
     """Add the best of N that the agent's sampler draws without learning (learning rate 0)."""
     idle = dataclasses.replace(options, learning_rate=0.0)
-    for seed in seeds:
-        if any(store.get(SAMPLER, seed) is None for store in stores):
-            found = search(benches, idle, name=SAMPLER, seed=seed, folder=folder, console=console)
-            for store, candidate in zip(stores, found.candidates, strict=True):
-                store.add(candidate)
+    missing = [
+        (idle, SAMPLER, seed)
+        for seed in seeds
+        if any(store.get(SAMPLER, seed) is None for store in stores)
+    ]
+    for _, found in jobs.run("searches of the sampler", search_job, missing):
+        for store, candidate in zip(stores, found.candidates, strict=True):
+            store.add(candidate)

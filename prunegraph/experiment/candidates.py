@@ -59,8 +59,8 @@ class CandidateStore:
                 self._candidates[candidate.name, candidate.seed] = candidate
 
     def __iter__(self) -> Iterator[Candidate]:
-        """Return the candidates in the order in which they came."""
-        return iter(self._candidates.values())
+        """Return the candidates by name and seed: the order in which they came may be chance."""
+        return iter([self._candidates[key] for key in sorted(self._candidates)])
 
     def get(self, name: str, seed: int) -> Candidate | None:
         """Return a method's candidate, or None if there is none yet."""

@@ -38,6 +38,7 @@ from prunegraph.experiment.export import run_export
 from prunegraph.experiment.inspect import run_inspect
 from prunegraph.experiment.options import from_dict, read_yaml, suggest
 from prunegraph.experiment.pretrain import run_pretrain
+from prunegraph.experiment.setup import num_cores
 from prunegraph.experiment.train import run_train
 from prunegraph.experiment.verify import run_verify
 
@@ -127,13 +128,6 @@ def _dispatch(words: list[str]) -> None:
     torch.set_num_threads(config.threads or num_cores())
     console = Console(json_only=config.json)
     console.result(command.run(config, console))
-
-
-def num_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def parse(kind: type[CommonConfig], words: list[str]) -> CommonConfig | None:

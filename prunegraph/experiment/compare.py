@@ -22,13 +22,14 @@ from prunegraph.experiment.baselines import (
     check_methods,
     heuristics,
 )
-from prunegraph.experiment.bench import Bench, ensure_dense
+from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import MASKS_FILE, Candidate, CandidateStore, write_masks
 from prunegraph.experiment.config import CompareConfig
 from prunegraph.experiment.console import Console, seconds_in_words
 from prunegraph.experiment.finalise import Outcome, candidate_row, choose, common_details, dense_row
-from prunegraph.experiment.finish import finetune_mask, load_finetuned
+from prunegraph.experiment.finish import finetune_job, load_finetuned
 from prunegraph.experiment.folder import REPORT_FILE, RunFolder, open_run
+from prunegraph.experiment.jobs import Jobs, make_workplace
 from prunegraph.experiment.report import (
     DenseResult,
     PrunedResult,
@@ -51,6 +52,7 @@ from prunegraph.experiment.verdict import (
     mean_by_name,
     proxy_correlation,
 )
+from prunegraph.pruning.artefacts import MASK_FILE
 
 METRIC: Metric = "test_accuracy_finetuned"
 """What the verdict of a comparison is about."""
@@ -97,22 +99,13 @@ def run_compare(config: CompareConfig, console: Console) -> dict[str, Any]:
         return show_finished(folder, console)
     folder.start(config)
     console.say(f"run folder: {folder.path}")
-    ensure_dense(target, config, folder, console)
-    bench = Bench(target=target, options=config, seed=config.seed, kl=config.metric == "kl")
-    _say_plan(bench, config, console)
-    outcome = _stage_one(config, bench, folder, console)
-    cells = plan_cells(bench, outcome.candidates, seeds_of(config))
-    for number, cell in enumerate(cells, start=1):
-        dense_mask = target.graph.dense_mask()
-        finetune_mask(
-            bench,
-            dense_mask if cell.candidate is None else cell.candidate.mask,
-            folder.file(cell.folder),
-            label=f"fine-tune {number}/{len(cells)} {cell.name}, seed {cell.seed}",
-            seed=cell.seed,
-            checkpoint=folder.checkpoint(f"{cell.digest}.safetensors"),
-            console=console,
-        )
+    place = make_workplace(config, [target], [folder], console)
+    bench = place.benches[0]
+    with Jobs(config, place) as jobs:
+        _say_plan(bench, config, jobs.num_workers, console)
+        outcome = _stage_one(config, jobs)
+        cells = plan_cells(bench, outcome.candidates, seeds_of(config))
+        _stage_two(jobs, cells)
     content = _finish(config, bench, outcome, cells, folder, console)
     folder.finish()
     console.say(f"verdict: {content['verdict']}: {content['verdict_reason']}")
@@ -132,23 +125,37 @@ def _wanted(config: CompareConfig) -> tuple[str, ...]:
     return config.methods
 
 
-def _stage_one(config: CompareConfig, bench: Bench, folder: RunFolder, console: Console) -> Outcome:
+def _stage_one(config: CompareConfig, jobs: Jobs) -> Outcome:
     """Let the agent and the baselines choose their masks."""
-    store = CandidateStore(folder.checkpoint("candidates.json"), bench.target.graph)
+    bench = jobs.place.benches[0]
+    store = CandidateStore(jobs.place.folders[0].checkpoint("candidates.json"), bench.target.graph)
     seeds = seeds_of(config)
-    summary = add_agent([bench], [store], config, seeds=seeds, folder=folder, console=console)
+    summary = add_agent(jobs, [store], config, seeds=seeds)
     add_untrained(bench, store)
     add_controls(bench, store, store.named(agent_name(config)))
     names = [name for name in _wanted(config) if name != SAMPLER]
-    add_baselines(bench, store, names, seeds=seeds, networks=config.networks, console=console)
+    add_baselines(jobs, [store], names, seeds=seeds, networks=config.networks)
     if SAMPLER in _wanted(config):
-        add_sampler([bench], [store], config, seeds=seeds, folder=folder, console=console)
+        add_sampler(jobs, [store], config, seeds=seeds)
     return Outcome(
         candidates=list(store),
         search=summary.result,
         repaired=summary.repaired,
         curves=summary.curves,
     )
+
+
+def _stage_two(jobs: Jobs, cells: Sequence[Cell]) -> None:
+    """Fine-tune every cell; a mask and seed that two methods share once."""
+    graph, folder = jobs.place.benches[0].target.graph, jobs.place.folders[0]
+    arguments = {}
+    for cell in cells:
+        if not (folder.file(cell.folder) / MASK_FILE).is_file():
+            mask = graph.dense_mask() if cell.candidate is None else cell.candidate.mask
+            label = f"fine-tune {cell.name}, seed {cell.seed}"
+            arguments[cell.digest] = (0, mask, cell.folder, label, cell.seed)
+    for _ in jobs.run("fine-tunes", finetune_job, list(arguments.values())):
+        pass
 
 
 def plan_cells(bench: Bench, candidates: Sequence[Candidate], seeds: Sequence[int]) -> list[Cell]:
@@ -184,7 +191,7 @@ def _cell_digest(bench: Bench, candidate: Candidate | None, seed: int) -> str:
     return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
-def _say_plan(bench: Bench, config: CompareConfig, console: Console) -> None:
+def _say_plan(bench: Bench, config: CompareConfig, workers: int, console: Console) -> None:
     """Measure how fast networks are trained and evaluated, and say how long all will take."""
     evaluator = bench.evaluator()
     evaluator.evaluate(bench.target.graph.dense_mask())
@@ -198,7 +205,8 @@ def _say_plan(bench: Bench, config: CompareConfig, console: Console) -> None:
     console.say(
         f"plan, at most: {seconds_in_words(search)} for {searches} searches of {config.networks} "
         f"networks, {seconds_in_words(finetunes)} for {9 * config.seeds} fine-tunes of "
-        f"{bench.recipe().epochs} epochs: {(search + finetunes) / 3600:.1f} hours"
+        f"{bench.recipe().epochs} epochs: {(search + finetunes) / 3600:.1f} hours one after the "
+        f"other, {workers} at a time"
     )
 
 

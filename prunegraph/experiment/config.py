@@ -105,6 +105,8 @@ class PruningOptions:
         batch_size: images a training step.
         distill: weight in [0, 1] of the dense network's outputs in the fine-tune's loss.
         calibration_images: training images that recalibrate batch norm after pruning.
+        workers: searches and fine-tunes that run side by side, each in a process with its share of
+            the threads; default: one a thread on a CPU, else one.
     """
 
     keep_macs: float | None = None
@@ -114,6 +116,7 @@ class PruningOptions:
     batch_size: int = 128
     distill: float = 0.0
     calibration_images: int = 1024
+    workers: int | None = None
 
     def budget(self) -> Budget:
         """Return what may remain."""
@@ -127,6 +130,7 @@ class PruningOptions:
         check_at_least("finetune_epochs", self.finetune_epochs, 0)
         check_at_least("batch_size", self.batch_size, 1)
         check_at_least("calibration_images", self.calibration_images, 1)
+        check_at_least("workers", self.workers, 1)
         check_between("distill", self.distill, 0.0, 1.0)
         if self.finetune_lr is not None and not self.finetune_lr > 0:
             msg = f"finetune_lr={self.finetune_lr} must be above 0"

@@ -44,9 +44,11 @@ class Console:
 
     Attributes:
         json_only: standard output is kept for one JSON document.
+        plain: plain lines on a terminal too, for processes that share it.
     """
 
     json_only: bool = False
+    plain: bool = False
     _out: RichConsole = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -81,7 +83,7 @@ class Console:
         Yields:
             A function to call with the number of steps done and a note.
         """
-        if not self._out.is_terminal:
+        if self.plain or not self._out.is_terminal:
             yield PlainProgress(self, label, total)
             return
         columns = (

@@ -8,8 +8,9 @@ from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import MASKS_FILE, Candidate, write_masks
 from prunegraph.experiment.config import CommonConfig
 from prunegraph.experiment.console import Console
-from prunegraph.experiment.finish import finetune_mask, load_finetuned
+from prunegraph.experiment.finish import finetune_job, load_finetuned
 from prunegraph.experiment.folder import REPORT_FILE, RunFolder
+from prunegraph.experiment.jobs import Jobs
 from prunegraph.experiment.report import (
     DenseResult,
     PrunedResult,
@@ -51,27 +52,28 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
     return max(own, key=lambda candidate: (candidate.search_accuracy, -candidate.seed))
 
 
+def finetune_chosen(jobs: Jobs, outcomes: Sequence[Outcome]) -> None:
+    """Fine-tune each network's chosen mask and its dense control; saved ones are left alone.
+
+    Everything up to here looks at train and search images only.
+    """
+    arguments = []
+    for number, (bench, outcome) in enumerate(zip(jobs.place.benches, outcomes, strict=True)):
+        for name, mask, directory in (
+            ("pruned", choose(outcome.candidates).mask, "."),
+            ("dense", bench.target.graph.dense_mask(), DENSE_FINETUNED),
+        ):
+            label = f"fine-tune {name} {bench.target.arch}"
+            arguments.append((number, mask, directory, label, bench.seed))
+    for _ in jobs.run("fine-tunes", finetune_job, arguments):
+        pass
+
+
 def finalise(
     config: CommonConfig, bench: Bench, outcome: Outcome, folder: RunFolder, console: Console
 ) -> dict[str, Any]:
-    """Fine-tune the chosen mask and the dense control, measure, report; return the report.
-
-    Everything up to the fine-tunes looks at train and search images only.
-    """
+    """Measure the fine-tuned networks, report, and return the report."""
     chosen = choose(outcome.candidates)
-    for name, mask, directory in (
-        ("pruned", chosen.mask, folder.path),
-        ("dense", bench.target.graph.dense_mask(), folder.file(DENSE_FINETUNED)),
-    ):
-        finetune_mask(
-            bench,
-            mask,
-            directory,
-            label=f"fine-tune {name} {bench.target.arch}",
-            seed=bench.seed,
-            checkpoint=folder.checkpoint(f"finetune-{name}.safetensors"),
-            console=console,
-        )
     rows = _measure_rows(bench, outcome.candidates, chosen, folder, console)
     report = _report(config, bench, outcome, chosen, rows)
     write_masks(folder.file(MASKS_FILE), [candidate.mask for candidate in outcome.candidates])

@@ -7,11 +7,29 @@ from torch import nn
 
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.console import Console
+from prunegraph.experiment.folder import slug
+from prunegraph.experiment.jobs import Workplace
 from prunegraph.experiment.pretrain import train_network
 from prunegraph.experiment.setup import Target, place
 from prunegraph.models import build_model
 from prunegraph.pruning.artefacts import MASK_FILE, PrunedInfo, load_pruned, save_pruned
 from prunegraph.types import KeepMask
+
+
+def finetune_job(
+    place: Workplace, number: int, mask: KeepMask, directory: str, label: str, seed: int
+) -> None:
+    """Fine-tune a mask of network ``number`` into a folder of its run folder: a job."""
+    folder = place.folders[number]
+    finetune_mask(
+        place.benches[number],
+        mask,
+        folder.file(directory),
+        label=label,
+        seed=seed,
+        checkpoint=folder.checkpoint(f"finetune-{slug(directory)}.safetensors"),
+        console=place.console,
+    )
 
 
 def finetune_mask(

@@ -25,6 +25,7 @@ from prunegraph.experiment.candidates import Candidate
 from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.console import Console, Report
 from prunegraph.experiment.folder import RunFolder
+from prunegraph.experiment.jobs import Workplace
 from prunegraph.files import write_json
 from prunegraph.graph.encode import to_pyg
 from prunegraph.pruning.evaluation import Evaluator
@@ -82,6 +83,18 @@ def first_context(budget: Budget) -> FloatArray:
     """Return the context of an episode's first observation, the critic's columns left at 0."""
     values = {"cost_so_far": 1.0, "keep_macs": 1.0, "keep_params": 1.0} | budget.as_dict()
     return np.array([values.get(name, 0.0) for name in CONTEXT_NAMES], dtype=np.float32)
+
+
+def search_job(place: Workplace, options: SearchOptions, name: str, seed: int) -> SearchRun:
+    """Search on a workplace's networks: a job."""
+    return search(
+        place.benches,
+        options,
+        name=name,
+        seed=seed,
+        folder=place.folders[0],
+        console=place.console,
+    )
 
 
 def search(

@@ -1,5 +1,6 @@
 """What every command starts from: the network, its weights, its images, its structure graph."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,13 @@ class Target:
     def device(self) -> torch.device:
         """Where the network is."""
         return self.example_inputs.device
+
+
+def num_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def resolve_device(name: str) -> torch.device:

@@ -13,23 +13,22 @@ from prunegraph.experiment.baselines import (
     add_controls,
     add_sampler,
 )
-from prunegraph.experiment.bench import Bench, ensure_dense
 from prunegraph.experiment.candidates import CandidateStore
 from prunegraph.experiment.config import SearchOptions, TrainConfig
 from prunegraph.experiment.console import Console
-from prunegraph.experiment.finalise import Outcome, finalise
+from prunegraph.experiment.finalise import Outcome, finalise, finetune_chosen
 from prunegraph.experiment.folder import RunFolder, open_run, slug
+from prunegraph.experiment.jobs import Jobs, load_targets, make_workplace
 from prunegraph.experiment.report import show_finished
 from prunegraph.experiment.search import FINALISTS
-from prunegraph.experiment.setup import Target, load_target
+from prunegraph.experiment.setup import Target
 from prunegraph.pruning.statistics import num_sensitivity_networks
 from prunegraph.types import Budget
 
 
 def run_train(config: TrainConfig, console: Console) -> dict[str, Any]:
     """Do the main job, and return the report of the first network."""
-    networks = config.network_configs()
-    targets = [load_target(network, config.budget()) for network in networks]
+    targets = load_targets(config)
     check_networks(targets, config)
     folder = open_run(config, config.out, run_name(targets, config.budget()))
     if folder.finished:
@@ -37,16 +36,14 @@ def run_train(config: TrainConfig, console: Console) -> dict[str, Any]:
     folder.start(config)
     console.say(f"run folder: {folder.path}")
     members = member_folders(folder, targets)
-    for network, target, member in zip(networks, targets, members, strict=True):
-        ensure_dense(target, network, member, console)
-    benches = [
-        Bench(target=target, options=config, seed=config.seed, kl=config.metric == "kl")
-        for target in targets
-    ]
-    outcomes = _stage_one(config, benches, members, console)
+    place = make_workplace(config, targets, members, console)
+    with Jobs(config, place) as jobs:
+        outcomes = _stage_one(config, jobs)
+        finetune_chosen(jobs, outcomes)
+    parts = list(zip(place.benches, outcomes, members, strict=True))
     reports = [
         finalise(config, bench, outcome, member, console)
-        for bench, outcome, member in reversed(list(zip(benches, outcomes, members, strict=True)))
+        for bench, outcome, member in reversed(parts)
     ]  # the run folder's own report comes last: it says that the run is finished
     for member in members:
         member.finish()
@@ -55,32 +52,22 @@ def run_train(config: TrainConfig, console: Console) -> dict[str, Any]:
     return reports[-1]
 
 
-def _stage_one(
-    config: TrainConfig, benches: Sequence[Bench], members: Sequence[RunFolder], console: Console
-) -> list[Outcome]:
+def _stage_one(config: TrainConfig, jobs: Jobs) -> list[Outcome]:
     """Let the agent and the baselines choose their masks."""
-    folder = members[0]
     seeds = [config.seed + number for number in range(config.search_seeds)]
     stores = [
         CandidateStore(member.checkpoint("candidates.json"), bench.target.graph)
-        for member, bench in zip(members, benches, strict=True)
+        for member, bench in zip(jobs.place.folders, jobs.place.benches, strict=True)
     ]
-    summary = add_agent(benches, stores, config, seeds=seeds, folder=folder, console=console)
+    summary = add_agent(jobs, stores, config, seeds=seeds)
     names = {"none": (), "heuristics": USUAL_HEURISTICS, "all": (*USUAL_HEURISTICS, *SEARCHES)}
-    for bench, store in zip(benches, stores, strict=True):
+    for bench, store in zip(jobs.place.benches, stores, strict=True):
         add_untrained(bench, store)
         if config.baselines != "none":
             add_controls(bench, store, store.named(agent_name(config)))
-        add_baselines(
-            bench,
-            store,
-            names[config.baselines],
-            seeds=seeds,
-            networks=config.networks,
-            console=console,
-        )
+    add_baselines(jobs, stores, names[config.baselines], seeds=seeds, networks=config.networks)
     if config.baselines == "all":
-        add_sampler(benches, stores, config, seeds=seeds, folder=folder, console=console)
+        add_sampler(jobs, stores, config, seeds=seeds)
     return [
         Outcome(
             candidates=list(store),

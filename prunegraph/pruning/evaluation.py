@@ -21,7 +21,8 @@ from prunegraph.types import KeepMask, Outcome, SearchSplit, Split, TrainSplit
 PRELOAD_LIMIT = 1 << 30
 """Images of more bytes than this are loaded anew for every network."""
 
-BATCH_SIZE = 256
+BATCH_SIZE = 128
+"""Images a forward: on a CPU, activations of 256 leave the caches (15 % slower on ResNet-20)."""
 
 
 class Scores(NamedTuple):

@@ -1,0 +1,189 @@
+"""Independent jobs of a run - searches, fine-tunes - side by side, each in a process of its own.
+
+Small networks gain little from a second thread, so two jobs on one core each end sooner than one
+after the other on both.
+"""
+
+import multiprocessing
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from os import _exit
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import torch
+
+from prunegraph.errors import PruneGraphError
+from prunegraph.experiment.bench import Bench, ensure_dense
+from prunegraph.experiment.config import (
+    ApplyConfig,
+    CompareConfig,
+    NetworkConfig,
+    SearchOptions,
+    TrainConfig,
+)
+from prunegraph.experiment.console import Console
+from prunegraph.experiment.folder import RunFolder
+from prunegraph.experiment.setup import Target, load_target, num_cores
+
+RunConfig = TrainConfig | CompareConfig | ApplyConfig
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Workplace:
+    """What a job works with.
+
+    Attributes:
+        benches: the networks.
+        folders: where each network's files go; the first is the run folder.
+        console: where progress goes.
+    """
+
+    benches: Sequence[Bench]
+    folders: Sequence[RunFolder]
+    console: Console
+
+
+def network_configs(config: RunConfig) -> Sequence[NetworkConfig]:
+    """Return the options of each network alone."""
+    return config.network_configs() if isinstance(config, TrainConfig) else [config]
+
+
+def load_targets(config: RunConfig) -> list[Target]:
+    """Load every network of a run, checked to be within reach of the budget."""
+    return [load_target(network, config.budget()) for network in network_configs(config)]
+
+
+def make_workplace(
+    config: RunConfig, targets: Sequence[Target], folders: Sequence[RunFolder], console: Console
+) -> Workplace:
+    """Make the dense networks final, and return what jobs work with."""
+    for network, target, folder in zip(network_configs(config), targets, folders, strict=True):
+        ensure_dense(target, network, folder, console)
+    kl = isinstance(config, SearchOptions) and config.metric == "kl"
+    return Workplace(
+        benches=[
+            Bench(target=target, options=config, seed=config.seed, kl=kl) for target in targets
+        ],
+        folders=folders,
+        console=console,
+    )
+
+
+class Jobs:
+    """Runs jobs: functions of a ``Workplace`` and further arguments.
+
+    One worker, or a single job, runs in this process. Several workers are processes that load
+    networks and images themselves; each gets its share of the threads. They end with this process,
+    however it ends.
+
+    Args:
+        config: the run's options; ``config.workers`` says how many.
+        place: what jobs work with in this process.
+    """
+
+    def __init__(self, config: RunConfig, place: Workplace) -> None:
+        self.place = place
+        self._config = config
+        on_cpu = place.benches[0].target.device.type == "cpu"
+        self.num_workers = config.workers or ((config.threads or num_cores()) if on_cpu else 1)
+        self._executor: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        """Return this; processes start with the first jobs."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """End the processes, at once if an error is on its way."""
+        if self._executor is not None:
+            if error is not None:
+                for process in multiprocessing.active_children():
+                    process.terminate()
+            self._executor.shutdown(cancel_futures=True)
+
+    def run(
+        self, label: str, job: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]
+    ) -> Iterator[tuple[tuple[Any, ...], Result]]:
+        """Yield the arguments and the result of each job, in the order in which they end.
+
+        Args:
+            label: what the jobs are called in the progress.
+            job: a module's function of a ``Workplace`` and further arguments.
+            arguments: these, a tuple for each job.
+
+        Raises:
+            PruneGraphError: a job raised it, or a process was killed.
+        """
+        if not arguments:
+            return
+        if self.num_workers == 1 or len(arguments) == 1:
+            for values in arguments:
+                yield values, job(self.place, *values)
+            return
+        executor = self._start()
+        futures = {executor.submit(_work, job, values): values for values in arguments}
+        with self.place.console.progress(label, len(futures)) as report:
+            try:
+                for number, future in enumerate(as_completed(futures), start=1):
+                    yield futures[future], future.result()
+                    report(number)
+            except BrokenProcessPool as error:
+                msg = (
+                    f"a worker process was killed during {label} (out of memory?): give the same "
+                    "command again to go on, with --workers 1 if memory is short"
+                )
+                raise PruneGraphError(msg) from error
+
+    def _start(self) -> ProcessPoolExecutor:
+        if self._executor is None:
+            threads = max(1, torch.get_num_threads() // self.num_workers)
+            paths = [folder.path for folder in self.place.folders]
+            self._executor = ProcessPoolExecutor(
+                self.num_workers,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_open_workplace,
+                initargs=(self._config, paths, threads),
+            )
+        return self._executor
+
+
+_place: list[Workplace] = []
+"""The workplace of a worker process."""
+
+
+def _open_workplace(config: RunConfig, paths: Sequence[Path], threads: int) -> None:
+    """Start a worker process."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    warnings.simplefilter("ignore")  # as the command line does
+    torch.set_num_threads(threads)
+    console = Console(json_only=config.json, plain=True)
+    targets = load_targets(config)
+    torch.set_num_threads(threads)
+    folders = [RunFolder(path=path) for path in paths]
+    _place.append(make_workplace(config, targets, folders, console))
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent has ended, even if that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    _exit(1)
+
+
+def _work(job: Callable[..., Result], values: tuple[Any, ...]) -> Result:
+    return job(_place[0], *values)
