@@ -1,9 +1,10 @@
 """What a search costs beyond the evaluation of its networks.
 
-Runs a search on a ResNet-20 (128 networks, 16 an update), notes every (mask, image subset) that
-it evaluates, then repeats the same surgery + recalibration + evaluation calls alone, in the same
-process, and prints the ratio of the two wall times. The weights are random and the images are
-noise of CIFAR-10's shape: neither changes what a call costs.
+Runs a search on a ResNet-20 (128 networks, 16 an update) with the options of ``prunegraph train``
+and notes every (mask, image subset) that it evaluates. After each update it repeats the same
+surgery + recalibration + evaluation calls alone, so that both sides see the same load of the
+machine; it prints the ratio of the two wall times. The weights are random and the images are noise
+of CIFAR-10's shape: neither changes what a call costs.
 
     python benchmarks/search_overhead.py [--networks 128] [--threads 2]
 """
@@ -11,20 +12,22 @@ noise of CIFAR-10's shape: neither changes what a call costs.
 import argparse
 import json
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from prunegraph.agent import AgentConfig, train_agent
-from prunegraph.env import ChannelPruningEnv, EnvConfig, PruningTask
+from prunegraph.agent import train_agent
+from prunegraph.env import ChannelPruningEnv, PruningTask
+from prunegraph.experiment.config import SearchOptions
+from prunegraph.experiment.search import agent_config, env_config
 from prunegraph.graph import analyse
 from prunegraph.graph.features import node_features
 from prunegraph.models import build_model
 from prunegraph.pruning import Evaluator
 from prunegraph.pruning.statistics import measure
 from prunegraph.types import Budget, KeepMask, Outcome, SearchSplit, TrainSplit
-
-UPDATE = 16
 
 
 class Noise:
@@ -77,7 +80,9 @@ def main() -> None:
     features = node_features(graph, measure(model, graph, train).arrays)
     evaluator = NotingEvaluator(model, graph, search=search, calibration=train)
     evaluator.calls = []
-    evaluator.evaluate(graph.dense_mask())  # loads the images, warms up
+    alone = Evaluator(model, graph, search=search, calibration=train)
+    for each in (evaluator, alone):
+        each.evaluate(graph.dense_mask())  # loads the images, warms up
     evaluator.calls.clear()
     task = PruningTask(
         name="resnet20",
@@ -86,23 +91,31 @@ def main() -> None:
         evaluator=evaluator,
         budget=Budget(keep_macs=0.5),
     )
-    config = EnvConfig(episodes_per_subset=UPDATE, external_reward=True)
+    search_options = SearchOptions()
+    config = agent_config(search_options, seed=0)
+    environment = env_config(search_options, config, seed=0)
+    num_calls, evaluating = 0, 0.0
+
+    def repeat_alone(_record: Mapping[str, Any]) -> None:
+        nonlocal num_calls, evaluating
+        begin = time.perf_counter()
+        for mask, subset in evaluator.calls:
+            alone.evaluate(mask, subset)
+        evaluating += time.perf_counter() - begin
+        num_calls += len(evaluator.calls)
+        evaluator.calls.clear()
+
     start = time.perf_counter()
     train_agent(
-        [lambda: ChannelPruningEnv(task, config)],
+        [lambda: ChannelPruningEnv(task, environment)],
         [graph],
-        AgentConfig(episodes_per_update=UPDATE),
-        total_networks=options.networks + options.networks // UPDATE,
+        config,
+        total_networks=options.networks + options.networks // config.episodes_per_update,
+        progress=repeat_alone,
     )
-    searching = time.perf_counter() - start
-    alone = Evaluator(model, graph, search=search, calibration=train)
-    alone.evaluate(graph.dense_mask())
-    start = time.perf_counter()
-    for mask, subset in evaluator.calls:
-        alone.evaluate(mask, subset)
-    evaluating = time.perf_counter() - start
+    searching = time.perf_counter() - start - evaluating
     result = {
-        "networks": len(evaluator.calls),
+        "networks": num_calls,
         "threads": options.threads,
         "search_seconds": round(searching, 2),
         "evaluation_seconds": round(evaluating, 2),

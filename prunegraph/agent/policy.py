@@ -1,7 +1,7 @@
 """The policy that stable-baselines3 trains: from padded observations to masked keep bits."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -115,7 +115,9 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         Args:
             obs: the batch.
             noise: ``[B, G_max]`` added to the scores of each row's groups before the threshold is
-                solved, so that a row explores another allocation of the same budget.
+                solved, so that a row explores another allocation of the same budget. With
+                ``[k B, G_max]`` the distribution has k rows for each observation, one after the
+                other.
         """
         batch = self._deduplicate(obs)
         context = obs["context"].float()
@@ -124,15 +126,22 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         graph_of = torch.tensor(batch.graph_of, device=self.device)
         values = self.network.values(data, embeddings, graph_of, context)
         scores = self._scores(batch, data, embeddings, context)  # [V, N_max]
+        mask = (obs["action_mask"] > 0.5) & (obs["node_mask"] > 0.5)
         if noise is not None:
+            copies = len(noise) // len(values)
+            batch = _Batch(
+                batch.graphs,
+                [graph for graph in batch.graph_of for _ in range(copies)],
+                list(range(len(noise))),
+                [variant for variant in batch.variant_of for _ in range(copies)],
+            )
             scores = scores[batch.variant_of] + self._spread(batch, noise, scores.shape[1])
-            rows = list(range(len(noise)))
-            batch = _Batch(batch.graphs, batch.graph_of, rows, rows)  # each row its own variant
+            batch = replace(batch, variant_of=batch.variants)  # each row its own variant
+            context, mask = (x.repeat_interleave(copies, dim=0) for x in (context, mask))
         threshold = self._thresholds(batch, scores, context)  # [V]
         if self.constraint == "bias":
             threshold = self._follow_scores(batch, scores, threshold)
         logits = (scores - threshold[:, None]) / self.temperature
-        mask = (obs["action_mask"] > 0.5) & (obs["node_mask"] > 0.5)
         distribution = MaskedBernoulli().proba_distribution(logits[batch.variant_of], mask)
         return Decision(distribution, values)
 
@@ -204,9 +213,9 @@ class ChannelPruningPolicy(ActorCriticPolicy):
     @torch.no_grad()
     def _thresholds(self, batch: _Batch, scores: Tensor, context: Tensor) -> Tensor:
         """Return thresholds ``[V]``; variants of one topology are solved together."""
-        limits = self._limits(batch, context)
-        result = np.zeros(len(batch.variants))
         ids = np.array([batch.graphs[batch.graph_of[row]][0] for row in batch.variants])
+        limits = self.limits(ids.tolist(), context[batch.variants])
+        result = np.zeros(len(batch.variants))
         for graph_id in np.unique(ids):
             graph = self.topologies[int(graph_id)].graph
             members = np.flatnonzero(ids == graph_id)
@@ -224,19 +233,24 @@ class ChannelPruningPolicy(ActorCriticPolicy):
             )
         return torch.from_numpy(result).to(scores)
 
-    def _limits(self, batch: _Batch, context: Tensor) -> Float64Array:
-        """Return the most MACs and params that may remain ``[V, 2]``."""
+    def limits(self, ids: Sequence[int], context: Tensor) -> Float64Array:
+        """Return the most MACs and params ``[B, 2]`` that may remain of networks ``ids`` ``[B]``.
+
+        Args:
+            ids: graph ids.
+            context: ``[B, K]``.
+        """
         names = self.network_config.context_names
-        limits = np.full((len(batch.variants), 2), np.inf)
+        limits = np.full((len(ids), 2), np.inf)
         rows = context.cpu().double().numpy()
-        for position, row in enumerate(batch.variants):
-            dense = self.topologies[batch.graphs[batch.graph_of[row]][0]].graph.dense_cost
+        for position, (graph_id, row) in enumerate(zip(ids, rows, strict=True)):
+            dense = self.topologies[graph_id].graph.dense_cost
             for column, name, whole in (
                 (0, "keep_macs", dense.macs),
                 (1, "keep_params", dense.params),
             ):
                 if name in names:
-                    limits[position, column] = rows[row, names.index(name)] * whole
+                    limits[position, column] = row[names.index(name)] * whole
         return limits
 
     def forward(  # type: ignore[override]  # observations are dictionaries
@@ -260,6 +274,13 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         noise = self.group_noise * torch.stack(rows).to(self.device)
         self.noises.append(noise)
         return noise
+
+    def antithetic_noise(self, num_rows: int, generator: torch.Generator) -> Tensor:
+        """Return noise ``[B, G_max]`` of this update's deviation, in pairs of opposite signs."""
+        num_groups = max(len(topology.graph.groups) for topology in self.topologies.values())
+        half = torch.randn((num_rows + 1) // 2, num_groups, generator=generator)
+        pairs = torch.stack([half, -half], dim=1).flatten(0, 1)[:num_rows]
+        return self.group_noise * pairs.to(self.device)
 
     def evaluate_actions(  # type: ignore[override]
         self, obs: Mapping[str, Tensor], actions: Tensor

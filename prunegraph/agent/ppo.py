@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -12,12 +12,21 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
+from prunegraph.agent.outcome_model import OutcomeModel
 from prunegraph.agent.policy import ChannelPruningPolicy, Decision
+from prunegraph.agent.topology import expected_cost_ratio
 from prunegraph.agent.vec_env import SelfCompetitionVecEnv
 from prunegraph.errors import ConfigError
-from prunegraph.types import BoolArray, Budget, FloatArray
+from prunegraph.rewards import unpack_bits
+from prunegraph.types import BoolArray, Budget, Float64Array, FloatArray
 
 Clip = Literal["bit", "joint"]
+
+IMAGINED_BITS = 200_000
+"""Bits of all imagined episodes of a step together: fewer episodes for larger networks."""
+
+LEAST_IMAGINED, MOST_IMAGINED = 32, 384
+"""Imagined episodes a step for each network and budget."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +54,17 @@ class PPOConfig:
             each group at the start of training: independent bits hardly move the widths of groups,
             so the allocation is explored by this. 0 = none; none with ``"lagrangian"`` either.
         group_noise_end: and at its end; geometric in between.
-        group_noise_rate: step of the groups' offsets along ``deviation * mean(A noise)``, the
-            evolution strategies' estimate, in an update.
+        group_noise_rate: step of the groups' offsets along ``mean(A noise)``, the evolution
+            strategies' estimate, in an update.
+        imagined_steps: steps on imagined episodes after each update, each on fresh ones: masks that
+            an ``OutcomeModel`` of all episodes so far foretells. Needs one-step episodes whose
+            observation a network and a budget fix; 0 = none.
+        imagined_learning_rate: Adam's step size in such a step.
+        imagined_rate: step of the groups' offsets in it.
+        imagined_channel_rate: step of the channels' offsets in it.
+        imagined_decay: share by which it shrinks the channels' offsets: what is foretold of a
+            single channel is weak evidence, and must not end the exploration.
+        caution: deviations of its own error by which a prediction is lowered.
     """
 
     learning_rate: float = 3e-3
@@ -65,6 +83,12 @@ class PPOConfig:
     group_noise_start: float = 0.4
     group_noise_end: float = 0.12
     group_noise_rate: float = 0.5
+    imagined_steps: int = 0
+    imagined_learning_rate: float = 3e-4
+    imagined_rate: float = 0.15
+    imagined_channel_rate: float = 0.05
+    imagined_decay: float = 0.02
+    caution: float = 0.5
 
     def __post_init__(self) -> None:
         if min(self.temperature_start, self.temperature_end) <= 0:
@@ -111,6 +135,7 @@ class ChannelPPO(PPO):
         num_rollouts: updates begun, this one included.
         max_networks: no update begins that could run more pruned networks than this.
         history: one record an update.
+        outcomes: graph id -> model of what its masks reach, if episodes are imagined.
         listeners: called with the model after each update: between two updates, which is where
             stable-baselines3 has no callback.
     """
@@ -132,6 +157,7 @@ class ChannelPPO(PPO):
         self.num_rollouts = 0
         self.max_networks: int | None = None
         self.history: list[dict[str, Any]] = []
+        self.outcomes: dict[int, OutcomeModel] = {}
         self.listeners: list[Callable[[ChannelPPO], None]] = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -214,6 +240,7 @@ class ChannelPPO(PPO):
         observations, actions, returns, values = self._rollout()
         advantages = returns - values if self.config.use_critic else returns
         advantages = standardise(advantages, self._cells(observations))
+        ids = observations["graph_id"].reshape(-1).long()
         noise = torch.cat(self.policy.noises) if self.policy.noises else None  # [B, G_max]
         old_bits: Tensor | None = None
         for _ in range(self.config.epochs):
@@ -224,33 +251,45 @@ class ChannelPPO(PPO):
             limit = self.config.target_kl
             if limit is not None and logs["approx_kl"] > 1.5 * limit:
                 break
-            self.policy.optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.policy.network.parameters(), self.config.max_grad_norm)
-            self.policy.optimizer.step()
+            self._descend(loss, self.config.learning_rate)
             if self.config.learning_rate:  # a policy that does not learn only samples
-                self._move_offsets(observations, decision)
+                rates = (self.config.offset_rate, self.config.group_offset_rate)
+                self._move_offsets(ids, decision, *(rate / self.config.epochs for rate in rates))
             self._n_updates += 1
-        if noise is not None and self.config.learning_rate:
-            self._follow_noise(observations, advantages, noise)
+        if self.config.learning_rate:
+            if noise is not None:
+                self._follow_noise(ids, advantages, noise, self.config.group_noise_rate)
+            if self.config.imagined_steps:
+                self._remember(observations, ids)
+                self._imagine(observations)
         self._log(logs, decision, actions)
         for listener in self.listeners:
             listener(self)
 
+    def _descend(self, loss: Tensor, learning_rate: float) -> None:
+        """Step the policy network; the offsets keep their gradients."""
+        for group in self.policy.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.policy.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.policy.network.parameters(), self.config.max_grad_norm)
+        self.policy.optimizer.step()
+
     @torch.no_grad()
-    def _move_offsets(self, observations: dict[str, Tensor], decision: Decision) -> None:
-        """Make one epoch's share of the instance offsets' step."""
-        distribution, epochs = decision.distribution, self.config.epochs
+    def _move_offsets(
+        self, ids: Tensor, decision: Decision, rate: float, group_rate: float
+    ) -> None:
+        """Step the instance offsets of the networks ``ids`` ``[B]`` along their gradients."""
+        distribution = decision.distribution
         probabilities = torch.where(distribution.mask, distribution.probabilities(), 1.0)
-        ids = observations["graph_id"].reshape(-1).long()
         for graph_id in ids.unique().tolist():
             rows = ids == graph_id
             size = self.policy.topologies[graph_id].num_channels
             self.policy.offsets.ascend(
                 graph_id,
                 probabilities[rows, :size].mean(dim=0),
-                rate=self.config.offset_rate / epochs,
-                group_rate=self.config.group_offset_rate / epochs,
+                rate=rate,
+                group_rate=group_rate,
                 scale=float(distribution.num_free()[rows].float().mean())
                 * self.policy.temperature
                 * len(ids)
@@ -258,16 +297,95 @@ class ChannelPPO(PPO):
             )
 
     @torch.no_grad()
-    def _follow_noise(
-        self, observations: dict[str, Tensor], advantages: Tensor, noise: Tensor
-    ) -> None:
+    def _follow_noise(self, ids: Tensor, advantages: Tensor, noise: Tensor, rate: float) -> None:
         """Move the groups' offsets along the noise that paid (evolution strategies)."""
-        ids = observations["graph_id"].reshape(-1).long()
         for graph_id in ids.unique().tolist():
             rows = ids == graph_id
             groups = self.policy.offsets.groups[str(graph_id)]
             step = (advantages[rows, None] * noise[rows, : len(groups)]).mean(dim=0)
-            groups += self.config.group_noise_rate * step
+            groups += rate * step
+
+    def _remember(self, observations: dict[str, Tensor], ids: Tensor) -> None:
+        """Teach the outcome models this update's episodes."""
+        competition = cast(SelfCompetitionVecEnv, self.env).competition
+        if len(competition.pending) != len(ids):
+            msg = (
+                f"imagined_steps={self.config.imagined_steps} needs episodes of one step: "
+                "set it to 0 for episodes that go group by group"
+            )
+            raise ConfigError(msg)
+        for row, episode in enumerate(competition.pending):
+            model = self.outcome_model(int(ids[row]), observations["node_features"][row])
+            bits = unpack_bits(episode.bits, model.num_channels)
+            model.add(bits, episode.metric(competition.config.metric), self.num_rollouts)
+        for graph_id in ids.unique().tolist():
+            self.outcomes[graph_id].fit()
+
+    def _imagine(self, observations: dict[str, Tensor]) -> None:
+        """Train on episodes that the outcome models foretell, on fresh ones at each step."""
+        cells = self._cells(observations)
+        first = [int(torch.nonzero(cells == cell)[0]) for cell in cells.unique()]
+        rows = {name: value[first] for name, value in observations.items()}
+        copies = min(
+            max(IMAGINED_BITS // rows["action_mask"].numel(), LEAST_IMAGINED), MOST_IMAGINED
+        )
+        ids = rows["graph_id"].reshape(-1).long().repeat_interleave(copies)
+        cells = cells[first].repeat_interleave(copies)
+        context = rows["context"].repeat_interleave(copies, dim=0)
+        limits = self.policy.limits(ids.tolist(), context)
+        generator = torch.Generator().manual_seed(update_seed(self.run_seed, self.num_rollouts) ^ 2)
+        for _ in range(self.config.imagined_steps):
+            noise = self.policy.antithetic_noise(len(ids), generator)
+            decision = self.policy.decide(rows, noise)
+            bits = decision.distribution.sample(generator)
+            metrics = self._foretell(ids, bits)
+            costs = self._cost_ratios(ids, bits, limits)
+            advantages = standardise(without_cost(metrics, costs, cells), cells)
+            log_prob = decision.distribution.log_prob_bits(bits)
+            weights = advantages[:, None] / decision.distribution.num_free()[:, None] / len(ids)
+            self._descend(-(weights * log_prob).sum(), self.config.imagined_learning_rate)
+            self.policy.offsets.shrink(ids.unique().tolist(), self.config.imagined_decay)
+            self._move_offsets(ids, decision, self.config.imagined_channel_rate, 0.0)
+            self._follow_noise(ids, advantages, noise, self.config.imagined_rate)
+
+    @torch.no_grad()
+    def _foretell(self, ids: Tensor, bits: Tensor) -> Tensor:
+        """Return the cautious prediction ``[B]`` of what masks ``[B, N_max]`` reach."""
+        result = torch.zeros(len(ids))
+        for graph_id in ids.unique().tolist():
+            rows = ids == graph_id
+            model = self.outcomes[graph_id]
+            mean, deviation = model.predict(bits[rows, : model.num_channels].cpu())
+            result[rows] = (mean - self.config.caution * deviation).float()
+        return result.to(self.device)
+
+    def _cost_ratios(self, ids: Tensor, bits: Tensor, limits: Float64Array) -> Tensor:
+        """Return the costs ``[B]`` of masks ``[B, N_max]`` over what may remain ``[B, 2]``."""
+        ratios = torch.zeros(len(ids), dtype=torch.float64)
+        for graph_id in ids.unique().tolist():
+            rows = ids == graph_id
+            graph = self.policy.topologies[graph_id].graph
+            keep = bits[rows, : graph.num_classes].cpu().double().numpy()
+            ratios[rows] = torch.from_numpy(
+                expected_cost_ratio(graph, keep, limits[rows.cpu().numpy()])
+            )
+        return ratios.to(bits)
+
+    def outcome_model(self, graph_id: int, features: Tensor) -> OutcomeModel:
+        """Return the outcome model of a network, made from an observation's node features."""
+        if graph_id not in self.outcomes:
+            topology = self.policy.topologies[graph_id]
+            num_features = len(self.policy.network_config.feature_names)
+            matrix = features.reshape(-1, num_features)[: topology.num_channels]
+            prior = self.policy.network.prior(matrix.cpu())
+            self.outcomes[graph_id] = OutcomeModel(topology.graph, prior.double().exp().numpy())
+        return self.outcomes[graph_id]
+
+    def restore_outcomes(self, graph_id: int, state: Mapping[str, Any]) -> None:
+        """Set a network's outcome model to what its ``state_dict`` returned."""
+        model = OutcomeModel(self.policy.topologies[graph_id].graph, np.array(state["importance"]))
+        model.load_state_dict(state)
+        self.outcomes[graph_id] = model
 
     def _rollout(self) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
         """Return observations, actions, returns and values of the rollout, step by step.
@@ -375,6 +493,21 @@ def standardise(advantages: Tensor, cells: Tensor) -> Tensor:
         if int(members.sum()) > 1:
             centred[members] -= centred[members].mean()
     return centred / (centred.std(correction=0) + 1e-8)
+
+
+def without_cost(metrics: Tensor, costs: Tensor, cells: Tensor) -> Tensor:
+    """Return metrics ``[B]`` less what the masks' costs ``[B]`` explain in each cell ``[B]``.
+
+    Sampled bits miss the budget by chance. The environment repairs masks before it measures them;
+    imagined ones are taken as they are, and must not look good because they keep more.
+    """
+    residuals = metrics.clone()
+    for cell in cells.unique():
+        members = cells == cell
+        excess = costs[members] - costs[members].mean()
+        slope = (excess @ metrics[members]) / (excess @ excess + 1e-6 * len(excess))
+        residuals[members] -= slope * excess
+    return residuals
 
 
 def equal_share(actions: Tensor) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from prunegraph.agent.callbacks import CheckpointListener, Progress, ProgressListener
@@ -114,7 +114,7 @@ def train_agent(
             _start_from(model, initial)
         if checkpoint is not None and checkpoint.exists():
             load_checkpoint(checkpoint, model)
-        model.set_logger(configure(*_logger_options(tensorboard)))
+        model.set_logger(_logger(tensorboard))
         model.max_networks = total_networks
         if checkpoint is not None:
             model.listeners.append(CheckpointListener(checkpoint))
@@ -182,8 +182,11 @@ def _start_from(model: ChannelPPO, initial: TrainedPolicy) -> None:
     model.policy.network.load_state_dict(initial.network.state_dict())
 
 
-def _logger_options(tensorboard: Path | None) -> tuple[str | None, list[str]]:
-    return (None, []) if tensorboard is None else (str(tensorboard), ["tensorboard"])
+def _logger(tensorboard: Path | None) -> Logger:
+    """Return where learning curves go; ``configure`` would leave a temporary folder behind."""
+    if tensorboard is None:
+        return Logger(folder=None, output_formats=[])
+    return Logger(str(tensorboard), [TensorBoardOutputFormat(str(tensorboard))])
 
 
 def _result(model: ChannelPPO, config: AgentConfig) -> TrainingResult:

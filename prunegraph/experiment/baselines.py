@@ -45,7 +45,7 @@ def heuristics() -> tuple[str, ...]:
 
 def method_names() -> tuple[str, ...]:
     """Return every name that ``compare --methods`` takes."""
-    return ("all", *PRUNERS, SAMPLER)
+    return ("all", "heuristics", *PRUNERS, SAMPLER)
 
 
 def check_methods(names: Sequence[str]) -> None:

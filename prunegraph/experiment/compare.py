@@ -120,9 +120,9 @@ def seeds_of(config: CompareConfig) -> list[int]:
 
 def _wanted(config: CompareConfig) -> tuple[str, ...]:
     """Return the baselines of stage 1."""
-    if "all" in config.methods:
-        return (*heuristics(), *SEARCHES, SAMPLER)
-    return config.methods
+    groups = {"heuristics": heuristics(), "all": (*heuristics(), *SEARCHES, SAMPLER)}
+    names = [name for method in config.methods for name in groups.get(method, (method,))]
+    return tuple(dict.fromkeys(names))
 
 
 def _stage_one(config: CompareConfig, jobs: Jobs) -> Outcome:

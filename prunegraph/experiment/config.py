@@ -148,11 +148,14 @@ class SearchOptions:
         constraint: how the agent meets the budget.
         self_competition: what a pruned network competes with: best, ema, rank or greedy; the
             comparators accuracy, lagrangian and wall do not compete.
-        metric: what is compared; kl (to the dense network) for weights that have seen the search
-            images.
+        metric: what is compared: accuracy_loss takes a quarter of the loss off the accuracy; kl (to
+            the dense network) is for weights that have seen the search images.
         granularity: decide on the whole network in one step, or group by group.
         update_size: networks an update of the policy.
         learning_rate: step size of the policy.
+        imagined_steps: steps of the policy after each update on masks that were not run but
+            foretold from all that were; 0 = learn from run networks alone. None are made with
+            granularity group or constraint lagrangian.
     """
 
     networks: int = 400
@@ -160,13 +163,15 @@ class SearchOptions:
     budgets: tuple[float, ...] = ()
     constraint: Constraint = RewardConfig.constraint
     self_competition: SelfCompetitionForm = RewardConfig.self_competition
-    metric: Metric = RewardConfig.metric
+    metric: Metric = "accuracy_loss"
     granularity: Literal["network", "group"] = "network"
     update_size: int = AgentConfig.episodes_per_update
     learning_rate: float = PPOConfig.learning_rate
+    imagined_steps: int = 20
 
     def check(self) -> None:
         """Raise ConfigError for a value out of range."""
+        check_at_least("imagined_steps", self.imagined_steps, 0)
         check_at_least("update_size", self.update_size, 2)
         check_at_least("networks", self.networks, self.update_size)
         check_at_least("subset", self.subset, 1)
@@ -274,7 +279,7 @@ class CompareConfig(SearchOptions, PruningOptions, NetworkConfig):
     search split, with every seed.
 
     Attributes:
-        methods: all, or names of rows (see docs/design.md).
+        methods: all; heuristics (those that need no search); or names of baselines.
         seeds: search and fine-tuning seeds.
         out: run folder; default: runs/compare-ARCH-DATASET-KEEP. The same command resumes.
     """

@@ -173,8 +173,11 @@ def agent_config(options: SearchOptions, seed: int) -> AgentConfig:
         constraint=options.constraint,
         floor=SEARCH_FLOOR,
     )
+    one_step = options.granularity == "network" and options.constraint == "bias"
     return AgentConfig(
-        ppo=PPOConfig(learning_rate=options.learning_rate),
+        ppo=PPOConfig(
+            learning_rate=options.learning_rate, imagined_steps=options.imagined_steps * one_step
+        ),
         reward=reward,
         episodes_per_update=options.update_size,
         per_group=options.granularity == "group",

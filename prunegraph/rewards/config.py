@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from prunegraph.errors import ConfigError
 
 SelfCompetitionForm = Literal["best", "ema", "rank", "greedy", "accuracy", "lagrangian", "wall"]
-Metric = Literal["accuracy", "loss", "kl"]
+Metric = Literal["accuracy", "accuracy_loss", "loss", "kl"]
 Constraint = Literal["bias", "lagrangian"]
 
 
@@ -20,8 +20,10 @@ class RewardConfig:
             mask (``"greedy"``); or no competition: the metric itself (``"accuracy"``), the metric
             minus the multiplier's term (``"lagrangian"``), the metric under AMC's action wall
             (``"wall"``).
-        metric: what is compared: ``"accuracy"``, ``"loss"`` (minus the cross-entropy) or ``"kl"``
-            (minus the divergence from the dense network).
+        metric: what is compared: ``"accuracy"``; ``"accuracy_loss"`` (a quarter of the
+            cross-entropy taken off: accuracy is what is wanted, and the loss tells apart what few
+            images cannot); ``"loss"`` (minus the cross-entropy) or ``"kl"`` (minus the divergence
+            from the dense network).
         constraint: ``"lagrangian"`` takes ``multiplier * overshoot`` off every reward; ``"bias"``
             leaves the budget to the policy's threshold and the repair.
         gain: rewards of a metric difference are ``clip(gain * difference)``.

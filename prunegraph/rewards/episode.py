@@ -16,6 +16,9 @@ COST_TOLERANCE = 1.05
 METRIC_FLOOR = -10.0
 """The least metric: a network whose loss overflows counts as this bad."""
 
+LOSS_WEIGHT = 0.25
+"""Accuracy that a nat of cross-entropy is worth in ``"accuracy_loss"``."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Episode:
@@ -64,6 +67,9 @@ class Episode:
         """
         if name == "accuracy":
             return self.accuracy
+        if name == "accuracy_loss":
+            loss = self.loss if math.isfinite(self.loss) else math.inf
+            return max(METRIC_FLOOR, self.accuracy - LOSS_WEIGHT * loss)
         value = self.loss if name == "loss" else self.kl
         if value is None:
             msg = f"metric='kl' was not measured for {self.cell}: build its Evaluator with kl=True"

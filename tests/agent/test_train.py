@@ -211,9 +211,12 @@ def test_a_group_at_a_time(toy_config: MakeConfig, real_factories: MakeEnvs) -> 
         )
 
 
+@pytest.mark.parametrize("imagined_steps", [0, 3])
 def test_a_checkpointed_training_goes_on_where_it_was(
-    toy_config: MakeConfig, real_factories: MakeEnvs, tmp_path: Path
+    toy_config: MakeConfig, real_factories: MakeEnvs, tmp_path: Path, imagined_steps: int
 ) -> None:
+    ppo = PPOConfig(imagined_steps=imagined_steps)
+
     def run(checkpoint: Path, stop_after: int | None = None) -> TrainingResult:
         def stop(record: dict[str, Any]) -> None:
             if record["update"] == stop_after:
@@ -222,7 +225,7 @@ def test_a_checkpointed_training_goes_on_where_it_was(
         return train_agent(
             real_factories(0),
             GRAPHS[:1],
-            tiny(toy_config),
+            tiny(toy_config, ppo=ppo),
             total_networks=36,
             checkpoint=checkpoint,
             progress=stop,
@@ -240,6 +243,31 @@ def test_a_checkpointed_training_goes_on_where_it_was(
         assert torch.equal(resumed.policy.network.state_dict()[name], value), name
     finished = run(tmp_path / "cut.safetensors")
     assert finished.history == whole.history
+
+
+def test_imagined_episodes_teach_more_of_as_many_networks(
+    toy_config: MakeConfig, real_factories: MakeEnvs
+) -> None:
+    """The mean accuracy of the last update's episodes, after 12 updates of 8."""
+    last = []
+    for steps in (0, 20):
+        result = train_agent(
+            real_factories(0, 2),
+            (GRAPHS[0], GRAPHS[2]),
+            tiny(toy_config, ppo=PPOConfig(imagined_steps=steps)),
+            total_networks=120,
+        )
+        assert result.networks_evaluated == 120
+        last.append(result.history[-1]["accuracy"])
+    assert last[1] > last[0] + 0.1
+
+
+def test_episodes_of_several_steps_cannot_be_imagined(
+    toy_config: MakeConfig, real_factories: MakeEnvs
+) -> None:
+    config = tiny(toy_config, per_group=True, ppo=PPOConfig(imagined_steps=2))
+    with pytest.raises(ConfigError, match="imagined_steps=2 needs episodes of one step"):
+        train_agent(real_factories(0, per_group=True), GRAPHS[:1], config, total_networks=20)
 
 
 def test_training_starts_from_a_policy(

@@ -10,7 +10,7 @@ from prunegraph.rewards import FORMS, RewardConfig
     ("options", "message"),
     [
         ({"self_competition": "amc"}, "best, ema, rank, greedy, accuracy, lagrangian, wall"),
-        ({"metric": "top5"}, "accuracy, loss, kl"),
+        ({"metric": "top5"}, "accuracy, accuracy_loss, loss, kl"),
         ({"constraint": "none"}, "bias, lagrangian"),
         ({"quantile": 1.5}, "quantile=1.5"),
         ({"ema_decay": -0.1}, "ema_decay"),
