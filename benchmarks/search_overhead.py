@@ -22,6 +22,7 @@ from prunegraph.agent import train_agent
 from prunegraph.env import ChannelPruningEnv, PruningTask
 from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.search import agent_config, env_config
+from prunegraph.experiment.setup import keep_freed_memory
 from prunegraph.graph import analyse
 from prunegraph.graph.features import node_features
 from prunegraph.models import build_model
@@ -70,6 +71,7 @@ def main() -> None:
     parser.add_argument("--networks", type=int, default=128)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
+    keep_freed_memory()  # as the command line does
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     source = Noise(7000)

@@ -1,6 +1,6 @@
 """What a search learns of one network alone, beside what its policy network learns of all."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -64,9 +64,3 @@ class InstanceOffsets(nn.Module):
             channels -= rate * scale * channels.grad
             groups -= group_rate * scale * groups.grad / (variance + 1e-6).sqrt()
         channels.grad = groups.grad = None
-
-    @torch.no_grad()
-    def shrink(self, graph_ids: Sequence[int], share: float) -> None:
-        """Take a share in [0, 1] off the channels' offsets of some networks."""
-        for graph_id in graph_ids:
-            self.channels[str(graph_id)].mul_(1.0 - share)

@@ -109,7 +109,17 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         self.action_dist = MaskedBernoulli()
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=lr_schedule(1), eps=1e-8)
 
-    def decide(self, obs: Mapping[str, Tensor], noise: Tensor | None = None) -> Decision:
+    def embed(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """Return the channels' embeddings ``[N, H]`` of the distinct graphs of a batch."""
+        data = join([graph for _, graph in self._deduplicate(obs).graphs]).to(self.device)
+        return self.network.encode(data)
+
+    def decide(
+        self,
+        obs: Mapping[str, Tensor],
+        noise: Tensor | None = None,
+        embeddings: Tensor | None = None,
+    ) -> Decision:
         """Return distribution and values for a batch of observations.
 
         Args:
@@ -118,11 +128,13 @@ class ChannelPruningPolicy(ActorCriticPolicy):
                 solved, so that a row explores another allocation of the same budget. With
                 ``[k B, G_max]`` the distribution has k rows for each observation, one after the
                 other.
+            embeddings: what ``embed`` returned for the same batch; None = encode it.
         """
         batch = self._deduplicate(obs)
         context = obs["context"].float()
         data = join([graph for _, graph in batch.graphs]).to(self.device)
-        embeddings = self.network.encode(data)  # [N, H]
+        if embeddings is None:
+            embeddings = self.network.encode(data)  # [N, H]
         graph_of = torch.tensor(batch.graph_of, device=self.device)
         values = self.network.values(data, embeddings, graph_of, context)
         scores = self._scores(batch, data, embeddings, context)  # [V, N_max]

@@ -60,10 +60,7 @@ class PPOConfig:
             an ``OutcomeModel`` of all episodes so far foretells. Needs one-step episodes whose
             observation a network and a budget fix; 0 = none.
         imagined_learning_rate: Adam's step size in such a step.
-        imagined_rate: step of the groups' offsets in it.
-        imagined_channel_rate: step of the channels' offsets in it.
-        imagined_decay: share by which it shrinks the channels' offsets: what is foretold of a
-            single channel is weak evidence, and must not end the exploration.
+        imagined_rate: step of the offsets of channels and groups in it.
         caution: deviations of its own error by which a prediction is lowered.
     """
 
@@ -80,14 +77,12 @@ class PPOConfig:
     temperature_end: float = 0.11
     offset_rate: float = 0.3
     group_offset_rate: float = 0.15
-    group_noise_start: float = 0.4
+    group_noise_start: float = 0.25
     group_noise_end: float = 0.12
     group_noise_rate: float = 0.5
     imagined_steps: int = 0
     imagined_learning_rate: float = 3e-4
     imagined_rate: float = 0.15
-    imagined_channel_rate: float = 0.05
-    imagined_decay: float = 0.02
     caution: float = 0.5
 
     def __post_init__(self) -> None:
@@ -322,7 +317,10 @@ class ChannelPPO(PPO):
             self.outcomes[graph_id].fit()
 
     def _imagine(self, observations: dict[str, Tensor]) -> None:
-        """Train on episodes that the outcome models foretell, on fresh ones at each step."""
+        """Train on episodes that the outcome models foretell, on fresh ones at each step.
+
+        The heads and the offsets learn; the encoder, most of the work, learns from run episodes.
+        """
         cells = self._cells(observations)
         first = [int(torch.nonzero(cells == cell)[0]) for cell in cells.unique()]
         rows = {name: value[first] for name, value in observations.items()}
@@ -334,9 +332,11 @@ class ChannelPPO(PPO):
         context = rows["context"].repeat_interleave(copies, dim=0)
         limits = self.policy.limits(ids.tolist(), context)
         generator = torch.Generator().manual_seed(update_seed(self.run_seed, self.num_rollouts) ^ 2)
+        with torch.no_grad():
+            embeddings = self.policy.embed(rows)
         for _ in range(self.config.imagined_steps):
             noise = self.policy.antithetic_noise(len(ids), generator)
-            decision = self.policy.decide(rows, noise)
+            decision = self.policy.decide(rows, noise, embeddings)
             bits = decision.distribution.sample(generator)
             metrics = self._foretell(ids, bits)
             costs = self._cost_ratios(ids, bits, limits)
@@ -344,8 +344,7 @@ class ChannelPPO(PPO):
             log_prob = decision.distribution.log_prob_bits(bits)
             weights = advantages[:, None] / decision.distribution.num_free()[:, None] / len(ids)
             self._descend(-(weights * log_prob).sum(), self.config.imagined_learning_rate)
-            self.policy.offsets.shrink(ids.unique().tolist(), self.config.imagined_decay)
-            self._move_offsets(ids, decision, self.config.imagined_channel_rate, 0.0)
+            self._move_offsets(ids, decision, self.config.imagined_rate, 0.0)
             self._follow_noise(ids, advantages, noise, self.config.imagined_rate)
 
     @torch.no_grad()

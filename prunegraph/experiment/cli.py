@@ -38,7 +38,7 @@ from prunegraph.experiment.export import run_export
 from prunegraph.experiment.inspect import run_inspect
 from prunegraph.experiment.options import from_dict, read_yaml, suggest
 from prunegraph.experiment.pretrain import run_pretrain
-from prunegraph.experiment.setup import num_cores
+from prunegraph.experiment.setup import keep_freed_memory, num_cores
 from prunegraph.experiment.train import run_train
 from prunegraph.experiment.verify import run_verify
 
@@ -125,6 +125,7 @@ def _dispatch(words: list[str]) -> None:
     config = parse(command.config, words[1:])
     if config is None:
         return
+    keep_freed_memory()
     torch.set_num_threads(config.threads or num_cores())
     console = Console(json_only=config.json)
     console.result(command.run(config, console))

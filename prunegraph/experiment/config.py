@@ -163,7 +163,7 @@ class SearchOptions:
     budgets: tuple[float, ...] = ()
     constraint: Constraint = RewardConfig.constraint
     self_competition: SelfCompetitionForm = RewardConfig.self_competition
-    metric: Metric = "accuracy_loss"
+    metric: Metric = RewardConfig.metric
     granularity: Literal["network", "group"] = "network"
     update_size: int = AgentConfig.episodes_per_update
     learning_rate: float = PPOConfig.learning_rate

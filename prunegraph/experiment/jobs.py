@@ -30,7 +30,12 @@ from prunegraph.experiment.config import (
 )
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
-from prunegraph.experiment.setup import Target, load_target, num_cores
+from prunegraph.experiment.setup import (
+    Target,
+    keep_freed_memory,
+    load_target,
+    num_cores,
+)
 
 RunConfig = TrainConfig | CompareConfig | ApplyConfig
 
@@ -169,6 +174,7 @@ def _open_workplace(config: RunConfig, paths: Sequence[Path], threads: int) -> N
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     warnings.simplefilter("ignore")  # as the command line does
+    keep_freed_memory()
     torch.set_num_threads(threads)
     console = Console(json_only=config.json, plain=True)
     targets = load_targets(config)
