@@ -1,7 +1,8 @@
 """The agent: graph encoder, policy over keep bits, constrained PPO, saving."""
 
 from prunegraph.agent.network import CONTEXT_NAMES, NetworkConfig, PruningNetwork
-from prunegraph.agent.ppo import ChannelPPO, PPOConfig
+from prunegraph.agent.ppo import ChannelPPO
+from prunegraph.agent.ppo_config import PPOConfig
 from prunegraph.agent.saving import TrainedPolicy, load_policy, save_policy
 from prunegraph.agent.topology import Topology
 from prunegraph.agent.train import AgentConfig, TrainingResult, train_agent

@@ -72,11 +72,6 @@ class OutcomeModel:
         self.log_scales = torch.tensor([*lengths, *PRIOR_MEANS.values()], dtype=torch.float64)
         self._fitted = False
 
-    @property
-    def num_channels(self) -> int:
-        """N, the number of bits of a mask."""
-        return self._graph.num_classes
-
     def __len__(self) -> int:
         """Return the number of episodes."""
         return len(self.metrics)

@@ -1,8 +1,7 @@
 """PPO on a thousand bits that share one reward."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,101 +11,18 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
-from prunegraph.agent.outcome_model import OutcomeModel
+from prunegraph.agent.imagination import Imagination
 from prunegraph.agent.policy import ChannelPruningPolicy, Decision
-from prunegraph.agent.topology import expected_cost_ratio
+from prunegraph.agent.ppo_config import PPOConfig
 from prunegraph.agent.vec_env import SelfCompetitionVecEnv
 from prunegraph.errors import ConfigError
-from prunegraph.rewards import unpack_bits
-from prunegraph.types import BoolArray, Budget, Float64Array, FloatArray
-
-Clip = Literal["bit", "joint"]
+from prunegraph.types import BoolArray, Budget, FloatArray
 
 IMAGINED_BITS = 200_000
 """Bits of all imagined episodes of a step together: fewer episodes for larger networks."""
 
 LEAST_IMAGINED, MOST_IMAGINED = 32, 384
 """Imagined episodes a step for each network and budget."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PPOConfig:
-    """Options of an update.
-
-    Attributes:
-        learning_rate: Adam's step size.
-        epochs: passes over the update's episodes, all in one batch.
-        clip_range: how far a probability ratio may move before its gradient stops.
-        clip: ``"bit"`` clips each bit's ratio, ``"joint"`` the whole action's (the ablation: with
-            1,120 bits a logit change of 0.013 fills the range).
-        target_kl: an epoch that moved further than 1.5 times this, in nats a free bit
-            (``"bit"``) or an action (``"joint"``), is the last; None = no limit.
-        entropy_coefficient: weight of the mean entropy a free bit.
-        value_coefficient: weight of the critic's squared error.
-        use_critic: subtract the critic's value from the return before standardising.
-        max_grad_norm: length to which a longer gradient is cut.
-        temperature_start: temperature of the keep probabilities at the start of training.
-        temperature_end: and at its end; geometric in between.
-        offset_rate: step of the instance offsets of channels in an update, all epochs together; 0
-            leaves all to the policy network.
-        group_offset_rate: likewise of groups.
-        group_noise_start: standard deviation of the noise that every episode adds to the scores of
-            each group at the start of training: independent bits hardly move the widths of groups,
-            so the allocation is explored by this. 0 = none; none with ``"lagrangian"`` either.
-        group_noise_end: and at its end; geometric in between.
-        group_noise_rate: step of the groups' offsets along ``mean(A noise)``, the evolution
-            strategies' estimate, in an update.
-        imagined_steps: steps on imagined episodes after each update, each on fresh ones: masks that
-            an ``OutcomeModel`` of all episodes so far foretells. Needs one-step episodes whose
-            observation a network and a budget fix; 0 = none.
-        imagined_learning_rate: Adam's step size in such a step.
-        imagined_rate: step of the offsets of channels and groups in it.
-        caution: deviations of its own error by which a prediction is lowered.
-    """
-
-    learning_rate: float = 3e-3
-    epochs: int = 4
-    clip_range: float = 0.2
-    clip: Clip = "bit"
-    target_kl: float | None = None
-    entropy_coefficient: float = 0.0
-    value_coefficient: float = 0.5
-    use_critic: bool = False
-    max_grad_norm: float = 0.5
-    temperature_start: float = 0.30
-    temperature_end: float = 0.11
-    offset_rate: float = 0.3
-    group_offset_rate: float = 0.15
-    group_noise_start: float = 0.25
-    group_noise_end: float = 0.12
-    group_noise_rate: float = 0.5
-    imagined_steps: int = 0
-    imagined_learning_rate: float = 3e-4
-    imagined_rate: float = 0.15
-    caution: float = 0.5
-
-    def __post_init__(self) -> None:
-        if min(self.temperature_start, self.temperature_end) <= 0:
-            msg = (
-                f"temperatures {self.temperature_start} and {self.temperature_end} must be above 0"
-            )
-            raise ConfigError(msg)
-        if self.epochs < 1:
-            msg = f"epochs={self.epochs} must be at least 1"
-            raise ConfigError(msg)
-
-    def temperature(self, progress: float) -> float:
-        """Return the temperature at ``progress`` in [0, 1]."""
-        return _geometric(self.temperature_start, self.temperature_end, progress)
-
-    def group_noise(self, progress: float) -> float:
-        """Return the deviation of the groups' noise at ``progress`` in [0, 1]."""
-        return _geometric(self.group_noise_start, self.group_noise_end, progress)
-
-
-def _geometric(start: float, end: float, progress: float) -> float:
-    """Return the geometric interpolation; 0 throughout if the start is 0."""
-    return float(start * (end / start) ** min(max(progress, 0.0), 1.0)) if start else 0.0
 
 
 class ChannelPPO(PPO):
@@ -130,7 +46,7 @@ class ChannelPPO(PPO):
         num_rollouts: updates begun, this one included.
         max_networks: no update begins that could run more pruned networks than this.
         history: one record an update.
-        outcomes: graph id -> model of what its masks reach, if episodes are imagined.
+        imagination: foretells what masks reach, if episodes are imagined.
         listeners: called with the model after each update: between two updates, which is where
             stable-baselines3 has no callback.
     """
@@ -152,7 +68,6 @@ class ChannelPPO(PPO):
         self.num_rollouts = 0
         self.max_networks: int | None = None
         self.history: list[dict[str, Any]] = []
-        self.outcomes: dict[int, OutcomeModel] = {}
         self.listeners: list[Callable[[ChannelPPO], None]] = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -174,6 +89,7 @@ class ChannelPPO(PPO):
                 device=device,
             )
         self.policy.initial_temperature = config.temperature_start
+        self.imagination = Imagination(self.policy.topologies, self.policy.network.prior)
         if isinstance(env, SelfCompetitionVecEnv):
             env.greedy = self.greedy_mask
 
@@ -301,7 +217,7 @@ class ChannelPPO(PPO):
             groups += rate * step
 
     def _remember(self, observations: dict[str, Tensor], ids: Tensor) -> None:
-        """Teach the outcome models this update's episodes."""
+        """Teach the imagination this update's episodes."""
         competition = cast(SelfCompetitionVecEnv, self.env).competition
         if len(competition.pending) != len(ids):
             msg = (
@@ -309,15 +225,17 @@ class ChannelPPO(PPO):
                 "set it to 0 for episodes that go group by group"
             )
             raise ConfigError(msg)
-        for row, episode in enumerate(competition.pending):
-            model = self.outcome_model(int(ids[row]), observations["node_features"][row])
-            bits = unpack_bits(episode.bits, model.num_channels)
-            model.add(bits, episode.metric(competition.config.metric), self.num_rollouts)
-        for graph_id in ids.unique().tolist():
-            self.outcomes[graph_id].fit()
+        num_features = len(self.policy.network_config.feature_names)
+        self.imagination.remember(
+            competition.pending,
+            ids.tolist(),
+            observations["node_features"].reshape(len(ids), -1, num_features),
+            metric=competition.config.metric,
+            update=self.num_rollouts,
+        )
 
     def _imagine(self, observations: dict[str, Tensor]) -> None:
-        """Train on episodes that the outcome models foretell, on fresh ones at each step.
+        """Train on episodes that the imagination foretells, on fresh ones at each step.
 
         The heads and the offsets learn; the encoder, most of the work, learns from run episodes.
         """
@@ -338,53 +256,15 @@ class ChannelPPO(PPO):
             noise = self.policy.antithetic_noise(len(ids), generator)
             decision = self.policy.decide(rows, noise, embeddings)
             bits = decision.distribution.sample(generator)
-            metrics = self._foretell(ids, bits)
-            costs = self._cost_ratios(ids, bits, limits)
-            advantages = standardise(without_cost(metrics, costs, cells), cells)
+            metrics = self.imagination.foretell(
+                ids, bits, limits, cells, caution=self.config.caution
+            )
+            advantages = standardise(metrics, cells)
             log_prob = decision.distribution.log_prob_bits(bits)
             weights = advantages[:, None] / decision.distribution.num_free()[:, None] / len(ids)
             self._descend(-(weights * log_prob).sum(), self.config.imagined_learning_rate)
             self._move_offsets(ids, decision, self.config.imagined_rate, 0.0)
             self._follow_noise(ids, advantages, noise, self.config.imagined_rate)
-
-    @torch.no_grad()
-    def _foretell(self, ids: Tensor, bits: Tensor) -> Tensor:
-        """Return the cautious prediction ``[B]`` of what masks ``[B, N_max]`` reach."""
-        result = torch.zeros(len(ids))
-        for graph_id in ids.unique().tolist():
-            rows = ids == graph_id
-            model = self.outcomes[graph_id]
-            mean, deviation = model.predict(bits[rows, : model.num_channels].cpu())
-            result[rows] = (mean - self.config.caution * deviation).float()
-        return result.to(self.device)
-
-    def _cost_ratios(self, ids: Tensor, bits: Tensor, limits: Float64Array) -> Tensor:
-        """Return the costs ``[B]`` of masks ``[B, N_max]`` over what may remain ``[B, 2]``."""
-        ratios = torch.zeros(len(ids), dtype=torch.float64)
-        for graph_id in ids.unique().tolist():
-            rows = ids == graph_id
-            graph = self.policy.topologies[graph_id].graph
-            keep = bits[rows, : graph.num_classes].cpu().double().numpy()
-            ratios[rows] = torch.from_numpy(
-                expected_cost_ratio(graph, keep, limits[rows.cpu().numpy()])
-            )
-        return ratios.to(bits)
-
-    def outcome_model(self, graph_id: int, features: Tensor) -> OutcomeModel:
-        """Return the outcome model of a network, made from an observation's node features."""
-        if graph_id not in self.outcomes:
-            topology = self.policy.topologies[graph_id]
-            num_features = len(self.policy.network_config.feature_names)
-            matrix = features.reshape(-1, num_features)[: topology.num_channels]
-            prior = self.policy.network.prior(matrix.cpu())
-            self.outcomes[graph_id] = OutcomeModel(topology.graph, prior.double().exp().numpy())
-        return self.outcomes[graph_id]
-
-    def restore_outcomes(self, graph_id: int, state: Mapping[str, Any]) -> None:
-        """Set a network's outcome model to what its ``state_dict`` returned."""
-        model = OutcomeModel(self.policy.topologies[graph_id].graph, np.array(state["importance"]))
-        model.load_state_dict(state)
-        self.outcomes[graph_id] = model
 
     def _rollout(self) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
         """Return observations, actions, returns and values of the rollout, step by step.
@@ -492,21 +372,6 @@ def standardise(advantages: Tensor, cells: Tensor) -> Tensor:
         if int(members.sum()) > 1:
             centred[members] -= centred[members].mean()
     return centred / (centred.std(correction=0) + 1e-8)
-
-
-def without_cost(metrics: Tensor, costs: Tensor, cells: Tensor) -> Tensor:
-    """Return metrics ``[B]`` less what the masks' costs ``[B]`` explain in each cell ``[B]``.
-
-    Sampled bits miss the budget by chance. The environment repairs masks before it measures them;
-    imagined ones are taken as they are, and must not look good because they keep more.
-    """
-    residuals = metrics.clone()
-    for cell in cells.unique():
-        members = cells == cell
-        excess = costs[members] - costs[members].mean()
-        slope = (excess @ metrics[members]) / (excess @ excess + 1e-6 * len(excess))
-        residuals[members] -= slope * excess
-    return residuals
 
 
 def equal_share(actions: Tensor) -> float:

@@ -137,7 +137,7 @@ def save_checkpoint(path: Path | str, model: ChannelPPO) -> None:
         "n_updates": model._n_updates,
         "num_networks": model.num_networks,
         "history": model.history,
-        "outcomes": {str(i): item.state_dict() for i, item in model.outcomes.items()},
+        "imagination": model.imagination.state_dict(),
     }
     if isinstance(model.env, SelfCompetitionVecEnv):
         state["competition"] = model.env.competition.state_dict()
@@ -186,8 +186,7 @@ def _restore(model: ChannelPPO, state: dict[str, Any], tensors: dict[str, Tensor
     model.num_timesteps = state["num_timesteps"]
     model._n_updates = state["n_updates"]
     model.history = state["history"]
-    for graph_id, outcomes in state["outcomes"].items():
-        model.restore_outcomes(int(graph_id), outcomes)
+    model.imagination.load_state_dict(state["imagination"])
     if isinstance(model.env, SelfCompetitionVecEnv):
         model.env.resume(state["competition"], state["num_networks"])
 

@@ -12,7 +12,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from prunegraph.agent.callbacks import CheckpointListener, Progress, ProgressListener
 from prunegraph.agent.network import NetworkConfig
-from prunegraph.agent.ppo import ChannelPPO, PPOConfig
+from prunegraph.agent.ppo import ChannelPPO
+from prunegraph.agent.ppo_config import PPOConfig
 from prunegraph.agent.saving import TrainedPolicy, load_checkpoint
 from prunegraph.agent.topology import Topology
 from prunegraph.agent.vec_env import SelfCompetitionVecEnv

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from prunegraph.agent.offsets import InstanceOffsets
-from prunegraph.agent.ppo import PPOConfig
+from prunegraph.agent.ppo_config import PPOConfig
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.models import build_model
 

@@ -1,0 +1,88 @@
+"""Options of an update."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from prunegraph.errors import ConfigError
+
+Clip = Literal["bit", "joint"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig:
+    """Options of an update.
+
+    Attributes:
+        learning_rate: Adam's step size.
+        epochs: passes over the update's episodes, all in one batch.
+        clip_range: how far a probability ratio may move before its gradient stops.
+        clip: ``"bit"`` clips each bit's ratio, ``"joint"`` the whole action's (the ablation: with
+            1,120 bits a logit change of 0.013 fills the range).
+        target_kl: an epoch that moved further than 1.5 times this, in nats a free bit
+            (``"bit"``) or an action (``"joint"``), is the last; None = no limit.
+        entropy_coefficient: weight of the mean entropy a free bit.
+        value_coefficient: weight of the critic's squared error.
+        use_critic: subtract the critic's value from the return before standardising.
+        max_grad_norm: length to which a longer gradient is cut.
+        temperature_start: temperature of the keep probabilities at the start of training.
+        temperature_end: and at its end; geometric in between.
+        offset_rate: step of the instance offsets of channels in an update, all epochs together; 0
+            leaves all to the policy network.
+        group_offset_rate: likewise of groups.
+        group_noise_start: standard deviation of the noise that every episode adds to the scores of
+            each group at the start of training: independent bits hardly move the widths of groups,
+            so the allocation is explored by this. 0 = none; none with ``"lagrangian"`` either.
+        group_noise_end: and at its end; geometric in between.
+        group_noise_rate: step of the groups' offsets along ``mean(A noise)``, the evolution
+            strategies' estimate, in an update.
+        imagined_steps: steps on imagined episodes after each update, each on fresh ones: masks that
+            a model of all episodes so far foretells (``Imagination``). Needs one-step episodes
+            whose observation a network and a budget fix; 0 = none.
+        imagined_learning_rate: Adam's step size in such a step.
+        imagined_rate: step of the offsets of channels and groups in it.
+        caution: deviations of its own error by which a prediction is lowered.
+    """
+
+    learning_rate: float = 3e-3
+    epochs: int = 4
+    clip_range: float = 0.2
+    clip: Clip = "bit"
+    target_kl: float | None = None
+    entropy_coefficient: float = 0.0
+    value_coefficient: float = 0.5
+    use_critic: bool = False
+    max_grad_norm: float = 0.5
+    temperature_start: float = 0.30
+    temperature_end: float = 0.11
+    offset_rate: float = 0.3
+    group_offset_rate: float = 0.15
+    group_noise_start: float = 0.25
+    group_noise_end: float = 0.12
+    group_noise_rate: float = 0.5
+    imagined_steps: int = 0
+    imagined_learning_rate: float = 3e-4
+    imagined_rate: float = 0.15
+    caution: float = 0.5
+
+    def __post_init__(self) -> None:
+        if min(self.temperature_start, self.temperature_end) <= 0:
+            msg = (
+                f"temperatures {self.temperature_start} and {self.temperature_end} must be above 0"
+            )
+            raise ConfigError(msg)
+        if self.epochs < 1:
+            msg = f"epochs={self.epochs} must be at least 1"
+            raise ConfigError(msg)
+
+    def temperature(self, progress: float) -> float:
+        """Return the temperature at ``progress`` in [0, 1]."""
+        return _geometric(self.temperature_start, self.temperature_end, progress)
+
+    def group_noise(self, progress: float) -> float:
+        """Return the deviation of the groups' noise at ``progress`` in [0, 1]."""
+        return _geometric(self.group_noise_start, self.group_noise_end, progress)
+
+
+def _geometric(start: float, end: float, progress: float) -> float:
+    """Return the geometric interpolation; 0 throughout if the start is 0."""
+    return float(start * (end / start) ** min(max(progress, 0.0), 1.0)) if start else 0.0

@@ -1,0 +1,104 @@
+"""What is foretold of masks: the same for equal costs, by network."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from prunegraph.agent import Topology
+from prunegraph.agent.imagination import Imagination, without_cost
+from prunegraph.rewards import Episode, pack_bits
+from prunegraph.testing.toy_env import toy_graphs
+
+GRAPHS = toy_graphs()[:2]
+SIZE = max(graph.num_classes for graph in GRAPHS)
+LIMITS = np.array([[0.5 * graph.dense_cost.macs, np.inf] for graph in GRAPHS])
+
+
+def draw_bits(graph_id: int, count: int, seed: int) -> torch.Tensor:
+    graph = GRAPHS[graph_id]
+    keep = torch.rand(count, SIZE, generator=torch.Generator().manual_seed(seed)) < 0.5
+    keep[:, : graph.num_classes] |= torch.from_numpy(graph.frozen)
+    return keep.float()
+
+
+def episode(graph_id: int, bits: torch.Tensor, accuracy: float) -> Episode:
+    graph = GRAPHS[graph_id]
+    return Episode(
+        cell=f"toy{graph_id}",
+        accuracy=accuracy,
+        loss=1.0,
+        kl=None,
+        cost_ratio=1.0,
+        raw_cost_ratio=1.0,
+        bits=pack_bits(bits[: graph.num_classes].bool().numpy()),
+        digest="mask",
+    )
+
+
+@pytest.fixture
+def imagination() -> Imagination:
+    """Return one that has seen the second free channel of each network decide the accuracy."""
+    topologies = {index: Topology.of(graph) for index, graph in enumerate(GRAPHS)}
+    result = Imagination(topologies, lambda features: features[:, 0])
+    episodes, ids = [], []
+    for graph_id in (0, 1):
+        channel = np.flatnonzero(GRAPHS[graph_id].free)[1]
+        for bits in draw_bits(graph_id, 60, seed=graph_id):
+            episodes.append(episode(graph_id, bits, 0.5 + 0.1 * float(bits[channel])))
+            ids.append(graph_id)
+    features = torch.zeros(len(ids), SIZE, 3)
+    result.remember(episodes, ids, features, metric="accuracy", update=1)
+    return result
+
+
+def foretell(imagination: Imagination, ids: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    return imagination.foretell(ids, bits, LIMITS[ids.numpy()], ids, caution=0.0)
+
+
+def test_each_network_has_its_own_model(imagination: Imagination) -> None:
+    ids = torch.tensor([0, 1]).repeat(40)
+    bits = torch.stack([draw_bits(0, 40, 7), draw_bits(1, 40, 8)], dim=1).reshape(80, SIZE)
+    foretold = foretell(imagination, ids, bits)
+    for graph_id in (0, 1):
+        rows, channel = ids == graph_id, np.flatnonzero(GRAPHS[graph_id].free)[1]
+        kept = bits[rows, channel] > 0.5
+        gap = foretold[rows][kept].mean() - foretold[rows][~kept].mean()
+        assert float(gap) == pytest.approx(0.1, abs=0.03)
+
+
+def test_doubt_lowers_what_is_foretold(imagination: Imagination) -> None:
+    ids, bits = torch.zeros(20, dtype=torch.long), draw_bits(0, 20, 5)
+    cells = torch.arange(20)  # one mask a cell: nothing is explained by cost
+    bold = imagination.foretell(ids, bits, LIMITS[ids.numpy()], cells, caution=0.0)
+    careful = imagination.foretell(ids, bits, LIMITS[ids.numpy()], cells, caution=1.0)
+    assert bool((careful < bold).all())
+
+
+def test_it_goes_on_from_what_was_written(imagination: Imagination) -> None:
+    copy = Imagination({i: Topology.of(g) for i, g in enumerate(GRAPHS)}, torch.Tensor.double)
+    copy.load_state_dict(json.loads(json.dumps(imagination.state_dict())))
+    bits = draw_bits(0, 1, 9)
+    for each in (imagination, copy):
+        each.remember(
+            [episode(0, bits[0], 0.7)], [0], torch.zeros(1, SIZE, 3), metric="accuracy", update=2
+        )
+    ids = torch.zeros(10, dtype=torch.long)
+    masks = draw_bits(0, 10, 11)
+    assert torch.equal(foretell(imagination, ids, masks), foretell(copy, ids, masks))
+
+
+def test_what_costs_more_does_not_look_better() -> None:
+    generator = torch.Generator().manual_seed(0)
+    costs = torch.randn(400, generator=generator).double()
+    signal = torch.randn(400, generator=generator).double()
+    cells = torch.arange(400) % 2
+    metrics = signal + 3.0 * costs * (cells == 0) - 2.0 * costs * (cells == 1)
+    residuals = without_cost(metrics, costs, cells)
+    for cell in (0, 1):
+        rows = cells == cell
+        assert abs(np.corrcoef(residuals[rows], costs[rows])[0, 1]) < 1e-3
+        assert np.corrcoef(residuals[rows], signal[rows])[0, 1] > 0.98
+    alone = without_cost(metrics[:1], costs[:1], cells[:1])
+    assert torch.equal(alone, metrics[:1])
