@@ -80,6 +80,7 @@ def add_baselines(
         for seed in (seeds if name in SEARCHES else seeds[:1])
         if store.get(name, seed) is None
     ]
+    missing.sort(key=lambda item: item[1] not in SEARCHES)  # the long ones first
     for (number, *_), candidate in jobs.run("baselines", baseline_job, missing):
         stores[number].add(candidate)
 

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from prunegraph.experiment import finish
+from prunegraph.experiment import compare, finish
+from prunegraph.experiment.baselines import heuristics
 from prunegraph.experiment.cli import main
+from prunegraph.experiment.config import CompareConfig
 from prunegraph.pruning.finetune import _Training
 
 METHODS = ("l1/uniform", "taylor/per_mac", "taylor/uniform", "l2/global", "cem", "random_search")
@@ -70,6 +72,13 @@ def test_the_report_holds_both_verdicts_and_the_proxy(compared: Path) -> None:
     dense = [row for row in report["methods"] if row["name"] == "dense"]
     mean = sum(row["test_accuracy_finetuned"] for row in dense) / len(dense)
     assert report["dense"]["test_accuracy_finetuned"] == pytest.approx(mean)
+
+
+def test_methods_are_named_alone_or_together() -> None:
+    names = compare._wanted(CompareConfig(methods=("cem", "heuristics", "l1/uniform")))
+    assert names == ("cem", *heuristics())
+    everything = compare._wanted(CompareConfig())
+    assert set(everything) == {*heuristics(), "cem", "random_search", "sampler"}
 
 
 def test_finished_cells_are_not_trained_again(
