@@ -181,10 +181,9 @@ def test_self_competition_over_the_real_environment(
 def test_two_processes_train_the_same_policy(
     toy_config: MakeConfig, real_factories: MakeEnvs
 ) -> None:
+    config = tiny(toy_config, ppo=PPOConfig(imagined_steps=2))
     results = [
-        train_agent(
-            real_factories(0, workers=workers), GRAPHS[:1], tiny(toy_config), total_networks=27
-        )
+        train_agent(real_factories(0, workers=workers), GRAPHS[:1], config, total_networks=27)
         for workers in (1, 2)
     ]
     for one, two in zip(results[0].history, results[1].history, strict=True):
