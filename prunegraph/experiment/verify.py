@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from prunegraph.errors import ArtefactError, ConfigError
 from prunegraph.experiment.bench import DENSE_FILE, Bench
 from prunegraph.experiment.candidates import MASKS_FILE, read_masks
@@ -22,7 +24,7 @@ from prunegraph.experiment.finish import load_finetuned
 from prunegraph.experiment.folder import CONFIG_FILE, REPORT_FILE, RunFolder, existing_run
 from prunegraph.experiment.options import from_dict, read_yaml
 from prunegraph.experiment.report import machine, read_rows
-from prunegraph.experiment.setup import load_target
+from prunegraph.experiment.setup import load_target, num_cores
 from prunegraph.experiment.verdict import (
     DENSE,
     MethodRow,
@@ -41,7 +43,11 @@ KINDS: dict[str, type[TrainConfig] | type[ApplyConfig] | type[CompareConfig]] = 
 """Commands whose run folders can be verified."""
 
 MAX_WRONG_SHARE = 5 / 10_000
-"""On another machine, accuracies may differ by this share of the images."""
+"""On another machine, or with other threads, accuracies may differ by this share of the images."""
+
+MAX_WRONG_SHARE_RECALIBRATED = 20 / 10_000
+"""The same for networks that were pruned and not fine-tuned: their statistics are measured anew and
+their answers are less certain. Between one thread and two, 8 images of 10,000 were seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +82,8 @@ def run_verify(config: VerifyConfig, console: Console) -> dict[str, Any]:
     """
     folder = existing_run(config.run)
     content = json.loads(folder.file(REPORT_FILE).read_text(encoding="utf-8"))
+    if config.threads is None:  # with the same number, the last digits are the same
+        torch.set_num_threads(min(max(int(content["machine"]["threads"]), 1), num_cores()))
     folder.check_digests(content["files"])
     checks: list[Check] = []
     for member in [folder, *_other_members(folder)]:
@@ -142,7 +150,7 @@ def _rebuild(
     run = kind(**from_dict(kind, written, where=str(folder.file(CONFIG_FILE))))
     network = NetworkConfig(
         device=config.device,
-        threads=config.threads,
+        threads=torch.get_num_threads(),
         seed=run.seed,
         dataset=content["dataset"],
         data_dir=config.data_dir or run.data_dir,
@@ -195,12 +203,19 @@ class _Judge:
         where = f"methods[{row.name}, seed {row.seed}]"
         cost = graph.cost(mask)
         search, test = self._measure(row.name == DENSE, mask)
+        loose = MAX_WRONG_SHARE if row.name == DENSE else MAX_WRONG_SHARE_RECALIBRATED
         checks = [
             Check(name=f"{where}.macs", reported=row.macs, found=cost.macs),
             Check(name=f"{where}.params", reported=row.params, found=cost.params),
-            self._accuracy(f"{where}.search_accuracy", row.search_accuracy, search, "search"),
             self._accuracy(
-                f"{where}.test_accuracy_recalibrated", row.test_accuracy_recalibrated, test, "test"
+                f"{where}.search_accuracy", row.search_accuracy, search, "search", loose
+            ),
+            self._accuracy(
+                f"{where}.test_accuracy_recalibrated",
+                row.test_accuracy_recalibrated,
+                test,
+                "test",
+                loose,
             ),
         ]
         if row.cell is not None and row.test_accuracy_finetuned is not None:
@@ -209,7 +224,7 @@ class _Judge:
             name = f"{where}.test_accuracy_finetuned"
             checks += [
                 Check(name=f"{where}.cell", reported=row.digest, found=saved.digest()),
-                self._accuracy(name, row.test_accuracy_finetuned, found, "test"),
+                self._accuracy(name, row.test_accuracy_finetuned, found, "test", MAX_WRONG_SHARE),
             ]
         return checks
 
@@ -234,10 +249,12 @@ class _Judge:
             self._recalibrated[key] = (search, test)
         return self._recalibrated[key]
 
-    def _accuracy(self, name: str, reported: float, found: float, split: str) -> Check:
+    def _accuracy(
+        self, name: str, reported: float, found: float, split: str, wrong_share: float
+    ) -> Check:
         dataset = self._bench.target.dataset
         images = len(dataset.search if split == "search" else dataset.test)
-        tolerance = 1e-9 if self._exact else math.ceil(MAX_WRONG_SHARE * images) / images + 1e-9
+        tolerance = 1e-9 if self._exact else math.ceil(wrong_share * images) / images + 1e-9
         return Check(name=name, reported=reported, found=found, tolerance=tolerance)
 
 
