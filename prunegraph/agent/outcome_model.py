@@ -168,10 +168,8 @@ class OutcomeModel:
 
     def _kernel(self, scales: Tensor, first: "_Points", second: "_Points") -> Tensor:
         """Return the covariance ``[M, n]`` of what two sets of masks are worth."""
-        amplitude, (one, two) = (
-            self._amplitudes(scales),
-            (self._scaled(scales, x) for x in (first, second)),
-        )
+        amplitude = self._amplitudes(scales)
+        one, two = self._scaled(scales, first), self._scaled(scales, second)
         distance = math.sqrt(5.0) * torch.cdist(one.inputs, two.inputs)
         matern = (1.0 + distance + distance.square() / 3.0) * (-distance).exp()
         return (

@@ -178,7 +178,6 @@ def _open_workplace(config: RunConfig, paths: Sequence[Path], threads: int) -> N
     torch.set_num_threads(threads)
     console = Console(json_only=config.json, plain=True)
     targets = load_targets(config)
-    torch.set_num_threads(threads)
     folders = [RunFolder(path=path) for path in paths]
     _place.append(make_workplace(config, targets, folders, console))
 
