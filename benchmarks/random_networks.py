@@ -60,7 +60,9 @@ def _add_seeds(table: Table, what: str, seeds: list[int], total: int) -> None:
 
 
 def _reasons(found: dict[int, StructureFindings]) -> Counter[str]:
-    return Counter(reason for each in found.values() for reason in each.frozen_reasons)
+    """Count the networks by reason; what follows a colon differs from network to network."""
+    alike = [{reason.partition(":")[0] for reason in f.frozen_reasons} for f in found.values()]
+    return Counter(reason for reasons in alike for reason in reasons)
 
 
 def _shares(title: str, counts: dict[str, int], total: int) -> Table:

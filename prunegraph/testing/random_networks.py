@@ -162,18 +162,22 @@ class _Draw:
 
     def norm(self, channels: int) -> nn.Module:
         """Return a norm of a map's channels."""
-        rank = self.rank
+        rank, affine = self.rank, self.chance(0.97)
         makers: dict[str, Callable[[], nn.Module]] = {}
-        makers["batch_norm"] = lambda: BATCH_NORMS[rank](channels)
-        groups = [groups for groups in (2, 4) if channels % groups == 0]
-        makers["group_norm"] = lambda: nn.GroupNorm(self.rng.choice(groups), channels)
-        makers["group_norm_1"] = lambda: nn.GroupNorm(1, channels)
-        makers["channels_first_layer_norm"] = lambda: ChannelsLast(nn.LayerNorm(channels))
+        makers["batch_norm"] = lambda: BATCH_NORMS[rank](channels, affine=affine)
+        groups = [groups for groups in (2, 4, channels) if channels % groups == 0]
+        makers["group_norm"] = lambda: nn.GroupNorm(
+            self.rng.choice(groups), channels, affine=affine
+        )
+        makers["group_norm_1"] = lambda: nn.GroupNorm(1, channels, affine=affine)
+        makers["channels_first_layer_norm"] = lambda: ChannelsLast(
+            nn.LayerNorm(channels, elementwise_affine=affine)
+        )
         makers["eager_layer_norm"] = lambda: EagerLayerNorm(rank, channels)
-        makers["rms_norm"] = lambda: ChannelsLast(nn.RMSNorm(channels))
+        makers["rms_norm"] = lambda: ChannelsLast(nn.RMSNorm(channels, elementwise_affine=affine))
         makers["eager_rms_norm"] = lambda: ChannelsLast(EagerRMSNorm(channels))
         makers["instance_norm"] = lambda: INSTANCE_NORMS[rank](
-            channels, affine=True, track_running_stats=self.chance(0.5)
+            channels, affine=self.chance(0.5), track_running_stats=self.chance(0.5)
         )
         name = self.rng.choices(list(makers), (6, 2, 1, 1, 1, 1, 1, 2))[0]
         self.use(name)
@@ -367,7 +371,7 @@ class _Draw:
     def transformer(self, channels: int) -> tuple[nn.Module, int]:
         """Attention and an MLP on the positions as tokens."""
         self.use("residual")
-        heads, bias = self.rng.choice((2, 4)), self.chance(0.7)
+        heads, bias = self.rng.choice((1, 2, 2, 4, 4)), self.chance(0.7)
         if self.chance(0.5):
             self.use("multihead_attention")
             weights = self.chance(0.3)

@@ -68,12 +68,16 @@ def test_norms_and_biases_are_not_the_identity() -> None:
 
 @pytest.mark.parametrize("seeds", BLOCKS, ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
 def test_the_structure_of_random_networks(seeds: range) -> None:
+    found = {seed: check(seed) for seed in seeds}
     failures = [
         f"seed {seed}: {failure.kind}: {failure.message}"
-        for seed in seeds
-        for failure in check(seed).failures
+        for seed, each in found.items()
+        for failure in each.failures
     ]
-    assert failures == [], f"{len(failures)} failures:\n" + "\n".join(failures)
+    failed = len({line.split(":")[0] for line in failures})
+    assert failures == [], f"{failed} networks fail:\n" + "\n".join(failures)
+    assert all(each.num_compared for each in found.values())
+    assert sum(each.num_compared for each in found.values()) >= 2.5 * len(seeds)
 
 
 def test_nearly_all_networks_can_lose_half_of_their_multiply_adds() -> None:

@@ -72,6 +72,7 @@ def swapped(graph: StructureGraph) -> StructureGraph:
 def test_a_sound_network_has_no_findings(model: nn.Module) -> None:
     found = check_structure(model, EXAMPLE, seed=0)
     assert found.failures == []
+    assert found.num_compared == 3
     assert found.reaches_half
     assert found.frozen_reasons == frozenset()
 
@@ -102,6 +103,12 @@ def test_a_wrong_budget_is_found(model: nn.Module, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(structure_check, "analyse", broken(careless))
     assert "budget" in kinds(model)
+
+
+def test_outputs_that_ignore_the_inputs_are_not_counted(model: nn.Module) -> None:
+    nn.init.zeros_(model.get_parameter("head.weight"))
+    found = check_structure(model, EXAMPLE, seed=0)
+    assert (found.failures, found.num_compared) == ([], 0)
 
 
 def test_what_raises_is_a_failure_too() -> None:
