@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from prunegraph.graph.cost import MACS, PARAMS, CostModel, CostTerm
 from prunegraph.graph.labels import NEUTRAL, FreezeEvent
-from prunegraph.graph.recorder import Recording
+from prunegraph.graph.recording import Recording
 from prunegraph.graph.structure import FrozenOp, Group, OpNode, SizeAttribute, StructureGraph
 from prunegraph.types import BoolArray, IntArray
 
@@ -68,10 +68,8 @@ class GraphBuilder:
                 gather.module: (self._classes(gather.in_labels), self._classes(gather.out_labels))
                 for gather in self.recording.gathers
             },
-            size_attributes=self._size_attributes(frozen),
-            means={
-                mean.module: self._classes(mean.labels) for mean in self.recording.means
-            },
+            size_attributes=self._size_attributes(),
+            means={mean.module: self._classes(mean.labels) for mean in self.recording.means},
             cost_model=CostModel(num_classes, self._terms(classes, ops)),
         )
 
@@ -87,7 +85,7 @@ class GraphBuilder:
         result: IntArray = self._lookup[self.components[values[values != NEUTRAL]]]
         return result
 
-    def _size_attributes(self, frozen: BoolArray) -> tuple[SizeAttribute, ...]:
+    def _size_attributes(self) -> tuple[SizeAttribute, ...]:
         """Find the integer attributes that hold a size which a module's forward named."""
         found: dict[tuple[str, str], SizeAttribute] = {}
         for use in self.recording.size_uses:
@@ -99,7 +97,7 @@ class GraphBuilder:
             ]
             labels = use.labels.numpy()
             classes = np.where(labels == NEUTRAL, -1, self._lookup[self.components[labels]])
-            if not names or not (classes >= 0).any() or frozen[classes[classes >= 0]].all():
+            if not names or not (classes >= 0).any():
                 continue
             for name in names:
                 attribute = SizeAttribute(
@@ -108,7 +106,7 @@ class GraphBuilder:
                 known = found.get((use.module, name))
                 if known is None or _better_use(attribute, known):
                     found[use.module, name] = attribute
-        return tuple(found.values())
+        return tuple(item for item in found.values() if item.varies)
 
     def _freeze(self, components: IntArray, name: str, reason: str) -> None:
         event = FreezeEvent(
@@ -239,8 +237,11 @@ class GraphBuilder:
 def _better_use(new: SizeAttribute, known: SizeAttribute) -> bool:
     """Return whether a size fits an attribute's name better: a count of heads, or a width."""
     is_width = any(word in new.name for word in ("dim", "size", "width", "channels", "features"))
-    last = [item.axis == item.classes.ndim - 1 for item in (new, known)]
-    return last[0] != last[1] and last[0] == is_width
+
+    def fit(item: SizeAttribute) -> tuple[bool, bool]:
+        return (item.axis == item.classes.ndim - 1) == is_width, item.varies
+
+    return fit(new) > fit(known)
 
 
 def _group_names(
