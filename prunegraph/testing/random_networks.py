@@ -298,9 +298,12 @@ class _Draw:
     def shuffled(self, channels: int) -> tuple[nn.Module, int]:
         """Unit of ShuffleNet: split, join, shuffle."""
         self.use("split", "concat", "channel_shuffle")
-        half = channels // 2
+        half, inner = channels // 2, self.width()
         body = nn.Sequential(
-            self.unit(half, half, 1), self.convolution(half, half, 3, groups=half), self.norm(half)
+            self.unit(half, inner, 1),
+            self.convolution(inner, inner, 3, groups=inner),
+            self.norm(inner),
+            self.unit(inner, half, 1),
         )
         mix = Shuffle(2) if self.chance(0.7) else nn.ChannelShuffle(2)
         return Split(body, self.rng.choice(HALVING), mix), channels
@@ -371,7 +374,7 @@ class _Draw:
     def transformer(self, channels: int) -> tuple[nn.Module, int]:
         """Attention and an MLP on the positions as tokens."""
         self.use("residual")
-        heads, bias = self.rng.choice((1, 2, 2, 4, 4)), self.chance(0.7)
+        heads, bias = self.rng.choice((1, 2, 2, 2, 4, 4)), self.chance(0.7)
         if self.chance(0.5):
             self.use("multihead_attention")
             weights = self.chance(0.3)
