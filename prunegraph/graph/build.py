@@ -1,6 +1,6 @@
 """From a recording of labels to the structure graph."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import prod
 
 import numpy as np
@@ -25,10 +25,14 @@ class GraphBuilder:
     Args:
         model: the network that was recorded.
         recording: what its forward left behind.
+        literal: paths of modules whose integer attributes are no sizes.
     """
 
-    def __init__(self, model: nn.Module, recording: Recording) -> None:
+    def __init__(
+        self, model: nn.Module, recording: Recording, *, literal: Collection[str] = ()
+    ) -> None:
         self.model = model
+        self.literal = literal
         self.recording = recording
         self.components = recording.store.components()
         self.events: dict[int, FreezeEvent] = {}
@@ -89,6 +93,8 @@ class GraphBuilder:
         """Find the integer attributes that hold a size which a module's forward named."""
         found: dict[tuple[str, str], SizeAttribute] = {}
         for use in self.recording.size_uses:
+            if use.module in self.literal:
+                continue
             owner = self.model.get_submodule(use.module)
             names = [
                 name
