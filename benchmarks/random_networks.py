@@ -9,6 +9,7 @@ Each network is analysed, pruned with random masks and compared with its silence
 import argparse
 import sys
 import time
+import warnings
 from collections import Counter
 
 import torch
@@ -26,6 +27,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="first seed")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    warnings.simplefilter("error")  # a pruned network that warns is a failure, as in the tests
     console = Console(width=None if sys.stdout.isatty() else 140)
     features: Counter[str] = Counter()
     found: dict[int, StructureFindings] = {}
