@@ -247,7 +247,15 @@ class GraphBuilder:
             for component, event in self.events.items()
             if component in self.class_of and not event.expected
         ]
-        return tuple(dict.fromkeys(causes))
+        return (*dict.fromkeys(causes), *self._unused())
+
+    def _unused(self) -> list[FrozenOp]:
+        """Return the modules with weights that the forward never touched, as training heads."""
+        used = self.recording.axis_labels.keys() | self.recording.element_labels.keys()
+        names = [name for name, p in self.model.named_parameters() if p.ndim > 1]
+        modules = [name.rpartition(".")[0] for name in names if name not in used]
+        reason = "not used by this forward: left whole"
+        return [FrozenOp(op="parameter", module=module, reason=reason) for module in modules]
 
 
 def _better_use(new: SizeAttribute, known: SizeAttribute) -> bool:

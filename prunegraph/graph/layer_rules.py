@@ -5,7 +5,7 @@ from math import prod
 from torch import Tensor
 
 from prunegraph.graph.labels import along, varying_axes
-from prunegraph.graph.product_rules import activation_product
+from prunegraph.graph.product_rules import activation_product, record_product
 from prunegraph.graph.recorder import LabelRecorder, OpCall
 from prunegraph.graph.recording import RecordedOp
 
@@ -119,6 +119,24 @@ def convolution(recorder: LabelRecorder, call: OpCall) -> None:
             spatial=prod(call.out.shape[2:]),
         )
     )
+
+
+RECURRENT = "recurrent layer: its width is fixed"
+
+
+def recurrent(recorder: LabelRecorder, call: OpCall) -> None:
+    """A fused layer of an LSTM, ``[steps, batch, in]``: frozen, but counted."""
+    source, *weights = call.tensors()[:3]
+    recorder.freeze_inputs(call, RECURRENT)
+    recorder.set_unlabelled(call, RECURRENT)
+    macs = source.shape[0] * source.shape[1] * sum(weight.numel() for weight in weights)
+    record_product(recorder, macs)
+
+
+def gates(recorder: LabelRecorder, call: OpCall) -> None:
+    """Splitting the gates of an LSTM or GRU that runs step by step."""
+    recorder.freeze_inputs(call, RECURRENT)
+    recorder.set_unlabelled(call, RECURRENT)
 
 
 def embedding(recorder: LabelRecorder, call: OpCall) -> None:
