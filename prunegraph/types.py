@@ -54,18 +54,22 @@ class KeepMask:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What may remain, as fractions in (0, 1] of the whole dense network on the example input.
+    """What may remain, on the example input; several limits hold at once.
 
     Attributes:
-        keep_macs: at most this share of the dense multiply-adds remains.
-        keep_params: at most this share of the dense parameters remains.
+        keep_macs: at most this share, in (0, 1], of the dense network's multiply-adds remains.
+        keep_params: at most this share, in (0, 1], of the dense network's parameters remains.
+        round_to: if given, the number of channels that a group keeps is a multiple of it, or all
+            of them, or the group's minimum where the whole group is smaller. No limit by itself.
     """
 
     keep_macs: float | None = None
     keep_params: float | None = None
+    round_to: int | None = None
 
     def __post_init__(self) -> None:
         limits = self.as_dict()
+        limits.pop("round_to", None)
         if not limits:
             msg = "a budget needs at least one of keep_macs, keep_params"
             raise BudgetError(msg)
@@ -73,9 +77,14 @@ class Budget:
             if not 0.0 < value <= 1.0:
                 msg = f"{name}={value} must lie in (0, 1]: it is the share that remains"
                 raise BudgetError(msg)
+        if self.round_to is not None and not (
+            isinstance(self.round_to, int) and self.round_to >= 1
+        ):
+            msg = f"round_to={self.round_to} must be a whole number of channels, as 8 or 16"
+            raise BudgetError(msg)
 
     def as_dict(self) -> dict[str, float]:
-        """Return the limits that are set, by name."""
+        """Return what is set, by name; ``Budget(**budget.as_dict())`` is the same budget."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from prunegraph.errors import ConfigError
 from prunegraph.graph import StructureGraph
 from prunegraph.types import BoolArray, Budget, IntArray, KeepMask
 
@@ -31,10 +32,16 @@ def realise(
             keeps is cut to what leaves the later groups their minimum; ``"raw"``: only each
             group's minimum is forced.
         rng: the source of random flips.
+
+    Raises:
+        ConfigError: ``"wall"`` with width rounding, which it does not know.
     """
     if how == "repair":
         return graph.repair(keep, budget, rng)
     order = rng.permutation(graph.num_classes)
+    if how == "wall" and budget.round_to is not None:
+        msg = f"the action wall cannot round widths to {budget.round_to}: choose another form"
+        raise ConfigError(msg)
     if how == "wall":
         bits = _cut_at_wall(graph, keep, budget, order)
     else:

@@ -74,6 +74,7 @@ def prune(
     calibration_data: Iterable[Batch],
     keep_macs: float | None = None,
     keep_params: float | None = None,
+    round_to: int | None = None,
     num_images: int = 1024,
     seed: int = 0,
 ) -> PruneResult:
@@ -87,6 +88,7 @@ def prune(
             ``[b]``), normalised and shuffled; without labels the network's own answers are used.
         keep_macs: at most this share of the multiply-adds remains.
         keep_params: at most this share of the parameters remains.
+        round_to: keep a multiple of this many channels in every group.
         num_images: how many images are taken.
         seed: fixes what is drawn from them.
 
@@ -97,7 +99,7 @@ def prune(
         PruneGraphError: the network cannot be analysed, the budget cannot be met, the policy
             cannot be read, or there are no images.
     """
-    budget = Budget(keep_macs=keep_macs, keep_params=keep_params)
+    budget = Budget(keep_macs=keep_macs, keep_params=keep_params, round_to=round_to)
     trained = find_policy(Path(policy))
     graph = analyse(model, example_inputs)
     source = _gather(model, calibration_data, num_images)

@@ -17,6 +17,7 @@ import numpy as np
 from prunegraph.errors import MaskError
 from prunegraph.graph.cost import CostModel
 from prunegraph.graph.projection import project, repair
+from prunegraph.graph.widths import allowed
 from prunegraph.types import BoolArray, Budget, Cost, Float64Array, FloatArray, IntArray, KeepMask
 
 
@@ -132,6 +133,25 @@ class StructureGraph:
         """``[G]`` least number of classes that stay in each group."""
         return np.array([group.min_keep for group in self.groups], dtype=np.int64)
 
+    @cached_property
+    def group_sizes(self) -> IntArray:
+        """``[G]`` number of classes of each group."""
+        return np.array([len(group.classes) for group in self.groups], dtype=np.int64)
+
+    @cached_property
+    def channels_per_class(self) -> IntArray:
+        """``[G]`` how many channels a class of each group is: positions on every axis it lies on.
+
+        1 for plain layers; a grouped convolution has a class's channel in each of its groups.
+        """
+        positions = np.zeros(self.num_classes, dtype=np.int64)
+        for axes in self.param_classes.values():
+            for classes in axes.values():
+                count = np.bincount(classes, minlength=self.num_classes)
+                positions = np.gcd(positions, count)  # gcd(n, 0) is n
+        each = [np.gcd.reduce(positions[group.classes]) for group in self.groups]
+        return np.maximum(np.array(each, dtype=np.int64), 1)
+
     def cost(self, keep: KeepMask | BoolArray) -> Cost:
         """Return the exact cost of the network pruned by ``keep``."""
         bits = keep.keep if isinstance(keep, KeepMask) else keep
@@ -153,6 +173,14 @@ class StructureGraph:
         macs = np.inf if budget.keep_macs is None else budget.keep_macs * dense.macs
         params = np.inf if budget.keep_params is None else budget.keep_params * dense.params
         return np.array([macs, params])
+
+    def fits(self, keep: KeepMask | BoolArray, budget: Budget) -> bool:
+        """Return whether a mask meets a budget's limits and has the widths that it allows."""
+        bits = keep.keep if isinstance(keep, KeepMask) else keep
+        cost, limits = self.cost(bits), self.limits(budget)
+        return bool(cost.macs <= limits[0] and cost.params <= limits[1]) and (
+            budget.round_to is None or allowed(self, bits, budget.round_to)
+        )
 
     def mask(self, keep: BoolArray) -> KeepMask:
         """Check ``keep`` (``[N]``, True = keep) and return it as a mask.
