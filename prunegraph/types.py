@@ -59,29 +59,30 @@ class Budget:
     Attributes:
         keep_macs: at most this share, in (0, 1], of the dense network's multiply-adds remains.
         keep_params: at most this share, in (0, 1], of the dense network's parameters remains.
+        max_memory: at most this many bytes of activations are alive at once.
         round_to: if given, the number of channels that a group keeps is a multiple of it, or all
             of them, or the group's minimum where the whole group is smaller. No limit by itself.
     """
 
     keep_macs: float | None = None
     keep_params: float | None = None
+    max_memory: int | None = None
     round_to: int | None = None
 
     def __post_init__(self) -> None:
-        limits = self.as_dict()
-        limits.pop("round_to", None)
-        if not limits:
-            msg = "a budget needs at least one of keep_macs, keep_params"
+        if not self.as_dict().keys() - {"round_to"}:
+            msg = "a budget needs at least one of keep_macs, keep_params, max_memory"
             raise BudgetError(msg)
-        for name, value in limits.items():
-            if not 0.0 < value <= 1.0:
+        for name in ("keep_macs", "keep_params"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 < value <= 1.0:
                 msg = f"{name}={value} must lie in (0, 1]: it is the share that remains"
                 raise BudgetError(msg)
-        if self.round_to is not None and not (
-            isinstance(self.round_to, int) and self.round_to >= 1
-        ):
-            msg = f"round_to={self.round_to} must be a whole number of channels, as 8 or 16"
-            raise BudgetError(msg)
+        for name, unit in (("max_memory", "bytes"), ("round_to", "channels, as 8 or 16")):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value >= 1):
+                msg = f"{name}={value} must be a whole number of {unit}"
+                raise BudgetError(msg)
 
     def as_dict(self) -> dict[str, float]:
         """Return what is set, by name; ``Budget(**budget.as_dict())`` is the same budget."""

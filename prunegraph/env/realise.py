@@ -75,7 +75,6 @@ def _cut_at_wall(
         members = members[np.argsort(~keep[members], kind="stable")]
         missing = max(int(least) - int(bits[members].sum()), 0)
         bits[members[~bits[members]][:missing]] = True
-    limits = graph.limits(budget)
     for group in np.unique(graph.group_of[graph.free]):
         wanted = order[(graph.group_of[order] == group) & keep[order] & ~bits[order]]
         low, high = 0, len(wanted)
@@ -83,8 +82,7 @@ def _cut_at_wall(
             middle = (low + high + 1) // 2
             trial = bits.copy()
             trial[wanted[:middle]] = True
-            cost = graph.cost(trial)
-            fits = cost.macs <= limits[0] and cost.params <= limits[1]
+            fits = graph.fits(trial, budget)
             low, high = (middle, high) if fits else (low, middle - 1)
         bits[wanted[:low]] = True
     return bits

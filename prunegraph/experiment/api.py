@@ -74,6 +74,7 @@ def prune(
     calibration_data: Iterable[Batch],
     keep_macs: float | None = None,
     keep_params: float | None = None,
+    max_memory: int | None = None,
     round_to: int | None = None,
     num_images: int = 1024,
     seed: int = 0,
@@ -88,6 +89,7 @@ def prune(
             ``[b]``), normalised and shuffled; without labels the network's own answers are used.
         keep_macs: at most this share of the multiply-adds remains.
         keep_params: at most this share of the parameters remains.
+        max_memory: at most this many bytes of activations alive at once, on ``example_inputs``.
         round_to: keep a multiple of this many channels in every group.
         num_images: how many images are taken.
         seed: fixes what is drawn from them.
@@ -99,7 +101,9 @@ def prune(
         PruneGraphError: the network cannot be analysed, the budget cannot be met, the policy
             cannot be read, or there are no images.
     """
-    budget = Budget(keep_macs=keep_macs, keep_params=keep_params, round_to=round_to)
+    budget = Budget(
+        keep_macs=keep_macs, keep_params=keep_params, max_memory=max_memory, round_to=round_to
+    )
     trained = find_policy(Path(policy))
     graph = analyse(model, example_inputs)
     source = _gather(model, calibration_data, num_images)
@@ -114,10 +118,15 @@ def prune(
     cost, dense = graph.cost(mask), graph.dense_cost
     report = {
         "budget": budget.as_dict(),
-        "dense": {"macs": dense.macs, "params": dense.params},
+        "dense": {
+            "macs": dense.macs,
+            "params": dense.params,
+            "peak_memory": graph.peak_memory(graph.dense_mask()),
+        },
         "pruned": {
             "macs": cost.macs,
             "params": cost.params,
+            "peak_memory": graph.peak_memory(mask),
             "widths": graph.group_widths(mask),
             "mask_digest": mask.digest(),
         },

@@ -263,16 +263,25 @@ class ApplyConfig(PruningOptions, NetworkConfig):
 
     Attributes:
         policy: run folder of ``train``, or a policy file.
+        max_memory: at most this many bytes of activations alive at once, for one image.
         out: run folder; default: runs/apply-ARCH-DATASET-KEEP.
     """
 
     command: ClassVar[str] = "apply"
     policy: Path
+    max_memory: int | None = None
     out: Path | None = None
 
     def __post_init__(self) -> None:
         NetworkConfig.__post_init__(self)
         PruningOptions.check(self)
+
+    def budget(self) -> Budget:
+        """Return what may remain; half of the multiply-adds if nothing is asked."""
+        limits = {name: getattr(self, name) for name in ("keep_macs", "keep_params", "max_memory")}
+        if all(value is None for value in limits.values()):
+            limits["keep_macs"] = DEFAULT_KEEP_MACS
+        return Budget(**limits, round_to=self.round_to)
 
 
 @dataclass(frozen=True, kw_only=True)

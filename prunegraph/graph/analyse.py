@@ -74,6 +74,7 @@ def _record(model: nn.Module, example_inputs: ExampleInputs) -> LabelRecorder:
     recorder = LabelRecorder(model, RULES)
     for leaf in tree_leaves(example_inputs):
         if isinstance(leaf, Tensor):
+            recorder.lifetimes.add_input(leaf)
             cause = FrozenOp(op="input", module="", reason=MODEL_INPUT)
             recorder.set_labels(leaf, recorder.store.frozen(cause, leaf.shape, expected=True))
     try:
@@ -116,7 +117,7 @@ def analyse(
     model = unwrap(model)
     _check_finite(model)
     recorder = _record(model, example_inputs)
-    builder = GraphBuilder(model, recorder.recording)
+    builder = GraphBuilder(model, recorder.recording, recorder.lifetimes)
     graph = builder.build()
     for _ in range(MAX_TRIALS if trial else 0):
         with evaluation_mode(model):
@@ -125,7 +126,7 @@ def analyse(
             break
         for classes, cause in found:
             recorder.store.freeze(builder.labels_of(classes), cause)
-        builder = GraphBuilder(model, recorder.recording)
+        builder = GraphBuilder(model, recorder.recording, recorder.lifetimes)
         graph = builder.build()
     if not graph.free.any():
         reasons = "; ".join(dict.fromkeys(item.reason for item in graph.frozen_ops))

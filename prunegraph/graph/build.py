@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from prunegraph.graph.cost import MACS, PARAMS, CostModel, CostTerm
 from prunegraph.graph.labels import NEUTRAL, FreezeEvent
+from prunegraph.graph.lifetimes import LifetimeRecorder
+from prunegraph.graph.memory import MemoryModel
 from prunegraph.graph.recorder import Recording
 from prunegraph.graph.structure import FrozenOp, Group, OpNode, StructureGraph
 from prunegraph.types import BoolArray, IntArray
@@ -25,11 +27,13 @@ class GraphBuilder:
     Args:
         model: the network that was recorded.
         recording: what its forward left behind.
+        lifetimes: which storages lived when.
     """
 
-    def __init__(self, model: nn.Module, recording: Recording) -> None:
+    def __init__(self, model: nn.Module, recording: Recording, lifetimes: LifetimeRecorder) -> None:
         self.model = model
         self.recording = recording
+        self.lifetimes = lifetimes
         self.components = recording.store.components()
         self.events: dict[int, FreezeEvent] = {}
         for label, event in recording.store.events.items():
@@ -68,6 +72,7 @@ class GraphBuilder:
                 for gather in self.recording.gathers
             },
             cost_model=CostModel(num_classes, self._terms(classes, ops)),
+            memory_model=MemoryModel(num_classes, self.lifetimes.storages(self.components, lookup)),
         )
 
     def labels_of(self, classes: IntArray) -> Tensor:

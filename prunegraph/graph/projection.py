@@ -35,6 +35,12 @@ def _check_reachable(graph: "StructureGraph", keep: BoolArray, budget: Budget) -
                 f"({frozen_reasons(graph)})"
             )
             raise BudgetError(msg)
+    if budget.max_memory is not None and graph.peak_memory(keep) > budget.max_memory:
+        msg = (
+            f"max_memory={budget.max_memory} bytes cannot be met: the least that can is "
+            f"{graph.peak_memory(keep)} ({frozen_reasons(graph)})"
+        )
+        raise BudgetError(msg)
 
 
 def project(
@@ -103,6 +109,9 @@ class _Limits:
         self._model = graph.cost_model
         self._limits = graph.limits(budget)
         self._others = [also] if also is not None else []
+        most = budget.max_memory
+        if most is not None:
+            self._others.append(lambda keep: graph.peak_memory(keep) <= most)
 
     def fits(self, keep: BoolArray) -> bool:
         """Return whether keep bits ``[N]`` are within every limit."""

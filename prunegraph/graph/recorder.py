@@ -22,6 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunegraph.channel_gather import ChannelGather
 from prunegraph.graph.labels import NEUTRAL, LabelStore, along, is_scalar, varying_axes
+from prunegraph.graph.lifetimes import LIKE, LifetimeRecorder
 from prunegraph.graph.structure import FrozenOp
 
 MAX_ELEMENT_LABELS = 1 << 20
@@ -141,6 +142,7 @@ class LabelRecorder(TorchDispatchMode):
         super().__init__()
         self.recording = Recording()
         self.store = self.recording.store
+        self.lifetimes = LifetimeRecorder(model)
         self.modules = ModuleStack(model)
         self._rules = rules
         self._labels = WeakTensorKeyDictionary()
@@ -165,9 +167,12 @@ class LabelRecorder(TorchDispatchMode):
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
         out = func(*args, **kwargs)
-        if not self._gather_depth:
-            call = OpCall(func=func, args=args, kwargs=kwargs, out=out, name=name)
+        call = OpCall(func=func, args=args, kwargs=kwargs, out=out, name=name)
+        self.lifetimes.step(call.outputs())
+        if not self._gather_depth or name == "cat":  # inside a gather cat's labels tell its size
             self._rules.get(name, unknown_op)(self, call)
+        if not self._gather_depth and name in LIKE:
+            self.lifetimes.note_labels(out, self.labels_of(args[0]))
         return out
 
     def cause(self, call: OpCall, reason: str) -> FrozenOp:
@@ -214,6 +219,7 @@ class LabelRecorder(TorchDispatchMode):
         """
         assert labels.shape == tensor.shape, (labels.shape, tensor.shape)
         self._labels[tensor] = labels
+        self.lifetimes.note_labels(tensor, labels)
 
     def weight_view(self, tensor: Tensor) -> tuple[str, tuple[int, ...]] | None:
         """Return (name, axis of the parameter at each axis of ``tensor``) of a stored weight."""
@@ -260,9 +266,10 @@ class LabelRecorder(TorchDispatchMode):
     def _after_module(self, module: nn.Module, args: Sequence[Any], out: Any) -> None:
         if not isinstance(module, ChannelGather):
             return
-        in_labels = self.channel_labels(self.labels_of(args[0]), 1)
-        out_labels = self.store.fresh(out.shape[1])
-        self.set_labels(out, along(out_labels, 1, out.shape))
+        with self.lifetimes.paused():
+            in_labels = self.channel_labels(self.labels_of(args[0]), 1)
+            out_labels = self.store.fresh(out.shape[1])
+            self.set_labels(out, along(out_labels, 1, out.shape))
         self.recording.gathers.append(
             RecordedGather(module=self.modules.current, in_labels=in_labels, out_labels=out_labels)
         )

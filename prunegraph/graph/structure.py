@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from prunegraph.errors import MaskError
+from prunegraph.errors import MaskError, ModelError
 from prunegraph.graph.cost import CostModel
+from prunegraph.graph.memory import MemoryModel
 from prunegraph.graph.projection import project, repair
 from prunegraph.graph.widths import allowed
 from prunegraph.types import BoolArray, Budget, Cost, Float64Array, FloatArray, IntArray, KeepMask
@@ -106,6 +107,7 @@ class StructureGraph:
         param_classes: parameter or buffer name -> axis -> class id at each position of the axis.
         gathers: path of each ``ChannelGather`` -> class ids of its input and output channels.
         cost_model: the exact costs.
+        memory_model: the exact peak memory; None in a graph that comes from no recorded forward.
     """
 
     num_classes: int
@@ -117,6 +119,7 @@ class StructureGraph:
     param_classes: Mapping[str, Mapping[int, IntArray]]
     gathers: Mapping[str, tuple[IntArray, IntArray]]
     cost_model: CostModel = field(repr=False)
+    memory_model: MemoryModel | None = field(default=None, repr=False)
 
     @cached_property
     def dense_cost(self) -> Cost:
@@ -158,6 +161,21 @@ class StructureGraph:
         macs, params = self.cost_model.totals(bits.astype(np.float64))
         return Cost(macs=round(macs), params=round(params))
 
+    def peak_memory(self, keep: KeepMask | BoolArray) -> int:
+        """Return the most bytes of activations alive at once in the network pruned by ``keep``.
+
+        On inputs of the shape, type and memory layout of the example. Inputs, outputs and all that
+        is made on the way count, each storage once from the operation that makes it until its
+        last tensor dies; parameters, buffers and what a kernel needs inside do not.
+
+        Raises:
+            ModelError: the graph comes from no recorded forward.
+        """
+        if self.memory_model is None:
+            msg = "peak memory is not known of a graph that was put together by hand: use analyse"
+            raise ModelError(msg)
+        return self.memory_model.peak(keep.keep if isinstance(keep, KeepMask) else keep)
+
     def expected_macs(self, probabilities: Float64Array) -> float:
         """Return the multiply-adds at fractional widths (sums of keep probabilities ``[N]``)."""
         return self.cost_model.totals(probabilities)[0]
@@ -177,6 +195,8 @@ class StructureGraph:
     def fits(self, keep: KeepMask | BoolArray, budget: Budget) -> bool:
         """Return whether a mask meets a budget's limits and has the widths that it allows."""
         bits = keep.keep if isinstance(keep, KeepMask) else keep
+        if budget.max_memory is not None and self.peak_memory(bits) > budget.max_memory:
+            return False
         cost, limits = self.cost(bits), self.limits(budget)
         return bool(cost.macs <= limits[0] and cost.params <= limits[1]) and (
             budget.round_to is None or allowed(self, bits, budget.round_to)
