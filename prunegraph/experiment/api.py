@@ -16,6 +16,7 @@ from prunegraph.graph import ExampleInputs, StructureGraph, analyse
 from prunegraph.graph.encode import to_pyg
 from prunegraph.graph.features import node_features
 from prunegraph.pruning.evaluation import Evaluator
+from prunegraph.pruning.latency import project_budget
 from prunegraph.pruning.statistics import measure, sensitivity
 from prunegraph.types import Budget, KeepMask, SearchSplit, TrainSplit
 
@@ -75,6 +76,7 @@ def prune(
     keep_macs: float | None = None,
     keep_params: float | None = None,
     max_memory: int | None = None,
+    max_latency: float | None = None,
     round_to: int | None = None,
     num_images: int = 1024,
     seed: int = 0,
@@ -90,6 +92,7 @@ def prune(
         keep_macs: at most this share of the multiply-adds remains.
         keep_params: at most this share of the parameters remains.
         max_memory: at most this many bytes of activations alive at once, on ``example_inputs``.
+        max_latency: at most this many milliseconds a forward of ``example_inputs``, measured here.
         round_to: keep a multiple of this many channels in every group.
         num_images: how many images are taken.
         seed: fixes what is drawn from them.
@@ -102,7 +105,11 @@ def prune(
             cannot be read, or there are no images.
     """
     budget = Budget(
-        keep_macs=keep_macs, keep_params=keep_params, max_memory=max_memory, round_to=round_to
+        keep_macs=keep_macs,
+        keep_params=keep_params,
+        max_memory=max_memory,
+        max_latency=max_latency,
+        round_to=round_to,
     )
     trained = find_policy(Path(policy))
     graph = analyse(model, example_inputs)
@@ -114,7 +121,8 @@ def prune(
     statistics = dict(measure(model, graph, train, seed=seed, device=device).arrays)
     statistics["sensitivity"] = sensitivity(evaluator, graph, statistics["taylor"])
     features = node_features(graph, statistics, budget)
-    mask = graph.project(trained.logits(to_pyg(graph), features, first_context(budget)), budget)
+    scores = trained.logits(to_pyg(graph), features, first_context(budget))
+    mask = project_budget(model, graph, scores, budget, example_inputs)
     cost, dense = graph.cost(mask), graph.dense_cost
     report = {
         "budget": budget.as_dict(),

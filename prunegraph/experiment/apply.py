@@ -7,6 +7,7 @@ from prunegraph.agent import TrainedPolicy, load_policy, save_policy
 from prunegraph.errors import ArtefactError
 from prunegraph.experiment.agent_rows import add_untrained, measured
 from prunegraph.experiment.baselines import baseline_job
+from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import CandidateStore
 from prunegraph.experiment.config import ApplyConfig
 from prunegraph.experiment.console import Console
@@ -18,6 +19,8 @@ from prunegraph.experiment.search import policy_mask
 from prunegraph.experiment.setup import load_target
 from prunegraph.experiment.train import run_name
 from prunegraph.experiment.verdict import AGENT
+from prunegraph.pruning import apply_mask, measure_latency
+from prunegraph.types import KeepMask
 
 APPLIED = f"{AGENT}/applied"
 """The name of the row of an applied policy."""
@@ -54,13 +57,23 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
                 networks_evaluated=probes,
                 evaluation_seconds=bench.final_evaluator.seconds,
             ),
-            details={"policy": dict(policy.record)},
+            details={"policy": dict(policy.record), **_latency(bench, mask)},
         )
         finetune_chosen(jobs, [outcome])
     report = finalise(config, bench, outcome, folder, console)
     folder.finish()
     console.say(f"written to {folder.path}")
     return report
+
+
+def _latency(bench: Bench, mask: KeepMask) -> dict[str, Any]:
+    """Return the report's entry on latency; none if none was asked."""
+    if bench.latency_table is None:
+        return {}
+    slim = apply_mask(bench.target.model, bench.target.graph, mask)
+    pruned = measure_latency(slim, bench.target.example_inputs)
+    latencies = {"dense": bench.latency_table.dense, "pruned": pruned}
+    return {"latency_ms": {name: round(item.median, 4) for name, item in latencies.items()}}
 
 
 def find_policy(path: Path) -> TrainedPolicy:

@@ -264,12 +264,15 @@ class ApplyConfig(PruningOptions, NetworkConfig):
     Attributes:
         policy: run folder of ``train``, or a policy file.
         max_memory: at most this many bytes of activations alive at once, for one image.
+        max_latency: at most this many milliseconds a forward of one image, measured here (median
+            of 50, and 5 % for noise).
         out: run folder; default: runs/apply-ARCH-DATASET-KEEP.
     """
 
     command: ClassVar[str] = "apply"
     policy: Path
     max_memory: int | None = None
+    max_latency: float | None = None
     out: Path | None = None
 
     def __post_init__(self) -> None:
@@ -278,7 +281,8 @@ class ApplyConfig(PruningOptions, NetworkConfig):
 
     def budget(self) -> Budget:
         """Return what may remain; half of the multiply-adds if nothing is asked."""
-        limits = {name: getattr(self, name) for name in ("keep_macs", "keep_params", "max_memory")}
+        names = ("keep_macs", "keep_params", "max_memory", "max_latency")
+        limits = {name: getattr(self, name) for name in names}
         if all(value is None for value in limits.values()):
             limits["keep_macs"] = DEFAULT_KEEP_MACS
         return Budget(**limits, round_to=self.round_to)

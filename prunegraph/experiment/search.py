@@ -76,7 +76,7 @@ def policy_mask(
     """
     graph = bench.target.graph
     scores = policy.logits(to_pyg(graph), bench.node_features(budget), first_context(budget))
-    return graph.project(scores if offsets is None else scores + offsets, budget)
+    return bench.project(scores if offsets is None else scores + offsets, budget)
 
 
 def first_context(budget: Budget) -> FloatArray:

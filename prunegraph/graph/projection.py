@@ -59,9 +59,13 @@ def project(
         also: a further limit that the result must meet; its caller checks that it can be met.
 
     Raises:
-        BudgetError: the budget is below what must stay; the message says the least.
+        BudgetError: the budget is below what must stay (the message says the least), or holds a
+            latency.
         MaskError: scores of another shape, or not finite.
     """
+    if budget.max_latency is not None:
+        msg = "max_latency is met by measuring: use prunegraph.pruning.project_latency"
+        raise BudgetError(msg)
     keep, blocks = minimum(graph, scores, budget)
     _check_reachable(graph, keep, budget)
     limits = _Limits(graph, budget, also)

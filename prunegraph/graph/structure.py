@@ -193,7 +193,7 @@ class StructureGraph:
         return np.array([macs, params])
 
     def fits(self, keep: KeepMask | BoolArray, budget: Budget) -> bool:
-        """Return whether a mask meets a budget's limits and has the widths that it allows."""
+        """Return whether a mask meets a budget's limits, but for a latency, and its rounding."""
         bits = keep.keep if isinstance(keep, KeepMask) else keep
         if budget.max_memory is not None and self.peak_memory(bits) > budget.max_memory:
             return False

@@ -37,3 +37,21 @@ def test_a_policy_is_applied_within_a_memory_budget(
     capsys.readouterr()
     assert main([*words, "--max-memory", "10", "--out", str(tmp_path / "none")]) == 2
     assert "max_memory=10 bytes cannot be met: the least that can is" in capsys.readouterr().err
+
+
+def test_a_policy_is_applied_within_a_latency(
+    quick: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["apply", "--policy", str(quick), "--weights", str(weights), "--threads", "1"]
+    words += ["--finetune-epochs", "0", "--calibration-images", "64"]
+    run = tmp_path / "latency"
+    wanted = ["--max-latency", "1000", "--keep-macs", "0.6"]
+    assert main([*words, *wanted, "--out", str(run)]) == 0
+    report = json.loads((run / "report.json").read_text())
+    assert report["budget"] == {"keep_macs": 0.6, "max_latency": 1000.0}
+    assert 0.0 < report["latency_ms"]["pruned"] <= 1000
+    assert report["pruned"]["macs"] <= 0.6 * report["dense"]["macs"]
+    assert main(["verify", str(run), "--threads", "1"]) == 0
+    capsys.readouterr()
+    assert main([*words, "--max-latency", "0.00001", "--out", str(tmp_path / "none")]) == 2
+    assert "max_latency=1e-05 ms cannot be met on the CPU" in capsys.readouterr().err
