@@ -4,9 +4,9 @@ A storage is counted once however many tensors view it, and dies with the last o
 and buffers are no activations and are left out; the inputs count, because their caller holds them.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,14 +73,17 @@ class LifetimeRecorder:
         if not neutral or record.labels is None:
             record.labels = narrow_constant(labels)
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Overlook what runs while the context is open."""
-        before, self._paused = self._paused, True
-        try:
-            yield
-        finally:
-            self._paused = before
+    def overlooking(self, hook: Callable[..., None]) -> Callable[..., None]:
+        """Return a module hook whose own operations are not counted."""
+
+        def quiet_hook(*args: Any) -> None:
+            self._paused = True
+            try:
+                hook(*args)
+            finally:
+                self._paused = False
+
+        return quiet_hook
 
     def storages(self, components: IntArray, class_of: IntArray) -> list[Storage]:
         """Return the storages with labels turned into classes.

@@ -266,10 +266,9 @@ class LabelRecorder(TorchDispatchMode):
     def _after_module(self, module: nn.Module, args: Sequence[Any], out: Any) -> None:
         if not isinstance(module, ChannelGather):
             return
-        with self.lifetimes.paused():
-            in_labels = self.channel_labels(self.labels_of(args[0]), 1)
-            out_labels = self.store.fresh(out.shape[1])
-            self.set_labels(out, along(out_labels, 1, out.shape))
+        in_labels = self.channel_labels(self.labels_of(args[0]), 1)
+        out_labels = self.store.fresh(out.shape[1])
+        self.set_labels(out, along(out_labels, 1, out.shape))
         self.recording.gathers.append(
             RecordedGather(module=self.modules.current, in_labels=in_labels, out_labels=out_labels)
         )
@@ -289,9 +288,10 @@ class LabelRecorder(TorchDispatchMode):
     def recorded(self) -> Iterator[None]:
         """Record everything that runs while the context is open."""
         with ExitStack() as stack:
-            stack.callback(register_module_forward_hook(self._after_module).remove)
+            quiet = self.lifetimes.overlooking  # hooks compute with labels, not with activations
+            stack.callback(register_module_forward_hook(quiet(self._after_module)).remove)
             stack.enter_context(self.modules.tracking())
-            stack.callback(register_module_forward_pre_hook(self._before_module).remove)
+            stack.callback(register_module_forward_pre_hook(quiet(self._before_module)).remove)
             stack.enter_context(self)
             yield
 
