@@ -91,6 +91,7 @@ def _record(model: nn.Module, example_inputs: ExampleInputs) -> LabelRecorder:
     cause = FrozenOp(op="output", module="", reason=MODEL_OUTPUT)
     for leaf in _output_tensors(output):
         recorder.store.freeze(recorder.labels_of(leaf), cause, expected=True)
+    recorder.recording.settle_splits()
     return recorder
 
 
@@ -124,8 +125,10 @@ def analyse(
             found = find_literal_sizes(model, graph, lambda m: call_forward(m, example_inputs))
         if not found:
             break
-        for classes, cause in found:
-            recorder.store.freeze(builder.labels_of(classes), cause)
+        stuck = torch.cat([builder.labels_of(classes) for classes, _ in found])
+        if not recorder.recording.tie_heads_to_inputs(stuck):
+            for classes, cause in found:
+                recorder.store.freeze(builder.labels_of(classes), cause)
         builder = GraphBuilder(model, recorder.recording, recorder.lifetimes)
         graph = builder.build()
     if not graph.free.any():

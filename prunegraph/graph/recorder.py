@@ -8,6 +8,7 @@ it freezes what it touches.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -21,7 +22,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunegraph.channel_gather import ChannelGather
-from prunegraph.graph.labels import NEUTRAL, LabelStore, along, is_scalar, varying_axes
+from prunegraph.graph.labels import (
+    NEUTRAL,
+    LabelStore,
+    along,
+    is_scalar,
+    narrow_constant,
+    varying_axes,
+)
 from prunegraph.graph.lifetimes import LIKE, LifetimeRecorder
 from prunegraph.graph.structure import FrozenOp
 
@@ -59,6 +67,35 @@ class OpCall:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightView:
+    """A stored parameter or buffer, perhaps with its axes permuted and narrowed.
+
+    Attributes:
+        name: of the parameter or buffer.
+        axes: axis of the parameter at each axis of the view.
+        starts: first position along each axis of the view.
+    """
+
+    name: str
+    axes: tuple[int, ...]
+    starts: tuple[int, ...]
+
+    def permuted(self, permutation: Sequence[int]) -> "WeightView":
+        """Return the view with its axes in another order."""
+        return WeightView(
+            name=self.name,
+            axes=tuple(self.axes[axis] for axis in permutation),
+            starts=tuple(self.starts[axis] for axis in permutation),
+        )
+
+    def narrowed(self, axis: int, start: int) -> "WeightView":
+        """Return the view that begins ``start`` positions later along one axis."""
+        starts = list(self.starts)
+        starts[axis] += start
+        return WeightView(name=self.name, axes=self.axes, starts=tuple(starts))
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecordedOp:
     """One operation with multiply-adds, its axes as labels; fields as in ``OpNode``."""
 
@@ -73,6 +110,34 @@ class RecordedOp:
     groups: int = 1
     depthwise: bool = False
     spatial: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeUse:
+    """A size that a module's code gave to a labelled axis: ``view(b, n, self.num_heads, -1)``.
+
+    Attributes:
+        module: path of the module whose forward ran.
+        labels: the labels, narrowed to one position along axes where they do not vary.
+        axis: the axis in question.
+    """
+
+    module: str
+    labels: Tensor
+    axis: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedMean:
+    """A mean over channels, as in an RMS norm written out.
+
+    Attributes:
+        module: path of the module whose forward ran.
+        labels: ``[size]`` labels of the axis.
+    """
+
+    module: str
+    labels: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +159,11 @@ class Recording:
         element_labels: name -> label tensor of the parameter's own shape (raw uses).
         ops: operations with multiply-adds.
         gathers: calls of ``ChannelGather`` modules.
+        splits: label tensors of views that divided a labelled axis.
+        heads: labels of the batch axes of products: one class a head, not to be tied to others.
+        size_uses: sizes that a forward may have read from a module's attributes.
+        inputs: module path -> ``[size]`` labels along the last axis of its first argument.
+        means: means over channels.
     """
 
     store: LabelStore = field(default_factory=LabelStore)
@@ -101,6 +171,58 @@ class Recording:
     element_labels: dict[str, Tensor] = field(default_factory=dict)
     ops: list[RecordedOp] = field(default_factory=list)
     gathers: list[RecordedGather] = field(default_factory=list)
+    splits: list[Tensor] = field(default_factory=list)
+    heads: list[Tensor] = field(default_factory=list)
+    size_uses: list[SizeUse] = field(default_factory=list)
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    means: list[RecordedMean] = field(default_factory=list)
+
+    def settle_splits(self) -> None:
+        """Tie the parts of divided axes position by position, unless the parts are heads.
+
+        ``view(b, groups, c // groups)`` gives each group as many channels as any other; in
+        attention whole heads leave instead, and the heads that stay are as wide as before.
+        """
+        component, is_head = self._heads()
+        for labels in self.splits:
+            if not bool(is_head[component[labels[labels != NEUTRAL]]].any()):
+                axis = varying_axes(labels)[0]
+                self.store.unite(labels, labels.narrow(axis, 0, 1))
+
+    def tie_heads_to_inputs(self, stuck: Tensor) -> bool:
+        """Tie heads that cannot leave alone to the module's input, ``[heads * width]`` long.
+
+        A forward such as ``x.view(b, n, num_heads, c // num_heads) ... .view(b, n, c)``, with ``c``
+        read from its input, needs as many channels in the stream as in its heads: then a head
+        leaves with its share of the stream.
+
+        Args:
+            stuck: labels that a trial could not remove.
+
+        Returns:
+            Whether something was tied that was not before.
+        """
+        component, is_head = self._heads()
+        is_stuck = torch.zeros_like(is_head)
+        is_stuck[component[stuck]] = True
+        tied = False
+        for use in self.size_uses:
+            stream, merged = self.inputs.get(use.module), use.labels.reshape(-1)
+            if stream is None or stream.shape != merged.shape or bool((merged == NEUTRAL).any()):
+                continue
+            own, other = component[merged], component[stream]
+            if bool(is_head[own].all() & (is_stuck[own].any() | is_stuck[other].any())):
+                tied |= not torch.equal(own, other)
+                self.store.unite(merged, stream)
+        return tied
+
+    def _heads(self) -> tuple[Tensor, Tensor]:
+        """Return the component of each label, and whether a component is a head."""
+        component = torch.from_numpy(self.store.components())
+        is_head = torch.zeros(self.store.num_labels, dtype=torch.bool)
+        for labels in self.heads:
+            is_head[component[labels[labels != NEUTRAL]]] = True
+        return component, is_head
 
 
 class ModuleStack:
@@ -108,12 +230,22 @@ class ModuleStack:
 
     def __init__(self, model: nn.Module) -> None:
         self._names = {id(module): name for name, module in model.named_modules()}
+        self._torch_own = {
+            name
+            for name, module in model.named_modules()
+            if type(module).__module__.startswith("torch.nn.")
+        }
         self._stack: list[str] = []
 
     @property
     def current(self) -> str:
         """Path of the innermost running module of the model."""
         return self._stack[-1] if self._stack else ""
+
+    @property
+    def running_own_code(self) -> bool:
+        """True if that module's forward is the user's own, not one of ``torch.nn``."""
+        return self.current not in self._torch_own
 
     def _enter(self, module: nn.Module, _args: object) -> None:
         self._stack.append(self._names.get(id(module), self.current))
@@ -148,8 +280,14 @@ class LabelRecorder(TorchDispatchMode):
         self._labels = WeakTensorKeyDictionary()
         self._weight_views = WeakTensorKeyDictionary()
         self._gather_depth = 0
+        self._sizes: dict[str, tuple[int, ...]] = {}
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            self._weight_views[tensor] = (name, tuple(range(tensor.ndim)))
+            self._weight_views[tensor] = WeightView(
+                name=name, axes=tuple(range(tensor.ndim)), starts=(0,) * tensor.ndim
+            )
+            self._sizes[name] = tuple(tensor.shape)
+        self._buffers = {name for name, _ in model.named_buffers()}
+        self._buffer_labels: list[Tensor] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -193,23 +331,38 @@ class LabelRecorder(TorchDispatchMode):
         return torch.tensor(NEUTRAL).expand(tensor.shape)
 
     def _raw_parameter(self, tensor: Tensor) -> Tensor:
-        name, permutation = self._weight_views[tensor]
-        floating = tensor.is_floating_point() and tensor.numel() > 1
-        if not floating:
+        view: WeightView = self._weight_views[tensor]
+        if not (tensor.is_floating_point() and tensor.numel() > 1):
             return torch.tensor(NEUTRAL).expand(tensor.shape)
-        if name not in self.recording.element_labels:
-            shape = [0] * tensor.ndim
-            for position, axis in enumerate(permutation):
-                shape[axis] = tensor.shape[position]
-            if tensor.numel() > MAX_ELEMENT_LABELS:
+        if view.name not in self.recording.element_labels:
+            shape = self._sizes[view.name]
+            if prod(shape) > MAX_ELEMENT_LABELS:
                 cause = FrozenOp(
-                    op="parameter", module=name, reason="raw parameter too large to label"
+                    op="parameter", module=view.name, reason="raw parameter too large to label"
                 )
                 labels = self.store.frozen(cause, shape)
             else:
-                labels = self.store.fresh(tensor.numel()).view(shape)
-            self.recording.element_labels[name] = labels
-        return self.recording.element_labels[name].permute(permutation)
+                labels = self.store.fresh(prod(shape)).view(shape)
+            self.recording.element_labels[view.name] = labels
+            if view.name in self._buffers:
+                self._buffer_labels.append(labels.reshape(-1))
+        labels = self.recording.element_labels[view.name].permute(view.axes)
+        for axis, start in enumerate(view.starts):
+            labels = labels.narrow(axis, start, tensor.shape[axis])
+        return labels
+
+    def is_constant(self, labels: Tensor) -> bool:
+        """Return whether the tensor was made from buffers and constants alone."""
+        if is_scalar(labels) and int(labels.reshape(-1)[0]) == NEUTRAL:
+            return True
+        known = torch.cat([torch.tensor([NEUTRAL]), *self._buffer_labels])
+        return bool(torch.isin(narrow_constant(labels), known).all())
+
+    def is_head(self, labels: Tensor) -> bool:
+        """Return whether the labels lie on a channel axis that a view divided."""
+        parts = self.recording.splits
+        compact = narrow_constant(labels)
+        return bool(parts) and any(bool(torch.isin(compact, part).any()) for part in parts)
 
     def set_labels(self, tensor: Tensor, labels: Tensor) -> None:
         """Label a tensor.
@@ -221,15 +374,15 @@ class LabelRecorder(TorchDispatchMode):
         self._labels[tensor] = labels
         self.lifetimes.note_labels(tensor, labels)
 
-    def weight_view(self, tensor: Tensor) -> tuple[str, tuple[int, ...]] | None:
-        """Return (name, axis of the parameter at each axis of ``tensor``) of a stored weight."""
+    def weight_view(self, tensor: Tensor) -> WeightView | None:
+        """Return which part of which stored weight the tensor is, or None if it is not one."""
         if tensor in self._labels:
             return None
-        view: tuple[str, tuple[int, ...]] | None = self._weight_views.get(tensor)
+        view: WeightView | None = self._weight_views.get(tensor)
         return view
 
-    def set_weight_view(self, tensor: Tensor, view: tuple[str, tuple[int, ...]]) -> None:
-        """Say that ``tensor`` is a permuted view of a parameter."""
+    def set_weight_view(self, tensor: Tensor, view: WeightView) -> None:
+        """Say that ``tensor`` is a view of a parameter."""
         self._weight_views[tensor] = view
 
     def axis_labels(self, tensor: Tensor, position: int) -> Tensor | None:
@@ -237,13 +390,25 @@ class LabelRecorder(TorchDispatchMode):
         view = self.weight_view(tensor)
         if view is None:
             return None
-        name, permutation = view
-        axes = self.recording.axis_labels.setdefault(name, {})
-        axis = permutation[position]
+        axes = self.recording.axis_labels.setdefault(view.name, {})
+        axis = view.axes[position]
         if axis not in axes:
-            size = tensor.shape[position]
+            size = self._sizes[view.name][axis]
             axes[axis] = self.store.fresh(size) if size > 1 else torch.tensor([NEUTRAL])
-        return axes[axis]
+        return axes[axis].narrow(0, view.starts[position], tensor.shape[position])
+
+    def note_sizes(self, labels: Tensor) -> None:
+        """Note the sizes of labelled axes that the running module's code has just named."""
+        if not self.modules.running_own_code:
+            return
+        compact = labels
+        axes = varying_axes(labels)
+        for axis in range(labels.ndim):
+            if axis not in axes:
+                compact = compact.narrow(axis, 0, 1)
+        self.recording.size_uses += [
+            SizeUse(module=self.modules.current, labels=compact, axis=axis) for axis in axes
+        ]
 
     def freeze_inputs(self, call: OpCall, reason: str) -> None:
         """Freeze all labels that enter an op."""
@@ -262,6 +427,14 @@ class LabelRecorder(TorchDispatchMode):
     def _before_module(self, module: nn.Module, args: Sequence[Any]) -> None:
         if isinstance(module, ChannelGather):
             self._gather_depth += 1
+        elif self.modules.running_own_code and args and isinstance(args[0], Tensor):
+            self._gather_depth += 1  # the label arithmetic below passes through this mode too
+            labels = self.labels_of(args[0])
+            while labels.ndim > 1:
+                labels = labels[0]
+            if labels.ndim == 1 and not bool((labels == NEUTRAL).any()):
+                self.recording.inputs.setdefault(self.modules.current, labels)
+            self._gather_depth -= 1
 
     def _after_module(self, module: nn.Module, args: Sequence[Any], out: Any) -> None:
         if not isinstance(module, ChannelGather):

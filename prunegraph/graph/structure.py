@@ -94,6 +94,30 @@ class FrozenOp:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class SizeAttribute:
+    """An integer attribute of a module that its forward may use as a size, as ``num_heads``.
+
+    Attributes:
+        module: path of the module.
+        name: of the attribute.
+        classes: class ids of the positions that the size counts, with one axis for each axis of
+            the shape that varies: ``[heads, width]``; -1 = a position that always stays.
+        axis: the axis of ``classes`` that the attribute counts.
+    """
+
+    module: str
+    name: str
+    classes: IntArray
+    axis: int
+
+    def kept(self, keep: BoolArray) -> int:
+        """Return the attribute's value for ``[N]`` keep bits."""
+        alive = np.where(self.classes < 0, True, keep[self.classes])
+        others = tuple(axis for axis in range(alive.ndim) if axis != self.axis)
+        return int(alive.any(axis=others).sum())
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class StructureGraph:
     """What can be removed from a network, what belongs together and what it costs.
 
@@ -106,6 +130,8 @@ class StructureGraph:
         frozen_ops: what froze classes, and why.
         param_classes: parameter or buffer name -> axis -> class id at each position of the axis.
         gathers: path of each ``ChannelGather`` -> class ids of its input and output channels.
+        size_attributes: attributes of modules that surgery sets to the kept sizes.
+        means: path of a module -> class ids of the axis that it takes a mean over.
         cost_model: the exact costs.
         memory_model: the exact peak memory; None in a graph that comes from no recorded forward.
     """
@@ -118,6 +144,8 @@ class StructureGraph:
     frozen_ops: tuple[FrozenOp, ...]
     param_classes: Mapping[str, Mapping[int, IntArray]]
     gathers: Mapping[str, tuple[IntArray, IntArray]]
+    size_attributes: tuple[SizeAttribute, ...] = ()
+    means: Mapping[str, IntArray] = field(default_factory=dict)
     cost_model: CostModel = field(repr=False)
     memory_model: MemoryModel | None = field(default=None, repr=False)
 

@@ -1,4 +1,4 @@
-"""The trial that ends an analysis: prune every group once and see whether the forward follows.
+"""The trial that ends an analysis: prune a part of every group once and see whether the forward follows.
 
 Sizes written as numbers in the user's forward (``F.pad(.., 16, 16)``, ``view(b, 512)``) cannot be
 told from computed ones in one run. A slim network that raises, or whose output differs from the
@@ -24,9 +24,10 @@ TOLERANCE = 1e-3
 Forward = Callable[[nn.Module], Any]
 
 
-def _half(group: Group, rng: np.random.Generator) -> IntArray:
-    """Return the classes to remove: about half of the group, at least one stays."""
-    removable = min(len(group.classes) - group.min_keep, (len(group.classes) + 1) // 2)
+def _part(group: Group, rng: np.random.Generator) -> IntArray:
+    """Return the classes to remove: a random part, so that no two sizes agree by chance."""
+    wanted = max(1, round(len(group.classes) * rng.uniform(0.2, 0.7)))
+    removable = min(len(group.classes) - group.min_keep, wanted)
     return rng.permutation(group.classes)[: max(removable, 0)]
 
 
@@ -64,20 +65,29 @@ def find_literal_sizes(
     """
     rng = np.random.default_rng(0)
     groups = [group for group in graph.groups if group.frozen is None]
-    removals = [_half(group, rng) for group in groups]
-    together = np.ones(graph.num_classes, dtype=bool)
-    for removed in removals:
-        together[removed] = False
-    if _failure(model, graph, together, run) is None:
-        return []
+    removals = [(group, _part(group, rng)) for group in groups]
     found: list[tuple[IntArray, FrozenOp]] = []
-    combined = np.ones(graph.num_classes, dtype=bool)
-    for group, removed in zip(groups, removals, strict=True):
-        trial = combined.copy()
-        trial[removed] = False
-        reason = _failure(model, graph, trial, run)
+    keep = np.ones(graph.num_classes, dtype=bool)
+
+    def remove(part: list[tuple[Group, IntArray]], reason: str | None) -> None:
+        """Remove what can go; ``reason`` says that all of ``part`` together cannot."""
+        nonlocal keep
+        trial = keep.copy()
+        for _, removed in part:
+            trial[removed] = False
+        reason = reason or _failure(model, graph, trial, run)
         if reason is None:
-            combined = trial
-        else:
+            keep = trial
+        elif len(part) == 1:
+            group = part[0][0]
             found.append((group.classes, FrozenOp(op="trial", module=group.name, reason=reason)))
+        else:
+            middle = len(part) // 2
+            before = len(found)
+            remove(part[:middle], None)
+            clean = len(found) == before  # then the fault lies in the other half
+            remove(part[middle:], reason if clean else None)
+
+    if removals:
+        remove(removals, None)
     return found
