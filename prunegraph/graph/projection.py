@@ -16,10 +16,11 @@ Fits = Callable[[BoolArray], bool]
 """Tells whether keep bits ``[N]`` are within a limit; what is too much stays so as classes join."""
 
 
-def frozen_reasons(graph: "StructureGraph") -> str:
-    """Return why classes are frozen, for messages about budgets that cannot be met."""
+def why_no_less(graph: "StructureGraph", round_to: int | None) -> str:
+    """Return what keeps a network from being smaller, for budgets that cannot be met."""
+    least = "minimum" if round_to is None else f"least multiple of {round_to}"
     reasons = sorted({group.frozen for group in graph.groups if group.frozen})
-    return f"each group keeps its minimum; frozen: {'; '.join(reasons) or 'nothing'}"
+    return f"each group keeps its {least}; frozen: {'; '.join(reasons) or 'nothing'}"
 
 
 def _check_reachable(graph: "StructureGraph", keep: BoolArray, budget: Budget) -> None:
@@ -32,13 +33,13 @@ def _check_reachable(graph: "StructureGraph", keep: BoolArray, budget: Budget) -
             least = np.ceil(total / whole * 1e4) / 1e4
             msg = (
                 f"{name}={limit / whole:.4g} cannot be met: the least that can is {least:.4f} "
-                f"({frozen_reasons(graph)})"
+                f"({why_no_less(graph, budget.round_to)})"
             )
             raise BudgetError(msg)
     if budget.max_memory is not None and graph.peak_memory(keep) > budget.max_memory:
         msg = (
             f"max_memory={budget.max_memory} bytes cannot be met: the least that can is "
-            f"{graph.peak_memory(keep)} ({frozen_reasons(graph)})"
+            f"{graph.peak_memory(keep)} ({why_no_less(graph, budget.round_to)})"
         )
         raise BudgetError(msg)
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from prunegraph.errors import BudgetError
 from prunegraph.graph import ExampleInputs, StructureGraph
 from prunegraph.graph.analyse import unwrap
-from prunegraph.graph.projection import frozen_reasons, project
+from prunegraph.graph.projection import project, why_no_less
 from prunegraph.graph.surgery import apply_mask
 from prunegraph.pruning.clock import Latency, measure_latency
 from prunegraph.pruning.latency_table import LatencyTable, measure_latency_table, smallest_mask
@@ -97,7 +97,7 @@ def project_latency(
     msg = (
         f"max_latency={asked:g} ms cannot be met on {_where(example_inputs)}: the least reached is "
         f"{reached:.3g} ms, the dense network takes {table.dense.median:.3g} "
-        f"({frozen_reasons(graph)})"
+        f"({why_no_less(graph, budget.round_to)})"
     )
     raise BudgetError(msg)
 
