@@ -194,7 +194,8 @@ class StructureGraph:
 
         On inputs of the shape, type and memory layout of the example. Inputs, outputs and all that
         is made on the way count, each storage once from the operation that makes it until its
-        last tensor dies; parameters, buffers and what a kernel needs inside do not.
+        last tensor dies; parameters, buffers and what a kernel needs inside do not. Not exact
+        where surgery puts another module in (``nn.MultiheadAttention``): its temporaries differ.
 
         Raises:
             ModelError: the graph comes from no recorded forward.

@@ -186,3 +186,52 @@ def test_a_graph_can_be_pickled_and_one_by_hand_knows_no_memory() -> None:
     toy = toy_graph((8, 8), (2, 2, 2))
     with pytest.raises(ModelError, match="use analyse"):
         toy.peak_memory(toy.dense_mask())
+
+
+def test_attention_and_group_norm() -> None:
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.BatchNorm2d(16, track_running_stats=False),
+        nn.Conv2d(16, 24, 3, padding=1),
+        nn.GroupNorm(4, 24),
+        nn.Conv2d(24, 24, 3, padding=1),
+        nn.InstanceNorm2d(24, affine=True),
+        nn.Conv2d(24, 32, 4, stride=4),
+        nn.Flatten(2),
+        Transposed(),
+        nn.TransformerEncoderLayer(32, 4, 48, batch_first=True),
+        nn.Linear(32, 5),
+    ]
+    model, example = nn.Sequential(*layers).eval(), torch.randn(2, 3, 16, 16)
+    graph = analyse(model, example)
+    for seed in range(4):
+        assert_memory_equals_measured(model, graph, random_mask(graph, seed), example)
+
+
+class Transposed(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+
+class FusedAttention(nn.Module):
+    """Four heads; the peak is the attention itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = 4
+        self.qkv = nn.Linear(16, 3 * 32)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.qkv(x).view(*x.shape[:2], 3, self.num_heads, 8)
+        q, k, v = heads.permute(2, 0, 3, 1, 4)
+        return self.head(functional.scaled_dot_product_attention(q, k, v).sum((1, 2)))
+
+
+def test_heads_of_fused_attention() -> None:
+    torch.manual_seed(0)
+    model, example = FusedAttention().eval(), torch.randn(2, 64, 16)
+    graph = analyse(model, example)
+    for seed in range(4):
+        assert_memory_equals_measured(model, graph, random_mask(graph, seed), example)
