@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
 PARAMETERS = (
     "in_proj_weight",
     "q_proj_weight",

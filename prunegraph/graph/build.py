@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from prunegraph.graph.cost import MACS, PARAMS, CostModel, CostTerm
 from prunegraph.graph.labels import NEUTRAL, FreezeEvent
-from prunegraph.graph.lifetimes import LifetimeRecorder
 from prunegraph.graph.memory import MemoryModel
-from prunegraph.graph.recorder import Recording
+from prunegraph.graph.recording import Recording
 from prunegraph.graph.structure import FrozenOp, Group, OpNode, SizeAttribute, StructureGraph
 from prunegraph.types import BoolArray, IntArray
 
@@ -27,13 +26,11 @@ class GraphBuilder:
     Args:
         model: the network that was recorded.
         recording: what its forward left behind.
-        lifetimes: which storages lived when.
     """
 
-    def __init__(self, model: nn.Module, recording: Recording, lifetimes: LifetimeRecorder) -> None:
+    def __init__(self, model: nn.Module, recording: Recording) -> None:
         self.model = model
         self.recording = recording
-        self.lifetimes = lifetimes
         self.components = recording.store.components()
         self.events: dict[int, FreezeEvent] = {}
         for label, event in recording.store.events.items():
@@ -72,12 +69,12 @@ class GraphBuilder:
                 gather.module: (self._classes(gather.in_labels), self._classes(gather.out_labels))
                 for gather in self.recording.gathers
             },
-            size_attributes=self._size_attributes(frozen),
-            means={
-                mean.module: self._classes(mean.labels) for mean in self.recording.means
-            },
+            size_attributes=self._size_attributes(),
+            means={mean.module: self._classes(mean.labels) for mean in self.recording.means},
             cost_model=CostModel(num_classes, self._terms(classes, ops)),
-            memory_model=MemoryModel(num_classes, self.lifetimes.storages(self.components, lookup)),
+            memory_model=MemoryModel(
+                num_classes, self.recording.lifetimes.storages(self.components, lookup)
+            ),
         )
 
     def labels_of(self, classes: IntArray) -> Tensor:
@@ -92,7 +89,7 @@ class GraphBuilder:
         result: IntArray = self._lookup[self.components[values[values != NEUTRAL]]]
         return result
 
-    def _size_attributes(self, frozen: BoolArray) -> tuple[SizeAttribute, ...]:
+    def _size_attributes(self) -> tuple[SizeAttribute, ...]:
         """Find the integer attributes that hold a size which a module's forward named."""
         found: dict[tuple[str, str], SizeAttribute] = {}
         for use in self.recording.size_uses:
@@ -104,7 +101,7 @@ class GraphBuilder:
             ]
             labels = use.labels.numpy()
             classes = np.where(labels == NEUTRAL, -1, self._lookup[self.components[labels]])
-            if not names or not (classes >= 0).any() or frozen[classes[classes >= 0]].all():
+            if not names or not (classes >= 0).any():
                 continue
             for name in names:
                 attribute = SizeAttribute(
@@ -113,7 +110,7 @@ class GraphBuilder:
                 known = found.get((use.module, name))
                 if known is None or _better_use(attribute, known):
                     found[use.module, name] = attribute
-        return tuple(found.values())
+        return tuple(item for item in found.values() if item.varies)
 
     def _freeze(self, components: IntArray, name: str, reason: str) -> None:
         event = FreezeEvent(
@@ -244,8 +241,11 @@ class GraphBuilder:
 def _better_use(new: SizeAttribute, known: SizeAttribute) -> bool:
     """Return whether a size fits an attribute's name better: a count of heads, or a width."""
     is_width = any(word in new.name for word in ("dim", "size", "width", "channels", "features"))
-    last = [item.axis == item.classes.ndim - 1 for item in (new, known)]
-    return last[0] != last[1] and last[0] == is_width
+
+    def fit(item: SizeAttribute) -> tuple[bool, bool]:
+        return (item.axis == item.classes.ndim - 1) == is_width, item.varies
+
+    return fit(new) > fit(known)
 
 
 def _group_names(

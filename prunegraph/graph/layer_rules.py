@@ -6,7 +6,8 @@ from torch import Tensor
 
 from prunegraph.graph.labels import along, varying_axes
 from prunegraph.graph.product_rules import activation_product
-from prunegraph.graph.recorder import LabelRecorder, OpCall, RecordedOp
+from prunegraph.graph.recorder import LabelRecorder, OpCall
+from prunegraph.graph.recording import RecordedOp
 
 
 def _tie_parameter(recorder: LabelRecorder, tensor: Tensor | None, channels: Tensor) -> None:

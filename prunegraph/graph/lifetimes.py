@@ -4,13 +4,13 @@ A storage is counted once however many tensors view it, and dies with the last o
 and buffers are no activations and are left out; the inputs count, because their caller holds them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from prunegraph.graph.labels import NEUTRAL, is_scalar, narrow_constant, varying_axes
@@ -35,18 +35,18 @@ class _Record:
 
 
 class LifetimeRecorder:
-    """Follows the storages of one forward.
+    """Follows the storages of one forward."""
 
-    Args:
-        model: the network, whose parameters and buffers are left out.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._weights = {_reference(t) for t in [*model.parameters(), *model.buffers()]}
+    def __init__(self) -> None:
+        self._left_out: set[StorageWeakRef] = set()
         self._alive: dict[StorageWeakRef, _Record] = {}
         self._records: list[_Record] = []
         self._step = 0
         self._paused = False
+
+    def leave_out(self, tensors: Iterable[Tensor]) -> None:
+        """Do not count these tensors: parameters and buffers."""
+        self._left_out.update(_reference(tensor) for tensor in tensors)
 
     def add_input(self, tensor: Tensor) -> None:
         """Count a tensor that the forward is given."""
@@ -114,7 +114,7 @@ class LifetimeRecorder:
             return
         reference = _reference(tensor)
         num_bytes = tensor.untyped_storage().nbytes()
-        if num_bytes and reference not in self._weights and reference not in self._alive:
+        if num_bytes and reference not in self._left_out and reference not in self._alive:
             record = _Record(num_bytes=num_bytes, born=born)
             self._alive[reference] = record
             self._records.append(record)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from prunegraph.graph.labels import NEUTRAL, along, narrow_constant, varying_axes
-from prunegraph.graph.recorder import LabelRecorder, OpCall, RecordedOp
+from prunegraph.graph.recorder import LabelRecorder, OpCall
+from prunegraph.graph.recording import RecordedOp
 
 NO_AXIS = torch.empty(0, dtype=torch.int64)
 
@@ -61,7 +62,7 @@ def activation_product(recorder: LabelRecorder, call: OpCall) -> None:
     (batch, rows, inner), columns = left.shape, right.shape[2]
     left_axes, right_axes = varying_axes(left), varying_axes(right)
     if 0 in left_axes or 0 in right_axes:
-        labels = _batched(recorder, call, left, right)
+        labels: Tensor | None = _batched(recorder, call, left, right)
     elif len(left_axes) > 1 or len(right_axes) > 1 or (1 in left_axes and 2 in right_axes):
         recorder.freeze_inputs(call, "product of channels with channels")
         recorder.set_unlabelled(call, "product of channels with channels")
@@ -75,9 +76,7 @@ def activation_product(recorder: LabelRecorder, call: OpCall) -> None:
         recorder.set_labels(call.out, labels.expand(batch, rows, columns).view(call.out.shape))
 
 
-def _constant_product(
-    recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor
-) -> None:
+def _constant_product(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) -> None:
     """What buffers and constants give (rotary angles, resampling) is a constant too."""
     cause = recorder.cause(call, "buffer of a computed constant")
     for labels in (left, right):

@@ -22,7 +22,8 @@ from prunegraph.graph.layer_rules import (
     mm,
 )
 from prunegraph.graph.product_rules import activation_product, attention
-from prunegraph.graph.recorder import LabelRecorder, OpCall, RecordedMean, Rule, WeightView
+from prunegraph.graph.recorder import LabelRecorder, OpCall, Rule, WeightView
+from prunegraph.graph.recording import RecordedMean
 
 UNIT = torch.tensor([NEUTRAL])
 
@@ -62,9 +63,9 @@ def combine(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) 
     recorder.store.unite(left, right)
     if bool((left == NEUTRAL).any()):
         return torch.where(left == NEUTRAL, right, left)
-    axes = len(varying_axes(left)), len(varying_axes(right))
-    if axes[0] != axes[1]:  # both say the same; the simpler one says that there are no channels
-        return left if axes[0] < axes[1] else right
+    ranks = len(varying_axes(left)), len(varying_axes(right))
+    if ranks[0] != ranks[1]:  # they are equal now, and the simpler one shows it
+        return left if ranks[0] < ranks[1] else right
     return left if left.numel() >= right.numel() else right
 
 
@@ -171,23 +172,18 @@ def movement(recorder: LabelRecorder, call: OpCall) -> None:
             return
         if view is not None and _narrow_weight(recorder, call, view):
             return
-    args, kwargs = tree_map_only(
-        Tensor,
-        lambda t: recorder.labels_of(t) if t.is_floating_point() else t,
-        (call.args, call.kwargs),
-    )
-    kwargs.pop("dtype", None)
-    kwargs.pop("memory_format", None)
-    moved_labels = call.func(*args, **kwargs)
+    labels = tree_map_only(Tensor, recorder.labels_of, call.args[0])  # indices stay as they are
+    kwargs = {k: v for k, v in call.kwargs.items() if k not in {"dtype", "memory_format"}}
+    moved_labels = call.func(labels, *call.args[1:], **kwargs)
     pairs = zip(
         call.outputs(),
         [moved_labels] if isinstance(moved_labels, Tensor) else moved_labels,
         strict=True,
     )
-    for tensor, labels in pairs:
-        recorder.set_labels(tensor, labels)
+    for tensor, part in pairs:
+        recorder.set_labels(tensor, part)
         if call.name in {"split", "split_with_sizes"}:
-            recorder.note_sizes(labels)
+            recorder.note_sizes(part)
 
 
 def copy(recorder: LabelRecorder, call: OpCall) -> None:
@@ -391,7 +387,9 @@ def _table() -> dict[str, Rule]:
     table |= dict.fromkeys(_SPATIAL, spatial)
     table |= dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), view)
     table |= dict.fromkeys(("clone", "contiguous", "_to_copy"), copy)
-    table |= dict.fromkeys(("mean", "sum", "amax", "amin", "max", "min", "argmax", "linalg_vector_norm"), reduction)
+    table |= dict.fromkeys(
+        ("mean", "sum", "amax", "amin", "max", "min", "argmax", "linalg_vector_norm"), reduction
+    )
     table |= dict.fromkeys(("_softmax", "_log_softmax"), softmax)
     table |= {
         "as_strided_": restride,

@@ -110,6 +110,11 @@ class SizeAttribute:
     classes: IntArray
     axis: int
 
+    @property
+    def varies(self) -> bool:
+        """True if the classes differ along the axis, so that its size can change."""
+        return bool((self.classes != self.classes.take([0], self.axis)).any())
+
     def kept(self, keep: BoolArray) -> int:
         """Return the attribute's value for ``[N]`` keep bits."""
         alive = np.where(self.classes < 0, True, keep[self.classes])

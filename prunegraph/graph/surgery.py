@@ -84,9 +84,7 @@ def zero_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Mod
         if plan is None:
             continue
         if isinstance(module, nn.LayerNorm | nn.RMSNorm):
-            silent = replace_module(
-                silent, path, MaskedNorm(silent.get_submodule(path), plan.keep)
-            )
+            silent = replace_module(silent, path, MaskedNorm(silent.get_submodule(path), plan.keep))
         elif isinstance(module, nn.GroupNorm) and module.num_groups == 1:
             mean_over_kept(silent.get_submodule(path), plan.keep[0])
     for path, classes in graph.means.items():
