@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from prunegraph.graph.cost import MACS, PARAMS, CostModel, CostTerm
 from prunegraph.graph.labels import NEUTRAL, FreezeEvent
+from prunegraph.graph.memory import MemoryModel
 from prunegraph.graph.recording import Recording
 from prunegraph.graph.structure import FrozenOp, Group, OpNode, SizeAttribute, StructureGraph
 from prunegraph.types import BoolArray, IntArray
@@ -78,6 +79,9 @@ class GraphBuilder:
             size_attributes=self._size_attributes(),
             means={mean.module: self._classes(mean.labels) for mean in self.recording.means},
             cost_model=CostModel(num_classes, self._terms(classes, ops)),
+            memory_model=MemoryModel(
+                num_classes, self.recording.lifetimes.storages(self.components, lookup)
+            ),
         )
 
     def labels_of(self, classes: IntArray) -> Tensor:

@@ -27,6 +27,9 @@ def batch_norm(recorder: LabelRecorder, call: OpCall) -> None:
             _tie_parameter(recorder, tensor, channels)
     result = call.outputs()
     recorder.set_labels(result[0], along(channels, 1, result[0].shape))
+    for statistic in result[1:]:  # empty where running statistics are used
+        if statistic.shape == channels.shape:
+            recorder.set_labels(statistic, channels)
 
 
 def layer_norm(recorder: LabelRecorder, call: OpCall) -> None:
@@ -65,6 +68,10 @@ def group_norm(recorder: LabelRecorder, call: OpCall) -> None:
         parts = channels.view(num_groups, -1)
         recorder.store.unite(parts, parts[:, :1])
     recorder.set_labels(call.out[0], labels)
+    for statistic in call.out[1:]:  # [B, groups]
+        recorder.set_labels(
+            statistic, along(channels.view(num_groups, -1)[:, 0], 1, statistic.shape)
+        )
 
 
 def convolution(recorder: LabelRecorder, call: OpCall) -> None:

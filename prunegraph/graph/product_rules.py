@@ -155,7 +155,10 @@ def attention(recorder: LabelRecorder, call: OpCall) -> None:
     first, *rest = call.outputs()
     recorder.set_labels(first, spread.expand(first.shape))
     for tensor in rest:
-        recorder.set_labels(tensor, torch.tensor(NEUTRAL).expand(tensor.shape))
+        lines = torch.tensor(NEUTRAL)
+        if tensor.ndim == 3 and 1 < tensor.shape[1] == spread.shape[0]:  # sums, [b, heads, n]
+            lines = spread[:, :, :1].reshape(1, -1, 1)
+        recorder.set_labels(tensor, lines.expand(tensor.shape))
 
 
 def _heads_in_front(labels: Tensor) -> Tensor:
