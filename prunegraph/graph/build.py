@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from prunegraph.graph.cost import MACS, PARAMS, CostModel, CostTerm
 from prunegraph.graph.labels import NEUTRAL, FreezeEvent
+from prunegraph.graph.memory import MemoryModel
 from prunegraph.graph.recording import Recording
 from prunegraph.graph.structure import FrozenOp, Group, OpNode, SizeAttribute, StructureGraph
 from prunegraph.types import BoolArray, IntArray
@@ -78,6 +79,9 @@ class GraphBuilder:
             size_attributes=self._size_attributes(),
             means={mean.module: self._classes(mean.labels) for mean in self.recording.means},
             cost_model=CostModel(num_classes, self._terms(classes, ops)),
+            memory_model=MemoryModel(
+                num_classes, self.recording.lifetimes.storages(self.components, lookup)
+            ),
         )
 
     def labels_of(self, classes: IntArray) -> Tensor:
@@ -247,7 +251,15 @@ class GraphBuilder:
             for component, event in self.events.items()
             if component in self.class_of and not event.expected
         ]
-        return tuple(dict.fromkeys(causes))
+        return (*dict.fromkeys(causes), *self._unused())
+
+    def _unused(self) -> list[FrozenOp]:
+        """Return the modules with weights that the forward never touched, as training heads."""
+        used = self.recording.axis_labels.keys() | self.recording.element_labels.keys()
+        names = [name for name, p in self.model.named_parameters() if p.ndim > 1]
+        modules = [name.rpartition(".")[0] for name in names if name not in used]
+        reason = "not used by this forward: left whole"
+        return [FrozenOp(op="parameter", module=module, reason=reason) for module in modules]
 
 
 def _better_use(new: SizeAttribute, known: SizeAttribute) -> bool:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from prunegraph.graph.labels import NEUTRAL, LabelStore, varying_axes
+from prunegraph.graph.lifetimes import LifetimeRecorder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,7 @@ class Recording:
         size_uses: sizes that a forward may have read from a module's attributes.
         inputs: module path -> ``[size]`` labels along the last axis of its first argument.
         means: means over channels.
+        lifetimes: which storages lived when.
     """
 
     store: LabelStore = field(default_factory=LabelStore)
@@ -89,6 +91,7 @@ class Recording:
     size_uses: list[SizeUse] = field(default_factory=list)
     inputs: dict[str, Tensor] = field(default_factory=dict)
     means: list[RecordedMean] = field(default_factory=list)
+    lifetimes: LifetimeRecorder = field(default_factory=LifetimeRecorder)
 
     def settle_splits(self) -> None:
         """Tie the parts of divided axes position by position, unless the parts are heads.

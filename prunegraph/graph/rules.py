@@ -17,9 +17,11 @@ from prunegraph.graph.layer_rules import (
     batch_norm,
     convolution,
     embedding,
+    gates,
     group_norm,
     layer_norm,
     mm,
+    recurrent,
 )
 from prunegraph.graph.product_rules import activation_product, attention
 from prunegraph.graph.recorder import LabelRecorder, OpCall, Rule, WeightView
@@ -399,6 +401,8 @@ def _table() -> dict[str, Rule]:
         "baddbmm": activation_product,
         "glu": glu,
         "embedding": embedding,
+        "mkldnn_rnn_layer": recurrent,
+        "unsafe_split": gates,
     }
     batch_norms = ("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
     table |= dict.fromkeys(batch_norms, batch_norm)
