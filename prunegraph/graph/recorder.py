@@ -268,7 +268,7 @@ class LabelRecorder(TorchDispatchMode):
             axes[axis] = self.store.fresh(size) if size > 1 else torch.tensor([NEUTRAL])
         return axes[axis].narrow(0, view.starts[position], tensor.shape[position])
 
-    def note_sizes(self, labels: Tensor) -> None:
+    def note_sizes(self, labels: Tensor, part: int = 0) -> None:
         """Note the sizes of labelled axes that the running module's code has just named."""
         if not self.modules.running_own_code:
             return
@@ -278,7 +278,8 @@ class LabelRecorder(TorchDispatchMode):
             if axis not in axes:
                 compact = compact.narrow(axis, 0, 1)
         self.recording.size_uses += [
-            SizeUse(module=self.modules.current, labels=compact, axis=axis) for axis in axes
+            SizeUse(module=self.modules.current, labels=compact, axis=axis, part=part)
+            for axis in axes
         ]
 
     def freeze_inputs(self, call: OpCall, reason: str) -> None:

@@ -34,11 +34,13 @@ class SizeUse:
         module: path of the module whose forward ran.
         labels: the labels, narrowed to one position along axes where they do not vary.
         axis: the axis in question.
+        part: which of the sizes of a split it is.
     """
 
     module: str
     labels: Tensor
     axis: int
+    part: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +50,12 @@ class RecordedMean:
     Attributes:
         module: path of the module whose forward ran.
         labels: ``[size]`` labels of the axis.
+        axis: the axis, counted from the end: -1 is the last.
     """
 
     module: str
     labels: Tensor
+    axis: int
 
 
 @dataclass(frozen=True, kw_only=True)

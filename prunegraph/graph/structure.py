@@ -100,6 +100,7 @@ class SizeAttribute:
     Attributes:
         module: path of the module.
         name: of the attribute.
+        index: place in it, if it is a tuple or list; None = it is the integer itself.
         classes: class ids of the positions that the size counts, with one axis for each axis of
             the shape that varies: ``[heads, width]``; -1 = a position that always stays.
         axis: the axis of ``classes`` that the attribute counts.
@@ -107,6 +108,7 @@ class SizeAttribute:
 
     module: str
     name: str
+    index: int | None
     classes: IntArray
     axis: int
 
@@ -136,7 +138,8 @@ class StructureGraph:
         param_classes: parameter or buffer name -> axis -> class id at each position of the axis.
         gathers: path of each ``ChannelGather`` -> class ids of its input and output channels.
         size_attributes: attributes of modules that surgery sets to the kept sizes.
-        means: path of a module -> class ids of the axis that it takes a mean over.
+        means: path of a module -> class ids of the axis that it takes a mean over, and the axis,
+            counted from the end.
         cost_model: the exact costs.
         memory_model: the exact peak memory; None in a graph that comes from no recorded forward.
     """
@@ -150,7 +153,7 @@ class StructureGraph:
     param_classes: Mapping[str, Mapping[int, IntArray]]
     gathers: Mapping[str, tuple[IntArray, IntArray]]
     size_attributes: tuple[SizeAttribute, ...] = ()
-    means: Mapping[str, IntArray] = field(default_factory=dict)
+    means: Mapping[str, tuple[IntArray, int]] = field(default_factory=dict)
     cost_model: CostModel = field(repr=False)
     memory_model: MemoryModel | None = field(default=None, repr=False)
 
