@@ -127,7 +127,7 @@ def analyse(
             if attempt.failure is None:
                 break
             if not remedies.apply(attempt.failure, graph):
-                for classes, cause in attempt.literal_sizes():
+                for classes, cause in attempt.literal_sizes(attempt.failure):
                     recorder.store.freeze(builder.labels_of(classes), cause)
         builder = GraphBuilder(model, recorder.recording, literal=remedies.literal)
         graph = builder.build()
