@@ -334,8 +334,10 @@ class ExportConfig(CommonConfig):
 
     Attributes:
         run: run folder of ``train`` or ``apply``.
-        format: onnx, torch-export or safetensors.
-        out: file to write; default: RUN/pruned.onnx, RUN/pruned.pt2, RUN/exported.safetensors.
+        format: onnx; torch-export (a .pt2 program, which needs torch alone); safetensors: the
+            weights, with a recipe beside them that cuts a freshly built network to fit them.
+        out: file to write; default: RUN/pruned.onnx, RUN/pruned.pt2, RUN/exported.safetensors (and
+            exported.recipe.json).
     """
 
     command: ClassVar[str] = "export"

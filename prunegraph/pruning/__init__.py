@@ -8,7 +8,7 @@ from prunegraph.pruning.artefacts import (
     save_pruned,
 )
 from prunegraph.pruning.evaluation import Evaluator, Scores, compute_logits, evaluate
-from prunegraph.pruning.export import export
+from prunegraph.pruning.export import export, export_recipe
 from prunegraph.pruning.finetune import FinetuneConfig, FinetuneResult, finetune
 from prunegraph.pruning.problem import Pruner, PrunerResult, PruningProblem
 from prunegraph.pruning.recalibration import recalibrate_bn
@@ -29,6 +29,7 @@ __all__ = [
     "compute_logits",
     "evaluate",
     "export",
+    "export_recipe",
     "finetune",
     "load_pruned",
     "read_info",
