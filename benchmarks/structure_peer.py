@@ -25,8 +25,11 @@ def peer_form(model: nn.Module) -> nn.Module:
 
 
 def build_graph(model: nn.Module, example: Tensor) -> tp.DependencyGraph:
-    """Return Torch-Pruning's dependency graph."""
-    return tp.DependencyGraph().build_dependency(model, example_inputs=example)
+    """Return Torch-Pruning's dependency graph.
+
+    It calls ``model(*example_inputs)``: a bare tensor would be taken apart along its batch.
+    """
+    return tp.DependencyGraph().build_dependency(model, example_inputs=(example,))
 
 
 def covered_modules(graph: tp.DependencyGraph, ignored: list[nn.Module]) -> set[int]:
@@ -80,7 +83,7 @@ def make_pruner(model: nn.Module, example: Tensor, ignored: list[nn.Module]) -> 
     widths = {m.num_heads for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
     return tp.pruner.BasePruner(
         model,
-        example_inputs=example,
+        example_inputs=(example,),
         importance=tp.importance.RandomImportance(),
         global_pruning=False,
         pruning_ratio=PRUNING_RATIO,

@@ -24,6 +24,7 @@ from structure_peer import (
     set_sizes,
     write_positions,
 )
+from structure_table import NUM_MASKS
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -36,7 +37,6 @@ from prunegraph.testing import assert_masked_equals_pruned, count_cost, largest_
 from prunegraph.types import Budget, KeepMask
 
 KEEP_MACS = 0.5
-NUM_MASKS = 5
 FLOAT64 = (torch.float64, 1e-5)
 FLOAT32 = (torch.float32, 1e-3)
 SMALL = 60_000_000  # parameters up to which networks are compared in float64
