@@ -13,7 +13,7 @@ from prunegraph.graph.build import MODEL_INPUT, MODEL_OUTPUT, GraphBuilder
 from prunegraph.graph.recorder import LabelRecorder
 from prunegraph.graph.rules import RULES
 from prunegraph.graph.structure import FrozenOp, StructureGraph
-from prunegraph.graph.trial import find_literal_sizes
+from prunegraph.graph.trial import Trial
 
 ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """One tensor, positional arguments, or keyword arguments of a forward."""
@@ -90,11 +90,20 @@ def _record(model: nn.Module, example_inputs: ExampleInputs) -> LabelRecorder:
     cause = FrozenOp(op="output", module="", reason=MODEL_OUTPUT)
     for leaf in _output_tensors(output):
         recorder.store.freeze(recorder.labels_of(leaf), cause, expected=True)
+    recorder.recording.settle_splits()
     return recorder
 
 
 def _output_tensors(output: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _modules_like(model: nn.Module, path: str | None) -> set[str]:
+    """Return the paths of all modules of the same class as the one at ``path``."""
+    if path is None:
+        return set()
+    kind = type(model.get_submodule(path))
+    return {name for name, module in model.named_modules() if type(module) is kind}
 
 
 def analyse(
@@ -120,11 +129,13 @@ def analyse(
     graph = builder.build()
     for _ in range(MAX_TRIALS if trial else 0):
         with evaluation_mode(model):
-            found = find_literal_sizes(model, graph, lambda m: call_forward(m, example_inputs))
-        if not found:
-            break
-        for classes, cause in found:
-            recorder.store.freeze(builder.labels_of(classes), cause)
+            attempt = Trial(model, graph, lambda m: call_forward(m, example_inputs))
+            if attempt.failure is None:
+                break
+            alike = _modules_like(model, attempt.failure.module)
+            if not recorder.recording.tie_heads_to_inputs(alike):
+                for classes, cause in attempt.literal_sizes():
+                    recorder.store.freeze(builder.labels_of(classes), cause)
         builder = GraphBuilder(model, recorder.recording)
         graph = builder.build()
     if not graph.free.any():

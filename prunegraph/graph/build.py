@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from prunegraph.graph.cost import MACS, PARAMS, CostModel, CostTerm
 from prunegraph.graph.labels import NEUTRAL, FreezeEvent
-from prunegraph.graph.recorder import Recording
-from prunegraph.graph.structure import FrozenOp, Group, OpNode, StructureGraph
+from prunegraph.graph.recording import Recording
+from prunegraph.graph.structure import FrozenOp, Group, OpNode, SizeAttribute, StructureGraph
 from prunegraph.types import BoolArray, IntArray
 
 MODEL_INPUT = "model input"
@@ -38,6 +38,7 @@ class GraphBuilder:
 
     def build(self) -> StructureGraph:
         """Return the structure graph."""
+        self._check_means()
         params = self._param_components()
         for axes in params.values():
             for components in axes.values():
@@ -67,6 +68,8 @@ class GraphBuilder:
                 gather.module: (self._classes(gather.in_labels), self._classes(gather.out_labels))
                 for gather in self.recording.gathers
             },
+            size_attributes=self._size_attributes(),
+            means={mean.module: self._classes(mean.labels) for mean in self.recording.means},
             cost_model=CostModel(num_classes, self._terms(classes, ops)),
         )
 
@@ -82,12 +85,46 @@ class GraphBuilder:
         result: IntArray = self._lookup[self.components[values[values != NEUTRAL]]]
         return result
 
+    def _size_attributes(self) -> tuple[SizeAttribute, ...]:
+        """Find the integer attributes that hold a size which a module's forward named."""
+        found: dict[tuple[str, str], SizeAttribute] = {}
+        for use in self.recording.size_uses:
+            owner = self.model.get_submodule(use.module)
+            names = [
+                name
+                for name, value in vars(owner).items()
+                if type(value) is int and value == use.labels.shape[use.axis]
+            ]
+            labels = use.labels.numpy()
+            classes = np.where(labels == NEUTRAL, -1, self._lookup[self.components[labels]])
+            if not names or not (classes >= 0).any():
+                continue
+            for name in names:
+                attribute = SizeAttribute(
+                    module=use.module, name=name, classes=classes, axis=use.axis
+                )
+                known = found.get((use.module, name))
+                if known is None or _better_use(attribute, known):
+                    found[use.module, name] = attribute
+        return tuple(item for item in found.values() if item.varies)
+
     def _freeze(self, components: IntArray, name: str, reason: str) -> None:
         event = FreezeEvent(
             cause=FrozenOp(op="parameter", module=name, reason=reason), expected=False
         )
         for component in np.unique(components).tolist():
             self.events.setdefault(component, event)
+
+    def _check_means(self) -> None:
+        """Freeze means of one module over different channels: they cannot be told apart."""
+        seen: dict[str, IntArray] = {}
+        for mean in self.recording.means:
+            own = self.components[mean.labels.numpy()]
+            first = seen.setdefault(mean.module, own)
+            if not np.array_equal(first, own):
+                reason = "one module takes means over several kinds of channels"
+                for components in (first, own):
+                    self._freeze(components, mean.module, reason)
 
     def _param_components(self) -> dict[str, dict[int, IntArray]]:
         """Return the component at each position of each labelled axis, by parameter."""
@@ -195,6 +232,16 @@ class GraphBuilder:
             if component in self.class_of and not event.expected
         ]
         return tuple(dict.fromkeys(causes))
+
+
+def _better_use(new: SizeAttribute, known: SizeAttribute) -> bool:
+    """Return whether a size fits an attribute's name better: a count of heads, or a width."""
+    is_width = any(word in new.name for word in ("dim", "size", "width", "channels", "features"))
+
+    def fit(item: SizeAttribute) -> tuple[bool, bool]:
+        return (item.axis == item.classes.ndim - 1) == is_width, item.varies
+
+    return fit(new) > fit(known)
 
 
 def _group_names(

@@ -2,13 +2,12 @@
 
 from math import prod
 
-import torch
 from torch import Tensor
 
 from prunegraph.graph.labels import along, varying_axes
-from prunegraph.graph.recorder import LabelRecorder, OpCall, RecordedOp
-
-NO_AXIS = torch.empty(0, dtype=torch.int64)
+from prunegraph.graph.product_rules import activation_product
+from prunegraph.graph.recorder import LabelRecorder, OpCall
+from prunegraph.graph.recording import RecordedOp
 
 
 def _tie_parameter(recorder: LabelRecorder, tensor: Tensor | None, channels: Tensor) -> None:
@@ -36,6 +35,14 @@ def layer_norm(recorder: LabelRecorder, call: OpCall) -> None:
     labels = recorder.labels_of(source)
     if len(normalized_shape) > 1 and varying_axes(labels):
         recorder.freeze_inputs(call, "normalises over channels and positions")
+    elif weight is not None and len(varying_axes(labels)) > 1 and recorder.is_head(labels):
+        recorder.store.unite(labels, labels.narrow(-1, 0, 1))  # a whole head, or none of it
+        recorder.recording.heads.append(labels.narrow(-1, 0, 1))
+        for tensor in (weight, bias):
+            if tensor is not None:
+                own = recorder.axis_labels(tensor, 0)
+                assert own is not None
+                recorder.store.freeze(own, recorder.cause(call, "shared by all heads"))
     elif len(normalized_shape) == 1:
         channels = recorder.channel_labels(labels, -1)
         _tie_parameter(recorder, weight, channels)
@@ -44,15 +51,19 @@ def layer_norm(recorder: LabelRecorder, call: OpCall) -> None:
 
 
 def group_norm(recorder: LabelRecorder, call: OpCall) -> None:
-    """Freeze: the statistics of a group of channels change when one of them leaves."""
+    """Tie the channels of each group: a group leaves as a whole, so no other's statistics change.
+
+    One group over all channels is a layer norm: it normalises over the channels that are kept.
+    """
     source, weight, bias = call.args[:3]
     labels = recorder.labels_of(source)
     channels = recorder.channel_labels(labels, 1)
     _tie_parameter(recorder, weight, channels)
     _tie_parameter(recorder, bias, channels)
     num_groups = call.args[6]
-    if num_groups != source.shape[1]:
-        recorder.store.freeze(channels, recorder.cause(call, "group norm over several channels"))
+    if 1 < num_groups < source.shape[1]:
+        parts = channels.view(num_groups, -1)
+        recorder.store.unite(parts, parts[:, :1])
     recorder.set_labels(call.out[0], labels)
 
 
@@ -78,18 +89,19 @@ def convolution(recorder: LabelRecorder, call: OpCall) -> None:
         out_labels = rows
         recorder.store.unite(channels.view(groups, -1), rows.view(groups, -1))
     elif transposed:
-        recorder.freeze_inputs(call, "grouped transposed convolution")
-        recorder.store.freeze(in_labels, recorder.cause(call, "grouped transposed convolution"))
-        out_labels = recorder.store.frozen(
-            recorder.cause(call, "grouped transposed convolution"), (call.out.shape[1],)
-        )
+        recorder.store.unite(channels, in_labels)
+        parts = in_labels.view(groups, -1)
+        recorder.store.unite(parts, parts[:1])
     else:
         recorder.store.unite(channels.view(groups, -1), in_labels.view(1, -1))
         parts = out_labels.view(groups, -1)
         recorder.store.unite(parts, parts[:1])
+    channels_out = out_labels
+    if transposed and groups > 1 and not depthwise:
+        channels_out = out_labels.repeat(groups)
     if bias is not None:
-        _tie_parameter(recorder, bias, out_labels)
-    recorder.set_labels(call.out, along(out_labels, 1, call.out.shape))
+        _tie_parameter(recorder, bias, channels_out)
+    recorder.set_labels(call.out, along(channels_out, 1, call.out.shape))
     positions = prod((source if transposed else call.out).shape[2:])
     kernel = prod(weight.shape[2:])
     recorder.recording.ops.append(
@@ -109,9 +121,20 @@ def convolution(recorder: LabelRecorder, call: OpCall) -> None:
     )
 
 
+def embedding(recorder: LabelRecorder, call: OpCall) -> None:
+    """Rows of a stored table: its columns are the output's channels; its rows all stay."""
+    table = call.args[0]
+    channels = recorder.axis_labels(table, 1)
+    if channels is None:
+        recorder.freeze_inputs(call, "embedding in a computed table")
+        recorder.set_unlabelled(call, "embedding in a computed table")
+        return
+    recorder.set_labels(call.out, along(channels, -1 % call.out.ndim, call.out.shape))
+
+
 def _weight_name(recorder: LabelRecorder, weight: Tensor) -> str | None:
     stored = recorder.weight_view(weight)
-    return None if stored is None else stored[0]
+    return None if stored is None else stored.name
 
 
 def _matrix_product(
@@ -149,34 +172,3 @@ def addmm(recorder: LabelRecorder, call: OpCall) -> None:
 def mm(recorder: LabelRecorder, call: OpCall) -> None:
     """A linear layer without bias."""
     _matrix_product(recorder, call, call.args[0], call.args[1], None)
-
-
-def _frozen_product(recorder: LabelRecorder, call: OpCall, reason: str, macs: int) -> None:
-    """Freeze what enters and leaves a product of activations, and count it."""
-    recorder.freeze_inputs(call, reason)
-    recorder.set_unlabelled(call, reason)
-    recorder.recording.ops.append(
-        RecordedOp(
-            module=recorder.modules.current,
-            kind="matmul",
-            in_labels=NO_AXIS,
-            out_labels=NO_AXIS,
-            macs_coefficient=float(macs),
-            param=None,
-        )
-    )
-
-
-def activation_product(recorder: LabelRecorder, call: OpCall) -> None:
-    """A product of activations: frozen, but counted."""
-    left, right = call.tensors()[-2:]
-    macs = prod(left.shape) * right.shape[-1]
-    _frozen_product(recorder, call, "matrix product of activations", macs)
-
-
-def attention(recorder: LabelRecorder, call: OpCall) -> None:
-    """Fused attention: frozen, but counted as two matrix products."""
-    query, key, value = call.args[:3]
-    rows = prod(query.shape[:-1])
-    macs = rows * key.shape[-2] * (query.shape[-1] + value.shape[-1])
-    _frozen_product(recorder, call, "attention", macs)

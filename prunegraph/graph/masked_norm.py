@@ -1,4 +1,4 @@
-"""A layer norm or RMS norm that normalises over the kept channels only."""
+"""Norms and means that see the kept channels only."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -75,3 +75,71 @@ class _KeptOnly(TorchFunctionMode):
         out = torch.zeros_like(x)
         out[where] = func(**named)
         return out
+
+
+def mean_over_kept(module: nn.Module, keep: Tensor) -> None:
+    """Let a module's forward take its means over channels, and its group norm, over kept ones.
+
+    Args:
+        module: changed in place; its ``forward`` is wrapped.
+        keep: ``[size]`` booleans of the axis, True = keep.
+    """
+    module.forward = _KeptForward(module.forward, _KeptMeans(keep))
+
+
+class _KeptForward:
+    """A forward under a mode."""
+
+    def __init__(self, forward: Callable[..., Any], mode: TorchFunctionMode) -> None:
+        self.forward, self.mode = forward, mode
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self.mode:
+            return self.forward(*args, **kwargs)
+
+
+class _KeptMeans(TorchFunctionMode):
+    """Takes means over axes as long as ``keep``, and group norms of one group, over kept ones."""
+
+    def __init__(self, keep: Tensor) -> None:
+        super().__init__()
+        self.keep = keep
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.mean, Tensor.mean):
+            return self._mean(func, args, kwargs)
+        if func in (torch.group_norm, F.group_norm):
+            names = ("input", "num_groups", "weight", "bias", "eps", "cudnn_enabled")
+            return self._group_norm(dict(zip(names, args, strict=False)) | kwargs)
+        return func(*args, **kwargs)
+
+    def _index(self, device: torch.device) -> Tensor:
+        return self.keep.nonzero().flatten().to(device)
+
+    def _mean(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        x: Tensor = args[0] if args else kwargs.pop("input")
+        dims = args[1] if len(args) > 1 else kwargs.get("dim")
+        if dims is not None:
+            for axis in [dims] if isinstance(dims, int) else dims:
+                if x.shape[axis] == len(self.keep):
+                    x = x.index_select(axis, self._index(x.device))
+        return func(x, *args[1:], **kwargs)
+
+    def _group_norm(self, named: dict[str, Any]) -> Tensor:
+        x: Tensor = named["input"]
+        index = self._index(x.device)
+        affine = {
+            name: named[name][index]
+            for name in ("weight", "bias")
+            if isinstance(named.get(name), Tensor)
+        }
+        out = torch.zeros_like(x)
+        kept = F.group_norm(x[:, index], 1, eps=named.get("eps", 1e-5), **affine)
+        return out.index_copy(1, index, kept)

@@ -1,4 +1,4 @@
-"""After surgery, modules' size attributes are set again from the new shapes of their parameters."""
+"""After surgery: modules' sizes set again from their parameters, attention made slim."""
 
 from collections.abc import Mapping
 
@@ -7,6 +7,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from prunegraph.errors import SurgeryError
+from prunegraph.slim_attention import SlimMultiheadAttention
 
 
 def fix_module_sizes(dense: nn.Module, pruned: nn.Module, keep_first: Mapping[int, Tensor]) -> None:
@@ -25,6 +26,33 @@ def fix_module_sizes(dense: nn.Module, pruned: nn.Module, keep_first: Mapping[in
             new.num_features = new.num_features if sized is None else sized.shape[0]
         elif isinstance(weight, Tensor):
             _fix(name, new, weight, kept)
+
+
+def slim_attentions(pruned: nn.Module, lost: set[str]) -> nn.Module:
+    """Put a slim module in the place of every ``nn.MultiheadAttention`` that lost something.
+
+    Args:
+        pruned: the network, whose parameters are sliced already.
+        lost: names of the parameters that lost positions.
+
+    Returns:
+        The network: ``pruned`` itself unless that is an attention module.
+    """
+    for path, module in list(pruned.named_modules(remove_duplicate=False)):
+        if isinstance(module, nn.MultiheadAttention):
+            own = [f"{path}.{name}".lstrip(".") for name, _ in module.named_parameters()]
+            if lost.intersection(own):
+                slim = SlimMultiheadAttention.from_sliced(module)
+                pruned = replace_module(pruned, path, slim)
+    return pruned
+
+
+def replace_module(root: nn.Module, path: str, module: nn.Module) -> nn.Module:
+    """Put ``module`` at ``path`` and return the root, which is ``module`` itself for ``""``."""
+    if not path:
+        return module
+    root.set_submodule(path, module)
+    return root
 
 
 def _fix(name: str, module: nn.Module, weight: Tensor, kept: Tensor | None) -> None:

@@ -7,7 +7,8 @@ it freezes what it touches.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -21,7 +22,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunegraph.channel_gather import ChannelGather
-from prunegraph.graph.labels import NEUTRAL, LabelStore, along, is_scalar, varying_axes
+from prunegraph.graph.labels import (
+    NEUTRAL,
+    along,
+    is_scalar,
+    narrow_constant,
+    varying_axes,
+)
+from prunegraph.graph.recording import RecordedGather, Recording, SizeUse
 from prunegraph.graph.structure import FrozenOp
 
 MAX_ELEMENT_LABELS = 1 << 20
@@ -58,48 +66,32 @@ class OpCall:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecordedOp:
-    """One operation with multiply-adds, its axes as labels; fields as in ``OpNode``."""
-
-    module: str
-    kind: str
-    in_labels: Tensor
-    out_labels: Tensor
-    macs_coefficient: float
-    param: str | None
-    kernel_size: int = 1
-    stride: int = 1
-    groups: int = 1
-    depthwise: bool = False
-    spatial: int = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecordedGather:
-    """One call of a ``ChannelGather`` module."""
-
-    module: str
-    in_labels: Tensor
-    out_labels: Tensor
-
-
-@dataclass
-class Recording:
-    """What one forward left behind.
+class WeightView:
+    """A stored parameter or buffer, perhaps with its axes permuted and narrowed.
 
     Attributes:
-        store: labels, equalities and freezes.
-        axis_labels: parameter or buffer name -> axis -> ``[size]`` labels, in order of first use.
-        element_labels: name -> label tensor of the parameter's own shape (raw uses).
-        ops: operations with multiply-adds.
-        gathers: calls of ``ChannelGather`` modules.
+        name: of the parameter or buffer.
+        axes: axis of the parameter at each axis of the view.
+        starts: first position along each axis of the view.
     """
 
-    store: LabelStore = field(default_factory=LabelStore)
-    axis_labels: dict[str, dict[int, Tensor]] = field(default_factory=dict)
-    element_labels: dict[str, Tensor] = field(default_factory=dict)
-    ops: list[RecordedOp] = field(default_factory=list)
-    gathers: list[RecordedGather] = field(default_factory=list)
+    name: str
+    axes: tuple[int, ...]
+    starts: tuple[int, ...]
+
+    def permuted(self, permutation: Sequence[int]) -> "WeightView":
+        """Return the view with its axes in another order."""
+        return WeightView(
+            name=self.name,
+            axes=tuple(self.axes[axis] for axis in permutation),
+            starts=tuple(self.starts[axis] for axis in permutation),
+        )
+
+    def narrowed(self, axis: int, start: int) -> "WeightView":
+        """Return the view that begins ``start`` positions later along one axis."""
+        starts = list(self.starts)
+        starts[axis] += start
+        return WeightView(name=self.name, axes=self.axes, starts=tuple(starts))
 
 
 class ModuleStack:
@@ -107,12 +99,22 @@ class ModuleStack:
 
     def __init__(self, model: nn.Module) -> None:
         self._names = {id(module): name for name, module in model.named_modules()}
+        self._torch_own = {
+            name
+            for name, module in model.named_modules()
+            if type(module).__module__.startswith("torch.nn.")
+        }
         self._stack: list[str] = []
 
     @property
     def current(self) -> str:
         """Path of the innermost running module of the model."""
         return self._stack[-1] if self._stack else ""
+
+    @property
+    def running_own_code(self) -> bool:
+        """True if that module's forward is the user's own, not one of ``torch.nn``."""
+        return self.current not in self._torch_own
 
     def _enter(self, module: nn.Module, _args: object) -> None:
         self._stack.append(self._names.get(id(module), self.current))
@@ -146,8 +148,14 @@ class LabelRecorder(TorchDispatchMode):
         self._labels = WeakTensorKeyDictionary()
         self._weight_views = WeakTensorKeyDictionary()
         self._gather_depth = 0
+        self._sizes: dict[str, tuple[int, ...]] = {}
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            self._weight_views[tensor] = (name, tuple(range(tensor.ndim)))
+            self._weight_views[tensor] = WeightView(
+                name=name, axes=tuple(range(tensor.ndim)), starts=(0,) * tensor.ndim
+            )
+            self._sizes[name] = tuple(tensor.shape)
+        self._buffers = {name for name, _ in model.named_buffers()}
+        self._buffer_labels: list[Tensor] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -188,23 +196,38 @@ class LabelRecorder(TorchDispatchMode):
         return torch.tensor(NEUTRAL).expand(tensor.shape)
 
     def _raw_parameter(self, tensor: Tensor) -> Tensor:
-        name, permutation = self._weight_views[tensor]
-        floating = tensor.is_floating_point() and tensor.numel() > 1
-        if not floating:
+        view: WeightView = self._weight_views[tensor]
+        if not (tensor.is_floating_point() and tensor.numel() > 1):
             return torch.tensor(NEUTRAL).expand(tensor.shape)
-        if name not in self.recording.element_labels:
-            shape = [0] * tensor.ndim
-            for position, axis in enumerate(permutation):
-                shape[axis] = tensor.shape[position]
-            if tensor.numel() > MAX_ELEMENT_LABELS:
+        if view.name not in self.recording.element_labels:
+            shape = self._sizes[view.name]
+            if prod(shape) > MAX_ELEMENT_LABELS:
                 cause = FrozenOp(
-                    op="parameter", module=name, reason="raw parameter too large to label"
+                    op="parameter", module=view.name, reason="raw parameter too large to label"
                 )
                 labels = self.store.frozen(cause, shape)
             else:
-                labels = self.store.fresh(tensor.numel()).view(shape)
-            self.recording.element_labels[name] = labels
-        return self.recording.element_labels[name].permute(permutation)
+                labels = self.store.fresh(prod(shape)).view(shape)
+            self.recording.element_labels[view.name] = labels
+            if view.name in self._buffers:
+                self._buffer_labels.append(labels.reshape(-1))
+        labels = self.recording.element_labels[view.name].permute(view.axes)
+        for axis, start in enumerate(view.starts):
+            labels = labels.narrow(axis, start, tensor.shape[axis])
+        return labels
+
+    def is_constant(self, labels: Tensor) -> bool:
+        """Return whether the tensor was made from buffers and constants alone."""
+        if is_scalar(labels) and int(labels.reshape(-1)[0]) == NEUTRAL:
+            return True
+        known = torch.cat([torch.tensor([NEUTRAL]), *self._buffer_labels])
+        return bool(torch.isin(narrow_constant(labels), known).all())
+
+    def is_head(self, labels: Tensor) -> bool:
+        """Return whether the labels lie on a channel axis that a view divided."""
+        parts = self.recording.splits
+        compact = narrow_constant(labels)
+        return bool(parts) and any(bool(torch.isin(compact, part).any()) for part in parts)
 
     def set_labels(self, tensor: Tensor, labels: Tensor) -> None:
         """Label a tensor.
@@ -215,15 +238,15 @@ class LabelRecorder(TorchDispatchMode):
         assert labels.shape == tensor.shape, (labels.shape, tensor.shape)
         self._labels[tensor] = labels
 
-    def weight_view(self, tensor: Tensor) -> tuple[str, tuple[int, ...]] | None:
-        """Return (name, axis of the parameter at each axis of ``tensor``) of a stored weight."""
+    def weight_view(self, tensor: Tensor) -> WeightView | None:
+        """Return which part of which stored weight the tensor is, or None if it is not one."""
         if tensor in self._labels:
             return None
-        view: tuple[str, tuple[int, ...]] | None = self._weight_views.get(tensor)
+        view: WeightView | None = self._weight_views.get(tensor)
         return view
 
-    def set_weight_view(self, tensor: Tensor, view: tuple[str, tuple[int, ...]]) -> None:
-        """Say that ``tensor`` is a permuted view of a parameter."""
+    def set_weight_view(self, tensor: Tensor, view: WeightView) -> None:
+        """Say that ``tensor`` is a view of a parameter."""
         self._weight_views[tensor] = view
 
     def axis_labels(self, tensor: Tensor, position: int) -> Tensor | None:
@@ -231,13 +254,25 @@ class LabelRecorder(TorchDispatchMode):
         view = self.weight_view(tensor)
         if view is None:
             return None
-        name, permutation = view
-        axes = self.recording.axis_labels.setdefault(name, {})
-        axis = permutation[position]
+        axes = self.recording.axis_labels.setdefault(view.name, {})
+        axis = view.axes[position]
         if axis not in axes:
-            size = tensor.shape[position]
+            size = self._sizes[view.name][axis]
             axes[axis] = self.store.fresh(size) if size > 1 else torch.tensor([NEUTRAL])
-        return axes[axis]
+        return axes[axis].narrow(0, view.starts[position], tensor.shape[position])
+
+    def note_sizes(self, labels: Tensor) -> None:
+        """Note the sizes of labelled axes that the running module's code has just named."""
+        if not self.modules.running_own_code:
+            return
+        compact = labels
+        axes = varying_axes(labels)
+        for axis in range(labels.ndim):
+            if axis not in axes:
+                compact = compact.narrow(axis, 0, 1)
+        self.recording.size_uses += [
+            SizeUse(module=self.modules.current, labels=compact, axis=axis) for axis in axes
+        ]
 
     def freeze_inputs(self, call: OpCall, reason: str) -> None:
         """Freeze all labels that enter an op."""
@@ -256,6 +291,14 @@ class LabelRecorder(TorchDispatchMode):
     def _before_module(self, module: nn.Module, args: Sequence[Any]) -> None:
         if isinstance(module, ChannelGather):
             self._gather_depth += 1
+        elif self.modules.running_own_code and args and isinstance(args[0], Tensor):
+            self._gather_depth += 1  # the label arithmetic below passes through this mode too
+            labels = self.labels_of(args[0])
+            while labels.ndim > 1:
+                labels = labels[0]
+            if labels.ndim == 1 and not bool((labels == NEUTRAL).any()):
+                self.recording.inputs.setdefault(self.modules.current, labels)
+            self._gather_depth -= 1
 
     def _after_module(self, module: nn.Module, args: Sequence[Any], out: Any) -> None:
         if not isinstance(module, ChannelGather):

@@ -11,18 +11,19 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from prunegraph.graph.labels import NEUTRAL, is_scalar, varying_axes
+from prunegraph.graph.labels import NEUTRAL, is_scalar, narrow_constant, varying_axes
 from prunegraph.graph.layer_rules import (
-    activation_product,
     addmm,
-    attention,
     batch_norm,
     convolution,
+    embedding,
     group_norm,
     layer_norm,
     mm,
 )
-from prunegraph.graph.recorder import LabelRecorder, OpCall, Rule
+from prunegraph.graph.product_rules import activation_product, attention
+from prunegraph.graph.recorder import LabelRecorder, OpCall, Rule, WeightView
+from prunegraph.graph.recording import RecordedMean
 
 UNIT = torch.tensor([NEUTRAL])
 
@@ -55,10 +56,27 @@ def combine(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) 
             if varying_axes(one):
                 recorder.store.freeze(one, recorder.cause(call, "its axis carries no channels"))
             return other
+    for one, other in ((left, right), (right, left)):
+        if _shared_by_heads(recorder, one, other):
+            recorder.store.freeze(one, recorder.cause(call, "shared by all heads"))
+            return other
     recorder.store.unite(left, right)
     if bool((left == NEUTRAL).any()):
         return torch.where(left == NEUTRAL, right, left)
+    ranks = len(varying_axes(left)), len(varying_axes(right))
+    if ranks[0] != ranks[1]:  # they are equal now, and the simpler one shows it
+        return left if ranks[0] < ranks[1] else right
     return left if left.numel() >= right.numel() else right
+
+
+def _shared_by_heads(recorder: LabelRecorder, one: Tensor, other: Tensor) -> bool:
+    """Return whether ``one`` varies inside a head only, and ``other`` over the heads too."""
+    ndim = max(one.ndim, other.ndim)
+    inner, all_axes = (
+        {axis + ndim - labels.ndim for axis in varying_axes(labels)} for labels in (one, other)
+    )
+    within = bool(inner) and inner < all_axes and min(all_axes) not in inner
+    return within and recorder.is_head(other)
 
 
 def _expand(labels: Tensor, tensor: Tensor) -> Tensor:
@@ -122,30 +140,50 @@ def _permutation(call: OpCall) -> tuple[int, ...] | None:
             return None
 
 
+def _narrow_weight(recorder: LabelRecorder, call: OpCall, view: WeightView) -> bool:
+    """Follow a stored weight into its parts, as in a packed projection; return if that was one."""
+    axis = call.args[2] if len(call.args) > 2 else call.kwargs.get("dim", 0)
+    match call.name:
+        case "split" | "split_with_sizes":
+            parts, start = call.out, 0
+        case "slice":
+            axis = call.args[1] if len(call.args) > 1 else 0
+            first = call.args[2] if len(call.args) > 2 else None
+            if len(call.args) > 4 and call.args[4] != 1:
+                return False
+            size = call.args[0].shape[axis]
+            start = max(first + size, 0) if first is not None and first < 0 else first or 0
+            parts = [call.out]
+        case _:
+            return False
+    axis %= call.args[0].ndim
+    for part in parts:
+        recorder.set_weight_view(part, view.narrowed(axis, start))
+        start += part.shape[axis]
+    return True
+
+
 def movement(recorder: LabelRecorder, call: OpCall) -> None:
     """Run the same op on the labels."""
     if isinstance(call.args[0], Tensor):
         view, permutation = recorder.weight_view(call.args[0]), _permutation(call)
         if view is not None and permutation is not None:
-            name, axes = view
-            moved = tuple(axes[axis] for axis in permutation)
-            recorder.set_weight_view(call.out, (name, moved))
+            recorder.set_weight_view(call.out, view.permuted(permutation))
             return
-    args, kwargs = tree_map_only(
-        Tensor,
-        lambda t: recorder.labels_of(t) if t.is_floating_point() else t,
-        (call.args, call.kwargs),
-    )
-    kwargs.pop("dtype", None)
-    kwargs.pop("memory_format", None)
-    moved_labels = call.func(*args, **kwargs)
+        if view is not None and _narrow_weight(recorder, call, view):
+            return
+    labels = tree_map_only(Tensor, recorder.labels_of, call.args[0])  # indices stay as they are
+    kwargs = {k: v for k, v in call.kwargs.items() if k not in {"dtype", "memory_format"}}
+    moved_labels = call.func(labels, *call.args[1:], **kwargs)
     pairs = zip(
         call.outputs(),
         [moved_labels] if isinstance(moved_labels, Tensor) else moved_labels,
         strict=True,
     )
-    for tensor, labels in pairs:
-        recorder.set_labels(tensor, labels)
+    for tensor, part in pairs:
+        recorder.set_labels(tensor, part)
+        if call.name in {"split", "split_with_sizes"}:
+            recorder.note_sizes(part)
 
 
 def copy(recorder: LabelRecorder, call: OpCall) -> None:
@@ -154,24 +192,35 @@ def copy(recorder: LabelRecorder, call: OpCall) -> None:
 
 
 def view(recorder: LabelRecorder, call: OpCall) -> None:
-    """Reshape the labels; an axis divided into equal parts ties the parts position by position."""
+    """Reshape the labels; how the parts of a divided axis hang together is settled at the end."""
     before = recorder.labels_of(call.args[0])
     labels = before.reshape(call.out.shape)
-    axes = varying_axes(labels)
-    if len(axes) > len(varying_axes(before)):
-        recorder.store.unite(labels, labels.narrow(axes[0], 0, 1))
+    if len(varying_axes(labels)) > len(varying_axes(before)):
+        recorder.recording.splits.append(narrow_constant(labels))
+    recorder.note_sizes(labels)
     recorder.set_labels(call.out, labels)
 
 
 def split(recorder: LabelRecorder, call: OpCall) -> None:
     """Split the labels; equal parts of a labelled axis are tied position by position."""
     movement(recorder, call)
+    if recorder.weight_view(call.args[0]) is not None:
+        return
     parts = [recorder.labels_of(tensor) for tensor in call.out]
     axis = call.args[2] if len(call.args) > 2 else call.kwargs.get("dim", 0)
     labels = recorder.labels_of(call.args[0])
     if axis % labels.ndim in varying_axes(labels) and len({part.shape for part in parts}) == 1:
         for part in parts[1:]:
             recorder.store.unite(parts[0], part)
+
+
+def glu(recorder: LabelRecorder, call: OpCall) -> None:
+    """A gated linear unit halves its axis: the halves are tied position by position."""
+    labels = recorder.labels_of(call.args[0])
+    axis = call.args[1] if len(call.args) > 1 else -1
+    values, gates = labels.chunk(2, axis)
+    recorder.store.unite(values, gates)
+    recorder.set_labels(call.out, values)
 
 
 def pad(recorder: LabelRecorder, call: OpCall) -> None:
@@ -184,34 +233,56 @@ def pad(recorder: LabelRecorder, call: OpCall) -> None:
 
 
 def _reduced_axes(call: OpCall, ndim: int) -> list[int]:
-    dims = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim")
+    place = 2 if call.name == "linalg_vector_norm" else 1
+    dims = call.args[place] if len(call.args) > place else call.kwargs.get("dim")
     if dims is None or dims == []:
         return list(range(ndim))
     return [axis % ndim for axis in ([dims] if isinstance(dims, int) else dims)]
 
 
-def _drop(labels: Tensor, axes: Sequence[int], out: Tensor) -> Tensor:
+def _drop(labels: Tensor, axes: Sequence[int], out: Tensor | None) -> Tensor:
     for axis in axes:
         labels = labels.narrow(axis, 0, 1)
-    return labels.reshape(out.shape) if labels.shape != out.shape else labels
+    return labels if out is None or labels.shape == out.shape else labels.reshape(out.shape)
 
 
 def reduction(recorder: LabelRecorder, call: OpCall) -> None:
-    """Pass labels on along axes that are not reduced; reducing a labelled axis freezes it.
+    """Pass labels on along axes that are not reduced.
 
-    Sums over a labelled axis are the exception: a removed channel adds nothing.
+    Over a labelled axis: inside the heads of attention, the whole head becomes one class; sums and
+    2-norms pass, because a removed channel adds nothing; a mean is one over the channels that are
+    kept; all else freezes.
     """
     labels = recorder.labels_of(call.args[0])
     axes = _reduced_axes(call, labels.ndim)
     varying = varying_axes(labels)
-    if any(axis in varying for axis in axes):
-        only_sum = call.name == "sum" and all(axis in axes for axis in varying)
-        if not only_sum:
+    reduced = [axis for axis in varying if axis in axes]
+    if not reduced or recorder.is_constant(labels):
+        for tensor in call.outputs():
+            recorder.set_labels(tensor, _drop(labels, axes, tensor))
+    elif len(reduced) < len(varying) and recorder.is_head(labels):
+        for axis in reduced:
+            recorder.store.unite(labels, labels.narrow(axis, 0, 1))
+        recorder.recording.heads.append(_drop(narrow_constant(labels), axes, None))
+        for tensor in call.outputs():
+            recorder.set_labels(tensor, _drop(labels, axes, tensor))
+    else:
+        if call.name == "mean" and len(varying) == 1:
+            mean = RecordedMean(
+                module=recorder.modules.current,
+                labels=recorder.channel_labels(labels, reduced[0]),
+            )
+            recorder.recording.means.append(mean)
+        elif not (_is_sum(call) and len(reduced) == len(varying)):
             recorder.freeze_inputs(call, "reduces over channels")
         recorder.set_unlabelled(call, "reduced over channels")
-        return
-    for tensor in call.outputs():
-        recorder.set_labels(tensor, _drop(labels, axes, tensor))
+
+
+def _is_sum(call: OpCall) -> bool:
+    if call.name == "linalg_vector_norm":
+        order = call.args[1] if len(call.args) > 1 else call.kwargs.get("ord", 2)
+        return bool(order == 2)
+    return call.name == "sum"
 
 
 def softmax(recorder: LabelRecorder, call: OpCall) -> None:
@@ -316,13 +387,18 @@ def _table() -> dict[str, Rule]:
     table |= dict.fromkeys(_SPATIAL, spatial)
     table |= dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), view)
     table |= dict.fromkeys(("clone", "contiguous", "_to_copy"), copy)
-    table |= dict.fromkeys(("mean", "sum", "amax", "amin", "max", "min", "argmax"), reduction)
+    table |= dict.fromkeys(
+        ("mean", "sum", "amax", "amin", "max", "min", "argmax", "linalg_vector_norm"), reduction
+    )
     table |= dict.fromkeys(("_softmax", "_log_softmax"), softmax)
     table |= {
         "as_strided_": restride,
         "split": split,
         "constant_pad_nd": pad,
         "bmm": activation_product,
+        "baddbmm": activation_product,
+        "glu": glu,
+        "embedding": embedding,
     }
     batch_norms = ("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
     table |= dict.fromkeys(batch_norms, batch_norm)

@@ -92,6 +92,35 @@ class FrozenOp:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class SizeAttribute:
+    """An integer attribute of a module that its forward may use as a size, as ``num_heads``.
+
+    Attributes:
+        module: path of the module.
+        name: of the attribute.
+        classes: class ids of the positions that the size counts, with one axis for each axis of
+            the shape that varies: ``[heads, width]``; -1 = a position that always stays.
+        axis: the axis of ``classes`` that the attribute counts.
+    """
+
+    module: str
+    name: str
+    classes: IntArray
+    axis: int
+
+    @property
+    def varies(self) -> bool:
+        """True if the classes differ along the axis, so that its size can change."""
+        return bool((self.classes != self.classes.take([0], self.axis)).any())
+
+    def kept(self, keep: BoolArray) -> int:
+        """Return the attribute's value for ``[N]`` keep bits."""
+        alive = np.where(self.classes < 0, True, keep[self.classes])
+        others = tuple(axis for axis in range(alive.ndim) if axis != self.axis)
+        return int(alive.any(axis=others).sum())
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class StructureGraph:
     """What can be removed from a network, what belongs together and what it costs.
 
@@ -104,6 +133,8 @@ class StructureGraph:
         frozen_ops: what froze classes, and why.
         param_classes: parameter or buffer name -> axis -> class id at each position of the axis.
         gathers: path of each ``ChannelGather`` -> class ids of its input and output channels.
+        size_attributes: attributes of modules that surgery sets to the kept sizes.
+        means: path of a module -> class ids of the axis that it takes a mean over.
         cost_model: the exact costs.
     """
 
@@ -115,6 +146,8 @@ class StructureGraph:
     frozen_ops: tuple[FrozenOp, ...]
     param_classes: Mapping[str, Mapping[int, IntArray]]
     gathers: Mapping[str, tuple[IntArray, IntArray]]
+    size_attributes: tuple[SizeAttribute, ...] = ()
+    means: Mapping[str, IntArray] = field(default_factory=dict)
     cost_model: CostModel = field(repr=False)
 
     @cached_property

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from prunegraph.channel_gather import ZERO_CHANNEL, ChannelGather
 from prunegraph.errors import MaskError, SurgeryError
-from prunegraph.graph.masked_norm import MaskedNorm
-from prunegraph.graph.module_sizes import fix_module_sizes
+from prunegraph.graph.masked_norm import MaskedNorm, mean_over_kept
+from prunegraph.graph.module_sizes import fix_module_sizes, replace_module, slim_attentions
 from prunegraph.graph.structure import StructureGraph
 from prunegraph.types import BoolArray, KeepMask
 
@@ -54,7 +54,9 @@ def apply_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Mo
     pruned: nn.Module = copy.deepcopy(model, dict(memo))  # finds the new tensors in its memo
     keep_first = {key: plan.keep[0] for key, plan in plans.items() if 0 in plan.keep}
     fix_module_sizes(model, pruned, keep_first)
-    return pruned
+    for attribute in graph.size_attributes:
+        setattr(pruned.get_submodule(attribute.module), attribute.name, attribute.kept(mask.keep))
+    return slim_attentions(pruned, {name for name, p in _named(model) if id(p) in plans})
 
 
 def zero_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Module:
@@ -79,8 +81,16 @@ def zero_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Mod
     silent: nn.Module = copy.deepcopy(model, dict(memo))
     for path, module in list(model.named_modules(remove_duplicate=False)):
         plan = plans.get(id(getattr(module, "weight", None)))
-        if isinstance(module, nn.LayerNorm | nn.RMSNorm) and plan is not None:
-            silent = _replace(silent, path, MaskedNorm(silent.get_submodule(path), plan.keep))
+        if plan is None:
+            continue
+        if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+            silent = replace_module(silent, path, MaskedNorm(silent.get_submodule(path), plan.keep))
+        elif isinstance(module, nn.GroupNorm) and module.num_groups == 1:
+            mean_over_kept(silent.get_submodule(path), plan.keep[0])
+    for path, classes in graph.means.items():
+        kept = torch.from_numpy(mask.keep[classes])
+        if not bool(kept.all()):
+            mean_over_kept(silent.get_submodule(path), kept)
     return silent
 
 
@@ -92,8 +102,7 @@ def slice_plans(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> dict
         SurgeryError: the graph is not of this network.
     """
     _check_mask(graph, mask)
-    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    tensors.update(model.named_buffers(remove_duplicate=False))
+    tensors = dict(_named(model))
     plans: dict[int, SlicePlan] = {}
     for name, axes in graph.param_classes.items():
         tensor = tensors.get(name)
@@ -113,6 +122,14 @@ def slice_plans(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> dict
             if not bool(keep.all()):
                 _add_axis(plans, name, tensor, axis, keep.to(tensor.device))
     return plans
+
+
+def _named(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return all names of all parameters and buffers."""
+    return [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
 
 
 def _add_axis(
@@ -204,11 +221,3 @@ def _zeroed_gathers(model: nn.Module, graph: StructureGraph, keep: BoolArray) ->
         alive = kept_out & (index >= 0) & kept_in[index.clamp(min=0)]
         zeroed[id(index)] = torch.where(alive, index, ZERO_CHANNEL)
     return zeroed
-
-
-def _replace(root: nn.Module, path: str, module: nn.Module) -> nn.Module:
-    """Put ``module`` at ``path`` and return the root, which is ``module`` itself for ``""``."""
-    if not path:
-        return module
-    root.set_submodule(path, module)
-    return root

@@ -1,11 +1,13 @@
-"""The trial that ends an analysis: prune every group once and see whether the forward follows.
+"""The trial that ends an analysis: prune a part of every group and run the forward.
 
 Sizes written as numbers in the user's forward (``F.pad(.., 16, 16)``, ``view(b, 512)``) cannot be
 told from computed ones in one run. A slim network that raises, or whose output differs from the
 zero-masked one, names the groups that must stay whole.
 """
 
+import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,61 +25,116 @@ TOLERANCE = 1e-3
 
 Forward = Callable[[nn.Module], Any]
 
+Parts = list[tuple[Group, IntArray]]
+"""Groups, each with the classes of it to remove."""
 
-def _half(group: Group, rng: np.random.Generator) -> IntArray:
-    """Return the classes to remove: about half of the group, at least one stays."""
-    removable = min(len(group.classes) - group.min_keep, (len(group.classes) + 1) // 2)
+
+def _part(group: Group, rng: np.random.Generator) -> IntArray:
+    """Return the classes to remove: a random part, so that no two sizes agree by chance."""
+    wanted = max(1, round(len(group.classes) * rng.uniform(0.2, 0.7)))
+    removable = min(len(group.classes) - group.min_keep, wanted)
     return rng.permutation(group.classes)[: max(removable, 0)]
 
 
-def _failure(model: nn.Module, graph: StructureGraph, keep: BoolArray, run: Forward) -> str | None:
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a forward cannot follow a mask.
+
+    Attributes:
+        reason: in words.
+        module: path of the module in whose forward it fails; None if it runs, but wrongly.
+    """
+
+    reason: str
+    module: str | None = None
+
+
+def failing_frame(
+    model: nn.Module, error: BaseException
+) -> tuple[str, traceback.FrameSummary] | None:
+    """Return the path of the innermost module that an error comes from, and the line there."""
+    names = {id(module): name for name, module in model.named_modules()}
+    found = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        owner, code = frame.f_locals.get("self"), frame.f_code
+        if id(owner) in names and code.co_name not in {"_wrapped_call_impl", "_call_impl"}:
+            found = names[id(owner)], traceback.FrameSummary(code.co_filename, line, code.co_name)
+    return found
+
+
+def _failure(
+    model: nn.Module, graph: StructureGraph, keep: BoolArray, run: Forward
+) -> Failure | None:
     """Return why the forward cannot follow a mask, or None if it can."""
-    mask = graph.mask(keep)
+    mask, slim_model = graph.mask(keep), model
     try:
-        slim = [
-            t for t in tree_leaves(run(apply_mask(model, graph, mask))) if isinstance(t, Tensor)
-        ]
+        slim_model = apply_mask(model, graph, mask)
+        slim = [t for t in tree_leaves(run(slim_model)) if isinstance(t, Tensor)]
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError, SurgeryError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        return f"the forward needs its full width: {first_line}"
+        frame = failing_frame(slim_model, error)
+        return Failure(
+            reason=f"the forward needs its full width: {first_line}",
+            module=None if frame is None else frame[0],
+        )
     zero = [t for t in tree_leaves(run(zero_mask(model, graph, mask))) if isinstance(t, Tensor)]
     for pruned, masked in zip(slim, zero, strict=True):
         if pruned.shape != masked.shape:
-            return "the forward's output changes its shape"
+            return Failure(reason="the forward's output changes its shape")
         if not pruned.is_floating_point():
             continue
         difference = (pruned - masked).abs().max() if pruned.numel() else torch.zeros(())
         if not bool(difference <= TOLERANCE * masked.abs().max().clamp_min(1e-6)):
-            return "the pruned forward computes something else than the masked one"
+            return Failure(reason="the pruned forward computes something else than the masked one")
     return None
 
 
-def find_literal_sizes(
-    model: nn.Module, graph: StructureGraph, run: Forward
-) -> list[tuple[IntArray, FrozenOp]]:
-    """Return the classes that the forward cannot lose, with the reason.
+class Trial:
+    """Removes a part of every group of a network, and finds what cannot be removed.
 
     Args:
         model: the network, in eval mode.
         graph: its structure.
         run: calls a network of the model's type on the example inputs.
     """
-    rng = np.random.default_rng(0)
-    groups = [group for group in graph.groups if group.frozen is None]
-    removals = [_half(group, rng) for group in groups]
-    together = np.ones(graph.num_classes, dtype=bool)
-    for removed in removals:
-        together[removed] = False
-    if _failure(model, graph, together, run) is None:
-        return []
-    found: list[tuple[IntArray, FrozenOp]] = []
-    combined = np.ones(graph.num_classes, dtype=bool)
-    for group, removed in zip(groups, removals, strict=True):
-        trial = combined.copy()
-        trial[removed] = False
-        reason = _failure(model, graph, trial, run)
-        if reason is None:
-            combined = trial
-        else:
-            found.append((group.classes, FrozenOp(op="trial", module=group.name, reason=reason)))
-    return found
+
+    def __init__(self, model: nn.Module, graph: StructureGraph, run: Forward) -> None:
+        rng = np.random.default_rng(0)
+        self._model, self._graph, self._run = model, graph, run
+        self._keep = np.ones(graph.num_classes, dtype=bool)
+        self._found: list[tuple[IntArray, FrozenOp]] = []
+        groups = [group for group in graph.groups if group.frozen is None]
+        self._parts = [(group, _part(group, rng)) for group in groups]
+        self.failure = self._try(self._parts) if groups else None
+
+    def literal_sizes(self) -> list[tuple[IntArray, FrozenOp]]:
+        """Return the classes that the forward cannot lose, with the reason; by bisection."""
+        if self.failure is not None:
+            self._bisect(self._parts, self.failure)
+        return self._found
+
+    def _try(self, parts: Parts) -> Failure | None:
+        """Remove parts of groups on top of what is removed already, if the forward can follow."""
+        trial = self._keep.copy()
+        for _, removed in parts:
+            trial[removed] = False
+        failure = _failure(self._model, self._graph, trial, self._run)
+        if failure is None:
+            self._keep = trial
+        return failure
+
+    def _bisect(self, parts: Parts, failure: Failure) -> None:
+        """Remove what can go of ``parts``, which together cannot."""
+        if len(parts) == 1:
+            group = parts[0][0]
+            cause = FrozenOp(op="trial", module=group.name, reason=failure.reason)
+            self._found.append((group.classes, cause))
+            return
+        middle = len(parts) // 2
+        first = self._try(parts[:middle])
+        if first is not None:
+            self._bisect(parts[:middle], first)
+        # with the first half gone as a whole, all of ``parts`` is what failed before
+        second = failure if first is None else self._try(parts[middle:])
+        if second is not None:
+            self._bisect(parts[middle:], second)

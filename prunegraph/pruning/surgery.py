@@ -1,7 +1,6 @@
 """Surgery as users call it: wrappers taken off, the new network tried out, the optimizer sliced."""
 
 import copy
-import traceback
 from typing import overload
 
 import torch
@@ -13,6 +12,7 @@ from prunegraph.graph.structure import StructureGraph
 from prunegraph.graph.surgery import SlicePlan, slice_plans, take
 from prunegraph.graph.surgery import apply_mask as slice_network
 from prunegraph.graph.surgery import zero_mask as zero_network
+from prunegraph.graph.trial import failing_frame
 from prunegraph.types import KeepMask
 
 
@@ -98,14 +98,13 @@ def check_forward(model: nn.Module, example_inputs: ExampleInputs) -> None:
 
 def _failure(model: nn.Module, error: Exception) -> str:
     """Say in which module and at which line of its forward the pruned network failed."""
-    names = {id(module): name or type(model).__name__ for name, module in model.named_modules()}
+    found = failing_frame(model, error)
     place = "an unknown place"
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        owner, code = frame.f_locals.get("self"), frame.f_code
-        if id(owner) not in names or code.co_name in {"_wrapped_call_impl", "_call_impl"}:
-            continue
-        source = traceback.FrameSummary(code.co_filename, line, code.co_name).line
-        place = f"module {names[id(owner)]!r}, {type(owner).__name__}.{code.co_name}: `{source}`"
+    if found is not None:
+        path, frame = found
+        owner = model.get_submodule(path)
+        name = path or type(model).__name__
+        place = f"module {name!r}, {type(owner).__name__}.{frame.name}: `{frame.line}`"
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return (
         f"the pruned network's forward cannot follow at {place} ({reason}); if it holds a literal "

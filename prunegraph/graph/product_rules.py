@@ -1,0 +1,175 @@
+"""What products of activations do to labels: attention, pruned by whole heads.
+
+The batch axis of a product runs over samples and heads. A head's queries, keys and values leave
+together, so that the heads that stay compute what they did: the same width, the same scale.
+"""
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+from prunegraph.graph.labels import NEUTRAL, along, narrow_constant, varying_axes
+from prunegraph.graph.recorder import LabelRecorder, OpCall
+from prunegraph.graph.recording import RecordedOp
+
+NO_AXIS = torch.empty(0, dtype=torch.int64)
+
+ONE_HEAD = "attention of one head: its width sets the scale of the scores"
+
+
+def _record(
+    recorder: LabelRecorder, macs: float, outputs: Tensor = NO_AXIS, inputs: Tensor = NO_AXIS
+) -> None:
+    """Count a product: multiply-adds for each position of the two axes."""
+    recorder.recording.ops.append(
+        RecordedOp(
+            module=recorder.modules.current,
+            kind="matmul",
+            in_labels=inputs,
+            out_labels=outputs,
+            macs_coefficient=float(macs),
+            param=None,
+        )
+    )
+
+
+def _unite_heads(recorder: LabelRecorder, operands: list[Tensor]) -> Tensor:
+    """Make each position of axis 0 one class, over all ``[b, ., .]`` operands; return ``[b]``."""
+    firsts = []
+    for labels in operands:
+        compact = narrow_constant(labels)
+        first = compact.narrow(1, 0, 1).narrow(2, 0, 1)
+        recorder.store.unite(compact, first)
+        firsts.append(first.expand(labels.shape[0], 1, 1).reshape(-1))
+    heads = firsts[0]
+    for other in firsts[1:]:
+        recorder.store.unite(heads, other)
+        heads = torch.where(heads == NEUTRAL, other, heads)
+    recorder.recording.heads.append(heads)
+    return heads
+
+
+def activation_product(recorder: LabelRecorder, call: OpCall) -> None:
+    """A product of two activations, ``[b, n, k] x [b, k, m]`` or without the batch axis."""
+    tensors = call.tensors()[-2:]
+    left, right = (recorder.labels_of(tensor) for tensor in tensors)
+    if recorder.is_constant(left) and recorder.is_constant(right):
+        _constant_product(recorder, call, left, right)
+        return
+    if left.ndim == 2:
+        left, right = left.unsqueeze(0), right.unsqueeze(0)
+    (batch, rows, inner), columns = left.shape, right.shape[2]
+    left_axes, right_axes = varying_axes(left), varying_axes(right)
+    if 0 in left_axes or 0 in right_axes:
+        labels: Tensor | None = _batched(recorder, call, left, right)
+    elif len(left_axes) > 1 or len(right_axes) > 1 or (1 in left_axes and 2 in right_axes):
+        recorder.freeze_inputs(call, "product of channels with channels")
+        recorder.set_unlabelled(call, "product of channels with channels")
+        _record(recorder, batch * rows * inner * columns)
+        return
+    else:
+        labels = _plain(recorder, left, right, left_axes, right_axes)
+    if labels is None:
+        recorder.set_unlabelled(call, "reduced over channels")
+    else:
+        recorder.set_labels(call.out, labels.expand(batch, rows, columns).view(call.out.shape))
+
+
+def _constant_product(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) -> None:
+    """What buffers and constants give (rotary angles, resampling) is a constant too."""
+    cause = recorder.cause(call, "buffer of a computed constant")
+    for labels in (left, right):
+        recorder.store.freeze(labels, cause)
+    recorder.set_labels(call.out, torch.tensor(NEUTRAL).expand(call.out.shape))
+    tensors = call.tensors()[-2:]
+    _record(recorder, prod(tensors[0].shape) * tensors[1].shape[-1])
+
+
+def _batched(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) -> Tensor:
+    """A product for each head: all that enters a head is one class, and so is what leaves it."""
+    operands = [left, right]
+    if call.name == "baddbmm":
+        bias = recorder.labels_of(call.args[0]).expand(call.out.shape)
+        if 0 in varying_axes(bias):
+            operands.append(bias)
+    heads = _unite_heads(recorder, operands)
+    _record(recorder, left.shape[1] * left.shape[2] * right.shape[2], heads)
+    return along(heads, 0, (len(heads), 1, 1))
+
+
+def _plain(
+    recorder: LabelRecorder,
+    left: Tensor,
+    right: Tensor,
+    left_axes: list[int],
+    right_axes: list[int],
+) -> Tensor | None:
+    """A product with no heads: channels lie along the rows, the columns or the sum."""
+    (batch, rows, inner), columns = left.shape, right.shape[2]
+    inputs = outputs = NO_AXIS
+    macs = batch
+    if 2 in left_axes or 1 in right_axes:
+        summed, others = left[0, 0, :], right[0, :, 0]
+        recorder.store.unite(summed, others)
+        inputs = torch.where(summed == NEUTRAL, others, summed)
+    else:
+        macs *= inner
+    labels = None
+    if 1 in left_axes:
+        outputs = left[0, :, 0]
+        labels = along(outputs, 1, (1, rows, 1))
+        macs *= columns
+    elif 2 in right_axes:
+        outputs = right[0, 0, :]
+        labels = along(outputs, 2, (1, 1, columns))
+        macs *= rows
+    else:
+        macs *= rows * columns
+    _record(recorder, macs, outputs, inputs)
+    return labels
+
+
+def attention(recorder: LabelRecorder, call: OpCall) -> None:
+    """Fused attention, ``[b, heads, n, width]``: counted as two matrix products."""
+    query, key, value = call.args[:3]
+    labels = [_heads_in_front(recorder.labels_of(tensor)) for tensor in (query, key, value)]
+    heads, length = query.shape[-3], key.shape[-2]
+    labels = [each.repeat_interleave(heads // each.shape[0], 0) for each in labels]
+    rows = prod(query.shape[:-3]) * query.shape[-2]
+    if any(0 in varying_axes(each) for each in labels):
+        labels += _bias_of_heads(recorder, call, query)
+        out = _unite_heads(recorder, labels)
+        _record(recorder, rows * length * (query.shape[-1] + value.shape[-1]), out)
+        spread = along(out, 0, (heads, 1, 1))
+    else:
+        for each in labels[:2]:
+            if varying_axes(each):
+                recorder.store.freeze(each, recorder.cause(call, ONE_HEAD))
+        _record(recorder, rows * heads * length * query.shape[-1])
+        channels = recorder.channel_labels(labels[2], 2)
+        varying = 2 in varying_axes(labels[2])
+        width = 1 if varying else value.shape[-1]
+        _record(recorder, rows * heads * length * width, channels if varying else NO_AXIS)
+        spread = along(channels, 2, (1, 1, value.shape[-1]))
+    first, *rest = call.outputs()
+    recorder.set_labels(first, spread.expand(first.shape))
+    for tensor in rest:
+        recorder.set_labels(tensor, torch.tensor(NEUTRAL).expand(tensor.shape))
+
+
+def _heads_in_front(labels: Tensor) -> Tensor:
+    """Return ``[heads, n, width]`` of ``[..., heads, n, width]`` labels: samples are alike."""
+    while labels.ndim > 3:
+        labels = labels[0]
+    return labels
+
+
+def _bias_of_heads(recorder: LabelRecorder, call: OpCall, query: Tensor) -> list[Tensor]:
+    """Return the labels of a mask that has values of its own for each head."""
+    masks = [t for t in call.tensors()[3:] if t.is_floating_point()]
+    if not masks:
+        return []
+    shape = (*query.shape[:-1], masks[0].shape[-1])
+    bias = _heads_in_front(recorder.labels_of(masks[0]).expand(shape))
+    return [bias] if 0 in varying_axes(bias) else []

@@ -1,0 +1,135 @@
+"""What one forward leaves behind: labels, and what was seen of operations, sizes and heads."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from prunegraph.graph.labels import NEUTRAL, LabelStore, varying_axes
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedOp:
+    """One operation with multiply-adds, its axes as labels; fields as in ``OpNode``."""
+
+    module: str
+    kind: str
+    in_labels: Tensor
+    out_labels: Tensor
+    macs_coefficient: float
+    param: str | None
+    kernel_size: int = 1
+    stride: int = 1
+    groups: int = 1
+    depthwise: bool = False
+    spatial: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeUse:
+    """A size that a module's code gave to a labelled axis: ``view(b, n, self.num_heads, -1)``.
+
+    Attributes:
+        module: path of the module whose forward ran.
+        labels: the labels, narrowed to one position along axes where they do not vary.
+        axis: the axis in question.
+    """
+
+    module: str
+    labels: Tensor
+    axis: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedMean:
+    """A mean over channels, as in an RMS norm written out.
+
+    Attributes:
+        module: path of the module whose forward ran.
+        labels: ``[size]`` labels of the axis.
+    """
+
+    module: str
+    labels: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedGather:
+    """One call of a ``ChannelGather`` module."""
+
+    module: str
+    in_labels: Tensor
+    out_labels: Tensor
+
+
+@dataclass
+class Recording:
+    """What one forward left behind.
+
+    Attributes:
+        store: labels, equalities and freezes.
+        axis_labels: parameter or buffer name -> axis -> ``[size]`` labels, in order of first use.
+        element_labels: name -> label tensor of the parameter's own shape (raw uses).
+        ops: operations with multiply-adds.
+        gathers: calls of ``ChannelGather`` modules.
+        splits: label tensors of views that divided a labelled axis.
+        heads: labels of the batch axes of products: one class a head, not to be tied to others.
+        size_uses: sizes that a forward may have read from a module's attributes.
+        inputs: module path -> ``[size]`` labels along the last axis of its first argument.
+        means: means over channels.
+    """
+
+    store: LabelStore = field(default_factory=LabelStore)
+    axis_labels: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    element_labels: dict[str, Tensor] = field(default_factory=dict)
+    ops: list[RecordedOp] = field(default_factory=list)
+    gathers: list[RecordedGather] = field(default_factory=list)
+    splits: list[Tensor] = field(default_factory=list)
+    heads: list[Tensor] = field(default_factory=list)
+    size_uses: list[SizeUse] = field(default_factory=list)
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    means: list[RecordedMean] = field(default_factory=list)
+
+    def settle_splits(self) -> None:
+        """Tie the parts of divided axes position by position, unless the parts are heads.
+
+        ``view(b, groups, c // groups)`` gives each group as many channels as any other; in
+        attention whole heads leave instead, and the heads that stay are as wide as before.
+        """
+        component, is_head = self._heads()
+        for labels in self.splits:
+            if not bool(is_head[component[labels[labels != NEUTRAL]]].any()):
+                axis = varying_axes(labels)[0]
+                self.store.unite(labels, labels.narrow(axis, 0, 1))
+
+    def tie_heads_to_inputs(self, modules: set[str]) -> bool:
+        """Tie heads that cannot leave alone to the module's input, ``[heads * width]`` long.
+
+        A forward such as ``x.view(b, n, num_heads, c // num_heads) ... .view(b, n, c)``, with ``c``
+        read from its input, needs as many channels in the stream as in its heads: then a head
+        leaves with its share of the stream.
+
+        Args:
+            modules: paths of modules whose forward could not follow.
+
+        Returns:
+            Whether something was tied that was not before.
+        """
+        component, is_head = self._heads()
+        tied = False
+        for use in self.size_uses:
+            stream, merged = self.inputs.get(use.module), use.labels.reshape(-1)
+            if use.module not in modules or stream is None or stream.shape != merged.shape:
+                continue
+            if bool((merged != NEUTRAL).all() and is_head[component[merged]].all()):
+                tied |= not torch.equal(component[merged], component[stream])
+                self.store.unite(merged, stream)
+        return tied
+
+    def _heads(self) -> tuple[Tensor, Tensor]:
+        """Return the component of each label, and whether a component is a head."""
+        component = torch.from_numpy(self.store.components())
+        is_head = torch.zeros(self.store.num_labels, dtype=torch.bool)
+        for labels in self.heads:
+            is_head[component[labels[labels != NEUTRAL]]] = True
+        return component, is_head

@@ -1,0 +1,178 @@
+"""What ``nn.MultiheadAttention`` becomes when it is pruned: any number of heads, any widths."""
+
+import math
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+PARAMETERS = (
+    "in_proj_weight",
+    "q_proj_weight",
+    "k_proj_weight",
+    "v_proj_weight",
+    "in_proj_bias",
+    "bias_k",
+    "bias_v",
+)
+
+
+class SlimMultiheadAttention(nn.Module):
+    """Multi-head attention whose heads need not fill the embedding (Vaswani et al. 2017, 3.2.2).
+
+    Takes the same arguments as ``nn.MultiheadAttention`` and has the same state-dict names, but the
+    widths of queries and keys, of values and of the embedding are those of its parameters, and the
+    scores keep the scale of the dense module. ``torch.nn``'s own module cannot hold such widths.
+
+    Args:
+        num_heads: H.
+        scale: what the scores are multiplied with.
+        dropout: probability of dropping a weight in training.
+        batch_first: inputs are ``[B, N, E]`` instead of ``[N, B, E]``.
+        add_zero_attn: attend to one more position, of zeros.
+    """
+
+    _qkv_same_embed_dim = False  # keeps nn.TransformerEncoderLayer off its fused path
+
+    def __init__(
+        self,
+        *,
+        num_heads: int,
+        scale: float,
+        dropout: float = 0.0,
+        batch_first: bool = False,
+        add_zero_attn: bool = False,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.scale = scale
+        self.dropout = dropout
+        self.batch_first = batch_first
+        self.add_zero_attn = add_zero_attn
+        self.in_proj_weight: nn.Parameter | None
+        self.in_proj_bias: nn.Parameter | None
+        self.q_proj_weight: nn.Parameter | None
+        self.k_proj_weight: nn.Parameter | None
+        self.v_proj_weight: nn.Parameter | None
+        self.bias_k: nn.Parameter | None
+        self.bias_v: nn.Parameter | None
+        self.out_proj: nn.Linear
+
+    @classmethod
+    def from_sliced(cls, module: nn.MultiheadAttention) -> Self:
+        """Take over the parameters of a module which were sliced by whole heads."""
+        packed = module.in_proj_weight
+        rows = packed.shape[0] // 3 if packed is not None else module.q_proj_weight.shape[0]
+        slim = cls(
+            num_heads=rows // module.head_dim,
+            scale=1.0 / math.sqrt(module.head_dim),
+            dropout=module.dropout,
+            batch_first=module.batch_first,
+            add_zero_attn=module.add_zero_attn,
+        )
+        for name in PARAMETERS:
+            slim.register_parameter(name, getattr(module, name))
+        slim.out_proj = module.out_proj
+        return slim.train(module.training)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the output ``[B, N, E]`` and the weights ``[B, N, M]``, or None.
+
+        Args:
+            query: ``[B, N, E]`` (``[N, B, E]`` without ``batch_first``; ``[N, E]`` unbatched).
+            key: the same with M positions.
+            value: the same with M positions.
+            key_padding_mask: ``[B, M]``, True or -inf = do not attend.
+            need_weights: return the attention weights.
+            attn_mask: ``[N, M]`` or ``[B * H, N, M]``, True or -inf = do not attend.
+            average_attn_weights: mean of the weights over the heads, else ``[B, H, N, M]``.
+            is_causal: only a hint that ``attn_mask`` is causal; the mask itself is used.
+        """
+        del is_causal
+        alone = query.dim() == 2
+        swap = not alone and not self.batch_first
+        same = query is key and key is value
+        inputs = [query] if same else [query, key, value]
+        if alone:
+            inputs = [x.unsqueeze(0) for x in inputs]
+        elif swap:
+            inputs = [x.transpose(0, 1) for x in inputs]
+        q, k, v = self._project(inputs)
+        if self.bias_k is not None and self.bias_v is not None:
+            k = torch.cat([k, self.bias_k.expand(k.shape[0], 1, -1)], 1)
+            v = torch.cat([v, self.bias_v.expand(v.shape[0], 1, -1)], 1)
+        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
+        if self.add_zero_attn:
+            k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
+        mask = self._mask(q, k, key_padding_mask, attn_mask)
+        dropout = self.dropout if self.training else 0.0
+        weights = None
+        if need_weights:
+            scores = q @ k.transpose(-2, -1) * self.scale
+            weights = (scores if mask is None else scores + mask).softmax(-1)
+            heads = F.dropout(weights, dropout) @ v
+            weights = weights.mean(1) if average_attn_weights else weights
+        else:
+            heads = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=self.scale)
+        out = self.out_proj(heads.transpose(1, 2).flatten(2))
+        if alone:
+            return out.squeeze(0), None if weights is None else weights.squeeze(0)
+        return out.transpose(0, 1) if swap else out, weights
+
+    def _project(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values ``[B, N, H * width]``."""
+        value_width = self.out_proj.weight.shape[1]
+        if self.in_proj_weight is not None:
+            width = (self.in_proj_weight.shape[0] - value_width) // 2
+            widths = [width, width, value_width]
+            if len(inputs) == 1:
+                packed = F.linear(inputs[0], self.in_proj_weight, self.in_proj_bias)
+                q, k, v = packed.split(widths, -1)
+                return q, k, v
+            weights = self.in_proj_weight.split(widths)
+        else:
+            assert self.q_proj_weight is not None
+            assert self.k_proj_weight is not None
+            assert self.v_proj_weight is not None
+            width = self.q_proj_weight.shape[0]
+            widths = [width, width, value_width]
+            weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+        biases = [None] * 3 if self.in_proj_bias is None else self.in_proj_bias.split(widths)
+        sources = inputs * 3 if len(inputs) == 1 else inputs
+        q, k, v = (F.linear(x, w, b) for x, w, b in zip(sources, weights, biases, strict=True))
+        return q, k, v
+
+    def _mask(
+        self, q: Tensor, k: Tensor, key_padding_mask: Tensor | None, attn_mask: Tensor | None
+    ) -> Tensor | None:
+        """Return what is added to the scores, to be broadcast to ``[B, H, N, M]``, or None."""
+        total = None
+        if attn_mask is not None:
+            total = _additive(attn_mask, q)
+            if total.dim() == 3:
+                total = total.view(-1, self.num_heads, *total.shape[1:])
+        if key_padding_mask is not None:
+            padding = _additive(key_padding_mask, q).view(-1, 1, 1, key_padding_mask.shape[-1])
+            total = padding if total is None else total + padding
+        if total is not None and total.shape[-1] < k.shape[-2]:
+            total = F.pad(total, (0, k.shape[-2] - total.shape[-1]))
+        return total
+
+
+def _additive(mask: Tensor, like: Tensor) -> Tensor:
+    if mask.dtype == torch.bool:
+        return torch.zeros(mask.shape, dtype=like.dtype, device=mask.device).masked_fill(
+            mask, -math.inf
+        )
+    return mask.to(like.dtype)
