@@ -13,12 +13,12 @@ from prunegraph.graph.build import MODEL_INPUT, MODEL_OUTPUT, GraphBuilder
 from prunegraph.graph.recorder import LabelRecorder
 from prunegraph.graph.rules import RULES
 from prunegraph.graph.structure import FrozenOp, StructureGraph
-from prunegraph.graph.trial import Trial
+from prunegraph.graph.trial import Remedies, Trial
 
 ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """One tensor, positional arguments, or keyword arguments of a forward."""
 
-MAX_TRIALS = 8
+MAX_TRIALS = 24
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -98,14 +98,6 @@ def _output_tensors(output: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
-def _modules_like(model: nn.Module, path: str | None) -> set[str]:
-    """Return the paths of all modules of the same class as the one at ``path``."""
-    if path is None:
-        return set()
-    kind = type(model.get_submodule(path))
-    return {name for name, module in model.named_modules() if type(module) is kind}
-
-
 def analyse(
     model: nn.Module, example_inputs: ExampleInputs, *, trial: bool = True
 ) -> StructureGraph:
@@ -127,16 +119,16 @@ def analyse(
     recorder = _record(model, example_inputs)
     builder = GraphBuilder(model, recorder.recording)
     graph = builder.build()
+    remedies = Remedies(model, recorder.recording)
     for _ in range(MAX_TRIALS if trial else 0):
         with evaluation_mode(model):
             attempt = Trial(model, graph, lambda m: call_forward(m, example_inputs))
             if attempt.failure is None:
                 break
-            alike = _modules_like(model, attempt.failure.module)
-            if not recorder.recording.tie_heads_to_inputs(alike):
+            if not remedies.apply(attempt.failure, graph):
                 for classes, cause in attempt.literal_sizes():
                     recorder.store.freeze(builder.labels_of(classes), cause)
-        builder = GraphBuilder(model, recorder.recording)
+        builder = GraphBuilder(model, recorder.recording, literal=remedies.literal)
         graph = builder.build()
     if not graph.free.any():
         reasons = "; ".join(dict.fromkeys(item.reason for item in graph.frozen_ops))

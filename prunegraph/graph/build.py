@@ -1,10 +1,11 @@
 """From a recording of labels to the structure graph."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import prod
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor, nn
 
 from prunegraph.graph.cost import MACS, PARAMS, CostModel, CostTerm
@@ -16,6 +17,8 @@ from prunegraph.types import BoolArray, IntArray
 MODEL_INPUT = "model input"
 MODEL_OUTPUT = "model output"
 
+NO_CLASSES = np.empty(0, dtype=np.int64)
+
 ParamClasses = dict[str, dict[int, IntArray]]
 
 
@@ -25,10 +28,14 @@ class GraphBuilder:
     Args:
         model: the network that was recorded.
         recording: what its forward left behind.
+        literal: paths of modules whose integer attributes are no sizes.
     """
 
-    def __init__(self, model: nn.Module, recording: Recording) -> None:
+    def __init__(
+        self, model: nn.Module, recording: Recording, *, literal: Collection[str] = ()
+    ) -> None:
         self.model = model
+        self.literal = literal
         self.recording = recording
         self.components = recording.store.components()
         self.events: dict[int, FreezeEvent] = {}
@@ -40,10 +47,10 @@ class GraphBuilder:
         """Return the structure graph."""
         self._check_means()
         params = self._param_components()
-        for axes in params.values():
-            for components in axes.values():
-                for component in components.tolist():
-                    self.class_of.setdefault(component, len(self.class_of))
+        used = [components for axes in params.values() for components in axes.values()]
+        distinct, first = np.unique(np.concatenate([NO_CLASSES, *used]), return_index=True)
+        in_order = distinct[np.argsort(first)]
+        self.class_of = {int(component): index for index, component in enumerate(in_order)}
         lookup = np.full(int(self.components.max(initial=-1)) + 1, NEUTRAL, dtype=np.int64)
         lookup[list(self.class_of)] = list(self.class_of.values())
         self._lookup = lookup
@@ -89,6 +96,8 @@ class GraphBuilder:
         """Find the integer attributes that hold a size which a module's forward named."""
         found: dict[tuple[str, str], SizeAttribute] = {}
         for use in self.recording.size_uses:
+            if use.module in self.literal:
+                continue
             owner = self.model.get_submodule(use.module)
             names = [
                 name
@@ -197,18 +206,25 @@ class GraphBuilder:
     ) -> tuple[tuple[Group, ...], IntArray]:
         """Gather the classes with the same members, in order of their first class."""
         slices = [(name, axis) for name, axes in classes.items() for axis in axes]
-        members: list[list[int]] = [[] for _ in frozen]
-        for position, (name, axis) in enumerate(slices):
-            for index in np.unique(classes[name][axis]).tolist():
-                members[index].append(position)
+        own = [np.unique(classes[name][axis]) for name, axis in slices]
+        positions = np.repeat(np.arange(len(slices)), [len(indices) for indices in own])
+        shape = (len(frozen), len(slices))
+        where = (np.concatenate([NO_CLASSES, *own]), positions)
+        table = sparse.csr_array((np.ones(len(positions), dtype=np.int8), where), shape=shape)
+        table.sort_indices()
+        members = np.split(table.indices, table.indptr[1:-1])
         reasons: dict[int, str] = {
             self.class_of[component]: event.cause.reason
             for component, event in self.events.items()
             if component in self.class_of
         }
-        alike: dict[tuple[tuple[int, ...], str | None], list[int]] = {}
-        for index, own in enumerate(members):
-            alike.setdefault((tuple(own), reasons.get(index)), []).append(index)
+        found: dict[tuple[bytes, str | None], list[int]] = {}
+        for index, row in enumerate(members[: len(frozen)]):
+            found.setdefault((row.tobytes(), reasons.get(index)), []).append(index)
+        alike = {
+            (tuple(members[indices[0]].tolist()), reason): indices
+            for (_, reason), indices in found.items()
+        }
         names = _group_names(alike, slices, ops)
         group_of = np.zeros(len(frozen), dtype=np.int64)
         groups: list[Group] = []

@@ -99,16 +99,17 @@ def _longest_prefix(
 def _fill(graph: "StructureGraph", keep: BoolArray, order: IntArray, limits: Float64Array) -> None:
     """Add classes of ``order`` to ``keep`` in place, each if it still fits.
 
-    What a class costs only grows as others join, so one that does not fit never fits later.
+    What a class costs only grows as others join, so one that does not fit never fits later; and as
+    long as the sum of all that are asked for fits, none of them needs to be asked alone.
     """
     while len(order):
         totals = np.array(graph.cost_model.totals(keep.astype(np.float64)))
         added = graph.cost_model.added_by_each(keep)[:, order]
         fitting = (np.round(totals[:, None] + added) <= limits[:, None]).all(axis=0)
         order = order[fitting]
-        if len(order):
-            keep[order[0]] = True
-            order = order[1:]
+        taken = _longest_prefix(graph, keep, order, limits)
+        keep[order[:taken]] = True
+        order = order[taken:]
 
 
 def repair(

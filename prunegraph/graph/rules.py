@@ -61,7 +61,7 @@ def combine(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) 
             recorder.store.freeze(one, recorder.cause(call, "shared by all heads"))
             return other
     recorder.store.unite(left, right)
-    if bool((left == NEUTRAL).any()):
+    if bool((left == NEUTRAL).any()) or bool((right == NEUTRAL).any()):
         return torch.where(left == NEUTRAL, right, left)
     ranks = len(varying_axes(left)), len(varying_axes(right))
     if ranks[0] != ranks[1]:  # they are equal now, and the simpler one shows it

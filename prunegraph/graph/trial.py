@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from prunegraph.errors import SurgeryError
+from prunegraph.graph.recording import Recording
 from prunegraph.graph.structure import FrozenOp, Group, StructureGraph
 from prunegraph.graph.surgery import apply_mask, zero_mask
 from prunegraph.types import BoolArray, IntArray
@@ -87,6 +88,46 @@ def _failure(
         if not bool(difference <= TOLERANCE * masked.abs().max().clamp_min(1e-6)):
             return Failure(reason="the pruned forward computes something else than the masked one")
     return None
+
+
+class Remedies:
+    """What is tried, before channels are frozen, when a module's forward cannot follow.
+
+    In this order, for all modules of its class: its integer attributes are no sizes after all; they
+    are, but its heads must match its input (see ``Recording.tie_heads_to_inputs``); both.
+
+    Args:
+        model: the network.
+        recording: what its forward left behind.
+
+    Attributes:
+        literal: paths of modules whose attributes surgery leaves as they are.
+    """
+
+    def __init__(self, model: nn.Module, recording: Recording) -> None:
+        self._model, self._recording = model, recording
+        self._tried: dict[type, int] = {}
+        self.literal: set[str] = set()
+
+    def apply(self, failure: Failure, graph: StructureGraph) -> bool:
+        """Change something for the module that failed; return False if nothing is left to try."""
+        if failure.module is None:
+            return False
+        kind = type(self._model.get_submodule(failure.module))
+        alike = {name for name, module in self._model.named_modules() if type(module) is kind}
+        step = self._tried[kind] = self._tried.get(kind, 0) + 1
+        if step == 1:
+            if any(attribute.module in alike for attribute in graph.size_attributes):
+                self.literal |= alike
+                return True
+            step = self._tried[kind] = 2
+        if step == 2:
+            self.literal -= alike
+            return self._recording.tie_heads_to_inputs(alike)
+        if step == 3:
+            self.literal |= alike
+            return True
+        return False
 
 
 class Trial:
