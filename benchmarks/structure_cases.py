@@ -54,11 +54,10 @@ class Case:
     shape: tuple[int, ...]
     tokens: int | None = None
 
-    def example(self) -> Tensor:
+    def example(self, batch: int = 1) -> Tensor:
         """Return random inputs."""
-        if self.tokens is not None:
-            return torch.randint(self.tokens, self.shape)
-        return torch.randn(self.shape)
+        shape = (batch, *self.shape[1:])
+        return torch.randn(shape) if self.tokens is None else torch.randint(self.tokens, shape)
 
 
 class Outputs(nn.Module):
@@ -80,12 +79,26 @@ class Outputs(nn.Module):
 
 
 def build(case: Case) -> nn.Module:
-    """Build a network, in eval mode, whose outputs depend on its inputs: no layer is all zero."""
+    """Build a network, in eval mode, whose outputs depend on its inputs.
+
+    Layers of zeros, such as the head of torchvision's vit, are drawn anew, and batch norms get the
+    statistics of random inputs: else signals vanish in some untrained networks, and differences
+    would be compared with nothing.
+    """
     torch.manual_seed(0)
     model = case.build().eval()
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d) and not bool(module.weight.any()):
-            nn.init.normal_(module.weight, std=0.02)  # torchvision's vit starts with a zero head
+            nn.init.normal_(module.weight, std=0.02)
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momentum = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.train().momentum = 1.0
+    if norms:
+        with torch.no_grad():
+            model(case.example(batch=4))
+    for norm, before in zip(norms, momentum, strict=True):
+        norm.eval().momentum = before
     return model
 
 

@@ -8,7 +8,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from prunegraph.graph.masked_norm import MaskedNorm
+from prunegraph.graph.masked_norm import MaskedNorm, mean_over_kept
 
 PRUNING_RATIO = 0.5
 
@@ -129,8 +129,8 @@ def restore_values(pruned: nn.Module, dense: nn.Module) -> nn.Module:
     """Put the dense values back into a network of positions.
 
     Returns:
-        The zero-masked dense network: what did not survive is zero, and layer norms normalise
-        over what did.
+        The zero-masked dense network: what did not survive is zero, and layer and RMS norms see
+        only what did.
     """
     values, parameters = _floats(dense), dict(dense.named_parameters(remove_duplicate=False))
     survivors = {name: tensor.data.round().long() for name, tensor in _floats(pruned).items()}
@@ -144,10 +144,15 @@ def restore_values(pruned: nn.Module, dense: nn.Module) -> nn.Module:
             keep[survivors[name].flatten()] = True
             silent[name].data = value * keep.view(value.shape)
     for path, norm in dense.named_modules():
-        if isinstance(norm, nn.LayerNorm | nn.RMSNorm) and f"{path}.weight" in survivors:
+        if not type(norm).__name__.endswith(("LayerNorm", "LayerNorm2d", "RMSNorm")):
+            continue
+        if f"{path}.weight" in survivors:
             keep = torch.zeros(norm.weight.shape[0], dtype=torch.bool)
             keep[survivors[f"{path}.weight"]] = True
-            masked.set_submodule(path, MaskedNorm(masked.get_submodule(path), {0: keep}))
+            if isinstance(norm, nn.LayerNorm | nn.RMSNorm):
+                masked.set_submodule(path, MaskedNorm(masked.get_submodule(path), {0: keep}))
+            else:
+                mean_over_kept(masked.get_submodule(path), keep)
     return masked
 
 
