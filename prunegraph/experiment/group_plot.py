@@ -1,6 +1,5 @@
 """A picture of a structure graph: its groups from left to right, and the MACs of each."""
 
-from collections import defaultdict
 from typing import NamedTuple
 
 import networkx as nx
@@ -18,6 +17,9 @@ MAX_COLUMNS = 9
 
 MAX_LEFT = 2
 """Columns that the last row takes beyond that, rather than start another one."""
+
+MAX_STACK = 10
+"""Groups of one depth above each other; more of them stand in several columns."""
 
 COLUMN_WIDTH, STACK_HEIGHT, BAR_WIDTH = 1.45, 0.72, 0.2
 """Inches a column, a group in a column, a bar."""
@@ -136,20 +138,23 @@ def draw_groups(graph: StructureGraph, title: str, mask: KeepMask | None = None)
 
 def _places(depths: IntArray, links: "nx.DiGraph[int]") -> tuple[dict[int, Place], tuple[int, int]]:
     """Return the place of each group, and how many columns and stacked groups there are."""
-    stacks: dict[int, list[int]] = defaultdict(list)
-    for group, depth in enumerate(depths.tolist()):
-        stacks[depth].append(group)
     places: dict[int, Place] = {}
-    top = 0
-    rows = _rows(depths, links)
-    for row, columns in enumerate(rows):
-        tallest = max(len(stacks[depth]) for depth in columns)
-        for column, depth in enumerate(columns):
-            for position, group in enumerate(stacks[depth]):
-                middle = (tallest - len(stacks[depth])) / 2
+    widest = top = 0
+    for row, depths_of_row in enumerate(_rows(depths, links)):
+        stacks = [stack for depth in depths_of_row for stack in _stacks(depths == depth)]
+        tallest = max(len(stack) for stack in stacks)
+        for column, stack in enumerate(stacks):
+            for position, group in enumerate(stack.tolist()):
+                middle = (tallest - len(stack)) / 2
                 places[group] = Place(float(column), -(top + middle + position), row)
-        top += tallest
-    return places, (max(map(len, rows)), top)
+        widest, top = max(widest, len(stacks)), top + tallest
+    return places, (widest, top)
+
+
+def _stacks(chosen: BoolArray) -> list[IntArray]:
+    """Return the chosen groups in as few equal stacks as ``MAX_STACK`` allows."""
+    groups = np.flatnonzero(chosen)
+    return np.array_split(groups, -(-len(groups) // MAX_STACK))
 
 
 def _rows(depths: IntArray, links: "nx.DiGraph[int]") -> list[range]:
@@ -221,7 +226,9 @@ def _draw_links(
     kinds = {"free": FREE, "frozen": FROZEN}
     if mask is not None:
         kinds = {"kept": FREE, "removed": REMOVED, "frozen": FROZEN}
-    axes.set_title("Groups of channels (area: width) and the operations between them", fontsize=9)
+    axes.set_title(
+        "Groups of channels (area: width) and the operations between them", fontsize=9, loc="right"
+    )
     axes.legend(
         handles=[
             Line2D([], [], marker="o", linestyle="", color=colour, label=name)
@@ -252,14 +259,15 @@ def _draw_bars(axes: Axes, graph: StructureGraph, mask: KeepMask | None) -> None
     axes.tick_params("y", labelsize=8)
     axes.set_xlim(-0.7, len(bars) - 0.3)
     axes.set_ylabel("million MACs", fontsize=8)
-    axes.set_title("Multiply-adds of the operations that write each group", fontsize=9)
+    axes.set_title("Multiply-adds of the operations that write each group", fontsize=9, loc="right")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
 
 
 def _short(name: str) -> str:
     """Return the end of a module path, which tells most, as far as it fits under a disc."""
-    parts = name.split(".")
-    while len(parts) > 1 and len(".".join(parts)) > LABEL_LENGTH:
-        parts.pop(0)
-    return ".".join(parts)[-LABEL_LENGTH:]
+    if len(name) <= LABEL_LENGTH:
+        return name
+    end = name[-LABEL_LENGTH:]
+    whole_words = end.partition(".")[2]
+    return whole_words if "." in whole_words else f"…{end[1:]}"

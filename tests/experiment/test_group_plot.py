@@ -1,3 +1,4 @@
+from collections import OrderedDict
 from collections.abc import Iterator
 
 import numpy as np
@@ -5,10 +6,12 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor, nn
 
 from prunegraph.experiment.group_plot import (
     MAX_COLUMNS,
     MAX_LEFT,
+    MAX_STACK,
     draw_groups,
     first_writes,
     group_depths,
@@ -107,3 +110,32 @@ def test_deep_networks_go_on_in_the_next_row(depth: int) -> None:
     rows = {round(text.xy[1], 3) for text in figure.axes[0].texts}  # type: ignore[attr-defined]
     assert right - left <= MAX_COLUMNS + MAX_LEFT + 1
     assert (len(rows) > 1) == (depth > MAX_COLUMNS)
+
+
+def test_long_names_keep_their_ends() -> None:
+    inner = OrderedDict(encoder=nn.Linear(8, 40), a_projection_of_everything=nn.Linear(40, 4))
+    network = nn.Sequential(OrderedDict(outermost=nn.Sequential(inner), last=nn.Linear(4, 2)))
+    figure = draw_groups(analyse(network, torch.randn(1, 8)), "title")
+    assert "outermost.encoder\n40" in set(texts(figure.axes[0]))
+    assert "…rojection_of_everything\n4" in set(texts(figure.axes[0]))
+
+
+def test_many_groups_of_one_depth_stand_in_several_columns() -> None:
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.out = nn.Linear(3, 4), nn.Linear(4, 2)
+            self.inner = nn.ModuleList(nn.Linear(4, 5) for _ in range(25))
+            self.back = nn.ModuleList(nn.Linear(5, 4) for _ in range(25))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            for inner, back in zip(self.inner, self.back, strict=True):
+                x = x + back(inner(x).relu())
+            return self.out(x)
+
+    figure = draw_groups(analyse(Wide(), torch.randn(1, 3)), "title")
+    bottom, top = figure.axes[0].get_ylim()
+    assert top - bottom <= MAX_STACK + 1
+    places = {tuple(text.xy) for text in figure.axes[0].texts}  # type: ignore[attr-defined]
+    assert len(places) == len(figure.axes[0].texts)  # no two in one place
