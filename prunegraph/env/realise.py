@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from prunegraph.errors import ConfigError
 from prunegraph.graph import StructureGraph
 from prunegraph.types import BoolArray, Budget, IntArray, KeepMask
 
@@ -31,10 +32,16 @@ def realise(
             keeps is cut to what leaves the later groups their minimum; ``"raw"``: only each
             group's minimum is forced.
         rng: the source of random flips.
+
+    Raises:
+        ConfigError: ``"wall"`` with width rounding, which it does not know.
     """
     if how == "repair":
         return graph.repair(keep, budget, rng)
     order = rng.permutation(graph.num_classes)
+    if how == "wall" and budget.round_to is not None:
+        msg = f"the action wall cannot round widths to {budget.round_to}: choose another form"
+        raise ConfigError(msg)
     if how == "wall":
         bits = _cut_at_wall(graph, keep, budget, order)
     else:
@@ -68,7 +75,6 @@ def _cut_at_wall(
         members = members[np.argsort(~keep[members], kind="stable")]
         missing = max(int(least) - int(bits[members].sum()), 0)
         bits[members[~bits[members]][:missing]] = True
-    limits = graph.limits(budget)
     for group in np.unique(graph.group_of[graph.free]):
         wanted = order[(graph.group_of[order] == group) & keep[order] & ~bits[order]]
         low, high = 0, len(wanted)
@@ -76,8 +82,7 @@ def _cut_at_wall(
             middle = (low + high + 1) // 2
             trial = bits.copy()
             trial[wanted[:middle]] = True
-            cost = graph.cost(trial)
-            fits = cost.macs <= limits[0] and cost.params <= limits[1]
+            fits = graph.fits(trial, budget)
             low, high = (middle, high) if fits else (low, middle - 1)
         bits[wanted[:low]] = True
     return bits

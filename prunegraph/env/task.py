@@ -78,7 +78,7 @@ class Cell:
     def remaining_share(self, keep: BoolArray) -> float:
         """Return the share of the dense MACs (of the params, if they alone count) in ``keep``."""
         cost, dense = self.task.graph.cost(keep), self.task.graph.dense_cost
-        if self.budget.keep_macs is None:
+        if self.budget.keep_macs is None and self.budget.keep_params is not None:
             return cost.params / dense.params
         return cost.macs / dense.macs
 

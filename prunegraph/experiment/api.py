@@ -16,6 +16,7 @@ from prunegraph.graph import ExampleInputs, StructureGraph, analyse
 from prunegraph.graph.encode import to_pyg
 from prunegraph.graph.features import node_features
 from prunegraph.pruning.evaluation import Evaluator
+from prunegraph.pruning.latency import project_budget
 from prunegraph.pruning.statistics import measure, sensitivity
 from prunegraph.types import Budget, KeepMask, SearchSplit, TrainSplit
 
@@ -74,6 +75,9 @@ def prune(
     calibration_data: Iterable[Batch],
     keep_macs: float | None = None,
     keep_params: float | None = None,
+    max_memory: int | None = None,
+    max_latency: float | None = None,
+    round_to: int | None = None,
     num_images: int = 1024,
     seed: int = 0,
 ) -> PruneResult:
@@ -87,6 +91,9 @@ def prune(
             ``[b]``), normalised and shuffled; without labels the network's own answers are used.
         keep_macs: at most this share of the multiply-adds remains.
         keep_params: at most this share of the parameters remains.
+        max_memory: at most this many bytes of activations alive at once, on ``example_inputs``.
+        max_latency: at most this many milliseconds a forward of ``example_inputs``, measured here.
+        round_to: keep a multiple of this many channels in every group.
         num_images: how many images are taken.
         seed: fixes what is drawn from them.
 
@@ -97,7 +104,13 @@ def prune(
         PruneGraphError: the network cannot be analysed, the budget cannot be met, the policy
             cannot be read, or there are no images.
     """
-    budget = Budget(keep_macs=keep_macs, keep_params=keep_params)
+    budget = Budget(
+        keep_macs=keep_macs,
+        keep_params=keep_params,
+        max_memory=max_memory,
+        max_latency=max_latency,
+        round_to=round_to,
+    )
     trained = find_policy(Path(policy))
     graph = analyse(model, example_inputs)
     source = _gather(model, calibration_data, num_images)
@@ -108,14 +121,20 @@ def prune(
     statistics = dict(measure(model, graph, train, seed=seed, device=device).arrays)
     statistics["sensitivity"] = sensitivity(evaluator, graph, statistics["taylor"])
     features = node_features(graph, statistics, budget)
-    mask = graph.project(trained.logits(to_pyg(graph), features, first_context(budget)), budget)
+    scores = trained.logits(to_pyg(graph), features, first_context(budget))
+    mask = project_budget(model, graph, scores, budget, example_inputs)
     cost, dense = graph.cost(mask), graph.dense_cost
     report = {
         "budget": budget.as_dict(),
-        "dense": {"macs": dense.macs, "params": dense.params},
+        "dense": {
+            "macs": dense.macs,
+            "params": dense.params,
+            "peak_memory": graph.peak_memory(graph.dense_mask()),
+        },
         "pruned": {
             "macs": cost.macs,
             "params": cost.params,
+            "peak_memory": graph.peak_memory(mask),
             "widths": graph.group_widths(mask),
             "mask_digest": mask.digest(),
         },

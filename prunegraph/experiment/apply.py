@@ -4,20 +4,23 @@ from pathlib import Path
 from typing import Any
 
 from prunegraph.agent import TrainedPolicy, load_policy, save_policy
-from prunegraph.errors import ArtefactError
+from prunegraph.errors import ArtefactError, BudgetError
 from prunegraph.experiment.agent_rows import add_untrained, measured
 from prunegraph.experiment.baselines import baseline_job
+from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import CandidateStore
 from prunegraph.experiment.config import ApplyConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.finalise import Outcome, finalise, finetune_chosen
 from prunegraph.experiment.folder import open_run
-from prunegraph.experiment.jobs import Jobs, make_workplace
+from prunegraph.experiment.jobs import Jobs, Workplace, make_workplace
 from prunegraph.experiment.report import SearchResult, show_finished
 from prunegraph.experiment.search import policy_mask
 from prunegraph.experiment.setup import load_target
 from prunegraph.experiment.train import run_name
 from prunegraph.experiment.verdict import AGENT
+from prunegraph.pruning import apply_mask, measure_latency
+from prunegraph.types import KeepMask
 
 APPLIED = f"{AGENT}/applied"
 """The name of the row of an applied policy."""
@@ -42,11 +45,12 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
     mask = policy_mask(policy, bench, config.budget())
     probes = bench.sensitivity_networks
     store.add(measured(bench, APPLIED, config.seed, mask, probes))
-    add_untrained(bench, store)
+    if config.max_latency is None:
+        add_untrained(bench, store)
     save_policy(folder.path, policy)
     with Jobs(config, place) as jobs:
         for name in COMPARED:
-            store.add(baseline_job(place, 0, name, config.seed, 0))
+            _add_heuristic(store, place, name, config, console)
         outcome = Outcome(
             candidates=list(store),
             search=SearchResult(
@@ -54,13 +58,35 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
                 networks_evaluated=probes,
                 evaluation_seconds=bench.final_evaluator.seconds,
             ),
-            details={"policy": dict(policy.record)},
+            details={"policy": dict(policy.record), **_latency(bench, mask)},
         )
         finetune_chosen(jobs, [outcome])
     report = finalise(config, bench, outcome, folder, console)
     folder.finish()
     console.say(f"written to {folder.path}")
     return report
+
+
+def _add_heuristic(
+    store: CandidateStore, place: Workplace, name: str, config: ApplyConfig, console: Console
+) -> None:
+    """Add a heuristic's row; one that misses a latency, which is met by luck too, is left out."""
+    try:
+        store.add(baseline_job(place, 0, name, config.seed, 0))
+    except BudgetError as error:
+        if config.max_latency is None:
+            raise
+        console.say(f"no row of {name}: {error}")
+
+
+def _latency(bench: Bench, mask: KeepMask) -> dict[str, Any]:
+    """Return the report's entry on latency; none if none was asked."""
+    if bench.latency_table is None:
+        return {}
+    slim = apply_mask(bench.target.model, bench.target.graph, mask)
+    pruned = measure_latency(slim, bench.target.example_inputs)
+    latencies = {"dense": bench.latency_table.dense, "pruned": pruned}
+    return {"latency_ms": {name: round(item.median, 4) for name, item in latencies.items()}}
 
 
 def find_policy(path: Path) -> TrainedPolicy:

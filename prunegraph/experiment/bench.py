@@ -23,6 +23,8 @@ from prunegraph.graph.features import node_features
 from prunegraph.models import load_weights, save_weights
 from prunegraph.pruning.evaluation import Evaluator, evaluate
 from prunegraph.pruning.finetune import FinetuneConfig, finetune
+from prunegraph.pruning.latency import project_budget
+from prunegraph.pruning.latency_table import LatencyTable, measure_latency_table
 from prunegraph.pruning.problem import PruningProblem
 from prunegraph.pruning.statistics import measure, num_sensitivity_networks, sensitivity
 from prunegraph.types import Budget, FloatArray, KeepMask
@@ -100,6 +102,23 @@ class Bench:
         """The evaluator of rows: what it runs counts for no method."""
         return self.evaluator()
 
+    @cached_property
+    def latency_table(self) -> LatencyTable | None:
+        """Layer times on this device, for one image; None if the budget holds no latency."""
+        if self.budget.max_latency is None:
+            return None
+        target = self.target
+        return measure_latency_table(target.model, target.graph, target.example_inputs)
+
+    def project(self, scores: FloatArray, budget: Budget) -> KeepMask:
+        """Return the mask of the best scores ``[N]`` within a budget, a latency included."""
+        target, table = self.target, None
+        if budget.max_latency is not None:
+            table = self.latency_table
+        return project_budget(
+            target.model, target.graph, scores, budget, target.example_inputs, table
+        )
+
     def problem(self, *, seed: int, max_networks: int) -> PruningProblem:
         """Return the problem that a baseline solves, with an evaluator of its own."""
         return PruningProblem(
@@ -111,6 +130,7 @@ class Bench:
             example_inputs=self.target.example_inputs,
             seed=seed,
             max_networks=max_networks,
+            latency=self.latency_table,
         )
 
     def recipe(self) -> FinetuneConfig:

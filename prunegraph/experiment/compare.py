@@ -26,7 +26,14 @@ from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import MASKS_FILE, Candidate, CandidateStore, write_masks
 from prunegraph.experiment.config import CompareConfig
 from prunegraph.experiment.console import Console, seconds_in_words
-from prunegraph.experiment.finalise import Outcome, candidate_row, choose, common_details, dense_row
+from prunegraph.experiment.finalise import (
+    Outcome,
+    candidate_row,
+    choose,
+    common_details,
+    dense_row,
+    peak_memory,
+)
 from prunegraph.experiment.finish import finetune_job, load_finetuned
 from prunegraph.experiment.folder import REPORT_FILE, RunFolder, open_run
 from prunegraph.experiment.jobs import Jobs, make_workplace
@@ -250,6 +257,7 @@ def _finish(
         verdict_reason=reason,
         details={
             **common_details(bench, outcome, METRIC),
+            "peak_memory": peak_memory(graph, chosen.mask),
             "proxy_rank_correlation": proxy_correlation(rows),
             "stage_one_verdict": list(
                 judge(rows, "test_accuracy_recalibrated", repaired=outcome.repaired)

@@ -99,6 +99,7 @@ class PruningOptions:
     Attributes:
         keep_macs: at most this share of the multiply-adds remains; default 0.5 without keep_params.
         keep_params: at most this share of the parameters remains.
+        round_to: keep a multiple of this many channels (8, 16) in every group, within the budget.
         finetune_epochs: epochs of the fine-tune that every compared network gets; default: 40 on
             digits, else 10.
         finetune_lr: peak learning rate; default: 0.02 up to 20 epochs, 0.1 for 100 and more.
@@ -111,6 +112,7 @@ class PruningOptions:
 
     keep_macs: float | None = None
     keep_params: float | None = None
+    round_to: int | None = None
     finetune_epochs: int | None = None
     finetune_lr: float | None = None
     batch_size: int = 128
@@ -120,9 +122,10 @@ class PruningOptions:
 
     def budget(self) -> Budget:
         """Return what may remain."""
-        if self.keep_macs is None and self.keep_params is None:
-            return Budget(keep_macs=DEFAULT_KEEP_MACS)
-        return Budget(keep_macs=self.keep_macs, keep_params=self.keep_params)
+        keep_macs = self.keep_macs
+        if keep_macs is None and self.keep_params is None:
+            keep_macs = DEFAULT_KEEP_MACS
+        return Budget(keep_macs=keep_macs, keep_params=self.keep_params, round_to=self.round_to)
 
     def check(self) -> None:
         """Raise ConfigError or BudgetError for a value out of range."""
@@ -229,6 +232,7 @@ class TrainConfig(SearchOptions, PruningOptions, DataConfig):
         DataConfig.__post_init__(self)
         PruningOptions.check(self)
         SearchOptions.check(self)
+        check_wall(self.self_competition, self.round_to)
         check_at_least("search_seeds", self.search_seeds, 1)
         check_at_least("pretrain_epochs", self.pretrain_epochs, 0)
         if self.arch and self.weights and len(self.arch) != len(self.weights):
@@ -259,16 +263,29 @@ class ApplyConfig(PruningOptions, NetworkConfig):
 
     Attributes:
         policy: run folder of ``train``, or a policy file.
+        max_memory: at most this many bytes of activations alive at once, for one image.
+        max_latency: at most this many milliseconds a forward of one image, measured here (median
+            of 50, and 5 % for noise).
         out: run folder; default: runs/apply-ARCH-DATASET-KEEP.
     """
 
     command: ClassVar[str] = "apply"
     policy: Path
+    max_memory: int | None = None
+    max_latency: float | None = None
     out: Path | None = None
 
     def __post_init__(self) -> None:
         NetworkConfig.__post_init__(self)
         PruningOptions.check(self)
+
+    def budget(self) -> Budget:
+        """Return what may remain; half of the multiply-adds if nothing is asked."""
+        names = ("keep_macs", "keep_params", "max_memory", "max_latency")
+        limits = {name: getattr(self, name) for name in names}
+        if all(value is None for value in limits.values()):
+            limits["keep_macs"] = DEFAULT_KEEP_MACS
+        return Budget(**limits, round_to=self.round_to)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +310,7 @@ class CompareConfig(SearchOptions, PruningOptions, NetworkConfig):
         NetworkConfig.__post_init__(self)
         PruningOptions.check(self)
         SearchOptions.check(self)
+        check_wall(self.self_competition, self.round_to)
         check_at_least("seeds", self.seeds, 1)
 
 
@@ -364,6 +382,13 @@ def check_at_least(name: str, value: float | None, least: float) -> None:
     """Raise ConfigError if ``value`` is given and below ``least``."""
     if value is not None and not value >= least:
         msg = f"{name}={value} must be at least {least}"
+        raise ConfigError(msg)
+
+
+def check_wall(form: SelfCompetitionForm, round_to: int | None) -> None:
+    """Raise ConfigError for the action wall with width rounding, which it does not know."""
+    if form == "wall" and round_to is not None:
+        msg = f"self_competition=wall cannot round widths: drop round_to={round_to}, or the wall"
         raise ConfigError(msg)
 
 

@@ -22,6 +22,8 @@ from prunegraph.experiment.report import (
     write_report,
 )
 from prunegraph.experiment.verdict import DENSE, MethodRow, Metric, is_agent, judge
+from prunegraph.graph import StructureGraph
+from prunegraph.types import KeepMask
 
 DENSE_FINETUNED = "dense_finetuned"
 """Folder of the control: the dense network with the same fine-tune."""
@@ -190,8 +192,17 @@ def _report(
         methods=rows,
         verdict=verdict,
         verdict_reason=reason,
-        details={**common_details(bench, outcome, "test_accuracy_recalibrated"), **outcome.details},
+        details={
+            **common_details(bench, outcome, "test_accuracy_recalibrated"),
+            "peak_memory": peak_memory(graph, chosen.mask),
+            **outcome.details,
+        },
     )
+
+
+def peak_memory(graph: StructureGraph, mask: KeepMask) -> dict[str, int]:
+    """Return the bytes of activations alive at once for one image, before and after."""
+    return {"dense": graph.peak_memory(graph.dense_mask()), "pruned": graph.peak_memory(mask)}
 
 
 def common_details(bench: Bench, outcome: Outcome, metric: Metric) -> dict[str, Any]:

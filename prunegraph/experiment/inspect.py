@@ -153,6 +153,8 @@ def _print(content: dict[str, Any], graph: StructureGraph, console: Console) -> 
         f"{free} of {graph.num_classes} channel classes can be removed, in {groups} groups; "
         f"at least {least_macs(graph):.1%} of the MACs remain"
     )
+    memory = graph.peak_memory(graph.dense_mask())
+    console.say(f"activations take {memory:,} bytes at once for one image")
 
 
 def _shorten(members: list[str], most: int = 3) -> str:

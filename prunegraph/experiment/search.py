@@ -76,7 +76,7 @@ def policy_mask(
     """
     graph = bench.target.graph
     scores = policy.logits(to_pyg(graph), bench.node_features(budget), first_context(budget))
-    return graph.project(scores if offsets is None else scores + offsets, budget)
+    return bench.project(scores if offsets is None else scores + offsets, budget)
 
 
 def first_context(budget: Budget) -> FloatArray:
@@ -134,7 +134,11 @@ def search(
     config = agent_config(options, seed)
     with console.progress(f"search {name}, seed {seed}", allowed) as report:
         result = train_agent(
-            [partial(ChannelPruningEnv, tasks, env_config(options, config, seed))],
+            [
+                partial(
+                    ChannelPruningEnv, tasks, env_config(options, config, seed, benches[0].budget)
+                )
+            ],
             [bench.target.graph for bench in benches],
             config,
             total_networks=allowed,
@@ -185,14 +189,25 @@ def agent_config(options: SearchOptions, seed: int) -> AgentConfig:
     )
 
 
-def env_config(options: SearchOptions, config: AgentConfig, seed: int) -> EnvConfig:
-    """Return the environment's options; rewards are made by the agent's wrapper."""
+def env_config(
+    options: SearchOptions, config: AgentConfig, seed: int, budget: Budget | None = None
+) -> EnvConfig:
+    """Return the environment's options; rewards are made by the agent's wrapper.
+
+    Args:
+        options: how to search.
+        config: the agent's options.
+        seed: of episodes and image subsets.
+        budget: the run's own, whose rounding the budgets of ``options`` share.
+    """
+    round_to = None if budget is None else budget.round_to
     return EnvConfig(
         reward=config.reward,
         per_group=config.per_group,
         subset_size=options.subset or DEFAULT_SUBSET,
         episodes_per_subset=config.episodes_per_update,
-        budgets=tuple(Budget(keep_macs=share) for share in options.budgets) or None,
+        budgets=tuple(Budget(keep_macs=share, round_to=round_to) for share in options.budgets)
+        or None,
         external_reward=True,
         seed=seed,
     )
@@ -249,9 +264,7 @@ def _finalists(
 
 def _fits(bench: Bench, mask: KeepMask) -> bool:
     """Return whether a mask meets the budget; one that was not repaired may not."""
-    graph = bench.target.graph
-    cost, limits = graph.cost(mask), graph.limits(bench.budget)
-    return bool(cost.macs <= limits[0] and cost.params <= limits[1])
+    return bench.target.graph.fits(mask, bench.budget)
 
 
 def _best(

@@ -184,7 +184,7 @@ def load_target(config: NetworkConfig, budget: Budget | None = None) -> Target:
     check_network(arch, graph)
     check_outputs(arch, model, example_inputs, dataset.num_classes)
     if budget is not None:
-        graph.project(torch.zeros(graph.num_classes).numpy(), budget)
+        graph.project(torch.zeros(graph.num_classes).numpy(), budget.without_latency())
     return Target(
         arch=arch,
         model=model,

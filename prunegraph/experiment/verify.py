@@ -20,6 +20,7 @@ from prunegraph.experiment.config import (
     VerifyConfig,
 )
 from prunegraph.experiment.console import Console
+from prunegraph.experiment.finalise import peak_memory
 from prunegraph.experiment.finish import load_finetuned
 from prunegraph.experiment.folder import CONFIG_FILE, REPORT_FILE, RunFolder, existing_run
 from prunegraph.experiment.options import from_dict, read_yaml
@@ -287,6 +288,8 @@ def _check_summary(
     }
     if "proxy_rank_correlation" in content:
         found["proxy_rank_correlation"] = proxy_correlation(rows)
+    if "peak_memory" in content:
+        found["peak_memory"] = peak_memory(graph, mask)
     return [
         Check(name=name, reported=_at(content, name), found=value) for name, value in found.items()
     ]

@@ -74,6 +74,7 @@ def _record(model: nn.Module, example_inputs: ExampleInputs) -> LabelRecorder:
     recorder = LabelRecorder(model, RULES)
     for leaf in tree_leaves(example_inputs):
         if isinstance(leaf, Tensor):
+            recorder.lifetimes.add_input(leaf)
             cause = FrozenOp(op="input", module="", reason=MODEL_INPUT)
             recorder.set_labels(leaf, recorder.store.frozen(cause, leaf.shape, expected=True))
     try:

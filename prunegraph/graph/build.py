@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from prunegraph.graph.cost import MACS, PARAMS, CostModel, CostTerm
 from prunegraph.graph.labels import NEUTRAL, FreezeEvent
+from prunegraph.graph.memory import MemoryModel
 from prunegraph.graph.recording import Recording
 from prunegraph.graph.structure import FrozenOp, Group, OpNode, SizeAttribute, StructureGraph
 from prunegraph.types import BoolArray, IntArray
@@ -76,8 +77,14 @@ class GraphBuilder:
                 for gather in self.recording.gathers
             },
             size_attributes=self._size_attributes(),
-            means={mean.module: self._classes(mean.labels) for mean in self.recording.means},
+            means={
+                mean.module: (self._classes(mean.labels), mean.axis)
+                for mean in self.recording.means
+            },
             cost_model=CostModel(num_classes, self._terms(classes, ops)),
+            memory_model=MemoryModel(
+                num_classes, self.recording.lifetimes.storages(self.components, lookup)
+            ),
         )
 
     def labels_of(self, classes: IntArray) -> Tensor:
@@ -94,28 +101,24 @@ class GraphBuilder:
 
     def _size_attributes(self) -> tuple[SizeAttribute, ...]:
         """Find the integer attributes that hold a size which a module's forward named."""
-        found: dict[tuple[str, str], SizeAttribute] = {}
+        found: dict[tuple[str, str, int | None], tuple[SizeAttribute, tuple[bool, ...]]] = {}
         for use in self.recording.size_uses:
             if use.module in self.literal:
                 continue
-            owner = self.model.get_submodule(use.module)
-            names = [
-                name
-                for name, value in vars(owner).items()
-                if type(value) is int and value == use.labels.shape[use.axis]
-            ]
             labels = use.labels.numpy()
             classes = np.where(labels == NEUTRAL, -1, self._lookup[self.components[labels]])
-            if not names or not (classes >= 0).any():
+            if not (classes >= 0).any():
                 continue
-            for name in names:
+            owner = self.model.get_submodule(use.module)
+            for name, index in _attributes_of_size(owner, use.labels.shape[use.axis]):
                 attribute = SizeAttribute(
-                    module=use.module, name=name, classes=classes, axis=use.axis
+                    module=use.module, name=name, index=index, classes=classes, axis=use.axis
                 )
-                known = found.get((use.module, name))
-                if known is None or _better_use(attribute, known):
-                    found[use.module, name] = attribute
-        return tuple(item for item in found.values() if item.varies)
+                fit = _fit(attribute, use.part)
+                known = found.get((use.module, name, index))
+                if known is None or fit > known[1]:
+                    found[use.module, name, index] = attribute, fit
+        return tuple(attribute for attribute, _ in found.values() if attribute.varies)
 
     def _freeze(self, components: IntArray, name: str, reason: str) -> None:
         event = FreezeEvent(
@@ -247,17 +250,35 @@ class GraphBuilder:
             for component, event in self.events.items()
             if component in self.class_of and not event.expected
         ]
-        return tuple(dict.fromkeys(causes))
+        return (*dict.fromkeys(causes), *self._unused())
+
+    def _unused(self) -> list[FrozenOp]:
+        """Return the modules with weights that the forward never touched, as training heads."""
+        used = self.recording.axis_labels.keys() | self.recording.element_labels.keys()
+        names = [name for name, p in self.model.named_parameters() if p.ndim > 1]
+        modules = [name.rpartition(".")[0] for name in names if name not in used]
+        reason = "not used by this forward: left whole"
+        return [FrozenOp(op="parameter", module=module, reason=reason) for module in modules]
 
 
-def _better_use(new: SizeAttribute, known: SizeAttribute) -> bool:
-    """Return whether a size fits an attribute's name better: a count of heads, or a width."""
-    is_width = any(word in new.name for word in ("dim", "size", "width", "channels", "features"))
+def _attributes_of_size(owner: nn.Module, size: int) -> list[tuple[str, int | None]]:
+    """Return the integer attributes, and places in lists of integers, that hold a size."""
+    found: list[tuple[str, int | None]] = []
+    for name, value in vars(owner).items():
+        if type(value) is int and value == size:
+            found.append((name, None))
+        elif type(value) in (tuple, list):
+            found += [
+                (name, i) for i, item in enumerate(value) if type(item) is int and item == size
+            ]
+    return found
 
-    def fit(item: SizeAttribute) -> tuple[bool, bool]:
-        return (item.axis == item.classes.ndim - 1) == is_width, item.varies
 
-    return fit(new) > fit(known)
+def _fit(item: SizeAttribute, part: int) -> tuple[bool, ...]:
+    """Say how well a size fits an attribute: a count of heads or a width by its name, its place."""
+    is_width = any(word in item.name for word in ("dim", "size", "width", "channels", "features"))
+    by_name = (item.axis == item.classes.ndim - 1) == is_width
+    return item.index is not None or by_name, item.index in (None, part, item.axis), item.varies
 
 
 def _group_names(

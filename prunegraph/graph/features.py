@@ -104,7 +104,7 @@ def prior_scores(
 def class_cost(graph: StructureGraph, budget: Budget | None = None) -> Float64Array:
     """Return ``[N]`` what each class alone frees, in the unit that ``budget`` limits (above 0)."""
     macs, params = graph.class_costs()
-    only_params = budget is not None and budget.keep_macs is None
+    only_params = budget is not None and budget.keep_macs is None and budget.keep_params is not None
     return np.maximum(params if only_params or not macs.any() else macs, 1.0)
 
 

@@ -5,7 +5,7 @@ from math import prod
 from torch import Tensor
 
 from prunegraph.graph.labels import along, varying_axes
-from prunegraph.graph.product_rules import activation_product
+from prunegraph.graph.product_rules import activation_product, record_product
 from prunegraph.graph.recorder import LabelRecorder, OpCall
 from prunegraph.graph.recording import RecordedOp
 
@@ -27,6 +27,9 @@ def batch_norm(recorder: LabelRecorder, call: OpCall) -> None:
             _tie_parameter(recorder, tensor, channels)
     result = call.outputs()
     recorder.set_labels(result[0], along(channels, 1, result[0].shape))
+    for statistic in result[1:]:  # empty where running statistics are used
+        if statistic.shape == channels.shape:
+            recorder.set_labels(statistic, channels)
 
 
 def layer_norm(recorder: LabelRecorder, call: OpCall) -> None:
@@ -65,6 +68,10 @@ def group_norm(recorder: LabelRecorder, call: OpCall) -> None:
         parts = channels.view(num_groups, -1)
         recorder.store.unite(parts, parts[:, :1])
     recorder.set_labels(call.out[0], labels)
+    for statistic in call.out[1:]:  # [B, groups]
+        recorder.set_labels(
+            statistic, along(channels.view(num_groups, -1)[:, 0], 1, statistic.shape)
+        )
 
 
 def convolution(recorder: LabelRecorder, call: OpCall) -> None:
@@ -119,6 +126,24 @@ def convolution(recorder: LabelRecorder, call: OpCall) -> None:
             spatial=prod(call.out.shape[2:]),
         )
     )
+
+
+RECURRENT = "recurrent layer: its width is fixed"
+
+
+def recurrent(recorder: LabelRecorder, call: OpCall) -> None:
+    """A fused layer of an LSTM, ``[steps, batch, in]``: frozen, but counted."""
+    source, *weights = call.tensors()[:3]
+    recorder.freeze_inputs(call, RECURRENT)
+    recorder.set_unlabelled(call, RECURRENT)
+    macs = source.shape[0] * source.shape[1] * sum(weight.numel() for weight in weights)
+    record_product(recorder, macs)
+
+
+def gates(recorder: LabelRecorder, call: OpCall) -> None:
+    """Splitting the gates of an LSTM or GRU that runs step by step."""
+    recorder.freeze_inputs(call, RECURRENT)
+    recorder.set_unlabelled(call, RECURRENT)
 
 
 def embedding(recorder: LabelRecorder, call: OpCall) -> None:

@@ -77,14 +77,15 @@ class _KeptOnly(TorchFunctionMode):
         return out
 
 
-def mean_over_kept(module: nn.Module, keep: Tensor) -> None:
+def mean_over_kept(module: nn.Module, keep: Tensor, axis: int = 0) -> None:
     """Let a module's forward take its means over channels, and its group norm, over kept ones.
 
     Args:
         module: changed in place; its ``forward`` is wrapped.
-        keep: ``[size]`` booleans of the axis, True = keep.
+        keep: ``[size]`` booleans of the channels, True = keep.
+        axis: the axis of the means, counted from the end: -1 is the last.
     """
-    module.forward = _KeptForward(module.forward, _KeptMeans(keep))
+    module.forward = _KeptForward(module.forward, _KeptMeans(keep, axis))
 
 
 class _KeptForward:
@@ -99,11 +100,11 @@ class _KeptForward:
 
 
 class _KeptMeans(TorchFunctionMode):
-    """Takes means over axes as long as ``keep``, and group norms of one group, over kept ones."""
+    """Takes means over one axis, and group norms of one group, over kept channels."""
 
-    def __init__(self, keep: Tensor) -> None:
+    def __init__(self, keep: Tensor, axis: int) -> None:
         super().__init__()
-        self.keep = keep
+        self.keep, self.axis = keep, axis
 
     def __torch_function__(
         self,
@@ -127,9 +128,10 @@ class _KeptMeans(TorchFunctionMode):
         x: Tensor = args[0] if args else kwargs.pop("input")
         dims = args[1] if len(args) > 1 else kwargs.get("dim")
         if dims is not None:
-            for axis in [dims] if isinstance(dims, int) else dims:
-                if x.shape[axis] == len(self.keep):
-                    x = x.index_select(axis, self._index(x.device))
+            over = {axis % x.ndim for axis in ([dims] if isinstance(dims, int) else dims)}
+            own = self.axis + x.ndim
+            if own in over and x.shape[own] == len(self.keep):
+                x = x.index_select(own, self._index(x.device))
         return func(x, *args[1:], **kwargs)
 
     def _group_norm(self, named: dict[str, Any]) -> Tensor:

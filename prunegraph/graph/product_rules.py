@@ -18,7 +18,7 @@ NO_AXIS = torch.empty(0, dtype=torch.int64)
 ONE_HEAD = "attention of one head: its width sets the scale of the scores"
 
 
-def _record(
+def record_product(
     recorder: LabelRecorder, macs: float, outputs: Tensor = NO_AXIS, inputs: Tensor = NO_AXIS
 ) -> None:
     """Count a product: multiply-adds for each position of the two axes."""
@@ -66,7 +66,7 @@ def activation_product(recorder: LabelRecorder, call: OpCall) -> None:
     elif len(left_axes) > 1 or len(right_axes) > 1 or (1 in left_axes and 2 in right_axes):
         recorder.freeze_inputs(call, "product of channels with channels")
         recorder.set_unlabelled(call, "product of channels with channels")
-        _record(recorder, batch * rows * inner * columns)
+        record_product(recorder, batch * rows * inner * columns)
         return
     else:
         labels = _plain(recorder, left, right, left_axes, right_axes)
@@ -83,7 +83,7 @@ def _constant_product(recorder: LabelRecorder, call: OpCall, left: Tensor, right
         recorder.store.freeze(labels, cause)
     recorder.set_labels(call.out, torch.tensor(NEUTRAL).expand(call.out.shape))
     tensors = call.tensors()[-2:]
-    _record(recorder, prod(tensors[0].shape) * tensors[1].shape[-1])
+    record_product(recorder, prod(tensors[0].shape) * tensors[1].shape[-1])
 
 
 def _batched(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ def _batched(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor)
         if 0 in varying_axes(bias):
             operands.append(bias)
     heads = _unite_heads(recorder, operands)
-    _record(recorder, left.shape[1] * left.shape[2] * right.shape[2], heads)
+    record_product(recorder, left.shape[1] * left.shape[2] * right.shape[2], heads)
     return along(heads, 0, (len(heads), 1, 1))
 
 
@@ -126,7 +126,7 @@ def _plain(
         macs *= rows
     else:
         macs *= rows * columns
-    _record(recorder, macs, outputs, inputs)
+    record_product(recorder, macs, outputs, inputs)
     return labels
 
 
@@ -140,22 +140,25 @@ def attention(recorder: LabelRecorder, call: OpCall) -> None:
     if any(0 in varying_axes(each) for each in labels):
         labels += _bias_of_heads(recorder, call, query)
         out = _unite_heads(recorder, labels)
-        _record(recorder, rows * length * (query.shape[-1] + value.shape[-1]), out)
+        record_product(recorder, rows * length * (query.shape[-1] + value.shape[-1]), out)
         spread = along(out, 0, (heads, 1, 1))
     else:
         for each in labels[:2]:
             if varying_axes(each):
                 recorder.store.freeze(each, recorder.cause(call, ONE_HEAD))
-        _record(recorder, rows * heads * length * query.shape[-1])
+        record_product(recorder, rows * heads * length * query.shape[-1])
         channels = recorder.channel_labels(labels[2], 2)
         varying = 2 in varying_axes(labels[2])
         width = 1 if varying else value.shape[-1]
-        _record(recorder, rows * heads * length * width, channels if varying else NO_AXIS)
+        record_product(recorder, rows * heads * length * width, channels if varying else NO_AXIS)
         spread = along(channels, 2, (1, 1, value.shape[-1]))
     first, *rest = call.outputs()
     recorder.set_labels(first, spread.expand(first.shape))
     for tensor in rest:
-        recorder.set_labels(tensor, torch.tensor(NEUTRAL).expand(tensor.shape))
+        lines = torch.tensor(NEUTRAL)
+        if tensor.ndim == 3 and 1 < tensor.shape[1] == spread.shape[0]:  # sums, [b, heads, n]
+            lines = spread[:, :, :1].reshape(1, -1, 1)
+        recorder.set_labels(tensor, lines.expand(tensor.shape))
 
 
 def _heads_in_front(labels: Tensor) -> Tensor:

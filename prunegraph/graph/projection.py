@@ -1,58 +1,90 @@
 """From scores or raw bits to a mask that meets a budget exactly."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from prunegraph.errors import BudgetError, MaskError
+from prunegraph.graph.widths import Blocks, minimum_and_blocks, misfit
 from prunegraph.types import BoolArray, Budget, Float64Array, FloatArray, IntArray, KeepMask
 
 if TYPE_CHECKING:  # the graph's methods call these functions
     from prunegraph.graph.structure import StructureGraph
 
-
-def _minimal_keep(graph: "StructureGraph", order: IntArray) -> BoolArray:
-    """Keep the frozen classes and each group's ``min_keep`` first classes of ``order``."""
-    keep = graph.frozen.copy()
-    groups = graph.group_of[order]
-    by_group = np.argsort(groups, kind="stable")
-    sorted_groups = groups[by_group]
-    first = np.searchsorted(sorted_groups, sorted_groups, side="left")
-    rank = np.empty(len(order), dtype=np.int64)
-    rank[by_group] = np.arange(len(order)) - first
-    keep[order[rank < graph.min_keep[groups]]] = True
-    return keep
+Fits = Callable[[BoolArray], bool]
+"""Tells whether keep bits ``[N]`` are within a limit; what is too much stays so as classes join."""
 
 
-def _check_reachable(graph: "StructureGraph", keep: BoolArray, limits: Float64Array) -> None:
+def why_no_less(graph: "StructureGraph", round_to: int | None) -> str:
+    """Return what keeps a network from being smaller, for budgets that cannot be met."""
+    least = "minimum" if round_to is None else f"least multiple of {round_to}"
+    reasons = sorted({group.frozen for group in graph.groups if group.frozen})
+    return f"each group keeps its {least}; frozen: {'; '.join(reasons) or 'nothing'}"
+
+
+def _check_reachable(graph: "StructureGraph", keep: BoolArray, budget: Budget) -> None:
     totals = graph.cost_model.totals(keep.astype(np.float64))
     dense = graph.cost_model.totals(np.ones(graph.num_classes))
     for name, total, limit, whole in zip(
-        ("keep_macs", "keep_params"), totals, limits, dense, strict=True
+        ("keep_macs", "keep_params"), totals, graph.limits(budget), dense, strict=True
     ):
         if total > limit:
             least = np.ceil(total / whole * 1e4) / 1e4
-            reasons = sorted({group.frozen for group in graph.groups if group.frozen})
             msg = (
                 f"{name}={limit / whole:.4g} cannot be met: the least that can is {least:.4f} "
-                f"(each group keeps its minimum; frozen: {'; '.join(reasons) or 'nothing'})"
+                f"({why_no_less(graph, budget.round_to)})"
             )
             raise BudgetError(msg)
+    if budget.max_memory is not None and graph.peak_memory(keep) > budget.max_memory:
+        msg = (
+            f"max_memory={budget.max_memory} bytes cannot be met: the least that can is "
+            f"{graph.peak_memory(keep)} ({why_no_less(graph, budget.round_to)})"
+        )
+        raise BudgetError(msg)
 
 
-def project(graph: "StructureGraph", scores: FloatArray, budget: Budget) -> KeepMask:
+def project(
+    graph: "StructureGraph", scores: FloatArray, budget: Budget, *, also: Fits | None = None
+) -> KeepMask:
     """Keep classes in descending score, each if it still fits; ties go by index.
 
     The result is maximal: no removed class fits any more, so the realised cost lies nearer to the
-    budget than the cheapest class that could still be added.
+    budget than the cheapest class that could still be added. With ``budget.round_to`` classes come
+    in blocks that take a group from one allowed width to the next, in descending mean score.
 
     Args:
         graph: the structure.
         scores: ``[N]`` finite scores, higher = keep first; frozen classes' are ignored.
         budget: what may remain.
+        also: a further limit that the result must meet; its caller checks that it can be met.
 
     Raises:
-        BudgetError: the budget is below what must stay; the message says the least.
+        BudgetError: the budget is below what must stay (the message says the least), or holds a
+            latency.
+        MaskError: scores of another shape, or not finite.
+    """
+    if budget.max_latency is not None:
+        msg = "max_latency is met by measuring: use prunegraph.pruning.project_latency"
+        raise BudgetError(msg)
+    keep, blocks = minimum(graph, scores, budget)
+    _check_reachable(graph, keep, budget)
+    limits = _Limits(graph, budget, also)
+    taken = _longest_prefix(keep, blocks.classes, blocks.ends, limits)
+    keep[blocks.first(taken)] = True
+    if budget.round_to is None:
+        _fill_classes(keep, blocks, taken, limits)
+    else:
+        _fill_blocks(keep, blocks, taken, limits)
+    return graph.mask(keep)
+
+
+def minimum(
+    graph: "StructureGraph", scores: FloatArray, budget: Budget
+) -> tuple[BoolArray, Blocks]:
+    """Return the least that must stay ``[N]``, and the blocks of classes that may join, best first.
+
+    Raises:
         MaskError: scores of another shape, or not finite.
     """
     if scores.shape != (graph.num_classes,):
@@ -63,53 +95,94 @@ def project(graph: "StructureGraph", scores: FloatArray, budget: Budget) -> Keep
     if not np.isfinite(scores[graph.free]).all():
         msg = "scores hold NaN or infinite values; every free class needs a finite score"
         raise MaskError(msg)
+    exact = scores.astype(np.float64)
     free = np.flatnonzero(graph.free)
-    order = free[np.argsort(-scores[free].astype(np.float64), kind="stable")]
-    keep = _minimal_keep(graph, order)
-    limits = graph.limits(budget)
-    _check_reachable(graph, keep, limits)
-    order = order[~keep[order]]
-    taken = _longest_prefix(graph, keep, order, limits)
-    keep[order[:taken]] = True
-    _fill(graph, keep, order[taken:], limits)
-    return graph.mask(keep)
+    order = free[np.argsort(-exact[free], kind="stable")]
+    return minimum_and_blocks(graph, order, exact, budget.round_to)
 
 
-def _fits(graph: "StructureGraph", keep: BoolArray, limits: Float64Array) -> bool:
-    totals = graph.cost_model.totals(keep.astype(np.float64))
-    return all(np.round(totals) <= limits)
+class _Limits:
+    """Everything that a mask must meet.
+
+    Args:
+        graph: the structure.
+        budget: what may remain.
+        also: a further limit, or None.
+    """
+
+    def __init__(self, graph: "StructureGraph", budget: Budget, also: Fits | None) -> None:
+        self._model = graph.cost_model
+        self._limits = graph.limits(budget)
+        self._others = [also] if also is not None else []
+        most = budget.max_memory
+        if most is not None:
+            self._others.append(lambda keep: graph.peak_memory(keep) <= most)
+
+    def fits(self, keep: BoolArray) -> bool:
+        """Return whether keep bits ``[N]`` are within every limit."""
+        totals = self._model.totals(keep.astype(np.float64))
+        return bool(all(np.round(totals) <= self._limits)) and self.meets_others(keep)
+
+    def meets_others(self, keep: BoolArray) -> bool:
+        """Return whether keep bits are within the limits that are not on MACs and params."""
+        return all(other(keep) for other in self._others)
+
+    def costs_fit_with_each(self, keep: BoolArray) -> BoolArray:
+        """Return ``[N]`` where MACs and params stay within the limits if one class joins."""
+        totals: Float64Array = np.array(self._model.totals(keep.astype(np.float64)))
+        with_each = np.round(totals[:, None] + self._model.added_by_each(keep))
+        return np.asarray((with_each <= self._limits[:, None]).all(axis=0))
 
 
-def _longest_prefix(
-    graph: "StructureGraph", keep: BoolArray, order: IntArray, limits: Float64Array
-) -> int:
-    """Return how many classes of ``order`` fit on top of ``keep`` before one does not."""
-    low, high = 0, len(order)
+def _longest_prefix(keep: BoolArray, order: IntArray, ends: IntArray, limits: _Limits) -> int:
+    """Return how many of the first blocks fit on top of ``keep`` before one does not.
+
+    Args:
+        keep: ``[N]`` what stays already.
+        order: classes, block after block.
+        ends: end of each block in ``order``.
+        limits: what must be met.
+    """
+    low, high = 0, len(ends)
     while low < high:
         middle = (low + high + 1) // 2
         trial = keep.copy()
-        trial[order[:middle]] = True
-        if _fits(graph, trial, limits):
+        trial[order[: ends[middle - 1]]] = True
+        if limits.fits(trial):
             low = middle
         else:
             high = middle - 1
     return low
 
 
-def _fill(graph: "StructureGraph", keep: BoolArray, order: IntArray, limits: Float64Array) -> None:
-    """Add classes of ``order`` to ``keep`` in place, each if it still fits.
+def _fill_classes(keep: BoolArray, blocks: Blocks, taken: int, limits: _Limits) -> None:
+    """Add classes to ``keep`` in place from block ``taken`` on, each if it still fits.
 
     What a class costs only grows as others join, so one that does not fit never fits later; and as
     long as the sum of all that are asked for fits, none of them needs to be asked alone.
     """
+    order = blocks.classes[taken:]
     while len(order):
-        totals = np.array(graph.cost_model.totals(keep.astype(np.float64)))
-        added = graph.cost_model.added_by_each(keep)[:, order]
-        fitting = (np.round(totals[:, None] + added) <= limits[:, None]).all(axis=0)
-        order = order[fitting]
-        taken = _longest_prefix(graph, keep, order, limits)
-        keep[order[:taken]] = True
-        order = order[taken:]
+        order = order[limits.costs_fit_with_each(keep)[order]]
+        fitting = _longest_prefix(keep, order, np.arange(1, len(order) + 1), limits)
+        keep[order[:fitting]] = True
+        order = order[fitting + 1 :]
+
+
+def _fill_blocks(keep: BoolArray, blocks: Blocks, taken: int, limits: _Limits) -> None:
+    """Add blocks to ``keep`` in place from block ``taken`` on, each if it still fits.
+
+    A block that does not fit never fits later, and closes its group to the blocks after it.
+    """
+    closed: set[int] = set()
+    for index in range(taken, len(blocks)):
+        group = int(blocks.group[index])
+        if group in closed:
+            continue
+        keep[blocks.block(index)] = True
+        if not limits.fits(keep):
+            keep[blocks.block(index)] = False
+            closed.add(group)
 
 
 def repair(
@@ -126,9 +199,12 @@ def repair(
         rng: the source of the order.
 
     Returns:
-        The mask, and the share of free bits that were flipped.
+        The mask, and the share of free bits that were flipped; flips that rounding the raw widths
+        to the nearest allowed ones would take do not count.
     """
     order = rng.random(graph.num_classes)  # in [0, 1): kept bits come before all removed ones
     mask = project(graph, (keep.astype(np.float64) + order).astype(np.float32), budget)
-    flipped = (mask.keep != keep) & graph.free
-    return mask, float(flipped.sum() / max(int(graph.free.sum()), 1))
+    flipped = int(((mask.keep != keep) & graph.free).sum())
+    if budget.round_to is not None:
+        flipped -= int(misfit(graph, keep, budget.round_to).sum())
+    return mask, max(flipped, 0) / max(int(graph.free.sum()), 1)

@@ -29,6 +29,7 @@ from prunegraph.graph.labels import (
     narrow_constant,
     varying_axes,
 )
+from prunegraph.graph.lifetimes import LIKE
 from prunegraph.graph.recording import RecordedGather, Recording, SizeUse
 from prunegraph.graph.structure import FrozenOp
 
@@ -143,6 +144,8 @@ class LabelRecorder(TorchDispatchMode):
         super().__init__()
         self.recording = Recording()
         self.store = self.recording.store
+        self.lifetimes = self.recording.lifetimes
+        self.lifetimes.leave_out([*model.parameters(), *model.buffers()])
         self.modules = ModuleStack(model)
         self._rules = rules
         self._labels = WeakTensorKeyDictionary()
@@ -173,9 +176,12 @@ class LabelRecorder(TorchDispatchMode):
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
         out = func(*args, **kwargs)
-        if not self._gather_depth:
-            call = OpCall(func=func, args=args, kwargs=kwargs, out=out, name=name)
+        call = OpCall(func=func, args=args, kwargs=kwargs, out=out, name=name)
+        self.lifetimes.step(call.outputs())
+        if not self._gather_depth or name == "cat":  # inside a gather cat's labels tell its size
             self._rules.get(name, unknown_op)(self, call)
+        if not self._gather_depth and name in LIKE:
+            self.lifetimes.note_labels(out, self.labels_of(args[0]))
         return out
 
     def cause(self, call: OpCall, reason: str) -> FrozenOp:
@@ -237,6 +243,7 @@ class LabelRecorder(TorchDispatchMode):
         """
         assert labels.shape == tensor.shape, (labels.shape, tensor.shape)
         self._labels[tensor] = labels
+        self.lifetimes.note_labels(tensor, labels)
 
     def weight_view(self, tensor: Tensor) -> WeightView | None:
         """Return which part of which stored weight the tensor is, or None if it is not one."""
@@ -261,7 +268,7 @@ class LabelRecorder(TorchDispatchMode):
             axes[axis] = self.store.fresh(size) if size > 1 else torch.tensor([NEUTRAL])
         return axes[axis].narrow(0, view.starts[position], tensor.shape[position])
 
-    def note_sizes(self, labels: Tensor) -> None:
+    def note_sizes(self, labels: Tensor, part: int = 0) -> None:
         """Note the sizes of labelled axes that the running module's code has just named."""
         if not self.modules.running_own_code:
             return
@@ -271,7 +278,8 @@ class LabelRecorder(TorchDispatchMode):
             if axis not in axes:
                 compact = compact.narrow(axis, 0, 1)
         self.recording.size_uses += [
-            SizeUse(module=self.modules.current, labels=compact, axis=axis) for axis in axes
+            SizeUse(module=self.modules.current, labels=compact, axis=axis, part=part)
+            for axis in axes
         ]
 
     def freeze_inputs(self, call: OpCall, reason: str) -> None:
@@ -325,9 +333,10 @@ class LabelRecorder(TorchDispatchMode):
     def recorded(self) -> Iterator[None]:
         """Record everything that runs while the context is open."""
         with ExitStack() as stack:
-            stack.callback(register_module_forward_hook(self._after_module).remove)
+            quiet = self.lifetimes.overlooking  # hooks compute with labels, not with activations
+            stack.callback(register_module_forward_hook(quiet(self._after_module)).remove)
             stack.enter_context(self.modules.tracking())
-            stack.callback(register_module_forward_pre_hook(self._before_module).remove)
+            stack.callback(register_module_forward_pre_hook(quiet(self._before_module)).remove)
             stack.enter_context(self)
             yield
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from prunegraph.graph.labels import NEUTRAL, LabelStore, varying_axes
+from prunegraph.graph.lifetimes import LifetimeRecorder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +34,13 @@ class SizeUse:
         module: path of the module whose forward ran.
         labels: the labels, narrowed to one position along axes where they do not vary.
         axis: the axis in question.
+        part: which of the sizes of a split it is.
     """
 
     module: str
     labels: Tensor
     axis: int
+    part: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +50,12 @@ class RecordedMean:
     Attributes:
         module: path of the module whose forward ran.
         labels: ``[size]`` labels of the axis.
+        axis: the axis, counted from the end: -1 is the last.
     """
 
     module: str
     labels: Tensor
+    axis: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +82,7 @@ class Recording:
         size_uses: sizes that a forward may have read from a module's attributes.
         inputs: module path -> ``[size]`` labels along the last axis of its first argument.
         means: means over channels.
+        lifetimes: which storages lived when.
     """
 
     store: LabelStore = field(default_factory=LabelStore)
@@ -89,6 +95,7 @@ class Recording:
     size_uses: list[SizeUse] = field(default_factory=list)
     inputs: dict[str, Tensor] = field(default_factory=dict)
     means: list[RecordedMean] = field(default_factory=list)
+    lifetimes: LifetimeRecorder = field(default_factory=LifetimeRecorder)
 
     def settle_splits(self) -> None:
         """Tie the parts of divided axes position by position, unless the parts are heads.

@@ -17,9 +17,11 @@ from prunegraph.graph.layer_rules import (
     batch_norm,
     convolution,
     embedding,
+    gates,
     group_norm,
     layer_norm,
     mm,
+    recurrent,
 )
 from prunegraph.graph.product_rules import activation_product, attention
 from prunegraph.graph.recorder import LabelRecorder, OpCall, Rule, WeightView
@@ -180,10 +182,10 @@ def movement(recorder: LabelRecorder, call: OpCall) -> None:
         [moved_labels] if isinstance(moved_labels, Tensor) else moved_labels,
         strict=True,
     )
-    for tensor, part in pairs:
+    for index, (tensor, part) in enumerate(pairs):
         recorder.set_labels(tensor, part)
-        if call.name in {"split", "split_with_sizes"}:
-            recorder.note_sizes(part)
+        if call.name in {"split", "split_with_sizes", "slice"}:
+            recorder.note_sizes(part, index)
 
 
 def copy(recorder: LabelRecorder, call: OpCall) -> None:
@@ -249,9 +251,9 @@ def _drop(labels: Tensor, axes: Sequence[int], out: Tensor | None) -> Tensor:
 def reduction(recorder: LabelRecorder, call: OpCall) -> None:
     """Pass labels on along axes that are not reduced.
 
-    Over a labelled axis: inside the heads of attention, the whole head becomes one class; sums and
-    2-norms pass, because a removed channel adds nothing; a mean is one over the channels that are
-    kept; all else freezes.
+    If another axis is labelled too, positions along the reduced one become one class: the width of
+    a head, paths that were stacked. If it is the only one, sums and 2-norms pass, because a removed
+    channel adds nothing; a mean is one over the channels that are kept; all else freezes.
     """
     labels = recorder.labels_of(call.args[0])
     axes = _reduced_axes(call, labels.ndim)
@@ -260,20 +262,22 @@ def reduction(recorder: LabelRecorder, call: OpCall) -> None:
     if not reduced or recorder.is_constant(labels):
         for tensor in call.outputs():
             recorder.set_labels(tensor, _drop(labels, axes, tensor))
-    elif len(reduced) < len(varying) and recorder.is_head(labels):
+    elif len(reduced) < len(varying):
         for axis in reduced:
             recorder.store.unite(labels, labels.narrow(axis, 0, 1))
-        recorder.recording.heads.append(_drop(narrow_constant(labels), axes, None))
+        if recorder.is_head(labels):
+            recorder.recording.heads.append(_drop(narrow_constant(labels), axes, None))
         for tensor in call.outputs():
             recorder.set_labels(tensor, _drop(labels, axes, tensor))
     else:
-        if call.name == "mean" and len(varying) == 1:
+        if call.name == "mean":
             mean = RecordedMean(
                 module=recorder.modules.current,
                 labels=recorder.channel_labels(labels, reduced[0]),
+                axis=reduced[0] - labels.ndim,
             )
             recorder.recording.means.append(mean)
-        elif not (_is_sum(call) and len(reduced) == len(varying)):
+        elif not _is_sum(call):
             recorder.freeze_inputs(call, "reduces over channels")
         recorder.set_unlabelled(call, "reduced over channels")
 
@@ -399,6 +403,8 @@ def _table() -> dict[str, Rule]:
         "baddbmm": activation_product,
         "glu": glu,
         "embedding": embedding,
+        "mkldnn_rnn_layer": recurrent,
+        "unsafe_split": gates,
     }
     batch_norms = ("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
     table |= dict.fromkeys(batch_norms, batch_norm)

@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from prunegraph.errors import MaskError
+from prunegraph.errors import MaskError, ModelError
 from prunegraph.graph.cost import CostModel
+from prunegraph.graph.memory import MemoryModel
 from prunegraph.graph.projection import project, repair
+from prunegraph.graph.widths import allowed
 from prunegraph.types import BoolArray, Budget, Cost, Float64Array, FloatArray, IntArray, KeepMask
 
 
@@ -98,6 +100,7 @@ class SizeAttribute:
     Attributes:
         module: path of the module.
         name: of the attribute.
+        index: place in it, if it is a tuple or list; None = it is the integer itself.
         classes: class ids of the positions that the size counts, with one axis for each axis of
             the shape that varies: ``[heads, width]``; -1 = a position that always stays.
         axis: the axis of ``classes`` that the attribute counts.
@@ -105,6 +108,7 @@ class SizeAttribute:
 
     module: str
     name: str
+    index: int | None
     classes: IntArray
     axis: int
 
@@ -134,8 +138,10 @@ class StructureGraph:
         param_classes: parameter or buffer name -> axis -> class id at each position of the axis.
         gathers: path of each ``ChannelGather`` -> class ids of its input and output channels.
         size_attributes: attributes of modules that surgery sets to the kept sizes.
-        means: path of a module -> class ids of the axis that it takes a mean over.
+        means: path of a module -> class ids of the axis that it takes a mean over, and the axis,
+            counted from the end.
         cost_model: the exact costs.
+        memory_model: the exact peak memory; None in a graph that comes from no recorded forward.
     """
 
     num_classes: int
@@ -147,8 +153,9 @@ class StructureGraph:
     param_classes: Mapping[str, Mapping[int, IntArray]]
     gathers: Mapping[str, tuple[IntArray, IntArray]]
     size_attributes: tuple[SizeAttribute, ...] = ()
-    means: Mapping[str, IntArray] = field(default_factory=dict)
+    means: Mapping[str, tuple[IntArray, int]] = field(default_factory=dict)
     cost_model: CostModel = field(repr=False)
+    memory_model: MemoryModel | None = field(default=None, repr=False)
 
     @cached_property
     def dense_cost(self) -> Cost:
@@ -165,11 +172,46 @@ class StructureGraph:
         """``[G]`` least number of classes that stay in each group."""
         return np.array([group.min_keep for group in self.groups], dtype=np.int64)
 
+    @cached_property
+    def group_sizes(self) -> IntArray:
+        """``[G]`` number of classes of each group."""
+        return np.array([len(group.classes) for group in self.groups], dtype=np.int64)
+
+    @cached_property
+    def channels_per_class(self) -> IntArray:
+        """``[G]`` how many channels a class of each group is: positions on every axis it lies on.
+
+        1 for plain layers; a grouped convolution has a class's channel in each of its groups.
+        """
+        positions = np.zeros(self.num_classes, dtype=np.int64)
+        for axes in self.param_classes.values():
+            for classes in axes.values():
+                count = np.bincount(classes, minlength=self.num_classes)
+                positions = np.gcd(positions, count)  # gcd(n, 0) is n
+        each = [np.gcd.reduce(positions[group.classes]) for group in self.groups]
+        return np.maximum(np.array(each, dtype=np.int64), 1)
+
     def cost(self, keep: KeepMask | BoolArray) -> Cost:
         """Return the exact cost of the network pruned by ``keep``."""
         bits = keep.keep if isinstance(keep, KeepMask) else keep
         macs, params = self.cost_model.totals(bits.astype(np.float64))
         return Cost(macs=round(macs), params=round(params))
+
+    def peak_memory(self, keep: KeepMask | BoolArray) -> int:
+        """Return the most bytes of activations alive at once in the network pruned by ``keep``.
+
+        On inputs of the shape, type and memory layout of the example. Inputs, outputs and all that
+        is made on the way count, each storage once from the operation that makes it until its
+        last tensor dies; parameters, buffers and what a kernel needs inside do not. Not exact
+        where surgery puts another module in (``nn.MultiheadAttention``): its temporaries differ.
+
+        Raises:
+            ModelError: the graph comes from no recorded forward.
+        """
+        if self.memory_model is None:
+            msg = "peak memory is not known of a graph that was put together by hand: use analyse"
+            raise ModelError(msg)
+        return self.memory_model.peak(keep.keep if isinstance(keep, KeepMask) else keep)
 
     def expected_macs(self, probabilities: Float64Array) -> float:
         """Return the multiply-adds at fractional widths (sums of keep probabilities ``[N]``)."""
@@ -186,6 +228,16 @@ class StructureGraph:
         macs = np.inf if budget.keep_macs is None else budget.keep_macs * dense.macs
         params = np.inf if budget.keep_params is None else budget.keep_params * dense.params
         return np.array([macs, params])
+
+    def fits(self, keep: KeepMask | BoolArray, budget: Budget) -> bool:
+        """Return whether a mask meets a budget's limits, but for a latency, and its rounding."""
+        bits = keep.keep if isinstance(keep, KeepMask) else keep
+        if budget.max_memory is not None and self.peak_memory(bits) > budget.max_memory:
+            return False
+        cost, limits = self.cost(bits), self.limits(budget)
+        return bool(cost.macs <= limits[0] and cost.params <= limits[1]) and (
+            budget.round_to is None or allowed(self, bits, budget.round_to)
+        )
 
     def mask(self, keep: BoolArray) -> KeepMask:
         """Check ``keep`` (``[N]``, True = keep) and return it as a mask.

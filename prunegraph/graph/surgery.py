@@ -55,7 +55,13 @@ def apply_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Mo
     keep_first = {key: plan.keep[0] for key, plan in plans.items() if 0 in plan.keep}
     fix_module_sizes(model, pruned, keep_first)
     for attribute in graph.size_attributes:
-        setattr(pruned.get_submodule(attribute.module), attribute.name, attribute.kept(mask.keep))
+        owner, size = pruned.get_submodule(attribute.module), attribute.kept(mask.keep)
+        value: object = size
+        if attribute.index is not None:
+            values = list(getattr(owner, attribute.name))
+            values[attribute.index] = size
+            value = type(getattr(owner, attribute.name))(values)
+        setattr(owner, attribute.name, value)
     return slim_attentions(pruned, {name for name, p in _named(model) if id(p) in plans})
 
 
@@ -87,10 +93,10 @@ def zero_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Mod
             silent = replace_module(silent, path, MaskedNorm(silent.get_submodule(path), plan.keep))
         elif isinstance(module, nn.GroupNorm) and module.num_groups == 1:
             mean_over_kept(silent.get_submodule(path), plan.keep[0])
-    for path, classes in graph.means.items():
+    for path, (classes, axis) in graph.means.items():
         kept = torch.from_numpy(mask.keep[classes])
         if not bool(kept.all()):
-            mean_over_kept(silent.get_submodule(path), kept)
+            mean_over_kept(silent.get_submodule(path), kept, axis)
     return silent
 
 

@@ -102,7 +102,7 @@ class HeuristicPruner:
         scores = ALLOCATIONS[self.allocation](problem, values)
         # ranks of the scores, since float32 would run some of them together
         order = np.argsort(np.argsort(-scores, kind="stable"), kind="stable")
-        mask = graph.project(-order.astype(np.float32), problem.budget)
+        mask = problem.project(-order.astype(np.float32))
         return PrunerResult(mask=mask, networks_evaluated=problem.evaluator.num_networks - before)
 
 

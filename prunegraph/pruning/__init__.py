@@ -7,9 +7,12 @@ from prunegraph.pruning.artefacts import (
     read_info,
     save_pruned,
 )
+from prunegraph.pruning.clock import Latency, measure_latency
 from prunegraph.pruning.evaluation import Evaluator, Scores, compute_logits, evaluate
 from prunegraph.pruning.export import export, export_recipe
 from prunegraph.pruning.finetune import FinetuneConfig, FinetuneResult, finetune
+from prunegraph.pruning.latency import LatencyProjection, project_latency
+from prunegraph.pruning.latency_table import LatencyTable, measure_latency_table
 from prunegraph.pruning.problem import Pruner, PrunerResult, PruningProblem
 from prunegraph.pruning.recalibration import recalibrate_bn
 from prunegraph.pruning.surgery import apply_mask, check_forward, zero_mask
@@ -18,6 +21,9 @@ __all__ = [
     "Evaluator",
     "FinetuneConfig",
     "FinetuneResult",
+    "Latency",
+    "LatencyProjection",
+    "LatencyTable",
     "PrunedInfo",
     "PrunedNetwork",
     "Pruner",
@@ -32,6 +38,9 @@ __all__ = [
     "export_recipe",
     "finetune",
     "load_pruned",
+    "measure_latency",
+    "measure_latency_table",
+    "project_latency",
     "read_info",
     "recalibrate_bn",
     "save_pruned",

@@ -8,6 +8,8 @@ from torch import nn
 
 from prunegraph.graph import ExampleInputs, StructureGraph
 from prunegraph.pruning.evaluation import Evaluator
+from prunegraph.pruning.latency import project_budget
+from prunegraph.pruning.latency_table import LatencyTable
 from prunegraph.types import Budget, FloatArray, KeepMask
 
 
@@ -24,6 +26,8 @@ class PruningProblem:
         example_inputs: what the network's forward takes.
         seed: fixes every random choice of the method.
         max_networks: pruned networks that the method may run.
+        latency: layer times measured before, used if the budget holds a latency; default: measured
+            when they are needed.
         progress: called as ``progress(networks_evaluated, max_networks)``, or None.
     """
 
@@ -35,7 +39,14 @@ class PruningProblem:
     example_inputs: ExampleInputs
     seed: int = 0
     max_networks: int = 0
+    latency: LatencyTable | None = None
     progress: Callable[[int, int], None] | None = None
+
+    def project(self, scores: FloatArray) -> KeepMask:
+        """Return the mask of the best scores ``[N]`` within the budget, a latency included."""
+        return project_budget(
+            self.model, self.graph, scores, self.budget, self.example_inputs, self.latency
+        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from prunegraph.env.realise import Realisation, realise
+from prunegraph.errors import ConfigError
 from prunegraph.testing.toy_env import toy_graph
 from prunegraph.types import BoolArray, Budget
 
@@ -109,3 +110,12 @@ def test_raw_bits_stay_as_they_are() -> None:
     mask, flipped = realise(GRAPH, keep, BUDGET, "raw", np.random.default_rng(0))
     assert np.array_equal(mask.keep, keep)
     assert flipped == 0.0
+
+
+def test_the_wall_refuses_to_round_and_repair_rounds() -> None:
+    budget = Budget(keep_macs=0.5, round_to=4)
+    keep = random_bits(0, 0.7)
+    with pytest.raises(ConfigError, match="cannot round widths to 4"):
+        realise(GRAPH, keep, budget, "wall", np.random.default_rng(0))
+    mask, _ = realise(GRAPH, keep, budget, "repair", np.random.default_rng(0))
+    assert {width % 4 for width in GRAPH.group_widths(mask).values()} == {0}

@@ -54,6 +54,7 @@ def test_configs_are_frozen_and_keyword_only(kind: type) -> None:
         ({"threads": 0}, "threads=0"),
         ({"search_share": 2.0}, "search_share=2.0"),
         ({"finetune_lr": -0.1}, "finetune_lr=-0.1"),
+        ({"self_competition": "wall", "round_to": 8}, "wall cannot round widths"),
     ],
 )
 def test_contradictory_or_impossible_options_raise(values: dict[str, object], message: str) -> None:
@@ -63,6 +64,7 @@ def test_contradictory_or_impossible_options_raise(values: dict[str, object], me
 
 def test_budget_defaults_to_half_of_the_macs_and_is_checked() -> None:
     assert TrainConfig().budget() == Budget(keep_macs=0.5)
+    assert TrainConfig(round_to=8).budget() == Budget(keep_macs=0.5, round_to=8)
     assert TrainConfig(keep_params=0.3).budget() == Budget(keep_params=0.3)
     with pytest.raises(BudgetError, match=r"keep_macs=1\.5"):
         TrainConfig(keep_macs=1.5)

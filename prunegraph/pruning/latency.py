@@ -1,0 +1,132 @@
+"""Latency budgets: measured layer times guide the projection, then the whole network is measured.
+
+What counts in the end is the clock: a network that is too slow is cut further and measured again.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from prunegraph.errors import BudgetError
+from prunegraph.graph import ExampleInputs, StructureGraph
+from prunegraph.graph.analyse import unwrap
+from prunegraph.graph.projection import project, why_no_less
+from prunegraph.graph.surgery import apply_mask
+from prunegraph.pruning.clock import Latency, measure_latency
+from prunegraph.pruning.latency_table import LatencyTable, measure_latency_table, smallest_mask
+from prunegraph.types import BoolArray, Budget, FloatArray, KeepMask
+
+TOLERANCE = 1.05
+"""A network meets a latency if its median is at most this many times what was asked."""
+
+NUM_TIGHTENINGS = 3
+"""How often a network that is too slow is cut further."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LatencyProjection:
+    """What ``project_latency`` returns.
+
+    Attributes:
+        mask: which classes stay.
+        latency: of the pruned network, measured.
+        dense: of the whole network, measured.
+        num_measured: pruned networks that were measured.
+    """
+
+    mask: KeepMask
+    latency: Latency
+    dense: Latency
+    num_measured: int
+
+
+def project_latency(
+    model: nn.Module,
+    graph: StructureGraph,
+    scores: FloatArray,
+    budget: Budget,
+    example_inputs: ExampleInputs,
+    *,
+    table: LatencyTable | None = None,
+    num_runs: int = 50,
+) -> LatencyProjection:
+    """Project scores to a budget with a latency, and measure that the network meets it.
+
+    The median of ``num_runs`` forwards is at most 1.05 times ``budget.max_latency``; a network
+    that is slower is cut further, three times at most.
+
+    Args:
+        model: the dense network, on the device that counts; it is left as it is.
+        graph: its structure.
+        scores: ``[N]`` finite scores, higher = keep first.
+        budget: what may remain; ``max_latency`` is set, other limits hold too.
+        example_inputs: what the forward takes; their batch is what is timed.
+        table: measured before for this network, device and number of threads; default: now.
+        num_runs: timed runs of a network.
+
+    Raises:
+        BudgetError: no latency is asked, or it cannot be met; the message says the least reached.
+        MaskError: scores of another shape, or not finite.
+    """
+    asked = budget.max_latency
+    if asked is None:
+        msg = "project_latency needs a budget with max_latency; without one use graph.project"
+        raise BudgetError(msg)
+    model, others = unwrap(model), budget.without_latency()
+    project(graph, scores, others)  # raises before anything slow if the other limits cannot be met
+    table = table or measure_latency_table(model, graph, example_inputs, num_runs=num_runs)
+    least = smallest_mask(graph, others, scores)
+    reached, target = float("inf"), asked
+    for attempt in range(1 + NUM_TIGHTENINGS):
+        mask = least
+        if table.milliseconds(least.keep) <= target:
+            mask = project(graph, scores, others, also=_within(table, target))
+        slim = apply_mask(model, graph, mask)
+        latency = measure_latency(slim, example_inputs, num_runs=num_runs)
+        if latency.median <= TOLERANCE * asked:
+            return LatencyProjection(
+                mask=mask, latency=latency, dense=table.dense, num_measured=attempt + 1
+            )
+        reached = min(reached, latency.median)
+        if mask == least:
+            break
+        target *= asked / latency.median
+    msg = (
+        f"max_latency={asked:g} ms cannot be met on {_where(example_inputs)}: the least reached is "
+        f"{reached:.3g} ms, the dense network takes {table.dense.median:.3g} "
+        f"({why_no_less(graph, budget.round_to)})"
+    )
+    raise BudgetError(msg)
+
+
+def project_budget(
+    model: nn.Module,
+    graph: StructureGraph,
+    scores: FloatArray,
+    budget: Budget,
+    example_inputs: ExampleInputs,
+    table: LatencyTable | None = None,
+) -> KeepMask:
+    """Project scores to any budget: by ``project_latency`` if it holds a latency, else exactly.
+
+    Args and errors are those of ``project_latency``.
+    """
+    if budget.max_latency is None:
+        return graph.project(scores, budget)
+    return project_latency(model, graph, scores, budget, example_inputs, table=table).mask
+
+
+def _within(table: LatencyTable, target: float) -> Callable[[BoolArray], bool]:
+    return lambda keep: table.milliseconds(keep) <= target
+
+
+def _where(example_inputs: ExampleInputs) -> str:
+    """Return the device in words."""
+    kinds = {leaf.device.type for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor)}
+    if kinds == {"cuda"}:
+        return torch.cuda.get_device_name()
+    threads = torch.get_num_threads()
+    return f"the CPU with {threads} thread{'s' if threads > 1 else ''}"

@@ -1,0 +1,242 @@
+"""Measured times of a network's layers at a grid of widths: what each channel costs on this device.
+
+They leave out what runs between the layers, so two whole networks, the dense one and the smallest,
+place their sum on the clock.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor, nn
+
+from prunegraph.graph import ExampleInputs, OpNode, StructureGraph, call_forward, evaluation_mode
+from prunegraph.graph.analyse import unwrap
+from prunegraph.graph.projection import minimum
+from prunegraph.graph.surgery import apply_mask
+from prunegraph.pruning.clock import Latency, measure_latency
+from prunegraph.types import BoolArray, Budget, Float64Array, FloatArray, IntArray, KeepMask
+
+SHARES = (1 / 16, 1 / 4, 1 / 2, 3 / 4, 1.0)
+"""Kept shares of an axis at which layers are timed."""
+
+SECONDS_PER_WIDTH = 0.02
+"""Time spent on a layer at one pair of widths, if three runs fit into it."""
+
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
+"""Layers that can be timed alone."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LatencyTable:
+    """Measured times of a network's layers at a grid of widths, placed on the clock.
+
+    ``milliseconds(mask) = offset + scale * sum of the layers' interpolated times``.
+
+    Attributes:
+        positions: ``[2 M, N]`` how many positions of each class lie on the output axis of each of
+            the M timed layers, then on its input axis.
+        widths: ``[2, M, K]`` kept positions of the grid, ascending; outputs, then inputs.
+        times: ``[M, K, K]`` milliseconds by output and input width, ascending along both.
+        dense: the whole network's latency.
+        smallest: the latency of the network in which each group keeps its minimum.
+        scale: network milliseconds for one of the layers'.
+        offset: milliseconds that no width changes.
+    """
+
+    positions: Any
+    widths: Float64Array
+    times: Float64Array
+    dense: Latency
+    smallest: Latency
+    scale: float
+    offset: float
+
+    def milliseconds(self, keep: BoolArray) -> float:
+        """Return the predicted latency at keep bits ``[N]``; never falls as classes join."""
+        return self.offset + self.scale * self._layers(keep)
+
+    def _layers(self, keep: BoolArray) -> float:
+        kept = np.asarray(self.positions @ keep.astype(np.float64)).reshape(2, -1)  # [2, M]
+        place, share = _locate(self.widths, kept)
+        row = np.arange(len(self.times))
+        outs, ins = place
+        total = np.zeros(len(self.times))
+        for right_out in (0, 1):
+            for right_in in (0, 1):
+                weight = abs(1 - right_out - share[0]) * abs(1 - right_in - share[1])
+                total += weight * self.times[row, outs + right_out, ins + right_in]
+        return float(total.sum())
+
+
+def _locate(widths: Float64Array, kept: Float64Array) -> tuple[IntArray, Float64Array]:
+    """Return the grid point below each width, and how far it is to the next one, in [0, 1]."""
+    last = widths.shape[-1] - 2
+    place = np.clip((widths <= kept[..., None]).sum(axis=-1) - 1, 0, last)
+    low = np.take_along_axis(widths, place[..., None], axis=-1)[..., 0]
+    high = np.take_along_axis(widths, place[..., None] + 1, axis=-1)[..., 0]
+    share = (kept - low) / np.maximum(high - low, 1.0)
+    return place, np.clip(share, 0.0, 1.0)
+
+
+def measure_latency_table(
+    model: nn.Module, graph: StructureGraph, example_inputs: ExampleInputs, *, num_runs: int = 50
+) -> LatencyTable:
+    """Time a network's layers at a grid of widths, and the dense and the smallest network.
+
+    Takes about as long as a few hundred forwards. Layers of the same sizes are timed once.
+
+    Args:
+        model: the dense network; it is left as it is.
+        graph: its structure.
+        example_inputs: what its forward takes, on its device; their batch is what is timed.
+        num_runs: timed runs of a whole network.
+    """
+    model = unwrap(model)
+    calls = _layer_calls(model, graph, example_inputs)
+    cache: dict[Any, float] = {}
+    widths = np.ones((2, len(calls), len(SHARES)))
+    times = np.zeros((len(calls), len(SHARES), len(SHARES)))
+    for row, call in enumerate(calls):
+        grids = [_grid(graph, op_classes, call.op) for op_classes in call.axes]
+        widths[0, row], widths[1, row] = grids
+        for i, outs in enumerate(grids[0]):
+            for j, ins in enumerate(grids[1]):
+                times[row, i, j] = call.milliseconds(int(outs), int(ins), cache)
+    times = np.maximum.accumulate(np.maximum.accumulate(times, axis=1), axis=2)
+    counts = [
+        np.bincount(call.axes[axis], minlength=graph.num_classes)
+        for axis in (0, 1)
+        for call in calls
+    ]
+    positions = sparse.csr_array(np.array(counts, dtype=np.float64).reshape(-1, graph.num_classes))
+    return _on_the_clock(model, graph, example_inputs, positions, widths, times, num_runs)
+
+
+def _on_the_clock(
+    model: nn.Module,
+    graph: StructureGraph,
+    example_inputs: ExampleInputs,
+    positions: Any,
+    widths: Float64Array,
+    times: Float64Array,
+    num_runs: int,
+) -> LatencyTable:
+    """Fit scale and offset to the dense and the smallest network."""
+    least = smallest_mask(graph, Budget(keep_macs=1.0))
+    dense = measure_latency(model, example_inputs, num_runs=num_runs)
+    smallest = measure_latency(apply_mask(model, graph, least), example_inputs, num_runs=num_runs)
+    raw = LatencyTable(
+        positions=positions,
+        widths=widths,
+        times=times,
+        dense=dense,
+        smallest=smallest,
+        scale=1.0,
+        offset=0.0,
+    )
+    sums = [raw.milliseconds(mask.keep) for mask in (graph.dense_mask(), least)]
+    gain = max(dense.median - smallest.median, 0.0)
+    scale = gain / (sums[0] - sums[1]) if sums[0] > sums[1] else 0.0
+    offset = smallest.median - scale * sums[1]
+    return LatencyTable(**{**vars(raw), "scale": scale, "offset": offset})
+
+
+def smallest_mask(
+    graph: StructureGraph, budget: Budget, scores: FloatArray | None = None
+) -> KeepMask:
+    """Return the mask in which each group keeps its minimum, the classes with the best scores."""
+    if scores is None:
+        scores = np.zeros(graph.num_classes, dtype=np.float32)
+    keep, _ = minimum(graph, scores, budget)
+    return graph.mask(keep)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _LayerCall:
+    """One call of a layer that can be timed alone.
+
+    Attributes:
+        op: the layer in the structure.
+        layer: the layer itself.
+        inputs: a tensor without data, of the shape and layout that it was called on.
+    """
+
+    op: OpNode
+    layer: nn.Module
+    inputs: Tensor
+
+    @property
+    def axes(self) -> tuple[IntArray, IntArray]:
+        """Classes on the output axis and on the input axis."""
+        return self.op.out_classes, self.op.in_classes
+
+    def milliseconds(self, outs: int, ins: int, cache: dict[Any, float]) -> float:
+        """Time the layer with ``outs`` output and ``ins`` input positions (a group of groups)."""
+        layer, source = self._slice(outs, ins)
+        key = (repr(layer), tuple(layer.weight.shape), tuple(source.shape), source.stride())
+        if key not in cache:
+            cache[key] = measure_latency(
+                layer, source, num_warm_up=2, max_seconds=SECONDS_PER_WIDTH
+            ).median
+        return cache[key]
+
+    def _slice(self, outs: int, ins: int) -> tuple[Any, Tensor]:
+        """Return the layer and its input at given widths; the values do not matter."""
+        layer: Any = self.layer
+        weight, bias = layer.weight.detach(), layer.bias
+        if isinstance(layer, nn.Linear):
+            weight, source = weight[:outs, :ins], self.inputs[..., :ins]
+        elif self.op.depthwise:
+            weight, source = weight[:outs], self.inputs[:, :outs]
+        elif layer.transposed:
+            weight, source = weight[:ins, :outs], self.inputs[:, :ins]
+        else:
+            weight, source = weight[:outs, :ins], self.inputs[:, : ins * self.op.groups]
+        memo: dict[int, Any] = {id(layer.weight): nn.Parameter(weight.clone())}
+        if bias is not None:
+            memo[id(bias)] = nn.Parameter(bias.detach()[:outs].clone())
+        slim = copy.deepcopy(layer, memo)
+        if self.op.depthwise:
+            slim.groups = outs
+        return slim, torch.empty_like(source.clone(), device=weight.device).fill_(1.0)
+
+
+def _layer_calls(
+    model: nn.Module, graph: StructureGraph, example_inputs: ExampleInputs
+) -> list[_LayerCall]:
+    """Run the forward once and return the calls of layers that hold a class that may go."""
+    inputs: dict[str, list[Tensor]] = {}
+
+    def note(name: str) -> Callable[[nn.Module, Any], None]:
+        return lambda _module, args: inputs.setdefault(name, []).append(args[0].to("meta"))
+
+    layers = {name: item for name, item in model.named_modules() if type(item) in LAYERS}
+    handles = [item.register_forward_pre_hook(note(name)) for name, item in layers.items()]
+    try:
+        with evaluation_mode(model):
+            call_forward(model, example_inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    calls = []
+    for op in graph.ops:
+        name = op.name.partition("#")[0]
+        free = any(graph.free[axis].any() for axis in (op.out_classes, op.in_classes))
+        if free and inputs.get(name):
+            calls.append(_LayerCall(op=op, layer=layers[name], inputs=inputs[name].pop(0)))
+    return calls
+
+
+def _grid(graph: StructureGraph, classes: IntArray, op: OpNode) -> Float64Array:
+    """Return ``[K]`` the widths of an axis at which a layer is timed."""
+    size = max(len(classes), 1)
+    if not graph.free[classes].any():
+        return np.full(len(SHARES), float(size))
+    step = op.groups if classes is op.out_classes and not op.depthwise else 1
+    widths = np.ceil(np.array(SHARES) * size / step) * step
+    return np.asarray(np.clip(widths, step, size))

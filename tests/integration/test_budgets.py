@@ -1,0 +1,57 @@
+"""Budgets other than kept MACs, from the command line to a verified report."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from prunegraph.experiment.cli import main
+
+
+def test_rounded_widths_are_trained_reported_and_verified(
+    quick_words: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "rounded"
+    assert main([*quick_words, "--keep-macs", "0.6", "--round-to", "4", "--out", str(run)]) == 0
+    report = json.loads((run / "report.json").read_text())
+    assert report["budget"] == {"keep_macs": 0.6, "round_to": 4}
+    assert report["pruned"]["macs"] <= 0.6 * report["dense"]["macs"]
+    assert all(width % 4 == 0 for width in report["pruned"]["widths"].values())
+    assert main(["verify", str(run), "--threads", "1"]) == 0
+
+
+def test_a_policy_is_applied_within_a_memory_budget(
+    quick: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["apply", "--policy", str(quick), "--weights", str(weights), "--threads", "1"]
+    words += ["--finetune-epochs", "0", "--calibration-images", "64"]
+    dense = json.loads((quick / "report.json").read_text())["peak_memory"]["dense"]
+    most = int(0.7 * dense)
+    run = tmp_path / "memory"
+    assert main([*words, "--max-memory", str(most), "--out", str(run)]) == 0
+    report = json.loads((run / "report.json").read_text())
+    assert report["budget"] == {"max_memory": most}
+    assert report["peak_memory"]["dense"] == dense
+    assert report["peak_memory"]["pruned"] <= most
+    assert main(["verify", str(run), "--threads", "1"]) == 0
+    capsys.readouterr()
+    assert main([*words, "--max-memory", "10", "--out", str(tmp_path / "none")]) == 2
+    assert "max_memory=10 bytes cannot be met: the least that can is" in capsys.readouterr().err
+
+
+def test_a_policy_is_applied_within_a_latency(
+    quick: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["apply", "--policy", str(quick), "--weights", str(weights), "--threads", "1"]
+    words += ["--finetune-epochs", "0", "--calibration-images", "64"]
+    run = tmp_path / "latency"
+    wanted = ["--max-latency", "1000", "--keep-macs", "0.6"]
+    assert main([*words, *wanted, "--out", str(run)]) == 0
+    report = json.loads((run / "report.json").read_text())
+    assert report["budget"] == {"keep_macs": 0.6, "max_latency": 1000.0}
+    assert 0.0 < report["latency_ms"]["pruned"] <= 1000
+    assert report["pruned"]["macs"] <= 0.6 * report["dense"]["macs"]
+    assert main(["verify", str(run), "--threads", "1"]) == 0
+    capsys.readouterr()
+    assert main([*words, "--max-latency", "0.00001", "--out", str(tmp_path / "none")]) == 2
+    assert "max_latency=1e-05 ms cannot be met on the CPU" in capsys.readouterr().err

@@ -1,0 +1,185 @@
+"""Latency budgets: the table never falls, and what is returned was measured and is fast enough."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prunegraph.errors import BudgetError
+from prunegraph.graph import StructureGraph, analyse
+from prunegraph.models import build_model
+from prunegraph.pruning import (
+    Latency,
+    LatencyTable,
+    measure_latency,
+    measure_latency_table,
+    project_latency,
+)
+from prunegraph.pruning import latency as latency_module
+from prunegraph.types import Budget, FloatArray
+
+Case = tuple[nn.Module, StructureGraph, Tensor, LatencyTable]
+
+
+@pytest.fixture(scope="module")
+def case() -> Case:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model = build_model("resnet20", num_classes=10, image_shape=(3, 32, 32)).train()
+    example = torch.randn(1, 3, 32, 32)
+    graph = analyse(model, example)
+    return model, graph, example, measure_latency_table(model, graph, example, num_runs=15)
+
+
+def scores_of(graph: StructureGraph, seed: int = 0) -> FloatArray:
+    return np.random.default_rng(seed).random(graph.num_classes).astype(np.float32)
+
+
+def fake_clock(dense: float, num_params: int, calls: list[float]) -> Callable[..., Latency]:
+    """Return a clock that reads ``dense`` times the root of the share of parameters that remain."""
+
+    def measure(model: nn.Module, _inputs: object, **_options: object) -> Latency:
+        median = dense * (sum(p.numel() for p in model.parameters()) / num_params) ** 0.5
+        calls.append(median)
+        return Latency(median=median, p90=median, num_runs=1)
+
+    return measure
+
+
+def test_a_forward_is_timed_and_the_model_left_alone() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(), nn.Linear(8, 2)).train()
+    calls: list[bool] = []
+    model.register_forward_hook(lambda module, _args, _out: calls.append(module.training))
+    latency = measure_latency(model, torch.randn(2, 4), num_runs=7, num_warm_up=2)
+    assert calls == [False] * 9
+    assert model.training
+    assert latency.num_runs == 7
+    assert 0.0 < latency.median <= latency.p90
+    assert measure_latency(model, torch.randn(2, 4), max_seconds=0.0).num_runs == 3
+
+
+def test_the_table_meets_both_ends_and_never_falls(case: Case) -> None:
+    model, graph, _, table = case
+    assert model.training
+    assert len(table.times) == sum(op.param is not None for op in graph.ops)
+    keep = np.ones(graph.num_classes, dtype=bool)
+    last = table.milliseconds(keep)
+    assert last == pytest.approx(table.dense.median)
+    order = np.random.default_rng(0).permutation(np.flatnonzero(graph.free))
+    for index in order:
+        keep[index] = False
+        now = table.milliseconds(keep)
+        assert now <= last + 1e-9
+        last = now
+    assert last < table.dense.median
+
+
+def test_every_kind_of_layer_is_timed() -> None:
+    torch.manual_seed(0)
+    layers = [
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.Conv2d(16, 16, 3, padding=1, groups=16),
+        nn.Conv2d(16, 32, 1),
+        nn.Conv2d(32, 32, 3, padding=1, groups=4, bias=False),
+        nn.ConvTranspose2d(32, 8, 2, stride=2),
+        nn.Flatten(),
+        nn.Linear(8 * 64, 12),
+        nn.Linear(12, 3),
+    ]
+    model, example = nn.Sequential(*layers).eval(), torch.randn(1, 3, 4, 4)
+    graph = analyse(model, example)
+    table = measure_latency_table(model, graph, example, num_runs=5)
+    assert len(table.times) == 7
+    assert (table.times > 0).all()
+    assert (np.diff(table.widths, axis=-1) >= 0).all()
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("others", [{}, {"keep_macs": 0.7, "round_to": 4}])
+def test_the_pruned_network_is_as_fast_as_was_asked(case: Case, others: dict[str, float]) -> None:
+    model, graph, example, table = case
+    asked = (table.dense.median + table.smallest.median) / 2
+    budget = Budget(**others, max_latency=asked)  # type: ignore[arg-type]  # each value's type is right
+    result = project_latency(model, graph, scores_of(graph), budget, example, table=table)
+    assert result.latency.median <= 1.05 * asked
+    assert result.latency.num_runs == 50
+    assert graph.fits(result.mask, budget)
+    assert 1 <= result.num_measured <= 4
+
+
+def test_a_slow_network_is_cut_further(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, graph, example, table = case
+    calls: list[float] = []
+    clock = fake_clock(2 * table.dense.median, graph.dense_cost.params, calls)
+    monkeypatch.setattr(latency_module, "measure_latency", clock)
+    asked = 0.6 * table.dense.median
+    result = project_latency(
+        model, graph, scores_of(graph), Budget(max_latency=asked), example, table=table
+    )
+    assert len(calls) == result.num_measured > 1
+    assert calls[0] > 1.05 * asked >= calls[-1]
+    assert calls == sorted(calls, reverse=True)
+
+
+def test_three_tightenings_and_no_more(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, graph, example, table = case
+    calls: list[float] = []
+
+    def stuck(_model: nn.Module, _inputs: object, **_options: object) -> Latency:
+        calls.append(1.06 * table.dense.median)
+        return Latency(median=calls[-1], p90=calls[-1], num_runs=1)
+
+    monkeypatch.setattr(latency_module, "measure_latency", stuck)
+    budget = Budget(max_latency=table.dense.median)
+    with pytest.raises(BudgetError, match="cannot be met on the CPU with 1 thread: the least"):
+        project_latency(model, graph, scores_of(graph), budget, example, table=table)
+    assert len(calls) == 4
+
+
+def test_an_impossible_latency_says_the_least_and_what_is_frozen(case: Case) -> None:
+    model, graph, example, table = case
+    budget = Budget(max_latency=1e-4)
+    with pytest.raises(BudgetError, match=r"max_latency=0\.0001 ms cannot be met") as error:
+        project_latency(model, graph, scores_of(graph), budget, example, table=table)
+    assert "frozen: model input; model output" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_other_limits_are_checked_before_anything_is_timed(case: Case) -> None:
+    model, graph, example, _ = case
+    budget = Budget(keep_macs=1e-6, max_latency=5.0)
+    with pytest.raises(BudgetError, match="keep_macs=1e-06 cannot be met"):
+        project_latency(model, graph, scores_of(graph), budget, example, table=None)
+
+
+def test_only_a_clock_can_meet_a_latency(case: Case) -> None:
+    model, graph, example, table = case
+    with pytest.raises(BudgetError, match=r"use prunegraph\.pruning\.project_latency"):
+        graph.project(scores_of(graph), Budget(max_latency=1.0))
+    with pytest.raises(BudgetError, match=r"use graph\.project"):
+        project_latency(model, graph, scores_of(graph), Budget(keep_macs=0.5), example, table=table)
+    assert Budget(max_latency=1.0, round_to=8).without_latency() == Budget(
+        keep_macs=1.0, round_to=8
+    )
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+def test_a_latency_is_above_zero(value: float) -> None:
+    with pytest.raises(BudgetError, match="milliseconds above 0"):
+        Budget(max_latency=value)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_latency_is_met_on_a_gpu() -> None:
+    torch.manual_seed(0)
+    model = build_model("torchvision:vgg16_bn", num_classes=10, image_shape=(3, 64, 64)).cuda()
+    example = torch.randn(64, 3, 64, 64, device="cuda")
+    graph = analyse(model, example)
+    table = measure_latency_table(model, graph, example)
+    asked = 0.6 * table.dense.median
+    budget = Budget(max_latency=asked)
+    result = project_latency(model, graph, scores_of(graph), budget, example, table=table)
+    assert result.latency.median <= 1.05 * asked
