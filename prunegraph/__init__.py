@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from prunegraph.experiment.api import PruneResult, prune
     from prunegraph.graph import StructureGraph, analyse
     from prunegraph.pruning import (
+        PrunedInfo,
         apply_mask,
         export,
         finetune,
@@ -29,6 +30,7 @@ __all__ = [
     "KeepMask",
     "PruneGraphError",
     "PruneResult",
+    "PrunedInfo",
     "StructureGraph",
     "analyse",
     "apply_mask",
@@ -47,6 +49,7 @@ _HOMES = {
     "prunegraph.experiment.api": ("PruneResult", "prune"),
     "prunegraph.graph": ("StructureGraph", "analyse"),
     "prunegraph.pruning": (
+        "PrunedInfo",
         "apply_mask",
         "export",
         "finetune",

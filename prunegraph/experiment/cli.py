@@ -11,7 +11,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
@@ -176,7 +176,7 @@ def _defaults(kind: type[CommonConfig], words: list[str]) -> dict[str, Any]:
     if path is None or path == "None":
         return {}
     given = from_dict(kind, read_yaml(Path(path)), where=path)
-    required = {"run", "policy"} & {field.name for field in fields(kind)}
+    required = [field.name for field in fields(kind) if field.default is MISSING]
     return {"default": kind(**dict.fromkeys(required, tyro.MISSING) | given)}
 
 

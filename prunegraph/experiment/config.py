@@ -314,20 +314,36 @@ class CompareConfig(SearchOptions, PruningOptions, NetworkConfig):
         check_at_least("seeds", self.seeds, 1)
 
 
+OF_A_NETWORK = ("arch", "weights", "dataset", "data_dir", "image_size", "num_classes")
+"""Options of ``inspect`` that say which network, which a run folder knows."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class InspectConfig(NetworkConfig):
     """Print a network's channel groups, sizes and costs, and what is frozen and why.
 
     Attributes:
         num_classes: outputs of the network; default: the data set's.
+        run: run folder of ``train`` or ``apply``: show what its pruned network keeps. It names the
+            network itself.
+        plot: PNG file to draw the groups and their MACs in.
     """
 
     command: ClassVar[str] = "inspect"
     num_classes: int | None = None
+    run: Path | None = None
+    plot: Path | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least("num_classes", self.num_classes, 1)
+        if self.plot is not None and self.plot.suffix.lower() != ".png":
+            msg = f"plot={self.plot} must be a PNG file: give a name that ends in .png"
+            raise ConfigError(msg)
+        named = [name for name in OF_A_NETWORK if getattr(self, name) is not None]
+        if self.run is not None and named:
+            msg = f"--run names the network itself: drop {', '.join(named)}, or drop run"
+            raise ConfigError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,8 +352,10 @@ class ExportConfig(CommonConfig):
 
     Attributes:
         run: run folder of ``train`` or ``apply``.
-        format: onnx, torch-export or safetensors.
-        out: file to write; default: RUN/pruned.onnx, RUN/pruned.pt2, RUN/exported.safetensors.
+        format: onnx; torch-export (a .pt2 program, which needs torch alone); safetensors: the
+            weights, with a recipe beside them that cuts a freshly built network to fit them.
+        out: file to write; default: RUN/pruned.onnx, RUN/pruned.pt2, RUN/exported.safetensors (and
+            exported.recipe.json).
     """
 
     command: ClassVar[str] = "export"

@@ -7,9 +7,9 @@ import torch
 
 from prunegraph.experiment.config import ExportConfig
 from prunegraph.experiment.console import Console
-from prunegraph.models import build_model
-from prunegraph.pruning.artefacts import load_pruned, read_info
-from prunegraph.pruning.export import export
+from prunegraph.experiment.setup import build_dense
+from prunegraph.pruning.artefacts import artefact_paths, load_pruned, read_info
+from prunegraph.pruning.export import export, export_recipe
 
 FILE_NAMES = {
     "onnx": "pruned.onnx",
@@ -21,21 +21,24 @@ FILE_NAMES = {
 def run_export(config: ExportConfig, console: Console) -> dict[str, Any]:
     """Write the file, and return where it is and how large."""
     info = read_info(config.run)
-    shape = info.example_shape
-    image_shape = (shape[1], shape[2], shape[3])
-    saved = load_pruned(
-        config.run,
-        lambda: build_model(info.arch, num_classes=info.num_classes, image_shape=image_shape),
-    )
+    saved = load_pruned(config.run, lambda: build_dense(info))
     path: Path = config.out or config.run / FILE_NAMES[config.format]
     generator = torch.Generator().manual_seed(config.seed)
-    export(saved.model, torch.randn(shape, generator=generator), path, format=config.format)
+    example = torch.randn(info.example_shape, generator=generator)
+    files = [path]
+    if config.format == "safetensors":
+        export_recipe(saved, example, path, lambda: build_dense(info))
+        files.append(artefact_paths(path)[0])
+    else:
+        export(saved.model, example, path, format=config.format)
     size = path.stat().st_size
-    console.say(f"{info.arch}, pruned, as {config.format}: {path} ({size:,} bytes)")
+    names = " and ".join(map(str, files))
+    console.say(f"{info.arch}, pruned, as {config.format}: {names} ({size:,} bytes)")
     return {
         "command": config.command,
         "arch": info.arch,
         "format": config.format,
         "file": str(path),
+        "files": [str(each) for each in files],
         "bytes": size,
     }

@@ -1,5 +1,7 @@
 """``prunegraph inspect``: what can be pruned, what it costs, what is frozen and why."""
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,9 +11,19 @@ from torch import Tensor
 from prunegraph.data import load_dataset
 from prunegraph.experiment.config import InspectConfig
 from prunegraph.experiment.console import Console
-from prunegraph.experiment.setup import DEFAULT_ARCH, check_network, resolve_arch, resolve_device
+from prunegraph.experiment.group_plot import draw_groups
+from prunegraph.experiment.report import save_figure
+from prunegraph.experiment.setup import (
+    DEFAULT_ARCH,
+    build_dense,
+    check_network,
+    resolve_arch,
+    resolve_device,
+)
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.models import build_model, load_weights, weights_info
+from prunegraph.pruning.artefacts import load_pruned, read_info
+from prunegraph.types import KeepMask
 
 KNOWN_INPUTS: dict[str, tuple[tuple[int, int, int], int]] = {
     "digits": ((1, 8, 8), 10),
@@ -22,8 +34,40 @@ KNOWN_INPUTS: dict[str, tuple[tuple[int, int, int], int]] = {
 """Image shape and number of classes of data sets that need not be read to know them."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Inspected:
+    """What is shown.
+
+    Attributes:
+        arch: the network's name.
+        graph: its structure.
+        mask: what a run kept of it; None without a run.
+    """
+
+    arch: str
+    graph: StructureGraph
+    mask: KeepMask | None = None
+
+
 def run_inspect(config: InspectConfig, console: Console) -> dict[str, Any]:
-    """Analyse a network, print what was found and return it as ``--json`` prints it."""
+    """Analyse a network, print and draw what was found, return it as ``--json`` prints it."""
+    inspected = _analyse(config) if config.run is None else _read_run(config.run)
+    graph, mask = inspected.graph, inspected.mask
+    content = {"arch": inspected.arch, **graph.to_json()}
+    if mask is not None:
+        cost = graph.cost(mask)
+        widths = graph.group_widths(mask)
+        content["kept"] = {"macs": cost.macs, "params": cost.params, "widths": widths}
+    if not config.json:
+        _print(content, graph, console)
+    if config.plot is not None:
+        save_figure(draw_groups(graph, _title(content), mask), config.plot)
+        console.say(f"the groups are drawn in {config.plot}")
+    return content
+
+
+def _analyse(config: InspectConfig) -> Inspected:
+    """Build the network that the options name and analyse it."""
     info = weights_info(config.weights) if config.weights else None
     arch = resolve_arch(config.arch, config.weights, info)
     dataset = config.dataset or (info.dataset if info else None)
@@ -36,10 +80,23 @@ def run_inspect(config: InspectConfig, console: Console) -> dict[str, Any]:
     example: Tensor = torch.randn(1, *image_shape, generator=generator)
     graph = analyse(model.to(device).eval(), example.to(device))
     check_network(arch, graph)
-    content = {"arch": arch, **graph.to_json()}
-    if not config.json:
-        _print(content, graph, console)
-    return content
+    return Inspected(arch=arch, graph=graph)
+
+
+def _read_run(run: Path) -> Inspected:
+    """Read the pruned network of a run folder."""
+    info = read_info(run)
+    saved = load_pruned(run, lambda: build_dense(info))
+    return Inspected(arch=info.arch, graph=saved.graph, mask=saved.mask)
+
+
+def _title(content: dict[str, Any]) -> str:
+    """Return the title of a picture or table."""
+    title = f"{content['arch']}: {content['macs']:,} MACs, {content['params']:,} parameters"
+    if "kept" in content:
+        kept = content["kept"]
+        title += f"; kept: {kept['macs']:,} MACs, {kept['params']:,} parameters"
+    return title
 
 
 def _input_of(
@@ -67,10 +124,12 @@ def _usual_dataset(arch: str) -> str:
 
 
 def _print(content: dict[str, Any], graph: StructureGraph, console: Console) -> None:
-    dense = graph.dense_cost
-    table = Table(title=f"{content['arch']}: {dense.macs:,} MACs, {dense.params:,} parameters")
+    widths = content.get("kept", {}).get("widths")
+    table = Table(title=_title(content))
     table.add_column("group")
     table.add_column("size", justify="right")
+    if widths is not None:
+        table.add_column("kept", justify="right")
     table.add_column("MACs", justify="right")
     table.add_column("removed together")
     table.add_column("frozen because")
@@ -78,6 +137,7 @@ def _print(content: dict[str, Any], graph: StructureGraph, console: Console) -> 
         table.add_row(
             group["name"],
             str(group["size"]),
+            *([] if widths is None else [str(widths.get(group["name"], group["size"]))]),
             f"{100 * group['macs_share']:.1f} %",
             _shorten(group["members"]),
             group["frozen"] or "",

@@ -275,17 +275,18 @@ def save_plots(
         folder: where to.
     """
     if report.methods:
-        _save(_methods_figure(report), folder / "methods.png")
+        save_figure(_methods_figure(report), folder / "methods.png")
     if any(curves.values()):
-        _save(_search_figure(curves), folder / "search.png")
+        save_figure(_search_figure(curves), folder / "search.png")
     if report.pruned is not None:
-        _save(
+        save_figure(
             _widths_figure(report.pruned, report.details.get("dense_widths", {})),
             folder / "widths.png",
         )
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG file, atomically."""
     content = io.BytesIO()
     FigureCanvasAgg(figure).print_png(content)
     write_bytes(path, content.getvalue())

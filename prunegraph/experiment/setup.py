@@ -13,6 +13,7 @@ from prunegraph.errors import ArtefactError, ConfigError, ModelError
 from prunegraph.experiment.config import DataConfig, NetworkConfig
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.models import WeightsInfo, build_model, load_weights, weights_info
+from prunegraph.pruning.artefacts import PrunedInfo
 from prunegraph.types import Budget, Dataset
 
 DEFAULT_ARCH = "digits_resnet"
@@ -144,6 +145,18 @@ def build_network(arch: str, dataset: Dataset, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_model(arch, num_classes=dataset.num_classes, image_shape=dataset.image_shape)
+
+
+def build_dense(info: PrunedInfo) -> nn.Module:
+    """Build the dense network that a saved pruned one was cut from.
+
+    Raises:
+        ModelError: it cannot be built.
+    """
+    sizes = info.example_shape[1:]
+    is_image = len(sizes) == 3  # factories, whose networks may eat anything, take no shape
+    image_shape = (sizes[0], sizes[1], sizes[2]) if is_image else (1, 1, 1)
+    return build_model(info.arch, num_classes=info.num_classes, image_shape=image_shape)
 
 
 def load_target(config: NetworkConfig, budget: Budget | None = None) -> Target:

@@ -9,7 +9,7 @@ from prunegraph.pruning.artefacts import (
 )
 from prunegraph.pruning.clock import Latency, measure_latency
 from prunegraph.pruning.evaluation import Evaluator, Scores, compute_logits, evaluate
-from prunegraph.pruning.export import export
+from prunegraph.pruning.export import export, export_recipe
 from prunegraph.pruning.finetune import FinetuneConfig, FinetuneResult, finetune
 from prunegraph.pruning.latency import LatencyProjection, project_latency
 from prunegraph.pruning.latency_table import LatencyTable, measure_latency_table
@@ -35,6 +35,7 @@ __all__ = [
     "compute_logits",
     "evaluate",
     "export",
+    "export_recipe",
     "finetune",
     "load_pruned",
     "measure_latency",

@@ -1,4 +1,8 @@
-"""Pruned networks on disk: ``mask.json`` says what was cut, ``pruned.safetensors`` what is left."""
+"""Pruned networks on disk: ``mask.json`` says what was cut, ``pruned.safetensors`` what is left.
+
+They lie in a folder under these names, or as any ``NAME.safetensors`` with ``NAME.recipe.json``
+beside it.
+"""
 
 import hashlib
 import json
@@ -22,6 +26,7 @@ from prunegraph.types import KeepMask
 SCHEMA = 1
 MASK_FILE = "mask.json"
 WEIGHTS_FILE = "pruned.safetensors"
+WEIGHTS_SUFFIX, RECIPE_SUFFIX = ".safetensors", ".recipe.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,18 +67,31 @@ class PrunedNetwork:
     info: PrunedInfo
 
 
+def artefact_paths(where: Path | str) -> tuple[Path, Path]:
+    """Return the files of a saved pruned network: the recipe (mask, how to build), the weights.
+
+    Args:
+        where: a folder, or a ``.safetensors`` file.
+    """
+    where = Path(where)
+    if where.suffix == WEIGHTS_SUFFIX:
+        return where.with_suffix(RECIPE_SUFFIX), where
+    return where / MASK_FILE, where / WEIGHTS_FILE
+
+
 def save_pruned(
-    directory: Path | str,
+    where: Path | str,
     *,
     model: nn.Module,
     mask: KeepMask,
     graph: StructureGraph,
     info: PrunedInfo,
 ) -> None:
-    """Write a pruned network as ``mask.json`` and ``pruned.safetensors``, each atomically.
+    """Write a pruned network as a recipe and its weights, each atomically.
 
     Args:
-        directory: where; made if missing.
+        where: a folder (``mask.json``, ``pruned.safetensors``) or a ``.safetensors`` file, which
+            gets its recipe beside it; folders are made if missing.
         model: the pruned network.
         mask: the mask that made it.
         graph: the structure of the dense network.
@@ -82,7 +100,7 @@ def save_pruned(
     Raises:
         ArtefactError: a file cannot be written.
     """
-    directory = Path(directory)
+    recipe_path, weights_path = artefact_paths(where)
     weights = to_safetensors(state_tensors(unwrap(model)))
     normalisation = None
     if info.mean is not None and info.std is not None:
@@ -101,28 +119,28 @@ def save_pruned(
             "digest": mask.digest(),
         },
         "graph": graph.fingerprint(),
-        "weights": {"file": WEIGHTS_FILE, "sha256": hashlib.sha256(weights).hexdigest()},
+        "weights": {"file": weights_path.name, "sha256": hashlib.sha256(weights).hexdigest()},
         "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
     }
-    write_bytes(directory / WEIGHTS_FILE, weights)
-    write_json(directory / MASK_FILE, {**record, "checksum": _checksum(record)})
+    write_bytes(weights_path, weights)
+    write_json(recipe_path, {**record, "checksum": _checksum(record)})
 
 
-def read_info(directory: Path | str) -> PrunedInfo:
+def read_info(where: Path | str) -> PrunedInfo:
     """Return how the dense network of a saved one is made.
 
     Raises:
-        ArtefactError: ``mask.json`` is missing or damaged.
+        ArtefactError: the recipe is missing or damaged.
     """
-    path = Path(directory) / MASK_FILE
+    path, _ = artefact_paths(where)
     return _info(path, _read_record(path))
 
 
-def load_pruned(directory: Path | str, build_model: Callable[[], nn.Module]) -> PrunedNetwork:
+def load_pruned(where: Path | str, build_model: Callable[[], nn.Module]) -> PrunedNetwork:
     """Read a pruned network: build the dense one, apply the mask, load the weights.
 
     Args:
-        directory: where ``save_pruned`` wrote.
+        where: what ``save_pruned`` was given.
         build_model: makes the dense network; its weights do not matter. See ``read_info``.
 
     Returns:
@@ -131,7 +149,7 @@ def load_pruned(directory: Path | str, build_model: Callable[[], nn.Module]) -> 
     Raises:
         ArtefactError: a file is missing, damaged, or of another network; the message names it.
     """
-    path, weights_path = Path(directory) / MASK_FILE, Path(directory) / WEIGHTS_FILE
+    path, weights_path = artefact_paths(where)
     record = _read_record(path)
     info = _info(path, record)
     tensors, _ = read_safetensors(weights_path)
@@ -166,7 +184,10 @@ def _checksum(record: Mapping[str, Any]) -> str:
 def _read_record(path: Path) -> dict[str, Any]:
     """Return the content of ``mask.json`` once its checksum has been found right."""
     if not path.is_file():
-        msg = f"there is no file {path}: give the folder that a pruned network was saved in"
+        msg = (
+            f"there is no file {path}: give the folder, or the .safetensors file, that a pruned "
+            "network was saved as"
+        )
         raise ArtefactError(msg)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))

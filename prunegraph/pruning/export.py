@@ -2,6 +2,7 @@
 
 import copy
 import io
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 from prunegraph.errors import ConfigError, ExportError
 from prunegraph.files import write_bytes
 from prunegraph.graph import ExampleInputs, evaluation_mode, unwrap
+from prunegraph.pruning.artefacts import (
+    WEIGHTS_SUFFIX,
+    PrunedNetwork,
+    load_pruned,
+    save_pruned,
+)
 from prunegraph.pruning.state import state_tensors, to_safetensors
 
 ExportFormat = Literal["onnx", "torch-export", "safetensors"]
@@ -76,6 +83,57 @@ def export(
             raise ExportError(msg + hint * dynamic_batch) from error
     write_bytes(path, content)
     return Path(path)
+
+
+def export_recipe(
+    network: PrunedNetwork,
+    example_inputs: ExampleInputs,
+    path: Path | str,
+    build_model: Callable[[], nn.Module],
+) -> Path:
+    """Write weights and the recipe that cuts a freshly built dense network to fit them.
+
+    Before anything is written, the recipe is applied to such a network and its outputs compared.
+
+    Args:
+        network: the pruned network, as ``load_pruned`` returned it.
+        example_inputs: what its forward takes.
+        path: the ``.safetensors`` file; the recipe goes to ``.recipe.json`` beside it. Read both
+            back with ``load_pruned(path, build_model)``.
+        build_model: makes the dense network; its weights do not matter.
+
+    Returns:
+        The path.
+
+    Raises:
+        ConfigError: the file has another suffix.
+        ExportError: the outputs differ.
+        ArtefactError: a file cannot be written, or the recipe does not fit what is built.
+    """
+    path = Path(path)
+    if path.suffix != WEIGHTS_SUFFIX:
+        msg = (
+            f"{path} must end in {WEIGHTS_SUFFIX}: its recipe goes to a file of that name beside it"
+        )
+        raise ConfigError(msg)
+
+    def save(where: Path) -> None:
+        save_pruned(
+            where,
+            model=network.model,
+            mask=network.mask,
+            graph=network.graph,
+            info=network.info,
+        )
+
+    example = _arguments(example_inputs)
+    with tempfile.TemporaryDirectory() as folder:
+        save(Path(folder) / path.name)
+        rebuilt = load_pruned(Path(folder) / path.name, build_model).model
+    with evaluation_mode(network.model), evaluation_mode(rebuilt):
+        _compare("safetensors", _run(network.model, example), _run(rebuilt, example))
+    save(path)
+    return path
 
 
 def _arguments(example_inputs: ExampleInputs) -> Arguments:

@@ -1,8 +1,15 @@
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from prunegraph.experiment.cli import main
+from prunegraph.graph import analyse
+from prunegraph.models import build_model
+from prunegraph.pruning import PrunedInfo, apply_mask, save_pruned
+from prunegraph.types import Budget
 
 USER_MODELS = """
 import torch
@@ -82,3 +89,58 @@ def test_frozen_groups_are_shown_with_their_reason(
     out = capsys.readouterr().out
     assert "softmax" in out
     assert "8 of 26 channel classes can be removed, in 1 groups" in out
+
+
+@pytest.fixture
+def pruned_run(tmp_path: Path) -> Path:
+    """A saved pruned network, as a run folder holds it."""
+    model = build_model("digits_resnet", num_classes=10, image_shape=(1, 8, 8))
+    graph = analyse(model, torch.randn(1, 1, 8, 8))
+    scores = np.arange(graph.num_classes, dtype=np.float32)
+    mask = graph.project(scores, Budget(keep_macs=0.5))
+    info = PrunedInfo(arch="digits_resnet", num_classes=10, example_shape=(1, 1, 8, 8))
+    model = apply_mask(model, graph, mask)
+    save_pruned(tmp_path / "run", model=model, mask=mask, graph=graph, info=info)
+    return tmp_path / "run"
+
+
+def test_a_run_shows_what_it_kept(pruned_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot = pruned_run / "groups.png"
+    assert main(["inspect", "--run", str(pruned_run), "--json", "--plot", str(plot)]) == 0
+    captured = capsys.readouterr()
+    content = json.loads(captured.out)
+    assert content["arch"] == "digits_resnet"
+    assert 0 < content["kept"]["macs"] <= 0.5 * content["macs"]
+    assert content["kept"]["widths"]["layer1.0.conv1"] < 16
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert main(["inspect", "--run", str(pruned_run)]) == 0
+    assert "kept" in capsys.readouterr().out
+
+
+def test_an_architecture_is_drawn(tmp_path: Path) -> None:
+    plot = tmp_path / "groups.png"
+    assert main(["inspect", "--arch", "digits_resnet", "--plot", str(plot)]) == 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--plot", "groups.pdf"], "plot=groups.pdf must be a PNG file"),
+        (["--run", "run", "--arch", "resnet20"], "--run names the network itself: drop arch"),
+        (["--run", "nowhere"], "there is no file nowhere/mask.json"),
+    ],
+)
+def test_contradictory_options_give_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", *words]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_a_config_file_needs_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "options.yaml").write_text("arch: digits_resnet\n")
+    assert main(["inspect", "--config", str(tmp_path / "options.yaml"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["arch"] == "digits_resnet"

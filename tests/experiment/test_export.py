@@ -1,0 +1,170 @@
+"""Every format of ``prunegraph export``, read back by the library that it is meant for."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import prunegraph as pg
+from prunegraph.errors import ExportError
+from prunegraph.experiment.cli import main
+from prunegraph.pruning import export_recipe
+
+USER_MODEL = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 12, 3, padding=1)
+        self.norm = nn.BatchNorm2d(12)
+        self.left, self.right = nn.Conv2d(12, 8, 3), nn.Conv2d(12, 4, 3)
+        self.head = nn.Linear(12, classes)
+
+    def forward(self, images):
+        x = torch.relu(self.norm(self.stem(images)))
+        x = torch.cat([self.left(x), self.right(x)], 1)
+        return self.head(x.relu().mean((2, 3)))
+
+def build(num_classes=10):
+    return Net(num_classes)
+"""
+
+
+@pytest.fixture
+def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    name = f"user_net_{abs(hash(tmp_path))}"
+    (tmp_path / f"{name}.py").write_text(USER_MODEL)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return name
+
+
+@pytest.fixture
+def run(user_module: str, tmp_path: Path) -> tuple[Path, nn.Module]:
+    """A run folder with a pruned network of the user's own code, and that network."""
+    torch.manual_seed(0)
+    dense = importlib.import_module(user_module).build().eval()
+    dense.norm.running_mean.normal_()
+    graph = pg.analyse(dense, torch.randn(1, 1, 8, 8))
+    scores = np.random.default_rng(0).normal(size=graph.num_classes).astype(np.float32)
+    mask = graph.project(scores, pg.Budget(keep_macs=0.5))
+    small = pg.apply_mask(dense, graph, mask)
+    info = pg.PrunedInfo(
+        arch=f"{user_module}:build", num_classes=10, example_shape=(1, 1, 8, 8), mean=(0.1,)
+    )
+    pg.save_pruned(tmp_path / "run", model=small, mask=mask, graph=graph, info=info)
+    return tmp_path / "run", small.eval()
+
+
+def outputs(model: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(images)
+
+
+IMAGES = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def test_onnx_is_read_by_onnxruntime(run: tuple[Path, nn.Module]) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    folder, small = run
+    assert main(["export", str(folder), "--format", "onnx"]) == 0
+    session = onnxruntime.InferenceSession(folder / "pruned.onnx")
+    (found,) = session.run(None, {session.get_inputs()[0].name: IMAGES.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), outputs(small, IMAGES))
+
+
+def test_a_torch_program_needs_torch_alone(run: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    folder, small = run
+    assert main(["export", str(folder), "--format", "torch-export"]) == 0
+    save_file({"images": IMAGES}, tmp_path / "images.safetensors")
+    code = (
+        "import sys, torch\n"
+        "from safetensors.torch import load_file, save_file\n"
+        "images = load_file('images.safetensors')['images']\n"
+        f"found = torch.export.load({str(folder / 'pruned.pt2')!r}).module()(images)\n"
+        "assert 'prunegraph' not in sys.modules\n"
+        "save_file({'found': found.detach()}, 'found.safetensors')\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    found = load_file(tmp_path / "found.safetensors")["found"]
+    torch.testing.assert_close(found, outputs(small, IMAGES))
+
+
+def test_the_recipe_cuts_a_freshly_built_network_of_the_users_code(
+    run: tuple[Path, nn.Module], user_module: str, tmp_path: Path
+) -> None:
+    folder, small = run
+    path = tmp_path / "elsewhere" / "net.safetensors"
+    assert main(["export", str(folder), "--format", "safetensors", "--out", str(path)]) == 0
+    assert sorted(file.name for file in path.parent.iterdir()) == [
+        "net.recipe.json",
+        "net.safetensors",
+    ]
+    torch.manual_seed(99)  # other weights than those that were pruned
+    loaded = pg.load_pruned(path, importlib.import_module(user_module).build)
+    torch.testing.assert_close(outputs(loaded.model, IMAGES), outputs(small, IMAGES))
+    assert loaded.model.stem.out_channels == small.stem.out_channels < 12
+    assert loaded.info.arch == f"{user_module}:build"
+
+
+def test_the_command_line_reads_an_exported_recipe(
+    run: tuple[Path, nn.Module], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = run
+    assert main(["export", str(folder), "--format", "safetensors", "--json"]) == 0
+    written = json.loads(capsys.readouterr().out)["files"]
+    assert written == [
+        str(folder / "exported.safetensors"),
+        str(folder / "exported.recipe.json"),
+    ]
+    assert main(["inspect", "--run", written[0], "--json"]) == 0
+    assert "kept" in json.loads(capsys.readouterr().out)
+
+
+def test_changed_user_code_is_refused(
+    run: tuple[Path, nn.Module], user_module: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = run
+    module = importlib.import_module(user_module)
+    module.build = lambda num_classes=10: nn.Sequential(
+        nn.Conv2d(1, 12, 3), nn.Conv2d(12, 8, 3), nn.Flatten(), nn.Linear(128, num_classes)
+    )
+    assert main(["export", str(folder), "--format", "safetensors"]) == 2
+    assert "describes a network of another structure" in capsys.readouterr().err
+    assert not (folder / "exported.safetensors").exists()
+
+
+def test_a_recipe_that_computes_something_else_is_not_written(
+    run: tuple[Path, nn.Module], user_module: str, tmp_path: Path
+) -> None:
+    folder, _ = run
+    build = importlib.import_module(user_module).build
+    saved = pg.load_pruned(folder, build)
+
+    def stateful() -> nn.Module:  # computes with something that no file holds
+        model = build()
+        model.head.register_forward_hook(lambda _module, _inputs, output: 1.01 * output)
+        return model
+
+    with pytest.raises(ExportError, match="outputs differ"):
+        export_recipe(saved, IMAGES, tmp_path / "net.safetensors", stateful)
+    assert not list(tmp_path.glob("net.*"))
+
+
+def test_weights_need_their_suffix(
+    run: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = run
+    words = ["export", str(folder), "--format", "safetensors", "--out", str(tmp_path / "net.bin")]
+    assert main(words) == 2
+    assert "must end in .safetensors" in capsys.readouterr().err
+    assert not list(tmp_path.glob("net.*"))
