@@ -1,5 +1,6 @@
 """From a recording of labels to the structure graph."""
 
+import itertools
 from collections.abc import Collection, Mapping
 from math import prod
 
@@ -223,14 +224,15 @@ class GraphBuilder:
         where = (np.concatenate([NO_CLASSES, *own]), positions)
         table = sparse.csr_array((np.ones(len(positions), dtype=np.int8), where), shape=shape)
         table.sort_indices()
-        members = np.split(table.indices, table.indptr[1:-1])
+        ends = table.indptr.tolist()
+        members = [table.indices[a:b] for a, b in itertools.pairwise(ends)]
         reasons: dict[int, str] = {
             self.class_of[component]: event.cause.reason
             for component, event in self.events.items()
             if component in self.class_of
         }
         found: dict[tuple[bytes, str | None], list[int]] = {}
-        for index, row in enumerate(members[: len(frozen)]):
+        for index, row in enumerate(members):
             found.setdefault((row.tobytes(), reasons.get(index)), []).append(index)
         alike = {
             (tuple(members[indices[0]].tolist()), reason): indices
