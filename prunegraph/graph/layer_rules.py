@@ -50,6 +50,8 @@ def layer_norm(recorder: LabelRecorder, call: OpCall) -> None:
         channels = recorder.channel_labels(labels, -1)
         _tie_parameter(recorder, weight, channels)
         _tie_parameter(recorder, bias, channels)
+        if weight is None:
+            recorder.note_mean(channels, -1)
     recorder.set_labels(call.out[0], labels)
 
 
@@ -67,6 +69,10 @@ def group_norm(recorder: LabelRecorder, call: OpCall) -> None:
     if 1 < num_groups < source.shape[1]:
         parts = channels.view(num_groups, -1)
         recorder.store.unite(parts, parts[:, :1])
+        if weight is None:
+            recorder.note_mean(parts, None)
+    elif weight is None and num_groups == 1:
+        recorder.note_mean(channels, 1 - source.ndim)
     recorder.set_labels(call.out[0], labels)
     for statistic in call.out[1:]:  # [B, groups]
         recorder.set_labels(
@@ -84,6 +90,8 @@ def convolution(recorder: LabelRecorder, call: OpCall) -> None:
         return
     channels = recorder.channel_labels(recorder.labels_of(source), 1)
     depthwise = groups > 1 and weight.shape[1] == 1
+    if transposed:
+        depthwise &= weight.shape[0] == groups
     in_axis = 0 if transposed else 1
     out_labels = recorder.axis_labels(weight, 1 - in_axis)
     in_labels = recorder.axis_labels(weight, in_axis)

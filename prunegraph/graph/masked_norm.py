@@ -100,7 +100,7 @@ class _KeptForward:
 
 
 class _KeptMeans(TorchFunctionMode):
-    """Takes means over one axis, and group norms of one group, over kept channels."""
+    """Takes means and norms over one axis, and group norms of one group, over kept channels."""
 
     def __init__(self, keep: Tensor, axis: int) -> None:
         super().__init__()
@@ -116,6 +116,8 @@ class _KeptMeans(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in (torch.mean, Tensor.mean):
             return self._mean(func, args, kwargs)
+        if func in _NORMS:
+            return self._last_axis_norm(func, dict(zip(_NORMS[func], args, strict=False)) | kwargs)
         if func in (torch.group_norm, F.group_norm):
             names = ("input", "num_groups", "weight", "bias", "eps", "cudnn_enabled")
             return self._group_norm(dict(zip(names, args, strict=False)) | kwargs)
@@ -133,6 +135,17 @@ class _KeptMeans(TorchFunctionMode):
             if own in over and x.shape[own] == len(self.keep):
                 x = x.index_select(own, self._index(x.device))
         return func(x, *args[1:], **kwargs)
+
+    def _last_axis_norm(self, func: Callable[..., Any], named: dict[str, Any]) -> Any:
+        x: Tensor = named["input"]
+        if self.axis != -1 or tuple(named["normalized_shape"]) != (len(self.keep),):
+            return func(**named)
+        index = self._index(x.device)
+        for name in ("weight", "bias"):
+            if isinstance(named.get(name), Tensor):
+                named[name] = named[name][index]
+        named |= {"input": x.index_select(-1, index), "normalized_shape": (len(index),)}
+        return torch.zeros_like(x).index_copy(-1, index, func(**named))
 
     def _group_norm(self, named: dict[str, Any]) -> Tensor:
         x: Tensor = named["input"]

@@ -80,6 +80,10 @@ def activation_product(recorder: LabelRecorder, call: OpCall) -> None:
         record_product(recorder, batch * rows * inner * columns)
         return
     else:
+        keeps_scale = recorder.by_width or recorder.in_multihead_attention
+        if 2 in left_axes and 1 in right_axes and not keeps_scale:
+            for labels in (left, right):
+                recorder.store.freeze(labels, recorder.cause(call, SCALE))
         labels = _plain(recorder, left, right, left_axes, right_axes)
     if labels is None:
         recorder.set_unlabelled(call, "reduced over channels")

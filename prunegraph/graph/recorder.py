@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
@@ -32,7 +33,7 @@ from prunegraph.graph.labels import (
     varying_axes,
 )
 from prunegraph.graph.lifetimes import LIKE
-from prunegraph.graph.recording import RecordedGather, Recording, SizeUse
+from prunegraph.graph.recording import RecordedGather, RecordedMean, Recording, SizeUse
 from prunegraph.graph.structure import FrozenOp
 
 MAX_ELEMENT_LABELS = 1 << 20
@@ -311,6 +312,22 @@ class LabelRecorder(TorchDispatchMode):
             SizeUse(module=caller, labels=compact, axis=axis, part=part) for axis in axes
         ]
 
+    def note_mean(self, channels: Tensor, axis: int | None) -> None:
+        """Note a mean over channels, or a norm without weights: its module's sizes, its axis.
+
+        Args:
+            channels: ``[size]`` labels, or ``[groups, size of a group]``.
+            axis: the axis that it normalises over, counted from the end; None = within groups.
+        """
+        module = self.modules.current
+        self.recording.size_uses += [
+            SizeUse(module=module, labels=labels, axis=0)
+            for labels in (channels, channels.reshape(-1))
+        ]
+        if axis is not None:
+            mean = RecordedMean(module=module, labels=channels, axis=axis)
+            self.recording.means.append(mean)
+
     def freeze_inputs(self, call: OpCall, reason: str) -> None:
         """Freeze all labels that enter an op."""
         for tensor in call.tensors():
@@ -328,6 +345,16 @@ class LabelRecorder(TorchDispatchMode):
     def _before_module(self, module: nn.Module, args: Sequence[Any]) -> None:
         if isinstance(module, ChannelGather):
             self._gather_depth += 1
+        elif isinstance(module, _InstanceNorm) and not module.affine:
+            self._gather_depth += 1  # the label arithmetic below passes through this mode too
+            first = 1 if args[0].ndim == module._get_no_batch_dim() + 1 else 0
+            use = SizeUse(
+                module=self.modules.current,
+                labels=self.channel_labels(self.labels_of(args[0]), first),
+                axis=0,
+            )
+            self.recording.size_uses.append(use)
+            self._gather_depth -= 1
         elif self.modules.running_own_code and args and isinstance(args[0], Tensor):
             self._gather_depth += 1  # the label arithmetic below passes through this mode too
             labels = self.labels_of(args[0])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from prunegraph.graph.labels import NEUTRAL, is_scalar, narrow_constant, varying_axes
+from prunegraph.graph.labels import NEUTRAL, along, is_scalar, narrow_constant, varying_axes
 from prunegraph.graph.layer_rules import (
     addmm,
     batch_norm,
@@ -25,7 +25,6 @@ from prunegraph.graph.layer_rules import (
 )
 from prunegraph.graph.product_rules import activation_product, attention
 from prunegraph.graph.recorder import LabelRecorder, OpCall, Rule, WeightView
-from prunegraph.graph.recording import RecordedMean
 
 UNIT = torch.tensor([NEUTRAL])
 
@@ -186,6 +185,61 @@ def movement(recorder: LabelRecorder, call: OpCall) -> None:
         recorder.set_labels(tensor, part)
         if call.name in {"split", "split_with_sizes", "slice"}:
             recorder.note_sizes(part, index)
+    if call.name == "slice":
+        _tie_slice(recorder, call)
+
+
+def cat(recorder: LabelRecorder, call: OpCall) -> None:
+    """Join labels; parts without channels along the axis (tokens, samples) have the same channels.
+
+    A part of one channel has no labels to speak of, but beside other channels it has a place.
+    """
+    parts = [recorder.labels_of(tensor) for tensor in call.args[0]]
+    axis = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)
+    axis %= call.out.ndim
+    parts = [part for part in parts if part.ndim == call.out.ndim]  # cat skips empty vectors
+    if any(axis in varying_axes(part) for part in parts):
+        parts = [_placed(recorder, call, part, axis) for part in parts]
+        labels = torch.cat(parts, axis)
+        recorder.note_sizes(labels)
+    else:
+        firsts = [part.narrow(axis, 0, 1) for part in parts if part.shape[axis]]
+        labels = firsts[0]
+        for first in firsts[1:]:
+            recorder.store.unite(labels, first)
+            labels = torch.where(labels == NEUTRAL, first, labels)
+        labels = labels.expand(call.out.shape)
+    recorder.set_labels(call.out, labels)
+
+
+def _tie_slice(recorder: LabelRecorder, call: OpCall) -> None:
+    """Tie one of several equal slices of channels to the first, as ``chunk`` does."""
+    labels, part = recorder.labels_of(call.args[0]), recorder.labels_of(call.out)
+    axis = (call.args[1] if len(call.args) > 1 else 0) % labels.ndim
+    whole, size = labels.shape[axis], part.shape[axis]
+    if 0 < size < whole and whole % size == 0 and axis in varying_axes(labels):
+        recorder.store.unite(part, labels.narrow(axis, 0, size))
+
+
+def _placed(recorder: LabelRecorder, call: OpCall, labels: Tensor, axis: int) -> Tensor:
+    """Give positions of an axis that have no label frozen ones of their own."""
+    if not bool((narrow_constant(labels) == NEUTRAL).any()):
+        return labels
+    places = recorder.store.fresh(labels.shape[axis])
+    cause = recorder.cause(call, "a channel of constants, or one alone")
+    for place in places:
+        recorder.store.freeze(place, cause)
+    return torch.where(labels == NEUTRAL, along(places, axis, labels.shape), labels)
+
+
+def channel_shuffle(recorder: LabelRecorder, call: OpCall) -> None:
+    """Shuffle the labels; the groups are tied position by position."""
+    labels = recorder.labels_of(call.args[0])
+    groups: int = call.args[1]
+    parts = labels.unflatten(1, (groups, -1))
+    if 1 in varying_axes(labels):
+        recorder.store.unite(parts, parts.narrow(1, 0, 1))
+    recorder.set_labels(call.out, parts.transpose(1, 2).reshape(call.out.shape))
 
 
 def copy(recorder: LabelRecorder, call: OpCall) -> None:
@@ -226,9 +280,13 @@ def glu(recorder: LabelRecorder, call: OpCall) -> None:
 
 
 def pad(recorder: LabelRecorder, call: OpCall) -> None:
-    """Pad the labels with neutral ones."""
+    """Pad the labels with neutral ones; channels of zeros have a place, so they are frozen."""
     labels = recorder.labels_of(call.args[0])
-    recorder.set_labels(call.out, torch.constant_pad_nd(labels, call.args[1], NEUTRAL))
+    padded = torch.constant_pad_nd(labels, call.args[1], NEUTRAL)
+    for axis in varying_axes(labels):
+        if padded.shape[axis] != labels.shape[axis]:
+            padded = _placed(recorder, call, padded, axis)
+    recorder.set_labels(call.out, padded)
 
 
 # Reductions
@@ -271,12 +329,8 @@ def reduction(recorder: LabelRecorder, call: OpCall) -> None:
             recorder.set_labels(tensor, _drop(labels, axes, tensor))
     else:
         if call.name == "mean":
-            mean = RecordedMean(
-                module=recorder.modules.current,
-                labels=recorder.channel_labels(labels, reduced[0]),
-                axis=reduced[0] - labels.ndim,
-            )
-            recorder.recording.means.append(mean)
+            channels = recorder.channel_labels(labels, reduced[0])
+            recorder.note_mean(channels, reduced[0] - labels.ndim)
         elif not _is_sum(call):
             recorder.freeze_inputs(call, "reduces over channels")
         recorder.set_unlabelled(call, "reduced over channels")
@@ -364,9 +418,9 @@ _CONSTANT = _names(
 )
 _MOVEMENT = _names(
     """
-    permute transpose t numpy_T squeeze unsqueeze expand slice select unbind cat stack flip roll
+    permute transpose t numpy_T squeeze unsqueeze expand slice select unbind stack flip roll
     repeat split_with_sizes alias detach lift_fresh index index_select narrow movedim
-    pixel_shuffle pixel_unshuffle unfold channel_shuffle native_channel_shuffle diagonal gather
+    pixel_shuffle pixel_unshuffle unfold diagonal gather
     """
 )
 _SPATIAL = _names(
@@ -374,6 +428,7 @@ _SPATIAL = _names(
     max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d
     _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_avg_pool1d max_pool2d
     upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_bilinear2d
+    upsample_trilinear3d
     upsample_bicubic2d _upsample_nearest_exact2d _upsample_bilinear2d_aa upsample_linear1d
     mkldnn_max_pool2d reflection_pad2d replication_pad2d reflection_pad1d replication_pad1d
     """
@@ -401,7 +456,9 @@ def _table() -> dict[str, Rule]:
         ("mean", "sum", "amax", "amin", "max", "min", "argmax", "linalg_vector_norm"), reduction
     )
     table |= dict.fromkeys(("_softmax", "_log_softmax"), softmax)
+    table |= dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), channel_shuffle)
     table |= {
+        "cat": cat,
         "as_strided_": restride,
         "split": split,
         "constant_pad_nd": pad,

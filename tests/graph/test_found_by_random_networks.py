@@ -1,4 +1,4 @@
-"""The smallest networks that show what the random networks found; each mark goes with its fix."""
+"""The smallest networks that show what the random networks found."""
 
 from collections.abc import Callable
 
@@ -51,12 +51,6 @@ def width_one(channels: int) -> nn.Module:
     )
 
 
-def marked(name: str) -> object:
-    """Return a parameter that is expected to fail unless it is fixed."""
-    return pytest.param(name, marks=() if name in FIXED else pytest.mark.xfail(reason="open"))
-
-
-FIXED = {"multihead attention of one head, with its weights"}
 IMAGE, TOKENS = (2, 3, 4, 4), (2, 5, 3)
 WRONG: dict[str, tuple[Build, tuple[int, ...]]] = {
     "halves by slices": (
@@ -84,7 +78,7 @@ WRONG: dict[str, tuple[Build, tuple[int, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("name", [marked(name) for name in WRONG])
+@pytest.mark.parametrize("name", WRONG)
 def test_masked_equals_pruned(name: str) -> None:
     build, shape = WRONG[name]
     for seed in SEEDS:
@@ -135,7 +129,7 @@ def needless(reasons: set[str]) -> set[str]:
     return {reason for reason in reasons if "one head" not in reason}
 
 
-@pytest.mark.parametrize("name", [marked(name) for name in FROZEN])
+@pytest.mark.parametrize("name", FROZEN)
 def test_nothing_is_frozen_needlessly(name: str) -> None:
     build, shape = FROZEN[name]
     torch.manual_seed(0)
