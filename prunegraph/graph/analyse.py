@@ -6,7 +6,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.nn.utils.parametrize import is_parametrized
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prunegraph.errors import ModelError
 from prunegraph.graph.build import MODEL_INPUT, MODEL_OUTPUT, GraphBuilder
@@ -33,7 +34,14 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def call_forward(model: nn.Module, example_inputs: ExampleInputs) -> Any:
-    """Call a model on a tensor, a tuple of arguments or a mapping of keyword arguments."""
+    """Call a model on a copy of a tensor, a tuple of arguments or a mapping of keyword arguments.
+
+    A copy, because a forward may write into its inputs.
+    """
+    return _call(model, tree_map_only(Tensor, Tensor.clone, example_inputs))
+
+
+def _call(model: nn.Module, example_inputs: ExampleInputs) -> Any:
     if isinstance(example_inputs, Mapping):
         return model(**example_inputs)
     if isinstance(example_inputs, tuple):
@@ -70,8 +78,32 @@ def _check_finite(model: nn.Module) -> None:
             raise ModelError(msg)
 
 
+def _check_plain(model: nn.Module) -> None:
+    """Refuse weights that are computed by wrappers, which surgery cannot slice."""
+    for path, module in model.named_modules():
+        name = path or type(model).__name__
+        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
+            msg = f"{name} is quantised: prune the network before it is quantised"
+            raise ModelError(msg)
+        if is_parametrized(module):
+            msg = (
+                f"{name} has parametrised weights: make them plain first, with torch.nn.utils."
+                "parametrize.remove_parametrizations(module, tensor_name)"
+            )
+            raise ModelError(msg)
+        for buffer, _ in module.named_buffers(recurse=False):
+            weight = buffer.removesuffix("_mask")
+            if f"{weight}_orig" in module._parameters:
+                msg = (
+                    f"{name}.{weight} is masked by torch.nn.utils.prune: make the mask permanent "
+                    f"first, with torch.nn.utils.prune.remove(module, {weight!r})"
+                )
+                raise ModelError(msg)
+
+
 def _record(model: nn.Module, example_inputs: ExampleInputs) -> LabelRecorder:
     recorder = LabelRecorder(model, RULES)
+    example_inputs = tree_map_only(Tensor, Tensor.clone, example_inputs)
     for leaf in tree_leaves(example_inputs):
         if isinstance(leaf, Tensor):
             recorder.lifetimes.add_input(leaf)
@@ -79,7 +111,7 @@ def _record(model: nn.Module, example_inputs: ExampleInputs) -> LabelRecorder:
             recorder.set_labels(leaf, recorder.store.frozen(cause, leaf.shape, expected=True))
     try:
         with evaluation_mode(model), recorder.recorded():
-            output = call_forward(model, example_inputs)
+            output = _call(model, example_inputs)
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         where = recorder.modules.current or type(model).__name__
@@ -116,6 +148,7 @@ def analyse(
         ModelError: the forward fails, weights are not finite, or nothing can be pruned.
     """
     model = unwrap(model)
+    _check_plain(model)
     _check_finite(model)
     recorder = _record(model, example_inputs)
     builder = GraphBuilder(model, recorder.recording)
@@ -127,7 +160,7 @@ def analyse(
             if attempt.failure is None:
                 break
             if not remedies.apply(attempt.failure, graph):
-                for classes, cause in attempt.literal_sizes():
+                for classes, cause in attempt.literal_sizes(attempt.failure):
                     recorder.store.freeze(builder.labels_of(classes), cause)
         builder = GraphBuilder(model, recorder.recording, literal=remedies.literal)
         graph = builder.build()

@@ -5,10 +5,12 @@ each ATen op does to labels is in ``rules``; an op without a rule is decomposed 
 it freezes what it touches.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
+from types import FrameType
 from typing import Any
 
 import torch
@@ -116,6 +118,19 @@ class ModuleStack:
     def running_own_code(self) -> bool:
         """True if that module's forward is the user's own, not one of ``torch.nn``."""
         return self.current not in self._torch_own
+
+    def caller(self) -> str | None:
+        """Return the path of the module whose own method is running, be it its forward or not.
+
+        None if that is one of ``torch.nn``'s modules.
+        """
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            name = self._names.get(id(frame.f_locals.get("self")))
+            if name is not None:
+                return None if name in self._torch_own else name
+            frame = frame.f_back
+        return None
 
     def _enter(self, module: nn.Module, _args: object) -> None:
         self._stack.append(self._names.get(id(module), self.current))
@@ -270,7 +285,8 @@ class LabelRecorder(TorchDispatchMode):
 
     def note_sizes(self, labels: Tensor, part: int = 0) -> None:
         """Note the sizes of labelled axes that the running module's code has just named."""
-        if not self.modules.running_own_code:
+        caller = self.modules.caller()
+        if caller is None:
             return
         compact = labels
         axes = varying_axes(labels)
@@ -278,8 +294,7 @@ class LabelRecorder(TorchDispatchMode):
             if axis not in axes:
                 compact = compact.narrow(axis, 0, 1)
         self.recording.size_uses += [
-            SizeUse(module=self.modules.current, labels=compact, axis=axis, part=part)
-            for axis in axes
+            SizeUse(module=caller, labels=compact, axis=axis, part=part) for axis in axes
         ]
 
     def freeze_inputs(self, call: OpCall, reason: str) -> None:

@@ -290,9 +290,15 @@ def _is_sum(call: OpCall) -> bool:
 
 
 def softmax(recorder: LabelRecorder, call: OpCall) -> None:
-    """Pass labels on; a softmax over a labelled axis freezes it."""
+    """Pass labels on; a softmax over the only labelled axis freezes it.
+
+    If another axis is labelled too (paths that were stacked), the positions become one class.
+    """
     labels = recorder.labels_of(call.args[0])
-    if call.args[1] % labels.ndim in varying_axes(labels):
+    axis, varying = call.args[1] % labels.ndim, varying_axes(labels)
+    if axis in varying and len(varying) > 1:
+        recorder.store.unite(labels, labels.narrow(axis, 0, 1))
+    elif axis in varying:
         recorder.freeze_inputs(call, "normalises over channels")
     recorder.set_labels(call.out, labels)
 

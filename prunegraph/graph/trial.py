@@ -143,16 +143,23 @@ class Trial:
         rng = np.random.default_rng(0)
         self._model, self._graph, self._run = model, graph, run
         self._keep = np.ones(graph.num_classes, dtype=bool)
-        self._found: list[tuple[IntArray, FrozenOp]] = []
+        self._found: list[tuple[Group, IntArray, Failure]] = []
         groups = [group for group in graph.groups if group.frozen is None]
         self._parts = [(group, _part(group, rng)) for group in groups]
         self.failure = self._try(self._parts) if groups else None
 
-    def literal_sizes(self) -> list[tuple[IntArray, FrozenOp]]:
-        """Return the classes that the forward cannot lose, with the reason; by bisection."""
-        if self.failure is not None:
-            self._bisect(self._parts, self.failure)
-        return self._found
+    def literal_sizes(self, failure: Failure) -> list[tuple[IntArray, FrozenOp]]:
+        """Return the classes that the forward cannot lose, with the reason; by bisection.
+
+        Where some fail in the module where ``failure`` happened, those alone: other modules may
+        have remedies.
+        """
+        self._bisect(self._parts, failure)
+        same = [item for item in self._found if item[2].module == failure.module]
+        return [
+            (group.classes, FrozenOp(op="trial", module=group.name, reason=reason.reason))
+            for group, _, reason in same or self._found
+        ]
 
     def _try(self, parts: Parts) -> Failure | None:
         """Remove parts of groups on top of what is removed already, if the forward can follow."""
@@ -167,9 +174,7 @@ class Trial:
     def _bisect(self, parts: Parts, failure: Failure) -> None:
         """Remove what can go of ``parts``, which together cannot."""
         if len(parts) == 1:
-            group = parts[0][0]
-            cause = FrozenOp(op="trial", module=group.name, reason=failure.reason)
-            self._found.append((group.classes, cause))
+            self._found.append((*parts[0], failure))
             return
         middle = len(parts) // 2
         first = self._try(parts[:middle])

@@ -1,12 +1,21 @@
 """Helpers for the tests of users who prune networks of their own."""
 
-from prunegraph.testing.memory import assert_memory_equals_measured, measure_peak_memory
-from prunegraph.testing.oracle import assert_masked_equals_pruned, count_cost, largest_difference
+from prunegraph.testing.oracle import (
+    NothingComparedError,
+    assert_masked_equals_pruned,
+    count_cost,
+    largest_difference,
+)
+from prunegraph.testing.random_networks import RandomNetwork, random_network
+from prunegraph.testing.structure_check import StructureFindings, check_structure
 
 __all__ = [
+    "NothingComparedError",
+    "RandomNetwork",
+    "StructureFindings",
     "assert_masked_equals_pruned",
-    "assert_memory_equals_measured",
+    "check_structure",
     "count_cost",
     "largest_difference",
-    "measure_peak_memory",
+    "random_network",
 ]

@@ -27,6 +27,10 @@ TOLERANCE = 1e-5
 FLOPS_PER_MAC = 2
 
 
+class NothingComparedError(AssertionError):
+    """The outputs do not depend on the inputs, so that their equality would prove nothing."""
+
+
 def assert_masked_equals_pruned(
     model: nn.Module,
     graph: StructureGraph,
@@ -55,8 +59,8 @@ def assert_masked_equals_pruned(
         The largest relative difference.
 
     Raises:
-        AssertionError: an output, the multiply-adds or the parameters differ, or the outputs do
-            not depend on the inputs, so that nothing would be compared.
+        AssertionError: an output, the multiply-adds or the parameters differ.
+        NothingComparedError: the outputs do not depend on the inputs.
     """
     dense = copy.deepcopy(unwrap(model)).to(dtype)
     inputs = tree_map(lambda x: _cast(x, dtype), example)
@@ -115,7 +119,8 @@ def largest_difference(
     """Return the largest difference relative to ``scale``; None = the largest expected value.
 
     Raises:
-        AssertionError: the tensors differ in number or shape, or there is nothing to compare.
+        AssertionError: the tensors differ in number or shape.
+        NothingComparedError: the scale is zero.
     """
     shapes = [tuple(t.shape) for t in expected], [tuple(t.shape) for t in found]
     if shapes[0] != shapes[1]:
@@ -128,7 +133,7 @@ def largest_difference(
             "the outputs are the same whatever the inputs, so nothing is compared: give random "
             "inputs, and initialise a last layer of zeros"
         )
-        raise AssertionError(msg)
+        raise NothingComparedError(msg)
     worst = [float((one - other).abs().max()) for one, other in zip(expected, found, strict=True)]
     return float(torch.tensor(worst).max()) / scale  # a NaN is the maximum
 

@@ -212,3 +212,27 @@ def test_a_layer_that_is_not_used_is_reported() -> None:
     assert ("spare", "not used by this forward: left whole") in {
         (item.module, item.reason) for item in graph.frozen_ops
     }
+
+
+class SelectiveKernel(nn.Module):
+    """Two paths stacked, weighted by a softmax over the paths, and summed (Li et al. 2019)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.paths = nn.ModuleList([nn.Conv2d(3, 8, 3, padding=1) for _ in range(2)])
+        self.gate, self.out = nn.Linear(8, 16), nn.Linear(8, 3)
+        self.shape = (2, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stacked = torch.stack([path(x) for path in self.paths], 1)
+        gate = self.gate(stacked.sum(1).mean((2, 3))).view(-1, *self.shape).softmax(1)
+        out: Tensor = self.out((stacked * gate[..., None, None]).sum(1).mean((2, 3)))
+        return out
+
+
+def test_stacked_paths_lose_the_same_channels() -> None:
+    torch.manual_seed(0)
+    model, x = SelectiveKernel().eval(), torch.randn(2, 3, 9, 9)
+    graph = analyse(model, x)
+    assert free_sizes(graph) == [8]
+    check_masks(model, graph, x)
