@@ -60,12 +60,10 @@ class SlimMultiheadAttention(nn.Module):
         self.out_proj: nn.Linear
 
     @classmethod
-    def from_sliced(cls, module: nn.MultiheadAttention) -> Self:
-        """Take over the parameters of a module which were sliced by whole heads."""
-        packed = module.in_proj_weight
-        rows = packed.shape[0] // 3 if packed is not None else module.q_proj_weight.shape[0]
+    def from_sliced(cls, module: nn.MultiheadAttention, num_heads: int) -> Self:
+        """Take over the sliced parameters of a module, of which ``num_heads`` heads are left."""
         slim = cls(
-            num_heads=rows // module.head_dim,
+            num_heads=num_heads,
             scale=1.0 / math.sqrt(module.head_dim),
             dropout=module.dropout,
             batch_first=module.batch_first,

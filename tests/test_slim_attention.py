@@ -10,7 +10,7 @@ from prunegraph.slim_attention import SlimMultiheadAttention
 def pair(**options: bool) -> tuple[nn.MultiheadAttention, SlimMultiheadAttention]:
     torch.manual_seed(0)
     dense = nn.MultiheadAttention(12, 3, **options).eval()
-    return dense, SlimMultiheadAttention.from_sliced(copy.deepcopy(dense))
+    return dense, SlimMultiheadAttention.from_sliced(copy.deepcopy(dense), 3)
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -57,7 +57,7 @@ def test_one_sequence_alone_and_the_state_dict() -> None:
 
 def test_dropout_acts_in_training_only() -> None:
     torch.manual_seed(0)
-    slim = SlimMultiheadAttention.from_sliced(nn.MultiheadAttention(12, 3, dropout=0.5))
+    slim = SlimMultiheadAttention.from_sliced(nn.MultiheadAttention(12, 3, dropout=0.5), 3)
     x = torch.randn(5, 2, 12)
     assert not torch.equal(slim(x, x, x)[0], slim(x, x, x)[0])
     slim.eval()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunegraph.errors import DataError
 from prunegraph.experiment.apply import find_policy
 from prunegraph.experiment.search import first_context
-from prunegraph.graph import ExampleInputs, StructureGraph, analyse
+from prunegraph.graph import AttentionUnit, ExampleInputs, StructureGraph, analyse
 from prunegraph.graph.encode import to_pyg
 from prunegraph.graph.features import node_features
 from prunegraph.pruning.evaluation import Evaluator
@@ -78,6 +78,7 @@ def prune(
     max_memory: int | None = None,
     max_latency: float | None = None,
     round_to: int | None = None,
+    attention: AttentionUnit = "head",
     num_images: int = 1024,
     seed: int = 0,
 ) -> PruneResult:
@@ -94,6 +95,7 @@ def prune(
         max_memory: at most this many bytes of activations alive at once, on ``example_inputs``.
         max_latency: at most this many milliseconds a forward of ``example_inputs``, measured here.
         round_to: keep a multiple of this many channels in every group.
+        attention: what can leave it: "head", a whole one, or "width", a part of all of them.
         num_images: how many images are taken.
         seed: fixes what is drawn from them.
 
@@ -112,7 +114,7 @@ def prune(
         round_to=round_to,
     )
     trained = find_policy(Path(policy))
-    graph = analyse(model, example_inputs)
+    graph = analyse(model, example_inputs, attention=attention)
     source = _gather(model, calibration_data, num_images)
     index = torch.arange(len(source.labels))
     train, search = TrainSplit(source, index), SearchSplit(source, index)

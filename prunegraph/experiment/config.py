@@ -13,6 +13,7 @@ import tyro
 
 from prunegraph.agent import AgentConfig, PPOConfig
 from prunegraph.errors import ConfigError
+from prunegraph.graph import AttentionUnit
 from prunegraph.rewards.config import Constraint, Metric, RewardConfig, SelfCompetitionForm
 from prunegraph.types import Budget
 
@@ -81,11 +82,13 @@ class NetworkConfig(DataConfig):
             first on digits, else what the factory returns.
         pretrain_epochs: epochs to train a network that has no weights; default: 40 on digits, 0 for
             package.module:factory, else none and weights are asked for.
+        attention: what can leave it: a whole head, or a part of the width of all its heads.
     """
 
     arch: str | None = None
     weights: Path | None = None
     pretrain_epochs: int | None = None
+    attention: AttentionUnit = "head"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -215,6 +218,7 @@ class TrainConfig(SearchOptions, PruningOptions, DataConfig):
         arch: one or more networks: resnet20, vgg16_bn, torchvision:NAME, package.module:factory.
         weights: one weights file a network, in the same order.
         pretrain_epochs: epochs to train a network that has no weights.
+        attention: what can leave it: a whole head, or a part of the width of all its heads.
         search_seeds: independent searches; the best mask on the search split wins.
         baselines: all; heuristics: only those that need no search; none.
         out: run folder; default: runs/ARCH-DATASET-KEEP. The same command resumes.
@@ -224,6 +228,7 @@ class TrainConfig(SearchOptions, PruningOptions, DataConfig):
     arch: tuple[str, ...] = ()
     weights: tuple[Path, ...] = ()
     pretrain_epochs: int | None = None
+    attention: AttentionUnit = "head"
     search_seeds: int = 3
     baselines: Literal["all", "heuristics", "none"] = "all"
     out: Path | None = None
@@ -252,6 +257,7 @@ class TrainConfig(SearchOptions, PruningOptions, DataConfig):
                 arch=self.arch[position] if self.arch else None,
                 weights=self.weights[position] if self.weights else None,
                 pretrain_epochs=self.pretrain_epochs,
+                attention=self.attention,
             )
             for position in range(count)
         )

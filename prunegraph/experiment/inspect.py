@@ -78,7 +78,7 @@ def _analyse(config: InspectConfig) -> Inspected:
         load_weights(model, config.weights)
     generator = torch.Generator().manual_seed(config.seed)
     example: Tensor = torch.randn(1, *image_shape, generator=generator)
-    graph = analyse(model.to(device).eval(), example.to(device))
+    graph = analyse(model.to(device).eval(), example.to(device), attention=config.attention)
     check_network(arch, graph)
     return Inspected(arch=arch, graph=graph)
 

@@ -179,7 +179,8 @@ def load_target(config: NetworkConfig, budget: Budget | None = None) -> Target:
     model = model.to(device).eval()
     images, _ = next(iter(dataset.train.batches(1)))
     example_inputs = images.to(device)
-    graph = analyse(model, example_inputs)  # before the layout changes: files are read without it
+    # before the layout changes: files are read without it
+    graph = analyse(model, example_inputs, attention=config.attention)
     model = place(model, device)
     check_network(arch, graph)
     check_outputs(arch, model, example_inputs, dataset.num_classes)

@@ -1,9 +1,17 @@
 """From a network to a channel-level graph: what can be removed, what it costs."""
 
-from prunegraph.graph.analyse import ExampleInputs, analyse, call_forward, evaluation_mode, unwrap
+from prunegraph.graph.analyse import (
+    AttentionUnit,
+    ExampleInputs,
+    analyse,
+    call_forward,
+    evaluation_mode,
+    unwrap,
+)
 from prunegraph.graph.structure import FrozenOp, Group, OpNode, StructureGraph
 
 __all__ = [
+    "AttentionUnit",
     "ExampleInputs",
     "FrozenOp",
     "Group",

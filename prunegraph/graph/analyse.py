@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ from prunegraph.graph.trial import Remedies, Trial
 
 ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """One tensor, positional arguments, or keyword arguments of a forward."""
+
+AttentionUnit = Literal["head", "width"]
 
 MAX_TRIALS = 24
 
@@ -101,8 +103,10 @@ def _check_plain(model: nn.Module) -> None:
                 raise ModelError(msg)
 
 
-def _record(model: nn.Module, example_inputs: ExampleInputs) -> LabelRecorder:
-    recorder = LabelRecorder(model, RULES)
+def _record(
+    model: nn.Module, example_inputs: ExampleInputs, attention: AttentionUnit
+) -> LabelRecorder:
+    recorder = LabelRecorder(model, RULES, by_width=attention == "width")
     example_inputs = tree_map_only(Tensor, Tensor.clone, example_inputs)
     for leaf in tree_leaves(example_inputs):
         if isinstance(leaf, Tensor):
@@ -132,7 +136,11 @@ def _output_tensors(output: Any) -> list[Tensor]:
 
 
 def analyse(
-    model: nn.Module, example_inputs: ExampleInputs, *, trial: bool = True
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    trial: bool = True,
+    attention: AttentionUnit = "head",
 ) -> StructureGraph:
     """Run the forward once and return what can be pruned.
 
@@ -143,6 +151,8 @@ def analyse(
         example_inputs: what its forward takes: a tensor, a tuple, or a dict of keyword arguments.
         trial: prune every group once and compare with the zero-masked network; classes that the
             forward cannot lose (literal sizes) are frozen with the reason.
+        attention: what a class of attention is: a whole head, or one position of the width of all
+            heads. For both, prune by one, analyse the pruned network by the other.
 
     Raises:
         ModelError: the forward fails, weights are not finite, or nothing can be pruned.
@@ -150,8 +160,8 @@ def analyse(
     model = unwrap(model)
     _check_plain(model)
     _check_finite(model)
-    recorder = _record(model, example_inputs)
-    builder = GraphBuilder(model, recorder.recording)
+    recorder = _record(model, example_inputs, attention)
+    builder = GraphBuilder(model, recorder.recording, attention=attention)
     graph = builder.build()
     remedies = Remedies(model, recorder.recording)
     for _ in range(MAX_TRIALS if trial else 0):
@@ -162,7 +172,9 @@ def analyse(
             if not remedies.apply(attempt.failure, graph):
                 for classes, cause in attempt.literal_sizes(attempt.failure):
                     recorder.store.freeze(builder.labels_of(classes), cause)
-        builder = GraphBuilder(model, recorder.recording, literal=remedies.literal)
+        builder = GraphBuilder(
+            model, recorder.recording, literal=remedies.literal, attention=attention
+        )
         graph = builder.build()
     if not graph.free.any():
         reasons = "; ".join(dict.fromkeys(item.reason for item in graph.frozen_ops))

@@ -30,12 +30,19 @@ class GraphBuilder:
         model: the network that was recorded.
         recording: what its forward left behind.
         literal: paths of modules whose integer attributes are no sizes.
+        attention: "head" or "width", see ``analyse``.
     """
 
     def __init__(
-        self, model: nn.Module, recording: Recording, *, literal: Collection[str] = ()
+        self,
+        model: nn.Module,
+        recording: Recording,
+        *,
+        literal: Collection[str] = (),
+        attention: str = "head",
     ) -> None:
         self.model = model
+        self.attention = attention
         self.literal = literal
         self.recording = recording
         self.components = recording.store.components()
@@ -76,6 +83,7 @@ class GraphBuilder:
                 gather.module: (self._classes(gather.in_labels), self._classes(gather.out_labels))
                 for gather in self.recording.gathers
             },
+            attention=self.attention,
             size_attributes=self._size_attributes(),
             means={
                 mean.module: (self._classes(mean.labels), mean.axis)

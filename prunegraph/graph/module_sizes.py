@@ -28,22 +28,33 @@ def fix_module_sizes(dense: nn.Module, pruned: nn.Module, keep_first: Mapping[in
             _fix(name, new, weight, kept)
 
 
-def slim_attentions(pruned: nn.Module, lost: set[str]) -> nn.Module:
+def slim_attentions(
+    dense: nn.Module, pruned: nn.Module, kept: Mapping[int, Mapping[int, Tensor]]
+) -> nn.Module:
     """Put a slim module in the place of every ``nn.MultiheadAttention`` that lost something.
 
     Args:
-        pruned: the network, whose parameters are sliced already.
-        lost: names of the parameters that lost positions.
+        dense: the network before surgery.
+        pruned: its copy, whose parameters are sliced already.
+        kept: ``id`` of a dense parameter -> axis -> kept positions, where it lost some.
 
     Returns:
         The network: ``pruned`` itself unless that is an attention module.
     """
-    for path, module in list(pruned.named_modules(remove_duplicate=False)):
-        if isinstance(module, nn.MultiheadAttention):
-            own = [f"{path}.{name}".lstrip(".") for name, _ in module.named_parameters()]
-            if lost.intersection(own):
-                slim = SlimMultiheadAttention.from_sliced(module)
-                pruned = replace_module(pruned, path, slim)
+    for path, module in list(dense.named_modules(remove_duplicate=False)):
+        if isinstance(module, nn.MultiheadAttention) and any(
+            id(parameter) in kept for parameter in module.parameters()
+        ):
+            copied = pruned.get_submodule(path)
+            assert isinstance(copied, nn.MultiheadAttention)
+            packed = module.in_proj_weight
+            weight = module.q_proj_weight if packed is None else packed
+            rows = kept.get(id(weight), {}).get(0)
+            heads = module.num_heads
+            if rows is not None:
+                queries = rows[: module.embed_dim].view(module.num_heads, module.head_dim)
+                heads = int(queries.any(1).sum())
+            pruned = replace_module(pruned, path, SlimMultiheadAttention.from_sliced(copied, heads))
     return pruned
 
 

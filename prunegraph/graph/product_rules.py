@@ -1,7 +1,8 @@
-"""What products of activations do to labels: attention, pruned by whole heads.
+"""What products of activations do to labels: attention, pruned by whole heads, or by their width.
 
-The batch axis of a product runs over samples and heads. A head's queries, keys and values leave
-together, so that the heads that stay compute what they did: the same width, the same scale.
+The batch axis of a product runs over samples and heads. By heads, a head's queries, keys and values
+leave together, so that the heads that stay compute what they did: the same width, the same scale.
+By width, all heads stay and lose the same part of their queries and keys, and of their values.
 """
 
 from math import prod
@@ -15,7 +16,7 @@ from prunegraph.graph.recording import RecordedOp
 
 NO_AXIS = torch.empty(0, dtype=torch.int64)
 
-ONE_HEAD = "attention of one head: its width sets the scale of the scores"
+SCALE = "the width of a head sets the scale of its scores"
 
 
 def record_product(
@@ -50,6 +51,14 @@ def _unite_heads(recorder: LabelRecorder, operands: list[Tensor]) -> Tensor:
     return heads
 
 
+def _collapsed(recorder: LabelRecorder, labels: Tensor) -> Tensor:
+    """Tie axis 0 position by position: all heads lose the same part of their width."""
+    first = labels.narrow(0, 0, 1)
+    if 0 in varying_axes(labels):
+        recorder.store.unite(labels, first)
+    return first.expand(labels.shape)
+
+
 def activation_product(recorder: LabelRecorder, call: OpCall) -> None:
     """A product of two activations, ``[b, n, k] x [b, k, m]`` or without the batch axis."""
     tensors = call.tensors()[-2:]
@@ -59,6 +68,8 @@ def activation_product(recorder: LabelRecorder, call: OpCall) -> None:
         return
     if left.ndim == 2:
         left, right = left.unsqueeze(0), right.unsqueeze(0)
+    if recorder.by_width:
+        left, right = (_collapsed(recorder, labels) for labels in (left, right))
     (batch, rows, inner), columns = left.shape, right.shape[2]
     left_axes, right_axes = varying_axes(left), varying_axes(right)
     if 0 in left_axes or 0 in right_axes:
@@ -137,21 +148,15 @@ def attention(recorder: LabelRecorder, call: OpCall) -> None:
     heads, length = query.shape[-3], key.shape[-2]
     labels = [each.repeat_interleave(heads // each.shape[0], 0) for each in labels]
     rows = prod(query.shape[:-3]) * query.shape[-2]
+    if recorder.by_width:
+        labels = [_collapsed(recorder, each) for each in labels]
     if any(0 in varying_axes(each) for each in labels):
         labels += _bias_of_heads(recorder, call, query)
         out = _unite_heads(recorder, labels)
         record_product(recorder, rows * length * (query.shape[-1] + value.shape[-1]), out)
         spread = along(out, 0, (heads, 1, 1))
     else:
-        for each in labels[:2]:
-            if varying_axes(each):
-                recorder.store.freeze(each, recorder.cause(call, ONE_HEAD))
-        record_product(recorder, rows * heads * length * query.shape[-1])
-        channels = recorder.channel_labels(labels[2], 2)
-        varying = 2 in varying_axes(labels[2])
-        width = 1 if varying else value.shape[-1]
-        record_product(recorder, rows * heads * length * width, channels if varying else NO_AXIS)
-        spread = along(channels, 2, (1, 1, value.shape[-1]))
+        spread = _attention_by_width(recorder, call, labels, rows * heads * length)
     first, *rest = call.outputs()
     recorder.set_labels(first, spread.expand(first.shape))
     for tensor in rest:
@@ -159,6 +164,27 @@ def attention(recorder: LabelRecorder, call: OpCall) -> None:
         if tensor.ndim == 3 and 1 < tensor.shape[1] == spread.shape[0]:  # sums, [b, heads, n]
             lines = spread[:, :, :1].reshape(1, -1, 1)
         recorder.set_labels(tensor, lines.expand(tensor.shape))
+
+
+def _attention_by_width(
+    recorder: LabelRecorder, call: OpCall, labels: list[Tensor], scores: int
+) -> Tensor:
+    """Attention whose heads all stay; return the output's labels ``[1, 1, width]``.
+
+    Values may lose any part of their width; queries and keys only if the scale is kept.
+    """
+    query, key, value = (recorder.channel_labels(each, 2) for each in labels)
+    keeps_scale = call.kwargs.get("scale") is not None or recorder.in_multihead_attention
+    if not keeps_scale:
+        for each in (query, key):
+            recorder.store.freeze(each, recorder.cause(call, SCALE))
+    recorder.store.unite(query, key)
+    for each, is_output in ((query, False), (value, True)):
+        fixed = bool((each == NEUTRAL).any())
+        axis = NO_AXIS if fixed else each
+        macs = scores * (len(each) if fixed else 1)
+        record_product(recorder, macs, *((axis, NO_AXIS) if is_output else (NO_AXIS, axis)))
+    return along(value, 2, (1, 1, len(value)))
 
 
 def _heads_in_front(labels: Tensor) -> Tensor:

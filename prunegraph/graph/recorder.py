@@ -153,10 +153,19 @@ class LabelRecorder(TorchDispatchMode):
     Args:
         model: the network (its parameters and buffers are known by identity).
         rules: ATen op name -> rule.
+        by_width: attention is pruned by the width of its heads, not by whole heads.
     """
 
-    def __init__(self, model: nn.Module, rules: Mapping[str, Rule]) -> None:
+    def __init__(
+        self, model: nn.Module, rules: Mapping[str, Rule], *, by_width: bool = False
+    ) -> None:
         super().__init__()
+        self.by_width = by_width
+        self._multihead = {
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.MultiheadAttention)
+        }
         self.recording = Recording()
         self.store = self.recording.store
         self.lifetimes = self.recording.lifetimes
@@ -198,6 +207,11 @@ class LabelRecorder(TorchDispatchMode):
         if not self._gather_depth and name in LIKE:
             self.lifetimes.note_labels(out, self.labels_of(args[0]))
         return out
+
+    @property
+    def in_multihead_attention(self) -> bool:
+        """True in an ``nn.MultiheadAttention``, whose slim successor keeps the scale."""
+        return self.modules.current in self._multihead
 
     def cause(self, call: OpCall, reason: str) -> FrozenOp:
         """Return a freeze's cause for an op."""

@@ -137,6 +137,7 @@ class StructureGraph:
         frozen_ops: what froze classes, and why.
         param_classes: parameter or buffer name -> axis -> class id at each position of the axis.
         gathers: path of each ``ChannelGather`` -> class ids of its input and output channels.
+        attention: what a class of attention is, "head" or "width"; see ``analyse``.
         size_attributes: attributes of modules that surgery sets to the kept sizes.
         means: path of a module -> class ids of the axis that it takes a mean over, and the axis,
             counted from the end.
@@ -152,6 +153,7 @@ class StructureGraph:
     frozen_ops: tuple[FrozenOp, ...]
     param_classes: Mapping[str, Mapping[int, IntArray]]
     gathers: Mapping[str, tuple[IntArray, IntArray]]
+    attention: str = "head"
     size_attributes: tuple[SizeAttribute, ...] = ()
     means: Mapping[str, tuple[IntArray, int]] = field(default_factory=dict)
     cost_model: CostModel = field(repr=False)

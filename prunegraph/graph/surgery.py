@@ -62,7 +62,7 @@ def apply_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Mo
             values[attribute.index] = size
             value = type(getattr(owner, attribute.name))(values)
         setattr(owner, attribute.name, value)
-    return slim_attentions(pruned, {name for name, p in _named(model) if id(p) in plans})
+    return slim_attentions(model, pruned, {key: plan.keep for key, plan in plans.items()})
 
 
 def zero_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Module:

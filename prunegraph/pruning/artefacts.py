@@ -119,6 +119,7 @@ def save_pruned(
             "digest": mask.digest(),
         },
         "graph": graph.fingerprint(),
+        "attention": graph.attention,
         "weights": {"file": weights_path.name, "sha256": hashlib.sha256(weights).hexdigest()},
         "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
     }
@@ -162,7 +163,8 @@ def load_pruned(where: Path | str, build_model: Callable[[], nn.Module]) -> Prun
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         dense = unwrap(build_model())
-        graph = analyse(dense, torch.randn(info.example_shape))
+        attention = record.get("attention", "head")
+        graph = analyse(dense, torch.randn(info.example_shape), attention=attention)
     if graph.fingerprint() != record["graph"]:
         msg = (
             f"{path} describes a network of another structure than the {info.arch} that was built "

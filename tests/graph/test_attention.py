@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunegraph.graph import StructureGraph, analyse
+from prunegraph.graph import AttentionUnit, StructureGraph, analyse
 from prunegraph.pruning.surgery import apply_mask
 from prunegraph.slim_attention import SlimMultiheadAttention
 from prunegraph.testing import assert_masked_equals_pruned
@@ -142,12 +142,12 @@ ATTENTIONS = {
 }
 
 
-def block(name: str) -> tuple[nn.Module, StructureGraph, Tensor]:
+def block(name: str, attention: AttentionUnit = "head") -> tuple[nn.Module, StructureGraph, Tensor]:
     torch.manual_seed(0)
     model, x = Block(ATTENTIONS[name]()), torch.randn(2, TOKENS, 5)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.4)
-    return model.eval(), analyse(model, x), x
+    return model.eval(), analyse(model, x, attention=attention), x
 
 
 def random_mask(graph: StructureGraph, seed: int) -> KeepMask:
@@ -282,11 +282,13 @@ def test_width_of_a_single_fused_head_is_frozen_with_the_reason() -> None:
 
     model, x = OneHead().eval(), torch.randn(2, TOKENS, 5)
     graph = analyse(model, x)
-    assert any("scale of the scores" in item.reason for item in graph.frozen_ops)
+    assert any("sets the scale" in item.reason for item in graph.frozen_ops)
     assert [g.members for g in graph.groups if g.frozen is None] == [
         ("v.weight:0", "v.bias:0", "out.weight:1")
     ]
-    assert_masked_equals_pruned(model, graph, random_mask(graph, 0), x)
+    assert_masked_equals_pruned(
+        model, graph, graph.project(np.zeros(graph.num_classes), Budget(keep_macs=0.8)), x
+    )
 
 
 def test_the_input_network_is_left_alone() -> None:
@@ -295,3 +297,47 @@ def test_the_input_network_is_left_alone() -> None:
     apply_mask(model, graph, random_mask(graph, 0))
     assert isinstance(model.get_submodule("attention.attention"), nn.MultiheadAttention)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+BY_WIDTH = sorted(set(ATTENTIONS) - {"of_its_input"})  # which leaves nothing to prune
+
+
+@pytest.mark.parametrize("name", BY_WIDTH)
+def test_masked_equals_pruned_by_width(name: str) -> None:
+    model, graph, x = block(name, "width")
+    for seed in range(5):
+        assert_masked_equals_pruned(model, graph, random_mask(graph, seed), x)
+
+
+@pytest.mark.parametrize("name", ["torch", "torch_weights"])
+def test_heads_stay_and_lose_width(name: str) -> None:
+    model, graph, _ = block(name, "width")
+    width = EMBED // HEADS
+    assert heads(graph) == [width]
+    group = next(g for g in graph.groups if len(g.classes) == width and g.frozen is None)
+    keep = np.ones(graph.num_classes, dtype=bool)
+    keep[group.classes[:2]] = False
+    slim = apply_mask(model, graph, graph.mask(keep)).get_submodule("attention.attention")
+    assert isinstance(slim, SlimMultiheadAttention)
+    assert slim.num_heads == HEADS
+    assert slim.out_proj.in_features == HEADS * (width - 2)
+    assert slim.scale == pytest.approx(width**-0.5)
+
+
+def test_heads_first_then_their_width() -> None:
+    model, graph, x = block("torch")
+    fewer = apply_mask(model, graph, random_mask(graph, 1))
+    by_width = analyse(fewer, x, attention="width")
+    for seed in range(3):
+        assert_masked_equals_pruned(fewer, by_width, random_mask(by_width, seed), x)
+
+
+def test_values_may_be_narrower_than_queries() -> None:
+    """Separate projections: queries and keys lose other positions than values."""
+    torch.manual_seed(0)
+    model, inputs = CrossAttention().eval(), (torch.randn(2, 4, 5), torch.randn(2, 6, 7))
+    graph = analyse(model, inputs, attention="width")
+    sizes = sorted(len(group.classes) for group in graph.groups if group.frozen is None)
+    assert sizes.count(EMBED // HEADS) == 4
+    for seed in range(3):
+        assert_masked_equals_pruned(model, graph, random_mask(graph, seed), inputs)
