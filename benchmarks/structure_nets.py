@@ -207,6 +207,66 @@ class Transformer(nn.Module):
         return self.fc(self.encoder(x)[:, 0])
 
 
+class OneHead(nn.Module):
+    """Attention of one head, its scale computed from the width, initialised as transformers are.
+
+    Attention is nearly even at first, so a wrong scale changes little: an oracle must be sharp.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv(3, 32, 3, 4)
+        self.query, self.key, self.value = nn.Linear(32, 16), nn.Linear(32, 16), nn.Linear(32, 32)
+        for layer in (self.query, self.key):
+            nn.init.normal_(layer.weight, std=0.02)
+        self.fc = nn.Linear(32, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits."""
+        x = self.stem(images).flatten(2).transpose(1, 2)
+        query, key = self.query(x), self.key(x)
+        scores = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
+        return self.fc((x + scores.softmax(-1) @ self.value(x)).mean(1))
+
+
+class Selective(nn.Module):
+    """A selective kernel: a softmax weighs two stacked paths, channel by channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.small, self.large = conv(3, 32), conv(32, 32), conv(32, 32, 5)
+        self.reduce, self.weigh = conv(32, 16, 1), nn.Conv2d(16, 64, 1)
+        self.fc = nn.Linear(32, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits."""
+        x = self.stem(images)
+        paths = torch.stack([self.small(x), self.large(x)], 1)
+        weights = self.weigh(self.reduce(paths.sum(1).mean((2, 3), keepdim=True)))
+        weights = weights.view(x.shape[0], 2, -1, 1, 1).softmax(1)
+        return self.fc((paths * weights).sum(1).mean((2, 3)))
+
+
+class ListedSizes(nn.Module):
+    """Channels split by a list of sizes, each part through a convolution of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv(3, 48)
+        self.sizes = [8, 16, 24]
+        self.parts = nn.ModuleList(
+            nn.Conv2d(size, size, kernel, padding=kernel // 2, groups=size)
+            for size, kernel in zip(self.sizes, (3, 5, 7), strict=True)
+        )
+        self.merge, self.fc = conv(48, 32, 1), nn.Linear(32, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits."""
+        split = self.stem(images).split(self.sizes, 1)
+        parts = [part(x) for part, x in zip(self.parts, split, strict=True)]
+        return self.fc(self.merge(torch.cat(parts, 1)).mean((2, 3)))
+
+
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "yolo": (Yolo, (1, 3, 64, 64)),
     "unet": (UNet, (1, 3, 32, 32)),
@@ -216,5 +276,8 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "shared_weights": (SharedWeights, (1, 64)),
     "group_norm": (GroupNormNet, (1, 3, 32, 32)),
     "transformer": (Transformer, (1, 3, 32, 32)),
+    "one_head": (OneHead, (1, 3, 32, 32)),
+    "selective": (Selective, (1, 3, 32, 32)),
+    "listed_sizes": (ListedSizes, (1, 3, 32, 32)),
 }
 """Name -> (network, shape of its example)."""

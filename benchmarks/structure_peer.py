@@ -152,7 +152,8 @@ def restore_values(pruned: nn.Module, dense: nn.Module) -> nn.Module:
             if isinstance(norm, nn.LayerNorm | nn.RMSNorm):
                 masked.set_submodule(path, MaskedNorm(masked.get_submodule(path), {0: keep}))
             else:
-                mean_over_kept(masked.get_submodule(path), keep)
+                axis = -3 if type(norm).__name__.endswith("2d") else -1
+                mean_over_kept(masked.get_submodule(path), keep, axis)
     return masked
 
 

@@ -1,6 +1,8 @@
 """The oracle of structured pruning: a silenced network and a smaller one compute the same."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -87,12 +89,28 @@ def count_cost(model: nn.Module, inputs: ExampleInputs) -> Cost:
     is off and scaled dot products use the plain backend.
     """
     counter = FlopCounterMode(display=False)
-    with evaluation_mode(model), sdpa_kernel(SDPBackend.MATH), counter:
+    with _without_gradients(model), evaluation_mode(model), sdpa_kernel(SDPBackend.MATH), counter:
         call_forward(model, inputs)
     return Cost(
         macs=counter.get_total_flops() // FLOPS_PER_MAC,
         params=sum(parameter.numel() for parameter in model.parameters()),
     )
+
+
+@contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """Let no parameter ask for gradients.
+
+    The counter fails where a module is called with a view of one that does.
+    """
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
 
 
 def largest_difference(

@@ -163,3 +163,20 @@ def test_differences_are_relative_and_nan_is_one() -> None:
     assert math.isnan(largest_difference([one], [other * torch.nan]))
     with pytest.raises(AssertionError, match="shapes"):
         largest_difference([one], [other[:1]])
+
+
+def test_a_view_of_a_parameter_may_be_the_argument_of_a_module() -> None:
+    class Token(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.token, self.mix = nn.Parameter(torch.randn(1, 4)), nn.Linear(4, 4)
+            self.head = nn.Linear(4, 2)
+            self.head.weight.requires_grad_(False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x + self.mix(self.token.expand(len(x), -1)))
+
+    model = Token()
+    assert count_cost(model, torch.randn(1, 4)) == Cost(macs=16 + 8, params=4 + 20 + 10)
+    wanting = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert wanting == {"token", "mix.weight", "mix.bias", "head.bias"}
