@@ -6,6 +6,7 @@ from prunegraph.graph.analyse import (
     analyse,
     call_forward,
     evaluation_mode,
+    fresh,
     unwrap,
 )
 from prunegraph.graph.structure import FrozenOp, Group, OpNode, StructureGraph
@@ -20,5 +21,6 @@ __all__ = [
     "analyse",
     "call_forward",
     "evaluation_mode",
+    "fresh",
     "unwrap",
 ]

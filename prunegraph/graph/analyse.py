@@ -35,15 +35,14 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+def fresh(example_inputs: ExampleInputs) -> ExampleInputs:
+    """Return a copy of the inputs, for a forward that may write into them."""
+    copied: ExampleInputs = tree_map_only(Tensor, Tensor.clone, example_inputs)
+    return copied
+
+
 def call_forward(model: nn.Module, example_inputs: ExampleInputs) -> Any:
-    """Call a model on a copy of a tensor, a tuple of arguments or a mapping of keyword arguments.
-
-    A copy, because a forward may write into its inputs.
-    """
-    return _call(model, tree_map_only(Tensor, Tensor.clone, example_inputs))
-
-
-def _call(model: nn.Module, example_inputs: ExampleInputs) -> Any:
+    """Call a model on a tensor, a tuple of arguments or a mapping of keyword arguments."""
     if isinstance(example_inputs, Mapping):
         return model(**example_inputs)
     if isinstance(example_inputs, tuple):
@@ -107,7 +106,7 @@ def _record(
     model: nn.Module, example_inputs: ExampleInputs, attention: AttentionUnit
 ) -> LabelRecorder:
     recorder = LabelRecorder(model, RULES, by_width=attention == "width")
-    example_inputs = tree_map_only(Tensor, Tensor.clone, example_inputs)
+    example_inputs = fresh(example_inputs)
     for leaf in tree_leaves(example_inputs):
         if isinstance(leaf, Tensor):
             recorder.lifetimes.add_input(leaf)
@@ -115,7 +114,7 @@ def _record(
             recorder.set_labels(leaf, recorder.store.frozen(cause, leaf.shape, expected=True))
     try:
         with evaluation_mode(model), recorder.recorded():
-            output = _call(model, example_inputs)
+            output = call_forward(model, example_inputs)
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         where = recorder.modules.current or type(model).__name__
@@ -133,6 +132,16 @@ def _record(
 
 def _output_tensors(output: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _cast(example_inputs: ExampleInputs, dtype: torch.dtype | None) -> ExampleInputs:
+    """Return the inputs with those of floating point in another precision; None = as they are."""
+    if dtype is None:
+        return example_inputs
+    cast: ExampleInputs = tree_map_only(
+        Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, example_inputs
+    )
+    return cast
 
 
 def analyse(
@@ -164,9 +173,13 @@ def analyse(
     builder = GraphBuilder(model, recorder.recording, attention=attention)
     graph = builder.build()
     remedies = Remedies(model, recorder.recording)
+
+    def run(network: nn.Module, dtype: torch.dtype | None) -> Any:
+        return call_forward(network, _cast(fresh(example_inputs), dtype))
+
     for _ in range(MAX_TRIALS if trial else 0):
         with evaluation_mode(model):
-            attempt = Trial(model, graph, lambda m: call_forward(m, example_inputs))
+            attempt = Trial(model, graph, run)
             if attempt.failure is None:
                 break
             if not remedies.apply(attempt.failure, graph):

@@ -4,7 +4,7 @@ from math import prod
 
 from torch import Tensor
 
-from prunegraph.graph.labels import along, varying_axes
+from prunegraph.graph.labels import NEUTRAL, along, varying_axes
 from prunegraph.graph.product_rules import activation_product, record_product
 from prunegraph.graph.recorder import LabelRecorder, OpCall
 from prunegraph.graph.recording import RecordedOp
@@ -16,6 +16,14 @@ def _tie_parameter(recorder: LabelRecorder, tensor: Tensor | None, channels: Ten
         return
     labels = recorder.axis_labels(tensor, 0)
     recorder.store.unite(recorder.labels_of(tensor) if labels is None else labels, channels)
+
+
+def _freeze_if_constant(
+    recorder: LabelRecorder, call: OpCall, channels: Tensor, in_labels: Tensor | None
+) -> None:
+    """Keep the columns of a layer that reads a constant made in the forward."""
+    if in_labels is not None and in_labels.numel() > 1 and bool((channels == NEUTRAL).all()):
+        recorder.store.freeze(in_labels, recorder.cause(call, "reads a constant"))
 
 
 def batch_norm(recorder: LabelRecorder, call: OpCall) -> None:
@@ -89,6 +97,9 @@ def convolution(recorder: LabelRecorder, call: OpCall) -> None:
         recorder.set_unlabelled(call, "convolution with a computed weight")
         return
     channels = recorder.channel_labels(recorder.labels_of(source), 1)
+    _freeze_if_constant(
+        recorder, call, channels, recorder.axis_labels(weight, 0 if transposed else 1)
+    )
     depthwise = groups > 1 and weight.shape[1] == 1
     if transposed:
         depthwise &= weight.shape[0] == groups
@@ -178,7 +189,9 @@ def _matrix_product(
     if in_labels is None or out_labels is None:
         activation_product(recorder, call)
         return
-    recorder.store.unite(recorder.channel_labels(recorder.labels_of(source), -1), in_labels)
+    channels = recorder.channel_labels(recorder.labels_of(source), -1)
+    _freeze_if_constant(recorder, call, channels, in_labels)
+    recorder.store.unite(channels, in_labels)
     if bias is not None:
         _tie_parameter(recorder, bias, out_labels)
     recorder.set_labels(call.out, along(out_labels, -1 % call.out.ndim, call.out.shape))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
-from types import FrameType
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 import torch
@@ -102,12 +102,15 @@ class ModuleStack:
     """Knows the path of the module whose forward is running."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._names = {id(module): name for name, module in model.named_modules()}
-        self._torch_own = {
-            name
-            for name, module in model.named_modules()
-            if type(module).__module__.startswith("torch.nn.")
-        }
+        self._modules = dict(model.named_modules())
+        self._names = {id(module): name for name, module in self._modules.items()}
+        self._kinds: dict[CodeType, set[type]] = {}
+        for kind in {type(module) for module in self._modules.values()}:
+            own = [base for base in kind.__mro__ if not base.__module__.startswith("torch.nn.")]
+            functions = [value for base in own for value in vars(base).values()]
+            for function in functions:
+                if isinstance(function, FunctionType):
+                    self._kinds.setdefault(function.__code__, set()).add(kind)
         self._stack: list[str] = []
 
     @property
@@ -117,21 +120,32 @@ class ModuleStack:
 
     @property
     def running_own_code(self) -> bool:
-        """True if that module's forward is the user's own, not one of ``torch.nn``."""
-        return self.current not in self._torch_own
+        """True if that module's class is the user's own, not one of ``torch.nn``."""
+        return not type(self._modules[self.current]).__module__.startswith("torch.nn.")
 
     def caller(self) -> str | None:
         """Return the path of the module whose own method is running, be it its forward or not.
 
-        None if that is one of ``torch.nn``'s modules.
+        None if that is one of ``torch.nn``'s modules. Frames' locals are not looked at: that would
+        keep the tensors in them alive.
         """
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
-            name = self._names.get(id(frame.f_locals.get("self")))
-            if name is not None:
-                return None if name in self._torch_own else name
+            kinds = self._kinds.get(frame.f_code)
+            if kinds is not None:
+                break
             frame = frame.f_back
-        return None
+        else:
+            return None
+        if isinstance(self._modules[self.current], tuple(kinds)):
+            return self.current
+        inside = f"{self.current}." if self.current else ""
+        found = [
+            name
+            for name, module in self._modules.items()
+            if name.startswith(inside) and type(module) in kinds
+        ]
+        return found[0] if len(found) == 1 else None
 
     def _enter(self, module: nn.Module, _args: object) -> None:
         self._stack.append(self._names.get(id(module), self.current))

@@ -5,6 +5,7 @@ told from computed ones in one run. A slim network that raises, or whose output 
 zero-masked one, names the groups that must stay whole.
 """
 
+import math
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,10 +22,17 @@ from prunegraph.graph.structure import FrozenOp, Group, StructureGraph
 from prunegraph.graph.surgery import apply_mask, zero_mask
 from prunegraph.types import BoolArray, IntArray
 
-TOLERANCE = 1e-3
-"""Largest accepted difference relative to the output's largest value; float32 noise is 1e-6."""
+SUSPICIOUS = 1e-5
+"""From this difference on, relative to the output's largest value, float64 decides."""
 
-Forward = Callable[[nn.Module], Any]
+EXACT, ROUGH = 1e-8, 1e-3
+"""Largest accepted difference in float64, and where the forward cannot run in float64."""
+
+Forward = Callable[[nn.Module, torch.dtype | None], Any]
+"""Calls a network of the model's type on the example inputs, cast to a precision or as they are."""
+
+ERRORS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError, SurgeryError)
+"""What a forward may raise that cannot follow."""
 
 Parts = list[tuple[Group, IntArray]]
 """Groups, each with the classes of it to remove."""
@@ -70,24 +78,43 @@ def _failure(
     mask, slim_model = graph.mask(keep), model
     try:
         slim_model = apply_mask(model, graph, mask)
-        slim = [t for t in tree_leaves(run(slim_model)) if isinstance(t, Tensor)]
-    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError, SurgeryError) as error:
+        slim = _tensors(run(slim_model, None))
+    except ERRORS as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         frame = failing_frame(slim_model, error)
         return Failure(
             reason=f"the forward needs its full width: {first_line}",
             module=None if frame is None else frame[0],
         )
-    zero = [t for t in tree_leaves(run(zero_mask(model, graph, mask))) if isinstance(t, Tensor)]
-    for pruned, masked in zip(slim, zero, strict=True):
-        if pruned.shape != masked.shape:
-            return Failure(reason="the forward's output changes its shape")
-        if not pruned.is_floating_point():
-            continue
-        difference = (pruned - masked).abs().max() if pruned.numel() else torch.zeros(())
-        if not bool(difference <= TOLERANCE * masked.abs().max().clamp_min(1e-6)):
-            return Failure(reason="the pruned forward computes something else than the masked one")
-    return None
+    silent = zero_mask(model, graph, mask)
+    zero = _tensors(run(silent, None))
+    if any(one.shape != other.shape for one, other in zip(slim, zero, strict=True)):
+        return Failure(reason="the forward's output changes its shape")
+    difference, limit = _difference(slim, zero), SUSPICIOUS
+    if difference > limit:
+        try:
+            double = [_tensors(run(m.double(), torch.float64)) for m in (slim_model, silent)]
+            difference, limit = _difference(*double), EXACT
+        except ERRORS:  # a forward that casts to float32 itself
+            limit = ROUGH
+    if difference <= limit:
+        return None
+    return Failure(reason="the pruned forward computes something else than the masked one")
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _difference(pruned: list[Tensor], masked: list[Tensor]) -> float:
+    """Return the largest difference relative to each output's largest value; infinite for NaN."""
+    worst = 0.0
+    for one, other in zip(pruned, masked, strict=True):
+        if one.is_floating_point() and one.numel():
+            scale = float(other.abs().max().clamp_min(1e-6))
+            found = float((one - other).abs().max()) / scale
+            worst = max(worst, found if found == found else math.inf)
+    return worst
 
 
 class Remedies:
@@ -151,15 +178,19 @@ class Trial:
     def literal_sizes(self, failure: Failure) -> list[tuple[IntArray, FrozenOp]]:
         """Return the classes that the forward cannot lose, with the reason; by bisection.
 
-        Where some fail in the module where ``failure`` happened, those alone: other modules may
-        have remedies.
+        Where some fail in modules of the class in which ``failure`` happened, those alone: others
+        may have remedies.
         """
         self._bisect(self._parts, failure)
-        same = [item for item in self._found if item[2].module == failure.module]
+        same = [item for item in self._found if self._kind(item[2]) is self._kind(failure)]
         return [
             (group.classes, FrozenOp(op="trial", module=group.name, reason=reason.reason))
             for group, _, reason in same or self._found
         ]
+
+    def _kind(self, failure: Failure) -> type | None:
+        """Return the class of the module that a failure came from."""
+        return None if failure.module is None else type(self._model.get_submodule(failure.module))
 
     def _try(self, parts: Parts) -> Failure | None:
         """Remove parts of groups on top of what is removed already, if the forward can follow."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.errors import SurgeryError
-from prunegraph.graph.analyse import ExampleInputs, call_forward, evaluation_mode, unwrap
+from prunegraph.graph.analyse import ExampleInputs, call_forward, evaluation_mode, fresh, unwrap
 from prunegraph.graph.structure import StructureGraph
 from prunegraph.graph.surgery import SlicePlan, slice_plans, take
 from prunegraph.graph.surgery import apply_mask as slice_network
@@ -91,7 +91,7 @@ def check_forward(model: nn.Module, example_inputs: ExampleInputs) -> None:
     """
     try:
         with evaluation_mode(model):
-            call_forward(model, example_inputs)
+            call_forward(model, fresh(example_inputs))
     except Exception as error:
         raise SurgeryError(_failure(model, error)) from error
 

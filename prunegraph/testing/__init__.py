@@ -1,5 +1,6 @@
 """Helpers for the tests of users who prune networks of their own."""
 
+from prunegraph.testing.memory import assert_memory_equals_measured, measure_peak_memory
 from prunegraph.testing.oracle import (
     NothingComparedError,
     assert_masked_equals_pruned,
@@ -14,8 +15,10 @@ __all__ = [
     "RandomNetwork",
     "StructureFindings",
     "assert_masked_equals_pruned",
+    "assert_memory_equals_measured",
     "check_structure",
     "count_cost",
     "largest_difference",
+    "measure_peak_memory",
     "random_network",
 ]

@@ -16,6 +16,7 @@ from prunegraph.graph import (
     StructureGraph,
     call_forward,
     evaluation_mode,
+    fresh,
     unwrap,
 )
 from prunegraph.pruning.surgery import apply_mask, zero_mask
@@ -90,7 +91,7 @@ def count_cost(model: nn.Module, inputs: ExampleInputs) -> Cost:
     """
     counter = FlopCounterMode(display=False)
     with _without_gradients(model), evaluation_mode(model), sdpa_kernel(SDPBackend.MATH), counter:
-        call_forward(model, inputs)
+        call_forward(model, fresh(inputs))
     return Cost(
         macs=counter.get_total_flops() // FLOPS_PER_MAC,
         params=sum(parameter.numel() for parameter in model.parameters()),
@@ -164,5 +165,5 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 def _outputs(model: nn.Module, inputs: ExampleInputs) -> list[Tensor]:
     """Return the floating-point tensors that a forward in eval mode gives."""
     with evaluation_mode(model), sdpa_kernel(SDPBackend.MATH):
-        leaves = tree_leaves(call_forward(model, inputs))
+        leaves = tree_leaves(call_forward(model, fresh(inputs)))
     return [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point() and t.numel()]

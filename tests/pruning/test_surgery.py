@@ -132,7 +132,7 @@ def test_flags_types_layout_and_hooks_are_kept(
     mixed.train()
     mixed.drop.eval()
     mixed.head.register_forward_hook(lambda *_: calls.append(1))
-    pruned = apply_mask(mixed, mixed_graph, make_mask(mixed_graph, 0))
+    pruned = apply_mask(mixed, mixed_graph, make_mask(mixed_graph, 1))
     assert pruned.stem.weight.dtype is torch.float64
     assert pruned.grouped.weight.is_contiguous(memory_format=torch.channels_last)
     assert not pruned.grouped.weight.is_contiguous()
