@@ -68,6 +68,7 @@ class GraphBuilder:
             for name, axes in params.items()
         }
         num_classes = len(self.class_of)
+        self._check_products()
         frozen = np.zeros(num_classes, dtype=bool)
         frozen[[self.class_of[c] for c in self.events if c in self.class_of]] = True
         ops = self._ops()
@@ -147,6 +148,19 @@ class GraphBuilder:
                 for components in (first, own):
                     self._freeze(components, mean.module, reason)
 
+    def _check_products(self) -> None:
+        """Freeze the axes of products on which some positions are of no parameter: all stay."""
+        for op in self.recording.ops:
+            for labels in (op.in_labels, op.out_labels):
+                if self._has_constants(labels):
+                    known = self.components[labels[labels != NEUTRAL].numpy()]
+                    self._freeze(known, op.module, "product with constants among its channels")
+
+    def _has_constants(self, labels: Tensor) -> bool:
+        """Return whether an axis of an operation has positions that are of no parameter."""
+        values = labels.numpy()
+        return bool((self._lookup[self.components[values[values != NEUTRAL]]] == NEUTRAL).any())
+
     def _param_components(self) -> dict[str, dict[int, IntArray]]:
         """Return the component at each position of each labelled axis, by parameter."""
         params: dict[str, dict[int, IntArray]] = {}
@@ -178,13 +192,19 @@ class GraphBuilder:
         for depth, op in enumerate(self.recording.ops):
             calls[op.module] = calls.get(op.module, 0) + 1
             suffix = f"#{calls[op.module]}" if calls[op.module] > 1 else ""
+            inputs, outputs = self._classes(op.in_labels), self._classes(op.out_labels)
+            coefficient = op.macs_coefficient
+            if self._has_constants(op.in_labels):
+                inputs, coefficient = NO_CLASSES, coefficient * op.in_labels.numel()
+            if self._has_constants(op.out_labels):
+                outputs, coefficient = NO_CLASSES, coefficient * op.out_labels.numel()
             nodes.append(
                 OpNode(
                     name=op.module + suffix,
                     kind=op.kind,
-                    in_classes=self._classes(op.in_labels),
-                    out_classes=self._classes(op.out_labels),
-                    macs_coefficient=op.macs_coefficient,
+                    in_classes=inputs,
+                    out_classes=outputs,
+                    macs_coefficient=coefficient,
                     kernel_size=op.kernel_size,
                     stride=op.stride,
                     groups=op.groups,

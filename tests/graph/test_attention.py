@@ -341,3 +341,25 @@ def test_values_may_be_narrower_than_queries() -> None:
     assert sizes.count(EMBED // HEADS) == 4
     for seed in range(3):
         assert_masked_equals_pruned(model, graph, random_mask(graph, seed), inputs)
+
+
+class ConstantKeys(nn.Module):
+    """A product over channels and constants, which are of no parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key = nn.Linear(5, 8), nn.Linear(5, 8)
+        self.one, self.two = nn.Linear(6, 9), nn.Linear(9, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        ones = torch.ones(*x.shape[:2], 2)
+        q, k = (torch.cat([layer(x), ones], -1) for layer in (self.query, self.key))
+        return self.two(self.one(q @ k.transpose(1, 2)).relu())
+
+
+@pytest.mark.parametrize("attention", ["head", "width"])
+def test_constants_among_the_channels_of_a_product(attention: AttentionUnit) -> None:
+    net, x = ConstantKeys(), torch.randn(2, 6, 5)
+    graph = analyse(net, x, attention=attention)
+    mask = graph.project(np.arange(graph.num_classes, dtype=np.float32), Budget(keep_macs=0.8))
+    assert_masked_equals_pruned(net, graph, mask, x)
