@@ -14,14 +14,12 @@ from prunegraph.graph.build import MODEL_INPUT, MODEL_OUTPUT, GraphBuilder
 from prunegraph.graph.recorder import LabelRecorder
 from prunegraph.graph.rules import RULES
 from prunegraph.graph.structure import FrozenOp, StructureGraph
-from prunegraph.graph.trial import Remedies, Trial
+from prunegraph.graph.trial import Remedies, Trial, awake
 
 ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """One tensor, positional arguments, or keyword arguments of a forward."""
 
 AttentionUnit = Literal["head", "width"]
-
-MAX_TRIALS = 24
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -158,8 +156,8 @@ def analyse(
     Args:
         model: any eager network; DDP and torch.compile wrappers are taken off.
         example_inputs: what its forward takes: a tensor, a tuple, or a dict of keyword arguments.
-        trial: prune every group once and compare with the zero-masked network; classes that the
-            forward cannot lose (literal sizes) are frozen with the reason.
+        trial: prune every class once, in two rounds, and compare with the zero-masked network;
+            classes that the forward cannot lose (literal sizes) are frozen with the reason.
         attention: what a class of attention is: a whole head, or one position of the width of all
             heads. For both, prune by one, analyse the pruned network by the other.
 
@@ -177,9 +175,11 @@ def analyse(
     def run(network: nn.Module, dtype: torch.dtype | None) -> Any:
         return call_forward(network, _cast(fresh(example_inputs), dtype))
 
-    for _ in range(MAX_TRIALS if trial else 0):
-        with evaluation_mode(model):
-            attempt = Trial(model, graph, run)
+    with evaluation_mode(model):
+        subject = awake(model, run) if trial else model
+    while trial:  # ends: each round freezes classes, or uses up a remedy
+        with evaluation_mode(subject):
+            attempt = Trial(subject, graph, run)
             if attempt.failure is None:
                 break
             if not remedies.apply(attempt.failure, graph):

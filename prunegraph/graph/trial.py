@@ -1,13 +1,15 @@
-"""The trial that ends an analysis: prune a part of every group and run the forward.
+"""The trial that ends an analysis: prune a part of every group, then the rest, and compare.
 
 Sizes written as numbers in the user's forward (``F.pad(.., 16, 16)``, ``view(b, 512)``) cannot be
 told from computed ones in one run. A slim network that raises, or whose output differs from the
 zero-masked one, names the groups that must stay whole.
 """
 
+import copy
+import itertools
 import math
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,21 +30,71 @@ SUSPICIOUS = 1e-5
 EXACT, ROUGH = 1e-8, 1e-3
 """Largest accepted difference in float64, and where the forward cannot run in float64."""
 
+SILENT = 1e-3
+"""A parameter with no larger value, or one value throughout, is drawn anew for the trials."""
+
 Forward = Callable[[nn.Module, torch.dtype | None], Any]
 """Calls a network of the model's type on the example inputs, cast to a precision or as they are."""
 
-ERRORS = (RuntimeError, ValueError, IndexError, TypeError, AssertionError, SurgeryError)
+ERRORS = (
+    RuntimeError,
+    ValueError,
+    IndexError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    SurgeryError,
+)
 """What a forward may raise that cannot follow."""
 
 Parts = list[tuple[Group, IntArray]]
 """Groups, each with the classes of it to remove."""
 
 
-def _part(group: Group, rng: np.random.Generator) -> IntArray:
-    """Return the classes to remove: a random part, so that no two sizes agree by chance."""
-    wanted = max(1, round(len(group.classes) * rng.uniform(0.2, 0.7)))
-    removable = min(len(group.classes) - group.min_keep, wanted)
-    return rng.permutation(group.classes)[: max(removable, 0)]
+def _parts(groups: list[Group], rng: np.random.Generator) -> list[tuple[IntArray, IntArray]]:
+    """Return the classes of each group to remove first, and those then: each once.
+
+    The first are a random part, and groups of one size that follow each other lose different
+    numbers, so that no two sizes agree by chance. The others come second because a channel that
+    the forward names (``x[:, -1]``) shows only where it is removed. A group's minimum stays.
+    """
+    counts: dict[int, Iterator[int]] = {}
+    parts = []
+    for group in groups:
+        size = len(group.classes)
+        if size not in counts:
+            choices = np.arange(max(1, round(0.2 * size)), max(1, round(0.7 * size)) + 1)
+            counts[size] = itertools.cycle(rng.permutation(choices).tolist())
+        removable = max(size - group.min_keep, 0)
+        first = min(removable, next(counts[size]))
+        classes = rng.permutation(group.classes)
+        parts.append((classes[:first], classes[first:][:removable]))
+    return parts
+
+
+def awake(model: nn.Module, run: Forward) -> nn.Module:
+    """Return a copy for trials in which no parameter is silent, so that mistakes show.
+
+    A last layer of zeros or a layer scale of 1e-6, as networks have before training, would hide
+    whatever comes before it. The model itself, if its forward cannot follow.
+    """
+    network = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        if parameter.is_floating_point() and parameter.numel():
+            least, most = (float(value) for value in parameter.detach().aminmax())
+            if least == most or max(-least, most) < SILENT:
+                noise = torch.rand(parameter.shape, generator=generator)
+                fan_in = math.prod(parameter.shape[1:])
+                parameter.data.copy_(noise + 0.5 if fan_in == 1 else (noise - 0.5) / fan_in**0.5)
+    try:
+        outputs = _tensors(run(network, None))
+    except ERRORS:
+        return model
+    sound = all(bool(torch.isfinite(t).all()) for t in outputs if t.is_floating_point())
+    return network if sound else model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,10 +210,10 @@ class Remedies:
 
 
 class Trial:
-    """Removes a part of every group of a network, and finds what cannot be removed.
+    """Removes a part of every group of a network, then the rest; finds what cannot be removed.
 
     Args:
-        model: the network, in eval mode.
+        model: the network, in eval mode; see ``awake``.
         graph: its structure.
         run: calls a network of the model's type on the example inputs.
     """
@@ -169,11 +221,16 @@ class Trial:
     def __init__(self, model: nn.Module, graph: StructureGraph, run: Forward) -> None:
         rng = np.random.default_rng(0)
         self._model, self._graph, self._run = model, graph, run
-        self._keep = np.ones(graph.num_classes, dtype=bool)
         self._found: list[tuple[Group, IntArray, Failure]] = []
+        self.failure: Failure | None = None
         groups = [group for group in graph.groups if group.frozen is None]
-        self._parts = [(group, _part(group, rng)) for group in groups]
-        self.failure = self._try(self._parts) if groups else None
+        parts = _parts(groups, rng)
+        for half in range(2 if groups else 0):
+            self._keep = np.ones(graph.num_classes, dtype=bool)
+            self._parts = [(group, both[half]) for group, both in zip(groups, parts, strict=True)]
+            self.failure = self._try(self._parts)
+            if self.failure is not None:
+                break
 
     def literal_sizes(self, failure: Failure) -> list[tuple[IntArray, FrozenOp]]:
         """Return the classes that the forward cannot lose, with the reason; by bisection.

@@ -1,0 +1,155 @@
+"""What the trial must find: mistakes that one random mask, or untrained weights, do not show."""
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prunegraph.errors import ModelError
+from prunegraph.graph import StructureGraph, analyse
+from prunegraph.graph.structure import Group
+from prunegraph.graph.trial import _parts, awake
+from prunegraph.testing import assert_masked_equals_pruned
+
+EXAMPLE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    """Two convolutions with something between, and a classifier."""
+
+    def __init__(self, between: Callable[["Net", Tensor], Tensor]) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.three, self.norm = nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16)
+        self.alpha, self.head = nn.Parameter(torch.ones(())), nn.Linear(16, 4)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.between(self, self.one(x).relu()).mean((2, 3)))
+
+
+def wrong_mean(net: Net, x: Tensor) -> Tensor:
+    """A sum divided by the width: pruned and masked networks differ."""
+    return x * (x.sum(1, keepdim=True) / x.shape[1])
+
+
+def zero_head(net: Net) -> nn.Parameter:
+    return net.head.weight
+
+
+def zero_norm(net: Net) -> nn.Parameter:
+    return net.norm.weight
+
+
+def zero_scale(net: Net) -> nn.Parameter:
+    return net.alpha
+
+
+def without_last(graph: StructureGraph) -> np.ndarray:
+    keep = np.ones(graph.num_classes, dtype=bool)
+    for group in graph.groups:
+        if group.frozen is None:
+            keep[group.classes[len(group.classes) // 2 :]] = False
+    return keep
+
+
+@pytest.mark.parametrize("silent", [zero_head, zero_norm, zero_scale])
+@pytest.mark.parametrize("value", [0.0, 1e-6])
+def test_untrained_weights_hide_nothing(
+    silent: Callable[[Net], nn.Parameter], value: float
+) -> None:
+    net = Net(lambda net, x: x + net.alpha * net.norm(net.three(wrong_mean(net, net.two(x)))))
+    nn.init.constant_(silent(net), value)
+    graph = analyse(net, EXAMPLE)
+    assert torch.equal(silent(net), torch.full_like(silent(net), value))
+    nn.init.normal_(silent(net))  # training
+    assert_masked_equals_pruned(net, graph, graph.mask(without_last(graph)), EXAMPLE)
+    assert "two" not in graph.group_widths(graph.dense_mask())
+
+
+def select_last(net: Net, x: Tensor) -> Tensor:
+    return net.two(x) * (1 + x[:, -1].tanh().unsqueeze(1))
+
+
+def roll(net: Net, x: Tensor) -> Tensor:
+    return net.two(x) + x.roll(1, 1)
+
+
+@pytest.mark.parametrize("between", [select_last, roll])
+def test_a_channel_that_the_forward_names_stays(between: Callable[[Net, Tensor], Tensor]) -> None:
+    net = Net(between)
+    try:
+        graph = analyse(net, EXAMPLE)
+    except ModelError as error:
+        assert "computes something else" in str(error)
+        return
+    assert_masked_equals_pruned(net, graph, graph.mask(without_last(graph)), EXAMPLE)
+
+
+def test_each_class_is_removed_once_and_sizes_of_neighbours_differ() -> None:
+    groups = [
+        Group(name="", classes=np.arange(8) + 8 * i, members=(), frozen=None) for i in range(20)
+    ]
+    for seed in range(10):
+        parts = _parts(groups, np.random.default_rng(seed))
+        for group, (first, second) in zip(groups, parts, strict=True):
+            assert sorted([*first, *second]) == group.classes.tolist()
+        sizes = [len(first) for first, _ in parts]
+        assert all(a != b for a, b in itertools.pairwise(sizes))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_the_minimum_of_a_small_group_stays(size: int) -> None:
+    group = Group(name="", classes=np.arange(size), members=(), frozen=None)
+    for part in _parts([group], np.random.default_rng(0))[0]:
+        assert len(part) <= size - 1
+
+
+def test_an_awake_copy_falls_back_to_the_model_where_its_forward_cannot_follow() -> None:
+    class Strict(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            if bool((self.weight != 0).any()):
+                raise ValueError
+            return super().forward(x)
+
+    net = Strict(3, 2)
+    nn.init.zeros_(net.weight)
+    with torch.no_grad():
+        assert awake(net, lambda network, _: network(torch.ones(1, 3))) is net
+
+
+class Shared(nn.Module):
+    """One size for two widths: of queries and keys, and of values."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads, self.width = 3, width
+        self.query, self.key, self.value = (nn.Linear(5, 3 * width) for _ in range(3))
+        self.inner, self.out = nn.Linear(3 * width, 7), nn.Linear(7, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            layer(x).view(len(x), -1, self.heads, self.width).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        y = (q @ k.transpose(-2, -1) / 3).softmax(-1) @ v
+        return self.out(self.inner(y.transpose(1, 2).flatten(2)).relu())
+
+
+@pytest.mark.parametrize("width", range(4, 13))
+def test_one_attribute_for_two_widths_by_width(width: int) -> None:
+    x = torch.randn(2, 6, 5)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        net = Shared(width)
+        graph = analyse(net, x, attention="width")
+        rng = np.random.default_rng(seed)
+        scores = rng.normal(size=graph.num_classes).astype(np.float32)
+        keep = graph.frozen.copy()
+        keep[np.argsort(-scores)[: graph.num_classes * 2 // 3]] = True
+        for group in graph.groups:
+            keep[group.classes[0]] = True
+        assert_masked_equals_pruned(net, graph, graph.mask(keep), x)
