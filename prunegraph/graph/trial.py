@@ -78,23 +78,31 @@ def awake(model: nn.Module, run: Forward) -> nn.Module:
     """Return a copy for trials in which no parameter is silent, so that mistakes show.
 
     A last layer of zeros or a layer scale of 1e-6, as networks have before training, would hide
-    whatever comes before it. The model itself, if its forward cannot follow.
+    whatever comes before it. The model itself, if nothing in it is silent, or if its forward cannot
+    follow.
     """
+    if not any(map(_is_silent, model.parameters())):
+        return model
     network = copy.deepcopy(model)
     generator = torch.Generator().manual_seed(0)
-    for parameter in network.parameters():
-        if parameter.is_floating_point() and parameter.numel():
-            least, most = (float(value) for value in parameter.detach().aminmax())
-            if least == most or max(-least, most) < SILENT:
-                noise = torch.rand(parameter.shape, generator=generator)
-                fan_in = math.prod(parameter.shape[1:])
-                parameter.data.copy_(noise + 0.5 if fan_in == 1 else (noise - 0.5) / fan_in**0.5)
+    for parameter in filter(_is_silent, network.parameters()):
+        noise = torch.rand(parameter.shape, generator=generator)
+        fan_in = math.prod(parameter.shape[1:])
+        parameter.data.copy_(noise + 0.5 if fan_in == 1 else (noise - 0.5) / fan_in**0.5)
     try:
         outputs = _tensors(run(network, None))
     except ERRORS:
         return model
     sound = all(bool(torch.isfinite(t).all()) for t in outputs if t.is_floating_point())
     return network if sound else model
+
+
+def _is_silent(parameter: nn.Parameter) -> bool:
+    """Return whether a parameter is tiny, or the same everywhere."""
+    if not parameter.is_floating_point() or not parameter.numel():
+        return False
+    least, most = (float(value) for value in parameter.detach().aminmax())
+    return least == most or max(-least, most) < SILENT
 
 
 @dataclass(frozen=True, kw_only=True)
