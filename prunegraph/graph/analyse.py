@@ -14,7 +14,7 @@ from prunegraph.graph.build import MODEL_INPUT, MODEL_OUTPUT, GraphBuilder
 from prunegraph.graph.recorder import LabelRecorder
 from prunegraph.graph.rules import RULES
 from prunegraph.graph.structure import FrozenOp, StructureGraph
-from prunegraph.graph.trial import Remedies, Trial, awake
+from prunegraph.graph.trial import Remedies, Trial, awake, is_sound
 
 ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """One tensor, positional arguments, or keyword arguments of a forward."""
@@ -175,13 +175,15 @@ def analyse(
     def run(network: nn.Module, dtype: torch.dtype | None) -> Any:
         return call_forward(network, _cast(fresh(example_inputs), dtype))
 
-    with evaluation_mode(model):
-        subject = awake(model, run) if trial else model
+    subject = awake(model) if trial else model
     while trial:  # ends: each round freezes classes, or uses up a remedy
         with evaluation_mode(subject):
             attempt = Trial(subject, graph, run)
             if attempt.failure is None:
                 break
+            if subject is not model and not is_sound(subject, run):
+                subject = model
+                continue
             if not remedies.apply(attempt.failure, graph):
                 for classes, cause in attempt.literal_sizes(attempt.failure):
                     recorder.store.freeze(builder.labels_of(classes), cause)

@@ -74,12 +74,11 @@ def _parts(groups: list[Group], rng: np.random.Generator) -> list[tuple[IntArray
     return parts
 
 
-def awake(model: nn.Module, run: Forward) -> nn.Module:
-    """Return a copy for trials in which no parameter is silent, so that mistakes show.
+def awake(model: nn.Module) -> nn.Module:
+    """Return a network for trials in which no parameter is silent, so that mistakes show.
 
     A last layer of zeros or a layer scale of 1e-6, as networks have before training, would hide
-    whatever comes before it. The model itself, if nothing in it is silent, or if its forward cannot
-    follow.
+    whatever comes before it. The model itself, if nothing in it is silent.
     """
     if not any(map(_is_silent, model.parameters())):
         return model
@@ -89,12 +88,16 @@ def awake(model: nn.Module, run: Forward) -> nn.Module:
         noise = torch.rand(parameter.shape, generator=generator)
         fan_in = math.prod(parameter.shape[1:])
         parameter.data.copy_(noise + 0.5 if fan_in == 1 else (noise - 0.5) / fan_in**0.5)
+    return network
+
+
+def is_sound(model: nn.Module, run: Forward) -> bool:
+    """Return whether a forward runs, and gives finite outputs."""
     try:
-        outputs = _tensors(run(network, None))
+        outputs = _tensors(run(model, None))
     except ERRORS:
-        return model
-    sound = all(bool(torch.isfinite(t).all()) for t in outputs if t.is_floating_point())
-    return network if sound else model
+        return False
+    return all(bool(torch.isfinite(t).all()) for t in outputs if t.is_floating_point())
 
 
 def _is_silent(parameter: nn.Parameter) -> bool:

@@ -108,17 +108,30 @@ def test_the_minimum_of_a_small_group_stays(size: int) -> None:
         assert len(part) <= size - 1
 
 
-def test_an_awake_copy_falls_back_to_the_model_where_its_forward_cannot_follow() -> None:
-    class Strict(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            if bool((self.weight != 0).any()):
-                raise ValueError
-            return super().forward(x)
+class Strict(nn.Module):
+    """Its forward does not follow where a silent weight is drawn anew."""
 
-    net = Strict(3, 2)
-    nn.init.zeros_(net.weight)
-    with torch.no_grad():
-        assert awake(net, lambda network, _: network(torch.ones(1, 3))) is net
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if bool(self.gate != 0):
+            raise ValueError
+        return self.two(self.one(x).relu())
+
+
+def test_trials_fall_back_to_the_model_where_no_weight_may_change() -> None:
+    model, x = Strict().eval(), torch.randn(2, 3)
+    assert awake(model) is not model
+    graph = analyse(model, x)
+    assert [len(group.classes) for group in graph.groups if group.frozen is None] == [8]
+
+
+def test_nothing_is_copied_where_nothing_is_silent() -> None:
+    model = nn.Linear(3, 2)
+    assert awake(model) is model
 
 
 class Shared(nn.Module):
