@@ -19,10 +19,10 @@ def _tie_parameter(recorder: LabelRecorder, tensor: Tensor | None, channels: Ten
 
 
 def _freeze_if_constant(
-    recorder: LabelRecorder, call: OpCall, channels: Tensor, in_labels: Tensor | None
+    recorder: LabelRecorder, call: OpCall, channels: Tensor, in_labels: Tensor
 ) -> None:
     """Keep the columns of a layer that reads a constant made in the forward."""
-    if in_labels is not None and in_labels.numel() > 1 and bool((channels == NEUTRAL).all()):
+    if in_labels.numel() > 1 and bool((channels == NEUTRAL).all()):
         recorder.store.freeze(in_labels, recorder.cause(call, "reads a constant"))
 
 
@@ -97,9 +97,6 @@ def convolution(recorder: LabelRecorder, call: OpCall) -> None:
         recorder.set_unlabelled(call, "convolution with a computed weight")
         return
     channels = recorder.channel_labels(recorder.labels_of(source), 1)
-    _freeze_if_constant(
-        recorder, call, channels, recorder.axis_labels(weight, 0 if transposed else 1)
-    )
     depthwise = groups > 1 and weight.shape[1] == 1
     if transposed:
         depthwise &= weight.shape[0] == groups
@@ -108,6 +105,7 @@ def convolution(recorder: LabelRecorder, call: OpCall) -> None:
     in_labels = recorder.axis_labels(weight, in_axis)
     assert in_labels is not None
     assert out_labels is not None
+    _freeze_if_constant(recorder, call, channels, in_labels)
     if groups == 1:
         recorder.store.unite(channels, in_labels)
     elif depthwise:

@@ -106,6 +106,10 @@ def test_the_same_network_gives_the_same_fingerprint_and_another_does_not() -> N
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 
+def test_classes_keep_their_order_so_that_saved_masks_stay_valid() -> None:
+    assert network("resnet20")[1].fingerprint() == "1df7f53c1910da82"
+
+
 class LiteralView(nn.Module):
     """A size written as a number keeps the group before it whole."""
 
