@@ -21,6 +21,9 @@ MODEL_OUTPUT = "model output"
 
 NO_CLASSES = np.empty(0, dtype=np.int64)
 
+SPATIAL_WORDS = ("window", "patch", "kernel", "stride", "padding", "shift", "dilation", "depth")
+"""An attribute with such a word in its name holds no number of channels or heads."""
+
 ParamClasses = dict[str, dict[int, IntArray]]
 
 
@@ -295,6 +298,8 @@ def _attributes_of_size(owner: nn.Module, size: int) -> list[tuple[str, int | No
     """Return the integer attributes, and places in lists of integers, that hold a size."""
     found: list[tuple[str, int | None]] = []
     for name, value in vars(owner).items():
+        if any(word in name for word in SPATIAL_WORDS):
+            continue
         if type(value) is int and value == size:
             found.append((name, None))
         elif type(value) in (tuple, list):

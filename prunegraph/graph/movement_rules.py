@@ -166,10 +166,16 @@ def glu(recorder: LabelRecorder, call: OpCall) -> None:
 
 
 def pad(recorder: LabelRecorder, call: OpCall) -> None:
-    """Pad the labels with neutral ones; channels of zeros have a place, so they are frozen."""
+    """Padding of space belongs to the channels; channels of zeros are frozen in their place."""
     labels = recorder.labels_of(call.args[0])
-    padded = torch.constant_pad_nd(labels, call.args[1], NEUTRAL)
-    for axis in varying_axes(labels):
-        if padded.shape[axis] != labels.shape[axis]:
-            padded = _placed(recorder, call, padded, axis)
-    recorder.set_labels(call.out, padded)
+    varying = varying_axes(labels)
+    for axis in range(labels.ndim):
+        place = 2 * (labels.ndim - 1 - axis)
+        sides = call.args[1][place : place + 2]
+        if axis not in varying:
+            labels = labels.narrow(axis, 0, 1)
+        elif any(sides):
+            widths = [0] * place + list(sides)
+            labels = torch.constant_pad_nd(labels, widths, NEUTRAL)
+            labels = _placed(recorder, call, labels, axis)
+    recorder.set_labels(call.out, labels.expand(call.out.shape))
