@@ -7,7 +7,7 @@ Finished rows are not repeated; weights are random, one thread, batch 1, images 
 network takes them.
 
 A network passes if half of its MACs can be taken to the last channel that fits, the zero-masked and
-the pruned network agree on five masks (float64, 1e-5; float32, 1e-3 above 60 million parameters),
+the pruned network agree on five masks (float64, 1e-5; float32, 1e-3 above 100 million parameters),
 and the prunable share is at least 90 %, or Torch-Pruning's if that is smaller.
 
     pip install -e '.[benchmark]'

@@ -39,7 +39,7 @@ from prunegraph.types import Budget, KeepMask
 KEEP_MACS = 0.5
 FLOAT64 = (torch.float64, 1e-5)
 FLOAT32 = (torch.float32, 1e-3)
-SMALL = 60_000_000  # parameters up to which networks are compared in float64
+SMALL = 100_000_000  # parameters up to which networks are compared in float64
 REPEAT_WITHIN = 3.0  # seconds within which a timing is repeated, to take the least
 REPEATS = 3
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear, nn.MultiheadAttention)
