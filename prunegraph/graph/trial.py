@@ -80,11 +80,15 @@ def awake(model: nn.Module) -> nn.Module:
     A last layer of zeros or a layer scale of 1e-6, as networks have before training, would hide
     whatever comes before it. The model itself, if nothing in it is silent.
     """
-    if not any(map(_is_silent, model.parameters())):
+    silent = {id(parameter) for parameter in model.parameters() if _is_silent(parameter)}
+    if not silent:
         return model
-    network = copy.deepcopy(model)
+    shared = {id(p): p for p in model.parameters() if id(p) not in silent}
+    network = copy.deepcopy(model, dict(shared))
     generator = torch.Generator().manual_seed(0)
-    for parameter in filter(_is_silent, network.parameters()):
+    for parameter in network.parameters():
+        if id(parameter) in shared:
+            continue
         noise = torch.rand(parameter.shape, generator=generator)
         fan_in = math.prod(parameter.shape[1:])
         parameter.data.copy_(noise + 0.5 if fan_in == 1 else (noise - 0.5) / fan_in**0.5)
