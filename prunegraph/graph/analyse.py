@@ -7,9 +7,11 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from prunegraph.errors import ModelError
+from prunegraph.errors import ModelError, PruneGraphError
 from prunegraph.graph.build import MODEL_INPUT, MODEL_OUTPUT, GraphBuilder
 from prunegraph.graph.recorder import LabelRecorder
 from prunegraph.graph.rules import RULES
@@ -90,6 +92,14 @@ def _check_plain(model: nn.Module) -> None:
                 "parametrize.remove_parametrizations(module, tensor_name)"
             )
             raise ModelError(msg)
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm | SpectralNorm):
+                kind = "weight_norm" if isinstance(hook, WeightNorm) else "spectral_norm"
+                msg = (
+                    f"{name}.{hook.name} is computed by torch.nn.utils.{kind}: make it plain "
+                    f"first, with torch.nn.utils.remove_{kind}(module, {hook.name!r})"
+                )
+                raise ModelError(msg)
         for buffer, _ in module.named_buffers(recurse=False):
             weight = buffer.removesuffix("_mask")
             if f"{weight}_orig" in module._parameters:
@@ -113,7 +123,9 @@ def _record(
     try:
         with evaluation_mode(model), recorder.recorded():
             output = call_forward(model, example_inputs)
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+    except PruneGraphError:
+        raise
+    except Exception as error:  # a user's forward may raise anything
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         where = recorder.modules.current or type(model).__name__
         msg = (

@@ -129,6 +129,25 @@ def test_parametrised_weights_say_what_to_do() -> None:
         analyse(model, torch.rand(2, 3, 6, 6))
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm"])
+def test_weights_computed_by_hooks_say_what_to_do(kind: str) -> None:
+    model = Net().eval()
+    getattr(nn.utils, kind)(model.one)
+    with pytest.raises(ModelError, match=rf"one\.weight is computed .* torch.*remove_{kind}"):
+        analyse(model, torch.rand(2, 3, 6, 6))
+
+
+def test_an_assertion_of_the_forward_is_one_line() -> None:
+    class Picky(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert x.shape[-1] == 32, "Input size doesn't match model"
+            return super().forward(x)
+
+    with pytest.raises(ModelError, match=r"the forward of Picky fails in .* Input size doesn't"):
+        analyse(Picky().eval(), torch.rand(2, 3, 6, 6))
+
+
 def test_a_model_is_as_it_was_after_an_error() -> None:
     model = Net().train()
     state = copy.deepcopy(model.state_dict())
