@@ -2,7 +2,8 @@
 
 Stage 1 recalibrates every row and looks at search images only. Stage 2 fine-tunes eight rows and
 the dense control with every seed; the rows are chosen on the search split before the test split is
-opened. Every fine-tuned network lies in ``cells/``; an interrupted comparison goes on where it was.
+opened. Every fine-tuned network lies in ``cells/``; an interrupted comparison goes on where it was,
+on another machine too: finished cells need not bring their weights, which are most of a folder.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from prunegraph.experiment.agent_rows import add_agent, add_untrained, agent_name
@@ -41,6 +43,7 @@ from prunegraph.experiment.report import (
     DenseResult,
     PrunedResult,
     Report,
+    machine,
     methods_table,
     save_plots,
     show_finished,
@@ -59,13 +62,17 @@ from prunegraph.experiment.verdict import (
     mean_by_name,
     proxy_correlation,
 )
-from prunegraph.pruning.artefacts import MASK_FILE
+from prunegraph.files import write_json
+from prunegraph.pruning.artefacts import MASK_FILE, WEIGHTS_FILE
 
 METRIC: Metric = "test_accuracy_finetuned"
 """What the verdict of a comparison is about."""
 
 ALWAYS = ("l1/uniform", "taylor/per_mac")
 """Heuristics that are fine-tuned whatever their search accuracy."""
+
+ACCURACY_FILE = "accuracy.json"
+"""A cell's test accuracy, in its folder."""
 
 PLAN_IMAGES = 1024
 """Training images by which the time of the fine-tunes is foretold."""
@@ -161,8 +168,22 @@ def _stage_two(jobs: Jobs, cells: Sequence[Cell]) -> None:
             mask = graph.dense_mask() if cell.candidate is None else cell.candidate.mask
             label = f"fine-tune {cell.name}, seed {cell.seed}"
             arguments[cell.digest] = (0, mask, cell.folder, label, cell.seed)
-    for _ in jobs.run("fine-tunes", finetune_job, list(arguments.values())):
-        pass
+    for (_, _, name, *_), _ in jobs.run("fine-tunes", finetune_job, list(arguments.values())):
+        _cell_accuracy(jobs.place.benches[0], folder.file(name))
+
+
+def _cell_accuracy(bench: Bench, directory: Path) -> float:
+    """Return the test accuracy of a fine-tuned network; no choice is left to make by then.
+
+    Measured once on each machine; another machine's figure stands where the weights are not.
+    """
+    path = directory / ACCURACY_FILE
+    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if record.get("machine") != machine() and (directory / WEIGHTS_FILE).is_file():
+        model, _ = load_finetuned(bench.target, directory)
+        record = {"test_accuracy_finetuned": bench.test_accuracy(model), "machine": machine()}
+        write_json(path, record)
+    return float(record["test_accuracy_finetuned"])
 
 
 def plan_cells(bench: Bench, candidates: Sequence[Candidate], seeds: Sequence[int]) -> list[Cell]:
@@ -283,8 +304,7 @@ def _measure(
     untuned = [item for item in candidates if (item.name, item.seed) not in tuned]
     with console.progress("measure on test images", len(cells) + len(untuned)) as report:
         for cell in cells:
-            model, _ = load_finetuned(bench.target, folder.file(cell.folder))
-            accuracy = bench.test_accuracy(model)
+            accuracy = _cell_accuracy(bench, folder.file(cell.folder))
             if cell.candidate is None:
                 rows.append(dense_row(bench, accuracy, cell.seed, cell.folder))
             else:

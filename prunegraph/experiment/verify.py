@@ -34,6 +34,7 @@ from prunegraph.experiment.verdict import (
     mean_by_name,
     proxy_correlation,
 )
+from prunegraph.pruning.artefacts import WEIGHTS_FILE
 from prunegraph.types import KeepMask
 
 KINDS: dict[str, type[TrainConfig] | type[ApplyConfig] | type[CompareConfig]] = {
@@ -97,10 +98,11 @@ def run_verify(config: VerifyConfig, console: Console) -> dict[str, Any]:
             f"found {first.found} ({len(wrong)} of {len(checks)} figures are wrong)"
         )
         raise ArtefactError(msg)
-    times = [f"search.{key}" for key in ("seconds", "evaluation_seconds", "networks_evaluated")]
+    unknown = [f"search.{key}" for key in ("seconds", "evaluation_seconds", "networks_evaluated")]
+    unknown += [f"{cell} (no weights)" for cell in _cells_without_weights(folder, content)]
     console.say(
         f"{len(checks)} figures and {len(content['files'])} files of {folder.path} are right; "
-        f"not verifiable: {', '.join(times)}"
+        f"not verifiable: {', '.join(unknown)}"
     )
     return {
         "command": config.command,
@@ -108,8 +110,14 @@ def run_verify(config: VerifyConfig, console: Console) -> dict[str, Any]:
         "figures": len(checks),
         "files": len(content["files"]),
         "same_machine": _same_machine(content),
-        "not_verifiable": times,
+        "not_verifiable": unknown,
     }
+
+
+def _cells_without_weights(folder: RunFolder, content: Mapping[str, Any]) -> list[str]:
+    """Return the fine-tuned networks that another machine made and did not hand on."""
+    cells = [row.cell for row in read_rows(content) if row.cell is not None]
+    return [cell for cell in cells if not (folder.file(cell) / WEIGHTS_FILE).is_file()]
 
 
 def _other_members(folder: RunFolder) -> list[RunFolder]:
@@ -219,8 +227,10 @@ class _Judge:
                 loose,
             ),
         ]
-        if row.cell is not None and row.test_accuracy_finetuned is not None:
-            model, saved = load_finetuned(self._bench.target, self._member.file(row.cell))
+        cell = None if row.cell is None else self._member.file(row.cell)
+        known = cell is not None and (cell / WEIGHTS_FILE).is_file()
+        if cell is not None and known and row.test_accuracy_finetuned is not None:
+            model, saved = load_finetuned(self._bench.target, cell)
             found = self._bench.test_accuracy(model)
             name = f"{where}.test_accuracy_finetuned"
             checks += [

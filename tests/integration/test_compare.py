@@ -1,6 +1,7 @@
 """The two-stage comparison on a tiny network: plan, cells, resuming, verifying."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -101,3 +102,18 @@ def test_verify_confirms_a_comparison(compared: Path, capsys: pytest.CaptureFixt
     assert main(["verify", str(compared), "--threads", "1"]) == 2
     assert str(path) in capsys.readouterr().err
     path.write_bytes(content)
+
+
+def test_a_run_goes_on_elsewhere_without_the_weights_of_its_finished_cells(
+    compared: Path, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(compared, moved)
+    content = json.loads((moved / "report.json").read_text())
+    (moved / "report.json").unlink()
+    cell = next(row["cell"] for row in content["methods"] if row["cell"] is not None)
+    (moved / cell / "pruned.safetensors").unlink()
+    assert main([*words, "--out", str(moved)]) == 0
+    assert json.loads((moved / "report.json").read_text())["methods"] == content["methods"]
+    assert main(["verify", str(moved), "--threads", "1"]) == 0
+    assert f"search.networks_evaluated, {cell} (no weights)" in capsys.readouterr().out
