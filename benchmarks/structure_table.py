@@ -67,29 +67,37 @@ def table(rows: list[Row]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     passed = sum(not row["reasons"] for row in rows)
-    lines += ["", f"Each cell: prunegraph / Torch-Pruning. {passed} of {len(rows)} pass."]
-    for what, keys in (
-        ("building Torch-Pruning's graph", ["analyse_seconds"]),
-        ("that and listing its groups", ["analyse_seconds", "groups_seconds"]),
+    lines += ["", f"Each cell: prunegraph / Torch-Pruning. {passed} of {len(rows)} pass.", ""]
+    for what, own in (
+        ("Analysis", "analyse_seconds"),
+        ("Analysis without the proof, `analyse(trial=False)`,", "unproven_seconds"),
     ):
-        lines += ratio_line(rows, what, keys)
+        lines += ratio_lines(rows, what, own)
     for title, notes_of in (("Exceptions", _own_notes), ("Torch-Pruning's errors", _peer_notes)):
         notes = [f"- {row['list']}/{row['name']}: {note}" for row in rows for note in notes_of(row)]
         lines += ["", f"{title}:", "", *notes] if notes else []
     return "\n".join(lines)
 
 
-def ratio_line(rows: list[Row], what: str, keys: list[str]) -> list[str]:
-    """Return a line with the geometric mean of the ratios of both sides' analysis times."""
-    ratios = [
-        row["ours"]["analyse_seconds"] / sum(row["theirs"][key] for key in keys)
-        for row in rows
-        if "analyse_seconds" in row["ours"] and all(key in row["theirs"] for key in keys)
-    ]
-    if not ratios:
-        return []
-    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    return [f"Analysis takes {mean:.2f} times as long as {what} (geometric mean of {len(ratios)})."]
+def ratio_lines(rows: list[Row], what: str, own: str) -> list[str]:
+    """Return lines with the geometric means of the ratios of both sides' analysis times."""
+    lines = []
+    for peer, keys in (
+        ("building Torch-Pruning's graph", ["analyse_seconds"]),
+        ("that and listing its groups", ["analyse_seconds", "groups_seconds"]),
+    ):
+        ratios = [
+            row["ours"][own] / sum(row["theirs"][key] for key in keys)
+            for row in rows
+            if own in row["ours"] and all(key in row["theirs"] for key in keys)
+        ]
+        if ratios:
+            mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+            lines.append(
+                f"- {what} takes {mean:.2f} times as long as {peer} "
+                f"(geometric mean of {len(ratios)})."
+            )
+    return lines
 
 
 def _own_notes(row: Row) -> list[str]:

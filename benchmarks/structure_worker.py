@@ -158,6 +158,8 @@ def measure_ours(stages: Stages, model: nn.Module, example: Tensor, names: list[
     with stages.stage("ours.analyse") as found:
         seconds, graph = least_seconds(lambda: analyse(model, example))
         found["analyse_seconds"] = seconds
+        unproven, _ = least_seconds(lambda: analyse(model, example, trial=False))
+        found["unproven_seconds"] = unproven
         found["prunable"], _ = graph.prunable_params(set(names))
         found["frozen"] = [f"{item.module}: {item.reason}" for item in graph.frozen_ops]
     if graph is None:
