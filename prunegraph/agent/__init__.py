@@ -1,5 +1,6 @@
 """The agent: graph encoder, policy over keep bits, constrained PPO, saving."""
 
+from prunegraph.agent.amortise import Lesson, amortise
 from prunegraph.agent.network import CONTEXT_NAMES, NetworkConfig, PruningNetwork
 from prunegraph.agent.ppo import ChannelPPO
 from prunegraph.agent.ppo_config import PPOConfig
@@ -12,6 +13,7 @@ __all__ = [
     "CONTEXT_NAMES",
     "AgentConfig",
     "ChannelPPO",
+    "Lesson",
     "NetworkConfig",
     "PPOConfig",
     "PruningNetwork",
@@ -19,6 +21,7 @@ __all__ = [
     "Topology",
     "TrainedPolicy",
     "TrainingResult",
+    "amortise",
     "load_policy",
     "save_policy",
     "train_agent",

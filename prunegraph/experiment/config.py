@@ -162,6 +162,8 @@ class SearchOptions:
         imagined_steps: steps of the policy after each update on masks that were not run but
             foretold from all that were; 0 = learn from run networks alone. None are made with
             granularity group or constraint lagrangian.
+        amortise_steps: steps after the search that teach the policy, which can be used on other
+            networks, what the search found for its own; fewer for large networks. 0 = none.
     """
 
     networks: int = 400
@@ -174,10 +176,12 @@ class SearchOptions:
     update_size: int = AgentConfig.episodes_per_update
     learning_rate: float = PPOConfig.learning_rate
     imagined_steps: int = 20
+    amortise_steps: int = 400
 
     def check(self) -> None:
         """Raise ConfigError for a value out of range."""
         check_at_least("imagined_steps", self.imagined_steps, 0)
+        check_at_least("amortise_steps", self.amortise_steps, 0)
         check_at_least("update_size", self.update_size, 2)
         check_at_least("networks", self.networks, self.update_size)
         check_at_least("subset", self.subset, 1)

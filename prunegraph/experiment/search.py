@@ -13,9 +13,11 @@ import numpy as np
 from prunegraph.agent import (
     CONTEXT_NAMES,
     AgentConfig,
+    Lesson,
     PPOConfig,
     TrainedPolicy,
     TrainingResult,
+    amortise,
     save_policy,
     train_agent,
 )
@@ -157,7 +159,10 @@ def search(
         for masks, evaluator in zip(finalists, evaluators, strict=True)
     )
     path = folder.checkpoint(f"policy-{label}.safetensors")
-    save_policy(path, result.policy)
+    steps = options.amortise_steps if options.learning_rate else 0
+    save_policy(
+        path, amortise(result.policy, _lessons(result, benches, options), steps=steps, seed=seed)
+    )
     seconds, evaluation_seconds = clock.read(evaluators)
     return SearchRun(
         policy=path,
@@ -167,6 +172,35 @@ def search(
         networks_evaluated=networks,
         history=result.history,
     )
+
+
+def _lessons(
+    result: TrainingResult, benches: Sequence[Bench], options: SearchOptions
+) -> list[Lesson]:
+    """Return what the search found for each network, at each budget that it was trained for."""
+    lessons = []
+    for number, bench in enumerate(benches):
+        graph = bench.target.graph
+        for budget in search_budgets(options, bench.budget) or (bench.budget,):
+            features, context = bench.node_features(budget), first_context(budget)
+            lessons.append(
+                Lesson(
+                    graph=graph,
+                    node_features=features,
+                    context=context,
+                    budget=budget,
+                    scores=result.policy.logits(to_pyg(graph), features, context)
+                    + result.offsets[number],
+                )
+            )
+    return lessons
+
+
+def search_budgets(options: SearchOptions, budget: Budget | None) -> tuple[Budget, ...] | None:
+    """Return the budgets that episodes are drawn from; None = the task's own alone."""
+    round_to = None if budget is None else budget.round_to
+    shares = options.budgets
+    return tuple(Budget(keep_macs=share, round_to=round_to) for share in shares) or None
 
 
 def agent_config(options: SearchOptions, seed: int) -> AgentConfig:
@@ -200,14 +234,12 @@ def env_config(
         seed: of episodes and image subsets.
         budget: the run's own, whose rounding the budgets of ``options`` share.
     """
-    round_to = None if budget is None else budget.round_to
     return EnvConfig(
         reward=config.reward,
         per_group=config.per_group,
         subset_size=options.subset or DEFAULT_SUBSET,
         episodes_per_subset=config.episodes_per_update,
-        budgets=tuple(Budget(keep_macs=share, round_to=round_to) for share in options.budgets)
-        or None,
+        budgets=search_budgets(options, budget),
         external_reward=True,
         seed=seed,
     )

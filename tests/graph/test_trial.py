@@ -1,5 +1,6 @@
 """What the trial must find: mistakes that one random mask, or untrained weights, do not show."""
 
+import copy
 import itertools
 from collections.abc import Callable
 
@@ -166,3 +167,28 @@ def test_one_attribute_for_two_widths_by_width(width: int) -> None:
         for group in graph.groups:
             keep[group.classes[0]] = True
         assert_masked_equals_pruned(net, graph, graph.mask(keep), x)
+
+
+class Chaos(nn.Module):
+    """Amplifies the last digits of float32 to the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(24, 24) for _ in range(30))
+        self.head = nn.Linear(24, 4)
+        for layer in self.layers:
+            nn.init.normal_(layer.weight, std=2.1 / 24**0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x).sin() * 2
+        return self.head(x)
+
+
+def test_a_network_that_amplifies_rounding_errors_is_pruned() -> None:
+    torch.manual_seed(0)
+    net, x = Chaos(), torch.rand(2, 24)
+    with torch.no_grad():
+        exact = copy.deepcopy(net).double()(x.double())
+        assert (net(x) - exact).abs().max() > 0.1 * exact.abs().max()
+    assert not [item for item in analyse(net, x).frozen_ops if item.op == "trial"]
