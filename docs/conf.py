@@ -62,7 +62,9 @@ def read_help(name: str) -> tuple[str, str, list[tuple[str, str]]]:
     printed.seek(0)
     head, *boxes = re.split(r"^╭.*$", printed.read(), flags=re.MULTILINE)
     usage, _, description = head.strip().removeprefix("usage: ").partition("\n")
-    inside = "\n".join(line[2:-1].rstrip() for line in "".join(boxes).splitlines() if line[:1] == "│")
+    inside = "\n".join(
+        line[2:-1].rstrip() for line in "".join(boxes).splitlines() if line[:1] == "│"
+    )
     options = []
     for entry in re.split(r"^(?=\S)", inside, flags=re.MULTILINE)[1:]:
         option, text = re.split(r"\s{2,}|\n\s*", entry.strip(), maxsplit=1)

@@ -40,10 +40,11 @@ TINY = {
     "finetune_epochs": 1,
     "search_seeds": 1,
     "seeds": 1,
+    "baselines": "none",
     "threads": 1,
     "workers": 1,
 }
-"""Option -> value that keeps a command to seconds."""
+"""Option -> value that keeps a command to a few seconds."""
 
 
 class Block(NamedTuple):
