@@ -44,6 +44,7 @@ from prunegraph.experiment.report import (
     methods_table,
     save_plots,
     show_finished,
+    verdict_line,
     write_report,
 )
 from prunegraph.experiment.setup import load_target
@@ -115,7 +116,7 @@ def run_compare(config: CompareConfig, console: Console) -> dict[str, Any]:
         _stage_two(jobs, cells)
     content = _finish(config, bench, outcome, cells, folder, console)
     folder.finish()
-    console.say(f"verdict: {content['verdict']}: {content['verdict_reason']}")
+    console.say(verdict_line(content))
     console.say(f"written to {folder.path}")
     return content
 

@@ -191,8 +191,14 @@ def show_finished(folder: RunFolder, console: Console) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(folder.file(REPORT_FILE).read_text(encoding="utf-8"))
     console.say(f"{folder.path} is finished; this is its report (a new --out runs it anew)")
     console.table(methods_table(content))
-    console.say(f"verdict: {content['verdict']}: {content['verdict_reason']}")
+    console.say(verdict_line(content))
     return content
+
+
+def verdict_line(content: Mapping[str, Any]) -> str:
+    """Return a report's verdict in words; the reason alone, which says so, if there is none."""
+    verdict, reason = content["verdict"], str(content["verdict_reason"])
+    return reason if verdict is None else f"verdict: {verdict}: {reason}"
 
 
 def read_rows(content: Mapping[str, Any]) -> list[MethodRow]:
