@@ -9,7 +9,9 @@ output: each line has to occur in it, in this order. Comments say what is not so
 """
 
 import contextlib
+import importlib
 import io
+import pkgutil
 import re
 import shlex
 import sys
@@ -21,6 +23,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+import prunegraph
 from prunegraph.errors import ConfigError
 from prunegraph.experiment.cli import COMMANDS, main, parse
 
@@ -177,6 +180,14 @@ def test_options_of_commands_that_are_not_run_are_checked(workplace: Path) -> No
     block = Block("bash", "prunegraph train --keep-mac 0.5\n", "not run: it takes hours")
     with pytest.raises(ConfigError, match="unknown option"):
         run_page([block], workplace)
+
+
+def test_every_public_package_is_in_the_reference() -> None:
+    packages = {item.name for item in pkgutil.iter_modules(prunegraph.__path__) if item.ispkg}
+    public = {name for name in packages if (ROOT / "docs" / "reference" / f"{name}.md").is_file()}
+    private = packages - public
+    modules = [importlib.import_module(f"prunegraph.{name}") for name in sorted(private)]
+    assert [module.__name__ for module in modules if hasattr(module, "__all__")] == []
 
 
 def test_the_readme_prunes_to_half(capsys: pytest.CaptureFixture[str]) -> None:
