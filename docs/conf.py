@@ -78,9 +78,8 @@ def skip_repeated(
     app: Sphinx, what: str, name: str, obj: object, skip: bool, options: Any
 ) -> bool | None:
     """Document a name once, under the shortest one that it has."""
-    module = getattr(app.env.current_document, "autodoc_module", "")
-    top_level = what == "module" and module != "prunegraph" and name in prunegraph.__all__
-    return True if top_level else None
+    elsewhere = what == "module" and app.env.docname != "reference/prunegraph"
+    return True if elsewhere and name in prunegraph.__all__ else None
 
 
 def setup(app: Sphinx) -> None:

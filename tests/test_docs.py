@@ -26,6 +26,7 @@ import torch
 import prunegraph
 from prunegraph.errors import ConfigError
 from prunegraph.experiment.cli import COMMANDS, main, parse
+from prunegraph.pruners import PRUNERS
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(
@@ -188,6 +189,12 @@ def test_every_public_package_is_in_the_reference() -> None:
     private = packages - public
     modules = [importlib.import_module(f"prunegraph.{name}") for name in sorted(private)]
     assert [module.__name__ for module in modules if hasattr(module, "__all__")] == []
+
+
+def test_every_method_is_on_the_page_of_comparisons() -> None:
+    page = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
+    parts = {part for name in PRUNERS for part in name.split("/")}
+    assert sorted(part for part in parts if f"`{part}`" not in page) == []
 
 
 def test_the_readme_prunes_to_half(capsys: pytest.CaptureFixture[str]) -> None:
