@@ -44,7 +44,6 @@ from prunegraph.experiment.report import (
     methods_table,
     save_plots,
     show_finished,
-    verdict_line,
     write_report,
 )
 from prunegraph.experiment.setup import load_target
@@ -59,6 +58,7 @@ from prunegraph.experiment.verdict import (
     judge,
     mean_by_name,
     proxy_correlation,
+    verdict_line,
 )
 from prunegraph.pruning.artefacts import MASK_FILE
 

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import REPORT_FILE, RunFolder
-from prunegraph.experiment.verdict import MethodRow, is_agent
+from prunegraph.experiment.verdict import MethodRow, is_agent, verdict_line
 from prunegraph.files import write_bytes, write_json
 from prunegraph.types import Budget, Cost
 
@@ -193,12 +193,6 @@ def show_finished(folder: RunFolder, console: Console) -> dict[str, Any]:
     console.table(methods_table(content))
     console.say(verdict_line(content))
     return content
-
-
-def verdict_line(content: Mapping[str, Any]) -> str:
-    """Return a report's verdict in words; the reason alone, which says so, if there is none."""
-    verdict, reason = content["verdict"], str(content["verdict_reason"])
-    return reason if verdict is None else f"verdict: {verdict}: {reason}"
 
 
 def read_rows(content: Mapping[str, Any]) -> list[MethodRow]:

@@ -19,9 +19,10 @@ from prunegraph.experiment.console import Console
 from prunegraph.experiment.finalise import Outcome, finalise, finetune_chosen
 from prunegraph.experiment.folder import RunFolder, open_run, slug
 from prunegraph.experiment.jobs import Jobs, load_targets, make_workplace
-from prunegraph.experiment.report import show_finished, verdict_line
+from prunegraph.experiment.report import show_finished
 from prunegraph.experiment.search import FINALISTS
 from prunegraph.experiment.setup import Target
+from prunegraph.experiment.verdict import verdict_line
 from prunegraph.pruning.statistics import num_sensitivity_networks
 from prunegraph.types import Budget
 

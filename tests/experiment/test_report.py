@@ -10,7 +10,6 @@ from prunegraph.experiment.report import (
     SearchResult,
     methods_table,
     save_plots,
-    verdict_line,
     write_report,
 )
 from prunegraph.experiment.verdict import MethodRow
@@ -95,14 +94,3 @@ def test_plots_are_png_files(report: Report, tmp_path: Path) -> None:
     files = sorted((tmp_path / "plots").iterdir())
     assert [path.name for path in files] == ["methods.png", "search.png", "widths.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)
-
-
-@pytest.mark.parametrize(
-    ("verdict", "reason", "line"),
-    [
-        ("LEARNED", "above cem", "verdict: LEARNED: above cem"),
-        (None, "no verdict: 1 seed(s)", "no verdict: 1 seed(s)"),
-    ],
-)
-def test_a_missing_verdict_is_not_called_none(verdict: str | None, reason: str, line: str) -> None:
-    assert verdict_line({"verdict": verdict, "verdict_reason": reason}) == line
