@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow check lint types format clean
+.PHONY: demo test test-slow check lint types docs format clean
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -26,7 +26,10 @@ lint: $(VENV)/.installed
 types: $(VENV)/.installed
 	$(BIN)/mypy
 
-check: lint types test  ## everything that a change must pass
+docs: $(VENV)/.installed  ## the documentation, in build/docs; warnings are errors
+	$(BIN)/python -m sphinx --quiet --fresh-env --fail-on-warning --keep-going docs build/docs
+
+check: lint types docs test  ## everything that a change must pass
 
 format: $(VENV)/.installed
 	$(BIN)/ruff format .

@@ -130,7 +130,7 @@ class ChannelPPO(PPO):
 
     @property
     def networks_per_update(self) -> int:
-        """Pruned networks that an update runs: its episodes, and what they compete with."""
+        """Pruned networks that an update runs, its episodes and what they compete with."""
         env = self.env
         if not isinstance(env, SelfCompetitionVecEnv):
             return self.n_steps * self.n_envs

@@ -115,7 +115,8 @@ def prune(
     )
     trained = find_policy(Path(policy))
     graph = analyse(model, example_inputs, attention=attention)
-    source = _gather(model, calibration_data, num_images)
+    channels = example_inputs.shape[1] if isinstance(example_inputs, Tensor) else None
+    source = _gather(model, calibration_data, num_images, channels)
     index = torch.arange(len(source.labels))
     train, search = TrainSplit(source, index), SearchSplit(source, index)
     device = next((item.device for item in model.parameters()), torch.device("cpu"))
@@ -147,11 +148,19 @@ def prune(
 
 
 @torch.no_grad()
-def _gather(model: nn.Module, batches: Iterable[Batch], num_images: int) -> LoadedImages:
+def _gather(
+    model: nn.Module, batches: Iterable[Batch], num_images: int, channels: int | None
+) -> LoadedImages:
     """Return the first images of a loader, labelled by the network itself where it has none."""
     images, labels, count = [], [], 0
     for batch in batches:
         found = (batch,) if isinstance(batch, Tensor) else tuple(batch)
+        if found[0].dim() != 4 or found[0].shape[1] != (channels or found[0].shape[1]):
+            msg = (
+                f"calibration_data holds batches of shape {list(found[0].shape)}, not images "
+                f"[b, {channels or 'c'}, h, w]: give them as the network takes them"
+            )
+            raise DataError(msg)
         images.append(found[0].cpu())
         labels.append(found[1].cpu().long() if len(found) > 1 else _answers(model, found[0]))
         count += len(found[0])

@@ -61,6 +61,7 @@ from prunegraph.experiment.verdict import (
     judge,
     mean_by_name,
     proxy_correlation,
+    verdict_line,
 )
 from prunegraph.files import write_json
 from prunegraph.pruning.artefacts import MASK_FILE, WEIGHTS_FILE
@@ -122,7 +123,7 @@ def run_compare(config: CompareConfig, console: Console) -> dict[str, Any]:
         _stage_two(jobs, cells)
     content = _finish(config, bench, outcome, cells, folder, console)
     folder.finish()
-    console.say(f"verdict: {content['verdict']}: {content['verdict_reason']}")
+    console.say(verdict_line(content))
     console.say(f"written to {folder.path}")
     return content
 

@@ -53,7 +53,8 @@ class DataConfig(CommonConfig):
         dataset: digits, cifar10, cifar100, imagenet, or folder; default: what the weights' JSON
             names, else digits.
         data_dir: folder or tar that holds the data set.
-        image_size: side to which images are scaled; default: the data set's own.
+        image_size: side to which images are scaled; default: what the weights' JSON names, else the
+            data set's own.
         search_share: share of the training images that is set aside for the search where the data
             set has no validation folder.
         split_seed: seed of that cut; the same for every command that uses the same weights.

@@ -19,6 +19,7 @@ from prunegraph.experiment.setup import (
     check_network,
     resolve_arch,
     resolve_device,
+    trained_size,
 )
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.models import build_model, load_weights, weights_info
@@ -71,7 +72,7 @@ def _analyse(config: InspectConfig) -> Inspected:
     info = weights_info(config.weights) if config.weights else None
     arch = resolve_arch(config.arch, config.weights, info)
     dataset = config.dataset or (info.dataset if info else None)
-    image_shape, num_classes = _input_of(config, arch, dataset)
+    image_shape, num_classes = _input_of(config, arch, dataset, trained_size(config, info))
     device = resolve_device(config.device)
     model = build_model(arch, num_classes=num_classes, image_shape=image_shape)
     if config.weights is not None:
@@ -100,7 +101,7 @@ def _title(content: dict[str, Any]) -> str:
 
 
 def _input_of(
-    config: InspectConfig, arch: str, dataset: str | None
+    config: InspectConfig, arch: str, dataset: str | None, side: int | None
 ) -> tuple[tuple[int, int, int], int]:
     """Return image shape and number of classes without reading a data set, where that can be."""
     if dataset is None:
@@ -108,9 +109,8 @@ def _input_of(
     if dataset in KNOWN_INPUTS and config.data_dir is None:
         (channels, height, width), num_classes = KNOWN_INPUTS[dataset]
     else:
-        images = load_dataset(dataset, data_dir=config.data_dir, image_size=config.image_size)
+        images = load_dataset(dataset, data_dir=config.data_dir, image_size=side)
         (channels, height, width), num_classes = images.image_shape, images.num_classes
-    side = config.image_size
     if side is not None:
         height = width = side
     return (channels, height, width), config.num_classes or num_classes

@@ -124,10 +124,16 @@ def weights_record(
     arch: str, dataset: Dataset, config: DataConfig, figures: dict[str, Any]
 ) -> WeightsInfo:
     """Return what is written beside weights: enough to load them, and not to leak search images."""
+    size = {} if config.image_size is None else {"image_size": config.image_size}
     return WeightsInfo(
         arch=arch,
         dataset=dataset.name,
         mean=dataset.mean,
         std=dataset.std,
-        extra={"search_share": config.search_share, "split_seed": config.split_seed, **figures},
+        extra={
+            "search_share": config.search_share,
+            "split_seed": config.split_seed,
+            **figures,
+            **size,
+        },
     )

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import REPORT_FILE, RunFolder
-from prunegraph.experiment.verdict import MethodRow, is_agent
+from prunegraph.experiment.verdict import MethodRow, is_agent, verdict_line
 from prunegraph.files import write_bytes, write_json
 from prunegraph.types import Budget, Cost
 
@@ -191,7 +191,7 @@ def show_finished(folder: RunFolder, console: Console) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(folder.file(REPORT_FILE).read_text(encoding="utf-8"))
     console.say(f"{folder.path} is finished; this is its report (a new --out runs it anew)")
     console.table(methods_table(content))
-    console.say(f"verdict: {content['verdict']}: {content['verdict_reason']}")
+    console.say(verdict_line(content))
     return content
 
 

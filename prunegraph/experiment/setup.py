@@ -114,8 +114,16 @@ def resolve_arch(arch: str | None, weights: Path | None, info: WeightsInfo | Non
     return info.arch
 
 
+def trained_size(config: DataConfig, info: WeightsInfo | None) -> int | None:
+    """Return ``--image-size``, or that which the weights were trained with on the same data set."""
+    if config.image_size is not None or info is None or config.dataset not in (None, info.dataset):
+        return config.image_size
+    size = info.extra.get("image_size")
+    return size if isinstance(size, int) else None
+
+
 def load_images(config: DataConfig, info: WeightsInfo | None) -> Dataset:
-    """Load the data set, normalised as the weights' JSON says.
+    """Load the data set, normalised and scaled as the weights' JSON says.
 
     Raises:
         ConfigError: the weights were trained on images that this cut sets aside for the search.
@@ -132,7 +140,7 @@ def load_images(config: DataConfig, info: WeightsInfo | None) -> Dataset:
     return load_dataset(
         name,
         data_dir=config.data_dir,
-        image_size=config.image_size,
+        image_size=trained_size(config, info),
         search_share=config.search_share,
         seed=config.split_seed,
         mean=info.mean if info else None,

@@ -22,6 +22,7 @@ from prunegraph.experiment.jobs import Jobs, load_targets, make_workplace
 from prunegraph.experiment.report import show_finished
 from prunegraph.experiment.search import FINALISTS
 from prunegraph.experiment.setup import Target
+from prunegraph.experiment.verdict import verdict_line
 from prunegraph.pruning.statistics import num_sensitivity_networks
 from prunegraph.types import Budget
 
@@ -47,7 +48,7 @@ def run_train(config: TrainConfig, console: Console) -> dict[str, Any]:
     ]  # the run folder's own report comes last: it says that the run is finished
     for member in members:
         member.finish()
-    console.say(f"verdict: {reports[-1]['verdict']}: {reports[-1]['verdict_reason']}")
+    console.say(verdict_line(reports[-1]))
     console.say(f"written to {folder.path}")
     return reports[-1]
 

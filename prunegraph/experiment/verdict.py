@@ -4,7 +4,7 @@ The verdict is a function of a report's rows alone, so that ``verify`` can recom
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -151,6 +151,12 @@ def judge(
     if repaired is not None and repaired > MAX_REPAIRED:
         return "NOT LEARNED", f"{reason}; {100 * repaired:.0f} % of the bits were repaired"
     return ("LEARNED" if mean > 2 * error and mean > 0 else "NOT LEARNED"), reason
+
+
+def verdict_line(content: Mapping[str, Any]) -> str:
+    """Return a report's verdict in words; the reason alone, which says so, if there is none."""
+    verdict, reason = content["verdict"], str(content["verdict_reason"])
+    return reason if verdict is None else f"verdict: {verdict}: {reason}"
 
 
 def _paired(ours: dict[int, float], theirs: dict[int, float]) -> list[float]:

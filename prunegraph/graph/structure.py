@@ -181,7 +181,7 @@ class StructureGraph:
 
     @cached_property
     def channels_per_class(self) -> IntArray:
-        """``[G]`` how many channels a class of each group is: positions on every axis it lies on.
+        """``[G]`` channels in a class of each group, which are positions on every axis it lies on.
 
         1 for plain layers; a grouped convolution has a class's channel in each of its groups.
         """

@@ -51,7 +51,7 @@ class Episode:
 
     @property
     def violation(self) -> float:
-        """The same of the evaluated mask (``V``): zero if it was repaired."""
+        """The same of the evaluated mask (``V``), zero if it was repaired."""
         return max(0.0, self.cost_ratio - COST_TOLERANCE)
 
     @property

@@ -2,7 +2,13 @@ import dataclasses
 
 import pytest
 
-from prunegraph.experiment.verdict import MethodRow, judge, mean_by_name, proxy_correlation
+from prunegraph.experiment.verdict import (
+    MethodRow,
+    judge,
+    mean_by_name,
+    proxy_correlation,
+    verdict_line,
+)
 
 RECALIBRATED = "test_accuracy_recalibrated"
 
@@ -102,3 +108,14 @@ def test_proxy_correlation_needs_eight_masks() -> None:
     reverse = [row(f"m{i}", 0, i / 10, 0.5, 1 - i / 20) for i in range(8)]
     assert proxy_correlation(reverse) == pytest.approx(-1.0)
     assert proxy_correlation([*table[:7], row("dense", 0, 0.9, 0.9, 0.9)]) is None
+
+
+@pytest.mark.parametrize(
+    ("verdict", "reason", "line"),
+    [
+        ("LEARNED", "above cem", "verdict: LEARNED: above cem"),
+        (None, "no verdict: 1 seed(s)", "no verdict: 1 seed(s)"),
+    ],
+)
+def test_a_missing_verdict_is_not_called_none(verdict: str | None, reason: str, line: str) -> None:
+    assert verdict_line({"verdict": verdict, "verdict_reason": reason}) == line

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import prunegraph as pg
 from prunegraph.agent import NetworkConfig, PruningNetwork, TrainedPolicy, load_policy, save_policy
 from prunegraph.data import load_dataset
+from prunegraph.errors import DataError
 from prunegraph.experiment.cli import main
 from prunegraph.models import build_model, load_weights
 
@@ -66,6 +67,21 @@ def test_a_policy_is_applied_to_a_third_width_and_depth_in_a_fresh_process(
     assert 0.39 < report["pruned"]["macs"] / report["dense"]["macs"] <= 0.4
     assert report["search"]["networks_evaluated"] == 10  # sensitivity of 9 groups, the dense
     assert main(["verify", str(tmp_path / "run"), "--threads", "1"]) == 0
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 8, 8), (4, 64)])
+def test_calibration_images_of_another_shape_are_one_clear_error(
+    family: Path, shape: tuple[int, ...]
+) -> None:
+    model = build_model("digits_resnet8_w4", num_classes=10, image_shape=(1, 8, 8))
+    with pytest.raises(DataError, match=r"not images \[b, 1, h, w\]"):
+        pg.prune(
+            model,
+            torch.randn(1, 1, 8, 8),
+            policy=family,
+            keep_macs=0.5,
+            calibration_data=[torch.randn(shape)],
+        )
 
 
 def test_pruning_in_one_call_follows_the_policy(family: Path, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from prunegraph.experiment.cli import main
-
-pytestmark = pytest.mark.slow
+from prunegraph.experiment.config import NetworkConfig
+from prunegraph.experiment.setup import load_target
 
 NUM_COLOURS = 8
 
@@ -58,6 +58,26 @@ def check_train_apply_verify(tmp_path: Path, arch: str, data: list[str]) -> None
         assert 0 <= report["pruned"]["test_accuracy_finetuned"] <= 1
 
 
+def test_weights_remember_the_size_of_their_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, weights = tmp_path / "images", tmp_path / "w.safetensors"
+    for split in ("train", "val"):
+        write_images(data / split, 2, 4, lambda _: (24, 24))
+    folder = ["--dataset", "folder", "--data-dir", str(data)]
+    small = ["--arch", "digits_resnet8_w4", "--image-size", "12", "--epochs", "1"]
+    run("pretrain", *folder, *small, "--out", str(weights))
+    shown = ["inspect", "--weights", str(weights), "--data-dir", str(data), "--json"]
+    capsys.readouterr()
+    run(*shown)
+    remembered = json.loads(capsys.readouterr().out)["macs"]
+    run(*shown, "--image-size", "24")
+    assert json.loads(capsys.readouterr().out)["macs"] > 3 * remembered
+    config = NetworkConfig(weights=weights, data_dir=data)
+    assert load_target(config).dataset.image_shape == (3, 12, 12)
+
+
+@pytest.mark.slow
 def test_an_imagenet_layout_with_torchvision_resnet18_at_224(tmp_path: Path) -> None:
     data = tmp_path / "images"
     write_images(data / "train", 8, 12, lambda number: (240 + 8 * number, 300 - 6 * number))
@@ -67,6 +87,7 @@ def test_an_imagenet_layout_with_torchvision_resnet18_at_224(tmp_path: Path) -> 
     check_train_apply_verify(tmp_path, "torchvision:resnet18", options)
 
 
+@pytest.mark.slow
 def test_a_cifar100_layout_of_100_classes(tmp_path: Path) -> None:
     data = tmp_path / "images"
     for split, per_class in (("train", 6), ("val", 2), ("test", 2)):

@@ -1,0 +1,204 @@
+"""What the README and the pages of the documentation show works as it stands there.
+
+The blocks of a page run one after the other, in one folder. A command runs by the real command
+line, with the sizes of ``TINY`` put over its own. A ``text`` block after one that ran is its
+output: each line has to occur in it, in this order. Comments say what is not so::
+
+    <!-- not run: REASON -->     the code is compiled, the commands' options are parsed
+    <!-- file: NAME.py -->       the code is written to this file
+"""
+
+import contextlib
+import importlib
+import io
+import pkgutil
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+import prunegraph
+from prunegraph.errors import ConfigError
+from prunegraph.experiment.cli import COMMANDS, main, parse
+from prunegraph.pruners import PRUNERS
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(
+    r"(?:^<!-- (?P<marker>[^\n]*) -->\n)?^```(?P<kind>[^\n`]*)\n(?P<code>.*?)^```$", re.M | re.S
+)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+OURS = re.compile(r"^(prunegraph|python train_agent.py)", re.M)
+TINY = {
+    "networks": 24,
+    "update_size": 4,
+    "imagined_steps": 2,
+    "subset": 64,
+    "calibration_images": 64,
+    "epochs": 3,
+    "finetune_epochs": 1,
+    "search_seeds": 1,
+    "seeds": 1,
+    "baselines": "none",
+    "threads": 1,
+    "workers": 1,
+}
+"""Option -> value that keeps a command to a few seconds."""
+
+
+class Block(NamedTuple):
+    """A fenced block of a page."""
+
+    kind: str
+    code: str
+    marker: str
+
+
+def blocks_of(page: Path) -> list[Block]:
+    found = BLOCK.finditer(page.read_text(encoding="utf-8"))
+    return [Block(item["kind"], item["code"], item["marker"] or "") for item in found]
+
+
+def commands_of(code: str) -> list[list[str]]:
+    """Return the words of each line of a shell block, without comments."""
+    lines = code.replace("\\\n", " ").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def arguments_of(words: Sequence[str]) -> list[str] | None:
+    """Return what the words of a line say to the command line; None if they run another program."""
+    if words[:2] == ["python", "train_agent.py"]:
+        return ["train", *words[2:]]
+    return list(words[1:]) if words[0] == "prunegraph" else None
+
+
+def tiny(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with the options of ``TINY`` that the command takes."""
+    if arguments[0] not in COMMANDS or "--help" in arguments:
+        return list(arguments)
+    names = {field.name for field in fields(COMMANDS[arguments[0]].config)}
+    sizes = {name: value for name, value in TINY.items() if name in names}
+    if arguments[0] == "train" and not {"--weights", "--config"} & set(arguments):
+        sizes["pretrain_epochs"] = TINY["epochs"]
+    options = [(f"--{name.replace('_', '-')}", str(value)) for name, value in sizes.items()]
+    return [*arguments, *(word for option in options for word in option)]
+
+
+def run_commands(code: str) -> None:
+    for words in commands_of(code):
+        arguments = arguments_of(words)
+        assert arguments is not None, f"{words[0]} cannot be run here: mark the block as not run"
+        assert main(tiny(arguments)) == 0, words
+
+
+def check_only(block: Block) -> None:
+    """Compile code that is not run, and parse the options of commands."""
+    if block.kind == "python":
+        compile(block.code, "block", "exec")
+        return
+    for words in commands_of(block.code):
+        arguments = arguments_of(words)
+        if arguments is not None:
+            assert parse(COMMANDS[arguments[0]].config, arguments[1:]) is not None
+
+
+def assert_printed(expected: str, output: str) -> None:
+    """Assert that each line occurs in the output, in this order, whatever its spaces are."""
+    rest = " ".join(output.split())
+    for line in expected.splitlines():
+        words = " ".join(line.split())
+        before, found, rest = rest.partition(words)
+        assert found, f"the page shows {words!r}, printed was {before!r}"
+
+
+def run_page(blocks: Sequence[Block], folder: Path) -> None:
+    namespace: dict[str, Any] = {}
+    output: str | None = None
+    for block in blocks:
+        if block.kind == "text":
+            if output is not None:
+                assert_printed(block.code, output)
+        elif block.marker.startswith("file: "):
+            (folder / block.marker.removeprefix("file: ")).write_text(block.code, encoding="utf-8")
+        elif block.kind in ("python", "bash") and block.marker.startswith("not run: "):
+            check_only(block)
+        elif block.kind in ("python", "bash"):
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                if block.kind == "bash":
+                    run_commands(block.code)
+                else:
+                    exec(compile(block.code, "block", "exec"), namespace)
+            output = printed.getvalue()
+            continue
+        output = None
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return an empty current folder; modules that are imported from it are forgotten."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    before = set(sys.modules)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_blocks_of_a_page_run(page: Path, workplace: Path) -> None:
+    blocks = blocks_of(page)
+    run_page(blocks, workplace)
+    shown = [block.code for block in blocks if not block.kind and OURS.search(block.code)]
+    assert shown == [], "commands that are not checked: call the block `bash`"
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        ("```bash\nprunegraph --help\n```\n```text\nusage: nothing\n```\n", "usage: nothing"),
+        ("```python\nprint(1)\n```\n```text\n2\n```\n", "the page shows '2'"),
+        ("```bash\npip install x\n```\n", "mark the block as not run"),
+        ("```bash\nprunegraph inspect --arch nosuch\n```\n", "inspect"),
+    ],
+)
+def test_a_wrong_page_fails(page: str, message: str, workplace: Path) -> None:
+    path = workplace / "page.md"
+    path.write_text(page, encoding="utf-8")
+    with pytest.raises(AssertionError, match=message):
+        run_page(blocks_of(path), workplace)
+
+
+def test_options_of_commands_that_are_not_run_are_checked(workplace: Path) -> None:
+    block = Block("bash", "prunegraph train --keep-mac 0.5\n", "not run: it takes hours")
+    with pytest.raises(ConfigError, match="unknown option"):
+        run_page([block], workplace)
+
+
+def test_every_public_package_is_in_the_reference() -> None:
+    packages = {item.name for item in pkgutil.iter_modules(prunegraph.__path__) if item.ispkg}
+    public = {name for name in packages if (ROOT / "docs" / "reference" / f"{name}.md").is_file()}
+    private = packages - public
+    modules = [importlib.import_module(f"prunegraph.{name}") for name in sorted(private)]
+    assert [module.__name__ for module in modules if hasattr(module, "__all__")] == []
+
+
+def test_every_method_is_on_the_page_of_comparisons() -> None:
+    page = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
+    parts = {part for name in PRUNERS for part in name.split("/")}
+    assert sorted(part for part in parts if f"`{part}`" not in page) == []
+
+
+def test_the_readme_prunes_to_half(capsys: pytest.CaptureFixture[str]) -> None:
+    code = next(block.code for block in blocks_of(ROOT / "README.md") if block.kind == "python")
+    exec(compile(code, "README.md", "exec"), {})
+    dense, pruned = re.findall(r"[\d,]+", capsys.readouterr().out)[:2]
+    assert int(pruned.replace(",", "")) <= 0.5 * int(dense.replace(",", ""))
