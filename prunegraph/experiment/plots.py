@@ -123,7 +123,11 @@ def draw(findings: Findings) -> dict[str, Plot]:
     }
     with mpl.rc_context(STYLE):
         drawn = {name: drawer(findings) for name, drawer in drawers.items()}
-    return {name: plot for name, plot in drawn.items() if plot is not None}
+    plots = {name: plot for name, plot in drawn.items() if plot is not None}
+    for plot in plots.values():  # solved once, the layout is the same in each file
+        plot.figure.draw_without_rendering()
+        plot.figure.set_layout_engine("none")
+    return plots
 
 
 def save_plots(plots: Mapping[str, Plot], folder: Path) -> None:
@@ -182,7 +186,7 @@ def _pareto(findings: Findings) -> Plot | None:
                 s=34,
                 facecolor=fill,
                 edgecolor=colour,
-                label=kind if metric == "finetuned" else None,
+                label=kind if own and metric == "finetuned" else None,
             )
     for accuracy, fill in ((dense["test_accuracy"], "none"), (_tuned(dense), INK)):
         axes.scatter([100], [100 * accuracy], 90, fill, marker="*", edgecolor=INK)
