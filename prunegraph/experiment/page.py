@@ -14,7 +14,7 @@ from prunegraph.errors import ArtefactError
 from prunegraph.experiment.candidates import MASKS_FILE, read_masks
 from prunegraph.experiment.config import CommonConfig
 from prunegraph.experiment.console import Console, seconds_in_words
-from prunegraph.experiment.folder import REPORT_FILE, RunFolder
+from prunegraph.experiment.folder import PAGE_FILE, REPORT_FILE, RunFolder
 from prunegraph.experiment.options import command_line
 from prunegraph.experiment.plots import Findings, Plot, draw, to_svg
 from prunegraph.experiment.report import METHOD_COLUMNS, method_cells, methods_table, percent, title
@@ -23,7 +23,6 @@ from prunegraph.experiment.verdict import is_agent
 from prunegraph.files import write_text
 from prunegraph.graph import StructureGraph
 
-PAGE_FILE = "report.html"
 HISTORY_FILE = "history.json"
 """Learning curves of a run's searches."""
 

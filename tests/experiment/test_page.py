@@ -12,8 +12,8 @@ import pytest
 from prunegraph.errors import ArtefactError
 from prunegraph.experiment.candidates import write_masks
 from prunegraph.experiment.config import CommonConfig, TrainConfig
-from prunegraph.experiment.folder import REPORT_FILE, RunFolder
-from prunegraph.experiment.page import PAGE_FILE, page, read_findings, result_rows, write_page
+from prunegraph.experiment.folder import PAGE_FILE, REPORT_FILE, RunFolder
+from prunegraph.experiment.page import page, read_findings, result_rows, write_page
 from prunegraph.experiment.plots import Findings, draw
 from prunegraph.experiment.report import method_cells
 from prunegraph.files import write_json
