@@ -92,8 +92,8 @@ class Findings:
     def rivals(self) -> dict[str, dict[str, int]]:
         """Widths of the best baselines on the search split, each one's best mask."""
         rows = [row for row in self.rows if is_baseline(row.name)]
-        found = [(name, own) for name, own in by_method(rows)[:NUM_RIVALS]]
-        best = {name: max(own, key=lambda row: row.search_accuracy) for name, own in found}
+        found = dict(by_method(rows)[:NUM_RIVALS])
+        best = {name: max(own, key=lambda row: row.search_accuracy) for name, own in found.items()}
         return {name: self.graph.group_widths(self.masks[row.digest]) for name, row in best.items()}
 
 
@@ -157,7 +157,7 @@ def to_svg(plot: Plot, name: str) -> str:
     svg = content.getvalue()
     svg = svg[svg.index("<svg") :]  # without the XML declaration, which names a web address
     svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)
-    svg = re.sub(r'(\bid="|"#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     for colour, variable in ((INK, "ink"), (PAPER, "paper"), (MUTED, "muted")):
         svg = svg.replace(colour, f"var(--{variable})")
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(plot.text)}"', 1)

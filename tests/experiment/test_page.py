@@ -20,7 +20,7 @@ from prunegraph.files import write_json
 
 Make = Callable[..., Findings]
 VOID = {"meta", "br", "hr", "img", "link", "input"}
-HOSTILE = "<script>alert('1')</script>&amp;\"$x_1$</svg>"
+HOSTILE = "--><script>alert('1')</script>&amp;\"$x_1$</svg>"
 CONFIG = TrainConfig(keep_macs=0.5, weights=(Path("a b.safetensors"),))
 
 
@@ -132,6 +132,7 @@ def test_user_data_is_escaped_everywhere(make_findings: Make) -> None:
     assert len(parsed.named("svg")) == text.count("</svg>") == 5
     assert parsed.text.count(HOSTILE) >= 8
     assert parsed.named("title") == [{}]
+    assert "--><" not in text
 
 
 def test_a_section_without_data_is_left_out(make_findings: Make) -> None:
