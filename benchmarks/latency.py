@@ -21,15 +21,13 @@ from torch import Tensor, nn
 from prunegraph.errors import BudgetError
 from prunegraph.experiment.report import machine
 from prunegraph.experiment.setup import keep_freed_memory
+from prunegraph.experiment.speed import PAYS, realised
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.features import rank_in_group
 from prunegraph.pruning import Latency, apply_mask, measure_latency
 from prunegraph.types import Budget
 
 MODELS = ("vgg16_bn", "resnet50", "mobilenet_v2")
-PAYS = 0.5
-"""Pruning pays if this share of the ideal gain becomes real."""
-
 COLUMNS = (
     *("device", "network", "batch", "keep MACs", "round to", "MACs left"),
     *("median ms", "p90 ms", "speed-up", "share of ideal gain"),
@@ -60,7 +58,7 @@ class Row:
     @property
     def realised(self) -> float:
         """Share of the time that the multiply-adds promise to save that is saved."""
-        return (1.0 - self.latency.median / self.dense.median) / max(1.0 - self.macs, 1e-9)
+        return realised(self.dense.median, self.latency.median, self.macs)
 
     def cells(self, device: str, name: str, batch: int) -> list[str]:
         """Return the row of the table."""

@@ -12,13 +12,19 @@ from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import Candidate, CandidateStore
 from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.jobs import Jobs
-from prunegraph.experiment.report import SearchResult
+from prunegraph.experiment.report import History, SearchResult
 from prunegraph.experiment.search import SearchRun, policy_mask, search_job
 from prunegraph.experiment.verdict import AGENT, UNTRAINED
 from prunegraph.files import write_json
 
 HEALTH = ("repaired", "entropy_per_bit", "equal_actions", "distance_to_uniform")
 """Figures of an update by which a collapsed policy is recognised."""
+
+CURVES = (
+    *("networks", "accuracy", "best_accuracy", "bar", "reward"),
+    *("entropy_per_bit", "multiplier", "repaired"),
+)
+"""Figures of an update that a run keeps as its learning curves."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -28,12 +34,12 @@ class SearchSummary:
     Attributes:
         result: what they cost.
         repaired: mean share of repaired bits.
-        curves: name of a search -> (networks evaluated, mean search accuracy then).
+        history: name of a search -> name of a figure -> its value in each update.
     """
 
     result: SearchResult
     repaired: float
-    curves: Mapping[str, Sequence[tuple[int, float]]]
+    history: History
 
 
 def agent_name(options: SearchOptions) -> str:
@@ -93,8 +99,7 @@ def _record(run: SearchRun) -> dict[str, Any]:
         "seconds": run.seconds,
         "evaluation_seconds": run.evaluation_seconds,
         "networks_evaluated": run.networks_evaluated,
-        "curve": [[row["networks"], row["accuracy"]] for row in run.history],
-        "health": {key: [row[key] for row in run.history] for key in HEALTH},
+        "history": {key: [row[key] for row in run.history] for key in (*CURVES, *HEALTH)},
     }
 
 
@@ -110,7 +115,7 @@ def _summary(
         return float(sum(record[key] for record in records))
 
     def ends(key: str) -> dict[str, float]:
-        series = [record["health"][key] for record in records]
+        series = [record["history"][key] for record in records]
         return {
             "first": float(np.mean([values[0] for values in series])),
             "last": float(np.mean([values[-1] for values in series])),
@@ -126,8 +131,8 @@ def _summary(
             details={"seeds": list(seeds), "health": health},
         ),
         repaired=health["repaired"]["mean"],
-        curves={
-            f"{name}, seed {seed}": [(int(point[0]), float(point[1])) for point in record["curve"]]
+        history={
+            f"{name}, seed {seed}": {key: record["history"][key] for key in CURVES}
             for seed, record in zip(seeds, records, strict=True)
         },
     )

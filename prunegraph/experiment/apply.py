@@ -7,20 +7,18 @@ from prunegraph.agent import TrainedPolicy, load_policy, save_policy
 from prunegraph.errors import ArtefactError, BudgetError
 from prunegraph.experiment.agent_rows import add_untrained, measured
 from prunegraph.experiment.baselines import baseline_job
-from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import CandidateStore
 from prunegraph.experiment.config import ApplyConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.finalise import Outcome, finalise, finetune_chosen
 from prunegraph.experiment.folder import open_run
 from prunegraph.experiment.jobs import Jobs, Workplace, make_workplace
-from prunegraph.experiment.report import SearchResult, show_finished
+from prunegraph.experiment.page import show_finished
+from prunegraph.experiment.report import SearchResult
 from prunegraph.experiment.search import policy_mask
 from prunegraph.experiment.setup import load_target
 from prunegraph.experiment.train import run_name
 from prunegraph.experiment.verdict import AGENT
-from prunegraph.pruning import apply_mask, measure_latency
-from prunegraph.types import KeepMask
 
 APPLIED = f"{AGENT}/applied"
 """The name of the row of an applied policy."""
@@ -36,7 +34,7 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
     name = f"apply-{run_name([target], config.budget())}"
     folder = open_run(config, config.out, name)
     if folder.finished:
-        return show_finished(folder, console)
+        return show_finished(config, [folder], [target.graph], console)
     folder.start(config)
     console.say(f"run folder: {folder.path}")
     place = make_workplace(config, [target], [folder], console)
@@ -58,7 +56,7 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
                 networks_evaluated=probes,
                 evaluation_seconds=bench.final_evaluator.seconds,
             ),
-            details={"policy": dict(policy.record), **_latency(bench, mask)},
+            details={"policy": dict(policy.record)},
         )
         finetune_chosen(jobs, [outcome])
     report = finalise(config, bench, outcome, folder, console)
@@ -77,16 +75,6 @@ def _add_heuristic(
         if config.max_latency is None:
             raise
         console.say(f"no row of {name}: {error}")
-
-
-def _latency(bench: Bench, mask: KeepMask) -> dict[str, Any]:
-    """Return the report's entry on latency; none if none was asked."""
-    if bench.latency_table is None:
-        return {}
-    slim = apply_mask(bench.target.model, bench.target.graph, mask)
-    pruned = measure_latency(slim, bench.target.example_inputs)
-    latencies = {"dense": bench.latency_table.dense, "pruned": pruned}
-    return {"latency_ms": {name: round(item.median, 4) for name, item in latencies.items()}}
 
 
 def find_policy(path: Path) -> TrainedPolicy:

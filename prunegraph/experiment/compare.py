@@ -25,7 +25,7 @@ from prunegraph.experiment.baselines import (
     heuristics,
 )
 from prunegraph.experiment.bench import Bench
-from prunegraph.experiment.candidates import MASKS_FILE, Candidate, CandidateStore, write_masks
+from prunegraph.experiment.candidates import Candidate, CandidateStore
 from prunegraph.experiment.config import CompareConfig
 from prunegraph.experiment.console import Console, seconds_in_words
 from prunegraph.experiment.finalise import (
@@ -33,22 +33,15 @@ from prunegraph.experiment.finalise import (
     candidate_row,
     choose,
     common_details,
+    conclude,
     dense_row,
-    peak_memory,
+    mask_details,
 )
 from prunegraph.experiment.finish import finetune_job, load_finetuned
-from prunegraph.experiment.folder import REPORT_FILE, RunFolder, open_run
+from prunegraph.experiment.folder import RunFolder, open_run
 from prunegraph.experiment.jobs import Jobs, make_workplace
-from prunegraph.experiment.report import (
-    DenseResult,
-    PrunedResult,
-    Report,
-    machine,
-    methods_table,
-    save_plots,
-    show_finished,
-    write_report,
-)
+from prunegraph.experiment.page import show_finished
+from prunegraph.experiment.report import DenseResult, PrunedResult, Report, machine
 from prunegraph.experiment.setup import load_target
 from prunegraph.experiment.train import check_networks, run_name
 from prunegraph.experiment.verdict import (
@@ -111,7 +104,7 @@ def run_compare(config: CompareConfig, console: Console) -> dict[str, Any]:
     check_networks([target], config)
     folder = open_run(config, config.out, f"compare-{run_name([target], config.budget())}")
     if folder.finished:
-        return show_finished(folder, console)
+        return show_finished(config, [folder], [target.graph], console)
     folder.start(config)
     console.say(f"run folder: {folder.path}")
     place = make_workplace(config, [target], [folder], console)
@@ -156,7 +149,7 @@ def _stage_one(config: CompareConfig, jobs: Jobs) -> Outcome:
         candidates=list(store),
         search=summary.result,
         repaired=summary.repaired,
-        curves=summary.curves,
+        history=summary.history,
     )
 
 
@@ -279,17 +272,14 @@ def _finish(
         verdict_reason=reason,
         details={
             **common_details(bench, outcome, METRIC),
-            "peak_memory": peak_memory(graph, chosen.mask),
+            **mask_details(bench, chosen.mask),
             "proxy_rank_correlation": proxy_correlation(rows),
             "stage_one_verdict": list(
                 judge(rows, "test_accuracy_recalibrated", repaired=outcome.repaired)
             ),
         },
     )
-    write_masks(folder.file(MASKS_FILE), [candidate.mask for candidate in outcome.candidates])
-    save_plots(report, outcome.curves, folder.file("plots"))
-    console.table(methods_table(report.to_json()))
-    return write_report(report, folder.file(REPORT_FILE), folder.digests())
+    return conclude(config, bench, outcome, report, folder, console)
 
 
 def _measure(

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from prunegraph.experiment.agreement import agreements
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import MASKS_FILE, Candidate, write_masks
 from prunegraph.experiment.config import CommonConfig
@@ -11,17 +12,22 @@ from prunegraph.experiment.console import Console
 from prunegraph.experiment.finish import finetune_job, load_finetuned
 from prunegraph.experiment.folder import REPORT_FILE, RunFolder
 from prunegraph.experiment.jobs import Jobs
+from prunegraph.experiment.page import HISTORY_FILE, write_page
+from prunegraph.experiment.plots import Findings, draw, save_plots
 from prunegraph.experiment.report import (
     DenseResult,
+    History,
     PrunedResult,
     Report,
     SearchResult,
     machine,
     methods_table,
-    save_plots,
+    versions,
     write_report,
 )
+from prunegraph.experiment.speed import latencies, latency_warning
 from prunegraph.experiment.verdict import DENSE, MethodRow, Metric, is_agent, judge
+from prunegraph.files import write_json
 from prunegraph.graph import StructureGraph
 from prunegraph.types import KeepMask
 
@@ -37,14 +43,14 @@ class Outcome:
         candidates: the masks of all methods.
         search: what the search cost; None without one.
         repaired: mean share of repaired bits; None without a search.
-        curves: name of a search -> (networks evaluated, mean search accuracy then).
+        history: learning curves of the searches.
         details: further entries of the report.
     """
 
     candidates: Sequence[Candidate]
     search: SearchResult | None = None
     repaired: float | None = None
-    curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    history: History = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -78,10 +84,37 @@ def finalise(
     chosen = choose(outcome.candidates)
     rows = _measure_rows(bench, outcome.candidates, chosen, folder, console)
     report = _report(config, bench, outcome, chosen, rows)
-    write_masks(folder.file(MASKS_FILE), [candidate.mask for candidate in outcome.candidates])
-    save_plots(report, outcome.curves, folder.file("plots"))
-    console.table(methods_table(report.to_json()))
-    return write_report(report, folder.file(REPORT_FILE), folder.digests())
+    return conclude(config, bench, outcome, report, folder, console)
+
+
+def conclude(
+    config: CommonConfig,
+    bench: Bench,
+    outcome: Outcome,
+    report: Report,
+    folder: RunFolder,
+    console: Console,
+) -> dict[str, Any]:
+    """Write all that a finished run leaves, print its table, and return its report."""
+    masks = [candidate.mask for candidate in outcome.candidates]
+    write_masks(folder.file(MASKS_FILE), masks)
+    if outcome.history:
+        write_json(folder.file(HISTORY_FILE), outcome.history, indent=None)
+    findings = Findings(
+        content=report.to_json(),
+        graph=bench.target.graph,
+        masks={mask.digest(): mask for mask in masks},
+        history=outcome.history,
+    )
+    plots = draw(findings)
+    save_plots(plots, folder.file("plots"))
+    console.table(methods_table(findings.content))
+    warning = latency_warning(findings.content)
+    if warning is not None:
+        console.say(f"warning: {warning}")
+    content = write_report(report, folder.file(REPORT_FILE), folder.digests())
+    write_page(config, folder, findings, plots)
+    return content
 
 
 def _measure_rows(
@@ -194,10 +227,23 @@ def _report(
         verdict_reason=reason,
         details={
             **common_details(bench, outcome, "test_accuracy_recalibrated"),
-            "peak_memory": peak_memory(graph, chosen.mask),
+            **mask_details(bench, chosen.mask),
             **outcome.details,
         },
     )
+
+
+def mask_details(bench: Bench, mask: KeepMask) -> dict[str, Any]:
+    """Return the entries of a report about the mask that a run ends with.
+
+    ``peak_memory`` in bytes, ``latency_ms`` as ``speed.latencies`` returns it, and ``agreement``
+    with criteria at the mask's widths.
+    """
+    return {
+        "peak_memory": peak_memory(bench.target.graph, mask),
+        "latency_ms": latencies(bench, mask),
+        "agreement": agreements(bench, mask),
+    }
 
 
 def peak_memory(graph: StructureGraph, mask: KeepMask) -> dict[str, int]:
@@ -220,4 +266,5 @@ def common_details(bench: Bench, outcome: Outcome, metric: Metric) -> dict[str, 
         },
         "recipe": vars(bench.recipe()),
         "machine": machine(),
+        "versions": versions(),
     }

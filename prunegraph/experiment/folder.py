@@ -14,6 +14,9 @@ RUNS = Path("runs")
 
 CONFIG_FILE = "config.yaml"
 REPORT_FILE = "report.json"
+PAGE_FILE = "report.html"
+"""Made from the other files, and anew at will: no digest of it is kept."""
+
 WORK_FOLDER = "checkpoints"
 """Sub-folder with what an interrupted run resumes from; removed when the run is finished."""
 
@@ -50,12 +53,13 @@ class RunFolder:
         shutil.rmtree(self.path / WORK_FOLDER, ignore_errors=True)
 
     def digests(self) -> dict[str, str]:
-        """Return the SHA-256 of every file of the run but the report, by path in the folder."""
-        paths = (path for path in sorted(self.path.rglob("*")) if path.is_file())
+        """Return the SHA-256 of each file of the run but report and pages, by path in it."""
+        files = (path for path in sorted(self.path.rglob("*")) if path.is_file())
         return {
             name: hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in paths
-            if (name := path.relative_to(self.path).as_posix()) != REPORT_FILE
+            for path in files
+            if path.name != PAGE_FILE
+            and (name := path.relative_to(self.path).as_posix()) != REPORT_FILE
             and WORK_FOLDER not in name.split("/")
         }
 

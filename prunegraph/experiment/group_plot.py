@@ -114,13 +114,16 @@ def macs_by_group(graph: StructureGraph, keep: BoolArray) -> Float64Array:
     return macs
 
 
-def draw_groups(graph: StructureGraph, title: str, mask: KeepMask | None = None) -> Figure:
+def draw_groups(
+    graph: StructureGraph, title: str, mask: KeepMask | None = None, *, paper: str = "white"
+) -> Figure:
     """Draw the groups, left to right by depth, and bars of their MACs.
 
     Args:
         graph: the structure.
         title: the picture's first line.
         mask: show what it keeps and removes; None = what is free and what is frozen.
+        paper: colour behind the names.
     """
     links = group_links(graph)
     places, size = _places(group_depths(links), links)
@@ -129,7 +132,7 @@ def draw_groups(graph: StructureGraph, title: str, mask: KeepMask | None = None)
     figure = Figure(figsize=(width, sum(heights) + 2.2), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=heights)
     figure.suptitle(title, fontsize=11)
-    _draw_links(above, graph, links, places, mask)
+    _draw_links(above, graph, links, places, mask, paper)
     above.set_xlim(-0.6, size[0] - 0.4)
     above.set_ylim(-size[1], 0.5)
     _draw_bars(below, graph, mask)
@@ -179,6 +182,7 @@ def _draw_links(
     links: "nx.DiGraph[int]",
     places: dict[int, Place],
     mask: KeepMask | None,
+    paper: str,
 ) -> None:
     """Draw groups as discs with their names and widths, operations as arrows."""
     axes.set_axis_off()
@@ -212,7 +216,7 @@ def _draw_links(
             str(sizes[group]) if kept[group] == sizes[group] else f"{sizes[group]} → {kept[group]}"
         )
         axes.annotate(
-            f"{_short(structure.name)}\n{count}",
+            f"{short_name(structure.name)}\n{count}",
             (x[group], y[group]),
             xytext=(0, -np.sqrt(areas[group] / np.pi) - 2),
             textcoords="offset points",
@@ -220,7 +224,7 @@ def _draw_links(
             va="top",
             fontsize=LABEL_SIZE,
             linespacing=1.0,
-            bbox={"boxstyle": "square,pad=0.05", "color": "white", "alpha": 0.75},
+            bbox={"boxstyle": "square,pad=0.05", "color": paper, "alpha": 0.75},
             zorder=4,
         )
     kinds = {"free": FREE, "frozen": FROZEN}
@@ -254,7 +258,7 @@ def _draw_bars(axes: Axes, graph: StructureGraph, mask: KeepMask | None) -> None
     axes.bar(bars, kept[order], color=colours, width=0.75)
     if mask is not None:
         axes.bar(bars, (dense - kept)[order], bottom=kept[order], color=REMOVED, width=0.75)
-    axes.set_xticks(bars, [_short(group.name) for group in groups])
+    axes.set_xticks(bars, [short_name(group.name) for group in groups])
     axes.tick_params("x", labelrotation=90, labelsize=LABEL_SIZE, length=0)
     axes.tick_params("y", labelsize=8)
     axes.set_xlim(-0.7, len(bars) - 0.3)
@@ -264,7 +268,7 @@ def _draw_bars(axes: Axes, graph: StructureGraph, mask: KeepMask | None) -> None
         axes.spines[side].set_visible(False)
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     """Return the end of a module path, which tells most, as far as it fits under a disc."""
     if len(name) <= LABEL_LENGTH:
         return name

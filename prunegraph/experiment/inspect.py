@@ -12,7 +12,7 @@ from prunegraph.data import load_dataset
 from prunegraph.experiment.config import InspectConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.group_plot import draw_groups
-from prunegraph.experiment.report import save_figure
+from prunegraph.experiment.plots import save_figure
 from prunegraph.experiment.setup import (
     DEFAULT_ARCH,
     build_dense,

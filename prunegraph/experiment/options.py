@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import shlex
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -143,3 +144,17 @@ def same_run(config: CommonConfig, written: Mapping[str, Any]) -> list[str]:
     values = to_dict(config)
     keys = (values.keys() | written.keys()) - RUNTIME_KEYS
     return sorted(key for key in keys if values.get(key) != written.get(key))
+
+
+def command_line(config: CommonConfig) -> str:
+    """Return the command that runs with these options, an option a line, as a shell takes it.
+
+    What is as by default is left out; so is where results and the options themselves lie.
+    """
+    parts = [["prunegraph", config.command]]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value != field.default and field.name not in ("config", "json", "out"):
+            values = value if isinstance(value, tuple) else [value]
+            parts.append([f"--{field.name.replace('_', '-')}", *map(str, values)])
+    return " \\\n  ".join(map(shlex.join, parts))

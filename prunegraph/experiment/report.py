@@ -1,27 +1,31 @@
-"""The record of a run: ``report.json``, the table that people see, the plots."""
+"""The record of a run: ``report.json`` and the table that people see."""
 
 import contextlib
-import io
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from rich.table import Table
 
-from prunegraph.experiment.console import Console
-from prunegraph.experiment.folder import REPORT_FILE, RunFolder
-from prunegraph.experiment.verdict import MethodRow, is_agent, verdict_line
-from prunegraph.files import write_bytes, write_json
+from prunegraph.experiment.verdict import MethodRow, is_agent
+from prunegraph.files import write_json
 from prunegraph.types import Budget, Cost
 
 SCHEMA = 1
+
+History = Mapping[str, Mapping[str, Sequence[float]]]
+"""Learning curves: name of a search -> name of a figure -> its value in each update."""
+
+PACKAGES = (
+    *("prunegraph", "torch", "torchvision", "torch-geometric", "stable-baselines3", "numpy"),
+    "matplotlib",
+)
+"""Packages whose versions a report names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +174,15 @@ def machine() -> dict[str, Any]:
     }
 
 
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that a run rests on, those that are installed."""
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
 def _processor() -> str:
     """Return the processor's name where the system tells it."""
     with contextlib.suppress(OSError):
@@ -186,56 +199,54 @@ def write_report(report: Report, path: Path, files: Mapping[str, str]) -> dict[s
     return content
 
 
-def show_finished(folder: RunFolder, console: Console) -> dict[str, Any]:
-    """Print the table of a finished run's report, and return the report."""
-    content: dict[str, Any] = json.loads(folder.file(REPORT_FILE).read_text(encoding="utf-8"))
-    console.say(f"{folder.path} is finished; this is its report (a new --out runs it anew)")
-    console.table(methods_table(content))
-    console.say(verdict_line(content))
-    return content
-
-
 def read_rows(content: Mapping[str, Any]) -> list[MethodRow]:
     """Return the rows of a written report."""
     return [MethodRow(**row) for row in content["methods"]]
 
 
+METHOD_COLUMNS = (
+    *("method", "MACs", "params", "search acc.", "test acc. recal.", "test acc. fine-tuned"),
+    "nets",
+)
+
+
 def methods_table(content: Mapping[str, Any]) -> Table:
     """Return the one table that a run prints, best rows on the search split first."""
-    table = Table(title=_title(content))
-    table.add_column("method")
-    columns = ("MACs", "params", "search acc.", "test acc. recal.", "test acc. fine-tuned", "nets")
-    for name in columns:
-        table.add_column(name, justify="right")
-    dense = Cost(macs=content["dense"]["macs"], params=content["dense"]["params"])
-    table.add_row(
-        "dense",
-        *_costs(dense.macs, dense.params, dense),
-        "",
-        _percent([content["dense"]["test_accuracy"]]),
-        _percent([content["dense"]["test_accuracy_finetuned"]]),
-        "",
-        end_section=True,
-    )
-    for name, rows in _grouped(read_rows(content)):
-        cells = (
-            *_costs(rows[0].macs, rows[0].params, dense),
-            _percent([row.search_accuracy for row in rows]),
-            _percent([row.test_accuracy_recalibrated for row in rows]),
-            _percent([row.test_accuracy_finetuned for row in rows]),
-            str(round(float(np.mean([row.networks_evaluated for row in rows])))),
-        )
-        label = name if len(rows) == 1 else f"{name} (x{len(rows)})"
-        table.add_row(label, *cells, style="bold" if is_agent(name) else None)
+    table = Table(title=title(content))
+    for name in METHOD_COLUMNS:
+        table.add_column(name, justify="left" if name == "method" else "right")
+    dense, *others = method_cells(content)
+    table.add_row(*dense, end_section=True)
+    for cells in others:
+        table.add_row(*cells, style="bold" if is_agent(cells[0].partition(" ")[0]) else None)
     return table
 
 
-def _title(content: Mapping[str, Any]) -> str:
+def method_cells(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return the rows of that table: the dense network, then methods by search accuracy."""
+    dense = Cost(macs=content["dense"]["macs"], params=content["dense"]["params"])
+    accuracies = (content["dense"][f"test_accuracy{end}"] for end in ("", "_finetuned"))
+    shown = [_spread([accuracy]) for accuracy in accuracies]
+    table = [("dense", *_costs(dense.macs, dense.params, dense), "", *shown, "")]
+    for name, rows in by_method(read_rows(content)):
+        label = name if len(rows) == 1 else f"{name} (x{len(rows)})"
+        cells = (
+            _spread([row.search_accuracy for row in rows]),
+            _spread([row.test_accuracy_recalibrated for row in rows]),
+            _spread([row.test_accuracy_finetuned for row in rows]),
+            str(round(float(np.mean([row.networks_evaluated for row in rows])))),
+        )
+        table.append((label, *_costs(rows[0].macs, rows[0].params, dense), *cells))
+    return table
+
+
+def title(content: Mapping[str, Any]) -> str:
+    """Return network, data set and budget in one line."""
     limits = ", ".join(f"{name} {value:g}" for name, value in content["budget"].items())
     return f"{content['arch']} on {content['dataset']}: {limits}"
 
 
-def _grouped(rows: Sequence[MethodRow]) -> list[tuple[str, list[MethodRow]]]:
+def by_method(rows: Sequence[MethodRow]) -> list[tuple[str, list[MethodRow]]]:
     """Return the rows by method, in descending mean search accuracy, the dense control left out."""
     groups: dict[str, list[MethodRow]] = {}
     for row in rows:
@@ -249,12 +260,17 @@ def _grouped(rows: Sequence[MethodRow]) -> list[tuple[str, list[MethodRow]]]:
 
 def _costs(macs: int, params: int, dense: Cost) -> tuple[str, str]:
     return (
-        f"{macs:,} ({100 * macs / dense.macs:.1f} %)",
-        f"{params:,} ({100 * params / dense.params:.1f} %)",
+        f"{macs:,} ({percent(macs / dense.macs)})",
+        f"{params:,} ({percent(params / dense.params)})",
     )
 
 
-def _percent(values: Sequence[float | None]) -> str:
+def percent(share: float, digits: int = 1) -> str:
+    """Return a share as ``12.3 %``."""
+    return f"{100 * share:.{digits}f} %"
+
+
+def _spread(values: Sequence[float | None]) -> str:
     """Return the mean in percent, with the standard deviation over several values."""
     known = [100 * value for value in values if value is not None]
     if not known:
@@ -262,74 +278,3 @@ def _percent(values: Sequence[float | None]) -> str:
     if len(known) == 1:
         return f"{known[0]:.2f}"
     return f"{np.mean(known):.2f} ± {np.std(known, ddof=1):.2f}"
-
-
-def save_plots(
-    report: Report, curves: Mapping[str, Sequence[tuple[int, float]]], folder: Path
-) -> None:
-    """Write the plots of a run as PNG files.
-
-    Args:
-        report: the run.
-        curves: name of a search -> (networks evaluated, search accuracy of the networks then).
-        folder: where to.
-    """
-    if report.methods:
-        save_figure(_methods_figure(report), folder / "methods.png")
-    if any(curves.values()):
-        save_figure(_search_figure(curves), folder / "search.png")
-    if report.pruned is not None:
-        save_figure(
-            _widths_figure(report.pruned, report.details.get("dense_widths", {})),
-            folder / "widths.png",
-        )
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as a PNG file, atomically."""
-    content = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(content)
-    write_bytes(path, content.getvalue())
-
-
-def _methods_figure(report: Report) -> Figure:
-    groups = _grouped(report.methods)[::-1]
-    figure = Figure(figsize=(7, 1 + 0.3 * len(groups)), layout="constrained")
-    axes = figure.subplots()
-    values = [[row.test_accuracy_recalibrated for row in rows] for _, rows in groups]
-    colours = ["tab:orange" if is_agent(name) else "tab:blue" for name, _ in groups]
-    axes.barh(
-        [name for name, _ in groups],
-        [float(np.mean(column)) for column in values],
-        xerr=[float(np.std(column)) for column in values],
-        color=colours,
-    )
-    axes.axvline(report.dense.test_accuracy, color="black", linestyle=":", label="dense")
-    axes.set_xlabel("test accuracy after recalibration")
-    axes.legend()
-    axes.set_title(_title(report.to_json()))
-    return figure
-
-
-def _search_figure(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Figure:
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for name, points in curves.items():
-        if points:
-            axes.plot(*zip(*points, strict=True), label=name)
-    axes.set_xlabel("networks evaluated")
-    axes.set_ylabel("search accuracy, mean of an update")
-    axes.legend()
-    return figure
-
-
-def _widths_figure(pruned: PrunedResult, dense: Mapping[str, int]) -> Figure:
-    names = list(pruned.widths)
-    figure = Figure(figsize=(7, 1 + 0.25 * len(names)), layout="constrained")
-    axes = figure.subplots()
-    axes.barh(names, [dense.get(name, 0) for name in names], color="lightgrey", label="dense")
-    axes.barh(names, [pruned.widths[name] for name in names], color="tab:orange", label="pruned")
-    axes.invert_yaxis()
-    axes.set_xlabel("channels")
-    axes.legend()
-    return figure

@@ -19,7 +19,7 @@ from prunegraph.experiment.console import Console
 from prunegraph.experiment.finalise import Outcome, finalise, finetune_chosen
 from prunegraph.experiment.folder import RunFolder, open_run, slug
 from prunegraph.experiment.jobs import Jobs, load_targets, make_workplace
-from prunegraph.experiment.report import show_finished
+from prunegraph.experiment.page import show_finished
 from prunegraph.experiment.search import FINALISTS
 from prunegraph.experiment.setup import Target
 from prunegraph.experiment.verdict import verdict_line
@@ -32,11 +32,11 @@ def run_train(config: TrainConfig, console: Console) -> dict[str, Any]:
     targets = load_targets(config)
     check_networks(targets, config)
     folder = open_run(config, config.out, run_name(targets, config.budget()))
+    members = member_folders(folder, targets)
     if folder.finished:
-        return show_finished(folder, console)
+        return show_finished(config, members, [target.graph for target in targets], console)
     folder.start(config)
     console.say(f"run folder: {folder.path}")
-    members = member_folders(folder, targets)
     place = make_workplace(config, targets, members, console)
     with Jobs(config, place) as jobs:
         outcomes = _stage_one(config, jobs)
@@ -74,7 +74,7 @@ def _stage_one(config: TrainConfig, jobs: Jobs) -> list[Outcome]:
             candidates=list(store),
             search=summary.result,
             repaired=summary.repaired,
-            curves=summary.curves,
+            history=summary.history,
         )
         for store in stores
     ]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from prunegraph.errors import ArtefactError, ConfigError
+from prunegraph.experiment.agreement import agreements
 from prunegraph.experiment.bench import DENSE_FILE, Bench
 from prunegraph.experiment.candidates import MASKS_FILE, read_masks
 from prunegraph.experiment.config import (
@@ -50,6 +51,10 @@ MAX_WRONG_SHARE = 5 / 10_000
 MAX_WRONG_SHARE_RECALIBRATED = 20 / 10_000
 """The same for networks that were pruned and not fine-tuned: their statistics are measured anew and
 their answers are less certain. Between one thread and two, 8 images of 10,000 were seen."""
+
+
+MAX_OTHER_SHARE = 0.02
+"""On another machine, criteria that are measured may rank this share of the channels otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +105,7 @@ def run_verify(config: VerifyConfig, console: Console) -> dict[str, Any]:
         raise ArtefactError(msg)
     unknown = [f"search.{key}" for key in ("seconds", "evaluation_seconds", "networks_evaluated")]
     unknown += [f"{cell} (no weights)" for cell in _cells_without_weights(folder, content)]
+    unknown.append("latency_ms")
     console.say(
         f"{len(checks)} figures and {len(content['files'])} files of {folder.path} are right; "
         f"not verifiable: {', '.join(unknown)}"
@@ -142,6 +148,7 @@ def _check_member(
             checks += judge_of.row(row)
             report(number, row.name)
     checks += _check_summary(content, rows, bench, masks)
+    checks += _check_agreement(content, bench, masks)
     prefix = "" if member is folder else f"{member.path.name}: "
     return [dataclasses.replace(check, name=f"{prefix}{check.name}") for check in checks]
 
@@ -302,6 +309,25 @@ def _check_summary(
         found["peak_memory"] = peak_memory(graph, mask)
     return [
         Check(name=name, reported=_at(content, name), found=value) for name, value in found.items()
+    ]
+
+
+def _check_agreement(
+    content: Mapping[str, Any], bench: Bench, masks: Mapping[str, KeepMask]
+) -> list[Check]:
+    if "agreement" not in content:
+        return []
+    found = agreements(bench, masks[content["pruned"]["mask_digest"]])
+    tolerance = 1e-9 if _same_machine(content) else MAX_OTHER_SHARE
+    return [
+        Check(
+            name=f"agreement.{criterion}.{name}",
+            reported=content["agreement"][criterion][name],
+            found=value,
+            tolerance=tolerance,
+        )
+        for criterion, values in found.items()
+        for name, value in values.items()
     ]
 
 

@@ -58,6 +58,15 @@ def measure_latency(
     )
 
 
+def device_in_words(example_inputs: ExampleInputs) -> str:
+    """Return what a forward of these inputs runs on: a GPU's name, or the CPU and its threads."""
+    kinds = {leaf.device.type for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor)}
+    if kinds == {"cuda"}:
+        return torch.cuda.get_device_name()
+    threads = torch.get_num_threads()
+    return f"the CPU with {threads} thread{'s' if threads > 1 else ''}"
+
+
 def _timed(call: Callable[[], Any], device: torch.device) -> Callable[[], float]:
     """Return a function that runs ``call`` and returns its milliseconds."""
 

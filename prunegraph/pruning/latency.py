@@ -6,16 +6,14 @@ What counts in the end is the clock: a network that is too slow is cut further a
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from prunegraph.errors import BudgetError
 from prunegraph.graph import ExampleInputs, StructureGraph
 from prunegraph.graph.analyse import unwrap
 from prunegraph.graph.projection import project, why_no_less
 from prunegraph.graph.surgery import apply_mask
-from prunegraph.pruning.clock import Latency, measure_latency
+from prunegraph.pruning.clock import Latency, device_in_words, measure_latency
 from prunegraph.pruning.latency_table import LatencyTable, measure_latency_table, smallest_mask
 from prunegraph.types import BoolArray, Budget, FloatArray, KeepMask
 
@@ -95,8 +93,8 @@ def project_latency(
             break
         target *= asked / latency.median
     msg = (
-        f"max_latency={asked:g} ms cannot be met on {_where(example_inputs)}: the least reached is "
-        f"{reached:.3g} ms, the dense network takes {table.dense.median:.3g} "
+        f"max_latency={asked:g} ms cannot be met on {device_in_words(example_inputs)}: "
+        f"the least reached is {reached:.3g} ms, the dense network takes {table.dense.median:.3g} "
         f"({why_no_less(graph, budget.round_to)})"
     )
     raise BudgetError(msg)
@@ -121,12 +119,3 @@ def project_budget(
 
 def _within(table: LatencyTable, target: float) -> Callable[[BoolArray], bool]:
     return lambda keep: table.milliseconds(keep) <= target
-
-
-def _where(example_inputs: ExampleInputs) -> str:
-    """Return the device in words."""
-    kinds = {leaf.device.type for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor)}
-    if kinds == {"cuda"}:
-        return torch.cuda.get_device_name()
-    threads = torch.get_num_threads()
-    return f"the CPU with {threads} thread{'s' if threads > 1 else ''}"

@@ -52,6 +52,8 @@ def test_digests_name_a_changed_and_a_missing_file(tmp_path: Path) -> None:
     folder.file("plots/a.png").write_bytes(b"abc")
     folder.checkpoint("x").parent.mkdir()
     folder.checkpoint("x").write_bytes(b"working file")
+    for page in ("report.html", "plots/report.html"):  # a family's other networks have one too
+        folder.file(page).write_text("derived")
     digests = folder.digests()
     assert sorted(digests) == ["config.yaml", "plots/a.png"]
     folder.check_digests(digests)

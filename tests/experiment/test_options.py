@@ -1,14 +1,15 @@
 import dataclasses
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
 from prunegraph.errors import ConfigError
-from prunegraph.experiment.config import (
-    TrainConfig,
-)
+from prunegraph.experiment.cli import parse
+from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.options import (
+    command_line,
     from_dict,
     load_config,
     read_yaml,
@@ -73,3 +74,14 @@ def test_runs_are_the_same_if_only_runtime_options_differ() -> None:
     other = dataclasses.replace(config, threads=7, json=True, out=Path("elsewhere"))
     assert same_run(config, to_dict(other)) == []
     assert same_run(config, to_dict(dataclasses.replace(config, seed=1))) == ["seed"]
+
+
+def test_the_command_line_of_options_gives_them_back() -> None:
+    config = TrainConfig(
+        keep_macs=0.4, arch=("resnet20", "resnet32"), round_to=8, weights=(Path("a b"), Path("c"))
+    )
+    command = command_line(dataclasses.replace(config, out=Path("x"), json=True))
+    words = shlex.split(command.replace("\\\n", ""))
+    assert words[:2] == ["prunegraph", "train"]
+    assert parse(TrainConfig, words[2:]) == config
+    assert command_line(TrainConfig()) == "prunegraph train"

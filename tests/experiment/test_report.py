@@ -9,7 +9,6 @@ from prunegraph.experiment.report import (
     Report,
     SearchResult,
     methods_table,
-    save_plots,
     write_report,
 )
 from prunegraph.experiment.verdict import MethodRow
@@ -87,10 +86,3 @@ def test_table_is_sorted_by_search_accuracy_and_shows_the_spread(report: Report)
     assert text.index("agent (x2)") < text.index("l1/uniform")
     assert "81.00 ± 1.41" in text
     assert "50 (50.0 %)" in text
-
-
-def test_plots_are_png_files(report: Report, tmp_path: Path) -> None:
-    save_plots(report, {"seed 0": [(16, 0.5), (32, 0.6)]}, tmp_path / "plots")
-    files = sorted((tmp_path / "plots").iterdir())
-    assert [path.name for path in files] == ["methods.png", "search.png", "widths.png"]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)

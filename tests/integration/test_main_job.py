@@ -23,7 +23,7 @@ def read_report(folder: Path) -> dict[str, Any]:
 def without_times(folder: Path) -> dict[str, Any]:
     """Return a report without what differs between two equal runs."""
     content = read_report(folder)
-    for key in ("files", "machine"):
+    for key in ("files", "machine", "latency_ms"):
         del content[key]
     for key in ("seconds", "evaluation_seconds"):
         del content["search"][key]
@@ -56,6 +56,8 @@ def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
         "policy.json",
         "plots",
         "dense.safetensors",
+        "history.json",
+        "report.html",
     }
     assert "checkpoints" not in names
     assert not list(finished.rglob("*.tmp"))
@@ -175,6 +177,31 @@ def test_a_finished_run_is_shown_and_not_touched(
     assert (copied / "report.json").read_bytes() == before
 
 
+def test_the_page_of_a_finished_run_is_derived_and_made_anew(
+    copied: Path, train_words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = copied / "report.html"
+    assert page.name not in read_report(copied)["files"]
+    before = page.read_text()
+    page.write_text("of an earlier version")
+    assert main(["verify", str(copied), "--threads", "1"]) == 0
+    page.unlink()
+    assert main([*train_words, "--out", str(copied)]) == 0
+    assert str(page) in capsys.readouterr().out
+    assert page.read_text() == before
+
+
+def test_the_report_tells_times_agreement_and_versions(finished: Path) -> None:
+    report = read_report(finished)
+    assert report["latency_ms"]["dense"] > 0 < report["latency_ms"]["pruned"]
+    assert report["latency_ms"]["on"] == "the CPU with 1 thread"
+    assert set(report["agreement"]) == {"l1", "taylor"}
+    for found in report["agreement"].values():
+        assert 0 <= found["overlap"] <= 1
+        assert 0 < found["chance"] < 1
+    assert report["versions"]["torch"]
+
+
 def test_a_folder_of_another_run_is_refused(
     copied: Path, train_words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,6 +260,7 @@ def test_a_changed_bit_is_found_by_the_name_of_the_file(
         (("dense", "params"), 3),
         (("pruned", "widths"), {}),
         (("verdict",), "LEARNED"),
+        (("agreement", "l1", "overlap"), 0.123),
     ],
 )
 def test_a_changed_figure_is_found_by_its_name(

@@ -1,0 +1,344 @@
+"""The figures of a run: drawn once, written as PNG files and into the page of the run.
+
+Three colours stand for what a reader's light or dark page gives: ``INK``, ``PAPER``, ``MUTED``.
+"""
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from prunegraph.experiment.group_plot import FREE, REMOVED, draw_groups, short_name
+from prunegraph.experiment.report import History, by_method, percent, read_rows, title
+from prunegraph.experiment.verdict import DENSE, MethodRow, is_agent, is_baseline, mean_by_name
+from prunegraph.files import write_bytes
+from prunegraph.graph import StructureGraph
+from prunegraph.types import KeepMask
+
+INK, PAPER, MUTED = "#1f2329", "#fefefe", "#8b929b"
+COLOURS = {"control": MUTED, "baseline": "#4c8fc7", "agent": "#e07b28"}
+SEED_COLOURS = ("#e07b28", "#4c8fc7", "#5aa469", "#b07cc6", "#c9a227")
+
+STYLE: dict[Any, Any] = {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), PAPER),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    "axes.edgecolor": MUTED,
+    "font.size": 9,
+    "legend.fontsize": 8,
+    "text.parse_math": False,  # names may hold dollars
+}
+
+WIDTH = 4.4
+"""Inches of a figure: as wide as a phone's page, where its letters can still be read."""
+
+MOST_METHODS = 20
+"""Methods that the bars show, the best on the search split."""
+
+NUM_RIVALS = 3
+"""Baselines whose widths are shown beside the agent's."""
+
+PANELS = {
+    "accuracy": "accuracy,\nmean",
+    "best_accuracy": "accuracy,\nbest",
+    "bar": "to be\nbeaten",
+    "reward": "reward,\nmean",
+    "entropy_per_bit": "entropy\na bit",
+    "multiplier": "multiplier",
+    "repaired": "repaired\nbits",
+}
+"""Learning curves and their labels; one that never changes is not drawn."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Findings:
+    """What a run found, as its folder holds it.
+
+    Attributes:
+        content: the report.
+        graph: the structure of the dense network.
+        masks: by digest.
+        history: learning curves; empty without a search.
+    """
+
+    content: Mapping[str, Any]
+    graph: StructureGraph
+    masks: Mapping[str, KeepMask]
+    history: History
+
+    @cached_property
+    def rows(self) -> list[MethodRow]:
+        """The compared rows."""
+        return read_rows(self.content)
+
+    @cached_property
+    def mask(self) -> KeepMask | None:
+        """What the pruned network keeps."""
+        pruned = self.content["pruned"]
+        return None if pruned is None else self.masks[pruned["mask_digest"]]
+
+    @cached_property
+    def rivals(self) -> dict[str, dict[str, int]]:
+        """Widths of the best baselines on the search split, each one's best mask."""
+        rows = [row for row in self.rows if is_baseline(row.name)]
+        found = dict(by_method(rows)[:NUM_RIVALS])
+        best = {name: max(own, key=lambda row: row.search_accuracy) for name, own in found.items()}
+        return {name: self.graph.group_widths(self.masks[row.digest]) for name, row in best.items()}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Plot:
+    """A figure and what it says.
+
+    Attributes:
+        figure: the figure.
+        caption: what it shows.
+        text: the same for those who cannot see it, with its main numbers.
+    """
+
+    figure: Figure
+    caption: str
+    text: str
+
+
+def draw(findings: Findings) -> dict[str, Plot]:
+    """Return the figures of a run by name; one that has nothing to show is left out."""
+    drawers: dict[str, Callable[[Findings], Plot | None]] = {
+        "pareto": _pareto,
+        "methods": _methods,
+        "widths": _widths,
+        "search": _search,
+        "groups": _groups,
+    }
+    with mpl.rc_context(STYLE):
+        drawn = {name: drawer(findings) for name, drawer in drawers.items()}
+    plots = {name: plot for name, plot in drawn.items() if plot is not None}
+    for plot in plots.values():  # solved once, the layout is the same in each file
+        plot.figure.draw_without_rendering()
+        plot.figure.set_layout_engine("none")
+    return plots
+
+
+def save_plots(plots: Mapping[str, Plot], folder: Path) -> None:
+    """Write figures as PNG files."""
+    for name, plot in plots.items():
+        save_figure(plot.figure, folder / f"{name}.png")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG file, atomically."""
+    content = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(content)
+    write_bytes(path, content.getvalue())
+
+
+def to_svg(plot: Plot, name: str) -> str:
+    """Return a figure as an SVG element for a page that holds others too.
+
+    Args:
+        plot: the figure.
+        name: prefix of its ids, so that no two figures of a page share one.
+    """
+    content = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        plot.figure.savefig(content, format="svg", transparent=True, metadata=nothing)
+    svg = content.getvalue()
+    svg = svg[svg.index("<svg") :]  # without the XML declaration, which names a web address
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    for colour, variable in ((INK, "ink"), (PAPER, "paper"), (MUTED, "muted")):
+        svg = svg.replace(colour, f"var(--{variable})")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(plot.text)}"', 1)
+
+
+def _new_figure(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained", dpi=200)
+    return figure, figure.subplots()
+
+
+def _pareto(findings: Findings) -> Plot | None:
+    """Draw the accuracy of each method against its multiply-adds."""
+    dense = findings.content["dense"]
+    rows = [row for row in findings.rows if row.name != DENSE]
+    if not rows:
+        return None
+    figure, axes = _new_figure(3.4)
+    for kind, colour in COLOURS.items():
+        own = [row for row in rows if _kind(row.name) == kind]
+        for metric, fill in (("recalibrated", "none"), ("finetuned", colour)):
+            means = mean_by_name(own, f"test_accuracy_{metric}")
+            macs = mean_by_name(own, "macs")
+            axes.scatter(
+                [100 * macs[name] / dense["macs"] for name in means],
+                [100 * value for value in means.values()],
+                s=34,
+                facecolor=fill,
+                edgecolor=colour,
+                label=kind if own and metric == "finetuned" else None,
+            )
+    for accuracy, fill in ((dense["test_accuracy"], "none"), (_tuned(dense), INK)):
+        axes.scatter([100], [100 * accuracy], 90, fill, marker="*", edgecolor=INK)
+    axes.scatter([], [], 90, INK, marker="*", label="dense")
+    axes.set_xlim(right=104)
+    axes.set_xlabel("multiply-adds that remain, %")
+    axes.set_ylabel("test accuracy, %")
+    figure.legend(loc="outside upper center", ncols=4, handletextpad=0.1, columnspacing=1.0)
+    caption = "Accuracy against multiply-adds, a point a method: hollow = after recalibration"
+    if any(row.test_accuracy_finetuned is not None for row in rows):
+        caption += ", filled = after fine-tuning"
+    return Plot(figure=figure, caption=f"{caption}.", text=_pareto_text(rows, dense))
+
+
+def _tuned(dense: Mapping[str, Any]) -> float:
+    """Return the dense network's accuracy after its fine-tune; before it if there was none."""
+    tuned = dense["test_accuracy_finetuned"]
+    return float(dense["test_accuracy"] if tuned is None else tuned)
+
+
+def _kind(name: str) -> str:
+    if is_agent(name):
+        return "agent"
+    return "baseline" if is_baseline(name) else "control"
+
+
+def _pareto_text(rows: Sequence[MethodRow], dense: Mapping[str, Any]) -> str:
+    words = [f"Scatter plot. Dense: all multiply-adds, {percent(dense['test_accuracy'])}"]
+    for name, own in by_method(rows)[:5]:
+        macs = np.mean([row.macs for row in own]) / dense["macs"]
+        accuracy = np.mean([row.test_accuracy_recalibrated for row in own])
+        words.append(
+            f"{name}: {percent(float(macs))} of the multiply-adds, {percent(float(accuracy))}"
+        )
+    return "; ".join(words) + "; accuracies after recalibration."
+
+
+def _methods(findings: Findings) -> Plot | None:
+    """Draw the accuracy of each method after recalibration as a bar."""
+    groups = by_method(findings.rows)[:MOST_METHODS]
+    if not groups:
+        return None
+    figure, axes = _new_figure(1.1 + 0.22 * len(groups))
+    values = [[100 * row.test_accuracy_recalibrated for row in rows] for _, rows in groups]
+    axes.barh(
+        [name for name, _ in groups],
+        [float(np.mean(column)) for column in values],
+        xerr=[float(np.std(column, ddof=1)) if len(column) > 1 else 0.0 for column in values],
+        color=[COLOURS[_kind(name)] for name, _ in groups],
+        ecolor=INK,
+        height=0.72,
+    )
+    dense = findings.content["dense"]["test_accuracy"]
+    axes.axvline(100 * dense, color=INK, linestyle=":")
+    axes.text(100 * dense, -0.75, "dense", ha="right", va="bottom", fontsize=8)
+    axes.set_ylim(len(groups) - 0.4, -0.9)
+    axes.tick_params("y", length=0)
+    axes.set_xlabel("test accuracy after recalibration, %")
+    shown = f"the {MOST_METHODS} best" if len(groups) == MOST_METHODS else "all"
+    bars = zip(groups, values, strict=True)
+    words = [f"{name} {np.mean(column):.1f} %" for (name, _), column in bars]
+    return Plot(
+        figure=figure,
+        caption=f"Before fine-tuning, {shown} methods by accuracy on the search split; "
+        "mean and standard deviation over seeds.",
+        text=f"Bar chart of test accuracies. {'; '.join(words)}; dense {percent(dense)}.",
+    )
+
+
+def _widths(findings: Findings) -> Plot | None:
+    """Draw the kept share of each group: of the pruned network, of the best baselines."""
+    if findings.mask is None:
+        return None
+    dense = findings.graph.group_widths(findings.graph.dense_mask())
+    kept = findings.graph.group_widths(findings.mask)
+    figure, axes = _new_figure(1.1 + 0.22 * len(dense))
+    places = np.arange(len(dense))
+    shares = np.array([100 * kept[name] / size for name, size in dense.items()])
+    axes.barh(places, shares, color=FREE, height=0.72, label="kept")
+    axes.barh(places, 100 - shares, left=shares, color=REMOVED, height=0.72, label="removed")
+    for (name, widths), marker in zip(findings.rivals.items(), "o^s", strict=False):
+        axes.scatter(
+            [100 * widths[group] / size for group, size in dense.items()],
+            places,
+            s=16,
+            marker=marker,
+            facecolor=PAPER,
+            edgecolor=INK,
+            linewidth=0.8,
+            label=name,
+            zorder=3,
+        )
+    for place, (name, size) in enumerate(dense.items()):
+        axes.text(103, place, f"{size} → {kept[name]}", va="center", fontsize=7)
+    axes.set_yticks(places, [short_name(name) for name in dense], fontsize=7)
+    axes.tick_params("y", length=0)
+    axes.set_ylim(len(dense) - 0.4, -0.6)
+    axes.set_xlim(0, 103)
+    axes.set_xticks([0, 25, 50, 75, 100])
+    axes.set_xlabel("channels kept, % of the dense width")
+    figure.legend(loc="outside upper center", ncols=3, columnspacing=1.0)
+    narrowest = min(dense, key=lambda name: kept[name] / dense[name])
+    return Plot(
+        figure=figure,
+        caption="Kept width of each group, dense → pruned; marks: what the best baselines keep.",
+        text=f"Bar chart of {len(dense)} groups: {sum(kept.values())} of {sum(dense.values())} "
+        f"channels stay; the most is removed from {narrowest}, {dense[narrowest]} to "
+        f"{kept[narrowest]}.",
+    )
+
+
+def _search(findings: Findings) -> Plot | None:
+    """Draw the learning curves of the searches, those that move."""
+    runs = findings.history
+    panels = [
+        name
+        for name in PANELS
+        if any(len(set(figures.get(name, ()))) > 1 for figures in runs.values())
+    ]
+    if not panels:
+        return None
+    figure = Figure(figsize=(WIDTH, 0.7 + 0.95 * len(panels)), layout="constrained", dpi=200)
+    grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, name in zip(grid, panels, strict=True):
+        for number, (run, figures) in enumerate(runs.items()):
+            colour = SEED_COLOURS[number % len(SEED_COLOURS)]
+            label = run if name == panels[0] else None
+            axes.plot(figures["networks"], figures[name], color=colour, lw=1.3, label=label)
+        axes.set_ylabel(PANELS[name], fontsize=8)
+        axes.yaxis.set_major_locator(MaxNLocator(3))
+        axes.tick_params(labelsize=7)
+    grid[-1].set_xlabel("networks evaluated")
+    figure.align_ylabels()
+    figure.legend(loc="outside upper center", ncols=2)
+    accuracies = [figures["accuracy"] for figures in runs.values()]
+    ends = ", ".join(f"{percent(values[0])} to {percent(values[-1])}" for values in accuracies)
+    return Plot(
+        figure=figure,
+        caption="Learning curves, a point an update, on search images.",
+        text=f"Line plots of {', '.join(runs)}. Mean accuracy of an update, first to last: {ends}.",
+    )
+
+
+def _groups(findings: Findings) -> Plot | None:
+    """Draw the groups of channels and what was kept of them."""
+    graph = findings.graph
+    frozen = sum(group.frozen is not None for group in graph.groups)
+    return Plot(
+        figure=draw_groups(graph, title(findings.content), findings.mask, paper=PAPER),
+        caption="The groups of channels, coloured by what was decided, and the multiply-adds of "
+        "each.",
+        text=f"Graph of {len(graph.groups)} groups of channels ({frozen} frozen) and the "
+        "operations between them, with the kept and the removed share of each; below, bars of "
+        "each group's multiply-adds.",
+    )

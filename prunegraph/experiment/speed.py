@@ -1,0 +1,76 @@
+"""What a pruned network gains on the clock, and whether that is what its size promises."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prunegraph.experiment.bench import Bench
+from prunegraph.pruning import apply_mask, measure_latency
+from prunegraph.pruning.clock import device_in_words
+from prunegraph.types import KeepMask
+
+PAYS = 0.5
+"""Pruning pays in time if this share of the gain that multiply-adds promise becomes real."""
+
+LEAST_PROMISED = 0.05
+"""Share of the multiply-adds below which removing them promises no time."""
+
+NUM_ROUNDS, NUM_RUNS = 3, 20
+"""How often both networks are timed in turn, and by how many forwards."""
+
+MAX_SECONDS = 1.0
+"""Longest that the warm-up or the runs of one network take in a round."""
+
+
+def latencies(bench: Bench, mask: KeepMask) -> dict[str, Any]:
+    """Time a forward of one image through the dense and the pruned network.
+
+    Each figure is the least of three medians, taken in turn: what else the machine does only adds.
+
+    Returns:
+        The report's ``latency_ms``: milliseconds as ``dense`` and ``pruned``, and ``on``, the
+        device in words.
+    """
+    target = bench.target
+    networks = {"dense": target.model, "pruned": apply_mask(target.model, target.graph, mask)}
+    medians: dict[str, list[float]] = {name: [] for name in networks}
+    for _ in range(NUM_ROUNDS):
+        for name, model in networks.items():
+            latency = measure_latency(
+                model, target.example_inputs, num_runs=NUM_RUNS, max_seconds=MAX_SECONDS
+            )
+            medians[name].append(latency.median)
+    return {
+        **{name: round(min(values), 4) for name, values in medians.items()},
+        "on": device_in_words(target.example_inputs),
+    }
+
+
+def realised(dense: float, pruned: float, macs: float) -> float:
+    """Return the share of the promised time that is saved.
+
+    Args:
+        dense: milliseconds of the dense network.
+        pruned: milliseconds of the pruned one.
+        macs: share of the multiply-adds that remains.
+    """
+    return (1.0 - pruned / dense) / max(1.0 - macs, 1e-9)
+
+
+def latency_warning(content: Mapping[str, Any]) -> str | None:
+    """Return the line that says that a report's network does not pay in time; None if it does."""
+    times, pruned = content.get("latency_ms"), content["pruned"]
+    if times is None or pruned is None:
+        return None
+    macs = pruned["macs"] / content["dense"]["macs"]
+    if 1.0 - macs < LEAST_PROMISED or realised(times["dense"], times["pruned"], macs) >= PAYS:
+        return None
+    if content["budget"].get("round_to", 1) % 8:
+        why = "odd widths, or layers so small that starting them takes the time; --round-to 8 mends"
+        why += " the former"
+    else:
+        why = "the layers are so small that starting them takes the time"
+    return (
+        f"pruning does not pay in time on {times.get('on', 'this device')}: "
+        f"x{times['dense'] / times['pruned']:.2f} of the x{1 / macs:.2f} that multiply-adds "
+        f"promise ({why})"
+    )

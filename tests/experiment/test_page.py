@@ -1,0 +1,213 @@
+"""The page of a run: whole, self-contained, escaped, and narrow enough for a phone."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from prunegraph.errors import ArtefactError
+from prunegraph.experiment.candidates import write_masks
+from prunegraph.experiment.config import CommonConfig, TrainConfig
+from prunegraph.experiment.folder import PAGE_FILE, REPORT_FILE, RunFolder
+from prunegraph.experiment.page import page, read_findings, result_rows, write_page
+from prunegraph.experiment.plots import Findings, draw
+from prunegraph.experiment.report import method_cells
+from prunegraph.files import write_json
+
+Make = Callable[..., Findings]
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+HOSTILE = "--><script>alert('1')</script>&amp;\"$x_1$</svg>"
+CONFIG = TrainConfig(keep_macs=0.5, weights=(Path("a b.safetensors"),))
+
+
+class Page(HTMLParser):
+    """Checks that elements are closed in order, and keeps what a test asks for."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.cells: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len({name for name, _ in attrs}) == len(attrs), f"{tag} has an attribute twice"
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self.open and self.open[-1] in ("td", "th"):
+            self.cells[-1] += data
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        """Return the attributes of all elements of a kind."""
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def made(findings: Findings, config: CommonConfig = CONFIG) -> str:
+    return page(config, findings, draw(findings))
+
+
+def test_the_page_is_whole_and_needs_nothing_else(make_findings: Make) -> None:
+    text = made(make_findings())
+    parsed = Page(text)
+    assert text.startswith("<!doctype html>")
+    assert parsed.named("html") == [{"lang": "en"}]
+    viewports = [meta for meta in parsed.named("meta") if meta.get("name") == "viewport"]
+    assert len(viewports) == 1
+    assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in parsed.elements}
+    assert not re.search(r"https?:|//|@import", text)
+    addresses = [
+        value
+        for _, attributes in parsed.elements
+        for name, value in attributes.items()
+        if name in ("src", "href", "xlink:href")
+    ]
+    assert addresses
+    assert all(str(address).startswith("#") for address in addresses)
+    ids = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
+    assert len(set(ids)) == len(ids)
+
+
+def test_every_figure_and_scrolling_box_has_a_name(make_findings: Make) -> None:
+    parsed = Page(made(make_findings()))
+    figures, svgs = parsed.named("figure"), parsed.named("svg")
+    assert len(figures) == len(svgs) == 5
+    assert all(svg["role"] == "img" and svg["aria-label"] for svg in svgs)
+    boxes = [box for box in parsed.named("div") if "box" in str(box.get("class")).split()]
+    assert len(boxes) >= 4
+    assert all(box["tabindex"] == "0" and box["aria-label"] for box in boxes)
+
+
+def test_the_table_has_the_numbers_of_the_terminal(make_findings: Make) -> None:
+    findings = make_findings()
+    cells = Page(made(findings)).cells
+    for row in method_cells(findings.content):
+        first = cells.index(row[0], cells.index("nets"))
+        assert tuple(cells[first : first + len(row)]) == row
+    assert "agent/best (x2)" in cells
+    assert "77.50 ± 3.54" in cells
+
+
+def test_what_was_got_is_told_before_and_after(make_findings: Make) -> None:
+    findings = make_findings(peak_memory={"dense": 4096, "pruned": 1024})
+    rows = {row[0]: row[1:] for row in result_rows(findings.content)}
+    assert rows["activations alive at once"] == ("4.096 kB", "1.024 kB", "25.0 %")
+    assert rows["time of one image"] == ("1 ms", "0.5 ms", "50.0 %")
+    assert rows["the same, fine-tuned"] == ("91.00 %", "88.00 %", "-3.00 pts")
+    text = made(findings)
+    assert "Asked: at most 0.5 of the multiply-adds." in text
+    assert "no verdict: 2 seed(s)" in text
+
+
+def test_user_data_is_escaped_everywhere(make_findings: Make) -> None:
+    config = TrainConfig(keep_macs=0.5, weights=(Path(HOSTILE),))
+    entries = {
+        "arch": HOSTILE,
+        "dataset": HOSTILE,
+        "verdict_reason": HOSTILE,
+        "machine": {"processor": HOSTILE},
+        "latency_ms": {"dense": 1.0, "pruned": 1.0, "on": HOSTILE},
+    }
+    text = made(make_findings(HOSTILE, **entries), config)
+    parsed = Page(text)
+    assert parsed.named("script") == []
+    assert len(parsed.named("svg")) == text.count("</svg>") == 5
+    assert parsed.text.count(HOSTILE) >= 8
+    assert parsed.named("title") == [{}]
+    assert "--><" not in text
+
+
+def test_a_section_without_data_is_left_out(make_findings: Make) -> None:
+    whole = Page(made(make_findings())).text
+    bare = make_findings(pruned=None, search=None, history={}, agreement={})
+    shown = Page(made(bare)).text
+    for words in ("What was got", "What was kept", "Agreement with", "What the search cost"):
+        assert words in whole
+        assert words not in shown
+    assert "How to repeat it" in shown
+
+
+def test_a_report_of_an_earlier_version_has_a_page(make_findings: Make) -> None:
+    findings = make_findings(history={}, latency_ms={"dense": 1.0, "pruned": 0.9})
+    content = dict(findings.content)
+    del content["agreement"]
+    text = made(Findings(**{**vars(findings), "content": content}))
+    assert "on this device" in text
+    assert "Agreement with" not in text
+
+
+def test_the_command_is_shown_as_a_shell_takes_it(make_findings: Make) -> None:
+    text = Page(made(make_findings())).text
+    assert "prunegraph train \\\n  --keep-macs 0.5 \\\n  --weights 'a b.safetensors'" in text
+
+
+def test_a_page_is_made_from_the_files_of_a_run(make_findings: Make, tmp_path: Path) -> None:
+    findings, folder = make_findings(), RunFolder(path=tmp_path)
+    write_json(folder.file(REPORT_FILE), findings.content)
+    write_json(folder.file("history.json"), findings.history)
+    write_masks(folder.file("masks.json"), list(findings.masks.values()))
+    again = read_findings(folder, findings.graph)
+    write_page(CONFIG, folder, again, draw(again))
+    assert folder.file(PAGE_FILE).read_text() == made(findings)
+    other = make_findings(graph="0123456789abcdef")
+    write_json(folder.file(REPORT_FILE), other.content)
+    with pytest.raises(ArtefactError, match="made of another toy"):
+        read_findings(folder, findings.graph)
+
+
+MEASURE = """<script>document.title = [document.scrollingElement.scrollWidth, innerWidth,
+document.querySelectorAll("svg").length].join(" ")</script></body>"""
+
+
+def measured(chromium: str, text: str, width: int, folder: Path) -> tuple[int, ...]:
+    """Return the width that a page scrolls, that of its window, and its number of figures.
+
+    A headless window is never narrower than 500 pixels; a frame in it is.
+    """
+    (folder / "page.html").write_text(text.replace("</body>", MEASURE))
+    frame = f'<iframe src="page.html" style="width:{width}px;height:800px;border:0"></iframe>'
+    copy = "<script>onload = () => document.title = frames[0].document.title</script>"
+    (folder / "frame.html").write_text(f"<!doctype html><title></title>{frame}{copy}")
+    words = [
+        *(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
+        "--disable-quic",
+        *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
+        *("--disable-sync", "--allow-file-access-from-files", "--window-size=1400,900"),
+        *(f"--user-data-dir={folder / 'profile'}", "--dump-dom"),
+        (folder / "frame.html").as_uri(),
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title is not None
+    return tuple(map(int, title[1].split()))
+
+
+def test_a_browser_shows_the_page_without_scrolling_sideways(
+    make_findings: Make, tmp_path: Path
+) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs Debian's chromium, which is not installed")
+    text = made(make_findings("a_module." * 12 + "conv", arch="package.module:" + "x" * 90))
+    for width in (360, 1280):
+        assert measured(chromium, text, width, tmp_path) == (width, width, 5)
+    wide = text.replace("</main>", '</main><p style="width: 900px; max-width: none">wide</p>')
+    assert measured(chromium, wide, 360, tmp_path) == (900, 360, 5)
