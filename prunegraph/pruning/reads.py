@@ -46,9 +46,7 @@ class Read:
 
 
 @contextmanager
-def reads(
-    model: nn.Module, graph: StructureGraph, visit: Callable[[Read], None]
-) -> Iterator[None]:
+def reads(model: nn.Module, graph: StructureGraph, visit: Callable[[Read], None]) -> Iterator[None]:
     """Show each read of channel classes to ``visit`` while the network runs.
 
     Layers that are called as modules of the network are seen; a weight that a functional call uses
