@@ -302,7 +302,8 @@ class CompareConfig(SearchOptions, PruningOptions, NetworkConfig):
     search split, with every seed.
 
     Attributes:
-        methods: all; heuristics (those that need no search); or names of baselines.
+        methods: all; heuristics (those that need no search); torch_pruning (its own pruners, if it
+            is installed; not part of all); or names of baselines.
         seeds: search and fine-tuning seeds.
         out: run folder; default: runs/compare-ARCH-DATASET-KEEP. The same command resumes.
     """

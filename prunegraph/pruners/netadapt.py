@@ -7,11 +7,11 @@ import numpy as np
 from torch import Tensor
 
 from prunegraph.errors import ConfigError
-from prunegraph.graph import Group, StructureGraph
+from prunegraph.graph import Group
 from prunegraph.graph.features import rank_in_group
 from prunegraph.pruners.search import SearchRun
 from prunegraph.pruning.problem import PrunerResult, PruningProblem
-from prunegraph.types import BoolArray, Budget, KeepMask, Outcome
+from prunegraph.types import BoolArray, KeepMask, Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +56,10 @@ class NetAdapt:
             raise ConfigError(msg)
         subset = run.subset(self.subset_size, problem.seed)
         keep = np.ones(graph.num_classes, dtype=bool)
-        start = cost_ratio(graph, keep, problem.budget)
+        start = graph.cost_ratio(keep, problem.budget)
         for step in range(1, num_steps + 1):
             target = start - (start - 1.0) * step / num_steps
-            if cost_ratio(graph, keep, problem.budget) > target:
+            if graph.cost_ratio(keep, problem.budget) > target:
                 keep = self._step(run, groups, keep, target, subset)
         ranks = rank_in_group(graph, problem.statistics["taylor"])
         return run.choose([problem.project((ranks + keep).astype(np.float32))])
@@ -75,7 +75,7 @@ class NetAdapt:
         """Return the keep bits of the best proposal; the same where no group can give anything."""
         proposals = [_shrunk(run.problem, group, keep, target) for group in groups]
         budget, graph = run.problem.budget, run.problem.graph
-        paying = [bits for bits in proposals if cost_ratio(graph, bits, budget) <= target]
+        paying = [bits for bits in proposals if graph.cost_ratio(bits, budget) <= target]
         masks = [graph.mask(bits) for bits in paying or proposals if (bits != keep).any()]
         if not masks:
             return keep
@@ -87,15 +87,7 @@ class NetAdapt:
         return best.keep.copy()
 
 
-def cost_ratio(graph: StructureGraph, keep: BoolArray, budget: Budget) -> float:
-    """Return the cost over the budget, of whichever of MACs and params is nearer to its limit."""
-    cost = graph.cost(keep)
-    return float((np.array([cost.macs, cost.params]) / graph.limits(budget)).max())
-
-
-def _shrunk(
-    problem: PruningProblem, group: Group, keep: BoolArray, target: float
-) -> BoolArray:
+def _shrunk(problem: PruningProblem, group: Group, keep: BoolArray, target: float) -> BoolArray:
     """Return keep bits without the group's least channels, as many as it takes or as may go."""
     graph, classes = problem.graph, group.classes[keep[group.classes]]
     order = classes[np.argsort(problem.statistics["taylor"][classes], kind="stable")]
@@ -107,6 +99,6 @@ def _shrunk(
 
     most = len(classes) - group.min_keep
     number = bisect_left(
-        range(most), True, key=lambda n: cost_ratio(graph, without(n), problem.budget) <= target
+        range(most), True, key=lambda n: graph.cost_ratio(without(n), problem.budget) <= target
     )
     return without(number)

@@ -15,7 +15,7 @@ from prunegraph.pruning.map_statistics import average_rank, channel_independence
 from prunegraph.pruning.reconstruction import removal_errors
 from prunegraph.pruning.statistics import fill_unseen
 from prunegraph.pruning.weight_saliency import fisher_saliency
-from prunegraph.types import FloatArray, TrainSplit
+from prunegraph.types import Float64Array, FloatArray, TrainSplit
 
 COSTLY_STATISTICS: Mapping[str, int] = {"hrank": 256, "chip": 128, "obd": 256, "thinet": 256}
 """Name -> train images that it is measured on, by default."""
@@ -53,7 +53,7 @@ def measure_costly(
     """
     dense = copy.deepcopy(unwrap(model)).to(device).eval().requires_grad_(False)
     images = calibration.sample(COSTLY_STATISTICS[name] if num_images is None else num_images, seed)
-    measures = {
+    measures: Mapping[str, Callable[[nn.Module, StructureGraph, TrainSplit], Float64Array]] = {
         "hrank": average_rank,
         "chip": channel_independence,
         "obd": fisher_saliency,

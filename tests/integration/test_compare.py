@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prunegraph.experiment import compare, finish
-from prunegraph.experiment.baselines import heuristics
+from prunegraph.experiment.baselines import SEARCHES, TORCH_PRUNING, heuristics
 from prunegraph.experiment.cli import main
 from prunegraph.experiment.config import CompareConfig
 from prunegraph.pruning.finetune import _Training
@@ -77,8 +77,9 @@ def test_the_report_holds_both_verdicts_and_the_proxy(compared: Path) -> None:
 def test_methods_are_named_alone_or_together() -> None:
     names = compare._wanted(CompareConfig(methods=("cem", "heuristics", "l1/uniform")))
     assert names == ("cem", *heuristics())
+    assert compare._wanted(CompareConfig(methods=("torch_pruning",))) == TORCH_PRUNING
     everything = compare._wanted(CompareConfig())
-    assert set(everything) == {*heuristics(), "cem", "random_search", "sampler"}
+    assert set(everything) == {*heuristics(), *SEARCHES, "sampler"}
 
 
 def test_finished_cells_are_not_trained_again(
