@@ -7,8 +7,9 @@ budget classes come back by Torch-Pruning's own importance. So its row has the s
 recalibration and fine-tune as every other one.
 
 A layer is left whole where the two structures disagree: where Torch-Pruning couples channels that
-are apart in the structure graph, its choice would be another network than it thinks. That are the
-residual streams of ResNets with parameter-free shortcuts (their gather is unknown to it).
+are apart in the structure graph, its choice would be another network than it thinks. So it is with the
+residual streams of ResNets with parameter-free shortcuts, whose gather it does not know. They lose
+channels only if the budget cannot be met without.
 """
 
 import copy
@@ -95,8 +96,19 @@ class _Peer:
     def __init__(self, pruner: TorchPruningPruner, problem: PruningProblem) -> None:
         self._tp = _torch_pruning(pruner.name)
         self._pruner, self._problem, self._graph = pruner, problem, problem.graph
-        self._model = copy.deepcopy(unwrap(problem.model)).eval().requires_grad_(True)
-        self._names = {module: name for name, module in self._model.named_modules()}
+
+    @cached_property
+    def _model(self) -> nn.Module:
+        """A copy of the network, with gradients if the importance is made of them."""
+        model = copy.deepcopy(unwrap(self._problem.model)).eval().requires_grad_(True)
+        if self._pruner.criterion == "taylor":
+            images = self._problem.evaluator.calibration
+            _add_gradients(model, images.sample(NUM_IMAGES, self._problem.seed))
+        return model
+
+    @cached_property
+    def _names(self) -> dict[nn.Module, str]:
+        return {module: name for name, module in self._model.named_modules()}
 
     @cached_property
     def _ignored(self) -> list[nn.Module]:
@@ -111,9 +123,6 @@ class _Peer:
     @cached_property
     def importance(self) -> Float64Array:
         """``[N]`` mean of its importance over a class's channels; NaN where it has none."""
-        if self._pruner.criterion == "taylor":
-            images = self._problem.evaluator.calibration
-            _add_gradients(self._model, images.sample(NUM_IMAGES, self._problem.seed))
         importance = np.full(self._graph.num_classes, np.nan)
         base = self._base(0.5, self._ignored)
         for group, written in self._groups(base, self._ignored):

@@ -42,7 +42,7 @@ def chain() -> nn.Module:
 
 
 @pytest.mark.parametrize("scope", ["uniform", "global"])
-@pytest.mark.parametrize("criterion", ["magnitude", "bn_scale"])
+@pytest.mark.parametrize("criterion", ["magnitude", "bn_scale", "taylor"])
 def test_its_choice_is_what_its_own_surgery_leaves(
     criterion: str, scope: str, make_problem: MakeProblem
 ) -> None:
@@ -53,8 +53,11 @@ def test_its_choice_is_what_its_own_surgery_leaves(
     importance = {
         "magnitude": tp.importance.GroupMagnitudeImportance(p=2),
         "bn_scale": tp.importance.BNScaleImportance(),
+        "taylor": tp.importance.GroupTaylorImportance(),
     }[criterion]
     own = copy.deepcopy(model)
+    images, labels = next(problem.evaluator.calibration.sample(512, problem.seed).batches(512))
+    nn.functional.cross_entropy(own(images), labels, reduction="sum").backward()
     tp.pruner.BasePruner(
         own,
         example_inputs=(torch.zeros(1, 1, 8, 8),),
