@@ -7,9 +7,9 @@ budget classes come back by Torch-Pruning's own importance. So its row has the s
 recalibration and fine-tune as every other one.
 
 A layer is left whole where the two structures disagree: where Torch-Pruning couples channels that
-are apart in the structure graph, its choice would be another network than it thinks. So it is with the
-residual streams of ResNets with parameter-free shortcuts, whose gather it does not know. They lose
-channels only if the budget cannot be met without.
+are apart in the structure graph, its choice would be another network than it thinks. So it is with
+the residual streams of ResNets with parameter-free shortcuts, whose gather it does not know. They
+lose channels only if the budget cannot be met without.
 """
 
 import copy
