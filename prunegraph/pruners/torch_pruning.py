@@ -24,7 +24,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunegraph.errors import ConfigError
+from prunegraph.errors import ConfigError, ModelError
 from prunegraph.graph import StructureGraph, unwrap
 from prunegraph.graph.features import rank_in_group, rank_within
 from prunegraph.pruning.problem import PrunerResult, PruningProblem
@@ -70,19 +70,32 @@ class TorchPruningPruner:
         return f"tp_{self.criterion}/{self.scope}"
 
     def prune(self, problem: PruningProblem) -> PrunerResult:
-        """Choose a mask that meets the problem's budget; runs no network."""
-        graph = problem.graph
+        """Choose a mask that meets the problem's budget; runs no network.
+
+        Raises:
+            ModelError: Torch-Pruning cannot handle the network.
+        """
+        try:
+            scores = self._scores(problem)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            msg = f"Torch-Pruning cannot handle this network ({reason}): leave {self.name} out"
+            raise ModelError(msg) from error
+        return PrunerResult(mask=problem.project(scores.astype(np.float32)))
+
+    def _scores(self, problem: PruningProblem) -> Float64Array:
+        """Return ``[N]`` scores: what it removes is below what it keeps, in its own order."""
         peer = _Peer(self, problem)
         removed, low, high = peer.seen, 0.0, 1.0
         for _ in range(NUM_HALVINGS):
             middle = (low + high) / 2
             trial = peer.removed(middle)
-            if graph.cost_ratio(~trial, problem.budget) <= 1.0:
+            if problem.graph.cost_ratio(~trial, problem.budget) <= 1.0:
                 removed, high = trial, middle
             else:
                 low = middle
-        scores = peer.rank() + ~removed + ~peer.seen  # what it does not see goes last of all
-        return PrunerResult(mask=problem.project(scores.astype(np.float32)))
+        scores: Float64Array = peer.rank() + ~removed + ~peer.seen  # what it cannot see goes last
+        return scores
 
 
 class _Peer:

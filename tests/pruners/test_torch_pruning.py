@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunegraph.errors import ConfigError
+from prunegraph.errors import ConfigError, ModelError
 from prunegraph.experiment.baselines import check_methods
 from prunegraph.graph import analyse
 from prunegraph.pruners import PRUNERS, TorchPruningPruner
@@ -111,6 +111,21 @@ def test_without_the_package_there_is_one_clear_line(monkeypatch: pytest.MonkeyP
     with pytest.raises(ConfigError, match="pip install torch-pruning"):
         check_methods(["l1/uniform", "torch_pruning"])
     check_methods(["all"])
+
+
+def test_a_network_that_it_cannot_handle_is_one_clear_line(
+    make_problem: MakeProblem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tp = pytest.importorskip("torch_pruning")
+
+    def fail(*_: object, **__: object) -> None:
+        text = "no rule\nfor this op"
+        raise KeyError(text)
+
+    monkeypatch.setattr(tp.pruner, "BasePruner", fail)
+    message = r"^Torch-Pruning cannot handle this network \(KeyError: .*\): leave tp_taylor/global"
+    with pytest.raises(ModelError, match=message):
+        TorchPruningPruner("taylor", "global").prune(make_problem())
 
 
 def test_unknown_names_are_refused() -> None:
