@@ -2,20 +2,30 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from prunegraph.errors import ConfigError
+from prunegraph.experiment.amc import AmcSearch
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import Candidate, CandidateStore
 from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.jobs import Jobs, Workplace
 from prunegraph.experiment.search import search_job
 from prunegraph.experiment.verdict import SAMPLER
-from prunegraph.pruners import PRUNERS, at_widths, make_pruner
+from prunegraph.pruners import PRUNERS, at_widths
 from prunegraph.pruning.problem import Pruner
 
-SEARCHES = ("cem", "random_search")
+BASELINES: Mapping[str, Callable[[], Pruner]] = {**PRUNERS, "amc": AmcSearch}
+"""Name -> factory of every baseline but the agent's sampler."""
+
+SEARCHES = ("cem", "random_search", "netadapt", "amc")
 """Baselines that search with as many networks as the agent, once for each of its seeds."""
+
+USUAL_SEARCHES = ("cem", "random_search")
+"""Of these, what ``train`` compares with; ``compare`` takes all."""
+
+TORCH_PRUNING = tuple(name for name in PRUNERS if name.startswith("tp_"))
+"""Torch-Pruning's own pruners: asked for by name, since they need that package."""
 
 USUAL_HEURISTICS = (
     "random/uniform",
@@ -39,21 +49,23 @@ CONTROL_CRITERIA = ("l1", "random")
 
 
 def heuristics() -> tuple[str, ...]:
-    """Return the names of all baselines that choose without searching."""
-    return tuple(name for name in PRUNERS if name not in SEARCHES)
+    """Return the names of this package's own baselines that choose without searching."""
+    return tuple(name for name in BASELINES if name not in (*SEARCHES, *TORCH_PRUNING))
 
 
 def method_names() -> tuple[str, ...]:
     """Return every name that ``compare --methods`` takes."""
-    return ("all", "heuristics", *PRUNERS, SAMPLER)
+    return ("all", "heuristics", "torch_pruning", *BASELINES, SAMPLER)
 
 
 def check_methods(names: Sequence[str]) -> None:
-    """Raise ConfigError for a name that no baseline has."""
+    """Raise ConfigError for a name that no baseline has, or that needs what is not installed."""
     unknown = [name for name in names if name not in method_names()]
     if unknown:
         msg = f"unknown method {unknown[0]!r}; valid: {', '.join(method_names())}"
         raise ConfigError(msg)
+    if {"torch_pruning", *TORCH_PRUNING} & set(names):
+        BASELINES[TORCH_PRUNING[0]]()
 
 
 def add_baselines(
@@ -88,7 +100,7 @@ def add_baselines(
 def baseline_job(place: Workplace, number: int, name: str, seed: int, networks: int) -> Candidate:
     """Let a baseline choose a mask of network ``number``: a job."""
     bench = place.benches[number]
-    return run_pruner(bench, make_pruner(name), name, seed=seed, networks=networks)
+    return run_pruner(bench, BASELINES[name](), name, seed=seed, networks=networks)
 
 
 def run_pruner(

@@ -21,6 +21,7 @@ from prunegraph.experiment.pretrain import (
 from prunegraph.experiment.setup import DEFAULT_DATASET, Target
 from prunegraph.graph.features import node_features
 from prunegraph.models import load_weights, save_weights
+from prunegraph.pruning.costly_statistics import LazyStatistics, measure_costly
 from prunegraph.pruning.evaluation import Evaluator, evaluate
 from prunegraph.pruning.finetune import FinetuneConfig, finetune
 from prunegraph.pruning.latency import project_budget
@@ -65,6 +66,22 @@ class Bench:
         target = self.target
         train, device = target.dataset.train, target.device
         return measure(target.model, target.graph, train, seed=self.seed, device=device).arrays
+
+    @cached_property
+    def lazy_statistics(self) -> LazyStatistics:
+        """The same, and the costly ones, each measured when a method first asks for it."""
+        target = self.target
+        return LazyStatistics(
+            self.statistics,
+            lambda name: measure_costly(
+                name,
+                target.model,
+                target.graph,
+                target.dataset.train,
+                seed=self.seed,
+                device=target.device,
+            ),
+        )
 
     @cached_property
     def sensitivity(self) -> FloatArray:
@@ -126,7 +143,7 @@ class Bench:
             graph=self.target.graph,
             budget=self.budget,
             evaluator=self.evaluator(),
-            statistics=self.statistics,
+            statistics=self.lazy_statistics,
             example_inputs=self.target.example_inputs,
             seed=seed,
             max_networks=max_networks,

@@ -8,6 +8,7 @@ on another machine too: finished cells need not bring their weights, which are m
 
 import hashlib
 import json
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +19,7 @@ from prunegraph.experiment.agent_rows import add_agent, add_untrained, agent_nam
 from prunegraph.experiment.baselines import (
     CONTROL_CRITERIA,
     SEARCHES,
+    TORCH_PRUNING,
     add_baselines,
     add_controls,
     add_sampler,
@@ -128,7 +130,11 @@ def seeds_of(config: CompareConfig) -> list[int]:
 
 def _wanted(config: CompareConfig) -> tuple[str, ...]:
     """Return the baselines of stage 1."""
-    groups = {"heuristics": heuristics(), "all": (*heuristics(), *SEARCHES, SAMPLER)}
+    groups = {
+        "heuristics": heuristics(),
+        "all": (*heuristics(), *SEARCHES, SAMPLER),
+        "torch_pruning": TORCH_PRUNING,
+    }
     names = [name for method in config.methods for name in groups.get(method, (method,))]
     return tuple(dict.fromkeys(names))
 
@@ -183,12 +189,13 @@ def _cell_accuracy(bench: Bench, directory: Path) -> float:
 def plan_cells(bench: Bench, candidates: Sequence[Candidate], seeds: Sequence[int]) -> list[Cell]:
     """Return the fine-tunes of stage 2, chosen by search accuracy.
 
-    The agent; L1 and random at its widths; each search baseline but the sampler; L1 uniform; Taylor
-    per MAC; the best other heuristic; the dense control. A method that searched is fine-tuned with
-    the seed of its search, a deterministic one with every seed.
+    Eight rows and the dense control: the agent; L1 and random at its widths; the two search
+    baselines, but for the sampler, that are best on average; L1 uniform; Taylor per MAC; the best
+    other heuristic. A method that searched is fine-tuned with the seed of its search, a
+    deterministic one with every seed.
     """
-    searched = [item for item in candidates if _searched(item.name)]
-    others = [item for item in candidates if item.name in heuristics()]
+    searched = [item for item in candidates if item.name in _searched(candidates)]
+    others = [item for item in candidates if item.name in (*heuristics(), *TORCH_PRUNING)]
     fixed = [item for item in others if item.name in ALWAYS]
     rest = [item for item in others if item.name not in ALWAYS]
     if rest:
@@ -201,9 +208,15 @@ def plan_cells(bench: Bench, candidates: Sequence[Candidate], seeds: Sequence[in
     ]
 
 
-def _searched(name: str) -> bool:
-    controls = [f"{criterion}{CONTROL_SUFFIX}" for criterion in CONTROL_CRITERIA]
-    return is_agent(name) or name in (*SEARCHES, *controls)
+def _searched(candidates: Sequence[Candidate]) -> set[str]:
+    """Return the names of the rows with a search of their own, or the agent's, to fine-tune."""
+    controls = {f"{criterion}{CONTROL_SUFFIX}" for criterion in CONTROL_CRITERIA}
+    accuracies: dict[str, list[float]] = {}
+    for item in candidates:
+        if item.name in SEARCHES:
+            accuracies.setdefault(item.name, []).append(item.search_accuracy)
+    best = sorted(accuracies, key=lambda name: -statistics.mean(accuracies[name]))
+    return {item.name for item in candidates if is_agent(item.name)} | controls | {*best[:2]}
 
 
 def _cell_digest(bench: Bench, candidate: Candidate | None, seed: int) -> str:

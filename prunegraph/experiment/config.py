@@ -225,7 +225,8 @@ class TrainConfig(SearchOptions, PruningOptions, DataConfig):
         pretrain_epochs: epochs to train a network that has no weights.
         attention: what can leave it: a whole head, or a part of the width of all its heads.
         search_seeds: independent searches; the best mask on the search split wins.
-        baselines: all; heuristics: only those that need no search; none.
+        baselines: all: thirteen heuristics, CEM, random search, the sampler; heuristics: those;
+            none.
         out: run folder; default: runs/ARCH-DATASET-KEEP. The same command resumes.
     """
 
@@ -307,7 +308,8 @@ class CompareConfig(SearchOptions, PruningOptions, NetworkConfig):
     search split, with every seed.
 
     Attributes:
-        methods: all; heuristics (those that need no search); or names of baselines.
+        methods: all; heuristics (those that need no search); torch_pruning (its own pruners, if it
+            is installed; not part of all); or names of baselines.
         seeds: search and fine-tuning seeds.
         out: run folder; default: runs/compare-ARCH-DATASET-KEEP. The same command resumes.
     """

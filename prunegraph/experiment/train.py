@@ -7,8 +7,8 @@ from typing import Any
 from prunegraph.errors import ConfigError
 from prunegraph.experiment.agent_rows import add_agent, add_untrained, agent_name
 from prunegraph.experiment.baselines import (
-    SEARCHES,
     USUAL_HEURISTICS,
+    USUAL_SEARCHES,
     add_baselines,
     add_controls,
     add_sampler,
@@ -61,7 +61,11 @@ def _stage_one(config: TrainConfig, jobs: Jobs) -> list[Outcome]:
         for member, bench in zip(jobs.place.folders, jobs.place.benches, strict=True)
     ]
     summary = add_agent(jobs, stores, config, seeds=seeds)
-    names = {"none": (), "heuristics": USUAL_HEURISTICS, "all": (*USUAL_HEURISTICS, *SEARCHES)}
+    names = {
+        "none": (),
+        "heuristics": USUAL_HEURISTICS,
+        "all": (*USUAL_HEURISTICS, *USUAL_SEARCHES),
+    }
     for bench, store in zip(jobs.place.benches, stores, strict=True):
         add_untrained(bench, store)
         if config.baselines != "none":

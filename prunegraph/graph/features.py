@@ -118,17 +118,26 @@ def num_producers(graph: StructureGraph) -> IntArray:
 
 
 def rank_in_group(graph: StructureGraph, values: FloatArray | Float64Array) -> Float64Array:
-    """Return ``[N]`` ranks within each group in (0, 1): ``(position + 0.5) / size``, ties by index.
+    """Return ``[N]`` ranks within each group in (0, 1), see ``rank_within``."""
+    return rank_within(graph.group_of, values)
+
+
+def rank_within(parts: IntArray, values: FloatArray | Float64Array) -> Float64Array:
+    """Return ranks within each part in (0, 1): ``(position + 0.5) / size``, ties by index.
 
     Of equal values the one with the lower index ranks higher, as in ``StructureGraph.project``.
+
+    Args:
+        parts: ``[N]`` number of each class's part, from 0 up.
+        values: ``[N]``, higher = higher rank.
     """
-    num_classes = graph.num_classes
-    order = np.lexsort((-np.arange(num_classes), values, graph.group_of))
-    sizes = np.bincount(graph.group_of, minlength=len(graph.groups))
+    num_classes = len(parts)
+    order = np.lexsort((-np.arange(num_classes), values, parts))
+    sizes = np.bincount(parts)
     first = np.cumsum(sizes) - sizes
     rank = np.empty(num_classes)
-    rank[order] = np.arange(num_classes) - first[graph.group_of[order]]
-    result: Float64Array = (rank + 0.5) / sizes[graph.group_of]
+    rank[order] = np.arange(num_classes) - first[parts[order]]
+    result: Float64Array = (rank + 0.5) / sizes[parts]
     return result
 
 

@@ -231,6 +231,11 @@ class StructureGraph:
         params = np.inf if budget.keep_params is None else budget.keep_params * dense.params
         return np.array([macs, params])
 
+    def cost_ratio(self, keep: BoolArray, budget: Budget) -> float:
+        """Return the cost over its limit, of whichever of MACs and params is nearer to its own."""
+        cost = self.cost(keep)
+        return float((np.array([cost.macs, cost.params]) / self.limits(budget)).max())
+
     def fits(self, keep: KeepMask | BoolArray, budget: Budget) -> bool:
         """Return whether a mask meets a budget's limits, but for a latency, and its rounding."""
         bits = keep.keep if isinstance(keep, KeepMask) else keep

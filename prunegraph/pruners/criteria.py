@@ -15,8 +15,12 @@ CRITERIA: Mapping[str, str] = {
     "taylor": "taylor",
     "activation": "activation_mean",
     "apoz": "apoz",
+    "hrank": "hrank",
+    "chip": "chip",
+    "obd": "obd",
+    "thinet": "thinet",
 }
-"""Criterion -> the statistic that it reads (see ``pruning.statistics``)."""
+"""Criterion -> the statistic that it reads (``pruning.statistics``, ``costly_statistics``)."""
 
 RANDOM = "random"
 

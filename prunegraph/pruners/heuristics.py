@@ -6,11 +6,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunegraph.errors import ConfigError, MaskError
-from prunegraph.graph.features import class_cost, group_mean, num_producers, rank_in_group
+from prunegraph.graph import StructureGraph
+from prunegraph.graph.features import (
+    class_cost,
+    group_mean,
+    num_producers,
+    rank_in_group,
+    rank_within,
+)
 from prunegraph.pruners.criteria import CRITERION_NAMES, importance
 from prunegraph.pruning.problem import PrunerResult, PruningProblem
 from prunegraph.pruning.statistics import num_sensitivity_networks, sensitivity
-from prunegraph.types import Float64Array
+from prunegraph.types import Float64Array, IntArray
 
 SENSITIVITY_IMAGES = 1500
 """Search images that each group's sensitivity is measured on."""
@@ -62,12 +69,41 @@ def by_sensitivity(problem: PruningProblem, values: Float64Array) -> Float64Arra
     return normalised * np.maximum(positive, floor)
 
 
+def isomorphic(problem: PruningProblem, values: Float64Array) -> Float64Array:
+    """Compare importances among groups of isomorphic structure, and keep the same share of each.
+
+    Fang et al. 2024 (ECCV, "Isomorphic Pruning for Vision Models"), section 3.2: importances of
+    different structures are not comparable, so each kind of structure has a ranking of its own.
+    """
+    return rank_within(isomorphic_parts(problem.graph), values)
+
+
+def isomorphic_parts(graph: StructureGraph) -> IntArray:
+    """Return ``[N]`` the number of each class's kind of structure.
+
+    Two groups are of one kind if they are equally wide and touch the same operations in the same
+    order: kind, kernel, stride, grouping, spatial size, which side of it, how wide the other is.
+    """
+    touched: list[list[object]] = [[group.frozen, len(group.classes)] for group in graph.groups]
+    for op in graph.ops:
+        kind = (op.kind, op.kernel_size, op.stride, op.groups, op.depthwise, op.spatial)
+        for side, own, other in (
+            ("writes", op.out_classes, op.in_classes),
+            ("reads", op.in_classes, op.out_classes),
+        ):
+            for group in np.unique(graph.group_of[own]).tolist():
+                touched[group].append((*kind, side, own.size, other.size))
+    kinds = {key: number for number, key in enumerate(dict.fromkeys(map(tuple, touched)))}
+    return np.array([kinds[tuple(key)] for key in touched])[graph.group_of]
+
+
 ALLOCATIONS: Mapping[str, Callable[[PruningProblem, Float64Array], Float64Array]] = {
     "uniform": uniform,
     "global": globally,
     "per_mac": per_mac,
     "sensitivity": by_sensitivity,
     "skip_full": skip_full,
+    "isomorphic": isomorphic,
 }
 """Allocation -> scores ``[N]`` from importances ``[N]``; ``project`` keeps the highest."""
 

@@ -1,26 +1,30 @@
 """Baselines by name."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from prunegraph.errors import ConfigError
 from prunegraph.pruners.criteria import CRITERION_NAMES
 from prunegraph.pruners.heuristics import ALLOCATIONS, HeuristicPruner, WidthsPruner
+from prunegraph.pruners.netadapt import NetAdapt
 from prunegraph.pruners.search import CrossEntropySearch, RandomSearch
+from prunegraph.pruners.torch_pruning import TP_CRITERIA, TP_SCOPES, TorchPruningPruner
 from prunegraph.pruning.problem import Pruner
-
-
-def _heuristic(criterion: str, allocation: str) -> Callable[[], Pruner]:
-    return lambda: HeuristicPruner(criterion, allocation)
-
 
 PRUNERS: Mapping[str, Callable[[], Pruner]] = {
     **{
-        f"{criterion}/{allocation}": _heuristic(criterion, allocation)
+        f"{criterion}/{allocation}": partial(HeuristicPruner, criterion, allocation)
         for criterion in CRITERION_NAMES
         for allocation in ALLOCATIONS
     },
+    **{
+        f"tp_{criterion}/{scope}": partial(TorchPruningPruner, criterion, scope)
+        for criterion in TP_CRITERIA
+        for scope in TP_SCOPES
+    },
     "random_search": RandomSearch,
     "cem": CrossEntropySearch,
+    "netadapt": NetAdapt,
 }
 """Name -> factory of every baseline."""
 

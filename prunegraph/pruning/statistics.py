@@ -1,9 +1,8 @@
 """Measured arrays, one value a channel class: what features and heuristics are made of."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,10 +11,10 @@ from torch.nn import functional as F
 
 from prunegraph.errors import ModelError
 from prunegraph.graph import StructureGraph, unwrap
-from prunegraph.graph.structure import OpNode
 from prunegraph.pruning.evaluation import Evaluator
 from prunegraph.pruning.filter_statistics import filter_statistics
-from prunegraph.types import Float64Array, FloatArray, IntArray, TrainSplit
+from prunegraph.pruning.reads import Read, reads
+from prunegraph.types import Float64Array, FloatArray, TrainSplit
 
 STATISTIC_NAMES: tuple[str, ...] = (
     "taylor",
@@ -49,54 +48,29 @@ class Statistics:
     seed: int
 
 
-class ReadRecorder:
-    """Measures what the convolutions and linear layers of a network read.
-
-    Forward pre-hooks hand each layer a view of its input, so that the gradient that arrives there
-    is the layer's own share, whoever else reads the same activation.
+class _Effects:
+    """Sums up gradients and activations where convolutions and linear layers read.
 
     Args:
-        model: the network; its hooks stay until ``remove``.
-        graph: its structure.
+        num_classes: N.
     """
 
-    def __init__(self, model: nn.Module, graph: StructureGraph) -> None:
-        self.squared_effect = np.zeros(graph.num_classes)
-        self._absolute = np.zeros(graph.num_classes)
-        self._zeros = np.zeros(graph.num_classes)
-        self._count = np.zeros(graph.num_classes)
-        modules = dict(model.named_modules(remove_duplicate=False))
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        self._handles = []
-        for op in {op.param: op for op in graph.ops if op.param}.values():
-            module = modules.get(str(op.param).rpartition(".")[0])
-            weight = parameters.get(str(op.param))
-            if module is not None and getattr(module, "weight", None) is weight:
-                handle = module.register_forward_pre_hook(self._hook(op))
-                self._handles.append(handle)
+    def __init__(self, num_classes: int) -> None:
+        self.squared_effect = np.zeros(num_classes)
+        self._absolute = np.zeros(num_classes)
+        self._zeros = np.zeros(num_classes)
+        self._count = np.zeros(num_classes)
 
-    def _hook(self, op: OpNode) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
-        def hook(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            if not args:
-                return None
-            axis = 1 if op.kind == "conv" else args[0].dim() - 1
-            classes = _input_classes(op, args[0].shape[axis])
-            if classes is None or not args[0].requires_grad:
-                return None
-            view = args[0].view_as(args[0])
-            self._record(view, axis, classes)
-            return (view, *args[1:])
-
-        return hook
-
-    def _record(self, activation: Tensor, axis: int, classes: IntArray) -> None:
-        unique, inverse = np.unique(classes, return_inverse=True)
-        column = torch.from_numpy(inverse).to(activation.device)
+    def visit(self, read: Read) -> None:
+        """Note a read; its gradient follows when it is computed."""
+        activation, axis, unique = read.activation, read.axis, read.unique
+        if not activation.requires_grad:
+            return
         values = activation.detach()
 
         def per_class(tensor: Tensor) -> Tensor:
             rows = tensor.movedim(axis, 1).flatten(2).sum(2) if tensor.dim() > 2 else tensor
-            return rows.new_zeros(len(rows), len(unique)).index_add_(1, column, rows)  # [B, U]
+            return rows.new_zeros(len(rows), len(unique)).index_add_(1, read.column, rows)  # [B, U]
 
         def gradient_hook(gradient: Tensor) -> None:
             effect = per_class(values * gradient).double()
@@ -106,27 +80,12 @@ class ReadRecorder:
         positions = values.numel() // values.shape[axis]
         self._absolute[unique] += per_class(values.abs()).double().sum(0).cpu().numpy()
         self._zeros[unique] += per_class((values == 0).float()).double().sum(0).cpu().numpy()
-        self._count[unique] += positions * np.bincount(inverse)
+        self._count[unique] += positions * np.bincount(read.column.cpu().numpy())
 
     def activations(self) -> tuple[Float64Array, Float64Array]:
         """Return ``[N]`` mean |activation| and ``[N]`` share of zeros; NaN where none was seen."""
         count = np.where(self._count > 0, self._count, np.nan)
         return self._absolute / count, self._zeros / count
-
-    def remove(self) -> None:
-        """Take the hooks off."""
-        for handle in self._handles:
-            handle.remove()
-
-
-def _input_classes(op: OpNode, width: int) -> IntArray | None:
-    """Return the class at each of ``width`` input channels of an op, or None if unknown."""
-    known = (
-        op.out_classes[:: max(op.out_classes.size // width, 1)] if op.depthwise else op.in_classes
-    )
-    if not known.size or width % known.size:
-        return None
-    return np.tile(known, width // known.size)  # a grouped convolution's groups read alike
 
 
 def measure(
@@ -176,22 +135,20 @@ def measure(
     """
     dense = copy.deepcopy(unwrap(model)).to(device).eval().requires_grad_(False)
     images = calibration.sample(num_images, seed)
-    recorder = ReadRecorder(dense, graph)
-    try:
+    effects = _Effects(graph.num_classes)
+    with reads(dense, graph, effects.visit):
         _run(dense, images, batch_size)
-    finally:
-        recorder.remove()
-    if not np.isfinite(recorder.squared_effect).all():
+    if not np.isfinite(effects.squared_effect).all():
         msg = "gradients hold NaN or infinity: check the network's weights and its images"
         raise ModelError(msg)
-    absolute, zeros = recorder.activations()
+    absolute, zeros = effects.activations()
     values = filter_statistics(dense, graph)
     values |= {
-        "taylor": np.where(np.isnan(zeros), np.nan, recorder.squared_effect / max(len(images), 1)),
+        "taylor": np.where(np.isnan(zeros), np.nan, effects.squared_effect / max(len(images), 1)),
         "activation_mean": absolute,
         "apoz": zeros,
     }
-    arrays = {name: _finish(graph, values[name]) for name in STATISTIC_NAMES}
+    arrays = {name: fill_unseen(graph, values[name]) for name in STATISTIC_NAMES}
     return Statistics(arrays=arrays, num_images=len(images), seed=seed)
 
 
@@ -204,8 +161,8 @@ def _run(model: nn.Module, images: TrainSplit, batch_size: int) -> None:
             F.cross_entropy(logits, labels.to(device), reduction="sum").backward()
 
 
-def _finish(graph: StructureGraph, values: Float64Array) -> FloatArray:
-    """Give unseen free classes the mean of the seen ones, and frozen classes 0."""
+def fill_unseen(graph: StructureGraph, values: Float64Array) -> FloatArray:
+    """Give unseen (NaN) free classes the mean of the seen ones, and frozen classes 0."""
     seen = np.isfinite(values) & graph.free
     mean = float(values[seen].mean()) if seen.any() else 0.0
     filled: FloatArray = np.where(graph.free, np.where(seen, values, mean), 0.0).astype(np.float32)

@@ -4,13 +4,16 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from prunegraph.experiment import compare, finish
-from prunegraph.experiment.baselines import heuristics
+from prunegraph.experiment.baselines import SEARCHES, TORCH_PRUNING, heuristics
+from prunegraph.experiment.candidates import Candidate
 from prunegraph.experiment.cli import main
 from prunegraph.experiment.config import CompareConfig
 from prunegraph.pruning.finetune import _Training
+from prunegraph.types import KeepMask
 
 METHODS = ("l1/uniform", "taylor/per_mac", "taylor/uniform", "l2/global", "cem", "random_search")
 
@@ -75,11 +78,30 @@ def test_the_report_holds_both_verdicts_and_the_proxy(compared: Path) -> None:
     assert report["dense"]["test_accuracy_finetuned"] == pytest.approx(mean)
 
 
+def test_the_two_best_searches_are_finetuned() -> None:
+    def row(name: str, seed: int, accuracy: float) -> Candidate:
+        return Candidate(
+            name=name,
+            seed=seed,
+            mask=KeepMask(np.ones(1, dtype=bool)),
+            networks_evaluated=0,
+            search_accuracy=accuracy,
+        )
+
+    rows = [row("cem", 0, 0.7), row("cem", 1, 0.5), row("random_search", 0, 0.4)]
+    assert {"cem", "random_search"} < compare._searched(rows)
+    more = [*rows, row("netadapt", 0, 0.55), row("amc", 0, 0.65), row("agent/best", 0, 0.1)]
+    assert compare._searched(more) == {
+        *("agent/best", "amc", "cem", "l1/at_widths", "random/at_widths")
+    }
+
+
 def test_methods_are_named_alone_or_together() -> None:
     names = compare._wanted(CompareConfig(methods=("cem", "heuristics", "l1/uniform")))
     assert names == ("cem", *heuristics())
+    assert compare._wanted(CompareConfig(methods=("torch_pruning",))) == TORCH_PRUNING
     everything = compare._wanted(CompareConfig())
-    assert set(everything) == {*heuristics(), "cem", "random_search", "sampler"}
+    assert set(everything) == {*heuristics(), *SEARCHES, "sampler"}
 
 
 def test_finished_cells_are_not_trained_again(

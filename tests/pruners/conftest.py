@@ -13,6 +13,7 @@ from prunegraph.data import load_dataset
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.models import build_model
 from prunegraph.pruning import Evaluator, PruningProblem
+from prunegraph.pruning.costly_statistics import COSTLY_STATISTICS, measure_costly
 from prunegraph.pruning.statistics import measure
 from prunegraph.types import Budget, Dataset, FloatArray
 
@@ -42,7 +43,9 @@ def trained_digits() -> Digits:
             optimizer.step()
     model.zero_grad()
     graph = analyse(model, torch.zeros(1, *data.image_shape))
-    arrays = measure(model, graph, data.train, num_images=128).arrays
+    arrays = dict(measure(model, graph, data.train, num_images=128).arrays)
+    for name in COSTLY_STATISTICS:
+        arrays[name] = measure_costly(name, model, graph, data.train, num_images=16)
     return Digits(data, model, graph, arrays)
 
 

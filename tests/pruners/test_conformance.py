@@ -2,7 +2,8 @@ from collections.abc import Callable
 
 import pytest
 
-from prunegraph.pruners import PRUNERS, at_widths, make_pruner
+from prunegraph.experiment.baselines import BASELINES
+from prunegraph.pruners import at_widths, make_pruner
 from prunegraph.pruning import Pruner, PrunerResult, PruningProblem
 from prunegraph.testing.pruner_conformance import PrunerConformance
 from prunegraph.types import Budget
@@ -20,8 +21,8 @@ class OnDigits(PrunerConformance):
 # every criterion, every allocation, every search; not every pair
 CHOSEN = [
     name
-    for name in PRUNERS
-    if name.endswith("/per_mac") or name.startswith("taylor/") or "/" not in name
+    for name in BASELINES
+    if name.endswith("/per_mac") or name.startswith(("taylor/", "tp_")) or "/" not in name
 ]
 
 
@@ -29,21 +30,25 @@ class TestBaselines(OnDigits):
     @pytest.fixture(autouse=True, params=CHOSEN)
     def _choose(self, request: pytest.FixtureRequest) -> None:
         self.chosen = request.param
+        if self.chosen.startswith("tp_"):
+            pytest.importorskip("torch_pruning")
 
     def make_pruner(self) -> Pruner:
-        return make_pruner(self.chosen)
+        return BASELINES[self.chosen]()
 
     def test_its_name_is_the_registry_s(self) -> None:
         assert self.make_pruner().name == self.chosen
 
 
 class TestBaselinesOnAParameterBudget(OnDigits):
-    @pytest.fixture(autouse=True, params=["taylor/per_mac", "cem"])
+    @pytest.fixture(
+        autouse=True, params=["taylor/per_mac", "l1/isomorphic", "cem", "netadapt", "amc"]
+    )
     def _choose(self, request: pytest.FixtureRequest) -> None:
         self.chosen = request.param
 
     def make_pruner(self) -> Pruner:
-        return make_pruner(self.chosen)
+        return BASELINES[self.chosen]()
 
     def make_problem(self, seed: int, max_networks: int) -> PruningProblem:
         return self._make(seed, max_networks, Budget(keep_params=0.3))

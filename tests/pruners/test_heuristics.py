@@ -1,12 +1,17 @@
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from prunegraph.errors import ConfigError, MaskError
-from prunegraph.graph import StructureGraph
+from prunegraph.graph import StructureGraph, analyse
+from prunegraph.models import build_model
 from prunegraph.pruners import PRUNERS, HeuristicPruner, at_widths, make_pruner
+from prunegraph.pruners.heuristics import ALLOCATIONS, isomorphic_parts
 from prunegraph.pruning import PruningProblem
+from prunegraph.testing.toy_env import toy_graph
 from prunegraph.types import Budget, KeepMask
 
 MakeProblem = Callable[..., PruningProblem]
@@ -153,3 +158,32 @@ def test_budgets_on_both_resources_are_met(make_problem: MakeProblem) -> None:
     dense = problem.graph.dense_cost
     assert cost.macs <= 0.5 * dense.macs
     assert 0.18 * dense.params < cost.params <= 0.2 * dense.params
+
+
+def test_isomorphic_puts_groups_of_one_structure_together(make_problem: MakeProblem) -> None:
+    model = build_model("digits_resnet14_w4", num_classes=10, image_shape=(1, 8, 8))
+    graph = analyse(model, torch.zeros(1, 1, 8, 8))
+    parts = isomorphic_parts(graph)
+    of_group = {group.name: set(parts[group.classes].tolist()) for group in graph.groups}
+    assert all(len(numbers) == 1 for numbers in of_group.values())
+    together: dict[int, list[str]] = {}
+    for name, numbers in of_group.items():
+        together.setdefault(min(numbers), []).append(name)
+    alike = sorted(names for names in together.values() if len(names) > 1)
+    # the second stage's first block has stride 2 and reads the narrower stream: alone
+    assert alike == [["layer1.0.conv1", "layer1.1.conv1"]]
+
+
+def test_isomorphic_compares_within_a_kind_and_keeps_one_share_of_each() -> None:
+    graph = toy_graph([8, 8, 8, 8], [4, 4, 4, 4, 4])
+    inner = [graph.groups[number] for number in (2, 3)]  # read and written by 8 x 8 convolutions
+    parts = isomorphic_parts(graph)
+    assert len(set(parts[np.concatenate([group.classes for group in inner])].tolist())) == 1
+    assert len(set(parts.tolist())) == 5  # ends, first and last free group, the inner two
+    values = np.zeros(graph.num_classes)
+    values[inner[0].classes] = 10.0 + np.arange(8)
+    values[inner[1].classes] = np.arange(8)
+    scores = ALLOCATIONS["isomorphic"](SimpleNamespace(graph=graph), values)
+    assert scores[inner[0].classes].min() > scores[inner[1].classes].max()  # global within
+    first = graph.groups[1].classes
+    np.testing.assert_allclose(np.sort(scores[first]), (np.arange(8) + 0.5) / 8)

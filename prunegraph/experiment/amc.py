@@ -1,0 +1,63 @@
+"""AMC as a baseline: its agent plays on the search split."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from prunegraph.agent.amc import train_widths
+from prunegraph.agent.amc_env import WidthEnv
+from prunegraph.graph.features import rank_in_group
+from prunegraph.pruners.search import SearchRun
+from prunegraph.pruning.problem import PrunerResult, PruningProblem
+from prunegraph.types import KeepMask, Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class AmcSearch:
+    """AMC (He et al. 2018): a DDPG agent sets each group's width, L1 chooses the channels.
+
+    The reward is the accuracy on one random subset of the search images, after batch norm is
+    recalibrated; AMC's least-squares reconstruction is left out for every method alike. The best
+    masks are scored again on all search images, which decides.
+
+    Args:
+        subset_size: search images that the reward is measured on.
+        num_finalists: masks that are scored on all search images.
+        record_every: networks a line of the history.
+    """
+
+    subset_size: int = 1500
+    num_finalists: int = 8
+    record_every: int = 16
+
+    @property
+    def name(self) -> str:
+        """``"amc"``."""
+        return "amc"
+
+    def prune(self, problem: PruningProblem) -> PrunerResult:
+        """Search, and choose the best finalist; an episode whose mask is known costs no network."""
+        run = SearchRun(problem)
+        subset = run.subset(self.subset_size, problem.seed)
+        num_finalists = min(self.num_finalists, (problem.max_networks + 1) // 2)
+        found: dict[KeepMask, Outcome] = {}
+
+        def evaluate(mask: KeepMask) -> float:
+            known = mask in found
+            found[mask] = problem.evaluator.evaluate(mask, subset)
+            if not known and len(found) % self.record_every == 0:
+                run.record(list(found.values()), max(found.values(), key=_merit))
+            return found[mask].accuracy
+
+        importance, graph = problem.statistics["l1"], problem.graph
+        env = WidthEnv(graph, importance, problem.budget, problem.project, evaluate)
+        num_episodes = problem.max_networks - num_finalists
+        if num_episodes:
+            train_widths(env, num_episodes=num_episodes, seed=problem.seed)
+        ranked = sorted(found, key=lambda mask: _merit(found[mask]), reverse=True)
+        uniform = rank_in_group(graph, importance).astype(np.float32)
+        return run.choose(ranked or [problem.project(uniform)])
+
+
+def _merit(outcome: Outcome) -> tuple[float, float]:
+    return outcome.accuracy, -outcome.loss

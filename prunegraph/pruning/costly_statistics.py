@@ -1,0 +1,95 @@
+"""Statistics that take longer than a look: measured when a method first asks for them."""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from torch import nn
+
+from prunegraph.errors import ModelError
+from prunegraph.graph import StructureGraph, unwrap
+from prunegraph.pruning.map_statistics import average_rank, channel_independence
+from prunegraph.pruning.reconstruction import removal_errors
+from prunegraph.pruning.statistics import fill_unseen
+from prunegraph.pruning.weight_saliency import fisher_saliency
+from prunegraph.types import Float64Array, FloatArray, TrainSplit
+
+COSTLY_STATISTICS: Mapping[str, int] = {"hrank": 256, "chip": 128, "obd": 256, "thinet": 256}
+"""Name -> train images that it is measured on, by default."""
+
+
+def measure_costly(
+    name: str,
+    model: nn.Module,
+    graph: StructureGraph,
+    calibration: TrainSplit,
+    *,
+    num_images: int | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> FloatArray:
+    """Measure one of ``COSTLY_STATISTICS`` on a copy of a dense network.
+
+    Args:
+        name: ``"hrank"`` (``map_statistics.average_rank``), ``"chip"``
+            (``map_statistics.channel_independence``), ``"obd"``
+            (``weight_saliency.fisher_saliency``) or ``"thinet"``
+            (``reconstruction.removal_errors``).
+        model: the dense network; never changed.
+        graph: its structure.
+        calibration: train images, taken without augmentation.
+        num_images: how many; None = as many as ``COSTLY_STATISTICS`` says.
+        seed: fixes which images.
+        device: where the network runs.
+
+    Returns:
+        ``[N]`` float32, higher = keep; filled as in ``Statistics``.
+
+    Raises:
+        ModelError: a value is not finite.
+    """
+    dense = copy.deepcopy(unwrap(model)).to(device).eval().requires_grad_(False)
+    images = calibration.sample(COSTLY_STATISTICS[name] if num_images is None else num_images, seed)
+    measures: Mapping[str, Callable[[nn.Module, StructureGraph, TrainSplit], Float64Array]] = {
+        "hrank": average_rank,
+        "chip": channel_independence,
+        "obd": fisher_saliency,
+        "thinet": partial(removal_errors, seed=seed),
+    }
+    values = measures[name](dense, graph, images)
+    if np.isinf(values).any():
+        msg = f"{name} is infinite: check the network's weights and its images"
+        raise ModelError(msg)
+    return fill_unseen(graph, values)
+
+
+@dataclass(frozen=True, eq=False)
+class LazyStatistics(Mapping[str, FloatArray]):
+    """Measured arrays ``[N]`` by name, costly ones measured once, when they are first asked for.
+
+    Args:
+        measured: what is there.
+        measure: measures one of ``COSTLY_STATISTICS`` by its name.
+    """
+
+    measured: Mapping[str, FloatArray]
+    measure: Callable[[str], FloatArray]
+    _costly: dict[str, FloatArray] = field(default_factory=dict, init=False)
+
+    def __getitem__(self, name: str) -> FloatArray:
+        if name in self.measured:
+            return self.measured[name]
+        if name not in self._costly:
+            if name not in COSTLY_STATISTICS:
+                raise KeyError(name)
+            self._costly[name] = self.measure(name)
+        return self._costly[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self.measured, **COSTLY_STATISTICS})
+
+    def __len__(self) -> int:
+        return len({**self.measured, **COSTLY_STATISTICS})

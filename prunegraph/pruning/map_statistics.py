@@ -1,0 +1,147 @@
+"""Statistics of feature maps: their rank, and what they add to those beside them.
+
+The feature maps of a class are what the layers that read it see: after norm and activation
+function, whatever they are. They are taken from the convolutions that read it; from linear layers,
+whose maps have a single column, only where no convolution does.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prunegraph.graph import StructureGraph
+from prunegraph.pruning.reads import Read, reads
+from prunegraph.types import Float64Array, TrainSplit
+
+BATCH_SIZE = 64
+
+
+class _MapMean:
+    """Means over images and layers, convolutions before linear layers.
+
+    Args:
+        num_classes: N.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self._sum = {kind: np.zeros(num_classes) for kind in (True, False)}
+        self._count = {kind: np.zeros(num_classes) for kind in (True, False)}
+
+    def add(self, read: Read, values: Tensor, count: int) -> None:
+        """Add sums ``[U]`` over ``count`` images of one read."""
+        kind = read.op.kind == "conv"
+        self._sum[kind][read.unique] += values.double().cpu().numpy()
+        self._count[kind][read.unique] += count
+
+    def result(self) -> Float64Array:
+        """Return ``[N]`` means; NaN where nothing was read."""
+        with np.errstate(invalid="ignore"):
+            of_conv, of_linear = (self._sum[kind] / self._count[kind] for kind in (True, False))
+        return np.where(self._count[True] > 0, of_conv, of_linear)
+
+
+def average_rank(model: nn.Module, graph: StructureGraph, images: TrainSplit) -> Float64Array:
+    """Return the mean rank of each class's feature maps.
+
+    Lin et al. 2020 (CVPR, "HRank: Filter Pruning using High-Rank Feature Map"), equation 6.
+
+    Args:
+        model: the dense network in eval mode, on its device.
+        graph: its structure.
+        images: what it is run on.
+
+    Returns:
+        ``[N]`` from 0 to the smaller side of the map; NaN where a class is not read.
+    """
+    mean = _MapMean(graph.num_classes)
+
+    def visit(read: Read) -> None:
+        ranks = torch.linalg.matrix_rank(_maps(read).float())  # [B, C]
+        counts = torch.from_numpy(np.bincount(read.column.cpu().numpy()))
+        total = _by_class(read, ranks.double().sum(0)).cpu() / counts
+        mean.add(read, total, len(ranks))
+
+    _run(model, graph, images, visit)
+    return mean.result()
+
+
+def channel_independence(
+    model: nn.Module, graph: StructureGraph, images: TrainSplit
+) -> Float64Array:
+    """Return what the feature maps lose in nuclear norm without each class.
+
+    Sui et al. 2021 (NeurIPS, "CHIP: CHannel Independence-based Pruning for Compact Neural
+    Networks"), equation 4: the maps of one image are the rows of a matrix; the class's rows are set
+    to zero; the difference of the nuclear norms is averaged over the images. It costs one
+    eigenvalue problem a class, layer and image, of the smaller of channels and positions.
+
+    Args:
+        model: the dense network in eval mode, on its device.
+        graph: its structure.
+        images: what it is run on.
+
+    Returns:
+        ``[N]`` from 0 up; NaN where a class is not read.
+    """
+    mean = _MapMean(graph.num_classes)
+
+    def visit(read: Read) -> None:
+        maps = _maps(read).flatten(2).double()  # [B, C, P]
+        losses = [nuclear_loss(rows, read.column, len(read.unique)) for rows in maps]
+        mean.add(read, torch.stack(losses).sum(0), len(maps))
+
+    _run(model, graph, images, visit)
+    return mean.result()
+
+
+def nuclear_loss(rows: Tensor, column: Tensor, num_classes: int) -> Tensor:
+    """Return by how much the nuclear norm of a matrix falls when a class's rows become zero.
+
+    Args:
+        rows: ``[C, P]`` float64, one row a channel.
+        column: ``[C]`` the class of each row.
+        num_classes: U.
+
+    Returns:
+        ``[U]`` from 0 up.
+    """
+    num_rows, num_columns = rows.shape
+    if num_rows <= num_columns:
+        gram = rows @ rows.T  # [C, C]: its eigenvalues are the squared singular values
+        stays = (torch.arange(num_classes, device=rows.device)[:, None] != column).double()
+        without = stays[:, :, None] * gram * stays[:, None, :]  # [U, C, C]
+    else:
+        gram = rows.T @ rows  # [P, P]
+        outer = rows[:, :, None] * rows[:, None, :]
+        own = rows.new_zeros(num_classes, *gram.shape).index_add_(0, column, outer)
+        without = gram - own  # [U, P, P]
+    return (_nuclear_norm(gram) - _nuclear_norm(without)).clamp(min=0.0)
+
+
+def _nuclear_norm(gram: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.eigvalsh(gram).clamp(min=0.0).sqrt().sum(-1)
+    return norm
+
+
+def _maps(read: Read) -> Tensor:
+    """Return the feature maps ``[B, C, H, W]``; axes that are missing have size 1."""
+    maps = read.activation.detach().movedim(read.axis, 1)
+    while maps.dim() < 4:
+        maps = maps[..., None]
+    return maps.flatten(2, -2)
+
+
+def _by_class(read: Read, values: Tensor) -> Tensor:
+    """Return the sums ``[U]`` of values ``[C]`` over each class's channels."""
+    return values.new_zeros(len(read.unique)).index_add_(0, read.column, values)
+
+
+def _run(
+    model: nn.Module, graph: StructureGraph, images: TrainSplit, visit: Callable[[Read], None]
+) -> None:
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    with torch.no_grad(), reads(model, graph, visit):
+        for batch, _ in images.batches(BATCH_SIZE):
+            model(batch.to(device))

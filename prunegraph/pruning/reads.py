@@ -1,0 +1,99 @@
+"""Hooks that show what each convolution and linear layer of a network reads."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prunegraph.graph import OpNode, StructureGraph
+from prunegraph.types import IntArray
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """One call of a layer, before it runs.
+
+    Attributes:
+        op: the operation.
+        module: the layer.
+        activation: what it reads. A view that no other layer has, so that the gradient that
+            arrives here is the layer's own share, whoever else reads the same tensor.
+        axis: the activation's channel axis.
+        classes: class id at each position of that axis.
+    """
+
+    op: OpNode
+    module: nn.Module
+    activation: Tensor
+    axis: int
+    classes: IntArray
+
+    @cached_property
+    def unique(self) -> IntArray:
+        """``[U]`` the distinct classes, ascending."""
+        return np.unique(self.classes)
+
+    @cached_property
+    def column(self) -> Tensor:
+        """``[C]`` position in ``unique`` of each channel's class, on the activation's device."""
+        inverse = np.searchsorted(self.unique, self.classes)
+        return torch.from_numpy(inverse).to(self.activation.device)
+
+
+@contextmanager
+def reads(model: nn.Module, graph: StructureGraph, visit: Callable[[Read], None]) -> Iterator[None]:
+    """Show each read of channel classes to ``visit`` while the network runs.
+
+    Layers that are called as modules of the network are seen; a weight that a functional call uses
+    is not.
+
+    Args:
+        model: the network; its hooks are gone afterwards.
+        graph: its structure.
+        visit: called before each call of a layer.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    handles = []
+    try:
+        for op in {op.param: op for op in graph.ops if op.param}.values():
+            module = modules.get(str(op.param).rpartition(".")[0])
+            weight = parameters.get(str(op.param))
+            if module is not None and getattr(module, "weight", None) is weight:
+                handles.append(module.register_forward_pre_hook(_hook(op, visit)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(
+    op: OpNode, visit: Callable[[Read], None]
+) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not args:
+            return None
+        axis = 1 if op.kind == "conv" else args[0].dim() - 1
+        classes = _input_classes(op, args[0].shape[axis])
+        if classes is None:
+            return None
+        view = args[0].view_as(args[0])
+        visit(Read(op, module, view, axis, classes))
+        return (view, *args[1:])
+
+    return hook
+
+
+def _input_classes(op: OpNode, width: int) -> IntArray | None:
+    """Return the class at each of ``width`` input channels of an op, or None if unknown."""
+    known = (
+        op.out_classes[:: max(op.out_classes.size // width, 1)] if op.depthwise else op.in_classes
+    )
+    if not known.size or width % known.size:
+        return None
+    return np.tile(known, width // known.size)  # a grouped convolution's groups read alike
