@@ -104,20 +104,20 @@ def run_compare(config: CompareConfig, console: Console) -> dict[str, Any]:
     folder = open_run(config, config.out, f"compare-{run_name([target], config.budget())}")
     if folder.finished:
         return show_finished(folder, console)
-    folder.start(config)
-    console.say(f"run folder: {folder.path}")
-    place = make_workplace(config, [target], [folder], console)
-    bench = place.benches[0]
-    with Jobs(config, place) as jobs:
-        _say_plan(bench, config, jobs.num_workers, console)
-        outcome = _stage_one(config, jobs)
-        cells = plan_cells(bench, outcome.candidates, seeds_of(config))
-        _stage_two(jobs, cells)
-    content = _finish(config, bench, outcome, cells, folder, console)
-    folder.finish()
-    console.say(f"verdict: {content['verdict']}: {content['verdict_reason']}")
-    console.say(f"written to {folder.path}")
-    return content
+    with folder.started(config):
+        console.say(f"run folder: {folder.path}")
+        place = make_workplace(config, [target], [folder], console)
+        bench = place.benches[0]
+        with Jobs(config, place) as jobs:
+            _say_plan(bench, config, jobs.num_workers, console)
+            outcome = _stage_one(config, jobs)
+            cells = plan_cells(bench, outcome.candidates, seeds_of(config))
+            _stage_two(jobs, cells)
+        content = _finish(config, bench, outcome, cells, folder, console)
+        folder.finish()
+        console.say(f"verdict: {content['verdict']}: {content['verdict_reason']}")
+        console.say(f"written to {folder.path}")
+        return content
 
 
 def seeds_of(config: CompareConfig) -> list[int]:
@@ -155,13 +155,15 @@ def _stage_one(config: CompareConfig, jobs: Jobs) -> Outcome:
 def _stage_two(jobs: Jobs, cells: Sequence[Cell]) -> None:
     """Fine-tune every cell; a mask and seed that two methods share once."""
     graph, folder = jobs.place.benches[0].target.graph, jobs.place.folders[0]
-    arguments = {}
+    planned = {}
     for cell in cells:
-        if not (folder.file(cell.folder) / MASK_FILE).is_file():
-            mask = graph.dense_mask() if cell.candidate is None else cell.candidate.mask
-            label = f"fine-tune {cell.name}, seed {cell.seed}"
-            arguments[cell.digest] = (0, mask, cell.folder, label, cell.seed)
-    for _ in jobs.run("fine-tunes", finetune_job, list(arguments.values())):
+        mask = graph.dense_mask() if cell.candidate is None else cell.candidate.mask
+        label = f"fine-tune {cell.name}, seed {cell.seed}"
+        planned[cell.digest] = (0, mask, cell.folder, label, cell.seed)
+    missing = [
+        item for item in planned.values() if not (folder.file(item[2]) / MASK_FILE).is_file()
+    ]
+    for _ in jobs.run("fine-tunes", finetune_job, missing, planned=len(planned)):
         pass
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +12,15 @@ import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from rich.markup import escape
 from rich.table import Table
 
+from prunegraph.errors import ArtefactError
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import REPORT_FILE, RunFolder
-from prunegraph.experiment.verdict import MethodRow, is_agent
+from prunegraph.experiment.verdict import MethodRow, Metric, is_agent
 from prunegraph.files import write_bytes, write_json
+from prunegraph.reading import checked, read_json
 from prunegraph.types import Budget, Cost
 
 SCHEMA = 1
@@ -188,10 +190,55 @@ def write_report(report: Report, path: Path, files: Mapping[str, str]) -> dict[s
 
 def show_finished(folder: RunFolder, console: Console) -> dict[str, Any]:
     """Print the table of a finished run's report, and return the report."""
-    content: dict[str, Any] = json.loads(folder.file(REPORT_FILE).read_text(encoding="utf-8"))
+    folder.finish()  # in case that the run was killed before it did
+    content = read_report(folder)
     console.say(f"{folder.path} is finished; this is its report (a new --out runs it anew)")
     console.table(methods_table(content))
     console.say(f"verdict: {content['verdict']}: {content['verdict_reason']}")
+    return content
+
+
+COSTS = {"macs": int, "params": int}
+ACCURACIES = {"test_accuracy": float, "test_accuracy_finetuned": float | None}
+REPORT = {
+    "command": str,
+    "arch": str,
+    "dataset": str,
+    "budget": dict[str, float],
+    "dense": COSTS | ACCURACIES,
+    "pruned": {
+        **COSTS,
+        "search_accuracy": float,
+        "test_accuracy_recalibrated": float,
+        "test_accuracy_finetuned": float | None,
+        "widths": dict[str, int],
+        "mask_digest": str,
+    },
+    "methods": list[MethodRow],
+    "verdict": str | None,
+    "verdict_reason": str,
+    "verdict_metric": Metric,
+    "repaired": float | None,
+    "graph": str,
+    "data": {name: {"fingerprint": str} for name in ("train", "search", "test")},
+    "machine": {"threads": int},
+    "files": dict[str, str],
+}
+"""What a report must hold to be shown and verified."""
+
+
+def read_report(folder: RunFolder) -> dict[str, Any]:
+    """Return the report of a run, which anybody may have written.
+
+    Raises:
+        ArtefactError: it is damaged, or no report; names the place.
+    """
+    path = folder.file(REPORT_FILE)
+    content: dict[str, Any] = read_json(path)
+    costs = [checked(content, REPORT, str(path))["dense"][name] for name in COSTS]
+    if min(costs) < 1:
+        msg = f"{path}: no network has {costs[0]} multiply-adds and {costs[1]} parameters"
+        raise ArtefactError(msg)
     return content
 
 
@@ -202,7 +249,7 @@ def read_rows(content: Mapping[str, Any]) -> list[MethodRow]:
 
 def methods_table(content: Mapping[str, Any]) -> Table:
     """Return the one table that a run prints, best rows on the search split first."""
-    table = Table(title=_title(content))
+    table = Table(title=escape(_title(content)))
     table.add_column("method")
     columns = ("MACs", "params", "search acc.", "test acc. recal.", "test acc. fine-tuned", "nets")
     for name in columns:
@@ -226,7 +273,7 @@ def methods_table(content: Mapping[str, Any]) -> Table:
             str(round(float(np.mean([row.networks_evaluated for row in rows])))),
         )
         label = name if len(rows) == 1 else f"{name} (x{len(rows)})"
-        table.add_row(label, *cells, style="bold" if is_agent(name) else None)
+        table.add_row(escape(label), *cells, style="bold" if is_agent(name) else None)
     return table
 
 

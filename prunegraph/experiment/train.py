@@ -33,23 +33,23 @@ def run_train(config: TrainConfig, console: Console) -> dict[str, Any]:
     folder = open_run(config, config.out, run_name(targets, config.budget()))
     if folder.finished:
         return show_finished(folder, console)
-    folder.start(config)
-    console.say(f"run folder: {folder.path}")
-    members = member_folders(folder, targets)
-    place = make_workplace(config, targets, members, console)
-    with Jobs(config, place) as jobs:
-        outcomes = _stage_one(config, jobs)
-        finetune_chosen(jobs, outcomes)
-    parts = list(zip(place.benches, outcomes, members, strict=True))
-    reports = [
-        finalise(config, bench, outcome, member, console)
-        for bench, outcome, member in reversed(parts)
-    ]  # the run folder's own report comes last: it says that the run is finished
-    for member in members:
-        member.finish()
-    console.say(f"verdict: {reports[-1]['verdict']}: {reports[-1]['verdict_reason']}")
-    console.say(f"written to {folder.path}")
-    return reports[-1]
+    with folder.started(config):
+        console.say(f"run folder: {folder.path}")
+        members = member_folders(folder, targets)
+        place = make_workplace(config, targets, members, console)
+        with Jobs(config, place) as jobs:
+            outcomes = _stage_one(config, jobs)
+            finetune_chosen(jobs, outcomes)
+        parts = list(zip(place.benches, outcomes, members, strict=True))
+        reports = [
+            finalise(config, bench, outcome, member, console)
+            for bench, outcome, member in reversed(parts)
+        ]  # the run folder's own report comes last: it says that the run is finished
+        for member in members:
+            member.finish()
+        console.say(f"verdict: {reports[-1]['verdict']}: {reports[-1]['verdict_reason']}")
+        console.say(f"written to {folder.path}")
+        return reports[-1]
 
 
 def _stage_one(config: TrainConfig, jobs: Jobs) -> list[Outcome]:

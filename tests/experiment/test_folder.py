@@ -4,20 +4,26 @@ import pytest
 
 from prunegraph.errors import ArtefactError, ConfigError
 from prunegraph.experiment.config import TrainConfig
-from prunegraph.experiment.folder import existing_run, open_run, slug
+from prunegraph.experiment.folder import RunFolder, existing_run, open_run, slug
 
 CONFIG = TrainConfig(keep_macs=0.5)
+
+
+def start(folder: RunFolder) -> None:
+    """Begin a run that is interrupted at once."""
+    with folder.started(CONFIG):
+        pass
 
 
 def test_opening_writes_nothing(tmp_path: Path) -> None:
     folder = open_run(CONFIG, tmp_path / "run", "name")
     assert not folder.path.exists()
-    folder.start(CONFIG)
+    start(folder)
     assert folder.file("config.yaml").is_file()
 
 
 def test_same_options_resume_and_others_are_refused(tmp_path: Path) -> None:
-    open_run(CONFIG, tmp_path / "run", "name").start(CONFIG)
+    start(open_run(CONFIG, tmp_path / "run", "name"))
     assert open_run(CONFIG, tmp_path / "run", "name").path == tmp_path / "run"
     with pytest.raises(ConfigError, match=r"other options \(keep_macs\)"):
         open_run(TrainConfig(keep_macs=0.4), tmp_path / "run", "name")
@@ -36,21 +42,20 @@ def test_default_folder_resumes_unfinished_runs_and_numbers_the_next(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     first = open_run(CONFIG, None, "name")
-    first.start(CONFIG)
+    start(first)
     assert open_run(CONFIG, None, "name").path == first.path == Path("runs/name")
     first.file("report.json").write_text("{}")
     assert open_run(CONFIG, None, "name").path == Path("runs/name-2")
     other = TrainConfig(keep_macs=0.4)
-    open_run(CONFIG, None, "name").start(CONFIG)
+    start(open_run(CONFIG, None, "name"))
     assert open_run(other, None, "name").path == Path("runs/name-3")
 
 
 def test_digests_name_a_changed_and_a_missing_file(tmp_path: Path) -> None:
     folder = open_run(CONFIG, tmp_path / "run", "name")
-    folder.start(CONFIG)
+    start(folder)
     (folder.path / "plots").mkdir()
     folder.file("plots/a.png").write_bytes(b"abc")
-    folder.checkpoint("x").parent.mkdir()
     folder.checkpoint("x").write_bytes(b"working file")
     digests = folder.digests()
     assert sorted(digests) == ["config.yaml", "plots/a.png"]
@@ -65,8 +70,7 @@ def test_digests_name_a_changed_and_a_missing_file(tmp_path: Path) -> None:
 
 def test_finish_removes_only_the_checkpoints(tmp_path: Path) -> None:
     folder = open_run(CONFIG, tmp_path / "run", "name")
-    folder.start(CONFIG)
-    folder.checkpoint("x").parent.mkdir()
+    start(folder)
     folder.checkpoint("x").write_bytes(b"working file")
     folder.finish()
     assert [path.name for path in folder.path.iterdir()] == ["config.yaml"]
