@@ -8,7 +8,6 @@ __all__ = [
     "WeightsInfo",
     "build_model",
     "is_factory",
-    "is_factory",
     "load_weights",
     "save_weights",
     "weights_info",

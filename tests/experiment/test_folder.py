@@ -1,3 +1,7 @@
+import multiprocessing
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -86,3 +90,68 @@ def test_existing_run_says_what_is_missing(tmp_path: Path) -> None:
 def test_slug_is_a_file_name() -> None:
     assert slug("torchvision:resnet18") == "torchvision_resnet18"
     assert slug("a.b:c/d") == "a.b_c_d"
+
+
+def hold(path: Path) -> None:
+    """Work in a run folder for ever."""
+    with RunFolder(path=path).started(CONFIG):
+        (path / "started").touch()
+        time.sleep(600)
+
+
+def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    first = multiprocessing.get_context("fork").Process(target=hold, args=(path,))
+    first.start()
+    while not (path / "started").exists():
+        time.sleep(0.01)
+    with pytest.raises(ConfigError, match=f"another run is at work on {path}: wait until"):
+        start(open_run(CONFIG, path, "name"))
+    assert first.pid is not None
+    os.kill(first.pid, signal.SIGKILL)
+    first.join()
+    assert (path / "checkpoints" / "lock").exists()
+    start(open_run(CONFIG, path, "name"))
+    assert not (path / "checkpoints" / "lock").exists()
+
+
+def test_a_run_that_was_killed_at_once_is_no_other_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (Path("chosen"), Path("runs/name")):
+        (path / "checkpoints").mkdir(parents=True)
+        (path / "checkpoints" / "lock").touch()
+        (path / ".config.yaml.0123456789abcdef.tmp").touch()
+    for out in (Path("chosen"), None):
+        folder = open_run(CONFIG, out, "name")
+        assert folder.path == (out or Path("runs/name"))
+        start(folder)
+        assert {item.name for item in folder.path.iterdir()} == {"checkpoints", "config.yaml"}
+    (tmp_path / "chosen" / "checkpoints" / "mine").touch()
+    (tmp_path / "chosen" / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match="holds files of something else"):
+        open_run(CONFIG, Path("chosen"), "name")
+
+
+def test_a_run_that_another_has_just_finished_is_not_run_again(tmp_path: Path) -> None:
+    folder = open_run(CONFIG, tmp_path / "run", "name")
+    start(folder)
+    folder.file("report.json").write_text("{}")
+    with pytest.raises(ConfigError, match="another run has just finished"):
+        start(folder)
+
+
+def test_a_folder_that_cannot_be_made_is_told_and_nothing_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ArtefactError, match="cannot write /proc/run/checkpoints/lock"):
+        start(open_run(CONFIG, Path("/proc/run"), "name"))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(ArtefactError, match="No space left on device"):
+        start(open_run(CONFIG, tmp_path / "run", "name"))
+    assert list(tmp_path.iterdir()) == []

@@ -35,7 +35,7 @@ def child(words: list[str], folder: str, kill_at: int | None, counter: str) -> N
             if steps == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    sys.stdout = Path(os.devnull).open("w")
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
     sys.addaudithook(watch)
     code = main(words)
     Path(counter).write_text(str(steps))
