@@ -33,14 +33,13 @@ from prunegraph.data.load import load_dataset
 from prunegraph.data.records import Record
 from prunegraph.errors import PruneGraphError
 from prunegraph.experiment.candidates import Candidate, CandidateStore, read_masks, write_masks
-from prunegraph.experiment.cli import main
 from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.options import load_config, read_yaml, same_run
 from prunegraph.experiment.report import methods_table, read_report, read_rows
 from prunegraph.experiment.setup import build_dense
 from prunegraph.models import build_model, load_weights, weights_info
-from prunegraph.pruning.artefacts import MASK_FILE, _checksum, load_pruned, read_info
+from prunegraph.pruning.artefacts import MASK_FILE, load_pruned, read_info
 from prunegraph.pruning.finetune import FinetuneConfig, finetune
 from prunegraph.pruning.state import parameter_digest
 from prunegraph.rewards import RewardConfig
@@ -66,30 +65,6 @@ class Case:
 def network() -> nn.Module:
     torch.manual_seed(0)
     return build_model(ARCH, num_classes=10, image_shape=(1, 8, 8))
-
-
-@pytest.fixture(scope="session")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a finished run."""
-    path = tmp_path_factory.mktemp("hostile") / "run"
-    words = ["train", "--arch", ARCH, "--pretrain-epochs", "1", "--search-seeds", "1"]
-    words += ["--networks", "24", "--update-size", "4", "--subset", "64", "--baselines", "none"]
-    words += ["--calibration-images", "64", "--finetune-epochs", "1", "--threads", "1"]
-    assert main([*words, "--out", str(path)]) == 0
-    return path
-
-
-def sign_recipe(folder: Path) -> None:
-    """Make the recipe's checksums right: a forger, not an accident."""
-    path = folder / MASK_FILE
-    try:
-        record = json.loads(path.read_text())
-        content = (folder / "pruned.safetensors").read_bytes()
-        if isinstance(record, dict) and isinstance(record.get("weights"), dict):
-            record["weights"]["sha256"] = hashlib.sha256(content).hexdigest()
-            path.write_text(json.dumps({**record, "checksum": _checksum(record)}))
-    except (ValueError, RecursionError):
-        pass
 
 
 def sign_policy(folder: Path) -> None:
@@ -189,7 +164,11 @@ def finetune_case(folder: Path) -> Case:
 
 
 @pytest.fixture(scope="session")
-def cases(run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
+def cases(
+    run_folder: Path,
+    sign_recipe: Callable[[Path], None],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Case]:
     run, made = run_folder, tmp_path_factory.mktemp("made")
     dense = run / "dense.safetensors"
     torch.save(network().state_dict(), made / "weights.pth")
