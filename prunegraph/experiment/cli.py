@@ -44,6 +44,9 @@ from prunegraph.experiment.verify import run_verify
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 MAX_LINE = 2000
+NO_MEMORY = ("allocate memory", "not enough memory", "bad_alloc", "create a primitive")
+"""How torch and its libraries say that the CPU's memory has run out; the last is oneDNN's way."""
+
 OUT_OF_MEMORY = (
     "out of memory: what was finished is kept, the same command goes on from there; give "
     "--workers 1, a smaller --batch-size or --device cpu, or free memory"
@@ -104,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _is_out_of_memory(error: Exception) -> bool:
     """Tell whether memory has run out; torch says so of the CPU's in words only."""
     known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or "allocate memory" in str(error) or "not enough memory" in str(error)
+    return known or any(words in str(error) for words in NO_MEMORY)
 
 
 def _fail(message: str, code: int) -> int:

@@ -106,7 +106,7 @@ def test_a_worker_without_memory_is_told_in_one_line(
         time.sleep(0.2)
     resource.prlimit(_worker_of(run.pid), resource.RLIMIT_AS, (2**20, 2**20))
     _, errors = run.communicate(timeout=300)
-    assert run.returncode == 2
+    assert run.returncode == 2, errors
     assert "out of memory" in errors
     assert errors.count("\n") == 1
     for path in (tmp_path / "run").glob("checkpoints/search-*.safetensors"):

@@ -175,7 +175,11 @@ def deny(*_: object) -> None:
     raise MemoryError
 
 
-@pytest.mark.parametrize("fail", [exhaust, deny])
+def refuse(*_: object) -> None:
+    raise RuntimeError("could not create a primitive")  # noqa: EM101 - as oneDNN says it
+
+
+@pytest.mark.parametrize("fail", [exhaust, deny, refuse])
 def test_without_memory_the_last_checkpoint_stays(
     fail: Callable[..., None],
     quick: Path,
