@@ -210,6 +210,8 @@ def _restore(model: ChannelPPO, state: dict[str, Any], tensors: dict[str, Tensor
     model.num_timesteps = state["num_timesteps"]
     model._n_updates = state["n_updates"]
     model.history = state["history"]
+    if model.history:  # no update may follow that sets it, and the policy's record holds it
+        model.policy.temperature = float(model.history[-1]["temperature"])
     model.imagination.load_state_dict(state["imagination"])
     if isinstance(model.env, SelfCompetitionVecEnv):
         model.env.resume(state["competition"], state["num_networks"])

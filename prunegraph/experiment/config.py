@@ -15,6 +15,7 @@ from prunegraph.agent import AgentConfig, PPOConfig
 from prunegraph.errors import ConfigError
 from prunegraph.graph import AttentionUnit
 from prunegraph.models import is_factory
+from prunegraph.reading import MAX_INTEGER
 from prunegraph.rewards.config import Constraint, Metric, RewardConfig, SelfCompetitionForm
 from prunegraph.types import Budget
 
@@ -42,6 +43,8 @@ class CommonConfig:
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            check_usable(field.name, getattr(self, field.name))
         check_at_least("threads", self.threads, 1)
         check_at_least("seed", self.seed, 0)
 
@@ -389,6 +392,13 @@ class VerifyConfig(CommonConfig):
     run: Annotated[Path, tyro.conf.Positional]
     data_dir: Path | None = None
     arch: tuple[str, ...] = ()
+
+
+def check_usable(name: str, value: object) -> None:
+    """Raise ConfigError for NaN, infinity, and numbers that fit no tensor."""
+    if isinstance(value, int | float) and not -MAX_INTEGER < value < MAX_INTEGER:
+        msg = f"{name} is no number that can be used, or too large: {str(value)[:30]}"
+        raise ConfigError(msg)
 
 
 def check_at_least(name: str, value: float | None, least: float) -> None:

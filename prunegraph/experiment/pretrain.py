@@ -42,7 +42,9 @@ def run_pretrain(config: PretrainConfig, console: Console) -> dict[str, Any]:
     check_outputs(arch, model.eval(), images.to(device), dataset.num_classes)
     with locked(out.with_name(f"{out.name}.lock"), str(out)):
         _check_new(out)
-        return _pretrain(config, arch, model, dataset, out, console)
+        result = _pretrain(config, arch, model, dataset, out, console)
+    _checkpoint_path(out).unlink(missing_ok=True)  # the last step of all: it says that all is done
+    return result
 
 
 def _pretrain(
@@ -77,7 +79,6 @@ def _pretrain(
         "test_accuracy": evaluate(model, dataset.test).accuracy,
     }
     save_weights(model, out, weights_record(arch, dataset, config, figures))
-    checkpoint.unlink(missing_ok=True)
     seconds = time.monotonic() - started
     console.say(
         f"{arch} on {dataset.name}: test accuracy {100 * figures['test_accuracy']:.2f} % "

@@ -10,6 +10,7 @@ import torch
 from prunegraph.agent import (
     AgentConfig,
     NetworkConfig,
+    PPOConfig,
     PruningNetwork,
     Topology,
     TrainedPolicy,
@@ -166,6 +167,20 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
     assert second.history == whole.history
     assert second.num_networks == whole.num_networks == 80
     assert second.env.competition.state_dict() == whole.env.competition.state_dict()
+
+
+def test_a_training_that_was_killed_after_its_last_update_keeps_its_temperature(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
+    ppo = PPOConfig(temperature_start=3.0, temperature_end=1.0)
+    first = make_model(ppo=ppo)
+    first.max_networks = 64
+    first.learn(64)
+    save_checkpoint(tmp_path / "checkpoint.safetensors", first)
+    second = make_model(ppo=ppo)
+    assert second.policy.temperature != first.policy.temperature
+    load_checkpoint(tmp_path / "checkpoint.safetensors", second)
+    assert second.policy.temperature == first.policy.temperature
 
 
 def test_a_checkpoint_of_another_training_is_refused(
