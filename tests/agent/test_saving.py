@@ -172,7 +172,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
 def test_a_training_that_was_killed_after_its_last_update_keeps_its_temperature(
     make_model: MakeModel, tmp_path: Path
 ) -> None:
-    ppo = PPOConfig(temperature_start=3.0, temperature_end=1.0)
+    ppo = PPOConfig(temperature_start=3.0, temperature_end=2.0)
     first = make_model(ppo=ppo)
     first.max_networks = 64
     first.learn(64)
