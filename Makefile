@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow check lint types docs format clean
+.PHONY: demo test test-slow endurance check lint types docs format clean
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -18,6 +18,10 @@ test: $(VENV)/.installed  ## the fast tests
 
 test-slow: $(VENV)/.installed  ## the tests that take longer, those that need ../shared included
 	$(BIN)/python -m pytest -q -m slow
+
+endurance: $(VENV)/.installed  ## 20 kills a command, 10,000 hostile files a reader: hours
+	PRUNEGRAPH_KILLS=20 PRUNEGRAPH_PROFILE=endurance $(BIN)/python -m pytest -q -n 2 --durations=30 \
+		tests/integration/test_kill.py tests/integration/test_jobs.py tests/hostile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -1,13 +1,21 @@
-"""Atomic writes: a file is either whole or not there, whatever interrupts the writer."""
+"""Atomic writes: a file is either whole or not there, whatever interrupts the writer. Locks."""
 
 import contextlib
+import glob
 import json
 import os
+import re
 import secrets
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from prunegraph.errors import ArtefactError
+import filelock
+
+from prunegraph.errors import ArtefactError, ConfigError
+
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
+"""Names of files that are being written; those of a killed writer stay behind."""
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:
@@ -29,9 +37,59 @@ def write_bytes(path: Path | str, content: bytes) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         _replace(target, content)
     except OSError as error:
-        reason = error.strerror or str(error)
-        msg = f"cannot write {target}: {reason}; free space or choose a folder that can be written"
-        raise ArtefactError(msg) from error
+        raise _unwritable(target, error) from error
+
+
+def _unwritable(target: Path, error: OSError) -> ArtefactError:
+    reason = error.strerror or str(error)
+    return ArtefactError(
+        f"cannot write {target}: {reason}; free space or choose a folder that can be written"
+    )
+
+
+@contextlib.contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock of the operating system on a file, which is gone afterwards.
+
+    The system gives the lock back when its holder ends, however it ends: a file that a killed
+    process left behind locks nothing.
+
+    Args:
+        path: the lock's file; missing parent folders are made.
+        what: what it guards, for the message.
+
+    Raises:
+        ConfigError: another process holds it.
+        ArtefactError: the folder cannot be written.
+    """
+    lock = filelock.FileLock(path, blocking=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout as error:
+        msg = f"another run is at work on {what}: wait until it has ended, or give another --out"
+        raise ConfigError(msg) from error
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows does not remove an open file
+            path.unlink()
+        lock.release()
+
+
+def temporaries_of(path: Path) -> list[Path]:
+    """Return the files beside ``path`` that a killed writer of it may have left."""
+    return list(path.parent.glob(f".{glob.escape(path.name)}.*.tmp"))
+
+
+def remove_temporaries(found: Iterable[Path]) -> None:
+    """Remove those of the files that a killed writer left; none may be at work on them."""
+    for path in found:
+        if TEMPORARY.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -67,6 +67,10 @@ class NetworkConfig:
         if unknown:
             msg = f"critic_only holds {unknown}, the context has {', '.join(self.context_names)}"
             raise ConfigError(msg)
+        for name, most in (("hidden", 4096), ("layers", 64), ("heads", 4096)):
+            if not 1 <= getattr(self, name) <= most:
+                msg = f"{name}={getattr(self, name)} must lie in 1 to {most}"
+                raise ConfigError(msg)
         if self.hidden % self.heads:
             msg = f"heads={self.heads} must divide hidden={self.hidden}"
             raise ConfigError(msg)

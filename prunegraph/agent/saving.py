@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 from torch import Tensor
 from torch_geometric.data import Data
@@ -21,10 +20,29 @@ from prunegraph.agent.ppo import ChannelPPO
 from prunegraph.agent.vec_env import SelfCompetitionVecEnv
 from prunegraph.errors import ArtefactError, ConfigError
 from prunegraph.files import write_bytes, write_json
+from prunegraph.reading import checked, holds_numbers, parse_json, read_json, read_safetensors
 from prunegraph.types import FloatArray
 
 SCHEMA = 1
 POLICY_FILE = "policy.safetensors"
+POLICY = {
+    "network": NetworkConfig,
+    "weights": {"sha256": str},
+    "record": dict[str, Any],
+}
+"""What the JSON beside a policy must hold."""
+
+CHECKPOINT = {
+    "schema": int,
+    "seed": int,
+    "num_rollouts": int,
+    "num_timesteps": int,
+    "n_updates": int,
+    "num_networks": int,
+    "history": list[dict[str, Any]],
+    "imagination": dict[str, dict[str, Any]],
+}
+"""What the state of a checkpoint must hold."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,18 +95,13 @@ def load_policy(path: Path | str, *, expected: NetworkConfig | None = None) -> T
         ArtefactError: a file is missing or damaged, or the policy was made for other features.
     """
     weights_path = _weights_path(path)
-    record = _read_json(weights_path.with_suffix(".json"))
+    path = weights_path.with_suffix(".json")
     try:
-        fields: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in record["network"].items()
-        }
-        config = NetworkConfig(**fields)
-        digest = record["weights"]["sha256"]
-        training = record["record"]
-    except (AttributeError, ConfigError, KeyError, TypeError) as error:
-        msg = f"{weights_path.with_suffix('.json')} does not describe a policy: {error}"
+        record = checked(read_json(path), POLICY, str(path))
+    except ConfigError as error:
+        msg = f"{path} does not describe a policy: {error}"
         raise ArtefactError(msg) from error
+    config, digest = record["network"], record["weights"]["sha256"]
     _check_schema(weights_path, config, expected or NetworkConfig())
     content = _read_bytes(weights_path)
     if hashlib.sha256(content).hexdigest() != digest:
@@ -96,11 +109,16 @@ def load_policy(path: Path | str, *, expected: NetworkConfig | None = None) -> T
         raise ArtefactError(msg)
     network = PruningNetwork(config)
     try:
-        network.load_state_dict(safetensors.torch.load(content))
-    except (RuntimeError, safetensors.SafetensorError) as error:
+        tensors = safetensors.torch.load(content)
+        network.load_state_dict(tensors)
+    except Exception as error:  # a header that lies makes the reader raise about anything
         msg = f"{weights_path} does not fit its JSON: {str(error).splitlines()[0]}"
         raise ArtefactError(msg) from error
-    return TrainedPolicy(network.eval(), training)
+    for name, tensor in tensors.items():
+        if not holds_numbers(tensor):
+            msg = f"{weights_path}: tensor {name} holds NaN, infinity or no numbers: train again"
+            raise ArtefactError(msg)
+    return TrainedPolicy(network.eval(), record["record"])
 
 
 def _check_schema(path: Path, config: NetworkConfig, expected: NetworkConfig) -> None:
@@ -152,19 +170,25 @@ def load_checkpoint(path: Path | str, model: ChannelPPO) -> None:
         ArtefactError: the file is missing, damaged, or of another training.
     """
     path = Path(path)
-    try:
-        with safetensors.safe_open(path, framework="pt") as stream:
-            state = json.loads(stream.metadata()["state"])
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-        if state["schema"] != SCHEMA or state["seed"] != model.run_seed:
-            msg = f"{path} is of a training with seed {state['seed']}, not {model.run_seed}"
+    tensors, metadata = read_safetensors(path)
+    # a network whose loss overflowed is remembered with an infinite one
+    state = parse_json(metadata.get("state", ""), path, finite=False)
+    state = checked(state, CHECKPOINT, str(path))
+    if state["schema"] != SCHEMA or state["seed"] != model.run_seed:
+        msg = f"{path} is of a training with seed {state['seed']}, not {model.run_seed}"
+        raise ArtefactError(msg)
+    for name, tensor in tensors.items():
+        if not holds_numbers(tensor):
+            msg = f"{path}: tensor {name} holds NaN or infinity; delete the file to start over"
             raise ArtefactError(msg)
+    try:
         _restore(model, state, tensors)
-    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        msg = f"cannot resume from {path}: {error}; delete it to start over"
-        raise ArtefactError(msg) from error
     except RuntimeError as error:
         msg = f"{path} is of another policy network: {str(error).splitlines()[0]}"
+        raise ArtefactError(msg) from error
+    except Exception as error:  # what somebody changed by hand may be wrong in any way
+        reason = f"{type(error).__name__}: {error}"
+        msg = f"cannot resume from {path} ({reason}); delete it to start over"
         raise ArtefactError(msg) from error
 
 
@@ -186,6 +210,8 @@ def _restore(model: ChannelPPO, state: dict[str, Any], tensors: dict[str, Tensor
     model.num_timesteps = state["num_timesteps"]
     model._n_updates = state["n_updates"]
     model.history = state["history"]
+    if model.history:  # no update may follow that sets it, and the policy's record holds it
+        model.policy.temperature = float(model.history[-1]["temperature"])
     model.imagination.load_state_dict(state["imagination"])
     if isinstance(model.env, SelfCompetitionVecEnv):
         model.env.resume(state["competition"], state["num_networks"])
@@ -205,12 +231,4 @@ def _read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         msg = f"cannot read the policy {path}: {error.strerror or error}"
-        raise ArtefactError(msg) from error
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(_read_bytes(path))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        msg = f"{path} is not JSON: {error}"
         raise ArtefactError(msg) from error

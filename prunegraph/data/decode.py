@@ -14,6 +14,9 @@ from prunegraph.data.records import Record
 from prunegraph.errors import DataError
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gigabyte as RGB
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")
+"""What is decoded, whatever the name says: Pillow starts Ghostscript for others."""
+
 MAX_THREADS = 8
 CHUNK = 256  # images between two chances to stop on Ctrl-C
 Crop = Callable[[Image.Image], Image.Image]
@@ -72,7 +75,7 @@ def stored_shape(record: Record) -> tuple[int, int]:
 
 def _open(record: Record) -> Image.Image:
     """Open an image without decoding it, unless it is gigantic (a decompression bomb)."""
-    image = Image.open(io.BytesIO(record.read()))
+    image = Image.open(io.BytesIO(record.read()), formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         msg = f"{record} has {image.width} x {image.height} pixels; shrink or remove the file"
         raise DataError(msg)

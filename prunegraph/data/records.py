@@ -4,6 +4,7 @@ The layout is ``[root/]{train,val,test}/<class>/.../<image>``; class indices are
 """
 
 import os
+import stat
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -24,6 +25,7 @@ IMAGE_SUFFIXES = (
     ".webp",
 )
 TAR_BLOCK = 512
+MAX_BYTES = 400 * 1024**2  # more than any image of MAX_PIXELS, packed or not
 LAYOUT = "the layout is {train,val,test}/<class>/<image>"
 
 
@@ -47,10 +49,22 @@ class Record(NamedTuple):
     size: int = -1
 
     def read(self) -> bytes:
-        """Return the image file's bytes."""
+        """Return the image file's bytes.
+
+        Raises:
+            DataError: it is no regular file, or gigantic.
+        """
+        status = Path(self.path).stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe or a device would never end
+            msg = f"cannot read image {self} (no regular file); replace or remove it"
+            raise DataError(msg)
+        size = self.size if self.size >= 0 else status.st_size
+        if size > MAX_BYTES:
+            msg = f"{self} has {size:,} bytes; shrink or remove the file"
+            raise DataError(msg)
         with Path(self.path).open("rb") as stream:
             stream.seek(self.offset)
-            return stream.read(self.size)
+            return stream.read(size)
 
     def __str__(self) -> str:
         return f"{self.path}: {self.name}" if self.size >= 0 else self.path
@@ -141,11 +155,16 @@ def _scan_tar(path: Path) -> Iterator[Record]:
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
+                if member.size < 0:  # Python before 3.11.14 would read the same members for ever
+                    msg = f"{member.name!r} has a negative size"
+                    raise tarfile.ReadError(msg)
                 record = _tar_record(path, member)
                 if record is not None:
                     yield record
             _check_tar_end(archive)
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # on headers that lie, tarfile raises about anything
         msg = (
             f"{path} is truncated or no plain tar ({error}); fetch it again, or unpack a "
             "compressed one and give the folder"
@@ -171,7 +190,7 @@ def _tar_record(path: Path, member: tarfile.TarInfo) -> Record | None:
     if member.name.startswith("/") or ".." in parts:
         msg = f"{path} holds the unsafe path {member.name!r}; make the tar from inside the folder"
         raise DataError(msg)
-    if not member.isreg() or member.issparse() or not _is_image(parts[-1]):
+    if not member.isreg() or member.issparse() or not parts or not _is_image(parts[-1]):
         return None
     start = next((i for i in (0, 1) if i < len(parts) and parts[i] in SPLITS), None)
     if start is None:

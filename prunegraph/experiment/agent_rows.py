@@ -1,6 +1,5 @@
 """The agent's rows: one search a seed, what they cost, the policy that is kept."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from prunegraph.experiment.report import History, SearchResult
 from prunegraph.experiment.search import SearchRun, policy_mask, search_job
 from prunegraph.experiment.verdict import AGENT, UNTRAINED
 from prunegraph.files import write_json
+from prunegraph.reading import checked, read_json
 
 HEALTH = ("repaired", "entropy_per_bit", "equal_actions", "distance_to_uniform")
 """Figures of an update by which a collapsed policy is recognised."""
@@ -25,6 +25,15 @@ CURVES = (
     *("entropy_per_bit", "multiplier", "repaired"),
 )
 """Figures of an update that a run keeps as its learning curves."""
+
+FINISHED = {
+    "policy": str,
+    "seconds": float,
+    "evaluation_seconds": float,
+    "networks_evaluated": int,
+    "history": dict.fromkeys((*CURVES, *HEALTH), list[float]),
+}
+"""What is kept of a finished search."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -64,11 +73,12 @@ def add_agent(
         seed: folder.checkpoint(f"finished-{name.replace('/', '-')}-{seed}.json") for seed in seeds
     }
     missing = [(options, name, seed) for seed, path in paths.items() if not path.is_file()]
-    for (_, _, seed), run in jobs.run("searches of the agent", search_job, missing):
+    searches = jobs.run("searches of the agent", search_job, missing, planned=len(seeds))
+    for (_, _, seed), run in searches:
         for store, candidate in zip(stores, run.candidates, strict=True):
             store.add(candidate)
         write_json(paths[seed], _record(run))
-    records = [json.loads(paths[seed].read_text(encoding="utf-8")) for seed in seeds]
+    records = [checked(read_json(paths[seed]), FINISHED, str(paths[seed])) for seed in seeds]
     best = max(seeds, key=lambda seed: (_mean_accuracy(stores, name, seed), -seed))
     policy = load_policy(folder.checkpoint(records[list(seeds).index(best)]["policy"]))
     save_policy(folder.path, policy)

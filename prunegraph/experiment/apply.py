@@ -35,34 +35,34 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
     folder = open_run(config, config.out, name)
     if folder.finished:
         return show_finished(config, [folder], [target.graph], console)
-    folder.start(config)
-    console.say(f"run folder: {folder.path}")
-    place = make_workplace(config, [target], [folder], console)
-    bench = place.benches[0]
-    store = CandidateStore(folder.checkpoint("candidates.json"), target.graph)
-    mask = policy_mask(policy, bench, config.budget())
-    probes = bench.sensitivity_networks
-    store.add(measured(bench, APPLIED, config.seed, mask, probes))
-    if config.max_latency is None:
-        add_untrained(bench, store)
-    save_policy(folder.path, policy)
-    with Jobs(config, place) as jobs:
-        for name in COMPARED:
-            _add_heuristic(store, place, name, config, console)
-        outcome = Outcome(
-            candidates=list(store),
-            search=SearchResult(
-                seconds=bench.final_evaluator.seconds,
-                networks_evaluated=probes,
-                evaluation_seconds=bench.final_evaluator.seconds,
-            ),
-            details={"policy": dict(policy.record)},
-        )
-        finetune_chosen(jobs, [outcome])
-    report = finalise(config, bench, outcome, folder, console)
-    folder.finish()
-    console.say(f"written to {folder.path}")
-    return report
+    with folder.started(config):
+        console.say(f"run folder: {folder.path}")
+        place = make_workplace(config, [target], [folder], console)
+        bench = place.benches[0]
+        store = CandidateStore(folder.checkpoint("candidates.json"), target.graph)
+        mask = policy_mask(policy, bench, config.budget())
+        probes = bench.sensitivity_networks
+        store.add(measured(bench, APPLIED, config.seed, mask, probes))
+        if config.max_latency is None:
+            add_untrained(bench, store)
+        save_policy(folder.path, policy)
+        with Jobs(config, place) as jobs:
+            for name in COMPARED:
+                _add_heuristic(store, place, name, config, console)
+            outcome = Outcome(
+                candidates=list(store),
+                search=SearchResult(
+                    seconds=bench.final_evaluator.seconds,
+                    networks_evaluated=probes,
+                    evaluation_seconds=bench.final_evaluator.seconds,
+                ),
+                details={"policy": dict(policy.record)},
+            )
+            finetune_chosen(jobs, [outcome])
+        report = finalise(config, bench, outcome, folder, console)
+        folder.finish()
+        console.say(f"written to {folder.path}")
+        return report
 
 
 def _add_heuristic(

@@ -85,15 +85,16 @@ def add_baselines(
         seeds: searches run once for each; a heuristic once.
         networks: pruned networks that each may run.
     """
-    missing = [
+    planned = [
         (number, name, seed, networks)
-        for number, store in enumerate(stores)
+        for number in range(len(stores))
         for name in names
         for seed in (seeds if name in SEARCHES else seeds[:1])
-        if store.get(name, seed) is None
     ]
+    missing = [item for item in planned if stores[item[0]].get(item[1], item[2]) is None]
     missing.sort(key=lambda item: item[1] not in SEARCHES)  # the long ones first
-    for (number, *_), candidate in jobs.run("baselines", baseline_job, missing):
+    done = jobs.run("baselines", baseline_job, missing, planned=len(planned))
+    for (number, *_), candidate in done:
         stores[number].add(candidate)
 
 
@@ -156,6 +157,7 @@ def add_sampler(
         for seed in seeds
         if any(store.get(SAMPLER, seed) is None for store in stores)
     ]
-    for _, found in jobs.run("searches of the sampler", search_job, missing):
+    searches = jobs.run("searches of the sampler", search_job, missing, planned=len(seeds))
+    for _, found in searches:
         for store, candidate in zip(stores, found.candidates, strict=True):
             store.add(candidate)

@@ -1,21 +1,31 @@
 """The masks that methods chose, kept on disk so that an interrupted run need not choose again."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from prunegraph.errors import ArtefactError, MaskError
 from prunegraph.files import write_json
 from prunegraph.graph import StructureGraph
+from prunegraph.reading import checked, read_json
 from prunegraph.rewards import pack_bits, unpack_bits
 from prunegraph.types import KeepMask
 
 MASKS_FILE = "masks.json"
 """Digest -> keep bits of every mask that a report's rows name."""
+
+
+CANDIDATE = {
+    "name": str,
+    "seed": int,
+    "bits": str,
+    "networks_evaluated": int,
+    "search_accuracy": float,
+    "seconds": float,
+    "history": list[Any],
+}
+"""What is kept of a candidate."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -54,7 +64,7 @@ class CandidateStore:
         self._graph = graph
         self._candidates: dict[tuple[str, int], Candidate] = {}
         if path.is_file():
-            for record in json.loads(path.read_text(encoding="utf-8")):
+            for record in checked(read_json(path), list[dict[str, Any]], str(path)):
                 candidate = self._read(record)
                 self._candidates[candidate.name, candidate.seed] = candidate
 
@@ -88,8 +98,9 @@ class CandidateStore:
         }
 
     def _read(self, record: dict[str, Any]) -> Candidate:
-        keep = unpack_bits(record.pop("bits"), self._graph.num_classes)
-        return Candidate(mask=self._graph.mask(keep), **record)
+        record = checked(record, CANDIDATE, str(self._path))
+        mask = _mask(record.pop("bits"), self._graph, self._path)
+        return Candidate(mask=mask, **{name: record[name] for name in CANDIDATE if name != "bits"})
 
 
 def write_masks(path: Path, masks: Sequence[KeepMask]) -> None:
@@ -104,17 +115,18 @@ def read_masks(path: Path, graph: StructureGraph) -> dict[str, KeepMask]:
     Raises:
         ArtefactError: the file is damaged, or of another network.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        masks = {
-            digest: graph.mask(np.asarray(unpack_bits(bits, graph.num_classes)))
-            for digest, bits in content["masks"].items()
-        }
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, MaskError) as error:
-        msg = f"{path} holds no masks of this network ({error}): restore it or run again"
-        raise ArtefactError(msg) from error
+    content = checked(read_json(path), {"masks": dict[str, str]}, str(path))
+    masks = {digest: _mask(bits, graph, path) for digest, bits in content["masks"].items()}
     for digest, mask in masks.items():
         if mask.digest() != digest:
             msg = f"{path}: the mask named {digest} has digest {mask.digest()}: it was changed"
             raise ArtefactError(msg)
     return masks
+
+
+def _mask(bits: str, graph: StructureGraph, path: Path) -> KeepMask:
+    try:
+        return graph.mask(unpack_bits(bits, graph.num_classes))
+    except (ValueError, MaskError) as error:
+        msg = f"{path} holds no masks of this network ({error}): restore it or run again"
+        raise ArtefactError(msg) from error

@@ -18,7 +18,6 @@ from typing import Any, cast
 
 import torch
 import tyro
-from safetensors import SafetensorError
 
 from prunegraph.errors import ConfigError, PruneGraphError
 from prunegraph.experiment.apply import run_apply
@@ -44,6 +43,14 @@ from prunegraph.experiment.verify import run_verify
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+MAX_LINE = 2000
+NO_MEMORY = ("allocate memory", "not enough memory", "bad_alloc", "create a primitive")
+"""How torch and its libraries say that the CPU's memory has run out; the last is oneDNN's way."""
+
+OUT_OF_MEMORY = (
+    "out of memory: what was finished is kept, the same command goes on from there; give "
+    "--workers 1, a smaller --batch-size or --device cpu, or free memory"
+)
 
 
 @dataclass(frozen=True)
@@ -90,14 +97,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), EXIT_BAD_INPUT)
     except OSError as error:
         return _fail(_describe_os_error(error), EXIT_BAD_INPUT)
-    except (SafetensorError, torch.OutOfMemoryError) as error:
-        return _fail(f"{type(error).__name__}: {error}", EXIT_BAD_INPUT)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return _fail(OUT_OF_MEMORY, EXIT_BAD_INPUT)
     return 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell whether memory has run out; torch says so of the CPU's in words only."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or any(words in str(error) for words in NO_MEMORY)
 
 
 def _fail(message: str, code: int) -> int:
     sys.stdout.flush()
-    sys.stderr.write(f"prunegraph: {' '.join(message.split())}\n")
+    line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(message.split()))
+    sys.stderr.write(f"prunegraph: {line[:MAX_LINE]}\n")
     return code
 
 

@@ -60,6 +60,7 @@ from prunegraph.experiment.verdict import (
 )
 from prunegraph.files import write_json
 from prunegraph.pruning.artefacts import MASK_FILE, WEIGHTS_FILE
+from prunegraph.reading import checked, read_json
 
 METRIC: Metric = "test_accuracy_finetuned"
 """What the verdict of a comparison is about."""
@@ -69,6 +70,9 @@ ALWAYS = ("l1/uniform", "taylor/per_mac")
 
 ACCURACY_FILE = "accuracy.json"
 """A cell's test accuracy, in its folder."""
+
+ACCURACY = {"test_accuracy_finetuned": float, "machine": dict[str, Any]}
+"""What it holds."""
 
 PLAN_IMAGES = 1024
 """Training images by which the time of the fine-tunes is foretold."""
@@ -107,20 +111,20 @@ def run_compare(config: CompareConfig, console: Console) -> dict[str, Any]:
     folder = open_run(config, config.out, f"compare-{run_name([target], config.budget())}")
     if folder.finished:
         return show_finished(config, [folder], [target.graph], console)
-    folder.start(config)
-    console.say(f"run folder: {folder.path}")
-    place = make_workplace(config, [target], [folder], console)
-    bench = place.benches[0]
-    with Jobs(config, place) as jobs:
-        _say_plan(bench, config, jobs.num_workers, console)
-        outcome = _stage_one(config, jobs)
-        cells = plan_cells(bench, outcome.candidates, seeds_of(config))
-        _stage_two(jobs, cells)
-    content = _finish(config, bench, outcome, cells, folder, console)
-    folder.finish()
-    console.say(verdict_line(content))
-    console.say(f"written to {folder.path}")
-    return content
+    with folder.started(config):
+        console.say(f"run folder: {folder.path}")
+        place = make_workplace(config, [target], [folder], console)
+        bench = place.benches[0]
+        with Jobs(config, place) as jobs:
+            _say_plan(bench, config, jobs.num_workers, console)
+            outcome = _stage_one(config, jobs)
+            cells = plan_cells(bench, outcome.candidates, seeds_of(config))
+            _stage_two(jobs, cells)
+        content = _finish(config, bench, outcome, cells, folder, console)
+        folder.finish()
+        console.say(verdict_line(content))
+        console.say(f"written to {folder.path}")
+        return content
 
 
 def seeds_of(config: CompareConfig) -> list[int]:
@@ -162,13 +166,15 @@ def _stage_one(config: CompareConfig, jobs: Jobs) -> Outcome:
 def _stage_two(jobs: Jobs, cells: Sequence[Cell]) -> None:
     """Fine-tune every cell; a mask and seed that two methods share once."""
     graph, folder = jobs.place.benches[0].target.graph, jobs.place.folders[0]
-    arguments = {}
+    planned = {}
     for cell in cells:
-        if not (folder.file(cell.folder) / MASK_FILE).is_file():
-            mask = graph.dense_mask() if cell.candidate is None else cell.candidate.mask
-            label = f"fine-tune {cell.name}, seed {cell.seed}"
-            arguments[cell.digest] = (0, mask, cell.folder, label, cell.seed)
-    for (_, _, name, *_), _ in jobs.run("fine-tunes", finetune_job, list(arguments.values())):
+        mask = graph.dense_mask() if cell.candidate is None else cell.candidate.mask
+        label = f"fine-tune {cell.name}, seed {cell.seed}"
+        planned[cell.digest] = (0, mask, cell.folder, label, cell.seed)
+    missing = [
+        item for item in planned.values() if not (folder.file(item[2]) / MASK_FILE).is_file()
+    ]
+    for (_, _, name, *_), _ in jobs.run("fine-tunes", finetune_job, missing, planned=len(planned)):
         _cell_accuracy(jobs.place.benches[0], folder.file(name))
 
 
@@ -178,12 +184,13 @@ def _cell_accuracy(bench: Bench, directory: Path) -> float:
     Measured once on each machine; another machine's figure stands where the weights are not.
     """
     path = directory / ACCURACY_FILE
-    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    record = checked(read_json(path), ACCURACY, str(path)) if path.is_file() else {}
     if record.get("machine") != machine() and (directory / WEIGHTS_FILE).is_file():
         model, _ = load_finetuned(bench.target, directory)
         record = {"test_accuracy_finetuned": bench.test_accuracy(model), "machine": machine()}
         write_json(path, record)
-    return float(record["test_accuracy_finetuned"])
+    accuracy: float = record["test_accuracy_finetuned"]
+    return accuracy
 
 
 def plan_cells(bench: Bench, candidates: Sequence[Candidate], seeds: Sequence[int]) -> list[Cell]:

@@ -14,6 +14,8 @@ import tyro
 from prunegraph.agent import AgentConfig, PPOConfig
 from prunegraph.errors import ConfigError
 from prunegraph.graph import AttentionUnit
+from prunegraph.models import is_factory
+from prunegraph.reading import MAX_INTEGER
 from prunegraph.rewards.config import Constraint, Metric, RewardConfig, SelfCompetitionForm
 from prunegraph.types import Budget
 
@@ -41,6 +43,8 @@ class CommonConfig:
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            check_usable(field.name, getattr(self, field.name))
         check_at_least("threads", self.threads, 1)
         check_at_least("seed", self.seed, 0)
 
@@ -338,7 +342,7 @@ class InspectConfig(NetworkConfig):
     Attributes:
         num_classes: outputs of the network; default: the data set's.
         run: run folder of ``train`` or ``apply``: show what its pruned network keeps. It names the
-            network itself.
+            network itself; only package.module:factory, code that is run, needs --arch too.
         plot: PNG file to draw the groups and their MACs in.
     """
 
@@ -354,6 +358,8 @@ class InspectConfig(NetworkConfig):
             msg = f"plot={self.plot} must be a PNG file: give a name that ends in .png"
             raise ConfigError(msg)
         named = [name for name in OF_A_NETWORK if getattr(self, name) is not None]
+        if self.arch is not None and is_factory(self.arch):
+            named.remove("arch")
         if self.run is not None and named:
             msg = f"--run names the network itself: drop {', '.join(named)}, or drop run"
             raise ConfigError(msg)
@@ -369,12 +375,14 @@ class ExportConfig(CommonConfig):
             weights, with a recipe beside them that cuts a freshly built network to fit them.
         out: file to write; default: RUN/pruned.onnx, RUN/pruned.pt2, RUN/exported.safetensors (and
             exported.recipe.json).
+        arch: the network's name, needed if it is package.module:factory: it is code that is run.
     """
 
     command: ClassVar[str] = "export"
     run: Annotated[Path, tyro.conf.Positional]
     format: Literal["onnx", "torch-export", "safetensors"] = "onnx"
     out: Path | None = None
+    arch: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,11 +392,20 @@ class VerifyConfig(CommonConfig):
     Attributes:
         run: run folder of ``train``, ``apply`` or ``compare``.
         data_dir: where the data set lies now, if not where the run found it.
+        arch: the names of its networks that are package.module:factory: they are code that is run.
     """
 
     command: ClassVar[str] = "verify"
     run: Annotated[Path, tyro.conf.Positional]
     data_dir: Path | None = None
+    arch: tuple[str, ...] = ()
+
+
+def check_usable(name: str, value: object) -> None:
+    """Raise ConfigError for NaN, infinity, and numbers that fit no tensor."""
+    if isinstance(value, int | float) and not -MAX_INTEGER < value < MAX_INTEGER:
+        msg = f"{name} is no number that can be used, or too large: {str(value)[:30]}"
+        raise ConfigError(msg)
 
 
 def check_at_least(name: str, value: float | None, least: float) -> None:

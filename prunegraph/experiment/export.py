@@ -7,7 +7,7 @@ import torch
 
 from prunegraph.experiment.config import ExportConfig
 from prunegraph.experiment.console import Console
-from prunegraph.experiment.setup import build_dense
+from prunegraph.experiment.setup import build_dense, check_trusted
 from prunegraph.pruning.artefacts import artefact_paths, load_pruned, read_info
 from prunegraph.pruning.export import export, export_recipe
 
@@ -21,6 +21,7 @@ FILE_NAMES = {
 def run_export(config: ExportConfig, console: Console) -> dict[str, Any]:
     """Write the file, and return where it is and how large."""
     info = read_info(config.run)
+    check_trusted(info.arch, config.arch, artefact_paths(config.run)[0])
     saved = load_pruned(config.run, lambda: build_dense(info))
     path: Path = config.out or config.run / FILE_NAMES[config.format]
     generator = torch.Generator().manual_seed(config.seed)

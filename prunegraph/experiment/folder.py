@@ -2,12 +2,15 @@
 
 import hashlib
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from prunegraph.errors import ArtefactError, ConfigError
 from prunegraph.experiment.config import CommonConfig
 from prunegraph.experiment.options import read_yaml, same_run, save_config
+from prunegraph.files import TEMPORARY, locked, remove_temporaries
 
 RUNS = Path("runs")
 """Where run folders go without ``--out``, in the working directory."""
@@ -19,6 +22,9 @@ PAGE_FILE = "report.html"
 
 WORK_FOLDER = "checkpoints"
 """Sub-folder with what an interrupted run resumes from; removed when the run is finished."""
+
+LOCK_FILE = "lock"
+"""Held in ``WORK_FOLDER`` while a run is at work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,42 +41,88 @@ class RunFolder:
         """Return the path of a file in the folder."""
         return self.path / name
 
+    def inside(self, name: str) -> Path:
+        """Return the path of a file that a report names.
+
+        Raises:
+            ArtefactError: it lies outside the folder.
+        """
+        path = self.path / name
+        if not path.resolve().is_relative_to(self.path.resolve()):
+            msg = f"{self.file(REPORT_FILE)} names {name!r}, which lies outside its folder"
+            raise ArtefactError(msg)
+        return path
+
     def checkpoint(self, name: str) -> Path:
         """Return the path of a file that resumes an interrupted run."""
         return self.path / WORK_FOLDER / name
+
+    @property
+    def untouched(self) -> bool:
+        """True if nothing is in it, or only what a run that was killed at once leaves."""
+        if not self.path.exists():
+            return True
+        if not self.path.is_dir():
+            return False
+        names = {path.name for path in self.path.iterdir() if not TEMPORARY.fullmatch(path.name)}
+        left = {path.name for path in (self.path / WORK_FOLDER).glob("*")}
+        return names <= {WORK_FOLDER} and left <= {LOCK_FILE}
 
     @property
     def finished(self) -> bool:
         """True if the run's report is written, which is the last thing that a run does."""
         return self.file(REPORT_FILE).is_file()
 
-    def start(self, config: CommonConfig) -> None:
-        """Make the folder and write the options into it. Call it when all input is checked."""
-        save_config(config, self.file(CONFIG_FILE))
+    @contextmanager
+    def started(self, config: CommonConfig) -> Iterator[None]:
+        """Work in the folder: make it, lock it, write the options into it.
+
+        Call it when all input is checked.
+
+        Raises:
+            ConfigError: another run is at work in it.
+            ArtefactError: it cannot be written.
+        """
+        existed = self.path.exists()
+        try:
+            with locked(self.checkpoint(LOCK_FILE), str(self.path)):
+                _check_usable(config, self.path)
+                if self.finished:
+                    msg = f"another run has just finished {self.path}: give the command again"
+                    raise ConfigError(msg)
+                remove_temporaries(self.path.rglob(".*.tmp"))
+                save_config(config, self.file(CONFIG_FILE))
+                yield
+        finally:
+            if not existed and not self.file(CONFIG_FILE).exists():
+                shutil.rmtree(self.path, ignore_errors=True)
 
     def finish(self) -> None:
-        """Remove what only an interrupted run needs."""
-        shutil.rmtree(self.path / WORK_FOLDER, ignore_errors=True)
+        """Remove what only an interrupted run needs, in the folders of further networks too."""
+        for folder in (self.path, *self.path.iterdir()):
+            shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
+        remove_temporaries(self.path.rglob(".*.tmp"))
 
     def digests(self) -> dict[str, str]:
         """Return the SHA-256 of each file of the run but report and pages, by path in it."""
         files = (path for path in sorted(self.path.rglob("*")) if path.is_file())
         return {
-            name: hashlib.sha256(path.read_bytes()).hexdigest()
+            name: file_digest(path)
             for path in files
             if path.name != PAGE_FILE
             and (name := path.relative_to(self.path).as_posix()) != REPORT_FILE
             and WORK_FOLDER not in name.split("/")
+            and not TEMPORARY.fullmatch(path.name)
         }
 
     def check_digests(self, expected: dict[str, str]) -> None:
         """Raise ArtefactError that names the first file which is missing or not as reported."""
         for name, digest in expected.items():
-            path = self.file(name)
+            path = self.inside(name)
             if not path.is_file():
                 msg = f"{path} is missing, though the report lists it: restore it or run again"
                 raise ArtefactError(msg)
-            if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            if file_digest(path) != digest:
                 msg = f"{path} is not the file that the report was made from: its SHA-256 differs"
                 raise ArtefactError(msg)
 
@@ -97,7 +149,7 @@ def open_run(config: CommonConfig, out: Path | None, default_name: str) -> RunFo
     while True:
         name = default_name if number == 1 else f"{default_name}-{number}"
         folder = RunFolder(path=RUNS / name)
-        if not folder.path.exists() or (not folder.finished and not _differences(config, folder)):
+        if folder.untouched or (not folder.finished and not _differences(config, folder)):
             return folder
         number += 1
 
@@ -110,7 +162,7 @@ def _check_usable(config: CommonConfig, out: Path) -> None:
         raise ConfigError(msg)
     folder = RunFolder(path=out)
     if not folder.file(CONFIG_FILE).is_file():
-        if any(out.iterdir()):
+        if not folder.untouched:
             msg = f"--out {out} holds files of something else; name a new folder"
             raise ConfigError(msg)
         return
@@ -145,6 +197,12 @@ def existing_run(path: Path) -> RunFolder:
             msg = f"{path} holds no {name}: no finished run; repeat its command to finish it"
             raise ArtefactError(msg)
     return folder
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def slug(name: str) -> str:

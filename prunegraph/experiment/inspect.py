@@ -17,13 +17,14 @@ from prunegraph.experiment.setup import (
     DEFAULT_ARCH,
     build_dense,
     check_network,
+    check_trusted,
     resolve_arch,
     resolve_device,
     trained_size,
 )
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.models import build_model, load_weights, weights_info
-from prunegraph.pruning.artefacts import load_pruned, read_info
+from prunegraph.pruning.artefacts import artefact_paths, load_pruned, read_info
 from prunegraph.types import KeepMask
 
 KNOWN_INPUTS: dict[str, tuple[tuple[int, int, int], int]] = {
@@ -52,7 +53,7 @@ class Inspected:
 
 def run_inspect(config: InspectConfig, console: Console) -> dict[str, Any]:
     """Analyse a network, print and draw what was found, return it as ``--json`` prints it."""
-    inspected = _analyse(config) if config.run is None else _read_run(config.run)
+    inspected = _analyse(config) if config.run is None else _read_run(config.run, config.arch)
     graph, mask = inspected.graph, inspected.mask
     content = {"arch": inspected.arch, **graph.to_json()}
     if mask is not None:
@@ -84,9 +85,10 @@ def _analyse(config: InspectConfig) -> Inspected:
     return Inspected(arch=arch, graph=graph)
 
 
-def _read_run(run: Path) -> Inspected:
+def _read_run(run: Path, trusted: str | None) -> Inspected:
     """Read the pruned network of a run folder."""
     info = read_info(run)
+    check_trusted(info.arch, trusted, artefact_paths(run)[0])
     saved = load_pruned(run, lambda: build_dense(info))
     return Inspected(arch=info.arch, graph=saved.graph, mask=saved.mask)
 

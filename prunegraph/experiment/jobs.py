@@ -120,7 +120,12 @@ class Jobs:
             self._executor.shutdown(cancel_futures=True)
 
     def run(
-        self, label: str, job: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]
+        self,
+        label: str,
+        job: Callable[..., Result],
+        arguments: Sequence[tuple[Any, ...]],
+        *,
+        planned: int | None = None,
     ) -> Iterator[tuple[tuple[Any, ...], Result]]:
         """Yield the arguments and the result of each job, in the order in which they end.
 
@@ -128,13 +133,16 @@ class Jobs:
             label: what the jobs are called in the progress.
             job: a module's function of a ``Workplace`` and further arguments.
             arguments: these, a tuple for each job.
+            planned: how many jobs an uninterrupted run has here; default: all of ``arguments``. One
+                that is left of several runs in a worker as it would have: with this process's
+                threads its last digits would be others.
 
         Raises:
             PruneGraphError: a job raised it, or a process was killed.
         """
         if not arguments:
             return
-        if self.num_workers == 1 or len(arguments) == 1:
+        if self.num_workers == 1 or (planned or len(arguments)) == 1:
             for values in arguments:
                 yield values, job(self.place, *values)
             return

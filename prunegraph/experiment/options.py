@@ -11,12 +11,16 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from prunegraph.errors import ConfigError
+from prunegraph.errors import ArtefactError, ConfigError
 from prunegraph.experiment.config import CommonConfig
 from prunegraph.files import write_text
+from prunegraph.reading import MAX_INTEGER, read_text
 
 RUNTIME_KEYS = frozenset({"config", "json", "threads", "workers", "device", "out"})
 """Options that do not change what a run computes: a run resumes whatever they are."""
+
+MAX_YAML_BYTES = 64 * 1024
+"""The largest file of options; reading one takes a second at most."""
 
 Config = TypeVar("Config", bound=CommonConfig)
 
@@ -52,10 +56,11 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], *, where: str) -> d
     names = [field.name for field in dataclasses.fields(kind)]
     arguments: dict[str, Any] = {}
     for raw_key, value in values.items():
-        key = str(raw_key).replace("-", "_")
+        key = raw_key.replace("-", "_")
         if key == "command":
             if value != kind.command:
-                msg = f"{where} holds options of `prunegraph {value}`, not of `{kind.command}`"
+                given = value if isinstance(value, str) else _show(value)
+                msg = f"{where} holds options of `prunegraph {given}`, not of `{kind.command}`"
                 raise ConfigError(msg)
             continue
         if key not in names:
@@ -79,9 +84,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     """Return a YAML value as the option's type, or raise ConfigError."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
-        if value in arguments:
+        if isinstance(value, str) and value in arguments:
             return value
-        msg = f"{where}={value!r} is not one of {', '.join(map(str, arguments))}"
+        msg = f"{where}={_show(value)} is not one of {', '.join(map(str, arguments))}"
         raise ConfigError(msg)
     if origin in (types.UnionType, typing.Union):  # X | None: the only unions used here
         if value is None:
@@ -93,15 +98,40 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     return _convert_scalar(hint, value, where)
 
 
+def _show(value: Any) -> str:
+    """Return a value for a message; a number may have more digits than Python prints."""
+    try:
+        return repr(value)[:100]
+    except ValueError:
+        return "a number of thousands of digits"
+
+
 def _convert_scalar(hint: type, value: Any, where: str) -> Any:
+    if isinstance(value, str) and not value.isprintable():
+        msg = f"{where}={_show(value)} holds what cannot be printed"
+        raise ConfigError(msg)
     if hint is Path and isinstance(value, str):
         return Path(value)
-    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+    large = isinstance(value, int | float) and not -MAX_INTEGER < value < MAX_INTEGER  # NaN too
+    if hint is float and type(value) in (int, float) and not large:
         return float(value)
-    if hint in (int, str, bool) and type(value) is hint:
+    if hint in (int, str, bool) and type(value) is hint and not large:
         return value
-    msg = f"{where}={value!r} is not a {'path' if hint is Path else hint.__name__}"
+    kind = "path" if hint is Path else f"usable {hint.__name__}" if large else hint.__name__
+    msg = f"{where}={_show(value)} is not a {kind}"
     raise ConfigError(msg)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads values and nothing else: no tags, and no aliases, which make lines millions."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None) is not None:
+            kind = "an alias" if isinstance(event, yaml.AliasEvent) else f"the tag {event.tag}"
+            msg = f"options take no aliases and no tags, here is {kind}"
+            raise yaml.constructor.ConstructorError(None, None, msg, event.start_mark)
+        return super().compose_node(parent, index)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -111,11 +141,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, is not YAML, or holds something else than options.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        msg = f"cannot read options from {path}: {error.strerror or error}"
+        values = yaml.load(read_text(path, MAX_YAML_BYTES), Loader=_PlainLoader)
+    except ArtefactError as error:
+        msg = f"cannot read options from {path}: {error}"
         raise ConfigError(msg) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         msg = f"{path} is not YAML: {' '.join(str(error).split())}"
         raise ConfigError(msg) from error
     if values is None:
@@ -123,12 +153,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         msg = f"{path} must hold `option: value` lines, not a {type(values).__name__}"
         raise ConfigError(msg)
+    if not all(isinstance(key, str) for key in values):
+        msg = f"{path} must hold `option: value` lines, each option a name"
+        raise ConfigError(msg)
     return values
 
 
 def load_config(kind: type[Config], path: Path) -> Config:
     """Return the options that a run folder's ``config.yaml`` holds."""
-    return kind(**from_dict(kind, read_yaml(path), where=str(path)))
+    arguments = from_dict(kind, read_yaml(path), where=str(path))
+    for field in dataclasses.fields(kind):
+        if field.default is dataclasses.MISSING and field.name not in arguments:
+            msg = f"{path} lacks the option {field.name!r}: the file is damaged"
+            raise ConfigError(msg)
+    return kind(**arguments)
 
 
 def save_config(config: CommonConfig, path: Path) -> None:

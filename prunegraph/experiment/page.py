@@ -3,7 +3,6 @@
 It is derived: the report does not list it, and the same command on a finished run makes it anew.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,17 +13,28 @@ from prunegraph.errors import ArtefactError
 from prunegraph.experiment.candidates import MASKS_FILE, read_masks
 from prunegraph.experiment.config import CommonConfig
 from prunegraph.experiment.console import Console, seconds_in_words
-from prunegraph.experiment.folder import PAGE_FILE, REPORT_FILE, RunFolder
+from prunegraph.experiment.folder import PAGE_FILE, RunFolder
 from prunegraph.experiment.options import command_line
 from prunegraph.experiment.plots import Findings, Plot, draw, to_svg
-from prunegraph.experiment.report import METHOD_COLUMNS, method_cells, methods_table, percent, title
+from prunegraph.experiment.report import (
+    METHOD_COLUMNS,
+    method_cells,
+    methods_table,
+    percent,
+    read_report,
+    title,
+)
 from prunegraph.experiment.speed import latency_warning
 from prunegraph.experiment.verdict import is_agent, verdict_line
 from prunegraph.files import write_text
 from prunegraph.graph import StructureGraph
+from prunegraph.reading import checked, read_json
 
 HISTORY_FILE = "history.json"
 """Learning curves of a run's searches."""
+
+HISTORY = dict[str, dict[str, list[float]]]
+"""What it holds: name of a search -> name of a figure -> its value in each update."""
 
 LIMITS = {
     "keep_macs": "at most {:.4g} of the multiply-adds",
@@ -53,6 +63,7 @@ def show_finished(
         graphs: the structure of each network.
         console: where the table goes.
     """
+    members[0].finish()  # in case that the run was killed before it did
     findings = [read_findings(member, graph) for member, graph in zip(members, graphs, strict=True)]
     content = dict(findings[0].content)
     path = members[0].path
@@ -75,7 +86,7 @@ def read_findings(folder: RunFolder, graph: StructureGraph) -> Findings:
     Raises:
         ArtefactError: a file is missing or damaged, or the network is built in another way now.
     """
-    content = json.loads(folder.file(REPORT_FILE).read_text(encoding="utf-8"))
+    content = read_report(folder)
     if content["graph"] != graph.fingerprint():
         msg = (
             f"{folder.path} was made of another {content['arch']}: its structure was "
@@ -87,7 +98,7 @@ def read_findings(folder: RunFolder, graph: StructureGraph) -> Findings:
         content=content,
         graph=graph,
         masks=read_masks(folder.file(MASKS_FILE), graph),
-        history=json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {},
+        history=checked(read_json(path), HISTORY, str(path)) if path.is_file() else {},
     )
 
 

@@ -19,6 +19,7 @@ from prunegraph.experiment.setup import (
     load_images,
     resolve_device,
 )
+from prunegraph.files import locked, remove_temporaries, temporaries_of
 from prunegraph.models import WeightsInfo, save_weights
 from prunegraph.pruning.evaluation import evaluate
 from prunegraph.pruning.finetune import FinetuneConfig, finetune
@@ -35,12 +36,31 @@ def run_pretrain(config: PretrainConfig, console: Console) -> dict[str, Any]:
     arch = config.arch or DEFAULT_ARCH
     dataset = load_images(config, None)
     out = _weights_path(config.out, arch, dataset)
+    _check_new(out)
     model = build_network(arch, dataset, config.seed).to(device)
     images, _ = next(iter(dataset.train.batches(1)))
     check_outputs(arch, model.eval(), images.to(device), dataset.num_classes)
+    with locked(out.with_name(f"{out.name}.lock"), str(out)):
+        _check_new(out)
+        result = _pretrain(config, arch, model, dataset, out, console)
+    _checkpoint_path(out).unlink(missing_ok=True)  # the last step of all: it says that all is done
+    return result
+
+
+def _pretrain(
+    config: PretrainConfig,
+    arch: str,
+    model: nn.Module,
+    dataset: Dataset,
+    out: Path,
+    console: Console,
+) -> dict[str, Any]:
+    """Train, write and measure a network; nobody else writes the same file."""
+    checkpoint = _checkpoint_path(out)
+    written = (out, out.with_suffix(".json"), checkpoint)
+    remove_temporaries(found for path in written for found in temporaries_of(path))
     epochs = config.epochs or (DIGITS_EPOCHS if dataset.name == DEFAULT_DATASET else DEFAULT_EPOCHS)
     recipe = pretrain_recipe(epochs, lr=config.lr, batch_size=config.batch_size)
-    checkpoint = out.with_name(f"{out.name}.checkpoint")
     started = time.monotonic()
     train_network(
         f"train {arch}",
@@ -59,7 +79,6 @@ def run_pretrain(config: PretrainConfig, console: Console) -> dict[str, Any]:
         "test_accuracy": evaluate(model, dataset.test).accuracy,
     }
     save_weights(model, out, weights_record(arch, dataset, config, figures))
-    checkpoint.unlink(missing_ok=True)
     seconds = time.monotonic() - started
     console.say(
         f"{arch} on {dataset.name}: test accuracy {100 * figures['test_accuracy']:.2f} % "
@@ -76,18 +95,22 @@ def run_pretrain(config: PretrainConfig, console: Console) -> dict[str, Any]:
 
 
 def _weights_path(out: Path | None, arch: str, dataset: Dataset) -> Path:
-    """Return the file to write.
-
-    Raises:
-        ConfigError: it exists already.
-    """
+    """Return the file to write."""
     path = RUNS / f"{slug(arch)}-{dataset.name}" if out is None else out
     if path.suffix != ".safetensors":
         path = path.with_name(f"{path.name}.safetensors")
-    if path.exists():
-        msg = f"{path} exists: delete it to train again, or give another --out"
-        raise ConfigError(msg)
     return path
+
+
+def _checkpoint_path(out: Path) -> Path:
+    return out.with_name(f"{out.name}.checkpoint")
+
+
+def _check_new(out: Path) -> None:
+    """Raise ConfigError if the file is there, unless a run was killed when it had written it."""
+    if out.exists() and not _checkpoint_path(out).exists():
+        msg = f"{out} exists: delete it to train again, or give another --out"
+        raise ConfigError(msg)
 
 
 def pretrain_recipe(epochs: int, *, lr: float, batch_size: int) -> FinetuneConfig:

@@ -10,10 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.markup import escape
 from rich.table import Table
 
-from prunegraph.experiment.verdict import MethodRow, is_agent
+from prunegraph.errors import ArtefactError
+from prunegraph.experiment.folder import REPORT_FILE, RunFolder
+from prunegraph.experiment.verdict import MethodRow, Metric, is_agent
 from prunegraph.files import write_json
+from prunegraph.reading import checked, read_json
 from prunegraph.types import Budget, Cost
 
 SCHEMA = 1
@@ -199,6 +203,50 @@ def write_report(report: Report, path: Path, files: Mapping[str, str]) -> dict[s
     return content
 
 
+COSTS = {"macs": int, "params": int}
+ACCURACIES = {"test_accuracy": float, "test_accuracy_finetuned": float | None}
+REPORT = {
+    "command": str,
+    "arch": str,
+    "dataset": str,
+    "budget": dict[str, float],
+    "dense": COSTS | ACCURACIES,
+    "pruned": {
+        **COSTS,
+        "search_accuracy": float,
+        "test_accuracy_recalibrated": float,
+        "test_accuracy_finetuned": float | None,
+        "widths": dict[str, int],
+        "mask_digest": str,
+    },
+    "methods": list[MethodRow],
+    "verdict": str | None,
+    "verdict_reason": str,
+    "verdict_metric": Metric,
+    "repaired": float | None,
+    "graph": str,
+    "data": {name: {"fingerprint": str} for name in ("train", "search", "test")},
+    "machine": {"threads": int},
+    "files": dict[str, str],
+}
+"""What a report must hold to be shown and verified."""
+
+
+def read_report(folder: RunFolder) -> dict[str, Any]:
+    """Return the report of a run, which anybody may have written.
+
+    Raises:
+        ArtefactError: it is damaged, or no report; names the place.
+    """
+    path = folder.file(REPORT_FILE)
+    content: dict[str, Any] = read_json(path)
+    costs = [checked(content, REPORT, str(path))["dense"][name] for name in COSTS]
+    if min(costs) < 1:
+        msg = f"{path}: no network has {costs[0]} multiply-adds and {costs[1]} parameters"
+        raise ArtefactError(msg)
+    return content
+
+
 def read_rows(content: Mapping[str, Any]) -> list[MethodRow]:
     """Return the rows of a written report."""
     return [MethodRow(**row) for row in content["methods"]]
@@ -212,13 +260,15 @@ METHOD_COLUMNS = (
 
 def methods_table(content: Mapping[str, Any]) -> Table:
     """Return the one table that a run prints, best rows on the search split first."""
-    table = Table(title=title(content))
+    table = Table(title=escape(title(content)))
     for name in METHOD_COLUMNS:
         table.add_column(name, justify="left" if name == "method" else "right")
     dense, *others = method_cells(content)
     table.add_row(*dense, end_section=True)
     for cells in others:
-        table.add_row(*cells, style="bold" if is_agent(cells[0].partition(" ")[0]) else None)
+        table.add_row(
+            *map(escape, cells), style="bold" if is_agent(cells[0].partition(" ")[0]) else None
+        )
     return table
 
 

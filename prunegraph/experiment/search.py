@@ -1,6 +1,5 @@
 """Search with the agent: train its policy on pruned networks, choose a mask for each network."""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from prunegraph.experiment.jobs import Workplace
 from prunegraph.files import write_json
 from prunegraph.graph.encode import to_pyg
 from prunegraph.pruning.evaluation import Evaluator
+from prunegraph.reading import checked, read_json
 from prunegraph.rewards import RewardConfig, unpack_bits
 from prunegraph.types import Budget, FloatArray, KeepMask
 
@@ -257,7 +257,8 @@ class _Clock:
         self._started = time.monotonic()
         self._before = (0.0, 0.0)
         if path.is_file():
-            record = json.loads(path.read_text(encoding="utf-8"))
+            shape = {"seconds": float, "evaluation_seconds": float}
+            record = checked(read_json(path), shape, str(path))
             self._before = (record["seconds"], record["evaluation_seconds"])
 
     def read(self, evaluators: Sequence[Evaluator]) -> tuple[float, float]:

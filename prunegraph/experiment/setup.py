@@ -12,7 +12,7 @@ from prunegraph.data import load_dataset
 from prunegraph.errors import ArtefactError, ConfigError, ModelError
 from prunegraph.experiment.config import DataConfig, NetworkConfig
 from prunegraph.graph import StructureGraph, analyse
-from prunegraph.models import WeightsInfo, build_model, load_weights, weights_info
+from prunegraph.models import WeightsInfo, build_model, is_factory, load_weights, weights_info
 from prunegraph.pruning.artefacts import PrunedInfo
 from prunegraph.types import Budget, Dataset
 
@@ -111,6 +111,7 @@ def resolve_arch(arch: str | None, weights: Path | None, info: WeightsInfo | Non
     if arch is not None and arch != info.arch:
         msg = f"{weights} holds {info.arch}, not {arch}: drop --arch, or give other --weights"
         raise ConfigError(msg)
+    check_trusted(info.arch, arch, weights.with_suffix(".json"))
     return info.arch
 
 
@@ -120,6 +121,22 @@ def trained_size(config: DataConfig, info: WeightsInfo | None) -> int | None:
         return config.image_size
     size = info.extra.get("image_size")
     return size if isinstance(size, int) else None
+
+
+def check_trusted(arch: str, given: str | None, path: Path) -> None:
+    """Refuse to run code because a file, which anybody may have made, names it.
+
+    Args:
+        arch: the network's name in the file.
+        given: the name that the user gave, if any.
+        path: the file.
+
+    Raises:
+        ConfigError: the name is of code, and the user did not give it.
+    """
+    if is_factory(arch) and arch != given:
+        msg = f"{path} names {arch}, which is code that would be run: trust it with --arch {arch}"
+        raise ConfigError(msg)
 
 
 def load_images(config: DataConfig, info: WeightsInfo | None) -> Dataset:
@@ -242,7 +259,7 @@ def _pretrain_epochs(config: NetworkConfig, arch: str, dataset: Dataset) -> int:
         return 0
     if config.pretrain_epochs is not None:
         return config.pretrain_epochs
-    if ":" in arch and not arch.startswith("torchvision:"):
+    if is_factory(arch):
         return 0  # the user's factory returns a trained network
     if dataset.name == DEFAULT_DATASET:
         return DIGITS_EPOCHS

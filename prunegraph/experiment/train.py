@@ -35,22 +35,22 @@ def run_train(config: TrainConfig, console: Console) -> dict[str, Any]:
     members = member_folders(folder, targets)
     if folder.finished:
         return show_finished(config, members, [target.graph for target in targets], console)
-    folder.start(config)
-    console.say(f"run folder: {folder.path}")
-    place = make_workplace(config, targets, members, console)
-    with Jobs(config, place) as jobs:
-        outcomes = _stage_one(config, jobs)
-        finetune_chosen(jobs, outcomes)
-    parts = list(zip(place.benches, outcomes, members, strict=True))
-    reports = [
-        finalise(config, bench, outcome, member, console)
-        for bench, outcome, member in reversed(parts)
-    ]  # the run folder's own report comes last: it says that the run is finished
-    for member in members:
-        member.finish()
-    console.say(verdict_line(reports[-1]))
-    console.say(f"written to {folder.path}")
-    return reports[-1]
+    with folder.started(config):
+        console.say(f"run folder: {folder.path}")
+        place = make_workplace(config, targets, members, console)
+        with Jobs(config, place) as jobs:
+            outcomes = _stage_one(config, jobs)
+            finetune_chosen(jobs, outcomes)
+        parts = list(zip(place.benches, outcomes, members, strict=True))
+        reports = [
+            finalise(config, bench, outcome, member, console)
+            for bench, outcome, member in reversed(parts)
+        ]  # the run folder's own report comes last: it says that the run is finished
+        for member in members:
+            member.finish()
+        console.say(verdict_line(reports[-1]))
+        console.say(f"written to {folder.path}")
+        return reports[-1]
 
 
 def _stage_one(config: TrainConfig, jobs: Jobs) -> list[Outcome]:

@@ -1,7 +1,6 @@
 """``prunegraph verify``: rebuild a run from its files and check every figure that it reports."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,8 +23,8 @@ from prunegraph.experiment.console import Console
 from prunegraph.experiment.finalise import peak_memory
 from prunegraph.experiment.finish import load_finetuned
 from prunegraph.experiment.folder import CONFIG_FILE, REPORT_FILE, RunFolder, existing_run
-from prunegraph.experiment.options import from_dict, read_yaml
-from prunegraph.experiment.report import machine, read_rows
+from prunegraph.experiment.options import load_config, read_yaml
+from prunegraph.experiment.report import machine, read_report, read_rows
 from prunegraph.experiment.setup import load_target, num_cores
 from prunegraph.experiment.verdict import (
     DENSE,
@@ -35,6 +34,7 @@ from prunegraph.experiment.verdict import (
     mean_by_name,
     proxy_correlation,
 )
+from prunegraph.graph import StructureGraph
 from prunegraph.pruning.artefacts import WEIGHTS_FILE
 from prunegraph.types import KeepMask
 
@@ -88,9 +88,9 @@ def run_verify(config: VerifyConfig, console: Console) -> dict[str, Any]:
         ArtefactError: a file is damaged, or a figure is wrong; the message names it.
     """
     folder = existing_run(config.run)
-    content = json.loads(folder.file(REPORT_FILE).read_text(encoding="utf-8"))
+    content = read_report(folder)
     if config.threads is None:  # with the same number, the last digits are the same
-        torch.set_num_threads(min(max(int(content["machine"]["threads"]), 1), num_cores()))
+        torch.set_num_threads(min(max(content["machine"]["threads"], 1), num_cores()))
     folder.check_digests(content["files"])
     checks: list[Check] = []
     for member in [folder, *_other_members(folder)]:
@@ -134,7 +134,7 @@ def _other_members(folder: RunFolder) -> list[RunFolder]:
 def _check_member(
     config: VerifyConfig, folder: RunFolder, member: RunFolder, console: Console
 ) -> list[Check]:
-    content = json.loads(member.file(REPORT_FILE).read_text(encoding="utf-8"))
+    content = read_report(member)
     bench = _rebuild(config, folder, member, content)
     rows = read_rows(content)
     masks = read_masks(member.file(MASKS_FILE), bench.target.graph)
@@ -147,7 +147,8 @@ def _check_member(
         for number, row in enumerate(rows, start=1):
             checks += judge_of.row(row)
             report(number, row.name)
-    checks += _check_summary(content, rows, bench, masks)
+    mask = judge_of.mask(content["pruned"]["mask_digest"])
+    checks += _check_summary(content, rows, bench.target.graph, mask, member)
     checks += _check_agreement(content, bench, masks)
     prefix = "" if member is folder else f"{member.path.name}: "
     return [dataclasses.replace(check, name=f"{prefix}{check.name}") for check in checks]
@@ -157,13 +158,11 @@ def _rebuild(
     config: VerifyConfig, folder: RunFolder, member: RunFolder, content: Mapping[str, Any]
 ) -> Bench:
     """Build the network, its images and its structure anew, from the run's files."""
-    written = read_yaml(folder.file(CONFIG_FILE))
-    command = written.get("command")
-    if command not in KINDS:
+    command = read_yaml(folder.file(CONFIG_FILE)).get("command")
+    if not isinstance(command, str) or command not in KINDS:
         msg = f"{folder.path} is a run of {command!r}; verify takes {', '.join(KINDS)}"
         raise ConfigError(msg)
-    kind = KINDS[command]
-    run = kind(**from_dict(kind, written, where=str(folder.file(CONFIG_FILE))))
+    run = load_config(KINDS[command], folder.file(CONFIG_FILE))
     network = NetworkConfig(
         device=config.device,
         threads=torch.get_num_threads(),
@@ -173,6 +172,7 @@ def _rebuild(
         image_size=run.image_size,
         search_share=run.search_share,
         split_seed=run.split_seed,
+        arch=content["arch"] if content["arch"] in config.arch else None,
         weights=member.file(DENSE_FILE),
     )
     target = load_target(network, run.budget())
@@ -215,7 +215,7 @@ class _Judge:
     def row(self, row: MethodRow) -> list[Check]:
         """Return the checks of one row."""
         graph = self._bench.target.graph
-        mask = graph.dense_mask() if row.name == DENSE else self._mask(row)
+        mask = graph.dense_mask() if row.name == DENSE else self.mask(row.digest)
         where = f"methods[{row.name}, seed {row.seed}]"
         cost = graph.cost(mask)
         search, test = self._measure(row.name == DENSE, mask)
@@ -234,7 +234,7 @@ class _Judge:
                 loose,
             ),
         ]
-        cell = None if row.cell is None else self._member.file(row.cell)
+        cell = None if row.cell is None else self._member.inside(row.cell)
         known = cell is not None and (cell / WEIGHTS_FILE).is_file()
         if cell is not None and known and row.test_accuracy_finetuned is not None:
             model, saved = load_finetuned(self._bench.target, cell)
@@ -246,12 +246,12 @@ class _Judge:
             ]
         return checks
 
-    def _mask(self, row: MethodRow) -> KeepMask:
-        if row.digest not in self._masks:
-            path = self._member.file(MASKS_FILE)
-            msg = f"{path} lacks the mask {row.digest} of row {row.name}: restore it"
+    def mask(self, digest: str) -> KeepMask:
+        """Return the mask that a report names."""
+        if digest not in self._masks:
+            msg = f"{self._member.file(MASKS_FILE)} lacks the mask {digest}: restore it"
             raise ArtefactError(msg)
-        return self._masks[row.digest]
+        return self._masks[digest]
 
     def _measure(self, dense: bool, mask: KeepMask) -> tuple[float, float]:
         bench = self._bench
@@ -279,16 +279,19 @@ class _Judge:
 def _check_summary(
     content: Mapping[str, Any],
     rows: list[MethodRow],
-    bench: Bench,
-    masks: Mapping[str, KeepMask],
+    graph: StructureGraph,
+    mask: KeepMask,
+    member: RunFolder,
 ) -> list[Check]:
     """Check what a report says beside its rows, by recomputing it from them."""
-    graph, pruned = bench.target.graph, content["pruned"]
-    mask = masks[pruned["mask_digest"]]
     metric: Metric = content["verdict_metric"]
     verdict, reason = judge(rows, metric, repaired=content["repaired"])
-    own = next(row for row in rows if row.digest == pruned["mask_digest"] and row.cell is not None)
-    dense = next(row for row in rows if row.name == DENSE)
+    own = next((row for row in rows if row.digest == mask.digest() and row.cell is not None), None)
+    dense = next((row for row in rows if row.name == DENSE), None)
+    if own is None or dense is None:
+        what = "dense" if dense is None else "the pruned network's"
+        msg = f"{member.file(REPORT_FILE)} holds no row that is {what}: the file is damaged"
+        raise ArtefactError(msg)
     found = {
         "dense.macs": graph.dense_cost.macs,
         "dense.params": graph.dense_cost.params,

@@ -21,6 +21,7 @@ KNOWN_MODELS = (*CIFAR_RESNETS, "vgg16_bn", "mobilenetv2", "digits_resnet")
 DIGITS_PATTERN = re.compile(r"digits_resnet(?P<depth>[1-9]\d{0,3})?(?:_w(?P<width>[1-9]\d{0,3}))?")
 DIGITS_DEPTH = 8
 DIGITS_WIDTH = 16
+DIGITS_LARGEST = 10**7  # depth times squared width: 600 million parameters
 MIN_SIDE_VGG = 32  # five poolings by 2
 TORCHVISION_PREFIX = "torchvision:"
 # Auxiliary heads return tuples in training and are dropped in use; init_weights=None warns.
@@ -51,9 +52,14 @@ def build_model(spec: str, *, num_classes: int, image_shape: tuple[int, int, int
     if spec.startswith(TORCHVISION_PREFIX):
         name = spec.removeprefix(TORCHVISION_PREFIX)
         return _build_torchvision(name, num_classes, image_shape)
-    if ":" in spec:
+    if is_factory(spec):
         return _build_from_factory(spec, num_classes)
     return _build_own(spec, num_classes, image_shape)
+
+
+def is_factory(spec: str) -> bool:
+    """Tell whether a name is of the user's own code, which is run to build the network."""
+    return ":" in spec and not spec.startswith(TORCHVISION_PREFIX)
 
 
 def _build_own(spec: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
@@ -74,6 +80,9 @@ def _build_own(spec: str, num_classes: int, image_shape: tuple[int, int, int]) -
         stage_width = int(match["width"] or DIGITS_WIDTH)
         if depth < 8 or depth % 6 != 2:
             msg = f"{spec}: depth {depth} is not 6n + 2; use 8, 14, 20, ..."
+            raise ModelError(msg)
+        if depth * stage_width**2 > DIGITS_LARGEST:
+            msg = f"{spec} has too many parameters for 8 x 8 digits; use a smaller depth or width"
             raise ModelError(msg)
         return CifarResNet(depth, width=stage_width, in_channels=channels, num_classes=num_classes)
     msg = (

@@ -1,8 +1,8 @@
 """Weights files: safetensors, or a state dict read without unpickling code; JSON beside them."""
 
-import json
 import math
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from prunegraph.errors import ArtefactError
 from prunegraph.files import write_bytes, write_json
+from prunegraph.reading import FLOATS, checked, holds_numbers, read_json, read_safetensors
 
 TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin")
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # what training scripts put it under
@@ -83,8 +84,9 @@ def save_weights(model: nn.Module, path: Path | str, info: WeightsInfo) -> None:
     content: dict[str, Any] = {"arch": info.arch, "dataset": info.dataset}
     if info.mean is not None and info.std is not None:
         content["normalisation"] = {"mean": list(info.mean), "std": list(info.std)}
-    write_bytes(path, safetensors.torch.save(state))
+    # The weights come last: where they are, the JSON is too, whenever the writer is killed.
     write_json(path.with_suffix(".json"), {**content, **info.extra})
+    write_bytes(path, safetensors.torch.save(state))
 
 
 def weights_info(path: Path | str) -> WeightsInfo | None:
@@ -99,14 +101,7 @@ def weights_info(path: Path | str) -> WeightsInfo | None:
     path = Path(path).with_suffix(".json")
     if not path.is_file():
         return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        msg = f"{path} cannot be read as JSON ({error}); repair or delete it and pass --arch"
-        raise ArtefactError(msg) from error
-    if not isinstance(content, dict) or not isinstance(content.get("arch"), str):
-        msg = f"{path} must be a JSON object with the network's name as a string under 'arch'"
-        raise ArtefactError(msg)
+    content = checked(read_json(path), {"arch": str}, str(path))
     dataset = content.get("dataset")
     mean, std = _normalisation(path, content.get("normalisation"))
     known = ("arch", "dataset", "normalisation")
@@ -125,13 +120,10 @@ def _normalisation(
     """Check and return the mean and std of a weights JSON."""
     if value is None:
         return None, None
-    try:
-        mean, std = (tuple(map(float, value[key])) for key in ("mean", "std"))  # type: ignore[index]  # checked here
-    except (TypeError, ValueError, KeyError) as error:
-        msg = f"{path}: 'normalisation' must hold two lists of numbers, 'mean' and 'std'"
-        raise ArtefactError(msg) from error
-    usable = len(mean) == len(std) > 0 and all(map(math.isfinite, mean + std)) and min(std) > 0
-    if not usable:
+    shape = {"mean": tuple[float, ...], "std": tuple[float, ...]}
+    both = checked(value, shape, f"{path}: normalisation")
+    mean, std = both["mean"], both["std"]
+    if not (len(mean) == len(std) > 0 and all(map(math.isfinite, mean + std)) and min(std) > 0):
         msg = f"{path}: mean {mean} and std {std} must be finite, of one length, and std above 0"
         raise ArtefactError(msg)
     return mean, std
@@ -143,15 +135,12 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
         msg = f"no weights file {path}; check the path, or make one with `prunegraph pretrain`"
         raise ArtefactError(msg)
     if path.suffix == ".safetensors":
-        try:
-            return safetensors.torch.load_file(path)
-        except Exception as error:
-            msg = f"{path} is truncated or no safetensors file ({error}); fetch it again"
-            raise ArtefactError(msg) from error
+        return read_safetensors(path)[0]
     if path.suffix not in TORCH_SUFFIXES:
         suffixes = ", ".join((".safetensors", *TORCH_SUFFIXES))
         msg = f"{path}: weights files end in one of {suffixes}"
         raise ArtefactError(msg)
+    _check_unpacked_size(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # old formats warn; what matters is raised
@@ -165,6 +154,21 @@ def _read_state(path: Path) -> Mapping[str, Tensor]:
     return _unwrap(path, content)
 
 
+def _check_unpacked_size(path: Path) -> None:
+    """Refuse a zip whose members are larger than the file: torch stores them as they are."""
+    if not zipfile.is_zipfile(path):
+        return  # the format of torch before 1.6
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        msg = f"{path} is truncated or no file of torch ({error}); fetch it again"
+        raise ArtefactError(msg) from error
+    if size > path.stat().st_size:
+        msg = f"{path} is packed: its {size:,} bytes may be a trap; save it with torch.save"
+        raise ArtefactError(msg)
+
+
 def _unwrap(path: Path, content: object) -> Mapping[str, Tensor]:
     """Return the state dict inside a training script's checkpoint."""
     for key in WRAPPERS:
@@ -174,6 +178,7 @@ def _unwrap(path: Path, content: object) -> Mapping[str, Tensor]:
     if (
         not isinstance(content, dict)
         or not content
+        or not all(isinstance(name, str) for name in content)
         or not all(isinstance(value, Tensor) for value in content.values())
     ):
         msg = f"{path} holds no state dict (tensors by name); save model.state_dict()"
@@ -203,6 +208,11 @@ def _check_same_network(
         for name, value in expected.items()
         if name in state and state[name].shape != value.shape
     ]
+    differences += [
+        f"{name} is {_describe(state[name])} instead of {_describe(value)}"
+        for name, value in expected.items()
+        if name in state and not _loadable(state[name], value)
+    ]
     if differences:
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
         info = path.with_suffix(".json")
@@ -214,9 +224,20 @@ def _check_same_network(
         raise ArtefactError(msg)
 
 
+def _loadable(given: Tensor, expected: Tensor) -> bool:
+    """Tell whether a tensor holds numbers that can be copied without changing what they are."""
+    plain = given.layout == torch.strided and not given.is_meta and not given.is_quantized
+    same = given.dtype in FLOATS if expected.dtype in FLOATS else given.dtype == expected.dtype
+    return plain and same
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
+
+
 def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
     """Refuse NaN and infinity, by the tensor's name."""
     for name, value in state.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if value.dtype in FLOATS and not holds_numbers(value):
             msg = f"{path}: tensor {name} holds NaN or infinity; train again or use another file"
             raise ArtefactError(msg)

@@ -6,11 +6,12 @@ beside it.
 
 import hashlib
 import json
+import math
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -18,15 +19,41 @@ from torch import nn
 
 from prunegraph.errors import ArtefactError, MaskError
 from prunegraph.files import write_bytes, write_json
-from prunegraph.graph import StructureGraph, analyse, unwrap
-from prunegraph.pruning.state import load_state, read_safetensors, state_tensors, to_safetensors
+from prunegraph.graph import AttentionUnit, StructureGraph, analyse, unwrap
+from prunegraph.pruning.state import load_state, state_tensors, to_safetensors
 from prunegraph.pruning.surgery import apply_mask
+from prunegraph.reading import checked, read_json, read_safetensors
 from prunegraph.types import KeepMask
 
 SCHEMA = 1
 MASK_FILE = "mask.json"
 WEIGHTS_FILE = "pruned.safetensors"
 WEIGHTS_SUFFIX, RECIPE_SUFFIX = ".safetensors", ".recipe.json"
+MAX_CLASSES, MAX_INPUTS = 100_000, 2**24
+"""Outputs, and numbers of an example input, that a recipe may ask to be built and run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalisation:
+    """Per-channel ``mean`` and ``std`` in a recipe."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+RECIPE = {
+    "schema": int,
+    "checksum": str,
+    "arch": str,
+    "num_classes": int,
+    "example_shape": tuple[int, ...],
+    "normalisation": Normalisation | None,
+    "extra": dict[str, Any],
+    "mask": {"keep": str, "size": int, "digest": str},
+    "graph": str,
+    "weights": {"sha256": str},
+}
+"""What a recipe must hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +161,7 @@ def read_info(where: Path | str) -> PrunedInfo:
         ArtefactError: the recipe is missing or damaged.
     """
     path, _ = artefact_paths(where)
-    return _info(path, _read_record(path))
+    return _info(_read_record(path))
 
 
 def load_pruned(where: Path | str, build_model: Callable[[], nn.Module]) -> PrunedNetwork:
@@ -152,7 +179,7 @@ def load_pruned(where: Path | str, build_model: Callable[[], nn.Module]) -> Prun
     """
     path, weights_path = artefact_paths(where)
     record = _read_record(path)
-    info = _info(path, record)
+    info = _info(record)
     tensors, _ = read_safetensors(weights_path)
     if hashlib.sha256(weights_path.read_bytes()).hexdigest() != record["weights"]["sha256"]:
         msg = (
@@ -164,6 +191,9 @@ def load_pruned(where: Path | str, build_model: Callable[[], nn.Module]) -> Prun
         torch.manual_seed(0)
         dense = unwrap(build_model())
         attention = record.get("attention", "head")
+        if attention not in get_args(AttentionUnit):
+            msg = f"{path}: attention {attention!r} is none of {', '.join(get_args(AttentionUnit))}"
+            raise ArtefactError(msg)
         graph = analyse(dense, torch.randn(info.example_shape), attention=attention)
     if graph.fingerprint() != record["graph"]:
         msg = (
@@ -185,50 +215,40 @@ def _checksum(record: Mapping[str, Any]) -> str:
 
 def _read_record(path: Path) -> dict[str, Any]:
     """Return the content of ``mask.json`` once its checksum has been found right."""
-    if not path.is_file():
-        msg = (
-            f"there is no file {path}: give the folder, or the .safetensors file, that a pruned "
-            "network was saved as"
-        )
-        raise ArtefactError(msg)
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        msg = f"{path} is damaged: it is no JSON ({error}); copy it again"
-        raise ArtefactError(msg) from error
-    if not isinstance(record, dict) or record.get("checksum") != _checksum(record):
+    record: dict[str, Any] = checked(read_json(path), {"checksum": str, "schema": int}, str(path))
+    if record["checksum"] != _checksum(record):
         msg = f"{path} is damaged: its content does not fit its checksum; copy it again"
         raise ArtefactError(msg)
-    if record.get("schema") != SCHEMA:
-        msg = f"{path} has schema {record.get('schema')}, this version reads {SCHEMA}: update"
+    if record["schema"] != SCHEMA:
+        msg = f"{path} has schema {record['schema']}, this version reads {SCHEMA}: update"
+        raise ArtefactError(msg)
+    record = checked(record, RECIPE, str(path))
+    sizes = (record["num_classes"], *record["example_shape"])
+    if min(sizes) < 1 or sizes[0] > MAX_CLASSES or math.prod(sizes[1:]) > MAX_INPUTS:
+        msg = f"{path}: no network has {sizes[0]} classes and inputs of shape {sizes[1:]}"
         raise ArtefactError(msg)
     return record
 
 
-def _info(path: Path, record: Mapping[str, Any]) -> PrunedInfo:
-    try:
-        normalisation = record["normalisation"] or {}
-        mean, std = normalisation.get("mean"), normalisation.get("std")
-        return PrunedInfo(
-            arch=record["arch"],
-            num_classes=record["num_classes"],
-            example_shape=tuple(record["example_shape"]),
-            mean=None if mean is None else tuple(mean),
-            std=None if std is None else tuple(std),
-            extra=record["extra"],
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        msg = f"{path} lacks or misuses the key {error}: save the network again"
-        raise ArtefactError(msg) from error
+def _info(record: Mapping[str, Any]) -> PrunedInfo:
+    normalisation: Normalisation | None = record["normalisation"]
+    return PrunedInfo(
+        arch=record["arch"],
+        num_classes=record["num_classes"],
+        example_shape=record["example_shape"],
+        mean=None if normalisation is None else normalisation.mean,
+        std=None if normalisation is None else normalisation.std,
+        extra=record["extra"],
+    )
 
 
 def _mask(path: Path, record: Mapping[str, Any], graph: StructureGraph) -> KeepMask:
     """Return the mask of a record, checked against its own digest and the graph."""
     try:
         packed = np.frombuffer(bytes.fromhex(record["mask"]["keep"]), dtype=np.uint8)
-        size, digest = int(record["mask"]["size"]), record["mask"]["digest"]
+        size, digest = record["mask"]["size"], record["mask"]["digest"]
         mask = graph.mask(np.unpackbits(packed)[:size].astype(bool))
-    except (KeyError, TypeError, ValueError, MaskError) as error:
+    except (ValueError, MaskError) as error:
         msg = f"{path} holds no legal mask of this network ({error}): save the network again"
         raise ArtefactError(msg) from error
     if mask.digest() != digest:

@@ -25,10 +25,10 @@ from prunegraph.pruning.evaluation import model_device, place_images
 from prunegraph.pruning.state import (
     load_state,
     parameter_digest,
-    read_safetensors,
     state_tensors,
     to_safetensors,
 )
+from prunegraph.reading import checked, holds_numbers, parse_json, read_safetensors
 from prunegraph.types import TrainSplit
 
 LONG_TRAINING = 100
@@ -319,20 +319,25 @@ class _Training:
         for name, parameter in self.trainable.items():
             buffer = tensors.get(f"momentum.{name}")
             if buffer is not None:
+                if buffer.shape != parameter.shape or not holds_numbers(buffer):
+                    msg = (
+                        f"{path}: the momentum of {name} is damaged: delete the file to start over"
+                    )
+                    raise ArtefactError(msg)
                 value = torch.empty_like(parameter).copy_(buffer)
                 self.optimizer.state[parameter]["momentum_buffer"] = value
-        self.losses = [float(loss) for loss in record["losses"]]
-        self.seconds = float(record["seconds"])
+        self.losses = record["losses"]
+        self.seconds = record["seconds"]
 
     def _record(self, path: Path, metadata: dict[str, str]) -> dict[str, Any]:
         """Return what the checkpoint says of its training, if it is this one."""
-        try:
-            record: dict[str, Any] = json.loads(metadata["training"])
-            identity: dict[str, Any] = record["identity"]
-            differing = [key for key, value in self.identity.items() if identity[key] != value]
-        except (KeyError, TypeError, ValueError) as error:
+        if "training" not in metadata:
             msg = f"{path} is no training checkpoint of prunegraph: choose another file name"
-            raise ArtefactError(msg) from error
+            raise ArtefactError(msg)
+        shape = {"identity": dict[str, Any], "losses": list[float], "seconds": float}
+        record: dict[str, Any] = checked(parse_json(metadata["training"], path), shape, str(path))
+        theirs = record["identity"]
+        differing = [key for key, value in self.identity.items() if theirs.get(key) != value]
         if differing:
             msg = (
                 f"{path} is the checkpoint of another training (different {', '.join(differing)}): "

@@ -1,10 +1,9 @@
-"""A network's tensors as safetensors: written once each, read strictly, never unpickled."""
+"""A network's tensors as safetensors: written once each, loaded all or none."""
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -43,24 +42,6 @@ def to_safetensors(
     }
     content: bytes = safetensors.torch.save(copies, dict(metadata or {}))
     return content
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the metadata of a safetensors file.
-
-    Raises:
-        ArtefactError: the file is missing, truncated or no safetensors file.
-    """
-    if not path.is_file():
-        msg = f"there is no file {path}: check the path"
-        raise ArtefactError(msg)
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
-            return tensors, dict(file.metadata() or {})
-    except (safetensors.SafetensorError, OSError) as error:
-        msg = f"{path} is truncated or no safetensors file ({error}): make it again"
-        raise ArtefactError(msg) from error
 
 
 def load_state(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

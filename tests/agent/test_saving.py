@@ -10,6 +10,7 @@ import torch
 from prunegraph.agent import (
     AgentConfig,
     NetworkConfig,
+    PPOConfig,
     PruningNetwork,
     Topology,
     TrainedPolicy,
@@ -104,10 +105,10 @@ def contradict(folder: Path) -> None:
     ("damage", "match"),
     [
         (damage_weights, "policy.safetensors is not the file"),
-        (truncate_json, "policy.json is not JSON"),
-        (forget_network, "policy.json does not describe a policy"),
+        (truncate_json, "policy.json is damaged: it is no JSON"),
+        (forget_network, "policy.json: network is missing"),
         (contradict, "does not fit its JSON"),
-        (lambda folder: (folder / "policy.json").unlink(), "cannot read the policy"),
+        (lambda folder: (folder / "policy.json").unlink(), "there is no file .*policy.json"),
         (lambda folder: (folder / "policy.safetensors").unlink(), "cannot read the policy"),
     ],
 )
@@ -168,6 +169,20 @@ def test_a_resumed_training_equals_an_uninterrupted_one(
     assert second.env.competition.state_dict() == whole.env.competition.state_dict()
 
 
+def test_a_training_that_was_killed_after_its_last_update_keeps_its_temperature(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
+    ppo = PPOConfig(temperature_start=3.0, temperature_end=2.0)
+    first = make_model(ppo=ppo)
+    first.max_networks = 64
+    first.learn(64)
+    save_checkpoint(tmp_path / "checkpoint.safetensors", first)
+    second = make_model(ppo=ppo)
+    assert second.policy.temperature != first.policy.temperature
+    load_checkpoint(tmp_path / "checkpoint.safetensors", second)
+    assert second.policy.temperature == first.policy.temperature
+
+
 def test_a_checkpoint_of_another_training_is_refused(
     make_model: MakeModel, network_config: Callable[..., NetworkConfig], tmp_path: Path
 ) -> None:
@@ -180,5 +195,5 @@ def test_a_checkpoint_of_another_training_is_refused(
     with pytest.raises(ArtefactError, match="another policy network"):
         load_checkpoint(path, make_model(network=network_config(hidden=16)))
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ArtefactError, match=r"cannot resume from .*delete it to start over"):
+    with pytest.raises(ArtefactError, match=r"checkpoint\.safetensors is truncated"):
         load_checkpoint(path, make_model())

@@ -64,6 +64,11 @@ def run(user_module: str, tmp_path: Path) -> tuple[Path, nn.Module]:
     return tmp_path / "run", small.eval()
 
 
+def trust(folder: Path) -> tuple[str, str]:
+    """Return the option without which no code is run that a file names."""
+    return "--arch", pg.pruning.read_info(folder).arch
+
+
 def outputs(model: nn.Module, images: Tensor) -> Tensor:
     with torch.no_grad():
         return model.eval()(images)
@@ -75,7 +80,7 @@ IMAGES = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 def test_onnx_is_read_by_onnxruntime(run: tuple[Path, nn.Module]) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     folder, small = run
-    assert main(["export", str(folder), "--format", "onnx"]) == 0
+    assert main(["export", str(folder), *trust(folder), "--format", "onnx"]) == 0
     session = onnxruntime.InferenceSession(folder / "pruned.onnx")
     (found,) = session.run(None, {session.get_inputs()[0].name: IMAGES.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), outputs(small, IMAGES))
@@ -83,7 +88,7 @@ def test_onnx_is_read_by_onnxruntime(run: tuple[Path, nn.Module]) -> None:
 
 def test_a_torch_program_needs_torch_alone(run: tuple[Path, nn.Module], tmp_path: Path) -> None:
     folder, small = run
-    assert main(["export", str(folder), "--format", "torch-export"]) == 0
+    assert main(["export", str(folder), *trust(folder), "--format", "torch-export"]) == 0
     save_file({"images": IMAGES}, tmp_path / "images.safetensors")
     code = (
         "import sys, torch\n"
@@ -104,7 +109,10 @@ def test_the_recipe_cuts_a_freshly_built_network_of_the_users_code(
 ) -> None:
     folder, small = run
     path = tmp_path / "elsewhere" / "net.safetensors"
-    assert main(["export", str(folder), "--format", "safetensors", "--out", str(path)]) == 0
+    assert (
+        main(["export", str(folder), *trust(folder), "--format", "safetensors", "--out", str(path)])
+        == 0
+    )
     assert sorted(file.name for file in path.parent.iterdir()) == [
         "net.recipe.json",
         "net.safetensors",
@@ -120,13 +128,13 @@ def test_the_command_line_reads_an_exported_recipe(
     run: tuple[Path, nn.Module], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, _ = run
-    assert main(["export", str(folder), "--format", "safetensors", "--json"]) == 0
+    assert main(["export", str(folder), *trust(folder), "--format", "safetensors", "--json"]) == 0
     written = json.loads(capsys.readouterr().out)["files"]
     assert written == [
         str(folder / "exported.safetensors"),
         str(folder / "exported.recipe.json"),
     ]
-    assert main(["inspect", "--run", written[0], "--json"]) == 0
+    assert main(["inspect", "--run", written[0], *trust(folder), "--json"]) == 0
     assert "kept" in json.loads(capsys.readouterr().out)
 
 
@@ -138,7 +146,7 @@ def test_changed_user_code_is_refused(
     module.build = lambda num_classes=10: nn.Sequential(
         nn.Conv2d(1, 12, 3), nn.Conv2d(12, 8, 3), nn.Flatten(), nn.Linear(128, num_classes)
     )
-    assert main(["export", str(folder), "--format", "safetensors"]) == 2
+    assert main(["export", str(folder), *trust(folder), "--format", "safetensors"]) == 2
     assert "describes a network of another structure" in capsys.readouterr().err
     assert not (folder / "exported.safetensors").exists()
 
@@ -164,7 +172,33 @@ def test_weights_need_their_suffix(
     run: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, _ = run
-    words = ["export", str(folder), "--format", "safetensors", "--out", str(tmp_path / "net.bin")]
+    words = [
+        "export",
+        str(folder),
+        *trust(folder),
+        "--format",
+        "safetensors",
+        "--out",
+        str(tmp_path / "net.bin"),
+    ]
     assert main(words) == 2
     assert "must end in .safetensors" in capsys.readouterr().err
     assert not list(tmp_path.glob("net.*"))
+
+
+def test_code_that_a_file_names_is_not_run(
+    run: tuple[Path, nn.Module], user_module: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    del sys.modules[user_module]
+    for words in (["export", str(run[0])], ["inspect", "--run", str(run[0])]):
+        assert main(words) == 2
+        err = capsys.readouterr().err
+        assert f"trust it with --arch {user_module}:build" in err
+        assert err.count("\n") == 1
+    assert user_module not in sys.modules
+    weights = run[0] / "weights.safetensors"
+    weights.with_suffix(".json").write_text(json.dumps({"arch": f"{user_module}:build"}))
+    save_file({"a": torch.zeros(1)}, weights)
+    assert main(["inspect", "--weights", str(weights), "--dataset", "digits"]) == 2
+    assert f"trust it with --arch {user_module}:build" in capsys.readouterr().err
+    assert user_module not in sys.modules

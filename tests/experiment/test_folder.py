@@ -1,23 +1,33 @@
+import multiprocessing
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 
 from prunegraph.errors import ArtefactError, ConfigError
 from prunegraph.experiment.config import TrainConfig
-from prunegraph.experiment.folder import existing_run, open_run, slug
+from prunegraph.experiment.folder import RunFolder, existing_run, open_run, slug
 
 CONFIG = TrainConfig(keep_macs=0.5)
+
+
+def start(folder: RunFolder) -> None:
+    """Begin a run that is interrupted at once."""
+    with folder.started(CONFIG):
+        pass
 
 
 def test_opening_writes_nothing(tmp_path: Path) -> None:
     folder = open_run(CONFIG, tmp_path / "run", "name")
     assert not folder.path.exists()
-    folder.start(CONFIG)
+    start(folder)
     assert folder.file("config.yaml").is_file()
 
 
 def test_same_options_resume_and_others_are_refused(tmp_path: Path) -> None:
-    open_run(CONFIG, tmp_path / "run", "name").start(CONFIG)
+    start(open_run(CONFIG, tmp_path / "run", "name"))
     assert open_run(CONFIG, tmp_path / "run", "name").path == tmp_path / "run"
     with pytest.raises(ConfigError, match=r"other options \(keep_macs\)"):
         open_run(TrainConfig(keep_macs=0.4), tmp_path / "run", "name")
@@ -36,21 +46,20 @@ def test_default_folder_resumes_unfinished_runs_and_numbers_the_next(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     first = open_run(CONFIG, None, "name")
-    first.start(CONFIG)
+    start(first)
     assert open_run(CONFIG, None, "name").path == first.path == Path("runs/name")
     first.file("report.json").write_text("{}")
     assert open_run(CONFIG, None, "name").path == Path("runs/name-2")
     other = TrainConfig(keep_macs=0.4)
-    open_run(CONFIG, None, "name").start(CONFIG)
+    start(open_run(CONFIG, None, "name"))
     assert open_run(other, None, "name").path == Path("runs/name-3")
 
 
 def test_digests_name_a_changed_and_a_missing_file(tmp_path: Path) -> None:
     folder = open_run(CONFIG, tmp_path / "run", "name")
-    folder.start(CONFIG)
+    start(folder)
     (folder.path / "plots").mkdir()
     folder.file("plots/a.png").write_bytes(b"abc")
-    folder.checkpoint("x").parent.mkdir()
     folder.checkpoint("x").write_bytes(b"working file")
     for page in ("report.html", "plots/report.html"):  # a family's other networks have one too
         folder.file(page).write_text("derived")
@@ -67,8 +76,7 @@ def test_digests_name_a_changed_and_a_missing_file(tmp_path: Path) -> None:
 
 def test_finish_removes_only_the_checkpoints(tmp_path: Path) -> None:
     folder = open_run(CONFIG, tmp_path / "run", "name")
-    folder.start(CONFIG)
-    folder.checkpoint("x").parent.mkdir()
+    start(folder)
     folder.checkpoint("x").write_bytes(b"working file")
     folder.finish()
     assert [path.name for path in folder.path.iterdir()] == ["config.yaml"]
@@ -84,3 +92,68 @@ def test_existing_run_says_what_is_missing(tmp_path: Path) -> None:
 def test_slug_is_a_file_name() -> None:
     assert slug("torchvision:resnet18") == "torchvision_resnet18"
     assert slug("a.b:c/d") == "a.b_c_d"
+
+
+def hold(path: Path) -> None:
+    """Work in a run folder for ever."""
+    with RunFolder(path=path).started(CONFIG):
+        (path / "started").touch()
+        time.sleep(600)
+
+
+def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    first = multiprocessing.get_context("fork").Process(target=hold, args=(path,))
+    first.start()
+    while not (path / "started").exists():
+        time.sleep(0.01)
+    with pytest.raises(ConfigError, match=f"another run is at work on {path}: wait until"):
+        start(open_run(CONFIG, path, "name"))
+    assert first.pid is not None
+    os.kill(first.pid, signal.SIGKILL)
+    first.join()
+    assert (path / "checkpoints" / "lock").exists()
+    start(open_run(CONFIG, path, "name"))
+    assert not (path / "checkpoints" / "lock").exists()
+
+
+def test_a_run_that_was_killed_at_once_is_no_other_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (Path("chosen"), Path("runs/name")):
+        (path / "checkpoints").mkdir(parents=True)
+        (path / "checkpoints" / "lock").touch()
+        (path / ".config.yaml.0123456789abcdef.tmp").touch()
+    for out in (Path("chosen"), None):
+        folder = open_run(CONFIG, out, "name")
+        assert folder.path == (out or Path("runs/name"))
+        start(folder)
+        assert {item.name for item in folder.path.iterdir()} == {"checkpoints", "config.yaml"}
+    (tmp_path / "chosen" / "checkpoints" / "mine").touch()
+    (tmp_path / "chosen" / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match="holds files of something else"):
+        open_run(CONFIG, Path("chosen"), "name")
+
+
+def test_a_run_that_another_has_just_finished_is_not_run_again(tmp_path: Path) -> None:
+    folder = open_run(CONFIG, tmp_path / "run", "name")
+    start(folder)
+    folder.file("report.json").write_text("{}")
+    with pytest.raises(ConfigError, match="another run has just finished"):
+        start(folder)
+
+
+def test_a_folder_that_cannot_be_made_is_told_and_nothing_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ArtefactError, match="cannot write /proc/run/checkpoints/lock"):
+        start(open_run(CONFIG, Path("/proc/run"), "name"))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(ArtefactError, match="No space left on device"):
+        start(open_run(CONFIG, tmp_path / "run", "name"))
+    assert list(tmp_path.iterdir()) == []

@@ -6,6 +6,7 @@ import safetensors.torch
 import torch
 
 from prunegraph.experiment.cli import main
+from prunegraph.files import locked
 from prunegraph.pruning.finetune import _Training
 
 OPTIONS = ["pretrain", "--arch", "digits_resnet8_w4", "--epochs", "3", "--threads", "1"]
@@ -72,5 +73,38 @@ def test_a_full_disk_leaves_nothing_behind(
     assert main([*OPTIONS, "--out", str(tmp_path / "net")]) == 2
     err = capsys.readouterr().err
     assert "No space left on device" in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pretrain_that_was_killed_when_all_was_written_ends(tmp_path: Path) -> None:
+    out = tmp_path / "net.safetensors"
+    before = tmp_path / "net.safetensors.checkpoint"
+    kept: list[bytes] = []
+    unlink = Path.unlink
+
+    def keep(self: Path, missing_ok: bool = False) -> None:
+        if self == before:
+            kept.append(self.read_bytes())
+        unlink(self, missing_ok=missing_ok)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "unlink", keep)
+        assert main([*OPTIONS, "--out", str(out)]) == 0
+    written = out.read_bytes()
+    before.write_bytes(kept[0])
+    (tmp_path / ".net.json.0123456789abcdef.tmp").touch()
+    assert main([*OPTIONS, "--out", str(out)]) == 0
+    assert out.read_bytes() == written
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.json", "net.safetensors"]
+
+
+def test_a_second_pretrain_of_the_same_file_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with locked(tmp_path / "net.safetensors.lock", "it"):
+        assert main([*OPTIONS, "--out", str(tmp_path / "net")]) == 2
+    err = capsys.readouterr().err
+    assert f"another run is at work on {tmp_path / 'net.safetensors'}: wait" in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

@@ -57,6 +57,8 @@ def images(tmp_path: Path) -> Path:
         ("train --networks 16", "allows no update of the policy: give at least"),
         ("train --networks 3", "networks=3 must be at least 16"),
         ("train --arch resnet20 --weights a b", "1 networks but 2 weights files"),
+        ("train --learning-rate nan", "learning_rate is no number that can be used"),
+        ("train --seed 99999999999999999999", "seed is no number that can be used, or too large"),
         ("train --constraint soft", "invalid choice 'soft'"),
         ("train --arch resnet20 --dataset cifar10 --data-dir nowhere", "nowhere"),
         ("compare --methods l3/uniform", "unknown method 'l3/uniform'"),

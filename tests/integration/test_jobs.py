@@ -2,15 +2,24 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 from prunegraph.experiment.cli import main
+from prunegraph.experiment.config import TrainConfig
+from prunegraph.experiment.console import Console
+from prunegraph.experiment.jobs import Jobs
+from prunegraph.reading import read_safetensors
 
 
 @pytest.mark.slow
@@ -25,6 +34,83 @@ def test_two_workers_give_what_one_gives(
     assert two["pruned"] == one["pruned"]
     masks = [(p / "pruned.safetensors").read_bytes() for p in (finished, path)]
     assert masks[0] == masks[1]
+
+
+@pytest.mark.slow
+def test_a_run_with_workers_that_is_killed_resumes_to_the_same_result(
+    finished: Path, train_words: list[str], tmp_path: Path
+) -> None:
+    words = [*train_words, "--workers", "2", "--out", str(tmp_path / "run")]
+    run = subprocess.Popen([sys.executable, "-m", "prunegraph", *words], start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not list((tmp_path / "run").glob("checkpoints/finished-*.json")):  # one of two searches
+        assert run.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert main(words) == 0
+    one, two = (json.loads((p / "report.json").read_bytes()) for p in (finished, tmp_path / "run"))
+    assert two["methods"] == one["methods"]
+    weights = [(p / "pruned.safetensors").read_bytes() for p in (finished, tmp_path / "run")]
+    assert weights[0] == weights[1]
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+
+
+class FakeExecutor:
+    """Counts what it is given, and gives back the arguments."""
+
+    def __init__(self) -> None:
+        self.submitted: list[tuple[Any, ...]] = []
+
+    def submit(self, _work: object, _job: object, values: tuple[Any, ...]) -> Future[Any]:
+        self.submitted.append(values)
+        future: Future[Any] = Future()
+        future.set_result(values)
+        return future
+
+    def shutdown(self, **_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("planned", "in_worker"), [(None, False), (1, False), (3, True)])
+def test_the_last_of_several_jobs_runs_where_the_others_ran(
+    planned: int | None, in_worker: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor, here = FakeExecutor(), []
+    target = SimpleNamespace(device=torch.device("cpu"))
+    place: Any = SimpleNamespace(benches=[SimpleNamespace(target=target)], console=Console())
+    monkeypatch.setattr(Jobs, "_start", lambda _: executor)
+    with Jobs(TrainConfig(threads=2, workers=2), place) as jobs:
+        found = list(
+            jobs.run("jobs", lambda _, name: here.append(name), [("last",)], planned=planned)
+        )
+    assert [values for values, _ in found] == [("last",)]
+    assert executor.submitted == ([("last",)] if in_worker else [])
+    assert here == ([] if in_worker else ["last"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits another process's memory")
+def test_a_worker_without_memory_is_told_in_one_line(
+    train_words: list[str], tmp_path: Path
+) -> None:
+    words = [*train_words, "--networks", "4000", "--workers", "2", "--out", str(tmp_path / "run")]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "prunegraph", *words], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 300
+    while len(list((tmp_path / "run").glob("checkpoints/search-*.safetensors"))) < 2:
+        assert run.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    resource.prlimit(_worker_of(run.pid), resource.RLIMIT_AS, (2**20, 2**20))
+    _, errors = run.communicate(timeout=300)
+    assert run.returncode == 2, errors
+    assert "out of memory" in errors
+    assert errors.count("\n") == 1
+    for path in (tmp_path / "run").glob("checkpoints/search-*.safetensors"):
+        assert read_safetensors(path)[0]
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from prunegraph import files
 from prunegraph.experiment.cli import main
@@ -166,6 +167,49 @@ def test_a_full_disk_leaves_whole_files_and_resumes(
     assert not list(tmp_path.rglob("*.tmp"))
     assert main(words) == 0
     assert without_times(tmp_path / "run") == without_times(quick)
+
+
+def exhaust(*_: object) -> None:
+    torch.empty(2**60)  # more than any machine has: torch says so in a RuntimeError
+
+
+def deny(*_: object) -> None:
+    raise MemoryError
+
+
+def refuse(*_: object) -> None:
+    raise RuntimeError("could not create a primitive")  # noqa: EM101 - as oneDNN says it
+
+
+@pytest.mark.parametrize("fail", [exhaust, deny, refuse])
+def test_without_memory_the_last_checkpoint_stays(
+    fail: Callable[..., None],
+    quick: Path,
+    quick_words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = [*quick_words, "--out", str(tmp_path / "run")]
+    with monkeypatch.context() as patch:
+        patch.setattr(_Training, "_step", fail)
+        assert main(words) == 2
+    err = capsys.readouterr().err
+    assert "out of memory: what was finished is kept" in err
+    assert err.count("\n") == 1
+    assert main(words) == 0
+    assert without_times(tmp_path / "run") == without_times(quick)
+
+
+def test_any_other_error_of_torch_is_no_lack_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        torch.zeros(2) + torch.zeros(3)
+
+    monkeypatch.setattr(_Training, "_step", fail)
+    with pytest.raises(RuntimeError, match="must match the size"):
+        main(["pretrain", "--epochs", "1", "--threads", "1", "--out", str(tmp_path / "net")])
 
 
 def test_a_finished_run_is_shown_and_not_touched(

@@ -166,13 +166,13 @@ def test_info_is_optional(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot be read as JSON"),
-        ("[]", "must be a JSON object with the network's name"),
-        ('{"arch": 3}', "must be a JSON object with the network's name"),
-        ('{"arch": "a", "normalisation": {"mean": [0]}}', "must hold two lists of numbers"),
+        ("{", r"w\.json is damaged: it is no JSON"),
+        ("[]", r"w\.json is a list, where an object belongs"),
+        ('{"arch": 3}', r"w\.json: arch is 3, where a printable text belongs"),
+        ('{"arch": "a", "normalisation": {"mean": [0]}}', "normalisation.std is missing"),
         ('{"arch": "a", "normalisation": {"mean": [0], "std": [0]}}', "std above 0"),
         ('{"arch": "a", "normalisation": {"mean": [0, 1], "std": [1]}}', "of one length"),
-        ('{"arch": "a", "normalisation": {"mean": [NaN], "std": [1]}}', "must be finite"),
+        ('{"arch": "a", "normalisation": {"mean": [NaN], "std": [1]}}', "NaN is no number"),
         ('{"arch": "a", "normalisation": {"mean": [], "std": []}}', "of one length"),
     ],
 )

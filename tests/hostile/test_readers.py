@@ -1,0 +1,279 @@
+"""Every reader of files, on hostile ones: it succeeds or says in one error what is wrong.
+
+Nothing else may be raised, and time and memory stay bounded. ``make endurance`` tries more files.
+"""
+
+import hashlib
+import json
+import os
+import resource
+import tarfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import nn
+
+from prunegraph.agent import AgentConfig, NetworkConfig, PPOConfig, load_policy
+from prunegraph.agent.saving import load_checkpoint, save_checkpoint
+from prunegraph.agent.train import build_model as build_agent
+from prunegraph.agent.train import make_vec_env
+from prunegraph.data.decode import decode, stored_shape
+from prunegraph.data.lazy import centre_crop
+from prunegraph.data.load import load_dataset
+from prunegraph.data.records import Record
+from prunegraph.errors import PruneGraphError
+from prunegraph.experiment.candidates import Candidate, CandidateStore, read_masks, write_masks
+from prunegraph.experiment.config import TrainConfig
+from prunegraph.experiment.folder import RunFolder
+from prunegraph.experiment.options import load_config, read_yaml, same_run
+from prunegraph.experiment.report import methods_table, read_report, read_rows
+from prunegraph.experiment.setup import build_dense
+from prunegraph.models import build_model, load_weights, weights_info
+from prunegraph.pruning.artefacts import MASK_FILE, load_pruned, read_info
+from prunegraph.pruning.finetune import FinetuneConfig, finetune
+from prunegraph.pruning.state import parameter_digest
+from prunegraph.rewards import RewardConfig
+from prunegraph.testing.toy_env import TOY_FEATURE_NAMES, ToyPruningEnv, toy_graphs
+
+MAX_SECONDS = 5.0
+MAX_BYTES = 2**30
+PROFILE = settings.get_profile(os.environ.get("PRUNEGRAPH_PROFILE", "hostile"))
+ARCH = "digits_resnet8_w4"
+Mutate = Callable[[bytes, Random], bytes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A file that is changed, and what reads it."""
+
+    path: Path
+    mutate: str
+    read: Callable[[], object]
+    sign: Callable[[], None] = lambda: None
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(ARCH, num_classes=10, image_shape=(1, 8, 8))
+
+
+def sign_policy(folder: Path) -> None:
+    path = folder / "policy.json"
+    record = json.loads(path.read_text())
+    content = (folder / "policy.safetensors").read_bytes()
+    record["weights"]["sha256"] = hashlib.sha256(content).hexdigest()
+    path.write_text(json.dumps(record))
+
+
+def read_pruned(folder: Path) -> None:
+    info = read_info(folder)
+    if ":" not in info.arch:
+        load_pruned(folder, lambda: build_dense(info))
+
+
+def read_weights(path: Path) -> None:
+    """Load weights: all of them, or the network stays as it was."""
+    model = network()
+    before = parameter_digest(model)
+    try:
+        load_weights(model, path)
+    except PruneGraphError:
+        assert parameter_digest(model) == before
+        raise
+    assert all(bool(torch.isfinite(value).all()) for value in model.parameters())
+
+
+def read_options(path: Path) -> None:
+    written = read_yaml(path)
+    assert isinstance(same_run(TrainConfig(), written), list)
+    load_config(TrainConfig, path)
+
+
+def show_report(folder: Path) -> None:
+    content = read_report(RunFolder(path=folder))
+    assert len(read_rows(content)) == len(content["methods"])
+    assert methods_table(content).columns
+
+
+def decode_image(path: Path) -> None:
+    record = Record("train", "cat", path.name, str(path))
+    stored_shape(record)
+    assert decode(record, partial(centre_crop, shape=(8, 8))).shape == (3, 8, 8)
+
+
+def load_tar(path: Path) -> None:
+    dataset = load_dataset("folder", data_dir=path)
+    images, _ = next(iter(dataset.train.batches(4)))
+    assert bool(torch.isfinite(images).all())
+
+
+def write_images(folder: Path) -> Path:
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            for number in range(3):
+                path = folder / split / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), np.uint8)
+                Image.fromarray(pixels).save(path)
+    return folder
+
+
+def make_tar(folder: Path) -> Path:
+    path = folder.with_suffix(".tar")
+    with tarfile.open(path, "w") as archive:
+        archive.add(folder, arcname="images")
+    return path
+
+
+def agent_case(folder: Path) -> Case:
+    """Return the checkpoint of a search on toy networks."""
+    reward = RewardConfig(self_competition="rank", window=16)
+    small = NetworkConfig(feature_names=TOY_FEATURE_NAMES, prior=None, hidden=8)
+    config = AgentConfig(
+        network=small, ppo=PPOConfig(imagined_steps=1), reward=reward, episodes_per_update=16
+    )
+    graphs = toy_graphs()
+    env = make_vec_env([lambda: ToyPruningEnv(graphs, repeat=4, block=16, seed=0)])
+    model = build_agent(env, graphs, config)
+    model.max_networks = 32
+    model.learn(32)
+    path = folder / "agent.safetensors"
+    save_checkpoint(path, model)
+    return Case(path=path, mutate="safetensors", read=lambda: load_checkpoint(path, model))
+
+
+def finetune_case(folder: Path) -> Case:
+    path, train = folder / "finetune.safetensors", load_dataset("digits").train.sample(64, 0)
+    config = FinetuneConfig(epochs=1)
+
+    def read() -> None:
+        finetune(network(), train, config, seed=0, checkpoint=path)
+
+    read()
+    return Case(path=path, mutate="safetensors", read=read)
+
+
+@pytest.fixture(scope="session")
+def cases(
+    run_folder: Path,
+    sign_recipe: Callable[[Path], None],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Case]:
+    run, made = run_folder, tmp_path_factory.mktemp("made")
+    dense = run / "dense.safetensors"
+    torch.save(network().state_dict(), made / "weights.pth")
+    saved = load_pruned(run, network)
+    graph, mask = saved.graph, saved.mask
+    store = CandidateStore(made / "candidates.json", graph)
+    store.add(Candidate(name="cem", seed=0, mask=mask, networks_evaluated=3, search_accuracy=0.5))
+    write_masks(made / "masks.json", [mask])
+    images = write_images(made / "images")
+    tar = make_tar(images)
+    sign, policy = partial(sign_recipe, run), partial(sign_policy, run)
+    found = {
+        "weights": Case(path=dense, mutate="safetensors", read=partial(read_weights, dense)),
+        "weights_json": Case(
+            path=run / "dense.json", mutate="json", read=lambda: weights_info(dense)
+        ),
+        "weights_pth": Case(
+            path=made / "weights.pth",
+            mutate="bytes",
+            read=partial(read_weights, made / "weights.pth"),
+        ),
+        "recipe": Case(
+            path=run / MASK_FILE, mutate="json", read=partial(read_pruned, run), sign=sign
+        ),
+        "pruned": Case(
+            path=run / "pruned.safetensors",
+            mutate="safetensors",
+            read=partial(read_pruned, run),
+            sign=sign,
+        ),
+        "policy_json": Case(path=run / "policy.json", mutate="json", read=lambda: load_policy(run)),
+        "policy": Case(
+            path=run / "policy.safetensors",
+            mutate="safetensors",
+            read=lambda: load_policy(run),
+            sign=policy,
+        ),
+        "report": Case(path=run / "report.json", mutate="json", read=partial(show_report, run)),
+        "options": Case(
+            path=run / "config.yaml",
+            mutate="yaml",
+            read=partial(read_options, run / "config.yaml"),
+        ),
+        "candidates": Case(
+            path=made / "candidates.json",
+            mutate="json",
+            read=lambda: CandidateStore(made / "candidates.json", graph),
+        ),
+        "masks": Case(
+            path=made / "masks.json",
+            mutate="json",
+            read=lambda: read_masks(made / "masks.json", graph),
+        ),
+        "agent_checkpoint": agent_case(made),
+        "finetune_checkpoint": finetune_case(made),
+        "tar": Case(path=tar, mutate="tar", read=partial(load_tar, tar)),
+    }
+    for kind in ("png", "jpeg", "bmp", "tiff", "webp", "ppm"):
+        path = made / f"image.{kind}"
+        Image.open(images / "train" / "cat" / "0.png").resize((20, 20)).save(path, format=kind)
+        found[kind] = Case(path=path, mutate="bytes", read=partial(decode_image, path))
+    return found
+
+
+NAMES = (
+    *("weights", "weights_json", "weights_pth", "recipe", "pruned", "policy_json", "policy"),
+    *("report", "options", "candidates", "masks", "agent_checkpoint", "finetune_checkpoint", "tar"),
+    *("png", "jpeg", "bmp", "tiff", "webp", "ppm"),
+)
+
+
+def restore(case: Case, valid: bytes) -> None:
+    case.path.write_bytes(valid)
+    case.sign()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hostile_file_is_read_or_refused(
+    name: str, cases: dict[str, Case], mutators: dict[str, Mutate]
+) -> None:
+    case = cases[name]
+    valid, mutate = case.path.read_bytes(), mutators[case.mutate]
+    case.read()  # the valid one
+    outcomes: list[bool] = []
+
+    @settings(PROFILE, suppress_health_check=list(HealthCheck), deadline=None)
+    @given(random=st.randoms(use_true_random=False))
+    def check(random: Random) -> None:
+        case.path.write_bytes(mutate(valid, random))
+        case.sign()
+        started = time.process_time()
+        try:
+            case.read()
+        except PruneGraphError as error:
+            outcomes.append(False)
+            assert str(error)
+        else:
+            outcomes.append(True)
+        assert time.process_time() - started < MAX_SECONDS
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        check()
+    finally:
+        restore(case, valid)
+    assert 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) < MAX_BYTES
+    assert not all(outcomes)
+    case.read()

@@ -1,0 +1,121 @@
+"""Kill -9 at any moment: the same command goes on to the same result, and nothing else is left.
+
+A process kills itself just before a random one of its steps on the disk: what the next run finds
+changes at these steps only. ``make endurance`` asks for more kills.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunegraph.experiment.cli import main
+
+KILLS = int(os.environ.get("PRUNEGRAPH_KILLS", "3"))
+KILLS_A_RUN = 3
+STEPS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
+Run = Callable[..., int]
+
+
+def child(words: list[str], folder: str, kill_at: int | None, counter: str) -> None:
+    """Run a command; die by SIGKILL just before its ``kill_at``-th step in ``folder``."""
+    steps = 0
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal steps
+        if event in STEPS and str(arguments[0]).startswith(folder):
+            steps += 1
+            if steps == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
+    sys.addaudithook(watch)
+    code = main(words)
+    Path(counter).write_text(str(steps))
+    os._exit(code)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Return a function that runs a command in a process, and returns its steps; 0 = killed."""
+    context = multiprocessing.get_context("fork")  # a new interpreter would load torch each time
+    counter = tmp_path_factory.mktemp("steps") / "steps"
+
+    def start(words: list[str], out: Path, kill_at: int | None = None) -> int:
+        counter.unlink(missing_ok=True)
+        arguments = ([*words, "--out", str(out)], str(out.parent), kill_at, str(counter))
+        process = context.Process(target=child, args=arguments)
+        process.start()
+        process.join(600)
+        assert process.exitcode in (0, -signal.SIGKILL)
+        return int(counter.read_text()) if process.exitcode == 0 else 0
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def commands(weights: Path, quick: Path) -> dict[str, list[str]]:
+    """Return a very small job of each command, without its ``--out``."""
+    small = ["--weights", str(weights), "--calibration-images", "64", "--finetune-epochs", "2"]
+    search = ["--networks", "24", "--update-size", "4", "--subset", "64", *small]
+    methods = ["--methods", "l1/uniform", "taylor/per_mac", "cem"]
+    words = {
+        "pretrain": ["pretrain", "--arch", "digits_resnet8_w4", "--epochs", "3"],
+        "train": ["train", "--search-seeds", "2", "--baselines", "heuristics", *search],
+        "apply": ["apply", "--policy", str(quick), *small],
+        "compare": ["compare", "--seeds", "1", *methods, *search],
+    }
+    return {name: [*those, "--threads", "1"] for name, those in words.items()}
+
+
+def contents(out: Path) -> dict[str, Any]:
+    """Return all that a command left, by name, without times and learning curves."""
+    paths = [path for path in out.parent.rglob("*") if path.is_file() or not any(path.iterdir())]
+    names = {path.relative_to(out.parent).as_posix(): path for path in paths}
+    found: dict[str, Any] = {
+        name: path.read_bytes() if path.is_file() else None
+        for name, path in names.items()
+        if "/events/" not in name
+    }
+    for name in [name for name in found if name.endswith("config.yaml")]:
+        lines = found[name].splitlines()
+        found[name] = [line for line in lines if not line.startswith(b"out:")]
+    for name in [name for name in found if name.endswith("report.json")]:
+        report = json.loads(found[name])
+        del report["files"]
+        for key in ("seconds", "evaluation_seconds"):
+            del report["search"][key]
+        found[name] = report
+    return found
+
+
+@pytest.mark.parametrize("command", ["pretrain", "train", "apply", "compare"])
+def test_a_killed_command_goes_on_to_the_same_result(
+    command: str, commands: dict[str, list[str]], run: Run, tmp_path: Path
+) -> None:
+    words, draws = commands[command], random.Random(f"{command} {KILLS}")
+    whole = tmp_path / "whole" / "out"
+    total = run(words, whole)
+    expected, kills = contents(whole), 0
+    while kills < KILLS:
+        out = tmp_path / str(kills) / "out"
+        left, points = total, []
+        for _ in range(min(KILLS_A_RUN, KILLS - kills)):
+            points.append(1 + int(draws.random() * left))
+            left -= points[-1] - 1
+            if run(words, out, points[-1]):
+                break  # it had less left to do than was thought
+            kills += 1
+        else:
+            run(words, out)
+        found = contents(out)
+        assert found.keys() == expected.keys(), f"killed before steps {points}"
+        wrong = [name for name in expected if found[name] != expected[name]]
+        assert not wrong, f"killed before steps {points}"
