@@ -88,11 +88,15 @@ def make_findings() -> Callable[..., Findings]:
             "methods": rows,
             "verdict": None,
             "verdict_reason": "no verdict: 2 seed(s), a verdict needs at least 3",
+            "verdict_metric": "test_accuracy_recalibrated",
             "repaired": 0.01,
             "graph": graph.fingerprint(),
-            "data": {"train": {"images": 10, "fingerprint": "ab"}},
+            "data": {
+                name: {"images": 10, "fingerprint": "ab"} for name in ("train", "search", "test")
+            },
             "recipe": {"epochs": 2},
-            "machine": {"platform": "Linux", "gpu": None},
+            "files": {},
+            "machine": {"platform": "Linux", "gpu": None, "threads": 1},
             "latency_ms": {"dense": 1.0, "pruned": 0.5, "on": "the CPU with 1 thread"},
             "agreement": {"l1": {"overlap": 0.75, "chance": 0.5}},
         }
