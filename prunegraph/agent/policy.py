@@ -268,22 +268,33 @@ class ChannelPruningPolicy(ActorCriticPolicy):
     def forward(  # type: ignore[override]  # observations are dictionaries
         self, obs: Mapping[str, Tensor], deterministic: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return actions ``[B, N_max]``, values ``[B, 1]`` and log-probabilities ``[B]``."""
-        noise = None if deterministic else self._draw_noise(len(obs["graph_id"]))
-        decision = self.decide(obs, noise)
-        actions = self._actions(decision.distribution, deterministic)
-        return actions, decision.values[:, None], decision.distribution.log_prob(actions)
+        """Return actions ``[B, N_max]``, values ``[B, 1]`` and log-probabilities ``[B]``.
 
-    def _draw_noise(self, num_rows: int) -> Tensor | None:
-        """Return noise ``[B, G_max]`` of this update's deviation, and remember it; None if 0.
-
-        Row by row, so that it does not depend on how many environments share an update.
+        Row by row: products of matrices of other sizes differ in the last digits, and a search must
+        not depend on how many environments share an update. Equal graphs are encoded once.
         """
+        embeddings: dict[tuple[int, bytes], Tensor] = {}
+        parts = []
+        for row in range(len(obs["graph_id"])):
+            one = {name: value[row : row + 1] for name, value in obs.items()}
+            key = (int(one["graph_id"]), one["node_features"].cpu().numpy().tobytes())
+            if key not in embeddings:
+                embeddings[key] = self.embed(one)
+            noise = None if deterministic else self._draw_noise()
+            decision = self.decide(one, noise, embeddings[key])
+            actions = self._actions(decision.distribution, deterministic)
+            log_prob = decision.distribution.log_prob(actions)
+            parts.append((actions, decision.values[:, None], log_prob))
+        actions, values, log_probs = (torch.cat(part) for part in zip(*parts, strict=True))
+        return actions, values, log_probs
+
+    def _draw_noise(self) -> Tensor | None:
+        """Return noise ``[1, G_max]`` of this update's deviation, and remember it; None if 0."""
         if not self.group_noise:
             return None
         num_groups = max(len(topology.graph.groups) for topology in self.topologies.values())
-        rows = [torch.randn(num_groups, generator=self.noise_generator) for _ in range(num_rows)]
-        noise = self.group_noise * torch.stack(rows).to(self.device)
+        drawn = torch.randn(1, num_groups, generator=self.noise_generator)
+        noise = self.group_noise * drawn.to(self.device)
         self.noises.append(noise)
         return noise
 
