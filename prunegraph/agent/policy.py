@@ -68,6 +68,9 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         network_config: names and sizes of the network.
         constraint: how the budget is met.
         initial_cost_ratio: expected cost over budget at the start of ``"lagrangian"``.
+        row_by_row: act on each observation of a batch alone. Products of matrices of another size
+            differ in the last digits; so the actions do not depend on how many environments share
+            an update.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         network_config: NetworkConfig,
         constraint: Constraint = "bias",
         initial_cost_ratio: float = 1.0,
+        row_by_row: bool = False,
         use_sde: bool = False,
     ) -> None:
         if use_sde:
@@ -89,6 +93,7 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         self.network_config = network_config
         self.constraint = constraint
         self.initial_cost_ratio = initial_cost_ratio
+        self.row_by_row = row_by_row
         self.temperature = 1.0
         self.initial_temperature = 1.0
         self.group_noise = 0.0
@@ -268,11 +273,9 @@ class ChannelPruningPolicy(ActorCriticPolicy):
     def forward(  # type: ignore[override]  # observations are dictionaries
         self, obs: Mapping[str, Tensor], deterministic: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return actions ``[B, N_max]``, values ``[B, 1]`` and log-probabilities ``[B]``.
-
-        Row by row: products of matrices of other sizes differ in the last digits, and a search must
-        not depend on how many environments share an update. Equal graphs are encoded once.
-        """
+        """Return actions ``[B, N_max]``, values ``[B, 1]`` and log-probabilities ``[B]``."""
+        if not self.row_by_row:
+            return self._act(obs, deterministic, self.embed(obs))
         embeddings: dict[tuple[int, bytes], Tensor] = {}
         parts = []
         for row in range(len(obs["graph_id"])):
@@ -280,21 +283,28 @@ class ChannelPruningPolicy(ActorCriticPolicy):
             key = (int(one["graph_id"]), one["node_features"].cpu().numpy().tobytes())
             if key not in embeddings:
                 embeddings[key] = self.embed(one)
-            noise = None if deterministic else self._draw_noise()
-            decision = self.decide(one, noise, embeddings[key])
-            actions = self._actions(decision.distribution, deterministic)
-            log_prob = decision.distribution.log_prob(actions)
-            parts.append((actions, decision.values[:, None], log_prob))
+            parts.append(self._act(one, deterministic, embeddings[key]))
         actions, values, log_probs = (torch.cat(part) for part in zip(*parts, strict=True))
         return actions, values, log_probs
 
-    def _draw_noise(self) -> Tensor | None:
-        """Return noise ``[1, G_max]`` of this update's deviation, and remember it; None if 0."""
+    def _act(
+        self, obs: Mapping[str, Tensor], deterministic: bool, embeddings: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        noise = None if deterministic else self._draw_noise(len(obs["graph_id"]))
+        decision = self.decide(obs, noise, embeddings)
+        actions = self._actions(decision.distribution, deterministic)
+        return actions, decision.values[:, None], decision.distribution.log_prob(actions)
+
+    def _draw_noise(self, num_rows: int) -> Tensor | None:
+        """Return noise ``[B, G_max]`` of this update's deviation, and remember it; None if 0.
+
+        Row by row, so that it does not depend on how many environments share an update.
+        """
         if not self.group_noise:
             return None
         num_groups = max(len(topology.graph.groups) for topology in self.topologies.values())
-        drawn = torch.randn(1, num_groups, generator=self.noise_generator)
-        noise = self.group_noise * drawn.to(self.device)
+        rows = [torch.randn(num_groups, generator=self.noise_generator) for _ in range(num_rows)]
+        noise = self.group_noise * torch.stack(rows).to(self.device)
         self.noises.append(noise)
         return noise
 

@@ -95,12 +95,12 @@ def train_agent(
     Args:
         env_factories: one an environment. Environment i has ``external_reward=True``,
             ``episodes_per_subset=config.episodes_per_update``, ``first_episode=i`` and
-            ``episode_stride`` = number of environments; its evaluator is its own. With episodes of
-            one step the result is the same for any number, to the last bit.
+            ``episode_stride`` = number of environments; its evaluator is its own.
         graphs: the environments' networks; a graph id is a position here.
         config: the options.
         total_networks: pruned networks that may be run.
-        threads: step the environments at once, for evaluators that wait for other processes.
+        threads: step the environments at once, for evaluators that wait for other processes. With
+            episodes of one step the result is that of one environment, to the last bit.
         initial: policy to start from, of the same sizes; None = an untrained one.
         checkpoint: file written after each update; if it exists, training goes on from it.
         tensorboard: folder for learning curves.
@@ -151,6 +151,7 @@ def build_model(venv: VecEnv, graphs: Sequence[StructureGraph], config: AgentCon
             "network_config": config.network,
             "constraint": config.reward.constraint,
             "initial_cost_ratio": config.initial_cost_ratio,
+            "row_by_row": isinstance(venv, ThreadedVecEnv),
         },
         num_steps=steps * config.episodes_per_update // venv.num_envs,
         config=config.ppo,

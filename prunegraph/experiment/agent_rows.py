@@ -58,7 +58,7 @@ def add_agent(
         seed: folder.checkpoint(f"finished-{name.replace('/', '-')}-{seed}.json") for seed in seeds
     }
     missing = [(options, name, seed) for seed, path in paths.items() if not path.is_file()]
-    for (_, _, seed), run in jobs.run("searches of the agent", search_job, missing):
+    for (_, _, seed), run in jobs.run("searches of the agent", search_job, missing, searches=True):
         for store, candidate in zip(stores, run.candidates, strict=True):
             store.add(candidate)
         write_json(paths[seed], _record(run))

@@ -144,6 +144,6 @@ def add_sampler(
         for seed in seeds
         if any(store.get(SAMPLER, seed) is None for store in stores)
     ]
-    for _, found in jobs.run("searches of the sampler", search_job, missing):
+    for _, found in jobs.run("searches of the sampler", search_job, missing, searches=True):
         for store, candidate in zip(stores, found.candidates, strict=True):
             store.add(candidate)

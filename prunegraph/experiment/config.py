@@ -110,7 +110,8 @@ class PruningOptions:
         distill: weight in [0, 1] of the dense network's outputs in the fine-tune's loss.
         calibration_images: training images that recalibrate batch norm after pruning.
         workers: searches and fine-tunes that run side by side, each in a process with its share of
-            the threads; default: one a thread on a CPU, else one.
+            the threads; default: one a thread on a CPU, else one. If the number is given, it is
+            also how many networks of a single search are evaluated at once.
     """
 
     keep_macs: float | None = None

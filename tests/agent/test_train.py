@@ -192,7 +192,7 @@ def test_any_number_of_environments_trains_the_same_policy(
             (GRAPHS[0], GRAPHS[2]),
             config,
             total_networks=40,
-            threads=number == 8,
+            threads=number > 1,
         )
         for number in (1, 4, 8)
     )

@@ -28,6 +28,28 @@ def test_two_workers_give_what_one_gives(
 
 
 @pytest.mark.slow
+def test_two_workers_of_one_search_find_what_one_finds(
+    quick_words: list[str], tmp_path: Path
+) -> None:
+    paths = [tmp_path / workers for workers in "12"]
+    for path in paths:
+        words = [*quick_words, "--networks", "60", "--workers", path.name, "--out", str(path)]
+        assert main(words) == 0
+    assert_same_run(*paths)
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    """Compare what two runs found, to the last bit."""
+    reports = [json.loads((path / "report.json").read_bytes()) for path in (one, two)]
+    for name in ("methods", "pruned"):
+        assert reports[0][name] == reports[1][name]
+    searches = [report["search"] for report in reports]
+    assert searches[0]["networks_evaluated"] == searches[1]["networks_evaluated"]
+    for name in ("masks.json", "policy.safetensors", "pruned.safetensors"):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+
+
+@pytest.mark.slow
 def test_workers_end_with_a_run_that_is_killed(train_words: list[str], tmp_path: Path) -> None:
     words = [*train_words, "--networks", "4000", "--workers", "2", "--out", str(tmp_path / "run")]
     run = subprocess.Popen([sys.executable, "-m", "prunegraph", *words], start_new_session=True)
