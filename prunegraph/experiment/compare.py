@@ -168,7 +168,9 @@ def _stage_two(jobs: Jobs, cells: Sequence[Cell]) -> None:
             mask = graph.dense_mask() if cell.candidate is None else cell.candidate.mask
             label = f"fine-tune {cell.name}, seed {cell.seed}"
             arguments[cell.digest] = (0, mask, cell.folder, label, cell.seed)
-    for (_, _, name, *_), _ in jobs.run("fine-tunes", finetune_job, list(arguments.values())):
+    for (_, _, name, *_), _ in jobs.run(
+        "fine-tunes", finetune_job, list(arguments.values()), trains=True
+    ):
         _cell_accuracy(jobs.place.benches[0], folder.file(name))
 
 

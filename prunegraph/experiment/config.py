@@ -163,6 +163,8 @@ class SearchOptions:
         imagined_steps: steps of the policy after each update on masks that were not run but
             foretold from all that were; 0 = learn from run networks alone. None are made with
             granularity group or constraint lagrangian.
+        ray: evaluate the networks of a search on a Ray cluster: its address, auto (the one that
+            this machine belongs to), or local.
     """
 
     networks: int = 400
@@ -175,6 +177,7 @@ class SearchOptions:
     update_size: int = AgentConfig.episodes_per_update
     learning_rate: float = PPOConfig.learning_rate
     imagined_steps: int = 20
+    ray: str | None = None
 
     def check(self) -> None:
         """Raise ConfigError for a value out of range."""

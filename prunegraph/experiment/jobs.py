@@ -33,12 +33,14 @@ from prunegraph.experiment.config import (
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.pool import Pool
+from prunegraph.experiment.ray_pool import RayPool
 from prunegraph.experiment.setup import (
     Target,
     keep_freed_memory,
     load_target,
     num_cores,
 )
+from prunegraph.pruning.ranks import current_ranks
 from prunegraph.types import KeepMask, Outcome
 
 RunConfig = TrainConfig | CompareConfig | ApplyConfig
@@ -93,7 +95,8 @@ class Jobs:
     """Runs jobs: functions of a ``Workplace`` and further arguments.
 
     One worker, or a single job, runs in this process; a single search lets the workers evaluate
-    its networks if their number was asked for. Several workers are processes that load networks and
+    its networks if their number was asked for. With Ray the searches run one after another in this
+    process, each on the whole cluster. Several workers are processes that load networks and
     images themselves; each gets its share of the threads. They end with this process, however it
     ends.
 
@@ -109,6 +112,8 @@ class Jobs:
         self.num_workers = config.workers or ((config.threads or num_cores()) if on_cpu else 1)
         self._threads = max(1, torch.get_num_threads() // self.num_workers)
         self._executor: ProcessPoolExecutor | None = None
+        self._ray = config.ray if isinstance(config, SearchOptions) else None
+        self._ray_pool: RayPool | None = None
 
     def __enter__(self) -> Self:
         """Return this; processes start with the first jobs."""
@@ -126,6 +131,8 @@ class Jobs:
                 for process in multiprocessing.active_children():
                     process.terminate()
             self._executor.shutdown(cancel_futures=True)
+        if self._ray_pool is not None:
+            self._ray_pool.close()
 
     def run(
         self,
@@ -134,6 +141,7 @@ class Jobs:
         arguments: Sequence[tuple[Any, ...]],
         *,
         searches: bool = False,
+        trains: bool = False,
     ) -> Iterator[tuple[tuple[Any, ...], Result]]:
         """Yield the arguments and the result of each job, in the order in which they end.
 
@@ -142,16 +150,17 @@ class Jobs:
             job: a module's function of a ``Workplace`` and further arguments.
             arguments: these, a tuple for each job.
             searches: the jobs use the workplace's pool, if it has one.
+            trains: the jobs train networks, which ranks share one after another.
 
         Raises:
             PruneGraphError: a job raised it, or a process was killed.
         """
         if not arguments:
             return
-        if self.num_workers == 1 or len(arguments) == 1:
-            place = self.place
-            if searches and self.num_workers > 1 and self._config.workers:
-                place = replace(place, pool=_Workers(self._start(), self._threads))
+        shared = trains and current_ranks() is not None
+        on_ray = searches and self._ray is not None
+        if self.num_workers == 1 or len(arguments) == 1 or shared or on_ray:
+            place = replace(self.place, pool=self._pool()) if searches else self.place
             for values in arguments:
                 yield values, job(place, *values)
             return
@@ -161,6 +170,17 @@ class Jobs:
             for number, future in enumerate(as_completed(futures), start=1):
                 yield futures[future], future.result()
                 report(number)
+
+    def _pool(self) -> Pool | None:
+        """Return what evaluates the networks of searches in this process, or None."""
+        if self._ray is not None:
+            if self._ray_pool is None:
+                evaluators = [bench.evaluator() for bench in self.place.benches]
+                self._ray_pool = RayPool(self._ray, evaluators)
+            return self._ray_pool
+        if self.num_workers > 1 and self._config.workers:
+            return _Workers(self._start(), self._threads)
+        return None
 
     def _start(self) -> ProcessPoolExecutor:
         if self._executor is None:

@@ -14,7 +14,7 @@ from prunegraph.errors import ConfigError
 from prunegraph.experiment.config import CommonConfig
 from prunegraph.files import write_text
 
-RUNTIME_KEYS = frozenset({"config", "json", "threads", "workers", "device", "out"})
+RUNTIME_KEYS = frozenset({"config", "json", "threads", "workers", "ray", "device", "out"})
 """Options that do not change what a run computes: a run resumes whatever they are."""
 
 Config = TypeVar("Config", bound=CommonConfig)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,24 +30,14 @@ def test_two_workers_give_what_one_gives(
 
 @pytest.mark.slow
 def test_two_workers_of_one_search_find_what_one_finds(
-    quick_words: list[str], tmp_path: Path
+    one_worker: Path,
+    one_worker_words: list[str],
+    assert_same_run: Callable[[Path, Path], None],
+    tmp_path: Path,
 ) -> None:
-    paths = [tmp_path / workers for workers in "12"]
-    for path in paths:
-        words = [*quick_words, "--networks", "60", "--workers", path.name, "--out", str(path)]
-        assert main(words) == 0
-    assert_same_run(*paths)
-
-
-def assert_same_run(one: Path, two: Path) -> None:
-    """Compare what two runs found, to the last bit."""
-    reports = [json.loads((path / "report.json").read_bytes()) for path in (one, two)]
-    for name in ("methods", "pruned"):
-        assert reports[0][name] == reports[1][name]
-    searches = [report["search"] for report in reports]
-    assert searches[0]["networks_evaluated"] == searches[1]["networks_evaluated"]
-    for name in ("masks.json", "policy.safetensors", "pruned.safetensors"):
-        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    path = tmp_path / "run"
+    assert main([*one_worker_words, "--workers", "2", "--out", str(path)]) == 0
+    assert_same_run(one_worker, path)
 
 
 @pytest.mark.slow
