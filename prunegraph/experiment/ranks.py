@@ -103,9 +103,9 @@ def share_training(
 def help_rank_0(ranks: Ranks, device: str) -> None:
     """Share rank 0's trainings until it has no more."""
     place = resolve_device(device)
+    nothing: _Order | None = None
     with told_if_rank_ends():
-        while (order := ranks.agree(None)) is not None:
-            assert isinstance(order, _Order)
+        while (order := ranks.agree(nothing)) is not None:
             finetune(
                 order.model.to(place),
                 order.train,

@@ -100,7 +100,7 @@ def _shared_batch_norm(
     eps: float,
 ) -> Tensor:
     assert training
-    output, mean, var, count = _BatchNorm.apply(x, weight, bias, eps)  # type: ignore[no-untyped-call]
+    output, mean, var, count = _BatchNorm.apply(x, weight, bias, eps)
     with torch.no_grad():
         if running_mean is not None:
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)

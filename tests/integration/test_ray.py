@@ -1,4 +1,4 @@
-"""A search on a Ray cluster that the test starts itself: a head that computes nothing, two nodes."""
+"""A search on a Ray cluster that the test starts: a head that computes nothing, two nodes."""
 
 import importlib.util
 import sys
