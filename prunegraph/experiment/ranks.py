@@ -6,6 +6,7 @@ is made once. They trust what it sends, as any process of one ``torchrun`` trust
 
 import copy
 import os
+import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def share_training(
     )
     try:
         ranks.agree(order)
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, pickle.PicklingError) as error:
         msg = f"the network cannot be sent to the other ranks ({error}): leave torchrun away"
         raise PruneGraphError(msg) from error
 
