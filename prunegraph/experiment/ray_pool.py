@@ -5,6 +5,7 @@ own dies. Networks and images lie in the object store, from where each node fetc
 worker process unpacks them once and keeps them.
 """
 
+import socket
 import time
 import warnings
 from collections.abc import Sequence
@@ -23,6 +24,9 @@ POLL = 5.0
 
 PATIENCE = 60.0
 """Seconds without any node after which the search ends: nodes may be on their way."""
+
+CONNECT = 10.0
+"""Seconds in which a cluster must answer."""
 
 RETRIES = 20
 """How often a network is evaluated again because its worker died."""
@@ -45,8 +49,9 @@ class RayPool:
     def __init__(self, address: str, evaluators: Sequence[Evaluator]) -> None:
         self._ray = load_ray()
         try:
+            _check_answers(address)
             self._ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             msg = f"no Ray cluster at {address!r} ({reason}): start one with `ray start --head`"
             raise ConfigError(msg) from error
@@ -104,6 +109,13 @@ def load_ray() -> Any:
         msg = f"--ray needs {error.name}: pip install 'prunegraph[ray]'"
         raise ConfigError(msg) from error
     return ray
+
+
+def _check_answers(address: str) -> None:
+    """Raise OSError if nothing listens at ``HOST:PORT``: Ray tries for minutes, then exits."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host:
+        socket.create_connection((host, int(port)), timeout=CONNECT).close()
 
 
 _unpacked: dict[Any, list[Evaluator]] = {}
