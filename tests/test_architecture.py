@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
 }
 ALLOWED["experiment"] = set(ALLOWED)
 ALLOWED["__main__"] = {"experiment"}
-OPTIONAL = {"onnx", "onnxruntime", "onnxscript"}
+OPTIONAL = {"onnx", "onnxruntime", "onnxscript", "ray"}
 PARSED = {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 TESTS = {path: ast.parse(path.read_text()) for path in sorted((ROOT / "tests").rglob("test_*.py"))}
 

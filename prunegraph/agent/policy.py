@@ -68,6 +68,9 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         network_config: names and sizes of the network.
         constraint: how the budget is met.
         initial_cost_ratio: expected cost over budget at the start of ``"lagrangian"``.
+        row_by_row: act on each observation of a batch alone. Products of matrices of another size
+            differ in the last digits; so the actions do not depend on how many environments share
+            an update.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         network_config: NetworkConfig,
         constraint: Constraint = "bias",
         initial_cost_ratio: float = 1.0,
+        row_by_row: bool = False,
         use_sde: bool = False,
     ) -> None:
         if use_sde:
@@ -89,6 +93,7 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         self.network_config = network_config
         self.constraint = constraint
         self.initial_cost_ratio = initial_cost_ratio
+        self.row_by_row = row_by_row
         self.temperature = 1.0
         self.initial_temperature = 1.0
         self.group_noise = 0.0
@@ -269,8 +274,24 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         self, obs: Mapping[str, Tensor], deterministic: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return actions ``[B, N_max]``, values ``[B, 1]`` and log-probabilities ``[B]``."""
+        if not self.row_by_row:
+            return self._act(obs, deterministic, self.embed(obs))
+        embeddings: dict[tuple[int, bytes], Tensor] = {}
+        parts = []
+        for row in range(len(obs["graph_id"])):
+            one = {name: value[row : row + 1] for name, value in obs.items()}
+            key = (int(one["graph_id"]), one["node_features"].cpu().numpy().tobytes())
+            if key not in embeddings:
+                embeddings[key] = self.embed(one)
+            parts.append(self._act(one, deterministic, embeddings[key]))
+        actions, values, log_probs = (torch.cat(part) for part in zip(*parts, strict=True))
+        return actions, values, log_probs
+
+    def _act(
+        self, obs: Mapping[str, Tensor], deterministic: bool, embeddings: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         noise = None if deterministic else self._draw_noise(len(obs["graph_id"]))
-        decision = self.decide(obs, noise)
+        decision = self.decide(obs, noise, embeddings)
         actions = self._actions(decision.distribution, deterministic)
         return actions, decision.values[:, None], decision.distribution.log_prob(actions)
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import gymnasium
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from prunegraph.agent.callbacks import CheckpointListener, Progress, ProgressListener
 from prunegraph.agent.network import NetworkConfig
 from prunegraph.agent.ppo import ChannelPPO
 from prunegraph.agent.ppo_config import PPOConfig
 from prunegraph.agent.saving import TrainedPolicy, load_checkpoint
+from prunegraph.agent.threads import ThreadedVecEnv
 from prunegraph.agent.topology import Topology
 from prunegraph.agent.vec_env import SelfCompetitionVecEnv
 from prunegraph.errors import ConfigError
@@ -83,7 +84,7 @@ def train_agent(
     config: AgentConfig,
     *,
     total_networks: int,
-    processes: bool = True,
+    threads: bool = False,
     initial: TrainedPolicy | None = None,
     checkpoint: Path | None = None,
     tensorboard: Path | None = None,
@@ -92,13 +93,14 @@ def train_agent(
     """Train a policy until another update would run more pruned networks than are allowed.
 
     Args:
-        env_factories: one a worker. Worker i's environment has ``external_reward=True``,
+        env_factories: one an environment. Environment i has ``external_reward=True``,
             ``episodes_per_subset=config.episodes_per_update``, ``first_episode=i`` and
-            ``episode_stride`` = number of workers; its evaluator is its own.
+            ``episode_stride`` = number of environments; its evaluator is its own.
         graphs: the environments' networks; a graph id is a position here.
         config: the options.
         total_networks: pruned networks that may be run.
-        processes: several workers run in processes of their own; False = all in this one.
+        threads: step the environments at once, for evaluators that wait for other processes. With
+            episodes of one step the result is that of one environment, to the last bit.
         initial: policy to start from, of the same sizes; None = an untrained one.
         checkpoint: file written after each update; if it exists, training goes on from it.
         tensorboard: folder for learning curves.
@@ -108,7 +110,7 @@ def train_agent(
         ConfigError: options that contradict each other.
         ArtefactError: a checkpoint that cannot be read, or of another training.
     """
-    venv = make_vec_env(env_factories, processes=processes)
+    venv = make_vec_env(env_factories, threads=threads)
     try:
         model = build_model(venv, graphs, config)
         if initial is not None:
@@ -131,11 +133,9 @@ _NO_LIMIT = 2**62
 """Steps: training ends when the networks are used up."""
 
 
-def make_vec_env(env_factories: Sequence[EnvFactory], *, processes: bool = True) -> VecEnv:
-    """Return the environments; several run in processes of their own if ``processes``."""
-    if len(env_factories) == 1 or not processes:
-        return DummyVecEnv(list(env_factories))
-    return SubprocVecEnv(list(env_factories))
+def make_vec_env(env_factories: Sequence[EnvFactory], *, threads: bool = False) -> VecEnv:
+    """Return the environments, stepped one after another or all at once."""
+    return (ThreadedVecEnv if threads else DummyVecEnv)(list(env_factories))
 
 
 def build_model(venv: VecEnv, graphs: Sequence[StructureGraph], config: AgentConfig) -> ChannelPPO:
@@ -151,6 +151,7 @@ def build_model(venv: VecEnv, graphs: Sequence[StructureGraph], config: AgentCon
             "network_config": config.network,
             "constraint": config.reward.constraint,
             "initial_cost_ratio": config.initial_cost_ratio,
+            "row_by_row": isinstance(venv, ThreadedVecEnv),
         },
         num_steps=steps * config.episodes_per_update // venv.num_envs,
         config=config.ppo,

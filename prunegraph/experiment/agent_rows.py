@@ -73,7 +73,9 @@ def add_agent(
         seed: folder.checkpoint(f"finished-{name.replace('/', '-')}-{seed}.json") for seed in seeds
     }
     missing = [(options, name, seed) for seed, path in paths.items() if not path.is_file()]
-    searches = jobs.run("searches of the agent", search_job, missing, planned=len(seeds))
+    searches = jobs.run(
+        "searches of the agent", search_job, missing, planned=len(seeds), searches=True
+    )
     for (_, _, seed), run in searches:
         for store, candidate in zip(stores, run.candidates, strict=True):
             store.add(candidate)

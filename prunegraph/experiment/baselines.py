@@ -157,7 +157,9 @@ def add_sampler(
         for seed in seeds
         if any(store.get(SAMPLER, seed) is None for store in stores)
     ]
-    searches = jobs.run("searches of the sampler", search_job, missing, planned=len(seeds))
+    searches = jobs.run(
+        "searches of the sampler", search_job, missing, planned=len(seeds), searches=True
+    )
     for _, found in searches:
         for store, candidate in zip(stores, found.candidates, strict=True):
             store.add(candidate)

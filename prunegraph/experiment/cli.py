@@ -37,7 +37,8 @@ from prunegraph.experiment.export import run_export
 from prunegraph.experiment.inspect import run_inspect
 from prunegraph.experiment.options import from_dict, read_yaml, suggest
 from prunegraph.experiment.pretrain import run_pretrain
-from prunegraph.experiment.setup import keep_freed_memory, num_cores
+from prunegraph.experiment.ranks import default_threads, help_rank_0, joined, num_ranks, speaks
+from prunegraph.experiment.setup import keep_freed_memory
 from prunegraph.experiment.train import run_train
 from prunegraph.experiment.verify import run_verify
 
@@ -55,18 +56,23 @@ OUT_OF_MEMORY = (
 
 @dataclass(frozen=True)
 class Command:
-    """One command: its options, its function, and one line of help."""
+    """One command: its options, its function, one line of help, whether ranks can share it."""
 
     config: type[CommonConfig]
     run: Callable[[Any, Console], dict[str, Any]]
     summary: str
+    trains: bool = False
 
 
 COMMANDS: dict[str, Command] = {
-    "pretrain": Command(PretrainConfig, run_pretrain, "train a network from scratch"),
-    "train": Command(TrainConfig, run_train, "train the agent, prune, fine-tune, compare"),
-    "apply": Command(ApplyConfig, run_apply, "prune a network with a trained policy"),
-    "compare": Command(CompareConfig, run_compare, "compare with every baseline, fine-tuned"),
+    "pretrain": Command(PretrainConfig, run_pretrain, "train a network from scratch", trains=True),
+    "train": Command(
+        TrainConfig, run_train, "train the agent, prune, fine-tune, compare", trains=True
+    ),
+    "apply": Command(ApplyConfig, run_apply, "prune a network with a trained policy", trains=True),
+    "compare": Command(
+        CompareConfig, run_compare, "compare with every baseline, fine-tuned", trains=True
+    ),
     "inspect": Command(InspectConfig, run_inspect, "print groups, costs, and what is frozen"),
     "export": Command(
         ExportConfig, run_export, "write the pruned network as ONNX, torch.export, safetensors"
@@ -89,12 +95,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.simplefilter("ignore")  # standard error is for the one line of an error
             _dispatch(words)
     except KeyboardInterrupt:
-        return _fail("interrupted; the same command resumes where it stopped", EXIT_INTERRUPTED)
+        message = "interrupted; the same command resumes where it stopped"
+        return _fail(message, EXIT_INTERRUPTED) if speaks() else EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output has left: `prunegraph inspect | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except PruneGraphError as error:
-        return _fail(str(error), EXIT_BAD_INPUT)
+        return _fail(str(error), EXIT_BAD_INPUT) if speaks() else EXIT_BAD_INPUT
     except OSError as error:
         return _fail(_describe_os_error(error), EXIT_BAD_INPUT)
     except (MemoryError, RuntimeError) as error:
@@ -141,10 +148,17 @@ def _dispatch(words: list[str]) -> None:
     config = parse(command.config, words[1:])
     if config is None:
         return
+    if num_ranks() > 1 and not command.trains:
+        msg = f"`prunegraph {name}` trains nothing that ranks could share: leave torchrun away"
+        raise ConfigError(msg)
     keep_freed_memory()
-    torch.set_num_threads(config.threads or num_cores())
-    console = Console(json_only=config.json)
-    console.result(command.run(config, console))
+    torch.set_num_threads(config.threads or default_threads())
+    with joined(config.device) as ranks:
+        if ranks is None or ranks.first:
+            console = Console(json_only=config.json)
+            console.result(command.run(config, console))
+        else:
+            help_rank_0(ranks, config.device)
 
 
 def parse(kind: type[CommonConfig], words: list[str]) -> CommonConfig | None:

@@ -174,7 +174,8 @@ def _stage_two(jobs: Jobs, cells: Sequence[Cell]) -> None:
     missing = [
         item for item in planned.values() if not (folder.file(item[2]) / MASK_FILE).is_file()
     ]
-    for (_, _, name, *_), _ in jobs.run("fine-tunes", finetune_job, missing, planned=len(planned)):
+    finetunes = jobs.run("fine-tunes", finetune_job, missing, planned=len(planned), trains=True)
+    for (_, _, name, *_), _ in finetunes:
         _cell_accuracy(jobs.place.benches[0], folder.file(name))
 
 

@@ -115,7 +115,8 @@ class PruningOptions:
         distill: weight in [0, 1] of the dense network's outputs in the fine-tune's loss.
         calibration_images: training images that recalibrate batch norm after pruning.
         workers: searches and fine-tunes that run side by side, each in a process with its share of
-            the threads; default: one a thread on a CPU, else one.
+            the threads; default: one a thread on a CPU, else one. If the number is given, it is
+            also how many networks of a single search are evaluated at once.
     """
 
     keep_macs: float | None = None
@@ -169,6 +170,8 @@ class SearchOptions:
             granularity group or constraint lagrangian.
         amortise_steps: steps after the search that teach the policy, which can be used on other
             networks, what the search found for its own; fewer for large networks. 0 = none.
+        ray: evaluate the networks of a search on a Ray cluster: its address, auto (the one that
+            this machine belongs to), or local.
     """
 
     networks: int = 400
@@ -182,6 +185,7 @@ class SearchOptions:
     learning_rate: float = PPOConfig.learning_rate
     imagined_steps: int = 20
     amortise_steps: int = 400
+    ray: str | None = None
 
     def check(self) -> None:
         """Raise ConfigError for a value out of range."""

@@ -73,7 +73,7 @@ def finetune_chosen(jobs: Jobs, outcomes: Sequence[Outcome]) -> None:
         ):
             label = f"fine-tune {name} {bench.target.arch}"
             arguments.append((number, mask, directory, label, bench.seed))
-    for _ in jobs.run("fine-tunes", finetune_job, arguments):
+    for _ in jobs.run("fine-tunes", finetune_job, arguments, trains=True):
         pass
 
 

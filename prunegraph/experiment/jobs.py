@@ -11,13 +11,15 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from os import _exit
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import torch
+from torch import Tensor
 
 from prunegraph.errors import PruneGraphError
 from prunegraph.experiment.bench import Bench, ensure_dense
@@ -30,12 +32,16 @@ from prunegraph.experiment.config import (
 )
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
+from prunegraph.experiment.pool import Pool
+from prunegraph.experiment.ray_pool import RayPool
 from prunegraph.experiment.setup import (
     Target,
     keep_freed_memory,
     load_target,
     num_cores,
 )
+from prunegraph.pruning.ranks import current_ranks
+from prunegraph.types import KeepMask, Outcome
 
 RunConfig = TrainConfig | CompareConfig | ApplyConfig
 
@@ -50,11 +56,13 @@ class Workplace:
         benches: the networks.
         folders: where each network's files go; the first is the run folder.
         console: where progress goes.
+        pool: evaluates the networks of a search; None = the search itself does.
     """
 
     benches: Sequence[Bench]
     folders: Sequence[RunFolder]
     console: Console
+    pool: Pool | None = None
 
 
 def network_configs(config: RunConfig) -> Sequence[NetworkConfig]:
@@ -86,9 +94,11 @@ def make_workplace(
 class Jobs:
     """Runs jobs: functions of a ``Workplace`` and further arguments.
 
-    One worker, or a single job, runs in this process. Several workers are processes that load
-    networks and images themselves; each gets its share of the threads. They end with this process,
-    however it ends.
+    One worker, or a single job, runs in this process; a single search lets the workers evaluate
+    its networks if their number was asked for. With Ray the searches run one after another in this
+    process, each on the whole cluster. Several workers are processes that load networks and
+    images themselves; each gets its share of the threads. They end with this process, however it
+    ends.
 
     Args:
         config: the run's options; ``config.workers`` says how many.
@@ -100,7 +110,10 @@ class Jobs:
         self._config = config
         on_cpu = place.benches[0].target.device.type == "cpu"
         self.num_workers = config.workers or ((config.threads or num_cores()) if on_cpu else 1)
+        self._threads = max(1, torch.get_num_threads() // self.num_workers)
         self._executor: ProcessPoolExecutor | None = None
+        self._ray = config.ray if isinstance(config, SearchOptions) else None
+        self._ray_pool: RayPool | None = None
 
     def __enter__(self) -> Self:
         """Return this; processes start with the first jobs."""
@@ -118,6 +131,8 @@ class Jobs:
                 for process in multiprocessing.active_children():
                     process.terminate()
             self._executor.shutdown(cancel_futures=True)
+        if self._ray_pool is not None:
+            self._ray_pool.close()
 
     def run(
         self,
@@ -126,6 +141,8 @@ class Jobs:
         arguments: Sequence[tuple[Any, ...]],
         *,
         planned: int | None = None,
+        searches: bool = False,
+        trains: bool = False,
     ) -> Iterator[tuple[tuple[Any, ...], Result]]:
         """Yield the arguments and the result of each job, in the order in which they end.
 
@@ -136,41 +153,85 @@ class Jobs:
             planned: how many jobs an uninterrupted run has here; default: all of ``arguments``. One
                 that is left of several runs in a worker as it would have: with this process's
                 threads its last digits would be others.
+            searches: the jobs use the workplace's pool, if it has one.
+            trains: the jobs train networks, which ranks share one after another.
 
         Raises:
             PruneGraphError: a job raised it, or a process was killed.
         """
         if not arguments:
             return
-        if self.num_workers == 1 or (planned or len(arguments)) == 1:
+        shared = trains and current_ranks() is not None
+        on_ray = searches and self._ray is not None
+        alone = self.num_workers == 1 or (planned or len(arguments)) == 1
+        if alone or shared or on_ray:
+            place = replace(self.place, pool=self._pool()) if searches else self.place
             for values in arguments:
-                yield values, job(self.place, *values)
+                yield values, job(place, *values)
             return
         executor = self._start()
         futures = {executor.submit(_work, job, values): values for values in arguments}
-        with self.place.console.progress(label, len(futures)) as report:
-            try:
-                for number, future in enumerate(as_completed(futures), start=1):
-                    yield futures[future], future.result()
-                    report(number)
-            except BrokenProcessPool as error:
-                msg = (
-                    f"a worker process was killed during {label} (out of memory?): give the same "
-                    "command again to go on, with --workers 1 if memory is short"
-                )
-                raise PruneGraphError(msg) from error
+        with self.place.console.progress(label, len(futures)) as report, _told_if_killed():
+            for number, future in enumerate(as_completed(futures), start=1):
+                yield futures[future], future.result()
+                report(number)
+
+    def _pool(self) -> Pool | None:
+        """Return what evaluates the networks of searches in this process, or None."""
+        if self._ray is not None:
+            if self._ray_pool is None:
+                evaluators = [bench.evaluator() for bench in self.place.benches]
+                self._ray_pool = RayPool(self._ray, evaluators)
+            return self._ray_pool
+        if self.num_workers > 1 and self._config.workers:
+            return _Workers(self._start(), self._threads)
+        return None
 
     def _start(self) -> ProcessPoolExecutor:
         if self._executor is None:
-            threads = max(1, torch.get_num_threads() // self.num_workers)
             paths = [folder.path for folder in self.place.folders]
             self._executor = ProcessPoolExecutor(
                 self.num_workers,
                 mp_context=multiprocessing.get_context("spawn"),
                 initializer=_open_workplace,
-                initargs=(self._config, paths, threads),
+                initargs=(self._config, paths, self._threads),
             )
         return self._executor
+
+
+@contextmanager
+def _told_if_killed() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool as error:
+        msg = (
+            "a worker process was killed (out of memory?): give the same command again to go on, "
+            "with --workers 1 if memory is short"
+        )
+        raise PruneGraphError(msg) from error
+
+
+class _Workers:
+    """The worker processes as the pool of a search.
+
+    Args:
+        executor: the processes.
+        threads: of each.
+    """
+
+    def __init__(self, executor: ProcessPoolExecutor, threads: int) -> None:
+        self.threads = threads
+        self._executor = executor
+
+    def evaluate(self, network: int, mask: KeepMask, subset: Tensor | None) -> Outcome:
+        """Return the outcome of a mask; called from many threads at once."""
+        values = (network, mask, subset)
+        with _told_if_killed():
+            return self._executor.submit(_work, _evaluate_job, values).result()
+
+
+def _evaluate_job(place: Workplace, network: int, mask: KeepMask, subset: Tensor | None) -> Outcome:
+    return place.benches[network].final_evaluator.evaluate(mask, subset)
 
 
 _place: list[Workplace] = []

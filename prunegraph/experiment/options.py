@@ -16,7 +16,7 @@ from prunegraph.experiment.config import CommonConfig
 from prunegraph.files import write_text
 from prunegraph.reading import MAX_INTEGER, read_text
 
-RUNTIME_KEYS = frozenset({"config", "json", "threads", "workers", "device", "out"})
+RUNTIME_KEYS = frozenset({"config", "json", "threads", "workers", "ray", "device", "out"})
 """Options that do not change what a run computes: a run resumes whatever they are."""
 
 MAX_YAML_BYTES = 64 * 1024

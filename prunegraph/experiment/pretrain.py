@@ -10,6 +10,7 @@ from prunegraph.errors import ConfigError
 from prunegraph.experiment.config import DataConfig, PretrainConfig
 from prunegraph.experiment.console import Console, seconds_in_words
 from prunegraph.experiment.folder import RUNS, slug
+from prunegraph.experiment.ranks import share_training, told_if_rank_ends
 from prunegraph.experiment.setup import (
     DEFAULT_ARCH,
     DEFAULT_DATASET,
@@ -23,6 +24,7 @@ from prunegraph.files import locked, remove_temporaries, temporaries_of
 from prunegraph.models import WeightsInfo, save_weights
 from prunegraph.pruning.evaluation import evaluate
 from prunegraph.pruning.finetune import FinetuneConfig, finetune
+from prunegraph.pruning.ranks import current_ranks
 from prunegraph.types import Dataset, TrainSplit
 
 DEFAULT_EPOCHS = 60
@@ -131,7 +133,10 @@ def train_network(
     teacher: nn.Module | None = None,
 ) -> None:
     """Train or fine-tune a network in place, with progress; an interrupted one resumes."""
-    with console.progress(label, recipe.epochs) as report:
+    ranks = current_ranks()
+    if ranks is not None:
+        share_training(ranks, model, train, recipe, seed=seed, teacher=teacher)
+    with console.progress(label, recipe.epochs) as report, told_if_rank_ends():
         finetune(
             model,
             train,
@@ -140,6 +145,7 @@ def train_network(
             teacher=teacher,
             checkpoint=checkpoint,
             progress=lambda done, _, loss, __: report(done, f"loss {loss:.3f}"),
+            ranks=ranks,
         )
 
 

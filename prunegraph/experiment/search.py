@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from prunegraph.agent import (
     CONTEXT_NAMES,
@@ -27,9 +28,9 @@ from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.console import Console, Report
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.jobs import Workplace
+from prunegraph.experiment.pool import Pool, PooledEvaluator, SearchEvaluator, num_threads
 from prunegraph.files import write_json
 from prunegraph.graph.encode import to_pyg
-from prunegraph.pruning.evaluation import Evaluator
 from prunegraph.reading import checked, read_json
 from prunegraph.rewards import RewardConfig, unpack_bits
 from prunegraph.types import Budget, FloatArray, KeepMask
@@ -52,7 +53,8 @@ class SearchRun:
         policy: the trained policy's file.
         candidates: the chosen mask of each network.
         seconds: wall time.
-        evaluation_seconds: of it, inside surgery, recalibration and evaluation.
+        evaluation_seconds: of it, inside surgery, recalibration and evaluation; that of all
+            workers together, where several evaluate.
         networks_evaluated: pruned networks run, finalists and sensitivity probes included.
         history: one record an update.
     """
@@ -89,14 +91,17 @@ def first_context(budget: Budget) -> FloatArray:
 
 def search_job(place: Workplace, options: SearchOptions, name: str, seed: int) -> SearchRun:
     """Search on a workplace's networks: a job."""
-    return search(
-        place.benches,
-        options,
-        name=name,
-        seed=seed,
-        folder=place.folders[0],
-        console=place.console,
-    )
+    pool = place.pool
+    with num_threads(torch.get_num_threads() if pool is None else pool.threads):
+        return search(
+            place.benches,
+            options,
+            name=name,
+            seed=seed,
+            folder=place.folders[0],
+            console=place.console,
+            pool=pool,
+        )
 
 
 def search(
@@ -107,6 +112,7 @@ def search(
     seed: int,
     folder: RunFolder,
     console: Console,
+    pool: Pool | None = None,
 ) -> SearchRun:
     """Train one policy on all networks and choose a mask for each; an interrupted one resumes.
 
@@ -117,33 +123,31 @@ def search(
         seed: of policy, episodes and image subsets.
         folder: the run folder, for checkpoints and learning curves.
         console: where progress goes.
+        pool: evaluates the episodes of an update at once; None = this process, one by one. The
+            result is the same.
     """
     label = f"{name.replace('/', '-')}-{seed}"
     clock = _Clock(folder.checkpoint(f"search-{label}.json"))
-    evaluators = [bench.evaluator() for bench in benches]
-    tasks = [
-        PruningTask(
-            name=f"{number}:{bench.target.arch}",
-            graph=bench.target.graph,
-            node_features=bench.node_features,
-            evaluator=evaluator,
-            budget=bench.budget,
-        )
-        for number, (bench, evaluator) in enumerate(zip(benches, evaluators, strict=True))
-    ]
+    config = agent_config(options, seed)
+    tables = _tables(benches, config, pool)
+    tasks, evaluators = tables[0].tasks, [item for table in tables for item in table.evaluators]
     probes = sum(bench.sensitivity_networks for bench in benches)
     allowed = options.networks * len(benches) - probes - FINALISTS * len(benches)
-    config = agent_config(options, seed)
+    environment = env_config(options, config, seed, benches[0].budget)
     with console.progress(f"search {name}, seed {seed}", allowed) as report:
         result = train_agent(
             [
                 partial(
-                    ChannelPruningEnv, tasks, env_config(options, config, seed, benches[0].budget)
+                    ChannelPruningEnv,
+                    table.tasks,
+                    replace(environment, first_episode=number, episode_stride=len(tables)),
                 )
+                for number, table in enumerate(tables)
             ],
             [bench.target.graph for bench in benches],
             config,
             total_networks=allowed,
+            threads=len(tables) > 1,
             checkpoint=folder.checkpoint(f"search-{label}.safetensors"),
             tensorboard=folder.file(f"events/{label}"),
             progress=partial(_show, report, clock, evaluators),
@@ -156,7 +160,7 @@ def search(
     networks = result.networks_evaluated + probes + sum(map(len, finalists))
     candidates = tuple(
         _best(name, seed, masks, evaluator, networks)
-        for masks, evaluator in zip(finalists, evaluators, strict=True)
+        for masks, evaluator in zip(finalists, tables[0].evaluators, strict=True)
     )
     path = folder.checkpoint(f"policy-{label}.safetensors")
     steps = options.amortise_steps if options.learning_rate else 0
@@ -201,6 +205,41 @@ def search_budgets(options: SearchOptions, budget: Budget | None) -> tuple[Budge
     round_to = None if budget is None else budget.round_to
     shares = options.budgets
     return tuple(Budget(keep_macs=share, round_to=round_to) for share in shares) or None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Table:
+    """What one environment plays on: each network with an evaluator of its own."""
+
+    tasks: list[PruningTask]
+    evaluators: list[SearchEvaluator]
+
+
+def _tables(benches: Sequence[Bench], config: AgentConfig, pool: Pool | None) -> list[_Table]:
+    """Return one table for this process alone, or one for each episode of an update."""
+    features = [cache(bench.node_features) for bench in benches]
+    evaluators: list[list[SearchEvaluator]]
+    if pool is None or config.per_group:  # the steps of an episode come one after another
+        evaluators = [[bench.evaluator() for bench in benches]]
+    else:
+        shared = [PooledEvaluator(b.evaluator(), pool, n) for n, b in enumerate(benches)]
+        evaluators = [[e.beside() for e in shared] for _ in range(config.episodes_per_update)]
+    return [
+        _Table(
+            tasks=[
+                PruningTask(
+                    name=f"{number}:{bench.target.arch}",
+                    graph=bench.target.graph,
+                    node_features=features[number],
+                    evaluator=row[number],
+                    budget=bench.budget,
+                )
+                for number, bench in enumerate(benches)
+            ],
+            evaluators=row,
+        )
+        for row in evaluators
+    ]
 
 
 def agent_config(options: SearchOptions, seed: int) -> AgentConfig:
@@ -261,20 +300,20 @@ class _Clock:
             record = checked(read_json(path), shape, str(path))
             self._before = (record["seconds"], record["evaluation_seconds"])
 
-    def read(self, evaluators: Sequence[Evaluator]) -> tuple[float, float]:
+    def read(self, evaluators: Sequence[SearchEvaluator]) -> tuple[float, float]:
         """Return seconds, and seconds inside evaluations."""
         seconds = time.monotonic() - self._started
         inside = sum(evaluator.seconds for evaluator in evaluators)
         return self._before[0] + seconds, self._before[1] + inside
 
-    def write(self, evaluators: Sequence[Evaluator]) -> None:
+    def write(self, evaluators: Sequence[SearchEvaluator]) -> None:
         """Keep the times."""
         seconds, inside = self.read(evaluators)
         write_json(self._path, {"seconds": seconds, "evaluation_seconds": inside})
 
 
 def _show(
-    report: Report, clock: _Clock, evaluators: Sequence[Evaluator], record: Mapping[str, Any]
+    report: Report, clock: _Clock, evaluators: Sequence[SearchEvaluator], record: Mapping[str, Any]
 ) -> None:
     clock.write(evaluators)
     report(int(record["networks"]), f"mean accuracy {record['accuracy']:.3f}")
@@ -301,10 +340,10 @@ def _fits(bench: Bench, mask: KeepMask) -> bool:
 
 
 def _best(
-    name: str, seed: int, masks: Sequence[KeepMask], evaluator: Evaluator, networks: int
+    name: str, seed: int, masks: Sequence[KeepMask], evaluator: SearchEvaluator, networks: int
 ) -> Candidate:
     """Return the mask with the highest accuracy on the whole search split; ties by loss."""
-    outcomes = [evaluator.evaluate(mask) for mask in masks]
+    outcomes = evaluator.evaluate_all(masks)
     ranks = [(outcome.accuracy, -outcome.loss, -number) for number, outcome in enumerate(outcomes)]
     chosen = max(range(len(masks)), key=lambda number: ranks[number])
     return Candidate(

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -205,6 +205,10 @@ class Evaluator:
         if key not in self._cache:
             self._cache[key] = self._measure(mask, subset)
         return self._cache[key]
+
+    def evaluate_all(self, masks: Sequence[KeepMask]) -> list[Outcome]:
+        """Return the outcomes of masks on all search images."""
+        return [self.evaluate(mask) for mask in masks]
 
     def is_cached(self, mask: KeepMask, subset: Tensor | None = None) -> bool:
         """Return whether ``evaluate`` would run no network."""

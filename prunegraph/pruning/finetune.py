@@ -9,19 +9,20 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from prunegraph.errors import ArtefactError, ConfigError, PruneGraphError
 from prunegraph.files import write_bytes
 from prunegraph.graph import evaluation_mode, unwrap
 from prunegraph.pruning.evaluation import model_device, place_images
+from prunegraph.pruning.ranks import Ranks, SharedBatchNorm
 from prunegraph.pruning.state import (
     load_state,
     parameter_digest,
@@ -118,6 +119,7 @@ def finetune(
     teacher: nn.Module | None = None,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> FinetuneResult:
     """Train a network in place and leave it in eval mode.
 
@@ -132,6 +134,9 @@ def finetune(
         teacher: network whose outputs are learned too, with ``config.distill_weight``.
         checkpoint: where the state is kept, or None.
         progress: called after every epoch.
+        ranks: processes that train together, each with an equal call on its own device: every batch
+            is shared among them, with the order and augmentation of one process. Rank 0 reads and
+            writes the checkpoint. Dropout draws anew in each.
 
     Returns:
         Losses and times.
@@ -144,14 +149,15 @@ def finetune(
     if (teacher is None) != (config.distill_weight == 0.0):
         msg = f"distill_weight={config.distill_weight} needs a teacher, and a teacher a weight > 0"
         raise ConfigError(msg)
-    run = _Training(model, train, config, seed, teacher)
-    resumed_epochs = 0
-    if checkpoint is not None and checkpoint.exists():
+    run = _Training(model, train, config, seed, teacher, ranks)
+    writes = ranks is None or ranks.first
+    if checkpoint is not None and writes and checkpoint.exists():
         run.restore(checkpoint)
-        resumed_epochs = len(run.losses)
+    run.join_ranks()
+    resumed_epochs = len(run.losses)
     while len(run.losses) < config.epochs:
         run.train_epoch()
-        if checkpoint is not None:
+        if checkpoint is not None and writes:
             write_bytes(checkpoint, run.snapshot())
         if progress is not None:
             progress(len(run.losses), config.epochs, run.losses[-1], run.seconds)
@@ -189,8 +195,10 @@ class _Training:
         config: FinetuneConfig,
         seed: int,
         teacher: nn.Module | None,
+        ranks: Ranks | None,
     ) -> None:
         self.model = model
+        self.ranks = ranks
         self.train = train
         self.config = config
         self.seed = seed
@@ -219,6 +227,18 @@ class _Training:
             "teacher": None if teacher is None else parameter_digest(teacher),
         }
 
+    def join_ranks(self) -> None:
+        """Take over what rank 0 has restored, and share the batches from now on."""
+        if self.ranks is None:
+            return
+        names = [name for name, item in self.trainable.items() if self.optimizer.state[item]]
+        self.losses, self.seconds, names = self.ranks.agree((self.losses, self.seconds, names))
+        for name in names:
+            state = self.optimizer.state[self.trainable[name]]
+            state.setdefault("momentum_buffer", torch.empty_like(self.trainable[name]))
+            distributed.broadcast(state["momentum_buffer"], src=0)
+        self.model = self.ranks.wrap(unwrap(self.model))
+
     def train_epoch(self) -> None:
         """Run the next epoch."""
         start = time.perf_counter()
@@ -230,7 +250,8 @@ class _Training:
             shuffle=self._generator(epoch, "order"),
             augment=self._generator(epoch, "augmentation"),
         )
-        with self._seeded(epoch):
+        shared = nullcontext() if self.ranks is None else SharedBatchNorm()
+        with self._seeded(epoch), shared:
             for step, (images, labels) in zip(range(self.steps_per_epoch), batches, strict=False):
                 total += self._step(epoch, step, images, labels)
         self.losses.append(total / self.steps_per_epoch)
@@ -245,9 +266,12 @@ class _Training:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        weight = 1.0
+        if self.ranks is not None:
+            images, labels, weight = self.ranks.share(images, labels)
         inputs = place_images(images, self.model)
         loss = self._loss(inputs, labels.to(inputs.device))
-        value = float(loss.detach())
+        value = float(loss.detach() if self.ranks is None else self.ranks.mean(loss, weight))
         if not math.isfinite(value):
             msg = (
                 f"the training loss is {value} in epoch {epoch + 1}, step {step + 1}: lower the "
@@ -255,6 +279,8 @@ class _Training:
             )
             raise PruneGraphError(msg)
         self.optimizer.zero_grad(set_to_none=True)
+        if self.ranks is not None:
+            loss = loss * (weight * self.ranks.size)  # the ranks' gradients are averaged
         loss.backward()
         self.optimizer.step()
         return value
@@ -292,7 +318,8 @@ class _Training:
         device = model_device(self.model)
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(self._derived_seed(epoch, "dropout"))
+            rank = 0 if self.ranks is None else self.ranks.rank
+            torch.manual_seed(self._derived_seed(epoch, "dropout") + rank)
             yield
 
     def snapshot(self) -> bytes:

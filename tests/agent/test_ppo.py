@@ -26,7 +26,7 @@ def make_model(
     def make(workers: int = 4, episodes: int = 16, **options: object) -> ChannelPPO:
         config = toy_config(episodes_per_update=episodes, **options)
         factories = toy_factories(workers, block=episodes, repeat=4)
-        return build_model(make_vec_env(factories, processes=False), GRAPHS, config)
+        return build_model(make_vec_env(factories), GRAPHS, config)
 
     return make
 

@@ -135,9 +135,7 @@ def make_model(
 ) -> MakeModel:
     def make(seed: int = 0, **options: object) -> ChannelPPO:
         config = toy_config(episodes_per_update=16, seed=seed, **options)
-        return build_model(
-            make_vec_env(toy_factories(4, block=16, repeat=4), processes=False), GRAPHS, config
-        )
+        return build_model(make_vec_env(toy_factories(4, block=16, repeat=4)), GRAPHS, config)
 
     return make
 

@@ -61,7 +61,6 @@ def learn(
         GRAPHS,
         config,
         total_networks=updates * block,
-        processes=False,
     )
 
 
@@ -178,18 +177,31 @@ def test_self_competition_over_the_real_environment(
     assert result.policy.record["networks_evaluated"] == 30
 
 
-def test_two_processes_train_the_same_policy(
-    toy_config: MakeConfig, real_factories: MakeEnvs
+@pytest.mark.parametrize("form", ["best", "ema"])
+def test_any_number_of_environments_trains_the_same_policy(
+    toy_config: MakeConfig, real_factories: MakeEnvs, form: Any
 ) -> None:
-    config = tiny(toy_config, ppo=PPOConfig(imagined_steps=2))
-    results = [
-        train_agent(real_factories(0, workers=workers), GRAPHS[:1], config, total_networks=27)
-        for workers in (1, 2)
-    ]
-    for one, two in zip(results[0].history, results[1].history, strict=True):
-        assert two["reward"] == pytest.approx(one["reward"])
-        assert two["greedy_masks"] == one["greedy_masks"]
-        assert two["networks"] == one["networks"]
+    config = toy_config(
+        episodes_per_update=8,
+        reward=RewardConfig(self_competition=form),
+        ppo=PPOConfig(imagined_steps=2),
+    )
+    alone, four, eight = (
+        train_agent(
+            real_factories(0, 2, workers=number),
+            (GRAPHS[0], GRAPHS[2]),
+            config,
+            total_networks=40,
+            threads=number > 1,
+        )
+        for number in (1, 4, 8)
+    )
+    assert four.history == alone.history == eight.history
+    assert len(alone.history) >= 4
+    state = alone.policy.network.state_dict()
+    for name, value in eight.policy.network.state_dict().items():
+        assert torch.equal(value, state[name]), name
+        assert torch.equal(four.policy.network.state_dict()[name], state[name]), name
 
 
 def test_a_group_at_a_time(toy_config: MakeConfig, real_factories: MakeEnvs) -> None:

@@ -1,18 +1,20 @@
 """Rewards in the main process, over the real environment with a stand-in evaluator."""
 
+import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from prunegraph.agent import SelfCompetitionVecEnv
+from prunegraph.agent.train import make_vec_env
 from prunegraph.env import ChannelPruningEnv, EnvConfig, PruningTask
 from prunegraph.errors import ConfigError
 from prunegraph.graph.structure import StructureGraph
 from prunegraph.rewards import RewardConfig, pack_bits
 from prunegraph.testing.toy_env import KnownMaskEvaluator, draw_signs, toy_graphs
-from prunegraph.types import Budget
+from prunegraph.types import Budget, Outcome
 
 GRAPHS = toy_graphs()
 
@@ -50,12 +52,12 @@ def make_env() -> Iterator[Callable[..., SelfCompetitionVecEnv]]:
     opened: list[SelfCompetitionVecEnv] = []
 
     def make(
-        workers: int = 1, *, processes: bool = False, form: str = "best", **options: object
+        workers: int = 1, *, threads: bool = False, form: str = "best", **options: object
     ) -> SelfCompetitionVecEnv:
         reward = RewardConfig(self_competition=form)  # type: ignore[arg-type]
-        kind = SubprocVecEnv if processes else DummyVecEnv
         factories = [factory(i, workers, reward, **options) for i in range(workers)]
-        opened.append(SelfCompetitionVecEnv(kind(factories), reward, episodes_per_update=8))
+        venv = make_vec_env(factories, threads=threads)
+        opened.append(SelfCompetitionVecEnv(venv, reward, episodes_per_update=8))
         return opened[-1]
 
     yield make
@@ -91,8 +93,33 @@ def test_one_and_two_workers_give_the_same_rewards(
 ) -> None:
     alone = play(make_env(1), 3)
     assert play(make_env(2), 3) == alone
-    assert play(make_env(2, processes=True), 3) == alone
+    assert play(make_env(8, threads=True), 3) == alone
     assert len(set(alone["rewards"])) > 3
+
+
+def test_environments_wait_for_their_networks_at_once(
+    make_env: Callable[..., SelfCompetitionVecEnv], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meeting = threading.Barrier(8, timeout=30)
+    evaluate = KnownMaskEvaluator.evaluate
+
+    def wait_for_the_others(*arguments: Any) -> Outcome:
+        if threading.current_thread() is not threading.main_thread():  # which measures the bars
+            meeting.wait()
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(KnownMaskEvaluator, "evaluate", wait_for_the_others)
+    assert len(play(make_env(8, threads=True), 2)["rewards"]) == 16
+
+
+def test_an_error_in_a_thread_reaches_the_caller(
+    make_env: Callable[..., SelfCompetitionVecEnv], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = make_env(2, threads=True, form="accuracy")
+    env.start_block(0)
+    monkeypatch.setattr(KnownMaskEvaluator, "evaluate", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        env.step(np.ones((2, *env.action_space.shape)))
 
 
 def test_the_first_bar_is_the_policys_own_mask(

@@ -108,7 +108,7 @@ def test_threads_are_set(
     monkeypatch.setattr(torch, "set_num_threads", seen.append)
     assert run("inspect --threads 3 --json", capsys)[0] == 0
     assert run("inspect --json", capsys)[0] == 0
-    assert seen == [3, cli.num_cores()]
+    assert seen == [3, cli.default_threads()]
 
 
 def test_config_file_gives_defaults_that_the_command_line_overrides(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """A tiny pretrained network and a finished run that the tests of this folder share."""
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,36 @@ def quick(tmp_path_factory: pytest.TempPathFactory, quick_words: list[str]) -> P
     path = tmp_path_factory.mktemp("quick") / "run"
     assert main([*quick_words, "--out", str(path)]) == 0
     return path
+
+
+@pytest.fixture(scope="session")
+def one_worker_words(quick_words: list[str]) -> list[str]:
+    """Return a training command of one search of several updates."""
+    return [*quick_words, "--networks", "60"]
+
+
+@pytest.fixture(scope="session")
+def one_worker(tmp_path_factory: pytest.TempPathFactory, one_worker_words: list[str]) -> Path:
+    """Return the folder of a finished run of that command by one worker."""
+    path = tmp_path_factory.mktemp("one") / "run"
+    assert main([*one_worker_words, "--workers", "1", "--out", str(path)]) == 0
+    return path
+
+
+@pytest.fixture
+def assert_same_run() -> Callable[[Path, Path], None]:
+    """Return a comparison of what two runs found, to the last bit."""
+
+    def compare(one: Path, two: Path) -> None:
+        reports = [json.loads((path / "report.json").read_bytes()) for path in (one, two)]
+        for name in ("methods", "pruned"):
+            assert reports[0][name] == reports[1][name]
+        searches = [report["search"] for report in reports]
+        assert searches[0]["networks_evaluated"] == searches[1]["networks_evaluated"] > 40
+        for name in ("masks.json", "policy.safetensors", "pruned.safetensors"):
+            assert (one / name).read_bytes() == (two / name).read_bytes(), name
+
+    return compare
 
 
 @pytest.fixture(scope="session")

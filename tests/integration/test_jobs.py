@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,6 +112,18 @@ def test_a_worker_without_memory_is_told_in_one_line(
     assert errors.count("\n") == 1
     for path in (tmp_path / "run").glob("checkpoints/search-*.safetensors"):
         assert read_safetensors(path)[0]
+
+
+@pytest.mark.slow
+def test_two_workers_of_one_search_find_what_one_finds(
+    one_worker: Path,
+    one_worker_words: list[str],
+    assert_same_run: Callable[[Path, Path], None],
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "run"
+    assert main([*one_worker_words, "--workers", "2", "--out", str(path)]) == 0
+    assert_same_run(one_worker, path)
 
 
 @pytest.mark.slow

@@ -1,0 +1,129 @@
+"""Under ``torchrun`` rank 0 runs the command; the others share each of its trainings.
+
+Rank 0 sends them the network, the images and the recipe, so they need no files, and every decision
+is made once. They trust what it sends, as any process of one ``torchrun`` trusts the others.
+"""
+
+import copy
+import os
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import distributed, nn
+
+from prunegraph.errors import PruneGraphError
+from prunegraph.experiment.setup import num_cores, resolve_device
+from prunegraph.pruning.finetune import FinetuneConfig, finetune
+from prunegraph.pruning.ranks import Ranks, current_ranks
+from prunegraph.types import TrainSplit
+
+PATIENCE = timedelta(days=30)
+"""How long the others wait for the next training while rank 0 searches."""
+
+SET_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
+
+
+def num_ranks(environment: Mapping[str, str] = os.environ) -> int:
+    """Return how many processes ``torchrun`` started for this command; 1 without it."""
+    under_torchrun = all(name in environment for name in SET_BY_TORCHRUN)
+    return int(environment["WORLD_SIZE"]) if under_torchrun else 1
+
+
+def speaks(environment: Mapping[str, str] = os.environ) -> bool:
+    """Return whether this process is the one that tells people what happens."""
+    return num_ranks(environment) == 1 or environment["RANK"] == "0"
+
+
+def default_threads() -> int:
+    """Return the number of CPU threads: one a core, shared with the ranks of this machine."""
+    sharing = int(os.environ["LOCAL_WORLD_SIZE"]) if num_ranks() > 1 else 1
+    return max(1, num_cores() // sharing)
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Ranks | None]:
+    """Join the processes that ``torchrun`` started, if it did.
+
+    Args:
+        device: what ``--device`` says.
+    """
+    if num_ranks() == 1:
+        yield None
+        return
+    on_gpu = resolve_device(device).type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)
+    ranks = current_ranks()
+    assert ranks is not None
+    yield ranks  # after an error the others cannot be told: torchrun ends them
+    if ranks.first:
+        ranks.agree(None)
+    distributed.destroy_process_group()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Order:
+    """A training that all ranks share."""
+
+    model: nn.Module
+    teacher: nn.Module | None
+    train: TrainSplit
+    config: FinetuneConfig
+    seed: int
+
+
+def share_training(
+    ranks: Ranks,
+    model: nn.Module,
+    train: TrainSplit,
+    config: FinetuneConfig,
+    *,
+    seed: int,
+    teacher: nn.Module | None,
+) -> None:
+    """Let the other ranks join the ``finetune`` that rank 0 calls next."""
+    order = _Order(
+        model=copy.deepcopy(model).cpu(),
+        teacher=None if teacher is None else copy.deepcopy(teacher).cpu(),
+        train=train,
+        config=config,
+        seed=seed,
+    )
+    try:
+        ranks.agree(order)
+    except (AttributeError, TypeError, ValueError, pickle.PicklingError) as error:
+        msg = f"the network cannot be sent to the other ranks ({error}): leave torchrun away"
+        raise PruneGraphError(msg) from error
+
+
+def help_rank_0(ranks: Ranks, device: str) -> None:
+    """Share rank 0's trainings until it has no more."""
+    place = resolve_device(device)
+    nothing: _Order | None = None
+    with told_if_rank_ends():
+        while (order := ranks.agree(nothing)) is not None:
+            finetune(
+                order.model.to(place),
+                order.train,
+                order.config,
+                seed=order.seed,
+                teacher=None if order.teacher is None else order.teacher.to(place),
+                ranks=ranks,
+            )
+
+
+@contextmanager
+def told_if_rank_ends() -> Iterator[None]:
+    """Raise PruneGraphError where another rank is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, distributed.DistError) and "gloo" not in str(error):
+            raise
+        msg = "another rank has ended: see what it says, and give the same command again to go on"
+        raise PruneGraphError(msg) from error
