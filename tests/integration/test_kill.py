@@ -82,14 +82,14 @@ def contents(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         name: path.read_bytes() if path.is_file() else None
         for name, path in names.items()
-        if "/events/" not in name
+        if "/events/" not in name and not name.endswith("report.html")  # it shows times
     }
     for name in [name for name in found if name.endswith("config.yaml")]:
         lines = found[name].splitlines()
         found[name] = [line for line in lines if not line.startswith(b"out:")]
     for name in [name for name in found if name.endswith("report.json")]:
         report = json.loads(found[name])
-        del report["files"]
+        del report["files"], report["latency_ms"]
         for key in ("seconds", "evaluation_seconds"):
             del report["search"][key]
         found[name] = report
