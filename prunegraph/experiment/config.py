@@ -168,8 +168,8 @@ class SearchOptions:
         imagined_steps: steps of the policy after each update on masks that were not run but
             foretold from all that were; 0 = learn from run networks alone. None are made with
             granularity group or constraint lagrangian.
-        amortise_steps: steps after the search that teach the policy, which can be used on other
-            networks, what the search found for its own; fewer for large networks. 0 = none.
+        amortise_steps: steps for each network that the search may evaluate, after it, that teach
+            the policy, which can be used on other networks, what was found; fewer for large ones.
         ray: evaluate the networks of a search on a Ray cluster: its address, auto (the one that
             this machine belongs to), or local.
     """
@@ -184,7 +184,7 @@ class SearchOptions:
     update_size: int = AgentConfig.episodes_per_update
     learning_rate: float = PPOConfig.learning_rate
     imagined_steps: int = 20
-    amortise_steps: int = 400
+    amortise_steps: int = 3
     ray: str | None = None
 
     def check(self) -> None:

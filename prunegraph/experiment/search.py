@@ -163,7 +163,7 @@ def search(
         for masks, evaluator in zip(finalists, tables[0].evaluators, strict=True)
     )
     path = folder.checkpoint(f"policy-{label}.safetensors")
-    steps = options.amortise_steps if options.learning_rate else 0
+    steps = options.amortise_steps * options.networks if options.learning_rate else 0
     save_policy(
         path, amortise(result.policy, _lessons(result, benches, options), steps=steps, seed=seed)
     )
