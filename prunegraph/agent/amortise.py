@@ -72,7 +72,7 @@ def amortise(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = PruningNetwork(policy.network.config).train()
-    prepared = [_Prepared.of(lesson, next(network.parameters()).device) for lesson in lessons]
+    prepared = [_Prepared.of(lesson) for lesson in lessons]
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE)
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
@@ -96,34 +96,24 @@ class _Prepared:
     threshold: float
 
     @classmethod
-    def of(cls, lesson: Lesson, device: torch.device) -> "_Prepared":
-        graph, budget = lesson.graph, lesson.budget
-        whole = graph.dense_cost
-        limits = np.array(
-            [
-                [
-                    (budget.keep_macs or np.inf) * whole.macs,
-                    (budget.keep_params or np.inf) * whole.params,
-                ]
-            ]
-        )
+    def of(cls, lesson: Lesson) -> "_Prepared":
+        graph = lesson.graph
         scores = lesson.scores.astype(np.float64)
+        limits = np.array([graph.limits(lesson.budget)])
         threshold = float(solve_threshold(graph, scores[None], limits, TEMPERATURE)[0])
         features = torch.as_tensor(lesson.node_features)
         return cls(
-            data=join([with_features(Topology.of(graph).data, features)]).to(device),
-            context=torch.as_tensor(lesson.context).reshape(1, -1).to(device),
-            targets=torch.sigmoid(torch.from_numpy((scores - threshold) / TEMPERATURE))
-            .float()
-            .to(device),
-            free=torch.from_numpy(graph.free).to(device),
+            data=join([with_features(Topology.of(graph).data, features)]),
+            context=torch.as_tensor(lesson.context).reshape(1, -1),
+            targets=torch.sigmoid(torch.from_numpy((scores - threshold) / TEMPERATURE)).float(),
+            free=torch.from_numpy(graph.free),
             threshold=threshold,
         )
 
     def loss(self, network: PruningNetwork, generator: torch.Generator) -> Tensor:
         """Return the mean cross-entropy of the free channels, with noisy features."""
         clean = self.data.x
-        noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+        noise = torch.randn(clean.shape, generator=generator)
         data = with_features(self.data, clean + FEATURE_NOISE * noise)
         scores = network.scores(data, network.encode(data), self.context)  # [N]
         logits = (scores - self.threshold) / TEMPERATURE

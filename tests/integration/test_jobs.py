@@ -91,20 +91,24 @@ def test_the_last_of_several_jobs_runs_where_the_others_ran(
     assert here == ([] if in_worker else ["last"])
 
 
+def searching(words: list[str], folder: Path, **options: Any) -> "subprocess.Popen[str]":
+    """Start a run with two workers, and return it when both have begun to search."""
+    words = [*words, "--networks", "4000", "--workers", "2", "--out", str(folder / "run")]
+    run = subprocess.Popen([sys.executable, "-m", "prunegraph", *words], **options)
+    deadline = time.monotonic() + 300
+    while len(list(folder.glob("run/checkpoints/search-*.safetensors"))) < 2:
+        assert run.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits another process's memory")
 def test_a_worker_without_memory_is_told_in_one_line(
     train_words: list[str], tmp_path: Path
 ) -> None:
-    words = [*train_words, "--networks", "4000", "--workers", "2", "--out", str(tmp_path / "run")]
-    run = subprocess.Popen(
-        [sys.executable, "-m", "prunegraph", *words], stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 300
-    while len(list((tmp_path / "run").glob("checkpoints/search-*.safetensors"))) < 2:
-        assert run.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    run = searching(train_words, tmp_path, stderr=subprocess.PIPE, text=True)
     resource.prlimit(_worker_of(run.pid), resource.RLIMIT_AS, (2**20, 2**20))
     _, errors = run.communicate(timeout=300)
     assert run.returncode == 2, errors
@@ -128,13 +132,8 @@ def test_two_workers_of_one_search_find_what_one_finds(
 
 @pytest.mark.slow
 def test_workers_end_with_a_run_that_is_killed(train_words: list[str], tmp_path: Path) -> None:
-    words = [*train_words, "--networks", "4000", "--workers", "2", "--out", str(tmp_path / "run")]
-    run = subprocess.Popen([sys.executable, "-m", "prunegraph", *words], start_new_session=True)
+    run = searching(train_words, tmp_path, start_new_session=True)
     deadline = time.monotonic() + 120
-    while len(list((tmp_path / "run").glob("checkpoints/search-*.safetensors"))) < 2:
-        assert run.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
     run.send_signal(signal.SIGKILL)
     run.wait()
     while time.monotonic() < deadline:
@@ -149,15 +148,7 @@ def test_workers_end_with_a_run_that_is_killed(train_words: list[str], tmp_path:
 
 @pytest.mark.slow
 def test_a_killed_worker_is_told_in_one_line(train_words: list[str], tmp_path: Path) -> None:
-    words = [*train_words, "--networks", "4000", "--workers", "2", "--out", str(tmp_path / "run")]
-    run = subprocess.Popen(
-        [sys.executable, "-m", "prunegraph", *words], stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 120
-    while len(list((tmp_path / "run").glob("checkpoints/search-*.safetensors"))) < 2:
-        assert run.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    run = searching(train_words, tmp_path, stderr=subprocess.PIPE, text=True)
     os.kill(_worker_of(run.pid), signal.SIGKILL)
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 2
