@@ -133,17 +133,22 @@ def test_two_workers_of_one_search_find_what_one_finds(
 @pytest.mark.slow
 def test_workers_end_with_a_run_that_is_killed(train_words: list[str], tmp_path: Path) -> None:
     run = searching(train_words, tmp_path, start_new_session=True)
-    deadline = time.monotonic() + 120
     run.send_signal(signal.SIGKILL)
     run.wait()
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(run.pid, 0)
-        except ProcessLookupError:
-            return
+    deadline = time.monotonic() + 120
+    while (alive := _group_lives(run.pid)) and time.monotonic() < deadline:
         time.sleep(0.2)
-    os.killpg(run.pid, signal.SIGKILL)
-    pytest.fail("a worker outlived its run")
+    if alive:
+        os.killpg(run.pid, signal.SIGKILL)
+    assert not alive, "a worker outlived its run"
+
+
+def _group_lives(pid: int) -> bool:
+    try:
+        os.killpg(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.mark.slow
