@@ -28,8 +28,8 @@ LEARNING_RATE = 3e-3
 FEATURE_NOISE = 0.3
 """Deviation of the noise on the features, which are standardised."""
 
-MOST_CHANNEL_STEPS = 4_000_000
-"""Channels of all lessons times steps: large networks get fewer steps."""
+MOST_CHANNEL_STEPS = 8_000_000
+"""Channels of all networks times steps: large networks get fewer steps."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -62,25 +62,29 @@ def amortise(
     Args:
         policy: what the searches trained; it stays as it is.
         lessons: at least one.
-        steps: steps of AdamW, each on all lessons; 0 returns the policy itself.
+        steps: steps of AdamW, each on one lesson of every network, which take turns; 0 returns the
+            policy itself.
         seed: of the noise on the features.
     """
-    channels = sum(lesson.graph.num_classes for lesson in lessons)
+    channels = sum({id(lesson.graph): lesson.graph.num_classes for lesson in lessons}.values())
     steps = min(steps, max(MOST_CHANNEL_STEPS // channels, 1))
     if steps <= 0:
         return policy
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = PruningNetwork(policy.network.config).train()
-    prepared = [_Prepared.of(lesson) for lesson in lessons]
+    turns: dict[int, list[_Prepared]] = {}
+    for lesson in lessons:
+        turns.setdefault(id(lesson.graph), []).append(_Prepared.of(lesson))
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE)
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * 0.5 * (1.0 + math.cos(math.pi * step / steps))
         optimizer.zero_grad()
-        for lesson in prepared:  # one after the other: large graphs need their memory alone
-            (lesson.loss(network, generator) / len(prepared)).backward()
+        for prepared in turns.values():  # one after the other: large graphs need their memory alone
+            loss = prepared[step % len(prepared)].loss(network, generator)
+            (loss / len(turns)).backward()
         optimizer.step()
     return TrainedPolicy(network.eval(), {**policy.record, "amortise_steps": steps})
 

@@ -17,7 +17,11 @@ from prunegraph.graph.encode import to_pyg
 from prunegraph.graph.features import node_features
 from prunegraph.pruning.evaluation import Evaluator
 from prunegraph.pruning.latency import project_budget
-from prunegraph.pruning.statistics import measure, sensitivity
+from prunegraph.pruning.statistics import (
+    measure,
+    num_sensitivity_networks,
+    unlabelled_sensitivity,
+)
 from prunegraph.types import Budget, KeepMask, SearchSplit, TrainSplit
 
 Batch = Tensor | tuple[Tensor, Tensor] | list[Tensor]
@@ -87,7 +91,8 @@ def prune(
     Args:
         model: the trained network; it is left as it is.
         example_inputs: what its forward takes.
-        policy: run folder of ``prunegraph train``, or a policy file.
+        policy: resnet-cifar, which comes with the package; run folder of ``prunegraph train``, or a
+            policy file.
         calibration_data: batches of training images ``[b, c, h, w]``, or of (images, labels
             ``[b]``), normalised and shuffled; without labels the network's own answers are used.
         keep_macs: at most this share of the multiply-adds remains.
@@ -122,7 +127,9 @@ def prune(
     device = next((item.device for item in model.parameters()), torch.device("cpu"))
     evaluator = Evaluator(model, graph, search=search, calibration=train, seed=seed, device=device)
     statistics = dict(measure(model, graph, train, seed=seed, device=device).arrays)
-    statistics["sensitivity"] = sensitivity(evaluator, graph, statistics["taylor"])
+    statistics["sensitivity"] = unlabelled_sensitivity(
+        model, graph, train, statistics["taylor"], seed=seed, device=device
+    )
     features = node_features(graph, statistics, budget)
     scores = trained.logits(to_pyg(graph), features, first_context(budget))
     mask = project_budget(model, graph, scores, budget, example_inputs)
@@ -141,7 +148,7 @@ def prune(
             "widths": graph.group_widths(mask),
             "mask_digest": mask.digest(),
         },
-        "networks_evaluated": evaluator.num_networks,
+        "networks_evaluated": num_sensitivity_networks(graph),
         "calibration_images": len(index),
     }
     return PruneResult(model=evaluator.prune(mask), mask=mask, graph=graph, report=report)

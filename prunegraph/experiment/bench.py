@@ -27,16 +27,17 @@ from prunegraph.pruning.finetune import FinetuneConfig, finetune
 from prunegraph.pruning.latency import project_budget
 from prunegraph.pruning.latency_table import LatencyTable, measure_latency_table
 from prunegraph.pruning.problem import PruningProblem
-from prunegraph.pruning.statistics import measure, num_sensitivity_networks, sensitivity
+from prunegraph.pruning.statistics import (
+    measure,
+    num_sensitivity_networks,
+    unlabelled_sensitivity,
+)
 from prunegraph.types import Budget, FloatArray, KeepMask
 
 DENSE_FILE = "dense.safetensors"
 
 FINETUNE_EPOCHS = 10
 DIGITS_FINETUNE_EPOCHS = 40
-
-SENSITIVITY_IMAGES = 1500
-"""Search images that the sensitivity of groups is measured on."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -85,10 +86,17 @@ class Bench:
 
     @cached_property
     def sensitivity(self) -> FloatArray:
-        """What the loss gains without half of each class's group ``[N]``."""
-        evaluator, graph = self.final_evaluator, self.target.graph
-        subset = evaluator.draw_subset(SENSITIVITY_IMAGES, self.seed)
-        return sensitivity(evaluator, graph, self.statistics["taylor"], subset=subset)
+        """How far the outputs move without half of each class's group ``[N]``; without labels."""
+        target = self.target
+        return unlabelled_sensitivity(
+            target.model,
+            target.graph,
+            target.dataset.train,
+            self.statistics["taylor"],
+            calibration_images=self.options.calibration_images,
+            seed=self.seed,
+            device=target.device,
+        )
 
     @property
     def sensitivity_networks(self) -> int:

@@ -282,7 +282,8 @@ class ApplyConfig(PruningOptions, NetworkConfig):
     """Prune a network with a trained policy: no search, no reward.
 
     Attributes:
-        policy: run folder of ``train``, or a policy file.
+        policy: resnet-cifar, which comes with the package; run folder of ``train``, or a policy
+            file.
         max_memory: at most this many bytes of activations alive at once, for one image.
         max_latency: at most this many milliseconds a forward of one image, measured here (median
             of 50, and 5 % for noise).

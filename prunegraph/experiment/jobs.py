@@ -196,6 +196,10 @@ class Jobs:
                 initializer=_open_workplace,
                 initargs=(self._config, paths, self._threads),
             )
+            # The pool watches a process from the next submission on only: without these, the death
+            # of the last one would show when another job ends.
+            for _ in range(self.num_workers + 1):
+                self._executor.submit(_work, _no_job, ())
         return self._executor
 
 
@@ -228,6 +232,10 @@ class _Workers:
         values = (network, mask, subset)
         with _told_if_killed():
             return self._executor.submit(_work, _evaluate_job, values).result()
+
+
+def _no_job(_: Workplace) -> None:
+    pass
 
 
 def _evaluate_job(place: Workplace, network: int, mask: KeepMask, subset: Tensor | None) -> Outcome:

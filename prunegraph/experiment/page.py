@@ -223,8 +223,9 @@ def cost_rows(content: Mapping[str, Any]) -> Facts:
     rows: Facts = [
         ("pruned networks run", f"{search['networks_evaluated']:,}"),
         ("wall time", seconds_in_words(search["seconds"])),
-        ("of it in evaluations", seconds_in_words(search["evaluation_seconds"])),
     ]
+    if search["evaluation_seconds"]:
+        rows.append(("of it in evaluations", seconds_in_words(search["evaluation_seconds"])))
     if "seeds" in search:
         rows.insert(0, ("seeds", ", ".join(map(str, search["seeds"]))))
     if content["repaired"] is not None:

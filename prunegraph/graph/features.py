@@ -39,7 +39,7 @@ FEATURE_DOCS: dict[str, str] = {
     "apoz": "share of zeros in that activation",
     "twin_similarity": "highest |cosine| of the producing filter with another one of the group",
     "twin_rank": "1 = the larger of that pair, -1 = the smaller; not standardised",
-    "sensitivity": "measured loss when half of the group goes; 0 where not measured",
+    "sensitivity": "how far the outputs move when half of the group goes; 0 where not measured",
     "macs_freed": "log of the MACs that removing the class alone frees",
     "params_freed": "log of the parameters that removing the class alone frees",
     "group_macs_share": "MACs on the group's axes over all MACs; not standardised",

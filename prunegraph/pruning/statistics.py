@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from prunegraph.graph import StructureGraph, unwrap
 from prunegraph.pruning.evaluation import Evaluator
 from prunegraph.pruning.filter_statistics import filter_statistics
 from prunegraph.pruning.reads import Read, reads
-from prunegraph.types import Float64Array, FloatArray, TrainSplit
+from prunegraph.types import Float64Array, FloatArray, KeepMask, SearchSplit, TrainSplit
 
 STATISTIC_NAMES: tuple[str, ...] = (
     "taylor",
@@ -29,6 +30,9 @@ STATISTIC_NAMES: tuple[str, ...] = (
     "twin_rank",
 )
 """The arrays of ``Statistics``; ``"sensitivity"`` is measured apart, since it runs networks."""
+
+SENSITIVITY_IMAGES = 512
+"""Train images that ``unlabelled_sensitivity`` compares pruned and dense outputs on."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -181,6 +185,7 @@ def sensitivity(
     *,
     share: float = 0.5,
     subset: Tensor | None = None,
+    by: Literal["loss", "kl"] = "loss",
 ) -> FloatArray:
     """Measure what the loss gains when a share of one group goes, for each group in turn.
 
@@ -193,11 +198,20 @@ def sensitivity(
         scores: ``[N]``, the group's lowest go.
         share: of the group's classes, in (0, 1); rounded down, the group's minimum stays.
         subset: positions in the search split; None = all.
+        by: the cross-entropy, or the divergence from the dense outputs, which needs no labels; the
+            evaluator must measure it.
 
     Returns:
-        ``[N]`` the group's gain in cross-entropy (nats), at each of its classes; frozen 0.
+        ``[N]`` the group's gain (nats), at each of its classes; frozen 0.
     """
-    dense_loss = evaluator.evaluate(graph.dense_mask(), subset).loss
+
+    def measured(mask: KeepMask) -> float:
+        outcome = evaluator.evaluate(mask, subset)
+        value = outcome.loss if by == "loss" else outcome.kl
+        assert value is not None
+        return value
+
+    dense = measured(graph.dense_mask())
     gains = np.zeros(graph.num_classes, dtype=np.float32)
     for group in graph.groups:
         classes = group.classes[graph.free[group.classes]]
@@ -206,5 +220,44 @@ def sensitivity(
         num_removed = min(int(share * classes.size), len(group.classes) - group.min_keep)
         keep = np.ones(graph.num_classes, dtype=bool)
         keep[classes[np.argsort(scores[classes], kind="stable")[: max(num_removed, 0)]]] = False
-        gains[classes] = evaluator.evaluate(graph.mask(keep), subset).loss - dense_loss
+        gains[classes] = measured(graph.mask(keep)) - dense
     return gains
+
+
+def unlabelled_sensitivity(
+    model: nn.Module,
+    graph: StructureGraph,
+    train: TrainSplit,
+    scores: FloatArray,
+    *,
+    calibration_images: int = 1024,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> FloatArray:
+    """Return the sensitivity by divergence on train images: it uses neither labels nor searches.
+
+    Args:
+        model: the dense network.
+        graph: its structure.
+        train: images; ``SENSITIVITY_IMAGES`` of them are drawn.
+        scores: ``[N]``, the group's lowest go.
+        calibration_images: images that recalibrate batch norm.
+        seed: fixes the images.
+        device: where networks run.
+
+    Returns:
+        ``[N]``, see ``sensitivity``.
+    """
+    drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    images = SearchSplit(train.source, train.index[drawn[:SENSITIVITY_IMAGES]])
+    evaluator = Evaluator(
+        model,
+        graph,
+        search=images,
+        calibration=train,
+        num_calibration=calibration_images,
+        seed=seed,
+        device=device,
+        kl=True,
+    )
+    return sensitivity(evaluator, graph, scores, by="kl")

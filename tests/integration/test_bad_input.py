@@ -63,7 +63,7 @@ def images(tmp_path: Path) -> Path:
         ("train --arch resnet20 --dataset cifar10 --data-dir nowhere", "nowhere"),
         ("compare --methods l3/uniform", "unknown method 'l3/uniform'"),
         ("compare --keep-macs 0.0001", "the least that can is"),
-        ("apply --policy nowhere", "no policy nowhere"),
+        ("apply --policy nowhere", "that comes with the package: resnet-cifar"),
         ("apply", "Missing"),
     ],
 )

@@ -14,6 +14,7 @@ from prunegraph.pruning.statistics import (
     measure,
     num_sensitivity_networks,
     sensitivity,
+    unlabelled_sensitivity,
 )
 from prunegraph.types import Dataset, TrainSplit
 
@@ -205,3 +206,19 @@ def test_sensitivity_counts_its_networks_and_is_one_number_a_group(
     per_group = [set(gains[group.classes].tolist()) for group in digits_graph.groups]
     assert all(len(values) == 1 for values in per_group)
     assert len(set.union(*per_group)) == 7
+
+
+def test_the_policys_sensitivity_needs_no_labels(
+    digits_net: nn.Module, digits_graph: StructureGraph, digits: Dataset
+) -> None:
+    scores = np.random.default_rng(0).random(digits_graph.num_classes).astype(np.float32)
+    source = copy.copy(digits.train.source)
+    source.labels = source.labels.flip(0)  # type: ignore[misc]
+    mislabelled = TrainSplit(source, digits.train.index)
+    gains, same = (
+        unlabelled_sensitivity(digits_net, digits_graph, train, scores, calibration_images=64)
+        for train in (digits.train, mislabelled)
+    )
+    assert (gains == same).all()
+    assert not gains[digits_graph.frozen].any()
+    assert (gains[digits_graph.free] > 0.0).any()
