@@ -113,6 +113,7 @@ def search(
     folder: RunFolder,
     console: Console,
     pool: Pool | None = None,
+    config: AgentConfig | None = None,
 ) -> SearchRun:
     """Train one policy on all networks and choose a mask for each; an interrupted one resumes.
 
@@ -125,10 +126,11 @@ def search(
         console: where progress goes.
         pool: evaluates the episodes of an update at once; None = this process, one by one. The
             result is the same.
+        config: the agent's options; default: those of ``agent_config``.
     """
     label = f"{name.replace('/', '-')}-{seed}"
     clock = _Clock(folder.checkpoint(f"search-{label}.json"))
-    config = agent_config(options, seed)
+    config = config or agent_config(options, seed)
     tables = _tables(benches, config, pool)
     tasks, evaluators = tables[0].tasks, [item for table in tables for item in table.evaluators]
     probes = sum(bench.sensitivity_networks for bench in benches)

@@ -1,0 +1,160 @@
+"""What each part of the agent is worth: the same search with one thing changed.
+
+Every variant searches the same network with the same number of evaluated networks and seeds; the
+accuracy of the mask that it chooses, on the whole search split after recalibration, is its figure.
+The test split stays closed: these figures choose options. Finished searches are not repeated, and
+an interrupted one goes on.
+
+    python benchmarks/ablations.py --out FILE.json [--seeds 2] [--only NAME ...] [options of train]
+    python benchmarks/ablations.py --out FILE.json --table
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from prunegraph.agent import AgentConfig
+from prunegraph.experiment.cli import parse
+from prunegraph.experiment.config import TrainConfig
+from prunegraph.experiment.console import Console
+from prunegraph.experiment.folder import RunFolder
+from prunegraph.experiment.jobs import load_targets, make_workplace
+from prunegraph.experiment.report import machine
+from prunegraph.experiment.search import agent_config, search
+from prunegraph.experiment.setup import keep_freed_memory
+from prunegraph.files import write_json
+
+NO_OFFSETS = {"offset_rate": 0.0, "group_offset_rate": 0.0, "imagined_rate": 0.0}
+NO_NOISE = {"group_noise_start": 0.0, "group_noise_end": 0.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One change.
+
+    Attributes:
+        what: in words.
+        options: changes of ``prunegraph train``'s options.
+        ppo: of the updates' options.
+        network: of the policy network's.
+        reward: of the reward's.
+    """
+
+    what: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    ppo: Mapping[str, Any] = field(default_factory=dict)
+    network: Mapping[str, Any] = field(default_factory=dict)
+    reward: Mapping[str, Any] = field(default_factory=dict)
+
+    def agent(self, options: TrainConfig, seed: int) -> AgentConfig:
+        """Return the agent's options."""
+        config = agent_config(options, seed)
+        return dataclasses.replace(
+            config,
+            ppo=dataclasses.replace(config.ppo, **self.ppo),
+            network=dataclasses.replace(config.network, **self.network),
+            reward=dataclasses.replace(config.reward, **self.reward),
+        )
+
+
+VARIANTS = {
+    "default": Variant(what="as `prunegraph train` searches"),
+    "no_imagination": Variant(what="no imagined episodes", options={"imagined_steps": 0}),
+    "no_offsets": Variant(
+        what="the policy network alone, no offsets of channels and groups",
+        ppo=NO_OFFSETS | {"group_noise_rate": 0.0},
+    ),
+    "no_group_noise": Variant(what="independent bits alone explore", ppo=NO_NOISE),
+    "from_scratch": Variant(what="scores start from 0, not from Taylor", network={"prior": None}),
+    "no_edges": Variant(what="no messages along the graph", network={"use_edges": False}),
+    "group_by_group": Variant(what="one step a group", options={"granularity": "group"}),
+    "lagrangian": Variant(
+        what="a multiplier instead of the threshold", options={"constraint": "lagrangian"}
+    ),
+    "ema": Variant(what="competes with averages", options={"self_competition": "ema"}),
+    "rank": Variant(what="competes with the last 32", options={"self_competition": "rank"}),
+    "greedy": Variant(what="competes with its likeliest", options={"self_competition": "greedy"}),
+    "accuracy": Variant(what="does not compete", options={"self_competition": "accuracy"}),
+    "loss": Variant(what="minus the cross-entropy counts", options={"metric": "loss"}),
+    "floor": Variant(what="losing rewards end at -1", reward={"floor": -1.0}),
+    "joint_clip": Variant(what="the whole action's ratio is clipped", ppo={"clip": "joint"}),
+    "large_updates": Variant(what="32 networks an update", options={"update_size": 32}),
+    "small_updates": Variant(what="8 networks an update", options={"update_size": 8}),
+}
+
+
+def measure(options: TrainConfig, name: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Search once and return the figures."""
+    variant = VARIANTS[name]
+    changed = dataclasses.replace(options, **variant.options, amortise_steps=0)
+    console, run = Console(), RunFolder(path=folder)
+    place = make_workplace(changed, load_targets(changed), [run], console)
+    config = variant.agent(changed, seed)
+    found = search(
+        place.benches, changed, name=name, seed=seed, folder=run, console=console, config=config
+    )
+    return {
+        "search_accuracy": found.candidates[0].search_accuracy,
+        "networks": found.networks_evaluated,
+        "seconds": round(found.seconds, 1),
+        "mean_accuracy": [round(row["accuracy"], 4) for row in found.history],
+    }
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the results as Markdown, the best first."""
+    lines = ["| variant | what | seeds | search accuracy | networks |", "|---|---|--:|--:|--:|"]
+    figures = {
+        name: [100.0 * row["search_accuracy"] for row in seeds.values()]
+        for name, seeds in rows.items()
+        if name in VARIANTS
+    }
+    for name in sorted(figures, key=lambda name: -float(np.mean(figures[name]))):
+        values = figures[name]
+        spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+        networks = max(row["networks"] for row in rows[name].values())
+        lines.append(
+            f"| {name} | {VARIANTS[name].what} | {len(values)} | {np.mean(values):.2f}{spread} | "
+            f"{networks} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing, or print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="NAME", default=[])
+    parser.add_argument("--table", action="store_true", help="print the results as Markdown, end")
+    parser.add_argument("--runs", type=Path, default=Path("runs/ablations"), help="checkpoints")
+    known, words = parser.parse_known_args()
+    content: dict[str, Any] = {"rows": {}}
+    if known.out.is_file():
+        content = json.loads(known.out.read_text(encoding="utf-8"))
+    if known.table:
+        print(table(content["rows"]))
+        return
+    options = parse(TrainConfig, words)
+    assert isinstance(options, TrainConfig)
+    keep_freed_memory()
+    torch.set_num_threads(options.threads or 1)
+    content |= {"command": " ".join(words), "machine": machine()}
+    for seed in range(known.seeds):
+        for name in known.only or VARIANTS:
+            seeds = content["rows"].setdefault(name, {})
+            if str(seed) not in seeds:
+                seeds[str(seed)] = measure(options, name, seed, known.runs / f"{name}-{seed}")
+                write_json(known.out, content)
+                print(f"{name}, seed {seed}: {seeds[str(seed)]['search_accuracy']:.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
