@@ -5,6 +5,7 @@ is what can be used on other networks, learns little beside them. After the sear
 taught the keep probabilities that both together gave.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ TEMPERATURE = 0.3
 """Of the keep probabilities that are taught: that at which searches begin."""
 
 LEARNING_RATE = 3e-3
+ADAPTING_RATE = 3e-4
+"""Of a policy that goes on learning."""
+
 FEATURE_NOISE = 0.3
 """Deviation of the noise on the features, which are standardised."""
 
@@ -52,7 +56,12 @@ class Lesson:
 
 
 def amortise(
-    policy: TrainedPolicy, lessons: Sequence[Lesson], *, steps: int, seed: int
+    policy: TrainedPolicy,
+    lessons: Sequence[Lesson],
+    *,
+    steps: int,
+    seed: int,
+    initial: TrainedPolicy | None = None,
 ) -> TrainedPolicy:
     """Return a policy that gives the lessons' keep probabilities by itself.
 
@@ -65,22 +74,29 @@ def amortise(
         steps: steps of AdamW, each on one lesson of every network, which take turns; 0 returns the
             policy itself.
         seed: of the noise on the features.
+        initial: the policy that the search began with, which goes on learning, so that it does not
+            forget what it knew of other networks; None = a network drawn anew learns.
     """
     channels = sum({id(lesson.graph): lesson.graph.num_classes for lesson in lessons}.values())
     steps = min(steps, max(MOST_CHANNEL_STEPS // channels, 1))
     if steps <= 0:
         return policy
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = PruningNetwork(policy.network.config).train()
+    if initial is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = PruningNetwork(policy.network.config)
+    else:
+        network = copy.deepcopy(initial.network)
+    network.train()
     turns: dict[int, list[_Prepared]] = {}
     for lesson in lessons:
         turns.setdefault(id(lesson.graph), []).append(_Prepared.of(lesson))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE)
+    rate = LEARNING_RATE if initial is None else ADAPTING_RATE
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate)
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+            group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * step / steps))
         optimizer.zero_grad()
         for prepared in turns.values():  # one after the other: large graphs need their memory alone
             loss = prepared[step % len(prepared)].loss(network, generator)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.errors import DataError
-from prunegraph.experiment.apply import find_policy
+from prunegraph.experiment.policies import find_policy
 from prunegraph.experiment.search import first_context
 from prunegraph.graph import AttentionUnit, ExampleInputs, StructureGraph, analyse
 from prunegraph.graph.encode import to_pyg

@@ -1,11 +1,10 @@
 """``prunegraph apply``: prune a network with a policy that was trained before, on any networks."""
 
 import time
-from pathlib import Path
 from typing import Any
 
-from prunegraph.agent import TrainedPolicy, load_policy, save_policy
-from prunegraph.errors import ArtefactError, BudgetError
+from prunegraph.agent import save_policy
+from prunegraph.errors import BudgetError
 from prunegraph.experiment.agent_rows import add_untrained, measured
 from prunegraph.experiment.baselines import baseline_job
 from prunegraph.experiment.candidates import CandidateStore
@@ -15,6 +14,7 @@ from prunegraph.experiment.finalise import Outcome, finalise, finetune_chosen
 from prunegraph.experiment.folder import open_run
 from prunegraph.experiment.jobs import Jobs, Workplace, make_workplace
 from prunegraph.experiment.page import show_finished
+from prunegraph.experiment.policies import find_policy
 from prunegraph.experiment.report import SearchResult
 from prunegraph.experiment.search import policy_mask
 from prunegraph.experiment.setup import load_target
@@ -23,9 +23,6 @@ from prunegraph.experiment.verdict import AGENT
 
 APPLIED = f"{AGENT}/applied"
 """The name of the row of an applied policy."""
-
-SHIPPED = Path(__file__).parents[1] / "policies"
-"""The folder of the policies that come with the package."""
 
 COMPARED = ("l1/uniform", "taylor/per_mac")
 """Heuristics that an applied policy is shown beside; they need no search either."""
@@ -85,29 +82,3 @@ def _add_heuristic(
         if config.max_latency is None:
             raise
         console.say(f"no row of {name}: {error}")
-
-
-def find_policy(policy: Path) -> TrainedPolicy:
-    """Read a policy of the package, that of a run folder, or a policy file.
-
-    Args:
-        policy: a path, or, where there is none, a name of ``shipped_policies``.
-
-    Raises:
-        ArtefactError: there is none, or it is damaged.
-    """
-    if policy.exists():
-        return load_policy(policy)
-    shipped = shipped_policies()
-    if str(policy) not in shipped:
-        msg = (
-            f"no policy {policy}: give the folder of a finished `prunegraph train`, its file, or "
-            f"the name of one that comes with the package: {', '.join(shipped)}"
-        )
-        raise ArtefactError(msg)
-    return load_policy(shipped[str(policy)])
-
-
-def shipped_policies() -> dict[str, Path]:
-    """Return the policies that come with the package, by name."""
-    return {path.stem: path for path in sorted(SHIPPED.glob("*.safetensors"))}

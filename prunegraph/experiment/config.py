@@ -155,6 +155,8 @@ class SearchOptions:
 
     Attributes:
         networks: pruned networks that one search may evaluate, everything counted.
+        policy: search on from a trained policy: resnet-cifar, which comes with the package, a run
+            folder of ``train``, or a policy file; default: from an untrained one.
         subset: search images an update scores its networks on; default: 1,500 or all.
         budgets: shares of the MACs to train the policy for, one an episode; default: the budget.
         constraint: how the agent meets the budget.
@@ -175,6 +177,7 @@ class SearchOptions:
     """
 
     networks: int = 400
+    policy: Path | None = None
     subset: int | None = None
     budgets: tuple[float, ...] = ()
     constraint: Constraint = RewardConfig.constraint

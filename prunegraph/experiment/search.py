@@ -28,6 +28,7 @@ from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.console import Console, Report
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.jobs import Workplace
+from prunegraph.experiment.policies import find_policy
 from prunegraph.experiment.pool import Pool, PooledEvaluator, SearchEvaluator, num_threads
 from prunegraph.files import write_json
 from prunegraph.graph.encode import to_pyg
@@ -136,6 +137,7 @@ def search(
     probes = sum(bench.sensitivity_networks for bench in benches)
     allowed = options.networks * len(benches) - probes - FINALISTS * len(benches)
     environment = env_config(options, config, seed, benches[0].budget)
+    initial = None if options.policy is None else find_policy(options.policy)
     with console.progress(f"search {name}, seed {seed}", allowed) as report:
         result = train_agent(
             [
@@ -150,6 +152,7 @@ def search(
             config,
             total_networks=allowed,
             threads=len(tables) > 1,
+            initial=initial,
             checkpoint=folder.checkpoint(f"search-{label}.safetensors"),
             tensorboard=folder.file(f"events/{label}"),
             progress=partial(_show, report, clock, evaluators),
@@ -166,9 +169,8 @@ def search(
     )
     path = folder.checkpoint(f"policy-{label}.safetensors")
     steps = options.amortise_steps * options.networks if options.learning_rate else 0
-    save_policy(
-        path, amortise(result.policy, _lessons(result, benches, options), steps=steps, seed=seed)
-    )
+    lessons = _lessons(result, benches, options)
+    save_policy(path, amortise(result.policy, lessons, steps=steps, seed=seed, initial=initial))
     seconds, evaluation_seconds = clock.read(evaluators)
     return SearchRun(
         policy=path,

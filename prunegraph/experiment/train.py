@@ -20,6 +20,7 @@ from prunegraph.experiment.finalise import Outcome, finalise, finetune_chosen
 from prunegraph.experiment.folder import RunFolder, open_run, slug
 from prunegraph.experiment.jobs import Jobs, load_targets, make_workplace
 from prunegraph.experiment.page import show_finished
+from prunegraph.experiment.policies import find_policy
 from prunegraph.experiment.search import FINALISTS
 from prunegraph.experiment.setup import Target
 from prunegraph.experiment.verdict import verdict_line
@@ -84,7 +85,14 @@ def _stage_one(config: TrainConfig, jobs: Jobs) -> list[Outcome]:
 
 
 def check_networks(targets: Sequence[Target], options: SearchOptions) -> None:
-    """Raise ConfigError if a search could not make a single update."""
+    """Raise an error if a search could make no update, or the policy to begin with is not there.
+
+    Raises:
+        ConfigError: too few networks may be evaluated.
+        ArtefactError: there is no such policy.
+    """
+    if options.policy is not None:
+        find_policy(options.policy)
     probes = [num_sensitivity_networks(target.graph) + FINALISTS for target in targets]
     update = options.update_size + len(targets)
     least = math.ceil((sum(probes) + update) / len(targets))

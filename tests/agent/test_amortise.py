@@ -1,5 +1,7 @@
 """What a search found for its networks is taught to the policy network."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -85,6 +87,27 @@ def test_the_policy_that_is_taught_stays_as_it_is(
         assert torch.equal(untaught.network.state_dict()[name], value)
     assert taught.record == {"seed": 3, "amortise_steps": 150}
     assert not taught.network.training
+
+
+def test_a_policy_that_goes_on_learning_keeps_what_it_knew(
+    untaught: TrainedPolicy, taught: TrainedPolicy
+) -> None:
+    kept, anew = (
+        amortise(untaught, [lesson(8)], steps=5, seed=0, initial=initial)
+        for initial in (taught, None)
+    )
+    assert agreement(kept, lesson(40)) > 0.9
+    assert agreement(anew, lesson(40)) < 0.8
+
+
+def test_networks_are_taught_in_turns_of_their_lessons(untaught: TrainedPolicy) -> None:
+    first, second = lesson(24), lesson(24)
+    second = replace(first, scores=second.scores[::-1].copy())
+    alone, both = (
+        amortise(untaught, lessons, steps=1, seed=0) for lessons in ([first], [first, second])
+    )
+    for name, value in alone.network.state_dict().items():
+        assert torch.equal(both.network.state_dict()[name], value)
 
 
 def test_no_steps_return_the_policy_itself(untaught: TrainedPolicy) -> None:

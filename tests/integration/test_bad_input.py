@@ -64,6 +64,8 @@ def images(tmp_path: Path) -> Path:
         ("compare --methods l3/uniform", "unknown method 'l3/uniform'"),
         ("compare --keep-macs 0.0001", "the least that can is"),
         ("apply --policy nowhere", "that comes with the package: resnet-cifar"),
+        ("train --policy nowhere", "no policy nowhere"),
+        ("compare --policy nowhere", "no policy nowhere"),
         ("apply", "Missing"),
     ],
 )

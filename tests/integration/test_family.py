@@ -70,6 +70,20 @@ def test_a_policy_is_applied_to_a_third_width_and_depth_in_a_fresh_process(
     assert main(["verify", str(tmp_path / "run"), "--threads", "1"]) == 0
 
 
+def test_a_search_goes_on_from_a_trained_policy(family: Path, tmp_path: Path) -> None:
+    words = ["train", "--weights", str(family / "dense.safetensors"), *SMALL]
+    words += ["--search-seeds", "1", "--baselines", "none", "--amortise-steps", "0"]
+    found = []
+    for name, policy in (("anew", []), ("on", ["--policy", str(family)])):
+        assert main([*words, *policy, "--out", str(tmp_path / name)]) == 0
+        found.append(load_policy(tmp_path / name).network.state_dict())
+    known = load_policy(family).network.state_dict()
+    distances = [
+        sum(float((known[name] - state[name]).abs().sum()) for name in known) for state in found
+    ]
+    assert distances[1] < 0.5 * distances[0]
+
+
 @pytest.mark.parametrize("shape", [(4, 3, 8, 8), (4, 64)])
 def test_calibration_images_of_another_shape_are_one_clear_error(
     family: Path, shape: tuple[int, ...]

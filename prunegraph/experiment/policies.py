@@ -1,0 +1,35 @@
+"""Trained policies: those that come with the package, and those of runs."""
+
+from pathlib import Path
+
+from prunegraph.agent import TrainedPolicy, load_policy
+from prunegraph.errors import ArtefactError
+
+SHIPPED = Path(__file__).parents[1] / "policies"
+"""The folder of the policies that come with the package."""
+
+
+def find_policy(policy: Path) -> TrainedPolicy:
+    """Read a policy of the package, that of a run folder, or a policy file.
+
+    Args:
+        policy: a path, or, where there is none, a name of ``shipped_policies``.
+
+    Raises:
+        ArtefactError: there is none, or it is damaged.
+    """
+    if policy.exists():
+        return load_policy(policy)
+    shipped = shipped_policies()
+    if str(policy) not in shipped:
+        msg = (
+            f"no policy {policy}: give the folder of a finished `prunegraph train`, its file, or "
+            f"the name of one that comes with the package: {', '.join(shipped)}"
+        )
+        raise ArtefactError(msg)
+    return load_policy(shipped[str(policy)])
+
+
+def shipped_policies() -> dict[str, Path]:
+    """Return the policies that come with the package, by name."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.safetensors"))}
