@@ -129,16 +129,75 @@ def search(
             result is the same.
         config: the agent's options; default: those of ``agent_config``.
     """
-    label = f"{name.replace('/', '-')}-{seed}"
-    clock = _Clock(folder.checkpoint(f"search-{label}.json"))
     config = config or agent_config(options, seed)
     tables = _tables(benches, config, pool)
+    result, clock = _train(benches, options, tables, config, name, folder, console)
     tasks, evaluators = tables[0].tasks, [item for table in tables for item in table.evaluators]
-    probes = sum(bench.sensitivity_networks for bench in benches)
-    allowed = options.networks * len(benches) - probes - FINALISTS * len(benches)
-    environment = env_config(options, config, seed, benches[0].budget)
+    finalists = [
+        _finalists(result, bench, task, number)
+        for number, (bench, task) in enumerate(zip(benches, tasks, strict=True))
+    ]
+    networks = result.networks_evaluated + _probes(benches) + sum(map(len, finalists))
+    candidates = tuple(
+        _best(name, seed, masks, evaluator, networks)
+        for masks, evaluator in zip(finalists, tables[0].evaluators, strict=True)
+    )
+    path = folder.checkpoint(f"policy-{_label(name, seed)}.safetensors")
+    steps = options.amortise_steps * options.networks if options.learning_rate else 0
     initial = None if options.policy is None else find_policy(options.policy)
-    with console.progress(f"search {name}, seed {seed}", allowed) as report:
+    lessons = found_lessons(result, benches, options)
+    save_policy(path, amortise(result.policy, lessons, steps=steps, seed=seed, initial=initial))
+    seconds, evaluation_seconds = clock.read(evaluators)
+    return SearchRun(
+        policy=path,
+        candidates=candidates,
+        seconds=seconds,
+        evaluation_seconds=evaluation_seconds,
+        networks_evaluated=networks,
+        history=result.history,
+    )
+
+
+def search_lessons(
+    benches: Sequence[Bench],
+    options: SearchOptions,
+    *,
+    name: str,
+    seed: int,
+    folder: RunFolder,
+    console: Console,
+) -> tuple[TrainedPolicy, list[Lesson]]:
+    """Search as ``search`` does; return the policy before it is taught, and what it is taught."""
+    config = agent_config(options, seed)
+    tables = _tables(benches, config, None)
+    result, _ = _train(benches, options, tables, config, name, folder, console)
+    return result.policy, found_lessons(result, benches, options)
+
+
+def _label(name: str, seed: int) -> str:
+    return f"{name.replace('/', '-')}-{seed}"
+
+
+def _probes(benches: Sequence[Bench]) -> int:
+    return sum(bench.sensitivity_networks for bench in benches)
+
+
+def _train(
+    benches: Sequence[Bench],
+    options: SearchOptions,
+    tables: Sequence["_Table"],
+    config: AgentConfig,
+    name: str,
+    folder: RunFolder,
+    console: Console,
+) -> tuple[TrainingResult, "_Clock"]:
+    """Train the policy until the networks are used up, finalists to come left out."""
+    label = _label(name, config.seed)
+    clock = _Clock(folder.checkpoint(f"search-{label}.json"))
+    evaluators = [item for table in tables for item in table.evaluators]
+    allowed = options.networks * len(benches) - _probes(benches) - FINALISTS * len(benches)
+    environment = env_config(options, config, config.seed, benches[0].budget)
+    with console.progress(f"search {name}, seed {config.seed}", allowed) as report:
         result = train_agent(
             [
                 partial(
@@ -152,37 +211,16 @@ def search(
             config,
             total_networks=allowed,
             threads=len(tables) > 1,
-            initial=initial,
+            initial=None if options.policy is None else find_policy(options.policy),
             checkpoint=folder.checkpoint(f"search-{label}.safetensors"),
             tensorboard=folder.file(f"events/{label}"),
             progress=partial(_show, report, clock, evaluators),
         )
         report(allowed, "done")
-    finalists = [
-        _finalists(result, bench, task, number)
-        for number, (bench, task) in enumerate(zip(benches, tasks, strict=True))
-    ]
-    networks = result.networks_evaluated + probes + sum(map(len, finalists))
-    candidates = tuple(
-        _best(name, seed, masks, evaluator, networks)
-        for masks, evaluator in zip(finalists, tables[0].evaluators, strict=True)
-    )
-    path = folder.checkpoint(f"policy-{label}.safetensors")
-    steps = options.amortise_steps * options.networks if options.learning_rate else 0
-    lessons = _lessons(result, benches, options)
-    save_policy(path, amortise(result.policy, lessons, steps=steps, seed=seed, initial=initial))
-    seconds, evaluation_seconds = clock.read(evaluators)
-    return SearchRun(
-        policy=path,
-        candidates=candidates,
-        seconds=seconds,
-        evaluation_seconds=evaluation_seconds,
-        networks_evaluated=networks,
-        history=result.history,
-    )
+    return result, clock
 
 
-def _lessons(
+def found_lessons(
     result: TrainingResult, benches: Sequence[Bench], options: SearchOptions
 ) -> list[Lesson]:
     """Return what the search found for each network, at each budget that it was trained for."""
