@@ -84,7 +84,7 @@ def amortise(
     if initial is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = PruningNetwork(policy.network.config)
+            network = type(policy.network)(policy.network.config)
     else:
         network = copy.deepcopy(initial.network)
     network.train()

@@ -1,0 +1,202 @@
+"""What a policy that was taught on some networks knows of others: no search, no reward there.
+
+Searches the family once for each seed (finished and interrupted searches go on from their
+checkpoints), teaches what was found to policies with one thing changed each, and lets each choose
+masks for networks that took no part, at each budget. The figure is the accuracy on the whole search
+split after recalibration; the test split stays closed. Weights that have seen these images are
+marked by the caller: a family may hold them, a held-out network should not.
+
+    python benchmarks/transfer.py --out FILE.json --held-out W56 [--teach 0 1] [--only NAME ...] \
+        --weights W20 W32 W44 --budgets 0.3 0.5 0.7 --networks 500 [options of prunegraph train]
+    python benchmarks/transfer.py --out FILE.json --table
+
+With ``--teach`` (positions in --weights) only these members are taught, and the policy is applied
+to the others too: so options can be chosen without a look at the held-out network.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from prunegraph.agent import Lesson, NetworkConfig, PruningNetwork, TrainedPolicy, amortise
+from prunegraph.experiment.bench import Bench
+from prunegraph.experiment.cli import parse
+from prunegraph.experiment.config import TrainConfig
+from prunegraph.experiment.console import Console
+from prunegraph.experiment.folder import RunFolder
+from prunegraph.experiment.jobs import load_targets, make_workplace
+from prunegraph.experiment.report import machine
+from prunegraph.experiment.search import first_context, search_lessons
+from prunegraph.experiment.setup import keep_freed_memory
+from prunegraph.files import write_json
+from prunegraph.graph.encode import to_pyg
+from prunegraph.graph.features import FEATURE_NAMES
+from prunegraph.types import Budget, FloatArray
+
+GRADIENTS = ("taylor", "rank_taylor", "mean_taylor")
+
+
+class ShuffledNetwork(PruningNetwork):
+    """Reads a graph whose edges end anywhere."""
+
+    def encode(self, data: Data) -> Tensor:
+        """Return embeddings ``[N, H]`` of the graph with its edges' ends exchanged at random."""
+        edges = data.edge_index
+        order = torch.randperm(edges.shape[1], generator=torch.Generator().manual_seed(0))
+        shuffled = torch.stack([edges[0], edges[1, order]])
+        return super().encode(Data(**{**data.to_dict(), "edge_index": shuffled}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One change.
+
+    Attributes:
+        what: in words.
+        network: of the policy network's options.
+        hidden: features that are set to 0.
+        kind: class of the network.
+        steps: factor on the number of lesson steps; 0 = untaught.
+    """
+
+    what: str
+    network: Mapping[str, Any] = field(default_factory=dict)
+    hidden: Sequence[str] = ()
+    kind: type[PruningNetwork] = PruningNetwork
+    steps: float = 1.0
+
+    def features(self, features: FloatArray) -> FloatArray:
+        """Return ``[N, F]`` features without those that are hidden."""
+        seen = features.copy()
+        seen[:, [FEATURE_NAMES.index(name) for name in self.hidden]] = 0.0
+        return seen
+
+    def teach(self, lessons: Sequence[Lesson], steps: int, seed: int) -> TrainedPolicy:
+        """Return a policy that knows the lessons."""
+        torch.manual_seed(seed)
+        network = self.kind(dataclasses.replace(NetworkConfig(), **self.network)).eval()
+        seen = [
+            dataclasses.replace(lesson, node_features=self.features(lesson.node_features))
+            for lesson in lessons
+        ]
+        return amortise(TrainedPolicy(network), seen, steps=round(self.steps * steps), seed=seed)
+
+    def accuracy(self, policy: TrainedPolicy, bench: Bench, budget: Budget) -> float:
+        """Return the accuracy of the mask that a policy chooses."""
+        graph = bench.target.graph
+        features = self.features(bench.node_features(budget))
+        scores = policy.logits(to_pyg(graph), features, first_context(budget))
+        return bench.final_evaluator.evaluate(bench.project(scores, budget)).accuracy
+
+
+VARIANTS = {
+    "untaught": Variant(what="Taylor per MAC, what an untrained policy chooses", steps=0.0),
+    "default": Variant(what="as `prunegraph train` teaches"),
+    "more_steps": Variant(what="twice the steps", steps=2.0),
+    "fewer_steps": Variant(what="a third of the steps", steps=1 / 3),
+    "one_round": Variant(what="one round of messages", network={"layers": 1}),
+    "three_rounds": Variant(what="three rounds", network={"layers": 3}),
+    "no_edges": Variant(what="no messages along the graph", network={"use_edges": False}),
+    "shuffled_edges": Variant(what="edges end anywhere", kind=ShuffledNetwork),
+    "from_scratch": Variant(what="scores start from 0", network={"prior": None}),
+    "no_sensitivity": Variant(what="groups' sensitivity hidden", hidden=("sensitivity",)),
+    "no_gradients": Variant(what="Taylor hidden, but for the start", hidden=GRADIENTS),
+    "no_twins": Variant(what="twins hidden", hidden=("twin_similarity", "twin_rank")),
+}
+
+
+def benches_of(options: TrainConfig, folder: RunFolder) -> Sequence[Bench]:
+    """Return the networks of the options, each with its evaluator."""
+    targets = load_targets(options)
+    folders = [
+        RunFolder(path=folder.path / f"{number}-{target.arch}")
+        for number, target in enumerate(targets)
+    ]
+    return make_workplace(options, targets, folders, Console()).benches
+
+
+def table(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Return the results as Markdown: a row a variant, a column an applied network and budget."""
+    cells = sorted({cell for seeds in rows.values() for row in seeds.values() for cell in row})
+    lines = [f"| variant | what | seeds | {' | '.join(cells)} |"]
+    lines.append(f"|---|---|--:|{'--:|' * len(cells)}")
+    for name, seeds in rows.items():
+        found = []
+        for cell in cells:
+            values = [100.0 * row[cell] for row in seeds.values() if cell in row]
+            spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
+            found.append(f"{np.mean(values):.2f}{spread}" if values else "")
+        lines.append(f"| {name} | {VARIANTS[name].what} | {len(seeds)} | {' | '.join(found)} |")
+    return "\n".join(lines)
+
+
+def measure(known: argparse.Namespace, options: TrainConfig, content: dict[str, Any]) -> None:
+    """Search, teach and apply what is missing in ``content``, and write it after each policy."""
+    console = Console()
+    members = benches_of(options, RunFolder(path=known.runs / "family"))
+    held = dataclasses.replace(options, weights=tuple(known.held_out), arch=())
+    others = (
+        list(benches_of(held, RunFolder(path=known.runs / "held-out"))) if known.held_out else []
+    )
+    taught = known.teach if known.teach is not None else list(range(len(members)))
+    applied = [bench for number, bench in enumerate(members) if number not in taught] + others
+    budgets = [Budget(keep_macs=share) for share in options.budgets or (options.keep_macs or 0.5,)]
+    for seed in range(known.seeds):
+        folder = RunFolder(path=known.runs / f"search-{seed}")
+        config = dataclasses.replace(options, seed=seed)
+        _, found = search_lessons(
+            members, config, name="agent/best", seed=seed, folder=folder, console=console
+        )
+        graphs = [members[number].target.graph for number in taught]
+        lessons = [lesson for lesson in found if any(lesson.graph is graph for graph in graphs)]
+        for name in known.only or VARIANTS:
+            seeds = content["rows"].setdefault(name, {})
+            if str(seed) in seeds:
+                continue
+            variant = VARIANTS[name]
+            policy = variant.teach(lessons, options.amortise_steps * options.networks, seed)
+            seeds[str(seed)] = {
+                f"{bench.target.arch} {budget.keep_macs}": variant.accuracy(policy, bench, budget)
+                for bench in applied
+                for budget in budgets
+            }
+            write_json(known.out, content)
+            console.say(f"{name}, seed {seed}: {seeds[str(seed)]}")
+
+
+def main() -> None:
+    """Run what is missing, or print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--held-out", type=Path, nargs="+", metavar="WEIGHTS", default=[])
+    parser.add_argument("--teach", type=int, nargs="+", metavar="POSITION")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="NAME", default=[])
+    parser.add_argument("--table", action="store_true", help="print the results as Markdown, end")
+    parser.add_argument("--runs", type=Path, default=Path("runs/transfer"), help="checkpoints")
+    known, words = parser.parse_known_args()
+    content: dict[str, Any] = {"rows": {}}
+    if known.out.is_file():
+        content = json.loads(known.out.read_text(encoding="utf-8"))
+    if known.table:
+        print(table(content["rows"]))
+        return
+    options = parse(TrainConfig, words)
+    assert isinstance(options, TrainConfig)
+    keep_freed_memory()
+    torch.set_num_threads(options.threads or 1)
+    content |= {"command": " ".join(words), "teach": known.teach, "machine": machine()}
+    measure(known, options, content)
+
+
+if __name__ == "__main__":
+    main()
