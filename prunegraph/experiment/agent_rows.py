@@ -82,8 +82,9 @@ def add_agent(
         write_json(paths[seed], _record(run))
     records = [checked(read_json(paths[seed]), FINISHED, str(paths[seed])) for seed in seeds]
     best = max(seeds, key=lambda seed: (_mean_accuracy(stores, name, seed), -seed))
-    policy = load_policy(folder.checkpoint(records[list(seeds).index(best)]["policy"]))
-    save_policy(folder.path, policy)
+    path = folder.checkpoint(records[list(seeds).index(best)]["policy"])
+    if path.is_file():  # a run that goes on on another machine may have left its policies behind
+        save_policy(folder.path, load_policy(path))
     return _summary(name, seeds, records)
 
 
