@@ -146,7 +146,9 @@ def search(
     steps = options.amortise_steps * options.networks if options.learning_rate else 0
     initial = None if options.policy is None else find_policy(options.policy)
     lessons = found_lessons(result, benches, options)
-    save_policy(path, amortise(result.policy, lessons, steps=steps, seed=seed, initial=initial))
+    taught = amortise(result.policy, lessons, steps=steps, seed=seed, initial=initial)
+    origin = _origin(benches, options, seed)
+    save_policy(path, TrainedPolicy(taught.network, {**taught.record, **origin}))
     seconds, evaluation_seconds = clock.read(evaluators)
     return SearchRun(
         policy=path,
@@ -156,6 +158,21 @@ def search(
         networks_evaluated=networks,
         history=result.history,
     )
+
+
+def _origin(benches: Sequence[Bench], options: SearchOptions, seed: int) -> dict[str, Any]:
+    """Return what a policy's record tells of where it comes from."""
+    budgets = search_budgets(options, benches[0].budget) or (benches[0].budget,)
+    return {
+        "trained_on": [bench.target.arch for bench in benches],
+        "data": {
+            "name": benches[0].target.dataset.name,
+            "search": benches[0].target.dataset.search.fingerprint(),
+        },
+        "budgets": [budget.as_dict() for budget in budgets],
+        "seed": seed,
+        "policy": None if options.policy is None else options.policy.name,
+    }
 
 
 def search_lessons(
