@@ -35,7 +35,7 @@ from prunegraph.experiment.config import (
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.export import run_export
 from prunegraph.experiment.inspect import run_inspect
-from prunegraph.experiment.options import from_dict, read_yaml, suggest
+from prunegraph.experiment.options import REGISTRY, from_dict, read_yaml, suggest
 from prunegraph.experiment.pretrain import run_pretrain
 from prunegraph.experiment.ranks import default_threads, help_rank_0, joined, num_ranks, speaks
 from prunegraph.experiment.setup import keep_freed_memory
@@ -177,6 +177,7 @@ def parse(kind: type[CommonConfig], words: list[str]) -> CommonConfig | None:
                 args=words,
                 return_unknown_args=True,
                 config=(tyro.conf.FlagCreatePairsOff,),
+                registry=REGISTRY,
                 **defaults,
             )
     except SystemExit as stop:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from prunegraph.errors import ArtefactError, ConfigError
 from prunegraph.experiment.config import CommonConfig
+from prunegraph.experiment.policies import is_shipped
 from prunegraph.files import write_text
 from prunegraph.reading import MAX_INTEGER, read_text
 
@@ -35,7 +37,7 @@ def to_dict(config: CommonConfig) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
-        return str(value.expanduser().resolve())
+        return str(value if is_shipped(value) else value.expanduser().resolve())
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return value
@@ -167,6 +169,28 @@ def load_config(kind: type[Config], path: Path) -> Config:
             msg = f"{path} lacks the option {field.name!r}: the file is damaged"
             raise ConfigError(msg)
     return kind(**arguments)
+
+
+REGISTRY = ConstructorRegistry()
+"""How tyro reads and shows the types of options, beside its own ways."""
+
+
+@REGISTRY.primitive_rule
+def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Show ``X | None`` as ``X``: None is what an option is that is not given."""
+    members = [kind for kind in typing.get_args(info.type) if kind is not types.NoneType]
+    if info.type_origin not in (types.UnionType, typing.Union) or len(members) != 1:
+        return None
+    spec = ConstructorRegistry.get_primitive_spec(
+        PrimitiveTypeInfo.make(members[0], parent_markers=info.markers)
+    )
+    if not isinstance(spec, PrimitiveConstructorSpec):
+        return None
+    return dataclasses.replace(
+        spec,
+        is_instance=lambda value: value is None or spec.is_instance(value),
+        str_from_instance=lambda v: ["None"] if v is None else spec.str_from_instance(v),
+    )
 
 
 def save_config(config: CommonConfig, path: Path) -> None:

@@ -18,16 +18,21 @@ def find_policy(policy: Path) -> TrainedPolicy:
     Raises:
         ArtefactError: there is none, or it is damaged.
     """
-    if policy.exists():
-        return load_policy(policy)
     shipped = shipped_policies()
-    if str(policy) not in shipped:
+    if is_shipped(policy):
+        return load_policy(shipped[str(policy)])
+    if not policy.exists():
         msg = (
             f"no policy {policy}: give the folder of a finished `prunegraph train`, its file, or "
             f"the name of one that comes with the package: {', '.join(shipped)}"
         )
         raise ArtefactError(msg)
-    return load_policy(shipped[str(policy)])
+    return load_policy(policy)
+
+
+def is_shipped(policy: Path) -> bool:
+    """Tell whether a name means a policy of the package: there is one, and no path of that name."""
+    return str(policy) in shipped_policies() and not policy.exists()
 
 
 def shipped_policies() -> dict[str, Path]:
