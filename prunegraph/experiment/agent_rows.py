@@ -32,6 +32,7 @@ FINISHED = {
     "evaluation_seconds": float,
     "networks_evaluated": int,
     "history": dict.fromkeys((*CURVES, *HEALTH), list[float]),
+    "greedy": dict[str, list[float]],
 }
 """What is kept of a finished search."""
 
@@ -113,6 +114,7 @@ def _record(run: SearchRun) -> dict[str, Any]:
         "evaluation_seconds": run.evaluation_seconds,
         "networks_evaluated": run.networks_evaluated,
         "history": {key: [row[key] for row in run.history] for key in (*CURVES, *HEALTH)},
+        "greedy": dict(run.greedy),
     }
 
 
@@ -146,6 +148,7 @@ def _summary(
         repaired=health["repaired"]["mean"],
         history={
             f"{name}, seed {seed}": {key: record["history"][key] for key in CURVES}
+            | record["greedy"]
             for seed, record in zip(seeds, records, strict=True)
         },
     )

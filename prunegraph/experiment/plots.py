@@ -19,6 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from prunegraph.experiment.greedy import GREEDY_CURVE
 from prunegraph.experiment.group_plot import FREE, REMOVED, draw_groups, short_name
 from prunegraph.experiment.report import History, by_method, percent, read_rows, title
 from prunegraph.experiment.verdict import DENSE, MethodRow, is_agent, is_baseline, mean_by_name
@@ -52,6 +53,7 @@ NUM_RIVALS = 3
 PANELS = {
     "accuracy": "accuracy,\nmean",
     "best_accuracy": "accuracy,\nbest",
+    GREEDY_CURVE[1]: "accuracy,\npolicy's own",
     "bar": "to be\nbeaten",
     "reward": "reward,\nmean",
     "entropy_per_bit": "entropy\na bit",
@@ -314,7 +316,8 @@ def _search(findings: Findings) -> Plot | None:
         for number, (run, figures) in enumerate(runs.items()):
             colour = SEED_COLOURS[number % len(SEED_COLOURS)]
             label = run if name == panels[0] else None
-            axes.plot(figures["networks"], figures[name], color=colour, lw=1.3, label=label)
+            networks = figures[GREEDY_CURVE[0] if name == GREEDY_CURVE[1] else "networks"]
+            axes.plot(networks, figures[name], color=colour, lw=1.3, label=label)
         axes.set_ylabel(PANELS[name], fontsize=8)
         axes.yaxis.set_major_locator(MaxNLocator(3))
         axes.tick_params(labelsize=7)

@@ -27,6 +27,7 @@ from prunegraph.experiment.candidates import Candidate
 from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.console import Console, Report
 from prunegraph.experiment.folder import RunFolder
+from prunegraph.experiment.greedy import greedy_curve
 from prunegraph.experiment.jobs import Workplace
 from prunegraph.experiment.policies import find_policy
 from prunegraph.experiment.pool import Pool, PooledEvaluator, SearchEvaluator, num_threads
@@ -58,6 +59,7 @@ class SearchRun:
             workers together, where several evaluate.
         networks_evaluated: pruned networks run, finalists and sensitivity probes included.
         history: one record an update.
+        greedy: the curve of the first network's own masks, see ``greedy_curve``.
     """
 
     policy: Path
@@ -66,6 +68,7 @@ class SearchRun:
     evaluation_seconds: float
     networks_evaluated: int
     history: tuple[Mapping[str, Any], ...]
+    greedy: Mapping[str, Sequence[float]]
 
 
 def policy_mask(
@@ -157,6 +160,12 @@ def search(
         evaluation_seconds=evaluation_seconds,
         networks_evaluated=networks,
         history=result.history,
+        greedy=greedy_curve(
+            result.history,
+            cell_name(tasks[0].name, tasks[0].budget),
+            policy_mask(result.policy, benches[0], benches[0].budget, result.offsets[0]),
+            benches[0],
+        ),
     )
 
 

@@ -198,6 +198,7 @@ def load_target(config: NetworkConfig, budget: Budget | None = None) -> Target:
     info = weights_info(config.weights) if config.weights else None
     arch = resolve_arch(config.arch, config.weights, info)
     dataset = load_images(config, info)
+    pretrain_epochs = _pretrain_epochs(config, arch, dataset)
     model = build_network(arch, dataset, config.seed)
     if config.weights is not None:
         load_weights(model, config.weights)
@@ -218,7 +219,7 @@ def load_target(config: NetworkConfig, budget: Budget | None = None) -> Target:
         graph=graph,
         example_inputs=example_inputs,
         info=info,
-        pretrain_epochs=_pretrain_epochs(config, arch, dataset),
+        pretrain_epochs=pretrain_epochs,
     )
 
 

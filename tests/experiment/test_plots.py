@@ -26,7 +26,11 @@ def test_what_has_no_data_is_not_drawn(make_findings: Make) -> None:
 
 def test_curves_that_never_move_are_left_out(make_findings: Make) -> None:
     figure = draw(make_findings())["search"].figure
-    assert [axes.get_ylabel() for axes in figure.axes] == ["accuracy,\nmean", "reward,\nmean"]
+    assert [axes.get_ylabel() for axes in figure.axes] == [
+        "accuracy,\nmean",
+        "accuracy,\npolicy's own",
+        "reward,\nmean",
+    ]
 
 
 def test_the_widths_of_the_best_baselines_stand_beside_the_agents(make_findings: Make) -> None:
