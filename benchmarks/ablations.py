@@ -3,7 +3,7 @@
 Every variant searches the same network with the same number of evaluated networks and seeds; the
 accuracy of the mask that it chooses, on the whole search split after recalibration, is its figure.
 The test split stays closed: these figures choose options. Finished searches are not repeated, and
-an interrupted one goes on.
+an interrupted one goes on from its checkpoints, in the folder FILE.
 
     python benchmarks/ablations.py --out FILE.json [--seeds 2] [--only NAME ...] [options of train]
     python benchmarks/ablations.py --out FILE.json --table
@@ -12,6 +12,7 @@ an interrupted one goes on.
 import argparse
 import dataclasses
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,13 +130,14 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 def main() -> None:
     """Run what is missing, or print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    about = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(description=about, allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="NAME", default=[])
     parser.add_argument("--table", action="store_true", help="print the results as Markdown, end")
-    parser.add_argument("--runs", type=Path, default=Path("runs/ablations"), help="checkpoints")
     known, words = parser.parse_known_args()
+    runs = known.out.with_suffix("")
     content: dict[str, Any] = {"rows": {}}
     if known.out.is_file():
         content = json.loads(known.out.read_text(encoding="utf-8"))
@@ -146,12 +148,15 @@ def main() -> None:
     assert isinstance(options, TrainConfig)
     keep_freed_memory()
     torch.set_num_threads(options.threads or 1)
-    content |= {"command": " ".join(words), "machine": machine()}
+    command = " ".join(words)
+    if content.get("command", command) != command:
+        sys.exit(f"{known.out} was made with other options: {content['command']}; name another")
+    content |= {"command": command, "machine": machine()}
     for seed in range(known.seeds):
         for name in known.only or VARIANTS:
             seeds = content["rows"].setdefault(name, {})
             if str(seed) not in seeds:
-                seeds[str(seed)] = measure(options, name, seed, known.runs / f"{name}-{seed}")
+                seeds[str(seed)] = measure(options, name, seed, runs / f"{name}-{seed}")
                 write_json(known.out, content)
                 print(f"{name}, seed {seed}: {seeds[str(seed)]['search_accuracy']:.4f}", flush=True)
 

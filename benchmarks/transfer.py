@@ -1,14 +1,14 @@
 """What a policy that was taught on some networks knows of others: no search, no reward there.
 
-Searches the family once for each seed (finished and interrupted searches go on from their
-checkpoints), teaches what was found to policies with one thing changed each, and lets each choose
-masks for networks that took no part, at each budget. The figure is the accuracy on the whole search
-split after recalibration; the test split stays closed. Weights that have seen these images are
-marked by the caller: a family may hold them, a held-out network should not.
+Searches the family once for each seed (finished and interrupted searches go on from the folder
+RUNS, which belongs to one set of options), teaches what was found to policies with one thing
+changed each, and lets each choose masks for networks that took no part, at each budget. The figure
+is the accuracy on the whole search split after recalibration; the test split stays closed. Weights
+that have seen the search images may serve in a family; a held-out network's should not have.
 
-    python benchmarks/transfer.py --out FILE.json --held-out W56 [--teach 0 1] [--only NAME ...] \
-        --weights W20 W32 W44 --budgets 0.3 0.5 0.7 --networks 500 [options of prunegraph train]
-    python benchmarks/transfer.py --out FILE.json --table
+    python benchmarks/transfer.py --out FILE.json --runs RUNS --held-out W56 --weights W20 W32 W44
+        [--teach 0 1] [--only NAME ...] --budgets 0.3 0.5 0.7 --networks 500 [options of train]
+    python benchmarks/transfer.py --out FILE.json --runs RUNS --table
 
 With ``--teach`` (positions in --weights) only these members are taught, and the policy is applied
 to the others too: so options can be chosen without a look at the held-out network.
@@ -17,6 +17,7 @@ to the others too: so options can be chosen without a look at the held-out netwo
 import argparse
 import dataclasses
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,7 @@ from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.jobs import load_targets, make_workplace
 from prunegraph.experiment.report import machine
-from prunegraph.experiment.search import first_context, search_lessons
+from prunegraph.experiment.search import first_context, search_budgets, search_lessons
 from prunegraph.experiment.setup import keep_freed_memory
 from prunegraph.files import write_json
 from prunegraph.graph.encode import to_pyg
@@ -109,7 +110,7 @@ VARIANTS = {
     "shuffled_edges": Variant(what="edges end anywhere", kind=ShuffledNetwork),
     "from_scratch": Variant(what="scores start from 0", network={"prior": None}),
     "no_sensitivity": Variant(what="groups' sensitivity hidden", hidden=("sensitivity",)),
-    "no_gradients": Variant(what="Taylor hidden, but for the start", hidden=GRADIENTS),
+    "no_gradients": Variant(what="Taylor seen per multiply-add only", hidden=GRADIENTS),
     "no_twins": Variant(what="twins hidden", hidden=("twin_similarity", "twin_rank")),
 }
 
@@ -143,17 +144,23 @@ def measure(known: argparse.Namespace, options: TrainConfig, content: dict[str, 
     """Search, teach and apply what is missing in ``content``, and write it after each policy."""
     console = Console()
     members = benches_of(options, RunFolder(path=known.runs / "family"))
-    held = dataclasses.replace(options, weights=tuple(known.held_out), arch=())
-    others = (
-        list(benches_of(held, RunFolder(path=known.runs / "held-out"))) if known.held_out else []
-    )
     taught = known.teach if known.teach is not None else list(range(len(members)))
-    applied = [bench for number, bench in enumerate(members) if number not in taught] + others
-    budgets = [Budget(keep_macs=share) for share in options.budgets or (options.keep_macs or 0.5,)]
+    applied = {
+        weights.stem: bench
+        for number, (weights, bench) in enumerate(zip(options.weights, members, strict=True))
+        if number not in taught
+    }
+    if known.held_out:
+        held = dataclasses.replace(options, weights=tuple(known.held_out), arch=())
+        others = benches_of(held, RunFolder(path=known.runs / "held-out"))
+        applied |= dict(zip((path.stem for path in known.held_out), others, strict=True))
+    if not applied:
+        sys.exit("nothing to apply a policy to: give --held-out, or --teach fewer networks")
+    budgets = search_budgets(options, options.budget()) or (options.budget(),)
     for seed in range(known.seeds):
         folder = RunFolder(path=known.runs / f"search-{seed}")
         config = dataclasses.replace(options, seed=seed)
-        _, found = search_lessons(
+        found = search_lessons(
             members, config, name="agent/best", seed=seed, folder=folder, console=console
         )
         graphs = [members[number].target.graph for number in taught]
@@ -165,8 +172,8 @@ def measure(known: argparse.Namespace, options: TrainConfig, content: dict[str, 
             variant = VARIANTS[name]
             policy = variant.teach(lessons, options.amortise_steps * options.networks, seed)
             seeds[str(seed)] = {
-                f"{bench.target.arch} {budget.keep_macs}": variant.accuracy(policy, bench, budget)
-                for bench in applied
+                f"{weights} {budget.keep_macs}": variant.accuracy(policy, bench, budget)
+                for weights, bench in applied.items()
                 for budget in budgets
             }
             write_json(known.out, content)
@@ -175,14 +182,15 @@ def measure(known: argparse.Namespace, options: TrainConfig, content: dict[str, 
 
 def main() -> None:
     """Run what is missing, or print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    about = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(description=about, allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     parser.add_argument("--held-out", type=Path, nargs="+", metavar="WEIGHTS", default=[])
     parser.add_argument("--teach", type=int, nargs="+", metavar="POSITION")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="NAME", default=[])
     parser.add_argument("--table", action="store_true", help="print the results as Markdown, end")
-    parser.add_argument("--runs", type=Path, default=Path("runs/transfer"), help="checkpoints")
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the checkpoints")
     known, words = parser.parse_known_args()
     content: dict[str, Any] = {"rows": {}}
     if known.out.is_file():
@@ -192,9 +200,18 @@ def main() -> None:
         return
     options = parse(TrainConfig, words)
     assert isinstance(options, TrainConfig)
+    if not options.weights:
+        sys.exit("name the family by its --weights")
     keep_freed_memory()
     torch.set_num_threads(options.threads or 1)
-    content |= {"command": " ".join(words), "teach": known.teach, "machine": machine()}
+    asked = {
+        "command": " ".join(words),
+        "teach": known.teach,
+        "held_out": [path.stem for path in known.held_out],
+    }
+    if any(content.get(key, value) != value for key, value in asked.items()):
+        sys.exit(f"{known.out} was made with other options: name another file")
+    content |= {**asked, "machine": machine()}
     measure(known, options, content)
 
 

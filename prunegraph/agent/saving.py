@@ -24,8 +24,14 @@ from prunegraph.reading import checked, holds_numbers, parse_json, read_json, re
 from prunegraph.types import FloatArray
 
 SCHEMA = 1
+"""Of checkpoints."""
+
+POLICY_SCHEMA = 2
+"""Of policies; 1 read the sensitivity of groups as a loss on search images."""
+
 POLICY_FILE = "policy.safetensors"
 POLICY = {
+    "schema": int,
     "network": NetworkConfig,
     "weights": {"sha256": str},
     "record": dict[str, Any],
@@ -75,7 +81,7 @@ def save_policy(path: Path | str, policy: TrainedPolicy) -> None:
     weights_path = _weights_path(path)
     weights = safetensors.torch.save(_tensors(policy.network.state_dict()))
     record = {
-        "schema": SCHEMA,
+        "schema": POLICY_SCHEMA,
         "network": dataclasses.asdict(policy.network.config),
         "weights": {"file": weights_path.name, "sha256": hashlib.sha256(weights).hexdigest()},
         "record": dict(policy.record),
@@ -101,6 +107,12 @@ def load_policy(path: Path | str, *, expected: NetworkConfig | None = None) -> T
     except ConfigError as error:
         msg = f"{path} does not describe a policy: {error}"
         raise ArtefactError(msg) from error
+    if record["schema"] != POLICY_SCHEMA:
+        msg = (
+            f"{path} is of another version (schema {record['schema']}, this one reads "
+            f"{POLICY_SCHEMA}): train a policy with this version of prunegraph"
+        )
+        raise ArtefactError(msg)
     config, digest = record["network"], record["weights"]["sha256"]
     _check_schema(weights_path, config, expected or NetworkConfig())
     content = _read_bytes(weights_path)

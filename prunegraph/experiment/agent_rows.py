@@ -11,9 +11,10 @@ from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import Candidate, CandidateStore
 from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.jobs import Jobs
+from prunegraph.experiment.policies import find_policy
 from prunegraph.experiment.report import History, SearchResult
 from prunegraph.experiment.search import SearchRun, policy_mask, search_job
-from prunegraph.experiment.verdict import AGENT, UNTRAINED
+from prunegraph.experiment.verdict import AGENT, INITIAL, UNTRAINED
 from prunegraph.files import write_json
 from prunegraph.reading import checked, read_json
 
@@ -32,7 +33,7 @@ FINISHED = {
     "evaluation_seconds": float,
     "networks_evaluated": int,
     "history": dict.fromkeys((*CURVES, *HEALTH), list[float]),
-    "greedy": dict[str, list[float]],
+    "greedy": list[dict[str, list[float]]],
 }
 """What is kept of a finished search."""
 
@@ -44,12 +45,12 @@ class SearchSummary:
     Attributes:
         result: what they cost.
         repaired: mean share of repaired bits.
-        history: name of a search -> name of a figure -> its value in each update.
+        histories: for each network: name of a search -> name of a figure -> its values.
     """
 
     result: SearchResult
     repaired: float
-    history: History
+    histories: Sequence[History]
 
 
 def agent_name(options: SearchOptions) -> str:
@@ -84,18 +85,27 @@ def add_agent(
     records = [checked(read_json(paths[seed]), FINISHED, str(paths[seed])) for seed in seeds]
     best = max(seeds, key=lambda seed: (_mean_accuracy(stores, name, seed), -seed))
     path = folder.checkpoint(records[list(seeds).index(best)]["policy"])
-    if path.is_file():  # a run that goes on on another machine may have left its policies behind
+    if path.is_file():
         save_policy(folder.path, load_policy(path))
+    else:  # a comparison that goes on on another machine may have left its policies behind
+        jobs.place.console.say(f"the run folder gets no policy: {path} is not there")
     return _summary(name, seeds, records)
 
 
 def add_untrained(bench: Bench, store: CandidateStore) -> None:
-    """Add the mask of an untrained policy: what the search started from."""
+    """Add the mask of an untrained policy."""
     if store.get(UNTRAINED, 0) is None:
         policy = TrainedPolicy(PruningNetwork(NetworkConfig()).eval())
         mask = policy_mask(policy, bench, bench.budget)
         networks = bench.sensitivity_networks
         store.add(measured(bench, UNTRAINED, 0, mask, networks))
+
+
+def add_initial(bench: Bench, store: CandidateStore, options: SearchOptions) -> None:
+    """Add the mask of the policy that the search began with, if one was given."""
+    if options.policy is not None and store.get(INITIAL, 0) is None:
+        mask = policy_mask(find_policy(options.policy), bench, bench.budget)
+        store.add(measured(bench, INITIAL, 0, mask, bench.sensitivity_networks))
 
 
 def measured(bench: Bench, name: str, seed: int, mask: Any, networks: int) -> Candidate:
@@ -114,7 +124,7 @@ def _record(run: SearchRun) -> dict[str, Any]:
         "evaluation_seconds": run.evaluation_seconds,
         "networks_evaluated": run.networks_evaluated,
         "history": {key: [row[key] for row in run.history] for key in (*CURVES, *HEALTH)},
-        "greedy": dict(run.greedy),
+        "greedy": list(run.greedy),
     }
 
 
@@ -146,9 +156,12 @@ def _summary(
             details={"seeds": list(seeds), "health": health},
         ),
         repaired=health["repaired"]["mean"],
-        history={
-            f"{name}, seed {seed}": {key: record["history"][key] for key in CURVES}
-            | record["greedy"]
-            for seed, record in zip(seeds, records, strict=True)
-        },
+        histories=[
+            {
+                f"{name}, seed {seed}": {key: record["history"][key] for key in CURVES}
+                | record["greedy"][number]
+                for seed, record in zip(seeds, records, strict=True)
+            }
+            for number in range(len(records[0]["greedy"]))
+        ],
     )

@@ -204,7 +204,7 @@ def _defaults(kind: type[CommonConfig], words: list[str]) -> dict[str, Any]:
             path = words[position + 1]
         elif word.startswith("--config="):
             path = word.partition("=")[2]
-    if path is None or path == "None":
+    if path is None:
         return {}
     given = from_dict(kind, read_yaml(Path(path)), where=path)
     required = [field.name for field in fields(kind) if field.default is MISSING]

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from prunegraph.experiment.agent_rows import add_agent, add_untrained, agent_name
+from prunegraph.experiment.agent_rows import add_agent, add_initial, add_untrained, agent_name
 from prunegraph.experiment.baselines import (
     CONTROL_CRITERIA,
     SEARCHES,
@@ -150,6 +150,7 @@ def _stage_one(config: CompareConfig, jobs: Jobs) -> Outcome:
     seeds = seeds_of(config)
     summary = add_agent(jobs, [store], config, seeds=seeds)
     add_untrained(bench, store)
+    add_initial(bench, store, config)
     add_controls(bench, store, store.named(agent_name(config)))
     names = [name for name in _wanted(config) if name != SAMPLER]
     add_baselines(jobs, [store], names, seeds=seeds, networks=config.networks)
@@ -159,7 +160,7 @@ def _stage_one(config: CompareConfig, jobs: Jobs) -> Outcome:
         candidates=list(store),
         search=summary.result,
         repaired=summary.repaired,
-        history=summary.history,
+        history=summary.histories[0],
     )
 
 

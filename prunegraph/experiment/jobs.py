@@ -171,6 +171,9 @@ class Jobs:
             return
         executor = self._start()
         futures = {executor.submit(_work, job, values): values for values in arguments}
+        # the pool watches a process from the next submission on only: without this one, the death
+        # of the last process would show when another job ends
+        executor.submit(_work, _no_job, ())
         with self.place.console.progress(label, len(futures)) as report, _told_if_killed():
             for number, future in enumerate(as_completed(futures), start=1):
                 yield futures[future], future.result()
@@ -196,10 +199,6 @@ class Jobs:
                 initializer=_open_workplace,
                 initargs=(self._config, paths, self._threads),
             )
-            # The pool watches a process from the next submission on only: without these, the death
-            # of the last one would show when another job ends.
-            for _ in range(self.num_workers + 1):
-                self._executor.submit(_work, _no_job, ())
         return self._executor
 
 

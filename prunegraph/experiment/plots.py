@@ -328,7 +328,8 @@ def _search(findings: Findings) -> Plot | None:
     ends = ", ".join(f"{percent(values[0])} to {percent(values[-1])}" for values in accuracies)
     return Plot(
         figure=figure,
-        caption="Learning curves, a point an update, on search images.",
+        caption="Learning curves on search images, a point an update; the policy's own mask at "
+        "most at eight updates.",
         text=f"Line plots of {', '.join(runs)}. Mean accuracy of an update, first to last: {ends}.",
     )
 

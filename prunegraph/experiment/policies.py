@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from prunegraph.agent import TrainedPolicy, load_policy
+from prunegraph.agent.saving import POLICY_FILE
 from prunegraph.errors import ArtefactError
 
 SHIPPED = Path(__file__).parents[1] / "policies"
@@ -13,7 +14,7 @@ def find_policy(policy: Path) -> TrainedPolicy:
     """Read a policy of the package, that of a run folder, or a policy file.
 
     Args:
-        policy: a path, or, where there is none, a name of ``shipped_policies``.
+        policy: a path, or, where no policy lies there, a name of ``shipped_policies``.
 
     Raises:
         ArtefactError: there is none, or it is damaged.
@@ -31,8 +32,8 @@ def find_policy(policy: Path) -> TrainedPolicy:
 
 
 def is_shipped(policy: Path) -> bool:
-    """Tell whether a name means a policy of the package: there is one, and no path of that name."""
-    return str(policy) in shipped_policies() and not policy.exists()
+    """Tell whether a name means a policy of the package: there is one, and none at that path."""
+    return str(policy) in shipped_policies() and not (policy / POLICY_FILE).is_file()
 
 
 def shipped_policies() -> dict[str, Path]:

@@ -1,6 +1,5 @@
 """Search with the agent: train its policy on pruned networks, choose a mask for each network."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -31,9 +30,8 @@ from prunegraph.experiment.greedy import greedy_curve
 from prunegraph.experiment.jobs import Workplace
 from prunegraph.experiment.policies import find_policy
 from prunegraph.experiment.pool import Pool, PooledEvaluator, SearchEvaluator, num_threads
-from prunegraph.files import write_json
+from prunegraph.experiment.search_clock import SearchClock
 from prunegraph.graph.encode import to_pyg
-from prunegraph.reading import checked, read_json
 from prunegraph.rewards import RewardConfig, unpack_bits
 from prunegraph.types import Budget, FloatArray, KeepMask
 
@@ -59,7 +57,7 @@ class SearchRun:
             workers together, where several evaluate.
         networks_evaluated: pruned networks run, finalists and sensitivity probes included.
         history: one record an update.
-        greedy: the curve of the first network's own masks, see ``greedy_curve``.
+        greedy: for each network the curve of the policy's own masks, see ``greedy_curve``.
     """
 
     policy: Path
@@ -68,7 +66,7 @@ class SearchRun:
     evaluation_seconds: float
     networks_evaluated: int
     history: tuple[Mapping[str, Any], ...]
-    greedy: Mapping[str, Sequence[float]]
+    greedy: tuple[Mapping[str, Sequence[float]], ...]
 
 
 def policy_mask(
@@ -130,11 +128,15 @@ def search(
         console: where progress goes.
         pool: evaluates the episodes of an update at once; None = this process, one by one. The
             result is the same.
-        config: the agent's options; default: those of ``agent_config``.
+        config: the agent's options, its seed among them; default: those of ``agent_config``.
     """
     config = config or agent_config(options, seed)
+    assert config.seed == seed
+    initial = None if options.policy is None else find_policy(options.policy)
     tables = _tables(benches, config, pool)
-    result, clock = _train(benches, options, tables, config, name, folder, console)
+    result, clock = _train(
+        benches, options, tables, config, name=name, folder=folder, console=console, initial=initial
+    )
     tasks, evaluators = tables[0].tasks, [item for table in tables for item in table.evaluators]
     finalists = [
         _finalists(result, bench, task, number)
@@ -147,10 +149,9 @@ def search(
     )
     path = folder.checkpoint(f"policy-{_label(name, seed)}.safetensors")
     steps = options.amortise_steps * options.networks if options.learning_rate else 0
-    initial = None if options.policy is None else find_policy(options.policy)
     lessons = found_lessons(result, benches, options)
     taught = amortise(result.policy, lessons, steps=steps, seed=seed, initial=initial)
-    origin = _origin(benches, options, seed)
+    origin = _origin(benches, options, seed, initial)
     save_policy(path, TrainedPolicy(taught.network, {**taught.record, **origin}))
     seconds, evaluation_seconds = clock.read(evaluators)
     return SearchRun(
@@ -160,16 +161,21 @@ def search(
         evaluation_seconds=evaluation_seconds,
         networks_evaluated=networks,
         history=result.history,
-        greedy=greedy_curve(
-            result.history,
-            cell_name(tasks[0].name, tasks[0].budget),
-            policy_mask(result.policy, benches[0], benches[0].budget, result.offsets[0]),
-            benches[0],
+        greedy=tuple(
+            greedy_curve(
+                result.history,
+                cell_name(task.name, task.budget),
+                policy_mask(result.policy, bench, bench.budget, result.offsets[number]),
+                bench,
+            )
+            for number, (bench, task) in enumerate(zip(benches, tasks, strict=True))
         ),
     )
 
 
-def _origin(benches: Sequence[Bench], options: SearchOptions, seed: int) -> dict[str, Any]:
+def _origin(
+    benches: Sequence[Bench], options: SearchOptions, seed: int, initial: TrainedPolicy | None
+) -> dict[str, Any]:
     """Return what a policy's record tells of where it comes from."""
     budgets = search_budgets(options, benches[0].budget) or (benches[0].budget,)
     return {
@@ -180,7 +186,7 @@ def _origin(benches: Sequence[Bench], options: SearchOptions, seed: int) -> dict
         },
         "budgets": [budget.as_dict() for budget in budgets],
         "seed": seed,
-        "policy": None if options.policy is None else options.policy.name,
+        "initial": None if initial is None else dict(initial.record),
     }
 
 
@@ -192,12 +198,14 @@ def search_lessons(
     seed: int,
     folder: RunFolder,
     console: Console,
-) -> tuple[TrainedPolicy, list[Lesson]]:
-    """Search as ``search`` does; return the policy before it is taught, and what it is taught."""
+) -> list[Lesson]:
+    """Search as ``search`` does, and return what the policy is to be taught."""
     config = agent_config(options, seed)
     tables = _tables(benches, config, None)
-    result, _ = _train(benches, options, tables, config, name, folder, console)
-    return result.policy, found_lessons(result, benches, options)
+    result, _ = _train(
+        benches, options, tables, config, name=name, folder=folder, console=console, initial=None
+    )
+    return found_lessons(result, benches, options)
 
 
 def _label(name: str, seed: int) -> str:
@@ -213,13 +221,15 @@ def _train(
     options: SearchOptions,
     tables: Sequence["_Table"],
     config: AgentConfig,
+    *,
     name: str,
     folder: RunFolder,
     console: Console,
-) -> tuple[TrainingResult, "_Clock"]:
+    initial: TrainedPolicy | None,
+) -> tuple[TrainingResult, SearchClock]:
     """Train the policy until the networks are used up, finalists to come left out."""
     label = _label(name, config.seed)
-    clock = _Clock(folder.checkpoint(f"search-{label}.json"))
+    clock = SearchClock(folder.checkpoint(f"search-{label}.json"))
     evaluators = [item for table in tables for item in table.evaluators]
     allowed = options.networks * len(benches) - _probes(benches) - FINALISTS * len(benches)
     environment = env_config(options, config, config.seed, benches[0].budget)
@@ -237,7 +247,7 @@ def _train(
             config,
             total_networks=allowed,
             threads=len(tables) > 1,
-            initial=None if options.policy is None else find_policy(options.policy),
+            initial=initial,
             checkpoint=folder.checkpoint(f"search-{label}.safetensors"),
             tensorboard=folder.file(f"events/{label}"),
             progress=partial(_show, report, clock, evaluators),
@@ -352,36 +362,11 @@ def env_config(
     )
 
 
-class _Clock:
-    """Wall and evaluation time of a search, those before an interruption included.
-
-    Args:
-        path: where the times are kept.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._started = time.monotonic()
-        self._before = (0.0, 0.0)
-        if path.is_file():
-            shape = {"seconds": float, "evaluation_seconds": float}
-            record = checked(read_json(path), shape, str(path))
-            self._before = (record["seconds"], record["evaluation_seconds"])
-
-    def read(self, evaluators: Sequence[SearchEvaluator]) -> tuple[float, float]:
-        """Return seconds, and seconds inside evaluations."""
-        seconds = time.monotonic() - self._started
-        inside = sum(evaluator.seconds for evaluator in evaluators)
-        return self._before[0] + seconds, self._before[1] + inside
-
-    def write(self, evaluators: Sequence[SearchEvaluator]) -> None:
-        """Keep the times."""
-        seconds, inside = self.read(evaluators)
-        write_json(self._path, {"seconds": seconds, "evaluation_seconds": inside})
-
-
 def _show(
-    report: Report, clock: _Clock, evaluators: Sequence[SearchEvaluator], record: Mapping[str, Any]
+    report: Report,
+    clock: SearchClock,
+    evaluators: Sequence[SearchEvaluator],
+    record: Mapping[str, Any],
 ) -> None:
     clock.write(evaluators)
     report(int(record["networks"]), f"mean accuracy {record['accuracy']:.3f}")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from prunegraph.errors import ConfigError
-from prunegraph.experiment.agent_rows import add_agent, add_untrained, agent_name
+from prunegraph.experiment.agent_rows import add_agent, add_initial, add_untrained, agent_name
 from prunegraph.experiment.baselines import (
     USUAL_HEURISTICS,
     USUAL_SEARCHES,
@@ -68,6 +68,7 @@ def _stage_one(config: TrainConfig, jobs: Jobs) -> list[Outcome]:
     }
     for bench, store in zip(jobs.place.benches, stores, strict=True):
         add_untrained(bench, store)
+        add_initial(bench, store, config)
         if config.baselines != "none":
             add_controls(bench, store, store.named(agent_name(config)))
     add_baselines(jobs, stores, names[config.baselines], seeds=seeds, networks=config.networks)
@@ -78,9 +79,9 @@ def _stage_one(config: TrainConfig, jobs: Jobs) -> list[Outcome]:
             candidates=list(store),
             search=summary.result,
             repaired=summary.repaired,
-            history=summary.history,
+            history=history,
         )
-        for store in stores
+        for store, history in zip(stores, summary.histories, strict=True)
     ]
 
 

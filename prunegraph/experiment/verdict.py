@@ -22,6 +22,9 @@ CONTROL_SUFFIX = "/at_widths"
 UNTRAINED = "untrained"
 """The name of the row of the policy as it was before training: a control."""
 
+INITIAL = "initial"
+"""The name of the row of the policy that a search began with (``--policy``): a control."""
+
 SAMPLER = "sampler"
 """The name of the rows of the agent's sampler with learning rate 0: a baseline."""
 
@@ -79,8 +82,8 @@ def is_agent(name: str) -> bool:
 
 
 def is_control(name: str) -> bool:
-    """Return whether a row is a control: dense, untrained, or at the agent's widths."""
-    return name in (DENSE, UNTRAINED) or name.endswith(CONTROL_SUFFIX)
+    """Return whether a row is a control: dense, the policy before, or at the agent's widths."""
+    return name in (DENSE, UNTRAINED, INITIAL) or name.endswith(CONTROL_SUFFIX)
 
 
 def is_baseline(name: str) -> bool:

@@ -7,7 +7,7 @@ import yaml
 
 from prunegraph.errors import ConfigError
 from prunegraph.experiment.cli import parse
-from prunegraph.experiment.config import TrainConfig
+from prunegraph.experiment.config import ApplyConfig, TrainConfig
 from prunegraph.experiment.options import (
     command_line,
     from_dict,
@@ -85,3 +85,17 @@ def test_the_command_line_of_options_gives_them_back() -> None:
     assert words[:2] == ["prunegraph", "train"]
     assert parse(TrainConfig, words[2:]) == config
     assert command_line(TrainConfig()) == "prunegraph train"
+
+
+def test_the_name_of_a_shipped_policy_stays_a_name() -> None:
+    assert to_dict(ApplyConfig(policy=Path("resnet-cifar")))["policy"] == "resnet-cifar"
+    assert Path(to_dict(ApplyConfig(policy=Path("runs/mine")))["policy"]).is_absolute()
+
+
+def test_help_shows_an_option_that_may_be_left_out_by_its_type(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert parse(TrainConfig, ["--help"]) is None
+    text = capsys.readouterr().out
+    assert "--keep-macs FLOAT" in text
+    assert "{None}" not in text
