@@ -29,6 +29,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from prunegraph.agent import Lesson, NetworkConfig, PruningNetwork, TrainedPolicy, amortise
+from prunegraph.agent.amortise import HIDDEN
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.cli import parse
 from prunegraph.experiment.config import TrainConfig
@@ -36,14 +37,13 @@ from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.jobs import load_targets, make_workplace
 from prunegraph.experiment.report import machine
-from prunegraph.experiment.search import first_context, search_budgets, search_lessons
+from prunegraph.experiment.search import policy_mask, search_budgets, search_lessons
 from prunegraph.experiment.setup import keep_freed_memory
 from prunegraph.files import write_json
-from prunegraph.graph.encode import to_pyg
-from prunegraph.graph.features import FEATURE_NAMES
-from prunegraph.types import Budget, FloatArray
+from prunegraph.types import Budget
 
 GRADIENTS = ("taylor", "rank_taylor", "mean_taylor")
+TWINS = ("twin_similarity", "twin_rank")
 
 
 class ShuffledNetwork(PruningNetwork):
@@ -64,39 +64,28 @@ class Variant:
     Attributes:
         what: in words.
         network: of the policy network's options.
-        hidden: features that are set to 0.
+        hidden: features that the policy does not read.
         kind: class of the network.
         steps: factor on the number of lesson steps; 0 = untaught.
     """
 
     what: str
     network: Mapping[str, Any] = field(default_factory=dict)
-    hidden: Sequence[str] = ()
+    hidden: Sequence[str] = HIDDEN
     kind: type[PruningNetwork] = PruningNetwork
     steps: float = 1.0
-
-    def features(self, features: FloatArray) -> FloatArray:
-        """Return ``[N, F]`` features without those that are hidden."""
-        seen = features.copy()
-        seen[:, [FEATURE_NAMES.index(name) for name in self.hidden]] = 0.0
-        return seen
 
     def teach(self, lessons: Sequence[Lesson], steps: int, seed: int) -> TrainedPolicy:
         """Return a policy that knows the lessons."""
         torch.manual_seed(seed)
         network = self.kind(dataclasses.replace(NetworkConfig(), **self.network)).eval()
-        seen = [
-            dataclasses.replace(lesson, node_features=self.features(lesson.node_features))
-            for lesson in lessons
-        ]
-        return amortise(TrainedPolicy(network), seen, steps=round(self.steps * steps), seed=seed)
-
-    def accuracy(self, policy: TrainedPolicy, bench: Bench, budget: Budget) -> float:
-        """Return the accuracy of the mask that a policy chooses."""
-        graph = bench.target.graph
-        features = self.features(bench.node_features(budget))
-        scores = policy.logits(to_pyg(graph), features, first_context(budget))
-        return bench.final_evaluator.evaluate(bench.project(scores, budget)).accuracy
+        return amortise(
+            TrainedPolicy(network),
+            lessons,
+            steps=round(self.steps * steps),
+            seed=seed,
+            hidden=self.hidden,
+        )
 
 
 VARIANTS = {
@@ -109,10 +98,15 @@ VARIANTS = {
     "no_edges": Variant(what="no messages along the graph", network={"use_edges": False}),
     "shuffled_edges": Variant(what="edges end anywhere", kind=ShuffledNetwork),
     "from_scratch": Variant(what="scores start from 0", network={"prior": None}),
-    "no_sensitivity": Variant(what="groups' sensitivity hidden", hidden=("sensitivity",)),
-    "no_gradients": Variant(what="Taylor seen per multiply-add only", hidden=GRADIENTS),
-    "no_twins": Variant(what="twins hidden", hidden=("twin_similarity", "twin_rank")),
+    "sensitivity": Variant(what="also reads the sensitivity of groups", hidden=()),
+    "no_gradients": Variant(what="reads Taylor per multiply-add only", hidden=HIDDEN + GRADIENTS),
+    "no_twins": Variant(what="reads nothing of twins", hidden=HIDDEN + TWINS),
 }
+
+
+def accuracy(policy: TrainedPolicy, bench: Bench, budget: Budget) -> float:
+    """Return the accuracy of the mask that a policy chooses."""
+    return bench.final_evaluator.evaluate(policy_mask(policy, bench, budget)).accuracy
 
 
 def benches_of(options: TrainConfig, folder: RunFolder) -> Sequence[Bench]:
@@ -169,10 +163,9 @@ def measure(known: argparse.Namespace, options: TrainConfig, content: dict[str, 
             seeds = content["rows"].setdefault(name, {})
             if str(seed) in seeds:
                 continue
-            variant = VARIANTS[name]
-            policy = variant.teach(lessons, options.amortise_steps * options.networks, seed)
+            policy = VARIANTS[name].teach(lessons, options.amortise_steps * options.networks, seed)
             seeds[str(seed)] = {
-                f"{weights} {budget.keep_macs}": variant.accuracy(policy, bench, budget)
+                f"{weights} {budget.keep_macs}": accuracy(policy, bench, budget)
                 for weights, bench in applied.items()
                 for budget in budgets
             }

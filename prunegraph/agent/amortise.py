@@ -7,8 +7,8 @@ taught the keep probabilities that both together gave.
 
 import copy
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -32,6 +32,10 @@ ADAPTING_RATE = 3e-4
 FEATURE_NOISE = 0.3
 """Deviation of the noise on the features, which are standardised."""
 
+HIDDEN = ("sensitivity",)
+"""Features that taught policies do not read: this one takes a run of a network for each group, and
+policies that read it were no better on networks that they had not seen (docs/results.md)."""
+
 MOST_CHANNEL_STEPS = 8_000_000
 """Channels of all networks times steps: large networks get fewer steps."""
 
@@ -42,7 +46,7 @@ class Lesson:
 
     Attributes:
         graph: the network.
-        node_features: ``[N, F]``.
+        node_features: ``[N, F]`` those that the searched policy reads.
         context: ``[K]`` the actor's and the critic's columns.
         budget: what may remain.
         scores: ``[N]`` keep scores of policy and offsets together.
@@ -62,6 +66,7 @@ def amortise(
     steps: int,
     seed: int,
     initial: TrainedPolicy | None = None,
+    hidden: Collection[str] = HIDDEN,
 ) -> TrainedPolicy:
     """Return a policy that gives the lessons' keep probabilities by itself.
 
@@ -76,21 +81,25 @@ def amortise(
         seed: of the noise on the features.
         initial: the policy that the search began with, which goes on learning, so that it does not
             forget what it knew of other networks; None = a network drawn anew learns.
+        hidden: features that a network drawn anew does not read.
     """
     channels = sum({id(lesson.graph): lesson.graph.num_classes for lesson in lessons}.values())
     steps = min(steps, max(MOST_CHANNEL_STEPS // channels, 1))
     if steps <= 0:
         return policy
+    seen = policy.network.config.feature_names
     if initial is None:
+        names = tuple(name for name in seen if name not in hidden)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = type(policy.network)(policy.network.config)
+            network = type(policy.network)(replace(policy.network.config, feature_names=names))
     else:
         network = copy.deepcopy(initial.network)
     network.train()
+    columns = [seen.index(name) for name in network.config.feature_names]
     turns: dict[int, list[_Prepared]] = {}
     for lesson in lessons:
-        turns.setdefault(id(lesson.graph), []).append(_Prepared.of(lesson))
+        turns.setdefault(id(lesson.graph), []).append(_Prepared.of(lesson, columns))
     rate = LEARNING_RATE if initial is None else ADAPTING_RATE
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate)
     generator = torch.Generator().manual_seed(seed)
@@ -116,12 +125,12 @@ class _Prepared:
     threshold: float
 
     @classmethod
-    def of(cls, lesson: Lesson) -> "_Prepared":
+    def of(cls, lesson: Lesson, columns: Sequence[int]) -> "_Prepared":
         graph = lesson.graph
         scores = lesson.scores.astype(np.float64)
         limits = np.array([graph.limits(lesson.budget)])
         threshold = float(solve_threshold(graph, scores[None], limits, TEMPERATURE)[0])
-        features = torch.as_tensor(lesson.node_features)
+        features = torch.as_tensor(lesson.node_features[:, columns])
         return cls(
             data=join([with_features(Topology.of(graph).data, features)]),
             context=torch.as_tensor(lesson.context).reshape(1, -1),

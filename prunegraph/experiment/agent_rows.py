@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from prunegraph.agent import NetworkConfig, PruningNetwork, TrainedPolicy, load_policy, save_policy
-from prunegraph.experiment.bench import Bench
+from prunegraph.experiment.bench import Bench, num_probes
 from prunegraph.experiment.candidates import Candidate, CandidateStore
 from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.jobs import Jobs
@@ -95,17 +95,18 @@ def add_agent(
 def add_untrained(bench: Bench, store: CandidateStore) -> None:
     """Add the mask of an untrained policy."""
     if store.get(UNTRAINED, 0) is None:
-        policy = TrainedPolicy(PruningNetwork(NetworkConfig()).eval())
-        mask = policy_mask(policy, bench, bench.budget)
-        networks = bench.sensitivity_networks
-        store.add(measured(bench, UNTRAINED, 0, mask, networks))
+        config = NetworkConfig(feature_names=("prior",))  # all that it goes by
+        mask = policy_mask(TrainedPolicy(PruningNetwork(config).eval()), bench, bench.budget)
+        store.add(measured(bench, UNTRAINED, 0, mask, networks=0))
 
 
 def add_initial(bench: Bench, store: CandidateStore, options: SearchOptions) -> None:
     """Add the mask of the policy that the search began with, if one was given."""
     if options.policy is not None and store.get(INITIAL, 0) is None:
-        mask = policy_mask(find_policy(options.policy), bench, bench.budget)
-        store.add(measured(bench, INITIAL, 0, mask, bench.sensitivity_networks))
+        policy = find_policy(options.policy)
+        probes = num_probes(bench.target.graph, policy.network.config.feature_names)
+        mask = policy_mask(policy, bench, bench.budget)
+        store.add(measured(bench, INITIAL, 0, mask, probes))
 
 
 def measured(bench: Bench, name: str, seed: int, mask: Any, networks: int) -> Candidate:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.errors import DataError
+from prunegraph.experiment.bench import num_probes
 from prunegraph.experiment.policies import find_policy
 from prunegraph.experiment.search import first_context
 from prunegraph.graph import AttentionUnit, ExampleInputs, StructureGraph, analyse
@@ -17,11 +18,7 @@ from prunegraph.graph.encode import to_pyg
 from prunegraph.graph.features import node_features
 from prunegraph.pruning.evaluation import Evaluator
 from prunegraph.pruning.latency import project_budget
-from prunegraph.pruning.statistics import (
-    measure,
-    num_sensitivity_networks,
-    unlabelled_sensitivity,
-)
+from prunegraph.pruning.statistics import measure, unlabelled_sensitivity
 from prunegraph.types import Budget, KeepMask, SearchSplit, TrainSplit
 
 Batch = Tensor | tuple[Tensor, Tensor] | list[Tensor]
@@ -127,10 +124,12 @@ def prune(
     device = next((item.device for item in model.parameters()), torch.device("cpu"))
     evaluator = Evaluator(model, graph, search=search, calibration=train, seed=seed, device=device)
     statistics = dict(measure(model, graph, train, seed=seed, device=device).arrays)
-    statistics["sensitivity"] = unlabelled_sensitivity(
-        model, graph, train, statistics["taylor"], seed=seed, device=device
-    )
-    features = node_features(graph, statistics, budget)
+    names = trained.network.config.feature_names
+    if "sensitivity" in names:
+        statistics["sensitivity"] = unlabelled_sensitivity(
+            model, graph, train, statistics["taylor"], seed=seed, device=device
+        )
+    features = node_features(graph, statistics, budget, names)
     scores = trained.logits(to_pyg(graph), features, first_context(budget))
     mask = project_budget(model, graph, scores, budget, example_inputs)
     cost, dense = graph.cost(mask), graph.dense_cost
@@ -148,7 +147,7 @@ def prune(
             "widths": graph.group_widths(mask),
             "mask_digest": mask.digest(),
         },
-        "networks_evaluated": num_sensitivity_networks(graph),
+        "networks_evaluated": num_probes(graph, names),
         "calibration_images": len(index),
     }
     return PruneResult(model=evaluator.prune(mask), mask=mask, graph=graph, report=report)

@@ -7,6 +7,7 @@ from prunegraph.agent import save_policy
 from prunegraph.errors import BudgetError
 from prunegraph.experiment.agent_rows import add_untrained, measured
 from prunegraph.experiment.baselines import baseline_job
+from prunegraph.experiment.bench import num_probes
 from prunegraph.experiment.candidates import CandidateStore
 from prunegraph.experiment.config import ApplyConfig
 from prunegraph.experiment.console import Console
@@ -44,10 +45,10 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
         started = time.monotonic()
         mask = policy_mask(policy, bench, config.budget())
         seconds = time.monotonic() - started
-        probes = bench.sensitivity_networks
+        probes = num_probes(target.graph, policy.network.config.feature_names)
         console.say(
-            f"decided in {seconds:.0f} s, measuring the policy's inputs included: "
-            f"{probes} networks on train images, no search, no labels of the search split"
+            f"decided in {seconds:.0f} s, the time to measure what the policy reads on train "
+            "images; no search, no look at the search split"
         )
         store.add(measured(bench, APPLIED, config.seed, mask, probes))
         if config.max_latency is None:

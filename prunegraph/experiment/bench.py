@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from prunegraph.experiment.pretrain import (
     weights_record,
 )
 from prunegraph.experiment.setup import DEFAULT_DATASET, Target
+from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import node_features
 from prunegraph.models import load_weights, save_weights
 from prunegraph.pruning.costly_statistics import LazyStatistics, measure_costly
@@ -98,15 +99,12 @@ class Bench:
             device=target.device,
         )
 
-    @property
-    def sensitivity_networks(self) -> int:
-        """Pruned networks that ``sensitivity`` runs."""
-        return num_sensitivity_networks(self.target.graph)
-
-    def node_features(self, budget: Budget) -> FloatArray:
-        """Return what the policy sees of each channel class ``[N, F]``."""
-        measured = {**self.statistics, "sensitivity": self.sensitivity}
-        return node_features(self.target.graph, measured, budget)
+    def node_features(self, budget: Budget, names: Sequence[str]) -> FloatArray:
+        """Return the named features of each channel class ``[N, F]``."""
+        measured = dict(self.statistics)
+        if "sensitivity" in names:
+            measured["sensitivity"] = self.sensitivity
+        return node_features(self.target.graph, measured, budget, names)
 
     def evaluator(self) -> Evaluator:
         """Return an evaluator that has run nothing yet: each method counts its own networks."""
@@ -187,6 +185,11 @@ class Bench:
     def recalibrated_test_accuracy(self, mask: KeepMask) -> float:
         """Return a mask's test accuracy after recalibration. Call it when every choice is made."""
         return self.test_accuracy(self.final_evaluator.prune(mask))
+
+
+def num_probes(graph: StructureGraph, names: Collection[str]) -> int:
+    """Return how many pruned networks are run to measure the named features."""
+    return num_sensitivity_networks(graph) if "sensitivity" in names else 0
 
 
 def ensure_dense(

@@ -13,6 +13,7 @@ from prunegraph.agent import (
     CONTEXT_NAMES,
     AgentConfig,
     Lesson,
+    NetworkConfig,
     PPOConfig,
     TrainedPolicy,
     TrainingResult,
@@ -21,7 +22,7 @@ from prunegraph.agent import (
     train_agent,
 )
 from prunegraph.env import ChannelPruningEnv, EnvConfig, PruningTask, cell_name
-from prunegraph.experiment.bench import Bench
+from prunegraph.experiment.bench import Bench, num_probes
 from prunegraph.experiment.candidates import Candidate
 from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.console import Console, Report
@@ -81,7 +82,8 @@ def policy_mask(
         offsets: ``[N]`` what a search of this very network added to the scores.
     """
     graph = bench.target.graph
-    scores = policy.logits(to_pyg(graph), bench.node_features(budget), first_context(budget))
+    features = bench.node_features(budget, policy.network.config.feature_names)
+    scores = policy.logits(to_pyg(graph), features, first_context(budget))
     return bench.project(scores if offsets is None else scores + offsets, budget)
 
 
@@ -130,9 +132,9 @@ def search(
             result is the same.
         config: the agent's options, its seed among them; default: those of ``agent_config``.
     """
-    config = config or agent_config(options, seed)
+    initial = given_policy(options)
+    config = config or agent_config(options, seed, initial)
     assert config.seed == seed
-    initial = None if options.policy is None else find_policy(options.policy)
     tables = _tables(benches, config, pool)
     result, clock = _train(
         benches, options, tables, config, name=name, folder=folder, console=console, initial=initial
@@ -142,7 +144,7 @@ def search(
         _finalists(result, bench, task, number)
         for number, (bench, task) in enumerate(zip(benches, tasks, strict=True))
     ]
-    networks = result.networks_evaluated + _probes(benches) + sum(map(len, finalists))
+    networks = result.networks_evaluated + _probes(benches, config) + sum(map(len, finalists))
     candidates = tuple(
         _best(name, seed, masks, evaluator, networks)
         for masks, evaluator in zip(finalists, tables[0].evaluators, strict=True)
@@ -212,8 +214,8 @@ def _label(name: str, seed: int) -> str:
     return f"{name.replace('/', '-')}-{seed}"
 
 
-def _probes(benches: Sequence[Bench]) -> int:
-    return sum(bench.sensitivity_networks for bench in benches)
+def _probes(benches: Sequence[Bench], config: AgentConfig) -> int:
+    return sum(num_probes(bench.target.graph, config.network.feature_names) for bench in benches)
 
 
 def _train(
@@ -231,7 +233,7 @@ def _train(
     label = _label(name, config.seed)
     clock = SearchClock(folder.checkpoint(f"search-{label}.json"))
     evaluators = [item for table in tables for item in table.evaluators]
-    allowed = options.networks * len(benches) - _probes(benches) - FINALISTS * len(benches)
+    allowed = options.networks * len(benches) - _probes(benches, config) - FINALISTS * len(benches)
     environment = env_config(options, config, config.seed, benches[0].budget)
     with console.progress(f"search {name}, seed {config.seed}", allowed) as report:
         result = train_agent(
@@ -264,7 +266,8 @@ def found_lessons(
     for number, bench in enumerate(benches):
         graph = bench.target.graph
         for budget in search_budgets(options, bench.budget) or (bench.budget,):
-            features, context = bench.node_features(budget), first_context(budget)
+            features = bench.node_features(budget, result.policy.network.config.feature_names)
+            context = first_context(budget)
             lessons.append(
                 Lesson(
                     graph=graph,
@@ -295,7 +298,8 @@ class _Table:
 
 def _tables(benches: Sequence[Bench], config: AgentConfig, pool: Pool | None) -> list[_Table]:
     """Return one table for this process alone, or one for each episode of an update."""
-    features = [cache(bench.node_features) for bench in benches]
+    names = config.network.feature_names
+    features = [cache(partial(bench.node_features, names=names)) for bench in benches]
     evaluators: list[list[SearchEvaluator]]
     if pool is None or config.per_group:  # the steps of an episode come one after another
         evaluators = [[bench.evaluator() for bench in benches]]
@@ -320,8 +324,15 @@ def _tables(benches: Sequence[Bench], config: AgentConfig, pool: Pool | None) ->
     ]
 
 
-def agent_config(options: SearchOptions, seed: int) -> AgentConfig:
-    """Return the agent's options."""
+def given_policy(options: SearchOptions) -> TrainedPolicy | None:
+    """Return the policy that the options begin with, or None."""
+    return None if options.policy is None else find_policy(options.policy)
+
+
+def agent_config(
+    options: SearchOptions, seed: int, initial: TrainedPolicy | None = None
+) -> AgentConfig:
+    """Return the agent's options; its network is as large as that of the policy to begin with."""
     reward = RewardConfig(
         self_competition=options.self_competition,
         metric=options.metric,
@@ -330,6 +341,7 @@ def agent_config(options: SearchOptions, seed: int) -> AgentConfig:
     )
     one_step = options.granularity == "network" and options.constraint == "bias"
     return AgentConfig(
+        network=NetworkConfig() if initial is None else initial.network.config,
         ppo=PPOConfig(
             learning_rate=options.learning_rate, imagined_steps=options.imagined_steps * one_step
         ),

@@ -13,6 +13,7 @@ from prunegraph.experiment.baselines import (
     add_controls,
     add_sampler,
 )
+from prunegraph.experiment.bench import num_probes
 from prunegraph.experiment.candidates import CandidateStore
 from prunegraph.experiment.config import SearchOptions, TrainConfig
 from prunegraph.experiment.console import Console
@@ -20,11 +21,9 @@ from prunegraph.experiment.finalise import Outcome, finalise, finetune_chosen
 from prunegraph.experiment.folder import RunFolder, open_run, slug
 from prunegraph.experiment.jobs import Jobs, load_targets, make_workplace
 from prunegraph.experiment.page import show_finished
-from prunegraph.experiment.policies import find_policy
-from prunegraph.experiment.search import FINALISTS
+from prunegraph.experiment.search import FINALISTS, agent_config, given_policy
 from prunegraph.experiment.setup import Target
 from prunegraph.experiment.verdict import verdict_line
-from prunegraph.pruning.statistics import num_sensitivity_networks
 from prunegraph.types import Budget
 
 
@@ -92,9 +91,8 @@ def check_networks(targets: Sequence[Target], options: SearchOptions) -> None:
         ConfigError: too few networks may be evaluated.
         ArtefactError: there is no such policy.
     """
-    if options.policy is not None:
-        find_policy(options.policy)
-    probes = [num_sensitivity_networks(target.graph) + FINALISTS for target in targets]
+    names = agent_config(options, 0, given_policy(options)).network.feature_names
+    probes = [num_probes(target.graph, names) + FINALISTS for target in targets]
     update = options.update_size + len(targets)
     least = math.ceil((sum(probes) + update) / len(targets))
     if options.networks < least:

@@ -5,7 +5,7 @@ exception is *what* is limited: ``prior`` divides by the parameters that a class
 budget limits parameters alone, and by its MACs otherwise.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -150,15 +150,19 @@ def group_mean(graph: StructureGraph, values: FloatArray | Float64Array) -> Floa
 
 
 def node_features(
-    graph: StructureGraph, statistics: Mapping[str, FloatArray], budget: Budget | None = None
+    graph: StructureGraph,
+    statistics: Mapping[str, FloatArray],
+    budget: Budget | None = None,
+    names: Sequence[str] = FEATURE_NAMES,
 ) -> FloatArray:
-    """Return the channel features in the order of ``FEATURE_NAMES``.
+    """Return channel features.
 
     Args:
         graph: the structure.
         statistics: measured arrays ``[N]`` (see ``pruning.statistics``); ``"sensitivity"`` may be
             left out.
         budget: used only to choose the unit of ``prior``.
+        names: of the F features, in order.
 
     Returns:
         ``[N, F]`` float32 in [-5, 5]; equal inputs give equal features.
@@ -179,7 +183,7 @@ def node_features(
     for name in GROUP_STATISTICS:
         columns[f"mean_{name}"] = group_mean(graph, columns[name])
     columns["free"] = np.ones(graph.num_classes)
-    return np.stack([_finish(graph, columns[name]) for name in FEATURE_NAMES], axis=1)
+    return np.stack([_finish(graph, columns[name]) for name in names], axis=1)
 
 
 def _cost_columns(graph: StructureGraph) -> dict[str, Float64Array]:

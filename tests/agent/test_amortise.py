@@ -11,7 +11,7 @@ from prunegraph.agent import Lesson, NetworkConfig, PruningNetwork, TrainedPolic
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.encode import to_pyg
 from prunegraph.graph.features import FEATURE_NAMES
-from prunegraph.types import Budget, FloatArray
+from prunegraph.types import Budget
 
 HALF = Budget(keep_macs=0.5)
 CONTEXT = np.zeros(len(NetworkConfig().context_names), dtype=np.float32)
@@ -47,7 +47,8 @@ def lesson(width: int) -> Lesson:
 def agreement(policy: TrainedPolicy, about: Lesson) -> float:
     """Return the share of free channels that policy and lesson decide alike."""
     graph = about.graph
-    own: FloatArray = policy.logits(to_pyg(graph), about.node_features, about.context)
+    columns = [FEATURE_NAMES.index(name) for name in policy.network.config.feature_names]
+    own = policy.logits(to_pyg(graph), about.node_features[:, columns], about.context)
     masks = [graph.project(scores, HALF).keep[graph.free] for scores in (own, about.scores)]
     return float((masks[0] == masks[1]).mean())
 
@@ -113,6 +114,13 @@ def test_networks_are_taught_in_turns_of_their_lessons(untaught: TrainedPolicy) 
         )
         weights = [policy.network.channel_head[2].weight for policy in (alone, both)]
         assert torch.equal(*weights) is alike
+
+
+def test_a_taught_policy_reads_no_feature_that_runs_networks(
+    untaught: TrainedPolicy, taught: TrainedPolicy
+) -> None:
+    names = taught.network.config.feature_names
+    assert set(untaught.network.config.feature_names) - set(names) == {"sensitivity"}
 
 
 def test_no_steps_return_the_policy_itself(untaught: TrainedPolicy) -> None:
