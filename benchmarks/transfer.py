@@ -66,6 +66,7 @@ class Variant:
         network: of the policy network's options.
         hidden: features that the policy does not read.
         kind: class of the network.
+        share: how far the lessons go from the prior to what the search found.
         steps: factor on the number of lesson steps; 0 = untaught.
     """
 
@@ -73,6 +74,7 @@ class Variant:
     network: Mapping[str, Any] = field(default_factory=dict)
     hidden: Sequence[str] = HIDDEN
     kind: type[PruningNetwork] = PruningNetwork
+    share: float = 1.0
     steps: float = 1.0
 
     def teach(self, lessons: Sequence[Lesson], steps: int, seed: int) -> TrainedPolicy:
@@ -85,12 +87,14 @@ class Variant:
             steps=round(self.steps * steps),
             seed=seed,
             hidden=self.hidden,
+            share=self.share,
         )
 
 
 VARIANTS = {
     "untaught": Variant(what="Taylor per MAC, what an untrained policy chooses", steps=0.0),
     "default": Variant(what="as `prunegraph train` teaches"),
+    "half_way": Variant(what="half of the way to what was found", share=0.5),
     "more_steps": Variant(what="twice the steps", steps=2.0),
     "fewer_steps": Variant(what="a third of the steps", steps=1 / 3),
     "one_round": Variant(what="one round of messages", network={"layers": 1}),
@@ -130,7 +134,8 @@ def table(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
             values = [100.0 * row[cell] for row in seeds.values() if cell in row]
             spread = f" ± {np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
             found.append(f"{np.mean(values):.2f}{spread}" if values else "")
-        lines.append(f"| {name} | {VARIANTS[name].what} | {len(seeds)} | {' | '.join(found)} |")
+        what = VARIANTS[name].what if name in VARIANTS else ""
+        lines.append(f"| {name} | {what} | {len(seeds)} | {' | '.join(found)} |")
     return "\n".join(lines)
 
 

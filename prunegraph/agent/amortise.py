@@ -67,6 +67,7 @@ def amortise(
     seed: int,
     initial: TrainedPolicy | None = None,
     hidden: Collection[str] = HIDDEN,
+    share: float = 1.0,
 ) -> TrainedPolicy:
     """Return a policy that gives the lessons' keep probabilities by itself.
 
@@ -82,6 +83,8 @@ def amortise(
         initial: the policy that the search began with, which goes on learning, so that it does not
             forget what it knew of other networks; None = a network drawn anew learns.
         hidden: features that a network drawn anew does not read.
+        share: how far the taught scores go from the prior to what the search found; 1 for the
+            networks of the lessons, less for networks that the policy has never seen.
     """
     channels = sum({id(lesson.graph): lesson.graph.num_classes for lesson in lessons}.values())
     steps = min(steps, max(MOST_CHANNEL_STEPS // channels, 1))
@@ -99,7 +102,9 @@ def amortise(
     columns = [seen.index(name) for name in network.config.feature_names]
     turns: dict[int, list[_Prepared]] = {}
     for lesson in lessons:
-        turns.setdefault(id(lesson.graph), []).append(_Prepared.of(lesson, columns))
+        turns.setdefault(id(lesson.graph), []).append(
+            _Prepared.of(_shrunk(lesson, policy, share), columns)
+        )
     rate = LEARNING_RATE if initial is None else ADAPTING_RATE
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate)
     generator = torch.Generator().manual_seed(seed)
@@ -111,7 +116,14 @@ def amortise(
             loss = prepared[step % len(prepared)].loss(network, generator)
             (loss / len(turns)).backward()
         optimizer.step()
-    return TrainedPolicy(network.eval(), {**policy.record, "amortise_steps": steps})
+    record = {**policy.record, "amortise_steps": steps, "amortise_share": share}
+    return TrainedPolicy(network.eval(), record)
+
+
+def _shrunk(lesson: Lesson, policy: TrainedPolicy, share: float) -> Lesson:
+    """Return a lesson whose scores are moved towards the prior."""
+    prior = policy.network.prior(torch.as_tensor(lesson.node_features)).numpy()
+    return replace(lesson, scores=prior + share * (lesson.scores - prior))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -172,6 +172,8 @@ class SearchOptions:
             granularity group or constraint lagrangian.
         amortise_steps: steps for each network that the search may evaluate, after it, that teach
             the policy, which can be used on other networks, what was found; fewer for large ones.
+        amortise_share: how far the policy is taught to go from the heuristic that it starts from to
+            what was found; 1 suits the networks of the search, 0.5 networks never seen.
         ray: evaluate the networks of a search on a Ray cluster: its address, auto (the one that
             this machine belongs to), or local.
     """
@@ -188,12 +190,14 @@ class SearchOptions:
     learning_rate: float = PPOConfig.learning_rate
     imagined_steps: int = 20
     amortise_steps: int = 3
+    amortise_share: float = 1.0
     ray: str | None = None
 
     def check(self) -> None:
         """Raise ConfigError for a value out of range."""
         check_at_least("imagined_steps", self.imagined_steps, 0)
         check_at_least("amortise_steps", self.amortise_steps, 0)
+        check_between("amortise_share", self.amortise_share, 0.0, 1.0)
         check_at_least("update_size", self.update_size, 2)
         check_at_least("networks", self.networks, self.update_size)
         check_at_least("subset", self.subset, 1)

@@ -152,7 +152,8 @@ def search(
     path = folder.checkpoint(f"policy-{_label(name, seed)}.safetensors")
     steps = options.amortise_steps * options.networks if options.learning_rate else 0
     lessons = found_lessons(result, benches, options)
-    taught = amortise(result.policy, lessons, steps=steps, seed=seed, initial=initial)
+    share = options.amortise_share
+    taught = amortise(result.policy, lessons, steps=steps, seed=seed, initial=initial, share=share)
     origin = _origin(benches, options, seed, initial)
     save_policy(path, TrainedPolicy(taught.network, {**taught.record, **origin}))
     seconds, evaluation_seconds = clock.read(evaluators)

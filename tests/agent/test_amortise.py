@@ -86,7 +86,7 @@ def test_the_policy_that_is_taught_stays_as_it_is(
     fresh = PruningNetwork(NetworkConfig())
     for name, value in fresh.state_dict().items():
         assert torch.equal(untaught.network.state_dict()[name], value)
-    assert taught.record == {"seed": 3, "amortise_steps": 150}
+    assert taught.record == {"seed": 3, "amortise_steps": 150, "amortise_share": 1.0}
     assert not taught.network.training
 
 
@@ -121,6 +121,18 @@ def test_a_taught_policy_reads_no_feature_that_runs_networks(
 ) -> None:
     names = taught.network.config.feature_names
     assert set(untaught.network.config.feature_names) - set(names) == {"sensitivity"}
+
+
+def test_a_lesson_may_be_taught_half_of_the_way(untaught: TrainedPolicy) -> None:
+    about = lesson(24)
+    halfway = about.node_features[:, FEATURE_NAMES.index("prior")]
+    halfway = (halfway + about.scores) / 2.0
+    one, other = (
+        amortise(untaught, [about_], steps=3, seed=0, share=share)
+        for about_, share in ((about, 0.5), (replace(about, scores=halfway), 1.0))
+    )
+    weights = [policy.network.channel_head[2].weight for policy in (one, other)]
+    assert torch.allclose(*weights, atol=1e-6)
 
 
 def test_no_steps_return_the_policy_itself(untaught: TrainedPolicy) -> None:
