@@ -66,7 +66,7 @@ class Variant:
         network: of the policy network's options.
         hidden: features that the policy does not read.
         kind: class of the network.
-        share: how far the lessons go from the prior to what the search found.
+        share: of what was taught, beside the prior, in the scores.
         steps: factor on the number of lesson steps; 0 = untaught.
     """
 
@@ -94,7 +94,7 @@ class Variant:
 VARIANTS = {
     "untaught": Variant(what="Taylor per MAC, what an untrained policy chooses", steps=0.0),
     "default": Variant(what="as `prunegraph train` teaches"),
-    "half_way": Variant(what="half of the way to what was found", share=0.5),
+    "half_way": Variant(what="half of what was taught, half the prior", share=0.5),
     "more_steps": Variant(what="twice the steps", steps=2.0),
     "fewer_steps": Variant(what="a third of the steps", steps=1 / 3),
     "one_round": Variant(what="one round of messages", network={"layers": 1}),

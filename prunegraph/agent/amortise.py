@@ -83,8 +83,8 @@ def amortise(
         initial: the policy that the search began with, which goes on learning, so that it does not
             forget what it knew of other networks; None = a network drawn anew learns.
         hidden: features that a network drawn anew does not read.
-        share: how far the taught scores go from the prior to what the search found; 1 for the
-            networks of the lessons, less for networks that the policy has never seen.
+        share: of what was taught, beside the prior, in the scores of the policy that is returned: 1
+            suits the networks of the lessons, less suits networks that it has never seen.
     """
     channels = sum({id(lesson.graph): lesson.graph.num_classes for lesson in lessons}.values())
     steps = min(steps, max(MOST_CHANNEL_STEPS // channels, 1))
@@ -102,9 +102,7 @@ def amortise(
     columns = [seen.index(name) for name in network.config.feature_names]
     turns: dict[int, list[_Prepared]] = {}
     for lesson in lessons:
-        turns.setdefault(id(lesson.graph), []).append(
-            _Prepared.of(_shrunk(lesson, policy, share), columns)
-        )
+        turns.setdefault(id(lesson.graph), []).append(_Prepared.of(lesson, columns))
     rate = LEARNING_RATE if initial is None else ADAPTING_RATE
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate)
     generator = torch.Generator().manual_seed(seed)
@@ -116,14 +114,17 @@ def amortise(
             loss = prepared[step % len(prepared)].loss(network, generator)
             (loss / len(turns)).backward()
         optimizer.step()
+    _move_to_prior(network, share)
     record = {**policy.record, "amortise_steps": steps, "amortise_share": share}
     return TrainedPolicy(network.eval(), record)
 
 
-def _shrunk(lesson: Lesson, policy: TrainedPolicy, share: float) -> Lesson:
-    """Return a lesson whose scores are moved towards the prior."""
-    prior = policy.network.prior(torch.as_tensor(lesson.node_features)).numpy()
-    return replace(lesson, scores=prior + share * (lesson.scores - prior))
+@torch.no_grad()
+def _move_to_prior(network: PruningNetwork, share: float) -> None:
+    """Shrink what the heads add to the prior, the mistakes on other networks with it."""
+    for head in (network.channel_head, network.group_head):
+        for parameter in head[-1].parameters():
+            parameter *= share
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

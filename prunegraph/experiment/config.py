@@ -172,8 +172,8 @@ class SearchOptions:
             granularity group or constraint lagrangian.
         amortise_steps: steps for each network that the search may evaluate, after it, that teach
             the policy, which can be used on other networks, what was found; fewer for large ones.
-        amortise_share: how far the policy is taught to go from the heuristic that it starts from to
-            what was found; 1 suits the networks of the search, 0.5 networks never seen.
+        amortise_share: of what was taught, beside the heuristic that the policy starts from, in its
+            scores: 1 suits the networks of the search, 0.5 networks that it has never seen.
         ray: evaluate the networks of a search on a Ray cluster: its address, auto (the one that
             this machine belongs to), or local.
     """
