@@ -124,7 +124,7 @@ def _move_to_prior(network: PruningNetwork, share: float) -> None:
     """Shrink what the heads add to the prior, the mistakes on other networks with it."""
     for head in (network.channel_head, network.group_head):
         for parameter in head[-1].parameters():
-            parameter *= share
+            parameter.mul_(share)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
