@@ -11,25 +11,20 @@ an interrupted one goes on from its checkpoints, in the folder FILE.
 
 import argparse
 import dataclasses
-import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from searches import begin, read_rows
 
 from prunegraph.agent import AgentConfig
-from prunegraph.experiment.cli import parse
 from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.jobs import load_targets, make_workplace
-from prunegraph.experiment.report import machine
 from prunegraph.experiment.search import agent_config, search
-from prunegraph.experiment.setup import keep_freed_memory
 from prunegraph.files import write_json
 
 NO_OFFSETS = {"offset_rate": 0.0, "group_offset_rate": 0.0, "imagined_rate": 0.0}
@@ -138,20 +133,10 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the results as Markdown, end")
     known, words = parser.parse_known_args()
     runs = known.out.with_suffix("")
-    content: dict[str, Any] = {"rows": {}}
-    if known.out.is_file():
-        content = json.loads(known.out.read_text(encoding="utf-8"))
     if known.table:
-        print(table(content["rows"]))
+        print(table(read_rows(known.out)["rows"]))
         return
-    options = parse(TrainConfig, words)
-    assert isinstance(options, TrainConfig)
-    keep_freed_memory()
-    torch.set_num_threads(options.threads or 1)
-    command = " ".join(words)
-    if content.get("command", command) != command:
-        sys.exit(f"{known.out} was made with other options: {content['command']}; name another")
-    content |= {"command": command, "machine": machine()}
+    options, content = begin(known.out, words)
     for seed in range(known.seeds):
         for name in known.only or VARIANTS:
             seeds = content["rows"].setdefault(name, {})

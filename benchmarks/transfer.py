@@ -16,7 +16,6 @@ to the others too: so options can be chosen without a look at the held-out netwo
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,20 +24,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from searches import begin, read_rows
 from torch import Tensor
 from torch_geometric.data import Data
 
 from prunegraph.agent import Lesson, NetworkConfig, PruningNetwork, TrainedPolicy, amortise
 from prunegraph.agent.amortise import HIDDEN
 from prunegraph.experiment.bench import Bench
-from prunegraph.experiment.cli import parse
 from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.jobs import load_targets, make_workplace
-from prunegraph.experiment.report import machine
 from prunegraph.experiment.search import policy_mask, search_budgets, search_lessons
-from prunegraph.experiment.setup import keep_freed_memory
 from prunegraph.files import write_json
 from prunegraph.types import Budget
 
@@ -190,26 +187,13 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print the results as Markdown, end")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the checkpoints")
     known, words = parser.parse_known_args()
-    content: dict[str, Any] = {"rows": {}}
-    if known.out.is_file():
-        content = json.loads(known.out.read_text(encoding="utf-8"))
     if known.table:
-        print(table(content["rows"]))
+        print(table(read_rows(known.out)["rows"]))
         return
-    options = parse(TrainConfig, words)
-    assert isinstance(options, TrainConfig)
+    held_out = [path.stem for path in known.held_out]
+    options, content = begin(known.out, words, teach=known.teach, held_out=held_out)
     if not options.weights:
         sys.exit("name the family by its --weights")
-    keep_freed_memory()
-    torch.set_num_threads(options.threads or 1)
-    asked = {
-        "command": " ".join(words),
-        "teach": known.teach,
-        "held_out": [path.stem for path in known.held_out],
-    }
-    if any(content.get(key, value) != value for key, value in asked.items()):
-        sys.exit(f"{known.out} was made with other options: name another file")
-    content |= {**asked, "machine": machine()}
     measure(known, options, content)
 
 

@@ -11,9 +11,8 @@ from prunegraph.experiment.bench import Bench, num_probes
 from prunegraph.experiment.candidates import Candidate, CandidateStore
 from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.jobs import Jobs
-from prunegraph.experiment.policies import find_policy
 from prunegraph.experiment.report import History, SearchResult
-from prunegraph.experiment.search import SearchRun, policy_mask, search_job
+from prunegraph.experiment.search import SearchRun, given_policy, policy_mask, search_job
 from prunegraph.experiment.verdict import AGENT, INITIAL, UNTRAINED
 from prunegraph.files import write_json
 from prunegraph.reading import checked, read_json
@@ -102,8 +101,8 @@ def add_untrained(bench: Bench, store: CandidateStore) -> None:
 
 def add_initial(bench: Bench, store: CandidateStore, options: SearchOptions) -> None:
     """Add the mask of the policy that the search began with, if one was given."""
-    if options.policy is not None and store.get(INITIAL, 0) is None:
-        policy = find_policy(options.policy)
+    policy = given_policy(options)
+    if policy is not None and store.get(INITIAL, 0) is None:
         probes = num_probes(bench.target.graph, policy.network.config.feature_names)
         mask = policy_mask(policy, bench, bench.budget)
         store.add(measured(bench, INITIAL, 0, mask, probes))

@@ -19,13 +19,12 @@ def find_policy(policy: Path) -> TrainedPolicy:
     Raises:
         ArtefactError: there is none, or it is damaged.
     """
-    shipped = shipped_policies()
     if is_shipped(policy):
-        return load_policy(shipped[str(policy)])
+        return load_policy(shipped_policies()[str(policy)])
     if not policy.exists():
         msg = (
             f"no policy {policy}: give the folder of a finished `prunegraph train`, its file, or "
-            f"the name of one that comes with the package: {', '.join(shipped)}"
+            f"the name of one that comes with the package: {', '.join(shipped_policies())}"
         )
         raise ArtefactError(msg)
     return load_policy(policy)

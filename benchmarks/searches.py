@@ -1,0 +1,38 @@
+"""What benchmarks that search share: options of ``prunegraph train``, a file of finished rows."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunegraph.experiment.cli import parse
+from prunegraph.experiment.config import TrainConfig
+from prunegraph.experiment.report import machine
+from prunegraph.experiment.setup import keep_freed_memory
+
+
+def read_rows(path: Path) -> dict[str, Any]:
+    """Return what is finished: a file's content, or one without rows."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": {}}
+
+
+def begin(path: Path, words: list[str], **asked: Any) -> tuple[TrainConfig, dict[str, Any]]:
+    """Return the options, and the content of a file that was made with the same ones or is new.
+
+    Args:
+        path: the file; the program ends if it was made with other options.
+        words: options of ``prunegraph train``.
+        asked: further options that its rows depend on.
+    """
+    content = read_rows(path)
+    options = parse(TrainConfig, words)
+    assert isinstance(options, TrainConfig)
+    keep_freed_memory()
+    torch.set_num_threads(options.threads or 1)
+    asked = {"command": " ".join(words), **asked}
+    odd = [key for key, value in asked.items() if content.get(key, value) != value]
+    if odd:
+        sys.exit(f"{path} was made with another {odd[0]}: {content[odd[0]]}; name another file")
+    return options, content | asked | {"machine": machine()}
