@@ -138,12 +138,14 @@ class ChannelPPO(PPO):
         return env.episodes_per_update + int(competes)
 
     def greedy_mask(self, row: Mapping[str, FloatArray], budget: Budget) -> BoolArray:
-        """Return the mask that the policy would choose on one observation."""
-        topology = self.policy.topologies[int(row["graph_id"][0])]
+        """Return the mask that the policy would choose on one observation, offsets included."""
+        graph_id = int(row["graph_id"][0])
+        topology = self.policy.topologies[graph_id]
         num_features = len(self.policy.network_config.feature_names)
         features = row["node_features"].reshape(-1, num_features)[: topology.num_channels]
-        logits = self.policy.network.logits(topology.data, features, row["context"])
-        return topology.graph.project(logits, budget).keep
+        scores = self.policy.network.logits(topology.data, features, row["context"])
+        scores = scores + self.policy.offsets(graph_id).detach().cpu().numpy()
+        return topology.graph.project(scores, budget).keep
 
     def train(self) -> None:
         """Update the policy on the whole rollout, ``epochs`` times."""
