@@ -129,7 +129,7 @@ class Outcome:
         num_images: number of images used.
         cost: cost of the network that was evaluated.
         digest: ``KeepMask.digest()`` of its mask.
-        seconds: wall time of surgery, recalibration and evaluation.
+        seconds: wall time of surgery, recalibration, short fine-tune and evaluation.
     """
 
     accuracy: float

@@ -14,7 +14,7 @@ from prunegraph.types import BoolArray, Budget, Cost, FloatArray, KeepMask, Outc
 
 
 class MaskEvaluator(Protocol):
-    """Scores masks on search images; ``pruning.evaluation.Evaluator`` is one.
+    """Scores masks on search images; ``pruning.evaluator.Evaluator`` is one.
 
     Attributes:
         num_networks: pruned networks run so far.

@@ -16,7 +16,7 @@ from prunegraph.experiment.search import first_context
 from prunegraph.graph import AttentionUnit, ExampleInputs, StructureGraph, analyse
 from prunegraph.graph.encode import to_pyg
 from prunegraph.graph.features import node_features
-from prunegraph.pruning.evaluation import Evaluator
+from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.latency import project_budget
 from prunegraph.pruning.statistics import measure, unlabelled_sensitivity
 from prunegraph.types import Budget, KeepMask, SearchSplit, TrainSplit

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from prunegraph.experiment.config import NetworkConfig, PruningOptions
+from prunegraph.experiment.config import NetworkConfig, PruningOptions, SearchOptions
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.pretrain import (
@@ -23,7 +23,8 @@ from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import node_features
 from prunegraph.models import load_weights, save_weights
 from prunegraph.pruning.costly_statistics import LazyStatistics, measure_costly
-from prunegraph.pruning.evaluation import Evaluator, evaluate
+from prunegraph.pruning.evaluation import evaluate
+from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.finetune import FinetuneConfig, finetune
 from prunegraph.pruning.latency import project_budget
 from prunegraph.pruning.latency_table import LatencyTable, measure_latency_table
@@ -49,13 +50,11 @@ class Bench:
         target: the network, its images, its structure.
         options: budget, calibration and fine-tuning.
         seed: fixes calibration images and statistics.
-        kl: also measure the divergence from the dense outputs.
     """
 
     target: Target
     options: PruningOptions
     seed: int
-    kl: bool = False
 
     @property
     def budget(self) -> Budget:
@@ -108,16 +107,18 @@ class Bench:
 
     def evaluator(self) -> Evaluator:
         """Return an evaluator that has run nothing yet: each method counts its own networks."""
-        target = self.target
+        target, options = self.target, self.options
+        search = options if isinstance(options, SearchOptions) else SearchOptions()
         return Evaluator(
             target.model,
             target.graph,
             search=target.dataset.search,
             calibration=target.dataset.train,
-            num_calibration=self.options.calibration_images,
+            num_calibration=options.calibration_images,
             seed=self.seed,
             device=target.device,
-            kl=self.kl,
+            kl=search.metric == "kl",
+            short_finetune=search.short_finetune,
         )
 
     @cached_property

@@ -157,6 +157,8 @@ class SearchOptions:
         networks: pruned networks that one search may evaluate, everything counted.
         policy: search on from a trained policy: resnet-cifar, which comes with the package, a run
             folder of ``train``, or a policy file; default: from an untrained one.
+        short_finetune: training steps that every pruned network gets before it is scored, those of
+            the baselines too; 0 = only batch norm is recalibrated.
         subset: search images an update scores its networks on; default: 1,500 or all.
         budgets: shares of the MACs to train the policy for, one an episode; default: the budget.
         constraint: how the agent meets the budget.
@@ -180,6 +182,7 @@ class SearchOptions:
 
     networks: int = 400
     policy: Path | None = None
+    short_finetune: int = 0
     subset: int | None = None
     budgets: tuple[float, ...] = ()
     constraint: Constraint = RewardConfig.constraint
@@ -200,6 +203,7 @@ class SearchOptions:
         check_between("amortise_share", self.amortise_share, 0.0, 1.0)
         check_at_least("update_size", self.update_size, 2)
         check_at_least("networks", self.networks, self.update_size)
+        check_at_least("short_finetune", self.short_finetune, 0)
         check_at_least("subset", self.subset, 1)
 
 

@@ -81,11 +81,8 @@ def make_workplace(
     """Make the dense networks final, and return what jobs work with."""
     for network, target, folder in zip(network_configs(config), targets, folders, strict=True):
         ensure_dense(target, network, folder, console)
-    kl = isinstance(config, SearchOptions) and config.metric == "kl"
     return Workplace(
-        benches=[
-            Bench(target=target, options=config, seed=config.seed, kl=kl) for target in targets
-        ],
+        benches=[Bench(target=target, options=config, seed=config.seed) for target in targets],
         folders=folders,
         console=console,
     )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prunegraph.env import MaskEvaluator
-from prunegraph.pruning.evaluation import Evaluator
+from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.types import KeepMask, Outcome
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prunegraph.errors import ConfigError, PruneGraphError
 from prunegraph.experiment.setup import keep_freed_memory
-from prunegraph.pruning.evaluation import Evaluator
+from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.types import KeepMask, Outcome
 
 POLL = 5.0

@@ -62,7 +62,8 @@ class PrunedResult:
 
     Attributes:
         cost: of the pruned network.
-        search_accuracy: on the search split after recalibration, by which its mask was chosen.
+        search_accuracy: on the search split after recalibration and the short fine-tune, if any;
+            its mask was chosen by it.
         test_accuracy_recalibrated: on the test split after recalibration.
         test_accuracy_finetuned: on the test split after fine-tuning.
         widths: channels kept, by group.
@@ -96,7 +97,7 @@ class SearchResult:
     Attributes:
         seconds: wall time of all search seeds.
         networks_evaluated: pruned networks run, everything counted.
-        evaluation_seconds: time inside surgery, recalibration and evaluation.
+        evaluation_seconds: time inside surgery, recalibration, short fine-tunes and evaluation.
         details: further figures (entropy, repaired bits, ...), by name.
     """
 

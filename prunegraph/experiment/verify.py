@@ -176,8 +176,7 @@ def _rebuild(
         weights=member.file(DENSE_FILE),
     )
     target = load_target(network, run.budget())
-    kl = getattr(run, "metric", "") == "kl"
-    return Bench(target=target, options=run, seed=run.seed, kl=kl)
+    return Bench(target=target, options=run, seed=run.seed)
 
 
 def _check_data(bench: Bench, content: Mapping[str, Any]) -> list[Check]:

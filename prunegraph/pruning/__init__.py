@@ -8,7 +8,8 @@ from prunegraph.pruning.artefacts import (
     save_pruned,
 )
 from prunegraph.pruning.clock import Latency, measure_latency
-from prunegraph.pruning.evaluation import Evaluator, Scores, compute_logits, evaluate
+from prunegraph.pruning.evaluation import Scores, compute_logits, evaluate
+from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.export import export, export_recipe
 from prunegraph.pruning.finetune import FinetuneConfig, FinetuneResult, finetune
 from prunegraph.pruning.latency import LatencyProjection, project_latency

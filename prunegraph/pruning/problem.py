@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from prunegraph.graph import ExampleInputs, StructureGraph
-from prunegraph.pruning.evaluation import Evaluator
+from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.latency import project_budget
 from prunegraph.pruning.latency_table import LatencyTable
 from prunegraph.types import Budget, FloatArray, KeepMask

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from prunegraph.errors import ModelError
 from prunegraph.graph import StructureGraph, unwrap
-from prunegraph.pruning.evaluation import Evaluator
+from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.filter_statistics import filter_statistics
 from prunegraph.pruning.reads import Read, reads
 from prunegraph.types import Float64Array, FloatArray, KeepMask, SearchSplit, TrainSplit

@@ -13,6 +13,7 @@ from prunegraph.agent.ppo import ChannelPPO, equal_share, standardise, summary, 
 from prunegraph.agent.train import build_model, make_vec_env
 from prunegraph.errors import ConfigError
 from prunegraph.testing.toy_env import toy_graphs
+from prunegraph.types import Budget
 
 GRAPHS = toy_graphs()
 
@@ -151,6 +152,18 @@ def test_seeds_fix_the_run(make_model: MakeModel) -> None:
         runs.append(parameters(model))
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
+
+
+def test_the_greedy_mask_holds_what_the_search_found(make_model: MakeModel) -> None:
+    model = make_model()
+    model.learn(16)
+    row = {name: array[0] for name, array in model._last_obs.items()}
+    graph_id, budget = int(row["graph_id"][0]), Budget(keep_macs=0.5)
+    graph = model.policy.topologies[graph_id].graph
+    gone = np.flatnonzero(graph.free & ~model.greedy_mask(row, budget))[0]
+    with torch.no_grad():
+        model.policy.offsets.channels[str(graph_id)][gone] = 100.0
+    assert model.greedy_mask(row, budget)[gone]
 
 
 def test_update_seeds_differ() -> None:

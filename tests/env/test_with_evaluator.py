@@ -9,7 +9,7 @@ from prunegraph.data import load_dataset
 from prunegraph.env import ChannelPruningEnv, EnvConfig, PruningTask
 from prunegraph.graph import analyse
 from prunegraph.models import build_model
-from prunegraph.pruning.evaluation import Evaluator
+from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.rewards import RewardConfig
 from prunegraph.types import Budget
 

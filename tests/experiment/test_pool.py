@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prunegraph.errors import ModelError
 from prunegraph.experiment.pool import PooledEvaluator, num_threads
-from prunegraph.pruning.evaluation import Evaluator
+from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.testing.toy_env import KnownMaskEvaluator, draw_signs, toy_graphs
 from prunegraph.types import KeepMask, Outcome
 

@@ -12,7 +12,7 @@ import torch
 
 from prunegraph import files
 from prunegraph.experiment.cli import main
-from prunegraph.pruning.evaluation import Evaluator
+from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.finetune import _Training
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from prunegraph.errors import DataError, ModelError
 from prunegraph.graph import StructureGraph
-from prunegraph.pruning import Evaluator, apply_mask, evaluate, evaluation, recalibrate_bn
+from prunegraph.pruning import Evaluator, apply_mask, evaluate, recalibrate_bn
 from prunegraph.types import Dataset, KeepMask
 
 MakeMask = Callable[..., KeepMask]
@@ -140,7 +140,7 @@ def test_streamed_images_score_as_preloaded_ones(
     preloaded, streamed = make_evaluator(batch_size=50), make_evaluator(batch_size=50)
     subset = preloaded.draw_subset(70, seed=0)
     expected = preloaded.evaluate(mask, subset)
-    monkeypatch.setattr(evaluation, "PRELOAD_LIMIT", 0)
+    monkeypatch.setattr("prunegraph.pruning.evaluator.PRELOAD_LIMIT", 0)
     found = streamed.evaluate(mask, subset)
     assert found.loss == pytest.approx(expected.loss, rel=1e-5)
     assert found.accuracy == pytest.approx(expected.accuracy, abs=0.02)
@@ -156,6 +156,23 @@ def test_kl_is_zero_for_the_dense_network_only(
     outcome = evaluator.evaluate(make_mask(digits_graph, 0), subset)
     assert outcome.kl is not None
     assert outcome.kl > 1e-3
+
+
+def test_a_short_finetune_comes_before_the_score(
+    make_evaluator: Callable[..., Evaluator],
+    digits: Dataset,
+    digits_graph: StructureGraph,
+    make_mask: MakeMask,
+) -> None:
+    mask = make_mask(digits_graph, 0)
+    plain, trained, again = (make_evaluator(short_finetune=steps) for steps in (0, 20, 20))
+    assert len(digits.train) < 20 * 128  # images come more than once
+    outcome = trained.evaluate(mask)
+    assert outcome.loss < 0.9 * plain.evaluate(mask).loss
+    assert again.evaluate(mask).loss == outcome.loss
+    assert evaluate(trained.prune(mask), digits.search) == evaluate(
+        plain.prune(mask), digits.search
+    )  # what is handed out has not been trained
 
 
 def test_calibration_images_are_shuffled_and_seeded(

@@ -1,0 +1,232 @@
+"""The evaluator that scores masks on the search split."""
+
+import copy
+import hashlib
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from prunegraph.graph import StructureGraph, unwrap
+from prunegraph.pruning.evaluation import (
+    BATCH_SIZE,
+    Scores,
+    compute_logits,
+    evaluate,
+    place_images,
+)
+from prunegraph.pruning.finetune import FinetuneConfig, finetune
+from prunegraph.pruning.recalibration import recalibrate_bn
+from prunegraph.pruning.surgery import apply_mask
+from prunegraph.types import KeepMask, Outcome, SearchSplit, Split, TrainSplit
+
+PRELOAD_LIMIT = 1 << 30
+"""Images of more bytes than this are loaded anew for every network."""
+
+TRAINING = FinetuneConfig(epochs=1)
+"""How the training steps before a score are made."""
+
+
+class Evaluator:
+    """Scores masks: surgery, batch-norm recalibration, evaluation on search images.
+
+    It takes a ``SearchSplit`` to score on and a ``TrainSplit`` to recalibrate and train on, so that
+    test images cannot leak into a search. Results are cached by mask and image subset; a cached
+    result costs no network. The images to score and to recalibrate on are loaded once if they fit
+    in ``PRELOAD_LIMIT`` bytes.
+
+    Args:
+        model: the dense network; never changed.
+        graph: its structure.
+        search: images to score on.
+        calibration: images to recalibrate batch norm on, without augmentation; and to train on.
+        num_calibration: how many of them, drawn without order by ``seed``.
+        batch_size: images a forward.
+        seed: fixes the calibration images.
+        device: where networks run.
+        autocast: run in bfloat16 where that is safe.
+        kl: also measure the KL divergence from the dense network's outputs.
+        short_finetune: training steps that a pruned network gets before it is scored, the same
+            images in the same order for each (short-term fine-tuning, Yang et al. 2018, NetAdapt,
+            section 3.2); 0 = it is recalibrated alone.
+
+    Attributes:
+        num_networks: pruned networks run so far.
+        seconds: wall time of their surgery, recalibration, training and evaluation.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: StructureGraph,
+        *,
+        search: SearchSplit,
+        calibration: TrainSplit,
+        num_calibration: int = 1024,
+        batch_size: int = BATCH_SIZE,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        autocast: bool = True,
+        kl: bool = False,
+        short_finetune: int = 0,
+    ) -> None:
+        self.model = unwrap(model)
+        self.graph = graph
+        self.search = search
+        order = torch.randperm(len(calibration), generator=torch.Generator().manual_seed(seed))
+        self.calibration = calibration.take(order[:num_calibration])
+        self.short_finetune = short_finetune
+        num_training = short_finetune * TRAINING.batch_size
+        cycle = order.flip(0).repeat(math.ceil(num_training / len(order)))
+        self.training = calibration.take(cycle[:num_training])
+        self.seed = seed
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        self.autocast = autocast
+        self.kl = kl
+        self.num_networks = 0
+        self.seconds = 0.0
+        self._cache: dict[tuple[str, str], Outcome] = {}
+
+    def evaluate(self, mask: KeepMask, subset: Tensor | None = None) -> Outcome:
+        """Prune, recalibrate, train if asked for, and score one mask.
+
+        Args:
+            mask: which classes stay.
+            subset: ``[k]`` int64 positions in the search split; None = all of it.
+
+        Returns:
+            The outcome; an equal call returns the same one without running a network.
+        """
+        key = (mask.digest(), _subset_digest(subset))
+        if key not in self._cache:
+            self._cache[key] = self._measure(mask, subset)
+        return self._cache[key]
+
+    def evaluate_all(self, masks: Sequence[KeepMask]) -> list[Outcome]:
+        """Return the outcomes of masks on all search images."""
+        return [self.evaluate(mask) for mask in masks]
+
+    def is_cached(self, mask: KeepMask, subset: Tensor | None = None) -> bool:
+        """Return whether ``evaluate`` would run no network."""
+        return (mask.digest(), _subset_digest(subset)) in self._cache
+
+    def evaluate_dense(self, subset: Tensor | None = None) -> Scores:
+        """Score the dense network as it is, without recalibration; counts as no network."""
+        return self._scores(self._dense, subset)
+
+    def draw_subset(self, size: int, seed: int) -> Tensor:
+        """Return ``[size]`` sorted random positions in the search split, fixed by ``seed``."""
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randperm(len(self.search), generator=generator)[:size]
+        return drawn.sort().values
+
+    def prune(self, mask: KeepMask) -> nn.Module:
+        """Return the pruned, recalibrated network on the evaluator's device; not counted.
+
+        It has not had the short fine-tune.
+        """
+        pruned = self._place(apply_mask(self.model, self.graph, mask))
+        recalibrate_bn(pruned, self._calibration_batches(), autocast=self.autocast)
+        return pruned
+
+    @cached_property
+    def dense_logits(self) -> Tensor:
+        """``[n, classes]`` logits of the dense network on the whole search split."""
+        data = self._search_data(None)
+        return compute_logits(self._dense, data, batch_size=self.batch_size, autocast=self.autocast)
+
+    def _measure(self, mask: KeepMask, subset: Tensor | None) -> Outcome:
+        self._prepare()
+        start = time.perf_counter()
+        pruned = self.prune(mask)
+        if self.short_finetune:
+            recipe = replace(TRAINING, autocast=self.autocast)
+            finetune(pruned, self.training, recipe, seed=self.seed)
+            recalibrate_bn(pruned, self._calibration_batches(), autocast=self.autocast)
+        scores = self._scores(pruned, subset)
+        seconds = time.perf_counter() - start
+        self.num_networks += 1
+        self.seconds += seconds
+        return Outcome(
+            accuracy=scores.accuracy,
+            loss=scores.loss,
+            kl=scores.kl,
+            num_images=len(self.search) if subset is None else int(subset.numel()),
+            cost=self.graph.cost(mask),
+            digest=mask.digest(),
+            seconds=seconds,
+        )
+
+    def _scores(self, model: nn.Module, subset: Tensor | None) -> Scores:
+        dense = self.dense_logits if self.kl else None
+        return evaluate(
+            model,
+            self._search_data(subset),
+            batch_size=self.batch_size,
+            autocast=self.autocast,
+            dense_logits=dense if dense is None or subset is None else dense[subset],
+        )
+
+    def _prepare(self) -> None:
+        """Load what is made once, so that it is not timed as a network's cost."""
+        if self._preload:
+            _ = self._search_images, self._calibration_images
+        if self.kl:
+            _ = self.dense_logits
+
+    def _place(self, model: nn.Module) -> nn.Module:
+        placed: nn.Module = model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave it out
+        return placed
+
+    @cached_property
+    def _dense(self) -> nn.Module:
+        """A copy of the dense network on the evaluator's device."""
+        return self._place(copy.deepcopy(self.model))
+
+    @cached_property
+    def _preload(self) -> bool:
+        num_images = len(self.search) + len(self.calibration)
+        return 4 * num_images * math.prod(self.search.source.image_shape) < PRELOAD_LIMIT
+
+    @cached_property
+    def _search_images(self) -> Tensor:
+        return self._load(self.search)
+
+    @cached_property
+    def _calibration_images(self) -> Tensor:
+        return self._load(self.calibration)
+
+    def _load(self, split: Split) -> Tensor:
+        batches = [
+            place_images(images, self._dense) for images, _ in split.batches(self.batch_size)
+        ]
+        return torch.cat(batches)
+
+    def _search_data(self, subset: Tensor | None) -> Split | tuple[Tensor, Tensor]:
+        """Return the images to score on: tensors if they fit in memory, else the split."""
+        if not self._preload:
+            return self.search if subset is None else self.search.take(subset)
+        images, labels = self._search_images, self.search.labels
+        if subset is None:
+            return images, labels
+        return images[subset.to(images.device)], labels[subset]
+
+    def _calibration_batches(self) -> Iterator[Tensor]:
+        """Yield the calibration images in batches of equal size (to one image)."""
+        num_batches = math.ceil(len(self.calibration) / self.batch_size)
+        if self._preload:
+            yield from self._calibration_images.tensor_split(num_batches)
+            return
+        for positions in torch.arange(len(self.calibration)).tensor_split(num_batches):
+            part = self.calibration.take(positions)
+            yield place_images(part.source.load(part.index), self._dense)
+
+
+def _subset_digest(subset: Tensor | None) -> str:
+    """Name an image subset; the empty string is the whole split."""
+    return "" if subset is None else hashlib.sha256(subset.numpy().tobytes()).hexdigest()[:16]
