@@ -1,0 +1,109 @@
+"""Which cheap figure of a mask foretells its accuracy after the whole fine-tune.
+
+Reads the fine-tuned networks of a comparison's folder, finished or not, and scores their masks as a
+search would: after recalibration, and after more and more training steps (``--short-finetune``).
+The table holds Spearman's correlation, over the masks, of each figure with the accuracy after the
+fine-tune, both on the search split: the test split stays closed, so a figure may be chosen by it.
+
+    python benchmarks/proxies.py RUN --out FILE.json [--steps 0 5 10 20 40]
+    python benchmarks/proxies.py RUN --out FILE.json --table
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from searches import read_rows
+
+from prunegraph.experiment.bench import DENSE_FILE, Bench
+from prunegraph.experiment.config import CompareConfig
+from prunegraph.experiment.finish import load_finetuned
+from prunegraph.experiment.folder import CONFIG_FILE
+from prunegraph.experiment.options import load_config
+from prunegraph.experiment.report import machine
+from prunegraph.experiment.setup import load_target
+from prunegraph.files import write_json
+from prunegraph.pruning.artefacts import WEIGHTS_FILE
+
+
+def measure(run: Path, steps: list[int], out: Path) -> None:
+    """Score every fine-tuned mask of a run; finished ones are not repeated."""
+    config = load_config(CompareConfig, run / CONFIG_FILE)
+    config = dataclasses.replace(config, weights=run / DENSE_FILE)
+    torch.set_num_threads(config.threads or 1)
+    target = load_target(config, config.budget())
+    bench = Bench(target=target, options=config, seed=config.seed)
+    evaluators = {
+        number: Bench(
+            target=target,
+            options=dataclasses.replace(config, short_finetune=number),
+            seed=config.seed,
+        ).evaluator()
+        for number in steps
+    }
+    content = read_rows(out) | {"machine": machine()}
+    for folder in sorted(path.parent for path in run.glob(f"cells/*/{WEIGHTS_FILE}")):
+        model, mask = load_finetuned(target, folder)
+        if mask == target.graph.dense_mask():
+            continue
+        cost = target.graph.cost(mask)
+        row = content["rows"].setdefault(
+            mask.digest(), {"finetuned": {}, "params": cost.params, "scores": {}}
+        )
+        if folder.name not in row["finetuned"]:
+            row["finetuned"][folder.name] = bench.search_accuracy(model)
+        for number, evaluator in evaluators.items():
+            if str(number) not in row["scores"]:
+                found = evaluator.evaluate(mask)
+                row["scores"][str(number)] = {
+                    "accuracy": found.accuracy,
+                    "loss": found.loss,
+                    "seconds": found.seconds,
+                }
+        write_json(out, content)
+        print(f"{folder.name}: {row}", flush=True)
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the correlations as Markdown, over all masks and over the better half of them."""
+    masks = sorted(rows.values(), key=lambda row: -row["scores"]["0"]["accuracy"])
+    lines = ["| figure | all masks | better half | seconds |", "|---|--:|--:|--:|"]
+    figures = {"parameters kept": [row["params"] for row in masks]}
+    seconds = {}
+    for number in sorted(masks[0]["scores"], key=int):
+        scores = [row["scores"][number] for row in masks]
+        figures[f"accuracy after {number} steps"] = [score["accuracy"] for score in scores]
+        figures[f"minus loss after {number} steps"] = [-score["loss"] for score in scores]
+        seconds[f"accuracy after {number} steps"] = np.mean([score["seconds"] for score in scores])
+    tuned = [float(np.mean(list(row["finetuned"].values()))) for row in masks]
+    for name, values in figures.items():
+        whole, half = (
+            spearmanr(values[:count], tuned[:count]).statistic
+            for count in (len(masks), len(masks) // 2)
+        )
+        time = f"{seconds[name]:.2f}" if name in seconds else ""
+        lines.append(f"| {name} | {whole:.2f} | {half:.2f} | {time} |")
+    return "\n".join([*lines, "", f"{len(masks)} masks."])
+
+
+def main() -> None:
+    """Measure what is missing, or print the table."""
+    about = (__doc__ or "").splitlines()[0]
+    parser = argparse.ArgumentParser(description=about, allow_abbrev=False)
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--steps", type=int, nargs="+", default=[0, 5, 10, 20, 40])
+    parser.add_argument("--table", action="store_true", help="print the results as Markdown, end")
+    known = parser.parse_args()
+    if not known.table:
+        measure(known.run, sorted({0, *known.steps}), known.out)
+    print(table(read_rows(known.out)["rows"]))
+
+
+if __name__ == "__main__":
+    main()
