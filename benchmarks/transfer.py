@@ -37,7 +37,7 @@ from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.jobs import load_targets, make_workplace
 from prunegraph.experiment.search import policy_mask, search_budgets, search_lessons
 from prunegraph.files import write_json
-from prunegraph.types import Budget
+from prunegraph.types import Budget, FloatArray
 
 GRADIENTS = ("taylor", "rank_taylor", "mean_taylor")
 TWINS = ("twin_similarity", "twin_rank")
@@ -54,6 +54,18 @@ class ShuffledNetwork(PruningNetwork):
         return super().encode(Data(**{**data.to_dict(), "edge_index": shuffled}))
 
 
+@dataclass(frozen=True, eq=False)
+class Average(TrainedPolicy):
+    """Policies that decide together."""
+
+    members: Sequence[TrainedPolicy] = ()
+
+    def logits(self, data: Data, node_features: FloatArray, context: FloatArray) -> FloatArray:
+        """Return the mean of the members' keep scores ``[N]``."""
+        scores = [member.logits(data, node_features, context) for member in self.members]
+        return np.mean(scores, axis=0, dtype=np.float32)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """One change.
@@ -65,6 +77,7 @@ class Variant:
         kind: class of the network.
         share: of what was taught, beside the prior, in the scores.
         steps: factor on the number of lesson steps; 0 = untaught.
+        members: policies with weights drawn apart, whose scores are averaged.
     """
 
     what: str
@@ -73,9 +86,15 @@ class Variant:
     kind: type[PruningNetwork] = PruningNetwork
     share: float = 1.0
     steps: float = 1.0
+    members: int = 1
 
     def teach(self, lessons: Sequence[Lesson], steps: int, seed: int) -> TrainedPolicy:
         """Return a policy that knows the lessons."""
+        seeds = [seed + 1000 * number for number in range(self.members)]
+        members = [self._teach_one(lessons, steps, own) for own in seeds]
+        return members[0] if self.members == 1 else Average(members[0].network, {}, members)
+
+    def _teach_one(self, lessons: Sequence[Lesson], steps: int, seed: int) -> TrainedPolicy:
         torch.manual_seed(seed)
         network = self.kind(dataclasses.replace(NetworkConfig(), **self.network)).eval()
         return amortise(
@@ -92,6 +111,10 @@ VARIANTS = {
     "untaught": Variant(what="Taylor per MAC, what an untrained policy chooses", steps=0.0),
     "default": Variant(what="as `prunegraph train` teaches"),
     "half_way": Variant(what="half of what was taught, half the prior", share=0.5),
+    "average": Variant(what="four weight drawings that decide together", members=4),
+    "half_average": Variant(what="the same, half the prior", members=4, share=0.5),
+    "small": Variant(what="half as wide", network={"hidden": 32}),
+    "small_average": Variant(what="eight such together", network={"hidden": 32}, members=8),
     "more_steps": Variant(what="twice the steps", steps=2.0),
     "fewer_steps": Variant(what="a third of the steps", steps=1 / 3),
     "one_round": Variant(what="one round of messages", network={"layers": 1}),
