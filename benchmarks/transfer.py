@@ -63,7 +63,8 @@ class Average(TrainedPolicy):
     def logits(self, data: Data, node_features: FloatArray, context: FloatArray) -> FloatArray:
         """Return the mean of the members' keep scores ``[N]``."""
         scores = [member.logits(data, node_features, context) for member in self.members]
-        return np.mean(scores, axis=0, dtype=np.float32)
+        mean: FloatArray = np.mean(scores, axis=0, dtype=np.float32)
+        return mean
 
 
 @dataclass(frozen=True, kw_only=True)
