@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from searches import begin, read_rows
 
-from prunegraph.agent import AgentConfig
+from prunegraph.agent import AgentConfig, NetworkConfig
 from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
@@ -28,6 +28,7 @@ from prunegraph.experiment.search import agent_config, search
 from prunegraph.files import write_json
 
 NO_OFFSETS = {"offset_rate": 0.0, "group_offset_rate": 0.0, "imagined_rate": 0.0}
+WITHOUT_SENSITIVITY = tuple(name for name in NetworkConfig().feature_names if name != "sensitivity")
 NO_NOISE = {"group_noise_start": 0.0, "group_noise_end": 0.0}
 
 
@@ -82,6 +83,13 @@ VARIANTS = {
     "floor": Variant(what="losing rewards end at -1", reward={"floor": -1.0}),
     "joint_clip": Variant(what="the whole action's ratio is clipped", ppo={"clip": "joint"}),
     "large_updates": Variant(what="32 networks an update", options={"update_size": 32}),
+    "proposals_4": Variant(what="runs the best foretold of 4", ppo={"proposals": 4}),
+    "proposals_16": Variant(what="runs the best foretold of 16", ppo={"proposals": 16}),
+    "no_sensitivity": Variant(
+        what="reads no sensitivity of groups, and runs no network for it",
+        network={"feature_names": WITHOUT_SENSITIVITY},
+    ),
+    "no_critic": Variant(what="the critic is not trained", ppo={"value_coefficient": 0.0}),
     "small_updates": Variant(what="8 networks an update", options={"update_size": 8}),
 }
 

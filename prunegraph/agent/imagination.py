@@ -1,5 +1,6 @@
 """What imagined episodes would bring: the outcome models of all networks of a training."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,10 @@ from prunegraph.agent.outcome_model import OutcomeModel
 from prunegraph.agent.topology import Topology, expected_cost_ratio
 from prunegraph.rewards import Episode, unpack_bits
 from prunegraph.rewards.config import Metric
-from prunegraph.types import Float64Array
+from prunegraph.types import BoolArray, Float64Array
+
+NEAR_LIMIT = 0.95
+"""Share of what may remain that masks of a budget keep, at the least."""
 
 
 class Imagination:
@@ -74,18 +78,68 @@ class Imagination:
             cells: ``[B]`` which (network, budget) each belongs to.
             caution: deviations of its own error by which a prediction is lowered.
         """
-        metrics = torch.zeros(len(ids), dtype=torch.float64)
-        costs = torch.zeros_like(metrics)
-        for graph_id in ids.unique().tolist():
-            rows = (ids == graph_id).cpu()
-            graph = self._topologies[graph_id].graph
-            keep = bits.cpu()[rows, : graph.num_classes].double()
-            mean, deviation = self.models[graph_id].predict(keep)
-            metrics[rows] = mean - caution * deviation
-            costs[rows] = torch.from_numpy(
-                expected_cost_ratio(graph, keep.numpy(), limits[rows.numpy()])
+        residuals = torch.zeros(len(ids), dtype=torch.float64)
+        for cell in cells.unique():
+            rows = (cells == cell).cpu()
+            graph_id = int(ids[rows.to(ids.device)][0])
+            model = self.models[graph_id]
+            metrics, costs = self._predict(
+                graph_id, bits.cpu()[rows], limits[rows.numpy()], caution
             )
-        return without_cost(metrics, costs, cells.cpu()).to(bits)
+            slope = cost_slope(metrics, costs)
+            model.cost_slopes[str(limits[rows.numpy()][0].tolist())] = slope
+            residuals[rows] = metrics - slope * (costs - costs.mean())
+        return residuals.to(bits)
+
+    def _predict(
+        self, graph_id: int, bits: Tensor, limits: Float64Array, caution: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return metrics and costs over what may remain ``[B]`` of one network's masks."""
+        graph = self._topologies[graph_id].graph
+        keep = bits[:, : graph.num_classes].double()
+        mean, deviation = self.models[graph_id].predict(keep)
+        costs = expected_cost_ratio(graph, keep.numpy(), limits)
+        return mean - caution * deviation, torch.from_numpy(costs)
+
+    @torch.no_grad()
+    def choose(self, graph_id: int, bits: Tensor, limits: Float64Array) -> int:
+        """Return which of some masks is foretold best, as if each cost the same.
+
+        Args:
+            graph_id: the network.
+            bits: ``[K, N_max]`` masks.
+            limits: ``[2]`` the most MACs and params that may remain.
+
+        Returns:
+            A position; 0 as long as nothing has been foretold for these limits.
+        """
+        model = self.models.get(graph_id)
+        slope = None if model is None else model.cost_slopes.get(str(limits.tolist()))
+        if slope is None:
+            return 0
+        metrics, costs = self._predict(graph_id, bits.cpu(), np.tile(limits, (len(bits), 1)), 0.0)
+        return int((metrics - slope * costs).argmax())
+
+    @torch.no_grad()
+    def promising(self, graph_id: int, limits: Float64Array, number: int) -> list[BoolArray]:
+        """Return the run masks ``[N]`` that should be best, the errors of measuring them taken out.
+
+        Args:
+            graph_id: the network.
+            limits: ``[2]`` the most MACs and params that may remain; masks that keep less than
+                ``NEAR_LIMIT`` of it belong to other budgets.
+            number: at most so many, the best first.
+        """
+        if graph_id not in self.models:
+            return []
+        distinct = {bits.tobytes(): bits for bits in self.models[graph_id].bits}
+        bits = np.stack(list(distinct.values()))
+        metrics, costs = self._predict(
+            graph_id, torch.from_numpy(bits), np.tile(limits, (len(bits), 1)), 0.0
+        )
+        metrics[(costs > 1.0) | (costs < NEAR_LIMIT)] = -math.inf
+        order = metrics.argsort(descending=True, stable=True)[:number].tolist()
+        return [bits[row] for row in order if metrics[row] > -math.inf]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the models as JSON values."""
@@ -100,16 +154,11 @@ class Imagination:
             self.models[int(graph_id)] = model
 
 
-def without_cost(metrics: Tensor, costs: Tensor, cells: Tensor) -> Tensor:
-    """Return metrics ``[B]`` less what the masks' costs ``[B]`` explain in each cell ``[B]``.
+def cost_slope(metrics: Tensor, costs: Tensor) -> float:
+    """Return what metrics ``[B]`` gain for a budget's worth of cost ``[B]``, by least squares.
 
     Sampled bits miss the budget by chance. The environment repairs masks before it measures them;
     imagined ones are taken as they are, and must not look good because they keep more.
     """
-    residuals = metrics.clone()
-    for cell in cells.unique():
-        members = cells == cell
-        excess = costs[members] - costs[members].mean()
-        slope = (excess @ metrics[members]) / (excess @ excess + 1e-6 * len(excess))
-        residuals[members] -= slope * excess
-    return residuals
+    excess = costs - costs.mean()
+    return float((excess @ metrics) / (excess @ excess + 1e-6 * len(excess)))

@@ -49,6 +49,10 @@ class OutcomeModel:
         graph: the network.
         importance: ``[N]`` positive; the share of a group's sum that is kept is an input beside the
             share of its channels.
+
+    Attributes:
+        cost_slopes: limits -> what a mask's metric gains, near the policy's own masks, for a
+            budget's worth of cost more.
     """
 
     def __init__(self, graph: StructureGraph, importance: Float64Array) -> None:
@@ -70,6 +74,7 @@ class OutcomeModel:
         self.updates: list[int] = []
         lengths = [0.0] * (3 * len(groups))
         self.log_scales = torch.tensor([*lengths, *PRIOR_MEANS.values()], dtype=torch.float64)
+        self.cost_slopes: dict[str, float] = {}
         self._fitted = False
 
     def __len__(self) -> int:
@@ -90,16 +95,7 @@ class OutcomeModel:
 
     def fit(self) -> None:
         """Fit the hyperparameters and the posterior to all episodes."""
-        bits = torch.from_numpy(np.stack(self.bits).astype(np.float64))
-        metrics = torch.tensor(self.metrics, dtype=torch.float64)
-        updates = torch.tensor(self.updates)
-        inputs = self._inputs(bits)
-        self._input_mean, self._input_scale = inputs.mean(dim=0), inputs.std(dim=0) + 1e-3
-        self._bits_mean = bits.mean(dim=0)
-        self._metric_mean, self._metric_scale = metrics.mean(), metrics.std() + 1e-9
-        self._points = self._normalise(bits)
-        targets = (metrics - self._metric_mean) / self._metric_scale
-        shared = (updates[:, None] == updates[None, :]).double()
+        targets, shared = self._load()
         scales = self.log_scales.clone().requires_grad_(True)
         optimizer = torch.optim.Adam([scales], lr=FIT_RATE)
         for _ in range(REFIT_STEPS if self._fitted else FIT_STEPS):
@@ -109,8 +105,31 @@ class OutcomeModel:
             loss.backward()
             optimizer.step()
         self.log_scales = scales.detach()
-        with torch.no_grad():
-            self._factor, self._weights = self._solve(self.log_scales, targets, shared)
+        self._condition(targets, shared)
+
+    def _load(self) -> tuple[Tensor, Tensor]:
+        """Put all episodes into the kernel's units.
+
+        Returns:
+            Their standardised metrics ``[n]``, and 1 where two share an update ``[n, n]``.
+        """
+        bits = torch.from_numpy(np.stack(self.bits).astype(np.float64))
+        metrics = torch.tensor(self.metrics, dtype=torch.float64)
+        updates = torch.tensor(self.updates)
+        inputs = self._inputs(bits)
+        self._input_mean = inputs.mean(dim=0)
+        self._input_scale = inputs.std(dim=0, correction=0) + 1e-3
+        self._bits_mean = bits.mean(dim=0)
+        self._metric_mean = metrics.mean()
+        self._metric_scale = metrics.std(correction=0) + 1e-9
+        self._points = self._normalise(bits)
+        targets = (metrics - self._metric_mean) / self._metric_scale
+        return targets, (updates[:, None] == updates[None, :]).double()
+
+    @torch.no_grad()
+    def _condition(self, targets: Tensor, shared: Tensor) -> None:
+        """Make the posterior of what ``_load`` returned."""
+        self._factor, self._weights = self._solve(self.log_scales, targets, shared)
         self._fitted = True
 
     @torch.no_grad()
@@ -138,6 +157,7 @@ class OutcomeModel:
             "metrics": self.metrics,
             "updates": self.updates,
             "log_scales": self.log_scales.tolist(),
+            "cost_slopes": self.cost_slopes,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -147,7 +167,8 @@ class OutcomeModel:
         self.metrics = [float(metric) for metric in state["metrics"]]
         self.updates = [int(update) for update in state["updates"]]
         self.log_scales = torch.tensor(state["log_scales"], dtype=torch.float64)
-        self._fitted = True
+        self.cost_slopes = dict(state["cost_slopes"])
+        self._condition(*self._load())
 
     def _inputs(self, bits: Tensor) -> Tensor:
         """Return the logarithms of kept widths and kept importance ``[M, 2 G]`` of ``[M, N]``."""

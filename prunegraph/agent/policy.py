@@ -1,6 +1,6 @@
 """The policy that stable-baselines3 trains: from padded observations to masked keep bits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,6 +98,8 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         self.initial_temperature = 1.0
         self.group_noise = 0.0
         self.noises: list[Tensor] = []
+        self.proposals = 1
+        self.choose: Callable[[int, Tensor, Float64Array], int] | None = None
         self.generator: torch.Generator | None = None
         self.noise_generator: torch.Generator | None = None
         super().__init__(
@@ -290,13 +292,30 @@ class ChannelPruningPolicy(ActorCriticPolicy):
     def _act(
         self, obs: Mapping[str, Tensor], deterministic: bool, embeddings: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        noise = None if deterministic else self._draw_noise(len(obs["graph_id"]))
+        rows = len(obs["graph_id"])
+        noise = None if deterministic else self._draw_noise(rows * self.proposals)
         decision = self.decide(obs, noise, embeddings)
         actions = self._actions(decision.distribution, deterministic)
-        return actions, decision.values[:, None], decision.distribution.log_prob(actions)
+        log_prob = decision.distribution.log_prob(actions)
+        if noise is not None:
+            if self.proposals > 1:
+                best = self._best_proposals(obs, actions.view(rows, self.proposals, -1))
+                noise, actions, log_prob = noise[best], actions[best], log_prob[best]
+            self.noises.append(noise)
+        return actions, decision.values[:, None], log_prob
+
+    def _best_proposals(self, obs: Mapping[str, Tensor], actions: Tensor) -> list[int]:
+        """Return the positions, all rows counted on, of what is run of ``[B, K, N_max]``."""
+        assert self.choose is not None
+        ids = obs["graph_id"].reshape(-1).long().tolist()
+        limits = self.limits(ids, obs["context"])
+        return [
+            row * actions.shape[1] + self.choose(graph_id, actions[row], limits[row])
+            for row, graph_id in enumerate(ids)
+        ]
 
     def _draw_noise(self, num_rows: int) -> Tensor | None:
-        """Return noise ``[B, G_max]`` of this update's deviation, and remember it; None if 0.
+        """Return noise ``[B, G_max]`` of this update's deviation; None if 0.
 
         Row by row, so that it does not depend on how many environments share an update.
         """
@@ -304,9 +323,7 @@ class ChannelPruningPolicy(ActorCriticPolicy):
             return None
         num_groups = max(len(topology.graph.groups) for topology in self.topologies.values())
         rows = [torch.randn(num_groups, generator=self.noise_generator) for _ in range(num_rows)]
-        noise = self.group_noise * torch.stack(rows).to(self.device)
-        self.noises.append(noise)
-        return noise
+        return self.group_noise * torch.stack(rows).to(self.device)
 
     def antithetic_noise(self, num_rows: int, generator: torch.Generator) -> Tensor:
         """Return noise ``[B, G_max]`` of this update's deviation, in pairs of opposite signs."""

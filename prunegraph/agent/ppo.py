@@ -90,6 +90,8 @@ class ChannelPPO(PPO):
             )
         self.policy.initial_temperature = config.temperature_start
         self.imagination = Imagination(self.policy.topologies, self.policy.network.prior)
+        if config.imagined_steps:
+            self.policy.proposals, self.policy.choose = config.proposals, self.imagination.choose
         if isinstance(env, SelfCompetitionVecEnv):
             env.greedy = self.greedy_mask
 
@@ -169,11 +171,11 @@ class ChannelPPO(PPO):
                 rates = (self.config.offset_rate, self.config.group_offset_rate)
                 self._move_offsets(ids, decision, *(rate / self.config.epochs for rate in rates))
             self._n_updates += 1
-        if self.config.learning_rate:
-            if noise is not None:
-                self._follow_noise(ids, advantages, noise, self.config.group_noise_rate)
-            if self.config.imagined_steps:
-                self._remember(observations, ids)
+        if self.config.learning_rate and noise is not None:
+            self._follow_noise(ids, advantages, noise, self.config.group_noise_rate)
+        if self.config.imagined_steps:
+            self._remember(observations, ids)
+            if self.config.learning_rate:
                 self._imagine(observations)
         self._log(logs, decision, actions)
         for listener in self.listeners:
@@ -366,13 +368,12 @@ def standardise(advantages: Tensor, cells: Tensor) -> Tensor:
     Args:
         advantages: ``[B]``.
         cells: ``[B]`` which (network, budget) each belongs to: a network that is easier to prune
-            must not make its masks look good.
+            must not make its masks look good. The only one of a cell gets 0.
     """
     centred = advantages.clone()
     for cell in cells.unique():
         members = cells == cell
-        if int(members.sum()) > 1:
-            centred[members] -= centred[members].mean()
+        centred[members] -= centred[members].mean()
     return centred / (centred.std(correction=0) + 1e-8)
 
 

@@ -41,6 +41,8 @@ class PPOConfig:
         imagined_learning_rate: Adam's step size in such a step.
         imagined_rate: step of the offsets of channels and groups in it.
         caution: deviations of its own error by which a prediction is lowered.
+        proposals: masks drawn for an episode, of which the one that is foretold best is run. Needs
+            imagined steps and group noise.
     """
 
     learning_rate: float = 3e-3
@@ -63,6 +65,7 @@ class PPOConfig:
     imagined_learning_rate: float = 3e-4
     imagined_rate: float = 0.15
     caution: float = 0.5
+    proposals: int = 1
 
     def __post_init__(self) -> None:
         if min(self.temperature_start, self.temperature_end) <= 0:
@@ -70,9 +73,10 @@ class PPOConfig:
                 f"temperatures {self.temperature_start} and {self.temperature_end} must be above 0"
             )
             raise ConfigError(msg)
-        if self.epochs < 1:
-            msg = f"epochs={self.epochs} must be at least 1"
-            raise ConfigError(msg)
+        for name in ("epochs", "proposals"):
+            if getattr(self, name) < 1:
+                msg = f"{name}={getattr(self, name)} must be at least 1"
+                raise ConfigError(msg)
 
     def temperature(self, progress: float) -> float:
         """Return the temperature at ``progress`` in [0, 1]."""

@@ -11,6 +11,7 @@ from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from prunegraph.agent.callbacks import CheckpointListener, Progress, ProgressListener
+from prunegraph.agent.imagination import Imagination
 from prunegraph.agent.network import NetworkConfig
 from prunegraph.agent.ppo import ChannelPPO
 from prunegraph.agent.ppo_config import PPOConfig
@@ -68,6 +69,7 @@ class TrainingResult:
             ``greedy_masks`` (cell -> the policy's own mask before the update, packed), ...
         competition: ledgers (the best mask of each cell among them) and multipliers.
         offsets: graph id -> what the search added to the policy's scores ``[N]`` of that network.
+        imagination: what all run masks together say of masks.
         networks_evaluated: pruned networks that were run.
     """
 
@@ -75,6 +77,7 @@ class TrainingResult:
     history: tuple[Mapping[str, Any], ...]
     competition: SelfCompetition
     offsets: Mapping[int, FloatArray]
+    imagination: Imagination
     networks_evaluated: int
 
 
@@ -194,6 +197,7 @@ def _logger(tensorboard: Path | None) -> Logger:
 def _result(model: ChannelPPO, config: AgentConfig) -> TrainingResult:
     env = model.env
     assert isinstance(env, SelfCompetitionVecEnv)
+    env.competition.begin_block(env.competition.block + 1)  # records the last update's episodes
     record = {
         "config": dataclasses.asdict(config),
         "updates": len(model.history),
@@ -208,5 +212,6 @@ def _result(model: ChannelPPO, config: AgentConfig) -> TrainingResult:
             graph_id: model.policy.offsets(graph_id).detach().cpu().numpy()
             for graph_id in model.policy.topologies
         },
+        imagination=model.imagination,
         networks_evaluated=env.num_networks,
     )

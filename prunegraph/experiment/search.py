@@ -37,7 +37,7 @@ from prunegraph.rewards import RewardConfig, unpack_bits
 from prunegraph.types import Budget, FloatArray, KeepMask
 
 FINALISTS = 8
-"""Masks that are scored on the whole search split at the end of a search."""
+"""Masks that are scored on the whole search split at the end of a search, at the least."""
 
 SEARCH_FLOOR = -10.0
 """Losing masks are told apart however far they lose: on digits most lose by more than 10 points."""
@@ -140,8 +140,9 @@ def search(
         benches, options, tables, config, name=name, folder=folder, console=console, initial=initial
     )
     tasks, evaluators = tables[0].tasks, [item for table in tables for item in table.evaluators]
+    unused = options.networks * len(benches) - _probes(benches, config) - result.networks_evaluated
     finalists = [
-        _finalists(result, bench, task, number)
+        _finalists(result, bench, task, number, max(unused // len(benches), FINALISTS))
         for number, (bench, task) in enumerate(zip(benches, tasks, strict=True))
     ]
     networks = result.networks_evaluated + _probes(benches, config) + sum(map(len, finalists))
@@ -386,18 +387,20 @@ def _show(
 
 
 def _finalists(
-    result: TrainingResult, bench: Bench, task: PruningTask, number: int
+    result: TrainingResult, bench: Bench, task: PruningTask, number: int, places: int
 ) -> list[KeepMask]:
-    """Return the masks that may win: the search's last, the ledger's best, earlier ones."""
+    """Return the masks that may win: the search's last, the ledger's best, the most promising."""
     graph, cell = task.graph, cell_name(task.name, task.budget)
-    packed = [record["greedy_masks"].get(cell) for record in reversed(result.history)]
-    best = result.competition.ledger(cell).best_bits
-    if packed:
-        packed = [packed[-1], *packed]  # the first of all is the untrained policy's
     masks = [policy_mask(result.policy, bench, task.budget, result.offsets[number])]
-    masks += [graph.mask(unpack_bits(bits, graph.num_classes)) for bits in (best, *packed) if bits]
+    best = result.competition.ledger(cell).best_bits
+    own = [record["greedy_masks"].get(cell) for record in reversed(result.history)]
+    limits = np.array(graph.limits(task.budget), dtype=np.float64)
+    kept = [unpack_bits(best, graph.num_classes)] if best else []
+    kept += result.imagination.promising(number, limits, places)
+    kept += [unpack_bits(bits, graph.num_classes) for bits in own if bits]
+    masks += [graph.mask(keep) for keep in kept]
     fitting = [mask for mask in masks if _fits(bench, mask)]
-    return list(dict.fromkeys(fitting))[:FINALISTS]
+    return list(dict.fromkeys(fitting))[:places]
 
 
 def _fits(bench: Bench, mask: KeepMask) -> bool:
@@ -408,9 +411,15 @@ def _fits(bench: Bench, mask: KeepMask) -> bool:
 def _best(
     name: str, seed: int, masks: Sequence[KeepMask], evaluator: SearchEvaluator, networks: int
 ) -> Candidate:
-    """Return the mask with the highest accuracy on the whole search split; ties by loss."""
+    """Return the mask with the highest accuracy on the whole search split; ties by loss.
+
+    Where the divergence from the dense network is measured, it decides: the labels are not trusted.
+    """
     outcomes = evaluator.evaluate_all(masks)
-    ranks = [(outcome.accuracy, -outcome.loss, -number) for number, outcome in enumerate(outcomes)]
+    ranks = [
+        (0.0 if outcome.kl is None else -outcome.kl, outcome.accuracy, -outcome.loss, -number)
+        for number, outcome in enumerate(outcomes)
+    ]
     chosen = max(range(len(masks)), key=lambda number: ranks[number])
     return Candidate(
         name=name,

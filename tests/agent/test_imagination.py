@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prunegraph.agent import Topology
-from prunegraph.agent.imagination import Imagination, without_cost
+from prunegraph.agent.imagination import Imagination, cost_slope
 from prunegraph.rewards import Episode, pack_bits
 from prunegraph.testing.toy_env import toy_graphs
 
@@ -93,12 +93,34 @@ def test_what_costs_more_does_not_look_better() -> None:
     generator = torch.Generator().manual_seed(0)
     costs = torch.randn(400, generator=generator).double()
     signal = torch.randn(400, generator=generator).double()
-    cells = torch.arange(400) % 2
-    metrics = signal + 3.0 * costs * (cells == 0) - 2.0 * costs * (cells == 1)
-    residuals = without_cost(metrics, costs, cells)
-    for cell in (0, 1):
-        rows = cells == cell
-        assert abs(np.corrcoef(residuals[rows], costs[rows])[0, 1]) < 1e-3
-        assert np.corrcoef(residuals[rows], signal[rows])[0, 1] > 0.98
-    alone = without_cost(metrics[:1], costs[:1], cells[:1])
-    assert torch.equal(alone, metrics[:1])
+    metrics = signal + 3.0 * costs
+    slope = cost_slope(metrics, costs)
+    assert slope == pytest.approx(3.0, abs=0.2)
+    assert abs(np.corrcoef(metrics - slope * costs, costs)[0, 1]) < 1e-3
+    assert cost_slope(metrics[:1], costs[:1]) == 0.0
+
+
+def test_the_proposal_that_is_foretold_best_is_chosen(imagination: Imagination) -> None:
+    ids = torch.zeros(200, dtype=torch.long)
+    masks = draw_bits(0, 200, 12)
+    channel = np.flatnonzero(GRAPHS[0].free)[1]
+    masks[:, channel] = (torch.arange(200) % 4 == 2).float()
+    assert imagination.choose(0, masks[:4], LIMITS[0]) == 0  # what cost is worth is not known yet
+    foretell(imagination, ids, masks)
+    found = [imagination.choose(0, masks[k : k + 4], LIMITS[0]) for k in range(0, 200, 4)]
+    assert np.mean(np.array(found) == 2) > 0.9
+
+
+def test_promising_masks_are_run_ones_near_the_limit(imagination: Imagination) -> None:
+    graph = GRAPHS[0]
+    run = np.stack(imagination.models[0].bits)
+    costs = np.array([graph.cost(bits).macs for bits in run])
+    most = float(np.sort(costs)[len(costs) // 2])
+    near = (costs <= most) & (costs >= 0.95 * most)
+    found = imagination.promising(0, np.array([most, np.inf]), 100)
+    assert 0 < near.sum() < len(run)
+    assert {bits.tobytes() for bits in found} == {bits.tobytes() for bits in run[near]}
+    channel = np.flatnonzero(graph.free)[1]
+    assert found[0][channel] or not run[near][:, channel].any()
+    assert len(imagination.promising(0, np.array([most, np.inf]), 1)) == 1
+    assert imagination.promising(5, LIMITS[0], 3) == []

@@ -78,7 +78,7 @@ def test_advantages_are_centred_in_their_cell_and_scaled_together() -> None:
     advantages = torch.tensor([1.0, 3.0, 10.0, 14.0, 7.0])
     cells = torch.tensor([0, 0, 1, 1, 2])
     result = standardise(advantages, cells)
-    centred = torch.tensor([-1.0, 1.0, -2.0, 2.0, 7.0])  # a cell of one keeps its value
+    centred = torch.tensor([-1.0, 1.0, -2.0, 2.0, 0.0])  # one alone compares with nothing
     torch.testing.assert_close(result, centred / centred.std(correction=0))
 
 
@@ -192,3 +192,24 @@ def test_temperature_is_geometric() -> None:
 def test_bad_options_raise(options: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=r"=0|and 0"):
         PPOConfig(**options)
+
+
+@pytest.mark.parametrize("workers", [1, 8])
+def test_proposals_are_learned_from_with_their_own_noise(
+    make_model: MakeModel, workers: int
+) -> None:
+    model = make_model(workers, ppo=PPOConfig(imagined_steps=2, proposals=3))
+    seen = []
+
+    def choose(graph_id: int, bits: torch.Tensor, limits: np.ndarray) -> int:
+        seen.append((graph_id, bits.clone()))
+        return 2
+
+    model.policy.choose = choose
+    model.learn(16)
+    assert {bits.shape[0] for _, bits in seen} == {3}
+    assert len(seen) == 16
+    assert sum(len(noise) for noise in model.policy.noises) == 16
+    actions = torch.from_numpy(model.rollout_buffer.actions).reshape(16, -1)
+    size = model.policy.topologies[seen[0][0]].num_channels
+    assert torch.equal(actions[0, :size].float(), seen[0][1][2, :size])
