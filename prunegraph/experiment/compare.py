@@ -33,17 +33,15 @@ from prunegraph.experiment.console import Console, seconds_in_words
 from prunegraph.experiment.finalise import (
     Outcome,
     candidate_row,
-    choose,
-    common_details,
     conclude,
     dense_row,
-    mask_details,
+    make_report,
 )
 from prunegraph.experiment.finish import finetune_job, load_finetuned
 from prunegraph.experiment.folder import RunFolder, open_run
 from prunegraph.experiment.jobs import Jobs, make_workplace
 from prunegraph.experiment.page import show_finished
-from prunegraph.experiment.report import DenseResult, PrunedResult, Report, machine
+from prunegraph.experiment.report import machine
 from prunegraph.experiment.setup import load_target
 from prunegraph.experiment.train import check_networks, run_name
 from prunegraph.experiment.verdict import (
@@ -54,7 +52,6 @@ from prunegraph.experiment.verdict import (
     Metric,
     is_agent,
     judge,
-    mean_by_name,
     proxy_correlation,
     verdict_line,
 )
@@ -63,7 +60,7 @@ from prunegraph.pruning.artefacts import MASK_FILE, WEIGHTS_FILE
 from prunegraph.reading import checked, read_json
 
 METRIC: Metric = "test_accuracy_finetuned"
-"""What the verdict of a comparison is about."""
+"""What the verdict of a comparison is about, if its rows are fine-tuned."""
 
 ALWAYS = ("l1/uniform", "taylor/per_mac")
 """Heuristics that are fine-tuned whatever their search accuracy."""
@@ -132,7 +129,7 @@ def seeds_of(config: CompareConfig) -> list[int]:
     return [config.seed + number for number in range(config.seeds)]
 
 
-def _wanted(config: CompareConfig) -> tuple[str, ...]:
+def wanted(config: CompareConfig) -> tuple[str, ...]:
     """Return the baselines of stage 1."""
     groups = {
         "heuristics": heuristics(),
@@ -152,9 +149,9 @@ def _stage_one(config: CompareConfig, jobs: Jobs) -> Outcome:
     add_untrained(bench, store)
     add_initial(bench, store, config)
     add_controls(bench, store, store.named(agent_name(config)))
-    names = [name for name in _wanted(config) if name != SAMPLER]
+    names = [name for name in wanted(config) if name != SAMPLER]
     add_baselines(jobs, [store], names, seeds=seeds, networks=config.networks)
-    if SAMPLER in _wanted(config):
+    if SAMPLER in wanted(config):
         add_sampler(jobs, [store], config, seeds=seeds)
     return Outcome(
         candidates=list(store),
@@ -198,8 +195,8 @@ def _cell_accuracy(bench: Bench, directory: Path) -> float:
 def plan_cells(bench: Bench, candidates: Sequence[Candidate], seeds: Sequence[int]) -> list[Cell]:
     """Return the fine-tunes of stage 2, chosen by search accuracy.
 
-    Eight rows and the dense control: the agent; L1 and random at its widths; the two search
-    baselines, but for the sampler, that are best on average; L1 uniform; Taylor per MAC; the best
+    Eight rows and the dense control: the agent; L1 and random at its widths; the two searches
+    among the baselines that are best on average; L1 uniform; Taylor per MAC; the best
     other heuristic. A method that searched is fine-tuned with the seed of its search, a
     deterministic one with every seed.
     """
@@ -222,7 +219,7 @@ def _searched(candidates: Sequence[Candidate]) -> set[str]:
     controls = {f"{criterion}{CONTROL_SUFFIX}" for criterion in CONTROL_CRITERIA}
     accuracies: dict[str, list[float]] = {}
     for item in candidates:
-        if item.name in SEARCHES:
+        if item.name in (*SEARCHES, SAMPLER):
             accuracies.setdefault(item.name, []).append(item.search_accuracy)
     best = sorted(accuracies, key=lambda name: -statistics.mean(accuracies[name]))
     return {item.name for item in candidates if is_agent(item.name)} | controls | {*best[:2]}
@@ -243,7 +240,7 @@ def _say_plan(bench: Bench, config: CompareConfig, workers: int, console: Consol
     started = time.monotonic()
     bench.time_training(PLAN_IMAGES)
     per_image = (time.monotonic() - started) / min(PLAN_IMAGES, len(train))
-    searches = (1 + len([n for n in _wanted(config) if n in (*SEARCHES, SAMPLER)])) * config.seeds
+    searches = (1 + len([n for n in wanted(config) if n in (*SEARCHES, SAMPLER)])) * config.seeds
     search = searches * config.networks * evaluator.seconds
     finetunes = 9 * config.seeds * bench.recipe().epochs * len(train) * per_image
     console.say(
@@ -264,43 +261,13 @@ def _finish(
 ) -> dict[str, Any]:
     """Open the test split, measure every row, report."""
     rows = _measure(bench, outcome.candidates, cells, folder, console)
-    chosen = choose(outcome.candidates)
-    own = next(row for row in rows if is_agent(row.name) and row.seed == chosen.seed)
-    means = mean_by_name(rows, METRIC)
-    verdict, reason = judge(rows, METRIC, repaired=outcome.repaired)
-    graph = bench.target.graph
-    report = Report(
-        command=config.command,
-        arch=bench.target.arch,
-        dataset=bench.target.dataset.name,
-        seed=config.seed,
-        budget=bench.budget,
-        dense=DenseResult(
-            cost=graph.dense_cost,
-            test_accuracy=next(r.test_accuracy_recalibrated for r in rows if r.name == DENSE),
-            test_accuracy_finetuned=means[DENSE],
-        ),
-        pruned=PrunedResult(
-            cost=graph.cost(chosen.mask),
-            search_accuracy=own.search_accuracy,
-            test_accuracy_recalibrated=own.test_accuracy_recalibrated,
-            test_accuracy_finetuned=own.test_accuracy_finetuned,
-            widths=graph.group_widths(chosen.mask),
-            digest=chosen.mask.digest(),
-        ),
-        search=outcome.search,
-        methods=rows,
-        verdict=verdict,
-        verdict_reason=reason,
-        details={
-            **common_details(bench, outcome, METRIC),
-            **mask_details(bench, chosen.mask),
-            "proxy_rank_correlation": proxy_correlation(rows),
-            "stage_one_verdict": list(
-                judge(rows, "test_accuracy_recalibrated", repaired=outcome.repaired)
-            ),
-        },
-    )
+    recalibrated: Metric = "test_accuracy_recalibrated"
+    details = {
+        "proxy_rank_correlation": proxy_correlation(rows),
+        "stage_one_verdict": list(judge(rows, recalibrated, repaired=outcome.repaired)),
+    }
+    metric = METRIC if bench.recipe().epochs else recalibrated
+    report = make_report(config, bench, outcome, rows, metric, details)
     return conclude(config, bench, outcome, report, folder, console)
 
 
@@ -313,11 +280,12 @@ def _measure(
 ) -> list[MethodRow]:
     """Return a row for each cell, and one for each candidate that has none."""
     rows = []
+    trained = bench.recipe().epochs > 0
     tuned = {(cell.name, cell.candidate.seed) for cell in cells if cell.candidate is not None}
     untuned = [item for item in candidates if (item.name, item.seed) not in tuned]
     with console.progress("measure on test images", len(cells) + len(untuned)) as report:
         for cell in cells:
-            accuracy = _cell_accuracy(bench, folder.file(cell.folder))
+            accuracy = _cell_accuracy(bench, folder.file(cell.folder)) if trained else None
             if cell.candidate is None:
                 rows.append(dense_row(bench, accuracy, cell.seed, cell.folder))
             else:

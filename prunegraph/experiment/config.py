@@ -13,11 +13,22 @@ import tyro
 
 from prunegraph.agent import AgentConfig, PPOConfig
 from prunegraph.errors import ConfigError
+from prunegraph.experiment.checks import (
+    check_at_least,
+    check_at_most,
+    check_between,
+    check_usable,
+    check_wall,
+)
 from prunegraph.graph import AttentionUnit
 from prunegraph.models import is_factory
-from prunegraph.reading import MAX_INTEGER
 from prunegraph.rewards.config import Constraint, Metric, RewardConfig, SelfCompetitionForm
 from prunegraph.types import Budget
+
+MAX_SEED = 2**32 - 10_000
+"""The largest seed: numpy takes 32 bits, and runs count on from it."""
+
+MAX_THREADS = 4096
 
 DEFAULT_KEEP_MACS = 0.5
 """What a command prunes to if it is told neither ``keep_macs`` nor ``keep_params``."""
@@ -46,7 +57,9 @@ class CommonConfig:
         for field in dataclasses.fields(self):
             check_usable(field.name, getattr(self, field.name))
         check_at_least("threads", self.threads, 1)
+        check_at_most("threads", self.threads, MAX_THREADS)
         check_at_least("seed", self.seed, 0)
+        check_at_most("seed", self.seed, MAX_SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +210,10 @@ class SearchOptions:
     ray: str | None = None
 
     def check(self) -> None:
-        """Raise ConfigError for a value out of range."""
+        """Raise ConfigError or BudgetError for a value out of range."""
+        for share in self.budgets:
+            Budget(keep_macs=share)
+        check_at_least("learning_rate", self.learning_rate, 0.0)
         check_at_least("imagined_steps", self.imagined_steps, 0)
         check_at_least("amortise_steps", self.amortise_steps, 0)
         check_between("amortise_share", self.amortise_share, 0.0, 1.0)
@@ -347,8 +363,14 @@ class CompareConfig(SearchOptions, PruningOptions, NetworkConfig):
         check_at_least("seeds", self.seeds, 1)
 
 
-OF_A_NETWORK = ("arch", "weights", "dataset", "data_dir", "image_size", "num_classes")
-"""Options of ``inspect`` that say which network, which a run folder knows."""
+OF_A_NETWORK = (
+    *("arch", "weights", "dataset", "data_dir", "image_size", "num_classes"),
+    *("attention", "device", "seed"),
+)
+"""Options of ``inspect`` that say which network and how to analyse it, which a run folder knows."""
+
+NOT_OF_INSPECT = ("pretrain_epochs", "search_share", "split_seed")
+"""Options of a network that ``inspect``, which trains nothing and splits nothing, does not take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -373,7 +395,12 @@ class InspectConfig(NetworkConfig):
         if self.plot is not None and self.plot.suffix.lower() != ".png":
             msg = f"plot={self.plot} must be a PNG file: give a name that ends in .png"
             raise ConfigError(msg)
-        named = [name for name in OF_A_NETWORK if getattr(self, name) is not None]
+        given = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
+        odd = [name for name in NOT_OF_INSPECT if name in given]
+        if odd:
+            msg = f"inspect makes no use of {', '.join(odd)}: drop it"
+            raise ConfigError(msg)
+        named = [name for name in OF_A_NETWORK if name in given]
         if self.arch is not None and is_factory(self.arch):
             named.remove("arch")
         if self.run is not None and named:
@@ -415,31 +442,3 @@ class VerifyConfig(CommonConfig):
     run: Annotated[Path, tyro.conf.Positional]
     data_dir: Path | None = None
     arch: tuple[str, ...] = ()
-
-
-def check_usable(name: str, value: object) -> None:
-    """Raise ConfigError for NaN, infinity, and numbers that fit no tensor."""
-    if isinstance(value, int | float) and not -MAX_INTEGER < value < MAX_INTEGER:
-        msg = f"{name} is no number that can be used, or too large: {str(value)[:30]}"
-        raise ConfigError(msg)
-
-
-def check_at_least(name: str, value: float | None, least: float) -> None:
-    """Raise ConfigError if ``value`` is given and below ``least``."""
-    if value is not None and not value >= least:
-        msg = f"{name}={value} must be at least {least}"
-        raise ConfigError(msg)
-
-
-def check_wall(form: SelfCompetitionForm, round_to: int | None) -> None:
-    """Raise ConfigError for the action wall with width rounding, which it does not know."""
-    if form == "wall" and round_to is not None:
-        msg = f"self_competition=wall cannot round widths: drop round_to={round_to}, or the wall"
-        raise ConfigError(msg)
-
-
-def check_between(name: str, value: float, low: float, high: float) -> None:
-    """Raise ConfigError if ``value`` is not in [low, high]."""
-    if not low <= value <= high:
-        msg = f"{name}={value} must lie in [{low:g}, {high:g}]"
-        raise ConfigError(msg)

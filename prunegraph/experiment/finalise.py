@@ -26,7 +26,14 @@ from prunegraph.experiment.report import (
     write_report,
 )
 from prunegraph.experiment.speed import latencies, latency_warning
-from prunegraph.experiment.verdict import DENSE, MethodRow, Metric, is_agent, judge
+from prunegraph.experiment.verdict import (
+    DENSE,
+    MethodRow,
+    Metric,
+    is_agent,
+    judge,
+    mean_by_name,
+)
 from prunegraph.files import write_json
 from prunegraph.graph import StructureGraph
 from prunegraph.types import KeepMask
@@ -83,7 +90,7 @@ def finalise(
     """Measure the fine-tuned networks, report, and return the report."""
     chosen = choose(outcome.candidates)
     rows = _measure_rows(bench, outcome.candidates, chosen, folder, console)
-    report = _report(config, bench, outcome, chosen, rows)
+    report = make_report(config, bench, outcome, rows, "test_accuracy_recalibrated")
     return conclude(config, bench, outcome, report, folder, console)
 
 
@@ -108,12 +115,12 @@ def conclude(
     )
     plots = draw(findings)
     save_plots(plots, folder.file("plots"))
+    content = write_report(report, folder.file(REPORT_FILE), folder.digests())
+    write_page(config, folder, findings, plots)
     console.table(methods_table(findings.content))
     warning = latency_warning(findings.content)
     if warning is not None:
         console.say(f"warning: {warning}")
-    content = write_report(report, folder.file(REPORT_FILE), folder.digests())
-    write_page(config, folder, findings, plots)
     return content
 
 
@@ -126,7 +133,9 @@ def _measure_rows(
 ) -> list[MethodRow]:
     """Open the test split: measure every row, the dense control first."""
     dense, _ = load_finetuned(bench.target, folder.file(DENSE_FINETUNED))
-    rows = [dense_row(bench, bench.test_accuracy(dense), bench.seed, DENSE_FINETUNED)]
+    trained = bench.recipe().epochs > 0
+    accuracy = bench.test_accuracy(dense) if trained else None
+    rows = [dense_row(bench, accuracy, bench.seed, DENSE_FINETUNED)]
     pruned, _ = load_finetuned(bench.target, folder.path)
     with console.progress("measure on test images", len(candidates)) as report:
         for number, candidate in enumerate(candidates, start=1):
@@ -135,7 +144,7 @@ def _measure_rows(
                 candidate_row(
                     bench,
                     candidate,
-                    finetuned=bench.test_accuracy(pruned) if finetuned else None,
+                    finetuned=bench.test_accuracy(pruned) if finetuned and trained else None,
                     finetune_seed=bench.seed if finetuned else None,
                     cell="." if finetuned else None,
                 )
@@ -172,7 +181,7 @@ def candidate_row(
     )
 
 
-def dense_row(bench: Bench, finetuned: float, seed: int, cell: str) -> MethodRow:
+def dense_row(bench: Bench, finetuned: float | None, seed: int, cell: str) -> MethodRow:
     """Return a row of the dense control."""
     target = bench.target
     cost = target.graph.dense_cost
@@ -191,17 +200,20 @@ def dense_row(bench: Bench, finetuned: float, seed: int, cell: str) -> MethodRow
     )
 
 
-def _report(
+def make_report(
     config: CommonConfig,
     bench: Bench,
     outcome: Outcome,
-    chosen: Candidate,
     rows: Sequence[MethodRow],
+    metric: Metric,
+    details: Mapping[str, Any] | None = None,
 ) -> Report:
+    """Return the report of measured rows, judged by ``metric``; ``details`` are further entries."""
     target, graph = bench.target, bench.target.graph
-    dense = rows[0]
-    row = next(row for row in rows if row.cell == ".")
-    verdict, reason = judge(rows, "test_accuracy_recalibrated", repaired=outcome.repaired)
+    chosen = choose(outcome.candidates)
+    own = next(row for row in rows if is_agent(row.name) and row.seed == chosen.seed)
+    dense = next(row for row in rows if row.name == DENSE)
+    verdict, reason = judge(rows, metric, repaired=outcome.repaired)
     return Report(
         command=config.command,
         arch=target.arch,
@@ -211,13 +223,14 @@ def _report(
         dense=DenseResult(
             cost=graph.dense_cost,
             test_accuracy=dense.test_accuracy_recalibrated,
-            test_accuracy_finetuned=dense.test_accuracy_finetuned,
+            test_accuracy_finetuned=mean_by_name(rows, "test_accuracy_finetuned").get(DENSE),
         ),
         pruned=PrunedResult(
             cost=graph.cost(chosen.mask),
-            search_accuracy=row.search_accuracy,
-            test_accuracy_recalibrated=row.test_accuracy_recalibrated,
-            test_accuracy_finetuned=row.test_accuracy_finetuned,
+            seed=chosen.seed,
+            search_accuracy=own.search_accuracy,
+            test_accuracy_recalibrated=own.test_accuracy_recalibrated,
+            test_accuracy_finetuned=own.test_accuracy_finetuned,
             widths=graph.group_widths(chosen.mask),
             digest=chosen.mask.digest(),
         ),
@@ -226,9 +239,10 @@ def _report(
         verdict=verdict,
         verdict_reason=reason,
         details={
-            **common_details(bench, outcome, "test_accuracy_recalibrated"),
+            **common_details(bench, outcome, metric),
             **mask_details(bench, chosen.mask),
             **outcome.details,
+            **(details or {}),
         },
     )
 

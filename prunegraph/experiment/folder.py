@@ -83,9 +83,10 @@ class RunFolder:
             ConfigError: another run is at work in it.
             ArtefactError: it cannot be written.
         """
-        existed = self.path.exists()
+        existed, held = self.path.exists(), False
         try:
             with locked(self.checkpoint(LOCK_FILE), str(self.path)):
+                held = True
                 _check_usable(config, self.path)
                 if self.finished:
                     msg = f"another run has just finished {self.path}: give the command again"
@@ -94,7 +95,7 @@ class RunFolder:
                 save_config(config, self.file(CONFIG_FILE))
                 yield
         finally:
-            if not existed and not self.file(CONFIG_FILE).exists():
+            if held and not existed and not self.file(CONFIG_FILE).exists():
                 shutil.rmtree(self.path, ignore_errors=True)
 
     def finish(self) -> None:

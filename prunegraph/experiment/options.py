@@ -201,11 +201,17 @@ def save_config(config: CommonConfig, path: Path) -> None:
 def same_run(config: CommonConfig, written: Mapping[str, Any]) -> list[str]:
     """Return the names of the options in which ``config`` differs from a written one.
 
-    Options that do not change what is computed (threads, device, output) are not compared.
+    Options that do not change what is computed (threads, device, output) are not compared. One that
+    is not written is younger than the run, which was made as by its default.
     """
     values = to_dict(config)
+    defaults = {
+        field.name: _plain(field.default)
+        for field in dataclasses.fields(config)
+        if field.default is not dataclasses.MISSING
+    }
     keys = (values.keys() | written.keys()) - RUNTIME_KEYS
-    return sorted(key for key in keys if values.get(key) != written.get(key))
+    return sorted(key for key in keys if values.get(key) != written.get(key, defaults.get(key)))
 
 
 def command_line(config: CommonConfig) -> str:

@@ -110,9 +110,10 @@ def _checkpoint_path(out: Path) -> Path:
 
 def _check_new(out: Path) -> None:
     """Raise ConfigError if the file is there, unless a run was killed when it had written it."""
-    if out.exists() and not _checkpoint_path(out).exists():
-        msg = f"{out} exists: delete it to train again, or give another --out"
-        raise ConfigError(msg)
+    for path in (out, out.with_suffix(".json")):
+        if path.exists() and not _checkpoint_path(out).exists():
+            msg = f"{path} exists: delete it to train again, or give another --out"
+            raise ConfigError(msg)
 
 
 def pretrain_recipe(epochs: int, *, lr: float, batch_size: int) -> FinetuneConfig:

@@ -62,6 +62,7 @@ class PrunedResult:
 
     Attributes:
         cost: of the pruned network.
+        seed: of the search that found it.
         search_accuracy: on the search split after recalibration and the short fine-tune, if any;
             its mask was chosen by it.
         test_accuracy_recalibrated: on the test split after recalibration.
@@ -71,6 +72,7 @@ class PrunedResult:
     """
 
     cost: Cost
+    seed: int
     search_accuracy: float
     test_accuracy_recalibrated: float
     test_accuracy_finetuned: float | None
@@ -82,6 +84,7 @@ class PrunedResult:
         return {
             "macs": self.cost.macs,
             "params": self.cost.params,
+            "seed": self.seed,
             "search_accuracy": self.search_accuracy,
             "test_accuracy_recalibrated": self.test_accuracy_recalibrated,
             "test_accuracy_finetuned": self.test_accuracy_finetuned,
@@ -287,7 +290,10 @@ def method_cells(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
             _spread([row.test_accuracy_finetuned for row in rows]),
             str(round(float(np.mean([row.networks_evaluated for row in rows])))),
         )
-        table.append((label, *_costs(rows[0].macs, rows[0].params, dense), *cells))
+        macs, params = (
+            round(float(np.mean([getattr(row, kind) for row in rows]))) for kind in COSTS
+        )
+        table.append((label, *_costs(macs, params, dense), *cells))
     return table
 
 
@@ -322,10 +328,10 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def _spread(values: Sequence[float | None]) -> str:
-    """Return the mean in percent, with the standard deviation over several values."""
+    """Return the mean in percent, with the standard deviation; how many values, if some lack."""
     known = [100 * value for value in values if value is not None]
     if not known:
         return ""
-    if len(known) == 1:
-        return f"{known[0]:.2f}"
-    return f"{np.mean(known):.2f} ± {np.std(known, ddof=1):.2f}"
+    spread = "" if len(known) == 1 else f" ± {np.std(known, ddof=1):.2f}"
+    count = "" if len(known) == len(values) else f" ({len(known)} of {len(values)})"
+    return f"{np.mean(known):.2f}{spread}{count}"

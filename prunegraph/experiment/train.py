@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from prunegraph.errors import ConfigError
 from prunegraph.experiment.agent_rows import add_agent, add_initial, add_untrained, agent_name
 from prunegraph.experiment.baselines import (
@@ -21,9 +23,9 @@ from prunegraph.experiment.finalise import Outcome, finalise, finetune_chosen
 from prunegraph.experiment.folder import RunFolder, open_run, slug
 from prunegraph.experiment.jobs import Jobs, load_targets, make_workplace
 from prunegraph.experiment.page import show_finished
-from prunegraph.experiment.search import FINALISTS, agent_config, given_policy
+from prunegraph.experiment.search import FINALISTS, agent_config, given_policy, search_budgets
 from prunegraph.experiment.setup import Target
-from prunegraph.experiment.verdict import verdict_line
+from prunegraph.experiment.verdict import SAMPLER, verdict_line
 from prunegraph.types import Budget
 
 
@@ -60,17 +62,13 @@ def _stage_one(config: TrainConfig, jobs: Jobs) -> list[Outcome]:
         for member, bench in zip(jobs.place.folders, jobs.place.benches, strict=True)
     ]
     summary = add_agent(jobs, stores, config, seeds=seeds)
-    names = {
-        "none": (),
-        "heuristics": USUAL_HEURISTICS,
-        "all": (*USUAL_HEURISTICS, *USUAL_SEARCHES),
-    }
     for bench, store in zip(jobs.place.benches, stores, strict=True):
         add_untrained(bench, store)
         add_initial(bench, store, config)
         if config.baselines != "none":
             add_controls(bench, store, store.named(agent_name(config)))
-    add_baselines(jobs, stores, names[config.baselines], seeds=seeds, networks=config.networks)
+    names = [name for name in baseline_names(config) if name != SAMPLER]
+    add_baselines(jobs, stores, names, seeds=seeds, networks=config.networks)
     if config.baselines == "all":
         add_sampler(jobs, stores, config, seeds=seeds)
     return [
@@ -84,13 +82,26 @@ def _stage_one(config: TrainConfig, jobs: Jobs) -> list[Outcome]:
     ]
 
 
+def baseline_names(config: TrainConfig) -> tuple[str, ...]:
+    """Return the baselines of stage 1."""
+    return {
+        "none": (),
+        "heuristics": USUAL_HEURISTICS,
+        "all": (*USUAL_HEURISTICS, *USUAL_SEARCHES, SAMPLER),
+    }[config.baselines]
+
+
 def check_networks(targets: Sequence[Target], options: SearchOptions) -> None:
     """Raise an error if a search could make no update, or the policy to begin with is not there.
 
     Raises:
         ConfigError: too few networks may be evaluated.
+        BudgetError: one of the budgets is out of reach.
         ArtefactError: there is no such policy.
     """
+    for target in targets:
+        for budget in search_budgets(options, None) or ():
+            target.graph.project(np.zeros(target.graph.num_classes, dtype=np.float32), budget)
     names = agent_config(options, 0, given_policy(options)).network.feature_names
     probes = [num_probes(target.graph, names) + FINALISTS for target in targets]
     update = options.update_size + len(targets)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import spearmanr
+from scipy.stats import spearmanr, ttest_1samp
 
 Metric = Literal["test_accuracy_recalibrated", "test_accuracy_finetuned"]
 
@@ -36,6 +36,9 @@ MIN_SEEDS = 3
 
 MAX_REPAIRED = 0.10
 """Average share of repaired bits above which the agent did not learn the budget."""
+
+MAX_CHANCE = 0.05
+"""Of so large a difference where there is none; above it nothing was shown."""
 
 MIN_ROWS = 8
 """Rows below which a rank correlation says nothing."""
@@ -124,8 +127,9 @@ def judge(
 
     LEARNED when the agent's mean ``metric`` is above that of the best baseline, the one with the
     highest mean search accuracy, by more than two standard errors of the paired difference over at
-    least three seeds; else NOT LEARNED; None with fewer seeds. A deterministic baseline's value is
-    paired with every seed.
+    least three seeds, and Student's one-sided test agrees (p < 0.05: with three seeds 2.9 standard
+    errors); else NOT LEARNED; None with fewer seeds. A deterministic baseline's value is paired
+    with every seed.
 
     Args:
         rows: the rows of a comparison.
@@ -146,14 +150,18 @@ def judge(
         return None, f"no verdict: {count} seed(s), a verdict needs at least {MIN_SEEDS}"
     mean = float(differences.mean())
     error = float(differences.std(ddof=1) / math.sqrt(len(differences)))
+    chance = float(mean <= 0)
+    if error:
+        chance = float(ttest_1samp(differences, 0.0, alternative="greater").pvalue)
     reason = (
         f"{agent[0]} minus {best} (best baseline on the search split): "
         f"{100 * mean:+.2f} points of {metric} over {len(differences)} seeds, "
-        f"two standard errors {200 * error:.2f}"
+        f"two standard errors {200 * error:.2f}, p = {chance:.3f}"
     )
     if repaired is not None and repaired > MAX_REPAIRED:
         return "NOT LEARNED", f"{reason}; {100 * repaired:.0f} % of the bits were repaired"
-    return ("LEARNED" if mean > 2 * error and mean > 0 else "NOT LEARNED"), reason
+    learned = mean > 2 * error and mean > 0 and chance < MAX_CHANCE
+    return ("LEARNED" if learned else "NOT LEARNED"), reason
 
 
 def verdict_line(content: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from prunegraph.errors import ArtefactError, ConfigError
 from prunegraph.experiment.agreement import agreements
 from prunegraph.experiment.bench import DENSE_FILE, Bench
 from prunegraph.experiment.candidates import MASKS_FILE, read_masks
+from prunegraph.experiment.compare import wanted
 from prunegraph.experiment.config import (
     ApplyConfig,
     CompareConfig,
@@ -24,8 +25,10 @@ from prunegraph.experiment.finalise import peak_memory
 from prunegraph.experiment.finish import load_finetuned
 from prunegraph.experiment.folder import CONFIG_FILE, REPORT_FILE, RunFolder, existing_run
 from prunegraph.experiment.options import load_config, read_yaml
+from prunegraph.experiment.page import HISTORY_FILE
 from prunegraph.experiment.report import machine, read_report, read_rows
 from prunegraph.experiment.setup import load_target, num_cores
+from prunegraph.experiment.train import baseline_names
 from prunegraph.experiment.verdict import (
     DENSE,
     MethodRow,
@@ -91,6 +94,7 @@ def run_verify(config: VerifyConfig, console: Console) -> dict[str, Any]:
     content = read_report(folder)
     if config.threads is None:  # with the same number, the last digits are the same
         torch.set_num_threads(min(max(content["machine"]["threads"], 1), num_cores()))
+    _check_listed(folder, content["files"])
     folder.check_digests(content["files"])
     checks: list[Check] = []
     for member in [folder, *_other_members(folder)]:
@@ -104,8 +108,9 @@ def run_verify(config: VerifyConfig, console: Console) -> dict[str, Any]:
         )
         raise ArtefactError(msg)
     unknown = [f"search.{key}" for key in ("seconds", "evaluation_seconds", "networks_evaluated")]
+    unknown += ["search.health", "repaired", "methods[].networks_evaluated", HISTORY_FILE]
     unknown += [f"{cell} (no weights)" for cell in _cells_without_weights(folder, content)]
-    unknown.append("latency_ms")
+    unknown += ["latency_ms", "versions"]
     console.say(
         f"{len(checks)} figures and {len(content['files'])} files of {folder.path} are right; "
         f"not verifiable: {', '.join(unknown)}"
@@ -118,6 +123,15 @@ def run_verify(config: VerifyConfig, console: Console) -> dict[str, Any]:
         "same_machine": _same_machine(content),
         "not_verifiable": unknown,
     }
+
+
+def _check_listed(folder: RunFolder, files: Mapping[str, str]) -> None:
+    """Raise ArtefactError if a file that every report rests on could be exchanged unseen."""
+    names = (CONFIG_FILE, MASKS_FILE, DENSE_FILE, HISTORY_FILE)
+    missing = [n for n in names if n not in files and folder.file(n).is_file()]
+    if missing:
+        msg = f"{folder.file(REPORT_FILE)} does not list {missing[0]} among its files"
+        raise ArtefactError(msg)
 
 
 def _cells_without_weights(folder: RunFolder, content: Mapping[str, Any]) -> list[str]:
@@ -143,6 +157,7 @@ def _check_member(
         Check(name="graph", reported=content["graph"], found=bench.target.graph.fingerprint())
     ]
     checks += _check_data(bench, content)
+    checks += _check_options(bench, content, rows)
     with console.progress(f"measure {content['arch']} again", len(rows)) as report:
         for number, row in enumerate(rows, start=1):
             checks += judge_of.row(row)
@@ -173,6 +188,7 @@ def _rebuild(
         search_share=run.search_share,
         split_seed=run.split_seed,
         arch=content["arch"] if content["arch"] in config.arch else None,
+        attention=run.attention,
         weights=member.file(DENSE_FILE),
     )
     target = load_target(network, run.budget())
@@ -189,6 +205,29 @@ def _check_data(bench: Bench, content: Mapping[str, Any]) -> list[Check]:
             found=split.fingerprint(),
         )
         for name, split in splits.items()
+    ]
+
+
+def _check_options(
+    bench: Bench, content: Mapping[str, Any], rows: Sequence[MethodRow]
+) -> list[Check]:
+    """Check what a report says of the run's options, and that no method was left out."""
+    run = bench.options
+    expected: set[str] = set()
+    if isinstance(run, TrainConfig):
+        expected = {*baseline_names(run)}
+    elif isinstance(run, CompareConfig):
+        expected = {*wanted(run)}
+    found = {
+        "seed": bench.seed,
+        "budget": bench.budget.as_dict(),
+        "recipe": vars(bench.recipe()),
+        "dense_widths": bench.target.graph.group_widths(bench.target.graph.dense_mask()),
+    }
+    missing = sorted(expected - {row.name for row in rows})
+    return [
+        *(Check(name=name, reported=content.get(name), found=found[name]) for name in found),
+        Check(name="methods that are missing", reported=missing, found=[]),
     ]
 
 
@@ -222,6 +261,11 @@ class _Judge:
         checks = [
             Check(name=f"{where}.macs", reported=row.macs, found=cost.macs),
             Check(name=f"{where}.params", reported=row.params, found=cost.params),
+            Check(
+                name=f"{where} within the budget",
+                reported=True,
+                found=row.name == DENSE or graph.fits(mask, self._bench.budget),
+            ),
             self._accuracy(
                 f"{where}.search_accuracy", row.search_accuracy, search, "search", loose
             ),
@@ -291,7 +335,7 @@ def _check_summary(
         what = "dense" if dense is None else "the pruned network's"
         msg = f"{member.file(REPORT_FILE)} holds no row that is {what}: the file is damaged"
         raise ArtefactError(msg)
-    found = {
+    found: dict[str, Any] = {
         "dense.macs": graph.dense_cost.macs,
         "dense.params": graph.dense_cost.params,
         "dense.test_accuracy": dense.test_accuracy_recalibrated,
@@ -305,6 +349,9 @@ def _check_summary(
         "verdict": verdict,
         "verdict_reason": reason,
     }
+    if "stage_one_verdict" in content:
+        recalibrated: Metric = "test_accuracy_recalibrated"
+        found["stage_one_verdict"] = [*judge(rows, recalibrated, repaired=content["repaired"])]
     if "proxy_rank_correlation" in content:
         found["proxy_rank_correlation"] = proxy_correlation(rows)
     if "peak_memory" in content:
