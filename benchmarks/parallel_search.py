@@ -24,12 +24,13 @@ from typing import Any
 
 import torch
 
+from prunegraph.experiment.bench import num_probes
 from prunegraph.experiment.cli import parse
 from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.jobs import Jobs, load_targets, make_workplace
-from prunegraph.experiment.search import SearchRun, search_job
+from prunegraph.experiment.search import SearchRun, agent_config, search_job
 from prunegraph.experiment.setup import keep_freed_memory
 
 DIGITS = ["--arch", "resnet20", "--pretrain-epochs", "1", "--networks", "128"]
@@ -75,7 +76,8 @@ def measure(options: argparse.Namespace, words: Sequence[str], folder: Path) -> 
         for workers in (1, options.workers)
     ]
     one, many = [], []
-    probes = place.benches[0].sensitivity_networks  # run in the first round only
+    names = agent_config(config, config.seed).network.feature_names
+    probes = num_probes(place.benches[0].target.graph, names)  # run in the first round only
     with jobs[1]:
         for seed in range(options.rounds + 1):
             torch.set_num_threads(1)

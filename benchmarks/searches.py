@@ -1,6 +1,7 @@
 """What benchmarks that search share: options of ``prunegraph train``, a file of finished rows."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 
 from prunegraph.experiment.cli import parse
 from prunegraph.experiment.config import TrainConfig
+from prunegraph.experiment.options import same_run, to_dict
 from prunegraph.experiment.report import machine
 from prunegraph.experiment.setup import keep_freed_memory
 
@@ -31,8 +33,11 @@ def begin(path: Path, words: list[str], **asked: Any) -> tuple[TrainConfig, dict
     assert isinstance(options, TrainConfig)
     keep_freed_memory()
     torch.set_num_threads(options.threads or 1)
-    asked = {"command": " ".join(words), **asked}
-    odd = [key for key, value in asked.items() if content.get(key, value) != value]
-    if odd:
-        sys.exit(f"{path} was made with another {odd[0]}: {content[odd[0]]}; name another file")
-    return options, content | asked | {"machine": machine()}
+    if "command" in content:
+        before = parse(TrainConfig, shlex.split(content["command"]))
+        assert before is not None
+        odd = same_run(options, to_dict(before))
+        odd += [key for key, value in asked.items() if content.get(key, value) != value]
+        if odd:
+            sys.exit(f"{path} was made with another {odd[0]}: name another file")
+    return options, content | asked | {"command": shlex.join(words), "machine": machine()}

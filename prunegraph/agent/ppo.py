@@ -137,7 +137,7 @@ class ChannelPPO(PPO):
         if not isinstance(env, SelfCompetitionVecEnv):
             return self.n_steps * self.n_envs
         competes = env.competition.config.self_competition in ("best", "greedy")
-        return env.episodes_per_update + int(competes)
+        return env.episodes_per_update + competes * env.cells_per_update
 
     def greedy_mask(self, row: Mapping[str, FloatArray], budget: Budget) -> BoolArray:
         """Return the mask that the policy would choose on one observation, offsets included."""

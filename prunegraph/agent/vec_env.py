@@ -1,5 +1,6 @@
 """Self-competition in the main process: parallel environments report figures, not rewards."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -61,6 +62,15 @@ class SelfCompetitionVecEnv(VecEnvWrapper):
         self.greedy_masks: dict[str, str] = {}
         self.greedy: GreedyMask | None = None
         self._networks_before = 0
+
+    @property
+    def cells_per_update(self) -> int:
+        """(Network, budget) pairs whose episodes an update holds, at the most."""
+        if not (self.venv.has_attr("cells") and self.venv.has_attr("config")):
+            return 1
+        cells, config = (self.venv.get_attr(name, [0])[0] for name in ("cells", "config"))
+        turns = math.ceil(self.episodes_per_update / config.episodes_per_cell)
+        return int(min(len(cells), turns))
 
     @property
     def num_networks(self) -> int:

@@ -145,6 +145,7 @@ class Bench:
 
     def problem(self, *, seed: int, max_networks: int) -> PruningProblem:
         """Return the problem that a baseline solves, with an evaluator of its own."""
+        options = self.options
         return PruningProblem(
             model=self.target.model,
             graph=self.target.graph,
@@ -154,6 +155,7 @@ class Bench:
             example_inputs=self.target.example_inputs,
             seed=seed,
             max_networks=max_networks,
+            subset_size=options.subset if isinstance(options, SearchOptions) else None,
             latency=self.latency_table,
         )
 

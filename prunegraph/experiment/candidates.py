@@ -1,7 +1,7 @@
 """The masks that methods chose, kept on disk so that an interrupted run need not choose again."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ CANDIDATE = {
     "networks_evaluated": int,
     "search_accuracy": float,
     "seconds": float,
-    "history": list[Any],
 }
 """What is kept of a candidate."""
 
@@ -39,7 +38,6 @@ class Candidate:
         networks_evaluated: pruned networks that the method ran.
         search_accuracy: on the whole search split, after recalibration.
         seconds: wall time of the choice.
-        history: one record a step of the search.
     """
 
     name: str
@@ -48,7 +46,6 @@ class Candidate:
     networks_evaluated: int
     search_accuracy: float
     seconds: float = 0.0
-    history: Sequence[Any] = field(default=())
 
 
 class CandidateStore:
@@ -94,7 +91,6 @@ class CandidateStore:
             "networks_evaluated": candidate.networks_evaluated,
             "search_accuracy": candidate.search_accuracy,
             "seconds": candidate.seconds,
-            "history": list(candidate.history),
         }
 
     def _read(self, record: dict[str, Any]) -> Candidate:

@@ -1,14 +1,19 @@
 """``prunegraph export``: the pruned network of a run as a file for other programs."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from prunegraph.errors import ArtefactError, ConfigError
 from prunegraph.experiment.config import ExportConfig
 from prunegraph.experiment.console import Console
-from prunegraph.experiment.setup import build_dense, check_trusted
-from prunegraph.pruning.artefacts import artefact_paths, load_pruned, read_info
+from prunegraph.experiment.folder import REPORT_FILE, RunFolder
+from prunegraph.experiment.page import pruned_folder
+from prunegraph.experiment.report import read_report
+from prunegraph.experiment.setup import build_dense, check_trusted, resolve_device
+from prunegraph.pruning.artefacts import PrunedInfo, artefact_paths, load_pruned, read_info
 from prunegraph.pruning.export import export, export_recipe
 
 FILE_NAMES = {
@@ -16,25 +21,34 @@ FILE_NAMES = {
     "torch-export": "pruned.pt2",
     "safetensors": "exported.safetensors",
 }
+"""The file of each format in a run folder; its suffix is that of every file of the format."""
+
+MOST_CLASSES = 10
+"""Classes that are named where people read them."""
 
 
 def run_export(config: ExportConfig, console: Console) -> dict[str, Any]:
-    """Write the file, and return where it is and how large."""
+    """Write the file, and return where it is, how large, and what its network eats."""
+    resolve_device(config.device)
+    path = _path(config)
+    _check_run(config.run)
     info = read_info(config.run)
     check_trusted(info.arch, config.arch, artefact_paths(config.run)[0])
     saved = load_pruned(config.run, lambda: build_dense(info))
-    path: Path = config.out or config.run / FILE_NAMES[config.format]
     generator = torch.Generator().manual_seed(config.seed)
     example = torch.randn(info.example_shape, generator=generator)
+    inputs = input_details(info)
     files = [path]
     if config.format == "safetensors":
         export_recipe(saved, example, path, lambda: build_dense(info))
         files.append(artefact_paths(path)[0])
     else:
-        export(saved.model, example, path, format=config.format)
+        texts = {name: json.dumps(value) for name, value in inputs.items()}
+        export(saved.model, example, path, format=config.format, metadata=texts)
     size = path.stat().st_size
     names = " and ".join(map(str, files))
     console.say(f"{info.arch}, pruned, as {config.format}: {names} ({size:,} bytes)")
+    console.say(_in_words(inputs))
     return {
         "command": config.command,
         "arch": info.arch,
@@ -42,4 +56,68 @@ def run_export(config: ExportConfig, console: Console) -> dict[str, Any]:
         "file": str(path),
         "files": [str(each) for each in files],
         "bytes": size,
+        **inputs,
     }
+
+
+def input_details(info: PrunedInfo) -> dict[str, Any]:
+    """Return what a network eats, and its classes, by name; what is not known is left out.
+
+    ``input_shape`` is that of one input, without the batch; ``mean`` and ``std`` are those of each
+    channel, for pixels in [0, 1].
+    """
+    details: dict[str, Any] = {"input_shape": list(info.example_shape[1:])}
+    if info.mean is not None and info.std is not None:
+        details |= {"mean": list(info.mean), "std": list(info.std)}
+    classes = info.extra.get("classes")
+    if isinstance(classes, list):
+        details["classes"] = [str(name) for name in classes]
+    return details
+
+
+def _in_words(inputs: dict[str, Any]) -> str:
+    """Return what a network eats in one line."""
+    words = f"it takes inputs of shape {['batch', *inputs['input_shape']]}".replace("'", "")
+    if "mean" in inputs:
+        words += f", pixels in [0, 1] minus mean {inputs['mean']}, divided by std {inputs['std']}"
+    if "classes" in inputs:
+        classes = inputs["classes"]
+        more = ", ..." * (len(classes) > MOST_CLASSES)
+        words += f"; its {len(classes)} classes: {', '.join(classes[:MOST_CLASSES])}{more}"
+    return "".join(letter if letter.isprintable() else "?" for letter in words)
+
+
+def _path(config: ExportConfig) -> Path:
+    """Return the file to write: ``--out``, or the format's own in the run folder.
+
+    Raises:
+        ConfigError: ``--out`` is there already, or has another suffix than the format.
+    """
+    if config.out is None:
+        return config.run / FILE_NAMES[config.format]
+    suffix = Path(FILE_NAMES[config.format]).suffix
+    if config.out.suffix != suffix:
+        msg = f"{config.out} must end in {suffix}, as {config.format} does: give another --out"
+        raise ConfigError(msg)
+    written = [config.out]
+    if config.format == "safetensors":
+        written.append(artefact_paths(config.out)[0])
+    for path in written:
+        if path.exists() or path.is_symlink():
+            msg = f"{path} exists, and export replaces nothing: give another --out"
+            raise ConfigError(msg)
+    return config.out
+
+
+def _check_run(run: Path) -> None:
+    """Raise ArtefactError if a run holds its networks in cells: names the pruned one's."""
+    folder = RunFolder(path=run)
+    if artefact_paths(run)[0].exists() or not folder.file(REPORT_FILE).is_file():
+        return
+    content = read_report(folder)
+    if content["command"] != "compare":
+        return
+    cell = pruned_folder(folder, content)
+    where = f"{run}/cells/..., one of its cells" if cell is None else f"{cell}, its pruned network"
+    msg = f"{run} is a comparison of many networks: export {where}"
+    raise ArtefactError(msg)

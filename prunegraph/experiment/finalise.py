@@ -178,6 +178,7 @@ def candidate_row(
         digest=candidate.mask.digest(),
         finetune_seed=finetune_seed,
         cell=cell,
+        seconds=round(candidate.seconds, 1) or None,
     )
 
 

@@ -1,12 +1,12 @@
 """A picture of a structure graph: its groups from left to right, and the MACs of each."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import networkx as nx
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.cost import MACS
@@ -21,18 +21,19 @@ MAX_LEFT = 2
 MAX_STACK = 10
 """Groups of one depth above each other; more of them stand in several columns."""
 
-COLUMN_WIDTH, STACK_HEIGHT, BAR_WIDTH = 1.45, 0.72, 0.2
+COLUMN_WIDTH, STACK_HEIGHT, BAR_WIDTH = 1.55, 0.75, 0.2
 """Inches a column, a group in a column, a bar."""
 
 BARS_HEIGHT = 2.6
 """Inches of the bars, their labels left out."""
 
-LABEL_SIZE = 7
+LABEL_SIZE = 7.5
 LABEL_LENGTH = 24
 LEAST_AREA, MOST_AREA = 25.0, 520.0
 """Areas of the narrowest and the widest group, in square points."""
 
-FREE, FROZEN, REMOVED = "#4c8fc7", "#b9bec4", "#f2b27a"
+FREE, FROZEN, REMOVED = "#4c8fc7", "#7d858e", "#c2611a"
+"""Three of contrast to a white page and to a dark one."""
 
 
 class Place(NamedTuple):
@@ -135,7 +136,7 @@ def draw_groups(
     _draw_links(above, graph, links, places, mask, paper)
     above.set_xlim(-0.6, size[0] - 0.4)
     above.set_ylim(-size[1], 0.5)
-    _draw_bars(below, graph, mask)
+    _draw_bars(below, graph, mask, paper)
     return figure
 
 
@@ -208,8 +209,8 @@ def _draw_links(
     kept = np.bincount(graph.group_of[graph.dense_mask().keep if mask is None else mask.keep])
     x, y = np.array([positions[group] for group in range(len(sizes))]).T
     colours = [FREE if group.frozen is None else FROZEN for group in graph.groups]
-    back = REMOVED if mask is not None else colours
-    axes.scatter(x, y, areas, color=back, zorder=3)
+    if mask is not None:
+        axes.scatter(x, y, areas, **removed_look(paper), zorder=3)
     axes.scatter(x, y, areas * kept / sizes, color=colours, zorder=3.1)
     for group, structure in enumerate(graph.groups):
         count = (
@@ -227,26 +228,24 @@ def _draw_links(
             bbox={"boxstyle": "square,pad=0.05", "color": paper, "alpha": 0.75},
             zorder=4,
         )
-    kinds = {"free": FREE, "frozen": FROZEN}
+    handles = [Patch(color=FREE, label="free" if mask is None else "kept")]
     if mask is not None:
-        kinds = {"kept": FREE, "removed": REMOVED, "frozen": FROZEN}
+        handles.append(Patch(**removed_look(paper), label="removed"))
+    handles.append(Patch(color=FROZEN, label="frozen"))
     axes.set_title(
         "Groups of channels (area: width) and the operations between them", fontsize=9, loc="right"
     )
     axes.legend(
-        handles=[
-            Line2D([], [], marker="o", linestyle="", color=colour, label=name)
-            for name, colour in kinds.items()
-        ],
+        handles=handles,
         loc="lower left",
         bbox_to_anchor=(0.0, 1.0),
-        ncols=len(kinds),
+        ncols=len(handles),
         fontsize=8,
         frameon=False,
     )
 
 
-def _draw_bars(axes: Axes, graph: StructureGraph, mask: KeepMask | None) -> None:
+def _draw_bars(axes: Axes, graph: StructureGraph, mask: KeepMask | None, paper: str) -> None:
     """Draw the MACs of each group: whole, or what is kept and what is removed."""
     dense = macs_by_group(graph, graph.dense_mask().keep) / 1e6
     kept = dense if mask is None else macs_by_group(graph, mask.keep) / 1e6
@@ -257,7 +256,9 @@ def _draw_bars(axes: Axes, graph: StructureGraph, mask: KeepMask | None) -> None
     colours = [FREE if group.frozen is None else FROZEN for group in groups]
     axes.bar(bars, kept[order], color=colours, width=0.75)
     if mask is not None:
-        axes.bar(bars, (dense - kept)[order], bottom=kept[order], color=REMOVED, width=0.75)
+        removed = (dense - kept)[order]
+        look = removed_look(paper, removed > 0)
+        axes.bar(bars, removed, bottom=kept[order], width=0.75, **look)
     axes.set_xticks(bars, [short_name(group.name) for group in groups])
     axes.tick_params("x", labelrotation=90, labelsize=LABEL_SIZE, length=0)
     axes.tick_params("y", labelsize=8)
@@ -266,6 +267,21 @@ def _draw_bars(axes: Axes, graph: StructureGraph, mask: KeepMask | None) -> None
     axes.set_title("Multiply-adds of the operations that write each group", fontsize=9, loc="right")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def removed_look(paper: str, outlined: BoolArray | bool = True) -> dict[str, Any]:
+    """Return how removed channels are drawn: hatched, so that it takes no colours to see them.
+
+    Args:
+        paper: the colour between the lines.
+        outlined: which of the shapes have an edge; those without area need none.
+    """
+    return {
+        "facecolor": paper,
+        "edgecolor": REMOVED,
+        "hatch": "/////",
+        "linewidth": np.where(outlined, 0.8, 0.0),
+    }
 
 
 def short_name(name: str) -> str:

@@ -3,17 +3,21 @@
 It is derived: the report does not list it, and the same command on a finished run makes it anew.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from prunegraph.errors import ArtefactError
+from prunegraph.experiment.bench import DENSE_FILE
 from prunegraph.experiment.candidates import MASKS_FILE, read_masks
 from prunegraph.experiment.config import CommonConfig
 from prunegraph.experiment.console import Console, seconds_in_words
-from prunegraph.experiment.folder import PAGE_FILE, RunFolder
+from prunegraph.experiment.folder import CONFIG_FILE, PAGE_FILE, RunFolder
+from prunegraph.experiment.greedy import GREEDY_CURVE
 from prunegraph.experiment.options import command_line
 from prunegraph.experiment.plots import Findings, Plot, draw, to_svg
 from prunegraph.experiment.report import (
@@ -22,12 +26,15 @@ from prunegraph.experiment.report import (
     methods_table,
     percent,
     read_report,
+    read_rows,
     title,
 )
 from prunegraph.experiment.speed import latency_warning
-from prunegraph.experiment.verdict import is_agent, verdict_line
+from prunegraph.experiment.verdict import DENSE, is_agent, verdict_line
 from prunegraph.files import write_text
 from prunegraph.graph import StructureGraph
+from prunegraph.models import is_factory
+from prunegraph.pruning.artefacts import WEIGHTS_FILE
 from prunegraph.reading import checked, read_json
 
 HISTORY_FILE = "history.json"
@@ -93,27 +100,46 @@ def read_findings(folder: RunFolder, graph: StructureGraph) -> Findings:
             f"{content['graph']}, it is {graph.fingerprint()} now; name a new --out"
         )
         raise ArtefactError(msg)
+    masks = read_masks(folder.file(MASKS_FILE), graph)
+    digests = [row.digest for row in read_rows(content) if row.name != DENSE]
+    if content["pruned"] is not None:
+        digests.append(content["pruned"]["mask_digest"])
+    missing = [digest for digest in digests if digest not in masks]
+    if missing:
+        msg = f"{folder.file(MASKS_FILE)} lacks the mask {missing[0]}: restore it"
+        raise ArtefactError(msg)
     path = folder.file(HISTORY_FILE)
-    return Findings(
-        content=content,
-        graph=graph,
-        masks=read_masks(folder.file(MASKS_FILE), graph),
-        history=checked(read_json(path), HISTORY, str(path)) if path.is_file() else {},
-    )
+    history = checked(read_json(path), HISTORY, str(path)) if path.is_file() else {}
+    for run, figures in history.items():
+        _check_curves(figures, f"{path}: {run}")
+    return Findings(content=content, graph=graph, masks=masks, history=history)
+
+
+def _check_curves(figures: dict[str, list[float]], where: str) -> None:
+    """Raise ArtefactError if the learning curves of a search lack figures or points."""
+    checked(figures, {"networks": list[float], "accuracy": list[float]}, where)
+    updates = {len(figures[name]) for name in figures if name not in GREEDY_CURVE}
+    masks = {len(figures.get(name, ())) for name in GREEDY_CURVE}
+    if len(updates) > 1 or 0 in updates or len(masks) > 1:
+        msg = f"{where}: its figures have not equally many points: the file is damaged"
+        raise ArtefactError(msg)
 
 
 def write_page(
     config: CommonConfig, folder: RunFolder, findings: Findings, plots: Mapping[str, Plot]
 ) -> None:
     """Write ``report.html`` into a run folder."""
-    write_text(folder.file(PAGE_FILE), page(config, findings, plots))
+    write_text(folder.file(PAGE_FILE), page(config, folder, findings, plots))
 
 
-def page(config: CommonConfig, findings: Findings, plots: Mapping[str, Plot]) -> str:
+def page(
+    config: CommonConfig, folder: RunFolder, findings: Findings, plots: Mapping[str, Plot]
+) -> str:
     """Return the page of a run as HTML; all text is escaped by the template.
 
     Args:
         config: the run's options, for the command that repeats it.
+        folder: where its files are.
         findings: what is shown.
         plots: its figures.
     """
@@ -131,7 +157,7 @@ def page(config: CommonConfig, findings: Findings, plots: Mapping[str, Plot]) ->
         content=content,
         asked=", ".join(LIMITS[name].format(value) for name, value in content["budget"].items()),
         warning=latency_warning(content),
-        results=result_rows(content),
+        results=result_rows(content, weights_on_disk(folder, content)),
         columns=METHOD_COLUMNS,
         methods=methods,
         own=[row[0] for row in methods if is_agent(row[0].partition(" ")[0])],
@@ -140,14 +166,58 @@ def page(config: CommonConfig, findings: Findings, plots: Mapping[str, Plot]) ->
         agreement=agreement_rows(content),
         cost=cost_rows(content),
         origin=origin_rows(content),
+        next_steps=next_steps(folder, content),
         command=command_line(config),
         plots=plots,
         svgs={name: Markup(to_svg(plot, name)) for name, plot in plots.items()},
     )
 
 
-def result_rows(content: Mapping[str, Any]) -> Facts:
-    """Return what the network was and is: name, before, after, what remains."""
+def pruned_folder(folder: RunFolder, content: Mapping[str, Any]) -> Path | None:
+    """Return where the pruned network is: in the run folder itself, or in a cell of it."""
+    digest = None if content["pruned"] is None else content["pruned"]["mask_digest"]
+    rows = (row for row in read_rows(content) if row.digest == digest and is_agent(row.name))
+    cell = next((row.cell for row in rows if row.cell is not None), None)
+    return None if cell is None else folder.inside(cell)
+
+
+def weights_on_disk(folder: RunFolder, content: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the bytes of the dense and of the pruned weights; None if a file is not there."""
+    where = pruned_folder(folder, content)
+    if where is None:
+        return None
+    dense, pruned = folder.file(DENSE_FILE), where / WEIGHTS_FILE
+    if not (dense.is_file() and pruned.is_file()):
+        return None
+    return dense.stat().st_size, pruned.stat().st_size
+
+
+def next_steps(folder: RunFolder, content: Mapping[str, Any]) -> Facts:
+    """Return what can be done with a run, each with its command.
+
+    ``RUN`` stands for the run's folder: the page is the same wherever that lies.
+    """
+    trust = ["--arch", content["arch"]] if is_factory(content["arch"]) else []
+    run = folder.path if folder.file(CONFIG_FILE).is_file() else folder.path.parent
+    commands = [
+        ("Write the pruned network as a file for other programs", "export", where)
+        for where in [pruned_folder(folder, content)]
+        if where is not None
+    ]
+    commands.append(("Check every figure of this page from the files", "verify", run))
+    return [
+        (what, shlex.join(["prunegraph", command, str("RUN" / path.relative_to(run)), *trust]))
+        for what, command, path in commands
+    ]
+
+
+def result_rows(content: Mapping[str, Any], weights: tuple[int, int] | None = None) -> Facts:
+    """Return what the network was and is: name, before, after, what remains.
+
+    Args:
+        content: the report.
+        weights: bytes of the weights on disk, before and after.
+    """
     dense, pruned = content["dense"], content["pruned"]
     if pruned is None:
         return []
@@ -155,6 +225,8 @@ def result_rows(content: Mapping[str, Any]) -> Facts:
         _sizes("multiply-adds", dense["macs"], pruned["macs"], ""),
         _sizes("parameters", dense["params"], pruned["params"], ""),
     ]
+    if weights is not None:
+        rows.append(_sizes("weights on disk", *weights, "B"))
     if "peak_memory" in content:
         memory = content["peak_memory"]
         rows.append(_sizes("activations alive at once", memory["dense"], memory["pruned"], "B"))

@@ -17,19 +17,39 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from prunegraph.experiment.baselines import SEARCHES
 from prunegraph.experiment.greedy import GREEDY_CURVE
-from prunegraph.experiment.group_plot import FREE, REMOVED, draw_groups, short_name
+from prunegraph.experiment.group_plot import FREE, draw_groups, removed_look, short_name
 from prunegraph.experiment.report import History, by_method, percent, read_rows, title
-from prunegraph.experiment.verdict import DENSE, MethodRow, is_agent, is_baseline, mean_by_name
+from prunegraph.experiment.verdict import (
+    DENSE,
+    SAMPLER,
+    MethodRow,
+    is_agent,
+    is_baseline,
+    mean_by_name,
+)
 from prunegraph.files import write_bytes
 from prunegraph.graph import StructureGraph
 from prunegraph.types import KeepMask
 
 INK, PAPER, MUTED = "#1f2329", "#fefefe", "#8b929b"
-COLOURS = {"control": MUTED, "baseline": "#4c8fc7", "agent": "#e07b28"}
-SEED_COLOURS = ("#e07b28", "#4c8fc7", "#5aa469", "#b07cc6", "#c9a227")
+MARKS = {
+    "agent": ("#c2611a", "D"),
+    "search": ("#4c8fc7", "s"),
+    "heuristic": ("#4b9459", "o"),
+    "control": (MUTED, "^"),
+    DENSE: (INK, "*"),
+}
+"""Colour and marker of each kind of method."""
+
+SEED_COLOURS = ("#c2611a", "#4c8fc7", "#4b9459", "#a06cb8", "#9a7b12")
+
+SMALL = 8
+"""Points of the smallest letters."""
 
 STYLE: dict[Any, Any] = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
@@ -37,15 +57,18 @@ STYLE: dict[Any, Any] = {
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     "axes.edgecolor": MUTED,
     "font.size": 9,
-    "legend.fontsize": 8,
+    "legend.fontsize": SMALL,
     "text.parse_math": False,  # names may hold dollars
 }
 
-WIDTH = 4.4
-"""Inches of a figure: as wide as a phone's page, where its letters can still be read."""
+WIDTH = 3.4
+"""Inches of a figure: as wide as a phone's page, so that its letters keep their size there."""
+
+SAME_MACS = 0.01
+"""Methods whose multiply-adds differ by less, of the dense network's, have one budget."""
 
 MOST_METHODS = 20
-"""Methods that the bars show, the best on the search split."""
+"""Methods whose accuracies are drawn, the best on the search split."""
 
 NUM_RIVALS = 3
 """Baselines whose widths are shown beside the agent's."""
@@ -171,36 +194,24 @@ def _new_figure(height: float) -> tuple[Figure, Axes]:
 
 
 def _pareto(findings: Findings) -> Plot | None:
-    """Draw the accuracy of each method against its multiply-adds."""
+    """Draw the accuracy of each method against its multiply-adds, where those differ."""
     dense = findings.content["dense"]
     rows = [row for row in findings.rows if row.name != DENSE]
-    if not rows:
+    macs = mean_by_name(rows, "macs")
+    if not rows or max(macs.values()) - min(macs.values()) <= SAME_MACS * dense["macs"]:
         return None
     figure, axes = _new_figure(3.4)
-    for kind, colour in COLOURS.items():
-        own = [row for row in rows if _kind(row.name) == kind]
-        for metric, fill in (("recalibrated", "none"), ("finetuned", colour)):
-            means = mean_by_name(own, f"test_accuracy_{metric}")
-            macs = mean_by_name(own, "macs")
-            axes.scatter(
-                [100 * macs[name] / dense["macs"] for name in means],
-                [100 * value for value in means.values()],
-                s=34,
-                facecolor=fill,
-                edgecolor=colour,
-                label=kind if own and metric == "finetuned" else None,
-            )
-    for accuracy, fill in ((dense["test_accuracy"], "none"), (_tuned(dense), INK)):
-        axes.scatter([100], [100 * accuracy], 90, fill, marker="*", edgecolor=INK)
-    axes.scatter([], [], 90, INK, marker="*", label="dense")
+    for metric, filled in (("recalibrated", False), ("finetuned", True)):
+        for name, value in mean_by_name(rows, f"test_accuracy_{metric}").items():
+            axes.plot(100 * macs[name] / dense["macs"], 100 * value, **_mark(_kind(name), filled))
+    for accuracy, filled in ((dense["test_accuracy"], False), (_tuned(dense), True)):
+        axes.plot(100, 100 * accuracy, **_mark(DENSE, filled))
     axes.set_xlim(right=104)
     axes.set_xlabel("multiply-adds that remain, %")
     axes.set_ylabel("test accuracy, %")
-    figure.legend(loc="outside upper center", ncols=4, handletextpad=0.1, columnspacing=1.0)
-    caption = "Accuracy against multiply-adds, a point a method: hollow = after recalibration"
-    if any(row.test_accuracy_finetuned is not None for row in rows):
-        caption += ", filled = after fine-tuning"
-    return Plot(figure=figure, caption=f"{caption}.", text=_pareto_text(rows, dense))
+    _add_kinds(figure, rows)
+    caption = f"Accuracy against multiply-adds, a point a method: {_fillings(rows)}."
+    return Plot(figure=figure, caption=caption, text=_pareto_text(rows, dense))
 
 
 def _tuned(dense: Mapping[str, Any]) -> float:
@@ -212,7 +223,40 @@ def _tuned(dense: Mapping[str, Any]) -> float:
 def _kind(name: str) -> str:
     if is_agent(name):
         return "agent"
-    return "baseline" if is_baseline(name) else "control"
+    if not is_baseline(name):
+        return "control"
+    return "search" if name in (*SEARCHES, SAMPLER) else "heuristic"
+
+
+def _mark(kind: str, filled: bool) -> dict[str, Any]:
+    """Return how a method is drawn: a shape for its kind, hollow before the fine-tune."""
+    colour, marker = MARKS[kind]
+    return {
+        "color": colour,
+        "marker": marker,
+        "markersize": 9 if marker == "*" else 5,
+        "markerfacecolor": colour if filled else "none",
+        "linestyle": "",
+    }
+
+
+def _add_kinds(figure: Figure, rows: Sequence[MethodRow]) -> None:
+    """Add the legend of the kinds that are there."""
+    kinds = {_kind(row.name) for row in rows} | {DENSE}
+    handles = [Line2D([], [], label=kind, **_mark(kind, True)) for kind in MARKS if kind in kinds]
+    figure.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=3,
+        handletextpad=0.1,
+        columnspacing=1.0,
+    )
+
+
+def _fillings(rows: Sequence[MethodRow]) -> str:
+    """Return what hollow and filled marks stand for."""
+    tuned = any(row.test_accuracy_finetuned is not None for row in rows)
+    return f"hollow = after recalibration{', filled = after fine-tuning' * tuned}"
 
 
 def _pareto_text(rows: Sequence[MethodRow], dense: Mapping[str, Any]) -> str:
@@ -227,34 +271,40 @@ def _pareto_text(rows: Sequence[MethodRow], dense: Mapping[str, Any]) -> str:
 
 
 def _methods(findings: Findings) -> Plot | None:
-    """Draw the accuracy of each method after recalibration as a bar."""
-    groups = by_method(findings.rows)[:MOST_METHODS]
+    """Draw the accuracy of each method as dots, a line a method."""
+    methods = by_method(findings.rows)
+    groups = methods[:MOST_METHODS]
     if not groups:
         return None
-    figure, axes = _new_figure(1.1 + 0.22 * len(groups))
-    values = [[100 * row.test_accuracy_recalibrated for row in rows] for _, rows in groups]
-    axes.barh(
-        [name for name, _ in groups],
-        [float(np.mean(column)) for column in values],
-        xerr=[float(np.std(column, ddof=1)) if len(column) > 1 else 0.0 for column in values],
-        color=[COLOURS[_kind(name)] for name, _ in groups],
-        ecolor=INK,
-        height=0.72,
-    )
-    dense = findings.content["dense"]["test_accuracy"]
-    axes.axvline(100 * dense, color=INK, linestyle=":")
-    axes.text(100 * dense, -0.75, "dense", ha="right", va="bottom", fontsize=8)
-    axes.set_ylim(len(groups) - 0.4, -0.9)
+    shown = [row for _, rows in groups for row in rows]
+    figure, axes = _new_figure(1.3 + 0.2 * len(groups))
+    dense = findings.content["dense"]
+    axes.axvline(100 * dense["test_accuracy"], color=INK, linestyle=":", linewidth=0.8)
+    for accuracy, filled in ((dense["test_accuracy"], False), (_tuned(dense), True)):
+        axes.plot(100 * accuracy, 0, **_mark(DENSE, filled))
+    for place, (name, rows) in enumerate(groups, start=1):
+        for metric, filled in (("recalibrated", False), ("finetuned", True)):
+            values = [getattr(row, f"test_accuracy_{metric}") for row in rows]
+            known = [100 * value for value in values if value is not None]
+            if known:
+                spread = np.std(known, ddof=1) if len(known) > 1 else None
+                axes.errorbar(np.mean(known), place, xerr=spread, **_mark(_kind(name), filled))
+    names = [DENSE, *(name for name, _ in groups)]
+    axes.set_yticks(range(len(names)), names, fontsize=SMALL)
+    axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params("y", length=0)
-    axes.set_xlabel("test accuracy after recalibration, %")
-    shown = f"the {MOST_METHODS} best" if len(groups) == MOST_METHODS else "all"
-    bars = zip(groups, values, strict=True)
-    words = [f"{name} {np.mean(column):.1f} %" for (name, _), column in bars]
+    axes.grid(axis="y", color=MUTED, alpha=0.3, linewidth=0.5)
+    axes.set_xlabel("test accuracy, %")
+    _add_kinds(figure, shown)
+    some = f"the {len(groups)} best of {len(methods)}" if len(methods) > len(groups) else "all"
+    means = mean_by_name(shown, "test_accuracy_recalibrated")
+    words = [f"{name} {percent(value)}" for name, value in means.items()]
     return Plot(
         figure=figure,
-        caption=f"Before fine-tuning, {shown} methods by accuracy on the search split; "
+        caption=f"Accuracy of {some} methods, best on the search split first: {_fillings(shown)}; "
         "mean and standard deviation over seeds.",
-        text=f"Bar chart of test accuracies. {'; '.join(words)}; dense {percent(dense)}.",
+        text=f"Dot plot of test accuracies after recalibration. {'; '.join(words)}; "
+        f"dense {percent(dense['test_accuracy'])}.",
     )
 
 
@@ -268,7 +318,8 @@ def _widths(findings: Findings) -> Plot | None:
     places = np.arange(len(dense))
     shares = np.array([100 * kept[name] / size for name, size in dense.items()])
     axes.barh(places, shares, color=FREE, height=0.72, label="kept")
-    axes.barh(places, 100 - shares, left=shares, color=REMOVED, height=0.72, label="removed")
+    look = removed_look(PAPER, shares < 100)
+    axes.barh(places, 100 - shares, left=shares, height=0.72, label="removed", **look)
     for (name, widths), marker in zip(findings.rivals.items(), "o^s", strict=False):
         axes.scatter(
             [100 * widths[group] / size for group, size in dense.items()],
@@ -282,14 +333,14 @@ def _widths(findings: Findings) -> Plot | None:
             zorder=3,
         )
     for place, (name, size) in enumerate(dense.items()):
-        axes.text(103, place, f"{size} → {kept[name]}", va="center", fontsize=7)
-    axes.set_yticks(places, [short_name(name) for name in dense], fontsize=7)
+        axes.text(103, place, f"{size} → {kept[name]}", va="center", fontsize=SMALL)
+    axes.set_yticks(places, [short_name(name) for name in dense], fontsize=SMALL)
     axes.tick_params("y", length=0)
     axes.set_ylim(len(dense) - 0.4, -0.6)
     axes.set_xlim(0, 103)
     axes.set_xticks([0, 25, 50, 75, 100])
-    axes.set_xlabel("channels kept, % of the dense width")
-    figure.legend(loc="outside upper center", ncols=3, columnspacing=1.0)
+    axes.set_xlabel("channels kept, %")
+    figure.legend(loc="outside upper center", ncols=2, columnspacing=1.0)
     narrowest = min(dense, key=lambda name: kept[name] / dense[name])
     return Plot(
         figure=figure,
@@ -316,11 +367,12 @@ def _search(findings: Findings) -> Plot | None:
         for number, (run, figures) in enumerate(runs.items()):
             colour = SEED_COLOURS[number % len(SEED_COLOURS)]
             label = run if name == panels[0] else None
-            networks = figures[GREEDY_CURVE[0] if name == GREEDY_CURVE[1] else "networks"]
-            axes.plot(networks, figures[name], color=colour, lw=1.3, label=label)
-        axes.set_ylabel(PANELS[name], fontsize=8)
+            along = GREEDY_CURVE[0] if name == GREEDY_CURVE[1] else "networks"
+            points = figures.get(along, ()), figures.get(name, ())
+            axes.plot(*points, color=colour, lw=1.3, label=label)
+        axes.set_ylabel(PANELS[name], fontsize=SMALL)
         axes.yaxis.set_major_locator(MaxNLocator(3))
-        axes.tick_params(labelsize=7)
+        axes.tick_params(labelsize=SMALL)
     grid[-1].set_xlabel("networks evaluated")
     figure.align_ylabels()
     figure.legend(loc="outside upper center", ncols=2)

@@ -3,7 +3,7 @@
 import contextlib
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -84,11 +84,11 @@ class PrunedResult:
         return {
             "macs": self.cost.macs,
             "params": self.cost.params,
-            "seed": self.seed,
             "search_accuracy": self.search_accuracy,
             "test_accuracy_recalibrated": self.test_accuracy_recalibrated,
             "test_accuracy_finetuned": self.test_accuracy_finetuned,
             "widths": dict(self.widths),
+            "seed": self.seed,
             "mask_digest": self.digest,
         }
 
@@ -228,12 +228,30 @@ REPORT = {
     "verdict_reason": str,
     "verdict_metric": Metric,
     "repaired": float | None,
+    "search": Any,
     "graph": str,
-    "data": {name: {"fingerprint": str} for name in ("train", "search", "test")},
+    "data": {name: {"fingerprint": str, "images": int} for name in ("train", "search", "test")},
+    "recipe": dict[str, Any],
+    "seed": int,
     "machine": {"threads": int},
     "files": dict[str, str],
 }
 """What a report must hold to be shown and verified."""
+
+PARTS: dict[str, Any] = {
+    "search": {"seconds": float, "networks_evaluated": int, "evaluation_seconds": float},
+    "peak_memory": {"dense": int, "pruned": int},
+    "latency_ms": {"dense": float, "pruned": float, "on": str},
+    "agreement": dict[str, dict[str, float]],
+    "versions": dict[str, str],
+    "dense_widths": dict[str, int],
+    "stage_one_verdict": list[str | None],
+    "proxy_rank_correlation": float,
+}
+"""What may be missing, and its shape where it is there."""
+
+NULL = ("search", "proxy_rank_correlation")
+"""Which of them may be null."""
 
 
 def read_report(folder: RunFolder) -> dict[str, Any]:
@@ -248,7 +266,31 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
     if min(costs) < 1:
         msg = f"{path}: no network has {costs[0]} multiply-adds and {costs[1]} parameters"
         raise ArtefactError(msg)
+    _check_parts(content, path)
     return content
+
+
+def _check_parts(content: Mapping[str, Any], path: Path) -> None:
+    """Raise ArtefactError for a part that not every report has, if it is damaged."""
+    for name, shape in PARTS.items():
+        if name in content and not (content[name] is None and name in NULL):
+            checked(content[name], shape, f"{path}: {name}")
+    odd = [
+        *(f"budget.{name}" for name in content["budget"].keys() - {f.name for f in fields(Budget)}),
+        *(
+            f"agreement.{name}"
+            for name, found in content.get("agreement", {}).items()
+            if found and not (found.keys() >= {"overlap", "chance"} and found["chance"] < 1.0)
+        ),
+        *(
+            f"latency_ms.{name}"
+            for name, time in content.get("latency_ms", {}).items()
+            if not isinstance(time, str) and time <= 0.0
+        ),
+    ]
+    if odd:
+        msg = f"{path}: {odd[0]} is damaged: it is no limit, no share or no time"
+        raise ArtefactError(msg)
 
 
 def read_rows(content: Mapping[str, Any]) -> list[MethodRow]:
@@ -258,7 +300,7 @@ def read_rows(content: Mapping[str, Any]) -> list[MethodRow]:
 
 METHOD_COLUMNS = (
     *("method", "MACs", "params", "search acc.", "test acc. recal.", "test acc. fine-tuned"),
-    "nets",
+    *("nets", "minutes"),
 )
 
 
@@ -281,7 +323,7 @@ def method_cells(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
     dense = Cost(macs=content["dense"]["macs"], params=content["dense"]["params"])
     accuracies = (content["dense"][f"test_accuracy{end}"] for end in ("", "_finetuned"))
     shown = [_spread([accuracy]) for accuracy in accuracies]
-    table = [("dense", *_costs(dense.macs, dense.params, dense), "", *shown, "")]
+    table = [("dense", *_costs(dense.macs, dense.params, dense), "", *shown, "", "")]
     for name, rows in by_method(read_rows(content)):
         label = name if len(rows) == 1 else f"{name} (x{len(rows)})"
         cells = (
@@ -289,6 +331,7 @@ def method_cells(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
             _spread([row.test_accuracy_recalibrated for row in rows]),
             _spread([row.test_accuracy_finetuned for row in rows]),
             str(round(float(np.mean([row.networks_evaluated for row in rows])))),
+            _minutes([row.seconds for row in rows]),
         )
         macs, params = (
             round(float(np.mean([getattr(row, kind) for row in rows]))) for kind in COSTS
@@ -325,6 +368,12 @@ def _costs(macs: int, params: int, dense: Cost) -> tuple[str, str]:
 def percent(share: float, digits: int = 1) -> str:
     """Return a share as ``12.3 %``."""
     return f"{100 * share:.{digits}f} %"
+
+
+def _minutes(seconds: Sequence[float | None]) -> str:
+    """Return the mean time in minutes."""
+    known = [value for value in seconds if value is not None]
+    return f"{np.mean(known) / 60:.1f}" if known else ""
 
 
 def _spread(values: Sequence[float | None]) -> str:

@@ -146,7 +146,7 @@ def search(
         for number, (bench, task) in enumerate(zip(benches, tasks, strict=True))
     ]
     networks = result.networks_evaluated + _probes(benches, config) + sum(map(len, finalists))
-    candidates = tuple(
+    chosen = tuple(
         _best(name, seed, masks, evaluator, networks)
         for masks, evaluator in zip(finalists, tables[0].evaluators, strict=True)
     )
@@ -160,7 +160,7 @@ def search(
     seconds, evaluation_seconds = clock.read(evaluators)
     return SearchRun(
         policy=path,
-        candidates=candidates,
+        candidates=tuple(replace(candidate, seconds=seconds) for candidate in chosen),
         seconds=seconds,
         evaluation_seconds=evaluation_seconds,
         networks_evaluated=networks,

@@ -104,7 +104,8 @@ def check_networks(targets: Sequence[Target], options: SearchOptions) -> None:
             target.graph.project(np.zeros(target.graph.num_classes, dtype=np.float32), budget)
     names = agent_config(options, 0, given_policy(options)).network.feature_names
     probes = [num_probes(target.graph, names) + FINALISTS for target in targets]
-    update = options.update_size + len(targets)
+    cells = len(targets) * max(len(options.budgets), 1)
+    update = options.update_size + min(cells, options.update_size)
     least = math.ceil((sum(probes) + update) / len(targets))
     if options.networks < least:
         msg = f"networks={options.networks} allows no update of the policy: give at least {least}"

@@ -60,6 +60,8 @@ class MethodRow:
         digest: name of the mask.
         finetune_seed: seed of the fine-tune; None if there was none.
         cell: folder with the fine-tuned network, in the run folder; None if there is none.
+        seconds: wall time of the choice of its mask, on as many threads as the method had; None
+            where it was not taken.
     """
 
     name: str
@@ -73,6 +75,7 @@ class MethodRow:
     digest: str
     finetune_seed: int | None = None
     cell: str | None = None
+    seconds: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as plain values."""

@@ -215,10 +215,6 @@ class StructureGraph:
             raise ModelError(msg)
         return self.memory_model.peak(keep.keep if isinstance(keep, KeepMask) else keep)
 
-    def expected_macs(self, probabilities: Float64Array) -> float:
-        """Return the multiply-adds at fractional widths (sums of keep probabilities ``[N]``)."""
-        return self.cost_model.totals(probabilities)[0]
-
     def class_costs(self) -> tuple[Float64Array, Float64Array]:
         """Return ``[N]`` MACs and ``[N]`` params that removing one class alone would free."""
         freed = self.cost_model.freed_by_each(np.ones(self.num_classes, dtype=bool))

@@ -12,6 +12,9 @@ from prunegraph.graph.features import prior_scores, rank_in_group
 from prunegraph.pruning.problem import PrunerResult, PruningProblem
 from prunegraph.types import Float64Array, IntArray, KeepMask, Outcome
 
+MOST_IDLE = 50
+"""Steps in a row without a new mask after which a search ends: there are no more."""
+
 
 class SearchRun:
     """Counts and records what a search does.
@@ -40,8 +43,8 @@ class SearchRun:
         return self.problem.max_networks - self.networks
 
     def subset(self, size: int, seed: int) -> Tensor | None:
-        """Return positions of random search images; None = all, where there are no more."""
-        evaluator = self.problem.evaluator
+        """Return positions of random search images, as many as the problem says, else ``size``."""
+        evaluator, size = self.problem.evaluator, self.problem.subset_size or size
         return None if size >= len(evaluator.search) else evaluator.draw_subset(size, seed)
 
     def record(self, outcomes: list[Outcome], incumbent: Outcome) -> None:
@@ -135,6 +138,8 @@ class CrossEntropySearch:
     the Cross-Entropy Method", section 3). The first member of each population is the mean itself.
     Elites have the highest ``accuracy - loss_weight * loss``: accuracy is what is wanted, and the
     loss tells apart what few images cannot.
+    A step whose masks were all run before doubles the deviation: the search goes on until its
+    networks are used up.
     Finalists - the start, the last mean, the best of the latest steps - are scored on all search
     images, which decides by accuracy.
 
@@ -177,9 +182,9 @@ class CrossEntropySearch:
         mean, deviation = np.zeros(len(steps)), np.full(len(steps), self.sigma)
         latest: list[KeepMask] = []
         num_finalists = min(self.num_finalists, (problem.max_networks + 1) // 2)
-        num_candidates = problem.max_networks - num_finalists
-        for first in range(0, num_candidates, self.population):
-            size = min(self.population, num_candidates - first)
+        idle = 0
+        while run.remaining > num_finalists and idle < MOST_IDLE:
+            before, size = run.networks, min(self.population, run.remaining - num_finalists)
             offsets = mean + deviation * rng.normal(size=(size, len(steps)))
             offsets[0] = mean
             subset = run.subset(self.subset_size, int(rng.integers(2**31)))
@@ -188,6 +193,11 @@ class CrossEntropySearch:
             run.record(outcomes, outcomes[0])
             order = np.argsort([self._badness(outcome) for outcome in outcomes], kind="stable")
             latest = [masks[0], masks[order[0]], *latest]
+            if run.networks == before:
+                idle += 1
+                deviation = np.minimum(2.0 * deviation, self.sigma)
+                continue
+            idle = 0
             if size == self.population:  # a last, smaller one says too little to refit
                 mean, deviation = self._refit(mean, deviation, offsets[order[: self.num_elites]])
         start, last = (_shifted(problem, prior, steps, offset) for offset in (0.0 * mean, mean))

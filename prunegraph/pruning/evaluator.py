@@ -102,10 +102,15 @@ class Evaluator:
         Returns:
             The outcome; an equal call returns the same one without running a network.
         """
+        subset = self._narrow(subset)
         key = (mask.digest(), _subset_digest(subset))
         if key not in self._cache:
             self._cache[key] = self._measure(mask, subset)
         return self._cache[key]
+
+    def _narrow(self, subset: Tensor | None) -> Tensor | None:
+        """Return a subset; None, which is all images, if it holds all."""
+        return None if subset is None or len(subset) == len(self.search) else subset
 
     def evaluate_all(self, masks: Sequence[KeepMask]) -> list[Outcome]:
         """Return the outcomes of masks on all search images."""
@@ -113,7 +118,7 @@ class Evaluator:
 
     def is_cached(self, mask: KeepMask, subset: Tensor | None = None) -> bool:
         """Return whether ``evaluate`` would run no network."""
-        return (mask.digest(), _subset_digest(subset)) in self._cache
+        return (mask.digest(), _subset_digest(self._narrow(subset))) in self._cache
 
     def evaluate_dense(self, subset: Tensor | None = None) -> Scores:
         """Score the dense network as it is, without recalibration; counts as no network."""

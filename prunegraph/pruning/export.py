@@ -41,6 +41,7 @@ def export(
     *,
     format: ExportFormat = "onnx",  # the command line's word for it
     dynamic_batch: bool = True,
+    metadata: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a network for use elsewhere, once the file's own outputs have been found equal.
 
@@ -50,6 +51,8 @@ def export(
         path: the file to write.
         format: ``"onnx"``, ``"torch-export"`` (a ``.pt2`` program) or ``"safetensors"`` (weights).
         dynamic_batch: let the file take any batch size; False = that of the example.
+        metadata: texts that the file holds by name: ``metadata_props`` of ONNX, ``extra_files`` of
+            a program, the metadata of weights.
 
     Returns:
         The path.
@@ -66,11 +69,12 @@ def export(
         raise ConfigError(msg)
     network = copy.deepcopy(unwrap(model)).cpu().eval()
     example = _arguments(example_inputs)
+    texts = dict(metadata or {})
     if dynamic_batch:
         example = _with_batch(example, 2)  # exporters take a batch of one for a constant
     with evaluation_mode(network):
         try:
-            content, runner = writers[format](network, example, dynamic_batch=dynamic_batch)
+            content, runner = writers[format](network, example, texts, dynamic_batch=dynamic_batch)
             checked = [example, _with_batch(example, 3)] if dynamic_batch else [example]
             for arguments in checked:
                 _compare(format, _run(network, arguments), runner(arguments))
@@ -178,7 +182,7 @@ def _dynamic_shapes(arguments: Arguments, *, dynamic_batch: bool) -> Any:
 
 
 def _to_onnx(
-    network: nn.Module, example: Arguments, *, dynamic_batch: bool
+    network: nn.Module, example: Arguments, metadata: dict[str, str], *, dynamic_batch: bool
 ) -> tuple[bytes, Runner]:
     """Return an ONNX file and a function that runs it in onnxruntime."""
     # The ONNX libraries are an optional dependency: imported only where they are needed.
@@ -200,6 +204,7 @@ def _to_onnx(
             verbose=False,
         )
     assert program is not None
+    program.model.metadata_props.update(metadata)
     content: bytes = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     names = [node.name for node in session.get_inputs()]
@@ -213,7 +218,7 @@ def _to_onnx(
 
 
 def _to_program(
-    network: nn.Module, example: Arguments, *, dynamic_batch: bool
+    network: nn.Module, example: Arguments, metadata: dict[str, str], *, dynamic_batch: bool
 ) -> tuple[bytes, Runner]:
     """Return a ``torch.export`` program and a function that runs what was read back."""
     args, kwargs = example
@@ -221,18 +226,19 @@ def _to_program(
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's exporter warns of its own internals
-        torch.export.save(torch.export.export(network, args, kwargs, dynamic_shapes=shapes), buffer)
+        exported = torch.export.export(network, args, kwargs, dynamic_shapes=shapes)
+        torch.export.save(exported, buffer, extra_files=metadata)
         content = buffer.getvalue()
         program = torch.export.load(io.BytesIO(content)).module()
     return content, lambda arguments: _run(program, arguments)
 
 
 def _to_weights(
-    network: nn.Module, _example: Arguments, *, dynamic_batch: bool
+    network: nn.Module, _example: Arguments, metadata: dict[str, str], *, dynamic_batch: bool
 ) -> tuple[bytes, Runner]:
     """Return the weights alone and a function that runs a network with what was read back."""
     del dynamic_batch  # weights have no batch
-    content = to_safetensors(state_tensors(network))
+    content = to_safetensors(state_tensors(network), metadata)
     reloaded = copy.deepcopy(network)
     tensors = safetensors.torch.load(content)
     with torch.no_grad():

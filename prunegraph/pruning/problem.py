@@ -26,6 +26,7 @@ class PruningProblem:
         example_inputs: what the network's forward takes.
         seed: fixes every random choice of the method.
         max_networks: pruned networks that the method may run.
+        subset_size: search images that a method scores its candidates on; None = its own number.
         latency: layer times measured before, used if the budget holds a latency; default: measured
             when they are needed.
         progress: called as ``progress(networks_evaluated, max_networks)``, or None.
@@ -39,6 +40,7 @@ class PruningProblem:
     example_inputs: ExampleInputs
     seed: int = 0
     max_networks: int = 0
+    subset_size: int | None = None
     latency: LatencyTable | None = None
     progress: Callable[[int, int], None] | None = None
 

@@ -17,8 +17,6 @@ class SelfCompetitionLedger:
         best_metric: metric of the best feasible mask on the images it was last evaluated on.
         best_bits: that mask, as ``pack_bits`` writes it; None = nothing feasible was found.
         best_digest: its digest.
-        best_cost_ratio: its cost over the budget; may exceed 1 by the tolerance if masks are not
-            repaired.
         least_violation: the smallest violation so far.
         ema_metric: running average of the metric.
         ema_violation: running average of the violation.
@@ -30,7 +28,6 @@ class SelfCompetitionLedger:
     best_metric: float | None = None
     best_bits: str | None = None
     best_digest: str | None = None
-    best_cost_ratio: float | None = None
     least_violation: float | None = None
     ema_metric: float | None = None
     ema_violation: float | None = None
@@ -65,7 +62,6 @@ class SelfCompetitionLedger:
             best_metric=metric,
             best_bits=episode.bits,
             best_digest=episode.digest,
-            best_cost_ratio=episode.cost_ratio,
         )
 
     def to_dict(self) -> dict[str, Any]:

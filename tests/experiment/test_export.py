@@ -4,6 +4,7 @@ import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 import prunegraph as pg
 from prunegraph.errors import ExportError
 from prunegraph.experiment.cli import main
+from prunegraph.experiment.export import input_details
+from prunegraph.experiment.plots import Findings
+from prunegraph.files import write_json
 from prunegraph.pruning import export_recipe
 
 USER_MODEL = """
@@ -58,7 +62,12 @@ def run(user_module: str, tmp_path: Path) -> tuple[Path, nn.Module]:
     mask = graph.project(scores, pg.Budget(keep_macs=0.5))
     small = pg.apply_mask(dense, graph, mask)
     info = pg.PrunedInfo(
-        arch=f"{user_module}:build", num_classes=10, example_shape=(1, 1, 8, 8), mean=(0.1,)
+        arch=f"{user_module}:build",
+        num_classes=10,
+        example_shape=(1, 1, 8, 8),
+        mean=(0.25,),
+        std=(0.5,),
+        extra={"classes": [*"abcdefghi", "\x1b"]},
     )
     pg.save_pruned(tmp_path / "run", model=small, mask=mask, graph=graph, info=info)
     return tmp_path / "run", small.eval()
@@ -168,22 +177,131 @@ def test_a_recipe_that_computes_something_else_is_not_written(
     assert not list(tmp_path.glob("net.*"))
 
 
-def test_weights_need_their_suffix(
-    run: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("format_name", "out", "there"),
+    [
+        ("onnx", "net.onnx", "net.onnx"),
+        ("torch-export", "run/pruned.pt2", "run/pruned.pt2"),
+        ("safetensors", "run/pruned.safetensors", "run/pruned.safetensors"),
+        ("safetensors", "net.safetensors", "net.recipe.json"),
+    ],
+)
+def test_a_file_that_exists_is_not_replaced(
+    run: tuple[Path, nn.Module],
+    format_name: str,
+    out: str,
+    there: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder, _ = run
-    words = [
-        "export",
-        str(folder),
-        *trust(folder),
-        "--format",
-        "safetensors",
-        "--out",
-        str(tmp_path / "net.bin"),
+    if not (tmp_path / there).exists():
+        (tmp_path / there).write_text("mine")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    words = ["export", str(folder), *trust(folder), "--format", format_name]
+    assert main([*words, "--out", str(tmp_path / out)]) == 2
+    err = capsys.readouterr().err
+    assert f"{tmp_path / there} exists" in err
+    assert err.endswith("give another --out\n")
+    assert err.count("\n") == 1
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
+@pytest.mark.parametrize(
+    ("format_name", "name"),
+    [("onnx", "shop.py"), ("torch-export", "net.onnx"), ("safetensors", "net.pt2")],
+)
+def test_a_format_needs_its_suffix(
+    run: tuple[Path, nn.Module],
+    format_name: str,
+    name: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, _ = run
+    words = ["export", str(folder), *trust(folder), "--format", format_name]
+    assert main([*words, "--out", str(tmp_path / name)]) == 2
+    suffix = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors"}[format_name]
+    assert f"{name} must end in {suffix}" in capsys.readouterr().err
+    assert not (tmp_path / name).exists()
+
+
+def test_an_earlier_export_in_the_run_is_replaced(run: tuple[Path, nn.Module]) -> None:
+    folder, _ = run
+    (folder / "exported.safetensors").write_text("of an earlier export")
+    assert main(["export", str(folder), *trust(folder), "--format", "safetensors"]) == 0
+    assert load_file(folder / "exported.safetensors")
+
+
+def test_an_exported_file_says_what_it_eats(
+    run: tuple[Path, nn.Module], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = run
+    words = ["export", str(folder), *trust(folder), "--format", "torch-export"]
+    assert main([*words, "--json"]) == 0
+    printed = capsys.readouterr()
+    known = {
+        "input_shape": [1, 8, 8],
+        "mean": [0.25],
+        "std": [0.5],
+        "classes": [*"abcdefghi", "\x1b"],
+    }
+    assert json.loads(printed.out).items() >= known.items()
+    assert printed.err.splitlines()[-1] == (
+        "it takes inputs of shape [batch, 1, 8, 8], pixels in [0, 1] minus mean [0.25], divided by "
+        "std [0.5]; its 10 classes: a, b, c, d, e, f, g, h, i, ?"
+    )
+    extra = dict.fromkeys(known, "")
+    torch.export.load(folder / "pruned.pt2", extra_files=extra)
+    assert {name: json.loads(text) for name, text in extra.items()} == known
+
+
+def test_an_onnx_file_says_what_it_eats(run: tuple[Path, nn.Module]) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    folder, _ = run
+    assert main(["export", str(folder), *trust(folder)]) == 0
+    session = onnxruntime.InferenceSession(folder / "pruned.onnx")
+    found = session.get_modelmeta().custom_metadata_map
+    assert [json.loads(found[name]) for name in ("mean", "std", "input_shape")] == [
+        [0.25],
+        [0.5],
+        [1, 8, 8],
     ]
+
+
+def test_what_is_not_known_of_the_inputs_is_left_out() -> None:
+    info = pg.PrunedInfo(arch="a:b", num_classes=2, example_shape=(1, 4), extra={"classes": 3})
+    assert input_details(info) == {"input_shape": [4]}
+
+
+def test_of_a_comparison_the_cell_of_the_pruned_network_is_named(
+    make_findings: Callable[..., Findings], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [dict(row) for row in make_findings().content["methods"]]
+    rows[0]["cell"] = "cells/ab"
+    for cell, words in (
+        ("cells/ab", f"export {tmp_path / 'cells' / 'ab'}, its pruned network"),
+        (None, f"export {tmp_path}/cells/..., one of its cells"),
+    ):
+        rows[0]["cell"] = cell
+        content = make_findings(methods=rows, command="compare").content
+        write_json(tmp_path / "report.json", content)
+        assert main(["export", str(tmp_path)]) == 2
+        err = capsys.readouterr().err
+        assert err == f"prunegraph: {tmp_path} is a comparison of many networks: {words}\n"
+    write_json(tmp_path / "report.json", make_findings(command="train").content)
+    assert main(["export", str(tmp_path)]) == 2
+    assert "mask.json" in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_there_is_refused(
+    run: tuple[Path, nn.Module], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = run
+    words = ["export", str(folder), *trust(folder), "--device", "nosuchdevice"]
     assert main(words) == 2
-    assert "must end in .safetensors" in capsys.readouterr().err
-    assert not list(tmp_path.glob("net.*"))
+    assert "device 'nosuchdevice' cannot be used" in capsys.readouterr().err
+    assert not (folder / "pruned.onnx").exists()
 
 
 def test_code_that_a_file_names_is_not_run(

@@ -2,6 +2,8 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,25 @@ def test_a_second_run_is_refused_until_the_first_is_dead(tmp_path: Path) -> None
     assert (path / "checkpoints" / "lock").exists()
     start(open_run(CONFIG, path, "name"))
     assert not (path / "checkpoints" / "lock").exists()
+
+
+def test_who_loses_the_race_for_a_new_folder_leaves_it_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = open_run(CONFIG, tmp_path / "run", "name")
+
+    @contextmanager
+    def lost(path: Path, _: str) -> Iterator[None]:  # the other makes folder and lock first
+        path.parent.mkdir(parents=True)
+        path.touch()
+        msg = "another run is at work"
+        raise ConfigError(msg)
+        yield
+
+    monkeypatch.setattr("prunegraph.experiment.folder.locked", lost)
+    with pytest.raises(ConfigError, match="another run is at work"):
+        start(folder)
+    assert (tmp_path / "run" / "checkpoints" / "lock").exists()
 
 
 def test_a_run_that_was_killed_at_once_is_no_other_run(

@@ -74,6 +74,9 @@ def test_runs_are_the_same_if_only_runtime_options_differ() -> None:
     other = dataclasses.replace(config, threads=7, json=True, out=Path("elsewhere"))
     assert same_run(config, to_dict(other)) == []
     assert same_run(config, to_dict(dataclasses.replace(config, seed=1))) == ["seed"]
+    older = {name: value for name, value in to_dict(config).items() if name != "networks"}
+    assert same_run(config, older) == []
+    assert same_run(dataclasses.replace(config, networks=40), older) == ["networks"]
 
 
 def test_the_command_line_of_options_gives_them_back() -> None:

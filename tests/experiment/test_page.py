@@ -1,11 +1,13 @@
 """The page of a run: whole, self-contained, escaped, and narrow enough for a phone."""
 
+import copy
 import re
 import shutil
 import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,10 +15,17 @@ from prunegraph.errors import ArtefactError
 from prunegraph.experiment.candidates import write_masks
 from prunegraph.experiment.config import CommonConfig, TrainConfig
 from prunegraph.experiment.folder import PAGE_FILE, REPORT_FILE, RunFolder
-from prunegraph.experiment.page import page, read_findings, result_rows, write_page
+from prunegraph.experiment.page import (
+    next_steps,
+    page,
+    read_findings,
+    result_rows,
+    weights_on_disk,
+    write_page,
+)
 from prunegraph.experiment.plots import Findings, draw
 from prunegraph.experiment.report import method_cells
-from prunegraph.files import write_json
+from prunegraph.files import write_bytes, write_json, write_text
 
 Make = Callable[..., Findings]
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -61,8 +70,11 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def made(findings: Findings, config: CommonConfig = CONFIG) -> str:
-    return page(config, findings, draw(findings))
+RUN = RunFolder(path=Path("runs") / "no such run")
+
+
+def made(findings: Findings, config: CommonConfig = CONFIG, folder: RunFolder = RUN) -> str:
+    return page(config, folder, findings, draw(findings))
 
 
 def test_the_page_is_whole_and_needs_nothing_else(make_findings: Make) -> None:
@@ -159,6 +171,60 @@ def test_the_command_is_shown_as_a_shell_takes_it(make_findings: Make) -> None:
     assert "prunegraph train \\\n  --keep-macs 0.5 \\\n  --weights 'a b.safetensors'" in text
 
 
+def test_the_weights_on_disk_are_told_where_they_are(make_findings: Make, tmp_path: Path) -> None:
+    findings = make_findings()
+    for folder, cell in (("train", "."), ("compare", "cells/ab")):
+        run = RunFolder(path=tmp_path / folder)
+        rows = [dict(row) for row in findings.content["methods"]]
+        rows[0]["cell"] = cell
+        content = findings.content | {"methods": rows}
+        write_bytes(run.file("dense.safetensors"), bytes(4000))
+        assert weights_on_disk(run, content) is None
+        write_bytes(run.file(cell) / "pruned.safetensors", bytes(1000))
+        assert weights_on_disk(run, content) == (4000, 1000)
+    cells = Page(made(make_findings(methods=rows), folder=run)).cells
+    first = cells.index("weights on disk")
+    assert cells[first + 1 : first + 4] == ["4 kB", "1 kB", "25.0 %"]
+    assert "weights on disk" not in [row[0] for row in result_rows(findings.content)]
+
+
+def test_a_cell_outside_the_run_is_not_read(make_findings: Make, tmp_path: Path) -> None:
+    rows = [dict(row) for row in make_findings().content["methods"]]
+    rows[0]["cell"] = "../elsewhere"
+    with pytest.raises(ArtefactError, match="outside its folder"):
+        made(make_findings(methods=rows), folder=RunFolder(path=tmp_path / "run"))
+
+
+def test_the_next_commands_name_the_network_and_the_run(
+    make_findings: Make, tmp_path: Path
+) -> None:
+    run = RunFolder(path=tmp_path / "somewhere")
+    write_text(run.file("config.yaml"), "")
+    commands = [command for _, command in next_steps(run, make_findings().content)]
+    assert commands == ["prunegraph export RUN", "prunegraph verify RUN"]
+    rows = [dict(row) for row in make_findings().content["methods"]]
+    rows[0]["cell"] = "cells/ab"
+    compared = make_findings(methods=rows, arch="package.module:net")
+    commands = [command for _, command in next_steps(run, compared.content)]
+    assert commands == [
+        "prunegraph export RUN/cells/ab --arch package.module:net",
+        "prunegraph verify RUN --arch package.module:net",
+    ]
+    text = Page(made(compared, folder=run)).text
+    assert all(command in text for command in commands)
+    assert "somewhere" not in text
+    assert [what for what, _ in next_steps(run, make_findings(pruned=None).content)] == [
+        "Check every figure of this page from the files"
+    ]
+
+
+def test_a_further_network_is_verified_with_its_run(make_findings: Make, tmp_path: Path) -> None:
+    write_text(tmp_path / "config.yaml", "")
+    member = RunFolder(path=tmp_path / "1-toy")
+    commands = [command for _, command in next_steps(member, make_findings().content)]
+    assert commands == ["prunegraph export RUN/1-toy", "prunegraph verify RUN"]
+
+
 def test_a_page_is_made_from_the_files_of_a_run(make_findings: Make, tmp_path: Path) -> None:
     findings, folder = make_findings(), RunFolder(path=tmp_path)
     write_json(folder.file(REPORT_FILE), findings.content)
@@ -166,7 +232,7 @@ def test_a_page_is_made_from_the_files_of_a_run(make_findings: Make, tmp_path: P
     write_masks(folder.file("masks.json"), list(findings.masks.values()))
     again = read_findings(folder, findings.graph)
     write_page(CONFIG, folder, again, draw(again))
-    assert folder.file(PAGE_FILE).read_text() == made(findings)
+    assert folder.file(PAGE_FILE).read_text() == made(findings, folder=folder)
     other = make_findings(graph="0123456789abcdef")
     write_json(folder.file(REPORT_FILE), other.content)
     with pytest.raises(ArtefactError, match="made of another toy"):
@@ -177,12 +243,25 @@ MEASURE = """<script>document.title = [document.scrollingElement.scrollWidth, in
 document.querySelectorAll("svg").length].join(" ")</script></body>"""
 
 
-def measured(chromium: str, text: str, width: int, folder: Path) -> tuple[int, ...]:
-    """Return the width that a page scrolls, that of its window, and its number of figures.
+STICKY = """<script>
+const box = [...document.querySelectorAll(".box")].find(box => box.scrollWidth > 2 * innerWidth)
+const cells = box.querySelectorAll("tbody tr:last-child > *")
+const places = () => [...cells].map(cell => cell.getBoundingClientRect().left)
+const before = places()
+box.scrollLeft = 100
+document.title = places().map((place, i) => place - before[i]).join(" ")
+</script></body>"""
 
-    A headless window is never narrower than 500 pixels; a frame in it is.
+
+def measured(
+    chromium: str, text: str, width: int, folder: Path, script: str = MEASURE
+) -> tuple[int, ...]:
+    """Return what a script measures on a page of a width.
+
+    By default: the width that the page scrolls, that of its window, and its number of figures. A
+    headless window is never narrower than 500 pixels; a frame in it is.
     """
-    (folder / "page.html").write_text(text.replace("</body>", MEASURE))
+    (folder / "page.html").write_text(text.replace("</body>", script))
     frame = f'<iframe src="page.html" style="width:{width}px;height:800px;border:0"></iframe>'
     copy = "<script>onload = () => document.title = frames[0].document.title</script>"
     (folder / "frame.html").write_text(f"<!doctype html><title></title>{frame}{copy}")
@@ -211,3 +290,47 @@ def test_a_browser_shows_the_page_without_scrolling_sideways(
         assert measured(chromium, text, width, tmp_path) == (width, width, 5)
     wide = text.replace("</main>", '</main><p style="width: 900px; max-width: none">wide</p>')
     assert measured(chromium, wide, 360, tmp_path) == (900, 360, 5)
+
+
+def test_the_names_of_methods_stay_when_their_table_scrolls(
+    make_findings: Make, tmp_path: Path
+) -> None:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs Debian's chromium, which is not installed")
+    text = made(make_findings("a_module." * 12 + "conv"))
+    first, *others = measured(chromium, text, 360, tmp_path, STICKY)
+    assert first == 0
+    assert others == [-100] * len(others) != []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda report, history: report["pruned"].update(mask_digest="ff"), "lacks the mask ff"),
+        (lambda report, history: report.update(latency_ms={"dense": 1.0}), "latency_ms.pruned"),
+        (lambda report, history: report.update(latency_ms="x"), "latency_ms"),
+        (lambda report, history: report.pop("search"), "search is missing"),
+        (lambda report, history: report.update(search={}), "search.seconds is missing"),
+        (lambda report, history: report.update(recipe=3), "recipe"),
+        (lambda report, history: report.update(budget={"bogus": 1.0}), "budget.bogus"),
+        (lambda report, history: report["data"]["train"].pop("images"), "images is missing"),
+        (lambda report, history: report["agreement"]["l1"].update(chance=1.0), "agreement.l1"),
+        (lambda report, history: history.pop("accuracy"), "accuracy is missing"),
+        (lambda report, history: history["accuracy"].pop(), "equally many points"),
+    ],
+)
+def test_a_damaged_report_gives_one_line(
+    change: Callable[[dict[str, Any], dict[str, Any]], object],
+    message: str,
+    make_findings: Make,
+    tmp_path: Path,
+) -> None:
+    findings, folder = make_findings(), RunFolder(path=tmp_path)
+    report, history = copy.deepcopy((dict(findings.content), dict(findings.history)))
+    change(report, next(iter(history.values())))
+    write_json(folder.file(REPORT_FILE), report)
+    write_json(folder.file("history.json"), history)
+    write_masks(folder.file("masks.json"), list(findings.masks.values()))
+    with pytest.raises(ArtefactError, match=message):
+        read_findings(folder, findings.graph)

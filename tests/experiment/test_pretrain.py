@@ -61,6 +61,10 @@ def test_existing_weights_are_not_overwritten(
     assert main([*OPTIONS, "--out", str(tmp_path / "net")]) == 2
     assert "exists: delete it" in capsys.readouterr().err
     assert (tmp_path / "net.safetensors").read_bytes() == b"precious"
+    (tmp_path / "notes.json").write_text("mine")
+    assert main([*OPTIONS, "--out", str(tmp_path / "notes")]) == 2
+    assert "notes.json exists: delete it" in capsys.readouterr().err
+    assert (tmp_path / "notes.json").read_text() == "mine"
 
 
 def test_a_full_disk_leaves_nothing_behind(

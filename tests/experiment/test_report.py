@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,7 @@ def report() -> Report:
         ),
         pruned=PrunedResult(
             cost=Cost(macs=50, params=40),
+            seed=1,
             search_accuracy=0.8,
             test_accuracy_recalibrated=0.79,
             test_accuracy_finetuned=0.88,
@@ -61,7 +63,11 @@ def report() -> Report:
             digest="d",
         ),
         search=SearchResult(seconds=1.23456, networks_evaluated=16, evaluation_seconds=1.0),
-        methods=[method("l1/uniform", 0, 0.7), method("agent", 0, 0.8), method("agent", 1, 0.82)],
+        methods=[
+            method("l1/uniform", 0, 0.7),
+            replace(method("agent", 0, 0.8), seconds=60.0),
+            replace(method("agent", 1, 0.82), seconds=120.0),
+        ],
         verdict=None,
         verdict_reason="one seed",
         details={"dense_widths": {"layer1.0.conv1": 16}},
@@ -86,3 +92,4 @@ def test_table_is_sorted_by_search_accuracy_and_shows_the_spread(report: Report)
     assert text.index("agent (x2)") < text.index("l1/uniform")
     assert "81.00 ± 1.41" in text
     assert "50 (50.0 %)" in text
+    assert "1.5" in text  # minutes: the mean of the agent's two seeds

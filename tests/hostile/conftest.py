@@ -240,9 +240,8 @@ def sign_recipe() -> Callable[[Path], None]:
 
 
 @pytest.fixture(scope="session")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a finished run."""
-    path = tmp_path_factory.mktemp("hostile") / "run"
+def run_words() -> list[str]:
+    """Return the command of a short run."""
     words = [
         "train",
         "--arch",
@@ -253,6 +252,12 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "1",
     ]
     words += ["--networks", "24", "--update-size", "4", "--subset", "64", "--baselines", "none"]
-    words += ["--calibration-images", "64", "--finetune-epochs", "1", "--threads", "1"]
-    assert main([*words, "--out", str(path)]) == 0
+    return [*words, "--calibration-images", "64", "--finetune-epochs", "1"]
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory, run_words: list[str]) -> Path:
+    """Return the folder of a finished run."""
+    path = tmp_path_factory.mktemp("hostile") / "run"
+    assert main([*run_words, "--threads", "1", "--out", str(path)]) == 0
     return path

@@ -50,6 +50,7 @@ def names(folder: Path) -> list[str]:
 def test_a_command_takes_a_hostile_run_folder_or_says_why_not(
     command: str,
     run_folder: Path,
+    run_words: list[str],
     mutators: dict[str, Callable[[bytes, Random], bytes]],
     sign_recipe: Callable[[Path], None],
     tmp_path_factory: pytest.TempPathFactory,
@@ -70,7 +71,7 @@ def test_a_command_takes_a_hostile_run_folder_or_says_why_not(
         ],
         "apply": ["apply", "--policy", str(run_folder), "--weights", dense, "--out", f"{out}/a"],
         "inspect": ["inspect", "--run", str(run_folder)],
-        "train": ["train", "--arch", "digits_resnet8_w4", "--out", str(run_folder)],
+        "train": [*run_words, "--out", str(run_folder)],  # shows the finished run again
     }[command]
     if command == "apply":  # refused once all files are read
         words += ["--keep-macs", "0.000001"]

@@ -94,13 +94,14 @@ def test_the_two_best_searches_are_finetuned() -> None:
     assert compare._searched(more) == {
         *("agent/best", "amc", "cem", "l1/at_widths", "random/at_widths")
     }
+    assert {"sampler", "amc"} < compare._searched([*more, row("sampler", 0, 0.9)])
 
 
 def test_methods_are_named_alone_or_together() -> None:
-    names = compare._wanted(CompareConfig(methods=("cem", "heuristics", "l1/uniform")))
+    names = compare.wanted(CompareConfig(methods=("cem", "heuristics", "l1/uniform")))
     assert names == ("cem", *heuristics())
-    assert compare._wanted(CompareConfig(methods=("torch_pruning",))) == TORCH_PRUNING
-    everything = compare._wanted(CompareConfig())
+    assert compare.wanted(CompareConfig(methods=("torch_pruning",))) == TORCH_PRUNING
+    everything = compare.wanted(CompareConfig())
     assert set(everything) == {*heuristics(), *SEARCHES, "sampler"}
 
 

@@ -90,6 +90,8 @@ def contents(out: Path) -> dict[str, Any]:
     for name in [name for name in found if name.endswith("report.json")]:
         report = json.loads(found[name])
         del report["files"], report["latency_ms"]
+        for row in report["methods"]:
+            del row["seconds"]
         for key in ("seconds", "evaluation_seconds"):
             del report["search"][key]
         found[name] = report

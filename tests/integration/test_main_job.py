@@ -28,6 +28,8 @@ def without_times(folder: Path) -> dict[str, Any]:
         del content[key]
     for key in ("seconds", "evaluation_seconds"):
         del content["search"][key]
+    for row in content["methods"]:
+        del row["seconds"]
     return content
 
 
@@ -315,6 +317,10 @@ def test_a_changed_bit_is_found_by_the_name_of_the_file(
         (("pruned", "widths"), {}),
         (("verdict",), "LEARNED"),
         (("agreement", "l1", "overlap"), 0.123),
+        (("budget", "keep_macs"), 0.25),
+        (("seed",), 3),
+        (("recipe", "epochs"), 40),
+        (("dense_widths",), {}),
     ],
 )
 def test_a_changed_figure_is_found_by_its_name(
@@ -328,6 +334,27 @@ def test_a_changed_figure_is_found_by_its_name(
     (copied / "report.json").write_text(json.dumps(report))
     assert main(["verify", str(copied), "--threads", "1"]) == 2
     assert ".".join(path) in capsys.readouterr().err
+
+
+def test_a_method_that_was_left_out_is_missed(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = read_report(copied)
+    report["methods"] = [row for row in report["methods"] if row["name"] != "random_search"]
+    (copied / "report.json").write_text(json.dumps(report))
+    assert main(["verify", str(copied), "--threads", "1"]) == 2
+    assert "random_search" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "masks.json", "dense.safetensors", "history.json"])
+def test_a_file_that_a_report_does_not_list_is_missed(
+    name: str, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = read_report(copied)
+    del report["files"][name]
+    (copied / "report.json").write_text(json.dumps(report))
+    assert main(["verify", str(copied), "--threads", "1"]) == 2
+    assert f"does not list {name}" in capsys.readouterr().err
 
 
 def test_a_changed_row_is_found(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,6 +73,16 @@ def test_cross_entropy_finds_known_widths_and_random_search_does_not(
     assert cem_loss < random_loss
 
 
+def test_cross_entropy_uses_its_networks_where_masks_repeat(make_problem: MakeProblem) -> None:
+    problem = make_problem(max_networks=60)
+    result = CrossEntropySearch(sigma=1e-4, least_sigma=1e-4).prune(problem)
+    assert result.networks_evaluated < 60  # so small a deviation finds nothing new, and it ends
+    result = CrossEntropySearch(sigma=0.5, least_sigma=1e-4, num_elites=1, smoothing=1.0).prune(
+        make_problem(max_networks=200)
+    )
+    assert result.networks_evaluated > 180  # 16 are kept for finalists, which were run already
+
+
 def test_cross_entropy_does_not_end_below_its_start(make_problem: MakeProblem) -> None:
     problem = make_problem(max_networks=40)
     start = make_pruner("taylor/per_mac").prune(problem).mask

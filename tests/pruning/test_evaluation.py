@@ -109,6 +109,8 @@ def test_a_cached_outcome_costs_no_network(
     assert evaluator.evaluate(mask).num_images > first.num_images
     evaluator.evaluate(make_mask(digits_graph, 1), subset)
     assert evaluator.num_networks == 3
+    everything = evaluator.draw_subset(10**6, seed=2)
+    assert evaluator.evaluate(mask, everything) is evaluator.evaluate(mask)
     assert evaluator.seconds > seconds
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -56,6 +57,22 @@ def test_weights_alone_load_strictly(pruned: nn.Module, tmp_path: Path) -> None:
     loaded = load_file(path)
     assert loaded.keys() == state.keys()
     assert all(torch.equal(value, state[name]) for name, value in loaded.items())
+
+
+def test_a_file_holds_what_it_is_told_about_the_network(pruned: nn.Module, tmp_path: Path) -> None:
+    texts = {"mean": "[0.5]", "classes": '["é"]'}
+    onnx = export(pruned, EXAMPLE, tmp_path / "net.onnx", metadata=texts)
+    found = onnxruntime.InferenceSession(onnx).get_modelmeta().custom_metadata_map
+    assert found.items() >= texts.items()
+    program = export(pruned, EXAMPLE, tmp_path / "net.pt2", format="torch-export", metadata=texts)
+    extra = dict.fromkeys(texts, "")
+    torch.export.load(program, extra_files=extra)
+    assert extra == texts
+    weights = export(
+        pruned, EXAMPLE, tmp_path / "net.safetensors", format="safetensors", metadata=texts
+    )
+    with safe_open(weights, "pt") as stream:
+        assert stream.metadata() == texts
 
 
 def test_tuples_and_mappings_are_exported(tmp_path: Path) -> None:

@@ -1,0 +1,40 @@
+"""Checks of options: a value out of range gives one line that names it."""
+
+from prunegraph.errors import ConfigError
+from prunegraph.reading import MAX_INTEGER
+from prunegraph.rewards.config import SelfCompetitionForm
+
+
+def check_usable(name: str, value: object) -> None:
+    """Raise ConfigError for NaN, infinity, and numbers that fit no tensor."""
+    if isinstance(value, int | float) and not -MAX_INTEGER < value < MAX_INTEGER:
+        msg = f"{name} is no number that can be used, or too large: {str(value)[:30]}"
+        raise ConfigError(msg)
+
+
+def check_at_least(name: str, value: float | None, least: float) -> None:
+    """Raise ConfigError if ``value`` is given and below ``least``."""
+    if value is not None and not value >= least:
+        msg = f"{name}={value} must be at least {least}"
+        raise ConfigError(msg)
+
+
+def check_at_most(name: str, value: float | None, most: float) -> None:
+    """Raise ConfigError if ``value`` is given and above ``most``."""
+    if value is not None and not value <= most:
+        msg = f"{name}={value} must be at most {most}"
+        raise ConfigError(msg)
+
+
+def check_wall(form: SelfCompetitionForm, round_to: int | None) -> None:
+    """Raise ConfigError for the action wall with width rounding, which it does not know."""
+    if form == "wall" and round_to is not None:
+        msg = f"self_competition=wall cannot round widths: drop round_to={round_to}, or the wall"
+        raise ConfigError(msg)
+
+
+def check_between(name: str, value: float, low: float, high: float) -> None:
+    """Raise ConfigError if ``value`` is not in [low, high]."""
+    if not low <= value <= high:
+        msg = f"{name}={value} must lie in [{low:g}, {high:g}]"
+        raise ConfigError(msg)
