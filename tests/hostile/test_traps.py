@@ -232,7 +232,9 @@ def test_names_in_a_report_are_no_markup_and_no_way_out(tmp_path: Path) -> None:
     content |= {"dense": dense, "pruned": pruned, "methods": [row], "verdict": None}
     content |= {"verdict_reason": "", "verdict_metric": "test_accuracy_recalibrated"}
     content |= {"repaired": None, "graph": "g", "machine": {"threads": 1}, "files": {}}
-    content |= {"data": {name: {"fingerprint": ""} for name in ("train", "search", "test")}}
+    splits = ("train", "search", "test")
+    content |= {"data": {name: {"fingerprint": "", "images": 1} for name in splits}}
+    content |= {"search": None, "recipe": {}, "seed": 0}
     folder = RunFolder(path=tmp_path)
     folder.file("report.json").write_text(json.dumps(content))
     assert methods_table(read_report(folder)).columns[0]._cells[1] == r"\[/x]"

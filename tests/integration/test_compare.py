@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,6 +48,11 @@ def compared(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
     assert len(list((path / "cells").iterdir())) == 3
     assert main([*words, "--out", str(path)]) == 0
     return path
+
+
+def timeless(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of a report without their times."""
+    return [{**row, "seconds": None} for row in report["methods"]]
 
 
 def test_stage_two_finetunes_the_agreed_rows_with_every_seed(compared: Path) -> None:
@@ -114,7 +120,7 @@ def test_finished_cells_are_not_trained_again(
     monkeypatch.setattr(finish, "finetune_mask", pytest.fail)
     assert main([*words, "--out", str(compared)]) == 0
     again = json.loads(report.read_bytes())
-    assert again["methods"] == json.loads(content)["methods"]
+    assert timeless(again) == timeless(json.loads(content))
 
 
 def test_verify_confirms_a_comparison(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,6 +143,6 @@ def test_a_run_goes_on_elsewhere_without_the_weights_of_its_finished_cells(
     cell = next(row["cell"] for row in content["methods"] if row["cell"] is not None)
     (moved / cell / "pruned.safetensors").unlink()
     assert main([*words, "--out", str(moved)]) == 0
-    assert json.loads((moved / "report.json").read_text())["methods"] == content["methods"]
+    assert timeless(json.loads((moved / "report.json").read_text())) == timeless(content)
     assert main(["verify", str(moved), "--threads", "1"]) == 0
-    assert f"search.networks_evaluated, {cell} (no weights)" in capsys.readouterr().out
+    assert f"{cell} (no weights)" in capsys.readouterr().out
