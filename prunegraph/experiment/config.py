@@ -416,8 +416,8 @@ class ExportConfig(CommonConfig):
         run: run folder of ``train`` or ``apply``.
         format: onnx; torch-export (a .pt2 program, which needs torch alone); safetensors: the
             weights, with a recipe beside them that cuts a freshly built network to fit them.
-        out: file to write, a new one with the format's suffix; default: RUN/pruned.onnx, RUN/pruned.pt2, RUN/exported.safetensors (and
-            exported.recipe.json).
+        out: file to write, a new one with the format's suffix; default: RUN/pruned.onnx,
+            RUN/pruned.pt2, RUN/exported.safetensors (and exported.recipe.json).
         arch: the network's name, needed if it is package.module:factory: it is code that is run.
     """
 
