@@ -72,23 +72,24 @@ def add_baselines(
     jobs: Jobs,
     stores: Sequence[CandidateStore],
     names: Sequence[str],
+    options: SearchOptions,
     *,
     seeds: Sequence[int],
-    networks: int,
 ) -> None:
     """Let baselines choose their masks; those that the stores have are not asked again.
 
     Args:
         jobs: runs them, on each of its networks.
         stores: where each network's candidates are kept.
-        names: of baselines.
+        names: of baselines, the sampler may be among them.
+        options: how the agent searches; each baseline may run as many networks.
         seeds: searches run once for each; a heuristic once.
-        networks: pruned networks that each may run.
     """
     planned = [
-        (number, name, seed, networks)
+        (number, name, seed, options.networks)
         for number in range(len(stores))
         for name in names
+        if name != SAMPLER
         for seed in (seeds if name in SEARCHES else seeds[:1])
     ]
     missing = [item for item in planned if stores[item[0]].get(item[1], item[2]) is None]
@@ -96,6 +97,8 @@ def add_baselines(
     done = jobs.run("baselines", baseline_job, missing, planned=len(planned))
     for (number, *_), candidate in done:
         stores[number].add(candidate)
+    if SAMPLER in names:
+        _add_sampler(jobs, stores, options, seeds=seeds)
 
 
 def baseline_job(place: Workplace, number: int, name: str, seed: int, networks: int) -> Candidate:
@@ -147,7 +150,7 @@ def add_controls(bench: Bench, store: CandidateStore, agent: Sequence[Candidate]
                 store.add(row)
 
 
-def add_sampler(
+def _add_sampler(
     jobs: Jobs, stores: Sequence[CandidateStore], options: SearchOptions, *, seeds: Sequence[int]
 ) -> None:
     """Add the best of N that the agent's sampler draws without learning (learning rate 0)."""

@@ -105,16 +105,20 @@ class Bench:
             measured["sensitivity"] = self.sensitivity
         return node_features(self.target.graph, measured, budget, names)
 
+    @property
+    def _search_options(self) -> SearchOptions:
+        """How masks are scored; the defaults for a command that does not search."""
+        return self.options if isinstance(self.options, SearchOptions) else SearchOptions()
+
     def evaluator(self) -> Evaluator:
         """Return an evaluator that has run nothing yet: each method counts its own networks."""
-        target, options = self.target, self.options
-        search = options if isinstance(options, SearchOptions) else SearchOptions()
+        target, search = self.target, self._search_options
         return Evaluator(
             target.model,
             target.graph,
             search=target.dataset.search,
             calibration=target.dataset.train,
-            num_calibration=options.calibration_images,
+            num_calibration=self.options.calibration_images,
             seed=self.seed,
             device=target.device,
             kl=search.metric == "kl",
@@ -145,7 +149,6 @@ class Bench:
 
     def problem(self, *, seed: int, max_networks: int) -> PruningProblem:
         """Return the problem that a baseline solves, with an evaluator of its own."""
-        options = self.options
         return PruningProblem(
             model=self.target.model,
             graph=self.target.graph,
@@ -155,7 +158,7 @@ class Bench:
             example_inputs=self.target.example_inputs,
             seed=seed,
             max_networks=max_networks,
-            subset_size=options.subset if isinstance(options, SearchOptions) else None,
+            subset_size=self._search_options.subset,
             latency=self.latency_table,
         )
 

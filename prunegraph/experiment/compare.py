@@ -22,7 +22,6 @@ from prunegraph.experiment.baselines import (
     TORCH_PRUNING,
     add_baselines,
     add_controls,
-    add_sampler,
     check_methods,
     heuristics,
 )
@@ -149,10 +148,7 @@ def _stage_one(config: CompareConfig, jobs: Jobs) -> Outcome:
     add_untrained(bench, store)
     add_initial(bench, store, config)
     add_controls(bench, store, store.named(agent_name(config)))
-    names = [name for name in wanted(config) if name != SAMPLER]
-    add_baselines(jobs, [store], names, seeds=seeds, networks=config.networks)
-    if SAMPLER in wanted(config):
-        add_sampler(jobs, [store], config, seeds=seeds)
+    add_baselines(jobs, [store], wanted(config), config, seeds=seeds)
     return Outcome(
         candidates=list(store),
         search=summary.result,

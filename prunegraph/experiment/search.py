@@ -140,12 +140,13 @@ def search(
         benches, options, tables, config, name=name, folder=folder, console=console, initial=initial
     )
     tasks, evaluators = tables[0].tasks, [item for table in tables for item in table.evaluators]
-    unused = options.networks * len(benches) - _probes(benches, config) - result.networks_evaluated
+    networks = result.networks_evaluated + _probes(benches, config)
+    unused = options.networks * len(benches) - networks
     finalists = [
         _finalists(result, bench, task, number, max(unused // len(benches), FINALISTS))
         for number, (bench, task) in enumerate(zip(benches, tasks, strict=True))
     ]
-    networks = result.networks_evaluated + _probes(benches, config) + sum(map(len, finalists))
+    networks += sum(map(len, finalists))
     chosen = tuple(
         _best(name, seed, masks, evaluator, networks)
         for masks, evaluator in zip(finalists, tables[0].evaluators, strict=True)
@@ -394,9 +395,8 @@ def _finalists(
     masks = [policy_mask(result.policy, bench, task.budget, result.offsets[number])]
     best = result.competition.ledger(cell).best_bits
     own = [record["greedy_masks"].get(cell) for record in reversed(result.history)]
-    limits = np.array(graph.limits(task.budget), dtype=np.float64)
     kept = [unpack_bits(best, graph.num_classes)] if best else []
-    kept += result.imagination.promising(number, limits, places)
+    kept += result.imagination.promising(number, graph.limits(task.budget), places)
     kept += [unpack_bits(bits, graph.num_classes) for bits in own if bits]
     masks += [graph.mask(keep) for keep in kept]
     fitting = [mask for mask in masks if _fits(bench, mask)]

@@ -13,7 +13,6 @@ from prunegraph.experiment.baselines import (
     USUAL_SEARCHES,
     add_baselines,
     add_controls,
-    add_sampler,
 )
 from prunegraph.experiment.bench import num_probes
 from prunegraph.experiment.candidates import CandidateStore
@@ -67,10 +66,7 @@ def _stage_one(config: TrainConfig, jobs: Jobs) -> list[Outcome]:
         add_initial(bench, store, config)
         if config.baselines != "none":
             add_controls(bench, store, store.named(agent_name(config)))
-    names = [name for name in baseline_names(config) if name != SAMPLER]
-    add_baselines(jobs, stores, names, seeds=seeds, networks=config.networks)
-    if config.baselines == "all":
-        add_sampler(jobs, stores, config, seeds=seeds)
+    add_baselines(jobs, stores, baseline_names(config), config, seeds=seeds)
     return [
         Outcome(
             candidates=list(store),

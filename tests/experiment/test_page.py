@@ -279,12 +279,17 @@ def measured(
     return tuple(map(int, title[1].split()))
 
 
-def test_a_browser_shows_the_page_without_scrolling_sideways(
-    make_findings: Make, tmp_path: Path
-) -> None:
-    chromium = shutil.which("chromium")
-    if chromium is None:
+@pytest.fixture
+def chromium() -> str:
+    path = shutil.which("chromium")
+    if path is None:
         pytest.skip("needs Debian's chromium, which is not installed")
+    return path
+
+
+def test_a_browser_shows_the_page_without_scrolling_sideways(
+    make_findings: Make, chromium: str, tmp_path: Path
+) -> None:
     text = made(make_findings("a_module." * 12 + "conv", arch="package.module:" + "x" * 90))
     for width in (360, 1280):
         assert measured(chromium, text, width, tmp_path) == (width, width, 5)
@@ -293,11 +298,8 @@ def test_a_browser_shows_the_page_without_scrolling_sideways(
 
 
 def test_the_names_of_methods_stay_when_their_table_scrolls(
-    make_findings: Make, tmp_path: Path
+    make_findings: Make, chromium: str, tmp_path: Path
 ) -> None:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("needs Debian's chromium, which is not installed")
     text = made(make_findings("a_module." * 12 + "conv"))
     first, *others = measured(chromium, text, 360, tmp_path, STICKY)
     assert first == 0
