@@ -21,11 +21,11 @@ import tyro
 
 from prunegraph.errors import ConfigError, PruneGraphError
 from prunegraph.experiment.apply import run_apply
-from prunegraph.experiment.compare import run_compare
+from prunegraph.experiment.compare_config import ComparisonsConfig
+from prunegraph.experiment.comparisons import run_comparisons
 from prunegraph.experiment.config import (
     ApplyConfig,
     CommonConfig,
-    CompareConfig,
     ExportConfig,
     InspectConfig,
     PretrainConfig,
@@ -71,7 +71,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "apply": Command(ApplyConfig, run_apply, "prune a network with a trained policy", trains=True),
     "compare": Command(
-        CompareConfig, run_compare, "compare with every baseline, fine-tuned", trains=True
+        ComparisonsConfig, run_comparisons, "compare with every baseline, fine-tuned", trains=True
     ),
     "inspect": Command(InspectConfig, run_inspect, "print groups, costs, and what is frozen"),
     "export": Command(

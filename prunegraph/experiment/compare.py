@@ -27,7 +27,7 @@ from prunegraph.experiment.baselines import (
 )
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import Candidate, CandidateStore
-from prunegraph.experiment.config import CompareConfig
+from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.console import Console, seconds_in_words
 from prunegraph.experiment.finalise import (
     Outcome,
@@ -228,22 +228,56 @@ def _cell_digest(bench: Bench, candidate: Candidate | None, seed: int) -> str:
     return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
-def _say_plan(bench: Bench, config: CompareConfig, workers: int, console: Console) -> None:
-    """Measure how fast networks are trained and evaluated, and say how long all will take."""
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a comparison takes at most, one job after the other.
+
+    Attributes:
+        searches: how many, the agent's and the baselines'.
+        search_seconds: of all of them.
+        finetunes: how many.
+        finetune_seconds: of all of them.
+    """
+
+    searches: int
+    search_seconds: float
+    finetunes: int
+    finetune_seconds: float
+
+    @property
+    def hours(self) -> float:
+        """Hours of both stages."""
+        return (self.search_seconds + self.finetune_seconds) / 3600
+
+
+def make_plan(bench: Bench, config: CompareConfig) -> Plan:
+    """Measure how fast networks are evaluated and trained, and foretell what all will take."""
     evaluator = bench.evaluator()
     evaluator.evaluate(bench.target.graph.dense_mask())
-    train = bench.target.dataset.train
-    started = time.monotonic()
-    bench.time_training(PLAN_IMAGES)
-    per_image = (time.monotonic() - started) / min(PLAN_IMAGES, len(train))
+    num_images = len(bench.target.dataset.train)
+    per_image = 0.0
+    if bench.recipe().epochs:
+        started = time.monotonic()
+        bench.time_training(PLAN_IMAGES)
+        per_image = (time.monotonic() - started) / min(PLAN_IMAGES, num_images)
     searches = (1 + len([n for n in wanted(config) if n in (*SEARCHES, SAMPLER)])) * config.seeds
-    search = searches * config.networks * evaluator.seconds
-    finetunes = 9 * config.seeds * bench.recipe().epochs * len(train) * per_image
+    finetunes = 9 * config.seeds * bool(bench.recipe().epochs)
+    return Plan(
+        searches=searches,
+        search_seconds=searches * config.networks * evaluator.seconds,
+        finetunes=finetunes,
+        finetune_seconds=finetunes * bench.recipe().epochs * num_images * per_image,
+    )
+
+
+def _say_plan(bench: Bench, config: CompareConfig, workers: int, console: Console) -> None:
+    """Say how long all will take."""
+    plan = make_plan(bench, config)
     console.say(
-        f"plan, at most: {seconds_in_words(search)} for {searches} searches of {config.networks} "
-        f"networks, {seconds_in_words(finetunes)} for {9 * config.seeds} fine-tunes of "
-        f"{bench.recipe().epochs} epochs: {(search + finetunes) / 3600:.1f} hours one after the "
-        f"other, {workers} at a time"
+        f"plan, at most: {seconds_in_words(plan.search_seconds)} for {plan.searches} searches of "
+        f"{config.networks} networks, {seconds_in_words(plan.finetune_seconds)} for "
+        f"{plan.finetunes} fine-tunes of {bench.recipe().epochs} epochs: {plan.hours:.1f} hours "
+        f"one after the other, {workers} at a time"
     )
 
 

@@ -114,12 +114,65 @@ class NetworkConfig(DataConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruningOptions:
-    """How small, and how to fine-tune.
+class NetworksConfig(DataConfig):
+    """Which networks, on the same images.
+
+    Attributes:
+        arch: one or more networks: resnet20, vgg16_bn, torchvision:NAME, package.module:factory.
+        weights: one weights file a network, in the same order.
+        pretrain_epochs: epochs to train a network that has no weights.
+        attention: what can leave it: a whole head, or a part of the width of all its heads.
+    """
+
+    arch: tuple[str, ...] = ()
+    weights: tuple[Path, ...] = ()
+    pretrain_epochs: int | None = None
+    attention: AttentionUnit = "head"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("pretrain_epochs", self.pretrain_epochs, 0)
+        if self.arch and self.weights and len(self.arch) != len(self.weights):
+            msg = (
+                f"{len(self.arch)} networks but {len(self.weights)} weights files: "
+                "give --weights once for each --arch, in the same order"
+            )
+            raise ConfigError(msg)
+
+    def network_configs(self) -> tuple[NetworkConfig, ...]:
+        """Return the options of each network alone."""
+        count = max(len(self.arch), len(self.weights), 1)
+        shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(DataConfig)}
+        return tuple(
+            NetworkConfig(
+                **shared,
+                arch=self.arch[position] if self.arch else None,
+                weights=self.weights[position] if self.weights else None,
+                pretrain_epochs=self.pretrain_epochs,
+                attention=self.attention,
+            )
+            for position in range(count)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetOptions:
+    """How small.
 
     Attributes:
         keep_macs: at most this share of the multiply-adds remains; default 0.5 without keep_params.
         keep_params: at most this share of the parameters remains.
+    """
+
+    keep_macs: float | None = None
+    keep_params: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """In which widths, and how to fine-tune.
+
+    Attributes:
         round_to: keep a multiple of this many channels (8, 16) in every group, within the budget.
         finetune_epochs: epochs of the fine-tune that every compared network gets; default: 40 on
             digits, else 10.
@@ -132,8 +185,6 @@ class PruningOptions:
             also how many networks of a single search are evaluated at once.
     """
 
-    keep_macs: float | None = None
-    keep_params: float | None = None
     round_to: int | None = None
     finetune_epochs: int | None = None
     finetune_lr: float | None = None
@@ -141,6 +192,11 @@ class PruningOptions:
     distill: float = 0.0
     calibration_images: int = 1024
     workers: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningOptions(RecipeOptions, BudgetOptions):
+    """How small, and how to fine-tune."""
 
     def budget(self) -> Budget:
         """Return what may remain."""
@@ -249,16 +305,12 @@ class PretrainConfig(DataConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(SearchOptions, PruningOptions, DataConfig):
+class TrainConfig(SearchOptions, PruningOptions, NetworksConfig):
     """Train the agent, prune with it, fine-tune, compare with the baselines, report.
 
     With several networks one policy is trained on all of them.
 
     Attributes:
-        arch: one or more networks: resnet20, vgg16_bn, torchvision:NAME, package.module:factory.
-        weights: one weights file a network, in the same order.
-        pretrain_epochs: epochs to train a network that has no weights.
-        attention: what can leave it: a whole head, or a part of the width of all its heads.
         search_seeds: independent searches; the best mask on the search split wins.
         baselines: all: thirteen heuristics, CEM, random search, the sampler; heuristics: those;
             none.
@@ -266,42 +318,16 @@ class TrainConfig(SearchOptions, PruningOptions, DataConfig):
     """
 
     command: ClassVar[str] = "train"
-    arch: tuple[str, ...] = ()
-    weights: tuple[Path, ...] = ()
-    pretrain_epochs: int | None = None
-    attention: AttentionUnit = "head"
     search_seeds: int = 3
     baselines: Literal["all", "heuristics", "none"] = "all"
     out: Path | None = None
 
     def __post_init__(self) -> None:
-        DataConfig.__post_init__(self)
+        NetworksConfig.__post_init__(self)
         PruningOptions.check(self)
         SearchOptions.check(self)
         check_wall(self.self_competition, self.round_to)
         check_at_least("search_seeds", self.search_seeds, 1)
-        check_at_least("pretrain_epochs", self.pretrain_epochs, 0)
-        if self.arch and self.weights and len(self.arch) != len(self.weights):
-            msg = (
-                f"{len(self.arch)} networks but {len(self.weights)} weights files: "
-                "give --weights once for each --arch, in the same order"
-            )
-            raise ConfigError(msg)
-
-    def network_configs(self) -> tuple[NetworkConfig, ...]:
-        """Return the options of each network alone."""
-        count = max(len(self.arch), len(self.weights), 1)
-        shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(DataConfig)}
-        return tuple(
-            NetworkConfig(
-                **shared,
-                arch=self.arch[position] if self.arch else None,
-                weights=self.weights[position] if self.weights else None,
-                pretrain_epochs=self.pretrain_epochs,
-                attention=self.attention,
-            )
-            for position in range(count)
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,33 +360,6 @@ class ApplyConfig(PruningOptions, NetworkConfig):
         if all(value is None for value in limits.values()):
             limits["keep_macs"] = DEFAULT_KEEP_MACS
         return Budget(**limits, round_to=self.round_to)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareConfig(SearchOptions, PruningOptions, NetworkConfig):
-    """Compare the agent with every baseline at the same budget, in two stages.
-
-    Stage 1 recalibrates batch norm of every row; stage 2 fine-tunes eight rows, chosen on the
-    search split, with every seed.
-
-    Attributes:
-        methods: all; heuristics (those that need no search); torch_pruning (its own pruners, if it
-            is installed; not part of all); or names of baselines.
-        seeds: search and fine-tuning seeds.
-        out: run folder; default: runs/compare-ARCH-DATASET-KEEP. The same command resumes.
-    """
-
-    command: ClassVar[str] = "compare"
-    methods: tuple[str, ...] = ("all",)
-    seeds: int = 3
-    out: Path | None = None
-
-    def __post_init__(self) -> None:
-        NetworkConfig.__post_init__(self)
-        PruningOptions.check(self)
-        SearchOptions.check(self)
-        check_wall(self.self_competition, self.round_to)
-        check_at_least("seeds", self.seeds, 1)
 
 
 OF_A_NETWORK = (

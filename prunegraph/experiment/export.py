@@ -9,7 +9,7 @@ import torch
 from prunegraph.errors import ArtefactError, ConfigError
 from prunegraph.experiment.config import ExportConfig
 from prunegraph.experiment.console import Console
-from prunegraph.experiment.folder import REPORT_FILE, RunFolder
+from prunegraph.experiment.folder import REPORT_FILE, SUMMARY_FILE, RunFolder
 from prunegraph.experiment.page import pruned_folder
 from prunegraph.experiment.report import read_report
 from prunegraph.experiment.setup import build_dense, check_trusted, resolve_device
@@ -112,6 +112,9 @@ def _path(config: ExportConfig) -> Path:
 def _check_run(run: Path) -> None:
     """Raise ArtefactError if a run holds its networks in cells: names the pruned one's."""
     folder = RunFolder(path=run)
+    if folder.file(SUMMARY_FILE).is_file():
+        msg = f"{run} holds several comparisons: name the folder of one, or a cell of it"
+        raise ArtefactError(msg)
     if artefact_paths(run)[0].exists() or not folder.file(REPORT_FILE).is_file():
         return
     content = read_report(folder)

@@ -17,6 +17,9 @@ RUNS = Path("runs")
 
 CONFIG_FILE = "config.yaml"
 REPORT_FILE = "report.json"
+SUMMARY_FILE = "summary.json"
+"""What takes the report's place where a folder holds several comparisons."""
+
 PAGE_FILE = "report.html"
 """Made from the other files, and anew at will: no digest of it is kept."""
 
@@ -70,8 +73,8 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """True if the run's report is written, which is the last thing that a run does."""
-        return self.file(REPORT_FILE).is_file()
+        """True if the report or summary is written, which is the last thing that a run does."""
+        return any(self.file(name).is_file() for name in (REPORT_FILE, SUMMARY_FILE))
 
     @contextmanager
     def started(self, config: CommonConfig) -> Iterator[None]:

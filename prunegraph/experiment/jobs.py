@@ -23,9 +23,9 @@ from torch import Tensor
 
 from prunegraph.errors import PruneGraphError
 from prunegraph.experiment.bench import Bench, ensure_dense
+from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.config import (
     ApplyConfig,
-    CompareConfig,
     NetworkConfig,
     SearchOptions,
     TrainConfig,

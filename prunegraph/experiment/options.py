@@ -95,7 +95,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return None
         return _convert(next(arm for arm in arguments if arm is not type(None)), value, where)
     if origin is tuple:
-        items = value if isinstance(value, list) else [value]
+        items = [] if value is None else value if isinstance(value, list) else [value]
         return tuple(_convert(arguments[0], item, where) for item in items)
     return _convert_scalar(hint, value, where)
 

@@ -145,14 +145,8 @@ def page(
     """
     content = findings.content
     methods = method_cells(content)
-    environment = Environment(
-        loader=PackageLoader("prunegraph.experiment"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(PAGE_FILE).render(
+    return render(
+        PAGE_FILE,
         title=title(content),
         content=content,
         asked=", ".join(LIMITS[name].format(value) for name, value in content["budget"].items()),
@@ -169,8 +163,26 @@ def page(
         next_steps=next_steps(folder, content),
         command=command_line(config),
         plots=plots,
-        svgs={name: Markup(to_svg(plot, name)) for name, plot in plots.items()},
     )
+
+
+def render(template: str, *, plots: Mapping[str, Plot], **values: Any) -> str:
+    """Return a page as HTML, all of its text escaped.
+
+    Args:
+        template: its name.
+        plots: its figures.
+        values: what else it shows.
+    """
+    environment = Environment(
+        loader=PackageLoader("prunegraph.experiment"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    svgs = {name: Markup(to_svg(plot, name)) for name, plot in plots.items()}
+    return environment.get_template(template).render(plots=plots, svgs=svgs, **values)
 
 
 def pruned_folder(folder: RunFolder, content: Mapping[str, Any]) -> Path | None:

@@ -149,10 +149,15 @@ def draw(findings: Findings) -> dict[str, Plot]:
     with mpl.rc_context(STYLE):
         drawn = {name: drawer(findings) for name, drawer in drawers.items()}
     plots = {name: plot for name, plot in drawn.items() if plot is not None}
-    for plot in plots.values():  # solved once, the layout is the same in each file
-        plot.figure.draw_without_rendering()
-        plot.figure.set_layout_engine("none")
+    for plot in plots.values():
+        settle(plot.figure)
     return plots
+
+
+def settle(figure: Figure) -> None:
+    """Solve a figure's layout once, so that it is the same in each file."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
 
 
 def save_plots(plots: Mapping[str, Plot], folder: Path) -> None:
@@ -188,7 +193,8 @@ def to_svg(plot: Plot, name: str) -> str:
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(plot.text)}"', 1)
 
 
-def _new_figure(height: float) -> tuple[Figure, Axes]:
+def new_figure(height: float) -> tuple[Figure, Axes]:
+    """Return a figure of a page's width, and of a height in inches, with its axes."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained", dpi=200)
     return figure, figure.subplots()
 
@@ -200,12 +206,12 @@ def _pareto(findings: Findings) -> Plot | None:
     macs = mean_by_name(rows, "macs")
     if not rows or max(macs.values()) - min(macs.values()) <= SAME_MACS * dense["macs"]:
         return None
-    figure, axes = _new_figure(3.4)
+    figure, axes = new_figure(3.4)
     for metric, filled in (("recalibrated", False), ("finetuned", True)):
         for name, value in mean_by_name(rows, f"test_accuracy_{metric}").items():
-            axes.plot(100 * macs[name] / dense["macs"], 100 * value, **_mark(_kind(name), filled))
+            axes.plot(100 * macs[name] / dense["macs"], 100 * value, **mark(_kind(name), filled))
     for accuracy, filled in ((dense["test_accuracy"], False), (_tuned(dense), True)):
-        axes.plot(100, 100 * accuracy, **_mark(DENSE, filled))
+        axes.plot(100, 100 * accuracy, **mark(DENSE, filled))
     axes.set_xlim(right=104)
     axes.set_xlabel("multiply-adds that remain, %")
     axes.set_ylabel("test accuracy, %")
@@ -228,7 +234,7 @@ def _kind(name: str) -> str:
     return "search" if name in (*SEARCHES, SAMPLER) else "heuristic"
 
 
-def _mark(kind: str, filled: bool) -> dict[str, Any]:
+def mark(kind: str, filled: bool) -> dict[str, Any]:
     """Return how a method is drawn: a shape for its kind, hollow before the fine-tune."""
     colour, marker = MARKS[kind]
     return {
@@ -243,7 +249,7 @@ def _mark(kind: str, filled: bool) -> dict[str, Any]:
 def _add_kinds(figure: Figure, rows: Sequence[MethodRow]) -> None:
     """Add the legend of the kinds that are there."""
     kinds = {_kind(row.name) for row in rows} | {DENSE}
-    handles = [Line2D([], [], label=kind, **_mark(kind, True)) for kind in MARKS if kind in kinds]
+    handles = [Line2D([], [], label=kind, **mark(kind, True)) for kind in MARKS if kind in kinds]
     figure.legend(
         handles=handles,
         loc="outside upper center",
@@ -277,18 +283,18 @@ def _methods(findings: Findings) -> Plot | None:
     if not groups:
         return None
     shown = [row for _, rows in groups for row in rows]
-    figure, axes = _new_figure(1.3 + 0.2 * len(groups))
+    figure, axes = new_figure(1.3 + 0.2 * len(groups))
     dense = findings.content["dense"]
     axes.axvline(100 * dense["test_accuracy"], color=INK, linestyle=":", linewidth=0.8)
     for accuracy, filled in ((dense["test_accuracy"], False), (_tuned(dense), True)):
-        axes.plot(100 * accuracy, 0, **_mark(DENSE, filled))
+        axes.plot(100 * accuracy, 0, **mark(DENSE, filled))
     for place, (name, rows) in enumerate(groups, start=1):
         for metric, filled in (("recalibrated", False), ("finetuned", True)):
             values = [getattr(row, f"test_accuracy_{metric}") for row in rows]
             known = [100 * value for value in values if value is not None]
             if known:
                 spread = np.std(known, ddof=1) if len(known) > 1 else None
-                axes.errorbar(np.mean(known), place, xerr=spread, **_mark(_kind(name), filled))
+                axes.errorbar(np.mean(known), place, xerr=spread, **mark(_kind(name), filled))
     names = [DENSE, *(name for name, _ in groups)]
     axes.set_yticks(range(len(names)), names, fontsize=SMALL)
     axes.set_ylim(len(names) - 0.4, -0.6)
@@ -314,7 +320,7 @@ def _widths(findings: Findings) -> Plot | None:
         return None
     dense = findings.graph.group_widths(findings.graph.dense_mask())
     kept = findings.graph.group_widths(findings.mask)
-    figure, axes = _new_figure(1.1 + 0.22 * len(dense))
+    figure, axes = new_figure(1.1 + 0.22 * len(dense))
     places = np.arange(len(dense))
     shares = np.array([100 * kept[name] / size for name, size in dense.items()])
     axes.barh(places, shares, color=FREE, height=0.72, label="kept")

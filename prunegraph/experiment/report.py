@@ -322,14 +322,14 @@ def method_cells(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return the rows of that table: the dense network, then methods by search accuracy."""
     dense = Cost(macs=content["dense"]["macs"], params=content["dense"]["params"])
     accuracies = (content["dense"][f"test_accuracy{end}"] for end in ("", "_finetuned"))
-    shown = [_spread([accuracy]) for accuracy in accuracies]
+    shown = [spread([accuracy]) for accuracy in accuracies]
     table = [("dense", *_costs(dense.macs, dense.params, dense), "", *shown, "", "")]
     for name, rows in by_method(read_rows(content)):
         label = name if len(rows) == 1 else f"{name} (x{len(rows)})"
         cells = (
-            _spread([row.search_accuracy for row in rows]),
-            _spread([row.test_accuracy_recalibrated for row in rows]),
-            _spread([row.test_accuracy_finetuned for row in rows]),
+            spread([row.search_accuracy for row in rows]),
+            spread([row.test_accuracy_recalibrated for row in rows]),
+            spread([row.test_accuracy_finetuned for row in rows]),
             str(round(float(np.mean([row.networks_evaluated for row in rows])))),
             _minutes([row.seconds for row in rows]),
         )
@@ -376,7 +376,7 @@ def _minutes(seconds: Sequence[float | None]) -> str:
     return f"{np.mean(known) / 60:.1f}" if known else ""
 
 
-def _spread(values: Sequence[float | None]) -> str:
+def spread(values: Sequence[float | None]) -> str:
     """Return the mean in percent, with the standard deviation; how many values, if some lack."""
     known = [100 * value for value in values if value is not None]
     if not known:

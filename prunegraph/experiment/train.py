@@ -110,9 +110,13 @@ def check_networks(targets: Sequence[Target], options: SearchOptions) -> None:
 
 def run_name(targets: Sequence[Target], budget: Budget) -> str:
     """Return the default name of a run's folder."""
-    limits = "-".join(f"{value:g}" for value in budget.as_dict().values())
     names = "+".join(slug(target.arch) for target in targets)
-    return f"{names}-{targets[0].dataset.name}-{limits}"
+    return f"{names}-{targets[0].dataset.name}-{budget_name(budget)}"
+
+
+def budget_name(budget: Budget) -> str:
+    """Return a budget's limits as part of a file's name."""
+    return "-".join(f"{value:g}" for value in budget.as_dict().values())
 
 
 def member_folders(folder: RunFolder, targets: Sequence[Target]) -> list[RunFolder]:

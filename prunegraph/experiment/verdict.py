@@ -107,6 +107,12 @@ def mean_by_name(rows: Sequence[MethodRow], metric: str) -> dict[str, float]:
     return {name: float(np.mean(column)) for name, column in values.items()}
 
 
+def best_baseline(rows: Sequence[MethodRow]) -> str | None:
+    """Return the baseline with the highest mean search accuracy; None if there is none."""
+    search = mean_by_name([row for row in rows if is_baseline(row.name)], "search_accuracy")
+    return max(sorted(search), key=lambda name: search[name], default=None)
+
+
 def by_seed(rows: Sequence[MethodRow], name: str, metric: Metric) -> dict[int, float]:
     """Return a method's mean of ``metric`` for each seed that has one.
 
@@ -141,11 +147,9 @@ def judge(
     """
     measured = [row for row in rows if getattr(row, metric) is not None]
     agent = sorted({row.name for row in measured if is_agent(row.name)})
-    baselines = [row for row in measured if is_baseline(row.name)]
-    if not agent or not baselines:
+    best = best_baseline(measured)
+    if not agent or best is None:
         return None, "no verdict: it needs rows of the agent and of a baseline"
-    search = mean_by_name(baselines, "search_accuracy")
-    best = max(sorted(search), key=lambda name: search[name])
     ours, theirs = by_seed(measured, agent[0], metric), by_seed(measured, best, metric)
     differences = np.array(_paired(ours, theirs))
     if len(differences) < MIN_SEEDS:

@@ -13,9 +13,9 @@ from prunegraph.experiment.agreement import agreements
 from prunegraph.experiment.bench import DENSE_FILE, Bench
 from prunegraph.experiment.candidates import MASKS_FILE, read_masks
 from prunegraph.experiment.compare import wanted
+from prunegraph.experiment.compare_config import CompareConfig, ComparisonsConfig
 from prunegraph.experiment.config import (
     ApplyConfig,
-    CompareConfig,
     NetworkConfig,
     TrainConfig,
     VerifyConfig,
@@ -23,11 +23,18 @@ from prunegraph.experiment.config import (
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.finalise import peak_memory
 from prunegraph.experiment.finish import load_finetuned
-from prunegraph.experiment.folder import CONFIG_FILE, REPORT_FILE, RunFolder, existing_run
-from prunegraph.experiment.options import load_config, read_yaml
+from prunegraph.experiment.folder import (
+    CONFIG_FILE,
+    REPORT_FILE,
+    SUMMARY_FILE,
+    RunFolder,
+    existing_run,
+)
+from prunegraph.experiment.options import load_config, read_yaml, same_run
 from prunegraph.experiment.page import HISTORY_FILE
 from prunegraph.experiment.report import machine, read_report, read_rows
 from prunegraph.experiment.setup import load_target, num_cores
+from prunegraph.experiment.summary import summarise
 from prunegraph.experiment.train import baseline_names
 from prunegraph.experiment.verdict import (
     DENSE,
@@ -39,6 +46,7 @@ from prunegraph.experiment.verdict import (
 )
 from prunegraph.graph import StructureGraph
 from prunegraph.pruning.artefacts import WEIGHTS_FILE
+from prunegraph.reading import checked, read_json
 from prunegraph.types import KeepMask
 
 KINDS: dict[str, type[TrainConfig] | type[ApplyConfig] | type[CompareConfig]] = {
@@ -90,6 +98,45 @@ def run_verify(config: VerifyConfig, console: Console) -> dict[str, Any]:
     Raises:
         ArtefactError: a file is damaged, or a figure is wrong; the message names it.
     """
+    if RunFolder(path=config.run).file(SUMMARY_FILE).is_file():
+        return _verify_all(config, console)
+    return _verify_one(config, console)
+
+
+def _verify_all(config: VerifyConfig, console: Console) -> dict[str, Any]:
+    """Check a folder of several comparisons: each, that all are there, and their summary."""
+    folder = RunFolder(path=config.run)
+    path, options = folder.file(SUMMARY_FILE), folder.file(CONFIG_FILE)
+    content = checked(read_json(path), {"comparisons": list[dict[str, Any]]}, str(path))
+    entries = (checked(entry, {"folder": str}, str(path)) for entry in content["comparisons"])
+    members = [RunFolder(path=folder.inside(entry["folder"])) for entry in entries]
+    parts = load_config(ComparisonsConfig, options).comparisons()
+    count = len({member.path for member in members})
+    if not count == len(members) == len(parts):
+        msg = f"{path} lists {count} comparisons, but {options} asks for {len(parts)}"
+        raise ArtefactError(msg)
+    results = []
+    for part, member in zip(parts, members, strict=True):
+        differences = same_run(part, read_yaml(member.file(CONFIG_FILE)))
+        if differences:
+            msg = f"{member.path} is not what {options} asks for: {differences[0]} differs"
+            raise ArtefactError(msg)
+        results.append(_verify_one(dataclasses.replace(config, run=member.path), console))
+    if summarise(members) != content:
+        msg = f"{path} is not what the reports of its comparisons say: make it anew by the command"
+        raise ArtefactError(msg)
+    unknown = [name for result in results for name in result["not_verifiable"]]
+    return {
+        "command": config.command,
+        "run": str(folder.path),
+        "figures": sum(result["figures"] for result in results),
+        "files": sum(result["files"] for result in results),
+        "same_machine": all(result["same_machine"] for result in results),
+        "not_verifiable": list(dict.fromkeys(unknown)),
+    }
+
+
+def _verify_one(config: VerifyConfig, console: Console) -> dict[str, Any]:
     folder = existing_run(config.run)
     content = read_report(folder)
     if config.threads is None:  # with the same number, the last digits are the same

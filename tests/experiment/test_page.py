@@ -168,7 +168,7 @@ def test_a_report_of_an_earlier_version_has_a_page(make_findings: Make) -> None:
 
 def test_the_command_is_shown_as_a_shell_takes_it(make_findings: Make) -> None:
     text = Page(made(make_findings())).text
-    assert "prunegraph train \\\n  --keep-macs 0.5 \\\n  --weights 'a b.safetensors'" in text
+    assert "prunegraph train \\\n  --weights 'a b.safetensors' \\\n  --keep-macs 0.5" in text
 
 
 def test_the_weights_on_disk_are_told_where_they_are(make_findings: Make, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from prunegraph.experiment import compare, finish
 from prunegraph.experiment.baselines import SEARCHES, TORCH_PRUNING, heuristics
 from prunegraph.experiment.candidates import Candidate
 from prunegraph.experiment.cli import main
-from prunegraph.experiment.config import CompareConfig
+from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.pruning.finetune import _Training
 from prunegraph.types import KeepMask
 

@@ -1,0 +1,108 @@
+"""The options of ``compare``: of one comparison, and of the command, which may make several."""
+
+import dataclasses
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from prunegraph.errors import ConfigError
+from prunegraph.experiment.checks import check_at_least, check_at_most, check_wall
+from prunegraph.experiment.config import (
+    NetworkConfig,
+    NetworksConfig,
+    PruningOptions,
+    RecipeOptions,
+    SearchOptions,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions:
+    """What is compared.
+
+    Attributes:
+        methods: all; heuristics (those that need no search); torch_pruning (its own pruners, if it
+            is installed; not part of all); or names of baselines.
+        seeds: search and fine-tuning seeds.
+        out: run folder; default: runs/compare-ARCH-DATASET-KEEP. The same command resumes.
+    """
+
+    methods: tuple[str, ...] = ("all",)
+    seeds: int = 3
+    out: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig(MethodOptions, SearchOptions, PruningOptions, NetworkConfig):
+    """One comparison: of one network at one budget."""
+
+    command: ClassVar[str] = "compare"
+
+    def __post_init__(self) -> None:
+        NetworkConfig.__post_init__(self)
+        PruningOptions.check(self)
+        SearchOptions.check(self)
+        check_wall(self.self_competition, self.round_to)
+        check_at_least("seeds", self.seeds, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonsConfig(MethodOptions, SearchOptions, RecipeOptions, NetworksConfig):
+    """Compare the agent with every baseline at the same budget, in two stages.
+
+    Stage 1 recalibrates batch norm of every row; stage 2 fine-tunes eight rows, chosen on the
+    search split, with every seed. With several networks or budgets each network is compared at each
+    budget, and a summary made of all.
+
+    Attributes:
+        keep_macs: at most this share of the multiply-adds remains; default 0.5 without keep_params.
+        keep_params: at most this share of the parameters remains; as many as keep_macs, if both are
+            given: the first of each is the first budget.
+    """
+
+    command: ClassVar[str] = "compare"
+    keep_macs: tuple[float, ...] = ()
+    keep_params: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep_macs and self.keep_params and len(self.keep_macs) != len(self.keep_params):
+            msg = (
+                f"{len(self.keep_macs)} keep_macs but {len(self.keep_params)} keep_params: they "
+                "make budgets together, so give as many of each, or one kind alone"
+            )
+            raise ConfigError(msg)
+        networks = max(len(self.arch), len(self.weights), 1)
+        count = networks * max(len(self.keep_macs), len(self.keep_params), 1)
+        check_at_most("networks x budgets", count, MAX_COMPARISONS)
+        self.comparisons()
+
+    def comparisons(self) -> tuple[CompareConfig, ...]:
+        """Return the options of each comparison, all budgets of the first network first."""
+        own = {field.name for field in dataclasses.fields(self)}
+        names = [f.name for f in dataclasses.fields(CompareConfig) if f.name in own - SINGLE]
+        shared = {name: getattr(self, name) for name in names}
+        count = max(len(self.keep_macs), len(self.keep_params), 1)
+        budgets = zip(
+            self.keep_macs or [None] * count, self.keep_params or [None] * count, strict=True
+        )
+        return tuple(
+            CompareConfig(
+                **shared,
+                arch=network.arch,
+                weights=network.weights,
+                keep_macs=keep_macs,
+                keep_params=keep_params,
+            )
+            for network, (keep_macs, keep_params) in itertools.product(
+                self.network_configs(), budgets
+            )
+        )
+
+
+MAX_COMPARISONS = 1000
+"""Networks times budgets of one command, at the most."""
+
+SINGLE = frozenset({"arch", "weights", "keep_macs", "keep_params"})
+"""Options of which every comparison has one."""

@@ -1,0 +1,164 @@
+"""Comparisons of several budgets in one command: resumed, summed up, verified."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunegraph.experiment import comparisons
+from prunegraph.experiment.cli import main
+from prunegraph.experiment.compare import run_compare
+from prunegraph.experiment.plots import Plot
+from prunegraph.experiment.summary import digest_cells, draw_budgets, metric_cells
+
+FOLDERS = ["digits_resnet8_w4-0.6", "digits_resnet8_w4-0.4"]
+
+
+@pytest.fixture(scope="module")
+def words(weights: Path) -> list[str]:
+    return [
+        *("compare", "--weights", str(weights), "--keep-macs", "0.6", "0.4", "--seeds", "2"),
+        *("--methods", "l1/uniform", "taylor/per_mac", "--networks", "24", "--update-size", "4"),
+        *("--subset", "64", "--calibration-images", "64", "--finetune-epochs", "1"),
+        *("--threads", "1"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def compared(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of two comparisons, the second of them interrupted before it began."""
+    path = tmp_path_factory.mktemp("comparisons") / "run"
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        done = iter([run_compare, interrupt])
+        patch.setattr(comparisons, "run_compare", lambda *given: next(done)(*given))
+        assert main([*words, "--out", str(path)]) == 130
+    assert [(path / name / "report.json").is_file() for name in FOLDERS] == [True, False]
+    first = (path / FOLDERS[0] / "report.json").read_bytes()
+    assert main([*words, "--out", str(path)]) == 0
+    assert (path / FOLDERS[0] / "report.json").read_bytes() == first
+    return path
+
+
+@pytest.fixture
+def restored(compared: Path, tmp_path: Path) -> Iterator[Path]:
+    """Return a copy that a test may damage."""
+    shutil.copytree(compared, tmp_path / "copy")
+    yield tmp_path / "copy"
+
+
+@pytest.fixture(scope="module")
+def summary(compared: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((compared / "summary.json").read_text())
+    return content
+
+
+def test_each_budget_has_a_comparison_of_its_own(compared: Path, summary: dict[str, Any]) -> None:
+    assert [entry["folder"] for entry in summary["comparisons"]] == FOLDERS
+    for name, share in zip(FOLDERS, (0.6, 0.4), strict=True):
+        report = json.loads((compared / name / "report.json").read_text())
+        assert report["budget"] == {"keep_macs": share}
+        rows = [row for row in report["methods"] if row["name"] != "dense"]
+        assert all(row["macs"] <= share * report["dense"]["macs"] for row in rows)
+    assert not list(compared.rglob("checkpoints"))
+
+
+def test_the_summary_shows_agent_baseline_and_every_method(summary: dict[str, Any]) -> None:
+    heads, rows = digest_cells(summary)
+    ends = ("recalibration", "fine-tuning")
+    assert [row[:2] for row in rows] == [(name, end) for name in FOLDERS for end in ends]
+    assert all(len(row) == len(heads) for row in rows)
+    assert all(row[4].split()[0] in ("l1/uniform", "taylor/per_mac") for row in rows)
+    heads, rows = metric_cells(summary, "test_accuracy_recalibrated")
+    assert heads == ["method", *FOLDERS]
+    assert {"agent/best", "l1/uniform", "l1/at_widths"} <= {row[0] for row in rows}
+    assert all(all(row) for row in rows)
+    assert metric_cells(summary, "test_accuracy_finetuned")[1]
+
+
+def test_the_page_and_the_markdown_tell_the_same(compared: Path, summary: dict[str, Any]) -> None:
+    page = (compared / "report.html").read_text()
+    text = (compared / "summary.md").read_text()
+    for cells in digest_cells(summary)[1]:
+        assert f"| {' | '.join(cells)} |" in text
+        assert all(cell in page for cell in cells)
+    assert f'href="{FOLDERS[0]}/report.html"' in page
+    assert "--keep-macs 0.6 0.4" in page
+    assert (compared / "plots" / "pareto0.png").is_file()
+
+
+def test_lines_are_drawn_where_a_network_has_several_budgets(summary: dict[str, Any]) -> None:
+    plots = draw_budgets(summary)
+    assert list(plots) == ["pareto0"]
+    assert isinstance(plots["pareto0"], Plot)
+    assert "agent/best 40 %: " in plots["pareto0"].text
+    assert draw_budgets({"comparisons": summary["comparisons"][:1]}) == {}
+
+
+def test_a_finished_one_is_shown_again(
+    compared: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (compared / "summary.json").read_bytes()
+    assert main([*words, "--out", str(compared)]) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert (compared / "summary.json").read_bytes() == before
+
+
+def test_verify_checks_every_comparison_and_the_summary(
+    restored: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(restored), "--threads", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["figures"] > 100
+    path = restored / "summary.json"
+    content = path.read_text()
+    forged = json.loads(content)
+    forged["comparisons"][0]["methods"]["agent/best"]["search_accuracy"][0] += 0.01
+    path.write_text(json.dumps(forged))
+    assert main(["verify", str(restored), "--threads", "1"]) == 2
+    assert f"{path} is not what the reports" in capsys.readouterr().err
+    path.write_text(content)
+    weights = next(restored.glob(f"{FOLDERS[1]}/cells/*/pruned.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    assert main(["verify", str(restored), "--threads", "1"]) == 2
+    assert str(weights) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folders", [FOLDERS[:1], FOLDERS[:1] * 2, FOLDERS[::-1], ["..", "."]])
+def test_verify_misses_a_comparison_that_was_left_out(
+    folders: list[str], restored: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = restored / "summary.json"
+    content = json.loads(path.read_text())
+    content["comparisons"] = [{"folder": name} for name in folders]
+    path.write_text(json.dumps(content))
+    assert main(["verify", str(restored), "--threads", "1"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert str(restored) in error
+
+
+def test_export_asks_for_one_of_them(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(compared), "--format", "safetensors"]) == 2
+    assert "several comparisons" in capsys.readouterr().err
+
+
+def test_all_is_checked_before_anything_begins(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = [word if word != "0.4" else "0.0001" for word in words]
+    assert main([*wrong, "--out", str(tmp_path / "run")]) == 2
+    assert "0.0001" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_folders_have_names_of_their_own(weights: Path) -> None:
+    config = comparisons.ComparisonsConfig(weights=(weights, weights), keep_params=(0.5,))
+    name = "digits_resnet8_w4-0.5"
+    assert comparisons.folder_names(config.comparisons()) == [name, f"{name}-again1"]
