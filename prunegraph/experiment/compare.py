@@ -32,6 +32,7 @@ from prunegraph.experiment.console import Console, seconds_in_words
 from prunegraph.experiment.finalise import (
     Outcome,
     candidate_row,
+    choose,
     conclude,
     dense_row,
     make_report,
@@ -114,7 +115,7 @@ def run_compare(config: CompareConfig, console: Console) -> dict[str, Any]:
         with Jobs(config, place) as jobs:
             _say_plan(bench, config, jobs.num_workers, console)
             outcome = _stage_one(config, jobs)
-            cells = plan_cells(bench, outcome.candidates, seeds_of(config))
+            cells = plan_cells(bench, outcome.candidates, config)
             _stage_two(jobs, cells)
         content = _finish(config, bench, outcome, cells, folder, console)
         folder.finish()
@@ -124,8 +125,13 @@ def run_compare(config: CompareConfig, console: Console) -> dict[str, Any]:
 
 
 def seeds_of(config: CompareConfig) -> list[int]:
-    """Return the seeds of searches and fine-tunes."""
+    """Return the seeds of searches."""
     return [config.seed + number for number in range(config.seeds)]
+
+
+def finetune_seeds_of(config: CompareConfig) -> list[int]:
+    """Return the seeds of the fine-tunes of a mask that needed no search."""
+    return [config.seed + number for number in range(config.finetune_seeds or config.seeds)]
 
 
 def wanted(config: CompareConfig) -> tuple[str, ...]:
@@ -188,26 +194,43 @@ def _cell_accuracy(bench: Bench, directory: Path) -> float:
     return accuracy
 
 
-def plan_cells(bench: Bench, candidates: Sequence[Candidate], seeds: Sequence[int]) -> list[Cell]:
+def plan_cells(bench: Bench, candidates: Sequence[Candidate], config: CompareConfig) -> list[Cell]:
     """Return the fine-tunes of stage 2, chosen by search accuracy.
 
     Eight rows and the dense control: the agent; L1 and random at its widths; the two searches
     among the baselines that are best on average; L1 uniform; Taylor per MAC; the best
     other heuristic. A method that searched is fine-tuned with the seed of its search, a
-    deterministic one with every seed.
+    deterministic one with every seed. With ``finetune_seeds`` the best mask of each is, with every
+    one; L1 and random at the widths of the agent's best.
     """
+    seeds = finetune_seeds_of(config)
     searched = [item for item in candidates if item.name in _searched(candidates)]
     others = [item for item in candidates if item.name in (*heuristics(), *TORCH_PRUNING)]
     fixed = [item for item in others if item.name in ALWAYS]
     rest = [item for item in others if item.name not in ALWAYS]
     if rest:
         fixed.append(max(rest, key=lambda item: item.search_accuracy))
+    if config.finetune_seeds is not None:
+        fixed, searched = [*_best_masks(searched), *fixed], []
     pairs: list[tuple[Candidate | None, int]] = [(item, item.seed) for item in searched]
     pairs += [(item, seed) for item in [*fixed, None] for seed in seeds]
     return [
         Cell(candidate=item, seed=seed, digest=_cell_digest(bench, item, seed))
         for item, seed in pairs
     ]
+
+
+def _best_masks(searched: Sequence[Candidate]) -> list[Candidate]:
+    """Return a mask of each method that searched: its best one; controls go with the agent's."""
+    chosen = choose(searched)
+    best: dict[str, Candidate] = {}
+    for item in searched:
+        of_agent = is_agent(item.name) or item.name.endswith(CONTROL_SUFFIX)
+        seed = chosen.seed if of_agent else item.seed
+        known = best.get(item.name)
+        if item.seed == seed and (known is None or item.search_accuracy > known.search_accuracy):
+            best[item.name] = item
+    return list(best.values())
 
 
 def _searched(candidates: Sequence[Candidate]) -> set[str]:
@@ -261,7 +284,7 @@ def make_plan(bench: Bench, config: CompareConfig) -> Plan:
         bench.time_training(PLAN_IMAGES)
         per_image = (time.monotonic() - started) / min(PLAN_IMAGES, num_images)
     searches = (1 + len([n for n in wanted(config) if n in (*SEARCHES, SAMPLER)])) * config.seeds
-    finetunes = 9 * config.seeds * bool(bench.recipe().epochs)
+    finetunes = 9 * len(finetune_seeds_of(config)) * bool(bench.recipe().epochs)
     return Plan(
         searches=searches,
         search_seconds=searches * config.networks * evaluator.seconds,

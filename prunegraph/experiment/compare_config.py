@@ -25,11 +25,14 @@ class MethodOptions:
         methods: all; heuristics (those that need no search); torch_pruning (its own pruners, if it
             is installed; not part of all); or names of baselines.
         seeds: search and fine-tuning seeds.
+        finetune_seeds: if given, each method's best mask on the search split is fine-tuned with so
+            many seeds, the same for all; default: the mask of each search with the search's seed.
         out: run folder; default: runs/compare-ARCH-DATASET-KEEP. The same command resumes.
     """
 
     methods: tuple[str, ...] = ("all",)
     seeds: int = 3
+    finetune_seeds: int | None = None
     out: Path | None = None
 
 
@@ -45,6 +48,7 @@ class CompareConfig(MethodOptions, SearchOptions, PruningOptions, NetworkConfig)
         SearchOptions.check(self)
         check_wall(self.self_competition, self.round_to)
         check_at_least("seeds", self.seeds, 1)
+        check_at_least("finetune_seeds", self.finetune_seeds, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

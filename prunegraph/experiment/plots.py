@@ -28,6 +28,7 @@ from prunegraph.experiment.verdict import (
     DENSE,
     SAMPLER,
     MethodRow,
+    column,
     is_agent,
     is_baseline,
     mean_by_name,
@@ -268,8 +269,8 @@ def _fillings(rows: Sequence[MethodRow]) -> str:
 def _pareto_text(rows: Sequence[MethodRow], dense: Mapping[str, Any]) -> str:
     words = [f"Scatter plot. Dense: all multiply-adds, {percent(dense['test_accuracy'])}"]
     for name, own in by_method(rows)[:5]:
-        macs = np.mean([row.macs for row in own]) / dense["macs"]
-        accuracy = np.mean([row.test_accuracy_recalibrated for row in own])
+        macs = np.mean(column(own, "macs")) / dense["macs"]
+        accuracy = np.mean(column(own, "test_accuracy_recalibrated"))
         words.append(
             f"{name}: {percent(float(macs))} of the multiply-adds, {percent(float(accuracy))}"
         )
@@ -290,8 +291,7 @@ def _methods(findings: Findings) -> Plot | None:
         axes.plot(100 * accuracy, 0, **mark(DENSE, filled))
     for place, (name, rows) in enumerate(groups, start=1):
         for metric, filled in (("recalibrated", False), ("finetuned", True)):
-            values = [getattr(row, f"test_accuracy_{metric}") for row in rows]
-            known = [100 * value for value in values if value is not None]
+            known = [100 * value for value in column(rows, f"test_accuracy_{metric}")]
             if known:
                 spread = np.std(known, ddof=1) if len(known) > 1 else None
                 axes.errorbar(np.mean(known), place, xerr=spread, **mark(_kind(name), filled))

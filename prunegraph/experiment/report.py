@@ -15,7 +15,7 @@ from rich.table import Table
 
 from prunegraph.errors import ArtefactError
 from prunegraph.experiment.folder import REPORT_FILE, RunFolder
-from prunegraph.experiment.verdict import MethodRow, Metric, is_agent
+from prunegraph.experiment.verdict import MethodRow, Metric, column, is_agent
 from prunegraph.files import write_json
 from prunegraph.reading import checked, read_json
 from prunegraph.types import Budget, Cost
@@ -322,20 +322,21 @@ def method_cells(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return the rows of that table: the dense network, then methods by search accuracy."""
     dense = Cost(macs=content["dense"]["macs"], params=content["dense"]["params"])
     accuracies = (content["dense"][f"test_accuracy{end}"] for end in ("", "_finetuned"))
-    shown = [spread([accuracy]) for accuracy in accuracies]
+    shown = ["" if accuracy is None else spread([accuracy]) for accuracy in accuracies]
     table = [("dense", *_costs(dense.macs, dense.params, dense), "", *shown, "", "")]
     for name, rows in by_method(read_rows(content)):
-        label = name if len(rows) == 1 else f"{name} (x{len(rows)})"
+        seeds = {row.seed for row in rows}
+        tuned = {row.seed for row in rows if row.test_accuracy_finetuned is not None}
         cells = (
-            spread([row.search_accuracy for row in rows]),
-            spread([row.test_accuracy_recalibrated for row in rows]),
-            spread([row.test_accuracy_finetuned for row in rows]),
-            str(round(float(np.mean([row.networks_evaluated for row in rows])))),
-            _minutes([row.seconds for row in rows]),
+            spread(column(rows, "search_accuracy")),
+            spread(column(rows, "test_accuracy_recalibrated")),
+            spread(column(rows, "test_accuracy_finetuned"))
+            + (f" ({len(tuned)} of {len(seeds)})" if 0 < len(tuned) < len(seeds) else ""),
+            str(round(float(np.mean(column(rows, "networks_evaluated"))))),
+            _minutes(column(rows, "seconds")),
         )
-        macs, params = (
-            round(float(np.mean([getattr(row, kind) for row in rows]))) for kind in COSTS
-        )
+        macs, params = (round(float(np.mean(column(rows, kind)))) for kind in COSTS)
+        label = name if len(seeds) == 1 else f"{name} (x{len(seeds)})"
         table.append((label, *_costs(macs, params, dense), *cells))
     return table
 
@@ -354,7 +355,7 @@ def by_method(rows: Sequence[MethodRow]) -> list[tuple[str, list[MethodRow]]]:
             groups.setdefault(row.name, []).append(row)
     return sorted(
         groups.items(),
-        key=lambda item: (-float(np.mean([row.search_accuracy for row in item[1]])), item[0]),
+        key=lambda item: (-float(np.mean(column(item[1], "search_accuracy"))), item[0]),
     )
 
 
@@ -370,17 +371,15 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def _minutes(seconds: Sequence[float | None]) -> str:
+def _minutes(seconds: Sequence[float]) -> str:
     """Return the mean time in minutes."""
-    known = [value for value in seconds if value is not None]
-    return f"{np.mean(known) / 60:.1f}" if known else ""
+    return f"{np.mean(seconds) / 60:.1f}" if seconds else ""
 
 
-def spread(values: Sequence[float | None]) -> str:
-    """Return the mean in percent, with the standard deviation; how many values, if some lack."""
-    known = [100 * value for value in values if value is not None]
-    if not known:
+def spread(values: Sequence[float]) -> str:
+    """Return the mean in percent, with the standard deviation of several."""
+    shares = [100 * value for value in values]
+    if not shares:
         return ""
-    spread = "" if len(known) == 1 else f" ± {np.std(known, ddof=1):.2f}"
-    count = "" if len(known) == len(values) else f" ({len(known)} of {len(values)})"
-    return f"{np.mean(known):.2f}{spread}{count}"
+    deviation = "" if len(shares) == 1 else f" ± {np.std(shares, ddof=1):.2f}"
+    return f"{np.mean(shares):.2f}{deviation}"

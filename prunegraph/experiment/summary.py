@@ -40,7 +40,7 @@ from prunegraph.experiment.report import (
     read_rows,
     spread,
 )
-from prunegraph.experiment.verdict import DENSE, best_baseline, is_agent, is_baseline
+from prunegraph.experiment.verdict import DENSE, best_baseline, column, is_agent, is_baseline
 from prunegraph.files import write_json, write_text
 
 MARKDOWN_FILE = "summary.md"
@@ -52,6 +52,9 @@ METRICS = {
     "test_accuracy_finetuned": "Test split, fine-tuned",
 }
 """The accuracies of a row, and what a table of them is called."""
+
+AVERAGES = (*COSTS, "networks_evaluated")
+"""Of these a summary holds the mean over searches."""
 
 NUM_RIVALS = 3
 """Baselines that are drawn beside the agent."""
@@ -83,12 +86,9 @@ def _entry(member: RunFolder) -> dict[str, Any]:
         "best_baseline_finetuned": best_baseline(tuned),
         "methods": {
             name: {
-                **{metric: [getattr(row, metric) for row in own] for metric in METRICS},
-                **{
-                    kind: float(np.mean([getattr(row, kind) for row in own]))
-                    for kind in (*COSTS, "networks_evaluated")
-                },
-                "seconds": [row.seconds for row in own],
+                **{metric: column(own, metric) for metric in METRICS},
+                **{kind: float(np.mean(column(own, kind))) for kind in AVERAGES},
+                "seconds": column(own, "seconds"),
             }
             for name, own in by_method(rows)
         },
@@ -235,8 +235,8 @@ def _draw(entries: Sequence[Mapping[str, Any]]) -> Plot:
         points.sort(key=lambda point: point[0])
         axes.plot([], [], color=colour, label=name)
         for metric, line in (("recalibrated", ":"), ("finetuned", "-")):
-            column = [e["methods"][name][f"test_accuracy_{metric}"] for _, e in points]
-            known = [[100 * value for value in values if value is not None] for values in column]
+            found = [e["methods"][name][f"test_accuracy_{metric}"] for _, e in points]
+            known = [[100 * value for value in values] for values in found]
             if not all(known):
                 continue
             axes.errorbar(

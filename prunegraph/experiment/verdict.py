@@ -97,14 +97,23 @@ def is_baseline(name: str) -> bool:
     return not is_agent(name) and not is_control(name)
 
 
-def mean_by_name(rows: Sequence[MethodRow], metric: str) -> dict[str, float]:
-    """Return each method's mean of a column over its rows that have it."""
-    values: dict[str, list[float]] = {}
+def column(rows: Sequence[MethodRow], name: str) -> list[float]:
+    """Return a method's known values of a column, one a search or, fine-tuned ones, one a row.
+
+    A mask that was fine-tuned with several seeds has a row of each, the same but for the fine-tune.
+    """
+    tuned = name == "test_accuracy_finetuned"
+    values = {number if tuned else row.seed: getattr(row, name) for number, row in enumerate(rows)}
+    return [value for value in values.values() if value is not None]
+
+
+def mean_by_name(rows: Sequence[MethodRow], name: str) -> dict[str, float]:
+    """Return each method's mean of a column, of those that have one."""
+    methods: dict[str, list[MethodRow]] = {}
     for row in rows:
-        value = getattr(row, metric)
-        if value is not None:
-            values.setdefault(row.name, []).append(value)
-    return {name: float(np.mean(column)) for name, column in values.items()}
+        methods.setdefault(row.name, []).append(row)
+    columns = {method: column(own, name) for method, own in methods.items()}
+    return {method: float(np.mean(values)) for method, values in columns.items() if values}
 
 
 def best_baseline(rows: Sequence[MethodRow]) -> str | None:
@@ -155,6 +164,8 @@ def judge(
     if len(differences) < MIN_SEEDS:
         count = len(differences)
         return None, f"no verdict: {count} seed(s), a verdict needs at least {MIN_SEEDS}"
+    own = [row for row in measured if row.name == agent[0]]
+    one = len({row.digest for row in own}) == 1 < len(own)
     mean = float(differences.mean())
     error = float(differences.std(ddof=1) / math.sqrt(len(differences)))
     chance = float(mean <= 0)
@@ -162,7 +173,8 @@ def judge(
         chance = float(ttest_1samp(differences, 0.0, alternative="greater").pvalue)
     reason = (
         f"{agent[0]} minus {best} (best baseline on the search split): "
-        f"{100 * mean:+.2f} points of {metric} over {len(differences)} seeds, "
+        f"{100 * mean:+.2f} points of {metric} over {len(differences)} "
+        f"{'fine-tunes of one mask each' if one else 'seeds'}, "
         f"two standard errors {200 * error:.2f}, p = {chance:.3f}"
     )
     if repaired is not None and repaired > MAX_REPAIRED:

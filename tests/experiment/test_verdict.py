@@ -4,6 +4,7 @@ import pytest
 
 from prunegraph.experiment.verdict import (
     MethodRow,
+    column,
     judge,
     mean_by_name,
     proxy_correlation,
@@ -93,6 +94,29 @@ def test_finetuned_rows_are_paired_by_the_seed_of_the_finetune() -> None:
 
 def test_no_rows_no_verdict() -> None:
     assert judge([], RECALIBRATED)[0] is None
+
+
+def test_a_mask_of_several_finetunes_counts_once_before_them() -> None:
+    tuned = [
+        dataclasses.replace(row("a", 0, 0.5, 0.4, value), finetune_seed=seed)
+        for seed, value in enumerate((0.7, 0.8, 0.9))
+    ]
+    table = [*tuned, row("a", 1, 0.9, 0.8)]
+    assert column(table, "search_accuracy") == [0.5, 0.9]
+    assert column(table, "test_accuracy_finetuned") == [0.7, 0.8, 0.9]
+    assert mean_by_name(table, "test_accuracy_recalibrated") == pytest.approx({"a": 0.6})
+
+
+def test_a_verdict_on_one_mask_each_says_so() -> None:
+    gains = (0.02, 0.021, 0.019, 0.02, 0.02)
+    table = [
+        dataclasses.replace(row(name, 2, 0.9, 0.9, 0.8 + gain * (name == "agent")), finetune_seed=f)
+        for f, gain in enumerate(gains)
+        for name in ("agent", "cem")
+    ]
+    verdict, reason = judge([*table, row("agent", 0, 0.5, 0.5)], "test_accuracy_finetuned")
+    assert verdict == "LEARNED"
+    assert "+2.00 points of test_accuracy_finetuned over 5 fine-tunes of one mask each" in reason
 
 
 def test_mean_by_name_skips_what_was_not_measured() -> None:

@@ -146,3 +146,23 @@ def test_a_run_goes_on_elsewhere_without_the_weights_of_its_finished_cells(
     assert timeless(json.loads((moved / "report.json").read_text())) == timeless(content)
     assert main(["verify", str(moved), "--threads", "1"]) == 0
     assert f"{cell} (no weights)" in capsys.readouterr().out
+
+
+def test_the_best_mask_of_each_method_is_finetuned_with_more_seeds(
+    words: list[str], tmp_path: Path
+) -> None:
+    alone = [*words, "--methods", "cem", "l1/uniform", "--finetune-seeds", "3"]
+    assert main([*alone, "--out", str(tmp_path / "run")]) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    tuned: dict[str, list[tuple[int, int]]] = {}
+    for row in report["methods"]:
+        if row["test_accuracy_finetuned"] is not None and row["name"] != "dense":
+            tuned.setdefault(row["name"], []).append((row["seed"], row["finetune_seed"]))
+    best = report["pruned"]["seed"]
+    for name in ("agent/best", "l1/at_widths", "random/at_widths"):
+        assert tuned[name] == [(best, 0), (best, 1), (best, 2)]
+    assert all(len(pairs) == len({*pairs}) == 3 for pairs in tuned.values())
+    assert {"cem", "l1/uniform"} < {*tuned}
+    assert "3 fine-tunes of one mask each" in report["verdict_reason"]
+    assert "2 seed(s)" in report["stage_one_verdict"][1]
+    assert main(["verify", str(tmp_path / "run"), "--threads", "1"]) == 0
