@@ -159,7 +159,7 @@ class ChannelPruningPolicy(ActorCriticPolicy):
             context, mask = (x.repeat_interleave(copies, dim=0) for x in (context, mask))
         threshold = self._thresholds(batch, scores, context)  # [V]
         if self.constraint == "bias":
-            threshold = self._follow_scores(batch, scores, threshold)
+            threshold = self._follow_scores(batch, scores, threshold, context)
         logits = (scores - threshold[:, None]) / self.temperature
         distribution = MaskedBernoulli().proba_distribution(logits[batch.variant_of], mask)
         return Decision(distribution, values)
@@ -212,7 +212,9 @@ class ChannelPruningPolicy(ActorCriticPolicy):
             spread[row, : len(group_of)] = noise[row, group_of]
         return spread
 
-    def _follow_scores(self, batch: _Batch, scores: Tensor, threshold: Tensor) -> Tensor:
+    def _follow_scores(
+        self, batch: _Batch, scores: Tensor, threshold: Tensor, context: Tensor
+    ) -> Tensor:
         """Return the same thresholds with the gradient of their solution.
 
         Implicit differentiation of "the expected cost stays": the threshold moves by the mean of
@@ -222,8 +224,12 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         """
         probabilities = torch.sigmoid((scores.detach() - threshold[:, None]) / self.temperature)
         costs = torch.zeros_like(scores)
-        for position, row in enumerate(batch.variants):
-            marginal = self._topology(batch.graphs[batch.graph_of[row]][0]).marginal_costs
+        ids = [batch.graphs[batch.graph_of[row]][0] for row in batch.variants]
+        limits, keep = self.limits(ids, context[batch.variants]), probabilities.cpu().double()
+        for position, graph_id in enumerate(ids):
+            topology = self._topology(graph_id)
+            expected = keep[position, : topology.num_channels].numpy()
+            marginal = topology.binding_costs(expected, limits[position])
             costs[position, : len(marginal)] = marginal.to(scores)
         weights = costs * probabilities * (1.0 - probabilities) + 1e-12 * (costs > 0)
         weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-30)

@@ -45,10 +45,23 @@ class Topology:
 
     @cached_property
     def marginal_costs(self) -> torch.Tensor:
-        """``[N]`` MACs that a class adds (params where no op has MACs); 0 where frozen."""
-        macs, params = self.graph.class_costs()
-        costs = np.where(self.graph.free, macs if macs.any() else params, 0.0)
+        """``[2, N]`` MACs and params that a class adds to the dense network; 0 where frozen."""
+        costs = np.where(self.graph.free, np.stack(self.graph.class_costs()), 0.0)
         return torch.from_numpy(costs.astype(np.float32))
+
+    def binding_costs(self, probabilities: Float64Array, limits: Float64Array) -> torch.Tensor:
+        """Return the ``[N]`` costs of the kind, MACs or params, whose limit is nearest.
+
+        Args:
+            probabilities: ``[N]`` keep probabilities.
+            limits: ``[2]`` the most MACs and params that may remain (infinite = no limit).
+        """
+        kind = int(np.isfinite(limits).argmax())
+        if np.isfinite(limits).all():
+            kind = int(
+                expected_cost_ratios(self.graph, probabilities[None], limits[None])[0].argmax()
+            )
+        return self.marginal_costs[kind]
 
 
 def with_features(data: Data, features: torch.Tensor) -> Data:
@@ -59,7 +72,18 @@ def with_features(data: Data, features: torch.Tensor) -> Data:
 def expected_cost_ratio(
     graph: StructureGraph, probabilities: Float64Array, limits: Float64Array
 ) -> Float64Array:
-    """Return the expected cost over what may remain, of the tightest budget.
+    """Return the expected cost over what may remain ``[B]``, of the tightest limit.
+
+    Arguments as of ``expected_cost_ratios``; 1 = the budget is met exactly.
+    """
+    ratios: Float64Array = expected_cost_ratios(graph, probabilities, limits).max(axis=1)
+    return ratios
+
+
+def expected_cost_ratios(
+    graph: StructureGraph, probabilities: Float64Array, limits: Float64Array
+) -> Float64Array:
+    """Return the expected MACs and params over what may remain.
 
     The multilinear extension of the cost: widths are replaced by sums of keep probabilities.
 
@@ -69,14 +93,14 @@ def expected_cost_ratio(
         limits: ``[B, 2]`` the most MACs and params that may remain (infinite = no limit).
 
     Returns:
-        ``[B]`` ratios; 1 = the budget is met exactly.
+        ``[B, 2]`` ratios.
     """
     model = graph.cost_model
     sizes = np.asarray(model.axis_counts @ probabilities.T)  # [A, B]
     sizes = np.vstack([sizes, np.ones((1, len(probabilities)))])
     products = model.coefficient[:, None] * sizes[model.term_axes].prod(axis=1)  # [T, B]
     totals = np.stack([products[model.kind == kind].sum(axis=0) for kind in (0, 1)], axis=1)
-    ratios: Float64Array = (totals / limits).max(axis=1)
+    ratios: Float64Array = totals / limits
     return ratios
 
 

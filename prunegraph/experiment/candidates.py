@@ -1,6 +1,6 @@
 """The masks that methods chose, kept on disk so that an interrupted run need not choose again."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,25 @@ def write_masks(path: Path, masks: Sequence[KeepMask]) -> None:
     write_json(path, {"num_classes": int(masks[0].keep.size), "masks": bits})
 
 
-def read_masks(path: Path, graph: StructureGraph) -> dict[str, KeepMask]:
+class Masks(dict[str, KeepMask]):
+    """Masks by digest, read from a file that is named where one is missing.
+
+    Args:
+        path: the file.
+        masks: what it holds.
+    """
+
+    def __init__(self, path: Path, masks: Mapping[str, KeepMask]) -> None:
+        super().__init__(masks)
+        self._path = path
+
+    def __missing__(self, digest: str) -> KeepMask:
+        """Raise ArtefactError."""
+        msg = f"{self._path} lacks the mask {digest}: restore it"
+        raise ArtefactError(msg)
+
+
+def read_masks(path: Path, graph: StructureGraph) -> Masks:
     """Read what ``write_masks`` wrote, each mask checked against its digest.
 
     Raises:
@@ -117,7 +135,7 @@ def read_masks(path: Path, graph: StructureGraph) -> dict[str, KeepMask]:
         if mask.digest() != digest:
             msg = f"{path}: the mask named {digest} has digest {mask.digest()}: it was changed"
             raise ArtefactError(msg)
-    return masks
+    return Masks(path, masks)
 
 
 def _mask(bits: str, graph: StructureGraph, path: Path) -> KeepMask:

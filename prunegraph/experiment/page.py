@@ -104,10 +104,8 @@ def read_findings(folder: RunFolder, graph: StructureGraph) -> Findings:
     digests = [row.digest for row in read_rows(content) if row.name != DENSE]
     if content["pruned"] is not None:
         digests.append(content["pruned"]["mask_digest"])
-    missing = [digest for digest in digests if digest not in masks]
-    if missing:
-        msg = f"{folder.file(MASKS_FILE)} lacks the mask {missing[0]}: restore it"
-        raise ArtefactError(msg)
+    for digest in digests:
+        masks[digest]  # raises if it is not there
     path = folder.file(HISTORY_FILE)
     history = checked(read_json(path), HISTORY, str(path)) if path.is_file() else {}
     for run, figures in history.items():

@@ -210,7 +210,7 @@ def _check_member(
         for number, row in enumerate(rows, start=1):
             checks += judge_of.row(row)
             report(number, row.name)
-    mask = judge_of.mask(content["pruned"]["mask_digest"])
+    mask = masks[content["pruned"]["mask_digest"]]
     checks += _check_summary(content, rows, bench.target.graph, mask, member)
     checks += _check_agreement(content, bench, masks)
     prefix = "" if member is folder else f"{member.path.name}: "
@@ -301,7 +301,7 @@ class _Judge:
     def row(self, row: MethodRow) -> list[Check]:
         """Return the checks of one row."""
         graph = self._bench.target.graph
-        mask = graph.dense_mask() if row.name == DENSE else self.mask(row.digest)
+        mask = graph.dense_mask() if row.name == DENSE else self._masks[row.digest]
         where = f"methods[{row.name}, seed {row.seed}]"
         cost = graph.cost(mask)
         search, test = self._measure(row.name == DENSE, mask)
@@ -336,13 +336,6 @@ class _Judge:
                 self._accuracy(name, row.test_accuracy_finetuned, found, "test", MAX_WRONG_SHARE),
             ]
         return checks
-
-    def mask(self, digest: str) -> KeepMask:
-        """Return the mask that a report names."""
-        if digest not in self._masks:
-            msg = f"{self._member.file(MASKS_FILE)} lacks the mask {digest}: restore it"
-            raise ArtefactError(msg)
-        return self._masks[digest]
 
     def _measure(self, dense: bool, mask: KeepMask) -> tuple[float, float]:
         bench = self._bench

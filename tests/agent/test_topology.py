@@ -79,3 +79,18 @@ def test_join_of_one_is_itself() -> None:
     for name in ("x", "op_x", "edge_index", "edge_attr", "group_of"):
         assert torch.equal(joined[name], data[name]), name
     assert (joined.channel_graph == 0).all()
+
+
+def test_the_costs_are_those_of_the_nearest_limit() -> None:
+    graph = toy_graph((8, 8, 4), (16, 4, 4, 1))
+    topology, half = Topology.of(graph), np.full(graph.num_classes, 0.5)
+    macs, params = topology.marginal_costs
+    dense = graph.dense_cost
+    assert not torch.equal(macs / dense.macs, params / dense.params)
+    for limits, expected in (
+        ((0.5 * dense.macs, np.inf), macs),
+        ((np.inf, 0.5 * dense.params), params),
+        ((0.1 * dense.macs, 0.9 * dense.params), macs),
+        ((0.9 * dense.macs, 0.1 * dense.params), params),
+    ):
+        assert torch.equal(topology.binding_costs(half, np.array(limits)), expected)
