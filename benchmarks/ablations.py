@@ -71,6 +71,13 @@ VARIANTS = {
     "no_group_noise": Variant(what="independent bits alone explore", ppo=NO_NOISE),
     "from_scratch": Variant(what="scores start from 0, not from Taylor", network={"prior": None}),
     "no_edges": Variant(what="no messages along the graph", network={"use_edges": False}),
+    "shuffled_edges": Variant(
+        what="messages arrive at the wrong nodes", network={"shuffle_edges": True}
+    ),
+    "one_layer": Variant(what="one round of messages, not two", network={"layers": 1}),
+    "four_layers": Variant(what="four rounds of messages", network={"layers": 4}),
+    "refine_1": Variant(what="a second step decides anew", options={"refinements": 1}),
+    "refine_3": Variant(what="three more steps decide anew", options={"refinements": 3}),
     "group_by_group": Variant(what="one step a group", options={"granularity": "group"}),
     "lagrangian": Variant(
         what="a multiplier instead of the threshold", options={"constraint": "lagrangian"}
@@ -80,6 +87,12 @@ VARIANTS = {
     "greedy": Variant(what="competes with its likeliest", options={"self_competition": "greedy"}),
     "accuracy": Variant(what="does not compete", options={"self_competition": "accuracy"}),
     "loss": Variant(what="minus the cross-entropy counts", options={"metric": "loss"}),
+    "kl": Variant(what="minus the divergence from dense counts", options={"metric": "kl"}),
+    "all_images": Variant(
+        what="scores on all search images, the same in each update", options={"subset": 1_000_000}
+    ),
+    "entropy": Variant(what="entropy is paid for", ppo={"entropy_coefficient": 0.01}),
+    "one_epoch": Variant(what="one pass over an update's episodes", ppo={"epochs": 1}),
     "floor": Variant(what="losing rewards end at -1", reward={"floor": -1.0}),
     "joint_clip": Variant(what="the whole action's ratio is clipped", ppo={"clip": "joint"}),
     "large_updates": Variant(what="32 networks an update", options={"update_size": 32}),

@@ -19,6 +19,7 @@ from torch_geometric.data import Data
 from prunegraph.agent.network import PruningNetwork
 from prunegraph.agent.saving import TrainedPolicy
 from prunegraph.agent.topology import Topology, join, solve_threshold, with_features
+from prunegraph.graph.features import LAST_NAMES
 from prunegraph.graph.structure import StructureGraph
 from prunegraph.types import Budget, FloatArray
 
@@ -32,9 +33,10 @@ ADAPTING_RATE = 3e-4
 FEATURE_NOISE = 0.3
 """Deviation of the noise on the features, which are standardised."""
 
-HIDDEN = ("sensitivity",)
-"""Features that taught policies do not read: this one takes a run of a network for each group, and
-policies that read it were no better on networks that they had not seen (docs/results.md)."""
+HIDDEN = ("sensitivity", *LAST_NAMES)
+"""Features that taught policies do not read: the first takes a run of a network for each group, and
+policies that read it were no better on networks that they had not seen (docs/results.md); the
+others belong to episodes that refine."""
 
 MOST_CHANNEL_STEPS = 8_000_000
 """Channels of all networks times steps: large networks get fewer steps."""

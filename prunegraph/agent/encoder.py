@@ -58,7 +58,8 @@ class ChannelGraphEncoder(nn.Module):
         layers: rounds of messages; two carry what a channel's operation and the channels at its
             other end hold.
         heads: attention heads.
-        use_edges: False = no messages at all (the ablation).
+        use_edges: False = no messages at all (an ablation).
+        shuffle_edges: messages arrive at the wrong nodes of the right kind (an ablation).
 
     Shapes:
         - data with ``x [N, F]``, ``op_x [M, F_op]``, ``edge_index [2, E]``, ``edge_attr [E, R]``
@@ -75,9 +76,11 @@ class ChannelGraphEncoder(nn.Module):
         layers: int,
         heads: int,
         use_edges: bool = True,
+        shuffle_edges: bool = False,
     ) -> None:
         super().__init__()
         self.use_edges = use_edges
+        self.shuffle_edges = shuffle_edges
         self.channel_input = nn.Linear(num_features, hidden)
         self.op_input = nn.Linear(num_op_features, hidden)
         self.layers = nn.ModuleList(
@@ -97,4 +100,11 @@ class ChannelGraphEncoder(nn.Module):
     def _edges_by_relation(self, data: Data) -> list[Tensor]:
         if not self.use_edges:
             return [data.edge_index[:, :0]] * data.edge_attr.shape[1]
-        return [data.edge_index[:, column > 0] for column in data.edge_attr.T]
+        edges = [data.edge_index[:, column > 0] for column in data.edge_attr.T]
+        return [_shuffled(each) for each in edges] if self.shuffle_edges else edges
+
+
+def _shuffled(edges: Tensor) -> Tensor:
+    """Return edges ``[2, E]`` whose targets have changed places, the same way each time."""
+    order = torch.randperm(edges.shape[1], generator=torch.Generator().manual_seed(0))
+    return torch.stack([edges[0], edges[1, order.to(edges.device)]])

@@ -45,7 +45,8 @@ class NetworkConfig:
         hidden: width H.
         layers: rounds of messages.
         heads: attention heads.
-        use_edges: False = no messages (the ablation).
+        use_edges: False = no messages (an ablation).
+        shuffle_edges: messages arrive at the wrong nodes (an ablation).
     """
 
     feature_names: tuple[str, ...] = FEATURE_NAMES
@@ -58,6 +59,7 @@ class NetworkConfig:
     layers: int = 2
     heads: int = 4
     use_edges: bool = True
+    shuffle_edges: bool = False
 
     def __post_init__(self) -> None:
         if self.prior is not None and self.prior not in self.feature_names:
@@ -106,6 +108,7 @@ class PruningNetwork(nn.Module):
             layers=config.layers,
             heads=config.heads,
             use_edges=config.use_edges,
+            shuffle_edges=config.shuffle_edges,
         )
         actor_context = len(config.actor_columns)
         self.channel_head = _head(2 * hidden + actor_context, hidden)

@@ -137,7 +137,8 @@ class ChannelPPO(PPO):
         if not isinstance(env, SelfCompetitionVecEnv):
             return self.n_steps * self.n_envs
         competes = env.competition.config.self_competition in ("best", "greedy")
-        return env.episodes_per_update + competes * env.cells_per_update
+        run = env.episodes_per_update * env.networks_per_episode
+        return run + competes * env.cells_per_update
 
     def greedy_mask(self, row: Mapping[str, FloatArray], budget: Budget) -> BoolArray:
         """Return the mask that the policy would choose on one observation, offsets included."""
@@ -154,7 +155,7 @@ class ChannelPPO(PPO):
         self.policy.set_training_mode(True)
         observations, actions, returns, values = self._rollout()
         advantages = returns - values if self.config.use_critic else returns
-        advantages = standardise(advantages, self._cells(observations))
+        advantages = standardise(advantages, self._cells(observations, "step_share"))
         ids = observations["graph_id"].reshape(-1).long()
         noise = torch.cat(self.policy.noises) if self.policy.noises else None  # [B, G_max]
         old_bits: Tensor | None = None
@@ -241,8 +242,12 @@ class ChannelPPO(PPO):
     def _imagine(self, observations: dict[str, Tensor]) -> None:
         """Train on episodes that the imagination foretells, on fresh ones at each step.
 
-        The heads and the offsets learn; the encoder, most of the work, learns from run episodes.
+        Of episodes that refine, the first step. The heads and the offsets learn; the encoder, most
+        of the work, learns from run episodes.
         """
+        names = self.policy.network_config.context_names
+        begun = observations["context"][:, names.index("step_share")] > 0
+        observations = {name: value[~begun] for name, value in observations.items()}
         cells = self._cells(observations)
         first = [int(torch.nonzero(cells == cell)[0]) for cell in cells.unique()]
         rows = {name: value[first] for name, value in observations.items()}
@@ -284,10 +289,16 @@ class ChannelPPO(PPO):
         observations = {name: flat(array) for name, array in buffer.observations.items()}  # type: ignore[attr-defined]
         return observations, flat(buffer.actions), flat(buffer.returns), flat(buffer.values)
 
-    def _cells(self, observations: dict[str, Tensor]) -> Tensor:
-        """Return which (network, budget) each row belongs to ``[B]``."""
+    def _cells(self, observations: dict[str, Tensor], *others: str) -> Tensor:
+        """Return which (network, budget) each row belongs to ``[B]``, told apart by ``others`` too.
+
+        Args:
+            observations: of B rows.
+            others: further columns of the context.
+        """
         names = self.policy.network_config.context_names
-        columns = [i for i, name in enumerate(names) if name in ("keep_macs", "keep_params")]
+        kept = ("keep_macs", "keep_params", *others)
+        columns = [i for i, name in enumerate(names) if name in kept]
         keys = torch.cat([observations["graph_id"], observations["context"][:, columns]], dim=1)
         cells: Tensor = torch.unique(keys, dim=0, return_inverse=True)[1]
         return cells

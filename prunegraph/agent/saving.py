@@ -20,6 +20,7 @@ from prunegraph.agent.ppo import ChannelPPO
 from prunegraph.agent.vec_env import SelfCompetitionVecEnv
 from prunegraph.errors import ArtefactError, ConfigError
 from prunegraph.files import write_bytes, write_json
+from prunegraph.graph.features import LAST_NAMES
 from prunegraph.reading import checked, holds_numbers, parse_json, read_json, read_safetensors
 from prunegraph.types import FloatArray
 
@@ -137,7 +138,7 @@ def _check_schema(path: Path, config: NetworkConfig, expected: NetworkConfig) ->
     for name in ("feature_names", "op_feature_names", "relation_names", "context_names"):
         theirs, ours = getattr(config, name), getattr(expected, name)
         if name == "feature_names":  # a policy may read fewer of them
-            ours = tuple(item for item in ours if item in theirs)
+            ours = tuple(item for item in (*ours, *LAST_NAMES) if item in theirs)
         if theirs != ours:
             odd = sorted(set(theirs) ^ set(ours)) or ["the order"]
             msg = (

@@ -37,6 +37,7 @@ class AgentConfig:
         reward: what a pruned network competes with, and how the budget enters (``constraint``).
         episodes_per_update: masks an update; the environments' block.
         per_group: the environments decide group by group.
+        refinements: further steps of an episode, in which the environments decide anew.
         initial_cost_ratio: expected cost over budget at the start of ``constraint="lagrangian"``.
         seed: seed of initial weights and sampling noise.
         device: where the agent's network runs; it is small, the CPU is usually best.
@@ -47,6 +48,7 @@ class AgentConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     episodes_per_update: int = 16
     per_group: bool = False
+    refinements: int = 0
     initial_cost_ratio: float = 1.0
     seed: int = 0
     device: str = "cpu"
@@ -146,7 +148,7 @@ def build_model(venv: VecEnv, graphs: Sequence[StructureGraph], config: AgentCon
     wrapped = SelfCompetitionVecEnv(
         venv, config.reward, episodes_per_update=config.episodes_per_update
     )
-    steps = _steps_per_episode(graphs) if config.per_group else 1
+    steps = _steps_per_episode(graphs) if config.per_group else 1 + config.refinements
     return ChannelPPO(
         wrapped,
         policy_kwargs={

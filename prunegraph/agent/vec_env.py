@@ -73,6 +73,13 @@ class SelfCompetitionVecEnv(VecEnvWrapper):
         return int(min(len(cells), turns))
 
     @property
+    def networks_per_episode(self) -> int:
+        """Pruned networks that an episode runs."""
+        if not self.venv.has_attr("config"):
+            return 1
+        return 1 + int(self.venv.get_attr("config", [0])[0].refinements)
+
+    @property
     def num_networks(self) -> int:
         """Pruned networks run so far."""
         return self._networks_before + int(sum(self.venv.get_attr("networks_evaluated")))
@@ -108,7 +115,7 @@ class SelfCompetitionVecEnv(VecEnvWrapper):
     def step_wait(self) -> VecEnvStepReturn:
         """Return the last step of all environments with rewards and contexts filled in."""
         observation, rewards, dones, infos = self.venv.step_wait()
-        finished = np.flatnonzero(dones)
+        finished = [worker for worker, info in enumerate(infos) if "result" in info]
         for worker in finished:
             self._check_block(infos[worker]["block"])
         results: list[Episode] = [infos[worker]["result"] for worker in finished]

@@ -26,7 +26,7 @@ class LazySource:
     """An ``ImageSource`` that decodes files on demand, as ImageNet networks expect them.
 
     Evaluation resizes the shorter side to ``size / 0.875`` and cuts the centre; augmentation is
-    the random resized crop (area 0.08 to 1, aspect 3/4 to 4/3) and a flip of half the images.
+    the random resized crop (area 0.08 to 1, aspect 3/4 to 4/3) and a flip of half of the images.
 
     Args:
         records: where the images lie.
@@ -35,6 +35,7 @@ class LazySource:
         size: height and width of the loaded images.
         mean: per-channel mean of pixels in [0, 1], subtracted.
         std: per-channel standard deviation, divided by.
+        flip: whether augmentation flips.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class LazySource:
         size: int,
         mean: tuple[float, ...],
         std: tuple[float, ...],
+        flip: bool = True,
     ) -> None:
         self.records = records
         self.labels = labels
@@ -53,6 +55,7 @@ class LazySource:
         self.image_shape = (3, size, size)
         self.mean = mean
         self.std = std
+        self.flip = flip
         self._fingerprint: str | None = None
 
     def load(self, index: Tensor, augment: torch.Generator | None = None) -> Tensor:
@@ -63,7 +66,7 @@ class LazySource:
         if augment is not None:
             # All numbers are drawn here, so that the threads' order changes nothing.
             draws = torch.rand((len(records), DRAWS_PER_IMAGE), generator=augment).tolist()
-            crops = [partial(random_crop, size=height, draws=row) for row in draws]
+            crops = [partial(random_crop, size=height, draws=row, flip=self.flip) for row in draws]
         return normalise(decode_all(records, crops, (height, width)), self.mean, self.std)
 
     def fingerprint(self) -> str:
@@ -102,18 +105,21 @@ def centre_crop(image: Image.Image, shape: tuple[int, int]) -> Image.Image:
     return _resize(image, (left, top, left + box_width, top + box_height), (width, height))
 
 
-def random_crop(image: Image.Image, size: int, draws: Sequence[float]) -> Image.Image:
+def random_crop(
+    image: Image.Image, size: int, draws: Sequence[float], *, flip: bool = True
+) -> Image.Image:
     """Cut a random box and resize it to ``size`` x ``size``; flip half of the images.
 
     Args:
         image: the decoded image.
         size: height and width of the result.
         draws: ``DRAWS_PER_IMAGE`` uniform numbers in [0, 1).
+        flip: whether to flip at all.
     """
     box = _random_box(image.height, image.width, draws)
     result = _resize(image, box, (size, size))
-    flip = draws[-1] < 0.5
-    return result.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else result
+    flipped = flip and draws[-1] < 0.5
+    return result.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else result
 
 
 def _random_box(

@@ -44,6 +44,7 @@ def load_dataset(
     seed: int = 0,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    flip: bool = True,
 ) -> Dataset:
     """Load a data set with its train, search and test split.
 
@@ -60,6 +61,7 @@ def load_dataset(
         seed: fixes that cut. Weights trained on one cut have seen the search images of another.
         mean: per-channel mean to subtract instead of the data set's own.
         std: per-channel standard deviation to divide by instead of the data set's own.
+        flip: augmentation mirrors half of the images; never those of ``digits``.
 
     Returns:
         The data set. ``split.fingerprint()`` names images, normalisation and split.
@@ -79,10 +81,12 @@ def load_dataset(
         source: ImageSource = _in_memory(images, labels, normalisation, num_classes=10, flip=False)
     elif (root := _torchvision_root(name, data_dir)) or data_dir is None:
         images, labels, positions, class_names = read_cifar(name, root)
-        source = _in_memory(images, labels, normalisation, len(class_names), flip=True)
+        source = _in_memory(images, labels, normalisation, len(class_names), flip=flip)
     else:
         records = scan(_find_root(name, data_dir))
-        source, positions, class_names = _from_records(name, records, image_size, normalisation)
+        source, positions, class_names = _from_records(
+            name, records, image_size, normalisation, flip=flip
+        )
     return assemble(
         name,
         source,
@@ -144,7 +148,12 @@ def _find_root(name: str, data_dir: Path) -> Path:
 
 
 def _from_records(
-    name: str, records: list[Record], image_size: int | None, normalisation: Normalisation
+    name: str,
+    records: list[Record],
+    image_size: int | None,
+    normalisation: Normalisation,
+    *,
+    flip: bool,
 ) -> tuple[ImageSource, dict[str, Tensor], tuple[str, ...]]:
     """Make a source of an image-folder layout: in memory if small, else decoded on demand."""
     class_names = tuple(sorted({record.class_name for record in records}))
@@ -162,11 +171,17 @@ def _from_records(
     shape = CIFAR_SHAPE if name in NUM_CLASSES else _load_shape(records, image_size)
     if max(shape) <= SMALL_SIDE and len(records) * 3 * math.prod(shape) <= MEMORY_LIMIT:
         images = decode_all(records, [partial(centre_crop, shape=shape)] * len(records), shape)
-        source: ImageSource = _in_memory(images, labels, normalisation, len(class_names), flip=True)
+        source: ImageSource = _in_memory(images, labels, normalisation, len(class_names), flip=flip)
     else:
         mean, std = normalisation
         source = LazySource(
-            records, labels, num_classes=len(class_names), size=min(shape), mean=mean, std=std
+            records,
+            labels,
+            num_classes=len(class_names),
+            size=min(shape),
+            mean=mean,
+            std=std,
+            flip=flip,
         )
     return source, positions, class_names
 

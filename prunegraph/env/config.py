@@ -39,6 +39,9 @@ class EnvConfig:
         repair: flip raw bits in random order until they meet the budget; False = evaluate them
             whatever they cost (the literal CMDP). The form ``"wall"`` has its own way.
         per_group: one step a group in topological order, instead of one for the whole network.
+        refinements: further steps of an episode. Each decides on the whole network again, sees the
+            mask of the step before and what it reached, in the last two node features
+            (``graph.features.LAST_NAMES``), and runs a network of its own.
         subset_size: search images that a mask is scored on; None = all.
         episodes_per_subset: episodes scored on one image subset and against one ledger: a block.
         episodes_per_cell: episodes in a row with the same network and budget, where there are
@@ -54,6 +57,7 @@ class EnvConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     repair: bool = True
     per_group: bool = False
+    refinements: int = 0
     subset_size: int | None = 1500
     episodes_per_subset: int = 16
     episodes_per_cell: int = 4
@@ -69,6 +73,12 @@ class EnvConfig:
             if value is not None and value < 1:
                 msg = f"{name}={value} must be at least 1"
                 raise ConfigError(msg)
+        if self.refinements < 0 or (self.refinements and self.per_group):
+            msg = (
+                f"refinements={self.refinements} must not be negative, and be 0 where episodes go "
+                "group by group"
+            )
+            raise ConfigError(msg)
         if min(self.seed, self.first_episode) < 0:
             msg = f"seed={self.seed} and first_episode={self.first_episode} must not be negative"
             raise ConfigError(msg)

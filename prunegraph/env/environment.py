@@ -33,16 +33,18 @@ Action = npt.NDArray[Any]
 class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
     """Choose which channels of a network stay.
 
-    One step decides on the whole network, or with ``per_group`` on one group. The reward comes with
-    the last step. Action bits outside the action mask are ignored. ``reset(seed=...)`` starts all
-    over, the ledger included. ``reset(options={"greedy": bits})`` gives the policy's own greedy
-    keep bits ``[N_max]`` that the form ``"greedy"`` competes with in this block.
+    One step decides on the whole network, or with ``per_group`` on one group: then the reward comes
+    with the last step. With ``refinements`` further steps decide anew, each with a reward. Action
+    bits outside the action mask are ignored. ``reset(seed=...)`` starts all over, the ledger
+    included. ``reset(options={"greedy": bits})`` gives the policy's own greedy keep bits
+    ``[N_max]`` that the form ``"greedy"`` competes with in this block.
 
-    The last step's ``info`` holds ``raw_cost`` (a ``Cost``), ``raw_cost_ratio`` and ``cost_ratio``
-    (over the budget), ``repaired`` (share of free bits flipped), ``overshoot``, ``violation``,
-    ``reward_terms``, ``outcome``, ``mask_digest``, ``mask_bits`` (see ``rewards.unpack_bits``) and
-    ``result`` (an ``Episode`` for ``SelfCompetition.score``). Every ``info`` holds ``graph_id``,
-    ``cell``, ``budget``, ``block`` (number of the image subset) and ``episode_number``.
+    The ``info`` of a step with a reward holds ``raw_cost`` (a ``Cost``), ``raw_cost_ratio`` and
+    ``cost_ratio`` (over the budget), ``repaired`` (share of free bits flipped), ``overshoot``,
+    ``violation``, ``reward_terms``, ``outcome``, ``mask_digest``, ``mask_bits`` (see
+    ``rewards.unpack_bits``) and ``result`` (an ``Episode`` for ``SelfCompetition.score``). Every
+    ``info`` holds ``graph_id``, ``cell``, ``budget``, ``block`` (number of the image subset) and
+    ``episode_number``.
 
     Args:
         tasks: one or several networks; their position is the graph id.
@@ -78,6 +80,7 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
         self._keep: BoolArray = np.ones(0, dtype=bool)
         self._num_steps = 0  # made in this episode
         self._steps_left = 0
+        self._last: FloatArray | None = None  # [N, 2] what the step before kept and reached
 
     def seek(self, episode: int) -> None:
         """Go on with the episode of this number at the next ``reset``."""
@@ -111,7 +114,10 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
         self._cell = self.cells[index]
         self._keep = np.ones(self._cell.task.graph.num_classes, dtype=bool)
         self._num_steps = 0
-        self._steps_left = len(self._cell.steps) if self.config.per_group else 1
+        self._last = None
+        self._steps_left = 1 + self.config.refinements
+        if self.config.per_group:
+            self._steps_left = len(self._cell.steps)
         if not self.config.external_reward:
             self._prepare_competition((options or {}).get("greedy"))
         return self._observation(), self._identity()
@@ -141,16 +147,19 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
         self._keep[open_classes] = self._read(action)[open_classes]
         self._num_steps += 1
         self._steps_left -= 1
-        if self._steps_left:
+        if self._steps_left and self.config.per_group:
             return self._observation(), 0.0, False, False, self._identity()
         reward, info = self._finish()
-        return self._observation(), reward, True, False, info
+        if self.config.refinements:
+            reached = np.full(len(self._keep), 2.0 * info["outcome"].accuracy - 1.0)
+            self._last = np.stack([2.0 * self._keep - 1.0, reached], axis=1).astype(np.float32)
+        return self._observation(), reward, self._steps_left == 0, False, info
 
     def _finish(self) -> tuple[float, dict[str, Any]]:
-        """Evaluate the bits of the whole network; return the reward and the last ``info``."""
+        """Evaluate the bits of the whole network; return the reward and its ``info``."""
         raw_cost = self._cell.task.graph.cost(self._keep)
         mask, repaired = self._realise(self._keep, self.np_random)
-        self._keep = mask.keep
+        self._keep = mask.keep.copy()
         outcome = self._evaluate(self._cell, mask, self.block)
         result = self._episode(self._cell, mask, outcome, raw_cost)
         reward, terms = 0.0, dict[str, float]()
@@ -228,6 +237,8 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
         cell, num_classes = self._cell, self._cell.task.graph.num_classes
         features = np.zeros((self.num_nodes, cell.features.shape[1]), dtype=np.float32)
         features[:num_classes] = cell.features
+        if self._last is not None:
+            features[:num_classes, -self._last.shape[1] :] = self._last
         node_mask = np.zeros(self.num_nodes, dtype=np.float32)
         node_mask[:num_classes] = 1.0
         action_mask = np.zeros(self.num_nodes, dtype=np.float32)

@@ -13,9 +13,16 @@ from prunegraph.errors import DataError
 from prunegraph.experiment.bench import num_probes
 from prunegraph.experiment.policies import find_policy
 from prunegraph.experiment.search import first_context
-from prunegraph.graph import AttentionUnit, ExampleInputs, StructureGraph, analyse
+from prunegraph.graph import (
+    AttentionUnit,
+    ExampleInputs,
+    StructureGraph,
+    analyse,
+    evaluation_mode,
+)
 from prunegraph.graph.encode import to_pyg
 from prunegraph.graph.features import node_features
+from prunegraph.pruning.evaluation import place_images
 from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.latency import project_budget
 from prunegraph.pruning.statistics import measure, unlabelled_sensitivity
@@ -122,7 +129,15 @@ def prune(
     index = torch.arange(len(source.labels))
     train, search = TrainSplit(source, index), SearchSplit(source, index)
     device = next((item.device for item in model.parameters()), torch.device("cpu"))
-    evaluator = Evaluator(model, graph, search=search, calibration=train, seed=seed, device=device)
+    evaluator = Evaluator(
+        model,
+        graph,
+        search=search,
+        calibration=train,
+        num_calibration=num_images,
+        seed=seed,
+        device=device,
+    )
     statistics = dict(measure(model, graph, train, seed=seed, device=device).arrays)
     names = trained.network.config.feature_names
     if "sensitivity" in names:
@@ -179,9 +194,6 @@ def _gather(
 
 
 def _answers(model: nn.Module, images: Tensor) -> Tensor:
-    training = model.training
-    model.eval()
-    device = next((item.device for item in model.parameters()), images.device)
-    answers: Tensor = model(images.to(device)).argmax(1).cpu()
-    model.train(training)
+    with evaluation_mode(model):
+        answers: Tensor = model(place_images(images, model)).argmax(1).cpu()
     return answers

@@ -18,7 +18,7 @@ from prunegraph.experiment.page import show_finished
 from prunegraph.experiment.policies import find_policy
 from prunegraph.experiment.report import SearchResult
 from prunegraph.experiment.search import policy_mask
-from prunegraph.experiment.setup import load_target
+from prunegraph.experiment.setup import check_trainable, load_target
 from prunegraph.experiment.train import run_name
 from prunegraph.experiment.verdict import AGENT
 
@@ -33,6 +33,7 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
     """Prune with a saved policy, fine-tune, measure; return the report."""
     policy = find_policy(config.policy)
     target = load_target(config, config.budget())
+    check_trainable(target, config)
     name = f"apply-{run_name([target], config.budget())}"
     folder = open_run(config, config.out, name)
     if folder.finished:

@@ -26,11 +26,8 @@ from prunegraph.experiment.comparisons import run_comparisons
 from prunegraph.experiment.config import (
     ApplyConfig,
     CommonConfig,
-    ExportConfig,
-    InspectConfig,
     PretrainConfig,
     TrainConfig,
-    VerifyConfig,
 )
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.export import run_export
@@ -39,6 +36,7 @@ from prunegraph.experiment.options import REGISTRY, from_dict, read_yaml, sugges
 from prunegraph.experiment.pretrain import run_pretrain
 from prunegraph.experiment.ranks import default_threads, help_rank_0, joined, num_ranks, speaks
 from prunegraph.experiment.setup import keep_freed_memory
+from prunegraph.experiment.tools_config import ExportConfig, InspectConfig, VerifyConfig
 from prunegraph.experiment.train import run_train
 from prunegraph.experiment.verify import run_verify
 

@@ -42,7 +42,7 @@ from prunegraph.experiment.folder import RunFolder, open_run
 from prunegraph.experiment.jobs import Jobs, make_workplace
 from prunegraph.experiment.page import show_finished
 from prunegraph.experiment.report import machine
-from prunegraph.experiment.setup import load_target
+from prunegraph.experiment.setup import check_trainable, load_target
 from prunegraph.experiment.train import check_networks, run_name
 from prunegraph.experiment.verdict import (
     CONTROL_SUFFIX,
@@ -105,6 +105,7 @@ def run_compare(config: CompareConfig, console: Console) -> dict[str, Any]:
     check_methods(config.methods)
     target = load_target(config, config.budget())
     check_networks([target], config)
+    check_trainable(target, config)
     folder = open_run(config, config.out, f"compare-{run_name([target], config.budget())}")
     if folder.finished:
         return show_finished(config, [folder], [target.graph], console)

@@ -10,7 +10,7 @@ from prunegraph.experiment.compare import Plan, make_plan, run_compare
 from prunegraph.experiment.compare_config import CompareConfig, ComparisonsConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder, open_run, slug
-from prunegraph.experiment.setup import load_target, resolve_arch
+from prunegraph.experiment.setup import check_trainable, load_target, resolve_arch
 from prunegraph.experiment.summary import summary_table, write_summary
 from prunegraph.experiment.train import budget_name, check_networks
 from prunegraph.models import weights_info
@@ -86,4 +86,5 @@ def look_ahead(part: CompareConfig) -> Plan:
     """
     target = load_target(part, part.budget())
     check_networks([target], part)
+    check_trainable(target, part)
     return make_plan(Bench(target=target, options=part, seed=part.seed), part)

@@ -7,9 +7,7 @@ line overrides; a run folder holds the merged options as ``config.yaml``, which 
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
-
-import tyro
+from typing import ClassVar, Literal
 
 from prunegraph.agent import AgentConfig, PPOConfig
 from prunegraph.errors import ConfigError
@@ -21,7 +19,6 @@ from prunegraph.experiment.checks import (
     check_wall,
 )
 from prunegraph.graph import AttentionUnit
-from prunegraph.models import is_factory
 from prunegraph.rewards.config import Constraint, Metric, RewardConfig, SelfCompetitionForm
 from prunegraph.types import Budget
 
@@ -75,6 +72,8 @@ class DataConfig(CommonConfig):
         search_share: share of the training images that is set aside for the search where the data
             set has no validation folder.
         split_seed: seed of that cut; the same for every command that uses the same weights.
+        no_flip: training images are not mirrored, for digits, letters, left and right (those of
+            dataset digits never are); default: what the weights' JSON names.
     """
 
     dataset: str | None = None
@@ -82,6 +81,7 @@ class DataConfig(CommonConfig):
     image_size: int | None = None
     search_share: float = 0.1
     split_seed: int = 0
+    no_flip: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -209,7 +209,7 @@ class PruningOptions(RecipeOptions, BudgetOptions):
         """Raise ConfigError or BudgetError for a value out of range."""
         self.budget()
         check_at_least("finetune_epochs", self.finetune_epochs, 0)
-        check_at_least("batch_size", self.batch_size, 1)
+        check_at_least("batch_size", self.batch_size, 2)
         check_at_least("calibration_images", self.calibration_images, 1)
         check_at_least("workers", self.workers, 1)
         check_between("distill", self.distill, 0.0, 1.0)
@@ -236,6 +236,8 @@ class SearchOptions:
         metric: what is compared: accuracy_loss takes a quarter of the loss off the accuracy; kl (to
             the dense network) is for weights that have seen the search images.
         granularity: decide on the whole network in one step, or group by group.
+        refinements: further steps of an episode, each of which decides on all channels again and
+            sees what the last mask kept and reached; each runs a network.
         update_size: networks an update of the policy.
         learning_rate: step size of the policy.
         imagined_steps: steps of the policy after each update on masks that were not run but
@@ -258,6 +260,7 @@ class SearchOptions:
     self_competition: SelfCompetitionForm = RewardConfig.self_competition
     metric: Metric = RewardConfig.metric
     granularity: Literal["network", "group"] = "network"
+    refinements: int = 0
     update_size: int = AgentConfig.episodes_per_update
     learning_rate: float = PPOConfig.learning_rate
     imagined_steps: int = 20
@@ -273,7 +276,8 @@ class SearchOptions:
         check_at_least("imagined_steps", self.imagined_steps, 0)
         check_at_least("amortise_steps", self.amortise_steps, 0)
         check_between("amortise_share", self.amortise_share, 0.0, 1.0)
-        check_at_least("update_size", self.update_size, 2)
+        check_at_least("refinements", self.refinements, 0)
+        check_at_least("update_size", self.update_size, 2 * (1 + self.refinements))
         check_at_least("networks", self.networks, self.update_size)
         check_at_least("short_finetune", self.short_finetune, 0)
         check_at_least("subset", self.subset, 1)
@@ -301,7 +305,7 @@ class PretrainConfig(DataConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least("epochs", self.epochs, 1)
-        check_at_least("batch_size", self.batch_size, 1)
+        check_at_least("batch_size", self.batch_size, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,84 +364,3 @@ class ApplyConfig(PruningOptions, NetworkConfig):
         if all(value is None for value in limits.values()):
             limits["keep_macs"] = DEFAULT_KEEP_MACS
         return Budget(**limits, round_to=self.round_to)
-
-
-OF_A_NETWORK = (
-    *("arch", "weights", "dataset", "data_dir", "image_size", "num_classes"),
-    *("attention", "device", "seed"),
-)
-"""Options of ``inspect`` that say which network and how to analyse it, which a run folder knows."""
-
-NOT_OF_INSPECT = ("pretrain_epochs", "search_share", "split_seed")
-"""Options of a network that ``inspect``, which trains nothing and splits nothing, does not take."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class InspectConfig(NetworkConfig):
-    """Print a network's channel groups, sizes and costs, and what is frozen and why.
-
-    Attributes:
-        num_classes: outputs of the network; default: the data set's.
-        run: run folder of ``train`` or ``apply``: show what its pruned network keeps. It names the
-            network itself; only package.module:factory, code that is run, needs --arch too.
-        plot: PNG file to draw the groups and their MACs in.
-    """
-
-    command: ClassVar[str] = "inspect"
-    num_classes: int | None = None
-    run: Path | None = None
-    plot: Path | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_at_least("num_classes", self.num_classes, 1)
-        if self.plot is not None and self.plot.suffix.lower() != ".png":
-            msg = f"plot={self.plot} must be a PNG file: give a name that ends in .png"
-            raise ConfigError(msg)
-        given = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
-        odd = [name for name in NOT_OF_INSPECT if name in given]
-        if odd:
-            msg = f"inspect makes no use of {', '.join(odd)}: drop it"
-            raise ConfigError(msg)
-        named = [name for name in OF_A_NETWORK if name in given]
-        if self.arch is not None and is_factory(self.arch):
-            named.remove("arch")
-        if self.run is not None and named:
-            msg = f"--run names the network itself: drop {', '.join(named)}, or drop run"
-            raise ConfigError(msg)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportConfig(CommonConfig):
-    """Export the pruned network of a run, and check that the file computes the same.
-
-    Attributes:
-        run: run folder of ``train`` or ``apply``.
-        format: onnx; torch-export (a .pt2 program, which needs torch alone); safetensors: the
-            weights, with a recipe beside them that cuts a freshly built network to fit them.
-        out: file to write, a new one with the format's suffix; default: RUN/pruned.onnx,
-            RUN/pruned.pt2, RUN/exported.safetensors (and exported.recipe.json).
-        arch: the network's name, needed if it is package.module:factory: it is code that is run.
-    """
-
-    command: ClassVar[str] = "export"
-    run: Annotated[Path, tyro.conf.Positional]
-    format: Literal["onnx", "torch-export", "safetensors"] = "onnx"
-    out: Path | None = None
-    arch: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class VerifyConfig(CommonConfig):
-    """Rebuild a run from its files and check every figure that it reports.
-
-    Attributes:
-        run: run folder of ``train``, ``apply`` or ``compare``.
-        data_dir: where the data set lies now, if not where the run found it.
-        arch: the names of its networks that are package.module:factory: they are code that is run.
-    """
-
-    command: ClassVar[str] = "verify"
-    run: Annotated[Path, tyro.conf.Positional]
-    data_dir: Path | None = None
-    arch: tuple[str, ...] = ()

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from prunegraph.errors import ArtefactError, ConfigError
-from prunegraph.experiment.config import ExportConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import REPORT_FILE, SUMMARY_FILE, RunFolder
 from prunegraph.experiment.page import pruned_folder
 from prunegraph.experiment.report import read_report
 from prunegraph.experiment.setup import build_dense, check_trusted, resolve_device
+from prunegraph.experiment.tools_config import ExportConfig
 from prunegraph.pruning.artefacts import PrunedInfo, artefact_paths, load_pruned, read_info
 from prunegraph.pruning.export import export, export_recipe
 

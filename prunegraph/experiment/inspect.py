@@ -9,7 +9,6 @@ from rich.table import Table
 from torch import Tensor
 
 from prunegraph.data import load_dataset
-from prunegraph.experiment.config import InspectConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.group_plot import draw_groups
 from prunegraph.experiment.plots import save_figure
@@ -22,6 +21,7 @@ from prunegraph.experiment.setup import (
     resolve_device,
     trained_size,
 )
+from prunegraph.experiment.tools_config import InspectConfig
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.models import build_model, load_weights, weights_info
 from prunegraph.pruning.artefacts import artefact_paths, load_pruned, read_info

@@ -163,6 +163,7 @@ def weights_record(
         extra={
             "search_share": config.search_share,
             "split_seed": config.split_seed,
+            **({"no_flip": True} if config.no_flip else {}),
             **figures,
             **size,
         },

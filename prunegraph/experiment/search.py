@@ -33,6 +33,7 @@ from prunegraph.experiment.policies import find_policy
 from prunegraph.experiment.pool import Pool, PooledEvaluator, SearchEvaluator, num_threads
 from prunegraph.experiment.search_clock import SearchClock
 from prunegraph.graph.encode import to_pyg
+from prunegraph.graph.features import LAST_NAMES
 from prunegraph.rewards import RewardConfig, unpack_bits
 from prunegraph.types import Budget, FloatArray, KeepMask
 
@@ -304,7 +305,8 @@ def _tables(benches: Sequence[Bench], config: AgentConfig, pool: Pool | None) ->
     names = config.network.feature_names
     features = [cache(partial(bench.node_features, names=names)) for bench in benches]
     evaluators: list[list[SearchEvaluator]]
-    if pool is None or config.per_group:  # the steps of an episode come one after another
+    stepwise = config.per_group or config.refinements > 0  # one after another
+    if pool is None or stepwise:
         evaluators = [[bench.evaluator() for bench in benches]]
     else:
         shared = [PooledEvaluator(b.evaluator(), pool, n) for n, b in enumerate(benches)]
@@ -343,14 +345,16 @@ def agent_config(
         floor=SEARCH_FLOOR,
     )
     one_step = options.granularity == "network" and options.constraint == "bias"
+    names = NetworkConfig.feature_names + (LAST_NAMES if options.refinements else ())
     return AgentConfig(
-        network=NetworkConfig() if initial is None else initial.network.config,
+        network=NetworkConfig(feature_names=names) if initial is None else initial.network.config,
         ppo=PPOConfig(
             learning_rate=options.learning_rate, imagined_steps=options.imagined_steps * one_step
         ),
         reward=reward,
-        episodes_per_update=options.update_size,
+        episodes_per_update=options.update_size // (1 + options.refinements),
         per_group=options.granularity == "group",
+        refinements=options.refinements,
         seed=seed,
     )
 
@@ -369,6 +373,7 @@ def env_config(
     return EnvConfig(
         reward=config.reward,
         per_group=config.per_group,
+        refinements=config.refinements,
         subset_size=options.subset or DEFAULT_SUBSET,
         episodes_per_subset=config.episodes_per_update,
         budgets=search_budgets(options, budget),

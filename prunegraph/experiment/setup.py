@@ -1,19 +1,23 @@
 """What every command starts from: the network, its weights, its images, its structure graph."""
 
+import copy
 import ctypes
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from prunegraph.data import load_dataset
 from prunegraph.errors import ArtefactError, ConfigError, ModelError
-from prunegraph.experiment.config import DataConfig, NetworkConfig
+from prunegraph.experiment.config import DataConfig, NetworkConfig, PruningOptions
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.models import WeightsInfo, build_model, is_factory, load_weights, weights_info
 from prunegraph.pruning.artefacts import PrunedInfo
+from prunegraph.pruning.evaluation import place_model
+from prunegraph.pruning.surgery import apply_mask
 from prunegraph.types import Budget, Dataset
 
 DEFAULT_ARCH = "digits_resnet"
@@ -162,6 +166,7 @@ def load_images(config: DataConfig, info: WeightsInfo | None) -> Dataset:
         seed=config.split_seed,
         mean=info.mean if info else None,
         std=info.std if info else None,
+        flip=not (config.no_flip or (info is not None and info.extra.get("no_flip") is True)),
     )
 
 
@@ -225,8 +230,7 @@ def load_target(config: NetworkConfig, budget: Budget | None = None) -> Target:
 
 def place(model: nn.Module, device: torch.device) -> nn.Module:
     """Return a network on a device, in the layout in which all networks are measured."""
-    placed: nn.Module = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave it out
-    return placed.eval()
+    return place_model(model, device).eval()
 
 
 def check_network(arch: str, graph: StructureGraph) -> None:
@@ -248,6 +252,38 @@ def check_outputs(arch: str, model: nn.Module, example_inputs: Tensor, num_class
             f"[images, classes], here [1, {num_classes}]"
         )
         raise ModelError(msg)
+
+
+def check_trainable(target: Target, options: PruningOptions) -> None:
+    """Raise ModelError if the network or a pruned one cannot be trained: before a long search.
+
+    A forward may return more in training mode, or use layers that the analysis, which runs in eval
+    mode, has not seen.
+    """
+    if options.finetune_epochs == 0:
+        return
+    graph = target.graph
+    keep = np.ones(graph.num_classes, dtype=bool)
+    for group in graph.groups:  # every group that can lose a class loses one
+        free = group.classes[graph.free[group.classes]]
+        if free.size and len(group.classes) > group.min_keep:
+            keep[free[-1]] = False
+    pruned = apply_mask(target.model, graph, graph.mask(keep))
+    images = torch.cat([target.example_inputs] * 2)  # batch norm cannot train on one
+    for model, what in ((copy.deepcopy(target.model), ""), (pruned, ", pruned,")):
+        try:
+            with torch.no_grad():
+                outputs = model.train()(images)
+            problem = "" if isinstance(outputs, Tensor) else f"returns {type(outputs).__name__}"
+        except Exception as error:
+            problem = f"fails ({type(error).__name__}: {error})"
+        if problem:
+            msg = (
+                f"{target.arch}{what} {problem} in training mode, in eval mode it does not: give a "
+                "network whose forward is the same in both, without auxiliary outputs, or "
+                "--finetune-epochs 0"
+            )
+            raise ModelError(msg)
 
 
 def _pretrain_epochs(config: NetworkConfig, arch: str, dataset: Dataset) -> int:

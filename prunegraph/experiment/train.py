@@ -23,7 +23,7 @@ from prunegraph.experiment.folder import RunFolder, open_run, slug
 from prunegraph.experiment.jobs import Jobs, load_targets, make_workplace
 from prunegraph.experiment.page import show_finished
 from prunegraph.experiment.search import FINALISTS, agent_config, given_policy, search_budgets
-from prunegraph.experiment.setup import Target
+from prunegraph.experiment.setup import Target, check_trainable
 from prunegraph.experiment.verdict import SAMPLER, verdict_line
 from prunegraph.types import Budget
 
@@ -32,6 +32,8 @@ def run_train(config: TrainConfig, console: Console) -> dict[str, Any]:
     """Do the main job, and return the report of the first network."""
     targets = load_targets(config)
     check_networks(targets, config)
+    for target in targets:
+        check_trainable(target, config)
     folder = open_run(config, config.out, run_name(targets, config.budget()))
     members = member_folders(folder, targets)
     if folder.finished:

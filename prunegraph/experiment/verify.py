@@ -18,7 +18,6 @@ from prunegraph.experiment.config import (
     ApplyConfig,
     NetworkConfig,
     TrainConfig,
-    VerifyConfig,
 )
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.finalise import peak_memory
@@ -35,6 +34,7 @@ from prunegraph.experiment.page import HISTORY_FILE
 from prunegraph.experiment.report import machine, read_report, read_rows
 from prunegraph.experiment.setup import load_target, num_cores
 from prunegraph.experiment.summary import summarise
+from prunegraph.experiment.tools_config import VerifyConfig
 from prunegraph.experiment.train import baseline_names
 from prunegraph.experiment.verdict import (
     DENSE,

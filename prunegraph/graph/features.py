@@ -64,6 +64,10 @@ FEATURE_DOCS: dict[str, str] = {
 
 FEATURE_NAMES: tuple[str, ...] = tuple(FEATURE_DOCS)
 
+LAST_NAMES = ("last_keep", "last_accuracy")
+"""Further features, of episodes that refine: what the step before kept (1 or -1), and, the same for
+every class, what that reached (2 accuracy - 1). Both are 0 in the first step."""
+
 OP_FEATURE_DOCS: dict[str, str] = {
     "macs_share": "log of the op's share of all MACs; standardised over the ops",
     "in_width": "log of the width that it reads; standardised",
@@ -162,7 +166,7 @@ def node_features(
         statistics: measured arrays ``[N]`` (see ``pruning.statistics``); ``"sensitivity"`` may be
             left out.
         budget: used only to choose the unit of ``prior``.
-        names: of the F features, in order.
+        names: of the F features, in order; those of ``LAST_NAMES`` are as in a first step.
 
     Returns:
         ``[N, F]`` float32 in [-5, 5]; equal inputs give equal features.
@@ -183,6 +187,7 @@ def node_features(
     for name in GROUP_STATISTICS:
         columns[f"mean_{name}"] = group_mean(graph, columns[name])
     columns["free"] = np.ones(graph.num_classes)
+    columns |= dict.fromkeys(LAST_NAMES, np.zeros(graph.num_classes))
     return np.stack([_finish(graph, columns[name]) for name in names], axis=1)
 
 

@@ -1,8 +1,10 @@
 """CIFAR ResNets with parameter-free shortcuts (He et al. 2016, arXiv 1512.03385, section 4.2).
 
-State-dict names are those of the public checkpoints (Y. Idelbayev's pytorch_resnet_cifar10):
-``conv1, bn1, layer{1,2,3}.{i}.conv1, bn1, conv2, bn2, fc``.
+State-dict names: ``conv1, bn1, layer{1,2,3}.{i}.conv1, bn1, conv2, bn2, fc``. The public
+checkpoints (Y. Idelbayev's pytorch_resnet_cifar10) differ in one, ``linear`` for ``fc``; both load.
 """
+
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +69,9 @@ class CifarResNet(nn.Module):
         - input: ``[B, in_channels, h, w]``
         - output: ``[B, num_classes]``
     """
+
+    OTHER_NAMES: ClassVar = {"linear.": "fc."}
+    """What public checkpoints call a layer -> what it is called here."""
 
     def __init__(
         self, depth: int, *, width: int = 16, in_channels: int = 3, num_classes: int = 10

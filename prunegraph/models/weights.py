@@ -18,6 +18,7 @@ from prunegraph.reading import FLOATS, checked, holds_numbers, read_json, read_s
 
 TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin")
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # what training scripts put it under
+PREFIXES = ("module.", "_orig_mod.")  # of every name: DataParallel's, torch.compile's
 BN_COUNTER = "num_batches_tracked"
 
 
@@ -45,7 +46,8 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
 
     ``.safetensors`` files and state dicts in ``.pt``, ``.pth``, ``.th`` or ``.bin`` are read; the
     latter by ``torch.load(weights_only=True)``, which runs no code. A ``state_dict`` wrapper and
-    a ``module.`` prefix are taken off; missing BN step counters are no error.
+    the prefixes ``module.`` and ``_orig_mod.`` are taken off; missing BN counters are no error.
+    Names that a network calls otherwise (``OTHER_NAMES``) are its own.
 
     Args:
         model: the network.
@@ -56,6 +58,11 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
     """
     path = Path(path)
     state = _strip_prefix(_read_state(path))
+    for other, own in getattr(model, "OTHER_NAMES", {}).items():
+        state = {
+            own + name.removeprefix(other) if name.startswith(other) else name: value
+            for name, value in state.items()
+        }
     expected = model.state_dict()
     _check_same_network(path, state, expected)
     _check_finite(path, state)
@@ -187,10 +194,12 @@ def _unwrap(path: Path, content: object) -> Mapping[str, Tensor]:
 
 
 def _strip_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take DataParallel's ``module.`` off if every name has it."""
-    if all(name.startswith("module.") for name in state):
-        return {name.removeprefix("module."): value for name, value in state.items()}
-    return dict(state)
+    """Take off what DataParallel and torch.compile put before every name, in either order."""
+    names = dict(state)
+    for prefix in PREFIXES * 2:
+        if all(name.startswith(prefix) for name in names):
+            names = {name.removeprefix(prefix): value for name, value in names.items()}
+    return names
 
 
 def _check_same_network(

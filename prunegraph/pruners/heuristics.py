@@ -81,18 +81,16 @@ def isomorphic(problem: PruningProblem, values: Float64Array) -> Float64Array:
 def isomorphic_parts(graph: StructureGraph) -> IntArray:
     """Return ``[N]`` the number of each class's kind of structure.
 
-    Two groups are of one kind if they are equally wide and touch the same operations in the same
-    order: kind, kernel, stride, grouping, spatial size, which side of it, how wide the other is.
+    Two groups are of one kind if they touch the same kinds of operations in the same order and on
+    the same sides. Sizes do not count: as in the paper it is the topology that must be the same, so
+    that the inner channels of all stages compete.
     """
-    touched: list[list[object]] = [[group.frozen, len(group.classes)] for group in graph.groups]
+    touched: list[list[object]] = [[group.frozen] for group in graph.groups]
     for op in graph.ops:
-        kind = (op.kind, op.kernel_size, op.stride, op.groups, op.depthwise, op.spatial)
-        for side, own, other in (
-            ("writes", op.out_classes, op.in_classes),
-            ("reads", op.in_classes, op.out_classes),
-        ):
-            for group in np.unique(graph.group_of[own]).tolist():
-                touched[group].append((*kind, side, own.size, other.size))
+        kind = (op.kind, op.depthwise, op.groups > 1)
+        for side, classes in (("writes", op.out_classes), ("reads", op.in_classes)):
+            for group in np.unique(graph.group_of[classes]).tolist():
+                touched[group].append((*kind, side))
     kinds = {key: number for number, key in enumerate(dict.fromkeys(map(tuple, touched)))}
     return np.array([kinds[tuple(key)] for key in touched])[graph.group_of]
 

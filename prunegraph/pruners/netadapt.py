@@ -43,8 +43,12 @@ class NetAdapt:
         """Search; the last mask is the result.
 
         Raises:
-            ConfigError: ``max_networks`` does not pay for a single step.
+            ConfigError: ``max_networks`` does not pay for a single step, or the budget limits
+                neither MACs nor parameters, by which the steps are measured.
         """
+        if problem.budget.keep_macs is None and problem.budget.keep_params is None:
+            msg = f"netadapt goes by MACs or parameters, the budget is {problem.budget.as_dict()}"
+            raise ConfigError(msg)
         run, graph = SearchRun(problem), problem.graph
         groups = [group for group in graph.groups if group.frozen is None]
         num_steps = (problem.max_networks - 1) // max(len(groups), 1)  # one is kept for the result

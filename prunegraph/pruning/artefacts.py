@@ -125,8 +125,14 @@ def save_pruned(
         info: how the dense network is made.
 
     Raises:
-        ArtefactError: a file cannot be written.
+        ArtefactError: a file cannot be written, or the example inputs are too large to read back.
     """
+    if math.prod(info.example_shape) > MAX_INPUTS:
+        msg = (
+            f"example inputs of shape {tuple(info.example_shape)} hold more than {MAX_INPUTS:,} "
+            "numbers, and reading the network runs it on such: analyse it on one image"
+        )
+        raise ArtefactError(msg)
     recipe_path, weights_path = artefact_paths(where)
     weights = to_safetensors(state_tensors(unwrap(model)))
     normalisation = None

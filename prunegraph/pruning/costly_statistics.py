@@ -1,6 +1,5 @@
 """Statistics that take longer than a look: measured when a method first asks for them."""
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,8 +9,9 @@ import torch
 from torch import nn
 
 from prunegraph.errors import ModelError
-from prunegraph.graph import StructureGraph, unwrap
+from prunegraph.graph import StructureGraph
 from prunegraph.pruning.map_statistics import average_rank, channel_independence
+from prunegraph.pruning.reads import readable_copy
 from prunegraph.pruning.reconstruction import removal_errors
 from prunegraph.pruning.statistics import fill_unseen
 from prunegraph.pruning.weight_saliency import fisher_saliency
@@ -51,7 +51,7 @@ def measure_costly(
     Raises:
         ModelError: a value is not finite.
     """
-    dense = copy.deepcopy(unwrap(model)).to(device).eval().requires_grad_(False)
+    dense = readable_copy(model, device)
     images = calibration.sample(COSTLY_STATISTICS[name] if num_images is None else num_images, seed)
     measures: Mapping[str, Callable[[nn.Module, StructureGraph, TrainSplit], Float64Array]] = {
         "hrank": average_rank,

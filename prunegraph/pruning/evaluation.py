@@ -102,8 +102,11 @@ def _forward(model: nn.Module, images: Tensor, *, autocast: bool) -> Tensor:
         torch.inference_mode(),
         torch.autocast(inputs.device.type, torch.bfloat16, enabled=autocast),
     ):
-        logits: Tensor = model(inputs)
-        return logits.float()
+        logits = model(inputs)
+    if not isinstance(logits, Tensor):
+        msg = f"the network returns {type(logits).__name__}, not logits [images, classes]"
+        raise ModelError(msg)
+    return logits.float()
 
 
 def _batches(
@@ -118,6 +121,15 @@ def _batches(
 def model_device(model: nn.Module) -> torch.device:
     """Return the device of the network's first parameter; the CPU if it has none."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def place_model(model: nn.Module, device: torch.device) -> nn.Module:
+    """Move a network to a device, its tensors of four axes channels last; return it."""
+    model.to(device)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dim() == 4:  # torch's own way takes those of five too, and refuses them
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
+    return model
 
 
 def place_images(images: Tensor, model: nn.Module) -> Tensor:

@@ -18,6 +18,7 @@ from prunegraph.pruning.evaluation import (
     compute_logits,
     evaluate,
     place_images,
+    place_model,
 )
 from prunegraph.pruning.finetune import FinetuneConfig, finetune
 from prunegraph.pruning.recalibration import recalibrate_bn
@@ -185,8 +186,7 @@ class Evaluator:
             _ = self.dense_logits
 
     def _place(self, model: nn.Module) -> nn.Module:
-        placed: nn.Module = model.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave it out
-        return placed
+        return place_model(model, self.device)
 
     @cached_property
     def _dense(self) -> nn.Module:

@@ -134,6 +134,8 @@ def _norm_scale(model: nn.Module, graph: StructureGraph) -> Float64Array:
     tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     tensors.update(model.named_buffers(remove_duplicate=False))  # frozen batch norms hold buffers
     weights = {op.param for op in graph.ops}
+    slopes = (name for name, module in model.named_modules() if isinstance(module, nn.PReLU))
+    weights |= {f"{name}.weight".removeprefix(".") for name in slopes}
     mean = ClassMean(graph.num_classes)
     for name, axes in graph.param_classes.items():
         tensor = tensors.get(name)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from prunegraph.errors import ArtefactError, ConfigError, PruneGraphError
+from prunegraph.errors import ArtefactError, ConfigError, ModelError, PruneGraphError
 from prunegraph.files import write_bytes
 from prunegraph.graph import evaluation_mode, unwrap
 from prunegraph.pruning.evaluation import model_device, place_images
@@ -289,6 +289,12 @@ class _Training:
         """Return cross-entropy, mixed with the distance to the teacher if there is one."""
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.config.autocast):
             logits = self.model(inputs)
+            if not isinstance(logits, Tensor):
+                msg = (
+                    f"the network returns {type(logits).__name__} in training mode, not logits "
+                    "[images, classes]: switch its auxiliary outputs off"
+                )
+                raise ModelError(msg)
             soft = None
             if self.teacher is not None:
                 with evaluation_mode(self.teacher):

@@ -17,6 +17,9 @@ from prunegraph.types import Float64Array, TrainSplit
 
 BATCH_SIZE = 64
 
+MOST_ENTRIES = 2**24
+"""Numbers of all matrices whose eigenvalues are computed at once."""
+
 
 class _MapMean:
     """Means over images and layers, convolutions before linear layers.
@@ -107,17 +110,21 @@ def nuclear_loss(rows: Tensor, column: Tensor, num_classes: int) -> Tensor:
     Returns:
         ``[U]`` from 0 up.
     """
-    num_rows, num_columns = rows.shape
-    if num_rows <= num_columns:
-        gram = rows @ rows.T  # [C, C]: its eigenvalues are the squared singular values
-        stays = (torch.arange(num_classes, device=rows.device)[:, None] != column).double()
-        without = stays[:, :, None] * gram * stays[:, None, :]  # [U, C, C]
-    else:
-        gram = rows.T @ rows  # [P, P]
-        outer = rows[:, :, None] * rows[:, None, :]
-        own = rows.new_zeros(num_classes, *gram.shape).index_add_(0, column, outer)
-        without = gram - own  # [U, P, P]
-    return (_nuclear_norm(gram) - _nuclear_norm(without)).clamp(min=0.0)
+    by_row = rows.shape[0] <= rows.shape[1]
+    gram = rows @ rows.T if by_row else rows.T @ rows  # its eigenvalues: squared singular values
+    norms = []
+    for numbers in torch.arange(num_classes, device=rows.device).split(
+        max(MOST_ENTRIES // gram.numel(), 1)
+    ):
+        belongs = (numbers[:, None] == column).double()  # [K, C]
+        if by_row:
+            stays = 1.0 - belongs
+            without = stays[:, :, None] * gram * stays[:, None, :]  # [K, C, C]
+        else:
+            own = (belongs[:, :, None] * rows).transpose(1, 2) @ rows  # [K, P, P]
+            without = gram - own
+        norms.append(_nuclear_norm(without))
+    return (_nuclear_norm(gram) - torch.cat(norms)).clamp(min=0.0)
 
 
 def _nuclear_norm(gram: Tensor) -> Tensor:
@@ -144,4 +151,4 @@ def _run(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with torch.no_grad(), reads(model, graph, visit):
         for batch, _ in images.batches(BATCH_SIZE):
-            model(batch.to(device))
+            model(batch.to(device, torch.float32))

@@ -1,5 +1,6 @@
 """Hooks that show what each convolution and linear layer of a network reads."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunegraph.graph import OpNode, StructureGraph
+from prunegraph.graph import OpNode, StructureGraph, unwrap
+from prunegraph.slim_attention import SlimMultiheadAttention
 from prunegraph.types import IntArray
 
 
@@ -43,6 +45,21 @@ class Read:
         """``[C]`` position in ``unique`` of each channel's class, on the activation's device."""
         inverse = np.searchsorted(self.unique, self.classes)
         return torch.from_numpy(inverse).to(self.activation.device)
+
+
+def readable_copy(model: nn.Module, device: str | torch.device) -> nn.Module:
+    """Return a copy of a network to measure on: float32, eval mode, no gradients of weights.
+
+    ``nn.MultiheadAttention`` uses the weight of its output layer without calling that layer; in the
+    copy a module that computes the same takes its place, so that what enters the layer is seen.
+    """
+    dense = copy.deepcopy(unwrap(model)).to(device, torch.float32)
+    for name, module in list(dense.named_modules()):
+        if type(module) is nn.MultiheadAttention and name:
+            parent, _, own = name.rpartition(".")
+            slim = SlimMultiheadAttention.from_sliced(module, module.num_heads)
+            setattr(dense.get_submodule(parent), own, slim)
+    return dense.eval().requires_grad_(False)
 
 
 @contextmanager

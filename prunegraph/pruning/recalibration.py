@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from prunegraph.errors import DataError
+
 
 @contextmanager
 def measuring_batch_norm(model: nn.Module) -> Iterator[None]:
@@ -56,10 +58,19 @@ def recalibrate_bn(model: nn.Module, images: Iterable[Tensor], *, autocast: bool
         images: batches ``[b, c, h, w]`` on the network's device. Take *shuffled* training images in
             batches of equal size: each batch counts alike, and a batch of one class misleads.
         autocast: run in bfloat16 where that is safe.
+
+    Raises:
+        DataError: a batch of one image, for norms that then see one value a channel.
     """
     if not any(isinstance(module, _BatchNorm) for module in model.modules()):
         return
     with measuring_batch_norm(model), torch.no_grad():
         for batch in images:
-            with torch.autocast(batch.device.type, torch.bfloat16, enabled=autocast):
-                model(batch)
+            try:
+                with torch.autocast(batch.device.type, torch.bfloat16, enabled=autocast):
+                    model(batch)
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                msg = f"{len(batch)} image is too few to calibrate this network's norms: give more"
+                raise DataError(msg) from error

@@ -58,7 +58,7 @@ def removal_errors(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with torch.no_grad(), reads(model, graph, visit):
         for batch, _ in images.batches(BATCH_SIZE):
-            model(batch.to(device))
+            model(batch.to(device, torch.float32))
     return _greedy_by_group(graph, [(unique, gram.numpy()) for unique, gram in grams.values()])
 
 

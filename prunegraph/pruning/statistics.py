@@ -1,6 +1,5 @@
 """Measured arrays, one value a channel class: what features and heuristics are made of."""
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -11,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunegraph.errors import ModelError
-from prunegraph.graph import StructureGraph, unwrap
+from prunegraph.graph import StructureGraph
 from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.filter_statistics import filter_statistics
-from prunegraph.pruning.reads import Read, reads
+from prunegraph.pruning.reads import Read, readable_copy, reads
 from prunegraph.types import Float64Array, FloatArray, KeepMask, SearchSplit, TrainSplit
 
 STATISTIC_NAMES: tuple[str, ...] = (
@@ -137,7 +136,7 @@ def measure(
     Raises:
         ModelError: a gradient is not finite.
     """
-    dense = copy.deepcopy(unwrap(model)).to(device).eval().requires_grad_(False)
+    dense = readable_copy(model, device)
     images = calibration.sample(num_images, seed)
     effects = _Effects(graph.num_classes)
     with reads(dense, graph, effects.visit):
@@ -161,7 +160,7 @@ def _run(model: nn.Module, images: TrainSplit, batch_size: int) -> None:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with torch.enable_grad():
         for batch, labels in images.batches(batch_size):
-            logits = model(batch.to(device).requires_grad_())
+            logits = model(batch.to(device, torch.float32).requires_grad_())
             F.cross_entropy(logits, labels.to(device), reduction="sum").backward()
 
 

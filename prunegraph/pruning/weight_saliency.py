@@ -34,7 +34,7 @@ def fisher_saliency(model: nn.Module, graph: StructureGraph, images: TrainSplit)
     device = next((weight.device for weight in weights), torch.device("cpu"))
     with torch.enable_grad():
         for image, label in images.batches(1):
-            loss = F.cross_entropy(model(image.to(device)), label.to(device))
+            loss = F.cross_entropy(model(image.to(device, torch.float32)), label.to(device))
             gradients = torch.autograd.grad(loss, weights, allow_unused=True)
             for total, gradient in zip(fisher, gradients, strict=True):
                 if gradient is not None:

@@ -101,6 +101,16 @@ def test_shuffled_edges_change_the_logits(make_network: Callable[..., PruningNet
     assert not torch.allclose(run(network, [shuffled])[0], run(network, [data])[0])
 
 
+def test_shuffled_edges_reach_other_nodes_the_same_way_each_time(
+    make_network: Callable[..., PruningNetwork],
+) -> None:
+    data = draw(0)
+    right, wrong = make_network(), make_network(shuffle_edges=True)
+    wrong.load_state_dict(right.state_dict())
+    assert not torch.allclose(wrong.encode(data), right.encode(data))
+    assert torch.equal(wrong.encode(data), wrong.encode(data))
+
+
 def test_without_edges_neither_edges_nor_ops_matter(
     make_network: Callable[..., PruningNetwork],
 ) -> None:

@@ -204,6 +204,16 @@ def test_any_number_of_environments_trains_the_same_policy(
         assert torch.equal(four.policy.network.state_dict()[name], state[name]), name
 
 
+def test_episodes_that_decide_anew(toy_config: MakeConfig, real_factories: MakeEnvs) -> None:
+    config = tiny(toy_config, refinements=1, ppo=PPOConfig(imagined_steps=2))
+    result = train_agent(real_factories(0, refinements=1), GRAPHS[:1], config, total_networks=40)
+    assert [record["update"] for record in result.history] == [1, 2]
+    assert result.networks_evaluated == 2 * (2 * 8 + 1)
+    assert len(result.imagination.models[0].bits) == 2 * 2 * 8
+    again = train_agent(real_factories(0, refinements=1), GRAPHS[:1], config, total_networks=40)
+    assert again.history == result.history
+
+
 def test_a_group_at_a_time(toy_config: MakeConfig, real_factories: MakeEnvs) -> None:
     result = train_agent(
         real_factories(0, per_group=True),

@@ -205,3 +205,26 @@ def test_a_broken_image_is_named_when_it_is_read(
     (folder / "val" / "bee" / "001.png").write_text("oops")
     with pytest.raises(DataError, match=r"val/bee/001\.png \(not an im"):
         next(load_dataset("folder", data_dir=folder).search.batches(100))
+
+
+@pytest.mark.parametrize("size", [(30, 20), (100, 80)])
+def test_flips_can_be_left_out(make_folder: MakeFolder, size: tuple[int, int]) -> None:
+    folder = make_folder(size=size)
+    images = {
+        flip: next(
+            load_dataset("folder", data_dir=folder, flip=flip).train.batches(
+                6, augment=torch.Generator().manual_seed(0)
+            )
+        )[0]
+        for flip in (True, False)
+    }
+    same = [torch.equal(one, other) for one, other in zip(*images.values(), strict=True)]
+    mirrored = [
+        torch.allclose(one, other.flip(-1), atol=0.05)
+        for one, other in zip(*images.values(), strict=True)
+    ]
+    if size == (100, 80):  # the draw of the flip comes last: the crops are the same
+        assert all(a or b for a, b in zip(same, mirrored, strict=True))
+        assert any(mirrored)
+    source = load_dataset("folder", data_dir=folder, flip=False).train.source
+    assert source.flip is False

@@ -54,12 +54,10 @@ def assert_equal(first: Any, second: Any) -> None:
         assert first == second
 
 
-@pytest.mark.parametrize("per_group", [False, True])
+@pytest.mark.parametrize("steps", [{}, {"per_group": True}, {"refinements": 2}])
 @pytest.mark.parametrize("form", ["best", "ema", "rank", "greedy", "accuracy", "wall"])
-def test_checkers_pass(make_task: MakeTask, form: Any, per_group: bool) -> None:
-    config = EnvConfig(
-        reward=RewardConfig(self_competition=form), per_group=per_group, subset_size=20
-    )
+def test_checkers_pass(make_task: MakeTask, form: Any, steps: dict[str, Any]) -> None:
+    config = EnvConfig(reward=RewardConfig(self_competition=form), subset_size=20, **steps)
     tasks = (make_task("small"), make_task("large"))
     env = gymnasium.make(ENV_ID, tasks=tasks, config=config).unwrapped
     check_env(env)
@@ -100,6 +98,28 @@ def test_equal_seeds_give_equal_rollouts(make_task: MakeTask, per_group: bool) -
 def test_a_seeded_reset_starts_all_over(make_task: MakeTask) -> None:
     env = ChannelPruningEnv(make_task(), EnvConfig(subset_size=20, episodes_per_subset=2))
     assert_equal(play(env, 6, seed=1), play(env, 6, seed=1))
+
+
+def test_a_refinement_sees_what_the_step_before_kept_and_reached(make_task: MakeTask) -> None:
+    env = ChannelPruningEnv(make_task(), EnvConfig(refinements=2, subset_size=20))
+    graph, rng = env.tasks[0].graph, np.random.default_rng(0)
+    first, _ = env.reset(seed=0)
+    shape = (env.num_nodes, -1)
+    seen = first["node_features"].reshape(shape)
+    for step in range(1, 4):
+        observation, _, done, _, info = env.step(rng.integers(0, 2, env.num_nodes))
+        features = observation["node_features"].reshape(shape)[: graph.num_classes]
+        kept = unpack_bits(info["mask_bits"], graph.num_classes)
+        np.testing.assert_array_equal(features[:, -2], np.where(kept, 1.0, -1.0))
+        reached = 2.0 * info["outcome"].accuracy - 1.0
+        assert features[:, -1] == pytest.approx(np.full(graph.num_classes, reached), abs=1e-6)
+        np.testing.assert_array_equal(features[:, :-2], seen[: graph.num_classes, :-2])
+        assert column(observation, "step_share") == pytest.approx(step / 3)
+        assert graph.fits(graph.mask(kept), env.tasks[0].budget)
+        assert done == (step == 3)
+    assert_equal(env.reset()[0]["node_features"], first["node_features"])
+    with pytest.raises(ConfigError, match="refinements=1"):
+        EnvConfig(refinements=1, per_group=True)
 
 
 def test_observations_share_no_memory(make_task: MakeTask) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prunegraph.experiment import cli
-from prunegraph.experiment.config import InspectConfig, VerifyConfig
+from prunegraph.experiment.tools_config import InspectConfig, VerifyConfig
 
 
 def run(arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:

@@ -5,14 +5,8 @@ import pytest
 
 from prunegraph.errors import BudgetError, ConfigError
 from prunegraph.experiment.compare_config import CompareConfig, ComparisonsConfig
-from prunegraph.experiment.config import (
-    ApplyConfig,
-    ExportConfig,
-    InspectConfig,
-    PretrainConfig,
-    TrainConfig,
-    VerifyConfig,
-)
+from prunegraph.experiment.config import ApplyConfig, PretrainConfig, TrainConfig
+from prunegraph.experiment.tools_config import ExportConfig, InspectConfig, VerifyConfig
 from prunegraph.types import Budget
 
 KINDS = [
@@ -49,6 +43,7 @@ def test_configs_are_frozen_and_keyword_only(kind: type) -> None:
     [
         ({"arch": ("a", "b"), "weights": (Path("w"),)}, "2 networks but 1 weights files"),
         ({"finetune_epochs": -1}, "finetune_epochs=-1"),
+        ({"batch_size": 1}, "batch_size=1"),
         ({"distill": 1.5}, "distill=1.5"),
         ({"search_seeds": 0}, "search_seeds=0"),
         ({"networks": 3}, "networks=3"),

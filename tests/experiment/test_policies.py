@@ -37,6 +37,15 @@ def test_a_shipped_policy_prunes_a_network_by_its_name() -> None:
     assert 0.4 < result.report["pruned"]["macs"] / result.report["dense"]["macs"] <= 0.5
 
 
+def test_pruning_leaves_the_modes_of_the_network_s_parts_alone() -> None:
+    model = build_model("digits_resnet8_w8", num_classes=10, image_shape=(1, 8, 8)).train()
+    model.bn1.eval()  # frozen by its owner
+    images, _ = next(load_dataset("digits").train.batches(64))
+    modes = [module.training for module in model.modules()]
+    pg.prune(model, images[:1], policy="resnet-cifar", calibration_data=[images], keep_macs=0.5)
+    assert [module.training for module in model.modules()] == modes
+
+
 def test_a_path_comes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     network = PruningNetwork(NetworkConfig()).eval()

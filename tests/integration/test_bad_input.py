@@ -167,3 +167,52 @@ def test_a_damaged_policy(quick: Path, tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "policy.safetensors").write_bytes(content)
     words = ["apply", "--policy", str(tmp_path)]
     check_refused(words, "policy.safetensors", tmp_path / "run", capsys)
+
+
+AUXILIARY = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.stem, self.body = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.head, self.auxiliary = nn.Linear(8, 10), nn.Linear(8, 10)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        first = x.mean((2, 3))
+        logits = self.head(self.body(x).relu().mean((2, 3)))
+        if not self.training:
+            return logits
+        beside = self.auxiliary(first)
+        return (logits, beside) if self.kind == "tuple" else logits + beside
+
+def tuple_net():
+    return Net("tuple")
+
+def unseen_net():
+    return Net("unseen")
+"""
+
+
+@pytest.mark.parametrize("command", ["train", "compare", "apply"])
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [("tuple_net", "returns tuple in training mode"), ("unseen_net", "pruned, fails (")],
+)
+def test_a_forward_that_differs_in_training_mode_is_found_before_the_search(
+    factory: str,
+    message: str,
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "auxiliary_nets.py").write_text(AUXILIARY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    policy = ["--policy", "resnet-cifar"] if command == "apply" else []
+    words = [command, "--arch", f"auxiliary_nets:{factory}", "--dataset", "digits", *policy]
+    check_refused(words, message, tmp_path / "run", capsys)

@@ -48,16 +48,26 @@ def test_weights_are_never_saved_as_a_pickle(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("wrap", ["plain", "state_dict", "model", "module."])
+@pytest.mark.parametrize(
+    "wrap", ["plain", "state_dict", "model", "module.", "_orig_mod.", "_orig_mod.module."]
+)
 def test_torch_checkpoints_unwrap(tmp_path: Path, wrap: str) -> None:
     source, target = digits(), digits()
     state = dict(source.state_dict())
-    if wrap == "module.":
-        content = {"epoch": 3, "state_dict": {f"module.{k}": v for k, v in state.items()}}
+    if wrap.endswith("."):
+        content = {"epoch": 3, "state_dict": {f"{wrap}{k}": v for k, v in state.items()}}
     else:
         content = state if wrap == "plain" else {"epoch": 3, wrap: state}
     torch.save(content, tmp_path / "w.pth")
     load_weights(target, tmp_path / "w.pth")
+    assert same(source.state_dict(), target.state_dict())
+
+
+def test_public_cifar_checkpoints_call_the_last_layer_otherwise(tmp_path: Path) -> None:
+    source, target = digits(), digits()
+    state = {k.replace("fc.", "linear."): v for k, v in source.state_dict().items()}
+    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "w.th")
+    load_weights(target, tmp_path / "w.th")
     assert same(source.state_dict(), target.state_dict())
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -113,3 +114,10 @@ def test_too_few_networks_for_a_step_are_refused() -> None:
     problem = toy_problem((4, 4, 4), lambda widths: 1.0, max_networks=3, keep_macs=0.5)
     with pytest.raises(ConfigError, match=r"netadapt runs 4 networks.*max_networks=3"):
         NetAdapt().prune(problem)
+
+
+def test_a_budget_that_the_steps_cannot_be_measured_by_is_refused() -> None:
+    problem = toy_problem((4, 4), lambda _: 0.5, max_networks=20, keep_macs=0.5)
+    memory = dataclasses.replace(problem, budget=Budget(max_memory=1000))
+    with pytest.raises(ConfigError, match="netadapt goes by MACs or parameters"):
+        NetAdapt().prune(memory)

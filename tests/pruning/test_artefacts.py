@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -179,3 +180,18 @@ def test_tied_parameters_are_written_once(tmp_path: Path) -> None:
             return self.two(self.one(x))
 
     assert sorted(state_tensors(Tied())) == ["one.bias", "one.weight", "two.bias"]
+
+
+def test_example_inputs_that_could_not_be_read_back_are_refused(
+    tmp_path: Path, digits_net: nn.Module, digits_graph: StructureGraph
+) -> None:
+    large = dataclasses.replace(INFO, example_shape=(128, 3, 224, 224))
+    with pytest.raises(ArtefactError, match="analyse it on one image"):
+        save_pruned(
+            tmp_path / "run",
+            model=digits_net,
+            mask=digits_graph.dense_mask(),
+            graph=digits_graph,
+            info=large,
+        )
+    assert not (tmp_path / "run").exists()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from prunegraph.errors import DataError, ModelError
 from prunegraph.graph import StructureGraph
 from prunegraph.pruning import Evaluator, apply_mask, evaluate, recalibrate_bn
+from prunegraph.pruning.evaluation import place_model
 from prunegraph.types import Dataset, KeepMask
 
 MakeMask = Callable[..., KeepMask]
@@ -187,3 +188,20 @@ def test_calibration_images_are_shuffled_and_seeded(
     assert len(everything) == len(digits.train)
     assert not torch.equal(everything.index, digits.train.index)
     assert len(everything.labels[:64].unique()) > 5
+
+
+def test_tensors_of_five_axes_are_left_in_their_layout() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv3d(1, 1, 3))
+    model.register_buffer("anchors", torch.zeros(1, 1, 1, 1, 2))
+    place_model(model, torch.device("cpu"))
+    assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert model[1].weight.is_contiguous()
+
+
+def test_a_network_that_returns_no_logits_is_told_so() -> None:
+    class Answers(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"logits": x.mean((2, 3))}
+
+    with pytest.raises(ModelError, match="returns dict, not logits"):
+        evaluate(Answers(), (torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.long)))

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from prunegraph.errors import DataError
 from prunegraph.pruning import recalibrate_bn
 from prunegraph.pruning.recalibration import measuring_batch_norm
 
@@ -62,3 +63,12 @@ def test_a_network_without_batch_norm_runs_nothing() -> None:
     model.register_forward_hook(lambda *_: calls.append(1))
     recalibrate_bn(model, batches())
     assert calls == []
+
+
+def test_one_image_is_too_few_for_norms_of_vectors() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3 * 8 * 8))
+    before = model[1].running_mean.clone()
+    with pytest.raises(DataError, match="1 image is too few to calibrate"):
+        recalibrate_bn(model, [batches()[0][:1]])
+    assert torch.equal(model[1].running_mean, before)
+    recalibrate_bn(nn.BatchNorm2d(3), [batches()[0][:1]])  # its positions are enough

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from prunegraph.errors import ModelError
 from prunegraph.graph import StructureGraph, analyse
+from prunegraph.pruning.costly_statistics import COSTLY_STATISTICS, measure_costly
 from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.statistics import (
     STATISTIC_NAMES,
@@ -222,3 +223,55 @@ def test_the_policys_sensitivity_needs_no_labels(
     assert (gains == same).all()
     assert not gains[digits_graph.frozen].any()
     assert (gains[digits_graph.free] > 0.0).any()
+
+
+class Attending(nn.Module):
+    """Patches of an image through torch's own attention module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 8, 4, stride=4)
+        self.attention = nn.MultiheadAttention(8, 4, batch_first=True)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x).flatten(2).transpose(1, 2)
+        return self.head(self.attention(tokens, tokens, tokens)[0].mean(1))
+
+
+@pytest.mark.parametrize("name", ["taylor", "activation_mean", "obd", "thinet", "chip"])
+def test_the_heads_of_torch_s_own_attention_are_told_apart(pictures: TrainSplit, name: str) -> None:
+    torch.manual_seed(0)
+    model = Attending().eval()
+    graph = analyse(model, torch.zeros(1, 3, 8, 8))
+    if name in COSTLY_STATISTICS:
+        values = measure_costly(name, model, graph, pictures)
+    else:
+        values = measure(model, graph, pictures).arrays[name]
+    heads = next(
+        group for group in graph.groups if group.frozen is None and "attention" in group.name
+    )
+    assert len(set(values[heads.classes].tolist())) == len(heads.classes) == 4
+    assert type(model.attention) is nn.MultiheadAttention
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_networks_of_another_precision_are_measured_in_float32(
+    digits: Dataset, digits_net: nn.Module, digits_graph: StructureGraph, dtype: torch.dtype
+) -> None:
+    expected = measure(digits_net, digits_graph, digits.train, num_images=64).arrays["taylor"]
+    other = copy.deepcopy(digits_net).to(dtype)
+    found = measure(other, digits_graph, digits.train, num_images=64).arrays["taylor"]
+    rough = 1e-5 if dtype == torch.float64 else 0.2
+    assert np.corrcoef(found, expected)[0, 1] > 1 - rough
+    assert next(other.parameters()).dtype == dtype
+
+
+def test_the_slope_of_an_activation_is_no_norm(pictures: TrainSplit) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.PReLU(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(8, 5),
+    ).eval()  # fmt: skip
+    nn.init.constant_(model[2].weight, 100.0)
+    graph = analyse(model, torch.zeros(1, 3, 8, 8))
+    assert measure(model, graph, pictures).arrays["bn_scale"].max() == 1.0
