@@ -176,6 +176,18 @@ def _gather(
     images, labels, count = [], [], 0
     for batch in batches:
         found = (batch,) if isinstance(batch, Tensor) else tuple(batch)
+        if not all(isinstance(part, Tensor) for part in found[:2]):
+            msg = (
+                f"calibration_data holds batches of {type(batch).__name__}, not images or (images, "
+                "labels): wrap the loader"
+            )
+            raise DataError(msg)
+        if len(found) > 1 and (found[1].is_floating_point() or found[1].dim() != 1):
+            msg = (
+                f"calibration_data holds labels of {found[1].dtype} and shape "
+                f"{list(found[1].shape)}, not class numbers [b]: leave the labels out"
+            )
+            raise DataError(msg)
         if found[0].dim() != 4 or found[0].shape[1] != (channels or found[0].shape[1]):
             msg = (
                 f"calibration_data holds batches of shape {list(found[0].shape)}, not images "

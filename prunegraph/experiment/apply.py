@@ -1,14 +1,15 @@
 """``prunegraph apply``: prune a network with a policy that was trained before, on any networks."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from prunegraph.agent import save_policy
 from prunegraph.errors import BudgetError
 from prunegraph.experiment.agent_rows import add_untrained, measured
 from prunegraph.experiment.baselines import baseline_job
-from prunegraph.experiment.bench import num_probes
-from prunegraph.experiment.candidates import CandidateStore
+from prunegraph.experiment.bench import num_probes, warn_of_chance
+from prunegraph.experiment.candidates import Candidate, CandidateStore
 from prunegraph.experiment.config import ApplyConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.finalise import Outcome, finalise, finetune_chosen
@@ -42,6 +43,7 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
         console.say(f"run folder: {folder.path}")
         place = make_workplace(config, [target], [folder], console)
         bench = place.benches[0]
+        warn_of_chance(bench, console)
         store = CandidateStore(folder.checkpoint("candidates.json"), target.graph)
         started = time.monotonic()
         mask = policy_mask(policy, bench, config.budget())
@@ -58,6 +60,7 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
         with Jobs(config, place) as jobs:
             for name in COMPARED:
                 _add_heuristic(store, place, name, config, console)
+            _warn_if_worse(list(store), console)
             outcome = Outcome(
                 candidates=list(store),
                 search=SearchResult(
@@ -72,6 +75,18 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
         folder.finish()
         console.say(f"written to {folder.path}")
         return report
+
+
+def _warn_if_worse(rows: Sequence[Candidate], console: Console) -> None:
+    """Say so if a heuristic is better on the search images than what the policy chose."""
+    own = next(row for row in rows if row.name == APPLIED)
+    best = max(rows, key=lambda row: row.search_accuracy)
+    if best.search_accuracy > own.search_accuracy:
+        console.say(
+            f"warning: {best.name} keeps {100 * best.search_accuracy:.1f} % on the search images, "
+            f"the policy {100 * own.search_accuracy:.1f} %: it does not suit this network as it "
+            "is; `prunegraph train --policy ...` searches on from it"
+        )
 
 
 def _add_heuristic(

@@ -10,6 +10,7 @@ from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import Candidate, CandidateStore
 from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.jobs import Jobs, Workplace
+from prunegraph.experiment.options import suggest
 from prunegraph.experiment.search import search_job
 from prunegraph.experiment.verdict import SAMPLER
 from prunegraph.pruners import PRUNERS, at_widths
@@ -62,7 +63,8 @@ def check_methods(names: Sequence[str]) -> None:
     """Raise ConfigError for a name that no baseline has, or that needs what is not installed."""
     unknown = [name for name in names if name not in method_names()]
     if unknown:
-        msg = f"unknown method {unknown[0]!r}; valid: {', '.join(method_names())}"
+        near = suggest(unknown[0], method_names())
+        msg = f"unknown method {unknown[0]!r}{near}; valid: {', '.join(method_names())}"
         raise ConfigError(msg)
     if {"torch_pruning", *TORCH_PRUNING} & set(names):
         BASELINES[TORCH_PRUNING[0]]()

@@ -38,6 +38,9 @@ from prunegraph.types import Budget, FloatArray, KeepMask
 
 DENSE_FILE = "dense.safetensors"
 
+CHANCE_IMAGES, BARELY_TRAINED = 512, 1.5
+"""Search images on which a network must beat chance by this factor, else a warning is due."""
+
 FINETUNE_EPOCHS = 10
 DIGITS_FINETUNE_EPOCHS = 40
 
@@ -191,6 +194,19 @@ class Bench:
     def recalibrated_test_accuracy(self, mask: KeepMask) -> float:
         """Return a mask's test accuracy after recalibration. Call it when every choice is made."""
         return self.test_accuracy(self.final_evaluator.prune(mask))
+
+
+def warn_of_chance(bench: Bench, console: Console) -> None:
+    """Say so if a network does no better than chance: its weights may not have been loaded."""
+    target = bench.target
+    evaluator = bench.final_evaluator
+    images = target.dataset.search.take(evaluator.draw_subset(CHANCE_IMAGES, bench.seed))
+    accuracy = evaluate(target.model, images).accuracy
+    if accuracy * target.dataset.num_classes < BARELY_TRAINED:
+        console.say(
+            f"warning: {target.arch} has {100 * accuracy:.1f} % accuracy on search images, about "
+            "that of chance: are its weights those of a trained network?"
+        )
 
 
 def num_probes(graph: StructureGraph, names: Collection[str]) -> int:

@@ -1,8 +1,20 @@
 """Checks of options: a value out of range gives one line that names it."""
 
-from prunegraph.errors import ConfigError
+from pathlib import Path
+
+from prunegraph.errors import ArtefactError, ConfigError
 from prunegraph.reading import MAX_INTEGER
 from prunegraph.rewards.config import SelfCompetitionForm
+
+SUMMARY_FILE = "summary.json"
+"""What takes a report's place where a folder holds several comparisons."""
+
+
+def check_one_run(path: Path) -> None:
+    """Raise ArtefactError for a folder of several comparisons, where one run is asked for."""
+    if (path / SUMMARY_FILE).is_file():
+        msg = f"{path} holds several comparisons: name the folder of one of them"
+        raise ArtefactError(msg)
 
 
 def check_usable(name: str, value: object) -> None:

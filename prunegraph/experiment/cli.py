@@ -38,7 +38,7 @@ from prunegraph.experiment.ranks import default_threads, help_rank_0, joined, nu
 from prunegraph.experiment.setup import keep_freed_memory
 from prunegraph.experiment.tools_config import ExportConfig, InspectConfig, VerifyConfig
 from prunegraph.experiment.train import run_train
-from prunegraph.experiment.verify import run_verify
+from prunegraph.experiment.verify_all import run_verify
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130

@@ -10,7 +10,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from prunegraph.experiment.baselines import (
     check_methods,
     heuristics,
 )
-from prunegraph.experiment.bench import Bench
+from prunegraph.experiment.bench import Bench, warn_of_chance
 from prunegraph.experiment.candidates import Candidate, CandidateStore
 from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.console import Console, seconds_in_words
@@ -113,6 +113,7 @@ def run_compare(config: CompareConfig, console: Console) -> dict[str, Any]:
         console.say(f"run folder: {folder.path}")
         place = make_workplace(config, [target], [folder], console)
         bench = place.benches[0]
+        warn_of_chance(bench, console)
         with Jobs(config, place) as jobs:
             _say_plan(bench, config, jobs.num_workers, console)
             outcome = _stage_one(config, jobs)
@@ -205,12 +206,13 @@ def plan_cells(bench: Bench, candidates: Sequence[Candidate], config: CompareCon
     one; L1 and random at the widths of the agent's best.
     """
     seeds = finetune_seeds_of(config)
-    searched = [item for item in candidates if item.name in _searched(candidates)]
+    names = _searched(candidates, max if config.finetune_seeds else statistics.mean)
+    searched = [item for item in candidates if item.name in names]
     others = [item for item in candidates if item.name in (*heuristics(), *TORCH_PRUNING)]
     fixed = [item for item in others if item.name in ALWAYS]
     rest = [item for item in others if item.name not in ALWAYS]
     if rest:
-        fixed.append(max(rest, key=lambda item: item.search_accuracy))
+        fixed.append(max(rest, key=lambda item: (item.search_accuracy, item.name)))
     if config.finetune_seeds is not None:
         fixed, searched = [*_best_masks(searched), *fixed], []
     pairs: list[tuple[Candidate | None, int]] = [(item, item.seed) for item in searched]
@@ -228,20 +230,27 @@ def _best_masks(searched: Sequence[Candidate]) -> list[Candidate]:
     for item in searched:
         of_agent = is_agent(item.name) or item.name.endswith(CONTROL_SUFFIX)
         seed = chosen.seed if of_agent else item.seed
-        known = best.get(item.name)
-        if item.seed == seed and (known is None or item.search_accuracy > known.search_accuracy):
+        rank, known = (item.search_accuracy, -item.seed), best.get(item.name)
+        if item.seed == seed and (known is None or rank > (known.search_accuracy, -known.seed)):
             best[item.name] = item
     return list(best.values())
 
 
-def _searched(candidates: Sequence[Candidate]) -> set[str]:
-    """Return the names of the rows with a search of their own, or the agent's, to fine-tune."""
+def _searched(
+    candidates: Sequence[Candidate], rank: Callable[[Sequence[float]], float] = statistics.mean
+) -> set[str]:
+    """Return the names of the rows with a search of their own, or the agent's, to fine-tune.
+
+    Args:
+        candidates: of all methods.
+        rank: by which the search baselines are ordered, of the search accuracies of their masks.
+    """
     controls = {f"{criterion}{CONTROL_SUFFIX}" for criterion in CONTROL_CRITERIA}
     accuracies: dict[str, list[float]] = {}
     for item in candidates:
         if item.name in (*SEARCHES, SAMPLER):
             accuracies.setdefault(item.name, []).append(item.search_accuracy)
-    best = sorted(accuracies, key=lambda name: -statistics.mean(accuracies[name]))
+    best = sorted(accuracies, key=lambda name: (-rank(accuracies[name]), name))
     return {item.name for item in candidates if is_agent(item.name)} | controls | {*best[:2]}
 
 
@@ -254,7 +263,7 @@ def _cell_digest(bench: Bench, candidate: Candidate | None, seed: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a comparison takes at most, one job after the other.
+    """What the evaluations and fine-tunes of a comparison take, one job after the other.
 
     Attributes:
         searches: how many, the agent's and the baselines'.
@@ -269,9 +278,9 @@ class Plan:
     finetune_seconds: float
 
     @property
-    def hours(self) -> float:
-        """Hours of both stages."""
-        return (self.search_seconds + self.finetune_seconds) / 3600
+    def seconds(self) -> float:
+        """Of both stages."""
+        return self.search_seconds + self.finetune_seconds
 
 
 def make_plan(bench: Bench, config: CompareConfig) -> Plan:
@@ -298,10 +307,10 @@ def _say_plan(bench: Bench, config: CompareConfig, workers: int, console: Consol
     """Say how long all will take."""
     plan = make_plan(bench, config)
     console.say(
-        f"plan, at most: {seconds_in_words(plan.search_seconds)} for {plan.searches} searches of "
-        f"{config.networks} networks, {seconds_in_words(plan.finetune_seconds)} for "
-        f"{plan.finetunes} fine-tunes of {bench.recipe().epochs} epochs: {plan.hours:.1f} hours "
-        f"one after the other, {workers} at a time"
+        f"plan: about {seconds_in_words(plan.search_seconds)} of evaluations for {plan.searches} "
+        f"searches of {config.networks} networks, {seconds_in_words(plan.finetune_seconds)} for "
+        f"{plan.finetunes} fine-tunes of {bench.recipe().epochs} epochs: "
+        f"{seconds_in_words(plan.seconds)} one after the other, {workers} at a time"
     )
 
 

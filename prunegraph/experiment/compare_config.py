@@ -27,7 +27,8 @@ class MethodOptions:
         seeds: search and fine-tuning seeds.
         finetune_seeds: if given, each method's best mask on the search split is fine-tuned with so
             many seeds, the same for all; default: the mask of each search with the search's seed.
-        out: run folder; default: runs/compare-ARCH-DATASET-KEEP. The same command resumes.
+        out: run folder; default: runs/compare-ARCH-DATASET-KEEP, of several comparisons
+            runs/compare-ARCH-KEEP+ARCH-KEEP. The same command resumes.
     """
 
     methods: tuple[str, ...] = ("all",)

@@ -1,19 +1,29 @@
 """``prunegraph compare``: one comparison, or one of each network at each budget and a summary."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from prunegraph.errors import ArtefactError, ConfigError
 from prunegraph.experiment.baselines import check_methods
-from prunegraph.experiment.bench import Bench
+from prunegraph.experiment.bench import DENSE_FILE, Bench
+from prunegraph.experiment.checks import SUMMARY_FILE
 from prunegraph.experiment.compare import Plan, make_plan, run_compare
 from prunegraph.experiment.compare_config import CompareConfig, ComparisonsConfig
-from prunegraph.experiment.console import Console
+from prunegraph.experiment.console import Console, seconds_in_words
 from prunegraph.experiment.folder import RunFolder, open_run, slug
+from prunegraph.experiment.report import read_report
 from prunegraph.experiment.setup import check_trainable, load_target, resolve_arch
 from prunegraph.experiment.summary import summary_table, write_summary
 from prunegraph.experiment.train import budget_name, check_networks
 from prunegraph.models import weights_info
+
+MAX_NAME = 100
+"""Letters of a default run folder's name."""
 
 
 def run_comparisons(config: ComparisonsConfig, console: Console) -> dict[str, Any]:
@@ -22,14 +32,19 @@ def run_comparisons(config: ComparisonsConfig, console: Console) -> dict[str, An
     if len(parts) == 1:
         return run_compare(parts[0], console)
     check_methods(config.methods)
-    names = folder_names(parts)
+    names = folder_names(parts, [_arch(part) for part in parts])
     folder = open_run(config, config.out, f"compare-{'+'.join(names)}"[:MAX_NAME])
     members = [RunFolder(path=folder.path / name) for name in names]
     parts = tuple(
         replace(part, out=member.path) for part, member in zip(parts, members, strict=True)
     )
-    if folder.finished:
+    for part, member in zip(parts, members, strict=True):
+        if member.finished:
+            open_run(part, part.out, "")  # raises if it was made with other options
+    if folder.finished and all(member.finished for member in members):
+        folder.finish()  # in case that the run was killed before it did
         console.say(f"{folder.path} is finished; this is its summary (a new --out runs it anew)")
+        check_same_dense(parts, members)
         summary = write_summary(config, folder, members)
     else:
         summary = _run(config, parts, folder, members, console)
@@ -38,20 +53,26 @@ def run_comparisons(config: ComparisonsConfig, console: Console) -> dict[str, An
     return summary
 
 
-MAX_NAME = 100
-"""Letters of a default run folder's name."""
+def _arch(part: CompareConfig) -> str:
+    info = weights_info(part.weights) if part.weights else None
+    return resolve_arch(part.arch, part.weights, info)
 
 
-def folder_names(parts: Sequence[CompareConfig]) -> list[str]:
-    """Return the folder of each comparison: network and budget, numbered where they repeat."""
+def folder_names(parts: Sequence[CompareConfig], archs: Sequence[str]) -> list[str]:
+    """Return the folder of each comparison: network and budget.
+
+    The weights' name is part of it where networks of one name have several, and a number where even
+    that repeats.
+    """
+    weights = Counter(arch for arch, _ in {*zip(archs, (p.weights for p in parts), strict=True)})
     names: list[str] = []
-    for part in parts:
-        info = weights_info(part.weights) if part.weights else None
-        arch = resolve_arch(part.arch, part.weights, info)
-        name = f"{slug(arch)}-{budget_name(part.budget())}"
-        number = sum(other == name or other.startswith(f"{name}-again") for other in names)
-        names.append(f"{name}-again{number}" if number else name)
-    return names
+    for part, arch in zip(parts, archs, strict=True):
+        stem = f"-{slug(part.weights.stem)}" if weights[arch] > 1 and part.weights else ""
+        names.append(f"{slug(arch)}{stem}-{budget_name(part.budget())}")
+    return [
+        name if names.count(name) == 1 else f"{name}-{names[:number].count(name)}"
+        for number, name in enumerate(names)
+    ]
 
 
 def _run(
@@ -62,29 +83,64 @@ def _run(
     console: Console,
 ) -> dict[str, Any]:
     """Make the comparisons that are missing, and the summary."""
-    missing = [part for part, each in zip(parts, members, strict=True) if not each.finished]
-    plans = [look_ahead(part) for part in missing]  # and find what is wrong before anything long
+    missing = [
+        (number, part)
+        for number, (part, member) in enumerate(zip(parts, members, strict=True), start=1)
+        if not member.finished
+    ]
+    seconds = look_ahead([part for _, part in missing])  # finds what is wrong before anything long
+    folder.file(SUMMARY_FILE).unlink(missing_ok=True)  # of a folder that has lost a comparison
     with folder.started(config):
         console.say(f"run folder: {folder.path}")
         console.say(
-            f"plan, at most, of {len(missing)} of {len(parts)} comparisons: "
-            f"{sum(plan.hours for plan in plans):.1f} hours, one job after the other"
+            f"plan of {len(missing)} of {len(parts)} comparisons: about "
+            f"{seconds_in_words(seconds)} of evaluations and fine-tunes, one after the other"
         )
-        for number, part in enumerate(missing, start=len(parts) - len(missing) + 1):
+        for number, part in missing:
             console.say(f"comparison {number} of {len(parts)}")
             run_compare(part, console)
+        check_same_dense(parts, members)
         summary = write_summary(config, folder, members)
         folder.finish()
     return summary
 
 
-def look_ahead(part: CompareConfig) -> Plan:
-    """Check a comparison's network, images and budget, and foretell what it will take.
+def look_ahead(parts: Sequence[CompareConfig]) -> float:
+    """Check networks, images and budgets, and foretell the seconds that all comparisons take.
 
     Raises:
         PruneGraphError: something is missing, damaged, contradictory, or cannot be met.
     """
-    target = load_target(part, part.budget())
-    check_networks([target], part)
-    check_trainable(target, part)
-    return make_plan(Bench(target=target, options=part, seed=part.seed), part)
+    seconds, datasets = 0.0, set()
+    plans: dict[tuple[str | None, Path | None], Plan] = {}
+    graphs = {}
+    for part in parts:
+        network = (part.arch, part.weights)
+        if network not in plans:
+            target = load_target(part, part.budget())
+            check_trainable(target, part)
+            datasets.add(target.dataset.name)
+            graphs[network] = target.graph
+            plans[network] = make_plan(Bench(target=target, options=part, seed=part.seed), part)
+            check_networks([target], part)
+        graph = graphs[network]
+        graph.project(np.zeros(graph.num_classes, dtype=np.float32), part.budget())
+        seconds += plans[network].seconds
+    if len(datasets) > 1:
+        msg = f"the networks are for {', '.join(sorted(datasets))}: compare those of one data set"
+        raise ConfigError(msg)
+    return seconds
+
+
+def check_same_dense(parts: Sequence[CompareConfig], members: Sequence[RunFolder]) -> None:
+    """Raise ArtefactError if comparisons of one network began with different weights."""
+    seen: dict[tuple[str | None, Path | None], tuple[RunFolder, str | None]] = {}
+    for part, member in zip(parts, members, strict=True):
+        digest = read_report(member)["files"].get(DENSE_FILE)
+        first, expected = seen.setdefault((part.arch, part.weights), (member, digest))
+        if digest != expected:
+            msg = (
+                f"{member.path} was made of other weights than {first.path}: delete the older one "
+                "and give the command again"
+            )
+            raise ArtefactError(msg)

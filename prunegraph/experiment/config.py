@@ -118,7 +118,8 @@ class NetworksConfig(DataConfig):
     """Which networks, on the same images.
 
     Attributes:
-        arch: one or more networks: resnet20, vgg16_bn, torchvision:NAME, package.module:factory.
+        arch: one or more networks: resnet20, vgg16_bn, torchvision:NAME, package.module:factory;
+            default: what the weights' JSON names, else digits_resnet.
         weights: one weights file a network, in the same order.
         pretrain_epochs: epochs to train a network that has no weights.
         attention: what can leave it: a whole head, or a part of the width of all its heads.
@@ -174,9 +175,9 @@ class RecipeOptions:
 
     Attributes:
         round_to: keep a multiple of this many channels (8, 16) in every group, within the budget.
-        finetune_epochs: epochs of the fine-tune that every compared network gets; default: 40 on
-            digits, else 10.
-        finetune_lr: peak learning rate; default: 0.02 up to 20 epochs, 0.1 for 100 and more.
+        finetune_epochs: epochs of the fine-tune, the same for every network that gets one; default:
+            40 on digits, else 10.
+        finetune_lr: peak learning rate; default: 0.02 below 100 epochs, else 0.1.
         batch_size: images a training step.
         distill: weight in [0, 1] of the dense network's outputs in the fine-tune's loss.
         calibration_images: training images that recalibrate batch norm after pruning.

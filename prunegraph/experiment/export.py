@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from prunegraph.errors import ArtefactError, ConfigError
+from prunegraph.experiment.checks import check_one_run
 from prunegraph.experiment.console import Console
-from prunegraph.experiment.folder import REPORT_FILE, SUMMARY_FILE, RunFolder
+from prunegraph.experiment.folder import REPORT_FILE, RunFolder
 from prunegraph.experiment.page import pruned_folder
 from prunegraph.experiment.report import read_report
 from prunegraph.experiment.setup import build_dense, check_trusted, resolve_device
@@ -104,7 +105,7 @@ def _path(config: ExportConfig) -> Path:
         written.append(artefact_paths(config.out)[0])
     for path in written:
         if path.exists() or path.is_symlink():
-            msg = f"{path} exists, and export replaces nothing: give another --out"
+            msg = f"{path} exists, and nothing is replaced: give another --out"
             raise ConfigError(msg)
     return config.out
 
@@ -112,9 +113,10 @@ def _path(config: ExportConfig) -> Path:
 def _check_run(run: Path) -> None:
     """Raise ArtefactError if a run holds its networks in cells: names the pruned one's."""
     folder = RunFolder(path=run)
-    if folder.file(SUMMARY_FILE).is_file():
-        msg = f"{run} holds several comparisons: name the folder of one, or a cell of it"
+    if run.is_file() and not artefact_paths(run)[0].is_file():
+        msg = f"{run} is no run folder: name one of `prunegraph train` or `apply`"
         raise ArtefactError(msg)
+    check_one_run(run)
     if artefact_paths(run)[0].exists() or not folder.file(REPORT_FILE).is_file():
         return
     content = read_report(folder)

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from prunegraph.experiment.agreement import agreements
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import MASKS_FILE, Candidate, write_masks
@@ -30,6 +32,7 @@ from prunegraph.experiment.verdict import (
     DENSE,
     MethodRow,
     Metric,
+    column,
     is_agent,
     judge,
     mean_by_name,
@@ -231,7 +234,7 @@ def make_report(
             seed=chosen.seed,
             search_accuracy=own.search_accuracy,
             test_accuracy_recalibrated=own.test_accuracy_recalibrated,
-            test_accuracy_finetuned=own.test_accuracy_finetuned,
+            test_accuracy_finetuned=finetuned_mean(rows, chosen.mask.digest()),
             widths=graph.group_widths(chosen.mask),
             digest=chosen.mask.digest(),
         ),
@@ -246,6 +249,13 @@ def make_report(
             **(details or {}),
         },
     )
+
+
+def finetuned_mean(rows: Sequence[MethodRow], digest: str) -> float | None:
+    """Return the mean accuracy of the agent's fine-tunes of a mask; None if there is none."""
+    own = [row for row in rows if is_agent(row.name) and row.digest == digest]
+    values = column(own, "test_accuracy_finetuned")
+    return float(np.mean(values)) if values else None
 
 
 def mask_details(bench: Bench, mask: KeepMask) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunegraph.errors import ArtefactError, ConfigError
+from prunegraph.errors import ArtefactError, BudgetError, ConfigError
+from prunegraph.experiment.checks import SUMMARY_FILE
 from prunegraph.experiment.config import CommonConfig
 from prunegraph.experiment.options import read_yaml, same_run, save_config
 from prunegraph.files import TEMPORARY, locked, remove_temporaries
@@ -17,9 +18,6 @@ RUNS = Path("runs")
 
 CONFIG_FILE = "config.yaml"
 REPORT_FILE = "report.json"
-SUMMARY_FILE = "summary.json"
-"""What takes the report's place where a folder holds several comparisons."""
-
 PAGE_FILE = "report.html"
 """Made from the other files, and anew at will: no digest of it is kept."""
 
@@ -52,7 +50,7 @@ class RunFolder:
         """
         path = self.path / name
         if not path.resolve().is_relative_to(self.path.resolve()):
-            msg = f"{self.file(REPORT_FILE)} names {name!r}, which lies outside its folder"
+            msg = f"{self.path}: its report names {name!r}, which lies outside the folder"
             raise ArtefactError(msg)
         return path
 
@@ -86,7 +84,7 @@ class RunFolder:
             ConfigError: another run is at work in it.
             ArtefactError: it cannot be written.
         """
-        existed, held = self.path.exists(), False
+        existed, held, useless = self.path.exists(), False, False
         try:
             with locked(self.checkpoint(LOCK_FILE), str(self.path)):
                 held = True
@@ -97,8 +95,11 @@ class RunFolder:
                 remove_temporaries(self.path.rglob(".*.tmp"))
                 save_config(config, self.file(CONFIG_FILE))
                 yield
+        except BudgetError:  # found out of reach on the way: no command can go on with it
+            useless = True
+            raise
         finally:
-            if held and not existed and not self.file(CONFIG_FILE).exists():
+            if held and not existed and (useless or not self.file(CONFIG_FILE).exists()):
                 shutil.rmtree(self.path, ignore_errors=True)
 
     def finish(self) -> None:

@@ -9,6 +9,7 @@ from rich.table import Table
 from torch import Tensor
 
 from prunegraph.data import load_dataset
+from prunegraph.experiment.checks import check_one_run
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.group_plot import draw_groups
 from prunegraph.experiment.plots import save_figure
@@ -87,6 +88,7 @@ def _analyse(config: InspectConfig) -> Inspected:
 
 def _read_run(run: Path, trusted: str | None) -> Inspected:
     """Read the pruned network of a run folder."""
+    check_one_run(run)
     info = read_info(run)
     check_trusted(info.arch, trusted, artefact_paths(run)[0])
     saved = load_pruned(run, lambda: build_dense(info))

@@ -5,6 +5,8 @@ from pathlib import Path
 from prunegraph.agent import TrainedPolicy, load_policy
 from prunegraph.agent.saving import POLICY_FILE
 from prunegraph.errors import ArtefactError
+from prunegraph.experiment.checks import check_one_run
+from prunegraph.reading import read_json
 
 SHIPPED = Path(__file__).parents[1] / "policies"
 """The folder of the policies that come with the package."""
@@ -27,6 +29,13 @@ def find_policy(policy: Path) -> TrainedPolicy:
             f"the name of one that comes with the package: {', '.join(shipped_policies())}"
         )
         raise ArtefactError(msg)
+    check_one_run(policy)
+    beside = policy.with_suffix(".json")
+    if policy.is_file() and beside.is_file():
+        content = read_json(beside)
+        if isinstance(content, dict) and "arch" in content:
+            msg = f"{policy} holds the weights of a network, not a policy: give a run of `train`"
+            raise ArtefactError(msg)
     return load_policy(policy)
 
 

@@ -1,6 +1,8 @@
 """``prunegraph pretrain``: train a network from scratch on the train split."""
 
+import dataclasses
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from prunegraph.experiment.setup import (
     resolve_device,
 )
 from prunegraph.files import locked, remove_temporaries, temporaries_of
-from prunegraph.models import WeightsInfo, save_weights
+from prunegraph.models import WeightsInfo, save_weights, weights_info
 from prunegraph.pruning.evaluation import evaluate
 from prunegraph.pruning.finetune import FinetuneConfig, finetune
 from prunegraph.pruning.ranks import current_ranks
@@ -38,6 +40,10 @@ def run_pretrain(config: PretrainConfig, console: Console) -> dict[str, Any]:
     arch = config.arch or DEFAULT_ARCH
     dataset = load_images(config, None)
     out = _weights_path(config.out, arch, dataset)
+    done = _finished(config, arch, dataset, out)
+    if done is not None:
+        console.say(f"{out} is finished: test accuracy {100 * done['test_accuracy']:.2f} %")
+        return done
     _check_new(out)
     model = build_network(arch, dataset, config.seed).to(device)
     images, _ = next(iter(dataset.train.batches(1)))
@@ -61,8 +67,8 @@ def _pretrain(
     checkpoint = _checkpoint_path(out)
     written = (out, out.with_suffix(".json"), checkpoint)
     remove_temporaries(found for path in written for found in temporaries_of(path))
-    epochs = config.epochs or (DIGITS_EPOCHS if dataset.name == DEFAULT_DATASET else DEFAULT_EPOCHS)
-    recipe = pretrain_recipe(epochs, lr=config.lr, batch_size=config.batch_size)
+    asked = _asked(config, dataset)
+    recipe = pretrain_recipe(asked["epochs"], lr=config.lr, batch_size=config.batch_size)
     started = time.monotonic()
     train_network(
         f"train {arch}",
@@ -75,8 +81,7 @@ def _pretrain(
     )
     figures: dict[str, Any] = {
         "trained_on": "the train split; the search split is unseen",
-        "epochs": epochs,
-        "seed": config.seed,
+        **asked,
         "search_accuracy": evaluate(model, dataset.search).accuracy,
         "test_accuracy": evaluate(model, dataset.test).accuracy,
     }
@@ -84,8 +89,19 @@ def _pretrain(
     seconds = time.monotonic() - started
     console.say(
         f"{arch} on {dataset.name}: test accuracy {100 * figures['test_accuracy']:.2f} % "
-        f"after {epochs} epochs in {seconds_in_words(seconds)}; written to {out}"
+        f"after {asked['epochs']} epochs in {seconds_in_words(seconds)}; written to {out}"
     )
+    return _result(config, arch, dataset, out, figures, seconds)
+
+
+def _result(
+    config: PretrainConfig,
+    arch: str,
+    dataset: Dataset,
+    out: Path,
+    figures: Mapping[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
     return {
         "command": config.command,
         "arch": arch,
@@ -94,6 +110,34 @@ def _pretrain(
         "seconds": round(seconds, 2),
         **figures,
     }
+
+
+def _asked(config: PretrainConfig, dataset: Dataset) -> dict[str, Any]:
+    """Return the options that decide what is trained, but for network and images."""
+    epochs = config.epochs or (DIGITS_EPOCHS if dataset.name == DEFAULT_DATASET else DEFAULT_EPOCHS)
+    return {
+        "epochs": epochs,
+        "seed": config.seed,
+        "peak_lr": config.lr,
+        "batch_size": config.batch_size,
+    }
+
+
+def _finished(
+    config: PretrainConfig, arch: str, dataset: Dataset, out: Path
+) -> dict[str, Any] | None:
+    """Return the result of this very command, if it has been given before and is done."""
+    if _checkpoint_path(out).exists() or not out.is_file():
+        return None
+    info, asked = weights_info(out), weights_record(arch, dataset, config, _asked(config, dataset))
+    if info is None or dataclasses.replace(info, extra={}) != dataclasses.replace(asked, extra={}):
+        return None
+    names = {*asked.extra, "no_flip", "image_size"}
+    same = all(info.extra.get(name) == asked.extra.get(name) for name in names)
+    if not same or not isinstance(info.extra.get("test_accuracy"), float):
+        return None
+    figures = {key: value for key, value in info.extra.items() if key != "schema"}
+    return _result(config, arch, dataset, out, figures, 0.0)
 
 
 def _weights_path(out: Path | None, arch: str, dataset: Dataset) -> Path:

@@ -326,12 +326,10 @@ def method_cells(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
     table = [("dense", *_costs(dense.macs, dense.params, dense), "", *shown, "", "")]
     for name, rows in by_method(read_rows(content)):
         seeds = {row.seed for row in rows}
-        tuned = {row.seed for row in rows if row.test_accuracy_finetuned is not None}
         cells = (
             spread(column(rows, "search_accuracy")),
             spread(column(rows, "test_accuracy_recalibrated")),
-            spread(column(rows, "test_accuracy_finetuned"))
-            + (f" ({len(tuned)} of {len(seeds)})" if 0 < len(tuned) < len(seeds) else ""),
+            f"{spread(column(rows, 'test_accuracy_finetuned'))}{_tuned_share(rows)}",
             str(round(float(np.mean(column(rows, "networks_evaluated"))))),
             _minutes(column(rows, "seconds")),
         )
@@ -339,6 +337,16 @@ def method_cells(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
         label = name if len(seeds) == 1 else f"{name} (x{len(seeds)})"
         table.append((label, *_costs(macs, params, dense), *cells))
     return table
+
+
+def _tuned_share(rows: Sequence[MethodRow]) -> str:
+    """Return which of a method's masks were fine-tuned how often, where it is not each once."""
+    tuned = [row for row in rows if row.test_accuracy_finetuned is not None]
+    masks, seeds = len({row.seed for row in tuned}), len({row.seed for row in rows})
+    if not 0 < masks < seeds:
+        return ""
+    often = f", {len(tuned)} times" if len(tuned) > masks else ""
+    return f" ({masks} of {seeds}{often})"
 
 
 def title(content: Mapping[str, Any]) -> str:

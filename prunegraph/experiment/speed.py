@@ -65,10 +65,9 @@ def latency_warning(content: Mapping[str, Any]) -> str | None:
     if 1.0 - macs < LEAST_PROMISED or realised(times["dense"], times["pruned"], macs) >= PAYS:
         return None
     if content["budget"].get("round_to", 1) % 8:
-        why = "odd widths, or layers so small that starting them takes the time; --round-to 8 mends"
-        why += " the former"
+        why = "small layers, whose start takes the time, or odd widths, which --round-to 8 may mend"
     else:
-        why = "the layers are so small that starting them takes the time"
+        why = "small layers, whose start takes the time"
     return (
         f"pruning does not pay in time on {times.get('on', 'this device')}: "
         f"x{times['dense'] / times['pruned']:.2f} of the x{1 / macs:.2f} that multiply-adds "

@@ -3,6 +3,7 @@
 A summary is made of the reports alone, so that ``verify`` can make it anew.
 """
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,11 +12,12 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from prunegraph.experiment.bench import DENSE_FILE
+from prunegraph.experiment.checks import SUMMARY_FILE
 from prunegraph.experiment.compare_config import ComparisonsConfig
 from prunegraph.experiment.folder import (
     PAGE_FILE,
     REPORT_FILE,
-    SUMMARY_FILE,
     RunFolder,
     file_digest,
 )
@@ -79,9 +81,11 @@ def _entry(member: RunFolder) -> dict[str, Any]:
     return {
         "folder": member.path.name,
         "report": file_digest(member.file(REPORT_FILE)),
+        "dense_weights": content["files"].get(DENSE_FILE),
         **{key: content[key] for key in ("arch", "dataset", "budget", "dense")},
         "stage_one_verdict": content.get("stage_one_verdict"),
         "verdict": [content["verdict"], content["verdict_reason"]],
+        "finetuned_masks": len({row.seed for row in tuned if is_agent(row.name)}),
         "best_baseline": best_baseline(rows),
         "best_baseline_finetuned": best_baseline(tuned),
         "methods": {
@@ -110,7 +114,7 @@ def write_summary(
 
 def summary_table(summary: Mapping[str, Any]) -> Table:
     """Return the table that is printed: the agent beside the best baseline."""
-    table = Table(title=_title(summary))
+    table = Table(title=escape(_title(summary)))
     heads, rows = digest_cells(summary)
     for head in heads:
         table.add_column(head, justify="right" if head != heads[0] else "left")
@@ -125,12 +129,13 @@ def digest_cells(summary: Mapping[str, Any]) -> Cells:
     for entry in summary["comparisons"]:
         dense, name = entry["dense"], entry["folder"]
         cells = _digest(entry, "test_accuracy_recalibrated", entry["best_baseline"])
-        verdict = (entry["stage_one_verdict"] or entry["verdict"])[0]
+        verdict = (entry["stage_one_verdict"] or [None])[0]
         rows.append((name, "recalibration", spread([dense["test_accuracy"]]), *cells, verdict))
         if dense["test_accuracy_finetuned"] is not None:
             cells = _digest(entry, "test_accuracy_finetuned", entry["best_baseline_finetuned"])
             tuned = spread([dense["test_accuracy_finetuned"]])
-            rows.append((name, "fine-tuning", tuned, *cells, entry["verdict"][0]))
+            after = "fine-tuning" if entry["finetuned_masks"] != 1 else "fine-tuning one mask"
+            rows.append((name, after, tuned, *cells, entry["verdict"][0]))
     heads = ("comparison", "after", "dense", "agent", "best baseline", "verdict")
     return heads, [(*row[:-1], row[-1] or "none") for row in rows]
 
@@ -182,7 +187,7 @@ def _title(summary: Mapping[str, Any]) -> str:
 
 def to_markdown(summary: Mapping[str, Any]) -> str:
     """Return the summary's tables as Markdown."""
-    parts = [f"# {_title(summary)}", *_markdown_table(*digest_cells(summary))]
+    parts = [f"# {_plain(_title(summary))}", *_markdown_table(*digest_cells(summary))]
     for label, heads, rows in _tables(summary):
         parts += ["", f"## {label}", *_markdown_table(heads, rows)]
     return "\n".join(parts) + "\n"
@@ -190,7 +195,12 @@ def to_markdown(summary: Mapping[str, Any]) -> str:
 
 def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [heads, ["---", *["--:"] * (len(heads) - 1)], *rows]
-    return ["", *(f"| {' | '.join(c.replace('|', '&#124;') for c in line)} |" for line in lines)]
+    return ["", *(f"| {' | '.join(map(_plain, line))} |" for line in lines)]
+
+
+def _plain(cell: str) -> str:
+    """Return a cell's text without what Markdown would take for more than text."""
+    return html.escape(cell, quote=False).replace("|", "&#124;")
 
 
 def summary_page(
@@ -214,9 +224,7 @@ def draw_budgets(summary: Mapping[str, Any]) -> dict[str, Plot]:
     """Draw accuracy against multiply-adds for each network that was compared at several budgets."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for entry in summary["comparisons"]:
-        dense = entry["dense"]
-        network = (entry["arch"], dense["macs"], dense["params"], dense["test_accuracy"])
-        groups.setdefault(network, []).append(entry)
+        groups.setdefault((entry["arch"], entry["dense_weights"]), []).append(entry)
     several = [entries for entries in groups.values() if len(entries) > 1]
     with mpl.rc_context(STYLE):
         return {f"pareto{number}": _draw(each) for number, each in enumerate(several)}

@@ -14,7 +14,7 @@ from prunegraph.experiment.baselines import (
     add_baselines,
     add_controls,
 )
-from prunegraph.experiment.bench import num_probes
+from prunegraph.experiment.bench import num_probes, warn_of_chance
 from prunegraph.experiment.candidates import CandidateStore
 from prunegraph.experiment.config import SearchOptions, TrainConfig
 from prunegraph.experiment.console import Console
@@ -41,6 +41,8 @@ def run_train(config: TrainConfig, console: Console) -> dict[str, Any]:
     with folder.started(config):
         console.say(f"run folder: {folder.path}")
         place = make_workplace(config, targets, members, console)
+        for bench in place.benches:
+            warn_of_chance(bench, console)
         with Jobs(config, place) as jobs:
             outcomes = _stage_one(config, jobs)
             finetune_chosen(jobs, outcomes)

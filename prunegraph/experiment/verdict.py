@@ -40,6 +40,9 @@ MAX_REPAIRED = 0.10
 MAX_CHANCE = 0.05
 """Of so large a difference where there is none; above it nothing was shown."""
 
+ROUNDING = 1e-9
+"""Standard errors below it are rounding: the differences are the same."""
+
 MIN_ROWS = 8
 """Rows below which a rank correlation says nothing."""
 
@@ -117,8 +120,12 @@ def mean_by_name(rows: Sequence[MethodRow], name: str) -> dict[str, float]:
 
 
 def best_baseline(rows: Sequence[MethodRow]) -> str | None:
-    """Return the baseline with the highest mean search accuracy; None if there is none."""
-    search = mean_by_name([row for row in rows if is_baseline(row.name)], "search_accuracy")
+    """Return what the agent must beat: the row with the highest mean search accuracy, or None.
+
+    A baseline, or the policy that the search began with: whatever that can do was not learned.
+    """
+    rivals = [row for row in rows if is_baseline(row.name) or row.name in (UNTRAINED, INITIAL)]
+    search = mean_by_name(rivals, "search_accuracy")
     return max(sorted(search), key=lambda name: search[name], default=None)
 
 
@@ -143,11 +150,11 @@ def judge(
 ) -> tuple[str | None, str]:
     """Return the verdict and its reason.
 
-    LEARNED when the agent's mean ``metric`` is above that of the best baseline, the one with the
-    highest mean search accuracy, by more than two standard errors of the paired difference over at
-    least three seeds, and Student's one-sided test agrees (p < 0.05: with three seeds 2.9 standard
-    errors); else NOT LEARNED; None with fewer seeds. A deterministic baseline's value is paired
-    with every seed.
+    LEARNED when the agent's mean ``metric`` is above that of the best baseline (``best_baseline``)
+    by more than two standard errors of the paired difference over at least three seeds, and
+    Student's one-sided test agrees (p < 0.05: with three seeds 2.9 standard errors); else NOT
+    LEARNED; None with fewer searches or fine-tunes. A deterministic baseline's value is paired with
+    every seed.
 
     Args:
         rows: the rows of a comparison.
@@ -161,26 +168,36 @@ def judge(
         return None, "no verdict: it needs rows of the agent and of a baseline"
     ours, theirs = by_seed(measured, agent[0], metric), by_seed(measured, best, metric)
     differences = np.array(_paired(ours, theirs))
-    if len(differences) < MIN_SEEDS:
-        count = len(differences)
+    searches = len({row.seed for row in rows if row.name == agent[0]})
+    count = min(len(differences), searches)
+    if count < MIN_SEEDS:
         return None, f"no verdict: {count} seed(s), a verdict needs at least {MIN_SEEDS}"
-    own = [row for row in measured if row.name == agent[0]]
-    one = len({row.digest for row in own}) == 1 < len(own)
     mean = float(differences.mean())
     error = float(differences.std(ddof=1) / math.sqrt(len(differences)))
+    error = 0.0 if error < ROUNDING else error
     chance = float(mean <= 0)
     if error:
         chance = float(ttest_1samp(differences, 0.0, alternative="greater").pvalue)
+    counted = _counted(measured, agent[0], len(differences))
     reason = (
         f"{agent[0]} minus {best} (best baseline on the search split): "
-        f"{100 * mean:+.2f} points of {metric} over {len(differences)} "
-        f"{'fine-tunes of one mask each' if one else 'seeds'}, "
-        f"two standard errors {200 * error:.2f}, p = {chance:.3f}"
+        f"{100 * mean:+.2f} points of {metric} over {counted}, "
+        f"two standard errors {200 * error:.2f}, "
+        + (f"p = {chance:.3f}" if error else "all differences the same")
     )
     if repaired is not None and repaired > MAX_REPAIRED:
         return "NOT LEARNED", f"{reason}; {100 * repaired:.0f} % of the bits were repaired"
     learned = mean > 2 * error and mean > 0 and chance < MAX_CHANCE
     return ("LEARNED" if learned else "NOT LEARNED"), reason
+
+
+def _counted(rows: Sequence[MethodRow], name: str, count: int) -> str:
+    """Return what differences were counted over, in words."""
+    own = [row for row in rows if row.name == name]
+    searches, masks = len({row.seed for row in own}), len({row.digest for row in own})
+    if searches == 1 < len(own):
+        return f"{count} fine-tunes of one mask each"
+    return f"{count} seeds" + (", which ended at one mask" if masks == 1 else "")
 
 
 def verdict_line(content: Mapping[str, Any]) -> str:

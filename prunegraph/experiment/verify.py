@@ -1,4 +1,4 @@
-"""``prunegraph verify``: rebuild a run from its files and check every figure that it reports."""
+"""Rebuild a run from its files and check every figure that it reports."""
 
 import dataclasses
 import math
@@ -10,43 +10,38 @@ import torch
 
 from prunegraph.errors import ArtefactError, ConfigError
 from prunegraph.experiment.agreement import agreements
+from prunegraph.experiment.baselines import SEARCHES
 from prunegraph.experiment.bench import DENSE_FILE, Bench
-from prunegraph.experiment.candidates import MASKS_FILE, read_masks
-from prunegraph.experiment.compare import wanted
-from prunegraph.experiment.compare_config import CompareConfig, ComparisonsConfig
+from prunegraph.experiment.candidates import MASKS_FILE, Candidate, read_masks
+from prunegraph.experiment.compare import METRIC, plan_cells, seeds_of, wanted
+from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.config import (
     ApplyConfig,
     NetworkConfig,
     TrainConfig,
 )
 from prunegraph.experiment.console import Console
-from prunegraph.experiment.finalise import peak_memory
+from prunegraph.experiment.finalise import finetuned_mean, peak_memory
 from prunegraph.experiment.finish import load_finetuned
-from prunegraph.experiment.folder import (
-    CONFIG_FILE,
-    REPORT_FILE,
-    SUMMARY_FILE,
-    RunFolder,
-    existing_run,
-)
-from prunegraph.experiment.options import load_config, read_yaml, same_run
+from prunegraph.experiment.folder import CONFIG_FILE, REPORT_FILE, RunFolder, existing_run
+from prunegraph.experiment.options import load_config, read_yaml
 from prunegraph.experiment.page import HISTORY_FILE
 from prunegraph.experiment.report import machine, read_report, read_rows
 from prunegraph.experiment.setup import load_target, num_cores
-from prunegraph.experiment.summary import summarise
 from prunegraph.experiment.tools_config import VerifyConfig
 from prunegraph.experiment.train import baseline_names
 from prunegraph.experiment.verdict import (
     DENSE,
+    SAMPLER,
     MethodRow,
     Metric,
+    is_agent,
     judge,
     mean_by_name,
     proxy_correlation,
 )
 from prunegraph.graph import StructureGraph
 from prunegraph.pruning.artefacts import WEIGHTS_FILE
-from prunegraph.reading import checked, read_json
 from prunegraph.types import KeepMask
 
 KINDS: dict[str, type[TrainConfig] | type[ApplyConfig] | type[CompareConfig]] = {
@@ -92,51 +87,12 @@ class Check:
         return bool(self.reported == self.found)
 
 
-def run_verify(config: VerifyConfig, console: Console) -> dict[str, Any]:
+def verify_run(config: VerifyConfig, console: Console) -> dict[str, Any]:
     """Check a run folder, print what was checked and return it.
 
     Raises:
         ArtefactError: a file is damaged, or a figure is wrong; the message names it.
     """
-    if RunFolder(path=config.run).file(SUMMARY_FILE).is_file():
-        return _verify_all(config, console)
-    return _verify_one(config, console)
-
-
-def _verify_all(config: VerifyConfig, console: Console) -> dict[str, Any]:
-    """Check a folder of several comparisons: each, that all are there, and their summary."""
-    folder = RunFolder(path=config.run)
-    path, options = folder.file(SUMMARY_FILE), folder.file(CONFIG_FILE)
-    content = checked(read_json(path), {"comparisons": list[dict[str, Any]]}, str(path))
-    entries = (checked(entry, {"folder": str}, str(path)) for entry in content["comparisons"])
-    members = [RunFolder(path=folder.inside(entry["folder"])) for entry in entries]
-    parts = load_config(ComparisonsConfig, options).comparisons()
-    count = len({member.path for member in members})
-    if not count == len(members) == len(parts):
-        msg = f"{path} lists {count} comparisons, but {options} asks for {len(parts)}"
-        raise ArtefactError(msg)
-    results = []
-    for part, member in zip(parts, members, strict=True):
-        differences = same_run(part, read_yaml(member.file(CONFIG_FILE)))
-        if differences:
-            msg = f"{member.path} is not what {options} asks for: {differences[0]} differs"
-            raise ArtefactError(msg)
-        results.append(_verify_one(dataclasses.replace(config, run=member.path), console))
-    if summarise(members) != content:
-        msg = f"{path} is not what the reports of its comparisons say: make it anew by the command"
-        raise ArtefactError(msg)
-    unknown = [name for result in results for name in result["not_verifiable"]]
-    return {
-        "command": config.command,
-        "run": str(folder.path),
-        "figures": sum(result["figures"] for result in results),
-        "files": sum(result["files"] for result in results),
-        "same_machine": all(result["same_machine"] for result in results),
-        "not_verifiable": list(dict.fromkeys(unknown)),
-    }
-
-
-def _verify_one(config: VerifyConfig, console: Console) -> dict[str, Any]:
     folder = existing_run(config.run)
     content = read_report(folder)
     if config.threads is None:  # with the same number, the last digits are the same
@@ -206,6 +162,8 @@ def _check_member(
     ]
     checks += _check_data(bench, content)
     checks += _check_options(bench, content, rows)
+    if isinstance(bench.options, CompareConfig):
+        checks += check_plan(bench, bench.options, content, rows, masks)
     with console.progress(f"measure {content['arch']} again", len(rows)) as report:
         for number, row in enumerate(rows, start=1):
             checks += judge_of.row(row)
@@ -267,6 +225,7 @@ def _check_options(
     elif isinstance(run, CompareConfig):
         expected = {*wanted(run)}
     found = {
+        "arch": bench.target.arch,
         "seed": bench.seed,
         "budget": bench.budget.as_dict(),
         "recipe": vars(bench.recipe()),
@@ -276,6 +235,62 @@ def _check_options(
     return [
         *(Check(name=name, reported=content.get(name), found=found[name]) for name in found),
         Check(name="methods that are missing", reported=missing, found=[]),
+    ]
+
+
+def check_plan(
+    bench: Bench,
+    config: CompareConfig,
+    content: Mapping[str, Any],
+    rows: Sequence[MethodRow],
+    masks: Mapping[str, KeepMask],
+) -> list[Check]:
+    """Check that a comparison holds all searches and exactly the fine-tunes that its rules ask for.
+
+    A fine-tune that is left out or counted twice would change means and verdict.
+    """
+    candidates = {
+        (row.name, row.seed): Candidate(
+            name=row.name,
+            seed=row.seed,
+            mask=masks[row.digest],
+            networks_evaluated=row.networks_evaluated,
+            search_accuracy=row.search_accuracy,
+        )
+        for row in rows
+        if row.name != DENSE
+    }
+    planned = plan_cells(bench, list(candidates.values()), config)
+    expected = [
+        (c.name, c.seed if c.candidate is None else c.candidate.seed, c.seed, c.folder)
+        for c in planned
+    ]
+    trained = bench.recipe().epochs > 0
+    found = [(r.name, r.seed, r.finetune_seed, r.cell) for r in rows if r.cell is not None]
+    searches = {row.name for row in rows if row.name in (*SEARCHES, SAMPLER) or is_agent(row.name)}
+    seeds = {name: sorted({row.seed for row in rows if row.name == name}) for name in searches}
+    weights = [
+        digest
+        for name, digest in content["files"].items()
+        if name.startswith("cells/") and name.endswith(f"/{WEIGHTS_FILE}")
+    ]
+    return [
+        Check(name="fine-tunes", reported=sorted(found), found=sorted(expected)),
+        *(
+            Check(name=f"seeds of {name}", reported=own, found=seeds_of(config))
+            for name, own in sorted(seeds.items())
+        ),
+        Check(
+            name="cells with the same weights",
+            reported=(len(weights) - len({*weights})) * trained,
+            found=0,
+        ),
+        Check(
+            name="verdict_metric",
+            reported=content["verdict_metric"],
+            found=METRIC if trained else "test_accuracy_recalibrated",
+        ),
+        Check(name="stage_one_verdict", reported="stage_one_verdict" in content, found=True),
     ]
 
 
@@ -386,7 +401,7 @@ def _check_summary(
         "pruned.widths": graph.group_widths(mask),
         "pruned.search_accuracy": own.search_accuracy,
         "pruned.test_accuracy_recalibrated": own.test_accuracy_recalibrated,
-        "pruned.test_accuracy_finetuned": own.test_accuracy_finetuned,
+        "pruned.test_accuracy_finetuned": finetuned_mean(rows, mask.digest()),
         "verdict": verdict,
         "verdict_reason": reason,
     }

@@ -58,6 +58,17 @@ def slim_attentions(
     return pruned
 
 
+def slim_all_attentions(model: nn.Module) -> nn.Module:
+    """Put a slim module in the place of every ``nn.MultiheadAttention``; return the network."""
+    slim: dict[int, nn.Module] = {}  # a module may be used under several names
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if type(module) is nn.MultiheadAttention:
+            if id(module) not in slim:
+                slim[id(module)] = SlimMultiheadAttention.from_sliced(module, module.num_heads)
+            model = replace_module(model, path, slim[id(module)])
+    return model
+
+
 def replace_module(root: nn.Module, path: str, module: nn.Module) -> nn.Module:
     """Put ``module`` at ``path`` and return the root, which is ``module`` itself for ``""``."""
     if not path:

@@ -85,8 +85,10 @@ def _build_own(spec: str, num_classes: int, image_shape: tuple[int, int, int]) -
             msg = f"{spec} has too many parameters for 8 x 8 digits; use a smaller depth or width"
             raise ModelError(msg)
         return CifarResNet(depth, width=stage_width, in_channels=channels, num_classes=num_classes)
+    module, _, name = spec.rpartition(".")
+    hint = f" (your own code? write {module}:{name})" if module else ""
     msg = (
-        f"unknown architecture {spec!r}; known: {', '.join(KNOWN_MODELS)}, "
+        f"unknown architecture {spec!r}{hint}; known: {', '.join(KNOWN_MODELS)}, "
         "digits_resnet<depth>_w<width>, torchvision:NAME, package.module:factory"
     )
     raise ModelError(msg)

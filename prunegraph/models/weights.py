@@ -108,7 +108,11 @@ def weights_info(path: Path | str) -> WeightsInfo | None:
     path = Path(path).with_suffix(".json")
     if not path.is_file():
         return None
-    content = checked(read_json(path), {"arch": str}, str(path))
+    content = read_json(path)
+    if isinstance(content, dict) and "network" in content and "arch" not in content:
+        msg = f"{path} describes a trained policy, not a network: give it as --policy"
+        raise ArtefactError(msg)
+    content = checked(content, {"arch": str}, str(path))
     dataset = content.get("dataset")
     mean, std = _normalisation(path, content.get("normalisation"))
     known = ("arch", "dataset", "normalisation")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.graph import OpNode, StructureGraph, unwrap
-from prunegraph.slim_attention import SlimMultiheadAttention
+from prunegraph.graph.module_sizes import slim_all_attentions
 from prunegraph.types import IntArray
 
 
@@ -53,13 +53,8 @@ def readable_copy(model: nn.Module, device: str | torch.device) -> nn.Module:
     ``nn.MultiheadAttention`` uses the weight of its output layer without calling that layer; in the
     copy a module that computes the same takes its place, so that what enters the layer is seen.
     """
-    dense = copy.deepcopy(unwrap(model)).to(device, torch.float32)
-    for name, module in list(dense.named_modules()):
-        if type(module) is nn.MultiheadAttention and name:
-            parent, _, own = name.rpartition(".")
-            slim = SlimMultiheadAttention.from_sliced(module, module.num_heads)
-            setattr(dense.get_submodule(parent), own, slim)
-    return dense.eval().requires_grad_(False)
+    dense = slim_all_attentions(copy.deepcopy(unwrap(model)))
+    return dense.to(device, torch.float32).eval().requires_grad_(False)
 
 
 @contextmanager

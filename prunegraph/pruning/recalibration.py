@@ -50,12 +50,17 @@ def _restore(norm: _BatchNorm, old: list[Tensor]) -> None:
             buffer.copy_(value)
 
 
-def recalibrate_bn(model: nn.Module, images: Iterable[Tensor], *, autocast: bool = False) -> None:
+def recalibrate_bn(
+    model: nn.Module,
+    images: Iterable[Tensor | tuple[Tensor, Tensor] | list[Tensor]],
+    *,
+    autocast: bool = False,
+) -> None:
     """Set the batch-norm buffers to the average statistics of ``images``.
 
     Args:
         model: the network; nothing but its batch-norm buffers changes.
-        images: batches ``[b, c, h, w]`` on the network's device. Take *shuffled* training images in
+        images: batches ``[b, c, h, w]``, or such with labels. Take *shuffled* training images in
             batches of equal size: each batch counts alike, and a batch of one class misleads.
         autocast: run in bfloat16 where that is safe.
 
@@ -65,7 +70,9 @@ def recalibrate_bn(model: nn.Module, images: Iterable[Tensor], *, autocast: bool
     if not any(isinstance(module, _BatchNorm) for module in model.modules()):
         return
     with measuring_batch_norm(model), torch.no_grad():
-        for batch in images:
+        device = next(t.device for t in (*model.parameters(), *model.buffers()))
+        for found in images:
+            batch = (found if isinstance(found, Tensor) else found[0]).to(device)
             try:
                 with torch.autocast(batch.device.type, torch.bfloat16, enabled=autocast):
                     model(batch)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from prunegraph.errors import ArtefactError, ConfigError
+from prunegraph.errors import ArtefactError, BudgetError, ConfigError
 from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.folder import RunFolder, existing_run, open_run, slug
 
@@ -178,3 +178,19 @@ def test_a_folder_that_cannot_be_made_is_told_and_nothing_stays(
     with pytest.raises(ArtefactError, match="No space left on device"):
         start(open_run(CONFIG, tmp_path / "run", "name"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_budget_found_out_of_reach_on_the_way_leaves_no_folder(tmp_path: Path) -> None:
+    folder = RunFolder(path=tmp_path / "run")
+
+    def begin(message: str) -> None:
+        with folder.started(CONFIG):
+            raise BudgetError(message)
+
+    with pytest.raises(BudgetError, match="too fast"):
+        begin("too fast")
+    assert not folder.path.exists()
+    start(folder)
+    with pytest.raises(BudgetError):
+        begin("of a run that was there before")
+    assert folder.file("config.yaml").is_file()

@@ -1,15 +1,17 @@
 """The policies that come with the package, and how policies are named."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import prunegraph as pg
 from prunegraph.agent import NetworkConfig, PruningNetwork, TrainedPolicy, save_policy
 from prunegraph.data import load_dataset
-from prunegraph.errors import ArtefactError
+from prunegraph.errors import ArtefactError, DataError
 from prunegraph.experiment.policies import find_policy, shipped_policies
-from prunegraph.models import build_model
+from prunegraph.models import WeightsInfo, build_model, save_weights, weights_info
 
 LARGEST = 1 << 20
 """Bytes of a policy that comes with the package."""
@@ -56,3 +58,36 @@ def test_a_path_comes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(ArtefactError, match="comes with the package: resnet-cifar"):
         find_policy(Path("resnet-imagenet"))
+
+
+def test_what_is_no_policy_is_told_what_it_is(tmp_path: Path) -> None:
+    model = build_model("digits_resnet8_w8", num_classes=10, image_shape=(1, 8, 8))
+    save_weights(model, tmp_path / "w.safetensors", WeightsInfo(arch="digits_resnet8_w8"))
+    with pytest.raises(ArtefactError, match="holds the weights of a network, not a policy"):
+        find_policy(tmp_path / "w.safetensors")
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(ArtefactError, match="several comparisons"):
+        find_policy(tmp_path)
+    save_policy(tmp_path / "p.safetensors", TrainedPolicy(PruningNetwork(NetworkConfig()).eval()))
+    with pytest.raises(ArtefactError, match="a trained policy, not a network"):
+        weights_info(tmp_path / "p.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"pixel_values": torch.zeros(4, 1, 8, 8)}, "batches of dict, not images"),
+        ((torch.zeros(4, 1, 8, 8), torch.zeros(4)), r"labels of torch.float32 and shape \[4\]"),
+        ((torch.zeros(4, 1, 8, 8), torch.zeros(4, 10)), "leave the labels out"),
+    ],
+)
+def test_loaders_of_something_else_get_one_line(batch: Any, message: str) -> None:
+    model = build_model("digits_resnet8_w8", num_classes=10, image_shape=(1, 8, 8))
+    with pytest.raises(DataError, match=message):
+        pg.prune(
+            model,
+            torch.zeros(1, 1, 8, 8),
+            policy="resnet-cifar",
+            calibration_data=[batch],
+            keep_macs=0.5,
+        )

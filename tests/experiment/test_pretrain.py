@@ -67,6 +67,23 @@ def test_existing_weights_are_not_overwritten(
     assert (tmp_path / "notes.json").read_text() == "mine"
 
 
+def test_the_same_command_again_says_that_it_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*OPTIONS, "--out", str(tmp_path / "net")]
+    assert main([*words, "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    monkeypatch.setattr(_Training, "train_epoch", pytest.fail)
+    assert main([*words, "--json"]) == 0
+    captured = capsys.readouterr()
+    assert "net.safetensors is finished: test accuracy" in captured.err
+    again = json.loads(captured.out)
+    assert {key: again[key] for key in first} == {**first, "seconds": 0.0}
+    for other in (["--seed", "1"], ["--epochs", "4"], ["--lr", "0.05"], ["--batch-size", "64"]):
+        assert main([*words, *other]) == 2
+        assert "exists: delete it" in capsys.readouterr().err
+
+
 def test_a_full_disk_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -70,6 +70,19 @@ def test_controls_are_not_baselines() -> None:
     assert judge(table, RECALIBRATED)[0] == "LEARNED"
 
 
+def test_what_the_policy_could_do_before_is_to_be_beaten() -> None:
+    table = [row("agent", seed, 0.9, 0.9) for seed in range(3)] + [row("l1/uniform", 0, 0.5, 0.5)]
+    verdict, reason = judge(table, RECALIBRATED)
+    assert verdict == "LEARNED"
+    assert "3 seeds, two standard errors 0.00, all differences the same" in reason
+    for name in ("untrained", "initial"):
+        verdict, reason = judge([*table, row(name, 0, 0.9, 0.9)], RECALIBRATED)
+        assert verdict == "NOT LEARNED"
+        assert f"agent minus {name}" in reason
+    same = [dataclasses.replace(each, digest="one") for each in table]
+    assert "over 3 seeds, which ended at one mask" in judge(same, RECALIBRATED)[1]
+
+
 def test_much_repair_is_not_learning() -> None:
     table = rows([0.90, 0.91, 0.90], [0.80, 0.81, 0.80])
     assert judge(table, RECALIBRATED, repaired=0.05)[0] == "LEARNED"
@@ -114,9 +127,21 @@ def test_a_verdict_on_one_mask_each_says_so() -> None:
         for f, gain in enumerate(gains)
         for name in ("agent", "cem")
     ]
-    verdict, reason = judge([*table, row("agent", 0, 0.5, 0.5)], "test_accuracy_finetuned")
+    others = [row("agent", seed, 0.5, 0.5) for seed in range(2)]
+    verdict, reason = judge([*table, *others], "test_accuracy_finetuned")
     assert verdict == "LEARNED"
     assert "+2.00 points of test_accuracy_finetuned over 5 fine-tunes of one mask each" in reason
+
+
+def test_many_finetunes_of_few_searches_give_no_verdict() -> None:
+    table = [
+        dataclasses.replace(row(name, 0, 0.9, 0.9, 0.8 + 0.1 * (name == "agent")), finetune_seed=f)
+        for f in range(5)
+        for name in ("agent", "cem")
+    ]
+    verdict, reason = judge(table, "test_accuracy_finetuned")
+    assert verdict is None
+    assert "1 seed(s)" in reason
 
 
 def test_mean_by_name_skips_what_was_not_measured() -> None:

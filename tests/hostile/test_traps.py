@@ -238,9 +238,9 @@ def test_names_in_a_report_are_no_markup_and_no_way_out(tmp_path: Path) -> None:
     folder = RunFolder(path=tmp_path)
     folder.file("report.json").write_text(json.dumps(content))
     assert methods_table(read_report(folder)).columns[0]._cells[1] == r"\[/x]"
-    with pytest.raises(ArtefactError, match="lies outside its folder"):
+    with pytest.raises(ArtefactError, match="lies outside the folder"):
         folder.check_digests({"../other": ""})
-    with pytest.raises(ArtefactError, match="lies outside its folder"):
+    with pytest.raises(ArtefactError, match="lies outside the folder"):
         folder.inside("/etc/passwd")
     dense["macs"] = 0
     folder.file("report.json").write_text(json.dumps(content))

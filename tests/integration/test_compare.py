@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from prunegraph.experiment.baselines import SEARCHES, TORCH_PRUNING, heuristics
 from prunegraph.experiment.candidates import Candidate
 from prunegraph.experiment.cli import main
 from prunegraph.experiment.compare_config import CompareConfig
+from prunegraph.experiment.finalise import finetuned_mean
+from prunegraph.experiment.report import read_rows
+from prunegraph.experiment.verdict import judge, mean_by_name, proxy_correlation
 from prunegraph.pruning.finetune import _Training
 from prunegraph.types import KeepMask
 
@@ -133,6 +137,90 @@ def test_verify_confirms_a_comparison(compared: Path, capsys: pytest.CaptureFixt
     path.write_bytes(content)
 
 
+def forge(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a report, and make its verdicts and means fit."""
+    path = folder / "report.json"
+    content = json.loads(path.read_text())
+    change(content)
+    rows = read_rows(content)
+    content["verdict"], content["verdict_reason"] = judge(
+        rows, content["verdict_metric"], repaired=content["repaired"]
+    )
+    recalibrated = judge(rows, "test_accuracy_recalibrated", repaired=content["repaired"])
+    content["stage_one_verdict"] = [*recalibrated]
+    content["proxy_rank_correlation"] = proxy_correlation(rows)
+    tuned = mean_by_name(rows, "test_accuracy_finetuned")
+    content["dense"]["test_accuracy_finetuned"] = tuned["dense"]
+    digest = content["pruned"]["mask_digest"]
+    content["pruned"]["test_accuracy_finetuned"] = finetuned_mean(rows, digest)
+    path.write_text(json.dumps(content))
+
+
+def count_one_twice(content: dict[str, Any]) -> None:
+    """Replace the second fine-tune of a baseline by its first."""
+    first, second = (
+        row for row in content["methods"] if row["name"] == "l1/uniform" and row["cell"]
+    )
+    second["cell"], second["test_accuracy_finetuned"] = (
+        first["cell"],
+        first["test_accuracy_finetuned"],
+    )
+
+
+def leave_one_out(content: dict[str, Any]) -> None:
+    content["methods"].remove(next(row for row in content["methods"] if row["name"] == "cem"))
+
+
+def rename_the_network(content: dict[str, Any]) -> None:
+    content["arch"] = "resnet110"
+
+
+def judge_by_another_metric(content: dict[str, Any]) -> None:
+    content["verdict_metric"] = "test_accuracy_recalibrated"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (count_one_twice, "fine-tunes is reported"),
+        (leave_one_out, "seeds of cem is reported"),
+        (rename_the_network, "arch is reported as resnet110"),
+        (judge_by_another_metric, "verdict_metric is reported"),
+    ],
+)
+def test_a_forged_comparison_is_found_out(
+    change: Callable[[dict[str, Any]], None],
+    named: str,
+    compared: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(compared, tmp_path / "forged")
+    forge(tmp_path / "forged", lambda _: None)
+    assert main(["verify", str(tmp_path / "forged"), "--threads", "1"]) == 0
+    forge(tmp_path / "forged", change)
+    assert main(["verify", str(tmp_path / "forged"), "--threads", "1"]) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_the_search_with_the_best_mask_is_finetuned_where_masks_are_compared() -> None:
+    def rows(name: str, *accuracies: float) -> list[Candidate]:
+        mask = KeepMask(np.ones(1, dtype=bool))
+        return [
+            Candidate(
+                name=name, seed=seed, mask=mask, networks_evaluated=0, search_accuracy=accuracy
+            )
+            for seed, accuracy in enumerate(accuracies)
+        ]
+
+    found = [*rows("cem", 0.6, 0.6), *rows("random_search", 0.55, 0.55), *rows("amc", 0.9, 0.1)]
+    assert {"cem", "random_search"} <= compare._searched(found)
+    assert {"amc", "cem"} <= compare._searched(found, max)
+    assert [
+        (item.name, item.seed) for item in compare._best_masks([*rows("agent/best", 0.7), *found])
+    ] == [("agent/best", 0), ("cem", 0), ("random_search", 0), ("amc", 0)]
+
+
 def test_a_run_goes_on_elsewhere_without_the_weights_of_its_finished_cells(
     compared: Path, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,6 +251,9 @@ def test_the_best_mask_of_each_method_is_finetuned_with_more_seeds(
         assert tuned[name] == [(best, 0), (best, 1), (best, 2)]
     assert all(len(pairs) == len({*pairs}) == 3 for pairs in tuned.values())
     assert {"cem", "l1/uniform"} < {*tuned}
-    assert "3 fine-tunes of one mask each" in report["verdict_reason"]
+    assert "2 seed(s)" in report["verdict_reason"]
+    own = [row for row in report["methods"] if row["name"] == "agent/best" and row["cell"]]
+    mean = sum(row["test_accuracy_finetuned"] for row in own) / len(own)
+    assert report["pruned"]["test_accuracy_finetuned"] == pytest.approx(mean)
     assert "2 seed(s)" in report["stage_one_verdict"][1]
     assert main(["verify", str(tmp_path / "run"), "--threads", "1"]) == 0

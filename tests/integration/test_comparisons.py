@@ -136,12 +136,59 @@ def test_verify_misses_a_comparison_that_was_left_out(
 ) -> None:
     path = restored / "summary.json"
     content = json.loads(path.read_text())
-    content["comparisons"] = [{"folder": name} for name in folders]
+    content["comparisons"] = [{"folder": n, "arch": "digits_resnet8_w4"} for n in folders]
     path.write_text(json.dumps(content))
     assert main(["verify", str(restored), "--threads", "1"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert str(restored) in error
+    assert str(path) in error
+
+
+def test_verify_finds_names_exchanged_and_words_changed(
+    restored: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = restored / "summary.md"
+    original = text.read_text()
+    text.write_text(original.replace("agent/best", "agent/best wins"))
+    assert main(["verify", str(restored), "--threads", "1"]) == 2
+    assert f"{text} is not what" in capsys.readouterr().err
+    text.write_text(original)
+    for old, new in ((FOLDERS[0], "kept"), (FOLDERS[1], FOLDERS[0]), ("kept", FOLDERS[1])):
+        (restored / old).rename(restored / new)
+    assert main(["verify", str(restored), "--threads", "1"]) == 2
+    assert "is not what config.yaml asks for: keep_macs differs" in capsys.readouterr().err
+
+
+def test_a_comparison_that_was_lost_or_changed(
+    restored: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = restored / FOLDERS[0] / "config.yaml"
+    original = options.read_text()
+    options.write_text(original.replace("seeds: 2", "seeds: 9"))
+    assert main([*words, "--out", str(restored)]) == 2
+    assert "other options (seeds)" in capsys.readouterr().err
+    options.write_text(original)
+    summary = (restored / "summary.json").read_text()
+    shutil.rmtree(restored / FOLDERS[1])
+    assert main([*words, "--out", str(restored)]) == 0
+    again, before = json.loads((restored / "summary.json").read_text()), json.loads(summary)
+    for content in (again, before):
+        for entry in content["comparisons"]:
+            del entry["report"]  # times differ
+            for values in entry["methods"].values():
+                del values["seconds"]
+    assert again == before
+
+
+def test_comparisons_of_one_network_begin_with_the_same_weights(
+    restored: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = restored / FOLDERS[1] / "report.json"
+    content = json.loads(path.read_text())
+    content["files"]["dense.safetensors"] = "0" * 64
+    path.write_text(json.dumps(content))
+    assert main([*words, "--out", str(restored)]) == 2
+    assert "was made of other weights than" in capsys.readouterr().err
 
 
 def test_export_asks_for_one_of_them(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,5 +207,10 @@ def test_all_is_checked_before_anything_begins(
 
 def test_folders_have_names_of_their_own(weights: Path) -> None:
     config = comparisons.ComparisonsConfig(weights=(weights, weights), keep_params=(0.5,))
+    archs = ["digits_resnet8_w4"] * 2
     name = "digits_resnet8_w4-0.5"
-    assert comparisons.folder_names(config.comparisons()) == [name, f"{name}-again1"]
+    assert comparisons.folder_names(config.comparisons(), archs) == [f"{name}-0", f"{name}-1"]
+    other = comparisons.ComparisonsConfig(weights=(weights, Path("b.safetensors")))
+    assert comparisons.folder_names(other.comparisons(), archs) == [
+        *("digits_resnet8_w4-tiny-0.5", "digits_resnet8_w4-b-0.5")
+    ]

@@ -21,6 +21,9 @@ def test_buffers_are_the_cumulative_average() -> None:
     torch.testing.assert_close(norm.running_mean, means)
     torch.testing.assert_close(norm.running_var, variances)
     assert norm.momentum == 0.3
+    again = nn.BatchNorm2d(3)
+    recalibrate_bn(again, [(batch, torch.zeros(len(batch))) for batch in batches()])
+    torch.testing.assert_close(again.running_mean, means)
 
 
 def test_only_batch_norm_buffers_change(mixed: nn.Module) -> None:

@@ -1,0 +1,89 @@
+"""``prunegraph verify``: a run, or a folder of several comparisons with their summary."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from prunegraph.errors import ArtefactError
+from prunegraph.experiment.checks import SUMMARY_FILE
+from prunegraph.experiment.compare_config import CompareConfig, ComparisonsConfig
+from prunegraph.experiment.comparisons import check_same_dense, folder_names
+from prunegraph.experiment.console import Console
+from prunegraph.experiment.folder import CONFIG_FILE, PAGE_FILE, RunFolder
+from prunegraph.experiment.options import load_config, same_run, to_dict
+from prunegraph.experiment.summary import MARKDOWN_FILE, summarise, to_markdown
+from prunegraph.experiment.tools_config import VerifyConfig
+from prunegraph.experiment.verify import verify_run
+from prunegraph.reading import checked, read_json, read_text
+
+
+def run_verify(config: VerifyConfig, console: Console) -> dict[str, Any]:
+    """Check a run folder or several comparisons, print what was checked and return it.
+
+    Raises:
+        ArtefactError: a file is damaged, or a figure is wrong; the message names it.
+    """
+    folder = RunFolder(path=config.run)
+    if not folder.file(SUMMARY_FILE).is_file():
+        return verify_run(config, console)
+    path, options = folder.file(SUMMARY_FILE), folder.file(CONFIG_FILE)
+    content = checked(read_json(path), {"comparisons": list[dict[str, Any]]}, str(path))
+    entries = [
+        checked(entry, {"folder": str, "arch": str}, str(path)) for entry in content["comparisons"]
+    ]
+    parts = load_config(ComparisonsConfig, options).comparisons()
+    if len(entries) != len(parts):
+        msg = f"{path} lists {len(entries)} comparisons, but {options} asks for {len(parts)}"
+        raise ArtefactError(msg)
+    expected = folder_names(parts, [entry["arch"] for entry in entries])
+    for entry, name in zip(entries, expected, strict=True):
+        if entry["folder"] != name:
+            msg = f"{path} calls a comparison {entry['folder']!r} that is to be {name!r}"
+            raise ArtefactError(msg)
+    members = [RunFolder(path=folder.path / name) for name in expected]
+    results = _verify_members(config, parts, members, options.name, console)
+    check_same_dense(parts, members)
+    if summarise(members) != content:
+        msg = f"{path} is not what the reports of its comparisons say: give the command again"
+        raise ArtefactError(msg)
+    text = folder.file(MARKDOWN_FILE)
+    if read_text(text, MAX_MARKDOWN) != to_markdown(content):
+        msg = f"{text} is not what {path} says: give the command of the comparisons again"
+        raise ArtefactError(msg)
+    unknown = [
+        f"{member.path.name}/{name}" if name.startswith("cells/") else name
+        for member, result in zip(members, results, strict=True)
+        for name in result["not_verifiable"]
+    ]
+    console.say(f"{len(members)} comparisons of {folder.path} and their summary are right")
+    return {
+        "command": config.command,
+        "run": str(folder.path),
+        "figures": sum(result["figures"] for result in results),
+        "files": sum(result["files"] for result in results),
+        "same_machine": all(result["same_machine"] for result in results),
+        "not_verifiable": list(dict.fromkeys([*unknown, PAGE_FILE, "plots"])),
+    }
+
+
+MAX_MARKDOWN = 2**22
+"""Bytes of a summary as Markdown, at the most."""
+
+
+def _verify_members(
+    config: VerifyConfig,
+    parts: Sequence[CompareConfig],
+    members: Sequence[RunFolder],
+    asked: str,
+    console: Console,
+) -> list[dict[str, Any]]:
+    """Check that each comparison is the one that was asked for, and its figures."""
+    results = []
+    for part, member in zip(parts, members, strict=True):
+        made = load_config(CompareConfig, member.file(CONFIG_FILE))
+        differences = same_run(part, to_dict(made))
+        if differences:
+            msg = f"{member.path} is not what {asked} asks for: {differences[0]} differs"
+            raise ArtefactError(msg)
+        results.append(verify_run(dataclasses.replace(config, run=member.path), console))
+    return results
