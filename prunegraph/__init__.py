@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prunegraph.errors import PruneGraphError
     from prunegraph.experiment.api import PruneResult, prune
+    from prunegraph.experiment.own_search import search
     from prunegraph.graph import StructureGraph, analyse
     from prunegraph.pruning import (
         PrunedInfo,
@@ -40,6 +41,7 @@ __all__ = [
     "prune",
     "recalibrate_bn",
     "save_pruned",
+    "search",
     "zero_mask",
 ]
 
@@ -47,6 +49,7 @@ _HOMES = {
     "prunegraph.types": ("Budget", "Cost", "KeepMask"),
     "prunegraph.errors": ("PruneGraphError",),
     "prunegraph.experiment.api": ("PruneResult", "prune"),
+    "prunegraph.experiment.own_search": ("search",),
     "prunegraph.graph": ("StructureGraph", "analyse"),
     "prunegraph.pruning": (
         "PrunedInfo",

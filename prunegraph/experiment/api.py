@@ -147,8 +147,18 @@ def prune(
     features = node_features(graph, statistics, budget, names)
     scores = trained.logits(to_pyg(graph), features, first_context(budget))
     mask = project_budget(model, graph, scores, budget, example_inputs)
-    cost, dense = graph.cost(mask), graph.dense_cost
     report = {
+        **structure_report(graph, mask, budget),
+        "networks_evaluated": num_probes(graph, names),
+        "calibration_images": len(index),
+    }
+    return PruneResult(model=evaluator.prune(mask), mask=mask, graph=graph, report=report)
+
+
+def structure_report(graph: StructureGraph, mask: KeepMask, budget: Budget) -> dict[str, Any]:
+    """Return budget, costs and widths before and after, as JSON values."""
+    cost, dense = graph.cost(mask), graph.dense_cost
+    return {
         "budget": budget.as_dict(),
         "dense": {
             "macs": dense.macs,
@@ -162,10 +172,7 @@ def prune(
             "widths": graph.group_widths(mask),
             "mask_digest": mask.digest(),
         },
-        "networks_evaluated": num_probes(graph, names),
-        "calibration_images": len(index),
     }
-    return PruneResult(model=evaluator.prune(mask), mask=mask, graph=graph, report=report)
 
 
 @torch.no_grad()

@@ -47,14 +47,18 @@ class Read:
         return torch.from_numpy(inverse).to(self.activation.device)
 
 
-def readable_copy(model: nn.Module, device: str | torch.device) -> nn.Module:
-    """Return a copy of a network to measure on: float32, eval mode, no gradients of weights.
+def readable_copy(
+    model: nn.Module,
+    device: str | torch.device,
+    dtype: torch.dtype | None = torch.float32,
+) -> nn.Module:
+    """Return a copy of a network to measure on: in eval mode, no gradients of weights.
 
     ``nn.MultiheadAttention`` uses the weight of its output layer without calling that layer; in the
     copy a module that computes the same takes its place, so that what enters the layer is seen.
     """
     dense = slim_all_attentions(copy.deepcopy(unwrap(model)))
-    return dense.to(device, torch.float32).eval().requires_grad_(False)
+    return dense.to(device, dtype).eval().requires_grad_(False)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Measured arrays, one value a channel class: what features and heuristics are made of."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from prunegraph.errors import ModelError
 from prunegraph.graph import StructureGraph
+from prunegraph.pruning.evaluation import model_device
 from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.filter_statistics import filter_statistics
 from prunegraph.pruning.reads import Read, readable_copy, reads
@@ -138,21 +139,60 @@ def measure(
     """
     dense = readable_copy(model, device)
     images = calibration.sample(num_images, seed)
+    arrays = _measured(dense, graph, lambda: _run(dense, images, batch_size), len(images))
+    return Statistics(arrays=arrays, num_images=len(images), seed=seed)
+
+
+def measure_by(
+    model: nn.Module,
+    graph: StructureGraph,
+    batches: Sequence[Any],
+    loss: Callable[[nn.Module, Any], Tensor],
+) -> Mapping[str, FloatArray]:
+    """Measure a network of any task: as ``measure``, by a loss that is given.
+
+    Args:
+        model: the dense network; never changed.
+        graph: its structure.
+        batches: what the loss is computed on.
+        loss: of a network on a batch, summed over its samples.
+
+    Returns:
+        The arrays named in ``STATISTIC_NAMES``, Taylor importance up to a common factor.
+
+    Raises:
+        ModelError: a gradient is not finite.
+    """
+    dense = readable_copy(model, model_device(model), None)
+
+    def run() -> None:
+        dense.requires_grad_()  # what the first layer reads need not have a gradient
+        with torch.enable_grad():
+            for batch in batches:
+                loss(dense, batch).backward()
+        dense.requires_grad_(False)
+
+    return _measured(dense, graph, run, 1)
+
+
+def _measured(
+    dense: nn.Module, graph: StructureGraph, run: Callable[[], None], num_samples: int
+) -> dict[str, FloatArray]:
+    """Return the arrays of a network that is sent forward and backward by ``run``."""
     effects = _Effects(graph.num_classes)
     with reads(dense, graph, effects.visit):
-        _run(dense, images, batch_size)
+        run()
     if not np.isfinite(effects.squared_effect).all():
         msg = "gradients hold NaN or infinity: check the network's weights and its images"
         raise ModelError(msg)
     absolute, zeros = effects.activations()
     values = filter_statistics(dense, graph)
     values |= {
-        "taylor": np.where(np.isnan(zeros), np.nan, effects.squared_effect / max(len(images), 1)),
+        "taylor": np.where(np.isnan(zeros), np.nan, effects.squared_effect / max(num_samples, 1)),
         "activation_mean": absolute,
         "apoz": zeros,
     }
-    arrays = {name: fill_unseen(graph, values[name]) for name in STATISTIC_NAMES}
-    return Statistics(arrays=arrays, num_images=len(images), seed=seed)
+    return {name: fill_unseen(graph, values[name]) for name in STATISTIC_NAMES}
 
 
 def _run(model: nn.Module, images: TrainSplit, batch_size: int) -> None:

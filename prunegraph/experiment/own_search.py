@@ -1,0 +1,264 @@
+"""The agent's search for a network of any task: its owner says what is good."""
+
+import copy
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunegraph.agent import (
+    AgentConfig,
+    NetworkConfig,
+    PPOConfig,
+    TrainedPolicy,
+    train_agent,
+)
+from prunegraph.env import ChannelPruningEnv, EnvConfig, PruningTask, cell_name
+from prunegraph.errors import ArtefactError, ConfigError, DataError, MaskError, ModelError
+from prunegraph.experiment.api import PruneResult, structure_report
+from prunegraph.experiment.config import SearchOptions
+from prunegraph.experiment.policies import find_policy
+from prunegraph.experiment.search import SEARCH_FLOOR, first_context
+from prunegraph.files import write_json
+from prunegraph.graph import AttentionUnit, ExampleInputs, StructureGraph, analyse, unwrap
+from prunegraph.graph.encode import to_pyg
+from prunegraph.graph.features import node_features
+from prunegraph.pruning.evaluation import place_images
+from prunegraph.pruning.recalibration import measuring_batch_norm
+from prunegraph.pruning.statistics import measure_by
+from prunegraph.pruning.surgery import apply_mask
+from prunegraph.reading import checked, read_json
+from prunegraph.rewards import RewardConfig, pack_bits, unpack_bits
+from prunegraph.types import Budget, KeepMask, Outcome
+
+Loss = Callable[[nn.Module, Any], Tensor]
+"""Of a network on a batch, summed over its samples."""
+
+LAST = 2
+"""Networks that are kept for the end of a search: the policy's own mask, the ledger's best."""
+
+
+def cross_entropy(network: nn.Module, batch: Any) -> Tensor:
+    """Return the cross-entropy of a batch ``(images [b, ...], class numbers [b])``, summed."""
+    images, labels = batch
+    logits = network(place_images(images, network))
+    return F.cross_entropy(logits.float(), labels.to(logits.device), reduction="sum")
+
+
+class OwnEvaluator:
+    """Scores masks by a function of the pruned, recalibrated network.
+
+    Args:
+        model: the dense network; never changed.
+        graph: its structure.
+        score: of a network, higher = better.
+        recalibrate: sends a network forward in training mode of its batch norms.
+
+    Attributes:
+        num_networks: pruned networks run so far.
+        found: their outcomes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: StructureGraph,
+        score: Callable[[nn.Module], float],
+        recalibrate: Callable[[nn.Module], None],
+    ) -> None:
+        self._model, self._graph = model, graph
+        self._score, self._recalibrate = score, recalibrate
+        self.num_networks = 0
+        self.found: dict[KeepMask, Outcome] = {}
+
+    def evaluate(self, mask: KeepMask, subset: Tensor | None = None) -> Outcome:
+        """Return the outcome of a mask; an equal call runs no network."""
+        del subset  # the score is of all that its owner looks at
+        if mask not in self.found:
+            self.found[mask] = self._measure(mask)
+            self.num_networks += 1
+        return self.found[mask]
+
+    def draw_subset(self, size: int, seed: int) -> Tensor:
+        """Return no positions: there is nothing to draw from."""
+        del size, seed
+        return torch.empty(0, dtype=torch.int64)
+
+    def prune(self, mask: KeepMask) -> nn.Module:
+        """Return the pruned, recalibrated network."""
+        pruned = apply_mask(self._model, self._graph, mask).eval()
+        self._recalibrate(pruned)
+        return pruned
+
+    def save(self, path: Path) -> None:
+        """Write what was found, so that an interrupted search runs no network again."""
+        write_json(
+            path, {pack_bits(mask.keep): found.accuracy for mask, found in self.found.items()}
+        )
+
+    def load(self, path: Path) -> None:
+        """Go on with what ``save`` wrote.
+
+        Raises:
+            ArtefactError: the file is damaged, or of another network.
+        """
+        for bits, score in checked(read_json(path), dict[str, float], str(path)).items():
+            try:
+                mask = self._graph.mask(unpack_bits(bits, self._graph.num_classes))
+            except (ValueError, MaskError) as error:
+                msg = f"{path} holds no masks of this network ({error}): delete it to start over"
+                raise ArtefactError(msg) from error
+            self.found[mask] = self._outcome(mask, score, 0.0)
+
+    def _measure(self, mask: KeepMask) -> Outcome:
+        started = time.perf_counter()
+        score = float(self._score(self.prune(mask)))
+        if not math.isfinite(score):
+            msg = f"evaluate returned {score} for a pruned network: return a number, 0 at worst"
+            raise ModelError(msg)
+        return self._outcome(mask, score, time.perf_counter() - started)
+
+    def _outcome(self, mask: KeepMask, score: float, seconds: float) -> Outcome:
+        return Outcome(
+            accuracy=score,
+            loss=-score,
+            kl=None,
+            num_images=1,
+            cost=self._graph.cost(mask),
+            digest=mask.digest(),
+            seconds=seconds,
+        )
+
+
+def search(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    evaluate: Callable[[nn.Module], float],
+    calibration_data: Iterable[Any],
+    loss: Loss = cross_entropy,
+    keep_macs: float | None = None,
+    keep_params: float | None = None,
+    round_to: int | None = None,
+    attention: AttentionUnit = "head",
+    networks: int = 400,
+    num_batches: int = 8,
+    policy: Path | str | None = None,
+    seed: int = 0,
+    checkpoint: Path | str | None = None,
+    progress: Callable[[Mapping[str, Any]], None] | None = None,
+) -> PruneResult:
+    """Search with the agent for the best mask of a network, whatever its task.
+
+    Args:
+        model: the trained network, on the device where it runs; it is left as it is.
+        example_inputs: what its forward takes.
+        evaluate: how good a network is, higher = better, on the scale of an accuracy in [0, 1]
+            (mAP, IoU, R^2, ...). Measure it on data that neither training nor the final report
+            sees. It is given pruned networks in eval mode, and may not change them.
+        calibration_data: batches of shuffled training data, as the loss takes them.
+        loss: of a network on a batch, *summed* over its samples: what importances are measured by,
+            and the forward that batch norm is recalibrated with. Default: ``cross_entropy`` of
+            (images, class numbers).
+        keep_macs: at most this share of the multiply-adds remains.
+        keep_params: at most this share of the parameters remains.
+        round_to: keep a multiple of this many channels in every group.
+        attention: what can leave it: "head", a whole one, or "width", a part of all of them.
+        networks: pruned networks that are evaluated, at the most.
+        num_batches: how many batches are taken.
+        policy: search on from a trained one; see ``prune``.
+        seed: of the search.
+        checkpoint: ``.safetensors`` file, with a JSON beside it, from which an interrupted search
+            goes on.
+        progress: called after each update with its record: ``networks``, ``accuracy`` (the mean
+            score), ``best_accuracy``, ...
+
+    Returns:
+        The pruned, recalibrated network - fine-tune it next - and its report.
+
+    Raises:
+        PruneGraphError: the network cannot be analysed, the budget cannot be met, there is no
+            data, or a score is not a number.
+    """
+    budget = Budget(keep_macs=keep_macs, keep_params=keep_params, round_to=round_to)
+    initial = None if policy is None else find_policy(Path(policy))
+    config = _agent_config(initial, seed)
+    least = config.episodes_per_update + 1 + LAST
+    if networks < least:
+        msg = f"networks={networks} allows no update of the policy: give at least {least}"
+        raise ConfigError(msg)
+    graph = analyse(model, example_inputs, attention=attention)
+    batches = list(itertools.islice(calibration_data, num_batches))
+    if not batches:
+        msg = "calibration_data holds no batches: give a loader of training data"
+        raise DataError(msg)
+    dense = copy.deepcopy(unwrap(model)).eval()
+    evaluator = OwnEvaluator(dense, graph, evaluate, lambda net: _recalibrate(net, batches, loss))
+    statistics = measure_by(dense, graph, batches, loss)
+    features = node_features(graph, statistics, budget, config.network.feature_names)
+    task = PruningTask(
+        name="network", graph=graph, node_features=features, evaluator=evaluator, budget=budget
+    )
+    environment = EnvConfig(
+        reward=config.reward,
+        subset_size=None,
+        episodes_per_subset=config.episodes_per_update,
+        external_reward=True,
+        seed=seed,
+    )
+    scores_file = None if checkpoint is None else Path(checkpoint).with_suffix(".json")
+    if scores_file is not None and scores_file.is_file():
+        evaluator.load(scores_file)
+
+    def report_update(record: dict[str, Any]) -> None:
+        if scores_file is not None:
+            evaluator.save(scores_file)
+        if progress is not None:
+            progress(record)
+
+    result = train_agent(
+        [partial(ChannelPruningEnv, task, environment)],
+        [graph],
+        config,
+        total_networks=networks - LAST,
+        initial=initial,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        progress=report_update,
+    )
+    scores = result.policy.logits(to_pyg(graph), features, first_context(budget))
+    evaluator.evaluate(graph.project(scores + result.offsets[0], budget))
+    best = result.competition.ledger(cell_name(task.name, budget)).best_bits
+    if best:  # found before an interruption, perhaps
+        evaluator.evaluate(graph.mask(unpack_bits(best, graph.num_classes)))
+    fitting = {mask: found for mask, found in evaluator.found.items() if graph.fits(mask, budget)}
+    chosen = max(fitting, key=lambda mask: fitting[mask].accuracy)
+    report = structure_report(graph, chosen, budget)
+    report["dense"]["score"] = float(evaluate(dense))
+    report["pruned"]["score"] = fitting[chosen].accuracy
+    report["networks_evaluated"] = result.networks_evaluated + LAST
+    return PruneResult(model=evaluator.prune(chosen), mask=chosen, graph=graph, report=report)
+
+
+def _agent_config(initial: TrainedPolicy | None, seed: int) -> AgentConfig:
+    """Return the options of ``prunegraph train``'s agent, without a feature that runs networks."""
+    names = tuple(name for name in NetworkConfig.feature_names if name != "sensitivity")
+    return AgentConfig(
+        network=NetworkConfig(feature_names=names) if initial is None else initial.network.config,
+        ppo=PPOConfig(imagined_steps=SearchOptions.imagined_steps),
+        reward=RewardConfig(floor=SEARCH_FLOOR),
+        seed=seed,
+    )
+
+
+def _recalibrate(network: nn.Module, batches: Sequence[Any], loss: Loss) -> None:
+    """Measure a network's batch norms anew, by the forwards of its loss."""
+    with measuring_batch_norm(network), torch.no_grad():
+        for batch in batches:
+            loss(network, batch)

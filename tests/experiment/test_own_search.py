@@ -1,0 +1,159 @@
+"""The agent's search for networks of any task, by functions of their owner."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import prunegraph as pg
+from prunegraph.data import load_dataset
+from prunegraph.errors import ConfigError, DataError, ModelError
+from prunegraph.experiment.own_search import cross_entropy
+from prunegraph.models import build_model
+from prunegraph.pruning import evaluate
+from prunegraph.pruning.finetune import FinetuneConfig, finetune
+
+SHORT: dict[str, Any] = {"keep_macs": 0.5, "networks": 40, "num_batches": 2}
+
+
+class Regressor(nn.Module):
+    """Two inputs, two outputs, no classes and no batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(3, 16), nn.Linear(5, 16)
+        self.hidden, self.norm = nn.Linear(32, 24), nn.LayerNorm(24)
+        self.mean, self.spread = nn.Linear(24, 1), nn.Linear(24, 1)
+
+    def forward(self, left: Tensor, right: Tensor) -> dict[str, Tensor]:
+        both = torch.cat([self.left(left).relu(), self.right(right).relu()], dim=1)
+        hidden = self.norm(self.hidden(both)).relu()
+        return {"mean": self.mean(hidden), "spread": self.spread(hidden).exp()}
+
+
+def regression_loss(network: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    left, right, target = batch
+    found = network(left, right)
+    return ((found["mean"][:, 0] - target) ** 2).sum()
+
+
+@pytest.fixture(scope="module")
+def task() -> tuple[Regressor, list[tuple[Tensor, Tensor, Tensor]]]:
+    torch.manual_seed(0)
+    left, right = torch.randn(256, 3), torch.randn(256, 5)
+    target = left[:, 0] * right[:, 1]
+    model = Regressor()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(100):
+        optimizer.zero_grad()
+        (regression_loss(model, (left, right, target)) / 256).backward()
+        optimizer.step()
+    split = zip(left.split(64), right.split(64), target.split(64), strict=True)
+    return model.eval(), list(split)
+
+
+def score(batch: tuple[Tensor, Tensor, Tensor], network: nn.Module) -> float:
+    """Return R^2, not below 0."""
+    with torch.no_grad():
+        error = regression_loss(network, batch) / len(batch[2])
+    return max(0.0, 1.0 - float(error / batch[2].var()))
+
+
+def test_a_network_of_two_inputs_and_no_classes_is_searched(task: Any) -> None:
+    model, batches = task
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    calls = []
+
+    def good(network: nn.Module) -> float:
+        calls.append(network)
+        return score(batches[-1], network)
+
+    example = (batches[0][0][:1], batches[0][1][:1])
+    result = pg.search(
+        model,
+        example,
+        evaluate=good,
+        loss=regression_loss,
+        calibration_data=batches,
+        progress=(records := []).append,
+        **SHORT,
+    )
+    report = result.report
+    assert report["pruned"]["macs"] <= 0.5 * report["dense"]["macs"]
+    assert len(calls) - 1 <= report["networks_evaluated"] <= 40
+    assert report["pruned"]["score"] == max(score(batches[-1], net) for net in calls[:-1])
+    assert report["dense"]["score"] == score(batches[-1], model)
+    assert {"mean", "spread"} == result.model(*example).keys()
+    assert records[-1]["networks"] > records[0]["networks"]
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_search_that_was_interrupted_goes_on(task: Any, tmp_path: Path) -> None:
+    model, batches = task
+    options = {
+        "evaluate": lambda network: score(batches[-1], network),
+        "loss": regression_loss,
+        "calibration_data": batches,
+        **SHORT,
+    }
+    example = (batches[0][0][:1], batches[0][1][:1])
+    whole = pg.search(model, example, **options)
+
+    def stop(record: Any) -> None:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "search.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        pg.search(model, example, checkpoint=path, progress=stop, **options)
+    again = pg.search(model, example, checkpoint=path, **options)
+    assert again.mask == whole.mask
+    assert again.report == whole.report
+
+
+def test_classes_need_no_loss_and_beat_the_policy_that_it_starts_from() -> None:
+    digits = load_dataset("digits")
+    torch.manual_seed(0)
+    model = build_model("digits_resnet8_w8", num_classes=10, image_shape=(1, 8, 8))
+    finetune(model, digits.train, FinetuneConfig(epochs=4, peak_lr=0.1), seed=0)
+    batches = list(digits.train.batches(64, shuffle=torch.Generator().manual_seed(0)))
+    images = digits.search.take(torch.arange(len(digits.search)))
+
+    def accuracy(network: nn.Module) -> float:
+        return evaluate(network, images).accuracy
+
+    example = batches[0][0][:1]
+    start = pg.prune(model, example, policy="resnet-cifar", calibration_data=batches, keep_macs=0.5)
+    found = pg.search(
+        model,
+        example,
+        evaluate=accuracy,
+        calibration_data=batches,
+        policy="resnet-cifar",
+        **SHORT,
+    )
+    assert found.report["pruned"]["score"] > accuracy(start.model)
+    assert cross_entropy(model, batches[0]).dim() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"networks": 18}, ConfigError, "give at least 19"),
+        ({"calibration_data": []}, DataError, "holds no batches"),
+        ({"evaluate": lambda _: float("nan")}, ModelError, "evaluate returned nan"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    options: dict[str, Any], error: type[Exception], message: str, task: Any
+) -> None:
+    model, batches = task
+    given: dict[str, Any] = {
+        "evaluate": lambda _: 0.5,
+        "loss": regression_loss,
+        "calibration_data": batches,
+        **SHORT,
+    }
+    with pytest.raises(error, match=message):
+        pg.search(model, (batches[0][0][:1], batches[0][1][:1]), **{**given, **options})
