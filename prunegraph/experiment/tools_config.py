@@ -27,6 +27,10 @@ class InspectConfig(NetworkConfig):
     """Print a network's channel groups, sizes and costs, and what is frozen and why.
 
     Attributes:
+        dataset: whose images the network takes; default: what the weights' JSON names, else
+            imagenet for torchvision:NAME and package.module:factory, digits for digits_resnet...,
+            cifar10 for the others.
+        weights: weights file, for the data set that its JSON names; nothing is trained.
         num_classes: outputs of the network; default: the data set's.
         run: run folder of ``train`` or ``apply``: show what its pruned network keeps. It names the
             network itself; only package.module:factory, code that is run, needs --arch too.
