@@ -40,7 +40,7 @@ def run_verify(config: VerifyConfig, console: Console) -> dict[str, Any]:
         if entry["folder"] != name:
             msg = f"{path} calls a comparison {entry['folder']!r} that is to be {name!r}"
             raise ArtefactError(msg)
-    members = [RunFolder(path=folder.path / name) for name in expected]
+    members = [RunFolder(path=folder.inside(name)) for name in expected]
     results = _verify_members(config, parts, members, options.name, console)
     check_same_dense(parts, members)
     if summarise(members) != content:
