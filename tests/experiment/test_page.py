@@ -191,7 +191,7 @@ def test_the_weights_on_disk_are_told_where_they_are(make_findings: Make, tmp_pa
 def test_a_cell_outside_the_run_is_not_read(make_findings: Make, tmp_path: Path) -> None:
     rows = [dict(row) for row in make_findings().content["methods"]]
     rows[0]["cell"] = "../elsewhere"
-    with pytest.raises(ArtefactError, match="outside its folder"):
+    with pytest.raises(ArtefactError, match="outside the folder"):
         made(make_findings(methods=rows), folder=RunFolder(path=tmp_path / "run"))
 
 
