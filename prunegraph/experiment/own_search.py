@@ -5,6 +5,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunegraph.agent import (
-    AgentConfig,
-    NetworkConfig,
-    PPOConfig,
-    TrainedPolicy,
-    train_agent,
-)
-from prunegraph.env import ChannelPruningEnv, EnvConfig, PruningTask, cell_name
+from prunegraph.agent import AgentConfig, TrainedPolicy, train_agent
+from prunegraph.env import ChannelPruningEnv, PruningTask, cell_name
 from prunegraph.errors import ArtefactError, ConfigError, DataError, MaskError, ModelError
 from prunegraph.experiment.api import PruneResult, structure_report
 from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.policies import find_policy
-from prunegraph.experiment.search import SEARCH_FLOOR, first_context
+from prunegraph.experiment.search import agent_config, env_config, first_context
 from prunegraph.files import write_json
 from prunegraph.graph import AttentionUnit, ExampleInputs, StructureGraph, analyse, unwrap
 from prunegraph.graph.encode import to_pyg
@@ -35,7 +30,7 @@ from prunegraph.pruning.recalibration import measuring_batch_norm
 from prunegraph.pruning.statistics import measure_by
 from prunegraph.pruning.surgery import apply_mask
 from prunegraph.reading import checked, read_json
-from prunegraph.rewards import RewardConfig, pack_bits, unpack_bits
+from prunegraph.rewards import pack_bits, unpack_bits
 from prunegraph.types import Budget, KeepMask, Outcome
 
 Loss = Callable[[nn.Module, Any], Tensor]
@@ -206,13 +201,7 @@ def search(
     task = PruningTask(
         name="network", graph=graph, node_features=features, evaluator=evaluator, budget=budget
     )
-    environment = EnvConfig(
-        reward=config.reward,
-        subset_size=None,
-        episodes_per_subset=config.episodes_per_update,
-        external_reward=True,
-        seed=seed,
-    )
+    environment = replace(env_config(SearchOptions(), config, seed), subset_size=None)
     scores_file = None if checkpoint is None else Path(checkpoint).with_suffix(".json")
     if scores_file is not None and scores_file.is_file():
         evaluator.load(scores_file)
@@ -248,13 +237,11 @@ def search(
 
 def _agent_config(initial: TrainedPolicy | None, seed: int) -> AgentConfig:
     """Return the options of ``prunegraph train``'s agent, without a feature that runs networks."""
-    names = tuple(name for name in NetworkConfig.feature_names if name != "sensitivity")
-    return AgentConfig(
-        network=NetworkConfig(feature_names=names) if initial is None else initial.network.config,
-        ppo=PPOConfig(imagined_steps=SearchOptions.imagined_steps),
-        reward=RewardConfig(floor=SEARCH_FLOOR),
-        seed=seed,
-    )
+    config = agent_config(SearchOptions(), seed, initial)
+    if initial is not None:
+        return config
+    names = tuple(name for name in config.network.feature_names if name != "sensitivity")
+    return replace(config, network=replace(config.network, feature_names=names))
 
 
 def _recalibrate(network: nn.Module, batches: Sequence[Any], loss: Loss) -> None:
