@@ -22,6 +22,7 @@ from prunegraph.graph import (
 )
 from prunegraph.graph.encode import to_pyg
 from prunegraph.graph.features import node_features
+from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.evaluation import place_images
 from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.latency import project_budget
@@ -88,6 +89,7 @@ def prune(
     round_to: int | None = None,
     attention: AttentionUnit = "head",
     num_images: int = 1024,
+    reconstruct: bool = True,
     seed: int = 0,
 ) -> PruneResult:
     """Prune a network with a trained policy: no search, no training.
@@ -106,6 +108,8 @@ def prune(
         round_to: keep a multiple of this many channels in every group.
         attention: what can leave it: "head", a whole one, or "width", a part of all of them.
         num_images: how many images are taken.
+        reconstruct: the kept weights take over what the removed channels gave, by least squares
+            on the calibration data (``Compensation``).
         seed: fixes what is drawn from them.
 
     Returns:
@@ -137,6 +141,9 @@ def prune(
         num_calibration=num_images,
         seed=seed,
         device=device,
+        compensation=Compensation.on_images(model, graph, train, seed=seed, device=device)
+        if reconstruct
+        else None,
     )
     statistics = dict(measure(model, graph, train, seed=seed, device=device).arrays)
     names = trained.network.config.feature_names

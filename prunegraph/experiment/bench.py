@@ -22,6 +22,7 @@ from prunegraph.experiment.setup import DEFAULT_DATASET, Target
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import node_features
 from prunegraph.models import load_weights, save_weights
+from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.costly_statistics import LazyStatistics, measure_costly
 from prunegraph.pruning.evaluation import evaluate
 from prunegraph.pruning.evaluator import Evaluator
@@ -126,6 +127,18 @@ class Bench:
             device=target.device,
             kl=search.metric == "kl",
             short_finetune=search.short_finetune,
+            compensation=self.compensation,
+        )
+
+    @cached_property
+    def compensation(self) -> Compensation | None:
+        """What changes the weights that stay; None if they stay as they are."""
+        if not self.options.reconstruct:
+            return None
+        target = self.target
+        images = target.dataset.train.sample(self.options.calibration_images, self.seed)
+        return Compensation.on_images(
+            target.model, target.graph, images, seed=self.seed, device=target.device
         )
 
     @cached_property

@@ -181,6 +181,8 @@ class RecipeOptions:
         batch_size: images a training step.
         distill: weight in [0, 1] of the dense network's outputs in the fine-tune's loss.
         calibration_images: training images that recalibrate batch norm after pruning.
+        reconstruct: the kept weights take over what the removed channels gave, by least squares
+            on those images, before a pruned network is scored or fine-tuned.
         workers: searches and fine-tunes that run side by side, each in a process with its share of
             the threads; default: one a thread on a CPU, else one. If the number is given, it is
             also how many networks of a single search are evaluated at once.
@@ -192,6 +194,7 @@ class RecipeOptions:
     batch_size: int = 128
     distill: float = 0.0
     calibration_images: int = 1024
+    reconstruct: bool = True
     workers: int | None = None
 
 

@@ -25,7 +25,8 @@ from prunegraph.files import write_json
 from prunegraph.graph import AttentionUnit, ExampleInputs, StructureGraph, analyse, unwrap
 from prunegraph.graph.encode import to_pyg
 from prunegraph.graph.features import node_features
-from prunegraph.pruning.evaluation import place_images
+from prunegraph.pruning.compensation import Compensation
+from prunegraph.pruning.evaluation import model_device, place_images
 from prunegraph.pruning.recalibration import measuring_batch_norm
 from prunegraph.pruning.statistics import measure_by
 from prunegraph.pruning.surgery import apply_mask
@@ -55,6 +56,7 @@ class OwnEvaluator:
         graph: its structure.
         score: of a network, higher = better.
         recalibrate: sends a network forward in training mode of its batch norms.
+        compensation: changes the weights that stay; None = they stay as they are.
 
     Attributes:
         num_networks: pruned networks run so far.
@@ -67,9 +69,11 @@ class OwnEvaluator:
         graph: StructureGraph,
         score: Callable[[nn.Module], float],
         recalibrate: Callable[[nn.Module], None],
+        compensation: Compensation | None = None,
     ) -> None:
         self._model, self._graph = model, graph
         self._score, self._recalibrate = score, recalibrate
+        self._compensation = compensation
         self.num_networks = 0
         self.found: dict[KeepMask, Outcome] = {}
 
@@ -89,6 +93,8 @@ class OwnEvaluator:
     def prune(self, mask: KeepMask) -> nn.Module:
         """Return the pruned, recalibrated network."""
         pruned = apply_mask(self._model, self._graph, mask).eval()
+        if self._compensation is not None:
+            self._compensation.apply(pruned, mask)
         self._recalibrate(pruned)
         return pruned
 
@@ -145,6 +151,7 @@ def search(
     attention: AttentionUnit = "head",
     networks: int = 400,
     num_batches: int = 8,
+    reconstruct: bool = True,
     policy: Path | str | None = None,
     seed: int = 0,
     checkpoint: Path | str | None = None,
@@ -168,6 +175,8 @@ def search(
         attention: what can leave it: "head", a whole one, or "width", a part of all of them.
         networks: pruned networks that are evaluated, at the most.
         num_batches: how many batches are taken.
+        reconstruct: the kept weights take over what the removed channels gave, by least squares
+            on these batches (``Compensation``).
         policy: search on from a trained one; see ``prune``.
         seed: of the search.
         checkpoint: ``.safetensors`` file, with a JSON beside it, from which an interrupted search
@@ -195,7 +204,13 @@ def search(
         msg = "calibration_data holds no batches: give a loader of training data"
         raise DataError(msg)
     dense = copy.deepcopy(unwrap(model)).eval()
-    evaluator = OwnEvaluator(dense, graph, evaluate, lambda net: _recalibrate(net, batches, loss))
+    evaluator = OwnEvaluator(
+        dense,
+        graph,
+        evaluate,
+        recalibrate=lambda network: _recalibrate(network, batches, loss),
+        compensation=_compensation(dense, graph, batches, loss) if reconstruct else None,
+    )
     statistics = measure_by(dense, graph, batches, loss)
     features = node_features(graph, statistics, budget, config.network.feature_names)
     task = PruningTask(
@@ -242,6 +257,18 @@ def _agent_config(initial: TrainedPolicy | None, seed: int) -> AgentConfig:
         return config
     names = tuple(name for name in config.network.feature_names if name != "sensitivity")
     return replace(config, network=replace(config.network, feature_names=names))
+
+
+def _compensation(
+    dense: nn.Module, graph: StructureGraph, batches: Sequence[Any], loss: Loss
+) -> Compensation:
+    """Measure what the layers read, by the forwards of the loss."""
+
+    def run(network: nn.Module) -> None:
+        for batch in batches:
+            loss(network, batch)
+
+    return Compensation(dense, graph, run, device=model_device(dense))
 
 
 def _recalibrate(network: nn.Module, batches: Sequence[Any], loss: Loss) -> None:

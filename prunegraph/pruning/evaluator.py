@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.graph import StructureGraph, unwrap
+from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.evaluation import (
     BATCH_SIZE,
     Scores,
@@ -54,6 +55,8 @@ class Evaluator:
         short_finetune: training steps that a pruned network gets before it is scored, the same
             images in the same order for each (short-term fine-tuning, Yang et al. 2018, NetAdapt,
             section 3.2); 0 = it is recalibrated alone.
+        compensation: changes the weights that stay in a pruned network; None = they stay as they
+            are.
 
     Attributes:
         num_networks: pruned networks run so far.
@@ -74,6 +77,7 @@ class Evaluator:
         autocast: bool = True,
         kl: bool = False,
         short_finetune: int = 0,
+        compensation: Compensation | None = None,
     ) -> None:
         self.model = unwrap(model)
         self.graph = graph
@@ -81,6 +85,7 @@ class Evaluator:
         order = torch.randperm(len(calibration), generator=torch.Generator().manual_seed(seed))
         self.calibration = calibration.take(order[:num_calibration])
         self.short_finetune = short_finetune
+        self.compensation = compensation
         num_training = short_finetune * TRAINING.batch_size
         cycle = order.flip(0).repeat(math.ceil(num_training / len(order)))
         self.training = calibration.take(cycle[:num_training])
@@ -94,7 +99,7 @@ class Evaluator:
         self._cache: dict[tuple[str, str], Outcome] = {}
 
     def evaluate(self, mask: KeepMask, subset: Tensor | None = None) -> Outcome:
-        """Prune, recalibrate, train if asked for, and score one mask.
+        """Prune, compensate and train if asked for, recalibrate, and score one mask.
 
         Args:
             mask: which classes stay.
@@ -137,6 +142,8 @@ class Evaluator:
         It has not had the short fine-tune.
         """
         pruned = self._place(apply_mask(self.model, self.graph, mask))
+        if self.compensation is not None:
+            self.compensation.apply(pruned, mask)
         recalibrate_bn(pruned, self._calibration_batches(), autocast=self.autocast)
         return pruned
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from prunegraph.errors import DataError, ModelError
 from prunegraph.graph import StructureGraph
 from prunegraph.pruning import Evaluator, apply_mask, evaluate, recalibrate_bn
+from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.evaluation import place_model
 from prunegraph.types import Dataset, KeepMask
 
@@ -176,6 +177,24 @@ def test_a_short_finetune_comes_before_the_score(
     assert evaluate(trained.prune(mask), digits.search) == evaluate(
         plain.prune(mask), digits.search
     )  # what is handed out has not been trained
+
+
+def test_a_compensated_network_is_nearer_to_the_dense_one(
+    make_evaluator: Callable[..., Evaluator],
+    digits: Dataset,
+    digits_net: nn.Module,
+    digits_graph: StructureGraph,
+    make_mask: MakeMask,
+) -> None:
+    images = digits.train.take(torch.arange(256))
+    compensation = Compensation.on_images(digits_net, digits_graph, images)
+    plain, compensated = make_evaluator(kl=True), make_evaluator(kl=True, compensation=compensation)
+    masks = [make_mask(digits_graph, seed, 0.7) for seed in range(3)]
+    before, after = (
+        sum(evaluator.evaluate(mask).kl or 0.0 for mask in masks)
+        for evaluator in (plain, compensated)
+    )
+    assert after < 0.7 * before
 
 
 def test_calibration_images_are_shuffled_and_seeded(
