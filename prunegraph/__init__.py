@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from prunegraph.experiment.own_search import search
     from prunegraph.graph import StructureGraph, analyse
     from prunegraph.pruning import (
+        Compensation,
         PrunedInfo,
         apply_mask,
         export,
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Budget",
+    "Compensation",
     "Cost",
     "KeepMask",
     "PruneGraphError",
@@ -52,6 +54,7 @@ _HOMES = {
     "prunegraph.experiment.own_search": ("search",),
     "prunegraph.graph": ("StructureGraph", "analyse"),
     "prunegraph.pruning": (
+        "Compensation",
         "PrunedInfo",
         "apply_mask",
         "export",

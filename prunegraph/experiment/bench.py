@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -189,6 +190,10 @@ class Bench:
             peak_lr=options.finetune_lr,
             distill_weight=options.distill,
         )
+
+    def recipe_record(self) -> dict[str, Any]:
+        """Return what a report tells of how masks become networks, as JSON values."""
+        return {**vars(self.recipe()), "reconstruct": self.options.reconstruct}
 
     def time_training(self, num_images: int) -> None:
         """Train a copy of the network on some images, for the time that it takes."""

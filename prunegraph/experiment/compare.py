@@ -11,7 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -257,7 +257,7 @@ def _searched(
 def _cell_digest(bench: Bench, candidate: Candidate | None, seed: int) -> str:
     """Name a fine-tune by all that decides its result: mask, seed, recipe."""
     mask = bench.target.graph.dense_mask() if candidate is None else candidate.mask
-    words = json.dumps([mask.digest(), seed, asdict(bench.recipe())], sort_keys=True)
+    words = json.dumps([mask.digest(), seed, bench.recipe_record()], sort_keys=True)
     return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 

@@ -289,7 +289,7 @@ def common_details(bench: Bench, outcome: Outcome, metric: Metric) -> dict[str, 
             name: {"images": len(split), "fingerprint": split.fingerprint()}
             for name, split in splits.items()
         },
-        "recipe": vars(bench.recipe()),
+        "recipe": bench.recipe_record(),
         "machine": machine(),
         "versions": versions(),
     }

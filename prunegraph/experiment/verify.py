@@ -228,7 +228,7 @@ def _check_options(
         "arch": bench.target.arch,
         "seed": bench.seed,
         "budget": bench.budget.as_dict(),
-        "recipe": vars(bench.recipe()),
+        "recipe": bench.recipe_record(),
         "dense_widths": bench.target.graph.group_widths(bench.target.graph.dense_mask()),
     }
     missing = sorted(expected - {row.name for row in rows})

@@ -8,6 +8,7 @@ from prunegraph.pruning.artefacts import (
     save_pruned,
 )
 from prunegraph.pruning.clock import Latency, measure_latency
+from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.evaluation import Scores, compute_logits, evaluate
 from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.export import export, export_recipe
@@ -19,6 +20,7 @@ from prunegraph.pruning.recalibration import recalibrate_bn
 from prunegraph.pruning.surgery import apply_mask, check_forward, zero_mask
 
 __all__ = [
+    "Compensation",
     "Evaluator",
     "FinetuneConfig",
     "FinetuneResult",

@@ -13,13 +13,15 @@ from prunegraph.pruning.evaluation import place_images
 from prunegraph.pruning.reads import Read, readable_copy, reads
 from prunegraph.types import IntArray, KeepMask, TrainSplit
 
-POSITIONS = 32
+POSITIONS = 16
 """Output positions that are sampled of a layer in each batch, the same in all its images."""
 
 BATCH_SIZE = 32
 
 MOST_INPUTS = 5000
 """Layers that read more values an output are left as they are: a Gram matrix has their square."""
+
+TINY = 1e-30
 
 RIDGE = 0.02
 """Share of an input's own energy that speaks for leaving its weight as it is."""
@@ -44,10 +46,10 @@ class Compensation:
     A layer gave ``W x``; without the removed inputs R it gives ``V x_K`` with the V that is
     nearest in mean square over sampled inputs of the dense network:
     ``V = W_K + W_R C_RK (C_KK + ridge)^-1``. C are the inputs' covariances where a bias, which is
-    moved too, or a batch norm takes up the mean, else their mean products. He et al. 2017 (ICCV,
-    "Channel Pruning for Accelerating Very Deep Neural Networks", equation 5), here for all layers
-    at once with inputs of the dense network; the weights' change is that of the optimal brain
-    surgeon for the layer's squared error (Hassibi and Stork 1993). No label is read.
+    moved too, or a batch norm takes up the mean, else their mean products. The reconstruction of He
+    et al. 2017 (ICCV, "Channel Pruning for Accelerating Very Deep Neural Networks"), here for all
+    layers at once with inputs of the dense network; the change of the weights is that of the
+    optimal brain surgeon for the layer's squared error (Hassibi and Stork 1993). No label is read.
 
     Linear layers and convolutions in two dimensions without groups are compensated. Other layers,
     such with a forward of their own or a weight under several names, and those that read more than
@@ -139,7 +141,7 @@ class Compensation:
             axes = self._graph.param_classes.get(name, {})
             if 1 not in axes or mask.keep[axes[1]].all():
                 continue
-            dense = self._weights[name].flatten(1).double()  # [out, D]
+            dense = self._weights[name].flatten(1)  # [out, D]
             if 0 in axes:
                 dense = dense[_bits(mask, axes[0], dense)]
             taps = dense.shape[1] // axes[1].size
@@ -164,19 +166,18 @@ def sampled_inputs(read: Read, generator: torch.Generator) -> Tensor | None:
         ``[S, D]``; the product with the flattened weight ``[out, D]`` is the outputs without bias.
     """
     module, inputs = read.module, read.activation
-    if _computes_as(module, nn.Linear):
+    if type(module).forward is nn.Linear.forward:
         rows = inputs.flatten(1, -2) if inputs.dim() > 2 else inputs[:, None]  # [B, L, D]
         rows = rows[:, _draw(rows.shape[1], generator)]
-    elif _computes_as(module, nn.Conv2d) and module.groups == 1:
+    elif (
+        isinstance(module, nn.Conv2d)
+        and type(module).forward is nn.Conv2d.forward
+        and module.groups == 1
+    ):
         rows = _patches(module, inputs, generator)
     else:
         return None
     return rows.flatten(0, 1) if rows.shape[-1] <= MOST_INPUTS else None
-
-
-def _computes_as(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Return whether a layer is of a kind and has no forward of its own."""
-    return isinstance(module, kind) and type(module).forward is kind.forward
 
 
 def _patches(module: nn.Conv2d, inputs: Tensor, generator: torch.Generator) -> Tensor:
@@ -219,7 +220,7 @@ def _bias_name(weight: str) -> str:
 
 def _moments(count: int, total: Tensor, products: Tensor, *, centred: bool) -> Moments:
     mean = total / count if centred else torch.zeros_like(total)
-    return Moments(mean, products / count - torch.outer(mean, mean))
+    return Moments(mean.float(), (products / count - torch.outer(mean, mean)).float())
 
 
 def _bits(mask: KeepMask, classes: IntArray, like: Tensor) -> Tensor:
@@ -230,7 +231,8 @@ def _change(dense: Tensor, kept: Tensor, products: Tensor) -> Tensor:
     """Return ``[out, kept]`` what the kept weights gain."""
     system = products[kept][:, kept]
     energy = system.diagonal()
-    floor = 1e-6 * energy.mean() + torch.finfo(torch.float64).tiny
-    factor = torch.linalg.cholesky(system + torch.diag(RIDGE * energy + floor))
-    lost = dense[:, ~kept] @ products[~kept][:, kept]  # [out, kept]
-    return torch.cholesky_solve(lost.T, factor).T
+    scale = (energy + 1e-6 * energy.mean()).clamp_min(TINY).rsqrt()  # inputs of equal energy
+    system = scale[:, None] * system * scale
+    system.diagonal().add_(RIDGE)
+    lost = dense[:, ~kept] @ (products[~kept][:, kept] * scale)  # [out, kept]
+    return torch.cholesky_solve(lost.T, torch.linalg.cholesky(system)).T * scale
