@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from prunegraph.errors import ModelError
 from prunegraph.graph import StructureGraph
 from prunegraph.pruning.evaluation import place_images
 from prunegraph.pruning.reads import Read, readable_copy, reads
@@ -61,6 +62,9 @@ class Compensation:
         run: runs the network that it is given on train images.
         seed: fixes which outputs are sampled.
         device: where the network runs.
+
+    Raises:
+        ModelError: a layer reads what is not finite.
     """
 
     def __init__(
@@ -92,7 +96,7 @@ class Compensation:
         tied = _tied(self._weights)
         absorbing = self._absorbing(dense)
         self._moments = {
-            name: _moments(*found, centred=name in absorbing)
+            name: _moments(name, *found, centred=name in absorbing)
             for name, found in sums.items()
             if name not in tied
         }
@@ -218,7 +222,10 @@ def _bias_name(weight: str) -> str:
     return f"{weight.removesuffix('weight')}bias"
 
 
-def _moments(count: int, total: Tensor, products: Tensor, *, centred: bool) -> Moments:
+def _moments(name: str, count: int, total: Tensor, products: Tensor, *, centred: bool) -> Moments:
+    if not bool(products.isfinite().all()):
+        msg = f"what {name} reads is not finite: check the network's weights and its images"
+        raise ModelError(msg)
     mean = total / count if centred else torch.zeros_like(total)
     return Moments(mean.float(), (products / count - torch.outer(mean, mean)).float())
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prunegraph.errors import ModelError
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.pruning import apply_mask, compensation
 from prunegraph.pruning.compensation import Compensation, sampled_inputs
@@ -187,6 +188,14 @@ def test_channels_that_are_always_zero_are_no_trouble() -> None:
     graph = analyse(net, images[:1])
     pruned, changed = compensated(net, graph, without(graph, 0, 1), images)
     assert torch.equal(pruned[2].weight, changed[2].weight)
+
+
+def test_what_is_not_finite_is_one_clear_error() -> None:
+    net, images = conv_net(), torch.full((4, 3, 8, 8), torch.inf)
+    graph = analyse(net, images[:1].zero_())
+    images[:] = torch.inf
+    with pytest.raises(ModelError, match=r"what 0\.weight reads is not finite"):
+        Compensation(net, graph, lambda network: network(images))
 
 
 def test_double_precision_stays() -> None:
