@@ -16,8 +16,8 @@ from prunegraph.types import KeepMask, Outcome
 class AmcSearch:
     """AMC (He et al. 2018): a DDPG agent sets each group's width, L1 chooses the channels.
 
-    The reward is the accuracy on one random subset of the search images, after batch norm is
-    recalibrated; AMC's least-squares reconstruction is left out for every method alike. The best
+    The reward is the accuracy on one random subset of the search images, of the network that the
+    evaluator makes: AMC's least-squares reconstruction is in it, as for every method. The best
     masks are scored again on all search images, which decides.
 
     Args:

@@ -161,9 +161,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+BEFORE: Mapping[str, Any] = {"reconstruct": False}
+"""How runs were made that are older than an option, where it is not as by the option's default."""
+
+
 def load_config(kind: type[Config], path: Path) -> Config:
     """Return the options that a run folder's ``config.yaml`` holds."""
     arguments = from_dict(kind, read_yaml(path), where=str(path))
+    names = {field.name for field in dataclasses.fields(kind)}
+    arguments = {name: value for name, value in BEFORE.items() if name in names} | arguments
     for field in dataclasses.fields(kind):
         if field.default is dataclasses.MISSING and field.name not in arguments:
             msg = f"{path} lacks the option {field.name!r}: the file is damaged"
@@ -202,14 +208,14 @@ def same_run(config: CommonConfig, written: Mapping[str, Any]) -> list[str]:
     """Return the names of the options in which ``config`` differs from a written one.
 
     Options that do not change what is computed (threads, device, output) are not compared. One that
-    is not written is younger than the run, which was made as by its default.
+    is not written is younger than the run, which was made as by its default, or as ``BEFORE`` says.
     """
     values = to_dict(config)
     defaults = {
         field.name: _plain(field.default)
         for field in dataclasses.fields(config)
         if field.default is not dataclasses.MISSING
-    }
+    } | dict(BEFORE)
     keys = (values.keys() | written.keys()) - RUNTIME_KEYS
     return sorted(key for key in keys if values.get(key) != written.get(key, defaults.get(key)))
 
@@ -223,6 +229,10 @@ def command_line(config: CommonConfig) -> str:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value != field.default and field.name not in ("config", "json", "out"):
+            name = field.name.replace("_", "-")
+            if isinstance(value, bool):
+                parts.append([f"--{name}" if value else f"--no-{name}"])
+                continue
             values = value if isinstance(value, tuple) else [value]
-            parts.append([f"--{field.name.replace('_', '-')}", *map(str, values)])
+            parts.append([f"--{name}", *map(str, values)])
     return " \\\n  ".join(map(shlex.join, parts))

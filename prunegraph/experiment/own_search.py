@@ -37,6 +37,9 @@ from prunegraph.types import Budget, KeepMask, Outcome
 Loss = Callable[[nn.Module, Any], Tensor]
 """Of a network on a batch, summed over its samples."""
 
+SCORES = {"reconstruct": bool, "scores": dict[str, float]}
+"""What a checkpoint keeps beside the agent."""
+
 LAST = 2
 """Networks that are kept for the end of a search: the policy's own mask, the ledger's best."""
 
@@ -100,17 +103,23 @@ class OwnEvaluator:
 
     def save(self, path: Path) -> None:
         """Write what was found, so that an interrupted search runs no network again."""
-        write_json(
-            path, {pack_bits(mask.keep): found.accuracy for mask, found in self.found.items()}
-        )
+        scores = {pack_bits(mask.keep): found.accuracy for mask, found in self.found.items()}
+        write_json(path, {"reconstruct": self._compensation is not None, "scores": scores})
 
     def load(self, path: Path) -> None:
         """Go on with what ``save`` wrote.
 
         Raises:
-            ArtefactError: the file is damaged, or of another network.
+            ArtefactError: the file is damaged, or of another network or search.
         """
-        for bits, score in checked(read_json(path), dict[str, float], str(path)).items():
+        content = checked(read_json(path), SCORES, str(path))
+        if content["reconstruct"] != (self._compensation is not None):
+            msg = (
+                f"{path} holds scores of a search with reconstruct={content['reconstruct']}: give "
+                "that again, or another checkpoint"
+            )
+            raise ArtefactError(msg)
+        for bits, score in content["scores"].items():
             try:
                 mask = self._graph.mask(unpack_bits(bits, self._graph.num_classes))
             except (ValueError, MaskError) as error:

@@ -22,8 +22,9 @@ from prunegraph.types import Float64Array, IntArray
 SENSITIVITY_IMAGES = 1500
 """Search images that each group's sensitivity is measured on."""
 
-LEAST_SENSITIVITY = 0.01
-"""Sensitivities are at least this share of their mean: noise may make them negative."""
+LEAST_SENSITIVITY = 0.3
+"""Sensitivities are at least this share of their mean: noise may make them negative, and what the
+kept weights take over when half of one group goes is lost when more does."""
 
 
 def uniform(problem: PruningProblem, values: Float64Array) -> Float64Array:

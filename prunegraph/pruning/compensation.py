@@ -1,16 +1,18 @@
 """Least-squares compensation: the kept weights take over what the removed channels gave."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prunegraph.errors import ModelError
+from prunegraph.errors import MaskError, ModelError
 from prunegraph.graph import StructureGraph
-from prunegraph.pruning.evaluation import place_images
+from prunegraph.pruning.evaluation import model_device, place_images
 from prunegraph.pruning.reads import Read, readable_copy, reads
 from prunegraph.types import IntArray, KeepMask, TrainSplit
 
@@ -26,6 +28,9 @@ TINY = 1e-30
 
 RIDGE = 0.02
 """Share of an input's own energy that speaks for leaving its weight as it is."""
+
+MARK = "_returned_by"
+"""Attribute of a tensor: the weight of the layer that returned it, and its version then."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,21 +52,23 @@ class Compensation:
     A layer gave ``W x``; without the removed inputs R it gives ``V x_K`` with the V that is
     nearest in mean square over sampled inputs of the dense network:
     ``V = W_K + W_R C_RK (C_KK + ridge)^-1``. C are the inputs' covariances where a bias, which is
-    moved too, or a batch norm takes up the mean, else their mean products. The reconstruction of He
-    et al. 2017 (ICCV, "Channel Pruning for Accelerating Very Deep Neural Networks"), here for all
-    layers at once with inputs of the dense network; the change of the weights is that of the
-    optimal brain surgeon for the layer's squared error (Hassibi and Stork 1993). No label is read.
+    moved too, or a batch norm right behind takes up the mean (recalibrate it afterwards), else
+    their mean products. The reconstruction of He et al. 2017 (ICCV, "Channel Pruning for
+    Accelerating Very Deep Neural Networks"), here for all layers at once with inputs of the dense
+    network; the change of the weights is that of the optimal brain surgeon for the layer's squared
+    error (Hassibi and Stork 1993). No label is read.
 
     Linear layers and convolutions in two dimensions without groups are compensated. Other layers,
-    such with a forward of their own or a weight under several names, and those that read more than
-    ``MOST_INPUTS`` values stay as they are.
+    such with a forward of their own or a weight under several names, those called by keyword or
+    used without being called, and those that read more than ``MOST_INPUTS`` values stay as they
+    are.
 
     Args:
         model: the dense network; never changed.
         graph: its structure.
-        run: runs the network that it is given on train images.
+        run: runs the network that it is given, a copy on ``device``, on train images.
         seed: fixes which outputs are sampled.
-        device: where the network runs.
+        device: where the network runs; None = where it is.
 
     Raises:
         ModelError: a layer reads what is not finite.
@@ -74,32 +81,33 @@ class Compensation:
         run: Callable[[nn.Module], None],
         *,
         seed: int = 0,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
     ) -> None:
         self._graph = graph
-        dense = readable_copy(model, device)
-        self._weights = dict(dense.named_parameters(remove_duplicate=False))
-        sums: dict[str, tuple[int, Tensor, Tensor]] = {}
+        dense = readable_copy(model, device or model_device(model), None)
+        parameters = dict(dense.named_parameters(remove_duplicate=False))
+        tied = _tied(parameters)
+        wanted = _changeable(graph) - tied
+        sums: dict[str, _Sums] = {}
         generator = torch.Generator().manual_seed(seed)
 
         def visit(read: Read) -> None:
-            rows = sampled_inputs(read, generator)
+            name = str(read.op.param)
+            rows = sampled_inputs(read, generator) if name in wanted else None
             if rows is not None:
-                name = str(read.op.param)
-                count, total, products = sums.get(name, (0, *rows.new_zeros(2).double()))
-                total = total + rows.sum(0).double()
-                products = products + (rows.T @ rows).double()
-                sums[name] = (count + len(rows), total, products)
+                if name not in sums:
+                    sums[name] = _Sums(rows)
+                sums[name].add(rows)
 
-        with torch.no_grad(), reads(dense, graph, visit):
+        with torch.no_grad(), reads(dense, graph, visit), _normed(dense) as normed:
             run(dense)
-        tied = _tied(self._weights)
-        absorbing = self._absorbing(dense)
+        biased = {name for name in sums if _bias_name(name) in parameters.keys() - tied}
         self._moments = {
-            name: _moments(name, *found, centred=name in absorbing)
+            name: found.moments(name, centred=name in biased or name in normed)
             for name, found in sums.items()
-            if name not in tied
         }
+        self._weights = {name: parameters[name] for name in sums}
+        self._biases = {name: parameters[_bias_name(name)] for name in biased}
 
     @classmethod
     def on_images(
@@ -109,7 +117,7 @@ class Compensation:
         images: TrainSplit,
         *,
         seed: int = 0,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
     ) -> "Compensation":
         """Measure on train images, without augmentation."""
 
@@ -119,44 +127,66 @@ class Compensation:
 
         return cls(model, graph, run, seed=seed, device=device)
 
-    def _absorbing(self, dense: nn.Module) -> set[str]:
-        """Return the weights behind which a bias or a batch norm takes up a constant."""
-        normed: set[int] = set()
-        for path, module in dense.named_modules(remove_duplicate=False):
-            axes = self._graph.param_classes.get(f"{path}.running_mean")
-            if isinstance(module, _BatchNorm) and axes is not None:
-                normed.update(axes[0].tolist())
-        return {
-            str(op.param)
-            for op in self._graph.ops
-            if _bias_name(str(op.param)) in self._weights or normed.issuperset(op.out_classes)
-        }
-
     @torch.no_grad()
     def apply(self, pruned: nn.Module, mask: KeepMask) -> None:
         """Change the weights and biases of a network that ``apply_mask`` has made, in place.
 
         Args:
-            pruned: the network.
+            pruned: the network; what it holds of the changed weights does not matter.
             mask: what it keeps.
+
+        Raises:
+            MaskError: the network is not of this mask.
         """
         parameters = dict(pruned.named_parameters(remove_duplicate=False))
         for name, moments in self._moments.items():
-            axes = self._graph.param_classes.get(name, {})
-            if 1 not in axes or mask.keep[axes[1]].all():
+            axes = self._graph.param_classes[name]
+            weight = self._weights[name].flatten(1).float()  # [out, D]
+            out = _bits(mask, axes[0], weight) if 0 in axes else slice(None)
+            kept = _bits(mask, axes[1], weight)
+            if bool(kept.all()):
                 continue
-            dense = self._weights[name].flatten(1)  # [out, D]
-            if 0 in axes:
-                dense = dense[_bits(mask, axes[0], dense)]
-            taps = dense.shape[1] // axes[1].size
-            kept = _bits(mask, axes[1], dense).repeat_interleave(taps)  # [D]
-            change = _change(dense, kept, moments.products)
-            weight, bias = parameters[name], parameters.get(_bias_name(name))
-            new = dense[:, kept] + change
-            weight.copy_(new.view_as(weight))
-            if bias is not None:
-                shift = dense[:, ~kept] @ moments.mean[~kept] - change @ moments.mean[kept]
-                bias.add_(shift.to(bias.dtype))
+            weight, kept = weight[out], kept.repeat_interleave(weight.shape[1] // len(kept))
+            change = _change(weight, kept, moments.products)
+            _write(parameters.get(name), name, weight[:, kept] + change)
+            if name in self._biases:
+                shift = weight[:, ~kept] @ moments.mean[~kept] - change @ moments.mean[kept]
+                bias = _bias_name(name)
+                _write(parameters.get(bias), bias, self._biases[name][out].float() + shift)
+
+
+class _Sums:
+    """Sums over what one layer reads, less the mean of its first batch.
+
+    Products of numbers far from 0 would lose in single precision what varies between them.
+    """
+
+    def __init__(self, rows: Tensor) -> None:
+        self.origin = rows.mean(0)
+        self.count = 0
+        self.total = torch.zeros_like(self.origin, dtype=torch.float64)
+        self.products = torch.outer(self.total, self.total)
+
+    def add(self, rows: Tensor) -> None:
+        """Add what ``[S, D]`` outputs are made of."""
+        rows = rows - self.origin
+        self.count += len(rows)
+        self.total += rows.sum(0)
+        with torch.autocast(rows.device.type, enabled=False):
+            self.products += rows.T @ rows
+
+    def moments(self, name: str, *, centred: bool) -> Moments:
+        """Return the means over all rows."""
+        shift = self.total / self.count
+        products = self.products / self.count - torch.outer(shift, shift)
+        mean = self.origin + shift
+        if not centred:
+            products += torch.outer(mean, mean)
+            mean = torch.zeros_like(mean)
+        if not bool(products.isfinite().all()):
+            msg = f"what {name} reads is not finite: check the network's weights and its images"
+            raise ModelError(msg)
+        return Moments(mean.float(), products.float())
 
 
 def sampled_inputs(read: Read, generator: torch.Generator) -> Tensor | None:
@@ -167,21 +197,22 @@ def sampled_inputs(read: Read, generator: torch.Generator) -> Tensor | None:
         generator: draws the outputs' positions.
 
     Returns:
-        ``[S, D]``; the product with the flattened weight ``[out, D]`` is the outputs without bias.
+        ``[S, D]`` float32; the product with the flattened weight ``[out, D]`` is the outputs
+        without bias.
     """
     module, inputs = read.module, read.activation
     if type(module).forward is nn.Linear.forward:
-        rows = inputs.flatten(1, -2) if inputs.dim() > 2 else inputs[:, None]  # [B, L, D]
+        rows = inputs.reshape(1 if inputs.dim() == 1 else len(inputs), -1, inputs.shape[-1])
         rows = rows[:, _draw(rows.shape[1], generator)]
     elif (
         isinstance(module, nn.Conv2d)
         and type(module).forward is nn.Conv2d.forward
         and module.groups == 1
     ):
-        rows = _patches(module, inputs, generator)
+        rows = _patches(module, inputs if inputs.dim() == 4 else inputs[None], generator)
     else:
         return None
-    return rows.flatten(0, 1) if rows.shape[-1] <= MOST_INPUTS else None
+    return rows.flatten(0, 1).float()
 
 
 def _patches(module: nn.Conv2d, inputs: Tensor, generator: torch.Generator) -> Tensor:
@@ -210,6 +241,18 @@ def _draw(count: int, generator: torch.Generator) -> Tensor:
     return torch.randperm(count, generator=generator)[:POSITIONS]
 
 
+def _changeable(graph: StructureGraph) -> set[str]:
+    """Return the weights that may lose inputs, and do not read too many."""
+    return {
+        str(op.param)
+        for op in graph.ops
+        if (axes := graph.param_classes.get(str(op.param), {}))
+        and 1 in axes
+        and graph.free[axes[1]].any()
+        and op.kernel_size * axes[1].size <= MOST_INPUTS
+    }
+
+
 def _tied(parameters: Mapping[str, Tensor]) -> set[str]:
     """Return the names of parameters that have several."""
     names: dict[int, list[str]] = {}
@@ -218,28 +261,66 @@ def _tied(parameters: Mapping[str, Tensor]) -> set[str]:
     return {name for group in names.values() if len(group) > 1 for name in group}
 
 
+@contextmanager
+def _normed(model: nn.Module) -> Iterator[set[str]]:
+    """Fill a set with the weights of layers whose every output went right into a batch norm."""
+    returned: dict[str, int] = {}
+    normed: dict[str, int] = {}
+    result: set[str] = set()
+
+    def mark(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                returned[name] = returned.get(name, 0) + 1
+                setattr(output, MARK, (name, output._version))
+
+        return hook
+
+    def note(module: nn.Module, args: Any) -> None:
+        name, version = getattr(args[0], MARK, ("", None)) if args else ("", None)
+        if name and args[0]._version == version:  # nothing has changed it in place
+            normed[name] = normed.get(name, 0) + 1
+
+    handles = []
+    for path, module in model.named_modules():
+        if isinstance(module, _BatchNorm):
+            handles.append(module.register_forward_pre_hook(note))
+        elif isinstance(module, nn.Linear | nn.Conv2d):
+            handles.append(module.register_forward_hook(mark(f"{path}.weight".removeprefix("."))))
+    try:
+        yield result
+    finally:
+        for handle in handles:
+            handle.remove()
+    result.update(name for name, count in returned.items() if normed.get(name) == count)
+
+
 def _bias_name(weight: str) -> str:
     return f"{weight.removesuffix('weight')}bias"
-
-
-def _moments(name: str, count: int, total: Tensor, products: Tensor, *, centred: bool) -> Moments:
-    if not bool(products.isfinite().all()):
-        msg = f"what {name} reads is not finite: check the network's weights and its images"
-        raise ModelError(msg)
-    mean = total / count if centred else torch.zeros_like(total)
-    return Moments(mean.float(), (products / count - torch.outer(mean, mean)).float())
 
 
 def _bits(mask: KeepMask, classes: IntArray, like: Tensor) -> Tensor:
     return torch.from_numpy(mask.keep[classes]).to(like.device)
 
 
-def _change(dense: Tensor, kept: Tensor, products: Tensor) -> Tensor:
-    """Return ``[out, kept]`` what the kept weights gain."""
+def _change(weight: Tensor, kept: Tensor, products: Tensor) -> Tensor:
+    """Return ``[out, kept]`` what the kept ones of weights ``[out, D]`` gain."""
     system = products[kept][:, kept]
     energy = system.diagonal()
     scale = (energy + 1e-6 * energy.mean()).clamp_min(TINY).rsqrt()  # inputs of equal energy
     system = scale[:, None] * system * scale
     system.diagonal().add_(RIDGE)
-    lost = dense[:, ~kept] @ (products[~kept][:, kept] * scale)  # [out, kept]
-    return torch.cholesky_solve(lost.T, torch.linalg.cholesky(system)).T * scale
+    lost = weight[:, ~kept] @ (products[~kept][:, kept] * scale)  # [out, kept]
+    factor, failed = torch.linalg.cholesky_ex(system)
+    if bool(failed):  # rounding has eaten more than the ridge
+        return torch.zeros_like(lost)
+    return torch.cholesky_solve(lost.T, factor).T * scale
+
+
+def _write(parameter: Tensor | None, name: str, values: Tensor) -> None:
+    """Replace a parameter's values."""
+    if parameter is None or parameter.numel() != values.numel():
+        found = "none" if parameter is None else str(tuple(parameter.shape))
+        msg = f"{name} is {found}, not of {values.numel()} values: give the network of this mask"
+        raise MaskError(msg)
+    parameter.copy_(values.view_as(parameter))

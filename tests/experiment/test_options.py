@@ -79,9 +79,25 @@ def test_runs_are_the_same_if_only_runtime_options_differ() -> None:
     assert same_run(dataclasses.replace(config, networks=40), older) == ["networks"]
 
 
+def test_runs_from_before_an_option_were_made_without_it(tmp_path: Path) -> None:
+    older = {name: value for name, value in to_dict(TrainConfig()).items() if name != "reconstruct"}
+    assert same_run(TrainConfig(), older) == ["reconstruct"]
+    assert same_run(TrainConfig(reconstruct=False), older) == []
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(older))
+    assert not load_config(TrainConfig, path).reconstruct
+    path.write_text(yaml.safe_dump(to_dict(TrainConfig())))
+    assert load_config(TrainConfig, path).reconstruct
+
+
 def test_the_command_line_of_options_gives_them_back() -> None:
     config = TrainConfig(
-        keep_macs=0.4, arch=("resnet20", "resnet32"), round_to=8, weights=(Path("a b"), Path("c"))
+        keep_macs=0.4,
+        arch=("resnet20", "resnet32"),
+        round_to=8,
+        weights=(Path("a b"), Path("c")),
+        reconstruct=False,
+        no_flip=True,
     )
     command = command_line(dataclasses.replace(config, out=Path("x"), json=True))
     words = shlex.split(command.replace("\\\n", ""))

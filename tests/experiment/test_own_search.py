@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import prunegraph as pg
 from prunegraph.data import load_dataset
-from prunegraph.errors import ConfigError, DataError, ModelError
+from prunegraph.errors import ArtefactError, ConfigError, DataError, ModelError
 from prunegraph.experiment.own_search import cross_entropy
 from prunegraph.models import build_model
 from prunegraph.pruning import evaluate
@@ -110,6 +110,25 @@ def test_a_search_that_was_interrupted_goes_on(task: Any, tmp_path: Path) -> Non
     again = pg.search(model, example, checkpoint=path, **options)
     assert again.mask == whole.mask
     assert again.report == whole.report
+    with pytest.raises(ArtefactError, match="of a search with reconstruct=True: give that again"):
+        pg.search(model, example, checkpoint=path, reconstruct=False, **options)
+
+
+def test_a_network_in_double_precision_is_searched() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 4)).double()
+    images = torch.randn(60, 6).double()
+    answers = model(images).detach()
+    result = pg.search(
+        model,
+        images[:1],
+        evaluate=lambda network: 1.0 - (network(images) - answers).square().mean().item(),
+        loss=lambda network, batch: (network(batch[0]) - batch[1]).square().sum(),
+        calibration_data=[(images, answers)],
+        keep_macs=0.5,
+        networks=40,
+    )
+    assert result.report["pruned"]["score"] > 0.9
 
 
 def test_classes_need_no_loss_and_beat_the_policy_that_it_starts_from() -> None:

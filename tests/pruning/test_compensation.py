@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunegraph.errors import ModelError
+from prunegraph.errors import MaskError, ModelError
 from prunegraph.graph import StructureGraph, analyse
-from prunegraph.pruning import apply_mask, compensation
+from prunegraph.pruning import apply_mask, compensation, recalibrate_bn
 from prunegraph.pruning.compensation import Compensation, sampled_inputs
 from prunegraph.pruning.reads import reads
 from prunegraph.types import KeepMask
@@ -192,18 +192,159 @@ def test_channels_that_are_always_zero_are_no_trouble() -> None:
 
 def test_what_is_not_finite_is_one_clear_error() -> None:
     net, images = conv_net(), torch.full((4, 3, 8, 8), torch.inf)
-    graph = analyse(net, images[:1].zero_())
-    images[:] = torch.inf
-    with pytest.raises(ModelError, match=r"what 0\.weight reads is not finite"):
+    graph = analyse(net, torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ModelError, match=r"what 2\.weight reads is not finite"):
         Compensation(net, graph, lambda network: network(images))
 
 
-def test_double_precision_stays() -> None:
+def test_the_precision_of_the_network_stays() -> None:
     net, images = conv_net().double(), torch.randn(4, 3, 8, 8, dtype=torch.float64)
     graph = analyse(net, images[:1])
-    mask = without(graph, 0, 1)
+    pruned, changed = compensated(net, graph, without(graph, 0, 1), images)
+    assert changed[2].weight.dtype == torch.float64
+    assert not torch.equal(pruned[2].weight, changed[2].weight)
+
+
+def error(net: nn.Module, other: nn.Module, images: Tensor) -> float:
+    """Return the mean squared difference of two networks' outputs."""
+    with torch.no_grad():
+        return float((net(images) - other(images)).square().mean())
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_inputs_that_hardly_vary_are_no_trouble(autocast: bool) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4),
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        net[1].weight[0], net[1].bias[:] = 1e-4, 1.0
+    images = torch.randn(64, 3, 8, 8)
+    recalibrate_bn(net, [images])
+    graph = analyse(net, images[:1])
+
+    def run(network: nn.Module) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            network(images)
+
+    mask = without(graph, 0, *range(8, 16))
     pruned = apply_mask(net, graph, mask)
-    old = pruned[2].weight.clone()
-    Compensation(net, graph, lambda network: network(images.float())).apply(pruned, mask)
-    assert pruned[2].weight.dtype == torch.float64
-    assert not torch.equal(old, pruned[2].weight)
+    changed = copy.deepcopy(pruned)
+    Compensation(net, graph, run).apply(changed, mask)
+    for network in (pruned, changed):
+        recalibrate_bn(network, [images])
+    assert error(net, changed, images) < 0.5 * error(net, pruned, images)
+
+
+class Block(nn.Module):
+    """A residual block whose shortcut has neither bias nor norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(6, 12)
+        self.shortcut = nn.Linear(12, 8, bias=False)
+        self.inner = nn.Linear(12, 8, bias=False)
+        self.norm = nn.BatchNorm1d(8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        return self.head(self.shortcut(x) + self.norm(self.inner(x)))
+
+
+@pytest.mark.usefixtures("exact")
+def test_the_norm_of_another_branch_takes_up_nothing() -> None:
+    torch.manual_seed(0)
+    net, images = Block().eval(), torch.randn(300, 6)
+    recalibrate_bn(net, [images])
+    graph = analyse(net, images[:1])
+    _, changed = compensated(net, graph, without(graph, 0, 0, 1, 2), images)
+    inputs = net.stem(images).relu().detach()
+    best = torch.linalg.lstsq(inputs[:, 3:], net.shortcut(inputs).detach()).solution
+    torch.testing.assert_close(changed.shortcut.weight, best.T, atol=1e-4, rtol=1e-4)
+    centred = inputs - inputs.mean(0)
+    best = torch.linalg.lstsq(centred[:, 3:], net.inner(centred).detach()).solution
+    torch.testing.assert_close(changed.inner.weight, best.T, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("exact")
+def test_what_changes_in_place_before_a_norm_is_not_taken_up() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 8, bias=False), nn.ReLU(inplace=True),
+        nn.BatchNorm1d(8), nn.Linear(8, 3),
+    ).eval()  # fmt: skip
+    images = torch.randn(300, 6)
+    graph = analyse(net, images[:1])
+    _, changed = compensated(net, graph, without(graph, 0, 0, 1, 2), images)
+    inputs = net[:2](images).detach()
+    best = torch.linalg.lstsq(inputs[:, 3:], net[2](inputs).detach()).solution
+    torch.testing.assert_close(changed[2].weight, best.T, atol=1e-4, rtol=1e-4)
+
+
+class SharedBias(nn.Module):
+    """Two layers with one bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(6, 12)
+        self.one, self.other = nn.Linear(12, 8), nn.Linear(12, 8)
+        self.other.bias = self.one.bias
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        return self.head(self.one(x).relu() + self.other(x).relu())
+
+
+def test_a_bias_of_two_layers_is_left_alone() -> None:
+    torch.manual_seed(0)
+    net, images = SharedBias().eval(), torch.randn(300, 6)
+    graph = analyse(net, images[:1])
+    pruned, changed = compensated(net, graph, without(graph, 0, 0, 1, 2), images)
+    assert torch.equal(pruned.one.bias, changed.one.bias)
+    assert error(net, changed, images) < 0.5 * error(net, pruned, images)
+
+
+class OneByOne(nn.Module):
+    """Runs layers on single images and single vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.first, self.last = nn.Linear(8, 6), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        means = [self.other(self.one(image).relu()).mean((1, 2)) for image in x]
+        return torch.stack([self.last(self.first(mean).relu()) for mean in means])
+
+
+def test_inputs_without_a_batch_axis() -> None:
+    torch.manual_seed(0)
+    net, images = OneByOne().eval(), torch.randn(16, 8, 8, 8)
+    graph = analyse(net, images[:1])
+    pruned, changed = compensated(net, graph, without(graph, 0, 0, 1), images)
+    assert error(net, changed, images) < error(net, pruned, images)
+
+
+def test_applying_it_again_changes_nothing() -> None:
+    net, images = conv_net(), torch.randn(4, 3, 8, 8)
+    graph = analyse(net, images[:1])
+    mask = without(graph, 0, 1)
+    measured = Compensation(net, graph, lambda network: network(images))
+    once = apply_mask(net, graph, mask)
+    measured.apply(once, mask)
+    twice = copy.deepcopy(once)
+    measured.apply(twice, mask)
+    for old, new in zip(once.parameters(), twice.parameters(), strict=True):
+        assert torch.equal(old, new)
+
+
+def test_the_network_of_another_mask_is_one_clear_error() -> None:
+    net, images = conv_net(), torch.randn(4, 3, 8, 8)
+    graph = analyse(net, images[:1])
+    measured = Compensation(net, graph, lambda network: network(images))
+    with pytest.raises(MaskError, match=r"2\.weight is \(4, 5, 3, 3\), not of 144 values"):
+        measured.apply(apply_mask(net, graph, without(graph, 0, 1)), without(graph, 0, 1, 2))
