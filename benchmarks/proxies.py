@@ -1,7 +1,8 @@
 """Which cheap figure of a mask foretells its accuracy after the whole fine-tune.
 
 Reads the fine-tuned networks of a comparison's folder, finished or not, and scores their masks as a
-search would: after recalibration, and after more and more training steps (``--short-finetune``).
+search would: after recalibration, after more and more training steps (``--short-finetune``), and
+after reconstruction (``--reconstruct``).
 The table holds Spearman's correlation, over the masks, of each figure with the accuracy after the
 fine-tune, both on the search split: the test split stays closed, so a figure may be chosen by it.
 
@@ -30,6 +31,8 @@ from prunegraph.experiment.setup import load_target
 from prunegraph.files import write_json
 from prunegraph.pruning.artefacts import WEIGHTS_FILE
 
+RECONSTRUCTED = "reconstructed"
+
 
 def measure(run: Path, steps: list[int], out: Path) -> None:
     """Score every fine-tuned mask of a run; finished ones are not repeated."""
@@ -38,13 +41,15 @@ def measure(run: Path, steps: list[int], out: Path) -> None:
     torch.set_num_threads(config.threads or 1)
     target = load_target(config, config.budget())
     bench = Bench(target=target, options=config, seed=config.seed)
-    evaluators = {
-        number: Bench(
-            target=target,
-            options=dataclasses.replace(config, short_finetune=number),
-            seed=config.seed,
-        ).evaluator()
+    options: dict[str, dict[str, Any]] = {
+        f"after {number} steps": {"reconstruct": False, "short_finetune": number}
         for number in steps
+    } | {RECONSTRUCTED: {"reconstruct": True, "short_finetune": 0}}
+    evaluators = {
+        name: Bench(
+            target=target, options=dataclasses.replace(config, **changes), seed=config.seed
+        ).evaluator()
+        for name, changes in options.items()
     }
     content = read_rows(out) | {"machine": machine()}
     for folder in sorted(path.parent for path in run.glob(f"cells/*/{WEIGHTS_FILE}")):
@@ -57,10 +62,10 @@ def measure(run: Path, steps: list[int], out: Path) -> None:
         )
         if folder.name not in row["finetuned"]:
             row["finetuned"][folder.name] = bench.search_accuracy(model)
-        for number, evaluator in evaluators.items():
-            if str(number) not in row["scores"]:
+        for name, evaluator in evaluators.items():
+            if name not in row["scores"]:
                 found = evaluator.evaluate(mask)
-                row["scores"][str(number)] = {
+                row["scores"][name] = {
                     "accuracy": found.accuracy,
                     "loss": found.loss,
                     "seconds": found.seconds,
@@ -71,23 +76,24 @@ def measure(run: Path, steps: list[int], out: Path) -> None:
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the correlations as Markdown, over all masks and over the better half of them."""
-    masks = sorted(rows.values(), key=lambda row: -row["scores"]["0"]["accuracy"])
-    lines = ["| figure | all masks | better half | seconds |", "|---|--:|--:|--:|"]
+    masks = sorted(rows.values(), key=lambda row: -row["scores"][RECONSTRUCTED]["accuracy"])
+    lines = ["| figure | all masks | better half | mean | seconds |", "|---|--:|--:|--:|--:|"]
     figures = {"parameters kept": [row["params"] for row in masks]}
-    seconds = {}
-    for number in sorted(masks[0]["scores"], key=int):
-        scores = [row["scores"][number] for row in masks]
-        figures[f"accuracy after {number} steps"] = [score["accuracy"] for score in scores]
-        figures[f"minus loss after {number} steps"] = [-score["loss"] for score in scores]
-        seconds[f"accuracy after {number} steps"] = np.mean([score["seconds"] for score in scores])
+    more = {}
+    for name in masks[0]["scores"]:
+        scores = [row["scores"][name] for row in masks]
+        accuracies = [score["accuracy"] for score in scores]
+        figures[f"accuracy {name}"] = accuracies
+        figures[f"minus loss {name}"] = [-score["loss"] for score in scores]
+        seconds = np.mean([score["seconds"] for score in scores])
+        more[f"accuracy {name}"] = f"{100 * np.mean(accuracies):.2f} | {seconds:.2f}"
     tuned = [float(np.mean(list(row["finetuned"].values()))) for row in masks]
     for name, values in figures.items():
         whole, half = (
             spearmanr(values[:count], tuned[:count]).statistic
             for count in (len(masks), len(masks) // 2)
         )
-        time = f"{seconds[name]:.2f}" if name in seconds else ""
-        lines.append(f"| {name} | {whole:.2f} | {half:.2f} | {time} |")
+        lines.append(f"| {name} | {whole:.2f} | {half:.2f} | {more.get(name, ' | ')} |")
     return "\n".join([*lines, "", f"{len(masks)} masks."])
 
 
