@@ -217,8 +217,7 @@ class Bench:
 def warn_of_chance(bench: Bench, console: Console) -> None:
     """Say so if a network does no better than chance: its weights may not have been loaded."""
     target = bench.target
-    evaluator = bench.final_evaluator
-    images = target.dataset.search.take(evaluator.draw_subset(CHANCE_IMAGES, bench.seed))
+    images = target.dataset.search.sample(CHANCE_IMAGES, bench.seed)
     accuracy = evaluate(target.model, images).accuracy
     if accuracy * target.dataset.num_classes < BARELY_TRAINED:
         console.say(
