@@ -63,7 +63,9 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {
-    "pretrain": Command(PretrainConfig, run_pretrain, "train a network from scratch", trains=True),
+    "pretrain": Command(
+        PretrainConfig, run_pretrain, "train a network, from scratch or on", trains=True
+    ),
     "train": Command(
         TrainConfig, run_train, "train the agent, prune, fine-tune, compare", trains=True
     ),

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from prunegraph.experiment.agent_rows import add_agent, add_initial, add_untrained, agent_name
 from prunegraph.experiment.baselines import (
     CONTROL_CRITERIA,
@@ -42,6 +44,7 @@ from prunegraph.experiment.folder import RunFolder, open_run
 from prunegraph.experiment.jobs import Jobs, make_workplace
 from prunegraph.experiment.page import show_finished
 from prunegraph.experiment.report import machine
+from prunegraph.experiment.search import DEFAULT_SUBSET
 from prunegraph.experiment.setup import check_trainable, load_target
 from prunegraph.experiment.train import check_networks, run_name
 from prunegraph.experiment.verdict import (
@@ -64,6 +67,9 @@ METRIC: Metric = "test_accuracy_finetuned"
 
 ALWAYS = ("l1/uniform", "taylor/per_mac")
 """Heuristics that are fine-tuned whatever their search accuracy."""
+
+BEST_SEARCHES = 2
+"""So many of the baselines that search are fine-tuned."""
 
 ACCURACY_FILE = "accuracy.json"
 """A cell's test accuracy, in its folder."""
@@ -250,8 +256,9 @@ def _searched(
     for item in candidates:
         if item.name in (*SEARCHES, SAMPLER):
             accuracies.setdefault(item.name, []).append(item.search_accuracy)
-    best = sorted(accuracies, key=lambda name: (-rank(accuracies[name]), name))
-    return {item.name for item in candidates if is_agent(item.name)} | controls | {*best[:2]}
+    ranked = sorted(accuracies, key=lambda name: (-rank(accuracies[name]), name))
+    best = {*ranked[:BEST_SEARCHES]}
+    return {item.name for item in candidates if is_agent(item.name)} | controls | best
 
 
 def _cell_digest(bench: Bench, candidate: Candidate | None, seed: int) -> str:
@@ -286,15 +293,21 @@ class Plan:
 def make_plan(bench: Bench, config: CompareConfig) -> Plan:
     """Measure how fast networks are evaluated and trained, and foretell what all will take."""
     evaluator = bench.evaluator()
-    evaluator.evaluate(bench.target.graph.dense_mask())
+    scores = np.zeros(bench.target.graph.num_classes, dtype=np.float32)
+    subset = evaluator.draw_subset(config.subset or DEFAULT_SUBSET, config.seed)
+    evaluator.evaluate(bench.project(scores, bench.budget), subset)
     num_images = len(bench.target.dataset.train)
     per_image = 0.0
     if bench.recipe().epochs:
         started = time.monotonic()
         bench.time_training(PLAN_IMAGES)
         per_image = (time.monotonic() - started) / min(PLAN_IMAGES, num_images)
-    searches = (1 + len([n for n in wanted(config) if n in (*SEARCHES, SAMPLER)])) * config.seeds
-    finetunes = 9 * len(finetune_seeds_of(config)) * bool(bench.recipe().epochs)
+    names = set(wanted(config))
+    searched, chosen = names & {*SEARCHES, SAMPLER}, names & {*heuristics(), *TORCH_PRUNING}
+    searches = (1 + len(searched)) * config.seeds
+    others = len(chosen & {*ALWAYS}) + bool(chosen - {*ALWAYS})
+    finetuned = 2 + len(CONTROL_CRITERIA) + min(len(searched), BEST_SEARCHES) + others
+    finetunes = finetuned * len(finetune_seeds_of(config)) * bool(bench.recipe().epochs)
     return Plan(
         searches=searches,
         search_seconds=searches * config.networks * evaluator.seconds,

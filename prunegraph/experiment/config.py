@@ -289,20 +289,26 @@ class SearchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(DataConfig):
-    """Train a network from scratch on the train split; resumes where it was interrupted.
+    """Train a network on the train split, from scratch or on; resumes where it was interrupted.
 
     Attributes:
-        arch: resnet20, vgg16_bn, digits_resnet, torchvision:NAME, package.module:factory, ...
-        epochs: passes over the train split; default: 40 on digits, else 60.
-        lr: peak learning rate.
+        arch: resnet20, vgg16_bn, digits_resnet, torchvision:NAME, package.module:factory, ...;
+            default: what the weights' JSON names, else digits_resnet.
+        weights: weights file to train on; default: from scratch.
+        slimmable: train random parts of the network, each step another one that keeps at least this
+            share of the multiply-adds, so that pruning costs less accuracy; give --weights too.
+        epochs: passes over the train split; default: 40 on digits, else 60, with weights 10.
+        lr: peak learning rate; default: 0.1, with weights 0.05.
         batch_size: images a step.
         out: weights file to write, with a JSON beside it; default: runs/ARCH-DATASET.safetensors.
     """
 
     command: ClassVar[str] = "pretrain"
     arch: str | None = None
+    weights: Path | None = None
+    slimmable: float | None = None
     epochs: int | None = None
-    lr: float = 0.1
+    lr: float | None = None
     batch_size: int = 128
     out: Path | None = None
 
@@ -310,6 +316,11 @@ class PretrainConfig(DataConfig):
         super().__post_init__()
         check_at_least("epochs", self.epochs, 1)
         check_at_least("batch_size", self.batch_size, 2)
+        if self.slimmable is not None:
+            check_between("slimmable", self.slimmable, 0.0, 1.0)
+            if self.weights is None:
+                msg = "--slimmable makes a trained network slimmable: give its --weights"
+                raise ConfigError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)

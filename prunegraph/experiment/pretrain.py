@@ -1,6 +1,7 @@
-"""``prunegraph pretrain``: train a network from scratch on the train split."""
+"""``prunegraph pretrain``: train a network on the train split, from scratch or on."""
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,40 +15,53 @@ from prunegraph.experiment.console import Console, seconds_in_words
 from prunegraph.experiment.folder import RUNS, slug
 from prunegraph.experiment.ranks import share_training, told_if_rank_ends
 from prunegraph.experiment.setup import (
-    DEFAULT_ARCH,
     DEFAULT_DATASET,
     DIGITS_EPOCHS,
     build_network,
+    check_network,
     check_outputs,
     load_images,
+    resolve_arch,
     resolve_device,
 )
 from prunegraph.files import locked, remove_temporaries, temporaries_of
-from prunegraph.models import WeightsInfo, save_weights, weights_info
-from prunegraph.pruning.evaluation import evaluate
+from prunegraph.graph import analyse
+from prunegraph.graph.features import prior_scores
+from prunegraph.models import WeightsInfo, load_weights, save_weights, weights_info
+from prunegraph.pruning.evaluation import evaluate, model_device
 from prunegraph.pruning.finetune import FinetuneConfig, finetune
 from prunegraph.pruning.ranks import current_ranks
-from prunegraph.types import Dataset, TrainSplit
+from prunegraph.pruning.statistics import measure
+from prunegraph.pruning.subnets import Subnets
+from prunegraph.types import Budget, Dataset, TrainSplit
 
 DEFAULT_EPOCHS = 60
 PRETRAIN_LR = 0.1
 WARMUP_EPOCHS = 2
 
+MORE_EPOCHS = 10
+MORE_LR = 0.05
+"""Recipe of a network that has weights already."""
+
 
 def run_pretrain(config: PretrainConfig, console: Console) -> dict[str, Any]:
     """Train a network, write its weights, print its accuracy and return the figures."""
     device = resolve_device(config.device)
-    arch = config.arch or DEFAULT_ARCH
-    dataset = load_images(config, None)
+    info = None if config.weights is None else weights_info(config.weights)
+    arch = resolve_arch(config.arch, config.weights, info)
+    dataset = load_images(config, info)
     out = _weights_path(config.out, arch, dataset)
     done = _finished(config, arch, dataset, out)
     if done is not None:
         console.say(f"{out} is finished: test accuracy {100 * done['test_accuracy']:.2f} %")
         return done
     _check_new(out)
-    model = build_network(arch, dataset, config.seed).to(device)
+    model = build_network(arch, dataset, config.seed)
+    if config.weights is not None:
+        load_weights(model, config.weights)
+    model = model.to(device).eval()
     images, _ = next(iter(dataset.train.batches(1)))
-    check_outputs(arch, model.eval(), images.to(device), dataset.num_classes)
+    check_outputs(arch, model, images.to(device), dataset.num_classes)
     with locked(out.with_name(f"{out.name}.lock"), str(out)):
         _check_new(out)
         result = _pretrain(config, arch, model, dataset, out, console)
@@ -68,7 +82,10 @@ def _pretrain(
     written = (out, out.with_suffix(".json"), checkpoint)
     remove_temporaries(found for path in written for found in temporaries_of(path))
     asked = _asked(config, dataset)
-    recipe = pretrain_recipe(asked["epochs"], lr=config.lr, batch_size=config.batch_size)
+    recipe = pretrain_recipe(asked["epochs"], lr=asked["peak_lr"], batch_size=config.batch_size)
+    subnets = None
+    if config.slimmable is not None:
+        subnets = make_subnets(model, dataset.train, config.slimmable, seed=config.seed)
     started = time.monotonic()
     train_network(
         f"train {arch}",
@@ -78,9 +95,10 @@ def _pretrain(
         seed=config.seed,
         checkpoint=checkpoint,
         console=console,
+        subnets=subnets,
     )
     figures: dict[str, Any] = {
-        "trained_on": "the train split; the search split is unseen",
+        "trained_on": _trained_on(config),
         **asked,
         "search_accuracy": evaluate(model, dataset.search).accuracy,
         "test_accuracy": evaluate(model, dataset.test).accuracy,
@@ -114,13 +132,46 @@ def _result(
 
 def _asked(config: PretrainConfig, dataset: Dataset) -> dict[str, Any]:
     """Return the options that decide what is trained, but for network and images."""
-    epochs = config.epochs or (DIGITS_EPOCHS if dataset.name == DEFAULT_DATASET else DEFAULT_EPOCHS)
+    epochs, peak_lr, more = DEFAULT_EPOCHS, PRETRAIN_LR, {}
+    if config.weights is not None:
+        epochs, peak_lr = MORE_EPOCHS, MORE_LR
+        digest = hashlib.sha256(config.weights.read_bytes()).hexdigest()[:16]
+        more = {"weights_before": digest, "slimmable": config.slimmable}
+    if dataset.name == DEFAULT_DATASET:
+        epochs = DIGITS_EPOCHS
     return {
-        "epochs": epochs,
+        "epochs": config.epochs or epochs,
         "seed": config.seed,
-        "peak_lr": config.lr,
+        "peak_lr": peak_lr if config.lr is None else config.lr,
         "batch_size": config.batch_size,
+        **more,
     }
+
+
+def _trained_on(config: PretrainConfig) -> str:
+    """Return which images a network has seen."""
+    if config.weights is None:
+        return "the train split; the search split is unseen"
+    info = weights_info(config.weights)
+    before = None if info is None else info.extra.get("trained_on")
+    return f"{before or 'images that nothing tells of'}; then the train split"
+
+
+def make_subnets(model: nn.Module, train: TrainSplit, least_macs: float, *, seed: int) -> Subnets:
+    """Return the parts of a network that slimmable training trains.
+
+    Raises:
+        BudgetError: the smallest are out of reach.
+        ModelError: nothing can leave the network.
+    """
+    device = model_device(model)
+    images, _ = next(iter(train.batches(1)))
+    graph = analyse(model, images.to(device))
+    check_network("the network", graph)
+    statistics = measure(model, graph, train, seed=seed, device=device).arrays
+    scores = prior_scores(graph, statistics)
+    graph.project(scores, Budget(keep_macs=least_macs))
+    return Subnets(graph=graph, scores=scores, least_macs=least_macs)
 
 
 def _finished(
@@ -132,7 +183,7 @@ def _finished(
     info, asked = weights_info(out), weights_record(arch, dataset, config, _asked(config, dataset))
     if info is None or dataclasses.replace(info, extra={}) != dataclasses.replace(asked, extra={}):
         return None
-    names = {*asked.extra, "no_flip", "image_size"}
+    names = {*asked.extra, "no_flip", "image_size", "weights_before", "slimmable"}
     same = all(info.extra.get(name) == asked.extra.get(name) for name in names)
     if not same or not isinstance(info.extra.get("test_accuracy"), float):
         return None
@@ -176,11 +227,12 @@ def train_network(
     checkpoint: Path | None,
     console: Console,
     teacher: nn.Module | None = None,
+    subnets: Subnets | None = None,
 ) -> None:
     """Train or fine-tune a network in place, with progress; an interrupted one resumes."""
     ranks = current_ranks()
     if ranks is not None:
-        share_training(ranks, model, train, recipe, seed=seed, teacher=teacher)
+        share_training(ranks, model, train, recipe, seed=seed, teacher=teacher, subnets=subnets)
     with console.progress(label, recipe.epochs) as report, told_if_rank_ends():
         finetune(
             model,
@@ -191,6 +243,7 @@ def train_network(
             checkpoint=checkpoint,
             progress=lambda done, _, loss, __: report(done, f"loss {loss:.3f}"),
             ranks=ranks,
+            subnets=subnets,
         )
 
 

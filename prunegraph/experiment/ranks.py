@@ -19,6 +19,7 @@ from prunegraph.errors import PruneGraphError
 from prunegraph.experiment.setup import num_cores, resolve_device
 from prunegraph.pruning.finetune import FinetuneConfig, finetune
 from prunegraph.pruning.ranks import Ranks, current_ranks
+from prunegraph.pruning.subnets import Subnets
 from prunegraph.types import TrainSplit
 
 PATIENCE = timedelta(days=30)
@@ -75,6 +76,7 @@ class _Order:
     train: TrainSplit
     config: FinetuneConfig
     seed: int
+    subnets: Subnets | None
 
 
 def share_training(
@@ -85,6 +87,7 @@ def share_training(
     *,
     seed: int,
     teacher: nn.Module | None,
+    subnets: Subnets | None,
 ) -> None:
     """Let the other ranks join the ``finetune`` that rank 0 calls next."""
     order = _Order(
@@ -93,6 +96,7 @@ def share_training(
         train=train,
         config=config,
         seed=seed,
+        subnets=subnets,
     )
     try:
         ranks.agree(order)
@@ -114,6 +118,7 @@ def help_rank_0(ranks: Ranks, device: str) -> None:
                 seed=order.seed,
                 teacher=None if order.teacher is None else order.teacher.to(place),
                 ranks=ranks,
+                subnets=order.subnets,
             )
 
 

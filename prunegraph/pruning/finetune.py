@@ -23,12 +23,14 @@ from prunegraph.files import write_bytes
 from prunegraph.graph import evaluation_mode, unwrap
 from prunegraph.pruning.evaluation import model_device, place_images
 from prunegraph.pruning.ranks import Ranks, SharedBatchNorm
+from prunegraph.pruning.recalibration import recalibrate_bn
 from prunegraph.pruning.state import (
     load_state,
     parameter_digest,
     state_tensors,
     to_safetensors,
 )
+from prunegraph.pruning.subnets import Subnet, Subnets
 from prunegraph.reading import checked, holds_numbers, parse_json, read_safetensors
 from prunegraph.types import TrainSplit
 
@@ -37,6 +39,9 @@ LONG_TRAINING = 100
 
 SHORT_PEAK_LR = 0.02
 LONG_PEAK_LR = 0.1
+
+NUM_RECALIBRATION = 2048
+"""Train images that recalibrate batch norm after slimmable training."""
 
 Progress = Callable[[int, int, float, float], None]
 """Called after every epoch as ``progress(epochs done, epochs, mean loss, seconds so far)``."""
@@ -120,6 +125,7 @@ def finetune(
     checkpoint: Path | None = None,
     progress: Progress | None = None,
     ranks: Ranks | None = None,
+    subnets: Subnets | None = None,
 ) -> FinetuneResult:
     """Train a network in place and leave it in eval mode.
 
@@ -137,6 +143,8 @@ def finetune(
         ranks: processes that train together, each with an equal call on its own device: every batch
             is shared among them, with the order and augmentation of one process. Rank 0 reads and
             writes the checkpoint. Dropout draws anew in each.
+        subnets: every step trains another of these parts of the network; at the end the whole
+            one's batch norm is recalibrated on ``NUM_RECALIBRATION`` images.
 
     Returns:
         Losses and times.
@@ -149,7 +157,7 @@ def finetune(
     if (teacher is None) != (config.distill_weight == 0.0):
         msg = f"distill_weight={config.distill_weight} needs a teacher, and a teacher a weight > 0"
         raise ConfigError(msg)
-    run = _Training(model, train, config, seed, teacher, ranks)
+    run = _Training(model, train, config, seed, teacher, ranks, subnets)
     writes = ranks is None or ranks.first
     if checkpoint is not None and writes and checkpoint.exists():
         run.restore(checkpoint)
@@ -162,6 +170,8 @@ def finetune(
         if progress is not None:
             progress(len(run.losses), config.epochs, run.losses[-1], run.seconds)
     model.eval()
+    if subnets is not None:
+        run.recalibrate()
     return FinetuneResult(
         losses=tuple(run.losses), seconds=run.seconds, resumed_epochs=resumed_epochs
     )
@@ -196,9 +206,11 @@ class _Training:
         seed: int,
         teacher: nn.Module | None,
         ranks: Ranks | None,
+        subnets: Subnets | None,
     ) -> None:
         self.model = model
         self.ranks = ranks
+        self.subnets = subnets
         self.train = train
         self.config = config
         self.seed = seed
@@ -225,6 +237,7 @@ class _Training:
             "images": train.fingerprint(),
             "network": parameter_digest(unwrap(model)),
             "teacher": None if teacher is None else parameter_digest(teacher),
+            "subnets": None if subnets is None else subnets.digest(),
         }
 
     def join_ranks(self) -> None:
@@ -269,8 +282,13 @@ class _Training:
         weight = 1.0
         if self.ranks is not None:
             images, labels, weight = self.ranks.share(images, labels)
-        inputs = place_images(images, self.model)
-        loss = self._loss(inputs, labels.to(inputs.device))
+        network, part = self.model, None
+        if self.subnets is not None:
+            drawn = self._derived_seed(epoch, f"subnet {step}")
+            part = Subnet(unwrap(self.model), self.subnets, drawn)
+            network = part.model
+        inputs = place_images(images, network)
+        loss = self._loss(network, inputs, labels.to(inputs.device))
         value = float(loss.detach() if self.ranks is None else self.ranks.mean(loss, weight))
         if not math.isfinite(value):
             msg = (
@@ -282,13 +300,24 @@ class _Training:
         if self.ranks is not None:
             loss = loss * (weight * self.ranks.size)  # the ranks' gradients are averaged
         loss.backward()
+        if part is not None:
+            part.hand_back()
+            if self.ranks is not None:  # parts are not wrapped
+                self.ranks.average_gradients(self.trainable.values())
         self.optimizer.step()
         return value
 
-    def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+    def recalibrate(self) -> None:
+        """Measure the batch norm of the whole network, which no step has run."""
+        images = self.train.sample(NUM_RECALIBRATION, self.seed)
+        model = unwrap(self.model)
+        batches = (place_images(i, model) for i, _ in images.batches(self.config.batch_size))
+        recalibrate_bn(model, batches, autocast=self.config.autocast)
+
+    def _loss(self, network: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         """Return cross-entropy, mixed with the distance to the teacher if there is one."""
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.config.autocast):
-            logits = self.model(inputs)
+            logits = network(inputs)
             if not isinstance(logits, Tensor):
                 msg = (
                     f"the network returns {type(logits).__name__} in training mode, not logits "

@@ -60,6 +60,13 @@ class Ranks:
         distributed.all_reduce(total)
         return total
 
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Average gradients that ``wrap`` knows nothing of over the ranks."""
+        for parameter in parameters:
+            if parameter.grad is not None:
+                distributed.all_reduce(parameter.grad)
+                parameter.grad /= self.size
+
 
 def current_ranks() -> Ranks | None:
     """Return this process's place, or None if it works alone."""

@@ -129,3 +129,61 @@ def test_a_second_pretrain_of_the_same_file_is_refused(
     assert f"another run is at work on {tmp_path / 'net.safetensors'}: wait" in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("trained") / "net.safetensors"
+    assert main([*OPTIONS, "--out", str(path)]) == 0
+    return path
+
+
+def test_weights_are_trained_on_as_slimmable_ones(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["pretrain", "--weights", str(trained), "--epochs", "2", "--threads", "1", "--json"]
+    slim = [*words, "--slimmable", "0.4", "--out", str(tmp_path / "slim")]
+    assert main(slim) == 0
+    result = json.loads(capsys.readouterr().out)
+    record = json.loads((tmp_path / "slim.json").read_text())
+    assert record["arch"] == result["arch"] == "digits_resnet8_w4"
+    assert record["slimmable"] == 0.4
+    assert record["peak_lr"] == 0.05
+    assert record["trained_on"].endswith("; then the train split")
+    assert main([*words, "--out", str(tmp_path / "longer")]) == 0
+    assert "slimmable" in json.loads((tmp_path / "longer.json").read_text())
+    before, slimmed = weights(trained), weights(tmp_path / "slim.safetensors")
+    longer = weights(tmp_path / "longer.safetensors")
+    for one, other in ((before, slimmed), (before, longer), (longer, slimmed)):
+        assert not torch.equal(one["conv1.weight"], other["conv1.weight"])
+    capsys.readouterr()
+    assert main(slim) == 0
+    assert json.loads(capsys.readouterr().out)["seconds"] == 0.0  # it is finished
+    assert main([*slim, "--slimmable", "0.5"]) == 2
+    assert "exists: delete it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--slimmable", "0.4"], "--slimmable makes a trained network slimmable: give its --wei"),
+        (["--slimmable", "1.5", "--weights", "W"], "slimmable=1.5 must lie in [0, 1]"),
+        (["--slimmable", "0.0001", "--weights", "W"], "keep_macs=0.0001"),
+        (["--weights", "W", "--arch", "digits_resnet"], "holds digits_resnet8_w4, not digits_res"),
+        (["--weights", "nowhere.safetensors"], "no weights file nowhere.safetensors"),
+        (["--weights", "W", "--split-seed", "3"], "trained on another cut"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused(
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    named = [str(trained) if word == "W" else word for word in words]
+    assert main(["pretrain", *named, "--threads", "1", "--out", str(tmp_path / "net")]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, distributed, nn
 
 from prunegraph.data import load_dataset
+from prunegraph.graph import analyse
 from prunegraph.models import build_model
 from prunegraph.pruning import FinetuneConfig, finetune
 from prunegraph.pruning.ranks import current_ranks
+from prunegraph.pruning.subnets import Subnets
 from prunegraph.types import TrainSplit
 
 EPOCHS = 3
@@ -40,6 +42,14 @@ def make(name: str, seed: int) -> nn.Module:
         if name == "unusual":
             return Unusual()
         return build_model("digits_resnet8_w4", num_classes=10, image_shape=(1, 8, 8))
+
+
+def subnets(name: str) -> Subnets | None:
+    """Return the parts to train in slimmable training."""
+    if name != "slimmable":
+        return None
+    graph = analyse(make(name, seed=0).eval(), torch.rand(1, 1, 8, 8))
+    return Subnets(graph=graph, scores=torch.zeros(graph.num_classes).numpy(), least_macs=0.3)
 
 
 def images() -> TrainSplit:
@@ -70,6 +80,7 @@ def train(name: str, out: Path, *, autocast: bool = False, stop_after: int | Non
             checkpoint=checkpoint if ranks is None or ranks.first else out / "nowhere",
             progress=stop,
             ranks=ranks,
+            subnets=subnets(name),
         )
     except KeyboardInterrupt:
         return
@@ -88,6 +99,7 @@ if __name__ == "__main__":
     assert os.environ["RANK"] == str(distributed.get_rank())
     train("digits", folder / "digits.safetensors")
     train("unusual", folder / "unusual.safetensors")
+    train("slimmable", folder / "slimmable.safetensors")
     train("digits", folder / "bfloat16.safetensors", autocast=True)
     train("digits", folder / "cut.safetensors", stop_after=2)
     train("digits", folder / "cut.safetensors")

@@ -67,7 +67,7 @@ def read(folder: Path, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["digits", "unusual"])
+@pytest.mark.parametrize("name", ["digits", "unusual", "slimmable"])
 def test_two_ranks_train_what_one_process_trains(
     shared: Path, training: ModuleType, tmp_path: Path, name: str
 ) -> None:
@@ -80,7 +80,7 @@ def test_two_ranks_train_what_one_process_trains(
     assert any("running_var" in key for key in moved)
     assert any("conv" in key for key in moved)
     for key, value in one.items():
-        torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-5, msg=key)
+        torch.testing.assert_close(two[key], value, rtol=1e-4, atol=1e-4, msg=key)
 
 
 @pytest.mark.slow
@@ -100,7 +100,7 @@ def test_ranks_resume_bit_equal(shared: Path) -> None:
 @pytest.mark.slow
 def test_rank_0_alone_writes(shared: Path) -> None:
     assert not list(shared.rglob("nowhere"))
-    assert len(list(shared.iterdir())) == 4 * 3
+    assert len(list(shared.iterdir())) == 5 * 3
 
 
 def test_statistics_of_a_share_would_not_do(training: ModuleType) -> None:
