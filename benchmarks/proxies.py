@@ -1,12 +1,12 @@
 """Which cheap figure of a mask foretells its accuracy after the whole fine-tune.
 
 Reads the fine-tuned networks of a comparison's folder, finished or not, and scores their masks as a
-search would: after recalibration, after more and more training steps (``--short-finetune``), and
-after reconstruction (``--reconstruct``).
+search would: after recalibration, after more and more training steps (``--short-finetune``), after
+reconstruction (``--reconstruct``), and so cut from others, as ``pretrain --slimmable`` makes them.
 The table holds Spearman's correlation, over the masks, of each figure with the accuracy after the
 fine-tune, both on the search split: the test split stays closed, so a figure may be chosen by it.
 
-    python benchmarks/proxies.py RUN --out FILE.json [--steps 0 5 10 20 40]
+    python benchmarks/proxies.py RUN --out FILE.json [--steps 0 5 10 20 40] [--slimmable WEIGHTS]
     python benchmarks/proxies.py RUN --out FILE.json --table
 """
 
@@ -34,7 +34,7 @@ from prunegraph.pruning.artefacts import WEIGHTS_FILE
 RECONSTRUCTED = "reconstructed"
 
 
-def measure(run: Path, steps: list[int], out: Path) -> None:
+def measure(run: Path, steps: list[int], slimmable: list[Path], out: Path) -> None:
     """Score every fine-tuned mask of a run; finished ones are not repeated."""
     config = load_config(CompareConfig, run / CONFIG_FILE)
     config = dataclasses.replace(config, weights=run / DENSE_FILE)
@@ -51,6 +51,12 @@ def measure(run: Path, steps: list[int], out: Path) -> None:
         ).evaluator()
         for name, changes in options.items()
     }
+    for weights in slimmable:
+        other = load_target(dataclasses.replace(config, weights=weights))
+        changed = dataclasses.replace(config, reconstruct=True)
+        evaluators[f"cut from {weights.stem}"] = Bench(
+            target=other, options=changed, seed=config.seed
+        ).evaluator()
     content = read_rows(out) | {"machine": machine()}
     for folder in sorted(path.parent for path in run.glob(f"cells/*/{WEIGHTS_FILE}")):
         model, mask = load_finetuned(target, folder)
@@ -64,7 +70,7 @@ def measure(run: Path, steps: list[int], out: Path) -> None:
             row["finetuned"][folder.name] = bench.search_accuracy(model)
         for name, evaluator in evaluators.items():
             if name not in row["scores"]:
-                found = evaluator.evaluate(mask)
+                found = evaluator.evaluate(evaluator.graph.mask(mask.keep))
                 row["scores"][name] = {
                     "accuracy": found.accuracy,
                     "loss": found.loss,
@@ -104,10 +110,11 @@ def main() -> None:
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     parser.add_argument("--steps", type=int, nargs="+", default=[0, 5, 10, 20, 40])
+    parser.add_argument("--slimmable", type=Path, nargs="+", metavar="WEIGHTS", default=[])
     parser.add_argument("--table", action="store_true", help="print the results as Markdown, end")
     known = parser.parse_args()
     if not known.table:
-        measure(known.run, sorted({0, *known.steps}), known.out)
+        measure(known.run, sorted({0, *known.steps}), known.slimmable, known.out)
     print(table(read_rows(known.out)["rows"]))
 
 

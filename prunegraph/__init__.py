@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from prunegraph.pruning import (
         Compensation,
         PrunedInfo,
+        Subnets,
         apply_mask,
         export,
         finetune,
@@ -35,6 +36,7 @@ __all__ = [
     "PruneResult",
     "PrunedInfo",
     "StructureGraph",
+    "Subnets",
     "analyse",
     "apply_mask",
     "export",
@@ -56,6 +58,7 @@ _HOMES = {
     "prunegraph.pruning": (
         "Compensation",
         "PrunedInfo",
+        "Subnets",
         "apply_mask",
         "export",
         "finetune",

@@ -30,7 +30,7 @@ from prunegraph.pruning.state import (
     state_tensors,
     to_safetensors,
 )
-from prunegraph.pruning.subnets import Subnet, Subnets
+from prunegraph.pruning.subnets import Subnets
 from prunegraph.reading import checked, holds_numbers, parse_json, read_safetensors
 from prunegraph.types import TrainSplit
 
@@ -285,7 +285,7 @@ class _Training:
         network, part = self.model, None
         if self.subnets is not None:
             drawn = self._derived_seed(epoch, f"subnet {step}")
-            part = Subnet(unwrap(self.model), self.subnets, drawn)
+            part = self.subnets.cut(unwrap(self.model), drawn)
             network = part.model
         inputs = place_images(images, network)
         loss = self._loss(network, inputs, labels.to(inputs.device))

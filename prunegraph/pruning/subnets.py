@@ -21,20 +21,44 @@ NOISE = 0.5
 """Deviation of what is added to the scores of each group and of each class."""
 
 
+class Subnet:
+    """A part of a network for one training step.
+
+    Attributes:
+        model: the part, a network of its own with the values of the whole one.
+        mask: what it keeps.
+    """
+
+    def __init__(self, whole: nn.Module, graph: StructureGraph, mask: KeepMask) -> None:
+        self.mask = mask
+        self._whole = whole
+        self._plans = slice_plans(whole, graph, mask)
+        self.model = apply_mask(whole, graph, mask)
+
+    def hand_back(self) -> None:
+        """Make the part's gradients those of the whole network, 0 where the part has none."""
+        for whole, part in zip(self._whole.parameters(), self.model.parameters(), strict=True):
+            gradient, plan = part.grad, self._plans.get(id(whole))
+            if gradient is not None and plan is not None:
+                for axis, keep in plan.keep.items():
+                    gradient = _spread(gradient, axis, keep)
+            whole.grad = gradient
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Subnets:
-    """Random masks of one network: the best scores after noise, within a random budget.
+    """Random parts of one network: its best channels after noise, within a random budget.
 
     Attributes:
         graph: the network's structure.
-        scores: ``[N]`` of a deviation of about 1, such as ``prior_scores``.
-        least_macs: share of the multiply-adds that the smallest keep, in (0, 1); budgets are drawn
+        least_macs: share of the multiply-adds that the smallest keep, in (0, 1]; budgets are drawn
             uniformly from there to 1.
+        scores: ``[N]`` importances of a deviation of about 1; None = chance alone decides.
     """
 
     graph: StructureGraph
-    scores: FloatArray
     least_macs: float
+    scores: FloatArray | None = None
 
     def draw(self, seed: int) -> KeepMask:
         """Return a mask, fixed by ``seed``.
@@ -44,42 +68,30 @@ class Subnets:
         """
         rng = np.random.default_rng(seed)
         groups = rng.normal(0.0, NOISE, size=len(self.graph.groups))[self.graph.group_of]
-        classes = rng.normal(0.0, NOISE, size=self.graph.num_classes)
+        noise = groups + rng.normal(0.0, NOISE, size=self.graph.num_classes)
+        scores = noise if self.scores is None else self.scores + noise
         budget = Budget(keep_macs=float(rng.uniform(self.least_macs, 1.0)))
-        return self.graph.project((self.scores + groups + classes).astype(np.float32), budget)
+        return self.graph.project(scores.astype(np.float32), budget)
+
+    def cut(self, model: nn.Module, seed: int) -> Subnet:
+        """Return a part of a network, fixed by ``seed``, to be trained for one step.
+
+        Its gradients are the network's after ``hand_back``; the optimizer is the network's.
+
+        Args:
+            model: the network of ``graph``, without the wrappers of DDP and ``torch.compile``.
+            seed: which part, such as the number of the step.
+
+        Raises:
+            BudgetError: see ``draw``.
+            SurgeryError: the graph is not of this network.
+        """
+        return Subnet(model, self.graph, self.draw(seed))
 
     def digest(self) -> str:
         """Return 16 hex digits that name the masks that can be drawn."""
-        content = f"{self.least_macs};{NOISE};".encode() + self.scores.tobytes()
-        return hashlib.sha256(content).hexdigest()[:16]
-
-
-class Subnet:
-    """A part of a network for one training step.
-
-    Args:
-        model: the whole network.
-        subnets: the masks.
-        seed: which one.
-
-    Attributes:
-        model: the part, a network of its own.
-    """
-
-    def __init__(self, model: nn.Module, subnets: Subnets, seed: int) -> None:
-        mask = subnets.draw(seed)
-        self._whole = model
-        self._plans = slice_plans(model, subnets.graph, mask)
-        self.model = apply_mask(model, subnets.graph, mask)
-
-    def hand_back(self) -> None:
-        """Give the part's gradients to the whole network's parameters, 0 where it has none."""
-        for whole, part in zip(self._whole.parameters(), self.model.parameters(), strict=True):
-            gradient, plan = part.grad, self._plans.get(id(whole))
-            if gradient is not None and plan is not None:
-                for axis, keep in plan.keep.items():
-                    gradient = _spread(gradient, axis, keep)
-            whole.grad = gradient
+        scores = b"" if self.scores is None else self.scores.tobytes()
+        return hashlib.sha256(f"{self.least_macs};{NOISE};".encode() + scores).hexdigest()[:16]
 
 
 def _spread(gradient: Tensor, axis: int, keep: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def subnets(name: str) -> Subnets | None:
     if name != "slimmable":
         return None
     graph = analyse(make(name, seed=0).eval(), torch.rand(1, 1, 8, 8))
-    return Subnets(graph=graph, scores=torch.zeros(graph.num_classes).numpy(), least_macs=0.3)
+    return Subnets(graph=graph, least_macs=0.3)
 
 
 def images() -> TrainSplit:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.models import build_model
 from prunegraph.pruning import FinetuneConfig, finetune, zero_mask
-from prunegraph.pruning.subnets import Subnet, Subnets
+from prunegraph.pruning.subnets import Subnets
 from prunegraph.types import Dataset
 
 CONFIG = FinetuneConfig(epochs=2, peak_lr=0.05, batch_size=64, autocast=False)
@@ -24,8 +24,7 @@ def make_net() -> nn.Module:
 
 def make_subnets(model: nn.Module, least_macs: float = 0.3) -> Subnets:
     graph = analyse(model.eval(), torch.rand(2, 1, 8, 8))
-    scores = np.zeros(graph.num_classes, dtype=np.float32)
-    return Subnets(graph=graph, scores=scores, least_macs=least_macs)
+    return Subnets(graph=graph, least_macs=least_macs)
 
 
 def share(graph: StructureGraph, subnets: Subnets, seed: int) -> float:
@@ -45,10 +44,8 @@ def test_the_whole_network_gets_the_gradients_of_the_part() -> None:
     model = make_net().double()
     subnets = make_subnets(make_net())
     images, labels = torch.rand(16, 1, 8, 8).double(), torch.arange(16) % 10
-    part = Subnet(model.train(), subnets, seed=5)
-    assert sum(p.numel() for p in part.model.parameters()) < sum(
-        p.numel() for p in model.parameters()
-    )
+    part = subnets.cut(model.train(), seed=5)
+    assert part.mask == subnets.draw(5) != subnets.graph.dense_mask()
     F.cross_entropy(part.model(images), labels).backward()
     part.hand_back()
     silenced = zero_mask(model, subnets.graph, subnets.draw(5)).train()
@@ -69,7 +66,7 @@ def test_a_slimmable_network_loses_less(digits: Dataset) -> None:
     images, labels = next(iter(digits.train.batches(500)))
 
     def loss(net: nn.Module) -> float:
-        parts = [Subnet(net.train(), subnets, seed).model for seed in range(8)]
+        parts = [subnets.cut(net.train(), seed).model for seed in range(8)]
         with torch.no_grad():  # in training mode: batch norm of these images
             return float(np.mean([float(F.cross_entropy(part(images), labels)) for part in parts]))
 
