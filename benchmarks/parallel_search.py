@@ -29,7 +29,7 @@ from prunegraph.experiment.cli import parse
 from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
-from prunegraph.experiment.jobs import Jobs, load_targets, make_workplace
+from prunegraph.experiment.jobs import Batch, Jobs, load_targets, make_workplace
 from prunegraph.experiment.search import SearchRun, agent_config, search_job
 from prunegraph.experiment.setup import keep_freed_memory
 
@@ -50,9 +50,16 @@ def worker_seconds() -> float:
 def run(jobs: Jobs, config: TrainConfig, seed: int) -> tuple[SearchRun, dict[str, float]]:
     """Search once; return what was found, and wall, own and workers' seconds."""
     start, own, workers = time.perf_counter(), time.process_time(), worker_seconds()
-    arguments = [(config, f"w{jobs.num_workers}", seed)]
-    ((_, found),) = jobs.run("search", search_job, arguments, searches=True)
-    return found, {
+    found: list[SearchRun] = []
+    batch = Batch(
+        label="search",
+        job=search_job,
+        arguments=[(config, f"w{jobs.num_workers}", seed)],
+        keep=lambda _, run: found.append(run),
+        searches=True,
+    )
+    jobs.run(batch)
+    return found[0], {
         "wall": time.perf_counter() - start,
         "own": time.process_time() - own,
         "workers": worker_seconds() - workers,

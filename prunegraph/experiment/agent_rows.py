@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from prunegraph.agent import NetworkConfig, PruningNetwork, TrainedPolicy, load_
 from prunegraph.experiment.bench import Bench, num_probes
 from prunegraph.experiment.candidates import Candidate, CandidateStore
 from prunegraph.experiment.config import SearchOptions
-from prunegraph.experiment.jobs import Jobs
+from prunegraph.experiment.jobs import Batch, Workplace
 from prunegraph.experiment.report import History, SearchResult
 from prunegraph.experiment.search import SearchRun, given_policy, policy_mask, search_job
 from prunegraph.experiment.verdict import AGENT, INITIAL, UNTRAINED
@@ -57,38 +58,62 @@ def agent_name(options: SearchOptions) -> str:
     return f"{AGENT}/{options.self_competition}"
 
 
-def add_agent(
-    jobs: Jobs, stores: Sequence[CandidateStore], options: SearchOptions, *, seeds: Sequence[int]
-) -> SearchSummary:
-    """Search with the agent for each seed; keep its masks, and the policy of the best seed.
+def agent_batch(
+    place: Workplace,
+    stores: Sequence[CandidateStore],
+    options: SearchOptions,
+    *,
+    seeds: Sequence[int],
+) -> Batch:
+    """Return the agent's searches, one a seed; those that are finished are not repeated.
 
     Args:
-        jobs: runs the searches; one policy is trained on all its networks, and goes to its folder.
+        place: its networks share one policy.
         stores: where each network's candidates go.
         options: how to search.
-        seeds: one search each; those that are finished already are not repeated.
+        seeds: of the searches.
     """
     name = agent_name(options)
-    folder = jobs.place.folders[0]
-    paths = {
-        seed: folder.checkpoint(f"finished-{name.replace('/', '-')}-{seed}.json") for seed in seeds
-    }
-    missing = [(options, name, seed) for seed, path in paths.items() if not path.is_file()]
-    searches = jobs.run(
-        "searches of the agent", search_job, missing, planned=len(seeds), searches=True
-    )
-    for (_, _, seed), run in searches:
+    paths = {seed: _finished(place, name, seed) for seed in seeds}
+
+    def keep(values: tuple[Any, ...], run: SearchRun) -> None:
         for store, candidate in zip(stores, run.candidates, strict=True):
             store.add(candidate)
-        write_json(paths[seed], _record(run))
-    records = [checked(read_json(paths[seed]), FINISHED, str(paths[seed])) for seed in seeds]
+        write_json(paths[values[-1]], _record(run))
+
+    return Batch(
+        label="searches of the agent",
+        job=search_job,
+        arguments=[(options, name, seed) for seed, path in paths.items() if not path.is_file()],
+        keep=keep,
+        planned=len(seeds),
+        searches=True,
+    )
+
+
+def agent_summary(
+    place: Workplace,
+    stores: Sequence[CandidateStore],
+    options: SearchOptions,
+    *,
+    seeds: Sequence[int],
+) -> SearchSummary:
+    """Keep the policy of the best of the finished searches, and sum all up."""
+    name, folder = agent_name(options), place.folders[0]
+    paths = [_finished(place, name, seed) for seed in seeds]
+    records = [checked(read_json(path), FINISHED, str(path)) for path in paths]
     best = max(seeds, key=lambda seed: (_mean_accuracy(stores, name, seed), -seed))
     path = folder.checkpoint(records[list(seeds).index(best)]["policy"])
     if path.is_file():
         save_policy(folder.path, load_policy(path))
     else:  # a comparison that goes on on another machine may have left its policies behind
-        jobs.place.console.say(f"the run folder gets no policy: {path} is not there")
+        place.console.say(f"the run folder gets no policy: {path} is not there")
     return _summary(name, seeds, records)
+
+
+def _finished(place: Workplace, name: str, seed: int) -> Path:
+    """Return where it is kept that a search is finished."""
+    return place.folders[0].checkpoint(f"finished-{name.replace('/', '-')}-{seed}.json")
 
 
 def add_untrained(bench: Bench, store: CandidateStore) -> None:

@@ -3,15 +3,16 @@
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from prunegraph.errors import ConfigError
 from prunegraph.experiment.amc import AmcSearch
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import Candidate, CandidateStore
 from prunegraph.experiment.config import SearchOptions
-from prunegraph.experiment.jobs import Jobs, Workplace
+from prunegraph.experiment.jobs import Batch, Workplace
 from prunegraph.experiment.options import suggest
-from prunegraph.experiment.search import search_job
+from prunegraph.experiment.search import SearchRun, search_job
 from prunegraph.experiment.verdict import SAMPLER
 from prunegraph.pruners import PRUNERS, at_widths
 from prunegraph.pruning.problem import Pruner
@@ -70,18 +71,16 @@ def check_methods(names: Sequence[str]) -> None:
         BASELINES[TORCH_PRUNING[0]]()
 
 
-def add_baselines(
-    jobs: Jobs,
+def baseline_batches(
     stores: Sequence[CandidateStore],
     names: Sequence[str],
     options: SearchOptions,
     *,
     seeds: Sequence[int],
-) -> None:
-    """Let baselines choose their masks; those that the stores have are not asked again.
+) -> list[Batch]:
+    """Return what lets baselines choose masks; those that the stores have are not asked again.
 
     Args:
-        jobs: runs them, on each of its networks.
         stores: where each network's candidates are kept.
         names: of baselines, the sampler may be among them.
         options: how the agent searches; each baseline may run as many networks.
@@ -96,11 +95,14 @@ def add_baselines(
     ]
     missing = [item for item in planned if stores[item[0]].get(item[1], item[2]) is None]
     missing.sort(key=lambda item: item[1] not in SEARCHES)  # the long ones first
-    done = jobs.run("baselines", baseline_job, missing, planned=len(planned))
-    for (number, *_), candidate in done:
-        stores[number].add(candidate)
-    if SAMPLER in names:
-        _add_sampler(jobs, stores, options, seeds=seeds)
+    baselines = Batch(
+        label="baselines",
+        job=baseline_job,
+        arguments=missing,
+        keep=lambda values, candidate: stores[values[0]].add(candidate),
+        planned=len(planned),
+    )
+    return [baselines, *([_sampler_batch(stores, options, seeds)] if SAMPLER in names else [])]
 
 
 def baseline_job(place: Workplace, number: int, name: str, seed: int, networks: int) -> Candidate:
@@ -152,19 +154,25 @@ def add_controls(bench: Bench, store: CandidateStore, agent: Sequence[Candidate]
                 store.add(row)
 
 
-def _add_sampler(
-    jobs: Jobs, stores: Sequence[CandidateStore], options: SearchOptions, *, seeds: Sequence[int]
-) -> None:
-    """Add the best of N that the agent's sampler draws without learning (learning rate 0)."""
+def _sampler_batch(
+    stores: Sequence[CandidateStore], options: SearchOptions, seeds: Sequence[int]
+) -> Batch:
+    """Return what finds the best of N that the agent draws without learning (learning rate 0)."""
     idle = dataclasses.replace(options, learning_rate=0.0)
-    missing = [
-        (idle, SAMPLER, seed)
-        for seed in seeds
-        if any(store.get(SAMPLER, seed) is None for store in stores)
-    ]
-    searches = jobs.run(
-        "searches of the sampler", search_job, missing, planned=len(seeds), searches=True
-    )
-    for _, found in searches:
+
+    def keep(_: tuple[Any, ...], found: SearchRun) -> None:
         for store, candidate in zip(stores, found.candidates, strict=True):
             store.add(candidate)
+
+    return Batch(
+        label="searches of the sampler",
+        job=search_job,
+        arguments=[
+            (idle, SAMPLER, seed)
+            for seed in seeds
+            if any(store.get(SAMPLER, seed) is None for store in stores)
+        ],
+        keep=keep,
+        planned=len(seeds),
+        searches=True,
+    )

@@ -17,13 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from prunegraph.experiment.agent_rows import add_agent, add_initial, add_untrained, agent_name
+from prunegraph.experiment.agent_rows import (
+    add_initial,
+    add_untrained,
+    agent_batch,
+    agent_name,
+    agent_summary,
+)
 from prunegraph.experiment.baselines import (
     CONTROL_CRITERIA,
     SEARCHES,
     TORCH_PRUNING,
-    add_baselines,
     add_controls,
+    baseline_batches,
     check_methods,
     heuristics,
 )
@@ -41,7 +47,7 @@ from prunegraph.experiment.finalise import (
 )
 from prunegraph.experiment.finish import finetune_job, load_finetuned
 from prunegraph.experiment.folder import RunFolder, open_run
-from prunegraph.experiment.jobs import Jobs, make_workplace
+from prunegraph.experiment.jobs import Batch, Jobs, make_workplace
 from prunegraph.experiment.page import show_finished
 from prunegraph.experiment.report import machine
 from prunegraph.experiment.search import DEFAULT_SUBSET
@@ -158,11 +164,14 @@ def _stage_one(config: CompareConfig, jobs: Jobs) -> Outcome:
     bench = jobs.place.benches[0]
     store = CandidateStore(jobs.place.folders[0].checkpoint("candidates.json"), bench.target.graph)
     seeds = seeds_of(config)
-    summary = add_agent(jobs, [store], config, seeds=seeds)
+    jobs.run(
+        agent_batch(jobs.place, [store], config, seeds=seeds),
+        *baseline_batches([store], wanted(config), config, seeds=seeds),
+    )
+    summary = agent_summary(jobs.place, [store], config, seeds=seeds)
     add_untrained(bench, store)
     add_initial(bench, store, config)
     add_controls(bench, store, store.named(agent_name(config)))
-    add_baselines(jobs, [store], wanted(config), config, seeds=seeds)
     return Outcome(
         candidates=list(store),
         search=summary.result,
@@ -182,9 +191,15 @@ def _stage_two(jobs: Jobs, cells: Sequence[Cell]) -> None:
     missing = [
         item for item in planned.values() if not (folder.file(item[2]) / MASK_FILE).is_file()
     ]
-    finetunes = jobs.run("fine-tunes", finetune_job, missing, planned=len(planned), trains=True)
-    for (_, _, name, *_), _ in finetunes:
-        _cell_accuracy(jobs.place.benches[0], folder.file(name))
+    finetunes = Batch(
+        label="fine-tunes",
+        job=finetune_job,
+        arguments=missing,
+        keep=lambda values, _: _cell_accuracy(jobs.place.benches[0], folder.file(values[2])),
+        planned=len(planned),
+        trains=True,
+    )
+    jobs.run(finetunes)
 
 
 def _cell_accuracy(bench: Bench, directory: Path) -> float:

@@ -13,7 +13,7 @@ from prunegraph.experiment.config import CommonConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.finish import finetune_job, load_finetuned
 from prunegraph.experiment.folder import REPORT_FILE, RunFolder
-from prunegraph.experiment.jobs import Jobs
+from prunegraph.experiment.jobs import Batch, Jobs
 from prunegraph.experiment.page import HISTORY_FILE, write_page
 from prunegraph.experiment.plots import Findings, draw, save_plots
 from prunegraph.experiment.report import (
@@ -83,8 +83,7 @@ def finetune_chosen(jobs: Jobs, outcomes: Sequence[Outcome]) -> None:
         ):
             label = f"fine-tune {name} {bench.target.arch}"
             arguments.append((number, mask, directory, label, bench.seed))
-    for _ in jobs.run("fine-tunes", finetune_job, arguments, trains=True):
-        pass
+    jobs.run(Batch(label="fine-tunes", job=finetune_job, arguments=arguments, trains=True))
 
 
 def finalise(

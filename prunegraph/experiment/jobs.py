@@ -88,6 +88,31 @@ def make_workplace(
     )
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Batch:
+    """Jobs of one kind, and what becomes of their results.
+
+    Attributes:
+        label: what the jobs are called in the progress.
+        job: a module's function of a ``Workplace`` and further arguments.
+        arguments: these, a tuple for each job.
+        keep: called with a job's arguments and its result when it has ended.
+        planned: how many jobs an uninterrupted run has here; default: all of ``arguments``. One
+            that is left of several runs in a worker as it would have: with this process's
+            threads its last digits would be others.
+        searches: the jobs use the workplace's pool, if it has one.
+        trains: the jobs train networks, which ranks share one after another.
+    """
+
+    label: str
+    job: Callable[..., Any]
+    arguments: Sequence[tuple[Any, ...]]
+    keep: Callable[[tuple[Any, ...], Any], object] = lambda *_: None
+    planned: int | None = None
+    searches: bool = False
+    trains: bool = False
+
+
 class Jobs:
     """Runs jobs: functions of a ``Workplace`` and further arguments.
 
@@ -131,50 +156,42 @@ class Jobs:
         if self._ray_pool is not None:
             self._ray_pool.close()
 
-    def run(
-        self,
-        label: str,
-        job: Callable[..., Result],
-        arguments: Sequence[tuple[Any, ...]],
-        *,
-        planned: int | None = None,
-        searches: bool = False,
-        trains: bool = False,
-    ) -> Iterator[tuple[tuple[Any, ...], Result]]:
-        """Yield the arguments and the result of each job, in the order in which they end.
-
-        Args:
-            label: what the jobs are called in the progress.
-            job: a module's function of a ``Workplace`` and further arguments.
-            arguments: these, a tuple for each job.
-            planned: how many jobs an uninterrupted run has here; default: all of ``arguments``. One
-                that is left of several runs in a worker as it would have: with this process's
-                threads its last digits would be others.
-            searches: the jobs use the workplace's pool, if it has one.
-            trains: the jobs train networks, which ranks share one after another.
+    def run(self, *batches: Batch) -> None:
+        """Run the jobs of all batches, in this order as far as there are workers.
 
         Raises:
             PruneGraphError: a job raised it, or a process was killed.
         """
-        if not arguments:
-            return
-        shared = trains and current_ranks() is not None
-        on_ray = searches and self._ray is not None
-        alone = self.num_workers == 1 or (planned or len(arguments)) == 1
-        if alone or shared or on_ray:
-            place = replace(self.place, pool=self._pool()) if searches else self.place
-            for values in arguments:
-                yield values, job(place, *values)
+        batches = tuple(batch for batch in batches if batch.arguments)
+        here = [batch for batch in batches if self._runs_here(batch)]
+        for batch in here:
+            place = replace(self.place, pool=self._pool()) if batch.searches else self.place
+            for values in batch.arguments:
+                batch.keep(values, batch.job(place, *values))
+        beside = [batch for batch in batches if batch not in here]
+        if not beside:
             return
         executor = self._start()
-        futures = {executor.submit(_work, job, values): values for values in arguments}
+        futures = {
+            executor.submit(_work, batch.job, values): (batch, values)
+            for batch in beside
+            for values in batch.arguments
+        }
         # the pool watches a process from the next submission on only: without this one, the death
         # of the last process would show when another job ends
         executor.submit(_work, _no_job, ())
+        label = ", ".join(batch.label for batch in beside)
         with self.place.console.progress(label, len(futures)) as report, _told_if_killed():
             for number, future in enumerate(as_completed(futures), start=1):
-                yield futures[future], future.result()
+                batch, values = futures[future]
+                batch.keep(values, future.result())
                 report(number)
+
+    def _runs_here(self, batch: Batch) -> bool:
+        """Return whether the jobs run in this process, one after another."""
+        alone = self.num_workers == 1 or (batch.planned or len(batch.arguments)) == 1
+        shared = batch.trains and current_ranks() is not None
+        return alone or shared or (batch.searches and self._ray is not None)
 
     def _pool(self) -> Pool | None:
         """Return what evaluates the networks of searches in this process, or None."""
@@ -264,4 +281,10 @@ def _end_with_parent() -> None:
 
 
 def _work(job: Callable[..., Result], values: tuple[Any, ...]) -> Result:
-    return job(_place[0], *values)
+    try:
+        return job(_place[0], *values)
+    except BaseException as error:
+        if type(error).__module__ != "pyo3_runtime":
+            raise
+        # a panic of safetensors, which has no memory left: no Exception, and not to be pickled
+        raise MemoryError(str(error)) from None

@@ -7,12 +7,18 @@ from typing import Any
 import numpy as np
 
 from prunegraph.errors import ConfigError
-from prunegraph.experiment.agent_rows import add_agent, add_initial, add_untrained, agent_name
+from prunegraph.experiment.agent_rows import (
+    add_initial,
+    add_untrained,
+    agent_batch,
+    agent_name,
+    agent_summary,
+)
 from prunegraph.experiment.baselines import (
     USUAL_HEURISTICS,
     USUAL_SEARCHES,
-    add_baselines,
     add_controls,
+    baseline_batches,
 )
 from prunegraph.experiment.bench import num_probes, warn_of_chance
 from prunegraph.experiment.candidates import CandidateStore
@@ -64,13 +70,16 @@ def _stage_one(config: TrainConfig, jobs: Jobs) -> list[Outcome]:
         CandidateStore(member.checkpoint("candidates.json"), bench.target.graph)
         for member, bench in zip(jobs.place.folders, jobs.place.benches, strict=True)
     ]
-    summary = add_agent(jobs, stores, config, seeds=seeds)
+    jobs.run(
+        agent_batch(jobs.place, stores, config, seeds=seeds),
+        *baseline_batches(stores, baseline_names(config), config, seeds=seeds),
+    )
+    summary = agent_summary(jobs.place, stores, config, seeds=seeds)
     for bench, store in zip(jobs.place.benches, stores, strict=True):
         add_untrained(bench, store)
         add_initial(bench, store, config)
         if config.baselines != "none":
             add_controls(bench, store, store.named(agent_name(config)))
-    add_baselines(jobs, stores, baseline_names(config), config, seeds=seeds)
     return [
         Outcome(
             candidates=list(store),

@@ -74,10 +74,11 @@ def assert_same_run() -> Callable[[Path, Path], None]:
 
     def compare(one: Path, two: Path) -> None:
         reports = [json.loads((path / "report.json").read_bytes()) for path in (one, two)]
-        for name in ("methods", "pruned"):
-            assert reports[0][name] == reports[1][name]
+        methods = [[{**row, "seconds": 0} for row in report["methods"]] for report in reports]
+        assert methods[0] == methods[1]
+        assert reports[0]["pruned"] == reports[1]["pruned"]
         searches = [report["search"] for report in reports]
-        assert searches[0]["networks_evaluated"] == searches[1]["networks_evaluated"] > 40
+        assert searches[0]["networks_evaluated"] == searches[1]["networks_evaluated"] > 30
         for name in ("masks.json", "policy.safetensors", "pruned.safetensors"):
             assert (one / name).read_bytes() == (two / name).read_bytes(), name
 

@@ -1,6 +1,5 @@
 """Searches and fine-tunes in processes of their own."""
 
-import json
 import os
 import resource
 import signal
@@ -19,27 +18,29 @@ import torch
 from prunegraph.experiment.cli import main
 from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.console import Console
-from prunegraph.experiment.jobs import Jobs
+from prunegraph.experiment.jobs import Batch, Jobs
 from prunegraph.reading import read_safetensors
 
 
 @pytest.mark.slow
 def test_two_workers_give_what_one_gives(
-    finished: Path, train_words: list[str], tmp_path: Path
+    finished: Path,
+    train_words: list[str],
+    assert_same_run: Callable[[Path, Path], None],
+    tmp_path: Path,
 ) -> None:
     path = tmp_path / "run"
     words = [*train_words, "--workers", "2", "--out", str(path)]  # of --threads 1: one thread each
     assert main(words) == 0
-    one, two = (json.loads((p / "report.json").read_bytes()) for p in (finished, path))
-    assert two["methods"] == one["methods"]
-    assert two["pruned"] == one["pruned"]
-    masks = [(p / "pruned.safetensors").read_bytes() for p in (finished, path)]
-    assert masks[0] == masks[1]
+    assert_same_run(finished, path)
 
 
 @pytest.mark.slow
 def test_a_run_with_workers_that_is_killed_resumes_to_the_same_result(
-    finished: Path, train_words: list[str], tmp_path: Path
+    finished: Path,
+    train_words: list[str],
+    assert_same_run: Callable[[Path, Path], None],
+    tmp_path: Path,
 ) -> None:
     words = [*train_words, "--workers", "2", "--out", str(tmp_path / "run")]
     run = subprocess.Popen([sys.executable, "-m", "prunegraph", *words], start_new_session=True)
@@ -51,10 +52,7 @@ def test_a_run_with_workers_that_is_killed_resumes_to_the_same_result(
     run.send_signal(signal.SIGKILL)
     run.wait()
     assert main(words) == 0
-    one, two = (json.loads((p / "report.json").read_bytes()) for p in (finished, tmp_path / "run"))
-    assert two["methods"] == one["methods"]
-    weights = [(p / "pruned.safetensors").read_bytes() for p in (finished, tmp_path / "run")]
-    assert weights[0] == weights[1]
+    assert_same_run(finished, tmp_path / "run")
     assert not list((tmp_path / "run").rglob("*.tmp"))
 
 
@@ -82,13 +80,40 @@ def test_the_last_of_several_jobs_runs_where_the_others_ran(
     target = SimpleNamespace(device=torch.device("cpu"))
     place: Any = SimpleNamespace(benches=[SimpleNamespace(target=target)], console=Console())
     monkeypatch.setattr(Jobs, "_start", lambda _: executor)
+    found: list[Any] = []
+    batch = Batch(
+        label="jobs",
+        job=lambda _, name: here.append(name),
+        arguments=[("last",)],
+        keep=lambda values, _: found.append(values),
+        planned=planned,
+    )
     with Jobs(TrainConfig(threads=2, workers=2), place) as jobs:
-        found = list(
-            jobs.run("jobs", lambda _, name: here.append(name), [("last",)], planned=planned)
-        )
-    assert [values for values, _ in found] == [("last",)]
+        jobs.run(batch)
+    assert found == [("last",)]
     assert executor.submitted == ([("last",), ()] if in_worker else [])
     assert here == ([] if in_worker else ["last"])
+
+
+def test_jobs_of_several_kinds_wait_in_one_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    executor, kept = FakeExecutor(), []
+    target = SimpleNamespace(device=torch.device("cpu"))
+    place: Any = SimpleNamespace(benches=[SimpleNamespace(target=target)], console=Console())
+    monkeypatch.setattr(Jobs, "_start", lambda _: executor)
+    batches = [
+        Batch(
+            label=name,
+            job=print,
+            arguments=[(name, number) for number in range(count)],
+            keep=lambda values, result, name=name: kept.append((name, values == result)),
+        )
+        for name, count in (("searches", 3), ("nothing", 0), ("baselines", 2))
+    ]
+    with Jobs(TrainConfig(threads=2, workers=2), place) as jobs:
+        jobs.run(*batches)
+    names = ["searches", "searches", "searches", "baselines", "baselines"]
+    assert [values[0] for values in executor.submitted[:-1]] == names
+    assert sorted(kept) == sorted((name, True) for name in names)
 
 
 def searching(words: list[str], folder: Path, **options: Any) -> "subprocess.Popen[str]":
