@@ -11,7 +11,7 @@ $(VENV)/.installed: pyproject.toml
 	touch $@
 
 demo: $(VENV)/.installed  ## the main job on the embedded data set: pretrain, search, prune, fine-tune, compare
-	$(BIN)/python train_agent.py
+	$(BIN)/python train_agent.py --keep-macs 0.25
 
 test: $(VENV)/.installed  ## the fast tests
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from os import _exit
 from pathlib import Path
@@ -165,9 +165,7 @@ class Jobs:
         batches = tuple(batch for batch in batches if batch.arguments)
         here = [batch for batch in batches if self._runs_here(batch)]
         for batch in here:
-            place = replace(self.place, pool=self._pool()) if batch.searches else self.place
-            for values in batch.arguments:
-                batch.keep(values, batch.job(place, *values))
+            self._run_here(batch)
         beside = [batch for batch in batches if batch not in here]
         if not beside:
             return
@@ -186,6 +184,19 @@ class Jobs:
                 batch, values = futures[future]
                 batch.keep(values, future.result())
                 report(number)
+
+    def _run_here(self, batch: Batch) -> None:
+        """Run the jobs in this process; those that neither search nor train show nothing."""
+        place = replace(self.place, pool=self._pool()) if batch.searches else self.place
+        with ExitStack() as stack:
+            report = None
+            if not (batch.searches or batch.trains):
+                shown = place.console.progress(batch.label, len(batch.arguments))
+                report = stack.enter_context(shown)
+            for number, values in enumerate(batch.arguments, start=1):
+                batch.keep(values, batch.job(place, *values))
+                if report is not None:
+                    report(number)
 
     def _runs_here(self, batch: Batch) -> bool:
         """Return whether the jobs run in this process, one after another."""
