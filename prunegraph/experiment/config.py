@@ -297,7 +297,7 @@ class PretrainConfig(DataConfig):
         weights: weights file to train on; default: from scratch.
         slimmable: train random parts of the network, each step another one that keeps at least this
             share of the multiply-adds, so that pruning costs less accuracy; give --weights too.
-        epochs: passes over the train split; default: 40 on digits, else 60, with weights 10.
+        epochs: passes over the train split; default: 40 on digits, elsewhere 60, with weights 10.
         lr: peak learning rate; default: 0.1, with weights 0.05.
         batch_size: images a step.
         out: weights file to write, with a JSON beside it; default: runs/ARCH-DATASET.safetensors.
@@ -317,7 +317,7 @@ class PretrainConfig(DataConfig):
         check_at_least("epochs", self.epochs, 1)
         check_at_least("batch_size", self.batch_size, 2)
         if self.slimmable is not None:
-            check_between("slimmable", self.slimmable, 0.0, 1.0)
+            check_between("slimmable", self.slimmable, 0.001, 1.0)
             if self.weights is None:
                 msg = "--slimmable makes a trained network slimmable: give its --weights"
                 raise ConfigError(msg)

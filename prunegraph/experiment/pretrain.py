@@ -20,9 +20,12 @@ from prunegraph.experiment.setup import (
     build_network,
     check_network,
     check_outputs,
+    check_training,
+    check_weights_file,
     load_images,
     resolve_arch,
     resolve_device,
+    trained_size,
 )
 from prunegraph.files import locked, remove_temporaries, temporaries_of
 from prunegraph.graph import analyse
@@ -33,7 +36,7 @@ from prunegraph.pruning.finetune import FinetuneConfig, finetune
 from prunegraph.pruning.ranks import current_ranks
 from prunegraph.pruning.statistics import measure
 from prunegraph.pruning.subnets import Subnets
-from prunegraph.types import Budget, Dataset, TrainSplit
+from prunegraph.types import Dataset, TrainSplit
 
 DEFAULT_EPOCHS = 60
 PRETRAIN_LR = 0.1
@@ -47,10 +50,21 @@ MORE_LR = 0.05
 def run_pretrain(config: PretrainConfig, console: Console) -> dict[str, Any]:
     """Train a network, write its weights, print its accuracy and return the figures."""
     device = resolve_device(config.device)
-    info = None if config.weights is None else weights_info(config.weights)
+    info = None
+    if config.weights is not None:
+        check_weights_file(config.weights)
+        info = weights_info(config.weights)
     arch = resolve_arch(config.arch, config.weights, info)
+    config = dataclasses.replace(  # what the weights were trained with belongs to the new ones too
+        config,
+        image_size=trained_size(config, info),
+        no_flip=config.no_flip or (info is not None and info.extra.get("no_flip") is True),
+    )
     dataset = load_images(config, info)
     out = _weights_path(config.out, arch, dataset)
+    if config.weights is not None and out.resolve() == config.weights.resolve():
+        msg = f"{out} would take the place of --weights: give another --out"
+        raise ConfigError(msg)
     done = _finished(config, arch, dataset, out)
     if done is not None:
         console.say(f"{out} is finished: test accuracy {100 * done['test_accuracy']:.2f} %")
@@ -154,7 +168,7 @@ def _trained_on(config: PretrainConfig) -> str:
         return "the train split; the search split is unseen"
     info = weights_info(config.weights)
     before = None if info is None else info.extra.get("trained_on")
-    return f"{before or 'images that nothing tells of'}; then the train split"
+    return str(before or "the train split; before that, images that nothing tells of")
 
 
 def make_subnets(model: nn.Module, train: TrainSplit, least_macs: float, *, seed: int) -> Subnets:
@@ -166,12 +180,12 @@ def make_subnets(model: nn.Module, train: TrainSplit, least_macs: float, *, seed
     """
     device = model_device(model)
     images, _ = next(iter(train.batches(1)))
-    graph = analyse(model, images.to(device))
+    example_inputs = images.to(device)
+    graph = analyse(model, example_inputs)
     check_network("the network", graph)
+    check_training("the network", model, graph, example_inputs)
     statistics = measure(model, graph, train, seed=seed, device=device).arrays
-    scores = prior_scores(graph, statistics)
-    graph.project(scores, Budget(keep_macs=least_macs))
-    return Subnets(graph=graph, scores=scores, least_macs=least_macs)
+    return Subnets(graph=graph, least_macs=least_macs, scores=prior_scores(graph, statistics))
 
 
 def _finished(

@@ -103,12 +103,8 @@ def resolve_arch(arch: str | None, weights: Path | None, info: WeightsInfo | Non
     if weights is None:
         return arch or DEFAULT_ARCH
     if info is None:
-        if arch is None and not weights.is_file():
-            msg = (
-                f"no weights file {weights}; check the path, or make one with `prunegraph pretrain`"
-            )
-            raise ArtefactError(msg)
         if arch is None:
+            check_weights_file(weights)
             msg = f"{weights} has no JSON beside it that names the network; add --arch"
             raise ConfigError(msg)
         return arch
@@ -117,6 +113,13 @@ def resolve_arch(arch: str | None, weights: Path | None, info: WeightsInfo | Non
         raise ConfigError(msg)
     check_trusted(info.arch, arch, weights.with_suffix(".json"))
     return info.arch
+
+
+def check_weights_file(path: Path) -> None:
+    """Raise ArtefactError if there is no such file."""
+    if not path.is_file():
+        msg = f"no weights file {path}; check the path, or make one with `prunegraph pretrain`"
+        raise ArtefactError(msg)
 
 
 def trained_size(config: DataConfig, info: WeightsInfo | None) -> int | None:
@@ -260,26 +263,31 @@ def check_trainable(target: Target, options: PruningOptions) -> None:
     A forward may return more in training mode, or use layers that the analysis, which runs in eval
     mode, has not seen.
     """
-    if options.finetune_epochs == 0:
-        return
-    graph = target.graph
+    if options.finetune_epochs != 0:
+        check_training(target.arch, target.model, target.graph, target.example_inputs)
+
+
+def check_training(
+    arch: str, model: nn.Module, graph: StructureGraph, example_inputs: Tensor
+) -> None:
+    """Raise ModelError if a network or a pruned one fails in training mode: see above."""
     keep = np.ones(graph.num_classes, dtype=bool)
     for group in graph.groups:  # every group that can lose a class loses one
         free = group.classes[graph.free[group.classes]]
         if free.size and len(group.classes) > group.min_keep:
             keep[free[-1]] = False
-    pruned = apply_mask(target.model, graph, graph.mask(keep))
-    images = torch.cat([target.example_inputs] * 2)  # batch norm cannot train on one
-    for model, what in ((copy.deepcopy(target.model), ""), (pruned, ", pruned,")):
+    pruned = apply_mask(model, graph, graph.mask(keep))
+    images = torch.cat([example_inputs] * 2)  # batch norm cannot train on one
+    for network, what in ((copy.deepcopy(model), ""), (pruned, ", pruned,")):
         try:
             with torch.no_grad():
-                outputs = model.train()(images)
+                outputs = network.train()(images)
             problem = "" if isinstance(outputs, Tensor) else f"returns {type(outputs).__name__}"
         except Exception as error:
             problem = f"fails ({type(error).__name__}: {error})"
         if problem:
             msg = (
-                f"{target.arch}{what} {problem} in training mode, in eval mode it does not: give a "
+                f"{arch}{what} {problem} in training mode, in eval mode it does not: give a "
                 "network whose forward is the same in both, without auxiliary outputs, or "
                 "--finetune-epochs 0"
             )

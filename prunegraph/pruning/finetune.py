@@ -309,9 +309,12 @@ class _Training:
 
     def recalibrate(self) -> None:
         """Measure the batch norm of the whole network, which no step has run."""
-        images = self.train.sample(NUM_RECALIBRATION, self.seed)
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.seed))
+        order = order[:NUM_RECALIBRATION]  # a split's own order may be that of the classes
+        num_batches = max(1, len(order) // self.config.batch_size)  # none of a single image
+        parts = (self.train.take(positions) for positions in order.tensor_split(num_batches))
         model = unwrap(self.model)
-        batches = (place_images(i, model) for i, _ in images.batches(self.config.batch_size))
+        batches = (place_images(part.source.load(part.index), model) for part in parts)
         recalibrate_bn(model, batches, autocast=self.config.autocast)
 
     def _loss(self, network: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:

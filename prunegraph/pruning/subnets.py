@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
+from prunegraph.errors import MaskError
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.surgery import slice_plans
 from prunegraph.pruning.surgery import apply_mask
@@ -36,7 +37,10 @@ class Subnet:
         self.model = apply_mask(whole, graph, mask)
 
     def hand_back(self) -> None:
-        """Make the part's gradients those of the whole network, 0 where the part has none."""
+        """Make the part's gradients those of the whole network, 0 where the part has none.
+
+        They take the place of earlier ones. Buffers of the whole network stay as they are.
+        """
         for whole, part in zip(self._whole.parameters(), self.model.parameters(), strict=True):
             gradient, plan = part.grad, self._plans.get(id(whole))
             if gradient is not None and plan is not None:
@@ -54,22 +58,32 @@ class Subnets:
         least_macs: share of the multiply-adds that the smallest keep, in (0, 1]; budgets are drawn
             uniformly from there to 1.
         scores: ``[N]`` importances of a deviation of about 1; None = chance alone decides.
+
+    Raises:
+        BudgetError: ``least_macs`` is out of range or out of reach.
+        MaskError: the scores are not one for each class.
     """
 
     graph: StructureGraph
     least_macs: float
     scores: FloatArray | None = None
 
-    def draw(self, seed: int) -> KeepMask:
-        """Return a mask, fixed by ``seed``.
+    def __post_init__(self) -> None:
+        scores = np.zeros(self.graph.num_classes) if self.scores is None else self.scores
+        if np.shape(scores) != (self.graph.num_classes,):
+            msg = (
+                f"scores have shape {np.shape(scores)}, the graph has {self.graph.num_classes} "
+                "classes: give one score for each"
+            )
+            raise MaskError(msg)
+        self.graph.project(np.asarray(scores, np.float32), Budget(keep_macs=self.least_macs))
 
-        Raises:
-            BudgetError: ``least_macs`` is out of range or out of reach.
-        """
+    def draw(self, seed: int) -> KeepMask:
+        """Return a mask, fixed by ``seed``, which is not negative."""
         rng = np.random.default_rng(seed)
         groups = rng.normal(0.0, NOISE, size=len(self.graph.groups))[self.graph.group_of]
         noise = groups + rng.normal(0.0, NOISE, size=self.graph.num_classes)
-        scores = noise if self.scores is None else self.scores + noise
+        scores = noise if self.scores is None else np.asarray(self.scores) + noise
         budget = Budget(keep_macs=float(rng.uniform(self.least_macs, 1.0)))
         return self.graph.project(scores.astype(np.float32), budget)
 
@@ -83,14 +97,13 @@ class Subnets:
             seed: which part, such as the number of the step.
 
         Raises:
-            BudgetError: see ``draw``.
             SurgeryError: the graph is not of this network.
         """
         return Subnet(model, self.graph, self.draw(seed))
 
     def digest(self) -> str:
         """Return 16 hex digits that name the masks that can be drawn."""
-        scores = b"" if self.scores is None else self.scores.tobytes()
+        scores = b"" if self.scores is None else np.asarray(self.scores).tobytes()
         return hashlib.sha256(f"{self.least_macs};{NOISE};".encode() + scores).hexdigest()[:16]
 
 

@@ -149,7 +149,7 @@ def test_weights_are_trained_on_as_slimmable_ones(
     assert record["arch"] == result["arch"] == "digits_resnet8_w4"
     assert record["slimmable"] == 0.4
     assert record["peak_lr"] == 0.05
-    assert record["trained_on"].endswith("; then the train split")
+    assert record["trained_on"] == "the train split; the search split is unseen"
     assert main([*words, "--out", str(tmp_path / "longer")]) == 0
     assert "slimmable" in json.loads((tmp_path / "longer.json").read_text())
     before, slimmed = weights(trained), weights(tmp_path / "slim.safetensors")
@@ -163,12 +163,30 @@ def test_weights_are_trained_on_as_slimmable_ones(
     assert "exists: delete it" in capsys.readouterr().err
 
 
+def test_how_images_are_read_goes_on_with_the_weights(tmp_path: Path) -> None:
+    first = ["--epochs", "1", "--no-flip", "--out", str(tmp_path / "a")]
+    assert main([*OPTIONS, *first]) == 0
+    more = ["pretrain", "--weights", str(tmp_path / "a.safetensors"), "--epochs", "1"]
+    more += ["--threads", "1", "--out", str(tmp_path / "b")]
+    assert main(more) == 0
+    record = json.loads((tmp_path / "b.json").read_text())
+    assert record["no_flip"] is True
+    assert main([*more, "--no-flip"]) == 0  # it is finished
+
+
+def test_weights_are_not_taken_for_the_file_to_write(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pretrain", "--weights", str(trained), "--out", str(trained)]) == 2
+    assert "would take the place of --weights: give another --out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--slimmable", "0.4"], "--slimmable makes a trained network slimmable: give its --wei"),
-        (["--slimmable", "1.5", "--weights", "W"], "slimmable=1.5 must lie in [0, 1]"),
-        (["--slimmable", "0.0001", "--weights", "W"], "keep_macs=0.0001"),
+        (["--slimmable", "1.5", "--weights", "W"], "slimmable=1.5 must lie in [0.001, 1]"),
+        (["--slimmable", "0.002", "--weights", "W"], "keep_macs=0.002"),
         (["--weights", "W", "--arch", "digits_resnet"], "holds digits_resnet8_w4, not digits_res"),
         (["--weights", "nowhere.safetensors"], "no weights file nowhere.safetensors"),
         (["--weights", "W", "--split-seed", "3"], "trained on another cut"),

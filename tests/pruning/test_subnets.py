@@ -1,4 +1,5 @@
 import copy
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from prunegraph.errors import BudgetError, MaskError
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.models import build_model
-from prunegraph.pruning import FinetuneConfig, finetune, zero_mask
+from prunegraph.pruning import FinetuneConfig, finetune, recalibrate_bn, zero_mask
 from prunegraph.pruning.subnets import Subnets
-from prunegraph.types import Dataset
+from prunegraph.types import Dataset, FloatArray
 
 CONFIG = FinetuneConfig(epochs=2, peak_lr=0.05, batch_size=64, autocast=False)
 
@@ -95,4 +97,36 @@ def test_an_interrupted_slimmable_training_resumes_bit_equal(
     expected = whole.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in resumed.state_dict().items())
     norms = [module for module in whole.modules() if isinstance(module, nn.BatchNorm2d)]
-    assert all(norm.num_batches_tracked == 5 for norm in norms)  # 300 images, recalibrated
+    assert all(norm.num_batches_tracked == 4 for norm in norms)  # 300 images, recalibrated
+
+
+def test_images_in_the_order_of_their_classes_do_not_mislead_batch_norm(digits: Dataset) -> None:
+    train = digits.train.take(torch.argsort(digits.train.labels, stable=True)[:900])
+    model = make_net()
+    subnets = make_subnets(model)
+    finetune(model, train, CONFIG, seed=0, subnets=subnets)
+    variances = [norm.running_var for norm in model.modules() if isinstance(norm, nn.BatchNorm2d)]
+    measured = [value.clone() for value in variances if value is not None]
+    images, _ = next(iter(train.batches(900)))
+    recalibrate_bn(model, [images])
+    for before, after in zip(measured, variances, strict=True):
+        assert after is not None
+        torch.testing.assert_close(before, after, rtol=0.08, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("least", "scores", "error"),
+    [
+        (1.5, None, BudgetError),
+        (0.0, None, BudgetError),
+        (math.nan, None, BudgetError),
+        (1e-6, None, BudgetError),
+        (0.5, np.zeros(3, dtype=np.float32), MaskError),
+    ],
+)
+def test_subnets_that_cannot_be_drawn_are_refused(
+    least: float, scores: FloatArray | None, error: type[Exception]
+) -> None:
+    graph = make_subnets(make_net()).graph
+    with pytest.raises(error):
+        Subnets(graph=graph, least_macs=least, scores=scores)
