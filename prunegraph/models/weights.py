@@ -105,7 +105,11 @@ def weights_info(path: Path | str) -> WeightsInfo | None:
     Raises:
         ArtefactError: it is not JSON, or its keys are malformed.
     """
-    path = Path(path).with_suffix(".json")
+    path = Path(path)
+    if path.is_dir():
+        msg = f"{path} is a folder: name the weights file in it"
+        raise ArtefactError(msg)
+    path = path.with_suffix(".json")
     if not path.is_file():
         return None
     content = read_json(path)

@@ -157,6 +157,8 @@ def test_the_payload_would_have_run(tmp_path: Path) -> None:
 
 
 def test_missing_and_foreign_files(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="is a folder: name the weights file"):
+        weights_info(".")
     with pytest.raises(ArtefactError, match=r"no weights file .*absent\.safetensors; check"):
         load_weights(digits(), tmp_path / "absent.safetensors")
     (tmp_path / "w.onnx").write_bytes(b"x")
