@@ -219,6 +219,11 @@ class Split:
         for chunk in order.split(batch_size):
             yield self.source.load(chunk, augment), self.source.labels[chunk]
 
+    def equal_batches(self, num_batches: int) -> Iterator[Tensor]:
+        """Yield the images in ``num_batches`` batches of equal size (to one), in stored order."""
+        for chunk in self.index.tensor_split(num_batches):
+            yield self.source.load(chunk)
+
     def fingerprint(self) -> str:
         """Return a hash of the images' source and the positions (16 hex digits)."""
         digest = hashlib.sha256(self.source.fingerprint().encode())

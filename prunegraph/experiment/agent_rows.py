@@ -9,7 +9,7 @@ import numpy as np
 
 from prunegraph.agent import NetworkConfig, PruningNetwork, TrainedPolicy, load_policy, save_policy
 from prunegraph.experiment.bench import Bench, num_probes
-from prunegraph.experiment.candidates import Candidate, CandidateStore
+from prunegraph.experiment.candidates import Candidate, CandidateStore, add_found
 from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.jobs import Batch, Workplace
 from prunegraph.experiment.report import History, SearchResult
@@ -77,8 +77,7 @@ def agent_batch(
     paths = {seed: _finished(place, name, seed) for seed in seeds}
 
     def keep(values: tuple[Any, ...], run: SearchRun) -> None:
-        for store, candidate in zip(stores, run.candidates, strict=True):
-            store.add(candidate)
+        add_found(stores, run.candidates)
         write_json(paths[values[-1]], _record(run))
 
     return Batch(

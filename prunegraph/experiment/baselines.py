@@ -3,16 +3,15 @@
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from prunegraph.errors import ConfigError
 from prunegraph.experiment.amc import AmcSearch
 from prunegraph.experiment.bench import Bench
-from prunegraph.experiment.candidates import Candidate, CandidateStore
+from prunegraph.experiment.candidates import Candidate, CandidateStore, add_found
 from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.jobs import Batch, Workplace
 from prunegraph.experiment.options import suggest
-from prunegraph.experiment.search import SearchRun, search_job
+from prunegraph.experiment.search import search_job
 from prunegraph.experiment.verdict import SAMPLER
 from prunegraph.pruners import PRUNERS, at_widths
 from prunegraph.pruning.problem import Pruner
@@ -159,11 +158,6 @@ def _sampler_batch(
 ) -> Batch:
     """Return what finds the best of N that the agent draws without learning (learning rate 0)."""
     idle = dataclasses.replace(options, learning_rate=0.0)
-
-    def keep(_: tuple[Any, ...], found: SearchRun) -> None:
-        for store, candidate in zip(stores, found.candidates, strict=True):
-            store.add(candidate)
-
     return Batch(
         label="searches of the sampler",
         job=search_job,
@@ -172,7 +166,7 @@ def _sampler_batch(
             for seed in seeds
             if any(store.get(SAMPLER, seed) is None for store in stores)
         ],
-        keep=keep,
+        keep=lambda _, run: add_found(stores, run.candidates),
         planned=len(seeds),
         searches=True,
     )

@@ -99,6 +99,12 @@ class CandidateStore:
         return Candidate(mask=mask, **{name: record[name] for name in CANDIDATE if name != "bits"})
 
 
+def add_found(stores: Sequence[CandidateStore], candidates: Sequence[Candidate]) -> None:
+    """Keep what one search chose for each network."""
+    for store, candidate in zip(stores, candidates, strict=True):
+        store.add(candidate)
+
+
 def write_masks(path: Path, masks: Sequence[KeepMask]) -> None:
     """Write keep bits by digest."""
     bits = {mask.digest(): pack_bits(mask.keep) for mask in masks}

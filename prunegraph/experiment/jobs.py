@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from os import _exit
 from pathlib import Path
@@ -188,11 +188,9 @@ class Jobs:
     def _run_here(self, batch: Batch) -> None:
         """Run the jobs in this process; those that neither search nor train show nothing."""
         place = replace(self.place, pool=self._pool()) if batch.searches else self.place
-        with ExitStack() as stack:
-            report = None
-            if not (batch.searches or batch.trains):
-                shown = place.console.progress(batch.label, len(batch.arguments))
-                report = stack.enter_context(shown)
+        silent = not (batch.searches or batch.trains)
+        shown = place.console.progress(batch.label, len(batch.arguments)) if silent else None
+        with shown or nullcontext() as report:
             for number, values in enumerate(batch.arguments, start=1):
                 batch.keep(values, batch.job(place, *values))
                 if report is not None:

@@ -23,6 +23,7 @@ from prunegraph.experiment.setup import (
     check_training,
     check_weights_file,
     load_images,
+    never_flipped,
     resolve_arch,
     resolve_device,
     trained_size,
@@ -58,7 +59,7 @@ def run_pretrain(config: PretrainConfig, console: Console) -> dict[str, Any]:
     config = dataclasses.replace(  # what the weights were trained with belongs to the new ones too
         config,
         image_size=trained_size(config, info),
-        no_flip=config.no_flip or (info is not None and info.extra.get("no_flip") is True),
+        no_flip=never_flipped(config, info),
     )
     dataset = load_images(config, info)
     out = _weights_path(config.out, arch, dataset)

@@ -130,6 +130,11 @@ def trained_size(config: DataConfig, info: WeightsInfo | None) -> int | None:
     return size if isinstance(size, int) else None
 
 
+def never_flipped(config: DataConfig, info: WeightsInfo | None) -> bool:
+    """Return ``--no-flip``, or whether the weights were trained so."""
+    return config.no_flip or (info is not None and info.extra.get("no_flip") is True)
+
+
 def check_trusted(arch: str, given: str | None, path: Path) -> None:
     """Refuse to run code because a file, which anybody may have made, names it.
 
@@ -169,7 +174,7 @@ def load_images(config: DataConfig, info: WeightsInfo | None) -> Dataset:
         seed=config.split_seed,
         mean=info.mean if info else None,
         std=info.std if info else None,
-        flip=not (config.no_flip or (info is not None and info.extra.get("no_flip") is True)),
+        flip=not never_flipped(config, info),
     )
 
 

@@ -234,9 +234,8 @@ class Evaluator:
         if self._preload:
             yield from self._calibration_images.tensor_split(num_batches)
             return
-        for positions in torch.arange(len(self.calibration)).tensor_split(num_batches):
-            part = self.calibration.take(positions)
-            yield place_images(part.source.load(part.index), self._dense)
+        for images in self.calibration.equal_batches(num_batches):
+            yield place_images(images, self._dense)
 
 
 def _subset_digest(subset: Tensor | None) -> str:

@@ -312,9 +312,8 @@ class _Training:
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.seed))
         order = order[:NUM_RECALIBRATION]  # a split's own order may be that of the classes
         num_batches = max(1, len(order) // self.config.batch_size)  # none of a single image
-        parts = (self.train.take(positions) for positions in order.tensor_split(num_batches))
-        model = unwrap(self.model)
-        batches = (place_images(part.source.load(part.index), model) for part in parts)
+        model, images = unwrap(self.model), self.train.take(order)
+        batches = (place_images(batch, model) for batch in images.equal_batches(num_batches))
         recalibrate_bn(model, batches, autocast=self.config.autocast)
 
     def _loss(self, network: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
 """Sub-networks of one network, each trained for a step: slimmable training.
 
-A network trained so loses far less when channels leave it, and tells apart better which channels it
-can do without once it is fine-tuned (``docs/method.md``). Universally slimmable networks (Yu and
-Huang 2019, arXiv 1903.05134) train random widths; these are random masks, since the channels that
-stay need not be the first ones.
+A network trained so loses far less when channels leave it (``docs/method.md``). Universally
+slimmable networks (Yu and Huang 2019, arXiv 1903.05134) train random widths; these are random
+masks, since the channels that stay need not be the first ones.
 """
 
 import hashlib
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
-from prunegraph.errors import MaskError
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.surgery import slice_plans
 from prunegraph.pruning.surgery import apply_mask
@@ -61,7 +59,7 @@ class Subnets:
 
     Raises:
         BudgetError: ``least_macs`` is out of range or out of reach.
-        MaskError: the scores are not one for each class.
+        MaskError: scores of another shape, or not finite.
     """
 
     graph: StructureGraph
@@ -70,12 +68,6 @@ class Subnets:
 
     def __post_init__(self) -> None:
         scores = np.zeros(self.graph.num_classes) if self.scores is None else self.scores
-        if np.shape(scores) != (self.graph.num_classes,):
-            msg = (
-                f"scores have shape {np.shape(scores)}, the graph has {self.graph.num_classes} "
-                "classes: give one score for each"
-            )
-            raise MaskError(msg)
         self.graph.project(np.asarray(scores, np.float32), Budget(keep_macs=self.least_macs))
 
     def draw(self, seed: int) -> KeepMask:
