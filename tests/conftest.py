@@ -1,5 +1,9 @@
 """Fixtures that every test may use."""
 
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,3 +24,39 @@ def shared_dir() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs ../shared (CIFAR-10 and trained weights), which is absent")
     return SHARED
+
+
+MEASURE = """<script>document.title = [document.scrollingElement.scrollWidth, innerWidth,
+document.querySelectorAll("svg").length].join(" ")</script></body>"""
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Callable[..., tuple[int, ...]]:
+    """Return a function that returns what a script measures on a page of a width.
+
+    By default: the width that the page scrolls, that of its window, and its number of figures. A
+    headless window is never narrower than 500 pixels; a frame in it is.
+    """
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs Debian's chromium, which is not installed")
+
+    def measured(text: str, width: int, script: str = MEASURE) -> tuple[int, ...]:
+        (tmp_path / "page.html").write_text(text.replace("</body>", script))
+        frame = f'<iframe src="page.html" style="width:{width}px;height:800px;border:0"></iframe>'
+        copy = "<script>onload = () => document.title = frames[0].document.title</script>"
+        (tmp_path / "frame.html").write_text(f"<!doctype html><title></title>{frame}{copy}")
+        words = [
+            *(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
+            "--disable-quic",
+            *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
+            *("--disable-sync", "--allow-file-access-from-files", "--window-size=1400,900"),
+            *(f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"),
+            (tmp_path / "frame.html").as_uri(),
+        ]
+        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
+        title = re.search(r"<title>(.*?)</title>", done.stdout)
+        assert title is not None
+        return tuple(map(int, title[1].split()))
+
+    return measured

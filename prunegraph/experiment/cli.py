@@ -46,9 +46,18 @@ MAX_LINE = 2000
 NO_MEMORY = ("allocate memory", "not enough memory", "bad_alloc", "create a primitive")
 """How torch and its libraries say that the CPU's memory has run out; the last is oneDNN's way."""
 
+NO_DEVICE = ("CUDA error", "cuDNN error", "CUBLAS_STATUS")
+"""How they say that a device or its driver has failed."""
+
 OUT_OF_MEMORY = (
     "out of memory: what was finished is kept, the same command goes on from there; give "
     "--workers 1, a smaller --batch-size or --device cpu, or free memory"
+)
+
+
+DEVICE_LOST = (
+    "the device failed ({}): what was finished is kept, the same command goes on from there; see "
+    "`nvidia-smi`, or give --device cpu"
 )
 
 
@@ -105,9 +114,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(_describe_os_error(error), EXIT_BAD_INPUT)
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        return _fail(OUT_OF_MEMORY, EXIT_BAD_INPUT)
+        if _is_out_of_memory(error):
+            return _fail(OUT_OF_MEMORY, EXIT_BAD_INPUT)
+        if any(words in str(error) for words in NO_DEVICE):
+            return _fail(DEVICE_LOST.format(str(error).splitlines()[0]), EXIT_BAD_INPUT)
+        raise
     return 0
 
 

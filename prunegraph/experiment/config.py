@@ -297,6 +297,7 @@ class PretrainConfig(DataConfig):
         weights: weights file to train on; default: from scratch.
         slimmable: train random parts of the network, each step another one that keeps at least this
             share of the multiply-adds, so that pruning costs less accuracy; give --weights too.
+        distill: weight in [0, 1] of the outputs that --weights give in the loss.
         epochs: passes over the train split; default: 40 on digits, elsewhere 60, with weights 10.
         lr: peak learning rate; default: 0.1, with weights 0.05.
         batch_size: images a step.
@@ -307,6 +308,7 @@ class PretrainConfig(DataConfig):
     arch: str | None = None
     weights: Path | None = None
     slimmable: float | None = None
+    distill: float = 0.0
     epochs: int | None = None
     lr: float | None = None
     batch_size: int = 128
@@ -321,6 +323,10 @@ class PretrainConfig(DataConfig):
             if self.weights is None:
                 msg = "--slimmable makes a trained network slimmable: give its --weights"
                 raise ConfigError(msg)
+        check_between("distill", self.distill, 0.0, 1.0)
+        if self.distill and self.weights is None:
+            msg = "--distill learns from the outputs of a trained network: give its --weights"
+            raise ConfigError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)

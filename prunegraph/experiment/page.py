@@ -52,6 +52,17 @@ LIMITS = {
 }
 """What each limit of a budget asks, in words."""
 
+HEALTH = {
+    "entropy_per_bit": ("entropy of a bit; undecided = 0.693", "{:.3f}"),
+    "distance_to_uniform": ("distance of the keep probabilities from chance, 0 to 1", "{:.3f}"),
+    "equal_actions": ("share of an update's masks that were the same", "{:.1%}"),
+    "repaired": ("share of the bits that the budget repaired", "{:.1%}"),
+}
+"""Figures of an update by which a collapsed policy is recognised, and how they are written."""
+
+MOST = 1e9
+"""The largest value of a learning curve that can be drawn beside others."""
+
 Facts = list[tuple[str, ...]]
 """Rows of a table, the first cell of each its heading."""
 
@@ -121,6 +132,9 @@ def _check_curves(figures: dict[str, list[float]], where: str) -> None:
     if len(updates) > 1 or 0 in updates or len(masks) > 1:
         msg = f"{where}: its figures have not equally many points: the file is damaged"
         raise ArtefactError(msg)
+    if any(abs(value) > MOST for values in figures.values() for value in values):
+        msg = f"{where}: a figure lies beyond {MOST:.0e}: the file is damaged"
+        raise ArtefactError(msg)
 
 
 def write_page(
@@ -148,6 +162,7 @@ def page(
         title=title(content),
         content=content,
         asked=", ".join(LIMITS[name].format(value) for name, value in content["budget"].items()),
+        first_verdict=first_verdict(content),
         warning=latency_warning(content),
         results=result_rows(content, weights_on_disk(folder, content)),
         columns=METHOD_COLUMNS,
@@ -157,6 +172,7 @@ def page(
         rivals=list(findings.rivals),
         agreement=agreement_rows(content),
         cost=cost_rows(content),
+        health=health_rows(content),
         origin=origin_rows(content),
         next_steps=next_steps(folder, content),
         command=command_line(config),
@@ -304,15 +320,43 @@ def cost_rows(content: Mapping[str, Any]) -> Facts:
         return []
     rows: Facts = [
         ("pruned networks run", f"{search['networks_evaluated']:,}"),
-        ("wall time", seconds_in_words(search["seconds"])),
+        ("time, one search after the other", seconds_in_words(search["seconds"])),
     ]
     if search["evaluation_seconds"]:
-        rows.append(("of it in evaluations", seconds_in_words(search["evaluation_seconds"])))
+        share = search["evaluation_seconds"] / search["seconds"]
+        words = f"{seconds_in_words(search['evaluation_seconds'])} ({percent(share, 0)})"
+        rate = 60 * search["networks_evaluated"] / search["seconds"]
+        rows += [
+            ("in evaluations, all workers together", words),
+            ("networks a minute", f"{rate:.3g}"),
+        ]
     if "seeds" in search:
         rows.insert(0, ("seeds", ", ".join(map(str, search["seeds"]))))
-    if content["repaired"] is not None:
-        rows.append(("bits that the budget repaired", percent(content["repaired"])))
+    if content.get("proxy_rank_correlation") is not None:
+        words = "rank correlation of search and fine-tuned accuracy"
+        rows.append((words, f"{content['proxy_rank_correlation']:.2f}"))
     return rows
+
+
+def health_rows(content: Mapping[str, Any]) -> Facts:
+    """Return what tells of a collapsed policy: name, in the first update, on average, in the last.
+
+    Means over the searches.
+    """
+    health = (content["search"] or {}).get("health", {})
+    return [
+        (words, *(form.format(health[name][when]) for when in ("first", "mean", "last")))
+        for name, (words, form) in HEALTH.items()
+        if name in health
+    ]
+
+
+def first_verdict(content: Mapping[str, Any]) -> str | None:
+    """Return the verdict of a comparison before its fine-tunes; None if that is the verdict."""
+    verdict, reason = content.get("stage_one_verdict", (None, content["verdict_reason"]))
+    if reason == content["verdict_reason"]:
+        return None
+    return str(reason) if verdict is None else f"{verdict}: {reason}"
 
 
 def origin_rows(content: Mapping[str, Any]) -> Facts:

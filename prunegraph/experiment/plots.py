@@ -16,13 +16,15 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from prunegraph.experiment.baselines import SEARCHES
 from prunegraph.experiment.greedy import GREEDY_CURVE
-from prunegraph.experiment.group_plot import FREE, draw_groups, removed_look, short_name
+from prunegraph.experiment.group_plot import FREE, FROZEN, draw_groups, removed_look, short_name
 from prunegraph.experiment.report import History, by_method, percent, read_rows, title
 from prunegraph.experiment.verdict import (
     DENSE,
@@ -64,9 +66,6 @@ STYLE: dict[Any, Any] = {
 
 WIDTH = 3.4
 """Inches of a figure: as wide as a phone's page, so that its letters keep their size there."""
-
-SAME_MACS = 0.01
-"""Methods whose multiply-adds differ by less, of the dense network's, have one budget."""
 
 MOST_METHODS = 20
 """Methods whose accuracies are drawn, the best on the search split."""
@@ -144,6 +143,7 @@ def draw(findings: Findings) -> dict[str, Plot]:
         "pareto": _pareto,
         "methods": _methods,
         "widths": _widths,
+        "channels": _channels,
         "search": _search,
         "groups": _groups,
     }
@@ -201,11 +201,11 @@ def new_figure(height: float) -> tuple[Figure, Axes]:
 
 
 def _pareto(findings: Findings) -> Plot | None:
-    """Draw the accuracy of each method against its multiply-adds, where those differ."""
+    """Draw the accuracy of each method against its multiply-adds."""
     dense = findings.content["dense"]
     rows = [row for row in findings.rows if row.name != DENSE]
     macs = mean_by_name(rows, "macs")
-    if not rows or max(macs.values()) - min(macs.values()) <= SAME_MACS * dense["macs"]:
+    if not rows:
         return None
     figure, axes = new_figure(3.4)
     for metric, filled in (("recalibrated", False), ("finetuned", True)):
@@ -213,7 +213,7 @@ def _pareto(findings: Findings) -> Plot | None:
             axes.plot(100 * macs[name] / dense["macs"], 100 * value, **mark(_kind(name), filled))
     for accuracy, filled in ((dense["test_accuracy"], False), (_tuned(dense), True)):
         axes.plot(100, 100 * accuracy, **mark(DENSE, filled))
-    axes.set_xlim(right=104)
+    axes.set_xlim(0, 104)
     axes.set_xlabel("multiply-adds that remain, %")
     axes.set_ylabel("test accuracy, %")
     _add_kinds(figure, rows)
@@ -354,6 +354,42 @@ def _widths(findings: Findings) -> Plot | None:
         text=f"Bar chart of {len(dense)} groups: {sum(kept.values())} of {sum(dense.values())} "
         f"channels stay; the most is removed from {narrowest}, {dense[narrowest]} to "
         f"{kept[narrowest]}.",
+    )
+
+
+def _channels(findings: Findings) -> Plot | None:
+    """Draw each channel of each group, kept or removed, in the order of the network."""
+    if findings.mask is None:
+        return None
+    groups = findings.graph.groups
+    figure, axes = new_figure(0.9 + 0.22 * len(groups))
+    for place, group in enumerate(groups):
+        cells = np.zeros((1, len(group.classes), 4))
+        colour = FREE if group.frozen is None else FROZEN
+        cells[0, findings.mask.keep[group.classes]] = to_rgba(colour)
+        extent = (0, 100, place + 0.36, place - 0.36)
+        axes.imshow(cells, extent=extent, aspect="auto", interpolation="nearest")
+    axes.barh(range(len(groups)), 100, color="none", edgecolor=FREE, height=0.72, linewidth=0.8)
+    axes.set_yticks(range(len(groups)), [short_name(g.name) for g in groups], fontsize=SMALL)
+    axes.tick_params("y", length=0)
+    axes.set_ylim(len(groups) - 0.4, -0.6)
+    axes.set_xlim(0, 100)
+    axes.set_xticks([0, 100], ["first channel", "last"])
+    figure.legend(
+        handles=[
+            Patch(facecolor=FREE, edgecolor=FREE, label="kept"),
+            Patch(facecolor="none", edgecolor=FREE, label="removed"),
+            Patch(facecolor=FROZEN, edgecolor=FROZEN, label="frozen"),
+        ],
+        loc="outside upper center",
+        ncols=3,
+    )
+    kept = int(findings.mask.keep.sum())
+    return Plot(
+        figure=figure,
+        caption="The channels of each group in their order, coloured by what was decided.",
+        text=f"Strips of {len(groups)} groups, a cell a channel: {kept} of "
+        f"{findings.graph.num_classes} channels are kept.",
     )
 
 

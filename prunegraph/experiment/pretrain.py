@@ -1,5 +1,6 @@
 """``prunegraph pretrain``: train a network on the train split, from scratch or on."""
 
+import copy
 import dataclasses
 import hashlib
 import time
@@ -98,6 +99,8 @@ def _pretrain(
     remove_temporaries(found for path in written for found in temporaries_of(path))
     asked = _asked(config, dataset)
     recipe = pretrain_recipe(asked["epochs"], lr=asked["peak_lr"], batch_size=config.batch_size)
+    recipe = dataclasses.replace(recipe, distill_weight=config.distill)
+    teacher = copy.deepcopy(model) if config.distill else None
     subnets = None
     if config.slimmable is not None:
         subnets = make_subnets(model, dataset.train, config.slimmable, seed=config.seed)
@@ -110,6 +113,7 @@ def _pretrain(
         seed=config.seed,
         checkpoint=checkpoint,
         console=console,
+        teacher=teacher,
         subnets=subnets,
     )
     figures: dict[str, Any] = {
@@ -152,6 +156,7 @@ def _asked(config: PretrainConfig, dataset: Dataset) -> dict[str, Any]:
         epochs, peak_lr = MORE_EPOCHS, MORE_LR
         digest = hashlib.sha256(config.weights.read_bytes()).hexdigest()[:16]
         more = {"weights_before": digest, "slimmable": config.slimmable}
+        more |= {"distill": config.distill} if config.distill else {}
     if dataset.name == DEFAULT_DATASET:
         epochs = DIGITS_EPOCHS
     return {
@@ -198,7 +203,7 @@ def _finished(
     info, asked = weights_info(out), weights_record(arch, dataset, config, _asked(config, dataset))
     if info is None or dataclasses.replace(info, extra={}) != dataclasses.replace(asked, extra={}):
         return None
-    names = {*asked.extra, "no_flip", "image_size", "weights_before", "slimmable"}
+    names = {*asked.extra, "no_flip", "image_size", "weights_before", "slimmable", "distill"}
     same = all(info.extra.get(name) == asked.extra.get(name) for name in names)
     if not same or not isinstance(info.extra.get("test_accuracy"), float):
         return None

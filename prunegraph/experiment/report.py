@@ -98,7 +98,7 @@ class SearchResult:
     """What the search cost.
 
     Attributes:
-        seconds: wall time of all search seeds.
+        seconds: wall times of all search seeds together, one after the other.
         networks_evaluated: pruned networks run, everything counted.
         evaluation_seconds: time inside surgery, recalibration, short fine-tunes and evaluation.
         details: further figures (entropy, repaired bits, ...), by name.
@@ -250,6 +250,9 @@ PARTS: dict[str, Any] = {
 }
 """What may be missing, and its shape where it is there."""
 
+HEALTH = dict.fromkeys(("first", "mean", "last"), float)
+"""What is told of each figure of a policy's health."""
+
 NULL = ("search", "proxy_rank_correlation")
 """Which of them may be null."""
 
@@ -275,7 +278,12 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
     for name, shape in PARTS.items():
         if name in content and not (content[name] is None and name in NULL):
             checked(content[name], shape, f"{path}: {name}")
+    search = content["search"] or {}
+    for name, figure in checked(search.get("health", {}), dict[str, Any], str(path)).items():
+        checked(figure, HEALTH, f"{path}: search.health.{name}")
     odd = [
+        *["search.seconds"] * (search.get("evaluation_seconds", 0.0) > 0.0 >= search["seconds"]),
+        *["stage_one_verdict"] * (len(content.get("stage_one_verdict", "12")) != 2),
         *(f"budget.{name}" for name in content["budget"].keys() - {f.name for f in fields(Budget)}),
         *(
             f"agreement.{name}"

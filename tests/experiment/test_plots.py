@@ -28,8 +28,8 @@ Make = Callable[..., Findings]
 def test_plots_are_png_files(make_findings: Make, tmp_path: Path) -> None:
     save_plots(draw(make_findings()), tmp_path / "plots")
     files = sorted((tmp_path / "plots").iterdir())
-    names = ["groups.png", "methods.png", "pareto.png", "search.png", "widths.png"]
-    assert [path.name for path in files] == names
+    names = ["channels", "groups", "methods", "pareto", "search", "widths"]
+    assert [path.name for path in files] == [f"{name}.png" for name in names]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)
 
 
@@ -37,6 +37,7 @@ def test_what_has_no_data_is_not_drawn(make_findings: Make) -> None:
     flat = {"networks": [16], "accuracy": [0.5]}
     assert set(draw(make_findings(methods=[], history={"one update": flat}))) == {
         "widths",
+        "channels",
         "groups",
     }
     assert set(draw(make_findings(pruned=None, history={}))) == {"pareto", "methods", "groups"}
@@ -134,16 +135,14 @@ def test_kinds_of_methods_differ_by_shape_and_are_named(make_findings: Make) -> 
         assert names == ["agent", "search", "heuristic", "dense"]
 
 
-def test_with_one_budget_accuracy_is_not_drawn_against_macs(make_findings: Make) -> None:
+def test_every_channel_is_a_cell_of_its_groups_strip(make_findings: Make) -> None:
     findings = make_findings()
-    dense = findings.content["dense"]["macs"]
-    for apart, drawn in ((0.005, False), (0.02, True)):
-        methods = [dict(row) for row in findings.content["methods"]]
-        for number, row in enumerate(methods):
-            row["macs"] = int(dense * (0.5 - apart * (number == len(methods) - 1)))
-        plots = draw(make_findings(methods=methods))
-        assert ("pareto" in plots) == drawn
-        assert "methods" in plots
+    strips = draw(findings)["channels"].figure.axes[0].images
+    assert len(strips) == len(findings.graph.groups)
+    assert findings.mask is not None
+    for strip, group in zip(strips, findings.graph.groups, strict=True):
+        cells = np.asarray(strip.get_array())
+        assert (cells[0, :, 3] > 0).tolist() == findings.mask.keep[group.classes].tolist()
 
 
 def test_methods_are_dots_before_and_after_the_finetune(make_findings: Make) -> None:

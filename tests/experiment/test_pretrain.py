@@ -163,6 +163,24 @@ def test_weights_are_trained_on_as_slimmable_ones(
     assert "exists: delete it" in capsys.readouterr().err
 
 
+def test_weights_are_trained_on_with_the_old_outputs_as_teacher(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["pretrain", "--weights", str(trained), "--epochs", "1", "--threads", "1"]
+    words += ["--slimmable", "0.4"]
+    assert main([*words, "--out", str(tmp_path / "plain")]) == 0
+    taught = [*words, "--distill", "0.5", "--out", str(tmp_path / "taught")]
+    assert main(taught) == 0
+    assert json.loads((tmp_path / "taught.json").read_text())["distill"] == 0.5
+    plain, other = weights(tmp_path / "plain.safetensors"), weights(tmp_path / "taught.safetensors")
+    assert not torch.equal(plain["conv1.weight"], other["conv1.weight"])
+    capsys.readouterr()
+    assert main(taught) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert main([*taught, "--distill", "0.6"]) == 2
+    assert "exists: delete it" in capsys.readouterr().err
+
+
 def test_how_images_are_read_goes_on_with_the_weights(tmp_path: Path) -> None:
     first = ["--epochs", "1", "--no-flip", "--out", str(tmp_path / "a")]
     assert main([*OPTIONS, *first]) == 0
@@ -185,6 +203,8 @@ def test_weights_are_not_taken_for_the_file_to_write(
     ("words", "message"),
     [
         (["--slimmable", "0.4"], "--slimmable makes a trained network slimmable: give its --wei"),
+        (["--distill", "0.4"], "--distill learns from the outputs of a trained network: give its"),
+        (["--distill", "1.5", "--weights", "W"], "distill=1.5 must lie in [0, 1]"),
         (["--slimmable", "1.5", "--weights", "W"], "slimmable=1.5 must lie in [0.001, 1]"),
         (["--slimmable", "0.002", "--weights", "W"], "keep_macs=0.002"),
         (["--weights", "W", "--arch", "digits_resnet"], "holds digits_resnet8_w4, not digits_res"),

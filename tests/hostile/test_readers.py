@@ -34,16 +34,23 @@ from prunegraph.data.records import Record
 from prunegraph.errors import PruneGraphError
 from prunegraph.experiment.candidates import Candidate, CandidateStore, read_masks, write_masks
 from prunegraph.experiment.config import TrainConfig
+from prunegraph.experiment.csv_files import write_csv_files
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.options import load_config, read_yaml, same_run
+from prunegraph.experiment.own_search import OwnEvaluator
+from prunegraph.experiment.page import read_findings
+from prunegraph.experiment.plots import _search, settle
 from prunegraph.experiment.report import methods_table, read_report, read_rows
+from prunegraph.experiment.search_clock import SearchClock
 from prunegraph.experiment.setup import build_dense
+from prunegraph.graph import StructureGraph
 from prunegraph.models import build_model, load_weights, weights_info
 from prunegraph.pruning.artefacts import MASK_FILE, load_pruned, read_info
 from prunegraph.pruning.finetune import FinetuneConfig, finetune
 from prunegraph.pruning.state import parameter_digest
 from prunegraph.rewards import RewardConfig
 from prunegraph.testing.toy_env import TOY_FEATURE_NAMES, ToyPruningEnv, toy_graphs
+from prunegraph.types import Budget
 
 MAX_SECONDS = 5.0
 MAX_BYTES = 2**30
@@ -97,6 +104,14 @@ def read_options(path: Path) -> None:
     written = read_yaml(path)
     assert isinstance(same_run(TrainConfig(), written), list)
     load_config(TrainConfig, path)
+
+
+def show_history(folder: Path, out: Path, graph: StructureGraph) -> None:
+    findings = read_findings(RunFolder(path=folder), graph)
+    plot = _search(findings)
+    if plot is not None:
+        settle(plot.figure)
+    write_csv_files(RunFolder(path=out), findings.rows, findings.history)
 
 
 def show_report(folder: Path) -> None:
@@ -163,6 +178,16 @@ def finetune_case(folder: Path) -> Case:
     return Case(path=path, mutate="safetensors", read=read)
 
 
+def scores_case(folder: Path, graph: StructureGraph) -> Case:
+    """Return what an interrupted search of one's own has found."""
+    path = folder / "scores.json"
+    mask = graph.project(np.arange(graph.num_classes, dtype=np.float32), Budget(keep_macs=0.5))
+    evaluator = OwnEvaluator(network(), graph, lambda _: 0.5, lambda _: None)
+    evaluator.evaluate(mask)
+    evaluator.save(path)
+    return Case(path=path, mutate="json", read=lambda: evaluator.load(path))
+
+
 @pytest.fixture(scope="session")
 def cases(
     run_folder: Path,
@@ -177,6 +202,7 @@ def cases(
     store = CandidateStore(made / "candidates.json", graph)
     store.add(Candidate(name="cem", seed=0, mask=mask, networks_evaluated=3, search_accuracy=0.5))
     write_masks(made / "masks.json", [mask])
+    SearchClock(made / "clock.json").write([])
     images = write_images(made / "images")
     tar = make_tar(images)
     sign, policy = partial(sign_recipe, run), partial(sign_policy, run)
@@ -222,6 +248,15 @@ def cases(
             mutate="json",
             read=lambda: read_masks(made / "masks.json", graph),
         ),
+        "history": Case(
+            path=run / "history.json", mutate="json", read=partial(show_history, run, made, graph)
+        ),
+        "clock": Case(
+            path=made / "clock.json",
+            mutate="json",
+            read=lambda: SearchClock(made / "clock.json").read([]),
+        ),
+        "scores": scores_case(made, graph),
         "agent_checkpoint": agent_case(made),
         "finetune_checkpoint": finetune_case(made),
         "tar": Case(path=tar, mutate="tar", read=partial(load_tar, tar)),
@@ -235,7 +270,8 @@ def cases(
 
 NAMES = (
     *("weights", "weights_json", "weights_pth", "recipe", "pruned", "policy_json", "policy"),
-    *("report", "options", "candidates", "masks", "agent_checkpoint", "finetune_checkpoint", "tar"),
+    *("report", "history", "options", "candidates", "masks", "clock", "scores"),
+    *("agent_checkpoint", "finetune_checkpoint", "tar"),
     *("png", "jpeg", "bmp", "tiff", "webp", "ppm"),
 )
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +91,19 @@ def test_the_page_and_the_markdown_tell_the_same(compared: Path, summary: dict[s
     assert f'href="{FOLDERS[0]}/report.html"' in page
     assert "--keep-macs 0.6 0.4" in page
     assert (compared / "plots" / "pareto0.png").is_file()
+
+
+def test_the_summary_fits_a_phone_and_takes_the_keyboard(
+    compared: Path, browser: Callable[..., tuple[int, ...]]
+) -> None:
+    text = (compared / "report.html").read_text()
+    assert browser(text, 360)[:2] == (360, 360)
+    script = """<script>const stops = [...document.querySelectorAll("a[href], [tabindex='0']")]
+    const missed = stops.filter(stop => (stop.focus(), document.activeElement !== stop))
+    document.title = [stops.length, missed.length].join(" ")</script></body>"""
+    stops, missed = browser(text, 360, script)
+    assert stops > 2
+    assert missed == 0
 
 
 def test_lines_are_drawn_where_a_network_has_several_budgets(summary: dict[str, Any]) -> None:
