@@ -14,6 +14,7 @@ from prunegraph.experiment.options import suggest
 from prunegraph.experiment.search import search_job
 from prunegraph.experiment.verdict import SAMPLER
 from prunegraph.pruners import PRUNERS, at_widths
+from prunegraph.pruning.outcome_log import OutcomeLog
 from prunegraph.pruning.problem import Pruner
 
 BASELINES: Mapping[str, Callable[[], Pruner]] = {**PRUNERS, "amc": AmcSearch}
@@ -105,13 +106,27 @@ def baseline_batches(
 
 
 def baseline_job(place: Workplace, number: int, name: str, seed: int, networks: int) -> Candidate:
-    """Let a baseline choose a mask of network ``number``: a job."""
-    bench = place.benches[number]
-    return run_pruner(bench, BASELINES[name](), name, seed=seed, networks=networks)
+    """Let a baseline choose a mask of network ``number``: a job. An interrupted search goes on."""
+    bench, pruner = place.benches[number], BASELINES[name]()
+    if name not in SEARCHES:
+        return run_pruner(bench, pruner, name, seed=seed, networks=networks)
+    log = OutcomeLog(place.folders[number].checkpoint(f"outcomes-{name}-{seed}.json"))
+    with place.console.progress(f"search {name}, seed {seed}", networks) as report:
+        return run_pruner(
+            bench, pruner, name, seed=seed, networks=networks, log=log, progress=report
+        )
 
 
 def run_pruner(
-    bench: Bench, pruner: Pruner, name: str, *, seed: int, networks: int, counted: int = 0
+    bench: Bench,
+    pruner: Pruner,
+    name: str,
+    *,
+    seed: int,
+    networks: int,
+    counted: int = 0,
+    log: OutcomeLog | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Candidate:
     """Return the mask that a baseline chooses, measured on the whole search split.
 
@@ -122,16 +137,24 @@ def run_pruner(
         seed: of its search.
         networks: pruned networks that it may run.
         counted: networks that were run for what it is given, such as the agent's widths.
+        log: what an earlier start of its search measured.
+        progress: called with the number of networks run.
     """
     started = time.monotonic()
-    result = pruner.prune(bench.problem(seed=seed, max_networks=networks))
+    problem = bench.problem(
+        seed=seed,
+        max_networks=networks,
+        log=log,
+        progress=None if progress is None else lambda done, _: progress(done),
+    )
+    result = pruner.prune(problem)
     return Candidate(
         name=name,
         seed=seed,
         mask=result.mask,
         networks_evaluated=result.networks_evaluated + counted,
         search_accuracy=bench.final_evaluator.evaluate(result.mask).accuracy,
-        seconds=time.monotonic() - started,
+        seconds=time.monotonic() - started + problem.evaluator.recalled,
     )
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +30,7 @@ from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.finetune import FinetuneConfig, finetune
 from prunegraph.pruning.latency import project_budget
 from prunegraph.pruning.latency_table import LatencyTable, measure_latency_table
+from prunegraph.pruning.outcome_log import OutcomeLog
 from prunegraph.pruning.problem import PruningProblem
 from prunegraph.pruning.statistics import (
     measure,
@@ -115,8 +116,12 @@ class Bench:
         """How masks are scored; the defaults for a command that does not search."""
         return self.options if isinstance(self.options, SearchOptions) else SearchOptions()
 
-    def evaluator(self) -> Evaluator:
-        """Return an evaluator that has run nothing yet: each method counts its own networks."""
+    def evaluator(self, log: OutcomeLog | None = None) -> Evaluator:
+        """Return an evaluator that has run nothing yet: each method counts its own networks.
+
+        Args:
+            log: what an earlier start of the method measured.
+        """
         target, search = self.target, self._search_options
         return Evaluator(
             target.model,
@@ -129,6 +134,7 @@ class Bench:
             kl=search.metric == "kl",
             short_finetune=search.short_finetune,
             compensation=self.compensation,
+            log=log,
         )
 
     @cached_property
@@ -164,19 +170,27 @@ class Bench:
             target.model, target.graph, scores, budget, target.example_inputs, table
         )
 
-    def problem(self, *, seed: int, max_networks: int) -> PruningProblem:
+    def problem(
+        self,
+        *,
+        seed: int,
+        max_networks: int,
+        log: OutcomeLog | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> PruningProblem:
         """Return the problem that a baseline solves, with an evaluator of its own."""
         return PruningProblem(
             model=self.target.model,
             graph=self.target.graph,
             budget=self.budget,
-            evaluator=self.evaluator(),
+            evaluator=self.evaluator(log),
             statistics=self.lazy_statistics,
             example_inputs=self.target.example_inputs,
             seed=seed,
             max_networks=max_networks,
             subset_size=self._search_options.subset,
             latency=self.latency_table,
+            progress=progress,
         )
 
     def recipe(self) -> FinetuneConfig:

@@ -22,6 +22,7 @@ from prunegraph.pruning.evaluation import (
     place_model,
 )
 from prunegraph.pruning.finetune import FinetuneConfig, finetune
+from prunegraph.pruning.outcome_log import OutcomeLog
 from prunegraph.pruning.recalibration import recalibrate_bn
 from prunegraph.pruning.surgery import apply_mask
 from prunegraph.types import KeepMask, Outcome, SearchSplit, Split, TrainSplit
@@ -57,10 +58,12 @@ class Evaluator:
             section 3.2); 0 = it is recalibrated alone.
         compensation: changes the weights that stay in a pruned network; None = they stay as they
             are.
+        log: what an earlier start of the same search measured; it counts as if it were run now.
 
     Attributes:
         num_networks: pruned networks run so far.
         seconds: wall time of their surgery, recalibration, training and evaluation.
+        recalled: of it, in an earlier start of the search.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Evaluator:
         kl: bool = False,
         short_finetune: int = 0,
         compensation: Compensation | None = None,
+        log: OutcomeLog | None = None,
     ) -> None:
         self.model = unwrap(model)
         self.graph = graph
@@ -96,6 +100,8 @@ class Evaluator:
         self.kl = kl
         self.num_networks = 0
         self.seconds = 0.0
+        self.recalled = 0.0
+        self._log = log
         self._cache: dict[tuple[str, str], Outcome] = {}
 
     def evaluate(self, mask: KeepMask, subset: Tensor | None = None) -> Outcome:
@@ -111,7 +117,16 @@ class Evaluator:
         subset = self._narrow(subset)
         key = (mask.digest(), _subset_digest(subset))
         if key not in self._cache:
-            self._cache[key] = self._measure(mask, subset)
+            outcome = self._log.get(*key) if self._log else None
+            if outcome is not None:
+                self.recalled += outcome.seconds
+            else:
+                outcome = self._measure(mask, subset)
+                if self._log is not None:
+                    self._log.add(outcome, key[1])
+            self.num_networks += 1
+            self.seconds += outcome.seconds
+            self._cache[key] = outcome
         return self._cache[key]
 
     def _narrow(self, subset: Tensor | None) -> Tensor | None:
@@ -163,8 +178,6 @@ class Evaluator:
             recalibrate_bn(pruned, self._calibration_batches(), autocast=self.autocast)
         scores = self._scores(pruned, subset)
         seconds = time.perf_counter() - start
-        self.num_networks += 1
-        self.seconds += seconds
         return Outcome(
             accuracy=scores.accuracy,
             loss=scores.loss,

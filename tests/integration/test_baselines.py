@@ -1,0 +1,57 @@
+"""The searches that the agent is compared with, when they are interrupted."""
+
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from prunegraph.errors import ArtefactError
+from prunegraph.experiment.baselines import SEARCHES, baseline_job
+from prunegraph.experiment.compare_config import CompareConfig
+from prunegraph.experiment.console import Console
+from prunegraph.experiment.folder import RunFolder
+from prunegraph.experiment.jobs import Workplace, load_targets, make_workplace
+from prunegraph.files import write_text
+from prunegraph.pruning.evaluator import Evaluator
+from prunegraph.pruning.outcome_log import WRITE_EVERY, OutcomeLog
+from prunegraph.types import KeepMask, Outcome
+
+NETWORKS = 40
+
+
+def workplace(weights: Path, folder: Path) -> Workplace:
+    config = CompareConfig(weights=weights, keep_macs=0.5, calibration_images=64, subset=64)
+    folders = [RunFolder(path=folder)]
+    return make_workplace(config, load_targets(config), folders, Console(plain=True))
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_an_interrupted_search_runs_no_network_twice(
+    name: str, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure, runs, allowed = Evaluator._measure, [0], 2 * NETWORKS
+
+    def counted(self: Evaluator, mask: KeepMask, subset: Tensor | None) -> Outcome:
+        if runs[0] == allowed:
+            raise KeyboardInterrupt
+        runs[0] += 1
+        return measure(self, mask, subset)
+
+    monkeypatch.setattr(Evaluator, "_measure", counted)
+    whole = baseline_job(workplace(weights, tmp_path / "whole"), 0, name, 0, NETWORKS)
+    total, allowed, runs[0] = runs[0], WRITE_EVERY + 2, 0
+    with pytest.raises(KeyboardInterrupt):
+        baseline_job(workplace(weights, tmp_path / "killed"), 0, name, 0, NETWORKS)
+    allowed, runs[0] = 2 * NETWORKS, 0
+    again = baseline_job(workplace(weights, tmp_path / "killed"), 0, name, 0, NETWORKS)
+    assert runs[0] == total - WRITE_EVERY
+    assert again.mask == whole.mask
+    assert again.networks_evaluated == whole.networks_evaluated
+    assert again.search_accuracy == whole.search_accuracy
+    assert again.seconds > 0.0
+
+
+def test_a_damaged_log_is_refused(tmp_path: Path) -> None:
+    write_text(tmp_path / "log.json", '{"a": {"accuracy": "high"}}')
+    with pytest.raises(ArtefactError, match=r"log\.json: a\.accuracy"):
+        OutcomeLog(tmp_path / "log.json")
