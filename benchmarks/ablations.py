@@ -28,8 +28,15 @@ from prunegraph.experiment.search import agent_config, search
 from prunegraph.files import write_json
 
 NO_OFFSETS = {"offset_rate": 0.0, "group_offset_rate": 0.0, "imagined_rate": 0.0}
-WITHOUT_SENSITIVITY = tuple(name for name in NetworkConfig().feature_names if name != "sensitivity")
+GRADIENTS = ("taylor", "rank_taylor", "mean_taylor")
+TWINS = ("twin_similarity", "twin_rank")
 NO_NOISE = {"group_noise_start": 0.0, "group_noise_end": 0.0}
+
+
+def without(*names: str) -> dict[str, Any]:
+    """Return the policy network's options without some of the features that it reads."""
+    kept = [name for name in NetworkConfig().feature_names if name not in names]
+    return {"feature_names": tuple(kept)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +92,12 @@ VARIANTS = {
     "ema": Variant(what="competes with averages", options={"self_competition": "ema"}),
     "rank": Variant(what="competes with the last 32", options={"self_competition": "rank"}),
     "greedy": Variant(what="competes with its likeliest", options={"self_competition": "greedy"}),
+    "wall": Variant(what="AMC's action wall, no competition", options={"self_competition": "wall"}),
     "accuracy": Variant(what="does not compete", options={"self_competition": "accuracy"}),
     "loss": Variant(what="minus the cross-entropy counts", options={"metric": "loss"}),
+    "accuracy_loss": Variant(
+        what="accuracy less a quarter of the loss counts", options={"metric": "accuracy_loss"}
+    ),
     "kl": Variant(what="minus the divergence from dense counts", options={"metric": "kl"}),
     "all_images": Variant(
         what="scores on all search images, the same in each update", options={"subset": 1_000_000}
@@ -100,8 +111,11 @@ VARIANTS = {
     "proposals_16": Variant(what="runs the best foretold of 16", ppo={"proposals": 16}),
     "no_sensitivity": Variant(
         what="reads no sensitivity of groups, and runs no network for it",
-        network={"feature_names": WITHOUT_SENSITIVITY},
+        network=without("sensitivity"),
     ),
+    "no_gradients": Variant(what="reads Taylor only in the prior", network=without(*GRADIENTS)),
+    "no_twins": Variant(what="reads no similarity of channels", network=without(*TWINS)),
+    "critic": Variant(what="the critic is subtracted", ppo={"use_critic": True}),
     "no_critic": Variant(what="the critic is not trained", ppo={"value_coefficient": 0.0}),
     "small_updates": Variant(what="8 networks an update", options={"update_size": 8}),
 }

@@ -86,6 +86,7 @@ def agent_batch(
         arguments=[(options, name, seed) for seed, path in paths.items() if not path.is_file()],
         keep=keep,
         planned=len(seeds),
+        networks=lambda _: options.networks,
         searches=True,
     )
 

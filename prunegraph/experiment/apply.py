@@ -7,7 +7,7 @@ from typing import Any
 from prunegraph.agent import save_policy
 from prunegraph.errors import BudgetError
 from prunegraph.experiment.agent_rows import add_untrained, measured
-from prunegraph.experiment.baselines import baseline_job
+from prunegraph.experiment.baselines import add_controls, baseline_job
 from prunegraph.experiment.bench import num_probes, warn_of_chance
 from prunegraph.experiment.candidates import Candidate, CandidateStore
 from prunegraph.experiment.config import ApplyConfig
@@ -21,7 +21,7 @@ from prunegraph.experiment.report import SearchResult
 from prunegraph.experiment.search import policy_mask
 from prunegraph.experiment.setup import check_trainable, load_target
 from prunegraph.experiment.train import run_name
-from prunegraph.experiment.verdict import AGENT
+from prunegraph.experiment.verdict import AGENT, UNTRAINED, is_control
 
 APPLIED = f"{AGENT}/applied"
 """The name of the row of an applied policy."""
@@ -56,6 +56,7 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
         store.add(measured(bench, APPLIED, config.seed, mask, probes))
         if config.max_latency is None:
             add_untrained(bench, store)
+            add_controls(bench, store, store.named(APPLIED))
         save_policy(folder.path, policy)
         with Jobs(config, place) as jobs:
             for name in COMPARED:
@@ -80,7 +81,8 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
 def _warn_if_worse(rows: Sequence[Candidate], console: Console) -> None:
     """Say so if a heuristic is better on the search images than what the policy chose."""
     own = next(row for row in rows if row.name == APPLIED)
-    best = max(rows, key=lambda row: row.search_accuracy)
+    rivals = [row for row in rows if row.name == UNTRAINED or not is_control(row.name)]
+    best = max(rivals, key=lambda row: row.search_accuracy)
     if best.search_accuracy > own.search_accuracy:
         console.say(
             f"warning: {best.name} keeps {100 * best.search_accuracy:.1f} % on the search images, "

@@ -101,6 +101,7 @@ def baseline_batches(
         arguments=missing,
         keep=lambda values, candidate: stores[values[0]].add(candidate),
         planned=len(planned),
+        networks=lambda values: values[3] if values[1] in SEARCHES else 1,
     )
     return [baselines, *([_sampler_batch(stores, options, seeds)] if SAMPLER in names else [])]
 
@@ -191,5 +192,6 @@ def _sampler_batch(
         ],
         keep=lambda _, run: add_found(stores, run.candidates),
         planned=len(seeds),
+        networks=lambda _: options.networks,
         searches=True,
     )

@@ -100,6 +100,8 @@ class Batch:
         planned: how many jobs an uninterrupted run has here; default: all of ``arguments``. One
             that is left of several runs in a worker as it would have: with this process's
             threads its last digits would be others.
+        networks: how many networks a job runs, with its arguments: how long it takes beside others;
+            None = as long as any other.
         searches: the jobs use the workplace's pool, if it has one.
         trains: the jobs train networks, which ranks share one after another.
     """
@@ -109,8 +111,13 @@ class Batch:
     arguments: Sequence[tuple[Any, ...]]
     keep: Callable[[tuple[Any, ...], Any], object] = lambda *_: None
     planned: int | None = None
+    networks: Callable[[tuple[Any, ...]], int] | None = None
     searches: bool = False
     trains: bool = False
+
+    def size(self, values: tuple[Any, ...]) -> int:
+        """Return how many steps of the progress a job is."""
+        return 1 if self.networks is None else self.networks(values)
 
 
 class Jobs:
@@ -179,11 +186,14 @@ class Jobs:
         # of the last process would show when another job ends
         executor.submit(_work, _no_job, ())
         label = ", ".join(batch.label for batch in beside)
-        with self.place.console.progress(label, len(futures)) as report, _told_if_killed():
-            for number, future in enumerate(as_completed(futures), start=1):
+        label += ", networks" * any(batch.networks is not None for batch in beside)
+        done, total = 0, sum(batch.size(values) for batch, values in futures.values())
+        with self.place.console.progress(label, total) as report, _told_if_killed():
+            for future in as_completed(futures):
                 batch, values = futures[future]
                 batch.keep(values, future.result())
-                report(number)
+                done += batch.size(values)
+                report(done)
 
     def _run_here(self, batch: Batch) -> None:
         """Run the jobs in this process; those that neither search nor train show nothing."""

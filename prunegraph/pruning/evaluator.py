@@ -141,10 +141,6 @@ class Evaluator:
         """Return whether ``evaluate`` would run no network."""
         return (mask.digest(), _subset_digest(self._narrow(subset))) in self._cache
 
-    def evaluate_dense(self, subset: Tensor | None = None) -> Scores:
-        """Score the dense network as it is, without recalibration; counts as no network."""
-        return self._scores(self._dense, subset)
-
     def draw_subset(self, size: int, seed: int) -> Tensor:
         """Return ``[size]`` sorted random positions in the search split, fixed by ``seed``."""
         generator = torch.Generator().manual_seed(seed)

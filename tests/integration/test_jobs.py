@@ -95,7 +95,9 @@ def test_the_last_of_several_jobs_runs_where_the_others_ran(
     assert here == ([] if in_worker else ["last"])
 
 
-def test_jobs_of_several_kinds_wait_in_one_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_of_several_kinds_wait_in_one_queue(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     executor, kept = FakeExecutor(), []
     target = SimpleNamespace(device=torch.device("cpu"))
     place: Any = SimpleNamespace(benches=[SimpleNamespace(target=target)], console=Console())
@@ -106,6 +108,7 @@ def test_jobs_of_several_kinds_wait_in_one_queue(monkeypatch: pytest.MonkeyPatch
             job=print,
             arguments=[(name, number) for number in range(count)],
             keep=lambda values, result, name=name: kept.append((name, values == result)),
+            networks=(lambda values: 100 + values[1]) if name == "searches" else None,
         )
         for name, count in (("searches", 3), ("nothing", 0), ("baselines", 2))
     ]
@@ -114,6 +117,7 @@ def test_jobs_of_several_kinds_wait_in_one_queue(monkeypatch: pytest.MonkeyPatch
     names = ["searches", "searches", "searches", "baselines", "baselines"]
     assert [values[0] for values in executor.submitted[:-1]] == names
     assert sorted(kept) == sorted((name, True) for name in names)
+    assert "searches, baselines, networks: 305/305" in capsys.readouterr().out
 
 
 def searching(words: list[str], folder: Path, **options: Any) -> "subprocess.Popen[str]":

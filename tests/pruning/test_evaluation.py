@@ -126,12 +126,15 @@ def test_subsets_follow_their_seed(make_evaluator: Callable[..., Evaluator]) -> 
 
 
 def test_a_subset_scores_its_own_images(
-    make_evaluator: Callable[..., Evaluator], digits: Dataset
+    make_evaluator: Callable[..., Evaluator],
+    digits: Dataset,
+    digits_graph: StructureGraph,
+    make_mask: MakeMask,
 ) -> None:
-    evaluator = make_evaluator()
+    evaluator, mask = make_evaluator(), make_mask(digits_graph, 0)
     subset = evaluator.draw_subset(50, seed=3)
-    expected = evaluate(evaluator.model, digits.search.take(subset), autocast=False)
-    assert evaluator.evaluate_dense(subset).loss == pytest.approx(expected.loss, rel=1e-5)
+    expected = evaluate(evaluator.prune(mask), digits.search.take(subset), autocast=False)
+    assert evaluator.evaluate(mask, subset).loss == pytest.approx(expected.loss, rel=1e-5)
 
 
 def test_streamed_images_score_as_preloaded_ones(
@@ -151,12 +154,18 @@ def test_streamed_images_score_as_preloaded_ones(
 
 
 def test_kl_is_zero_for_the_dense_network_only(
-    make_evaluator: Callable[..., Evaluator], digits_graph: StructureGraph, make_mask: MakeMask
+    make_evaluator: Callable[..., Evaluator],
+    digits: Dataset,
+    digits_graph: StructureGraph,
+    make_mask: MakeMask,
 ) -> None:
     evaluator = make_evaluator(kl=True)
-    subset = evaluator.draw_subset(60, seed=0)
-    assert evaluator.evaluate_dense(subset).kl == pytest.approx(0.0, abs=1e-6)
+    same = evaluate(
+        evaluator.model, digits.search, autocast=False, dense_logits=evaluator.dense_logits
+    )
+    assert same.kl == pytest.approx(0.0, abs=1e-6)
     assert evaluator.num_networks == 0
+    subset = evaluator.draw_subset(60, seed=0)
     outcome = evaluator.evaluate(make_mask(digits_graph, 0), subset)
     assert outcome.kl is not None
     assert outcome.kl > 1e-3
