@@ -339,7 +339,7 @@ def method_cells(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
             spread(column(rows, "test_accuracy_recalibrated")),
             f"{spread(column(rows, 'test_accuracy_finetuned'))}{_tuned_share(rows)}",
             str(round(float(np.mean(column(rows, "networks_evaluated"))))),
-            _minutes(column(rows, "seconds")),
+            minutes(column(rows, "seconds")),
         )
         macs, params = (round(float(np.mean(column(rows, kind)))) for kind in COSTS)
         label = name if len(seeds) == 1 else f"{name} (x{len(seeds)})"
@@ -387,7 +387,7 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def _minutes(seconds: Sequence[float]) -> str:
+def minutes(seconds: Sequence[float]) -> str:
     """Return the mean time in minutes."""
     return f"{np.mean(seconds) / 60:.1f}" if seconds else ""
 

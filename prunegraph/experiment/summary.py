@@ -4,7 +4,7 @@ A summary is made of the reports alone, so that ``verify`` can make it anew.
 """
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -37,6 +37,7 @@ from prunegraph.experiment.report import (
     COSTS,
     SCHEMA,
     by_method,
+    minutes,
     percent,
     read_report,
     read_rows,
@@ -57,6 +58,9 @@ METRICS = {
 
 AVERAGES = (*COSTS, "networks_evaluated")
 """Of these a summary holds the mean over searches."""
+
+MINUTES = "Minutes to choose a mask"
+"""Heading of the table of costs."""
 
 NUM_RIVALS = 3
 """Baselines that are drawn beside the agent."""
@@ -153,13 +157,23 @@ def metric_cells(summary: Mapping[str, Any], metric: str) -> Cells:
 
     Methods that every comparison has come first, the best on the search split on average first.
     """
+    return _cells(summary, metric, spread)
+
+
+def minutes_cells(summary: Mapping[str, Any]) -> Cells:
+    """Return the table of what the choice of a mask costs: a row a method, where it was timed."""
+    return _cells(summary, "seconds", minutes)
+
+
+def _cells(
+    summary: Mapping[str, Any], key: str, written: Callable[[Sequence[float]], str]
+) -> Cells:
     entries = summary["comparisons"]
     search = _mean_search(entries)
     count = {name: sum(name in entry["methods"] for entry in entries) for name in search}
     rows = []
     for name in sorted(search, key=lambda each: (-count[each], -search[each], each)):
-        found = [entry["methods"].get(name, {}).get(metric, []) for entry in entries]
-        cells = [spread(values) for values in found]
+        cells = [written(entry["methods"].get(name, {}).get(key, [])) for entry in entries]
         if any(cells):
             rows.append((name, *cells))
     return ["method", *(entry["folder"] for entry in entries)], rows
@@ -176,6 +190,7 @@ def _mean_search(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _tables(summary: Mapping[str, Any]) -> list[tuple[str, Sequence[str], list[tuple[str, ...]]]]:
     tables = [(label, *metric_cells(summary, metric)) for metric, label in METRICS.items()]
+    tables.append((MINUTES, *minutes_cells(summary)))
     return [table for table in tables if table[2]]
 
 

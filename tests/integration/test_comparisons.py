@@ -1,6 +1,7 @@
 """Comparisons of several budgets in one command: resumed, summed up, verified."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from prunegraph.experiment import comparisons
 from prunegraph.experiment.cli import main
 from prunegraph.experiment.compare import run_compare
 from prunegraph.experiment.plots import Plot
-from prunegraph.experiment.summary import digest_cells, draw_budgets, metric_cells
+from prunegraph.experiment.summary import digest_cells, draw_budgets, metric_cells, minutes_cells
 
 FOLDERS = ["digits_resnet8_w4-0.6", "digits_resnet8_w4-0.4"]
 
@@ -80,6 +81,8 @@ def test_the_summary_shows_agent_baseline_and_every_method(summary: dict[str, An
     assert {"agent/best", "l1/uniform", "l1/at_widths"} <= {row[0] for row in rows}
     assert all(all(row) for row in rows)
     assert metric_cells(summary, "test_accuracy_finetuned")[1]
+    minutes = {row[0]: row[1:] for row in minutes_cells(summary)[1]}
+    assert all(re.fullmatch(r"\d+\.\d", cell) for cell in minutes["agent/best"])
 
 
 def test_the_page_and_the_markdown_tell_the_same(compared: Path, summary: dict[str, Any]) -> None:

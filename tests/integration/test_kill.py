@@ -20,6 +20,9 @@ from prunegraph.experiment.cli import main
 
 KILLS = int(os.environ.get("PRUNEGRAPH_KILLS", "3"))
 KILLS_A_RUN = 3
+TIMES = {"files", "report", "latency_ms", "seconds", "evaluation_seconds"}
+"""Keys of a report or summary that hold times or digests of what holds them."""
+
 STEPS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
 Run = Callable[..., int]
 
@@ -65,12 +68,15 @@ def commands(weights: Path, quick: Path) -> dict[str, list[str]]:
     """Return a very small job of each command, without its ``--out``."""
     small = ["--weights", str(weights), "--calibration-images", "64", "--finetune-epochs", "2"]
     search = ["--networks", "24", "--update-size", "4", "--subset", "64", *small]
-    methods = ["--methods", "l1/uniform", "taylor/per_mac", "cem"]
+    methods = ["--methods", "l1/uniform", "taylor/per_mac", "cem", "netadapt"]
+    more = ["pretrain", "--weights", str(weights), "--slimmable", "0.4", "--distill", "0.5"]
     words = {
         "pretrain": ["pretrain", "--arch", "digits_resnet8_w4", "--epochs", "3"],
+        "slimmable": [*more, "--epochs", "2"],
         "train": ["train", "--search-seeds", "2", "--baselines", "heuristics", *search],
         "apply": ["apply", "--policy", str(quick), *small],
         "compare": ["compare", "--seeds", "1", *methods, *search],
+        "grid": ["compare", "--keep-macs", "0.6", "0.4", "--seeds", "1", *methods[:3], *search],
     }
     return {name: [*those, "--threads", "1"] for name, those in words.items()}
 
@@ -87,18 +93,25 @@ def contents(out: Path) -> dict[str, Any]:
     for name in [name for name in found if name.endswith("config.yaml")]:
         lines = found[name].splitlines()
         found[name] = [line for line in lines if not line.startswith(b"out:")]
-    for name in [name for name in found if name.endswith("report.json")]:
-        report = json.loads(found[name])
-        del report["files"], report["latency_ms"]
-        for row in report["methods"]:
-            del row["seconds"]
-        for key in ("seconds", "evaluation_seconds"):
-            del report["search"][key]
-        found[name] = report
+    for name in [name for name in found if name.endswith(("report.json", "summary.json"))]:
+        found[name] = without_times(json.loads(found[name]))
+    for name in [name for name in found if name.endswith("summary.md")]:
+        found[name] = found[name].partition(b"## Minutes")[0]
+    for name in [name for name in found if name.endswith("methods.csv")]:
+        found[name] = [line.rpartition(b",")[0] for line in found[name].splitlines()]
     return found
 
 
-@pytest.mark.parametrize("command", ["pretrain", "train", "apply", "compare"])
+def without_times(value: Any) -> Any:
+    """Return a JSON value without the keys that hold times."""
+    if isinstance(value, list):
+        return [without_times(item) for item in value]
+    if isinstance(value, dict):
+        return {key: without_times(item) for key, item in value.items() if key not in TIMES}
+    return value
+
+
+@pytest.mark.parametrize("command", ["pretrain", "slimmable", "train", "apply", "compare", "grid"])
 def test_a_killed_command_goes_on_to_the_same_result(
     command: str, commands: dict[str, list[str]], run: Run, tmp_path: Path
 ) -> None:
