@@ -4,7 +4,7 @@ It is derived: the report does not list it, and the same command on a finished r
 """
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,11 @@ LIMITS = {
 }
 """What each limit of a budget asks, in words."""
 
-HEALTH = {
-    "entropy_per_bit": ("entropy of a bit; undecided = 0.693", "{:.3f}"),
-    "distance_to_uniform": ("distance of the keep probabilities from chance, 0 to 1", "{:.3f}"),
-    "equal_actions": ("share of an update's masks that were the same", "{:.1%}"),
-    "repaired": ("share of the bits that the budget repaired", "{:.1%}"),
+HEALTH: dict[str, tuple[str, Callable[[float], str]]] = {
+    "entropy_per_bit": ("entropy of a bit; undecided = 0.693", "{:.3f}".format),
+    "distance_to_uniform": ("distance of the keep probabilities from chance", percent),
+    "equal_actions": ("share of an update's masks that were the same", percent),
+    "repaired": ("share of the bits that the budget repaired", percent),
 }
 """Figures of an update by which a collapsed policy is recognised, and how they are written."""
 
@@ -345,8 +345,8 @@ def health_rows(content: Mapping[str, Any]) -> Facts:
     """
     health = (content["search"] or {}).get("health", {})
     return [
-        (words, *(form.format(health[name][when]) for when in ("first", "mean", "last")))
-        for name, (words, form) in HEALTH.items()
+        (words, *(written(health[name][when]) for when in ("first", "mean", "last")))
+        for name, (words, written) in HEALTH.items()
         if name in health
     ]
 

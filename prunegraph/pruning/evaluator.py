@@ -117,13 +117,12 @@ class Evaluator:
         subset = self._narrow(subset)
         key = (mask.digest(), _subset_digest(subset))
         if key not in self._cache:
-            outcome = self._log.get(*key) if self._log else None
-            if outcome is not None:
-                self.recalled += outcome.seconds
-            else:
-                outcome = self._measure(mask, subset)
-                if self._log is not None:
-                    self._log.add(outcome, key[1])
+            known = None if self._log is None else self._log.get(*key)
+            outcome = known or self._measure(mask, subset)
+            if known is not None:
+                self.recalled += known.seconds
+            elif self._log is not None:
+                self._log.add(outcome, key[1])
             self.num_networks += 1
             self.seconds += outcome.seconds
             self._cache[key] = outcome

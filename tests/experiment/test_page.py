@@ -121,7 +121,7 @@ def test_what_the_search_cost_and_how_it_ended_is_told(make_findings: Make) -> N
     assert facts["rank correlation of search and fine-tuned accuracy"] == "0.50"
     entropy = parsed.cells.index("entropy of a bit; undecided = 0.693")
     assert parsed.cells[entropy + 1 : entropy + 4] == ["0.690", "0.300", "0.050"]
-    assert "69.0%" in parsed.cells
+    assert "69.0 %" in parsed.cells
     assert "Before the fine-tune: LEARNED: 4 points above cem" in parsed.text
     same = make_findings(stage_one_verdict=[None, found.content["verdict_reason"]])
     assert "Before the fine-tune" not in Page(made(same)).text

@@ -47,10 +47,11 @@ from prunegraph.graph import StructureGraph
 from prunegraph.models import build_model, load_weights, weights_info
 from prunegraph.pruning.artefacts import MASK_FILE, load_pruned, read_info
 from prunegraph.pruning.finetune import FinetuneConfig, finetune
+from prunegraph.pruning.outcome_log import WRITE_EVERY, OutcomeLog
 from prunegraph.pruning.state import parameter_digest
 from prunegraph.rewards import RewardConfig
 from prunegraph.testing.toy_env import TOY_FEATURE_NAMES, ToyPruningEnv, toy_graphs
-from prunegraph.types import Budget
+from prunegraph.types import Budget, KeepMask, Outcome
 
 MAX_SECONDS = 5.0
 MAX_BYTES = 2**30
@@ -188,6 +189,23 @@ def scores_case(folder: Path, graph: StructureGraph) -> Case:
     return Case(path=path, mutate="json", read=lambda: evaluator.load(path))
 
 
+def outcomes_case(folder: Path, graph: StructureGraph, mask: KeepMask) -> Case:
+    """Return what an interrupted search of a baseline has found."""
+    path, log = folder / "outcomes.json", OutcomeLog(folder / "outcomes.json")
+    for number in range(WRITE_EVERY):
+        found = Outcome(
+            accuracy=0.5,
+            loss=1.0,
+            kl=None,
+            num_images=64,
+            cost=graph.cost(mask),
+            digest=f"{mask.digest()}{number}",
+            seconds=0.1,
+        )
+        log.add(found, "")
+    return Case(path=path, mutate="json", read=lambda: OutcomeLog(path).get(mask.digest(), ""))
+
+
 @pytest.fixture(scope="session")
 def cases(
     run_folder: Path,
@@ -257,6 +275,7 @@ def cases(
             read=lambda: SearchClock(made / "clock.json").read([]),
         ),
         "scores": scores_case(made, graph),
+        "outcomes": outcomes_case(made, graph, mask),
         "agent_checkpoint": agent_case(made),
         "finetune_checkpoint": finetune_case(made),
         "tar": Case(path=tar, mutate="tar", read=partial(load_tar, tar)),
@@ -271,6 +290,7 @@ def cases(
 NAMES = (
     *("weights", "weights_json", "weights_pth", "recipe", "pruned", "policy_json", "policy"),
     *("report", "history", "options", "candidates", "masks", "clock", "scores"),
+    "outcomes",
     *("agent_checkpoint", "finetune_checkpoint", "tar"),
     *("png", "jpeg", "bmp", "tiff", "webp", "ppm"),
 )
