@@ -56,7 +56,7 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
         store.add(measured(bench, APPLIED, config.seed, mask, probes))
         if config.max_latency is None:
             add_untrained(bench, store)
-            add_controls(bench, store, store.named(APPLIED))
+            add_controls(bench, store, store.named(APPLIED), console)
         save_policy(folder.path, policy)
         with Jobs(config, place) as jobs:
             for name in COMPARED:

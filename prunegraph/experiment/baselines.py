@@ -9,6 +9,7 @@ from prunegraph.experiment.amc import AmcSearch
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import Candidate, CandidateStore, add_found
 from prunegraph.experiment.config import SearchOptions
+from prunegraph.experiment.console import Console
 from prunegraph.experiment.jobs import Batch, Workplace
 from prunegraph.experiment.options import suggest
 from prunegraph.experiment.search import search_job
@@ -159,12 +160,14 @@ def run_pruner(
     )
 
 
-def add_controls(bench: Bench, store: CandidateStore, agent: Sequence[Candidate]) -> None:
+def add_controls(
+    bench: Bench, store: CandidateStore, agent: Sequence[Candidate], console: Console
+) -> None:
     """Add what L1 and chance choose at the widths of the agent's masks."""
-    for candidate in agent:
-        widths = bench.target.graph.group_widths(candidate.mask)
-        for criterion in CONTROL_CRITERIA:
-            pruner = at_widths(criterion, widths)
+    pairs = [(candidate, criterion) for candidate in agent for criterion in CONTROL_CRITERIA]
+    with console.progress("controls", len(pairs)) as report:
+        for number, (candidate, criterion) in enumerate(pairs, start=1):
+            pruner = at_widths(criterion, bench.target.graph.group_widths(candidate.mask))
             if store.get(pruner.name, candidate.seed) is None:
                 row = run_pruner(
                     bench,
@@ -175,6 +178,7 @@ def add_controls(bench: Bench, store: CandidateStore, agent: Sequence[Candidate]
                     counted=candidate.networks_evaluated,
                 )
                 store.add(row)
+            report(number)
 
 
 def _sampler_batch(

@@ -171,7 +171,7 @@ def _stage_one(config: CompareConfig, jobs: Jobs) -> Outcome:
     summary = agent_summary(jobs.place, [store], config, seeds=seeds)
     add_untrained(bench, store)
     add_initial(bench, store, config)
-    add_controls(bench, store, store.named(agent_name(config)))
+    add_controls(bench, store, store.named(agent_name(config)), jobs.place.console)
     return Outcome(
         candidates=list(store),
         search=summary.result,

@@ -79,7 +79,7 @@ def _stage_one(config: TrainConfig, jobs: Jobs) -> list[Outcome]:
         add_untrained(bench, store)
         add_initial(bench, store, config)
         if config.baselines != "none":
-            add_controls(bench, store, store.named(agent_name(config)))
+            add_controls(bench, store, store.named(agent_name(config)), jobs.place.console)
     return [
         Outcome(
             candidates=list(store),
