@@ -182,7 +182,8 @@ def _stage_one(config: CompareConfig, jobs: Jobs) -> Outcome:
 
 def _stage_two(jobs: Jobs, cells: Sequence[Cell]) -> None:
     """Fine-tune every cell; a mask and seed that two methods share once."""
-    graph, folder = jobs.place.benches[0].target.graph, jobs.place.folders[0]
+    bench, folder = jobs.place.benches[0], jobs.place.folders[0]
+    graph = bench.target.graph
     planned = {}
     for cell in cells:
         mask = graph.dense_mask() if cell.candidate is None else cell.candidate.mask
@@ -191,11 +192,16 @@ def _stage_two(jobs: Jobs, cells: Sequence[Cell]) -> None:
     missing = [
         item for item in planned.values() if not (folder.file(item[2]) / MASK_FILE).is_file()
     ]
+
+    def measure(values: tuple[Any, ...], _: None) -> None:
+        if bench.recipe().epochs:
+            _cell_accuracy(bench, folder.file(values[2]))
+
     finetunes = Batch(
         label="fine-tunes",
         job=finetune_job,
         arguments=missing,
-        keep=lambda values, _: _cell_accuracy(jobs.place.benches[0], folder.file(values[2])),
+        keep=measure,
         planned=len(planned),
         trains=True,
     )
