@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from searches import begin, read_rows
+from searches import GRADIENTS, TWINS, begin, read_rows
 
 from prunegraph.agent import AgentConfig, NetworkConfig
 from prunegraph.experiment.config import TrainConfig
@@ -28,8 +28,6 @@ from prunegraph.experiment.search import agent_config, search
 from prunegraph.files import write_json
 
 NO_OFFSETS = {"offset_rate": 0.0, "group_offset_rate": 0.0, "imagined_rate": 0.0}
-GRADIENTS = ("taylor", "rank_taylor", "mean_taylor")
-TWINS = ("twin_similarity", "twin_rank")
 NO_NOISE = {"group_noise_start": 0.0, "group_noise_end": 0.0}
 
 

@@ -14,6 +14,10 @@ from prunegraph.experiment.options import same_run, to_dict
 from prunegraph.experiment.report import machine
 from prunegraph.experiment.setup import keep_freed_memory
 
+GRADIENTS = ("taylor", "rank_taylor", "mean_taylor")
+TWINS = ("twin_similarity", "twin_rank")
+"""Features of a channel that a variant may not read."""
+
 
 def read_rows(path: Path) -> dict[str, Any]:
     """Return what is finished: a file's content, or one without rows."""

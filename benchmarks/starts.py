@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from searches import read_rows
 
@@ -25,7 +24,7 @@ from prunegraph.experiment.console import Console
 from prunegraph.experiment.finish import finetune_mask, load_finetuned
 from prunegraph.experiment.folder import CONFIG_FILE, RunFolder
 from prunegraph.experiment.options import load_config
-from prunegraph.experiment.report import machine, read_report
+from prunegraph.experiment.report import machine, read_report, spread
 from prunegraph.experiment.report import read_rows as method_rows
 from prunegraph.experiment.setup import keep_freed_memory, load_target
 from prunegraph.files import write_json
@@ -81,8 +80,7 @@ def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     for name, found in rows.items():
         masks = [value for key, value in found.items() if key != "dense"]
-        figures = [np.array([100.0 * mask[when] for mask in masks]) for when in ("before", "after")]
-        cells = [f"{values.mean():.2f} ± {values.std(ddof=1):.2f}" for values in figures]
+        cells = [spread([mask[when] for mask in masks]) for when in ("before", "after")]
         lines.append(
             f"| {name} | {100 * found['dense']:.2f} | {len(masks)} | {' | '.join(cells)} |"
         )

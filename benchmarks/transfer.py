@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from searches import begin, read_rows
+from searches import GRADIENTS, TWINS, begin, read_rows
 from torch import Tensor
 from torch_geometric.data import Data
 
@@ -38,9 +38,6 @@ from prunegraph.experiment.jobs import load_targets, make_workplace
 from prunegraph.experiment.search import policy_mask, search_budgets, search_lessons
 from prunegraph.files import write_json
 from prunegraph.types import Budget, FloatArray
-
-GRADIENTS = ("taylor", "rank_taylor", "mean_taylor")
-TWINS = ("twin_similarity", "twin_rank")
 
 
 class ShuffledNetwork(PruningNetwork):
