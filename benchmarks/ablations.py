@@ -24,7 +24,7 @@ from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.jobs import load_targets, make_workplace
-from prunegraph.experiment.search import agent_config, search
+from prunegraph.experiment.search import UNREAD, agent_config, search
 from prunegraph.files import write_json
 
 NO_OFFSETS = {"offset_rate": 0.0, "group_offset_rate": 0.0, "imagined_rate": 0.0}
@@ -33,7 +33,7 @@ NO_NOISE = {"group_noise_start": 0.0, "group_noise_end": 0.0}
 
 def without(*names: str) -> dict[str, Any]:
     """Return the policy network's options without some of the features that it reads."""
-    kept = [name for name in NetworkConfig().feature_names if name not in names]
+    kept = [name for name in NetworkConfig().feature_names if name not in (*names, *UNREAD)]
     return {"feature_names": tuple(kept)}
 
 
@@ -74,7 +74,11 @@ VARIANTS = {
         ppo=NO_OFFSETS | {"group_noise_rate": 0.0},
     ),
     "no_group_noise": Variant(what="independent bits alone explore", ppo=NO_NOISE),
-    "from_scratch": Variant(what="scores start from 0, not from Taylor", network={"prior": None}),
+    "from_scratch": Variant(what="scores start from 0", network={"prior": None}),
+    "taylor_start": Variant(
+        what="starts from Taylor per MAC and tries no other heuristic",
+        network=without("start") | {"prior": "prior"},
+    ),
     "no_edges": Variant(what="no messages along the graph", network={"use_edges": False}),
     "shuffled_edges": Variant(
         what="messages arrive at the wrong nodes", network={"shuffle_edges": True}
@@ -107,11 +111,11 @@ VARIANTS = {
     "large_updates": Variant(what="32 networks an update", options={"update_size": 32}),
     "proposals_4": Variant(what="runs the best foretold of 4", ppo={"proposals": 4}),
     "proposals_16": Variant(what="runs the best foretold of 16", ppo={"proposals": 16}),
-    "no_sensitivity": Variant(
-        what="reads no sensitivity of groups, and runs no network for it",
-        network=without("sensitivity"),
+    "sensitivity": Variant(
+        what="reads the sensitivity of groups, and runs a network a group for it",
+        network={"feature_names": NetworkConfig().feature_names},
     ),
-    "no_gradients": Variant(what="reads Taylor only in the prior", network=without(*GRADIENTS)),
+    "no_gradients": Variant(what="reads Taylor per MAC only", network=without(*GRADIENTS)),
     "no_twins": Variant(what="reads no similarity of channels", network=without(*TWINS)),
     "critic": Variant(what="the critic is subtracted", ppo={"use_critic": True}),
     "no_critic": Variant(what="the critic is not trained", ppo={"value_coefficient": 0.0}),

@@ -28,7 +28,14 @@ from searches import GRADIENTS, TWINS, begin, read_rows
 from torch import Tensor
 from torch_geometric.data import Data
 
-from prunegraph.agent import Lesson, NetworkConfig, PruningNetwork, TrainedPolicy, amortise
+from prunegraph.agent import (
+    Lesson,
+    NetworkConfig,
+    PruningNetwork,
+    TrainedPolicy,
+    amortise,
+    with_share,
+)
 from prunegraph.agent.amortise import HIDDEN
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.config import TrainConfig
@@ -36,6 +43,7 @@ from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.jobs import load_targets, make_workplace
 from prunegraph.experiment.search import policy_mask, search_budgets, search_lessons
+from prunegraph.experiment.suit import suit, uses
 from prunegraph.files import write_json
 from prunegraph.types import Budget, FloatArray
 
@@ -73,7 +81,8 @@ class Variant:
         network: of the policy network's options.
         hidden: features that the policy does not read.
         kind: class of the network.
-        share: of what was taught, beside the prior, in the scores.
+        share: of what was taught, beside the start, in the scores; None = as ``apply`` chooses it,
+            without a label.
         steps: factor on the number of lesson steps; 0 = untaught.
         members: policies with weights drawn apart, whose scores are averaged.
     """
@@ -82,7 +91,7 @@ class Variant:
     network: Mapping[str, Any] = field(default_factory=dict)
     hidden: Sequence[str] = HIDDEN
     kind: type[PruningNetwork] = PruningNetwork
-    share: float = 1.0
+    share: float | None = None
     steps: float = 1.0
     members: int = 1
 
@@ -95,40 +104,47 @@ class Variant:
     def _teach_one(self, lessons: Sequence[Lesson], steps: int, seed: int) -> TrainedPolicy:
         torch.manual_seed(seed)
         network = self.kind(dataclasses.replace(NetworkConfig(), **self.network)).eval()
-        return amortise(
+        taught = amortise(
             TrainedPolicy(network),
             lessons,
             steps=round(self.steps * steps),
             seed=seed,
             hidden=self.hidden,
-            share=self.share,
         )
+        return taught if self.share is None else with_share(taught, self.share)
 
 
 VARIANTS = {
-    "untaught": Variant(what="Taylor per MAC, what an untrained policy chooses", steps=0.0),
-    "default": Variant(what="as `prunegraph train` teaches"),
-    "half_way": Variant(what="half of what was taught, half the prior", share=0.5),
-    "average": Variant(what="four weight drawings that decide together", members=4),
-    "half_average": Variant(what="the same, half the prior", members=4, share=0.5),
+    "untaught": Variant(what="the heuristic that policies start from", steps=0.0, share=0.0),
+    "default": Variant(what="as `train` teaches and `apply` chooses the share of it"),
+    "whole": Variant(what="all of what was taught", share=1.0),
+    "half": Variant(what="half of it", share=0.5),
+    "average": Variant(what="four weight drawings that decide together", members=4, share=1.0),
+    "half_average": Variant(what="half of that", members=4, share=0.5),
     "small": Variant(what="half as wide", network={"hidden": 32}),
-    "small_average": Variant(what="eight such together", network={"hidden": 32}, members=8),
+    "small_average": Variant(
+        what="eight such together", network={"hidden": 32}, members=8, share=1.0
+    ),
     "more_steps": Variant(what="twice the steps", steps=2.0),
     "fewer_steps": Variant(what="a third of the steps", steps=1 / 3),
     "one_round": Variant(what="one round of messages", network={"layers": 1}),
     "three_rounds": Variant(what="three rounds", network={"layers": 3}),
     "no_edges": Variant(what="no messages along the graph", network={"use_edges": False}),
     "shuffled_edges": Variant(what="edges end anywhere", kind=ShuffledNetwork),
-    "from_scratch": Variant(what="scores start from 0", network={"prior": None}),
+    "from_scratch": Variant(what="scores start from 0", network={"prior": None}, share=1.0),
     "sensitivity": Variant(what="also reads the sensitivity of groups", hidden=()),
     "no_gradients": Variant(what="reads Taylor per multiply-add only", hidden=HIDDEN + GRADIENTS),
     "no_twins": Variant(what="reads nothing of twins", hidden=HIDDEN + TWINS),
 }
 
 
-def accuracy(policy: TrainedPolicy, bench: Bench, budget: Budget) -> float:
-    """Return the accuracy of the mask that a policy chooses."""
-    return bench.final_evaluator.evaluate(policy_mask(policy, bench, budget)).accuracy
+def accuracy(policy: TrainedPolicy, share: float | None, bench: Bench, budget: Budget) -> float:
+    """Return the accuracy of the mask that a policy chooses, or that ``apply`` would with it."""
+    if share is None:
+        mask = suit(policy, uses(policy, [bench], [budget])).masks[0]
+    else:
+        mask = policy_mask(policy, bench, budget)
+    return bench.final_evaluator.evaluate(mask).accuracy
 
 
 def benches_of(options: TrainConfig, folder: RunFolder) -> Sequence[Bench]:
@@ -186,9 +202,10 @@ def measure(known: argparse.Namespace, options: TrainConfig, content: dict[str, 
             seeds = content["rows"].setdefault(name, {})
             if str(seed) in seeds:
                 continue
-            policy = VARIANTS[name].teach(lessons, options.amortise_steps * options.networks, seed)
+            variant = VARIANTS[name]
+            policy = variant.teach(lessons, options.amortise_steps * options.networks, seed)
             seeds[str(seed)] = {
-                f"{weights} {budget.keep_macs}": accuracy(policy, bench, budget)
+                f"{weights} {budget.keep_macs}": accuracy(policy, variant.share, bench, budget)
                 for weights, bench in applied.items()
                 for budget in budgets
             }

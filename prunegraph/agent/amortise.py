@@ -69,7 +69,6 @@ def amortise(
     seed: int,
     initial: TrainedPolicy | None = None,
     hidden: Collection[str] = HIDDEN,
-    share: float = 1.0,
 ) -> TrainedPolicy:
     """Return a policy that gives the lessons' keep probabilities by itself.
 
@@ -85,8 +84,6 @@ def amortise(
         initial: the policy that the search began with, which goes on learning, so that it does not
             forget what it knew of other networks; None = a network drawn anew learns.
         hidden: features that a network drawn anew does not read.
-        share: of what was taught, beside the prior, in the scores of the policy that is returned: 1
-            suits the networks of the lessons, less suits networks that it has never seen.
     """
     channels = sum({id(lesson.graph): lesson.graph.num_classes for lesson in lessons}.values())
     steps = min(steps, max(MOST_CHANNEL_STEPS // channels, 1))
@@ -116,17 +113,23 @@ def amortise(
             loss = prepared[step % len(prepared)].loss(network, generator)
             (loss / len(turns)).backward()
         optimizer.step()
-    _move_to_prior(network, share)
-    record = {**policy.record, "amortise_steps": steps, "amortise_share": share}
+    record = {**policy.record, "amortise_steps": steps}
     return TrainedPolicy(network.eval(), record)
 
 
-@torch.no_grad()
-def _move_to_prior(network: PruningNetwork, share: float) -> None:
-    """Shrink what the heads add to the prior, the mistakes on other networks with it."""
-    for head in (network.channel_head, network.group_head):
-        for parameter in head[-1].parameters():
-            parameter.mul_(share)
+def with_share(policy: TrainedPolicy, share: float) -> TrainedPolicy:
+    """Return a policy of which a share counts beside the scores that it starts from.
+
+    Args:
+        policy: stays as it is.
+        share: 1 = the same policy, 0 = its start alone.
+    """
+    network = copy.deepcopy(policy.network)
+    with torch.no_grad():
+        for head in (network.channel_head, network.group_head):
+            for parameter in head[-1].parameters():
+                parameter.mul_(share)
+    return TrainedPolicy(network, {**policy.record, "share": share})
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

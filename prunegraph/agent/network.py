@@ -54,7 +54,7 @@ class NetworkConfig:
     relation_names: tuple[str, ...] = RELATION_NAMES
     context_names: tuple[str, ...] = CONTEXT_NAMES
     critic_only: tuple[str, ...] = COMPETITION_CONTEXT_NAMES
-    prior: str | None = "prior"
+    prior: str | None = "start"
     hidden: int = 64
     layers: int = 2
     heads: int = 4

@@ -14,6 +14,7 @@ from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.jobs import Batch, Workplace
 from prunegraph.experiment.report import History, SearchResult
 from prunegraph.experiment.search import SearchRun, given_policy, policy_mask, search_job
+from prunegraph.experiment.suit import SHARES, suit, uses
 from prunegraph.experiment.verdict import AGENT, INITIAL, UNTRAINED
 from prunegraph.files import write_json
 from prunegraph.reading import checked, read_json
@@ -119,7 +120,7 @@ def _finished(place: Workplace, name: str, seed: int) -> Path:
 def add_untrained(bench: Bench, store: CandidateStore) -> None:
     """Add the mask of an untrained policy."""
     if store.get(UNTRAINED, 0) is None:
-        config = NetworkConfig(feature_names=("prior",))  # all that it goes by
+        config = NetworkConfig(feature_names=("start",))  # all that it goes by
         mask = policy_mask(TrainedPolicy(PruningNetwork(config).eval()), bench, bench.budget)
         store.add(measured(bench, UNTRAINED, 0, mask, networks=0))
 
@@ -129,8 +130,8 @@ def add_initial(bench: Bench, store: CandidateStore, options: SearchOptions) -> 
     policy = given_policy(options)
     if policy is not None and store.get(INITIAL, 0) is None:
         probes = num_probes(bench.target.graph, policy.network.config.feature_names)
-        mask = policy_mask(policy, bench, bench.budget)
-        store.add(measured(bench, INITIAL, 0, mask, probes))
+        mask = suit(policy, uses(policy, [bench], [bench.budget])).masks[0]
+        store.add(measured(bench, INITIAL, 0, mask, probes + len(SHARES)))
 
 
 def measured(bench: Bench, name: str, seed: int, mask: Any, networks: int) -> Candidate:

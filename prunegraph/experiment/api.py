@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from prunegraph.errors import DataError
 from prunegraph.experiment.bench import num_probes
 from prunegraph.experiment.policies import find_policy
-from prunegraph.experiment.search import first_context
+from prunegraph.experiment.suit import SHARES, Use, suit
 from prunegraph.graph import (
     AttentionUnit,
     ExampleInputs,
@@ -20,13 +21,13 @@ from prunegraph.graph import (
     analyse,
     evaluation_mode,
 )
-from prunegraph.graph.encode import to_pyg
 from prunegraph.graph.features import node_features
+from prunegraph.pruners.start import choose_start
 from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.evaluation import place_images
 from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.latency import project_budget
-from prunegraph.pruning.statistics import measure, unlabelled_sensitivity
+from prunegraph.pruning.statistics import divergence, measure, sensitivity
 from prunegraph.types import Budget, KeepMask, SearchSplit, TrainSplit
 
 Batch = Tensor | tuple[Tensor, Tensor] | list[Tensor]
@@ -141,6 +142,7 @@ def prune(
         num_calibration=num_images,
         seed=seed,
         device=device,
+        kl=True,
         compensation=Compensation.on_images(model, graph, train, seed=seed, device=device)
         if reconstruct
         else None,
@@ -148,15 +150,24 @@ def prune(
     statistics = dict(measure(model, graph, train, seed=seed, device=device).arrays)
     names = trained.network.config.feature_names
     if "sensitivity" in names:
-        statistics["sensitivity"] = unlabelled_sensitivity(
-            model, graph, train, statistics["taylor"], seed=seed, device=device
-        )
+        statistics["sensitivity"] = sensitivity(evaluator, graph, statistics["taylor"], by="kl")
+    if "start" in names:
+        badness = partial(divergence, evaluator)
+        statistics["start"] = choose_start(badness, graph, statistics, budget).scores
     features = node_features(graph, statistics, budget, names)
-    scores = trained.logits(to_pyg(graph), features, first_context(budget))
-    mask = project_budget(model, graph, scores, budget, example_inputs)
+    use = Use(
+        graph=graph,
+        budget=budget,
+        features=features,
+        project=lambda scores: project_budget(model, graph, scores, budget, example_inputs),
+        badness=partial(divergence, evaluator),
+    )
+    suited = suit(trained, [use])
+    mask = suited.masks[0]
     report = {
         **structure_report(graph, mask, budget),
-        "networks_evaluated": num_probes(graph, names),
+        "networks_evaluated": num_probes(graph, names) + len(SHARES),
+        "share": suited.share,
         "calibration_images": len(index),
     }
     return PruneResult(model=evaluator.prune(mask), mask=mask, graph=graph, report=report)

@@ -18,8 +18,8 @@ from prunegraph.experiment.jobs import Jobs, Workplace, make_workplace
 from prunegraph.experiment.page import show_finished
 from prunegraph.experiment.policies import find_policy
 from prunegraph.experiment.report import SearchResult
-from prunegraph.experiment.search import policy_mask
 from prunegraph.experiment.setup import check_trainable, load_target
+from prunegraph.experiment.suit import SHARES, Suited, suit, uses
 from prunegraph.experiment.train import run_name
 from prunegraph.experiment.verdict import AGENT, UNTRAINED, is_control
 
@@ -46,14 +46,15 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
         warn_of_chance(bench, console)
         store = CandidateStore(folder.checkpoint("candidates.json"), target.graph)
         started = time.monotonic()
-        mask = policy_mask(policy, bench, config.budget())
+        suited = suit(policy, uses(policy, [bench], [bench.budget]))
         seconds = time.monotonic() - started
-        probes = num_probes(target.graph, policy.network.config.feature_names)
+        names = policy.network.config.feature_names
+        networks = num_probes(target.graph, names) + len(SHARES)
         console.say(
-            f"decided in {seconds:.0f} s, the time to measure what the policy reads on train "
-            "images; no search, no look at the search split"
+            f"decided in {seconds:.0f} s and {networks} networks on train images, without labels; "
+            f"no search, no look at the search split\n{_tell(suited)}"
         )
-        store.add(measured(bench, APPLIED, config.seed, mask, probes))
+        store.add(measured(bench, APPLIED, config.seed, suited.masks[0], networks))
         if config.max_latency is None:
             add_untrained(bench, store)
             add_controls(bench, store, store.named(APPLIED), console)
@@ -66,16 +67,25 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
                 candidates=list(store),
                 search=SearchResult(
                     seconds=seconds,
-                    networks_evaluated=probes,
+                    networks_evaluated=networks,
                     evaluation_seconds=0.0,
                 ),
-                details={"policy": dict(policy.record)},
+                details={"policy": dict(policy.record), "share": suited.share},
             )
             finetune_chosen(jobs, [outcome])
         report = finalise(config, bench, outcome, folder, console)
         folder.finish()
         console.say(f"written to {folder.path}")
         return report
+
+
+def _tell(suited: Suited) -> str:
+    """Return how much of the policy counts, and by what that was decided."""
+    tried = ", ".join(f"{100 * share:.0f} %: {kl:.3f}" for share, kl in suited.badness.items())
+    return (
+        f"{100 * suited.share:.0f} % of what the policy was taught counts, beside the heuristic "
+        f"that it starts from; divergence from the dense outputs with {tried}"
+    )
 
 
 def _warn_if_worse(rows: Sequence[Candidate], console: Console) -> None:

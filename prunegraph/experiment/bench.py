@@ -4,7 +4,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from prunegraph.experiment.setup import DEFAULT_DATASET, Target
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import node_features
 from prunegraph.models import load_weights, save_weights
+from prunegraph.pruners.start import STARTS, Start, choose_start
 from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.costly_statistics import LazyStatistics, measure_costly
 from prunegraph.pruning.evaluation import evaluate
@@ -33,9 +34,11 @@ from prunegraph.pruning.latency_table import LatencyTable, measure_latency_table
 from prunegraph.pruning.outcome_log import OutcomeLog
 from prunegraph.pruning.problem import PruningProblem
 from prunegraph.pruning.statistics import (
+    divergence,
     measure,
     num_sensitivity_networks,
-    unlabelled_sensitivity,
+    sensitivity,
+    unlabelled_evaluator,
 )
 from prunegraph.types import Budget, FloatArray, KeepMask
 
@@ -91,24 +94,37 @@ class Bench:
         )
 
     @cached_property
-    def sensitivity(self) -> FloatArray:
-        """How far the outputs move without half of each class's group ``[N]``; without labels."""
+    def unlabelled(self) -> Evaluator:
+        """An evaluator that compares outputs on train images: no label, no search image."""
         target = self.target
-        return unlabelled_sensitivity(
+        return unlabelled_evaluator(
             target.model,
             target.graph,
             target.dataset.train,
-            self.statistics["taylor"],
             calibration_images=self.options.calibration_images,
             seed=self.seed,
             device=target.device,
+            compensation=self.compensation,
         )
+
+    @cached_property
+    def sensitivity(self) -> FloatArray:
+        """How far the outputs move without half of each class's group ``[N]``; without labels."""
+        graph = self.target.graph
+        return sensitivity(self.unlabelled, graph, self.statistics["taylor"], by="kl")
+
+    def start(self, budget: Budget) -> Start:
+        """Return what policies start from: the heuristic that moves the outputs least."""
+        graph = self.target.graph
+        return choose_start(partial(divergence, self.unlabelled), graph, self.statistics, budget)
 
     def node_features(self, budget: Budget, names: Sequence[str]) -> FloatArray:
         """Return the named features of each channel class ``[N, F]``."""
         measured = dict(self.statistics)
         if "sensitivity" in names:
             measured["sensitivity"] = self.sensitivity
+        if "start" in names:
+            measured["start"] = self.start(budget).scores
         return node_features(self.target.graph, measured, budget, names)
 
     @property
@@ -240,9 +256,10 @@ def warn_of_chance(bench: Bench, console: Console) -> None:
         )
 
 
-def num_probes(graph: StructureGraph, names: Collection[str]) -> int:
+def num_probes(graph: StructureGraph, names: Collection[str], num_budgets: int = 1) -> int:
     """Return how many pruned networks are run to measure the named features."""
-    return num_sensitivity_networks(graph) if "sensitivity" in names else 0
+    starts = len(STARTS) * num_budgets if "start" in names else 0
+    return starts + (num_sensitivity_networks(graph) if "sensitivity" in names else 0)
 
 
 def ensure_dense(

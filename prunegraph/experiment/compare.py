@@ -116,7 +116,7 @@ def run_compare(config: CompareConfig, console: Console) -> dict[str, Any]:
     """Compare, print the table and the verdict, and return the report."""
     check_methods(config.methods)
     target = load_target(config, config.budget())
-    check_networks([target], config)
+    check_networks([target], config, config.budget())
     check_trainable(target, config)
     folder = open_run(config, config.out, f"compare-{run_name([target], config.budget())}")
     if folder.finished:

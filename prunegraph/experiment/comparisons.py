@@ -122,7 +122,7 @@ def look_ahead(parts: Sequence[CompareConfig]) -> float:
             datasets.add(target.dataset.name)
             graphs[network] = target.graph
             plans[network] = make_plan(Bench(target=target, options=part, seed=part.seed), part)
-            check_networks([target], part)
+            check_networks([target], part, part.budget())
         graph = graphs[network]
         graph.project(np.zeros(graph.num_classes, dtype=np.float32), part.budget())
         seconds += plans[network].seconds

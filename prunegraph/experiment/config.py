@@ -249,8 +249,6 @@ class SearchOptions:
             granularity group or constraint lagrangian.
         amortise_steps: steps for each network that the search may evaluate, after it, that teach
             the policy, which can be used on other networks, what was found; fewer for large ones.
-        amortise_share: of what was taught, beside the heuristic that the policy starts from, in its
-            scores: 1 suits the networks of the search, 0.5 networks that it has never seen.
         ray: evaluate the networks of a search on a Ray cluster: its address, auto (the one that
             this machine belongs to), or local.
     """
@@ -269,7 +267,6 @@ class SearchOptions:
     learning_rate: float = PPOConfig.learning_rate
     imagined_steps: int = 20
     amortise_steps: int = 3
-    amortise_share: float = 1.0
     ray: str | None = None
 
     def check(self) -> None:
@@ -279,7 +276,6 @@ class SearchOptions:
         check_at_least("learning_rate", self.learning_rate, 0.0)
         check_at_least("imagined_steps", self.imagined_steps, 0)
         check_at_least("amortise_steps", self.amortise_steps, 0)
-        check_between("amortise_share", self.amortise_share, 0.0, 1.0)
         check_at_least("refinements", self.refinements, 0)
         check_at_least("update_size", self.update_size, 2 * (1 + self.refinements))
         check_at_least("networks", self.networks, self.update_size)

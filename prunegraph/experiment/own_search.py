@@ -14,17 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunegraph.agent import AgentConfig, TrainedPolicy, train_agent
+from prunegraph.agent import train_agent
 from prunegraph.env import ChannelPruningEnv, PruningTask, cell_name
 from prunegraph.errors import ArtefactError, ConfigError, DataError, MaskError, ModelError
 from prunegraph.experiment.api import PruneResult, structure_report
 from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.policies import find_policy
-from prunegraph.experiment.search import agent_config, env_config, first_context
+from prunegraph.experiment.search import agent_config, env_config
+from prunegraph.experiment.suit import SHARES, Use, first_context, suit
 from prunegraph.files import write_json
 from prunegraph.graph import AttentionUnit, ExampleInputs, StructureGraph, analyse, unwrap
 from prunegraph.graph.encode import to_pyg
 from prunegraph.graph.features import node_features
+from prunegraph.pruners.start import STARTS, choose_start
 from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.evaluation import model_device, place_images
 from prunegraph.pruning.recalibration import measuring_batch_norm
@@ -87,6 +89,10 @@ class OwnEvaluator:
             self.found[mask] = self._measure(mask)
             self.num_networks += 1
         return self.found[mask]
+
+    def badness(self, mask: KeepMask) -> float:
+        """Return a mask's score with the sign changed."""
+        return -self.evaluate(mask).accuracy
 
     def draw_subset(self, size: int, seed: int) -> Tensor:
         """Return no positions: there is nothing to draw from."""
@@ -202,8 +208,10 @@ def search(
     """
     budget = Budget(keep_macs=keep_macs, keep_params=keep_params, round_to=round_to)
     initial = None if policy is None else find_policy(Path(policy))
-    config = _agent_config(initial, seed)
-    least = config.episodes_per_update + 1 + LAST
+    config = agent_config(SearchOptions(), seed, initial)
+    names = config.network.feature_names
+    tried = (len(STARTS) if "start" in names else 0) + (len(SHARES) if initial else 0)
+    least = config.episodes_per_update + 1 + LAST + tried
     if networks < least:
         msg = f"networks={networks} allows no update of the policy: give at least {least}"
         raise ConfigError(msg)
@@ -220,15 +228,27 @@ def search(
         recalibrate=lambda network: _recalibrate(network, batches, loss),
         compensation=_compensation(dense, graph, batches, loss) if reconstruct else None,
     )
-    statistics = measure_by(dense, graph, batches, loss)
-    features = node_features(graph, statistics, budget, config.network.feature_names)
+    statistics = dict(measure_by(dense, graph, batches, loss))
+    scores_file = None if checkpoint is None else Path(checkpoint).with_suffix(".json")
+    if scores_file is not None and scores_file.is_file():
+        evaluator.load(scores_file)
+    if "start" in names:
+        start = choose_start(evaluator.badness, graph, statistics, budget)
+        statistics["start"] = start.scores
+    features = node_features(graph, statistics, budget, names)
+    if initial is not None:
+        use = Use(
+            graph=graph,
+            budget=budget,
+            features=features,
+            project=partial(graph.project, budget=budget),
+            badness=evaluator.badness,
+        )
+        initial = suit(initial, [use]).policy
     task = PruningTask(
         name="network", graph=graph, node_features=features, evaluator=evaluator, budget=budget
     )
     environment = replace(env_config(SearchOptions(), config, seed), subset_size=None)
-    scores_file = None if checkpoint is None else Path(checkpoint).with_suffix(".json")
-    if scores_file is not None and scores_file.is_file():
-        evaluator.load(scores_file)
 
     def report_update(record: dict[str, Any]) -> None:
         if scores_file is not None:
@@ -257,15 +277,6 @@ def search(
     report["pruned"]["score"] = fitting[chosen].accuracy
     report["networks_evaluated"] = result.networks_evaluated + LAST
     return PruneResult(model=evaluator.prune(chosen), mask=chosen, graph=graph, report=report)
-
-
-def _agent_config(initial: TrainedPolicy | None, seed: int) -> AgentConfig:
-    """Return the options of ``prunegraph train``'s agent, without a feature that runs networks."""
-    config = agent_config(SearchOptions(), seed, initial)
-    if initial is not None:
-        return config
-    names = tuple(name for name in config.network.feature_names if name != "sensitivity")
-    return replace(config, network=replace(config.network, feature_names=names))
 
 
 def _compensation(

@@ -6,11 +6,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from prunegraph.agent import (
-    CONTEXT_NAMES,
     AgentConfig,
     Lesson,
     NetworkConfig,
@@ -32,6 +30,8 @@ from prunegraph.experiment.jobs import Workplace
 from prunegraph.experiment.policies import find_policy
 from prunegraph.experiment.pool import Pool, PooledEvaluator, SearchEvaluator, num_threads
 from prunegraph.experiment.search_clock import SearchClock
+from prunegraph.experiment.suit import SHARES, first_context, suit, uses
+from prunegraph.graph import StructureGraph
 from prunegraph.graph.encode import to_pyg
 from prunegraph.graph.features import LAST_NAMES
 from prunegraph.rewards import RewardConfig, unpack_bits
@@ -42,6 +42,9 @@ FINALISTS = 8
 
 SEARCH_FLOOR = -10.0
 """Losing masks are told apart however far they lose: on digits most lose by more than 10 points."""
+
+UNREAD = ("sensitivity",)
+"""Features that a search's policy does not read: a run of a network for each group, and no gain."""
 
 DEFAULT_SUBSET = 1500
 """Search images an update scores its networks on."""
@@ -57,7 +60,7 @@ class SearchRun:
         seconds: wall time.
         evaluation_seconds: of it, inside surgery, recalibration and evaluation; that of all
             workers together, where several evaluate.
-        networks_evaluated: pruned networks run, finalists and sensitivity probes included.
+        networks_evaluated: pruned networks run, finalists and what the policy reads included.
         history: one record an update.
         greedy: for each network the curve of the policy's own masks, see ``greedy_curve``.
     """
@@ -86,12 +89,6 @@ def policy_mask(
     features = bench.node_features(budget, policy.network.config.feature_names)
     scores = policy.logits(to_pyg(graph), features, first_context(budget))
     return bench.project(scores if offsets is None else scores + offsets, budget)
-
-
-def first_context(budget: Budget) -> FloatArray:
-    """Return the context of an episode's first observation, the critic's columns left at 0."""
-    values = {"cost_so_far": 1.0, "keep_macs": 1.0, "keep_params": 1.0} | budget.as_dict()
-    return np.array([values.get(name, 0.0) for name in CONTEXT_NAMES], dtype=np.float32)
 
 
 def search_job(place: Workplace, options: SearchOptions, name: str, seed: int) -> SearchRun:
@@ -133,7 +130,7 @@ def search(
             result is the same.
         config: the agent's options, its seed among them; default: those of ``agent_config``.
     """
-    initial = given_policy(options)
+    initial = _suited(given_policy(options), benches, options)
     config = config or agent_config(options, seed, initial)
     assert config.seed == seed
     tables = _tables(benches, config, pool)
@@ -141,7 +138,7 @@ def search(
         benches, options, tables, config, name=name, folder=folder, console=console, initial=initial
     )
     tasks, evaluators = tables[0].tasks, [item for table in tables for item in table.evaluators]
-    networks = result.networks_evaluated + _probes(benches, config)
+    networks = result.networks_evaluated + _probes(benches, options, config)
     unused = options.networks * len(benches) - networks
     finalists = [
         _finalists(result, bench, task, number, max(unused // len(benches), FINALISTS))
@@ -155,8 +152,7 @@ def search(
     path = folder.checkpoint(f"policy-{_label(name, seed)}.safetensors")
     steps = options.amortise_steps * options.networks if options.learning_rate else 0
     lessons = found_lessons(result, benches, options)
-    share = options.amortise_share
-    taught = amortise(result.policy, lessons, steps=steps, seed=seed, initial=initial, share=share)
+    taught = amortise(result.policy, lessons, steps=steps, seed=seed, initial=initial)
     origin = _origin(benches, options, seed, initial)
     save_policy(path, TrainedPolicy(taught.network, {**taught.record, **origin}))
     seconds, evaluation_seconds = clock.read(evaluators)
@@ -177,6 +173,16 @@ def search(
             for number, (bench, task) in enumerate(zip(benches, tasks, strict=True))
         ),
     )
+
+
+def _suited(
+    initial: TrainedPolicy | None, benches: Sequence[Bench], options: SearchOptions
+) -> TrainedPolicy | None:
+    """Return the policy to begin with, as far as it suits the networks."""
+    if initial is None:
+        return None
+    budgets = search_budgets(options, benches[0].budget) or (benches[0].budget,)
+    return suit(initial, uses(initial, benches, budgets)).policy
 
 
 def _origin(
@@ -218,8 +224,25 @@ def _label(name: str, seed: int) -> str:
     return f"{name.replace('/', '-')}-{seed}"
 
 
-def _probes(benches: Sequence[Bench], config: AgentConfig) -> int:
-    return sum(num_probes(bench.target.graph, config.network.feature_names) for bench in benches)
+def _probes(benches: Sequence[Bench], options: SearchOptions, config: AgentConfig) -> int:
+    graphs, names = [bench.target.graph for bench in benches], config.network.feature_names
+    return sum(probes_of(graph, names, options, benches[0].budget) for graph in graphs)
+
+
+def probes_of(
+    graph: StructureGraph, names: Sequence[str], options: SearchOptions, budget: Budget
+) -> int:
+    """Return how many networks a search runs for the features of one network.
+
+    Args:
+        graph: the network.
+        names: of the features.
+        options: how to search.
+        budget: the run's own.
+    """
+    searched = search_budgets(options, budget) or (budget,)
+    probes = num_probes(graph, names, num_budgets=len({budget, *searched}))
+    return probes + (len(SHARES) * len(searched) if options.policy is not None else 0)
 
 
 def _train(
@@ -237,7 +260,8 @@ def _train(
     label = _label(name, config.seed)
     clock = SearchClock(folder.checkpoint(f"search-{label}.json"))
     evaluators = [item for table in tables for item in table.evaluators]
-    allowed = options.networks * len(benches) - _probes(benches, config) - FINALISTS * len(benches)
+    probes = _probes(benches, options, config)
+    allowed = (options.networks - FINALISTS) * len(benches) - probes
     environment = env_config(options, config, config.seed, benches[0].budget)
     with console.progress(f"search {name}, seed {config.seed}", allowed) as report:
         result = train_agent(
@@ -345,7 +369,8 @@ def agent_config(
         floor=SEARCH_FLOOR,
     )
     one_step = options.granularity == "network" and options.constraint == "bias"
-    names = NetworkConfig.feature_names + (LAST_NAMES if options.refinements else ())
+    names = tuple(name for name in NetworkConfig.feature_names if name not in UNREAD)
+    names += LAST_NAMES if options.refinements else ()
     return AgentConfig(
         network=NetworkConfig(feature_names=names) if initial is None else initial.network.config,
         ppo=PPOConfig(

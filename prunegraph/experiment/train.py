@@ -20,7 +20,7 @@ from prunegraph.experiment.baselines import (
     add_controls,
     baseline_batches,
 )
-from prunegraph.experiment.bench import num_probes, warn_of_chance
+from prunegraph.experiment.bench import warn_of_chance
 from prunegraph.experiment.candidates import CandidateStore
 from prunegraph.experiment.config import SearchOptions, TrainConfig
 from prunegraph.experiment.console import Console
@@ -28,7 +28,13 @@ from prunegraph.experiment.finalise import Outcome, finalise, finetune_chosen
 from prunegraph.experiment.folder import RunFolder, open_run, slug
 from prunegraph.experiment.jobs import Jobs, load_targets, make_workplace
 from prunegraph.experiment.page import show_finished
-from prunegraph.experiment.search import FINALISTS, agent_config, given_policy, search_budgets
+from prunegraph.experiment.search import (
+    FINALISTS,
+    agent_config,
+    given_policy,
+    probes_of,
+    search_budgets,
+)
 from prunegraph.experiment.setup import Target, check_trainable
 from prunegraph.experiment.verdict import SAMPLER, verdict_line
 from prunegraph.types import Budget
@@ -37,7 +43,7 @@ from prunegraph.types import Budget
 def run_train(config: TrainConfig, console: Console) -> dict[str, Any]:
     """Do the main job, and return the report of the first network."""
     targets = load_targets(config)
-    check_networks(targets, config)
+    check_networks(targets, config, config.budget())
     for target in targets:
         check_trainable(target, config)
     folder = open_run(config, config.out, run_name(targets, config.budget()))
@@ -100,7 +106,7 @@ def baseline_names(config: TrainConfig) -> tuple[str, ...]:
     }[config.baselines]
 
 
-def check_networks(targets: Sequence[Target], options: SearchOptions) -> None:
+def check_networks(targets: Sequence[Target], options: SearchOptions, budget: Budget) -> None:
     """Raise an error if a search could make no update, or the policy to begin with is not there.
 
     Raises:
@@ -112,7 +118,7 @@ def check_networks(targets: Sequence[Target], options: SearchOptions) -> None:
         for budget in search_budgets(options, None) or ():
             target.graph.project(np.zeros(target.graph.num_classes, dtype=np.float32), budget)
     names = agent_config(options, 0, given_policy(options)).network.feature_names
-    probes = [num_probes(target.graph, names) + FINALISTS for target in targets]
+    probes = [probes_of(target.graph, names, options, budget) + FINALISTS for target in targets]
     cells = len(targets) * max(len(options.budgets), 1)
     update = options.update_size + min(cells, options.update_size)
     least = math.ceil((sum(probes) + update) / len(targets))

@@ -1,8 +1,8 @@
 """What the policy sees of each channel class and each operation: a named, documented schema.
 
 Features do not depend on how much may remain, which joins the policy later as context. The one
-exception is *what* is limited: ``prior`` divides by the parameters that a class frees where a
-budget limits parameters alone, and by its MACs otherwise.
+exceptions are ``start``, which is chosen for a budget, and *what* is limited: ``prior`` divides by
+the parameters that a class frees where a budget limits parameters alone, and by its MACs otherwise.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,8 @@ GROUP_STATISTICS = ("taylor", "l1", "bn_scale", "activation_mean", "prior")
 """Columns whose mean over the group is a feature."""
 
 FEATURE_DOCS: dict[str, str] = {
-    "prior": "log(Taylor per MAC freed): the heuristic that the policy starts from",
+    "start": "what the policy starts from (see ``pruners.start``); ``prior`` where none is given",
+    "prior": "log(Taylor per MAC freed)",
     "taylor": "log of the first-order Taylor importance",
     "l1": "log of the L1 norm of the producing filters",
     "l2": "log of their L2 norm",
@@ -91,8 +92,6 @@ def prior_scores(
 ) -> FloatArray:
     """Return the standardised log of Taylor importance per unit of cost.
 
-    The score that an untrained policy starts from and that searches move.
-
     Args:
         graph: the structure.
         statistics: measured arrays ``[N]``; ``"taylor"`` is used.
@@ -102,7 +101,7 @@ def prior_scores(
         ``[N]``, mean 0 and deviation 1 over the free classes, clipped to [-5, 5]; frozen 0.
     """
     per_cost = _log(graph, statistics["taylor"]) - _log(graph, class_cost(graph, budget))
-    return _finish(graph, _standardise(graph, per_cost))
+    return standardised(graph, per_cost)
 
 
 def class_cost(graph: StructureGraph, budget: Budget | None = None) -> Float64Array:
@@ -163,8 +162,8 @@ def node_features(
 
     Args:
         graph: the structure.
-        statistics: measured arrays ``[N]`` (see ``pruning.statistics``); ``"sensitivity"`` may be
-            left out.
+        statistics: measured arrays ``[N]`` (see ``pruning.statistics``); ``"sensitivity"`` and
+            ``"start"`` may be left out.
         budget: used only to choose the unit of ``prior``.
         names: of the F features, in order; those of ``LAST_NAMES`` are as in a first step.
 
@@ -174,6 +173,7 @@ def node_features(
     columns: dict[str, FloatArray | Float64Array] = {
         "prior": prior_scores(graph, statistics, budget)
     }
+    columns["start"] = statistics.get("start", columns["prior"])
     for name in LOG_STATISTICS:
         columns[name] = _standardise(graph, _log(graph, statistics[name]))
     for name in ("apoz", "twin_similarity"):
@@ -258,6 +258,11 @@ def _standardise(graph: StructureGraph, values: FloatArray | Float64Array) -> Fl
     if deviation <= 1e-7 * max(float(np.abs(free).max()), 1e-30):  # equal but for rounding
         return np.zeros(graph.num_classes)
     return centred / deviation
+
+
+def standardised(graph: StructureGraph, values: FloatArray | Float64Array) -> FloatArray:
+    """Return ``[N]`` mean 0 and deviation 1 over the free classes, clipped to [-5, 5]; frozen 0."""
+    return _finish(graph, _standardise(graph, values))
 
 
 def _finish(graph: StructureGraph, values: FloatArray | Float64Array) -> FloatArray:

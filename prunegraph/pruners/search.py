@@ -8,7 +8,8 @@ from torch import Tensor
 
 from prunegraph.errors import ConfigError
 from prunegraph.graph import StructureGraph
-from prunegraph.graph.features import prior_scores, rank_in_group
+from prunegraph.graph.features import rank_in_group
+from prunegraph.pruners.start import STARTS, choose_start
 from prunegraph.pruning.problem import PrunerResult, PruningProblem
 from prunegraph.types import Float64Array, IntArray, KeepMask, Outcome
 
@@ -130,7 +131,10 @@ class RandomSearch:
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropySearch:
-    """Cross-entropy method over one offset a group, added to Taylor per MAC (``prior_scores``).
+    """Cross-entropy method over one offset a group, added to the best heuristic's scores.
+
+    That heuristic is the best of ``STARTS`` (of one for each step, if there are fewer steps) on one
+    subset of the search images; the agent chooses its own among the same, by train images.
 
     Each step draws a population of offsets from a diagonal normal distribution, projects each to
     the budget, scores all on one fresh random subset of the search images, and refits the
@@ -177,7 +181,14 @@ class CrossEntropySearch:
         """Search, and choose the best finalist."""
         run = SearchRun(problem)
         rng = np.random.default_rng(problem.seed)
-        prior = prior_scores(problem.graph, problem.statistics, problem.budget).astype(np.float64)
+        subset = run.subset(self.subset_size, int(rng.integers(2**31)))
+        prior = choose_start(
+            lambda mask: self._badness(problem.evaluator.evaluate(mask, subset)),
+            problem.graph,
+            problem.statistics,
+            problem.budget,
+            STARTS[: max(problem.max_networks // self.population, 1)],
+        ).scores.astype(np.float64)
         steps = np.unique(problem.graph.group_of[problem.graph.free])
         mean, deviation = np.zeros(len(steps)), np.full(len(steps), self.sigma)
         latest: list[KeepMask] = []

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from prunegraph.errors import ModelError
 from prunegraph.graph import StructureGraph
+from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.evaluation import model_device
 from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.filter_statistics import filter_statistics
@@ -31,8 +32,8 @@ STATISTIC_NAMES: tuple[str, ...] = (
 )
 """The arrays of ``Statistics``; ``"sensitivity"`` is measured apart, since it runs networks."""
 
-SENSITIVITY_IMAGES = 512
-"""Train images that ``unlabelled_sensitivity`` compares pruned and dense outputs on."""
+UNLABELLED_IMAGES = 512
+"""Train images that ``unlabelled_evaluator`` compares pruned and dense outputs on."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -245,10 +246,9 @@ def sensitivity(
     """
 
     def measured(mask: KeepMask) -> float:
-        outcome = evaluator.evaluate(mask, subset)
-        value = outcome.loss if by == "loss" else outcome.kl
-        assert value is not None
-        return value
+        if by == "kl":
+            return divergence(evaluator, mask, subset)
+        return evaluator.evaluate(mask, subset).loss
 
     dense = measured(graph.dense_mask())
     gains = np.zeros(graph.num_classes, dtype=np.float32)
@@ -263,40 +263,45 @@ def sensitivity(
     return gains
 
 
-def unlabelled_sensitivity(
+def unlabelled_evaluator(
     model: nn.Module,
     graph: StructureGraph,
     train: TrainSplit,
-    scores: FloatArray,
     *,
     calibration_images: int = 1024,
     seed: int = 0,
     device: str | torch.device = "cpu",
-) -> FloatArray:
-    """Return the sensitivity by divergence on train images: it uses neither labels nor searches.
+    compensation: Compensation | None = None,
+) -> Evaluator:
+    """Return an evaluator that measures the divergence from the dense outputs on train images.
+
+    For what a policy may know of a network that it is applied to: no label, no search image.
 
     Args:
         model: the dense network.
         graph: its structure.
-        train: images; ``SENSITIVITY_IMAGES`` of them are drawn.
-        scores: ``[N]``, the group's lowest go.
+        train: images; ``UNLABELLED_IMAGES`` of them are drawn.
         calibration_images: images that recalibrate batch norm.
         seed: fixes the images.
         device: where networks run.
-
-    Returns:
-        ``[N]``, see ``sensitivity``.
+        compensation: changes the weights that stay; None = they stay as they are.
     """
     drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
-    images = SearchSplit(train.source, train.index[drawn[:SENSITIVITY_IMAGES]])
-    evaluator = Evaluator(
+    return Evaluator(
         model,
         graph,
-        search=images,
+        search=SearchSplit(train.source, train.index[drawn[:UNLABELLED_IMAGES]]),
         calibration=train,
         num_calibration=calibration_images,
         seed=seed,
         device=device,
         kl=True,
+        compensation=compensation,
     )
-    return sensitivity(evaluator, graph, scores, by="kl")
+
+
+def divergence(evaluator: Evaluator, mask: KeepMask, subset: Tensor | None = None) -> float:
+    """Return a mask's KL divergence from the dense outputs in nats; the evaluator measures it."""
+    value = evaluator.evaluate(mask, subset).kl
+    assert value is not None
+    return value

@@ -90,7 +90,7 @@ def test_the_policy_that_is_taught_stays_as_it_is(
     fresh = PruningNetwork(NetworkConfig())
     for name, value in fresh.state_dict().items():
         assert torch.equal(untaught.network.state_dict()[name], value)
-    assert taught.record == {"seed": 3, "amortise_steps": 150, "amortise_share": 1.0}
+    assert taught.record == {"seed": 3, "amortise_steps": 150}
     assert not taught.network.training
 
 
@@ -124,15 +124,6 @@ def test_a_taught_policy_reads_no_feature_that_runs_networks(
     untaught: TrainedPolicy, taught: TrainedPolicy
 ) -> None:
     assert set(seen_by(untaught)) - set(seen_by(taught)) == {"sensitivity"}
-
-
-def test_half_of_what_was_taught_lies_between_it_and_the_prior(untaught: TrainedPolicy) -> None:
-    about = lesson(24)
-    half, whole = (amortise(untaught, [about], steps=3, seed=0, share=s) for s in (0.5, 1.0))
-    features = about.node_features[:, [FEATURE_NAMES.index(n) for n in seen_by(half)]]
-    one, other = (policy.logits(to_pyg(about.graph), features, CONTEXT) for policy in (half, whole))
-    prior = about.node_features[:, FEATURE_NAMES.index("prior")]
-    np.testing.assert_allclose(one, (other + prior) / 2.0, atol=1e-5)
 
 
 def test_no_steps_return_the_policy_itself(untaught: TrainedPolicy) -> None:

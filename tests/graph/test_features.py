@@ -89,7 +89,7 @@ def test_features_do_not_depend_on_how_much_may_remain(
         for name in FEATURE_NAMES
         if not np.array_equal(column(tight, name), column(params, name))
     ]
-    assert changed == ["prior", "mean_prior"]
+    assert changed == ["start", "prior", "mean_prior"]
 
 
 def test_the_prior_is_the_standardised_log_of_taylor_per_mac(

@@ -15,7 +15,7 @@ from prunegraph.pruning.statistics import (
     measure,
     num_sensitivity_networks,
     sensitivity,
-    unlabelled_sensitivity,
+    unlabelled_evaluator,
 )
 from prunegraph.types import Dataset, TrainSplit
 
@@ -216,10 +216,11 @@ def test_the_policys_sensitivity_needs_no_labels(
     source = copy.copy(digits.train.source)
     source.labels = source.labels.flip(0)  # type: ignore[misc]
     mislabelled = TrainSplit(source, digits.train.index)
-    gains, same = (
-        unlabelled_sensitivity(digits_net, digits_graph, train, scores, calibration_images=64)
+    evaluators = [
+        unlabelled_evaluator(digits_net, digits_graph, train, calibration_images=64)
         for train in (digits.train, mislabelled)
-    )
+    ]
+    gains, same = (sensitivity(item, digits_graph, scores, by="kl") for item in evaluators)
     assert (gains == same).all()
     assert not gains[digits_graph.frozen].any()
     assert (gains[digits_graph.free] > 0.0).any()

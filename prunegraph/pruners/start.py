@@ -1,0 +1,81 @@
+"""Where searches begin: of a few heuristics the one whose mask is best before any search."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from prunegraph.graph import StructureGraph
+from prunegraph.graph.features import num_producers, prior_scores, rank_in_group, standardised
+from prunegraph.pruners.criteria import importance
+from prunegraph.types import Budget, FloatArray, KeepMask
+
+PRIOR = "taylor/per_mac"
+
+STARTS = (
+    PRIOR,
+    "taylor/skip_full",
+    "taylor/uniform",
+    "fpgm/skip_full",
+    "fpgm/uniform",
+    "l2/skip_full",
+    "l2/uniform",
+    "activation/uniform",
+)
+"""Heuristics that cost one look at the dense network, and differ. None is the best everywhere."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Start:
+    """What a search moves.
+
+    Attributes:
+        name: the heuristic, one of ``STARTS``.
+        scores: ``[N]`` higher = keep; mean 0 and deviation 1 over the free classes, frozen 0.
+        badness: heuristic -> what was minimised.
+    """
+
+    name: str
+    scores: FloatArray
+    badness: Mapping[str, float]
+
+
+def start_scores(
+    name: str, graph: StructureGraph, statistics: Mapping[str, FloatArray], budget: Budget
+) -> FloatArray:
+    """Return a heuristic's scores ``[N]`` on the scale on which policies decide.
+
+    Args:
+        name: one of ``STARTS``.
+        graph: the structure.
+        statistics: measured arrays ``[N]``.
+        budget: decides what ``per_mac`` divides by.
+    """
+    if name == PRIOR:
+        return prior_scores(graph, statistics, budget)
+    criterion, allocation = name.split("/")
+    values = rank_in_group(graph, importance(criterion, statistics, graph.num_classes, seed=0))
+    if allocation == "skip_full":
+        values += num_producers(graph) > 1
+    return standardised(graph, values)
+
+
+def choose_start(
+    badness: Callable[[KeepMask], float],
+    graph: StructureGraph,
+    statistics: Mapping[str, FloatArray],
+    budget: Budget,
+    names: Sequence[str] = STARTS,
+) -> Start:
+    """Run the mask of each heuristic and return the best one.
+
+    Args:
+        badness: of a mask, lower = better, as the divergence from the dense network's outputs.
+        graph: the structure.
+        statistics: measured arrays ``[N]``.
+        budget: what may remain; a latency does not count.
+        names: which of ``STARTS`` are tried; of equal ones the first is taken.
+    """
+    scores = {name: start_scores(name, graph, statistics, budget) for name in names}
+    limits = budget.without_latency()
+    found = {name: badness(graph.project(values, limits)) for name, values in scores.items()}
+    best = min(names, key=lambda name: found[name])
+    return Start(name=best, scores=scores[best], badness=found)

@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+import torch
+
+from prunegraph.agent import NetworkConfig, PruningNetwork, TrainedPolicy, with_share
+from prunegraph.experiment.suit import SHARES, Use, first_context, suit
+from prunegraph.graph import StructureGraph, analyse
+from prunegraph.graph.encode import to_pyg
+from prunegraph.graph.features import FEATURE_NAMES
+from prunegraph.models import build_model
+from prunegraph.types import Budget, FloatArray, KeepMask
+
+BUDGET = Budget(keep_macs=0.5)
+
+
+@pytest.fixture(scope="module")
+def graph() -> StructureGraph:
+    model = build_model("digits_resnet8_w8", num_classes=10, image_shape=(1, 8, 8))
+    return analyse(model.eval(), torch.zeros(1, 1, 8, 8))
+
+
+@pytest.fixture(scope="module")
+def features(graph: StructureGraph) -> FloatArray:
+    values = np.random.default_rng(0).normal(size=(graph.num_classes, len(FEATURE_NAMES)))
+    return values.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def policy() -> TrainedPolicy:
+    torch.manual_seed(0)
+    network = PruningNetwork(NetworkConfig()).eval()
+    torch.nn.init.normal_(network.channel_head[-1].weight)
+    return TrainedPolicy(network, {"seed": 3})
+
+
+def scores(policy: TrainedPolicy, graph: StructureGraph, features: FloatArray) -> FloatArray:
+    return policy.logits(to_pyg(graph), features, first_context(BUDGET))
+
+
+def test_a_share_of_a_policy_lies_between_its_start_and_all_of_it(
+    policy: TrainedPolicy, graph: StructureGraph, features: FloatArray
+) -> None:
+    start = features[:, FEATURE_NAMES.index("start")]
+    whole = scores(policy, graph, features)
+    half, none = (scores(with_share(policy, share), graph, features) for share in (0.5, 0.0))
+    np.testing.assert_allclose(half, (whole + start) / 2.0, atol=1e-5)
+    np.testing.assert_allclose(none, start, atol=1e-6)
+    np.testing.assert_array_equal(scores(policy, graph, features), whole)
+
+
+@pytest.mark.parametrize("best", SHARES)
+def test_the_share_whose_mask_is_best_is_taken(
+    best: float, policy: TrainedPolicy, graph: StructureGraph, features: FloatArray
+) -> None:
+    wanted = graph.project(scores(with_share(policy, best), graph, features), BUDGET)
+
+    def badness(mask: KeepMask) -> float:
+        return float((mask.keep != wanted.keep).sum())
+
+    use = Use(
+        graph=graph,
+        budget=BUDGET,
+        features=features,
+        project=lambda values: graph.project(values, BUDGET),
+        badness=badness,
+    )
+    suited = suit(policy, [use])
+    assert suited.share == best
+    assert suited.badness[best] == 0.0
+    assert suited.masks[0] == wanted
+    assert suited.policy.record == {"seed": 3, "share": best}
+
+
+def test_where_all_are_alike_the_policy_adds_nothing(
+    policy: TrainedPolicy, graph: StructureGraph, features: FloatArray
+) -> None:
+    use = Use(
+        graph=graph,
+        budget=BUDGET,
+        features=features,
+        project=lambda values: graph.project(values, BUDGET),
+        badness=lambda mask: 1.0,
+    )
+    assert suit(policy, [use, use]).share == 0.0

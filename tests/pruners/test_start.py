@@ -1,0 +1,56 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from prunegraph.graph.features import prior_scores
+from prunegraph.pruners import make_pruner
+from prunegraph.pruners.start import STARTS, choose_start, start_scores
+from prunegraph.pruning import PruningProblem
+from prunegraph.types import Budget, KeepMask
+
+MakeProblem = Callable[..., PruningProblem]
+
+
+@pytest.mark.parametrize("name", STARTS)
+@pytest.mark.parametrize("budget", [Budget(keep_macs=0.4), Budget(keep_params=0.4)])
+def test_a_start_keeps_what_its_heuristic_keeps(
+    name: str, budget: Budget, make_problem: MakeProblem
+) -> None:
+    problem = make_problem(budget=budget)
+    graph = problem.graph
+    scores = start_scores(name, graph, problem.statistics, budget)
+    mask = make_pruner(name).prune(problem).mask
+    same = (graph.project(scores, budget).keep == mask.keep)[graph.free]
+    assert same.mean() > 0.97  # float32 and the floor of the logarithm may exchange neighbours
+    free = scores[graph.free]
+    assert abs(float(free.mean())) < 0.05
+    assert 0.8 < float(free.std()) <= 1.01
+
+
+def test_the_start_is_the_heuristic_whose_mask_is_best(make_problem: MakeProblem) -> None:
+    problem = make_problem()
+    graph, statistics = problem.graph, problem.statistics
+    budget = Budget(keep_macs=0.5)
+    wanted = graph.project(start_scores("fpgm/uniform", graph, statistics, budget), budget)
+    asked: list[KeepMask] = []
+
+    def badness(mask: KeepMask) -> float:
+        asked.append(mask)
+        return float((mask.keep != wanted.keep).sum())
+
+    start = choose_start(badness, graph, statistics, budget)
+    assert start.name == "fpgm/uniform"
+    assert start.badness["fpgm/uniform"] == 0.0
+    assert len(asked) == len(start.badness) == len(STARTS)
+    assert all(graph.fits(mask, budget) for mask in asked)
+
+
+def test_where_only_the_clock_limits_policies_start_from_taylor_per_mac(
+    make_problem: MakeProblem,
+) -> None:
+    problem = make_problem()
+    graph, statistics = problem.graph, problem.statistics
+    budget = Budget(max_latency=1.0)
+    start = choose_start(lambda mask: float(mask.keep.sum()), graph, statistics, budget)
+    np.testing.assert_array_equal(start.scores, prior_scores(graph, statistics, budget))
