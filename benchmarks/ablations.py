@@ -20,11 +20,12 @@ import numpy as np
 from searches import GRADIENTS, TWINS, begin, read_rows
 
 from prunegraph.agent import AgentConfig, NetworkConfig
+from prunegraph.experiment.agent_options import UNREAD, agent_config
 from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.jobs import load_targets, make_workplace
-from prunegraph.experiment.search import UNREAD, agent_config, search
+from prunegraph.experiment.search import search
 from prunegraph.files import write_json
 
 NO_OFFSETS = {"offset_rate": 0.0, "group_offset_rate": 0.0, "imagined_rate": 0.0}

@@ -24,13 +24,14 @@ from typing import Any
 
 import torch
 
+from prunegraph.experiment.agent_options import agent_config
 from prunegraph.experiment.bench import num_probes
 from prunegraph.experiment.cli import parse
 from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.jobs import Batch, Jobs, load_targets, make_workplace
-from prunegraph.experiment.search import SearchRun, agent_config, search_job
+from prunegraph.experiment.search import SearchRun, search_job
 from prunegraph.experiment.setup import keep_freed_memory
 
 DIGITS = ["--arch", "resnet20", "--pretrain-epochs", "1", "--networks", "128"]

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from prunegraph.agent import train_agent
 from prunegraph.env import ChannelPruningEnv, PruningTask
+from prunegraph.experiment.agent_options import agent_config, env_config
 from prunegraph.experiment.config import SearchOptions
-from prunegraph.experiment.search import agent_config, env_config
 from prunegraph.experiment.setup import keep_freed_memory
 from prunegraph.graph import analyse
 from prunegraph.graph.features import node_features
@@ -79,7 +79,10 @@ def main() -> None:
     graph = analyse(model, torch.randn(1, *source.image_shape))
     train = TrainSplit(source, torch.arange(2000))
     search = SearchSplit(source, torch.arange(2000, 7000))
-    features = node_features(graph, measure(model, graph, train).arrays)
+    search_options = SearchOptions()
+    config = agent_config(search_options, seed=0)
+    names = config.network.feature_names
+    features = node_features(graph, measure(model, graph, train).arrays, names=names)
     evaluator = NotingEvaluator(model, graph, search=search, calibration=train)
     evaluator.calls = []
     alone = Evaluator(model, graph, search=search, calibration=train)
@@ -93,8 +96,6 @@ def main() -> None:
         evaluator=evaluator,
         budget=Budget(keep_macs=0.5),
     )
-    search_options = SearchOptions()
-    config = agent_config(search_options, seed=0)
     environment = env_config(search_options, config, seed=0)
     num_calls, evaluating = 0, 0.0
 

@@ -30,19 +30,18 @@ from torch_geometric.data import Data
 
 from prunegraph.agent import (
     Lesson,
-    NetworkConfig,
     PruningNetwork,
     TrainedPolicy,
     amortise,
     with_share,
 )
-from prunegraph.agent.amortise import HIDDEN
+from prunegraph.experiment.agent_options import agent_config, search_budgets
 from prunegraph.experiment.bench import Bench
-from prunegraph.experiment.config import TrainConfig
+from prunegraph.experiment.config import SearchOptions, TrainConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.jobs import load_targets, make_workplace
-from prunegraph.experiment.search import policy_mask, search_budgets, search_lessons
+from prunegraph.experiment.search import policy_mask, search_lessons
 from prunegraph.experiment.suit import suit, uses
 from prunegraph.files import write_json
 from prunegraph.types import Budget, FloatArray
@@ -89,7 +88,7 @@ class Variant:
 
     what: str
     network: Mapping[str, Any] = field(default_factory=dict)
-    hidden: Sequence[str] = HIDDEN
+    hidden: Sequence[str] = ()
     kind: type[PruningNetwork] = PruningNetwork
     share: float | None = None
     steps: float = 1.0
@@ -103,7 +102,8 @@ class Variant:
 
     def _teach_one(self, lessons: Sequence[Lesson], steps: int, seed: int) -> TrainedPolicy:
         torch.manual_seed(seed)
-        network = self.kind(dataclasses.replace(NetworkConfig(), **self.network)).eval()
+        config = agent_config(SearchOptions(), seed).network
+        network = self.kind(dataclasses.replace(config, **self.network)).eval()
         taught = amortise(
             TrainedPolicy(network),
             lessons,
@@ -132,9 +132,8 @@ VARIANTS = {
     "no_edges": Variant(what="no messages along the graph", network={"use_edges": False}),
     "shuffled_edges": Variant(what="edges end anywhere", kind=ShuffledNetwork),
     "from_scratch": Variant(what="scores start from 0", network={"prior": None}, share=1.0),
-    "sensitivity": Variant(what="also reads the sensitivity of groups", hidden=()),
-    "no_gradients": Variant(what="reads Taylor per multiply-add only", hidden=HIDDEN + GRADIENTS),
-    "no_twins": Variant(what="reads nothing of twins", hidden=HIDDEN + TWINS),
+    "no_gradients": Variant(what="reads Taylor per multiply-add only", hidden=GRADIENTS),
+    "no_twins": Variant(what="reads nothing of twins", hidden=TWINS),
 }
 
 

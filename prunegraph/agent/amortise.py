@@ -33,11 +33,6 @@ ADAPTING_RATE = 3e-4
 FEATURE_NOISE = 0.3
 """Deviation of the noise on the features, which are standardised."""
 
-HIDDEN = ("sensitivity", *LAST_NAMES)
-"""Features that taught policies do not read: the first takes a run of a network for each group, and
-policies that read it were no better on networks that they had not seen (docs/results.md); the
-others belong to episodes that refine."""
-
 MOST_CHANNEL_STEPS = 8_000_000
 """Channels of all networks times steps: large networks get fewer steps."""
 
@@ -68,7 +63,7 @@ def amortise(
     steps: int,
     seed: int,
     initial: TrainedPolicy | None = None,
-    hidden: Collection[str] = HIDDEN,
+    hidden: Collection[str] = (),
 ) -> TrainedPolicy:
     """Return a policy that gives the lessons' keep probabilities by itself.
 
@@ -83,7 +78,8 @@ def amortise(
         seed: of the noise on the features.
         initial: the policy that the search began with, which goes on learning, so that it does not
             forget what it knew of other networks; None = a network drawn anew learns.
-        hidden: features that a network drawn anew does not read.
+        hidden: features that a network drawn anew does not read; ``LAST_NAMES``, which belong to
+            episodes that refine, it never does.
     """
     channels = sum({id(lesson.graph): lesson.graph.num_classes for lesson in lessons}.values())
     steps = min(steps, max(MOST_CHANNEL_STEPS // channels, 1))
@@ -91,7 +87,7 @@ def amortise(
         return policy
     seen = policy.network.config.feature_names
     if initial is None:
-        names = tuple(name for name in seen if name not in hidden)
+        names = tuple(name for name in seen if name not in (*hidden, *LAST_NAMES))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             network = type(policy.network)(replace(policy.network.config, feature_names=names))

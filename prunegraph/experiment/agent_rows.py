@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from prunegraph.agent import NetworkConfig, PruningNetwork, TrainedPolicy, load_policy, save_policy
+from prunegraph.experiment.agent_options import given_policy
 from prunegraph.experiment.bench import Bench, num_probes
 from prunegraph.experiment.candidates import Candidate, CandidateStore, add_found
 from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.jobs import Batch, Workplace
 from prunegraph.experiment.report import History, SearchResult
-from prunegraph.experiment.search import SearchRun, given_policy, policy_mask, search_job
+from prunegraph.experiment.search import SearchRun, policy_mask, search_job
 from prunegraph.experiment.suit import SHARES, suit, uses
 from prunegraph.experiment.verdict import AGENT, INITIAL, UNTRAINED
 from prunegraph.files import write_json
@@ -117,16 +118,17 @@ def _finished(place: Workplace, name: str, seed: int) -> Path:
     return place.folders[0].checkpoint(f"finished-{name.replace('/', '-')}-{seed}.json")
 
 
-def add_untrained(bench: Bench, store: CandidateStore) -> None:
-    """Add the mask of an untrained policy."""
+def add_untrained(bench: Bench, store: CandidateStore, prior: str = "start") -> None:
+    """Add the mask of an untrained policy, which starts from the feature ``prior``."""
     if store.get(UNTRAINED, 0) is None:
-        config = NetworkConfig(feature_names=("start",))  # all that it goes by
+        config = NetworkConfig(feature_names=(prior,), prior=prior)  # all that it goes by
         mask = policy_mask(TrainedPolicy(PruningNetwork(config).eval()), bench, bench.budget)
-        store.add(measured(bench, UNTRAINED, 0, mask, networks=0))
+        probes = num_probes(bench.target.graph, (prior,))
+        store.add(measured(bench, UNTRAINED, 0, mask, networks=probes))
 
 
 def add_initial(bench: Bench, store: CandidateStore, options: SearchOptions) -> None:
-    """Add the mask of the policy that the search began with, if one was given."""
+    """Add what the policy that the search began with, if one was given, decides by itself."""
     policy = given_policy(options)
     if policy is not None and store.get(INITIAL, 0) is None:
         probes = num_probes(bench.target.graph, policy.network.config.feature_names)

@@ -27,6 +27,7 @@ from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.evaluation import place_images
 from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.latency import project_budget
+from prunegraph.pruning.latency_table import measure_latency_table
 from prunegraph.pruning.statistics import divergence, measure, sensitivity
 from prunegraph.types import Budget, KeepMask, SearchSplit, TrainSplit
 
@@ -155,11 +156,13 @@ def prune(
         badness = partial(divergence, evaluator)
         statistics["start"] = choose_start(badness, graph, statistics, budget).scores
     features = node_features(graph, statistics, budget, names)
+    timed = budget.max_latency is not None
+    table = measure_latency_table(model, graph, example_inputs) if timed else None
     use = Use(
         graph=graph,
         budget=budget,
         features=features,
-        project=lambda scores: project_budget(model, graph, scores, budget, example_inputs),
+        project=lambda scores: project_budget(model, graph, scores, budget, example_inputs, table),
         badness=partial(divergence, evaluator),
     )
     suited = suit(trained, [use])

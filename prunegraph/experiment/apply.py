@@ -22,6 +22,7 @@ from prunegraph.experiment.setup import check_trainable, load_target
 from prunegraph.experiment.suit import SHARES, Suited, suit, uses
 from prunegraph.experiment.train import run_name
 from prunegraph.experiment.verdict import AGENT, UNTRAINED, is_control
+from prunegraph.pruners.start import PRIOR
 
 APPLIED = f"{AGENT}/applied"
 """The name of the row of an applied policy."""
@@ -52,11 +53,14 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
         networks = num_probes(target.graph, names) + len(SHARES)
         console.say(
             f"decided in {seconds:.0f} s and {networks} networks on train images, without labels; "
-            f"no search, no look at the search split\n{_tell(suited)}"
+            "no search, no look at the search split"
         )
+        prior = policy.network.config.prior or "start"
+        start = bench.start(bench.budget).name if prior == "start" else PRIOR
+        console.say(_tell(suited, start))
         store.add(measured(bench, APPLIED, config.seed, suited.masks[0], networks))
         if config.max_latency is None:
-            add_untrained(bench, store)
+            add_untrained(bench, store, prior)
             add_controls(bench, store, store.named(APPLIED), console)
         save_policy(folder.path, policy)
         with Jobs(config, place) as jobs:
@@ -70,7 +74,7 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
                     networks_evaluated=networks,
                     evaluation_seconds=0.0,
                 ),
-                details={"policy": dict(policy.record), "share": suited.share},
+                details={"policy": dict(policy.record), "share": suited.share, "start": start},
             )
             finetune_chosen(jobs, [outcome])
         report = finalise(config, bench, outcome, folder, console)
@@ -79,12 +83,12 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
         return report
 
 
-def _tell(suited: Suited) -> str:
-    """Return how much of the policy counts, and by what that was decided."""
+def _tell(suited: Suited, start: str) -> str:
+    """Return how much of the policy counts beside its start, and by what that was decided."""
     tried = ", ".join(f"{100 * share:.0f} %: {kl:.3f}" for share, kl in suited.badness.items())
     return (
-        f"{100 * suited.share:.0f} % of what the policy was taught counts, beside the heuristic "
-        f"that it starts from; divergence from the dense outputs with {tried}"
+        f"the policy starts from {start} and adds {100 * suited.share:.0f} % of what it was "
+        f"taught; divergence from the dense outputs with {tried}"
     )
 
 

@@ -93,9 +93,8 @@ class Bench:
             ),
         )
 
-    @cached_property
     def unlabelled(self) -> Evaluator:
-        """An evaluator that compares outputs on train images: no label, no search image."""
+        """Return an evaluator that compares outputs on train images: no label, no search image."""
         target = self.target
         return unlabelled_evaluator(
             target.model,
@@ -111,12 +110,18 @@ class Bench:
     def sensitivity(self) -> FloatArray:
         """How far the outputs move without half of each class's group ``[N]``; without labels."""
         graph = self.target.graph
-        return sensitivity(self.unlabelled, graph, self.statistics["taylor"], by="kl")
+        return sensitivity(self.unlabelled(), graph, self.statistics["taylor"], by="kl")
+
+    @cached_property
+    def _starts(self) -> dict[Budget, Start]:
+        return {}
 
     def start(self, budget: Budget) -> Start:
         """Return what policies start from: the heuristic that moves the outputs least."""
-        graph = self.target.graph
-        return choose_start(partial(divergence, self.unlabelled), graph, self.statistics, budget)
+        if budget not in self._starts:
+            badness = partial(divergence, self.unlabelled())
+            self._starts[budget] = choose_start(badness, self.target.graph, self.statistics, budget)
+        return self._starts[budget]
 
     def node_features(self, budget: Budget, names: Sequence[str]) -> FloatArray:
         """Return the named features of each channel class ``[N, F]``."""

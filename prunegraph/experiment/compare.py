@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from prunegraph.experiment.agent_options import DEFAULT_SUBSET
 from prunegraph.experiment.agent_rows import (
     add_initial,
     add_untrained,
@@ -50,7 +51,6 @@ from prunegraph.experiment.folder import RunFolder, open_run
 from prunegraph.experiment.jobs import Batch, Jobs, make_workplace
 from prunegraph.experiment.page import show_finished
 from prunegraph.experiment.report import machine
-from prunegraph.experiment.search import DEFAULT_SUBSET
 from prunegraph.experiment.setup import check_trainable, load_target
 from prunegraph.experiment.train import check_networks, run_name
 from prunegraph.experiment.verdict import (

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from prunegraph.agent import train_agent
 from prunegraph.env import ChannelPruningEnv, PruningTask, cell_name
 from prunegraph.errors import ArtefactError, ConfigError, DataError, MaskError, ModelError
+from prunegraph.experiment.agent_options import agent_config, env_config
 from prunegraph.experiment.api import PruneResult, structure_report
 from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.policies import find_policy
-from prunegraph.experiment.search import agent_config, env_config
 from prunegraph.experiment.suit import SHARES, Use, first_context, suit
 from prunegraph.files import write_json
 from prunegraph.graph import AttentionUnit, ExampleInputs, StructureGraph, analyse, unwrap

@@ -11,43 +11,36 @@ import torch
 from prunegraph.agent import (
     AgentConfig,
     Lesson,
-    NetworkConfig,
-    PPOConfig,
     TrainedPolicy,
     TrainingResult,
     amortise,
     save_policy,
     train_agent,
 )
-from prunegraph.env import ChannelPruningEnv, EnvConfig, PruningTask, cell_name
-from prunegraph.experiment.bench import Bench, num_probes
+from prunegraph.env import ChannelPruningEnv, PruningTask, cell_name
+from prunegraph.experiment.agent_options import (
+    agent_config,
+    env_config,
+    given_policy,
+    probes_of,
+    search_budgets,
+)
+from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import Candidate
 from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.console import Console, Report
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.greedy import greedy_curve
 from prunegraph.experiment.jobs import Workplace
-from prunegraph.experiment.policies import find_policy
 from prunegraph.experiment.pool import Pool, PooledEvaluator, SearchEvaluator, num_threads
 from prunegraph.experiment.search_clock import SearchClock
-from prunegraph.experiment.suit import SHARES, first_context, suit, uses
-from prunegraph.graph import StructureGraph
+from prunegraph.experiment.suit import first_context, suit, uses
 from prunegraph.graph.encode import to_pyg
-from prunegraph.graph.features import LAST_NAMES
-from prunegraph.rewards import RewardConfig, unpack_bits
+from prunegraph.rewards import unpack_bits
 from prunegraph.types import Budget, FloatArray, KeepMask
 
 FINALISTS = 8
 """Masks that are scored on the whole search split at the end of a search, at the least."""
-
-SEARCH_FLOOR = -10.0
-"""Losing masks are told apart however far they lose: on digits most lose by more than 10 points."""
-
-UNREAD = ("sensitivity",)
-"""Features that a search's policy does not read: a run of a network for each group, and no gain."""
-
-DEFAULT_SUBSET = 1500
-"""Search images an update scores its networks on."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -130,12 +123,23 @@ def search(
             result is the same.
         config: the agent's options, its seed among them; default: those of ``agent_config``.
     """
-    initial = _suited(given_policy(options), benches, options)
+    label = _label(name, seed)
+    clock = SearchClock(folder.checkpoint(f"search-{label}.json"))
+    given = given_policy(options)
+    initial = _suited(given, benches, options)
     config = config or agent_config(options, seed, initial)
     assert config.seed == seed
     tables = _tables(benches, config, pool)
-    result, clock = _train(
-        benches, options, tables, config, name=name, folder=folder, console=console, initial=initial
+    result = _train(
+        benches,
+        options,
+        tables,
+        config,
+        name=name,
+        folder=folder,
+        console=console,
+        initial=initial,
+        clock=clock,
     )
     tasks, evaluators = tables[0].tasks, [item for table in tables for item in table.evaluators]
     networks = result.networks_evaluated + _probes(benches, options, config)
@@ -149,11 +153,11 @@ def search(
         _best(name, seed, masks, evaluator, networks)
         for masks, evaluator in zip(finalists, tables[0].evaluators, strict=True)
     )
-    path = folder.checkpoint(f"policy-{_label(name, seed)}.safetensors")
+    path = folder.checkpoint(f"policy-{label}.safetensors")
     steps = options.amortise_steps * options.networks if options.learning_rate else 0
     lessons = found_lessons(result, benches, options)
-    taught = amortise(result.policy, lessons, steps=steps, seed=seed, initial=initial)
-    origin = _origin(benches, options, seed, initial)
+    taught = amortise(result.policy, lessons, steps=steps, seed=seed, initial=given)
+    origin = _origin(benches, options, seed, given)
     save_policy(path, TrainedPolicy(taught.network, {**taught.record, **origin}))
     seconds, evaluation_seconds = clock.read(evaluators)
     return SearchRun(
@@ -214,8 +218,17 @@ def search_lessons(
     """Search as ``search`` does, and return what the policy is to be taught."""
     config = agent_config(options, seed)
     tables = _tables(benches, config, None)
-    result, _ = _train(
-        benches, options, tables, config, name=name, folder=folder, console=console, initial=None
+    clock = SearchClock(folder.checkpoint(f"search-{_label(name, seed)}.json"))
+    result = _train(
+        benches,
+        options,
+        tables,
+        config,
+        name=name,
+        folder=folder,
+        console=console,
+        initial=None,
+        clock=clock,
     )
     return found_lessons(result, benches, options)
 
@@ -229,22 +242,6 @@ def _probes(benches: Sequence[Bench], options: SearchOptions, config: AgentConfi
     return sum(probes_of(graph, names, options, benches[0].budget) for graph in graphs)
 
 
-def probes_of(
-    graph: StructureGraph, names: Sequence[str], options: SearchOptions, budget: Budget
-) -> int:
-    """Return how many networks a search runs for the features of one network.
-
-    Args:
-        graph: the network.
-        names: of the features.
-        options: how to search.
-        budget: the run's own.
-    """
-    searched = search_budgets(options, budget) or (budget,)
-    probes = num_probes(graph, names, num_budgets=len({budget, *searched}))
-    return probes + (len(SHARES) * len(searched) if options.policy is not None else 0)
-
-
 def _train(
     benches: Sequence[Bench],
     options: SearchOptions,
@@ -255,10 +252,10 @@ def _train(
     folder: RunFolder,
     console: Console,
     initial: TrainedPolicy | None,
-) -> tuple[TrainingResult, SearchClock]:
+    clock: SearchClock,
+) -> TrainingResult:
     """Train the policy until the networks are used up, finalists to come left out."""
     label = _label(name, config.seed)
-    clock = SearchClock(folder.checkpoint(f"search-{label}.json"))
     evaluators = [item for table in tables for item in table.evaluators]
     probes = _probes(benches, options, config)
     allowed = (options.networks - FINALISTS) * len(benches) - probes
@@ -283,7 +280,7 @@ def _train(
             progress=partial(_show, report, clock, evaluators),
         )
         report(allowed, "done")
-    return result, clock
+    return result
 
 
 def found_lessons(
@@ -307,13 +304,6 @@ def found_lessons(
                 )
             )
     return lessons
-
-
-def search_budgets(options: SearchOptions, budget: Budget | None) -> tuple[Budget, ...] | None:
-    """Return the budgets that episodes are drawn from; None = the task's own alone."""
-    round_to = None if budget is None else budget.round_to
-    shares = options.budgets
-    return tuple(Budget(keep_macs=share, round_to=round_to) for share in shares) or None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -351,60 +341,6 @@ def _tables(benches: Sequence[Bench], config: AgentConfig, pool: Pool | None) ->
         )
         for row in evaluators
     ]
-
-
-def given_policy(options: SearchOptions) -> TrainedPolicy | None:
-    """Return the policy that the options begin with, or None."""
-    return None if options.policy is None else find_policy(options.policy)
-
-
-def agent_config(
-    options: SearchOptions, seed: int, initial: TrainedPolicy | None = None
-) -> AgentConfig:
-    """Return the agent's options; its network is as large as that of the policy to begin with."""
-    reward = RewardConfig(
-        self_competition=options.self_competition,
-        metric=options.metric,
-        constraint=options.constraint,
-        floor=SEARCH_FLOOR,
-    )
-    one_step = options.granularity == "network" and options.constraint == "bias"
-    names = tuple(name for name in NetworkConfig.feature_names if name not in UNREAD)
-    names += LAST_NAMES if options.refinements else ()
-    return AgentConfig(
-        network=NetworkConfig(feature_names=names) if initial is None else initial.network.config,
-        ppo=PPOConfig(
-            learning_rate=options.learning_rate, imagined_steps=options.imagined_steps * one_step
-        ),
-        reward=reward,
-        episodes_per_update=options.update_size // (1 + options.refinements),
-        per_group=options.granularity == "group",
-        refinements=options.refinements,
-        seed=seed,
-    )
-
-
-def env_config(
-    options: SearchOptions, config: AgentConfig, seed: int, budget: Budget | None = None
-) -> EnvConfig:
-    """Return the environment's options; rewards are made by the agent's wrapper.
-
-    Args:
-        options: how to search.
-        config: the agent's options.
-        seed: of episodes and image subsets.
-        budget: the run's own, whose rounding the budgets of ``options`` share.
-    """
-    return EnvConfig(
-        reward=config.reward,
-        per_group=config.per_group,
-        refinements=config.refinements,
-        subset_size=options.subset or DEFAULT_SUBSET,
-        episodes_per_subset=config.episodes_per_update,
-        budgets=search_budgets(options, budget),
-        external_reward=True,
-        seed=seed,
-    )
 
 
 def _show(

@@ -1,15 +1,18 @@
 """How far a trained policy is to be trusted on networks that it has not seen."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from statistics import fmean
 
 import numpy as np
 
 from prunegraph.agent import CONTEXT_NAMES, TrainedPolicy, with_share
+from prunegraph.errors import BudgetError
 from prunegraph.experiment.bench import Bench
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.encode import to_pyg
+from prunegraph.pruners.start import worst_last
 from prunegraph.pruning.statistics import divergence
 from prunegraph.types import Budget, FloatArray, KeepMask
 
@@ -26,7 +29,7 @@ class Use:
         budget: what may remain.
         features: ``[N, F]`` those that the policy reads.
         project: scores ``[N]`` to the mask of the best ones within the budget.
-        badness: of a mask, lower = better, measured without a label or a search image.
+        badness: of a mask, lower = better.
     """
 
     graph: StructureGraph
@@ -53,7 +56,7 @@ class Suited:
     masks: Sequence[KeepMask]
 
 
-def suit(policy: TrainedPolicy, uses: Sequence[Use]) -> Suited:
+def suit(policy: TrainedPolicy, cases: Sequence[Use]) -> Suited:
     """Run what a policy decides with each of ``SHARES``, and return the best; of equal the least.
 
     Mistakes on networks that a policy has not seen are as large as what it was taught; on some
@@ -61,30 +64,42 @@ def suit(policy: TrainedPolicy, uses: Sequence[Use]) -> Suited:
 
     Args:
         policy: as it was taught.
-        uses: at least one.
+        cases: at least one.
+
+    Raises:
+        BudgetError: no share meets the budget; on the clock some may not.
     """
-    policies = {share: with_share(policy, share) for share in SHARES}
-    masks = {share: [_decide(item, use) for use in uses] for share, item in policies.items()}
-    badness = {
-        share: float(np.mean([use.badness(mask) for use, mask in zip(uses, chosen, strict=True)]))
-        for share, chosen in masks.items()
-    }
-    best = min(SHARES, key=lambda share: badness[share])
-    return Suited(policy=policies[best], share=best, badness=badness, masks=masks[best])
+    tried: list[Suited] = []
+    for share in SHARES:
+        candidate = with_share(policy, share)
+        try:
+            masks = [_decide(candidate, use) for use in cases]
+        except BudgetError:
+            if share == SHARES[-1] and not tried:
+                raise
+            continue
+        found = [use.badness(mask) for use, mask in zip(cases, masks, strict=True)]
+        tried.append(
+            Suited(policy=candidate, share=share, badness={share: fmean(found)}, masks=masks)
+        )
+    badness = {item.share: item.badness[item.share] for item in tried}
+    best = min(tried, key=lambda item: worst_last(badness[item.share]))
+    return replace(best, badness=badness)
 
 
 def uses(policy: TrainedPolicy, benches: Sequence[Bench], budgets: Sequence[Budget]) -> list[Use]:
     """Return each network at each budget, judged by its outputs on train images."""
     names = policy.network.config.feature_names
+    compared = [(bench, partial(divergence, bench.unlabelled())) for bench in benches]
     return [
         Use(
             graph=bench.target.graph,
             budget=budget,
             features=bench.node_features(budget, names),
             project=partial(bench.project, budget=budget),
-            badness=partial(divergence, bench.unlabelled),
+            badness=badness,
         )
-        for bench in benches
+        for bench, badness in compared
         for budget in budgets
     ]
 

@@ -7,6 +7,12 @@ from typing import Any
 import numpy as np
 
 from prunegraph.errors import ConfigError
+from prunegraph.experiment.agent_options import (
+    agent_config,
+    given_policy,
+    probes_of,
+    search_budgets,
+)
 from prunegraph.experiment.agent_rows import (
     add_initial,
     add_untrained,
@@ -28,13 +34,7 @@ from prunegraph.experiment.finalise import Outcome, finalise, finetune_chosen
 from prunegraph.experiment.folder import RunFolder, open_run, slug
 from prunegraph.experiment.jobs import Jobs, load_targets, make_workplace
 from prunegraph.experiment.page import show_finished
-from prunegraph.experiment.search import (
-    FINALISTS,
-    agent_config,
-    given_policy,
-    probes_of,
-    search_budgets,
-)
+from prunegraph.experiment.search import FINALISTS
 from prunegraph.experiment.setup import Target, check_trainable
 from prunegraph.experiment.verdict import SAMPLER, verdict_line
 from prunegraph.types import Budget
@@ -115,8 +115,8 @@ def check_networks(targets: Sequence[Target], options: SearchOptions, budget: Bu
         ArtefactError: there is no such policy.
     """
     for target in targets:
-        for budget in search_budgets(options, None) or ():
-            target.graph.project(np.zeros(target.graph.num_classes, dtype=np.float32), budget)
+        for share in search_budgets(options, None) or ():
+            target.graph.project(np.zeros(target.graph.num_classes, dtype=np.float32), share)
     names = agent_config(options, 0, given_policy(options)).network.feature_names
     probes = [probes_of(target.graph, names, options, budget) + FINALISTS for target in targets]
     cells = len(targets) * max(len(options.budgets), 1)

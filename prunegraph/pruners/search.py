@@ -182,12 +182,13 @@ class CrossEntropySearch:
         run = SearchRun(problem)
         rng = np.random.default_rng(problem.seed)
         subset = run.subset(self.subset_size, int(rng.integers(2**31)))
+        tried = STARTS[: problem.max_networks // self.population]
         prior = choose_start(
-            lambda mask: self._badness(problem.evaluator.evaluate(mask, subset)),
+            lambda mask: self._badness(problem.evaluator.evaluate(mask, subset)) if tried else 0.0,
             problem.graph,
             problem.statistics,
             problem.budget,
-            STARTS[: max(problem.max_networks // self.population, 1)],
+            tried or STARTS[:1],
         ).scores.astype(np.float64)
         steps = np.unique(problem.graph.group_of[problem.graph.free])
         mean, deviation = np.zeros(len(steps)), np.full(len(steps), self.sigma)

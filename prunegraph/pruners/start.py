@@ -1,5 +1,6 @@
 """Where searches begin: of a few heuristics the one whose mask is best before any search."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from prunegraph.pruners.criteria import importance
 from prunegraph.types import Budget, FloatArray, KeepMask
 
 PRIOR = "taylor/per_mac"
+"""What policies start from where no mask can be run."""
 
 STARTS = (
     PRIOR,
@@ -77,5 +79,13 @@ def choose_start(
     scores = {name: start_scores(name, graph, statistics, budget) for name in names}
     limits = budget.without_latency()
     found = {name: badness(graph.project(values, limits)) for name, values in scores.items()}
-    best = min(names, key=lambda name: found[name])
+    best = min(names, key=lambda name: worst_last(found[name]))
     return Start(name=best, scores=scores[best], badness=found)
+
+
+def worst_last(badness: float) -> float:
+    """Return a badness as it is compared: to three digits, since rounding errors must not choose.
+
+    What is no number comes last.
+    """
+    return round(badness, 3) if math.isfinite(badness) else math.inf

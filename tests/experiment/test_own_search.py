@@ -15,7 +15,7 @@ from prunegraph.models import build_model
 from prunegraph.pruning import evaluate
 from prunegraph.pruning.finetune import FinetuneConfig, finetune
 
-SHORT: dict[str, Any] = {"keep_macs": 0.5, "networks": 40, "num_batches": 2}
+SHORT: dict[str, Any] = {"keep_macs": 0.5, "networks": 64, "num_batches": 2}
 
 
 class Regressor(nn.Module):
@@ -82,7 +82,7 @@ def test_a_network_of_two_inputs_and_no_classes_is_searched(task: Any) -> None:
     )
     report = result.report
     assert report["pruned"]["macs"] <= 0.5 * report["dense"]["macs"]
-    assert len(calls) - 1 <= report["networks_evaluated"] <= 40
+    assert len(calls) - 1 <= report["networks_evaluated"] <= 64
     assert report["pruned"]["score"] == max(score(batches[-1], net) for net in calls[:-1])
     assert report["dense"]["score"] == score(batches[-1], model)
     assert {"mean", "spread"} == result.model(*example).keys()
@@ -159,7 +159,7 @@ def test_classes_need_no_loss_and_beat_the_policy_that_it_starts_from() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"networks": 18}, ConfigError, "give at least 19"),
+        ({"networks": 26}, ConfigError, "give at least 27"),
         ({"calibration_data": []}, DataError, "holds no batches"),
         ({"evaluate": lambda _: float("nan")}, ModelError, "evaluate returned nan"),
     ],

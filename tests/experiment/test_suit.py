@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from prunegraph.agent import NetworkConfig, PruningNetwork, TrainedPolicy, with_share
+from prunegraph.errors import BudgetError
 from prunegraph.experiment.suit import SHARES, Use, first_context, suit
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.encode import to_pyg
@@ -82,3 +85,38 @@ def test_where_all_are_alike_the_policy_adds_nothing(
         badness=lambda mask: 1.0,
     )
     assert suit(policy, [use, use]).share == 0.0
+
+
+def test_a_share_that_misses_the_budget_is_left_out(
+    policy: TrainedPolicy, graph: StructureGraph, features: FloatArray
+) -> None:
+    whole = scores(policy, graph, features)
+
+    def project(values: FloatArray) -> KeepMask:  # as one that is too slow on the clock
+        if not np.allclose(values, whole, atol=1e-5):
+            msg = "too slow"
+            raise BudgetError(msg)
+        return graph.project(values, BUDGET)
+
+    def never(values: FloatArray) -> KeepMask:
+        msg = "too slow"
+        raise BudgetError(msg)
+
+    use = Use(graph=graph, budget=BUDGET, features=features, project=project, badness=lambda _: 0.0)
+    assert suit(policy, [use]).share == 1.0
+    with pytest.raises(BudgetError, match="too slow"):
+        suit(policy, [replace(use, project=never)])
+
+
+def test_what_is_no_number_is_not_chosen(
+    policy: TrainedPolicy, graph: StructureGraph, features: FloatArray
+) -> None:
+    start = graph.project(features[:, FEATURE_NAMES.index("start")], BUDGET)
+    use = Use(
+        graph=graph,
+        budget=BUDGET,
+        features=features,
+        project=lambda values: graph.project(values, BUDGET),
+        badness=lambda mask: float("nan") if mask == start else 2.0,
+    )
+    assert suit(policy, [use]).share == 0.5

@@ -1,0 +1,100 @@
+"""From the command line's options to those of the agent and its environment."""
+
+from collections.abc import Sequence
+
+from prunegraph.agent import AgentConfig, NetworkConfig, PPOConfig, TrainedPolicy
+from prunegraph.env import EnvConfig
+from prunegraph.experiment.bench import num_probes
+from prunegraph.experiment.config import SearchOptions
+from prunegraph.experiment.policies import find_policy
+from prunegraph.experiment.suit import SHARES
+from prunegraph.graph import StructureGraph
+from prunegraph.graph.features import LAST_NAMES
+from prunegraph.rewards import RewardConfig
+from prunegraph.types import Budget
+
+SEARCH_FLOOR = -10.0
+"""Losing masks are told apart however far they lose: on digits most lose by more than 10 points."""
+
+UNREAD = ("sensitivity",)
+"""Features that a search's policy does not read: a run of a network for each group, and no gain."""
+
+DEFAULT_SUBSET = 1500
+"""Search images an update scores its networks on."""
+
+
+def given_policy(options: SearchOptions) -> TrainedPolicy | None:
+    """Return the policy that the options begin with, or None."""
+    return None if options.policy is None else find_policy(options.policy)
+
+
+def search_budgets(options: SearchOptions, budget: Budget | None) -> tuple[Budget, ...] | None:
+    """Return the budgets that episodes are drawn from; None = the task's own alone."""
+    round_to = None if budget is None else budget.round_to
+    shares = options.budgets
+    return tuple(Budget(keep_macs=share, round_to=round_to) for share in shares) or None
+
+
+def probes_of(
+    graph: StructureGraph, names: Sequence[str], options: SearchOptions, budget: Budget
+) -> int:
+    """Return how many networks a search runs for the features of one network.
+
+    Args:
+        graph: the network.
+        names: of the features.
+        options: how to search.
+        budget: the run's own.
+    """
+    searched = search_budgets(options, budget) or (budget,)
+    probes = num_probes(graph, names, num_budgets=len({budget, *searched}))
+    return probes + (len(SHARES) * len(searched) if options.policy is not None else 0)
+
+
+def agent_config(
+    options: SearchOptions, seed: int, initial: TrainedPolicy | None = None
+) -> AgentConfig:
+    """Return the agent's options; its network is as large as that of the policy to begin with."""
+    reward = RewardConfig(
+        self_competition=options.self_competition,
+        metric=options.metric,
+        constraint=options.constraint,
+        floor=SEARCH_FLOOR,
+    )
+    one_step = options.granularity == "network" and options.constraint == "bias"
+    names = tuple(name for name in NetworkConfig.feature_names if name not in UNREAD)
+    names += LAST_NAMES if options.refinements else ()
+    return AgentConfig(
+        network=NetworkConfig(feature_names=names) if initial is None else initial.network.config,
+        ppo=PPOConfig(
+            learning_rate=options.learning_rate, imagined_steps=options.imagined_steps * one_step
+        ),
+        reward=reward,
+        episodes_per_update=options.update_size // (1 + options.refinements),
+        per_group=options.granularity == "group",
+        refinements=options.refinements,
+        seed=seed,
+    )
+
+
+def env_config(
+    options: SearchOptions, config: AgentConfig, seed: int, budget: Budget | None = None
+) -> EnvConfig:
+    """Return the environment's options; rewards are made by the agent's wrapper.
+
+    Args:
+        options: how to search.
+        config: the agent's options.
+        seed: of episodes and image subsets.
+        budget: the run's own, whose rounding the budgets of ``options`` share.
+    """
+    return EnvConfig(
+        reward=config.reward,
+        per_group=config.per_group,
+        refinements=config.refinements,
+        subset_size=options.subset or DEFAULT_SUBSET,
+        episodes_per_subset=config.episodes_per_update,
+        budgets=search_budgets(options, budget),
+        external_reward=True,
+        seed=seed,
+    )
