@@ -24,6 +24,10 @@ IMAGINED_BITS = 200_000
 LEAST_IMAGINED, MOST_IMAGINED = 32, 384
 """Imagined episodes a step for each network and budget."""
 
+MOST_UPDATES = 3
+"""Updates at the most, in those that the networks would pay for if no mask came twice: of a small
+network all masks may have been run, and those that come again are not counted."""
+
 
 class ChannelPPO(PPO):
     """Proximal policy optimisation whose unit is the keep bit.
@@ -109,12 +113,14 @@ class ChannelPPO(PPO):
         rollout_buffer: RolloutBuffer,
         n_rollout_steps: int,
     ) -> bool:
-        """Collect one update's episodes; False = the networks are used up."""
+        """Collect one update's episodes; False = the networks are used up, or there are no more."""
         progress = 0.0
         if self.max_networks is not None:
             if self.num_networks + self.networks_per_update > self.max_networks:
                 return False
             num_updates = self.max_networks // self.networks_per_update
+            if self.num_rollouts >= MOST_UPDATES * num_updates:
+                return False
             progress = self.num_rollouts / max(num_updates - 1, 1)
         self.policy.temperature = self.config.temperature(progress)
         # Only a threshold that is solved anew keeps noisy scores within the budget.

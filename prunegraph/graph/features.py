@@ -1,6 +1,6 @@
 """What the policy sees of each channel class and each operation: a named, documented schema.
 
-Features do not depend on how much may remain, which joins the policy later as context. The one
+Features do not depend on how much may remain, which joins the policy later as context. The
 exceptions are ``start``, which is chosen for a budget, and *what* is limited: ``prior`` divides by
 the parameters that a class frees where a budget limits parameters alone, and by its MACs otherwise.
 """

@@ -114,6 +114,22 @@ def test_a_search_that_was_interrupted_goes_on(task: Any, tmp_path: Path) -> Non
         pg.search(model, example, checkpoint=path, reconstruct=False, **options)
 
 
+def test_a_search_ends_where_there_are_no_more_masks() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
+    images = torch.randn(60, 6)
+    result = pg.search(
+        model,
+        images[:1],
+        evaluate=lambda network: -network(images).square().mean().item(),
+        loss=lambda network, batch: network(batch).square().sum(),
+        calibration_data=[images],
+        keep_macs=0.5,
+        networks=80,
+    )
+    assert result.report["networks_evaluated"] < 40
+
+
 def test_a_network_in_double_precision_is_searched() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 4)).double()
