@@ -74,7 +74,14 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
                     networks_evaluated=networks,
                     evaluation_seconds=0.0,
                 ),
-                details={"policy": dict(policy.record), "share": suited.share, "start": start},
+                details={
+                    "policy": dict(policy.record),
+                    "decision": {
+                        "start": start,
+                        "share": suited.share,
+                        "divergence": {str(share): kl for share, kl in suited.badness.items()},
+                    },
+                },
             )
             finetune_chosen(jobs, [outcome])
         report = finalise(config, bench, outcome, folder, console)

@@ -330,6 +330,12 @@ def cost_rows(content: Mapping[str, Any]) -> Facts:
             ("in evaluations, all workers together", words),
             ("networks a minute", f"{rate:.3g}"),
         ]
+    decision = content.get("decision")
+    if decision is not None:  # of an applied policy
+        rows += [
+            ("the policy starts from", decision["start"]),
+            ("of what it was taught, it adds", percent(decision["share"], 0)),
+        ]
     if "seeds" in search:
         rows.insert(0, ("seeds", ", ".join(map(str, search["seeds"]))))
     if content.get("proxy_rank_correlation") is not None:

@@ -247,6 +247,7 @@ PARTS: dict[str, Any] = {
     "dense_widths": dict[str, int],
     "stage_one_verdict": list[str | None],
     "proxy_rank_correlation": float,
+    "decision": {"start": str, "share": float, "divergence": dict[str, float]},
 }
 """What may be missing, and its shape where it is there."""
 

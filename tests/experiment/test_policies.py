@@ -10,7 +10,11 @@ import prunegraph as pg
 from prunegraph.agent import NetworkConfig, PruningNetwork, TrainedPolicy, save_policy
 from prunegraph.data import load_dataset
 from prunegraph.errors import ArtefactError, DataError
+from prunegraph.experiment.bench import Bench
+from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.policies import find_policy, shipped_policies
+from prunegraph.experiment.setup import load_target
+from prunegraph.experiment.suit import suit, uses
 from prunegraph.models import WeightsInfo, build_model, save_weights, weights_info
 
 LARGEST = 1 << 20
@@ -37,6 +41,27 @@ def test_a_shipped_policy_prunes_a_network_by_its_name() -> None:
         keep_macs=0.5,
     )
     assert 0.4 < result.report["pruned"]["macs"] / result.report["dense"]["macs"] <= 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_the_shipped_policy_beats_its_start_on_a_network_that_it_has_not_seen(
+    shared_dir: Path,
+) -> None:
+    config = CompareConfig(
+        weights=shared_dir / "weights" / "resnet56_cifar10_45k.safetensors",
+        dataset="cifar10",
+        data_dir=shared_dir / "data" / "cifar10.tar",
+        keep_macs=0.5,
+    )
+    bench = Bench(target=load_target(config, config.budget()), options=config, seed=0)
+    policy = find_policy(Path("resnet-cifar"))
+    suited = suit(policy, uses(policy, [bench], [bench.budget]))
+    start = bench.project(bench.start(bench.budget).scores, bench.budget)
+    ours, theirs = (bench.final_evaluator.evaluate(mask) for mask in (suited.masks[0], start))
+    assert suited.share > 0.0
+    assert ours.accuracy > theirs.accuracy + 0.004
+    assert ours.accuracy > 0.875
 
 
 def test_pruning_leaves_the_modes_of_the_network_s_parts_alone() -> None:

@@ -67,13 +67,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def commands(weights: Path, quick: Path) -> dict[str, list[str]]:
     """Return a very small job of each command, without its ``--out``."""
     small = ["--weights", str(weights), "--calibration-images", "64", "--finetune-epochs", "2"]
-    search = ["--networks", "24", "--update-size", "4", "--subset", "64", *small]
+    search = ["--networks", "36", "--update-size", "4", "--subset", "64", *small]
+    alone = ["--search-seeds", "1", "--baselines", "none"]
     methods = ["--methods", "l1/uniform", "taylor/per_mac", "cem", "netadapt"]
     more = ["pretrain", "--weights", str(weights), "--slimmable", "0.4", "--distill", "0.5"]
     words = {
         "pretrain": ["pretrain", "--arch", "digits_resnet8_w4", "--epochs", "3"],
         "slimmable": [*more, "--epochs", "2"],
         "train": ["train", "--search-seeds", "2", "--baselines", "heuristics", *search],
+        "adapt": ["train", "--policy", str(quick), *alone, *search],
         "apply": ["apply", "--policy", str(quick), *small],
         "compare": ["compare", "--seeds", "1", *methods, *search],
         "grid": ["compare", "--keep-macs", "0.6", "0.4", "--seeds", "1", *methods[:3], *search],
@@ -111,7 +113,9 @@ def without_times(value: Any) -> Any:
     return value
 
 
-@pytest.mark.parametrize("command", ["pretrain", "slimmable", "train", "apply", "compare", "grid"])
+@pytest.mark.parametrize(
+    "command", ["pretrain", "slimmable", "train", "adapt", "apply", "compare", "grid"]
+)
 def test_a_killed_command_goes_on_to_the_same_result(
     command: str, commands: dict[str, list[str]], run: Run, tmp_path: Path
 ) -> None:
