@@ -35,7 +35,7 @@ BLOCK = re.compile(
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OURS = re.compile(r"^(prunegraph|python train_agent.py)", re.M)
 TINY = {
-    "networks": 24,
+    "networks": 40,
     "update_size": 4,
     "imagined_steps": 2,
     "subset": 64,

@@ -75,7 +75,8 @@ def test_the_summary_shows_agent_baseline_and_every_method(summary: dict[str, An
     ends = ("recalibration", "fine-tuning")
     assert [row[:2] for row in rows] == [(name, end) for name in FOLDERS for end in ends]
     assert all(len(row) == len(heads) for row in rows)
-    assert all(row[4].split()[0] in ("l1/uniform", "taylor/per_mac") for row in rows)
+    rivals = ("l1/uniform", "taylor/per_mac", "untrained")
+    assert all(row[4].split()[0] in rivals for row in rows)
     heads, rows = metric_cells(summary, "test_accuracy_recalibrated")
     assert heads == ["method", *FOLDERS]
     assert {"agent/best", "l1/uniform", "l1/at_widths"} <= {row[0] for row in rows}
