@@ -84,8 +84,8 @@ def choose_start(
 
 
 def worst_last(badness: float) -> float:
-    """Return a badness as it is compared: to three digits, since rounding errors must not choose.
+    """Return a badness as it is compared: four digits of it, since rounding errors must not choose.
 
     What is no number comes last.
     """
-    return round(badness, 3) if math.isfinite(badness) else math.inf
+    return float(f"{badness:.4g}") if math.isfinite(badness) else math.inf

@@ -5,7 +5,7 @@ import pytest
 
 from prunegraph.graph.features import prior_scores
 from prunegraph.pruners import make_pruner
-from prunegraph.pruners.start import STARTS, choose_start, start_scores
+from prunegraph.pruners.start import STARTS, choose_start, start_scores, worst_last
 from prunegraph.pruning import PruningProblem
 from prunegraph.types import Budget, KeepMask
 
@@ -54,3 +54,10 @@ def test_where_only_the_clock_limits_policies_start_from_taylor_per_mac(
     budget = Budget(max_latency=1.0)
     start = choose_start(lambda mask: float(mask.keep.sum()), graph, statistics, budget)
     np.testing.assert_array_equal(start.scores, prior_scores(graph, statistics, budget))
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_scores_of_any_size_are_told_apart_but_not_by_rounding_errors(scale: float) -> None:
+    assert worst_last(0.912 * scale) < worst_last(0.913 * scale)
+    assert worst_last(0.912 * scale) == worst_last(0.9120001 * scale)
+    assert worst_last(float("nan")) > worst_last(1e9 * scale)
