@@ -35,7 +35,7 @@ from prunegraph.agent import (
     amortise,
     with_share,
 )
-from prunegraph.experiment.agent_options import agent_config, search_budgets
+from prunegraph.experiment.agent_options import agent_config, trained_budgets
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.config import SearchOptions, TrainConfig
 from prunegraph.experiment.console import Console
@@ -188,7 +188,7 @@ def measure(known: argparse.Namespace, options: TrainConfig, content: dict[str, 
         applied |= dict(zip((path.stem for path in known.held_out), others, strict=True))
     if not applied:
         sys.exit("nothing to apply a policy to: give --held-out, or --teach fewer networks")
-    budgets = search_budgets(options, options.budget()) or (options.budget(),)
+    budgets = trained_budgets(options, options.budget())
     for seed in range(known.seeds):
         folder = RunFolder(path=known.runs / f"search-{seed}")
         config = dataclasses.replace(options, seed=seed)

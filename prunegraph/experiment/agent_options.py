@@ -35,6 +35,11 @@ def search_budgets(options: SearchOptions, budget: Budget | None) -> tuple[Budge
     return tuple(Budget(keep_macs=share, round_to=round_to) for share in shares) or None
 
 
+def trained_budgets(options: SearchOptions, budget: Budget) -> tuple[Budget, ...]:
+    """Return what a policy is trained for: the budgets of the options, or the run's own."""
+    return search_budgets(options, budget) or (budget,)
+
+
 def probes_of(
     graph: StructureGraph, names: Sequence[str], options: SearchOptions, budget: Budget
 ) -> int:
@@ -46,7 +51,7 @@ def probes_of(
         options: how to search.
         budget: the run's own.
     """
-    searched = search_budgets(options, budget) or (budget,)
+    searched = trained_budgets(options, budget)
     probes = num_probes(graph, names, num_budgets=len({budget, *searched}))
     return probes + (len(SHARES) * len(searched) if options.policy is not None else 0)
 

@@ -15,7 +15,7 @@ from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.jobs import Batch, Workplace
 from prunegraph.experiment.report import History, SearchResult
 from prunegraph.experiment.search import SearchRun, policy_mask, search_job
-from prunegraph.experiment.suit import SHARES, suit, uses
+from prunegraph.experiment.suit import num_decision_networks, suit, uses
 from prunegraph.experiment.verdict import AGENT, INITIAL, UNTRAINED
 from prunegraph.files import write_json
 from prunegraph.reading import checked, read_json
@@ -131,9 +131,9 @@ def add_initial(bench: Bench, store: CandidateStore, options: SearchOptions) -> 
     """Add what the policy that the search began with, if one was given, decides by itself."""
     policy = given_policy(options)
     if policy is not None and store.get(INITIAL, 0) is None:
-        probes = num_probes(bench.target.graph, policy.network.config.feature_names)
+        networks = num_decision_networks(policy, bench.target.graph)
         mask = suit(policy, uses(policy, [bench], [bench.budget])).masks[0]
-        store.add(measured(bench, INITIAL, 0, mask, probes + len(SHARES)))
+        store.add(measured(bench, INITIAL, 0, mask, networks))
 
 
 def measured(bench: Bench, name: str, seed: int, mask: Any, networks: int) -> Candidate:

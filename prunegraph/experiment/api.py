@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.errors import DataError
-from prunegraph.experiment.bench import num_probes
 from prunegraph.experiment.policies import find_policy
-from prunegraph.experiment.suit import SHARES, Use, suit
+from prunegraph.experiment.suit import Use, num_decision_networks, suit
 from prunegraph.graph import (
     AttentionUnit,
     ExampleInputs,
@@ -169,7 +168,7 @@ def prune(
     mask = suited.masks[0]
     report = {
         **structure_report(graph, mask, budget),
-        "networks_evaluated": num_probes(graph, names) + len(SHARES),
+        "networks_evaluated": num_decision_networks(trained, graph),
         "share": suited.share,
         "calibration_images": len(index),
     }

@@ -8,7 +8,7 @@ from prunegraph.agent import save_policy
 from prunegraph.errors import BudgetError
 from prunegraph.experiment.agent_rows import add_untrained, measured
 from prunegraph.experiment.baselines import add_controls, baseline_job
-from prunegraph.experiment.bench import num_probes, warn_of_chance
+from prunegraph.experiment.bench import warn_of_chance
 from prunegraph.experiment.candidates import Candidate, CandidateStore
 from prunegraph.experiment.config import ApplyConfig
 from prunegraph.experiment.console import Console
@@ -19,7 +19,7 @@ from prunegraph.experiment.page import show_finished
 from prunegraph.experiment.policies import find_policy
 from prunegraph.experiment.report import SearchResult
 from prunegraph.experiment.setup import check_trainable, load_target
-from prunegraph.experiment.suit import SHARES, Suited, suit, uses
+from prunegraph.experiment.suit import Suited, num_decision_networks, suit, uses
 from prunegraph.experiment.train import run_name
 from prunegraph.experiment.verdict import AGENT, UNTRAINED, is_control
 from prunegraph.pruners.start import PRIOR
@@ -49,8 +49,7 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
         started = time.monotonic()
         suited = suit(policy, uses(policy, [bench], [bench.budget]))
         seconds = time.monotonic() - started
-        names = policy.network.config.feature_names
-        networks = num_probes(target.graph, names) + len(SHARES)
+        networks = num_decision_networks(policy, target.graph)
         console.say(
             f"decided in {seconds:.0f} s and {networks} networks on train images, without labels; "
             "no search, no look at the search split"

@@ -23,7 +23,7 @@ from prunegraph.experiment.agent_options import (
     env_config,
     given_policy,
     probes_of,
-    search_budgets,
+    trained_budgets,
 )
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import Candidate
@@ -123,23 +123,12 @@ def search(
             result is the same.
         config: the agent's options, its seed among them; default: those of ``agent_config``.
     """
-    label = _label(name, seed)
-    clock = SearchClock(folder.checkpoint(f"search-{label}.json"))
-    given = given_policy(options)
-    initial = _suited(given, benches, options)
-    config = config or agent_config(options, seed, initial)
+    label, given = _label(name, seed), given_policy(options)
+    config = config or agent_config(options, seed, given)
     assert config.seed == seed
     tables = _tables(benches, config, pool)
-    result = _train(
-        benches,
-        options,
-        tables,
-        config,
-        name=name,
-        folder=folder,
-        console=console,
-        initial=initial,
-        clock=clock,
+    result, clock = _train(
+        benches, options, tables, config, name=name, folder=folder, console=console, given=given
     )
     tasks, evaluators = tables[0].tasks, [item for table in tables for item in table.evaluators]
     networks = result.networks_evaluated + _probes(benches, options, config)
@@ -185,7 +174,7 @@ def _suited(
     """Return the policy to begin with, as far as it suits the networks."""
     if initial is None:
         return None
-    budgets = search_budgets(options, benches[0].budget) or (benches[0].budget,)
+    budgets = trained_budgets(options, benches[0].budget)
     return suit(initial, uses(initial, benches, budgets)).policy
 
 
@@ -193,7 +182,7 @@ def _origin(
     benches: Sequence[Bench], options: SearchOptions, seed: int, initial: TrainedPolicy | None
 ) -> dict[str, Any]:
     """Return what a policy's record tells of where it comes from."""
-    budgets = search_budgets(options, benches[0].budget) or (benches[0].budget,)
+    budgets = trained_budgets(options, benches[0].budget)
     return {
         "trained_on": [bench.target.arch for bench in benches],
         "data": {
@@ -218,17 +207,8 @@ def search_lessons(
     """Search as ``search`` does, and return what the policy is to be taught."""
     config = agent_config(options, seed)
     tables = _tables(benches, config, None)
-    clock = SearchClock(folder.checkpoint(f"search-{_label(name, seed)}.json"))
-    result = _train(
-        benches,
-        options,
-        tables,
-        config,
-        name=name,
-        folder=folder,
-        console=console,
-        initial=None,
-        clock=clock,
+    result, _ = _train(
+        benches, options, tables, config, name=name, folder=folder, console=console, given=None
     )
     return found_lessons(result, benches, options)
 
@@ -251,11 +231,12 @@ def _train(
     name: str,
     folder: RunFolder,
     console: Console,
-    initial: TrainedPolicy | None,
-    clock: SearchClock,
-) -> TrainingResult:
+    given: TrainedPolicy | None,
+) -> tuple[TrainingResult, SearchClock]:
     """Train the policy until the networks are used up, finalists to come left out."""
     label = _label(name, config.seed)
+    clock = SearchClock(folder.checkpoint(f"search-{label}.json"))
+    initial = _suited(given, benches, options)
     evaluators = [item for table in tables for item in table.evaluators]
     probes = _probes(benches, options, config)
     allowed = (options.networks - FINALISTS) * len(benches) - probes
@@ -280,7 +261,7 @@ def _train(
             progress=partial(_show, report, clock, evaluators),
         )
         report(allowed, "done")
-    return result
+    return result, clock
 
 
 def found_lessons(
@@ -290,7 +271,7 @@ def found_lessons(
     lessons = []
     for number, bench in enumerate(benches):
         graph = bench.target.graph
-        for budget in search_budgets(options, bench.budget) or (bench.budget,):
+        for budget in trained_budgets(options, bench.budget):
             features = bench.node_features(budget, result.policy.network.config.feature_names)
             context = first_context(budget)
             lessons.append(

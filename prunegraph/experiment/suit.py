@@ -1,7 +1,7 @@
 """How far a trained policy is to be trusted on networks that it has not seen."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from prunegraph.agent import CONTEXT_NAMES, TrainedPolicy, with_share
 from prunegraph.errors import BudgetError
-from prunegraph.experiment.bench import Bench
+from prunegraph.experiment.bench import Bench, num_probes
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.encode import to_pyg
 from prunegraph.pruners.start import worst_last
@@ -69,22 +69,26 @@ def suit(policy: TrainedPolicy, cases: Sequence[Use]) -> Suited:
     Raises:
         BudgetError: no share meets the budget; on the clock some may not.
     """
-    tried: list[Suited] = []
+    badness: dict[float, float] = {}
+    decided: dict[float, tuple[TrainedPolicy, list[KeepMask]]] = {}
     for share in SHARES:
         candidate = with_share(policy, share)
         try:
             masks = [_decide(candidate, use) for use in cases]
         except BudgetError:
-            if share == SHARES[-1] and not tried:
+            if share == SHARES[-1] and not decided:
                 raise
             continue
-        found = [use.badness(mask) for use, mask in zip(cases, masks, strict=True)]
-        tried.append(
-            Suited(policy=candidate, share=share, badness={share: fmean(found)}, masks=masks)
-        )
-    badness = {item.share: item.badness[item.share] for item in tried}
-    best = min(tried, key=lambda item: worst_last(badness[item.share]))
-    return replace(best, badness=badness)
+        decided[share] = candidate, masks
+        badness[share] = fmean(use.badness(mask) for use, mask in zip(cases, masks, strict=True))
+    best = min(badness, key=lambda share: worst_last(badness[share]))
+    chosen, masks = decided[best]
+    return Suited(policy=chosen, share=best, badness=badness, masks=masks)
+
+
+def num_decision_networks(policy: TrainedPolicy, graph: StructureGraph) -> int:
+    """Return how many pruned networks a policy runs, with ``suit``, to decide on one network."""
+    return num_probes(graph, policy.network.config.feature_names) + len(SHARES)
 
 
 def uses(policy: TrainedPolicy, benches: Sequence[Bench], budgets: Sequence[Budget]) -> list[Use]:

@@ -115,8 +115,8 @@ def check_networks(targets: Sequence[Target], options: SearchOptions, budget: Bu
         ArtefactError: there is no such policy.
     """
     for target in targets:
-        for share in search_budgets(options, None) or ():
-            target.graph.project(np.zeros(target.graph.num_classes, dtype=np.float32), share)
+        for searched in search_budgets(options, None) or ():
+            target.graph.project(np.zeros(target.graph.num_classes, dtype=np.float32), searched)
     names = agent_config(options, 0, given_policy(options)).network.feature_names
     probes = [probes_of(target.graph, names, options, budget) + FINALISTS for target in targets]
     cells = len(targets) * max(len(options.budgets), 1)

@@ -44,8 +44,12 @@ def per_mac(problem: PruningProblem, values: Float64Array) -> Float64Array:
 
 def skip_full(problem: PruningProblem, values: Float64Array) -> Float64Array:
     """Keep residual streams whole as far as the budget lets, and be uniform elsewhere."""
-    residual = num_producers(problem.graph) > 1
-    return rank_in_group(problem.graph, values) + residual
+    return streams_first(problem.graph, values)
+
+
+def streams_first(graph: StructureGraph, values: Float64Array) -> Float64Array:
+    """Return ``[N]`` ranks within the group, those of residual streams above all others."""
+    return rank_in_group(graph, values) + (num_producers(graph) > 1)
 
 
 def by_sensitivity(problem: PruningProblem, values: Float64Array) -> Float64Array:

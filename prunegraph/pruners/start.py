@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from prunegraph.graph import StructureGraph
-from prunegraph.graph.features import num_producers, prior_scores, rank_in_group, standardised
+from prunegraph.graph.features import prior_scores, rank_in_group, standardised
 from prunegraph.pruners.criteria import importance
+from prunegraph.pruners.heuristics import streams_first
 from prunegraph.types import Budget, FloatArray, KeepMask
 
 PRIOR = "taylor/per_mac"
@@ -54,10 +55,9 @@ def start_scores(
     if name == PRIOR:
         return prior_scores(graph, statistics, budget)
     criterion, allocation = name.split("/")
-    values = rank_in_group(graph, importance(criterion, statistics, graph.num_classes, seed=0))
-    if allocation == "skip_full":
-        values += num_producers(graph) > 1
-    return standardised(graph, values)
+    values = importance(criterion, statistics, graph.num_classes, seed=0)
+    ranks = streams_first if allocation == "skip_full" else rank_in_group
+    return standardised(graph, ranks(graph, values))
 
 
 def choose_start(
