@@ -2,10 +2,13 @@
 
 Every variant searches the same network with the same number of evaluated networks and seeds; the
 accuracy of the mask that it chooses, on the whole search split after recalibration, is its figure.
-The test split stays closed: these figures choose options. Finished searches are not repeated, and
-an interrupted one goes on from its checkpoints, in the folder FILE.
+The test split stays closed: these figures choose options. With ``--hold-out`` a search sees one
+half of the search split, and the accuracy on the other tells what of its gain is more than a fit
+to the images that it looked at. Finished searches are not repeated, and an interrupted one goes on
+from its checkpoints, in the folder FILE.
 
-    python benchmarks/ablations.py --out FILE.json [--seeds 2] [--only NAME ...] [options of train]
+    python benchmarks/ablations.py --out FILE.json [--seeds 2] [--only NAME ...] [--hold-out]
+        [options of train]
     python benchmarks/ablations.py --out FILE.json --table
 """
 
@@ -17,16 +20,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from searches import GRADIENTS, TWINS, begin, read_rows
 
 from prunegraph.agent import AgentConfig, NetworkConfig
-from prunegraph.experiment.agent_options import UNREAD, agent_config
+from prunegraph.experiment.agent_options import UNREAD, agent_config, given_policy
 from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.jobs import load_targets, make_workplace
 from prunegraph.experiment.search import search
+from prunegraph.experiment.setup import Target
 from prunegraph.files import write_json
+from prunegraph.types import SearchSplit
 
 NO_OFFSETS = {"offset_rate": 0.0, "group_offset_rate": 0.0, "imagined_rate": 0.0}
 NO_NOISE = {"group_noise_start": 0.0, "group_noise_end": 0.0}
@@ -48,6 +54,7 @@ class Variant:
         ppo: of the updates' options.
         network: of the policy network's.
         reward: of the reward's.
+        on_train_images: searches on train images, as many as there are search images, not on those.
     """
 
     what: str
@@ -55,10 +62,11 @@ class Variant:
     ppo: Mapping[str, Any] = field(default_factory=dict)
     network: Mapping[str, Any] = field(default_factory=dict)
     reward: Mapping[str, Any] = field(default_factory=dict)
+    on_train_images: bool = False
 
     def agent(self, options: TrainConfig, seed: int) -> AgentConfig:
         """Return the agent's options."""
-        config = agent_config(options, seed)
+        config = agent_config(options, seed, given_policy(options))
         return dataclasses.replace(
             config,
             ppo=dataclasses.replace(config.ppo, **self.ppo),
@@ -102,6 +110,11 @@ VARIANTS = {
         what="accuracy less a quarter of the loss counts", options={"metric": "accuracy_loss"}
     ),
     "kl": Variant(what="minus the divergence from dense counts", options={"metric": "kl"}),
+    "kl_train": Variant(
+        what="the same on train images: neither labels nor unseen images",
+        options={"metric": "kl"},
+        on_train_images=True,
+    ),
     "all_images": Variant(
         what="scores on all search images, the same in each update", options={"subset": 1_000_000}
     ),
@@ -124,18 +137,42 @@ VARIANTS = {
 }
 
 
-def measure(options: TrainConfig, name: str, seed: int, folder: Path) -> dict[str, Any]:
+def halves(search: SearchSplit) -> tuple[SearchSplit, SearchSplit]:
+    """Return two halves of the search images, the same in every run."""
+    order = torch.randperm(len(search), generator=torch.Generator().manual_seed(0))
+    first, second = order.tensor_split(2)
+    return search.take(first), search.take(second)
+
+
+def with_search(target: Target, search: SearchSplit) -> Target:
+    """Return a network whose search looks at other images."""
+    return dataclasses.replace(target, dataset=dataclasses.replace(target.dataset, search=search))
+
+
+def measure(
+    options: TrainConfig, name: str, seed: int, folder: Path, *, hold_out: bool
+) -> dict[str, Any]:
     """Search once and return the figures."""
     variant = VARIANTS[name]
     changed = dataclasses.replace(options, **variant.options, amortise_steps=0)
     console, run = Console(), RunFolder(path=folder)
-    place = make_workplace(changed, load_targets(changed), [run], console)
+    (target,) = load_targets(changed)
+    images = judge = target.dataset.search
+    if hold_out:
+        images, judge = halves(images)
+    if variant.on_train_images:
+        sample = target.dataset.train.sample(len(images), seed=0)
+        images = SearchSplit(sample.source, sample.index)
+    place = make_workplace(changed, [with_search(target, images)], [run], console)
     config = variant.agent(changed, seed)
     found = search(
         place.benches, changed, name=name, seed=seed, folder=run, console=console, config=config
     )
+    bench = dataclasses.replace(place.benches[0], target=with_search(target, judge))
+    chosen = bench.final_evaluator.evaluate(found.candidates[0].mask)
     return {
-        "search_accuracy": found.candidates[0].search_accuracy,
+        "search_accuracy": chosen.accuracy,
+        "searched_accuracy": found.candidates[0].search_accuracy,
         "networks": found.networks_evaluated,
         "seconds": round(found.seconds, 1),
         "mean_accuracy": [round(row["accuracy"], 4) for row in found.history],
@@ -169,17 +206,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="NAME", default=[])
     parser.add_argument("--table", action="store_true", help="print the results as Markdown, end")
+    parser.add_argument("--hold-out", action="store_true", help="judge on half of the images")
     known, words = parser.parse_known_args()
     runs = known.out.with_suffix("")
     if known.table:
         print(table(read_rows(known.out)["rows"]))
         return
-    options, content = begin(known.out, words)
+    options, content = begin(known.out, words, hold_out=known.hold_out)
     for seed in range(known.seeds):
         for name in known.only or VARIANTS:
             seeds = content["rows"].setdefault(name, {})
             if str(seed) not in seeds:
-                seeds[str(seed)] = measure(options, name, seed, runs / f"{name}-{seed}")
+                folder = runs / f"{name}-{seed}"
+                seeds[str(seed)] = measure(options, name, seed, folder, hold_out=known.hold_out)
                 write_json(known.out, content)
                 print(f"{name}, seed {seed}: {seeds[str(seed)]['search_accuracy']:.4f}", flush=True)
 
