@@ -11,7 +11,8 @@ that have seen the search images may serve in a family; a held-out network's sho
     python benchmarks/transfer.py --out FILE.json --runs RUNS --table
 
 With ``--teach`` (positions in --weights) only these members are taught, and the policy is applied
-to the others too: so options can be chosen without a look at the held-out network.
+to the others too: so options can be chosen without a look at the held-out network. With
+``--one-search`` every seed teaches what the search of seed 0 found: the spread of teaching alone.
 """
 
 import argparse
@@ -190,10 +191,14 @@ def measure(known: argparse.Namespace, options: TrainConfig, content: dict[str, 
         sys.exit("nothing to apply a policy to: give --held-out, or --teach fewer networks")
     budgets = trained_budgets(options, options.budget())
     for seed in range(known.seeds):
-        folder = RunFolder(path=known.runs / f"search-{seed}")
-        config = dataclasses.replace(options, seed=seed)
+        searched = 0 if known.one_search else seed
         found = search_lessons(
-            members, config, name="agent/best", seed=seed, folder=folder, console=console
+            members,
+            dataclasses.replace(options, seed=searched),
+            name="agent/best",
+            seed=searched,
+            folder=RunFolder(path=known.runs / f"search-{searched}"),
+            console=console,
         )
         graphs = [members[number].target.graph for number in taught]
         lessons = [lesson for lesson in found if any(lesson.graph is graph for graph in graphs)]
@@ -220,6 +225,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=Path, nargs="+", metavar="WEIGHTS", default=[])
     parser.add_argument("--teach", type=int, nargs="+", metavar="POSITION")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--one-search", action="store_true", help="seeds of the teaching alone")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, metavar="NAME", default=[])
     parser.add_argument("--table", action="store_true", help="print the results as Markdown, end")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the checkpoints")
@@ -228,7 +234,8 @@ def main() -> None:
         print(table(read_rows(known.out)["rows"]))
         return
     held_out = [path.stem for path in known.held_out]
-    options, content = begin(known.out, words, teach=known.teach, held_out=held_out)
+    asked = {"teach": known.teach, "held_out": held_out, "one_search": known.one_search}
+    options, content = begin(known.out, words, **asked)
     if not options.weights:
         sys.exit("name the family by its --weights")
     measure(known, options, content)
