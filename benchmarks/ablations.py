@@ -118,6 +118,24 @@ VARIANTS = {
     "all_images": Variant(
         what="scores on all search images, the same in each update", options={"subset": 1_000_000}
     ),
+    "calm": Variant(
+        what="explores half as far",
+        ppo={
+            "temperature_start": 0.15,
+            "temperature_end": 0.08,
+            "group_noise_start": 0.12,
+            "group_noise_end": 0.08,
+        },
+    ),
+    "calmest": Variant(
+        what="explores a quarter as far",
+        ppo={
+            "temperature_start": 0.075,
+            "temperature_end": 0.05,
+            "group_noise_start": 0.06,
+            "group_noise_end": 0.05,
+        },
+    ),
     "entropy": Variant(what="entropy is paid for", ppo={"entropy_coefficient": 0.01}),
     "one_epoch": Variant(what="one pass over an update's episodes", ppo={"epochs": 1}),
     "floor": Variant(what="losing rewards end at -1", reward={"floor": -1.0}),
@@ -173,6 +191,7 @@ def measure(
     return {
         "search_accuracy": chosen.accuracy,
         "searched_accuracy": found.candidates[0].search_accuracy,
+        "kl": chosen.kl,
         "networks": found.networks_evaluated,
         "seconds": round(found.seconds, 1),
         "mean_accuracy": [round(row["accuracy"], 4) for row in found.history],
