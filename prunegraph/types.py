@@ -140,6 +140,15 @@ class Outcome:
     digest: str
     seconds: float
 
+    @property
+    def rank(self) -> tuple[float, float, float]:
+        """What outcomes are chosen by, higher = better.
+
+        Where the divergence from the dense network is measured, it decides: it is the less noisy,
+        and labels may not be trusted. Else accuracy does, ties by loss.
+        """
+        return 0.0 if self.kl is None else -self.kl, self.accuracy, -self.loss
+
 
 class ImageSource(Protocol):
     """Labelled images that can be loaded by position.

@@ -1,6 +1,7 @@
 """From the command line's options to those of the agent and its environment."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from prunegraph.agent import AgentConfig, NetworkConfig, PPOConfig, TrainedPolicy
 from prunegraph.env import EnvConfig
@@ -56,10 +57,27 @@ def probes_of(
     return probes + (len(SHARES) * len(searched) if options.policy is not None else 0)
 
 
+def calm(ppo: PPOConfig) -> PPOConfig:
+    """Return options that explore a quarter as far: for searches that begin with a good policy."""
+    return replace(
+        ppo,
+        temperature_start=0.075,
+        temperature_end=0.05,
+        group_noise_start=0.06,
+        group_noise_end=0.05,
+    )
+
+
 def agent_config(
     options: SearchOptions, seed: int, initial: TrainedPolicy | None = None
 ) -> AgentConfig:
-    """Return the agent's options; its network is as large as that of the policy to begin with."""
+    """Return the agent's options.
+
+    Args:
+        options: how to search.
+        seed: of policy, episodes and image subsets.
+        initial: the policy to begin with: the network is as large as its own, and explores less.
+    """
     reward = RewardConfig(
         self_competition=options.self_competition,
         metric=options.metric,
@@ -69,11 +87,12 @@ def agent_config(
     one_step = options.granularity == "network" and options.constraint == "bias"
     names = tuple(name for name in NetworkConfig.feature_names if name not in UNREAD)
     names += LAST_NAMES if options.refinements else ()
+    ppo = PPOConfig(
+        learning_rate=options.learning_rate, imagined_steps=options.imagined_steps * one_step
+    )
     return AgentConfig(
         network=NetworkConfig(feature_names=names) if initial is None else initial.network.config,
-        ppo=PPOConfig(
-            learning_rate=options.learning_rate, imagined_steps=options.imagined_steps * one_step
-        ),
+        ppo=ppo if initial is None else calm(ppo),
         reward=reward,
         episodes_per_update=options.update_size // (1 + options.refinements),
         per_group=options.granularity == "group",

@@ -46,7 +46,9 @@ class AmcSearch:
             known = mask in found
             found[mask] = problem.evaluator.evaluate(mask, subset)
             if not known and len(found) % self.record_every == 0:
-                run.record(list(found.values()), max(found.values(), key=_merit))
+                run.record(
+                    list(found.values()), max(found.values(), key=lambda outcome: outcome.rank)
+                )
             return found[mask].accuracy
 
         importance, graph = problem.statistics["l1"], problem.graph
@@ -54,10 +56,6 @@ class AmcSearch:
         num_episodes = problem.max_networks - num_finalists
         if num_episodes:
             train_widths(env, num_episodes=num_episodes, seed=problem.seed)
-        ranked = sorted(found, key=lambda mask: _merit(found[mask]), reverse=True)
+        ranked = sorted(found, key=lambda mask: found[mask].rank, reverse=True)
         uniform = rank_in_group(graph, importance).astype(np.float32)
         return run.choose(ranked or [problem.project(uniform)])
-
-
-def _merit(outcome: Outcome) -> tuple[float, float]:
-    return outcome.accuracy, -outcome.loss

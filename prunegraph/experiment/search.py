@@ -337,14 +337,14 @@ def _show(
 def _finalists(
     result: TrainingResult, bench: Bench, task: PruningTask, number: int, places: int
 ) -> list[KeepMask]:
-    """Return the masks that may win: the search's last, the ledger's best, the most promising."""
+    """Return what may win: the masks of the last and first policy, the best so far, likely ones."""
     graph, cell = task.graph, cell_name(task.name, task.budget)
     masks = [policy_mask(result.policy, bench, task.budget, result.offsets[number])]
+    own = [bits for record in result.history if (bits := record["greedy_masks"].get(cell))]
     best = result.competition.ledger(cell).best_bits
-    own = [record["greedy_masks"].get(cell) for record in reversed(result.history)]
-    kept = [unpack_bits(best, graph.num_classes)] if best else []
+    kept = [unpack_bits(bits, graph.num_classes) for bits in (*own[:1], best) if bits]
     kept += result.imagination.promising(number, graph.limits(task.budget), places)
-    kept += [unpack_bits(bits, graph.num_classes) for bits in own if bits]
+    kept += [unpack_bits(bits, graph.num_classes) for bits in reversed(own)]
     masks += [graph.mask(keep) for keep in kept]
     fitting = [mask for mask in masks if _fits(bench, mask)]
     return list(dict.fromkeys(fitting))[:places]
@@ -358,16 +358,9 @@ def _fits(bench: Bench, mask: KeepMask) -> bool:
 def _best(
     name: str, seed: int, masks: Sequence[KeepMask], evaluator: SearchEvaluator, networks: int
 ) -> Candidate:
-    """Return the mask with the highest accuracy on the whole search split; ties by loss.
-
-    Where the divergence from the dense network is measured, it decides: the labels are not trusted.
-    """
+    """Return the mask with the best outcome on the whole search split; of equal ones the first."""
     outcomes = evaluator.evaluate_all(masks)
-    ranks = [
-        (0.0 if outcome.kl is None else -outcome.kl, outcome.accuracy, -outcome.loss, -number)
-        for number, outcome in enumerate(outcomes)
-    ]
-    chosen = max(range(len(masks)), key=lambda number: ranks[number])
+    chosen = max(range(len(masks)), key=lambda number: outcomes[number].rank)
     return Candidate(
         name=name,
         seed=seed,

@@ -21,7 +21,7 @@ class NetAdapt:
     As many steps of equal size lead from the dense network to the budget as ``max_networks`` pays
     for. In each step every group makes a proposal: it alone loses its channels of least Taylor
     importance until the step's cost is met. All proposals are scored on the same random search
-    images, and the one with the highest accuracy, ties by loss, stands. A group that cannot pay for
+    images, and the one with the best outcome stands. A group that cannot pay for
     the step makes none; where none can, each gives what it has. What is left after the last step
     goes in the order of rank within the group, and channels that still fit come back so.
 
@@ -86,7 +86,7 @@ class NetAdapt:
         outcomes: dict[KeepMask, Outcome] = {
             mask: run.problem.evaluator.evaluate(mask, subset) for mask in masks
         }
-        best = max(outcomes, key=lambda mask: (outcomes[mask].accuracy, -outcomes[mask].loss))
+        best = max(outcomes, key=lambda mask: outcomes[mask].rank)
         run.record(list(outcomes.values()), outcomes[best])
         return best.keep.copy()
 

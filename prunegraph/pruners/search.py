@@ -73,7 +73,7 @@ class SearchRun:
             if not chosen or self.remaining > 0 or evaluator.is_cached(mask):
                 chosen.append(mask)
                 outcomes.append(evaluator.evaluate(mask))
-        best = max(range(len(chosen)), key=lambda i: (outcomes[i].accuracy, -outcomes[i].loss))
+        best = max(range(len(chosen)), key=lambda i: outcomes[i].rank)
         self.record(outcomes, outcomes[best])
         return PrunerResult(
             mask=chosen[best], networks_evaluated=self.networks, history=tuple(self.history)
@@ -86,7 +86,8 @@ class RandomSearch:
 
     Each group's keep share is proportional to a number drawn from ``[least_share, 1]``. Candidates
     are scored by loss on one random subset of the search images; the best are scored again on all
-    of them, which decides by accuracy.
+    of them, which decides by accuracy. Where the divergence from the dense network is measured, it
+    takes the place of both.
 
     Args:
         least_share: in (0, 1].
@@ -116,10 +117,10 @@ class RandomSearch:
             mask = self._draw(problem, rng)
             found[mask] = problem.evaluator.evaluate(mask, subset)
             if trial % self.record_every == 0:
-                best = min(found.values(), key=lambda outcome: outcome.loss)
+                best = min(found.values(), key=_distance)
                 run.record(list(found.values()), best)
-        ranked = sorted(found, key=lambda mask: found[mask].loss) or [self._draw(problem, rng)]
-        return run.choose(ranked)
+        ranked = sorted(found, key=lambda mask: _distance(found[mask]))
+        return run.choose(ranked or [self._draw(problem, rng)])
 
     def _draw(self, problem: PruningProblem, rng: np.random.Generator) -> KeepMask:
         graph = problem.graph
@@ -145,7 +146,8 @@ class CrossEntropySearch:
     A step whose masks were all run before doubles the deviation: the search goes on until its
     networks are used up.
     Finalists - the start, the last mean, the best of the latest steps - are scored on all search
-    images, which decides by accuracy.
+    images, which decides by accuracy. Where the divergence from the dense network is measured, it
+    takes the place of accuracy and loss.
 
     Args:
         population: networks a step.
@@ -216,6 +218,8 @@ class CrossEntropySearch:
         return run.choose([last, start, *latest])
 
     def _badness(self, outcome: Outcome) -> float:
+        if outcome.kl is not None:
+            return outcome.kl
         return self.loss_weight * outcome.loss - outcome.accuracy
 
     def _refit(
@@ -229,6 +233,10 @@ class CrossEntropySearch:
         new_mean = mean + self.smoothing * (elite_mean - mean)
         new_deviation = deviation + self.smoothing * (elite_deviation - deviation)
         return new_mean, np.maximum(new_deviation, self.least_sigma)
+
+
+def _distance(outcome: Outcome) -> float:
+    return outcome.loss if outcome.kl is None else outcome.kl
 
 
 def _shifted(

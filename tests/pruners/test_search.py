@@ -18,21 +18,25 @@ MakeProblem = Callable[..., PruningProblem]
 
 
 class KnownLoss:
-    """An evaluator whose loss is the distance from known widths; nothing is run."""
+    """An evaluator whose loss is the distance from known widths; nothing is run.
 
-    def __init__(self, problem: PruningProblem, best: dict[str, int]) -> None:
-        self.problem, self.best = problem, best
+    With ``diverges`` that is the divergence, and accuracy and loss tell the opposite.
+    """
+
+    def __init__(self, problem: PruningProblem, best: dict[str, int], *, diverges: bool) -> None:
+        self.problem, self.best, self.diverges = problem, best, diverges
         self.search = problem.evaluator.search
         self.num_networks = 0
 
     def evaluate(self, mask: KeepMask, subset: torch.Tensor | None = None) -> Outcome:
         self.num_networks += 1
         widths = self.problem.graph.group_widths(mask)
-        loss = float(np.mean([abs(widths[k] - self.best[k]) / 16 for k in widths]))
+        distance = float(np.mean([abs(widths[k] - self.best[k]) / 16 for k in widths]))
+        loss = -distance if self.diverges else distance
         return Outcome(
-            accuracy=float(np.exp(-loss)),
+            accuracy=float(np.exp(-1.0 - loss)),
             loss=loss,
-            kl=None,
+            kl=distance if self.diverges else None,
             num_images=len(self.search) if subset is None else len(subset),
             cost=self.problem.graph.cost(mask),
             digest=mask.digest(),
@@ -46,13 +50,15 @@ class KnownLoss:
         return torch.arange(size)
 
 
-def with_known_best(problem: PruningProblem) -> tuple[PruningProblem, float]:
+def with_known_best(
+    problem: PruningProblem, *, diverges: bool = False
+) -> tuple[PruningProblem, float]:
     """Return the problem with its best widths far from the prior's, and the prior's loss."""
     graph = problem.graph
     scores = np.random.default_rng(7).normal(size=len(graph.groups))[graph.group_of]
     taylor = np.log(problem.statistics["taylor"] + 1e-9) - np.log(graph.class_costs()[0] + 1e-9)
     target = graph.project((taylor + 1.5 * scores).astype(np.float32), problem.budget)
-    oracle = KnownLoss(problem, graph.group_widths(target))
+    oracle = KnownLoss(problem, graph.group_widths(target), diverges=diverges)
     start = make_pruner("taylor/per_mac").prune(problem).mask
     loss = oracle.evaluate(start).loss
     oracle.num_networks = 0
@@ -71,6 +77,17 @@ def test_cross_entropy_finds_known_widths_and_random_search_does_not(
     cem_loss, random_loss = (result.history[-1]["incumbent_loss"] for result in (cem, random))
     assert cem_loss < 0.25 * start
     assert cem_loss < random_loss
+
+
+@pytest.mark.parametrize("name", ["cem", "random_search", "netadapt"])
+def test_where_the_divergence_is_measured_it_is_what_searches_look_at(
+    name: str, make_problem: MakeProblem
+) -> None:
+    chosen = []
+    for diverges in (False, True):
+        problem, _ = with_known_best(make_problem(max_networks=120), diverges=diverges)
+        chosen.append(make_pruner(name).prune(problem).mask)
+    assert chosen[0] == chosen[1]
 
 
 def test_cross_entropy_uses_its_networks_where_masks_repeat(make_problem: MakeProblem) -> None:
