@@ -3,22 +3,27 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from prunegraph.experiment import compare, finish
 from prunegraph.experiment.baselines import SEARCHES, TORCH_PRUNING, heuristics
+from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import Candidate
 from prunegraph.experiment.cli import main
 from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.finalise import finetuned_mean
 from prunegraph.experiment.report import read_rows
+from prunegraph.experiment.setup import load_target
 from prunegraph.experiment.verdict import judge, mean_by_name, proxy_correlation
+from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.finetune import _Training
-from prunegraph.types import KeepMask
+from prunegraph.types import KeepMask, Outcome
 
 METHODS = ("l1/uniform", "taylor/per_mac", "taylor/uniform", "l2/global", "cem", "random_search")
 
@@ -52,6 +57,24 @@ def compared(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
     assert len(list((path / "cells").iterdir())) == 3
     assert main([*words, "--out", str(path)]) == 0
     return path
+
+
+def test_the_plan_leaves_out_what_only_the_first_network_takes(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate, seconds = Evaluator.evaluate, iter((1000.0, 2.0))
+
+    def timed(self: Evaluator, mask: KeepMask, subset: Tensor | None = None) -> Outcome:
+        return replace(evaluate(self, mask, subset), seconds=next(seconds))
+
+    monkeypatch.setattr(Evaluator, "evaluate", timed)
+    options = CompareConfig(
+        weights=weights, methods=("cem",), seeds=2, networks=16, finetune_epochs=0
+    )
+    bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
+    plan = compare.make_plan(bench, options)
+    assert plan.search_seconds == 2 * 2 * 16 * 2.0
+    assert plan.seconds == plan.search_seconds
 
 
 def timeless(report: dict[str, Any]) -> list[dict[str, Any]]:
