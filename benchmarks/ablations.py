@@ -136,6 +136,15 @@ VARIANTS = {
             "group_noise_end": 0.05,
         },
     ),
+    "loud": Variant(
+        what="from a policy, too, explores as from a heuristic",
+        ppo={
+            "temperature_start": 0.30,
+            "temperature_end": 0.11,
+            "group_noise_start": 0.25,
+            "group_noise_end": 0.12,
+        },
+    ),
     "entropy": Variant(what="entropy is paid for", ppo={"entropy_coefficient": 0.01}),
     "one_epoch": Variant(what="one pass over an update's episodes", ppo={"epochs": 1}),
     "floor": Variant(what="losing rewards end at -1", reward={"floor": -1.0}),
