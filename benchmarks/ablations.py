@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from searches import GRADIENTS, TWINS, begin, read_rows
 
-from prunegraph.agent import AgentConfig, NetworkConfig
-from prunegraph.experiment.agent_options import UNREAD, agent_config, given_policy
+from prunegraph.agent import AgentConfig, NetworkConfig, PPOConfig
+from prunegraph.experiment.agent_options import UNREAD, agent_config, calm, given_policy
 from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
@@ -42,6 +42,12 @@ def without(*names: str) -> dict[str, Any]:
     """Return the policy network's options without some of the features that it reads."""
     kept = [name for name in NetworkConfig().feature_names if name not in (*names, *UNREAD)]
     return {"feature_names": tuple(kept)}
+
+
+def exploration(ppo: PPOConfig) -> dict[str, Any]:
+    """Return how far a search explores."""
+    names = ("temperature_start", "temperature_end", "group_noise_start", "group_noise_end")
+    return {name: getattr(ppo, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,22 +134,11 @@ VARIANTS = {
         },
     ),
     "calmest": Variant(
-        what="explores a quarter as far",
-        ppo={
-            "temperature_start": 0.075,
-            "temperature_end": 0.05,
-            "group_noise_start": 0.06,
-            "group_noise_end": 0.05,
-        },
+        what="from a heuristic, too, explores as from a policy",
+        ppo=exploration(calm(PPOConfig())),
     ),
     "loud": Variant(
-        what="from a policy, too, explores as from a heuristic",
-        ppo={
-            "temperature_start": 0.30,
-            "temperature_end": 0.11,
-            "group_noise_start": 0.25,
-            "group_noise_end": 0.12,
-        },
+        what="from a policy, too, explores as from a heuristic", ppo=exploration(PPOConfig())
     ),
     "entropy": Variant(what="entropy is paid for", ppo={"entropy_coefficient": 0.01}),
     "one_epoch": Variant(what="one pass over an update's episodes", ppo={"epochs": 1}),

@@ -46,9 +46,8 @@ class AmcSearch:
             known = mask in found
             found[mask] = problem.evaluator.evaluate(mask, subset)
             if not known and len(found) % self.record_every == 0:
-                run.record(
-                    list(found.values()), max(found.values(), key=lambda outcome: outcome.rank)
-                )
+                best = max(found.values(), key=lambda outcome: outcome.rank)
+                run.record(list(found.values()), best)
             return found[mask].accuracy
 
         importance, graph = problem.statistics["l1"], problem.graph
