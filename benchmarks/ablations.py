@@ -60,7 +60,7 @@ class Variant:
         ppo: of the updates' options.
         network: of the policy network's.
         reward: of the reward's.
-        on_train_images: searches on train images, as many as there are search images, not on those.
+        train_images: so many train images are searched on, not the search split; 0 = the split.
     """
 
     what: str
@@ -68,7 +68,7 @@ class Variant:
     ppo: Mapping[str, Any] = field(default_factory=dict)
     network: Mapping[str, Any] = field(default_factory=dict)
     reward: Mapping[str, Any] = field(default_factory=dict)
-    on_train_images: bool = False
+    train_images: int = 0
 
     def agent(self, options: TrainConfig, seed: int) -> AgentConfig:
         """Return the agent's options."""
@@ -117,9 +117,12 @@ VARIANTS = {
     ),
     "kl": Variant(what="minus the divergence from dense counts", options={"metric": "kl"}),
     "kl_train": Variant(
-        what="the same on train images: neither labels nor unseen images",
+        what="the same on 5,000 train images: neither labels nor unseen images",
         options={"metric": "kl"},
-        on_train_images=True,
+        train_images=5_000,
+    ),
+    "kl_train_many": Variant(
+        what="the same on 20,000 train images", options={"metric": "kl"}, train_images=20_000
     ),
     "all_images": Variant(
         what="scores on all search images, the same in each update", options={"subset": 1_000_000}
@@ -182,8 +185,8 @@ def measure(
     images = judge = target.dataset.search
     if hold_out:
         images, judge = halves(images)
-    if variant.on_train_images:
-        sample = target.dataset.train.sample(len(images), seed=0)
+    if variant.train_images:
+        sample = target.dataset.train.sample(variant.train_images, seed=0)
         images = SearchSplit(sample.source, sample.index)
     place = make_workplace(changed, [with_search(target, images)], [run], console)
     config = variant.agent(changed, seed)

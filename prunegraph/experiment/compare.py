@@ -39,6 +39,7 @@ from prunegraph.experiment.candidates import Candidate, CandidateStore
 from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.console import Console, seconds_in_words
 from prunegraph.experiment.finalise import (
+    MEASURED_FILE,
     Outcome,
     candidate_row,
     choose,
@@ -49,6 +50,7 @@ from prunegraph.experiment.finalise import (
 from prunegraph.experiment.finish import finetune_job, load_finetuned
 from prunegraph.experiment.folder import RunFolder, open_run
 from prunegraph.experiment.jobs import Batch, Jobs, make_workplace
+from prunegraph.experiment.measured import Measured
 from prunegraph.experiment.page import show_finished
 from prunegraph.experiment.report import machine
 from prunegraph.experiment.setup import check_trainable, load_target
@@ -378,6 +380,7 @@ def _measure(
 ) -> list[MethodRow]:
     """Return a row for each cell, and one for each candidate that has none."""
     rows = []
+    measured = Measured(bench, folder.checkpoint(MEASURED_FILE))
     trained = bench.recipe().epochs > 0
     tuned = {(cell.name, cell.candidate.seed) for cell in cells if cell.candidate is not None}
     untuned = [item for item in candidates if (item.name, item.seed) not in tuned]
@@ -385,11 +388,11 @@ def _measure(
         for cell in cells:
             accuracy = _cell_accuracy(bench, folder.file(cell.folder)) if trained else None
             if cell.candidate is None:
-                rows.append(dense_row(bench, accuracy, cell.seed, cell.folder))
+                rows.append(dense_row(measured, accuracy, cell.seed, cell.folder))
             else:
                 rows.append(
                     candidate_row(
-                        bench,
+                        measured,
                         cell.candidate,
                         finetuned=accuracy,
                         finetune_seed=cell.seed,
@@ -398,6 +401,6 @@ def _measure(
                 )
             report(len(rows), cell.name)
         for item in untuned:
-            rows.append(candidate_row(bench, item))
+            rows.append(candidate_row(measured, item))
             report(len(rows), item.name)
     return rows

@@ -15,6 +15,7 @@ from prunegraph.experiment.csv_files import write_csv_files
 from prunegraph.experiment.finish import finetune_job, load_finetuned
 from prunegraph.experiment.folder import REPORT_FILE, RunFolder
 from prunegraph.experiment.jobs import Batch, Jobs
+from prunegraph.experiment.measured import Measured
 from prunegraph.experiment.page import HISTORY_FILE, write_page
 from prunegraph.experiment.plots import Findings, draw, save_plots
 from prunegraph.experiment.report import (
@@ -44,6 +45,9 @@ from prunegraph.types import KeepMask
 
 DENSE_FINETUNED = "dense_finetuned"
 """Folder of the control: the dense network with the same fine-tune."""
+
+MEASURED_FILE = "measured.json"
+"""What the rows measured, among the checkpoints."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -139,14 +143,15 @@ def _measure_rows(
     dense, _ = load_finetuned(bench.target, folder.file(DENSE_FINETUNED))
     trained = bench.recipe().epochs > 0
     accuracy = bench.test_accuracy(dense) if trained else None
-    rows = [dense_row(bench, accuracy, bench.seed, DENSE_FINETUNED)]
+    measured = Measured(bench, folder.checkpoint(MEASURED_FILE))
+    rows = [dense_row(measured, accuracy, bench.seed, DENSE_FINETUNED)]
     pruned, _ = load_finetuned(bench.target, folder.path)
     with console.progress("measure on test images", len(candidates)) as report:
         for number, candidate in enumerate(candidates, start=1):
             finetuned = candidate is chosen
             rows.append(
                 candidate_row(
-                    bench,
+                    measured,
                     candidate,
                     finetuned=bench.test_accuracy(pruned) if finetuned and trained else None,
                     finetune_seed=bench.seed if finetuned else None,
@@ -158,7 +163,7 @@ def _measure_rows(
 
 
 def candidate_row(
-    bench: Bench,
+    measured: Measured,
     candidate: Candidate,
     *,
     finetuned: float | None = None,
@@ -169,14 +174,15 @@ def candidate_row(
 
     All rows are measured in this process: the last digits depend on the number of threads.
     """
-    cost = bench.target.graph.cost(candidate.mask)
+    cost = measured.bench.target.graph.cost(candidate.mask)
+    found = measured.accuracies(candidate.mask)
     return MethodRow(
         name=candidate.name,
         seed=candidate.seed,
         macs=cost.macs,
         params=cost.params,
-        search_accuracy=bench.final_evaluator.evaluate(candidate.mask).accuracy,
-        test_accuracy_recalibrated=bench.recalibrated_test_accuracy(candidate.mask),
+        search_accuracy=found.search,
+        test_accuracy_recalibrated=found.test,
         test_accuracy_finetuned=finetuned,
         networks_evaluated=candidate.networks_evaluated,
         digest=candidate.mask.digest(),
@@ -186,20 +192,21 @@ def candidate_row(
     )
 
 
-def dense_row(bench: Bench, finetuned: float | None, seed: int, cell: str) -> MethodRow:
+def dense_row(measured: Measured, finetuned: float | None, seed: int, cell: str) -> MethodRow:
     """Return a row of the dense control."""
-    target = bench.target
-    cost = target.graph.dense_cost
+    graph = measured.bench.target.graph
+    cost = graph.dense_cost
+    found = measured.accuracies(None)
     return MethodRow(
         name=DENSE,
         seed=seed,
         macs=cost.macs,
         params=cost.params,
-        search_accuracy=bench.search_accuracy(target.model),
-        test_accuracy_recalibrated=bench.test_accuracy(target.model),
+        search_accuracy=found.search,
+        test_accuracy_recalibrated=found.test,
         test_accuracy_finetuned=finetuned,
         networks_evaluated=0,
-        digest=target.graph.dense_mask().digest(),
+        digest=graph.dense_mask().digest(),
         finetune_seed=seed,
         cell=cell,
     )

@@ -36,13 +36,15 @@ from prunegraph.experiment.candidates import Candidate, CandidateStore, read_mas
 from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.csv_files import write_csv_files
 from prunegraph.experiment.folder import RunFolder
+from prunegraph.experiment.measured import read_accuracies
 from prunegraph.experiment.options import load_config, read_yaml, same_run
 from prunegraph.experiment.own_search import OwnEvaluator
 from prunegraph.experiment.page import read_findings
 from prunegraph.experiment.plots import _search, settle
-from prunegraph.experiment.report import methods_table, read_report, read_rows
+from prunegraph.experiment.report import machine, methods_table, read_report, read_rows
 from prunegraph.experiment.search_clock import SearchClock
 from prunegraph.experiment.setup import build_dense
+from prunegraph.files import write_json
 from prunegraph.graph import StructureGraph
 from prunegraph.models import build_model, load_weights, weights_info
 from prunegraph.pruning.artefacts import MASK_FILE, load_pruned, read_info
@@ -221,6 +223,8 @@ def cases(
     store.add(Candidate(name="cem", seed=0, mask=mask, networks_evaluated=3, search_accuracy=0.5))
     write_masks(made / "masks.json", [mask])
     SearchClock(made / "clock.json").write([])
+    accuracies = {mask.digest(): {"search": 0.5, "test": 0.25}}
+    write_json(made / "measured.json", {"machine": machine(), "accuracies": accuracies})
     images = write_images(made / "images")
     tar = make_tar(images)
     sign, policy = partial(sign_recipe, run), partial(sign_policy, run)
@@ -275,6 +279,11 @@ def cases(
             read=lambda: SearchClock(made / "clock.json").read([]),
         ),
         "scores": scores_case(made, graph),
+        "measured": Case(
+            path=made / "measured.json",
+            mutate="json",
+            read=lambda: read_accuracies(made / "measured.json"),
+        ),
         "outcomes": outcomes_case(made, graph, mask),
         "agent_checkpoint": agent_case(made),
         "finetune_checkpoint": finetune_case(made),
@@ -290,7 +299,7 @@ def cases(
 NAMES = (
     *("weights", "weights_json", "weights_pth", "recipe", "pruned", "policy_json", "policy"),
     *("report", "history", "options", "candidates", "masks", "clock", "scores"),
-    "outcomes",
+    *("outcomes", "measured"),
     *("agent_checkpoint", "finetune_checkpoint", "tar"),
     *("png", "jpeg", "bmp", "tiff", "webp", "ppm"),
 )

@@ -18,6 +18,7 @@ from prunegraph.experiment.candidates import Candidate
 from prunegraph.experiment.cli import main
 from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.finalise import finetuned_mean
+from prunegraph.experiment.measured import Accuracies, Measured
 from prunegraph.experiment.report import read_rows
 from prunegraph.experiment.setup import load_target
 from prunegraph.experiment.verdict import judge, mean_by_name, proxy_correlation
@@ -138,16 +139,53 @@ def test_methods_are_named_alone_or_together() -> None:
     assert set(everything) == {*heuristics(), *SEARCHES, "sampler"}
 
 
-def test_finished_cells_are_not_trained_again(
+def test_no_cell_is_trained_and_no_mask_measured_again(
     compared: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = compared / "report.json"
+    report, measure = compared / "report.json", Measured._measure
     content = report.read_bytes()
     report.unlink()
+    measured = []
+
+    def interrupt(self: Measured, mask: KeepMask | None) -> Accuracies:
+        measured.append(mask)
+        if len(measured) == 4:
+            raise KeyboardInterrupt
+        return measure(self, mask)
+
     monkeypatch.setattr(finish, "finetune_mask", pytest.fail)
+    monkeypatch.setattr(Measured, "_measure", interrupt)
+    assert main([*words, "--out", str(compared)]) == 130
     assert main([*words, "--out", str(compared)]) == 0
     again = json.loads(report.read_bytes())
     assert timeless(again) == timeless(json.loads(content))
+    assert len(measured) == 1 + len({row["digest"] for row in again["methods"]})
+
+
+def test_a_mask_is_measured_once_on_each_machine(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = CompareConfig(weights=weights, calibration_images=64)
+    bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
+    mask = bench.project(np.arange(bench.target.graph.num_classes, dtype=np.float32), bench.budget)
+    path, pruned = tmp_path / "measured.json", []
+    prune = Bench.recalibrated_test_accuracy
+
+    def count(self: Bench, mask: KeepMask) -> float:
+        pruned.append(mask)
+        return prune(self, mask)
+
+    monkeypatch.setattr(Bench, "recalibrated_test_accuracy", count)
+    first = Measured(bench, path)
+    found = [first.accuracies(mask), first.accuracies(None), first.accuracies(mask)]
+    assert found[0] == found[2] == Measured(bench, path).accuracies(mask)
+    assert found[1].test == bench.test_accuracy(bench.target.model)
+    assert pruned == [mask]
+    content = json.loads(path.read_text())
+    content["machine"]["threads"] += 1
+    path.write_text(json.dumps(content))
+    assert Measured(bench, path).accuracies(mask) == found[0]
+    assert pruned == [mask, mask]
 
 
 def test_verify_confirms_a_comparison(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
