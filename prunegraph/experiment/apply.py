@@ -51,8 +51,8 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
         seconds = time.monotonic() - started
         networks = num_decision_networks(policy, target.graph)
         console.say(
-            f"decided in {seconds:.0f} s and {networks} networks on train images, without labels; "
-            "no search, no look at the search split"
+            f"decided in {seconds:.0f} s and {networks} networks on train images; no search, no "
+            "look at the search split"
         )
         prior = policy.network.config.prior or "start"
         start = bench.start(bench.budget).name if prior == "start" else PRIOR

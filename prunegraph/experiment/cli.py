@@ -35,7 +35,7 @@ from prunegraph.experiment.inspect import run_inspect
 from prunegraph.experiment.options import REGISTRY, from_dict, read_yaml, suggest
 from prunegraph.experiment.pretrain import run_pretrain
 from prunegraph.experiment.ranks import default_threads, help_rank_0, joined, num_ranks, speaks
-from prunegraph.experiment.setup import keep_freed_memory
+from prunegraph.experiment.setup import check_trusted, keep_freed_memory
 from prunegraph.experiment.tools_config import ExportConfig, InspectConfig, VerifyConfig
 from prunegraph.experiment.train import run_train
 from prunegraph.experiment.verify_all import run_verify
@@ -197,14 +197,34 @@ def parse(kind: type[CommonConfig], words: list[str]) -> CommonConfig | None:
         msg = f"{_one_line(printed.getvalue())}; see `prunegraph {kind.command} --help`"
         raise ConfigError(msg) from None
     if unknown:
+        word = unknown[0].split("=")[0]
         names = [f"--{field.name.replace('_', '-')}" for field in fields(kind)]
-        near = suggest(unknown[0].split("=")[0], names)
+        near = suggest(word, [name for name in names if name != word])  # hidden ones are unknown
         msg = (
             f"unknown option {unknown[0]!r} of `prunegraph {kind.command}`{near}; "
             f"see `prunegraph {kind.command} --help`"
         )
         raise ConfigError(msg)
-    return cast(CommonConfig, config)
+    parsed = cast(CommonConfig, config)
+    if parsed.config is not None:
+        _check_typed(parsed, parsed.config, words)
+    return parsed
+
+
+def _check_typed(config: CommonConfig, path: Path, words: list[str]) -> None:
+    """Refuse code or a cluster that a file of options names, which anybody may have made.
+
+    Raises:
+        ConfigError: the command line does not name it.
+    """
+    typed = {word.rpartition("=")[2] for word in words}
+    arch = getattr(config, "arch", None) or ()
+    for name in (arch,) if isinstance(arch, str) else arch:
+        check_trusted(name, name if name in typed else None, path)
+    ray = getattr(config, "ray", None)
+    if ray not in (None, "auto", "local") and ray not in typed:
+        msg = f"{path} names a Ray cluster, which runs what it likes: trust it with --ray {ray}"
+        raise ConfigError(msg)
 
 
 def _defaults(kind: type[CommonConfig], words: list[str]) -> dict[str, Any]:

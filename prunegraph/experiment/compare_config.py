@@ -56,7 +56,7 @@ class CompareConfig(MethodOptions, SearchOptions, PruningOptions, NetworkConfig)
 class ComparisonsConfig(MethodOptions, SearchOptions, RecipeOptions, NetworksConfig):
     """Compare the agent with every baseline at the same budget, in two stages.
 
-    Stage 1 recalibrates batch norm of every row; stage 2 fine-tunes eight rows, chosen on the
+    Stage 1 reconstructs and recalibrates every row; stage 2 fine-tunes eight rows, chosen on the
     search split, with every seed. With several networks or budgets each network is compared at each
     budget, and a summary made of all.
 

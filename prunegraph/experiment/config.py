@@ -182,7 +182,8 @@ class RecipeOptions:
         distill: weight in [0, 1] of the dense network's outputs in the fine-tune's loss.
         calibration_images: training images that recalibrate batch norm after pruning.
         reconstruct: the kept weights take over what the removed channels gave, by least squares
-            on those images, before a pruned network is scored or fine-tuned.
+            on those images, before a pruned network is scored or fine-tuned; with no-reconstruct
+            they stay as they are.
         workers: searches and fine-tunes that run side by side, each in a process with its share of
             the threads; default: one a thread on a CPU, else one. If the number is given, it is
             also how many networks of a single search are evaluated at once.
@@ -231,7 +232,7 @@ class SearchOptions:
         policy: search on from a trained policy: resnet-cifar, which comes with the package, a run
             folder of ``train``, or a policy file; default: from an untrained one.
         short_finetune: training steps that every pruned network gets before it is scored, those of
-            the baselines too; 0 = only batch norm is recalibrated.
+            the baselines too; 0 = it is scored as it is cut, reconstructed and recalibrated.
         subset: search images an update scores its networks on; default: 1,500 or all.
         budgets: shares of the MACs to train the policy for, one an episode; default: the budget.
         constraint: how the agent meets the budget.

@@ -38,6 +38,10 @@ class InspectConfig(NetworkConfig):
     """
 
     command: ClassVar[str] = "inspect"
+    pretrain_epochs: tyro.conf.Suppress[int | None] = None
+    search_share: tyro.conf.Suppress[float] = NetworkConfig.search_share
+    split_seed: tyro.conf.Suppress[int] = NetworkConfig.split_seed
+    no_flip: tyro.conf.Suppress[bool] = NetworkConfig.no_flip
     num_classes: int | None = None
     run: Path | None = None
     plot: Path | None = None

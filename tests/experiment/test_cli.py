@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from prunegraph.errors import ConfigError
 from prunegraph.experiment import cli
+from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.tools_config import InspectConfig, VerifyConfig
 
 
@@ -118,6 +120,19 @@ def test_config_file_gives_defaults_that_the_command_line_overrides(tmp_path: Pa
     assert isinstance(config, InspectConfig)
     assert (config.arch, config.num_classes, config.seed) == ("resnet20", 7, 5)
     assert config.config == path
+
+
+@pytest.mark.parametrize(("option", "name"), [("arch", "shop:make"), ("ray", "ray://there:10001")])
+def test_code_and_clusters_that_only_a_file_of_options_names_are_refused(
+    tmp_path: Path, option: str, name: str
+) -> None:
+    path = tmp_path / "options.yaml"
+    path.write_text(json.dumps({option: [name] if option == "arch" else name}))
+    with pytest.raises(ConfigError, match=f"trust it with --{option} {name}"):
+        cli.parse(TrainConfig, ["--config", str(path)])
+    config = cli.parse(TrainConfig, ["--config", str(path), f"--{option}", name])
+    assert isinstance(config, TrainConfig)
+    assert name in (config.ray, *config.arch)
 
 
 def test_config_file_may_leave_out_what_the_command_line_gives(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_an_architecture_is_drawn(tmp_path: Path) -> None:
     [
         (["--plot", "groups.pdf"], "plot=groups.pdf must be a PNG file"),
         (["--run", "run", "--arch", "resnet20"], "--run names the network itself: drop arch"),
-        (["--pretrain-epochs", "7"], "inspect makes no use of pretrain_epochs"),
+        (["--pretrain-epochs", "7"], "unknown option '--pretrain-epochs' of `prunegraph inspect`;"),
         (["--run", "run", "--attention", "width"], "drop attention"),
         (["--run", "nowhere"], "there is no file nowhere/mask.json"),
     ],
@@ -146,3 +146,6 @@ def test_a_config_file_needs_no_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "options.yaml").write_text("arch: digits_resnet\n")
     assert main(["inspect", "--config", str(tmp_path / "options.yaml"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["arch"] == "digits_resnet"
+    (tmp_path / "options.yaml").write_text("arch: digits_resnet\npretrain_epochs: 7\n")
+    assert main(["inspect", "--config", str(tmp_path / "options.yaml")]) == 2
+    assert "inspect makes no use of pretrain_epochs" in capsys.readouterr().err
