@@ -19,6 +19,7 @@ CRITERIA: Mapping[str, str] = {
     "chip": "chip",
     "obd": "obd",
     "thinet": "thinet",
+    "residual_taylor": "residual_taylor",
 }
 """Criterion -> the statistic that it reads (``pruning.statistics``, ``costly_statistics``)."""
 

@@ -88,7 +88,7 @@ class Compensation:
         parameters = dict(dense.named_parameters(remove_duplicate=False))
         tied = _tied(parameters)
         wanted = _changeable(graph) - tied
-        sums: dict[str, _Sums] = {}
+        sums: dict[str, InputSums] = {}
         generator = torch.Generator().manual_seed(seed)
 
         def visit(read: Read) -> None:
@@ -96,7 +96,7 @@ class Compensation:
             rows = sampled_inputs(read, generator) if name in wanted else None
             if rows is not None:
                 if name not in sums:
-                    sums[name] = _Sums(rows)
+                    sums[name] = InputSums(rows)
                 sums[name].add(rows)
 
         with torch.no_grad(), reads(dense, graph, visit), _normed(dense) as normed:
@@ -155,7 +155,7 @@ class Compensation:
                 _write(parameters.get(bias), bias, self._biases[name][out].float() + shift)
 
 
-class _Sums:
+class InputSums:
     """Sums over what one layer reads, less the mean of its first batch.
 
     Products of numbers far from 0 would lose in single precision what varies between them.

@@ -13,11 +13,18 @@ from prunegraph.graph import StructureGraph
 from prunegraph.pruning.map_statistics import average_rank, channel_independence
 from prunegraph.pruning.reads import readable_copy
 from prunegraph.pruning.reconstruction import removal_errors
+from prunegraph.pruning.residual_taylor import residual_taylor
 from prunegraph.pruning.statistics import fill_unseen
 from prunegraph.pruning.weight_saliency import fisher_saliency
 from prunegraph.types import Float64Array, FloatArray, TrainSplit
 
-COSTLY_STATISTICS: Mapping[str, int] = {"hrank": 256, "chip": 128, "obd": 256, "thinet": 256}
+COSTLY_STATISTICS: Mapping[str, int] = {
+    "hrank": 256,
+    "chip": 128,
+    "obd": 256,
+    "thinet": 256,
+    "residual_taylor": 512,
+}
 """Name -> train images that it is measured on, by default."""
 
 
@@ -36,8 +43,8 @@ def measure_costly(
     Args:
         name: ``"hrank"`` (``map_statistics.average_rank``), ``"chip"``
             (``map_statistics.channel_independence``), ``"obd"``
-            (``weight_saliency.fisher_saliency``) or ``"thinet"``
-            (``reconstruction.removal_errors``).
+            (``weight_saliency.fisher_saliency``), ``"thinet"`` (``reconstruction.removal_errors``)
+            or ``"residual_taylor"`` (``residual_taylor.residual_taylor``).
         model: the dense network; never changed.
         graph: its structure.
         calibration: train images, taken without augmentation.
@@ -58,6 +65,7 @@ def measure_costly(
         "chip": channel_independence,
         "obd": fisher_saliency,
         "thinet": partial(removal_errors, seed=seed),
+        "residual_taylor": partial(residual_taylor, seed=seed),
     }
     values = measures[name](dense, graph, images)
     if np.isinf(values).any():

@@ -53,7 +53,7 @@ class Statistics:
     seed: int
 
 
-class _Effects:
+class Effects:
     """Sums up gradients and activations where convolutions and linear layers read.
 
     Args:
@@ -140,7 +140,7 @@ def measure(
     """
     dense = readable_copy(model, device)
     images = calibration.sample(num_images, seed)
-    arrays = _measured(dense, graph, lambda: _run(dense, images, batch_size), len(images))
+    arrays = _measured(dense, graph, lambda: run_losses(dense, images, batch_size), len(images))
     return Statistics(arrays=arrays, num_images=len(images), seed=seed)
 
 
@@ -180,7 +180,7 @@ def _measured(
     dense: nn.Module, graph: StructureGraph, run: Callable[[], None], num_samples: int
 ) -> dict[str, FloatArray]:
     """Return the arrays of a network that is sent forward and backward by ``run``."""
-    effects = _Effects(graph.num_classes)
+    effects = Effects(graph.num_classes)
     with reads(dense, graph, effects.visit):
         run()
     if not np.isfinite(effects.squared_effect).all():
@@ -196,7 +196,7 @@ def _measured(
     return {name: fill_unseen(graph, values[name]) for name in STATISTIC_NAMES}
 
 
-def _run(model: nn.Module, images: TrainSplit, batch_size: int) -> None:
+def run_losses(model: nn.Module, images: TrainSplit, batch_size: int) -> None:
     """Send gradients of each image's own loss through the network (no weight gets one)."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with torch.enable_grad():
