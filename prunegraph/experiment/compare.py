@@ -39,7 +39,6 @@ from prunegraph.experiment.candidates import Candidate, CandidateStore
 from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.console import Console, seconds_in_words
 from prunegraph.experiment.finalise import (
-    MEASURED_FILE,
     Outcome,
     candidate_row,
     choose,
@@ -50,7 +49,7 @@ from prunegraph.experiment.finalise import (
 from prunegraph.experiment.finish import finetune_job, load_finetuned
 from prunegraph.experiment.folder import RunFolder, open_run
 from prunegraph.experiment.jobs import Batch, Jobs, make_workplace
-from prunegraph.experiment.measured import Measured
+from prunegraph.experiment.measured import Measured, settle
 from prunegraph.experiment.page import show_finished
 from prunegraph.experiment.report import machine
 from prunegraph.experiment.setup import check_trainable, load_target
@@ -170,6 +169,7 @@ def _stage_one(config: CompareConfig, jobs: Jobs) -> Outcome:
         agent_batch(jobs.place, [store], config, seeds=seeds),
         *baseline_batches([store], wanted(config), config, seeds=seeds),
     )
+    settle(bench, store, jobs.place.folders[0], jobs.place.console)
     summary = agent_summary(jobs.place, [store], config, seeds=seeds)
     add_untrained(bench, store)
     add_initial(bench, store, config)
@@ -191,9 +191,7 @@ def _stage_two(jobs: Jobs, cells: Sequence[Cell]) -> None:
         mask = graph.dense_mask() if cell.candidate is None else cell.candidate.mask
         label = f"fine-tune {cell.name}, seed {cell.seed}"
         planned[cell.digest] = (0, mask, cell.folder, label, cell.seed)
-    missing = [
-        item for item in planned.values() if not (folder.file(item[2]) / MASK_FILE).is_file()
-    ]
+    missing = [item for item in planned.values() if not _is_done(folder.file(item[2]))]
 
     def measure(values: tuple[Any, ...], _: None) -> None:
         if bench.recipe().epochs:
@@ -208,6 +206,15 @@ def _stage_two(jobs: Jobs, cells: Sequence[Cell]) -> None:
         trains=True,
     )
     jobs.run(finetunes)
+
+
+def _is_done(directory: Path) -> bool:
+    """Return whether a cell can be measured or was; one that has lost its weights before is not."""
+    mask = directory / MASK_FILE
+    known = any((directory / name).is_file() for name in (WEIGHTS_FILE, ACCURACY_FILE))
+    if mask.is_file() and not known:
+        mask.unlink()
+    return mask.is_file()
 
 
 def _cell_accuracy(bench: Bench, directory: Path) -> float:
@@ -380,7 +387,7 @@ def _measure(
 ) -> list[MethodRow]:
     """Return a row for each cell, and one for each candidate that has none."""
     rows = []
-    measured = Measured(bench, folder.checkpoint(MEASURED_FILE))
+    measured = Measured(bench, folder)
     trained = bench.recipe().epochs > 0
     tuned = {(cell.name, cell.candidate.seed) for cell in cells if cell.candidate is not None}
     untuned = [item for item in candidates if (item.name, item.seed) not in tuned]

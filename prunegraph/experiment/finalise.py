@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from prunegraph.errors import ArtefactError
 from prunegraph.experiment.agreement import agreements
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import MASKS_FILE, Candidate, write_masks
@@ -45,9 +46,6 @@ from prunegraph.types import KeepMask
 
 DENSE_FINETUNED = "dense_finetuned"
 """Folder of the control: the dense network with the same fine-tune."""
-
-MEASURED_FILE = "measured.json"
-"""What the rows measured, among the checkpoints."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -143,9 +141,15 @@ def _measure_rows(
     dense, _ = load_finetuned(bench.target, folder.file(DENSE_FINETUNED))
     trained = bench.recipe().epochs > 0
     accuracy = bench.test_accuracy(dense) if trained else None
-    measured = Measured(bench, folder.checkpoint(MEASURED_FILE))
+    measured = Measured(bench, folder)
     rows = [dense_row(measured, accuracy, bench.seed, DENSE_FINETUNED)]
-    pruned, _ = load_finetuned(bench.target, folder.path)
+    pruned, mask = load_finetuned(bench.target, folder.path)
+    if mask != chosen.mask:
+        msg = (
+            f"{folder.path} holds the network of another mask than the one that is best here: give "
+            "the command with the threads and on the machine that made it, or a new --out"
+        )
+        raise ArtefactError(msg)
     with console.progress("measure on test images", len(candidates)) as report:
         for number, candidate in enumerate(candidates, start=1):
             finetuned = candidate is chosen
@@ -175,14 +179,13 @@ def candidate_row(
     All rows are measured in this process: the last digits depend on the number of threads.
     """
     cost = measured.bench.target.graph.cost(candidate.mask)
-    found = measured.accuracies(candidate.mask)
     return MethodRow(
         name=candidate.name,
         seed=candidate.seed,
         macs=cost.macs,
         params=cost.params,
-        search_accuracy=found.search,
-        test_accuracy_recalibrated=found.test,
+        search_accuracy=measured.search(candidate.mask),
+        test_accuracy_recalibrated=measured.test(candidate.mask),
         test_accuracy_finetuned=finetuned,
         networks_evaluated=candidate.networks_evaluated,
         digest=candidate.mask.digest(),
@@ -196,14 +199,13 @@ def dense_row(measured: Measured, finetuned: float | None, seed: int, cell: str)
     """Return a row of the dense control."""
     graph = measured.bench.target.graph
     cost = graph.dense_cost
-    found = measured.accuracies(None)
     return MethodRow(
         name=DENSE,
         seed=seed,
         macs=cost.macs,
         params=cost.params,
-        search_accuracy=found.search,
-        test_accuracy_recalibrated=found.test,
+        search_accuracy=measured.search(None),
+        test_accuracy_recalibrated=measured.test(None),
         test_accuracy_finetuned=finetuned,
         networks_evaluated=0,
         digest=graph.dense_mask().digest(),

@@ -1,79 +1,100 @@
-"""Accuracies of a run's rows, kept on disk: an interrupted run measures no mask twice."""
+"""Accuracies of a run's masks, kept on disk: an interrupted run measures none twice."""
 
-from dataclasses import asdict, dataclass
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from prunegraph.experiment.bench import Bench
+from prunegraph.experiment.candidates import CandidateStore
+from prunegraph.experiment.console import Console
+from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.report import machine
 from prunegraph.experiment.verdict import DENSE
 from prunegraph.files import write_json
 from prunegraph.reading import checked, read_json
 from prunegraph.types import KeepMask
 
+MEASURED_FILE = "measured.json"
+"""Where they are, among the checkpoints."""
 
-@dataclass(frozen=True, kw_only=True)
-class Accuracies:
-    """What a network gets right.
-
-    Attributes:
-        search: share of the search split.
-        test: share of the test split.
-    """
-
-    search: float
-    test: float
-
-
-CONTENT = {"machine": dict[str, Any], "accuracies": dict[str, Accuracies]}
-"""What the file holds."""
+CONTENT = {"machine": dict[str, Any], "search": dict[str, float], "test": dict[str, float]}
+"""What the file holds: accuracies by mask."""
 
 
 class Measured:
-    """What masks measure without a fine-tune on search and test images; each is measured once.
+    """What masks get right without a fine-tune; each is measured once, in this process.
 
-    Figures of another machine, or of another number of threads, do not count: all rows of a report
-    are measured alike. Ask when every choice is made.
+    Figures of another machine, device, or number of threads do not count: last digits depend on
+    them, and all rows of a report are measured alike.
 
     Args:
         bench: the network.
-        path: where they are kept; read if it is there.
+        folder: where they are kept; read if they are there.
 
     Raises:
         ArtefactError: the file is damaged.
     """
 
-    def __init__(self, bench: Bench, path: Path) -> None:
+    def __init__(self, bench: Bench, folder: RunFolder) -> None:
         self.bench = bench
-        self._path = path
-        self._found = read_accuracies(path) if path.is_file() else {}
+        self._path = folder.checkpoint(MEASURED_FILE)
+        self._machine = {**machine(), "device": str(bench.target.device)}
+        known = self._path.is_file()
+        self._search, self._test = read_measured(self._path, self._machine) if known else ({}, {})
 
-    def accuracies(self, mask: KeepMask | None) -> Accuracies:
-        """Return what a mask's recalibrated network gets right; None = the dense one as it is."""
-        key = DENSE if mask is None else mask.digest()
-        if key not in self._found:
-            self._found[key] = self._measure(mask)
-            found = {name: asdict(accuracies) for name, accuracies in self._found.items()}
-            write_json(self._path, {"machine": machine(), "accuracies": found})
-        return self._found[key]
+    def search(self, mask: KeepMask | None) -> float:
+        """Return a mask's accuracy on the search split; None = the dense network as it is."""
+        key = _key(mask)
+        if key not in self._search:
+            if mask is None:
+                accuracy = self.bench.search_accuracy(self.bench.target.model)
+            else:
+                accuracy = self.bench.final_evaluator.evaluate(mask).accuracy
+            self._search[key] = accuracy
+            self._write()
+        return self._search[key]
 
-    def _measure(self, mask: KeepMask | None) -> Accuracies:
-        bench = self.bench
-        if mask is None:
-            model = bench.target.model
-            search, test = bench.search_accuracy(model), bench.test_accuracy(model)
-        else:
-            search = bench.final_evaluator.evaluate(mask).accuracy
-            test = bench.recalibrated_test_accuracy(mask)
-        return Accuracies(search=search, test=test)
+    def test(self, mask: KeepMask | None) -> float:
+        """Return its accuracy on the test split. Call it when every choice is made."""
+        key = _key(mask)
+        if key not in self._test:
+            if mask is None:
+                accuracy = self.bench.test_accuracy(self.bench.target.model)
+            else:
+                accuracy = self.bench.recalibrated_test_accuracy(mask)
+            self._test[key] = accuracy
+            self._write()
+        return self._test[key]
+
+    def _write(self) -> None:
+        content = {"machine": self._machine, "search": self._search, "test": self._test}
+        write_json(self._path, content)
 
 
-def read_accuracies(path: Path) -> dict[str, Accuracies]:
-    """Return what was measured, if it was on this machine with as many threads, else nothing.
+def _key(mask: KeepMask | None) -> str:
+    return DENSE if mask is None else mask.digest()
+
+
+def read_measured(path: Path, here: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return what was measured on the search and on the test split, if it was ``here``.
 
     Raises:
         ArtefactError: the file is damaged.
     """
     content = checked(read_json(path), CONTENT, str(path))
-    found: dict[str, Accuracies] = content["accuracies"]
-    return found if content["machine"] == machine() else {}
+    return (content["search"], content["test"]) if content["machine"] == here else ({}, {})
+
+
+def settle(bench: Bench, store: CandidateStore, folder: RunFolder, console: Console) -> None:
+    """Measure what other processes chose anew in this one, before anything is chosen among it.
+
+    With other threads an image more or less may be right, and what a report shows must be what
+    decided.
+    """
+    measured, candidates = Measured(bench, folder), list(store)
+    with console.progress("measure on search images", len(candidates)) as report:
+        for number, candidate in enumerate(candidates, start=1):
+            accuracy = measured.search(candidate.mask)
+            if accuracy != candidate.search_accuracy:
+                store.add(dataclasses.replace(candidate, search_accuracy=accuracy))
+            report(number)

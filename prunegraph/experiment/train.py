@@ -33,6 +33,7 @@ from prunegraph.experiment.console import Console
 from prunegraph.experiment.finalise import Outcome, finalise, finetune_chosen
 from prunegraph.experiment.folder import RunFolder, open_run, slug
 from prunegraph.experiment.jobs import Jobs, load_targets, make_workplace
+from prunegraph.experiment.measured import settle
 from prunegraph.experiment.page import show_finished
 from prunegraph.experiment.search import FINALISTS
 from prunegraph.experiment.setup import Target, check_trainable
@@ -80,6 +81,8 @@ def _stage_one(config: TrainConfig, jobs: Jobs) -> list[Outcome]:
         agent_batch(jobs.place, stores, config, seeds=seeds),
         *baseline_batches(stores, baseline_names(config), config, seeds=seeds),
     )
+    for bench, store, member in zip(jobs.place.benches, stores, jobs.place.folders, strict=True):
+        settle(bench, store, member, jobs.place.console)
     summary = agent_summary(jobs.place, stores, config, seeds=seeds)
     for bench, store in zip(jobs.place.benches, stores, strict=True):
         add_untrained(bench, store)

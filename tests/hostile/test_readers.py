@@ -36,7 +36,7 @@ from prunegraph.experiment.candidates import Candidate, CandidateStore, read_mas
 from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.csv_files import write_csv_files
 from prunegraph.experiment.folder import RunFolder
-from prunegraph.experiment.measured import read_accuracies
+from prunegraph.experiment.measured import read_measured
 from prunegraph.experiment.options import load_config, read_yaml, same_run
 from prunegraph.experiment.own_search import OwnEvaluator
 from prunegraph.experiment.page import read_findings
@@ -223,8 +223,9 @@ def cases(
     store.add(Candidate(name="cem", seed=0, mask=mask, networks_evaluated=3, search_accuracy=0.5))
     write_masks(made / "masks.json", [mask])
     SearchClock(made / "clock.json").write([])
-    accuracies = {mask.digest(): {"search": 0.5, "test": 0.25}}
-    write_json(made / "measured.json", {"machine": machine(), "accuracies": accuracies})
+    accuracies, here = {mask.digest(): 0.5}, machine()
+    measured = {"machine": here, "search": accuracies, "test": accuracies}
+    write_json(made / "measured.json", measured)
     images = write_images(made / "images")
     tar = make_tar(images)
     sign, policy = partial(sign_recipe, run), partial(sign_policy, run)
@@ -282,7 +283,7 @@ def cases(
         "measured": Case(
             path=made / "measured.json",
             mutate="json",
-            read=lambda: read_accuracies(made / "measured.json"),
+            read=lambda: read_measured(made / "measured.json", here),
         ),
         "outcomes": outcomes_case(made, graph, mask),
         "agent_checkpoint": agent_case(made),

@@ -14,11 +14,13 @@ from torch import Tensor
 from prunegraph.experiment import compare, finish
 from prunegraph.experiment.baselines import SEARCHES, TORCH_PRUNING, heuristics
 from prunegraph.experiment.bench import Bench
-from prunegraph.experiment.candidates import Candidate
+from prunegraph.experiment.candidates import Candidate, CandidateStore
 from prunegraph.experiment.cli import main
 from prunegraph.experiment.compare_config import CompareConfig
+from prunegraph.experiment.console import Console
 from prunegraph.experiment.finalise import finetuned_mean
-from prunegraph.experiment.measured import Accuracies, Measured
+from prunegraph.experiment.folder import RunFolder
+from prunegraph.experiment.measured import MEASURED_FILE, Measured, settle
 from prunegraph.experiment.report import read_rows
 from prunegraph.experiment.setup import load_target
 from prunegraph.experiment.verdict import judge, mean_by_name, proxy_correlation
@@ -142,24 +144,25 @@ def test_methods_are_named_alone_or_together() -> None:
 def test_no_cell_is_trained_and_no_mask_measured_again(
     compared: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report, measure = compared / "report.json", Measured._measure
+    report, measure = compared / "report.json", Bench.recalibrated_test_accuracy
     content = report.read_bytes()
     report.unlink()
     measured = []
 
-    def interrupt(self: Measured, mask: KeepMask | None) -> Accuracies:
+    def interrupt(self: Bench, mask: KeepMask) -> float:
         measured.append(mask)
         if len(measured) == 4:
             raise KeyboardInterrupt
         return measure(self, mask)
 
     monkeypatch.setattr(finish, "finetune_mask", pytest.fail)
-    monkeypatch.setattr(Measured, "_measure", interrupt)
+    monkeypatch.setattr(Bench, "recalibrated_test_accuracy", interrupt)
     assert main([*words, "--out", str(compared)]) == 130
     assert main([*words, "--out", str(compared)]) == 0
     again = json.loads(report.read_bytes())
     assert timeless(again) == timeless(json.loads(content))
-    assert len(measured) == 1 + len({row["digest"] for row in again["methods"]})
+    masks = {row["digest"] for row in again["methods"] if row["name"] != "dense"}
+    assert len(measured) == 1 + len(masks)
 
 
 def test_a_mask_is_measured_once_on_each_machine(
@@ -168,7 +171,7 @@ def test_a_mask_is_measured_once_on_each_machine(
     options = CompareConfig(weights=weights, calibration_images=64)
     bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
     mask = bench.project(np.arange(bench.target.graph.num_classes, dtype=np.float32), bench.budget)
-    path, pruned = tmp_path / "measured.json", []
+    folder, pruned = RunFolder(path=tmp_path), []
     prune = Bench.recalibrated_test_accuracy
 
     def count(self: Bench, mask: KeepMask) -> float:
@@ -176,16 +179,42 @@ def test_a_mask_is_measured_once_on_each_machine(
         return prune(self, mask)
 
     monkeypatch.setattr(Bench, "recalibrated_test_accuracy", count)
-    first = Measured(bench, path)
-    found = [first.accuracies(mask), first.accuracies(None), first.accuracies(mask)]
-    assert found[0] == found[2] == Measured(bench, path).accuracies(mask)
-    assert found[1].test == bench.test_accuracy(bench.target.model)
+    first = Measured(bench, folder)
+    found = [first.test(mask), first.search(None), first.test(None), first.test(mask)]
+    assert found[0] == found[3] == Measured(bench, folder).test(mask)
+    assert found[1] == bench.search_accuracy(bench.target.model)
+    assert found[2] == bench.test_accuracy(bench.target.model)
     assert pruned == [mask]
+    path = folder.checkpoint(MEASURED_FILE)
     content = json.loads(path.read_text())
     content["machine"]["threads"] += 1
     path.write_text(json.dumps(content))
-    assert Measured(bench, path).accuracies(mask) == found[0]
+    assert Measured(bench, folder).test(mask) == found[0]
     assert pruned == [mask, mask]
+
+
+def test_what_other_processes_measured_is_measured_anew_before_a_choice(
+    weights: Path, tmp_path: Path
+) -> None:
+    options = CompareConfig(weights=weights, calibration_images=64)
+    bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
+    graph = bench.target.graph
+    mask = bench.project(np.arange(graph.num_classes, dtype=np.float32), bench.budget)
+    accuracy = bench.final_evaluator.evaluate(mask).accuracy
+    store = CandidateStore(tmp_path / "candidates.json", graph)
+    other = accuracy + 1 / 269  # with other threads one image more was right
+    store.add(Candidate(name="cem", seed=0, mask=mask, networks_evaluated=3, search_accuracy=other))
+    settle(bench, store, RunFolder(path=tmp_path), Console())
+    assert [item.search_accuracy for item in store] == [accuracy]
+
+
+def test_a_cell_that_lost_its_weights_before_it_was_measured_is_not_done(tmp_path: Path) -> None:
+    (tmp_path / "mask.json").write_text("{}")
+    assert not compare._is_done(tmp_path)
+    assert not (tmp_path / "mask.json").exists()
+    for name in ("mask.json", "accuracy.json"):
+        (tmp_path / name).write_text("{}")
+    assert compare._is_done(tmp_path)
 
 
 def test_verify_confirms_a_comparison(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
