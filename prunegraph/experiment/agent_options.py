@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from prunegraph.agent import AgentConfig, NetworkConfig, PPOConfig, TrainedPolicy
 from prunegraph.env import EnvConfig
+from prunegraph.errors import ConfigError
 from prunegraph.experiment.bench import num_probes
 from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.policies import find_policy
@@ -58,7 +59,10 @@ def probes_of(
 
 
 def calm(ppo: PPOConfig) -> PPOConfig:
-    """Return options that explore a quarter as far: for searches that begin with a good policy."""
+    """Return options for searches that begin with a good policy.
+
+    They explore a quarter as far at first, less than half as far at the end.
+    """
     return replace(
         ppo,
         temperature_start=0.075,
@@ -77,7 +81,20 @@ def agent_config(
         options: how to search.
         seed: of policy, episodes and image subsets.
         initial: the policy to begin with: the network is as large as its own, and explores less.
+
+    Raises:
+        ConfigError: refinements are asked for, of which that policy knows nothing.
     """
+    if (
+        initial is not None
+        and options.refinements
+        and not {*LAST_NAMES} <= {*initial.network.config.feature_names}
+    ):
+        msg = (
+            f"the policy {options.policy} was taught without refinements: leave --refinements or "
+            "--policy away"
+        )
+        raise ConfigError(msg)
     reward = RewardConfig(
         self_competition=options.self_competition,
         metric=options.metric,

@@ -16,9 +16,10 @@ from prunegraph.types import KeepMask, Outcome
 class AmcSearch:
     """AMC (He et al. 2018): a DDPG agent sets each group's width, L1 chooses the channels.
 
-    The reward is the accuracy on one random subset of the search images, of the network that the
-    evaluator makes: AMC's least-squares reconstruction is in it, as for every method. The best
-    masks are scored again on all search images, which decides.
+    The reward is the accuracy on one random subset of the search images, or minus the divergence
+    from the dense outputs there, if that is measured, of the network that the evaluator makes:
+    AMC's least-squares reconstruction is in it, as for every method. The best masks are scored
+    again on all search images, which decides.
 
     Args:
         subset_size: search images that the reward is measured on.
@@ -39,7 +40,7 @@ class AmcSearch:
         """Search, and choose the best finalist; an episode whose mask is known costs no network."""
         run = SearchRun(problem)
         subset = run.subset(self.subset_size, problem.seed)
-        num_finalists = min(self.num_finalists, (problem.max_networks + 1) // 2)
+        num_finalists = run.reserved(self.num_finalists, subset)
         found: dict[KeepMask, Outcome] = {}
 
         def evaluate(mask: KeepMask) -> float:
@@ -48,7 +49,8 @@ class AmcSearch:
             if not known and len(found) % self.record_every == 0:
                 best = max(found.values(), key=lambda outcome: outcome.rank)
                 run.record(list(found.values()), best)
-            return found[mask].accuracy
+            kl = found[mask].kl
+            return found[mask].accuracy if kl is None else -kl
 
         importance, graph = problem.statistics["l1"], problem.graph
         env = WidthEnv(graph, importance, problem.budget, problem.project, evaluate)

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from prunegraph.agent import save_policy
+from prunegraph.agent import TrainedPolicy, save_policy
 from prunegraph.errors import BudgetError
 from prunegraph.experiment.agent_rows import add_untrained, measured
 from prunegraph.experiment.baselines import add_controls, baseline_job
-from prunegraph.experiment.bench import warn_of_chance
+from prunegraph.experiment.bench import Bench, warn_of_chance
 from prunegraph.experiment.candidates import Candidate, CandidateStore
 from prunegraph.experiment.config import ApplyConfig
 from prunegraph.experiment.console import Console
@@ -19,13 +20,18 @@ from prunegraph.experiment.page import show_finished
 from prunegraph.experiment.policies import find_policy
 from prunegraph.experiment.report import SearchResult
 from prunegraph.experiment.setup import check_trainable, load_target
-from prunegraph.experiment.suit import Suited, num_decision_networks, suit, uses
+from prunegraph.experiment.suit import num_decision_networks, suit, uses
 from prunegraph.experiment.train import run_name
 from prunegraph.experiment.verdict import AGENT, UNTRAINED, is_control
+from prunegraph.files import write_json
 from prunegraph.pruners.start import PRIOR
+from prunegraph.reading import checked, read_json
 
 APPLIED = f"{AGENT}/applied"
 """The name of the row of an applied policy."""
+
+DECISION = {"start": str, "share": float, "divergence": dict[str, float], "seconds": float}
+"""What is kept of how a policy decided."""
 
 COMPARED = ("l1/uniform", "taylor/per_mac")
 """Heuristics that an applied policy is shown beside; they need no search either."""
@@ -46,18 +52,9 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
         bench = place.benches[0]
         warn_of_chance(bench, console)
         store = CandidateStore(folder.checkpoint("candidates.json"), target.graph)
-        started = time.monotonic()
-        suited = suit(policy, uses(policy, [bench], [bench.budget]))
-        seconds = time.monotonic() - started
-        networks = num_decision_networks(policy, target.graph)
-        console.say(
-            f"decided in {seconds:.0f} s and {networks} networks on train images; no search, no "
-            "look at the search split"
-        )
         prior = policy.network.config.prior or "start"
-        start = bench.start(bench.budget).name if prior == "start" else PRIOR
-        console.say(_tell(suited, start))
-        store.add(measured(bench, APPLIED, config.seed, suited.masks[0], networks))
+        decision = _decide(policy, bench, store, folder.checkpoint("decision.json"), console)
+        networks = num_decision_networks(policy, target.graph)
         if config.max_latency is None:
             add_untrained(bench, store, prior)
             add_controls(bench, store, store.named(APPLIED), console)
@@ -69,17 +66,13 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
             outcome = Outcome(
                 candidates=list(store),
                 search=SearchResult(
-                    seconds=seconds,
+                    seconds=decision["seconds"],
                     networks_evaluated=networks,
                     evaluation_seconds=0.0,
                 ),
                 details={
                     "policy": dict(policy.record),
-                    "decision": {
-                        "start": start,
-                        "share": suited.share,
-                        "divergence": {str(share): kl for share, kl in suited.badness.items()},
-                    },
+                    "decision": {name: decision[name] for name in ("start", "share", "divergence")},
                 },
             )
             finetune_chosen(jobs, [outcome])
@@ -89,13 +82,39 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
         return report
 
 
-def _tell(suited: Suited, start: str) -> str:
-    """Return how much of the policy counts beside its start, and by what that was decided."""
+def _decide(
+    policy: TrainedPolicy, bench: Bench, store: CandidateStore, path: Path, console: Console
+) -> dict[str, Any]:
+    """Add the mask that the policy chooses, and return how it was; an interrupted run's stands.
+
+    Under a latency another start might decide otherwise, and its fine-tune be of another mask.
+    """
+    if path.is_file():
+        return dict(checked(read_json(path), DECISION, str(path)))
+    started = time.monotonic()
+    suited = suit(policy, uses(policy, [bench], [bench.budget]))
+    seconds = time.monotonic() - started
+    networks = num_decision_networks(policy, bench.target.graph)
+    console.say(
+        f"decided in {seconds:.0f} s and {networks} networks on train images; no search, no "
+        "look at the search split"
+    )
+    prior = policy.network.config.prior or "start"
+    start = bench.start(bench.budget).name if prior == "start" else PRIOR
     tried = ", ".join(f"{100 * share:.0f} %: {kl:.3f}" for share, kl in suited.badness.items())
-    return (
+    console.say(
         f"the policy starts from {start} and adds {100 * suited.share:.0f} % of what it was "
         f"taught; divergence from the dense outputs with {tried}"
     )
+    store.add(measured(bench, APPLIED, bench.seed, suited.masks[0], networks))
+    decision = {
+        "start": start,
+        "share": suited.share,
+        "divergence": {str(share): kl for share, kl in suited.badness.items()},
+        "seconds": seconds,
+    }
+    write_json(path, decision)
+    return decision
 
 
 def _warn_if_worse(rows: Sequence[Candidate], console: Console) -> None:

@@ -14,9 +14,11 @@ from prunegraph.experiment.jobs import Batch, Workplace
 from prunegraph.experiment.options import suggest
 from prunegraph.experiment.search import search_job
 from prunegraph.experiment.verdict import SAMPLER
+from prunegraph.graph import StructureGraph
 from prunegraph.pruners import PRUNERS, at_widths
 from prunegraph.pruning.outcome_log import OutcomeLog
 from prunegraph.pruning.problem import Pruner
+from prunegraph.pruning.statistics import num_sensitivity_networks
 
 BASELINES: Mapping[str, Callable[[], Pruner]] = {**PRUNERS, "amc": AmcSearch}
 """Name -> factory of every baseline but the agent's sampler."""
@@ -70,6 +72,19 @@ def check_methods(names: Sequence[str]) -> None:
         raise ConfigError(msg)
     if {"torch_pruning", *TORCH_PRUNING} & set(names):
         BASELINES[TORCH_PRUNING[0]]()
+
+
+def check_baselines(names: Sequence[str], graph: StructureGraph, networks: int) -> None:
+    """Raise ConfigError if a baseline could not do its work with so many networks."""
+    for name in names:
+        needed = 0
+        if name.endswith("/sensitivity"):
+            needed = num_sensitivity_networks(graph)
+        elif name == "netadapt":
+            needed = 1 + sum(group.frozen is None for group in graph.groups)
+        if networks < needed:
+            msg = f"networks={networks} is too few for {name}, which runs {needed}: give as many"
+            raise ConfigError(msg)
 
 
 def baseline_batches(

@@ -31,6 +31,7 @@ from prunegraph.experiment.baselines import (
     TORCH_PRUNING,
     add_controls,
     baseline_batches,
+    check_baselines,
     check_methods,
     heuristics,
 )
@@ -118,6 +119,7 @@ def run_compare(config: CompareConfig, console: Console) -> dict[str, Any]:
     check_methods(config.methods)
     target = load_target(config, config.budget())
     check_networks([target], config, config.budget())
+    check_baselines(wanted(config), target.graph, config.networks)
     check_trainable(target, config)
     folder = open_run(config, config.out, f"compare-{run_name([target], config.budget())}")
     if folder.finished:

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from prunegraph.errors import ArtefactError, ConfigError
-from prunegraph.experiment.baselines import check_methods
+from prunegraph.experiment.baselines import check_baselines, check_methods
 from prunegraph.experiment.bench import DENSE_FILE, Bench
 from prunegraph.experiment.checks import SUMMARY_FILE
-from prunegraph.experiment.compare import Plan, make_plan, run_compare
+from prunegraph.experiment.compare import Plan, make_plan, run_compare, wanted
 from prunegraph.experiment.compare_config import CompareConfig, ComparisonsConfig
 from prunegraph.experiment.console import Console, seconds_in_words
 from prunegraph.experiment.folder import RunFolder, open_run, slug
 from prunegraph.experiment.report import read_report
-from prunegraph.experiment.setup import check_trainable, load_target, resolve_arch
+from prunegraph.experiment.setup import Target, check_trainable, load_target, resolve_arch
 from prunegraph.experiment.summary import summary_table, write_summary
 from prunegraph.experiment.train import budget_name, check_networks
 from prunegraph.models import weights_info
@@ -113,18 +113,18 @@ def look_ahead(parts: Sequence[CompareConfig]) -> float:
     """
     seconds, datasets = 0.0, set()
     plans: dict[tuple[str | None, Path | None], Plan] = {}
-    graphs = {}
+    targets: dict[tuple[str | None, Path | None], Target] = {}
     for part in parts:
         network = (part.arch, part.weights)
         if network not in plans:
-            target = load_target(part, part.budget())
+            target = targets[network] = load_target(part, part.budget())
             check_trainable(target, part)
+            check_baselines(wanted(part), target.graph, part.networks)
             datasets.add(target.dataset.name)
-            graphs[network] = target.graph
             plans[network] = make_plan(Bench(target=target, options=part, seed=part.seed), part)
-            check_networks([target], part, part.budget())
-        graph = graphs[network]
+        graph = targets[network].graph
         graph.project(np.zeros(graph.num_classes, dtype=np.float32), part.budget())
+        check_networks([targets[network]], part, part.budget())
         seconds += plans[network].seconds
     if len(datasets) > 1:
         msg = f"the networks are for {', '.join(sorted(datasets))}: compare those of one data set"

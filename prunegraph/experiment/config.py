@@ -274,6 +274,9 @@ class SearchOptions:
         """Raise ConfigError or BudgetError for a value out of range."""
         for share in self.budgets:
             Budget(keep_macs=share)
+        if len(set(self.budgets)) < len(self.budgets):
+            msg = f"budgets={' '.join(map(str, self.budgets))} names one twice: give each once"
+            raise ConfigError(msg)
         check_at_least("learning_rate", self.learning_rate, 0.0)
         check_at_least("imagined_steps", self.imagined_steps, 0)
         check_at_least("amortise_steps", self.amortise_steps, 0)

@@ -68,7 +68,12 @@ class SearchRun:
 
 
 def policy_mask(
-    policy: TrainedPolicy, bench: Bench, budget: Budget, offsets: FloatArray | None = None
+    policy: TrainedPolicy,
+    bench: Bench,
+    budget: Budget,
+    offsets: FloatArray | None = None,
+    *,
+    asked: Budget | None = None,
 ) -> KeepMask:
     """Return the mask that a policy chooses: its scores projected to the budget, no search.
 
@@ -77,10 +82,11 @@ def policy_mask(
         bench: the network.
         budget: what may remain.
         offsets: ``[N]`` what a search of this very network added to the scores.
+        asked: the budget that the policy is told; default: ``budget``.
     """
     graph = bench.target.graph
     features = bench.node_features(budget, policy.network.config.feature_names)
-    scores = policy.logits(to_pyg(graph), features, first_context(budget))
+    scores = policy.logits(to_pyg(graph), features, first_context(asked or budget))
     return bench.project(scores if offsets is None else scores + offsets, budget)
 
 
@@ -134,7 +140,7 @@ def search(
     networks = result.networks_evaluated + _probes(benches, options, config)
     unused = options.networks * len(benches) - networks
     finalists = [
-        _finalists(result, bench, task, number, max(unused // len(benches), FINALISTS))
+        _finalists(result, bench, task, number, max(unused // len(benches), FINALISTS), options)
         for number, (bench, task) in enumerate(zip(benches, tasks, strict=True))
     ]
     networks += sum(map(len, finalists))
@@ -335,11 +341,28 @@ def _show(
 
 
 def _finalists(
-    result: TrainingResult, bench: Bench, task: PruningTask, number: int, places: int
+    result: TrainingResult,
+    bench: Bench,
+    task: PruningTask,
+    number: int,
+    places: int,
+    options: SearchOptions,
 ) -> list[KeepMask]:
-    """Return what may win: the masks of the last and first policy, the best so far, likely ones."""
+    """Return what may win: the masks of the last and first policy, the best so far, likely ones.
+
+    If the search had other budgets than the run, no mask was run at this one: the start's, and what
+    the last policy wants under each of the others, as far as it fits.
+    """
     graph, cell = task.graph, cell_name(task.name, task.budget)
-    masks = [policy_mask(result.policy, bench, task.budget, result.offsets[number])]
+    budgets = trained_budgets(options, task.budget)
+    offsets = result.offsets[number]
+    masks = [policy_mask(result.policy, bench, task.budget, offsets)]
+    if task.budget not in budgets:
+        masks.append(bench.project(bench.start(task.budget).scores, task.budget))
+        masks += [
+            policy_mask(result.policy, bench, task.budget, offsets, asked=asked)
+            for asked in budgets
+        ]
     own = [bits for record in result.history if (bits := record["greedy_masks"].get(cell))]
     best = result.competition.ledger(cell).best_bits
     kept = [unpack_bits(bits, graph.num_classes) for bits in (*own[:1], best) if bits]

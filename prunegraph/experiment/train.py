@@ -25,6 +25,7 @@ from prunegraph.experiment.baselines import (
     USUAL_SEARCHES,
     add_controls,
     baseline_batches,
+    check_baselines,
 )
 from prunegraph.experiment.bench import warn_of_chance
 from prunegraph.experiment.candidates import CandidateStore
@@ -47,6 +48,7 @@ def run_train(config: TrainConfig, console: Console) -> dict[str, Any]:
     check_networks(targets, config, config.budget())
     for target in targets:
         check_trainable(target, config)
+        check_baselines(baseline_names(config), target.graph, config.networks)
     folder = open_run(config, config.out, run_name(targets, config.budget()))
     members = member_folders(folder, targets)
     if folder.finished:
@@ -118,7 +120,7 @@ def check_networks(targets: Sequence[Target], options: SearchOptions, budget: Bu
         ArtefactError: there is no such policy.
     """
     for target in targets:
-        for searched in search_budgets(options, None) or ():
+        for searched in search_budgets(options, budget) or ():
             target.graph.project(np.zeros(target.graph.num_classes, dtype=np.float32), searched)
     names = agent_config(options, 0, given_policy(options)).network.feature_names
     probes = [probes_of(target.graph, names, options, budget) + FINALISTS for target in targets]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -55,6 +56,8 @@ def streams_first(graph: StructureGraph, values: Float64Array) -> Float64Array:
 def by_sensitivity(problem: PruningProblem, values: Float64Array) -> Float64Array:
     """Scale importances, normalised in each group, by what the loss gains without half of it.
 
+    Where the divergence from the dense outputs is measured, it takes the loss's place.
+
     Raises:
         ConfigError: ``max_networks`` is below the networks that this runs.
     """
@@ -67,7 +70,8 @@ def by_sensitivity(problem: PruningProblem, values: Float64Array) -> Float64Arra
         )
         raise ConfigError(msg)
     subset = evaluator.draw_subset(SENSITIVITY_IMAGES, problem.seed)
-    gains = sensitivity(evaluator, graph, values.astype(np.float32), subset=subset)
+    by: Literal["loss", "kl"] = "kl" if evaluator.kl else "loss"
+    gains = sensitivity(evaluator, graph, values.astype(np.float32), subset=subset, by=by)
     positive = np.maximum(gains.astype(np.float64), 0.0)
     floor = LEAST_SENSITIVITY * max(float(positive[graph.free].mean()), 1e-12)
     normalised = values / np.maximum(group_mean(graph, values), 1e-30)

@@ -48,6 +48,10 @@ class SearchRun:
         evaluator, size = self.problem.evaluator, self.problem.subset_size or size
         return None if size >= len(evaluator.search) else evaluator.draw_subset(size, seed)
 
+    def reserved(self, wanted: int, subset: Tensor | None) -> int:
+        """Return how many networks to keep for finalists: none if all were scored on all images."""
+        return 0 if subset is None else min(wanted, (self.problem.max_networks + 1) // 2)
+
     def record(self, outcomes: list[Outcome], incumbent: Outcome) -> None:
         """Add a line to the history: the incumbent, and the best accuracy on any images so far."""
         self.best_accuracy = max(self.best_accuracy, *(outcome.accuracy for outcome in outcomes))
@@ -111,7 +115,7 @@ class RandomSearch:
         run = SearchRun(problem)
         rng = np.random.default_rng(problem.seed)
         subset = run.subset(self.subset_size, problem.seed)
-        num_finalists = min(self.num_finalists, (problem.max_networks + 1) // 2)
+        num_finalists = run.reserved(self.num_finalists, subset)
         found: dict[KeepMask, Outcome] = {}
         for trial in range(1, problem.max_networks - num_finalists + 1):
             mask = self._draw(problem, rng)
@@ -145,9 +149,9 @@ class CrossEntropySearch:
     loss tells apart what few images cannot.
     A step whose masks were all run before doubles the deviation: the search goes on until its
     networks are used up.
-    Finalists - the start, the last mean, the best of the latest steps - are scored on all search
-    images, which decides by accuracy. Where the divergence from the dense network is measured, it
-    takes the place of accuracy and loss.
+    Finalists - the start, the last mean, the best of the latest steps, with what networks are left
+    the best of all others - are scored on all search images, which decides by accuracy. Where the
+    divergence from the dense network is measured, it takes the place of accuracy and loss.
 
     Args:
         population: networks a step.
@@ -195,7 +199,8 @@ class CrossEntropySearch:
         steps = np.unique(problem.graph.group_of[problem.graph.free])
         mean, deviation = np.zeros(len(steps)), np.full(len(steps), self.sigma)
         latest: list[KeepMask] = []
-        num_finalists = min(self.num_finalists, (problem.max_networks + 1) // 2)
+        found: dict[KeepMask, float] = {}
+        num_finalists = max(run.reserved(self.num_finalists, subset), 1)  # the last mean
         idle = 0
         while run.remaining > num_finalists and idle < MOST_IDLE:
             before, size = run.networks, min(self.population, run.remaining - num_finalists)
@@ -207,6 +212,7 @@ class CrossEntropySearch:
             run.record(outcomes, outcomes[0])
             order = np.argsort([self._badness(outcome) for outcome in outcomes], kind="stable")
             latest = [masks[0], masks[order[0]], *latest]
+            found.update(zip(masks, map(self._badness, outcomes), strict=True))
             if run.networks == before:
                 idle += 1
                 deviation = np.minimum(2.0 * deviation, self.sigma)
@@ -215,7 +221,7 @@ class CrossEntropySearch:
             if size == self.population:  # a last, smaller one says too little to refit
                 mean, deviation = self._refit(mean, deviation, offsets[order[: self.num_elites]])
         start, last = (_shifted(problem, prior, steps, offset) for offset in (0.0 * mean, mean))
-        return run.choose([last, start, *latest])
+        return run.choose([last, start, *latest, *sorted(found, key=lambda mask: found[mask])])
 
     def _badness(self, outcome: Outcome) -> float:
         if outcome.kl is not None:

@@ -55,6 +55,12 @@ def images(tmp_path: Path) -> Path:
         ("train --keep-macs 0.0001", "the least that can is"),
         ("train --keep-params 0.0001", "the least that can is"),
         ("train --networks 16", "allows no update of the policy: give at least"),
+        ("train --budgets 0.5 0.5", "budgets=0.5 0.5 names one twice"),
+        ("train --policy resnet-cifar --refinements 1", "was taught without refinements"),
+        (
+            "compare --arch digits_resnet110_w4 --methods l1/sensitivity --networks 40",
+            "networks=40 is too few for l1/sensitivity, which runs",
+        ),
         ("train --networks 3", "networks=3 must be at least 16"),
         ("train --arch resnet20 --weights a b", "1 networks but 2 weights files"),
         ("train --learning-rate nan", "learning_rate is no number that can be used"),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from prunegraph.experiment import apply
 from prunegraph.experiment.cli import main
 
 
@@ -37,6 +38,24 @@ def test_a_policy_is_applied_within_a_memory_budget(
     capsys.readouterr()
     assert main([*words, "--max-memory", "10", "--out", str(tmp_path / "none")]) == 2
     assert "max_memory=10 bytes cannot be met: the least that can is" in capsys.readouterr().err
+
+
+def test_an_interrupted_apply_keeps_its_decision(
+    quick: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["apply", "--policy", str(quick), "--weights", str(weights), "--threads", "1"]
+    words += ["--finetune-epochs", "0", "--calibration-images", "64", "--max-latency", "1000"]
+    words += ["--out", str(tmp_path / "run")]
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(apply, "finalise", interrupt)
+        assert main(words) == 130
+    monkeypatch.setattr(apply, "suit", pytest.fail)  # the clock could decide otherwise now
+    assert main(words) == 0
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["decision"]["share"] >= 0
 
 
 def test_a_policy_is_applied_within_a_latency(

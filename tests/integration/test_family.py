@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +16,13 @@ import prunegraph as pg
 from prunegraph.agent import NetworkConfig, PruningNetwork, TrainedPolicy, load_policy, save_policy
 from prunegraph.data import load_dataset
 from prunegraph.errors import DataError
+from prunegraph.experiment import search
+from prunegraph.experiment.candidates import Candidate
 from prunegraph.experiment.cli import main
 from prunegraph.experiment.suit import SHARES
 from prunegraph.models import build_model, load_weights
 from prunegraph.pruners.start import STARTS
+from prunegraph.types import KeepMask
 
 SMALL = (
     *("--networks", "28", "--update-size", "8", "--subset", "64"),
@@ -76,6 +81,29 @@ def test_a_policy_is_applied_to_a_third_width_and_depth_in_a_fresh_process(
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert f"<td>{report['decision']['start']}</td>" in page
     assert main(["verify", str(tmp_path / "run"), "--threads", "1"]) == 0
+
+
+def test_a_search_for_other_budgets_has_finalists_at_its_own(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finalists: list[Sequence[KeepMask]] = []
+    best = search._best
+
+    def note(name: str, seed: int, masks: Sequence[KeepMask], *rest: Any) -> Candidate:
+        finalists.append(masks)
+        return best(name, seed, masks, *rest)
+
+    monkeypatch.setattr(search, "_best", note)
+    words = ["train", "--weights", str(family / "dense.safetensors"), *SMALL]
+    words += ["--budgets", "0.3", "0.7", "--keep-macs", "0.5", "--baselines", "none"]
+    words += ["--search-seeds", "1", "--networks", "56"]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    start = next(row for row in report["methods"] if row["name"] == "untrained")
+    own = next(row for row in report["methods"] if row["name"].startswith("agent"))
+    assert len(finalists[0]) >= 2
+    assert start["digest"] in {mask.digest() for mask in finalists[0]}
+    assert own["search_accuracy"] >= start["search_accuracy"]
 
 
 def test_a_search_goes_on_from_a_trained_policy(family: Path, tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_cross_entropy_uses_its_networks_where_masks_repeat(make_problem: MakePr
     result = CrossEntropySearch(sigma=0.5, least_sigma=1e-4, num_elites=1, smoothing=1.0).prune(
         make_problem(max_networks=200)
     )
-    assert result.networks_evaluated > 180  # 16 are kept for finalists, which were run already
+    assert result.networks_evaluated >= 198  # finalists were run already; the last are for the mean
 
 
 def test_cross_entropy_does_not_end_below_its_start(make_problem: MakeProblem) -> None:
