@@ -5,8 +5,9 @@ import io
 import os
 import re
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args
 
+import tyro
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
@@ -44,7 +45,9 @@ class CommandReference(SphinxDirective):
         lines = []
         for name, command in COMMANDS.items():
             usage, description, options = read_help(name)
-            if len(options) != len(fields(command.config)):
+            hidden = get_args(tyro.conf.Suppress[int])[1]
+            shown = [f for f in fields(command.config) if hidden not in get_args(f.type)[1:]]
+            if len(options) != len(shown):
                 msg = f"`prunegraph {name} --help` was not understood: {[o for o, _ in options]}"
                 raise self.error(msg)
             lines += [f"## {name}", "", description, "", "```", usage, "```", ""]
