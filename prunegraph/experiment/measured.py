@@ -1,8 +1,11 @@
 """Accuracies of a run's masks, kept on disk: an interrupted run measures none twice."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import CandidateStore
@@ -44,35 +47,31 @@ class Measured:
 
     def search(self, mask: KeepMask | None) -> float:
         """Return a mask's accuracy on the search split; None = the dense network as it is."""
-        key = _key(mask)
-        if key not in self._search:
-            if mask is None:
-                accuracy = self.bench.search_accuracy(self.bench.target.model)
-            else:
-                accuracy = self.bench.final_evaluator.evaluate(mask).accuracy
-            self._search[key] = accuracy
-            self._write()
-        return self._search[key]
+
+        def pruned(mask: KeepMask) -> float:
+            return self.bench.final_evaluator.evaluate(mask).accuracy
+
+        return self._known(self._search, mask, pruned, self.bench.search_accuracy)
 
     def test(self, mask: KeepMask | None) -> float:
         """Return its accuracy on the test split. Call it when every choice is made."""
-        key = _key(mask)
-        if key not in self._test:
-            if mask is None:
-                accuracy = self.bench.test_accuracy(self.bench.target.model)
-            else:
-                accuracy = self.bench.recalibrated_test_accuracy(mask)
-            self._test[key] = accuracy
-            self._write()
-        return self._test[key]
+        pruned = self.bench.recalibrated_test_accuracy
+        return self._known(self._test, mask, pruned, self.bench.test_accuracy)
 
-    def _write(self) -> None:
-        content = {"machine": self._machine, "search": self._search, "test": self._test}
-        write_json(self._path, content)
-
-
-def _key(mask: KeepMask | None) -> str:
-    return DENSE if mask is None else mask.digest()
+    def _known(
+        self,
+        found: dict[str, float],
+        mask: KeepMask | None,
+        pruned: Callable[[KeepMask], float],
+        dense: Callable[[nn.Module], float],
+    ) -> float:
+        """Return what was found of a mask; if nothing was, measure it and write all."""
+        key = DENSE if mask is None else mask.digest()
+        if key not in found:
+            found[key] = dense(self.bench.target.model) if mask is None else pruned(mask)
+            content = {"machine": self._machine, "search": self._search, "test": self._test}
+            write_json(self._path, content)
+        return found[key]
 
 
 def read_measured(path: Path, here: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from prunegraph.graph import StructureGraph
 from prunegraph.pruning.compensation import MOST_INPUTS, POSITIONS, RIDGE, TINY, InputSums
 from prunegraph.pruning.reads import Read, reads
+from prunegraph.pruning.reconstruction import TIE_BREAK
 from prunegraph.pruning.statistics import Effects, run_losses
 from prunegraph.types import Float64Array, IntArray, TrainSplit
 
@@ -17,9 +18,6 @@ BATCH_SIZE = 64
 
 STEPS = 64
 """A group's classes go in so many steps at the most; in each, several that are seen one by one."""
-
-TIE_BREAK = 1e-6
-"""Relative step between values, so that the order outlives where they do not rise."""
 
 
 @dataclass(frozen=True, eq=False)
