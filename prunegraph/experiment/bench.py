@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from prunegraph.experiment.config import NetworkConfig, PruningOptions, SearchOptions
@@ -40,7 +41,7 @@ from prunegraph.pruning.statistics import (
     sensitivity,
     unlabelled_evaluator,
 )
-from prunegraph.types import Budget, FloatArray, KeepMask
+from prunegraph.types import Budget, FloatArray, KeepMask, TrainSplit
 
 DENSE_FILE = "dense.safetensors"
 
@@ -228,12 +229,21 @@ class Bench:
 
     def recipe_record(self) -> dict[str, Any]:
         """Return what a report tells of how masks become networks, as JSON values."""
-        return {**vars(self.recipe()), "reconstruct": self.options.reconstruct}
+        record = {**vars(self.recipe()), "reconstruct": self.options.reconstruct}
+        return record | ({"on_search_images_too": True} if self.options.finetune_on_search else {})
+
+    @property
+    def finetune_images(self) -> TrainSplit:
+        """What every row is fine-tuned on."""
+        train, search = self.target.dataset.train, self.target.dataset.search
+        if not self.options.finetune_on_search:
+            return train
+        return TrainSplit(train.source, torch.cat([train.index, search.index]))
 
     def time_training(self, num_images: int) -> None:
         """Train a copy of the network on some images, for the time that it takes."""
         recipe = dataclasses.replace(self.recipe(), epochs=1, distill_weight=0.0)
-        train = self.target.dataset.train.sample(num_images, self.seed)
+        train = self.finetune_images.sample(num_images, self.seed)
         finetune(copy.deepcopy(self.target.model), train, recipe, seed=self.seed)
 
     def test_accuracy(self, model: nn.Module) -> float:

@@ -329,7 +329,7 @@ def make_plan(bench: Bench, config: CompareConfig) -> Plan:
     scores = np.random.default_rng(0).random((2, bench.target.graph.num_classes), dtype=np.float32)
     for row in scores:  # the first network measures, too, what all later ones need
         outcome = evaluator.evaluate(bench.project(row, bench.budget), subset)
-    num_images = len(bench.target.dataset.train)
+    num_images = len(bench.finetune_images)
     per_image = 0.0
     if bench.recipe().epochs:
         started = time.monotonic()

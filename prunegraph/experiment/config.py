@@ -178,6 +178,8 @@ class RecipeOptions:
         finetune_epochs: epochs of the fine-tune, the same for every network that gets one; default:
             40 on digits, else 10.
         finetune_lr: peak learning rate; default: 0.02 below 100 epochs, else 0.1.
+        finetune_on_search: fine-tune on the search images too, when every choice has been made, as
+            tables do whose networks train on all training images.
         batch_size: images a training step.
         distill: weight in [0, 1] of the dense network's outputs in the fine-tune's loss.
         calibration_images: training images that recalibrate batch norm after pruning.
@@ -192,6 +194,7 @@ class RecipeOptions:
     round_to: int | None = None
     finetune_epochs: int | None = None
     finetune_lr: float | None = None
+    finetune_on_search: bool = False
     batch_size: int = 128
     distill: float = 0.0
     calibration_images: int = 1024

@@ -65,7 +65,7 @@ def finetune_mask(
     train_network(
         label,
         model,
-        target.dataset.train,
+        bench.finetune_images,
         bench.recipe(),
         seed=seed,
         checkpoint=checkpoint,

@@ -26,7 +26,7 @@ from prunegraph.experiment.setup import load_target
 from prunegraph.experiment.verdict import judge, mean_by_name, proxy_correlation
 from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.finetune import _Training
-from prunegraph.types import KeepMask, Outcome
+from prunegraph.types import KeepMask, Outcome, TrainSplit
 
 METHODS = ("l1/uniform", "taylor/per_mac", "taylor/uniform", "l2/global", "cem", "random_search")
 
@@ -78,6 +78,42 @@ def test_the_plan_leaves_out_what_only_the_first_network_takes(
     plan = compare.make_plan(bench, options)
     assert plan.search_seconds == 2 * 2 * 16 * 2.0
     assert plan.seconds == plan.search_seconds
+
+
+@pytest.mark.parametrize("on_search", [False, True])
+def test_search_images_are_trained_on_only_if_asked_for(
+    on_search: bool, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = CompareConfig(weights=weights, finetune_epochs=1, finetune_on_search=on_search)
+    bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
+    trained: list[TrainSplit] = []
+    monkeypatch.setattr(
+        finish,
+        "train_network",
+        lambda label, model, images, *rest, **options: trained.append(images),
+    )
+    for mask in (
+        bench.target.graph.dense_mask(),
+        bench.project(bench.statistics["l1"], bench.budget),
+    ):
+        finish.finetune_mask(
+            bench,
+            mask,
+            tmp_path / mask.digest(),
+            label="fine-tune",
+            seed=0,
+            checkpoint=tmp_path / "checkpoint",
+            console=Console(),
+        )
+    dataset = bench.target.dataset
+    wanted = {*dataset.train.index.tolist()} | (
+        {*dataset.search.index.tolist()} if on_search else set()
+    )
+    for images in trained:
+        assert sorted(images.index.tolist()) == sorted(wanted)
+        assert not wanted & {*dataset.test.index.tolist()}
+    assert len(trained) == 2
+    assert ("on_search_images_too" in bench.recipe_record()) == on_search
 
 
 def timeless(report: dict[str, Any]) -> list[dict[str, Any]]:
