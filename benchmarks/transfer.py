@@ -43,7 +43,7 @@ from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.jobs import load_targets, make_workplace
 from prunegraph.experiment.search import policy_mask, search_lessons
-from prunegraph.experiment.suit import suit, uses
+from prunegraph.experiment.suit import suit_benches
 from prunegraph.files import write_json
 from prunegraph.types import Budget, FloatArray
 
@@ -141,7 +141,7 @@ VARIANTS = {
 def accuracy(policy: TrainedPolicy, share: float | None, bench: Bench, budget: Budget) -> float:
     """Return the accuracy of the mask that a policy chooses, or that ``apply`` would with it."""
     if share is None:
-        mask = suit(policy, uses(policy, [bench], [budget])).masks[0]
+        mask = suit_benches(policy, [bench], [budget])[0].masks[0]
     else:
         mask = policy_mask(policy, bench, budget)
     return bench.final_evaluator.evaluate(mask).accuracy

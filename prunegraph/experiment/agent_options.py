@@ -9,7 +9,7 @@ from prunegraph.errors import ConfigError
 from prunegraph.experiment.bench import num_probes
 from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.policies import find_policy
-from prunegraph.experiment.suit import SHARES
+from prunegraph.experiment.suit import num_suit_networks
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import LAST_NAMES
 from prunegraph.rewards import RewardConfig
@@ -55,7 +55,7 @@ def probes_of(
     """
     searched = trained_budgets(options, budget)
     probes = num_probes(graph, names, num_budgets=len({budget, *searched}))
-    return probes + (len(SHARES) * len(searched) if options.policy is not None else 0)
+    return probes + (num_suit_networks(names) * len(searched) if options.policy is not None else 0)
 
 
 def calm(ppo: PPOConfig) -> PPOConfig:

@@ -15,7 +15,7 @@ from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.jobs import Batch, Workplace
 from prunegraph.experiment.report import History, SearchResult
 from prunegraph.experiment.search import SearchRun, policy_mask, search_job
-from prunegraph.experiment.suit import num_decision_networks, suit, uses
+from prunegraph.experiment.suit import num_decision_networks, suit_benches
 from prunegraph.experiment.verdict import AGENT, INITIAL, UNTRAINED
 from prunegraph.files import write_json
 from prunegraph.reading import checked, read_json
@@ -132,8 +132,8 @@ def add_initial(bench: Bench, store: CandidateStore, options: SearchOptions) -> 
     policy = given_policy(options)
     if policy is not None and store.get(INITIAL, 0) is None:
         networks = num_decision_networks(policy, bench.target.graph)
-        mask = suit(policy, uses(policy, [bench], [bench.budget])).masks[0]
-        store.add(measured(bench, INITIAL, 0, mask, networks))
+        suited, _ = suit_benches(policy, [bench], [bench.budget])
+        store.add(measured(bench, INITIAL, 0, suited.masks[0], networks))
 
 
 def measured(bench: Bench, name: str, seed: int, mask: Any, networks: int) -> Candidate:

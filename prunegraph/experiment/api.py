@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunegraph.errors import DataError
 from prunegraph.experiment.policies import find_policy
-from prunegraph.experiment.suit import Use, num_decision_networks, suit
+from prunegraph.experiment.suit import Use, features_by_start, num_decision_networks, suit
 from prunegraph.graph import (
     AttentionUnit,
     ExampleInputs,
@@ -20,8 +20,7 @@ from prunegraph.graph import (
     analyse,
     evaluation_mode,
 )
-from prunegraph.graph.features import node_features
-from prunegraph.pruners.start import choose_start
+from prunegraph.pruners.start import rank_starts
 from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.evaluation import place_images
 from prunegraph.pruning.evaluator import Evaluator
@@ -151,24 +150,23 @@ def prune(
     names = trained.network.config.feature_names
     if "sensitivity" in names:
         statistics["sensitivity"] = sensitivity(evaluator, graph, statistics["taylor"], by="kl")
-    if "start" in names:
-        badness = partial(divergence, evaluator)
-        statistics["start"] = choose_start(badness, graph, statistics, budget).scores
-    features = node_features(graph, statistics, budget, names)
+    badness = partial(divergence, evaluator)
+    starts = rank_starts(badness, graph, statistics, budget) if "start" in names else ()
     timed = budget.max_latency is not None
     table = measure_latency_table(model, graph, example_inputs) if timed else None
     use = Use(
         graph=graph,
         budget=budget,
-        features=features,
+        features=features_by_start(graph, statistics, budget, names, starts),
         project=lambda scores: project_budget(model, graph, scores, budget, example_inputs, table),
-        badness=partial(divergence, evaluator),
+        badness=badness,
     )
     suited = suit(trained, [use])
     mask = suited.masks[0]
     report = {
         **structure_report(graph, mask, budget),
         "networks_evaluated": num_decision_networks(trained, graph),
+        "start": suited.starts[0],
         "share": suited.share,
         "calibration_images": len(index),
     }

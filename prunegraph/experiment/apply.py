@@ -20,11 +20,10 @@ from prunegraph.experiment.page import show_finished
 from prunegraph.experiment.policies import find_policy
 from prunegraph.experiment.report import SearchResult
 from prunegraph.experiment.setup import check_trainable, load_target
-from prunegraph.experiment.suit import num_decision_networks, suit, uses
+from prunegraph.experiment.suit import num_decision_networks, suit_benches
 from prunegraph.experiment.train import run_name
 from prunegraph.experiment.verdict import AGENT, UNTRAINED, is_control
 from prunegraph.files import write_json
-from prunegraph.pruners.start import PRIOR
 from prunegraph.reading import checked, read_json
 
 APPLIED = f"{AGENT}/applied"
@@ -92,15 +91,14 @@ def _decide(
     if path.is_file():
         return dict(checked(read_json(path), DECISION, str(path)))
     started = time.monotonic()
-    suited = suit(policy, uses(policy, [bench], [bench.budget]))
+    suited, _ = suit_benches(policy, [bench], [bench.budget])
     seconds = time.monotonic() - started
     networks = num_decision_networks(policy, bench.target.graph)
     console.say(
         f"decided in {seconds:.0f} s and {networks} networks on train images; no search, no "
         "look at the search split"
     )
-    prior = policy.network.config.prior or "start"
-    start = bench.start(bench.budget).name if prior == "start" else PRIOR
+    start = suited.starts[0]
     tried = ", ".join(f"{100 * share:.0f} %: {kl:.3f}" for share, kl in suited.badness.items())
     console.say(
         f"the policy starts from {start} and adds {100 * suited.share:.0f} % of what it was "

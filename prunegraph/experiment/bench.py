@@ -24,7 +24,7 @@ from prunegraph.experiment.setup import DEFAULT_DATASET, Target
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import node_features
 from prunegraph.models import load_weights, save_weights
-from prunegraph.pruners.start import STARTS, Start, choose_start
+from prunegraph.pruners.start import STARTS, Start, rank_starts
 from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.costly_statistics import LazyStatistics, measure_costly
 from prunegraph.pruning.evaluation import evaluate
@@ -94,8 +94,9 @@ class Bench:
             ),
         )
 
+    @cached_property
     def unlabelled(self) -> Evaluator:
-        """Return an evaluator that compares outputs on train images: no label, no search image."""
+        """Compares outputs with the dense network's on train images: no label, no search image."""
         target = self.target
         return unlabelled_evaluator(
             target.model,
@@ -111,24 +112,41 @@ class Bench:
     def sensitivity(self) -> FloatArray:
         """How far the outputs move without half of each class's group ``[N]``; without labels."""
         graph = self.target.graph
-        return sensitivity(self.unlabelled(), graph, self.statistics["taylor"], by="kl")
+        return sensitivity(self.unlabelled, graph, self.statistics["taylor"], by="kl")
 
     @cached_property
-    def _starts(self) -> dict[Budget, Start]:
+    def _starts(self) -> dict[Budget, list[Start]]:
         return {}
 
-    def start(self, budget: Budget) -> Start:
-        """Return what policies start from: the heuristic that moves the outputs least."""
+    def starts(self, budget: Budget) -> list[Start]:
+        """Return what policies may start from, first the heuristic that moves the outputs least."""
         if budget not in self._starts:
-            badness = partial(divergence, self.unlabelled())
-            self._starts[budget] = choose_start(badness, self.target.graph, self.statistics, budget)
+            badness = partial(divergence, self.unlabelled)
+            self._starts[budget] = rank_starts(badness, self.target.graph, self.statistics, budget)
         return self._starts[budget]
+
+    def start(self, budget: Budget) -> Start:
+        """Return what policies start from."""
+        return self.starts(budget)[0]
+
+    def starting_from(self, names: Mapping[Budget, str]) -> "Bench":
+        """Return a bench with the same measurements and, at some budgets, other starts."""
+        bench = copy.copy(self)
+        moved = {
+            budget: sorted(self.starts(budget), key=lambda start: start.name != name)
+            for budget, name in names.items()
+        }
+        bench.__dict__["_starts"] = {**self._starts, **moved}
+        return bench
+
+    def measured(self, names: Sequence[str]) -> dict[str, FloatArray]:
+        """Return the arrays ``[N]`` that features of these names need, but for the start."""
+        extra = {"sensitivity": self.sensitivity} if "sensitivity" in names else {}
+        return {**self.statistics, **extra}
 
     def node_features(self, budget: Budget, names: Sequence[str]) -> FloatArray:
         """Return the named features of each channel class ``[N, F]``."""
-        measured = dict(self.statistics)
-        if "sensitivity" in names:
-            measured["sensitivity"] = self.sensitivity
+        measured = self.measured(names)
         if "start" in names:
             measured["start"] = self.start(budget).scores
         return node_features(self.target.graph, measured, budget, names)

@@ -21,12 +21,17 @@ from prunegraph.experiment.agent_options import agent_config, env_config
 from prunegraph.experiment.api import PruneResult, structure_report
 from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.policies import find_policy
-from prunegraph.experiment.suit import SHARES, Use, first_context, suit
+from prunegraph.experiment.suit import (
+    Use,
+    features_by_start,
+    first_context,
+    num_suit_networks,
+    suit,
+)
 from prunegraph.files import write_json
 from prunegraph.graph import AttentionUnit, ExampleInputs, StructureGraph, analyse, unwrap
 from prunegraph.graph.encode import to_pyg
-from prunegraph.graph.features import node_features
-from prunegraph.pruners.start import STARTS, choose_start
+from prunegraph.pruners.start import STARTS, rank_starts
 from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.evaluation import model_device, place_images
 from prunegraph.pruning.recalibration import measuring_batch_norm
@@ -210,7 +215,7 @@ def search(
     initial = None if policy is None else find_policy(Path(policy))
     config = agent_config(SearchOptions(), seed, initial)
     names = config.network.feature_names
-    tried = (len(STARTS) if "start" in names else 0) + (len(SHARES) if initial else 0)
+    tried = (len(STARTS) if "start" in names else 0) + (num_suit_networks(names) if initial else 0)
     least = config.episodes_per_update + 1 + LAST + tried
     if networks < least:
         msg = f"networks={networks} allows no update of the policy: give at least {least}"
@@ -232,19 +237,19 @@ def search(
     scores_file = None if checkpoint is None else Path(checkpoint).with_suffix(".json")
     if scores_file is not None and scores_file.is_file():
         evaluator.load(scores_file)
-    if "start" in names:
-        start = choose_start(evaluator.badness, graph, statistics, budget)
-        statistics["start"] = start.scores
-    features = node_features(graph, statistics, budget, names)
+    ranks = rank_starts(evaluator.badness, graph, statistics, budget) if "start" in names else ()
+    starting = features_by_start(graph, statistics, budget, names, ranks)
+    features = next(iter(starting.values()))
     if initial is not None:
         use = Use(
             graph=graph,
             budget=budget,
-            features=features,
+            features=starting,
             project=partial(graph.project, budget=budget),
             badness=evaluator.badness,
         )
-        initial = suit(initial, [use]).policy
+        suited = suit(initial, [use])
+        initial, features = suited.policy, starting[suited.starts[0]]
     task = PruningTask(
         name="network", graph=graph, node_features=features, evaluator=evaluator, budget=budget
     )

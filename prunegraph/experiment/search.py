@@ -34,7 +34,7 @@ from prunegraph.experiment.greedy import greedy_curve
 from prunegraph.experiment.jobs import Workplace
 from prunegraph.experiment.pool import Pool, PooledEvaluator, SearchEvaluator, num_threads
 from prunegraph.experiment.search_clock import SearchClock
-from prunegraph.experiment.suit import first_context, suit, uses
+from prunegraph.experiment.suit import first_context, suit_benches
 from prunegraph.graph.encode import to_pyg
 from prunegraph.rewards import unpack_bits
 from prunegraph.types import Budget, FloatArray, KeepMask
@@ -132,9 +132,13 @@ def search(
     label, given = _label(name, seed), given_policy(options)
     config = config or agent_config(options, seed, given)
     assert config.seed == seed
+    initial = None
+    if given is not None:
+        suited, benches = suit_benches(given, benches, trained_budgets(options, benches[0].budget))
+        initial = suited.policy
     tables = _tables(benches, config, pool)
     result, clock = _train(
-        benches, options, tables, config, name=name, folder=folder, console=console, given=given
+        benches, options, tables, config, name=name, folder=folder, console=console, initial=initial
     )
     tasks, evaluators = tables[0].tasks, [item for table in tables for item in table.evaluators]
     networks = result.networks_evaluated + _probes(benches, options, config)
@@ -174,16 +178,6 @@ def search(
     )
 
 
-def _suited(
-    initial: TrainedPolicy | None, benches: Sequence[Bench], options: SearchOptions
-) -> TrainedPolicy | None:
-    """Return the policy to begin with, as far as it suits the networks."""
-    if initial is None:
-        return None
-    budgets = trained_budgets(options, benches[0].budget)
-    return suit(initial, uses(initial, benches, budgets)).policy
-
-
 def _origin(
     benches: Sequence[Bench], options: SearchOptions, seed: int, initial: TrainedPolicy | None
 ) -> dict[str, Any]:
@@ -214,7 +208,7 @@ def search_lessons(
     config = agent_config(options, seed)
     tables = _tables(benches, config, None)
     result, _ = _train(
-        benches, options, tables, config, name=name, folder=folder, console=console, given=None
+        benches, options, tables, config, name=name, folder=folder, console=console, initial=None
     )
     return found_lessons(result, benches, options)
 
@@ -237,12 +231,11 @@ def _train(
     name: str,
     folder: RunFolder,
     console: Console,
-    given: TrainedPolicy | None,
+    initial: TrainedPolicy | None,
 ) -> tuple[TrainingResult, SearchClock]:
     """Train the policy until the networks are used up, finalists to come left out."""
     label = _label(name, config.seed)
     clock = SearchClock(folder.checkpoint(f"search-{label}.json"))
-    initial = _suited(given, benches, options)
     evaluators = [item for table in tables for item in table.evaluators]
     probes = _probes(benches, options, config)
     allowed = (options.networks - FINALISTS) * len(benches) - probes

@@ -1,6 +1,6 @@
-"""How far a trained policy is to be trusted on networks that it has not seen."""
+"""Where a trained policy starts on networks that it has not seen, and how far it is trusted."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
@@ -12,12 +12,16 @@ from prunegraph.errors import BudgetError
 from prunegraph.experiment.bench import Bench, num_probes
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.encode import to_pyg
-from prunegraph.pruners.start import worst_last
+from prunegraph.graph.features import node_features
+from prunegraph.pruners.start import PRIOR, Start, worst_last
 from prunegraph.pruning.statistics import divergence
 from prunegraph.types import Budget, FloatArray, KeepMask
 
 SHARES = (0.0, 0.5, 1.0)
 """Of what a policy was taught, beside the heuristic that it starts from: these are tried."""
+
+BEST_STARTS = 3
+"""From so many heuristics, those that are best by themselves, each share is tried."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -27,14 +31,14 @@ class Use:
     Attributes:
         graph: the network.
         budget: what may remain.
-        features: ``[N, F]`` those that the policy reads.
+        features: start -> ``[N, F]`` what the policy reads if it starts from there.
         project: scores ``[N]`` to the mask of the best ones within the budget.
         badness: of a mask, lower = better.
     """
 
     graph: StructureGraph
     budget: Budget
-    features: FloatArray
+    features: Mapping[str, FloatArray]
     project: Callable[[FloatArray], KeepMask]
     badness: Callable[[KeepMask], float]
 
@@ -46,66 +50,127 @@ class Suited:
     Attributes:
         policy: with the best share of what it was taught.
         share: that one.
-        badness: share -> mean over the uses.
+        badness: share -> mean over the uses, each from its best start.
         masks: what the policy decides, one mask a use.
+        starts: what it starts from, one a use.
     """
 
     policy: TrainedPolicy
     share: float
     badness: Mapping[float, float]
     masks: Sequence[KeepMask]
+    starts: Sequence[str]
 
 
 def suit(policy: TrainedPolicy, cases: Sequence[Use]) -> Suited:
     """Run what a policy decides with each of ``SHARES``, and return the best; of equal the least.
 
     Mistakes on networks that a policy has not seen are as large as what it was taught; on some
-    half of it is better than all, on few none is.
+    half of it is better than all, on few none is. Which start is best depends on the share.
 
     Args:
         policy: as it was taught.
         cases: at least one.
 
     Raises:
-        BudgetError: no share meets the budget; on the clock some may not.
+        BudgetError: no share meets a budget from any start; on the clock some may not.
     """
     badness: dict[float, float] = {}
-    decided: dict[float, tuple[TrainedPolicy, list[KeepMask]]] = {}
+    decided: dict[float, tuple[TrainedPolicy, list[_Decision]]] = {}
     for share in SHARES:
         candidate = with_share(policy, share)
         try:
-            masks = [_decide(candidate, use) for use in cases]
+            found = [_decide(candidate, use) for use in cases]
         except BudgetError:
             if share == SHARES[-1] and not decided:
                 raise
             continue
-        decided[share] = candidate, masks
-        badness[share] = fmean(use.badness(mask) for use, mask in zip(cases, masks, strict=True))
+        decided[share] = candidate, found
+        badness[share] = fmean(decision.badness for decision in found)
     best = min(badness, key=lambda share: worst_last(badness[share]))
-    chosen, masks = decided[best]
-    return Suited(policy=chosen, share=best, badness=badness, masks=masks)
+    chosen, found = decided[best]
+    return Suited(
+        policy=chosen,
+        share=best,
+        badness=badness,
+        masks=[decision.mask for decision in found],
+        starts=[decision.start for decision in found],
+    )
+
+
+def suit_benches(
+    policy: TrainedPolicy, benches: Sequence[Bench], budgets: Sequence[Budget]
+) -> tuple[Suited, list[Bench]]:
+    """Fit a policy to networks, each at each budget, judged by its outputs on train images.
+
+    Returns:
+        What ``suit`` does, masks in the order of networks, then budgets; and the benches, from the
+        starts that suit the policy.
+    """
+    names = policy.network.config.feature_names
+    cases = [
+        Use(
+            graph=bench.target.graph,
+            budget=budget,
+            features=features_by_start(
+                bench.target.graph,
+                bench.measured(names),
+                budget,
+                names,
+                bench.starts(budget) if "start" in names else (),
+            ),
+            project=partial(bench.project, budget=budget),
+            badness=partial(divergence, bench.unlabelled),
+        )
+        for bench in benches
+        for budget in budgets
+    ]
+    suited = suit(policy, cases)
+    if "start" not in names:
+        return suited, list(benches)
+    starts = iter(suited.starts)
+    chosen = [dict(zip(budgets, starts, strict=False)) for _ in benches]
+    return suited, [
+        bench.starting_from(names) for bench, names in zip(benches, chosen, strict=True)
+    ]
+
+
+def features_by_start(
+    graph: StructureGraph,
+    statistics: Mapping[str, FloatArray],
+    budget: Budget,
+    names: Sequence[str],
+    starts: Sequence[Start],
+) -> dict[str, FloatArray]:
+    """Return what a policy reads from each of the best starts, for ``Use``.
+
+    Args:
+        graph: the network.
+        statistics: measured arrays ``[N]``.
+        budget: what may remain.
+        names: of the features.
+        starts: the best one first; empty for a policy that reads none.
+    """
+    if not starts:
+        return {PRIOR: node_features(graph, statistics, budget, names)}
+    return {
+        start.name: node_features(graph, {**statistics, "start": start.scores}, budget, names)
+        for start in starts[:BEST_STARTS]
+    }
 
 
 def num_decision_networks(policy: TrainedPolicy, graph: StructureGraph) -> int:
     """Return how many pruned networks a policy runs, with ``suit``, to decide on one network."""
-    return num_probes(graph, policy.network.config.feature_names) + len(SHARES)
-
-
-def uses(policy: TrainedPolicy, benches: Sequence[Bench], budgets: Sequence[Budget]) -> list[Use]:
-    """Return each network at each budget, judged by its outputs on train images."""
     names = policy.network.config.feature_names
-    compared = [(bench, partial(divergence, bench.unlabelled())) for bench in benches]
-    return [
-        Use(
-            graph=bench.target.graph,
-            budget=budget,
-            features=bench.node_features(budget, names),
-            project=partial(bench.project, budget=budget),
-            badness=badness,
-        )
-        for bench, badness in compared
-        for budget in budgets
-    ]
+    return num_probes(graph, names) + num_suit_networks(names)
+
+
+def num_suit_networks(names: Collection[str]) -> int:
+    """Return how many networks ``suit`` runs for a policy that reads these features.
+
+    Nothing of what was taught is the start itself, which has been run (cut further under a latency).
+    """
+    return (len(SHARES) - 1) * BEST_STARTS if "start" in names else len(SHARES)
 
 
 def first_context(budget: Budget) -> FloatArray:
@@ -114,6 +179,26 @@ def first_context(budget: Budget) -> FloatArray:
     return np.array([values.get(name, 0.0) for name in CONTEXT_NAMES], dtype=np.float32)
 
 
-def _decide(policy: TrainedPolicy, use: Use) -> KeepMask:
-    context = first_context(use.budget)
-    return use.project(policy.logits(to_pyg(use.graph), use.features, context))
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Decision:
+    """What a policy decides on one network: from which start, how bad it is."""
+
+    mask: KeepMask
+    start: str
+    badness: float
+
+
+def _decide(policy: TrainedPolicy, use: Use) -> _Decision:
+    """Return the best of what a policy decides from each start that lets it meet the budget."""
+    data, context = to_pyg(use.graph), first_context(use.budget)
+    found, missed = [], None
+    for start, features in use.features.items():
+        try:
+            mask = use.project(policy.logits(data, features, context))
+        except BudgetError as error:
+            missed = error
+            continue
+        found.append(_Decision(mask=mask, start=start, badness=use.badness(mask)))
+    if missed is not None and not found:
+        raise missed
+    return min(found, key=lambda decision: worst_last(decision.badness))

@@ -9,7 +9,7 @@ from torch import Tensor
 from prunegraph.errors import ConfigError
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import rank_in_group
-from prunegraph.pruners.start import STARTS, choose_start
+from prunegraph.pruners.start import STARTS, rank_starts
 from prunegraph.pruning.problem import PrunerResult, PruningProblem
 from prunegraph.types import Float64Array, IntArray, KeepMask, Outcome
 
@@ -189,13 +189,13 @@ class CrossEntropySearch:
         rng = np.random.default_rng(problem.seed)
         subset = run.subset(self.subset_size, int(rng.integers(2**31)))
         tried = STARTS[: problem.max_networks // self.population]
-        prior = choose_start(
+        prior = rank_starts(
             lambda mask: self._badness(problem.evaluator.evaluate(mask, subset)) if tried else 0.0,
             problem.graph,
             problem.statistics,
             problem.budget,
             tried or STARTS[:1],
-        ).scores.astype(np.float64)
+        )[0].scores.astype(np.float64)
         steps = np.unique(problem.graph.group_of[problem.graph.free])
         mean, deviation = np.zeros(len(steps)), np.full(len(steps), self.sigma)
         latest: list[KeepMask] = []

@@ -33,12 +33,12 @@ class Start:
     Attributes:
         name: the heuristic, one of ``STARTS``.
         scores: ``[N]`` higher = keep; mean 0 and deviation 1 over the free classes, frozen 0.
-        badness: heuristic -> what was minimised.
+        badness: of its mask.
     """
 
     name: str
     scores: FloatArray
-    badness: Mapping[str, float]
+    badness: float
 
 
 def start_scores(
@@ -60,27 +60,29 @@ def start_scores(
     return standardised(graph, ranks(graph, values))
 
 
-def choose_start(
+def rank_starts(
     badness: Callable[[KeepMask], float],
     graph: StructureGraph,
     statistics: Mapping[str, FloatArray],
     budget: Budget,
     names: Sequence[str] = STARTS,
-) -> Start:
-    """Run the mask of each heuristic and return the best one.
+) -> list[Start]:
+    """Run the mask of each heuristic and return all, the best one first.
 
     Args:
         badness: of a mask, lower = better, as the divergence from the dense network's outputs.
         graph: the structure.
         statistics: measured arrays ``[N]``.
         budget: what may remain; a latency does not count.
-        names: which of ``STARTS`` are tried; of equal ones the first is taken.
+        names: which of ``STARTS`` are tried; equal ones stay in this order.
     """
-    scores = {name: start_scores(name, graph, statistics, budget) for name in names}
     limits = budget.without_latency()
-    found = {name: badness(graph.project(values, limits)) for name, values in scores.items()}
-    best = min(names, key=lambda name: worst_last(found[name]))
-    return Start(name=best, scores=scores[best], badness=found)
+    starts = []
+    for name in names:
+        scores = start_scores(name, graph, statistics, budget)
+        found = badness(graph.project(scores, limits))
+        starts.append(Start(name=name, scores=scores, badness=found))
+    return sorted(starts, key=lambda start: worst_last(start.badness))
 
 
 def worst_last(badness: float) -> float:

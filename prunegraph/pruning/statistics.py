@@ -32,7 +32,7 @@ STATISTIC_NAMES: tuple[str, ...] = (
 )
 """The arrays of ``Statistics``; ``"sensitivity"`` is measured apart, since it runs networks."""
 
-UNLABELLED_IMAGES = 512
+UNLABELLED_IMAGES = 2048
 """Train images that ``unlabelled_evaluator`` compares pruned and dense outputs on."""
 
 
@@ -280,13 +280,14 @@ def unlabelled_evaluator(
     Args:
         model: the dense network.
         graph: its structure.
-        train: images; ``UNLABELLED_IMAGES`` of them are drawn.
+        train: images; ``UNLABELLED_IMAGES`` of them are drawn, others than those that calibrate
+            if there are enough.
         calibration_images: images that recalibrate batch norm.
         seed: fixes the images.
         device: where networks run.
         compensation: changes the weights that stay; None = they stay as they are.
     """
-    drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).flip(0)
     return Evaluator(
         model,
         graph,

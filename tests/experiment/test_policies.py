@@ -14,7 +14,7 @@ from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.policies import find_policy, shipped_policies
 from prunegraph.experiment.setup import load_target
-from prunegraph.experiment.suit import suit, uses
+from prunegraph.experiment.suit import suit_benches
 from prunegraph.models import WeightsInfo, build_model, save_weights, weights_info
 
 LARGEST = 1 << 20
@@ -56,7 +56,7 @@ def test_the_shipped_policy_beats_its_start_on_a_network_that_it_has_not_seen(
     )
     bench = Bench(target=load_target(config, config.budget()), options=config, seed=0)
     policy = find_policy(Path("resnet-cifar"))
-    suited = suit(policy, uses(policy, [bench], [bench.budget]))
+    suited, _ = suit_benches(policy, [bench], [bench.budget])
     start = bench.project(bench.start(bench.budget).scores, bench.budget)
     ours, theirs = (bench.final_evaluator.evaluate(mask) for mask in (suited.masks[0], start))
     assert suited.share > 0.0

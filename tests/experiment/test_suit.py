@@ -63,7 +63,7 @@ def test_the_share_whose_mask_is_best_is_taken(
     use = Use(
         graph=graph,
         budget=BUDGET,
-        features=features,
+        features={"taylor/per_mac": features},
         project=lambda values: graph.project(values, BUDGET),
         badness=badness,
     )
@@ -80,7 +80,7 @@ def test_where_all_are_alike_the_policy_adds_nothing(
     use = Use(
         graph=graph,
         budget=BUDGET,
-        features=features,
+        features={"taylor/per_mac": features},
         project=lambda values: graph.project(values, BUDGET),
         badness=lambda mask: 1.0,
     )
@@ -102,7 +102,13 @@ def test_a_share_that_misses_the_budget_is_left_out(
         msg = "too slow"
         raise BudgetError(msg)
 
-    use = Use(graph=graph, budget=BUDGET, features=features, project=project, badness=lambda _: 0.0)
+    use = Use(
+        graph=graph,
+        budget=BUDGET,
+        features={"taylor/per_mac": features},
+        project=project,
+        badness=lambda _: 0.0,
+    )
     assert suit(policy, [use]).share == 1.0
     with pytest.raises(BudgetError, match="too slow"):
         suit(policy, [replace(use, project=never)])
@@ -115,8 +121,55 @@ def test_what_is_no_number_is_not_chosen(
     use = Use(
         graph=graph,
         budget=BUDGET,
-        features=features,
+        features={"taylor/per_mac": features},
         project=lambda values: graph.project(values, BUDGET),
         badness=lambda mask: float("nan") if mask == start else 2.0,
     )
     assert suit(policy, [use]).share == 0.5
+
+
+@pytest.mark.parametrize("best", ["taylor/per_mac", "l2/uniform"])
+def test_the_start_is_chosen_together_with_the_share(
+    best: str, policy: TrainedPolicy, graph: StructureGraph, features: FloatArray
+) -> None:
+    other = features.copy()
+    other[:, FEATURE_NAMES.index("start")] *= -1.0
+    starts = {"taylor/per_mac": features, "l2/uniform": other}
+    wanted = graph.project(scores(with_share(policy, 0.5), graph, starts[best]), BUDGET)
+    alone = graph.project(features[:, FEATURE_NAMES.index("start")], BUDGET)  # good by itself
+    rank = {wanted: 0.0, alone: 1.0}
+    use = Use(
+        graph=graph,
+        budget=BUDGET,
+        features=starts,
+        project=lambda values: graph.project(values, BUDGET),
+        badness=lambda mask: rank.get(mask, 2.0),
+    )
+    suited = suit(policy, [use, use])
+    assert suited.starts == [best, best]
+    assert suited.share == 0.5
+    assert suited.badness[0.0] == 1.0
+    assert suited.masks == [wanted, wanted]
+
+
+def test_a_start_that_misses_the_budget_is_left_out(
+    policy: TrainedPolicy, graph: StructureGraph, features: FloatArray
+) -> None:
+    other = features.copy()
+    other[:, FEATURE_NAMES.index("start")] *= -1.0
+    slow = [scores(with_share(policy, share), graph, features) for share in SHARES]
+
+    def project(values: FloatArray) -> KeepMask:
+        if any(np.allclose(values, own, atol=1e-5) for own in slow):
+            msg = "too slow"
+            raise BudgetError(msg)
+        return graph.project(values, BUDGET)
+
+    use = Use(
+        graph=graph,
+        budget=BUDGET,
+        features={"taylor/per_mac": features, "l2/uniform": other},
+        project=project,
+        badness=lambda _: 0.0,
+    )
+    assert suit(policy, [use]).starts == ["l2/uniform"]

@@ -5,7 +5,7 @@ import pytest
 
 from prunegraph.graph.features import prior_scores
 from prunegraph.pruners import make_pruner
-from prunegraph.pruners.start import STARTS, choose_start, start_scores, worst_last
+from prunegraph.pruners.start import STARTS, rank_starts, start_scores, worst_last
 from prunegraph.pruning import PruningProblem
 from prunegraph.types import Budget, KeepMask
 
@@ -39,10 +39,11 @@ def test_the_start_is_the_heuristic_whose_mask_is_best(make_problem: MakeProblem
         asked.append(mask)
         return float((mask.keep != wanted.keep).sum())
 
-    start = choose_start(badness, graph, statistics, budget)
-    assert start.name == "fpgm/uniform"
-    assert start.badness["fpgm/uniform"] == 0.0
-    assert len(asked) == len(start.badness) == len(STARTS)
+    starts = rank_starts(badness, graph, statistics, budget)
+    assert starts[0].name == "fpgm/uniform"
+    assert starts[0].badness == 0.0
+    assert [start.badness for start in starts] == sorted(start.badness for start in starts)
+    assert len(asked) == len(starts) == len(STARTS)
     assert all(graph.fits(mask, budget) for mask in asked)
 
 
@@ -52,7 +53,7 @@ def test_where_only_the_clock_limits_policies_start_from_taylor_per_mac(
     problem = make_problem()
     graph, statistics = problem.graph, problem.statistics
     budget = Budget(max_latency=1.0)
-    start = choose_start(lambda mask: float(mask.keep.sum()), graph, statistics, budget)
+    start = rank_starts(lambda mask: float(mask.keep.sum()), graph, statistics, budget)[0]
     np.testing.assert_array_equal(start.scores, prior_scores(graph, statistics, budget))
 
 
