@@ -89,7 +89,7 @@ def _decide(
     Under a latency another start might decide otherwise, and its fine-tune be of another mask.
     """
     if path.is_file():
-        return dict(checked(read_json(path), DECISION, str(path)))
+        return read_decision(path)
     started = time.monotonic()
     suited, _ = suit_benches(policy, [bench], [bench.budget])
     seconds = time.monotonic() - started
@@ -113,6 +113,15 @@ def _decide(
     }
     write_json(path, decision)
     return decision
+
+
+def read_decision(path: Path) -> dict[str, Any]:
+    """Return how an interrupted run decided.
+
+    Raises:
+        ArtefactError: the file is damaged.
+    """
+    return dict(checked(read_json(path), DECISION, str(path)))
 
 
 def _warn_if_worse(rows: Sequence[Candidate], console: Console) -> None:

@@ -168,7 +168,7 @@ def num_decision_networks(policy: TrainedPolicy, graph: StructureGraph) -> int:
 def num_suit_networks(names: Collection[str]) -> int:
     """Return how many networks ``suit`` runs for a policy that reads these features.
 
-    Nothing of what was taught is the start itself, which has been run (cut further under a latency).
+    None of what was taught is the start itself, which has been run (unless a latency cut it more).
     """
     return (len(SHARES) - 1) * BEST_STARTS if "start" in names else len(SHARES)
 

@@ -228,3 +228,17 @@ def proxy_correlation(rows: Sequence[MethodRow]) -> float | None:
     if len(means) < MIN_ROWS or np.ptp(means[:, 0]) == 0 or np.ptp(means[:, 1]) == 0:
         return None
     return float(spearmanr(means[:, 0], means[:, 1]).statistic)
+
+
+def rank_interval(correlation: float, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of Spearman's correlation (Bonett and Wright 2000, equation 5).
+
+    Args:
+        correlation: in [-1, 1].
+        count: of the points, at least 4.
+    """
+    if abs(correlation) == 1.0:
+        return correlation, correlation
+    width = 1.96 * math.sqrt((1.0 + correlation**2 / 2.0) / (count - 3))
+    centre = math.atanh(correlation)
+    return math.tanh(centre - width), math.tanh(centre + width)

@@ -14,6 +14,7 @@ from prunegraph.experiment.candidates import write_masks
 from prunegraph.experiment.config import CommonConfig, TrainConfig
 from prunegraph.experiment.folder import PAGE_FILE, REPORT_FILE, RunFolder
 from prunegraph.experiment.page import (
+    cost_rows,
     next_steps,
     page,
     read_findings,
@@ -125,6 +126,18 @@ def test_what_the_search_cost_and_how_it_ended_is_told(make_findings: Make) -> N
     assert "Before the fine-tune: LEARNED: 4 points above cem" in parsed.text
     same = make_findings(stage_one_verdict=[None, found.content["verdict_reason"]])
     assert "Before the fine-tune" not in Page(made(same)).text
+
+
+def test_a_rank_correlation_is_told_with_its_masks_and_its_interval(make_findings: Make) -> None:
+    found = make_findings(proxy_rank_correlation=0.55)
+    one = found.content["methods"][0]
+    tuned = [
+        {**one, "name": "cem", "digest": f"{number:016x}", "test_accuracy_finetuned": 0.9}
+        for number in range(12)
+    ]
+    rows = dict(cost_rows({**found.content, "methods": tuned}))
+    told = rows["rank correlation of search and fine-tuned accuracy"]
+    assert told == "0.55 (12 masks; 95 % interval -0.08 to 0.87)"
 
 
 def test_the_table_has_the_numbers_of_the_terminal(make_findings: Make) -> None:

@@ -1,6 +1,8 @@
 import dataclasses
 
+import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from prunegraph.experiment.verdict import (
     MethodRow,
@@ -8,6 +10,7 @@ from prunegraph.experiment.verdict import (
     judge,
     mean_by_name,
     proxy_correlation,
+    rank_interval,
     verdict_line,
 )
 
@@ -168,3 +171,23 @@ def test_proxy_correlation_needs_eight_masks() -> None:
 )
 def test_a_missing_verdict_is_not_called_none(verdict: str | None, reason: str, line: str) -> None:
     assert verdict_line({"verdict": verdict, "verdict_reason": reason}) == line
+
+
+def test_the_interval_of_a_rank_correlation_narrows_with_the_masks() -> None:
+    low, high = rank_interval(0.5, 12)
+    assert low < 0.0 < 0.5 < high < 1.0
+    nearer, lower = rank_interval(0.5, 120)
+    assert low < nearer < 0.5 < lower < high
+    assert rank_interval(-0.5, 12) == pytest.approx((-high, -low))
+    assert rank_interval(1.0, 8) == (1.0, 1.0)
+
+
+def test_nineteen_of_twenty_intervals_hold_the_true_rank_correlation() -> None:
+    rng, hits = np.random.default_rng(0), 0
+    true = 6.0 / np.pi * np.arcsin(0.5 * 0.6)  # of a normal pair with correlation 0.6
+    for _ in range(400):
+        x, noise = rng.normal(size=(2, 20))
+        found = spearmanr(x, 0.6 * x + 0.8 * noise).statistic
+        low, high = rank_interval(float(found), 20)
+        hits += low <= true <= high
+    assert 0.92 < hits / 400 < 0.98

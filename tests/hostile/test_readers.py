@@ -32,6 +32,7 @@ from prunegraph.data.lazy import centre_crop
 from prunegraph.data.load import load_dataset
 from prunegraph.data.records import Record
 from prunegraph.errors import PruneGraphError
+from prunegraph.experiment.apply import read_decision
 from prunegraph.experiment.candidates import Candidate, CandidateStore, read_masks, write_masks
 from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.csv_files import write_csv_files
@@ -226,6 +227,8 @@ def cases(
     accuracies, here = {mask.digest(): 0.5}, machine()
     measured = {"machine": here, "search": accuracies, "test": accuracies}
     write_json(made / "measured.json", measured)
+    decision = {"start": "l1/uniform", "share": 0.5, "divergence": {"0.5": 0.1}, "seconds": 1.0}
+    write_json(made / "decision.json", decision)
     images = write_images(made / "images")
     tar = make_tar(images)
     sign, policy = partial(sign_recipe, run), partial(sign_policy, run)
@@ -280,6 +283,11 @@ def cases(
             read=lambda: SearchClock(made / "clock.json").read([]),
         ),
         "scores": scores_case(made, graph),
+        "decision": Case(
+            path=made / "decision.json",
+            mutate="json",
+            read=lambda: read_decision(made / "decision.json"),
+        ),
         "measured": Case(
             path=made / "measured.json",
             mutate="json",
@@ -300,7 +308,7 @@ def cases(
 NAMES = (
     *("weights", "weights_json", "weights_pth", "recipe", "pruned", "policy_json", "policy"),
     *("report", "history", "options", "candidates", "masks", "clock", "scores"),
-    *("outcomes", "measured"),
+    *("outcomes", "measured", "decision"),
     *("agent_checkpoint", "finetune_checkpoint", "tar"),
     *("png", "jpeg", "bmp", "tiff", "webp", "ppm"),
 )
