@@ -59,8 +59,11 @@ METRICS = {
 AVERAGES = (*COSTS, "networks_evaluated")
 """Of these a summary holds the mean over searches."""
 
+REMAINS = {"macs": "Multiply-adds that remain", "params": "Parameters that remain"}
+"""Costs of a row's network, and what a table of them is called."""
+
 MINUTES = "Minutes to choose a mask"
-"""Heading of the table of costs."""
+"""Heading of the table of search times."""
 
 NUM_RIVALS = 3
 """Baselines that are drawn beside the agent."""
@@ -157,23 +160,30 @@ def metric_cells(summary: Mapping[str, Any], metric: str) -> Cells:
 
     Methods that every comparison has come first, the best on the search split on average first.
     """
-    return _cells(summary, metric, spread)
+    return _cells(summary, lambda _, found: spread(found[metric]))
 
 
 def minutes_cells(summary: Mapping[str, Any]) -> Cells:
     """Return the table of what the choice of a mask costs: a row a method, where it was timed."""
-    return _cells(summary, "seconds", minutes)
+    return _cells(summary, lambda _, found: minutes(found["seconds"]))
+
+
+def remaining_cells(summary: Mapping[str, Any], kind: str) -> Cells:
+    """Return the table of one cost of the pruned networks, as a share of the dense one's."""
+    return _cells(summary, lambda entry, found: percent(found[kind] / entry["dense"][kind]))
 
 
 def _cells(
-    summary: Mapping[str, Any], key: str, written: Callable[[Sequence[float]], str]
+    summary: Mapping[str, Any], cell: Callable[[Mapping[str, Any], Mapping[str, Any]], str]
 ) -> Cells:
+    """Return a row a method and a column a comparison; ``cell`` gets that, and its method."""
     entries = summary["comparisons"]
     search = _mean_search(entries)
     count = {name: sum(name in entry["methods"] for entry in entries) for name in search}
     rows = []
     for name in sorted(search, key=lambda each: (-count[each], -search[each], each)):
-        cells = [written(entry["methods"].get(name, {}).get(key, [])) for entry in entries]
+        found = [(entry, entry["methods"].get(name)) for entry in entries]
+        cells = ["" if method is None else cell(entry, method) for entry, method in found]
         if any(cells):
             rows.append((name, *cells))
     return ["method", *(entry["folder"] for entry in entries)], rows
@@ -190,6 +200,7 @@ def _mean_search(entries: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _tables(summary: Mapping[str, Any]) -> list[tuple[str, Sequence[str], list[tuple[str, ...]]]]:
     tables = [(label, *metric_cells(summary, metric)) for metric, label in METRICS.items()]
+    tables += [(label, *remaining_cells(summary, kind)) for kind, label in REMAINS.items()]
     tables.append((MINUTES, *minutes_cells(summary)))
     return [table for table in tables if table[2]]
 

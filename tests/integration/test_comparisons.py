@@ -13,7 +13,14 @@ from prunegraph.experiment import comparisons
 from prunegraph.experiment.cli import main
 from prunegraph.experiment.compare import run_compare
 from prunegraph.experiment.plots import Plot
-from prunegraph.experiment.summary import digest_cells, draw_budgets, metric_cells, minutes_cells
+from prunegraph.experiment.summary import (
+    Cells,
+    digest_cells,
+    draw_budgets,
+    metric_cells,
+    minutes_cells,
+    remaining_cells,
+)
 
 FOLDERS = ["digits_resnet8_w4-0.6", "digits_resnet8_w4-0.4"]
 
@@ -84,6 +91,20 @@ def test_the_summary_shows_agent_baseline_and_every_method(summary: dict[str, An
     assert metric_cells(summary, "test_accuracy_finetuned")[1]
     minutes = {row[0]: row[1:] for row in minutes_cells(summary)[1]}
     assert all(re.fullmatch(r"\d+\.\d", cell) for cell in minutes["agent/best"])
+
+
+def test_the_summary_shows_what_remains_of_both_costs(summary: dict[str, Any]) -> None:
+    macs, params = (dict_of(remaining_cells(summary, kind)) for kind in ("macs", "params"))
+    for number, share in enumerate((60.0, 40.0)):
+        kept = [float(cells[number].removesuffix(" %")) for cells in macs.values()]
+        assert all(share - 5.0 < value <= share for value in kept)
+    assert macs.keys() == params.keys()
+    assert params["agent/best"] != macs["agent/best"]
+
+
+def dict_of(cells: Cells) -> dict[str, tuple[str, ...]]:
+    """Return a table's rows by their first cell."""
+    return {name: tuple(rest) for name, *rest in cells[1]}
 
 
 def test_the_page_and_the_markdown_tell_the_same(compared: Path, summary: dict[str, Any]) -> None:
