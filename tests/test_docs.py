@@ -4,15 +4,17 @@ The blocks of a page run one after the other, in one folder. A command runs by t
 line, with the sizes of ``TINY`` put over its own. A ``text`` block after one that ran is its
 output: each line has to occur in it, in this order. Comments say what is not so::
 
-    <!-- not run: REASON -->     the code is compiled, the commands' options are parsed
+    <!-- not run: REASON -->     the code is compiled, the options of commands and benchmarks parsed
     <!-- file: NAME.py -->       the code is written to this file
 """
 
+import argparse
 import contextlib
 import importlib
 import io
 import pkgutil
 import re
+import runpy
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -26,6 +28,7 @@ import torch
 import prunegraph
 from prunegraph.errors import ConfigError
 from prunegraph.experiment.cli import COMMANDS, main, parse
+from prunegraph.experiment.config import TrainConfig
 from prunegraph.pruners import PRUNERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,7 +36,7 @@ BLOCK = re.compile(
     r"(?:^<!-- (?P<marker>[^\n]*) -->\n)?^```(?P<kind>[^\n`]*)\n(?P<code>.*?)^```$", re.M | re.S
 )
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-OURS = re.compile(r"^(prunegraph|python train_agent.py)", re.M)
+OURS = re.compile(r"^(prunegraph|python )", re.M)
 TINY = {
     "networks": 40,
     "update_size": 4,
@@ -49,6 +52,10 @@ TINY = {
     "workers": 1,
 }
 """Option -> value that keeps a command to a few seconds."""
+
+
+BENCHMARK_PACKAGES = {"timm", "torch_pruning", "transformers"}
+"""What the extra ``benchmark`` installs; without it options of some benchmarks are not parsed."""
 
 
 class Block(NamedTuple):
@@ -96,6 +103,32 @@ def run_commands(code: str) -> None:
         assert main(tiny(arguments)) == 0, words
 
 
+class Parsed(Exception):  # no error
+    """Ends a benchmark when its options are read; holds those that it hands on to ``train``."""
+
+
+def check_benchmark(words: Sequence[str]) -> None:
+    """Let a benchmark read its options, and no more."""
+    read = argparse.ArgumentParser.parse_known_args
+
+    def stop(self: argparse.ArgumentParser, *given: Any, **options: Any) -> Any:
+        raise Parsed(read(self, *given, **options)[1])
+
+    folder = ROOT / "benchmarks"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_known_args", stop)
+        patch.setattr(sys, "argv", list(words))
+        patch.syspath_prepend(folder)
+        try:
+            runpy.run_path(str(folder / Path(words[0]).name), run_name="__main__")
+        except Parsed as parsed:
+            (rest,) = parsed.args
+        except ModuleNotFoundError as error:
+            assert error.name in BENCHMARK_PACKAGES
+            return
+    assert parse(TrainConfig, rest) is not None
+
+
 def check_only(block: Block) -> None:
     """Compile code that is not run, and parse the options of commands."""
     if block.kind == "python":
@@ -105,6 +138,8 @@ def check_only(block: Block) -> None:
         arguments = arguments_of(words)
         if arguments is not None:
             assert parse(COMMANDS[arguments[0]].config, arguments[1:]) is not None
+        elif words[0] == "python":
+            check_benchmark(words[1:])
 
 
 def assert_printed(expected: str, output: str) -> None:
@@ -180,6 +215,22 @@ def test_a_wrong_page_fails(page: str, message: str, workplace: Path) -> None:
 def test_options_of_commands_that_are_not_run_are_checked(workplace: Path) -> None:
     block = Block("bash", "prunegraph train --keep-mac 0.5\n", "not run: it takes hours")
     with pytest.raises(ConfigError, match="unknown option"):
+        run_page([block], workplace)
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        ("python benchmarks/scores.py --out a.json --mask 3", ConfigError),
+        ("python benchmarks/scores.py --masks 3", SystemExit),
+        ("python benchmarks/nosuch.py", FileNotFoundError),
+    ],
+)
+def test_options_of_benchmarks_that_are_not_run_are_checked(
+    command: str, error: type[BaseException], workplace: Path
+) -> None:
+    block = Block("bash", f"{command}\n", "not run: it takes hours")
+    with pytest.raises(error):
         run_page([block], workplace)
 
 
