@@ -1,6 +1,6 @@
 """The agent: graph encoder, policy over keep bits, constrained PPO, saving."""
 
-from prunegraph.agent.amortise import Lesson, amortise, with_share
+from prunegraph.agent.amortise import Lesson, amortise, num_steps, with_share
 from prunegraph.agent.network import CONTEXT_NAMES, NetworkConfig, PruningNetwork
 from prunegraph.agent.ppo import ChannelPPO
 from prunegraph.agent.ppo_config import PPOConfig
@@ -23,6 +23,7 @@ __all__ = [
     "TrainingResult",
     "amortise",
     "load_policy",
+    "num_steps",
     "save_policy",
     "train_agent",
     "with_share",

@@ -7,7 +7,7 @@ taught the keep probabilities that both together gave.
 
 import copy
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -64,6 +64,7 @@ def amortise(
     seed: int,
     initial: TrainedPolicy | None = None,
     hidden: Collection[str] = (),
+    progress: Callable[[int], None] | None = None,
 ) -> TrainedPolicy:
     """Return a policy that gives the lessons' keep probabilities by itself.
 
@@ -73,16 +74,16 @@ def amortise(
     Args:
         policy: what the searches trained; it stays as it is.
         lessons: at least one.
-        steps: steps of AdamW, each on one lesson of every network, which take turns; 0 returns the
-            policy itself.
+        steps: steps of AdamW at most (``num_steps``), each on one lesson of every network, which
+            take turns; 0 returns the policy itself.
         seed: of the noise on the features.
         initial: the policy that the search began with, which goes on learning, so that it does not
             forget what it knew of other networks; None = a network drawn anew learns.
         hidden: features that a network drawn anew does not read; ``LAST_NAMES``, which belong to
             episodes that refine, it never does.
+        progress: called after every step with the number of steps done.
     """
-    channels = sum({id(lesson.graph): lesson.graph.num_classes for lesson in lessons}.values())
-    steps = min(steps, max(MOST_CHANNEL_STEPS // channels, 1))
+    steps = num_steps(lessons, steps)
     if steps <= 0:
         return policy
     seen = policy.network.config.feature_names
@@ -109,8 +110,16 @@ def amortise(
             loss = prepared[step % len(prepared)].loss(network, generator)
             (loss / len(turns)).backward()
         optimizer.step()
+        if progress is not None:
+            progress(step + 1)
     record = {**policy.record, "amortise_steps": steps}
     return TrainedPolicy(network.eval(), record)
+
+
+def num_steps(lessons: Sequence[Lesson], steps: int) -> int:
+    """Return how many of the steps ``amortise`` takes: fewer where the networks are large."""
+    channels = sum({id(lesson.graph): lesson.graph.num_classes for lesson in lessons}.values())
+    return min(steps, max(MOST_CHANNEL_STEPS // channels, 1))
 
 
 def with_share(policy: TrainedPolicy, share: float) -> TrainedPolicy:

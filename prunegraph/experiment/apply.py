@@ -91,9 +91,11 @@ def _decide(
     if path.is_file():
         return read_decision(path)
     started = time.monotonic()
-    suited, _ = suit_benches(policy, [bench], [bench.budget])
-    seconds = time.monotonic() - started
     networks = num_decision_networks(policy, bench.target.graph)
+    console.say("measuring what the policy reads of the network")
+    with console.progress("decide", networks) as report, bench.unlabelled.watched(report):
+        suited, _ = suit_benches(policy, [bench], [bench.budget])
+    seconds = time.monotonic() - started
     console.say(
         f"decided in {seconds:.0f} s and {networks} networks on train images; no search, no "
         "look at the search split"

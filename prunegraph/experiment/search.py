@@ -14,6 +14,7 @@ from prunegraph.agent import (
     TrainedPolicy,
     TrainingResult,
     amortise,
+    num_steps,
     save_policy,
     train_agent,
 )
@@ -148,14 +149,18 @@ def search(
         for number, (bench, task) in enumerate(zip(benches, tasks, strict=True))
     ]
     networks += sum(map(len, finalists))
-    chosen = tuple(
-        _best(name, seed, masks, evaluator, networks)
-        for masks, evaluator in zip(finalists, tables[0].evaluators, strict=True)
-    )
+    chosen = []
+    with console.progress(f"finalists of {name}, seed {seed}", sum(map(len, finalists))) as report:
+        for masks, evaluator in zip(finalists, tables[0].evaluators, strict=True):
+            chosen.append(_best(name, seed, masks, evaluator, networks))
+            report(sum(map(len, finalists[: len(chosen)])))
     path = folder.checkpoint(f"policy-{label}.safetensors")
     steps = options.amortise_steps * options.networks if options.learning_rate else 0
     lessons = found_lessons(result, benches, options)
-    taught = amortise(result.policy, lessons, steps=steps, seed=seed, initial=given)
+    with console.progress(f"teach the policy, seed {seed}", num_steps(lessons, steps)) as report:
+        taught = amortise(
+            result.policy, lessons, steps=steps, seed=seed, initial=given, progress=report
+        )
     origin = _origin(benches, options, seed, given)
     save_policy(path, TrainedPolicy(taught.network, {**taught.record, **origin}))
     seconds, evaluation_seconds = clock.read(evaluators)

@@ -4,7 +4,8 @@ import copy
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 
@@ -102,6 +103,7 @@ class Evaluator:
         self.seconds = 0.0
         self.recalled = 0.0
         self._log = log
+        self._report: Callable[[int], None] | None = None
         self._cache: dict[tuple[str, str], Outcome] = {}
 
     def evaluate(self, mask: KeepMask, subset: Tensor | None = None) -> Outcome:
@@ -124,9 +126,20 @@ class Evaluator:
             elif self._log is not None:
                 self._log.add(outcome, key[1])
             self.num_networks += 1
+            if self._report is not None:
+                self._report(self.num_networks)
             self.seconds += outcome.seconds
             self._cache[key] = outcome
         return self._cache[key]
+
+    @contextmanager
+    def watched(self, report: Callable[[int], None]) -> Iterator[None]:
+        """Call ``report(networks run so far)`` after every network, while the block runs."""
+        self._report = report
+        try:
+            yield
+        finally:
+            self._report = None
 
     def _narrow(self, subset: Tensor | None) -> Tensor | None:
         """Return a subset; None, which is all images, if it holds all."""

@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from prunegraph.agent import Lesson, NetworkConfig, PruningNetwork, TrainedPolicy, amortise
+from prunegraph.agent import (
+    Lesson,
+    NetworkConfig,
+    PruningNetwork,
+    TrainedPolicy,
+    amortise,
+    num_steps,
+)
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.encode import to_pyg
 from prunegraph.graph.features import FEATURE_NAMES
@@ -127,6 +134,13 @@ def test_a_taught_policy_reads_no_hidden_feature(untaught: TrainedPolicy) -> Non
 
 def test_no_steps_return_the_policy_itself(untaught: TrainedPolicy) -> None:
     assert amortise(untaught, [lesson(8)], steps=0, seed=0) is untaught
+
+
+def test_every_step_is_reported(untaught: TrainedPolicy) -> None:
+    done: list[int] = []
+    amortise(untaught, [lesson(8)], steps=3, seed=0, progress=done.append)
+    assert done == [1, 2, 3] and num_steps([lesson(8)], 3) == 3
+    assert num_steps([lesson(8)], 10**9) < 10**9
 
 
 def test_lessons_repeat_with_their_seed(untaught: TrainedPolicy) -> None:

@@ -74,6 +74,7 @@ def test_a_policy_is_applied_to_a_third_width_and_depth_in_a_fresh_process(
     assert report["arch"] == "digits_resnet14_w6"
     assert 0.39 < report["pruned"]["macs"] / report["dense"]["macs"] <= 0.4
     assert report["search"]["networks_evaluated"] == len(STARTS) + 2 * BEST_STARTS
+    assert f"decide: {len(STARTS) + 2 * BEST_STARTS}/" in done.stderr  # nothing was run twice
     assert report["decision"]["start"] in STARTS
     tried = report["decision"]["divergence"]
     best = min(tried, key=lambda share: float(f"{tried[share]:.4g}"))

@@ -102,10 +102,13 @@ def test_a_cached_outcome_costs_no_network(
 ) -> None:
     evaluator, mask = make_evaluator(), make_mask(digits_graph, 0)
     subset = evaluator.draw_subset(40, seed=1)
-    first = evaluator.evaluate(mask, subset)
-    assert evaluator.is_cached(mask, subset)
-    seconds = evaluator.seconds
-    assert evaluator.evaluate(mask, subset.clone()) is first
+    told: list[int] = []
+    with evaluator.watched(told.append):
+        first = evaluator.evaluate(mask, subset)
+        assert evaluator.is_cached(mask, subset)
+        seconds = evaluator.seconds
+        assert evaluator.evaluate(mask, subset.clone()) is first
+    assert told == [1]
     assert (evaluator.num_networks, evaluator.seconds) == (1, seconds)
     assert not evaluator.is_cached(mask)
     assert evaluator.evaluate(mask).num_images > first.num_images
@@ -113,6 +116,7 @@ def test_a_cached_outcome_costs_no_network(
     assert evaluator.num_networks == 3
     everything = evaluator.draw_subset(10**6, seed=2)
     assert evaluator.evaluate(mask, everything) is evaluator.evaluate(mask)
+    assert told == [1]  # no longer watched
     assert evaluator.seconds > seconds
 
 
