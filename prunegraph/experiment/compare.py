@@ -241,9 +241,13 @@ def plan_cells(bench: Bench, candidates: Sequence[Candidate], config: CompareCon
     among the baselines that are best on average; L1 uniform; Taylor per MAC; the best
     other heuristic. A method that searched is fine-tuned with the seed of its search, a
     deterministic one with every seed. With ``finetune_seeds`` the best mask of each is, with every
-    one; L1 and random at the widths of the agent's best.
+    one; L1 and random at the widths of the agent's best. With ``finetune_best`` it is the agent and
+    the best baseline alone.
     """
     seeds = finetune_seeds_of(config)
+    if config.finetune_best:
+        best = _best_rival(candidates)
+        candidates = [item for item in candidates if is_agent(item.name) or item.name == best]
     names = _searched(candidates, max if config.finetune_seeds else statistics.mean)
     searched = [item for item in candidates if item.name in names]
     others = [item for item in candidates if item.name in (*heuristics(), *TORCH_PRUNING)]
@@ -259,6 +263,15 @@ def plan_cells(bench: Bench, candidates: Sequence[Candidate], config: CompareCon
         Cell(candidate=item, seed=seed, digest=_cell_digest(bench, item, seed))
         for item, seed in pairs
     ]
+
+
+def _best_rival(candidates: Sequence[Candidate]) -> str:
+    """Return the baseline with the best search accuracy, on average over its searches."""
+    accuracies: dict[str, list[float]] = {}
+    for item in candidates:
+        if item.name in (*heuristics(), *TORCH_PRUNING, *SEARCHES, SAMPLER):
+            accuracies.setdefault(item.name, []).append(item.search_accuracy)
+    return max(accuracies, key=lambda name: (statistics.mean(accuracies[name]), name))
 
 
 def _best_masks(searched: Sequence[Candidate]) -> list[Candidate]:
@@ -340,6 +353,8 @@ def make_plan(bench: Bench, config: CompareConfig) -> Plan:
     searches = (1 + len(searched)) * config.seeds
     others = len(chosen & {*ALWAYS}) + bool(chosen - {*ALWAYS})
     finetuned = 2 + len(CONTROL_CRITERIA) + min(len(searched), BEST_SEARCHES) + others
+    if config.finetune_best:
+        finetuned = 3
     finetunes = finetuned * len(finetune_seeds_of(config)) * bool(bench.recipe().epochs)
     return Plan(
         searches=searches,

@@ -27,6 +27,8 @@ class MethodOptions:
         seeds: search and fine-tuning seeds.
         finetune_seeds: if given, each method's best mask on the search split is fine-tuned with so
             many seeds, the same for all; default: the mask of each search with the search's seed.
+        finetune_best: fine-tune the agent, the best baseline on the search split and the dense
+            network alone; default: eight rows and the dense network.
         out: run folder; default: runs/compare-ARCH-DATASET-KEEP, of several comparisons
             runs/compare-ARCH-KEEP+ARCH-KEEP. The same command resumes.
     """
@@ -34,6 +36,7 @@ class MethodOptions:
     methods: tuple[str, ...] = ("all",)
     seeds: int = 3
     finetune_seeds: int | None = None
+    finetune_best: bool = False
     out: Path | None = None
 
 

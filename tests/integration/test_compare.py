@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from prunegraph.experiment import compare, finish
 from prunegraph.experiment.baselines import SEARCHES, TORCH_PRUNING, heuristics
 from prunegraph.experiment.bench import Bench
-from prunegraph.experiment.candidates import Candidate, CandidateStore
+from prunegraph.experiment.candidates import MASKS_FILE, Candidate, CandidateStore, read_masks
 from prunegraph.experiment.cli import main
 from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.console import Console
@@ -148,6 +148,44 @@ def test_the_report_holds_both_verdicts_and_the_proxy(compared: Path) -> None:
     dense = [row for row in report["methods"] if row["name"] == "dense"]
     mean = sum(row["test_accuracy_finetuned"] for row in dense) / len(dense)
     assert report["dense"]["test_accuracy_finetuned"] == pytest.approx(mean)
+
+
+def test_only_the_best_baseline_is_finetuned_beside_the_agent_if_asked_for(
+    compared: Path, weights: Path
+) -> None:
+    options = CompareConfig(weights=weights, methods=METHODS, seeds=2, finetune_best=True)
+    bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
+    rows = json.loads((compared / "report.json").read_text())["methods"]
+    masks = read_masks(compared / MASKS_FILE, bench.target.graph)
+    candidates = [
+        Candidate(
+            name=row["name"],
+            seed=row["seed"],
+            mask=masks[row["digest"]],
+            networks_evaluated=0,
+            search_accuracy=row["search_accuracy"],
+        )
+        for row in rows
+        if row["name"] != "dense" and row["finetune_seed"] in (None, row["seed"])
+    ]
+    of_methods = [item for item in candidates if item.name in METHODS]
+    best = max({item.name for item in of_methods}, key=lambda name: mean_of(of_methods, name))
+    for count in (None, 3):
+        chosen = replace(options, finetune_seeds=count)
+        cells = compare.plan_cells(bench, candidates, chosen)
+        assert {cell.name for cell in cells} == {"agent/best", best, "dense"}
+        assert len(cells) == 3 * (count or options.seeds)
+    plan, whole = (
+        compare.make_plan(
+            bench, replace(options, networks=16, finetune_epochs=1, finetune_best=best)
+        )
+        for best in (True, False)
+    )
+    assert plan.finetunes < whole.finetunes
+
+
+def mean_of(candidates: Sequence[Candidate], name: str) -> float:
+    return float(np.mean([item.search_accuracy for item in candidates if item.name == name]))
 
 
 def test_the_two_best_searches_are_finetuned() -> None:
