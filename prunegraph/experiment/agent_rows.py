@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from prunegraph.agent import NetworkConfig, PruningNetwork, TrainedPolicy, load_policy, save_policy
+from prunegraph.errors import ArtefactError
 from prunegraph.experiment.agent_options import given_policy
 from prunegraph.experiment.bench import Bench, num_probes
 from prunegraph.experiment.candidates import Candidate, CandidateStore, add_found
@@ -103,7 +104,7 @@ def agent_summary(
     """Keep the policy of the best of the finished searches, and sum all up."""
     name, folder = agent_name(options), place.folders[0]
     paths = [_finished(place, name, seed) for seed in seeds]
-    records = [checked(read_json(path), FINISHED, str(path)) for path in paths]
+    records = [read_finished(path, len(stores)) for path in paths]
     best = max(seeds, key=lambda seed: (_mean_accuracy(stores, name, seed), -seed))
     path = folder.checkpoint(records[list(seeds).index(best)]["policy"])
     if path.is_file():
@@ -111,6 +112,21 @@ def agent_summary(
     else:  # a comparison that goes on on another machine may have left its policies behind
         place.console.say(f"the run folder gets no policy: {path} is not there")
     return _summary(name, seeds, records)
+
+
+def read_finished(path: Path, num_networks: int) -> dict[str, Any]:
+    """Return what is kept of a finished search on so many networks.
+
+    Raises:
+        ArtefactError: the file is damaged.
+    """
+    record: dict[str, Any] = checked(read_json(path), FINISHED, str(path))
+    lengths = {len(values) for values in record["history"].values()}
+    whole = len(lengths) == 1 and 0 not in lengths and len(record["greedy"]) == num_networks
+    if not whole or Path(record["policy"]).name != record["policy"]:
+        msg = f"{path} is damaged: delete it to repeat the search"
+        raise ArtefactError(msg)
+    return record
 
 
 def _finished(place: Workplace, name: str, seed: int) -> Path:

@@ -225,13 +225,23 @@ def _cell_accuracy(bench: Bench, directory: Path) -> float:
     Measured once on each machine; another machine's figure stands where the weights are not.
     """
     path = directory / ACCURACY_FILE
-    record = checked(read_json(path), ACCURACY, str(path)) if path.is_file() else {}
+    record = read_accuracy(path) if path.is_file() else {}
     if record.get("machine") != machine() and (directory / WEIGHTS_FILE).is_file():
         model, _ = load_finetuned(bench.target, directory)
         record = {"test_accuracy_finetuned": bench.test_accuracy(model), "machine": machine()}
         write_json(path, record)
     accuracy: float = record["test_accuracy_finetuned"]
     return accuracy
+
+
+def read_accuracy(path: Path) -> dict[str, Any]:
+    """Return the test accuracy of a fine-tuned network, and the machine that measured it.
+
+    Raises:
+        ArtefactError: the file is damaged.
+    """
+    record: dict[str, Any] = checked(read_json(path), ACCURACY, str(path))
+    return record
 
 
 def plan_cells(bench: Bench, candidates: Sequence[Candidate], config: CompareConfig) -> list[Cell]:

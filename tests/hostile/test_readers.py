@@ -32,8 +32,10 @@ from prunegraph.data.lazy import centre_crop
 from prunegraph.data.load import load_dataset
 from prunegraph.data.records import Record
 from prunegraph.errors import PruneGraphError
+from prunegraph.experiment.agent_rows import CURVES, HEALTH, _summary, read_finished
 from prunegraph.experiment.apply import read_decision
 from prunegraph.experiment.candidates import Candidate, CandidateStore, read_masks, write_masks
+from prunegraph.experiment.compare import read_accuracy
 from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.csv_files import write_csv_files
 from prunegraph.experiment.folder import RunFolder
@@ -229,6 +231,11 @@ def cases(
     write_json(made / "measured.json", measured)
     decision = {"start": "l1/uniform", "share": 0.5, "divergence": {"0.5": 0.1}, "seconds": 1.0}
     write_json(made / "decision.json", decision)
+    write_json(made / "accuracy.json", {"test_accuracy_finetuned": 0.5, "machine": here})
+    curves = {key: [0.5, 0.6] for key in (*CURVES, *HEALTH)}
+    ended = {"policy": "policy.safetensors", "seconds": 1.0, "evaluation_seconds": 1.0}
+    ended |= {"networks_evaluated": 3, "history": curves, "greedy": [{"networks": [1.0]}]}
+    write_json(made / "finished.json", ended)
     images = write_images(made / "images")
     tar = make_tar(images)
     sign, policy = partial(sign_recipe, run), partial(sign_policy, run)
@@ -288,6 +295,16 @@ def cases(
             mutate="json",
             read=lambda: read_decision(made / "decision.json"),
         ),
+        "accuracy": Case(
+            path=made / "accuracy.json",
+            mutate="json",
+            read=lambda: read_accuracy(made / "accuracy.json"),
+        ),
+        "finished": Case(
+            path=made / "finished.json",
+            mutate="json",
+            read=lambda: _summary("agent/best", [0], [read_finished(made / "finished.json", 1)]),
+        ),
         "measured": Case(
             path=made / "measured.json",
             mutate="json",
@@ -308,7 +325,7 @@ def cases(
 NAMES = (
     *("weights", "weights_json", "weights_pth", "recipe", "pruned", "policy_json", "policy"),
     *("report", "history", "options", "candidates", "masks", "clock", "scores"),
-    *("outcomes", "measured", "decision"),
+    *("outcomes", "measured", "decision", "accuracy", "finished"),
     *("agent_checkpoint", "finetune_checkpoint", "tar"),
     *("png", "jpeg", "bmp", "tiff", "webp", "ppm"),
 )
