@@ -24,7 +24,7 @@ from prunegraph.experiment.setup import DEFAULT_DATASET, Target
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import node_features
 from prunegraph.models import load_weights, save_weights
-from prunegraph.pruners.start import STARTS, Start, rank_starts
+from prunegraph.pruners.start import NUM_STARTS, Start, rank_starts
 from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.costly_statistics import LazyStatistics, measure_costly
 from prunegraph.pruning.evaluation import evaluate
@@ -291,7 +291,7 @@ def warn_of_chance(bench: Bench, console: Console) -> None:
 
 def num_probes(graph: StructureGraph, names: Collection[str], num_budgets: int = 1) -> int:
     """Return how many pruned networks are run to measure the named features."""
-    starts = len(STARTS) * num_budgets if "start" in names else 0
+    starts = NUM_STARTS * num_budgets if "start" in names else 0
     return starts + (num_sensitivity_networks(graph) if "sensitivity" in names else 0)
 
 

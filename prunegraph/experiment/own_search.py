@@ -31,7 +31,7 @@ from prunegraph.experiment.suit import (
 from prunegraph.files import write_json
 from prunegraph.graph import AttentionUnit, ExampleInputs, StructureGraph, analyse, unwrap
 from prunegraph.graph.encode import to_pyg
-from prunegraph.pruners.start import STARTS, rank_starts
+from prunegraph.pruners.start import NUM_STARTS, rank_starts
 from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.evaluation import model_device, place_images
 from prunegraph.pruning.recalibration import measuring_batch_norm
@@ -215,7 +215,7 @@ def search(
     initial = None if policy is None else find_policy(Path(policy))
     config = agent_config(SearchOptions(), seed, initial)
     names = config.network.feature_names
-    tried = (len(STARTS) if "start" in names else 0) + (num_suit_networks(names) if initial else 0)
+    tried = (NUM_STARTS if "start" in names else 0) + (num_suit_networks(names) if initial else 0)
     least = config.episodes_per_update + 1 + LAST + tried
     if networks < least:
         msg = f"networks={networks} allows no update of the policy: give at least {least}"

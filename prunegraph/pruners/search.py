@@ -138,8 +138,9 @@ class RandomSearch:
 class CrossEntropySearch:
     """Cross-entropy method over one offset a group, added to the best heuristic's scores.
 
-    That heuristic is the best of ``STARTS`` (of one for each step, if there are fewer steps) on one
-    subset of the search images; the agent chooses its own among the same, by train images.
+    That heuristic is the best of ``STARTS`` and their ``MEAN`` (of one for each step, if there are
+    fewer steps) on one subset of the search images; the agent chooses its own among the same, by
+    train images.
 
     Each step draws a population of offsets from a diagonal normal distribution, projects each to
     the budget, scores all on one fresh random subset of the search images, and refits the

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import prior_scores, rank_in_group, standardised
 from prunegraph.pruners.criteria import importance
@@ -26,12 +28,22 @@ STARTS = (
 """Heuristics that cost one look at the dense network, and differ. None is the best everywhere."""
 
 
+BEST_STARTS = 3
+"""Heuristics that make the mean, and starts from which a trained policy is tried."""
+
+MEAN = f"mean of the best {BEST_STARTS}"
+"""The start that averages the scores of the best of ``STARTS``."""
+
+NUM_STARTS = len(STARTS) + 1
+"""Networks that are run to choose among all."""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Start:
     """What a search moves.
 
     Attributes:
-        name: the heuristic, one of ``STARTS``.
+        name: the heuristic, one of ``STARTS``, or ``MEAN``.
         scores: ``[N]`` higher = keep; mean 0 and deviation 1 over the free classes, frozen 0.
         badness: of its mask.
     """
@@ -67,22 +79,32 @@ def rank_starts(
     budget: Budget,
     names: Sequence[str] = STARTS,
 ) -> list[Start]:
-    """Run the mask of each heuristic and return all, the best one first.
+    """Run the mask of each heuristic and of the best ones' mean, and return all, the best first.
+
+    Importances measure different things, each with its own mistakes: their mean is often better
+    than the best of them.
 
     Args:
         badness: of a mask, lower = better, as the divergence from the dense network's outputs.
         graph: the structure.
         statistics: measured arrays ``[N]``.
         budget: what may remain; a latency does not count.
-        names: which of ``STARTS`` are tried; equal ones stay in this order.
+        names: which of ``STARTS`` are tried, the mean only if they are more than it takes; equal
+            ones stay in this order.
     """
     limits = budget.without_latency()
-    starts = []
-    for name in names:
-        scores = start_scores(name, graph, statistics, budget)
-        found = badness(graph.project(scores, limits))
-        starts.append(Start(name=name, scores=scores, badness=found))
-    return sorted(starts, key=lambda start: worst_last(start.badness))
+
+    def tried(name: str, scores: FloatArray) -> Start:
+        return Start(name=name, scores=scores, badness=badness(graph.project(scores, limits)))
+
+    def ranked(starts: Sequence[Start]) -> list[Start]:
+        return sorted(starts, key=lambda start: worst_last(start.badness))
+
+    starts = ranked([tried(name, start_scores(name, graph, statistics, budget)) for name in names])
+    if len(starts) <= BEST_STARTS:
+        return starts
+    mean = np.mean([start.scores for start in starts[:BEST_STARTS]], axis=0)
+    return ranked([*starts, tried(MEAN, standardised(graph, mean))])
 
 
 def worst_last(badness: float) -> float:

@@ -175,7 +175,7 @@ def test_classes_need_no_loss_and_beat_the_policy_that_it_starts_from() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"networks": 26}, ConfigError, "give at least 27"),
+        ({"networks": 27}, ConfigError, "give at least 28"),
         ({"calibration_data": []}, DataError, "holds no batches"),
         ({"evaluate": lambda _: float("nan")}, ModelError, "evaluate returned nan"),
     ],

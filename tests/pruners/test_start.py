@@ -5,7 +5,15 @@ import pytest
 
 from prunegraph.graph.features import prior_scores
 from prunegraph.pruners import make_pruner
-from prunegraph.pruners.start import STARTS, rank_starts, start_scores, worst_last
+from prunegraph.pruners.start import (
+    BEST_STARTS,
+    MEAN,
+    NUM_STARTS,
+    STARTS,
+    rank_starts,
+    start_scores,
+    worst_last,
+)
 from prunegraph.pruning import PruningProblem
 from prunegraph.types import Budget, KeepMask
 
@@ -43,7 +51,7 @@ def test_the_start_is_the_heuristic_whose_mask_is_best(make_problem: MakeProblem
     assert starts[0].name == "fpgm/uniform"
     assert starts[0].badness == 0.0
     assert [start.badness for start in starts] == sorted(start.badness for start in starts)
-    assert len(asked) == len(starts) == len(STARTS)
+    assert len(asked) == len(starts) == NUM_STARTS
     assert all(graph.fits(mask, budget) for mask in asked)
 
 
@@ -62,3 +70,19 @@ def test_scores_of_any_size_are_told_apart_but_not_by_rounding_errors(scale: flo
     assert worst_last(0.912 * scale) < worst_last(0.913 * scale)
     assert worst_last(0.912 * scale) == worst_last(0.9120001 * scale)
     assert worst_last(float("nan")) > worst_last(1e9 * scale)
+
+
+def test_the_mean_of_the_best_heuristics_is_tried_too(make_problem: MakeProblem) -> None:
+    problem = make_problem()
+    graph, statistics = problem.graph, problem.statistics
+    budget, chosen = Budget(keep_macs=0.5), ("l2/uniform", "fpgm/uniform", "taylor/skip_full")
+    scores = [start_scores(name, graph, statistics, budget) for name in chosen]
+    rank = {graph.project(values, budget): 1.0 for values in scores}
+    mean = graph.project(np.mean(scores, axis=0), budget)
+    rank[mean] = 0.0
+    starts = rank_starts(lambda mask: rank.get(mask, 2.0), graph, statistics, budget)
+    assert starts[0].name == MEAN
+    assert graph.project(starts[0].scores, budget) == mean
+    assert {start.name for start in starts[1 : 1 + BEST_STARTS]} == set(chosen)
+    few = rank_starts(lambda mask: 0.0, graph, statistics, budget, STARTS[:BEST_STARTS])
+    assert [start.name for start in few] == list(STARTS[:BEST_STARTS])
