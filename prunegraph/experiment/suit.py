@@ -13,12 +13,15 @@ from prunegraph.experiment.bench import Bench, num_probes
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.encode import to_pyg
 from prunegraph.graph.features import node_features
-from prunegraph.pruners.start import BEST_STARTS, PRIOR, Start, worst_last
+from prunegraph.pruners.start import BEST, PRIOR, Start, worst_last
 from prunegraph.pruning.statistics import divergence
 from prunegraph.types import Budget, FloatArray, KeepMask
 
 SHARES = (0.0, 0.5, 1.0)
 """Of what a policy was taught, beside the heuristic that it starts from: these are tried."""
+
+TRIED_STARTS = BEST + 1
+"""From so many starts, those that are best by themselves, each share is tried."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -152,7 +155,7 @@ def features_by_start(
         return {PRIOR: node_features(graph, statistics, budget, names)}
     return {
         start.name: node_features(graph, {**statistics, "start": start.scores}, budget, names)
-        for start in starts[:BEST_STARTS]
+        for start in starts[:TRIED_STARTS]
     }
 
 
@@ -167,7 +170,7 @@ def num_suit_networks(names: Collection[str]) -> int:
 
     None of what was taught is the start itself, which has been run (unless a latency cut it more).
     """
-    return (len(SHARES) - 1) * BEST_STARTS if "start" in names else len(SHARES)
+    return (len(SHARES) - 1) * TRIED_STARTS if "start" in names else len(SHARES)
 
 
 def first_context(budget: Budget) -> FloatArray:

@@ -28,10 +28,10 @@ STARTS = (
 """Heuristics that cost one look at the dense network, and differ. None is the best everywhere."""
 
 
-BEST_STARTS = 3
-"""Heuristics that make the mean, and starts from which a trained policy is tried."""
+BEST = 3
+"""Heuristics that make the mean."""
 
-MEAN = f"mean of the best {BEST_STARTS}"
+MEAN = f"mean of the best {BEST}"
 """The start that averages the scores of the best of ``STARTS``."""
 
 NUM_STARTS = len(STARTS) + 1
@@ -101,9 +101,9 @@ def rank_starts(
         return sorted(starts, key=lambda start: worst_last(start.badness))
 
     starts = ranked([tried(name, start_scores(name, graph, statistics, budget)) for name in names])
-    if len(starts) <= BEST_STARTS:
+    if len(starts) <= BEST:
         return starts
-    mean = np.mean([start.scores for start in starts[:BEST_STARTS]], axis=0)
+    mean = np.mean([start.scores for start in starts[:BEST]], axis=0)
     return ranked([*starts, tried(MEAN, standardised(graph, mean))])
 
 

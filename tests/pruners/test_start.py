@@ -6,7 +6,7 @@ import pytest
 from prunegraph.graph.features import prior_scores
 from prunegraph.pruners import make_pruner
 from prunegraph.pruners.start import (
-    BEST_STARTS,
+    BEST,
     MEAN,
     NUM_STARTS,
     STARTS,
@@ -83,6 +83,6 @@ def test_the_mean_of_the_best_heuristics_is_tried_too(make_problem: MakeProblem)
     starts = rank_starts(lambda mask: rank.get(mask, 2.0), graph, statistics, budget)
     assert starts[0].name == MEAN
     assert graph.project(starts[0].scores, budget) == mean
-    assert {start.name for start in starts[1 : 1 + BEST_STARTS]} == set(chosen)
-    few = rank_starts(lambda mask: 0.0, graph, statistics, budget, STARTS[:BEST_STARTS])
-    assert [start.name for start in few] == list(STARTS[:BEST_STARTS])
+    assert {start.name for start in starts[1 : 1 + BEST]} == set(chosen)
+    few = rank_starts(lambda mask: 0.0, graph, statistics, budget, STARTS[:BEST])
+    assert [start.name for start in few] == list(STARTS[:BEST])
