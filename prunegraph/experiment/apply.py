@@ -95,6 +95,8 @@ def _decide(
     console.say("measuring what the policy reads of the network")
     with console.progress("decide", networks) as report, bench.unlabelled.watched(report):
         suited, _ = suit_benches(policy, [bench], [bench.budget])
+        if bench.unlabelled.num_networks < networks:  # some starts led to one mask
+            report(networks)
     seconds = time.monotonic() - started
     console.say(
         f"decided in {seconds:.0f} s and {networks} networks on train images; no search, no "
