@@ -10,7 +10,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -240,8 +240,7 @@ def read_accuracy(path: Path) -> dict[str, Any]:
     Raises:
         ArtefactError: the file is damaged.
     """
-    record: dict[str, Any] = checked(read_json(path), ACCURACY, str(path))
-    return record
+    return dict(checked(read_json(path), ACCURACY, str(path)))
 
 
 def plan_cells(bench: Bench, candidates: Sequence[Candidate], config: CompareConfig) -> list[Cell]:
@@ -277,11 +276,21 @@ def plan_cells(bench: Bench, candidates: Sequence[Candidate], config: CompareCon
 
 def _best_rival(candidates: Sequence[Candidate]) -> str:
     """Return the baseline with the best search accuracy, on average over its searches."""
+    names = {*heuristics(), *TORCH_PRUNING, *SEARCHES, SAMPLER}
+    return _ranked(candidates, names, statistics.mean)[0]
+
+
+def _ranked(
+    candidates: Sequence[Candidate],
+    names: Collection[str],
+    rank: Callable[[Sequence[float]], float],
+) -> list[str]:
+    """Return those of the methods that chose masks, by search accuracy, the best one first."""
     accuracies: dict[str, list[float]] = {}
     for item in candidates:
-        if item.name in (*heuristics(), *TORCH_PRUNING, *SEARCHES, SAMPLER):
+        if item.name in names:
             accuracies.setdefault(item.name, []).append(item.search_accuracy)
-    return max(accuracies, key=lambda name: (statistics.mean(accuracies[name]), name))
+    return sorted(accuracies, key=lambda name: (-rank(accuracies[name]), name))
 
 
 def _best_masks(searched: Sequence[Candidate]) -> list[Candidate]:
@@ -307,12 +316,7 @@ def _searched(
         rank: by which the search baselines are ordered, of the search accuracies of their masks.
     """
     controls = {f"{criterion}{CONTROL_SUFFIX}" for criterion in CONTROL_CRITERIA}
-    accuracies: dict[str, list[float]] = {}
-    for item in candidates:
-        if item.name in (*SEARCHES, SAMPLER):
-            accuracies.setdefault(item.name, []).append(item.search_accuracy)
-    ranked = sorted(accuracies, key=lambda name: (-rank(accuracies[name]), name))
-    best = {*ranked[:BEST_SEARCHES]}
+    best = {*_ranked(candidates, (*SEARCHES, SAMPLER), rank)[:BEST_SEARCHES]}
     return {item.name for item in candidates if is_agent(item.name)} | controls | best
 
 

@@ -30,7 +30,14 @@ from prunegraph.experiment.report import (
     title,
 )
 from prunegraph.experiment.speed import latency_warning
-from prunegraph.experiment.verdict import DENSE, MIN_ROWS, is_agent, rank_interval, verdict_line
+from prunegraph.experiment.verdict import (
+    DENSE,
+    MIN_ROWS,
+    is_agent,
+    proxy_points,
+    rank_interval,
+    verdict_line,
+)
 from prunegraph.files import write_text
 from prunegraph.graph import StructureGraph
 from prunegraph.models import is_factory
@@ -347,16 +354,11 @@ def cost_rows(content: Mapping[str, Any]) -> Facts:
 
 def _correlation_words(content: Mapping[str, Any]) -> str:
     """Return the correlation, with how far it may be believed."""
-    value = content["proxy_rank_correlation"]
-    tuned = {
-        row["digest"]
-        for row in content["methods"]
-        if row["test_accuracy_finetuned"] is not None and row["name"] != DENSE
-    }
-    if len(tuned) < MIN_ROWS:
+    value, count = content["proxy_rank_correlation"], len(proxy_points(read_rows(content)))
+    if count < MIN_ROWS:
         return f"{value:.2f}"
-    low, high = rank_interval(value, len(tuned))
-    return f"{value:.2f} ({len(tuned)} masks; 95 % interval {low:.2f} to {high:.2f})"
+    low, high = rank_interval(value, count)
+    return f"{value:.2f} ({count} masks; 95 % interval {low:.2f} to {high:.2f})"
 
 
 def health_rows(content: Mapping[str, Any]) -> Facts:

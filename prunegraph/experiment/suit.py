@@ -128,10 +128,9 @@ def suit_benches(
     suited = suit(policy, cases)
     if "start" not in names:
         return suited, list(benches)
-    starts = iter(suited.starts)
-    chosen = [dict(zip(budgets, starts, strict=False)) for _ in benches]
+    starts = iter(suited.starts)  # each bench takes as many as there are budgets
     return suited, [
-        bench.starting_from(names) for bench, names in zip(benches, chosen, strict=True)
+        bench.starting_from(dict(zip(budgets, starts, strict=False))) for bench in benches
     ]
 
 

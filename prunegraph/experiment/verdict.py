@@ -11,6 +11,8 @@ from typing import Any, Literal
 import numpy as np
 from scipy.stats import spearmanr, ttest_1samp
 
+from prunegraph.types import Float64Array
+
 Metric = Literal["test_accuracy_recalibrated", "test_accuracy_finetuned"]
 
 AGENT = "agent"
@@ -216,18 +218,25 @@ def _paired(ours: dict[int, float], theirs: dict[int, float]) -> list[float]:
 def proxy_correlation(rows: Sequence[MethodRow]) -> float | None:
     """Return Spearman's correlation of search accuracy with test accuracy after fine-tuning.
 
-    One point a mask (means over its fine-tuning seeds), the dense control left out; None under
-    eight masks, or where one side is constant.
+    Over ``proxy_points``; None under eight of them, or where one side is constant.
+    """
+    means = proxy_points(rows)
+    if len(means) < MIN_ROWS or np.ptp(means[:, 0]) == 0 or np.ptp(means[:, 1]) == 0:
+        return None
+    return float(spearmanr(means[:, 0], means[:, 1]).statistic)
+
+
+def proxy_points(rows: Sequence[MethodRow]) -> Float64Array:
+    """Return ``[masks, 2]`` search accuracy and test accuracy after fine-tuning of every mask.
+
+    Means over its fine-tuning seeds; the dense control is left out.
     """
     points: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         if row.test_accuracy_finetuned is not None and row.name != DENSE:
             pair = (row.search_accuracy, row.test_accuracy_finetuned)
             points.setdefault(row.digest, []).append(pair)
-    means = np.array([np.mean(pairs, axis=0) for pairs in points.values()])
-    if len(means) < MIN_ROWS or np.ptp(means[:, 0]) == 0 or np.ptp(means[:, 1]) == 0:
-        return None
-    return float(spearmanr(means[:, 0], means[:, 1]).statistic)
+    return np.array([np.mean(pairs, axis=0) for pairs in points.values()])
 
 
 def rank_interval(correlation: float, count: int) -> tuple[float, float]:

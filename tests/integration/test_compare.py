@@ -177,9 +177,9 @@ def test_only_the_best_baseline_is_finetuned_beside_the_agent_if_asked_for(
         assert len(cells) == 3 * (count or options.seeds)
     plan, whole = (
         compare.make_plan(
-            bench, replace(options, networks=16, finetune_epochs=1, finetune_best=best)
+            bench, replace(options, networks=16, finetune_epochs=1, finetune_best=alone)
         )
-        for best in (True, False)
+        for alone in (True, False)
     )
     assert plan.finetunes < whole.finetunes
 
