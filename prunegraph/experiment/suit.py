@@ -13,14 +13,14 @@ from prunegraph.experiment.bench import Bench, num_probes
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.encode import to_pyg
 from prunegraph.graph.features import node_features
-from prunegraph.pruners.start import BEST, PRIOR, Start, worst_last
+from prunegraph.pruners.start import PRIOR, Start, worst_last
 from prunegraph.pruning.statistics import divergence
 from prunegraph.types import Budget, FloatArray, KeepMask
 
 SHARES = (0.0, 0.5, 1.0)
 """Of what a policy was taught, beside the heuristic that it starts from: these are tried."""
 
-TRIED_STARTS = BEST + 1
+TRIED_STARTS = 4
 """From so many starts, those that are best by themselves, each share is tried."""
 
 

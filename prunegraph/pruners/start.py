@@ -28,7 +28,7 @@ STARTS = (
 """Heuristics that cost one look at the dense network, and differ. None is the best everywhere."""
 
 
-BEST = 3
+BEST = 4
 """Heuristics that make the mean."""
 
 MEAN = f"mean of the best {BEST}"
