@@ -1,11 +1,13 @@
 """The masks that methods chose, kept on disk so that an interrupted run need not choose again."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prunegraph.errors import ArtefactError, MaskError
+from prunegraph.experiment.verdict import is_agent, is_baseline
 from prunegraph.files import write_json
 from prunegraph.graph import StructureGraph
 from prunegraph.reading import checked, read_json
@@ -103,6 +105,36 @@ def add_found(stores: Sequence[CandidateStore], candidates: Sequence[Candidate])
     """Keep what one search chose for each network."""
     for store, candidate in zip(stores, candidates, strict=True):
         store.add(candidate)
+
+
+def ranked(
+    candidates: Sequence[Candidate],
+    names: Collection[str],
+    rank: Callable[[Sequence[float]], float] = statistics.mean,
+) -> list[str]:
+    """Return those of the methods that chose masks, by search accuracy, the best one first."""
+    accuracies: dict[str, list[float]] = {}
+    for item in candidates:
+        if item.name in names:
+            accuracies.setdefault(item.name, []).append(item.search_accuracy)
+    return sorted(accuracies, key=lambda name: (-rank(accuracies[name]), name))
+
+
+def best_rival(candidates: Sequence[Candidate]) -> str:
+    """Return the baseline with the best search accuracy, on average over its searches."""
+    return ranked(candidates, {item.name for item in candidates if is_baseline(item.name)})[0]
+
+
+def choose(candidates: Sequence[Candidate]) -> Candidate:
+    """Return the mask that a run ends with: the agent's with the highest search accuracy.
+
+    Of equal ones the first seed's; where no agent searched, that of the best baseline.
+    """
+    own = [item for item in candidates if is_agent(item.name)]
+    if not own:
+        best = best_rival(candidates)
+        own = [item for item in candidates if item.name == best]
+    return max(own, key=lambda item: (item.search_accuracy, -item.seed))
 
 
 def write_masks(path: Path, masks: Sequence[KeepMask]) -> None:

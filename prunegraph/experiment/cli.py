@@ -243,9 +243,10 @@ def _defaults(kind: type[CommonConfig], words: list[str]) -> dict[str, Any]:
 
 
 def _one_line(box: str) -> str:
-    """Return the first sentences of tyro's boxed message as one line."""
+    """Return the first sentences of tyro's boxed message, drawn in ASCII or not, as one line."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    lines = [line.strip("│╭╮╰╯─ ").strip() for line in text.splitlines()]
+    rules = [re.sub(r"^[─+-]{4,}$", "", line.strip("│|╭╮╰╯ ")) for line in text.splitlines()]
+    lines = [line.strip("─ ") for line in rules]
     body: list[str] = []
     for line in lines[1:]:
         if not line and body:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,18 @@ from prunegraph.experiment.baselines import (
     heuristics,
 )
 from prunegraph.experiment.bench import Bench, warn_of_chance
-from prunegraph.experiment.candidates import Candidate, CandidateStore
+from prunegraph.experiment.candidates import (
+    Candidate,
+    CandidateStore,
+    best_rival,
+    choose,
+    ranked,
+)
 from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.console import Console, seconds_in_words
 from prunegraph.experiment.finalise import (
     Outcome,
     candidate_row,
-    choose,
     conclude,
     dense_row,
     make_report,
@@ -53,7 +58,7 @@ from prunegraph.experiment.jobs import Batch, Jobs, make_workplace
 from prunegraph.experiment.measured import Measured, settle
 from prunegraph.experiment.page import show_finished
 from prunegraph.experiment.report import machine
-from prunegraph.experiment.setup import check_trainable, load_target
+from prunegraph.experiment.setup import Target, check_trainable, load_target
 from prunegraph.experiment.train import check_networks, run_name
 from prunegraph.experiment.verdict import (
     CONTROL_SUFFIX,
@@ -118,8 +123,7 @@ def run_compare(config: CompareConfig, console: Console) -> dict[str, Any]:
     """Compare, print the table and the verdict, and return the report."""
     check_methods(config.methods)
     target = load_target(config, config.budget())
-    check_networks([target], config, config.budget())
-    check_baselines(wanted(config), target.graph, config.networks)
+    check_searches(target, config)
     check_trainable(target, config)
     folder = open_run(config, config.out, f"compare-{run_name([target], config.budget())}")
     if folder.finished:
@@ -139,6 +143,13 @@ def run_compare(config: CompareConfig, console: Console) -> dict[str, Any]:
         console.say(verdict_line(content))
         console.say(f"written to {folder.path}")
         return content
+
+
+def check_searches(target: Target, config: CompareConfig) -> None:
+    """Raise an error if the agent or a baseline could not do its work with so many networks."""
+    if config.agent or SAMPLER in wanted(config):
+        check_networks([target], config, config.budget())
+    check_baselines(wanted(config), target.graph, config.networks)
 
 
 def seeds_of(config: CompareConfig) -> list[int]:
@@ -167,11 +178,13 @@ def _stage_one(config: CompareConfig, jobs: Jobs) -> Outcome:
     bench = jobs.place.benches[0]
     store = CandidateStore(jobs.place.folders[0].checkpoint("candidates.json"), bench.target.graph)
     seeds = seeds_of(config)
-    jobs.run(
-        agent_batch(jobs.place, [store], config, seeds=seeds),
-        *baseline_batches([store], wanted(config), config, seeds=seeds),
-    )
+    batches = [*baseline_batches([store], wanted(config), config, seeds=seeds)]
+    if config.agent:
+        batches.insert(0, agent_batch(jobs.place, [store], config, seeds=seeds))
+    jobs.run(*batches)
     settle(bench, store, jobs.place.folders[0], jobs.place.console)
+    if not config.agent:
+        return Outcome(candidates=list(store))
     summary = agent_summary(jobs.place, [store], config, seeds=seeds)
     add_untrained(bench, store)
     add_initial(bench, store, config)
@@ -251,19 +264,21 @@ def plan_cells(bench: Bench, candidates: Sequence[Candidate], config: CompareCon
     other heuristic. A method that searched is fine-tuned with the seed of its search, a
     deterministic one with every seed. With ``finetune_seeds`` the best mask of each is, with every
     one; L1 and random at the widths of the agent's best. With ``finetune_best`` it is the agent and
-    the best baseline alone.
+    the best baseline alone. Without an agent the best baseline is among the rows.
     """
     seeds = finetune_seeds_of(config)
+    best = best_rival(candidates)
     if config.finetune_best:
-        best = _best_rival(candidates)
         candidates = [item for item in candidates if is_agent(item.name) or item.name == best]
     names = _searched(candidates, max if config.finetune_seeds else statistics.mean)
-    searched = [item for item in candidates if item.name in names]
+    if not config.agent and best in (*SEARCHES, SAMPLER):
+        names.add(best)
     others = [item for item in candidates if item.name in (*heuristics(), *TORCH_PRUNING)]
+    searched = [item for item in candidates if item.name in names]
     fixed = [item for item in others if item.name in ALWAYS]
     rest = [item for item in others if item.name not in ALWAYS]
     if rest:
-        fixed.append(max(rest, key=lambda item: (item.search_accuracy, item.name)))
+        fixed.append(min(rest, key=lambda item: (-item.search_accuracy, item.name)))
     if config.finetune_seeds is not None:
         fixed, searched = [*_best_masks(searched), *fixed], []
     pairs: list[tuple[Candidate | None, int]] = [(item, item.seed) for item in searched]
@@ -272,25 +287,6 @@ def plan_cells(bench: Bench, candidates: Sequence[Candidate], config: CompareCon
         Cell(candidate=item, seed=seed, digest=_cell_digest(bench, item, seed))
         for item, seed in pairs
     ]
-
-
-def _best_rival(candidates: Sequence[Candidate]) -> str:
-    """Return the baseline with the best search accuracy, on average over its searches."""
-    names = {*heuristics(), *TORCH_PRUNING, *SEARCHES, SAMPLER}
-    return _ranked(candidates, names, statistics.mean)[0]
-
-
-def _ranked(
-    candidates: Sequence[Candidate],
-    names: Collection[str],
-    rank: Callable[[Sequence[float]], float],
-) -> list[str]:
-    """Return those of the methods that chose masks, by search accuracy, the best one first."""
-    accuracies: dict[str, list[float]] = {}
-    for item in candidates:
-        if item.name in names:
-            accuracies.setdefault(item.name, []).append(item.search_accuracy)
-    return sorted(accuracies, key=lambda name: (-rank(accuracies[name]), name))
 
 
 def _best_masks(searched: Sequence[Candidate]) -> list[Candidate]:
@@ -316,7 +312,7 @@ def _searched(
         rank: by which the search baselines are ordered, of the search accuracies of their masks.
     """
     controls = {f"{criterion}{CONTROL_SUFFIX}" for criterion in CONTROL_CRITERIA}
-    best = {*_ranked(candidates, (*SEARCHES, SAMPLER), rank)[:BEST_SEARCHES]}
+    best = {*ranked(candidates, (*SEARCHES, SAMPLER), rank)[:BEST_SEARCHES]}
     return {item.name for item in candidates if is_agent(item.name)} | controls | best
 
 
@@ -364,11 +360,12 @@ def make_plan(bench: Bench, config: CompareConfig) -> Plan:
         per_image = (time.monotonic() - started) / min(PLAN_IMAGES, num_images)
     names = set(wanted(config))
     searched, chosen = names & {*SEARCHES, SAMPLER}, names & {*heuristics(), *TORCH_PRUNING}
-    searches = (1 + len(searched)) * config.seeds
+    searches = (config.agent + len(searched)) * config.seeds
     others = len(chosen & {*ALWAYS}) + bool(chosen - {*ALWAYS})
-    finetuned = 2 + len(CONTROL_CRITERIA) + min(len(searched), BEST_SEARCHES) + others
+    finetuned = 1 + min(len(searched), BEST_SEARCHES) + others
     if config.finetune_best:
-        finetuned = 3
+        finetuned = 2
+    finetuned += config.agent * (1 if config.finetune_best else 1 + len(CONTROL_CRITERIA))
     finetunes = finetuned * len(finetune_seeds_of(config)) * bool(bench.recipe().epochs)
     return Plan(
         searches=searches,

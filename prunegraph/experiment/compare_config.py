@@ -22,6 +22,8 @@ class MethodOptions:
     """What is compared.
 
     Attributes:
+        agent: the agent searches too; with no-agent the baselines alone are compared, and the
+            report shows the best of them on the search split as the pruned network.
         methods: all; heuristics (those that need no search); torch_pruning (its own pruners, if it
             is installed; not part of all); or names of baselines.
         seeds: search and fine-tuning seeds.
@@ -33,6 +35,7 @@ class MethodOptions:
             runs/compare-ARCH-KEEP+ARCH-KEEP. The same command resumes.
     """
 
+    agent: bool = True
     methods: tuple[str, ...] = ("all",)
     seeds: int = 3
     finetune_seeds: int | None = None
@@ -51,6 +54,9 @@ class CompareConfig(MethodOptions, SearchOptions, PruningOptions, NetworkConfig)
         PruningOptions.check(self)
         SearchOptions.check(self)
         check_wall(self.self_competition, self.round_to)
+        if self.policy is not None and not self.agent:
+            msg = f"the policy {self.policy} is for the agent, which no-agent leaves out: drop one"
+            raise ConfigError(msg)
         check_at_least("seeds", self.seeds, 1)
         check_at_least("finetune_seeds", self.finetune_seeds, 1)
 

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 
 from prunegraph.errors import ArtefactError, ConfigError
-from prunegraph.experiment.baselines import check_baselines, check_methods
+from prunegraph.experiment.baselines import check_methods
 from prunegraph.experiment.bench import DENSE_FILE, Bench
 from prunegraph.experiment.checks import SUMMARY_FILE
-from prunegraph.experiment.compare import Plan, make_plan, run_compare, wanted
+from prunegraph.experiment.compare import Plan, check_searches, make_plan, run_compare
 from prunegraph.experiment.compare_config import CompareConfig, ComparisonsConfig
 from prunegraph.experiment.console import Console, seconds_in_words
 from prunegraph.experiment.folder import RunFolder, open_run, slug
 from prunegraph.experiment.report import read_report
 from prunegraph.experiment.setup import Target, check_trainable, load_target, resolve_arch
 from prunegraph.experiment.summary import summary_table, write_summary
-from prunegraph.experiment.train import budget_name, check_networks
+from prunegraph.experiment.train import budget_name
 from prunegraph.models import weights_info
 
 MAX_NAME = 100
@@ -119,12 +119,11 @@ def look_ahead(parts: Sequence[CompareConfig]) -> float:
         if network not in plans:
             target = targets[network] = load_target(part, part.budget())
             check_trainable(target, part)
-            check_baselines(wanted(part), target.graph, part.networks)
             datasets.add(target.dataset.name)
             plans[network] = make_plan(Bench(target=target, options=part, seed=part.seed), part)
         graph = targets[network].graph
         graph.project(np.zeros(graph.num_classes, dtype=np.float32), part.budget())
-        check_networks([targets[network]], part, part.budget())
+        check_searches(targets[network], part)
         seconds += plans[network].seconds
     if len(datasets) > 1:
         msg = f"the networks are for {', '.join(sorted(datasets))}: compare those of one data set"

@@ -9,7 +9,7 @@ import numpy as np
 from prunegraph.errors import ArtefactError
 from prunegraph.experiment.agreement import agreements
 from prunegraph.experiment.bench import Bench
-from prunegraph.experiment.candidates import MASKS_FILE, Candidate, write_masks
+from prunegraph.experiment.candidates import MASKS_FILE, Candidate, choose, write_masks
 from prunegraph.experiment.config import CommonConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.csv_files import write_csv_files
@@ -36,9 +36,9 @@ from prunegraph.experiment.verdict import (
     MethodRow,
     Metric,
     column,
-    is_agent,
     judge,
     mean_by_name,
+    pruned_rows,
 )
 from prunegraph.files import write_json
 from prunegraph.graph import StructureGraph
@@ -65,12 +65,6 @@ class Outcome:
     repaired: float | None = None
     history: History = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
-
-
-def choose(candidates: Sequence[Candidate]) -> Candidate:
-    """Return the agent's mask with the highest search accuracy; of equal ones the first seed's."""
-    own = [candidate for candidate in candidates if is_agent(candidate.name)]
-    return max(own, key=lambda candidate: (candidate.search_accuracy, -candidate.seed))
 
 
 def finetune_chosen(jobs: Jobs, outcomes: Sequence[Outcome]) -> None:
@@ -225,7 +219,7 @@ def make_report(
     """Return the report of measured rows, judged by ``metric``; ``details`` are further entries."""
     target, graph = bench.target, bench.target.graph
     chosen = choose(outcome.candidates)
-    own = next(row for row in rows if is_agent(row.name) and row.seed == chosen.seed)
+    own = next(row for row in rows if (row.name, row.seed) == (chosen.name, chosen.seed))
     dense = next(row for row in rows if row.name == DENSE)
     verdict, reason = judge(rows, metric, repaired=outcome.repaired)
     return Report(
@@ -262,9 +256,8 @@ def make_report(
 
 
 def finetuned_mean(rows: Sequence[MethodRow], digest: str) -> float | None:
-    """Return the mean accuracy of the agent's fine-tunes of a mask; None if there is none."""
-    own = [row for row in rows if is_agent(row.name) and row.digest == digest]
-    values = column(own, "test_accuracy_finetuned")
+    """Return the mean accuracy of the fine-tunes of the pruned network; None if there is none."""
+    values = column(pruned_rows(rows, digest), "test_accuracy_finetuned")
     return float(np.mean(values)) if values else None
 
 

@@ -24,6 +24,7 @@ from prunegraph.experiment.report import (
     METHOD_COLUMNS,
     method_cells,
     methods_table,
+    own_labels,
     percent,
     read_report,
     read_rows,
@@ -33,8 +34,8 @@ from prunegraph.experiment.speed import latency_warning
 from prunegraph.experiment.verdict import (
     DENSE,
     MIN_ROWS,
-    is_agent,
     proxy_points,
+    pruned_rows,
     rank_interval,
     verdict_line,
 )
@@ -120,9 +121,7 @@ def read_findings(folder: RunFolder, graph: StructureGraph) -> Findings:
         raise ArtefactError(msg)
     masks = read_masks(folder.file(MASKS_FILE), graph)
     digests = [row.digest for row in read_rows(content) if row.name != DENSE]
-    if content["pruned"] is not None:
-        digests.append(content["pruned"]["mask_digest"])
-    for digest in digests:
+    for digest in [*digests, content["pruned"]["mask_digest"]]:
         masks[digest]  # raises if it is not there
     path = folder.file(HISTORY_FILE)
     history = checked(read_json(path), HISTORY, str(path)) if path.is_file() else {}
@@ -174,7 +173,7 @@ def page(
         results=result_rows(content, weights_on_disk(folder, content)),
         columns=METHOD_COLUMNS,
         methods=methods,
-        own=[row[0] for row in methods if is_agent(row[0].partition(" ")[0])],
+        own=sorted(own_labels(content)),
         widths=width_rows(findings),
         rivals=list(findings.rivals),
         agreement=agreement_rows(content),
@@ -208,8 +207,7 @@ def render(template: str, *, plots: Mapping[str, Plot], **values: Any) -> str:
 
 def pruned_folder(folder: RunFolder, content: Mapping[str, Any]) -> Path | None:
     """Return where the pruned network is: in the run folder itself, or in a cell of it."""
-    digest = None if content["pruned"] is None else content["pruned"]["mask_digest"]
-    rows = (row for row in read_rows(content) if row.digest == digest and is_agent(row.name))
+    rows = pruned_rows(read_rows(content), content["pruned"]["mask_digest"])
     cell = next((row.cell for row in rows if row.cell is not None), None)
     return None if cell is None else folder.inside(cell)
 
@@ -252,8 +250,6 @@ def result_rows(content: Mapping[str, Any], weights: tuple[int, int] | None = No
         weights: bytes of the weights on disk, before and after.
     """
     dense, pruned = content["dense"], content["pruned"]
-    if pruned is None:
-        return []
     rows = [
         _sizes("multiply-adds", dense["macs"], pruned["macs"], ""),
         _sizes("parameters", dense["params"], pruned["params"], ""),
@@ -296,8 +292,6 @@ def _large(value: float, unit: str) -> str:
 
 def width_rows(findings: Findings) -> Facts:
     """Return the widths of each group: dense, pruned, of the best baselines."""
-    if findings.mask is None:
-        return []
     graph = findings.graph
     kept = graph.group_widths(findings.mask)
     return [

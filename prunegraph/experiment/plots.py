@@ -34,6 +34,7 @@ from prunegraph.experiment.verdict import (
     is_agent,
     is_baseline,
     mean_by_name,
+    pruned_rows,
 )
 from prunegraph.files import write_bytes
 from prunegraph.graph import StructureGraph
@@ -108,15 +109,15 @@ class Findings:
         return read_rows(self.content)
 
     @cached_property
-    def mask(self) -> KeepMask | None:
+    def mask(self) -> KeepMask:
         """What the pruned network keeps."""
-        pruned = self.content["pruned"]
-        return None if pruned is None else self.masks[pruned["mask_digest"]]
+        return self.masks[self.content["pruned"]["mask_digest"]]
 
     @cached_property
     def rivals(self) -> dict[str, dict[str, int]]:
-        """Widths of the best baselines on the search split, each one's best mask."""
-        rows = [row for row in self.rows if is_baseline(row.name)]
+        """Widths of the best other baselines on the search split, each one's best mask."""
+        own = {row.name for row in pruned_rows(self.rows, self.content["pruned"]["mask_digest"])}
+        rows = [row for row in self.rows if is_baseline(row.name) and row.name not in own]
         found = dict(by_method(rows)[:NUM_RIVALS])
         best = {name: max(own, key=lambda row: row.search_accuracy) for name, own in found.items()}
         return {name: self.graph.group_widths(self.masks[row.digest]) for name, row in best.items()}
@@ -314,10 +315,8 @@ def _methods(findings: Findings) -> Plot | None:
     )
 
 
-def _widths(findings: Findings) -> Plot | None:
+def _widths(findings: Findings) -> Plot:
     """Draw the kept share of each group: of the pruned network, of the best baselines."""
-    if findings.mask is None:
-        return None
     dense = findings.graph.group_widths(findings.graph.dense_mask())
     kept = findings.graph.group_widths(findings.mask)
     figure, axes = new_figure(1.1 + 0.22 * len(dense))
@@ -357,10 +356,8 @@ def _widths(findings: Findings) -> Plot | None:
     )
 
 
-def _channels(findings: Findings) -> Plot | None:
+def _channels(findings: Findings) -> Plot:
     """Draw each channel of each group, kept or removed, in the order of the network."""
-    if findings.mask is None:
-        return None
     groups = findings.graph.groups
     figure, axes = new_figure(0.9 + 0.22 * len(groups))
     for place, group in enumerate(groups):

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from prunegraph.errors import ArtefactError
 from prunegraph.experiment.folder import REPORT_FILE, RunFolder
-from prunegraph.experiment.verdict import MethodRow, Metric, column, is_agent
+from prunegraph.experiment.verdict import MethodRow, Metric, column, pruned_rows
 from prunegraph.files import write_json
 from prunegraph.reading import checked, read_json
 from prunegraph.types import Budget, Cost
@@ -130,7 +130,7 @@ class Report:
         seed: the run's seed.
         budget: what may remain.
         dense: the network before.
-        pruned: the network after; None for a comparison without an agent.
+        pruned: the network after: the agent's, or where none searched the best baseline's.
         search: what the search cost; None without one.
         methods: every compared row.
         verdict: LEARNED, NOT LEARNED, or None.
@@ -144,7 +144,7 @@ class Report:
     seed: int
     budget: Budget
     dense: DenseResult
-    pruned: PrunedResult | None
+    pruned: PrunedResult
     search: SearchResult | None
     methods: Sequence[MethodRow]
     verdict: str | None
@@ -161,7 +161,7 @@ class Report:
             "seed": self.seed,
             "budget": self.budget.as_dict(),
             "dense": self.dense.to_json(),
-            "pruned": None if self.pruned is None else self.pruned.to_json(),
+            "pruned": self.pruned.to_json(),
             "search": None if self.search is None else self.search.to_json(),
             "methods": [row.to_json() for row in self.methods],
             "verdict": self.verdict,
@@ -320,11 +320,16 @@ def methods_table(content: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="left" if name == "method" else "right")
     dense, *others = method_cells(content)
     table.add_row(*dense, end_section=True)
+    own = own_labels(content)
     for cells in others:
-        table.add_row(
-            *map(escape, cells), style="bold" if is_agent(cells[0].partition(" ")[0]) else None
-        )
+        table.add_row(*map(escape, cells), style="bold" if cells[0] in own else None)
     return table
+
+
+def own_labels(content: Mapping[str, Any]) -> set[str]:
+    """Return what ``method_cells`` calls the methods that chose the pruned network."""
+    own = {row.name for row in pruned_rows(read_rows(content), content["pruned"]["mask_digest"])}
+    return {label for label, *_ in method_cells(content) if label.partition(" ")[0] in own}
 
 
 def method_cells(content: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -102,6 +102,15 @@ def is_baseline(name: str) -> bool:
     return not is_agent(name) and not is_control(name)
 
 
+def pruned_rows(rows: Sequence[MethodRow], digest: str) -> list[MethodRow]:
+    """Return the rows of the network that a run ends with.
+
+    The agent's with this mask; where no agent searched, those of the baselines with it.
+    """
+    own = [row for row in rows if row.digest == digest and not is_control(row.name)]
+    return [row for row in own if is_agent(row.name)] or own
+
+
 def column(rows: Sequence[MethodRow], name: str) -> list[float]:
     """Return a method's known values of a column, one a search or, fine-tuned ones, one a row.
 

@@ -164,3 +164,15 @@ def test_inspect_json_has_the_promised_keys(capsys: pytest.CaptureFixture[str]) 
     assert list(group) == ["name", "size", "members", "frozen", "macs_share"]
     assert "conv1.weight:0" in group["members"]
     assert sum(item["size"] for item in content["groups"]) == content["classes"]
+
+
+ROUND = """╭─ Parsing error ─────╮
+│ invalid choice 'x'.  │
+│ ──────────────────── │
+│ For full helptext,   │
+╰──────────────────────╯"""
+
+
+@pytest.mark.parametrize("box", [ROUND, ROUND.translate(str.maketrans("│╭╮╰╯─", "|++++-"))])
+def test_the_box_of_a_message_is_taken_away_in_ascii_too(box: str) -> None:
+    assert cli._one_line(box) == "invalid choice 'x'"

@@ -43,4 +43,3 @@ def test_what_pays_or_was_not_timed_or_promises_nothing_is_not_warned_of() -> No
     del untimed["latency_ms"]
     assert latency_warning(untimed) is None
     assert latency_warning(content(1.0, 1.0) | {"pruned": {"macs": 98}}) is None
-    assert latency_warning(content(1.0, 1.0) | {"pruned": None}) is None

@@ -10,6 +10,7 @@ from prunegraph.experiment.verdict import (
     judge,
     mean_by_name,
     proxy_correlation,
+    pruned_rows,
     rank_interval,
     verdict_line,
 )
@@ -191,3 +192,11 @@ def test_nineteen_of_twenty_intervals_hold_the_true_rank_correlation() -> None:
         low, high = rank_interval(float(found), 20)
         hits += low <= true <= high
     assert 0.92 < hits / 400 < 0.98
+
+
+def test_of_rows_with_one_mask_the_agents_are_the_pruned_networks() -> None:
+    names = ("cem", "agent/best", "l1/at_widths")
+    found = [dataclasses.replace(row(name, 0, 0.5, 0.5), digest="a") for name in names]
+    assert [item.name for item in pruned_rows(found, "a")] == ["agent/best"]
+    assert [item.name for item in pruned_rows(found[::2], "a")] == ["cem"]
+    assert pruned_rows(found, "b") == []

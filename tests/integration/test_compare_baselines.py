@@ -1,0 +1,107 @@
+"""A comparison of baselines alone: no agent, the report is about the best of them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prunegraph.errors import ConfigError
+from prunegraph.experiment import compare
+from prunegraph.experiment.bench import Bench
+from prunegraph.experiment.candidates import Candidate, choose
+from prunegraph.experiment.cli import main
+from prunegraph.experiment.compare_config import CompareConfig
+from prunegraph.experiment.setup import load_target
+from prunegraph.types import KeepMask
+
+METHODS = ("cem", "random_search", "taylor/uniform", "l1/uniform")
+
+
+@pytest.fixture(scope="module")
+def compared(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("baselines") / "run"
+    words = [
+        *("compare", "--no-agent", "--weights", str(weights), "--methods", *METHODS),
+        *("--seeds", "2", "--networks", "24", "--subset", "64", "--threads", "1"),
+        *("--calibration-images", "64", "--finetune-epochs", "1", "--finetune-best"),
+    ]
+    assert main([*words, "--out", str(path)]) == 0
+    return path
+
+
+def test_the_report_is_about_the_best_baseline(compared: Path) -> None:
+    report = json.loads((compared / "report.json").read_text())
+    rows = report["methods"]
+    assert {row["name"] for row in rows} == {*METHODS, "dense"}
+    searched = {
+        name: np.mean([row["search_accuracy"] for row in rows if row["name"] == name])
+        for name in METHODS
+    }
+    best = max(searched, key=lambda name: searched[name])
+    tuned = {row["name"] for row in rows if row["test_accuracy_finetuned"] is not None}
+    assert tuned == {best, "dense"}
+    own = [row for row in rows if row["digest"] == report["pruned"]["mask_digest"]]
+    assert best in {row["name"] for row in own}
+    assert report["pruned"]["test_accuracy_finetuned"] is not None
+    assert report["search"] is None
+    assert report["verdict"] is None
+    assert "rows of the agent" in report["verdict_reason"]
+    page = (compared / "report.html").read_text()
+    assert f"Pruned = {best}" in page
+    assert "What the search cost" not in page
+    assert not (compared / "policy.json").exists()
+
+
+def test_it_is_verified_exported_and_shown_again(
+    compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", str(compared), "--threads", "1"]) == 0
+    report = json.loads((compared / "report.json").read_text())
+    digest = report["pruned"]["mask_digest"]
+    cells = [row["cell"] for row in report["methods"] if row["digest"] == digest]
+    cell = next(filter(None, cells))
+    out = tmp_path / "pruned.pt2"
+    assert (
+        main(["export", str(compared / cell), "--format", "torch-export", "--out", str(out)]) == 0
+    )
+    capsys.readouterr()
+    assert main(["compare", "--config", str(compared / "config.yaml"), "--out", str(compared)]) == 0
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_its_plan_counts_no_agent(weights: Path) -> None:
+    options = CompareConfig(
+        weights=weights, agent=False, methods=METHODS, seeds=2, networks=16, finetune_epochs=1
+    )
+    bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
+    plan = compare.make_plan(bench, options)
+    assert plan.searches == 2 * 2
+    assert plan.finetunes == 2 * len((*METHODS, "dense"))
+    alone = compare.make_plan(bench, replace(options, finetune_best=True))
+    assert alone.finetunes == 2 * len(("the best", "dense"))
+
+
+def candidate(name: str, seed: int, accuracy: float) -> Candidate:
+    return Candidate(
+        name=name,
+        seed=seed,
+        mask=KeepMask(np.ones(1, dtype=bool)),
+        networks_evaluated=0,
+        search_accuracy=accuracy,
+    )
+
+
+def test_the_best_baseline_is_the_best_on_average() -> None:
+    found = [candidate("cem", 0, 0.9), candidate("cem", 1, 0.2), candidate("l1/uniform", 0, 0.6)]
+    assert choose(found).name == "l1/uniform"
+    found.append(candidate("agent/best", 3, 0.1))
+    assert choose(found).name == "agent/best"
+    steady = [candidate("cem", seed, 0.7) for seed in (2, 1)]
+    assert choose([*steady, candidate("l1/uniform", 0, 0.6)]).seed == 1
+
+
+def test_a_policy_without_an_agent_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no-agent"):
+        CompareConfig(agent=False, policy=tmp_path)
