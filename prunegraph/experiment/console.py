@@ -84,7 +84,9 @@ class Console:
             A function to call with the number of steps done and a note.
         """
         if self.plain or not self._out.is_terminal:
-            yield PlainProgress(self, label, total)
+            plain = PlainProgress(self, label, total)
+            yield plain
+            plain.end()
             return
         columns = (
             TextColumn("{task.description}"),
@@ -105,7 +107,7 @@ class Console:
 
 
 class PlainProgress:
-    """Prints a line at the start, every ten seconds and at the end.
+    """Prints a line every ten seconds and at the end.
 
     Args:
         console: where to print.
@@ -120,22 +122,36 @@ class PlainProgress:
         self._started = time.monotonic()
         self._printed = self._started
         self._anchor: tuple[int, float] | None = None  # steps and time to count the speed from
+        self._told: tuple[int, str] | None = None
+        self._shown: tuple[int, str] | None = None
 
     def __call__(self, completed: int, note: str = "") -> None:
         """Print where the work stands, if enough time has passed or it is done."""
         now = time.monotonic()
         if self._anchor is None:  # the first of many steps may be where an earlier run stopped
             self._anchor = (0, self._started) if completed <= 1 else (completed, now)
-        if completed < self._total and now - self._printed < PLAIN_INTERVAL:
-            return
-        self._printed = now
-        elapsed = now - self._started
-        words = f"{self._label}: {completed}/{self._total}, {seconds_in_words(elapsed)}"
-        done = completed - self._anchor[0]
-        if done > 0 and completed < self._total:
-            left = (now - self._anchor[1]) / done * (self._total - completed)
-            words += f", {seconds_in_words(left)} left"
-        self._console.say(f"{words}, {note}" if note else words)
+        self._told = (completed, note)
+        due = completed >= self._total or now - self._printed >= PLAIN_INTERVAL
+        if due and self._told != self._shown:
+            self._print(now, completed, note, self._time_left(now, completed))
+
+    def end(self) -> None:
+        """Print where the work ended, if that is not what was printed last."""
+        if self._told is not None and self._told != self._shown:
+            self._print(time.monotonic(), *self._told, left="")
+
+    def _time_left(self, now: float, completed: int) -> str:
+        steps, since = self._anchor or (0, self._started)
+        if completed <= steps or completed >= self._total:
+            return ""
+        left = (now - since) / (completed - steps) * (self._total - completed)
+        return f"{seconds_in_words(left)} left"
+
+    def _print(self, now: float, completed: int, note: str, left: str) -> None:
+        self._printed, self._shown = now, (completed, note)
+        elapsed = seconds_in_words(now - self._started)
+        words = (f"{self._label}: {completed}/{self._total}", elapsed, left, note)
+        self._console.say(", ".join(filter(None, words)))
 
 
 def seconds_in_words(seconds: float) -> str:

@@ -45,3 +45,23 @@ def test_plain_progress_says_the_time_left_and_does_not_flood(
         "search: 2/4, 20 s, 20 s left, best 0.9",
         "search: 4/4, 40 s, best 0.9",
     ]
+
+
+def test_plain_progress_prints_its_end_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.time, "monotonic", lambda: 0.0)
+    with Console().progress("search", 4) as report:
+        for step in (1, 4, 4):
+            report(step)
+    with Console().progress("decide", 4) as report:
+        report(2)
+        report(3)  # the rest is not needed
+    assert capsys.readouterr().out.splitlines() == [
+        "search: 4/4, 0.0 s",
+        "decide: 3/4, 0.0 s",
+    ]
+    with pytest.raises(KeyboardInterrupt), Console().progress("train", 4) as report:
+        report(3)
+        raise KeyboardInterrupt
+    assert capsys.readouterr().out == ""
