@@ -29,6 +29,7 @@ def finetune_job(
         seed=seed,
         checkpoint=folder.checkpoint(f"finetune-{slug(directory)}.safetensors"),
         console=place.console,
+        events=folder.file(f"events/{slug(label)}"),
     )
 
 
@@ -41,6 +42,7 @@ def finetune_mask(
     seed: int,
     checkpoint: Path,
     console: Console,
+    events: Path | None = None,
 ) -> None:
     """Prune, recalibrate, fine-tune and save a mask's network, unless it is saved already.
 
@@ -54,6 +56,7 @@ def finetune_mask(
         seed: seed of the fine-tune.
         checkpoint: where an interrupted fine-tune is kept.
         console: where progress goes.
+        events: folder for TensorBoard's curve of the loss, or None.
     """
     if (directory / MASK_FILE).is_file():  # written last
         return
@@ -71,6 +74,7 @@ def finetune_mask(
         checkpoint=checkpoint,
         console=console,
         teacher=target.model if bench.options.distill else None,
+        events=events,
     )
     save_pruned(directory, model=model, mask=mask, graph=target.graph, info=pruned_info(target))
     checkpoint.unlink(missing_ok=True)

@@ -5,10 +5,12 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Mapping
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.utils.tensorboard import SummaryWriter
 
 from prunegraph.errors import ConfigError
 from prunegraph.experiment.config import DataConfig, PretrainConfig
@@ -34,7 +36,7 @@ from prunegraph.graph import analyse
 from prunegraph.graph.features import prior_scores
 from prunegraph.models import WeightsInfo, load_weights, save_weights, weights_info
 from prunegraph.pruning.evaluation import evaluate, model_device
-from prunegraph.pruning.finetune import FinetuneConfig, finetune
+from prunegraph.pruning.finetune import FinetuneConfig, FinetuneResult, finetune
 from prunegraph.pruning.ranks import current_ranks
 from prunegraph.pruning.statistics import measure
 from prunegraph.pruning.subnets import Subnets
@@ -105,7 +107,7 @@ def _pretrain(
     if config.slimmable is not None:
         subnets = make_subnets(model, dataset.train, config.slimmable, seed=config.seed)
     started = time.monotonic()
-    train_network(
+    trained = train_network(
         f"train {arch}",
         model,
         dataset.train,
@@ -119,6 +121,7 @@ def _pretrain(
     figures: dict[str, Any] = {
         "trained_on": _trained_on(config),
         **asked,
+        "losses": [round(loss, 4) for loss in trained.losses],
         "search_accuracy": evaluate(model, dataset.search).accuracy,
         "test_accuracy": evaluate(model, dataset.test).accuracy,
     }
@@ -248,20 +251,45 @@ def train_network(
     console: Console,
     teacher: nn.Module | None = None,
     subnets: Subnets | None = None,
-) -> None:
-    """Train or fine-tune a network in place, with progress; an interrupted one resumes."""
+    events: Path | None = None,
+) -> FinetuneResult:
+    """Train or fine-tune a network in place, with progress; an interrupted one resumes.
+
+    Args:
+        label: what to call it in the progress.
+        model: the network.
+        train: the images.
+        recipe: how it is trained.
+        seed: of the training.
+        checkpoint: where an interrupted training is kept, or None.
+        console: where progress goes.
+        teacher: network whose outputs are learned too.
+        subnets: parts of the network of which every step trains one.
+        events: folder for TensorBoard's curve of the loss, or None.
+    """
     ranks = current_ranks()
     if ranks is not None:
         share_training(ranks, model, train, recipe, seed=seed, teacher=teacher, subnets=subnets)
-    with console.progress(label, recipe.epochs) as report, told_if_rank_ends():
-        finetune(
+    curve = None if events is None else SummaryWriter(events)
+
+    def tell(done: int, loss: float) -> None:
+        report(done, f"loss {loss:.3f}")
+        if curve is not None:
+            curve.add_scalar("train/loss", loss, done)
+
+    with (
+        console.progress(label, recipe.epochs) as report,
+        told_if_rank_ends(),
+        nullcontext() if curve is None else closing(curve),
+    ):
+        return finetune(
             model,
             train,
             recipe,
             seed=seed,
             teacher=teacher,
             checkpoint=checkpoint,
-            progress=lambda done, _, loss, __: report(done, f"loss {loss:.3f}"),
+            progress=lambda done, _, loss, __: tell(done, loss),
             ranks=ranks,
             subnets=subnets,
         )

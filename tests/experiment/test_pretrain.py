@@ -26,6 +26,8 @@ def test_pretrain_writes_weights_with_their_record(
     assert record["dataset"] == "digits"
     assert record["split_seed"] == 0
     assert record["test_accuracy"] == result["test_accuracy"] > 0.2
+    assert len(record["losses"]) == 3
+    assert record["losses"][0] > record["losses"][-1] > 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.json", "net.safetensors"]
 
 
@@ -51,6 +53,8 @@ def test_an_interrupted_pretrain_resumes_to_the_same_weights(
     assert calls == 4  # the first epoch was not repeated
     cut = weights(tmp_path / "cut.safetensors")
     assert all(torch.equal(cut[name], whole[name]) for name in whole)
+    records = [json.loads((tmp_path / f"{name}.json").read_text()) for name in ("cut", "whole")]
+    assert records[0]["losses"] == records[1]["losses"]
     capsys.readouterr()
 
 

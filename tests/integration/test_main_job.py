@@ -67,7 +67,13 @@ def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
     }
     assert "checkpoints" not in names
     assert not list(finished.rglob("*.tmp"))
-    assert len(list((finished / "events").iterdir())) == 4  # agent and sampler, two seeds each
+    curves = {path.name: path for path in (finished / "events").iterdir()}
+    tuned = {name for name in curves if name.startswith("fine-tune")}
+    assert len(curves) == 4 + len(tuned)  # agent and sampler, two seeds each
+    assert len(tuned) == 2  # pruned and dense
+    for name in tuned:
+        (events,) = curves[name].iterdir()
+        assert b"train/loss" in events.read_bytes()
 
 
 def test_the_history_tells_what_the_policys_own_mask_reached(finished: Path) -> None:
