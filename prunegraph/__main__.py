@@ -3,11 +3,35 @@
 Loading torch takes seconds; an interruption in that time must not end in a traceback either.
 """
 
+import importlib
 import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from types import FrameType
+
+from prunegraph.experiment.overview import answer
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code.
+
+    Args:
+        arguments: words after ``prunegraph``; default: those of the process.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    text = answer(words)
+    if text is not None:
+        sys.stdout.write(text)
+        return 0
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, _leave) if in_main_thread else None
+    cli = importlib.import_module("prunegraph.experiment.cli")
+    if in_main_thread:
+        signal.signal(signal.SIGINT, before)
+    code: int = cli.main(words)
+    return code
 
 
 def _leave(_number: int, _frame: FrameType | None) -> None:
@@ -16,17 +40,6 @@ def _leave(_number: int, _frame: FrameType | None) -> None:
     sys.stderr.flush()
     os._exit(130)
 
-
-_IN_MAIN_THREAD = threading.current_thread() is threading.main_thread()
-if _IN_MAIN_THREAD:
-    _before = signal.signal(signal.SIGINT, _leave)
-
-from prunegraph.experiment.cli import main  # noqa: E402 - after the handler, that is the point
-
-if _IN_MAIN_THREAD:
-    signal.signal(signal.SIGINT, _before)
-
-__all__ = ["main"]
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,7 +12,6 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,6 +32,7 @@ from prunegraph.experiment.console import Console
 from prunegraph.experiment.export import run_export
 from prunegraph.experiment.inspect import run_inspect
 from prunegraph.experiment.options import REGISTRY, from_dict, read_yaml, suggest
+from prunegraph.experiment.overview import answer
 from prunegraph.experiment.pretrain import run_pretrain
 from prunegraph.experiment.ranks import default_threads, help_rank_0, joined, num_ranks, speaks
 from prunegraph.experiment.setup import check_trusted, keep_freed_memory
@@ -63,31 +63,23 @@ DEVICE_LOST = (
 
 @dataclass(frozen=True)
 class Command:
-    """One command: its options, its function, one line of help, whether ranks can share it."""
+    """One command: its options, its function, whether ranks can share it."""
 
     config: type[CommonConfig]
     run: Callable[[Any, Console], dict[str, Any]]
-    summary: str
     trains: bool = False
 
 
 COMMANDS: dict[str, Command] = {
-    "pretrain": Command(
-        PretrainConfig, run_pretrain, "train a network, from scratch or on", trains=True
-    ),
-    "train": Command(
-        TrainConfig, run_train, "train the agent, prune, fine-tune, compare", trains=True
-    ),
-    "apply": Command(ApplyConfig, run_apply, "prune a network with a trained policy", trains=True),
-    "compare": Command(
-        ComparisonsConfig, run_comparisons, "compare with every baseline, fine-tuned", trains=True
-    ),
-    "inspect": Command(InspectConfig, run_inspect, "print groups, costs, and what is frozen"),
-    "export": Command(
-        ExportConfig, run_export, "write the pruned network as ONNX, torch.export, safetensors"
-    ),
-    "verify": Command(VerifyConfig, run_verify, "check every figure of a run from its files"),
+    "pretrain": Command(PretrainConfig, run_pretrain, trains=True),
+    "train": Command(TrainConfig, run_train, trains=True),
+    "apply": Command(ApplyConfig, run_apply, trains=True),
+    "compare": Command(ComparisonsConfig, run_comparisons, trains=True),
+    "inspect": Command(InspectConfig, run_inspect),
+    "export": Command(ExportConfig, run_export),
+    "verify": Command(VerifyConfig, run_verify),
 }
+"""What each command of ``overview.SUMMARIES`` does."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -143,13 +135,11 @@ def _describe_os_error(error: OSError) -> str:
 
 
 def _dispatch(words: list[str]) -> None:
-    name = words[0] if words else "--help"
-    if name in ("-h", "--help", "help"):
-        sys.stdout.write(_overview())
+    text = answer(words)
+    if text is not None:
+        sys.stdout.write(text)
         return
-    if name == "--version":
-        sys.stdout.write(f"prunegraph {_version()}\n")
-        return
+    name = words[0]
     if name not in COMMANDS:
         msg = (
             f"unknown command {name!r}{suggest(name, list(COMMANDS))}; valid: {', '.join(COMMANDS)}"
@@ -253,20 +243,3 @@ def _one_line(box: str) -> str:
             break
         body.append(line)
     return " ".join(" ".join(body).split()).rstrip(".")
-
-
-def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()]
-    commands = "\n".join(lines)
-    return (
-        f"usage: prunegraph COMMAND [options]\n\n{commands}\n\n"
-        "`prunegraph COMMAND --help` lists the options of a command.\n"
-    )
-
-
-def _version() -> str:
-    try:
-        return version("prunegraph")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "(not installed)"

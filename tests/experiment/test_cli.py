@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prunegraph.errors import ConfigError
-from prunegraph.experiment import cli
+from prunegraph.experiment import cli, overview
 from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.tools_config import InspectConfig, VerifyConfig
 
@@ -32,6 +32,19 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
     assert err == ""
     for option in ("--device", "--seed", "--config", "--json", "--threads"):
         assert option in out
+
+
+def test_the_overview_loads_no_torch() -> None:
+    code = "import sys; from prunegraph.__main__ import main; main(['--help']); "
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}sys.exit('torch' in sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert "usage: prunegraph COMMAND" in done.stdout
+    assert list(overview.SUMMARIES) == list(cli.COMMANDS)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
