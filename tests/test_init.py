@@ -24,7 +24,13 @@ def test_every_public_name_is_there(name: str) -> None:
 
 @pytest.mark.parametrize("command", ["prunegraph train", "train_agent"])
 def test_ctrl_c_while_loading_gives_one_line(command: str) -> None:
-    words = [sys.executable, "-v", "-m", *command.split(), "--help"]  # -v tells when torch is being loaded
+    words = [
+        sys.executable,
+        "-v",
+        "-m",
+        *command.split(),
+        "--help",
+    ]  # -v tells when torch is being loaded
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:

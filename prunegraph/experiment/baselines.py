@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 from prunegraph.errors import ConfigError
 from prunegraph.experiment.amc import AmcSearch
@@ -10,21 +11,23 @@ from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import Candidate, CandidateStore, add_found
 from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.console import Console
+from prunegraph.experiment.folder import slug
 from prunegraph.experiment.jobs import Batch, Workplace
 from prunegraph.experiment.options import suggest
 from prunegraph.experiment.search import search_job
 from prunegraph.experiment.verdict import SAMPLER
 from prunegraph.graph import StructureGraph
+from prunegraph.models import find_factory, is_factory
 from prunegraph.pruners import PRUNERS, at_widths
 from prunegraph.pruning.outcome_log import OutcomeLog
-from prunegraph.pruning.problem import Pruner
+from prunegraph.pruning.problem import Pruner, PrunerResult, PruningProblem
 from prunegraph.pruning.statistics import num_sensitivity_networks
 
 BASELINES: Mapping[str, Callable[[], Pruner]] = {**PRUNERS, "amc": AmcSearch}
 """Name -> factory of every baseline but the agent's sampler."""
 
 SEARCHES = ("cem", "random_search", "netadapt", "amc")
-"""Baselines that search with as many networks as the agent, once for each of its seeds."""
+"""This package's baselines that search."""
 
 USUAL_SEARCHES = ("cem", "random_search")
 """Of these, what ``train`` compares with; ``compare`` takes all."""
@@ -58,6 +61,26 @@ def heuristics() -> tuple[str, ...]:
     return tuple(name for name in BASELINES if name not in (*SEARCHES, *TORCH_PRUNING))
 
 
+def searches(name: str) -> bool:
+    """Return whether a baseline searches with as many networks as the agent, once for each seed."""
+    return name in (*SEARCHES, SAMPLER) or is_factory(name)
+
+
+def make_baseline(name: str) -> Pruner:
+    """Return a baseline, of this package or of the user's ``package.module:factory``.
+
+    Raises:
+        PruneGraphError: there is none, or it is no pruner.
+    """
+    if not is_factory(name):
+        return BASELINES[name]()
+    pruner = find_factory(name)()
+    if not callable(getattr(pruner, "prune", None)):
+        msg = f"{name} returned {type(pruner).__name__}, which has no method prune(problem)"
+        raise ConfigError(msg)
+    return cast(Pruner, pruner)
+
+
 def method_names() -> tuple[str, ...]:
     """Return every name that ``compare --methods`` takes."""
     return ("all", "heuristics", "torch_pruning", *BASELINES, SAMPLER)
@@ -65,11 +88,14 @@ def method_names() -> tuple[str, ...]:
 
 def check_methods(names: Sequence[str]) -> None:
     """Raise ConfigError for a name that no baseline has, or that needs what is not installed."""
-    unknown = [name for name in names if name not in method_names()]
+    unknown = [name for name in names if name not in method_names() and not is_factory(name)]
     if unknown:
         near = suggest(unknown[0], method_names())
-        msg = f"unknown method {unknown[0]!r}{near}; valid: {', '.join(method_names())}"
+        valid = ", ".join(method_names())
+        msg = f"unknown method {unknown[0]!r}{near}; valid: {valid}, package.module:pruner"
         raise ConfigError(msg)
+    for name in filter(is_factory, names):
+        make_baseline(name)
     if {"torch_pruning", *TORCH_PRUNING} & set(names):
         BASELINES[TORCH_PRUNING[0]]()
 
@@ -107,27 +133,27 @@ def baseline_batches(
         for number in range(len(stores))
         for name in names
         if name != SAMPLER
-        for seed in (seeds if name in SEARCHES else seeds[:1])
+        for seed in (seeds if searches(name) else seeds[:1])
     ]
     missing = [item for item in planned if stores[item[0]].get(item[1], item[2]) is None]
-    missing.sort(key=lambda item: item[1] not in SEARCHES)  # the long ones first
+    missing.sort(key=lambda item: not searches(item[1]))  # the long ones first
     baselines = Batch(
         label="baselines",
         job=baseline_job,
         arguments=missing,
         keep=lambda values, candidate: stores[values[0]].add(candidate),
         planned=len(planned),
-        networks=lambda values: values[3] if values[1] in SEARCHES else 1,
+        networks=lambda values: values[3] if searches(values[1]) else 1,
     )
     return [baselines, *([_sampler_batch(stores, options, seeds)] if SAMPLER in names else [])]
 
 
 def baseline_job(place: Workplace, number: int, name: str, seed: int, networks: int) -> Candidate:
     """Let a baseline choose a mask of network ``number``: a job. An interrupted search goes on."""
-    bench, pruner = place.benches[number], BASELINES[name]()
-    if name not in SEARCHES:
+    bench, pruner = place.benches[number], make_baseline(name)
+    if not searches(name):
         return run_pruner(bench, pruner, name, seed=seed, networks=networks)
-    log = OutcomeLog(place.folders[number].checkpoint(f"outcomes-{name}-{seed}.json"))
+    log = OutcomeLog(place.folders[number].checkpoint(f"outcomes-{slug(name)}-{seed}.json"))
     with place.console.progress(f"search {name}, seed {seed}", networks) as report:
         return run_pruner(
             bench, pruner, name, seed=seed, networks=networks, log=log, progress=report
@@ -165,6 +191,8 @@ def run_pruner(
         progress=None if progress is None else lambda done, _: progress(done),
     )
     result = pruner.prune(problem)
+    if is_factory(name):
+        result = _checked(result, problem, name)
     return Candidate(
         name=name,
         seed=seed,
@@ -173,6 +201,25 @@ def run_pruner(
         search_accuracy=bench.final_evaluator.evaluate(result.mask).accuracy,
         seconds=time.monotonic() - started + problem.evaluator.recalled,
     )
+
+
+def _checked(result: object, problem: PruningProblem, name: str) -> PrunerResult:
+    """Return what the user's pruner chose, with the networks that it really ran.
+
+    Raises:
+        ConfigError: it broke the rules that all methods keep.
+    """
+    networks, graph = problem.evaluator.num_networks, problem.graph
+    if not isinstance(result, PrunerResult):
+        broken = f"returned {type(result).__name__}, not a PrunerResult"
+    elif networks > problem.max_networks:
+        broken = f"ran {networks} networks where {problem.max_networks} are allowed"
+    elif not graph.fits(graph.mask(result.mask.keep), problem.budget):
+        broken = "chose a mask that is over the budget: return problem.project(scores)"
+    else:
+        return dataclasses.replace(result, networks_evaluated=networks)
+    msg = f"{name} {broken}"
+    raise ConfigError(msg)
 
 
 def add_controls(

@@ -208,9 +208,10 @@ def _check_typed(config: CommonConfig, path: Path, words: list[str]) -> None:
         ConfigError: the command line does not name it.
     """
     typed = {word.rpartition("=")[2] for word in words}
-    arch = getattr(config, "arch", None) or ()
-    for name in (arch,) if isinstance(arch, str) else arch:
-        check_trusted(name, name if name in typed else None, path)
+    for option in ("arch", "methods"):
+        named = getattr(config, option, None) or ()
+        for name in (named,) if isinstance(named, str) else named:
+            check_trusted(name, name if name in typed else None, path, option)
     ray = getattr(config, "ray", None)
     if ray not in (None, "auto", "local") and ray not in typed:
         msg = f"{path} names a Ray cluster, which runs what it likes: trust it with --ray {ray}"

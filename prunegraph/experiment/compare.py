@@ -34,6 +34,7 @@ from prunegraph.experiment.baselines import (
     check_baselines,
     check_methods,
     heuristics,
+    searches,
 )
 from prunegraph.experiment.bench import Bench, warn_of_chance
 from prunegraph.experiment.candidates import (
@@ -271,7 +272,7 @@ def plan_cells(bench: Bench, candidates: Sequence[Candidate], config: CompareCon
     if config.finetune_best:
         candidates = [item for item in candidates if is_agent(item.name) or item.name == best]
     names = _searched(candidates, max if config.finetune_seeds else statistics.mean)
-    if not config.agent and best in (*SEARCHES, SAMPLER):
+    if not config.agent and searches(best):
         names.add(best)
     others = [item for item in candidates if item.name in (*heuristics(), *TORCH_PRUNING)]
     searched = [item for item in candidates if item.name in names]
@@ -312,7 +313,8 @@ def _searched(
         rank: by which the search baselines are ordered, of the search accuracies of their masks.
     """
     controls = {f"{criterion}{CONTROL_SUFFIX}" for criterion in CONTROL_CRITERIA}
-    best = {*ranked(candidates, (*SEARCHES, SAMPLER), rank)[:BEST_SEARCHES]}
+    found = {item.name for item in candidates if searches(item.name)}
+    best = {*ranked(candidates, found, rank)[:BEST_SEARCHES]}
     return {item.name for item in candidates if is_agent(item.name)} | controls | best
 
 
@@ -359,8 +361,8 @@ def make_plan(bench: Bench, config: CompareConfig) -> Plan:
         bench.time_training(PLAN_IMAGES)
         per_image = (time.monotonic() - started) / min(PLAN_IMAGES, num_images)
     names = set(wanted(config))
-    searched, chosen = names & {*SEARCHES, SAMPLER}, names & {*heuristics(), *TORCH_PRUNING}
-    searches = (config.agent + len(searched)) * config.seeds
+    searched, chosen = {*filter(searches, names)}, names & {*heuristics(), *TORCH_PRUNING}
+    num_searches = (config.agent + len(searched)) * config.seeds
     others = len(chosen & {*ALWAYS}) + bool(chosen - {*ALWAYS})
     finetuned = 1 + min(len(searched), BEST_SEARCHES) + others
     if config.finetune_best:
@@ -368,8 +370,8 @@ def make_plan(bench: Bench, config: CompareConfig) -> Plan:
     finetuned += config.agent * (1 if config.finetune_best else 1 + len(CONTROL_CRITERIA))
     finetunes = finetuned * len(finetune_seeds_of(config)) * bool(bench.recipe().epochs)
     return Plan(
-        searches=searches,
-        search_seconds=searches * config.networks * outcome.seconds,
+        searches=num_searches,
+        search_seconds=num_searches * config.networks * outcome.seconds,
         finetunes=finetunes,
         finetune_seconds=finetunes * bench.recipe().epochs * num_images * per_image,
     )

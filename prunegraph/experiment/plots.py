@@ -22,13 +22,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from prunegraph.experiment.baselines import SEARCHES
+from prunegraph.experiment.baselines import searches
 from prunegraph.experiment.greedy import GREEDY_CURVE
 from prunegraph.experiment.group_plot import FREE, FROZEN, draw_groups, removed_look, short_name
 from prunegraph.experiment.report import History, by_method, percent, read_rows, title
 from prunegraph.experiment.verdict import (
     DENSE,
-    SAMPLER,
     MethodRow,
     column,
     is_agent,
@@ -233,7 +232,7 @@ def _kind(name: str) -> str:
         return "agent"
     if not is_baseline(name):
         return "control"
-    return "search" if name in (*SEARCHES, SAMPLER) else "heuristic"
+    return "search" if searches(name) else "heuristic"
 
 
 def mark(kind: str, filled: bool) -> dict[str, Any]:

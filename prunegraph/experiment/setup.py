@@ -135,19 +135,22 @@ def never_flipped(config: DataConfig, info: WeightsInfo | None) -> bool:
     return config.no_flip or (info is not None and info.extra.get("no_flip") is True)
 
 
-def check_trusted(arch: str, given: str | None, path: Path) -> None:
+def check_trusted(name: str, given: str | None, path: Path, option: str = "arch") -> None:
     """Refuse to run code because a file, which anybody may have made, names it.
 
     Args:
-        arch: the network's name in the file.
+        name: of a network or a pruner in the file.
         given: the name that the user gave, if any.
         path: the file.
+        option: by which it is given.
 
     Raises:
         ConfigError: the name is of code, and the user did not give it.
     """
-    if is_factory(arch) and arch != given:
-        msg = f"{path} names {arch}, which is code that would be run: trust it with --arch {arch}"
+    if is_factory(name) and name != given:
+        msg = (
+            f"{path} names {name}, which is code that would be run: trust it with --{option} {name}"
+        )
         raise ConfigError(msg)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from prunegraph.errors import ArtefactError, ConfigError
 from prunegraph.experiment.agreement import agreements
-from prunegraph.experiment.baselines import SEARCHES
+from prunegraph.experiment.baselines import searches
 from prunegraph.experiment.bench import DENSE_FILE, Bench
 from prunegraph.experiment.candidates import MASKS_FILE, Candidate, read_masks
 from prunegraph.experiment.compare import METRIC, plan_cells, seeds_of, wanted
@@ -32,7 +32,6 @@ from prunegraph.experiment.tools_config import VerifyConfig
 from prunegraph.experiment.train import baseline_names
 from prunegraph.experiment.verdict import (
     DENSE,
-    SAMPLER,
     MethodRow,
     Metric,
     is_agent,
@@ -267,8 +266,8 @@ def check_plan(
     ]
     trained = bench.recipe().epochs > 0
     found = [(r.name, r.seed, r.finetune_seed, r.cell) for r in rows if r.cell is not None]
-    searches = {row.name for row in rows if row.name in (*SEARCHES, SAMPLER) or is_agent(row.name)}
-    seeds = {name: sorted({row.seed for row in rows if row.name == name}) for name in searches}
+    searched = {row.name for row in rows if searches(row.name) or is_agent(row.name)}
+    seeds = {name: sorted({row.seed for row in rows if row.name == name}) for name in searched}
     weights = [
         digest
         for name, digest in content["files"].items()

@@ -58,7 +58,7 @@ def build_model(spec: str, *, num_classes: int, image_shape: tuple[int, int, int
 
 
 def is_factory(spec: str) -> bool:
-    """Tell whether a name is of the user's own code, which is run to build the network."""
+    """Tell whether a name is of the user's own code, which is run."""
     return ":" in spec and not spec.startswith(TORCHVISION_PREFIX)
 
 
@@ -120,7 +120,7 @@ def _build_torchvision(name: str, num_classes: int, image_shape: tuple[int, int,
 
 def _build_from_factory(spec: str, num_classes: int) -> nn.Module:
     """Call the user's ``package.module:factory``."""
-    factory = _find_factory(spec)
+    factory = find_factory(spec)
     try:
         arguments = {"num_classes": num_classes} if _accepts_num_classes(factory) else {}
         model = factory(**arguments)
@@ -133,8 +133,12 @@ def _build_from_factory(spec: str, num_classes: int) -> nn.Module:
     return model
 
 
-def _find_factory(spec: str) -> Callable[..., Any]:
-    """Import the module, from the current folder too, and return the callable it names."""
+def find_factory(spec: str) -> Callable[..., Any]:
+    """Import the module, from the current folder too, and return the callable it names.
+
+    Raises:
+        ModelError: the module cannot be imported, or has no such callable.
+    """
     module_name, _, attribute = spec.partition(":")
     folder = str(Path.cwd())
     if "" not in sys.path and folder not in sys.path:

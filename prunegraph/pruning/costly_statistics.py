@@ -92,7 +92,8 @@ class LazyStatistics(Mapping[str, FloatArray]):
             return self.measured[name]
         if name not in self._costly:
             if name not in COSTLY_STATISTICS:
-                raise KeyError(name)
+                msg = f"no statistic {name!r}; there are {', '.join(self)}"
+                raise KeyError(msg)
             self._costly[name] = self.measure(name)
         return self._costly[name]
 

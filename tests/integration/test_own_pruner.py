@@ -1,0 +1,103 @@
+"""A pruner of the user's own in a comparison: named as ``package.module:factory``."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from prunegraph.experiment.cli import main
+
+PRUNERS = '''
+from prunegraph.pruning.problem import PrunerResult
+
+
+class Mine:
+    """Tries two products of importances, keeps the better mask."""
+
+    name = "mine"
+    powers = (0.5, 2.0)
+
+    def prune(self, problem):
+        best = None
+        for power in self.powers:
+            scores = problem.statistics["l1"] ** power * problem.statistics["activation_mean"]
+            mask = problem.project(scores)
+            accuracy = problem.evaluator.evaluate(mask).accuracy
+            if best is None or accuracy > best[0]:
+                best = accuracy, mask
+        return PrunerResult(mask=best[1])  # what it ran is counted all the same
+
+
+class Greedy(Mine):
+    powers = tuple(number / 50 for number in range(1, 50))
+
+
+class Glutton:
+    def prune(self, problem):
+        return PrunerResult(mask=problem.graph.dense_mask())
+
+
+class Odd:
+    def prune(self, problem):
+        return problem.graph.dense_mask()
+
+
+class Nothing:
+    pass
+'''
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the name of a module in the current folder, another one in each test."""
+    name = f"pruners_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(PRUNERS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return name
+
+
+def words(weights: Path, *methods: str) -> list[str]:
+    return [
+        *("compare", "--no-agent", "--weights", str(weights), "--methods", *methods),
+        *("--seeds", "2", "--networks", "24", "--subset", "64", "--threads", "1"),
+        *("--calibration-images", "64", "--finetune-epochs", "0", "--out", "run"),
+    ]
+
+
+def test_it_is_compared_counted_and_verified(module: str, weights: Path) -> None:
+    name = f"{module}:Mine"
+    assert main(words(weights, name, "l1/uniform")) == 0
+    rows = json.loads(Path("run/report.json").read_text())["methods"]
+    own = [row for row in rows if row["name"] == name]
+    assert [row["seed"] for row in own] == [0, 1]
+    assert [row["networks_evaluated"] for row in own] == [2, 2]
+    assert main(["verify", "run", "--threads", "1"]) == 0
+
+
+def test_a_file_of_options_does_not_run_it_by_itself(
+    module: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = tmp_path / "options.yaml"
+    options.write_text(f'methods: ["{module}:Mine"]\n')
+    assert main(["compare", "--config", str(options)]) == 2
+    assert f"trust it with --methods {module}:Mine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("attribute", "message"),
+    [
+        ("Greedy", "ran 25 networks where 24 are allowed"),
+        ("Glutton", "over the budget"),
+        ("Odd", "returned KeepMask, not a PrunerResult"),
+        ("Nothing", "which has no method prune"),
+        ("Absent", "has no callable 'Absent'; it has: Mine, Greedy, Glutton, Odd, Nothing"),
+    ],
+)
+def test_what_breaks_the_rules_ends_in_one_line(
+    attribute: str, message: str, module: str, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(weights, f"{module}:{attribute}")) == 2
+    captured = capsys.readouterr().err
+    assert message in captured
+    assert captured.count("\n") == 1
