@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prunegraph.errors import ArtefactError, MaskError
-from prunegraph.experiment.verdict import is_agent, is_baseline
+from prunegraph.experiment.verdict import is_agent, is_rival
 from prunegraph.files import write_json
 from prunegraph.graph import StructureGraph
 from prunegraph.reading import checked, read_json
@@ -121,8 +121,11 @@ def ranked(
 
 
 def best_rival(candidates: Sequence[Candidate]) -> str:
-    """Return the baseline with the best search accuracy, on average over its searches."""
-    return ranked(candidates, {item.name for item in candidates if is_baseline(item.name)})[0]
+    """Return what the agent must beat: the best search accuracy, on average over its searches.
+
+    Of a baseline, or of the policy that the search began with, as in the verdict.
+    """
+    return ranked(candidates, {item.name for item in candidates if is_rival(item.name)})[0]
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate:

@@ -68,6 +68,7 @@ from prunegraph.experiment.verdict import (
     MethodRow,
     Metric,
     is_agent,
+    is_control,
     judge,
     proxy_correlation,
     verdict_line,
@@ -265,18 +266,20 @@ def plan_cells(bench: Bench, candidates: Sequence[Candidate], config: CompareCon
     other heuristic. A method that searched is fine-tuned with the seed of its search, a
     deterministic one with every seed. With ``finetune_seeds`` the best mask of each is, with every
     one; L1 and random at the widths of the agent's best. With ``finetune_best`` it is the agent and
-    the best baseline alone. Without an agent the best baseline is among the rows.
+    the best baseline alone. What the agent must beat is always among the rows: without an agent the
+    best baseline; the policy that the search began with, where that is better than all of them.
     """
     seeds = finetune_seeds_of(config)
     best = best_rival(candidates)
     if config.finetune_best:
         candidates = [item for item in candidates if is_agent(item.name) or item.name == best]
     names = _searched(candidates, max if config.finetune_seeds else statistics.mean)
-    if not config.agent and searches(best):
+    if searches(best):
         names.add(best)
     others = [item for item in candidates if item.name in (*heuristics(), *TORCH_PRUNING)]
     searched = [item for item in candidates if item.name in names]
     fixed = [item for item in others if item.name in ALWAYS]
+    fixed += [item for item in candidates if item.name == best and is_control(best)]
     rest = [item for item in others if item.name not in ALWAYS]
     if rest:
         fixed.append(min(rest, key=lambda item: (-item.search_accuracy, item.name)))
@@ -292,11 +295,12 @@ def plan_cells(bench: Bench, candidates: Sequence[Candidate], config: CompareCon
 
 def _best_masks(searched: Sequence[Candidate]) -> list[Candidate]:
     """Return a mask of each method that searched: its best one; controls go with the agent's."""
-    chosen = choose(searched)
+    agents = [item for item in searched if is_agent(item.name)]
+    chosen = choose(agents).seed if agents else None
     best: dict[str, Candidate] = {}
     for item in searched:
         of_agent = is_agent(item.name) or item.name.endswith(CONTROL_SUFFIX)
-        seed = chosen.seed if of_agent else item.seed
+        seed = chosen if of_agent else item.seed
         rank, known = (item.search_accuracy, -item.seed), best.get(item.name)
         if item.seed == seed and (known is None or rank > (known.search_accuracy, -known.seed)):
             best[item.name] = item

@@ -102,6 +102,11 @@ def is_baseline(name: str) -> bool:
     return not is_agent(name) and not is_control(name)
 
 
+def is_rival(name: str) -> bool:
+    """Return whether the agent must beat a row: a baseline's, or its own before training."""
+    return is_baseline(name) or name in (UNTRAINED, INITIAL)
+
+
 def pruned_rows(rows: Sequence[MethodRow], digest: str) -> list[MethodRow]:
     """Return the rows of the network that a run ends with.
 
@@ -135,7 +140,7 @@ def best_baseline(rows: Sequence[MethodRow]) -> str | None:
 
     A baseline, or the policy that the search began with: whatever that can do was not learned.
     """
-    rivals = [row for row in rows if is_baseline(row.name) or row.name in (UNTRAINED, INITIAL)]
+    rivals = [row for row in rows if is_rival(row.name)]
     search = mean_by_name(rivals, "search_accuracy")
     return max(sorted(search), key=lambda name: search[name], default=None)
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,6 +92,38 @@ def candidate(name: str, seed: int, accuracy: float) -> Candidate:
         networks_evaluated=0,
         search_accuracy=accuracy,
     )
+
+
+def planned(weights: Path, found: list[Candidate], **more: Any) -> set[str]:
+    options = CompareConfig(weights=weights, seeds=3, finetune_epochs=1, **more)
+    bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
+    cells = compare.plan_cells(bench, found, options)
+    assert len(cells) == len({(cell.name, cell.seed) for cell in cells})
+    return {cell.name for cell in cells}
+
+
+@pytest.mark.parametrize("seeds", [None, 3])
+def test_heuristics_alone_are_finetuned(seeds: int | None, weights: Path) -> None:
+    found = [candidate("l1/uniform", 0, 0.6), candidate("fpgm/uniform", 0, 0.7)]
+    options = {"agent": False, "finetune_seeds": seeds}
+    assert planned(weights, found, **options) == {"l1/uniform", "fpgm/uniform", "dense"}
+    assert planned(weights, found, **options, finetune_best=True) == {"fpgm/uniform", "dense"}
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_the_start_of_the_search_is_finetuned_if_no_baseline_is_better(
+    best: bool, weights: Path
+) -> None:
+    found = [
+        *(candidate("agent/best", seed, 0.9) for seed in range(3)),
+        *(candidate("cem", seed, 0.6) for seed in range(3)),
+        candidate("untrained", 0, 0.8),
+        candidate("initial", 0, 0.7),
+    ]
+    names = planned(weights, found, finetune_best=best)
+    assert names == {"agent/best", "untrained", "dense"} | (set() if best else {"cem"})
+    worse = [*found[:6], candidate("untrained", 0, 0.5)]
+    assert planned(weights, worse, finetune_best=best) == {"agent/best", "cem", "dense"}
 
 
 def test_the_best_baseline_is_the_best_on_average() -> None:
