@@ -107,7 +107,8 @@ def prune(
         max_latency: at most this many milliseconds a forward of ``example_inputs``, measured here.
         round_to: keep a multiple of this many channels in every group.
         attention: what can leave it: "head", a whole one, or "width", a part of all of them.
-        num_images: how many images are taken.
+        num_images: how many images calibrate; masks are compared on as many further ones, as far
+            as there are.
         reconstruct: the kept weights take over what the removed channels gave, by least squares
             on the calibration data (``Compensation``).
         seed: fixes what is drawn from them.
@@ -129,9 +130,10 @@ def prune(
     trained = find_policy(Path(policy))
     graph = analyse(model, example_inputs, attention=attention)
     channels = example_inputs.shape[1] if isinstance(example_inputs, Tensor) else None
-    source = _gather(model, calibration_data, num_images, channels)
+    source = _gather(model, calibration_data, 2 * num_images, channels)
     index = torch.arange(len(source.labels))
-    train, search = TrainSplit(source, index), SearchSplit(source, index)
+    train = TrainSplit(source, index[:num_images])
+    search = SearchSplit(source, index[-num_images:])
     device = next((item.device for item in model.parameters()), torch.device("cpu"))
     evaluator = Evaluator(
         model,
@@ -168,7 +170,7 @@ def prune(
         "networks_evaluated": num_decision_networks(trained, graph),
         "start": suited.starts[0],
         "share": suited.share,
-        "calibration_images": len(index),
+        "calibration_images": len(train),
     }
     return PruneResult(model=evaluator.prune(mask), mask=mask, graph=graph, report=report)
 

@@ -16,12 +16,13 @@ import prunegraph as pg
 from prunegraph.agent import NetworkConfig, PruningNetwork, TrainedPolicy, load_policy, save_policy
 from prunegraph.data import load_dataset
 from prunegraph.errors import DataError
-from prunegraph.experiment import search
+from prunegraph.experiment import api, search
 from prunegraph.experiment.candidates import Candidate
 from prunegraph.experiment.cli import main
 from prunegraph.experiment.suit import TRIED_STARTS
 from prunegraph.models import build_model, load_weights
 from prunegraph.pruners.start import MEAN, NUM_STARTS, STARTS
+from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.types import KeepMask
 
 SMALL = (
@@ -139,6 +140,35 @@ def test_calibration_images_of_another_shape_are_one_clear_error(
             keep_macs=0.5,
             calibration_data=[torch.randn(shape)],
         )
+
+
+@pytest.mark.parametrize(("num_images", "shared"), [(100, 0), (150, 44), (300, 256)])
+def test_masks_are_compared_on_other_images_than_those_that_calibrate(
+    num_images: int, shared: int, family: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = load_dataset("digits")
+    model = build_model("digits_resnet8_w4", num_classes=10, image_shape=(1, 8, 8)).eval()
+    made = []
+
+    def capture(*arguments: Any, **named: Any) -> Evaluator:
+        made.append(Evaluator(*arguments, **named))
+        return made[-1]
+
+    monkeypatch.setattr(api, "Evaluator", capture)
+    images = [next(dataset.train.batches(256))[0]]
+    result = pg.prune(
+        model,
+        images[0][:1],
+        policy=family,
+        keep_macs=0.5,
+        calibration_data=images,
+        num_images=num_images,
+    )
+    (used,) = made
+    calibrates, compares = ({*split.index.tolist()} for split in (used.calibration, used.search))
+    assert len(calibrates) == len(compares) == min(num_images, 256)
+    assert len(calibrates & compares) == shared
+    assert result.report["calibration_images"] == min(num_images, 256)
 
 
 def test_pruning_in_one_call_follows_the_policy(family: Path, tmp_path: Path) -> None:
