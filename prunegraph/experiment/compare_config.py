@@ -4,7 +4,9 @@ import dataclasses
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+import tyro
 
 from prunegraph.errors import ConfigError
 from prunegraph.experiment.checks import check_at_least, check_at_most, check_wall
@@ -22,8 +24,8 @@ class MethodOptions:
     """What is compared.
 
     Attributes:
-        agent: the agent searches too; with no-agent the baselines alone are compared, and the
-            report shows the best of them on the search split as the pruned network.
+        agent: with no-agent the baselines alone are compared, and the report shows the best of them
+            on the search split as the pruned network; default: the agent searches too.
         methods: all; heuristics (those that need no search); torch_pruning (its own pruners, if it
             is installed; not part of all); names of baselines; or package.module:pruner, your own.
         seeds: search and fine-tuning seeds.
@@ -35,7 +37,7 @@ class MethodOptions:
             runs/compare-ARCH-KEEP+ARCH-KEEP. The same command resumes.
     """
 
-    agent: bool = True
+    agent: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = True
     methods: tuple[str, ...] = ("all",)
     seeds: int = 3
     finetune_seeds: int | None = None

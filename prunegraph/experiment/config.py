@@ -7,7 +7,9 @@ line overrides; a run folder holds the merged options as ``config.yaml``, which 
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+import tyro
 
 from prunegraph.agent import AgentConfig, PPOConfig
 from prunegraph.errors import ConfigError
@@ -183,9 +185,9 @@ class RecipeOptions:
         batch_size: images a training step.
         distill: weight in [0, 1] of the dense network's outputs in the fine-tune's loss.
         calibration_images: training images that recalibrate batch norm after pruning.
-        reconstruct: the kept weights take over what the removed channels gave, by least squares
-            on those images, before a pruned network is scored or fine-tuned; with no-reconstruct
-            they stay as they are.
+        reconstruct: with no-reconstruct the kept weights stay as they are; default: they take over
+            what the removed channels gave, by least squares on those images, before a pruned
+            network is scored or fine-tuned.
         workers: searches and fine-tunes that run side by side, each in a process with its share of
             the threads; default: one a thread on a CPU, else one. If the number is given, it is
             also how many networks of a single search are evaluated at once.
@@ -198,7 +200,7 @@ class RecipeOptions:
     batch_size: int = 128
     distill: float = 0.0
     calibration_images: int = 1024
-    reconstruct: bool = True
+    reconstruct: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = True
     workers: int | None = None
 
 

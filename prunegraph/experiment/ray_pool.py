@@ -106,7 +106,7 @@ def load_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        msg = f"--ray needs {error.name}: pip install 'prunegraph[ray]'"
+        msg = f"--ray needs {error.name}: pip install ray"
         raise ConfigError(msg) from error
     return ray
 

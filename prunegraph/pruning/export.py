@@ -190,7 +190,7 @@ def _to_onnx(
         import onnxruntime
         import onnxscript  # noqa: F401  # torch.onnx needs it and says so less clearly
     except ImportError as error:
-        msg = f"ONNX export needs {error.name}: pip install 'prunegraph[onnx]'"
+        msg = f"ONNX export needs {error.name}: pip install onnx onnxruntime onnxscript"
         raise ExportError(msg) from error
     args, kwargs = example
     with warnings.catch_warnings():

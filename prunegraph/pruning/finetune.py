@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from prunegraph.errors import ArtefactError, ConfigError, ModelError, PruneGraphError
+from prunegraph.errors import ArtefactError, ConfigError, DataError, ModelError, PruneGraphError
 from prunegraph.files import write_bytes
 from prunegraph.graph import evaluation_mode, unwrap
 from prunegraph.pruning.evaluation import model_device, place_images
@@ -152,8 +152,15 @@ def finetune(
     Raises:
         ArtefactError: the checkpoint is damaged or of another training.
         ConfigError: a teacher without ``distill_weight`` or the reverse.
+        DataError: the images are no split.
         PruneGraphError: the loss becomes NaN or infinite.
     """
+    given: object = train
+    if not isinstance(given, TrainSplit):
+        msg = (
+            f"{type(given).__name__} is no TrainSplit: see docs/data.md, or train by your own loop"
+        )
+        raise DataError(msg)
     if (teacher is None) != (config.distill_weight == 0.0):
         msg = f"distill_weight={config.distill_weight} needs a teacher, and a teacher a weight > 0"
         raise ConfigError(msg)

@@ -7,11 +7,13 @@ from prunegraph.testing.oracle import (
     count_cost,
     largest_difference,
 )
+from prunegraph.testing.pruner_conformance import PrunerConformance
 from prunegraph.testing.random_networks import RandomNetwork, random_network
 from prunegraph.testing.structure_check import StructureFindings, check_structure
 
 __all__ = [
     "NothingComparedError",
+    "PrunerConformance",
     "RandomNetwork",
     "StructureFindings",
     "assert_masked_equals_pruned",

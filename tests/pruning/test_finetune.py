@@ -1,12 +1,13 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from prunegraph.errors import ArtefactError, ConfigError, PruneGraphError
+from prunegraph.errors import ArtefactError, ConfigError, DataError, PruneGraphError
 from prunegraph.pruning import FinetuneConfig, evaluate, finetune
 from prunegraph.pruning.finetune import learning_rate_at
 from prunegraph.types import Dataset, TrainSplit
@@ -208,3 +209,9 @@ def test_a_teacher_and_its_weight_go_together(train: TrainSplit) -> None:
         finetune(make_net(), train, FinetuneConfig(epochs=1, distill_weight=0.5), seed=0)
     with pytest.raises(ConfigError, match="needs a teacher"):
         finetune(make_net(), train, FinetuneConfig(epochs=1), seed=0, teacher=make_net())
+
+
+def test_a_loader_in_place_of_a_split_is_one_clear_error() -> None:
+    loader: Any = [(torch.randn(4, 1, 8, 8), torch.arange(4))]
+    with pytest.raises(DataError, match="list is no TrainSplit"):
+        finetune(nn.Linear(1, 1), loader, FinetuneConfig(epochs=1), seed=0)
