@@ -1,7 +1,7 @@
 """PPO on a thousand bits that share one reward."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -29,6 +29,18 @@ MOST_UPDATES = 3
 network all masks may have been run, and those that come again are not counted."""
 
 
+class Memory(Protocol):
+    """What the environments' evaluators know of masks that may come again: kept in checkpoints."""
+
+    def state(self) -> Any:
+        """Return it as JSON values."""
+        ...
+
+    def restore(self, state: Any) -> None:
+        """Know it again; no network counts for it."""
+        ...
+
+
 class ChannelPPO(PPO):
     """Proximal policy optimisation whose unit is the keep bit.
 
@@ -51,6 +63,7 @@ class ChannelPPO(PPO):
         max_networks: no update begins that could run more pruned networks than this.
         history: one record an update.
         imagination: foretells what masks reach, if episodes are imagined.
+        memory: of the evaluators, or None if they need none.
         listeners: called with the model after each update: between two updates, which is where
             stable-baselines3 has no callback.
     """
@@ -72,6 +85,7 @@ class ChannelPPO(PPO):
         self.num_rollouts = 0
         self.max_networks: int | None = None
         self.history: list[dict[str, Any]] = []
+        self.memory: Memory | None = None
         self.listeners: list[Callable[[ChannelPPO], None]] = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -174,6 +174,8 @@ def save_checkpoint(path: Path | str, model: ChannelPPO) -> None:
     }
     if isinstance(model.env, SelfCompetitionVecEnv):
         state["competition"] = model.env.competition.state_dict()
+    if model.memory is not None:
+        state["memory"] = model.memory.state()
     content = safetensors.torch.save(_tensors(tensors), {"state": json.dumps(state)})
     write_bytes(path, content)
 
@@ -230,6 +232,8 @@ def _restore(model: ChannelPPO, state: dict[str, Any], tensors: dict[str, Tensor
     model.imagination.load_state_dict(state["imagination"])
     if isinstance(model.env, SelfCompetitionVecEnv):
         model.env.resume(state["competition"], state["num_networks"])
+    if model.memory is not None and "memory" in state:
+        model.memory.restore(state["memory"])
 
 
 def _tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from prunegraph.agent.callbacks import CheckpointListener, Progress, ProgressListener
 from prunegraph.agent.imagination import Imagination
 from prunegraph.agent.network import NetworkConfig
-from prunegraph.agent.ppo import ChannelPPO
+from prunegraph.agent.ppo import ChannelPPO, Memory
 from prunegraph.agent.ppo_config import PPOConfig
 from prunegraph.agent.saving import TrainedPolicy, load_checkpoint
 from prunegraph.agent.threads import ThreadedVecEnv
@@ -92,6 +92,7 @@ def train_agent(
     threads: bool = False,
     initial: TrainedPolicy | None = None,
     checkpoint: Path | None = None,
+    memory: Memory | None = None,
     tensorboard: Path | None = None,
     progress: Progress | None = None,
 ) -> TrainingResult:
@@ -108,6 +109,8 @@ def train_agent(
             episodes of one step the result is that of one environment, to the last bit.
         initial: policy to start from, of the same sizes; None = an untrained one.
         checkpoint: file written after each update; if it exists, training goes on from it.
+        memory: what the evaluators know, kept in the checkpoint: where a mask that comes twice is
+            not run twice, a resumed training needs it to be equal to an uninterrupted one.
         tensorboard: folder for learning curves.
         progress: called with the record of each update.
 
@@ -120,6 +123,7 @@ def train_agent(
         model = build_model(venv, graphs, config)
         if initial is not None:
             _start_from(model, initial)
+        model.memory = memory
         if checkpoint is not None and checkpoint.exists():
             load_checkpoint(checkpoint, model)
         model.set_logger(_logger(tensorboard))

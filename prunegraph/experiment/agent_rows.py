@@ -10,6 +10,7 @@ import numpy as np
 from prunegraph.agent import NetworkConfig, PruningNetwork, TrainedPolicy, load_policy, save_policy
 from prunegraph.errors import ArtefactError
 from prunegraph.experiment.agent_options import given_policy
+from prunegraph.experiment.baselines import CONTROL_CRITERIA
 from prunegraph.experiment.bench import Bench, num_probes
 from prunegraph.experiment.candidates import Candidate, CandidateStore, add_found
 from prunegraph.experiment.config import SearchOptions
@@ -17,7 +18,7 @@ from prunegraph.experiment.jobs import Batch, Workplace
 from prunegraph.experiment.report import History, SearchResult
 from prunegraph.experiment.search import SearchRun, policy_mask, search_job
 from prunegraph.experiment.suit import num_decision_networks, suit_benches
-from prunegraph.experiment.verdict import AGENT, INITIAL, UNTRAINED
+from prunegraph.experiment.verdict import AGENT, CONTROL_SUFFIX, INITIAL, UNTRAINED
 from prunegraph.files import write_json
 from prunegraph.reading import checked, read_json
 
@@ -59,6 +60,18 @@ class SearchSummary:
 def agent_name(options: SearchOptions) -> str:
     """Return the name of the agent's rows."""
     return f"{AGENT}/{options.self_competition}"
+
+
+def agent_rows(options: SearchOptions, *, controls: bool = True) -> set[str]:
+    """Return the names of the rows that a run with an agent has beside its baselines.
+
+    Args:
+        options: how it searched.
+        controls: whether L1 and chance at the agent's widths are among them.
+    """
+    initial = set() if options.policy is None else {INITIAL}
+    at_widths = {f"{criterion}{CONTROL_SUFFIX}" for criterion in CONTROL_CRITERIA if controls}
+    return {agent_name(options), UNTRAINED} | initial | at_widths
 
 
 def agent_batch(

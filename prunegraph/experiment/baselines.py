@@ -1,11 +1,13 @@
 """The rows that the agent is compared with, each chosen on its own count of networks."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import cast
 
-from prunegraph.errors import ConfigError
+from prunegraph.errors import ConfigError, PruneGraphError
 from prunegraph.experiment.amc import AmcSearch
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import Candidate, CandidateStore, add_found
@@ -74,7 +76,9 @@ def make_baseline(name: str) -> Pruner:
     """
     if not is_factory(name):
         return BASELINES[name]()
-    pruner = find_factory(name)()
+    factory = find_factory(name)
+    with _as_one_line(name):
+        pruner = factory()
     if not callable(getattr(pruner, "prune", None)):
         msg = f"{name} returned {type(pruner).__name__}, which has no method prune(problem)"
         raise ConfigError(msg)
@@ -190,9 +194,11 @@ def run_pruner(
         log=log,
         progress=None if progress is None else lambda done, _: progress(done),
     )
-    result = pruner.prune(problem)
     if is_factory(name):
-        result = _checked(result, problem, name)
+        with _as_one_line(name):
+            result = _checked(pruner.prune(problem), problem)
+    else:
+        result = pruner.prune(problem)
     return Candidate(
         name=name,
         seed=seed,
@@ -203,7 +209,21 @@ def run_pruner(
     )
 
 
-def _checked(result: object, problem: PruningProblem, name: str) -> PrunerResult:
+@contextlib.contextmanager
+def _as_one_line(name: str) -> Iterator[None]:
+    """Turn whatever fails in the user's pruner into a ConfigError that says where."""
+    try:
+        yield
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        what = " ".join(str(error).split())
+        msg = f"{name} failed: {type(error).__name__}: {what} ({place.filename}:{place.lineno})"
+        if isinstance(error, PruneGraphError):
+            msg = f"{name}: {what}"
+        raise ConfigError(msg) from error
+
+
+def _checked(result: object, problem: PruningProblem) -> PrunerResult:
     """Return what the user's pruner chose, with the networks that it really ran.
 
     Raises:
@@ -211,14 +231,13 @@ def _checked(result: object, problem: PruningProblem, name: str) -> PrunerResult
     """
     networks, graph = problem.evaluator.num_networks, problem.graph
     if not isinstance(result, PrunerResult):
-        broken = f"returned {type(result).__name__}, not a PrunerResult"
+        msg = f"prune returned {type(result).__name__}, not a PrunerResult"
     elif networks > problem.max_networks:
-        broken = f"ran {networks} networks where {problem.max_networks} are allowed"
+        msg = f"prune ran {networks} networks where {problem.max_networks} are allowed"
     elif not graph.fits(graph.mask(result.mask.keep), problem.budget):
-        broken = "chose a mask that is over the budget: return problem.project(scores)"
+        msg = "prune chose a mask that is over the budget: return problem.project(scores)"
     else:
         return dataclasses.replace(result, networks_evaluated=networks)
-    msg = f"{name} {broken}"
     raise ConfigError(msg)
 
 

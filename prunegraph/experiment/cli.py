@@ -177,7 +177,8 @@ def parse(kind: type[CommonConfig], words: list[str]) -> CommonConfig | None:
                 prog=f"prunegraph {kind.command}",
                 args=words,
                 return_unknown_args=True,
-                config=(tyro.conf.FlagCreatePairsOff,),
+                # beside a file of options each switch can be put either way
+                config=() if defaults else (tyro.conf.FlagCreatePairsOff,),
                 registry=REGISTRY,
                 **defaults,
             )

@@ -6,11 +6,8 @@ opened. Every fine-tuned network lies in ``cells/``; an interrupted comparison g
 on another machine too: finished cells need not bring their weights, which are most of a folder.
 """
 
-import hashlib
-import json
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,9 +37,14 @@ from prunegraph.experiment.bench import Bench, warn_of_chance
 from prunegraph.experiment.candidates import (
     Candidate,
     CandidateStore,
-    best_rival,
-    choose,
-    ranked,
+)
+from prunegraph.experiment.cells import (
+    ALWAYS,
+    BEST_SEARCHES,
+    RULES,
+    Cell,
+    finetune_seeds_of,
+    plan_cells,
 )
 from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.console import Console, seconds_in_words
@@ -62,13 +64,9 @@ from prunegraph.experiment.report import machine
 from prunegraph.experiment.setup import Target, check_trainable, load_target
 from prunegraph.experiment.train import check_networks, run_name
 from prunegraph.experiment.verdict import (
-    CONTROL_SUFFIX,
-    DENSE,
     SAMPLER,
     MethodRow,
     Metric,
-    is_agent,
-    is_control,
     judge,
     proxy_correlation,
     verdict_line,
@@ -80,12 +78,6 @@ from prunegraph.reading import checked, read_json
 METRIC: Metric = "test_accuracy_finetuned"
 """What the verdict of a comparison is about, if its rows are fine-tuned."""
 
-ALWAYS = ("l1/uniform", "taylor/per_mac")
-"""Heuristics that are fine-tuned whatever their search accuracy."""
-
-BEST_SEARCHES = 2
-"""So many of the baselines that search are fine-tuned."""
-
 ACCURACY_FILE = "accuracy.json"
 """A cell's test accuracy, in its folder."""
 
@@ -94,31 +86,6 @@ ACCURACY = {"test_accuracy_finetuned": float, "machine": dict[str, Any]}
 
 PLAN_IMAGES = 1024
 """Training images by which the time of the fine-tunes is foretold."""
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Cell:
-    """A fine-tune of stage 2.
-
-    Attributes:
-        candidate: the row; None = the dense control.
-        seed: of the fine-tune.
-        digest: name of its folder.
-    """
-
-    candidate: Candidate | None
-    seed: int
-    digest: str
-
-    @property
-    def name(self) -> str:
-        """The method's name."""
-        return DENSE if self.candidate is None else self.candidate.name
-
-    @property
-    def folder(self) -> str:
-        """The folder's path in the run folder."""
-        return f"cells/{self.digest}"
 
 
 def run_compare(config: CompareConfig, console: Console) -> dict[str, Any]:
@@ -157,11 +124,6 @@ def check_searches(target: Target, config: CompareConfig) -> None:
 def seeds_of(config: CompareConfig) -> list[int]:
     """Return the seeds of searches."""
     return [config.seed + number for number in range(config.seeds)]
-
-
-def finetune_seeds_of(config: CompareConfig) -> list[int]:
-    """Return the seeds of the fine-tunes of a mask that needed no search."""
-    return [config.seed + number for number in range(config.finetune_seeds or config.seeds)]
 
 
 def wanted(config: CompareConfig) -> tuple[str, ...]:
@@ -258,77 +220,6 @@ def read_accuracy(path: Path) -> dict[str, Any]:
     return dict(checked(read_json(path), ACCURACY, str(path)))
 
 
-def plan_cells(bench: Bench, candidates: Sequence[Candidate], config: CompareConfig) -> list[Cell]:
-    """Return the fine-tunes of stage 2, chosen by search accuracy.
-
-    Eight rows and the dense control: the agent; L1 and random at its widths; the two searches
-    among the baselines that are best on average; L1 uniform; Taylor per MAC; the best
-    other heuristic. A method that searched is fine-tuned with the seed of its search, a
-    deterministic one with every seed. With ``finetune_seeds`` the best mask of each is, with every
-    one; L1 and random at the widths of the agent's best. With ``finetune_best`` it is the agent and
-    the best baseline alone. What the agent must beat is always among the rows: without an agent the
-    best baseline; the policy that the search began with, where that is better than all of them.
-    """
-    seeds = finetune_seeds_of(config)
-    best = best_rival(candidates)
-    if config.finetune_best:
-        candidates = [item for item in candidates if is_agent(item.name) or item.name == best]
-    names = _searched(candidates, max if config.finetune_seeds else statistics.mean)
-    if searches(best):
-        names.add(best)
-    others = [item for item in candidates if item.name in (*heuristics(), *TORCH_PRUNING)]
-    searched = [item for item in candidates if item.name in names]
-    fixed = [item for item in others if item.name in ALWAYS]
-    fixed += [item for item in candidates if item.name == best and is_control(best)]
-    rest = [item for item in others if item.name not in ALWAYS]
-    if rest:
-        fixed.append(min(rest, key=lambda item: (-item.search_accuracy, item.name)))
-    if config.finetune_seeds is not None:
-        fixed, searched = [*_best_masks(searched), *fixed], []
-    pairs: list[tuple[Candidate | None, int]] = [(item, item.seed) for item in searched]
-    pairs += [(item, seed) for item in [*fixed, None] for seed in seeds]
-    return [
-        Cell(candidate=item, seed=seed, digest=_cell_digest(bench, item, seed))
-        for item, seed in pairs
-    ]
-
-
-def _best_masks(searched: Sequence[Candidate]) -> list[Candidate]:
-    """Return a mask of each method that searched: its best one; controls go with the agent's."""
-    agents = [item for item in searched if is_agent(item.name)]
-    chosen = choose(agents).seed if agents else None
-    best: dict[str, Candidate] = {}
-    for item in searched:
-        of_agent = is_agent(item.name) or item.name.endswith(CONTROL_SUFFIX)
-        seed = chosen if of_agent else item.seed
-        rank, known = (item.search_accuracy, -item.seed), best.get(item.name)
-        if item.seed == seed and (known is None or rank > (known.search_accuracy, -known.seed)):
-            best[item.name] = item
-    return list(best.values())
-
-
-def _searched(
-    candidates: Sequence[Candidate], rank: Callable[[Sequence[float]], float] = statistics.mean
-) -> set[str]:
-    """Return the names of the rows with a search of their own, or the agent's, to fine-tune.
-
-    Args:
-        candidates: of all methods.
-        rank: by which the search baselines are ordered, of the search accuracies of their masks.
-    """
-    controls = {f"{criterion}{CONTROL_SUFFIX}" for criterion in CONTROL_CRITERIA}
-    found = {item.name for item in candidates if searches(item.name)}
-    best = {*ranked(candidates, found, rank)[:BEST_SEARCHES]}
-    return {item.name for item in candidates if is_agent(item.name)} | controls | best
-
-
-def _cell_digest(bench: Bench, candidate: Candidate | None, seed: int) -> str:
-    """Name a fine-tune by all that decides its result: mask, seed, recipe."""
-    mask = bench.target.graph.dense_mask() if candidate is None else candidate.mask
-    words = json.dumps([mask.digest(), seed, bench.recipe_record()], sort_keys=True)
-    return hashlib.sha256(words.encode()).hexdigest()[:16]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What the evaluations and fine-tunes of a comparison take, one job after the other.
@@ -404,6 +295,7 @@ def _finish(
     rows = _measure(bench, outcome.candidates, cells, folder, console)
     recalibrated: Metric = "test_accuracy_recalibrated"
     details = {
+        "plan_rules": RULES,
         "proxy_rank_correlation": proxy_correlation(rows),
         "stage_one_verdict": list(judge(rows, recalibrated, repaired=outcome.repaired)),
     }

@@ -56,6 +56,9 @@ class CompareConfig(MethodOptions, SearchOptions, PruningOptions, NetworkConfig)
         PruningOptions.check(self)
         SearchOptions.check(self)
         check_wall(self.self_competition, self.round_to)
+        if not self.methods and not self.agent:
+            msg = "methods names none and no-agent leaves the agent out: nothing is left to compare"
+            raise ConfigError(msg)
         if self.policy is not None and not self.agent:
             msg = f"the policy {self.policy} is for the agent, which no-agent leaves out: drop one"
             raise ConfigError(msg)

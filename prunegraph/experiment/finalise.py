@@ -36,6 +36,7 @@ from prunegraph.experiment.verdict import (
     MethodRow,
     Metric,
     column,
+    each_cell_once,
     judge,
     mean_by_name,
     pruned_rows,
@@ -257,7 +258,8 @@ def make_report(
 
 def finetuned_mean(rows: Sequence[MethodRow], digest: str) -> float | None:
     """Return the mean accuracy of the fine-tunes of the pruned network; None if there is none."""
-    values = column(pruned_rows(rows, digest), "test_accuracy_finetuned")
+    own = each_cell_once(pruned_rows(rows, digest))
+    values = column(own, "test_accuracy_finetuned")
     return float(np.mean(values)) if values else None
 
 

@@ -13,6 +13,7 @@ from prunegraph.experiment.pretrain import train_network
 from prunegraph.experiment.setup import Target, place
 from prunegraph.models import build_model
 from prunegraph.pruning.artefacts import MASK_FILE, PrunedInfo, load_pruned, save_pruned
+from prunegraph.pruning.state import parameter_digest
 from prunegraph.types import KeepMask
 
 
@@ -75,6 +76,7 @@ def finetune_mask(
         console=console,
         teacher=target.model if bench.options.distill else None,
         events=events,
+        name=f"{parameter_digest(target.model)} {mask.digest()}",
     )
     save_pruned(directory, model=model, mask=mask, graph=target.graph, info=pruned_info(target))
     checkpoint.unlink(missing_ok=True)

@@ -99,8 +99,17 @@ class RunFolder:
             useless = True
             raise
         finally:
+            useless = useless and not self._holds_work()
             if held and not existed and (useless or not self.file(CONFIG_FILE).exists()):
                 shutil.rmtree(self.path, ignore_errors=True)
+
+    def _holds_work(self) -> bool:
+        """Return whether a report or a checkpoint is in the folder, or in one below it."""
+        return any(
+            path.name == REPORT_FILE or (path.parent.name == WORK_FOLDER and path.name != LOCK_FILE)
+            for path in self.path.rglob("*")
+            if path.is_file()
+        )
 
     def finish(self) -> None:
         """Remove what only an interrupted run needs, in the folders of further networks too."""

@@ -35,6 +35,7 @@ from prunegraph.pruners.start import NUM_STARTS, rank_starts
 from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.evaluation import model_device, place_images
 from prunegraph.pruning.recalibration import measuring_batch_norm
+from prunegraph.pruning.state import parameter_digest
 from prunegraph.pruning.statistics import measure_by
 from prunegraph.pruning.surgery import apply_mask
 from prunegraph.reading import checked, read_json
@@ -44,7 +45,7 @@ from prunegraph.types import Budget, KeepMask, Outcome
 Loss = Callable[[nn.Module, Any], Tensor]
 """Of a network on a batch, summed over its samples."""
 
-SCORES = {"reconstruct": bool, "scores": dict[str, float]}
+SCORES = {"reconstruct": bool, "scores": dict[str, float], "search": dict[str, Any]}
 """What a checkpoint keeps beside the agent."""
 
 LAST = 2
@@ -67,6 +68,7 @@ class OwnEvaluator:
         score: of a network, higher = better.
         recalibrate: sends a network forward in training mode of its batch norms.
         compensation: changes the weights that stay; None = they stay as they are.
+        identity: JSON values that name the search whose scores ``save`` and ``load`` keep.
 
     Attributes:
         num_networks: pruned networks run so far.
@@ -80,8 +82,10 @@ class OwnEvaluator:
         score: Callable[[nn.Module], float],
         recalibrate: Callable[[nn.Module], None],
         compensation: Compensation | None = None,
+        identity: Mapping[str, Any] | None = None,
     ) -> None:
         self._model, self._graph = model, graph
+        self._identity = dict(identity or {})
         self._score, self._recalibrate = score, recalibrate
         self._compensation = compensation
         self.num_networks = 0
@@ -115,7 +119,9 @@ class OwnEvaluator:
     def save(self, path: Path) -> None:
         """Write what was found, so that an interrupted search runs no network again."""
         scores = {pack_bits(mask.keep): found.accuracy for mask, found in self.found.items()}
-        write_json(path, {"reconstruct": self._compensation is not None, "scores": scores})
+        reconstruct = self._compensation is not None
+        content = {"reconstruct": reconstruct, "scores": scores, "search": self._identity}
+        write_json(path, content)
 
     def load(self, path: Path) -> None:
         """Go on with what ``save`` wrote.
@@ -130,6 +136,11 @@ class OwnEvaluator:
                 "that again, or another checkpoint"
             )
             raise ArtefactError(msg)
+        for name, value in self._identity.items():
+            theirs = content["search"].get(name)
+            if theirs != value:
+                msg = f"{path} is of a search with {name} {theirs}, not {value}: give another one"
+                raise ArtefactError(msg)
         for bits, score in content["scores"].items():
             try:
                 mask = self._graph.mask(unpack_bits(bits, self._graph.num_classes))
@@ -200,7 +211,8 @@ def search(
         policy: search on from a trained one; see ``prune``.
         seed: of the search.
         checkpoint: ``.safetensors`` file, with a JSON beside it, from which an interrupted search
-            goes on.
+            goes on. Of another network, budget or seed it is refused; what ``evaluate`` and
+            ``loss`` measure it cannot tell: give a changed one another file.
         progress: called after each update with its record: ``networks``, ``accuracy`` (the mean
             score), ``best_accuracy``, ...
 
@@ -232,6 +244,12 @@ def search(
         evaluate,
         recalibrate=lambda network: _recalibrate(network, batches, loss),
         compensation=_compensation(dense, graph, batches, loss) if reconstruct else None,
+        identity={
+            "network": parameter_digest(dense),
+            "budget": budget.as_dict(),
+            "seed": seed,
+            "attention": attention,
+        },
     )
     statistics = dict(measure_by(dense, graph, batches, loss))
     scores_file = None if checkpoint is None else Path(checkpoint).with_suffix(".json")

@@ -45,6 +45,14 @@ class SearchEvaluator(MaskEvaluator, Protocol):
         """Return the outcomes of masks on all search images."""
         ...
 
+    def known(self) -> list[Outcome]:
+        """Return the outcomes of masks on subsets that hold all search images."""
+        ...
+
+    def remember(self, outcomes: Sequence[Outcome]) -> None:
+        """Know such outcomes, which an earlier start has run and counted."""
+        ...
+
 
 class PooledEvaluator:
     """Scores masks as an ``Evaluator`` does, on the workers of a pool.
@@ -98,6 +106,26 @@ class PooledEvaluator:
         """Return the outcomes of masks on all search images, run at once."""
         with ThreadPoolExecutor(max(len(masks), 1)) as threads:
             return list(threads.map(self.evaluate, masks))
+
+    def known(self) -> list[Outcome]:
+        """Return the outcomes of masks on subsets that hold all search images."""
+        return [
+            found.result()
+            for (_, images), found in self._cache.items()
+            if images == self._all_images and found.done()
+        ]
+
+    def remember(self, outcomes: Sequence[Outcome]) -> None:
+        """Know such outcomes, which an earlier start has run and counted."""
+        for outcome in outcomes:
+            found: Future[Outcome] = Future()
+            found.set_result(outcome)
+            self._cache[outcome.digest, self._all_images] = found
+
+    @property
+    def _all_images(self) -> bytes:
+        positions: bytes = self.draw_subset(len(self._evaluator.search), 0).numpy().tobytes()
+        return positions
 
     def draw_subset(self, size: int, seed: int) -> Tensor:
         """Return positions of random search images, fixed by ``seed``."""

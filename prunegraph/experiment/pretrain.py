@@ -252,6 +252,7 @@ def train_network(
     teacher: nn.Module | None = None,
     subnets: Subnets | None = None,
     events: Path | None = None,
+    name: str | None = None,
 ) -> FinetuneResult:
     """Train or fine-tune a network in place, with progress; an interrupted one resumes.
 
@@ -266,6 +267,7 @@ def train_network(
         teacher: network whose outputs are learned too.
         subnets: parts of the network of which every step trains one.
         events: folder for TensorBoard's curve of the loss, or None.
+        name: tells the network from others in the checkpoint (``finetune``).
     """
     ranks = current_ranks()
     if ranks is not None:
@@ -292,6 +294,7 @@ def train_network(
             progress=lambda done, _, loss, __: tell(done, loss),
             ranks=ranks,
             subnets=subnets,
+            name=name,
         )
 
 

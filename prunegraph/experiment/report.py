@@ -245,6 +245,7 @@ PARTS: dict[str, Any] = {
     "agreement": dict[str, dict[str, float]],
     "versions": dict[str, str],
     "dense_widths": dict[str, int],
+    "plan_rules": int,
     "stage_one_verdict": list[str | None],
     "proxy_rank_correlation": float,
     "decision": {"start": str, "share": float, "divergence": dict[str, float]},

@@ -1,7 +1,7 @@
 """Search with the agent: train its policy on pruned networks, choose a mask for each network."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,9 @@ from prunegraph.experiment.pool import Pool, PooledEvaluator, SearchEvaluator, n
 from prunegraph.experiment.search_clock import SearchClock
 from prunegraph.experiment.suit import first_context, suit_benches
 from prunegraph.graph.encode import to_pyg
+from prunegraph.reading import checked
 from prunegraph.rewards import unpack_bits
-from prunegraph.types import Budget, FloatArray, KeepMask
+from prunegraph.types import Budget, FloatArray, KeepMask, Outcome
 
 FINALISTS = 8
 """Masks that are scored on the whole search split at the end of a search, at the least."""
@@ -261,6 +262,7 @@ def _train(
             threads=len(tables) > 1,
             initial=initial,
             checkpoint=folder.checkpoint(f"search-{label}.safetensors"),
+            memory=_Memory(tables[0].evaluators),
             tensorboard=folder.file(f"events/{label}"),
             progress=partial(_show, report, clock, evaluators),
         )
@@ -297,6 +299,27 @@ class _Table:
 
     tasks: list[PruningTask]
     evaluators: list[SearchEvaluator]
+
+
+@dataclass(frozen=True, eq=False)
+class _Memory:
+    """Outcomes on subsets that hold all search images: their masks are not run again.
+
+    Args:
+        evaluators: one for each network.
+    """
+
+    evaluators: Sequence[SearchEvaluator]
+
+    def state(self) -> list[list[dict[str, Any]]]:
+        """Return them as JSON values."""
+        return [[asdict(found) for found in item.known()] for item in self.evaluators]
+
+    def restore(self, state: Any) -> None:
+        """Know them again."""
+        known = checked(state, list[list[Outcome]], "its memory")
+        for evaluator, outcomes in zip(self.evaluators, known, strict=True):
+            evaluator.remember(outcomes)
 
 
 def _tables(benches: Sequence[Bench], config: AgentConfig, pool: Pool | None) -> list[_Table]:

@@ -240,13 +240,19 @@ def proxy_correlation(rows: Sequence[MethodRow]) -> float | None:
     return float(spearmanr(means[:, 0], means[:, 1]).statistic)
 
 
+def each_cell_once(rows: Sequence[MethodRow]) -> list[MethodRow]:
+    """Return the rows without those whose fine-tune another one before them shares."""
+    cells = {row.cell or f"none {number}": number for number, row in reversed([*enumerate(rows)])}
+    return [rows[number] for number in sorted(cells.values())]
+
+
 def proxy_points(rows: Sequence[MethodRow]) -> Float64Array:
     """Return ``[masks, 2]`` search accuracy and test accuracy after fine-tuning of every mask.
 
     Means over its fine-tuning seeds; the dense control is left out.
     """
     points: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
+    for row in each_cell_once(rows):
         if row.test_accuracy_finetuned is not None and row.name != DENSE:
             pair = (row.search_accuracy, row.test_accuracy_finetuned)
             points.setdefault(row.digest, []).append(pair)

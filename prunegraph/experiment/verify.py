@@ -3,17 +3,16 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from prunegraph.errors import ArtefactError, ConfigError
+from prunegraph.experiment.agent_rows import agent_rows
 from prunegraph.experiment.agreement import agreements
-from prunegraph.experiment.baselines import searches
 from prunegraph.experiment.bench import DENSE_FILE, Bench
-from prunegraph.experiment.candidates import MASKS_FILE, Candidate, read_masks
-from prunegraph.experiment.compare import METRIC, plan_cells, seeds_of, wanted
+from prunegraph.experiment.candidates import MASKS_FILE, choose, read_masks
+from prunegraph.experiment.compare import wanted
 from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.config import (
     ApplyConfig,
@@ -26,6 +25,7 @@ from prunegraph.experiment.finish import load_finetuned
 from prunegraph.experiment.folder import CONFIG_FILE, REPORT_FILE, RunFolder, existing_run
 from prunegraph.experiment.options import load_config, read_yaml
 from prunegraph.experiment.page import HISTORY_FILE
+from prunegraph.experiment.plan_check import Check, candidates_of, check_plan
 from prunegraph.experiment.report import machine, read_report, read_rows
 from prunegraph.experiment.setup import load_target, num_cores
 from prunegraph.experiment.tools_config import VerifyConfig
@@ -34,10 +34,10 @@ from prunegraph.experiment.verdict import (
     DENSE,
     MethodRow,
     Metric,
-    is_agent,
     judge,
     mean_by_name,
     proxy_correlation,
+    pruned_rows,
 )
 from prunegraph.graph import StructureGraph
 from prunegraph.pruning.artefacts import WEIGHTS_FILE
@@ -60,30 +60,6 @@ their answers are less certain. Between one thread and two, 8 images of 10,000 w
 
 MAX_OTHER_SHARE = 0.02
 """On another machine, criteria that are measured may rank this share of the channels otherwise."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One figure of a report, and what was found.
-
-    Attributes:
-        name: where the figure stands in the report.
-        reported: what the report says.
-        found: what was measured or recomputed.
-        tolerance: largest difference that is no difference.
-    """
-
-    name: str
-    reported: Any
-    found: Any
-    tolerance: float = 0.0
-
-    @property
-    def holds(self) -> bool:
-        """Whether the report is right."""
-        if isinstance(self.reported, float) and isinstance(self.found, float):
-            return abs(self.reported - self.found) <= self.tolerance
-        return bool(self.reported == self.found)
 
 
 def verify_run(config: VerifyConfig, console: Console) -> dict[str, Any]:
@@ -168,6 +144,8 @@ def _check_member(
             checks += judge_of.row(row)
             report(number, row.name)
     mask = masks[content["pruned"]["mask_digest"]]
+    chosen = choose(candidates_of(rows, masks)).mask.digest()
+    checks.append(Check(name="pruned.mask_digest", reported=mask.digest(), found=chosen))
     checks += _check_summary(content, rows, bench.target.graph, mask, member)
     checks += _check_agreement(content, bench, masks)
     prefix = "" if member is folder else f"{member.path.name}: "
@@ -220,9 +198,9 @@ def _check_options(
     run = bench.options
     expected: set[str] = set()
     if isinstance(run, TrainConfig):
-        expected = {*baseline_names(run)}
+        expected = {*baseline_names(run), *agent_rows(run, controls=run.baselines != "none")}
     elif isinstance(run, CompareConfig):
-        expected = {*wanted(run)}
+        expected = {*wanted(run), *(agent_rows(run) if run.agent else ())}
     found = {
         "arch": bench.target.arch,
         "seed": bench.seed,
@@ -234,62 +212,6 @@ def _check_options(
     return [
         *(Check(name=name, reported=content.get(name), found=found[name]) for name in found),
         Check(name="methods that are missing", reported=missing, found=[]),
-    ]
-
-
-def check_plan(
-    bench: Bench,
-    config: CompareConfig,
-    content: Mapping[str, Any],
-    rows: Sequence[MethodRow],
-    masks: Mapping[str, KeepMask],
-) -> list[Check]:
-    """Check that a comparison holds all searches and exactly the fine-tunes that its rules ask for.
-
-    A fine-tune that is left out or counted twice would change means and verdict.
-    """
-    candidates = {
-        (row.name, row.seed): Candidate(
-            name=row.name,
-            seed=row.seed,
-            mask=masks[row.digest],
-            networks_evaluated=row.networks_evaluated,
-            search_accuracy=row.search_accuracy,
-        )
-        for row in rows
-        if row.name != DENSE
-    }
-    planned = plan_cells(bench, list(candidates.values()), config)
-    expected = [
-        (c.name, c.seed if c.candidate is None else c.candidate.seed, c.seed, c.folder)
-        for c in planned
-    ]
-    trained = bench.recipe().epochs > 0
-    found = [(r.name, r.seed, r.finetune_seed, r.cell) for r in rows if r.cell is not None]
-    searched = {row.name for row in rows if searches(row.name) or is_agent(row.name)}
-    seeds = {name: sorted({row.seed for row in rows if row.name == name}) for name in searched}
-    weights = [
-        digest
-        for name, digest in content["files"].items()
-        if name.startswith("cells/") and name.endswith(f"/{WEIGHTS_FILE}")
-    ]
-    return [
-        Check(name="fine-tunes", reported=sorted(found), found=sorted(expected)),
-        *(
-            Check(name=f"seeds of {name}", reported=own, found=seeds_of(config))
-            for name, own in sorted(seeds.items())
-        ),
-        Check(
-            name="cells with the same weights",
-            reported=(len(weights) - len({*weights})) * trained,
-            found=0,
-        ),
-        Check(
-            name="verdict_metric",
-            reported=content["verdict_metric"],
-            found=METRIC if trained else "test_accuracy_recalibrated",
-        ),
-        Check(name="stage_one_verdict", reported="stage_one_verdict" in content, found=True),
     ]
 
 
@@ -384,7 +306,8 @@ def _check_summary(
     """Check what a report says beside its rows, by recomputing it from them."""
     metric: Metric = content["verdict_metric"]
     verdict, reason = judge(rows, metric, repaired=content["repaired"])
-    own = next((row for row in rows if row.digest == mask.digest() and row.cell is not None), None)
+    own_rows = pruned_rows(rows, mask.digest())
+    own = next((row for row in own_rows if row.cell is not None), None)
     dense = next((row for row in rows if row.name == DENSE), None)
     if own is None or dense is None:
         what = "dense" if dense is None else "the pruned network's"

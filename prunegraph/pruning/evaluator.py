@@ -153,6 +153,16 @@ class Evaluator:
         """Return whether ``evaluate`` would run no network."""
         return (mask.digest(), _subset_digest(self._narrow(subset))) in self._cache
 
+    def known(self) -> list[Outcome]:
+        """Return the outcomes of masks on all search images."""
+        images = _subset_digest(None)
+        return [found for (_, subset), found in self._cache.items() if subset == images]
+
+    def remember(self, outcomes: Sequence[Outcome]) -> None:
+        """Know outcomes on all search images, which an earlier start has run and counted."""
+        for outcome in outcomes:
+            self._cache[outcome.digest, _subset_digest(None)] = outcome
+
     def draw_subset(self, size: int, seed: int) -> Tensor:
         """Return ``[size]`` sorted random positions in the search split, fixed by ``seed``."""
         generator = torch.Generator().manual_seed(seed)

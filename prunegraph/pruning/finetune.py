@@ -126,6 +126,7 @@ def finetune(
     progress: Progress | None = None,
     ranks: Ranks | None = None,
     subnets: Subnets | None = None,
+    name: str | None = None,
 ) -> FinetuneResult:
     """Train a network in place and leave it in eval mode.
 
@@ -145,6 +146,8 @@ def finetune(
             writes the checkpoint. Dropout draws anew in each.
         subnets: every step trains another of these parts of the network; at the end the whole
             one's batch norm is recalibrated on ``NUM_RECALIBRATION`` images.
+        name: tells the network from others in the checkpoint; default: a digest of its weights,
+            which another number of threads may change in their last digits if they were computed.
 
     Returns:
         Losses and times.
@@ -164,7 +167,7 @@ def finetune(
     if (teacher is None) != (config.distill_weight == 0.0):
         msg = f"distill_weight={config.distill_weight} needs a teacher, and a teacher a weight > 0"
         raise ConfigError(msg)
-    run = _Training(model, train, config, seed, teacher, ranks, subnets)
+    run = _Training(model, train, config, seed, teacher, ranks, subnets, name)
     writes = ranks is None or ranks.first
     if checkpoint is not None and writes and checkpoint.exists():
         run.restore(checkpoint)
@@ -214,6 +217,7 @@ class _Training:
         teacher: nn.Module | None,
         ranks: Ranks | None,
         subnets: Subnets | None,
+        name: str | None,
     ) -> None:
         self.model = model
         self.ranks = ranks
@@ -242,7 +246,7 @@ class _Training:
             "config": asdict(config),
             "seed": seed,
             "images": train.fingerprint(),
-            "network": parameter_digest(unwrap(model)),
+            "network": name or parameter_digest(unwrap(model)),
             "teacher": None if teacher is None else parameter_digest(teacher),
             "subnets": None if subnets is None else subnets.digest(),
         }

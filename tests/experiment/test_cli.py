@@ -8,6 +8,7 @@ import torch
 
 from prunegraph.errors import ConfigError
 from prunegraph.experiment import cli, overview
+from prunegraph.experiment.compare_config import ComparisonsConfig
 from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.tools_config import InspectConfig, VerifyConfig
 
@@ -153,6 +154,17 @@ def test_config_file_may_leave_out_what_the_command_line_gives(tmp_path: Path) -
     path.write_text("threads: 2\n")
     config = cli.parse(VerifyConfig, [f"--config={path}", "somewhere"])
     assert config == VerifyConfig(run=Path("somewhere"), threads=2, config=path)
+
+
+@pytest.mark.parametrize(("written", "word"), [(False, "--no-agent"), (False, "--agent")])
+def test_a_switch_may_repeat_or_turn_what_the_file_of_options_says(
+    written: bool, word: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "options.yaml"
+    path.write_text(json.dumps({"agent": written}))
+    config = cli.parse(ComparisonsConfig, ["--config", str(path), word])
+    assert isinstance(config, ComparisonsConfig)
+    assert config.agent == (word == "--agent")
 
 
 def test_a_broken_pipe_is_no_error() -> None:

@@ -112,6 +112,12 @@ def test_a_search_that_was_interrupted_goes_on(task: Any, tmp_path: Path) -> Non
     assert again.report == whole.report
     with pytest.raises(ArtefactError, match="of a search with reconstruct=True: give that again"):
         pg.search(model, example, checkpoint=path, reconstruct=False, **options)
+    with pytest.raises(ArtefactError, match="of a search with budget"):
+        pg.search(model, example, checkpoint=path, **{**options, "keep_macs": 0.6})
+    with torch.no_grad():
+        next(model.parameters()).mul_(2.0)
+    with pytest.raises(ArtefactError, match="of a search with network"):
+        pg.search(model, example, checkpoint=path, **options)
 
 
 def test_a_search_ends_where_there_are_no_more_masks() -> None:

@@ -7,6 +7,7 @@ from scipy.stats import spearmanr
 from prunegraph.experiment.verdict import (
     MethodRow,
     column,
+    each_cell_once,
     judge,
     mean_by_name,
     proxy_correlation,
@@ -200,3 +201,12 @@ def test_of_rows_with_one_mask_the_agents_are_the_pruned_networks() -> None:
     assert [item.name for item in pruned_rows(found, "a")] == ["agent/best"]
     assert [item.name for item in pruned_rows(found[::2], "a")] == ["cem"]
     assert pruned_rows(found, "b") == []
+
+
+def test_a_fine_tune_that_two_methods_share_counts_once() -> None:
+    found = [
+        dataclasses.replace(row(name, 0, 0.5, 0.5, tuned), cell=cell)
+        for name, tuned, cell in (("cem", 0.9, "x"), ("amc", 0.9, "x"), ("cem", 0.7, "y"))
+    ]
+    untuned = row("cem", 1, 0.5, 0.5)
+    assert each_cell_once([*found, untuned, untuned]) == [found[0], found[2], untuned, untuned]

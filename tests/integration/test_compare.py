@@ -15,6 +15,7 @@ from prunegraph.experiment import compare, finish
 from prunegraph.experiment.baselines import SEARCHES, TORCH_PRUNING, heuristics
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import MASKS_FILE, Candidate, CandidateStore, read_masks
+from prunegraph.experiment.cells import _best_masks, _searched, plan_cells
 from prunegraph.experiment.cli import main
 from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.console import Console
@@ -172,7 +173,7 @@ def test_only_the_best_baseline_is_finetuned_beside_the_agent_if_asked_for(
     best = max({item.name for item in of_methods}, key=lambda name: mean_of(of_methods, name))
     for count in (None, 3):
         chosen = replace(options, finetune_seeds=count)
-        cells = compare.plan_cells(bench, candidates, chosen)
+        cells = plan_cells(bench, candidates, chosen)
         assert {cell.name for cell in cells} == {"agent/best", best, "dense"}
         assert len(cells) == 3 * (count or options.seeds)
     plan, whole = (
@@ -199,12 +200,10 @@ def test_the_two_best_searches_are_finetuned() -> None:
         )
 
     rows = [row("cem", 0, 0.7), row("cem", 1, 0.5), row("random_search", 0, 0.4)]
-    assert {"cem", "random_search"} < compare._searched(rows)
+    assert {"cem", "random_search"} < _searched(rows)
     more = [*rows, row("netadapt", 0, 0.55), row("amc", 0, 0.65), row("agent/best", 0, 0.1)]
-    assert compare._searched(more) == {
-        *("agent/best", "amc", "cem", "l1/at_widths", "random/at_widths")
-    }
-    assert {"sampler", "amc"} < compare._searched([*more, row("sampler", 0, 0.9)])
+    assert _searched(more) == {*("agent/best", "amc", "cem", "l1/at_widths", "random/at_widths")}
+    assert {"sampler", "amc"} < _searched([*more, row("sampler", 0, 0.9)])
 
 
 def test_methods_are_named_alone_or_together() -> None:
@@ -343,9 +342,21 @@ def judge_by_another_metric(content: dict[str, Any]) -> None:
     content["verdict_metric"] = "test_accuracy_recalibrated"
 
 
+def leave_the_start_out(content: dict[str, Any]) -> None:
+    content["methods"] = [row for row in content["methods"] if row["name"] != "untrained"]
+
+
+def show_a_rival(content: dict[str, Any]) -> None:
+    """Call a baseline's network that of the run."""
+    rival = next(row for row in content["methods"] if row["name"] == "cem" and row["cell"])
+    content["pruned"]["mask_digest"] = rival["digest"]
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
+        (leave_the_start_out, "methods that are missing is reported as ['untrained']"),
+        (show_a_rival, "pruned.mask_digest is reported"),
         (count_one_twice, "fine-tunes is reported"),
         (leave_one_out, "seeds of cem is reported"),
         (rename_the_network, "arch is reported as resnet110"),
@@ -378,11 +389,14 @@ def test_the_search_with_the_best_mask_is_finetuned_where_masks_are_compared() -
         ]
 
     found = [*rows("cem", 0.6, 0.6), *rows("random_search", 0.55, 0.55), *rows("amc", 0.9, 0.1)]
-    assert {"cem", "random_search"} <= compare._searched(found)
-    assert {"amc", "cem"} <= compare._searched(found, max)
-    assert [
-        (item.name, item.seed) for item in compare._best_masks([*rows("agent/best", 0.7), *found])
-    ] == [("agent/best", 0), ("cem", 0), ("random_search", 0), ("amc", 0)]
+    assert {"cem", "random_search"} <= _searched(found)
+    assert {"amc", "cem"} <= _searched(found, max)
+    assert [(item.name, item.seed) for item in _best_masks([*rows("agent/best", 0.7), *found])] == [
+        ("agent/best", 0),
+        ("cem", 0),
+        ("random_search", 0),
+        ("amc", 0),
+    ]
 
 
 def test_a_run_goes_on_elsewhere_without_the_weights_of_its_finished_cells(

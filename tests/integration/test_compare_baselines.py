@@ -12,6 +12,7 @@ from prunegraph.errors import ConfigError
 from prunegraph.experiment import compare
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import Candidate, choose
+from prunegraph.experiment.cells import RULES, plan_cells
 from prunegraph.experiment.cli import main
 from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.setup import load_target
@@ -94,10 +95,10 @@ def candidate(name: str, seed: int, accuracy: float) -> Candidate:
     )
 
 
-def planned(weights: Path, found: list[Candidate], **more: Any) -> set[str]:
+def planned(weights: Path, found: list[Candidate], rules: int = RULES, **more: Any) -> set[str]:
     options = CompareConfig(weights=weights, seeds=3, finetune_epochs=1, **more)
     bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
-    cells = compare.plan_cells(bench, found, options)
+    cells = plan_cells(bench, found, options, rules)
     assert len(cells) == len({(cell.name, cell.seed) for cell in cells})
     return {cell.name for cell in cells}
 
@@ -122,6 +123,7 @@ def test_the_start_of_the_search_is_finetuned_if_no_baseline_is_better(
     ]
     names = planned(weights, found, finetune_best=best)
     assert names == {"agent/best", "untrained", "dense"} | (set() if best else {"cem"})
+    assert planned(weights, found, rules=1, finetune_best=best) == {"agent/best", "cem", "dense"}
     worse = [*found[:6], candidate("untrained", 0, 0.5)]
     assert planned(weights, worse, finetune_best=best) == {"agent/best", "cem", "dense"}
 
@@ -133,6 +135,18 @@ def test_the_best_baseline_is_the_best_on_average() -> None:
     assert choose(found).name == "agent/best"
     steady = [candidate("cem", seed, 0.7) for seed in (2, 1)]
     assert choose([*steady, candidate("l1/uniform", 0, 0.6)]).seed == 1
+
+
+def test_of_equal_heuristics_older_reports_fine_tuned_the_last(weights: Path) -> None:
+    found = [candidate("agent/best", 0, 0.9), candidate("cem", 0, 0.8)]
+    found += [candidate(f"{name}/uniform", 0, 0.7) for name in ("l2", "lamp")]
+    tuned = [planned(weights, found, rules) & {"l2/uniform", "lamp/uniform"} for rules in (1, 2)]
+    assert tuned == [{"lamp/uniform"}, {"l2/uniform"}]
+
+
+def test_nothing_to_compare_is_refused() -> None:
+    with pytest.raises(ConfigError, match="nothing is left to compare"):
+        CompareConfig(agent=False, methods=())
 
 
 def test_a_policy_without_an_agent_is_refused(tmp_path: Path) -> None:

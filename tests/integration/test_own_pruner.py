@@ -11,6 +11,7 @@ PRUNERS = '''
 import numpy as np
 
 from prunegraph.pruning.problem import PrunerResult
+from prunegraph.types import Budget
 
 
 class Mine:
@@ -51,6 +52,22 @@ class Odd:
 
 class Nothing:
     pass
+
+
+class Needy:
+    def __init__(self, setting):
+        pass
+
+
+class Misspelt:
+    def prune(self, problem):
+        return problem.statistics["l3"]
+
+
+class Unreachable:
+    def prune(self, problem):
+        scores = np.zeros(problem.graph.num_classes, dtype=np.float32)
+        return PrunerResult(mask=problem.graph.project(scores, Budget(keep_macs=0.001)))
 '''
 
 
@@ -99,6 +116,9 @@ def test_a_file_of_options_does_not_run_it_by_itself(
         ("Odd", "returned KeepMask, not a PrunerResult"),
         ("Nothing", "which has no method prune"),
         ("Absent", "has no callable 'Absent'; it has: Mine, Greedy, Glutton, Odd, Nothing"),
+        ("Needy", "failed: TypeError: Needy.__init__() missing 1 required positional argument"),
+        ("Misspelt", "no statistic 'l3'; there are"),
+        ("Unreachable", "keep_macs=0.001 cannot be met"),
     ],
 )
 def test_what_breaks_the_rules_ends_in_one_line(
@@ -108,3 +128,8 @@ def test_what_breaks_the_rules_ends_in_one_line(
     captured = capsys.readouterr().err
     assert message in captured
     assert captured.count("\n") == 1
+
+
+def test_a_failing_pruner_leaves_what_was_finished(module: str, weights: Path) -> None:
+    assert main([*words(weights, "cem", f"{module}:Unreachable"), "--workers", "1"]) == 2
+    assert json.loads(Path("run/checkpoints/candidates.json").read_text())

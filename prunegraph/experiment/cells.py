@@ -1,0 +1,145 @@
+"""Which masks a comparison fine-tunes, chosen by search accuracy."""
+
+import hashlib
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from prunegraph.experiment.baselines import (
+    CONTROL_CRITERIA,
+    TORCH_PRUNING,
+    heuristics,
+    searches,
+)
+from prunegraph.experiment.bench import Bench
+from prunegraph.experiment.candidates import Candidate, best_rival, choose, ranked
+from prunegraph.experiment.compare_config import CompareConfig
+from prunegraph.experiment.verdict import (
+    CONTROL_SUFFIX,
+    DENSE,
+    is_agent,
+    is_baseline,
+    is_control,
+)
+
+RULES = 2
+"""Version of the rules by which fine-tunes are chosen: ``verify`` knows those of older reports."""
+
+ALWAYS = ("l1/uniform", "taylor/per_mac")
+"""Heuristics that are fine-tuned whatever their search accuracy."""
+
+BEST_SEARCHES = 2
+"""So many of the baselines that search are fine-tuned."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Cell:
+    """A fine-tune of stage 2.
+
+    Attributes:
+        candidate: the row; None = the dense control.
+        seed: of the fine-tune.
+        digest: name of its folder.
+    """
+
+    candidate: Candidate | None
+    seed: int
+    digest: str
+
+    @property
+    def name(self) -> str:
+        """The method's name."""
+        return DENSE if self.candidate is None else self.candidate.name
+
+    @property
+    def folder(self) -> str:
+        """The folder's path in the run folder."""
+        return f"cells/{self.digest}"
+
+
+def finetune_seeds_of(config: CompareConfig) -> list[int]:
+    """Return the seeds of the fine-tunes of a mask that needed no search."""
+    return [config.seed + number for number in range(config.finetune_seeds or config.seeds)]
+
+
+def plan_cells(
+    bench: Bench, candidates: Sequence[Candidate], config: CompareConfig, rules: int = RULES
+) -> list[Cell]:
+    """Return the fine-tunes of stage 2, chosen by search accuracy.
+
+    Eight rows and the dense control: the agent; L1 and random at its widths; the two searches
+    among the baselines that are best on average; L1 uniform; Taylor per MAC; the best
+    other heuristic. A method that searched is fine-tuned with the seed of its search, a
+    deterministic one with every seed. With ``finetune_seeds`` the best mask of each is, with every
+    one; L1 and random at the widths of the agent's best. With ``finetune_best`` it is the agent and
+    the best baseline alone. What the agent must beat is always among the rows: without an agent the
+    best baseline; the policy that the search began with, where that is better than all of them.
+
+    Args:
+        bench: the network.
+        candidates: of all methods.
+        config: which of them.
+        rules: by those of version 1 only baselines are rivals, and the last of equal heuristics
+            is fine-tuned.
+    """
+    seeds = finetune_seeds_of(config)
+    rivals = [item for item in candidates if rules > 1 or is_baseline(item.name)]
+    best = best_rival(rivals)
+    if config.finetune_best:
+        candidates = [item for item in candidates if is_agent(item.name) or item.name == best]
+    names = _searched(candidates, max if config.finetune_seeds else statistics.mean)
+    if searches(best) and rules > 1:
+        names.add(best)
+    others = [item for item in candidates if item.name in (*heuristics(), *TORCH_PRUNING)]
+    searched = [item for item in candidates if item.name in names]
+    fixed = [item for item in others if item.name in ALWAYS]
+    fixed += [item for item in candidates if item.name == best and is_control(best)]
+    rest = [item for item in others if item.name not in ALWAYS]
+    if rest:
+        by_name = sorted(rest, key=lambda item: item.name, reverse=rules == 1)
+        fixed.append(max(by_name, key=lambda item: item.search_accuracy))
+    if config.finetune_seeds is not None:
+        fixed, searched = [*_best_masks(searched), *fixed], []
+    pairs: list[tuple[Candidate | None, int]] = [(item, item.seed) for item in searched]
+    pairs += [(item, seed) for item in [*fixed, None] for seed in seeds]
+    return [
+        Cell(candidate=item, seed=seed, digest=_cell_digest(bench, item, seed))
+        for item, seed in pairs
+    ]
+
+
+def _best_masks(searched: Sequence[Candidate]) -> list[Candidate]:
+    """Return a mask of each method that searched: its best one; controls go with the agent's."""
+    agents = [item for item in searched if is_agent(item.name)]
+    chosen = choose(agents).seed if agents else None
+    best: dict[str, Candidate] = {}
+    for item in searched:
+        of_agent = is_agent(item.name) or item.name.endswith(CONTROL_SUFFIX)
+        seed = chosen if of_agent else item.seed
+        rank, known = (item.search_accuracy, -item.seed), best.get(item.name)
+        if item.seed == seed and (known is None or rank > (known.search_accuracy, -known.seed)):
+            best[item.name] = item
+    return list(best.values())
+
+
+def _searched(
+    candidates: Sequence[Candidate], rank: Callable[[Sequence[float]], float] = statistics.mean
+) -> set[str]:
+    """Return the names of the rows with a search of their own, or the agent's, to fine-tune.
+
+    Args:
+        candidates: of all methods.
+        rank: by which the search baselines are ordered, of the search accuracies of their masks.
+    """
+    controls = {f"{criterion}{CONTROL_SUFFIX}" for criterion in CONTROL_CRITERIA}
+    found = {item.name for item in candidates if searches(item.name)}
+    best = {*ranked(candidates, found, rank)[:BEST_SEARCHES]}
+    return {item.name for item in candidates if is_agent(item.name)} | controls | best
+
+
+def _cell_digest(bench: Bench, candidate: Candidate | None, seed: int) -> str:
+    """Name a fine-tune by all that decides its result: mask, seed, recipe."""
+    mask = bench.target.graph.dense_mask() if candidate is None else candidate.mask
+    words = json.dumps([mask.digest(), seed, bench.recipe_record()], sort_keys=True)
+    return hashlib.sha256(words.encode()).hexdigest()[:16]

@@ -1,0 +1,102 @@
+"""Whether a comparison holds what its rules ask for, no search and no fine-tune more or less."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prunegraph.experiment.baselines import searches
+from prunegraph.experiment.bench import Bench
+from prunegraph.experiment.candidates import Candidate
+from prunegraph.experiment.cells import plan_cells
+from prunegraph.experiment.compare import METRIC, seeds_of
+from prunegraph.experiment.compare_config import CompareConfig
+from prunegraph.experiment.verdict import DENSE, MethodRow, is_agent
+from prunegraph.pruning.artefacts import WEIGHTS_FILE
+from prunegraph.types import KeepMask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One figure of a report, and what was found.
+
+    Attributes:
+        name: where the figure stands in the report.
+        reported: what the report says.
+        found: what was measured or recomputed.
+        tolerance: largest difference that is no difference.
+    """
+
+    name: str
+    reported: Any
+    found: Any
+    tolerance: float = 0.0
+
+    @property
+    def holds(self) -> bool:
+        """Whether the report is right."""
+        if isinstance(self.reported, float) and isinstance(self.found, float):
+            return abs(self.reported - self.found) <= self.tolerance
+        return bool(self.reported == self.found)
+
+
+def check_plan(
+    bench: Bench,
+    config: CompareConfig,
+    content: Mapping[str, Any],
+    rows: Sequence[MethodRow],
+    masks: Mapping[str, KeepMask],
+) -> list[Check]:
+    """Check that a comparison holds all searches and exactly the fine-tunes that its rules ask for.
+
+    A fine-tune that is left out or counted twice would change means and verdict.
+    """
+    candidates = candidates_of(rows, masks)
+    rules = content.get("plan_rules", 1)
+    planned = plan_cells(bench, candidates, config, rules)
+    expected = [
+        (c.name, c.seed if c.candidate is None else c.candidate.seed, c.seed, c.folder)
+        for c in planned
+    ]
+    trained = bench.recipe().epochs > 0
+    found = [(r.name, r.seed, r.finetune_seed, r.cell) for r in rows if r.cell is not None]
+    searched = {row.name for row in rows if searches(row.name) or is_agent(row.name)}
+    seeds = {name: sorted({row.seed for row in rows if row.name == name}) for name in searched}
+    weights = [
+        digest
+        for name, digest in content["files"].items()
+        if name.startswith("cells/") and name.endswith(f"/{WEIGHTS_FILE}")
+    ]
+    return [
+        Check(name="fine-tunes", reported=sorted(found), found=sorted(expected)),
+        *(
+            Check(name=f"seeds of {name}", reported=own, found=seeds_of(config))
+            for name, own in sorted(seeds.items())
+        ),
+        Check(
+            name="cells with the same weights",
+            reported=(len(weights) - len({*weights})) * trained,
+            found=0,
+        ),
+        Check(
+            name="verdict_metric",
+            reported=content["verdict_metric"],
+            found=METRIC if trained else "test_accuracy_recalibrated",
+        ),
+        Check(name="stage_one_verdict", reported="stage_one_verdict" in content, found=True),
+    ]
+
+
+def candidates_of(rows: Sequence[MethodRow], masks: Mapping[str, KeepMask]) -> list[Candidate]:
+    """Return what a report's rows say that methods chose, each once."""
+    found = {
+        (row.name, row.seed): Candidate(
+            name=row.name,
+            seed=row.seed,
+            mask=masks[row.digest],
+            networks_evaluated=row.networks_evaluated,
+            search_accuracy=row.search_accuracy,
+        )
+        for row in rows
+        if row.name != DENSE
+    }
+    return list(found.values())

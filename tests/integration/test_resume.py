@@ -1,0 +1,122 @@
+"""Runs that go on after an interruption where something could differ: all images, threads."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunegraph.experiment import search
+from prunegraph.experiment.bench import Bench
+from prunegraph.experiment.cli import main
+from prunegraph.experiment.compare_config import CompareConfig
+from prunegraph.experiment.console import Console
+from prunegraph.experiment.folder import RunFolder
+from prunegraph.experiment.jobs import Jobs, make_workplace
+from prunegraph.experiment.search import SearchRun
+from prunegraph.experiment.setup import load_target
+from prunegraph.pruning.finetune import _Training
+
+
+class Stop(Exception):
+    """Ends a search between two updates."""
+
+
+def searched(
+    options: CompareConfig, folder: RunFolder, stop_at: int | None, patch: pytest.MonkeyPatch
+) -> SearchRun:
+    """Search as ``compare`` does, and stop after an update."""
+    target = load_target(options, options.budget())
+    place = make_workplace(options, [target], [folder], Console(json_only=True))
+    show, updates = search._show, []
+
+    def counted(*arguments: Any) -> None:
+        show(*arguments)
+        updates.append(arguments)
+        if len(updates) == stop_at:
+            raise Stop
+
+    patch.setattr(search, "_show", counted)
+    with Jobs(options, place) as jobs:
+        return search.search(
+            place.benches,
+            options,
+            name="agent/best",
+            seed=0,
+            folder=folder,
+            console=place.console,
+            pool=jobs._pool(),
+        )
+
+
+@pytest.mark.parametrize("workers", [None, 2])
+def test_masks_that_come_again_after_a_resume_are_not_counted_twice(
+    workers: int | None, weights: Path, tmp_path: Path
+) -> None:
+    options = CompareConfig(
+        weights=weights,
+        networks=79,
+        update_size=4,
+        imagined_steps=2,
+        calibration_images=64,
+        amortise_steps=0,
+        keep_macs=0.3,
+        threads=1,
+        workers=workers,
+    )
+    assert (
+        len(
+            Bench(
+                target=load_target(options, options.budget()), options=options, seed=0
+            ).target.dataset.search
+        )
+        < 1500
+    )  # an update scores on all of them
+    cut = RunFolder(path=tmp_path / "cut")
+    with pytest.MonkeyPatch.context() as patch:
+        whole = searched(options, RunFolder(path=tmp_path / "whole"), None, patch)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        searched(options, cut, 10, patch)
+    with pytest.MonkeyPatch.context() as patch:
+        again = searched(options, cut, None, patch)
+    assert whole.networks_evaluated == again.networks_evaluated
+    assert list(whole.history) == list(again.history)
+    assert whole.candidates[0].mask == again.candidates[0].mask
+
+
+def test_an_interrupted_fine_tune_goes_on_with_other_threads(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["apply", "--policy", "resnet-cifar", "--weights", str(weights)]
+    words += [
+        "--calibration-images",
+        "64",
+        "--finetune-epochs",
+        "3",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    train_epoch, epochs = _Training.train_epoch, []
+
+    def counted(self: _Training) -> None:
+        epochs.append(self.seed)
+        if len(epochs) == 3:
+            raise KeyboardInterrupt
+        train_epoch(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Training, "train_epoch", counted)
+        assert main([*words, "--threads", "1"]) == 130
+        assert main([*words, "--threads", "2", "--workers", "1"]) == 0
+    assert len(epochs) == 2 + 1 + 1 + 3  # the dense network's three come after the pruned one's
+    capsys.readouterr()
+
+
+def test_a_limit_that_takes_nothing_away_is_verified(weights: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["apply", "--policy", "resnet-cifar", "--weights", str(weights), "--out", str(run)]
+    words += ["--calibration-images", "64", "--finetune-epochs", "1", "--threads", "1"]
+    assert main([*words, "--max-memory", "100000000"]) == 0
+    report = json.loads((run / "report.json").read_text())
+    assert report["pruned"]["macs"] == report["dense"]["macs"]
+    assert main(["verify", str(run), "--threads", "1"]) == 0
