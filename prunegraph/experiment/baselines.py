@@ -5,6 +5,7 @@ import dataclasses
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import cast
 
 from prunegraph.errors import ConfigError, PruneGraphError
@@ -215,12 +216,19 @@ def _as_one_line(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
+        frames = traceback.extract_tb(error.__traceback__)
+        theirs = [item for item in frames if not _is_library(Path(item.filename))]
+        place = (theirs or frames)[-1]
         what = " ".join(str(error).split())
         msg = f"{name} failed: {type(error).__name__}: {what} ({place.filename}:{place.lineno})"
         if isinstance(error, PruneGraphError):
             msg = f"{name}: {what}"
         raise ConfigError(msg) from error
+
+
+def _is_library(path: Path) -> bool:
+    """Return whether a file is of this package or of an installed one."""
+    return Path(__file__).parents[1] in path.parents or "site-packages" in path.parts
 
 
 def _checked(result: object, problem: PruningProblem) -> PrunerResult:

@@ -120,12 +120,13 @@ def ranked(
     return sorted(accuracies, key=lambda name: (-rank(accuracies[name]), name))
 
 
-def best_rival(candidates: Sequence[Candidate]) -> str:
+def best_rival(candidates: Sequence[Candidate]) -> str | None:
     """Return what the agent must beat: the best search accuracy, on average over its searches.
 
     Of a baseline, or of the policy that the search began with, as in the verdict.
     """
-    return ranked(candidates, {item.name for item in candidates if is_rival(item.name)})[0]
+    rivals = {item.name for item in candidates if is_rival(item.name)}
+    return next(iter(ranked(candidates, rivals)), None)
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate:

@@ -89,12 +89,12 @@ def plan_cells(
     if config.finetune_best:
         candidates = [item for item in candidates if is_agent(item.name) or item.name == best]
     names = _searched(candidates, max if config.finetune_seeds else statistics.mean)
-    if searches(best) and rules > 1:
+    if best is not None and searches(best) and rules > 1:
         names.add(best)
     others = [item for item in candidates if item.name in (*heuristics(), *TORCH_PRUNING)]
     searched = [item for item in candidates if item.name in names]
     fixed = [item for item in others if item.name in ALWAYS]
-    fixed += [item for item in candidates if item.name == best and is_control(best)]
+    fixed += [item for item in candidates if item.name == best and is_control(item.name)]
     rest = [item for item in others if item.name not in ALWAYS]
     if rest:
         by_name = sorted(rest, key=lambda item: item.name, reverse=rules == 1)

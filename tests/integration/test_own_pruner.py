@@ -118,6 +118,7 @@ def test_a_file_of_options_does_not_run_it_by_itself(
         ("Absent", "has no callable 'Absent'; it has: Mine, Greedy, Glutton, Odd, Nothing"),
         ("Needy", "failed: TypeError: Needy.__init__() missing 1 required positional argument"),
         ("Misspelt", "no statistic 'l3'; there are"),
+        ("Misspelt", ".py:55)"),
         ("Unreachable", "keep_macs=0.001 cannot be met"),
     ],
 )
