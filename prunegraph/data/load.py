@@ -70,7 +70,8 @@ def load_dataset(
         DataError: anything about the name, the files or the options that cannot be used.
     """
     if name not in NORMALISATION:
-        msg = f"unknown data set {name!r}; known: {', '.join(NORMALISATION)}"
+        known = ", ".join(NORMALISATION)
+        msg = f"unknown data set {name!r}; known: {known}, or package.module:function"
         raise DataError(msg)
     data_dir = None if data_dir is None else Path(data_dir)
     normalisation = _normalisation(name, mean, std)

@@ -209,7 +209,7 @@ def _check_typed(config: CommonConfig, path: Path, words: list[str]) -> None:
         ConfigError: the command line does not name it.
     """
     typed = {word.rpartition("=")[2] for word in words}
-    for option in ("arch", "methods"):
+    for option in ("arch", "dataset", "methods"):
         named = getattr(config, option, None) or ()
         for name in (named,) if isinstance(named, str) else named:
             check_trusted(name, name if name in typed else None, path, option)

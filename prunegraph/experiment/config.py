@@ -66,8 +66,8 @@ class DataConfig(CommonConfig):
     """Which images.
 
     Attributes:
-        dataset: digits, cifar10, cifar100, imagenet, or folder; default: what the weights' JSON
-            names, else digits.
+        dataset: digits, cifar10, cifar100, imagenet, folder, or package.module:function, your own;
+            default: what the weights' JSON names, else digits.
         data_dir: folder or tar that holds the data set.
         image_size: side to which images are scaled; default: what the weights' JSON names, else the
             data set's own.

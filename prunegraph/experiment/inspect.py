@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prunegraph.data import load_dataset
 from prunegraph.experiment.checks import check_one_run
+from prunegraph.experiment.config import DataConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.group_plot import draw_groups
 from prunegraph.experiment.plots import save_figure
@@ -18,13 +19,15 @@ from prunegraph.experiment.setup import (
     build_dense,
     check_network,
     check_trusted,
+    named_dataset,
+    own_dataset,
     resolve_arch,
     resolve_device,
     trained_size,
 )
 from prunegraph.experiment.tools_config import InspectConfig
 from prunegraph.graph import StructureGraph, analyse
-from prunegraph.models import build_model, load_weights, weights_info
+from prunegraph.models import build_model, is_factory, load_weights, weights_info
 from prunegraph.pruning.artefacts import artefact_paths, load_pruned, read_info
 from prunegraph.types import KeepMask
 
@@ -73,7 +76,7 @@ def _analyse(config: InspectConfig) -> Inspected:
     """Build the network that the options name and analyse it."""
     info = weights_info(config.weights) if config.weights else None
     arch = resolve_arch(config.arch, config.weights, info)
-    dataset = config.dataset or (info.dataset if info else None)
+    dataset = named_dataset(config.dataset, config.weights, info)
     image_shape, num_classes = _input_of(config, arch, dataset, trained_size(config, info))
     device = resolve_device(config.device)
     model = build_model(arch, num_classes=num_classes, image_shape=image_shape)
@@ -113,7 +116,10 @@ def _input_of(
     if dataset in KNOWN_INPUTS and config.data_dir is None:
         (channels, height, width), num_classes = KNOWN_INPUTS[dataset]
     else:
-        images = load_dataset(dataset, data_dir=config.data_dir, image_size=side)
+        if is_factory(dataset):
+            images = own_dataset(dataset, DataConfig(data_dir=config.data_dir), None)
+        else:
+            images = load_dataset(dataset, data_dir=config.data_dir, image_size=side)
         (channels, height, width), num_classes = images.image_shape, images.num_classes
     if side is not None:
         height = width = side

@@ -64,7 +64,7 @@ def run_pretrain(config: PretrainConfig, console: Console) -> dict[str, Any]:
         image_size=trained_size(config, info),
         no_flip=never_flipped(config, info),
     )
-    dataset = load_images(config, info)
+    dataset = load_images(config, info, config.weights)
     out = _weights_path(config.out, arch, dataset)
     if config.weights is not None and out.resolve() == config.weights.resolve():
         msg = f"{out} would take the place of --weights: give another --out"

@@ -10,11 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunegraph.data import load_dataset
-from prunegraph.errors import ArtefactError, ConfigError, ModelError
+from prunegraph.data import Images, from_images, load_dataset
+from prunegraph.errors import ArtefactError, ConfigError, DataError, ModelError
 from prunegraph.experiment.config import DataConfig, NetworkConfig, PruningOptions
 from prunegraph.graph import StructureGraph, analyse
-from prunegraph.models import WeightsInfo, build_model, is_factory, load_weights, weights_info
+from prunegraph.models import (
+    WeightsInfo,
+    build_model,
+    find_factory,
+    is_factory,
+    load_weights,
+    weights_info,
+)
 from prunegraph.pruning.artefacts import PrunedInfo
 from prunegraph.pruning.evaluation import place_model
 from prunegraph.pruning.surgery import apply_mask
@@ -154,7 +161,21 @@ def check_trusted(name: str, given: str | None, path: Path, option: str = "arch"
         raise ConfigError(msg)
 
 
-def load_images(config: DataConfig, info: WeightsInfo | None) -> Dataset:
+def named_dataset(given: str | None, weights: Path | None, info: WeightsInfo | None) -> str | None:
+    """Return the data set that the options or the JSON beside the weights name.
+
+    Raises:
+        ConfigError: the JSON alone names it, and it is code.
+    """
+    if given is None and weights is not None and info is not None and info.dataset is not None:
+        check_trusted(info.dataset, None, weights.with_suffix(".json"), "dataset")
+        return info.dataset
+    return given
+
+
+def load_images(
+    config: DataConfig, info: WeightsInfo | None, weights: Path | None = None
+) -> Dataset:
     """Load the data set, normalised and scaled as the weights' JSON says.
 
     Raises:
@@ -166,7 +187,9 @@ def load_images(config: DataConfig, info: WeightsInfo | None) -> Dataset:
             flag = f"--{key.replace('_', '-')} {info.extra[key]}"
             msg = f"the weights were trained on another cut of the train images: give {flag}"
             raise ConfigError(msg)
-    name = config.dataset or (info.dataset if info else None) or DEFAULT_DATASET
+    name = named_dataset(config.dataset, weights, info) or DEFAULT_DATASET
+    if is_factory(name):
+        return own_dataset(name, config, info)
     if name == DEFAULT_DATASET and config.threads is None:
         torch.set_num_threads(1)  # sharing such small work among threads only slows it down
     return load_dataset(
@@ -178,6 +201,46 @@ def load_images(config: DataConfig, info: WeightsInfo | None) -> Dataset:
         mean=info.mean if info else None,
         std=info.std if info else None,
         flip=not never_flipped(config, info),
+    )
+
+
+def own_dataset(name: str, config: DataConfig, info: WeightsInfo | None) -> Dataset:
+    """Return the data set that the user's own function makes.
+
+    Args:
+        name: ``package.module:function``, which is run.
+        config: how it is cut.
+        info: what the JSON beside the weights says.
+
+    Raises:
+        PruneGraphError: there is no such function, or what it makes cannot be used.
+    """
+    given = {
+        "data_dir": config.data_dir,
+        "image_size": config.image_size,
+        "no_flip": config.no_flip,
+    }
+    useless = [option for option, value in given.items() if value]
+    if useless:
+        msg = f"{name} reads and augments its images itself: leave {useless[0]} away"
+        raise ConfigError(msg)
+    factory = find_factory(name)
+    try:
+        images = factory()
+    except Exception as error:  # a user's function may fail in any way
+        reason = " ".join(str(error).split())
+        msg = f"{name} failed: {type(error).__name__}: {reason}"
+        raise DataError(msg) from error
+    if not isinstance(images, Images):
+        msg = f"{name} returned {type(images).__name__}, not prunegraph.data.Images"
+        raise DataError(msg)
+    return from_images(
+        name,
+        images,
+        search_share=config.search_share,
+        seed=config.split_seed,
+        mean=info.mean if info else None,
+        std=info.std if info else None,
     )
 
 
@@ -213,7 +276,7 @@ def load_target(config: NetworkConfig, budget: Budget | None = None) -> Target:
     device = resolve_device(config.device)
     info = weights_info(config.weights) if config.weights else None
     arch = resolve_arch(config.arch, config.weights, info)
-    dataset = load_images(config, info)
+    dataset = load_images(config, info, config.weights)
     pretrain_epochs = _pretrain_epochs(config, arch, dataset)
     model = build_network(arch, dataset, config.seed)
     if config.weights is not None:

@@ -92,10 +92,13 @@ class VerifyConfig(CommonConfig):
     Attributes:
         run: run folder of ``train``, ``apply`` or ``compare``.
         data_dir: where the data set lies now, if not where the run found it.
+        dataset: the name of its data set, if that is package.module:function: it is code that is
+            run.
         arch: the names of its networks that are package.module:factory: they are code that is run.
     """
 
     command: ClassVar[str] = "verify"
     run: Annotated[Path, tyro.conf.Positional]
     data_dir: Path | None = None
+    dataset: str | None = None
     arch: tuple[str, ...] = ()

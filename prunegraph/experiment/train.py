@@ -135,7 +135,7 @@ def check_networks(targets: Sequence[Target], options: SearchOptions, budget: Bu
 def run_name(targets: Sequence[Target], budget: Budget) -> str:
     """Return the default name of a run's folder."""
     names = "+".join(slug(target.arch) for target in targets)
-    return f"{names}-{targets[0].dataset.name}-{budget_name(budget)}"
+    return f"{names}-{slug(targets[0].dataset.name)}-{budget_name(budget)}"
 
 
 def budget_name(budget: Budget) -> str:

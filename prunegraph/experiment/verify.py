@@ -27,7 +27,7 @@ from prunegraph.experiment.options import load_config, read_yaml
 from prunegraph.experiment.page import HISTORY_FILE
 from prunegraph.experiment.plan_check import Check, candidates_of, check_plan
 from prunegraph.experiment.report import machine, read_report, read_rows
-from prunegraph.experiment.setup import load_target, num_cores
+from prunegraph.experiment.setup import check_trusted, load_target, num_cores
 from prunegraph.experiment.tools_config import VerifyConfig
 from prunegraph.experiment.train import baseline_names
 from prunegraph.experiment.verdict import (
@@ -161,6 +161,7 @@ def _rebuild(
         msg = f"{folder.path} is a run of {command!r}; verify takes {', '.join(KINDS)}"
         raise ConfigError(msg)
     run = load_config(KINDS[command], folder.file(CONFIG_FILE))
+    check_trusted(content["dataset"], config.dataset, member.file(REPORT_FILE), "dataset")
     network = NetworkConfig(
         device=config.device,
         threads=torch.get_num_threads(),
