@@ -3,6 +3,7 @@
 Loading torch takes seconds; an interruption in that time must not end in a traceback either.
 """
 
+import contextlib
 import importlib
 import os
 import signal
@@ -23,7 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     text = answer(words)
     if text is not None:
-        sys.stdout.write(text)
+        with contextlib.suppress(BrokenPipeError):  # `prunegraph | head -1`
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            return 0
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGINT, _leave) if in_main_thread else None

@@ -46,3 +46,9 @@ def test_ctrl_c_while_loading_gives_one_line(command: str) -> None:
 def test_unknown_names_raise() -> None:
     with pytest.raises(AttributeError, match="no attribute 'prunee'"):
         _ = prunegraph.prunee
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    command = f"{sys.executable} -u -m prunegraph | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

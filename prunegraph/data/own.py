@@ -81,6 +81,7 @@ class ItemSource:
         self.ends = list(itertools.accumulate(len(part) for part in parts))
         self.image_shape = self._shape(0)
         self.labels = torch.cat([_labels(part) for part in parts])
+        self._check_samples()
         lowest, highest = int(self.labels.min()), int(self.labels.max())
         self.num_classes = highest + 1 if num_classes is None else num_classes
         if lowest < 0 or highest >= self.num_classes:
@@ -96,8 +97,8 @@ class ItemSource:
         if augment is not None and self.augment is not None:
             drawn = int(torch.randint(2**62, (1,), generator=augment))
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(drawn)
-                images = [self.augment(image) for image in images]
+                torch.default_generator.manual_seed(drawn)  # of the CPU alone
+                images = [self.augment(image.clone()) for image in images]
         odd = next((image.shape for image in images if image.shape != self.image_shape), None)
         if odd is not None:
             msg = f"images have shape {list(self.image_shape)}, one has {list(odd)}"
@@ -112,16 +113,40 @@ class ItemSource:
         if self._fingerprint is None:
             digest = hashlib.sha256(f"{self.image_shape} {self.num_classes} {self.ends}".encode())
             digest.update(self.labels.numpy().tobytes())
-            for start, end in itertools.pairwise([0, *self.ends]):
-                for position in sorted({start, (start + end) // 2, end - 1}):
-                    digest.update(self._image(position).float().numpy().tobytes())
+            for position in self._samples():
+                digest.update(self._image(position).float().numpy().tobytes())
             self._fingerprint = digest.hexdigest()[:16]
         return self._fingerprint
 
-    def _image(self, position: int) -> Tensor:
+    def _samples(self) -> list[int]:
+        """Return the first, the middle and the last position of each part."""
+        ends = itertools.pairwise([0, *self.ends])
+        return [
+            position
+            for start, end in ends
+            for position in sorted({start, (start + end) // 2, end - 1})
+        ]
+
+    def _check_samples(self) -> None:
+        for position in self._samples():
+            item, again = self._item(position), self._item(position)
+            if not torch.equal(_image(item), _image(again)):
+                msg = (
+                    "an image differs from one reading to the next: give images without "
+                    "augmentation, and that as augment="
+                )
+                raise DataError(msg)
+            if _label(item) != int(self.labels[position]):
+                msg = f"targets says {int(self.labels[position])} where an item has {_label(item)}"
+                raise DataError(msg)
+
+    def _item(self, position: int) -> Any:
         number = bisect.bisect_right(self.ends, position)
         part = self.parts[number]
-        return _image(part[position - self.ends[number] + len(part)])
+        return part[position - self.ends[number] + len(part)]
+
+    def _image(self, position: int) -> Tensor:
+        return _image(self._item(position))
 
     def _shape(self, position: int) -> tuple[int, int, int]:
         channels, height, width = self._image(position).shape
@@ -166,9 +191,12 @@ def from_images(
         raise DataError(msg) from error
     channels = source.image_shape[0]
     own = (
-        tuple(images.mean or (0.0,) * channels),
-        tuple(images.std or (1.0,) * channels),
+        (0.0,) * channels if images.mean is None else tuple(map(float, images.mean)),
+        (1.0,) * channels if images.std is None else tuple(map(float, images.std)),
     )
+    if {len(values) for values in own} != {channels}:
+        msg = f"{name}: mean and std {own} have not a value for each of {channels} channels"
+        raise DataError(msg)
     theirs = (own[0] if mean is None else tuple(mean), own[1] if std is None else tuple(std))
     if theirs != own:
         msg = f"{name} has mean and std {own}, the weights were trained with {theirs}"
@@ -206,11 +234,29 @@ def _kind(image: Any) -> str:
 def _labels(part: Items) -> Tensor:
     """Return the class numbers ``[n]`` of some items."""
     known = getattr(part, "targets", None)
-    if known is None or len(known) != len(part):
+    if known is None:
         known = [_label(part[position]) for position in range(len(part))]
-    return torch.as_tensor(known).long().flatten()
+    labels = _numbers(known)
+    if labels is None or labels.shape != (len(part),):
+        shape = "" if labels is None else f" {list(labels.shape)}"
+        msg = f"targets{shape} are no class numbers [{len(part)}]"
+        raise DataError(msg)
+    return labels
 
 
 def _label(item: Any) -> int:
     _image(item)
-    return int(item[1])
+    label = _numbers(item[1])
+    if label is None or label.dim():
+        msg = f"a class is {item[1]!r:.60}, not a number from 0 up"
+        raise DataError(msg)
+    return int(label)
+
+
+def _numbers(values: Any) -> Tensor | None:
+    """Return whole numbers as a tensor; None if they are none."""
+    try:
+        found = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return None if found.is_floating_point() or found.is_complex() else found.long()

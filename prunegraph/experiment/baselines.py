@@ -1,14 +1,14 @@
 """The rows that the agent is compared with, each chosen on its own count of networks."""
 
-import contextlib
+import copy
 import dataclasses
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
-from prunegraph.errors import ConfigError, PruneGraphError
+import torch
+
+from prunegraph.errors import ConfigError
 from prunegraph.experiment.amc import AmcSearch
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import Candidate, CandidateStore, add_found
@@ -18,6 +18,7 @@ from prunegraph.experiment.folder import slug
 from prunegraph.experiment.jobs import Batch, Workplace
 from prunegraph.experiment.options import suggest
 from prunegraph.experiment.search import search_job
+from prunegraph.experiment.users_code import as_one_line
 from prunegraph.experiment.verdict import SAMPLER
 from prunegraph.graph import StructureGraph
 from prunegraph.models import find_factory, is_factory
@@ -78,7 +79,7 @@ def make_baseline(name: str) -> Pruner:
     if not is_factory(name):
         return BASELINES[name]()
     factory = find_factory(name)
-    with _as_one_line(name):
+    with as_one_line(name):
         pruner = factory()
     if not callable(getattr(pruner, "prune", None)):
         msg = f"{name} returned {type(pruner).__name__}, which has no method prune(problem)"
@@ -195,11 +196,7 @@ def run_pruner(
         log=log,
         progress=None if progress is None else lambda done, _: progress(done),
     )
-    if is_factory(name):
-        with _as_one_line(name):
-            result = _checked(pruner.prune(problem), problem)
-    else:
-        result = pruner.prune(problem)
+    result = _run_own(pruner, problem, name) if is_factory(name) else pruner.prune(problem)
     return Candidate(
         name=name,
         seed=seed,
@@ -210,37 +207,35 @@ def run_pruner(
     )
 
 
-@contextlib.contextmanager
-def _as_one_line(name: str) -> Iterator[None]:
-    """Turn whatever fails in the user's pruner into a ConfigError that says where."""
-    try:
-        yield
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        theirs = [item for item in frames if not _is_library(Path(item.filename))]
-        place = (theirs or frames)[-1]
-        what = " ".join(str(error).split())
-        msg = f"{name} failed: {type(error).__name__}: {what} ({place.filename}:{place.lineno})"
-        if isinstance(error, PruneGraphError):
-            msg = f"{name}: {what}"
-        raise ConfigError(msg) from error
+def _run_own(pruner: Pruner, problem: PruningProblem, name: str) -> PrunerResult:
+    """Return what the user's pruner chose, with the networks that it ran.
 
+    Raises:
+        ConfigError: it failed, or broke the rules that all methods keep.
+    """
+    before, progress = copy.deepcopy(problem.model.state_dict()), problem.progress
 
-def _is_library(path: Path) -> bool:
-    """Return whether a file is of this package or of an installed one."""
-    return Path(__file__).parents[1] in path.parents or "site-packages" in path.parts
+    def report(networks: int) -> None:
+        if progress is not None:
+            progress(networks, problem.max_networks)
+
+    with as_one_line(name), problem.evaluator.watched(report):
+        result = _checked(pruner.prune(problem), problem)
+        after = problem.model.eval().state_dict()
+        if not all(torch.equal(before[key], value) for key, value in after.items()):
+            msg = "prune changed problem.model (its weights or statistics): work on a copy of it"
+            raise ConfigError(msg)
+        return result
 
 
 def _checked(result: object, problem: PruningProblem) -> PrunerResult:
-    """Return what the user's pruner chose, with the networks that it really ran.
-
-    Raises:
-        ConfigError: it broke the rules that all methods keep.
-    """
-    networks, graph = problem.evaluator.num_networks, problem.graph
+    """Return a user's result, its networks counted, if the rules were kept."""
+    graph = problem.graph
     if not isinstance(result, PrunerResult):
         msg = f"prune returned {type(result).__name__}, not a PrunerResult"
-    elif networks > problem.max_networks:
+        raise ConfigError(msg)
+    networks = max(result.networks_evaluated, problem.evaluator.num_networks)
+    if networks > problem.max_networks:
         msg = f"prune ran {networks} networks where {problem.max_networks} are allowed"
     elif not graph.fits(graph.mask(result.mask.keep), problem.budget):
         msg = "prune chose a mask that is over the budget: return problem.project(scores)"

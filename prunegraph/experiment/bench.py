@@ -76,7 +76,10 @@ class Bench:
         """Measured arrays ``[N]`` by name, those that run no pruned network."""
         target = self.target
         train, device = target.dataset.train, target.device
-        return measure(target.model, target.graph, train, seed=self.seed, device=device).arrays
+        found = measure(target.model, target.graph, train, seed=self.seed, device=device).arrays
+        for values in found.values():  # all methods read them
+            values.flags.writeable = False
+        return found
 
     @cached_property
     def lazy_statistics(self) -> LazyStatistics:

@@ -123,6 +123,21 @@ class OwnEvaluator:
         content = {"reconstruct": reconstruct, "scores": scores, "search": self._identity}
         write_json(path, content)
 
+    def resume(self, checkpoint: Path) -> Path:
+        """Go on with what is known beside the agent's checkpoint; return where it is kept.
+
+        Raises:
+            ArtefactError: the checkpoint is damaged, or of another network or search.
+        """
+        path = checkpoint.with_suffix(".json")
+        if path.is_file():
+            self.load(path)
+        elif checkpoint.is_file():
+            msg = f"{checkpoint} has lost {path.name}, which names its search: give another one"
+            raise ArtefactError(msg)
+        self.save(path)  # before the agent's, which does not name the search
+        return path
+
     def load(self, path: Path) -> None:
         """Go on with what ``save`` wrote.
 
@@ -252,9 +267,7 @@ def search(
         },
     )
     statistics = dict(measure_by(dense, graph, batches, loss))
-    scores_file = None if checkpoint is None else Path(checkpoint).with_suffix(".json")
-    if scores_file is not None and scores_file.is_file():
-        evaluator.load(scores_file)
+    scores_file = None if checkpoint is None else evaluator.resume(Path(checkpoint))
     ranks = rank_starts(evaluator.badness, graph, statistics, budget) if "start" in names else ()
     starting = features_by_start(graph, statistics, budget, names, ranks)
     features = next(iter(starting.values()))

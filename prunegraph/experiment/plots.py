@@ -67,6 +67,9 @@ STYLE: dict[Any, Any] = {
 WIDTH = 3.4
 """Inches of a figure: as wide as a phone's page, so that its letters keep their size there."""
 
+LONGEST_NAME = 36
+"""Letters of a method's name in a figure."""
+
 MOST_METHODS = 20
 """Methods whose accuracies are drawn, the best on the search split."""
 
@@ -295,7 +298,7 @@ def _methods(findings: Findings) -> Plot | None:
             if known:
                 spread = np.std(known, ddof=1) if len(known) > 1 else None
                 axes.errorbar(np.mean(known), place, xerr=spread, **mark(_kind(name), filled))
-    names = [DENSE, *(name for name, _ in groups)]
+    names = [DENSE, *(_end(name) for name, _ in groups)]
     axes.set_yticks(range(len(names)), names, fontsize=SMALL)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params("y", length=0)
@@ -312,6 +315,11 @@ def _methods(findings: Findings) -> Plot | None:
         text=f"Dot plot of test accuracies after recalibration. {'; '.join(words)}; "
         f"dense {percent(dense['test_accuracy'])}.",
     )
+
+
+def _end(name: str) -> str:
+    """Return a method's name, of a long one its end."""
+    return name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}"
 
 
 def _widths(findings: Findings) -> Plot:

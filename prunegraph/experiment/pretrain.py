@@ -26,6 +26,7 @@ from prunegraph.experiment.setup import (
     check_training,
     check_weights_file,
     load_images,
+    named_dataset,
     never_flipped,
     resolve_arch,
     resolve_device,
@@ -34,7 +35,7 @@ from prunegraph.experiment.setup import (
 from prunegraph.files import locked, remove_temporaries, temporaries_of
 from prunegraph.graph import analyse
 from prunegraph.graph.features import prior_scores
-from prunegraph.models import WeightsInfo, load_weights, save_weights, weights_info
+from prunegraph.models import WeightsInfo, is_factory, load_weights, save_weights, weights_info
 from prunegraph.pruning.evaluation import evaluate, model_device
 from prunegraph.pruning.finetune import FinetuneConfig, FinetuneResult, finetune
 from prunegraph.pruning.ranks import current_ranks
@@ -59,10 +60,11 @@ def run_pretrain(config: PretrainConfig, console: Console) -> dict[str, Any]:
         check_weights_file(config.weights)
         info = weights_info(config.weights)
     arch = resolve_arch(config.arch, config.weights, info)
+    name = named_dataset(config.dataset, config.weights, info) or DEFAULT_DATASET
     config = dataclasses.replace(  # what the weights were trained with belongs to the new ones too
         config,
         image_size=trained_size(config, info),
-        no_flip=never_flipped(config, info),
+        no_flip=config.no_flip or (not is_factory(name) and never_flipped(config, info)),
     )
     dataset = load_images(config, info, config.weights)
     out = _weights_path(config.out, arch, dataset)
@@ -216,7 +218,7 @@ def _finished(
 
 def _weights_path(out: Path | None, arch: str, dataset: Dataset) -> Path:
     """Return the file to write."""
-    path = RUNS / f"{slug(arch)}-{dataset.name}" if out is None else out
+    path = RUNS / f"{slug(arch)}-{slug(dataset.name)}" if out is None else out
     if path.suffix != ".safetensors":
         path = path.with_name(f"{path.name}.safetensors")
     return path

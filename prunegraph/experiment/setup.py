@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from prunegraph.data import Images, from_images, load_dataset
 from prunegraph.errors import ArtefactError, ConfigError, DataError, ModelError
 from prunegraph.experiment.config import DataConfig, NetworkConfig, PruningOptions
+from prunegraph.experiment.users_code import as_one_line
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.models import (
     WeightsInfo,
@@ -225,23 +226,19 @@ def own_dataset(name: str, config: DataConfig, info: WeightsInfo | None) -> Data
         msg = f"{name} reads and augments its images itself: leave {useless[0]} away"
         raise ConfigError(msg)
     factory = find_factory(name)
-    try:
+    with as_one_line(name):
         images = factory()
-    except Exception as error:  # a user's function may fail in any way
-        reason = " ".join(str(error).split())
-        msg = f"{name} failed: {type(error).__name__}: {reason}"
-        raise DataError(msg) from error
-    if not isinstance(images, Images):
-        msg = f"{name} returned {type(images).__name__}, not prunegraph.data.Images"
-        raise DataError(msg)
-    return from_images(
-        name,
-        images,
-        search_share=config.search_share,
-        seed=config.split_seed,
-        mean=info.mean if info else None,
-        std=info.std if info else None,
-    )
+        if not isinstance(images, Images):
+            msg = f"it returned {type(images).__name__}, not prunegraph.data.Images"
+            raise DataError(msg)
+        return from_images(
+            name,
+            images,
+            search_share=config.search_share,
+            seed=config.split_seed,
+            mean=info.mean if info else None,
+            std=info.std if info else None,
+        )
 
 
 def build_network(arch: str, dataset: Dataset, seed: int) -> nn.Module:

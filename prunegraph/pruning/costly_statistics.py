@@ -95,6 +95,7 @@ class LazyStatistics(Mapping[str, FloatArray]):
                 msg = f"no statistic {name!r}; there are {', '.join(self)}"
                 raise KeyError(msg)
             self._costly[name] = self.measure(name)
+            self._costly[name].flags.writeable = False  # all methods read it
         return self._costly[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -27,6 +27,14 @@ class Recorded:
         return self.items[position]
 
 
+class Drifting(Recorded):
+    """Items that are augmented when they are read."""
+
+    def __getitem__(self, position: int) -> tuple[Any, Any]:
+        image, label = super().__getitem__(position)
+        return image + len(self.read), label
+
+
 def numbered(start: int, count: int, classes: int = 2) -> list[tuple[Tensor, int]]:
     """Return images that hold their number."""
     return [
@@ -60,13 +68,14 @@ def test_the_search_split_is_cut_from_train_unless_it_is_given() -> None:
 def test_targets_spare_reading_the_images() -> None:
     train = Recorded(numbered(0, 20), targets=[number % 2 for number in range(20)])
     dataset = from_images("mine", make_images(train=train), search_share=0.2)
-    assert set(train.read) == {0}
+    assert set(train.read) == {0, 10, 19}
     assert dataset.train.labels.float().mean() == 0.5
 
 
 def test_augmentation_is_drawn_from_the_generator_alone() -> None:
     def noise(image: Tensor) -> Tensor:
-        return image + torch.rand(1)
+        image += 0.5 * torch.rand(1)  # what it is given is its own
+        return image
 
     dataset = from_images("mine", make_images(augment=noise))
     state = torch.random.get_rng_state()
@@ -110,10 +119,20 @@ def test_a_fingerprint_tells_images_and_labels_apart() -> None:
         ),
         ({"class_names": ("one",)}, "class numbers go from 0 to 1, not from 0 to 0"),
         ({"mean": (0.5,)}, "has mean and std"),
+        ({"mean": (0.5, 0.5)}, "have not a value for each of 1 channels"),
+        ({"train": [(torch.zeros(1, 2, 2), "cat")] * 4}, "a class is 'cat'"),
+        ({"train": [(torch.zeros(1, 2, 2), 0.5)] * 4}, "a class is 0.5, not a number"),
+        (
+            {"train": Recorded(numbered(0, 20), targets=[1] * 20)},
+            "targets says 1 where an item has 0",
+        ),
+        ({"train": Recorded(numbered(0, 20), targets=[[0, 1]] * 20)}, r"targets \[20, 2\]"),
+        ({"train": Recorded(numbered(0, 20), targets=[0.5] * 20)}, "are no class numbers"),
+        ({"train": Drifting(numbered(0, 20))}, "differs from one reading to the next"),
     ],
 )
 def test_what_cannot_be_used_is_one_clear_error(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(DataError, match=message):
+    with pytest.raises((DataError, ValueError), match=message):
         from_images("mine", make_images(**change), mean=(0.0,), std=(1.0,))
 
 

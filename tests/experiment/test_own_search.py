@@ -114,6 +114,11 @@ def test_a_search_that_was_interrupted_goes_on(task: Any, tmp_path: Path) -> Non
         pg.search(model, example, checkpoint=path, reconstruct=False, **options)
     with pytest.raises(ArtefactError, match="of a search with budget"):
         pg.search(model, example, checkpoint=path, **{**options, "keep_macs": 0.6})
+    scores = path.with_suffix(".json").read_text()
+    path.with_suffix(".json").unlink()
+    with pytest.raises(ArtefactError, match="has lost search.json"):
+        pg.search(model, example, checkpoint=path, **options)
+    path.with_suffix(".json").write_text(scores)
     with torch.no_grad():
         next(model.parameters()).mul_(2.0)
     with pytest.raises(ArtefactError, match="of a search with network"):

@@ -82,7 +82,7 @@ def test_a_file_of_options_does_not_run_them_by_itself(
     ("words", "message"),
     [
         (["nothing"], "returned NoneType, not prunegraph.data.Images"),
-        (["broken"], "failed: RuntimeError: no disk"),
+        (["broken"], "failed: RuntimeError: no disk (/"),
         (["absent"], "has no callable 'absent'; it has: shift, digits, nothing, broken"),
         (["digits", "--no-flip"], "reads and augments its images itself: leave no_flip away"),
         (["digits", "--data-dir", "."], "leave data_dir away"),

@@ -54,6 +54,25 @@ class Nothing:
     pass
 
 
+class InPlace:
+    def prune(self, problem):
+        scores = problem.statistics["fpgm"]
+        scores *= 2.0
+        return PrunerResult(mask=problem.project(scores))
+
+
+class Forgetful:
+    def prune(self, problem):
+        problem.model.train()
+        problem.model(problem.example_inputs)
+        return PrunerResult(mask=problem.project(problem.statistics["l1"]))
+
+
+class Own:
+    def prune(self, problem):
+        return PrunerResult(mask=problem.project(problem.statistics["l1"]), networks_evaluated=30)
+
+
 class Needy:
     def __init__(self, setting):
         pass
@@ -116,9 +135,12 @@ def test_a_file_of_options_does_not_run_it_by_itself(
         ("Odd", "returned KeepMask, not a PrunerResult"),
         ("Nothing", "which has no method prune"),
         ("Absent", "has no callable 'Absent'; it has: Mine, Greedy, Glutton, Odd, Nothing"),
+        ("InPlace", "ValueError: output array is read-only"),
+        ("Forgetful", "prune changed problem.model"),
+        ("Own", "ran 30 networks where 24 are allowed"),
         ("Needy", "failed: TypeError: Needy.__init__() missing 1 required positional argument"),
         ("Misspelt", "no statistic 'l3'; there are"),
-        ("Misspelt", ".py:55)"),
+        ("Misspelt", ".py:74)"),
         ("Unreachable", "keep_macs=0.001 cannot be met"),
     ],
 )
