@@ -132,7 +132,8 @@ def test_a_rank_correlation_is_told_with_its_masks_and_its_interval(make_finding
     found = make_findings(proxy_rank_correlation=0.55)
     one = found.content["methods"][0]
     tuned = [
-        {**one, "name": "cem", "digest": f"{number:016x}", "test_accuracy_finetuned": 0.9}
+        {**one, "name": "cem", "digest": f"{number:016x}", "cell": f"cells/{number}"}
+        | {"test_accuracy_finetuned": 0.9}
         for number in range(12)
     ]
     rows = dict(cost_rows({**found.content, "methods": tuned}))

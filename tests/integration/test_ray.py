@@ -120,5 +120,5 @@ def test_an_address_without_a_cluster_is_told_in_one_line(
 
 def test_a_missing_ray_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"--ray needs ray: pip install 'prunegraph\[ray\]'"):
+    with pytest.raises(ConfigError, match="--ray needs ray: pip install ray"):
         ray_pool.load_ray()

@@ -75,7 +75,8 @@ def test_scores_of_any_size_are_told_apart_but_not_by_rounding_errors(scale: flo
 def test_the_mean_of_the_best_heuristics_is_tried_too(make_problem: MakeProblem) -> None:
     problem = make_problem()
     graph, statistics = problem.graph, problem.statistics
-    budget, chosen = Budget(keep_macs=0.5), ("l2/uniform", "fpgm/uniform", "taylor/skip_full")
+    budget = Budget(keep_macs=0.5)
+    chosen = ("l2/uniform", "fpgm/uniform", "taylor/skip_full", "fpgm/skip_full")
     scores = [start_scores(name, graph, statistics, budget) for name in chosen]
     rank = {graph.project(values, budget): 1.0 for values in scores}
     mean = graph.project(np.mean(scores, axis=0), budget)
