@@ -34,10 +34,7 @@ from prunegraph.experiment.baselines import (
     searches,
 )
 from prunegraph.experiment.bench import Bench, warn_of_chance
-from prunegraph.experiment.candidates import (
-    Candidate,
-    CandidateStore,
-)
+from prunegraph.experiment.candidates import Candidate, CandidateStore
 from prunegraph.experiment.cells import (
     ALWAYS,
     BEST_SEARCHES,

@@ -109,18 +109,20 @@ class PooledEvaluator:
 
     def known(self) -> list[Outcome]:
         """Return the outcomes of masks on subsets that hold all search images."""
+        everything = self._all_images
         return [
             found.result()
             for (_, images), found in self._cache.items()
-            if images == self._all_images and found.done()
+            if images == everything and found.done()
         ]
 
     def remember(self, outcomes: Sequence[Outcome]) -> None:
         """Know such outcomes, which an earlier start has run and counted."""
+        everything = self._all_images
         for outcome in outcomes:
             found: Future[Outcome] = Future()
             found.set_result(outcome)
-            self._cache[outcome.digest, self._all_images] = found
+            self._cache[outcome.digest, everything] = found
 
     @property
     def _all_images(self) -> bytes:

@@ -97,3 +97,20 @@ def finished(tmp_path_factory: pytest.TempPathFactory, train_words: list[str]) -
 def copied(finished: Path, tmp_path: Path) -> Path:
     """Return a copy of the finished run that a test may damage."""
     return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+@pytest.fixture
+def write_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Return what writes a module into the current folder, and returns its name.
+
+    It is another one in each test.
+    """
+
+    def write(text: str) -> str:
+        name = f"own_{tmp_path.name}"
+        (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        return name
+
+    return write

@@ -15,7 +15,7 @@ from prunegraph.experiment import compare, finish
 from prunegraph.experiment.baselines import SEARCHES, TORCH_PRUNING, heuristics
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import MASKS_FILE, Candidate, CandidateStore, read_masks
-from prunegraph.experiment.cells import _best_masks, _searched, plan_cells
+from prunegraph.experiment.cells import plan_cells
 from prunegraph.experiment.cli import main
 from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.console import Console
@@ -189,23 +189,6 @@ def mean_of(candidates: Sequence[Candidate], name: str) -> float:
     return float(np.mean([item.search_accuracy for item in candidates if item.name == name]))
 
 
-def test_the_two_best_searches_are_finetuned() -> None:
-    def row(name: str, seed: int, accuracy: float) -> Candidate:
-        return Candidate(
-            name=name,
-            seed=seed,
-            mask=KeepMask(np.ones(1, dtype=bool)),
-            networks_evaluated=0,
-            search_accuracy=accuracy,
-        )
-
-    rows = [row("cem", 0, 0.7), row("cem", 1, 0.5), row("random_search", 0, 0.4)]
-    assert {"cem", "random_search"} < _searched(rows)
-    more = [*rows, row("netadapt", 0, 0.55), row("amc", 0, 0.65), row("agent/best", 0, 0.1)]
-    assert _searched(more) == {*("agent/best", "amc", "cem", "l1/at_widths", "random/at_widths")}
-    assert {"sampler", "amc"} < _searched([*more, row("sampler", 0, 0.9)])
-
-
 def test_methods_are_named_alone_or_together() -> None:
     names = compare.wanted(CompareConfig(methods=("cem", "heuristics", "l1/uniform")))
     assert names == ("cem", *heuristics())
@@ -376,27 +359,6 @@ def test_a_forged_comparison_is_found_out(
     forge(tmp_path / "forged", change)
     assert main(["verify", str(tmp_path / "forged"), "--threads", "1"]) == 2
     assert named in capsys.readouterr().err
-
-
-def test_the_search_with_the_best_mask_is_finetuned_where_masks_are_compared() -> None:
-    def rows(name: str, *accuracies: float) -> list[Candidate]:
-        mask = KeepMask(np.ones(1, dtype=bool))
-        return [
-            Candidate(
-                name=name, seed=seed, mask=mask, networks_evaluated=0, search_accuracy=accuracy
-            )
-            for seed, accuracy in enumerate(accuracies)
-        ]
-
-    found = [*rows("cem", 0.6, 0.6), *rows("random_search", 0.55, 0.55), *rows("amc", 0.9, 0.1)]
-    assert {"cem", "random_search"} <= _searched(found)
-    assert {"amc", "cem"} <= _searched(found, max)
-    assert [(item.name, item.seed) for item in _best_masks([*rows("agent/best", 0.7), *found])] == [
-        ("agent/best", 0),
-        ("cem", 0),
-        ("random_search", 0),
-        ("amc", 0),
-    ]
 
 
 def test_a_run_goes_on_elsewhere_without_the_weights_of_its_finished_cells(

@@ -1,6 +1,7 @@
 """Images of the user's own in every command: ``--dataset package.module:function``."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,13 +43,8 @@ SMALL = (
 
 
 @pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return the name of a module in the current folder, another one in each test."""
-    name = f"shop_{tmp_path.name}"
-    (tmp_path / f"{name}.py").write_text(MODULE)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return name
+def module(write_module: Callable[[str], str]) -> str:
+    return write_module(MODULE)
 
 
 def test_every_command_reads_them(module: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,7 @@
 """A pruner of the user's own in a comparison: named as ``package.module:factory``."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -91,13 +92,8 @@ class Unreachable:
 
 
 @pytest.fixture
-def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return the name of a module in the current folder, another one in each test."""
-    name = f"pruners_{tmp_path.name}"
-    (tmp_path / f"{name}.py").write_text(PRUNERS)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return name
+def module(write_module: Callable[[str], str]) -> str:
+    return write_module(PRUNERS)
 
 
 def words(weights: Path, *methods: str) -> list[str]:
