@@ -1,6 +1,11 @@
 """The error tree: every message says what is wrong, where, and what to do."""
 
 
+def one_line(error: BaseException, most: int | None = None) -> str:
+    """Return an error's class and the first ``most`` characters of its message, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:most]}"
+
+
 class PruneGraphError(Exception):
     """Base of all errors that prunegraph raises on purpose; the command line exits with 2."""
 

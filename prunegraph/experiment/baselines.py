@@ -18,14 +18,13 @@ from prunegraph.experiment.folder import slug
 from prunegraph.experiment.jobs import Batch, Workplace
 from prunegraph.experiment.options import suggest
 from prunegraph.experiment.search import search_job
-from prunegraph.experiment.users_code import as_one_line
 from prunegraph.experiment.verdict import SAMPLER
 from prunegraph.graph import StructureGraph
-from prunegraph.models import find_factory, is_factory
 from prunegraph.pruners import PRUNERS, at_widths
 from prunegraph.pruning.outcome_log import OutcomeLog
 from prunegraph.pruning.problem import Pruner, PrunerResult, PruningProblem
 from prunegraph.pruning.statistics import num_sensitivity_networks
+from prunegraph.users_code import as_one_line, find_factory, is_factory
 
 BASELINES: Mapping[str, Callable[[], Pruner]] = {**PRUNERS, "amc": AmcSearch}
 """Name -> factory of every baseline but the agent's sampler."""

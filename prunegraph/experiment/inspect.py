@@ -27,9 +27,10 @@ from prunegraph.experiment.setup import (
 )
 from prunegraph.experiment.tools_config import InspectConfig
 from prunegraph.graph import StructureGraph, analyse
-from prunegraph.models import build_model, is_factory, load_weights, weights_info
+from prunegraph.models import build_model, load_weights, weights_info
 from prunegraph.pruning.artefacts import artefact_paths, load_pruned, read_info
 from prunegraph.types import KeepMask
+from prunegraph.users_code import is_factory
 
 KNOWN_INPUTS: dict[str, tuple[tuple[int, int, int], int]] = {
     "digits": ((1, 8, 8), 10),

@@ -41,9 +41,9 @@ from prunegraph.experiment.verdict import (
 )
 from prunegraph.files import write_text
 from prunegraph.graph import StructureGraph
-from prunegraph.models import is_factory
 from prunegraph.pruning.artefacts import WEIGHTS_FILE
 from prunegraph.reading import checked, read_json
+from prunegraph.users_code import is_factory
 
 HISTORY_FILE = "history.json"
 """Learning curves of a run's searches."""

@@ -35,13 +35,14 @@ from prunegraph.experiment.setup import (
 from prunegraph.files import locked, remove_temporaries, temporaries_of
 from prunegraph.graph import analyse
 from prunegraph.graph.features import prior_scores
-from prunegraph.models import WeightsInfo, is_factory, load_weights, save_weights, weights_info
+from prunegraph.models import WeightsInfo, load_weights, save_weights, weights_info
 from prunegraph.pruning.evaluation import evaluate, model_device
 from prunegraph.pruning.finetune import FinetuneConfig, FinetuneResult, finetune
 from prunegraph.pruning.ranks import current_ranks
 from prunegraph.pruning.statistics import measure
 from prunegraph.pruning.subnets import Subnets
 from prunegraph.types import Dataset, TrainSplit
+from prunegraph.users_code import is_factory
 
 DEFAULT_EPOCHS = 60
 PRETRAIN_LR = 0.1

@@ -13,13 +13,10 @@ from torch import Tensor, nn
 from prunegraph.data import Images, from_images, load_dataset
 from prunegraph.errors import ArtefactError, ConfigError, DataError, ModelError
 from prunegraph.experiment.config import DataConfig, NetworkConfig, PruningOptions
-from prunegraph.experiment.users_code import as_one_line
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.models import (
     WeightsInfo,
     build_model,
-    find_factory,
-    is_factory,
     load_weights,
     weights_info,
 )
@@ -27,6 +24,7 @@ from prunegraph.pruning.artefacts import PrunedInfo
 from prunegraph.pruning.evaluation import place_model
 from prunegraph.pruning.surgery import apply_mask
 from prunegraph.types import Budget, Dataset
+from prunegraph.users_code import as_one_line, find_factory, is_factory
 
 DEFAULT_ARCH = "digits_resnet"
 DEFAULT_DATASET = "digits"

@@ -10,7 +10,7 @@ import tyro
 from prunegraph.errors import ConfigError
 from prunegraph.experiment.checks import check_at_least
 from prunegraph.experiment.config import CommonConfig, NetworkConfig
-from prunegraph.models import is_factory
+from prunegraph.users_code import is_factory
 
 OF_A_NETWORK = (
     *("arch", "weights", "dataset", "data_dir", "image_size", "num_classes"),

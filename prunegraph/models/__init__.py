@@ -1,14 +1,12 @@
 """Target networks by name, and their weights files."""
 
-from prunegraph.models.build import KNOWN_MODELS, build_model, find_factory, is_factory
+from prunegraph.models.build import KNOWN_MODELS, build_model
 from prunegraph.models.weights import WeightsInfo, load_weights, save_weights, weights_info
 
 __all__ = [
     "KNOWN_MODELS",
     "WeightsInfo",
     "build_model",
-    "find_factory",
-    "is_factory",
     "load_weights",
     "save_weights",
     "weights_info",

@@ -1,20 +1,18 @@
 """Build a target network from its name on the command line."""
 
-import importlib
 import inspect
 import re
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torchvision
 from torch import nn
 
-from prunegraph.errors import ModelError
+from prunegraph.errors import ModelError, one_line
 from prunegraph.models.mobilenet import MobileNetV2
 from prunegraph.models.resnet import CifarResNet
 from prunegraph.models.vgg import VGG16
+from prunegraph.users_code import TORCHVISION_PREFIX, as_one_line, find_factory, is_factory
 
 CIFAR_RESNETS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
 KNOWN_MODELS = (*CIFAR_RESNETS, "vgg16_bn", "mobilenetv2", "digits_resnet")
@@ -23,7 +21,6 @@ DIGITS_DEPTH = 8
 DIGITS_WIDTH = 16
 DIGITS_LARGEST = 10**7  # depth times squared width: 600 million parameters
 MIN_SIDE_VGG = 32  # five poolings by 2
-TORCHVISION_PREFIX = "torchvision:"
 # Auxiliary heads return tuples in training and are dropped in use; init_weights=None warns.
 TORCHVISION_ARGUMENTS: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": True},
@@ -55,11 +52,6 @@ def build_model(spec: str, *, num_classes: int, image_shape: tuple[int, int, int
     if is_factory(spec):
         return _build_from_factory(spec, num_classes)
     return _build_own(spec, num_classes, image_shape)
-
-
-def is_factory(spec: str) -> bool:
-    """Tell whether a name is of the user's own code, which is run."""
-    return ":" in spec and not spec.startswith(TORCHVISION_PREFIX)
 
 
 def _build_own(spec: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
@@ -113,7 +105,7 @@ def _build_torchvision(name: str, num_classes: int, image_shape: tuple[int, int,
             name, weights=None, num_classes=num_classes, **arguments
         )
     except Exception as error:
-        msg = f"torchvision:{name} cannot be built for images {image_shape}: {_one_line(error)}"
+        msg = f"torchvision:{name} cannot be built for images {image_shape}: {one_line(error)}"
         raise ModelError(msg) from error
     return model
 
@@ -121,46 +113,13 @@ def _build_torchvision(name: str, num_classes: int, image_shape: tuple[int, int,
 def _build_from_factory(spec: str, num_classes: int) -> nn.Module:
     """Call the user's ``package.module:factory``."""
     factory = find_factory(spec)
-    try:
+    with as_one_line(spec, ModelError):
         arguments = {"num_classes": num_classes} if _accepts_num_classes(factory) else {}
         model = factory(**arguments)
-    except Exception as error:
-        msg = f"{spec} failed to build a network: {_one_line(error)}"
-        raise ModelError(msg) from error
     if not isinstance(model, nn.Module):
         msg = f"{spec} returned {type(model).__name__}; it must return a torch.nn.Module"
         raise ModelError(msg)
     return model
-
-
-def find_factory(spec: str) -> Callable[..., Any]:
-    """Import the module, from the current folder too, and return the callable it names.
-
-    Raises:
-        ModelError: the module cannot be imported, or has no such callable.
-    """
-    module_name, _, attribute = spec.partition(":")
-    folder = str(Path.cwd())
-    if "" not in sys.path and folder not in sys.path:
-        sys.path.insert(0, folder)  # `python -m` does the same; a console script does not
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # a user's module may fail in any way
-        msg = f"cannot import {module_name!r} of {spec!r} from {folder}: {_one_line(error)}"
-        raise ModelError(msg) from error
-    factory: Any = module
-    for part in attribute.split("."):
-        factory = getattr(factory, part, None)
-    if not callable(factory):
-        callables = [key for key, value in vars(module).items() if _is_own(module_name, value)]
-        msg = f"{module_name} has no callable {attribute!r}; it has: {', '.join(callables) or '-'}"
-        raise ModelError(msg)
-    return factory  # type: ignore[no-any-return]  # callable() narrows Any to a bare callable
-
-
-def _is_own(module_name: str, value: object) -> bool:
-    """Tell whether ``value`` is a callable defined in that module."""
-    return callable(value) and getattr(value, "__module__", None) == module_name
 
 
 def _accepts_num_classes(factory: Callable[..., Any]) -> bool:
@@ -172,8 +131,3 @@ def _accepts_num_classes(factory: Callable[..., Any]) -> bool:
     if named is not None:
         return named.kind is not inspect.Parameter.POSITIONAL_ONLY
     return any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters.values())
-
-
-def _one_line(error: BaseException) -> str:
-    """Return the error's class and message without line breaks."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

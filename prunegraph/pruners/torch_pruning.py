@@ -24,7 +24,7 @@ import numpy as np
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunegraph.errors import ConfigError, ModelError
+from prunegraph.errors import ConfigError, ModelError, one_line
 from prunegraph.graph import StructureGraph, unwrap
 from prunegraph.graph.features import rank_in_group, rank_within
 from prunegraph.pruning.problem import PrunerResult, PruningProblem
@@ -78,7 +78,7 @@ class TorchPruningPruner:
         try:
             scores = self._scores(problem)
         except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            reason = one_line(error, 200)
             msg = f"Torch-Pruning cannot handle this network ({reason}): leave {self.name} out"
             raise ModelError(msg) from error
         return PrunerResult(mask=problem.project(scores.astype(np.float32)))

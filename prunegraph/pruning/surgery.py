@@ -6,7 +6,7 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
-from prunegraph.errors import SurgeryError
+from prunegraph.errors import SurgeryError, one_line
 from prunegraph.graph.analyse import ExampleInputs, call_forward, evaluation_mode, fresh, unwrap
 from prunegraph.graph.structure import StructureGraph
 from prunegraph.graph.surgery import SlicePlan, slice_plans, take
@@ -105,7 +105,7 @@ def _failure(model: nn.Module, error: Exception) -> str:
         owner = model.get_submodule(path)
         name = path or type(model).__name__
         place = f"module {name!r}, {type(owner).__name__}.{frame.name}: `{frame.line}`"
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    reason = one_line(error, 200)
     return (
         f"the pruned network's forward cannot follow at {place} ({reason}); if it holds a literal "
         "size, compute it from x.shape, or analyse with trial=True, which freezes such channels"

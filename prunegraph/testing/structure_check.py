@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunegraph.errors import BudgetError
+from prunegraph.errors import BudgetError, one_line
 from prunegraph.graph import ExampleInputs, StructureGraph, analyse
 from prunegraph.pruning.surgery import apply_mask
 from prunegraph.testing.oracle import NothingComparedError, assert_masked_equals_pruned
@@ -179,5 +179,5 @@ def _noted(found: StructureFindings, kind: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # what a network may raise is anyone's guess
-        text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        text = one_line(error, 300)
         found.failures.append(Failure(kind=kind, message=text))

@@ -128,7 +128,7 @@ def test_users_factory_is_found_in_the_current_folder(factory: str, outputs: int
     ("spec", "message"),
     [
         ("users_nets.nets:number", "returned int; it must return a torch.nn.Module"),
-        ("users_nets.nets:broken", "failed to build a network: ValueError: two lines"),
+        ("users_nets.nets:broken", "broken failed: ValueError: two lines"),
         ("users_nets.nets:absent", "no callable 'absent'; it has: make, fixed, keywords"),
         ("users_nets.absent:make", "cannot import 'users_nets.absent'.*ModuleNotFoundError"),
         ("users_nets.syntax:make", "cannot import .*SyntaxError"),
