@@ -14,6 +14,12 @@ from types import FrameType
 
 from prunegraph.experiment.overview import answer
 
+SPINS = "10000"
+"""How often an idle thread of OpenMP asks for work before it sleeps (libgomp: 300,000).
+
+Where another job holds a core, a thread that goes on asking takes it from the one that has work.
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code.
@@ -30,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is loaded
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGINT, _leave) if in_main_thread else None
     cli = importlib.import_module("prunegraph.experiment.cli")

@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -41,6 +42,25 @@ def test_ctrl_c_while_loading_gives_one_line(command: str) -> None:
     assert process.returncode == 130
     assert "Traceback" not in rest
     assert "prunegraph: interrupted" in rest
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+)
+def test_idle_threads_sleep_unless_the_user_says_otherwise(
+    given: dict[str, str], spins: str
+) -> None:
+    code = (
+        "import os, prunegraph.__main__ as entry; entry.main(['train', '--nonsense']); "
+        "print(os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {key: value for key, value in os.environ.items() if key not in names} | given
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.splitlines()[-1] == spins
 
 
 def test_unknown_names_raise() -> None:
