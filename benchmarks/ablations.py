@@ -88,6 +88,11 @@ VARIANTS = {
         what="the policy network alone, no offsets of channels and groups",
         ppo=NO_OFFSETS | {"group_noise_rate": 0.0},
     ),
+    "no_offsets_no_edges": Variant(
+        what="the policy network alone, no messages",
+        ppo=NO_OFFSETS | {"group_noise_rate": 0.0},
+        network={"use_edges": False},
+    ),
     "no_group_noise": Variant(what="independent bits alone explore", ppo=NO_NOISE),
     "from_scratch": Variant(what="scores start from 0", network={"prior": None}),
     "taylor_start": Variant(
