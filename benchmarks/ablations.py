@@ -35,6 +35,7 @@ from prunegraph.files import write_json
 from prunegraph.types import SearchSplit
 
 NO_OFFSETS = {"offset_rate": 0.0, "group_offset_rate": 0.0, "imagined_rate": 0.0}
+NETWORK_ALONE = NO_OFFSETS | {"group_noise_rate": 0.0}
 NO_NOISE = {"group_noise_start": 0.0, "group_noise_end": 0.0}
 
 
@@ -86,11 +87,11 @@ VARIANTS = {
     "no_imagination": Variant(what="no imagined episodes", options={"imagined_steps": 0}),
     "no_offsets": Variant(
         what="the policy network alone, no offsets of channels and groups",
-        ppo=NO_OFFSETS | {"group_noise_rate": 0.0},
+        ppo=NETWORK_ALONE,
     ),
     "no_offsets_no_edges": Variant(
         what="the policy network alone, no messages",
-        ppo=NO_OFFSETS | {"group_noise_rate": 0.0},
+        ppo=NETWORK_ALONE,
         network={"use_edges": False},
     ),
     "no_group_noise": Variant(what="independent bits alone explore", ppo=NO_NOISE),

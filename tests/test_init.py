@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import prunegraph
+from prunegraph.__main__ import main
 
 
 def test_import_is_lean() -> None:
@@ -49,18 +50,13 @@ def test_ctrl_c_while_loading_gives_one_line(command: str) -> None:
     [({}, "10000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
 )
 def test_idle_threads_sleep_unless_the_user_says_otherwise(
-    given: dict[str, str], spins: str
+    given: dict[str, str], spins: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = (
-        "import os, prunegraph.__main__ as entry; entry.main(['train', '--nonsense']); "
-        "print(os.environ.get('GOMP_SPINCOUNT'))"
-    )
     names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
-    environment = {key: value for key, value in os.environ.items() if key not in names} | given
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
-    )
-    assert done.stdout.splitlines()[-1] == spins
+    kept = {key: value for key, value in os.environ.items() if key not in names}
+    monkeypatch.setattr("os.environ", kept | given)
+    main(["train", "--nonsense"])
+    assert str(os.environ.get("GOMP_SPINCOUNT")) == spins
 
 
 def test_unknown_names_raise() -> None:

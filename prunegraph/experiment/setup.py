@@ -14,12 +14,7 @@ from prunegraph.data import Images, from_images, load_dataset
 from prunegraph.errors import ArtefactError, ConfigError, DataError, ModelError
 from prunegraph.experiment.config import DataConfig, NetworkConfig, PruningOptions
 from prunegraph.graph import StructureGraph, analyse
-from prunegraph.models import (
-    WeightsInfo,
-    build_model,
-    load_weights,
-    weights_info,
-)
+from prunegraph.models import WeightsInfo, build_model, load_weights, weights_info
 from prunegraph.pruning.artefacts import PrunedInfo
 from prunegraph.pruning.evaluation import place_model
 from prunegraph.pruning.surgery import apply_mask
