@@ -85,6 +85,9 @@ class Variant:
 VARIANTS = {
     "default": Variant(what="as `prunegraph train` searches"),
     "no_imagination": Variant(what="no imagined episodes", options={"imagined_steps": 0}),
+    "imagined_best": Variant(
+        what="imagined masks compete with the best run one", ppo={"imagined_competition": True}
+    ),
     "no_offsets": Variant(
         what="the policy network alone, no offsets of channels and groups",
         ppo=NETWORK_ALONE,

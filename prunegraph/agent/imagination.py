@@ -17,6 +17,9 @@ from prunegraph.types import BoolArray, Float64Array
 NEAR_LIMIT = 0.95
 """Share of what may remain that masks of a budget keep, at the least."""
 
+TINY = 1e-30
+"""Keeps the division by a deviation of 0 defined."""
+
 
 class Imagination:
     """Foretells the metric of masks of several networks.
@@ -66,40 +69,65 @@ class Imagination:
             self.models[graph_id].fit()
 
     @torch.no_grad()
-    def foretell(
-        self, ids: Tensor, bits: Tensor, limits: Float64Array, cells: Tensor, *, caution: float
+    def rewards(
+        self,
+        ids: Tensor,
+        bits: Tensor,
+        limits: Float64Array,
+        cells: Tensor,
+        *,
+        competes: bool,
+        caution: float = 0.0,
     ) -> Tensor:
-        """Return what masks would reach ``[B]``, as if each cost the same.
+        """Return the rewards of imagined episodes ``[B]``, as if each mask cost the same.
 
         Args:
             ids: ``[B]`` graph ids.
             bits: ``[B, N_max]`` masks.
             limits: ``[B, 2]`` the most MACs and params that may remain.
             cells: ``[B]`` which (network, budget) each belongs to.
-            caution: deviations of its own error by which a prediction is lowered.
+            competes: a mask is rewarded by how far it is expected to exceed the best one that was
+                run for its limits (if none was, the mean of the imagined ones), in deviations of
+                its cell; else by the metric that is foretold.
+            caution: deviations of its own error by which a foretold metric is lowered.
         """
-        residuals = torch.zeros(len(ids), dtype=torch.float64)
+        rewards = torch.zeros(len(ids), dtype=torch.float64)
         for cell in cells.unique():
             rows = (cells == cell).cpu()
-            graph_id = int(ids[rows.to(ids.device)][0])
-            model = self.models[graph_id]
-            metrics, costs = self._predict(
-                graph_id, bits.cpu()[rows], limits[rows.numpy()], caution
-            )
+            graph_id, limit = int(ids[rows.to(ids.device)][0]), limits[rows.numpy()][0]
+            mean, deviation, costs = self._predict(graph_id, bits.cpu()[rows], limit)
+            metrics = mean if competes else mean - caution * deviation
             slope = cost_slope(metrics, costs)
-            model.cost_slopes[str(limits[rows.numpy()][0].tolist())] = slope
-            residuals[rows] = metrics - slope * (costs - costs.mean())
-        return residuals.to(bits)
+            self.models[graph_id].cost_slopes[str(limit.tolist())] = slope
+            metrics = metrics - slope * (costs - costs.mean())
+            if competes:
+                bar = metrics.mean()
+                for best in self.promising(graph_id, limit, 1):
+                    best_metric, _, cost = self._predict(
+                        graph_id, torch.from_numpy(best[None]), limit
+                    )
+                    bar = (best_metric - slope * (cost - costs.mean()))[0]
+                metrics = expected_improvement(metrics, deviation, bar)
+                # What is left to gain differs by orders of magnitude between cells.
+                metrics = metrics / metrics.std(correction=0).clamp_min(TINY)
+            rewards[rows] = metrics
+        return rewards.to(bits)
 
     def _predict(
-        self, graph_id: int, bits: Tensor, limits: Float64Array, caution: float
-    ) -> tuple[Tensor, Tensor]:
-        """Return metrics and costs over what may remain ``[B]`` of one network's masks."""
+        self, graph_id: int, bits: Tensor, limits: Float64Array
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return metrics, their deviations and costs over what may remain ``[K]`` of K masks.
+
+        Args:
+            graph_id: the network.
+            bits: ``[K, N_max]`` masks.
+            limits: ``[2]`` the most MACs and params that may remain.
+        """
         graph = self._topologies[graph_id].graph
         keep = bits[:, : graph.num_classes].double()
         mean, deviation = self.models[graph_id].predict(keep)
-        costs = expected_cost_ratio(graph, keep.numpy(), limits)
-        return mean - caution * deviation, torch.from_numpy(costs)
+        costs = expected_cost_ratio(graph, keep.numpy(), np.tile(limits, (len(keep), 1)))
+        return mean, deviation, torch.from_numpy(costs)
 
     @torch.no_grad()
     def choose(self, graph_id: int, bits: Tensor, limits: Float64Array) -> int:
@@ -117,7 +145,7 @@ class Imagination:
         slope = None if model is None else model.cost_slopes.get(str(limits.tolist()))
         if slope is None:
             return 0
-        metrics, costs = self._predict(graph_id, bits.cpu(), np.tile(limits, (len(bits), 1)), 0.0)
+        metrics, _, costs = self._predict(graph_id, bits.cpu(), limits)
         return int((metrics - slope * costs).argmax())
 
     @torch.no_grad()
@@ -134,9 +162,7 @@ class Imagination:
             return []
         distinct = {bits.tobytes(): bits for bits in self.models[graph_id].bits}
         bits = np.stack(list(distinct.values()))
-        metrics, costs = self._predict(
-            graph_id, torch.from_numpy(bits), np.tile(limits, (len(bits), 1)), 0.0
-        )
+        metrics, _, costs = self._predict(graph_id, torch.from_numpy(bits), limits)
         metrics[(costs > 1.0) | (costs < NEAR_LIMIT)] = -math.inf
         order = metrics.argsort(descending=True, stable=True)[:number].tolist()
         return [bits[row] for row in order if metrics[row] > -math.inf]
@@ -152,6 +178,21 @@ class Imagination:
             model = OutcomeModel(graph, np.array(values["importance"]))
             model.load_state_dict(values)
             self.models[int(graph_id)] = model
+
+
+def expected_improvement(mean: Tensor, deviation: Tensor, bar: Tensor) -> Tensor:
+    """Return ``E[max(A - bar, 0)]`` ``[B]`` of normal variables A (Jones et al. 1998, equation 15).
+
+    Args:
+        mean: ``[B]``.
+        deviation: ``[B]`` above 0.
+        bar: scalar.
+    """
+    normal = torch.distributions.Normal(0.0, 1.0)
+    excess = (mean - bar) / deviation
+    gain = excess * normal.cdf(excess) + normal.log_prob(excess).exp()
+    improvement: Tensor = deviation * gain.clamp_min(0.0)
+    return improvement
 
 
 def cost_slope(metrics: Tensor, costs: Tensor) -> float:

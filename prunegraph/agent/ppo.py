@@ -285,10 +285,15 @@ class ChannelPPO(PPO):
             noise = self.policy.antithetic_noise(len(ids), generator)
             decision = self.policy.decide(rows, noise, embeddings)
             bits = decision.distribution.sample(generator)
-            metrics = self.imagination.foretell(
-                ids, bits, limits, cells, caution=self.config.caution
+            rewards = self.imagination.rewards(
+                ids,
+                bits,
+                limits,
+                cells,
+                competes=self.config.imagined_competition,
+                caution=self.config.caution,
             )
-            advantages = standardise(metrics, cells)
+            advantages = standardise(rewards, cells)
             log_prob = decision.distribution.log_prob_bits(bits)
             weights = advantages[:, None] / decision.distribution.num_free()[:, None] / len(ids)
             self._descend(-(weights * log_prob).sum(), self.config.imagined_learning_rate)

@@ -40,7 +40,10 @@ class PPOConfig:
             whose observation a network and a budget fix; 0 = none.
         imagined_learning_rate: Adam's step size in such a step.
         imagined_rate: step of the offsets of channels and groups in it.
-        caution: deviations of its own error by which a prediction is lowered.
+        imagined_competition: imagined masks are rewarded by how far they are expected to exceed the
+            best one that was run, not by what is foretold of them (an ablation).
+        caution: deviations of its own error by which a prediction is lowered; unused under
+            ``imagined_competition``.
         proposals: masks drawn for an episode, of which the one that is foretold best is run. Needs
             imagined steps and group noise.
     """
@@ -64,6 +67,7 @@ class PPOConfig:
     imagined_steps: int = 0
     imagined_learning_rate: float = 3e-4
     imagined_rate: float = 0.15
+    imagined_competition: bool = False
     caution: float = 0.5
     proposals: int = 1
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prunegraph.agent import Topology
-from prunegraph.agent.imagination import Imagination, cost_slope
+from prunegraph.agent.imagination import Imagination, cost_slope, expected_improvement
 from prunegraph.rewards import Episode, pack_bits
 from prunegraph.testing.toy_env import toy_graphs
 
@@ -54,7 +54,7 @@ def imagination() -> Imagination:
 
 
 def foretell(imagination: Imagination, ids: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-    return imagination.foretell(ids, bits, LIMITS[ids.numpy()], ids, caution=0.0)
+    return imagination.rewards(ids, bits, LIMITS[ids.numpy()], ids, competes=False)
 
 
 def test_each_network_has_its_own_model(imagination: Imagination) -> None:
@@ -71,9 +71,39 @@ def test_each_network_has_its_own_model(imagination: Imagination) -> None:
 def test_doubt_lowers_what_is_foretold(imagination: Imagination) -> None:
     ids, bits = torch.zeros(20, dtype=torch.long), draw_bits(0, 20, 5)
     cells = torch.arange(20)  # one mask a cell: nothing is explained by cost
-    bold = imagination.foretell(ids, bits, LIMITS[ids.numpy()], cells, caution=0.0)
-    careful = imagination.foretell(ids, bits, LIMITS[ids.numpy()], cells, caution=1.0)
+    limits = LIMITS[ids.numpy()]
+    bold = imagination.rewards(ids, bits, limits, cells, competes=False)
+    careful = imagination.rewards(ids, bits, limits, cells, competes=False, caution=1.0)
     assert bool((careful < bold).all())
+
+
+def test_only_what_may_beat_the_best_run_mask_is_rewarded(imagination: Imagination) -> None:
+    channel = np.flatnonzero(GRAPHS[0].free)[1]
+    ids, bits = torch.zeros(80, dtype=torch.long), draw_bits(0, 80, 13)
+    costs = sorted(GRAPHS[0].cost(run).macs for run in imagination.models[0].bits)
+    limits = np.tile([float(costs[len(costs) // 2]), np.inf], (80, 1))
+    assert imagination.promising(0, limits[0], 1)
+    rewards = imagination.rewards(ids, bits, limits, ids, competes=True)
+    kept = bits[:, channel] > 0.5
+    assert float(rewards.min()) >= 0.0
+    assert float(rewards[kept].mean()) > 10.0 * float(rewards[~kept].mean())
+
+
+def test_what_is_run_first_competes_with_the_mean(imagination: Imagination) -> None:
+    ids, bits = torch.zeros(40, dtype=torch.long), draw_bits(0, 40, 14)
+    limits = 0.01 * LIMITS[ids.numpy()]
+    assert not imagination.promising(0, limits[0], 1)
+    rewards = imagination.rewards(ids, bits, limits, ids, competes=True)
+    assert bool((rewards >= 0.0).all()) and float(rewards.max()) > 0.0
+
+
+def test_expected_improvement_is_the_mean_of_what_exceeds_the_bar() -> None:
+    mean, deviation = torch.tensor([0.0, 0.3, -2.0]), torch.tensor([0.5, 0.1, 0.4])
+    drawn = mean + deviation * torch.randn(200_000, 3, generator=torch.Generator().manual_seed(0))
+    expected = (drawn - 0.2).clamp_min(0.0).mean(dim=0)
+    found = expected_improvement(mean, deviation, torch.tensor(0.2))
+    assert torch.allclose(found, expected, atol=1e-3)
+    assert float(found[2]) >= 0.0
 
 
 def test_it_goes_on_from_what_was_written(imagination: Imagination) -> None:

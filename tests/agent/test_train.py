@@ -271,16 +271,20 @@ def test_imagined_episodes_teach_more_of_as_many_networks(
 ) -> None:
     """The mean accuracy of the last update's episodes, after 12 updates of 8."""
     last = []
-    for steps in (0, 20):
+    for ppo in (
+        PPOConfig(imagined_steps=0),
+        PPOConfig(imagined_steps=20),
+        PPOConfig(imagined_steps=20, imagined_competition=True),
+    ):
         result = train_agent(
             real_factories(0, 2),
             (GRAPHS[0], GRAPHS[2]),
-            tiny(toy_config, ppo=PPOConfig(imagined_steps=steps)),
+            tiny(toy_config, ppo=ppo),
             total_networks=120,
         )
         assert result.networks_evaluated == 120
         last.append(result.history[-1]["accuracy"])
-    assert last[1] > last[0] + 0.1
+    assert min(last[1:]) > last[0] + 0.1
 
 
 def test_episodes_of_several_steps_cannot_be_imagined(
