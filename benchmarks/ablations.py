@@ -88,6 +88,9 @@ VARIANTS = {
     "imagined_best": Variant(
         what="imagined masks compete with the best run one", ppo={"imagined_competition": True}
     ),
+    "imagines_layers": Variant(
+        what="the model of the outcomes knows what layers lose", ppo={"imagines_layers": True}
+    ),
     "no_offsets": Variant(
         what="the policy network alone, no offsets of channels and groups",
         ppo=NETWORK_ALONE,

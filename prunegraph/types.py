@@ -52,6 +52,21 @@ class KeepMask:
         return hash(self.digest())
 
 
+@dataclass(frozen=True, eq=False)
+class LayerError:
+    """How far one layer's outputs move when some of the classes that it reads are removed.
+
+    Attributes:
+        classes: ``[U]`` the classes, ascending.
+        gram: ``[U, U]``; the mean squared change of the outputs over their energy is
+            ``x @ gram @ x`` for x = 1 where a class is removed, else 0. Kept weights stay as they
+            are. This is ThiNet's error (Luo et al. 2017, equation 6) over all outputs.
+    """
+
+    classes: IntArray
+    gram: Float64Array
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """What may remain, on the example input; several limits hold at once.

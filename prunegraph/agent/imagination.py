@@ -12,10 +12,13 @@ from prunegraph.agent.outcome_model import OutcomeModel
 from prunegraph.agent.topology import Topology, expected_cost_ratio
 from prunegraph.rewards import Episode, unpack_bits
 from prunegraph.rewards.config import Metric
-from prunegraph.types import BoolArray, Float64Array
+from prunegraph.types import BoolArray, Float64Array, LayerError
 
 NEAR_LIMIT = 0.95
 """Share of what may remain that masks of a budget keep, at the least."""
+
+CRITERIA = ("taylor", "l1", "fpgm")
+"""Features by which, too, a model that knows layers weighs what a group keeps."""
 
 TINY = 1e-30
 """Keeps the division by a deviation of 0 defined."""
@@ -28,16 +31,24 @@ class Imagination:
         topologies: graph id -> network.
         prior: node features ``[N, F]`` to the scores ``[N]`` of an untrained policy, whose
             exponential is the importance that the models start from.
+        columns: of the features that are further importances' logarithms.
 
     Attributes:
         models: graph id -> model; one is made with the first episode of its network.
+        layer_errors: graph id -> what its layers lose, for models that are to know it.
     """
 
     def __init__(
-        self, topologies: Mapping[int, Topology], prior: Callable[[Tensor], Tensor]
+        self,
+        topologies: Mapping[int, Topology],
+        prior: Callable[[Tensor], Tensor],
+        *,
+        columns: Sequence[int] = (),
     ) -> None:
         self._topologies = topologies
         self._prior = prior
+        self._columns = list(columns)
+        self.layer_errors: Mapping[int, Sequence[LayerError]] = {}
         self.models: dict[int, OutcomeModel] = {}
 
     def remember(
@@ -61,12 +72,17 @@ class Imagination:
         for episode, graph_id, matrix in zip(episodes, graph_ids, features, strict=True):
             graph = self._topologies[graph_id].graph
             if graph_id not in self.models:
-                prior = self._prior(matrix[: graph.num_classes].cpu())
-                self.models[graph_id] = OutcomeModel(graph, prior.double().exp().numpy())
+                own = matrix[: graph.num_classes].cpu()
+                logs = torch.cat([self._prior(own)[:, None], own[:, self._columns]], dim=1)
+                self.models[graph_id] = self._model(graph_id, logs.double().exp().numpy())
             bits = unpack_bits(episode.bits, graph.num_classes)
             self.models[graph_id].add(bits, episode.metric(metric), update)
         for graph_id in set(graph_ids):
             self.models[graph_id].fit()
+
+    def _model(self, graph_id: int, importance: Float64Array) -> OutcomeModel:
+        graph = self._topologies[graph_id].graph
+        return OutcomeModel(graph, importance, self.layer_errors.get(graph_id, ()))
 
     @torch.no_grad()
     def rewards(
@@ -174,8 +190,7 @@ class Imagination:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` returned."""
         for graph_id, values in state.items():
-            graph = self._topologies[int(graph_id)].graph
-            model = OutcomeModel(graph, np.array(values["importance"]))
+            model = self._model(int(graph_id), np.array(values["importance"]))
             model.load_state_dict(values)
             self.models[int(graph_id)] = model
 

@@ -4,6 +4,7 @@ It takes channel + op graphs as PyG ``Data`` of any size and knows neither an en
 nor stable-baselines3.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +61,10 @@ class NetworkConfig:
     heads: int = 4
     use_edges: bool = True
     shuffle_edges: bool = False
+
+    def columns(self, names: Sequence[str]) -> list[int]:
+        """Return where channel features are, those that it reads."""
+        return [self.feature_names.index(name) for name in names if name in self.feature_names]
 
     def __post_init__(self) -> None:
         if self.prior is not None and self.prior not in self.feature_names:

@@ -8,7 +8,7 @@ Dyna; Janner et al. 2019, arXiv 1906.08253). Rasmussen and Williams 2006, chapte
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,10 +17,13 @@ from torch import Tensor
 
 from prunegraph.graph.structure import StructureGraph
 from prunegraph.rewards import pack_bits, unpack_bits
-from prunegraph.types import BoolArray, Float64Array
+from prunegraph.types import BoolArray, Float64Array, LayerError
 
 SHARE_FLOOR = 0.02
 """Added to shares before their logarithm: an empty group is far away, not infinitely far."""
+
+ERROR_WEIGHT = 3.0
+"""How much more the layers' errors count at first than what a group keeps."""
 
 JITTER = 1e-4
 """Variance on the diagonal, in units of the metric's variance, for the decomposition's sake."""
@@ -32,7 +35,14 @@ REFIT_STEPS = 5
 
 FIT_RATE = 0.1
 
-PRIOR_MEANS = {"widths": 0.0, "linear": -1.0, "update": -1.5, "bits": -1.0, "noise": -1.5}
+PRIOR_MEANS = {
+    "masks": -1.0,
+    "widths": 0.0,
+    "linear": -1.0,
+    "update": -1.5,
+    "bits": -1.0,
+    "noise": -1.5,
+}
 """Expected log amplitude of each part of the kernel, in deviations of the metric."""
 
 
@@ -43,21 +53,30 @@ class OutcomeModel:
     (one length scale for each), plus a linear one over the same, plus a linear one over the bits
     themselves (one scale a group): what a single channel adds whatever the widths are. Episodes of
     an update share an image subset, and so an error; each also has its own. Amplitudes and length
-    scales maximise the posterior: marginal likelihood and log-normal priors.
+    scales maximise the posterior: marginal likelihood and log-normal priors. A model that knows
+    layers has one input more, the sum of their errors, and a Matern kernel over the bits.
 
     Args:
         graph: the network.
-        importance: ``[N]`` positive; the share of a group's sum that is kept is an input beside the
-            share of its channels.
+        importance: ``[N, K]`` positive; the shares of a group's sums that are kept are inputs
+            beside the share of its channels.
+        layers: what layers lose without removed channels; () = it does not know.
 
     Attributes:
         cost_slopes: limits -> what a mask's metric gains, near the policy's own masks, for a
             budget's worth of cost more.
     """
 
-    def __init__(self, graph: StructureGraph, importance: Float64Array) -> None:
+    def __init__(
+        self,
+        graph: StructureGraph,
+        importance: Float64Array,
+        layers: Sequence[LayerError] = (),
+    ) -> None:
         self._graph = graph
         self._importance = importance
+        self._layers = [(layer.classes, torch.from_numpy(layer.gram)) for layer in layers]
+        self._parts = {k: v for k, v in PRIOR_MEANS.items() if layers or k != "masks"}
         groups = np.unique(graph.group_of[graph.free])
         member = graph.group_of[:, None] == groups[None, :]  # [N, G]
         self._position = torch.from_numpy(np.searchsorted(groups, graph.group_of) % len(groups))
@@ -65,15 +84,18 @@ class OutcomeModel:
             graph.free / np.sqrt(len(groups) * member.sum(axis=0)[self._position])
         )  # [N]: a group's bits together weigh alike at first
         count = torch.from_numpy(member.astype(np.float64))
-        weight = torch.from_numpy(member * importance[:, None])
-        self._shares = torch.cat(
-            [count / count.sum(dim=0), weight / weight.sum(dim=0).clamp_min(1e-12)], dim=1
-        )  # [N, 2 G]
+        weights = [torch.from_numpy(member * column[:, None]) for column in importance.T]
+        kept = [weight / weight.sum(dim=0).clamp_min(1e-12) for weight in weights]
+        self._shares = torch.cat([count / count.sum(dim=0), *kept], dim=1)  # [N, (1 + K) G]
+        num_inputs = self._shares.shape[1] + bool(layers)
+        self._input_weight = torch.ones(num_inputs, dtype=torch.float64)
+        if layers:
+            self._input_weight[-1] = ERROR_WEIGHT
         self.bits: list[BoolArray] = []
         self.metrics: list[float] = []
         self.updates: list[int] = []
-        lengths = [0.0] * (3 * len(groups))
-        self.log_scales = torch.tensor([*lengths, *PRIOR_MEANS.values()], dtype=torch.float64)
+        lengths = [0.0] * (num_inputs + len(groups))
+        self.log_scales = torch.tensor([*lengths, *self._parts.values()], dtype=torch.float64)
         self.cost_slopes: dict[str, float] = {}
         self._fitted = False
 
@@ -171,12 +193,19 @@ class OutcomeModel:
         self._condition(*self._load())
 
     def _inputs(self, bits: Tensor) -> Tensor:
-        """Return the logarithms of kept widths and kept importance ``[M, 2 G]`` of ``[M, N]``."""
-        return (bits @ self._shares + SHARE_FLOOR).log()
+        """Return the logarithms of kept widths and importances, and the error, of ``[M, N]``."""
+        logs = (bits @ self._shares + SHARE_FLOOR).log()
+        if not self._layers:
+            return logs
+        error, removed = torch.zeros(len(bits), dtype=torch.float64), 1.0 - bits
+        for classes, gram in self._layers:
+            rows = removed[:, classes]
+            error += ((rows @ gram) * rows).sum(dim=1)
+        return torch.cat([logs, error[:, None]], dim=1)
 
     def _normalise(self, bits: Tensor) -> "_Points":
         """Return masks ``[M, N]`` in the kernel's units: typical episodes have norm 1 or less."""
-        inputs = (self._inputs(bits) - self._input_mean) / self._input_scale
+        inputs = (self._inputs(bits) - self._input_mean) / self._input_scale * self._input_weight
         return _Points(
             inputs / (2.0 * math.sqrt(inputs.shape[1])),
             (bits - self._bits_mean) * self._bit_scale,
@@ -184,20 +213,21 @@ class OutcomeModel:
 
     def _amplitudes(self, scales: Tensor) -> dict[str, Tensor]:
         """Return the variance of each part of the kernel, in units of the metric's variance."""
-        values = (2.0 * scales[-len(PRIOR_MEANS) :]).exp()
-        return dict(zip(PRIOR_MEANS, values, strict=True))
+        values = (2.0 * scales[-len(self._parts) :]).exp()
+        return dict(zip(self._parts, values, strict=True))
 
     def _kernel(self, scales: Tensor, first: "_Points", second: "_Points") -> Tensor:
         """Return the covariance ``[M, n]`` of what two sets of masks are worth."""
         amplitude = self._amplitudes(scales)
         one, two = self._scaled(scales, first), self._scaled(scales, second)
-        distance = math.sqrt(5.0) * torch.cdist(one.inputs, two.inputs)
-        matern = (1.0 + distance + distance.square() / 3.0) * (-distance).exp()
-        return (
-            amplitude["widths"] * matern
+        kernel = (
+            amplitude["widths"] * _matern(one.inputs, two.inputs)
             + amplitude["linear"] * first.inputs @ second.inputs.T
             + amplitude["bits"] * one.bits @ two.bits.T
         )
+        if "masks" in amplitude:
+            kernel = kernel + amplitude["masks"] * _matern(one.bits, two.bits)
+        return kernel
 
     def _variance(self, points: "_Points") -> Tensor:
         """Return the diagonal ``[M]`` of ``_kernel(points, points)``."""
@@ -205,13 +235,14 @@ class OutcomeModel:
         scaled = self._scaled(self.log_scales, points)
         return (
             amplitude["widths"]
+            + amplitude.get("masks", 0.0)
             + amplitude["linear"] * points.inputs.square().sum(dim=1)
             + amplitude["bits"] * scaled.bits.square().sum(dim=1)
         )
 
     def _scaled(self, scales: Tensor, points: "_Points") -> "_Points":
         """Return points over the length scales of their inputs and of their groups' bits."""
-        lengths = scales[: -len(PRIOR_MEANS)].exp()
+        lengths = scales[: -len(self._parts)].exp()
         num_inputs = points.inputs.shape[1]
         of_bits = lengths[num_inputs:][self._position]  # [N]
         return _Points(points.inputs / lengths[:num_inputs], points.bits / of_bits)
@@ -227,13 +258,19 @@ class OutcomeModel:
 
     def _log_prior(self, scales: Tensor) -> Tensor:
         """Return the log density of the hyperparameters, up to a constant."""
-        means = torch.tensor(list(PRIOR_MEANS.values()), dtype=torch.float64)
-        lengths, amplitudes = scales[: -len(PRIOR_MEANS)], scales[-len(PRIOR_MEANS) :]
+        means = torch.tensor(list(self._parts.values()), dtype=torch.float64)
+        lengths, amplitudes = scales[: -len(means)], scales[-len(means) :]
         return -lengths.square().sum() - 0.25 * (amplitudes - means).square().sum()
 
 
+def _matern(first: Tensor, second: Tensor) -> Tensor:
+    """Return the Matern 5/2 kernel ``[M, n]`` of points ``[M, D]`` and ``[n, D]``."""
+    distance = math.sqrt(5.0) * torch.cdist(first, second)
+    return (1.0 + distance + distance.square() / 3.0) * (-distance).exp()
+
+
 class _Points(NamedTuple):
-    """Masks as the kernel sees them: ``[M, 2 G]`` inputs and ``[M, N]`` centred bits."""
+    """Masks as the kernel sees them: ``[M, I]`` inputs and ``[M, N]`` centred bits."""
 
     inputs: Tensor
     bits: Tensor

@@ -11,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
-from prunegraph.agent.imagination import Imagination
+from prunegraph.agent.imagination import CRITERIA, Imagination
 from prunegraph.agent.policy import ChannelPruningPolicy, Decision
 from prunegraph.agent.ppo_config import PPOConfig
 from prunegraph.agent.vec_env import SelfCompetitionVecEnv
@@ -107,7 +107,11 @@ class ChannelPPO(PPO):
                 device=device,
             )
         self.policy.initial_temperature = config.temperature_start
-        self.imagination = Imagination(self.policy.topologies, self.policy.network.prior)
+        self.imagination = Imagination(
+            self.policy.topologies,
+            self.policy.network.prior,
+            columns=self.policy.network_config.columns(CRITERIA) if config.imagines_layers else (),
+        )
         if config.imagined_steps:
             self.policy.proposals, self.policy.choose = config.proposals, self.imagination.choose
         if isinstance(env, SelfCompetitionVecEnv):

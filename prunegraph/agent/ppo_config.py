@@ -42,6 +42,8 @@ class PPOConfig:
         imagined_rate: step of the offsets of channels and groups in it.
         imagined_competition: imagined masks are rewarded by how far they are expected to exceed the
             best one that was run, not by what is foretold of them (an ablation).
+        imagines_layers: the model reads what layers' outputs lose without the removed channels, and
+            what is kept by more criteria than the start's.
         caution: deviations of its own error by which a prediction is lowered; unused under
             ``imagined_competition``.
         proposals: masks drawn for an episode, of which the one that is foretold best is run. Needs
@@ -68,6 +70,7 @@ class PPOConfig:
     imagined_learning_rate: float = 3e-4
     imagined_rate: float = 0.15
     imagined_competition: bool = False
+    imagines_layers: bool = False
     caution: float = 0.5
     proposals: int = 1
 

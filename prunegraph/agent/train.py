@@ -22,7 +22,7 @@ from prunegraph.agent.vec_env import SelfCompetitionVecEnv
 from prunegraph.errors import ConfigError
 from prunegraph.graph.structure import StructureGraph
 from prunegraph.rewards import RewardConfig, SelfCompetition
-from prunegraph.types import FloatArray
+from prunegraph.types import FloatArray, LayerError
 
 EnvFactory = Callable[[], gymnasium.Env[Any, Any]]
 
@@ -93,6 +93,7 @@ def train_agent(
     initial: TrainedPolicy | None = None,
     checkpoint: Path | None = None,
     memory: Memory | None = None,
+    layer_errors: Sequence[Sequence[LayerError]] | None = None,
     tensorboard: Path | None = None,
     progress: Progress | None = None,
 ) -> TrainingResult:
@@ -111,6 +112,7 @@ def train_agent(
         checkpoint: file written after each update; if it exists, training goes on from it.
         memory: what the evaluators know, kept in the checkpoint: where a mask that comes twice is
             not run twice, a resumed training needs it to be equal to an uninterrupted one.
+        layer_errors: of each network, for imagined episodes; None = they know none.
         tensorboard: folder for learning curves.
         progress: called with the record of each update.
 
@@ -121,6 +123,8 @@ def train_agent(
     venv = make_vec_env(env_factories, threads=threads)
     try:
         model = build_model(venv, graphs, config)
+        if layer_errors is not None:
+            model.imagination.layer_errors = dict(enumerate(layer_errors))
         if initial is not None:
             _start_from(model, initial)
         model.memory = memory

@@ -41,7 +41,7 @@ from prunegraph.pruning.statistics import (
     sensitivity,
     unlabelled_evaluator,
 )
-from prunegraph.types import Budget, FloatArray, KeepMask, TrainSplit
+from prunegraph.types import Budget, FloatArray, KeepMask, LayerError, TrainSplit
 
 DENSE_FILE = "dense.safetensors"
 
@@ -190,6 +190,11 @@ class Bench:
         return Compensation.on_images(
             target.model, target.graph, images, seed=self.seed, device=target.device
         )
+
+    @cached_property
+    def layer_errors(self) -> list[LayerError]:
+        """How far outputs move without some inputs; nothing where weights stay as they are."""
+        return [] if self.compensation is None else self.compensation.layer_errors()
 
     @cached_property
     def final_evaluator(self) -> Evaluator:

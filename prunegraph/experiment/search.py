@@ -263,6 +263,9 @@ def _train(
             initial=initial,
             checkpoint=folder.checkpoint(f"search-{label}.safetensors"),
             memory=_Memory(tables[0].evaluators),
+            layer_errors=[bench.layer_errors for bench in benches]
+            if config.ppo.imagines_layers
+            else None,
             tensorboard=folder.file(f"events/{label}"),
             progress=partial(_show, report, clock, evaluators),
         )

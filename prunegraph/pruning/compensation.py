@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,7 +15,7 @@ from prunegraph.errors import MaskError, ModelError
 from prunegraph.graph import StructureGraph
 from prunegraph.pruning.evaluation import model_device, place_images
 from prunegraph.pruning.reads import Read, readable_copy, reads
-from prunegraph.types import IntArray, KeepMask, TrainSplit
+from prunegraph.types import IntArray, KeepMask, LayerError, TrainSplit
 
 POSITIONS = 16
 """Output positions that are sampled of a layer in each batch, the same in all its images."""
@@ -153,6 +154,22 @@ class Compensation:
                 shift = weight[:, ~kept] @ moments.mean[~kept] - change @ moments.mean[kept]
                 bias = _bias_name(name)
                 _write(parameters.get(bias), bias, self._biases[name][out].float() + shift)
+
+    @torch.no_grad()
+    def layer_errors(self) -> list[LayerError]:
+        """Return how far each layer's outputs move without some of its inputs."""
+        errors = []
+        for name, moments in self._moments.items():
+            weight, products = self._weights[name].flatten(1).double(), moments.products.double()
+            classes = self._graph.param_classes[name][1]
+            energy = (weight.T @ weight) * products  # [D, D]
+            taps = len(energy) // classes.size
+            channels = energy.reshape(classes.size, taps, classes.size, taps).sum(dim=(1, 3))
+            unique, column = np.unique(classes, return_inverse=True)
+            member = np.eye(unique.size)[column]  # [C, U]
+            gram = member.T @ channels.cpu().numpy() @ member
+            errors.append(LayerError(unique, gram / max(float(gram.sum()), TINY)))
+        return errors
 
 
 class InputSums:
