@@ -24,8 +24,8 @@ from prunegraph.graph.features import LAST_NAMES
 from prunegraph.reading import checked, holds_numbers, parse_json, read_json, read_safetensors
 from prunegraph.types import FloatArray
 
-SCHEMA = 1
-"""Of checkpoints."""
+SCHEMA = 2
+"""Of checkpoints; 1 knew one importance of each channel."""
 
 POLICY_SCHEMA = 2
 """Of policies; 1 read the sensitivity of groups as a loss on search images."""
@@ -191,7 +191,10 @@ def load_checkpoint(path: Path | str, model: ChannelPPO) -> None:
     # a network whose loss overflowed is remembered with an infinite one
     state = parse_json(metadata.get("state", ""), path, finite=False)
     state = checked(state, CHECKPOINT, str(path))
-    if state["schema"] != SCHEMA or state["seed"] != model.run_seed:
+    if state["schema"] != SCHEMA:
+        msg = f"{path} is of another version of prunegraph: delete it to start over"
+        raise ArtefactError(msg)
+    if state["seed"] != model.run_seed:
         msg = f"{path} is of a training with seed {state['seed']}, not {model.run_seed}"
         raise ArtefactError(msg)
     for name, tensor in tensors.items():

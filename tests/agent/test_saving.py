@@ -16,6 +16,7 @@ from prunegraph.agent import (
     TrainedPolicy,
     load_policy,
     save_policy,
+    saving,
 )
 from prunegraph.agent.ppo import ChannelPPO
 from prunegraph.agent.saving import load_checkpoint, save_checkpoint
@@ -182,7 +183,10 @@ def test_a_training_that_was_killed_after_its_last_update_keeps_its_temperature(
 
 
 def test_a_checkpoint_of_another_training_is_refused(
-    make_model: MakeModel, network_config: Callable[..., NetworkConfig], tmp_path: Path
+    make_model: MakeModel,
+    network_config: Callable[..., NetworkConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = tmp_path / "checkpoint.safetensors"
     model = make_model()
@@ -192,6 +196,9 @@ def test_a_checkpoint_of_another_training_is_refused(
         load_checkpoint(path, make_model(seed=1))
     with pytest.raises(ArtefactError, match="another policy network"):
         load_checkpoint(path, make_model(network=network_config(hidden=16)))
+    with monkeypatch.context() as patch, pytest.raises(ArtefactError, match="another version"):
+        patch.setattr(saving, "SCHEMA", saving.SCHEMA + 1)
+        load_checkpoint(path, model)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ArtefactError, match=r"checkpoint\.safetensors is truncated"):
         load_checkpoint(path, make_model())
