@@ -9,7 +9,6 @@ run; the checkpoints are those that ``ablations.py`` leaves in its folder.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 
 from prunegraph.agent.imagination import CRITERIA
 from prunegraph.agent.outcome_model import OutcomeModel
@@ -25,14 +23,15 @@ from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.cli import parse
 from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.jobs import load_targets
+from prunegraph.reading import parse_json, read_safetensors
 from prunegraph.rewards import unpack_bits
 from prunegraph.types import Float64Array
 
 
 def read_record(path: Path) -> Mapping[str, Any]:
     """Return masks, metrics and updates of the first network of a search."""
-    with safe_open(path, "pt") as file:
-        state = json.loads(file.metadata()["state"])
+    _, metadata = read_safetensors(path)
+    state = parse_json(metadata["state"], path, finite=False)
     record: Mapping[str, Any] = state["imagination"]["0"]
     return record
 

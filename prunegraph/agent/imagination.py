@@ -20,9 +20,6 @@ NEAR_LIMIT = 0.95
 CRITERIA = ("taylor", "l1", "fpgm")
 """Features by which, too, a model that knows layers weighs what a group keeps."""
 
-TINY = 1e-30
-"""Keeps the division by a deviation of 0 defined."""
-
 
 class Imagination:
     """Foretells the metric of masks of several networks.
@@ -118,14 +115,14 @@ class Imagination:
             metrics = metrics - slope * (costs - costs.mean())
             if competes:
                 bar = metrics.mean()
-                for best in self.promising(graph_id, limit, 1):
-                    best_metric, _, cost = self._predict(
-                        graph_id, torch.from_numpy(best[None]), limit
+                if best := self.promising(graph_id, limit, 1):
+                    run, _, run_costs = self._predict(
+                        graph_id, torch.from_numpy(best[0])[None], limit
                     )
-                    bar = (best_metric - slope * (cost - costs.mean()))[0]
+                    bar = (run - slope * (run_costs - costs.mean()))[0]
                 metrics = expected_improvement(metrics, deviation, bar)
                 # What is left to gain differs by orders of magnitude between cells.
-                metrics = metrics / metrics.std(correction=0).clamp_min(TINY)
+                metrics /= metrics.std(correction=0).clamp_min(torch.finfo(metrics.dtype).tiny)
             rewards[rows] = metrics
         return rewards.to(bits)
 
@@ -142,7 +139,7 @@ class Imagination:
         graph = self._topologies[graph_id].graph
         keep = bits[:, : graph.num_classes].double()
         mean, deviation = self.models[graph_id].predict(keep)
-        costs = expected_cost_ratio(graph, keep.numpy(), np.tile(limits, (len(keep), 1)))
+        costs = expected_cost_ratio(graph, keep.numpy(), limits[None])
         return mean, deviation, torch.from_numpy(costs)
 
     @torch.no_grad()

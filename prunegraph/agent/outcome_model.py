@@ -88,9 +88,6 @@ class OutcomeModel:
         kept = [weight / weight.sum(dim=0).clamp_min(1e-12) for weight in weights]
         self._shares = torch.cat([count / count.sum(dim=0), *kept], dim=1)  # [N, (1 + K) G]
         num_inputs = self._shares.shape[1] + bool(layers)
-        self._input_weight = torch.ones(num_inputs, dtype=torch.float64)
-        if layers:
-            self._input_weight[-1] = ERROR_WEIGHT
         self.bits: list[BoolArray] = []
         self.metrics: list[float] = []
         self.updates: list[int] = []
@@ -141,6 +138,8 @@ class OutcomeModel:
         inputs = self._inputs(bits)
         self._input_mean = inputs.mean(dim=0)
         self._input_scale = inputs.std(dim=0, correction=0) + 1e-3
+        if self._layers:
+            self._input_scale[-1] /= ERROR_WEIGHT
         self._bits_mean = bits.mean(dim=0)
         self._metric_mean = metrics.mean()
         self._metric_scale = metrics.std(correction=0) + 1e-9
@@ -205,7 +204,7 @@ class OutcomeModel:
 
     def _normalise(self, bits: Tensor) -> "_Points":
         """Return masks ``[M, N]`` in the kernel's units: typical episodes have norm 1 or less."""
-        inputs = (self._inputs(bits) - self._input_mean) / self._input_scale * self._input_weight
+        inputs = (self._inputs(bits) - self._input_mean) / self._input_scale
         return _Points(
             inputs / (2.0 * math.sqrt(inputs.shape[1])),
             (bits - self._bits_mean) * self._bit_scale,

@@ -90,7 +90,8 @@ def expected_cost_ratios(
     Args:
         graph: the structure.
         probabilities: ``[B, N]`` keep probabilities.
-        limits: ``[B, 2]`` the most MACs and params that may remain (infinite = no limit).
+        limits: ``[B, 2]`` the most MACs and params that may remain (infinite = no limit), or
+            ``[1, 2]`` for all alike.
 
     Returns:
         ``[B, 2]`` ratios.

@@ -13,6 +13,7 @@ from prunegraph.types import Float64Array, LayerError
 
 GRAPH = toy_graph((16, 16, 16), (4, 4, 2, 1))
 IMPORTANCE = np.random.default_rng(0).gamma(2.0, size=GRAPH.num_classes)
+LAYERS = (LayerError(np.arange(16), np.eye(16) / 16),)
 
 
 def draw_masks(count: int, seed: int) -> torch.Tensor:
@@ -94,9 +95,6 @@ def test_it_doubts_what_is_far_from_all_it_has_seen() -> None:
     seen = draw_masks(160, seed=1)
     far = torch.from_numpy(GRAPH.frozen.copy())[None]
     assert float(model.predict(far)[1]) > 2.0 * float(model.predict(seen)[1].mean())
-
-
-LAYERS = (LayerError(np.arange(16), np.eye(16) / 16),)
 
 
 @pytest.mark.parametrize("layers", [(), LAYERS])
