@@ -155,6 +155,13 @@ VARIANTS = {
     "loud": Variant(
         what="from a policy, too, explores as from a heuristic", ppo=exploration(PPOConfig())
     ),
+    "no_exchanges": Variant(what="masks are run as they are drawn", options={"exchanges": 0}),
+    "all_planned": Variant(what="every mask is improved first", ppo={"planned_every": 1}),
+    "hard_accuracy": Variant(what="accuracy counts, not soft", options={"metric": "accuracy"}),
+    "hard_no_exchanges": Variant(
+        what="both: accuracy counts, masks are run as they are drawn",
+        options={"metric": "accuracy", "exchanges": 0},
+    ),
     "entropy": Variant(what="entropy is paid for", ppo={"entropy_coefficient": 0.01}),
     "one_epoch": Variant(what="one pass over an update's episodes", ppo={"epochs": 1}),
     "floor": Variant(what="losing rewards end at -1", reward={"floor": -1.0}),

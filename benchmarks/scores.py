@@ -2,19 +2,21 @@
 
 A search chooses by a score of some hundred images, and part of what it gains is luck on these.
 Masks drawn around the start of a search (its scores with noise on groups and channels, and the
-other heuristics) are cut out once each and run on the search images and on train images. Then, over
+other heuristics), or with ``--search`` the last that a recorded search ran, are cut out once each
+and run on the search images and on train images. Then, over
 many random draws: of every score the rank correlation with the accuracy on the half of the search
 images that the score has not seen, and the accuracy there of the mask that it puts first, over the
 mean of all. The test split stays closed: these figures choose options.
 
-    python benchmarks/scores.py --out FILE.json [--masks 48] [options of train]
+    python benchmarks/scores.py --out FILE [--masks 48] [--search CHECKPOINT] [options of train]
 """
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+from foretell import read_record
 from scipy.stats import spearmanr
 from searches import begin
 from torch import Tensor
@@ -25,6 +27,7 @@ from prunegraph.experiment.jobs import load_targets
 from prunegraph.files import write_json
 from prunegraph.pruners.start import STARTS, start_scores
 from prunegraph.pruning.evaluation import compute_logits
+from prunegraph.rewards import unpack_bits
 from prunegraph.types import Float64Array, KeepMask, Split
 
 TRAIN_IMAGES, DRAWS = 5000, 200
@@ -50,26 +53,39 @@ def draw_masks(bench: Bench, number: int) -> Iterator[KeepMask]:
         yield bench.project((start + noise).astype(np.float32), budget)
 
 
+def last_masks(bench: Bench, search: Path, number: int) -> list[KeepMask]:
+    """Return the last masks that a search ran, by its checkpoint ``search-*.safetensors``."""
+    graph = bench.target.graph
+    packed = read_record(search)["bits"][-number:]
+    return [graph.mask(unpack_bits(bits, graph.num_classes)) for bits in packed]
+
+
 def per_image(logits: Tensor, dense: Tensor, labels: Tensor) -> dict[str, Float64Array]:
-    """Return accuracy, minus cross-entropy and minus divergence of every image ``[n]``."""
+    """Return what is compared of every image ``[n]``, higher = better."""
     log_p, log_q = (item.float().log_softmax(1) for item in (dense, logits))
     kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
     loss = F.cross_entropy(logits.float(), labels, reduction="none")
-    scores = {"accuracy": logits.argmax(1) == labels, "loss": -loss, "kl": -kl}
+    scores = {
+        "accuracy": logits.argmax(1) == labels,
+        "soft_accuracy": (-loss).exp(),
+        "loss": -loss,
+        "kl": -kl,
+    }
     return {name: values.double().numpy() for name, values in scores.items()}
 
 
-def run_masks(bench: Bench, number: int) -> tuple[Measured, Measured]:
+def run_masks(bench: Bench, drawn: Iterable[KeepMask]) -> tuple[Measured, Measured]:
     """Run every mask; return what it did on search and on train images."""
     dataset, evaluator = bench.target.dataset, bench.final_evaluator
     splits: tuple[Split, Split] = (dataset.search, dataset.train.sample(TRAIN_IMAGES, bench.seed))
     dense = [compute_logits(bench.target.model, split) for split in splits]
     rows: list[list[dict[str, Float64Array]]] = [[], []]
-    for count, mask in enumerate(dict.fromkeys(draw_masks(bench, number)), start=1):
+    masks = list(dict.fromkeys(drawn))
+    for count, mask in enumerate(masks, start=1):
         network = evaluator.prune(mask)
         for split, reference, row in zip(splits, dense, rows, strict=True):
             row.append(per_image(compute_logits(network, split), reference, split.labels))
-        print(f"{count}/{number} masks", flush=True)
+        print(f"{count}/{len(masks)} masks", flush=True)
     search, train = (
         {name: np.stack([item[name] for item in row]) for name in row[0]} for row in rows
     )
@@ -115,10 +131,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=about, allow_abbrev=False)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     parser.add_argument("--masks", type=int, default=48)
+    parser.add_argument("--search", type=Path, metavar="CHECKPOINT")
     known, words = parser.parse_known_args()
     options, content = begin(known.out, words, masks=known.masks)
     (target,) = load_targets(options)
-    search, train = run_masks(Bench(target=target, options=options, seed=options.seed), known.masks)
+    bench = Bench(target=target, options=options, seed=options.seed)
+    search, train = run_masks(
+        bench,
+        draw_masks(bench, known.masks)
+        if known.search is None
+        else last_masks(bench, known.search, known.masks),
+    )
     means = {name: values.mean(1).round(4).tolist() for name, values in search.items()}
     rows = foretold(search, train)
     write_json(known.out, content | {"rows": rows, "means": means})

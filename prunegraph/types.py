@@ -145,6 +145,8 @@ class Outcome:
         cost: cost of the network that was evaluated.
         digest: ``KeepMask.digest()`` of its mask.
         seconds: wall time of surgery, recalibration, short fine-tune and evaluation.
+        soft_accuracy: mean probability that the network gives to the right class, or None if
+            searches do not compare it.
     """
 
     accuracy: float
@@ -154,15 +156,21 @@ class Outcome:
     cost: Cost
     digest: str
     seconds: float
+    soft_accuracy: float | None = None
+
+    @property
+    def steady(self) -> float | None:
+        """What was measured to be compared in the accuracy's place, higher = better, or None.
+
+        Both that there are are less noisy: minus the divergence from the dense network, for which
+        no label is needed, and the soft accuracy.
+        """
+        return self.soft_accuracy if self.kl is None else -self.kl
 
     @property
     def rank(self) -> tuple[float, float, float]:
-        """What outcomes are chosen by, higher = better.
-
-        Where the divergence from the dense network is measured, it decides: it is the less noisy,
-        and labels may not be trusted. Else accuracy does, ties by loss.
-        """
-        return 0.0 if self.kl is None else -self.kl, self.accuracy, -self.loss
+        """What outcomes are chosen by, higher = better: ``steady``, accuracy, ties by loss."""
+        return self.steady or 0.0, self.accuracy, -self.loss
 
 
 class ImageSource(Protocol):

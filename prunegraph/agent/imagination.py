@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from prunegraph.agent.outcome_model import OutcomeModel
+from prunegraph.agent.planning import plan
 from prunegraph.agent.topology import Topology, expected_cost_ratio
 from prunegraph.rewards import Episode, unpack_bits
 from prunegraph.rewards.config import Metric
@@ -160,6 +161,29 @@ class Imagination:
             return 0
         metrics, _, costs = self._predict(graph_id, bits.cpu(), limits)
         return int((metrics - slope * costs).argmax())
+
+    def plan(
+        self, graph_id: int, bits: Tensor, limits: Float64Array, *, most: int, caution: float
+    ) -> Tensor:
+        """Return a mask ``[N]`` near ``bits`` that is foretold to be better.
+
+        Args:
+            graph_id: the network.
+            bits: ``[N]`` a mask; it comes back as it is as long as nothing has been foretold.
+            limits: ``[2]`` the most MACs and params that may remain.
+            most: exchanges of a channel for another one at the most.
+            caution: deviations of its own error by which a foretold metric is lowered.
+        """
+        model = self.models.get(graph_id)
+        if model is None:
+            return bits
+
+        def foretell(masks: Tensor) -> Tensor:
+            mean, deviation = model.predict(masks)
+            return mean - caution * deviation
+
+        graph, keep = self._topologies[graph_id].graph, bits.cpu().numpy() > 0.5
+        return torch.from_numpy(plan(foretell, graph, keep, limits, most=most)).to(bits)
 
     @torch.no_grad()
     def promising(self, graph_id: int, limits: Float64Array, number: int) -> list[BoolArray]:

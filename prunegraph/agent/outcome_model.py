@@ -153,7 +153,6 @@ class OutcomeModel:
         self._factor, self._weights = self._solve(self.log_scales, targets, shared)
         self._fitted = True
 
-    @torch.no_grad()
     def predict(self, bits: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation ``[M]`` of the metric of masks ``[M, N]``.
 

@@ -98,8 +98,11 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         self.initial_temperature = 1.0
         self.group_noise = 0.0
         self.noises: list[Tensor] = []
+        self.num_acted = 0
+        self.planned_every = 1
         self.proposals = 1
         self.choose: Callable[[int, Tensor, Float64Array], int] | None = None
+        self.plan: Callable[[int, Tensor, Float64Array], Tensor] | None = None
         self.generator: torch.Generator | None = None
         self.noise_generator: torch.Generator | None = None
         super().__init__(
@@ -281,7 +284,10 @@ class ChannelPruningPolicy(ActorCriticPolicy):
     def forward(  # type: ignore[override]  # observations are dictionaries
         self, obs: Mapping[str, Tensor], deterministic: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return actions ``[B, N_max]``, values ``[B, 1]`` and log-probabilities ``[B]``."""
+        """Return actions ``[B, N_max]``, values ``[B, 1]`` and log-probabilities ``[B]``.
+
+        The log-probabilities are those of what was drawn, before a plan improved it.
+        """
         if not self.row_by_row:
             return self._act(obs, deterministic, self.embed(obs))
         embeddings: dict[tuple[int, bytes], Tensor] = {}
@@ -308,7 +314,24 @@ class ChannelPruningPolicy(ActorCriticPolicy):
                 best = self._best_proposals(obs, actions.view(rows, self.proposals, -1))
                 noise, actions, log_prob = noise[best], actions[best], log_prob[best]
             self.noises.append(noise)
+        if self.plan is not None and not deterministic:
+            self._improve(obs, actions, self.plan)
         return actions, decision.values[:, None], log_prob
+
+    def _improve(
+        self,
+        obs: Mapping[str, Tensor],
+        actions: Tensor,
+        plan: Callable[[int, Tensor, Float64Array], Tensor],
+    ) -> None:
+        """Replace every ``planned_every``-th of an update's actions ``[B, N_max]`` by its plan."""
+        ids = obs["graph_id"].reshape(-1).long().tolist()
+        limits = self.limits(ids, obs["context"])
+        for row, graph_id in enumerate(ids):
+            self.num_acted += 1
+            if self.num_acted % self.planned_every == 0:
+                size = self.topologies[graph_id].num_channels
+                actions[row, :size] = plan(graph_id, actions[row, :size], limits[row])
 
     def _best_proposals(self, obs: Mapping[str, Tensor], actions: Tensor) -> list[int]:
         """Return the positions, all rows counted on, of what is run of ``[B, K, N_max]``."""

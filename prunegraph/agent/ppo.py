@@ -1,6 +1,7 @@
 """PPO on a thousand bits that share one reward."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -114,6 +115,11 @@ class ChannelPPO(PPO):
         )
         if config.imagined_steps:
             self.policy.proposals, self.policy.choose = config.proposals, self.imagination.choose
+        if config.imagined_steps and config.exchanges:
+            self.policy.planned_every = config.planned_every
+            self.policy.plan = partial(
+                self.imagination.plan, most=config.exchanges, caution=config.planned_caution
+            )
         if isinstance(env, SelfCompetitionVecEnv):
             env.greedy = self.greedy_mask
 
@@ -144,7 +150,7 @@ class ChannelPPO(PPO):
         # Only a threshold that is solved anew keeps noisy scores within the budget.
         solved = self.policy.constraint == "bias"
         self.policy.group_noise = self.config.group_noise(progress) if solved else 0.0
-        self.policy.noises = []
+        self.policy.noises, self.policy.num_acted = [], 0
         seed = update_seed(self.run_seed, self.num_rollouts)
         self.policy.generator = torch.Generator().manual_seed(seed)
         self.policy.noise_generator = torch.Generator().manual_seed(seed ^ 1)  # a stream apart

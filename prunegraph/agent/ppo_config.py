@@ -48,6 +48,10 @@ class PPOConfig:
             ``imagined_competition``.
         proposals: masks drawn for an episode, of which the one that is foretold best is run. Needs
             imagined steps and group noise.
+        exchanges: of channels at the most, by which the model of the outcomes improves a mask
+            before it is run; 0 = none. Needs imagined steps, whose model it is.
+        planned_every: every so many episodes' masks are improved; the others explore.
+        planned_caution: ``caution`` of those improvements.
     """
 
     learning_rate: float = 3e-3
@@ -73,6 +77,9 @@ class PPOConfig:
     imagines_layers: bool = False
     caution: float = 0.5
     proposals: int = 1
+    exchanges: int = 0
+    planned_every: int = 2
+    planned_caution: float = 1.0
 
     def __post_init__(self) -> None:
         if min(self.temperature_start, self.temperature_end) <= 0:
@@ -80,7 +87,7 @@ class PPOConfig:
                 f"temperatures {self.temperature_start} and {self.temperature_end} must be above 0"
             )
             raise ConfigError(msg)
-        for name in ("epochs", "proposals"):
+        for name in ("epochs", "proposals", "planned_every"):
             if getattr(self, name) < 1:
                 msg = f"{name}={getattr(self, name)} must be at least 1"
                 raise ConfigError(msg)

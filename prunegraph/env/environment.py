@@ -209,6 +209,7 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
             accuracy=outcome.accuracy,
             loss=outcome.loss,
             kl=outcome.kl,
+            soft_accuracy=outcome.soft_accuracy,
             raw_cost_ratio=cell.cost_ratio(raw_cost),
             cost_ratio=cell.cost_ratio(outcome.cost),
             bits=pack_bits(mask.keep),

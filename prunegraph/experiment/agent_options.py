@@ -105,7 +105,9 @@ def agent_config(
     names = tuple(name for name in NetworkConfig.feature_names if name not in UNREAD)
     names += LAST_NAMES if options.refinements else ()
     ppo = PPOConfig(
-        learning_rate=options.learning_rate, imagined_steps=options.imagined_steps * one_step
+        learning_rate=options.learning_rate,
+        imagined_steps=options.imagined_steps * one_step,
+        exchanges=options.exchanges * one_step,
     )
     return AgentConfig(
         network=NetworkConfig(feature_names=names) if initial is None else initial.network.config,

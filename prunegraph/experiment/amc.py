@@ -49,8 +49,8 @@ class AmcSearch:
             if not known and len(found) % self.record_every == 0:
                 best = max(found.values(), key=lambda outcome: outcome.rank)
                 run.record(list(found.values()), best)
-            kl = found[mask].kl
-            return found[mask].accuracy if kl is None else -kl
+            steady = found[mask].steady
+            return found[mask].accuracy if steady is None else steady
 
         importance, graph = problem.statistics["l1"], problem.graph
         env = WidthEnv(graph, importance, problem.budget, problem.project, evaluate)

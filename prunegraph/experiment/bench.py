@@ -175,6 +175,7 @@ class Bench:
             seed=self.seed,
             device=target.device,
             kl=search.metric == "kl",
+            soft=search.metric == "soft_accuracy",
             short_finetune=search.short_finetune,
             compensation=self.compensation,
             log=log,

@@ -243,8 +243,9 @@ class SearchOptions:
         constraint: how the agent meets the budget.
         self_competition: what a pruned network competes with: best, ema, rank or greedy; the
             comparators accuracy, lagrangian and wall do not compete.
-        metric: what is compared: accuracy_loss takes a quarter of the loss off the accuracy; kl (to
-            the dense network) is for weights that have seen the search images.
+        metric: what is compared: soft_accuracy is the mean probability of the right class, of which
+            fewer images tell as much; accuracy_loss takes a quarter of the loss off the accuracy;
+            kl (to the dense network) is for weights that have seen the search images.
         granularity: decide on the whole network in one step, or group by group.
         refinements: further steps of an episode, each of which decides on all channels again and
             sees what the last mask kept and reached; each runs a network.
@@ -253,6 +254,8 @@ class SearchOptions:
         imagined_steps: steps of the policy after each update on masks that were not run but
             foretold from all that were; 0 = learn from run networks alone. None are made with
             granularity group or constraint lagrangian.
+        exchanges: of a channel for another one at the most, by which every second mask is improved,
+            as far as what was run foretells, before it is run; 0 = none. Needs imagined steps.
         amortise_steps: steps for each network that the search may evaluate, after it, that teach
             the policy, which can be used on other networks, what was found; fewer for large ones.
         ray: evaluate the networks of a search on a Ray cluster: its address, auto (the one that
@@ -266,12 +269,13 @@ class SearchOptions:
     budgets: tuple[float, ...] = ()
     constraint: Constraint = RewardConfig.constraint
     self_competition: SelfCompetitionForm = RewardConfig.self_competition
-    metric: Metric = RewardConfig.metric
+    metric: Metric = "soft_accuracy"
     granularity: Literal["network", "group"] = "network"
     refinements: int = 0
     update_size: int = AgentConfig.episodes_per_update
     learning_rate: float = PPOConfig.learning_rate
     imagined_steps: int = 20
+    exchanges: int = 40
     amortise_steps: int = 3
     ray: str | None = None
 
@@ -284,6 +288,7 @@ class SearchOptions:
             raise ConfigError(msg)
         check_at_least("learning_rate", self.learning_rate, 0.0)
         check_at_least("imagined_steps", self.imagined_steps, 0)
+        check_at_least("exchanges", self.exchanges, 0)
         check_at_least("amortise_steps", self.amortise_steps, 0)
         check_at_least("refinements", self.refinements, 0)
         check_at_least("update_size", self.update_size, 2 * (1 + self.refinements))

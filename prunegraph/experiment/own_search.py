@@ -240,7 +240,7 @@ def search(
     """
     budget = Budget(keep_macs=keep_macs, keep_params=keep_params, round_to=round_to)
     initial = None if policy is None else find_policy(Path(policy))
-    config = agent_config(SearchOptions(), seed, initial)
+    config = agent_config(SearchOptions(metric="accuracy"), seed, initial)
     names = config.network.feature_names
     tried = (NUM_STARTS if "start" in names else 0) + (num_suit_networks(names) if initial else 0)
     least = config.episodes_per_update + 1 + LAST + tried

@@ -90,7 +90,7 @@ class RandomSearch:
 
     Each group's keep share is proportional to a number drawn from ``[least_share, 1]``. Candidates
     are scored by loss on one random subset of the search images; the best are scored again on all
-    of them, which decides by accuracy. Where the divergence from the dense network is measured, it
+    of them, which decides by accuracy. Where a steadier figure is measured (``Outcome.steady``), it
     takes the place of both.
 
     Args:
@@ -151,8 +151,8 @@ class CrossEntropySearch:
     A step whose masks were all run before doubles the deviation: the search goes on until its
     networks are used up.
     Finalists - the start, the last mean, the best of the latest steps, with what networks are left
-    the best of all others - are scored on all search images, which decides by accuracy. Where the
-    divergence from the dense network is measured, it takes the place of accuracy and loss.
+    the best of all others - are scored on all search images, which decides by accuracy. Where a
+    steadier figure is measured (``Outcome.steady``), it takes the place of accuracy and loss.
 
     Args:
         population: networks a step.
@@ -225,8 +225,8 @@ class CrossEntropySearch:
         return run.choose([last, start, *latest, *sorted(found, key=lambda mask: found[mask])])
 
     def _badness(self, outcome: Outcome) -> float:
-        if outcome.kl is not None:
-            return outcome.kl
+        if outcome.steady is not None:
+            return -outcome.steady
         return self.loss_weight * outcome.loss - outcome.accuracy
 
     def _refit(
@@ -243,7 +243,7 @@ class CrossEntropySearch:
 
 
 def _distance(outcome: Outcome) -> float:
-    return outcome.loss if outcome.kl is None else outcome.kl
+    return outcome.loss if outcome.steady is None else -outcome.steady
 
 
 def _shifted(

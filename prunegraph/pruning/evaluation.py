@@ -22,11 +22,13 @@ class Scores(NamedTuple):
         accuracy: top-1 in [0, 1].
         loss: mean cross-entropy in nats.
         kl: mean KL divergence from the dense logits in nats, or None if none were given.
+        soft_accuracy: mean probability of the right class: an accuracy that also tells how surely.
     """
 
     accuracy: float
     loss: float
     kl: float | None
+    soft_accuracy: float
 
 
 def evaluate(
@@ -57,21 +59,23 @@ def evaluate(
     if num_images == 0:
         msg = "there are no images to evaluate on: choose at least one"
         raise DataError(msg)
-    totals = torch.zeros(3, dtype=torch.float64)
+    totals = torch.zeros(4, dtype=torch.float64)
     first = 0
     with evaluation_mode(model):
         for images, labels in _batches(data, batch_size):
             logits = _forward(model, images, autocast=autocast).cpu()
             totals[0] += (logits.argmax(1) == labels).sum()
-            totals[1] += F.cross_entropy(logits, labels, reduction="sum")
+            likelihood = -F.cross_entropy(logits, labels, reduction="none")
+            totals[1] -= likelihood.sum()
+            totals[3] += likelihood.exp().sum()
             if dense_logits is not None:
                 totals[2] += kl_divergence(dense_logits[first : first + len(labels)], logits)
             first += len(labels)
-    accuracy, loss, kl = (totals / num_images).tolist()
+    accuracy, loss, kl, soft_accuracy = (totals / num_images).tolist()
     if not bool(torch.isfinite(totals).all()):
         msg = f"the network's outputs hold NaN or infinity (mean loss {loss}): check its weights"
         raise ModelError(msg)
-    return Scores(accuracy, loss, None if dense_logits is None else kl)
+    return Scores(accuracy, loss, None if dense_logits is None else kl, soft_accuracy)
 
 
 def kl_divergence(dense_logits: Tensor, logits: Tensor) -> Tensor:

@@ -54,6 +54,7 @@ class Evaluator:
         device: where networks run.
         autocast: run in bfloat16 where that is safe.
         kl: also measure the KL divergence from the dense network's outputs.
+        soft: also measure the soft accuracy.
         short_finetune: training steps that a pruned network gets before it is scored, the same
             images in the same order for each (short-term fine-tuning, Yang et al. 2018, NetAdapt,
             section 3.2); 0 = it is recalibrated alone.
@@ -80,6 +81,7 @@ class Evaluator:
         device: str | torch.device = "cpu",
         autocast: bool = True,
         kl: bool = False,
+        soft: bool = False,
         short_finetune: int = 0,
         compensation: Compensation | None = None,
         log: OutcomeLog | None = None,
@@ -99,6 +101,7 @@ class Evaluator:
         self.device = torch.device(device)
         self.autocast = autocast
         self.kl = kl
+        self.soft = soft
         self.num_networks = 0
         self.seconds = 0.0
         self.recalled = 0.0
@@ -204,6 +207,7 @@ class Evaluator:
             cost=self.graph.cost(mask),
             digest=mask.digest(),
             seconds=seconds,
+            soft_accuracy=scores.soft_accuracy if self.soft else None,
         )
 
     def _scores(self, model: nn.Module, subset: Tensor | None) -> Scores:

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from prunegraph.errors import ConfigError
 
 SelfCompetitionForm = Literal["best", "ema", "rank", "greedy", "accuracy", "lagrangian", "wall"]
-Metric = Literal["accuracy", "accuracy_loss", "loss", "kl"]
+Metric = Literal["accuracy", "soft_accuracy", "accuracy_loss", "loss", "kl"]
 Constraint = Literal["bias", "lagrangian"]
 
 
@@ -20,7 +20,8 @@ class RewardConfig:
             mask (``"greedy"``); or no competition: the metric itself (``"accuracy"``), the metric
             minus the multiplier's term (``"lagrangian"``), the metric under AMC's action wall
             (``"wall"``).
-        metric: what is compared: ``"accuracy"``; ``"accuracy_loss"`` (a quarter of the
+        metric: what is compared: ``"accuracy"``; ``"soft_accuracy"`` (the mean probability of the
+            right class: few images tell more by it); ``"accuracy_loss"`` (a quarter of the
             cross-entropy taken off: accuracy is what is wanted, and the loss tells apart what few
             images cannot); ``"loss"`` (minus the cross-entropy) or ``"kl"`` (minus the divergence
             from the dense network).

@@ -29,6 +29,7 @@ class Episode:
         accuracy: top-1 in [0, 1].
         loss: mean cross-entropy in nats.
         kl: mean KL divergence from the dense network in nats, or None if not measured.
+        soft_accuracy: mean probability of the right class, or None if not measured.
         raw_cost_ratio: cost of the raw bits over the budget (the tightest, of several).
         cost_ratio: cost of the evaluated mask over the budget.
         bits: the evaluated mask, as ``pack_bits`` writes it.
@@ -39,6 +40,7 @@ class Episode:
     accuracy: float
     loss: float
     kl: float | None = None
+    soft_accuracy: float | None = None
     raw_cost_ratio: float
     cost_ratio: float
     bits: str
@@ -63,17 +65,23 @@ class Episode:
         """Return the figure that is compared, higher = better, in [-10, 1].
 
         Raises:
-            ConfigError: ``"kl"`` was not measured.
+            ConfigError: ``"kl"`` or ``"soft_accuracy"`` was not measured.
         """
         if name == "accuracy":
             return self.accuracy
         if name == "accuracy_loss":
             loss = self.loss if math.isfinite(self.loss) else math.inf
             return max(METRIC_FLOOR, self.accuracy - LOSS_WEIGHT * loss)
-        value = self.loss if name == "loss" else self.kl
+        value = {"loss": self.loss, "kl": self.kl, "soft_accuracy": self.soft_accuracy}[name]
         if value is None:
-            msg = f"metric='kl' was not measured for {self.cell}: build its Evaluator with kl=True"
+            argument = "kl" if name == "kl" else "soft"
+            msg = (
+                f"metric={name!r} was not measured for {self.cell}: build its Evaluator with "
+                f"{argument}=True"
+            )
             raise ConfigError(msg)
+        if name == "soft_accuracy":
+            return value
         return max(METRIC_FLOOR, -value) if math.isfinite(value) else METRIC_FLOOR
 
     def to_dict(self) -> dict[str, Any]:

@@ -213,3 +213,41 @@ def test_proposals_are_learned_from_with_their_own_noise(
     actions = torch.from_numpy(model.rollout_buffer.actions).reshape(16, -1)
     size = model.policy.topologies[seen[0][0]].num_channels
     assert torch.equal(actions[0, :size].float(), seen[0][1][2, :size])
+
+
+@pytest.mark.parametrize("workers", [1, 8])
+def test_every_second_mask_is_planned_and_learned_from(make_model: MakeModel, workers: int) -> None:
+    model = make_model(workers, ppo=PPOConfig(imagined_steps=2, exchanges=3))
+    seen = []
+
+    def plan(graph_id: int, bits: torch.Tensor, limits: np.ndarray) -> torch.Tensor:
+        seen.append((graph_id, bits.clone()))
+        return 1.0 - bits
+
+    model.policy.plan = plan
+    model.learn(16)
+    assert len(seen) == 8
+    actions = torch.from_numpy(model.rollout_buffer.actions).reshape(16, -1)
+    for (_, bits), action in zip(seen, actions[1::2], strict=True):
+        assert torch.equal(action[: len(bits)].float(), 1.0 - bits)
+
+
+def test_plans_are_made_as_soon_as_something_is_foretold(make_model: MakeModel) -> None:
+    model = make_model(1, ppo=PPOConfig(imagined_steps=2, exchanges=3))
+    planned = []
+    plan = model.policy.plan
+    assert plan is not None
+
+    def watched(graph_id: int, bits: torch.Tensor, limits: np.ndarray) -> torch.Tensor:
+        planned.append(bool((plan(graph_id, bits, limits) != bits).any()))
+        return bits
+
+    model.policy.plan = watched
+    model.learn(32)
+    assert not any(planned[:8])
+    assert any(planned[8:])
+
+
+def test_nothing_is_planned_where_nothing_is_foretold(make_model: MakeModel) -> None:
+    assert make_model(1, ppo=PPOConfig(exchanges=3)).policy.plan is None
+    assert make_model(1, ppo=PPOConfig(imagined_steps=2)).policy.plan is None

@@ -184,7 +184,7 @@ def test_any_number_of_environments_trains_the_same_policy(
     config = toy_config(
         episodes_per_update=8,
         reward=RewardConfig(self_competition=form),
-        ppo=PPOConfig(imagined_steps=2),
+        ppo=PPOConfig(imagined_steps=2, exchanges=5),
     )
     alone, four, eight = (
         train_agent(
@@ -205,7 +205,7 @@ def test_any_number_of_environments_trains_the_same_policy(
 
 
 def test_episodes_that_decide_anew(toy_config: MakeConfig, real_factories: MakeEnvs) -> None:
-    config = tiny(toy_config, refinements=1, ppo=PPOConfig(imagined_steps=2))
+    config = tiny(toy_config, refinements=1, ppo=PPOConfig(imagined_steps=2, exchanges=5))
     result = train_agent(real_factories(0, refinements=1), GRAPHS[:1], config, total_networks=40)
     assert [record["update"] for record in result.history] == [1, 2]
     assert result.networks_evaluated == 2 * (2 * 8 + 1)
@@ -236,7 +236,7 @@ def test_a_group_at_a_time(toy_config: MakeConfig, real_factories: MakeEnvs) -> 
 def test_a_checkpointed_training_goes_on_where_it_was(
     toy_config: MakeConfig, real_factories: MakeEnvs, tmp_path: Path, imagined_steps: int
 ) -> None:
-    ppo = PPOConfig(imagined_steps=imagined_steps)
+    ppo = PPOConfig(imagined_steps=imagined_steps, exchanges=5)
 
     def run(checkpoint: Path, stop_after: int | None = None) -> TrainingResult:
         def stop(record: dict[str, Any]) -> None:
@@ -274,6 +274,7 @@ def test_imagined_episodes_teach_more_of_as_many_networks(
     for ppo in (
         PPOConfig(imagined_steps=0),
         PPOConfig(imagined_steps=20),
+        PPOConfig(imagined_steps=20, exchanges=40),
         PPOConfig(imagined_steps=20, imagined_competition=True),
     ):
         result = train_agent(

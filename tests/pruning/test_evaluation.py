@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -51,6 +52,7 @@ def test_scores_by_hand() -> None:
     assert scores.loss == pytest.approx((3 * math.log(2) + 2 * math.log(4)) / 5)
     uniform = -math.log(3) - (math.log(0.25) + math.log(0.5) + math.log(0.25)) / 3
     assert scores.kl == pytest.approx(uniform, rel=1e-5)
+    assert scores.soft_accuracy == pytest.approx((3 * 0.5 + 2 * 0.25) / 5)
     assert evaluate(model, (images, labels)).kl is None
 
 
@@ -173,6 +175,17 @@ def test_kl_is_zero_for_the_dense_network_only(
     outcome = evaluator.evaluate(make_mask(digits_graph, 0), subset)
     assert outcome.kl is not None
     assert outcome.kl > 1e-3
+
+
+def test_outcomes_hold_the_soft_accuracy_where_it_is_compared(
+    make_evaluator: Callable[..., Evaluator], digits_graph: StructureGraph, make_mask: MakeMask
+) -> None:
+    mask = make_mask(digits_graph, 0)
+    plain, soft = make_evaluator().evaluate(mask), make_evaluator(soft=True).evaluate(mask)
+    assert plain.steady is None
+    assert soft.steady == soft.soft_accuracy
+    assert 0.0 < (soft.soft_accuracy or 0.0) < 1.0
+    assert soft.rank > dataclasses.replace(soft, soft_accuracy=0.0, accuracy=1.0).rank
 
 
 def test_a_short_finetune_comes_before_the_score(

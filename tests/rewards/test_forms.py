@@ -146,11 +146,16 @@ def test_forms_compare_the_chosen_metric() -> None:
     assert by_loss == pytest.approx([1.0, 1.0, -1.0, 0.0, -0.3, 1.0, -1.0, 1.0])
     by_kl = play(RewardConfig(self_competition="accuracy", metric="kl"), kl=0.25)
     assert by_kl == [-0.25] * 8
+    softly = play(
+        RewardConfig(self_competition="accuracy", metric="soft_accuracy"), soft_accuracy=0.3
+    )
+    assert softly == [0.3] * 8
 
 
-def test_kl_that_was_not_measured_is_an_error_that_names_the_remedy() -> None:
-    with pytest.raises(ConfigError, match="kl=True"):
-        play(RewardConfig(self_competition="best", metric="kl"))
+@pytest.mark.parametrize(("metric", "remedy"), [("kl", "kl=True"), ("soft_accuracy", "soft=True")])
+def test_what_was_not_measured_is_an_error_that_names_the_remedy(metric: Any, remedy: str) -> None:
+    with pytest.raises(ConfigError, match=remedy):
+        play(RewardConfig(self_competition="best", metric=metric))
 
 
 @pytest.mark.parametrize("loss", [1e9, float("inf"), float("nan")])

@@ -1,0 +1,91 @@
+"""Masks improved by exchanges: better by what is foretold, within the limits, near the old ones."""
+
+import numpy as np
+import pytest
+import torch
+
+from prunegraph.agent.planning import plan
+from prunegraph.graph import StructureGraph
+from prunegraph.testing.toy_env import toy_graphs
+from prunegraph.types import BoolArray, Budget, Float64Array
+
+GRAPHS = toy_graphs()
+
+
+def worths(graph: StructureGraph, seed: int) -> torch.Tensor:
+    return torch.rand(
+        graph.num_classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+
+
+def limits_of(graph: StructureGraph, share: float) -> Float64Array:
+    return np.array([share * graph.dense_cost.macs, np.inf])
+
+
+def is_legal(graph: StructureGraph, keep: BoolArray, limits: Float64Array) -> bool:
+    graph.mask(keep)  # raises where a group keeps too few, or a frozen class is gone
+    return graph.cost(keep).macs <= limits[0]
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_plan_is_legal_and_better(graph: StructureGraph, seed: int) -> None:
+    worth, limits = worths(graph, seed), limits_of(graph, 0.5)
+    start = graph.project(
+        -worth.numpy().astype(np.float32), Budget(keep_macs=0.5)
+    ).keep  # the worst ones
+    planned = plan(lambda bits: bits @ worth, graph, start, limits, most=100)
+    assert is_legal(graph, planned, limits)
+    gain = planned.astype(np.float64) - start
+    assert worth.numpy() @ gain > 0.0
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_so_many_exchanges_at_the_most(graph: StructureGraph) -> None:
+    worth, limits = worths(graph, 0), limits_of(graph, 0.5)
+    start = graph.project(-worth.numpy().astype(np.float32), Budget(keep_macs=0.5)).keep
+    flips = [
+        int((plan(lambda bits: bits @ worth, graph, start, limits, most=most) != start).sum())
+        for most in (0, 1, 3)
+    ]
+    assert flips[0] == 0
+    assert 1 <= flips[1] <= 2
+    assert flips[1] <= flips[2] <= 6
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_what_does_not_fit_is_dropped_first(graph: StructureGraph) -> None:
+    worth, limits = worths(graph, 1), limits_of(graph, 0.4)
+    dense = graph.dense_mask().keep
+    planned = plan(lambda bits: bits @ worth, graph, dense, limits, most=0)
+    assert is_legal(graph, planned, limits)
+    assert dense.all()  # not changed in place
+    free = graph.free
+    assert worth[planned & free].mean() > worth[free].mean()
+
+
+def test_no_exchange_is_made_that_is_foretold_to_be_worse() -> None:
+    graph = GRAPHS[0]
+    limits = limits_of(graph, 0.5)
+    start = graph.project(
+        np.arange(graph.num_classes, dtype=np.float32), Budget(keep_macs=0.5)
+    ).keep
+    here = torch.from_numpy(start.astype(np.float64))
+    planned = plan(lambda bits: -(bits - here).square().sum(dim=1), graph, start, limits, most=9)
+    assert np.array_equal(planned, start)
+
+
+def test_limits_that_nothing_meets_leave_the_least() -> None:
+    graph = GRAPHS[0]
+    planned = plan(
+        lambda bits: bits.sum(dim=1),
+        graph,
+        graph.dense_mask().keep,
+        np.array([1.0, np.inf]),
+        most=3,
+    )
+    kept = np.bincount(graph.group_of[planned], minlength=len(graph.groups))
+    least = np.maximum(
+        graph.min_keep, np.bincount(graph.group_of[graph.frozen], minlength=len(kept))
+    )
+    assert np.array_equal(kept, least)
