@@ -3,10 +3,10 @@
 A search chooses by a score of some hundred images, and part of what it gains is luck on these.
 Masks drawn around the start of a search (its scores with noise on groups and channels, and the
 other heuristics), or with ``--search`` the last that a recorded search ran, are cut out once each
-and run on the search images and on train images. Then, over
-many random draws: of every score the rank correlation with the accuracy on the half of the search
-images that the score has not seen, and the accuracy there of the mask that it puts first, over the
-mean of all. The test split stays closed: these figures choose options.
+and run on the search images and on train images. Then, over many random draws: of every score the
+rank correlation with the accuracy on the half of the search images that the score has not seen, and
+the accuracy there of the mask that it puts first, over the mean of all. The test split stays
+closed: these figures choose options.
 
     python benchmarks/scores.py --out FILE [--masks 48] [--search CHECKPOINT] [options of train]
 """

@@ -162,8 +162,8 @@ class Outcome:
     def steady(self) -> float | None:
         """What was measured to be compared in the accuracy's place, higher = better, or None.
 
-        Both that there are are less noisy: minus the divergence from the dense network, for which
-        no label is needed, and the soft accuracy.
+        Two figures are less noisy: minus the divergence from the dense network, for which no label
+        is needed, and the soft accuracy.
         """
         return self.soft_accuracy if self.kl is None else -self.kl
 

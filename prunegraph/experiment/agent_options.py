@@ -107,7 +107,7 @@ def agent_config(
     ppo = PPOConfig(
         learning_rate=options.learning_rate,
         imagined_steps=options.imagined_steps * one_step,
-        exchanges=options.exchanges * one_step,
+        exchanges=options.exchanges,  # none without imagined steps
     )
     return AgentConfig(
         network=NetworkConfig(feature_names=names) if initial is None else initial.network.config,

@@ -16,10 +16,10 @@ from prunegraph.types import KeepMask, Outcome
 class AmcSearch:
     """AMC (He et al. 2018): a DDPG agent sets each group's width, L1 chooses the channels.
 
-    The reward is the accuracy on one random subset of the search images, or minus the divergence
-    from the dense outputs there, if that is measured, of the network that the evaluator makes:
-    AMC's least-squares reconstruction is in it, as for every method. The best masks are scored
-    again on all search images, which decides.
+    The reward is the accuracy on one random subset of the search images, or the steadier figure
+    (``Outcome.steady``), if one is measured, of the network that the evaluator makes: AMC's
+    least-squares reconstruction is in it, as for every method. The best masks are scored again on
+    all search images, which decides.
 
     Args:
         subset_size: search images that the reward is measured on.
