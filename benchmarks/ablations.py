@@ -156,6 +156,10 @@ VARIANTS = {
         what="from a policy, too, explores as from a heuristic", ppo=exploration(PPOConfig())
     ),
     "no_exchanges": Variant(what="masks are run as they are drawn", options={"exchanges": 0}),
+    "no_learning": Variant(
+        what="masks are planned, the policy that draws them learns nothing",
+        options={"learning_rate": 0.0},
+    ),
     "all_planned": Variant(what="every mask is improved first", ppo={"planned_every": 1}),
     "hard_accuracy": Variant(what="accuracy counts, not soft", options={"metric": "accuracy"}),
     "hard_no_exchanges": Variant(

@@ -267,8 +267,8 @@ def add_controls(
 def _sampler_batch(
     stores: Sequence[CandidateStore], options: SearchOptions, seeds: Sequence[int]
 ) -> Batch:
-    """Return what finds the best of N that the agent draws without learning (learning rate 0)."""
-    idle = dataclasses.replace(options, learning_rate=0.0)
+    """Return what finds the best of N that the agent draws: nothing learns, nothing is planned."""
+    idle = dataclasses.replace(options, learning_rate=0.0, exchanges=0)
     return Batch(
         label="searches of the sampler",
         job=search_job,
