@@ -36,9 +36,10 @@ def main() -> None:
     bench = Bench(target=target, options=options, seed=options.seed)
     masks = read_masks(known.run / MASKS_FILE, target.graph)
     for row in read_report(RunFolder(path=known.run))["methods"]:
-        seed, mask = row["seed"], masks[row["digest"]]
+        seed = row["seed"]
         if row["name"] != known.name or str(seed) in content["rows"]:
             continue
+        mask = masks[row["digest"]]
         folder = known.out.with_suffix("") / str(seed)
         finetune_mask(
             bench,
