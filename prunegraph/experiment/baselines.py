@@ -158,6 +158,7 @@ def baseline_job(place: Workplace, number: int, name: str, seed: int, networks: 
     bench, pruner = place.benches[number], make_baseline(name)
     if not searches(name):
         return run_pruner(bench, pruner, name, seed=seed, networks=networks)
+    bench = bench.with_statistics(seed)
     log = OutcomeLog(place.folders[number].checkpoint(f"outcomes-{slug(name)}-{seed}.json"))
     with place.console.progress(f"search {name}, seed {seed}", networks) as report:
         return run_pruner(

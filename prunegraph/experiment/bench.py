@@ -59,24 +59,43 @@ class Bench:
     Attributes:
         target: the network, its images, its structure.
         options: budget, calibration and fine-tuning.
-        seed: fixes calibration images and statistics.
+        seed: fixes calibration images.
+        statistics_seed: fixes the images of statistics and starts; default: ``seed``.
     """
 
     target: Target
     options: PruningOptions
     seed: int
+    statistics_seed: int | None = None
 
     @property
     def budget(self) -> Budget:
         """What may remain."""
         return self.options.budget()
 
+    @property
+    def _drawn(self) -> int:
+        """The seed of statistics and starts."""
+        return self.seed if self.statistics_seed is None else self.statistics_seed
+
+    def with_statistics(self, seed: int) -> "Bench":
+        """Return a bench that judges masks alike, with statistics and starts of other images.
+
+        Searches that shared a start would share its luck: each seed measures its own.
+        """
+        if seed == self._drawn:
+            return self
+        bench = dataclasses.replace(self, statistics_seed=seed)
+        kept = ("compensation", "final_evaluator")
+        bench.__dict__.update({name: getattr(self, name) for name in kept})
+        return bench
+
     @cached_property
     def statistics(self) -> Mapping[str, FloatArray]:
         """Measured arrays ``[N]`` by name, those that run no pruned network."""
         target = self.target
         train, device = target.dataset.train, target.device
-        found = measure(target.model, target.graph, train, seed=self.seed, device=device).arrays
+        found = measure(target.model, target.graph, train, seed=self._drawn, device=device).arrays
         for values in found.values():  # all methods read them
             values.flags.writeable = False
         return found
@@ -92,7 +111,7 @@ class Bench:
                 target.model,
                 target.graph,
                 target.dataset.train,
-                seed=self.seed,
+                seed=self._drawn,
                 device=target.device,
             ),
         )
@@ -106,7 +125,7 @@ class Bench:
             target.graph,
             target.dataset.train,
             calibration_images=self.options.calibration_images,
-            seed=self.seed,
+            seed=self._drawn,
             device=target.device,
             compensation=self.compensation,
         )

@@ -124,7 +124,7 @@ def search(
         benches: the networks.
         options: how to search.
         name: the method's name, for rows and files.
-        seed: of policy, episodes and image subsets.
+        seed: of policy, episodes, image subsets and of what is measured of the dense networks.
         folder: the run folder, for checkpoints and learning curves.
         console: where progress goes.
         pool: evaluates the episodes of an update at once; None = this process, one by one. The
@@ -132,6 +132,7 @@ def search(
         config: the agent's options, its seed among them; default: those of ``agent_config``.
     """
     label, given = _label(name, seed), given_policy(options)
+    benches = [bench.with_statistics(seed) for bench in benches]
     config = config or agent_config(options, seed, given)
     assert config.seed == seed
     initial = None
@@ -212,6 +213,7 @@ def search_lessons(
 ) -> list[Lesson]:
     """Search as ``search`` does, and return what the policy is to be taught."""
     config = agent_config(options, seed)
+    benches = [bench.with_statistics(seed) for bench in benches]
     tables = _tables(benches, config, None)
     result, _ = _train(
         benches, options, tables, config, name=name, folder=folder, console=console, initial=None

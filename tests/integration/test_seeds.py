@@ -1,0 +1,60 @@
+"""Searches of other seeds share the measure, not the luck of one start."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prunegraph.experiment import bench as bench_module
+from prunegraph.experiment.bench import Bench
+from prunegraph.experiment.cli import main
+from prunegraph.experiment.compare_config import CompareConfig
+from prunegraph.experiment.setup import load_target
+from prunegraph.pruning.statistics import Statistics, measure
+
+
+@pytest.fixture
+def bench(weights: Path) -> Bench:
+    options = CompareConfig(weights=weights, calibration_images=64, keep_macs=0.4)
+    return Bench(target=load_target(options, options.budget()), options=options, seed=0)
+
+
+def test_another_seed_measures_other_images_and_judges_masks_alike(bench: Bench) -> None:
+    other = bench.with_statistics(1)
+    assert not np.allclose(other.statistics["taylor"], bench.statistics["taylor"])
+    assert other.start(bench.budget).badness != bench.start(bench.budget).badness
+    mask = bench.project(bench.statistics["l1"], bench.budget)
+    assert other.evaluator().evaluate(mask).loss == bench.evaluator().evaluate(mask).loss
+    assert other.compensation is bench.compensation
+
+
+def test_the_seed_of_the_run_measures_what_the_run_measures(bench: Bench) -> None:
+    assert bench.with_statistics(0) is bench
+    other = bench.with_statistics(1)
+    assert other.with_statistics(1) is other
+    np.testing.assert_array_equal(
+        other.with_statistics(0).statistics["taylor"], bench.statistics["taylor"]
+    )
+
+
+def test_every_search_of_a_comparison_has_a_start_of_its_own(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[int] = []
+
+    def noted(*networks: Any, seed: int, **options: Any) -> Statistics:
+        measured.append(seed)
+        return measure(*networks, seed=seed, **options)
+
+    monkeypatch.setattr(bench_module, "measure", noted)
+    words = [
+        *("compare", "--weights", str(weights), "--methods", "cem", "sampler", "l1/uniform"),
+        *("--seeds", "2", "--networks", "24", "--update-size", "4", "--subset", "64"),
+        *("--calibration-images", "64", "--finetune-epochs", "0", "--workers", "1"),
+        *("--threads", "1", "--out", str(tmp_path / "run")),
+    ]
+    assert main(words) == 0
+    counts: Mapping[int, int] = {seed: measured.count(seed) for seed in measured}
+    assert counts == {0: 1, 1: 3}  # of the run once; each search of seed 1 its own
