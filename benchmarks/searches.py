@@ -10,7 +10,7 @@ import torch
 
 from prunegraph.experiment.cli import parse
 from prunegraph.experiment.config import TrainConfig
-from prunegraph.experiment.options import same_run, to_dict
+from prunegraph.experiment.options import differences, to_dict
 from prunegraph.experiment.report import machine
 from prunegraph.experiment.setup import keep_freed_memory
 
@@ -40,8 +40,8 @@ def begin(path: Path, words: list[str], **asked: Any) -> tuple[TrainConfig, dict
     if "command" in content:
         before = parse(TrainConfig, shlex.split(content["command"]))
         assert before is not None
-        odd = same_run(options, to_dict(before))
+        odd = differences(options, to_dict(before))
         odd += [key for key, value in asked.items() if content.get(key, value) != value]
         if odd:
-            sys.exit(f"{path} was made with another {odd[0]}: name another file")
+            sys.exit(f"{path} was made with other options: {odd[0]}; name another file")
     return options, content | asked | {"command": shlex.join(words), "machine": machine()}

@@ -1,9 +1,18 @@
 """The error tree: every message says what is wrong, where, and what to do."""
 
+import difflib
+from collections.abc import Iterable
+
 
 def one_line(error: BaseException, most: int | None = None) -> str:
     """Return an error's class and the first ``most`` characters of its message, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:most]}"
+
+
+def suggest(name: str, names: Iterable[str]) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the nearest of ``names``, or an empty string."""
+    nearest = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
 
 
 class PruneGraphError(Exception):

@@ -241,5 +241,5 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
             return tensors, dict(file.metadata() or {})
     except Exception as error:  # a header that lies makes the reader raise about anything
-        msg = f"{path} is truncated or no safetensors file ({error}): make it again"
+        msg = f"{path} is truncated or no safetensors file ({error}): download or make it again"
         raise ArtefactError(msg) from error

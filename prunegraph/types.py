@@ -94,7 +94,8 @@ class Budget:
         for name in ("keep_macs", "keep_params"):
             value = getattr(self, name)
             if value is not None and not 0.0 < value <= 1.0:
-                msg = f"{name}={value} must lie in (0, 1]: it is the share that remains"
+                percent = f"; {value:g} % is {value / 100:g}" if 1.0 < value <= 100.0 else ""
+                msg = f"{name}={value} must lie in (0, 1]: it is the share that remains{percent}"
                 raise BudgetError(msg)
         if self.max_latency is not None and not self.max_latency > 0.0:
             msg = f"max_latency={self.max_latency} must be milliseconds above 0"

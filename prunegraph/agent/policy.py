@@ -221,9 +221,10 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         """Return the same thresholds with the gradient of their solution.
 
         Implicit differentiation of "the expected cost stays": the threshold moves by the mean of
-        the scores' moves, weighted by ``cost * p * (1 - p)``. As a constant it would leave a
-        gradient along "all scores up", which changes no decision but drowns every other direction
-        in the optimiser: in trials the heads saturated and the policy stayed what it was.
+        the scores' moves, weighted by ``slope * p * (1 - p)``, with the slope of the expected cost
+        along the keep probability. As a constant it would leave a gradient along "all scores up",
+        which changes no decision but drowns every other direction in the optimiser: in trials the
+        heads saturated and the policy stayed what it was.
         """
         probabilities = torch.sigmoid((scores.detach() - threshold[:, None]) / self.temperature)
         costs = torch.zeros_like(scores)
@@ -232,8 +233,8 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         for position, graph_id in enumerate(ids):
             topology = self._topology(graph_id)
             expected = keep[position, : topology.num_channels].numpy()
-            marginal = topology.binding_costs(expected, limits[position])
-            costs[position, : len(marginal)] = marginal.to(scores)
+            slopes = torch.from_numpy(topology.cost_slopes(expected, limits[position]))
+            costs[position, : len(slopes)] = slopes.to(scores)
         weights = costs * probabilities * (1.0 - probabilities) + 1e-12 * (costs > 0)
         weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-30)
         return threshold + (weights * (scores - scores.detach())).sum(dim=1)

@@ -7,7 +7,6 @@ policy holds none: it is given those of the networks at hand.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -43,25 +42,18 @@ class Topology:
         """N, the number of channel nodes."""
         return self.graph.num_classes
 
-    @cached_property
-    def marginal_costs(self) -> torch.Tensor:
-        """``[2, N]`` MACs and params that a class adds to the dense network; 0 where frozen."""
-        costs = np.where(self.graph.free, np.stack(self.graph.class_costs()), 0.0)
-        return torch.from_numpy(costs.astype(np.float32))
+    def cost_slopes(self, probabilities: Float64Array, limits: Float64Array) -> Float64Array:
+        """Return the ``[N]`` derivatives of the expected cost by the keep probabilities.
 
-    def binding_costs(self, probabilities: Float64Array, limits: Float64Array) -> torch.Tensor:
-        """Return the ``[N]`` costs of the kind, MACs or params, whose limit is nearest.
+        Of MACs or params, whose limit is nearest; 0 where frozen.
 
         Args:
             probabilities: ``[N]`` keep probabilities.
             limits: ``[2]`` the most MACs and params that may remain (infinite = no limit).
         """
-        kind = int(np.isfinite(limits).argmax())
-        if np.isfinite(limits).all():
-            kind = int(
-                expected_cost_ratios(self.graph, probabilities[None], limits[None])[0].argmax()
-            )
-        return self.marginal_costs[kind]
+        ratios = expected_cost_ratios(self.graph, probabilities[None], limits[None])[0]
+        slopes = self.graph.cost_model.slopes(probabilities)[int(ratios.argmax())]
+        return np.where(self.graph.free, slopes, 0.0)
 
 
 def with_features(data: Data, features: torch.Tensor) -> Data:

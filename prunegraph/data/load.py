@@ -15,7 +15,7 @@ from prunegraph.data.lazy import SMALL_SIDE, LazySource, centre_crop
 from prunegraph.data.memory import MemorySource
 from prunegraph.data.records import LAYOUT, SPLITS, Record, scan
 from prunegraph.data.splits import assemble
-from prunegraph.errors import DataError
+from prunegraph.errors import DataError, suggest
 from prunegraph.types import Dataset, ImageSource
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
@@ -71,7 +71,8 @@ def load_dataset(
     """
     if name not in NORMALISATION:
         known = ", ".join(NORMALISATION)
-        msg = f"unknown data set {name!r}; known: {known}, or package.module:function"
+        near = suggest(name, NORMALISATION)
+        msg = f"unknown data set {name!r}{near}; known: {known}, or package.module:function"
         raise DataError(msg)
     data_dir = None if data_dir is None else Path(data_dir)
     normalisation = _normalisation(name, mean, std)

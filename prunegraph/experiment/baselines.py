@@ -8,7 +8,7 @@ from typing import cast
 
 import torch
 
-from prunegraph.errors import ConfigError
+from prunegraph.errors import ConfigError, suggest
 from prunegraph.experiment.amc import AmcSearch
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import Candidate, CandidateStore, add_found
@@ -16,7 +16,6 @@ from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import slug
 from prunegraph.experiment.jobs import Batch, Workplace
-from prunegraph.experiment.options import suggest
 from prunegraph.experiment.search import search_job
 from prunegraph.experiment.verdict import SAMPLER
 from prunegraph.graph import StructureGraph

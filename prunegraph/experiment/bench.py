@@ -339,7 +339,7 @@ def ensure_dense(
         return path
     if target.pretrain_epochs:
         train_network(
-            f"train {target.arch}",
+            f"train {target.arch} on {target.dataset.name} first (no --weights), epoch",
             target.model,
             target.dataset.train,
             pretrain_recipe(target.pretrain_epochs, lr=PRETRAIN_LR, batch_size=128),

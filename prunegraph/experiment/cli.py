@@ -1,6 +1,7 @@
 """The command line: ``prunegraph COMMAND [options]``.
 
-Exits with 0 on success, 2 with one line on standard error on bad input, 130 on Ctrl-C.
+Exits with 0 on success, 2 with one line on standard error on bad input, 130 on Ctrl-C and
+SIGTERM.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ from typing import Any, cast
 import torch
 import tyro
 
-from prunegraph.errors import ConfigError, PruneGraphError
+from prunegraph.errors import ConfigError, PruneGraphError, suggest
 from prunegraph.experiment.apply import run_apply
 from prunegraph.experiment.compare_config import ComparisonsConfig
 from prunegraph.experiment.comparisons import run_comparisons
@@ -31,7 +32,7 @@ from prunegraph.experiment.config import (
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.export import run_export
 from prunegraph.experiment.inspect import run_inspect
-from prunegraph.experiment.options import REGISTRY, from_dict, read_yaml, suggest
+from prunegraph.experiment.options import REGISTRY, from_dict, read_yaml
 from prunegraph.experiment.overview import answer
 from prunegraph.experiment.pretrain import run_pretrain
 from prunegraph.experiment.ranks import default_threads, help_rank_0, joined, num_ranks, speaks
@@ -91,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     with contextlib.suppress(ValueError):  # not in the main thread: signals are the caller's
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as batch systems stop a job
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # standard error is for the one line of an error

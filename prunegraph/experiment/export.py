@@ -117,8 +117,11 @@ def _check_run(run: Path) -> None:
         msg = f"{run} is no run folder: name one of `prunegraph train` or `apply`"
         raise ArtefactError(msg)
     check_one_run(run)
-    if artefact_paths(run)[0].exists() or not folder.file(REPORT_FILE).is_file():
+    if artefact_paths(run)[0].exists():
         return
+    if not folder.file(REPORT_FILE).is_file():
+        msg = f"{run} holds no {artefact_paths(run)[0].name}: name a finished run of train or apply"
+        raise ArtefactError(msg)
     content = read_report(folder)
     if content["command"] != "compare":
         return

@@ -10,7 +10,7 @@ from pathlib import Path
 from prunegraph.errors import ArtefactError, BudgetError, ConfigError
 from prunegraph.experiment.checks import SUMMARY_FILE
 from prunegraph.experiment.config import CommonConfig
-from prunegraph.experiment.options import read_yaml, same_run, save_config
+from prunegraph.experiment.options import differences, read_yaml, save_config
 from prunegraph.files import TEMPORARY, locked, remove_temporaries
 
 RUNS = Path("runs")
@@ -18,6 +18,9 @@ RUNS = Path("runs")
 
 CONFIG_FILE = "config.yaml"
 REPORT_FILE = "report.json"
+MOST_NAMED = 4
+"""So many options in which two runs differ are named."""
+
 PAGE_FILE = "report.html"
 """Made from the other files, and anew at will: no digest of it is kept."""
 
@@ -180,11 +183,12 @@ def _check_usable(config: CommonConfig, out: Path) -> None:
             msg = f"--out {out} holds files of something else; name a new folder"
             raise ConfigError(msg)
         return
-    differences = _differences(config, folder)
-    if differences:
+    found = _differences(config, folder)
+    if found:
+        more = f"; and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
         msg = (
-            f"--out {out} holds a run with other options ({', '.join(differences)}); "
-            "name a new folder, or give the same options to resume"
+            f"--out {out} holds a run with other options ({'; '.join(found[:MOST_NAMED])}{more}); "
+            f"name a new folder, or resume that run with --config {folder.file(CONFIG_FILE)}"
         )
         raise ConfigError(msg)
 
@@ -193,7 +197,7 @@ def _differences(config: CommonConfig, folder: RunFolder) -> list[str]:
     path = folder.file(CONFIG_FILE)
     if not path.is_file():
         return ["command"]
-    return same_run(config, read_yaml(path))
+    return differences(config, read_yaml(path))
 
 
 def existing_run(path: Path) -> RunFolder:

@@ -1,18 +1,17 @@
 """Options as plain values: from YAML and back, with every key and value checked."""
 
 import dataclasses
-import difflib
 import shlex
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from prunegraph.errors import ArtefactError, ConfigError
+from prunegraph.errors import ArtefactError, ConfigError, suggest
 from prunegraph.experiment.config import CommonConfig
 from prunegraph.experiment.policies import is_shipped
 from prunegraph.files import write_text
@@ -74,12 +73,6 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], *, where: str) -> d
             raise ConfigError(msg)
         arguments[key] = _convert(hints[key], value, f"{where}: {key}")
     return arguments
-
-
-def suggest(name: str, names: Sequence[str]) -> str:
-    """Return ``" (did you mean 'x'?)"`` for the nearest of ``names``, or an empty string."""
-    nearest = difflib.get_close_matches(name, names, n=1)
-    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -204,8 +197,8 @@ def save_config(config: CommonConfig, path: Path) -> None:
     write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
-def same_run(config: CommonConfig, written: Mapping[str, Any]) -> list[str]:
-    """Return the names of the options in which ``config`` differs from a written one.
+def differences(config: CommonConfig, written: Mapping[str, Any]) -> list[str]:
+    """Return in which options ``config`` differs from a written one, each with both values.
 
     Options that do not change what is computed (threads, device, output) are not compared. One that
     is not written is younger than the run, which was made as by its default, or as ``BEFORE`` says.
@@ -217,7 +210,12 @@ def same_run(config: CommonConfig, written: Mapping[str, Any]) -> list[str]:
         if field.default is not dataclasses.MISSING
     } | dict(BEFORE)
     keys = (values.keys() | written.keys()) - RUNTIME_KEYS
-    return sorted(key for key in keys if values.get(key) != written.get(key, defaults.get(key)))
+    pairs = {key: (written.get(key, defaults.get(key)), values.get(key)) for key in sorted(keys)}
+    return [
+        f"{key} {_show(there)} there, {_show(here)} here"
+        for key, (there, here) in pairs.items()
+        if there != here
+    ]
 
 
 def command_line(config: CommonConfig) -> str:

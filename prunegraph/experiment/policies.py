@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prunegraph.agent import TrainedPolicy, load_policy
 from prunegraph.agent.saving import POLICY_FILE
-from prunegraph.errors import ArtefactError
+from prunegraph.errors import ArtefactError, suggest
 from prunegraph.experiment.checks import check_one_run
 from prunegraph.reading import read_json
 
@@ -24,9 +24,10 @@ def find_policy(policy: Path) -> TrainedPolicy:
     if is_shipped(policy):
         return load_policy(shipped_policies()[str(policy)])
     if not policy.exists():
+        near = suggest(str(policy), shipped_policies())
         msg = (
-            f"no policy {policy}: give the folder of a finished `prunegraph train`, its file, or "
-            f"the name of one that comes with the package: {', '.join(shipped_policies())}"
+            f"no policy {policy}{near}: give the folder of a finished `prunegraph train`, its "
+            f"file, or the name of one that comes with the package: {', '.join(shipped_policies())}"
         )
         raise ArtefactError(msg)
     check_one_run(policy)

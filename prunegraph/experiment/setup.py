@@ -14,7 +14,7 @@ from prunegraph.data import Images, from_images, load_dataset
 from prunegraph.errors import ArtefactError, ConfigError, DataError, ModelError
 from prunegraph.experiment.config import DataConfig, NetworkConfig, PruningOptions
 from prunegraph.graph import StructureGraph, analyse
-from prunegraph.models import WeightsInfo, build_model, load_weights, weights_info
+from prunegraph.models import WeightsInfo, build_model, check_arch, load_weights, weights_info
 from prunegraph.pruning.artefacts import PrunedInfo
 from prunegraph.pruning.evaluation import place_model
 from prunegraph.pruning.surgery import apply_mask
@@ -100,12 +100,13 @@ def resolve_arch(arch: str | None, weights: Path | None, info: WeightsInfo | Non
 
     Raises:
         ConfigError: they contradict each other, or weights come without a name.
+        ArtefactError: there are no such weights.
     """
     if weights is None:
         return arch or DEFAULT_ARCH
+    check_weights_file(weights)
     if info is None:
         if arch is None:
-            check_weights_file(weights)
             msg = f"{weights} has no JSON beside it that names the network; add --arch"
             raise ConfigError(msg)
         return arch
@@ -266,6 +267,7 @@ def load_target(config: NetworkConfig, budget: Budget | None = None) -> Target:
     device = resolve_device(config.device)
     info = weights_info(config.weights) if config.weights else None
     arch = resolve_arch(config.arch, config.weights, info)
+    check_arch(arch)  # before images are downloaded
     dataset = load_images(config, info, config.weights)
     pretrain_epochs = _pretrain_epochs(config, arch, dataset)
     model = build_network(arch, dataset, config.seed)

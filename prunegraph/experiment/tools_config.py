@@ -61,7 +61,8 @@ class InspectConfig(NetworkConfig):
         if self.arch is not None and is_factory(self.arch):
             named.remove("arch")
         if self.run is not None and named:
-            msg = f"--run names the network itself: drop {', '.join(named)}, or drop run"
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in named)
+            msg = f"--run names the network itself: drop {flags}, or drop --run"
             raise ConfigError(msg)
 
 

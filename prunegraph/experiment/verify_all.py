@@ -10,7 +10,7 @@ from prunegraph.experiment.compare_config import CompareConfig, ComparisonsConfi
 from prunegraph.experiment.comparisons import check_same_dense, folder_names
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import CONFIG_FILE, PAGE_FILE, RunFolder
-from prunegraph.experiment.options import load_config, same_run, to_dict
+from prunegraph.experiment.options import differences, load_config, to_dict
 from prunegraph.experiment.summary import MARKDOWN_FILE, summarise, to_markdown
 from prunegraph.experiment.tools_config import VerifyConfig
 from prunegraph.experiment.verify import verify_run
@@ -81,9 +81,9 @@ def _verify_members(
     results = []
     for part, member in zip(parts, members, strict=True):
         made = load_config(CompareConfig, member.file(CONFIG_FILE))
-        differences = same_run(part, to_dict(made))
-        if differences:
-            msg = f"{member.path} is not what {asked} asks for: {differences[0]} differs"
+        found = differences(part, to_dict(made))
+        if found:
+            msg = f"{member.path} is not what {asked} asks for: {found[0]}"
             raise ArtefactError(msg)
         results.append(verify_run(dataclasses.replace(config, run=member.path), console))
     return results

@@ -97,13 +97,17 @@ class CostModel:
     def _change_by_each(self, keep: BoolArray, sign: float) -> Float64Array:
         base = self.sizes(keep.astype(np.float64))[self.term_axes][self.pair_term]  # [P, K]
         changed = (base + sign * self.pair_delta).prod(axis=1) - base.prod(axis=1)
-        changed *= sign * self.coefficient[self.pair_term]
+        return self._by_class(sign * changed)
+
+    def _by_class(self, values: Float64Array) -> Float64Array:
+        """Return the ``[2, N]`` sums over each class's terms, times the terms' coefficients."""
+        values = values * self.coefficient[self.pair_term]
         kinds = self.kind[self.pair_term]
         return np.stack(
             [
                 np.bincount(
                     self.pair_class[kinds == kind],
-                    weights=changed[kinds == kind],
+                    weights=values[kinds == kind],
                     minlength=self.num_classes,
                 )
                 for kind in (MACS, PARAMS)
@@ -117,6 +121,15 @@ class CostModel:
     def freed_by_each(self, keep: BoolArray) -> Float64Array:
         """Return ``[2, N]`` MACs and params that removing one kept class alone would free."""
         return self._change_by_each(keep, -1.0)
+
+    def slopes(self, probabilities: Float64Array) -> Float64Array:
+        """Return the ``[2, N]`` derivatives of ``totals`` by the keep probabilities ``[N]``."""
+        base = self.sizes(probabilities)[self.term_axes][self.pair_term]  # [P, K]
+        parts = [
+            self.pair_delta[:, axis] * np.delete(base, axis, axis=1).prod(axis=1)
+            for axis in range(base.shape[1])
+        ]
+        return self._by_class(np.sum(parts, axis=0))
 
     def macs_share_by_label(self, label: IntArray, num_labels: int) -> Float64Array:
         """Return each label's share of the dense MACs: an op's MACs go to its output channels.

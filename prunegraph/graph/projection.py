@@ -33,13 +33,14 @@ def _check_reachable(graph: "StructureGraph", keep: BoolArray, budget: Budget) -
             least = np.ceil(total / whole * 1e4) / 1e4
             msg = (
                 f"{name}={limit / whole:.4g} cannot be met: the least that can is {least:.4f} "
-                f"({why_no_less(graph, budget.round_to)})"
+                f"({why_no_less(graph, budget.round_to)}); give {least:.4f} or more"
             )
             raise BudgetError(msg)
     if budget.max_memory is not None and graph.peak_memory(keep) > budget.max_memory:
+        least = graph.peak_memory(keep)
         msg = (
             f"max_memory={budget.max_memory} bytes cannot be met: the least that can is "
-            f"{graph.peak_memory(keep)} ({why_no_less(graph, budget.round_to)})"
+            f"{least} ({why_no_less(graph, budget.round_to)}); give {least} or more"
         )
         raise BudgetError(msg)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torchvision
 from torch import nn
 
-from prunegraph.errors import ModelError, one_line
+from prunegraph.errors import ModelError, one_line, suggest
 from prunegraph.models.mobilenet import MobileNetV2
 from prunegraph.models.resnet import CifarResNet
 from prunegraph.models.vgg import VGG16
@@ -46,6 +46,7 @@ def build_model(spec: str, *, num_classes: int, image_shape: tuple[int, int, int
     Raises:
         ModelError: the name is unknown, the network cannot take such images, or a factory fails.
     """
+    check_arch(spec)
     if spec.startswith(TORCHVISION_PREFIX):
         name = spec.removeprefix(TORCHVISION_PREFIX)
         return _build_torchvision(name, num_classes, image_shape)
@@ -54,8 +55,34 @@ def build_model(spec: str, *, num_classes: int, image_shape: tuple[int, int, int
     return _build_own(spec, num_classes, image_shape)
 
 
+def check_arch(spec: str) -> None:
+    """Raise ModelError if no network has this name; a factory is not looked for."""
+    if spec.startswith(TORCHVISION_PREFIX):
+        name, names = spec.removeprefix(TORCHVISION_PREFIX), torchvision_names()
+        if name not in names:
+            near = suggest(name, names) or f"; it has: {', '.join(names)}"
+            msg = f"torchvision has no classification network {name!r}{near}"
+            raise ModelError(msg)
+    elif not (is_factory(spec) or spec in KNOWN_MODELS or DIGITS_PATTERN.fullmatch(spec)):
+        module, _, name = spec.rpartition(".")
+        own = f" (your own code? write {module}:{name})" if module else ""
+        theirs = TORCHVISION_PREFIX + spec if spec in torchvision_names() else spec
+        hint = own or suggest(theirs, [*KNOWN_MODELS, theirs] if theirs != spec else KNOWN_MODELS)
+        msg = (
+            f"unknown architecture {spec!r}{hint}; known: {', '.join(KNOWN_MODELS)}, "
+            "digits_resnet<depth>_w<width>, torchvision:NAME, package.module:factory"
+        )
+        raise ModelError(msg)
+
+
+def torchvision_names() -> list[str]:
+    """Return the names of torchvision's classification networks."""
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return names
+
+
 def _build_own(spec: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
-    """Build one of ``KNOWN_MODELS``."""
+    """Build one of ``KNOWN_MODELS``, or a variant for digits."""
     channels, height, width = image_shape
     if spec in CIFAR_RESNETS:
         depth = int(spec.removeprefix("resnet"))
@@ -67,31 +94,21 @@ def _build_own(spec: str, num_classes: int, image_shape: tuple[int, int, int]) -
             msg = f"vgg16_bn needs images of at least 32 x 32, these are {height} x {width}"
             raise ModelError(msg)
         return VGG16(in_channels=channels, num_classes=num_classes)
-    if match := DIGITS_PATTERN.fullmatch(spec):
-        depth = int(match["depth"] or DIGITS_DEPTH)
-        stage_width = int(match["width"] or DIGITS_WIDTH)
-        if depth < 8 or depth % 6 != 2:
-            msg = f"{spec}: depth {depth} is not 6n + 2; use 8, 14, 20, ..."
-            raise ModelError(msg)
-        if depth * stage_width**2 > DIGITS_LARGEST:
-            msg = f"{spec} has too many parameters for 8 x 8 digits; use a smaller depth or width"
-            raise ModelError(msg)
-        return CifarResNet(depth, width=stage_width, in_channels=channels, num_classes=num_classes)
-    module, _, name = spec.rpartition(".")
-    hint = f" (your own code? write {module}:{name})" if module else ""
-    msg = (
-        f"unknown architecture {spec!r}{hint}; known: {', '.join(KNOWN_MODELS)}, "
-        "digits_resnet<depth>_w<width>, torchvision:NAME, package.module:factory"
-    )
-    raise ModelError(msg)
+    match = DIGITS_PATTERN.fullmatch(spec)
+    assert match is not None
+    depth = int(match["depth"] or DIGITS_DEPTH)
+    stage_width = int(match["width"] or DIGITS_WIDTH)
+    if depth < 8 or depth % 6 != 2:
+        msg = f"{spec}: depth {depth} is not 6n + 2; use 8, 14, 20, ..."
+        raise ModelError(msg)
+    if depth * stage_width**2 > DIGITS_LARGEST:
+        msg = f"{spec} has too many parameters for 8 x 8 digits; use a smaller depth or width"
+        raise ModelError(msg)
+    return CifarResNet(depth, width=stage_width, in_channels=channels, num_classes=num_classes)
 
 
 def _build_torchvision(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
     """Build a torchvision classification network without weights."""
-    names = torchvision.models.list_models(module=torchvision.models)
-    if name not in names:
-        msg = f"torchvision has no classification network {name!r}; it has: {', '.join(names)}"
-        raise ModelError(msg)
     if image_shape[0] != 3:
         msg = f"torchvision:{name} takes RGB images, these have {image_shape[0]} channel(s)"
         raise ModelError(msg)

@@ -33,6 +33,22 @@ def test_the_expected_cost_meets_the_budget(make_policy: MakePolicy, observe: Ob
     assert expected_ratios(make_policy(), obs) == pytest.approx([1.0] * 6, rel=1e-5)
 
 
+def test_no_gradient_leaves_the_budget(make_policy: MakePolicy, observe: Observe) -> None:
+    """The threshold follows the scores: whatever they do, the expected cost stays."""
+    policy, obs = make_policy(), observe(1)
+    graph_id = int(obs["graph_id"][0, 0])
+    graph, channels = policy.topologies[graph_id].graph, policy.offsets.channels[str(graph_id)]
+    torch.nn.init.normal_(policy.offsets.groups[str(graph_id)], std=3.0)  # groups of all widths
+    probabilities = policy.get_distribution(obs).probabilities()[0, : graph.num_classes]
+    kept = np.where(graph.frozen, 1.0, probabilities.detach().double().numpy())
+    slopes = torch.from_numpy(np.where(graph.free, graph.cost_model.slopes(kept)[0], 0.0)).float()
+    costs = slopes * probabilities
+    (moved,) = torch.autograd.grad(costs.sum(), channels, retain_graph=True)
+    (of_half,) = torch.autograd.grad(costs[::2].sum(), channels)
+    assert of_half.abs().max() > 0.01 * costs.sum()
+    assert moved.abs().max() < 3e-3 * of_half.abs().max()
+
+
 def test_lagrangian_solves_for_the_untrained_policy_only(
     make_policy: MakePolicy, observe: Observe
 ) -> None:

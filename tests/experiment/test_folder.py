@@ -31,7 +31,10 @@ def test_opening_writes_nothing(tmp_path: Path) -> None:
 def test_same_options_resume_and_others_are_refused(tmp_path: Path) -> None:
     start(open_run(CONFIG, tmp_path / "run", "name"))
     assert open_run(CONFIG, tmp_path / "run", "name").path == tmp_path / "run"
-    with pytest.raises(ConfigError, match=r"other options \(keep_macs\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"other options \(keep_macs 0.5 there, 0.4 here\); .* --config .*run/config.yaml",
+    ):
         open_run(TrainConfig(keep_macs=0.4), tmp_path / "run", "name")
 
 

@@ -10,10 +10,10 @@ from prunegraph.experiment.cli import parse
 from prunegraph.experiment.config import ApplyConfig, TrainConfig
 from prunegraph.experiment.options import (
     command_line,
+    differences,
     from_dict,
     load_config,
     read_yaml,
-    same_run,
     save_config,
     to_dict,
 )
@@ -72,17 +72,21 @@ def test_options_survive_the_file(tmp_path: Path) -> None:
 def test_runs_are_the_same_if_only_runtime_options_differ() -> None:
     config = TrainConfig(keep_macs=0.4)
     other = dataclasses.replace(config, threads=7, json=True, out=Path("elsewhere"))
-    assert same_run(config, to_dict(other)) == []
-    assert same_run(config, to_dict(dataclasses.replace(config, seed=1))) == ["seed"]
+    assert differences(config, to_dict(other)) == []
+    assert differences(config, to_dict(dataclasses.replace(config, seed=1))) == [
+        "seed 1 there, 0 here"
+    ]
     older = {name: value for name, value in to_dict(config).items() if name != "networks"}
-    assert same_run(config, older) == []
-    assert same_run(dataclasses.replace(config, networks=40), older) == ["networks"]
+    assert differences(config, older) == []
+    assert differences(dataclasses.replace(config, networks=40), older) == [
+        "networks 400 there, 40 here"
+    ]
 
 
 def test_runs_from_before_an_option_were_made_without_it(tmp_path: Path) -> None:
     older = {name: value for name, value in to_dict(TrainConfig()).items() if name != "reconstruct"}
-    assert same_run(TrainConfig(), older) == ["reconstruct"]
-    assert same_run(TrainConfig(reconstruct=False), older) == []
+    assert differences(TrainConfig(), older) == ["reconstruct False there, True here"]
+    assert differences(TrainConfig(reconstruct=False), older) == []
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(older))
     assert not load_config(TrainConfig, path).reconstruct

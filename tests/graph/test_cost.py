@@ -129,6 +129,19 @@ def test_marginal_costs_equal_differences_of_costs() -> None:
         assert graph.cost(more).params - graph.cost(keep).params == round(added[1, index])
 
 
+def test_slopes_equal_differences_of_expected_costs() -> None:
+    graph = graph_of("resnet20")  # its residual groups lie on both axes of some convolutions
+    rng = np.random.default_rng(0)
+    probabilities = rng.random(graph.num_classes)
+    slopes = graph.cost_model.slopes(probabilities)
+    for index in rng.choice(graph.num_classes, 20, replace=False):
+        step = np.zeros(graph.num_classes)
+        step[index] = 1e-3
+        above = np.array(graph.cost_model.totals(probabilities + step))
+        below = np.array(graph.cost_model.totals(probabilities - step))
+        assert slopes[:, index] == pytest.approx((above - below) / 2e-3, rel=1e-6)
+
+
 def test_a_cost_takes_less_than_a_millisecond() -> None:
     graph = graph_of("resnet56")
     mask = graph.dense_mask()

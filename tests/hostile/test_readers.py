@@ -40,7 +40,7 @@ from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.csv_files import write_csv_files
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.measured import read_measured
-from prunegraph.experiment.options import load_config, read_yaml, same_run
+from prunegraph.experiment.options import differences, load_config, read_yaml
 from prunegraph.experiment.own_search import OwnEvaluator
 from prunegraph.experiment.page import read_findings
 from prunegraph.experiment.plots import _search, settle
@@ -108,7 +108,7 @@ def read_weights(path: Path) -> None:
 
 def read_options(path: Path) -> None:
     written = read_yaml(path)
-    assert isinstance(same_run(TrainConfig(), written), list)
+    assert isinstance(differences(TrainConfig(), written), list)
     load_config(TrainConfig, path)
 
 

@@ -307,7 +307,7 @@ def test_a_folder_of_another_run_is_refused(
     copied: Path, train_words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*train_words, "--out", str(copied), "--keep-macs", "0.4"]) == 2
-    assert "other options (keep_macs)" in capsys.readouterr().err
+    assert "other options (keep_macs " in capsys.readouterr().err
 
 
 def test_its_own_config_file_repeats_a_run(quick: Path, tmp_path: Path) -> None:
