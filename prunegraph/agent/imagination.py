@@ -15,9 +15,6 @@ from prunegraph.rewards import Episode, unpack_bits
 from prunegraph.rewards.config import Metric
 from prunegraph.types import BoolArray, Float64Array, LayerError
 
-NEAR_LIMIT = 0.95
-"""Share of what may remain that masks of a budget keep, at the least."""
-
 CRITERIA = ("taylor", "l1", "fpgm")
 """Features by which, too, a model that knows layers weighs what a group keeps."""
 
@@ -191,8 +188,7 @@ class Imagination:
 
         Args:
             graph_id: the network.
-            limits: ``[2]`` the most MACs and params that may remain; masks that keep less than
-                ``NEAR_LIMIT`` of it belong to other budgets.
+            limits: ``[2]`` the most MACs and params that may remain.
             number: at most so many, the best first.
         """
         if graph_id not in self.models:
@@ -200,7 +196,7 @@ class Imagination:
         distinct = {bits.tobytes(): bits for bits in self.models[graph_id].bits}
         bits = np.stack(list(distinct.values()))
         metrics, _, costs = self._predict(graph_id, torch.from_numpy(bits), limits)
-        metrics[(costs > 1.0) | (costs < NEAR_LIMIT)] = -math.inf
+        metrics[costs > 1.0] = -math.inf
         order = metrics.argsort(descending=True, stable=True)[:number].tolist()
         return [bits[row] for row in order if metrics[row] > -math.inf]
 

@@ -121,6 +121,7 @@ class _Exchanges:
         added = np.where(adds == NONE, 0.0, model.added_by_each(keep)[:, adds])
         slack = self.limits - model.totals(keep.astype(np.float64))
         excess = added[:, None, :] - freed[:, :, None] - slack[:, None, None]  # nearly: both share
+        excess[:, within, within] = 0.0  # exactly: a group's classes cost alike
         rows, columns = np.nonzero(allowed & (gain > 0) & (excess <= 0).all(axis=0))
         order = np.argsort(-gain[rows, columns], kind="stable")[:TRIED]
         tried = np.repeat(keep[None], len(order), axis=0)

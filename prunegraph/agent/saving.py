@@ -24,8 +24,8 @@ from prunegraph.graph.features import LAST_NAMES
 from prunegraph.reading import checked, holds_numbers, parse_json, read_json, read_safetensors
 from prunegraph.types import FloatArray
 
-SCHEMA = 2
-"""Of checkpoints; 1 knew one importance of each channel."""
+SCHEMA = 3
+"""Of checkpoints; until 3 searches began, and the threshold moved, in another way."""
 
 POLICY_SCHEMA = 2
 """Of policies; 1 read the sensitivity of groups as a loss on search images."""

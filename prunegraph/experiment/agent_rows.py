@@ -147,22 +147,31 @@ def _finished(place: Workplace, name: str, seed: int) -> Path:
     return place.folders[0].checkpoint(f"finished-{name.replace('/', '-')}-{seed}.json")
 
 
-def add_untrained(bench: Bench, store: CandidateStore, prior: str = "start") -> None:
+def add_beginnings(
+    bench: Bench, store: CandidateStore, options: SearchOptions, seeds: Sequence[int]
+) -> None:
+    """Add what each search began with: its start, and what the policy given to it decides."""
+    for seed in seeds:
+        add_untrained(bench.with_statistics(seed), store, seed)
+        add_initial(bench.with_statistics(seed), store, options, seed)
+
+
+def add_untrained(bench: Bench, store: CandidateStore, seed: int = 0, prior: str = "start") -> None:
     """Add the mask of an untrained policy, which starts from the feature ``prior``."""
-    if store.get(UNTRAINED, 0) is None:
+    if store.get(UNTRAINED, seed) is None:
         config = NetworkConfig(feature_names=(prior,), prior=prior)  # all that it goes by
         mask = policy_mask(TrainedPolicy(PruningNetwork(config).eval()), bench, bench.budget)
         probes = num_probes(bench.target.graph, (prior,))
-        store.add(measured(bench, UNTRAINED, 0, mask, networks=probes))
+        store.add(measured(bench, UNTRAINED, seed, mask, networks=probes))
 
 
-def add_initial(bench: Bench, store: CandidateStore, options: SearchOptions) -> None:
+def add_initial(bench: Bench, store: CandidateStore, options: SearchOptions, seed: int) -> None:
     """Add what the policy that the search began with, if one was given, decides by itself."""
     policy = given_policy(options)
-    if policy is not None and store.get(INITIAL, 0) is None:
+    if policy is not None and store.get(INITIAL, seed) is None:
         networks = num_decision_networks(policy, bench.target.graph)
         suited, _ = suit_benches(policy, [bench], [bench.budget])
-        store.add(measured(bench, INITIAL, 0, suited.masks[0], networks))
+        store.add(measured(bench, INITIAL, seed, suited.masks[0], networks))
 
 
 def measured(bench: Bench, name: str, seed: int, mask: Any, networks: int) -> Candidate:

@@ -55,7 +55,7 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
         decision = _decide(policy, bench, store, folder.checkpoint("decision.json"), console)
         networks = num_decision_networks(policy, target.graph)
         if config.max_latency is None:
-            add_untrained(bench, store, prior)
+            add_untrained(bench, store, prior=prior)
             add_controls(bench, store, store.named(APPLIED), console)
         save_policy(folder.path, policy)
         with Jobs(config, place) as jobs:

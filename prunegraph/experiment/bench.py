@@ -83,12 +83,17 @@ class Bench:
 
         Searches that shared a start would share its luck: each seed measures its own.
         """
-        if seed == self._drawn:
-            return self
-        bench = dataclasses.replace(self, statistics_seed=seed)
-        kept = ("compensation", "final_evaluator")
-        bench.__dict__.update({name: getattr(self, name) for name in kept})
-        return bench
+        if seed not in self._by_seed:
+            bench = dataclasses.replace(self, statistics_seed=seed)
+            kept = ("compensation", "final_evaluator", "_by_seed")
+            bench.__dict__.update({name: getattr(self, name) for name in kept})
+            self._by_seed[seed] = bench
+        return self._by_seed[seed]
+
+    @cached_property
+    def _by_seed(self) -> dict[int, "Bench"]:
+        """The benches that ``with_statistics`` returns: what one has measured, it keeps."""
+        return {self._drawn: self}
 
     @cached_property
     def statistics(self) -> Mapping[str, FloatArray]:
@@ -154,6 +159,7 @@ class Bench:
     def starting_from(self, names: Mapping[Budget, str]) -> "Bench":
         """Return a bench with the same measurements and, at some budgets, other starts."""
         bench = copy.copy(self)
+        bench.__dict__.pop("_by_seed", None)  # those have starts of their own
         moved = {
             budget: sorted(self.starts(budget), key=lambda start: start.name != name)
             for budget, name in names.items()

@@ -23,7 +23,7 @@ from prunegraph.experiment.verdict import (
     is_control,
 )
 
-RULES = 2
+RULES = 3
 """Version of the rules by which fine-tunes are chosen: ``verify`` knows those of older reports."""
 
 ALWAYS = ("l1/uniform", "taylor/per_mac")
@@ -81,7 +81,7 @@ def plan_cells(
         candidates: of all methods.
         config: which of them.
         rules: by those of version 1 only baselines are rivals, and the last of equal heuristics
-            is fine-tuned.
+            is fine-tuned; until version 3 all searches began from what one row tells.
     """
     seeds = finetune_seeds_of(config)
     rivals = [item for item in candidates if rules > 1 or is_baseline(item.name)]
@@ -89,12 +89,13 @@ def plan_cells(
     if config.finetune_best:
         candidates = [item for item in candidates if is_agent(item.name) or item.name == best]
     names = _searched(candidates, max if config.finetune_seeds else statistics.mean)
-    if best is not None and searches(best) and rules > 1:
+    if best is not None and rules > 1 and (searches(best) or (rules > 2 and is_control(best))):
         names.add(best)
     others = [item for item in candidates if item.name in (*heuristics(), *TORCH_PRUNING)]
     searched = [item for item in candidates if item.name in names]
     fixed = [item for item in others if item.name in ALWAYS]
-    fixed += [item for item in candidates if item.name == best and is_control(item.name)]
+    if rules < 3:
+        fixed += [item for item in candidates if item.name == best and is_control(item.name)]
     rest = [item for item in others if item.name not in ALWAYS]
     if rest:
         by_name = sorted(rest, key=lambda item: item.name, reverse=rules == 1)

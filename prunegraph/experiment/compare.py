@@ -16,8 +16,7 @@ import numpy as np
 
 from prunegraph.experiment.agent_options import DEFAULT_SUBSET
 from prunegraph.experiment.agent_rows import (
-    add_initial,
-    add_untrained,
+    add_beginnings,
     agent_batch,
     agent_name,
     agent_summary,
@@ -147,8 +146,7 @@ def _stage_one(config: CompareConfig, jobs: Jobs) -> Outcome:
     if not config.agent:
         return Outcome(candidates=list(store))
     summary = agent_summary(jobs.place, [store], config, seeds=seeds)
-    add_untrained(bench, store)
-    add_initial(bench, store, config)
+    add_beginnings(bench, store, config, seeds)
     add_controls(bench, store, store.named(agent_name(config)), jobs.place.console)
     return Outcome(
         candidates=list(store),

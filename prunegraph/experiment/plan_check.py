@@ -10,7 +10,7 @@ from prunegraph.experiment.candidates import Candidate
 from prunegraph.experiment.cells import plan_cells
 from prunegraph.experiment.compare import METRIC, seeds_of
 from prunegraph.experiment.compare_config import CompareConfig
-from prunegraph.experiment.verdict import DENSE, MethodRow, is_agent
+from prunegraph.experiment.verdict import DENSE, INITIAL, UNTRAINED, MethodRow, is_agent
 from prunegraph.pruning.artefacts import WEIGHTS_FILE
 from prunegraph.types import KeepMask
 
@@ -59,7 +59,8 @@ def check_plan(
     ]
     trained = bench.recipe().epochs > 0
     found = [(r.name, r.seed, r.finetune_seed, r.cell) for r in rows if r.cell is not None]
-    searched = {row.name for row in rows if searches(row.name) or is_agent(row.name)}
+    begun = {UNTRAINED, INITIAL} if rules > 2 else set()
+    searched = {r.name for r in rows if searches(r.name) or is_agent(r.name) or r.name in begun}
     seeds = {name: sorted({row.seed for row in rows if row.name == name}) for name in searched}
     weights = [
         digest

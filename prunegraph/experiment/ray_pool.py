@@ -68,6 +68,7 @@ class RayPool:
             PruneGraphError: no node of the cluster is left.
         """
         ray = self._ray
+        self._last_seen = time.monotonic()
         try:
             result = self._task.remote([self._evaluators], network, mask, subset)
             while not ray.wait([result], timeout=POLL)[0]:

@@ -132,6 +132,7 @@ def search(
         config: the agent's options, its seed among them; default: those of ``agent_config``.
     """
     label, given = _label(name, seed), given_policy(options)
+    clock = _clock(folder, label)
     benches = [bench.with_statistics(seed) for bench in benches]
     config = config or agent_config(options, seed, given)
     assert config.seed == seed
@@ -140,8 +141,16 @@ def search(
         suited, benches = suit_benches(given, benches, trained_budgets(options, benches[0].budget))
         initial = suited.policy
     tables = _tables(benches, config, pool)
-    result, clock = _train(
-        benches, options, tables, config, name=name, folder=folder, console=console, initial=initial
+    result = _train(
+        benches,
+        options,
+        tables,
+        config,
+        name=name,
+        folder=folder,
+        console=console,
+        clock=clock,
+        initial=initial,
     )
     tasks, evaluators = tables[0].tasks, [item for table in tables for item in table.evaluators]
     networks = result.networks_evaluated + _probes(benches, options, config)
@@ -215,14 +224,26 @@ def search_lessons(
     config = agent_config(options, seed)
     benches = [bench.with_statistics(seed) for bench in benches]
     tables = _tables(benches, config, None)
-    result, _ = _train(
-        benches, options, tables, config, name=name, folder=folder, console=console, initial=None
+    result = _train(
+        benches,
+        options,
+        tables,
+        config,
+        name=name,
+        folder=folder,
+        console=console,
+        clock=_clock(folder, _label(name, seed)),
+        initial=None,
     )
     return found_lessons(result, benches, options)
 
 
 def _label(name: str, seed: int) -> str:
     return f"{name.replace('/', '-')}-{seed}"
+
+
+def _clock(folder: RunFolder, label: str) -> SearchClock:
+    return SearchClock(folder.checkpoint(f"search-{label}.json"))
 
 
 def _probes(benches: Sequence[Bench], options: SearchOptions, config: AgentConfig) -> int:
@@ -239,11 +260,11 @@ def _train(
     name: str,
     folder: RunFolder,
     console: Console,
+    clock: SearchClock,
     initial: TrainedPolicy | None,
-) -> tuple[TrainingResult, SearchClock]:
+) -> TrainingResult:
     """Train the policy until the networks are used up, finalists to come left out."""
     label = _label(name, config.seed)
-    clock = SearchClock(folder.checkpoint(f"search-{label}.json"))
     evaluators = [item for table in tables for item in table.evaluators]
     probes = _probes(benches, options, config)
     allowed = (options.networks - FINALISTS) * len(benches) - probes
@@ -272,7 +293,7 @@ def _train(
             progress=partial(_show, report, clock, evaluators),
         )
         report(allowed, "done")
-    return result, clock
+    return result
 
 
 def found_lessons(

@@ -14,8 +14,7 @@ from prunegraph.experiment.agent_options import (
     search_budgets,
 )
 from prunegraph.experiment.agent_rows import (
-    add_initial,
-    add_untrained,
+    add_beginnings,
     agent_batch,
     agent_name,
     agent_summary,
@@ -87,8 +86,7 @@ def _stage_one(config: TrainConfig, jobs: Jobs) -> list[Outcome]:
         settle(bench, store, member, jobs.place.console)
     summary = agent_summary(jobs.place, stores, config, seeds=seeds)
     for bench, store in zip(jobs.place.benches, stores, strict=True):
-        add_untrained(bench, store)
-        add_initial(bench, store, config)
+        add_beginnings(bench, store, config, seeds)
         if config.baselines != "none":
             add_controls(bench, store, store.named(agent_name(config)), jobs.place.console)
     return [

@@ -31,6 +31,10 @@ class Scores(NamedTuple):
     soft_accuracy: float
 
 
+WORST = Scores(accuracy=0.0, loss=1e6, kl=1e6, soft_accuracy=0.0)
+"""What a pruned network scores whose outputs are no numbers: a mask to stay away from."""
+
+
 def evaluate(
     model: nn.Module,
     data: Split | tuple[Tensor, Tensor],
@@ -38,6 +42,7 @@ def evaluate(
     batch_size: int = BATCH_SIZE,
     autocast: bool = True,
     dense_logits: Tensor | None = None,
+    worst: Scores | None = None,
 ) -> Scores:
     """Measure a network in eval mode; its training flags are restored afterwards.
 
@@ -47,13 +52,14 @@ def evaluate(
         batch_size: images a forward.
         autocast: run in bfloat16 where that is safe; loss and KL are computed in float32.
         dense_logits: ``[n, classes]`` in the order of ``data``; if given, KL is measured.
+        worst: what is returned if the outputs hold NaN or infinity; None = that is an error.
 
     Returns:
         Accuracy, loss and KL.
 
     Raises:
         DataError: there are no images.
-        ModelError: the outputs hold NaN or infinity.
+        ModelError: the outputs hold NaN or infinity, and ``worst`` is not given.
     """
     num_images = len(data) if isinstance(data, Split) else len(data[1])
     if num_images == 0:
@@ -73,6 +79,8 @@ def evaluate(
             first += len(labels)
     accuracy, loss, kl, soft_accuracy = (totals / num_images).tolist()
     if not bool(torch.isfinite(totals).all()):
+        if worst is not None:
+            return worst if dense_logits is not None else worst._replace(kl=None)
         msg = f"the network's outputs hold NaN or infinity (mean loss {loss}): check its weights"
         raise ModelError(msg)
     return Scores(accuracy, loss, None if dense_logits is None else kl, soft_accuracy)

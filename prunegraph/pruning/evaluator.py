@@ -16,6 +16,7 @@ from prunegraph.graph import StructureGraph, unwrap
 from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.evaluation import (
     BATCH_SIZE,
+    WORST,
     Scores,
     compute_logits,
     evaluate,
@@ -218,6 +219,7 @@ class Evaluator:
             batch_size=self.batch_size,
             autocast=self.autocast,
             dense_logits=dense if dense is None or subset is None else dense[subset],
+            worst=WORST,
         )
 
     def _prepare(self) -> None:

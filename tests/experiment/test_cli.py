@@ -72,6 +72,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("inspect --dataset folder", "folder needs a data_dir"),
         ("inspect --dataset mnist", "unknown data set 'mnist'"),
         ("export", "Missing"),
+        ("export nowhere", "nowhere holds no mask.json: name a finished run of train or apply"),
         ("verify nowhere", "nowhere is not a folder"),
     ],
 )

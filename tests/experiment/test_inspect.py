@@ -129,7 +129,7 @@ def test_an_architecture_is_drawn(tmp_path: Path) -> None:
         (["--plot", "groups.pdf"], "plot=groups.pdf must be a PNG file"),
         (["--run", "run", "--arch", "resnet20"], "--run names the network itself: drop --arch"),
         (["--pretrain-epochs", "7"], "unknown option '--pretrain-epochs' of `prunegraph inspect`;"),
-        (["--run", "run", "--attention", "width"], "drop attention"),
+        (["--run", "run", "--attention", "width"], "drop --attention"),
         (["--run", "nowhere"], "there is no file nowhere/mask.json"),
     ],
 )

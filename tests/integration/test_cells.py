@@ -11,6 +11,7 @@ from prunegraph.experiment.candidates import Candidate, choose
 from prunegraph.experiment.cells import RULES, _best_masks, _searched, plan_cells
 from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.setup import load_target
+from prunegraph.experiment.verdict import is_control
 from prunegraph.types import KeepMask
 
 
@@ -75,13 +76,15 @@ def test_the_start_of_the_search_is_finetuned_if_no_baseline_is_better(
     found = [
         *(candidate("agent/best", seed, 0.9) for seed in range(3)),
         *(candidate("cem", seed, 0.6) for seed in range(3)),
-        candidate("untrained", 0, 0.8),
-        candidate("initial", 0, 0.7),
+        *(candidate("untrained", seed, 0.8) for seed in range(3)),
+        *(candidate("initial", seed, 0.7) for seed in range(3)),
     ]
-    names = planned(weights, found, finetune_best=best)
-    assert names == {"agent/best", "untrained", "dense"} | (set() if best else {"cem"})
+    expected = {"agent/best", "untrained", "dense"} | (set() if best else {"cem"})
+    assert planned(weights, found, finetune_best=best) == expected
+    older = [item for item in found if item.seed == 0 or not is_control(item.name)]
+    assert planned(weights, older, rules=2, finetune_best=best) == expected
     assert planned(weights, found, rules=1, finetune_best=best) == {"agent/best", "cem", "dense"}
-    worse = [*found[:6], candidate("untrained", 0, 0.5)]
+    worse = [*found[:6], *(candidate("untrained", seed, 0.5) for seed in range(3))]
     assert planned(weights, worse, finetune_best=best) == {"agent/best", "cem", "dense"}
 
 

@@ -66,6 +66,23 @@ def test_a_split_and_its_tensors_score_alike(digits: Dataset, digits_net: nn.Mod
     assert digits_net.training
 
 
+@pytest.mark.parametrize("options", [{}, {"kl": True, "soft": True}])
+def test_a_mask_whose_network_overflows_is_the_worst_and_ends_no_search(
+    options: dict[str, bool],
+    make_evaluator: Callable[..., Evaluator],
+    digits_graph: StructureGraph,
+    make_mask: MakeMask,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    evaluator = make_evaluator(**options)
+    sound = evaluator.evaluate(make_mask(digits_graph, 0))
+    monkeypatch.setattr(evaluator, "prune", lambda _: Constant([math.nan] * 10))
+    broken = evaluator.evaluate(make_mask(digits_graph, 1))
+    assert broken.rank < sound.rank
+    assert broken.accuracy == 0.0 and math.isfinite(broken.loss)
+    assert (broken.kl is None) == (sound.kl is None)
+
+
 def test_bad_input_is_refused() -> None:
     nothing = torch.zeros(0, 1, 2, 2), torch.zeros(0, dtype=torch.int64)
     with pytest.raises(DataError, match="no images"):
