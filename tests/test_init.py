@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,24 @@ def test_ctrl_c_while_loading_gives_one_line(command: str) -> None:
     assert process.returncode == 130
     assert "Traceback" not in rest
     assert "prunegraph: interrupted" in rest
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_command_with_one_line(number: signal.Signals, tmp_path: Path) -> None:
+    words = ["pretrain", "--arch", "digits_resnet8_w4", "--epochs", "100000", "--out", "net"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prunegraph", *words],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline()  # its progress
+    process.send_signal(number)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert error == "prunegraph: interrupted; the same command resumes where it stopped\n"
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import os
 import re
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, cast
@@ -90,11 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words after ``prunegraph``; default: those of the process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    with contextlib.suppress(ValueError):  # not in the main thread: signals are the caller's
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as batch systems stop a job
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _signals_interrupt():
             warnings.simplefilter("ignore")  # standard error is for the one line of an error
             _dispatch(words)
     except KeyboardInterrupt:
@@ -114,6 +112,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(DEVICE_LOST.format(str(error).splitlines()[0]), EXIT_BAD_INPUT)
         raise
     return 0
+
+
+@contextlib.contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Raise KeyboardInterrupt on Ctrl-C and on SIGTERM, by which batch systems stop a job."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the caller's
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
