@@ -171,8 +171,8 @@ VARIANTS = {
     "floor": Variant(what="losing rewards end at -1", reward={"floor": -1.0}),
     "joint_clip": Variant(what="the whole action's ratio is clipped", ppo={"clip": "joint"}),
     "large_updates": Variant(what="32 networks an update", options={"update_size": 32}),
-    "proposals_4": Variant(what="runs the best foretold of 4", ppo={"proposals": 4}),
-    "proposals_16": Variant(what="runs the best foretold of 16", ppo={"proposals": 16}),
+    "proposals_4": Variant(what="runs the best predicted of 4", ppo={"proposals": 4}),
+    "proposals_16": Variant(what="runs the best predicted of 16", ppo={"proposals": 16}),
     "sensitivity": Variant(
         what="reads the sensitivity of groups, and runs a network a group for it",
         network={"feature_names": NetworkConfig().feature_names},

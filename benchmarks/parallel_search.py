@@ -2,7 +2,7 @@
 
 Runs the same searches with one worker and with several by turns, one thread each, checks that both
 choose the same mask, and prints networks a minute and their ratio. Two figures: by the clock, which
-needs a quiet machine with a core for each worker; and foretold from the processor time that each
+needs a quiet machine with a core for each worker; and predicted from the processor time that each
 process used (Linux), which other programs disturb little: the search's own time, and an update's
 longest chain of networks.
 
@@ -67,7 +67,7 @@ def run(jobs: Jobs, config: TrainConfig, seed: int) -> tuple[SearchRun, dict[str
     }
 
 
-def foretold(seconds: dict[str, float], workers: int, update_size: int) -> float:
+def predicted(seconds: dict[str, float], workers: int, update_size: int) -> float:
     """Return the wall time that a machine with a free core for each worker would take."""
     chain = -(-update_size // workers) + 1  # the mask that they compete with comes first
     return seconds["own"] + seconds["workers"] * chain / (update_size + 1)
@@ -101,7 +101,7 @@ def measure(options: argparse.Namespace, words: Sequence[str], folder: Path) -> 
     walls = [sum(seconds["wall"] for _, seconds in rows) for rows in (one, many)]
     quiet = [
         sum(seconds["own"] for _, seconds in one),
-        sum(foretold(seconds, options.workers, config.update_size) for _, seconds in many),
+        sum(predicted(seconds, options.workers, config.update_size) for _, seconds in many),
     ]
     return {
         "workers": options.workers,
@@ -109,8 +109,8 @@ def measure(options: argparse.Namespace, words: Sequence[str], folder: Path) -> 
         "load_average": round(os.getloadavg()[0], 1),
         "networks_a_minute": [round(60 * networks / wall, 1) for wall in walls],
         "ratio": round(walls[0] / walls[1], 2),
-        "foretold_networks_a_minute": [round(60 * networks / wall, 1) for wall in quiet],
-        "foretold_ratio": round(quiet[0] / quiet[1], 2),
+        "predicted_networks_a_minute": [round(60 * networks / wall, 1) for wall in quiet],
+        "predicted_ratio": round(quiet[0] / quiet[1], 2),
         "own_seconds_of_the_search": round(sum(seconds["own"] for _, seconds in many), 1),
     }
 

@@ -1,4 +1,4 @@
-"""Which cheap figure of a mask foretells its accuracy after the whole fine-tune.
+"""Which cheap figure of a mask predicts its accuracy after the whole fine-tune.
 
 Reads the fine-tuned networks of a comparison's folder, finished or not, and scores their masks as a
 search would: after recalibration, after more and more training steps (``--short-finetune``), after

@@ -1,4 +1,4 @@
-"""Which score of a pruned network, on how many images, foretells its accuracy on other images.
+"""Which score of a pruned network, on how many images, predicts its accuracy on other images.
 
 A search chooses by a score of some hundred images, and part of what it gains is luck on these.
 Masks drawn around the start of a search (its scores with noise on groups and channels, and the
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from foretell import read_record
+from predict_outcomes import read_record
 from scipy.stats import spearmanr
 from searches import begin
 from torch import Tensor
@@ -92,7 +92,7 @@ def run_masks(bench: Bench, drawn: Iterable[KeepMask]) -> tuple[Measured, Measur
     return search, train
 
 
-def foretold(search: Measured, train: Measured) -> dict[str, dict[str, float]]:
+def predicted(search: Measured, train: Measured) -> dict[str, dict[str, float]]:
     """Return for every score its rank correlation and its gain, both on images it has not seen."""
     generator = np.random.default_rng(0)
     num_images, num_train = search["kl"].shape[1], train["kl"].shape[1]
@@ -143,7 +143,7 @@ def main() -> None:
         else last_masks(bench, known.search, known.masks),
     )
     means = {name: values.mean(1).round(4).tolist() for name, values in search.items()}
-    rows = foretold(search, train)
+    rows = predicted(search, train)
     write_json(known.out, content | {"rows": rows, "means": means})
     print("| score | rank correlation | gain of its choice, points |\n|---|--:|--:|")
     for name, row in rows.items():

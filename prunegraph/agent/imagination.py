@@ -61,7 +61,7 @@ class Imagination:
             episodes: B episodes.
             graph_ids: ``[B]`` their networks.
             features: ``[B, N_max, F]`` node features.
-            metric: what is foretold.
+            metric: what is predicted.
             update: number of the update, whose episodes share their images.
         """
         for episode, graph_id, matrix in zip(episodes, graph_ids, features, strict=True):
@@ -99,8 +99,8 @@ class Imagination:
             cells: ``[B]`` which (network, budget) each belongs to.
             competes: a mask is rewarded by how far it is expected to exceed the best one that was
                 run for its limits (if none was, the mean of the imagined ones), in deviations of
-                its cell; else by the metric that is foretold.
-            caution: deviations of its own error by which a foretold metric is lowered.
+                its cell; else by the metric that is predicted.
+            caution: deviations of its own error by which a predicted metric is lowered.
         """
         rewards = torch.zeros(len(ids), dtype=torch.float64)
         for cell in cells.unique():
@@ -142,7 +142,7 @@ class Imagination:
 
     @torch.no_grad()
     def choose(self, graph_id: int, bits: Tensor, limits: Float64Array) -> int:
-        """Return which of some masks is foretold best, as if each cost the same.
+        """Return which of some masks is predicted best, as if each cost the same.
 
         Args:
             graph_id: the network.
@@ -150,7 +150,7 @@ class Imagination:
             limits: ``[2]`` the most MACs and params that may remain.
 
         Returns:
-            A position; 0 as long as nothing has been foretold for these limits.
+            A position; 0 as long as nothing has been predicted for these limits.
         """
         model = self.models.get(graph_id)
         slope = None if model is None else model.cost_slopes.get(str(limits.tolist()))
@@ -162,25 +162,25 @@ class Imagination:
     def plan(
         self, graph_id: int, bits: Tensor, limits: Float64Array, *, most: int, caution: float
     ) -> Tensor:
-        """Return a mask ``[N]`` near ``bits`` that is foretold to be better.
+        """Return a mask ``[N]`` near ``bits`` that is predicted to be better.
 
         Args:
             graph_id: the network.
-            bits: ``[N]`` a mask; it comes back as it is as long as nothing has been foretold.
+            bits: ``[N]`` a mask; it comes back as it is as long as nothing has been predicted.
             limits: ``[2]`` the most MACs and params that may remain.
             most: exchanges of a channel for another one at the most.
-            caution: deviations of its own error by which a foretold metric is lowered.
+            caution: deviations of its own error by which a predicted metric is lowered.
         """
         model = self.models.get(graph_id)
         if model is None:
             return bits
 
-        def foretell(masks: Tensor) -> Tensor:
+        def predict(masks: Tensor) -> Tensor:
             mean, deviation = model.predict(masks)
             return mean - caution * deviation
 
         graph, keep = self._topologies[graph_id].graph, bits.cpu().numpy() > 0.5
-        return torch.from_numpy(plan(foretell, graph, keep, limits, most=most)).to(bits)
+        return torch.from_numpy(plan(predict, graph, keep, limits, most=most)).to(bits)
 
     @torch.no_grad()
     def promising(self, graph_id: int, limits: Float64Array, number: int) -> list[BoolArray]:

@@ -19,38 +19,38 @@ from prunegraph.graph.structure import StructureGraph
 from prunegraph.types import BoolArray, Float64Array, IntArray
 
 TRIED = 8
-"""Exchanges of a step, the best by the slope, whose outcome is foretold exactly."""
+"""Exchanges of a step, the best by the slope, whose outcome is predicted exactly."""
 
 NONE = -1
 
 
 def plan(
-    foretell: Callable[[Tensor], Tensor],
+    predict: Callable[[Tensor], Tensor],
     graph: StructureGraph,
     keep: BoolArray,
     limits: Float64Array,
     *,
     most: int,
 ) -> BoolArray:
-    """Return a mask ``[N]`` near ``keep`` that is foretold to be better.
+    """Return a mask ``[N]`` near ``keep`` that is predicted to be better.
 
     Args:
-        foretell: float64 masks ``[K, N]`` to what they reach ``[K]``, with a gradient.
+        predict: float64 masks ``[K, N]`` to what they reach ``[K]``, with a gradient.
         graph: the network.
         keep: ``[N]`` what the policy wants; what does not fit is dropped first.
         limits: ``[2]`` the most MACs and params that may remain.
         most: exchanges at the most.
     """
     exchanges = _Exchanges(graph, limits)
-    keep = exchanges.made_to_fit(keep, _slope(foretell, keep))
+    keep = exchanges.made_to_fit(keep, _slope(predict, keep))
     with torch.no_grad():
-        value = float(foretell(_row(keep)))
+        value = float(predict(_row(keep)))
     for _ in range(most):
-        tried = exchanges.best(keep, _slope(foretell, keep))
+        tried = exchanges.best(keep, _slope(predict, keep))
         if not len(tried):
             break
         with torch.no_grad():
-            values = foretell(torch.from_numpy(tried).double())
+            values = predict(torch.from_numpy(tried).double())
         best = int(values.argmax())
         if float(values[best]) <= value:
             break
@@ -58,11 +58,11 @@ def plan(
     return keep
 
 
-def _slope(foretell: Callable[[Tensor], Tensor], keep: BoolArray) -> Float64Array:
+def _slope(predict: Callable[[Tensor], Tensor], keep: BoolArray) -> Float64Array:
     """Return what each bit ``[N]`` adds, to first order."""
     with torch.enable_grad():  # a rollout goes without
         bits = _row(keep).requires_grad_(True)
-        (slope,) = torch.autograd.grad(foretell(bits).sum(), bits)
+        (slope,) = torch.autograd.grad(predict(bits).sum(), bits)
     return np.asarray(slope[0])
 
 

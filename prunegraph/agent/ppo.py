@@ -63,7 +63,7 @@ class ChannelPPO(PPO):
         num_rollouts: updates begun, this one included.
         max_networks: no update begins that could run more pruned networks than this.
         history: one record an update.
-        imagination: foretells what masks reach, if episodes are imagined.
+        imagination: predicts what masks reach, if episodes are imagined.
         memory: of the evaluators, or None if they need none.
         listeners: called with the model after each update: between two updates, which is where
             stable-baselines3 has no callback.
@@ -270,7 +270,7 @@ class ChannelPPO(PPO):
         )
 
     def _imagine(self, observations: dict[str, Tensor]) -> None:
-        """Train on episodes that the imagination foretells, on fresh ones at each step.
+        """Train on episodes that the imagination predicts, on fresh ones at each step.
 
         Of episodes that refine, the first step. The heads and the offsets learn; the encoder, most
         of the work, learns from run episodes.

@@ -36,17 +36,17 @@ class PPOConfig:
         group_noise_rate: step of the groups' offsets along ``mean(A noise)``, the evolution
             strategies' estimate, in an update.
         imagined_steps: steps on imagined episodes after each update, each on fresh ones: masks that
-            a model of all episodes so far foretells (``Imagination``). Needs one-step episodes
+            a model of all episodes so far predicts (``Imagination``). Needs one-step episodes
             whose observation a network and a budget fix; 0 = none.
         imagined_learning_rate: Adam's step size in such a step.
         imagined_rate: step of the offsets of channels and groups in it.
         imagined_competition: imagined masks are rewarded by how far they are expected to exceed the
-            best one that was run, not by what is foretold of them (an ablation).
+            best one that was run, not by what is predicted of them (an ablation).
         imagines_layers: the model reads what layers' outputs lose without the removed channels, and
             what is kept by more criteria than the start's.
         caution: deviations of its own error by which a prediction is lowered; unused under
             ``imagined_competition``.
-        proposals: masks drawn for an episode, of which the one that is foretold best is run. Needs
+        proposals: masks drawn for an episode, of which the one that is predicted best is run. Needs
             imagined steps and group noise.
         exchanges: of channels at the most, by which the model of the outcomes improves a mask
             before it is run; 0 = none. Needs imagined steps, whose model it is.

@@ -81,7 +81,7 @@ ACCURACY = {"test_accuracy_finetuned": float, "machine": dict[str, Any]}
 """What it holds."""
 
 PLAN_IMAGES = 1024
-"""Training images by which the time of the fine-tunes is foretold."""
+"""Training images by which the time of the fine-tunes is predicted."""
 
 
 def run_compare(config: CompareConfig, console: Console) -> dict[str, Any]:
@@ -238,7 +238,7 @@ class Plan:
 
 
 def make_plan(bench: Bench, config: CompareConfig) -> Plan:
-    """Measure how fast networks are evaluated and trained, and foretell what all will take."""
+    """Measure how fast networks are evaluated and trained, and predict what all will take."""
     evaluator = bench.evaluator()
     subset = evaluator.draw_subset(config.subset or DEFAULT_SUBSET, config.seed)
     scores = np.random.default_rng(0).random((2, bench.target.graph.num_classes), dtype=np.float32)

@@ -106,7 +106,7 @@ def _run(
 
 
 def look_ahead(parts: Sequence[CompareConfig]) -> float:
-    """Check networks, images and budgets, and foretell the seconds that all comparisons take.
+    """Check networks, images and budgets, and predict the seconds that all comparisons take.
 
     Raises:
         PruneGraphError: something is missing, damaged, contradictory, or cannot be met.

@@ -252,10 +252,10 @@ class SearchOptions:
         update_size: networks an update of the policy.
         learning_rate: step size of the policy.
         imagined_steps: steps of the policy after each update on masks that were not run but
-            foretold from all that were; 0 = learn from run networks alone. None are made with
+            predicted from all that were; 0 = learn from run networks alone. None are made with
             granularity group or constraint lagrangian.
         exchanges: of a channel for another one at the most, by which every second mask is improved,
-            as far as what was run foretells, before it is run; 0 = none. Needs imagined steps.
+            as far as what was run predicts, before it is run; 0 = none. Needs imagined steps.
         amortise_steps: steps for each network that the search may evaluate, after it, that teach
             the policy, which can be used on other networks, what was found; fewer for large ones.
         ray: evaluate the networks of a search on a Ray cluster: its address, auto (the one that

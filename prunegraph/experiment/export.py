@@ -29,7 +29,7 @@ MOST_CLASSES = 10
 
 
 def run_export(config: ExportConfig, console: Console) -> dict[str, Any]:
-    """Write the file, and return where it is, how large, and what its network eats."""
+    """Write the file, and return where it is, how large, and what its network expects."""
     resolve_device(config.device)
     path = _path(config)
     _check_run(config.run)
@@ -62,7 +62,7 @@ def run_export(config: ExportConfig, console: Console) -> dict[str, Any]:
 
 
 def input_details(info: PrunedInfo) -> dict[str, Any]:
-    """Return what a network eats, and its classes, by name; what is not known is left out.
+    """Return what a network expects, and its classes, by name; what is not known is left out.
 
     ``input_shape`` is that of one input, without the batch; ``mean`` and ``std`` are those of each
     channel, for pixels in [0, 1].
@@ -77,7 +77,7 @@ def input_details(info: PrunedInfo) -> dict[str, Any]:
 
 
 def _in_words(inputs: dict[str, Any]) -> str:
-    """Return what a network eats in one line."""
+    """Return what a network expects in one line."""
     words = f"it takes inputs of shape {['batch', *inputs['input_shape']]}".replace("'", "")
     if "mean" in inputs:
         words += f", pixels in [0, 1] minus mean {inputs['mean']}, divided by std {inputs['std']}"

@@ -58,7 +58,7 @@ RECIPE = {
 
 @dataclass(frozen=True, kw_only=True)
 class PrunedInfo:
-    """How the dense network of a pruned one is made, and what it eats.
+    """How the dense network of a pruned one is made, and what it expects.
 
     Attributes:
         arch: the dense network's name for ``build_model``, or any name of the user's.

@@ -1,4 +1,4 @@
-"""What is foretold of masks: the same for equal costs, by network."""
+"""What is predicted of masks: the same for equal costs, by network."""
 
 import json
 
@@ -53,22 +53,22 @@ def imagination() -> Imagination:
     return result
 
 
-def foretell(imagination: Imagination, ids: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+def predict(imagination: Imagination, ids: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
     return imagination.rewards(ids, bits, LIMITS[ids.numpy()], ids, competes=False)
 
 
 def test_each_network_has_its_own_model(imagination: Imagination) -> None:
     ids = torch.tensor([0, 1]).repeat(40)
     bits = torch.stack([draw_bits(0, 40, 7), draw_bits(1, 40, 8)], dim=1).reshape(80, SIZE)
-    foretold = foretell(imagination, ids, bits)
+    predicted = predict(imagination, ids, bits)
     for graph_id in (0, 1):
         rows, channel = ids == graph_id, np.flatnonzero(GRAPHS[graph_id].free)[1]
         kept = bits[rows, channel] > 0.5
-        gap = foretold[rows][kept].mean() - foretold[rows][~kept].mean()
+        gap = predicted[rows][kept].mean() - predicted[rows][~kept].mean()
         assert float(gap) == pytest.approx(0.1, abs=0.03)
 
 
-def test_doubt_lowers_what_is_foretold(imagination: Imagination) -> None:
+def test_doubt_lowers_what_is_predicted(imagination: Imagination) -> None:
     ids, bits = torch.zeros(20, dtype=torch.long), draw_bits(0, 20, 5)
     cells = torch.arange(20)  # one mask a cell: nothing is explained by cost
     limits = LIMITS[ids.numpy()]
@@ -116,7 +116,7 @@ def test_it_goes_on_from_what_was_written(imagination: Imagination) -> None:
         )
     ids = torch.zeros(10, dtype=torch.long)
     masks = draw_bits(0, 10, 11)
-    assert torch.equal(foretell(imagination, ids, masks), foretell(copy, ids, masks))
+    assert torch.equal(predict(imagination, ids, masks), predict(copy, ids, masks))
 
 
 def test_what_costs_more_does_not_look_better() -> None:
@@ -130,13 +130,13 @@ def test_what_costs_more_does_not_look_better() -> None:
     assert cost_slope(metrics[:1], costs[:1]) == 0.0
 
 
-def test_the_proposal_that_is_foretold_best_is_chosen(imagination: Imagination) -> None:
+def test_the_proposal_that_is_predicted_best_is_chosen(imagination: Imagination) -> None:
     ids = torch.zeros(200, dtype=torch.long)
     masks = draw_bits(0, 200, 12)
     channel = np.flatnonzero(GRAPHS[0].free)[1]
     masks[:, channel] = (torch.arange(200) % 4 == 2).float()
     assert imagination.choose(0, masks[:4], LIMITS[0]) == 0  # what cost is worth is not known yet
-    foretell(imagination, ids, masks)
+    predict(imagination, ids, masks)
     found = [imagination.choose(0, masks[k : k + 4], LIMITS[0]) for k in range(0, 200, 4)]
     assert np.mean(np.array(found) == 2) > 0.9
 

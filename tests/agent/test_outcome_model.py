@@ -49,7 +49,7 @@ def make_model(
     return model
 
 
-def test_it_foretells_masks_that_were_never_run() -> None:
+def test_it_predicts_masks_that_were_never_run() -> None:
     masks = draw_masks(200, seed=2)
     mean, deviation = make_model().predict(masks)
     truth = worth(masks)
@@ -58,7 +58,7 @@ def test_it_foretells_masks_that_were_never_run() -> None:
     assert errors.mean() < 1.5 * float(deviation.mean())  # and it knows how well
 
 
-def test_more_episodes_foretell_better() -> None:
+def test_more_episodes_predict_better() -> None:
     masks = draw_masks(200, seed=2)
     few, many = (
         1.0 - np.corrcoef(make_model(count).predict(masks)[0].numpy(), worth(masks))[0, 1]
@@ -85,8 +85,8 @@ def test_what_layers_lose_is_known_from_the_first_masks() -> None:
         for mask, metric in zip(masks, truth(masks), strict=True):
             model.add(mask.numpy(), float(metric), 0)
         model.fit()
-        foretold = model.predict(held_out)[0].numpy()
-        correlation.append(np.corrcoef(foretold, truth(held_out))[0, 1])
+        predicted = model.predict(held_out)[0].numpy()
+        correlation.append(np.corrcoef(predicted, truth(held_out))[0, 1])
     assert 1.0 - correlation[1] < 0.5 * (1.0 - correlation[0])
 
 

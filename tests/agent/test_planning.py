@@ -1,4 +1,4 @@
-"""Masks improved by exchanges: better by what is foretold, within the limits, near the old ones."""
+"""Masks improved by exchanges: better by what is predicted, within the limits, near the old."""
 
 import numpy as np
 import pytest
@@ -64,7 +64,7 @@ def test_what_does_not_fit_is_dropped_first(graph: StructureGraph) -> None:
     assert worth[planned & free].mean() > worth[free].mean()
 
 
-def test_no_exchange_is_made_that_is_foretold_to_be_worse() -> None:
+def test_no_exchange_is_made_that_is_predicted_to_be_worse() -> None:
     graph = GRAPHS[0]
     limits = limits_of(graph, 0.5)
     start = graph.project(

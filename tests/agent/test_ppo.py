@@ -232,7 +232,7 @@ def test_every_second_mask_is_planned_and_learned_from(make_model: MakeModel, wo
         assert torch.equal(action[: len(bits)].float(), 1.0 - bits)
 
 
-def test_plans_are_made_as_soon_as_something_is_foretold(make_model: MakeModel) -> None:
+def test_plans_are_made_as_soon_as_something_is_predicted(make_model: MakeModel) -> None:
     model = make_model(1, ppo=PPOConfig(imagined_steps=2, exchanges=3))
     planned = []
     plan = model.policy.plan
@@ -248,6 +248,6 @@ def test_plans_are_made_as_soon_as_something_is_foretold(make_model: MakeModel) 
     assert any(planned[8:])
 
 
-def test_nothing_is_planned_where_nothing_is_foretold(make_model: MakeModel) -> None:
+def test_nothing_is_planned_where_nothing_is_predicted(make_model: MakeModel) -> None:
     assert make_model(1, ppo=PPOConfig(exchanges=3)).policy.plan is None
     assert make_model(1, ppo=PPOConfig(imagined_steps=2)).policy.plan is None

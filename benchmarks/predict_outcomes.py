@@ -1,11 +1,11 @@
-"""How well models of the outcomes foretell the masks of recorded searches.
+"""How well models of the outcomes predict the masks of recorded searches.
 
-A search's checkpoint holds every mask that it ran. Here each update's masks are foretold from those
-of the updates before, as the search did, by each kind of model: correlation with what they reached,
-within the update, since a search compares the masks of an update with each other. No network is
+A search's checkpoint holds every mask that it ran. Here each update's masks are predicted from
+those of the updates before, as the search did, by each kind of model: correlation with what they
+reached, within the update, since a search compares the masks of an update with each other. No network is
 run; the checkpoints are those that ``ablations.py`` leaves in its folder.
 
-    python benchmarks/foretell.py FOLDER ... [options of train, as the searches had]
+    python benchmarks/predict.py FOLDER ... [options of train, as the searches had]
 """
 
 import argparse
@@ -45,8 +45,8 @@ def correlations(model: OutcomeModel, record: Mapping[str, Any]) -> Float64Array
     for update in np.unique(updates):
         members = updates == update
         if len(model):
-            foretold, _ = model.predict(torch.from_numpy(bits[members]))
-            found.append(np.corrcoef(foretold.numpy(), metrics[members])[0, 1])
+            predicted, _ = model.predict(torch.from_numpy(bits[members]))
+            found.append(np.corrcoef(predicted.numpy(), metrics[members])[0, 1])
         for row in np.flatnonzero(members):
             model.add(bits[row], float(metrics[row]), int(update))
         model.fit()
