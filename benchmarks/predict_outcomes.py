@@ -2,10 +2,10 @@
 
 A search's checkpoint holds every mask that it ran. Here each update's masks are predicted from
 those of the updates before, as the search did, by each kind of model: correlation with what they
-reached, within the update, since a search compares the masks of an update with each other. No network is
-run; the checkpoints are those that ``ablations.py`` leaves in its folder.
+reached, within the update, since a search compares the masks of an update with each other. No
+network is run; the checkpoints are those that ``ablations.py`` leaves in its folder.
 
-    python benchmarks/predict.py FOLDER ... [options of train, as the searches had]
+    python benchmarks/predict_outcomes.py FOLDER ... [options of train, as the searches had]
 """
 
 import argparse
