@@ -65,9 +65,11 @@ def check_arch(spec: str) -> None:
             raise ModelError(msg)
     elif not (is_factory(spec) or spec in KNOWN_MODELS or DIGITS_PATTERN.fullmatch(spec)):
         module, _, name = spec.rpartition(".")
-        own = f" (your own code? write {module}:{name})" if module else ""
-        theirs = TORCHVISION_PREFIX + spec if spec in torchvision_names() else spec
-        hint = own or suggest(theirs, [*KNOWN_MODELS, theirs] if theirs != spec else KNOWN_MODELS)
+        hint = suggest(spec, KNOWN_MODELS)
+        if module:
+            hint = f" (your own code? write {module}:{name})"
+        elif spec in torchvision_names():
+            hint = f" (did you mean '{TORCHVISION_PREFIX}{spec}'?)"
         msg = (
             f"unknown architecture {spec!r}{hint}; known: {', '.join(KNOWN_MODELS)}, "
             "digits_resnet<depth>_w<width>, torchvision:NAME, package.module:factory"
