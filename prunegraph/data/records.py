@@ -120,7 +120,7 @@ def _class_folders(folder: Path) -> list[Path]:
     """Return a split's class folders; refuse images that lie beside them."""
     folders = []
     for entry in folder.iterdir():
-        if entry.is_dir() and not entry.name.startswith((".", "__")):
+        if entry.is_dir() and not _is_hidden(entry.name):
             folders.append(entry)
         elif _is_image(entry.name):
             msg = f"{entry} lies outside a class folder; move it to {folder}/<class>/"
@@ -129,6 +129,11 @@ def _class_folders(folder: Path) -> list[Path]:
         msg = f"{folder} holds no images; {LAYOUT}"
         raise DataError(msg)
     return folders
+
+
+def _is_hidden(name: str) -> bool:
+    """Tell folders that are no classes, as ``.ipynb_checkpoints`` and ``__MACOSX``."""
+    return name.startswith((".", "__"))
 
 
 def _image_names(folder: Path) -> Iterator[str]:
@@ -151,7 +156,7 @@ def _is_image(name: str) -> bool:
 
 
 def _scan_tar(path: Path) -> Iterator[Record]:
-    """Yield the images of a plain tar; links, devices and the like are passed over."""
+    """Yield the images of a plain tar; devices and the like are passed over, links refused."""
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
@@ -190,12 +195,20 @@ def _tar_record(path: Path, member: tarfile.TarInfo) -> Record | None:
     if member.name.startswith("/") or ".." in parts:
         msg = f"{path} holds the unsafe path {member.name!r}; make the tar from inside the folder"
         raise DataError(msg)
-    if not member.isreg() or member.issparse() or not parts or not _is_image(parts[-1]):
+    if not parts or not _is_image(parts[-1]):
         return None
     start = next((i for i in (0, 1) if i < len(parts) and parts[i] in SPLITS), None)
     if start is None:
         return None
     inside = parts[start + 1 :]
+    if len(inside) > 1 and _is_hidden(inside[0]):
+        return None
+    if member.islnk() or member.issym():
+        advice = "make it with `tar --dereference --hard-dereference`"
+        msg = f"{path} holds {member.name} as a link: {advice}"
+        raise DataError(msg)
+    if not member.isreg() or member.issparse():
+        return None
     if len(inside) < 2:
         msg = f"{path}: {member.name} lies outside a class folder; {LAYOUT}"
         raise DataError(msg)

@@ -9,7 +9,7 @@ from prunegraph.agent import TrainedPolicy, save_policy
 from prunegraph.errors import BudgetError
 from prunegraph.experiment.agent_rows import add_untrained, measured
 from prunegraph.experiment.baselines import add_controls, baseline_job
-from prunegraph.experiment.bench import Bench, warn_of_chance
+from prunegraph.experiment.bench import Bench, warn_of_network
 from prunegraph.experiment.candidates import Candidate, CandidateStore
 from prunegraph.experiment.config import ApplyConfig
 from prunegraph.experiment.console import Console
@@ -49,7 +49,7 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
         console.say(f"run folder: {folder.path}")
         place = make_workplace(config, [target], [folder], console)
         bench = place.benches[0]
-        warn_of_chance(bench, console)
+        warn_of_network(bench, console)
         store = CandidateStore(folder.checkpoint("candidates.json"), target.graph)
         prior = policy.network.config.prior or "start"
         decision = _decide(policy, bench, store, folder.checkpoint("decision.json"), console)

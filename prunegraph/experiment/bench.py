@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunegraph.errors import ConfigError
 from prunegraph.experiment.config import NetworkConfig, PruningOptions, SearchOptions
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.pretrain import (
     PRETRAIN_LR,
+    TRAIN_IMAGES,
     pretrain_recipe,
     train_network,
     weights_record,
@@ -23,7 +25,7 @@ from prunegraph.experiment.pretrain import (
 from prunegraph.experiment.setup import DEFAULT_DATASET, Target
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import node_features
-from prunegraph.models import load_weights, save_weights
+from prunegraph.models import load_weights, save_weights, weights_info
 from prunegraph.pruners.start import NUM_STARTS, Start, rank_starts
 from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.costly_statistics import LazyStatistics, measure_costly
@@ -34,6 +36,7 @@ from prunegraph.pruning.latency import project_budget
 from prunegraph.pruning.latency_table import LatencyTable, measure_latency_table
 from prunegraph.pruning.outcome_log import OutcomeLog
 from prunegraph.pruning.problem import PruningProblem
+from prunegraph.pruning.state import parameter_digest
 from prunegraph.pruning.statistics import (
     divergence,
     measure,
@@ -44,6 +47,9 @@ from prunegraph.pruning.statistics import (
 from prunegraph.types import Budget, FloatArray, KeepMask, LayerError, TrainSplit
 
 DENSE_FILE = "dense.safetensors"
+
+RUN_IMAGES = "images_of_the_run"
+"""What the JSON beside the dense network calls the fingerprint of the run's train images."""
 
 CHANCE_IMAGES, BARELY_TRAINED = 512, 1.5
 """Search images on which a network must beat chance by this factor, else a warning is due."""
@@ -311,9 +317,17 @@ class Bench:
         return self.test_accuracy(self.final_evaluator.prune(mask))
 
 
-def warn_of_chance(bench: Bench, console: Console) -> None:
-    """Say so if a network does no better than chance: its weights may not have been loaded."""
+def warn_of_network(bench: Bench, console: Console) -> None:
+    """Say so if a network may know the search images, or seems not to have its weights."""
     target = bench.target
+    dataset, info = target.dataset, target.info
+    known = None if info is None or info.dataset != dataset.name else info.extra.get(TRAIN_IMAGES)
+    if known not in (None, dataset.train.fingerprint()):
+        console.say(
+            f"warning: the weights of {target.arch} were trained on other images of {dataset.name} "
+            "than the train split here: search images may be among them, and accuracies too high; "
+            "give the same --data-dir and options of the images, or train anew"
+        )
     images = target.dataset.search.sample(CHANCE_IMAGES, bench.seed)
     accuracy = evaluate(target.model, images).accuracy
     if accuracy * target.dataset.num_classes < BARELY_TRAINED:
@@ -329,6 +343,27 @@ def num_probes(graph: StructureGraph, names: Collection[str], num_budgets: int =
     return starts + (num_sensitivity_networks(graph) if "sensitivity" in names else 0)
 
 
+def _check_begun(target: Target, config: NetworkConfig, path: Path, given: str) -> None:
+    """Raise ConfigError if a run that goes on began with other weights or images.
+
+    Args:
+        target: the network, with the weights that the run began with.
+        config: which network, weights and images were asked for.
+        path: of these weights.
+        given: digest of the weights that are there now.
+    """
+    info, begun = weights_info(path), parameter_digest(target.model)
+    images = target.dataset.train.fingerprint()
+    what = None
+    if info is not None and info.extra.get(RUN_IMAGES, images) != images:
+        what = f"other images of {target.dataset.name}"
+    elif config.weights is not None and given != begun:
+        what = f"other weights than {config.weights} holds now"
+    if what is not None:
+        msg = f"{path.parent} was begun with {what}: restore them, or give a new --out"
+        raise ConfigError(msg)
+
+
 def ensure_dense(
     target: Target, config: NetworkConfig, folder: RunFolder, console: Console
 ) -> Path:
@@ -338,10 +373,15 @@ def ensure_dense(
 
     Returns:
         The weights file in the folder.
+
+    Raises:
+        ConfigError: the run was begun with other weights or images.
     """
     path = folder.file(DENSE_FILE)
     if path.is_file():
+        given = parameter_digest(target.model)
         load_weights(target.model, path)
+        _check_begun(target, config, path, given)
         return path
     if target.pretrain_epochs:
         train_network(
@@ -354,7 +394,9 @@ def ensure_dense(
             console=console,
         )
     figures = dict(target.info.extra) if target.info else {}
+    images = target.dataset.train.fingerprint()
+    figures[RUN_IMAGES] = images
     if target.pretrain_epochs:
-        figures |= {"epochs": target.pretrain_epochs}
+        figures |= {"epochs": target.pretrain_epochs, TRAIN_IMAGES: images}
     save_weights(target.model, path, weights_record(target.arch, target.dataset, config, figures))
     return path

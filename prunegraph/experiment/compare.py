@@ -32,7 +32,7 @@ from prunegraph.experiment.baselines import (
     heuristics,
     searches,
 )
-from prunegraph.experiment.bench import Bench, warn_of_chance
+from prunegraph.experiment.bench import Bench, warn_of_network
 from prunegraph.experiment.candidates import Candidate, CandidateStore
 from prunegraph.experiment.cells import (
     ALWAYS,
@@ -97,7 +97,7 @@ def run_compare(config: CompareConfig, console: Console) -> dict[str, Any]:
         console.say(f"run folder: {folder.path}")
         place = make_workplace(config, [target], [folder], console)
         bench = place.benches[0]
-        warn_of_chance(bench, console)
+        warn_of_network(bench, console)
         with Jobs(config, place) as jobs:
             _say_plan(bench, config, jobs.num_workers, console)
             outcome = _stage_one(config, jobs)

@@ -102,7 +102,7 @@ def _show(value: Any) -> str:
 
 
 def _convert_scalar(hint: type, value: Any, where: str) -> Any:
-    if isinstance(value, str) and not value.isprintable():
+    if isinstance(value, str) and hint is not Path and not value.isprintable():
         msg = f"{where}={_show(value)} holds what cannot be printed"
         raise ConfigError(msg)
     if hint is Path and isinstance(value, str):

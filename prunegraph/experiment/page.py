@@ -96,8 +96,11 @@ def show_finished(
     console.say(f"{path} is finished; this is its report (a new --out runs it anew)")
     console.table(methods_table(content))
     console.say(verdict_line(content))
-    for member, found in zip(members, findings, strict=True):
-        write_page(config, member, found, draw(found))
+    try:
+        for member, found in zip(members, findings, strict=True):
+            write_page(config, member, found, draw(found))
+    except ArtefactError as error:  # its medium may be read-only
+        console.say(f"warning: the report's page stays as it is: {error}")
     console.say(f"the report as a page: {members[0].file(PAGE_FILE)}")
     return content
 
@@ -235,10 +238,12 @@ def next_steps(folder: RunFolder, content: Mapping[str, Any]) -> Facts:
         for where in [pruned_folder(folder, content)]
         if where is not None
     ]
-    commands.append(("Check every figure of this page from the files", "verify", run))
+    steps = [(what, command, path, trust) for what, command, path in commands]
+    data = ["--dataset", content["dataset"]] if is_factory(content["dataset"]) else []
+    steps.append(("Check every figure of this page from the files", "verify", run, trust + data))
     return [
-        (what, shlex.join(["prunegraph", command, str("RUN" / path.relative_to(run)), *trust]))
-        for what, command, path in commands
+        (what, shlex.join(["prunegraph", command, str("RUN" / path.relative_to(run)), *named]))
+        for what, command, path, named in steps
     ]
 
 

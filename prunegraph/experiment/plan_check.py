@@ -1,5 +1,6 @@
 """Whether a comparison holds what its rules ask for, no search and no fine-tune more or less."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from prunegraph.experiment.candidates import Candidate
 from prunegraph.experiment.cells import plan_cells
 from prunegraph.experiment.compare import METRIC, seeds_of
 from prunegraph.experiment.compare_config import CompareConfig
+from prunegraph.experiment.config import PruningOptions, TrainConfig
 from prunegraph.experiment.verdict import DENSE, INITIAL, UNTRAINED, MethodRow, is_agent
 from prunegraph.pruning.artefacts import WEIGHTS_FILE
 from prunegraph.types import KeepMask
@@ -59,9 +61,8 @@ def check_plan(
     ]
     trained = bench.recipe().epochs > 0
     found = [(r.name, r.seed, r.finetune_seed, r.cell) for r in rows if r.cell is not None]
-    begun = {UNTRAINED, INITIAL} if rules > 2 else set()
-    searched = {r.name for r in rows if searches(r.name) or is_agent(r.name) or r.name in begun}
-    seeds = {name: sorted({row.seed for row in rows if row.name == name}) for name in searched}
+    begun = {row.name for row in rows if row.name in (UNTRAINED, INITIAL) and rules > 2}
+    seeds = {name: sorted({row.seed for row in rows if row.name == name}) for name in begun}
     weights = [
         digest
         for name, digest in content["files"].items()
@@ -85,6 +86,37 @@ def check_plan(
         ),
         Check(name="stage_one_verdict", reported="stage_one_verdict" in content, found=True),
     ]
+
+
+def check_rows(
+    run: PruningOptions, content: Mapping[str, Any], rows: Sequence[MethodRow]
+) -> list[Check]:
+    """Check that no row counts twice, none tells of a fine-tune without its network, none is lost.
+
+    Each would change means and verdict.
+    """
+    counts = Counter((row.name, row.seed, row.finetune_seed) for row in rows)
+    twice = sorted({name for (name, _, _), count in counts.items() if count > 1})
+    alone = {r.name for r in rows if r.cell is None and r.test_accuracy_finetuned is not None}
+    checks = [
+        Check(name="methods with a row that is there twice", reported=twice, found=[]),
+        Check(name="methods with a fine-tune of no network", reported=sorted(alone), found=[]),
+    ]
+    if not isinstance(run, TrainConfig | CompareConfig):
+        return checks
+    count = run.search_seeds if isinstance(run, TrainConfig) else run.seeds
+    seeds = [run.seed + number for number in range(count)]
+    searched = sorted({row.name for row in rows if searches(row.name) or is_agent(row.name)})
+    checks += [
+        Check(
+            name=f"seeds of {name}",
+            reported=sorted({row.seed for row in rows if row.name == name}),
+            found=seeds,
+        )
+        for name in searched
+    ]
+    told = (content.get("search") or {}).get("seeds", seeds)
+    return [*checks, Check(name="search.seeds", reported=told, found=seeds)]
 
 
 def candidates_of(rows: Sequence[MethodRow], masks: Mapping[str, KeepMask]) -> list[Candidate]:

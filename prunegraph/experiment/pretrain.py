@@ -39,10 +39,14 @@ from prunegraph.models import WeightsInfo, load_weights, save_weights, weights_i
 from prunegraph.pruning.evaluation import evaluate, model_device
 from prunegraph.pruning.finetune import FinetuneConfig, FinetuneResult, finetune
 from prunegraph.pruning.ranks import current_ranks
+from prunegraph.pruning.state import parameter_digest
 from prunegraph.pruning.statistics import measure
 from prunegraph.pruning.subnets import Subnets
 from prunegraph.types import Dataset, TrainSplit
 from prunegraph.users_code import is_factory
+
+TRAIN_IMAGES = "train_images"
+"""What the JSON beside weights calls the fingerprint of the images that they were trained on."""
 
 DEFAULT_EPOCHS = 60
 PRETRAIN_LR = 0.1
@@ -120,9 +124,11 @@ def _pretrain(
         console=console,
         teacher=teacher,
         subnets=subnets,
+        name=f"{parameter_digest(model)}, never mirrored" if config.no_flip else None,
     )
     figures: dict[str, Any] = {
         "trained_on": _trained_on(config),
+        TRAIN_IMAGES: _train_images(config, dataset),
         **asked,
         "losses": [round(loss, 4) for loss in trained.losses],
         "search_accuracy": evaluate(model, dataset.search).accuracy,
@@ -183,6 +189,13 @@ def _trained_on(config: PretrainConfig) -> str:
     return str(before or "the train split; before that, images that nothing tells of")
 
 
+def _train_images(config: PretrainConfig, dataset: Dataset) -> str:
+    """Return the fingerprint of the images that a network has seen: the first ones, if others."""
+    info = None if config.weights is None else weights_info(config.weights)
+    known = None if info is None else info.extra.get(TRAIN_IMAGES)
+    return str(known or dataset.train.fingerprint())
+
+
 def make_subnets(model: nn.Module, train: TrainSplit, least_macs: float, *, seed: int) -> Subnets:
     """Return the parts of a network that slimmable training trains.
 
@@ -210,7 +223,9 @@ def _finished(
     if info is None or dataclasses.replace(info, extra={}) != dataclasses.replace(asked, extra={}):
         return None
     names = {*asked.extra, "no_flip", "image_size", "weights_before", "slimmable", "distill"}
+    images = _train_images(config, dataset)
     same = all(info.extra.get(name) == asked.extra.get(name) for name in names)
+    same = same and info.extra.get(TRAIN_IMAGES, images) == images  # older weights have none
     if not same or not isinstance(info.extra.get("test_accuracy"), float):
         return None
     figures = {key: value for key, value in info.extra.items() if key != "schema"}

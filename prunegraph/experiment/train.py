@@ -9,6 +9,7 @@ import numpy as np
 from prunegraph.errors import ConfigError
 from prunegraph.experiment.agent_options import (
     agent_config,
+    env_config,
     given_policy,
     probes_of,
     search_budgets,
@@ -26,7 +27,7 @@ from prunegraph.experiment.baselines import (
     baseline_batches,
     check_baselines,
 )
-from prunegraph.experiment.bench import warn_of_chance
+from prunegraph.experiment.bench import warn_of_network
 from prunegraph.experiment.candidates import CandidateStore
 from prunegraph.experiment.config import SearchOptions, TrainConfig
 from prunegraph.experiment.console import Console
@@ -56,7 +57,7 @@ def run_train(config: TrainConfig, console: Console) -> dict[str, Any]:
         console.say(f"run folder: {folder.path}")
         place = make_workplace(config, targets, members, console)
         for bench in place.benches:
-            warn_of_chance(bench, console)
+            warn_of_network(bench, console)
         with Jobs(config, place) as jobs:
             outcomes = _stage_one(config, jobs)
             finetune_chosen(jobs, outcomes)
@@ -120,7 +121,12 @@ def check_networks(targets: Sequence[Target], options: SearchOptions, budget: Bu
     for target in targets:
         for searched in search_budgets(options, budget) or ():
             target.graph.project(np.zeros(target.graph.num_classes, dtype=np.float32), searched)
-    names = agent_config(options, 0, given_policy(options)).network.feature_names
+    agent = agent_config(options, 0, given_policy(options))
+    env_config(options, agent, 0, budget)
+    if agent.per_group and len({*map(_num_deciding, targets)}) > 1:
+        msg = "--granularity group takes networks of one number of groups: leave it away"
+        raise ConfigError(msg)
+    names = agent.network.feature_names
     probes = [probes_of(target.graph, names, options, budget) + FINALISTS for target in targets]
     cells = len(targets) * max(len(options.budgets), 1)
     update = options.update_size + min(cells, options.update_size)
@@ -128,6 +134,11 @@ def check_networks(targets: Sequence[Target], options: SearchOptions, budget: Bu
     if options.networks < least:
         msg = f"networks={options.networks} allows no update of the policy: give at least {least}"
         raise ConfigError(msg)
+
+
+def _num_deciding(target: Target) -> int:
+    """Return how many groups of a network may lose channels."""
+    return len({*target.graph.group_of[target.graph.free].tolist()})
 
 
 def run_name(targets: Sequence[Target], budget: Budget) -> str:

@@ -20,12 +20,13 @@ from prunegraph.experiment.config import (
     TrainConfig,
 )
 from prunegraph.experiment.console import Console
+from prunegraph.experiment.csv_files import HISTORY_CSV, METHODS_CSV
 from prunegraph.experiment.finalise import finetuned_mean, peak_memory
 from prunegraph.experiment.finish import load_finetuned
 from prunegraph.experiment.folder import CONFIG_FILE, REPORT_FILE, RunFolder, existing_run
 from prunegraph.experiment.options import load_config, read_yaml
 from prunegraph.experiment.page import HISTORY_FILE
-from prunegraph.experiment.plan_check import Check, candidates_of, check_plan
+from prunegraph.experiment.plan_check import Check, candidates_of, check_plan, check_rows
 from prunegraph.experiment.report import machine, read_report, read_rows
 from prunegraph.experiment.setup import check_trusted, load_target, num_cores
 from prunegraph.experiment.tools_config import VerifyConfig
@@ -87,7 +88,7 @@ def verify_run(config: VerifyConfig, console: Console) -> dict[str, Any]:
         raise ArtefactError(msg)
     unknown = [f"search.{key}" for key in ("seconds", "evaluation_seconds", "networks_evaluated")]
     unknown += ["search.health", "repaired", "methods[].networks_evaluated", "methods[].seconds"]
-    unknown.append(HISTORY_FILE)
+    unknown += [HISTORY_FILE, METHODS_CSV, HISTORY_CSV]
     unknown += [f"{cell} (no weights)" for cell in _cells_without_weights(folder, content)]
     unknown += ["latency_ms", "versions"]
     console.say(
@@ -128,15 +129,16 @@ def _check_member(
     config: VerifyConfig, folder: RunFolder, member: RunFolder, console: Console
 ) -> list[Check]:
     content = read_report(member)
-    bench = _rebuild(config, folder, member, content)
+    bench, as_then = _rebuild(config, folder, member, content)
     rows = read_rows(content)
     masks = read_masks(member.file(MASKS_FILE), bench.target.graph)
-    judge_of = _Judge(bench, masks, member, _same_machine(content))
+    judge_of = _Judge(bench, masks, member, _same_machine(content) and as_then)
     checks = [
         Check(name="graph", reported=content["graph"], found=bench.target.graph.fingerprint())
     ]
     checks += _check_data(bench, content)
     checks += _check_options(bench, content, rows)
+    checks += check_rows(bench.options, content, rows)
     if isinstance(bench.options, CompareConfig):
         checks += check_plan(bench, bench.options, content, rows, masks)
     with console.progress(f"measure {content['arch']} again", len(rows)) as report:
@@ -144,8 +146,12 @@ def _check_member(
             checks += judge_of.row(row)
             report(number, row.name)
     mask = masks[content["pruned"]["mask_digest"]]
-    chosen = choose(candidates_of(rows, masks)).mask.digest()
-    checks.append(Check(name="pruned.mask_digest", reported=mask.digest(), found=chosen))
+    chosen = choose(candidates_of(rows, masks))
+    seed = content["pruned"].get("seed", chosen.seed)
+    checks += [
+        Check(name="pruned.mask_digest", reported=mask.digest(), found=chosen.mask.digest()),
+        Check(name="pruned.seed", reported=seed, found=chosen.seed),
+    ]
     checks += _check_summary(content, rows, bench.target.graph, mask, member)
     checks += _check_agreement(content, bench, masks)
     prefix = "" if member is folder else f"{member.path.name}: "
@@ -154,8 +160,12 @@ def _check_member(
 
 def _rebuild(
     config: VerifyConfig, folder: RunFolder, member: RunFolder, content: Mapping[str, Any]
-) -> Bench:
-    """Build the network, its images and its structure anew, from the run's files."""
+) -> tuple[Bench, bool]:
+    """Build the network, its images and its structure anew, from the run's files.
+
+    Returns:
+        The bench, and whether it is on the run's own device.
+    """
     command = read_yaml(folder.file(CONFIG_FILE)).get("command")
     if not isinstance(command, str) or command not in KINDS:
         msg = f"{folder.path} is a run of {command!r}; verify takes {', '.join(KINDS)}"
@@ -163,7 +173,7 @@ def _rebuild(
     run = load_config(KINDS[command], folder.file(CONFIG_FILE))
     check_trusted(content["dataset"], config.dataset, member.file(REPORT_FILE), "dataset")
     network = NetworkConfig(
-        device=config.device,
+        device=run.device if config.device == "auto" else config.device,
         threads=torch.get_num_threads(),
         seed=run.seed,
         dataset=content["dataset"],
@@ -176,19 +186,17 @@ def _rebuild(
         weights=member.file(DENSE_FILE),
     )
     target = load_target(network, run.budget())
-    return Bench(target=target, options=run, seed=run.seed)
+    as_then = config.device in ("auto", run.device)
+    return Bench(target=target, options=run, seed=run.seed), as_then
 
 
 def _check_data(bench: Bench, content: Mapping[str, Any]) -> list[Check]:
     dataset = bench.target.dataset
     splits = {"train": dataset.train, "search": dataset.search, "test": dataset.test}
     return [
-        Check(
-            name=f"data.{name}.fingerprint",
-            reported=content["data"][name]["fingerprint"],
-            found=split.fingerprint(),
-        )
+        Check(name=f"data.{name}.{key}", reported=content["data"][name][key], found=found)
         for name, split in splits.items()
+        for key, found in (("fingerprint", split.fingerprint()), ("images", len(split)))
     ]
 
 

@@ -16,7 +16,7 @@ from prunegraph.graph.build import MODEL_INPUT, MODEL_OUTPUT, GraphBuilder
 from prunegraph.graph.recorder import LabelRecorder
 from prunegraph.graph.rules import RULES
 from prunegraph.graph.structure import FrozenOp, StructureGraph
-from prunegraph.graph.trial import Remedies, Trial, awake, is_sound
+from prunegraph.graph.trial import Remedies, Trial, awake, check_copies, is_sound
 
 ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """One tensor, positional arguments, or keyword arguments of a forward."""
@@ -110,6 +110,24 @@ def _check_plain(model: nn.Module) -> None:
                 raise ModelError(msg)
 
 
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Give buffers that a forward writes, as counters, their values back."""
+    kept = [
+        (module, name, buffer, buffer.clone(), None if buffer.is_inference() else buffer._version)
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        for module, name, buffer, values, version in kept:
+            if version is not None and buffer._version != version:
+                buffer.data.copy_(values)
+            module._buffers[name] = buffer
+
+
 def _record(
     model: nn.Module, example_inputs: ExampleInputs, attention: AttentionUnit
 ) -> LabelRecorder:
@@ -179,7 +197,8 @@ def analyse(
     model = unwrap(model)
     _check_plain(model)
     _check_finite(model)
-    recorder = _record(model, example_inputs, attention)
+    with _buffers_kept(model):
+        recorder = _record(model, example_inputs, attention)
     builder = GraphBuilder(model, recorder.recording, attention=attention)
     graph = builder.build()
     remedies = Remedies(model, recorder.recording)
@@ -187,6 +206,9 @@ def analyse(
     def run(network: nn.Module, dtype: torch.dtype | None) -> Any:
         return call_forward(network, _cast(fresh(example_inputs), dtype))
 
+    if trial:
+        with evaluation_mode(model):
+            check_copies(model, run)
     subject = awake(model) if trial else model
     while trial:  # ends: each round freezes classes, or uses up a remedy
         with evaluation_mode(subject):

@@ -95,6 +95,8 @@ def convolution(recorder: LabelRecorder, call: OpCall) -> None:
     if recorder.weight_view(weight) is None:
         recorder.freeze_inputs(call, "convolution with a computed weight")
         recorder.set_unlabelled(call, "convolution with a computed weight")
+        positions = prod((source if transposed else call.out).shape[2:])
+        record_product(recorder, source.shape[0] * positions * weight.numel())
         return
     channels = recorder.channel_labels(recorder.labels_of(source), 1)
     depthwise = groups > 1 and weight.shape[1] == 1

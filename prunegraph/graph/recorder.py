@@ -359,7 +359,7 @@ class LabelRecorder(TorchDispatchMode):
     def _before_module(self, module: nn.Module, args: Sequence[Any]) -> None:
         if isinstance(module, ChannelGather):
             self._gather_depth += 1
-        elif isinstance(module, _InstanceNorm) and not module.affine:
+        elif isinstance(module, _InstanceNorm) and not module.affine and args:
             self._gather_depth += 1  # the label arithmetic below passes through this mode too
             first = 1 if args[0].ndim == module._get_no_batch_dim() + 1 else 0
             use = SizeUse(

@@ -152,6 +152,9 @@ def reduction(recorder: LabelRecorder, call: OpCall) -> None:
     a head, paths that were stacked. If it is the only one, sums and 2-norms pass, because a removed
     channel adds nothing; a mean is one over the channels that are kept; all else freezes.
     """
+    if len(call.args) > 1 and isinstance(call.args[1], Tensor):  # torch.max(a, b)
+        pointwise(recorder, call)
+        return
     labels = recorder.labels_of(call.args[0])
     axes = _reduced_axes(call, labels.ndim)
     varying = varying_axes(labels)

@@ -9,16 +9,17 @@ import copy
 import itertools
 import math
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from prunegraph.errors import SurgeryError
+from prunegraph.errors import ModelError, SurgeryError
 from prunegraph.graph.recording import Recording
 from prunegraph.graph.structure import FrozenOp, Group, StructureGraph
 from prunegraph.graph.surgery import apply_mask, zero_mask
@@ -96,6 +97,62 @@ def awake(model: nn.Module) -> nn.Module:
         fan_in = math.prod(parameter.shape[1:])
         parameter.data.copy_(noise + 0.5 if fan_in == 1 else (noise - 0.5) / fan_in**0.5)
     return network
+
+
+def check_copies(model: nn.Module, run: Forward) -> None:
+    """Check that a copy of a network computes with its own weights, and can be compared.
+
+    ``copy.deepcopy`` shares functions: a forward that was wrapped by hand, or a lambda over
+    ``self``, would go on to compute with the dense weights in every pruned copy.
+
+    Raises:
+        ModelError: it does not.
+    """
+    names = dict(itertools.chain(model.named_parameters(), model.named_buffers()))
+    watch, copied = _Watch({id(item): name for name, item in names.items()}), copy.deepcopy(model)
+    with watch:
+        outputs = run(copied, None)
+    if watch.found:
+        msg = (
+            f"a copy of {type(model).__name__} computes with {watch.found[0]} of the network that "
+            "it was copied from: a function that is bound to that one (a forward wrapped by hand, "
+            "a lambda over self) takes part; make it a method of its module"
+        )
+        raise ModelError(msg)
+    if not any(item.is_floating_point() or item.is_complex() for item in _tensors(outputs)):
+        msg = (
+            f"the forward of {type(model).__name__} returns no real or complex tensors, by which a "
+            "pruned network could be compared with the masked one: let it return what its answers "
+            "are computed from, as logits, in tensors or tuples, lists or dictionaries of them"
+        )
+        raise ModelError(msg)
+
+
+class _Watch(TorchFunctionMode):
+    """Notes which of some tensors functions are called with.
+
+    Args:
+        names: id of a tensor -> its name.
+    """
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        super().__init__()
+        self._names = names
+        self.found: list[str] = []
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Call the function."""
+        del types
+        kwargs = kwargs or {}
+        leaves = (id(leaf) for leaf in tree_leaves((args, kwargs)))
+        self.found += [self._names[leaf] for leaf in leaves if leaf in self._names]
+        return function(*args, **kwargs)
 
 
 def is_sound(model: nn.Module, run: Forward) -> bool:
@@ -178,13 +235,20 @@ def _tensors(output: Any) -> list[Tensor]:
 
 
 def _difference(pruned: list[Tensor], masked: list[Tensor]) -> float:
-    """Return the largest difference relative to each output's largest value; infinite for NaN."""
+    """Return the largest difference relative to each output's largest finite value.
+
+    Infinite where numbers that are not finite, integers or booleans differ, and for NaN.
+    """
     worst = 0.0
     for one, other in zip(pruned, masked, strict=True):
-        if one.is_floating_point() and one.numel():
-            scale = float(other.abs().max().clamp_min(1e-6))
-            found = float((one - other).abs().max()) / scale
-            worst = max(worst, found if found == found else math.inf)
+        if one.is_complex():
+            one, other = torch.view_as_real(one), torch.view_as_real(other)
+        measured = one.isfinite() & other.isfinite() & one.is_floating_point()
+        if not torch.equal(one[~measured], other[~measured]):
+            return math.inf
+        if measured.any():
+            scale = float(other[measured].abs().max().clamp_min(1e-6))
+            worst = max(worst, float((one - other)[measured].abs().max()) / scale)
     return worst
 
 

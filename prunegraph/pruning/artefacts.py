@@ -19,7 +19,7 @@ from torch import nn
 
 from prunegraph.errors import ArtefactError, MaskError
 from prunegraph.files import write_bytes, write_json
-from prunegraph.graph import AttentionUnit, StructureGraph, analyse, unwrap
+from prunegraph.graph import AttentionUnit, ExampleInputs, StructureGraph, analyse, unwrap
 from prunegraph.pruning.state import load_state, state_tensors, to_safetensors
 from prunegraph.pruning.surgery import apply_mask
 from prunegraph.reading import checked, read_json, read_safetensors
@@ -170,12 +170,18 @@ def read_info(where: Path | str) -> PrunedInfo:
     return _info(_read_record(path))
 
 
-def load_pruned(where: Path | str, build_model: Callable[[], nn.Module]) -> PrunedNetwork:
+def load_pruned(
+    where: Path | str,
+    build_model: Callable[[], nn.Module],
+    example_inputs: ExampleInputs | None = None,
+) -> PrunedNetwork:
     """Read a pruned network: build the dense one, apply the mask, load the weights.
 
     Args:
         where: what ``save_pruned`` was given.
         build_model: makes the dense network; its weights do not matter. See ``read_info``.
+        example_inputs: what its forward takes, in the shapes of the analysis; default: a float32
+            tensor of the shape that was saved. Networks of tokens or of several inputs need it.
 
     Returns:
         The network, its graph and mask.
@@ -200,7 +206,8 @@ def load_pruned(where: Path | str, build_model: Callable[[], nn.Module]) -> Prun
         if attention not in get_args(AttentionUnit):
             msg = f"{path}: attention {attention!r} is none of {', '.join(get_args(AttentionUnit))}"
             raise ArtefactError(msg)
-        graph = analyse(dense, torch.randn(info.example_shape), attention=attention)
+        inputs = torch.randn(info.example_shape) if example_inputs is None else example_inputs
+        graph = analyse(dense, inputs, attention=attention)
     if graph.fingerprint() != record["graph"]:
         msg = (
             f"{path} describes a network of another structure than the {info.arch} that was built "

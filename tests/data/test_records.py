@@ -129,16 +129,27 @@ def add(archive: tarfile.TarFile, name: str, kind: bytes, link: str = "") -> Non
     archive.addfile(member, io.BytesIO(b""))
 
 
-def test_links_and_devices_in_a_tar_are_never_followed(
+def test_devices_and_hidden_folders_in_a_tar_are_passed_over(
     make_folder: MakeFolder, make_tar: MakeTar
 ) -> None:
     folder = make_folder()
     tar = make_tar(folder, "root")
     with tarfile.open(tar, "a") as archive:
-        add(archive, "root/train/ant/passwd.png", tarfile.SYMTYPE, "/etc/passwd")
-        add(archive, "root/train/ant/hard.png", tarfile.LNKTYPE, "../../secret")
         add(archive, "root/train/ant/pipe.png", tarfile.FIFOTYPE)
+        add(archive, "root/train/.ipynb_checkpoints/a.png", tarfile.REGTYPE)
+        add(archive, "root/train/__MACOSX/a.png", tarfile.SYMTYPE, "/etc/passwd")
     assert names(tar) == names(folder)
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_images_that_are_links_in_a_tar_are_refused(
+    make_folder: MakeFolder, make_tar: MakeTar, kind: bytes
+) -> None:
+    tar = make_tar(make_folder(), "root")
+    with tarfile.open(tar, "a") as archive:
+        add(archive, "root/train/ant/passwd.png", kind, "/etc/passwd")
+    with pytest.raises(DataError, match=r"passwd\.png as a link: make it with"):
+        scan(tar)
 
 
 @pytest.mark.parametrize("name", ["../train/ant/x.png", "/train/ant/x.png", "a/../../x.png"])

@@ -69,6 +69,12 @@ def test_options_survive_the_file(tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["command"] == "train"
 
 
+def test_folders_may_have_any_name(tmp_path: Path) -> None:
+    config = TrainConfig(out=Path("写真\u3000r4"))
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(TrainConfig, tmp_path / "config.yaml").out == config.out.resolve()
+
+
 def test_runs_are_the_same_if_only_runtime_options_differ() -> None:
     config = TrainConfig(keep_macs=0.4)
     other = dataclasses.replace(config, threads=7, json=True, out=Path("elsewhere"))

@@ -236,11 +236,11 @@ def test_the_next_commands_name_the_network_and_the_run(
     assert commands == ["prunegraph export RUN", "prunegraph verify RUN"]
     rows = [dict(row) for row in make_findings().content["methods"]]
     rows[0]["cell"] = "cells/ab"
-    compared = make_findings(methods=rows, arch="package.module:net")
+    compared = make_findings(methods=rows, arch="package.module:net", dataset="mine:images")
     commands = [command for _, command in next_steps(run, compared.content)]
     assert commands == [
         "prunegraph export RUN/cells/ab --arch package.module:net",
-        "prunegraph verify RUN --arch package.module:net",
+        "prunegraph verify RUN --arch package.module:net --dataset mine:images",
     ]
     text = Page(made(compared, folder=run)).text
     assert all(command in text for command in commands)

@@ -149,3 +149,25 @@ def test_a_cost_takes_less_than_a_millisecond() -> None:
     for _ in range(200):
         graph.cost(mask)
     assert (time.perf_counter() - start) / 200 < 1e-3
+
+
+class Standardised(torch.nn.Module):
+    """A convolution whose weight is computed in the forward, or not."""
+
+    def __init__(self, computed: bool) -> None:
+        super().__init__()
+        self.one, self.two = torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 16, 3, stride=2)
+        self.head, self.out = torch.nn.Linear(16, 32), torch.nn.Linear(32, 4)
+        self.computed = computed
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.two.weight
+        if self.computed:
+            weight = weight - weight.mean((1, 2, 3), keepdim=True)
+        y = torch.nn.functional.conv2d(self.one(x).relu(), weight, self.two.bias, stride=2)
+        return self.out(self.head(y.mean((2, 3))).relu())
+
+
+def test_convolutions_with_a_computed_weight_cost_what_they_cost() -> None:
+    costs = [analyse(Standardised(flag), torch.randn(1, 3, 16, 16)).dense_cost for flag in (0, 1)]
+    assert costs[0] == costs[1]

@@ -192,3 +192,97 @@ def test_a_network_that_amplifies_rounding_errors_is_pruned() -> None:
         exact = copy.deepcopy(net).double()(x.double())
         assert (net(x) - exact).abs().max() > 0.1 * exact.abs().max()
     assert not [item for item in analyse(net, x).frozen_ops if item.op == "trial"]
+
+
+class Lambda(nn.Module):
+    """Hides its layers from ``copy.deepcopy``, which shares functions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.both = lambda x: self.two(self.one(x).relu())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.both(x)
+
+
+def wrap_a_block(net: Net) -> None:
+    net.two.forward = torch.no_grad()(net.two.forward)  # type: ignore[method-assign]
+
+
+def wrap_the_root(net: Net) -> None:
+    net.forward = torch.no_grad()(net.forward)  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("wrap", [wrap_a_block, wrap_the_root])
+def test_a_forward_that_copies_would_share_is_refused(wrap: Callable[[Net], None]) -> None:
+    net = Net(lambda net, x: net.two(x))
+    wrap(net)
+    with pytest.raises(ModelError, match=r"a copy of Net computes with .*weight of the network"):
+        analyse(net, EXAMPLE)
+
+
+def test_a_lambda_over_self_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"a copy of Lambda computes with one\.weight"):
+        analyse(Lambda(), torch.randn(2, 8))
+
+
+class Answer(nn.Module):
+    """A network whose outputs go through a function."""
+
+    def __init__(self, net: nn.Module, function: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.net, self.function = net, function
+
+    def forward(self, x: Tensor) -> object:
+        return self.function(self.net(x))
+
+
+def illegal(logits: Tensor) -> Tensor:
+    return logits.masked_fill(torch.tensor([False, True, False, False]), -torch.inf)
+
+
+def widths(net: nn.Module) -> list[int]:
+    graph = analyse(net, EXAMPLE)
+    return [*graph.group_widths(graph.dense_mask()).values()]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda y: (y.argmax(1), y), lambda y: torch.complex(y, y), illegal],
+    ids=["integers too", "complex", "infinite"],
+)
+def test_outputs_of_every_kind_are_compared(function: Callable[[Tensor], object]) -> None:
+    sound = Net(lambda net, x: net.two(x))
+    assert widths(Answer(sound, function)) == widths(sound)
+    wrong = Net(lambda net, x: net.two(x * (1 + 9 * x[:, -1:].relu())))
+    assert widths(Answer(wrong, function)) == widths(wrong) != widths(sound)
+
+
+@pytest.mark.parametrize("function", [lambda y: y.argmax(1), lambda y: y > 0, lambda y: {y}])
+def test_outputs_that_prove_nothing_are_refused(function: Callable[[Tensor], object]) -> None:
+    with pytest.raises(ModelError, match="returns no real or complex tensors"):
+        analyse(Answer(Net(lambda net, x: net.two(x)), function), EXAMPLE)
+
+
+class Counts(nn.Module):
+    """Writes buffers in its forward, in place and by another tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net(lambda net, x: net.two(x))
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("last", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.last = x.mean()
+        return self.net(x)
+
+
+def test_buffers_that_a_forward_writes_stay_as_they_were() -> None:
+    net = Counts()
+    calls, last = net.calls, net.last
+    analyse(net, EXAMPLE)
+    assert net.calls is calls and net.last is last
+    assert float(calls) == float(last) == 0.0

@@ -335,9 +335,37 @@ def show_a_rival(content: dict[str, Any]) -> None:
     content["pruned"]["mask_digest"] = rival["digest"]
 
 
+def invent_a_fine_tune(content: dict[str, Any]) -> None:
+    row = next(row for row in content["methods"] if row["name"].startswith("agent"))
+    content["methods"].append(
+        row | {"cell": None, "finetune_seed": 77, "test_accuracy_finetuned": 0.99}
+    )
+
+
+def repeat_a_row(content: dict[str, Any]) -> None:
+    content["methods"].append(content["methods"][-1])
+
+
+def invent_images(content: dict[str, Any]) -> None:
+    content["data"]["test"]["images"] = 10_000
+
+
+def name_another_seed(content: dict[str, Any]) -> None:
+    content["pruned"]["seed"] = 77
+
+
+def invent_searches(content: dict[str, Any]) -> None:
+    content["search"]["seeds"] = [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
+        (invent_a_fine_tune, "methods with a fine-tune of no network is reported"),
+        (repeat_a_row, "methods with a row that is there twice is reported"),
+        (invent_images, "data.test.images is reported as 10000"),
+        (name_another_seed, "pruned.seed is reported as 77"),
+        (invent_searches, "search.seeds is reported"),
         (leave_the_start_out, "methods that are missing is reported as ['untrained']"),
         (show_a_rival, "pruned.mask_digest is reported"),
         (count_one_twice, "fine-tunes is reported"),

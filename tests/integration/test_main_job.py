@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from prunegraph import files
+from prunegraph.errors import ArtefactError
+from prunegraph.experiment import page
 from prunegraph.experiment.cli import main
 from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.finetune import _Training
@@ -302,6 +304,23 @@ def test_the_report_tells_times_agreement_and_versions(finished: Path) -> None:
         assert 0 <= found["overlap"] <= 1
         assert 0 < found["chance"] < 1
     assert report["versions"]["torch"]
+
+
+def test_a_finished_run_on_a_read_only_medium_shows_its_report(
+    copied: Path,
+    train_words: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(*_: Any) -> None:
+        msg = "cannot write report.html: Read-only file system"
+        raise ArtefactError(msg)
+
+    monkeypatch.setattr(page, "write_page", refuse)
+    assert main([*train_words, "--out", str(copied), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["command"] == "train"
+    assert "the report's page stays as it is: cannot write" in shown.err
 
 
 def test_a_folder_of_another_run_is_refused(

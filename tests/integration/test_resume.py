@@ -1,18 +1,21 @@
 """Runs that go on after an interruption where something could differ: all images, threads."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 
+from prunegraph.errors import ConfigError
 from prunegraph.experiment import search
-from prunegraph.experiment.bench import Bench
+from prunegraph.experiment.bench import Bench, warn_of_network
 from prunegraph.experiment.cli import main
 from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
-from prunegraph.experiment.jobs import Jobs, make_workplace
+from prunegraph.experiment.jobs import Jobs, Workplace, make_workplace
 from prunegraph.experiment.search import SearchRun
 from prunegraph.experiment.setup import load_target
 from prunegraph.pruning.finetune import _Training
@@ -120,3 +123,55 @@ def test_a_limit_that_takes_nothing_away_is_verified(weights: Path, tmp_path: Pa
     report = json.loads((run / "report.json").read_text())
     assert report["pruned"]["macs"] == report["dense"]["macs"]
     assert main(["verify", str(run), "--threads", "1"]) == 0
+
+
+@pytest.fixture
+def begun(weights: Path, tmp_path: Path) -> tuple[CompareConfig, RunFolder]:
+    """Return the options of a run on weights of its own, and its folder, just begun."""
+    for path in (weights, weights.with_suffix(".json")):
+        shutil.copy(path, tmp_path / f"net{path.suffix}")
+    options = CompareConfig(weights=tmp_path / "net.safetensors", threads=1, keep_macs=0.5)
+    folder = RunFolder(path=tmp_path / "run")
+    workplace(options, folder)
+    workplace(options, folder)
+    return options, folder
+
+
+def workplace(options: CompareConfig, folder: RunFolder) -> Workplace:
+    target = load_target(options, options.budget())
+    return make_workplace(options, [target], [folder], Console(plain=True))
+
+
+def test_a_run_goes_on_with_the_weights_that_it_began_with_alone(
+    begun: tuple[CompareConfig, RunFolder],
+) -> None:
+    options, folder = begun
+    assert options.weights is not None
+    tensors = safetensors.torch.load_file(options.weights)
+    tensors["conv1.weight"] += 0.01
+    safetensors.torch.save_file(tensors, options.weights)
+    with pytest.raises(ConfigError, match=r"run was begun with other weights than .*net.safetens"):
+        workplace(options, folder)
+
+
+def test_a_run_goes_on_with_the_images_that_it_began_with_alone(
+    begun: tuple[CompareConfig, RunFolder],
+) -> None:
+    options, folder = begun
+    record = json.loads(folder.file("dense.json").read_text())
+    folder.file("dense.json").write_text(json.dumps(record | {"images_of_the_run": "0" * 16}))
+    with pytest.raises(ConfigError, match="run was begun with other images of digits"):
+        workplace(options, folder)
+
+
+def test_weights_that_saw_other_images_are_warned_of(
+    begun: tuple[CompareConfig, RunFolder], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options, folder = begun
+    assert options.weights is not None
+    warn_of_network(workplace(options, folder).benches[0], Console(plain=True))
+    assert "search images may be among them" not in capsys.readouterr().out
+    beside = options.weights.with_suffix(".json")
+    beside.write_text(json.dumps(json.loads(beside.read_text()) | {"train_images": "0" * 16}))
+    warn_of_network(workplace(options, folder).benches[0], Console(plain=True))
+    assert "search images may be among them" in capsys.readouterr().out

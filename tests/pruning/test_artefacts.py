@@ -4,17 +4,18 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from prunegraph.errors import ArtefactError
-from prunegraph.graph import StructureGraph
+from prunegraph.errors import ArtefactError, ModelError
+from prunegraph.graph import StructureGraph, analyse
 from prunegraph.models import build_model
 from prunegraph.pruning import PrunedInfo, apply_mask, load_pruned, read_info, save_pruned
 from prunegraph.pruning.artefacts import MASK_FILE, WEIGHTS_FILE, _checksum
 from prunegraph.pruning.state import state_tensors
-from prunegraph.types import Dataset, KeepMask
+from prunegraph.types import Budget, Dataset, KeepMask
 
 INFO = PrunedInfo(
     arch="digits_resnet",
@@ -195,3 +196,28 @@ def test_example_inputs_that_could_not_be_read_back_are_refused(
             info=large,
         )
     assert not (tmp_path / "run").exists()
+
+
+class Tokens(nn.Module):
+    """A network that takes whole numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.one = nn.Embedding(32, 8), nn.Linear(8, 16)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.one(self.embed(tokens)).relu().mean(1))
+
+
+def test_a_network_of_tokens_comes_back_with_its_example(tmp_path: Path) -> None:
+    net, tokens = Tokens().eval(), torch.arange(12).view(2, 6)
+    graph = analyse(net, tokens)
+    mask = graph.project(np.arange(graph.num_classes, dtype=np.float32), Budget(keep_macs=0.6))
+    pruned = apply_mask(net, graph, mask)
+    info = dataclasses.replace(INFO, example_shape=(2, 6))
+    save_pruned(tmp_path / "run", model=pruned, mask=mask, graph=graph, info=info)
+    with pytest.raises(ModelError):
+        load_pruned(tmp_path / "run", Tokens)
+    loaded = load_pruned(tmp_path / "run", Tokens, tokens)
+    torch.testing.assert_close(loaded.model(tokens), pruned(tokens))

@@ -14,7 +14,7 @@ from prunegraph.pruning.costly_statistics import COSTLY_STATISTICS, LazyStatisti
 from prunegraph.pruning.map_statistics import nuclear_loss
 from prunegraph.pruning.reads import Read
 from prunegraph.pruning.reconstruction import greedy_errors, removal_errors, sample_contributions
-from prunegraph.pruning.weight_saliency import fisher_saliency
+from prunegraph.pruning.weight_saliency import _columns, fisher_saliency
 from prunegraph.types import TrainSplit
 
 
@@ -125,6 +125,26 @@ def test_obd_is_the_formula_of_its_docstring() -> None:
     expected = 0.5 * (fisher * net[4].weight.detach() ** 2).sum(0)
     values = measure_costly("obd", net, graph, split(images, labels))
     np.testing.assert_allclose(values[graph.ops[0].out_classes], expected, rtol=1e-4)
+
+
+class Residual(nn.Module):
+    """Adds what a square convolution reads: its classes lie on both axes of the weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.conv = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.head((y + self.conv(y).relu()).mean((2, 3)))
+
+
+def test_obd_takes_the_weights_that_read_a_class_of_a_square_layer() -> None:
+    graph = analyse(Residual().eval(), torch.randn(1, 3, 8, 8))
+    columns = _columns(graph)
+    assert columns["conv.weight"][0] == columns["head.weight"][0] == 1
+    np.testing.assert_array_equal(*graph.param_classes["conv.weight"].values())
 
 
 def test_obd_nears_the_known_hessian_where_labels_follow_the_network() -> None:
