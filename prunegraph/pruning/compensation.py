@@ -1,6 +1,6 @@
 """Least-squares compensation: the kept weights take over what the removed channels gave."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from prunegraph.errors import MaskError, ModelError
 from prunegraph.graph import StructureGraph
@@ -61,8 +63,8 @@ class Compensation:
 
     Linear layers and convolutions in two dimensions without groups are compensated. Other layers,
     such with a forward of their own or a weight under several names, those called by keyword or
-    used without being called, and those that read more than ``MOST_INPUTS`` values stay as they
-    are.
+    used without being called (elsewhere, too: a tied autoencoder's), and those that read more than
+    ``MOST_INPUTS`` values stay as they are.
 
     Args:
         model: the dense network; never changed.
@@ -259,11 +261,15 @@ def _draw(count: int, generator: torch.Generator) -> Tensor:
 
 
 def _changeable(graph: StructureGraph) -> set[str]:
-    """Return the weights that may lose inputs, and do not read too many."""
+    """Return the weights that may lose inputs, by one axis alone, and do not read too many."""
+    uses: dict[str, set[bytes]] = {}
+    for op in graph.ops:
+        uses.setdefault(str(op.param), set()).add(op.in_classes.tobytes())
     return {
         str(op.param)
         for op in graph.ops
-        if (axes := graph.param_classes.get(str(op.param), {}))
+        if len(uses[str(op.param)]) == 1
+        and (axes := graph.param_classes.get(str(op.param), {}))
         and 1 in axes
         and graph.free[axes[1]].any()
         and op.kernel_size * axes[1].size <= MOST_INPUTS
@@ -280,7 +286,7 @@ def _tied(parameters: Mapping[str, Tensor]) -> set[str]:
 
 @contextmanager
 def _normed(model: nn.Module) -> Iterator[set[str]]:
-    """Fill a set with the weights of layers whose every output went right into a batch norm."""
+    """Fill a set with the weights of layers whose every output a batch norm alone has read."""
     returned: dict[str, int] = {}
     normed: dict[str, int] = {}
     result: set[str] = set()
@@ -304,12 +310,39 @@ def _normed(model: nn.Module) -> Iterator[set[str]]:
             handles.append(module.register_forward_pre_hook(note))
         elif isinstance(module, nn.Linear | nn.Conv2d):
             handles.append(module.register_forward_hook(mark(f"{path}.weight".removeprefix("."))))
+    readers = _OtherReaders()
     try:
-        yield result
+        with readers:
+            yield result
     finally:
         for handle in handles:
             handle.remove()
-    result.update(name for name, count in returned.items() if normed.get(name) == count)
+    alone = {name for name, count in returned.items() if normed.get(name) == count}
+    result.update(alone - readers.found)
+
+
+class _OtherReaders(TorchFunctionMode):
+    """Notes whose marked outputs functions compute with that are no batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Call the function; sizes and the like are no reading."""
+        del types
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        if function is not F.batch_norm and any(isinstance(x, Tensor) for x in tree_leaves(result)):
+            marks = (getattr(leaf, MARK, None) for leaf in tree_leaves((args, kwargs)))
+            self.found |= {mark[0] for mark in marks if mark is not None}
+        return result
 
 
 def _bias_name(weight: str) -> str:

@@ -1,7 +1,7 @@
 """Hooks that show what each convolution and linear layer of a network reads."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -77,7 +77,7 @@ def reads(model: nn.Module, graph: StructureGraph, visit: Callable[[Read], None]
     parameters = dict(model.named_parameters(remove_duplicate=False))
     handles = []
     try:
-        for op in {op.param: op for op in graph.ops if op.param}.values():
+        for op in _called(graph):
             module = modules.get(str(op.param).rpartition(".")[0])
             weight = parameters.get(str(op.param))
             if module is not None and getattr(module, "weight", None) is weight:
@@ -86,6 +86,17 @@ def reads(model: nn.Module, graph: StructureGraph, visit: Callable[[Read], None]
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _called(graph: StructureGraph) -> Iterable[OpNode]:
+    """Return the op of each weight: where there are several, one that reads it as a layer does."""
+    found: dict[str, OpNode] = {}
+    for op in graph.ops:
+        own = graph.param_classes.get(str(op.param), {}).get(1)
+        as_layer = own is not None and np.array_equal(own, op.in_classes)
+        if op.param and (op.param not in found or as_layer):
+            found[op.param] = op
+    return found.values()
 
 
 def _hook(

@@ -289,6 +289,56 @@ def test_the_norm_of_another_branch_takes_up_nothing() -> None:
     torch.testing.assert_close(changed.inner.weight, best.T, atol=1e-4, rtol=1e-4)
 
 
+class PreActivation(nn.Module):
+    """A layer whose output a norm reads, and a sum too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner = nn.Linear(6, 12), nn.Linear(12, 8, bias=False)
+        self.norm, self.head = nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(self.stem(x).relu())
+        return self.head(y + self.norm(y).relu())
+
+
+@pytest.mark.usefixtures("exact")
+def test_a_norm_beside_another_reader_takes_up_nothing() -> None:
+    torch.manual_seed(0)
+    net, images = PreActivation().eval(), torch.randn(300, 6)
+    recalibrate_bn(net, [images])
+    graph = analyse(net, images[:1])
+    _, changed = compensated(net, graph, without(graph, 0, 0, 1, 2), images)
+    inputs = net.stem(images).relu().detach()
+    best = torch.linalg.lstsq(inputs[:, 3:], net.inner(inputs).detach()).solution
+    torch.testing.assert_close(changed.inner.weight, best.T, atol=1e-4, rtol=1e-4)
+
+
+class Tied(nn.Module):
+    """An autoencoder whose decoder is the encoder's weight, transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.code = nn.Linear(6, 12), nn.Linear(12, 8, bias=False)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        code = self.code(self.stem(x).relu()).relu()
+        return self.head(F.linear(code, self.code.weight.t()).relu())
+
+
+def test_a_weight_that_is_used_without_its_layer_stays_as_it_is() -> None:
+    torch.manual_seed(0)
+    net, images = Tied().eval(), torch.randn(300, 6)
+    graph = analyse(net, images[:1])
+    pruned, changed = compensated(net, graph, without(graph, 0, 0, 1, 2), images)
+    assert torch.equal(pruned.code.weight, changed.code.weight)
+    means = {}
+    with reads(net, graph, lambda read: means.update({read.op.param: read.classes})):
+        net(images)
+    np.testing.assert_array_equal(means["code.weight"], graph.param_classes["code.weight"][1])
+
+
 @pytest.mark.usefixtures("exact")
 def test_what_changes_in_place_before_a_norm_is_not_taken_up() -> None:
     torch.manual_seed(0)
