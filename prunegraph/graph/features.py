@@ -114,10 +114,15 @@ def class_cost(graph: StructureGraph, budget: Budget | None = None) -> Float64Ar
 def num_producers(graph: StructureGraph) -> IntArray:
     """Return ``[N]`` how many ops write each class; above 1 for a residual stream.
 
-    A depthwise convolution passes its channels on and does not count.
+    A depthwise convolution passes its channels on and does not count, a layer that is called twice
+    counts once.
     """
-    written = [np.unique(op.out_classes) for op in graph.ops if not op.depthwise]
-    return _counts(graph, written)
+    written = {
+        op.param or number: np.unique(op.out_classes)
+        for number, op in enumerate(graph.ops)
+        if not op.depthwise
+    }
+    return _counts(graph, [*written.values()])
 
 
 def rank_in_group(graph: StructureGraph, values: FloatArray | Float64Array) -> Float64Array:

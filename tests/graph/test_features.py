@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from prunegraph.data import load_dataset
 from prunegraph.graph import StructureGraph, analyse
@@ -154,3 +155,20 @@ def test_op_features_follow_their_schema(graph: StructureGraph) -> None:
     assert [op.name for op, flag in zip(graph.ops, linear, strict=True) if flag] == ["fc"]
     stride = features[:, OP_FEATURE_NAMES.index("stride")]
     assert {op.stride for op, value in zip(graph.ops, stride, strict=True) if value > 0} == {2}
+
+
+class SharedHead(nn.Module):
+    """A layer that is called twice, as heads of detectors are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.shared, self.out = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        first, second = self.stem(x).relu(), self.stem(2 * x).relu()
+        return self.out(self.shared(first)), self.out(self.shared(second))
+
+
+def test_a_layer_that_is_called_twice_is_no_residual_stream() -> None:
+    graph = analyse(SharedHead(), torch.randn(3, 4))
+    assert num_producers(graph).max() == 1
