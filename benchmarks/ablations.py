@@ -168,6 +168,10 @@ VARIANTS = {
     ),
     "entropy": Variant(what="entropy is paid for", ppo={"entropy_coefficient": 0.01}),
     "one_epoch": Variant(what="one pass over an update's episodes", ppo={"epochs": 1}),
+    "gain_50": Variant(
+        what="masks that lose differ five times as much, beside the jump of one that wins",
+        reward={"gain": 50.0},
+    ),
     "floor": Variant(what="losing rewards end at -1", reward={"floor": -1.0}),
     "joint_clip": Variant(what="the whole action's ratio is clipped", ppo={"clip": "joint"}),
     "large_updates": Variant(what="32 networks an update", options={"update_size": 32}),
