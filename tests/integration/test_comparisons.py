@@ -194,7 +194,9 @@ def test_verify_finds_names_exchanged_and_words_changed(
     for old, new in ((FOLDERS[0], "kept"), (FOLDERS[1], FOLDERS[0]), ("kept", FOLDERS[1])):
         (restored / old).rename(restored / new)
     assert main(["verify", str(restored), "--threads", "1"]) == 2
-    assert "is not what config.yaml asks for: keep_macs 0.4 there, 0.6 here" in capsys.readouterr().err
+    assert (
+        "is not what config.yaml asks for: keep_macs 0.4 there, 0.6 here" in capsys.readouterr().err
+    )
 
 
 def test_a_comparison_that_was_lost_or_changed(
