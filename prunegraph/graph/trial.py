@@ -9,17 +9,17 @@ import copy
 import itertools
 import math
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from prunegraph.errors import ModelError, SurgeryError
+from prunegraph.graph.calls import WatchedCalls
 from prunegraph.graph.recording import Recording
 from prunegraph.graph.structure import FrozenOp, Group, StructureGraph
 from prunegraph.graph.surgery import apply_mask, zero_mask
@@ -109,12 +109,17 @@ def check_copies(model: nn.Module, run: Forward) -> None:
         ModelError: it does not.
     """
     names = dict(itertools.chain(model.named_parameters(), model.named_buffers()))
-    watch, copied = _Watch({id(item): name for name, item in names.items()}), copy.deepcopy(model)
-    with watch:
+    own, copied = {id(item): name for name, item in names.items()}, copy.deepcopy(model)
+    found: list[str] = []
+
+    def note(_: Any, given: list[Any], __: list[Any]) -> None:
+        found.extend(own[id(leaf)] for leaf in given if id(leaf) in own)
+
+    with WatchedCalls(note):
         outputs = run(copied, None)
-    if watch.found:
+    if found:
         msg = (
-            f"a copy of {type(model).__name__} computes with {watch.found[0]} of the network that "
+            f"a copy of {type(model).__name__} computes with {found[0]} of the network that "
             "it was copied from: a function that is bound to that one (a forward wrapped by hand, "
             "a lambda over self) takes part; make it a method of its module"
         )
@@ -126,33 +131,6 @@ def check_copies(model: nn.Module, run: Forward) -> None:
             "are computed from, as logits, in tensors or tuples, lists or dictionaries of them"
         )
         raise ModelError(msg)
-
-
-class _Watch(TorchFunctionMode):
-    """Notes which of some tensors functions are called with.
-
-    Args:
-        names: id of a tensor -> its name.
-    """
-
-    def __init__(self, names: Mapping[int, str]) -> None:
-        super().__init__()
-        self._names = names
-        self.found: list[str] = []
-
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Call the function."""
-        del types
-        kwargs = kwargs or {}
-        leaves = (id(leaf) for leaf in tree_leaves((args, kwargs)))
-        self.found += [self._names[leaf] for leaf in leaves if leaf in self._names]
-        return function(*args, **kwargs)
 
 
 def is_sound(model: nn.Module, run: Forward) -> bool:

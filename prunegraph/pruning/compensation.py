@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from prunegraph.errors import MaskError, ModelError
 from prunegraph.graph import StructureGraph
+from prunegraph.graph.calls import WatchedCalls
 from prunegraph.pruning.evaluation import model_device, place_images
 from prunegraph.pruning.reads import Read, readable_copy, reads
 from prunegraph.types import IntArray, KeepMask, LayerError, TrainSplit
@@ -310,39 +310,24 @@ def _normed(model: nn.Module) -> Iterator[set[str]]:
             handles.append(module.register_forward_pre_hook(note))
         elif isinstance(module, nn.Linear | nn.Conv2d):
             handles.append(module.register_forward_hook(mark(f"{path}.weight".removeprefix("."))))
-    readers = _OtherReaders()
+    others: set[str] = set()
     try:
-        with readers:
+        with WatchedCalls(partial(_note_reader, others)):
             yield result
     finally:
         for handle in handles:
             handle.remove()
     alone = {name for name, count in returned.items() if normed.get(name) == count}
-    result.update(alone - readers.found)
+    result.update(alone - others)
 
 
-class _OtherReaders(TorchFunctionMode):
-    """Notes whose marked outputs functions compute with that are no batch norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: set[str] = set()
-
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Call the function; sizes and the like are no reading."""
-        del types
-        kwargs = kwargs or {}
-        result = function(*args, **kwargs)
-        if function is not F.batch_norm and any(isinstance(x, Tensor) for x in tree_leaves(result)):
-            marks = (getattr(leaf, MARK, None) for leaf in tree_leaves((args, kwargs)))
-            self.found |= {mark[0] for mark in marks if mark is not None}
-        return result
+def _note_reader(
+    others: set[str], function: Any, given: Sequence[Any], results: Sequence[Any]
+) -> None:
+    """Note whose marked outputs a function computes with that is no batch norm; sizes do not."""
+    if function is not F.batch_norm and any(isinstance(leaf, Tensor) for leaf in results):
+        marks = (getattr(leaf, MARK, None) for leaf in given)
+        others.update(mark[0] for mark in marks if mark is not None)
 
 
 def _bias_name(weight: str) -> str:

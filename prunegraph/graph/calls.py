@@ -1,0 +1,33 @@
+"""The torch functions that are called while a network runs."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+
+class WatchedCalls(TorchFunctionMode):
+    """Shows each call of a torch function, once it has returned.
+
+    Args:
+        visit: is given the function, the leaves of its arguments and those of its result.
+    """
+
+    def __init__(self, visit: Callable[[Callable[..., Any], list[Any], list[Any]], None]) -> None:
+        super().__init__()
+        self._visit = visit
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Call the function."""
+        del types
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        self._visit(function, tree_leaves((args, kwargs)), tree_leaves(result))
+        return result
