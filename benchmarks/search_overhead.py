@@ -83,9 +83,9 @@ def main() -> None:
     config = agent_config(search_options, seed=0)
     names = config.network.feature_names
     features = node_features(graph, measure(model, graph, train).arrays, names=names)
-    evaluator = NotingEvaluator(model, graph, search=search, calibration=train)
+    evaluator = NotingEvaluator(model, graph, search=search, calibration=train, soft=True)
     evaluator.calls = []
-    alone = Evaluator(model, graph, search=search, calibration=train)
+    alone = Evaluator(model, graph, search=search, calibration=train, soft=True)
     for each in (evaluator, alone):
         each.evaluate(graph.dense_mask())  # loads the images, warms up
     evaluator.calls.clear()

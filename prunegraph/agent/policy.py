@@ -19,7 +19,7 @@ from prunegraph.agent.offsets import InstanceOffsets
 from prunegraph.agent.topology import Topology, join, solve_threshold, with_features
 from prunegraph.errors import ConfigError
 from prunegraph.rewards.config import Constraint
-from prunegraph.types import Float64Array
+from prunegraph.types import Float64Array, IntArray
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,11 +230,11 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         costs = torch.zeros_like(scores)
         ids = [batch.graphs[batch.graph_of[row]][0] for row in batch.variants]
         limits, keep = self.limits(ids, context[batch.variants]), probabilities.cpu().double()
-        for position, graph_id in enumerate(ids):
+        for graph_id, members in _rows_by_graph(ids):
             topology = self._topology(graph_id)
-            expected = keep[position, : topology.num_channels].numpy()
-            slopes = torch.from_numpy(topology.cost_slopes(expected, limits[position]))
-            costs[position, : len(slopes)] = slopes.to(scores)
+            expected = keep[members, : topology.num_channels].numpy()
+            slopes = torch.from_numpy(topology.cost_slopes(expected, limits[members]))
+            costs[members, : topology.num_channels] = slopes.to(scores)
         weights = costs * probabilities * (1.0 - probabilities) + 1e-12 * (costs > 0)
         weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-30)
         return threshold + (weights * (scores - scores.detach())).sum(dim=1)
@@ -242,12 +242,11 @@ class ChannelPruningPolicy(ActorCriticPolicy):
     @torch.no_grad()
     def _thresholds(self, batch: _Batch, scores: Tensor, context: Tensor) -> Tensor:
         """Return thresholds ``[V]``; variants of one topology are solved together."""
-        ids = np.array([batch.graphs[batch.graph_of[row]][0] for row in batch.variants])
-        limits = self.limits(ids.tolist(), context[batch.variants])
+        ids = [batch.graphs[batch.graph_of[row]][0] for row in batch.variants]
+        limits = self.limits(ids, context[batch.variants])
         result = np.zeros(len(batch.variants))
-        for graph_id in np.unique(ids):
-            graph = self.topologies[int(graph_id)].graph
-            members = np.flatnonzero(ids == graph_id)
+        for graph_id, members in _rows_by_graph(ids):
+            graph = self._topology(graph_id).graph
             if self.constraint == "lagrangian":
                 features = [
                     batch.graphs[batch.graph_of[batch.variants[member]]][1].x for member in members
@@ -393,3 +392,8 @@ def _select(
     index = torch.cat(rows)
     selected = join([batch.graphs[graph][1] for graph in graph_of]).to(embeddings.device)
     return selected, embeddings[index]
+
+
+def _rows_by_graph(ids: Sequence[int]) -> list[tuple[int, IntArray]]:
+    """Return each distinct id with the positions that it has in ``ids``."""
+    return [(graph_id, np.flatnonzero(np.equal(ids, graph_id))) for graph_id in sorted(set(ids))]

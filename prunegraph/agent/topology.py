@@ -10,14 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.optimize.elementwise import find_root
 from torch_geometric.data import Data
 
 from prunegraph.graph.encode import to_pyg
 from prunegraph.graph.structure import StructureGraph
 from prunegraph.types import Float64Array
 
-BISECTION_STEPS = 48
-"""Halvings of the threshold's interval: a millionth of a millionth of the scores' range remains."""
+TOLERANCES = {"xatol": 1e-12, "xrtol": 0.0, "fatol": 0.0, "frtol": 0.0}
+"""How far a threshold may lie from its solution: a millionth of a millionth of a score."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -43,16 +44,17 @@ class Topology:
         return self.graph.num_classes
 
     def cost_slopes(self, probabilities: Float64Array, limits: Float64Array) -> Float64Array:
-        """Return the ``[N]`` derivatives of the expected cost by the keep probabilities.
+        """Return the ``[B, N]`` derivatives of the expected cost by the keep probabilities.
 
         Of MACs or params, whose limit is nearest; 0 where frozen.
 
         Args:
-            probabilities: ``[N]`` keep probabilities.
-            limits: ``[2]`` the most MACs and params that may remain (infinite = no limit).
+            probabilities: ``[B, N]`` keep probabilities; those of frozen classes are taken as 1.
+            limits: ``[B, 2]`` the most MACs and params that may remain (infinite = no limit).
         """
-        ratios = expected_cost_ratios(self.graph, probabilities[None], limits[None])[0]
-        slopes = self.graph.cost_model.slopes(probabilities)[int(ratios.argmax())]
+        probabilities = np.where(self.graph.free, probabilities, 1.0)
+        nearest = expected_cost_ratios(self.graph, probabilities, limits).argmax(axis=1)
+        slopes = self.graph.cost_model.slopes(probabilities)[np.arange(len(nearest)), nearest]
         return np.where(self.graph.free, slopes, 0.0)
 
 
@@ -77,8 +79,6 @@ def expected_cost_ratios(
 ) -> Float64Array:
     """Return the expected MACs and params over what may remain.
 
-    The multilinear extension of the cost: widths are replaced by sums of keep probabilities.
-
     Args:
         graph: the structure.
         probabilities: ``[B, N]`` keep probabilities.
@@ -88,12 +88,7 @@ def expected_cost_ratios(
     Returns:
         ``[B, 2]`` ratios.
     """
-    model = graph.cost_model
-    sizes = np.asarray(model.axis_counts @ probabilities.T)  # [A, B]
-    sizes = np.vstack([sizes, np.ones((1, len(probabilities)))])
-    products = model.coefficient[:, None] * sizes[model.term_axes].prod(axis=1)  # [T, B]
-    totals = np.stack([products[model.kind == kind].sum(axis=0) for kind in (0, 1)], axis=1)
-    ratios: Float64Array = totals / limits
+    ratios: Float64Array = graph.cost_model.expected(probabilities) / limits
     return ratios
 
 
@@ -119,15 +114,18 @@ def solve_threshold(
     margin = 20.0 * temperature
     low = scores[:, free].min(axis=1) - margin
     high = scores[:, free].max(axis=1) + margin
-    probabilities = np.ones_like(scores)
-    for _ in range(BISECTION_STEPS):
-        middle = (low + high) / 2
-        logits = (scores[:, free] - middle[:, None]) / temperature
+
+    def excess(thresholds: Float64Array, rows: Float64Array) -> Float64Array:
+        index = rows.astype(int)
+        logits = (scores[index][:, free] - thresholds[:, None]) / temperature
+        probabilities = np.ones((len(index), scores.shape[1]))
         probabilities[:, free] = 1.0 / (1.0 + np.exp(-logits))
-        over = expected_cost_ratio(graph, probabilities, limits) > 1.0
-        low, high = np.where(over, middle, low), np.where(over, high, middle)
-    threshold: Float64Array = (low + high) / 2
-    return threshold
+        return expected_cost_ratio(graph, probabilities, limits[index]) - 1.0
+
+    rows = np.arange(len(scores), dtype=np.float64)
+    found = find_root(excess, (low, high), args=(rows,), tolerances=TOLERANCES)
+    threshold: Float64Array = np.where(excess(high, rows) > 0.0, high, found.x)
+    return np.where(excess(low, rows) <= 0.0, low, threshold)
 
 
 def join(graphs: Sequence[Data]) -> Data:

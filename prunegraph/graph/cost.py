@@ -122,14 +122,29 @@ class CostModel:
         """Return ``[2, N]`` MACs and params that removing one kept class alone would free."""
         return self._change_by_each(keep, -1.0)
 
+    def expected(self, probabilities: Float64Array) -> Float64Array:
+        """Return the expected MACs and params ``[B, 2]`` at keep probabilities ``[B, N]``.
+
+        The multilinear extension of the cost: widths are replaced by sums of keep probabilities.
+        """
+        products = self.coefficient[:, None] * self._factors(probabilities).prod(axis=1)  # [T, B]
+        return np.stack(
+            [products[self.kind == kind].sum(axis=0) for kind in (MACS, PARAMS)], axis=1
+        )
+
     def slopes(self, probabilities: Float64Array) -> Float64Array:
-        """Return the ``[2, N]`` derivatives of ``totals`` by the keep probabilities ``[N]``."""
-        base = self.sizes(probabilities)[self.term_axes][self.pair_term]  # [P, K]
-        parts = [
-            self.pair_delta[:, axis] * np.delete(base, axis, axis=1).prod(axis=1)
-            for axis in range(base.shape[1])
-        ]
-        return self._by_class(np.sum(parts, axis=0))
+        """Return the derivatives ``[B, 2, N]`` of ``expected`` by keep probabilities ``[B, N]``."""
+        factors = self._factors(probabilities)
+        by_size = np.zeros((2, self.axis_counts.shape[0] + 1, len(probabilities)))
+        for column, axis in enumerate(self.term_axes.T):
+            others = np.delete(factors, column, axis=1).prod(axis=1)  # [T, B]
+            np.add.at(by_size, (self.kind, axis), self.coefficient[:, None] * others)
+        return np.stack([(self.axis_counts.T @ each[:-1]).T for each in by_size], axis=1)
+
+    def _factors(self, probabilities: Float64Array) -> Float64Array:
+        """Return the expected sizes ``[T, K, B]`` of the terms' axes, one where there is none."""
+        sizes = np.asarray(self.axis_counts @ probabilities.T)  # [A, B]
+        return np.vstack([sizes, np.ones((1, len(probabilities)))])[self.term_axes]
 
     def macs_share_by_label(self, label: IntArray, num_labels: int) -> Float64Array:
         """Return each label's share of the dense MACs: an op's MACs go to its output channels.

@@ -41,8 +41,8 @@ def test_no_gradient_leaves_the_budget(make_policy: MakePolicy, observe: Observe
     torch.nn.init.normal_(policy.offsets.groups[str(graph_id)], std=3.0)  # groups of all widths
     probabilities = policy.get_distribution(obs).probabilities()[0, : graph.num_classes]
     kept = np.where(graph.frozen, 1.0, probabilities.detach().double().numpy())
-    slopes = torch.from_numpy(np.where(graph.free, graph.cost_model.slopes(kept)[0], 0.0)).float()
-    costs = slopes * probabilities
+    slopes = np.where(graph.free, graph.cost_model.slopes(kept[None])[0, 0], 0.0)
+    costs = torch.from_numpy(slopes).float() * probabilities
     (moved,) = torch.autograd.grad(costs.sum(), channels, retain_graph=True)
     (of_half,) = torch.autograd.grad(costs[::2].sum(), channels)
     assert of_half.abs().max() > 0.01 * costs.sum()

@@ -55,6 +55,14 @@ def test_threshold_keeps_all_where_all_fits() -> None:
     assert (scores[0][graph.free] - threshold > 5.9).all()
 
 
+def test_threshold_keeps_nothing_where_nothing_fits() -> None:
+    graph = GRAPHS[0]
+    scores = np.random.default_rng(0).normal(size=(2, graph.num_classes))
+    threshold = solve_threshold(graph, scores, np.array([[1e-30, np.inf], [np.inf, 1e9]]), 0.3)
+    assert (scores[0][graph.free] - threshold[0] < -5.9).all()
+    assert (scores[1][graph.free] - threshold[1] > 5.9).all()
+
+
 def test_join_keeps_graphs_apart() -> None:
     datas = [
         with_features(Topology.of(graph).data, torch.randn(graph.num_classes, 4))
@@ -83,14 +91,16 @@ def test_join_of_one_is_itself() -> None:
 
 def test_the_slopes_are_those_of_the_nearest_limit() -> None:
     graph = toy_graph((8, 8, 4), (16, 4, 4, 1))
-    topology, half = Topology.of(graph), np.full(graph.num_classes, 0.5)
-    macs, params = np.where(graph.free, graph.cost_model.slopes(half), 0.0)
+    half = np.where(graph.free, 0.5, 1.0)
+    macs, params = np.where(graph.free, graph.cost_model.slopes(half[None])[0], 0.0)
     dense = graph.dense_cost
     assert not np.allclose(macs / dense.macs, params / dense.params)
-    for limits, expected in (
-        ((0.5 * dense.macs, np.inf), macs),
-        ((np.inf, 0.5 * dense.params), params),
-        ((0.1 * dense.macs, 0.9 * dense.params), macs),
-        ((0.9 * dense.macs, 0.1 * dense.params), params),
-    ):
-        assert np.array_equal(topology.cost_slopes(half, np.array(limits)), expected)
+    limits = [
+        (0.5 * dense.macs, np.inf),
+        (np.inf, 0.5 * dense.params),
+        (0.1 * dense.macs, 0.9 * dense.params),
+        (0.9 * dense.macs, 0.1 * dense.params),
+    ]
+    whatever_is_frozen = np.full((len(limits), graph.num_classes), 0.5)
+    slopes = Topology.of(graph).cost_slopes(whatever_is_frozen, np.array(limits))
+    assert slopes == pytest.approx(np.stack([macs, params, macs, params]))

@@ -132,13 +132,15 @@ def test_marginal_costs_equal_differences_of_costs() -> None:
 def test_slopes_equal_differences_of_expected_costs() -> None:
     graph = graph_of("resnet20")  # its residual groups lie on both axes of some convolutions
     rng = np.random.default_rng(0)
-    probabilities = rng.random(graph.num_classes)
-    slopes = graph.cost_model.slopes(probabilities)
+    rows = rng.random((2, graph.num_classes))
+    model, probabilities = graph.cost_model, rows[1]
+    slopes = model.slopes(rows)[1]
+    assert model.expected(rows)[1] == pytest.approx(model.totals(probabilities), rel=1e-12)
     for index in rng.choice(graph.num_classes, 20, replace=False):
         step = np.zeros(graph.num_classes)
         step[index] = 1e-3
-        above = np.array(graph.cost_model.totals(probabilities + step))
-        below = np.array(graph.cost_model.totals(probabilities - step))
+        above = np.array(model.totals(probabilities + step))
+        below = np.array(model.totals(probabilities - step))
         assert slopes[:, index] == pytest.approx((above - below) / 2e-3, rel=1e-6)
 
 
