@@ -37,7 +37,7 @@ RECONSTRUCTED = "reconstructed"
 def measure(run: Path, steps: list[int], slimmable: list[Path], out: Path) -> None:
     """Score every fine-tuned mask of a run; finished ones are not repeated."""
     config = load_config(CompareConfig, run / CONFIG_FILE)
-    config = dataclasses.replace(config, weights=run / DENSE_FILE)
+    config = dataclasses.replace(config, weights=run / DENSE_FILE, pretrain_epochs=None)
     torch.set_num_threads(config.threads or 1)
     target = load_target(config, config.budget())
     bench = Bench(target=target, options=config, seed=config.seed)

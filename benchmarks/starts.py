@@ -42,7 +42,8 @@ def measure(run: Path, method: str, weights: Sequence[Path], out: Path) -> None:
     content = read_rows(out) | {"machine": machine(), "method": method}
     for start in (run / DENSE_FILE, *weights):
         name = OWN if start == run / DENSE_FILE else start.stem
-        target = load_target(dataclasses.replace(config, weights=start), config.budget())
+        given = dataclasses.replace(config, weights=start, pretrain_epochs=None)
+        target = load_target(given, config.budget())
         bench = Bench(target=target, options=config, seed=config.seed)
         rows = content["rows"].setdefault(name, {"dense": bench.search_accuracy(target.model)})
         for row in found:

@@ -1,0 +1,71 @@
+"""The benchmarks run to their end, small, as their own commands run them."""
+
+import json
+import runpy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from prunegraph.experiment.cli import main
+from prunegraph.experiment.folder import CONFIG_FILE
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+DIGITS = "--dataset digits --arch digits_resnet --keep-macs 0.25 --pretrain-epochs 1 --threads 1"
+
+RunBenchmark = Callable[..., None]
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> RunBenchmark:
+    """Return a function that runs a benchmark: name of the file, then its words in one text."""
+
+    def run(name: str, words: str) -> None:
+        monkeypatch.setattr(sys, "argv", [name, *words.split()])
+        monkeypatch.syspath_prepend(FOLDER)
+        runpy.run_path(str(FOLDER / name), run_name="__main__")
+
+    return run
+
+
+@pytest.mark.slow
+def test_the_overhead_of_a_search(benchmark: RunBenchmark, capsys) -> None:
+    benchmark("search_overhead.py", "--networks 34 --threads 1")
+    found = json.loads(capsys.readouterr().out)
+    assert found["networks"] >= 32
+    assert found["ratio"] > 0.5
+
+
+def test_ablations_and_what_predicts_their_outcomes(
+    benchmark: RunBenchmark, tmp_path: Path, capsys
+) -> None:
+    out = tmp_path / "ablations.json"
+    benchmark("ablations.py", f"--out {out} --seeds 1 --networks 90 --only default {DIGITS}")
+    assert json.loads(out.read_text())["rows"]
+    capsys.readouterr()
+    benchmark("predict_outcomes.py", f"{out.with_suffix('')} {DIGITS}")
+    assert "| default |" in capsys.readouterr().out
+
+
+def test_scores(benchmark: RunBenchmark, tmp_path: Path) -> None:
+    out = tmp_path / "scores.json"
+    benchmark("scores.py", f"--out {out} --masks 4 {DIGITS}")
+    assert "accuracy" in out.read_text()
+
+
+@pytest.mark.slow
+def test_what_reads_a_comparison(benchmark: RunBenchmark, tmp_path: Path) -> None:
+    run, few = tmp_path / "run", "--networks 40 --finetune-epochs 1 --workers 1"
+    words = f"compare {DIGITS} --methods cem l1/uniform --seeds 2 {few} --out {run}"
+    assert main(words.split()) == 0
+    assert "pretrain_epochs: 1" in (run / CONFIG_FILE).read_text()
+    dense = run / "dense.safetensors"
+    for name, words in (
+        ("proxies.py", "--steps 0 2"),
+        ("starts.py", f"--weights {dense}"),
+        ("finetune_masks.py", f"--weights {dense} --dataset digits --threads 1 --keep-macs 0.25"),
+    ):
+        out = tmp_path / f"{name}.json"
+        benchmark(name, f"{run} --out {out} {words}")
+        assert json.loads(out.read_text())["rows"]
