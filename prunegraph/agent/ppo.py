@@ -228,6 +228,8 @@ class ChannelPPO(PPO):
         """Step the instance offsets of the networks ``ids`` ``[B]`` along their gradients."""
         distribution = decision.distribution
         probabilities = torch.where(distribution.mask, distribution.probabilities(), 1.0)
+        bits = distribution.num_free().float()  # the loss is a mean over them, or a sum
+        per_bit = bits if self.config.clip == "bit" else torch.ones_like(bits)
         for graph_id in ids.unique().tolist():
             rows = ids == graph_id
             size = self.policy.topologies[graph_id].num_channels
@@ -236,7 +238,7 @@ class ChannelPPO(PPO):
                 probabilities[rows, :size].mean(dim=0),
                 rate=rate,
                 group_rate=group_rate,
-                scale=float(distribution.num_free()[rows].float().mean())
+                scale=float(per_bit[rows].mean())
                 * self.policy.temperature
                 * len(ids)
                 / int(rows.sum()),

@@ -91,6 +91,9 @@ class PPOConfig:
             if getattr(self, name) < 1:
                 msg = f"{name}={getattr(self, name)} must be at least 1"
                 raise ConfigError(msg)
+        if self.proposals > 1 and not (self.imagined_steps and self.group_noise_start):
+            msg = f"proposals={self.proposals} needs imagined_steps and group_noise_start above 0"
+            raise ConfigError(msg)
 
     def temperature(self, progress: float) -> float:
         """Return the temperature at ``progress`` in [0, 1]."""

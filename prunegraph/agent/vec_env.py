@@ -69,8 +69,9 @@ class SelfCompetitionVecEnv(VecEnvWrapper):
         if not (self.venv.has_attr("cells") and self.venv.has_attr("config")):
             return 1
         cells, config = (self.venv.get_attr(name, [0])[0] for name in ("cells", "config"))
-        turns = math.ceil(self.episodes_per_update / config.episodes_per_cell)
-        return int(min(len(cells), turns))
+        episodes, turn = self.episodes_per_update, config.episodes_per_cell
+        turns = episodes // turn if episodes % turn == 0 else math.ceil((episodes - 1) / turn) + 1
+        return int(min(len(cells), turns, episodes))
 
     @property
     def networks_per_episode(self) -> int:

@@ -86,7 +86,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert to RGB: transparency is dropped, 16-bit grey is scaled to 8 bits."""
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    elif image.mode.startswith("I"):
+    elif image.mode in ("F", "I"):
+        msg = "its grey values have 32 bits, whose range is not known: convert it to 8 or 16"
+        raise ValueError(msg)
+    elif image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
     return image.convert("RGB")
 

@@ -14,6 +14,9 @@ from prunegraph.data.splits import assemble
 from prunegraph.errors import DataError
 from prunegraph.types import Dataset
 
+READINGS = 8
+"""How often an image is read again to see whether it is always the same: a flip is one of two."""
+
 
 class Items(Protocol):
     """Items ``(image [c, h, w] float32, class number)`` by position.
@@ -129,8 +132,9 @@ class ItemSource:
 
     def _check_samples(self) -> None:
         for position in self._samples():
-            item, again = self._item(position), self._item(position)
-            if not torch.equal(_image(item), _image(again)):
+            item = self._item(position)
+            image = _image(item)
+            if not all(torch.equal(image, self._image(position)) for _ in range(READINGS)):
                 msg = (
                     "an image differs from one reading to the next: give images without "
                     "augmentation, and that as augment="

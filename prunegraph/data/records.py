@@ -138,8 +138,13 @@ def _is_hidden(name: str) -> bool:
 
 def _image_names(folder: Path) -> Iterator[str]:
     """Yield the images' paths relative to ``folder``, at any depth, with forward slashes."""
-    for parent, _, files in os.walk(folder, onerror=_reraise):
+    for parent, folders, files in os.walk(folder, onerror=_reraise):
         below = Path(parent).relative_to(folder)
+        folders[:] = [name for name in folders if not _is_hidden(name)]
+        for name in folders:
+            if Path(parent, name).is_symlink():
+                msg = f"{Path(parent, name)} is a link to a folder: put the folder in its place"
+                raise DataError(msg)
         for name in files:
             if _is_image(name):
                 yield (below / name).as_posix()
@@ -201,7 +206,7 @@ def _tar_record(path: Path, member: tarfile.TarInfo) -> Record | None:
     if start is None:
         return None
     inside = parts[start + 1 :]
-    if len(inside) > 1 and _is_hidden(inside[0]):
+    if any(_is_hidden(folder) for folder in inside[:-1]):
         return None
     if member.islnk() or member.issym():
         advice = "make it with `tar --dereference --hard-dereference`"

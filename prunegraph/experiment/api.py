@@ -133,7 +133,8 @@ def prune(
     source = _gather(model, calibration_data, 2 * num_images, channels)
     index = torch.arange(len(source.labels))
     train = TrainSplit(source, index[:num_images])
-    search = SearchSplit(source, index[-num_images:])
+    further = index[num_images:]
+    search = SearchSplit(source, further if len(further) else index)
     device = next((item.device for item in model.parameters()), torch.device("cpu"))
     evaluator = Evaluator(
         model,

@@ -322,7 +322,10 @@ def warn_of_network(bench: Bench, console: Console) -> None:
     target = bench.target
     dataset, info = target.dataset, target.info
     known = None if info is None or info.dataset != dataset.name else info.extra.get(TRAIN_IMAGES)
-    if known not in (None, dataset.train.fingerprint()):
+    size = None if info is None else info.extra.get("image_size")
+    sides = dataset.train.source.image_shape[1:]
+    of_one_size = size is None or sides == (size, size)  # else the fingerprints differ by it
+    if of_one_size and known not in (None, dataset.train.fingerprint()):
         console.say(
             f"warning: the weights of {target.arch} were trained on other images of {dataset.name} "
             "than the train split here: search images may be among them, and accuracies too high; "
@@ -394,6 +397,9 @@ def ensure_dense(
             console=console,
         )
     figures = dict(target.info.extra) if target.info else {}
+    if target.info and target.info.dataset != target.dataset.name:
+        for of_other_images in (TRAIN_IMAGES, "image_size", "no_flip"):
+            figures.pop(of_other_images, None)
     images = target.dataset.train.fingerprint()
     figures[RUN_IMAGES] = images
     if target.pretrain_epochs:

@@ -16,7 +16,10 @@ METHODS_CSV = "methods.csv"
 """The compared rows, one a line; a figure that there is not is empty."""
 
 HISTORY_CSV = "history.csv"
-"""The learning curves, one point a line: search, figure, networks evaluated before it, value."""
+"""The learning curves, one point a line: search, figure, networks evaluated so far, value.
+
+The policy's own mask (``greedy_accuracy``) is that of before its update, the others are of after.
+"""
 
 
 def write_csv_files(folder: RunFolder, rows: Sequence[MethodRow], history: History) -> None:

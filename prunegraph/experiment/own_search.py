@@ -1,6 +1,7 @@
 """The agent's search for a network of any task: its owner says what is good."""
 
 import copy
+import hashlib
 import itertools
 import math
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from prunegraph.agent import train_agent
 from prunegraph.env import ChannelPruningEnv, PruningTask, cell_name
@@ -226,8 +228,9 @@ def search(
         policy: search on from a trained one; see ``prune``.
         seed: of the search.
         checkpoint: ``.safetensors`` file, with a JSON beside it, from which an interrupted search
-            goes on. Of another network, budget or seed it is refused; what ``evaluate`` and
-            ``loss`` measure it cannot tell: give a changed one another file.
+            goes on. Of another network, budget, seed, policy or other batches it is refused (a
+            loader that shuffles needs a seeded ``generator``); what ``evaluate`` and ``loss``
+            measure it cannot tell: give a changed one another file.
         progress: called after each update with its record: ``networks``, ``accuracy`` (the mean
             score), ``best_accuracy``, ...
 
@@ -264,6 +267,8 @@ def search(
             "budget": budget.as_dict(),
             "seed": seed,
             "attention": attention,
+            "policy": None if initial is None else parameter_digest(initial.network),
+            "calibration_data": _digest(batches),
         },
     )
     statistics = dict(measure_by(dense, graph, batches, loss))
@@ -313,6 +318,17 @@ def search(
     report["pruned"]["score"] = fitting[chosen].accuracy
     report["networks_evaluated"] = result.networks_evaluated + LAST
     return PruneResult(model=evaluator.prune(chosen), mask=chosen, graph=graph, report=report)
+
+
+def _digest(batches: Sequence[Any]) -> str:
+    """Return 16 hex digits that name the tensors of batches."""
+    digest = hashlib.sha256()
+    for leaf in tree_leaves(batches):
+        if isinstance(leaf, Tensor):
+            digest.update(
+                leaf.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes()
+            )
+    return digest.hexdigest()[:16]
 
 
 def _compensation(

@@ -15,7 +15,7 @@ from datetime import timedelta
 import torch
 from torch import distributed, nn
 
-from prunegraph.errors import PruneGraphError
+from prunegraph.errors import ConfigError, PruneGraphError
 from prunegraph.experiment.setup import num_cores, resolve_device
 from prunegraph.pruning.finetune import FinetuneConfig, finetune
 from prunegraph.pruning.ranks import Ranks, current_ranks
@@ -51,11 +51,17 @@ def joined(device: str) -> Iterator[Ranks | None]:
 
     Args:
         device: what ``--device`` says.
+
+    Raises:
+        ConfigError: it names one GPU for all.
     """
     if num_ranks() == 1:
         yield None
         return
     on_gpu = resolve_device(device).type == "cuda"
+    if on_gpu and ":" in device:
+        msg = f"device={device!r} puts all ranks of torchrun on one GPU: give --device cuda"
+        raise ConfigError(msg)
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=PATIENCE)

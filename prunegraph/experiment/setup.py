@@ -126,15 +126,21 @@ def check_weights_file(path: Path) -> None:
 
 def trained_size(config: DataConfig, info: WeightsInfo | None) -> int | None:
     """Return ``--image-size``, or that which the weights were trained with on the same data set."""
-    if config.image_size is not None or info is None or config.dataset not in (None, info.dataset):
+    if config.image_size is not None or not _trained_on(config, info):
         return config.image_size
-    size = info.extra.get("image_size")
+    size = None if info is None else info.extra.get("image_size")
     return size if isinstance(size, int) else None
 
 
 def never_flipped(config: DataConfig, info: WeightsInfo | None) -> bool:
-    """Return ``--no-flip``, or whether the weights were trained so."""
-    return config.no_flip or (info is not None and info.extra.get("no_flip") is True)
+    """Return ``--no-flip``, or whether the weights were trained so on the same data set."""
+    trained = info is not None and _trained_on(config, info) and info.extra.get("no_flip") is True
+    return config.no_flip or trained
+
+
+def _trained_on(config: DataConfig, info: WeightsInfo | None) -> bool:
+    """Tell whether weights were trained on the data set that the options name."""
+    return info is not None and config.dataset in (None, info.dataset)
 
 
 def check_trusted(name: str, given: str | None, path: Path, option: str = "arch") -> None:
@@ -339,6 +345,11 @@ def check_training(
         free = group.classes[graph.free[group.classes]]
         if free.size and len(group.classes) > group.min_keep:
             keep[free[-1]] = False
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        msg = (
+            f"{arch} has no weights that require a gradient: unfreeze them, or --finetune-epochs 0"
+        )
+        raise ModelError(msg)
     pruned = apply_mask(model, graph, graph.mask(keep))
     images = torch.cat([example_inputs] * 2)  # batch norm cannot train on one
     for network, what in ((copy.deepcopy(model), ""), (pruned, ", pruned,")):

@@ -191,16 +191,20 @@ def judge(
     mean = float(differences.mean())
     error = float(differences.std(ddof=1) / math.sqrt(len(differences)))
     error = 0.0 if error < ROUNDING else error
-    chance = float(mean <= 0)
-    if error:
-        chance = float(ttest_1samp(differences, 0.0, alternative="greater").pvalue)
     counted = _counted(measured, agent[0], len(differences))
     reason = (
         f"{agent[0]} minus {best} (best baseline on the search split): "
         f"{100 * mean:+.2f} points of {metric} over {counted}, "
         f"two standard errors {200 * error:.2f}, "
-        + (f"p = {chance:.3f}" if error else "all differences the same")
     )
+    if error:
+        chance = float(ttest_1samp(differences, 0.0, alternative="greater").pvalue)
+        reason += f"p = {chance:.3f}"
+    else:
+        chance = float(mean <= 0)
+        reason += "all differences the same"
+        if len({row.digest for row in measured if row.name == agent[0]}) == 1:
+            return None, f"no verdict: one mask, measured once: {reason}"
     if repaired is not None and repaired > MAX_REPAIRED:
         return "NOT LEARNED", f"{reason}; {100 * repaired:.0f} % of the bits were repaired"
     learned = mean > 2 * error and mean > 0 and chance < MAX_CHANCE

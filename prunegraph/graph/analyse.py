@@ -1,5 +1,6 @@
 """Analyse a network: which channels can be removed, what belongs together, what it costs."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, cast
@@ -72,11 +73,25 @@ def _shapes(example_inputs: ExampleInputs) -> str:
 
 
 def _check_finite(model: nn.Module) -> None:
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        sound = not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum()))  # one pass
-        if not sound and not bool(torch.isfinite(tensor).all()):
-            msg = f"{name} holds NaN or infinite values; load sound weights"
-            raise ModelError(msg)
+    for name, tensor in model.named_parameters():
+        _check_sound(name, tensor)
+    for module_name, module in model.named_modules():
+        of_norm = isinstance(module, nn.modules.batchnorm._NormBase)
+        for name, tensor in module.named_buffers(module_name, recurse=False):
+            masks = () if of_norm else (math.inf, -math.inf)  # as a causal attention adds them
+            _check_sound(name, tensor, masks)
+
+
+def _check_sound(name: str, tensor: Tensor, allowed: tuple[float, ...] = ()) -> None:
+    """Refuse NaN and infinite values that are not allowed."""
+    if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum())):  # one pass
+        return
+    sound = torch.isfinite(tensor)
+    for value in allowed:
+        sound |= tensor == value
+    if not bool(sound.all()):
+        msg = f"{name} holds NaN or infinite values; load sound weights"
+        raise ModelError(msg)
 
 
 def _check_plain(model: nn.Module) -> None:

@@ -21,10 +21,12 @@ DIGITS_DEPTH = 8
 DIGITS_WIDTH = 16
 DIGITS_LARGEST = 10**7  # depth times squared width: 600 million parameters
 MIN_SIDE_VGG = 32  # five poolings by 2
-# Auxiliary heads return tuples in training and are dropped in use; init_weights=None warns.
+# Auxiliary heads return tuples in training and are dropped in use; init_weights=None warns; their
+# published weights were trained on images in [-1, 1], which transform_input makes.
+GOOGLENETS = {"aux_logits": False, "init_weights": True, "transform_input": True}
 TORCHVISION_ARGUMENTS: dict[str, dict[str, Any]] = {
-    "googlenet": {"aux_logits": False, "init_weights": True},
-    "inception_v3": {"aux_logits": False, "init_weights": True},
+    "googlenet": GOOGLENETS,
+    "inception_v3": GOOGLENETS,
 }
 
 

@@ -20,6 +20,7 @@ TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin")
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # what training scripts put it under
 PREFIXES = ("module.", "_orig_mod.")  # of every name: DataParallel's, torch.compile's
 BN_COUNTER = "num_batches_tracked"
+AUXILIARY_HEADS = ("AuxLogits.", "aux1.", "aux2.")  # of torchvision's GoogLeNets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,8 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
     ``.safetensors`` files and state dicts in ``.pt``, ``.pth``, ``.th`` or ``.bin`` are read; the
     latter by ``torch.load(weights_only=True)``, which runs no code. A ``state_dict`` wrapper and
     the prefixes ``module.`` and ``_orig_mod.`` are taken off; missing BN counters are no error.
-    Names that a network calls otherwise (``OTHER_NAMES``) are its own.
+    Names that a network calls otherwise (``OTHER_NAMES``) are its own; auxiliary heads, which
+    torchvision's networks have in training, are left out where the network has none.
 
     Args:
         model: the network.
@@ -64,8 +66,13 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
             for name, value in state.items()
         }
     expected = model.state_dict()
+    state = {
+        name: value
+        for name, value in state.items()
+        if name in expected or not name.startswith(AUXILIARY_HEADS)
+    }
     _check_same_network(path, state, expected)
-    _check_finite(path, state)
+    _check_finite(path, state, expected)
     model.load_state_dict({**expected, **state})
 
 
@@ -252,9 +259,11 @@ def _describe(tensor: Tensor) -> str:
     return f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
 
 
-def _check_finite(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Refuse NaN and infinity, by the tensor's name."""
+def _check_finite(path: Path, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Refuse NaN and infinity, by the tensor's name, but where the network's own buffer has it."""
     for name, value in state.items():
         if value.dtype in FLOATS and not holds_numbers(value):
+            if bool((torch.isfinite(value) | (value == expected[name])).all()):
+                continue  # such as a causal mask
             msg = f"{path}: tensor {name} holds NaN or infinity; train again or use another file"
             raise ArtefactError(msg)

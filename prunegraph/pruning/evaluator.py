@@ -224,8 +224,10 @@ class Evaluator:
 
     def _prepare(self) -> None:
         """Load what is made once, so that it is not timed as a network's cost."""
-        if self._preload:
-            _ = self._search_images, self._calibration_images
+        if self._preloads_search:
+            _ = self._search_images
+        if self._preloads_calibration:
+            _ = self._calibration_images
         if self.kl:
             _ = self.dense_logits
 
@@ -238,9 +240,17 @@ class Evaluator:
         return self._place(copy.deepcopy(self.model))
 
     @cached_property
-    def _preload(self) -> bool:
-        num_images = len(self.search) + len(self.calibration)
-        return 4 * num_images * math.prod(self.search.source.image_shape) < PRELOAD_LIMIT
+    def _preloads_calibration(self) -> bool:
+        return self._size(self.calibration) < PRELOAD_LIMIT
+
+    @cached_property
+    def _preloads_search(self) -> bool:
+        return self._size(self.calibration) + self._size(self.search) < PRELOAD_LIMIT
+
+    @staticmethod
+    def _size(split: Split) -> int:
+        """Return the bytes of a split's images."""
+        return 4 * len(split) * math.prod(split.source.image_shape)
 
     @cached_property
     def _search_images(self) -> Tensor:
@@ -258,7 +268,7 @@ class Evaluator:
 
     def _search_data(self, subset: Tensor | None) -> Split | tuple[Tensor, Tensor]:
         """Return the images to score on: tensors if they fit in memory, else the split."""
-        if not self._preload:
+        if not self._preloads_search:
             return self.search if subset is None else self.search.take(subset)
         images, labels = self._search_images, self.search.labels
         if subset is None:
@@ -268,7 +278,7 @@ class Evaluator:
     def _calibration_batches(self) -> Iterator[Tensor]:
         """Yield the calibration images in batches of equal size (to one image)."""
         num_batches = math.ceil(len(self.calibration) / self.batch_size)
-        if self._preload:
+        if self._preloads_calibration:
             yield from self._calibration_images.tensor_split(num_batches)
             return
         for images in self.calibration.equal_batches(num_batches):

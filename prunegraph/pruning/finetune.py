@@ -230,6 +230,9 @@ class _Training:
         self.seconds = 0.0
         trainable = {n: p for n, p in unwrap(model).named_parameters() if p.requires_grad}
         self.trainable = trainable
+        if not trainable:
+            msg = "no weight of the network requires a gradient: unfreeze those to be trained"
+            raise ModelError(msg)
         self.optimizer = torch.optim.SGD(
             trainable.values(),
             lr=config.learning_rate,

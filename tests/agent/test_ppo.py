@@ -74,6 +74,16 @@ def test_joint_clipping_stops_where_bits_do_not(make_model: MakeModel) -> None:
     assert gradients["bit"] > 0.7
 
 
+def test_offsets_step_alike_whether_bits_or_episodes_are_clipped(make_model: MakeModel) -> None:
+    steps = []
+    for clip in ("bit", "joint"):
+        model = make_model(ppo=PPOConfig(clip=clip, epochs=1, learning_rate=1e-9))
+        model.learn(16)
+        steps.append(max(p.abs().max().item() for p in model.policy.offsets.channels.values()))
+    assert steps[0] > 0.0
+    assert steps[1] == pytest.approx(steps[0], rel=0.05)
+
+
 def test_advantages_are_centred_in_their_cell_and_scaled_together() -> None:
     advantages = torch.tensor([1.0, 3.0, 10.0, 14.0, 7.0])
     cells = torch.tensor([0, 0, 1, 1, 2])
@@ -188,9 +198,9 @@ def test_temperature_is_geometric() -> None:
     )
 
 
-@pytest.mark.parametrize("options", [{"temperature_end": 0.0}, {"epochs": 0}])
+@pytest.mark.parametrize("options", [{"temperature_end": 0.0}, {"epochs": 0}, {"proposals": 2}])
 def test_bad_options_raise(options: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match=r"=0|and 0"):
+    with pytest.raises(ConfigError, match=r"=0|and 0|needs imagined_steps"):
         PPOConfig(**options)
 
 

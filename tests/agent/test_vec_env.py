@@ -183,6 +183,20 @@ def test_a_resumed_run_goes_on_alike(make_env: Callable[..., SelfCompetitionVecE
     assert second.competition.state_dict() == whole.competition.state_dict()
 
 
+def test_the_cells_of_an_update_are_those_that_it_can_touch(
+    make_env: Callable[..., SelfCompetitionVecEnv],
+) -> None:
+    env = make_env(budgets=tuple(Budget(keep_macs=share) for share in (0.3, 0.5, 0.7)))
+    turn, num_cells = 2, 6
+    for episodes in range(1, 12):
+        env.episodes_per_update = episodes
+        touched = [
+            len({(first + number) // turn % num_cells for number in range(episodes)})
+            for first in range(0, 60 * episodes, episodes)
+        ]
+        assert env.cells_per_update == max(touched)
+
+
 def test_an_uneven_share_is_refused(make_env: Callable[..., SelfCompetitionVecEnv]) -> None:
     with pytest.raises(ConfigError, match="8 episodes an update cannot be shared by 3"):
         make_env(3)

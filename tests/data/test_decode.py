@@ -106,3 +106,10 @@ def test_many_images_keep_their_order(tmp_path: Path) -> None:
     values = images[:, 0, 0, 0].int() * 256 + images[:, 1, 0, 0].int()
     assert images.shape == (count, 3, 3, 2)
     assert values.tolist() == list(range(count))
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_grey_of_an_unknown_range_is_refused(tmp_path: Path, mode: str) -> None:
+    Image.new(mode, (4, 4), 1).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=r"a\.tif.*32 bits, whose range is not known"):
+        decode(record(tmp_path / "a.tif"), unchanged)

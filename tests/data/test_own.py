@@ -35,6 +35,14 @@ class Drifting(Recorded):
         return image + len(self.read), label
 
 
+class Flipping(Recorded):
+    """Items of which every second one, by chance, is changed when it is read."""
+
+    def __getitem__(self, position: int) -> tuple[Any, Any]:
+        image, label = super().__getitem__(position)
+        return (-image if torch.rand(()) < 0.5 else image), label
+
+
 def numbered(start: int, count: int, classes: int = 2) -> list[tuple[Tensor, int]]:
     """Return images that hold their number."""
     return [
@@ -149,3 +157,10 @@ def test_what_torch_calls_a_dataset_will_do() -> None:
     dataset = make("mine", make_images(train=train, test=train), search_share=0.5)
     assert dataset.image_shape == (3, 4, 4)
     assert dataset.class_names == ("0", "1", "2", "3", "4")
+
+
+def test_augmentation_of_every_second_image_is_found() -> None:
+    for seed in range(20):
+        torch.manual_seed(seed)
+        with pytest.raises(DataError, match="differs from one reading to the next"):
+            from_images("mine", make_images(train=Flipping(numbered(1, 20))))

@@ -39,6 +39,9 @@ def test_hidden_and_foreign_files_are_passed_over(make_folder: MakeFolder) -> No
     (folder / "train" / "ant" / "._000.png").write_bytes(b"resource fork")
     (folder / "train" / "ant" / "notes.txt").write_text("x")
     (folder / "train" / ".ipynb_checkpoints").mkdir()
+    (folder / "train" / "ant" / ".ipynb_checkpoints").mkdir()
+    image = (folder / "train" / "ant" / "000.png").read_bytes()
+    (folder / "train" / "ant" / ".ipynb_checkpoints" / "000-checkpoint.png").write_bytes(image)
     (folder / "train" / "README.md").write_text("x")
     assert names(folder) == before
 
@@ -48,6 +51,13 @@ def test_images_in_deeper_folders_count(make_folder: MakeFolder) -> None:
     (folder / "train" / "ant" / "deep").mkdir()
     (folder / "train" / "ant" / "000.png").rename(folder / "train" / "ant" / "deep" / "a.png")
     assert names(folder)[0] == "train/ant/deep/a.png"
+
+
+def test_a_link_to_a_folder_of_images_is_not_passed_over(make_folder: MakeFolder) -> None:
+    folder = make_folder()
+    (folder / "train" / "ant" / "more").symlink_to(folder / "val")
+    with pytest.raises(DataError, match="ant/more is a link to a folder"):
+        names(folder)
 
 
 def test_missing_and_empty_places(tmp_path: Path) -> None:
@@ -137,6 +147,7 @@ def test_devices_and_hidden_folders_in_a_tar_are_passed_over(
     with tarfile.open(tar, "a") as archive:
         add(archive, "root/train/ant/pipe.png", tarfile.FIFOTYPE)
         add(archive, "root/train/.ipynb_checkpoints/a.png", tarfile.REGTYPE)
+        add(archive, "root/train/ant/.ipynb_checkpoints/a.png", tarfile.REGTYPE)
         add(archive, "root/train/__MACOSX/a.png", tarfile.SYMTYPE, "/etc/passwd")
     assert names(tar) == names(folder)
 

@@ -112,6 +112,10 @@ def test_a_search_that_was_interrupted_goes_on(task: Any, tmp_path: Path) -> Non
     assert again.report == whole.report
     with pytest.raises(ArtefactError, match="of a search with reconstruct=True: give that again"):
         pg.search(model, example, checkpoint=path, reconstruct=False, **options)
+    with pytest.raises(ArtefactError, match="of a search with calibration_data"):
+        pg.search(model, example, checkpoint=path, **{**options, "calibration_data": batches[::-1]})
+    with pytest.raises(ArtefactError, match="of a search with policy None"):
+        pg.search(model, example, checkpoint=path, policy="resnet-cifar", **options)
     with pytest.raises(ArtefactError, match="of a search with budget"):
         pg.search(model, example, checkpoint=path, **{**options, "keep_macs": 0.6})
     scores = path.with_suffix(".json").read_text()

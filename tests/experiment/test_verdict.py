@@ -85,7 +85,10 @@ def test_what_the_policy_could_do_before_is_to_be_beaten() -> None:
         assert verdict == "NOT LEARNED"
         assert f"agent minus {name}" in reason
     same = [dataclasses.replace(each, digest="one") for each in table]
-    assert "over 3 seeds, which ended at one mask" in judge(same, RECALIBRATED)[1]
+    verdict, reason = judge(same, RECALIBRATED)
+    assert verdict is None
+    assert "one mask, measured once" in reason
+    assert "over 3 seeds, which ended at one mask" in reason
 
 
 def test_much_repair_is_not_learning() -> None:

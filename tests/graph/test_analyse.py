@@ -286,6 +286,15 @@ def test_nan_weights_are_named() -> None:
         analyse(model, torch.randn(1, 4))
 
 
+def test_a_mask_of_minus_infinity_is_sound_and_a_batch_norm_of_infinity_is_not() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)).eval()
+    model.register_buffer("causal", torch.tensor([0.0, -torch.inf]))
+    assert analyse(model, torch.randn(1, 4)).free.sum() == 8
+    model[1].running_var[3] = torch.inf
+    with pytest.raises(ModelError, match=r"1\.running_var holds NaN or infinite"):
+        analyse(model, torch.randn(1, 4))
+
+
 @pytest.mark.slow
 def test_a_resnet152_is_analysed_within_seconds() -> None:
     model = torchvision.models.resnet152().eval()

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from prunegraph.experiment.bench import ensure_dense
 from prunegraph.experiment.cli import main
 from prunegraph.experiment.config import NetworkConfig
-from prunegraph.experiment.setup import load_target
+from prunegraph.experiment.console import Console
+from prunegraph.experiment.folder import RunFolder
+from prunegraph.experiment.setup import load_target, never_flipped
 
 NUM_COLOURS = 8
 
@@ -75,6 +78,23 @@ def test_weights_remember_the_size_of_their_images(
     assert json.loads(capsys.readouterr().out)["macs"] > 3 * remembered
     config = NetworkConfig(weights=weights, data_dir=data)
     assert load_target(config).dataset.image_shape == (3, 12, 12)
+
+
+def test_what_weights_tell_of_their_images_is_not_of_other_ones(tmp_path: Path) -> None:
+    data, weights = tmp_path / "images", tmp_path / "w.safetensors"
+    for split in ("train", "val"):
+        write_images(data / split, 2, 4, lambda _: (24, 24))
+    small = ["--arch", "digits_resnet8_w4", "--image-size", "12", "--no-flip", "--epochs", "1"]
+    run("pretrain", "--dataset", "folder", "--data-dir", str(data), *small, "--out", str(weights))
+    for dataset, flips, shape in (("folder", False, (3, 12, 12)), ("imagenet", True, (3, 24, 24))):
+        config = NetworkConfig(weights=weights, data_dir=data, dataset=dataset)
+        target = load_target(config)
+        assert target.dataset.image_shape == shape
+        assert never_flipped(config, target.info) is not flips
+        (tmp_path / dataset).mkdir()
+        dense = ensure_dense(target, config, RunFolder(path=tmp_path / dataset), Console())
+        record = json.loads(dense.with_suffix(".json").read_text())
+        assert ("no_flip" in record, "image_size" in record) == (not flips, not flips)
 
 
 @pytest.mark.slow

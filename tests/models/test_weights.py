@@ -71,6 +71,23 @@ def test_public_cifar_checkpoints_call_the_last_layer_otherwise(tmp_path: Path) 
     assert same(source.state_dict(), target.state_dict())
 
 
+def test_auxiliary_heads_of_published_weights_are_left_out(tmp_path: Path) -> None:
+    source, target = digits(), digits()
+    state = {**source.state_dict(), "AuxLogits.conv0.conv.weight": torch.ones(3)}
+    torch.save(state, tmp_path / "w.pth")
+    load_weights(target, tmp_path / "w.pth")
+    assert same(source.state_dict(), target.state_dict())
+
+
+def test_infinity_where_the_networks_own_buffer_has_it_is_no_error(tmp_path: Path) -> None:
+    source, target = digits(), digits()
+    for network in (source, target):
+        network.register_buffer("causal", torch.tensor([0.0, -torch.inf]))
+    save_weights(source, tmp_path / "w.safetensors", INFO)
+    load_weights(target, tmp_path / "w.safetensors")
+    assert same(source.state_dict(), target.state_dict())
+
+
 def test_missing_step_counters_are_no_error(tmp_path: Path) -> None:
     state = {k: v for k, v in digits().state_dict().items() if "num_batches_tracked" not in k}
     safetensors.torch.save_file(state, tmp_path / "w.safetensors")

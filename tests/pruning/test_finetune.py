@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunegraph.errors import ArtefactError, ConfigError, DataError, PruneGraphError
+from prunegraph.errors import ArtefactError, ConfigError, DataError, ModelError, PruneGraphError
 from prunegraph.pruning import FinetuneConfig, evaluate, finetune
 from prunegraph.pruning.finetune import learning_rate_at
 from prunegraph.types import Dataset, TrainSplit
@@ -215,3 +215,18 @@ def test_a_loader_in_place_of_a_split_is_one_clear_error() -> None:
     loader: Any = [(torch.randn(4, 1, 8, 8), torch.arange(4))]
     with pytest.raises(DataError, match="list is no TrainSplit"):
         finetune(nn.Linear(1, 1), loader, FinetuneConfig(epochs=1), seed=0)
+
+
+def test_a_frozen_network_is_one_clear_error(train: TrainSplit) -> None:
+    with pytest.raises(ModelError, match="no weight of the network requires a gradient"):
+        finetune(make_net().requires_grad_(False), train, CONFIG, seed=0)
+
+
+def test_a_network_with_a_mask_of_minus_infinity_is_resumed(
+    train: TrainSplit, tmp_path: Path
+) -> None:
+    for resumed in (0, 3):
+        model = make_net()
+        model.register_buffer("causal", torch.tensor([0.0, -torch.inf]))
+        result = finetune(model, train, CONFIG, seed=0, checkpoint=tmp_path / "c.safetensors")
+        assert result.resumed_epochs == resumed
