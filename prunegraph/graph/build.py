@@ -76,6 +76,10 @@ class GraphBuilder:
         frozen[[self.class_of[c] for c in self.events if c in self.class_of]] = True
         ops = self._ops()
         groups, group_of = self._groups(classes, ops, frozen)
+        summed = np.zeros(num_classes, dtype=bool)
+        for labels in self.recording.sums:
+            found = self._classes(labels)
+            summed[found[found != NEUTRAL]] = True
         return StructureGraph(
             num_classes=num_classes,
             groups=groups,
@@ -98,6 +102,7 @@ class GraphBuilder:
             memory_model=MemoryModel(
                 num_classes, self.recording.lifetimes.storages(self.components, lookup)
             ),
+            summed=summed,
         )
 
     def labels_of(self, classes: IntArray) -> Tensor:
@@ -215,6 +220,7 @@ class GraphBuilder:
                     spatial=op.spatial,
                     param=op.param,
                     depth=depth,
+                    out_axis=op.out_axis,
                 )
             )
         return tuple(nodes)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from prunegraph.graph.structure import StructureGraph
-from prunegraph.types import Budget, Float64Array, FloatArray, IntArray
+from prunegraph.types import BoolArray, Budget, Float64Array, FloatArray, IntArray
 
 FEATURE_BOUND = 5.0
 """Features are clipped to plus and minus this."""
@@ -111,8 +111,13 @@ def class_cost(graph: StructureGraph, budget: Budget | None = None) -> Float64Ar
     return np.maximum(params if only_params or not macs.any() else macs, 1.0)
 
 
+def in_stream(graph: StructureGraph) -> BoolArray:
+    """Return ``[N]`` True where a class belongs to a residual stream: several ops add to it."""
+    return (num_producers(graph) > 1) & graph.summed
+
+
 def num_producers(graph: StructureGraph) -> IntArray:
-    """Return ``[N]`` how many ops write each class; above 1 for a residual stream.
+    """Return ``[N]`` how many ops write each class.
 
     A depthwise convolution passes its channels on and does not count, a layer that is called twice
     counts once.
@@ -211,7 +216,6 @@ def _cost_columns(graph: StructureGraph) -> dict[str, Float64Array]:
 
 def _position_columns(graph: StructureGraph) -> dict[str, Float64Array]:
     """Return where the classes stand: depth, kernels, strides, residual stream or inner."""
-    producers = num_producers(graph)
     consumers = _counts(graph, [np.unique(op.in_classes) for op in graph.ops])
     depth = np.full(graph.num_classes, np.inf)
     for op in reversed(graph.ops):
@@ -220,7 +224,7 @@ def _position_columns(graph: StructureGraph) -> dict[str, Float64Array]:
     last = max((op.depth for op in graph.ops), default=0)
     columns = {
         "depth": 2.0 * depth / max(last, 1) - 1.0,
-        "residual": np.where(producers > 1, 1.0, -1.0),
+        "residual": np.where(in_stream(graph), 1.0, -1.0),
         "num_consumers": _standardise(graph, np.log1p(consumers)),
     }
     for name in ("kernel_size", "stride", "spatial"):

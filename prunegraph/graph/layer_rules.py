@@ -143,6 +143,7 @@ def convolution(recorder: LabelRecorder, call: OpCall) -> None:
             groups=groups,
             depthwise=depthwise,
             spatial=prod(call.out.shape[2:]),
+            out_axis=_stored_axis(recorder, weight, 1 if transposed and not depthwise else 0),
         )
     )
 
@@ -181,6 +182,12 @@ def _weight_name(recorder: LabelRecorder, weight: Tensor) -> str | None:
     return None if stored is None else stored.name
 
 
+def _stored_axis(recorder: LabelRecorder, weight: Tensor, position: int) -> int:
+    """Return which axis of the stored weight an axis of its view is."""
+    stored = recorder.weight_view(weight)
+    return position if stored is None else stored.axes[position]
+
+
 def _matrix_product(
     recorder: LabelRecorder, call: OpCall, source: Tensor, weight: Tensor, bias: Tensor | None
 ) -> None:
@@ -205,6 +212,7 @@ def _matrix_product(
             macs_coefficient=float(rows),
             param=_weight_name(recorder, weight),
             spatial=rows,
+            out_axis=_stored_axis(recorder, weight, 1),
         )
     )
 

@@ -24,6 +24,7 @@ class RecordedOp:
     groups: int = 1
     depthwise: bool = False
     spatial: int = 1
+    out_axis: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,7 @@ class Recording:
     size_uses: list[SizeUse] = field(default_factory=list)
     inputs: dict[str, Tensor] = field(default_factory=dict)
     means: list[RecordedMean] = field(default_factory=list)
+    sums: list[Tensor] = field(default_factory=list)
     lifetimes: LifetimeRecorder = field(default_factory=LifetimeRecorder)
 
     def settle_splits(self) -> None:

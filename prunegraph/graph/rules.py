@@ -70,6 +70,7 @@ def combine(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) 
         if _shared_by_heads(recorder, one, other):
             recorder.store.freeze(one, recorder.cause(call, "shared by all heads"))
             return other
+    _note_sum(recorder, call, left, right)
     recorder.store.unite(left, right)
     if bool((left == NEUTRAL).any()) or bool((right == NEUTRAL).any()):
         return torch.where(left == NEUTRAL, right, left)
@@ -77,6 +78,12 @@ def combine(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) 
     if ranks[0] != ranks[1]:  # they are equal now, and the simpler one shows it
         return left if ranks[0] < ranks[1] else right
     return left if left.numel() >= right.numel() else right
+
+
+def _note_sum(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) -> None:
+    """Note channels that an addition unites."""
+    if call.name.rstrip("_") in ("add", "sub") and not torch.equal(left, right):
+        recorder.recording.sums.append(narrow_constant(left).unique())
 
 
 def _shared_by_heads(recorder: LabelRecorder, one: Tensor, other: Tensor) -> bool:

@@ -62,6 +62,7 @@ class OpNode:
         spatial: output positions a channel.
         param: name of the weight, or None.
         depth: position in the order of execution.
+        out_axis: the weight's axis of output channels; 1 for a transposed convolution.
     """
 
     name: str
@@ -76,6 +77,7 @@ class OpNode:
     spatial: int
     param: str | None
     depth: int
+    out_axis: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +145,8 @@ class StructureGraph:
             counted from the end.
         cost_model: the exact costs.
         memory_model: the exact peak memory; None in a graph that comes from no recorded forward.
+        summed: ``[N]`` True where an addition unites channels that different operations wrote:
+            residual streams do, gates (products) do not.
     """
 
     num_classes: int
@@ -158,6 +162,7 @@ class StructureGraph:
     means: Mapping[str, tuple[IntArray, int]] = field(default_factory=dict)
     cost_model: CostModel = field(repr=False)
     memory_model: MemoryModel | None = field(default=None, repr=False)
+    summed: BoolArray
 
     @cached_property
     def dense_cost(self) -> Cost:

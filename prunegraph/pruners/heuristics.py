@@ -11,7 +11,7 @@ from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import (
     class_cost,
     group_mean,
-    num_producers,
+    in_stream,
     rank_in_group,
     rank_within,
 )
@@ -22,6 +22,10 @@ from prunegraph.types import Float64Array, IntArray
 
 SENSITIVITY_IMAGES = 1500
 """Search images that each group's sensitivity is measured on."""
+
+OF_THE_LAYER = ("l1", "l2", "fpgm", "activation", "apoz", "hrank", "chip")
+"""Criteria whose scale is that of a layer: its fan-in, width or map size. Where groups compete,
+they are divided by the group's mean, as by Torch-Pruning; else whole groups would go."""
 
 LEAST_SENSITIVITY = 0.3
 """Sensitivities are at least this share of their mean: noise may make them negative, and what the
@@ -34,7 +38,7 @@ def uniform(problem: PruningProblem, values: Float64Array) -> Float64Array:
 
 
 def globally(_problem: PruningProblem, values: Float64Array) -> Float64Array:
-    """Compare importances across groups as they are."""
+    """Compare importances across groups."""
     return values
 
 
@@ -50,7 +54,7 @@ def skip_full(problem: PruningProblem, values: Float64Array) -> Float64Array:
 
 def streams_first(graph: StructureGraph, values: Float64Array) -> Float64Array:
     """Return ``[N]`` ranks within the group, those of residual streams above all others."""
-    return rank_in_group(graph, values) + (num_producers(graph) > 1)
+    return rank_in_group(graph, values) + in_stream(graph)
 
 
 def by_sensitivity(problem: PruningProblem, values: Float64Array) -> Float64Array:
@@ -142,6 +146,8 @@ class HeuristicPruner:
         """Choose a mask that meets the problem's budget; only ``sensitivity`` runs networks."""
         graph, before = problem.graph, problem.evaluator.num_networks
         values = importance(self.criterion, problem.statistics, graph.num_classes, problem.seed)
+        if self.allocation in ("global", "per_mac") and self.criterion in OF_THE_LAYER:
+            values = values / np.maximum(group_mean(graph, values), 1e-30)
         scores = ALLOCATIONS[self.allocation](problem, values)
         # ranks of the scores, since float32 would run some of them together
         order = np.argsort(np.argsort(-scores, kind="stable"), kind="stable")

@@ -9,7 +9,7 @@ from torch import Tensor
 from prunegraph.errors import ConfigError
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import rank_in_group
-from prunegraph.pruners.start import STARTS, rank_starts
+from prunegraph.pruners.start import NUM_STARTS, STARTS, rank_starts
 from prunegraph.pruning.problem import PrunerResult, PruningProblem
 from prunegraph.types import Float64Array, IntArray, KeepMask, Outcome
 
@@ -138,9 +138,9 @@ class RandomSearch:
 class CrossEntropySearch:
     """Cross-entropy method over one offset a group, added to the best heuristic's scores.
 
-    That heuristic is the best of ``STARTS`` and their ``MEAN`` (of one for each step, if there are
-    fewer steps) on one subset of the search images; the agent chooses its own among the same, by
-    train images.
+    That heuristic is the best of ``STARTS`` and their ``MEAN`` (of one for each step, if all
+    would leave no network for a step) on one subset of the search images; the agent chooses its own
+    among the same, by train images.
 
     Each step draws a population of offsets from a diagonal normal distribution, projects each to
     the budget, scores all on one fresh random subset of the search images, and refits the
@@ -189,7 +189,8 @@ class CrossEntropySearch:
         run = SearchRun(problem)
         rng = np.random.default_rng(problem.seed)
         subset = run.subset(self.subset_size, int(rng.integers(2**31)))
-        tried = STARTS[: problem.max_networks // self.population]
+        enough = problem.max_networks > NUM_STARTS + self.population
+        tried = STARTS if enough else STARTS[: problem.max_networks // self.population]
         prior = rank_starts(
             lambda mask: self._badness(problem.evaluator.evaluate(mask, subset)) if tried else 0.0,
             problem.graph,

@@ -10,6 +10,7 @@ from torch import nn
 
 from prunegraph.errors import ModelError
 from prunegraph.graph import StructureGraph
+from prunegraph.pruning.filter_statistics import filter_statistics
 from prunegraph.pruning.map_statistics import average_rank, channel_independence
 from prunegraph.pruning.reads import readable_copy
 from prunegraph.pruning.reconstruction import removal_errors
@@ -71,7 +72,7 @@ def measure_costly(
     if np.isinf(values).any():
         msg = f"{name} is infinite: check the network's weights and its images"
         raise ModelError(msg)
-    return fill_unseen(graph, values)
+    return fill_unseen(graph, values, filter_statistics(dense, graph)["l2"])
 
 
 @dataclass(frozen=True, eq=False)

@@ -58,9 +58,10 @@ class ClassMean:
 def producing_filters(model: nn.Module, graph: StructureGraph) -> Iterator[Filters]:
     """Yield the filters of each convolution's and linear layer's weight, once a weight."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name, classes in {op.param: op.out_classes for op in graph.ops if op.param}.items():
-        axes = graph.param_classes.get(name, {})
-        axis = next((a for a, own in axes.items() if np.array_equal(own, classes)), None)
+    for name, op in {op.param: op for op in graph.ops if op.param}.items():
+        axes, classes = graph.param_classes.get(name, {}), op.out_classes
+        ordered = sorted(axes.items(), key=lambda item: item[0] != op.out_axis)
+        axis = next((a for a, own in ordered if np.array_equal(own, classes)), None)
         if axis is None or name not in parameters:
             continue
         rows = parameters[name].detach().float().cpu().movedim(axis, 0).flatten(1)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from prunegraph.errors import ModelError
 from prunegraph.graph import StructureGraph
+from prunegraph.graph.features import rank_in_group
 from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.evaluation import model_device
 from prunegraph.pruning.evaluator import Evaluator
@@ -193,7 +194,7 @@ def _measured(
         "activation_mean": absolute,
         "apoz": zeros,
     }
-    return {name: fill_unseen(graph, values[name]) for name in STATISTIC_NAMES}
+    return {name: fill_unseen(graph, values[name], values["l2"]) for name in STATISTIC_NAMES}
 
 
 def run_losses(model: nn.Module, images: TrainSplit, batch_size: int) -> None:
@@ -205,12 +206,25 @@ def run_losses(model: nn.Module, images: TrainSplit, batch_size: int) -> None:
             F.cross_entropy(logits, labels.to(device), reduction="sum").backward()
 
 
-def fill_unseen(graph: StructureGraph, values: Float64Array) -> FloatArray:
-    """Give unseen (NaN) free classes the mean of the seen ones, and frozen classes 0."""
+def fill_unseen(graph: StructureGraph, values: Float64Array, by: Float64Array) -> FloatArray:
+    """Give free classes without a value (NaN) one, and frozen classes 0.
+
+    In each group they get evenly spaced quantiles of what is seen, in the order of ``by``: where
+    groups compete, theirs loses the share that all lose. Nothing seen is 0.
+
+    Args:
+        graph: the structure.
+        values: ``[N]``.
+        by: ``[N]``, such as the norms; what is NaN there counts as 0.
+    """
     seen = np.isfinite(values) & graph.free
-    mean = float(values[seen].mean()) if seen.any() else 0.0
-    filled: FloatArray = np.where(graph.free, np.where(seen, values, mean), 0.0).astype(np.float32)
-    return filled
+    filled = np.where(seen, values, 0.0)
+    unseen = graph.free & ~seen
+    if seen.any() and unseen.any():
+        ranks = rank_in_group(graph, np.nan_to_num(by))
+        filled[unseen] = np.quantile(values[seen], ranks[unseen])
+    result: FloatArray = filled.astype(np.float32)
+    return result
 
 
 def num_sensitivity_networks(graph: StructureGraph) -> int:

@@ -54,7 +54,7 @@ def _columns(graph: StructureGraph) -> dict[str, tuple[int, IntArray]]:
     for op in graph.ops:
         read = _read_classes(op)
         axes = graph.param_classes.get(str(op.param), {})
-        ordered = sorted(axes.items(), reverse=True)  # a square layer reads by its last axis
+        ordered = sorted(axes.items(), key=lambda item: (item[0] == op.out_axis) != op.depthwise)
         axis = next((a for a, own in ordered if np.array_equal(own, read)), None)
         if read.size and axis is not None:
             found[str(op.param)] = (axis, read)

@@ -76,6 +76,7 @@ def toy_graph(widths: Sequence[int], spatial: Sequence[int]) -> StructureGraph:
         param_classes={f"{op.name}.weight": {0: op.out_classes, 1: op.in_classes} for op in ops},
         gathers={},
         cost_model=CostModel(int(starts[-1]), terms),
+        summed=np.zeros(int(starts[-1]), dtype=bool),
     )
 
 

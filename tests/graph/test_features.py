@@ -10,6 +10,7 @@ from prunegraph.graph.features import (
     FEATURE_NAMES,
     OP_FEATURE_NAMES,
     class_cost,
+    in_stream,
     node_features,
     num_producers,
     op_features,
@@ -131,9 +132,36 @@ def test_ranks_run_through_each_group_and_ties_go_by_index(graph: StructureGraph
 
 
 def test_residual_streams_are_those_that_several_ops_write(graph: StructureGraph) -> None:
-    residual = num_producers(graph) > 1
-    names = {group.name for group in graph.groups if residual[group.classes].all()}
+    stream = in_stream(graph)
+    names = {group.name for group in graph.groups if stream[group.classes].all()}
     assert names == {"conv1"}
+
+
+class Gated(nn.Module):
+    """A residual block whose inner channels a squeeze-and-excitation gates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner, self.back = (
+            nn.Conv2d(i, o, 1) for i, o in ((3, 8), (8, 16), (16, 8))
+        )
+        self.squeeze, self.excite = nn.Conv2d(16, 4, 1), nn.Conv2d(4, 16, 1)
+        self.out = nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        inner = self.inner(x).relu()
+        gate = self.excite(self.squeeze(inner.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        return self.out((x + self.back(inner * gate)).mean((2, 3)))
+
+
+def test_what_a_gate_multiplies_is_no_residual_stream() -> None:
+    graph = analyse(Gated(), torch.randn(1, 3, 4, 4))
+    stream = in_stream(graph)
+    found = {group.name: bool(stream[group.classes].all()) for group in graph.groups}
+    assert found["stem"]
+    assert not found["inner"]
+    assert num_producers(graph).max() == 2
 
 
 def test_the_unit_of_cost_is_what_the_budget_limits(graph: StructureGraph) -> None:

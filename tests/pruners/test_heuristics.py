@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -62,6 +63,20 @@ def test_apoz_keeps_what_is_rarely_zero(make_problem: MakeProblem) -> None:
     free = problem.graph.free
     apoz = problem.statistics["apoz"]
     assert apoz[keep & free].mean() < apoz[~keep].mean() - 0.1
+
+
+def test_a_layers_own_scale_is_taken_out_where_groups_compete(make_problem: MakeProblem) -> None:
+    problem = make_problem()
+    one = problem.graph.group_of == problem.graph.group_of[problem.graph.free][0]
+    scaled = {
+        **problem.statistics,
+        "l2": np.where(one, 1e-3, 1.0) * problem.statistics["l2"],
+        "taylor": np.where(one, 1e-3, 1.0) * problem.statistics["taylor"],
+    }
+    other = dataclasses.replace(problem, statistics=scaled)
+    for name, same in (("l2/global", True), ("l2/per_mac", True), ("taylor/global", False)):
+        masks = [make_pruner(name).prune(each).mask for each in (problem, other)]
+        assert (masks[0] == masks[1]) is same, name
 
 
 def test_global_compares_across_groups_and_per_mac_divides_by_cost(

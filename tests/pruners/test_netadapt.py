@@ -69,15 +69,15 @@ def test_the_known_greedy_path_is_taken() -> None:
         free = first >= 6  # conv1 costs nothing down to 6 channels, conv2 a little each
         return (1.0 if free else 0.3) - 0.01 * (8 - second)
 
-    # MACs 1 * w1 + w1 * w2 + 2 * w2: 88 dense, at most 44; four steps of 11
+    # MACs 1 * w1 + w1 * w2 + 2 * w2: 88 dense, at most 44; the first of four steps is of 11
     problem = toy_problem((8, 8), accuracy, max_networks=9, keep_macs=0.5)
     result = NetAdapt().prune(problem)
     asked = problem.evaluator.asked  # type: ignore[attr-defined]
     assert asked == [
-        *((6, 8), (8, 6)),  # 77: conv1 goes to 6 (70 MACs); 66 is met by
-        *((5, 8), (6, 7)),  # conv1 at 5, or conv2 at 7 (62), which wins
-        *((5, 7), (6, 6)),  # 55: conv1 at 5 (54), or conv2 at 6 (54), which wins
-        *((4, 6), (6, 4)),  # 44: conv1 at 4 (40), or conv2 at 4 (38), which wins
+        *((6, 8), (8, 6)),  # 77: conv1 at 6 (70 MACs) wins; the rest in three steps
+        *((5, 8), (6, 6)),  # 61.3: conv1 at 5 (61), or conv2 at 6 (54), which wins
+        *((5, 6), (6, 5)),  # 49: conv1 at 5 (47), or conv2 at 5 (46), which wins
+        *((5, 5), (6, 4)),  # 44: conv1 at 5 (40), or conv2 at 4 (38), which wins
         (7, 4),  # one channel of conv1 still fits on top: 7 + 28 + 8 = 43
     ]
     assert tuple(problem.graph.group_widths(result.mask).values()) == (7, 4)
@@ -97,17 +97,19 @@ def test_groups_that_cannot_pay_make_no_proposal() -> None:
     problem = toy_problem((2, 12), lambda widths: 1.0, max_networks=3, keep_macs=0.3)
     NetAdapt().prune(problem)
     asked = problem.evaluator.asked  # type: ignore[attr-defined]
-    # 50 MACs, at most 15, one step: conv1 at 1 leaves 37; conv2 at 3 leaves 14
-    assert asked[0] == (2, 3)
+    # 50 MACs, at most 15, one round of two steps: 32.5. conv1 at 1 leaves 37, conv2 at 7 leaves 30
+    assert asked[0] == (2, 7)
     assert len(asked) == 2
 
 
-def test_where_no_group_can_pay_each_gives_what_it_has_and_the_rest_goes_by_rank() -> None:
-    problem = toy_problem((8, 8), lambda widths: 1.0, max_networks=3, keep_macs=0.1)
+def test_a_deep_network_uses_its_networks_and_loses_no_group_at_once() -> None:
+    widths = (8,) * 20
+    problem = toy_problem(widths, lambda found: sum(found.values()), max_networks=90, keep_macs=0.5)
     result = NetAdapt().prune(problem)
     asked = problem.evaluator.asked  # type: ignore[attr-defined]
-    assert asked[:2] == [(1, 8), (8, 1)]
-    assert problem.graph.cost(result.mask).macs <= 8
+    assert len(asked) > 70  # 4 rounds of 20
+    assert sorted(map(min, asked[:20]))[2] == 4  # but at the ends a step is half of a group at most
+    assert min(problem.graph.group_widths(result.mask).values()) >= 2
 
 
 def test_too_few_networks_for_a_step_are_refused() -> None:
