@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from prunegraph.agent import TrainedPolicy, save_policy
-from prunegraph.errors import BudgetError
+from prunegraph.agent import TrainedPolicy, load_policy, save_policy
+from prunegraph.agent.saving import POLICY_FILE
+from prunegraph.errors import BudgetError, ConfigError
 from prunegraph.experiment.agent_rows import add_untrained, measured
 from prunegraph.experiment.baselines import add_controls, baseline_job
 from prunegraph.experiment.bench import Bench, warn_of_network
@@ -14,7 +15,7 @@ from prunegraph.experiment.candidates import Candidate, CandidateStore
 from prunegraph.experiment.config import ApplyConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.finalise import Outcome, finalise, finetune_chosen
-from prunegraph.experiment.folder import open_run
+from prunegraph.experiment.folder import RunFolder, open_run
 from prunegraph.experiment.jobs import Jobs, Workplace, make_workplace
 from prunegraph.experiment.page import show_finished
 from prunegraph.experiment.policies import find_policy
@@ -24,6 +25,7 @@ from prunegraph.experiment.suit import num_decision_networks, suit_benches
 from prunegraph.experiment.train import run_name
 from prunegraph.experiment.verdict import AGENT, UNTRAINED, is_control
 from prunegraph.files import write_json
+from prunegraph.pruning.state import parameter_digest
 from prunegraph.reading import checked, read_json
 
 APPLIED = f"{AGENT}/applied"
@@ -47,6 +49,8 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
         return show_finished(config, [folder], [target.graph], console)
     with folder.started(config):
         console.say(f"run folder: {folder.path}")
+        check_policy(policy, folder)
+        save_policy(folder.path, policy)
         place = make_workplace(config, [target], [folder], console)
         bench = place.benches[0]
         warn_of_network(bench, console)
@@ -57,7 +61,6 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
         if config.max_latency is None:
             add_untrained(bench, store, prior=prior)
             add_controls(bench, store, store.named(APPLIED), console)
-        save_policy(folder.path, policy)
         with Jobs(config, place) as jobs:
             for name in COMPARED:
                 _add_heuristic(store, place, name, config, console)
@@ -79,6 +82,16 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
         folder.finish()
         console.say(f"written to {folder.path}")
         return report
+
+
+def check_policy(policy: TrainedPolicy, folder: RunFolder) -> None:
+    """Raise ConfigError if a run that goes on began with another policy."""
+    if not folder.file(POLICY_FILE).is_file():
+        return
+    begun = load_policy(folder.path)
+    if parameter_digest(begun.network) != parameter_digest(policy.network):
+        msg = f"{folder.path} was begun with another policy: restore it, or give a new --out"
+        raise ConfigError(msg)
 
 
 def _decide(

@@ -171,7 +171,10 @@ def _dispatch(words: list[str]) -> None:
     with joined(config.device) as ranks:
         if ranks is None or ranks.first:
             console = Console(json_only=config.json)
-            console.result(command.run(config, console))
+            aside = contextlib.redirect_stdout(sys.stderr if config.json else sys.stdout)
+            with aside:  # what the user's own code prints
+                result = command.run(config, console)
+            console.result(result)
         else:
             help_rank_0(ranks, config.device)
 
@@ -244,8 +247,11 @@ def _defaults(kind: type[CommonConfig], words: list[str]) -> dict[str, Any]:
     if path is None:
         return {}
     given = from_dict(kind, read_yaml(Path(path)), where=path)
-    required = [field.name for field in fields(kind) if field.default is MISSING]
-    return {"default": kind(**dict.fromkeys(required, tyro.MISSING) | given)}
+    default = object.__new__(kind)  # checked with the command line's options, not without them
+    for field in fields(kind):
+        missing = tyro.MISSING if field.default is MISSING else field.default
+        object.__setattr__(default, field.name, given.get(field.name, missing))
+    return {"default": default}
 
 
 def _one_line(box: str) -> str:

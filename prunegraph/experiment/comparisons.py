@@ -15,11 +15,13 @@ from prunegraph.experiment.checks import SUMMARY_FILE
 from prunegraph.experiment.compare import Plan, check_searches, make_plan, run_compare
 from prunegraph.experiment.compare_config import CompareConfig, ComparisonsConfig
 from prunegraph.experiment.console import Console, seconds_in_words
-from prunegraph.experiment.folder import RunFolder, open_run, slug
+from prunegraph.experiment.folder import CONFIG_FILE, RunFolder, open_run, slug
+from prunegraph.experiment.options import save_config
 from prunegraph.experiment.report import read_report
 from prunegraph.experiment.setup import Target, check_trainable, load_target, resolve_arch
-from prunegraph.experiment.summary import summary_table, write_summary
+from prunegraph.experiment.summary import summarise, summary_table, write_summary
 from prunegraph.experiment.train import budget_name
+from prunegraph.files import write_bytes
 from prunegraph.models import weights_info
 
 MAX_NAME = 100
@@ -45,7 +47,11 @@ def run_comparisons(config: ComparisonsConfig, console: Console) -> dict[str, An
         folder.finish()  # in case that the run was killed before it did
         console.say(f"{folder.path} is finished; this is its summary (a new --out runs it anew)")
         check_same_dense(parts, members)
-        summary = write_summary(config, folder, members)
+        try:
+            summary = write_summary(config, folder, members)
+        except ArtefactError as error:  # its medium may be read-only
+            console.say(f"warning: the summary stays as it is: {error}")
+            summary = summarise(members)
     else:
         summary = _run(config, parts, folder, members, console)
     console.table(summary_table(summary))
@@ -98,11 +104,29 @@ def _run(
         )
         for number, part in missing:
             console.say(f"comparison {number} of {len(parts)}")
+            _share_dense(parts, members, number - 1)
             run_compare(part, console)
         check_same_dense(parts, members)
         summary = write_summary(config, folder, members)
         folder.finish()
     return summary
+
+
+def _share_dense(parts: Sequence[CompareConfig], members: Sequence[RunFolder], number: int) -> None:
+    """Give a comparison the dense network that one of the same network was made with.
+
+    Trained again, with other threads or on a GPU, it would differ in its last digits.
+    """
+    wanted, folder = parts[number], members[number]
+    for part, member in zip(parts, members, strict=True):
+        same = (part.arch, part.weights) == (wanted.arch, wanted.weights)
+        dense = member.file(DENSE_FILE)
+        if same and member.finished and not folder.file(DENSE_FILE).is_file():
+            folder.path.mkdir(parents=True, exist_ok=True)
+            save_config(wanted, folder.file(CONFIG_FILE))
+            for path in (dense.with_suffix(".json"), dense):
+                write_bytes(folder.file(path.name), path.read_bytes())
+            return
 
 
 def look_ahead(parts: Sequence[CompareConfig]) -> float:

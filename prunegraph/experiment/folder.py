@@ -1,6 +1,7 @@
 """Run folders: where a command's files go, and how the same command finds them again."""
 
 import hashlib
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,15 @@ PAGE_FILE = "report.html"
 
 WORK_FOLDER = "checkpoints"
 """Sub-folder with what an interrupted run resumes from; removed when the run is finished."""
+
+OWN_FOLDERS = ("cells", "plots", "events", "dense_finetuned")
+"""Sub-folders that a run writes."""
+
+OWN_SUFFIXES = (".json", ".yaml", ".safetensors", ".csv")
+"""And the files beside them."""
+
+MEMBER = re.compile(r"\d+-.+")
+"""Sub-folders of a run of several networks."""
 
 LOCK_FILE = "lock"
 """Held in ``WORK_FOLDER`` while a run is at work."""
@@ -116,12 +126,16 @@ class RunFolder:
 
     def finish(self) -> None:
         """Remove what only an interrupted run needs, in the folders of further networks too."""
-        for folder in (self.path, *self.path.iterdir()):
+        members = [path for path in self.path.iterdir() if MEMBER.fullmatch(path.name)]
+        for folder in (self.path, *members):
             shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
         remove_temporaries(self.path.rglob(".*.tmp"))
 
     def digests(self) -> dict[str, str]:
-        """Return the SHA-256 of each file of the run but report and pages, by path in it."""
+        """Return the SHA-256 of each file of the run but report and pages, by path in it.
+
+        What others have put there, such as a log or another run, is not the run's.
+        """
         files = (path for path in sorted(self.path.rglob("*")) if path.is_file())
         return {
             name: file_digest(path)
@@ -130,6 +144,7 @@ class RunFolder:
             and (name := path.relative_to(self.path).as_posix()) != REPORT_FILE
             and WORK_FOLDER not in name.split("/")
             and not TEMPORARY.fullmatch(path.name)
+            and _is_own(name)
         }
 
     def check_digests(self, expected: dict[str, str]) -> None:
@@ -142,6 +157,16 @@ class RunFolder:
             if file_digest(path) != digest:
                 msg = f"{path} is not the file that the report was made from: its SHA-256 differs"
                 raise ArtefactError(msg)
+
+
+def _is_own(name: str) -> bool:
+    """Tell a run's files from others by their path in its folder."""
+    *folders, file = name.split("/")
+    if folders and MEMBER.fullmatch(folders[0]):
+        folders = folders[1:]
+    if not folders:
+        return Path(file).suffix in OWN_SUFFIXES
+    return folders[0] in OWN_FOLDERS
 
 
 def open_run(config: CommonConfig, out: Path | None, default_name: str) -> RunFolder:
@@ -166,7 +191,8 @@ def open_run(config: CommonConfig, out: Path | None, default_name: str) -> RunFo
     while True:
         name = default_name if number == 1 else f"{default_name}-{number}"
         folder = RunFolder(path=RUNS / name)
-        if folder.untouched or (not folder.finished and not _differences(config, folder)):
+        at_work = not folder.finished or (folder.path / WORK_FOLDER).exists()  # killed at its end
+        if folder.untouched or (at_work and not _differences(config, folder)):
             return folder
         number += 1
 

@@ -36,7 +36,7 @@ def to_dict(config: CommonConfig) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
-        return str(value if is_shipped(value) else value.expanduser().resolve())
+        return str(value) if is_shipped(value) else str(value.expanduser().absolute())
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return value
@@ -203,7 +203,7 @@ def differences(config: CommonConfig, written: Mapping[str, Any]) -> list[str]:
     Options that do not change what is computed (threads, device, output) are not compared. One that
     is not written is younger than the run, which was made as by its default, or as ``BEFORE`` says.
     """
-    values = to_dict(config)
+    values, paths = to_dict(config), _paths(config)
     defaults = {
         field.name: _plain(field.default)
         for field in dataclasses.fields(config)
@@ -214,8 +214,26 @@ def differences(config: CommonConfig, written: Mapping[str, Any]) -> list[str]:
     return [
         f"{key} {_show(there)} there, {_show(here)} here"
         for key, (there, here) in pairs.items()
-        if there != here
+        if (_followed(there) != _followed(here) if key in paths else there != here)
     ]
+
+
+def _paths(config: CommonConfig) -> set[str]:
+    """Return the names of the options that hold paths."""
+    names = set()
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if any(isinstance(item, Path) for item in (value if isinstance(value, tuple) else [value])):
+            names.add(field.name)
+    return names
+
+
+def _followed(value: Any) -> Any:
+    """Return what absolute paths lead to: two that lead to one file are the same."""
+    if isinstance(value, list):
+        return [_followed(item) for item in value]
+    absolute = isinstance(value, str) and Path(value).is_absolute()
+    return str(Path(value).resolve()) if absolute else value
 
 
 def command_line(config: CommonConfig) -> str:

@@ -10,6 +10,8 @@ import torch
 from prunegraph.errors import ArtefactError, ConfigError
 from prunegraph.experiment.agent_rows import agent_rows
 from prunegraph.experiment.agreement import agreements
+from prunegraph.experiment.apply import APPLIED, COMPARED
+from prunegraph.experiment.baselines import CONTROL_CRITERIA
 from prunegraph.experiment.bench import DENSE_FILE, Bench
 from prunegraph.experiment.candidates import MASKS_FILE, choose, read_masks
 from prunegraph.experiment.compare import wanted
@@ -23,7 +25,7 @@ from prunegraph.experiment.console import Console
 from prunegraph.experiment.csv_files import HISTORY_CSV, METHODS_CSV
 from prunegraph.experiment.finalise import finetuned_mean, peak_memory
 from prunegraph.experiment.finish import load_finetuned
-from prunegraph.experiment.folder import CONFIG_FILE, REPORT_FILE, RunFolder, existing_run
+from prunegraph.experiment.folder import CONFIG_FILE, MEMBER, REPORT_FILE, RunFolder, existing_run
 from prunegraph.experiment.options import load_config, read_yaml
 from prunegraph.experiment.page import HISTORY_FILE
 from prunegraph.experiment.plan_check import Check, candidates_of, check_plan, check_rows
@@ -32,7 +34,9 @@ from prunegraph.experiment.setup import check_trusted, load_target, num_cores
 from prunegraph.experiment.tools_config import VerifyConfig
 from prunegraph.experiment.train import baseline_names
 from prunegraph.experiment.verdict import (
+    CONTROL_SUFFIX,
     DENSE,
+    UNTRAINED,
     MethodRow,
     Metric,
     judge,
@@ -90,7 +94,7 @@ def verify_run(config: VerifyConfig, console: Console) -> dict[str, Any]:
     unknown += ["search.health", "repaired", "methods[].networks_evaluated", "methods[].seconds"]
     unknown += [HISTORY_FILE, METHODS_CSV, HISTORY_CSV]
     unknown += [f"{cell} (no weights)" for cell in _cells_without_weights(folder, content)]
-    unknown += ["latency_ms", "versions"]
+    unknown += ["latency_ms", "versions", *sorted({"decision", "policy"} & content.keys())]
     console.say(
         f"{len(checks)} figures and {len(content['files'])} files of {folder.path} are right; "
         f"not verifiable: {', '.join(unknown)}"
@@ -122,7 +126,8 @@ def _cells_without_weights(folder: RunFolder, content: Mapping[str, Any]) -> lis
 
 def _other_members(folder: RunFolder) -> list[RunFolder]:
     """Return the folders of a family's other networks."""
-    return [RunFolder(path=path.parent) for path in sorted(folder.path.glob(f"*/{REPORT_FILE}"))]
+    reports = sorted(folder.path.glob(f"*/{REPORT_FILE}"))
+    return [RunFolder(path=path.parent) for path in reports if MEMBER.fullmatch(path.parent.name)]
 
 
 def _check_member(
@@ -134,7 +139,8 @@ def _check_member(
     masks = read_masks(member.file(MASKS_FILE), bench.target.graph)
     judge_of = _Judge(bench, masks, member, _same_machine(content) and as_then)
     checks = [
-        Check(name="graph", reported=content["graph"], found=bench.target.graph.fingerprint())
+        Check(name="command", reported=content["command"], found=_command(folder)),
+        Check(name="graph", reported=content["graph"], found=bench.target.graph.fingerprint()),
     ]
     checks += _check_data(bench, content)
     checks += _check_options(bench, content, rows)
@@ -166,10 +172,7 @@ def _rebuild(
     Returns:
         The bench, and whether it is on the run's own device.
     """
-    command = read_yaml(folder.file(CONFIG_FILE)).get("command")
-    if not isinstance(command, str) or command not in KINDS:
-        msg = f"{folder.path} is a run of {command!r}; verify takes {', '.join(KINDS)}"
-        raise ConfigError(msg)
+    command = _command(folder)
     run = load_config(KINDS[command], folder.file(CONFIG_FILE))
     check_trusted(content["dataset"], config.dataset, member.file(REPORT_FILE), "dataset")
     network = NetworkConfig(
@@ -200,6 +203,15 @@ def _check_data(bench: Bench, content: Mapping[str, Any]) -> list[Check]:
     ]
 
 
+def _command(folder: RunFolder) -> str:
+    """Return which command made a run."""
+    command = read_yaml(folder.file(CONFIG_FILE)).get("command")
+    if not isinstance(command, str) or command not in KINDS:
+        msg = f"{folder.path} is a run of {command!r}; verify takes {', '.join(KINDS)}"
+        raise ConfigError(msg)
+    return command
+
+
 def _check_options(
     bench: Bench, content: Mapping[str, Any], rows: Sequence[MethodRow]
 ) -> list[Check]:
@@ -210,6 +222,9 @@ def _check_options(
         expected = {*baseline_names(run), *agent_rows(run, controls=run.baselines != "none")}
     elif isinstance(run, CompareConfig):
         expected = {*wanted(run), *(agent_rows(run) if run.agent else ())}
+    elif isinstance(run, ApplyConfig) and run.max_latency is None:
+        expected = {APPLIED, UNTRAINED, *COMPARED}
+        expected |= {f"{criterion}{CONTROL_SUFFIX}" for criterion in CONTROL_CRITERIA}
     found = {
         "arch": bench.target.arch,
         "seed": bench.seed,

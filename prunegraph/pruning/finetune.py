@@ -167,6 +167,9 @@ def finetune(
     if (teacher is None) != (config.distill_weight == 0.0):
         msg = f"distill_weight={config.distill_weight} needs a teacher, and a teacher a weight > 0"
         raise ConfigError(msg)
+    if config.epochs == 0 and subnets is None:
+        model.eval()
+        return FinetuneResult(losses=(), seconds=0.0, resumed_epochs=0)
     run = _Training(model, train, config, seed, teacher, ranks, subnets, name)
     writes = ranks is None or ranks.first
     if checkpoint is not None and writes and checkpoint.exists():

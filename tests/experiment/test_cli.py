@@ -9,7 +9,7 @@ import torch
 from prunegraph.errors import ConfigError
 from prunegraph.experiment import cli, overview
 from prunegraph.experiment.compare_config import ComparisonsConfig
-from prunegraph.experiment.config import TrainConfig
+from prunegraph.experiment.config import PretrainConfig, TrainConfig
 from prunegraph.experiment.tools_config import InspectConfig, VerifyConfig
 
 
@@ -148,6 +148,17 @@ def test_code_and_clusters_that_only_a_file_of_options_names_are_refused(
     config = cli.parse(TrainConfig, ["--config", str(path), f"--{option}", name])
     assert isinstance(config, TrainConfig)
     assert name in (config.ray, *config.arch)
+
+
+def test_a_config_file_is_checked_with_what_the_command_line_gives(tmp_path: Path) -> None:
+    path = tmp_path / "options.yaml"
+    path.write_text("slimmable: 0.25\n")
+    words = ["--config", str(path), "--weights", "a.safetensors"]
+    config = cli.parse(PretrainConfig, words)
+    assert isinstance(config, PretrainConfig)
+    assert (config.slimmable, config.weights) == (0.25, Path("a.safetensors"))
+    with pytest.raises(ConfigError, match="--weights"):
+        cli.parse(PretrainConfig, words[:2])
 
 
 def test_config_file_may_leave_out_what_the_command_line_gives(tmp_path: Path) -> None:

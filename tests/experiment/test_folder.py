@@ -54,6 +54,7 @@ def test_default_folder_resumes_unfinished_runs_and_numbers_the_next(
     start(first)
     assert open_run(CONFIG, None, "name").path == first.path == Path("runs/name")
     first.file("report.json").write_text("{}")
+    first.finish()
     assert open_run(CONFIG, None, "name").path == Path("runs/name-2")
     other = TrainConfig(keep_macs=0.4)
     start(open_run(CONFIG, None, "name"))
@@ -68,6 +69,9 @@ def test_digests_name_a_changed_and_a_missing_file(tmp_path: Path) -> None:
     folder.checkpoint("x").write_bytes(b"working file")
     for page in ("report.html", "plots/report.html"):  # a family's other networks have one too
         folder.file(page).write_text("derived")
+    (folder.path / "adapted").mkdir()  # what others put there
+    folder.file("adapted/report.json").write_text("{}")
+    folder.file("log.txt").write_text("x")
     digests = folder.digests()
     assert sorted(digests) == ["config.yaml", "plots/a.png"]
     folder.check_digests(digests)
@@ -82,9 +86,26 @@ def test_digests_name_a_changed_and_a_missing_file(tmp_path: Path) -> None:
 def test_finish_removes_only_the_checkpoints(tmp_path: Path) -> None:
     folder = open_run(CONFIG, tmp_path / "run", "name")
     start(folder)
-    folder.checkpoint("x").write_bytes(b"working file")
+    for path in (folder.path, folder.file("1-resnet20"), folder.file("another-run")):
+        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (path / "checkpoints" / "x").write_bytes(b"working file")
     folder.finish()
-    assert [path.name for path in folder.path.iterdir()] == ["config.yaml"]
+    left = sorted(path.relative_to(folder.path).as_posix() for path in folder.path.rglob("*"))
+    other = [f"another-run{name}" for name in ("", "/checkpoints", "/checkpoints/x")]
+    assert left == ["1-resnet20", *other, "config.yaml"]
+
+
+def test_a_run_that_was_killed_at_its_very_end_is_taken_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = open_run(CONFIG, None, "name")
+    start(folder)
+    folder.checkpoint("x").write_bytes(b"working file")
+    folder.file("report.json").write_text("{}")
+    assert open_run(CONFIG, None, "name").path == folder.path
+    folder.finish()
+    assert open_run(CONFIG, None, "name").path == Path("runs/name-2")
 
 
 def test_existing_run_says_what_is_missing(tmp_path: Path) -> None:

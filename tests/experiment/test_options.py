@@ -89,6 +89,17 @@ def test_runs_are_the_same_if_only_runtime_options_differ() -> None:
     ]
 
 
+def test_links_keep_their_names_and_lead_to_the_same_run(tmp_path: Path) -> None:
+    blob, link = tmp_path / "blob", tmp_path / "model.safetensors"
+    blob.touch()
+    link.symlink_to(blob)
+    linked, plain = TrainConfig(weights=(link,)), TrainConfig(weights=(blob,))
+    assert to_dict(linked)["weights"] == [str(link)]
+    assert differences(linked, to_dict(plain)) == []
+    other = differences(linked, to_dict(TrainConfig(weights=(tmp_path / "another",))))
+    assert len(other) == 1
+
+
 def test_runs_from_before_an_option_were_made_without_it(tmp_path: Path) -> None:
     older = {name: value for name, value in to_dict(TrainConfig()).items() if name != "reconstruct"}
     assert differences(TrainConfig(), older) == ["reconstruct False there, True here"]

@@ -9,9 +9,11 @@ import torch
 import prunegraph as pg
 from prunegraph.agent import NetworkConfig, PruningNetwork, TrainedPolicy, save_policy
 from prunegraph.data import load_dataset
-from prunegraph.errors import ArtefactError, DataError
+from prunegraph.errors import ArtefactError, ConfigError, DataError
+from prunegraph.experiment.apply import check_policy
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.compare_config import CompareConfig
+from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.policies import find_policy, shipped_policies
 from prunegraph.experiment.setup import load_target
 from prunegraph.experiment.suit import suit_benches
@@ -116,3 +118,17 @@ def test_loaders_of_something_else_get_one_line(batch: Any, message: str) -> Non
             calibration_data=[batch],
             keep_macs=0.5,
         )
+
+
+def test_a_run_that_goes_on_keeps_its_policy(tmp_path: Path) -> None:
+    policies = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        network = PruningNetwork(NetworkConfig(feature_names=("taylor",), prior="taylor"))
+        policies.append(TrainedPolicy(network.eval(), {}))
+    folder = RunFolder(path=tmp_path)
+    check_policy(policies[0], folder)
+    save_policy(tmp_path, policies[0])
+    check_policy(policies[0], folder)
+    with pytest.raises(ConfigError, match="was begun with another policy"):
+        check_policy(policies[1], folder)

@@ -220,6 +220,8 @@ def test_a_loader_in_place_of_a_split_is_one_clear_error() -> None:
 def test_a_frozen_network_is_one_clear_error(train: TrainSplit) -> None:
     with pytest.raises(ModelError, match="no weight of the network requires a gradient"):
         finetune(make_net().requires_grad_(False), train, CONFIG, seed=0)
+    none = FinetuneConfig(epochs=0)
+    assert finetune(make_net().requires_grad_(False), train, none, seed=0).losses == ()
 
 
 def test_a_network_with_a_mask_of_minus_infinity_is_resumed(
