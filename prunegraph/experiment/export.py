@@ -89,13 +89,14 @@ def _in_words(inputs: dict[str, Any]) -> str:
 
 
 def _path(config: ExportConfig) -> Path:
-    """Return the file to write: ``--out``, or the format's own in the run folder.
+    """Return the file to write: ``--out``, or the format's own in the network's folder.
 
     Raises:
         ConfigError: ``--out`` is there already, or has another suffix than the format.
     """
     if config.out is None:
-        return config.run / FILE_NAMES[config.format]
+        folder = config.run.parent if config.run.is_file() else config.run
+        return folder / FILE_NAMES[config.format]
     suffix = Path(FILE_NAMES[config.format]).suffix
     if config.out.suffix != suffix:
         msg = f"{config.out} must end in {suffix}, as {config.format} does: give another --out"

@@ -145,6 +145,9 @@ def test_the_command_line_reads_an_exported_recipe(
     ]
     assert main(["inspect", "--run", written[0], *trust(folder), "--json"]) == 0
     assert "kept" in json.loads(capsys.readouterr().out)
+    words = ["export", written[0], *trust(folder), "--format", "torch-export", "--json"]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["files"] == [str(folder / "pruned.pt2")]
 
 
 def test_changed_user_code_is_refused(
