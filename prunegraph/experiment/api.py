@@ -107,8 +107,8 @@ def prune(
         max_latency: at most this many milliseconds a forward of ``example_inputs``, measured here.
         round_to: keep a multiple of this many channels in every group.
         attention: what can leave it: "head", a whole one, or "width", a part of all of them.
-        num_images: how many images calibrate; masks are compared on as many further ones, as far
-            as there are.
+        num_images: how many images calibrate; masks are compared on as many further ones. Where
+            there are fewer, some that calibrate fill up.
         reconstruct: the kept weights take over what the removed channels gave, by least squares
             on the calibration data (``Compensation``).
         seed: fixes what is drawn from them.
@@ -133,8 +133,7 @@ def prune(
     source = _gather(model, calibration_data, 2 * num_images, channels)
     index = torch.arange(len(source.labels))
     train = TrainSplit(source, index[:num_images])
-    further = index[num_images:]
-    search = SearchSplit(source, further if len(further) else index)
+    search = SearchSplit(source, index[-num_images:])
     device = next((item.device for item in model.parameters()), torch.device("cpu"))
     evaluator = Evaluator(
         model,
