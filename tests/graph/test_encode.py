@@ -40,6 +40,7 @@ def permute(graph: StructureGraph, new: IntArray) -> StructureGraph:
         param_classes={},
         gathers={},
         cost_model=CostModel(graph.num_classes, terms),
+        summed=graph.summed[order],
     )
 
 
