@@ -17,9 +17,10 @@ class InstanceOffsets(nn.Module):
 
     Plain gradient ascent moves them, in units that do not depend on the number of bits: a channel
     by ``rate * mean(A (b - p))``, a group by ``group_rate`` times the sum of the same over its
-    channels over the standard deviation of their number, and by ``group_rate`` at the most: masks
-    that were planned lie many deviations from the policy's own. A noisy gradient then makes a small
-    step, where an adaptive optimiser would make a full one in a random direction.
+    channels over the standard deviation of their number; and by ``rate`` and ``group_rate`` at the
+    most, since masks that were planned lie many deviations from the policy's own. A noisy gradient
+    then makes a small step, where an adaptive optimiser would make a full one in a random
+    direction.
 
     Args:
         graphs: graph id -> structure.
@@ -62,7 +63,7 @@ class InstanceOffsets(nn.Module):
             0, group_of, probabilities * (1.0 - probabilities)
         )
         if channels.grad is not None and groups.grad is not None:
-            channels -= rate * scale * channels.grad
+            channels -= rate * (scale * channels.grad).clamp(-1.0, 1.0)
             step = scale * groups.grad / (variance + 1e-6).sqrt()
             groups -= group_rate * step.clamp(-1.0, 1.0)
         channels.grad = groups.grad = None

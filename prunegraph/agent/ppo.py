@@ -1,5 +1,6 @@
 """PPO on a thousand bits that share one reward."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, cast
@@ -24,6 +25,10 @@ IMAGINED_BITS = 200_000
 
 LEAST_IMAGINED, MOST_IMAGINED = 32, 384
 """Imagined episodes a step for each network and budget."""
+
+MOST_RATIO = 10.0
+"""New over old probability of a bit, beyond which it is pushed down no more. Without a bound, as in
+dual-clip PPO (Ye et al. 2020, arXiv 1912.09729), bits that were unlikely explode the offsets."""
 
 MOST_UPDATES = 3
 """Updates at the most, in those that the networks would pay for if no mask came twice: of a small
@@ -357,6 +362,7 @@ class ChannelPPO(PPO):
             weights = torch.full_like(log_ratio, 1.0 / len(log_ratio))
         else:
             weights = distribution.mask / distribution.num_free()[:, None] / len(log_ratio)
+        log_ratio = log_ratio.clamp(max=math.log(MOST_RATIO))
         ratio = log_ratio.exp()
         low, high = 1.0 - self.config.clip_range, 1.0 + self.config.clip_range
         gain = torch.minimum(

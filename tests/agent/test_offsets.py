@@ -36,6 +36,11 @@ def test_a_step_is_the_mean_of_advantage_times_surprise(graph: StructureGraph) -
     offsets.ascend(0, half, rate=0.1, group_rate=0.0, scale=num_free * temperature)
     assert offsets(0).detach() == pytest.approx(0.1 * advantage * (bits - 0.5).numpy())
     assert offsets.channels["0"].grad is None
+    offsets.channels["0"].grad = torch.full((size,), -1e9)
+    offsets.groups["0"].grad = torch.zeros(len(graph.groups))
+    before = offsets(0).detach().clone()
+    offsets.ascend(0, half, rate=0.1, group_rate=0.0, scale=1.0)
+    assert (offsets(0).detach() - before).tolist() == pytest.approx([0.1] * size)
 
 
 def test_noise_and_temperature_are_geometric_and_noise_can_be_off() -> None:

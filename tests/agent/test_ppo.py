@@ -74,6 +74,19 @@ def test_joint_clipping_stops_where_bits_do_not(make_model: MakeModel) -> None:
     assert gradients["bit"] > 0.7
 
 
+def test_a_bit_that_was_unlikely_pushes_no_further_than_its_bound(make_model: MakeModel) -> None:
+    model = make_model()
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    log_ratio = torch.tensor([[0.0, 2.0, 500.0]], requires_grad=True)
+    loss, logs = model._loss(
+        decision(torch.zeros(1, 3), mask), log_ratio, torch.tensor([-1.0]), torch.zeros(1)
+    )
+    loss.backward()
+    assert log_ratio.grad is not None
+    assert log_ratio.grad.tolist()[0] == pytest.approx([1 / 3, np.exp(2.0) / 3, 0.0])
+    assert all(np.isfinite(value) for value in logs.values())
+
+
 def test_offsets_step_alike_whether_bits_or_episodes_are_clipped(make_model: MakeModel) -> None:
     steps = []
     for clip in ("bit", "joint"):
