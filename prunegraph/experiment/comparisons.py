@@ -44,7 +44,8 @@ def run_comparisons(config: ComparisonsConfig, console: Console) -> dict[str, An
         if member.finished:
             open_run(part, part.out, "")  # raises if it was made with other options
     if folder.finished and all(member.finished for member in members):
-        folder.finish()  # in case that the run was killed before it did
+        for each in (folder, *members):
+            each.finish()  # in case that the run was killed before it did
         console.say(f"{folder.path} is finished; this is its summary (a new --out runs it anew)")
         check_same_dense(parts, members)
         try:
@@ -108,7 +109,8 @@ def _run(
             run_compare(part, console)
         check_same_dense(parts, members)
         summary = write_summary(config, folder, members)
-        folder.finish()
+        for each in (folder, *members):
+            each.finish()
     return summary
 
 

@@ -36,7 +36,7 @@ def to_dict(config: CommonConfig) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
-        return str(value) if is_shipped(value) else str(value.expanduser().absolute())
+        return str(value if is_shipped(value) else value.expanduser().absolute())
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return value
@@ -203,7 +203,7 @@ def differences(config: CommonConfig, written: Mapping[str, Any]) -> list[str]:
     Options that do not change what is computed (threads, device, output) are not compared. One that
     is not written is younger than the run, which was made as by its default, or as ``BEFORE`` says.
     """
-    values, paths = to_dict(config), _paths(config)
+    values = to_dict(config)
     defaults = {
         field.name: _plain(field.default)
         for field in dataclasses.fields(config)
@@ -214,18 +214,8 @@ def differences(config: CommonConfig, written: Mapping[str, Any]) -> list[str]:
     return [
         f"{key} {_show(there)} there, {_show(here)} here"
         for key, (there, here) in pairs.items()
-        if (_followed(there) != _followed(here) if key in paths else there != here)
+        if _followed(there) != _followed(here)
     ]
-
-
-def _paths(config: CommonConfig) -> set[str]:
-    """Return the names of the options that hold paths."""
-    names = set()
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if any(isinstance(item, Path) for item in (value if isinstance(value, tuple) else [value])):
-            names.add(field.name)
-    return names
 
 
 def _followed(value: Any) -> Any:

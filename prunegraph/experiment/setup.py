@@ -3,8 +3,10 @@
 import copy
 import ctypes
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,21 +128,20 @@ def check_weights_file(path: Path) -> None:
 
 def trained_size(config: DataConfig, info: WeightsInfo | None) -> int | None:
     """Return ``--image-size``, or that which the weights were trained with on the same data set."""
-    if config.image_size is not None or not _trained_on(config, info):
+    if config.image_size is not None:
         return config.image_size
-    size = None if info is None else info.extra.get("image_size")
+    size = _told_of_images(config, info).get("image_size")
     return size if isinstance(size, int) else None
 
 
 def never_flipped(config: DataConfig, info: WeightsInfo | None) -> bool:
     """Return ``--no-flip``, or whether the weights were trained so on the same data set."""
-    trained = info is not None and _trained_on(config, info) and info.extra.get("no_flip") is True
-    return config.no_flip or trained
+    return config.no_flip or _told_of_images(config, info).get("no_flip") is True
 
 
-def _trained_on(config: DataConfig, info: WeightsInfo | None) -> bool:
-    """Tell whether weights were trained on the data set that the options name."""
-    return info is not None and config.dataset in (None, info.dataset)
+def _told_of_images(config: DataConfig, info: WeightsInfo | None) -> Mapping[str, Any]:
+    """Return what weights tell of their images; nothing if the options name another data set."""
+    return info.extra if info is not None and config.dataset in (None, info.dataset) else {}
 
 
 def check_trusted(name: str, given: str | None, path: Path, option: str = "arch") -> None:

@@ -78,8 +78,11 @@ def by_sensitivity(problem: PruningProblem, values: Float64Array) -> Float64Arra
     gains = sensitivity(evaluator, graph, values.astype(np.float32), subset=subset, by=by)
     positive = np.maximum(gains.astype(np.float64), 0.0)
     floor = LEAST_SENSITIVITY * max(float(positive[graph.free].mean()), 1e-12)
-    normalised = values / np.maximum(group_mean(graph, values), 1e-30)
-    return normalised * np.maximum(positive, floor)
+    return _over_group_mean(graph, values) * np.maximum(positive, floor)
+
+
+def _over_group_mean(graph: StructureGraph, values: Float64Array) -> Float64Array:
+    return values / np.maximum(group_mean(graph, values), 1e-30)
 
 
 def isomorphic(problem: PruningProblem, values: Float64Array) -> Float64Array:
@@ -147,7 +150,7 @@ class HeuristicPruner:
         graph, before = problem.graph, problem.evaluator.num_networks
         values = importance(self.criterion, problem.statistics, graph.num_classes, problem.seed)
         if self.allocation in ("global", "per_mac") and self.criterion in OF_THE_LAYER:
-            values = values / np.maximum(group_mean(graph, values), 1e-30)
+            values = _over_group_mean(graph, values)
         scores = ALLOCATIONS[self.allocation](problem, values)
         # ranks of the scores, since float32 would run some of them together
         order = np.argsort(np.argsort(-scores, kind="stable"), kind="stable")

@@ -72,7 +72,7 @@ def measure_costly(
     if np.isinf(values).any():
         msg = f"{name} is infinite: check the network's weights and its images"
         raise ModelError(msg)
-    return fill_unseen(graph, values, filter_statistics(dense, graph)["l2"])
+    return fill_unseen(graph, values, lambda: filter_statistics(dense, graph)["l2"])
 
 
 @dataclass(frozen=True, eq=False)

@@ -194,7 +194,9 @@ def _measured(
         "activation_mean": absolute,
         "apoz": zeros,
     }
-    return {name: fill_unseen(graph, values[name], values["l2"]) for name in STATISTIC_NAMES}
+    return {
+        name: fill_unseen(graph, values[name], lambda: values["l2"]) for name in STATISTIC_NAMES
+    }
 
 
 def run_losses(model: nn.Module, images: TrainSplit, batch_size: int) -> None:
@@ -206,7 +208,9 @@ def run_losses(model: nn.Module, images: TrainSplit, batch_size: int) -> None:
             F.cross_entropy(logits, labels.to(device), reduction="sum").backward()
 
 
-def fill_unseen(graph: StructureGraph, values: Float64Array, by: Float64Array) -> FloatArray:
+def fill_unseen(
+    graph: StructureGraph, values: Float64Array, by: Callable[[], Float64Array]
+) -> FloatArray:
     """Give free classes without a value (NaN) one, and frozen classes 0.
 
     In each group they get evenly spaced quantiles of what is seen, in the order of ``by``: where
@@ -215,13 +219,13 @@ def fill_unseen(graph: StructureGraph, values: Float64Array, by: Float64Array) -
     Args:
         graph: the structure.
         values: ``[N]``.
-        by: ``[N]``, such as the norms; what is NaN there counts as 0.
+        by: returns ``[N]``, such as the norms, if a class has no value; NaN there counts as 0.
     """
     seen = np.isfinite(values) & graph.free
     filled = np.where(seen, values, 0.0)
     unseen = graph.free & ~seen
     if seen.any() and unseen.any():
-        ranks = rank_in_group(graph, np.nan_to_num(by))
+        ranks = rank_in_group(graph, np.nan_to_num(by()))
         filled[unseen] = np.quantile(values[seen], ranks[unseen])
     result: FloatArray = filled.astype(np.float32)
     return result

@@ -287,7 +287,7 @@ def test_classes_that_a_criterion_cannot_see_take_the_quantiles_of_the_others() 
     first, second = (np.flatnonzero(graph.group_of == number) for number in (1, 2))
     values, norms = np.full(graph.num_classes, np.nan), np.full(graph.num_classes, np.nan)
     values[first], norms[second] = np.arange(8.0), [3.0, 1.0, 4.0, 2.0]
-    filled = fill_unseen(graph, values, norms)
+    filled = fill_unseen(graph, values, lambda: norms)
     assert filled[first].tolist() == list(range(8))
     assert filled[second] == pytest.approx(7.0 * np.array([0.625, 0.125, 0.875, 0.375]))
     assert (filled[graph.frozen] == 0.0).all()
