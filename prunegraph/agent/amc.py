@@ -1,5 +1,6 @@
 """AMC's agent: stable-baselines3's DDPG with truncated-normal exploration."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,14 @@ EPISODES_KEPT = 100
 BASELINE_DECAY = 0.95
 
 
-def train_widths(env: WidthEnv, *, num_episodes: int, seed: int) -> None:
+def train_widths(
+    env: WidthEnv,
+    *,
+    num_episodes: int,
+    seed: int,
+    most_episodes: int | None = None,
+    goes_on: Callable[[], bool] = lambda: True,
+) -> None:
     """Let AMC's agent play; the environment's ``evaluate`` sees every mask.
 
     Section 3.2 of the paper: every step of an episode gets the episode's reward, less a moving
@@ -33,8 +41,10 @@ def train_widths(env: WidthEnv, *, num_episodes: int, seed: int) -> None:
 
     Args:
         env: the environment.
-        num_episodes: networks that are decided.
+        num_episodes: by which the share of the warm-up counts.
         seed: of initial weights, exploration and batches.
+        most_episodes: played at most; default: ``num_episodes``.
+        goes_on: asked after each step; False ends the training.
     """
     num_steps = len(env.groups)
     warm_up = int(WARM_UP_SHARE * num_episodes)
@@ -55,7 +65,8 @@ def train_widths(env: WidthEnv, *, num_episodes: int, seed: int) -> None:
             device="cpu",
         )
         agent.begin(warm_up, seed)
-        agent.learn(num_episodes * num_steps)
+        most = (most_episodes or num_episodes) * num_steps
+        agent.learn(most, callback=lambda _locals, _globals: goes_on())
 
 
 def noise(episode: int, warm_up: int) -> float:

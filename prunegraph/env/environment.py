@@ -23,6 +23,7 @@ from prunegraph.env.config import (
 from prunegraph.env.realise import Realisation, realise
 from prunegraph.env.task import Cell, PruningTask, make_cell
 from prunegraph.errors import ConfigError
+from prunegraph.graph.features import LAST_NAMES
 from prunegraph.rewards import Episode, SelfCompetition, pack_bits, unpack_bits
 from prunegraph.types import BoolArray, Budget, Cost, FloatArray, KeepMask, Outcome
 
@@ -68,6 +69,8 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
         self.tasks = (tasks,) if isinstance(tasks, PruningTask) else tuple(tasks)
         self.config = EnvConfig() if config is None else config
         self.cells = _make_cells(self.tasks, self.config.budgets)
+        if self.config.refinements:
+            _check_last_columns(self.cells)
         self.num_nodes = max(task.graph.num_classes for task in self.tasks)
         space = _observation_space(self.cells, self.num_nodes)
         self.observation_space = space  # type: ignore[assignment]  # gymnasium types it as Any
@@ -289,11 +292,25 @@ def _make_cells(
         for graph_id, task in enumerate(tasks)
         for budget in (budgets or (task.budget,))
     )
+    if len({cell.name for cell in cells}) < len(cells):
+        msg = f"budgets {budgets} hold two that differ by less than ledgers tell apart: drop one"
+        raise ConfigError(msg)
     widths = sorted({cell.features.shape[1] for cell in cells})
     if len(widths) > 1:
         msg = f"node features of {widths} columns: all networks need the same features"
         raise ConfigError(msg)
     return cells
+
+
+def _check_last_columns(cells: tuple[Cell, ...]) -> None:
+    """Raise ConfigError if refinements would overwrite features."""
+    for cell in cells:
+        if cell.features.shape[1] <= len(LAST_NAMES) or cell.features[:, -len(LAST_NAMES) :].any():
+            msg = (
+                f"node features of {cell.task.name}: refinements show the last mask and its "
+                f"accuracy in the last {len(LAST_NAMES)} columns: append as many of zeros"
+            )
+            raise ConfigError(msg)
 
 
 def _observation_space(cells: tuple[Cell, ...], num_nodes: int) -> spaces.Dict:

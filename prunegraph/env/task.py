@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from prunegraph.env.config import FEATURE_BOUND
-from prunegraph.errors import ConfigError
+from prunegraph.errors import BudgetError, ConfigError
 from prunegraph.graph import StructureGraph
 from prunegraph.types import BoolArray, Budget, Cost, FloatArray, KeepMask, Outcome
 
@@ -101,6 +101,12 @@ def make_cell(graph_id: int, task: PruningTask, budget: Budget) -> Cell:
     if not steps:
         msg = f"{task.name} has nothing to prune: every channel class is frozen"
         raise ConfigError(msg)
+    if budget.max_memory is not None or budget.max_latency is not None:
+        msg = (
+            f"{task.name}: an environment's budget limits keep_macs and keep_params alone; "
+            "prunegraph.prune and project_budget meet max_memory and max_latency"
+        )
+        raise BudgetError(msg)
     graph.project(np.zeros(graph.num_classes, dtype=np.float32), budget)
     features = task.node_features
     array = np.asarray(features(budget) if callable(features) else features, dtype=np.float32)

@@ -11,6 +11,9 @@ from prunegraph.pruners.search import SearchRun
 from prunegraph.pruning.problem import PrunerResult, PruningProblem
 from prunegraph.types import KeepMask, Outcome
 
+MOST_REPEATS = 4
+"""Late episodes repeat masks: so many episodes a network are played at most."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AmcSearch:
@@ -37,7 +40,10 @@ class AmcSearch:
         return "amc"
 
     def prune(self, problem: PruningProblem) -> PrunerResult:
-        """Search, and choose the best finalist; an episode whose mask is known costs no network."""
+        """Search, and choose the best finalist; an episode whose mask is known costs no network.
+
+        The agent plays until its networks are used up, or ``MOST_REPEATS`` as many episodes.
+        """
         run = SearchRun(problem)
         subset = run.subset(self.subset_size, problem.seed)
         num_finalists = run.reserved(self.num_finalists, subset)
@@ -56,7 +62,13 @@ class AmcSearch:
         env = WidthEnv(graph, importance, problem.budget, problem.project, evaluate)
         num_episodes = problem.max_networks - num_finalists
         if num_episodes:
-            train_widths(env, num_episodes=num_episodes, seed=problem.seed)
+            train_widths(
+                env,
+                num_episodes=num_episodes,
+                seed=problem.seed,
+                most_episodes=MOST_REPEATS * num_episodes,
+                goes_on=lambda: run.remaining > num_finalists,
+            )
         ranked = sorted(found, key=lambda mask: found[mask].rank, reverse=True)
         uniform = rank_in_group(graph, importance).astype(np.float32)
         return run.choose(ranked or [problem.project(uniform)])

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunegraph.errors import DataError
+from prunegraph.errors import ConfigError, DataError, ModelError
 from prunegraph.experiment.policies import find_policy
 from prunegraph.experiment.suit import Use, features_by_start, num_decision_networks, suit
 from prunegraph.graph import (
@@ -22,7 +22,7 @@ from prunegraph.graph import (
 )
 from prunegraph.pruners.start import rank_starts
 from prunegraph.pruning.compensation import Compensation
-from prunegraph.pruning.evaluation import place_images
+from prunegraph.pruning.evaluation import model_device, place_images
 from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.latency import project_budget
 from prunegraph.pruning.latency_table import measure_latency_table
@@ -114,11 +114,11 @@ def prune(
         seed: fixes what is drawn from them.
 
     Returns:
-        The pruned network and its report.
+        The pruned network, in eval mode, and its report.
 
     Raises:
-        PruneGraphError: the network cannot be analysed, the budget cannot be met, the policy
-            cannot be read, or there are no images.
+        PruneGraphError: the network cannot be analysed or is no classifier, the budget cannot be
+            met, the policy cannot be read, or images and labels do not fit.
     """
     budget = Budget(
         keep_macs=keep_macs,
@@ -127,6 +127,9 @@ def prune(
         max_latency=max_latency,
         round_to=round_to,
     )
+    if num_images < 1:
+        msg = f"num_images={num_images} must be at least 1"
+        raise ConfigError(msg)
     trained = find_policy(Path(policy))
     graph = analyse(model, example_inputs, attention=attention)
     channels = example_inputs.shape[1] if isinstance(example_inputs, Tensor) else None
@@ -134,7 +137,10 @@ def prune(
     index = torch.arange(len(source.labels))
     train = TrainSplit(source, index[:num_images])
     search = SearchSplit(source, index[-num_images:])
-    device = next((item.device for item in model.parameters()), torch.device("cpu"))
+    device = model_device(model)
+    if device.type == "cpu" and any(item.dtype == torch.float16 for item in model.parameters()):
+        msg = "the network's weights are float16, which a CPU does not train: give model.float()"
+        raise ModelError(msg)
     evaluator = Evaluator(
         model,
         graph,
@@ -172,7 +178,7 @@ def prune(
         "share": suited.share,
         "calibration_images": len(train),
     }
-    return PruneResult(model=evaluator.prune(mask), mask=mask, graph=graph, report=report)
+    return PruneResult(model=evaluator.prune(mask).eval(), mask=mask, graph=graph, report=report)
 
 
 def structure_report(graph: StructureGraph, mask: KeepMask, budget: Budget) -> dict[str, Any]:
@@ -200,7 +206,9 @@ def _gather(
     model: nn.Module, batches: Iterable[Batch], num_images: int, channels: int | None
 ) -> LoadedImages:
     """Return the first images of a loader, labelled by the network itself where it has none."""
-    images, labels, count = [], [], 0
+    images: list[Tensor] = []
+    labels: list[Tensor] = []
+    count = 0
     for batch in batches:
         found = (batch,) if isinstance(batch, Tensor) else tuple(batch)
         if not all(isinstance(part, Tensor) for part in found[:2]):
@@ -221,6 +229,15 @@ def _gather(
                 f"[b, {channels or 'c'}, h, w]: give them as the network takes them"
             )
             raise DataError(msg)
+        if images and found[0].shape[1:] != images[0].shape[1:]:
+            msg = (
+                f"calibration_data holds images of {list(images[0].shape[1:])} and "
+                f"{list(found[0].shape[1:])}: resize or crop them to one size"
+            )
+            raise DataError(msg)
+        if len(found) > 1 and len(found[1]) != len(found[0]):
+            msg = f"calibration_data holds {len(found[1])} labels for {len(found[0])} images"
+            raise DataError(msg)
         images.append(found[0].cpu())
         labels.append(found[1].cpu().long() if len(found) > 1 else _answers(model, found[0]))
         count += len(found[0])
@@ -229,10 +246,32 @@ def _gather(
     if not count:
         msg = "calibration_data holds no images: give a loader of training images"
         raise DataError(msg)
-    return LoadedImages(torch.cat(images)[:num_images], torch.cat(labels)[:num_images])
+    source = LoadedImages(torch.cat(images)[:num_images], torch.cat(labels)[:num_images])
+    num_classes = _logits(model, source.images[:1]).shape[1]
+    least, most = (int(label) for label in source.labels.aminmax())
+    if not 0 <= least <= most < num_classes:
+        msg = (
+            f"calibration_data holds labels from {least} to {most}, and the network tells classes "
+            f"0 to {num_classes - 1} apart: number them as it does"
+        )
+        raise DataError(msg)
+    return source
 
 
 def _answers(model: nn.Module, images: Tensor) -> Tensor:
+    return _logits(model, images).argmax(1).cpu()
+
+
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
     with evaluation_mode(model):
-        answers: Tensor = model(place_images(images, model)).argmax(1).cpu()
-    return answers
+        logits: object = model(place_images(images, model))
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        found = (
+            f"shape {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        )
+        msg = (
+            f"the network returns {found}, not logits [images, classes]: wrap it, or use "
+            "prunegraph.search, which takes any loss"
+        )
+        raise ModelError(msg)
+    return logits

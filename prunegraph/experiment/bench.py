@@ -23,7 +23,7 @@ from prunegraph.experiment.pretrain import (
     weights_record,
 )
 from prunegraph.experiment.setup import DEFAULT_DATASET, Target
-from prunegraph.graph import StructureGraph
+from prunegraph.graph import StructureGraph, copy_network
 from prunegraph.graph.features import node_features
 from prunegraph.models import load_weights, save_weights, weights_info
 from prunegraph.pruners.start import NUM_STARTS, Start, rank_starts
@@ -302,7 +302,7 @@ class Bench:
         """Train a copy of the network on some images, for the time that it takes."""
         recipe = dataclasses.replace(self.recipe(), epochs=1, distill_weight=0.0)
         train = self.finetune_images.sample(num_images, self.seed)
-        finetune(copy.deepcopy(self.target.model), train, recipe, seed=self.seed)
+        finetune(copy_network(self.target.model), train, recipe, seed=self.seed)
 
     def test_accuracy(self, model: nn.Module) -> float:
         """Return the accuracy on the test split. Call it when every choice is made."""

@@ -1,6 +1,5 @@
 """From a chosen mask to a fine-tuned network on disk, and back from disk for measuring."""
 
-import copy
 from pathlib import Path
 
 from torch import nn
@@ -11,6 +10,7 @@ from prunegraph.experiment.folder import slug
 from prunegraph.experiment.jobs import Workplace
 from prunegraph.experiment.pretrain import train_network
 from prunegraph.experiment.setup import Target, place
+from prunegraph.graph import copy_network
 from prunegraph.models import build_model
 from prunegraph.pruning.artefacts import MASK_FILE, PrunedInfo, load_pruned, save_pruned
 from prunegraph.pruning.state import parameter_digest
@@ -63,7 +63,7 @@ def finetune_mask(
         return
     target = bench.target
     if mask == target.graph.dense_mask():
-        model = copy.deepcopy(target.model)
+        model = copy_network(target.model)
     else:
         model = bench.final_evaluator.prune(mask)
     train_network(
@@ -107,4 +107,4 @@ def load_finetuned(target: Target, directory: Path) -> tuple[nn.Module, KeepMask
             target.arch, num_classes=dataset.num_classes, image_shape=dataset.image_shape
         ),
     )
-    return place(saved.model, target.device), saved.mask
+    return place(saved.model, target.device, target.example_inputs), saved.mask

@@ -1,6 +1,5 @@
 """The agent's search for a network of any task: its owner says what is good."""
 
-import copy
 import hashlib
 import itertools
 import math
@@ -31,9 +30,17 @@ from prunegraph.experiment.suit import (
     suit,
 )
 from prunegraph.files import write_json
-from prunegraph.graph import AttentionUnit, ExampleInputs, StructureGraph, analyse, unwrap
+from prunegraph.graph import (
+    AttentionUnit,
+    ExampleInputs,
+    StructureGraph,
+    analyse,
+    copy_network,
+    unwrap,
+)
 from prunegraph.graph.encode import to_pyg
 from prunegraph.pruners.start import NUM_STARTS, rank_starts
+from prunegraph.pruning.artefacts import WEIGHTS_SUFFIX
 from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.evaluation import model_device, place_images
 from prunegraph.pruning.recalibration import measuring_batch_norm
@@ -168,9 +175,13 @@ class OwnEvaluator:
 
     def _measure(self, mask: KeepMask) -> Outcome:
         started = time.perf_counter()
-        score = float(self._score(self.prune(mask)))
+        answer = self._score(self.prune(mask))
+        try:
+            score = float(answer)
+        except (TypeError, ValueError, RuntimeError):  # no number at all
+            score = math.nan
         if not math.isfinite(score):
-            msg = f"evaluate returned {score} for a pruned network: return a number, 0 at worst"
+            msg = f"evaluate returned {answer} for a pruned network: return a number, 0 at worst"
             raise ModelError(msg)
         return self._outcome(mask, score, time.perf_counter() - started)
 
@@ -243,6 +254,9 @@ def search(
     """
     budget = Budget(keep_macs=keep_macs, keep_params=keep_params, round_to=round_to)
     initial = None if policy is None else find_policy(Path(policy))
+    if checkpoint is not None and Path(checkpoint).suffix != WEIGHTS_SUFFIX:
+        msg = f"checkpoint={checkpoint} must end in {WEIGHTS_SUFFIX}: the scores go beside it"
+        raise ConfigError(msg)
     config = agent_config(SearchOptions(metric="accuracy"), seed, initial)
     names = config.network.feature_names
     tried = (NUM_STARTS if "start" in names else 0) + (num_suit_networks(names) if initial else 0)
@@ -255,7 +269,8 @@ def search(
     if not batches:
         msg = "calibration_data holds no batches: give a loader of training data"
         raise DataError(msg)
-    dense = copy.deepcopy(unwrap(model)).eval()
+    dense = copy_network(unwrap(model)).eval()
+    _check_loss(dense, batches[0], loss)
     evaluator = OwnEvaluator(
         dense,
         graph,
@@ -316,8 +331,22 @@ def search(
     report = structure_report(graph, chosen, budget)
     report["dense"]["score"] = float(evaluate(dense))
     report["pruned"]["score"] = fitting[chosen].accuracy
-    report["networks_evaluated"] = result.networks_evaluated + LAST
+    report["networks_evaluated"] = len(evaluator.found)
     return PruneResult(model=evaluator.prune(chosen), mask=chosen, graph=graph, report=report)
+
+
+def _check_loss(dense: nn.Module, batch: Any, loss: Loss) -> None:
+    """Raise ModelError if a loss is no sum that gradients flow from."""
+    trainable = copy_network(dense).requires_grad_()
+    with torch.enable_grad():
+        value: object = loss(trainable, batch)
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        what = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        msg = (
+            f"the loss returns {what}, not a sum over the batch that gradients flow from: reduce "
+            "it with sum(), and leave detach() and no_grad() away"
+        )
+        raise ModelError(msg)
 
 
 def _digest(batches: Sequence[Any]) -> str:

@@ -1,6 +1,5 @@
 """``prunegraph pretrain``: train a network on the train split, from scratch or on."""
 
-import copy
 import dataclasses
 import hashlib
 import time
@@ -33,7 +32,7 @@ from prunegraph.experiment.setup import (
     trained_size,
 )
 from prunegraph.files import locked, remove_temporaries, temporaries_of
-from prunegraph.graph import analyse
+from prunegraph.graph import analyse, copy_network
 from prunegraph.graph.features import prior_scores
 from prunegraph.models import WeightsInfo, load_weights, save_weights, weights_info
 from prunegraph.pruning.evaluation import evaluate, model_device
@@ -109,7 +108,7 @@ def _pretrain(
     asked = _asked(config, dataset)
     recipe = pretrain_recipe(asked["epochs"], lr=asked["peak_lr"], batch_size=config.batch_size)
     recipe = dataclasses.replace(recipe, distill_weight=config.distill)
-    teacher = copy.deepcopy(model) if config.distill else None
+    teacher = copy_network(model) if config.distill else None
     subnets = None
     if config.slimmable is not None:
         subnets = make_subnets(model, dataset.train, config.slimmable, seed=config.seed)

@@ -4,7 +4,6 @@ Rank 0 sends them the network, the images and the recipe, so they need no files,
 is made once. They trust what it sends, as any process of one ``torchrun`` trusts the others.
 """
 
-import copy
 import os
 import pickle
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from torch import distributed, nn
 
 from prunegraph.errors import ConfigError, PruneGraphError
 from prunegraph.experiment.setup import num_cores, resolve_device
+from prunegraph.graph import copy_network
 from prunegraph.pruning.finetune import FinetuneConfig, finetune
 from prunegraph.pruning.ranks import Ranks, current_ranks
 from prunegraph.pruning.subnets import Subnets
@@ -97,8 +97,8 @@ def share_training(
 ) -> None:
     """Let the other ranks join the ``finetune`` that rank 0 calls next."""
     order = _Order(
-        model=copy.deepcopy(model).cpu(),
-        teacher=None if teacher is None else copy.deepcopy(teacher).cpu(),
+        model=copy_network(model).cpu(),
+        teacher=None if teacher is None else copy_network(teacher).cpu(),
         train=train,
         config=config,
         seed=seed,

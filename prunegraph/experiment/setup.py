@@ -1,6 +1,5 @@
 """What every command starts from: the network, its weights, its images, its structure graph."""
 
-import copy
 import ctypes
 import os
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from prunegraph.data import Images, from_images, load_dataset
 from prunegraph.errors import ArtefactError, ConfigError, DataError, ModelError
 from prunegraph.experiment.config import DataConfig, NetworkConfig, PruningOptions
-from prunegraph.graph import StructureGraph, analyse
+from prunegraph.graph import StructureGraph, analyse, copy_network
 from prunegraph.models import WeightsInfo, build_model, check_arch, load_weights, weights_info
 from prunegraph.pruning.artefacts import PrunedInfo
 from prunegraph.pruning.evaluation import place_model
@@ -285,7 +284,7 @@ def load_target(config: NetworkConfig, budget: Budget | None = None) -> Target:
     example_inputs = images.to(device)
     # before the layout changes: files are read without it
     graph = analyse(model, example_inputs, attention=config.attention)
-    model = place(model, device)
+    model = place(model, device, example_inputs)
     check_network(arch, graph)
     check_outputs(arch, model, example_inputs, dataset.num_classes)
     if budget is not None:
@@ -301,9 +300,9 @@ def load_target(config: NetworkConfig, budget: Budget | None = None) -> Target:
     )
 
 
-def place(model: nn.Module, device: torch.device) -> nn.Module:
+def place(model: nn.Module, device: torch.device, images: Tensor) -> nn.Module:
     """Return a network on a device, in the layout in which all networks are measured."""
-    return place_model(model, device).eval()
+    return place_model(model, device, images).eval()
 
 
 def check_network(arch: str, graph: StructureGraph) -> None:
@@ -353,7 +352,7 @@ def check_training(
         raise ModelError(msg)
     pruned = apply_mask(model, graph, graph.mask(keep))
     images = torch.cat([example_inputs] * 2)  # batch norm cannot train on one
-    for network, what in ((copy.deepcopy(model), ""), (pruned, ", pruned,")):
+    for network, what in ((copy_network(model), ""), (pruned, ", pruned,")):
         try:
             with torch.no_grad():
                 outputs = network.train()(images)

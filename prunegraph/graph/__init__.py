@@ -10,6 +10,7 @@ from prunegraph.graph.analyse import (
     unwrap,
 )
 from prunegraph.graph.structure import FrozenOp, Group, OpNode, StructureGraph
+from prunegraph.graph.surgery import copy_network
 
 __all__ = [
     "AttentionUnit",
@@ -20,6 +21,7 @@ __all__ = [
     "StructureGraph",
     "analyse",
     "call_forward",
+    "copy_network",
     "evaluation_mode",
     "fresh",
     "unwrap",

@@ -1,5 +1,6 @@
 """Analyse a network: which channels can be removed, what belongs together, what it costs."""
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -73,6 +75,13 @@ def _shapes(example_inputs: ExampleInputs) -> str:
 
 
 def _check_finite(model: nn.Module) -> None:
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if is_lazy(tensor):
+            msg = f"{name} has no shape yet: run the network once, which makes its lazy modules"
+            raise ModelError(msg)
+        if tensor.is_meta:
+            msg = f"{name} is on the meta device and holds no values: load the weights first"
+            raise ModelError(msg)
     for name, tensor in model.named_parameters():
         _check_sound(name, tensor)
     for module_name, module in model.named_modules():

@@ -6,10 +6,13 @@ example inputs and the optimizer.
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from prunegraph.channel_gather import ZERO_CHANNEL, ChannelGather
 from prunegraph.errors import MaskError, SurgeryError
@@ -17,6 +20,8 @@ from prunegraph.graph.masked_norm import MaskedNorm, mean_over_kept
 from prunegraph.graph.module_sizes import fix_module_sizes, replace_module, slim_attentions
 from prunegraph.graph.structure import StructureGraph
 from prunegraph.types import BoolArray, KeepMask
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,22 @@ class SlicePlan:
 
     tensor: Tensor
     keep: dict[int, Tensor]
+
+
+def copy_network(model: Network, memo: Mapping[int, object] | None = None) -> Network:
+    """Return a deep copy of a network, with what a forward has left in its modules.
+
+    Results that modules keep while training (``self.features = x``) are detached in the copy: torch
+    refuses to copy tensors that hang on a graph of gradients.
+
+    Args:
+        model: the network; it is left as it is.
+        memo: ``id`` of a part -> what takes its place in the copy.
+    """
+    kept = [leaf for module in model.modules() for leaf in tree_leaves(list(vars(module).values()))]
+    computed = [leaf for leaf in kept if isinstance(leaf, Tensor) and not leaf.is_leaf]
+    detached: dict[int, object] = {id(tensor): tensor.detach() for tensor in computed}
+    return copy.deepcopy(model, {**detached, **(memo or {})})
 
 
 def apply_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Module:
@@ -51,7 +72,7 @@ def apply_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Mo
     plans = slice_plans(model, graph, mask)
     memo = {key: take(plan.tensor, plan.keep) for key, plan in plans.items()}
     memo.update(_sliced_gathers(model, graph, mask.keep))
-    pruned: nn.Module = copy.deepcopy(model, dict(memo))  # finds the new tensors in its memo
+    pruned = copy_network(model, memo)  # finds the new tensors in its memo
     keep_first = {key: plan.keep[0] for key, plan in plans.items() if 0 in plan.keep}
     fix_module_sizes(model, pruned, keep_first)
     for attribute in graph.size_attributes:
@@ -84,7 +105,7 @@ def zero_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Mod
     plans = slice_plans(model, graph, mask)
     memo = {key: _zero(plan.tensor, plan.keep) for key, plan in plans.items()}
     memo.update(_zeroed_gathers(model, graph, mask.keep))
-    silent: nn.Module = copy.deepcopy(model, dict(memo))
+    silent = copy_network(model, memo)
     for path, module in list(model.named_modules(remove_duplicate=False)):
         plan = plans.get(id(getattr(module, "weight", None)))
         if plan is None:

@@ -5,7 +5,6 @@ told from computed ones in one run. A slim network that raises, or whose output 
 zero-masked one, names the groups that must stay whole.
 """
 
-import copy
 import itertools
 import math
 import traceback
@@ -22,7 +21,7 @@ from prunegraph.errors import ModelError, SurgeryError
 from prunegraph.graph.calls import WatchedCalls
 from prunegraph.graph.recording import Recording
 from prunegraph.graph.structure import FrozenOp, Group, StructureGraph
-from prunegraph.graph.surgery import apply_mask, zero_mask
+from prunegraph.graph.surgery import apply_mask, copy_network, zero_mask
 from prunegraph.types import BoolArray, IntArray
 
 SUSPICIOUS = 1e-5
@@ -88,7 +87,7 @@ def awake(model: nn.Module) -> nn.Module:
     if not silent:
         return model
     shared = {id(p): p for p in model.parameters() if id(p) not in silent}
-    network = copy.deepcopy(model, dict(shared))
+    network = copy_network(model, shared)
     generator = torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         if id(parameter) in shared:
@@ -109,7 +108,7 @@ def check_copies(model: nn.Module, run: Forward) -> None:
         ModelError: it does not.
     """
     names = dict(itertools.chain(model.named_parameters(), model.named_buffers()))
-    own, copied = {id(item): name for name, item in names.items()}, copy.deepcopy(model)
+    own, copied = {id(item): name for name, item in names.items()}, copy_network(model)
     found: list[str] = []
 
     def note(_: Any, given: list[Any], __: list[Any]) -> None:

@@ -14,7 +14,7 @@ from prunegraph.pruning.problem import PrunerResult, PruningProblem
 from prunegraph.types import Float64Array, IntArray, KeepMask, Outcome
 
 MOST_IDLE = 50
-"""Steps in a row without a new mask after which a search ends: there are no more."""
+"""Steps in a row without a new mask after which a search ends: there are hardly any more."""
 
 
 class SearchRun:
@@ -89,9 +89,9 @@ class RandomSearch:
     """Best of many random allocations, with channels chosen by Taylor importance.
 
     Each group's keep share is proportional to a number drawn from ``[least_share, 1]``. Candidates
-    are scored by loss on one random subset of the search images; the best are scored again on all
-    of them, which decides by accuracy. Where a steadier figure is measured (``Outcome.steady``), it
-    takes the place of both.
+    are scored by loss on one random subset of the search images (one that comes twice is drawn
+    anew); the best are scored again on all of them, which decides by accuracy. Where a steadier
+    figure is measured (``Outcome.steady``), it takes the place of both.
 
     Args:
         least_share: in (0, 1].
@@ -117,10 +117,12 @@ class RandomSearch:
         subset = run.subset(self.subset_size, problem.seed)
         num_finalists = run.reserved(self.num_finalists, subset)
         found: dict[KeepMask, Outcome] = {}
-        for trial in range(1, problem.max_networks - num_finalists + 1):
+        idle = 0
+        while run.remaining > num_finalists and idle < MOST_IDLE:
             mask = self._draw(problem, rng)
+            idle = idle + 1 if mask in found else 0
             found[mask] = problem.evaluator.evaluate(mask, subset)
-            if trial % self.record_every == 0:
+            if idle == 0 and len(found) % self.record_every == 0:
                 best = min(found.values(), key=_distance)
                 run.record(list(found.values()), best)
         ranked = sorted(found, key=lambda mask: _distance(found[mask]))

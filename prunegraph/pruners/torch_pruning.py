@@ -12,7 +12,6 @@ the residual streams of ResNets with parameter-free shortcuts, whose gather it d
 lose channels only if the budget cannot be met without.
 """
 
-import copy
 import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunegraph.errors import ConfigError, ModelError, one_line
-from prunegraph.graph import StructureGraph, unwrap
+from prunegraph.graph import StructureGraph, copy_network, unwrap
 from prunegraph.graph.features import rank_in_group, rank_within
 from prunegraph.pruning.problem import PrunerResult, PruningProblem
 from prunegraph.types import BoolArray, Float64Array, IntArray, TrainSplit
@@ -113,7 +112,7 @@ class _Peer:
     @cached_property
     def _model(self) -> nn.Module:
         """A copy of the network, with gradients if the importance is made of them."""
-        model = copy.deepcopy(unwrap(self._problem.model)).eval().requires_grad_(True)
+        model = copy_network(unwrap(self._problem.model)).eval().requires_grad_(True)
         if self._pruner.criterion == "taylor":
             images = self._problem.evaluator.calibration
             _add_gradients(model, images.sample(NUM_IMAGES, self._problem.seed))

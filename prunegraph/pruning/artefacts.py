@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunegraph.errors import ArtefactError, MaskError
+from prunegraph.errors import ArtefactError, MaskError, one_line
 from prunegraph.files import write_bytes, write_json
 from prunegraph.graph import AttentionUnit, ExampleInputs, StructureGraph, analyse, unwrap
 from prunegraph.pruning.state import load_state, state_tensors, to_safetensors
@@ -125,7 +125,8 @@ def save_pruned(
         info: how the dense network is made.
 
     Raises:
-        ArtefactError: a file cannot be written, or the example inputs are too large to read back.
+        ArtefactError: a file cannot be written, the example inputs are too large to read back,
+            ``info`` holds what is no JSON value, or the network's state what is no tensor.
     """
     if math.prod(info.example_shape) > MAX_INPUTS:
         msg = (
@@ -156,8 +157,13 @@ def save_pruned(
         "weights": {"file": weights_path.name, "sha256": hashlib.sha256(weights).hexdigest()},
         "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
     }
+    try:
+        checksum = _checksum(record)
+    except TypeError as error:
+        msg = f"{recipe_path} cannot hold what info names: {one_line(error)}; give plain numbers"
+        raise ArtefactError(msg) from error
     write_bytes(weights_path, weights)
-    write_json(recipe_path, {**record, "checksum": _checksum(record)})
+    write_json(recipe_path, {**record, "checksum": checksum})
 
 
 def read_info(where: Path | str) -> PrunedInfo:

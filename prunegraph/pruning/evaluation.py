@@ -135,20 +135,48 @@ def model_device(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
-def place_model(model: nn.Module, device: torch.device) -> nn.Module:
-    """Move a network to a device, its tensors of four axes channels last; return it."""
+def place_model(model: nn.Module, device: torch.device, images: Tensor | None = None) -> nn.Module:
+    """Move a network to a device, its tensors of four axes channels last; return it.
+
+    On a CPU bfloat16 convolutions infer about 1.13, train about 1.25 times as fast in that layout.
+
+    Args:
+        model: the network.
+        device: where it shall run.
+        images: ``[b, c, h, w]`` that it is tried on; where its forward cannot follow (``view``
+            after a convolution), the layout is the usual one. None = it is not tried.
+    """
     model.to(device)
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.dim() == 4:  # torch's own way takes those of five too, and refuses them
-            tensor.data = tensor.data.to(memory_format=torch.channels_last)
+    _lay_out(model, torch.channels_last)
+    if images is not None and not _runs(model, images):
+        _lay_out(model, torch.contiguous_format)
     return model
 
 
-def place_images(images: Tensor, model: nn.Module) -> Tensor:
-    """Return the images on the network's device, in its weights' precision, channels last.
+def _lay_out(model: nn.Module, layout: torch.memory_format) -> None:
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dim() == 4:  # torch's own way takes those of five too, and refuses them
+            tensor.data = tensor.data.to(memory_format=layout)
 
-    On a CPU bfloat16 convolutions infer about 1.13, train about 1.25 times as fast in that layout.
-    """
+
+def _runs(model: nn.Module, images: Tensor) -> bool:
+    try:
+        with evaluation_mode(model), torch.no_grad():
+            model(place_images(images, model))
+    except RuntimeError:
+        return False
+    return True
+
+
+def place_images(images: Tensor, model: nn.Module) -> Tensor:
+    """Return the images on the network's device, in its weights' precision and layout."""
     weight = next((p for p in model.parameters() if p.is_floating_point()), images)
-    layout = torch.channels_last if images.dim() == 4 else torch.preserve_format
+    last = images.dim() == 4 and any(map(_is_channels_last, model.parameters()))
+    layout = torch.channels_last if last else torch.preserve_format
     return images.to(weight.device, weight.dtype, memory_format=layout)
+
+
+def _is_channels_last(weight: Tensor) -> bool:
+    """Tell whether a weight is laid out channels last, and not in the usual way as well."""
+    last = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+    return last and not weight.is_contiguous()

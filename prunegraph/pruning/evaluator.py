@@ -1,6 +1,5 @@
 """The evaluator that scores masks on the search split."""
 
-import copy
 import hashlib
 import math
 import time
@@ -12,7 +11,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from prunegraph.graph import StructureGraph, unwrap
+from prunegraph.errors import DataError
+from prunegraph.graph import StructureGraph, copy_network, unwrap
 from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.evaluation import (
     BATCH_SIZE,
@@ -87,6 +87,15 @@ class Evaluator:
         compensation: Compensation | None = None,
         log: OutcomeLog | None = None,
     ) -> None:
+        kinds: list[tuple[object, type[Split]]]
+        kinds = [(search, SearchSplit), (calibration, TrainSplit)]
+        for given, kind in kinds:
+            if not isinstance(given, kind):
+                msg = (
+                    f"{type(given).__name__} is no {kind.__name__}: masks are scored on search "
+                    "images and recalibrated on train images, see docs/data.md"
+                )
+                raise DataError(msg)
         self.model = unwrap(model)
         self.graph = graph
         self.search = search
@@ -178,7 +187,7 @@ class Evaluator:
 
         It has not had the short fine-tune.
         """
-        pruned = self._place(apply_mask(self.model, self.graph, mask))
+        pruned = apply_mask(self._dense, self.graph, mask)
         if self.compensation is not None:
             self.compensation.apply(pruned, mask)
         recalibrate_bn(pruned, self._calibration_batches(), autocast=self.autocast)
@@ -231,13 +240,11 @@ class Evaluator:
         if self.kl:
             _ = self.dense_logits
 
-    def _place(self, model: nn.Module) -> nn.Module:
-        return place_model(model, self.device)
-
     @cached_property
     def _dense(self) -> nn.Module:
         """A copy of the dense network on the evaluator's device."""
-        return self._place(copy.deepcopy(self.model))
+        images, _ = next(iter(self.calibration.batches(1)))
+        return place_model(copy_network(self.model), self.device, images)
 
     @cached_property
     def _preloads_calibration(self) -> bool:

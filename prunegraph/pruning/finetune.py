@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from prunegraph.errors import ArtefactError, ConfigError, DataError, ModelError, PruneGraphError
 from prunegraph.files import write_bytes
 from prunegraph.graph import evaluation_mode, unwrap
-from prunegraph.pruning.evaluation import model_device, place_images
+from prunegraph.pruning.evaluation import model_device, place_images, place_model
 from prunegraph.pruning.ranks import Ranks, SharedBatchNorm
 from prunegraph.pruning.recalibration import recalibrate_bn
 from prunegraph.pruning.state import (
@@ -122,13 +122,13 @@ def finetune(
     *,
     seed: int,
     teacher: nn.Module | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: Path | str | None = None,
     progress: Progress | None = None,
     ranks: Ranks | None = None,
     subnets: Subnets | None = None,
     name: str | None = None,
 ) -> FinetuneResult:
-    """Train a network in place and leave it in eval mode.
+    """Train a network in place and leave it in eval mode, channels last if it can run so.
 
     With a checkpoint the state is written after every epoch, and an equal call continues from it;
     on a CPU with the same number of threads the result is bit-equal to an uninterrupted one.
@@ -172,6 +172,7 @@ def finetune(
         return FinetuneResult(losses=(), seconds=0.0, resumed_epochs=0)
     run = _Training(model, train, config, seed, teacher, ranks, subnets, name)
     writes = ranks is None or ranks.first
+    checkpoint = None if checkpoint is None else Path(checkpoint)
     if checkpoint is not None and writes and checkpoint.exists():
         run.restore(checkpoint)
     run.join_ranks()
@@ -248,6 +249,7 @@ class _Training:
         if self.steps_per_epoch == 0:
             msg = f"{len(train)} training images are too few: at least 2 are needed"
             raise ConfigError(msg)
+        place_model(unwrap(model), model_device(model), next(iter(train.batches(1)))[0])
         self.identity = {
             "config": asdict(config),
             "seed": seed,

@@ -1,6 +1,5 @@
 """Hooks that show what each convolution and linear layer of a network reads."""
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunegraph.graph import OpNode, StructureGraph, unwrap
+from prunegraph.graph import OpNode, StructureGraph, copy_network, unwrap
 from prunegraph.graph.module_sizes import slim_all_attentions
 from prunegraph.types import IntArray
 
@@ -57,7 +56,7 @@ def readable_copy(
     ``nn.MultiheadAttention`` uses the weight of its output layer without calling that layer; in the
     copy a module that computes the same takes its place, so that what enters the layer is seen.
     """
-    dense = slim_all_attentions(copy.deepcopy(unwrap(model)))
+    dense = slim_all_attentions(copy_network(unwrap(model)))
     return dense.to(device, dtype).eval().requires_grad_(False)
 
 

@@ -12,11 +12,21 @@ from prunegraph.errors import ArtefactError
 
 
 def state_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of the state dict (not copies); a shared one by its first name only."""
+    """Return the tensors of the state dict (not copies); a shared one by its first name only.
+
+    Raises:
+        ArtefactError: it holds something else (``get_extra_state``), which would be lost.
+    """
     seen: set[int] = set()
     found: dict[str, Tensor] = {}
     for name, value in model.state_dict(keep_vars=True).items():
-        if isinstance(value, Tensor) and id(value) not in seen:
+        if not isinstance(value, Tensor | None):
+            msg = (
+                f"{name} of the network's state is of type {type(value).__name__}, which a file of "
+                "tensors cannot hold: make it a buffer"
+            )
+            raise ArtefactError(msg)
+        if value is not None and id(value) not in seen:
             seen.add(id(value))
             found[name] = value
     return found

@@ -121,6 +121,11 @@ def _sliced_optimizer(
     """Return a copy of the optimizer whose groups and state are those of the pruned network."""
     pairs = zip(dense.parameters(), pruned.parameters(), strict=True)
     memo: dict[int, Tensor] = {id(old): new for old, new in pairs}
+    trained = {id(item) for group in optimizer.param_groups for item in group["params"]}
+    if isinstance(optimizer, torch.optim.LBFGS) or not trained & memo.keys():
+        what = "keeps its state in one piece" if trained & memo.keys() else "trains another network"
+        msg = f"the {type(optimizer).__name__} {what}: start a new one for the pruned network"
+        raise SurgeryError(msg)
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             memo.setdefault(id(parameter), parameter)  # of no concern to this network

@@ -1,6 +1,5 @@
 """The oracle of structured pruning: a silenced network and a smaller one compute the same."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +14,7 @@ from prunegraph.graph import (
     ExampleInputs,
     StructureGraph,
     call_forward,
+    copy_network,
     evaluation_mode,
     fresh,
     unwrap,
@@ -63,7 +63,7 @@ def assert_masked_equals_pruned(
         AssertionError: an output, the multiply-adds or the parameters differ.
         NothingComparedError: the outputs do not depend on the inputs.
     """
-    dense = copy.deepcopy(unwrap(model)).to(dtype)
+    dense = copy_network(unwrap(model)).to(dtype)
     inputs = tree_map(lambda x: _cast(x, dtype), example)
     pruned, masked = apply_mask(dense, graph, mask), zero_mask(dense, graph, mask)
     expected = _outputs(masked, inputs)

@@ -136,3 +136,19 @@ def test_it_learns_widths_and_leaves_torch_s_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert len(rewards) == 240
     assert np.mean(rewards[-30:]) > np.mean(rewards[:60]) + 0.1
+
+
+def test_it_plays_on_until_told_to_stop() -> None:
+    masks: list[KeepMask] = []
+
+    def evaluate(mask: KeepMask) -> float:
+        masks.append(mask)
+        return 0.5
+
+    env = make_env(Budget(keep_macs=0.5), evaluate)
+    played = {"num_episodes": 4, "seed": 0, "most_episodes": 12}
+    train_widths(env, **played, goes_on=lambda: len(masks) < 9)
+    assert len(masks) == 9
+    masks.clear()
+    train_widths(env, **played)
+    assert len(masks) == 12

@@ -123,9 +123,11 @@ MakeEnvs = Callable[..., list[Callable[[], ChannelPruningEnv]]]
 def real_factories() -> MakeEnvs:
     """Return a maker of the real environment over toy networks with known best masks."""
 
-    def task(index: int) -> PruningTask:
+    def task(index: int, refinements: int) -> PruningTask:
         graph = GRAPHS[index]
         features, best = draw_signs(graph, np.random.default_rng(index))
+        if refinements:
+            features[:, -2:] = 0.0
         return PruningTask(
             name=f"toy{index}",
             graph=graph,
@@ -144,7 +146,9 @@ def real_factories() -> MakeEnvs:
                 episode_stride=workers,
                 **options,
             )
-            return lambda: ChannelPruningEnv([task(index) for index in indices], config)
+            return lambda: ChannelPruningEnv(
+                [task(index, config.refinements) for index in indices], config
+            )
 
         return [factory(first) for first in range(workers)]
 

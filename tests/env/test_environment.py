@@ -1,5 +1,6 @@
 """The environment's contract: observations, actions, episodes, what a reward is made of."""
 
+import dataclasses
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -120,6 +121,10 @@ def test_a_refinement_sees_what_the_step_before_kept_and_reached(make_task: Make
     assert_equal(env.reset()[0]["node_features"], first["node_features"])
     with pytest.raises(ConfigError, match="refinements=1"):
         EnvConfig(refinements=1, per_group=True)
+    for features in (np.ones((graph.num_classes, 4), np.float32), env.cells[0].features[:, -2:]):
+        task = dataclasses.replace(make_task(), node_features=features)
+        with pytest.raises(ConfigError, match="append as many of zeros"):
+            ChannelPruningEnv(task, EnvConfig(refinements=1))
 
 
 def test_observations_share_no_memory(make_task: MakeTask) -> None:
@@ -378,3 +383,8 @@ def test_bad_input_says_what_is_wrong(make_task: MakeTask) -> None:
         ChannelPruningEnv((task, task))
     with pytest.raises(BudgetError, match="the least that can"):
         ChannelPruningEnv(make_task(keep_macs=0.001))
+    with pytest.raises(BudgetError, match="limits keep_macs and keep_params alone"):
+        ChannelPruningEnv(dataclasses.replace(task, budget=Budget(max_memory=10**6)))
+    alike = (Budget(keep_macs=0.5), Budget(keep_macs=0.50000001))
+    with pytest.raises(ConfigError, match="less than ledgers tell apart"):
+        ChannelPruningEnv(task, EnvConfig(budgets=alike))

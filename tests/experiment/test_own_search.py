@@ -193,6 +193,10 @@ def test_classes_need_no_loss_and_beat_the_policy_that_it_starts_from() -> None:
         ({"networks": 27}, ConfigError, "give at least 28"),
         ({"calibration_data": []}, DataError, "holds no batches"),
         ({"evaluate": lambda _: float("nan")}, ModelError, "evaluate returned nan"),
+        ({"evaluate": lambda _: None}, ModelError, "evaluate returned None"),
+        ({"checkpoint": "c.json"}, ConfigError, r"must end in \.safetensors"),
+        ({"loss": lambda n, b: n(b[0], b[1])["mean"]}, ModelError, r"returns shape \[64, 1\]"),
+        ({"loss": lambda n, b: regression_loss(n, b).detach()}, ModelError, "leave detach"),
     ],
 )
 def test_what_cannot_be_is_one_line(

@@ -1,15 +1,17 @@
 """The policies that come with the package, and how policies are named."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import prunegraph as pg
 from prunegraph.agent import NetworkConfig, PruningNetwork, TrainedPolicy, save_policy
 from prunegraph.data import load_dataset
-from prunegraph.errors import ArtefactError, ConfigError, DataError
+from prunegraph.errors import ArtefactError, ConfigError, DataError, ModelError
 from prunegraph.experiment.apply import check_policy
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.compare_config import CompareConfig
@@ -106,6 +108,9 @@ def test_what_is_no_policy_is_told_what_it_is(tmp_path: Path) -> None:
         ({"pixel_values": torch.zeros(4, 1, 8, 8)}, "batches of dict, not images"),
         ((torch.zeros(4, 1, 8, 8), torch.zeros(4)), r"labels of torch.float32 and shape \[4\]"),
         ((torch.zeros(4, 1, 8, 8), torch.zeros(4, 10)), "leave the labels out"),
+        ((torch.zeros(4, 1, 8, 8), torch.zeros(3).long()), "holds 3 labels for 4 images"),
+        ((torch.zeros(4, 1, 8, 8), torch.arange(4) + 7), "labels from 7 to 10, and .* 0 to 9"),
+        ((torch.zeros(4, 1, 8, 8), torch.arange(4) - 1), "labels from -1 to 2"),
     ],
 )
 def test_loaders_of_something_else_get_one_line(batch: Any, message: str) -> None:
@@ -118,6 +123,34 @@ def test_loaders_of_something_else_get_one_line(batch: Any, message: str) -> Non
             calibration_data=[batch],
             keep_macs=0.5,
         )
+
+
+class Detector(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Conv2d(1, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"boxes": self.head(self.body(x).relu().mean((2, 3)))}
+
+
+def test_what_prune_cannot_take_gets_one_line() -> None:
+    net = build_model("digits_resnet8_w8", num_classes=10, image_shape=(1, 8, 8)).train()
+    images = torch.rand(40, 1, 8, 8)
+
+    def prune(model: nn.Module, data: list[Tensor], **options: Any) -> pg.PruneResult:
+        given = {"policy": "resnet-cifar", "calibration_data": data, "keep_macs": 0.5, **options}
+        return pg.prune(model, images[:1].to(next(model.parameters()).dtype), **given)
+
+    with pytest.raises(ModelError, match="returns dict, not logits"):
+        prune(Detector(), [images])
+    with pytest.raises(ModelError, match=r"give model\.float"):
+        prune(copy.deepcopy(net).half(), [images.half()])
+    with pytest.raises(DataError, match=r"images of \[1, 8, 8\] and \[1, 9, 9\]"):
+        prune(net, [images, torch.rand(4, 1, 9, 9)])
+    with pytest.raises(ConfigError, match="num_images=0"):
+        prune(net, [images], num_images=0)
+    assert not prune(net, [images], num_images=16).model.training
 
 
 def test_a_run_that_goes_on_keeps_its_policy(tmp_path: Path) -> None:

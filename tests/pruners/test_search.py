@@ -99,6 +99,13 @@ def test_cross_entropy_uses_its_networks_where_masks_repeat(make_problem: MakePr
     assert result.networks_evaluated >= 198  # finalists were run already; the last are for the mean
 
 
+def test_random_search_uses_its_networks_where_masks_repeat(make_problem: MakeProblem) -> None:
+    result = RandomSearch(least_share=0.7).prune(make_problem(max_networks=60))
+    assert result.networks_evaluated == 60
+    result = RandomSearch(least_share=1.0).prune(make_problem(max_networks=60))
+    assert result.networks_evaluated == 1
+
+
 def test_cross_entropy_does_not_end_below_its_start(make_problem: MakeProblem) -> None:
     problem = make_problem(max_networks=40)
     start = make_pruner("taylor/per_mac").prune(problem).mask

@@ -198,6 +198,28 @@ def test_example_inputs_that_could_not_be_read_back_are_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_what_cannot_be_written_leaves_the_earlier_files_alone(
+    saved: Saved, digits_net: nn.Module, digits_graph: StructureGraph
+) -> None:
+    folder, *_ = saved
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def save(model: nn.Module, info: PrunedInfo) -> None:
+        mask = digits_graph.dense_mask()
+        save_pruned(folder, model=model, mask=mask, graph=digits_graph, info=info)
+
+    with pytest.raises(ArtefactError, match=r"mask\.json cannot hold .*float32.*plain numbers"):
+        save(digits_net, dataclasses.replace(INFO, extra={"accuracy": np.float32(0.9)}))
+
+    class Tempered(nn.Linear):
+        def get_extra_state(self) -> dict[str, float]:
+            return {"temperature": 3.0}
+
+    with pytest.raises(ArtefactError, match="_extra_state of the network's state is of type dict"):
+        save(Tempered(4, 4), INFO)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 class Tokens(nn.Module):
     """A network that takes whole numbers."""
 

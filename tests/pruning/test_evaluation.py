@@ -11,7 +11,7 @@ from prunegraph.errors import DataError, ModelError
 from prunegraph.graph import StructureGraph
 from prunegraph.pruning import Evaluator, apply_mask, evaluate, recalibrate_bn
 from prunegraph.pruning.compensation import Compensation
-from prunegraph.pruning.evaluation import place_model
+from prunegraph.pruning.evaluation import place_images, place_model
 from prunegraph.types import Dataset, KeepMask
 
 MakeMask = Callable[..., KeepMask]
@@ -250,6 +250,40 @@ def test_calibration_images_are_shuffled_and_seeded(
     assert len(everything) == len(digits.train)
     assert not torch.equal(everything.index, digits.train.index)
     assert len(everything.labels[:64].unique()) > 5
+
+
+class Viewed(nn.Module):
+    """Flattens what a convolution gives by ``view``, which channels last does not allow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4 * 36, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.head(x.view(x.size(0), -1))
+
+
+def test_a_network_that_cannot_run_channels_last_runs_in_the_usual_layout() -> None:
+    images, device = torch.randn(2, 3, 8, 8), torch.device("cpu")
+    last = place_model(nn.Conv2d(3, 4, 3), device, images)
+    assert last.weight.is_contiguous(memory_format=torch.channels_last)
+    assert place_images(images, last).is_contiguous(memory_format=torch.channels_last)
+    usual = place_model(Viewed(), device, images)
+    assert usual.conv.weight.is_contiguous()
+    assert place_images(images, usual).is_contiguous()
+    assert evaluate(usual, (images, torch.zeros(2, dtype=torch.long))).loss > 0.0
+    flat = nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Flatten(), nn.Linear(192, 2))
+    assert place_images(images, place_model(flat, device, images)).is_contiguous()
+
+
+def test_test_images_cannot_enter_a_search(
+    digits: Dataset, digits_net: nn.Module, digits_graph: StructureGraph
+) -> None:
+    with pytest.raises(DataError, match="TestSplit is no SearchSplit"):
+        Evaluator(digits_net, digits_graph, search=digits.test, calibration=digits.train)
+    with pytest.raises(DataError, match="SearchSplit is no TrainSplit"):
+        Evaluator(digits_net, digits_graph, search=digits.search, calibration=digits.search)
 
 
 def test_tensors_of_five_axes_are_left_in_their_layout() -> None:

@@ -110,6 +110,23 @@ def test_a_file_that_computes_something_else_is_not_written(
     assert list(tmp_path.iterdir()) == []
 
 
+class Domain(nn.Module):
+    """Takes positive numbers alone, and rules classes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.log()).masked_fill(torch.arange(3) < 1, -torch.inf)
+
+
+@pytest.mark.parametrize("name", ["onnx", "torch-export", "safetensors"])
+def test_infinite_answers_and_inputs_of_a_domain_are_exported(tmp_path: Path, name: str) -> None:
+    path = export(Domain(), torch.rand(2, 4) + 0.1, tmp_path / "net.bin", format=name)
+    assert path.stat().st_size > 0
+
+
 def test_a_literal_batch_size_needs_a_fixed_batch(tmp_path: Path) -> None:
     class Literal(nn.Module):
         def __init__(self) -> None:

@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -6,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.errors import MaskError, SurgeryError
-from prunegraph.graph import StructureGraph, analyse
+from prunegraph.graph import StructureGraph, analyse, copy_network
 from prunegraph.pruning import apply_mask, check_forward, zero_mask
 from prunegraph.testing import assert_masked_equals_pruned
 from prunegraph.types import KeepMask
@@ -201,8 +202,46 @@ def test_optimizer_state_of_another_shape_is_refused(
     optimizer = torch.optim.Adafactor(mixed.parameters())
     mixed(example).square().sum().backward()
     optimizer.step()
+    mask = make_mask(mixed_graph, 0)
     with pytest.raises(SurgeryError, match=r"Adafactor keeps .* cannot be sliced"):
-        apply_mask(mixed, mixed_graph, make_mask(mixed_graph, 0), optimizer=optimizer)
+        apply_mask(mixed, mixed_graph, mask, optimizer=optimizer)
+    in_one_piece = torch.optim.LBFGS(mixed.parameters())
+    with pytest.raises(SurgeryError, match="LBFGS keeps its state in one piece"):
+        apply_mask(mixed, mixed_graph, mask, optimizer=in_one_piece)
+    another = torch.optim.SGD(copy.deepcopy(mixed).parameters(), lr=0.1)
+    with pytest.raises(SurgeryError, match="SGD trains another network"):
+        apply_mask(mixed, mixed_graph, mask, optimizer=another)
+
+
+class Remembers(nn.Module):
+    """Keeps what it computes, as some do for a loss beside the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+        self.kept: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.features = self.conv(x).relu()
+        self.kept = [self.features.mean()]
+        return self.head(self.features.mean((2, 3)))
+
+
+def test_what_a_training_step_left_in_a_network_is_no_obstacle(
+    example: Tensor, make_mask: MakeMask
+) -> None:
+    model = Remembers()
+    model(example).sum().backward()
+    graph = analyse(model, example)
+    model(example).sum().backward()
+    pruned = apply_mask(model, graph, make_mask(graph, 0, share=0.5), example_inputs=example)
+    assert pruned.conv.out_channels < 8
+    model(example).sum().backward()
+    copied = copy_network(model)
+    assert copied.features.grad_fn is None
+    assert copied.kept[0].grad_fn is None
+    assert torch.equal(copied.features, model.features)
+    assert copied.conv.weight is not model.conv.weight
 
 
 class LiteralSize(nn.Module):
