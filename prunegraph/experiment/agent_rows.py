@@ -1,5 +1,6 @@
 """The agent's rows: one search a seed, what they cost, the policy that is kept."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,12 @@ from prunegraph.experiment.baselines import CONTROL_CRITERIA
 from prunegraph.experiment.bench import Bench, num_probes
 from prunegraph.experiment.candidates import Candidate, CandidateStore, add_found
 from prunegraph.experiment.config import SearchOptions
+from prunegraph.experiment.console import Console
 from prunegraph.experiment.jobs import Batch, Workplace
 from prunegraph.experiment.report import History, SearchResult
 from prunegraph.experiment.search import SearchRun, policy_mask, search_job
 from prunegraph.experiment.suit import num_decision_networks, suit_benches
-from prunegraph.experiment.verdict import AGENT, CONTROL_SUFFIX, INITIAL, UNTRAINED
+from prunegraph.experiment.verdict import AGENT, CONTROL_SUFFIX, INITIAL, UNTRAINED, is_baseline
 from prunegraph.files import write_json
 from prunegraph.reading import checked, read_json
 
@@ -172,6 +174,25 @@ def add_initial(bench: Bench, store: CandidateStore, options: SearchOptions, see
         networks = num_decision_networks(policy, bench.target.graph)
         suited, _ = suit_benches(policy, [bench], [bench.budget])
         store.add(measured(bench, INITIAL, seed, suited.masks[0], networks))
+
+
+def warn_if_worse(
+    bench: Bench, rows: Sequence[Candidate], own: Candidate, console: Console
+) -> None:
+    """Say so if a method is clearly better on the search images than what was chosen.
+
+    Clearly: by two standard errors of the difference of two shares of so many images.
+    """
+    rivals = [row for row in rows if row.name == UNTRAINED or is_baseline(row.name)]
+    best = max(rivals, key=lambda row: row.search_accuracy, default=own)
+    share = best.search_accuracy
+    error = math.sqrt(2.0 * share * (1.0 - share) / len(bench.target.dataset.search))
+    if share - own.search_accuracy > 2.0 * error:
+        console.say(
+            f"warning: {best.name} keeps {share:.1%} on the search images, {own.name} "
+            f"{own.search_accuracy:.1%}: it does not suit {bench.target.arch} as it is; "
+            "`prunegraph train` with more --networks searches on, from this one with --policy"
+        )
 
 
 def measured(bench: Bench, name: str, seed: int, mask: Any, networks: int) -> Candidate:

@@ -1,17 +1,16 @@
 """``prunegraph apply``: prune a network with a policy that was trained before, on any networks."""
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from prunegraph.agent import TrainedPolicy, load_policy, save_policy
 from prunegraph.agent.saving import POLICY_FILE
 from prunegraph.errors import BudgetError, ConfigError
-from prunegraph.experiment.agent_rows import add_untrained, measured
+from prunegraph.experiment.agent_rows import add_untrained, measured, warn_if_worse
 from prunegraph.experiment.baselines import add_controls, baseline_job
 from prunegraph.experiment.bench import Bench, warn_of_network
-from prunegraph.experiment.candidates import Candidate, CandidateStore
+from prunegraph.experiment.candidates import CandidateStore
 from prunegraph.experiment.config import ApplyConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.finalise import Outcome, finalise, finetune_chosen
@@ -23,7 +22,7 @@ from prunegraph.experiment.report import SearchResult
 from prunegraph.experiment.setup import check_trainable, load_target
 from prunegraph.experiment.suit import num_decision_networks, suit_benches
 from prunegraph.experiment.train import run_name
-from prunegraph.experiment.verdict import AGENT, UNTRAINED, is_control
+from prunegraph.experiment.verdict import AGENT
 from prunegraph.files import write_json
 from prunegraph.pruning.state import parameter_digest
 from prunegraph.reading import checked, read_json
@@ -64,7 +63,8 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
         with Jobs(config, place) as jobs:
             for name in COMPARED:
                 _add_heuristic(store, place, name, config, console)
-            _warn_if_worse(list(store), console)
+            own, *_ = store.named(APPLIED)
+            warn_if_worse(bench, list(store), own, console)
             outcome = Outcome(
                 candidates=list(store),
                 search=SearchResult(
@@ -139,19 +139,6 @@ def read_decision(path: Path) -> dict[str, Any]:
         ArtefactError: the file is damaged.
     """
     return dict(checked(read_json(path), DECISION, str(path)))
-
-
-def _warn_if_worse(rows: Sequence[Candidate], console: Console) -> None:
-    """Say so if a heuristic is better on the search images than what the policy chose."""
-    own = next(row for row in rows if row.name == APPLIED)
-    rivals = [row for row in rows if row.name == UNTRAINED or not is_control(row.name)]
-    best = max(rivals, key=lambda row: row.search_accuracy)
-    if best.search_accuracy > own.search_accuracy:
-        console.say(
-            f"warning: {best.name} keeps {100 * best.search_accuracy:.1f} % on the search images, "
-            f"the policy {100 * own.search_accuracy:.1f} %: it does not suit this network as it "
-            "is; `prunegraph train --policy ...` searches on from it"
-        )
 
 
 def _add_heuristic(

@@ -56,6 +56,7 @@ from prunegraph.experiment.folder import RunFolder, open_run
 from prunegraph.experiment.jobs import Batch, Jobs, make_workplace
 from prunegraph.experiment.measured import Measured, settle
 from prunegraph.experiment.page import show_finished
+from prunegraph.experiment.ray_pool import load_ray
 from prunegraph.experiment.report import machine
 from prunegraph.experiment.setup import Target, check_trainable, load_target
 from prunegraph.experiment.train import check_networks, run_name
@@ -112,6 +113,8 @@ def run_compare(config: CompareConfig, console: Console) -> dict[str, Any]:
 
 def check_searches(target: Target, config: CompareConfig) -> None:
     """Raise an error if the agent or a baseline could not do its work with so many networks."""
+    if config.ray is not None:
+        load_ray()
     if config.agent or SAMPLER in wanted(config):
         check_networks([target], config, config.budget())
     check_baselines(wanted(config), target.graph, config.networks)

@@ -328,6 +328,9 @@ class PretrainConfig(DataConfig):
         super().__post_init__()
         check_at_least("epochs", self.epochs, 1)
         check_at_least("batch_size", self.batch_size, 2)
+        if self.lr is not None and not self.lr > 0:
+            msg = f"lr={self.lr} must be above 0"
+            raise ConfigError(msg)
         if self.slimmable is not None:
             check_between("slimmable", self.slimmable, 0.001, 1.0)
             if self.weights is None:

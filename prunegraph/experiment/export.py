@@ -32,7 +32,7 @@ def run_export(config: ExportConfig, console: Console) -> dict[str, Any]:
     """Write the file, and return where it is, how large, and what its network expects."""
     resolve_device(config.device)
     path = _path(config)
-    _check_run(config.run)
+    check_holds_network(config.run)
     info = read_info(config.run)
     check_trusted(info.arch, config.arch, artefact_paths(config.run)[0])
     saved = load_pruned(config.run, lambda: build_dense(info))
@@ -111,7 +111,7 @@ def _path(config: ExportConfig) -> Path:
     return config.out
 
 
-def _check_run(run: Path) -> None:
+def check_holds_network(run: Path) -> None:
     """Raise ArtefactError if a run holds its networks in cells: names the pruned one's."""
     folder = RunFolder(path=run)
     if run.is_file() and not artefact_paths(run)[0].is_file():
@@ -128,5 +128,5 @@ def _check_run(run: Path) -> None:
         return
     cell = pruned_folder(folder, content)
     where = f"{run}/cells/..., one of its cells" if cell is None else f"{cell}, its pruned network"
-    msg = f"{run} is a comparison of many networks: export {where}"
+    msg = f"{run} is a comparison of many networks: name {where}"
     raise ArtefactError(msg)

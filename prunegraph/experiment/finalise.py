@@ -186,7 +186,7 @@ def candidate_row(
         digest=candidate.mask.digest(),
         finetune_seed=finetune_seed,
         cell=cell,
-        seconds=round(candidate.seconds, 1) or None,
+        seconds=round(candidate.seconds, 1) if candidate.seconds else None,
     )
 
 

@@ -236,11 +236,17 @@ def existing_run(path: Path) -> RunFolder:
     if not path.is_dir():
         msg = f"{path} is not a folder; name the --out of an earlier run"
         raise ArtefactError(msg)
-    for name in (CONFIG_FILE, REPORT_FILE):
-        if not folder.file(name).is_file():
-            msg = f"{path} holds no {name}: no finished run; repeat its command to finish it"
-            raise ArtefactError(msg)
-    return folder
+    missing = [name for name in (CONFIG_FILE, REPORT_FILE) if not folder.file(name).is_file()]
+    if not missing:
+        return folder
+    whole = path.resolve().parent
+    if MEMBER.fullmatch(path.resolve().name) and (whole / CONFIG_FILE).is_file():
+        msg = f"{path} is a part of a run of several networks: name {whole}"
+    elif CONFIG_FILE in missing:
+        msg = f"{path} holds no {CONFIG_FILE}, it is no run folder: name the --out of a run"
+    else:
+        msg = f"{path} holds no {REPORT_FILE}: no finished run; repeat its command to finish it"
+    raise ArtefactError(msg)
 
 
 def file_digest(path: Path) -> str:

@@ -9,9 +9,9 @@ from rich.table import Table
 from torch import Tensor
 
 from prunegraph.data import load_dataset
-from prunegraph.experiment.checks import check_one_run
 from prunegraph.experiment.config import DataConfig
 from prunegraph.experiment.console import Console
+from prunegraph.experiment.export import check_holds_network
 from prunegraph.experiment.group_plot import draw_groups
 from prunegraph.experiment.plots import save_figure
 from prunegraph.experiment.setup import (
@@ -92,7 +92,7 @@ def _analyse(config: InspectConfig) -> Inspected:
 
 def _read_run(run: Path, trusted: str | None) -> Inspected:
     """Read the pruned network of a run folder."""
-    check_one_run(run)
+    check_holds_network(run)
     info = read_info(run)
     check_trusted(info.arch, trusted, artefact_paths(run)[0])
     saved = load_pruned(run, lambda: build_dense(info))

@@ -42,6 +42,7 @@ from prunegraph.experiment.verdict import (
 from prunegraph.files import write_text
 from prunegraph.graph import StructureGraph
 from prunegraph.pruning.artefacts import WEIGHTS_FILE
+from prunegraph.pruning.finetune import FinetuneConfig
 from prunegraph.reading import checked, read_json
 from prunegraph.users_code import is_factory
 
@@ -96,6 +97,9 @@ def show_finished(
     console.say(f"{path} is finished; this is its report (a new --out runs it anew)")
     console.table(methods_table(content))
     console.say(verdict_line(content))
+    warning = latency_warning(content)
+    if warning is not None:
+        console.say(f"warning: {warning}")
     try:
         for member, found in zip(members, findings, strict=True):
             write_page(config, member, found, draw(found))
@@ -177,6 +181,7 @@ def page(
         columns=METHOD_COLUMNS,
         methods=methods,
         own=sorted(own_labels(content)),
+        seed=content["pruned"].get("seed"),
         widths=width_rows(findings),
         rivals=list(findings.rivals),
         agreement=agreement_rows(content),
@@ -326,7 +331,10 @@ def cost_rows(content: Mapping[str, Any]) -> Facts:
         return []
     rows: Facts = [
         ("pruned networks run", f"{search['networks_evaluated']:,}"),
-        ("time, one search after the other", seconds_in_words(search["seconds"])),
+        (
+            "time" if "decision" in content else "time, one search after the other",
+            seconds_in_words(search["seconds"]),
+        ),
     ]
     if search["evaluation_seconds"]:
         share = search["evaluation_seconds"] / search["seconds"]
@@ -389,10 +397,12 @@ def origin_rows(content: Mapping[str, Any]) -> Facts:
         (f"{name} images", f"{split['images']:,}, fingerprint {split['fingerprint']}")
         for name, split in content["data"].items()
     ]
-    recipe = ", ".join(f"{name} {value}" for name, value in content["recipe"].items())
+    recipe = dict(content["recipe"])
+    if recipe.get("peak_lr", 0.0) is None and isinstance(recipe.get("epochs"), int):
+        recipe["peak_lr"] = FinetuneConfig(epochs=recipe["epochs"]).learning_rate
     return [
         ("seed", str(content["seed"])),
         *rows,
-        ("fine-tune", recipe),
+        ("fine-tune", ", ".join(f"{name} {value}" for name, value in recipe.items())),
         ("structure", content["graph"]),
     ]

@@ -214,7 +214,7 @@ def _pareto(findings: Findings) -> Plot | None:
     for metric, filled in (("recalibrated", False), ("finetuned", True)):
         for name, value in mean_by_name(rows, f"test_accuracy_{metric}").items():
             axes.plot(100 * macs[name] / dense["macs"], 100 * value, **mark(_kind(name), filled))
-    for accuracy, filled in ((dense["test_accuracy"], False), (_tuned(dense), True)):
+    for accuracy, filled in _dense_marks(dense):
         axes.plot(100, 100 * accuracy, **mark(DENSE, filled))
     axes.set_xlim(0, 104)
     axes.set_xlabel("multiply-adds that remain, %")
@@ -224,10 +224,10 @@ def _pareto(findings: Findings) -> Plot | None:
     return Plot(figure=figure, caption=caption, text=_pareto_text(rows, dense))
 
 
-def _tuned(dense: Mapping[str, Any]) -> float:
-    """Return the dense network's accuracy after its fine-tune; before it if there was none."""
-    tuned = dense["test_accuracy_finetuned"]
-    return float(dense["test_accuracy"] if tuned is None else tuned)
+def _dense_marks(dense: Mapping[str, Any]) -> list[tuple[float, bool]]:
+    """Return the dense network's accuracy before and after a fine-tune, and which is which."""
+    found = ((dense["test_accuracy"], False), (dense["test_accuracy_finetuned"], True))
+    return [(accuracy, filled) for accuracy, filled in found if accuracy is not None]
 
 
 def _kind(name: str) -> str:
@@ -266,7 +266,7 @@ def _add_kinds(figure: Figure, rows: Sequence[MethodRow]) -> None:
 def _fillings(rows: Sequence[MethodRow]) -> str:
     """Return what hollow and filled marks stand for."""
     tuned = any(row.test_accuracy_finetuned is not None for row in rows)
-    return f"hollow = after recalibration{', filled = after fine-tuning' * tuned}"
+    return "hollow = after recalibration, filled = after fine-tuning" if tuned else "not fine-tuned"
 
 
 def _pareto_text(rows: Sequence[MethodRow], dense: Mapping[str, Any]) -> str:
@@ -290,7 +290,7 @@ def _methods(findings: Findings) -> Plot | None:
     figure, axes = new_figure(1.3 + 0.2 * len(groups))
     dense = findings.content["dense"]
     axes.axvline(100 * dense["test_accuracy"], color=INK, linestyle=":", linewidth=0.8)
-    for accuracy, filled in ((dense["test_accuracy"], False), (_tuned(dense), True)):
+    for accuracy, filled in _dense_marks(dense):
         axes.plot(100 * accuracy, 0, **mark(DENSE, filled))
     for place, (name, rows) in enumerate(groups, start=1):
         for metric, filled in (("recalibrated", False), ("finetuned", True)):
@@ -356,7 +356,8 @@ def _widths(findings: Findings) -> Plot:
     narrowest = min(dense, key=lambda name: kept[name] / dense[name])
     return Plot(
         figure=figure,
-        caption="Kept width of each group, dense → pruned; marks: what the best baselines keep.",
+        caption="Kept width of each group, dense → pruned"
+        f"{'; marks: what the best baselines keep' * bool(findings.rivals)}.",
         text=f"Bar chart of {len(dense)} groups: {sum(kept.values())} of {sum(dense.values())} "
         f"channels stay; the most is removed from {narrowest}, {dense[narrowest]} to "
         f"{kept[narrowest]}.",

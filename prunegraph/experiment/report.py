@@ -15,7 +15,7 @@ from rich.table import Table
 
 from prunegraph.errors import ArtefactError
 from prunegraph.experiment.folder import REPORT_FILE, RunFolder
-from prunegraph.experiment.verdict import MethodRow, Metric, column, pruned_rows
+from prunegraph.experiment.verdict import DENSE, MethodRow, Metric, column, pruned_rows
 from prunegraph.files import write_json
 from prunegraph.reading import checked, read_json
 from prunegraph.types import Budget, Cost
@@ -317,9 +317,12 @@ METHOD_COLUMNS = (
 def methods_table(content: Mapping[str, Any]) -> Table:
     """Return the one table that a run prints, best rows on the search split first."""
     table = Table(title=escape(title(content)))
-    for name in METHOD_COLUMNS:
-        table.add_column(name, justify="left" if name == "method" else "right")
     dense, *others = method_cells(content)
+    for name in METHOD_COLUMNS:
+        if name == "method":  # the others fold where the terminal is narrow
+            table.add_column(name, no_wrap=True, min_width=max(len(row[0]) for row in others))
+        else:
+            table.add_column(name, justify="right", overflow="fold")
     table.add_row(*dense, end_section=True)
     own = own_labels(content)
     for cells in others:
@@ -336,8 +339,12 @@ def own_labels(content: Mapping[str, Any]) -> set[str]:
 def method_cells(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return the rows of that table: the dense network, then methods by search accuracy."""
     dense = Cost(macs=content["dense"]["macs"], params=content["dense"]["params"])
-    accuracies = (content["dense"][f"test_accuracy{end}"] for end in ("", "_finetuned"))
-    shown = ["" if accuracy is None else spread([accuracy]) for accuracy in accuracies]
+    controls = [row for row in read_rows(content) if row.name == DENSE]
+    before = content["dense"]["test_accuracy"]
+    shown = [
+        "" if before is None else spread([before]),
+        spread(column(controls, "test_accuracy_finetuned")),
+    ]
     table = [("dense", *_costs(dense.macs, dense.params, dense), "", *shown, "", "")]
     for name, rows in by_method(read_rows(content)):
         seeds = {row.seed for row in rows}
@@ -374,7 +381,7 @@ def by_method(rows: Sequence[MethodRow]) -> list[tuple[str, list[MethodRow]]]:
     """Return the rows by method, in descending mean search accuracy, the dense control left out."""
     groups: dict[str, list[MethodRow]] = {}
     for row in rows:
-        if row.name != "dense":
+        if row.name != DENSE:
             groups.setdefault(row.name, []).append(row)
     return sorted(
         groups.items(),

@@ -299,7 +299,8 @@ def _draw(entries: Sequence[Mapping[str, Any]]) -> Plot:
     after = "; solid, filled: after fine-tuning" if tuned is not None else ""
     return Plot(
         figure=figure,
-        caption=f"{entries[0]['arch']}, {len(entries)} budgets: the agent and the best baselines. "
+        caption=f"{entries[0]['arch']}, {len(entries)} budgets: "
+        f"{'the agent and ' * any(map(is_agent, common))}the best baselines. "
         f"Dotted, hollow: after recalibration{after}; star: dense.",
         text=f"Line plot of test accuracy after recalibration against multiply-adds. "
         f"{'; '.join(words)}; dense {percent(dense['test_accuracy'])}.",

@@ -19,6 +19,7 @@ from prunegraph.experiment.agent_rows import (
     agent_batch,
     agent_name,
     agent_summary,
+    warn_if_worse,
 )
 from prunegraph.experiment.baselines import (
     USUAL_HEURISTICS,
@@ -28,7 +29,7 @@ from prunegraph.experiment.baselines import (
     check_baselines,
 )
 from prunegraph.experiment.bench import warn_of_network
-from prunegraph.experiment.candidates import CandidateStore
+from prunegraph.experiment.candidates import CandidateStore, choose
 from prunegraph.experiment.config import SearchOptions, TrainConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.finalise import Outcome, finalise, finetune_chosen
@@ -36,6 +37,7 @@ from prunegraph.experiment.folder import RunFolder, open_run, slug
 from prunegraph.experiment.jobs import Jobs, load_targets, make_workplace
 from prunegraph.experiment.measured import settle
 from prunegraph.experiment.page import show_finished
+from prunegraph.experiment.ray_pool import load_ray
 from prunegraph.experiment.search import FINALISTS
 from prunegraph.experiment.setup import Target, check_trainable
 from prunegraph.experiment.verdict import SAMPLER, verdict_line
@@ -44,6 +46,8 @@ from prunegraph.types import Budget
 
 def run_train(config: TrainConfig, console: Console) -> dict[str, Any]:
     """Do the main job, and return the report of the first network."""
+    if config.ray is not None:
+        load_ray()  # before anything long starts
     targets = load_targets(config)
     check_networks(targets, config, config.budget())
     for target in targets:
@@ -90,6 +94,7 @@ def _stage_one(config: TrainConfig, jobs: Jobs) -> list[Outcome]:
         add_beginnings(bench, store, config, seeds)
         if config.baselines != "none":
             add_controls(bench, store, store.named(agent_name(config)), jobs.place.console)
+        warn_if_worse(bench, list(store), choose(list(store)), jobs.place.console)
     return [
         Outcome(
             candidates=list(store),

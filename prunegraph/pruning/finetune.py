@@ -85,12 +85,11 @@ class FinetuneConfig:
                 f"distill_weight={self.distill_weight} in [0, 1]"
             )
             raise ConfigError(msg)
-        if not (self.learning_rate > 0.0 and self.distill_temperature > 0.0):
-            msg = (
-                f"peak_lr={self.peak_lr} and distill_temperature={self.distill_temperature} "
-                "must be positive"
-            )
-            raise ConfigError(msg)
+        positive = {"peak_lr": self.learning_rate, "distill_temperature": self.distill_temperature}
+        for name, value in positive.items():
+            if not value > 0.0:
+                msg = f"{name}={value} must be positive"
+                raise ConfigError(msg)
 
     @property
     def learning_rate(self) -> float:
@@ -312,7 +311,7 @@ class _Training:
         if not math.isfinite(value):
             msg = (
                 f"the training loss is {value} in epoch {epoch + 1}, step {step + 1}: lower the "
-                f"learning rate (peak_lr={self.config.learning_rate}) or check the weights"
+                f"learning rate, now {self.config.learning_rate:g}, or check the weights"
             )
             raise PruneGraphError(msg)
         self.optimizer.zero_grad(set_to_none=True)

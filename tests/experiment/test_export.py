@@ -283,15 +283,16 @@ def test_of_a_comparison_the_cell_of_the_pruned_network_is_named(
     rows = [dict(row) for row in make_findings().content["methods"]]
     rows[0]["cell"] = "cells/ab"
     for cell, words in (
-        ("cells/ab", f"export {tmp_path / 'cells' / 'ab'}, its pruned network"),
-        (None, f"export {tmp_path}/cells/..., one of its cells"),
+        ("cells/ab", f"name {tmp_path / 'cells' / 'ab'}, its pruned network"),
+        (None, f"name {tmp_path}/cells/..., one of its cells"),
     ):
         rows[0]["cell"] = cell
         content = make_findings(methods=rows, command="compare").content
         write_json(tmp_path / "report.json", content)
-        assert main(["export", str(tmp_path)]) == 2
-        err = capsys.readouterr().err
-        assert err == f"prunegraph: {tmp_path} is a comparison of many networks: {words}\n"
+        for command in (["export"], ["inspect", "--run"]):
+            assert main([*command, str(tmp_path)]) == 2
+            err = capsys.readouterr().err
+            assert err == f"prunegraph: {tmp_path} is a comparison of many networks: {words}\n"
     write_json(tmp_path / "report.json", make_findings(command="train").content)
     assert main(["export", str(tmp_path)]) == 2
     assert "mask.json" in capsys.readouterr().err

@@ -111,8 +111,15 @@ def test_a_run_that_was_killed_at_its_very_end_is_taken_up(
 def test_existing_run_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match="is not a folder"):
         existing_run(tmp_path / "none")
-    with pytest.raises(ArtefactError, match=r"holds no config\.yaml"):
+    with pytest.raises(ArtefactError, match=r"holds no config\.yaml, it is no run folder"):
         existing_run(tmp_path)
+    member = tmp_path / "1-resnet20"
+    member.mkdir()
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(ArtefactError, match=r"holds no report\.json: no finished run; repeat"):
+        existing_run(tmp_path)
+    with pytest.raises(ArtefactError, match=f"part of a run of several networks: name {tmp_path}"):
+        existing_run(member)
 
 
 def test_slug_is_a_file_name() -> None:

@@ -99,6 +99,25 @@ def test_the_page_is_whole_and_needs_nothing_else(make_findings: Make) -> None:
     assert len(set(ids)) == len(ids)
 
 
+def test_the_page_says_which_mask_was_pruned_and_how_it_was_trained(make_findings: Make) -> None:
+    content = make_findings().content
+    rows = [{**row, "seed": seed} for row in content["methods"] for seed in (0, 1)]
+    text = made(make_findings(methods=rows, pruned={**content["pruned"], "seed": 1}))
+    assert "the mask of seed 1: the best of them on the search images" in text
+    assert "the best of them" not in made(make_findings())
+    recipe = {"epochs": 10, "peak_lr": None}
+    assert "epochs 10, peak_lr 0.02" in made(make_findings(recipe=recipe))
+    assert "peak_lr None" in made(make_findings(recipe={**recipe, "epochs": "10"}))
+
+
+def test_the_page_of_an_applied_policy_speaks_of_no_search(make_findings: Make) -> None:
+    decision = {"start": "mean", "share": 0.5, "divergence": {}}
+    text = made(make_findings(decision=decision))
+    assert "What the decision cost" in text
+    assert "a policy was applied, which gives one mask" in text
+    assert "one search after the other" not in text
+
+
 def test_every_figure_and_scrolling_box_has_a_name(make_findings: Make) -> None:
     parsed = Page(made(make_findings()))
     figures, svgs = parsed.named("figure"), parsed.named("svg")

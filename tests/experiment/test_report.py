@@ -9,6 +9,7 @@ from prunegraph.experiment.report import (
     PrunedResult,
     Report,
     SearchResult,
+    method_cells,
     methods_table,
     write_report,
 )
@@ -93,3 +94,23 @@ def test_table_is_sorted_by_search_accuracy_and_shows_the_spread(report: Report)
     assert "81.00 ± 1.41" in text
     assert "50 (50.0 %)" in text
     assert "1.5" in text  # minutes: the mean of the agent's two seeds
+
+
+def test_methods_are_told_apart_on_a_narrow_terminal(report: Report) -> None:
+    names = ["residual_taylor/sensitivity", "residual_taylor/skip_full"]
+    wide = replace(report, methods=[method(name, 0, 0.7) for name in names])
+    with Path("/dev/null").open("w") as nowhere:
+        console = Console(width=80, record=True, file=nowhere)
+        console.print(methods_table(wide.to_json()))
+    text = console.export_text()
+    assert all(name in text for name in names)
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_dense_control_shows_its_spread(report: Report) -> None:
+    tuned = [
+        replace(method("dense", seed, 0.9), test_accuracy_finetuned=0.9 + seed / 100)
+        for seed in (0, 1)
+    ]
+    content = replace(report, methods=[*report.methods, *tuned]).to_json()
+    assert method_cells(content)[0][5] == "90.50 ± 0.71"

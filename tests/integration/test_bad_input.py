@@ -89,6 +89,7 @@ def images(tmp_path: Path) -> Path:
         ("train --policy nowhere", "no policy nowhere"),
         ("compare --policy nowhere", "no policy nowhere"),
         ("apply", "Missing"),
+        ("pretrain --lr -1", "lr=-1.0 must be above 0"),
     ],
 )
 def test_options_that_cannot_be(

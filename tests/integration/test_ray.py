@@ -118,7 +118,13 @@ def test_an_address_without_a_cluster_is_told_in_one_line(
     assert errors.count("\n") == 1
 
 
-def test_a_missing_ray_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_ray_is_told_with_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match="--ray needs ray: pip install ray"):
         ray_pool.load_ray()
+    for command in ("train", "compare"):  # before the dense network is trained
+        assert main([command, "--ray", "auto", "--out", str(tmp_path / "run")]) == 2
+        assert "--ray needs ray" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
