@@ -56,6 +56,7 @@ from prunegraph.experiment.folder import RunFolder, open_run
 from prunegraph.experiment.jobs import Batch, Jobs, make_workplace
 from prunegraph.experiment.measured import Measured, settle
 from prunegraph.experiment.page import show_finished
+from prunegraph.experiment.policies import pin_policy
 from prunegraph.experiment.ray_pool import load_ray
 from prunegraph.experiment.report import machine
 from prunegraph.experiment.setup import Target, check_trainable, load_target
@@ -96,6 +97,7 @@ def run_compare(config: CompareConfig, console: Console) -> dict[str, Any]:
         return show_finished(config, [folder], [target.graph], console)
     with folder.started(config):
         console.say(f"run folder: {folder.path}")
+        pin_policy(config.policy, folder.checkpoint("policy.json"))
         place = make_workplace(config, [target], [folder], console)
         bench = place.benches[0]
         warn_of_network(bench, console)

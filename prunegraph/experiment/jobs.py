@@ -177,14 +177,15 @@ class Jobs:
         if not beside:
             return
         executor = self._start()
-        futures = {
-            executor.submit(_work, batch.job, values): (batch, values)
-            for batch in beside
-            for values in batch.arguments
-        }
-        # the pool watches a process from the next submission on only: without this one, the death
-        # of the last process would show when another job ends
-        executor.submit(_work, _no_job, ())
+        with no_interrupts():
+            futures = {
+                executor.submit(_work, batch.job, values): (batch, values)
+                for batch in beside
+                for values in batch.arguments
+            }
+            # the pool watches a process from the next submission on only: without this one, the
+            # death of the last process would show when another job ends
+            executor.submit(_work, _no_job, ())
         label = ", ".join(batch.label for batch in beside)
         label += ", networks" * any(batch.networks is not None for batch in beside)
         done, total = 0, sum(batch.size(values) for batch, values in futures.values())
@@ -236,6 +237,19 @@ class Jobs:
 
 
 @contextmanager
+def no_interrupts() -> Iterator[None]:
+    """Hold Ctrl-C back while processes start: they inherit that, and import torch in peace.
+
+    The parent ends its workers; one that is interrupted in an import would print a traceback.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def _told_if_killed() -> Iterator[None]:
     try:
         yield
@@ -263,7 +277,9 @@ class _Workers:
         """Return the outcome of a mask; called from many threads at once."""
         values = (network, mask, subset)
         with _told_if_killed():
-            return self._executor.submit(_work, _evaluate_job, values).result()
+            with no_interrupts():
+                future = self._executor.submit(_work, _evaluate_job, values)
+            return future.result()
 
 
 def _no_job(_: Workplace) -> None:

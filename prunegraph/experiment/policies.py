@@ -4,9 +4,11 @@ from pathlib import Path
 
 from prunegraph.agent import TrainedPolicy, load_policy
 from prunegraph.agent.saving import POLICY_FILE
-from prunegraph.errors import ArtefactError, suggest
+from prunegraph.errors import ArtefactError, ConfigError, suggest
 from prunegraph.experiment.checks import check_one_run
-from prunegraph.reading import read_json
+from prunegraph.files import write_json
+from prunegraph.pruning.state import parameter_digest
+from prunegraph.reading import checked, read_json
 
 SHIPPED = Path(__file__).parents[1] / "policies"
 """The folder of the policies that come with the package."""
@@ -38,6 +40,26 @@ def find_policy(policy: Path) -> TrainedPolicy:
             msg = f"{policy} holds the weights of a network, not a policy: give a run of `train`"
             raise ArtefactError(msg)
     return load_policy(policy)
+
+
+def pin_policy(policy: Path | None, path: Path) -> None:
+    """Note in a run's checkpoint which policy it begins with; it goes on with the same alone.
+
+    Args:
+        policy: as ``find_policy`` takes it; None = it begins with none.
+        path: of the checkpoint, in a folder of the run's.
+
+    Raises:
+        ConfigError: it began with another one.
+    """
+    if policy is None:
+        return
+    digest = parameter_digest(find_policy(policy).network)
+    if not path.is_file():
+        write_json(path, {"policy": digest})
+    elif checked(read_json(path), {"policy": str}, str(path))["policy"] != digest:
+        msg = f"{path.parents[1]} was begun with another policy: restore it, or give a new --out"
+        raise ConfigError(msg)
 
 
 def is_shipped(policy: Path) -> bool:

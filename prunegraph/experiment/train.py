@@ -37,6 +37,7 @@ from prunegraph.experiment.folder import RunFolder, open_run, slug
 from prunegraph.experiment.jobs import Jobs, load_targets, make_workplace
 from prunegraph.experiment.measured import settle
 from prunegraph.experiment.page import show_finished
+from prunegraph.experiment.policies import pin_policy
 from prunegraph.experiment.ray_pool import load_ray
 from prunegraph.experiment.search import FINALISTS
 from prunegraph.experiment.setup import Target, check_trainable
@@ -59,6 +60,7 @@ def run_train(config: TrainConfig, console: Console) -> dict[str, Any]:
         return show_finished(config, members, [target.graph for target in targets], console)
     with folder.started(config):
         console.say(f"run folder: {folder.path}")
+        pin_policy(config.policy, folder.checkpoint("policy.json"))
         place = make_workplace(config, targets, members, console)
         for bench in place.benches:
             warn_of_network(bench, console)

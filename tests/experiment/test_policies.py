@@ -16,7 +16,7 @@ from prunegraph.experiment.apply import check_policy
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.folder import RunFolder
-from prunegraph.experiment.policies import find_policy, shipped_policies
+from prunegraph.experiment.policies import find_policy, pin_policy, shipped_policies
 from prunegraph.experiment.setup import load_target
 from prunegraph.experiment.suit import suit_benches
 from prunegraph.models import WeightsInfo, build_model, save_weights, weights_info
@@ -165,3 +165,12 @@ def test_a_run_that_goes_on_keeps_its_policy(tmp_path: Path) -> None:
     check_policy(policies[0], folder)
     with pytest.raises(ConfigError, match="was begun with another policy"):
         check_policy(policies[1], folder)
+    path = folder.checkpoint("policy.json")
+    pin_policy(None, path)
+    assert not path.exists()
+    for number, policy in enumerate(policies):
+        save_policy(tmp_path / f"{number}.safetensors", policy)
+    for _ in range(2):
+        pin_policy(tmp_path / "0.safetensors", path)
+    with pytest.raises(ConfigError, match=f"{folder.path} was begun with another policy"):
+        pin_policy(tmp_path / "1.safetensors", path)

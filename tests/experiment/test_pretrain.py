@@ -229,3 +229,30 @@ def test_what_cannot_be_trained_on_is_refused(
     assert message in err
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+FLATTENS = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 8, 3), nn.Linear(288, 10)
+
+    def forward(self, images):
+        x = self.conv(images).relu()
+        return self.fc(x.view(x.size(0), -1))
+"""
+
+
+def test_a_network_that_flattens_by_view_is_trained_and_pruned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "flattening.py").write_text(FLATTENS)
+    monkeypatch.chdir(tmp_path)
+    named = ["--arch", "flattening:Net", "--dataset", "digits", "--threads", "1"]
+    assert main(["pretrain", *named, "--epochs", "1", "--out", "net.safetensors"]) == 0
+    words = ["--policy", "resnet-cifar", "--keep-macs", "0.5", "--finetune-epochs", "1"]
+    weights = ["--weights", "net.safetensors", "--workers", "1", "--out", "run"]
+    assert main(["apply", *named, *words, *weights]) == 0
+    assert main(["verify", "run", "--arch", "flattening:Net", "--threads", "1"]) == 0

@@ -1,5 +1,6 @@
 """Searches and fine-tunes in processes of their own."""
 
+import multiprocessing
 import os
 import resource
 import signal
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from prunegraph.experiment.cli import main
 from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.console import Console
-from prunegraph.experiment.jobs import Batch, Jobs
+from prunegraph.experiment.jobs import Batch, Jobs, no_interrupts
 from prunegraph.reading import read_safetensors
 
 
@@ -199,3 +200,11 @@ def _worker_of(pid: int) -> int:
     ]
     workers = [c for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
     return max(workers)
+
+
+def test_an_interrupt_does_not_reach_a_process_that_starts() -> None:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+        with no_interrupts():
+            held = executor.submit(signal.pthread_sigmask, signal.SIG_BLOCK, [])
+        assert signal.SIGINT in held.result()
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
