@@ -6,7 +6,7 @@ from typing import Any
 
 from prunegraph.agent import TrainedPolicy, load_policy, save_policy
 from prunegraph.agent.saving import POLICY_FILE
-from prunegraph.errors import BudgetError, ConfigError
+from prunegraph.errors import BudgetError
 from prunegraph.experiment.agent_rows import add_untrained, measured, warn_if_worse
 from prunegraph.experiment.baselines import add_controls, baseline_job
 from prunegraph.experiment.bench import Bench, warn_of_network
@@ -17,7 +17,7 @@ from prunegraph.experiment.finalise import Outcome, finalise, finetune_chosen
 from prunegraph.experiment.folder import RunFolder, open_run
 from prunegraph.experiment.jobs import Jobs, Workplace, make_workplace
 from prunegraph.experiment.page import show_finished
-from prunegraph.experiment.policies import find_policy
+from prunegraph.experiment.policies import check_same_policy, find_policy
 from prunegraph.experiment.report import SearchResult
 from prunegraph.experiment.setup import check_trainable, load_target
 from prunegraph.experiment.suit import num_decision_networks, suit_benches
@@ -88,10 +88,8 @@ def check_policy(policy: TrainedPolicy, folder: RunFolder) -> None:
     """Raise ConfigError if a run that goes on began with another policy."""
     if not folder.file(POLICY_FILE).is_file():
         return
-    begun = load_policy(folder.path)
-    if parameter_digest(begun.network) != parameter_digest(policy.network):
-        msg = f"{folder.path} was begun with another policy: restore it, or give a new --out"
-        raise ConfigError(msg)
+    begun, given = (parameter_digest(item.network) for item in (load_policy(folder.path), policy))
+    check_same_policy(begun, given, folder.path)
 
 
 def _decide(

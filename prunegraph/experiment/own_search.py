@@ -270,7 +270,6 @@ def search(
         msg = "calibration_data holds no batches: give a loader of training data"
         raise DataError(msg)
     dense = copy_network(unwrap(model)).eval()
-    _check_loss(dense, batches[0], loss)
     evaluator = OwnEvaluator(
         dense,
         graph,
@@ -333,20 +332,6 @@ def search(
     report["pruned"]["score"] = fitting[chosen].accuracy
     report["networks_evaluated"] = len(evaluator.found)
     return PruneResult(model=evaluator.prune(chosen), mask=chosen, graph=graph, report=report)
-
-
-def _check_loss(dense: nn.Module, batch: Any, loss: Loss) -> None:
-    """Raise ModelError if a loss is no sum that gradients flow from."""
-    trainable = copy_network(dense).requires_grad_()
-    with torch.enable_grad():
-        value: object = loss(trainable, batch)
-    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-        what = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        msg = (
-            f"the loss returns {what}, not a sum over the batch that gradients flow from: reduce "
-            "it with sum(), and leave detach() and no_grad() away"
-        )
-        raise ModelError(msg)
 
 
 def _digest(batches: Sequence[Any]) -> str:

@@ -57,8 +57,15 @@ def pin_policy(policy: Path | None, path: Path) -> None:
     digest = parameter_digest(find_policy(policy).network)
     if not path.is_file():
         write_json(path, {"policy": digest})
-    elif checked(read_json(path), {"policy": str}, str(path))["policy"] != digest:
-        msg = f"{path.parents[1]} was begun with another policy: restore it, or give a new --out"
+    else:
+        begun = checked(read_json(path), {"policy": str}, str(path))["policy"]
+        check_same_policy(begun, digest, path.parents[1])
+
+
+def check_same_policy(begun: str, given: str, run: Path) -> None:
+    """Raise ConfigError if the digests of a run's policy and of the given one differ."""
+    if begun != given:
+        msg = f"{run} was begun with another policy: restore it, or give a new --out"
         raise ConfigError(msg)
 
 

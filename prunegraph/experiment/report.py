@@ -336,6 +336,14 @@ def own_labels(content: Mapping[str, Any]) -> set[str]:
     return {label for label, *_ in method_cells(content) if label.partition(" ")[0] in own}
 
 
+def own_seed(content: Mapping[str, Any]) -> int | None:
+    """Return the seed of the pruned mask, if its method has chosen with several."""
+    rows = read_rows(content)
+    own = {row.name for row in pruned_rows(rows, content["pruned"]["mask_digest"])}
+    several = len({row.seed for row in rows if row.name in own}) > 1
+    return content["pruned"].get("seed") if several else None
+
+
 def method_cells(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return the rows of that table: the dense network, then methods by search accuracy."""
     dense = Cost(macs=content["dense"]["macs"], params=content["dense"]["params"])

@@ -144,11 +144,13 @@ def place_model(model: nn.Module, device: torch.device, images: Tensor | None = 
         model: the network.
         device: where it shall run.
         images: ``[b, c, h, w]`` that it is tried on; where its forward cannot follow (``view``
-            after a convolution), the layout is the usual one. None = it is not tried.
+            after a convolution), the layout is the usual one. None = it is not tried; nor is one
+            that comes in that layout.
     """
     model.to(device)
+    known = any(map(_is_channels_last, model.parameters()))
     _lay_out(model, torch.channels_last)
-    if images is not None and not _runs(model, images):
+    if images is not None and not known and not _runs(model, images):
         _lay_out(model, torch.contiguous_format)
     return model
 

@@ -163,7 +163,7 @@ def measure_by(
         The arrays named in ``STATISTIC_NAMES``, Taylor importance up to a common factor.
 
     Raises:
-        ModelError: a gradient is not finite.
+        ModelError: a gradient is not finite, or the loss is no sum that gradients flow from.
     """
     dense = readable_copy(model, model_device(model), None)
 
@@ -171,10 +171,22 @@ def measure_by(
         dense.requires_grad_()  # what the first layer reads need not have a gradient
         with torch.enable_grad():
             for batch in batches:
-                loss(dense, batch).backward()
+                _checked_sum(loss(dense, batch)).backward()
         dense.requires_grad_(False)
 
     return _measured(dense, graph, run, 1)
+
+
+def _checked_sum(value: object) -> Tensor:
+    """Return what a loss has returned, if it is a sum that gradients flow from."""
+    if isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad:
+        return value
+    what = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    msg = (
+        f"the loss returns {what}, not a sum over the batch that gradients flow from: reduce "
+        "it with sum(), and leave detach() and no_grad() away"
+    )
+    raise ModelError(msg)
 
 
 def _measured(
