@@ -71,7 +71,8 @@ def check_arch(spec: str) -> None:
         if module:
             hint = f" (your own code? write {module}:{name})"
         elif spec in torchvision_names():
-            hint = f" (did you mean '{TORCHVISION_PREFIX}{spec}'?)"
+            small = [f"{name!r}, or " for name in KNOWN_MODELS if name == spec.replace("_", "")]
+            hint = f" (did you mean {''.join(small)}'{TORCHVISION_PREFIX}{spec}'?)"
         msg = (
             f"unknown architecture {spec!r}{hint}; known: {', '.join(KNOWN_MODELS)}, "
             "digits_resnet<depth>_w<width>, torchvision:NAME, package.module:factory"

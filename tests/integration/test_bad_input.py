@@ -51,6 +51,10 @@ def images(tmp_path: Path) -> Path:
         ("train --arch digits_resnet9", "depth 9 is not 6n + 2"),
         ("train --arch lenet", "unknown architecture 'lenet'"),
         ("train --arch resnet50", "did you mean 'torchvision:resnet50'?"),
+        (
+            "train --arch mobilenet_v2",
+            "did you mean 'mobilenetv2', or 'torchvision:mobilenet_v2'?",
+        ),
         ("train --arch ResNet20 --dataset cifar10 --data-dir nowhere", "did you mean 'resnet20'?"),
         (
             "train --arch resnet20 --weights none.pth --dataset cifar10 --data-dir nowhere",
