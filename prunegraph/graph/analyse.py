@@ -210,8 +210,8 @@ def analyse(
     Args:
         model: any eager network; DDP and torch.compile wrappers are taken off.
         example_inputs: what its forward takes: a tensor, a tuple, or a dict of keyword arguments.
-        trial: prune every class once, in two rounds, and compare with the zero-masked network;
-            classes that the forward cannot lose (literal sizes) are frozen with the reason.
+        trial: prune every class, in rounds, and compare with the zero-masked network; classes that
+            the forward cannot lose (literal sizes) are frozen with the reason.
         attention: what a class of attention is: a whole head, or one position of the width of all
             heads. For both, prune by one, analyse the pruned network by the other.
 
@@ -242,9 +242,13 @@ def analyse(
             if subject is not model and not is_sound(subject, run):
                 subject = model
                 continue
-            if not remedies.apply(attempt.failure, graph):
-                for classes, cause in attempt.literal_sizes(attempt.failure):
-                    recorder.store.freeze(builder.labels_of(classes), cause)
+            if not remedies.apply(attempt.failure, graph, least=attempt.least):
+                for group, cause in attempt.literal_sizes(attempt.failure):
+                    labels = builder.labels_of(group.classes)
+                    if attempt.least and group.min_keep == 1 and group.classes.size > 2:
+                        recorder.recording.pairs.append(labels)
+                    else:
+                        recorder.store.freeze(labels, cause)
         builder = GraphBuilder(
             model, recorder.recording, literal=remedies.literal, attention=attention
         )

@@ -268,6 +268,7 @@ class GraphBuilder:
             for (_, reason), indices in found.items()
         }
         names = _group_names(alike, slices, ops)
+        pairs = {index for labels in self.recording.pairs for index in self._classes(labels)}
         group_of = np.zeros(len(frozen), dtype=np.int64)
         groups: list[Group] = []
         for ((own_slices, reason), indices), name in zip(alike.items(), names, strict=True):
@@ -278,6 +279,7 @@ class GraphBuilder:
                     classes=np.array(indices, dtype=np.int64),
                     members=tuple(f"{slices[p][0]}:{slices[p][1]}" for p in own_slices),
                     frozen=reason,
+                    min_keep=1 if pairs.isdisjoint(indices) else 2,
                 )
             )
         return tuple(groups), group_of

@@ -83,6 +83,7 @@ class Recording:
         size_uses: sizes that a forward may have read from a module's attributes.
         inputs: module path -> ``[size]`` labels along the last axis of its first argument.
         means: means over channels.
+        pairs: channels of which two must stay: the forward fails where one is left.
         lifetimes: which storages lived when.
     """
 
@@ -97,6 +98,7 @@ class Recording:
     inputs: dict[str, Tensor] = field(default_factory=dict)
     means: list[RecordedMean] = field(default_factory=list)
     sums: list[Tensor] = field(default_factory=list)
+    pairs: list[Tensor] = field(default_factory=list)
     lifetimes: LifetimeRecorder = field(default_factory=LifetimeRecorder)
 
     def settle_splits(self) -> None:

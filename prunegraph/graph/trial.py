@@ -1,4 +1,4 @@
-"""The trial that ends an analysis: prune a part of every group, then the rest, and compare.
+"""The trial that ends an analysis: prune parts of every group, in rounds, and compare.
 
 Sizes written as numbers in the user's forward (``F.pad(.., 16, 16)``, ``view(b, 512)``) cannot be
 told from computed ones in one run. A slim network that raises, or whose output differs from the
@@ -52,16 +52,24 @@ ERRORS = (
 )
 """What a forward may raise that cannot follow."""
 
+NUM_ROUNDS = 4
+"""See ``_parts``."""
+
 Parts = list[tuple[Group, IntArray]]
 """Groups, each with the classes of it to remove."""
 
 
-def _parts(groups: list[Group], rng: np.random.Generator) -> list[tuple[IntArray, IntArray]]:
-    """Return the classes of each group to remove first, and those then: each once.
+def _parts(groups: list[Group], rng: np.random.Generator) -> list[tuple[IntArray, ...]]:
+    """Return what each group loses in each round: its minimum always stays.
 
-    The first are a random part, and groups of one size that follow each other lose different
-    numbers, so that no two sizes agree by chance. The others come second because a channel that
-    the forward names (``x[:, -1]``) shows only where it is removed. A group's minimum stays.
+    1. A random part; groups of one size that follow each other lose different numbers, so that no
+       two sizes agree by chance.
+    2. The others, because a channel that the forward names (``x[:, -1]``) shows only where it is
+       removed. With the first round, each class is removed once.
+    3. The first channels: where the forward treats a share of them otherwise (``x[:, : c // 4]``),
+       random parts leave the border right by chance.
+    4. All but the minimum, as no other mask does: ``squeeze()`` takes an axis of one away, and
+       sizes of different groups that agreed by chance differ.
     """
     counts: dict[int, Iterator[int]] = {}
     parts = []
@@ -73,7 +81,9 @@ def _parts(groups: list[Group], rng: np.random.Generator) -> list[tuple[IntArray
         removable = max(size - group.min_keep, 0)
         first = min(removable, next(counts[size]))
         classes = rng.permutation(group.classes)
-        parts.append((classes[:first], classes[first:][:removable]))
+        in_order = np.sort(group.classes)
+        last = in_order[size - removable :]
+        parts.append((classes[:first], classes[first:][:removable], in_order[:first], last))
     return parts
 
 
@@ -176,9 +186,13 @@ def failing_frame(
 
 
 def _failure(
-    model: nn.Module, graph: StructureGraph, keep: BoolArray, run: Forward
+    model: nn.Module, graph: StructureGraph, keep: BoolArray, run: Forward, *, finite: bool = False
 ) -> Failure | None:
-    """Return why the forward cannot follow a mask, or None if it can."""
+    """Return why the forward cannot follow a mask, or None if it can.
+
+    Args:
+        finite: a masked network whose output is not finite says nothing.
+    """
     mask, slim_model = graph.mask(keep), model
     try:
         slim_model = apply_mask(model, graph, mask)
@@ -192,6 +206,8 @@ def _failure(
         )
     silent = zero_mask(model, graph, mask)
     zero = _tensors(run(silent, None))
+    if finite and not all(bool(torch.isfinite(t).all()) for t in zero):
+        return None
     if any(one.shape != other.shape for one, other in zip(slim, zero, strict=True)):
         return Failure(reason="the forward's output changes its shape")
     difference, limit = _difference(slim, zero), SUSPICIOUS
@@ -248,12 +264,20 @@ class Remedies:
         self._tried: dict[type, int] = {}
         self.literal: set[str] = set()
 
-    def apply(self, failure: Failure, graph: StructureGraph) -> bool:
-        """Change something for the module that failed; return False if nothing is left to try."""
+    def apply(self, failure: Failure, graph: StructureGraph, *, least: bool) -> bool:
+        """Change something for the module that failed; return False if nothing is left to try.
+
+        Args:
+            failure: what happened.
+            graph: the structure as it was tried.
+            least: with all but the least removed: with more, its attributes were right.
+        """
         if failure.module is None:
             return False
         kind = type(self._model.get_submodule(failure.module))
         alike = {name for name, module in self._model.named_modules() if type(module) is kind}
+        if least:
+            return self._recording.tie_heads_to_inputs(alike)
         step = self._tried[kind] = self._tried.get(kind, 0) + 1
         if step == 1:
             if any(attribute.module in alike for attribute in graph.size_attributes):
@@ -270,12 +294,16 @@ class Remedies:
 
 
 class Trial:
-    """Removes a part of every group of a network, then the rest; finds what cannot be removed.
+    """Removes parts of every group of a network, in rounds; finds what cannot be removed.
 
     Args:
         model: the network, in eval mode; see ``awake``.
         graph: its structure.
         run: calls a network of the model's type on the example inputs.
+
+    Attributes:
+        failure: why a round could not be followed; None if all could.
+        least: whether it was the last, in which each group keeps its minimum alone.
     """
 
     def __init__(self, model: nn.Module, graph: StructureGraph, run: Forward) -> None:
@@ -285,15 +313,17 @@ class Trial:
         self.failure: Failure | None = None
         groups = [group for group in graph.groups if group.frozen is None]
         parts = _parts(groups, rng)
-        for half in range(2 if groups else 0):
+        self.least = False
+        for number in range(NUM_ROUNDS if groups else 0):
+            self.least = number == NUM_ROUNDS - 1
             self._keep = np.ones(graph.num_classes, dtype=bool)
-            self._parts = [(group, both[half]) for group, both in zip(groups, parts, strict=True)]
+            self._parts = [(group, lost[number]) for group, lost in zip(groups, parts, strict=True)]
             self.failure = self._try(self._parts)
             if self.failure is not None:
                 break
 
-    def literal_sizes(self, failure: Failure) -> list[tuple[IntArray, FrozenOp]]:
-        """Return the classes that the forward cannot lose, with the reason; by bisection.
+    def literal_sizes(self, failure: Failure) -> list[tuple[Group, FrozenOp]]:
+        """Return the groups that the forward cannot lose, with the reason; by bisection.
 
         Where some fail in modules of the class in which ``failure`` happened, those alone: others
         may have remedies.
@@ -301,7 +331,7 @@ class Trial:
         self._bisect(self._parts, failure)
         same = [item for item in self._found if self._kind(item[2]) is self._kind(failure)]
         return [
-            (group.classes, FrozenOp(op="trial", module=group.name, reason=reason.reason))
+            (group, FrozenOp(op="trial", module=group.name, reason=reason.reason))
             for group, _, reason in same or self._found
         ]
 
@@ -314,7 +344,7 @@ class Trial:
         trial = self._keep.copy()
         for _, removed in parts:
             trial[removed] = False
-        failure = _failure(self._model, self._graph, trial, self._run)
+        failure = _failure(self._model, self._graph, trial, self._run, finite=self.least)
         if failure is None:
             self._keep = trial
         return failure

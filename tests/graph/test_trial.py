@@ -96,9 +96,9 @@ def test_each_class_is_removed_once_and_sizes_of_neighbours_differ() -> None:
     ]
     for seed in range(10):
         parts = _parts(groups, np.random.default_rng(seed))
-        for group, (first, second) in zip(groups, parts, strict=True):
+        for group, (first, second, *_) in zip(groups, parts, strict=True):
             assert sorted([*first, *second]) == group.classes.tolist()
-        sizes = [len(first) for first, _ in parts]
+        sizes = [len(first) for first, *_ in parts]
         assert all(a != b for a, b in itertools.pairwise(sizes))
 
 
@@ -107,6 +107,80 @@ def test_the_minimum_of_a_small_group_stays(size: int) -> None:
     group = Group(name="", classes=np.arange(size), members=(), frozen=None)
     for part in _parts([group], np.random.default_rng(0))[0]:
         assert len(part) <= size - 1
+
+
+def roll_a_quarter(x: Tensor) -> Tensor:
+    share = x.shape[1] // 4
+    return torch.cat([x[:, :share].roll(1, 2), x[:, share:]], 1)
+
+
+def thirds(x: Tensor) -> Tensor:
+    return torch.cat([part * i for i, part in enumerate(x.tensor_split(3, 1), start=1)], 1)
+
+
+@pytest.mark.parametrize("width", [8, 12, 16, 18, 30, 32])
+@pytest.mark.parametrize("between", [roll_a_quarter, thirds])
+def test_channels_of_which_a_share_is_treated_otherwise_stay_or_are_tied(
+    between: Callable[[Tensor], Tensor], width: int
+) -> None:
+    net = nn.Sequential(nn.Conv2d(3, width, 3), Between(between), nn.Conv2d(width, 6, 3))
+    try:
+        graph = analyse(net, EXAMPLE)
+    except ModelError as error:
+        assert "nothing to prune" in str(error)
+        return
+    assert between is thirds and width % 3 == 0
+    assert_masked_equals_pruned(net, graph, graph.mask(without_last(graph)), EXAMPLE)
+
+
+def test_two_channels_stay_where_the_forward_squeezes() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.AdaptiveAvgPool2d(1), Between(torch.squeeze), nn.Linear(8, 6)
+    ).append(nn.Linear(6, 2))
+    graph = analyse(net, EXAMPLE)
+    assert {group.name: group.min_keep for group in graph.groups if group.frozen is None} == {
+        "0": 2,
+        "3": 1,
+    }
+
+
+def test_heads_whose_number_agrees_with_the_stream_by_chance_take_it_along() -> None:
+    net = nn.Sequential(nn.Linear(6, 32), Attention(32, 4), nn.Linear(32, 2))
+    example = torch.randn(2, 5, 6)
+    graph = analyse(net, example)
+    free = [group for group in graph.groups if group.frozen is None]
+    assert [group.classes.size for group in free] == [4]
+    keep = np.ones(graph.num_classes, dtype=bool)
+    keep[free[0].classes[1:3]] = False
+    assert_masked_equals_pruned(net, graph, graph.mask(keep), example)
+
+
+class Between(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class Attention(nn.Module):
+    """Attention as minGPT and early vision transformers write it."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        parts = self.qkv(x).reshape(b, n, 3, self.heads, c // self.heads)
+        q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (q @ k.transpose(-2, -1) * (c // self.heads) ** -0.5).softmax(-1)
+        out: Tensor = self.proj((weights @ v).transpose(1, 2).reshape(b, n, c))
+        return x + out
 
 
 class Strict(nn.Module):
