@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.ao.nn.quantized import FloatFunctional
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -107,7 +108,9 @@ def _check_plain(model: nn.Module) -> None:
     """Refuse weights that are computed by wrappers, which surgery cannot slice."""
     for path, module in model.named_modules():
         name = path or type(model).__name__
-        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
+        where = type(module).__module__
+        quantised = where.startswith(("torch.ao.nn.quantized", "torch.nn.quantized"))
+        if quantised and not isinstance(module, FloatFunctional):  # which adds plain tensors
             msg = f"{name} is quantised: prune the network before it is quantised"
             raise ModelError(msg)
         if is_parametrized(module):
@@ -135,8 +138,20 @@ def _check_plain(model: nn.Module) -> None:
 
 
 @contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Give buffers that a forward writes, as counters, their values back."""
+def repeatable(model: nn.Module) -> Iterator[None]:
+    """Let a forward that draws random numbers draw the same ones each time."""
+    devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
+    with torch.random.fork_rng(devices):
+        torch.default_generator.manual_seed(0)
+        for index in devices:
+            torch.cuda.default_generators[index].manual_seed(0)
+        yield
+
+
+@contextmanager
+def _state_kept(model: nn.Module) -> Iterator[None]:
+    """Give buffers and attributes that a forward writes, as counters, their values back."""
+    attributes = [(vars(module), dict(vars(module))) for module in model.modules()]
     kept = [
         (module, name, buffer, buffer.clone(), None if buffer.is_inference() else buffer._version)
         for module in model.modules()
@@ -150,6 +165,10 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
             if version is not None and buffer._version != version:
                 buffer.data.copy_(values)
             module._buffers[name] = buffer
+        for own, before in attributes:
+            for name in own.keys() - before.keys():
+                del own[name]
+            own.update(before)
 
 
 def _record(
@@ -221,14 +240,15 @@ def analyse(
     model = unwrap(model)
     _check_plain(model)
     _check_finite(model)
-    with _buffers_kept(model):
+    with _state_kept(model):
         recorder = _record(model, example_inputs, attention)
     builder = GraphBuilder(model, recorder.recording, attention=attention)
     graph = builder.build()
     remedies = Remedies(model, recorder.recording)
 
     def run(network: nn.Module, dtype: torch.dtype | None) -> Any:
-        return call_forward(network, _cast(fresh(example_inputs), dtype))
+        with repeatable(network):
+            return call_forward(network, _cast(fresh(example_inputs), dtype))
 
     if trial:
         with evaluation_mode(model):

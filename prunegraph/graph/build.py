@@ -9,6 +9,7 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
+from prunegraph.graph.attribute_reads import is_own
 from prunegraph.graph.cost import MACS, PARAMS, CostModel, CostTerm
 from prunegraph.graph.labels import NEUTRAL, FreezeEvent
 from prunegraph.graph.memory import MemoryModel
@@ -50,6 +51,7 @@ class GraphBuilder:
         self.literal = literal
         self.recording = recording
         self.components = recording.store.components()
+        self._sizes = np.bincount(self.components)
         self.events: dict[int, FreezeEvent] = {}
         for label, event in recording.store.events.items():
             self.events.setdefault(int(self.components[label]), event)
@@ -129,6 +131,8 @@ class GraphBuilder:
                 continue
             owner = self.model.get_submodule(use.module)
             for name, index in _attributes_of_size(owner, use.labels.shape[use.axis]):
+                if is_own(type(owner)) and (use.module, name) not in self.recording.reads:
+                    continue
                 attribute = SizeAttribute(
                     module=use.module, name=name, index=index, classes=classes, axis=use.axis
                 )
@@ -177,6 +181,10 @@ class GraphBuilder:
             params[name] = {axis: self.components[labels] for axis, labels in kept.items()}
         for name, labels in self.recording.element_labels.items():
             components = self.components[np.ascontiguousarray(labels.numpy())]
+            axis = None if name in params else self._read_axis(components)
+            if axis is not None:
+                params[name] = axis
+                continue
             varying = [
                 axis
                 for axis, size in enumerate(components.shape)
@@ -193,6 +201,25 @@ class GraphBuilder:
                 )
                 params[name] = {varying[0]: flat[:, 0]}
         return {name: axes for name, axes in params.items() if axes}
+
+    def _read_axis(self, components: IntArray) -> dict[int, IntArray] | None:
+        """Return the channels of a raw parameter of which a part is not read, if on one axis.
+
+        Of a table of positions that is longer than the example (``x + self.positions[:, :n]``) the
+        rest says nothing: its elements have labels that nothing else has.
+        """
+        events = np.fromiter(self.events, dtype=np.int64)
+        read = (self._sizes[components] > 1) | np.isin(components, events)
+        if read.all() or not read.any():
+            return None
+        found = {}
+        for axis, size in enumerate(components.shape):
+            rows = np.moveaxis(components, axis, 0).reshape(size, -1)
+            known = np.moveaxis(read, axis, 0).reshape(size, -1)
+            first = rows[np.arange(size), known.argmax(1)]
+            if size > 1 and known.any(1).all() and ((rows == first[:, None]) | ~known).all():
+                found[axis] = first
+        return found if len(found) == 1 else None
 
     def _ops(self) -> tuple[OpNode, ...]:
         calls: dict[str, int] = {}

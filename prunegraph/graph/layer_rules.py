@@ -58,7 +58,7 @@ def layer_norm(recorder: LabelRecorder, call: OpCall) -> None:
         channels = recorder.channel_labels(labels, -1)
         _tie_parameter(recorder, weight, channels)
         _tie_parameter(recorder, bias, channels)
-        if weight is None:
+        if weight is None or not recorder.in_norm_module:
             recorder.note_mean(channels, -1)
     recorder.set_labels(call.out[0], labels)
 
@@ -152,8 +152,13 @@ RECURRENT = "recurrent layer: its width is fixed"
 
 
 def recurrent(recorder: LabelRecorder, call: OpCall) -> None:
-    """A fused layer of an LSTM, ``[steps, batch, in]``: frozen, but counted."""
+    """A fused LSTM, ``[steps, batch, in]``: frozen, but counted.
+
+    ``mkldnn_rnn_layer`` is one layer in one direction; CUDA's are the whole, with all weights.
+    """
     source, *weights = call.tensors()[:3]
+    if isinstance(call.args[1], list | tuple):
+        weights = [weight for weight in call.args[1] if weight.ndim == 2]
     recorder.freeze_inputs(call, RECURRENT)
     recorder.set_unlabelled(call, RECURRENT)
     macs = source.shape[0] * source.shape[1] * sum(weight.numel() for weight in weights)

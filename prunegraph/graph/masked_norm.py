@@ -1,5 +1,6 @@
 """Norms and means that see the kept channels only."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,13 @@ _NORMS: dict[object, tuple[str, ...]] = {
     F.rms_norm: _RMS_NORM,
 }
 """The names of the norms' positional arguments."""
+
+_OVER_KEPT = frozenset(
+    getattr(owner, name)
+    for owner in (torch, Tensor)
+    for name in ("mean", "amax", "amin", "max", "min", "var", "std")
+)
+"""What is taken over the kept channels alone."""
 
 
 class MaskedNorm(nn.Module):
@@ -38,6 +46,11 @@ class MaskedNorm(nn.Module):
             kept = keep.get(axis, torch.ones(size, dtype=torch.bool, device=weight.device))
             shape = [-1 if other == axis else 1 for other in range(weight.dim())]
             self.register_buffer(f"index{axis}", kept.nonzero().view(shape), persistent=False)
+
+    @property
+    def eps(self) -> float:
+        """NaN, equal to no other norm's: so ``nn.TransformerEncoder`` takes no fast path."""
+        return math.nan
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised input, of the same shape."""
@@ -100,7 +113,10 @@ class _KeptForward:
 
 
 class _KeptMeans(TorchFunctionMode):
-    """Takes means and norms over one axis, and group norms of one group, over kept channels."""
+    """Takes means, maxima and the like, and norms, over one axis, and group norms of one group.
+
+    All over kept channels alone.
+    """
 
     def __init__(self, keep: Tensor, axis: int) -> None:
         super().__init__()
@@ -114,8 +130,8 @@ class _KeptMeans(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in (torch.mean, Tensor.mean):
-            return self._mean(func, args, kwargs)
+        if func in _OVER_KEPT:
+            return self._over_kept(func, args, kwargs)
         if func in _NORMS:
             return self._last_axis_norm(func, dict(zip(_NORMS[func], args, strict=False)) | kwargs)
         if func in (torch.group_norm, F.group_norm):
@@ -126,10 +142,12 @@ class _KeptMeans(TorchFunctionMode):
     def _index(self, device: torch.device) -> Tensor:
         return self.keep.nonzero().flatten().to(device)
 
-    def _mean(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _over_kept(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         x: Tensor = args[0] if args else kwargs.pop("input")
         dims = args[1] if len(args) > 1 else kwargs.get("dim")
-        if dims is not None:
+        if isinstance(dims, int | tuple | list) and not isinstance(dims, bool):
             over = {axis % x.ndim for axis in ([dims] if isinstance(dims, int) else dims)}
             own = self.axis + x.ndim
             if own in over and x.shape[own] == len(self.keep):

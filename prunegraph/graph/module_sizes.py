@@ -21,6 +21,9 @@ def fix_module_sizes(dense: nn.Module, pruned: nn.Module, keep_first: Mapping[in
     for (name, old), new in zip(dense.named_modules(), pruned.modules(), strict=True):
         weight = getattr(new, "weight", None)
         kept = keep_first.get(id(getattr(old, "weight", None)))
+        if isinstance(new, nn.Transformer):
+            norm = getattr(new.encoder, "norm", None)
+            new.d_model = norm.weight.shape[0] if isinstance(norm, nn.LayerNorm) else new.d_model
         if isinstance(new, _NormBase):
             sized = weight if isinstance(weight, Tensor) else new.running_mean
             new.num_features = new.num_features if sized is None else sized.shape[0]

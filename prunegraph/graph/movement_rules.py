@@ -59,9 +59,10 @@ def movement(recorder: LabelRecorder, call: OpCall) -> None:
             return
         if view is not None and _narrow_weight(recorder, call, view):
             return
-    labels = tree_map_only(Tensor, recorder.labels_of, call.args[0])  # indices stay as they are
+    labels = tree_map_only(Tensor, recorder.labels_of, call.args[0])
+    indices = tree_map_only(Tensor, Tensor.cpu, call.args[1:])  # where labels are
     kwargs = {k: v for k, v in call.kwargs.items() if k not in {"dtype", "memory_format"}}
-    moved_labels = call.func(labels, *call.args[1:], **kwargs)
+    moved_labels = call.func(labels, *indices, **kwargs)
     pairs = zip(
         call.outputs(),
         [moved_labels] if isinstance(moved_labels, Tensor) else moved_labels,
@@ -99,12 +100,21 @@ def cat(recorder: LabelRecorder, call: OpCall) -> None:
 
 
 def _tie_slice(recorder: LabelRecorder, call: OpCall) -> None:
-    """Tie one of several equal slices of channels to the first, as ``chunk`` does."""
+    """Tie one of several equal slices of channels to the first, as ``chunk`` does.
+
+    Where every second channel is taken (``x[:, ::2]``), neighbours leave together.
+    """
     labels, part = recorder.labels_of(call.args[0]), recorder.labels_of(call.out)
     axis = (call.args[1] if len(call.args) > 1 else 0) % labels.ndim
+    step = call.args[4] if len(call.args) > 4 else 1
     whole, size = labels.shape[axis], part.shape[axis]
-    if 0 < size < whole and whole % size == 0 and axis in varying_axes(labels):
+    if not 0 < size < whole or whole % size or axis not in varying_axes(labels):
+        return
+    if step == 1:
         recorder.store.unite(part, labels.narrow(axis, 0, size))
+    elif whole % step == 0:
+        neighbours = labels.unflatten(axis, (-1, step))
+        recorder.store.unite(neighbours, neighbours.narrow(axis + 1, 0, 1))
 
 
 def _placed(recorder: LabelRecorder, call: OpCall, labels: Tensor, axis: int) -> Tensor:
@@ -129,7 +139,11 @@ def channel_shuffle(recorder: LabelRecorder, call: OpCall) -> None:
 
 
 def copy(recorder: LabelRecorder, call: OpCall) -> None:
-    """Keep the labels: a copy in another layout or dtype."""
+    """Keep the labels: a copy in another layout or dtype; a weight's, as autocast makes, is it."""
+    view = recorder.weight_view(call.args[0])
+    if view is not None and call.name == "_to_copy":
+        recorder.set_weight_view(call.out, view)
+        return
     recorder.set_labels(call.out, recorder.labels_of(call.args[0]).expand(call.out.shape))
 
 

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunegraph.channel_gather import ChannelGather
+from prunegraph.graph.attribute_reads import attribute_reads
 from prunegraph.graph.labels import (
     NEUTRAL,
     along,
@@ -175,11 +176,18 @@ class LabelRecorder(TorchDispatchMode):
         self, model: nn.Module, rules: Mapping[str, Rule], *, by_width: bool = False
     ) -> None:
         super().__init__()
+        self._model = model
+        self._names = {id(module): name for name, module in model.named_modules()}
         self.by_width = by_width
         self._multihead = {
             name
             for name, module in model.named_modules()
             if isinstance(module, nn.MultiheadAttention)
+        }
+        self._norms = {
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.LayerNorm | nn.RMSNorm)
         }
         self.recording = Recording()
         self.store = self.recording.store
@@ -227,6 +235,11 @@ class LabelRecorder(TorchDispatchMode):
     def in_multihead_attention(self) -> bool:
         """True in an ``nn.MultiheadAttention``, whose slim successor keeps the scale."""
         return self.modules.current in self._multihead
+
+    @property
+    def in_norm_module(self) -> bool:
+        """True in an ``nn.LayerNorm`` or ``nn.RMSNorm``, whose size surgery knows."""
+        return self.modules.current in self._norms
 
     def cause(self, call: OpCall, reason: str) -> FrozenOp:
         """Return a freeze's cause for an op."""
@@ -408,7 +421,9 @@ class LabelRecorder(TorchDispatchMode):
             stack.enter_context(self.modules.tracking())
             stack.callback(register_module_forward_pre_hook(quiet(self._before_module)).remove)
             stack.enter_context(self)
+            reads = stack.enter_context(attribute_reads(self._model))
             yield
+            self.recording.reads |= {(self._names[owner], name) for owner, name in reads}
 
 
 def unknown_op(recorder: LabelRecorder, call: OpCall) -> None:

@@ -81,6 +81,7 @@ class Recording:
         splits: label tensors of views that divided a labelled axis.
         heads: labels of the batch axes of products: one class a head, not to be tied to others.
         size_uses: sizes that a forward may have read from a module's attributes.
+        reads: module paths and attributes of own classes that the forward read.
         inputs: module path -> ``[size]`` labels along the last axis of its first argument.
         means: means over channels.
         pairs: channels of which two must stay: the forward fails where one is left.
@@ -95,6 +96,7 @@ class Recording:
     splits: list[Tensor] = field(default_factory=list)
     heads: list[Tensor] = field(default_factory=list)
     size_uses: list[SizeUse] = field(default_factory=list)
+    reads: set[tuple[str, str]] = field(default_factory=set)
     inputs: dict[str, Tensor] = field(default_factory=dict)
     means: list[RecordedMean] = field(default_factory=list)
     sums: list[Tensor] = field(default_factory=list)

@@ -157,7 +157,8 @@ def reduction(recorder: LabelRecorder, call: OpCall) -> None:
 
     If another axis is labelled too, positions along the reduced one become one class: the width of
     a head, paths that were stacked. If it is the only one, sums and 2-norms pass, because a removed
-    channel adds nothing; a mean is one over the channels that are kept; all else freezes.
+    channel adds nothing; a mean, a maximum and the like are over the channels that are kept; all
+    else freezes.
     """
     if len(call.args) > 1 and isinstance(call.args[1], Tensor):  # torch.max(a, b)
         pointwise(recorder, call)
@@ -177,7 +178,7 @@ def reduction(recorder: LabelRecorder, call: OpCall) -> None:
         for tensor in call.outputs():
             recorder.set_labels(tensor, _drop(labels, axes, tensor))
     else:
-        if call.name == "mean":
+        if call.name in _OVER_KEPT:
             channels = recorder.channel_labels(labels, reduced[0])
             recorder.note_mean(channels, reduced[0] - labels.ndim)
         elif not _is_sum(call):
@@ -190,6 +191,36 @@ def _is_sum(call: OpCall) -> bool:
         order = call.args[1] if len(call.args) > 1 else call.kwargs.get("ord", 2)
         return bool(order == 2)
     return call.name == "sum"
+
+
+def scan(recorder: LabelRecorder, call: OpCall) -> None:
+    """What sorts, sums up or picks along an axis: passes where no channels lie along it."""
+    labels = recorder.labels_of(call.args[0])
+    if call.out[0].ndim == 0 if isinstance(call.out, tuple) else call.out.ndim == 0:
+        reduction(recorder, call)  # the median of all
+        return
+    place = 2 if call.name in {"topk", "kthvalue"} else 1
+    axis = call.args[place] if len(call.args) > place else call.kwargs.get("dim", -1)
+    axis %= labels.ndim
+    if axis in varying_axes(labels):
+        recorder.freeze_inputs(call, "orders channels")
+        recorder.set_unlabelled(call, "orders channels")
+        return
+    for tensor in call.outputs():
+        first = labels.narrow(axis, 0, 1)
+        kept = first if tensor.ndim == labels.ndim else first.squeeze(axis)
+        recorder.set_labels(tensor, kept.expand(tensor.shape))
+
+
+def masked_write(recorder: LabelRecorder, call: OpCall) -> None:
+    """``x[mask] = number``, with a mask of x's own shape, is pointwise; all else freezes."""
+    target, indices, value = call.args[:3]
+    own = len(indices) == 1 and indices[0].dtype == torch.bool and indices[0].shape == target.shape
+    if own and value.numel() == 1 and _is_neutral(recorder.labels_of(value)):
+        labels = combine(recorder, call, recorder.labels_of(target), recorder.labels_of(indices[0]))
+        recorder.set_labels(target, _expand(labels, target))
+    else:
+        recorder.freeze_inputs(call, "written at places that are computed")
 
 
 def softmax(recorder: LabelRecorder, call: OpCall) -> None:
@@ -208,9 +239,21 @@ def softmax(recorder: LabelRecorder, call: OpCall) -> None:
 
 def spatial(recorder: LabelRecorder, call: OpCall) -> None:
     """Pooling and resampling: channels (axis -3 or before) pass, spatial positions are united."""
-    labels = recorder.labels_of(call.args[0])
     spatial_rank = call.name.count("1d") + 2 * call.name.count("2d") + 3 * call.name.count("3d")
-    first = labels.ndim - spatial_rank
+    _resample(recorder, call, call.args[0].ndim - spatial_rank)
+
+
+def grid_sample(recorder: LabelRecorder, call: OpCall) -> None:
+    """Read at places ``[B, h, w, 2]`` that are the same for all channels, and stay whole."""
+    grid = recorder.labels_of(call.args[1])
+    if not _is_neutral(grid):
+        recorder.store.freeze(grid, recorder.cause(call, "places in space"))
+    _resample(recorder, call, 2)
+
+
+def _resample(recorder: LabelRecorder, call: OpCall, first: int) -> None:
+    """Pass channels on, and unite the positions along the axes from ``first`` on."""
+    labels = recorder.labels_of(call.args[0])
     for axis in varying_axes(labels):
         if axis >= first:
             recorder.freeze_inputs(call, "channels lie along a spatial axis")
@@ -248,9 +291,12 @@ _POINTWISE = _names(
     """
     relu gelu silu sigmoid tanh hardtanh hardswish hardsigmoid elu leaky_relu softplus mish exp
     log log1p sqrt rsqrt abs neg sign square pow reciprocal clamp clamp_min clamp_max erf sin
-    cos add sub mul div rsub maximum minimum where lerp addcmul addcdiv threshold logical_not eq
-    ne lt gt le ge masked_fill bitwise_not native_dropout _prelu_kernel prelu
-    log_sigmoid_forward relu6 floor round isnan isfinite nan_to_num rsqrt celu selu atan
+    cos tan asin acos sinh cosh add sub mul div rsub maximum minimum where lerp addcmul addcdiv
+    threshold logical_not eq ne lt gt le ge masked_fill bitwise_not native_dropout
+    _prelu_kernel prelu log_sigmoid_forward relu6 floor round isnan isfinite nan_to_num celu selu
+    atan expm1 exp2 log2 log10 trunc frac ceil fmod remainder atan2 sinc erfc erfinv hypot logaddexp
+    fmax fmin heaviside isinf hardshrink softshrink bitwise_and bitwise_or bitwise_xor
+    logical_and logical_or logical_xor
     """
 )
 _INPLACE = _names(
@@ -268,7 +314,7 @@ _CONSTANT = _names(
 _MOVEMENT = _names(
     """
     permute transpose t numpy_T squeeze unsqueeze expand slice select unbind stack flip roll
-    repeat split_with_sizes alias detach lift_fresh index index_select narrow movedim
+    repeat alias detach lift_fresh index index_select narrow movedim
     pixel_shuffle pixel_unshuffle unfold diagonal gather
     """
 )
@@ -280,6 +326,20 @@ _SPATIAL = _names(
     upsample_trilinear3d
     upsample_bicubic2d _upsample_nearest_exact2d _upsample_bilinear2d_aa upsample_linear1d
     mkldnn_max_pool2d reflection_pad2d replication_pad2d reflection_pad1d replication_pad1d
+    reflection_pad3d replication_pad3d adaptive_max_pool3d _upsample_nearest_exact1d
+    _upsample_nearest_exact3d _upsample_bicubic2d_aa
+    """
+)
+_OVER_KEPT = _names("mean amax amin max min var std")
+_REDUCTIONS = _names(
+    """
+    sum argmax argmin linalg_vector_norm var_mean std_mean logsumexp prod any all
+    """
+)
+_SCANS = _names("cumsum cumprod cummax cummin logcumsumexp sort topk kthvalue median mode")
+_BATCH_NORMS = _names(
+    """
+    native_batch_norm _native_batch_norm_legit_no_training cudnn_batch_norm miopen_batch_norm
     """
 )
 
@@ -301,25 +361,28 @@ def _table() -> dict[str, Rule]:
     table |= dict.fromkeys(_SPATIAL, spatial)
     table |= dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), view)
     table |= dict.fromkeys(("clone", "contiguous", "_to_copy"), copy)
-    table |= dict.fromkeys(
-        ("mean", "sum", "amax", "amin", "max", "min", "argmax", "linalg_vector_norm"), reduction
-    )
+    table |= dict.fromkeys((*_OVER_KEPT, *_REDUCTIONS), reduction)
     table |= dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax"), softmax)
     table |= dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), channel_shuffle)
     table |= {
         "cat": cat,
         "as_strided_": restride,
         "split": split,
+        "split_with_sizes": split,
         "constant_pad_nd": pad,
         "bmm": activation_product,
         "baddbmm": activation_product,
         "glu": glu,
         "embedding": embedding,
         "mkldnn_rnn_layer": recurrent,
+        "_cudnn_rnn": recurrent,
+        "miopen_rnn": recurrent,
+        "index_put_": masked_write,
         "unsafe_split": gates,
     }
-    batch_norms = ("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
-    table |= dict.fromkeys(batch_norms, batch_norm)
+    table |= dict.fromkeys(_BATCH_NORMS, batch_norm)
+    table |= dict.fromkeys(_SCANS, scan)
+    table |= dict.fromkeys(("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"), grid_sample)
     table |= {"native_layer_norm": layer_norm, "native_group_norm": group_norm}
     table |= {"convolution": convolution, "addmm": addmm, "mm": mm}
     table |= dict.fromkeys(_ATTENTION, attention)

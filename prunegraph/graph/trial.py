@@ -72,7 +72,7 @@ def _parts(groups: list[Group], rng: np.random.Generator) -> list[tuple[IntArray
        sizes of different groups that agreed by chance differ.
     """
     counts: dict[int, Iterator[int]] = {}
-    parts = []
+    parts: list[tuple[IntArray, ...]] = []
     for group in groups:
         size = len(group.classes)
         if size not in counts:
@@ -179,7 +179,8 @@ def failing_frame(
     names = {id(module): name for name, module in model.named_modules()}
     found = None
     for frame, line in traceback.walk_tb(error.__traceback__):
-        owner, code = frame.f_locals.get("self"), frame.f_code
+        code = frame.f_code
+        owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
         if id(owner) in names and code.co_name not in {"_wrapped_call_impl", "_call_impl"}:
             found = names[id(owner)], traceback.FrameSummary(code.co_filename, line, code.co_name)
     return found
@@ -190,8 +191,7 @@ def _failure(
 ) -> Failure | None:
     """Return why the forward cannot follow a mask, or None if it can.
 
-    Args:
-        finite: a masked network whose output is not finite says nothing.
+    With ``finite`` a masked network whose output is not finite says nothing.
     """
     mask, slim_model = graph.mask(keep), model
     try:
@@ -249,7 +249,8 @@ class Remedies:
     """What is tried, before channels are frozen, when a module's forward cannot follow.
 
     In this order, for all modules of its class: its integer attributes are no sizes after all; they
-    are, but its heads must match its input (see ``Recording.tie_heads_to_inputs``); both.
+    are, but its heads must match its input (see ``Recording.tie_heads_to_inputs``); both. Where a
+    forward runs, but wrongly, one class after the other has no sizes among its attributes.
 
     Args:
         model: the network.
@@ -262,6 +263,8 @@ class Remedies:
     def __init__(self, model: nn.Module, recording: Recording) -> None:
         self._model, self._recording = model, recording
         self._tried: dict[type, int] = {}
+        self._suspects: list[set[str]] | None = None
+        self._suspect: set[str] = set()
         self.literal: set[str] = set()
 
     def apply(self, failure: Failure, graph: StructureGraph, *, least: bool) -> bool:
@@ -273,9 +276,11 @@ class Remedies:
             least: with all but the least removed: with more, its attributes were right.
         """
         if failure.module is None:
-            return False
+            return not least and self._next_suspect(graph)
         kind = type(self._model.get_submodule(failure.module))
         alike = {name for name, module in self._model.named_modules() if type(module) is kind}
+        if self._suspect & alike:  # it does read sizes there
+            return self._next_suspect(graph)
         if least:
             return self._recording.tie_heads_to_inputs(alike)
         step = self._tried[kind] = self._tried.get(kind, 0) + 1
@@ -291,6 +296,19 @@ class Remedies:
             self.literal |= alike
             return True
         return False
+
+    def _next_suspect(self, graph: StructureGraph) -> bool:
+        """Leave the attributes of another class as they are, after the last as before."""
+        if self._suspects is None:
+            kinds = {type(self._model.get_submodule(a.module)) for a in graph.size_attributes}
+            modules = list(self._model.named_modules())
+            named = [{n for n, m in modules if type(m) is kind} for kind in kinds]
+            self._suspects = sorted(named, key=min)
+        had = bool(self._suspect)
+        self.literal -= self._suspect
+        self._suspect = self._suspects.pop(0) - self.literal if self._suspects else set()
+        self.literal |= self._suspect
+        return had or bool(self._suspect)
 
 
 class Trial:
