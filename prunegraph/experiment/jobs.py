@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from os import _exit
+from os import _exit, dup2
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -141,6 +141,7 @@ class Jobs:
         self.num_workers = config.workers or ((config.threads or num_cores()) if on_cpu else 1)
         self._threads = max(1, torch.get_num_threads() // self.num_workers)
         self._executor: ProcessPoolExecutor | None = None
+        self._others: list[Any] = []  # processes of whoever calls this
         self._ray = config.ray if isinstance(config, SearchOptions) else None
         self._ray_pool: RayPool | None = None
 
@@ -158,7 +159,8 @@ class Jobs:
         if self._executor is not None:
             if error is not None:
                 for process in multiprocessing.active_children():
-                    process.terminate()
+                    if process not in self._others:
+                        process.terminate()
             self._executor.shutdown(cancel_futures=True)
         if self._ray_pool is not None:
             self._ray_pool.close()
@@ -176,6 +178,11 @@ class Jobs:
         beside = [batch for batch in batches if batch not in here]
         if not beside:
             return
+        with _told_if_killed():
+            self._run_beside(beside)
+
+    def _run_beside(self, beside: Sequence[Batch]) -> None:
+        """Run the jobs in the worker processes."""
         executor = self._start()
         with no_interrupts():
             futures = {
@@ -189,7 +196,7 @@ class Jobs:
         label = ", ".join(batch.label for batch in beside)
         label += ", networks" * any(batch.networks is not None for batch in beside)
         done, total = 0, sum(batch.size(values) for batch, values in futures.values())
-        with self.place.console.progress(label, total) as report, _told_if_killed():
+        with self.place.console.progress(label, total) as report:
             for future in as_completed(futures):
                 batch, values = futures[future]
                 batch.keep(values, future.result())
@@ -226,6 +233,7 @@ class Jobs:
 
     def _start(self) -> ProcessPoolExecutor:
         if self._executor is None:
+            self._others = multiprocessing.active_children()
             paths = [folder.path for folder in self.place.folders]
             self._executor = ProcessPoolExecutor(
                 self.num_workers,
@@ -293,18 +301,26 @@ def _evaluate_job(place: Workplace, network: int, mask: KeepMask, subset: Tensor
 _place: list[Workplace] = []
 """The workplace of a worker process."""
 
+_failed: list[Exception] = []
+"""Why a worker process has none: its first job raises it."""
+
 
 def _open_workplace(config: RunConfig, paths: Sequence[Path], threads: int) -> None:
     """Start a worker process."""
+    if config.json:  # standard output is for the result, whatever the user's code prints
+        dup2(2, 1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     warnings.simplefilter("ignore")  # as the command line does
     keep_freed_memory()
     torch.set_num_threads(threads)
     console = Console(json_only=config.json, plain=True)
-    targets = load_targets(config)
-    folders = [RunFolder(path=path) for path in paths]
-    _place.append(make_workplace(config, targets, folders, console))
+    try:
+        targets = load_targets(config)
+        folders = [RunFolder(path=path) for path in paths]
+        _place.append(make_workplace(config, targets, folders, console))
+    except Exception as error:  # a user's code may raise anything
+        _failed.append(error)
 
 
 def _end_with_parent() -> None:
@@ -316,6 +332,8 @@ def _end_with_parent() -> None:
 
 
 def _work(job: Callable[..., Result], values: tuple[Any, ...]) -> Result:
+    if _failed:
+        raise _failed[0]
     try:
         return job(_place[0], *values)
     except BaseException as error:

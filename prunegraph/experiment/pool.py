@@ -104,8 +104,11 @@ class PooledEvaluator:
 
     def evaluate_all(self, masks: Sequence[KeepMask]) -> list[Outcome]:
         """Return the outcomes of masks on all search images, run at once."""
-        with ThreadPoolExecutor(max(len(masks), 1)) as threads:
+        threads = ThreadPoolExecutor(max(len(masks), 1))
+        try:
             return list(threads.map(self.evaluate, masks))
+        finally:  # after Ctrl-C not when all are done
+            threads.shutdown(wait=False, cancel_futures=True)
 
     def known(self) -> list[Outcome]:
         """Return the outcomes of masks on subsets that hold all search images."""

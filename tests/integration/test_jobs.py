@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 import pytest
 import torch
 
+from prunegraph.errors import PruneGraphError
+from prunegraph.experiment import jobs
 from prunegraph.experiment.cli import main
 from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.console import Console
@@ -89,8 +92,8 @@ def test_the_last_of_several_jobs_runs_where_the_others_ran(
         keep=lambda values, _: found.append(values),
         planned=planned,
     )
-    with Jobs(TrainConfig(threads=2, workers=2), place) as jobs:
-        jobs.run(batch)
+    with Jobs(TrainConfig(threads=2, workers=2), place) as pool:
+        pool.run(batch)
     assert found == [("last",)]
     assert executor.submitted == ([("last",), ()] if in_worker else [])
     assert here == ([] if in_worker else ["last"])
@@ -113,12 +116,41 @@ def test_jobs_of_several_kinds_wait_in_one_queue(
         )
         for name, count in (("searches", 3), ("nothing", 0), ("baselines", 2))
     ]
-    with Jobs(TrainConfig(threads=2, workers=2), place) as jobs:
-        jobs.run(*batches)
+    with Jobs(TrainConfig(threads=2, workers=2), place) as pool:
+        pool.run(*batches)
     names = ["searches", "searches", "searches", "baselines", "baselines"]
     assert [values[0] for values in executor.submitted[:-1]] == names
     assert sorted(kept) == sorted((name, True) for name in names)
     assert "searches, baselines, networks: 305/305" in capsys.readouterr().out
+
+
+class BrokenExecutor(FakeExecutor):
+    """Lost a process while no job ran."""
+
+    def submit(self, _work: object, _job: object, values: tuple[Any, ...]) -> Future[Any]:
+        raise BrokenProcessPool
+
+
+def test_a_worker_that_died_between_two_batches_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = SimpleNamespace(device=torch.device("cpu"))
+    place: Any = SimpleNamespace(benches=[SimpleNamespace(target=target)], console=Console())
+    monkeypatch.setattr(Jobs, "_start", lambda _: BrokenExecutor())
+    batch = Batch(label="jobs", job=print, arguments=[(1,), (2,)], keep=print)
+    with (
+        Jobs(TrainConfig(threads=2, workers=2), place) as pool,
+        pytest.raises(PruneGraphError, match="a worker process was killed"),
+    ):
+        pool.run(batch)
+
+
+def test_why_a_worker_could_not_start_is_raised_by_its_first_job(tmp_path: Path) -> None:
+    config = TrainConfig(dataset="cifar10", data_dir=tmp_path / "nowhere", threads=1, json=True)
+    context = multiprocessing.get_context("spawn")
+    arguments = (config, [tmp_path], 1)
+    with ProcessPoolExecutor(1, context, jobs._open_workplace, arguments) as executor:
+        future = executor.submit(jobs._work, print, ("a line of the user's own code",))
+        with pytest.raises(PruneGraphError, match="nowhere"):
+            future.result()
 
 
 def searching(words: list[str], folder: Path, **options: Any) -> "subprocess.Popen[str]":
