@@ -13,6 +13,7 @@ from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.options import differences, to_dict
 from prunegraph.experiment.report import machine
 from prunegraph.experiment.setup import keep_freed_memory
+from prunegraph.files import write_json
 
 GRADIENTS = ("taylor", "rank_taylor", "mean_taylor")
 TWINS = ("twin_similarity", "twin_rank")
@@ -32,6 +33,10 @@ def begin(path: Path, words: list[str], **asked: Any) -> tuple[TrainConfig, dict
         words: options of ``prunegraph train``.
         asked: further options that its rows depend on.
     """
+    if path.suffix != ".json":
+        sys.exit(f"{path}: --out names a JSON file; what its rows rest on lies in a folder beside")
+    if path.with_suffix("").is_dir() and not path.is_file():
+        sys.exit(f"{path.with_suffix('')} is of a file that is not there: delete the folder")
     content = read_rows(path)
     options = parse(TrainConfig, words)
     assert isinstance(options, TrainConfig)
@@ -44,4 +49,6 @@ def begin(path: Path, words: list[str], **asked: Any) -> tuple[TrainConfig, dict
         odd += [key for key, value in asked.items() if content.get(key, value) != value]
         if odd:
             sys.exit(f"{path} was made with other options: {odd[0]}; name another file")
-    return options, content | asked | {"command": shlex.join(words), "machine": machine()}
+    content |= asked | {"command": shlex.join(words), "machine": machine()}
+    write_json(path, content)
+    return options, content

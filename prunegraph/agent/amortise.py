@@ -90,7 +90,7 @@ def amortise(
     if initial is None:
         names = tuple(name for name in seen if name not in (*hidden, *LAST_NAMES))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # of the CPU alone
             network = type(policy.network)(replace(policy.network.config, feature_names=names))
     else:
         network = copy.deepcopy(initial.network)

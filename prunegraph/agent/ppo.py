@@ -94,7 +94,7 @@ class ChannelPPO(PPO):
         self.memory: Memory | None = None
         self.listeners: list[Callable[[ChannelPPO], None]] = []
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # of the CPU alone
             super().__init__(
                 ChannelPruningPolicy,
                 env,

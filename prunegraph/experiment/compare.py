@@ -203,9 +203,10 @@ def _cell_accuracy(bench: Bench, directory: Path) -> float:
     """
     path = directory / ACCURACY_FILE
     record = read_accuracy(path) if path.is_file() else {}
-    if record.get("machine") != machine() and (directory / WEIGHTS_FILE).is_file():
+    here = {**machine(), "device": str(bench.target.device)}
+    if record.get("machine") != here and (directory / WEIGHTS_FILE).is_file():
         model, _ = load_finetuned(bench.target, directory)
-        record = {"test_accuracy_finetuned": bench.test_accuracy(model), "machine": machine()}
+        record = {"test_accuracy_finetuned": bench.test_accuracy(model), "machine": here}
         write_json(path, record)
     accuracy: float = record["test_accuracy_finetuned"]
     return accuracy

@@ -55,8 +55,9 @@ class RayPool:
             reason = str(error).splitlines()[0]
             msg = f"no Ray cluster at {address!r} ({reason}): start one with `ray start --head`"
             raise ConfigError(msg) from error
-        on_gpu = evaluators[0].device.type == "cuda"
-        remote = self._ray.remote(num_cpus=1, num_gpus=int(on_gpu), max_retries=RETRIES)
+        gpus = int(evaluators[0].device.type == "cuda")
+        self._needs = {"CPU": 1.0, "GPU": float(gpus)}
+        remote = self._ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)
         self._task = remote(evaluate_here)
         self._evaluators = self._ray.put(list(evaluators))
         self._last_seen = time.monotonic()
@@ -83,13 +84,15 @@ class RayPool:
         return outcome
 
     def _check_nodes(self) -> None:
-        nodes = self._ray.nodes()
-        if any(node["Alive"] and node["Resources"].get("CPU", 0.0) >= 1.0 for node in nodes):
+        alive = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        if any(all(own.get(k, 0.0) >= n for k, n in self._needs.items()) for own in alive):
             self._last_seen = time.monotonic()
         if time.monotonic() - self._last_seen > PATIENCE:
+            on_gpus = " on a GPU" * (self._needs["GPU"] > 0)
             msg = (
-                "no node of the Ray cluster is left to evaluate networks: start nodes with `ray "
-                "start` and give the same command again to go on, or go on here without --ray"
+                f"no node of the Ray cluster is left to evaluate networks{on_gpus}: start nodes "
+                "with `ray start` and give the same command again to go on, or go on here without "
+                "--ray"
             )
             raise PruneGraphError(msg)
 

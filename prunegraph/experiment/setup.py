@@ -244,7 +244,7 @@ def own_dataset(name: str, config: DataConfig, info: WeightsInfo | None) -> Data
 def build_network(arch: str, dataset: Dataset, seed: int) -> nn.Module:
     """Build a network for a data set's images, its initial weights fixed by ``seed``."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # of the CPU alone
         return build_model(arch, num_classes=dataset.num_classes, image_shape=dataset.image_shape)
 
 

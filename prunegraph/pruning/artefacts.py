@@ -206,7 +206,7 @@ def load_pruned(
         )
         raise ArtefactError(msg)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # of the CPU alone
         dense = unwrap(build_model())
         attention = record.get("attention", "head")
         if attention not in get_args(AttentionUnit):
