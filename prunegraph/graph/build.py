@@ -20,6 +20,8 @@ from prunegraph.types import BoolArray, IntArray
 MODEL_INPUT = "model input"
 MODEL_OUTPUT = "model output"
 
+ALONE = "all its channels leave together, and one must stay"
+
 NO_CLASSES = np.empty(0, dtype=np.int64)
 
 SPATIAL_WORDS = ("window", "patch", "kernel", "stride", "padding", "shift", "dilation", "depth")
@@ -272,7 +274,10 @@ class GraphBuilder:
     def _groups(
         self, classes: ParamClasses, ops: tuple[OpNode, ...], frozen: BoolArray
     ) -> tuple[tuple[Group, ...], IntArray]:
-        """Gather the classes with the same members, in order of their first class."""
+        """Gather the classes with the same members, in order of their first class.
+
+        One alone is frozen: nothing of such a group can go.
+        """
         slices = [(name, axis) for name, axes in classes.items() for axis in axes]
         own = [np.unique(classes[name][axis]) for name, axis in slices]
         positions = np.repeat(np.arange(len(slices)), [len(indices) for indices in own])
@@ -300,6 +305,8 @@ class GraphBuilder:
         groups: list[Group] = []
         for ((own_slices, reason), indices), name in zip(alike.items(), names, strict=True):
             group_of[indices] = len(groups)
+            if reason is None and len(indices) == 1:
+                reason, frozen[indices] = ALONE, True
             groups.append(
                 Group(
                     name=name,

@@ -211,3 +211,12 @@ def test_a_masked_encoder_takes_no_fast_path() -> None:
     with torch.no_grad():
         masked, pruned = zero_mask(net, graph, mask)(example), apply_mask(net, graph, mask)(example)
     torch.testing.assert_close(masked, pruned)
+
+
+def test_a_group_of_which_nothing_can_go_says_so() -> None:
+    net = Between(lambda x: torch.cat([x[:, ::2] * 2, x[:, 1::2]], 1))
+    net.one, net.two = nn.Conv2d(3, 2, 1), nn.Conv2d(2, 12, 1)
+    graph = analyse(net, EXAMPLE)
+    reasons = {group.name: group.frozen for group in graph.groups}
+    assert reasons["one"] == "all its channels leave together, and one must stay"
+    assert graph.free.sum() == 12
