@@ -132,6 +132,8 @@ class GraphBuilder:
             if not (classes >= 0).any():
                 continue
             owner = self.model.get_submodule(use.module)
+            if isinstance(owner, nn.MultiheadAttention):  # its slim successor sets its own
+                continue
             for name, index in _attributes_of_size(owner, use.labels.shape[use.axis]):
                 if is_own(type(owner)) and (use.module, name) not in self.recording.reads:
                     continue

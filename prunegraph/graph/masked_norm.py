@@ -134,6 +134,9 @@ class _KeptMeans(TorchFunctionMode):
             return self._over_kept(func, args, kwargs)
         if func in _NORMS:
             return self._last_axis_norm(func, dict(zip(_NORMS[func], args, strict=False)) | kwargs)
+        if func is F.multi_head_attention_forward and kwargs.get("average_attn_weights"):
+            out, weights = func(*args, **kwargs | {"average_attn_weights": False})
+            return out, None if weights is None else self._over_kept(torch.mean, (weights, -3), {})
         if func in (torch.group_norm, F.group_norm):
             names = ("input", "num_groups", "weight", "bias", "eps", "cudnn_enabled")
             return self._group_norm(dict(zip(names, args, strict=False)) | kwargs)

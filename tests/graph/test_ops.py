@@ -220,3 +220,27 @@ def test_a_group_of_which_nothing_can_go_says_so() -> None:
     reasons = {group.name: group.frozen for group in graph.groups}
     assert reasons["one"] == "all its channels leave together, and one must stay"
     assert graph.free.sum() == 12
+
+
+class Weighted(nn.Module):
+    """Attention that returns weights, with as many heads as each is wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.attention = nn.Linear(8, 16), nn.MultiheadAttention(16, 4, batch_first=True)
+        self.two = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.one(x)
+        mixed, weights = self.attention(y, y, y)
+        return self.two(y + mixed), weights
+
+
+def test_heads_can_go_where_there_are_as_many_as_each_is_wide() -> None:
+    net, example = Weighted(), torch.randn(2, 5, 8)
+    graph = analyse(net, example)
+    sizes = {group.name: group.classes.size for group in graph.groups if group.frozen is None}
+    assert sizes == {"one": 16, "attention": 4}
+    keep = graph.dense_mask().keep.copy()
+    keep[np.flatnonzero(graph.free)[::3]] = False
+    assert_masked_equals_pruned(net, graph, graph.mask(keep), example)
