@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunegraph.channel_gather import ChannelGather
-from prunegraph.graph.attribute_reads import attribute_reads
+from prunegraph.graph.attribute_reads import Read, attribute_reads, is_own
 from prunegraph.graph.labels import (
     NEUTRAL,
     along,
@@ -122,7 +122,11 @@ class ModuleStack:
     @property
     def running_own_code(self) -> bool:
         """True if that module's class is the user's own, not one of ``torch.nn``."""
-        return not type(self._modules[self.current]).__module__.startswith("torch.nn.")
+        return is_own(type(self._modules[self.current]))
+
+    def named(self, reads: set[Read]) -> set[tuple[str, str]]:
+        """Return reads of the model's modules by path; others of their classes are left out."""
+        return {(self._names[owner], name) for owner, name in reads if owner in self._names}
 
     def caller(self) -> str | None:
         """Return the path of the module whose own method is running, be it its forward or not.
@@ -177,7 +181,6 @@ class LabelRecorder(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self._model = model
-        self._names = {id(module): name for name, module in model.named_modules()}
         self.by_width = by_width
         self._multihead = {
             name
@@ -423,7 +426,7 @@ class LabelRecorder(TorchDispatchMode):
             stack.enter_context(self)
             reads = stack.enter_context(attribute_reads(self._model))
             yield
-            self.recording.reads |= {(self._names[owner], name) for owner, name in reads}
+            self.recording.reads |= self.modules.named(reads)
 
 
 def unknown_op(recorder: LabelRecorder, call: OpCall) -> None:
