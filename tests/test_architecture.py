@@ -17,15 +17,16 @@ ALLOWED: dict[str, set[str]] = {
     "users_code": {"errors"},
     "channel_gather": set(),
     "slim_attention": set(),
+    "seeding": set(),
     "models": {"errors", "types", "files", "reading", "channel_gather", "users_code"},
-    "data": {"errors", "types", "files"},
-    "graph": {"errors", "types", "files", "channel_gather", "slim_attention"},
+    "data": {"errors", "types", "files", "seeding"},
+    "graph": {"errors", "types", "files", "channel_gather", "slim_attention", "seeding"},
     "rewards": {"errors", "types"},
-    "pruning": {"errors", "types", "files", "reading", "channel_gather", "graph"},
+    "pruning": {"errors", "types", "files", "reading", "channel_gather", "graph", "seeding"},
     "env": {"errors", "types", "graph", "pruning", "rewards"},
-    "agent": {"errors", "types", "files", "reading", "graph", "rewards"},
+    "agent": {"errors", "types", "files", "reading", "graph", "rewards", "seeding"},
     "pruners": {"errors", "types", "graph", "pruning"},
-    "testing": {"errors", "types", "graph", "pruning", "rewards"},
+    "testing": {"errors", "types", "graph", "pruning", "rewards", "seeding"},
 }
 ALLOWED["experiment"] = set(ALLOWED)
 ALLOWED["__main__"] = {"experiment"}

@@ -21,6 +21,7 @@ from prunegraph.agent.saving import TrainedPolicy
 from prunegraph.agent.topology import Topology, join, solve_threshold, with_features
 from prunegraph.graph.features import LAST_NAMES
 from prunegraph.graph.structure import StructureGraph
+from prunegraph.seeding import seeded
 from prunegraph.types import Budget, FloatArray
 
 TEMPERATURE = 0.3
@@ -89,8 +90,7 @@ def amortise(
     seen = policy.network.config.feature_names
     if initial is None:
         names = tuple(name for name in seen if name not in (*hidden, *LAST_NAMES))
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # of the CPU alone
+        with seeded(seed):
             network = type(policy.network)(replace(policy.network.config, feature_names=names))
     else:
         network = copy.deepcopy(initial.network)

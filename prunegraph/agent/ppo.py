@@ -18,6 +18,7 @@ from prunegraph.agent.policy import ChannelPruningPolicy, Decision
 from prunegraph.agent.ppo_config import PPOConfig
 from prunegraph.agent.vec_env import SelfCompetitionVecEnv
 from prunegraph.errors import ConfigError
+from prunegraph.seeding import seeded
 from prunegraph.types import BoolArray, Budget, FloatArray
 
 IMAGINED_BITS = 200_000
@@ -93,8 +94,7 @@ class ChannelPPO(PPO):
         self.history: list[dict[str, Any]] = []
         self.memory: Memory | None = None
         self.listeners: list[Callable[[ChannelPPO], None]] = []
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # of the CPU alone
+        with seeded(seed):
             super().__init__(
                 ChannelPruningPolicy,
                 env,

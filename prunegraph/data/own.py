@@ -12,6 +12,7 @@ from torch import Tensor
 
 from prunegraph.data.splits import assemble
 from prunegraph.errors import DataError
+from prunegraph.seeding import seeded
 from prunegraph.types import Dataset
 
 READINGS = 8
@@ -99,8 +100,7 @@ class ItemSource:
         images = [self._image(position) for position in index.tolist()]
         if augment is not None and self.augment is not None:
             drawn = int(torch.randint(2**62, (1,), generator=augment))
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(drawn)  # of the CPU alone
+            with seeded(drawn):
                 images = [self.augment(image.clone()) for image in images]
         odd = next((image.shape for image in images if image.shape != self.image_shape), None)
         if odd is not None:

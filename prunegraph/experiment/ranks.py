@@ -35,8 +35,8 @@ def num_ranks(environment: Mapping[str, str] = os.environ) -> int:
 
 
 def speaks(environment: Mapping[str, str] = os.environ) -> bool:
-    """Return whether this process is the one that tells people what happens."""
-    return num_ranks(environment) == 1 or environment["RANK"] == "0"
+    """Return whether this process is the one of its machine that tells people what went wrong."""
+    return num_ranks(environment) == 1 or environment["LOCAL_RANK"] == "0"
 
 
 def default_threads() -> int:

@@ -41,12 +41,17 @@ class RayPool:
         evaluators: score the masks of each network.
 
     Raises:
-        ConfigError: Ray is not installed, or there is no cluster.
+        ConfigError: Ray is not installed, there is no cluster, or a GPU other than the first is
+            named.
     """
 
     threads = 1
 
     def __init__(self, address: str, evaluators: Sequence[Evaluator]) -> None:
+        device = evaluators[0].device
+        if device.index:
+            msg = f"--ray gives each worker one GPU, its first: --device cuda in place of {device}"
+            raise ConfigError(msg)
         self._ray = load_ray()
         try:
             _check_answers(address)
@@ -55,7 +60,7 @@ class RayPool:
             reason = str(error).splitlines()[0]
             msg = f"no Ray cluster at {address!r} ({reason}): start one with `ray start --head`"
             raise ConfigError(msg) from error
-        gpus = int(evaluators[0].device.type == "cuda")
+        gpus = int(device.type == "cuda")
         self._needs = {"CPU": 1.0, "GPU": float(gpus)}
         remote = self._ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)
         self._task = remote(evaluate_here)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from prunegraph.models import WeightsInfo, build_model, check_arch, load_weights
 from prunegraph.pruning.artefacts import PrunedInfo
 from prunegraph.pruning.evaluation import place_model
 from prunegraph.pruning.surgery import apply_mask
+from prunegraph.seeding import seeded
 from prunegraph.types import Budget, Dataset
 from prunegraph.users_code import as_one_line, find_factory, is_factory
 
@@ -71,10 +73,8 @@ def keep_freed_memory() -> None:
 
 
 def num_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return the number of cores that this process may use, by affinity and container quota."""
+    return int(joblib.cpu_count())
 
 
 def resolve_device(name: str) -> torch.device:
@@ -243,8 +243,7 @@ def own_dataset(name: str, config: DataConfig, info: WeightsInfo | None) -> Data
 
 def build_network(arch: str, dataset: Dataset, seed: int) -> nn.Module:
     """Build a network for a data set's images, its initial weights fixed by ``seed``."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # of the CPU alone
+    with seeded(seed):
         return build_model(arch, num_classes=dataset.num_classes, image_shape=dataset.image_shape)
 
 

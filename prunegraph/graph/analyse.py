@@ -1,11 +1,14 @@
 """Analyse a network: which channels can be removed, what belongs together, what it costs."""
 
+import copy
 import itertools
 import math
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.ao.nn.quantized import FloatFunctional
@@ -18,9 +21,11 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from prunegraph.errors import ModelError, PruneGraphError
 from prunegraph.graph.build import MODEL_INPUT, MODEL_OUTPUT, GraphBuilder
 from prunegraph.graph.recorder import LabelRecorder
+from prunegraph.graph.recurrent_rules import tie_units
 from prunegraph.graph.rules import RULES
 from prunegraph.graph.structure import FrozenOp, StructureGraph
 from prunegraph.graph.trial import Remedies, Trial, awake, check_copies, is_sound
+from prunegraph.seeding import seeded
 
 ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """One tensor, positional arguments, or keyword arguments of a forward."""
@@ -139,36 +144,45 @@ def _check_plain(model: nn.Module) -> None:
 
 @contextmanager
 def repeatable(model: nn.Module) -> Iterator[None]:
-    """Let a forward that draws random numbers draw the same ones each time."""
+    """Let a forward that draws random numbers draw the same ones each time, and no one else's."""
     devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
-    with torch.random.fork_rng(devices):
-        torch.default_generator.manual_seed(0)
-        for index in devices:
-            torch.cuda.default_generators[index].manual_seed(0)
-        yield
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - a forward's
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    try:
+        with seeded(0, devices):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 @contextmanager
 def _state_kept(model: nn.Module) -> Iterator[None]:
-    """Give buffers and attributes that a forward writes, as counters, their values back."""
-    attributes = [(vars(module), dict(vars(module))) for module in model.modules()]
-    kept = [
-        (module, name, buffer, buffer.clone(), None if buffer.is_inference() else buffer._version)
+    """Give what a forward writes its state back: buffers, counters, caches, layers made late."""
+    owned = [vars(module) for module in model.modules()]
+    inside = [
+        value for own in owned for value in own.values() if isinstance(value, dict | list | set)
+    ]
+    before = [(part, copy.copy(part)) for part in (*owned, *inside)]
+    buffers = [
+        (buffer, buffer.clone(), None if buffer.is_inference() else buffer._version)
         for module in model.modules()
-        for name, buffer in module._buffers.items()
+        for buffer in module._buffers.values()
         if buffer is not None
     ]
     try:
         yield
     finally:
-        for module, name, buffer, values, version in kept:
+        for buffer, values, version in buffers:
             if version is not None and buffer._version != version:
                 buffer.data.copy_(values)
-            module._buffers[name] = buffer
-        for own, before in attributes:
-            for name in own.keys() - before.keys():
-                del own[name]
-            own.update(before)
+        for part, then in before:
+            if isinstance(part, list):
+                part[:] = then
+            else:
+                part.clear()
+                part.update(then)
 
 
 def _record(
@@ -198,6 +212,7 @@ def _record(
     for leaf in _output_tensors(output):
         recorder.store.freeze(recorder.labels_of(leaf), cause, expected=True)
     recorder.recording.settle_splits()
+    tie_units(model, recorder.recording)
     return recorder
 
 
@@ -240,7 +255,7 @@ def analyse(
     model = unwrap(model)
     _check_plain(model)
     _check_finite(model)
-    with _state_kept(model):
+    with _state_kept(model), repeatable(model):
         recorder = _record(model, example_inputs, attention)
     builder = GraphBuilder(model, recorder.recording, attention=attention)
     graph = builder.build()

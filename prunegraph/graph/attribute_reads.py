@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import CodeType, FunctionType
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,31 @@ Read = tuple[int, str]
 def is_own(kind: type) -> bool:
     """Return whether a class is the user's own, not one of ``torch.nn``."""
     return not kind.__module__.startswith("torch.nn.")
+
+
+def named_by_forward(kind: type) -> frozenset[str]:
+    """Return the names in a class's forward, and in those of its methods that it names.
+
+    What it reads in training alone, or on inputs of another size, is among them.
+    """
+    found: set[str] = set()
+    waiting = {"forward"}
+    while waiting:
+        known = found | waiting
+        for name in waiting - found:
+            for base in filter(is_own, kind.__mro__):
+                method = getattr(vars(base).get(name), "fget", vars(base).get(name))
+                if isinstance(method, FunctionType):
+                    known |= _names(method.__code__)
+        found, waiting = found | waiting, known - found - waiting
+    return frozenset(found)
+
+
+def _names(code: CodeType) -> set[str]:
+    """Return the names and words (``vars(self)["dim"]``) in a function and in those inside it."""
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    words = {constant for constant in code.co_consts if isinstance(constant, str)}
+    return set(code.co_names).union(words, *map(_names, inner))
 
 
 @contextmanager

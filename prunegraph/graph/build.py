@@ -1,6 +1,7 @@
 """From a recording of labels to the structure graph."""
 
 import itertools
+from collections import ChainMap
 from collections.abc import Collection, Mapping
 from math import prod
 
@@ -9,7 +10,7 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
-from prunegraph.graph.attribute_reads import is_own
+from prunegraph.graph.attribute_reads import is_own, named_by_forward
 from prunegraph.graph.cost import MACS, PARAMS, CostModel, CostTerm
 from prunegraph.graph.labels import NEUTRAL, FreezeEvent
 from prunegraph.graph.memory import MemoryModel
@@ -98,10 +99,7 @@ class GraphBuilder:
             },
             attention=self.attention,
             size_attributes=self._size_attributes(),
-            means={
-                mean.module: (self._classes(mean.labels), mean.axis)
-                for mean in self.recording.means
-            },
+            means={path: self._means(path) for path in {m.module for m in self.recording.means}},
             cost_model=CostModel(num_classes, self._terms(classes, ops)),
             memory_model=MemoryModel(
                 num_classes, self.recording.lifetimes.storages(self.components, lookup)
@@ -135,7 +133,7 @@ class GraphBuilder:
             if isinstance(owner, nn.MultiheadAttention):  # its slim successor sets its own
                 continue
             for name, index in _attributes_of_size(owner, use.labels.shape[use.axis]):
-                if is_own(type(owner)) and (use.module, name) not in self.recording.reads:
+                if not self._may_read(owner, use.module, name):
                     continue
                 attribute = SizeAttribute(
                     module=use.module, name=name, index=index, classes=classes, axis=use.axis
@@ -146,6 +144,12 @@ class GraphBuilder:
                     found[use.module, name, index] = attribute, fit
         return tuple(attribute for attribute, _ in found.values() if attribute.varies)
 
+    def _may_read(self, owner: nn.Module, path: str, name: str) -> bool:
+        """Return whether a forward reads an attribute, or could; torch's own may read all."""
+        if not is_own(type(owner)) or (path, name) in self.recording.reads:
+            return True
+        return name in named_by_forward(type(owner))
+
     def _freeze(self, components: IntArray, name: str, reason: str) -> None:
         event = FreezeEvent(
             cause=FrozenOp(op="parameter", module=name, reason=reason), expected=False
@@ -154,15 +158,21 @@ class GraphBuilder:
             self.events.setdefault(component, event)
 
     def _check_means(self) -> None:
-        """Freeze means of one module over different channels: they cannot be told apart."""
-        seen: dict[str, IntArray] = {}
+        """Freeze means of one module over different channels that cannot be told apart."""
+        seen: dict[tuple[str, int, int], IntArray] = {}
         for mean in self.recording.means:
             own = self.components[mean.labels.numpy()]
-            first = seen.setdefault(mean.module, own)
+            first = seen.setdefault((mean.module, len(own), mean.axis), own)
             if not np.array_equal(first, own):
-                reason = "one module takes means over several kinds of channels"
+                reason = "one module takes means over several kinds of as many channels"
                 for components in (first, own):
                     self._freeze(components, mean.module, reason)
+
+    def _means(self, path: str) -> tuple[tuple[IntArray, int], ...]:
+        """Return the means that a module takes: those of one number and axis are the same."""
+        own = [mean for mean in self.recording.means if mean.module == path]
+        kinds = {(len(mean.labels), mean.axis): mean.labels for mean in own}
+        return tuple((self._classes(labels), axis) for (_, axis), labels in kinds.items())
 
     def _check_products(self) -> None:
         """Freeze the axes of products on which some positions are of no parameter: all stay."""
@@ -339,9 +349,13 @@ class GraphBuilder:
 
 
 def _attributes_of_size(owner: nn.Module, size: int) -> list[tuple[str, int | None]]:
-    """Return the integer attributes, and places in lists of integers, that hold a size."""
+    """Return the integer attributes, and places in lists of integers, that hold a size.
+
+    Those of an own class are among them: surgery gives the module one of its own.
+    """
     found: list[tuple[str, int | None]] = []
-    for name, value in vars(owner).items():
+    classes = [vars(kind) for kind in reversed(type(owner).__mro__) if is_own(kind)]
+    for name, value in ChainMap(vars(owner), *reversed(classes)).items():
         if any(word in name for word in SPATIAL_WORDS):
             continue
         if type(value) is int and value == size:

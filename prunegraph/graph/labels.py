@@ -56,6 +56,11 @@ def is_scalar(labels: Tensor) -> bool:
     return narrow_constant(labels).numel() == 1
 
 
+def is_neutral(labels: Tensor) -> bool:
+    """Return True if the tensor holds nothing but the label of constants."""
+    return is_scalar(labels) and int(labels.reshape(-1)[0]) == NEUTRAL
+
+
 def along(labels: Tensor, axis: int, shape: Sequence[int]) -> Tensor:
     """Spread the 1-D ``labels`` along one axis of ``shape``, with stride 0 elsewhere."""
     view = [1] * len(shape)

@@ -2,6 +2,7 @@
 
 from math import prod
 
+import torch
 from torch import Tensor
 
 from prunegraph.graph.labels import NEUTRAL, along, varying_axes
@@ -9,8 +10,10 @@ from prunegraph.graph.product_rules import activation_product, record_product
 from prunegraph.graph.recorder import LabelRecorder, OpCall
 from prunegraph.graph.recording import RecordedOp
 
+UNIT = torch.tensor(NEUTRAL)
 
-def _tie_parameter(recorder: LabelRecorder, tensor: Tensor | None, channels: Tensor) -> None:
+
+def tie_parameter(recorder: LabelRecorder, tensor: Tensor | None, channels: Tensor) -> None:
     """Unite a 1-D parameter (or buffer) with the channels."""
     if tensor is None:
         return
@@ -18,7 +21,7 @@ def _tie_parameter(recorder: LabelRecorder, tensor: Tensor | None, channels: Ten
     recorder.store.unite(recorder.labels_of(tensor) if labels is None else labels, channels)
 
 
-def _freeze_if_constant(
+def freeze_if_constant(
     recorder: LabelRecorder, call: OpCall, channels: Tensor, in_labels: Tensor
 ) -> None:
     """Keep the columns of a layer that reads a constant made in the forward."""
@@ -32,7 +35,7 @@ def batch_norm(recorder: LabelRecorder, call: OpCall) -> None:
     channels = recorder.channel_labels(labels, 1)
     for tensor in call.args[1:5]:
         if isinstance(tensor, Tensor):
-            _tie_parameter(recorder, tensor, channels)
+            tie_parameter(recorder, tensor, channels)
     result = call.outputs()
     recorder.set_labels(result[0], along(channels, 1, result[0].shape))
     for statistic in result[1:]:  # empty where running statistics are used
@@ -56,8 +59,8 @@ def layer_norm(recorder: LabelRecorder, call: OpCall) -> None:
                 recorder.store.freeze(own, recorder.cause(call, "shared by all heads"))
     elif len(normalized_shape) == 1:
         channels = recorder.channel_labels(labels, -1)
-        _tie_parameter(recorder, weight, channels)
-        _tie_parameter(recorder, bias, channels)
+        tie_parameter(recorder, weight, channels)
+        tie_parameter(recorder, bias, channels)
         if weight is None or not recorder.in_norm_module:
             recorder.note_mean(channels, -1)
     recorder.set_labels(call.out[0], labels)
@@ -71,15 +74,16 @@ def group_norm(recorder: LabelRecorder, call: OpCall) -> None:
     source, weight, bias = call.args[:3]
     labels = recorder.labels_of(source)
     channels = recorder.channel_labels(labels, 1)
-    _tie_parameter(recorder, weight, channels)
-    _tie_parameter(recorder, bias, channels)
+    tie_parameter(recorder, weight, channels)
+    tie_parameter(recorder, bias, channels)
     num_groups = call.args[6]
+    known = weight is not None and recorder.in_norm_module
     if 1 < num_groups < source.shape[1]:
         parts = channels.view(num_groups, -1)
         recorder.store.unite(parts, parts[:, :1])
-        if weight is None:
+        if not known:
             recorder.note_mean(parts, None)
-    elif weight is None and num_groups == 1:
+    elif num_groups == 1 and not known:
         recorder.note_mean(channels, 1 - source.ndim)
     recorder.set_labels(call.out[0], labels)
     for statistic in call.out[1:]:  # [B, groups]
@@ -88,15 +92,42 @@ def group_norm(recorder: LabelRecorder, call: OpCall) -> None:
         )
 
 
+def _computed_convolution(recorder: LabelRecorder, call: OpCall) -> None:
+    """A weight that is made in the forward: channels pass where one constant kernel blurs each."""
+    source, weight, _, stride, _, _, transposed = call.args[:7]
+    positions = prod((source if transposed else call.out).shape[2:])
+    blurs = weight.shape[:2] == (source.shape[1], 1) and call.args[8] == source.shape[1]
+    if not (blurs and recorder.is_constant(recorder.labels_of(weight))):
+        recorder.freeze_inputs(call, "convolution with a computed weight")
+        recorder.set_unlabelled(call, "convolution with a computed weight")
+        record_product(recorder, source.shape[0] * positions * weight.numel())
+        return
+    channels = recorder.channel_labels(recorder.labels_of(source), 1)
+    recorder.set_labels(call.out, along(channels, 1, call.out.shape))
+    kernel = prod(weight.shape[2:])
+    recorder.recording.ops.append(
+        RecordedOp(
+            module=recorder.modules.current,
+            kind="conv",
+            in_labels=channels[:0],
+            out_labels=channels,
+            macs_coefficient=float(source.shape[0] * positions * kernel),
+            param=None,
+            kernel_size=kernel,
+            stride=stride[0],
+            groups=len(channels),
+            depthwise=True,
+            spatial=prod(call.out.shape[2:]),
+        )
+    )
+
+
 def convolution(recorder: LabelRecorder, call: OpCall) -> None:
     """Unite the input's channels with the weight's input axis; the output's are fresh."""
     source, weight, bias, stride, _padding, _dilation, transposed = call.args[:7]
     groups: int = call.args[8]
     if recorder.weight_view(weight) is None:
-        recorder.freeze_inputs(call, "convolution with a computed weight")
-        recorder.set_unlabelled(call, "convolution with a computed weight")
-        positions = prod((source if transposed else call.out).shape[2:])
-        record_product(recorder, source.shape[0] * positions * weight.numel())
+        _computed_convolution(recorder, call)
         return
     channels = recorder.channel_labels(recorder.labels_of(source), 1)
     depthwise = groups > 1 and weight.shape[1] == 1
@@ -107,7 +138,7 @@ def convolution(recorder: LabelRecorder, call: OpCall) -> None:
     in_labels = recorder.axis_labels(weight, in_axis)
     assert in_labels is not None
     assert out_labels is not None
-    _freeze_if_constant(recorder, call, channels, in_labels)
+    freeze_if_constant(recorder, call, channels, in_labels)
     if groups == 1:
         recorder.store.unite(channels, in_labels)
     elif depthwise:
@@ -126,7 +157,7 @@ def convolution(recorder: LabelRecorder, call: OpCall) -> None:
     if transposed and groups > 1 and not depthwise:
         channels_out = out_labels.repeat(groups)
     if bias is not None:
-        _tie_parameter(recorder, bias, channels_out)
+        tie_parameter(recorder, bias, channels_out)
     recorder.set_labels(call.out, along(channels_out, 1, call.out.shape))
     positions = prod((source if transposed else call.out).shape[2:])
     kernel = prod(weight.shape[2:])
@@ -148,38 +179,19 @@ def convolution(recorder: LabelRecorder, call: OpCall) -> None:
     )
 
 
-RECURRENT = "recurrent layer: its width is fixed"
-
-
-def recurrent(recorder: LabelRecorder, call: OpCall) -> None:
-    """A fused LSTM, ``[steps, batch, in]``: frozen, but counted.
-
-    ``mkldnn_rnn_layer`` is one layer in one direction; CUDA's are the whole, with all weights.
-    """
-    source, *weights = call.tensors()[:3]
-    if isinstance(call.args[1], list | tuple):
-        weights = [weight for weight in call.args[1] if weight.ndim == 2]
-    recorder.freeze_inputs(call, RECURRENT)
-    recorder.set_unlabelled(call, RECURRENT)
-    macs = source.shape[0] * source.shape[1] * sum(weight.numel() for weight in weights)
-    record_product(recorder, macs)
-
-
-def gates(recorder: LabelRecorder, call: OpCall) -> None:
-    """Splitting the gates of an LSTM or GRU that runs step by step."""
-    recorder.freeze_inputs(call, RECURRENT)
-    recorder.set_unlabelled(call, RECURRENT)
-
-
 def embedding(recorder: LabelRecorder, call: OpCall) -> None:
-    """Rows of a stored table: its columns are the output's channels; its rows all stay."""
-    table = call.args[0]
+    """Rows of a stored table, or sums of some: its columns are the channels; its rows all stay."""
+    table, (out, *others) = call.args[0], call.outputs()
     channels = recorder.axis_labels(table, 1)
+    if channels is None and recorder.is_stored(table):  # used otherwise before
+        channels = recorder.channel_labels(recorder.labels_of(table), 1)
     if channels is None:
         recorder.freeze_inputs(call, "embedding in a computed table")
         recorder.set_unlabelled(call, "embedding in a computed table")
         return
-    recorder.set_labels(call.out, along(channels, -1 % call.out.ndim, call.out.shape))
+    recorder.set_labels(out, along(channels, -1 % out.ndim, out.shape))
+    for tensor in others:  # where the rows of a bag lie
+        recorder.set_labels(tensor, UNIT.expand(tensor.shape))
 
 
 def _weight_name(recorder: LabelRecorder, weight: Tensor) -> str | None:
@@ -190,24 +202,36 @@ def _weight_name(recorder: LabelRecorder, weight: Tensor) -> str | None:
 def _stored_axis(recorder: LabelRecorder, weight: Tensor, position: int) -> int:
     """Return which axis of the stored weight an axis of its view is."""
     stored = recorder.weight_view(weight)
-    return position if stored is None else stored.axes[position]
+    axis = None if stored is None else stored.axes[position]
+    return position if axis is None else axis
 
 
 def _matrix_product(
-    recorder: LabelRecorder, call: OpCall, source: Tensor, weight: Tensor, bias: Tensor | None
+    recorder: LabelRecorder,
+    call: OpCall,
+    source: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    from_left: bool = False,
 ) -> None:
-    """``out = source @ weight (+ bias)``; the weight is ``[in, out]``, perhaps a permuted view."""
-    in_labels, out_labels = recorder.axis_labels(weight, 0), recorder.axis_labels(weight, 1)
+    """``out = source @ weight (+ bias)``; the weight is ``[in, out]``, perhaps a permuted view.
+
+    With ``from_left`` it is ``weight @ source``, and the weight ``[out, in]``.
+    """
+    ins, outs = (-1, -2) if from_left else (-2, -1)
+    in_labels, out_labels = recorder.axis_labels(weight, ins), recorder.axis_labels(weight, outs)
     if in_labels is None or out_labels is None:
         activation_product(recorder, call)
         return
-    channels = recorder.channel_labels(recorder.labels_of(source), -1)
-    _freeze_if_constant(recorder, call, channels, in_labels)
+    channels = recorder.channel_labels(recorder.labels_of(source), outs)
+    if not recorder.is_recurrent(weight):  # that reads zeros first, as many as it has units
+        freeze_if_constant(recorder, call, channels, in_labels)
     recorder.store.unite(channels, in_labels)
     if bias is not None:
-        _tie_parameter(recorder, bias, out_labels)
-    recorder.set_labels(call.out, along(out_labels, -1 % call.out.ndim, call.out.shape))
-    rows = prod(call.out.shape[:-1])
+        tie_parameter(recorder, bias, out_labels)
+    recorder.set_labels(call.out, along(out_labels, outs % call.out.ndim, call.out.shape))
+    rows = prod(call.out.shape) // max(call.out.shape[outs], 1)
     recorder.recording.ops.append(
         RecordedOp(
             module=recorder.modules.current,
@@ -217,7 +241,7 @@ def _matrix_product(
             macs_coefficient=float(rows),
             param=_weight_name(recorder, weight),
             spatial=rows,
-            out_axis=_stored_axis(recorder, weight, 1),
+            out_axis=_stored_axis(recorder, weight, outs),
         )
     )
 
@@ -230,4 +254,21 @@ def addmm(recorder: LabelRecorder, call: OpCall) -> None:
 
 def mm(recorder: LabelRecorder, call: OpCall) -> None:
     """A linear layer without bias."""
-    _matrix_product(recorder, call, call.args[0], call.args[1], None)
+    _matrix_product(recorder, call, call.args[0], call.args[1])
+
+
+def bmm(recorder: LabelRecorder, call: OpCall) -> None:
+    """A product of activations, or a linear layer as ``einsum`` computes it."""
+    left, right = call.args
+    if _is_matrix(recorder, right):
+        _matrix_product(recorder, call, left, right)
+    elif _is_matrix(recorder, left):
+        _matrix_product(recorder, call, right, left, from_left=True)
+    else:
+        activation_product(recorder, call)
+
+
+def _is_matrix(recorder: LabelRecorder, tensor: Tensor) -> bool:
+    """Return whether a batch of matrices is one stored weight, with an axis added in front."""
+    stored = recorder.weight_view(tensor)
+    return stored is not None and stored.axes[0] is None and None not in stored.axes[1:]

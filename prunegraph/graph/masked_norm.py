@@ -1,7 +1,7 @@
 """Norms and means that see the kept channels only."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,8 @@ _NORMS: dict[object, tuple[str, ...]] = {
 _OVER_KEPT = frozenset(
     getattr(owner, name)
     for owner in (torch, Tensor)
-    for name in ("mean", "amax", "amin", "max", "min", "var", "std")
+    for name in ("mean", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean")
+    if hasattr(owner, name)
 )
 """What is taken over the kept channels alone."""
 
@@ -90,15 +91,18 @@ class _KeptOnly(TorchFunctionMode):
         return out
 
 
-def mean_over_kept(module: nn.Module, keep: Tensor, axis: int = 0) -> None:
+Kind = tuple[Tensor, int]
+"""``[size]`` booleans of some channels, True = keep, and their axis, counted from the end."""
+
+
+def mean_over_kept(module: nn.Module, *kinds: Kind) -> None:
     """Let a module's forward take its means over channels, and its group norm, over kept ones.
 
     Args:
         module: changed in place; its ``forward`` is wrapped.
-        keep: ``[size]`` booleans of the channels, True = keep.
-        axis: the axis of the means, counted from the end: -1 is the last.
+        kinds: of channels, told apart by their axis and number.
     """
-    module.forward = _KeptForward(module.forward, _KeptMeans(keep, axis))
+    module.forward = _KeptForward(module.forward, _KeptMeans(kinds))
 
 
 class _KeptForward:
@@ -113,14 +117,11 @@ class _KeptForward:
 
 
 class _KeptMeans(TorchFunctionMode):
-    """Takes means, maxima and the like, and norms, over one axis, and group norms of one group.
+    """Takes means, maxima and the like, norms, and group norms of one group over kept channels."""
 
-    All over kept channels alone.
-    """
-
-    def __init__(self, keep: Tensor, axis: int) -> None:
+    def __init__(self, kinds: Sequence[Kind]) -> None:
         super().__init__()
-        self.keep, self.axis = keep, axis
+        self._kept = {(len(keep), axis): keep for keep, axis in kinds}
 
     def __torch_function__(
         self,
@@ -139,43 +140,47 @@ class _KeptMeans(TorchFunctionMode):
             return out, None if weights is None else self._over_kept(torch.mean, (weights, -3), {})
         if func in (torch.group_norm, F.group_norm):
             names = ("input", "num_groups", "weight", "bias", "eps", "cudnn_enabled")
-            return self._group_norm(dict(zip(names, args, strict=False)) | kwargs)
+            return self._group_norm(func, dict(zip(names, args, strict=False)) | kwargs)
         return func(*args, **kwargs)
 
-    def _index(self, device: torch.device) -> Tensor:
-        return self.keep.nonzero().flatten().to(device)
+    def _index(self, x: Tensor, axis: int) -> Tensor | None:
+        """Return the kept positions of an axis, counted from the end; None if it is another."""
+        keep = self._kept.get((x.shape[axis], axis))
+        return None if keep is None else keep.nonzero().flatten().to(x.device)
 
     def _over_kept(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         x: Tensor = args[0] if args else kwargs.pop("input")
         dims = args[1] if len(args) > 1 else kwargs.get("dim")
-        if isinstance(dims, int | tuple | list) and not isinstance(dims, bool):
-            over = {axis % x.ndim for axis in ([dims] if isinstance(dims, int) else dims)}
-            own = self.axis + x.ndim
-            if own in over and x.shape[own] == len(self.keep):
-                x = x.index_select(own, self._index(x.device))
+        if dims is None or isinstance(dims, bool):  # over all; a flag of ``std`` comes first
+            dims = range(-x.ndim, 0)
+        if isinstance(dims, int):
+            dims = [dims]
+        for axis in () if isinstance(dims, Tensor) else dims:
+            own = axis % x.ndim - x.ndim
+            index = self._index(x, own)
+            x = x if index is None else x.index_select(own, index)
         return func(x, *args[1:], **kwargs)
 
     def _last_axis_norm(self, func: Callable[..., Any], named: dict[str, Any]) -> Any:
         x: Tensor = named["input"]
-        if self.axis != -1 or tuple(named["normalized_shape"]) != (len(self.keep),):
+        index = self._index(x, -1)
+        if index is None or len(named["normalized_shape"]) != 1:
             return func(**named)
-        index = self._index(x.device)
         for name in ("weight", "bias"):
             if isinstance(named.get(name), Tensor):
                 named[name] = named[name][index]
         named |= {"input": x.index_select(-1, index), "normalized_shape": (len(index),)}
         return torch.zeros_like(x).index_copy(-1, index, func(**named))
 
-    def _group_norm(self, named: dict[str, Any]) -> Tensor:
+    def _group_norm(self, func: Callable[..., Any], named: dict[str, Any]) -> Any:
         x: Tensor = named["input"]
-        index = self._index(x.device)
-        affine = {
-            name: named[name][index]
-            for name in ("weight", "bias")
-            if isinstance(named.get(name), Tensor)
-        }
-        out = torch.zeros_like(x)
-        kept = F.group_norm(x[:, index], 1, eps=named.get("eps", 1e-5), **affine)
-        return out.index_copy(1, index, kept)
+        keep = next((kept for (size, _), kept in self._kept.items() if size == x.shape[1]), None)
+        if keep is None or named["num_groups"] != 1:
+            return func(**named)
+        index = keep.nonzero().flatten().to(x.device)
+        for name in ("weight", "bias"):
+            if isinstance(named.get(name), Tensor):
+                named[name] = named[name][index]
+        return torch.zeros_like(x).index_copy(1, index, func(**named | {"input": x[:, index]}))

@@ -24,7 +24,9 @@ def fix_module_sizes(dense: nn.Module, pruned: nn.Module, keep_first: Mapping[in
         if isinstance(new, nn.Transformer):
             norm = getattr(new.encoder, "norm", None)
             new.d_model = norm.weight.shape[0] if isinstance(norm, nn.LayerNorm) else new.d_model
-        if isinstance(new, _NormBase):
+        if isinstance(new, nn.RNNBase | nn.RNNCellBase):
+            _fix_recurrent(old, new)
+        elif isinstance(new, _NormBase):
             sized = weight if isinstance(weight, Tensor) else new.running_mean
             new.num_features = new.num_features if sized is None else sized.shape[0]
         elif isinstance(weight, Tensor):
@@ -93,8 +95,19 @@ def _fix(name: str, module: nn.Module, weight: Tensor, kept: Tensor | None) -> N
         module.num_groups = _surviving_groups(name, module.num_groups, kept)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = weight.numel()
-    elif isinstance(module, nn.Embedding):
+    elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
         module.num_embeddings, module.embedding_dim = weight.shape
+
+
+def _fix_recurrent(old: nn.Module, new: nn.RNNBase | nn.RNNCellBase) -> None:
+    """Set what a recurrent layer or cell reads, and how many units it has."""
+    parameters, before = dict(new.named_parameters(recurse=False)), new.hidden_size
+    name = "weight_ih_l0" if isinstance(new, nn.RNNBase) else "weight_ih"
+    if name in parameters:  # else it is computed from others, and whole
+        rows, new.input_size = parameters[name].shape
+        new.hidden_size = before * rows // old.get_parameter(name).shape[0]
+    if isinstance(new, nn.RNNBase):
+        new.flatten_parameters()  # on a GPU, one block of memory
 
 
 def _fix_convolution(name: str, module: _ConvNd, weight: Tensor, kept: Tensor | None) -> None:

@@ -1,64 +1,34 @@
 """What views, slices, joins and copies do to labels: they run on the label tensor too."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from prunegraph.graph.labels import NEUTRAL, along, narrow_constant, varying_axes
-from prunegraph.graph.recorder import LabelRecorder, OpCall, WeightView
+from prunegraph.graph.labels import NEUTRAL, along, is_scalar, narrow_constant, varying_axes
+from prunegraph.graph.layer_rules import embedding
+from prunegraph.graph.recorder import LabelRecorder, OpCall
+from prunegraph.graph.weight_views import moved
 
 
-def _permutation(call: OpCall) -> tuple[int, ...] | None:
-    """Return the permutation of axes that the op is, or None."""
-    ndim = call.args[0].ndim
-    axes = list(range(ndim))
-    match call.name:
-        case "t" | "numpy_T":
-            return tuple(reversed(axes))
-        case "transpose":
-            first, second = call.args[1] % ndim, call.args[2] % ndim
-            axes[first], axes[second] = second, first
-            return tuple(axes)
-        case "permute":
-            return tuple(axis % ndim for axis in call.args[1])
-        case "detach" | "alias" | "lift_fresh":
-            return tuple(axes)
-        case _:
-            return None
-
-
-def _narrow_weight(recorder: LabelRecorder, call: OpCall, view: WeightView) -> bool:
-    """Follow a stored weight into its parts, as in a packed projection; return if that was one."""
-    axis = call.args[2] if len(call.args) > 2 else call.kwargs.get("dim", 0)
-    match call.name:
-        case "split" | "split_with_sizes":
-            parts, start = call.out, 0
-        case "slice":
-            axis = call.args[1] if len(call.args) > 1 else 0
-            first = call.args[2] if len(call.args) > 2 else None
-            if len(call.args) > 4 and call.args[4] != 1:
-                return False
-            size = call.args[0].shape[axis]
-            start = max(first + size, 0) if first is not None and first < 0 else first or 0
-            parts = [call.out]
-        case _:
-            return False
-    axis %= call.args[0].ndim
-    for part in parts:
-        recorder.set_weight_view(part, view.narrowed(axis, start))
-        start += part.shape[axis]
-    return True
+def follow_weight(recorder: LabelRecorder, call: OpCall) -> bool:
+    """Follow a stored weight into its views and parts; return if the op has made some."""
+    source = call.args[0]
+    stored = recorder.weight_view(source) if isinstance(source, Tensor) else None
+    if stored is None:
+        return False
+    views = moved(stored, call.name, call.args, call.kwargs, call.outputs())
+    for tensor, part in zip(call.outputs(), views or (), strict=views is not None):
+        recorder.set_weight_view(tensor, part)
+    return views is not None
 
 
 def movement(recorder: LabelRecorder, call: OpCall) -> None:
     """Run the same op on the labels."""
-    if isinstance(call.args[0], Tensor):
-        view, permutation = recorder.weight_view(call.args[0]), _permutation(call)
-        if view is not None and permutation is not None:
-            recorder.set_weight_view(call.out, view.permuted(permutation))
-            return
-        if view is not None and _narrow_weight(recorder, call, view):
-            return
+    if follow_weight(recorder, call):
+        return
     labels = tree_map_only(Tensor, recorder.labels_of, call.args[0])
     indices = tree_map_only(Tensor, Tensor.cpu, call.args[1:])  # where labels are
     kwargs = {k: v for k, v in call.kwargs.items() if k not in {"dtype", "memory_format"}}
@@ -74,6 +44,47 @@ def movement(recorder: LabelRecorder, call: OpCall) -> None:
             recorder.note_sizes(part, index)
     if call.name == "slice":
         _tie_slice(recorder, call)
+
+
+def pick(recorder: LabelRecorder, call: OpCall) -> None:
+    """Positions that indices name: channels that are picked by computed ones all stay.
+
+    The example's own indices show one choice alone, as a table of actions does with one action.
+    """
+    source = call.args[0]
+    if call.name == "index":
+        axes, indices = _indexed_axes(call.args[1]), call.args[1]
+    else:
+        axes, indices = [call.args[1] % max(source.ndim, 1)], [call.args[2]]
+    known = [recorder.labels_of(index) for index in indices if index is not None]
+    if not all(map(recorder.is_constant, known)):
+        if axes == [0] and source.ndim == 2 and recorder.is_stored(source):
+            embedding(recorder, call)
+            return
+        if set(axes) & set(varying_axes(recorder.labels_of(source))):
+            recorder.freeze_inputs(call, "channels are picked by computed indices")
+    movement(recorder, call)
+
+
+def _indexed_axes(indices: Sequence[Tensor | None]) -> list[int]:
+    """Return the axes that ``x[indices]`` picks from: a mask of booleans has several."""
+    axes: list[int] = []
+    first = 0
+    for index in indices:
+        is_mask = index is not None and index.dtype in (torch.bool, torch.uint8)
+        size = index.ndim if index is not None and is_mask else 1
+        axes += [] if index is None else range(first, first + size)
+        first += size
+    return axes
+
+
+def movement_inplace(recorder: LabelRecorder, call: OpCall) -> None:
+    """Move the labels as the op has moved its input's axes."""
+    target = call.args[0]
+    labels = recorder.labels_of(target)
+    if labels.shape != target.shape or not is_scalar(labels):
+        moved = getattr(torch.ops.aten, call.name.removesuffix("_"))
+        recorder.set_labels(target, moved(labels, *call.args[1:], **call.kwargs))
 
 
 def cat(recorder: LabelRecorder, call: OpCall) -> None:
@@ -149,6 +160,8 @@ def copy(recorder: LabelRecorder, call: OpCall) -> None:
 
 def view(recorder: LabelRecorder, call: OpCall) -> None:
     """Reshape the labels; how the parts of a divided axis hang together is settled at the end."""
+    if follow_weight(recorder, call):
+        return
     before = recorder.labels_of(call.args[0])
     labels = before.reshape(call.out.shape)
     if len(varying_axes(labels)) > len(varying_axes(before)):
@@ -193,3 +206,89 @@ def pad(recorder: LabelRecorder, call: OpCall) -> None:
             labels = torch.constant_pad_nd(labels, widths, NEUTRAL)
             labels = _placed(recorder, call, labels, axis)
     recorder.set_labels(call.out, labels.expand(call.out.shape))
+
+
+def unfold(recorder: LabelRecorder, call: OpCall) -> None:
+    """``F.unfold``: each channel becomes one position a tap of the kernel, one after the other."""
+    labels, taps = _channels_alone(recorder, call, -3), math.prod(call.args[1])
+    labels = labels.narrow(-1, 0, 1).narrow(-2, 0, 1).squeeze(-1).repeat_interleave(taps, -2)
+    recorder.note_sizes(labels)
+    recorder.set_labels(call.out, labels.expand(call.out.shape))
+
+
+def fold(recorder: LabelRecorder, call: OpCall) -> None:
+    """``F.fold``: the taps of a channel are summed up, so they are one class."""
+    labels, taps = _channels_alone(recorder, call, -2), math.prod(call.args[2])
+    parts = labels.narrow(-1, 0, 1).unflatten(-2, (-1, taps))
+    recorder.store.unite(parts, parts.narrow(-2, 0, 1))
+    recorder.set_labels(call.out, parts.narrow(-2, 0, 1).expand(call.out.shape))
+
+
+def _channels_alone(recorder: LabelRecorder, call: OpCall, axis: int) -> Tensor:
+    """Return the labels of the op's input; freeze them if any axis after ``axis`` carries some."""
+    labels = recorder.labels_of(call.args[0])
+    if any(varying > axis + labels.ndim for varying in varying_axes(labels)):
+        recorder.freeze_inputs(call, "channels lie along a spatial axis")
+    return labels
+
+
+def write_slices(recorder: LabelRecorder, call: OpCall) -> bool:
+    """Label the part of a base that slices of it write (``out[:, :4] = x``).
+
+    Returns:
+        False if the target is no slices of another tensor: then nothing was done.
+    """
+    target, source = call.args[:2]
+    base = target._base
+    where = None if base is None else _slices_of(base, target)
+    if where is None:
+        return False
+    labels = recorder.labels_of(base)
+    written = recorder.labels_of(source)
+    written = written.view([1] * (base.ndim - written.ndim) + list(written.shape))
+    written = written.expand(target.shape)
+    axes = {*varying_axes(labels), *varying_axes(written)}
+    for axis in range(base.ndim):
+        if axis not in axes:
+            labels, written = labels.narrow(axis, 0, 1), written.narrow(axis, 0, 1)
+            where[axis] = slice(None)
+    labels = labels.clone()
+    part = labels[tuple(where)]
+    recorder.store.unite(part, written)
+    part.copy_(torch.where(part == NEUTRAL, written, part))
+    recorder.set_labels(base, labels.expand(base.shape))
+    recorder.set_labels(target, part.expand(target.shape))
+    return True
+
+
+def _slices_of(base: Tensor, target: Tensor) -> list[slice] | None:
+    """Return the slices that a view is, an axis; None if it is another view."""
+    if base.ndim != target.ndim or 0 in base.stride() or 0 in target.shape:
+        return None
+    rest = int(target.storage_offset() - base.storage_offset())
+    where = [slice(None)] * base.ndim
+    for axis in sorted(range(base.ndim), key=base.stride, reverse=True):
+        if base.shape[axis] == 1:
+            continue
+        start, rest = divmod(rest, base.stride(axis))
+        step, odd = divmod(target.stride(axis), base.stride(axis))
+        size = target.shape[axis]
+        if size == 1:
+            step, odd = 1, 0
+        if odd or step == 0 or start + step * (size - 1) >= base.shape[axis]:
+            return None
+        where[axis] = slice(start, start + step * (size - 1) + 1, step)
+    return None if rest else where
+
+
+def view_as_complex(recorder: LabelRecorder, call: OpCall) -> None:
+    """Real and imaginary part of a number leave together."""
+    labels = recorder.labels_of(call.args[0])
+    recorder.store.unite(labels[..., 0], labels[..., 1])
+    recorder.set_labels(call.out, labels[..., 0])
+
+
+def view_as_real(recorder: LabelRecorder, call: OpCall) -> None:
+    """Both parts of a number have its label."""
+    labels = recorder.labels_of(call.args[0])
+    recorder.set_labels(call.out, labels[..., None].expand(call.out.shape))

@@ -29,13 +29,14 @@ from prunegraph.graph.attribute_reads import Read, attribute_reads, is_own
 from prunegraph.graph.labels import (
     NEUTRAL,
     along,
-    is_scalar,
+    is_neutral,
     narrow_constant,
     varying_axes,
 )
 from prunegraph.graph.lifetimes import LIKE
 from prunegraph.graph.recording import RecordedGather, RecordedMean, Recording, SizeUse
 from prunegraph.graph.structure import FrozenOp
+from prunegraph.graph.weight_views import WeightView
 
 MAX_ELEMENT_LABELS = 1 << 20
 """A raw parameter with more elements than this is frozen instead of labelled by element."""
@@ -68,35 +69,6 @@ class OpCall:
     def outputs(self) -> list[Tensor]:
         """Return the tensor outputs in order."""
         return [leaf for leaf in tree_leaves(self.out) if isinstance(leaf, Tensor)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightView:
-    """A stored parameter or buffer, perhaps with its axes permuted and narrowed.
-
-    Attributes:
-        name: of the parameter or buffer.
-        axes: axis of the parameter at each axis of the view.
-        starts: first position along each axis of the view.
-    """
-
-    name: str
-    axes: tuple[int, ...]
-    starts: tuple[int, ...]
-
-    def permuted(self, permutation: Sequence[int]) -> "WeightView":
-        """Return the view with its axes in another order."""
-        return WeightView(
-            name=self.name,
-            axes=tuple(self.axes[axis] for axis in permutation),
-            starts=tuple(self.starts[axis] for axis in permutation),
-        )
-
-    def narrowed(self, axis: int, start: int) -> "WeightView":
-        """Return the view that begins ``start`` positions later along one axis."""
-        starts = list(self.starts)
-        starts[axis] += start
-        return WeightView(name=self.name, axes=self.axes, starts=tuple(starts))
 
 
 class ModuleStack:
@@ -190,7 +162,14 @@ class LabelRecorder(TorchDispatchMode):
         self._norms = {
             name
             for name, module in model.named_modules()
-            if isinstance(module, nn.LayerNorm | nn.RMSNorm)
+            if isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm)
+        }
+        self._recurrent = {
+            f"{path}.{name}".removeprefix(".")
+            for path, module in model.named_modules()
+            if isinstance(module, nn.RNNBase | nn.RNNCellBase)
+            for name, _ in module.named_parameters(recurse=False)
+            if name.startswith("weight_hh")
         }
         self.recording = Recording()
         self.store = self.recording.store
@@ -241,8 +220,13 @@ class LabelRecorder(TorchDispatchMode):
 
     @property
     def in_norm_module(self) -> bool:
-        """True in an ``nn.LayerNorm`` or ``nn.RMSNorm``, whose size surgery knows."""
+        """True in a layer, RMS or group norm of torch's, whose sizes surgery knows."""
         return self.modules.current in self._norms
+
+    def is_recurrent(self, weight: Tensor) -> bool:
+        """Return whether a stored weight is the recurrent one of a layer or cell of torch's."""
+        view = self.weight_view(weight)
+        return view is not None and view.name in self._recurrent
 
     def cause(self, call: OpCall, reason: str) -> FrozenOp:
         """Return a freeze's cause for an op."""
@@ -277,14 +261,18 @@ class LabelRecorder(TorchDispatchMode):
             self.recording.element_labels[view.name] = labels
             if view.name in self._buffers:
                 self._buffer_labels.append(labels.reshape(-1))
-        labels = self.recording.element_labels[view.name].permute(view.axes)
+        stored = [axis for axis in view.axes if axis is not None]
+        labels = self.recording.element_labels[view.name].permute(stored)
+        for axis, own in enumerate(view.axes):
+            if own is None:
+                labels = labels.unsqueeze(axis)
         for axis, start in enumerate(view.starts):
             labels = labels.narrow(axis, start, tensor.shape[axis])
         return labels
 
     def is_constant(self, labels: Tensor) -> bool:
         """Return whether the tensor was made from buffers and constants alone."""
-        if is_scalar(labels) and int(labels.reshape(-1)[0]) == NEUTRAL:
+        if is_neutral(labels):
             return True
         known = torch.cat([torch.tensor([NEUTRAL]), *self._buffer_labels])
         return bool(torch.isin(narrow_constant(labels), known).all())
@@ -312,6 +300,10 @@ class LabelRecorder(TorchDispatchMode):
         view: WeightView | None = self._weight_views.get(tensor)
         return view
 
+    def is_stored(self, tensor: Tensor) -> bool:
+        """Return whether the tensor is a stored weight or a view of one, however it was used."""
+        return tensor in self._weight_views
+
     def set_weight_view(self, tensor: Tensor, view: WeightView) -> None:
         """Say that ``tensor`` is a view of a parameter."""
         self._weight_views[tensor] = view
@@ -323,6 +315,8 @@ class LabelRecorder(TorchDispatchMode):
             return None
         axes = self.recording.axis_labels.setdefault(view.name, {})
         axis = view.axes[position]
+        if axis is None:
+            return torch.tensor([NEUTRAL]).expand(tensor.shape[position])
         if axis not in axes:
             size = self._sizes[view.name][axis]
             axes[axis] = self.store.fresh(size) if size > 1 else torch.tensor([NEUTRAL])
@@ -362,7 +356,7 @@ class LabelRecorder(TorchDispatchMode):
         """Freeze all labels that enter an op."""
         for tensor in call.tensors():
             labels = self.labels_of(tensor)
-            if not (is_scalar(labels) and int(labels.reshape(-1)[0]) == NEUTRAL):
+            if not is_neutral(labels):
                 self.store.freeze(labels, self.cause(call, reason))
 
     def set_unlabelled(self, call: OpCall, reason: str) -> None:

@@ -10,36 +10,40 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prunegraph.graph.labels import NEUTRAL, is_scalar, narrow_constant, varying_axes
+from prunegraph.graph.labels import NEUTRAL, is_neutral, narrow_constant, varying_axes
 from prunegraph.graph.layer_rules import (
     addmm,
     batch_norm,
+    bmm,
     convolution,
     embedding,
-    gates,
     group_norm,
     layer_norm,
     mm,
-    recurrent,
 )
 from prunegraph.graph.movement_rules import (
     cat,
     channel_shuffle,
     copy,
+    fold,
     glu,
     movement,
+    movement_inplace,
     pad,
+    pick,
     split,
+    unfold,
     view,
+    view_as_complex,
+    view_as_real,
+    write_slices,
 )
 from prunegraph.graph.product_rules import activation_product, attention
 from prunegraph.graph.recorder import LabelRecorder, OpCall, Rule
+from prunegraph.graph.recurrent_rules import fused_recurrent, pack
+from prunegraph.graph.spatial_rules import grid_sample, spatial, unpool
 
 UNIT = torch.tensor([NEUTRAL])
-
-
-def _is_neutral(labels: Tensor) -> bool:
-    return is_scalar(labels) and int(labels.reshape(-1)[0]) == NEUTRAL
 
 
 # Pointwise
@@ -55,9 +59,9 @@ def combine(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) 
     A side of size 1 along all axes on which the other varies (a gate of one channel, a spatial
     map) says nothing about the other's channels.
     """
-    if _is_neutral(left):
+    if is_neutral(left):
         return right
-    if _is_neutral(right):
+    if is_neutral(right):
         return left
     ndim = max(left.ndim, right.ndim)
     for one, other in ((left, right), (right, left)):
@@ -100,25 +104,48 @@ def _expand(labels: Tensor, tensor: Tensor) -> Tensor:
     return labels.expand(tensor.shape)
 
 
+def _unexpanded(recorder: LabelRecorder, tensor: Tensor) -> Tensor:
+    """Return a tensor's labels of size 1 where it was expanded, as if it were broadcast instead."""
+    labels = recorder.labels_of(tensor)
+    strides = zip(tensor.stride(), labels.stride(), strict=True)
+    for axis, (stride, label_stride) in enumerate(strides):
+        if stride == label_stride == 0 and tensor.shape[axis] > 1:
+            labels = labels.narrow(axis, 0, 1)
+    return labels
+
+
 def pointwise(recorder: LabelRecorder, call: OpCall) -> None:
     """Unite all inputs, broadcast; the outputs carry the result."""
     inputs = [t for t in call.tensors() if t.numel() > 1 or t.ndim > 0]
-    labels = recorder.labels_of(inputs[0]) if inputs else UNIT.view([])
+    labels = _unexpanded(recorder, inputs[0]) if inputs else UNIT.view([])
     for tensor in inputs[1:]:
-        labels = combine(recorder, call, labels, recorder.labels_of(tensor))
+        labels = combine(recorder, call, labels, _unexpanded(recorder, tensor))
     for tensor in call.outputs():
         recorder.set_labels(tensor, _expand(labels, tensor))
+
+
+def scale(recorder: LabelRecorder, call: OpCall) -> None:
+    """A stored weight times a number is that weight still; all else is pointwise."""
+    wide = [tensor for tensor in call.tensors() if tensor.numel() > 1]
+    stored = recorder.weight_view(wide[0]) if len(wide) == 1 else None
+    if stored is not None and wide[0].shape == call.out.shape:
+        recorder.set_weight_view(call.out, stored)
+    else:
+        pointwise(recorder, call)
 
 
 def pointwise_inplace(recorder: LabelRecorder, call: OpCall) -> None:
     """Unite all inputs; a constant target takes the labels of what is written into it.
 
-    A view of a constant cannot be followed back to its base, so what enters it is frozen.
+    What is written into slices of a constant labels their part of it; any other view of a constant
+    cannot be followed back to it, so what enters it is frozen.
     """
     target: Tensor = call.args[0]
     sources = [t for t in call.tensors()[1:] if t.numel() > 1]
+    if call.name == "copy_" and write_slices(recorder, call):
+        return
     labels = recorder.labels_of(target)
-    if _is_neutral(labels) and target._base is not None and sources:
+    if is_neutral(labels) and target._base is not None and sources:
         recorder.freeze_inputs(call, "written in place into a view of a constant")
         return
     for tensor in sources:
@@ -156,7 +183,7 @@ def reduction(recorder: LabelRecorder, call: OpCall) -> None:
     """Pass labels on along axes that are not reduced.
 
     If another axis is labelled too, positions along the reduced one become one class: the width of
-    a head, paths that were stacked. If it is the only one, sums and 2-norms pass, because a removed
+    a head, paths that were stacked. If it is the only one, sums and norms pass, because a removed
     channel adds nothing; a mean, a maximum and the like are over the channels that are kept; all
     else freezes.
     """
@@ -189,8 +216,8 @@ def reduction(recorder: LabelRecorder, call: OpCall) -> None:
 def _is_sum(call: OpCall) -> bool:
     if call.name == "linalg_vector_norm":
         order = call.args[1] if len(call.args) > 1 else call.kwargs.get("ord", 2)
-        return bool(order == 2)
-    return call.name == "sum"
+        return bool(order >= 0)
+    return call.name in {"sum", "any"}
 
 
 def scan(recorder: LabelRecorder, call: OpCall) -> None:
@@ -216,7 +243,7 @@ def masked_write(recorder: LabelRecorder, call: OpCall) -> None:
     """``x[mask] = number``, with a mask of x's own shape, is pointwise; all else freezes."""
     target, indices, value = call.args[:3]
     own = len(indices) == 1 and indices[0].dtype == torch.bool and indices[0].shape == target.shape
-    if own and value.numel() == 1 and _is_neutral(recorder.labels_of(value)):
+    if own and value.numel() == 1 and is_neutral(recorder.labels_of(value)):
         labels = combine(recorder, call, recorder.labels_of(target), recorder.labels_of(indices[0]))
         recorder.set_labels(target, _expand(labels, target))
     else:
@@ -237,31 +264,11 @@ def softmax(recorder: LabelRecorder, call: OpCall) -> None:
     recorder.set_labels(call.out, labels)
 
 
-def spatial(recorder: LabelRecorder, call: OpCall) -> None:
-    """Pooling and resampling: channels (axis -3 or before) pass, spatial positions are united."""
-    spatial_rank = call.name.count("1d") + 2 * call.name.count("2d") + 3 * call.name.count("3d")
-    _resample(recorder, call, call.args[0].ndim - spatial_rank)
-
-
-def grid_sample(recorder: LabelRecorder, call: OpCall) -> None:
-    """Read at places ``[B, h, w, 2]`` that are the same for all channels, and stay whole."""
-    grid = recorder.labels_of(call.args[1])
-    if not _is_neutral(grid):
-        recorder.store.freeze(grid, recorder.cause(call, "places in space"))
-    _resample(recorder, call, 2)
-
-
-def _resample(recorder: LabelRecorder, call: OpCall, first: int) -> None:
-    """Pass channels on, and unite the positions along the axes from ``first`` on."""
-    labels = recorder.labels_of(call.args[0])
-    for axis in varying_axes(labels):
-        if axis >= first:
-            recorder.freeze_inputs(call, "channels lie along a spatial axis")
-            break
-    for axis in range(first, labels.ndim):
-        labels = labels.narrow(axis, 0, 1)
-    for tensor in call.outputs():
-        recorder.set_labels(tensor, labels.expand(tensor.shape))
+def distance(recorder: LabelRecorder, call: OpCall) -> None:
+    """Distances between rows: channels are summed over, and removed ones are equal."""
+    left, right = (recorder.channel_labels(recorder.labels_of(t), -1) for t in call.args[:2])
+    recorder.store.unite(left, right)
+    recorder.set_unlabelled(call, "reduced over channels")
 
 
 def restride(recorder: LabelRecorder, call: OpCall) -> None:
@@ -296,7 +303,7 @@ _POINTWISE = _names(
     _prelu_kernel prelu log_sigmoid_forward relu6 floor round isnan isfinite nan_to_num celu selu
     atan expm1 exp2 log2 log10 trunc frac ceil fmod remainder atan2 sinc erfc erfinv hypot logaddexp
     fmax fmin heaviside isinf hardshrink softshrink bitwise_and bitwise_or bitwise_xor
-    logical_and logical_or logical_xor
+    logical_and logical_or logical_xor polar complex _conj conj_physical
     """
 )
 _INPLACE = _names(
@@ -314,8 +321,8 @@ _CONSTANT = _names(
 _MOVEMENT = _names(
     """
     permute transpose t numpy_T squeeze unsqueeze expand slice select unbind stack flip roll
-    repeat alias detach lift_fresh index index_select narrow movedim
-    pixel_shuffle pixel_unshuffle unfold diagonal gather
+    repeat alias detach lift_fresh narrow movedim
+    pixel_shuffle pixel_unshuffle unfold diagonal
     """
 )
 _SPATIAL = _names(
@@ -330,10 +337,10 @@ _SPATIAL = _names(
     _upsample_nearest_exact3d _upsample_bicubic2d_aa
     """
 )
-_OVER_KEPT = _names("mean amax amin max min var std")
+_OVER_KEPT = _names("mean amax amin max min var std var_mean std_mean")
 _REDUCTIONS = _names(
     """
-    sum argmax argmin linalg_vector_norm var_mean std_mean logsumexp prod any all
+    sum argmax argmin linalg_vector_norm logsumexp prod any all
     """
 )
 _SCANS = _names("cumsum cumprod cummax cummin logcumsumexp sort topk kthvalue median mode")
@@ -358,6 +365,8 @@ def _table() -> dict[str, Rule]:
     table |= dict.fromkeys(_INPLACE, pointwise_inplace)
     table |= dict.fromkeys(_CONSTANT, constant)
     table |= dict.fromkeys(_MOVEMENT, movement)
+    table |= dict.fromkeys(("gather", "index", "index_select"), pick)
+    table |= dict.fromkeys(("transpose_", "t_", "squeeze_", "unsqueeze_"), movement_inplace)
     table |= dict.fromkeys(_SPATIAL, spatial)
     table |= dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), view)
     table |= dict.fromkeys(("clone", "contiguous", "_to_copy"), copy)
@@ -370,18 +379,29 @@ def _table() -> dict[str, Rule]:
         "split": split,
         "split_with_sizes": split,
         "constant_pad_nd": pad,
-        "bmm": activation_product,
+        "bmm": bmm,
+        "mul": scale,
+        "div": scale,
         "baddbmm": activation_product,
         "glu": glu,
+        "im2col": unfold,
+        "col2im": fold,
         "embedding": embedding,
-        "mkldnn_rnn_layer": recurrent,
-        "_cudnn_rnn": recurrent,
-        "miopen_rnn": recurrent,
+        "_embedding_bag": embedding,
+        "_embedding_bag_forward_only": embedding,
+        "max_unpool2d": unpool,
+        "max_unpool3d": unpool,
+        "view_as_complex": view_as_complex,
+        "view_as_real": view_as_real,
+        "_cdist_forward": distance,
+        "_euclidean_dist": distance,
         "index_put_": masked_write,
-        "unsafe_split": gates,
+        "unsafe_split": split,
+        "_pack_padded_sequence": pack,
     }
     table |= dict.fromkeys(_BATCH_NORMS, batch_norm)
     table |= dict.fromkeys(_SCANS, scan)
+    table |= dict.fromkeys(("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn"), fused_recurrent)
     table |= dict.fromkeys(("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"), grid_sample)
     table |= {"native_layer_norm": layer_norm, "native_group_norm": group_norm}
     table |= {"convolution": convolution, "addmm": addmm, "mm": mm}

@@ -141,7 +141,7 @@ class StructureGraph:
         gathers: path of each ``ChannelGather`` -> class ids of its input and output channels.
         attention: what a class of attention is, "head" or "width"; see ``analyse``.
         size_attributes: attributes of modules that surgery sets to the kept sizes.
-        means: path of a module -> class ids of the axis that it takes a mean over, and the axis,
+        means: path of a module -> class ids of each axis that it takes a mean over, and the axis,
             counted from the end.
         cost_model: the exact costs.
         memory_model: the exact peak memory; None in a graph that comes from no recorded forward.
@@ -159,7 +159,7 @@ class StructureGraph:
     gathers: Mapping[str, tuple[IntArray, IntArray]]
     attention: str = "head"
     size_attributes: tuple[SizeAttribute, ...] = ()
-    means: Mapping[str, tuple[IntArray, int]] = field(default_factory=dict)
+    means: Mapping[str, tuple[tuple[IntArray, int], ...]] = field(default_factory=dict)
     cost_model: CostModel = field(repr=False)
     memory_model: MemoryModel | None = field(default=None, repr=False)
     summed: BoolArray

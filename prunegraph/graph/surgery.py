@@ -113,11 +113,12 @@ def zero_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Mod
         if isinstance(module, nn.LayerNorm | nn.RMSNorm):
             silent = replace_module(silent, path, MaskedNorm(silent.get_submodule(path), plan.keep))
         elif isinstance(module, nn.GroupNorm) and module.num_groups == 1:
-            mean_over_kept(silent.get_submodule(path), plan.keep[0])
-    for path, (classes, axis) in graph.means.items():
-        kept = torch.from_numpy(mask.keep[classes])
-        if not bool(kept.all()):
-            mean_over_kept(silent.get_submodule(path), kept, axis)
+            mean_over_kept(silent.get_submodule(path), (plan.keep[0], 0))
+    for path, kinds in graph.means.items():
+        kept = [(torch.from_numpy(mask.keep[classes]), axis) for classes, axis in kinds]
+        changed = [kind for kind in kept if not bool(kind[0].all())]
+        if changed:
+            mean_over_kept(silent.get_submodule(path), *changed)
     return silent
 
 

@@ -23,6 +23,7 @@ from prunegraph.graph import AttentionUnit, ExampleInputs, StructureGraph, analy
 from prunegraph.pruning.state import load_state, state_tensors, to_safetensors
 from prunegraph.pruning.surgery import apply_mask
 from prunegraph.reading import checked, read_json, read_safetensors
+from prunegraph.seeding import seeded
 from prunegraph.types import KeepMask
 
 SCHEMA = 1
@@ -205,8 +206,7 @@ def load_pruned(
             "changed; copy both files again"
         )
         raise ArtefactError(msg)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # of the CPU alone
+    with seeded(0):
         dense = unwrap(build_model())
         attention = record.get("attention", "head")
         if attention not in get_args(AttentionUnit):

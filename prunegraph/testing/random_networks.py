@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from prunegraph.seeding import seeded
 from prunegraph.testing.random_blocks import (
     ADAPTIVE_POOLS,
     AVERAGE_POOLS,
@@ -94,8 +95,7 @@ def random_network(seed: int) -> RandomNetwork:
     Args:
         seed: any integer; equal seeds give equal networks and weights.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return _Draw(seed).network()
 
 

@@ -1,5 +1,6 @@
 """Ops between two convolutions that leave the channels between them free."""
 
+import random
 from collections.abc import Callable
 
 import numpy as np
@@ -59,6 +60,44 @@ OVER_CHANNELS: dict[str, Op] = {
 }
 
 
+def interleaved(x: Tensor) -> Tensor:
+    out = x.new_zeros(*x.shape[:2], 2 * x.shape[2], 2 * x.shape[3])
+    out[:, :, ::2, ::2] = x
+    out[:, :, 1::2, 1::2] = x * 2
+    return out
+
+
+def shifted(x: Tensor) -> Tensor:
+    out = torch.zeros_like(x)
+    out[:, :, :-1] = x[:, :, 1:]
+    out[:, :, -1:] = x[:, :, :1]
+    return out
+
+
+def padded_round(x: Tensor) -> Tensor:
+    return F.pad(x, (1, 2, 2, 1), mode="circular")
+
+
+def own_convolution(x: Tensor) -> Tensor:
+    return F.fold(F.unfold(x, 3, padding=1).relu(), x.shape[-2:], 3, padding=1)
+
+
+FREE: dict[str, Op] = {
+    "normalize": lambda x: F.normalize(x, dim=1),
+    "normalize_1": lambda x: F.normalize(x, p=1, dim=1),
+    "largest": lambda x: F.normalize(x, p=float("inf"), dim=1),
+    "expanded": lambda x: x * x.sum(1, keepdim=True).sigmoid().expand_as(x),
+    "any": lambda x: x * (x > 0).any(1, keepdim=True),
+    "circular": padded_round,
+    "interleaved": interleaved,
+    "shifted": shifted,
+    "unfold": own_convolution,
+    "over_all": lambda x: x / (1 + x.std()),
+    "var_mean_of_channels": lambda x: x - torch.var_mean(x, 1, correction=0, keepdim=True)[1],
+}
+"""What sums over channels, or moves them about in space."""
+
+
 class Between(nn.Module):
     """Convolution, op, convolution, classifier."""
 
@@ -88,6 +127,11 @@ def check_free(net: nn.Module, classes: int = 16) -> None:
 @pytest.mark.parametrize("name", OVER_SPACE)
 def test_what_works_on_space_leaves_channels_free(name: str) -> None:
     check_free(Between(OVER_SPACE[name]))
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_sums_and_writes_into_slices_leave_channels_free(name: str) -> None:
+    check_free(Between(FREE[name]))
 
 
 @pytest.mark.parametrize("name", OVER_CHANNELS)
@@ -244,3 +288,145 @@ def test_heads_can_go_where_there_are_as_many_as_each_is_wide() -> None:
     keep = graph.dense_mask().keep.copy()
     keep[np.flatnonzero(graph.free)[::3]] = False
     assert_masked_equals_pruned(net, graph, graph.mask(keep), example)
+
+
+class Weights(nn.Module):
+    """Two linear layers whose weights are used as an op says."""
+
+    def __init__(self, op: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.one, self.two, self.op = nn.Linear(8, 16), nn.Linear(12, 5), op
+        self.weight = nn.Parameter(torch.randn(12, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.two(self.op(self.one(x.flatten(1, 2)).tanh(), self.weight).tanh())
+        return out
+
+
+PRODUCTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "einsum": lambda x, w: torch.einsum("bnc,dc->bnd", x, w),
+    "einsum_from_left": lambda x, w: torch.einsum("dc,bcn->bdn", w, x.mT).mT,
+    "left": lambda x, w: (w @ x.mT).mT,
+    "scaled": lambda x, w: F.linear(x, 0.5 * w),
+    "divided": lambda x, w: F.conv1d(x.mT, (w / 3)[..., None]).mT,
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_weight_that_is_used_without_a_layer_is_followed(name: str) -> None:
+    net = Weights(PRODUCTS[name])
+    check_free(net)
+    groups = {group.name: group for group in analyse(net, EXAMPLE).groups}
+    assert groups["weight"].frozen is None
+    assert groups["weight"].classes.size == 12
+
+
+class Picked(nn.Module):
+    """Action values of which each sample's action is picked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.values = nn.Linear(8, 16), nn.Linear(16, 6)
+
+    def forward(self, x: Tensor, action: Tensor) -> Tensor:
+        out: Tensor = self.values(self.one(x).relu()).gather(1, action)
+        return out
+
+
+def test_channels_that_are_picked_by_an_input_all_stay() -> None:
+    graph = analyse(Picked(), (torch.randn(2, 8), torch.zeros(2, 1, dtype=torch.long)))
+    reasons = {group.name: group.frozen for group in graph.groups}
+    assert reasons["one"] is None
+    assert reasons["values"] == "channels are picked by computed indices"
+
+
+class Gates(nn.Module):
+    """Takes means and maxima over channels of two widths in one forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.head = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 12, 1), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x)
+        x = self.two(x * (x.mean(1, keepdim=True) + x.amax(1, keepdim=True)).sigmoid())
+        out: Tensor = self.head((x * x.amax(1, keepdim=True).sigmoid()).mean((2, 3)))
+        return out
+
+
+def test_means_over_channels_of_two_widths_are_told_apart() -> None:
+    net = Gates()
+    check_free(net)
+    assert {group.name for group in analyse(net, EXAMPLE).groups if group.frozen is None} == {
+        "one",
+        "two",
+    }
+
+
+class OwnGroupNorm(nn.Module):
+    """A group norm with weights of its own."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+        self.weight, self.bias = nn.Parameter(torch.rand(16)), nn.Parameter(torch.randn(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.groups, self.weight, self.bias)
+
+
+@pytest.mark.parametrize(("groups", "classes"), [(1, 16), (8, 8)])
+def test_a_group_norm_of_one_s_own_keeps_its_groups(groups: int, classes: int) -> None:
+    check_free(Between(OwnGroupNorm(groups)), classes)
+
+
+class InTraining(nn.Module):
+    """Reads its width in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.width = nn.Linear(8, 16), nn.Linear(16, 4), 16
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x)
+        out: Tensor = self.two(y.view(-1, self.width) if self.training else y.flatten(0, -2))
+        return out
+
+
+def test_an_attribute_that_training_alone_reads_follows() -> None:
+    net = InTraining()
+    graph = analyse(net, EXAMPLE)
+    keep = graph.dense_mask().keep.copy()
+    keep[np.flatnonzero(graph.free)[:3]] = False
+    pruned = apply_mask(net, graph, graph.mask(keep))
+    assert pruned.train()(EXAMPLE).shape == (48, 4)
+
+
+class Careless(nn.Module):
+    """Draws random numbers, makes a layer late, and keeps results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.late: nn.Module | None = None
+        self.results: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.late is None:
+            self.late = nn.Identity()
+            self.register_buffer("shift", torch.rand(1))
+        out: Tensor = self.late(self.two(self.one(x).relu() * (0.5 + random.random())))
+        self.results["out"] = out + np.random.rand()  # noqa: NPY002 - a careless one
+        return out
+
+
+def test_an_analysis_leaves_random_numbers_and_what_a_forward_keeps_as_they_were() -> None:
+    net = Careless()
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
+    analyse(net, EXAMPLE)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == random.getstate()
+    assert (before[2] == np.random.get_state()[1]).all()  # noqa: NPY002
+    assert net.late is None
+    assert not net.results
+    assert list(net.state_dict()) == ["one.weight", "one.bias", "two.weight", "two.bias"]

@@ -4,13 +4,16 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import torch
 
 from prunegraph.errors import ConfigError
 from prunegraph.experiment import ray_pool, search
 from prunegraph.experiment.cli import main
+from prunegraph.pruning.evaluator import Evaluator
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -116,6 +119,12 @@ def test_an_address_without_a_cluster_is_told_in_one_line(
     errors = capsys.readouterr().err
     assert errors.startswith("prunegraph: no Ray cluster at '127.0.0.1:1'")
     assert errors.count("\n") == 1
+
+
+def test_a_gpu_that_ray_does_not_hand_out_is_told_before_the_search() -> None:
+    evaluator = cast("Evaluator", SimpleNamespace(device=torch.device("cuda:1")))
+    with pytest.raises(ConfigError, match=r"--device cuda in place of cuda:1"):
+        ray_pool.RayPool("auto", [evaluator])
 
 
 def test_a_missing_ray_is_told_with_what_to_install(

@@ -66,6 +66,6 @@ def test_torchrun_is_known_by_all_that_it_sets() -> None:
     given |= {"RANK": "1", "WORLD_SIZE": "2"}
     assert num_ranks(given) == 2
     assert not speaks(given)
-    assert speaks({**given, "RANK": "0"})
+    assert speaks({**given, "LOCAL_RANK": "0"})  # the first of its machine
     assert num_ranks({"WORLD_SIZE": "2"}) == 1  # left over from something else
     assert speaks({"WORLD_SIZE": "2", "RANK": "1"})

@@ -1,0 +1,41 @@
+"""What pooling and resampling do to labels."""
+
+from prunegraph.graph.labels import is_neutral, varying_axes
+from prunegraph.graph.recorder import LabelRecorder, OpCall
+
+
+def spatial(recorder: LabelRecorder, call: OpCall) -> None:
+    """Pooling and resampling: channels (axis -3 or before) pass, spatial positions are united."""
+    spatial_rank = call.name.count("1d") + 2 * call.name.count("2d") + 3 * call.name.count("3d")
+    _resample(recorder, call, call.args[0].ndim - spatial_rank)
+
+
+def unpool(recorder: LabelRecorder, call: OpCall) -> None:
+    """Put values where a pooling found its maxima, which has as many channels."""
+    values, places = (recorder.labels_of(tensor) for tensor in call.args[:2])
+    axis = values.ndim - 2 - call.name.count("3d") - 1
+    recorder.store.unite(
+        recorder.channel_labels(values, axis), recorder.channel_labels(places, axis)
+    )
+    spatial(recorder, call)
+
+
+def grid_sample(recorder: LabelRecorder, call: OpCall) -> None:
+    """Read at places ``[B, h, w, 2]`` that are the same for all channels, and stay whole."""
+    grid = recorder.labels_of(call.args[1])
+    if not is_neutral(grid):
+        recorder.store.freeze(grid, recorder.cause(call, "places in space"))
+    _resample(recorder, call, 2)
+
+
+def _resample(recorder: LabelRecorder, call: OpCall, first: int) -> None:
+    """Pass channels on, and unite the positions along the axes from ``first`` on."""
+    labels = recorder.labels_of(call.args[0])
+    for axis in varying_axes(labels):
+        if axis >= first:
+            recorder.freeze_inputs(call, "channels lie along a spatial axis")
+            break
+    for axis in range(first, labels.ndim):
+        labels = labels.narrow(axis, 0, 1)
+    for tensor in call.outputs():
+        recorder.set_labels(tensor, labels.expand(tensor.shape))

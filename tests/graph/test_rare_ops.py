@@ -1,0 +1,140 @@
+"""Networks with ops that few networks have."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunegraph.graph import analyse
+from prunegraph.testing import assert_masked_equals_pruned
+
+IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Unpooled(nn.Module):
+    """Puts values back where its pooling found maxima, as SegNet does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.inner = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 24, 1)
+        self.up, self.out = nn.Conv2d(24, 16, 1), nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, places = F.max_pool2d(self.down(x), 2, return_indices=True)
+        out: Tensor = self.out(F.max_unpool2d(self.up(self.inner(x).tanh()), places, 2))
+        return out
+
+
+class Blurred(nn.Module):
+    """Spreads one constant kernel over all channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.out = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 4, 1)
+        self.register_buffer("kernel", torch.ones(3, 3) / 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x)
+        kernel = self.get_buffer("kernel").expand(x.shape[1], 1, 3, 3)
+        out: Tensor = self.out(F.conv2d(x, kernel, padding=1, stride=2, groups=x.shape[1]))
+        return out
+
+
+class Rotated(nn.Module):
+    """Attention whose queries and keys are turned as complex numbers; sizes are of the class."""
+
+    heads = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.query, self.key = nn.Linear(3, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+        self.value, self.mix, self.out = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 5)
+
+    def turned(self, x: Tensor) -> Tensor:
+        angles = torch.outer(torch.arange(x.shape[1]), torch.tensor([1.0, 0.1])).to(x.dtype)
+        turns = torch.polar(torch.ones_like(angles), angles)
+        numbers = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+        return torch.view_as_real(numbers * turns[:, None]).flatten(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x.flatten(2).mT).tanh()
+        shape = (*x.shape[:2], self.heads, 4)
+        q, k, v = (layer(x).view(shape) for layer in (self.query, self.key, self.value))
+        q, k = self.turned(q).transpose(1, 2), self.turned(k).transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(q, k, v.transpose(1, 2)).transpose(1, 2)
+        out: Tensor = self.out((x + self.mix(mixed.flatten(2))).mean(1))
+        return out
+
+
+class Codes(nn.Module):
+    """Takes the nearest row of a table at each place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 12, 1)
+        self.table, self.out = nn.Parameter(torch.randn(20, 12) * 0.3), nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.two(self.one(x).tanh())
+        rows = x.flatten(2).mT
+        nearest = torch.cdist(rows.flatten(0, 1), self.table).argmin(1)
+        out: Tensor = self.out(self.table[nearest].view_as(rows).mT.view_as(x))
+        return out
+
+
+class ClassWide(nn.Module):
+    """Its width is an attribute of the class."""
+
+    width = 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.out = nn.Conv2d(3, self.width, 1), nn.Linear(16 * 16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.adaptive_avg_pool2d(self.one(x), 4)
+        out: Tensor = self.out(x.view(-1, self.width, 16).flatten(1))
+        return out
+
+
+class Bag(nn.Module):
+    """Means of embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bag, self.out = nn.EmbeddingBag(11, 16), nn.Linear(16, 3)
+
+    def forward(self, words: Tensor) -> Tensor:
+        out: Tensor = self.out(self.bag(words).tanh())
+        return out
+
+
+WORDS = torch.arange(20).view(4, 5) % 11
+
+CASES: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, int]]] = {
+    "unpooled": (Unpooled, IMAGES, {"down": 16, "inner": 24}),
+    "blurred": (Blurred, IMAGES, {"one": 16}),
+    "rotated": (Rotated, IMAGES, {"stem": 16, "query": 4}),
+    "codes": (Codes, IMAGES, {"one": 16, "two": 12}),
+    "class_wide": (ClassWide, IMAGES, {"one": 16}),
+    "bag": (Bag, WORDS, {"bag": 16}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_channels_can_go(name: str) -> None:
+    torch.manual_seed(0)
+    kind, example, free = CASES[name]
+    net = kind().eval()
+    graph = analyse(net, example)
+    assert {g.name: g.classes.size for g in graph.groups if g.frozen is None} == free
+    for seed in range(3):
+        rng, keep = np.random.default_rng(seed), graph.dense_mask().keep.copy()
+        for group in graph.groups:
+            if group.frozen is None:
+                keep[rng.permutation(group.classes)[: max(1, group.classes.size // 3)]] = False
+        assert_masked_equals_pruned(net, graph, graph.mask(keep), example)
+    assert not hasattr(type(net), "width") or type(net).__dict__["width"] == 16
