@@ -69,10 +69,11 @@ def _cell(
 ) -> list[Tensor]:
     """Record one direction of one layer; return the labels of its output and of its cell state."""
     inputs, recurrent, *others = weights
-    rows, columns = recorder.axis_labels(inputs, 0), recorder.axis_labels(inputs, 1)
+    # in the order of a layer that runs step by step, so that the structure has one fingerprint
+    columns, rows = recorder.axis_labels(inputs, 1), recorder.axis_labels(inputs, 0)
     units = recorder.axis_labels(recurrent, 1)
-    assert rows is not None
     assert columns is not None
+    assert rows is not None
     assert units is not None
     freeze_if_constant(recorder, call, channels, columns)
     recorder.store.unite(channels, columns)

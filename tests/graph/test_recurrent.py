@@ -122,6 +122,15 @@ def test_units_leave_with_their_gates(name: str) -> None:
         assert analyse(pruned, X).dense_cost == graph.cost(mask)
 
 
+@pytest.mark.parametrize("name", ["lstm", "two_layers", "both_ends"])
+def test_a_fused_layer_has_the_structure_of_one_that_runs_step_by_step(name: str) -> None:
+    net = NETWORKS[name]().eval()
+    fused = analyse(net, X)
+    stepwise = analyse(net.double(), X.double())
+    assert len(fused.ops) < len(stepwise.ops)
+    assert fused.fingerprint() == stepwise.fingerprint()
+
+
 def test_a_projecting_layer_keeps_its_units_but_not_all_that_it_reads() -> None:
     with pytest.warns(UserWarning, match="projections"):
         graph = analyse(Sequences(nn.LSTM(8, 6, batch_first=True, proj_size=4), width=4), X)
