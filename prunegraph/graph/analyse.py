@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from prunegraph.errors import ModelError, PruneGraphError
 from prunegraph.graph.build import MODEL_INPUT, MODEL_OUTPUT, GraphBuilder
 from prunegraph.graph.recorder import LabelRecorder
-from prunegraph.graph.recurrent_rules import tie_units
+from prunegraph.graph.recurrent_rules import settle_recurrent
 from prunegraph.graph.rules import RULES
 from prunegraph.graph.structure import FrozenOp, StructureGraph
 from prunegraph.graph.trial import Remedies, Trial, awake, check_copies, is_sound
@@ -212,7 +212,7 @@ def _record(
     for leaf in _output_tensors(output):
         recorder.store.freeze(recorder.labels_of(leaf), cause, expected=True)
     recorder.recording.settle_splits()
-    tie_units(model, recorder.recording)
+    settle_recurrent(model, recorder.recording)
     return recorder
 
 

@@ -6,6 +6,7 @@ equally many units, so those of one number leave together.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 
 import torch
@@ -109,6 +110,25 @@ def pack(recorder: LabelRecorder, call: OpCall) -> None:
         recorder.freeze_inputs(call, "channels lie along the steps or the batch")
     packed = call.out[0]
     recorder.set_labels(packed, labels[:1, 0].expand(packed.shape))
+
+
+def settle_recurrent(model: nn.Module, recording: Recording) -> None:
+    """Tie what belongs to a unit, and let the products of all steps with one weight be one."""
+    tie_units(model, recording)
+    stored = {
+        f"{path}.{name}".removeprefix(".")
+        for path, module in model.named_modules()
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase)
+        for name, _ in module.named_parameters(recurse=False)
+    }
+    ops: dict[object, RecordedOp] = {}
+    for number, op in enumerate(recording.ops):
+        key = (op.module, op.param) if op.param in stored else number
+        macs, spatial = op.macs_coefficient, op.spatial
+        if key in ops:
+            macs, spatial = macs + ops[key].macs_coefficient, spatial + ops[key].spatial
+        ops[key] = replace(op, macs_coefficient=macs, spatial=spatial)
+    recording.ops[:] = ops.values()
 
 
 def tie_units(model: nn.Module, recording: Recording) -> None:

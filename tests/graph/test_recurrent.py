@@ -127,7 +127,7 @@ def test_a_fused_layer_has_the_structure_of_one_that_runs_step_by_step(name: str
     net = NETWORKS[name]().eval()
     fused = analyse(net, X)
     stepwise = analyse(net.double(), X.double())
-    assert len(fused.ops) < len(stepwise.ops)
+    assert [op.name for op in fused.ops] == [op.name for op in stepwise.ops]
     assert fused.fingerprint() == stepwise.fingerprint()
 
 
