@@ -1,5 +1,6 @@
 """Analyse a network: which channels can be removed, what belongs together, what it costs."""
 
+import contextlib
 import copy
 import itertools
 import math
@@ -24,6 +25,7 @@ from prunegraph.graph.recorder import LabelRecorder
 from prunegraph.graph.recurrent_rules import settle_recurrent
 from prunegraph.graph.rules import RULES
 from prunegraph.graph.structure import FrozenOp, StructureGraph
+from prunegraph.graph.training_layers import join_training, unused_weights
 from prunegraph.graph.trial import Remedies, Trial, awake, check_copies, is_sound
 from prunegraph.seeding import seeded
 
@@ -60,18 +62,21 @@ def call_forward(model: nn.Module, example_inputs: ExampleInputs) -> Any:
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode without gradients, and every module's mode back afterwards."""
-    training = {module: module.training for module in model.modules()}
+def evaluation_mode(model: nn.Module, *, training: bool = False) -> Iterator[None]:
+    """Put a model in eval mode without gradients, and every module's mode back afterwards.
+
+    With ``training`` it is put in training mode, without gradients too.
+    """
+    modes = {module: module.training for module in model.modules()}
     fastpath = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
+    model.train(training)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
-        for module, mode in training.items():
+        for module, mode in modes.items():
             module.training = mode
 
 
@@ -166,16 +171,16 @@ def _state_kept(model: nn.Module) -> Iterator[None]:
     ]
     before = [(part, copy.copy(part)) for part in (*owned, *inside)]
     buffers = [
-        (buffer, buffer.clone(), None if buffer.is_inference() else buffer._version)
+        (buffer, buffer.clone())
         for module in model.modules()
         for buffer in module._buffers.values()
-        if buffer is not None
+        if buffer is not None and not buffer.is_inference()  # nothing may write into those
     ]
     try:
         yield
     finally:
-        for buffer, values, version in buffers:
-            if version is not None and buffer._version != version:
+        for buffer, values in buffers:
+            if not torch.equal(buffer, values):
                 buffer.data.copy_(values)
         for part, then in before:
             if isinstance(part, list):
@@ -185,8 +190,25 @@ def _state_kept(model: nn.Module) -> Iterator[None]:
                 part.update(then)
 
 
-def _record(
+def _record_all(
     model: nn.Module, example_inputs: ExampleInputs, attention: AttentionUnit
+) -> LabelRecorder:
+    """Record the forward in eval mode, and where it leaves weights out, in training mode too."""
+    recorder = _record(model, example_inputs, attention)
+    unused = unused_weights(model, recorder.recording)
+    if unused:
+        with contextlib.suppress(ModelError):  # it may need targets, or more than one example
+            training = _record(model, example_inputs, attention, training=True)
+            join_training(recorder.recording, training.recording, unused)
+    return recorder
+
+
+def _record(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    attention: AttentionUnit,
+    *,
+    training: bool = False,
 ) -> LabelRecorder:
     recorder = LabelRecorder(model, RULES, by_width=attention == "width")
     example_inputs = fresh(example_inputs)
@@ -196,7 +218,7 @@ def _record(
             cause = FrozenOp(op="input", module="", reason=MODEL_INPUT)
             recorder.set_labels(leaf, recorder.store.frozen(cause, leaf.shape, expected=True))
     try:
-        with evaluation_mode(model), recorder.recorded():
+        with evaluation_mode(model, training=training), recorder.recorded():
             output = call_forward(model, example_inputs)
     except PruneGraphError:
         raise
@@ -256,7 +278,7 @@ def analyse(
     _check_plain(model)
     _check_finite(model)
     with _state_kept(model), repeatable(model):
-        recorder = _record(model, example_inputs, attention)
+        recorder = _record_all(model, example_inputs, attention)
     builder = GraphBuilder(model, recorder.recording, attention=attention)
     graph = builder.build()
     remedies = Remedies(model, recorder.recording)

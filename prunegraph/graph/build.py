@@ -344,7 +344,7 @@ class GraphBuilder:
         used = self.recording.axis_labels.keys() | self.recording.element_labels.keys()
         names = [name for name, p in self.model.named_parameters() if p.ndim > 1]
         modules = [name.rpartition(".")[0] for name in names if name not in used]
-        reason = "not used by this forward: left whole; where training uses it, take it off first"
+        reason = "not used by this forward: left whole"
         return [FrozenOp(op="parameter", module=module, reason=reason) for module in modules]
 
 

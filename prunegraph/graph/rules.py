@@ -308,7 +308,7 @@ _POINTWISE = _names(
 )
 _INPLACE = _names(
     """
-    copy_ fill_ zero_ masked_fill_
+    copy_ fill_ zero_ masked_fill_ bernoulli_ uniform_ normal_ random_ exponential_
     """
 )
 _CONSTANT = _names(
