@@ -8,6 +8,7 @@ import torch
 from scipy.stats import truncnorm
 from stable_baselines3 import DDPG
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.logger import Logger
 from torch.optim import Optimizer
 
 from prunegraph.agent.amc_env import WidthEnv
@@ -64,6 +65,7 @@ def train_widths(
             seed=seed,
             device="cpu",
         )
+        agent.set_logger(Logger(folder=None, output_formats=[]))  # its own leaves a folder behind
         agent.begin(warm_up, seed)
         most = (most_episodes or num_episodes) * num_steps
         agent.learn(most, callback=lambda _locals, _globals: goes_on())

@@ -1,6 +1,7 @@
 """Policies over toy networks, observations of them, and options that learn the toy environment."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,12 @@ Factories = list[Callable[[], ToyPruningEnv]]
 def _network_config(**options: Any) -> NetworkConfig:
     defaults = {"feature_names": TOY_FEATURE_NAMES, "prior": None, "hidden": 32}
     return NetworkConfig(**{**defaults, **options})
+
+
+@pytest.fixture(autouse=True)
+def logs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let models that are given no logger leave their folder where pytest cleans up."""
+    monkeypatch.setenv("SB3_LOGDIR", str(tmp_path / "logs"))
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,7 +139,7 @@ def test_it_learns_widths_and_leaves_torch_s_generator_alone() -> None:
     assert np.mean(rewards[-30:]) > np.mean(rewards[:60]) + 0.1
 
 
-def test_it_plays_on_until_told_to_stop() -> None:
+def test_it_plays_on_until_told_to_stop_and_leaves_no_folder(tmp_path: Path) -> None:
     masks: list[KeepMask] = []
 
     def evaluate(mask: KeepMask) -> float:
@@ -152,3 +153,4 @@ def test_it_plays_on_until_told_to_stop() -> None:
     masks.clear()
     train_widths(env, **played)
     assert len(masks) == 12
+    assert not list(tmp_path.iterdir())  # where the fixture ``logs`` sends those of SB3
