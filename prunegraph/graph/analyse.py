@@ -1,11 +1,10 @@
 """Analyse a network: which channels can be removed, what belongs together, what it costs."""
 
 import contextlib
-import copy
 import itertools
 import math
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, cast
 
@@ -25,8 +24,9 @@ from prunegraph.graph.recorder import LabelRecorder
 from prunegraph.graph.recurrent_rules import settle_recurrent
 from prunegraph.graph.rules import RULES
 from prunegraph.graph.structure import FrozenOp, StructureGraph
+from prunegraph.graph.surgery import copy_network
 from prunegraph.graph.training_layers import join_training, unused_weights
-from prunegraph.graph.trial import Remedies, Trial, awake, check_copies, is_sound
+from prunegraph.graph.trial import ERRORS, Remedies, Trial, awake, check_copies, is_sound
 from prunegraph.seeding import seeded
 
 ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
@@ -69,7 +69,7 @@ def evaluation_mode(model: nn.Module, *, training: bool = False) -> Iterator[Non
     """
     modes = {module: module.training for module in model.modules()}
     fastpath = torch.backends.mha.get_fastpath_enabled()
-    model.train(training)
+    _ = model.train() if training else model.eval()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad():
@@ -169,7 +169,9 @@ def _state_kept(model: nn.Module) -> Iterator[None]:
     inside = [
         value for own in owned for value in own.values() if isinstance(value, dict | list | set)
     ]
-    before = [(part, copy.copy(part)) for part in (*owned, *inside)]
+    before = [
+        (part, dict(part) if isinstance(part, dict) else list(part)) for part in (*owned, *inside)
+    ]
     buffers = [
         (buffer, buffer.clone())
         for module in model.modules()
@@ -183,11 +185,19 @@ def _state_kept(model: nn.Module) -> Iterator[None]:
             if not torch.equal(buffer, values):
                 buffer.data.copy_(values)
         for part, then in before:
+            if _entries(part) == _entries(then):
+                continue
             if isinstance(part, list):
                 part[:] = then
             else:
                 part.clear()
                 part.update(then)
+
+
+def _entries(part: dict[Any, Any] | Collection[Any]) -> list[Any]:
+    """Return what a container holds, by identity: tensors have no single truth."""
+    pairs = part.items() if isinstance(part, dict) else enumerate(part)
+    return [(key, id(value)) for key, value in pairs]
 
 
 def _record_all(
@@ -197,8 +207,9 @@ def _record_all(
     recorder = _record(model, example_inputs, attention)
     unused = unused_weights(model, recorder.recording)
     if unused:
-        with contextlib.suppress(ModelError):  # it may need targets, or more than one example
-            training = _record(model, example_inputs, attention, training=True)
+        with contextlib.suppress(ModelError, *ERRORS):  # it may need targets, or more examples
+            copied = copy_network(model)  # in training a forward may change weights
+            training = _record(copied, example_inputs, attention, training=True)
             join_training(recorder.recording, training.recording, unused)
     return recorder
 

@@ -402,6 +402,13 @@ def test_an_attribute_that_training_alone_reads_follows() -> None:
     assert pruned.train()(EXAMPLE).shape == (48, 4)
 
 
+class Unchanging(dict[str, int]):
+    """Refuses changes, as the configurations of diffusers do."""
+
+    def update(self, *_: object) -> None:
+        raise TypeError
+
+
 class Careless(nn.Module):
     """Draws random numbers, makes a layer late, and keeps results."""
 
@@ -410,6 +417,7 @@ class Careless(nn.Module):
         self.one, self.two = nn.Linear(8, 16), nn.Linear(16, 4)
         self.late: nn.Module | None = None
         self.results: dict[str, Tensor] = {}
+        self.options = Unchanging(width=16)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.late is None:
@@ -429,4 +437,5 @@ def test_an_analysis_leaves_random_numbers_and_what_a_forward_keeps_as_they_were
     assert (before[2] == np.random.get_state()[1]).all()  # noqa: NPY002
     assert net.late is None
     assert not net.results
+    assert net.options == {"width": 16}
     assert list(net.state_dict()) == ["one.weight", "one.bias", "two.weight", "two.bias"]
