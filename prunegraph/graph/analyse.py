@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import math
 import random
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, cast
@@ -166,32 +167,36 @@ def repeatable(model: nn.Module) -> Iterator[None]:
 def _state_kept(model: nn.Module) -> Iterator[None]:
     """Give what a forward writes its state back: buffers, counters, caches, layers made late."""
     owned = [vars(module) for module in model.modules()]
-    inside = [
-        value for own in owned for value in own.values() if isinstance(value, dict | list | set)
-    ]
+    values = [value for own in owned for value in own.values()]
+    inside = [value for value in values if isinstance(value, dict | list | set | deque)]
     before = [
         (part, dict(part) if isinstance(part, dict) else list(part)) for part in (*owned, *inside)
     ]
-    buffers = [
-        (buffer, buffer.clone())
-        for module in model.modules()
-        for buffer in module._buffers.values()
-        if buffer is not None and not buffer.is_inference()  # nothing may write into those
+    values += [
+        item for part in inside for item in (part.values() if isinstance(part, dict) else part)
+    ]
+    tensors = [
+        (value, value.clone())
+        for value in values
+        if isinstance(value, Tensor)
+        and not isinstance(value, nn.Parameter)
+        and not value.is_inference()  # nothing may write into those
+        and value.layout is torch.strided
     ]
     try:
         yield
     finally:
-        for buffer, values in buffers:
-            if not torch.equal(buffer, values):
-                buffer.data.copy_(values)
+        for tensor, held in tensors:
+            if not torch.equal(tensor, held):
+                tensor.data.copy_(held)
         for part, then in before:
             if _entries(part) == _entries(then):
                 continue
-            if isinstance(part, list):
-                part[:] = then
-            else:
-                part.clear()
+            part.clear()
+            if isinstance(part, dict | set):
                 part.update(then)
+            else:
+                part.extend(then)
 
 
 def _entries(part: dict[Any, Any] | Collection[Any]) -> list[Any]:
@@ -205,12 +210,11 @@ def _record_all(
 ) -> LabelRecorder:
     """Record the forward in eval mode, and where it leaves weights out, in training mode too."""
     recorder = _record(model, example_inputs, attention)
-    unused = unused_weights(model, recorder.recording)
-    if unused:
+    if unused_weights(model, recorder.recording):
         with contextlib.suppress(ModelError, *ERRORS):  # it may need targets, or more examples
             copied = copy_network(model)  # in training a forward may change weights
             training = _record(copied, example_inputs, attention, training=True)
-            join_training(recorder.recording, training.recording, unused)
+            join_training(recorder.recording, training.recording)
     return recorder
 
 

@@ -1,5 +1,7 @@
 """Which attributes of a network's modules its forward reads."""
 
+import dis
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import CodeType, FunctionType
@@ -17,28 +19,34 @@ def is_own(kind: type) -> bool:
 
 
 def named_by_forward(kind: type) -> frozenset[str]:
-    """Return the names in a class's forward, and in those of its methods that it names.
+    """Return what a class's forward, and its methods that this names, read of ``self``.
 
-    What it reads in training alone, or on inputs of another size, is among them.
+    What is read in training alone, or on inputs of another size, is among it.
     """
     found: set[str] = set()
     waiting = {"forward"}
     while waiting:
         known = found | waiting
-        for name in waiting - found:
+        for name in waiting:
             for base in filter(is_own, kind.__mro__):
                 method = getattr(vars(base).get(name), "fget", vars(base).get(name))
-                if isinstance(method, FunctionType):
-                    known |= _names(method.__code__)
+                if isinstance(method, FunctionType) and method.__code__.co_argcount:
+                    known |= _read_of(method.__code__, method.__code__.co_varnames[0])
         found, waiting = found | waiting, known - found - waiting
     return frozenset(found)
 
 
-def _names(code: CodeType) -> set[str]:
-    """Return the names and words (``vars(self)["dim"]``) in a function and in those inside it."""
-    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
-    words = {constant for constant in code.co_consts if isinstance(constant, str)}
-    return set(code.co_names).union(words, *map(_names, inner))
+def _read_of(code: CodeType, owner: str) -> set[str]:
+    """Return the attributes of a variable that a function, and those inside it, read."""
+    found: set[str] = set()
+    for before, after in itertools.pairwise(dis.get_instructions(code)):
+        loaded = before.argval if isinstance(before.argval, tuple) else (before.argval,)
+        if after.opname in {"LOAD_ATTR", "LOAD_METHOD"} and loaded[-1:] == (owner,):
+            found.add(after.argval)
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            found |= _read_of(inner, owner)
+    return found
 
 
 @contextmanager

@@ -25,6 +25,9 @@ ALONE = "all its channels leave together, and one must stay"
 
 NO_CLASSES = np.empty(0, dtype=np.int64)
 
+WIDTH_WORDS = ("dim", "width", "channel", "feature", "plane", "hidden", "embed", "head", "filter")
+"""An attribute with such a word in its name may hold one."""
+
 SPATIAL_WORDS = ("window", "patch", "kernel", "stride", "padding", "shift", "dilation", "depth")
 """An attribute with such a word in its name holds no number of channels or heads."""
 
@@ -135,6 +138,8 @@ class GraphBuilder:
             for name, index in _attributes_of_size(owner, use.labels.shape[use.axis]):
                 if not self._may_read(owner, use.module, name):
                     continue
+                if use.by_name and not _tells_width(name):
+                    continue
                 attribute = SizeAttribute(
                     module=use.module, name=name, index=index, classes=classes, axis=use.axis
                 )
@@ -145,10 +150,10 @@ class GraphBuilder:
         return tuple(attribute for attribute, _ in found.values() if attribute.varies)
 
     def _may_read(self, owner: nn.Module, path: str, name: str) -> bool:
-        """Return whether a forward reads an attribute, or could; torch's own may read all."""
+        """Return whether a forward reads an attribute, or may read a width elsewhere."""
         if not is_own(type(owner)) or (path, name) in self.recording.reads:
-            return True
-        return name in named_by_forward(type(owner))
+            return True  # torch's own may read all
+        return _tells_width(name) and name in named_by_forward(type(owner))
 
     def _freeze(self, components: IntArray, name: str, reason: str) -> None:
         event = FreezeEvent(
@@ -346,6 +351,11 @@ class GraphBuilder:
         modules = [name.rpartition(".")[0] for name in names if name not in used]
         reason = "not used by this forward: left whole"
         return [FrozenOp(op="parameter", module=module, reason=reason) for module in modules]
+
+
+def _tells_width(name: str) -> bool:
+    """Return whether an attribute is a number of channels or heads by its name."""
+    return any(word in name.lower() for word in WIDTH_WORDS)
 
 
 def _attributes_of_size(owner: nn.Module, size: int) -> list[tuple[str, int | None]]:

@@ -46,7 +46,8 @@ class LifetimeRecorder:
 
     def leave_out(self, tensors: Iterable[Tensor]) -> None:
         """Do not count these tensors: parameters and buffers."""
-        self._left_out.update(_reference(tensor) for tensor in tensors)
+        strided = [tensor for tensor in tensors if tensor.layout is torch.strided]
+        self._left_out.update(map(_reference, strided))
 
     def add_input(self, tensor: Tensor) -> None:
         """Count a tensor that the forward is given."""

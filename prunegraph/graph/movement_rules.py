@@ -58,7 +58,8 @@ def pick(recorder: LabelRecorder, call: OpCall) -> None:
         axes, indices = [call.args[1] % max(source.ndim, 1)], [call.args[2]]
     known = [recorder.labels_of(index) for index in indices if index is not None]
     if not all(map(recorder.is_constant, known)):
-        if axes == [0] and source.ndim == 2 and recorder.is_stored(source):
+        looks_up = call.name != "gather" and axes == [0] and source.ndim == 2
+        if looks_up and recorder.is_stored(source):
             embedding(recorder, call)
             return
         if set(axes) & set(varying_axes(recorder.labels_of(source))):
@@ -233,7 +234,7 @@ def _channels_alone(recorder: LabelRecorder, call: OpCall, axis: int) -> Tensor:
 
 
 def write_slices(recorder: LabelRecorder, call: OpCall) -> bool:
-    """Label the part of a base that slices of it write (``out[:, :4] = x``).
+    """Label the part of a base that slices of it write (``out[:, :4] = x``, ``out[:, 3] = x``).
 
     Returns:
         False if the target is no slices of another tensor: then nothing was done.
@@ -245,40 +246,71 @@ def write_slices(recorder: LabelRecorder, call: OpCall) -> bool:
         return False
     labels = recorder.labels_of(base)
     written = recorder.labels_of(source)
-    written = written.view([1] * (base.ndim - written.ndim) + list(written.shape))
+    written = written.view([1] * (target.ndim - written.ndim) + list(written.shape))
     written = written.expand(target.shape)
+    single = [axis for axis, part in enumerate(where) if isinstance(part, int)]
+    for axis in single:
+        written = written.unsqueeze(axis)
+    index = [slice(part, part + 1) if isinstance(part, int) else part for part in where]
     axes = {*varying_axes(labels), *varying_axes(written)}
     for axis in range(base.ndim):
         if axis not in axes:
             labels, written = labels.narrow(axis, 0, 1), written.narrow(axis, 0, 1)
-            where[axis] = slice(None)
+            index[axis] = slice(None)
     labels = labels.clone()
-    part = labels[tuple(where)]
+    part = labels[tuple(index)]
     recorder.store.unite(part, written)
     part.copy_(torch.where(part == NEUTRAL, written, part))
     recorder.set_labels(base, labels.expand(base.shape))
+    for axis in reversed(single):
+        part = part.squeeze(axis)
     recorder.set_labels(target, part.expand(target.shape))
     return True
 
 
-def _slices_of(base: Tensor, target: Tensor) -> list[slice] | None:
-    """Return the slices that a view is, an axis; None if it is another view."""
-    if base.ndim != target.ndim or 0 in base.stride() or 0 in target.shape:
+def _slices_of(base: Tensor, target: Tensor) -> list[slice | int] | None:
+    """Return the slices and positions that a view is, an axis; None if it is another view."""
+    if 0 in base.stride() or 0 in target.shape:
+        return None
+    axes = _matched_axes(base, target)
+    if axes is None:
         return None
     rest = int(target.storage_offset() - base.storage_offset())
-    where = [slice(None)] * base.ndim
+    where: list[slice | int] = [slice(None)] * base.ndim
     for axis in sorted(range(base.ndim), key=base.stride, reverse=True):
         if base.shape[axis] == 1:
+            where[axis] = slice(None) if axis in axes else 0
             continue
         start, rest = divmod(rest, base.stride(axis))
-        step, odd = divmod(target.stride(axis), base.stride(axis))
-        size = target.shape[axis]
-        if size == 1:
-            step, odd = 1, 0
-        if odd or step == 0 or start + step * (size - 1) >= base.shape[axis]:
+        if axis not in axes:
+            where[axis] = start
+            continue
+        size = target.shape[axes[axis]]
+        step = target.stride(axes[axis]) // base.stride(axis) if size > 1 else 1
+        if start + step * (size - 1) >= base.shape[axis]:
             return None
         where[axis] = slice(start, start + step * (size - 1) + 1, step)
     return None if rest else where
+
+
+def _matched_axes(base: Tensor, target: Tensor) -> dict[int, int] | None:
+    """Return base axis -> target axis, in order; base axes that are left out were selected."""
+    found: dict[int, int] = {}
+    for axis in range(base.ndim):
+        own = len(found)
+        to_drop = base.ndim - axis - (target.ndim - own)
+        if own == target.ndim:
+            continue
+        size, stride = target.shape[own], target.stride(own)
+        if base.shape[axis] == 1:
+            fits = size == 1
+        else:
+            fits = size == 1 or (stride > 0 and stride % base.stride(axis) == 0)
+        if fits and (size > 1 or to_drop == 0 or base.shape[axis] == 1):
+            found[axis] = own
+        elif to_drop == 0:
+            return None
+    return found if len(found) == target.ndim else None
 
 
 def view_as_complex(recorder: LabelRecorder, call: OpCall) -> None:

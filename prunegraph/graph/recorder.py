@@ -208,7 +208,10 @@ class LabelRecorder(TorchDispatchMode):
         call = OpCall(func=func, args=args, kwargs=kwargs, out=out, name=name)
         self.lifetimes.step(call.outputs())
         if not self._gather_depth or name == "cat":  # inside a gather cat's labels tell its size
-            self._rules.get(name, unknown_op)(self, call)
+            try:
+                self._rules.get(name, unknown_op)(self, call)
+            except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):
+                freeze_all(self, call, f"the rule for aten.{name} does not know this use of it")
         if not self._gather_depth and name in LIKE:
             self.lifetimes.note_labels(out, self.labels_of(args[0]))
         return out
@@ -425,6 +428,10 @@ class LabelRecorder(TorchDispatchMode):
 
 def unknown_op(recorder: LabelRecorder, call: OpCall) -> None:
     """Freeze everything an op without a rule touches."""
-    reason = f"no rule for aten.{call.name}"
+    freeze_all(recorder, call, f"no rule for aten.{call.name}")
+
+
+def freeze_all(recorder: LabelRecorder, call: OpCall, reason: str) -> None:
+    """Freeze what goes into an op, and what comes out of it."""
     recorder.freeze_inputs(call, reason)
     recorder.set_unlabelled(call, reason)

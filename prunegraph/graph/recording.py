@@ -36,12 +36,14 @@ class SizeUse:
         labels: the labels, narrowed to one position along axes where they do not vary.
         axis: the axis in question.
         part: which of the sizes of a split it is.
+        by_name: the size was not seen to be used: only an attribute with a width's name holds it.
     """
 
     module: str
     labels: Tensor
     axis: int
     part: int = 0
+    by_name: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
+from prunegraph.graph.attribute_reads import is_own
 from prunegraph.graph.labels import along, varying_axes
 from prunegraph.graph.layer_rules import freeze_if_constant, tie_parameter
 from prunegraph.graph.product_rules import record_product
@@ -152,5 +153,14 @@ def tie_units(model: nn.Module, recording: Recording) -> None:
             first = units[0][: module.hidden_size]
             for labels in units:
                 recording.store.unite(labels.view(-1, module.hidden_size), first)
-            use = SizeUse(module=path.rpartition(".")[0], labels=first, axis=0)
-            recording.size_uses.append(use)
+            owner = _own_module_around(model, path)
+            recording.size_uses.append(SizeUse(module=owner, labels=first, axis=0, by_name=True))
+
+
+def _own_module_around(model: nn.Module, path: str) -> str:
+    """Return the path of the nearest module around another that is of the user's own class."""
+    while path:
+        path = path.rpartition(".")[0]
+        if is_own(type(model.get_submodule(path))):
+            break
+    return path

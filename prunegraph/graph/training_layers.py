@@ -1,8 +1,11 @@
 """Layers that training alone uses, as auxiliary classifiers, follow the channels that they read."""
 
-import torch
-from torch import nn
+from dataclasses import replace
 
+import torch
+from torch import Tensor, nn
+
+from prunegraph.graph.labels import NEUTRAL
 from prunegraph.graph.recording import Recording
 from prunegraph.graph.structure import FrozenOp
 
@@ -15,43 +18,76 @@ def unused_weights(model: nn.Module, recording: Recording) -> set[str]:
     return {name for name, _ in model.named_parameters() if name not in used}
 
 
-def join_training(recording: Recording, training: Recording, unused: set[str]) -> None:
+def join_training(recording: Recording, training: Recording) -> None:
     """Tie the inputs of weights that training alone uses to the channels that they read.
 
-    What lies between such weights has no labels, and stays whole.
+    What lies between such weights has no labels, and stays whole. What training alone cannot lose
+    does not hold back the forward in eval mode.
 
     Args:
         recording: of the forward in eval mode; gains labels.
         training: of the forward in training mode.
-        unused: names of weights that the forward in eval mode does not touch.
     """
-    component = torch.from_numpy(training.store.components())
-    known = torch.full((int(component.max()) + 1,), -1)  # a label of each component in eval mode
-    shared = [
-        (component[labels], recording.axis_labels[name][axis])
-        for name, axes in training.axis_labels.items()
-        for axis, labels in axes.items()
-        if labels.numel() > 1 and axis in recording.axis_labels.get(name, {})
-    ]
-    for components, labels in shared:
-        known[components] = labels
-    joined = torch.zeros(len(known), dtype=torch.bool)
-    for name in sorted(unused & training.axis_labels.keys()):
+    join = _Join(recording, training)
+    in_eval = recording.axis_labels.keys() | recording.element_labels.keys()
+    for name in [name for name in training.axis_labels if name not in in_eval]:
         for axis, labels in training.axis_labels[name].items():
-            components = component[labels]
-            followed = known[components] >= 0
-            if labels.numel() == 1 or not followed.any():
-                continue
-            own = recording.store.fresh(labels.numel())
-            recording.axis_labels.setdefault(name, {})[axis] = own
-            recording.store.unite(own[followed], known[components[followed]])
-            cause = FrozenOp(op="parameter", module=name, reason=NOT_FOLLOWED)
-            recording.store.freeze(own[~followed], cause)
-            joined[components] = True
-    for components, labels in shared:
-        tied = joined[components]
-        recording.store.unite(labels[tied], known[components[tied]])
-    for label, event in training.store.events.items():
-        place = component[label]
-        if joined[place] and known[place] >= 0:
-            recording.store.freeze(known[place : place + 1], event.cause, expected=event.expected)
+            own = join.follow(name, labels)
+            if own is not None:
+                recording.axis_labels.setdefault(name, {})[axis] = own
+    for name in [name for name in training.element_labels if name not in in_eval]:
+        own = join.follow(name, training.element_labels[name])
+        if own is not None:
+            recording.element_labels[name] = own
+    join.tie()
+    recording.reads |= training.reads
+
+
+class _Join:
+    """Knows the labels in eval mode of what a forward in training mode labels.
+
+    Args:
+        recording: of the forward in eval mode.
+        training: of the forward in training mode.
+    """
+
+    def __init__(self, recording: Recording, training: Recording) -> None:
+        self._recording, self._training = recording, training
+        self._component = torch.from_numpy(training.store.components())
+        self._known = torch.full((int(self._component.max()) + 1,), NEUTRAL)
+        self._joined = torch.zeros(len(self._known), dtype=torch.bool)
+        self._shared = [
+            (self._component[labels], recording.axis_labels[name][axis])
+            for name, axes in training.axis_labels.items()
+            for axis, labels in axes.items()
+            if labels.numel() > 1 and axis in recording.axis_labels.get(name, {})
+        ]
+        for components, labels in self._shared:
+            self._known[components] = labels
+
+    def follow(self, name: str, labels: Tensor) -> Tensor | None:
+        """Return labels in eval mode of a weight's, or None if none of its channels has any."""
+        components = self._component[labels]
+        followed = self._known[components] != NEUTRAL
+        is_raw = labels.ndim > 1
+        if labels.numel() == 1 or not followed.any() or (is_raw and not followed.all()):
+            return None
+        store = self._recording.store
+        own = store.fresh(labels.numel()).view(labels.shape)
+        store.unite(own[followed], self._known[components[followed]])
+        cause = FrozenOp(op="parameter", module=name, reason=NOT_FOLLOWED)
+        store.freeze(own[~followed], cause)
+        self._joined[components] = True
+        return own
+
+    def tie(self) -> None:
+        """Tie what the weights that were followed tie, and take over the sizes they need."""
+        for components, labels in self._shared:
+            tied = self._joined[components]
+            self._recording.store.unite(labels[tied], self._known[components[tied]])
+        modules = {use.module for use in self._recording.size_uses}
+        for use in self._training.size_uses:
+            neutral = use.labels == NEUTRAL
+            labels = torch.where(neutral, NEUTRAL, self._known[self._component[use.labels]])
+            if use.module not in modules and torch.equal(labels == NEUTRAL, neutral):
+                self._recording.size_uses.append(replace(use, labels=labels))

@@ -118,7 +118,15 @@ def check_copies(model: nn.Module, run: Forward) -> None:
         ModelError: it does not.
     """
     names = dict(itertools.chain(model.named_parameters(), model.named_buffers()))
-    own, copied = {id(item): name for name, item in names.items()}, copy_network(model)
+    try:
+        copied = copy_network(model)
+    except TypeError as error:
+        msg = (
+            f"{type(model).__name__} cannot be copied ({error}): take what cannot be copied off "
+            "its modules"
+        )
+        raise ModelError(msg) from error
+    own = {id(item): name for name, item in names.items()}
     found: list[str] = []
 
     def note(_: Any, given: list[Any], __: list[Any]) -> None:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunegraph.graph import StructureGraph, analyse
-from prunegraph.graph.surgery import apply_mask
 from prunegraph.testing import assert_masked_equals_pruned
 from prunegraph.types import Budget
 
@@ -208,41 +207,6 @@ def test_a_layer_that_is_not_used_is_reported() -> None:
     assert ("spare", "not used by this forward: left whole") in {
         (item.module, item.reason) for item in graph.frozen_ops
     }
-
-
-class Auxiliary(nn.Module):
-    """Has a second classifier in training, as GoogLeNet and Inception do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Dropout(0.3))
-        self.aux = nn.Sequential(nn.Conv2d(16, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
-        self.two, self.aux_head, self.head = (
-            nn.Conv2d(16, 12, 3),
-            nn.Linear(392, 5),
-            nn.Linear(12, 5),
-        )
-
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        x = self.stem(x)
-        out: Tensor = self.head(self.two(x).mean((2, 3)))
-        return (out, self.aux_head(self.aux(x))) if self.training else out
-
-
-def test_a_layer_of_training_alone_follows_the_channels_that_it_reads() -> None:
-    torch.manual_seed(0)
-    model, x = Auxiliary().eval(), torch.randn(2, 3, 9, 9)
-    state = {name: value.clone() for name, value in model.state_dict().items()}
-    graph = analyse(model, x)
-    assert free_sizes(graph) == [12, 16]
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    check_masks(model, graph, x)
-    keep = graph.dense_mask().keep.copy()
-    keep[np.flatnonzero(graph.free)[::3]] = False
-    mask = graph.mask(keep)
-    pruned = apply_mask(model, graph, mask)
-    assert [out.shape for out in pruned.train()(x)] == [(2, 5), (2, 5)]
-    assert sum(parameter.numel() for parameter in pruned.parameters()) == graph.cost(mask).params
 
 
 class SelectiveKernel(nn.Module):

@@ -1,0 +1,77 @@
+"""Layers that training alone uses follow the channels that they read."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunegraph.graph import analyse
+from prunegraph.graph.surgery import apply_mask
+from prunegraph.testing import assert_masked_equals_pruned
+
+IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class Auxiliary(nn.Module):
+    """Has more outputs in training, as GoogLeNet and Inception do."""
+
+    def __init__(self, branch: Callable[["Auxiliary", Tensor], Tensor]) -> None:
+        super().__init__()
+        self.one = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.Dropout(0.3))
+        self.two, self.head, self.branch = nn.Conv2d(16, 12, 3), nn.Linear(12, 5), branch
+        self.convs = nn.Sequential(nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 1))
+        self.linear, self.same = nn.Linear(16, 5), nn.Linear(16, 16)
+        self.gain, self.centres = nn.Parameter(torch.rand(16)), nn.Parameter(torch.randn(4, 16))
+        self.width = 16
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.one(x)
+        out: Tensor = self.head(self.two(x).mean((2, 3)))
+        return (out, self.branch(self, x)) if self.training else out
+
+
+BRANCHES: dict[str, Callable[[Auxiliary, Tensor], Tensor]] = {
+    "layers": lambda net, x: net.convs(x),
+    "gain": lambda net, x: x * net.gain[:, None, None],
+    "centres": lambda net, x: x.mean((2, 3))[:, None] - net.centres,
+    "cosine": lambda net, x: F.normalize(net.linear(x.mean((2, 3)))),
+    "last": lambda net, x: net.same(x.permute(0, 2, 3, 1)),
+    "view": lambda net, x: net.linear(x.mean((2, 3)).view(-1, net.width)),
+    "features": lambda net, x: x + net.linear(x.mean((2, 3))).mean(),
+    "drawn": lambda net, x: torch.multinomial(x.mean((2, 3)).softmax(1), 2) + net.linear.bias[0],
+}
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_a_pruned_network_can_be_trained_and_nothing_more_is_held_back(name: str) -> None:
+    torch.manual_seed(0)
+    model = Auxiliary(BRANCHES[name]).eval()
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    graph = analyse(model, IMAGES)
+    assert {g.name: g.classes.size for g in graph.groups if g.frozen is None} == {
+        "one.0": 16,
+        "two": 12,
+    }
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    keep = graph.dense_mask().keep.copy()
+    keep[np.flatnonzero(graph.free)[::3]] = False
+    mask = graph.mask(keep)
+    assert_masked_equals_pruned(model, graph, mask, IMAGES)
+    pruned = apply_mask(model, graph, mask)
+    out, _ = pruned.train()(IMAGES)
+    assert out.shape == (2, 5)
+    assert sum(parameter.numel() for parameter in pruned.parameters()) == graph.cost(mask).params
+
+
+def test_a_forward_that_fails_in_training_is_analysed_as_before() -> None:
+    def fails(_net: Auxiliary, _x: Tensor) -> Tensor:
+        msg = "targets"
+        raise KeyError(msg)
+
+    graph = analyse(Auxiliary(fails), IMAGES)
+    assert ("convs.2", "not used by this forward: left whole") in {
+        (item.module, item.reason) for item in graph.frozen_ops
+    }
