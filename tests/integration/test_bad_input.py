@@ -213,7 +213,7 @@ class Net(nn.Module):
         logits = self.head(self.body(x).relu().mean((2, 3)))
         if not self.training:
             return logits
-        beside = self.auxiliary(first)
+        beside = self.auxiliary(first.view(-1, 8))
         return (logits, beside) if self.kind == "tuple" else logits + beside
 
 def tuple_net():
