@@ -56,6 +56,11 @@ def is_scalar(labels: Tensor) -> bool:
     return narrow_constant(labels).numel() == 1
 
 
+def neutral(shape: Sequence[int]) -> Tensor:
+    """Return the labels of a constant."""
+    return torch.tensor(NEUTRAL).expand(tuple(shape))
+
+
 def is_neutral(labels: Tensor) -> bool:
     """Return True if the tensor holds nothing but the label of constants."""
     return is_scalar(labels) and int(labels.reshape(-1)[0]) == NEUTRAL

@@ -2,15 +2,12 @@
 
 from math import prod
 
-import torch
 from torch import Tensor
 
-from prunegraph.graph.labels import NEUTRAL, along, varying_axes
+from prunegraph.graph.labels import NEUTRAL, along, neutral, varying_axes
 from prunegraph.graph.product_rules import activation_product, record_product
 from prunegraph.graph.recorder import LabelRecorder, OpCall
 from prunegraph.graph.recording import RecordedOp
-
-UNIT = torch.tensor(NEUTRAL)
 
 
 def tie_parameter(recorder: LabelRecorder, tensor: Tensor | None, channels: Tensor) -> None:
@@ -98,8 +95,7 @@ def _computed_convolution(recorder: LabelRecorder, call: OpCall) -> None:
     positions = prod((source if transposed else call.out).shape[2:])
     blurs = weight.shape[:2] == (source.shape[1], 1) and call.args[8] == source.shape[1]
     if not (blurs and recorder.is_constant(recorder.labels_of(weight))):
-        recorder.freeze_inputs(call, "convolution with a computed weight")
-        recorder.set_unlabelled(call, "convolution with a computed weight")
+        recorder.freeze_all(call, "convolution with a computed weight")
         record_product(recorder, source.shape[0] * positions * weight.numel())
         return
     channels = recorder.channel_labels(recorder.labels_of(source), 1)
@@ -186,12 +182,11 @@ def embedding(recorder: LabelRecorder, call: OpCall) -> None:
     if channels is None and recorder.is_stored(table):  # used otherwise before
         channels = recorder.channel_labels(recorder.labels_of(table), 1)
     if channels is None:
-        recorder.freeze_inputs(call, "embedding in a computed table")
-        recorder.set_unlabelled(call, "embedding in a computed table")
+        recorder.freeze_all(call, "embedding in a computed table")
         return
     recorder.set_labels(out, along(channels, -1 % out.ndim, out.shape))
     for tensor in others:  # where the rows of a bag lie
-        recorder.set_labels(tensor, UNIT.expand(tensor.shape))
+        recorder.set_labels(tensor, neutral(tensor.shape))
 
 
 def _weight_name(recorder: LabelRecorder, weight: Tensor) -> str | None:
@@ -204,6 +199,29 @@ def _stored_axis(recorder: LabelRecorder, weight: Tensor, position: int) -> int:
     stored = recorder.weight_view(weight)
     axis = None if stored is None else stored.axes[position]
     return position if axis is None else axis
+
+
+def record_linear(
+    recorder: LabelRecorder,
+    weight: Tensor,
+    in_labels: Tensor,
+    out_labels: Tensor,
+    rows: int,
+    out_position: int = 0,
+) -> None:
+    """Count a product of ``rows`` rows with a weight, whose outputs lie along ``out_position``."""
+    recorder.recording.ops.append(
+        RecordedOp(
+            module=recorder.modules.current,
+            kind="linear",
+            in_labels=in_labels,
+            out_labels=out_labels,
+            macs_coefficient=float(rows),
+            param=_weight_name(recorder, weight),
+            spatial=rows,
+            out_axis=_stored_axis(recorder, weight, out_position),
+        )
+    )
 
 
 def _matrix_product(
@@ -232,18 +250,7 @@ def _matrix_product(
         tie_parameter(recorder, bias, out_labels)
     recorder.set_labels(call.out, along(out_labels, outs % call.out.ndim, call.out.shape))
     rows = prod(call.out.shape) // max(call.out.shape[outs], 1)
-    recorder.recording.ops.append(
-        RecordedOp(
-            module=recorder.modules.current,
-            kind="linear",
-            in_labels=in_labels,
-            out_labels=out_labels,
-            macs_coefficient=float(rows),
-            param=_weight_name(recorder, weight),
-            spatial=rows,
-            out_axis=_stored_axis(recorder, weight, outs),
-        )
-    )
+    record_linear(recorder, weight, in_labels, out_labels, rows, outs)
 
 
 def addmm(recorder: LabelRecorder, call: OpCall) -> None:

@@ -79,9 +79,7 @@ class _KeptOnly(TorchFunctionMode):
         if func not in _NORMS:
             return func(*args, **(kwargs or {}))
         named = dict(zip(_NORMS[func], args, strict=False)) | (kwargs or {})
-        for name in ("weight", "bias"):
-            if isinstance(named.get(name), Tensor):
-                named[name] = named[name][self.index]
+        _take_affine(named, self.index)
         where: tuple[Any, ...] = (..., *self.index)
         x: Tensor = named["input"]
         named["input"] = x[where]
@@ -89,6 +87,13 @@ class _KeptOnly(TorchFunctionMode):
         out = torch.zeros_like(x)
         out[where] = func(**named)
         return out
+
+
+def _take_affine(named: dict[str, Any], index: Tensor | tuple[Tensor, ...]) -> None:
+    """Narrow a norm's weight and bias, where it has them, to the kept positions."""
+    for name in ("weight", "bias"):
+        if isinstance(named.get(name), Tensor):
+            named[name] = named[name][index]
 
 
 Kind = tuple[Tensor, int]
@@ -168,9 +173,7 @@ class _KeptMeans(TorchFunctionMode):
         index = self._index(x, -1)
         if index is None or len(named["normalized_shape"]) != 1:
             return func(**named)
-        for name in ("weight", "bias"):
-            if isinstance(named.get(name), Tensor):
-                named[name] = named[name][index]
+        _take_affine(named, index)
         named |= {"input": x.index_select(-1, index), "normalized_shape": (len(index),)}
         return torch.zeros_like(x).index_copy(-1, index, func(**named))
 
@@ -180,7 +183,5 @@ class _KeptMeans(TorchFunctionMode):
         if keep is None or named["num_groups"] != 1:
             return func(**named)
         index = keep.nonzero().flatten().to(x.device)
-        for name in ("weight", "bias"):
-            if isinstance(named.get(name), Tensor):
-                named[name] = named[name][index]
+        _take_affine(named, index)
         return torch.zeros_like(x).index_copy(1, index, func(**named | {"input": x[:, index]}))

@@ -84,8 +84,8 @@ def movement_inplace(recorder: LabelRecorder, call: OpCall) -> None:
     target = call.args[0]
     labels = recorder.labels_of(target)
     if labels.shape != target.shape or not is_scalar(labels):
-        moved = getattr(torch.ops.aten, call.name.removesuffix("_"))
-        recorder.set_labels(target, moved(labels, *call.args[1:], **call.kwargs))
+        move = getattr(torch.ops.aten, call.name.removesuffix("_"))
+        recorder.set_labels(target, move(labels, *call.args[1:], **call.kwargs))
 
 
 def cat(recorder: LabelRecorder, call: OpCall) -> None:

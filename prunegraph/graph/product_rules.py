@@ -10,7 +10,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from prunegraph.graph.labels import NEUTRAL, along, narrow_constant, varying_axes
+from prunegraph.graph.labels import NEUTRAL, along, narrow_constant, neutral, varying_axes
 from prunegraph.graph.recorder import LabelRecorder, OpCall
 from prunegraph.graph.recording import RecordedOp
 
@@ -75,8 +75,7 @@ def activation_product(recorder: LabelRecorder, call: OpCall) -> None:
     if 0 in left_axes or 0 in right_axes:
         labels: Tensor | None = _batched(recorder, call, left, right)
     elif len(left_axes) > 1 or len(right_axes) > 1 or (1 in left_axes and 2 in right_axes):
-        recorder.freeze_inputs(call, "product of channels with channels")
-        recorder.set_unlabelled(call, "product of channels with channels")
+        recorder.freeze_all(call, "product of channels with channels")
         record_product(recorder, batch * rows * inner * columns)
         return
     else:
@@ -96,7 +95,7 @@ def _constant_product(recorder: LabelRecorder, call: OpCall, left: Tensor, right
     cause = recorder.cause(call, "buffer of a computed constant")
     for labels in (left, right):
         recorder.store.freeze(labels, cause)
-    recorder.set_labels(call.out, torch.tensor(NEUTRAL).expand(call.out.shape))
+    recorder.set_labels(call.out, neutral(call.out.shape))
     tensors = call.tensors()[-2:]
     record_product(recorder, prod(tensors[0].shape) * tensors[1].shape[-1])
 

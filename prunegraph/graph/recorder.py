@@ -31,6 +31,7 @@ from prunegraph.graph.labels import (
     along,
     is_neutral,
     narrow_constant,
+    neutral,
     varying_axes,
 )
 from prunegraph.graph.lifetimes import LIKE
@@ -211,7 +212,7 @@ class LabelRecorder(TorchDispatchMode):
             try:
                 self._rules.get(name, unknown_op)(self, call)
             except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):
-                freeze_all(self, call, f"the rule for aten.{name} does not know this use of it")
+                self.freeze_all(call, f"the rule for aten.{name} does not know this use of it")
         if not self._gather_depth and name in LIKE:
             self.lifetimes.note_labels(out, self.labels_of(args[0]))
         return out
@@ -246,12 +247,12 @@ class LabelRecorder(TorchDispatchMode):
             labels = self._raw_parameter(tensor)
             self._labels[tensor] = labels
             return labels
-        return torch.tensor(NEUTRAL).expand(tensor.shape)
+        return neutral(tensor.shape)
 
     def _raw_parameter(self, tensor: Tensor) -> Tensor:
         view: WeightView = self._weight_views[tensor]
         if not (tensor.is_floating_point() and tensor.numel() > 1):
-            return torch.tensor(NEUTRAL).expand(tensor.shape)
+            return neutral(tensor.shape)
         if view.name not in self.recording.element_labels:
             shape = self._sizes[view.name]
             if prod(shape) > MAX_ELEMENT_LABELS:
@@ -367,6 +368,11 @@ class LabelRecorder(TorchDispatchMode):
         for tensor in call.outputs():
             self.set_labels(tensor, self.store.frozen(self.cause(call, reason), tensor.shape))
 
+    def freeze_all(self, call: OpCall, reason: str) -> None:
+        """Freeze what goes into an op, and what comes out of it."""
+        self.freeze_inputs(call, reason)
+        self.set_unlabelled(call, reason)
+
     # ChannelGather modules are one opaque operation
 
     def _before_module(self, module: nn.Module, args: Sequence[Any]) -> None:
@@ -428,10 +434,4 @@ class LabelRecorder(TorchDispatchMode):
 
 def unknown_op(recorder: LabelRecorder, call: OpCall) -> None:
     """Freeze everything an op without a rule touches."""
-    freeze_all(recorder, call, f"no rule for aten.{call.name}")
-
-
-def freeze_all(recorder: LabelRecorder, call: OpCall, reason: str) -> None:
-    """Freeze what goes into an op, and what comes out of it."""
-    recorder.freeze_inputs(call, reason)
-    recorder.set_unlabelled(call, reason)
+    recorder.freeze_all(call, f"no rule for aten.{call.name}")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prunegraph.graph.attribute_reads import is_own
 from prunegraph.graph.labels import along, varying_axes
-from prunegraph.graph.layer_rules import freeze_if_constant, tie_parameter
+from prunegraph.graph.layer_rules import freeze_if_constant, record_linear, tie_parameter
 from prunegraph.graph.product_rules import record_product
 from prunegraph.graph.recorder import LabelRecorder, OpCall
 from prunegraph.graph.recording import RecordedOp, Recording, SizeUse
@@ -38,8 +38,7 @@ def fused_recurrent(recorder: LabelRecorder, call: OpCall) -> None:
         directions, states = 1 + given["bidirectional"], (given["hx"], given["cx"])
     source: Tensor = given["input"]
     if any(recorder.axis_labels(weight, 0) is None for cell in cells for weight in cell[:2]):
-        recorder.freeze_inputs(call, "recurrent layer with computed weights")
-        recorder.set_unlabelled(call, "recurrent layer with computed weights")
+        recorder.freeze_all(call, "recurrent layer with computed weights")
         size = sum(weight.numel() for cell in cells for weight in cell if weight.ndim == 2)
         record_product(recorder, prod(source.shape[:-1]) * size)
         return
@@ -89,18 +88,7 @@ def _cell(
         state = projected
         products.append((others[-1], state, units))
     for weight, read, made in products:
-        stored = recorder.weight_view(weight)
-        recorder.recording.ops.append(
-            RecordedOp(
-                module=recorder.modules.current,
-                kind="linear",
-                in_labels=read,
-                out_labels=made,
-                macs_coefficient=float(prod(source.shape[:-1])),
-                param=None if stored is None else stored.name,
-                spatial=prod(source.shape[:-1]),
-            )
-        )
+        record_linear(recorder, weight, read, made, prod(source.shape[:-1]))
     return [units, state]
 
 

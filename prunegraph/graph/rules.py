@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prunegraph.graph.labels import NEUTRAL, is_neutral, narrow_constant, varying_axes
+from prunegraph.graph.labels import NEUTRAL, is_neutral, narrow_constant, neutral, varying_axes
 from prunegraph.graph.layer_rules import (
     addmm,
     batch_norm,
@@ -42,9 +42,6 @@ from prunegraph.graph.product_rules import activation_product, attention
 from prunegraph.graph.recorder import LabelRecorder, OpCall, Rule
 from prunegraph.graph.recurrent_rules import fused_recurrent, pack
 from prunegraph.graph.spatial_rules import grid_sample, spatial, unpool
-
-UNIT = torch.tensor([NEUTRAL])
-
 
 # Pointwise
 
@@ -117,7 +114,7 @@ def _unexpanded(recorder: LabelRecorder, tensor: Tensor) -> Tensor:
 def pointwise(recorder: LabelRecorder, call: OpCall) -> None:
     """Unite all inputs, broadcast; the outputs carry the result."""
     inputs = [t for t in call.tensors() if t.numel() > 1 or t.ndim > 0]
-    labels = _unexpanded(recorder, inputs[0]) if inputs else UNIT.view([])
+    labels = _unexpanded(recorder, inputs[0]) if inputs else neutral(())
     for tensor in inputs[1:]:
         labels = combine(recorder, call, labels, _unexpanded(recorder, tensor))
     for tensor in call.outputs():
@@ -159,7 +156,7 @@ def pointwise_inplace(recorder: LabelRecorder, call: OpCall) -> None:
 def constant(recorder: LabelRecorder, call: OpCall) -> None:
     """A tensor made from sizes and numbers: neutral."""
     for tensor in call.outputs():
-        recorder.set_labels(tensor, UNIT.view([1] * tensor.ndim).expand(tensor.shape))
+        recorder.set_labels(tensor, neutral(tensor.shape))
 
 
 # Reductions
@@ -230,8 +227,7 @@ def scan(recorder: LabelRecorder, call: OpCall) -> None:
     axis = call.args[place] if len(call.args) > place else call.kwargs.get("dim", -1)
     axis %= labels.ndim
     if axis in varying_axes(labels):
-        recorder.freeze_inputs(call, "orders channels")
-        recorder.set_unlabelled(call, "orders channels")
+        recorder.freeze_all(call, "orders channels")
         return
     for tensor in call.outputs():
         first = labels.narrow(axis, 0, 1)
