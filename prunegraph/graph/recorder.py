@@ -37,7 +37,7 @@ from prunegraph.graph.labels import (
 from prunegraph.graph.lifetimes import LIKE
 from prunegraph.graph.recording import RecordedGather, RecordedMean, Recording, SizeUse
 from prunegraph.graph.structure import FrozenOp
-from prunegraph.graph.weight_views import WeightView
+from prunegraph.graph.weight_views import WeightView, recurrent_weights
 
 MAX_ELEMENT_LABELS = 1 << 20
 """A raw parameter with more elements than this is frozen instead of labelled by element."""
@@ -166,11 +166,9 @@ class LabelRecorder(TorchDispatchMode):
             if isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm)
         }
         self._recurrent = {
-            f"{path}.{name}".removeprefix(".")
-            for path, module in model.named_modules()
-            if isinstance(module, nn.RNNBase | nn.RNNCellBase)
-            for name, _ in module.named_parameters(recurse=False)
-            if name.startswith("weight_hh")
+            name
+            for name in recurrent_weights(model)
+            if name.rpartition(".")[2].startswith("weight_hh")
         }
         self.recording = Recording()
         self.store = self.recording.store

@@ -19,6 +19,7 @@ from prunegraph.graph.product_rules import record_product
 from prunegraph.graph.recorder import LabelRecorder, OpCall
 from prunegraph.graph.recording import RecordedOp, Recording, SizeUse
 from prunegraph.graph.structure import FrozenOp
+from prunegraph.graph.weight_views import recurrent_weights
 
 
 def fused_recurrent(recorder: LabelRecorder, call: OpCall) -> None:
@@ -104,12 +105,7 @@ def pack(recorder: LabelRecorder, call: OpCall) -> None:
 def settle_recurrent(model: nn.Module, recording: Recording) -> None:
     """Tie what belongs to a unit, and let the products of all steps with one weight be one."""
     tie_units(model, recording)
-    stored = {
-        f"{path}.{name}".removeprefix(".")
-        for path, module in model.named_modules()
-        if isinstance(module, nn.RNNBase | nn.RNNCellBase)
-        for name, _ in module.named_parameters(recurse=False)
-    }
+    stored = recurrent_weights(model)
     ops: dict[object, RecordedOp] = {}
     for number, op in enumerate(recording.ops):
         key = (op.module, op.param) if op.param in stored else number

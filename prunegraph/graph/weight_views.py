@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,16 @@ class WeightView:
             axes=tuple(None if axis is None else self.axes[axis] for axis in order),
             starts=tuple(0 if axis is None else self.starts[axis] for axis in order),
         )
+
+
+def recurrent_weights(model: nn.Module) -> set[str]:
+    """Return the names of the parameters of torch's recurrent layers and cells."""
+    return {
+        name
+        for path, module in model.named_modules()
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase)
+        for name, _ in module.named_parameters(path, recurse=False)
+    }
 
 
 def moved(
