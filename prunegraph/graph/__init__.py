@@ -7,6 +7,7 @@ from prunegraph.graph.analyse import (
     call_forward,
     evaluation_mode,
     fresh,
+    repeatable,
     unwrap,
 )
 from prunegraph.graph.structure import FrozenOp, Group, OpNode, StructureGraph
@@ -24,5 +25,6 @@ __all__ = [
     "copy_network",
     "evaluation_mode",
     "fresh",
+    "repeatable",
     "unwrap",
 ]

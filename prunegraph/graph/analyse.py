@@ -322,7 +322,12 @@ def analyse(
                     else:
                         recorder.store.freeze(labels, cause)
         builder = GraphBuilder(
-            model, recorder.recording, literal=remedies.literal, attention=attention
+            model,
+            recorder.recording,
+            literal=remedies.literal,
+            last_named=remedies.last_named,
+            checked=remedies.checked,
+            attention=attention,
         )
         graph = builder.build()
     if not graph.free.any():

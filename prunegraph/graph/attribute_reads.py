@@ -1,6 +1,7 @@
 """Which attributes of a network's modules its forward reads."""
 
 import dis
+import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ def named_by_forward(kind: type) -> frozenset[str]:
         for name in waiting:
             for base in filter(is_own, kind.__mro__):
                 method = getattr(vars(base).get(name), "fget", vars(base).get(name))
+                method = inspect.unwrap(method) if callable(method) else None  # of a decorator
                 if isinstance(method, FunctionType) and method.__code__.co_argcount:
                     known |= _read_of(method.__code__, method.__code__.co_varnames[0])
         found, waiting = found | waiting, known - found - waiting

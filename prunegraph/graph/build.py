@@ -2,7 +2,7 @@
 
 import itertools
 from collections import ChainMap
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from math import prod
 
 import numpy as np
@@ -14,7 +14,7 @@ from prunegraph.graph.attribute_reads import is_own, named_by_forward
 from prunegraph.graph.cost import MACS, PARAMS, CostModel, CostTerm
 from prunegraph.graph.labels import NEUTRAL, FreezeEvent
 from prunegraph.graph.memory import MemoryModel
-from prunegraph.graph.recording import Recording
+from prunegraph.graph.recording import Recording, SizeUse
 from prunegraph.graph.structure import FrozenOp, Group, OpNode, SizeAttribute, StructureGraph
 from prunegraph.types import BoolArray, IntArray
 
@@ -41,6 +41,8 @@ class GraphBuilder:
         model: the network that was recorded.
         recording: what its forward left behind.
         literal: paths of modules whose integer attributes are no sizes.
+        last_named: paths of modules in which an attribute is the last size of those that it fits.
+        checked: paths of modules that compare the width of their input with an attribute.
         attention: "head" or "width", see ``analyse``.
     """
 
@@ -50,11 +52,13 @@ class GraphBuilder:
         recording: Recording,
         *,
         literal: Collection[str] = (),
+        last_named: Collection[str] = (),
+        checked: Set[str] = frozenset(),
         attention: str = "head",
     ) -> None:
         self.model = model
         self.attention = attention
-        self.literal = literal
+        self.literal, self.last_named, self.checked = literal, last_named, checked
         self.recording = recording
         self.components = recording.store.components()
         self._sizes = np.bincount(self.components)
@@ -125,7 +129,11 @@ class GraphBuilder:
     def _size_attributes(self) -> tuple[SizeAttribute, ...]:
         """Find the integer attributes that hold a size which a module's forward named."""
         found: dict[tuple[str, str, int | None], tuple[SizeAttribute, tuple[bool, ...]]] = {}
-        for use in self.recording.size_uses:
+        inputs = [
+            SizeUse(module=path, labels=self.recording.inputs[path], axis=0, by_name=True)
+            for path in sorted(self.recording.inputs.keys() & self.checked)
+        ]
+        for use in (*self.recording.size_uses, *inputs):
             if use.module in self.literal:
                 continue
             labels = use.labels.numpy()
@@ -145,7 +153,8 @@ class GraphBuilder:
                 )
                 fit = _fit(attribute, use.part)
                 known = found.get((use.module, name, index))
-                if known is None or fit > known[1]:
+                late = known is not None and fit == known[1] and use.module in self.last_named
+                if known is None or fit > known[1] or late:
                     found[use.module, name, index] = attribute, fit
         return tuple(attribute for attribute, _ in found.values() if attribute.varies)
 

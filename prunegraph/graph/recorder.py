@@ -5,6 +5,7 @@ each ATen op does to labels is in ``rules``; an op without a rule is decomposed 
 it freezes what it touches.
 """
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -83,8 +84,9 @@ class ModuleStack:
             own = [base for base in kind.__mro__ if not base.__module__.startswith("torch.nn.")]
             functions = [value for base in own for value in vars(base).values()]
             for function in functions:
-                if isinstance(function, FunctionType):
-                    self._kinds.setdefault(function.__code__, set()).add(kind)
+                inner = inspect.unwrap(function) if callable(function) else None  # of a decorator
+                if isinstance(inner, FunctionType):
+                    self._kinds.setdefault(inner.__code__, set()).add(kind)
         self._stack: list[str] = []
 
     @property
@@ -386,14 +388,20 @@ class LabelRecorder(TorchDispatchMode):
             )
             self.recording.size_uses.append(use)
             self._gather_depth -= 1
-        elif self.modules.running_own_code and args and isinstance(args[0], Tensor):
-            self._gather_depth += 1  # the label arithmetic below passes through this mode too
-            labels = self.labels_of(args[0])
-            while labels.ndim > 1:
-                labels = labels[0]
-            if labels.ndim == 1 and not bool((labels == NEUTRAL).any()):
-                self.recording.inputs.setdefault(self.modules.current, labels)
-            self._gather_depth -= 1
+
+    def _note_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note the channels of the first input of a module that has some."""
+        self._gather_depth += 1  # the label arithmetic below passes through this mode too
+        for leaf in tree_leaves((args, kwargs)):
+            labels = self.labels_of(leaf) if isinstance(leaf, Tensor) else neutral(())
+            axes = varying_axes(labels)
+            if axes:
+                for axis in set(range(labels.ndim)) - {axes[-1]}:
+                    labels = labels.narrow(axis, 0, 1)
+                if not bool((labels == NEUTRAL).any()):
+                    self.recording.inputs.setdefault(self.modules.current, labels.reshape(-1))
+                break
+        self._gather_depth -= 1
 
     def _after_module(self, module: nn.Module, args: Sequence[Any], out: Any) -> None:
         if not isinstance(module, ChannelGather):
@@ -424,6 +432,9 @@ class LabelRecorder(TorchDispatchMode):
             stack.callback(register_module_forward_hook(quiet(self._after_module)).remove)
             stack.enter_context(self.modules.tracking())
             stack.callback(register_module_forward_pre_hook(quiet(self._before_module)).remove)
+            for module in filter(lambda item: is_own(type(item)), self._model.modules()):
+                hook = module.register_forward_pre_hook(quiet(self._note_input), with_kwargs=True)
+                stack.callback(hook.remove)
             stack.enter_context(self)
             reads = stack.enter_context(attribute_reads(self._model))
             yield

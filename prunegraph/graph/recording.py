@@ -117,15 +117,17 @@ class Recording:
                 axis = varying_axes(labels)[0]
                 self.store.unite(labels, labels.narrow(axis, 0, 1))
 
-    def tie_heads_to_inputs(self, modules: set[str]) -> bool:
-        """Tie heads that cannot leave alone to the module's input, ``[heads * width]`` long.
+    def tie_to_inputs(self, modules: set[str], *, heads: bool) -> bool:
+        """Tie channels that cannot leave alone to those of their module's input, as many.
 
         A forward such as ``x.view(b, n, num_heads, c // num_heads) ... .view(b, n, c)``, with ``c``
         read from its input, needs as many channels in the stream as in its heads: then a head
-        leaves with its share of the stream.
+        leaves with its share of the stream. ``self.conv(x).view(b, c, -1)``, where the convolution
+        shortens the sequence that attention looks at, needs as many after it as before.
 
         Args:
             modules: paths of modules whose forward could not follow.
+            heads: tie heads; False = channels that are no heads.
 
         Returns:
             Whether something was tied that was not before.
@@ -136,10 +138,23 @@ class Recording:
             stream, merged = self.inputs.get(use.module), use.labels.reshape(-1)
             if use.module not in modules or stream is None or stream.shape != merged.shape:
                 continue
-            if bool((merged != NEUTRAL).all() and is_head[component[merged]].all()):
-                tied |= not torch.equal(component[merged], component[stream])
+            own = component[merged]
+            in_order = own.unique_consecutive().numel() == own.unique().numel()  # no batch of heads
+            if in_order and bool((merged != NEUTRAL).all() and (is_head[own] == heads).all()):
+                tied |= not torch.equal(own, component[stream])
                 self.store.unite(merged, stream)
         return tied
+
+    def tells_apart(self, modules: set[str]) -> bool:
+        """Return whether some module named one number for sizes of different channels."""
+        named: dict[tuple[str, int], Tensor] = {}
+        component = torch.from_numpy(self.store.components())
+        for use in self.size_uses:
+            own = component[use.labels.reshape(-1)]
+            key = use.module, use.labels.shape[use.axis]
+            if use.module in modules and not torch.equal(named.setdefault(key, own), own):
+                return False
+        return True
 
     def _heads(self) -> tuple[Tensor, Tensor]:
         """Return the component of each label, and whether a component is a head."""

@@ -60,13 +60,12 @@ def combine(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) 
         return right
     if is_neutral(right):
         return left
-    ndim = max(left.ndim, right.ndim)
-    for one, other in ((left, right), (right, left)):
-        axes = [axis + ndim - other.ndim for axis in varying_axes(other)]
-        if axes and all(_aligned_sizes(one, ndim)[axis] == 1 for axis in axes):
-            if varying_axes(one):
-                recorder.store.freeze(one, recorder.cause(call, "its axis carries no channels"))
-            return other
+    known = [one for one, other in ((left, right), (right, left)) if _flat_along(one, other)]
+    if known:  # of an outer product, where both are, the channels of one side can be told
+        one = min(known, key=lambda side: narrow_constant(side).numel())
+        if varying_axes(one):
+            recorder.store.freeze(one, recorder.cause(call, "its axis carries no channels"))
+        return right if one is left else left
     for one, other in ((left, right), (right, left)):
         if _shared_by_heads(recorder, one, other):
             recorder.store.freeze(one, recorder.cause(call, "shared by all heads"))
@@ -79,6 +78,13 @@ def combine(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) 
     if ranks[0] != ranks[1]:  # they are equal now, and the simpler one shows it
         return left if ranks[0] < ranks[1] else right
     return left if left.numel() >= right.numel() else right
+
+
+def _flat_along(one: Tensor, other: Tensor) -> bool:
+    """Return whether ``one`` has size 1 along all axes along which ``other`` varies."""
+    ndim = max(one.ndim, other.ndim)
+    axes = [axis + ndim - other.ndim for axis in varying_axes(other)]
+    return bool(axes) and all(_aligned_sizes(one, ndim)[axis] == 1 for axis in axes)
 
 
 def _note_sum(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) -> None:

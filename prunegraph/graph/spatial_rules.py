@@ -29,12 +29,17 @@ def grid_sample(recorder: LabelRecorder, call: OpCall) -> None:
 
 
 def _resample(recorder: LabelRecorder, call: OpCall, first: int) -> None:
-    """Pass channels on, and unite the positions along the axes from ``first`` on."""
+    """Pass channels on, and unite the positions along the axes from ``first`` on.
+
+    Those of a parameter, as a table of position embeddings that is resized, differ until then.
+    """
     labels = recorder.labels_of(call.args[0])
-    for axis in varying_axes(labels):
-        if axis >= first:
+    varying = varying_axes(labels)
+    for axis in filter(lambda axis: axis >= first, varying):
+        if varying[0] >= first:
             recorder.freeze_inputs(call, "channels lie along a spatial axis")
             break
+        recorder.store.unite(labels, labels.narrow(axis, 0, 1))
     for axis in range(first, labels.ndim):
         labels = labels.narrow(axis, 0, 1)
     for tensor in call.outputs():

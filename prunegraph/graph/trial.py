@@ -58,12 +58,15 @@ NUM_ROUNDS = 4
 Parts = list[tuple[Group, IntArray]]
 """Groups, each with the classes of it to remove."""
 
+Remedy = Callable[[], bool]
+"""Changes what modules' attributes or inputs mean; returns whether that changed anything."""
+
 
 def _parts(groups: list[Group], rng: np.random.Generator) -> list[tuple[IntArray, ...]]:
     """Return what each group loses in each round: its minimum always stays.
 
     1. A random part; groups of one size that follow each other lose different numbers, so that no
-       two sizes agree by chance.
+       two sizes agree by chance; every other one of those that can lose but one loses it later.
     2. The others, because a channel that the forward names (``x[:, -1]``) shows only where it is
        removed. With the first round, each class is removed once.
     3. The first channels: where the forward treats a share of them otherwise (``x[:, : c // 4]``),
@@ -72,6 +75,7 @@ def _parts(groups: list[Group], rng: np.random.Generator) -> list[tuple[IntArray
        sizes of different groups that agreed by chance differ.
     """
     counts: dict[int, Iterator[int]] = {}
+    late = itertools.cycle((False, True))
     parts: list[tuple[IntArray, ...]] = []
     for group in groups:
         size = len(group.classes)
@@ -83,7 +87,10 @@ def _parts(groups: list[Group], rng: np.random.Generator) -> list[tuple[IntArray
         classes = rng.permutation(group.classes)
         in_order = np.sort(group.classes)
         last = in_order[size - removable :]
-        parts.append((classes[:first], classes[first:][:removable], in_order[:first], last))
+        if removable == 1 and next(late):
+            parts.append((classes[:0], classes[:1], classes[1:2], last))
+        else:
+            parts.append((classes[:first], classes[first:][:removable], in_order[:first], last))
     return parts
 
 
@@ -256,9 +263,8 @@ def _difference(pruned: list[Tensor], masked: list[Tensor]) -> float:
 class Remedies:
     """What is tried, before channels are frozen, when a module's forward cannot follow.
 
-    In this order, for all modules of its class: its integer attributes are no sizes after all; they
-    are, but its heads must match its input (see ``Recording.tie_heads_to_inputs``); both. Where a
-    forward runs, but wrongly, one class after the other has no sizes among its attributes.
+    In this order, for all modules of its class, see ``_steps``. Where a forward runs, but wrongly,
+    one class after the other has no sizes among its attributes.
 
     Args:
         model: the network.
@@ -266,14 +272,18 @@ class Remedies:
 
     Attributes:
         literal: paths of modules whose attributes surgery leaves as they are.
+        last_named: paths of modules in which an attribute is the last size of those that it fits.
+        checked: paths of modules that compare the width of their input with an attribute.
     """
 
     def __init__(self, model: nn.Module, recording: Recording) -> None:
         self._model, self._recording = model, recording
-        self._tried: dict[type, int] = {}
+        self._waiting: dict[type, list[Remedy]] = {}
         self._suspects: list[set[str]] | None = None
         self._suspect: set[str] = set()
         self.literal: set[str] = set()
+        self.last_named: set[str] = set()
+        self.checked: set[str] = set()
 
     def apply(self, failure: Failure, graph: StructureGraph, *, least: bool) -> bool:
         """Change something for the module that failed; return False if nothing is left to try.
@@ -290,20 +300,46 @@ class Remedies:
         if self._suspect & alike:  # it does read sizes there
             return self._next_suspect(graph)
         if least:
-            return self._recording.tie_heads_to_inputs(alike)
-        step = self._tried[kind] = self._tried.get(kind, 0) + 1
-        if step == 1:
-            if any(attribute.module in alike for attribute in graph.size_attributes):
-                self.literal |= alike
+            return self._recording.tie_to_inputs(alike, heads=True)
+        waiting = self._waiting.setdefault(kind, self._steps(alike, graph))
+        while waiting:
+            if waiting.pop(0)():
                 return True
-            step = self._tried[kind] = 2
-        if step == 2:
-            self.literal -= alike
-            return self._recording.tie_heads_to_inputs(alike)
-        if step == 3:
-            self.literal |= alike
-            return True
         return False
+
+    def _steps(self, alike: set[str], graph: StructureGraph) -> list[Remedy]:
+        """Return what can be done for modules; each returns whether it changed something."""
+        tie = self._recording.tie_to_inputs
+        sized = any(attribute.module in alike for attribute in graph.size_attributes)
+
+        def check_inputs() -> bool:
+            self.checked |= alike & self._recording.inputs.keys()
+            return bool(alike & self.checked)
+
+        def read_last() -> bool:
+            self.checked -= alike
+            ambiguous = sized and not self._recording.tells_apart(alike)
+            self.last_named |= alike if ambiguous else set()
+            return ambiguous
+
+        def read_none() -> bool:
+            self.last_named -= alike
+            self.literal |= alike if sized else set()
+            return sized
+
+        def tie_heads() -> bool:
+            self.literal -= alike
+            return tie(alike, heads=True)
+
+        def read_none_of_tied() -> bool:
+            self.literal |= alike
+            return sized
+
+        def tie_others() -> bool:
+            self.literal -= alike
+            return tie(alike, heads=False)
+
+        return [check_inputs, read_last, read_none, tie_heads, read_none_of_tied, tie_others]
 
     def _next_suspect(self, graph: StructureGraph) -> bool:
         """Leave the attributes of another class as they are, after the last as before."""

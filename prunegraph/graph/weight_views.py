@@ -40,8 +40,6 @@ class WeightView:
         wide = [axis for axis, size in enumerate(before) if size > 1]
         if [before[axis] for axis in wide] != [size for size in after if size > 1]:
             return None
-        if any(self.axes[axis] is not None for axis in range(len(before)) if axis not in wide):
-            return None
         left = iter(wide)
         order = [next(left) if size > 1 else None for size in after]
         return replace(

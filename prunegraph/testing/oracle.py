@@ -17,6 +17,7 @@ from prunegraph.graph import (
     copy_network,
     evaluation_mode,
     fresh,
+    repeatable,
     unwrap,
 )
 from prunegraph.pruning.surgery import apply_mask, zero_mask
@@ -164,6 +165,6 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 def _outputs(model: nn.Module, inputs: ExampleInputs) -> list[Tensor]:
     """Return the floating-point tensors that a forward in eval mode gives."""
-    with evaluation_mode(model), sdpa_kernel(SDPBackend.MATH):
+    with evaluation_mode(model), repeatable(model), sdpa_kernel(SDPBackend.MATH):
         leaves = tree_leaves(call_forward(model, fresh(inputs)))
     return [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point() and t.numel()]

@@ -1,0 +1,261 @@
+"""Forwards as well-known networks write them: widths read from inputs, attributes and checks."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prunegraph.graph import StructureGraph, analyse
+from prunegraph.graph.attribute_reads import named_by_forward
+from prunegraph.testing import assert_masked_equals_pruned
+from prunegraph.testing.structure_check import check_structure
+
+WIDTH, HEADS, TOKENS = 24, 4, 9
+
+
+class Columns(nn.Module):
+    """GPT-2's ``Conv1D``: a linear layer whose weight is turned, that names its output's width."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.nf = nf
+        self.weight, self.bias = nn.Parameter(torch.randn(nx, nf)), nn.Parameter(torch.randn(nf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size_out = (*x.size()[:-1], self.nf)
+        x = torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight)
+        return x.view(size_out)
+
+
+class SquareColumns(nn.Module):
+    """Two of them in a row, as wide as each other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = Columns(WIDTH, WIDTH), Columns(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(x).relu())
+
+
+class ShorterSequence(nn.Module):
+    """As SegFormer and PVT shorten keys: what a convolution returns is as wide as its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shorten, self.mix = nn.Conv2d(WIDTH, WIDTH, 3, stride=3), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, c = x.shape
+        image = x.permute(0, 2, 1).reshape(b, c, 3, 3)
+        short = self.shorten(image).reshape(b, c, -1).permute(0, 2, 1)
+        return x + self.mix(short.tanh())
+
+
+class Checked(nn.Module):
+    """As transformers' patch embeddings: the width of the input is compared with an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_channels = WIDTH
+        self.inner = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.num_channels:
+            msg = "the channel dimension does not match the configuration"
+            raise ValueError(msg)
+        out: Tensor = self.inner(x).relu()
+        return out
+
+
+class OfKeywords(nn.Module):
+    """As BLIP's attention: called with keywords, and the width of its heads is the input's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = HEADS
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, *, states: Tensor) -> Tensor:
+        b, n, c = states.size()
+        qkv = self.qkv(states).reshape(b, n, 3, self.num_heads, c // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        x = F.scaled_dot_product_attention(q, k, v).permute(0, 2, 1, 3)
+        out: Tensor = self.out(x.reshape(*x.size()[:-2], c))
+        return out
+
+
+class Keywords(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = OfKeywords()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.attention(states=x)
+
+
+def with_a_tuple(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(forward)
+    def wrapped(*args: Any, **kwargs: Any) -> Tensor:
+        return forward(*args, **kwargs)
+
+    return wrapped
+
+
+class Decorated(nn.Module):
+    """As transformers decorates forwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_dim, self.max_tokens = WIDTH, 100
+
+    @with_a_tuple
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.shape[1] < self.max_tokens else x.new_zeros(len(x), 1, self.embed_dim)
+
+
+def test_what_a_decorated_forward_names_is_found() -> None:
+    assert named_by_forward(Decorated) == {"forward", "embed_dim", "max_tokens"}
+
+
+class FlatKernel(nn.Module):
+    """As Mamba's convolution: the weight's axis of size 1 is taken away and put back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(WIDTH, WIDTH, 3, groups=WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.conv.weight.squeeze(1).unsqueeze(1)
+        out = F.conv1d(x.transpose(1, 2), weight, self.conv.bias, padding=1, groups=x.shape[-1])
+        return out.transpose(1, 2)
+
+
+class OuterProduct(nn.Module):
+    """As Mamba's states: channels times a few numbers a token, summed over these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states, self.inner = nn.Linear(WIDTH, 3), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outer = self.inner(x)[..., :, None] * self.states(x)[..., None, :]
+        return outer.tanh().sum(-1)
+
+
+class ResizedTable(nn.Module):
+    """As vision transformers resize the table of positions to the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(1, 4, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        image = self.table.reshape(1, 2, 2, -1).permute(0, 3, 1, 2)
+        image = F.interpolate(image, size=(3, 3), mode="bicubic")
+        return x + image.flatten(2).transpose(1, 2)
+
+
+BLOCKS = {
+    "columns": (SquareColumns, [WIDTH, WIDTH, WIDTH]),
+    "shorter_sequence": (ShorterSequence, [WIDTH]),
+    "checked": (Checked, [WIDTH, WIDTH]),
+    "keywords": (Keywords, [HEADS]),
+    "flat_kernel": (FlatKernel, [WIDTH]),
+    "outer_product": (OuterProduct, [WIDTH, WIDTH]),
+    "resized_table": (ResizedTable, [WIDTH]),
+}
+
+
+def around(block: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, WIDTH), block, nn.Linear(WIDTH, 3))
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    return net.eval()
+
+
+def free_sizes(graph: StructureGraph) -> list[int]:
+    return sorted(len(group.classes) for group in graph.groups if group.frozen is None)
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_channels_are_free_where_the_forward_reads_its_width(name: str) -> None:
+    block, sizes = BLOCKS[name]
+    net, x = around(block()), torch.randn(2, TOKENS, 5)
+    assert free_sizes(analyse(net, x)) == sizes
+    found = check_structure(net, x, seed=0, num_masks=4)
+    assert found.failures == []
+    assert found.num_compared >= 4
+
+
+class TwoAttentions(nn.Module):
+    """As ConvBERT: two kinds of two heads, side by side, which must be as many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values, self.others = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.out = nn.Linear(2 * WIDTH, WIDTH)
+
+    def heads(self, x: Tensor) -> Tensor:
+        x = x.view(*x.shape[:2], -1, WIDTH // 2).transpose(1, 2)
+        return F.scaled_dot_product_attention(x, x, x).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pair = torch.stack([self.heads(self.values(x)), self.heads(self.others(x))], -1)
+        out: Tensor = self.out(pair.flatten(2))
+        return out
+
+
+def test_two_kinds_of_two_heads_do_not_agree_by_chance() -> None:
+    net, x = around(TwoAttentions()), torch.randn(2, TOKENS, 5)
+    found = check_structure(net, x, seed=0, num_masks=8)
+    assert found.failures == []
+
+
+class Batched(nn.Module):
+    """As TimeSformer: a batch of as many heads as the stream has channels says nothing of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = HEADS
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, c // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        values = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        out: Tensor = self.out(values.transpose(1, 2).reshape(b, n, c))
+        return x + out
+
+
+def test_a_batch_of_heads_is_not_the_stream() -> None:
+    net, x = around(Batched()), torch.randn(WIDTH // HEADS, TOKENS, 5)
+    assert free_sizes(analyse(net, x)) == [HEADS]
+
+
+class Random(nn.Module):
+    """As a masked autoencoder: which tokens it sees is drawn in the forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = torch.rand(x.shape[:2]).argsort(1)[:, :4]
+        out: Tensor = self.inner(x.gather(1, seen[..., None].expand(-1, -1, x.shape[-1])))
+        return out
+
+
+def test_the_oracle_draws_the_same_numbers_for_both_networks() -> None:
+    net, x = around(Random()), torch.randn(2, TOKENS, 5)
+    graph = analyse(net, x)
+    keep = graph.frozen | (np.arange(graph.num_classes) % 3 > 0)
+    assert_masked_equals_pruned(net, graph, graph.mask(keep), x)
+    assert free_sizes(graph) == [WIDTH, WIDTH]
