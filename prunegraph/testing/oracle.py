@@ -26,6 +26,9 @@ from prunegraph.types import Cost, KeepMask
 TOLERANCE = 1e-5
 """Largest accepted difference relative to the largest output."""
 
+LEAST_RESPONSE = 1e-8
+"""Share of the largest output below which what inputs change is as good as nothing."""
+
 FLOPS_PER_MAC = 2
 
 
@@ -143,15 +146,17 @@ def largest_difference(
 def _response(model: nn.Module, inputs: ExampleInputs, outputs: list[Tensor]) -> float:
     """Return how far the outputs move when floating-point inputs are set to zero, at most.
 
-    Never more than the largest output; that alone if no input is of floating point.
+    Never more than the largest output; that alone if no input is of floating point. Zero if it is
+    so little that rounding would decide.
     """
     largest = max((float(t.abs().max()) for t in outputs), default=0.0)
     leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
     if not any(leaf.is_floating_point() for leaf in leaves):
         return largest
     blank = _outputs(model, tree_map(_blank, inputs))
-    moved = (float((a - b).abs().max()) for a, b in zip(outputs, blank, strict=True))
-    return min(largest, max(moved, default=0.0))
+    moves = (float((a - b).abs().max()) for a, b in zip(outputs, blank, strict=True))
+    response = min(largest, max(moves, default=0.0))
+    return response if response > LEAST_RESPONSE * largest else 0.0
 
 
 def _blank(value: Any) -> Any:

@@ -132,6 +132,16 @@ def test_outputs_that_ignore_the_inputs_prove_nothing(
         assert_masked_equals_pruned(model, graph, mask, example)
 
 
+def test_outputs_that_hardly_move_prove_nothing(
+    model: nn.Module, graph: StructureGraph, mask: KeepMask, example: Tensor
+) -> None:
+    with torch.no_grad():
+        model.head.weight.mul_(1e-12)
+        model.head.bias.fill_(1.0)
+    with pytest.raises(AssertionError, match="nothing is compared"):
+        assert_masked_equals_pruned(model, graph, mask, example)
+
+
 def test_a_large_bias_hides_nothing(
     model: nn.Module, graph: StructureGraph, mask: KeepMask, example: Tensor
 ) -> None:
