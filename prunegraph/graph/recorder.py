@@ -181,12 +181,13 @@ class LabelRecorder(TorchDispatchMode):
         self._labels = WeakTensorKeyDictionary()
         self._weight_views = WeakTensorKeyDictionary()
         self._gather_depth = 0
-        self._sizes: dict[str, tuple[int, ...]] = {}
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             self._weight_views[tensor] = WeightView(
-                name=name, axes=tuple(range(tensor.ndim)), starts=(0,) * tensor.ndim
+                name=name,
+                shape=tuple(tensor.shape),
+                axes=tuple(range(tensor.ndim)),
+                starts=(0,) * tensor.ndim,
             )
-            self._sizes[name] = tuple(tensor.shape)
         self._buffers = {name for name, _ in model.named_buffers()}
         self._buffer_labels: list[Tensor] = []
 
@@ -254,7 +255,7 @@ class LabelRecorder(TorchDispatchMode):
         if not (tensor.is_floating_point() and tensor.numel() > 1):
             return neutral(tensor.shape)
         if view.name not in self.recording.element_labels:
-            shape = self._sizes[view.name]
+            shape = view.shape
             if prod(shape) > MAX_ELEMENT_LABELS:
                 cause = FrozenOp(
                     op="parameter", module=view.name, reason="raw parameter too large to label"
@@ -266,7 +267,9 @@ class LabelRecorder(TorchDispatchMode):
             if view.name in self._buffers:
                 self._buffer_labels.append(labels.reshape(-1))
         stored = [axis for axis in view.axes if axis is not None]
-        labels = self.recording.element_labels[view.name].permute(stored)
+        left_out = [axis for axis in range(len(view.shape)) if axis not in stored]
+        labels = self.recording.element_labels[view.name].permute(*stored, *left_out)
+        labels = labels.flatten(len(stored) - 1) if left_out else labels
         for axis, own in enumerate(view.axes):
             if own is None:
                 labels = labels.unsqueeze(axis)
@@ -322,7 +325,7 @@ class LabelRecorder(TorchDispatchMode):
         if axis is None:
             return torch.tensor([NEUTRAL]).expand(tensor.shape[position])
         if axis not in axes:
-            size = self._sizes[view.name][axis]
+            size = view.shape[axis]
             axes[axis] = self.store.fresh(size) if size > 1 else torch.tensor([NEUTRAL])
         return axes[axis].narrow(0, view.starts[position], tensor.shape[position])
 

@@ -13,11 +13,14 @@ class WeightView:
 
     Attributes:
         name: of the parameter or buffer.
-        axes: axis of the parameter at each axis of the view; None where one was added.
+        shape: of the parameter or buffer.
+        axes: axis of the parameter at each axis of the view; None where one was added. Those that
+            are left out are of size 1.
         starts: first position along each axis of the view.
     """
 
     name: str
+    shape: tuple[int, ...]
     axes: tuple[int | None, ...]
     starts: tuple[int, ...]
 
@@ -39,6 +42,9 @@ class WeightView:
         """Return the view in a shape that differs by axes of size 1; None if it differs by more."""
         wide = [axis for axis, size in enumerate(before) if size > 1]
         if [before[axis] for axis in wide] != [size for size in after if size > 1]:
+            return None
+        left_out = [axis for size, axis in zip(before, self.axes, strict=True) if size == 1]
+        if any(axis is not None and self.shape[axis] > 1 for axis in left_out):
             return None
         left = iter(wide)
         order = [next(left) if size > 1 else None for size in after]
