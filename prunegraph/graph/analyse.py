@@ -25,7 +25,7 @@ from prunegraph.graph.recorder import LabelRecorder
 from prunegraph.graph.recurrent_rules import settle_recurrent
 from prunegraph.graph.rules import RULES
 from prunegraph.graph.structure import FrozenOp, StructureGraph
-from prunegraph.graph.surgery import copy_network
+from prunegraph.graph.surgery import copy_network, hears_of_training
 from prunegraph.graph.training_layers import join_training, unused_weights
 from prunegraph.graph.trial import ERRORS, Remedies, Trial, awake, check_copies, is_sound
 from prunegraph.seeding import seeded
@@ -292,8 +292,9 @@ def analyse(
     model = unwrap(model)
     _check_plain(model)
     _check_finite(model)
-    with _state_kept(model), repeatable(model):
-        recorder = _record_all(model, example_inputs, attention)
+    recorded = copy_network(model) if hears_of_training(model) else model
+    with _state_kept(recorded), repeatable(recorded):
+        recorder = _record_all(recorded, example_inputs, attention)
     builder = GraphBuilder(model, recorder.recording, attention=attention)
     graph = builder.build()
     remedies = Remedies(model, recorder.recording)

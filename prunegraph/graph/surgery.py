@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from prunegraph.channel_gather import ZERO_CHANNEL, ChannelGather
-from prunegraph.errors import MaskError, SurgeryError
+from prunegraph.errors import MaskError, ModelError, SurgeryError
+from prunegraph.graph.attribute_reads import is_own
 from prunegraph.graph.masked_norm import MaskedNorm, mean_over_kept
 from prunegraph.graph.module_sizes import fix_module_sizes, replace_module, slim_attentions
 from prunegraph.graph.structure import StructureGraph
@@ -42,16 +43,44 @@ def copy_network(model: Network, memo: Mapping[int, object] | None = None) -> Ne
     """Return a deep copy of a network, with what a forward has left in its modules.
 
     Results that modules keep while training (``self.features = x``) are detached in the copy: torch
-    refuses to copy tensors that hang on a graph of gradients.
+    refuses to copy tensors that hang on a graph of gradients. Those that they keep while evaluating
+    and drop when training begins (a bias for each pair of positions, in LeViT) are dropped.
 
     Args:
         model: the network; it is left as it is.
         memo: ``id`` of a part -> what takes its place in the copy.
+
+    Raises:
+        ModelError: something that a module holds cannot be copied.
     """
     kept = [leaf for module in model.modules() for leaf in tree_leaves(list(vars(module).values()))]
     computed = [leaf for leaf in kept if isinstance(leaf, Tensor) and not leaf.is_leaf]
     detached: dict[int, object] = {id(tensor): tensor.detach() for tensor in computed}
-    return copy.deepcopy(model, {**detached, **(memo or {})})
+    try:
+        copied = copy.deepcopy(model, {**detached, **(memo or {})})
+    except TypeError as error:
+        msg = (
+            f"{type(model).__name__} cannot be copied ({error}): take what cannot be copied off "
+            "its modules"
+        )
+        raise ModelError(msg) from error
+    if hears_of_training(copied):
+        modes = [(module, module.training) for module in copied.modules()]
+        asking = [(parameter, parameter.requires_grad) for parameter in copied.parameters()]
+        copied.train()
+        copied.train(model.training)
+        for module, mode in modes:
+            module.training = mode
+        for parameter, asked in asking:
+            parameter.requires_grad_(asked)
+    return copied
+
+
+def hears_of_training(model: nn.Module) -> bool:
+    """Return whether some module does something of its own when training begins or ends."""
+    kinds = {type(module) for module in model.modules()}
+    bases = {base for kind in kinds for base in kind.__mro__ if is_own(base)}
+    return any("train" in vars(base) for base in bases)
 
 
 def apply_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.attribute_reads import named_by_forward
+from prunegraph.graph.surgery import apply_mask
 from prunegraph.testing import assert_masked_equals_pruned
 from prunegraph.testing.structure_check import check_structure
 
@@ -259,3 +260,38 @@ def test_the_oracle_draws_the_same_numbers_for_both_networks() -> None:
     keep = graph.frozen | (np.arange(graph.num_classes) % 3 > 0)
     assert_masked_equals_pruned(net, graph, graph.mask(keep), x)
     assert free_sizes(graph) == [WIDTH, WIDTH]
+
+
+class Cached(nn.Module):
+    """As LeViT: a bias for each pair of positions, looked up once and kept while evaluating."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias, self.kept = nn.Parameter(torch.randn(1, WIDTH)), {}
+        self.inner = nn.Linear(WIDTH, WIDTH)
+
+    def train(self, mode: bool = True) -> "Cached":
+        self.kept = {} if mode else self.kept
+        return super().train(mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if "bias" not in self.kept:
+            self.kept["bias"] = self.bias.expand(x.shape[1], -1)
+        out: Tensor = self.inner(x) + self.kept["bias"]
+        return out
+
+
+def test_what_is_kept_while_evaluating_is_made_again() -> None:
+    net, x = around(Cached()), torch.randn(2, TOKENS, 5)
+    net[1].bias.requires_grad_(False)
+    before = net(x)
+    kept = net[1].kept["bias"]
+    graph = analyse(net, x)
+    assert free_sizes(graph) == [WIDTH, WIDTH]
+    assert net[1].kept["bias"] is kept
+    keep = graph.frozen | (np.arange(graph.num_classes) % 3 > 0)
+    pruned = apply_mask(net, graph, graph.mask(keep))
+    assert pruned(x).shape == before.shape
+    assert not pruned.training
+    assert not pruned[1].bias.requires_grad
+    assert pruned[1].inner.weight.requires_grad
