@@ -54,8 +54,16 @@ TINY = {
 """Option -> value that keeps a command to a few seconds."""
 
 
-BENCHMARK_PACKAGES = {"timm", "torch_pruning", "transformers"}
-"""What the extra ``benchmark`` installs; without it options of some benchmarks are not parsed."""
+BENCHMARK_PACKAGES = {
+    "diffusers",
+    "monai",
+    "segmentation_models_pytorch",
+    "timm",
+    "torch_pruning",
+    "transformers",
+    "ultralytics",
+}
+"""What the extras ``benchmark`` and ``zoo`` install; without them some options are not parsed."""
 
 
 class Block(NamedTuple):

@@ -1,0 +1,51 @@
+"""The verdict of ``benchmarks/structure_zoo.py`` on rows as its workers write them."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "structure_zoo_table.py"
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("structure_zoo_table", PATH)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    passing = {"library": "timm", "name": "vit", "least_macs": 0.1, "prunable": 1.0}
+    return passing | {"frozen": {}, "compared": 3, "failures": []} | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, ""),
+        ({"error": "ModelError: no inner channels"}, "ModelError: no inner channels"),
+        ({"failures": ["budget: 3"], "compared": 0}, "budget: 3"),
+        ({"compared": 0}, "its outputs hardly depend on its inputs"),
+        (
+            {"least_macs": 0.7, "frozen": {"once": 1, "twice": 2, "thrice": 3}},
+            "70% of the MACs must stay: thrice; twice",
+        ),
+    ],
+)
+def test_shortcomings(bench: ModuleType, changes: dict[str, Any], told: str) -> None:
+    assert "; ".join(bench.shortcomings(row(**changes))) == told
+
+
+def test_the_table_counts_by_library(bench: ModuleType) -> None:
+    rows = [row(), row(name="pit", least_macs=0.9), {"library": "monai", "name": "x", "error": "E"}]
+    text = bench.table(rows)
+    assert "| timm | 2 | 2 | 2 | 1 | 1 |" in text
+    assert "| monai | 1 | 0 | 0 | 0 | 0 |" in text
+    assert "- monai/x: E" in text
+    assert "timm/vit" not in text
