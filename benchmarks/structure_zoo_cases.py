@@ -198,7 +198,8 @@ def _inputs(kind: str, network: Any) -> dict[str, Any]:
     config, tokens = network.config, torch.randint(3, 100, (1, TOKENS))
     takes = inspect.signature(network.forward).parameters
     inner = getattr(config, "vision_config", config)
-    side = max(getattr(inner, "image_size", None) or SIDE, 32)
+    size = getattr(inner, "image_size", None) or SIDE
+    side = max(size if isinstance(size, int) else size[0], 32)
     image = torch.randn(1, getattr(config, "num_channels", 3), side, side)
     inputs: dict[str, Any] = {}
     if "input_ids" in takes:

@@ -41,7 +41,7 @@ from prunegraph.graph.movement_rules import (
 from prunegraph.graph.product_rules import activation_product, attention
 from prunegraph.graph.recorder import LabelRecorder, OpCall, Rule
 from prunegraph.graph.recurrent_rules import fused_recurrent, pack
-from prunegraph.graph.spatial_rules import grid_sample, spatial, unpool
+from prunegraph.graph.spatial_rules import grid_sample, regions, spatial, unpool
 
 # Pointwise
 
@@ -405,6 +405,7 @@ def _table() -> dict[str, Rule]:
     table |= dict.fromkeys(_SCANS, scan)
     table |= dict.fromkeys(("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn"), fused_recurrent)
     table |= dict.fromkeys(("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"), grid_sample)
+    table |= dict.fromkeys(("torchvision::roi_align", "torchvision::roi_pool"), regions)
     table |= {"native_layer_norm": layer_norm, "native_group_norm": group_norm}
     table |= {"convolution": convolution, "addmm": addmm, "mm": mm}
     table |= dict.fromkeys(_ATTENTION, attention)

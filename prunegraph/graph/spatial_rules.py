@@ -1,6 +1,6 @@
 """What pooling and resampling do to labels."""
 
-from prunegraph.graph.labels import is_neutral, varying_axes
+from prunegraph.graph.labels import along, is_neutral, varying_axes
 from prunegraph.graph.recorder import LabelRecorder, OpCall
 
 
@@ -26,6 +26,16 @@ def grid_sample(recorder: LabelRecorder, call: OpCall) -> None:
     if not is_neutral(grid):
         recorder.store.freeze(grid, recorder.cause(call, "places in space"))
     _resample(recorder, call, 2)
+
+
+def regions(recorder: LabelRecorder, call: OpCall) -> None:
+    """Read boxes ``[K, 5]``, the same for all channels, out of images ``[B, C, H, W]``."""
+    boxes = recorder.labels_of(call.args[1])
+    if not is_neutral(boxes):
+        recorder.store.freeze(boxes, recorder.cause(call, "places in space"))
+    channels = recorder.channel_labels(recorder.labels_of(call.args[0]), 1)
+    for tensor in call.outputs():
+        recorder.set_labels(tensor, along(channels, 1, tensor.shape))
 
 
 def _resample(recorder: LabelRecorder, call: OpCall, first: int) -> None:

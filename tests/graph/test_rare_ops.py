@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision import ops
 
 from prunegraph.graph import analyse
 from prunegraph.testing import assert_masked_equals_pruned
@@ -112,6 +113,19 @@ class Bag(nn.Module):
         return out
 
 
+class Regions(nn.Module):
+    """Classifies boxes that are cut out of the image, as two-stage detectors do."""
+
+    def __init__(self, cut: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.one, self.out, self.cut = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(16 * 4, 3), cut
+
+    def forward(self, x: Tensor) -> Tensor:
+        boxes = [torch.tensor([[0.0, 0.0, 5.0, 6.0], [1.0, 2.0, 8.0, 8.0]], dtype=x.dtype)] * 2
+        out: Tensor = self.out(self.cut(self.one(x), boxes, 2).flatten(1))
+        return out
+
+
 WORDS = torch.arange(20).view(4, 5) % 11
 
 CASES: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, int]]] = {
@@ -121,6 +135,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, int]]] = {
     "codes": (Codes, IMAGES, {"one": 16, "two": 12}),
     "class_wide": (ClassWide, IMAGES, {"one": 16}),
     "bag": (Bag, WORDS, {"bag": 16}),
+    "regions": (lambda: Regions(ops.roi_align), IMAGES, {"one": 16}),
+    "pooled_regions": (lambda: Regions(ops.roi_pool), IMAGES, {"one": 16}),
 }
 
 
