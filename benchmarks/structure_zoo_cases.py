@@ -165,7 +165,9 @@ def _sizes(kind: str, config: Any) -> dict[str, Any]:
     if kind in OWN_SIZES or any(isinstance(getattr(config, s, None), list) for s in STAGES):
         kept = ("vocab_size", "num_labels", "use_cache", "pad_token_id")
         found = {name: value for name, value in found.items() if name in kept}
-        found |= {"image_size": SIDE} if hasattr(config, "image_size") else {}
+        if hasattr(config, "image_size"):
+            one = isinstance(config.image_size, int)
+            found["image_size"] = SIDE if one else [SIDE] * len(config.image_size)
     found |= MORE.get(kind, {})
     return {name: value for name, value in found.items() if value is not None}
 
@@ -213,9 +215,9 @@ def _inputs(kind: str, network: Any) -> dict[str, Any]:
     if kind == "vjepa2":
         inputs = {"pixel_values_videos": torch.randn(1, FRAMES, 3, side, side)}
     if "input_values" in takes and not inputs:
-        spectrum = (1, getattr(config, "max_length", 1024), config.num_mel_bins)
-        shape = (1, 4000) if kind == "data2vec-audio" else spectrum
-        inputs["input_values"] = torch.randn(shape)
+        waves = kind == "data2vec-audio"
+        spectrum = (1, 4000) if waves else (1, config.max_length, config.num_mel_bins)
+        inputs["input_values"] = torch.randn(spectrum)
     return inputs | ({"use_cache": False} if "use_cache" in takes else {})
 
 
@@ -325,7 +327,7 @@ MONAI: dict[str, tuple[tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = {
     "DynUNet": ((2, 1, 2, [3, 3, 3], [1, 2, 2], [2, 2]), {"res_block": True}, (64, 64)),
     "HighResNet": ((2, 1, 2), {}, (64, 64)),
     "DenseNet121": ((2, 1, 2), {}, (64, 64)),
-    "SEResNet50": ((2, 1, 2), {}, (64, 64)),
+    "SEResNet50": ((), {"spatial_dims": 2, "in_channels": 1, "num_classes": 2}, (64, 64)),
     "AutoEncoder": ((2, 1, 1, (8, 16, 32), (2, 2, 2)), {}, (64, 64)),
     "RegUNet": ((2, 1, 8, 2), {}, (64, 64)),
     "DiffusionModelUNet": (
@@ -339,7 +341,6 @@ MONAI: dict[str, tuple[tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = {
         (64, 64),
     ),
     "AutoencoderKL": ((2, 1, 1, (1, 1), (32, 64), (False, True), 4), {}, (64, 64)),
-    "PatchDiscriminator": ((2, 16, 1), {}, (64, 64)),
 }
 """Name -> positional and keyword arguments, size of the image."""
 

@@ -1,12 +1,14 @@
 """Norms and means that see the kept channels only."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 _LAYER_NORM = ("input", "normalized_shape", "weight", "bias", "eps", "cudnn_enable")
@@ -103,6 +105,8 @@ Kind = tuple[Tensor, int]
 def mean_over_kept(module: nn.Module, *kinds: Kind) -> None:
     """Let a module's forward take its means over channels, and its group norm, over kept ones.
 
+    Modules inside it have means of their own.
+
     Args:
         module: changed in place; its ``forward`` is wrapped.
         kinds: of channels, told apart by their axis and number.
@@ -113,11 +117,11 @@ def mean_over_kept(module: nn.Module, *kinds: Kind) -> None:
 class _KeptForward:
     """A forward under a mode."""
 
-    def __init__(self, forward: Callable[..., Any], mode: TorchFunctionMode) -> None:
+    def __init__(self, forward: Callable[..., Any], mode: "_KeptMeans") -> None:
         self.forward, self.mode = forward, mode
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.mode:
+        with self.mode, self.mode.resting_inside():
             return self.forward(*args, **kwargs)
 
 
@@ -127,6 +131,22 @@ class _KeptMeans(TorchFunctionMode):
     def __init__(self, kinds: Sequence[Kind]) -> None:
         super().__init__()
         self._kept = {(len(keep), axis): keep for keep, axis in kinds}
+        self._depth = 0
+
+    @contextmanager
+    def resting_inside(self) -> Iterator[None]:
+        """Leave the functions alone that modules call which are called while this is open."""
+
+        def enter(*_: Any) -> None:
+            self._depth += 1
+
+        def leave(*_: Any) -> None:
+            self._depth -= 1
+
+        with ExitStack() as stack:
+            stack.callback(register_module_forward_pre_hook(enter).remove)
+            stack.callback(register_module_forward_hook(leave, always_call=True).remove)
+            yield
 
     def __torch_function__(
         self,
@@ -136,6 +156,8 @@ class _KeptMeans(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
+        if self._depth:
+            return func(*args, **kwargs)
         if func in _OVER_KEPT:
             return self._over_kept(func, args, kwargs)
         if func in _NORMS:

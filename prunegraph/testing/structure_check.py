@@ -7,18 +7,31 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from prunegraph.errors import BudgetError, one_line
-from prunegraph.graph import ExampleInputs, StructureGraph, analyse
+from prunegraph.graph import (
+    ExampleInputs,
+    StructureGraph,
+    analyse,
+    call_forward,
+    copy_network,
+    evaluation_mode,
+)
 from prunegraph.pruning.surgery import apply_mask
-from prunegraph.testing.oracle import NothingComparedError, assert_masked_equals_pruned
+from prunegraph.testing.oracle import (
+    TOLERANCE,
+    NothingComparedError,
+    assert_masked_equals_pruned,
+)
 from prunegraph.types import BoolArray, Budget, FloatArray, KeepMask
 
 HALF = Budget(keep_macs=0.5)
 KINDS = ("analysis", "budget", "masked = pruned", "surgery of surgery", "side effects")
 """What a failure can be about."""
 MAX_DRAWS = 5
+SINGLE_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +70,10 @@ def check_structure(
     """Check the analysis, budgets, surgery and costs of one network.
 
     Random scores are projected to random budgets: the masks must be legal, meet their budget and
-    leave no room for another class; masked and pruned networks must agree in float64, and costs
-    with those counted. The last pruned network, if something is left to prune, is analysed and
-    pruned again, and must pass the same. The model itself must stay as it is.
+    leave no room for another class; masked and pruned networks must agree in float64 (in float32
+    to 1e-3 where the network does not run in float64), and costs with those counted. The last
+    pruned network, if something is left to prune, is analysed and pruned again, and must pass the
+    same. The model itself must stay as it is.
 
     Args:
         model: the network; it is left as it is.
@@ -91,6 +105,18 @@ def check_structure(
         assert not changed, f"changed: {changed}"
         assert modes == [module.training for module in model.modules()], "training flags changed"
     return found
+
+
+def precision(model: nn.Module, example: ExampleInputs) -> tuple[torch.dtype, float]:
+    """Return the type in which a network can be compared, and the tolerance."""
+    doubled = copy_network(model).double()
+    inputs = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, example)
+    try:
+        with evaluation_mode(doubled):
+            call_forward(doubled, inputs)
+    except RuntimeError:  # it casts to float32 itself, or calls a kernel that float64 has not
+        return torch.float32, SINGLE_TOLERANCE
+    return torch.float64, TOLERANCE
 
 
 def random_scores(graph: StructureGraph, rng: np.random.Generator) -> FloatArray:
@@ -156,7 +182,10 @@ def _checked_mask(
         before = len(found.failures)
         with _noted(found, kind):
             try:
-                assert_masked_equals_pruned(model, graph, mask, example)
+                dtype, tolerance = precision(model, example)
+                assert_masked_equals_pruned(
+                    model, graph, mask, example, dtype=dtype, tolerance=tolerance
+                )
             except NothingComparedError:
                 continue
             found.num_compared += 1

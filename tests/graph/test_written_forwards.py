@@ -195,6 +195,32 @@ def test_channels_are_free_where_the_forward_reads_its_width(name: str) -> None:
     assert found.num_compared >= 4
 
 
+class NormsOfOneSize(nn.Module):
+    """As SwinUNETR: a norm without weights, and a module's over as many other channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.few, self.many = nn.Linear(WIDTH, WIDTH // 2), nn.Linear(WIDTH, WIDTH)
+        self.norm, self.out = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        few = self.few(x)
+        first = self.out(self.norm(torch.cat([few, few.tanh()], -1)))
+        many = self.many(x)
+        return first + F.layer_norm(many, many.shape[-1:])
+
+
+def test_a_norm_is_told_from_one_inside_of_as_many_channels() -> None:
+    net, x = around(NormsOfOneSize()), torch.randn(2, TOKENS, 5)
+    graph = analyse(net, x)
+    assert free_sizes(graph) == [WIDTH // 2, WIDTH, WIDTH]
+    keep = graph.dense_mask().keep.copy()
+    for group in graph.groups:
+        if len(group.classes) == WIDTH:  # the norm inside keeps all
+            keep[group.classes[::3]] = False
+    assert_masked_equals_pruned(net, graph, graph.mask(keep), x)
+
+
 class TwoAttentions(nn.Module):
     """As ConvBERT: two kinds of two heads, side by side, which must be as many."""
 

@@ -15,6 +15,7 @@ from prunegraph.testing.structure_check import (
     assert_budget_met,
     can_reach,
     check_structure,
+    precision,
     random_scores,
 )
 from prunegraph.types import Budget, FloatArray, KeepMask
@@ -113,6 +114,25 @@ def test_outputs_that_ignore_the_inputs_are_not_counted(model: nn.Module) -> Non
 
 def test_what_raises_is_a_failure_too() -> None:
     assert kinds(nn.Linear(4, 2)) == {"analysis"}
+
+
+class Single(nn.Module):
+    """Casts its input to float32, as kernels that know no other type need it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(x.float()).relu())
+
+
+def test_a_network_of_float32_alone_is_compared_in_it() -> None:
+    net, x = Single(), torch.randn(2, 4)
+    assert precision(net, x) == (torch.float32, 1e-3)
+    found = check_structure(net, x, seed=0)
+    assert found.failures == []
+    assert found.num_compared == 3
 
 
 def test_side_effects_are_found() -> None:
