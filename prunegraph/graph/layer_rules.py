@@ -9,6 +9,9 @@ from prunegraph.graph.product_rules import activation_product, record_product
 from prunegraph.graph.recorder import LabelRecorder, OpCall
 from prunegraph.graph.recording import RecordedOp
 
+GROUPED_BYTES = 16
+"""What the strides of a grouped product must be multiples of."""
+
 
 def tie_parameter(recorder: LabelRecorder, tensor: Tensor | None, channels: Tensor) -> None:
     """Unite a 1-D parameter (or buffer) with the channels."""
@@ -262,6 +265,30 @@ def addmm(recorder: LabelRecorder, call: OpCall) -> None:
 def mm(recorder: LabelRecorder, call: OpCall) -> None:
     """A linear layer without bias."""
     _matrix_product(recorder, call, call.args[0], call.args[1])
+
+
+def grouped_mm(recorder: LabelRecorder, call: OpCall) -> None:
+    """Each row times the matrix of its group, of weights ``[groups, in, out]``, as experts do.
+
+    All groups lose the same positions, and these leave in blocks: the kernels read rows that begin
+    at multiples of 16 bytes.
+    """
+    source, weight = call.args[:2]
+    stored = recorder.weight_view(weight)
+    block = GROUPED_BYTES // source.element_size()
+    if (
+        stored is None
+        or weight.ndim != 3
+        or source.ndim != 2
+        or any(size % block for size in weight.shape[1:])
+    ):
+        recorder.freeze_all(call, "a product of groups that is not of stored weights in blocks")
+        return
+    for axis in (1, 2):
+        labels = recorder.axis_labels(weight, axis)
+        assert labels is not None
+        recorder.store.unite(labels.view(-1, block), labels.view(-1, block)[:, :1])
+    _matrix_product(recorder, call, source, weight)
 
 
 def bmm(recorder: LabelRecorder, call: OpCall) -> None:

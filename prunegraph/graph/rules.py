@@ -18,6 +18,7 @@ from prunegraph.graph.layer_rules import (
     convolution,
     embedding,
     group_norm,
+    grouped_mm,
     layer_norm,
     mm,
 )
@@ -407,7 +408,7 @@ def _table() -> dict[str, Rule]:
     table |= dict.fromkeys(("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"), grid_sample)
     table |= dict.fromkeys(("torchvision::roi_align", "torchvision::roi_pool"), regions)
     table |= {"native_layer_norm": layer_norm, "native_group_norm": group_norm}
-    table |= {"convolution": convolution, "addmm": addmm, "mm": mm}
+    table |= {"convolution": convolution, "addmm": addmm, "mm": mm, "_grouped_mm": grouped_mm}
     table |= dict.fromkeys(_ATTENTION, attention)
     table |= dict.fromkeys(("_local_scalar_dense", "sym_size", "is_same_size", "equal"), nothing)
     return table

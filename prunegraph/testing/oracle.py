@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import torch
@@ -30,6 +31,18 @@ LEAST_RESPONSE = 1e-8
 """Share of the largest output below which what inputs change is as good as nothing."""
 
 FLOPS_PER_MAC = 2
+
+
+def _grouped_flops(rows: tuple[int, ...], weight: tuple[int, ...], *_: Any, **__: Any) -> int:
+    """Count rows ``[T, in]`` times weights ``[groups, in, out]``; torch's counter does not."""
+    return FLOPS_PER_MAC * rows[0] * prod(weight[1:])
+
+
+GROUPED = {
+    getattr(torch.ops.aten, name): _grouped_flops
+    for name in ("_grouped_mm",)
+    if hasattr(torch.ops.aten, name)  # since torch 2.8
+}
 
 
 class NothingComparedError(AssertionError):
@@ -93,7 +106,7 @@ def count_cost(model: nn.Module, inputs: ExampleInputs) -> Cost:
     Attention is counted as the matrix products that it is: the fast path of ``MultiheadAttention``
     is off and scaled dot products use the plain backend.
     """
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=GROUPED)
     with _without_gradients(model), evaluation_mode(model), sdpa_kernel(SDPBackend.MATH), counter:
         call_forward(model, fresh(inputs))
     return Cost(

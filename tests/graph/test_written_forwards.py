@@ -14,7 +14,7 @@ from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.attribute_reads import named_by_forward
 from prunegraph.graph.surgery import apply_mask
 from prunegraph.testing import assert_masked_equals_pruned
-from prunegraph.testing.structure_check import check_structure
+from prunegraph.testing.structure_check import check_structure, random_mask
 
 WIDTH, HEADS, TOKENS = 24, 4, 9
 
@@ -219,6 +219,35 @@ def test_a_norm_is_told_from_one_inside_of_as_many_channels() -> None:
         if len(group.classes) == WIDTH:  # the norm inside keeps all
             keep[group.classes[::3]] = False
     assert_masked_equals_pruned(net, graph, graph.mask(keep), x)
+
+
+class Experts(nn.Module):
+    """Each token goes through one of three experts, whose weights are one parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(WIDTH, 3)
+        self.up = nn.Parameter(torch.randn(3, 32, WIDTH))
+        self.down = nn.Parameter(torch.randn(3, WIDTH, 32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, 1)
+        expert = self.router(rows).argmax(-1)
+        order = expert.argsort()
+        ends = torch.bincount(expert, minlength=3).cumsum(0).to(torch.int32)
+        inner = torch._grouped_mm(rows[order], self.up.transpose(1, 2), offs=ends).relu()
+        out = torch._grouped_mm(inner, self.down.transpose(1, 2), offs=ends)
+        return x + out[order.argsort()].view(x.shape)
+
+
+@pytest.mark.skipif(not hasattr(torch, "_grouped_mm"), reason="needs a newer torch")
+def test_experts_lose_channels_in_blocks_of_16_bytes() -> None:
+    net, x = around(Experts()), torch.randn(2, 8, 5)
+    graph = analyse(net, x)
+    assert free_sizes(graph) == [WIDTH // 4, 32 // 4]
+    for seed in range(4):
+        mask, _ = random_mask(graph, np.random.default_rng(seed))
+        assert_masked_equals_pruned(net, graph, mask, x, dtype=torch.float32, tolerance=1e-3)
 
 
 class TwoAttentions(nn.Module):
