@@ -25,7 +25,7 @@ from prunegraph.graph.recorder import LabelRecorder
 from prunegraph.graph.recurrent_rules import settle_recurrent
 from prunegraph.graph.rules import RULES
 from prunegraph.graph.structure import FrozenOp, StructureGraph
-from prunegraph.graph.surgery import copy_network, hears_of_training
+from prunegraph.graph.surgery import copy_network, drop_kept, hears_of_training, put_modes
 from prunegraph.graph.training_layers import join_training, unused_weights
 from prunegraph.graph.trial import ERRORS, Remedies, Trial, awake, check_copies, is_sound
 from prunegraph.seeding import seeded
@@ -77,8 +77,7 @@ def evaluation_mode(model: nn.Module, *, training: bool = False) -> Iterator[Non
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
-        for module, mode in modes.items():
-            module.training = mode
+        put_modes(modes)
 
 
 def _shapes(example_inputs: ExampleInputs) -> str:
@@ -205,6 +204,15 @@ def _entries(part: dict[Any, Any] | Collection[Any]) -> list[Any]:
     return [(key, id(value)) for key, value in pairs]
 
 
+def _to_be_run(model: nn.Module) -> nn.Module:
+    """Return a copy of a network that may change its weights where its mode changes, as LoRA's."""
+    if not hears_of_training(model):
+        return model
+    copied = copy_network(model)
+    drop_kept(copied)
+    return copied
+
+
 def _record_all(
     model: nn.Module, example_inputs: ExampleInputs, attention: AttentionUnit
 ) -> LabelRecorder:
@@ -292,9 +300,9 @@ def analyse(
     model = unwrap(model)
     _check_plain(model)
     _check_finite(model)
-    recorded = copy_network(model) if hears_of_training(model) else model
-    with _state_kept(recorded), repeatable(recorded):
-        recorder = _record_all(recorded, example_inputs, attention)
+    model = _to_be_run(model)
+    with _state_kept(model), repeatable(model):
+        recorder = _record_all(model, example_inputs, attention)
     builder = GraphBuilder(model, recorder.recording, attention=attention)
     graph = builder.build()
     remedies = Remedies(model, recorder.recording)

@@ -392,13 +392,13 @@ class LabelRecorder(TorchDispatchMode):
             self.recording.size_uses.append(use)
             self._gather_depth -= 1
 
-    def _note_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _note_input(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note the channels of the first input of a module that has some."""
         self._gather_depth += 1  # the label arithmetic below passes through this mode too
         for leaf in tree_leaves((args, kwargs)):
-            labels = self.labels_of(leaf) if isinstance(leaf, Tensor) else neutral(())
-            axes = varying_axes(labels)
-            if axes:
+            known = isinstance(leaf, Tensor) and leaf in self._labels
+            labels = self.labels_of(leaf) if known else neutral(())
+            if axes := varying_axes(labels):
                 for axis in set(range(labels.ndim)) - {axes[-1]}:
                     labels = labels.narrow(axis, 0, 1)
                 if not bool((labels == NEUTRAL).any()):
@@ -435,9 +435,10 @@ class LabelRecorder(TorchDispatchMode):
             stack.callback(register_module_forward_hook(quiet(self._after_module)).remove)
             stack.enter_context(self.modules.tracking())
             stack.callback(register_module_forward_pre_hook(quiet(self._before_module)).remove)
-            for module in filter(lambda item: is_own(type(item)), self._model.modules()):
-                hook = module.register_forward_pre_hook(quiet(self._note_input), with_kwargs=True)
-                stack.callback(hook.remove)
+            for module in self._model.modules():
+                if is_own(type(module)) and not isinstance(module, torch.jit.ScriptModule):
+                    add, hook = module.register_forward_pre_hook, quiet(self._note_input)
+                    stack.callback(add(hook, with_kwargs=True).remove)
             stack.enter_context(self)
             reads = stack.enter_context(attribute_reads(self._model))
             yield

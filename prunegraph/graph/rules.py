@@ -63,7 +63,8 @@ def combine(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) 
         return left
     known = [one for one, other in ((left, right), (right, left)) if _flat_along(one, other)]
     if known:  # of an outer product, where both are, the channels of one side can be told
-        one = min(known, key=lambda side: narrow_constant(side).numel())
+        product = call.name.rstrip("_") == "mul"
+        one = min(known, key=lambda side: narrow_constant(side).numel()) if product else known[0]
         if varying_axes(one):
             recorder.store.freeze(one, recorder.cause(call, "its axis carries no channels"))
         return right if one is left else left

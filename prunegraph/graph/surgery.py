@@ -43,8 +43,7 @@ def copy_network(model: Network, memo: Mapping[int, object] | None = None) -> Ne
     """Return a deep copy of a network, with what a forward has left in its modules.
 
     Results that modules keep while training (``self.features = x``) are detached in the copy: torch
-    refuses to copy tensors that hang on a graph of gradients. Those that they keep while evaluating
-    and drop when training begins (a bias for each pair of positions, in LeViT) are dropped.
+    refuses to copy tensors that hang on a graph of gradients.
 
     Args:
         model: the network; it is left as it is.
@@ -64,15 +63,6 @@ def copy_network(model: Network, memo: Mapping[int, object] | None = None) -> Ne
             "its modules"
         )
         raise ModelError(msg) from error
-    if hears_of_training(copied):
-        modes = [(module, module.training) for module in copied.modules()]
-        asking = [(parameter, parameter.requires_grad) for parameter in copied.parameters()]
-        copied.train()
-        copied.train(model.training)
-        for module, mode in modes:
-            module.training = mode
-        for parameter, asked in asking:
-            parameter.requires_grad_(asked)
     return copied
 
 
@@ -81,6 +71,37 @@ def hears_of_training(model: nn.Module) -> bool:
     kinds = {type(module) for module in model.modules()}
     bases = {base for kind in kinds for base in kind.__mro__ if is_own(base)}
     return any("train" in vars(base) for base in bases)
+
+
+def put_modes(modes: Mapping[nn.Module, bool]) -> None:
+    """Put modules into training or eval mode; parents come first.
+
+    Those that are in another are told, as by their user.
+    """
+    for module, mode in modes.items():
+        if module.training != mode:
+            module.train(mode)
+    for module, mode in modes.items():
+        module.training = mode
+
+
+def drop_kept(network: nn.Module) -> None:
+    """Let modules drop what they keep while evaluating, as they do when training begins.
+
+    LeViT keeps a bias for each pair of positions, which would have the dense network's heads.
+    """
+    if not hears_of_training(network):
+        return
+    modes = {module: module.training for module in network.modules()}
+    asking = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    try:
+        network.train()
+        put_modes(modes)
+    except Exception:  # a user's may refuse, as fused modules do
+        for module, mode in modes.items():
+            module.training = mode
+    for parameter, asked in asking:
+        parameter.requires_grad_(asked)
 
 
 def apply_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Module:
@@ -112,6 +133,7 @@ def apply_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Mo
             values[attribute.index] = size
             value = type(getattr(owner, attribute.name))(values)
         setattr(owner, attribute.name, value)
+    drop_kept(pruned)
     return slim_attentions(model, pruned, {key: plan.keep for key, plan in plans.items()})
 
 
@@ -148,6 +170,7 @@ def zero_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Mod
         changed = [kind for kind in kept if not bool(kind[0].all())]
         if changed:
             mean_over_kept(silent.get_submodule(path), *changed)
+    drop_kept(silent)
     return silent
 
 

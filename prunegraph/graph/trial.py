@@ -8,7 +8,8 @@ zero-masked one, names the groups that must stay whole.
 import itertools
 import math
 import traceback
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,8 +66,9 @@ Remedy = Callable[[], bool]
 def _parts(groups: list[Group], rng: np.random.Generator) -> list[tuple[IntArray, ...]]:
     """Return what each group loses in each round: its minimum always stays.
 
-    1. A random part; groups of one size that follow each other lose different numbers, so that no
-       two sizes agree by chance; every other one of those that can lose but one loses it later.
+    1. A random part. Groups of one size lose numbers that differ here or in the third round, so
+       that no two sizes agree by chance: the index among them, written to the base of how many
+       numbers there are, gives both. Where but one can go, that is one or none.
     2. The others, because a channel that the forward names (``x[:, -1]``) shows only where it is
        removed. With the first round, each class is removed once.
     3. The first channels: where the forward treats a share of them otherwise (``x[:, : c // 4]``),
@@ -74,23 +76,24 @@ def _parts(groups: list[Group], rng: np.random.Generator) -> list[tuple[IntArray
     4. All but the minimum, as no other mask does: ``squeeze()`` takes an axis of one away, and
        sizes of different groups that agreed by chance differ.
     """
-    counts: dict[int, Iterator[int]] = {}
-    late = itertools.cycle((False, True))
+    numbers: dict[tuple[int, int], list[int]] = {}
+    seen: Counter[tuple[int, int]] = Counter()
     parts: list[tuple[IntArray, ...]] = []
     for group in groups:
         size = len(group.classes)
-        if size not in counts:
-            choices = np.arange(max(1, round(0.2 * size)), max(1, round(0.7 * size)) + 1)
-            counts[size] = itertools.cycle(rng.permutation(choices).tolist())
         removable = max(size - group.min_keep, 0)
-        first = min(removable, next(counts[size]))
-        classes = rng.permutation(group.classes)
+        kind = size, removable
+        if kind not in numbers:
+            choices = np.arange(max(1, round(0.2 * size)), max(1, round(0.7 * size)) + 1)
+            numbers[kind] = [1, 0] if removable == 1 else rng.permutation(choices).tolist()
+        own = numbers[kind]
+        later, now = divmod(seen[kind], len(own))
+        seen[kind] += 1
+        first, third = min(removable, own[now]), min(removable, own[later % len(own)])
         in_order = np.sort(group.classes)
+        classes = rng.permutation(group.classes) if first else in_order
         last = in_order[size - removable :]
-        if removable == 1 and next(late):
-            parts.append((classes[:0], classes[:1], classes[1:2], last))
-        else:
-            parts.append((classes[:first], classes[first:][:removable], in_order[:first], last))
+        parts.append((classes[:first], classes[first:][:removable], in_order[:third], last))
     return parts
 
 

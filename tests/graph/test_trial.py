@@ -14,6 +14,7 @@ from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.structure import Group
 from prunegraph.graph.trial import _parts, awake
 from prunegraph.testing import assert_masked_equals_pruned
+from prunegraph.testing.structure_check import check_structure
 
 EXAMPLE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -100,6 +101,27 @@ def test_each_class_is_removed_once_and_sizes_of_neighbours_differ() -> None:
             assert sorted([*first, *second]) == group.classes.tolist()
         sizes = [len(first) for first, *_ in parts]
         assert all(a != b for a, b in itertools.pairwise(sizes))
+
+
+class Distant(nn.Module):
+    """A stream takes the shape of an earlier one."""
+
+    def __init__(self, width: int, layers: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(10, width), nn.Linear(width, 5)
+        self.inner = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.first(x).relu()
+        out: Tensor = self.last(self.inner(first).view_as(first))
+        return out
+
+
+@pytest.mark.parametrize(("width", "layers"), [(2, 2), (3, 2), (4, 3), (8, 5), (16, 9)])
+def test_sizes_of_groups_that_are_far_apart_differ_too(width: int, layers: int) -> None:
+    torch.manual_seed(0)
+    found = check_structure(Distant(width, layers).eval(), torch.randn(4, 10), seed=0)
+    assert found.failures == []
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

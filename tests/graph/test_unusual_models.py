@@ -1,6 +1,7 @@
 """Models that users really have: it works, or one line says why not and what to do."""
 
 import copy
+import warnings
 from collections import OrderedDict
 from typing import Any
 
@@ -172,3 +173,45 @@ def test_other_precisions(dtype: torch.dtype) -> None:
 def test_inputs_on_another_device_say_so() -> None:
     with pytest.raises(ModelError, match="device"):
         analyse(Net().eval(), torch.rand(2, 3, 6, 6, device="meta"))
+
+
+class GivenWeights(nn.Module):
+    """Hands its weights to a module that has none."""
+
+    class Convolve(nn.Module):
+        def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+            return nn.functional.conv2d(x, weight, padding=1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = (
+            nn.Parameter(torch.randn(8, 3, 3, 3)),
+            nn.Parameter(torch.rand(8, 8, 3, 3)),
+        )
+        self.convolve, self.head = self.Convolve(), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.convolve(self.convolve(x, self.one).relu(), weight=self.two)
+        return self.head(x.mean((2, 3)))
+
+
+class Scripted(Net):
+    """Has a part that is compiled by torch.jit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.middle = torch.jit.script(nn.Tanh())
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.two(self.middle(self.one(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [GivenWeights, Scripted])
+def test_modules_whose_inputs_tell_no_width(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model, x = kind().eval(), torch.rand(2, 3, 6, 6)
+    graph = analyse(model, x)
+    assert [len(g.classes) for g in graph.groups if g.frozen is None] == [8, 8]
+    assert_masked_equals_pruned(model, graph, mask_of(graph), x)
