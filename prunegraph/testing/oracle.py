@@ -27,7 +27,7 @@ from prunegraph.types import Cost, KeepMask
 TOLERANCE = 1e-5
 """Largest accepted difference relative to the largest output."""
 
-LEAST_RESPONSE = 1e-8
+LEAST_RESPONSE = 1e-10
 """Share of the largest output below which what inputs change is as good as nothing."""
 
 FLOPS_PER_MAC = 2
