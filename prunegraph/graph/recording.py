@@ -133,15 +133,20 @@ class Recording:
             Whether something was tied that was not before.
         """
         component, is_head = self._heads()
-        tied = False
+        found: dict[str, dict[bool, list[Tensor]]] = {}
         for use in self.size_uses:
             stream, merged = self.inputs.get(use.module), use.labels.reshape(-1)
             if use.module not in modules or stream is None or stream.shape != merged.shape:
                 continue
             own = component[merged]
-            in_order = own.unique_consecutive().numel() == own.unique().numel()  # no batch of heads
-            if in_order and bool((merged != NEUTRAL).all() and (is_head[own] == heads).all()):
-                tied |= not torch.equal(own, component[stream])
+            if bool((merged != NEUTRAL).all() and (is_head[own] == heads).all()):
+                in_order = own.unique_consecutive().numel() == own.unique().numel()
+                found.setdefault(use.module, {True: [], False: []})[in_order].append(merged)
+        tied = False
+        for module, kinds in found.items():
+            stream = self.inputs[module]
+            for merged in kinds[True] or kinds[False]:  # what is not in order may be a batch
+                tied |= not torch.equal(component[merged], component[stream])
                 self.store.unite(merged, stream)
         return tied
 

@@ -274,6 +274,30 @@ def test_two_kinds_of_two_heads_do_not_agree_by_chance() -> None:
     assert found.failures == []
 
 
+class HeadsLast(nn.Module):
+    """As NesT: what attention returns has its heads innermost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads = HEADS
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = x.shape
+        qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, c // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        values = F.scaled_dot_product_attention(q, k, v).permute(0, 2, 3, 1)
+        out: Tensor = self.out(values.reshape(b, n, c))
+        return x + out
+
+
+def test_heads_that_lie_innermost_leave_with_their_share_of_the_stream() -> None:
+    net, x = around(HeadsLast()), torch.randn(2, TOKENS, 5)
+    assert free_sizes(analyse(net, x)) == [HEADS]
+    found = check_structure(net, x, seed=0, num_masks=4)
+    assert found.failures == []
+
+
 class Batched(nn.Module):
     """As TimeSformer: a batch of as many heads as the stream has channels says nothing of them."""
 
