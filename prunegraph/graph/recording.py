@@ -145,7 +145,8 @@ class Recording:
         tied = False
         for module, kinds in found.items():
             stream = self.inputs[module]
-            for merged in kinds[True] or kinds[False]:  # what is not in order may be a batch
+            others = kinds[False] if heads else []  # they may be a batch of heads
+            for merged in kinds[True] or others:
                 tied |= not torch.equal(component[merged], component[stream])
                 self.store.unite(merged, stream)
         return tied
