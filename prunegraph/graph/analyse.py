@@ -265,7 +265,7 @@ def _output_tensors(output: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
-def _cast(example_inputs: ExampleInputs, dtype: torch.dtype | None) -> ExampleInputs:
+def cast_inputs(example_inputs: ExampleInputs, dtype: torch.dtype | None) -> ExampleInputs:
     """Return the inputs with those of floating point in another precision; None = as they are."""
     if dtype is None:
         return example_inputs
@@ -309,7 +309,7 @@ def analyse(
 
     def run(network: nn.Module, dtype: torch.dtype | None) -> Any:
         with repeatable(network):
-            return call_forward(network, _cast(fresh(example_inputs), dtype))
+            return call_forward(network, cast_inputs(fresh(example_inputs), dtype))
 
     if trial:
         with evaluation_mode(model):

@@ -15,6 +15,7 @@ from prunegraph.graph import (
     ExampleInputs,
     StructureGraph,
     call_forward,
+    cast_inputs,
     copy_network,
     evaluation_mode,
     fresh,
@@ -38,11 +39,9 @@ def _grouped_flops(rows: tuple[int, ...], weight: tuple[int, ...], *_: Any, **__
     return FLOPS_PER_MAC * rows[0] * prod(weight[1:])
 
 
-GROUPED = {
-    getattr(torch.ops.aten, name): _grouped_flops
-    for name in ("_grouped_mm",)
-    if hasattr(torch.ops.aten, name)  # since torch 2.8
-}
+GROUPED = {}
+if hasattr(torch.ops.aten, "_grouped_mm"):  # since torch 2.8
+    GROUPED[torch.ops.aten._grouped_mm] = _grouped_flops
 
 
 class NothingComparedError(AssertionError):
@@ -81,7 +80,7 @@ def assert_masked_equals_pruned(
         NothingComparedError: the outputs do not depend on the inputs.
     """
     dense = copy_network(unwrap(model)).to(dtype)
-    inputs = tree_map(lambda x: _cast(x, dtype), example)
+    inputs = cast_inputs(example, dtype)
     pruned, masked = apply_mask(dense, graph, mask), zero_mask(dense, graph, mask)
     expected = _outputs(masked, inputs)
     difference = largest_difference(
@@ -175,10 +174,6 @@ def _response(model: nn.Module, inputs: ExampleInputs, outputs: list[Tensor]) ->
 def _blank(value: Any) -> Any:
     is_signal = isinstance(value, Tensor) and value.is_floating_point()
     return torch.zeros_like(value) if is_signal else value
-
-
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _outputs(model: nn.Module, inputs: ExampleInputs) -> list[Tensor]:

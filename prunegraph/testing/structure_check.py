@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch import nn
 
 from prunegraph.errors import BudgetError, one_line
 from prunegraph.graph import (
@@ -16,6 +15,7 @@ from prunegraph.graph import (
     StructureGraph,
     analyse,
     call_forward,
+    cast_inputs,
     copy_network,
     evaluation_mode,
 )
@@ -110,7 +110,7 @@ def check_structure(
 def precision(model: nn.Module, example: ExampleInputs) -> tuple[torch.dtype, float]:
     """Return the type in which a network can be compared, and the tolerance."""
     doubled = copy_network(model).double()
-    inputs = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, example)
+    inputs = cast_inputs(example, torch.float64)
     try:
         with evaluation_mode(doubled):
             call_forward(doubled, inputs)
@@ -175,6 +175,7 @@ def _checked_mask(
     A mask can cut the outputs off from the inputs (a layer norm of one channel is constant); then
     others are drawn, of larger budgets; if all do, nothing is compared.
     """
+    dtype, tolerance = precision(model, example)
     for attempt in range(MAX_DRAWS):
         mask, budget = random_mask(graph, rng, least=0.3 + 0.1 * attempt)
         with _noted(found, "budget"):
@@ -182,7 +183,6 @@ def _checked_mask(
         before = len(found.failures)
         with _noted(found, kind):
             try:
-                dtype, tolerance = precision(model, example)
                 assert_masked_equals_pruned(
                     model, graph, mask, example, dtype=dtype, tolerance=tolerance
                 )

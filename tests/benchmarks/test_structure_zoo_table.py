@@ -1,23 +1,9 @@
 """The verdict of ``benchmarks/structure_zoo.py`` on rows as its workers write them."""
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-
-PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "structure_zoo_table.py"
-
-
-@pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("structure_zoo_table", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def row(**changes: Any) -> dict[str, Any]:

@@ -274,21 +274,30 @@ def test_two_kinds_of_two_heads_do_not_agree_by_chance() -> None:
     assert found.failures == []
 
 
-class HeadsLast(nn.Module):
-    """As NesT: what attention returns has its heads innermost."""
+class OfItsInput(nn.Module):
+    """Attention whose heads are as wide as its input says."""
 
     def __init__(self) -> None:
         super().__init__()
         self.num_heads = HEADS
         self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
 
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
     def forward(self, x: Tensor) -> Tensor:
         b, n, c = x.shape
         qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, c // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        values = F.scaled_dot_product_attention(q, k, v).permute(0, 2, 3, 1)
+        values = self.mixed(*qkv.permute(2, 0, 3, 1, 4))
         out: Tensor = self.out(values.reshape(b, n, c))
         return x + out
+
+
+class HeadsLast(OfItsInput):
+    """As NesT: what attention returns has its heads innermost."""
+
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v).permute(0, 2, 3, 1)
 
 
 def test_heads_that_lie_innermost_leave_with_their_share_of_the_stream() -> None:
@@ -298,21 +307,11 @@ def test_heads_that_lie_innermost_leave_with_their_share_of_the_stream() -> None
     assert found.failures == []
 
 
-class Batched(nn.Module):
+class Batched(OfItsInput):
     """As TimeSformer: a batch of as many heads as the stream has channels says nothing of them."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.num_heads = HEADS
-        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, n, c = x.shape
-        qkv = self.qkv(x).reshape(b, n, 3, self.num_heads, c // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        values = (q @ k.transpose(-2, -1)).softmax(-1) @ v
-        out: Tensor = self.out(values.transpose(1, 2).reshape(b, n, c))
-        return x + out
+    def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return ((q @ k.transpose(-2, -1)).softmax(-1) @ v).transpose(1, 2)
 
 
 def test_a_batch_of_heads_is_not_the_stream() -> None:
