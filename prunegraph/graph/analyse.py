@@ -14,14 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.ao.nn.quantized import FloatFunctional
 from torch.nn.parameter import is_lazy
-from torch.nn.utils.parametrize import is_parametrized
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prunegraph.errors import ModelError, PruneGraphError
 from prunegraph.graph.build import MODEL_INPUT, MODEL_OUTPUT, GraphBuilder
-from prunegraph.graph.recorder import LabelRecorder
+from prunegraph.graph.computed_weights import rules_for
+from prunegraph.graph.recorder import LabelRecorder, Rule
 from prunegraph.graph.recurrent_rules import settle_recurrent
 from prunegraph.graph.rules import RULES
 from prunegraph.graph.structure import FrozenOp, StructureGraph
@@ -34,6 +32,9 @@ ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """One tensor, positional arguments, or keyword arguments of a forward."""
 
 AttentionUnit = Literal["head", "width"]
+
+_WRAPPED = ".parametrizations."
+"""Part of the names of parameters from which ``torch.nn.utils.parametrize`` makes weights."""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -123,20 +124,6 @@ def _check_plain(model: nn.Module) -> None:
         if quantised and not isinstance(module, FloatFunctional):  # which adds plain tensors
             msg = f"{name} is quantised: prune the network before it is quantised"
             raise ModelError(msg)
-        if is_parametrized(module):
-            msg = (
-                f"{name} has parametrised weights: make them plain first, with torch.nn.utils."
-                "parametrize.remove_parametrizations(module, tensor_name)"
-            )
-            raise ModelError(msg)
-        for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, WeightNorm | SpectralNorm):
-                kind = "weight_norm" if isinstance(hook, WeightNorm) else "spectral_norm"
-                msg = (
-                    f"{name}.{hook.name} is computed by torch.nn.utils.{kind}: make it plain "
-                    f"first, with torch.nn.utils.remove_{kind}(module, {hook.name!r})"
-                )
-                raise ModelError(msg)
         for buffer, _ in module.named_buffers(recurse=False):
             weight = buffer.removesuffix("_mask")
             if f"{weight}_orig" in module._parameters:
@@ -217,11 +204,24 @@ def _record_all(
     model: nn.Module, example_inputs: ExampleInputs, attention: AttentionUnit
 ) -> LabelRecorder:
     """Record the forward in eval mode, and where it leaves weights out, in training mode too."""
-    recorder = _record(model, example_inputs, attention)
+    rules: Mapping[str, Rule] = RULES
+    recorder = _record(model, example_inputs, attention, rules)
+    if recorder.recording.computed:
+        own_rules = rules_for(recorder.recording.computed)
+        again = _record(model, example_inputs, attention, own_rules)
+        if not again.recording.computed:
+            recorder, rules = again, own_rules
+        elif wrapped := [name for name in again.recording.computed if _WRAPPED in name]:
+            msg = (
+                f"{min(wrapped).partition(_WRAPPED)[0]} has parametrised weights that cannot be "
+                "followed: make them plain first, with torch.nn.utils.parametrize."
+                "remove_parametrizations(module, tensor_name)"
+            )
+            raise ModelError(msg)
     if unused_weights(model, recorder.recording):
         with contextlib.suppress(ModelError, *ERRORS):  # it may need targets, or more examples
             copied = copy_network(model)  # in training a forward may change weights
-            training = _record(copied, example_inputs, attention, training=True)
+            training = _record(copied, example_inputs, attention, rules, training=True)
             join_training(recorder.recording, training.recording)
     return recorder
 
@@ -230,10 +230,11 @@ def _record(
     model: nn.Module,
     example_inputs: ExampleInputs,
     attention: AttentionUnit,
+    rules: Mapping[str, Rule],
     *,
     training: bool = False,
 ) -> LabelRecorder:
-    recorder = LabelRecorder(model, RULES, by_width=attention == "width")
+    recorder = LabelRecorder(model, rules, by_width=attention == "width")
     example_inputs = fresh(example_inputs)
     for leaf in tree_leaves(example_inputs):
         if isinstance(leaf, Tensor):

@@ -276,6 +276,7 @@ class GraphBuilder:
                     param=op.param,
                     depth=depth,
                     out_axis=op.out_axis,
+                    computed=op.computed,
                 )
             )
         return tuple(nodes)

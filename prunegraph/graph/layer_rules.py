@@ -98,6 +98,7 @@ def _computed_convolution(recorder: LabelRecorder, call: OpCall) -> None:
     positions = prod((source if transposed else call.out).shape[2:])
     blurs = weight.shape[:2] == (source.shape[1], 1) and call.args[8] == source.shape[1]
     if not (blurs and recorder.is_constant(recorder.labels_of(weight))):
+        recorder.recording.computed |= recorder.sources.of(weight)
         recorder.freeze_all(call, "convolution with a computed weight")
         record_product(recorder, source.shape[0] * positions * weight.numel())
         return
@@ -174,6 +175,7 @@ def convolution(recorder: LabelRecorder, call: OpCall) -> None:
             depthwise=depthwise,
             spatial=prod(call.out.shape[2:]),
             out_axis=_stored_axis(recorder, weight, 1 if transposed and not depthwise else 0),
+            computed=_is_computed(recorder, weight),
         )
     )
 
@@ -197,11 +199,16 @@ def _weight_name(recorder: LabelRecorder, weight: Tensor) -> str | None:
     return None if stored is None else stored.name
 
 
+def _is_computed(recorder: LabelRecorder, weight: Tensor) -> bool:
+    stored = recorder.weight_view(weight)
+    return stored is not None and stored.computed
+
+
 def _stored_axis(recorder: LabelRecorder, weight: Tensor, position: int) -> int:
     """Return which axis of the stored weight an axis of its view is."""
     stored = recorder.weight_view(weight)
     axis = None if stored is None else stored.axes[position]
-    return position if axis is None else axis
+    return axis if isinstance(axis, int) else position
 
 
 def record_linear(
@@ -223,6 +230,7 @@ def record_linear(
             param=_weight_name(recorder, weight),
             spatial=rows,
             out_axis=_stored_axis(recorder, weight, out_position),
+            computed=_is_computed(recorder, weight),
         )
     )
 
@@ -243,6 +251,7 @@ def _matrix_product(
     ins, outs = (-1, -2) if from_left else (-2, -1)
     in_labels, out_labels = recorder.axis_labels(weight, ins), recorder.axis_labels(weight, outs)
     if in_labels is None or out_labels is None:
+        recorder.recording.computed |= recorder.sources.of(source) | recorder.sources.of(weight)
         activation_product(recorder, call)
         return
     channels = recorder.channel_labels(recorder.labels_of(source), outs)
@@ -265,6 +274,27 @@ def addmm(recorder: LabelRecorder, call: OpCall) -> None:
 def mm(recorder: LabelRecorder, call: OpCall) -> None:
     """A linear layer without bias."""
     _matrix_product(recorder, call, call.args[0], call.args[1])
+
+
+def mv(recorder: LabelRecorder, call: OpCall) -> None:
+    """A matrix, or a vector (``dot``), times a vector: channels along the sum's axis are one."""
+    left, right = call.args
+    channels = recorder.channel_labels(recorder.labels_of(right), 0)
+    if recorder.weight_view(left) is not None and left.ndim > 1:
+        in_labels, out_labels = recorder.channels(left, 1), recorder.axis_labels(left, 0)
+        assert out_labels is not None
+        if in_labels is not None:
+            recorder.store.unite(channels, in_labels)
+        recorder.set_labels(call.out, out_labels)
+        return
+    if left.ndim > 1:
+        recorder.recording.computed |= recorder.sources.of(left)
+    labels = recorder.labels_of(left)
+    if set(range(left.ndim - 1)) & set(varying_axes(labels)):
+        recorder.freeze_all(call, "a vector times rows that are channels")
+        return
+    recorder.store.unite(recorder.channel_labels(labels, -1), channels)
+    recorder.set_unlabelled(call, "reduced over channels")
 
 
 def grouped_mm(recorder: LabelRecorder, call: OpCall) -> None:

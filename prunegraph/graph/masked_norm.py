@@ -21,6 +21,16 @@ _NORMS: dict[object, tuple[str, ...]] = {
 }
 """The names of the norms' positional arguments."""
 
+_LAYERS = frozenset(
+    getattr(owner, name)
+    for owner in (torch, F)
+    for name in ("conv1d", "conv2d", "conv3d", "linear", "matmul", "mm", "bmm")
+    if hasattr(owner, name)
+) | {F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, Tensor.matmul, Tensor.__matmul__}
+"""What reads weights, as the second argument."""
+
+_BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training")
+
 _OVER_KEPT = frozenset(
     getattr(owner, name)
     for owner in (torch, Tensor)
@@ -91,6 +101,13 @@ class _KeptOnly(TorchFunctionMode):
         return out
 
 
+def _sound(weight: Any) -> Any:
+    """Return a computed weight without NaN."""
+    if isinstance(weight, Tensor) and not isinstance(weight, nn.Parameter):
+        return torch.where(weight.isnan(), 0, weight)
+    return weight
+
+
 def _take_affine(named: dict[str, Any], index: Tensor | tuple[Tensor, ...]) -> None:
     """Narrow a norm's weight and bias, where it has them, to the kept positions."""
     for name in ("weight", "bias"):
@@ -105,7 +122,8 @@ Kind = tuple[Tensor, int]
 def mean_over_kept(module: nn.Module, *kinds: Kind) -> None:
     """Let a module's forward take its means over channels, and its group norm, over kept ones.
 
-    Modules inside it have means of their own.
+    Modules inside it have means of their own. A weight that it computes is zero where a removed
+    row was divided by its length, zero.
 
     Args:
         module: changed in place; its ``forward`` is wrapped.
@@ -165,6 +183,11 @@ class _KeptMeans(TorchFunctionMode):
         if func is F.multi_head_attention_forward and kwargs.get("average_attn_weights"):
             out, weights = func(*args, **kwargs | {"average_attn_weights": False})
             return out, None if weights is None else self._over_kept(torch.mean, (weights, -3), {})
+        if func in _LAYERS:
+            own = {name: _sound(v) if name == "weight" else v for name, v in kwargs.items()}
+            return func(*args[:1], *map(_sound, args[1:2]), *args[2:], **own)
+        if func is F.batch_norm:
+            return self._batch_norm(func, dict(zip(_BATCH_NORM, args, strict=False)) | kwargs)
         if func in (torch.group_norm, F.group_norm):
             names = ("input", "num_groups", "weight", "bias", "eps", "cudnn_enabled")
             return self._group_norm(func, dict(zip(names, args, strict=False)) | kwargs)
@@ -198,6 +221,16 @@ class _KeptMeans(TorchFunctionMode):
         _take_affine(named, index)
         named |= {"input": x.index_select(-1, index), "normalized_shape": (len(index),)}
         return torch.zeros_like(x).index_copy(-1, index, func(**named))
+
+    def _batch_norm(self, func: Callable[..., Any], named: dict[str, Any]) -> Any:
+        """Standardise weights ``[1, outputs, inputs]`` by the inputs that are kept."""
+        x: Tensor = named["input"]
+        index = self._index(x, -1)
+        if index is None or not named.get("training"):
+            return func(**named)
+        return torch.zeros_like(x).index_copy(
+            -1, index, func(**named | {"input": x.index_select(-1, index)})
+        )
 
     def _group_norm(self, func: Callable[..., Any], named: dict[str, Any]) -> Any:
         x: Tensor = named["input"]

@@ -20,7 +20,7 @@ def fix_module_sizes(dense: nn.Module, pruned: nn.Module, keep_first: Mapping[in
     """
     for (name, old), new in zip(dense.named_modules(), pruned.modules(), strict=True):
         weight = getattr(new, "weight", None)
-        kept = keep_first.get(id(getattr(old, "weight", None)))
+        kept = keep_first.get(id(_stored_weight(old)))
         if isinstance(new, nn.Transformer):
             norm = getattr(new.encoder, "norm", None)
             new.d_model = norm.weight.shape[0] if isinstance(norm, nn.LayerNorm) else new.d_model
@@ -31,6 +31,16 @@ def fix_module_sizes(dense: nn.Module, pruned: nn.Module, keep_first: Mapping[in
             new.num_features = new.num_features if sized is None else sized.shape[0]
         elif isinstance(weight, Tensor):
             _fix(name, new, weight, kept)
+
+
+def _stored_weight(module: nn.Module) -> object:
+    """Return the parameter that is a module's weight, or from which that is computed."""
+    names = [f"parametrizations.weight.{name}" for name in ("original1", "original")]
+    own = dict(module.named_parameters())
+    for name in (*names, "weight_v", "weight_orig"):
+        if name in own:
+            return own[name]
+    return getattr(module, "weight", None)
 
 
 def slim_attentions(

@@ -53,7 +53,7 @@ def pick(recorder: LabelRecorder, call: OpCall) -> None:
     """
     source = call.args[0]
     if call.name == "index":
-        axes, indices = _indexed_axes(call.args[1]), call.args[1]
+        axes, indices = indexed_axes(call.args[1]), call.args[1]
     else:
         axes, indices = [call.args[1] % max(source.ndim, 1)], [call.args[2]]
     known = [recorder.labels_of(index) for index in indices if index is not None]
@@ -67,7 +67,7 @@ def pick(recorder: LabelRecorder, call: OpCall) -> None:
     movement(recorder, call)
 
 
-def _indexed_axes(indices: Sequence[Tensor | None]) -> list[int]:
+def indexed_axes(indices: Sequence[Tensor | None]) -> list[int]:
     """Return the axes that ``x[indices]`` picks from: a mask of booleans has several."""
     axes: list[int] = []
     first = 0

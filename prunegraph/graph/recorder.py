@@ -5,13 +5,10 @@ each ATen op does to labels is in ``rules``; an op without a rule is decomposed 
 it freezes what it touches.
 """
 
-import inspect
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
-from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 import torch
@@ -26,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunegraph.channel_gather import ChannelGather
-from prunegraph.graph.attribute_reads import Read, attribute_reads, is_own
+from prunegraph.graph.attribute_reads import attribute_reads, is_own
 from prunegraph.graph.labels import (
     NEUTRAL,
     along,
@@ -36,12 +33,16 @@ from prunegraph.graph.labels import (
     varying_axes,
 )
 from prunegraph.graph.lifetimes import LIKE
+from prunegraph.graph.module_stack import ModuleStack
 from prunegraph.graph.recording import RecordedGather, RecordedMean, Recording, SizeUse
 from prunegraph.graph.structure import FrozenOp
-from prunegraph.graph.weight_views import WeightView, recurrent_weights
+from prunegraph.graph.weight_views import Sources, WeightView, constants, recurrent_weights
 
 MAX_ELEMENT_LABELS = 1 << 20
 """A raw parameter with more elements than this is frozen instead of labelled by element."""
+
+CHANNEL_AXES = (0, 1)
+"""Axes of a weight along which channels may lie; the others are those of a kernel."""
 
 Rule = Callable[["LabelRecorder", "OpCall"], None]
 
@@ -71,75 +72,6 @@ class OpCall:
     def outputs(self) -> list[Tensor]:
         """Return the tensor outputs in order."""
         return [leaf for leaf in tree_leaves(self.out) if isinstance(leaf, Tensor)]
-
-
-class ModuleStack:
-    """Knows the path of the module whose forward is running."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._modules = dict(model.named_modules())
-        self._names = {id(module): name for name, module in self._modules.items()}
-        self._kinds: dict[CodeType, set[type]] = {}
-        for kind in {type(module) for module in self._modules.values()}:
-            own = [base for base in kind.__mro__ if not base.__module__.startswith("torch.nn.")]
-            functions = [value for base in own for value in vars(base).values()]
-            for function in functions:
-                inner = inspect.unwrap(function) if callable(function) else None  # of a decorator
-                if isinstance(inner, FunctionType):
-                    self._kinds.setdefault(inner.__code__, set()).add(kind)
-        self._stack: list[str] = []
-
-    @property
-    def current(self) -> str:
-        """Path of the innermost running module of the model."""
-        return self._stack[-1] if self._stack else ""
-
-    @property
-    def running_own_code(self) -> bool:
-        """True if that module's class is the user's own, not one of ``torch.nn``."""
-        return is_own(type(self._modules[self.current]))
-
-    def named(self, reads: set[Read]) -> set[tuple[str, str]]:
-        """Return reads of the model's modules by path; others of their classes are left out."""
-        return {(self._names[owner], name) for owner, name in reads if owner in self._names}
-
-    def caller(self) -> str | None:
-        """Return the path of the module whose own method is running, be it its forward or not.
-
-        None if that is one of ``torch.nn``'s modules. Frames' locals are not looked at: that would
-        keep the tensors in them alive.
-        """
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None:
-            kinds = self._kinds.get(frame.f_code)
-            if kinds is not None:
-                break
-            frame = frame.f_back
-        else:
-            return None
-        if isinstance(self._modules[self.current], tuple(kinds)):
-            return self.current
-        inside = f"{self.current}." if self.current else ""
-        found = [
-            name
-            for name, module in self._modules.items()
-            if name.startswith(inside) and type(module) in kinds
-        ]
-        return found[0] if len(found) == 1 else None
-
-    def _enter(self, module: nn.Module, _args: object) -> None:
-        self._stack.append(self._names.get(id(module), self.current))
-
-    def _leave(self, _module: nn.Module, _args: object, _out: object) -> None:
-        self._stack.pop()
-
-    @contextmanager
-    def tracking(self) -> Iterator[None]:
-        """Follow every module call while the context is open."""
-        with ExitStack() as stack:
-            stack.callback(register_module_forward_pre_hook(self._enter).remove)
-            stack.callback(register_module_forward_hook(self._leave).remove)
-            yield
 
 
 class LabelRecorder(TorchDispatchMode):
@@ -181,14 +113,18 @@ class LabelRecorder(TorchDispatchMode):
         self._labels = WeakTensorKeyDictionary()
         self._weight_views = WeakTensorKeyDictionary()
         self._gather_depth = 0
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        held = constants(model)
+        for name, tensor in [*model.named_parameters(), *held]:
+            if tensor in self._weight_views:  # known by its first name
+                continue
             self._weight_views[tensor] = WeightView(
                 name=name,
                 shape=tuple(tensor.shape),
                 axes=tuple(range(tensor.ndim)),
                 starts=(0,) * tensor.ndim,
             )
-        self._buffers = {name for name, _ in model.named_buffers()}
+        self.sources = Sources(self._stored_name, lambda tensor: is_neutral(self.labels_of(tensor)))
+        self._buffers = {name for name, _ in held}
         self._buffer_labels: list[Tensor] = []
 
     def __torch_dispatch__(
@@ -214,6 +150,8 @@ class LabelRecorder(TorchDispatchMode):
                 self._rules.get(name, unknown_op)(self, call)
             except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):
                 self.freeze_all(call, f"the rule for aten.{name} does not know this use of it")
+        if not self._gather_depth:
+            self.sources.note(call.tensors(), call.outputs())
         if not self._gather_depth and name in LIKE:
             self.lifetimes.note_labels(out, self.labels_of(args[0]))
         return out
@@ -245,13 +183,25 @@ class LabelRecorder(TorchDispatchMode):
             labels: Tensor = self._labels[tensor]
             return labels
         if tensor in self._weight_views:
-            labels = self._raw_parameter(tensor)
+            view: WeightView = self._weight_views[tensor]
+            make = self._computed_weight if view.computed else self._raw_parameter
+            labels = make(tensor, view)
             self._labels[tensor] = labels
             return labels
         return neutral(tensor.shape)
 
-    def _raw_parameter(self, tensor: Tensor) -> Tensor:
-        view: WeightView = self._weight_views[tensor]
+    def _computed_weight(self, tensor: Tensor, view: WeightView) -> Tensor:
+        """Return labels of what was computed from a weight, if channels lie along one axis."""
+        known = [(axis, self.channels(tensor, axis)) for axis in range(tensor.ndim)]
+        found = [(axis, labels) for axis, labels in known if labels is not None]
+        if len(found) == 1:
+            return along(found[0][1], found[0][0], tensor.shape)
+        cause = FrozenOp(op="parameter", module=view.name, reason="computed weight used otherwise")
+        for _, labels in found:
+            self.store.freeze(labels, cause)
+        return self.store.frozen(cause, tensor.shape)
+
+    def _raw_parameter(self, tensor: Tensor, view: WeightView) -> Tensor:
         if not (tensor.is_floating_point() and tensor.numel() > 1):
             return neutral(tensor.shape)
         if view.name not in self.recording.element_labels:
@@ -266,16 +216,17 @@ class LabelRecorder(TorchDispatchMode):
             self.recording.element_labels[view.name] = labels
             if view.name in self._buffers:
                 self._buffer_labels.append(labels.reshape(-1))
-        stored = [axis for axis in view.axes if axis is not None]
+        parts = [each if isinstance(each, tuple) else (each,) for each in view.axes]
+        stored = [axis for part in parts for axis in part if axis is not None]
         left_out = [axis for axis in range(len(view.shape)) if axis not in stored]
         labels = self.recording.element_labels[view.name].permute(*stored, *left_out)
-        labels = labels.flatten(len(stored) - 1) if left_out else labels
-        for axis, own in enumerate(view.axes):
-            if own is None:
-                labels = labels.unsqueeze(axis)
-        for axis, start in enumerate(view.starts):
-            labels = labels.narrow(axis, start, tensor.shape[axis])
-        return labels
+        labels = labels.reshape(
+            [prod(view.shape[a] for a in part if a is not None) for part in parts]
+        )
+        for axis, (own, start) in enumerate(zip(view.axes, view.starts, strict=True)):
+            if own is not None:  # others are as long as they were expanded to
+                labels = labels.narrow(axis, start, tensor.shape[axis])
+        return labels.expand(tensor.shape)
 
     def is_constant(self, labels: Tensor) -> bool:
         """Return whether the tensor was made from buffers and constants alone."""
@@ -311,6 +262,9 @@ class LabelRecorder(TorchDispatchMode):
         """Return whether the tensor is a stored weight or a view of one, however it was used."""
         return tensor in self._weight_views
 
+    def _stored_name(self, tensor: Tensor) -> str | None:
+        return self._weight_views[tensor].name if self.is_stored(tensor) else None
+
     def set_weight_view(self, tensor: Tensor, view: WeightView) -> None:
         """Say that ``tensor`` is a view of a parameter."""
         self._weight_views[tensor] = view
@@ -320,14 +274,34 @@ class LabelRecorder(TorchDispatchMode):
         view = self.weight_view(tensor)
         if view is None:
             return None
-        axes = self.recording.axis_labels.setdefault(view.name, {})
         axis = view.axes[position]
         if axis is None:
             return torch.tensor([NEUTRAL]).expand(tensor.shape[position])
+        if isinstance(axis, int):
+            own = self._stored_axis(view, axis)
+            return own.narrow(0, view.starts[position], tensor.shape[position])
+        channels = [place for place in axis if place in CHANNEL_AXES]
+        if len(channels) != 1:
+            return None
+        own, sizes = self._stored_axis(view, channels[0]), [view.shape[place] for place in axis]
+        return along(own, axis.index(channels[0]), sizes).reshape(-1)
+
+    def _stored_axis(self, view: WeightView, axis: int) -> Tensor:
+        """Return the labels of one axis of a parameter or buffer, fresh at its first use."""
+        axes = self.recording.axis_labels.setdefault(view.name, {})
         if axis not in axes:
             size = view.shape[axis]
             axes[axis] = self.store.fresh(size) if size > 1 else torch.tensor([NEUTRAL])
-        return axes[axis].narrow(0, view.starts[position], tensor.shape[position])
+        return axes[axis]
+
+    def channels(self, tensor: Tensor, position: int) -> Tensor | None:
+        """Return the labels of a weight's axis if channels may lie along it: not of a kernel's."""
+        view = self._weight_views.get(tensor)
+        axis = None if view is None else view.axes[position]
+        places = axis if isinstance(axis, tuple) else (axis,)
+        if tensor.shape[position] == 1 or not set(places) & set(CHANNEL_AXES):
+            return None
+        return self.axis_labels(tensor, position)
 
     def note_sizes(self, labels: Tensor, part: int = 0) -> None:
         """Note the sizes of labelled axes that the running module's code has just named."""

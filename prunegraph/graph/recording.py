@@ -25,6 +25,7 @@ class RecordedOp:
     depthwise: bool = False
     spatial: int = 1
     out_axis: int = 0
+    computed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,7 @@ class Recording:
         inputs: module path -> ``[size]`` labels along the last axis of its first argument.
         means: means over channels.
         pairs: channels of which two must stay: the forward fails where one is left.
+        computed: names of the parameters and buffers of which layers' weights are made.
         lifetimes: which storages lived when.
     """
 
@@ -103,6 +105,7 @@ class Recording:
     means: list[RecordedMean] = field(default_factory=list)
     sums: list[Tensor] = field(default_factory=list)
     pairs: list[Tensor] = field(default_factory=list)
+    computed: set[str] = field(default_factory=set)
     lifetimes: LifetimeRecorder = field(default_factory=LifetimeRecorder)
 
     def settle_splits(self) -> None:

@@ -1,4 +1,4 @@
-"""What each ATen op does to labels: all rules, and those of pointwise ops and reductions here.
+"""What each ATen op does to labels: all rules, and those of reductions here.
 
 Data movement runs the same op on the label tensor. Pointwise ops pass labels on and unite their
 inputs. Convolutions and linear layers unite the input's channels with the weight's input axis and
@@ -7,10 +7,9 @@ start fresh labels for the output's. Everything else has its own rule or freezes
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from prunegraph.graph.labels import NEUTRAL, is_neutral, narrow_constant, neutral, varying_axes
+from prunegraph.graph.labels import narrow_constant, varying_axes
 from prunegraph.graph.layer_rules import (
     addmm,
     batch_norm,
@@ -21,6 +20,7 @@ from prunegraph.graph.layer_rules import (
     grouped_mm,
     layer_norm,
     mm,
+    mv,
 )
 from prunegraph.graph.movement_rules import (
     cat,
@@ -37,140 +37,25 @@ from prunegraph.graph.movement_rules import (
     view,
     view_as_complex,
     view_as_real,
-    write_slices,
+)
+from prunegraph.graph.pointwise_rules import (
+    constant,
+    pointwise,
+    pointwise_inplace,
+    scale,
+    zeros,
 )
 from prunegraph.graph.product_rules import activation_product, attention
 from prunegraph.graph.recorder import LabelRecorder, OpCall, Rule
 from prunegraph.graph.recurrent_rules import fused_recurrent, pack
-from prunegraph.graph.spatial_rules import grid_sample, regions, spatial, unpool
-
-# Pointwise
-
-
-def _aligned_sizes(labels: Tensor, ndim: int) -> list[int]:
-    return [1] * (ndim - labels.ndim) + list(labels.shape)
-
-
-def combine(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) -> Tensor:
-    """Return the labels of a broadcast binary op, uniting what belongs together.
-
-    A side of size 1 along all axes on which the other varies (a gate of one channel, a spatial
-    map) says nothing about the other's channels.
-    """
-    if is_neutral(left):
-        return right
-    if is_neutral(right):
-        return left
-    known = [one for one, other in ((left, right), (right, left)) if _flat_along(one, other)]
-    if known:  # of an outer product, where both are, the channels of one side can be told
-        product = call.name.rstrip("_") == "mul"
-        one = min(known, key=lambda side: narrow_constant(side).numel()) if product else known[0]
-        if varying_axes(one):
-            recorder.store.freeze(one, recorder.cause(call, "its axis carries no channels"))
-        return right if one is left else left
-    for one, other in ((left, right), (right, left)):
-        if _shared_by_heads(recorder, one, other):
-            recorder.store.freeze(one, recorder.cause(call, "shared by all heads"))
-            return other
-    _note_sum(recorder, call, left, right)
-    recorder.store.unite(left, right)
-    if bool((left == NEUTRAL).any()) or bool((right == NEUTRAL).any()):
-        return torch.where(left == NEUTRAL, right, left)
-    ranks = len(varying_axes(left)), len(varying_axes(right))
-    if ranks[0] != ranks[1]:  # they are equal now, and the simpler one shows it
-        return left if ranks[0] < ranks[1] else right
-    return left if left.numel() >= right.numel() else right
-
-
-def _flat_along(one: Tensor, other: Tensor) -> bool:
-    """Return whether ``one`` has size 1 along all axes along which ``other`` varies."""
-    ndim = max(one.ndim, other.ndim)
-    axes = [axis + ndim - other.ndim for axis in varying_axes(other)]
-    return bool(axes) and all(_aligned_sizes(one, ndim)[axis] == 1 for axis in axes)
-
-
-def _note_sum(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) -> None:
-    """Note channels that an addition unites."""
-    if call.name.rstrip("_") in ("add", "sub") and not torch.equal(left, right):
-        recorder.recording.sums.append(narrow_constant(left).unique())
-
-
-def _shared_by_heads(recorder: LabelRecorder, one: Tensor, other: Tensor) -> bool:
-    """Return whether ``one`` varies inside a head only, and ``other`` over the heads too."""
-    ndim = max(one.ndim, other.ndim)
-    inner, all_axes = (
-        {axis + ndim - labels.ndim for axis in varying_axes(labels)} for labels in (one, other)
-    )
-    within = bool(inner) and inner < all_axes and min(all_axes) not in inner
-    return within and recorder.is_head(other)
-
-
-def _expand(labels: Tensor, tensor: Tensor) -> Tensor:
-    return labels.expand(tensor.shape)
-
-
-def _unexpanded(recorder: LabelRecorder, tensor: Tensor) -> Tensor:
-    """Return a tensor's labels of size 1 where it was expanded, as if it were broadcast instead."""
-    labels = recorder.labels_of(tensor)
-    strides = zip(tensor.stride(), labels.stride(), strict=True)
-    for axis, (stride, label_stride) in enumerate(strides):
-        if stride == label_stride == 0 and tensor.shape[axis] > 1:
-            labels = labels.narrow(axis, 0, 1)
-    return labels
-
-
-def pointwise(recorder: LabelRecorder, call: OpCall) -> None:
-    """Unite all inputs, broadcast; the outputs carry the result."""
-    inputs = [t for t in call.tensors() if t.numel() > 1 or t.ndim > 0]
-    labels = _unexpanded(recorder, inputs[0]) if inputs else neutral(())
-    for tensor in inputs[1:]:
-        labels = combine(recorder, call, labels, _unexpanded(recorder, tensor))
-    for tensor in call.outputs():
-        recorder.set_labels(tensor, _expand(labels, tensor))
-
-
-def scale(recorder: LabelRecorder, call: OpCall) -> None:
-    """A stored weight times a number is that weight still; all else is pointwise."""
-    wide = [tensor for tensor in call.tensors() if tensor.numel() > 1]
-    stored = recorder.weight_view(wide[0]) if len(wide) == 1 else None
-    if stored is not None and wide[0].shape == call.out.shape:
-        recorder.set_weight_view(call.out, stored)
-    else:
-        pointwise(recorder, call)
-
-
-def pointwise_inplace(recorder: LabelRecorder, call: OpCall) -> None:
-    """Unite all inputs; a constant target takes the labels of what is written into it.
-
-    What is written into slices of a constant labels their part of it; any other view of a constant
-    cannot be followed back to it, so what enters it is frozen.
-    """
-    target: Tensor = call.args[0]
-    sources = [t for t in call.tensors()[1:] if t.numel() > 1]
-    if call.name == "copy_" and write_slices(recorder, call):
-        return
-    labels = recorder.labels_of(target)
-    if is_neutral(labels) and target._base is not None and sources:
-        recorder.freeze_inputs(call, "written in place into a view of a constant")
-        return
-    for tensor in sources:
-        labels = combine(recorder, call, labels, recorder.labels_of(tensor))
-    if labels.shape != target.shape and labels.numel() > target.numel():
-        recorder.freeze_inputs(call, "in-place op that broadcasts its target")
-        return
-    recorder.set_labels(target, _expand(labels, target))
-
-
-def constant(recorder: LabelRecorder, call: OpCall) -> None:
-    """A tensor made from sizes and numbers: neutral."""
-    for tensor in call.outputs():
-        recorder.set_labels(tensor, neutral(tensor.shape))
-
+from prunegraph.graph.scatter_rules import put, scatter
+from prunegraph.graph.spatial_rules import grid_sample, regions, spatial, transform, unpool
 
 # Reductions
 
 
-def _reduced_axes(call: OpCall, ndim: int) -> list[int]:
+def reduced_axes(call: OpCall, ndim: int) -> list[int]:
+    """Return the axes that a reduction of a tensor with ``ndim`` axes takes away."""
     place = 2 if call.name == "linalg_vector_norm" else 1
     dims = call.args[place] if len(call.args) > place else call.kwargs.get("dim")
     if dims is None or dims == []:
@@ -196,7 +81,7 @@ def reduction(recorder: LabelRecorder, call: OpCall) -> None:
         pointwise(recorder, call)
         return
     labels = recorder.labels_of(call.args[0])
-    axes = _reduced_axes(call, labels.ndim)
+    axes = reduced_axes(call, labels.ndim)
     varying = varying_axes(labels)
     reduced = [axis for axis in varying if axis in axes]
     if not reduced or recorder.is_constant(labels):
@@ -210,15 +95,16 @@ def reduction(recorder: LabelRecorder, call: OpCall) -> None:
         for tensor in call.outputs():
             recorder.set_labels(tensor, _drop(labels, axes, tensor))
     else:
-        if call.name in _OVER_KEPT:
+        if call.name in OVER_KEPT:
             channels = recorder.channel_labels(labels, reduced[0])
             recorder.note_mean(channels, reduced[0] - labels.ndim)
-        elif not _is_sum(call):
+        elif not is_sum(call):
             recorder.freeze_inputs(call, "reduces over channels")
         recorder.set_unlabelled(call, "reduced over channels")
 
 
-def _is_sum(call: OpCall) -> bool:
+def is_sum(call: OpCall) -> bool:
+    """Return whether zeros change nothing of what a reduction gives."""
     if call.name == "linalg_vector_norm":
         order = call.args[1] if len(call.args) > 1 else call.kwargs.get("ord", 2)
         return bool(order >= 0)
@@ -241,17 +127,6 @@ def scan(recorder: LabelRecorder, call: OpCall) -> None:
         first = labels.narrow(axis, 0, 1)
         kept = first if tensor.ndim == labels.ndim else first.squeeze(axis)
         recorder.set_labels(tensor, kept.expand(tensor.shape))
-
-
-def masked_write(recorder: LabelRecorder, call: OpCall) -> None:
-    """``x[mask] = number``, with a mask of x's own shape, is pointwise; all else freezes."""
-    target, indices, value = call.args[:3]
-    own = len(indices) == 1 and indices[0].dtype == torch.bool and indices[0].shape == target.shape
-    if own and value.numel() == 1 and is_neutral(recorder.labels_of(value)):
-        labels = combine(recorder, call, recorder.labels_of(target), recorder.labels_of(indices[0]))
-        recorder.set_labels(target, _expand(labels, target))
-    else:
-        recorder.freeze_inputs(call, "written at places that are computed")
 
 
 def softmax(recorder: LabelRecorder, call: OpCall) -> None:
@@ -317,8 +192,8 @@ _INPLACE = _names(
 )
 _CONSTANT = _names(
     """
-    empty zeros ones full arange new_zeros new_ones new_empty new_full zeros_like ones_like
-    empty_like full_like rand randn scalar_tensor linspace eye empty_strided new_empty_strided
+    empty zeros ones full arange new_zeros new_ones new_empty new_full ones_like
+    full_like rand randn scalar_tensor linspace eye empty_strided new_empty_strided
     rand_like randn_like tril triu tril_indices triu_indices
     """
 )
@@ -341,13 +216,14 @@ _SPATIAL = _names(
     _upsample_nearest_exact3d _upsample_bicubic2d_aa
     """
 )
-_OVER_KEPT = _names("mean amax amin max min var std var_mean std_mean")
-_REDUCTIONS = _names(
+OVER_KEPT = _names("mean amax amin max min var std var_mean std_mean")
+REDUCTIONS = _names(
     """
     sum argmax argmin linalg_vector_norm logsumexp prod any all
     """
 )
 _SCANS = _names("cumsum cumprod cummax cummin logcumsumexp sort topk kthvalue median mode")
+_SCATTERS = _names("scatter scatter_add scatter_reduce index_add index_copy index_reduce")
 _BATCH_NORMS = _names(
     """
     native_batch_norm _native_batch_norm_legit_no_training cudnn_batch_norm miopen_batch_norm
@@ -368,13 +244,14 @@ def _table() -> dict[str, Rule]:
     table |= dict.fromkeys([f"{name}_" for name in _POINTWISE], pointwise_inplace)
     table |= dict.fromkeys(_INPLACE, pointwise_inplace)
     table |= dict.fromkeys(_CONSTANT, constant)
+    table |= dict.fromkeys(("zeros_like", "empty_like"), zeros)
     table |= dict.fromkeys(_MOVEMENT, movement)
     table |= dict.fromkeys(("gather", "index", "index_select"), pick)
     table |= dict.fromkeys(("transpose_", "t_", "squeeze_", "unsqueeze_"), movement_inplace)
     table |= dict.fromkeys(_SPATIAL, spatial)
     table |= dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), view)
     table |= dict.fromkeys(("clone", "contiguous", "_to_copy"), copy)
-    table |= dict.fromkeys((*_OVER_KEPT, *_REDUCTIONS), reduction)
+    table |= dict.fromkeys((*OVER_KEPT, *REDUCTIONS), reduction)
     table |= dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax"), softmax)
     table |= dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), channel_shuffle)
     table |= {
@@ -399,17 +276,20 @@ def _table() -> dict[str, Rule]:
         "view_as_real": view_as_real,
         "_cdist_forward": distance,
         "_euclidean_dist": distance,
-        "index_put_": masked_write,
         "unsafe_split": split,
         "_pack_padded_sequence": pack,
     }
     table |= dict.fromkeys(_BATCH_NORMS, batch_norm)
     table |= dict.fromkeys(_SCANS, scan)
+    table |= dict.fromkeys([*_SCATTERS, *(f"{name}_" for name in _SCATTERS)], scatter)
+    table |= dict.fromkeys(("index_put", "index_put_", "_index_put_impl_"), put)
     table |= dict.fromkeys(("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn"), fused_recurrent)
     table |= dict.fromkeys(("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"), grid_sample)
     table |= dict.fromkeys(("torchvision::roi_align", "torchvision::roi_pool"), regions)
     table |= {"native_layer_norm": layer_norm, "native_group_norm": group_norm}
     table |= {"convolution": convolution, "addmm": addmm, "mm": mm, "_grouped_mm": grouped_mm}
+    table |= dict.fromkeys(("mv", "dot", "vdot"), mv)
+    table |= dict.fromkeys(("_fft_r2c", "_fft_c2r", "_fft_c2c"), transform)
     table |= dict.fromkeys(_ATTENTION, attention)
     table |= dict.fromkeys(("_local_scalar_dense", "sym_size", "is_same_size", "equal"), nothing)
     return table

@@ -54,3 +54,15 @@ def _resample(recorder: LabelRecorder, call: OpCall, first: int) -> None:
         labels = labels.narrow(axis, 0, 1)
     for tensor in call.outputs():
         recorder.set_labels(tensor, labels.expand(tensor.shape))
+
+
+def transform(recorder: LabelRecorder, call: OpCall) -> None:
+    """A Fourier transform over axes without channels."""
+    labels = recorder.labels_of(call.args[0])
+    axes = {axis % labels.ndim for axis in call.args[1]}
+    if axes & set(varying_axes(labels)):
+        recorder.freeze_all(call, "a Fourier transform over channels")
+        return
+    for axis in axes:
+        labels = labels.narrow(axis, 0, 1)
+    recorder.set_labels(call.out, labels.expand(call.out.shape))

@@ -63,6 +63,7 @@ class OpNode:
         param: name of the weight, or None.
         depth: position in the order of execution.
         out_axis: the weight's axis of output channels; 1 for a transposed convolution.
+        computed: the forward computes its weight from the stored one, as where it is standardised.
     """
 
     name: str
@@ -78,6 +79,7 @@ class OpNode:
     param: str | None
     depth: int
     out_axis: int = 0
+    computed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,8 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves
 
 from prunegraph.channel_gather import ZERO_CHANNEL, ChannelGather
@@ -20,6 +22,7 @@ from prunegraph.graph.attribute_reads import is_own
 from prunegraph.graph.masked_norm import MaskedNorm, mean_over_kept
 from prunegraph.graph.module_sizes import fix_module_sizes, replace_module, slim_attentions
 from prunegraph.graph.structure import StructureGraph
+from prunegraph.graph.weight_views import constants
 from prunegraph.types import BoolArray, KeepMask
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -123,6 +126,13 @@ def apply_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Mo
     memo = {key: take(plan.tensor, plan.keep) for key, plan in plans.items()}
     memo.update(_sliced_gathers(model, graph, mask.keep))
     pruned = copy_network(model, memo)  # finds the new tensors in its memo
+    for module in pruned.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm):
+                setattr(module, hook.name, hook.compute_weight(module).detach())
+            elif isinstance(hook, SpectralNorm):
+                weight = hook.compute_weight(module, do_power_iteration=False)
+                setattr(module, hook.name, weight.detach())
     keep_first = {key: plan.keep[0] for key, plan in plans.items() if 0 in plan.keep}
     fix_module_sizes(model, pruned, keep_first)
     for attribute in graph.size_attributes:
@@ -165,10 +175,12 @@ def zero_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Mod
             silent = replace_module(silent, path, MaskedNorm(silent.get_submodule(path), plan.keep))
         elif isinstance(module, nn.GroupNorm) and module.num_groups == 1:
             mean_over_kept(silent.get_submodule(path), (plan.keep[0], 0))
-    for path, kinds in graph.means.items():
+    computing = {op.name.partition("#")[0] for op in graph.ops if op.computed}
+    for path in sorted(graph.means.keys() | computing):
+        kinds = graph.means.get(path, ())
         kept = [(torch.from_numpy(mask.keep[classes]), axis) for classes, axis in kinds]
         changed = [kind for kind in kept if not bool(kind[0].all())]
-        if changed:
+        if changed or path in computing:
             mean_over_kept(silent.get_submodule(path), *changed)
     drop_kept(silent)
     return silent
@@ -182,7 +194,7 @@ def slice_plans(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> dict
         SurgeryError: the graph is not of this network.
     """
     _check_mask(graph, mask)
-    tensors = dict(_named(model))
+    tensors = dict([*model.named_parameters(remove_duplicate=False), *constants(model)])
     plans: dict[int, SlicePlan] = {}
     for name, axes in graph.param_classes.items():
         tensor = tensors.get(name)
@@ -202,14 +214,6 @@ def slice_plans(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> dict
             if not bool(keep.all()):
                 _add_axis(plans, name, tensor, axis, keep.to(tensor.device))
     return plans
-
-
-def _named(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """Return all names of all parameters and buffers."""
-    return [
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ]
 
 
 def _add_axis(

@@ -1,10 +1,16 @@
 """Views of stored weights: what ops that move axes make of a parameter or buffer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+Axis = int | tuple[int, ...] | None
+"""An axis of a stored weight, several that were merged in order, or one that was added."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,14 +21,16 @@ class WeightView:
         name: of the parameter or buffer.
         shape: of the parameter or buffer.
         axes: axis of the parameter at each axis of the view; None where one was added. Those that
-            are left out are of size 1.
+            are left out are of size 1, or, of a computed one, were reduced.
         starts: first position along each axis of the view.
+        computed: its values are other than the stored ones; see ``computed_weights``.
     """
 
     name: str
     shape: tuple[int, ...]
-    axes: tuple[int | None, ...]
+    axes: tuple[Axis, ...]
     starts: tuple[int, ...]
+    computed: bool = False
 
     def permuted(self, permutation: Sequence[int]) -> "WeightView":
         """Return the view with its axes in another order."""
@@ -44,7 +52,7 @@ class WeightView:
         if [before[axis] for axis in wide] != [size for size in after if size > 1]:
             return None
         left_out = [axis for size, axis in zip(before, self.axes, strict=True) if size == 1]
-        if any(axis is not None and self.shape[axis] > 1 for axis in left_out):
+        if any(isinstance(axis, int) and self.shape[axis] > 1 for axis in left_out):
             return None
         left = iter(wide)
         order = [next(left) if size > 1 else None for size in after]
@@ -53,6 +61,99 @@ class WeightView:
             axes=tuple(None if axis is None else self.axes[axis] for axis in order),
             starts=tuple(0 if axis is None else self.starts[axis] for axis in order),
         )
+
+    def merged(self, before: Sequence[int], after: Sequence[int]) -> "WeightView | None":
+        """Return the view with neighbouring axes merged, or divided again; None if it is another.
+
+        Axes of size 1 come and go.
+        """
+        wide = [place for place, size in enumerate(before) if size > 1]
+        new = [place for place, size in enumerate(after) if size > 1]
+        axes: list[Axis] = [None] * len(after)
+        starts = [0] * len(after)
+        sizes = [before[place] for place in wide], [after[place] for place in new]
+        for own, other in _grouped(*sizes):
+            stored = [self.axes[wide[place]] for place in own]
+            if len(own) == len(other) == 1:
+                axes[new[other[0]]] = stored[0]
+                starts[new[other[0]]] = self.starts[wide[own[0]]]
+                continue
+            flat = [a for each in stored for a in (each if isinstance(each, tuple) else (each,))]
+            single = tuple(axis for axis in flat if axis is not None and self.shape[axis] > 1)
+            if len(other) == 1 and prod(self.shape[a] for a in single) == sizes[1][other[0]]:
+                axes[new[other[0]]] = single
+            elif [self.shape[axis] for axis in single] == [sizes[1][place] for place in other]:
+                for place, axis in zip(other, single, strict=True):
+                    axes[new[place]] = axis
+            else:
+                return None
+        return replace(self, axes=tuple(axes), starts=tuple(starts))
+
+
+def _grouped(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Return which axes of one shape make which axes of another, the smallest parts in order."""
+    parts: list[tuple[list[int], list[int]]] = []
+    left, right = 0, 0
+    while left < len(before):
+        own, other = [left], [right]
+        while (wide := prod(before[i] for i in own)) != (new := prod(after[i] for i in other)):
+            side = own if wide < new else other
+            side.append(side[-1] + 1)
+        parts.append((own, other))
+        left, right = own[-1] + 1, other[-1] + 1
+    return parts
+
+
+def constants(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return what a network holds beside its parameters, by all names.
+
+    Buffers, and tensors that are plain attributes of modules, as tables of positions may be.
+    """
+    plain = [
+        (f"{path}.{name}" if path else name, value)
+        for path, module in model.named_modules(remove_duplicate=False)
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor) and value.layout is torch.strided
+    ]
+    return [*model.named_buffers(remove_duplicate=False), *plain]
+
+
+class Sources:
+    """Knows which tensors are made of stored ones and constants alone, and of which.
+
+    Args:
+        stored: returns the name of the parameter or buffer that a tensor is, or is a view of.
+        is_constant: returns whether a tensor that is not was made of sizes and numbers.
+    """
+
+    def __init__(
+        self, stored: Callable[[Tensor], str | None], is_constant: Callable[[Tensor], bool]
+    ) -> None:
+        self._stored, self._is_constant = stored, is_constant
+        self._names = WeakTensorKeyDictionary()
+
+    def of(self, tensor: Tensor) -> frozenset[str]:
+        """Return the names of the parameters and buffers that a tensor is made of."""
+        if tensor in self._names:
+            names: frozenset[str] = self._names[tensor]
+            return names
+        name = self._stored(tensor)
+        return frozenset() if name is None else frozenset({name})
+
+    def note(self, inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> None:
+        """Note what an op's outputs are made of."""
+        names: frozenset[str] = frozenset()
+        for tensor in inputs:
+            own = self.of(tensor)
+            if not own and not self._is_constant(tensor):
+                names = frozenset()
+                break
+            names |= own
+        for tensor in outputs:
+            if names:
+                self._names[tensor] = names
+            else:
+                self._names.pop(tensor, None)  # what was written into, in place
 
 
 def recurrent_weights(model: nn.Module) -> set[str]:

@@ -263,12 +263,14 @@ def _draw(count: int, generator: torch.Generator) -> Tensor:
 def _changeable(graph: StructureGraph) -> set[str]:
     """Return the weights that may lose inputs, by one axis alone, and do not read too many."""
     uses: dict[str, set[bytes]] = {}
+    computed = {op.param for op in graph.ops if op.computed}
     for op in graph.ops:
         uses.setdefault(str(op.param), set()).add(op.in_classes.tobytes())
     return {
         str(op.param)
         for op in graph.ops
         if len(uses[str(op.param)]) == 1
+        and op.param not in computed  # what is stored would not add up as what is computed does
         and (axes := graph.param_classes.get(str(op.param), {}))
         and 1 in axes
         and graph.free[axes[1]].any()

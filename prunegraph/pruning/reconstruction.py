@@ -73,6 +73,8 @@ def sample_contributions(read: Read, generator: torch.Generator) -> Tensor | Non
         ``[S, C]``: the sum of a row is an output without its bias.
     """
     module, inputs = read.module, read.activation
+    if read.op.computed:
+        return None
     if isinstance(module, nn.Conv2d):
         if module.groups > 1 or isinstance(module.padding, str) or module.padding_mode != "zeros":
             return None

@@ -1,0 +1,138 @@
+"""What pointwise ops do to labels: they pass them on, and unite those of their inputs."""
+
+import torch
+from torch import Tensor
+
+from prunegraph.graph.labels import NEUTRAL, is_neutral, narrow_constant, neutral, varying_axes
+from prunegraph.graph.movement_rules import write_slices
+from prunegraph.graph.recorder import LabelRecorder, OpCall
+
+
+def _aligned_sizes(labels: Tensor, ndim: int) -> list[int]:
+    return [1] * (ndim - labels.ndim) + list(labels.shape)
+
+
+def combine(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) -> Tensor:
+    """Return the labels of a broadcast binary op, uniting what belongs together.
+
+    A side of size 1 along all axes on which the other varies (a gate of one channel, a spatial
+    map) says nothing about the other's channels.
+    """
+    if is_neutral(left):
+        return right
+    if is_neutral(right):
+        return left
+    known = [one for one, other in ((left, right), (right, left)) if _flat_along(one, other)]
+    if known:  # of an outer product, where both are, the channels of one side can be told
+        product = call.name.rstrip("_") == "mul"
+        one = min(known, key=lambda side: narrow_constant(side).numel()) if product else known[0]
+        if varying_axes(one):
+            recorder.store.freeze(one, recorder.cause(call, "its axis carries no channels"))
+        return right if one is left else left
+    for one, other in ((left, right), (right, left)):
+        if _shared_by_heads(recorder, one, other):
+            recorder.store.freeze(one, recorder.cause(call, "shared by all heads"))
+            return other
+    _note_sum(recorder, call, left, right)
+    recorder.store.unite(left, right)
+    if bool((left == NEUTRAL).any()) or bool((right == NEUTRAL).any()):
+        return torch.where(left == NEUTRAL, right, left)
+    ranks = len(varying_axes(left)), len(varying_axes(right))
+    if ranks[0] != ranks[1]:  # they are equal now, and the simpler one shows it
+        return left if ranks[0] < ranks[1] else right
+    return left if left.numel() >= right.numel() else right
+
+
+def _flat_along(one: Tensor, other: Tensor) -> bool:
+    """Return whether ``one`` has size 1 along all axes along which ``other`` varies."""
+    ndim = max(one.ndim, other.ndim)
+    axes = [axis + ndim - other.ndim for axis in varying_axes(other)]
+    return bool(axes) and all(_aligned_sizes(one, ndim)[axis] == 1 for axis in axes)
+
+
+def _note_sum(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) -> None:
+    """Note channels that an addition unites."""
+    if call.name.rstrip("_") in ("add", "sub") and not torch.equal(left, right):
+        recorder.recording.sums.append(narrow_constant(left).unique())
+
+
+def _shared_by_heads(recorder: LabelRecorder, one: Tensor, other: Tensor) -> bool:
+    """Return whether ``one`` varies inside a head only, and ``other`` over the heads too."""
+    ndim = max(one.ndim, other.ndim)
+    inner, all_axes = (
+        {axis + ndim - labels.ndim for axis in varying_axes(labels)} for labels in (one, other)
+    )
+    within = bool(inner) and inner < all_axes and min(all_axes) not in inner
+    return within and recorder.is_head(other)
+
+
+def expanded(labels: Tensor, tensor: Tensor) -> Tensor:
+    """Return labels broadcast to a tensor's shape."""
+    return labels.expand(tensor.shape)
+
+
+def _unexpanded(recorder: LabelRecorder, tensor: Tensor) -> Tensor:
+    """Return a tensor's labels of size 1 where it was expanded, as if it were broadcast instead."""
+    labels = recorder.labels_of(tensor)
+    strides = zip(tensor.stride(), labels.stride(), strict=True)
+    for axis, (stride, label_stride) in enumerate(strides):
+        if stride == label_stride == 0 and tensor.shape[axis] > 1:
+            labels = labels.narrow(axis, 0, 1)
+    return labels
+
+
+def pointwise(recorder: LabelRecorder, call: OpCall) -> None:
+    """Unite all inputs, broadcast; the outputs carry the result."""
+    inputs = [t for t in call.tensors() if t.numel() > 1 or t.ndim > 0]
+    labels = _unexpanded(recorder, inputs[0]) if inputs else neutral(())
+    for tensor in inputs[1:]:
+        labels = combine(recorder, call, labels, _unexpanded(recorder, tensor))
+    for tensor in call.outputs():
+        recorder.set_labels(tensor, expanded(labels, tensor))
+
+
+def scale(recorder: LabelRecorder, call: OpCall) -> None:
+    """A stored weight times a number is that weight still; all else is pointwise."""
+    wide = [tensor for tensor in call.tensors() if tensor.numel() > 1]
+    stored = recorder.weight_view(wide[0]) if len(wide) == 1 else None
+    if stored is not None and wide[0].shape == call.out.shape:
+        recorder.set_weight_view(call.out, stored)
+    else:
+        pointwise(recorder, call)
+
+
+def pointwise_inplace(recorder: LabelRecorder, call: OpCall) -> None:
+    """Unite all inputs; a constant target takes the labels of what is written into it.
+
+    What is written into slices of a constant labels their part of it; any other view of a constant
+    cannot be followed back to it, so what enters it is frozen.
+    """
+    target: Tensor = call.args[0]
+    sources = [t for t in call.tensors()[1:] if t.numel() > 1]
+    if call.name == "copy_" and write_slices(recorder, call):
+        return
+    labels = recorder.labels_of(target)
+    if is_neutral(labels) and target._base is not None and sources:
+        recorder.freeze_inputs(call, "written in place into a view of a constant")
+        return
+    for tensor in sources:
+        labels = combine(recorder, call, labels, recorder.labels_of(tensor))
+    if labels.shape != target.shape and labels.numel() > target.numel():
+        recorder.freeze_inputs(call, "in-place op that broadcasts its target")
+        return
+    recorder.set_labels(target, expanded(labels, target))
+
+
+def constant(recorder: LabelRecorder, call: OpCall) -> None:
+    """A tensor made from sizes and numbers: neutral."""
+    for tensor in call.outputs():
+        recorder.set_labels(tensor, neutral(tensor.shape))
+
+
+def zeros(recorder: LabelRecorder, call: OpCall) -> None:
+    """``zeros_like`` of an activation is as wide as that, whatever is written into it."""
+    source = call.args[0]
+    if recorder.is_stored(source):
+        constant(recorder, call)
+    else:
+        recorder.set_labels(call.out, expanded(recorder.labels_of(source), call.out))
