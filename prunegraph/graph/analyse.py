@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import math
 import random
+import re
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -249,6 +250,13 @@ def _record(
     except Exception as error:  # a user's forward may raise anything
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         where = recorder.modules.current or type(model).__name__
+        if (operator := re.search(r"HigherOrderOperator (\w+)", first_line)) is not None:
+            msg = (
+                f"{where} calls {operator[1]}, inside which nothing can be followed: analyse it "
+                "with plain operations in its place (for flex_attention, "
+                "torch.nn.functional.scaled_dot_product_attention)"
+            )
+            raise ModelError(msg) from error
         msg = (
             f"the forward of {type(model).__name__} fails in {where} on inputs of shape "
             f"{_shapes(example_inputs)}: {first_line}; give example inputs that the forward accepts"

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import ChainMap
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Collection, Iterator, Mapping, Set
 from math import prod
 
 import numpy as np
@@ -15,7 +15,14 @@ from prunegraph.graph.cost import MACS, PARAMS, CostModel, CostTerm
 from prunegraph.graph.labels import NEUTRAL, FreezeEvent
 from prunegraph.graph.memory import MemoryModel
 from prunegraph.graph.recording import Recording, SizeUse
-from prunegraph.graph.structure import FrozenOp, Group, OpNode, SizeAttribute, StructureGraph
+from prunegraph.graph.structure import (
+    FrozenOp,
+    Group,
+    OpNode,
+    Place,
+    SizeAttribute,
+    StructureGraph,
+)
 from prunegraph.types import BoolArray, IntArray
 
 MODEL_INPUT = "model input"
@@ -128,7 +135,7 @@ class GraphBuilder:
 
     def _size_attributes(self) -> tuple[SizeAttribute, ...]:
         """Find the integer attributes that hold a size which a module's forward named."""
-        found: dict[tuple[str, str, int | None], tuple[SizeAttribute, tuple[bool, ...]]] = {}
+        found: dict[tuple[str, str, Place], tuple[SizeAttribute, tuple[bool, ...]]] = {}
         inputs = [
             SizeUse(module=path, labels=self.recording.inputs[path], axis=0, by_name=True)
             for path in sorted(self.recording.inputs.keys() & self.checked)
@@ -143,19 +150,19 @@ class GraphBuilder:
             owner = self.model.get_submodule(use.module)
             if isinstance(owner, nn.MultiheadAttention):  # its slim successor sets its own
                 continue
-            for name, index in _attributes_of_size(owner, use.labels.shape[use.axis]):
+            for name, place in _attributes_of_size(owner, use.labels.shape[use.axis]):
                 if not self._may_read(owner, use.module, name):
                     continue
                 if use.by_name and not _tells_width(name):
                     continue
                 attribute = SizeAttribute(
-                    module=use.module, name=name, index=index, classes=classes, axis=use.axis
+                    module=use.module, name=name, place=place, classes=classes, axis=use.axis
                 )
                 fit = _fit(attribute, use.part)
-                known = found.get((use.module, name, index))
+                known = found.get((use.module, name, place))
                 late = known is not None and fit == known[1] and use.module in self.last_named
                 if known is None or fit > known[1] or late:
-                    found[use.module, name, index] = attribute, fit
+                    found[use.module, name, place] = attribute, fit
         return tuple(attribute for attribute, _ in found.values() if attribute.varies)
 
     def _may_read(self, owner: nn.Module, path: str, name: str) -> bool:
@@ -368,30 +375,36 @@ def _tells_width(name: str) -> bool:
     return any(word in name.lower() for word in WIDTH_WORDS)
 
 
-def _attributes_of_size(owner: nn.Module, size: int) -> list[tuple[str, int | None]]:
-    """Return the integer attributes, and places in lists of integers, that hold a size.
+def _attributes_of_size(owner: nn.Module, size: int) -> list[tuple[str, Place]]:
+    """Return the integer attributes, and places in containers of integers, that hold a size.
 
     Those of an own class are among them: surgery gives the module one of its own.
     """
-    found: list[tuple[str, int | None]] = []
+    found: list[tuple[str, Place]] = []
     classes = [vars(kind) for kind in reversed(type(owner).__mro__) if is_own(kind)]
     for name, value in ChainMap(vars(owner), *reversed(classes)).items():
-        if any(word in name for word in SPATIAL_WORDS):
-            continue
-        if type(value) is int and value == size:
-            found.append((name, None))
-        elif type(value) in (tuple, list):
-            found += [
-                (name, i) for i, item in enumerate(value) if type(item) is int and item == size
-            ]
+        if not any(word in name for word in SPATIAL_WORDS):
+            found += [(name, place) for place in _places_of(value, size, depth=2)]
     return found
+
+
+def _places_of(value: object, size: int, depth: int) -> Iterator[Place]:
+    """Return where a value, or a container, holds an integer."""
+    if type(value) is int and value == size:
+        yield ()
+    elif depth and type(value) in (tuple, list, dict):
+        assert isinstance(value, tuple | list | dict)
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            for place in _places_of(item, size, depth - 1):
+                yield (key, *place)
 
 
 def _fit(item: SizeAttribute, part: int) -> tuple[bool, ...]:
     """Say how well a size fits an attribute: a count of heads or a width by its name, its place."""
     is_width = any(word in item.name for word in ("dim", "size", "width", "channels", "features"))
     by_name = (item.axis == item.classes.ndim - 1) == is_width
-    return item.index is not None or by_name, item.index in (None, part, item.axis), item.varies
+    in_place = not item.place or item.place[0] in (part, item.axis)
+    return bool(item.place) or by_name, in_place, item.varies
 
 
 def _group_names(

@@ -65,6 +65,13 @@ class MaskedNorm(nn.Module):
         """NaN, equal to no other norm's: so ``nn.TransformerEncoder`` takes no fast path."""
         return math.nan
 
+    def __getattr__(self, name: str) -> Any:
+        """Return what the norm has: a forward may read its weight, or its shape."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("norm"), name)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised input, of the same shape."""
         weight = self.norm.get_parameter("weight")

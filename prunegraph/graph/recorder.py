@@ -306,7 +306,7 @@ class LabelRecorder(TorchDispatchMode):
     def note_sizes(self, labels: Tensor, part: int = 0) -> None:
         """Note the sizes of labelled axes that the running module's code has just named."""
         caller = self.modules.caller()
-        if caller is None:
+        if caller is None or not labels.numel():
             return
         compact = labels
         axes = varying_axes(labels)

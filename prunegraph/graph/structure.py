@@ -97,6 +97,10 @@ class FrozenOp:
     reason: str
 
 
+Place = tuple[int | str, ...]
+"""Keys that lead into nested containers."""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SizeAttribute:
     """An integer attribute of a module that its forward may use as a size, as ``num_heads``.
@@ -104,7 +108,8 @@ class SizeAttribute:
     Attributes:
         module: path of the module.
         name: of the attribute.
-        index: place in it, if it is a tuple or list; None = it is the integer itself.
+        place: keys under which the integer lies in it, if it is a tuple, list or dict, perhaps of
+            tuples, as einops' layers have it; () = it is the integer itself.
         classes: class ids of the positions that the size counts, with one axis for each axis of
             the shape that varies: ``[heads, width]``; -1 = a position that always stays.
         axis: the axis of ``classes`` that the attribute counts.
@@ -112,7 +117,7 @@ class SizeAttribute:
 
     module: str
     name: str
-    index: int | None
+    place: Place
     classes: IntArray
     axis: int
 

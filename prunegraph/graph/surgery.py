@@ -8,7 +8,7 @@ example inputs and the optimizer.
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from prunegraph.errors import MaskError, ModelError, SurgeryError
 from prunegraph.graph.attribute_reads import is_own
 from prunegraph.graph.masked_norm import MaskedNorm, mean_over_kept
 from prunegraph.graph.module_sizes import fix_module_sizes, replace_module, slim_attentions
-from prunegraph.graph.structure import StructureGraph
+from prunegraph.graph.structure import Place, StructureGraph
 from prunegraph.graph.weight_views import constants
 from prunegraph.types import BoolArray, KeepMask
 
@@ -137,14 +137,19 @@ def apply_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Mo
     fix_module_sizes(model, pruned, keep_first)
     for attribute in graph.size_attributes:
         owner, size = pruned.get_submodule(attribute.module), attribute.kept(mask.keep)
-        value: object = size
-        if attribute.index is not None:
-            values = list(getattr(owner, attribute.name))
-            values[attribute.index] = size
-            value = type(getattr(owner, attribute.name))(values)
+        value = _put(getattr(owner, attribute.name), attribute.place, size)
         setattr(owner, attribute.name, value)
     drop_kept(pruned)
     return slim_attentions(model, pruned, {key: plan.keep for key, plan in plans.items()})
+
+
+def _put(value: Any, place: Place, size: int) -> Any:
+    """Return a container with a size in its place; () = the size itself."""
+    if not place:
+        return size
+    entries = dict(value) if isinstance(value, dict) else dict(enumerate(value))
+    entries[place[0]] = _put(entries[place[0]], place[1:], size)
+    return entries if isinstance(value, dict) else type(value)(entries.values())
 
 
 def zero_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Module:
@@ -169,8 +174,8 @@ def zero_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Mod
     silent = copy_network(model, memo)
     for path, module in list(model.named_modules(remove_duplicate=False)):
         plan = plans.get(id(getattr(module, "weight", None)))
-        if plan is None:
-            continue
+        if plan is None or isinstance(silent.get_submodule(path), MaskedNorm):
+            continue  # one that lies in a container with two paths is wrapped already
         if isinstance(module, nn.LayerNorm | nn.RMSNorm):
             silent = replace_module(silent, path, MaskedNorm(silent.get_submodule(path), plan.keep))
         elif isinstance(module, nn.GroupNorm) and module.num_groups == 1:

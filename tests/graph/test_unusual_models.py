@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.utils import prune
 
 from prunegraph.errors import ModelError
@@ -128,6 +129,23 @@ def test_parametrised_weights_that_cannot_be_followed_say_what_to_do() -> None:
     nn.utils.parametrizations.orthogonal(model.one)
     with pytest.raises(ModelError, match=r"one has parametrised .*remove_parametrizations"):
         analyse(model, torch.rand(2, 3, 6, 6))
+
+
+@pytest.mark.filterwarnings("ignore:.*flex_attention called without.*:UserWarning")
+def test_an_operator_that_hides_its_own_says_what_to_do() -> None:
+    class Flexible(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix, self.out = nn.Linear(8, 24), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            query, key, value = self.mix(x).view(1, 4, 2, 12).transpose(1, 2).chunk(3, -1)
+            mixed = flex_attention(query, key, value)
+            out: torch.Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+            return out
+
+    with pytest.raises(ModelError, match=r"Flexible calls flex_attention, .*scaled_dot_product"):
+        analyse(Flexible().eval(), torch.rand(1, 4, 8))
 
 
 def test_an_assertion_of_the_forward_is_one_line() -> None:
