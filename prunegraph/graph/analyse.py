@@ -25,7 +25,11 @@ from prunegraph.graph.recurrent_rules import settle_recurrent
 from prunegraph.graph.rules import RULES
 from prunegraph.graph.structure import FrozenOp, StructureGraph
 from prunegraph.graph.surgery import copy_network, drop_kept, hears_of_training, put_modes
-from prunegraph.graph.training_layers import join_training, unused_weights
+from prunegraph.graph.training_layers import (
+    join_siblings,
+    join_training,
+    unused_weights,
+)
 from prunegraph.graph.trial import ERRORS, Remedies, Trial, awake, check_copies, is_sound
 from prunegraph.seeding import seeded
 
@@ -224,6 +228,8 @@ def _record_all(
             copied = copy_network(model)  # in training a forward may change weights
             training = _record(copied, example_inputs, attention, rules, training=True)
             join_training(recorder.recording, training.recording)
+    if unused_weights(model, recorder.recording):
+        join_siblings(model, recorder.recording)
     return recorder
 
 
@@ -345,6 +351,7 @@ def analyse(
             literal=remedies.literal,
             last_named=remedies.last_named,
             checked=remedies.checked,
+            checked_first=remedies.checked_first,
             attention=attention,
         )
         graph = builder.build()

@@ -50,6 +50,7 @@ class GraphBuilder:
         literal: paths of modules whose integer attributes are no sizes.
         last_named: paths of modules in which an attribute is the last size of those that it fits.
         checked: paths of modules that compare the width of their input with an attribute.
+        checked_first: those of them in which that is what an attribute of this size is.
         attention: "head" or "width", see ``analyse``.
     """
 
@@ -61,11 +62,13 @@ class GraphBuilder:
         literal: Collection[str] = (),
         last_named: Collection[str] = (),
         checked: Set[str] = frozenset(),
+        checked_first: Set[str] = frozenset(),
         attention: str = "head",
     ) -> None:
         self.model = model
         self.attention = attention
-        self.literal, self.last_named, self.checked = literal, last_named, checked
+        self.literal, self.last_named = literal, last_named
+        self.checked, self.checked_first = checked, checked_first
         self.recording = recording
         self.components = recording.store.components()
         self._sizes = np.bincount(self.components)
@@ -140,7 +143,8 @@ class GraphBuilder:
             SizeUse(module=path, labels=self.recording.inputs[path], axis=0, by_name=True)
             for path in sorted(self.recording.inputs.keys() & self.checked)
         ]
-        for use in (*self.recording.size_uses, *inputs):
+        first = [use for use in inputs if use.module in self.checked_first]
+        for use in (*first, *self.recording.size_uses, *inputs):
             if use.module in self.literal:
                 continue
             labels = use.labels.numpy()
@@ -161,7 +165,8 @@ class GraphBuilder:
                 fit = _fit(attribute, use.part)
                 known = found.get((use.module, name, place))
                 late = known is not None and fit == known[1] and use.module in self.last_named
-                if known is None or fit > known[1] or late:
+                settled = known is not None and known[0].module in self.checked_first
+                if known is None or (not settled and (fit > known[1] or late)):
                     found[use.module, name, place] = attribute, fit
         return tuple(attribute for attribute, _ in found.values() if attribute.varies)
 

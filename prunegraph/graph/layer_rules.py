@@ -2,12 +2,15 @@
 
 from math import prod
 
+import torch
 from torch import Tensor
 
 from prunegraph.graph.labels import NEUTRAL, along, neutral, varying_axes
-from prunegraph.graph.product_rules import activation_product, record_product
+from prunegraph.graph.product_rules import NO_AXIS, activation_product, record_product
 from prunegraph.graph.recorder import LabelRecorder, OpCall
 from prunegraph.graph.recording import RecordedOp
+
+ONE_ALONE = "a channel of constants, or one alone"
 
 GROUPED_BYTES = 16
 """What the strides of a grouped product must be multiples of."""
@@ -24,14 +27,55 @@ def tie_parameter(recorder: LabelRecorder, tensor: Tensor | None, channels: Tens
 def freeze_if_constant(
     recorder: LabelRecorder, call: OpCall, channels: Tensor, in_labels: Tensor
 ) -> None:
-    """Keep the columns of a layer that reads a constant made in the forward."""
-    if in_labels.numel() > 1 and bool((channels == NEUTRAL).all()):
+    """Keep the columns of a layer that reads a constant, and the one channel that a layer reads."""
+    if in_labels.numel() == channels.numel() == 1:
+        recorder.store.freeze(channels, recorder.cause(call, ONE_ALONE))
+    elif in_labels.numel() > 1 and bool((channels == NEUTRAL).all()):
         recorder.store.freeze(in_labels, recorder.cause(call, "reads a constant"))
+
+
+def mixes_tokens(labels: Tensor, axis: int) -> bool:
+    """Return whether channels lie along other axes than the one that a layer mixes or scales."""
+    varying = varying_axes(labels)
+    return labels.shape[axis] > 1 and bool(varying) and axis % labels.ndim not in varying
+
+
+def _keep_tokens(recorder: LabelRecorder, call: OpCall, *parameters: Tensor | None) -> None:
+    """Keep parameters whole that lie along tokens."""
+    for tensor in parameters:
+        for axis in range(0 if tensor is None else tensor.ndim):
+            assert tensor is not None
+            labels = recorder.channels(tensor, axis)
+            if labels is not None:
+                recorder.store.freeze(labels, recorder.cause(call, "lies along tokens"))
+
+
+def _mix_tokens(
+    recorder: LabelRecorder,
+    call: OpCall,
+    axis: int,
+    source: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+) -> None:
+    """A layer over tokens (MLP-Mixer's): what it makes of a channel is of that channel alone.
+
+    Its weight stays whole, and is used for each channel that is left.
+    """
+    labels = recorder.labels_of(source).narrow(axis, 0, 1)
+    _keep_tokens(recorder, call, weight, bias)
+    recorder.set_labels(call.out, labels.expand(call.out.shape))
+    matrix = weight.shape[:2] if call.name == "convolution" else weight.shape[-2:]
+    record_product(recorder, prod(matrix), labels.reshape(-1))
 
 
 def batch_norm(recorder: LabelRecorder, call: OpCall) -> None:
     """Tie the parameters and buffers to the channel axis."""
     labels = recorder.labels_of(call.args[0])
+    if mixes_tokens(labels, 1):
+        _keep_tokens(recorder, call, *call.args[1:5])
+        recorder.set_labels(call.outputs()[0], labels)
+        return
     channels = recorder.channel_labels(labels, 1)
     for tensor in call.args[1:5]:
         if isinstance(tensor, Tensor):
@@ -47,7 +91,11 @@ def layer_norm(recorder: LabelRecorder, call: OpCall) -> None:
     """Tie the parameters to the last axis; normalising over several labelled axes freezes."""
     source, normalized_shape, weight, bias = call.args[:4]
     labels = recorder.labels_of(source)
-    if len(normalized_shape) > 1 and varying_axes(labels):
+    first = labels.ndim - len(normalized_shape)
+    wide = [axis for axis in range(first, labels.ndim) if labels.shape[axis] > 1]
+    if varying_axes(labels) and not set(varying_axes(labels)) & set(wide) and wide:
+        _keep_tokens(recorder, call, weight, bias)
+    elif len(normalized_shape) > 1 and varying_axes(labels):
         recorder.freeze_inputs(call, "normalises over channels and positions")
     elif weight is not None and len(varying_axes(labels)) > 1 and recorder.is_head(labels):
         recorder.store.unite(labels, labels.narrow(-1, 0, 1))  # a whole head, or none of it
@@ -93,16 +141,20 @@ def group_norm(recorder: LabelRecorder, call: OpCall) -> None:
 
 
 def _computed_convolution(recorder: LabelRecorder, call: OpCall) -> None:
-    """A weight that is made in the forward: channels pass where one constant kernel blurs each."""
+    """A weight that is made in the forward: channels pass where each has a kernel of its own."""
     source, weight, _, stride, _, _, transposed = call.args[:7]
     positions = prod((source if transposed else call.out).shape[2:])
     blurs = weight.shape[:2] == (source.shape[1], 1) and call.args[8] == source.shape[1]
-    if not (blurs and recorder.is_constant(recorder.labels_of(weight))):
+    kernels = recorder.labels_of(weight)
+    own = bool(varying_axes(kernels)) and set(varying_axes(kernels)) <= {0}
+    if not (blurs and (own or recorder.is_constant(kernels))):
         recorder.recording.computed |= recorder.sources.of(weight)
         recorder.freeze_all(call, "convolution with a computed weight")
         record_product(recorder, source.shape[0] * positions * weight.numel())
         return
     channels = recorder.channel_labels(recorder.labels_of(source), 1)
+    if own:  # features of a template, looked for in those of an image
+        recorder.store.unite(channels, recorder.channel_labels(kernels, 0))
     recorder.set_labels(call.out, along(channels, 1, call.out.shape))
     kernel = prod(weight.shape[2:])
     recorder.recording.ops.append(
@@ -129,7 +181,12 @@ def convolution(recorder: LabelRecorder, call: OpCall) -> None:
     if recorder.weight_view(weight) is None:
         _computed_convolution(recorder, call)
         return
-    channels = recorder.channel_labels(recorder.labels_of(source), 1)
+    labels = recorder.labels_of(source)
+    pointwise = prod(weight.shape[2:]) == 1 and source.shape[2:] == call.out.shape[2:]
+    if pointwise and groups == 1 and mixes_tokens(labels, 1):
+        _mix_tokens(recorder, call, 1, source, weight, bias)
+        return
+    channels = recorder.channel_labels(labels, 1)
     depthwise = groups > 1 and weight.shape[1] == 1
     if transposed:
         depthwise &= weight.shape[0] == groups
@@ -254,7 +311,11 @@ def _matrix_product(
         recorder.recording.computed |= recorder.sources.of(source) | recorder.sources.of(weight)
         activation_product(recorder, call)
         return
-    channels = recorder.channel_labels(recorder.labels_of(source), outs)
+    labels = recorder.labels_of(source)
+    if mixes_tokens(labels, outs) and not recorder.is_recurrent(weight):
+        _mix_tokens(recorder, call, outs, source, weight, bias)
+        return
+    channels = recorder.channel_labels(labels, outs)
     if not recorder.is_recurrent(weight):  # that reads zeros first, as many as it has units
         freeze_if_constant(recorder, call, channels, in_labels)
     recorder.store.unite(channels, in_labels)
@@ -285,6 +346,7 @@ def mv(recorder: LabelRecorder, call: OpCall) -> None:
         assert out_labels is not None
         if in_labels is not None:
             recorder.store.unite(channels, in_labels)
+        _record_sums(recorder, channels, 1, out_labels)
         recorder.set_labels(call.out, out_labels)
         return
     if left.ndim > 1:
@@ -292,9 +354,23 @@ def mv(recorder: LabelRecorder, call: OpCall) -> None:
     labels = recorder.labels_of(left)
     if set(range(left.ndim - 1)) & set(varying_axes(labels)):
         recorder.freeze_all(call, "a vector times rows that are channels")
+        record_product(recorder, left.numel())
         return
-    recorder.store.unite(recorder.channel_labels(labels, -1), channels)
+    summed = recorder.channel_labels(labels, -1)
+    recorder.store.unite(summed, channels)
+    rows = left.numel() // max(left.shape[-1], 1)
+    _record_sums(recorder, torch.where(summed == NEUTRAL, channels, summed), rows)
     recorder.set_unlabelled(call, "reduced over channels")
+
+
+def _record_sums(
+    recorder: LabelRecorder, summed: Tensor, rows: int, outputs: Tensor = NO_AXIS
+) -> None:
+    """Count sums over one axis, which may be of constants."""
+    if bool((summed == NEUTRAL).any()):
+        record_product(recorder, rows * len(summed), outputs)
+    else:
+        record_product(recorder, rows, outputs, summed)
 
 
 def grouped_mm(recorder: LabelRecorder, call: OpCall) -> None:
@@ -324,15 +400,20 @@ def grouped_mm(recorder: LabelRecorder, call: OpCall) -> None:
 def bmm(recorder: LabelRecorder, call: OpCall) -> None:
     """A product of activations, or a linear layer as ``einsum`` computes it."""
     left, right = call.args
-    if _is_matrix(recorder, right):
+    if _is_matrix(recorder, right, left):
         _matrix_product(recorder, call, left, right)
-    elif _is_matrix(recorder, left):
+    elif _is_matrix(recorder, left, right):
         _matrix_product(recorder, call, right, left, from_left=True)
     else:
         activation_product(recorder, call)
 
 
-def _is_matrix(recorder: LabelRecorder, tensor: Tensor) -> bool:
-    """Return whether a batch of matrices is one stored weight, with an axis added in front."""
+def _is_matrix(recorder: LabelRecorder, tensor: Tensor, other: Tensor) -> bool:
+    """Return whether a batch of matrices is a stored weight, of one or of several matrices.
+
+    Several lose the same rows and columns, and all stay, unless each belongs to a head.
+    """
     stored = recorder.weight_view(tensor)
-    return stored is not None and stored.axes[0] is None and None not in stored.axes[1:]
+    if stored is None or None in stored.axes[1:]:
+        return False
+    return stored.axes[0] is None or 0 not in varying_axes(recorder.labels_of(other))

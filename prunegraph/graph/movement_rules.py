@@ -7,9 +7,17 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from prunegraph.graph.labels import NEUTRAL, along, is_scalar, narrow_constant, varying_axes
-from prunegraph.graph.layer_rules import embedding
+from prunegraph.graph.labels import (
+    NEUTRAL,
+    along,
+    is_neutral,
+    is_scalar,
+    narrow_constant,
+    varying_axes,
+)
+from prunegraph.graph.layer_rules import ONE_ALONE, embedding
 from prunegraph.graph.recorder import LabelRecorder, OpCall
+from prunegraph.graph.structure import FrozenOp
 from prunegraph.graph.weight_views import moved
 
 
@@ -30,6 +38,9 @@ def movement(recorder: LabelRecorder, call: OpCall) -> None:
     if follow_weight(recorder, call):
         return
     labels = tree_map_only(Tensor, recorder.labels_of, call.args[0])
+    if call.name == "stack":  # all must be equally wide
+        for part in labels[1:]:
+            recorder.store.unite(labels[0], part)
     indices = tree_map_only(Tensor, Tensor.cpu, call.args[1:])  # where labels are
     kwargs = {k: v for k, v in call.kwargs.items() if k not in {"dtype", "memory_format"}}
     moved_labels = call.func(labels, *indices, **kwargs)
@@ -97,6 +108,7 @@ def cat(recorder: LabelRecorder, call: OpCall) -> None:
     axis = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)
     axis %= call.out.ndim
     parts = [part for part in parts if part.ndim == call.out.ndim]  # cat skips empty vectors
+    parts = _rows_alike(recorder, parts, axis)
     if any(axis in varying_axes(part) for part in parts):
         parts = [_placed(recorder, call, part, axis) for part in parts]
         labels = torch.cat(parts, axis)
@@ -109,6 +121,24 @@ def cat(recorder: LabelRecorder, call: OpCall) -> None:
             labels = torch.where(labels == NEUTRAL, first, labels)
         labels = labels.expand(call.out.shape)
     recorder.set_labels(call.out, labels)
+    for tensor in call.args[0]:
+        if not tensor.numel():
+            recorder.tie_empty(tensor, labels)
+
+
+def _rows_alike(recorder: LabelRecorder, parts: list[Tensor], axis: int) -> list[Tensor]:
+    """Unite the rows of stored tables that are joined to tokens: their columns are the channels."""
+    axes = [set(varying_axes(part)) for part in parts]
+    tokens = [own for own in axes if own and axis not in own]
+    if not tokens or not all(own - {axis} for own in axes if own):
+        return parts
+    firsts = [
+        part.narrow(axis, 0, 1) if axis in own else part
+        for part, own in zip(parts, axes, strict=True)
+    ]
+    for part, first in zip(parts, firsts, strict=True):
+        recorder.store.unite(part, first)
+    return [first.expand(part.shape) for part, first in zip(parts, firsts, strict=True)]
 
 
 def _tie_slice(recorder: LabelRecorder, call: OpCall) -> None:
@@ -130,11 +160,21 @@ def _tie_slice(recorder: LabelRecorder, call: OpCall) -> None:
 
 
 def _placed(recorder: LabelRecorder, call: OpCall, labels: Tensor, axis: int) -> Tensor:
-    """Give positions of an axis that have no label frozen ones of their own."""
-    if not bool((narrow_constant(labels) == NEUTRAL).any()):
+    """Give positions of an axis that have no label frozen ones of their own, or their head's.
+
+    Linear attention has ones beside the values of each head.
+    """
+    unlabelled = narrow_constant(labels) == NEUTRAL
+    if not bool(unlabelled.any()):
         return labels
+    others = [other for other in varying_axes(labels) if other != axis % labels.ndim]
+    if others and recorder.is_head(labels):
+        first = labels.amax(axis, keepdim=True)
+        recorder.store.unite(labels, first)
+        recorder.recording.heads.append(narrow_constant(first))
+        return first.expand(labels.shape)
     places = recorder.store.fresh(labels.shape[axis])
-    cause = recorder.cause(call, "a channel of constants, or one alone")
+    cause = recorder.cause(call, ONE_ALONE)
     for place in places:
         recorder.store.freeze(place, cause)
     return torch.where(labels == NEUTRAL, along(places, axis, labels.shape), labels)
@@ -259,6 +299,9 @@ def write_slices(recorder: LabelRecorder, call: OpCall) -> bool:
             index[axis] = slice(None)
     labels = labels.clone()
     part = labels[tuple(index)]
+    if is_neutral(written) and any(index[axis] != slice(None) for axis in axes):
+        cause = FrozenOp(op="copy_", module=recorder.modules.current, reason=ONE_ALONE)
+        recorder.store.freeze(part, cause)
     recorder.store.unite(part, written)
     part.copy_(torch.where(part == NEUTRAL, written, part))
     recorder.set_labels(base, labels.expand(base.shape))

@@ -16,6 +16,8 @@ from prunegraph.graph.recording import RecordedOp
 
 NO_AXIS = torch.empty(0, dtype=torch.int64)
 
+CHANNELS = "product of channels with channels"
+
 SCALE = "the width of a head sets the scale of its scores"
 
 
@@ -74,15 +76,15 @@ def activation_product(recorder: LabelRecorder, call: OpCall) -> None:
     left_axes, right_axes = varying_axes(left), varying_axes(right)
     if 0 in left_axes or 0 in right_axes:
         labels: Tensor | None = _batched(recorder, call, left, right)
-    elif len(left_axes) > 1 or len(right_axes) > 1 or (1 in left_axes and 2 in right_axes):
-        recorder.freeze_all(call, "product of channels with channels")
+    elif len(left_axes) > 1 or len(right_axes) > 1:
+        recorder.freeze_all(call, CHANNELS)
         record_product(recorder, batch * rows * inner * columns)
         return
     else:
-        keeps_scale = recorder.by_width or recorder.in_multihead_attention
-        if 2 in left_axes and 1 in right_axes and not keeps_scale:
-            for labels in (left, right):
-                recorder.store.freeze(labels, recorder.cause(call, SCALE))
+        if 1 in left_axes and 2 in right_axes:  # one side's channels can be told
+            side = left if rows < columns else right
+            recorder.store.freeze(side, recorder.cause(call, CHANNELS))
+            left_axes, right_axes = ([], right_axes) if side is left else (left_axes, [])
         labels = _plain(recorder, left, right, left_axes, right_axes)
     if labels is None:
         recorder.set_unlabelled(call, "reduced over channels")

@@ -303,6 +303,15 @@ class LabelRecorder(TorchDispatchMode):
             return None
         return self.axis_labels(tensor, position)
 
+    def tie_empty(self, tensor: Tensor, labels: Tensor) -> None:
+        """Tie the axes of a stored weight without elements to labels beside which it lies."""
+        for name in self.sources.of(tensor):
+            view = next(each for each in self._weight_views.values() if each.name == name)
+            for axis in range(-min(len(view.shape), labels.ndim), 0):
+                if view.shape[axis] == labels.shape[axis] > 1:
+                    own = self._stored_axis(view, axis % len(view.shape))
+                    self.store.unite(own, self.channel_labels(labels, axis))
+
     def note_sizes(self, labels: Tensor, part: int = 0) -> None:
         """Note the sizes of labelled axes that the running module's code has just named."""
         caller = self.modules.caller()

@@ -223,6 +223,7 @@ REDUCTIONS = _names(
     """
 )
 _SCANS = _names("cumsum cumprod cummax cummin logcumsumexp sort topk kthvalue median mode")
+_NOTHING = _names("_local_scalar_dense sym_size is_same_size equal set_")
 _SCATTERS = _names("scatter scatter_add scatter_reduce index_add index_copy index_reduce")
 _BATCH_NORMS = _names(
     """
@@ -291,7 +292,9 @@ def _table() -> dict[str, Rule]:
     table |= dict.fromkeys(("mv", "dot", "vdot"), mv)
     table |= dict.fromkeys(("_fft_r2c", "_fft_c2r", "_fft_c2c"), transform)
     table |= dict.fromkeys(_ATTENTION, attention)
-    table |= dict.fromkeys(("_local_scalar_dense", "sym_size", "is_same_size", "equal"), nothing)
+    table |= dict.fromkeys(
+        ("_local_scalar_dense", "sym_size", "is_same_size", "equal", "set_"), nothing
+    )
     return table
 
 

@@ -18,6 +18,43 @@ def unused_weights(model: nn.Module, recording: Recording) -> set[str]:
     return {name for name, _ in model.named_parameters() if name not in used}
 
 
+def join_siblings(model: nn.Module, recording: Recording) -> None:
+    """Prune experts that the example did not visit like one that it did, so that others may.
+
+    Of two parts of a ``ModuleList`` or ``ModuleDict`` with parameters and buffers of the same names
+    one may be used for some inputs alone. Axes of other sizes stay whole.
+    """
+    used = recording.axis_labels.keys() | recording.element_labels.keys()
+    for path, container in model.named_modules():
+        if not isinstance(container, nn.ModuleList | nn.ModuleDict):
+            continue
+        parts = {
+            f"{path}.{name}" if path else name: dict(_held(part))
+            for name, part in container.named_children()
+        }
+        visited = {name for name, own in parts.items() if any(f"{name}.{k}" in used for k in own)}
+        for name in sorted(parts.keys() - visited):
+            own = parts[name]
+            for like in [each for each in sorted(visited) if parts[each].keys() == own.keys()][:1]:
+                for key, tensor in own.items():
+                    _join_like(recording, f"{like}.{key}", f"{name}.{key}", tensor)
+
+
+def _held(part: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*part.named_parameters(), *part.named_buffers()]
+
+
+def _join_like(recording: Recording, known: str, name: str, tensor: Tensor) -> None:
+    """Give the axes of a parameter or buffer the labels of another's that are as long."""
+    labels = recording.axis_labels.get(known, {})
+    fitting = {axis: own for axis, own in labels.items() if own.numel() == tensor.shape[axis]}
+    if fitting:
+        recording.axis_labels[name] = fitting
+    elements = recording.element_labels.get(known)
+    if elements is not None and elements.shape == tensor.shape:
+        recording.element_labels[name] = elements
+
+
 def join_training(recording: Recording, training: Recording) -> None:
     """Tie the inputs of weights that training alone uses to the channels that they read.
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from prunegraph.errors import ModelError, SurgeryError
+from prunegraph.graph.attribute_reads import is_own
 from prunegraph.graph.calls import WatchedCalls
 from prunegraph.graph.recording import Recording
 from prunegraph.graph.structure import FrozenOp, Group, StructureGraph
@@ -270,16 +271,18 @@ class Remedies:
         literal: paths of modules whose attributes surgery leaves as they are.
         last_named: paths of modules in which an attribute is the last size of those that it fits.
         checked: paths of modules that compare the width of their input with an attribute.
+        checked_first: those of them in which that is what an attribute of this size is.
     """
 
     def __init__(self, model: nn.Module, recording: Recording) -> None:
         self._model, self._recording = model, recording
-        self._waiting: dict[type, list[Remedy]] = {}
+        self._waiting: dict[type, tuple[list[Remedy], list[Remedy]]] = {}
         self._suspects: list[set[str]] | None = None
         self._suspect: set[str] = set()
         self.literal: set[str] = set()
         self.last_named: set[str] = set()
         self.checked: set[str] = set()
+        self.checked_first: set[str] = set()
 
     def apply(self, failure: Failure, graph: StructureGraph, *, least: bool) -> bool:
         """Change something for the module that failed; return False if nothing is left to try.
@@ -295,16 +298,20 @@ class Remedies:
         alike = {name for name, module in self._model.named_modules() if type(module) is kind}
         if self._suspect & alike:  # it does read sizes there
             return self._next_suspect(graph)
+        checks, others = self._waiting.setdefault(kind, self._steps(alike, graph))
+        for waiting in (checks,) if least else (checks, others):
+            while waiting:
+                if waiting.pop(0)():
+                    return True
         if least:
             return self._recording.tie_to_inputs(alike, heads=True)
-        waiting = self._waiting.setdefault(kind, self._steps(alike, graph))
-        while waiting:
-            if waiting.pop(0)():
-                return True
-        return False
+        return self._next_suspect(graph)
 
-    def _steps(self, alike: set[str], graph: StructureGraph) -> list[Remedy]:
-        """Return what can be done for modules; each returns whether it changed something."""
+    def _steps(self, alike: set[str], graph: StructureGraph) -> tuple[list[Remedy], list[Remedy]]:
+        """Return what can be done for modules; each returns whether it changed something.
+
+        The first of the two lists holds what may be needed where the least is left alone, too.
+        """
         tie = self._recording.tie_to_inputs
         sized = any(attribute.module in alike for attribute in graph.size_attributes)
 
@@ -312,8 +319,13 @@ class Remedies:
             self.checked |= alike & self._recording.inputs.keys()
             return bool(alike & self.checked)
 
+        def check_inputs_first() -> bool:
+            self.checked_first |= alike & self.checked
+            return bool(alike & self.checked)
+
         def read_last() -> bool:
             self.checked -= alike
+            self.checked_first -= alike
             ambiguous = sized and not self._recording.tells_apart(alike)
             self.last_named |= alike if ambiguous else set()
             return ambiguous
@@ -335,14 +347,15 @@ class Remedies:
             self.literal -= alike
             return tie(alike, heads=False)
 
-        return [check_inputs, read_last, read_none, tie_heads, read_none_of_tied, tie_others]
+        others = [read_last, read_none, tie_heads, read_none_of_tied, tie_others]
+        return [check_inputs, check_inputs_first], others
 
     def _next_suspect(self, graph: StructureGraph) -> bool:
         """Leave the attributes of another class as they are, after the last as before."""
         if self._suspects is None:
             kinds = {type(self._model.get_submodule(a.module)) for a in graph.size_attributes}
             modules = list(self._model.named_modules())
-            named = [{n for n, m in modules if type(m) is kind} for kind in kinds]
+            named = [{n for n, m in modules if type(m) is kind} for kind in kinds if is_own(kind)]
             self._suspects = sorted(named, key=min)
         had = bool(self._suspect)
         self.literal -= self._suspect

@@ -264,7 +264,7 @@ def test_what_is_not_known_stays_whole() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(7, 7), nn.ReLU(), Mixed())
     graph = check_all(model, torch.randn(4, 7))
-    assert free_sizes(graph) == [4, 7]  # of the weight the sum's axis alone
+    assert free_sizes(graph) == [4, 7, 12]  # of its two axes one
 
 
 class AlsoAdded(Standardised):

@@ -1,9 +1,12 @@
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 
+from prunegraph.graph import analyse
 from prunegraph.graph.masked_norm import MaskedNorm
+from prunegraph.testing import assert_masked_equals_pruned
 
 KEPT = torch.tensor([True, False, True, True, False, True])
 
@@ -41,3 +44,29 @@ def test_a_subclass_runs_its_own_forward() -> None:
     small.load_state_dict({name: value[KEPT] for name, value in norm.state_dict().items()})
     torch.testing.assert_close(out[:, KEPT], small(x[:, KEPT]))
     assert not out[:, ~KEPT].any()
+
+
+class Shared(nn.Module):
+    """A block that is used twice, by two paths, and reads its norm's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 12), nn.Linear(12, 2)
+        block = nn.Sequential(nn.LayerNorm(12), nn.Linear(12, 12), nn.ReLU())
+        self.blocks = nn.ModuleList([block, block])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for block in self.blocks:
+            x = x + block(x).to(self.blocks[0][0].weight.dtype)
+        out: Tensor = self.last(x)
+        return out
+
+
+def test_a_norm_that_has_two_paths_and_whose_weight_is_read() -> None:
+    torch.manual_seed(0)
+    model, x = Shared().eval(), torch.randn(4, 3)
+    graph = analyse(model, x)
+    keep = graph.frozen | (np.arange(graph.num_classes) % 3 > 0)
+    assert not keep.all()
+    assert_masked_equals_pruned(model, graph, graph.mask(keep), x)

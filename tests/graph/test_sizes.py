@@ -7,11 +7,16 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from prunegraph.errors import ModelError
 from prunegraph.graph import analyse
 from prunegraph.graph.structure import StructureGraph
 from prunegraph.graph.surgery import apply_mask, zero_mask
+from prunegraph.testing import assert_masked_equals_pruned
+from prunegraph.testing.structure_check import check_structure
+
+WIDTH, HEADS, TOKENS = 24, 4, 9
 
 
 def check_elsewhere(net: nn.Module, example: Tensor, elsewhere: Tensor) -> StructureGraph:
@@ -134,3 +139,100 @@ def test_plain_tensors_and_queues_are_left_as_they_were() -> None:
 def test_a_network_that_cannot_be_copied_is_told_in_one_line() -> None:
     with pytest.raises(ModelError, match=r"Counting cannot be copied .*lock"):
         analyse(Counting(threading.Lock()), torch.randn(2, 5))
+
+
+def around(block: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, WIDTH), block, nn.Linear(WIDTH, 3)).eval()
+
+
+def free_sizes(graph: StructureGraph) -> list[int]:
+    return sorted(len(group.classes) for group in graph.groups if group.frozen is None)
+
+
+class CheckedHeads(nn.Module):
+    """As wav2vec2's attention: it compares its input's width, and its heads are as wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed_dim, self.num_heads, self.head_dim = WIDTH, HEADS, WIDTH // HEADS
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, width = x.shape
+        if width != self.embed_dim:
+            msg = "unexpected width"
+            raise ValueError(msg)
+        qkv = self.qkv(x).chunk(3, -1)
+        q, k, v = (t.view(b, n, self.num_heads, self.head_dim).transpose(1, 2) for t in qkv)
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        result: Tensor = self.out(out.reshape(b, n, self.num_heads * self.head_dim))
+        return result
+
+
+def test_a_width_that_is_checked_is_the_streams_before_heads_are_tied_to_it() -> None:
+    net, x = around(CheckedHeads()), torch.randn(2, TOKENS, 5)
+    assert free_sizes(analyse(net, x)) == [HEADS, WIDTH, WIDTH]
+    result = check_structure(net, x, seed=0, num_masks=3)
+    assert result.num_compared
+    assert not result.failures
+
+
+class Chomped(nn.Module):
+    """As a TCN: what is cut off at the end happens to be as long as the convolution is wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chomp_size = WIDTH
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :, : -self.chomp_size]
+
+
+class Causal(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.chomp = nn.Conv1d(WIDTH, WIDTH, 7, padding=24, dilation=4), Chomped()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(1, 2)
+        out: Tensor = (x + self.chomp(self.conv(x)).relu()).transpose(1, 2)
+        return out
+
+
+def test_a_number_that_is_as_large_as_a_width_by_chance_stays() -> None:
+    net, x = around(Causal()), torch.randn(2, TOKENS, 5)
+    assert sum(free_sizes(analyse(net, x))) >= WIDTH
+    result = check_structure(net, x, seed=0, num_masks=3)
+    assert result.num_compared
+    assert not result.failures
+
+
+class Nested(nn.Module):
+    """As einops' layers: sizes are in tuples of names and numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.split, self.merge = {"heads": HEADS, "rest": -1}, (("parts", (HEADS,)), ("rest", -1))
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        qkv = self.qkv(x).chunk(3, -1)
+        q, k, v = (t.view(b, n, self.split["heads"], -1).transpose(1, 2) for t in qkv)
+        out: Tensor = F.scaled_dot_product_attention(q, k, v, scale=0.5).transpose(1, 2)
+        result: Tensor = self.out(out.reshape(b, n, -1))
+        return result
+
+
+def test_sizes_inside_nested_containers_follow() -> None:
+    net, x = around(Nested()), torch.randn(2, TOKENS, 5)
+    graph = analyse(net, x)
+    assert free_sizes(graph) == [HEADS, WIDTH, WIDTH]
+    heads = next(group for group in graph.groups if len(group.classes) == HEADS)
+    keep = graph.dense_mask().keep.copy()
+    keep[heads.classes[0]] = False
+    pruned = apply_mask(net, graph, graph.mask(keep))
+    assert pruned.get_submodule("1").split == {"heads": HEADS - 1, "rest": -1}
+    assert net.get_submodule("1").split == {"heads": HEADS, "rest": -1}
+    assert_masked_equals_pruned(net, graph, graph.mask(keep), x)

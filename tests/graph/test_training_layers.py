@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunegraph.graph import analyse
-from prunegraph.graph.surgery import apply_mask
+from prunegraph.graph.surgery import apply_mask, zero_mask
 from prunegraph.testing import assert_masked_equals_pruned
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -75,3 +75,40 @@ def test_a_forward_that_fails_in_training_is_analysed_as_before() -> None:
     assert ("convs.2", "not used by this forward: left whole") in {
         (item.module, item.reason) for item in graph.frozen_ops
     }
+
+
+class Routed(nn.Module):
+    """One of three experts runs, by the input; two are as wide as each other inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(8, width, 1), nn.BatchNorm2d(width), nn.Conv2d(width, 8, 1))
+            for width in (6, 6, 5)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        best = int(x[0, 0, 0, 0].abs() * 10) % 3
+        x = self.first(x)
+        out: Tensor = self.last(x + self.experts[best](x))
+        return out
+
+
+def test_experts_that_the_example_does_not_visit_follow_one_that_it_does() -> None:
+    torch.manual_seed(0)
+    model, images = Routed().eval(), torch.randn(2, 3, 6, 6)
+    inputs = [images.clone() for _ in range(3)]
+    for number, each in enumerate(inputs):
+        each[0, 0, 0, 0] = 0.1 * number + 0.05
+    graph = analyse(model, inputs[0])
+    assert {g.name: g.classes.size for g in graph.groups if g.frozen is None} == {
+        "first": 8,
+        "experts.0.0": 6,
+    }
+    keep = graph.frozen | (np.arange(graph.num_classes) % 3 > 0)
+    assert not keep.all()
+    mask = graph.mask(keep)
+    pruned, masked = apply_mask(model, graph, mask), zero_mask(model, graph, mask)
+    for each in inputs:
+        torch.testing.assert_close(pruned(each), masked(each))

@@ -1,15 +1,18 @@
 import dataclasses
 import math
+import warnings
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prunegraph.channel_gather import ChannelGather
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.testing import assert_masked_equals_pruned, count_cost, largest_difference
+from prunegraph.testing.oracle import TOLERANCE
 from prunegraph.types import Cost, KeepMask
 
 
@@ -164,6 +167,54 @@ def test_attention_is_counted_as_its_matrix_products() -> None:
     x = torch.zeros(1, 5, 8)
     projections, products = 4 * 5 * 8 * 8, 2 * 5 * 5 * 8
     assert count_cost(attention, (x, x, x)).macs == projections + products
+
+
+def test_attention_of_a_backend_that_the_forward_asks_for_is_counted() -> None:
+    class Flash(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+                return F.scaled_dot_product_attention(x, x, x)
+
+    assert count_cost(Flash(), torch.randn(1, 2, 5, 8)).macs == 2 * 2 * 5 * 5 * 8
+
+
+def test_recurrent_layers_and_products_with_vectors_are_counted() -> None:
+    lstm = nn.LSTM(8, 6, batch_first=True)
+    assert count_cost(lstm, torch.randn(2, 5, 8)).macs == 2 * 5 * 4 * 6 * (8 + 6)
+
+    class Vector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.mv(x, self.weight) + torch.dot(self.weight, x[0])
+
+    assert count_cost(Vector(), torch.randn(5, 8)).macs == 5 * 8 + 8
+
+
+def test_complex_weights_stay_complex() -> None:
+    class Complex(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 2)
+            self.turn = nn.Parameter(torch.randn(4, dtype=torch.cfloat))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            turned = torch.view_as_complex(x.float().view(-1, 4, 2)) * self.turn
+            out: Tensor = self.last(x + turned.abs().repeat(1, 2).to(x))
+            return out
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 3), Complex()).eval()
+    x = torch.randn(2, 3)
+    graph = analyse(model, x)
+    keep = graph.frozen | (np.arange(graph.num_classes) % 3 > 0)
+    assert not keep.all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # that the imaginary part is discarded
+        assert assert_masked_equals_pruned(model, graph, graph.mask(keep), x) < TOLERANCE
 
 
 def test_differences_are_relative_and_nan_is_one() -> None:
