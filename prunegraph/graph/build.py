@@ -171,8 +171,11 @@ class GraphBuilder:
         return tuple(attribute for attribute, _ in found.values() if attribute.varies)
 
     def _may_read(self, owner: nn.Module, path: str, name: str) -> bool:
-        """Return whether a forward reads an attribute, or may read a width elsewhere."""
-        if not is_own(type(owner)) or (path, name) in self.recording.reads:
+        """Return whether a forward reads an attribute, or may read a width elsewhere.
+
+        einops' layers read ``_axes_lengths``, and are copied by ``axes_lengths``.
+        """
+        if not is_own(type(owner)) or {(path, name), (path, f"_{name}")} & self.recording.reads:
             return True  # torch's own may read all
         return _tells_width(name) and name in named_by_forward(type(owner))
 

@@ -363,6 +363,19 @@ def mv(recorder: LabelRecorder, call: OpCall) -> None:
     recorder.set_unlabelled(call, "reduced over channels")
 
 
+def sparse_mm(recorder: LabelRecorder, call: OpCall) -> None:
+    """A sparse matrix of constants, as a graph's adjacency, times rows of channels."""
+    dense = call.args[-1] if call.name == "_sparse_mm" else call.args[2]
+    bias = () if call.name == "_sparse_mm" else call.args[:1]
+    labels = recorder.labels_of(dense)
+    if 0 in varying_axes(labels):
+        recorder.freeze_all(call, "a sparse matrix times rows that are channels")
+        return
+    for tensor in bias:
+        recorder.store.unite(labels.narrow(0, 0, 1), recorder.labels_of(tensor))
+    recorder.set_labels(call.out, labels.narrow(0, 0, 1).expand(call.out.shape))
+
+
 def _record_sums(
     recorder: LabelRecorder, summed: Tensor, rows: int, outputs: Tensor = NO_AXIS
 ) -> None:

@@ -67,7 +67,8 @@ class LifetimeRecorder:
 
     def note_labels(self, tensor: Tensor, labels: Tensor) -> None:
         """Remember the labels of a storage's positions, if the tensor covers all of it."""
-        record = self._alive.get(_reference(tensor))
+        strided = tensor.layout is torch.strided
+        record = self._alive.get(_reference(tensor)) if strided else None
         if record is None or tensor.numel() * tensor.element_size() != record.num_bytes:
             return
         neutral = is_scalar(labels) and int(labels.reshape(-1)[0]) == NEUTRAL

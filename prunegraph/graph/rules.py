@@ -21,6 +21,7 @@ from prunegraph.graph.layer_rules import (
     layer_norm,
     mm,
     mv,
+    sparse_mm,
 )
 from prunegraph.graph.movement_rules import (
     cat,
@@ -194,6 +195,8 @@ _CONSTANT = _names(
     """
     empty zeros ones full arange new_zeros new_ones new_empty new_full ones_like
     full_like rand randn scalar_tensor linspace eye empty_strided new_empty_strided
+    _sparse_coo_tensor_with_dims_and_tensors _coalesce coalesce is_coalesced _to_sparse
+    _sparse_compressed_tensor_unsafe _validate_sparse_coo_tensor_args
     rand_like randn_like tril triu tril_indices triu_indices
     """
 )
@@ -290,6 +293,7 @@ def _table() -> dict[str, Rule]:
     table |= {"native_layer_norm": layer_norm, "native_group_norm": group_norm}
     table |= {"convolution": convolution, "addmm": addmm, "mm": mm, "_grouped_mm": grouped_mm}
     table |= dict.fromkeys(("mv", "dot", "vdot"), mv)
+    table |= dict.fromkeys(("_sparse_mm", "_sparse_addmm"), sparse_mm)
     table |= dict.fromkeys(("_fft_r2c", "_fft_c2r", "_fft_c2c"), transform)
     table |= dict.fromkeys(_ATTENTION, attention)
     table |= dict.fromkeys(

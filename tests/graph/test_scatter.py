@@ -219,3 +219,46 @@ def test_tensors_that_are_plain_attributes_are_pruned() -> None:
     model = Plain()
     assert free_sizes(check_all(model, torch.randn(2, NODES, INPUTS))) == [WIDTH]
     assert model.table.shape == (1, NODES, WIDTH)
+
+
+class Adjacent(nn.Module):
+    """Kipf's: a sparse matrix of the edges times the nodes' channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner = nn.Linear(INPUTS, WIDTH), nn.Linear(WIDTH, INNER)
+        self.last = nn.Linear(INNER, CLASSES)
+
+    def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
+        x = torch.sparse.mm(adjacency, self.first(x)).relu()
+        out: Tensor = self.last(torch.spmm(adjacency, self.inner(x)).relu())
+        return out
+
+
+class Made(Adjacent):
+    """Makes the matrix of a list of edges."""
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        ones = torch.ones(edges.shape[1], dtype=x.dtype)
+        matrix = torch.sparse_coo_tensor(edges, ones, (len(x), len(x)), check_invariants=False)
+        return super().forward(x, matrix)
+
+
+def sparse_edges() -> Tensor:
+    ones = torch.ones(EDGES.shape[1])
+    return torch.sparse_coo_tensor(EDGES, ones, (NODES, NODES), check_invariants=False)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state.*:UserWarning")
+@pytest.mark.parametrize(
+    ("kind", "matrix"),
+    [
+        (Adjacent, sparse_edges),
+        (Adjacent, lambda: sparse_edges().coalesce().to_sparse_csr()),
+        (Made, lambda: EDGES),
+    ],
+)
+def test_sparse_matrices_of_edges(kind: type[nn.Module], matrix: Callable[[], Tensor]) -> None:
+    torch.manual_seed(0)
+    graph = check_all(kind(), (torch.randn(NODES, INPUTS), matrix()))
+    assert free_sizes(graph) == [WIDTH, INNER]

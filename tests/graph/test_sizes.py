@@ -1,5 +1,6 @@
 """Integers of modules: which hold a size that surgery changes, and which only look so."""
 
+import copy
 import threading
 from collections import deque
 
@@ -208,18 +209,38 @@ def test_a_number_that_is_as_large_as_a_width_by_chance_stays() -> None:
     assert not result.failures
 
 
+class Recipe(nn.Module):
+    """As einops' layers: what it reads is made again, when it is copied, of what it was given."""
+
+    def __init__(self, **lengths: int) -> None:
+        super().__init__()
+        self.lengths = lengths
+        self._lengths = tuple(lengths.items())
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"lengths": self.lengths}
+
+    def __setstate__(self, state: dict[str, dict[str, int]]) -> None:
+        self.__init__(**state["lengths"])  # type: ignore[misc]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (dict(self._lengths)["heads"], -1)).transpose(1, 2)
+
+
 class Nested(nn.Module):
-    """As einops' layers: sizes are in tuples of names and numbers."""
+    """Sizes are in tuples and dictionaries of names and numbers."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.keys = Recipe(heads=HEADS)
         self.split, self.merge = {"heads": HEADS, "rest": -1}, (("parts", (HEADS,)), ("rest", -1))
         self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
         b, n, _ = x.shape
         qkv = self.qkv(x).chunk(3, -1)
-        q, k, v = (t.view(b, n, self.split["heads"], -1).transpose(1, 2) for t in qkv)
+        q, v = (t.view(b, n, self.split["heads"], -1).transpose(1, 2) for t in qkv[::2])
+        k = self.keys(qkv[1])
         out: Tensor = F.scaled_dot_product_attention(q, k, v, scale=0.5).transpose(1, 2)
         result: Tensor = self.out(out.reshape(b, n, -1))
         return result
@@ -234,5 +255,6 @@ def test_sizes_inside_nested_containers_follow() -> None:
     keep[heads.classes[0]] = False
     pruned = apply_mask(net, graph, graph.mask(keep))
     assert pruned.get_submodule("1").split == {"heads": HEADS - 1, "rest": -1}
+    assert torch.equal(copy.deepcopy(pruned)(x), pruned(x))
     assert net.get_submodule("1").split == {"heads": HEADS, "rest": -1}
     assert_masked_equals_pruned(net, graph, graph.mask(keep), x)
