@@ -1,4 +1,4 @@
-"""What prunegraph makes of the networks of six libraries, as these build them.
+"""What prunegraph makes of the networks of seven libraries, as these build them.
 
 Each network is analysed; random masks of random budgets are drawn; the pruned network must compute
 what the zero-masked one does (float64, 1e-5), have the cost that was told and leave no room in its

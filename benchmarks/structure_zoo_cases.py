@@ -9,6 +9,7 @@ import diffusers
 import segmentation_models_pytorch
 import timm
 import torch
+import torch_geometric.nn as geometric
 import transformers
 import ultralytics
 from monai.networks import nets
@@ -352,6 +353,43 @@ def _monai(name: str) -> Case:
     return getattr(nets, name)(*given, **named), inputs
 
 
+# torch_geometric: its graph networks, and two layers of every convolution that takes two widths
+
+NETWORKS = ["GCN", "GraphSAGE", "GIN", "GAT", "EdgeCNN"]
+CONVOLUTIONS = """
+ARMAConv ClusterGCNConv EGConv FeaStConv FiLMConv GATConv GATv2Conv GCNConv GENConv GeneralConv
+GraphConv LEConv MFConv ResGatedGraphConv SAGEConv SGConv SSGConv SuperGATConv TAGConv
+TransformerConv
+""".split()  # noqa: SIM905 - names to be read
+NODES, FEATURES, NODE_WIDTH = 24, 12, 32
+
+
+class Nodes(nn.Module):
+    """Two convolutions over a graph, and a class for each node."""
+
+    def __init__(self, make: Callable[[int, int], nn.Module]) -> None:
+        super().__init__()
+        self.first, self.second = make(FEATURES, NODE_WIDTH), make(NODE_WIDTH, NODE_WIDTH)
+        self.last = nn.Linear(NODE_WIDTH, 5)
+
+    def forward(self, x: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+        """Return the logits."""
+        x = self.second(self.first(x, edges).relu(), edges).relu()
+        out: torch.Tensor = self.last(x)
+        return out
+
+
+def _geometric(name: str) -> Case:
+    inputs = torch.randn(NODES, FEATURES), torch.randint(NODES, (2, 80))
+    if name in NETWORKS:
+        options = {"heads": 4} if name == "GAT" else {}
+        make = getattr(geometric.models, name)
+        return make(FEATURES, NODE_WIDTH, num_layers=3, out_channels=5, **options), inputs
+    options = {"alpha": 0.1} if name == "SSGConv" else {}
+    make = getattr(geometric, name)
+    return Nodes(lambda width, out: make(width, out, **options)), inputs
+
+
 LIBRARIES: Mapping[str, tuple[Callable[[str], Case], tuple[str, ...]]] = {
     "timm": (_timm, tuple(TIMM)),
     "transformers": (_transformers, tuple(TRANSFORMERS)),
@@ -359,6 +397,7 @@ LIBRARIES: Mapping[str, tuple[Callable[[str], Case], tuple[str, ...]]] = {
     "ultralytics": (_ultralytics, tuple(ULTRALYTICS)),
     "diffusers": (_diffusers, DIFFUSERS),
     "monai": (_monai, tuple(MONAI)),
+    "torch-geometric": (_geometric, (*NETWORKS, *CONVOLUTIONS)),
 }
 
 
