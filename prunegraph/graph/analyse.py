@@ -21,6 +21,7 @@ from prunegraph.errors import ModelError, PruneGraphError
 from prunegraph.graph.build import MODEL_INPUT, MODEL_OUTPUT, GraphBuilder
 from prunegraph.graph.computed_weights import rules_for
 from prunegraph.graph.recorder import LabelRecorder, Rule
+from prunegraph.graph.recording import Recording
 from prunegraph.graph.recurrent_rules import settle_recurrent
 from prunegraph.graph.rules import RULES
 from prunegraph.graph.structure import FrozenOp, StructureGraph
@@ -214,15 +215,9 @@ def _record_all(
     if recorder.recording.computed:
         own_rules = rules_for(recorder.recording.computed)
         again = _record(model, example_inputs, attention, own_rules)
-        if not again.recording.computed:
+        if again.recording.computed < recorder.recording.computed:
             recorder, rules = again, own_rules
-        elif wrapped := [name for name in again.recording.computed if _WRAPPED in name]:
-            msg = (
-                f"{min(wrapped).partition(_WRAPPED)[0]} has parametrised weights that cannot be "
-                "followed: make them plain first, with torch.nn.utils.parametrize."
-                "remove_parametrizations(module, tensor_name)"
-            )
-            raise ModelError(msg)
+    _check_followed(recorder.recording)
     if unused_weights(model, recorder.recording):
         with contextlib.suppress(ModelError, *ERRORS):  # it may need targets, or more examples
             copied = copy_network(model)  # in training a forward may change weights
@@ -231,6 +226,21 @@ def _record_all(
     if unused_weights(model, recorder.recording):
         join_siblings(model, recorder.recording)
     return recorder
+
+
+def _check_followed(recording: Recording) -> None:
+    """Refuse parametrised weights that are not pruned as the parameters of which they are made."""
+    raw, followed = (
+        {name.partition(_WRAPPED)[0] for name in names if _WRAPPED in name}
+        for names in (recording.element_labels, recording.axis_labels)
+    )
+    if raw - followed:
+        msg = (
+            f"{min(raw - followed)} has parametrised weights that cannot be followed: make them "
+            "plain first, with torch.nn.utils.parametrize.remove_parametrizations(module, "
+            "tensor_name)"
+        )
+        raise ModelError(msg)
 
 
 def _record(

@@ -38,6 +38,26 @@ def named_by_forward(kind: type) -> frozenset[str]:
     return frozenset(found)
 
 
+def set_after_init(kind: type) -> frozenset[str]:
+    """Return what methods of a class set beside ``__init__``: caches, made anew when they must."""
+    found: set[str] = set()
+    for base in filter(is_own, kind.__mro__):
+        for name, method in vars(base).items():
+            inner = inspect.unwrap(method) if callable(method) else None  # of a decorator
+            if name != "__init__" and isinstance(inner, FunctionType):
+                found |= _set_by(inner.__code__)
+    return frozenset(found)
+
+
+def _set_by(code: CodeType) -> set[str]:
+    """Return the attributes, of anything, that a function, and those inside it, set."""
+    found = {each.argval for each in dis.get_instructions(code) if each.opname == "STORE_ATTR"}
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            found |= _set_by(inner)
+    return found
+
+
 def _read_of(code: CodeType, owner: str) -> set[str]:
     """Return the attributes of a variable that a function, and those inside it, read."""
     found: set[str] = set()

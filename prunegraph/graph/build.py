@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from prunegraph.graph.attribute_reads import is_own, named_by_forward
 from prunegraph.graph.cost import MACS, PARAMS, CostModel, CostTerm
@@ -37,6 +38,8 @@ WIDTH_WORDS = ("dim", "width", "channel", "feature", "plane", "hidden", "embed",
 
 SPATIAL_WORDS = ("window", "patch", "kernel", "stride", "padding", "shift", "dilation", "depth")
 """An attribute with such a word in its name holds no number of channels or heads."""
+
+LAYER_SIZES = frozenset({"in_channels", "out_channels", "in_features", "out_features"})
 
 ParamClasses = dict[str, dict[int, IntArray]]
 
@@ -159,6 +162,8 @@ class GraphBuilder:
                     continue
                 if use.by_name and not _tells_width(name):
                     continue
+                if isinstance(owner, _ConvNd | nn.Linear) and name in LAYER_SIZES:
+                    continue  # those surgery sets by the layer's weight
                 attribute = SizeAttribute(
                     module=use.module, name=name, place=place, classes=classes, axis=use.axis
                 )

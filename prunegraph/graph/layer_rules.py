@@ -34,10 +34,15 @@ def freeze_if_constant(
         recorder.store.freeze(in_labels, recorder.cause(call, "reads a constant"))
 
 
-def mixes_tokens(labels: Tensor, axis: int) -> bool:
-    """Return whether channels lie along other axes than the one that a layer mixes or scales."""
+def mixes_tokens(recorder: LabelRecorder, labels: Tensor, axis: int) -> bool:
+    """Return whether channels lie along other axes than the one that a layer mixes or scales.
+
+    What was made of a stored table alone has none yet: it may vary along tokens.
+    """
     varying = varying_axes(labels)
-    return labels.shape[axis] > 1 and bool(varying) and axis % labels.ndim not in varying
+    if labels.shape[axis] == 1 or not varying or axis % labels.ndim in varying:
+        return False
+    return not recorder.is_raw(labels)
 
 
 def _keep_tokens(recorder: LabelRecorder, call: OpCall, *parameters: Tensor | None) -> None:
@@ -72,7 +77,7 @@ def _mix_tokens(
 def batch_norm(recorder: LabelRecorder, call: OpCall) -> None:
     """Tie the parameters and buffers to the channel axis."""
     labels = recorder.labels_of(call.args[0])
-    if mixes_tokens(labels, 1):
+    if mixes_tokens(recorder, labels, 1):
         _keep_tokens(recorder, call, *call.args[1:5])
         recorder.set_labels(call.outputs()[0], labels)
         return
@@ -142,17 +147,20 @@ def group_norm(recorder: LabelRecorder, call: OpCall) -> None:
 
 def _computed_convolution(recorder: LabelRecorder, call: OpCall) -> None:
     """A weight that is made in the forward: channels pass where each has a kernel of its own."""
-    source, weight, _, stride, _, _, transposed = call.args[:7]
+    source, weight, bias, stride, _, _, transposed = call.args[:7]
     positions = prod((source if transposed else call.out).shape[2:])
     blurs = weight.shape[:2] == (source.shape[1], 1) and call.args[8] == source.shape[1]
     kernels = recorder.labels_of(weight)
     own = bool(varying_axes(kernels)) and set(varying_axes(kernels)) <= {0}
+    if own and not recorder.is_constant(kernels):
+        recorder.recording.computed |= recorder.sources.of(weight)
     if not (blurs and (own or recorder.is_constant(kernels))):
         recorder.recording.computed |= recorder.sources.of(weight)
         recorder.freeze_all(call, "convolution with a computed weight")
         record_product(recorder, source.shape[0] * positions * weight.numel())
         return
     channels = recorder.channel_labels(recorder.labels_of(source), 1)
+    tie_parameter(recorder, bias, channels)
     if own:  # features of a template, looked for in those of an image
         recorder.store.unite(channels, recorder.channel_labels(kernels, 0))
     recorder.set_labels(call.out, along(channels, 1, call.out.shape))
@@ -183,7 +191,7 @@ def convolution(recorder: LabelRecorder, call: OpCall) -> None:
         return
     labels = recorder.labels_of(source)
     pointwise = prod(weight.shape[2:]) == 1 and source.shape[2:] == call.out.shape[2:]
-    if pointwise and groups == 1 and mixes_tokens(labels, 1):
+    if pointwise and groups == 1 and mixes_tokens(recorder, labels, 1):
         _mix_tokens(recorder, call, 1, source, weight, bias)
         return
     channels = recorder.channel_labels(labels, 1)
@@ -312,7 +320,7 @@ def _matrix_product(
         activation_product(recorder, call)
         return
     labels = recorder.labels_of(source)
-    if mixes_tokens(labels, outs) and not recorder.is_recurrent(weight):
+    if mixes_tokens(recorder, labels, outs) and not recorder.is_recurrent(weight):
         _mix_tokens(recorder, call, outs, source, weight, bias)
         return
     channels = recorder.channel_labels(labels, outs)
@@ -344,7 +352,9 @@ def mv(recorder: LabelRecorder, call: OpCall) -> None:
     if recorder.weight_view(left) is not None and left.ndim > 1:
         in_labels, out_labels = recorder.channels(left, 1), recorder.axis_labels(left, 0)
         assert out_labels is not None
-        if in_labels is not None:
+        if in_labels is None:
+            recorder.store.freeze(channels, recorder.cause(call, "lies along a kernel"))
+        else:
             recorder.store.unite(channels, in_labels)
         _record_sums(recorder, channels, 1, out_labels)
         recorder.set_labels(call.out, out_labels)

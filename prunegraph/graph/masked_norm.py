@@ -49,10 +49,14 @@ class MaskedNorm(nn.Module):
     Args:
         norm: an ``nn.LayerNorm`` or ``nn.RMSNorm`` with a weight.
         keep: axis of the weight -> ``[size]`` booleans, True = keep; axes not named stay whole.
+        in_encoder: it lies in an ``nn.TransformerEncoderLayer``, which must take no fast path.
     """
 
-    def __init__(self, norm: nn.Module, keep: Mapping[int, Tensor]) -> None:
+    def __init__(
+        self, norm: nn.Module, keep: Mapping[int, Tensor], *, in_encoder: bool = False
+    ) -> None:
         super().__init__()
+        self._in_encoder = in_encoder
         self.norm = norm
         weight = norm.get_parameter("weight")
         for axis, size in enumerate(weight.shape):
@@ -61,9 +65,9 @@ class MaskedNorm(nn.Module):
             self.register_buffer(f"index{axis}", kept.nonzero().view(shape), persistent=False)
 
     @property
-    def eps(self) -> float:
-        """NaN, equal to no other norm's: so ``nn.TransformerEncoder`` takes no fast path."""
-        return math.nan
+    def eps(self) -> Any:
+        """The norm's; NaN, equal to no other norm's, where that keeps from a fast path."""
+        return math.nan if self._in_encoder else self.norm.eps
 
     def __getattr__(self, name: str) -> Any:
         """Return what the norm has: a forward may read its weight, or its shape."""

@@ -44,6 +44,8 @@ MAX_ELEMENT_LABELS = 1 << 20
 CHANNEL_AXES = (0, 1)
 """Axes of a weight along which channels may lie; the others are those of a kernel."""
 
+PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "convolution"})
+
 Rule = Callable[["LabelRecorder", "OpCall"], None]
 
 
@@ -150,7 +152,7 @@ class LabelRecorder(TorchDispatchMode):
                 self._rules.get(name, unknown_op)(self, call)
             except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):
                 self.freeze_all(call, f"the rule for aten.{name} does not know this use of it")
-        if not self._gather_depth:
+        if not self._gather_depth and name not in PRODUCTS:  # what those make is no weight
             self.sources.note(call.tensors(), call.outputs())
         if not self._gather_depth and name in LIKE:
             self.lifetimes.note_labels(out, self.labels_of(args[0]))
@@ -233,6 +235,12 @@ class LabelRecorder(TorchDispatchMode):
         if is_neutral(labels):
             return True
         known = torch.cat([torch.tensor([NEUTRAL]), *self._buffer_labels])
+        return bool(torch.isin(narrow_constant(labels), known).all())
+
+    def is_raw(self, labels: Tensor) -> bool:
+        """Return whether the tensor has no labels but those of elements of stored tables."""
+        elements = [own.reshape(-1) for own in self.recording.element_labels.values()]
+        known = torch.cat([torch.tensor([NEUTRAL]), *elements])
         return bool(torch.isin(narrow_constant(labels), known).all())
 
     def is_head(self, labels: Tensor) -> bool:

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._pytree import tree_leaves
@@ -24,6 +26,9 @@ from prunegraph.graph.module_sizes import fix_module_sizes, replace_module, slim
 from prunegraph.graph.structure import Place, StructureGraph
 from prunegraph.graph.weight_views import constants
 from prunegraph.types import BoolArray, KeepMask
+
+NUM_POWER_ITERATIONS = 50
+"""Of a spectral norm, after which its largest singular value is near enough."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -66,6 +71,10 @@ def copy_network(model: Network, memo: Mapping[int, object] | None = None) -> Ne
             "its modules"
         )
         raise ModelError(msg) from error
+    for module in copied.modules():
+        if is_parametrized(module):  # by a class that is made for it: the copy gets its own
+            kind = type(module)
+            module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
     return copied
 
 
@@ -126,13 +135,7 @@ def apply_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Mo
     memo = {key: take(plan.tensor, plan.keep) for key, plan in plans.items()}
     memo.update(_sliced_gathers(model, graph, mask.keep))
     pruned = copy_network(model, memo)  # finds the new tensors in its memo
-    for module in pruned.modules():
-        for hook in module._forward_pre_hooks.values():
-            if isinstance(hook, WeightNorm):
-                setattr(module, hook.name, hook.compute_weight(module).detach())
-            elif isinstance(hook, SpectralNorm):
-                weight = hook.compute_weight(module, do_power_iteration=False)
-                setattr(module, hook.name, weight.detach())
+    _settle_norms(pruned)
     keep_first = {key: plan.keep[0] for key, plan in plans.items() if 0 in plan.keep}
     fix_module_sizes(model, pruned, keep_first)
     for attribute in graph.size_attributes:
@@ -141,6 +144,27 @@ def apply_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Mo
         setattr(owner, attribute.name, value)
     drop_kept(pruned)
     return slim_attentions(model, pruned, {key: plan.keep for key, plan in plans.items()})
+
+
+@torch.no_grad()
+def _settle_norms(network: nn.Module) -> None:
+    """Compute the weights of ``weight_norm`` and ``spectral_norm`` anew.
+
+    The singular vectors of the dense weight are none of the pruned one: the power method goes on.
+    """
+    for module in network.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm):
+                setattr(module, hook.name, hook.compute_weight(module))
+            elif isinstance(hook, SpectralNorm):
+                for _ in range(NUM_POWER_ITERATIONS):
+                    weight = hook.compute_weight(module, do_power_iteration=True)
+                setattr(module, hook.name, weight)
+        for made in getattr(module, "parametrizations", {}).values():
+            for norm in (each for each in made if isinstance(each, _SpectralNorm)):
+                if made.original.ndim > 1:
+                    matrix = norm._reshape_weight_to_matrix(made.original)
+                    norm._power_method(matrix, NUM_POWER_ITERATIONS)
 
 
 def _put(value: Any, place: Place, size: int) -> Any:
@@ -177,7 +201,10 @@ def zero_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Mod
         if plan is None or isinstance(silent.get_submodule(path), MaskedNorm):
             continue  # one that lies in a container with two paths is wrapped already
         if isinstance(module, nn.LayerNorm | nn.RMSNorm):
-            silent = replace_module(silent, path, MaskedNorm(silent.get_submodule(path), plan.keep))
+            parent = silent.get_submodule(path.rpartition(".")[0])
+            in_encoder = isinstance(parent, nn.TransformerEncoderLayer)
+            norm = MaskedNorm(silent.get_submodule(path), plan.keep, in_encoder=in_encoder)
+            silent = replace_module(silent, path, norm)
         elif isinstance(module, nn.GroupNorm) and module.num_groups == 1:
             mean_over_kept(silent.get_submodule(path), (plan.keep[0], 0))
     computing = {op.name.partition("#")[0] for op in graph.ops if op.computed}
@@ -187,6 +214,7 @@ def zero_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Mod
         changed = [kind for kind in kept if not bool(kind[0].all())]
         if changed or path in computing:
             mean_over_kept(silent.get_submodule(path), *changed)
+    _settle_norms(silent)
     drop_kept(silent)
     return silent
 

@@ -1,5 +1,6 @@
 """Layers that training alone uses, as auxiliary classifiers, follow the channels that they read."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -19,12 +20,15 @@ def unused_weights(model: nn.Module, recording: Recording) -> set[str]:
 
 
 def join_siblings(model: nn.Module, recording: Recording) -> None:
-    """Prune experts that the example did not visit like one that it did, so that others may.
+    """Prune experts that the example did not visit like those that it did, so that others may.
 
-    Of two parts of a ``ModuleList`` or ``ModuleDict`` with parameters and buffers of the same names
-    one may be used for some inputs alone. Axes of other sizes stay whole.
+    Of the parts of a ``ModuleList`` or ``ModuleDict`` with parameters and buffers of the same names
+    some may be used for some inputs alone. They are experts if those that were used read and write
+    the same channels, or have them for themselves; layers of a chain, and exits that end in the
+    network's outputs, are none, and stay whole. So do axes of other sizes.
     """
     used = recording.axis_labels.keys() | recording.element_labels.keys()
+    experts = _Experts(recording)
     for path, container in model.named_modules():
         if not isinstance(container, nn.ModuleList | nn.ModuleDict):
             continue
@@ -35,9 +39,49 @@ def join_siblings(model: nn.Module, recording: Recording) -> None:
         visited = {name for name, own in parts.items() if any(f"{name}.{k}" in used for k in own)}
         for name in sorted(parts.keys() - visited):
             own = parts[name]
-            for like in [each for each in sorted(visited) if parts[each].keys() == own.keys()][:1]:
+            alike = [each for each in sorted(visited) if parts[each].keys() == own.keys()]
+            if alike and experts.are(alike, own.keys()):
                 for key, tensor in own.items():
-                    _join_like(recording, f"{like}.{key}", f"{name}.{key}", tensor)
+                    _join_like(recording, f"{alike[0]}.{key}", f"{name}.{key}", tensor)
+
+
+class _Experts:
+    """Tells parts of which one is used or another from layers that follow each other."""
+
+    def __init__(self, recording: Recording) -> None:
+        self._labels = recording.axis_labels
+        self._component = torch.from_numpy(recording.store.components())
+        events = recording.store.events.items()
+        expected = [label for label, event in events if event.expected]
+        self._outputs = set(self._component[expected].tolist())
+        self._owners: dict[int, set[str]] = {}
+        for name, axes in self._labels.items():
+            for own in axes.values():
+                for component in self._components(own):
+                    self._owners.setdefault(component, set()).add(name)
+
+    def are(self, parts: list[str], keys: Iterable[str]) -> bool:
+        """Return whether parts with these parameters and buffers are experts."""
+        return all(self._fits(parts, key) for key in keys)
+
+    def _fits(self, parts: list[str], key: str) -> bool:
+        axes = [self._labels.get(f"{part}.{key}", {}) for part in parts]
+        for axis in axes[0]:
+            known = [own[axis] for own in axes if axis in own]
+            components = [self._components(labels) for labels in known]
+            if components[0] & self._outputs:
+                return False
+            shared = all(torch.equal(self._component[known[0]], self._component[e]) for e in known)
+            alone = all(
+                all(name.startswith(f"{part}.") for c in own for name in self._owners[c])
+                for part, own in zip(parts, components, strict=False)
+            )
+            if not (shared or alone):
+                return False
+        return True
+
+    def _components(self, labels: Tensor) -> set[int]:
+        return set(self._component[labels[labels != NEUTRAL]].tolist())
 
 
 def _held(part: nn.Module) -> list[tuple[str, Tensor]]:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from prunegraph.graph.attribute_reads import set_after_init
+
 Axis = int | tuple[int, ...] | None
 """An axis of a stored weight, several that were merged in order, or one that was added."""
 
@@ -107,13 +109,17 @@ def _grouped(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int
 def constants(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Return what a network holds beside its parameters, by all names.
 
-    Buffers, and tensors that are plain attributes of modules, as tables of positions may be.
+    Buffers, and tensors that are plain attributes of modules, as tables of positions may be, unless
+    they are caches: a forward that keeps what it computes makes it anew where widths are others.
     """
+    kept = {type(module): set_after_init(type(module)) for module in model.modules()}
     plain = [
         (f"{path}.{name}" if path else name, value)
         for path, module in model.named_modules(remove_duplicate=False)
         for name, value in vars(module).items()
-        if isinstance(value, Tensor) and value.layout is torch.strided
+        if isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and name not in kept[type(module)]
     ]
     return [*model.named_buffers(remove_duplicate=False), *plain]
 

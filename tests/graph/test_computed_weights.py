@@ -328,3 +328,66 @@ def test_reconstruction_leaves_them_as_they_are() -> None:
     assert not torch.equal(
         plain.get_parameter("last.weight"), compensated.get_parameter("last.weight")
     )
+
+
+@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+def test_pruned_weights_have_the_spectral_norm_that_dense_ones_have(
+    norm: Callable[[nn.Module], nn.Module],
+) -> None:
+    torch.manual_seed(0)
+    model = Net(lambda *args, **options: norm(nn.Conv2d(*args, **options)))
+    x = torch.randn(2, INPUTS, 8, 8)
+    for _ in range(100):
+        model.train()(x)
+    graph = analyse(model.eval(), x)
+    pruned = apply_mask(model, graph, random_mask(graph, np.random.default_rng(0))[0])
+    pruned(x)
+    largest = [
+        torch.linalg.matrix_norm(layer.weight.flatten(1), 2) for layer in (pruned.one, pruned.two)
+    ]
+    torch.testing.assert_close(torch.stack(largest), torch.ones(2), rtol=0.01, atol=0.0)
+
+
+def test_a_pruned_network_is_made_plain_and_the_dense_one_stays() -> None:
+    torch.manual_seed(0)
+    norm = nn.utils.parametrizations.weight_norm
+    model = Net(lambda *args, **options: norm(nn.Conv2d(*args, **options))).eval()
+    x = torch.randn(2, INPUTS, 8, 8)
+    graph, before = analyse(model, x), model(x)
+    pruned = apply_mask(model, graph, random_mask(graph, np.random.default_rng(0))[0])
+    expected = pruned(x)
+    nn.utils.parametrize.remove_parametrizations(pruned.one, "weight")
+    torch.testing.assert_close(pruned(x), expected)
+    assert torch.equal(model(x), before)
+
+
+class Depthwise(nn.Module):
+    """A standardised convolution of each channel alone, with a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(INPUTS, SECOND, 1), Standardised(1, SECOND, 3, groups=1)
+        self.last = nn.Conv2d(SECOND, CLASSES, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.two.computed()
+        x = F.conv2d(self.one(x), weight, self.two.bias, groups=weight.shape[0])
+        out: Tensor = self.last(x.relu())
+        return out
+
+
+def test_a_computed_weight_for_each_channel_alone() -> None:
+    torch.manual_seed(0)
+    assert free_sizes(check_all(Depthwise(), torch.randn(2, INPUTS, 8, 8))) == [SECOND]
+
+
+def test_a_square_convolution_of_one_tap() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(INPUTS, FIRST, 1),
+        nn.ReLU(),
+        StandardisedByBatchNorm(FIRST, FIRST, 1),
+        nn.ReLU(),
+        nn.Conv2d(FIRST, CLASSES, 1),
+    )
+    assert free_sizes(check_all(model, torch.randn(2, INPUTS, 8, 8))) == [FIRST, FIRST]

@@ -262,3 +262,48 @@ def test_sparse_matrices_of_edges(kind: type[nn.Module], matrix: Callable[[], Te
     torch.manual_seed(0)
     graph = check_all(kind(), (torch.randn(NODES, INPUTS), matrix()))
     assert free_sizes(graph) == [WIDTH, INNER]
+
+
+class Cached(nn.Module):
+    """Keeps a table that it makes anew for other lengths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(INPUTS, WIDTH), nn.Linear(WIDTH, CLASSES)
+        self.inner = nn.Linear(WIDTH, WIDTH)
+        self.table: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        if self.table is None or len(self.table) != x.shape[1]:
+            self.table = (torch.arange(x.shape[1])[:, None] * torch.arange(x.shape[2])).to(x).sin()
+        out: Tensor = self.last(self.inner(x + self.table).relu())
+        return out
+
+
+def test_a_cache_is_no_table() -> None:
+    torch.manual_seed(0)
+    model, x = Cached().eval(), torch.randn(2, NODES, INPUTS)
+    cold = free_sizes(analyse(model, x))
+    model(x)
+    assert free_sizes(analyse(model, x)) == cold == [WIDTH]
+
+
+class Coordinates(nn.Module):
+    """A layer reads waves that are made of stored places alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(INPUTS, WIDTH), nn.Linear(WIDTH, CLASSES)
+        self.waves = nn.Linear(4, WIDTH)
+        self.register_buffer("places", torch.linspace(0, 1, NODES)[:, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        waves = torch.sin(self.get_buffer("places") * torch.arange(1.0, 5.0))
+        out: Tensor = self.last((self.first(x) + self.waves(waves)).relu())
+        return out
+
+
+def test_a_layer_that_reads_stored_places_makes_channels() -> None:
+    torch.manual_seed(0)
+    assert free_sizes(check_all(Coordinates(), torch.randn(2, NODES, INPUTS))) == [WIDTH]

@@ -112,3 +112,26 @@ def test_experts_that_the_example_does_not_visit_follow_one_that_it_does() -> No
     pruned, masked = apply_mask(model, graph, mask), zero_mask(model, graph, mask)
     for each in inputs:
         torch.testing.assert_close(pruned(each), masked(each))
+
+
+class Deep(nn.Module):
+    """Runs as many layers of a chain as there are images: they are no experts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8), nn.Linear(8, 4)
+        self.chain = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        for layer in self.chain[: len(x)]:
+            x = layer(x).relu()
+        out: Tensor = self.last(x)
+        return out
+
+
+def test_a_layer_of_a_chain_that_the_example_does_not_reach_stays_whole() -> None:
+    torch.manual_seed(0)
+    model = Deep().eval()
+    graph = analyse(model, torch.randn(2, 3))
+    assert {"chain.2", "chain.3"} <= {item.module for item in graph.frozen_ops}
