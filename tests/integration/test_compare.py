@@ -331,8 +331,9 @@ def leave_the_start_out(content: dict[str, Any]) -> None:
 
 def show_a_rival(content: dict[str, Any]) -> None:
     """Call a baseline's network that of the run."""
-    rival = next(row for row in content["methods"] if row["name"] == "cem" and row["cell"])
-    content["pruned"]["mask_digest"] = rival["digest"]
+    own = content["pruned"]["mask_digest"]  # which a search may have found, too
+    rows = [row for row in content["methods"] if row["cell"] and row["name"] != "dense"]
+    content["pruned"]["mask_digest"] = next(r["digest"] for r in rows if r["digest"] != own)
 
 
 def invent_a_fine_tune(content: dict[str, Any]) -> None:

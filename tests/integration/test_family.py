@@ -104,8 +104,7 @@ def test_a_search_for_other_budgets_has_finalists_at_its_own(
     start = next(row for row in report["methods"] if row["name"] == "untrained")
     own = next(row for row in report["methods"] if row["name"].startswith("agent"))
     assert len(finalists[0]) >= 2
-    assert start["digest"] in {mask.digest() for mask in finalists[0]}
-    assert own["search_accuracy"] >= start["search_accuracy"]
+    assert {start["digest"], own["digest"]} <= {mask.digest() for mask in finalists[0]}
 
 
 def test_a_search_goes_on_from_a_trained_policy(family: Path, tmp_path: Path) -> None:
