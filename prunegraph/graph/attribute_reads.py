@@ -19,6 +19,15 @@ def is_own(kind: type) -> bool:
     return not kind.__module__.startswith("torch.nn.")
 
 
+def own_functions(kind: type) -> Iterator[tuple[str, FunctionType]]:
+    """Return the functions of a class, by name, those of ``torch.nn`` left out."""
+    for base in filter(is_own, kind.__mro__):
+        for name, value in vars(base).items():
+            function = inspect.unwrap(value) if callable(value) else None  # of a decorator
+            if isinstance(function, FunctionType):
+                yield name, function
+
+
 def named_by_forward(kind: type) -> frozenset[str]:
     """Return what a class's forward, and its methods that this names, read of ``self``.
 
@@ -40,13 +49,8 @@ def named_by_forward(kind: type) -> frozenset[str]:
 
 def set_after_init(kind: type) -> frozenset[str]:
     """Return what methods of a class set beside ``__init__``: caches, made anew when they must."""
-    found: set[str] = set()
-    for base in filter(is_own, kind.__mro__):
-        for name, method in vars(base).items():
-            inner = inspect.unwrap(method) if callable(method) else None  # of a decorator
-            if name != "__init__" and isinstance(inner, FunctionType):
-                found |= _set_by(inner.__code__)
-    return frozenset(found)
+    functions = [function for name, function in own_functions(kind) if name != "__init__"]
+    return frozenset().union(*(_set_by(function.__code__) for function in functions))
 
 
 def _set_by(code: CodeType) -> set[str]:

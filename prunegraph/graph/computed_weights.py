@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prunegraph.graph.labels import along, is_neutral
 from prunegraph.graph.layer_rules import tie_parameter
-from prunegraph.graph.recorder import LabelRecorder, OpCall, Rule
+from prunegraph.graph.recorder import LabelRecorder, OpCall, Rule, unknown_op
 from prunegraph.graph.rules import OVER_KEPT, REDUCTIONS, RULES, is_sum, reduced_axes
 from prunegraph.graph.weight_views import WeightView
 
@@ -159,10 +159,6 @@ def _same(recorder: LabelRecorder, call: OpCall) -> bool:
     return True
 
 
-def _unknown(recorder: LabelRecorder, call: OpCall) -> None:
-    recorder.freeze_all(call, f"no rule for aten.{call.name}")
-
-
 REDUCED = frozenset({*OVER_KEPT, *REDUCTIONS})
 
 _OWN: dict[str, Callable[[LabelRecorder, OpCall], bool]] = {
@@ -171,4 +167,4 @@ _OWN: dict[str, Callable[[LabelRecorder, OpCall], bool]] = {
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), _viewed),
     **dict.fromkeys(("clone", "contiguous", "_to_copy", "detach", "alias", "expand"), _same),
 }
-_OWN_RULES: dict[str, Rule] = {"_weight_norm_interface": _unknown}
+_OWN_RULES: dict[str, Rule] = {"_weight_norm_interface": unknown_op}

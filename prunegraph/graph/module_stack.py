@@ -1,10 +1,9 @@
 """Knows which module's code is running."""
 
-import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from types import CodeType, FrameType, FunctionType
+from types import CodeType, FrameType
 
 from torch import nn
 from torch.nn.modules.module import (
@@ -12,7 +11,7 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
-from prunegraph.graph.attribute_reads import Read, is_own
+from prunegraph.graph.attribute_reads import Read, is_own, own_functions
 
 
 class ModuleStack:
@@ -23,12 +22,8 @@ class ModuleStack:
         self._names = {id(module): name for name, module in self._modules.items()}
         self._kinds: dict[CodeType, set[type]] = {}
         for kind in {type(module) for module in self._modules.values()}:
-            own = [base for base in kind.__mro__ if not base.__module__.startswith("torch.nn.")]
-            functions = [value for base in own for value in vars(base).values()]
-            for function in functions:
-                inner = inspect.unwrap(function) if callable(function) else None  # of a decorator
-                if isinstance(inner, FunctionType):
-                    self._kinds.setdefault(inner.__code__, set()).add(kind)
+            for _, function in own_functions(kind):
+                self._kinds.setdefault(function.__code__, set()).add(kind)
         self._stack: list[str] = []
 
     @property

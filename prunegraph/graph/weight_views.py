@@ -112,14 +112,13 @@ def constants(model: nn.Module) -> list[tuple[str, Tensor]]:
     Buffers, and tensors that are plain attributes of modules, as tables of positions may be, unless
     they are caches: a forward that keeps what it computes makes it anew where widths are others.
     """
-    kept = {type(module): set_after_init(type(module)) for module in model.modules()}
     plain = [
         (f"{path}.{name}" if path else name, value)
         for path, module in model.named_modules(remove_duplicate=False)
         for name, value in vars(module).items()
         if isinstance(value, Tensor)
         and value.layout is torch.strided
-        and name not in kept[type(module)]
+        and name not in set_after_init(type(module))
     ]
     return [*model.named_buffers(remove_duplicate=False), *plain]
 
