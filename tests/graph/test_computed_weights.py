@@ -1,6 +1,7 @@
 """Weights that a forward computes from stored ones before it uses them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.surgery import apply_mask
 from prunegraph.pruning.compensation import Compensation
 from prunegraph.testing import assert_masked_equals_pruned
-from prunegraph.testing.structure_check import check_structure, random_mask
+from prunegraph.testing.structure_check import random_mask
 
 INPUTS, FIRST, SECOND, CLASSES = 3, 12, 16, 5
 
@@ -123,20 +124,15 @@ class Net(nn.Module):
         return self.last(x.mean((2, 3)))
 
 
+Check = Callable[[nn.Module, Any], StructureGraph]
+
+
 def free_sizes(graph: StructureGraph) -> list[int]:
     return sorted(len(group.classes) for group in graph.groups if group.frozen is None)
 
 
-def check_all(model: nn.Module, x: Tensor) -> StructureGraph:
-    graph = analyse(model.eval(), x)
-    result = check_structure(model, x, seed=0, num_masks=3)
-    assert result.num_compared
-    assert not result.failures
-    return graph
-
-
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
-def test_they_are_pruned_as_the_stored_ones(kind: type[nn.Conv2d]) -> None:
+def test_they_are_pruned_as_the_stored_ones(kind: type[nn.Conv2d], check_all: Check) -> None:
     torch.manual_seed(0)
     graph = check_all(Net(kind), torch.randn(2, INPUTS, 8, 8))
     assert free_sizes(graph) == [FIRST, SECOND]
@@ -173,7 +169,7 @@ class Cosine(nn.Module):
 
 
 @pytest.mark.parametrize(("first", "last"), [(Linear, nn.Linear), (nn.Linear, Cosine)])
-def test_linear_layers(first: type[nn.Module], last: type[nn.Module]) -> None:
+def test_linear_layers(first: type[nn.Module], last: type[nn.Module], check_all: Check) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(first(7, SECOND), nn.ReLU(), first(SECOND, FIRST), last(FIRST, CLASSES))
     assert free_sizes(check_all(model, torch.randn(4, 7))) == [FIRST, SECOND]
@@ -202,7 +198,9 @@ NORMS = [
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 @pytest.mark.parametrize("norm", NORMS)
-def test_parametrised_layers_of_every_kind(norm: Callable[[nn.Module], nn.Module]) -> None:
+def test_parametrised_layers_of_every_kind(
+    norm: Callable[[nn.Module], nn.Module], check_all: Check
+) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
         norm(nn.Conv1d(4, 16, 3, padding=1)),
@@ -260,7 +258,7 @@ class Mixed(nn.Module):
         return self.last(F.linear(self.one(x).relu(), self.left @ self.right).relu())
 
 
-def test_what_is_not_known_stays_whole() -> None:
+def test_what_is_not_known_stays_whole(check_all: Check) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(7, 7), nn.ReLU(), Mixed())
     graph = check_all(model, torch.randn(4, 7))
@@ -284,7 +282,9 @@ class Total(Standardised):
 
 
 @pytest.mark.parametrize("kind", [AlsoAdded, Total])
-def test_a_computed_weight_may_be_used_otherwise_too(kind: type[nn.Conv2d]) -> None:
+def test_a_computed_weight_may_be_used_otherwise_too(
+    kind: type[nn.Conv2d], check_all: Check
+) -> None:
     torch.manual_seed(0)
     check_all(nn.Sequential(nn.Conv2d(INPUTS, 7, 1), Net2(kind)), torch.randn(2, INPUTS, 8, 8))
 
@@ -376,12 +376,12 @@ class Depthwise(nn.Module):
         return out
 
 
-def test_a_computed_weight_for_each_channel_alone() -> None:
+def test_a_computed_weight_for_each_channel_alone(check_all: Check) -> None:
     torch.manual_seed(0)
     assert free_sizes(check_all(Depthwise(), torch.randn(2, INPUTS, 8, 8))) == [SECOND]
 
 
-def test_a_square_convolution_of_one_tap() -> None:
+def test_a_square_convolution_of_one_tap(check_all: Check) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(INPUTS, FIRST, 1),

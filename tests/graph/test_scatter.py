@@ -9,23 +9,17 @@ import torch_geometric.nn as geometric
 from torch import Tensor, nn
 
 from prunegraph.graph import StructureGraph, analyse
-from prunegraph.testing.structure_check import check_structure
 
 NODES, INPUTS, WIDTH, INNER, CLASSES = 11, 6, 16, 20, 5
 NUM_EXPERTS = 3
 EDGES = torch.randint(NODES, (2, 40), generator=torch.Generator().manual_seed(0))
 
 
+Check = Callable[[nn.Module, Any], StructureGraph]
+
+
 def free_sizes(graph: StructureGraph) -> list[int]:
     return sorted(len(group.classes) for group in graph.groups if group.frozen is None)
-
-
-def check_all(model: nn.Module, inputs: Any) -> StructureGraph:
-    graph = analyse(model.eval(), inputs)
-    result = check_structure(model, inputs, seed=0, num_masks=3)
-    assert result.num_compared
-    assert not result.failures
-    return graph
 
 
 def into_zeros(x: Tensor, places: Tensor, y: Tensor) -> Tensor:
@@ -93,6 +87,7 @@ class Experts(nn.Module):
 @pytest.mark.parametrize("write", WRITES)
 def test_rows_that_are_written_at_places(
     write: Callable[[Tensor, Tensor, Tensor], Tensor],
+    check_all: Check,
 ) -> None:
     torch.manual_seed(0)
     graph = check_all(Experts(write), torch.randn(NODES, INPUTS))
@@ -114,7 +109,7 @@ class Channels(nn.Module):
         return out
 
 
-def test_channels_that_are_written_at_places_stay() -> None:
+def test_channels_that_are_written_at_places_stay(check_all: Check) -> None:
     torch.manual_seed(0)
     graph = check_all(Channels(), torch.randn(NODES, INPUTS))
     assert free_sizes(graph) == [INNER]
@@ -132,7 +127,7 @@ def test_channels_that_are_written_at_places_stay() -> None:
         (lambda: geometric.EdgeCNN(INPUTS, WIDTH, 2, CLASSES), [CLASSES, WIDTH, WIDTH]),
     ],
 )
-def test_graph_networks(model: Callable[[], nn.Module], free: list[int]) -> None:
+def test_graph_networks(model: Callable[[], nn.Module], free: list[int], check_all: Check) -> None:
     torch.manual_seed(0)
     assert free_sizes(check_all(model(), (torch.randn(NODES, INPUTS), EDGES))) == free
 
@@ -154,7 +149,9 @@ class Gated(nn.Module):
 @pytest.mark.parametrize(
     "product", [torch.mv, lambda x, vector: torch.dot(x[0], vector), lambda x, vector: x @ vector]
 )
-def test_products_with_a_vector(product: Callable[[Tensor, Tensor], Tensor]) -> None:
+def test_products_with_a_vector(
+    product: Callable[[Tensor, Tensor], Tensor], check_all: Check
+) -> None:
     torch.manual_seed(0)
     assert free_sizes(check_all(Gated(product), torch.randn(NODES, INPUTS))) == [WIDTH]
 
@@ -172,7 +169,7 @@ class Projected(nn.Module):
         return out
 
 
-def test_a_matrix_times_a_vector_of_channels() -> None:
+def test_a_matrix_times_a_vector_of_channels(check_all: Check) -> None:
     torch.manual_seed(0)
     graph = check_all(Projected(), torch.randn(NODES, INPUTS))
     assert free_sizes(graph) == [WIDTH, INNER]
@@ -196,7 +193,7 @@ class Filtered(nn.Module):
 
 
 @pytest.mark.parametrize(("axes", "free"), [((2, 3), [WIDTH, INNER]), ((2, 1), [INNER])])
-def test_fourier_transforms(axes: tuple[int, int], free: list[int]) -> None:
+def test_fourier_transforms(axes: tuple[int, int], free: list[int], check_all: Check) -> None:
     torch.manual_seed(0)
     assert free_sizes(check_all(Filtered(axes), torch.randn(2, 3, 8, 8))) == free
 
@@ -214,7 +211,7 @@ class Plain(nn.Module):
         return out
 
 
-def test_tensors_that_are_plain_attributes_are_pruned() -> None:
+def test_tensors_that_are_plain_attributes_are_pruned(check_all: Check) -> None:
     torch.manual_seed(0)
     model = Plain()
     assert free_sizes(check_all(model, torch.randn(2, NODES, INPUTS))) == [WIDTH]
@@ -258,7 +255,9 @@ def sparse_edges() -> Tensor:
         (Made, lambda: EDGES),
     ],
 )
-def test_sparse_matrices_of_edges(kind: type[nn.Module], matrix: Callable[[], Tensor]) -> None:
+def test_sparse_matrices_of_edges(
+    kind: type[nn.Module], matrix: Callable[[], Tensor], check_all: Check
+) -> None:
     torch.manual_seed(0)
     graph = check_all(kind(), (torch.randn(NODES, INPUTS), matrix()))
     assert free_sizes(graph) == [WIDTH, INNER]
@@ -304,6 +303,6 @@ class Coordinates(nn.Module):
         return out
 
 
-def test_a_layer_that_reads_stored_places_makes_channels() -> None:
+def test_a_layer_that_reads_stored_places_makes_channels(check_all: Check) -> None:
     torch.manual_seed(0)
     assert free_sizes(check_all(Coordinates(), torch.randn(2, NODES, INPUTS))) == [WIDTH]

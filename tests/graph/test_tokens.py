@@ -9,21 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunegraph.graph import StructureGraph, analyse
-from prunegraph.testing.structure_check import check_structure
 
 TOKENS, INPUTS, WIDTH, INNER, CLASSES, HEADS = 5, 6, 16, 20, 4, 4
 
 
+Check = Callable[[nn.Module, Any], StructureGraph]
+
+
 def free_sizes(graph: StructureGraph) -> list[int]:
     return sorted(len(group.classes) for group in graph.groups if group.frozen is None)
-
-
-def check_all(model: nn.Module, inputs: Any) -> StructureGraph:
-    graph = analyse(model.eval(), inputs)
-    result = check_structure(model, inputs, seed=0, num_masks=3)
-    assert result.num_compared
-    assert not result.failures
-    return graph
 
 
 class Mixing(nn.Module):
@@ -72,7 +66,7 @@ MIXERS: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("kind", MIXERS)
-def test_channels_can_go_where_tokens_are_mixed(kind: str) -> None:
+def test_channels_can_go_where_tokens_are_mixed(kind: str, check_all: Check) -> None:
     torch.manual_seed(0)
     graph = check_all(Mixing(MIXERS[kind]()), torch.randn(2, TOKENS, INPUTS))
     assert free_sizes(graph) == [WIDTH]
@@ -86,7 +80,7 @@ def test_a_mixer_costs_less_with_fewer_channels(kind: str) -> None:
     assert kind == "batch norm" or sum(op.out_classes.size for op in mixing) >= WIDTH
 
 
-def test_layer_norm_over_places() -> None:
+def test_layer_norm_over_places(check_all: Check) -> None:
     class OverPlaces(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -124,7 +118,7 @@ class Pooled(nn.Module):
 
 
 @pytest.mark.parametrize("stored", [True, False])
-def test_maps_that_gather_tokens_stay_and_the_channels_go(stored: bool) -> None:
+def test_maps_that_gather_tokens_stay_and_the_channels_go(stored: bool, check_all: Check) -> None:
     torch.manual_seed(0)
     graph = check_all(Pooled(stored=stored), torch.randn(2, TOKENS, INPUTS))
     assert free_sizes(graph) == [WIDTH]
@@ -147,12 +141,12 @@ class OneHead(nn.Module):
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.3])
-def test_one_head_with_a_scale_of_its_own(scale: float) -> None:
+def test_one_head_with_a_scale_of_its_own(scale: float, check_all: Check) -> None:
     torch.manual_seed(0)
     assert free_sizes(check_all(OneHead(scale), torch.randn(2, TOKENS, INPUTS))) == [8, WIDTH]
 
 
-def test_one_head_whose_scale_is_computed_from_its_width() -> None:
+def test_one_head_whose_scale_is_computed_from_its_width(check_all: Check) -> None:
     class Scaled(OneHead):
         def forward(self, x: Tensor) -> Tensor:
             x = self.first(x).relu()
@@ -183,7 +177,7 @@ class LinearAttention(nn.Module):
         return result
 
 
-def test_ones_beside_the_values_of_each_head() -> None:
+def test_ones_beside_the_values_of_each_head(check_all: Check) -> None:
     torch.manual_seed(0)
     graph = check_all(LinearAttention(), torch.randn(2, TOKENS, INPUTS))
     assert free_sizes(graph) == [HEADS, WIDTH]
@@ -202,7 +196,7 @@ class Template(nn.Module):
         return out
 
 
-def test_features_that_are_kernels_of_others() -> None:
+def test_features_that_are_kernels_of_others(check_all: Check) -> None:
     torch.manual_seed(0)
     inputs = (torch.randn(2, 3, 12, 12), torch.randn(1, 3, 5, 5))
     assert free_sizes(check_all(Template(), inputs)) == [WIDTH]
@@ -228,7 +222,7 @@ class Prepended(nn.Module):
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors.*:UserWarning")
 @pytest.mark.parametrize("count", [0, 3])
-def test_stored_tokens_before_others(count: int) -> None:
+def test_stored_tokens_before_others(count: int, check_all: Check) -> None:
     torch.manual_seed(0)
     graph = check_all(Prepended(count), torch.randn(2, TOKENS, INPUTS))
     assert free_sizes(graph) == [WIDTH]
@@ -258,7 +252,7 @@ class Kept(nn.Module):
 
 
 @pytest.mark.parametrize("inner", [Halves, Kept])
-def test_parts_that_are_empty_or_stacked(inner: Callable[[], nn.Module]) -> None:
+def test_parts_that_are_empty_or_stacked(inner: Callable[[], nn.Module], check_all: Check) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(INPUTS, WIDTH), inner(), nn.Linear(WIDTH, CLASSES))
     assert WIDTH in free_sizes(check_all(model, torch.randn(2, INPUTS)))
@@ -277,7 +271,7 @@ class Partial(nn.Module):
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_a_few_channels_that_are_convolved_in_place(parts: int) -> None:
+def test_a_few_channels_that_are_convolved_in_place(parts: int, check_all: Check) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 1), Partial(parts), nn.Conv2d(8, CLASSES, 1))
     graph = check_all(model, torch.randn(1, 3, 6, 6))
