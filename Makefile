@@ -14,7 +14,7 @@ demo: $(VENV)/.installed  ## the main job on the embedded data set: pretrain, se
 	$(BIN)/python train_agent.py --keep-macs 0.25
 
 test: $(VENV)/.installed  ## the fast tests
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
 test-slow: $(VENV)/.installed  ## the tests that take longer, those that need ../shared included
 	$(BIN)/python -m pip install --quiet --editable '.[dev,ray]'

@@ -210,9 +210,10 @@ class ChannelPruningPolicy(ActorCriticPolicy):
     def _spread(self, batch: _Batch, noise: Tensor, width: int) -> Tensor:
         """Return the noise of each row's groups on their channels ``[B, N_max]``."""
         spread = noise.new_zeros(len(noise), width)
-        for row, graph in enumerate(batch.graph_of):
-            group_of = self._topology(batch.graphs[graph][0]).data.group_of.to(noise.device)
-            spread[row, : len(group_of)] = noise[row, group_of]
+        ids = [batch.graphs[graph][0] for graph in batch.graph_of]
+        for graph_id, members in _rows_by_graph(ids):
+            group_of = self._topology(graph_id).data.group_of.to(noise.device)
+            spread[members, : len(group_of)] = noise[members][:, group_of]
         return spread
 
     def _follow_scores(
@@ -271,14 +272,11 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         names = self.network_config.context_names
         limits = np.full((len(ids), 2), np.inf)
         rows = context.cpu().double().numpy()
-        for position, (graph_id, row) in enumerate(zip(ids, rows, strict=True)):
-            dense = self.topologies[graph_id].graph.dense_cost
-            for column, name, whole in (
-                (0, "keep_macs", dense.macs),
-                (1, "keep_params", dense.params),
-            ):
-                if name in names:
-                    limits[position, column] = row[names.index(name)] * whole
+        dense = [self.topologies[graph_id].graph.dense_cost for graph_id in ids]
+        wholes = [cost.macs for cost in dense], [cost.params for cost in dense]
+        for column, name in enumerate(("keep_macs", "keep_params")):
+            if name in names:
+                limits[:, column] = rows[:, names.index(name)] * wholes[column]
         return limits
 
     def forward(  # type: ignore[override]  # observations are dictionaries

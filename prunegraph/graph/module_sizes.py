@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.parametrize import is_parametrized
 
 from prunegraph.errors import SurgeryError
 from prunegraph.slim_attention import SlimMultiheadAttention
@@ -35,11 +36,11 @@ def fix_module_sizes(dense: nn.Module, pruned: nn.Module, keep_first: Mapping[in
 
 def _stored_weight(module: nn.Module) -> object:
     """Return the parameter that is a module's weight, or from which that is computed."""
-    names = [f"parametrizations.weight.{name}" for name in ("original1", "original")]
-    own = dict(module.named_parameters())
-    for name in (*names, "weight_v", "weight_orig"):
-        if name in own:
-            return own[name]
+    parametrized = is_parametrized(module, "weight")
+    made = module.get_submodule("parametrizations.weight") if parametrized else module
+    for name in ("original1", "original", "weight_v", "weight_orig"):
+        if name in made._parameters:
+            return made._parameters[name]
     return getattr(module, "weight", None)
 
 

@@ -6,6 +6,7 @@ example inputs and the optimizer.
 """
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -60,11 +61,9 @@ def copy_network(model: Network, memo: Mapping[int, object] | None = None) -> Ne
     Raises:
         ModelError: something that a module holds cannot be copied.
     """
-    kept = [leaf for module in model.modules() for leaf in tree_leaves(list(vars(module).values()))]
-    computed = [leaf for leaf in kept if isinstance(leaf, Tensor) and not leaf.is_leaf]
-    detached: dict[int, object] = {id(tensor): tensor.detach() for tensor in computed}
+    held = [value for module in model.modules() for value in vars(module).values()]
     try:
-        copied = copy.deepcopy(model, {**detached, **(memo or {})})
+        copied = copy.deepcopy(model, {**_quick_copies(held), **(memo or {})})
     except TypeError as error:
         msg = (
             f"{type(model).__name__} cannot be copied ({error}): take what cannot be copied off "
@@ -76,6 +75,26 @@ def copy_network(model: Network, memo: Mapping[int, object] | None = None) -> Ne
             kind = type(module)
             module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
     return copied
+
+
+def _quick_copies(held: list[object]) -> dict[int, object]:
+    """Return copies, by ``id``, of what ``deepcopy`` refuses or is slow with.
+
+    Tensors that hang on a graph of gradients, and the dozen empty dictionaries of hooks that each
+    module has.
+
+    Args:
+        held: the attributes of all modules.
+    """
+    copies: dict[int, object] = {}
+    for value in held:
+        if isinstance(value, dict) and not value and type(value) in {dict, OrderedDict}:
+            copies[id(value)] = type(value)()
+        elif value is not None and not isinstance(value, int | str):
+            for leaf in tree_leaves(value):
+                if isinstance(leaf, Tensor) and not leaf.is_leaf:
+                    copies[id(leaf)] = leaf.detach()
+    return copies
 
 
 def hears_of_training(model: nn.Module) -> bool:

@@ -359,6 +359,16 @@ def invent_searches(content: dict[str, Any]) -> None:
     content["search"]["seeds"] = [0, 1, 2, 3]
 
 
+@pytest.fixture(scope="module")
+def written_again(compared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy whose report was written again as it was, which is no forgery."""
+    copied = tmp_path_factory.mktemp("again") / "run"
+    shutil.copytree(compared, copied)
+    forge(copied, lambda _: None)
+    assert main(["verify", str(copied), "--threads", "1"]) == 0
+    return copied
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -378,13 +388,11 @@ def invent_searches(content: dict[str, Any]) -> None:
 def test_a_forged_comparison_is_found_out(
     change: Callable[[dict[str, Any]], None],
     named: str,
-    compared: Path,
+    written_again: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    shutil.copytree(compared, tmp_path / "forged")
-    forge(tmp_path / "forged", lambda _: None)
-    assert main(["verify", str(tmp_path / "forged"), "--threads", "1"]) == 0
+    shutil.copytree(written_again, tmp_path / "forged")
     forge(tmp_path / "forged", change)
     assert main(["verify", str(tmp_path / "forged"), "--threads", "1"]) == 2
     assert named in capsys.readouterr().err

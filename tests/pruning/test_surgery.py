@@ -244,6 +244,16 @@ def test_what_a_training_step_left_in_a_network_is_no_obstacle(
     assert copied.conv.weight is not model.conv.weight
 
 
+def test_a_copy_has_empty_dictionaries_of_its_own(mixed: nn.Module) -> None:
+    mixed.head.cache = mixed.stem.cache = {}
+    copied = copy_network(mixed)
+    copied.head.register_forward_hook(lambda *_: None)
+    copied.head.cache["width"] = 3
+    assert not mixed.head._forward_hooks
+    assert mixed.head.cache == {}
+    assert copied.stem.cache is copied.head.cache
+
+
 class LiteralSize(nn.Module):
     def __init__(self) -> None:
         super().__init__()
