@@ -1,7 +1,7 @@
 """What ``nn.MultiheadAttention`` becomes when it is pruned: any number of heads, any widths."""
 
 import math
-from typing import Self
+from typing import Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,13 @@ PARAMETERS = (
 )
 
 
-class SlimMultiheadAttention(nn.Module):
+class SlimMultiheadAttention(nn.MultiheadAttention):
     """Multi-head attention whose heads need not fill the embedding (Vaswani et al. 2017, 3.2.2).
 
     Takes the same arguments as ``nn.MultiheadAttention`` and has the same state-dict names, but the
     widths of queries and keys, of values and of the embedding are those of its parameters, and the
-    scores keep the scale of the dense module. ``torch.nn``'s own module cannot hold such widths.
+    scores keep the scale of the dense module. ``torch.nn``'s own module cannot hold such widths; it
+    is the base class so that code that asks for an attention by its class finds one.
 
     Args:
         num_heads: H.
@@ -44,20 +45,12 @@ class SlimMultiheadAttention(nn.Module):
         batch_first: bool = False,
         add_zero_attn: bool = False,
     ) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.num_heads = num_heads
         self.scale = scale
         self.dropout = dropout
         self.batch_first = batch_first
         self.add_zero_attn = add_zero_attn
-        self.in_proj_weight: nn.Parameter | None
-        self.in_proj_bias: nn.Parameter | None
-        self.q_proj_weight: nn.Parameter | None
-        self.k_proj_weight: nn.Parameter | None
-        self.v_proj_weight: nn.Parameter | None
-        self.bias_k: nn.Parameter | None
-        self.bias_v: nn.Parameter | None
-        self.out_proj: nn.Linear
 
     @classmethod
     def from_sliced(cls, module: nn.MultiheadAttention, num_heads: int) -> Self:
@@ -73,6 +66,16 @@ class SlimMultiheadAttention(nn.Module):
             slim.register_parameter(name, getattr(module, name))
         slim.out_proj = module.out_proj
         return slim.train(module.training)
+
+    @property
+    def embed_dim(self) -> int:
+        """Width E of the outputs."""
+        return self.out_proj.out_features
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head's values."""
+        return int(self.out_proj.in_features // self.num_heads)
 
     def forward(
         self,
@@ -107,9 +110,10 @@ class SlimMultiheadAttention(nn.Module):
         elif swap:
             inputs = [x.transpose(0, 1) for x in inputs]
         q, k, v = self._project(inputs)
-        if self.bias_k is not None and self.bias_v is not None:
-            k = torch.cat([k, self.bias_k.expand(k.shape[0], 1, -1)], 1)
-            v = torch.cat([v, self.bias_v.expand(v.shape[0], 1, -1)], 1)
+        bias_k, bias_v = self._parameters["bias_k"], self._parameters["bias_v"]
+        if bias_k is not None and bias_v is not None:
+            k = torch.cat([k, bias_k.expand(k.shape[0], 1, -1)], 1)
+            v = torch.cat([v, bias_v.expand(v.shape[0], 1, -1)], 1)
         q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
         if self.add_zero_attn:
             k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
@@ -131,22 +135,18 @@ class SlimMultiheadAttention(nn.Module):
     def _project(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values ``[B, N, H * width]``."""
         value_width = self.out_proj.weight.shape[1]
-        if self.in_proj_weight is not None:
-            width = (self.in_proj_weight.shape[0] - value_width) // 2
+        packed, bias = self._parameters["in_proj_weight"], self._parameters["in_proj_bias"]
+        if packed is not None:
+            width = (packed.shape[0] - value_width) // 2
             widths = [width, width, value_width]
             if len(inputs) == 1:
-                packed = F.linear(inputs[0], self.in_proj_weight, self.in_proj_bias)
-                q, k, v = packed.split(widths, -1)
+                q, k, v = F.linear(inputs[0], packed, bias).split(widths, -1)
                 return q, k, v
-            weights = self.in_proj_weight.split(widths)
+            weights = packed.split(widths)
         else:
-            assert self.q_proj_weight is not None
-            assert self.k_proj_weight is not None
-            assert self.v_proj_weight is not None
-            width = self.q_proj_weight.shape[0]
-            widths = [width, width, value_width]
-            weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
-        biases = [None] * 3 if self.in_proj_bias is None else self.in_proj_bias.split(widths)
+            weights = tuple(self.get_parameter(f"{name}_proj_weight") for name in "qkv")
+            widths = [weight.shape[0] for weight in weights]
+        biases = [None] * 3 if bias is None else bias.split(widths)
         sources = inputs * 3 if len(inputs) == 1 else inputs
         q, k, v = (F.linear(x, w, b) for x, w, b in zip(sources, weights, biases, strict=True))
         return q, k, v
@@ -166,6 +166,13 @@ class SlimMultiheadAttention(nn.Module):
         if total is not None and total.shape[-1] < k.shape[-2]:
             total = F.pad(total, (0, k.shape[-2] - total.shape[-1]))
         return total
+
+
+def is_dense_attention(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
+    """Return whether a module is an attention of torch's that has not been made slim."""
+    return isinstance(module, nn.MultiheadAttention) and not isinstance(
+        module, SlimMultiheadAttention
+    )
 
 
 def _additive(mask: Tensor, like: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunegraph.slim_attention import SlimMultiheadAttention
+from prunegraph.slim_attention import SlimMultiheadAttention, is_dense_attention
 
 
 def pair(**options: bool) -> tuple[nn.MultiheadAttention, SlimMultiheadAttention]:
@@ -53,6 +53,13 @@ def test_one_sequence_alone_and_the_state_dict() -> None:
     torch.testing.assert_close(found[0], expected[0])
     torch.testing.assert_close(found[1], expected[1])
     assert list(slim.state_dict()) == list(dense.state_dict())
+
+
+def test_it_is_an_attention_to_code_that_asks() -> None:
+    _, slim = pair()
+    assert isinstance(slim, nn.MultiheadAttention)
+    assert not is_dense_attention(slim)
+    assert (slim.embed_dim, slim.head_dim, slim.num_heads) == (12, 4, 3)
 
 
 def test_dropout_acts_in_training_only() -> None:

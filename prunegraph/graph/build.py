@@ -24,6 +24,7 @@ from prunegraph.graph.structure import (
     SizeAttribute,
     StructureGraph,
 )
+from prunegraph.slim_attention import is_dense_attention
 from prunegraph.types import BoolArray, IntArray
 
 MODEL_INPUT = "model input"
@@ -155,7 +156,7 @@ class GraphBuilder:
             if not (classes >= 0).any():
                 continue
             owner = self.model.get_submodule(use.module)
-            if isinstance(owner, nn.MultiheadAttention):  # its slim successor sets its own
+            if is_dense_attention(owner):  # its slim successor sets its own
                 continue
             for name, place in _attributes_of_size(owner, use.labels.shape[use.axis]):
                 if not self._may_read(owner, use.module, name):

@@ -8,7 +8,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.parametrize import is_parametrized
 
 from prunegraph.errors import SurgeryError
-from prunegraph.slim_attention import SlimMultiheadAttention
+from prunegraph.slim_attention import SlimMultiheadAttention, is_dense_attention
 
 
 def fix_module_sizes(dense: nn.Module, pruned: nn.Module, keep_first: Mapping[int, Tensor]) -> None:
@@ -58,7 +58,7 @@ def slim_attentions(
         The network: ``pruned`` itself unless that is an attention module.
     """
     for path, module in list(dense.named_modules(remove_duplicate=False)):
-        if isinstance(module, nn.MultiheadAttention) and any(
+        if is_dense_attention(module) and any(
             id(parameter) in kept for parameter in module.parameters()
         ):
             copied = pruned.get_submodule(path)

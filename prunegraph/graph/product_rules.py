@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from prunegraph.graph.labels import NEUTRAL, along, narrow_constant, neutral, varying_axes
-from prunegraph.graph.recorder import LabelRecorder, OpCall
+from prunegraph.graph.recorder import LabelRecorder, OpCall, Rule
 from prunegraph.graph.recording import RecordedOp
 
 NO_AXIS = torch.empty(0, dtype=torch.int64)
@@ -19,6 +19,23 @@ NO_AXIS = torch.empty(0, dtype=torch.int64)
 CHANNELS = "product of channels with channels"
 
 SCALE = "the width of a head sets the scale of its scores"
+
+
+def where_rows_are(rule: Rule) -> Rule:
+    """Return a product's rule that passes by where there are no rows, as sent to an expert.
+
+    The layer is then as unused as one that is not called, and what is known of others of its kind
+    holds for it.
+    """
+
+    def passing_by(recorder: LabelRecorder, call: OpCall) -> None:
+        empty = [tensor for tensor in call.tensors() if not tensor.numel()]
+        if call.out.numel() or not any(not recorder.sources.of(tensor) for tensor in empty):
+            rule(recorder, call)
+        else:
+            recorder.set_labels(call.out, neutral(call.out.shape))
+
+    return passing_by
 
 
 def record_product(

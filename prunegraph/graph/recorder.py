@@ -37,6 +37,7 @@ from prunegraph.graph.module_stack import ModuleStack
 from prunegraph.graph.recording import RecordedGather, RecordedMean, Recording, SizeUse
 from prunegraph.graph.structure import FrozenOp
 from prunegraph.graph.weight_views import Sources, WeightView, constants, recurrent_weights
+from prunegraph.slim_attention import is_dense_attention
 
 MAX_ELEMENT_LABELS = 1 << 20
 """A raw parameter with more elements than this is frozen instead of labelled by element."""
@@ -92,9 +93,7 @@ class LabelRecorder(TorchDispatchMode):
         self._model = model
         self.by_width = by_width
         self._multihead = {
-            name
-            for name, module in model.named_modules()
-            if isinstance(module, nn.MultiheadAttention)
+            name for name, module in model.named_modules() if is_dense_attention(module)
         }
         self._norms = {
             name
@@ -220,9 +219,14 @@ class LabelRecorder(TorchDispatchMode):
                 self._buffer_labels.append(labels.reshape(-1))
         parts = [each if isinstance(each, tuple) else (each,) for each in view.axes]
         stored = [axis for part in parts for axis in part if axis is not None]
+        labels = self.recording.element_labels[view.name]
+        for axis, position in view.selected:
+            labels = labels.narrow(axis, position, 1)
         left_out = [axis for axis in range(len(view.shape)) if axis not in stored]
-        labels = self.recording.element_labels[view.name].permute(*stored, *left_out)
-        labels = labels.reshape(
+        for axis in left_out:  # positions that computed indices pick: any of them
+            self.store.unite(labels, labels.narrow(axis, 0, 1))
+            labels = labels.narrow(axis, 0, 1)
+        labels = labels.permute(*stored, *left_out).reshape(
             [prod(view.shape[a] for a in part if a is not None) for part in parts]
         )
         for axis, (own, start) in enumerate(zip(view.axes, view.starts, strict=True)):

@@ -46,8 +46,8 @@ from prunegraph.graph.pointwise_rules import (
     scale,
     zeros,
 )
-from prunegraph.graph.product_rules import activation_product, attention
-from prunegraph.graph.recorder import LabelRecorder, OpCall, Rule
+from prunegraph.graph.product_rules import activation_product, attention, where_rows_are
+from prunegraph.graph.recorder import PRODUCTS, LabelRecorder, OpCall, Rule
 from prunegraph.graph.recurrent_rules import fused_recurrent, pack
 from prunegraph.graph.scatter_rules import put, scatter
 from prunegraph.graph.spatial_rules import grid_sample, regions, spatial, transform, unpool
@@ -299,7 +299,7 @@ def _table() -> dict[str, Rule]:
     table |= dict.fromkeys(
         ("_local_scalar_dense", "sym_size", "is_same_size", "equal", "set_"), nothing
     )
-    return table
+    return table | {name: where_rows_are(table[name]) for name in PRODUCTS}
 
 
 RULES: dict[str, Rule] = _table()

@@ -34,6 +34,9 @@ def put(recorder: LabelRecorder, call: OpCall) -> None:
     target, indices, values = call.args[:3]
     labels, written = recorder.labels_of(target), recorder.labels_of(values)
     first = indices[0]
+    if not values.numel():  # no sample was sent to an expert
+        recorder.set_labels(call.out, labels)
+        return
     if len(indices) == 1 and first.shape == target.shape and not varying_axes(written):
         _write(recorder, call, combine(recorder, call, labels, recorder.labels_of(first)))
         return

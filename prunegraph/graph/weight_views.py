@@ -23,8 +23,9 @@ class WeightView:
         name: of the parameter or buffer.
         shape: of the parameter or buffer.
         axes: axis of the parameter at each axis of the view; None where one was added. Those that
-            are left out are of size 1, or, of a computed one, were reduced.
+            are left out are of size 1, or selected, or, of a computed one, were reduced.
         starts: first position along each axis of the view.
+        selected: axes of the parameter of which one position is left, and the position.
         computed: its values are other than the stored ones; see ``computed_weights``.
     """
 
@@ -32,6 +33,7 @@ class WeightView:
     shape: tuple[int, ...]
     axes: tuple[Axis, ...]
     starts: tuple[int, ...]
+    selected: tuple[tuple[int, int], ...] = ()
     computed: bool = False
 
     def permuted(self, permutation: Sequence[int]) -> "WeightView":
@@ -47,6 +49,17 @@ class WeightView:
         starts = list(self.starts)
         starts[axis] += start
         return replace(self, starts=tuple(starts))
+
+    def at(self, place: int, position: int) -> "WeightView | None":
+        """Return one position of an axis, which is left out; None of axes that were merged."""
+        axis, selected = self.axes[place], self.selected
+        if isinstance(axis, tuple):
+            return None
+        if axis is not None:
+            selected = (*selected, (axis, self.starts[place] + position))
+        axes, starts = list(self.axes), list(self.starts)
+        del axes[place], starts[place]
+        return replace(self, axes=tuple(axes), starts=tuple(starts), selected=selected)
 
     def reshaped(self, before: Sequence[int], after: Sequence[int]) -> "WeightView | None":
         """Return the view in a shape that differs by axes of size 1; None if it differs by more."""
@@ -207,6 +220,11 @@ def moved(
             size = source.shape[axis]
             start = max(first + size, 0) if first is not None and first < 0 else first or 0
             return [view.narrowed(axis, start)]
+        case "select" | "unbind":
+            axis = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % source.ndim
+            places = range(len(out)) if name == "unbind" else [args[2] % source.shape[axis]]
+            picked = [view.at(axis, place) for place in places]
+            return [each for each in picked if each is not None] or None
         case "unsqueeze" | "squeeze" | "view" | "_unsafe_view" | "reshape":
             reshaped = view.reshaped(source.shape, out[0].shape)
             return None if reshaped is None else [reshaped]

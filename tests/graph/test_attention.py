@@ -1,6 +1,8 @@
 """Attention is pruned by whole heads, however its forward is written."""
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -251,6 +253,23 @@ def test_cross_attention() -> None:
     assert isinstance(slim.get_submodule("same"), SlimMultiheadAttention)
     again = analyse(slim, inputs)
     assert_masked_equals_pruned(slim, again, random_mask(again, 9), inputs)
+
+
+class AsksForItsClass(CrossAttention):
+    """As torch_geometric's ``GPSConv``."""
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        assert isinstance(self.attention, nn.MultiheadAttention)
+        return super().forward(x, memory)
+
+
+def test_a_forward_that_asks_for_the_class_of_an_attention(
+    check_all: Callable[[nn.Module, Any], StructureGraph],
+) -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(2, 4, 5), torch.randn(2, 6, 7)
+    graph = check_all(AsksForItsClass(), inputs)
+    assert not [item for item in graph.frozen_ops if "full width" in item.reason]
 
 
 def test_a_pruned_encoder_keeps_off_the_fused_path() -> None:
