@@ -68,10 +68,11 @@ def pick(recorder: LabelRecorder, call: OpCall) -> None:
         axes, indices = indexed_axes(call.args[1]), call.args[1]
     else:
         axes, indices = [call.args[1] % max(source.ndim, 1)], [call.args[2]]
-    stored = recorder.weight_view(source)
-    if stored is not None and axes == [0] and call.out.ndim == source.ndim > 2:
-        recorder.set_weight_view(call.out, replace(stored, axes=(None, *stored.axes[1:])))
-        return
+    if call.name != "gather" and axes == [0] and call.out.ndim == source.ndim > 2:
+        stored = recorder.weight_view(source)
+        if stored is not None and not isinstance(stored.axes[0], tuple):  # layers of a stack
+            recorder.set_weight_view(call.out, replace(stored, axes=(None, *stored.axes[1:])))
+            return
     known = [recorder.labels_of(index) for index in indices if index is not None]
     if not all(map(recorder.is_constant, known)):
         looks_up = call.name != "gather" and axes == [0] and source.ndim == 2
