@@ -30,7 +30,7 @@ def where_rows_are(rule: Rule) -> Rule:
 
     def passing_by(recorder: LabelRecorder, call: OpCall) -> None:
         empty = [tensor for tensor in call.tensors() if not tensor.numel()]
-        if call.out.numel() or not any(not recorder.sources.of(tensor) for tensor in empty):
+        if call.out.numel() or all(recorder.sources.of(tensor) for tensor in empty):
             rule(recorder, call)
         else:
             recorder.set_labels(call.out, neutral(call.out.shape))

@@ -88,7 +88,7 @@ def _quick_copies(held: list[object]) -> dict[int, object]:
     """
     copies: dict[int, object] = {}
     for value in held:
-        if isinstance(value, dict) and not value and type(value) in {dict, OrderedDict}:
+        if type(value) in {dict, OrderedDict} and not value:
             copies[id(value)] = type(value)()
         elif value is not None and not isinstance(value, int | str):
             for leaf in tree_leaves(value):
