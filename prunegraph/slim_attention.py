@@ -34,8 +34,6 @@ class SlimMultiheadAttention(nn.MultiheadAttention):
         add_zero_attn: attend to one more position, of zeros.
     """
 
-    _qkv_same_embed_dim = False  # keeps nn.TransformerEncoderLayer off its fused path
-
     def __init__(
         self,
         *,
@@ -46,6 +44,7 @@ class SlimMultiheadAttention(nn.MultiheadAttention):
         add_zero_attn: bool = False,
     ) -> None:
         nn.Module.__init__(self)
+        self._qkv_same_embed_dim = False  # keeps nn.TransformerEncoderLayer off its fused path
         self.num_heads = num_heads
         self.scale = scale
         self.dropout = dropout
@@ -101,71 +100,37 @@ class SlimMultiheadAttention(nn.MultiheadAttention):
             is_causal: only a hint that ``attn_mask`` is causal; the mask itself is used.
         """
         del is_causal
-        alone = query.dim() == 2
-        swap = not alone and not self.batch_first
-        same = query is key and key is value
-        inputs = [query] if same else [query, key, value]
-        if alone:
-            inputs = [x.unsqueeze(0) for x in inputs]
-        elif swap:
-            inputs = [x.transpose(0, 1) for x in inputs]
-        q, k, v = self._project(inputs)
-        bias_k, bias_v = self._parameters["bias_k"], self._parameters["bias_v"]
+        q, k, v = _project(
+            query,
+            key,
+            value,
+            packed=self.in_proj_weight,
+            separate=(self.q_proj_weight, self.k_proj_weight, self.v_proj_weight),
+            bias=self.in_proj_bias,
+            value_width=self.out_proj.weight.shape[1],
+            batch_first=self.batch_first,
+        )
+        bias_k, bias_v = self.bias_k, self.bias_v
         if bias_k is not None and bias_v is not None:
             k = torch.cat([k, bias_k.expand(k.shape[0], 1, -1)], 1)
             v = torch.cat([v, bias_v.expand(v.shape[0], 1, -1)], 1)
-        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (q, k, v))
         if self.add_zero_attn:
             k, v = F.pad(k, (0, 0, 0, 1)), F.pad(v, (0, 0, 0, 1))
-        mask = self._mask(q, k, key_padding_mask, attn_mask)
-        dropout = self.dropout if self.training else 0.0
-        weights = None
-        if need_weights:
-            scores = q @ k.transpose(-2, -1) * self.scale
-            weights = (scores if mask is None else scores + mask).softmax(-1)
-            heads = F.dropout(weights, dropout) @ v
-            weights = weights.mean(1) if average_attn_weights else weights
-        else:
-            heads = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=self.scale)
-        out = self.out_proj(heads.transpose(1, 2).flatten(2))
-        if alone:
-            return out.squeeze(0), None if weights is None else weights.squeeze(0)
-        return out.transpose(0, 1) if swap else out, weights
-
-    def _project(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values ``[B, N, H * width]``."""
-        value_width = self.out_proj.weight.shape[1]
-        packed, bias = self._parameters["in_proj_weight"], self._parameters["in_proj_bias"]
-        if packed is not None:
-            width = (packed.shape[0] - value_width) // 2
-            widths = [width, width, value_width]
-            if len(inputs) == 1:
-                q, k, v = F.linear(inputs[0], packed, bias).split(widths, -1)
-                return q, k, v
-            weights = packed.split(widths)
-        else:
-            weights = tuple(self.get_parameter(f"{name}_proj_weight") for name in "qkv")
-            widths = [weight.shape[0] for weight in weights]
-        biases = [None] * 3 if bias is None else bias.split(widths)
-        sources = inputs * 3 if len(inputs) == 1 else inputs
-        q, k, v = (F.linear(x, w, b) for x, w, b in zip(sources, weights, biases, strict=True))
-        return q, k, v
-
-    def _mask(
-        self, q: Tensor, k: Tensor, key_padding_mask: Tensor | None, attn_mask: Tensor | None
-    ) -> Tensor | None:
-        """Return what is added to the scores, to be broadcast to ``[B, H, N, M]``, or None."""
-        total = None
-        if attn_mask is not None:
-            total = _additive(attn_mask, q)
-            if total.dim() == 3:
-                total = total.view(-1, self.num_heads, *total.shape[1:])
-        if key_padding_mask is not None:
-            padding = _additive(key_padding_mask, q).view(-1, 1, 1, key_padding_mask.shape[-1])
-            total = padding if total is None else total + padding
-        if total is not None and total.shape[-1] < k.shape[-2]:
-            total = F.pad(total, (0, k.shape[-2] - total.shape[-1]))
-        return total
+        heads, weights = _attend(
+            q,
+            k,
+            v,
+            query,
+            key_padding_mask=key_padding_mask,
+            attn_mask=attn_mask,
+            num_heads=self.num_heads,
+            scale=self.scale,
+            dropout=self.dropout if self.training else 0.0,
+            batch_first=self.batch_first,
+            need_weights=need_weights,
+            average_attn_weights=average_attn_weights,
+        )
+        return self.out_proj(heads), weights
 
 
 def is_dense_attention(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
@@ -173,6 +138,105 @@ def is_dense_attention(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
     return isinstance(module, nn.MultiheadAttention) and not isinstance(
         module, SlimMultiheadAttention
     )
+
+
+# Functions that depend on the dimensions of their inputs: `torch.fx` takes each as one step, as it
+# takes `nn.MultiheadAttention`, and `torch.jit.script` compiles them.
+
+
+@torch.fx.wrap
+def _project(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    packed: Tensor | None,
+    separate: tuple[Tensor | None, Tensor | None, Tensor | None],
+    bias: Tensor | None,
+    value_width: int,
+    batch_first: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries, keys and values ``[B, N, H * width]``."""
+    inputs = [query] if query is key and key is value else [query, key, value]
+    if query.dim() == 2:
+        inputs = [x.unsqueeze(0) for x in inputs]
+    elif not batch_first:
+        inputs = [x.transpose(0, 1) for x in inputs]
+    if packed is not None:
+        width = (packed.shape[0] - value_width) // 2
+        widths = [width, width, value_width]
+        if len(inputs) == 1:
+            q, k, v = F.linear(inputs[0], packed, bias).split(widths, -1)
+            return q, k, v
+        weights = list(packed.split(widths))
+    else:
+        q_weight, k_weight, v_weight = separate
+        assert q_weight is not None and k_weight is not None and v_weight is not None
+        weights = [q_weight, k_weight, v_weight]
+    sources = inputs * 3 if len(inputs) == 1 else inputs
+    q = F.linear(sources[0], weights[0])
+    k = F.linear(sources[1], weights[1])
+    v = F.linear(sources[2], weights[2])
+    if bias is not None:
+        q_bias, k_bias, v_bias = bias.split([q.shape[-1], k.shape[-1], v.shape[-1]])
+        q, k, v = q + q_bias, k + k_bias, v + v_bias
+    return q, k, v
+
+
+@torch.fx.wrap
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    query: Tensor,
+    *,
+    key_padding_mask: Tensor | None,
+    attn_mask: Tensor | None,
+    num_heads: int,
+    scale: float,
+    dropout: float,
+    batch_first: bool,
+    need_weights: bool,
+    average_attn_weights: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the heads side by side, laid out as the query was given, and the weights."""
+    mask = _mask(q, k.shape[1], key_padding_mask, attn_mask, num_heads)
+    q = q.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    k = k.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    v = v.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    weights: Tensor | None = None
+    if need_weights:
+        scores = q @ k.transpose(-2, -1) * scale
+        attention = (scores if mask is None else scores + mask).softmax(-1)
+        heads = F.dropout(attention, dropout) @ v
+        weights = attention.mean(1) if average_attn_weights else attention
+    else:
+        heads = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale)
+    heads = heads.transpose(1, 2).flatten(2)
+    if query.dim() == 2:
+        return heads.squeeze(0), None if weights is None else weights.squeeze(0)
+    return heads if batch_first else heads.transpose(0, 1), weights
+
+
+def _mask(
+    q: Tensor,
+    num_positions: int,
+    key_padding_mask: Tensor | None,
+    attn_mask: Tensor | None,
+    num_heads: int,
+) -> Tensor | None:
+    """Return what is added to the scores, to be broadcast to ``[B, H, N, M]``, or None."""
+    total: Tensor | None = None
+    if attn_mask is not None:
+        total = _additive(attn_mask, q)
+        if total.dim() == 3:
+            total = total.unflatten(0, (-1, num_heads))
+    if key_padding_mask is not None:
+        padding = _additive(key_padding_mask, q).view(-1, 1, 1, key_padding_mask.shape[-1])
+        total = padding if total is None else total + padding
+    if total is not None and total.shape[-1] < num_positions:
+        total = F.pad(total, (0, num_positions - total.shape[-1]))
+    return total
 
 
 def _additive(mask: Tensor, like: Tensor) -> Tensor:

@@ -285,6 +285,17 @@ def test_a_pruned_encoder_keeps_off_the_fused_path() -> None:
     assert torch.allclose(fast, pruned(x), atol=1e-6)
 
 
+@pytest.mark.parametrize("compiled", [torch.jit.script, torch.fx.symbolic_trace])
+def test_a_pruned_attention_is_compiled_as_a_dense_one(
+    compiled: Callable[[nn.Module], nn.Module],
+) -> None:
+    torch.manual_seed(0)
+    model, inputs = CrossAttention().eval(), (torch.randn(2, 4, 5), torch.randn(2, 6, 7))
+    graph = analyse(model, inputs)
+    pruned = apply_mask(model, graph, random_mask(graph, 0))
+    assert torch.equal(compiled(pruned)(*inputs), pruned(*inputs))
+
+
 def test_width_of_a_single_fused_head_is_frozen_with_the_reason() -> None:
     torch.manual_seed(0)
 
