@@ -160,7 +160,9 @@ def draw(findings: Findings) -> dict[str, Plot]:
 
 def settle(figure: Figure) -> None:
     """Solve a figure's layout once, so that it is the same in each file."""
-    figure.draw_without_rendering()
+    engine = figure.get_layout_engine()
+    assert engine is not None, "made by new_figure"
+    engine.execute(figure)
     figure.set_layout_engine("none")
 
 
