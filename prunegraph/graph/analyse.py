@@ -283,6 +283,7 @@ def _record(
         recorder.store.freeze(recorder.labels_of(leaf), cause, expected=True)
     recorder.recording.settle_splits()
     settle_recurrent(model, recorder.recording)
+    recorder.recording.settle_constants()
     return recorder
 
 

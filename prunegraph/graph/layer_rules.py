@@ -5,12 +5,11 @@ from math import prod
 import torch
 from torch import Tensor
 
+from prunegraph.graph.constant_rules import freeze_if_constant
 from prunegraph.graph.labels import NEUTRAL, along, neutral, varying_axes
 from prunegraph.graph.product_rules import NO_AXIS, activation_product, record_product
 from prunegraph.graph.recorder import LabelRecorder, OpCall
 from prunegraph.graph.recording import RecordedOp
-
-ONE_ALONE = "a channel of constants, or one alone"
 
 GROUPED_BYTES = 16
 """What the strides of a grouped product must be multiples of."""
@@ -22,16 +21,6 @@ def tie_parameter(recorder: LabelRecorder, tensor: Tensor | None, channels: Tens
         return
     labels = recorder.axis_labels(tensor, 0)
     recorder.store.unite(recorder.labels_of(tensor) if labels is None else labels, channels)
-
-
-def freeze_if_constant(
-    recorder: LabelRecorder, call: OpCall, channels: Tensor, in_labels: Tensor
-) -> None:
-    """Keep the columns of a layer that reads a constant, and the one channel that a layer reads."""
-    if in_labels.numel() == channels.numel() == 1:
-        recorder.store.freeze(channels, recorder.cause(call, ONE_ALONE))
-    elif in_labels.numel() > 1 and bool((channels == NEUTRAL).all()):
-        recorder.store.freeze(in_labels, recorder.cause(call, "reads a constant"))
 
 
 def mixes_tokens(recorder: LabelRecorder, labels: Tensor, axis: int) -> bool:

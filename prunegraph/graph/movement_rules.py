@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from prunegraph.graph.constant_rules import ONE_ALONE, note_constant
 from prunegraph.graph.labels import (
     NEUTRAL,
     along,
@@ -16,7 +17,7 @@ from prunegraph.graph.labels import (
     narrow_constant,
     varying_axes,
 )
-from prunegraph.graph.layer_rules import ONE_ALONE, embedding
+from prunegraph.graph.layer_rules import embedding
 from prunegraph.graph.recorder import LabelRecorder, OpCall
 from prunegraph.graph.structure import FrozenOp
 from prunegraph.graph.weight_views import moved
@@ -115,7 +116,9 @@ def cat(recorder: LabelRecorder, call: OpCall) -> None:
     axis %= call.out.ndim
     parts = [part for part in parts if part.ndim == call.out.ndim]  # cat skips empty vectors
     parts = _rows_alike(recorder, parts, axis)
-    if any(axis in varying_axes(part) for part in parts):
+    known = [part for part in parts if not is_neutral(part)]
+    beside_data = len(known) < len(parts) and all(map(is_scalar, known))  # as a first state is
+    if (known and beside_data) or any(axis in varying_axes(part) for part in parts):
         parts = [_placed(recorder, call, part, axis) for part in parts]
         labels = torch.cat(parts, axis)
         recorder.note_sizes(labels)
@@ -166,9 +169,10 @@ def _tie_slice(recorder: LabelRecorder, call: OpCall) -> None:
 
 
 def _placed(recorder: LabelRecorder, call: OpCall, labels: Tensor, axis: int) -> Tensor:
-    """Give positions of an axis that have no label frozen ones of their own, or their head's.
+    """Give positions of an axis that have no label ones of their own, or their head's.
 
-    Linear attention has ones beside the values of each head.
+    Linear attention has ones beside the values of each head. Those of their own are frozen, unless
+    a layer makes them later: what a recurrent cell begins with stands beside its input.
     """
     unlabelled = narrow_constant(labels) == NEUTRAL
     if not bool(unlabelled.any()):
@@ -180,9 +184,12 @@ def _placed(recorder: LabelRecorder, call: OpCall, labels: Tensor, axis: int) ->
         recorder.recording.heads.append(narrow_constant(first))
         return first.expand(labels.shape)
     places = recorder.store.fresh(labels.shape[axis])
+    own = unlabelled.movedim(axis, 0).flatten(1).any(1).expand(len(places))
     cause = recorder.cause(call, ONE_ALONE)
-    for place in places:
-        recorder.store.freeze(place, cause)
+    if call.name == "cat":
+        note_constant(recorder, places[own], cause)
+    else:
+        recorder.store.freeze(places[own], cause)
     return torch.where(labels == NEUTRAL, along(places, axis, labels.shape), labels)
 
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from prunegraph.graph.constant_rules import constant
 from prunegraph.graph.labels import NEUTRAL, is_neutral, narrow_constant, neutral, varying_axes
 from prunegraph.graph.movement_rules import write_slices
 from prunegraph.graph.recorder import LabelRecorder, OpCall
@@ -121,12 +122,6 @@ def pointwise_inplace(recorder: LabelRecorder, call: OpCall) -> None:
         recorder.freeze_inputs(call, "in-place op that broadcasts its target")
         return
     recorder.set_labels(target, expanded(labels, target))
-
-
-def constant(recorder: LabelRecorder, call: OpCall) -> None:
-    """A tensor made from sizes and numbers: neutral."""
-    for tensor in call.outputs():
-        recorder.set_labels(tensor, neutral(tensor.shape))
 
 
 def zeros(recorder: LabelRecorder, call: OpCall) -> None:

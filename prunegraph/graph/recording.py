@@ -7,6 +7,7 @@ from torch import Tensor
 
 from prunegraph.graph.labels import NEUTRAL, LabelStore, varying_axes
 from prunegraph.graph.lifetimes import LifetimeRecorder
+from prunegraph.graph.structure import FrozenOp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,21 @@ class RecordedMean:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecordedConstant:
+    """Constants that were read as channels: a layer may make these later, as those of a state.
+
+    Attributes:
+        labels: ``[size]`` their labels.
+        cause: why they are frozen if none does.
+        readers: paths of modules whose attributes may hold their number.
+    """
+
+    labels: Tensor
+    cause: FrozenOp
+    readers: set[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecordedGather:
     """One call of a ``ChannelGather`` module."""
 
@@ -87,6 +103,8 @@ class Recording:
         reads: module paths and attributes of own classes that the forward read.
         inputs: module path -> ``[size]`` labels along the last axis of its first argument.
         means: means over channels.
+        constants: constants that were read as channels.
+        makers: size of an axis of some constant -> paths of modules that made one.
         pairs: channels of which two must stay: the forward fails where one is left.
         computed: names of the parameters and buffers of which layers' weights are made.
         lifetimes: which storages lived when.
@@ -103,6 +121,8 @@ class Recording:
     reads: set[tuple[str, str]] = field(default_factory=set)
     inputs: dict[str, Tensor] = field(default_factory=dict)
     means: list[RecordedMean] = field(default_factory=list)
+    constants: list[RecordedConstant] = field(default_factory=list)
+    makers: dict[int, set[str]] = field(default_factory=dict)
     sums: list[Tensor] = field(default_factory=list)
     pairs: list[Tensor] = field(default_factory=list)
     computed: set[str] = field(default_factory=set)
@@ -119,6 +139,23 @@ class Recording:
             if not bool(is_head[component[labels[labels != NEUTRAL]]].any()):
                 axis = varying_axes(labels)[0]
                 self.store.unite(labels, labels.narrow(axis, 0, 1))
+
+    def settle_constants(self) -> None:
+        """Freeze constants that were read as channels, but those that a layer makes later.
+
+        A recurrent cell of a user's own begins with zeros, as many as an attribute says.
+        """
+        component = torch.from_numpy(self.store.components())
+        outputs = [op.out_labels[op.out_labels != NEUTRAL] for op in self.ops]
+        made = component[torch.cat(outputs)] if outputs else component[:0]
+        for read in self.constants:
+            if not bool(torch.isin(component[read.labels], made).all()):
+                self.store.freeze(read.labels, read.cause)
+                continue
+            self.size_uses += [
+                SizeUse(module=path, labels=read.labels, axis=0, by_name=True)
+                for path in sorted(read.readers)
+            ]
 
     def tie_to_inputs(self, modules: set[str], *, heads: bool) -> bool:
         """Tie channels that cannot leave alone to those of their module's input, as many.

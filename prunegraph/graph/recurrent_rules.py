@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.graph.attribute_reads import is_own
+from prunegraph.graph.constant_rules import freeze_if_constant
 from prunegraph.graph.labels import along, varying_axes
-from prunegraph.graph.layer_rules import freeze_if_constant, record_linear, tie_parameter
+from prunegraph.graph.layer_rules import record_linear, tie_parameter
 from prunegraph.graph.product_rules import record_product
 from prunegraph.graph.recorder import LabelRecorder, OpCall
 from prunegraph.graph.recording import RecordedOp, Recording, SizeUse

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from prunegraph.graph.constant_rules import constant
 from prunegraph.graph.labels import narrow_constant, varying_axes
 from prunegraph.graph.layer_rules import (
     addmm,
@@ -40,7 +41,6 @@ from prunegraph.graph.movement_rules import (
     view_as_real,
 )
 from prunegraph.graph.pointwise_rules import (
-    constant,
     pointwise,
     pointwise_inplace,
     scale,

@@ -136,3 +136,111 @@ def test_a_projecting_layer_keeps_its_units_but_not_all_that_it_reads() -> None:
         graph = analyse(Sequences(nn.LSTM(8, 6, batch_first=True, proj_size=4), width=4), X)
     assert [group.name for group in graph.groups if group.frozen is None] == ["conv"]
     assert "projects its units" in {item.reason for item in graph.frozen_ops}.pop()
+
+
+class OwnCell(nn.Module):
+    """A gated recurrent unit, written out."""
+
+    def __init__(self, read: int, hidden: int) -> None:
+        super().__init__()
+        self.read, self.recur = nn.Linear(read, 3 * hidden), nn.Linear(hidden, 3 * hidden)
+
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
+        x_reset, x_keep, x_new = self.read(x).chunk(3, 1)
+        h_reset, h_keep, h_new = self.recur(state).chunk(3, 1)
+        keep = torch.sigmoid(x_keep + h_keep)
+        new = torch.tanh(x_new + torch.sigmoid(x_reset + h_reset) * h_new)
+        return new + keep * (state - new)
+
+
+class OwnGRU(nn.Module):
+    def __init__(self, hidden: int | None = 10) -> None:
+        super().__init__()
+        self.hidden_size = hidden
+        self.cell, self.head = OwnCell(3, 10), nn.Linear(10, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = torch.zeros(len(x), self.hidden_size or 10)
+        for step in x.unbind(2):
+            state = self.cell(step, state)
+        out: Tensor = self.head(state)
+        return out
+
+
+class ConvLSTMCell(nn.Module):
+    """Shi et al. 2015 (arXiv 1506.04214), without peepholes."""
+
+    def __init__(self, read: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.hidden_dim = hidden_dim
+        self.gates = nn.Conv1d(read + hidden_dim, 4 * hidden_dim, 3, padding=1)
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        parts = self.gates(torch.cat([x, state[0]], 1)).split(self.hidden_dim, 1)
+        read, forget, out = (torch.sigmoid(part) for part in parts[:3])
+        cell = forget * state[1] + read * torch.tanh(parts[3])
+        return out * torch.tanh(cell), cell
+
+    def first(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        zeros = x.new_zeros(len(x), self.hidden_dim, x.shape[2])
+        return zeros, zeros
+
+
+class ConvLSTM(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.ModuleList([ConvLSTMCell(3, 8), ConvLSTMCell(8, 12)])
+        self.head = nn.Conv1d(12, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = [x, x.flip(2), x.roll(1, 2)]
+        for cell in self.cells:
+            assert isinstance(cell, ConvLSTMCell)
+            state, made = cell.first(x), []
+            for step in steps:
+                state = cell(step, state)
+                made.append(state[0])
+            steps = made
+        out: Tensor = self.head(steps[-1])
+        return out
+
+
+@pytest.mark.parametrize(("make", "widths"), [(OwnGRU, [10]), (ConvLSTM, [8, 12])])
+def test_cells_of_ones_own_begin_with_as_many_zeros(
+    make: Callable[[], nn.Module],
+    widths: list[int],
+    check_all: Callable[[nn.Module, Tensor], StructureGraph],
+) -> None:
+    torch.manual_seed(0)
+    graph = check_all(make(), X)
+    assert [len(group.classes) for group in graph.groups if group.frozen is None] == widths
+    assert not graph.frozen_ops
+
+
+def test_a_cell_that_begins_with_a_literal_number_of_zeros_stays_whole() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(3, 3, 1), nn.Conv1d(3, 3, 1), OwnGRU(None)).eval()
+    graph = analyse(model, X)
+    frozen = [group for group in graph.groups if len(group.classes) == 10]
+    assert [group.frozen is not None for group in frozen] == [True]
+
+
+class Coordinates(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = nn.Conv1d(3, 6, 1), nn.Conv1d(8, 6, 1)
+        self.head = nn.Conv1d(6, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        where = torch.linspace(-1, 1, 6).expand(len(x), 2, 6)
+        out: Tensor = self.head(self.after(torch.cat([self.before(x), where], 1)))
+        return out
+
+
+def test_constants_that_no_layer_makes_stay(
+    check_all: Callable[[nn.Module, Tensor], StructureGraph],
+) -> None:
+    torch.manual_seed(0)
+    graph = check_all(Coordinates(), X)
+    assert [len(group.classes) for group in graph.groups if group.frozen is None] == [6, 6]
+    assert [item.reason for item in graph.frozen_ops] == ["a channel of constants, or one alone"]
