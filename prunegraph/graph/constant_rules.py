@@ -6,21 +6,24 @@ they are those that a layer makes later: a recurrent cell of a user's own begins
 
 from torch import Tensor
 
-from prunegraph.graph.labels import NEUTRAL, neutral
+from prunegraph.graph.labels import NEUTRAL, narrow_alike, neutral, varying_axes
 from prunegraph.graph.recorder import LabelRecorder, OpCall
-from prunegraph.graph.recording import RecordedConstant
+from prunegraph.graph.recording import RecordedConstant, SizeUse
 from prunegraph.graph.structure import FrozenOp
 
 ONE_ALONE = "a channel of constants, or one alone"
 
 
+FILLED = frozenset({"zeros", "ones", "full", "new_zeros", "new_ones", "new_full"})
+"""Ops that make what a state begins with."""
+
+
 def constant(recorder: LabelRecorder, call: OpCall) -> None:
     """A tensor made from sizes and numbers: neutral."""
-    maker = recorder.modules.caller()
     for tensor in call.outputs():
         recorder.set_labels(tensor, neutral(tensor.shape))
-        for size in tensor.shape if maker is not None else ():
-            recorder.recording.makers.setdefault(size, set()).add(str(maker))
+        for size in tensor.shape if call.name in FILLED else ():
+            recorder.recording.makers.setdefault(size, set()).update(_running(recorder))
 
 
 def freeze_if_constant(
@@ -35,9 +38,25 @@ def freeze_if_constant(
 
 def note_constant(recorder: LabelRecorder, labels: Tensor, cause: FrozenOp) -> None:
     """Keep constants that are read as channels ``[size]``, unless a layer makes these later."""
-    readers = set(recorder.recording.makers.get(labels.numel(), ()))
-    caller = recorder.modules.caller()
-    if caller is not None:
-        readers.add(caller)
+    makers = recorder.recording.makers.get(labels.numel(), set())
+    readers = makers | _running(recorder)
     read = RecordedConstant(labels=labels, cause=cause, readers=readers)
     recorder.recording.constants.append(read)
+
+
+def note_filled(recorder: LabelRecorder, constant: Tensor, labels: Tensor) -> None:
+    """Note that constants stand beside channels: an attribute may say how many."""
+    for axis in varying_axes(labels):
+        size, place = labels.shape[axis], axis - labels.ndim
+        if -place <= constant.ndim and constant.shape[place] == size:
+            recorder.recording.size_uses += [
+                SizeUse(module=path, labels=narrow_alike(labels), axis=axis, by_name=True)
+                for path in sorted(recorder.recording.makers.get(size, ()))
+            ]
+
+
+def _running(recorder: LabelRecorder) -> set[str]:
+    """Return the path of the module whose code runs, and those of the modules that it is in."""
+    path = recorder.modules.caller() or recorder.modules.current
+    parts = path.split(".") if path else []
+    return {".".join(parts[:end]) for end in range(len(parts) + 1)}

@@ -51,6 +51,15 @@ def narrow_constant(labels: Tensor) -> Tensor:
     return labels
 
 
+def narrow_alike(labels: Tensor) -> Tensor:
+    """Narrow every axis along which the labels do not differ to one position."""
+    axes = varying_axes(labels)
+    for axis in range(labels.ndim):
+        if axis not in axes:
+            labels = labels.narrow(axis, 0, 1)
+    return labels
+
+
 def is_scalar(labels: Tensor) -> bool:
     """Return True if the tensor holds one label only (by its strides)."""
     return narrow_constant(labels).numel() == 1

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from prunegraph.graph.constant_rules import constant
+from prunegraph.graph.constant_rules import constant, note_filled
 from prunegraph.graph.labels import NEUTRAL, is_neutral, narrow_constant, neutral, varying_axes
 from prunegraph.graph.movement_rules import write_slices
 from prunegraph.graph.recorder import LabelRecorder, OpCall
@@ -19,10 +19,11 @@ def combine(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) 
     A side of size 1 along all axes on which the other varies (a gate of one channel, a spatial
     map) says nothing about the other's channels.
     """
-    if is_neutral(left):
-        return right
-    if is_neutral(right):
-        return left
+    for one, other in ((left, right), (right, left)):
+        if is_neutral(one):
+            if one.numel() > 1:
+                note_filled(recorder, one, other)
+            return other
     known = [one for one, other in ((left, right), (right, left)) if _flat_along(one, other)]
     if known:  # of an outer product, where both are, the channels of one side can be told
         product = call.name.rstrip("_") == "mul"

@@ -28,6 +28,7 @@ from prunegraph.graph.labels import (
     NEUTRAL,
     along,
     is_neutral,
+    narrow_alike,
     narrow_constant,
     neutral,
     varying_axes,
@@ -329,11 +330,7 @@ class LabelRecorder(TorchDispatchMode):
         caller = self.modules.caller()
         if caller is None or not labels.numel():
             return
-        compact = labels
-        axes = varying_axes(labels)
-        for axis in range(labels.ndim):
-            if axis not in axes:
-                compact = compact.narrow(axis, 0, 1)
+        compact, axes = narrow_alike(labels), varying_axes(labels)
         self.recording.size_uses += [
             SizeUse(module=caller, labels=compact, axis=axis, part=part) for axis in axes
         ]

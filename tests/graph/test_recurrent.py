@@ -205,7 +205,66 @@ class ConvLSTM(nn.Module):
         return out
 
 
-@pytest.mark.parametrize(("make", "widths"), [(OwnGRU, [10]), (ConvLSTM, [8, 12])])
+class Peephole(nn.Module):
+    """A cell that is told its size, and keeps weights of zeros that it makes once."""
+
+    peephole: Tensor | None
+
+    def __init__(self, read: int, hidden: int) -> None:
+        super().__init__()
+        self.read, self.recur = nn.Linear(read, hidden), nn.Linear(hidden, hidden, bias=False)
+        self.peephole = None
+
+    def forward(self, x: Tensor, state: Tensor) -> Tensor:
+        assert self.peephole is not None
+        keep = torch.sigmoid(self.read(x) + self.recur(state) + state * self.peephole)
+        return keep * state + (1 - keep) * torch.tanh(self.read(x))
+
+    def begin(self, size: int, count: int) -> Tensor:
+        if self.peephole is None:
+            self.peephole = torch.zeros(1, count)
+        return torch.zeros(size, count)
+
+
+class Stacked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden_channels = [8, 5]
+        self.cells = nn.ModuleList([Peephole(3, 8), Peephole(8, 5)])
+        self.head = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        states = [
+            cell.begin(len(x), count)  # type: ignore[operator]
+            for cell, count in zip(self.cells, self.hidden_channels, strict=True)
+        ]
+        for step in x.unbind(2):
+            for place, cell in enumerate(self.cells):
+                states[place] = step = cell(step, states[place])
+        out: Tensor = self.head(step)
+        return out
+
+
+class Recurrence(nn.Module):
+    """Channels that decay, each by itself, from zeros that no layer reads (S4, minGRU)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.d_model = 9
+        self.embed, self.keep = nn.Linear(3, 9), nn.Linear(9, 9)
+        self.decay, self.head = nn.Parameter(torch.rand(9)), nn.Linear(9, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = torch.zeros(len(x), self.d_model)
+        for step in self.embed(x.transpose(1, 2)).unbind(1):
+            state = state * self.decay + torch.sigmoid(self.keep(step)) * step
+        out: Tensor = self.head(state)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("make", "widths"), [(OwnGRU, [10]), (ConvLSTM, [8, 12]), (Stacked, [8, 5]), (Recurrence, [9])]
+)
 def test_cells_of_ones_own_begin_with_as_many_zeros(
     make: Callable[[], nn.Module],
     widths: list[int],
