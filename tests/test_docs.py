@@ -41,6 +41,7 @@ TINY = {
     "networks": 40,
     "update_size": 4,
     "imagined_steps": 2,
+    "amortise_steps": 1,
     "subset": 64,
     "calibration_images": 64,
     "epochs": 3,

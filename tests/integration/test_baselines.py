@@ -16,7 +16,7 @@ from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.outcome_log import WRITE_EVERY, OutcomeLog
 from prunegraph.types import KeepMask, Outcome
 
-NETWORKS = 40
+NETWORKS = 24
 
 
 def workplace(weights: Path, folder: Path) -> Workplace:

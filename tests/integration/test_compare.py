@@ -38,6 +38,7 @@ def words(weights: Path) -> list[str]:
         *("compare", "--weights", str(weights), "--methods", *METHODS, "--seeds", "2"),
         *("--networks", "24", "--update-size", "4", "--subset", "64", "--threads", "1"),
         *("--calibration-images", "64", "--finetune-epochs", "1"),
+        *("--imagined-steps", "2", "--amortise-steps", "1"),
     ]
 
 

@@ -31,7 +31,7 @@ def words(weights: Path) -> list[str]:
         *("compare", "--weights", str(weights), "--keep-macs", "0.6", "0.4", "--seeds", "2"),
         *("--methods", "l1/uniform", "taylor/per_mac", "--networks", "24", "--update-size", "4"),
         *("--subset", "64", "--calibration-images", "64", "--finetune-epochs", "1"),
-        *("--threads", "1"),
+        *("--threads", "1", "--imagined-steps", "2", "--amortise-steps", "1"),
     ]
 
 

@@ -26,7 +26,7 @@ from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.types import KeepMask
 
 SMALL = (
-    *("--networks", "28", "--update-size", "8", "--subset", "64"),
+    *("--networks", "28", "--update-size", "8", "--subset", "64", "--imagined-steps", "2"),
     *("--calibration-images", "64", "--finetune-epochs", "1", "--threads", "1"),
 )
 

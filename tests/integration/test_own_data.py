@@ -37,7 +37,8 @@ def broken():
     raise RuntimeError("no disk")
 """
 SMALL = (
-    *("--seeds", "1", "--networks", "40", "--update-size", "4", "--subset", "64"),
+    *("--seeds", "1", "--networks", "24", "--update-size", "4", "--subset", "64"),
+    *("--imagined-steps", "2", "--amortise-steps", "1"),
     *("--calibration-images", "64", "--finetune-epochs", "1", "--threads", "2"),
 )
 

@@ -50,7 +50,8 @@ def test_every_search_of_a_comparison_has_a_start_of_its_own(
     words = [
         *("compare", "--weights", str(weights), "--methods", "cem", "sampler", "l1/uniform"),
         *("--seeds", "2", "--networks", "24", "--update-size", "4", "--subset", "64"),
-        *("--calibration-images", "64", "--finetune-epochs", "0", "--workers", "1"),
+        *("--imagined-steps", "2", "--amortise-steps", "1", "--workers", "1"),
+        *("--calibration-images", "64", "--finetune-epochs", "0"),
         *("--threads", "1", "--out", str(tmp_path / "run")),
     ]
     assert main(words) == 0
