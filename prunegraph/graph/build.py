@@ -1,6 +1,7 @@
 """From a recording of labels to the structure graph."""
 
 import itertools
+import re
 from collections import ChainMap
 from collections.abc import Collection, Iterator, Mapping, Set
 from math import prod
@@ -34,7 +35,7 @@ ALONE = "all its channels leave together, and one must stay"
 
 NO_CLASSES = np.empty(0, dtype=np.int64)
 
-WIDTH_WORDS = "dim width channel feature plane hidden embed head filter d_model".split()
+WIDTH_WORDS = re.compile("dim|width|channel|feature|plane|hidden|embed|head|filter|d_model")
 """An attribute with such a word in its name may hold one."""
 
 SPATIAL_WORDS = ("window", "patch", "kernel", "stride", "padding", "shift", "dilation", "depth")
@@ -386,7 +387,7 @@ class GraphBuilder:
 
 def _tells_width(name: str) -> bool:
     """Return whether an attribute is a number of channels or heads by its name."""
-    return any(word in name.lower() for word in WIDTH_WORDS)
+    return WIDTH_WORDS.search(name.lower()) is not None
 
 
 def _attributes_of_size(owner: nn.Module, size: int) -> list[tuple[str, Place]]:
