@@ -199,6 +199,8 @@ def convolution(recorder: LabelRecorder, call: OpCall) -> None:
         rows = in_labels if transposed else out_labels
         out_labels = rows
         recorder.store.unite(channels.view(groups, -1), rows.view(groups, -1))
+        if recorder.modules.running_own_code:  # it names the number of groups
+            recorder.note_sizes(channels)
     elif transposed:
         recorder.store.unite(channels, in_labels)
         parts = in_labels.view(groups, -1)

@@ -1,5 +1,6 @@
 """What one forward leaves behind: labels, and what was seen of operations, sizes and heads."""
 
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 import torch
@@ -189,6 +190,27 @@ class Recording:
             for merged in kinds[True] or others:
                 tied |= not torch.equal(component[merged], component[stream])
                 self.store.unite(merged, stream)
+        return tied
+
+    def tie_same_numbers(self, numbers: Set[tuple[str, int]]) -> bool:
+        """Tie channels of several kinds whose number a module says by one attribute.
+
+        Args:
+            numbers: paths of modules, and what such attributes hold.
+
+        Returns:
+            Whether something was tied that was not before.
+        """
+        component = torch.from_numpy(self.store.components())
+        named: dict[tuple[str, int], Tensor] = {}
+        tied = False
+        for use in self.size_uses:
+            key, own = (use.module, use.labels.shape[use.axis]), use.labels.reshape(-1)
+            if key not in numbers or len(own) != key[1] or bool((own == NEUTRAL).any()):
+                continue
+            first = named.setdefault(key, own)
+            tied |= not torch.equal(component[own], component[first])
+            self.store.unite(own, first)
         return tied
 
     def tells_apart(self, modules: set[str]) -> bool:

@@ -347,7 +347,15 @@ class Remedies:
             self.literal -= alike
             return tie(alike, heads=False)
 
-        others = [read_last, read_none, tie_heads, read_none_of_tied, tie_others]
+        def tie_named() -> bool:
+            numbers = {
+                (attribute.module, attribute.classes.shape[attribute.axis])
+                for attribute in graph.size_attributes
+                if attribute.module in alike
+            }
+            return self._recording.tie_same_numbers(numbers)
+
+        others = [read_last, read_none, tie_heads, read_none_of_tied, tie_others, tie_named]
         return [check_inputs, check_inputs_first], others
 
     def _next_suspect(self, graph: StructureGraph) -> bool:

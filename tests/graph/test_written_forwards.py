@@ -162,7 +162,39 @@ class ResizedTable(nn.Module):
         return x + image.flatten(2).transpose(1, 2)
 
 
+class NonLocal(nn.Module):
+    """As Wang et al. 2018 have it: one number for queries and keys and for values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inter_channels = 6
+        self.query, self.key, self.value = (nn.Linear(WIDTH, 6) for _ in range(3))
+        self.out = nn.Linear(6, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, c = len(x), x.shape[1], self.inter_channels
+        query, key, value = (f(x).view(b, n, c) for f in (self.query, self.key, self.value))
+        mixed = (query @ key.transpose(1, 2)).softmax(2) @ value
+        out: Tensor = x + self.out(mixed.view(b, n, c))
+        return out
+
+
+class Smoothed(nn.Module):
+    """A kernel that is stored once a channel; the forward names how many there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = WIDTH
+        self.register_buffer("kernel", torch.rand(1, 1, 3).repeat(WIDTH, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self.get_buffer("kernel")
+        return F.conv1d(x.transpose(1, 2), kernel, padding=1, groups=self.count).transpose(1, 2)
+
+
 BLOCKS = {
+    "non_local": (NonLocal, [6, WIDTH]),
+    "smoothed": (Smoothed, [WIDTH]),
     "columns": (SquareColumns, [WIDTH, WIDTH, WIDTH]),
     "shorter_sequence": (ShorterSequence, [WIDTH]),
     "checked": (Checked, [WIDTH, WIDTH]),
