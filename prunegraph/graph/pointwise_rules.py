@@ -7,6 +7,7 @@ from prunegraph.graph.constant_rules import constant, note_filled
 from prunegraph.graph.labels import NEUTRAL, is_neutral, narrow_constant, neutral, varying_axes
 from prunegraph.graph.movement_rules import write_slices
 from prunegraph.graph.recorder import LabelRecorder, OpCall
+from prunegraph.graph.recording import RecordedShare
 
 
 def _aligned_sizes(labels: Tensor, ndim: int) -> list[int]:
@@ -33,7 +34,10 @@ def combine(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) 
         return right if one is left else left
     for one, other in ((left, right), (right, left)):
         if _shared_by_heads(recorder, one, other):
-            recorder.store.freeze(one, recorder.cause(call, "shared by all heads"))
+            cause = recorder.cause(call, "shared by all heads")
+            recorder.recording.shared.append(
+                RecordedShare(one=narrow_constant(one), parts=narrow_constant(other), cause=cause)
+            )
             return other
     _note_sum(recorder, call, left, right)
     recorder.store.unite(left, right)
@@ -59,7 +63,7 @@ def _note_sum(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor
 
 
 def _shared_by_heads(recorder: LabelRecorder, one: Tensor, other: Tensor) -> bool:
-    """Return whether ``one`` varies inside a head only, and ``other`` over the heads too."""
+    """Return whether ``one`` varies inside parts of a divided axis, ``other`` over them too."""
     ndim = max(one.ndim, other.ndim)
     inner, all_axes = (
         {axis + ndim - labels.ndim for axis in varying_axes(labels)} for labels in (one, other)

@@ -65,6 +65,21 @@ class RecordedMean:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecordedShare:
+    """What each part of a divided axis was combined with: these may be heads.
+
+    Attributes:
+        one: its labels.
+        parts: labels of the parts, which broadcast with them.
+        cause: why it is frozen if they are.
+    """
+
+    one: Tensor
+    parts: Tensor
+    cause: FrozenOp
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecordedConstant:
     """Constants that were read as channels: a layer may make these later, as those of a state.
 
@@ -100,6 +115,7 @@ class Recording:
         gathers: calls of ``ChannelGather`` modules.
         splits: label tensors of views that divided a labelled axis.
         heads: labels of the batch axes of products: one class a head, not to be tied to others.
+        shared: what parts of divided axes were combined with.
         size_uses: sizes that a forward may have read from a module's attributes.
         reads: module paths and attributes of own classes that the forward read.
         inputs: module path -> ``[size]`` labels along the last axis of its first argument.
@@ -118,6 +134,7 @@ class Recording:
     gathers: list[RecordedGather] = field(default_factory=list)
     splits: list[Tensor] = field(default_factory=list)
     heads: list[Tensor] = field(default_factory=list)
+    shared: list[RecordedShare] = field(default_factory=list)
     size_uses: list[SizeUse] = field(default_factory=list)
     reads: set[tuple[str, str]] = field(default_factory=set)
     inputs: dict[str, Tensor] = field(default_factory=dict)
@@ -136,6 +153,11 @@ class Recording:
         attention whole heads leave instead, and the heads that stay are as wide as before.
         """
         component, is_head = self._heads()
+        for share in self.shared:
+            if bool(is_head[component[share.parts[share.parts != NEUTRAL]]].any()):
+                self.store.freeze(share.one, share.cause)
+            else:
+                self.store.unite(share.one, share.parts)
         for labels in self.splits:
             if not bool(is_head[component[labels[labels != NEUTRAL]]].any()):
                 axis = varying_axes(labels)[0]

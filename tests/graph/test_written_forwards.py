@@ -192,7 +192,22 @@ class Smoothed(nn.Module):
         return F.conv1d(x.transpose(1, 2), kernel, padding=1, groups=self.count).transpose(1, 2)
 
 
+class Separated(nn.Module):
+    """As Conv-TasNet has it: one mask a speaker, each of as many channels as what it masks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_speakers, self.width = 2, WIDTH
+        self.mask = nn.Linear(WIDTH, 2 * WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        masks = self.mask(x).view(b, n, self.num_speakers, self.width).sigmoid()
+        return (x[:, :, None] * masks).view(b, n * self.num_speakers, self.width)
+
+
 BLOCKS = {
+    "separated": (Separated, [WIDTH]),
     "non_local": (NonLocal, [6, WIDTH]),
     "smoothed": (Smoothed, [WIDTH]),
     "columns": (SquareColumns, [WIDTH, WIDTH, WIDTH]),
