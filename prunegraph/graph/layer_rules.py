@@ -82,7 +82,7 @@ def batch_norm(recorder: LabelRecorder, call: OpCall) -> None:
 
 
 def layer_norm(recorder: LabelRecorder, call: OpCall) -> None:
-    """Tie the parameters to the last axis; normalising over several labelled axes freezes."""
+    """Tie the parameters to the channels; normalising over several labelled axes freezes."""
     source, normalized_shape, weight, bias = call.args[:4]
     labels = recorder.labels_of(source)
     first = labels.ndim - len(normalized_shape)
@@ -90,7 +90,7 @@ def layer_norm(recorder: LabelRecorder, call: OpCall) -> None:
     if varying_axes(labels) and not set(varying_axes(labels)) & set(wide) and wide:
         _keep_tokens(recorder, call, weight, bias)
     elif len(normalized_shape) > 1 and varying_axes(labels):
-        recorder.freeze_inputs(call, "normalises over channels and positions")
+        _norm_over_positions(recorder, call, labels, first)
     elif weight is not None and len(varying_axes(labels)) > 1 and recorder.is_head(labels):
         recorder.store.unite(labels, labels.narrow(-1, 0, 1))  # a whole head, or none of it
         recorder.recording.heads.append(labels.narrow(-1, 0, 1))
@@ -106,6 +106,21 @@ def layer_norm(recorder: LabelRecorder, call: OpCall) -> None:
         if weight is None or not recorder.in_norm_module:
             recorder.note_mean(channels, -1)
     recorder.set_labels(call.out[0], labels)
+
+
+def _norm_over_positions(recorder: LabelRecorder, call: OpCall, labels: Tensor, first: int) -> None:
+    """Tie the parameters of a layer norm over channels and what follows them, ``[C, H, W]``."""
+    weight, bias = call.args[2:4]
+    (axis, *others) = varying_axes(labels)
+    if others or axis < first or weight is None or not recorder.in_norm_module:
+        recorder.freeze_inputs(call, "normalises over channels and positions")
+        return
+    channels = recorder.channel_labels(labels, axis)
+    for tensor in (weight, bias):
+        if tensor is not None:
+            own = recorder.axis_labels(tensor, axis - first)
+            assert own is not None
+            recorder.store.unite(own, channels)
 
 
 def group_norm(recorder: LabelRecorder, call: OpCall) -> None:

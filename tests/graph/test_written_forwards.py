@@ -206,7 +206,13 @@ class Separated(nn.Module):
         return (x[:, :, None] * masks).view(b, n * self.num_speakers, self.width)
 
 
-BLOCKS = {
+def normalised() -> nn.Module:
+    """Return a layer with norms over channels and positions, as a global context block has them."""
+    return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.LayerNorm([TOKENS, WIDTH]), nn.ReLU())
+
+
+BLOCKS: dict[str, tuple[Callable[[], nn.Module], list[int]]] = {
+    "normalised": (normalised, [WIDTH, WIDTH]),
     "separated": (Separated, [WIDTH]),
     "non_local": (NonLocal, [6, WIDTH]),
     "smoothed": (Smoothed, [WIDTH]),
