@@ -149,7 +149,8 @@ class GraphBuilder:
             for path in sorted(self.recording.inputs.keys() & self.checked)
         ]
         first = [use for use in inputs if use.module in self.checked_first]
-        for use in (*first, *self.recording.size_uses, *inputs):
+        uses = (*first, *self.recording.size_uses, *inputs)
+        for number, use in enumerate((*uses, *self.recording.filled)):
             if use.module in self.literal:
                 continue
             labels = use.labels.numpy()
@@ -172,7 +173,8 @@ class GraphBuilder:
                 fit = _fit(attribute, use.part)
                 known = found.get((use.module, name, place))
                 late = known is not None and fit == known[1] and use.module in self.last_named
-                settled = known is not None and known[0].module in self.checked_first
+                weak = number >= len(uses)
+                settled = known is not None and (weak or known[0].module in self.checked_first)
                 if known is None or (not settled and (fit > known[1] or late)):
                     found[use.module, name, place] = attribute, fit
         return tuple(attribute for attribute, _ in found.values() if attribute.varies)

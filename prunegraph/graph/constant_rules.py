@@ -49,7 +49,7 @@ def note_filled(recorder: LabelRecorder, constant: Tensor, labels: Tensor) -> No
     for axis in varying_axes(labels):
         size, place = labels.shape[axis], axis - labels.ndim
         if -place <= constant.ndim and constant.shape[place] == size:
-            recorder.recording.size_uses += [
+            recorder.recording.filled += [
                 SizeUse(module=path, labels=narrow_alike(labels), axis=axis, by_name=True)
                 for path in sorted(recorder.recording.makers.get(size, ()))
             ]

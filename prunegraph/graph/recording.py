@@ -117,6 +117,7 @@ class Recording:
         heads: labels of the batch axes of products: one class a head, not to be tied to others.
         shared: what parts of divided axes were combined with.
         size_uses: sizes that a forward may have read from a module's attributes.
+        filled: sizes of constants beside channels: any other use of an attribute counts more.
         reads: module paths and attributes of own classes that the forward read.
         inputs: module path -> ``[size]`` labels along the last axis of its first argument.
         means: means over channels.
@@ -136,6 +137,7 @@ class Recording:
     heads: list[Tensor] = field(default_factory=list)
     shared: list[RecordedShare] = field(default_factory=list)
     size_uses: list[SizeUse] = field(default_factory=list)
+    filled: list[SizeUse] = field(default_factory=list)
     reads: set[tuple[str, str]] = field(default_factory=set)
     inputs: dict[str, Tensor] = field(default_factory=dict)
     means: list[RecordedMean] = field(default_factory=list)
@@ -175,7 +177,7 @@ class Recording:
             if not bool(torch.isin(component[read.labels], made).all()):
                 self.store.freeze(read.labels, read.cause)
                 continue
-            self.size_uses += [
+            self.filled += [
                 SizeUse(module=path, labels=read.labels, axis=0, by_name=True)
                 for path in sorted(read.readers)
             ]
