@@ -6,7 +6,7 @@ they are those that a layer makes later: a recurrent cell of a user's own begins
 
 from torch import Tensor
 
-from prunegraph.graph.labels import NEUTRAL, narrow_alike, neutral, varying_axes
+from prunegraph.graph.labels import NEUTRAL, narrow_alike, neutral
 from prunegraph.graph.recorder import LabelRecorder, OpCall
 from prunegraph.graph.recording import RecordedConstant, SizeUse
 from prunegraph.graph.structure import FrozenOp
@@ -20,10 +20,11 @@ FILLED = frozenset({"zeros", "ones", "full", "new_zeros", "new_ones", "new_full"
 
 def constant(recorder: LabelRecorder, call: OpCall) -> None:
     """A tensor made from sizes and numbers: neutral."""
+    makers = _running(recorder) if call.name in FILLED else set()
     for tensor in call.outputs():
         recorder.set_labels(tensor, neutral(tensor.shape))
-        for size in tensor.shape if call.name in FILLED else ():
-            recorder.recording.makers.setdefault(size, set()).update(_running(recorder))
+        for size in tensor.shape if makers else ():
+            recorder.recording.makers.setdefault(size, set()).update(makers)
 
 
 def freeze_if_constant(
@@ -46,11 +47,12 @@ def note_constant(recorder: LabelRecorder, labels: Tensor, cause: FrozenOp) -> N
 
 def note_filled(recorder: LabelRecorder, constant: Tensor, labels: Tensor) -> None:
     """Note that constants stand beside channels: an attribute may say how many."""
-    for axis in varying_axes(labels):
-        size, place = labels.shape[axis], axis - labels.ndim
-        if -place <= constant.ndim and constant.shape[place] == size:
+    compact = narrow_alike(labels)
+    for axis, size in enumerate(compact.shape):
+        place = axis - labels.ndim
+        if size > 1 and -place <= constant.ndim and constant.shape[place] == size:
             recorder.recording.filled += [
-                SizeUse(module=path, labels=narrow_alike(labels), axis=axis, by_name=True)
+                SizeUse(module=path, labels=compact, axis=axis, by_name=True)
                 for path in sorted(recorder.recording.makers.get(size, ()))
             ]
 

@@ -330,9 +330,11 @@ class LabelRecorder(TorchDispatchMode):
         caller = self.modules.caller()
         if caller is None or not labels.numel():
             return
-        compact, axes = narrow_alike(labels), varying_axes(labels)
+        compact = narrow_alike(labels)
         self.recording.size_uses += [
-            SizeUse(module=caller, labels=compact, axis=axis, part=part) for axis in axes
+            SizeUse(module=caller, labels=compact, axis=axis, part=part)
+            for axis, size in enumerate(compact.shape)
+            if size > 1
         ]
 
     def note_mean(self, channels: Tensor, axis: int | None) -> None:

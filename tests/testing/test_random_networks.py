@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunegraph.graph import evaluation_mode
+from prunegraph.graph import analyse, evaluation_mode
 from prunegraph.testing.random_networks import FEATURES, RandomNetwork, random_network
-from prunegraph.testing.structure_check import StructureFindings, check_structure
+from prunegraph.testing.structure_check import HALF, StructureFindings, can_reach, check_structure
 
 NUM_SEEDS = 300
 NUM_QUICK = 60
@@ -21,6 +21,7 @@ BLOCKS = [
     )
     for first in range(0, NUM_SEEDS, BLOCK)
 ]
+FOR_HALF = range(100)
 
 
 def outputs(model: RandomNetwork, inputs: Tensor) -> tuple[Tensor, ...]:
@@ -85,5 +86,12 @@ def test_the_structure_of_random_networks(seeds: range) -> None:
     assert failures == [], f"{failed} networks fail:\n" + "\n".join(failures)
     assert all(each.num_compared for each in found.values())
     assert sum(each.num_compared for each in found.values()) >= 2.5 * len(seeds)
-    stuck = [seed for seed, each in found.items() if not each.reaches_half]
-    assert len(stuck) <= 0.1 * len(seeds), f"cannot lose half of their multiply-adds: {stuck}"
+
+
+def test_nearly_all_networks_can_lose_half_of_their_multiply_adds() -> None:
+    stuck = []
+    for seed in FOR_HALF:
+        model = random_network(seed)
+        if not can_reach(analyse(model, model.example_inputs), HALF):
+            stuck.append(seed)
+    assert len(stuck) <= 0.05 * len(FOR_HALF), f"{len(stuck)} of {len(FOR_HALF)}: seeds {stuck}"
