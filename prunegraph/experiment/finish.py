@@ -106,5 +106,6 @@ def load_finetuned(target: Target, directory: Path) -> tuple[nn.Module, KeepMask
         lambda: build_model(
             target.arch, num_classes=dataset.num_classes, image_shape=dataset.image_shape
         ),
+        graph=target.graph,
     )
     return place(saved.model, target.device, target.example_inputs), saved.mask

@@ -163,7 +163,8 @@ def settle(figure: Figure) -> None:
     engine = figure.get_layout_engine()
     assert engine is not None, "made by new_figure"
     engine.execute(figure)
-    figure.set_layout_engine("none")
+    with mpl.rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
+        figure.set_layout_engine(None)  # "none" would draw each file twice
 
 
 def save_plots(plots: Mapping[str, Plot], folder: Path) -> None:

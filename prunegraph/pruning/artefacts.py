@@ -181,6 +181,8 @@ def load_pruned(
     where: Path | str,
     build_model: Callable[[], nn.Module],
     example_inputs: ExampleInputs | None = None,
+    *,
+    graph: StructureGraph | None = None,
 ) -> PrunedNetwork:
     """Read a pruned network: build the dense one, apply the mask, load the weights.
 
@@ -189,6 +191,8 @@ def load_pruned(
         build_model: makes the dense network; its weights do not matter. See ``read_info``.
         example_inputs: what its forward takes, in the shapes of the analysis; default: a float32
             tensor of the shape that was saved. Networks of tokens or of several inputs need it.
+        graph: structure of the dense network where it has been analysed already, as a comparison
+            has that reads many; default: it is analysed here.
 
     Returns:
         The network, its graph and mask.
@@ -212,8 +216,10 @@ def load_pruned(
         if attention not in get_args(AttentionUnit):
             msg = f"{path}: attention {attention!r} is none of {', '.join(get_args(AttentionUnit))}"
             raise ArtefactError(msg)
-        inputs = torch.randn(info.example_shape) if example_inputs is None else example_inputs
-        graph = analyse(dense, inputs, attention=attention)
+        if graph is None:
+            if example_inputs is None:
+                example_inputs = torch.randn(info.example_shape)
+            graph = analyse(dense, example_inputs, attention=attention)
     if graph.fingerprint() != record["graph"]:
         msg = (
             f"{path} describes a network of another structure than the {info.arch} that was built "

@@ -270,17 +270,20 @@ def test_a_checkpointed_training_goes_on_where_it_was(
     assert finished.history == whole.history
 
 
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"exchanges": 40},
+        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({"imagined_competition": True}, marks=pytest.mark.slow),
+    ],
+)
 def test_imagined_episodes_teach_more_of_as_many_networks(
-    toy_config: MakeConfig, real_factories: MakeEnvs
+    others: dict[str, Any], toy_config: MakeConfig, real_factories: MakeEnvs
 ) -> None:
     """The mean accuracy of the last update's episodes, after 12 updates of 8."""
     last = []
-    for ppo in (
-        PPOConfig(imagined_steps=0),
-        PPOConfig(imagined_steps=20),
-        PPOConfig(imagined_steps=20, exchanges=40),
-        PPOConfig(imagined_steps=20, imagined_competition=True),
-    ):
+    for ppo in (PPOConfig(imagined_steps=0), PPOConfig(imagined_steps=20, **others)):
         result = train_agent(
             real_factories(0, 2),
             (GRAPHS[0], GRAPHS[2]),
@@ -289,7 +292,7 @@ def test_imagined_episodes_teach_more_of_as_many_networks(
         )
         assert result.networks_evaluated == 120
         last.append(result.history[-1]["accuracy"])
-    assert min(last[1:]) > last[0] + 0.1
+    assert last[1] > last[0] + 0.1
 
 
 def test_episodes_of_several_steps_cannot_be_imagined(

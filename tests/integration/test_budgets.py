@@ -8,6 +8,8 @@ import pytest
 from prunegraph.experiment import apply
 from prunegraph.experiment.cli import main
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def test_rounded_widths_are_trained_reported_and_verified(
     quick_words: list[str], tmp_path: Path

@@ -29,6 +29,8 @@ from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.finetune import _Training
 from prunegraph.types import KeepMask, Outcome, TrainSplit
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 METHODS = ("l1/uniform", "taylor/per_mac", "taylor/uniform", "l2/global", "cem", "random_search")
 
 

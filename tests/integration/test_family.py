@@ -25,6 +25,8 @@ from prunegraph.pruners.start import MEAN, NUM_STARTS, STARTS
 from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.types import KeepMask
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SMALL = (
     *("--networks", "28", "--update-size", "8", "--subset", "64", "--imagined-steps", "2"),
     *("--calibration-images", "64", "--finetune-epochs", "1", "--threads", "1"),

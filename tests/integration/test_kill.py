@@ -79,7 +79,7 @@ def commands(weights: Path, quick: Path) -> dict[str, list[str]]:
         "adapt": ["train", "--policy", str(quick), *alone, *search],
         "apply": ["apply", "--policy", str(quick), *small],
         "compare": ["compare", "--seeds", "1", *methods, *search],
-        "grid": ["compare", "--keep-macs", "0.6", "0.4", "--seeds", "1", *methods[:3], *search],
+        "grid": ["compare", "--keep-macs", "0.6", "0.4", "--no-agent", *methods[:3], *search],
     }
     return {name: [*those, "--threads", "1"] for name, those in words.items()}
 

@@ -8,6 +8,8 @@ import pytest
 
 from prunegraph.experiment.cli import main
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 PRUNERS = '''
 import numpy as np
 

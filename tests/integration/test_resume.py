@@ -20,6 +20,8 @@ from prunegraph.experiment.search import SearchRun
 from prunegraph.experiment.setup import load_target
 from prunegraph.pruning.finetune import _Training
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 class Stop(Exception):
     """Ends a search between two updates."""
@@ -52,7 +54,7 @@ def searched(
         )
 
 
-@pytest.mark.parametrize("workers", [None, 2])
+@pytest.mark.parametrize("workers", [None, pytest.param(2, marks=pytest.mark.slow)])
 def test_masks_that_come_again_after_a_resume_are_not_counted_twice(
     workers: int | None, weights: Path, tmp_path: Path
 ) -> None:

@@ -14,6 +14,8 @@ from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.setup import load_target
 from prunegraph.pruning.statistics import Statistics, measure
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def bench(weights: Path) -> Bench:

@@ -11,7 +11,7 @@ from prunegraph.testing.random_networks import FEATURES, RandomNetwork, random_n
 from prunegraph.testing.structure_check import HALF, StructureFindings, can_reach, check_structure
 
 NUM_SEEDS = 300
-NUM_QUICK = 60
+NUM_QUICK = 40
 BLOCK = 20
 BLOCKS = [
     pytest.param(
