@@ -7,16 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-PARAMETERS = (
-    "in_proj_weight",
-    "q_proj_weight",
-    "k_proj_weight",
-    "v_proj_weight",
-    "in_proj_bias",
-    "bias_k",
-    "bias_v",
-)
-
 
 class SlimMultiheadAttention(nn.MultiheadAttention):
     """Multi-head attention whose heads need not fill the embedding (Vaswani et al. 2017, 3.2.2).
@@ -53,7 +43,10 @@ class SlimMultiheadAttention(nn.MultiheadAttention):
 
     @classmethod
     def from_sliced(cls, module: nn.MultiheadAttention, num_heads: int) -> Self:
-        """Take over the sliced parameters of a module, of which ``num_heads`` heads are left."""
+        """Take over the sliced parameters of a module, of which ``num_heads`` heads are left.
+
+        Its hooks and what else it holds come along; the module itself is of no use afterwards.
+        """
         slim = cls(
             num_heads=num_heads,
             scale=1.0 / math.sqrt(module.head_dim),
@@ -61,10 +54,9 @@ class SlimMultiheadAttention(nn.MultiheadAttention):
             batch_first=module.batch_first,
             add_zero_attn=module.add_zero_attn,
         )
-        for name in PARAMETERS:
-            slim.register_parameter(name, getattr(module, name))
-        slim.out_proj = module.out_proj
-        return slim.train(module.training)
+        own = {*vars(slim)} - {*vars(nn.Module())} | {"embed_dim", "head_dim", "kdim", "vdim"}
+        vars(slim).update({name: value for name, value in vars(module).items() if name not in own})
+        return slim
 
     @property
     def embed_dim(self) -> int:
@@ -134,10 +126,12 @@ class SlimMultiheadAttention(nn.MultiheadAttention):
 
 
 def is_dense_attention(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
-    """Return whether a module is an attention of torch's that has not been made slim."""
-    return isinstance(module, nn.MultiheadAttention) and not isinstance(
-        module, SlimMultiheadAttention
-    )
+    """Return whether a module is an attention of torch's that has not been made slim.
+
+    None is of a class with a forward of its own: a slim one in its place would lose that.
+    """
+    forward = getattr(type(module), "forward", None)
+    return forward is nn.MultiheadAttention.forward
 
 
 # Functions that depend on the dimensions of their inputs: `torch.fx` takes each as one step, as it

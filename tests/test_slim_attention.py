@@ -1,9 +1,12 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from prunegraph.graph import analyse
+from prunegraph.graph.surgery import apply_mask, zero_mask
 from prunegraph.slim_attention import SlimMultiheadAttention, is_dense_attention
 
 
@@ -69,3 +72,37 @@ def test_dropout_acts_in_training_only() -> None:
     assert not torch.equal(slim(x, x, x)[0], slim(x, x, x)[0])
     slim.eval()
     assert torch.equal(slim(x, x, x)[0], slim(x, x, x)[0])
+
+
+def test_hooks_and_what_else_a_module_holds_come_along() -> None:
+    dense = nn.MultiheadAttention(12, 3)
+    dense.note = "of the user's own"  # type: ignore[assignment]  # attributes may be anything
+    dense.register_forward_hook(lambda _module, _inputs, out: (2 * out[0], out[1]))
+    x = torch.randn(5, 2, 12)
+    slim = SlimMultiheadAttention.from_sliced(copy.deepcopy(dense), 3)
+    torch.testing.assert_close(slim(x, x, x)[0], dense(x, x, x)[0])
+    assert slim.note == "of the user's own"
+    assert (slim.embed_dim, slim.head_dim) == (12, 4)
+
+
+class Noisy(nn.MultiheadAttention):
+    """A forward of its own, which a slim attention in its place would lose."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        out: Tensor = super().forward(x, x, x)[0]
+        return out + torch.randn_like(out) * self.training
+
+
+def test_a_class_with_a_forward_of_its_own_stays() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 12), Noisy(12, 3), nn.Linear(12, 8), nn.Linear(8, 3)).eval()
+    x = torch.randn(4, 2, 5)
+    graph = analyse(model, x)
+    keep = np.ones(graph.num_classes, dtype=bool)
+    for group in graph.groups:
+        keep[group.classes[1:]] = group.frozen is not None
+    mask = graph.mask(keep)
+    pruned = apply_mask(model, graph, mask)
+    assert type(pruned[1]) is Noisy
+    assert pruned[2].weight.shape[0] == 1
+    torch.testing.assert_close(pruned(x), zero_mask(model, graph, mask)(x))

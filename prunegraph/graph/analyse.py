@@ -29,6 +29,7 @@ from prunegraph.graph.surgery import copy_network, drop_kept, hears_of_training,
 from prunegraph.graph.training_layers import (
     join_siblings,
     join_training,
+    unread_weights,
     unused_weights,
 )
 from prunegraph.graph.trial import ERRORS, Remedies, Trial, awake, check_copies, is_sound
@@ -209,7 +210,7 @@ def _to_be_run(model: nn.Module) -> nn.Module:
 def _record_all(
     model: nn.Module, example_inputs: ExampleInputs, attention: AttentionUnit
 ) -> LabelRecorder:
-    """Record the forward in eval mode, and where it leaves weights out, in training mode too."""
+    """Record the forward in eval mode, and where it leaves something out, in training mode too."""
     rules: Mapping[str, Rule] = RULES
     recorder = _record(model, example_inputs, attention, rules)
     if recorder.recording.computed:
@@ -218,7 +219,7 @@ def _record_all(
         if again.recording.computed < recorder.recording.computed:
             recorder, rules = again, own_rules
     _check_followed(recorder.recording)
-    if unused_weights(model, recorder.recording):
+    if unused_weights(model, recorder.recording) or unread_weights(recorder.recording):
         with contextlib.suppress(ModelError, *ERRORS):  # it may need targets, or more examples
             copied = copy_network(model)  # in training a forward may change weights
             training = _record(copied, example_inputs, attention, rules, training=True)

@@ -14,8 +14,8 @@ from prunegraph.graph.structure import FrozenOp
 ONE_ALONE = "a channel of constants, or one alone"
 
 
-FILLED = frozenset({"zeros", "ones", "full", "new_zeros", "new_ones", "new_full"})
-"""Ops that make what a state begins with."""
+FILLED = frozenset({"zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "rand", "randn"})
+"""Ops that make what a state begins with, or noise, channel for channel."""
 
 
 def constant(recorder: LabelRecorder, call: OpCall) -> None:

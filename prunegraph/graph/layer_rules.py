@@ -168,6 +168,8 @@ def _computed_convolution(recorder: LabelRecorder, call: OpCall) -> None:
     if own:  # features of a template, looked for in those of an image
         recorder.store.unite(channels, recorder.channel_labels(kernels, 0))
     recorder.set_labels(call.out, along(channels, 1, call.out.shape))
+    if recorder.modules.running_own_code:
+        recorder.note_sizes(channels)  # `groups`
     kernel = prod(weight.shape[2:])
     recorder.recording.ops.append(
         RecordedOp(

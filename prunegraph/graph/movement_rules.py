@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from prunegraph.graph.constant_rules import ONE_ALONE, note_constant
+from prunegraph.graph.constant_rules import ONE_ALONE, note_constant, note_filled
 from prunegraph.graph.labels import (
     NEUTRAL,
     along,
@@ -43,6 +43,9 @@ def movement(recorder: LabelRecorder, call: OpCall) -> None:
     if call.name == "stack":  # all must be equally wide
         for part in labels[1:]:
             recorder.store.unite(labels[0], part)
+        known = next((part for part in labels if not is_neutral(part)), labels[0])
+        _note_constants(recorder, labels, known)
+        labels = [known if is_neutral(part) else part for part in labels]
     indices = tree_map_only(Tensor, Tensor.cpu, call.args[1:])  # where labels are
     kwargs = {k: v for k, v in call.kwargs.items() if k not in {"dtype", "memory_format"}}
     moved_labels = call.func(labels, *indices, **kwargs)
@@ -128,11 +131,19 @@ def cat(recorder: LabelRecorder, call: OpCall) -> None:
         for first in firsts[1:]:
             recorder.store.unite(labels, first)
             labels = torch.where(labels == NEUTRAL, first, labels)
+        _note_constants(recorder, firsts, labels)
         labels = labels.expand(call.out.shape)
     recorder.set_labels(call.out, labels)
     for tensor in call.args[0]:
         if not tensor.numel():
             recorder.tie_empty(tensor, labels)
+
+
+def _note_constants(recorder: LabelRecorder, parts: list[Tensor], labels: Tensor) -> None:
+    """Note the parts that are constants, beside channels that the others hold."""
+    for part in parts:
+        if is_neutral(part) and not is_neutral(labels):
+            note_filled(recorder, part, labels)
 
 
 def _rows_alike(recorder: LabelRecorder, parts: list[Tensor], axis: int) -> list[Tensor]:

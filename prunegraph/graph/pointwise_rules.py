@@ -18,13 +18,13 @@ def combine(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) 
     """Return the labels of a broadcast binary op, uniting what belongs together.
 
     A side of size 1 along all axes on which the other varies (a gate of one channel, a spatial
-    map) says nothing about the other's channels.
+    map) says nothing about the other's channels, nor about constants that are wider.
     """
     for one, other in ((left, right), (right, left)):
         if is_neutral(one):
             if one.numel() > 1:
                 note_filled(recorder, one, other)
-            return other
+            return one if _is_wider(one, other) else other
     known = [one for one, other in ((left, right), (right, left)) if _flat_along(one, other)]
     if known:  # of an outer product, where both are, the channels of one side can be told
         product = call.name.rstrip("_") == "mul"
@@ -54,6 +54,13 @@ def _flat_along(one: Tensor, other: Tensor) -> bool:
     ndim = max(one.ndim, other.ndim)
     axes = [axis + ndim - other.ndim for axis in varying_axes(other)]
     return bool(axes) and all(_aligned_sizes(one, ndim)[axis] == 1 for axis in axes)
+
+
+def _is_wider(constant: Tensor, other: Tensor) -> bool:
+    """Return whether constants are spread along an axis on which one channel is not."""
+    ndim = max(constant.ndim, other.ndim)
+    sizes = zip(_aligned_sizes(constant, ndim), _aligned_sizes(other, ndim), strict=True)
+    return not varying_axes(other) and any(own > its == 1 for own, its in sizes)
 
 
 def _note_sum(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) -> None:

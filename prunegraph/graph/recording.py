@@ -228,7 +228,7 @@ class Recording:
         component = torch.from_numpy(self.store.components())
         named: dict[tuple[str, int], Tensor] = {}
         tied = False
-        for use in self.size_uses:
+        for use in (*self.size_uses, *self.filled):
             key, own = (use.module, use.labels.shape[use.axis]), use.labels.reshape(-1)
             if key not in numbers or len(own) != key[1] or bool((own == NEUTRAL).any()):
                 continue

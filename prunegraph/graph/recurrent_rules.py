@@ -139,7 +139,10 @@ def tie_units(model: nn.Module, recording: Recording) -> None:
             for labels in units:
                 recording.store.unite(labels.view(-1, module.hidden_size), first)
             owner = _own_module_around(model, path)
-            recording.size_uses.append(SizeUse(module=owner, labels=first, axis=0, by_name=True))
+            use = SizeUse(module=owner, labels=first, axis=0, by_name=True)
+            recording.size_uses.append(use)
+            others = recording.makers.get(module.hidden_size, set()) - {owner}
+            recording.filled += [replace(use, module=other) for other in sorted(others)]
 
 
 def _own_module_around(model: nn.Module, path: str) -> str:

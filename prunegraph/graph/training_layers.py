@@ -1,4 +1,4 @@
-"""Layers that training alone uses, as auxiliary classifiers, follow the channels that they read."""
+"""What training alone uses, as auxiliary classifiers, follows the channels that it reads."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.graph.labels import NEUTRAL
-from prunegraph.graph.recording import Recording
+from prunegraph.graph.recording import Recording, SizeUse
 from prunegraph.graph.structure import FrozenOp
 
 NOT_FOLLOWED = "read in training alone, beside what is left whole"
@@ -17,6 +17,22 @@ def unused_weights(model: nn.Module, recording: Recording) -> set[str]:
     """Return the names of the parameters that a forward did not touch."""
     used = recording.axis_labels.keys() | recording.element_labels.keys()
     return {name for name, _ in model.named_parameters() if name not in used}
+
+
+def unread_weights(recording: Recording) -> set[str]:
+    """Return the names of the weights whose outputs no layer reads, and which are no outputs.
+
+    Training may: a variational network's layer of deviations is run and left out in eval mode.
+    """
+    component = torch.from_numpy(recording.store.components())
+    labels = [op.in_labels[op.in_labels != NEUTRAL] for op in recording.ops]
+    read = component[torch.cat([*labels, torch.tensor([*recording.store.events]).long()])]
+    return {
+        op.param
+        for op in recording.ops
+        if op.param is not None
+        and not bool(torch.isin(component[op.out_labels[op.out_labels != NEUTRAL]], read).any())
+    }
 
 
 def join_siblings(model: nn.Module, recording: Recording) -> None:
@@ -110,6 +126,7 @@ def join_training(recording: Recording, training: Recording) -> None:
         training: of the forward in training mode.
     """
     join = _Join(recording, training)
+    join.read(unread_weights(recording))
     in_eval = recording.axis_labels.keys() | recording.element_labels.keys()
     for name in [name for name in training.axis_labels if name not in in_eval]:
         for axis, labels in training.axis_labels[name].items():
@@ -161,14 +178,24 @@ class _Join:
         self._joined[components] = True
         return own
 
+    def read(self, weights: set[str]) -> None:
+        """Let what training ties to the outputs of these weights be tied."""
+        for op in self._training.ops:
+            if op.param in weights:
+                self._joined[self._component[op.out_labels[op.out_labels != NEUTRAL]]] = True
+
     def tie(self) -> None:
         """Tie what the weights that were followed tie, and take over the sizes they need."""
         for components, labels in self._shared:
             tied = self._joined[components]
             self._recording.store.unite(labels[tied], self._known[components[tied]])
-        modules = {use.module for use in self._recording.size_uses}
-        for use in self._training.size_uses:
+        self._take_over(self._training.size_uses, self._recording.size_uses)
+        self._take_over(self._training.filled, self._recording.filled)
+
+    def _take_over(self, uses: list[SizeUse], own: list[SizeUse]) -> None:
+        modules = {use.module for use in own}
+        for use in uses:
             neutral = use.labels == NEUTRAL
             labels = torch.where(neutral, NEUTRAL, self._known[self._component[use.labels]])
             if use.module not in modules and torch.equal(labels == NEUTRAL, neutral):
-                self._recording.size_uses.append(replace(use, labels=labels))
+                own.append(replace(use, labels=labels))

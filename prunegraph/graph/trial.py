@@ -305,7 +305,21 @@ class Remedies:
                     return True
         if least:
             return self._recording.tie_to_inputs(alike, heads=True)
+        path = failure.module
+        while path:  # the number may be that of a module around the one that fails
+            path = path.rpartition(".")[0]
+            if self._tie_named({path}, graph):
+                return True
         return self._next_suspect(graph)
+
+    def _tie_named(self, modules: set[str], graph: StructureGraph) -> bool:
+        """Tie channels of several kinds whose number modules say by one attribute."""
+        numbers = {
+            (attribute.module, attribute.classes.shape[attribute.axis])
+            for attribute in graph.size_attributes
+            if attribute.module in modules
+        }
+        return self._recording.tie_same_numbers(numbers)
 
     def _steps(self, alike: set[str], graph: StructureGraph) -> tuple[list[Remedy], list[Remedy]]:
         """Return what can be done for modules; each returns whether it changed something.
@@ -347,15 +361,8 @@ class Remedies:
             self.literal -= alike
             return tie(alike, heads=False)
 
-        def tie_named() -> bool:
-            numbers = {
-                (attribute.module, attribute.classes.shape[attribute.axis])
-                for attribute in graph.size_attributes
-                if attribute.module in alike
-            }
-            return self._recording.tie_same_numbers(numbers)
-
-        others = [read_last, read_none, tie_heads, read_none_of_tied, tie_others, tie_named]
+        others = [read_last, read_none, tie_heads, read_none_of_tied, tie_others]
+        others.append(lambda: self._tie_named(alike, graph))
         return [check_inputs, check_inputs_first], others
 
     def _next_suspect(self, graph: StructureGraph) -> bool:

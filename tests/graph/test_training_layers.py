@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunegraph.graph import analyse
+from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.surgery import apply_mask, zero_mask
 from prunegraph.testing import assert_masked_equals_pruned
 
@@ -135,3 +135,42 @@ def test_a_layer_of_a_chain_that_the_example_does_not_reach_stays_whole() -> Non
     model = Deep().eval()
     graph = analyse(model, torch.randn(2, 3))
     assert {"chain.2", "chain.3"} <= {item.module for item in graph.frozen_ops}
+
+
+class Variational(nn.Module):
+    """Its layer of deviations is run in eval mode, and left out.
+
+    Args:
+        own_noise: the noise is as wide as an attribute says.
+    """
+
+    def __init__(self, own_noise: bool) -> None:
+        super().__init__()
+        self.own_noise, self.latent_dim = own_noise, 6
+        self.embed, self.mean, self.deviation = nn.Linear(5, 12), nn.Linear(12, 6), nn.Linear(12, 6)
+        self.decode, self.head = nn.Linear(6, 10), nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).relu()
+        latent, deviation = self.mean(x), self.deviation(x)
+        if self.training:
+            shape = (len(x), self.latent_dim) if self.own_noise else latent.shape
+            latent = latent + deviation.exp() * torch.randn(shape)
+        out: Tensor = self.head(self.decode(latent).relu())
+        return out
+
+
+@pytest.mark.parametrize("own_noise", [False, True])
+def test_what_eval_mode_leaves_out_is_tied_as_in_training(
+    own_noise: bool, check_all: Callable[[nn.Module, Tensor], StructureGraph]
+) -> None:
+    torch.manual_seed(0)
+    model, x = Variational(own_noise), torch.randn(4, 5)
+    graph = check_all(model, x)
+    groups = [group for group in graph.groups if group.frozen is None]
+    assert sorted(len(group.classes) for group in groups) == [6, 10, 12]
+    (latent,) = [group for group in groups if len(group.classes) == 6]
+    assert {"mean.weight:0", "deviation.weight:0", "decode.weight:1"} <= {*latent.members}
+    keep = graph.dense_mask().keep.copy()
+    keep[latent.classes[:4]] = False
+    assert apply_mask(model, graph, graph.mask(keep)).train()(x).shape == (4, 5)
