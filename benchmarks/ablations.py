@@ -155,15 +155,6 @@ VARIANTS = {
     "loud": Variant(
         what="from a policy, too, explores as from a heuristic", ppo=exploration(PPOConfig())
     ),
-    "groups_alone": Variant(
-        what="from a policy: bits as good as fixed, the widths of groups explored twice as far",
-        ppo={
-            "temperature_start": 0.01,
-            "temperature_end": 0.01,
-            "group_noise_start": 0.12,
-            "group_noise_end": 0.08,
-        },
-    ),
     "no_exchanges": Variant(what="masks are run as they are drawn", options={"exchanges": 0}),
     "no_learning": Variant(
         what="masks are planned, the policy that draws them learns nothing",

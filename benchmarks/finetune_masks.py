@@ -2,10 +2,11 @@
 
 A slimmable network (``pretrain --slimmable``) shows better what a mask is worth; what is wanted is
 the mask's network, cut from the dense weights. Each row NAME of the run is reconstructed and
-fine-tuned with the row's own seed, as ``compare`` does. An interrupted fine-tune goes on.
+fine-tuned with the row's own seed, as ``compare`` does. An interrupted fine-tune goes on. With
+``--closed`` the test split stays closed: then the figures may choose a recipe.
 
     python benchmarks/finetune_masks.py RUN --out FILE.json --weights W [--name agent/best]
-        [options of train]
+        [--closed] [options of train]
 """
 
 import argparse
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     parser.add_argument("--name", default="agent/best")
+    parser.add_argument("--closed", action="store_true")
     known, words = parser.parse_known_args()
     options, content = begin(known.out, words, run=known.run.name, name=known.name)
     (target,) = load_targets(options)
@@ -55,9 +57,10 @@ def main() -> None:
             "searched_accuracy": row["search_accuracy"],
             "search_accuracy": bench.final_evaluator.evaluate(mask).accuracy,
             "search_accuracy_finetuned": bench.search_accuracy(model),
-            "test_accuracy_finetuned": bench.test_accuracy(model),
             "params": target.graph.cost(mask).params,
         }
+        if not known.closed:
+            content["rows"][str(seed)]["test_accuracy_finetuned"] = bench.test_accuracy(model)
         write_json(known.out, content)
         print(f"{known.name}, seed {seed}: {content['rows'][str(seed)]}", flush=True)
 

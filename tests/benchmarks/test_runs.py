@@ -61,11 +61,18 @@ def test_what_reads_a_comparison(benchmark: RunBenchmark, tmp_path: Path) -> Non
     assert main(words.split()) == 0
     assert "pretrain_epochs: 1" in (run / CONFIG_FILE).read_text()
     dense = run / "dense.safetensors"
-    for name, words in (
-        ("proxies.py", "--steps 0 2"),
-        ("starts.py", f"--weights {dense}"),
-        ("finetune_masks.py", f"--weights {dense} --dataset digits --threads 1 --keep-macs 0.25"),
+    masks = f"finetune_masks.py --weights {dense} --dataset digits --threads 1 --keep-macs 0.25"
+    rows = []
+    for words in (
+        "proxies.py --steps 0 2",
+        f"starts.py --weights {dense}",
+        masks,
+        f"{masks} --closed",
     ):
-        out = tmp_path / f"{name}.json"
-        benchmark(name, f"{run} --out {out} {words}")
-        assert json.loads(out.read_text())["rows"]
+        name, _, options = words.partition(" ")
+        out = tmp_path / f"{len(rows)}.json"
+        benchmark(name, f"{run} --out {out} {options}")
+        rows.append(json.loads(out.read_text())["rows"])
+    assert all(rows)
+    opened = ["test_accuracy_finetuned" in row["0"] for row in rows[2:]]
+    assert opened == [True, False]
