@@ -33,7 +33,8 @@ def main() -> None:
     parser.add_argument("--name", default="agent/best")
     parser.add_argument("--closed", action="store_true")
     known, words = parser.parse_known_args()
-    options, content = begin(known.out, words, run=known.run.name, name=known.name)
+    asked = {"run": known.run.name, "name": known.name, "closed": known.closed}
+    options, content = begin(known.out, words, **asked)
     (target,) = load_targets(options)
     bench = Bench(target=target, options=options, seed=options.seed)
     masks = read_masks(known.run / MASKS_FILE, target.graph)

@@ -47,14 +47,8 @@ class SlimMultiheadAttention(nn.MultiheadAttention):
 
         Its hooks and what else it holds come along; the module itself is of no use afterwards.
         """
-        slim = cls(
-            num_heads=num_heads,
-            scale=1.0 / math.sqrt(module.head_dim),
-            dropout=module.dropout,
-            batch_first=module.batch_first,
-            add_zero_attn=module.add_zero_attn,
-        )
-        own = {*vars(slim)} - {*vars(nn.Module())} | {"embed_dim", "head_dim", "kdim", "vdim"}
+        slim = cls(num_heads=num_heads, scale=1.0 / math.sqrt(module.head_dim))
+        own = {"num_heads", "scale", "_qkv_same_embed_dim", "embed_dim", "head_dim", "kdim", "vdim"}
         vars(slim).update({name: value for name, value in vars(module).items() if name not in own})
         return slim
 
@@ -130,7 +124,7 @@ def is_dense_attention(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
 
     None is of a class with a forward of its own: a slim one in its place would lose that.
     """
-    forward = getattr(type(module), "forward", None)
+    forward = getattr(type(module), "forward", None)  # a scripted class has none
     return forward is nn.MultiheadAttention.forward
 
 

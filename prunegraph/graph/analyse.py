@@ -219,11 +219,12 @@ def _record_all(
         if again.recording.computed < recorder.recording.computed:
             recorder, rules = again, own_rules
     _check_followed(recorder.recording)
-    if unused_weights(model, recorder.recording) or unread_weights(recorder.recording):
+    unread = unread_weights(recorder.recording)
+    if unread or unused_weights(model, recorder.recording):
         with contextlib.suppress(ModelError, *ERRORS):  # it may need targets, or more examples
             copied = copy_network(model)  # in training a forward may change weights
             training = _record(copied, example_inputs, attention, rules, training=True)
-            join_training(recorder.recording, training.recording)
+            join_training(recorder.recording, training.recording, unread)
     if unused_weights(model, recorder.recording):
         join_siblings(model, recorder.recording)
     return recorder

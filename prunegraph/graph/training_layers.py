@@ -115,7 +115,7 @@ def _join_like(recording: Recording, known: str, name: str, tensor: Tensor) -> N
         recording.element_labels[name] = elements
 
 
-def join_training(recording: Recording, training: Recording) -> None:
+def join_training(recording: Recording, training: Recording, unread: set[str]) -> None:
     """Tie the inputs of weights that training alone uses to the channels that they read.
 
     What lies between such weights has no labels, and stays whole. What training alone cannot lose
@@ -124,9 +124,10 @@ def join_training(recording: Recording, training: Recording) -> None:
     Args:
         recording: of the forward in eval mode; gains labels.
         training: of the forward in training mode.
+        unread: the ``unread_weights`` of ``recording``.
     """
     join = _Join(recording, training)
-    join.read(unread_weights(recording))
+    join.read(unread)
     in_eval = recording.axis_labels.keys() | recording.element_labels.keys()
     for name in [name for name in training.axis_labels if name not in in_eval]:
         for axis, labels in training.axis_labels[name].items():

@@ -69,6 +69,7 @@ def commands(weights: Path, quick: Path) -> dict[str, list[str]]:
     small = ["--weights", str(weights), "--calibration-images", "64", "--finetune-epochs", "2"]
     search = ["--networks", "36", "--update-size", "4", "--subset", "64", *small]
     search += ["--imagined-steps", "2", "--amortise-steps", "1"]
+    one = ["--seeds", "1"]
     alone = ["--search-seeds", "1", "--baselines", "none"]
     methods = ["--methods", "l1/uniform", "taylor/per_mac", "cem", "netadapt"]
     more = ["pretrain", "--weights", str(weights), "--slimmable", "0.4", "--distill", "0.5"]
@@ -78,8 +79,8 @@ def commands(weights: Path, quick: Path) -> dict[str, list[str]]:
         "train": ["train", "--search-seeds", "2", "--baselines", "heuristics", *search],
         "adapt": ["train", "--policy", str(quick), *alone, *search],
         "apply": ["apply", "--policy", str(quick), *small],
-        "compare": ["compare", "--seeds", "1", *methods, *search],
-        "grid": ["compare", "--keep-macs", "0.6", "0.4", "--no-agent", *methods[:3], *search],
+        "compare": ["compare", *one, *methods, *search],
+        "grid": ["compare", "--keep-macs", "0.6", "0.4", *one, "--no-agent", *methods[:3], *search],
     }
     return {name: [*those, "--threads", "1"] for name, those in words.items()}
 
