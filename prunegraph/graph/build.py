@@ -35,7 +35,7 @@ ALONE = "all its channels leave together, and one must stay"
 
 NO_CLASSES = np.empty(0, dtype=np.int64)
 
-WIDTH_WORDS = re.compile("dim|width|channel|feature|plane|hidden|embed|head|filter|d_model")
+WIDTH_WORDS = re.compile("dim|width|channel|feature|plane|hid|emb|head|filter|unit|inner|^d_")
 """An attribute with such a word in its name may hold one."""
 
 SPATIAL_WORDS = ("window", "patch", "kernel", "stride", "padding", "shift", "dilation", "depth")

@@ -18,12 +18,12 @@ class Deep(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.hidden_size = 8
+        self.nhid = 8
         self.cells = nn.ModuleList([nn.LSTMCell(5, 8), nn.LSTMCell(8, 8)])
         self.head = nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        states = [(x.new_zeros(len(x), self.hidden_size),) * 2 for _ in self.cells]
+        states = [(x.new_zeros(len(x), self.nhid),) * 2 for _ in self.cells]
         for step in x.unbind(1):
             below = step
             for place, cell in enumerate(self.cells):
@@ -38,12 +38,12 @@ class BothWays(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.hidden = 8
+        self.units = 8
         self.forth, self.back = nn.GRUCell(5, 8), nn.GRUCell(5, 8)
         self.head = nn.Linear(16, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        forth = back = x.new_zeros(len(x), self.hidden)
+        forth = back = x.new_zeros(len(x), self.units)
         for step in range(x.shape[1]):
             forth, back = self.forth(x[:, step], forth), self.back(x[:, -1 - step], back)
         out: Tensor = self.head(torch.cat([forth, back], 1))
@@ -96,11 +96,11 @@ class Wrapped(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.hidden = 8
+        self.d_inner = 8
         self.inner, self.head = self.Inner(nn.LSTM(5, 8, batch_first=True)), nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        zeros = x.new_zeros(1, len(x), self.hidden)
+        zeros = x.new_zeros(1, len(x), self.d_inner)
         out: Tensor = self.head(self.inner(x, (zeros, zeros)))
         return out
 
