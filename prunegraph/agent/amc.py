@@ -4,14 +4,16 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.stats import truncnorm
 from stable_baselines3 import DDPG
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.common.vec_env import VecNormalize
 from torch.optim import Optimizer
 
 from prunegraph.agent.amc_env import WidthEnv
+from prunegraph.seeding import seeded
 
 WARM_UP_SHARE = 0.25
 """Episodes of constant noise and no updates: 100 of the paper's 400."""
@@ -49,7 +51,7 @@ def train_widths(
     """
     num_steps = len(env.groups)
     warm_up = int(WARM_UP_SHARE * num_episodes)
-    with torch.random.fork_rng(devices=[]):
+    with seeded(seed):  # the agent's own seed would set the generators of Python and NumPy too
         agent = _AmcDDPG(
             "MlpPolicy",
             env,
@@ -61,8 +63,8 @@ def train_widths(
             train_freq=(1, "episode"),
             gradient_steps=-1,
             replay_buffer_class=_EpisodeBuffer,
+            replay_buffer_kwargs={"seed": seed},
             policy_kwargs={"net_arch": list(HIDDEN)},
-            seed=seed,
             device="cpu",
         )
         agent.set_logger(Logger(folder=None, output_formats=[]))  # its own leaves a folder behind
@@ -120,8 +122,9 @@ class _AmcDDPG(DDPG):
 class _EpisodeBuffer(ReplayBuffer):
     """Holds an episode back until its reward is known, and gives that to all of its steps."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, seed: int, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._generator = np.random.default_rng(seed)
         self._episode: list[tuple[Any, ...]] = []
         self._baseline: float | None = None
 
@@ -144,3 +147,8 @@ class _EpisodeBuffer(ReplayBuffer):
             super().add(before, after, taken, np.array([final - baseline]), end, info)
         self._baseline = BASELINE_DECAY * baseline + (1.0 - BASELINE_DECAY) * final
         self._episode = []
+
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
+        """Draw steps from random numbers of its own."""
+        known = self.buffer_size if self.full else self.pos
+        return self._get_samples(self._generator.integers(known, size=batch_size), env)

@@ -59,14 +59,19 @@ class WidthEnv(gymnasium.Env[FloatArray, FloatArray]):
             group.classes[np.argsort(-importance[group.classes], kind="stable")]
             for group in self.groups
         ]
-        self._least = self._least_widths()
+        least = [
+            max(group.min_keep, int(np.ceil(LEAST_SHARE * len(group.classes))))
+            for group in self.groups
+        ]
+        fits = self._fits(least)
+        self._least = least if fits else [group.min_keep for group in self.groups]
         self._features = _static_features(graph, self.groups)
         self._macs = np.array(
             [graph.class_costs()[0][group.classes].sum() for group in self.groups]
         )
         self._last_action = 1.0
         self.observation_space = gymnasium.spaces.Box(0.0, 1.0, (len(OBSERVATION_NAMES),))
-        self.action_space = gymnasium.spaces.Box(LEAST_SHARE, 1.0, (1,))
+        self.action_space = gymnasium.spaces.Box(LEAST_SHARE if fits else 0.0, 1.0, (1,))
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -112,13 +117,6 @@ class WidthEnv(gymnasium.Env[FloatArray, FloatArray]):
 
     def _fits(self, widths: list[int]) -> bool:
         return self.graph.cost_ratio(self._keep(widths), self.budget) <= 1.0
-
-    def _least_widths(self) -> list[int]:
-        least = [
-            max(group.min_keep, int(np.ceil(LEAST_SHARE * len(group.classes))))
-            for group in self.groups
-        ]
-        return least if self._fits(least) else [group.min_keep for group in self.groups]
 
     def _observe(self) -> FloatArray:
         """Return the state of the group to decide; of the last one when all are decided."""

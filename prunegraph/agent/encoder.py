@@ -62,8 +62,8 @@ class ChannelGraphEncoder(nn.Module):
         shuffle_edges: messages arrive at the wrong nodes of the right kind (an ablation).
 
     Shapes:
-        - data with ``x [N, F]``, ``op_x [M, F_op]``, ``edge_index [2, E]``, ``edge_attr [E, R]``
-          -> ``[N, H]``
+        - data with ``x [N, F]``, ``op_x [M, F_op]``, ``edge_index [2, E]``, ``edge_attr [E, R]``,
+          and ``channel_graph [N]`` if edges are shuffled -> ``[N, H]``
     """
 
     def __init__(
@@ -101,10 +101,21 @@ class ChannelGraphEncoder(nn.Module):
         if not self.use_edges:
             return [data.edge_index[:, :0]] * data.edge_attr.shape[1]
         edges = [data.edge_index[:, column > 0] for column in data.edge_attr.T]
-        return [_shuffled(each) for each in edges] if self.shuffle_edges else edges
+        if not self.shuffle_edges:
+            return edges
+        return [_shuffled(each, data.channel_graph[each.min(dim=0).values]) for each in edges]
 
 
-def _shuffled(edges: Tensor) -> Tensor:
-    """Return edges ``[2, E]`` whose targets have changed places, the same way each time."""
-    order = torch.randperm(edges.shape[1], generator=torch.Generator().manual_seed(0))
-    return torch.stack([edges[0], edges[1, order.to(edges.device)]])
+def _shuffled(edges: Tensor, graph_of: Tensor) -> Tensor:
+    """Return edges ``[2, E]`` whose targets have changed places, the same way each time.
+
+    Args:
+        edges: of graphs that were joined.
+        graph_of: ``[E]`` the graph of each, within which its target stays.
+    """
+    shuffled = edges.clone()
+    for graph in graph_of.unique():
+        own = torch.nonzero(graph_of == graph).squeeze(1)
+        order = torch.randperm(len(own), generator=torch.Generator().manual_seed(0))
+        shuffled[1, own] = edges[1, own[order.to(own.device)]]
+    return shuffled

@@ -37,6 +37,10 @@ class InstanceOffsets(nn.Module):
         self._group_of = {
             index: torch.from_numpy(graph.group_of) for index, graph in graphs.items()
         }
+        self._first = {
+            index: torch.tensor([int(group.classes[0]) for group in graph.groups])
+            for index, graph in graphs.items()
+        }
 
     def forward(self, graph_id: int) -> Tensor:
         """Return the offsets ``[N]`` of one network's scores."""
@@ -46,7 +50,13 @@ class InstanceOffsets(nn.Module):
 
     @torch.no_grad()
     def ascend(
-        self, graph_id: int, probabilities: Tensor, *, rate: float, group_rate: float, scale: float
+        self,
+        graph_id: int,
+        probabilities: Tensor,
+        *,
+        rate: float,
+        group_rate: float,
+        scale: Tensor,
     ) -> None:
         """Move the offsets along their gradients, and clear these.
 
@@ -55,15 +65,31 @@ class InstanceOffsets(nn.Module):
             probabilities: ``[N]`` mean keep probabilities; 0 or 1 where nothing is decided.
             rate: step of a channel.
             group_rate: step of a group.
-            scale: turns a gradient of the loss into ``-mean(A (b - p))``.
+            scale: ``[N]`` turns a gradient of the loss into ``-mean(A (b - p))`` over the episodes
+                that decide on the channel, alike within a group.
         """
         channels, groups = self.channels[str(graph_id)], self.groups[str(graph_id)]
         group_of = self._group_of[graph_id].to(channels.device)
+        first = self._first[graph_id].to(channels.device)
         variance = torch.zeros_like(groups).index_add(
             0, group_of, probabilities * (1.0 - probabilities)
         )
         if channels.grad is not None and groups.grad is not None:
             channels -= rate * (scale * channels.grad).clamp(-1.0, 1.0)
-            step = scale * groups.grad / (variance + 1e-6).sqrt()
+            step = scale[first] * groups.grad / (variance + 1e-6).sqrt()
             groups -= group_rate * step.clamp(-1.0, 1.0)
         channels.grad = groups.grad = None
+
+    @torch.no_grad()
+    def follow(self, graph_id: int, gains: Tensor, mask: Tensor, rate: float) -> None:
+        """Move the groups' offsets by ``rate`` times their mean gain.
+
+        Args:
+            graph_id: the network.
+            gains: ``[B, G]`` advantage times noise of each episode and group.
+            mask: ``[B, N]`` which channels each decides on: the others' groups gain nothing.
+            rate: step of a group.
+        """
+        groups = self.groups[str(graph_id)]
+        decides = mask[:, self._first[graph_id].to(groups.device)]
+        groups += rate * ((gains * decides).sum(dim=0) / decides.sum(dim=0).clamp(min=1))

@@ -1,5 +1,6 @@
 """The policy that stable-baselines3 trains: from padded observations to masked keep bits."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -98,7 +99,7 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         self.initial_temperature = 1.0
         self.group_noise = 0.0
         self.noises: list[Tensor] = []
-        self.num_acted = 0
+        self.num_acted: Counter[float] = Counter()  # an episode's step -> how often
         self.planned_every = 1
         self.proposals = 1
         self.choose: Callable[[int, Tensor, Float64Array], int] | None = None
@@ -322,12 +323,13 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         actions: Tensor,
         plan: Callable[[int, Tensor, Float64Array], Tensor],
     ) -> None:
-        """Replace every ``planned_every``-th of an update's actions ``[B, N_max]`` by its plan."""
+        """Replace the actions ``[B, N_max]`` of an update's every ``planned_every``-th episode."""
         ids = obs["graph_id"].reshape(-1).long().tolist()
         limits = self.limits(ids, obs["context"])
-        for row, graph_id in enumerate(ids):
-            self.num_acted += 1
-            if self.num_acted % self.planned_every == 0:
+        steps = obs["context"][:, self.network_config.context_names.index("step_share")].tolist()
+        for row, (graph_id, step) in enumerate(zip(ids, steps, strict=True)):
+            self.num_acted[step] += 1
+            if self.num_acted[step] % self.planned_every == 0:
                 size = self.topologies[graph_id].num_channels
                 actions[row, :size] = plan(graph_id, actions[row, :size], limits[row])
 

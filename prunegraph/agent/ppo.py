@@ -31,6 +31,9 @@ MOST_RATIO = 10.0
 """New over old probability of a bit, beyond which it is pushed down no more. Without a bound, as in
 dual-clip PPO (Ye et al. 2020, arXiv 1912.09729), bits that were unlikely explode the offsets."""
 
+EQUAL = 1e-5
+"""Advantages that differ by less, relative to the largest, are equal: rewards lose digits."""
+
 MOST_UPDATES = 3
 """Updates at the most, in those that the networks would pay for if no mask came twice: of a small
 network all masks may have been run, and those that come again are not counted."""
@@ -155,7 +158,8 @@ class ChannelPPO(PPO):
         # Only a threshold that is solved anew keeps noisy scores within the budget.
         solved = self.policy.constraint == "bias"
         self.policy.group_noise = self.config.group_noise(progress) if solved else 0.0
-        self.policy.noises, self.policy.num_acted = [], 0
+        self.policy.noises = []
+        self.policy.num_acted.clear()
         seed = update_seed(self.run_seed, self.num_rollouts)
         self.policy.generator = torch.Generator().manual_seed(seed)
         self.policy.noise_generator = torch.Generator().manual_seed(seed ^ 1)  # a stream apart
@@ -208,7 +212,7 @@ class ChannelPPO(PPO):
                 self._move_offsets(ids, decision, *(rate / self.config.epochs for rate in rates))
             self._n_updates += 1
         if self.config.learning_rate and noise is not None:
-            self._follow_noise(ids, advantages, noise, self.config.group_noise_rate)
+            self._follow_noise(ids, decision, advantages, noise, self.config.group_noise_rate)
         if self.config.imagined_steps:
             self._remember(observations, ids)
             if self.config.learning_rate:
@@ -232,31 +236,35 @@ class ChannelPPO(PPO):
     ) -> None:
         """Step the instance offsets of the networks ``ids`` ``[B]`` along their gradients."""
         distribution = decision.distribution
-        probabilities = torch.where(distribution.mask, distribution.probabilities(), 1.0)
-        bits = distribution.num_free().float()  # the loss is a mean over them, or a sum
+        probabilities = distribution.probabilities()
+        bits = distribution.num_free().double()  # the loss is a mean over them, or a sum
         per_bit = bits if self.config.clip == "bit" else torch.ones_like(bits)
         for graph_id in ids.unique().tolist():
             rows = ids == graph_id
             size = self.policy.topologies[graph_id].num_channels
+            mask = distribution.mask[rows, :size]
+            decided, num_rows = mask.any(dim=0), mask.sum(dim=0).clamp(min=1)
+            kept = torch.where(mask, probabilities[rows, :size], 0.0).sum(dim=0) / num_rows
+            weight = (mask * per_bit[rows, None]).sum(dim=0) / num_rows
             self.policy.offsets.ascend(
                 graph_id,
-                probabilities[rows, :size].mean(dim=0),
+                torch.where(decided, kept, 1.0),
                 rate=rate,
                 group_rate=group_rate,
-                scale=float(per_bit[rows].mean())
-                * self.policy.temperature
-                * len(ids)
-                / int(rows.sum()),
+                scale=(weight * self.policy.temperature * len(ids) / num_rows).float(),
             )
 
     @torch.no_grad()
-    def _follow_noise(self, ids: Tensor, advantages: Tensor, noise: Tensor, rate: float) -> None:
+    def _follow_noise(
+        self, ids: Tensor, decision: Decision, advantages: Tensor, noise: Tensor, rate: float
+    ) -> None:
         """Move the groups' offsets along the noise that paid (evolution strategies)."""
         for graph_id in ids.unique().tolist():
             rows = ids == graph_id
-            groups = self.policy.offsets.groups[str(graph_id)]
-            step = (advantages[rows, None] * noise[rows, : len(groups)]).mean(dim=0)
-            groups += rate * step
+            graph = self.policy.topologies[graph_id].graph
+            gains = advantages[rows, None] * noise[rows, : len(graph.groups)]
+            mask = decision.distribution.mask[rows, : graph.num_classes]
+            self.policy.offsets.follow(graph_id, gains, mask, rate)
 
     def _remember(self, observations: dict[str, Tensor], ids: Tensor) -> None:
         """Teach the imagination this update's episodes."""
@@ -315,7 +323,7 @@ class ChannelPPO(PPO):
             weights = advantages[:, None] / decision.distribution.num_free()[:, None] / len(ids)
             self._descend(-(weights * log_prob).sum(), self.config.imagined_learning_rate)
             self._move_offsets(ids, decision, self.config.imagined_rate, 0.0)
-            self._follow_noise(ids, advantages, noise, self.config.imagined_rate)
+            self._follow_noise(ids, decision, advantages, noise, self.config.imagined_rate)
 
     def _rollout(self) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
         """Return observations, actions, returns and values of the rollout, step by step.
@@ -422,12 +430,15 @@ def standardise(advantages: Tensor, cells: Tensor) -> Tensor:
     Args:
         advantages: ``[B]``.
         cells: ``[B]`` which (network, budget) each belongs to: a network that is easier to prune
-            must not make its masks look good. The only one of a cell gets 0.
+            must not make its masks look good. The only one of a cell gets 0, and so does each
+            where all of a cell are equal but for rounding.
     """
     centred = advantages.clone()
     for cell in cells.unique():
         members = cells == cell
         centred[members] -= centred[members].mean()
+    if centred.abs().max() <= EQUAL * max(1.0, float(advantages.abs().max())):
+        return torch.zeros_like(centred)
     return centred / (centred.std(correction=0) + 1e-8)
 
 

@@ -1,11 +1,19 @@
 """Options of an update."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from prunegraph.errors import ConfigError
+from prunegraph.rewards.config import check_choice, check_range
 
 Clip = Literal["bit", "joint"]
+
+RATES = (
+    *("learning_rate", "clip_range", "entropy_coefficient", "value_coefficient", "max_grad_norm"),
+    *("offset_rate", "group_offset_rate", "group_noise_rate", "group_noise_start"),
+    *("group_noise_end", "imagined_learning_rate", "imagined_rate", "caution", "planned_caution"),
+)
+"""Options that are numbers from 0 on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +90,16 @@ class PPOConfig:
     planned_caution: float = 1.0
 
     def __post_init__(self) -> None:
+        check_choice("clip", self.clip, get_args(Clip))
+        for name in RATES:
+            check_range(name, getattr(self, name), 0.0, 1e3)
+        for name in ("imagined_steps", "exchanges"):
+            check_range(name, getattr(self, name), 0, 10**6)
+        if self.group_noise_start and not self.group_noise_end:
+            msg = (
+                "group_noise_end=0 cannot be reached geometrically: set group_noise_start to 0 too"
+            )
+            raise ConfigError(msg)
         if min(self.temperature_start, self.temperature_end) <= 0:
             msg = (
                 f"temperatures {self.temperature_start} and {self.temperature_end} must be above 0"

@@ -73,10 +73,11 @@ class EnvConfig:
             if value is not None and value < 1:
                 msg = f"{name}={value} must be at least 1"
                 raise ConfigError(msg)
-        if self.refinements < 0 or (self.refinements and self.per_group):
+        whole = self.refinements >= 0 and float(self.refinements).is_integer()
+        if not whole or (self.refinements and self.per_group):
             msg = (
-                f"refinements={self.refinements} must not be negative, and be 0 where episodes go "
-                "group by group"
+                f"refinements={self.refinements} must be a whole number from 0 on, and be 0 where "
+                "episodes go group by group"
             )
             raise ConfigError(msg)
         if min(self.seed, self.first_episode) < 0:

@@ -147,7 +147,9 @@ class CrossEntropySearch:
     Each step draws a population of offsets from a diagonal normal distribution, projects each to
     the budget, scores all on one fresh random subset of the search images, and refits the
     distribution to the elites (Rubinstein 1999; smoothed as in de Boer et al. 2005, "A Tutorial on
-    the Cross-Entropy Method", section 3). The first member of each population is the mean itself.
+    the Cross-Entropy Method", section 3; the deviation is that from the old mean, as in CMA-ES,
+    Hansen 2016, arXiv 1604.00772, section 3.1). The first member of each population is the mean
+    itself.
     Elites have the highest ``accuracy - loss_weight * loss``: accuracy is what is wanted, and the
     loss tells apart what few images cannot.
     A step whose masks were all run before doubles the deviation: the search goes on until its

@@ -9,6 +9,9 @@ SelfCompetitionForm = Literal["best", "ema", "rank", "greedy", "accuracy", "lagr
 Metric = Literal["accuracy", "soft_accuracy", "accuracy_loss", "loss", "kl"]
 Constraint = Literal["bias", "lagrangian"]
 
+REWARD_BOUND = 10.0
+"""Rewards lie between minus this and this."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig:
@@ -58,20 +61,20 @@ class RewardConfig:
     overshoot_tolerance: float = 0.01
 
     def __post_init__(self) -> None:
-        _check_choice("self_competition", self.self_competition, get_args(SelfCompetitionForm))
-        _check_choice("metric", self.metric, get_args(Metric))
-        _check_choice("constraint", self.constraint, get_args(Constraint))
-        _check_range("gain", self.gain, 0.0, 1e6)
-        _check_range("floor", self.floor, -1e6, 0.0)
-        _check_range("ema_decay", self.ema_decay, 0.0, 1.0)
-        _check_range("epsilon", self.epsilon, 0.0, 1.0)
-        _check_range("window", self.window, 2, 10**6)
-        _check_range("quantile", self.quantile, 0.0, 1.0)
-        _check_range("multiplier_limit", self.multiplier_limit, 0.0, 1e6)
-        _check_range("multiplier_start", self.multiplier_start, 0.0, self.multiplier_limit)
-        _check_range("multiplier_step", self.multiplier_step, 0.0, 1e6)
-        _check_range("multiplier_period", self.multiplier_period, 1, 10**6)
-        _check_range("overshoot_tolerance", self.overshoot_tolerance, 0.0, 1.0)
+        check_choice("self_competition", self.self_competition, get_args(SelfCompetitionForm))
+        check_choice("metric", self.metric, get_args(Metric))
+        check_choice("constraint", self.constraint, get_args(Constraint))
+        check_range("gain", self.gain, 0.0, 1e6)
+        check_range("floor", self.floor, -REWARD_BOUND, 0.0)
+        check_range("ema_decay", self.ema_decay, 0.0, 1.0)
+        check_range("epsilon", self.epsilon, 0.0, 1.0)
+        check_range("window", self.window, 2, 10**6)
+        check_range("quantile", self.quantile, 0.0, 1.0)
+        check_range("multiplier_limit", self.multiplier_limit, 0.0, 1e6)
+        check_range("multiplier_start", self.multiplier_start, 0.0, self.multiplier_limit)
+        check_range("multiplier_step", self.multiplier_step, 0.0, 1e6)
+        check_range("multiplier_period", self.multiplier_period, 1, 10**6)
+        check_range("overshoot_tolerance", self.overshoot_tolerance, 0.0, 1.0)
 
     @property
     def uses_multiplier(self) -> bool:
@@ -79,13 +82,15 @@ class RewardConfig:
         return self.constraint == "lagrangian" or self.self_competition == "lagrangian"
 
 
-def _check_choice(name: str, value: str, valid: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str, valid: tuple[str, ...]) -> None:
+    """Raise ConfigError for a value that is none of ``valid``."""
     if value not in valid:
         msg = f"{name}={value!r} is not one of {', '.join(valid)}"
         raise ConfigError(msg)
 
 
-def _check_range(name: str, value: float, low: float, high: float) -> None:
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Raise ConfigError for a value outside of [low, high], or NaN."""
     if not low <= value <= high:
         msg = f"{name}={value} must lie in [{low:g}, {high:g}]"
         raise ConfigError(msg)

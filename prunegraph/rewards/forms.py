@@ -9,12 +9,9 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from prunegraph.rewards.config import RewardConfig
+from prunegraph.rewards.config import REWARD_BOUND, RewardConfig
 from prunegraph.rewards.episode import Episode
 from prunegraph.rewards.ledger import SelfCompetitionLedger
-
-REWARD_BOUND = 10.0
-"""No reward is larger than this, nor smaller than minus this."""
 
 
 @dataclass(frozen=True, kw_only=True)

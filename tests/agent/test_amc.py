@@ -1,3 +1,4 @@
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,6 +74,14 @@ def test_the_wall_is_where_the_later_groups_keep_their_least() -> None:
     assert env.widths[-1] < WIDTHS[-1]  # it was hit
 
 
+def test_shares_go_as_low_as_the_budget_asks() -> None:
+    assert make_env(Budget(keep_macs=0.4)).action_space.low == pytest.approx(LEAST_SHARE)
+    env = make_env(Budget(keep_macs=0.03))
+    assert env.action_space.low == 0.0
+    play(env, [0.0] * len(WIDTHS))
+    assert env.widths == [group.min_keep for group in env.groups]
+
+
 def test_the_agent_s_widths_are_kept_and_the_most_important_stay() -> None:
     env = make_env(Budget(keep_macs=0.5))
     mask = play(env, [0.5, 0.75, 0.5, 1.0])
@@ -111,7 +120,7 @@ def test_noise_is_constant_at_first_and_then_decays() -> None:
 
 def test_every_step_gets_the_episode_s_reward_less_the_baseline() -> None:
     env = make_env(Budget(keep_macs=0.5))
-    buffer = _EpisodeBuffer(20, env.observation_space, env.action_space)
+    buffer = _EpisodeBuffer(20, env.observation_space, env.action_space, seed=0)
     state, action = np.zeros((1, 11), dtype=np.float32), np.zeros((1, 1), dtype=np.float32)
     for reward in (0.4, 0.9):
         for step in range(3):
@@ -123,7 +132,7 @@ def test_every_step_gets_the_episode_s_reward_less_the_baseline() -> None:
     assert buffer._baseline == pytest.approx(BASELINE_DECAY * 0.4 + (1 - BASELINE_DECAY) * 0.9)
 
 
-def test_it_learns_widths_and_leaves_torch_s_generator_alone() -> None:
+def test_it_learns_widths_and_leaves_others_random_numbers_alone() -> None:
     rewards: list[float] = []
 
     def evaluate(mask: KeepMask) -> float:
@@ -132,9 +141,11 @@ def test_it_learns_widths_and_leaves_torch_s_generator_alone() -> None:
         return rewards[-1]
 
     env = make_env(Budget(keep_macs=0.45), evaluate)
-    before = torch.get_rng_state()
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
     train_widths(env, num_episodes=240, seed=0)
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    assert np.array_equal(np.random.get_state()[1], before[2])  # noqa: NPY002
     assert len(rewards) == 240
     assert np.mean(rewards[-30:]) > np.mean(rewards[:60]) + 0.1
 

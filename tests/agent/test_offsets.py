@@ -33,14 +33,25 @@ def test_a_step_is_the_mean_of_advantage_times_surprise(graph: StructureGraph) -
     bernoulli = torch.distributions.Bernoulli(logits=logits)
     (-advantage * bernoulli.log_prob(bits).sum() / num_free).backward()
     half = torch.full((size,), 0.5)
-    offsets.ascend(0, half, rate=0.1, group_rate=0.0, scale=num_free * temperature)
+    scale = torch.full((size,), num_free * temperature)
+    offsets.ascend(0, half, rate=0.1, group_rate=0.0, scale=scale)
     assert offsets(0).detach() == pytest.approx(0.1 * advantage * (bits - 0.5).numpy())
     assert offsets.channels["0"].grad is None
     offsets.channels["0"].grad = torch.full((size,), -1e9)
     offsets.groups["0"].grad = torch.zeros(len(graph.groups))
     before = offsets(0).detach().clone()
-    offsets.ascend(0, half, rate=0.1, group_rate=0.0, scale=1.0)
+    offsets.ascend(0, half, rate=0.1, group_rate=0.0, scale=torch.ones(size))
     assert (offsets(0).detach() - before).tolist() == pytest.approx([0.1] * size)
+
+
+def test_a_group_follows_the_episodes_that_decide_on_it_alone(graph: StructureGraph) -> None:
+    offsets, first = InstanceOffsets({0: graph}), graph.groups[0].classes[0]
+    mask = torch.zeros(3, graph.num_classes, dtype=torch.bool)
+    mask[0, graph.group_of == graph.group_of[first]] = True
+    gains = torch.tensor([2.0, 5.0, 7.0])[:, None].expand(3, len(graph.groups))
+    offsets.follow(0, gains, mask, 0.1)
+    expected = np.where(np.arange(len(graph.groups)) == graph.group_of[first], 0.2, 0.0)
+    assert offsets.groups["0"].detach().numpy() == pytest.approx(expected)
 
 
 def test_noise_and_temperature_are_geometric_and_noise_can_be_off() -> None:

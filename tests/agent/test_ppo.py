@@ -1,6 +1,7 @@
 """Updates: per-bit clipping, shared advantages, reproducible noise."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,6 +108,8 @@ def test_advantages_are_centred_in_their_cell_and_scaled_together() -> None:
 
 def test_equal_rewards_move_nothing_but_rounding(make_model: MakeModel) -> None:
     assert standardise(torch.ones(4), torch.zeros(4)).abs().max() == 0.0
+    rounded = torch.tensor([0.8137, 0.81370005, 0.8136999, 0.8137])  # as float32 leaves them
+    assert standardise(rounded, torch.zeros(4)).abs().max() == 0.0
 
 
 def test_equal_share() -> None:
@@ -211,9 +214,21 @@ def test_temperature_is_geometric() -> None:
     )
 
 
-@pytest.mark.parametrize("options", [{"temperature_end": 0.0}, {"epochs": 0}, {"proposals": 2}])
-def test_bad_options_raise(options: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match=r"=0|and 0|needs imagined_steps"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature_end": 0.0}, "temperatures 0.3 and 0.0"),
+        ({"epochs": 0}, "epochs=0 must be at least 1"),
+        ({"proposals": 2}, "needs imagined_steps"),
+        ({"clip": "bits"}, "clip='bits' is not one of bit, joint"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0 must lie"),
+        ({"planned_caution": float("nan")}, "planned_caution=nan"),
+        ({"imagined_steps": -3}, "imagined_steps=-3"),
+        ({"group_noise_end": 0.0}, "group_noise_end=0 cannot be reached"),
+    ],
+)
+def test_bad_options_raise(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         PPOConfig(**options)
 
 
@@ -253,6 +268,22 @@ def test_every_second_mask_is_planned_and_learned_from(make_model: MakeModel, wo
     actions = torch.from_numpy(model.rollout_buffer.actions).reshape(16, -1)
     for (_, bits), action in zip(seen, actions[1::2], strict=True):
         assert torch.equal(action[: len(bits)].float(), 1.0 - bits)
+
+
+def test_an_episode_that_refines_is_planned_in_all_steps_or_in_none(make_model: MakeModel) -> None:
+    policy = make_model(1).policy
+    policy.planned_every = 2
+    step_share = policy.network_config.context_names.index("step_share")
+    size = policy.topologies[0].num_channels
+    steps = []
+    for step in (0.0, 0.5) * 3:
+        context = torch.full((1, len(policy.network_config.context_names)), 0.5)
+        context[0, step_share] = step
+        observed = {"graph_id": torch.zeros(1, 1), "context": context}
+        actions = torch.zeros(1, size)
+        policy._improve(observed, actions, lambda graph_id, bits, limits: bits + 1.0)
+        steps.append(bool(actions.any()))
+    assert steps == [False, False, True, True, False, False]
 
 
 def test_plans_are_made_as_soon_as_something_is_predicted(make_model: MakeModel) -> None:

@@ -15,6 +15,7 @@ from prunegraph.rewards import FORMS, RewardConfig
         ({"quantile": 1.5}, "quantile=1.5"),
         ({"ema_decay": -0.1}, "ema_decay"),
         ({"window": 1}, "window=1"),
+        ({"floor": -11.0}, "floor=-11.0"),
         ({"multiplier_start": 20.0}, "multiplier_start=20.0"),
         ({"gain": float("nan")}, "gain"),
     ],
