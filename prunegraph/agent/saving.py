@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
@@ -120,10 +121,12 @@ def load_policy(path: Path | str, *, expected: NetworkConfig | None = None) -> T
     if hashlib.sha256(content).hexdigest() != digest:
         msg = f"{weights_path} is not the file that its JSON describes: it is damaged or exchanged"
         raise ArtefactError(msg)
-    network = PruningNetwork(config)
     try:
         tensors = safetensors.torch.load(content)
-        network.load_state_dict(tensors)
+        with torch.device("meta"):  # sizes that lie cost no memory
+            network = PruningNetwork(config)
+        owned = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
+        network.load_state_dict(owned, assign=True)
     except Exception as error:  # a header that lies makes the reader raise about anything
         msg = f"{weights_path} does not fit its JSON: {str(error).splitlines()[0]}"
         raise ArtefactError(msg) from error

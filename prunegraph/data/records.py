@@ -164,13 +164,20 @@ def _scan_tar(path: Path) -> Iterator[Record]:
     """Yield the images of a plain tar; devices and the like are passed over, links refused."""
     try:
         with tarfile.open(path, "r:") as archive:
+            seen: set[tuple[str, str]] = set()
             for member in archive:
                 if member.size < 0:  # Python before 3.11.14 would read the same members for ever
                     msg = f"{member.name!r} has a negative size"
                     raise tarfile.ReadError(msg)
                 record = _tar_record(path, member)
-                if record is not None:
-                    yield record
+                if record is None:
+                    continue
+                place = record.split, record.name
+                if place in seen:
+                    msg = f"{path} holds {'/'.join(place)} twice: make it anew from the folder"
+                    raise DataError(msg)
+                seen.add(place)
+                yield record
             _check_tar_end(archive)
     except DataError:
         raise

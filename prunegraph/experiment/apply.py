@@ -86,7 +86,7 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
 
 def check_policy(policy: TrainedPolicy, folder: RunFolder) -> None:
     """Raise ConfigError if a run that goes on began with another policy."""
-    if not folder.file(POLICY_FILE).is_file():
+    if not folder.file(POLICY_FILE).with_suffix(".json").is_file():  # written last
         return
     begun, given = (parameter_digest(item.network) for item in (load_policy(folder.path), policy))
     check_same_policy(begun, given, folder.path)

@@ -120,13 +120,19 @@ def ranked(
     return sorted(accuracies, key=lambda name: (-rank(accuracies[name]), name))
 
 
-def best_rival(candidates: Sequence[Candidate]) -> str | None:
+def best_rival(
+    candidates: Sequence[Candidate], rank: Callable[[Sequence[float]], float] = statistics.mean
+) -> str | None:
     """Return what the agent must beat: the best search accuracy, on average over its searches.
 
     Of a baseline, or of the policy that the search began with, as in the verdict.
+
+    Args:
+        candidates: of all methods.
+        rank: what counts in place of the average, of the search accuracies of a method's masks.
     """
     rivals = {item.name for item in candidates if is_rival(item.name)}
-    return next(iter(ranked(candidates, rivals)), None)
+    return next(iter(ranked(candidates, rivals, rank)), None)
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate:

@@ -23,7 +23,7 @@ from prunegraph.experiment.verdict import (
     is_control,
 )
 
-RULES = 3
+RULES = 4
 """Version of the rules by which fine-tunes are chosen: ``verify`` knows those of older reports."""
 
 ALWAYS = ("l1/uniform", "taylor/per_mac")
@@ -81,14 +81,16 @@ def plan_cells(
         candidates: of all methods.
         config: which of them.
         rules: by those of version 1 only baselines are rivals, and the last of equal heuristics
-            is fine-tuned; until version 3 all searches began from what one row tells.
+            is fine-tuned; until version 3 all searches began from what one row tells; until version
+            4 the best rival was that on average where the best mask of each is fine-tuned.
     """
     seeds = finetune_seeds_of(config)
+    rank = max if config.finetune_seeds else statistics.mean
     rivals = [item for item in candidates if rules > 1 or is_baseline(item.name)]
-    best = best_rival(rivals)
+    best = best_rival(rivals, rank if rules > 3 else statistics.mean)
     if config.finetune_best:
         candidates = [item for item in candidates if is_agent(item.name) or item.name == best]
-    names = _searched(candidates, max if config.finetune_seeds else statistics.mean)
+    names = _searched(candidates, rank)
     if best is not None and rules > 1 and (searches(best) or (rules > 2 and is_control(best))):
         names.add(best)
     others = [item for item in candidates if item.name in (*heuristics(), *TORCH_PRUNING)]

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -136,7 +137,7 @@ def _usual_dataset(arch: str) -> str:
 
 def _print(content: dict[str, Any], graph: StructureGraph, console: Console) -> None:
     widths = content.get("kept", {}).get("widths")
-    table = Table(title=_title(content))
+    table = Table(title=escape(_title(content)))
     table.add_column("group")
     table.add_column("size", justify="right")
     if widths is not None:
@@ -146,12 +147,12 @@ def _print(content: dict[str, Any], graph: StructureGraph, console: Console) -> 
     table.add_column("frozen because")
     for group in content["groups"]:
         table.add_row(
-            group["name"],
+            escape(group["name"]),
             str(group["size"]),
             *([] if widths is None else [str(widths.get(group["name"], group["size"]))]),
             f"{100 * group['macs_share']:.1f} %",
-            _shorten(group["members"]),
-            group["frozen"] or "",
+            escape(_shorten(group["members"])),
+            escape(group["frozen"] or ""),
         )
     console.table(table)
     for frozen in content["frozen_ops"]:

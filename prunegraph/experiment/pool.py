@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Protocol, Self
 
 import torch
@@ -84,7 +85,8 @@ class PooledEvaluator:
 
     def evaluate(self, mask: KeepMask, subset: Tensor | None = None) -> Outcome:
         """Return the outcome of a mask on the search images at positions ``subset``."""
-        key = (mask.digest(), b"" if subset is None else subset.numpy().tobytes())
+        positions = self._all_images if subset is None else subset.numpy().tobytes()
+        key = (mask.digest(), positions)
         own: Future[Outcome] = Future()
         found = self._cache.setdefault(key, own)  # atomic: of two threads one runs the network
         if found is own:
@@ -127,7 +129,7 @@ class PooledEvaluator:
             found.set_result(outcome)
             self._cache[outcome.digest, everything] = found
 
-    @property
+    @cached_property
     def _all_images(self) -> bytes:
         positions: bytes = self.draw_subset(len(self._evaluator.search), 0).numpy().tobytes()
         return positions

@@ -283,7 +283,10 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
     search = content["search"] or {}
     for name, figure in checked(search.get("health", {}), dict[str, Any], str(path)).items():
         checked(figure, HEALTH, f"{path}: search.health.{name}")
+    checked(search.get("seeds", []), list[int], f"{path}: search.seeds")
     odd = [
+        *["methods"] * all(row["name"] == DENSE for row in content["methods"]),
+        *["proxy_rank_correlation"] * (abs(content.get("proxy_rank_correlation") or 0.0) > 1.0),
         *["search.seconds"] * (search.get("evaluation_seconds", 0.0) > 0.0 >= search["seconds"]),
         *["stage_one_verdict"] * (len(content.get("stage_one_verdict", "12")) != 2),
         *(f"budget.{name}" for name in content["budget"].keys() - {f.name for f in fields(Budget)}),
@@ -299,7 +302,7 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
         ),
     ]
     if odd:
-        msg = f"{path}: {odd[0]} is damaged: it is no limit, no share or no time"
+        msg = f"{path}: {odd[0]} is damaged: no run writes that"
         raise ArtefactError(msg)
 
 

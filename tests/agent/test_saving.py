@@ -102,6 +102,12 @@ def contradict(folder: Path) -> None:
     (folder / "policy.json").write_text(json.dumps(record))
 
 
+def exaggerate(folder: Path) -> None:
+    record = json.loads((folder / "policy.json").read_text())
+    record["network"] |= {"hidden": 4096, "layers": 64}  # 48 GB, if it were built
+    (folder / "policy.json").write_text(json.dumps(record))
+
+
 @pytest.mark.parametrize(
     ("damage", "match"),
     [
@@ -109,6 +115,7 @@ def contradict(folder: Path) -> None:
         (truncate_json, "policy.json is damaged: it is no JSON"),
         (forget_network, "policy.json: network is missing"),
         (contradict, "does not fit its JSON"),
+        (exaggerate, "does not fit its JSON"),
         (lambda folder: (folder / "policy.json").unlink(), "there is no file .*policy.json"),
         (lambda folder: (folder / "policy.safetensors").unlink(), "cannot read the policy"),
     ],

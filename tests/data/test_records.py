@@ -174,6 +174,17 @@ def test_paths_that_leave_the_tar_are_refused(
         scan(tar)
 
 
+def test_an_image_that_a_tar_holds_twice_is_named(
+    make_folder: MakeFolder, make_tar: MakeTar
+) -> None:
+    folder = make_folder()
+    tar = make_tar(folder, "root")
+    with tarfile.open(tar, "a") as archive:
+        archive.add(folder / "train" / "ant", "other/train/ant")
+    with pytest.raises(DataError, match=r"holds train/ant/\S+ twice: make it anew"):
+        scan(tar)
+
+
 def test_nothing_is_ever_unpacked(make_folder: MakeFolder, make_tar: MakeTar) -> None:
     tar = make_tar(make_folder(root="source"), "root")
     before = sorted(tar.parent.rglob("*"))

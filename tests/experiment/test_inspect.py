@@ -41,10 +41,10 @@ class NotANumber(nn.Module):
 class Flips(nn.Module):
     def __init__(self):
         super().__init__()
-        self.first, self.second = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)
+        self.first, self.second = nn.Conv2d(1, 8, 3), nn.ModuleDict({"[/x]": nn.Conv2d(8, 8, 3)})
         self.fc = nn.Linear(8, 10)
     def forward(self, images):
-        x = self.second(self.first(images)).softmax(1)
+        x = self.second["[/x]"](self.first(images)).softmax(1)
         return self.fc(x.mean((2, 3)))
 
 def literal():
@@ -88,6 +88,7 @@ def test_frozen_groups_are_shown_with_their_reason(
     assert main(["inspect", "--arch", f"{user_models}:Flips", "--dataset", "digits"]) == 0
     out = capsys.readouterr().out
     assert "softmax" in out
+    assert "[/x]" in out  # no markup
     assert "8 of 26 channel classes can be removed, in 1 groups" in out
 
 

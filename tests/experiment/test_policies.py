@@ -165,6 +165,8 @@ def test_a_run_that_goes_on_keeps_its_policy(tmp_path: Path) -> None:
     check_policy(policies[0], folder)
     with pytest.raises(ConfigError, match="was begun with another policy"):
         check_policy(policies[1], folder)
+    folder.file("policy.json").unlink()  # as a kill between the two files leaves it
+    check_policy(policies[1], folder)
     path = folder.checkpoint("policy.json")
     pin_policy(None, path)
     assert not path.exists()

@@ -40,8 +40,12 @@ class WaitingPool:
         return stand_in().evaluate(mask, subset)
 
 
-def stand_in() -> KnownMaskEvaluator:
-    return KnownMaskEvaluator(GRAPH, draw_signs(GRAPH, np.random.default_rng(0))[1])
+class StandIn(KnownMaskEvaluator):
+    search = range(1000)
+
+
+def stand_in() -> StandIn:
+    return StandIn(GRAPH, draw_signs(GRAPH, np.random.default_rng(0))[1])
 
 
 def pooled(pool: WaitingPool, network: int = 0) -> PooledEvaluator:
@@ -71,6 +75,9 @@ def test_other_masks_images_and_networks_are_run() -> None:
     names = [(0, SMALL.digest()), (0, DENSE.digest()), (0, SMALL.digest()), (1, SMALL.digest())]
     assert pool.calls == names
     assert evaluator.num_networks == 3
+    everything = evaluator.draw_subset(len(stand_in().search), seed=0)
+    assert evaluator.evaluate(SMALL, everything) == evaluator.evaluate(SMALL)
+    assert pool.calls == names
 
 
 def test_all_masks_at_once_come_back_in_order() -> None:

@@ -97,6 +97,18 @@ def test_the_best_baseline_is_the_best_on_average() -> None:
     assert choose([*steady, candidate("l1/uniform", 0, 0.6)]).seed == 1
 
 
+def test_where_best_masks_are_compared_the_rival_is_that_with_the_best_mask(weights: Path) -> None:
+    found = [
+        *(candidate("agent/best", seed, 0.9) for seed in range(3)),
+        *(candidate("cem", seed, 0.8) for seed in range(3)),
+        *(candidate("random_search", seed, (0.7, 0.7, 0.89)[seed]) for seed in range(3)),
+    ]
+    options = {"finetune_seeds": 2, "finetune_best": True}
+    assert planned(weights, found, **options) == {"agent/best", "random_search", "dense"}
+    assert planned(weights, found, rules=3, **options) == {"agent/best", "cem", "dense"}
+    assert planned(weights, found, finetune_best=True) == {"agent/best", "cem", "dense"}
+
+
 def test_of_equal_heuristics_older_reports_fine_tuned_the_last(weights: Path) -> None:
     found = [candidate("agent/best", 0, 0.9), candidate("cem", 0, 0.8)]
     found += [candidate(f"{name}/uniform", 0, 0.7) for name in ("l2", "lamp")]
