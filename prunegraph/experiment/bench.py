@@ -300,9 +300,15 @@ class Bench:
 
     def time_training(self, num_images: int) -> None:
         """Train a copy of the network on some images, for the time that it takes."""
-        recipe = dataclasses.replace(self.recipe(), epochs=1, distill_weight=0.0)
+        recipe = dataclasses.replace(self.recipe(), epochs=1)
         train = self.finetune_images.sample(num_images, self.seed)
-        finetune(copy_network(self.target.model), train, recipe, seed=self.seed)
+        model = copy_network(self.target.model)
+        finetune(model, train, recipe, seed=self.seed, teacher=self.teacher)
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The network from whose outputs fine-tunes learn, if they do."""
+        return self.target.model if self.options.distill else None
 
     def test_accuracy(self, model: nn.Module) -> float:
         """Return the accuracy on the test split. Call it when every choice is made."""

@@ -179,11 +179,12 @@ class RecipeOptions:
         round_to: keep a multiple of this many channels (8, 16) in every group, within the budget.
         finetune_epochs: epochs of the fine-tune, the same for every network that gets one; default:
             40 on digits, else 10.
-        finetune_lr: peak learning rate; default: 0.02 below 100 epochs, else 0.1.
+        finetune_lr: peak learning rate of the fine-tune.
         finetune_on_search: fine-tune on the search images too, when every choice has been made, as
             tables do whose networks train on all training images.
-        batch_size: images a training step.
-        distill: weight in [0, 1] of the dense network's outputs in the fine-tune's loss.
+        batch_size: images a step of the fine-tune.
+        distill: weight in [0, 1] of the dense network's outputs in the fine-tune's loss; 0: labels
+            alone, which takes less time.
         calibration_images: training images that recalibrate batch norm after pruning.
         reconstruct: with no-reconstruct the kept weights stay as they are; default: they take over
             what the removed channels gave, by least squares on those images, before a pruned
@@ -195,10 +196,10 @@ class RecipeOptions:
 
     round_to: int | None = None
     finetune_epochs: int | None = None
-    finetune_lr: float | None = None
+    finetune_lr: float | None = 0.05  # None, in older runs: ``FinetuneConfig.learning_rate``
     finetune_on_search: bool = False
     batch_size: int = 128
-    distill: float = 0.0
+    distill: float = 0.5
     calibration_images: int = 1024
     reconstruct: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = True
     workers: int | None = None

@@ -74,7 +74,7 @@ def finetune_mask(
         seed=seed,
         checkpoint=checkpoint,
         console=console,
-        teacher=target.model if bench.options.distill else None,
+        teacher=bench.teacher,
         events=events,
         name=f"{parameter_digest(target.model)} {mask.digest()}",
     )
