@@ -2,11 +2,12 @@
 
 A slimmable network (``pretrain --slimmable``) shows better what a mask is worth; what is wanted is
 the mask's network, cut from the dense weights. Each row NAME of the run is reconstructed and
-fine-tuned with the row's own seed, as ``compare`` does. An interrupted fine-tune goes on. With
-``--closed`` the test split stays closed: then the figures may choose a recipe.
+fine-tuned with the row's own seed, as ``compare`` does; with ``--seeds 0 1 2`` the first row, a
+heuristic's, with each of these. An interrupted fine-tune goes on. With ``--closed`` the test split
+stays closed: then the figures may choose a recipe.
 
     python benchmarks/finetune_masks.py RUN --out FILE.json --weights W [--name agent/best]
-        [--closed] [options of train]
+        [--seeds 0 1 2] [--closed] [options of train]
 """
 
 import argparse
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE")
     parser.add_argument("--name", default="agent/best")
+    parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--closed", action="store_true")
     known, words = parser.parse_known_args()
     asked = {"run": known.run.name, "name": known.name, "closed": known.closed}
@@ -38,9 +40,14 @@ def main() -> None:
     (target,) = load_targets(options)
     bench = Bench(target=target, options=options, seed=options.seed)
     masks = read_masks(known.run / MASKS_FILE, target.graph)
-    for row in read_report(RunFolder(path=known.run))["methods"]:
-        seed = row["seed"]
-        if row["name"] != known.name or str(seed) in content["rows"]:
+    methods = read_report(RunFolder(path=known.run))["methods"]
+    rows = [(row, row["seed"]) for row in methods if row["name"] == known.name]
+    if not rows:
+        parser.error(f"{known.run} has no row {known.name}")
+    if known.seeds:
+        rows = [(rows[0][0], seed) for seed in known.seeds]
+    for row, seed in rows:
+        if str(seed) in content["rows"]:
             continue
         mask = masks[row["digest"]]
         folder = known.out.with_suffix("") / str(seed)
