@@ -77,7 +77,7 @@ class OutcomeModel:
         self._importance = importance
         self._layers = [(layer.classes, torch.from_numpy(layer.gram)) for layer in layers]
         self._parts = {k: v for k, v in PRIOR_MEANS.items() if layers or k != "masks"}
-        groups = np.unique(graph.group_of[graph.free])
+        groups = graph.free_groups
         member = graph.group_of[:, None] == groups[None, :]  # [N, G]
         self._position = torch.from_numpy(np.searchsorted(groups, graph.group_of) % len(groups))
         self._bit_scale = torch.from_numpy(

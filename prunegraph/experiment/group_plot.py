@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from prunegraph.graph import StructureGraph
-from prunegraph.graph.cost import MACS
-from prunegraph.types import BoolArray, Float64Array, IntArray, KeepMask
+from prunegraph.types import BoolArray, IntArray, KeepMask
 
 MAX_COLUMNS = 9
 """Columns of groups in one row; deeper networks go on in the next row, as text does."""
@@ -97,22 +96,6 @@ def group_depths(links: "nx.DiGraph[int]") -> IntArray:
         ]
         depths[group] = max(ways, default=-1) + 1
     return depths
-
-
-def macs_by_group(graph: StructureGraph, keep: BoolArray) -> Float64Array:
-    """Return ``[G]`` multiply-adds of the operations that write each group, at ``[N]`` keep bits.
-
-    Products without channels (the scores of attention) belong to no group and are left out.
-    """
-    macs = np.zeros(len(graph.groups))
-    for term in graph.cost_model.terms:
-        if term.kind == MACS and term.axes:
-            written, *read = term.axes
-            each = term.coefficient * float(np.prod([keep[axis].sum() for axis in read]))
-            macs += each * np.bincount(
-                graph.group_of[written], weights=keep[written], minlength=len(macs)
-            )
-    return macs
 
 
 def draw_groups(
@@ -247,8 +230,8 @@ def _draw_links(
 
 def _draw_bars(axes: Axes, graph: StructureGraph, mask: KeepMask | None, paper: str) -> None:
     """Draw the MACs of each group: whole, or what is kept and what is removed."""
-    dense = macs_by_group(graph, graph.dense_mask().keep) / 1e6
-    kept = dense if mask is None else macs_by_group(graph, mask.keep) / 1e6
+    dense = graph.macs_by_group(graph.dense_mask().keep) / 1e6
+    kept = dense if mask is None else graph.macs_by_group(mask.keep) / 1e6
     order = np.argsort(first_writes(graph), kind="stable")
     order = order[dense[order] > 0]
     groups = [graph.groups[index] for index in order]

@@ -130,7 +130,7 @@ def check_networks(targets: Sequence[Target], options: SearchOptions, budget: Bu
             target.graph.project(np.zeros(target.graph.num_classes, dtype=np.float32), searched)
     agent = agent_config(options, 0, given_policy(options))
     env_config(options, agent, 0, budget)
-    if agent.per_group and len({*map(_num_deciding, targets)}) > 1:
+    if agent.per_group and len({len(target.graph.free_groups) for target in targets}) > 1:
         msg = "--granularity group takes networks of one number of groups: leave it away"
         raise ConfigError(msg)
     names = agent.network.feature_names
@@ -141,11 +141,6 @@ def check_networks(targets: Sequence[Target], options: SearchOptions, budget: Bu
     if options.networks < least:
         msg = f"networks={options.networks} allows no update of the policy: give at least {least}"
         raise ConfigError(msg)
-
-
-def _num_deciding(target: Target) -> int:
-    """Return how many groups of a network may lose channels."""
-    return len({*target.graph.group_of[target.graph.free].tolist()})
 
 
 def run_name(targets: Sequence[Target], budget: Budget) -> str:

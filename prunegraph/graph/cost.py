@@ -146,24 +146,6 @@ class CostModel:
         sizes = np.asarray(self.axis_counts @ probabilities.T)  # [A, B]
         return np.vstack([sizes, np.ones((1, len(probabilities)))])[self.term_axes]
 
-    def macs_share_by_label(self, label: IntArray, num_labels: int) -> Float64Array:
-        """Return each label's share of the dense MACs: an op's MACs go to its output channels.
-
-        Args:
-            label: ``[N]`` label of each class.
-            num_labels: number of labels.
-        """
-        share = np.zeros(num_labels)
-        for term in self.terms:
-            if term.kind == MACS and term.axes:
-                macs = term.coefficient * float(np.prod([len(axis) for axis in term.axes]))
-                share += (
-                    macs
-                    * np.bincount(label[term.axes[0]], minlength=num_labels)
-                    / len(term.axes[0])
-                )
-        return share / max(self.totals(np.ones(self.num_classes))[0], 1.0)
-
     def prunable_elements(self, names: set[str], free: BoolArray) -> tuple[int, int]:
         """Return (elements on some free class, all elements) of the named parameters."""
         prunable = total = 0.0

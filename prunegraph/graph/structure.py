@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from prunegraph.errors import MaskError, ModelError
-from prunegraph.graph.cost import CostModel
+from prunegraph.graph.cost import MACS, CostModel
 from prunegraph.graph.memory import MemoryModel
 from prunegraph.graph.projection import project, repair
 from prunegraph.graph.widths import allowed
@@ -182,6 +182,11 @@ class StructureGraph:
         return ~self.frozen
 
     @cached_property
+    def free_groups(self) -> IntArray:
+        """Positions of the groups with free classes, in order of execution."""
+        return np.unique(self.group_of[self.free])
+
+    @cached_property
     def min_keep(self) -> IntArray:
         """``[G]`` least number of classes that stay in each group."""
         return np.array([group.min_keep for group in self.groups], dtype=np.int64)
@@ -231,6 +236,21 @@ class StructureGraph:
         """Return ``[N]`` MACs and ``[N]`` params that removing one class alone would free."""
         freed = self.cost_model.freed_by_each(np.ones(self.num_classes, dtype=bool))
         return freed[0], freed[1]
+
+    def macs_by_group(self, keep: BoolArray) -> Float64Array:
+        """Return ``[G]`` multiply-adds of the operations that write each group, at ``[N]`` bits.
+
+        Products without channels (the scores of attention) belong to no group and are left out.
+        """
+        macs = np.zeros(len(self.groups))
+        for term in self.cost_model.terms:
+            if term.kind == MACS and term.axes:
+                written, *read = term.axes
+                each = term.coefficient * float(np.prod([keep[axis].sum() for axis in read]))
+                macs += each * np.bincount(
+                    self.group_of[written], weights=keep[written], minlength=len(macs)
+                )
+        return macs
 
     def limits(self, budget: Budget) -> Float64Array:
         """Return ``[2]`` the most MACs and params that may remain (infinite where not asked)."""
@@ -323,7 +343,7 @@ class StructureGraph:
 
     def to_json(self) -> dict[str, Any]:
         """Return what ``inspect --json`` prints."""
-        share = self.cost_model.macs_share_by_label(self.group_of, len(self.groups))
+        share = self.macs_by_group(self.dense_mask().keep) / max(self.dense_cost.macs, 1)
         return {
             "macs": self.dense_cost.macs,
             "params": self.dense_cost.params,

@@ -202,7 +202,7 @@ class CrossEntropySearch:
             problem.budget,
             tried or STARTS[:1],
         )[0].scores.astype(np.float64)
-        steps = np.unique(problem.graph.group_of[problem.graph.free])
+        steps = problem.graph.free_groups
         mean, deviation = np.zeros(len(steps)), np.full(len(steps), self.sigma)
         latest: list[KeepMask] = []
         found: dict[KeepMask, float] = {}

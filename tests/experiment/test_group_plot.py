@@ -16,7 +16,6 @@ from prunegraph.experiment.group_plot import (
     first_writes,
     group_depths,
     group_links,
-    macs_by_group,
 )
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.models import build_model
@@ -80,7 +79,7 @@ def test_the_macs_of_all_groups_are_those_of_the_network(
     graph: StructureGraph, mask: KeepMask
 ) -> None:
     for keep in (graph.dense_mask(), mask):
-        assert macs_by_group(graph, keep.keep).sum() == pytest.approx(graph.cost(keep).macs)
+        assert graph.macs_by_group(keep.keep).sum() == pytest.approx(graph.cost(keep).macs)
 
 
 def test_the_picture_names_widths_and_stacks_the_macs(
