@@ -5,14 +5,12 @@ function, whatever they are. They are taken from the convolutions that read it; 
 whose maps have a single column, only where no convolution does.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from prunegraph.graph import StructureGraph
-from prunegraph.pruning.reads import Read, reads
+from prunegraph.pruning.reads import Read, show_reads
 from prunegraph.types import Float64Array, TrainSplit
 
 BATCH_SIZE = 64
@@ -63,10 +61,10 @@ def average_rank(model: nn.Module, graph: StructureGraph, images: TrainSplit) ->
     def visit(read: Read) -> None:
         ranks = torch.linalg.matrix_rank(_maps(read).float())  # [B, C]
         counts = torch.from_numpy(np.bincount(read.column.cpu().numpy()))
-        total = _by_class(read, ranks.double().sum(0)).cpu() / counts
+        total = read.by_class(ranks.double().sum(0)).cpu() / counts
         mean.add(read, total, len(ranks))
 
-    _run(model, graph, images, visit)
+    show_reads(model, graph, images, BATCH_SIZE, visit)
     return mean.result()
 
 
@@ -95,7 +93,7 @@ def channel_independence(
         losses = [nuclear_loss(rows, read.column, len(read.unique)) for rows in maps]
         mean.add(read, torch.stack(losses).sum(0), len(maps))
 
-    _run(model, graph, images, visit)
+    show_reads(model, graph, images, BATCH_SIZE, visit)
     return mean.result()
 
 
@@ -138,17 +136,3 @@ def _maps(read: Read) -> Tensor:
     while maps.dim() < 4:
         maps = maps[..., None]
     return maps.flatten(2, -2)
-
-
-def _by_class(read: Read, values: Tensor) -> Tensor:
-    """Return the sums ``[U]`` of values ``[C]`` over each class's channels."""
-    return values.new_zeros(len(read.unique)).index_add_(0, read.column, values)
-
-
-def _run(
-    model: nn.Module, graph: StructureGraph, images: TrainSplit, visit: Callable[[Read], None]
-) -> None:
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with torch.no_grad(), reads(model, graph, visit):
-        for batch, _ in images.batches(BATCH_SIZE):
-            model(batch.to(device, torch.float32))

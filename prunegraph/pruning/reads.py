@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from prunegraph.graph import OpNode, StructureGraph, copy_network, unwrap
 from prunegraph.graph.module_sizes import slim_all_attentions
-from prunegraph.types import IntArray
+from prunegraph.pruning.evaluation import model_device
+from prunegraph.types import IntArray, TrainSplit
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +45,11 @@ class Read:
         """``[C]`` position in ``unique`` of each channel's class, on the activation's device."""
         inverse = np.searchsorted(self.unique, self.classes)
         return torch.from_numpy(inverse).to(self.activation.device)
+
+    def by_class(self, values: Tensor) -> Tensor:
+        """Return the sums ``[..., U]`` of values ``[..., C]`` over each class's channels."""
+        sums = values.new_zeros(*values.shape[:-1], len(self.unique))
+        return sums.index_add_(-1, self.column, values)
 
 
 def readable_copy(
@@ -85,6 +91,20 @@ def reads(model: nn.Module, graph: StructureGraph, visit: Callable[[Read], None]
     finally:
         for handle in handles:
             handle.remove()
+
+
+def show_reads(
+    model: nn.Module,
+    graph: StructureGraph,
+    images: TrainSplit,
+    batch_size: int,
+    visit: Callable[[Read], None],
+) -> None:
+    """Send images through a network, without gradients, and show each read to ``visit``."""
+    device = model_device(model)
+    with torch.no_grad(), reads(model, graph, visit):
+        for batch, _ in images.batches(batch_size):
+            model(batch.to(device, torch.float32))
 
 
 def _called(graph: StructureGraph) -> Iterable[OpNode]:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunegraph.graph import StructureGraph
-from prunegraph.pruning.reads import Read, reads
+from prunegraph.pruning.reads import Read, show_reads
 from prunegraph.types import Float64Array, IntArray, TrainSplit
 
 INSTANCES = 10
@@ -50,15 +50,11 @@ def removal_errors(
     def visit(read: Read) -> None:
         sampled = sample_contributions(read, generator)
         if sampled is not None:
-            own = sampled.new_zeros(len(sampled), len(read.unique))
-            own = own.index_add_(1, read.column, sampled).double().cpu()  # [S, U]
+            own = read.by_class(sampled).double().cpu()  # [S, U]
             unique, gram = grams.get(str(read.op.param), (read.unique, torch.tensor(0.0)))
             grams[str(read.op.param)] = (unique, gram + own.T @ own)
 
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    with torch.no_grad(), reads(model, graph, visit):
-        for batch, _ in images.batches(BATCH_SIZE):
-            model(batch.to(device, torch.float32))
+    show_reads(model, graph, images, BATCH_SIZE, visit)
     return _greedy_by_group(graph, [(unique, gram.numpy()) for unique, gram in grams.values()])
 
 

@@ -183,4 +183,4 @@ def _class_rows(read: Read, generator: torch.Generator) -> Tensor:
     drawn = torch.randperm(values.shape[2], generator=generator)[:POSITIONS]
     rows = values[:, :, drawn.to(values.device)].movedim(2, 1).flatten(0, 1).float()  # [S, C]
     counts = torch.bincount(read.column, minlength=len(read.unique))
-    return rows.new_zeros(len(rows), len(read.unique)).index_add_(1, read.column, rows) / counts
+    return read.by_class(rows) / counts

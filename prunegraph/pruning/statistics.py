@@ -76,7 +76,7 @@ class Effects:
 
         def per_class(tensor: Tensor) -> Tensor:
             rows = tensor.movedim(axis, 1).flatten(2).sum(2) if tensor.dim() > 2 else tensor
-            return rows.new_zeros(len(rows), len(unique)).index_add_(1, read.column, rows)  # [B, U]
+            return read.by_class(rows)  # [B, U]
 
         def gradient_hook(gradient: Tensor) -> None:
             effect = per_class(values * gradient).double()
@@ -213,7 +213,7 @@ def _measured(
 
 def run_losses(model: nn.Module, images: TrainSplit, batch_size: int) -> None:
     """Send gradients of each image's own loss through the network (no weight gets one)."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device = model_device(model)
     with torch.enable_grad():
         for batch, labels in images.batches(batch_size):
             logits = model(batch.to(device, torch.float32).requires_grad_())
@@ -245,7 +245,7 @@ def fill_unseen(
 
 def num_sensitivity_networks(graph: StructureGraph) -> int:
     """Return how many networks ``sensitivity`` runs: one for each free group, and the dense one."""
-    return len(np.unique(graph.group_of[graph.free])) + 1
+    return len(graph.free_groups) + 1
 
 
 def sensitivity(
