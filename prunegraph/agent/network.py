@@ -18,17 +18,8 @@ from prunegraph.agent.topology import join, with_features
 from prunegraph.errors import ConfigError
 from prunegraph.graph.encode import RELATION_NAMES
 from prunegraph.graph.features import FEATURE_NAMES, OP_FEATURE_NAMES
-from prunegraph.rewards import COMPETITION_CONTEXT_NAMES
+from prunegraph.rewards import COMPETITION_CONTEXT_NAMES, CONTEXT_NAMES
 from prunegraph.types import FloatArray
-
-CONTEXT_NAMES = (
-    "keep_macs",
-    "keep_params",
-    "cost_so_far",
-    "step_share",
-    *COMPETITION_CONTEXT_NAMES,
-)
-"""Columns of the environment's context, in order."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,11 @@ import gymnasium
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from prunegraph.agent.callbacks import CheckpointListener, Progress, ProgressListener
 from prunegraph.agent.imagination import Imagination
 from prunegraph.agent.network import NetworkConfig
 from prunegraph.agent.ppo import ChannelPPO, Memory
 from prunegraph.agent.ppo_config import PPOConfig
-from prunegraph.agent.saving import TrainedPolicy, load_checkpoint
+from prunegraph.agent.saving import TrainedPolicy, load_checkpoint, save_checkpoint
 from prunegraph.agent.threads import ThreadedVecEnv
 from prunegraph.agent.topology import Topology
 from prunegraph.agent.vec_env import SelfCompetitionVecEnv
@@ -25,6 +25,9 @@ from prunegraph.rewards import RewardConfig, SelfCompetition
 from prunegraph.types import FloatArray, LayerError
 
 EnvFactory = Callable[[], gymnasium.Env[Any, Any]]
+
+Progress = Callable[[dict[str, Any]], None]
+"""Called after each update with its record (see ``ChannelPPO.history``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,9 +136,9 @@ def train_agent(
         model.set_logger(_logger(tensorboard))
         model.max_networks = total_networks
         if checkpoint is not None:
-            model.listeners.append(CheckpointListener(checkpoint))
+            model.listeners.append(partial(save_checkpoint, checkpoint))
         if progress is not None:  # after the checkpoint: it may raise
-            model.listeners.append(ProgressListener(progress))
+            model.listeners.append(lambda model: progress(model.history[-1]))
         model.learn(_NO_LIMIT, log_interval=1, reset_num_timesteps=False)
         return _result(model, config)
     finally:
@@ -174,7 +177,7 @@ def build_model(venv: VecEnv, graphs: Sequence[StructureGraph], config: AgentCon
 
 
 def _steps_per_episode(graphs: Sequence[StructureGraph]) -> int:
-    counts = {len(set(graph.group_of[graph.free].tolist())) for graph in graphs}
+    counts = {len(graph.free_groups) for graph in graphs}
     if len(counts) != 1:
         msg = (
             f"per_group=True needs networks with equally many groups, these have {sorted(counts)}: "

@@ -9,6 +9,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from prunegraph.errors import ConfigError
+from prunegraph.graph.features import FEATURE_BOUND
 from prunegraph.rewards import (
     COMPETITION_CONTEXT_NAMES,
     Episode,
@@ -17,9 +18,6 @@ from prunegraph.rewards import (
     pack_bits,
 )
 from prunegraph.types import BoolArray, Budget, FloatArray
-
-CONTEXT_BOUND = 5.0
-"""The observation's context is clipped to plus and minus this."""
 
 VecObservation = dict[str, np.ndarray[Any, Any]]
 GreedyMask = Callable[[Mapping[str, FloatArray], Budget], BoolArray]
@@ -159,7 +157,7 @@ class SelfCompetitionVecEnv(VecEnvWrapper):
                 row = {name: array[worker] for name, array in observation.items()}
                 self._prepare(info["cell"], Budget(**info["budget"]), row)
                 values = np.array(self.competition.context(info["cell"]))
-                bounded = np.clip(values, -CONTEXT_BOUND, CONTEXT_BOUND)
+                bounded = np.clip(values, -FEATURE_BOUND, FEATURE_BOUND)
                 observation["context"][worker, columns] = bounded
         return observation
 

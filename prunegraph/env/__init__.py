@@ -2,9 +2,10 @@
 
 import gymnasium
 
-from prunegraph.env.config import CONTEXT_NAMES, EnvConfig
+from prunegraph.env.config import EnvConfig
 from prunegraph.env.environment import ChannelPruningEnv
 from prunegraph.env.task import MaskEvaluator, PruningTask, cell_name
+from prunegraph.rewards import CONTEXT_NAMES
 
 ENV_ID = "prunegraph/ChannelPruning-v0"
 """The id for ``gymnasium.make(ENV_ID, tasks=..., config=...)``."""

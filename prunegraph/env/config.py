@@ -5,23 +5,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from prunegraph.errors import ConfigError
-from prunegraph.rewards import COMPETITION_CONTEXT_NAMES, RewardConfig
+from prunegraph.rewards import RewardConfig
 from prunegraph.types import Budget
-
-CONTEXT_NAMES = (
-    "keep_macs",
-    "keep_params",
-    "cost_so_far",
-    "step_share",
-    *COMPETITION_CONTEXT_NAMES,
-)
-"""Columns of the observation's context: the shares that may remain (1 = no limit); the share of the
-dense cost that remains with the decisions made so far; the share of the episode's steps made; then
-what the critic alone should see: the bar to beat, whether something feasible was found, the
-multiplier."""
-
-FEATURE_BOUND = 5.0
-"""Node features and context are clipped to [-5, 5]."""
 
 _TASK_ORDER, _EPISODE, _SUBSET = range(3)  # streams of random numbers that must not coincide
 

@@ -12,19 +12,12 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 
-from prunegraph.env.config import (
-    CONTEXT_NAMES,
-    FEATURE_BOUND,
-    EnvConfig,
-    cell_of_episode,
-    episode_generator,
-    subset_seed,
-)
+from prunegraph.env.config import EnvConfig, cell_of_episode, episode_generator, subset_seed
 from prunegraph.env.realise import Realisation, realise
 from prunegraph.env.task import Cell, PruningTask, make_cell
 from prunegraph.errors import ConfigError
-from prunegraph.graph.features import LAST_NAMES
-from prunegraph.rewards import Episode, SelfCompetition, pack_bits, unpack_bits
+from prunegraph.graph.features import FEATURE_BOUND, LAST_NAMES
+from prunegraph.rewards import CONTEXT_NAMES, Episode, SelfCompetition, pack_bits, unpack_bits
 from prunegraph.types import BoolArray, Budget, Cost, FloatArray, KeepMask, Outcome
 
 Observation = dict[str, FloatArray]

@@ -75,7 +75,7 @@ def _cut_at_wall(
         members = members[np.argsort(~keep[members], kind="stable")]
         missing = max(int(least) - int(bits[members].sum()), 0)
         bits[members[~bits[members]][:missing]] = True
-    for group in np.unique(graph.group_of[graph.free]):
+    for group in graph.free_groups:
         wanted = order[(graph.group_of[order] == group) & keep[order] & ~bits[order]]
         low, high = 0, len(wanted)
         while low < high:

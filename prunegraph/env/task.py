@@ -7,9 +7,9 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from prunegraph.env.config import FEATURE_BOUND
 from prunegraph.errors import BudgetError, ConfigError
 from prunegraph.graph import StructureGraph
+from prunegraph.graph.features import FEATURE_BOUND
 from prunegraph.types import BoolArray, Budget, Cost, FloatArray, KeepMask, Outcome
 
 
@@ -97,7 +97,7 @@ def make_cell(graph_id: int, task: PruningTask, budget: Budget) -> Cell:
         ConfigError: nothing can be pruned, or the features do not fit or are not finite.
     """
     graph = task.graph
-    steps = tuple(int(group) for group in np.unique(graph.group_of[graph.free]))
+    steps = tuple(graph.free_groups.tolist())
     if not steps:
         msg = f"{task.name} has nothing to prune: every channel class is frozen"
         raise ConfigError(msg)

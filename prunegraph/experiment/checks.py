@@ -43,10 +43,3 @@ def check_wall(form: SelfCompetitionForm, round_to: int | None) -> None:
     if form == "wall" and round_to is not None:
         msg = f"self_competition=wall cannot round widths: drop round_to={round_to}, or the wall"
         raise ConfigError(msg)
-
-
-def check_between(name: str, value: float, low: float, high: float) -> None:
-    """Raise ConfigError if ``value`` is not in [low, high]."""
-    if not low <= value <= high:
-        msg = f"{name}={value} must lie in [{low:g}, {high:g}]"
-        raise ConfigError(msg)

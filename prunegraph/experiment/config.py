@@ -13,15 +13,15 @@ import tyro
 
 from prunegraph.agent import AgentConfig, PPOConfig
 from prunegraph.errors import ConfigError
-from prunegraph.experiment.checks import (
-    check_at_least,
-    check_at_most,
-    check_between,
-    check_usable,
-    check_wall,
-)
+from prunegraph.experiment.checks import check_at_least, check_at_most, check_usable, check_wall
 from prunegraph.graph import AttentionUnit
-from prunegraph.rewards.config import Constraint, Metric, RewardConfig, SelfCompetitionForm
+from prunegraph.rewards.config import (
+    Constraint,
+    Metric,
+    RewardConfig,
+    SelfCompetitionForm,
+    check_range,
+)
 from prunegraph.types import Budget
 
 MAX_SEED = 2**32 - 10_000
@@ -88,7 +88,7 @@ class DataConfig(CommonConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least("image_size", self.image_size, 1)
-        check_between("search_share", self.search_share, 0.0, 1.0)
+        check_range("search_share", self.search_share, 0.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +223,7 @@ class PruningOptions(RecipeOptions, BudgetOptions):
         check_at_least("batch_size", self.batch_size, 2)
         check_at_least("calibration_images", self.calibration_images, 1)
         check_at_least("workers", self.workers, 1)
-        check_between("distill", self.distill, 0.0, 1.0)
+        check_range("distill", self.distill, 0.0, 1.0)
         if self.finetune_lr is not None and not self.finetune_lr > 0:
             msg = f"finetune_lr={self.finetune_lr} must be above 0"
             raise ConfigError(msg)
@@ -333,11 +333,11 @@ class PretrainConfig(DataConfig):
             msg = f"lr={self.lr} must be above 0"
             raise ConfigError(msg)
         if self.slimmable is not None:
-            check_between("slimmable", self.slimmable, 0.001, 1.0)
+            check_range("slimmable", self.slimmable, 0.001, 1.0)
             if self.weights is None:
                 msg = "--slimmable makes a trained network slimmable: give its --weights"
                 raise ConfigError(msg)
-        check_between("distill", self.distill, 0.0, 1.0)
+        check_range("distill", self.distill, 0.0, 1.0)
         if self.distill and self.weights is None:
             msg = "--distill learns from the outputs of a trained network: give its --weights"
             raise ConfigError(msg)

@@ -19,6 +19,18 @@ from prunegraph.rewards.ledger import SelfCompetitionLedger
 COMPETITION_CONTEXT_NAMES = ("bar", "feasible_found", "multiplier")
 """What the critic sees of the ledger; the last columns of the observation's context."""
 
+CONTEXT_NAMES = (
+    "keep_macs",
+    "keep_params",
+    "cost_so_far",
+    "step_share",
+    *COMPETITION_CONTEXT_NAMES,
+)
+"""Columns of the observation's context: the shares that may remain (1 = no limit); the share of the
+dense cost that remains with the decisions made so far; the share of the episode's steps made; then
+what the critic alone should see: the bar to beat, whether something feasible was found, the
+multiplier."""
+
 
 class SelfCompetition:
     """Turns finished episodes into rewards.

@@ -11,37 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-CONVOLUTIONS: dict[int, Callable[..., nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-TRANSPOSED: dict[int, Callable[..., nn.Module]] = {
-    1: nn.ConvTranspose1d,
-    2: nn.ConvTranspose2d,
-    3: nn.ConvTranspose3d,
-}
-BATCH_NORMS: dict[int, Callable[..., nn.Module]] = {
-    1: nn.BatchNorm1d,
-    2: nn.BatchNorm2d,
-    3: nn.BatchNorm3d,
-}
-INSTANCE_NORMS: dict[int, Callable[..., nn.Module]] = {
-    1: nn.InstanceNorm1d,
-    2: nn.InstanceNorm2d,
-    3: nn.InstanceNorm3d,
-}
-AVERAGE_POOLS: dict[int, Callable[..., nn.Module]] = {
-    1: nn.AvgPool1d,
-    2: nn.AvgPool2d,
-    3: nn.AvgPool3d,
-}
-MAX_POOLS: dict[int, Callable[..., nn.Module]] = {
-    1: nn.MaxPool1d,
-    2: nn.MaxPool2d,
-    3: nn.MaxPool3d,
-}
-ADAPTIVE_POOLS: dict[int, Callable[..., nn.Module]] = {
-    1: nn.AdaptiveAvgPool1d,
-    2: nn.AdaptiveAvgPool2d,
-    3: nn.AdaptiveAvgPool3d,
-}
+
+def _by_rank(name: str) -> dict[int, Callable[..., nn.Module]]:
+    """Return torch's layers of a name, by their number of spatial axes."""
+    return {rank: getattr(nn, f"{name}{rank}d") for rank in (1, 2, 3)}
+
+
+CONVOLUTIONS = _by_rank("Conv")
+TRANSPOSED = _by_rank("ConvTranspose")
+BATCH_NORMS = _by_rank("BatchNorm")
+INSTANCE_NORMS = _by_rank("InstanceNorm")
+AVERAGE_POOLS = _by_rank("AvgPool")
+MAX_POOLS = _by_rank("MaxPool")
+ADAPTIVE_POOLS = _by_rank("AdaptiveAvgPool")
 
 
 class ChannelsLast(nn.Module):

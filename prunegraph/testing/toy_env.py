@@ -18,18 +18,12 @@ from gymnasium import spaces
 from torch import Tensor
 
 from prunegraph.graph.cost import MACS, PARAMS, CostModel, CostTerm
+from prunegraph.graph.features import FEATURE_BOUND
 from prunegraph.graph.structure import Group, OpNode, StructureGraph
-from prunegraph.rewards import COMPETITION_CONTEXT_NAMES, Episode, pack_bits
+from prunegraph.rewards import CONTEXT_NAMES, Episode, pack_bits
 from prunegraph.types import BoolArray, Budget, FloatArray, IntArray, KeepMask, Outcome
 
 TOY_FEATURE_NAMES = ("u", "v", "w", "noise")
-TOY_CONTEXT_NAMES = (
-    "keep_macs",
-    "keep_params",
-    "cost_so_far",
-    "step_share",
-    *COMPETITION_CONTEXT_NAMES,
-)
 
 Observation = dict[str, FloatArray]
 
@@ -156,10 +150,12 @@ class ToyPruningEnv(gymnasium.Env[Observation, np.ndarray[Any, Any]]):
         space = spaces.Dict(
             {
                 "graph_id": spaces.Box(0.0, max(len(self.graphs) - 1, 1), (1,)),
-                "node_features": spaces.Box(-5.0, 5.0, (self.size * len(TOY_FEATURE_NAMES),)),
+                "node_features": spaces.Box(
+                    -FEATURE_BOUND, FEATURE_BOUND, (self.size * len(TOY_FEATURE_NAMES),)
+                ),
                 "node_mask": spaces.Box(0.0, 1.0, (self.size,)),
                 "action_mask": spaces.Box(0.0, 1.0, (self.size,)),
-                "context": spaces.Box(-5.0, 5.0, (len(TOY_CONTEXT_NAMES),)),
+                "context": spaces.Box(-FEATURE_BOUND, FEATURE_BOUND, (len(CONTEXT_NAMES),)),
             }
         )
         self.observation_space = space  # type: ignore[assignment]  # gymnasium types it as Any
@@ -210,7 +206,7 @@ class ToyPruningEnv(gymnasium.Env[Observation, np.ndarray[Any, Any]]):
         node_mask[: graph.num_classes] = 1.0
         action_mask = np.zeros(self.size, dtype=np.float32)
         action_mask[: graph.num_classes] = graph.free
-        context = np.zeros(len(TOY_CONTEXT_NAMES), dtype=np.float32)
+        context = np.zeros(len(CONTEXT_NAMES), dtype=np.float32)
         context[:3] = (self.budget.as_dict()["keep_macs"], 1.0, 1.0)
         return {
             "graph_id": np.array([self.graph_id], dtype=np.float32),
@@ -273,7 +269,7 @@ def draw_signs(graph: StructureGraph, rng: np.random.Generator) -> tuple[FloatAr
         best[classes] = right > 0
         features[classes, 0] = own
         features[classes, 2] = group_sign[position]
-    features[:, 3] = np.clip(rng.normal(size=graph.num_classes), -5.0, 5.0)
+    features[:, 3] = np.clip(rng.normal(size=graph.num_classes), -FEATURE_BOUND, FEATURE_BOUND)
     return features, best
 
 

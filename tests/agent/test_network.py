@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from prunegraph.agent.network import CONTEXT_NAMES, NetworkConfig, PruningNetwork
+from prunegraph.agent.network import NetworkConfig, PruningNetwork
 from prunegraph.agent.topology import Topology, join, with_features
-from prunegraph.env import CONTEXT_NAMES as ENV_CONTEXT_NAMES
 from prunegraph.errors import ConfigError
-from prunegraph.testing.toy_env import TOY_CONTEXT_NAMES, draw_signs, toy_graphs
+from prunegraph.rewards import CONTEXT_NAMES
+from prunegraph.testing.toy_env import draw_signs, toy_graphs
 
 GRAPHS = toy_graphs()
 CONTEXT = torch.tensor([[0.5, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]])
@@ -181,10 +181,6 @@ def test_inference_equals_training(make_network: Callable[..., PruningNetwork]) 
     joined = join([with_features(data, torch.from_numpy(features))])
     expected = network.scores(joined, network.encode(joined), CONTEXT)
     np.testing.assert_allclose(logits, expected.detach().numpy(), rtol=1e-6)
-
-
-def test_context_names_are_the_environments() -> None:
-    assert CONTEXT_NAMES == ENV_CONTEXT_NAMES == TOY_CONTEXT_NAMES
 
 
 @pytest.mark.parametrize(
