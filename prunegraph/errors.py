@@ -9,6 +9,11 @@ def one_line(error: BaseException, most: int | None = None) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:most]}"
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or what it is if it has none."""
+    return next(iter(str(error).strip().splitlines()), repr(error))
+
+
 def suggest(name: str, names: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the nearest of ``names``, or an empty string."""
     nearest = difflib.get_close_matches(name, names, n=1)

@@ -11,35 +11,22 @@ from torch.nn import functional as F
 class SlimMultiheadAttention(nn.MultiheadAttention):
     """Multi-head attention whose heads need not fill the embedding (Vaswani et al. 2017, 3.2.2).
 
-    Takes the same arguments as ``nn.MultiheadAttention`` and has the same state-dict names, but the
-    widths of queries and keys, of values and of the embedding are those of its parameters, and the
-    scores keep the scale of the dense module. ``torch.nn``'s own module cannot hold such widths; it
-    is the base class so that code that asks for an attention by its class finds one.
+    Its forward takes the arguments of ``nn.MultiheadAttention``'s and its state dict has the same
+    names, but the widths of queries and keys, of values and of the embedding are those of its
+    parameters, and the scores keep the scale of the dense module. ``torch.nn``'s own module cannot
+    hold such widths; it is the base class so that code that asks for an attention by its class
+    finds one. ``from_sliced`` makes it: parameters and options are those of a dense module.
 
     Args:
         num_heads: H.
         scale: what the scores are multiplied with.
-        dropout: probability of dropping a weight in training.
-        batch_first: inputs are ``[B, N, E]`` instead of ``[N, B, E]``.
-        add_zero_attn: attend to one more position, of zeros.
     """
 
-    def __init__(
-        self,
-        *,
-        num_heads: int,
-        scale: float,
-        dropout: float = 0.0,
-        batch_first: bool = False,
-        add_zero_attn: bool = False,
-    ) -> None:
+    def __init__(self, *, num_heads: int, scale: float) -> None:
         nn.Module.__init__(self)
         self._qkv_same_embed_dim = False  # keeps nn.TransformerEncoderLayer off its fused path
         self.num_heads = num_heads
         self.scale = scale
-        self.dropout = dropout
-        self.batch_first = batch_first
-        self.add_zero_attn = add_zero_attn
 
     @classmethod
     def from_sliced(cls, module: nn.MultiheadAttention, num_heads: int) -> Self:

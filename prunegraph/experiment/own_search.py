@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves
 
 from prunegraph.agent import train_agent
 from prunegraph.env import ChannelPruningEnv, PruningTask, cell_name
@@ -38,6 +37,7 @@ from prunegraph.graph import (
     copy_network,
     unwrap,
 )
+from prunegraph.graph.calls import tensors_in
 from prunegraph.graph.encode import to_pyg
 from prunegraph.pruners.start import NUM_STARTS, rank_starts
 from prunegraph.pruning.artefacts import WEIGHTS_SUFFIX
@@ -337,11 +337,10 @@ def search(
 def _digest(batches: Sequence[Any]) -> str:
     """Return 16 hex digits that name the tensors of batches."""
     digest = hashlib.sha256()
-    for leaf in tree_leaves(batches):
-        if isinstance(leaf, Tensor):
-            digest.update(
-                leaf.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes()
-            )
+    for tensor in tensors_in(batches):
+        digest.update(
+            tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()[:16]
 
 

@@ -8,6 +8,7 @@ import re
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.ao.nn.quantized import FloatFunctional
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
-from prunegraph.errors import ModelError, PruneGraphError
+from prunegraph.errors import ModelError, PruneGraphError, first_line
 from prunegraph.graph.build import MODEL_INPUT, MODEL_OUTPUT, GraphBuilder
+from prunegraph.graph.calls import tensors_in
 from prunegraph.graph.computed_weights import rules_for
 from prunegraph.graph.recorder import LabelRecorder, Rule
 from prunegraph.graph.recording import Recording
@@ -89,8 +91,7 @@ def evaluation_mode(model: nn.Module, *, training: bool = False) -> Iterator[Non
 
 
 def _shapes(example_inputs: ExampleInputs) -> str:
-    leaves = tree_leaves(example_inputs)
-    return ", ".join(str(list(leaf.shape)) for leaf in leaves if isinstance(leaf, Tensor))
+    return ", ".join(str(list(tensor.shape)) for tensor in tensors_in(example_inputs))
 
 
 def _check_finite(model: nn.Module) -> None:
@@ -255,20 +256,19 @@ def _record(
 ) -> LabelRecorder:
     recorder = LabelRecorder(model, rules, by_width=attention == "width")
     example_inputs = fresh(example_inputs)
-    for leaf in tree_leaves(example_inputs):
-        if isinstance(leaf, Tensor):
-            recorder.lifetimes.add_input(leaf)
-            cause = FrozenOp(op="input", module="", reason=MODEL_INPUT)
-            recorder.set_labels(leaf, recorder.store.frozen(cause, leaf.shape, expected=True))
+    cause = FrozenOp(op="input", module="", reason=MODEL_INPUT)
+    for tensor in tensors_in(example_inputs):
+        recorder.lifetimes.add_input(tensor)
+        recorder.set_labels(tensor, recorder.store.frozen(cause, tensor.shape, expected=True))
     try:
         with evaluation_mode(model, training=training), recorder.recorded():
             output = call_forward(model, example_inputs)
     except PruneGraphError:
         raise
     except Exception as error:  # a user's forward may raise anything
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        message = first_line(error)
         where = recorder.modules.current or type(model).__name__
-        if (operator := re.search(r"HigherOrderOperator (\w+)", first_line)) is not None:
+        if (operator := re.search(r"HigherOrderOperator (\w+)", message)) is not None:
             msg = (
                 f"{where} calls {operator[1]}, inside which nothing can be followed: analyse it "
                 "with plain operations in its place (for flex_attention, "
@@ -277,20 +277,16 @@ def _record(
             raise ModelError(msg) from error
         msg = (
             f"the forward of {type(model).__name__} fails in {where} on inputs of shape "
-            f"{_shapes(example_inputs)}: {first_line}; give example inputs that the forward accepts"
+            f"{_shapes(example_inputs)}: {message}; give example inputs that the forward accepts"
         )
         raise ModelError(msg) from error
     cause = FrozenOp(op="output", module="", reason=MODEL_OUTPUT)
-    for leaf in _output_tensors(output):
-        recorder.store.freeze(recorder.labels_of(leaf), cause, expected=True)
+    for tensor in tensors_in(output):
+        recorder.store.freeze(recorder.labels_of(tensor), cause, expected=True)
     recorder.recording.settle_splits()
     settle_recurrent(model, recorder.recording)
     recorder.recording.settle_constants()
     return recorder
-
-
-def _output_tensors(output: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 def cast_inputs(example_inputs: ExampleInputs, dtype: torch.dtype | None) -> ExampleInputs:
@@ -331,9 +327,19 @@ def analyse(
     model = _to_be_run(model)
     with _state_kept(model), repeatable(model):
         recorder = _record_all(model, example_inputs, attention)
-    builder = GraphBuilder(model, recorder.recording, attention=attention)
-    graph = builder.build()
     remedies = Remedies(model, recorder.recording)
+    new_builder = partial(
+        GraphBuilder,
+        model,
+        recorder.recording,
+        literal=remedies.literal,
+        last_named=remedies.last_named,
+        checked=remedies.checked,
+        checked_first=remedies.checked_first,
+        attention=attention,
+    )
+    builder = new_builder()
+    graph = builder.build()
 
     def run(network: nn.Module, dtype: torch.dtype | None) -> Any:
         with repeatable(network):
@@ -358,15 +364,7 @@ def analyse(
                         recorder.recording.pairs.append(labels)
                     else:
                         recorder.store.freeze(labels, cause)
-        builder = GraphBuilder(
-            model,
-            recorder.recording,
-            literal=remedies.literal,
-            last_named=remedies.last_named,
-            checked=remedies.checked,
-            checked_first=remedies.checked_first,
-            attention=attention,
-        )
+        builder = new_builder()
         graph = builder.build()
     if not graph.free.any():
         reasons = "; ".join(dict.fromkeys(item.reason for item in graph.frozen_ops))

@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections import ChainMap
-from collections.abc import Collection, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from math import prod
 
 import numpy as np
@@ -64,11 +64,11 @@ class GraphBuilder:
         model: nn.Module,
         recording: Recording,
         *,
-        literal: Collection[str] = (),
-        last_named: Collection[str] = (),
-        checked: Set[str] = frozenset(),
-        checked_first: Set[str] = frozenset(),
-        attention: str = "head",
+        literal: Set[str],
+        last_named: Set[str],
+        checked: Set[str],
+        checked_first: Set[str],
+        attention: str,
     ) -> None:
         self.model = model
         self.attention = attention
@@ -380,9 +380,9 @@ class GraphBuilder:
 
     def _unused(self) -> list[FrozenOp]:
         """Return the modules with weights that the forward never touched, as training heads."""
-        used = self.recording.axis_labels.keys() | self.recording.element_labels.keys()
+        touched = self.recording.touched
         names = [name for name, p in self.model.named_parameters() if p.ndim > 1]
-        modules = [name.rpartition(".")[0] for name in names if name not in used]
+        modules = [name.rpartition(".")[0] for name in names if name not in touched]
         reason = "not used by this forward: left whole"
         return [FrozenOp(op="parameter", module=module, reason=reason) for module in modules]
 

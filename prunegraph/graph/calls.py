@@ -1,10 +1,16 @@
-"""The torch functions that are called while a network runs."""
+"""The torch functions that are called while a network runs, and the tensors that they get."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
+
+
+def tensors_in(tree: Any) -> list[Tensor]:
+    """Return the tensors in nested containers, in order."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 class WatchedCalls(TorchFunctionMode):

@@ -9,7 +9,7 @@ import torch
 from torch_geometric.data import Data
 
 from prunegraph.graph.features import op_features
-from prunegraph.graph.structure import OpNode, StructureGraph
+from prunegraph.graph.structure import StructureGraph
 from prunegraph.types import IntArray
 
 RELATION_NAMES: tuple[str, ...] = ("reads", "writes", "read_by", "written_by")
@@ -40,7 +40,7 @@ def to_pyg(graph: StructureGraph) -> Data:
         - ``num_channels`` = N, ``num_ops`` = M
     """
     num_channels, num_ops = graph.num_classes, len(graph.ops)
-    reads = _edges([_read_classes(op) for op in graph.ops], num_channels)
+    reads = _edges([np.unique(op.read_classes) for op in graph.ops], num_channels)
     writes = _edges([np.unique(op.out_classes) for op in graph.ops], num_channels)
     edges = [reads, writes[::-1], reads[::-1], writes]  # in the order of RELATION_NAMES
     relation = np.repeat(np.arange(len(edges)), [part.shape[1] for part in edges])
@@ -54,11 +54,6 @@ def to_pyg(graph: StructureGraph) -> Data:
         num_ops=num_ops,
         num_nodes=num_channels + num_ops,
     )
-
-
-def _read_classes(op: OpNode) -> IntArray:
-    """Return the distinct classes that an op reads; a depthwise one reads what it writes."""
-    return np.unique(op.out_classes if op.depthwise else op.in_classes)
 
 
 def _edges(classes_of_op: list[IntArray], num_channels: int) -> IntArray:

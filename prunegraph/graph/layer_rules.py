@@ -72,8 +72,7 @@ def batch_norm(recorder: LabelRecorder, call: OpCall) -> None:
         return
     channels = recorder.channel_labels(labels, 1)
     for tensor in call.args[1:5]:
-        if isinstance(tensor, Tensor):
-            tie_parameter(recorder, tensor, channels)
+        tie_parameter(recorder, tensor, channels)
     result = call.outputs()
     recorder.set_labels(result[0], along(channels, 1, result[0].shape))
     for statistic in result[1:]:  # empty where running statistics are used
@@ -229,8 +228,7 @@ def convolution(recorder: LabelRecorder, call: OpCall) -> None:
     channels_out = out_labels
     if transposed and groups > 1 and not depthwise:
         channels_out = out_labels.repeat(groups)
-    if bias is not None:
-        tie_parameter(recorder, bias, channels_out)
+    tie_parameter(recorder, bias, channels_out)
     recorder.set_labels(call.out, along(channels_out, 1, call.out.shape))
     positions = prod((source if transposed else call.out).shape[2:])
     kernel = prod(weight.shape[2:])
@@ -335,8 +333,7 @@ def _matrix_product(
     if not recorder.is_recurrent(weight):  # that reads zeros first, as many as it has units
         freeze_if_constant(recorder, call, channels, in_labels)
     recorder.store.unite(channels, in_labels)
-    if bias is not None:
-        tie_parameter(recorder, bias, out_labels)
+    tie_parameter(recorder, bias, out_labels)
     recorder.set_labels(call.out, along(out_labels, outs % call.out.ndim, call.out.shape))
     rows = prod(call.out.shape) // max(call.out.shape[outs], 1)
     record_linear(recorder, weight, in_labels, out_labels, rows, outs)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from prunegraph.graph.labels import NEUTRAL, is_scalar, narrow_constant, varying_axes
+from prunegraph.graph.labels import NEUTRAL, is_neutral, narrow_alike, narrow_constant
 from prunegraph.graph.memory import ALWAYS, Storage
 from prunegraph.types import IntArray
 
@@ -71,8 +71,7 @@ class LifetimeRecorder:
         record = self._alive.get(_reference(tensor)) if strided else None
         if record is None or tensor.numel() * tensor.element_size() != record.num_bytes:
             return
-        neutral = is_scalar(labels) and int(labels.reshape(-1)[0]) == NEUTRAL
-        if not neutral or record.labels is None:
+        if not is_neutral(labels) or record.labels is None:
             record.labels = narrow_constant(labels)
 
     def overlooking(self, hook: Callable[..., None]) -> Callable[..., None]:
@@ -128,10 +127,4 @@ def _reference(tensor: Tensor) -> StorageWeakRef:
 
 def _compact(labels: Tensor) -> Tensor:
     """Return the labels narrowed to the axes along which they differ, if they take much room."""
-    if labels.numel() <= SMALL:
-        return labels.clone()
-    varying = varying_axes(labels)
-    for axis in range(labels.ndim):
-        if axis not in varying:
-            labels = labels.narrow(axis, 0, 1)
-    return labels.clone()
+    return (labels if labels.numel() <= SMALL else narrow_alike(labels)).clone()

@@ -19,11 +19,11 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunegraph.channel_gather import ChannelGather
 from prunegraph.graph.attribute_reads import attribute_reads, is_own
+from prunegraph.graph.calls import tensors_in
 from prunegraph.graph.labels import (
     NEUTRAL,
     along,
@@ -71,11 +71,11 @@ class OpCall:
 
     def tensors(self) -> list[Tensor]:
         """Return the tensor inputs in order."""
-        return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+        return tensors_in((self.args, self.kwargs))
 
     def outputs(self) -> list[Tensor]:
         """Return the tensor outputs in order."""
-        return [leaf for leaf in tree_leaves(self.out) if isinstance(leaf, Tensor)]
+        return tensors_in(self.out)
 
 
 class LabelRecorder(TorchDispatchMode):
@@ -389,9 +389,8 @@ class LabelRecorder(TorchDispatchMode):
     def _note_input(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note the channels of the first input of a module that has some."""
         self._gather_depth += 1  # the label arithmetic below passes through this mode too
-        for leaf in tree_leaves((args, kwargs)):
-            known = isinstance(leaf, Tensor) and leaf in self._labels
-            labels = self.labels_of(leaf) if known else neutral(())
+        for tensor in tensors_in((args, kwargs)):
+            labels = self.labels_of(tensor) if tensor in self._labels else neutral(())
             if axes := varying_axes(labels):
                 for axis in set(range(labels.ndim)) - {axes[-1]}:
                     labels = labels.narrow(axis, 0, 1)

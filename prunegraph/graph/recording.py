@@ -123,6 +123,7 @@ class Recording:
         means: means over channels.
         constants: constants that were read as channels.
         makers: size of an axis of some constant -> paths of modules that made one.
+        sums: labels of channels that additions unite.
         pairs: channels of which two must stay: the forward fails where one is left.
         computed: names of the parameters and buffers of which layers' weights are made.
         lifetimes: which storages lived when.
@@ -147,6 +148,11 @@ class Recording:
     pairs: list[Tensor] = field(default_factory=list)
     computed: set[str] = field(default_factory=set)
     lifetimes: LifetimeRecorder = field(default_factory=LifetimeRecorder)
+
+    @property
+    def touched(self) -> set[str]:
+        """The names of the parameters and buffers that the forward has used."""
+        return self.axis_labels.keys() | self.element_labels.keys()
 
     def settle_splits(self) -> None:
         """Tie the parts of divided axes position by position, unless the parts are heads.

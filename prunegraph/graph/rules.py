@@ -115,7 +115,7 @@ def is_sum(call: OpCall) -> bool:
 def scan(recorder: LabelRecorder, call: OpCall) -> None:
     """What sorts, sums up or picks along an axis: passes where no channels lie along it."""
     labels = recorder.labels_of(call.args[0])
-    if call.out[0].ndim == 0 if isinstance(call.out, tuple) else call.out.ndim == 0:
+    if call.outputs()[0].ndim == 0:
         reduction(recorder, call)  # the median of all
         return
     place = 2 if call.name in {"topk", "kthvalue"} else 1
@@ -296,9 +296,7 @@ def _table() -> dict[str, Rule]:
     table |= dict.fromkeys(("_sparse_mm", "_sparse_addmm"), sparse_mm)
     table |= dict.fromkeys(("_fft_r2c", "_fft_c2r", "_fft_c2c"), transform)
     table |= dict.fromkeys(_ATTENTION, attention)
-    table |= dict.fromkeys(
-        ("_local_scalar_dense", "sym_size", "is_same_size", "equal", "set_"), nothing
-    )
+    table |= dict.fromkeys(_NOTHING, nothing)
     return table | {name: where_rows_are(table[name]) for name in PRODUCTS}
 
 

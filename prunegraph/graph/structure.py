@@ -81,6 +81,11 @@ class OpNode:
     out_axis: int = 0
     computed: bool = False
 
+    @property
+    def read_classes(self) -> IntArray:
+        """Class id at each position that it reads; a depthwise one reads what it writes."""
+        return self.out_classes if self.depthwise else self.in_classes
+
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenOp:

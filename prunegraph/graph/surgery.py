@@ -17,11 +17,11 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
-from torch.utils._pytree import tree_leaves
 
 from prunegraph.channel_gather import ZERO_CHANNEL, ChannelGather
 from prunegraph.errors import MaskError, ModelError, SurgeryError
 from prunegraph.graph.attribute_reads import is_own
+from prunegraph.graph.calls import tensors_in
 from prunegraph.graph.masked_norm import MaskedNorm, mean_over_kept
 from prunegraph.graph.module_sizes import fix_module_sizes, replace_module, slim_attentions
 from prunegraph.graph.structure import Place, StructureGraph
@@ -91,9 +91,9 @@ def _quick_copies(held: list[object]) -> dict[int, object]:
         if type(value) in {dict, OrderedDict} and not value:
             copies[id(value)] = type(value)()
         elif value is not None and not isinstance(value, int | str):
-            for leaf in tree_leaves(value):
-                if isinstance(leaf, Tensor) and not leaf.is_leaf:
-                    copies[id(leaf)] = leaf.detach()
+            for tensor in tensors_in(value):
+                if not tensor.is_leaf:
+                    copies[id(tensor)] = tensor.detach()
     return copies
 
 

@@ -15,8 +15,7 @@ NOT_FOLLOWED = "read in training alone, beside what is left whole"
 
 def unused_weights(model: nn.Module, recording: Recording) -> set[str]:
     """Return the names of the parameters that a forward did not touch."""
-    used = recording.axis_labels.keys() | recording.element_labels.keys()
-    return {name for name, _ in model.named_parameters() if name not in used}
+    return {name for name, _ in model.named_parameters()} - recording.touched
 
 
 def unread_weights(recording: Recording) -> set[str]:
@@ -43,7 +42,7 @@ def join_siblings(model: nn.Module, recording: Recording) -> None:
     the same channels, or have them for themselves; layers of a chain, and exits that end in the
     network's outputs, are none, and stay whole. So do axes of other sizes.
     """
-    used = recording.axis_labels.keys() | recording.element_labels.keys()
+    used = recording.touched
     experts = _Experts(recording)
     for path, container in model.named_modules():
         if not isinstance(container, nn.ModuleList | nn.ModuleDict):
@@ -128,7 +127,7 @@ def join_training(recording: Recording, training: Recording, unread: set[str]) -
     """
     join = _Join(recording, training)
     join.read(unread)
-    in_eval = recording.axis_labels.keys() | recording.element_labels.keys()
+    in_eval = recording.touched
     for name in [name for name in training.axis_labels if name not in in_eval]:
         for axis, labels in training.axis_labels[name].items():
             own = join.follow(name, labels)

@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from prunegraph.errors import ModelError, SurgeryError
+from prunegraph.errors import ModelError, SurgeryError, first_line
 from prunegraph.graph.attribute_reads import is_own
-from prunegraph.graph.calls import WatchedCalls
+from prunegraph.graph.calls import WatchedCalls, tensors_in
 from prunegraph.graph.recording import Recording
 from prunegraph.graph.structure import FrozenOp, Group, StructureGraph
 from prunegraph.graph.surgery import apply_mask, copy_network, zero_mask
@@ -145,7 +144,7 @@ def check_copies(model: nn.Module, run: Forward) -> None:
             "a lambda over self) takes part; make it a method of its module"
         )
         raise ModelError(msg)
-    if not any(item.is_floating_point() or item.is_complex() for item in _tensors(outputs)):
+    if not any(item.is_floating_point() or item.is_complex() for item in tensors_in(outputs)):
         msg = (
             f"the forward of {type(model).__name__} returns no real or complex tensors, by which a "
             "pruned network could be compared with the masked one: let it return what its answers "
@@ -157,7 +156,7 @@ def check_copies(model: nn.Module, run: Forward) -> None:
 def is_sound(model: nn.Module, run: Forward) -> bool:
     """Return whether a forward runs, and gives finite outputs."""
     try:
-        outputs = _tensors(run(model, None))
+        outputs = tensors_in(run(model, None))
     except ERRORS:
         return False
     return all(bool(torch.isfinite(t).all()) for t in outputs if t.is_floating_point())
@@ -208,16 +207,15 @@ def _failure(
     mask, slim_model = graph.mask(keep), model
     try:
         slim_model = apply_mask(model, graph, mask)
-        slim = _tensors(run(slim_model, None))
+        slim = tensors_in(run(slim_model, None))
     except ERRORS as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         frame = failing_frame(slim_model, error)
         return Failure(
-            reason=f"the forward needs its full width: {first_line}",
+            reason=f"the forward needs its full width: {first_line(error)}",
             module=None if frame is None else frame[0],
         )
     silent = zero_mask(model, graph, mask)
-    zero = _tensors(run(silent, None))
+    zero = tensors_in(run(silent, None))
     if finite and not all(bool(torch.isfinite(t).all()) for t in zero):
         return None
     if any(one.shape != other.shape for one, other in zip(slim, zero, strict=True)):
@@ -225,7 +223,7 @@ def _failure(
     difference, limit = _difference(slim, zero), SUSPICIOUS
     if difference > limit:
         try:
-            double = [_tensors(run(m.double(), torch.float64)) for m in (slim_model, silent)]
+            double = [tensors_in(run(m.double(), torch.float64)) for m in (slim_model, silent)]
             chaotic = _difference(slim, double[0]) > ILL_CONDITIONED
             difference, limit = _difference(*double), ROUGH if chaotic else EXACT
         except ERRORS:  # a forward that casts to float32 itself
@@ -233,10 +231,6 @@ def _failure(
     if difference <= limit:
         return None
     return Failure(reason="the pruned forward computes something else than the masked one")
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
 
 
 def _difference(pruned: list[Tensor], masked: list[Tensor]) -> float:

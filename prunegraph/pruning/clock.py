@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from prunegraph.graph import ExampleInputs, call_forward, evaluation_mode
+from prunegraph.graph.calls import tensors_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ def measure_latency(
         max_seconds: stop once warm-up or timed runs took so long; three are timed in any case.
     """
     device = next(
-        (leaf.device for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor)),
+        (tensor.device for tensor in tensors_in(example_inputs)),
         torch.device("cpu"),
     )
     with evaluation_mode(model), torch.inference_mode():
@@ -60,7 +60,7 @@ def measure_latency(
 
 def device_in_words(example_inputs: ExampleInputs) -> str:
     """Return what a forward of these inputs runs on: a GPU's name, or the CPU and its threads."""
-    kinds = {leaf.device.type for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor)}
+    kinds = {tensor.device.type for tensor in tensors_in(example_inputs)}
     if kinds == {"cuda"}:
         return torch.cuda.get_device_name()
     threads = torch.get_num_threads()

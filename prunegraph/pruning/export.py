@@ -10,11 +10,12 @@ from typing import Any, Literal
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from prunegraph.errors import ConfigError, ExportError
 from prunegraph.files import write_bytes
 from prunegraph.graph import ExampleInputs, copy_network, evaluation_mode, unwrap
+from prunegraph.graph.calls import tensors_in
 from prunegraph.pruning.artefacts import (
     WEIGHTS_SUFFIX,
     PrunedNetwork,
@@ -170,7 +171,7 @@ def _with_batch(arguments: Arguments, size: int) -> Arguments:
 
 def _run(network: Callable[..., Any], arguments: Arguments) -> list[Tensor]:
     args, kwargs = arguments
-    return [leaf for leaf in tree_leaves(network(*args, **kwargs)) if isinstance(leaf, Tensor)]
+    return tensors_in(network(*args, **kwargs))
 
 
 def _dynamic_shapes(arguments: Arguments, *, dynamic_batch: bool) -> Any:
@@ -215,8 +216,7 @@ def _to_onnx(
     names = [node.name for node in session.get_inputs()]
 
     def run(arguments: Arguments) -> list[Tensor]:
-        tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
-        feed = {name: t.numpy() for name, t in zip(names, tensors, strict=True)}
+        feed = {name: t.numpy() for name, t in zip(names, tensors_in(arguments), strict=True)}
         return [torch.from_numpy(value) for value in session.run(None, feed)]
 
     return content, run

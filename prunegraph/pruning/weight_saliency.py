@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunegraph.graph import OpNode, StructureGraph
+from prunegraph.graph import StructureGraph
 from prunegraph.types import Float64Array, IntArray, TrainSplit
 
 
@@ -52,17 +52,13 @@ def _columns(graph: StructureGraph) -> dict[str, tuple[int, IntArray]]:
     """Return weight -> the axis by which it reads, and the class at each position."""
     found = {}
     for op in graph.ops:
-        read = _read_classes(op)
+        read = op.read_classes
         axes = graph.param_classes.get(str(op.param), {})
         ordered = sorted(axes.items(), key=lambda item: (item[0] == op.out_axis) != op.depthwise)
         axis = next((a for a, own in ordered if np.array_equal(own, read)), None)
         if read.size and axis is not None:
             found[str(op.param)] = (axis, read)
     return found
-
-
-def _read_classes(op: OpNode) -> IntArray:
-    return op.out_classes if op.depthwise else op.in_classes
 
 
 def _along(values: Tensor, axis: int) -> Float64Array:

@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from prunegraph.graph import ExampleInputs, StructureGraph, call_forward, evaluation_mode, unwrap
+from prunegraph.graph.calls import tensors_in
 from prunegraph.pruning.surgery import apply_mask
 from prunegraph.types import KeepMask
 
@@ -33,7 +33,7 @@ class _Allocations(TorchDispatchMode):
     ) -> Any:
         """Run the operation, and count what is alive right after it."""
         out = func(*args, **(kwargs or {}))
-        self._count(leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
+        self._count(tensors_in(out))
         return out
 
     def _count(self, tensors: Iterable[Tensor]) -> None:
@@ -52,8 +52,7 @@ def measure_peak_memory(model: nn.Module, inputs: ExampleInputs) -> int:
     view it, until the last of them dies; parameters and buffers do not count.
     """
     model = unwrap(model)
-    given = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    allocations = _Allocations([*model.parameters(), *model.buffers()], given)
+    allocations = _Allocations([*model.parameters(), *model.buffers()], tensors_in(inputs))
     with evaluation_mode(model), allocations:
         output = call_forward(model, inputs)
     del output  # was held until here: a caller holds it too

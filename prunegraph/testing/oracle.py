@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunegraph.graph import (
@@ -22,6 +22,7 @@ from prunegraph.graph import (
     repeatable,
     unwrap,
 )
+from prunegraph.graph.calls import tensors_in
 from prunegraph.pruning.surgery import apply_mask, zero_mask
 from prunegraph.types import Cost, KeepMask
 
@@ -193,8 +194,7 @@ def _response(model: nn.Module, inputs: ExampleInputs, outputs: list[Tensor]) ->
     so little that rounding would decide.
     """
     largest = max((float(t.abs().max()) for t in outputs), default=0.0)
-    leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    if not any(leaf.is_floating_point() for leaf in leaves):
+    if not any(tensor.is_floating_point() for tensor in tensors_in(inputs)):
         return largest
     blank = _outputs(model, tree_map(_blank, inputs))
     moves = (float((a - b).abs().max()) for a, b in zip(outputs, blank, strict=True))
@@ -210,5 +210,5 @@ def _blank(value: Any) -> Any:
 def _outputs(model: nn.Module, inputs: ExampleInputs) -> list[Tensor]:
     """Return the floating-point tensors that a forward in eval mode gives."""
     with evaluation_mode(model), repeatable(model), sdpa_kernel(SDPBackend.MATH):
-        leaves = tree_leaves(call_forward(model, fresh(inputs)))
-    return [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point() and t.numel()]
+        output = call_forward(model, fresh(inputs))
+    return [t for t in tensors_in(output) if t.is_floating_point() and t.numel()]

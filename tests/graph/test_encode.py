@@ -90,7 +90,7 @@ def test_each_relation_joins_what_it_says(spec: str) -> None:
     num_channels = graph.num_classes
     reads, writes = set(), set()
     for position, op in enumerate(graph.ops):
-        inputs = op.out_classes if op.depthwise else op.in_classes
+        inputs = op.read_classes
         reads |= {(int(index), num_channels + position) for index in inputs}
         writes |= {(num_channels + position, int(index)) for index in op.out_classes}
     assert edges["reads"] == reads
