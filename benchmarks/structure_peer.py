@@ -153,7 +153,7 @@ def restore_values(pruned: nn.Module, dense: nn.Module) -> nn.Module:
                 masked.set_submodule(path, MaskedNorm(masked.get_submodule(path), {0: keep}))
             else:
                 axis = -3 if type(norm).__name__.endswith("2d") else -1
-                mean_over_kept(masked.get_submodule(path), keep, axis)
+                mean_over_kept(masked.get_submodule(path), (keep, axis))
     return masked
 
 
