@@ -33,17 +33,13 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Types of numbers that networks are stored in."""
 
 
-def read_json(path: Path, *, finite: bool = True) -> Any:
-    """Return what a JSON file holds.
-
-    Args:
-        path: the file.
-        finite: refuse NaN and infinity.
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds; NaN and infinity are refused.
 
     Raises:
         ArtefactError: it is missing, no regular file, too large, or not JSON.
     """
-    return parse_json(read_text(path), path, finite=finite)
+    return parse_json(read_text(path), path)
 
 
 def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:

@@ -83,7 +83,8 @@ class ItemSource:
         self.parts = parts
         self.augment = augment
         self.ends = list(itertools.accumulate(len(part) for part in parts))
-        self.image_shape = self._shape(0)
+        channels, height, width = self._image(0).shape
+        self.image_shape = channels, height, width
         self.labels = torch.cat([_labels(part) for part in parts])
         self._check_samples()
         lowest, highest = int(self.labels.min()), int(self.labels.max())
@@ -151,10 +152,6 @@ class ItemSource:
 
     def _image(self, position: int) -> Tensor:
         return _image(self._item(position))
-
-    def _shape(self, position: int) -> tuple[int, int, int]:
-        channels, height, width = self._image(position).shape
-        return channels, height, width
 
 
 def from_images(

@@ -1,1 +1,1 @@
-"""experiment."""
+"""The commands: options, runs that go on where they ended, comparisons, reports."""

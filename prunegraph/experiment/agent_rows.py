@@ -11,7 +11,7 @@ import numpy as np
 from prunegraph.agent import NetworkConfig, PruningNetwork, TrainedPolicy, load_policy, save_policy
 from prunegraph.errors import ArtefactError
 from prunegraph.experiment.agent_options import given_policy
-from prunegraph.experiment.baselines import CONTROL_CRITERIA
+from prunegraph.experiment.baselines import CONTROLS
 from prunegraph.experiment.bench import Bench, num_probes
 from prunegraph.experiment.candidates import Candidate, CandidateStore, add_found
 from prunegraph.experiment.config import SearchOptions
@@ -20,7 +20,7 @@ from prunegraph.experiment.jobs import Batch, Workplace
 from prunegraph.experiment.report import History, SearchResult
 from prunegraph.experiment.search import SearchRun, policy_mask, search_job
 from prunegraph.experiment.suit import num_decision_networks, suit_benches
-from prunegraph.experiment.verdict import AGENT, CONTROL_SUFFIX, INITIAL, UNTRAINED, is_baseline
+from prunegraph.experiment.verdict import AGENT, INITIAL, UNTRAINED, is_baseline
 from prunegraph.files import write_json
 from prunegraph.reading import checked, read_json
 
@@ -72,8 +72,7 @@ def agent_rows(options: SearchOptions, *, controls: bool = True) -> set[str]:
         controls: whether L1 and chance at the agent's widths are among them.
     """
     initial = set() if options.policy is None else {INITIAL}
-    at_widths = {f"{criterion}{CONTROL_SUFFIX}" for criterion in CONTROL_CRITERIA if controls}
-    return {agent_name(options), UNTRAINED} | initial | at_widths
+    return {agent_name(options), UNTRAINED} | initial | (CONTROLS if controls else set())
 
 
 def agent_batch(

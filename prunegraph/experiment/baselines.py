@@ -17,7 +17,7 @@ from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import slug
 from prunegraph.experiment.jobs import Batch, Workplace
 from prunegraph.experiment.search import search_job
-from prunegraph.experiment.verdict import SAMPLER
+from prunegraph.experiment.verdict import CONTROL_SUFFIX, SAMPLER
 from prunegraph.graph import StructureGraph
 from prunegraph.pruners import PRUNERS, at_widths
 from prunegraph.pruning.outcome_log import OutcomeLog
@@ -56,6 +56,9 @@ USUAL_HEURISTICS = (
 
 CONTROL_CRITERIA = ("l1", "random")
 """Criteria that choose channels at the agent's own widths."""
+
+CONTROLS = frozenset(f"{criterion}{CONTROL_SUFFIX}" for criterion in CONTROL_CRITERIA)
+"""The names of their rows."""
 
 
 def heuristics() -> tuple[str, ...]:

@@ -82,8 +82,7 @@ class CandidateStore:
 
     def named(self, name: str) -> list[Candidate]:
         """Return a method's candidates by seed."""
-        found = [item for item in self if item.name == name]
-        return sorted(found, key=lambda item: item.seed)
+        return [item for item in self if item.name == name]
 
     def _record(self, candidate: Candidate) -> dict[str, Any]:
         return {

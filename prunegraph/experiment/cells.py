@@ -6,12 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from prunegraph.experiment.baselines import (
-    CONTROL_CRITERIA,
-    TORCH_PRUNING,
-    heuristics,
-    searches,
-)
+from prunegraph.experiment.baselines import CONTROLS, TORCH_PRUNING, heuristics, searches
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import Candidate, best_rival, choose, ranked
 from prunegraph.experiment.compare_config import CompareConfig
@@ -135,10 +130,9 @@ def _searched(
         candidates: of all methods.
         rank: by which the search baselines are ordered, of the search accuracies of their masks.
     """
-    controls = {f"{criterion}{CONTROL_SUFFIX}" for criterion in CONTROL_CRITERIA}
     found = {item.name for item in candidates if searches(item.name)}
     best = {*ranked(candidates, found, rank)[:BEST_SEARCHES]}
-    return {item.name for item in candidates if is_agent(item.name)} | controls | best
+    return {item.name for item in candidates if is_agent(item.name)} | CONTROLS | best
 
 
 def _cell_digest(bench: Bench, candidate: Candidate | None, seed: int) -> str:

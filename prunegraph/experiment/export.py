@@ -14,7 +14,13 @@ from prunegraph.experiment.page import pruned_folder
 from prunegraph.experiment.report import read_report
 from prunegraph.experiment.setup import build_dense, check_trusted, resolve_device
 from prunegraph.experiment.tools_config import ExportConfig
-from prunegraph.pruning.artefacts import PrunedInfo, artefact_paths, load_pruned, read_info
+from prunegraph.pruning.artefacts import (
+    PrunedInfo,
+    PrunedNetwork,
+    artefact_paths,
+    load_pruned,
+    read_info,
+)
 from prunegraph.pruning.export import export, export_recipe
 
 FILE_NAMES = {
@@ -32,10 +38,7 @@ def run_export(config: ExportConfig, console: Console) -> dict[str, Any]:
     """Write the file, and return where it is, how large, and what its network expects."""
     resolve_device(config.device)
     path = _path(config)
-    check_holds_network(config.run)
-    info = read_info(config.run)
-    check_trusted(info.arch, config.arch, artefact_paths(config.run)[0])
-    saved = load_pruned(config.run, lambda: build_dense(info))
+    info, saved = read_run(config.run, config.arch)
     generator = torch.Generator().manual_seed(config.seed)
     example = torch.randn(info.example_shape, generator=generator)
     inputs = input_details(info)
@@ -111,7 +114,15 @@ def _path(config: ExportConfig) -> Path:
     return config.out
 
 
-def check_holds_network(run: Path) -> None:
+def read_run(run: Path, trusted: str | None) -> tuple[PrunedInfo, PrunedNetwork]:
+    """Read the pruned network of a run folder; code is run if ``trusted`` names it."""
+    _check_holds_network(run)
+    info = read_info(run)
+    check_trusted(info.arch, trusted, artefact_paths(run)[0])
+    return info, load_pruned(run, lambda: build_dense(info))
+
+
+def _check_holds_network(run: Path) -> None:
     """Raise ArtefactError if a run holds its networks in cells: names the pruned one's."""
     folder = RunFolder(path=run)
     if run.is_file() and not artefact_paths(run)[0].is_file():

@@ -12,14 +12,12 @@ from torch import Tensor
 from prunegraph.data import load_dataset
 from prunegraph.experiment.config import DataConfig
 from prunegraph.experiment.console import Console
-from prunegraph.experiment.export import check_holds_network
+from prunegraph.experiment.export import read_run
 from prunegraph.experiment.group_plot import draw_groups
 from prunegraph.experiment.plots import save_figure
 from prunegraph.experiment.setup import (
     DEFAULT_ARCH,
-    build_dense,
     check_network,
-    check_trusted,
     named_dataset,
     own_dataset,
     resolve_arch,
@@ -29,8 +27,8 @@ from prunegraph.experiment.setup import (
 from prunegraph.experiment.tools_config import InspectConfig
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.models import build_model, load_weights, weights_info
-from prunegraph.pruning.artefacts import artefact_paths, load_pruned, read_info
-from prunegraph.types import KeepMask
+from prunegraph.pruning.latency_table import smallest_mask
+from prunegraph.types import Budget, KeepMask
 from prunegraph.users_code import is_factory
 
 KNOWN_INPUTS: dict[str, tuple[tuple[int, int, int], int]] = {
@@ -59,7 +57,7 @@ class Inspected:
 
 def run_inspect(config: InspectConfig, console: Console) -> dict[str, Any]:
     """Analyse a network, print and draw what was found, return it as ``--json`` prints it."""
-    inspected = _analyse(config) if config.run is None else _read_run(config.run, config.arch)
+    inspected = _analyse(config) if config.run is None else _inspect_run(config.run, config.arch)
     graph, mask = inspected.graph, inspected.mask
     content = {"arch": inspected.arch, **graph.to_json()}
     if mask is not None:
@@ -91,12 +89,9 @@ def _analyse(config: InspectConfig) -> Inspected:
     return Inspected(arch=arch, graph=graph)
 
 
-def _read_run(run: Path, trusted: str | None) -> Inspected:
+def _inspect_run(run: Path, trusted: str | None) -> Inspected:
     """Read the pruned network of a run folder."""
-    check_holds_network(run)
-    info = read_info(run)
-    check_trusted(info.arch, trusted, artefact_paths(run)[0])
-    saved = load_pruned(run, lambda: build_dense(info))
+    info, saved = read_run(run, trusted)
     return Inspected(arch=info.arch, graph=saved.graph, mask=saved.mask)
 
 
@@ -176,7 +171,5 @@ def _shorten(members: list[str], most: int = 3) -> str:
 
 def least_macs(graph: StructureGraph) -> float:
     """Return the least share of the MACs that can remain."""
-    keep = graph.frozen.copy()
-    for group in graph.groups:
-        keep[group.classes[: group.min_keep]] = True
-    return graph.cost(keep).macs / max(graph.dense_cost.macs, 1)
+    least = smallest_mask(graph, Budget(keep_macs=1.0))
+    return graph.cost(least).macs / max(graph.dense_cost.macs, 1)

@@ -239,17 +239,14 @@ def next_steps(folder: RunFolder, content: Mapping[str, Any]) -> Facts:
     """
     trust = ["--arch", content["arch"]] if is_factory(content["arch"]) else []
     run = folder.path if folder.file(CONFIG_FILE).is_file() else folder.path.parent
-    commands = [
-        ("Write the pruned network as a file for other programs", "export", where)
-        for where in [pruned_folder(folder, content)]
-        if where is not None
-    ]
-    steps = [(what, command, path, trust) for what, command, path in commands]
+    where = pruned_folder(folder, content)
+    steps = [("Write the pruned network as a file for other programs", "export", where, trust)]
     data = ["--dataset", content["dataset"]] if is_factory(content["dataset"]) else []
     steps.append(("Check every figure of this page from the files", "verify", run, trust + data))
     return [
         (what, shlex.join(["prunegraph", command, str("RUN" / path.relative_to(run)), *named]))
         for what, command, path, named in steps
+        if path is not None
     ]
 
 

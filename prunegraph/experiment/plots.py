@@ -436,7 +436,7 @@ def _search(findings: Findings) -> Plot | None:
     )
 
 
-def _groups(findings: Findings) -> Plot | None:
+def _groups(findings: Findings) -> Plot:
     """Draw the groups of channels and what was kept of them."""
     graph = findings.graph
     frozen = sum(group.frozen is not None for group in graph.groups)

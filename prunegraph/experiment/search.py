@@ -416,13 +416,8 @@ def _finalists(
     kept += result.imagination.promising(number, graph.limits(task.budget), places)
     kept += [unpack_bits(bits, graph.num_classes) for bits in reversed(own)]
     masks += [graph.mask(keep) for keep in kept]
-    fitting = [mask for mask in masks if _fits(bench, mask)]
+    fitting = [mask for mask in masks if graph.fits(mask, bench.budget)]  # not all were repaired
     return list(dict.fromkeys(fitting))[:places]
-
-
-def _fits(bench: Bench, mask: KeepMask) -> bool:
-    """Return whether a mask meets the budget; one that was not repaired may not."""
-    return bench.target.graph.fits(mask, bench.budget)
 
 
 def _best(

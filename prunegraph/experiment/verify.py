@@ -11,7 +11,7 @@ from prunegraph.errors import ArtefactError, ConfigError
 from prunegraph.experiment.agent_rows import agent_rows
 from prunegraph.experiment.agreement import agreements
 from prunegraph.experiment.apply import APPLIED, COMPARED
-from prunegraph.experiment.baselines import CONTROL_CRITERIA
+from prunegraph.experiment.baselines import CONTROLS
 from prunegraph.experiment.bench import DENSE_FILE, Bench
 from prunegraph.experiment.candidates import MASKS_FILE, choose, read_masks
 from prunegraph.experiment.compare import wanted
@@ -34,7 +34,6 @@ from prunegraph.experiment.setup import check_trusted, load_target, num_cores
 from prunegraph.experiment.tools_config import VerifyConfig
 from prunegraph.experiment.train import baseline_names
 from prunegraph.experiment.verdict import (
-    CONTROL_SUFFIX,
     DENSE,
     UNTRAINED,
     MethodRow,
@@ -224,8 +223,7 @@ def _check_options(
     elif isinstance(run, CompareConfig):
         expected = {*wanted(run), *(agent_rows(run) if run.agent else ())}
     elif isinstance(run, ApplyConfig) and run.max_latency is None:
-        expected = {APPLIED, UNTRAINED, *COMPARED}
-        expected |= {f"{criterion}{CONTROL_SUFFIX}" for criterion in CONTROL_CRITERIA}
+        expected = {APPLIED, UNTRAINED, *COMPARED, *CONTROLS}
     found = {
         "arch": bench.target.arch,
         "seed": bench.seed,

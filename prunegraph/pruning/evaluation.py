@@ -163,7 +163,7 @@ def _lay_out(model: nn.Module, layout: torch.memory_format) -> None:
 
 def _runs(model: nn.Module, images: Tensor) -> bool:
     try:
-        with evaluation_mode(model), torch.no_grad():
+        with evaluation_mode(model):
             model(place_images(images, model))
     except RuntimeError:
         return False

@@ -1,7 +1,7 @@
 """What every pruning method is given, and what it gives back: baselines and agents alike."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import nn
@@ -63,7 +63,7 @@ class PrunerResult:
 
     mask: KeepMask
     networks_evaluated: int = 0
-    history: tuple[Mapping[str, Any], ...] = field(default=())
+    history: tuple[Mapping[str, Any], ...] = ()
 
 
 class Pruner(Protocol):
