@@ -20,7 +20,8 @@ FILLED = frozenset({"zeros", "ones", "full", "new_zeros", "new_ones", "new_full"
 
 def constant(recorder: LabelRecorder, call: OpCall) -> None:
     """A tensor made from sizes and numbers: neutral."""
-    makers = _running(recorder) if call.name in FILLED else set()
+    own = call.name in FILLED and recorder.modules.running_own_code  # torch's set theirs themselves
+    makers = _running(recorder) if own else set()
     for tensor in call.outputs():
         recorder.set_labels(tensor, neutral(tensor.shape))
         for size in tensor.shape if makers else ():

@@ -105,6 +105,22 @@ class Wrapped(nn.Module):
         return out
 
 
+class Sequencer(nn.Module):
+    """Layers of torch's as wide as each other, which begin with zeros of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden_size = 8
+        self.embed, self.head = nn.Linear(5, 10), nn.Linear(32, 3)
+        self.down = nn.LSTM(10, 8, batch_first=True, bidirectional=True)
+        self.right = nn.LSTM(10, 8, batch_first=True, bidirectional=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        out: Tensor = self.head(torch.cat([self.down(x)[0], self.right(x.flip(1))[0]], 2))
+        return out
+
+
 class Padded(nn.Module):
     """Zeros before the first step."""
 
@@ -160,6 +176,7 @@ class Blurred(nn.Module):
         (Decaying, [8]),
         (Gated, [8, 10]),
         (Wrapped, [8]),
+        (Sequencer, [8, 8, 10]),
         (Padded, [9, 12]),
         (Stacked, [10, 12]),
         (Blurred, [12]),
