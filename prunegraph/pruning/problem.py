@@ -1,4 +1,4 @@
-"""What every pruning method is given, and what it gives back: baselines and agents alike."""
+"""What every baseline is given, and what it gives back."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
