@@ -305,3 +305,21 @@ def test_plans_are_made_as_soon_as_something_is_predicted(make_model: MakeModel)
 def test_nothing_is_planned_where_nothing_is_predicted(make_model: MakeModel) -> None:
     assert make_model(1, ppo=PPOConfig(exchanges=3)).policy.plan is None
     assert make_model(1, ppo=PPOConfig(imagined_steps=2)).policy.plan is None
+
+
+def test_a_channel_steps_by_the_episodes_that_decide_on_it(make_model: MakeModel) -> None:
+    model = make_model(1)
+    offsets, size = model.policy.offsets, model.policy.topologies[0].num_channels
+    free = torch.from_numpy(model.policy.topologies[0].graph.free)
+    mask = torch.zeros(4, size, dtype=torch.bool)
+    mask[:2] = free
+    mask[2:, torch.nonzero(free)[0]] = True  # other steps decide on another channel
+    logits = (offsets(0) / model.policy.temperature).expand(4, size)
+    found = decision(logits, mask)
+    bits, advantages = torch.ones(4, size), torch.tensor([1.0, 2.0, 4.0, 5.0])
+    log_prob = found.distribution.log_prob_bits(bits)
+    weights = advantages[:, None] / found.distribution.num_free()[:, None] / 4
+    (-(weights * log_prob).sum()).backward()
+    model._move_offsets(torch.zeros(4, dtype=torch.long), found, 0.01, 0.0)
+    moved = offsets.channels["0"].detach()[free]
+    assert moved[1:].tolist() == pytest.approx([0.01 * 0.5 * 1.5] * (int(free.sum()) - 1))
