@@ -19,7 +19,7 @@ from torch_geometric.data import Data
 from prunegraph.agent.network import NetworkConfig, PruningNetwork
 from prunegraph.agent.ppo import ChannelPPO
 from prunegraph.agent.vec_env import SelfCompetitionVecEnv
-from prunegraph.errors import ArtefactError, ConfigError
+from prunegraph.errors import ArtefactError, ConfigError, first_line
 from prunegraph.files import write_bytes, write_json
 from prunegraph.graph.features import LAST_NAMES
 from prunegraph.reading import checked, holds_numbers, parse_json, read_json, read_safetensors
@@ -128,7 +128,7 @@ def load_policy(path: Path | str, *, expected: NetworkConfig | None = None) -> T
         owned = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
         network.load_state_dict(owned, assign=True)
     except Exception as error:  # a header that lies makes the reader raise about anything
-        msg = f"{weights_path} does not fit its JSON: {str(error).splitlines()[0]}"
+        msg = f"{weights_path} does not fit its JSON: {first_line(error)}"
         raise ArtefactError(msg) from error
     for name, tensor in tensors.items():
         if not holds_numbers(tensor):
@@ -207,7 +207,7 @@ def load_checkpoint(path: Path | str, model: ChannelPPO) -> None:
     try:
         _restore(model, state, tensors)
     except RuntimeError as error:
-        msg = f"{path} is of another policy network: {str(error).splitlines()[0]}"
+        msg = f"{path} is of another policy network: {first_line(error)}"
         raise ArtefactError(msg) from error
     except Exception as error:  # what somebody changed by hand may be wrong in any way
         reason = f"{type(error).__name__}: {error}"

@@ -20,7 +20,7 @@ from typing import Any, cast
 import torch
 import tyro
 
-from prunegraph.errors import ConfigError, PruneGraphError, suggest
+from prunegraph.errors import ConfigError, PruneGraphError, first_line, suggest
 from prunegraph.experiment.apply import run_apply
 from prunegraph.experiment.compare_config import ComparisonsConfig
 from prunegraph.experiment.comparisons import run_comparisons
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if _is_out_of_memory(error):
             return _fail(OUT_OF_MEMORY, EXIT_BAD_INPUT)
         if any(words in str(error) for words in NO_DEVICE):
-            return _fail(DEVICE_LOST.format(str(error).splitlines()[0]), EXIT_BAD_INPUT)
+            return _fail(DEVICE_LOST.format(first_line(error)), EXIT_BAD_INPUT)
         raise
     return 0
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunegraph.errors import ConfigError, PruneGraphError
+from prunegraph.errors import ConfigError, PruneGraphError, first_line
 from prunegraph.experiment.setup import keep_freed_memory
 from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.types import KeepMask, Outcome
@@ -57,7 +57,7 @@ class RayPool:
             _check_answers(address)
             self._ray.init(address=address, log_to_driver=False, logging_level="ERROR")
         except (OSError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             msg = f"no Ray cluster at {address!r} ({reason}): start one with `ray start --head`"
             raise ConfigError(msg) from error
         gpus = int(device.type == "cuda")
@@ -83,7 +83,7 @@ class RayPool:
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None  # what the evaluation itself raised
         except ray.exceptions.RayError as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             msg = f"the Ray cluster failed ({reason}): give the same command again to go on"
             raise PruneGraphError(msg) from error
         return outcome

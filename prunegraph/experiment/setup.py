@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.data import Images, from_images, load_dataset
-from prunegraph.errors import ArtefactError, ConfigError, DataError, ModelError
+from prunegraph.errors import ArtefactError, ConfigError, DataError, ModelError, first_line
 from prunegraph.experiment.config import DataConfig, NetworkConfig, PruningOptions
 from prunegraph.graph import StructureGraph, analyse, copy_network
 from prunegraph.models import WeightsInfo, build_model, check_arch, load_weights, weights_info
@@ -89,9 +89,7 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        msg = (
-            f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu"
-        )
+        msg = f"device {name!r} cannot be used here ({first_line(error)}); try --device cpu"
         raise ConfigError(msg) from error
     return device
 
