@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunegraph.agent.topology import expected_cost_ratio
+from prunegraph.agent.topology import MEMORY, expected_cost_ratios
 from prunegraph.graph.structure import StructureGraph
 from prunegraph.types import BoolArray, Float64Array, IntArray
 
@@ -38,7 +38,7 @@ def plan(
         predict: float64 masks ``[K, N]`` to what they reach ``[K]``, with a gradient.
         graph: the network.
         keep: ``[N]`` what the policy wants; what does not fit is dropped first.
-        limits: ``[2]`` the most MACs and params that may remain.
+        limits: ``[3]`` the most MACs, params and bytes that may remain.
         most: exchanges at the most.
     """
     exchanges = _Exchanges(graph, limits)
@@ -76,7 +76,7 @@ class _Exchanges:
 
     Args:
         graph: the network.
-        limits: ``[2]`` the most MACs and params that may remain.
+        limits: ``[3]`` the most MACs, params and bytes that may remain.
     """
 
     graph: StructureGraph
@@ -92,16 +92,26 @@ class _Exchanges:
     def made_to_fit(self, keep: BoolArray, slope: Float64Array) -> BoolArray:
         """Return a mask without the classes that cost least for what they free, until it fits."""
         keep = keep.copy()
-        while self._ratios(keep[None])[0] > 1.0:
+        while (ratios := self._ratios(keep))[0].max() > 1.0:
+            freed = self._freed(keep, int(ratios[0].argmax()))
             drops = self._drops(keep, slope)
             drops = drops[(drops != NONE) & self._above_minimum(keep)]
+            drops = drops[freed[drops] > 0]
             if not len(drops):
                 break
-            freed = (self.graph.cost_model.freed_by_each(keep) / self.limits[:, None]).max(axis=0)
-            loss, freed = slope[drops], freed[drops]
-            worth = np.where(loss > 0, -loss / freed, -loss * freed)
+            loss, gain = slope[drops], freed[drops]
+            worth = np.where(loss > 0, -loss / gain, -loss * gain)
             keep[drops[worth.argmax()]] = False
         return keep
+
+    def _freed(self, keep: BoolArray, limit: int) -> Float64Array:
+        """Return what each kept class ``[N]`` frees of a limit's MACs, params or peak memory."""
+        if limit == MEMORY:
+            assert self.graph.memory_model is not None
+            freed = self.graph.memory_model.slopes(keep[None].astype(np.float64))[0]
+        else:
+            freed = self.graph.cost_model.freed_by_each(keep)[limit]
+        return np.asarray(freed / self.limits[limit])
 
     def best(self, keep: BoolArray, slope: Float64Array) -> BoolArray:
         """Return what the most promising exchanges make of a mask ``[K, N]``, K <= ``TRIED``."""
@@ -119,15 +129,18 @@ class _Exchanges:
         )
         freed = np.where(drops == NONE, 0.0, model.freed_by_each(keep)[:, drops])
         added = np.where(adds == NONE, 0.0, model.added_by_each(keep)[:, adds])
-        slack = self.limits - model.totals(keep.astype(np.float64))
+        slack = self.limits[:MEMORY] - model.totals(keep.astype(np.float64))
         excess = added[:, None, :] - freed[:, :, None] - slack[:, None, None]  # nearly: both share
         excess[:, within, within] = 0.0  # exactly: a group's classes cost alike
+        if np.isfinite(self.limits[MEMORY]) and self.graph.memory_model is not None:
+            allowed &= self.graph.memory_model.exchanged(keep, drops, adds) <= self.limits[MEMORY]
         rows, columns = np.nonzero(allowed & (gain > 0) & (excess <= 0).all(axis=0))
         order = np.argsort(-gain[rows, columns], kind="stable")[:TRIED]
         tried = np.repeat(keep[None], len(order), axis=0)
         for number, (row, column) in enumerate(zip(rows[order], columns[order], strict=True)):
             tried[number, [item for item in (drops[row], adds[column]) if item != NONE]] ^= True
-        return tried[self._ratios(tried) <= 1.0]
+        fits = self._ratios(tried).max(axis=1) <= 1.0
+        return np.asarray(tried[fits])
 
     def _drops(self, keep: BoolArray, slope: Float64Array) -> IntArray:
         """Return of each group ``[G]`` the kept class that adds least, or NONE."""
@@ -149,4 +162,6 @@ class _Exchanges:
         return np.array([spare[graph.group_of[classes[0]]] for classes in self.members])
 
     def _ratios(self, keep: BoolArray) -> Float64Array:
-        return expected_cost_ratio(self.graph, keep.astype(np.float64), self.limits[None])
+        """Return MACs, params and peak memory over what may remain ``[K, 3]``."""
+        rows = np.atleast_2d(keep).astype(np.float64)
+        return expected_cost_ratios(self.graph, rows, self.limits[None])

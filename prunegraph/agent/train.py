@@ -42,6 +42,7 @@ class AgentConfig:
         per_group: the environments decide group by group.
         refinements: further steps of an episode, in which the environments decide anew.
         initial_cost_ratio: expected cost over budget at the start of ``constraint="lagrangian"``.
+        max_memory: that of the environments' budgets, which is the same in all of them.
         seed: seed of initial weights and sampling noise.
         device: where the agent's network runs; it is small, the CPU is usually best.
     """
@@ -53,6 +54,7 @@ class AgentConfig:
     per_group: bool = False
     refinements: int = 0
     initial_cost_ratio: float = 1.0
+    max_memory: int | None = None
     seed: int = 0
     device: str = "cpu"
 
@@ -163,7 +165,9 @@ def build_model(venv: VecEnv, graphs: Sequence[StructureGraph], config: AgentCon
     return ChannelPPO(
         wrapped,
         policy_kwargs={
-            "topologies": {index: Topology.of(graph) for index, graph in enumerate(graphs)},
+            "topologies": {
+                number: Topology.of(graph, config.max_memory) for number, graph in enumerate(graphs)
+            },
             "network_config": config.network,
             "constraint": config.reward.constraint,
             "initial_cost_ratio": config.initial_cost_ratio,

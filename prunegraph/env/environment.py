@@ -18,7 +18,7 @@ from prunegraph.env.task import Cell, PruningTask, make_cell
 from prunegraph.errors import ConfigError
 from prunegraph.graph.features import FEATURE_BOUND, LAST_NAMES
 from prunegraph.rewards import CONTEXT_NAMES, Episode, SelfCompetition, pack_bits, unpack_bits
-from prunegraph.types import BoolArray, Budget, Cost, FloatArray, KeepMask, Outcome
+from prunegraph.types import BoolArray, Budget, FloatArray, KeepMask, Outcome
 
 Observation = dict[str, FloatArray]
 Action = npt.NDArray[Any]
@@ -153,11 +153,12 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
 
     def _finish(self) -> tuple[float, dict[str, Any]]:
         """Evaluate the bits of the whole network; return the reward and its ``info``."""
-        raw_cost = self._cell.task.graph.cost(self._keep)
-        mask, repaired = self._realise(self._keep, self.np_random)
+        raw = self._keep
+        raw_cost = self._cell.task.graph.cost(raw)
+        mask, repaired = self._realise(raw, self.np_random)
         self._keep = mask.keep.copy()
         outcome = self._evaluate(self._cell, mask, self.block)
-        result = self._episode(self._cell, mask, outcome, raw_cost)
+        result = self._episode(self._cell, mask, outcome, raw)
         reward, terms = 0.0, dict[str, float]()
         if not self.config.external_reward:
             scored = self.competition.score([result])[0]
@@ -184,7 +185,7 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
         graph = cell.task.graph
         mask = graph.mask(unpack_bits(bits, graph.num_classes))
         outcome = self._evaluate(cell, mask, block)
-        return self._episode(cell, mask, outcome, outcome.cost)
+        return self._episode(cell, mask, outcome, mask.keep)
 
     def _realise(self, keep: BoolArray, rng: np.random.Generator) -> tuple[KeepMask, float]:
         how: Realisation = "repair" if self.config.repair else "raw"
@@ -199,15 +200,16 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
         subset = evaluator.draw_subset(size, subset_seed(self.seed_in_use, block))
         return evaluator.evaluate(mask, subset)
 
-    def _episode(self, cell: Cell, mask: KeepMask, outcome: Outcome, raw_cost: Cost) -> Episode:
+    def _episode(self, cell: Cell, mask: KeepMask, outcome: Outcome, raw: BoolArray) -> Episode:
+        graph = cell.task.graph
         return Episode(
             cell=cell.name,
             accuracy=outcome.accuracy,
             loss=outcome.loss,
             kl=outcome.kl,
             soft_accuracy=outcome.soft_accuracy,
-            raw_cost_ratio=cell.cost_ratio(raw_cost),
-            cost_ratio=cell.cost_ratio(outcome.cost),
+            raw_cost_ratio=graph.cost_ratio(raw, cell.budget),
+            cost_ratio=graph.cost_ratio(mask.keep, cell.budget),
             bits=pack_bits(mask.keep),
             digest=outcome.digest,
         )
@@ -223,12 +225,12 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
 
     def _open_classes(self) -> BoolArray:
         """Return the classes ``[N]`` that the next step decides on (at the end: the last did)."""
-        graph = self._cell.task.graph
+        cell = self._cell
         if not self.config.per_group:
-            return graph.free.copy()
-        step = min(self._num_steps, len(self._cell.steps) - 1)
-        in_group: BoolArray = graph.group_of == self._cell.steps[step]
-        return graph.free & in_group
+            return cell.at_stake.copy()
+        step = min(self._num_steps, len(cell.steps) - 1)
+        in_group: BoolArray = cell.task.graph.group_of == cell.steps[step]
+        return cell.at_stake & in_group
 
     def _observation(self) -> Observation:
         cell, num_classes = self._cell, self._cell.task.graph.num_classes

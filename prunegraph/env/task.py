@@ -10,7 +10,7 @@ from torch import Tensor
 from prunegraph.errors import BudgetError, ConfigError
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import FEATURE_BOUND
-from prunegraph.types import BoolArray, Budget, Cost, FloatArray, KeepMask, Outcome
+from prunegraph.types import BoolArray, Budget, FloatArray, KeepMask, Outcome
 
 
 class MaskEvaluator(Protocol):
@@ -60,6 +60,8 @@ class Cell:
         task: the network.
         budget: what may remain.
         features: ``[N, F]`` in [-5, 5].
+        at_stake: ``[N]`` the free classes that cost something of what is limited: the policy
+            decides on these, the others stay.
         steps: groups with free classes, in topological order.
     """
 
@@ -68,12 +70,8 @@ class Cell:
     task: PruningTask
     budget: Budget
     features: FloatArray
+    at_stake: BoolArray
     steps: tuple[int, ...]
-
-    def cost_ratio(self, cost: Cost) -> float:
-        """Return a cost over what may remain; the largest ratio, of several budgets."""
-        limits = self.task.graph.limits(self.budget)
-        return float(max(cost.macs / limits[0], cost.params / limits[1]))
 
     def remaining_share(self, keep: BoolArray) -> float:
         """Return the share of the dense MACs (of the params, if they alone count) in ``keep``."""
@@ -89,6 +87,22 @@ def cell_name(task_name: str, budget: Budget) -> str:
     return f"{task_name}@{limits}"
 
 
+def check_at_stake(name: str, graph: StructureGraph, budget: Budget) -> BoolArray:
+    """Return the classes ``[N]`` that a policy is to decide on.
+
+    Raises:
+        BudgetError: there are none, since the whole network meets the budget.
+    """
+    at_stake = graph.at_stake(budget)
+    if not at_stake.any():
+        limits = ", ".join(f"{limit}={value}" for limit, value in budget.as_dict().items())
+        msg = f"{name}: nothing is to be pruned for {limits}, which the whole network meets"
+        if budget.max_memory is not None:
+            msg += f": it needs {graph.peak_memory(graph.dense_mask())} bytes; give fewer"
+        raise BudgetError(msg)
+    return at_stake
+
+
 def make_cell(graph_id: int, task: PruningTask, budget: Budget) -> Cell:
     """Check a task at a budget and return the pair.
 
@@ -101,13 +115,14 @@ def make_cell(graph_id: int, task: PruningTask, budget: Budget) -> Cell:
     if not steps:
         msg = f"{task.name} has nothing to prune: every channel class is frozen"
         raise ConfigError(msg)
-    if budget.max_memory is not None or budget.max_latency is not None:
+    if budget.max_latency is not None:
         msg = (
-            f"{task.name}: an environment's budget limits keep_macs and keep_params alone; "
-            "prunegraph.prune and project_budget meet max_memory and max_latency"
+            f"{task.name}: an environment's budget limits no latency; prunegraph.prune and "
+            "project_budget meet max_latency"
         )
         raise BudgetError(msg)
     graph.project(np.zeros(graph.num_classes, dtype=np.float32), budget)
+    at_stake = check_at_stake(task.name, graph, budget)
     features = task.node_features
     array = np.asarray(features(budget) if callable(features) else features, dtype=np.float32)
     if array.ndim != 2 or len(array) != graph.num_classes or not np.isfinite(array).all():
@@ -123,5 +138,6 @@ def make_cell(graph_id: int, task: PruningTask, budget: Budget) -> Cell:
         task=task,
         budget=budget,
         features=clipped,
+        at_stake=at_stake,
         steps=steps,
     )

@@ -32,9 +32,9 @@ def given_policy(options: SearchOptions) -> TrainedPolicy | None:
 
 def search_budgets(options: SearchOptions, budget: Budget | None) -> tuple[Budget, ...] | None:
     """Return the budgets that episodes are drawn from; None = the task's own alone."""
-    round_to = None if budget is None else budget.round_to
-    shares = options.budgets
-    return tuple(Budget(keep_macs=share, round_to=round_to) for share in shares) or None
+    shared = {} if budget is None else budget.as_dict()
+    shared = {name: shared[name] for name in ("max_memory", "round_to") if name in shared}
+    return tuple(Budget(keep_macs=share, **shared) for share in options.budgets) or None
 
 
 def trained_budgets(options: SearchOptions, budget: Budget) -> tuple[Budget, ...]:
@@ -129,7 +129,7 @@ def env_config(
         options: how to search.
         config: the agent's options.
         seed: of episodes and image subsets.
-        budget: the run's own, whose rounding the budgets of ``options`` share.
+        budget: the run's own, whose memory and rounding the budgets of ``options`` share.
     """
     return EnvConfig(
         reward=config.reward,

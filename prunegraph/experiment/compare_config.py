@@ -75,14 +75,17 @@ class ComparisonsConfig(MethodOptions, SearchOptions, RecipeOptions, NetworksCon
     budget, and a summary made of all.
 
     Attributes:
-        keep_macs: at most this share of the multiply-adds remains; default 0.5 without keep_params.
+        keep_macs: at most this share of the multiply-adds remains; default 0.5 without a limit.
         keep_params: at most this share of the parameters remains; as many as keep_macs, if both are
             given: the first of each is the first budget.
+        max_memory: at most this many bytes of activations alive at once, for one image, in every
+            comparison.
     """
 
     command: ClassVar[str] = "compare"
     keep_macs: tuple[float, ...] = ()
     keep_params: tuple[float, ...] = ()
+    max_memory: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

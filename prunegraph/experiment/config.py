@@ -30,7 +30,7 @@ MAX_SEED = 2**32 - 10_000
 MAX_THREADS = 4096
 
 DEFAULT_KEEP_MACS = 0.5
-"""What a command prunes to if it is told neither ``keep_macs`` nor ``keep_params``."""
+"""What a command prunes to if it is told no limit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,12 +163,14 @@ class BudgetOptions:
     """How small.
 
     Attributes:
-        keep_macs: at most this share of the multiply-adds remains; default 0.5 without keep_params.
+        keep_macs: at most this share of the multiply-adds remains; default 0.5 without a limit.
         keep_params: at most this share of the parameters remains.
+        max_memory: at most this many bytes of activations alive at once, for one image.
     """
 
     keep_macs: float | None = None
     keep_params: float | None = None
+    max_memory: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,12 +211,14 @@ class RecipeOptions:
 class PruningOptions(RecipeOptions, BudgetOptions):
     """How small, and how to fine-tune."""
 
+    limits: ClassVar[tuple[str, ...]] = ("keep_macs", "keep_params", "max_memory")
+
     def budget(self) -> Budget:
-        """Return what may remain."""
-        keep_macs = self.keep_macs
-        if keep_macs is None and self.keep_params is None:
-            keep_macs = DEFAULT_KEEP_MACS
-        return Budget(keep_macs=keep_macs, keep_params=self.keep_params, round_to=self.round_to)
+        """Return what may remain; half of the multiply-adds if nothing is asked."""
+        asked = {name: getattr(self, name) for name in self.limits}
+        if all(value is None for value in asked.values()):
+            asked["keep_macs"] = DEFAULT_KEEP_MACS
+        return Budget(**asked, round_to=self.round_to)
 
     def check(self) -> None:
         """Raise ConfigError or BudgetError for a value out of range."""
@@ -376,26 +380,17 @@ class ApplyConfig(PruningOptions, NetworkConfig):
     Attributes:
         policy: resnet-cifar, which comes with the package; run folder of ``train``, or a policy
             file.
-        max_memory: at most this many bytes of activations alive at once, for one image.
         max_latency: at most this many milliseconds a forward of one image, measured here (median
             of 50, and 5 % for noise).
         out: run folder; default: runs/apply-ARCH-DATASET-KEEP.
     """
 
     command: ClassVar[str] = "apply"
+    limits: ClassVar[tuple[str, ...]] = (*PruningOptions.limits, "max_latency")
     policy: Path
-    max_memory: int | None = None
     max_latency: float | None = None
     out: Path | None = None
 
     def __post_init__(self) -> None:
         NetworkConfig.__post_init__(self)
         PruningOptions.check(self)
-
-    def budget(self) -> Budget:
-        """Return what may remain; half of the multiply-adds if nothing is asked."""
-        names = ("keep_macs", "keep_params", "max_memory", "max_latency")
-        limits = {name: getattr(self, name) for name in names}
-        if all(value is None for value in limits.values()):
-            limits["keep_macs"] = DEFAULT_KEEP_MACS
-        return Budget(**limits, round_to=self.round_to)

@@ -206,6 +206,7 @@ def search(
     loss: Loss = cross_entropy,
     keep_macs: float | None = None,
     keep_params: float | None = None,
+    max_memory: int | None = None,
     round_to: int | None = None,
     attention: AttentionUnit = "head",
     networks: int = 400,
@@ -230,6 +231,7 @@ def search(
             (images, class numbers).
         keep_macs: at most this share of the multiply-adds remains.
         keep_params: at most this share of the parameters remains.
+        max_memory: at most this many bytes of activations alive at once, on ``example_inputs``.
         round_to: keep a multiple of this many channels in every group.
         attention: what can leave it: "head", a whole one, or "width", a part of all of them.
         networks: pruned networks that are evaluated, at the most.
@@ -252,12 +254,15 @@ def search(
         PruneGraphError: the network cannot be analysed, the budget cannot be met, there is no
             data, or a score is not a number.
     """
-    budget = Budget(keep_macs=keep_macs, keep_params=keep_params, round_to=round_to)
+    budget = Budget(
+        keep_macs=keep_macs, keep_params=keep_params, max_memory=max_memory, round_to=round_to
+    )
     initial = None if policy is None else find_policy(Path(policy))
     if checkpoint is not None and Path(checkpoint).suffix != WEIGHTS_SUFFIX:
         msg = f"checkpoint={checkpoint} must end in {WEIGHTS_SUFFIX}: the scores go beside it"
         raise ConfigError(msg)
     config = agent_config(SearchOptions(metric="accuracy"), seed, initial)
+    config = replace(config, max_memory=max_memory)
     names = config.network.feature_names
     tried = (NUM_STARTS if "start" in names else 0) + (num_suit_networks(names) if initial else 0)
     least = config.episodes_per_update + 1 + LAST + tried

@@ -268,7 +268,9 @@ def _train(
     evaluators = [item for table in tables for item in table.evaluators]
     probes = _probes(benches, options, config)
     allowed = (options.networks - FINALISTS) * len(benches) - probes
-    environment = env_config(options, config, config.seed, benches[0].budget)
+    budget = benches[0].budget
+    config = replace(config, max_memory=budget.max_memory)
+    environment = env_config(options, config, config.seed, budget)
     with console.progress(f"search {name}, seed {config.seed}", allowed) as report:
         result = train_agent(
             [

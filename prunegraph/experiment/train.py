@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from prunegraph.env import check_at_stake
 from prunegraph.errors import ConfigError
 from prunegraph.experiment.agent_options import (
     agent_config,
@@ -122,10 +123,11 @@ def check_networks(targets: Sequence[Target], options: SearchOptions, budget: Bu
 
     Raises:
         ConfigError: too few networks may be evaluated.
-        BudgetError: one of the budgets is out of reach.
+        BudgetError: one of the budgets is out of reach, or met by the whole network.
         ArtefactError: there is no such policy.
     """
     for target in targets:
+        check_at_stake(target.arch, target.graph, budget)
         for searched in search_budgets(options, budget) or ():
             target.graph.project(np.zeros(target.graph.num_classes, dtype=np.float32), searched)
     agent = agent_config(options, 0, given_policy(options))

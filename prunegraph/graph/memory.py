@@ -7,11 +7,12 @@ the largest sum over the storages that are alive at once.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-from prunegraph.types import BoolArray, IntArray
+from prunegraph.types import BoolArray, Float64Array, IntArray
 
 ALWAYS = -1
 """The class of positions that no mask removes."""
@@ -57,6 +58,8 @@ class MemoryModel:
         ).tocsr()  # adds up the positions of a class
         always = [int((storage.classes == ALWAYS).sum()) for storage in storages]
         self._fixed = size * np.array(always, dtype=np.int64)
+        self._by_class = (self._alive @ self._per_class).tocsr()  # [T, N] of each moment
+        self._at_least = self._alive @ self._fixed
 
     def sizes(self, keep: BoolArray) -> IntArray:
         """Return the bytes of every storage at keep bits ``[N]``."""
@@ -64,4 +67,41 @@ class MemoryModel:
 
     def peak(self, keep: BoolArray) -> int:
         """Return the most bytes that are alive at once at keep bits ``[N]``."""
-        return int((self._alive @ self.sizes(keep)).max(initial=0))
+        return int(self._moments(keep[None].astype(np.int64)).max(initial=0))
+
+    def expected(self, probabilities: Float64Array) -> Float64Array:
+        """Return the peak bytes ``[B]`` at keep probabilities ``[B, N]``, in the place of bits."""
+        peaks: Float64Array = self._moments(probabilities).max(axis=1, initial=0)
+        return peaks
+
+    def slopes(self, probabilities: Float64Array) -> Float64Array:
+        """Return the derivatives ``[B, N]`` of ``expected``: bytes that are alive at the peak."""
+        if not len(self._at_least):
+            return np.zeros_like(probabilities)
+        return np.asarray(self._by_class[self._moments(probabilities).argmax(axis=1)].toarray())
+
+    def alive_above(self, limit: float) -> BoolArray:
+        """Return the classes ``[N]`` alive when the whole network needs more bytes than a limit."""
+        ones = np.ones((1, self._by_class.shape[1]), dtype=np.int64)
+        above = self._by_class[self._moments(ones)[0] > limit]
+        return np.asarray(above.sum(axis=0) > 0)
+
+    def exchanged(self, keep: BoolArray, drops: IntArray, adds: IntArray) -> IntArray:
+        """Return the peak bytes ``[D, A]`` where one kept class leaves and a removed one joins.
+
+        Args:
+            keep: ``[N]`` keep bits.
+            drops: ``[D]`` kept classes, -1 for none.
+            adds: ``[A]`` removed classes, -1 for none.
+        """
+        left, joined = (
+            np.where(classes >= 0, self._by_class[:, classes].toarray(), 0)
+            for classes in (drops, adds)
+        )  # [T, D], [T, A]
+        with_each = self._moments(keep[None].astype(np.int64)).T + joined
+        rows = [(with_each - gone[:, None]).max(axis=0, initial=0) for gone in left.T]
+        return np.array(rows, dtype=np.int64).reshape(len(drops), len(adds))
+
+    def _moments(self, keep: Any) -> Any:
+        """Return the bytes alive before each death ``[B, T]`` at ``[B, N]`` bits."""
+        return (self._by_class @ keep.T).T + self._at_least

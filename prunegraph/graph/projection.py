@@ -27,7 +27,7 @@ def _check_reachable(graph: "StructureGraph", keep: BoolArray, budget: Budget) -
     totals = graph.cost_model.totals(keep.astype(np.float64))
     dense = graph.cost_model.totals(np.ones(graph.num_classes))
     for name, total, limit, whole in zip(
-        ("keep_macs", "keep_params"), totals, graph.limits(budget), dense, strict=True
+        ("keep_macs", "keep_params"), totals, graph.limits(budget)[:2], dense, strict=True
     ):
         if total > limit:
             least = np.ceil(total / whole * 1e4) / 1e4
@@ -113,7 +113,7 @@ class _Limits:
 
     def __init__(self, graph: "StructureGraph", budget: Budget, also: Fits | None) -> None:
         self._model = graph.cost_model
-        self._limits = graph.limits(budget)
+        self._limits = graph.limits(budget)[:2]
         self._others = [also] if also is not None else []
         most = budget.max_memory
         if most is not None:

@@ -258,16 +258,32 @@ class StructureGraph:
         return macs
 
     def limits(self, budget: Budget) -> Float64Array:
-        """Return ``[2]`` the most MACs and params that may remain (infinite where not asked)."""
+        """Return ``[3]`` the most MACs, params and bytes that may remain, infinite if not asked."""
         dense = self.dense_cost
         macs = np.inf if budget.keep_macs is None else budget.keep_macs * dense.macs
         params = np.inf if budget.keep_params is None else budget.keep_params * dense.params
-        return np.array([macs, params])
+        return np.array([macs, params, budget.max_memory or np.inf])
+
+    def at_stake(self, budget: Budget) -> BoolArray:
+        """Return the free classes ``[N]`` that cost something of what a budget limits.
+
+        The others may all stay. Of memory what counts is who is alive when it runs short.
+        """
+        macs, params = self.class_costs()
+        stake = np.zeros(self.num_classes, dtype=bool)
+        if budget.keep_macs is not None:
+            stake |= macs > 0
+        if budget.keep_params is not None:
+            stake |= params > 0
+        if budget.max_memory is not None and self.memory_model is not None:
+            stake |= self.memory_model.alive_above(budget.max_memory)
+        return stake & self.free
 
     def cost_ratio(self, keep: BoolArray, budget: Budget) -> float:
-        """Return the cost over its limit, of whichever of MACs and params is nearer to its own."""
+        """Return the cost over its limit, of whichever is nearest: MACs, params or memory."""
         cost = self.cost(keep)
-        return float((np.array([cost.macs, cost.params]) / self.limits(budget)).max())
+        memory = 0 if budget.max_memory is None else self.peak_memory(keep)
+        return float((np.array([cost.macs, cost.params, memory]) / self.limits(budget)).max())
 
     def fits(self, keep: KeepMask | BoolArray, budget: Budget) -> bool:
         """Return whether a mask meets a budget's limits, but for a latency, and its rounding."""

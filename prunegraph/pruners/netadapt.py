@@ -49,11 +49,11 @@ class NetAdapt:
         """Search; the last mask is the result.
 
         Raises:
-            ConfigError: ``max_networks`` does not pay for a single step, or the budget limits
-                neither MACs nor parameters, by which the steps are measured.
+            ConfigError: ``max_networks`` does not pay for a single step, or the budget limits a
+                latency alone: the steps are measured by MACs, parameters and memory.
         """
-        if problem.budget.keep_macs is None and problem.budget.keep_params is None:
-            msg = f"netadapt goes by MACs or parameters, the budget is {problem.budget.as_dict()}"
+        if np.isinf(problem.graph.limits(problem.budget)).all():
+            msg = f"netadapt goes by no latency, the budget is {problem.budget.as_dict()}"
             raise ConfigError(msg)
         run, graph = SearchRun(problem), problem.graph
         groups = [group for group in graph.groups if group.frozen is None]

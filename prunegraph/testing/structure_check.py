@@ -149,7 +149,7 @@ def assert_budget_met(graph: StructureGraph, mask: KeepMask, budget: Budget) -> 
         MaskError: the mask is not legal.
     """
     graph.mask(mask.keep)
-    limits = graph.limits(budget)
+    limits = graph.limits(budget)[:2]
 
     def fits(keep: BoolArray) -> bool:
         cost = graph.cost(keep)

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from prunegraph.agent.planning import plan
-from prunegraph.graph import StructureGraph
+from prunegraph.graph import StructureGraph, analyse
+from prunegraph.models import build_model
 from prunegraph.testing.toy_env import toy_graphs
 from prunegraph.types import BoolArray, Budget, Float64Array
 
@@ -19,7 +20,7 @@ def worths(graph: StructureGraph, seed: int) -> torch.Tensor:
 
 
 def limits_of(graph: StructureGraph, share: float) -> Float64Array:
-    return np.array([share * graph.dense_cost.macs, np.inf])
+    return np.array([share * graph.dense_cost.macs, np.inf, np.inf])
 
 
 def is_legal(graph: StructureGraph, keep: BoolArray, limits: Float64Array) -> bool:
@@ -38,6 +39,23 @@ def test_a_plan_is_legal_and_better(graph: StructureGraph, seed: int) -> None:
     assert is_legal(graph, planned, limits)
     gain = planned.astype(np.float64) - start
     assert worth.numpy() @ gain > 0.0
+
+
+@pytest.mark.parametrize("keep_macs", [None, 0.6])
+def test_a_plan_keeps_within_a_memory_and_uses_it(keep_macs: float | None) -> None:
+    model = build_model("digits_resnet8_w8", num_classes=10, image_shape=(1, 8, 8)).eval()
+    graph = analyse(model, torch.zeros(1, 1, 8, 8))
+    worth = worths(graph, 0)
+    budget = Budget(
+        keep_macs=keep_macs, max_memory=int(0.6 * graph.peak_memory(graph.dense_mask()))
+    )
+    limits = graph.limits(budget)
+    worst = graph.project(-worth.numpy().astype(np.float32), budget).keep
+    for start in (worst, graph.dense_mask().keep):
+        planned = plan(lambda bits: bits @ worth, graph, start, limits, most=100)
+        assert graph.fits(graph.mask(planned), budget)
+        assert worth.numpy() @ planned > worth.numpy() @ worst
+        assert graph.cost_ratio(planned, budget) > 0.9
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
@@ -81,7 +99,7 @@ def test_limits_that_nothing_meets_leave_the_least() -> None:
         lambda bits: bits.sum(dim=1),
         graph,
         graph.dense_mask().keep,
-        np.array([1.0, np.inf]),
+        np.array([1.0, np.inf, np.inf]),
         most=3,
     )
     kept = np.bincount(graph.group_of[planned], minlength=len(graph.groups))

@@ -23,7 +23,9 @@ def expected_ratios(policy: ChannelPruningPolicy, obs: dict[str, Tensor]) -> lis
         graph = policy.topologies[graph_id].graph
         kept = np.where(graph.frozen, 1.0, probabilities[row, : graph.num_classes])
         limit = float(obs["context"][row, 0]) * graph.dense_cost.macs
-        ratios.append(expected_cost_ratio(graph, kept[None], np.array([[limit, np.inf]]))[0])
+        ratios.append(
+            expected_cost_ratio(graph, kept[None], np.array([[limit, np.inf, np.inf]]))[0]
+        )
     return ratios
 
 

@@ -1,5 +1,7 @@
 """The environment on a real network, real images and the real evaluator."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from prunegraph.env import ChannelPruningEnv, EnvConfig, PruningTask
 from prunegraph.graph import analyse
 from prunegraph.models import build_model
 from prunegraph.pruning.evaluator import Evaluator
-from prunegraph.rewards import RewardConfig
+from prunegraph.rewards import RewardConfig, unpack_bits
 from prunegraph.types import Budget
 
 
@@ -54,6 +56,25 @@ def test_outcome_is_that_of_the_pruned_network(task: PruningTask) -> None:
     assert info["outcome"].cost.macs <= 0.5 * task.graph.dense_cost.macs
     assert info["outcome"].cost.macs >= 0.45 * task.graph.dense_cost.macs
     assert env.observation_space.contains(observation)
+
+
+def test_a_memory_is_met_and_the_rest_stays(task: PruningTask) -> None:
+    graph = task.graph
+    budget = Budget(max_memory=int(0.8 * graph.peak_memory(graph.dense_mask())))
+    env = ChannelPruningEnv(dataclasses.replace(task, budget=budget), EnvConfig(subset_size=40))
+    observation, _ = env.reset(seed=0)
+    stake = observation["action_mask"][: graph.num_classes] > 0.5
+    assert np.array_equal(stake, graph.at_stake(budget))
+    assert 0 < stake.sum() < graph.free.sum()
+    *_, info = env.step(np.zeros(env.num_nodes))
+    assert info["cost_ratio"] <= 1.0
+    mask = graph.mask(unpack_bits(info["mask_bits"], graph.num_classes))
+    assert graph.fits(mask, budget)
+    assert mask.keep[~stake].all()
+    env.reset()
+    *_, info = env.step(np.ones(env.num_nodes))
+    assert info["raw_cost_ratio"] == pytest.approx(1.25, rel=0.01)
+    assert 0.9 < info["cost_ratio"] <= 1.0
 
 
 def test_an_equal_mask_costs_no_network(task: PruningTask) -> None:

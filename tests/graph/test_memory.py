@@ -173,6 +173,45 @@ def test_an_impossible_memory_says_the_least() -> None:
     assert graph.peak_memory(graph.project(scores, Budget(max_memory=least))) == least
 
 
+def test_the_peak_of_probabilities_goes_through_the_bits_and_has_its_slopes() -> None:
+    _, graph, _ = network("resnet20")
+    model = graph.memory_model
+    assert model is not None
+    masks = np.stack([random_mask(graph, seed).keep for seed in range(4)])
+    assert model.expected(masks.astype(float)).tolist() == [graph.peak_memory(m) for m in masks]
+    probabilities = np.random.default_rng(0).uniform(0.2, 0.8, (3, graph.num_classes))
+    step = 1e-6 * np.random.default_rng(1).normal(size=probabilities.shape)
+    moved = model.expected(probabilities + step) - model.expected(probabilities)
+    assert moved == pytest.approx((model.slopes(probabilities) * step).sum(axis=1), rel=1e-4)
+
+
+def test_every_exchange_is_foretold_to_the_byte() -> None:
+    _, graph, _ = network("resnet20")
+    assert graph.memory_model is not None
+    keep = random_mask(graph, 0).keep
+    drops = np.append(np.flatnonzero(keep & graph.free)[::9], -1)
+    adds = np.append(np.flatnonzero(~keep)[::9], -1)
+    found = graph.memory_model.exchanged(keep, drops, adds)
+    for row, column in np.ndindex(found.shape):
+        bits = keep.copy()
+        bits[[c for c in (drops[row], adds[column]) if c >= 0]] ^= True
+        assert found[row, column] == graph.peak_memory(bits)
+
+
+def test_at_stake_is_what_is_alive_when_memory_runs_short() -> None:
+    _, graph, _ = network("resnet20")
+    dense = graph.dense_mask()
+    peak = graph.peak_memory(dense)
+    tight, wide = (Budget(max_memory=limit) for limit in (peak // 2, peak))
+    stake = graph.at_stake(tight)
+    assert 0 < stake.sum() < graph.free.sum()
+    assert not graph.at_stake(wide).any()
+    without = dense.keep & ~(graph.free & ~stake)  # not legal, but it can be counted
+    assert graph.peak_memory(without) == peak
+    assert np.array_equal(graph.at_stake(Budget(keep_macs=0.5)), graph.free)
+    assert np.array_equal(graph.at_stake(Budget(keep_macs=0.5, max_memory=peak // 2)), graph.free)
+
+
 @pytest.mark.parametrize("value", [0, -5, 1.5])
 def test_memory_is_a_whole_number_of_bytes(value: float) -> None:
     with pytest.raises(BudgetError, match="whole number of bytes"):

@@ -23,6 +23,24 @@ def test_rounded_widths_are_trained_reported_and_verified(
     assert main(["verify", str(run), "--threads", "1"]) == 0
 
 
+def test_a_memory_is_searched_within_reported_and_verified(
+    quick_words: list[str], quick: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dense = json.loads((quick / "report.json").read_text())["peak_memory"]["dense"]
+    run = tmp_path / "memory"
+    words = [*quick_words, "--max-memory", str(dense // 2)]
+    assert main([*words, "--out", str(run)]) == 0
+    report = json.loads((run / "report.json").read_text())
+    assert report["budget"] == {"max_memory": dense // 2}
+    assert 0.9 * (dense // 2) < report["peak_memory"]["pruned"] <= dense // 2
+    assert main(["verify", str(run), "--threads", "1"]) == 0
+    capsys.readouterr()
+    most = ["--max-memory", str(dense), "--out", str(tmp_path / "none")]
+    assert main([*quick_words, *most]) == 2
+    assert f"which the whole network meets: it needs {dense} bytes" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_policy_is_applied_within_a_memory_budget(
     quick: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
