@@ -67,6 +67,11 @@ class LayerError:
     gram: Float64Array
 
 
+def short(value: float) -> str:
+    """Return a limit as names of files and titles show it: all digits of a whole number."""
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """What may remain, on the example input; several limits hold at once.

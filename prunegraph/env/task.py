@@ -10,7 +10,7 @@ from torch import Tensor
 from prunegraph.errors import BudgetError, ConfigError
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import FEATURE_BOUND
-from prunegraph.types import BoolArray, Budget, FloatArray, KeepMask, Outcome
+from prunegraph.types import BoolArray, Budget, FloatArray, KeepMask, Outcome, short
 
 
 class MaskEvaluator(Protocol):
@@ -83,7 +83,7 @@ class Cell:
 
 def cell_name(task_name: str, budget: Budget) -> str:
     """Return the name of a (network, budget) pair, as ``"resnet20@keep_macs=0.5"``."""
-    limits = ",".join(f"{name}={value:g}" for name, value in budget.as_dict().items())
+    limits = ",".join(f"{name}={short(value)}" for name, value in budget.as_dict().items())
     return f"{task_name}@{limits}"
 
 

@@ -43,7 +43,7 @@ from prunegraph.experiment.verdict import (
 )
 from prunegraph.files import write_json
 from prunegraph.graph import StructureGraph
-from prunegraph.types import KeepMask
+from prunegraph.types import Budget, KeepMask
 
 DENSE_FINETUNED = "dense_finetuned"
 """Folder of the control: the dense network with the same fine-tune."""
@@ -173,7 +173,8 @@ def candidate_row(
 
     All rows are measured in this process: the last digits depend on the number of threads.
     """
-    cost = measured.bench.target.graph.cost(candidate.mask)
+    graph = measured.bench.target.graph
+    cost = graph.cost(candidate.mask)
     return MethodRow(
         name=candidate.name,
         seed=candidate.seed,
@@ -187,6 +188,7 @@ def candidate_row(
         finetune_seed=finetune_seed,
         cell=cell,
         seconds=round(candidate.seconds, 1) if candidate.seconds else None,
+        memory=limited_memory(graph, candidate.mask, measured.bench.budget),
     )
 
 
@@ -206,7 +208,13 @@ def dense_row(measured: Measured, finetuned: float | None, seed: int, cell: str)
         digest=graph.dense_mask().digest(),
         finetune_seed=seed,
         cell=cell,
+        memory=limited_memory(graph, graph.dense_mask(), measured.bench.budget),
     )
+
+
+def limited_memory(graph: StructureGraph, mask: KeepMask, budget: Budget) -> int | None:
+    """Return the peak memory of a pruned network in bytes; None where the budget limits none."""
+    return None if budget.max_memory is None else graph.peak_memory(mask)
 
 
 def make_report(

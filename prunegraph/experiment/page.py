@@ -21,8 +21,8 @@ from prunegraph.experiment.greedy import GREEDY_CURVE
 from prunegraph.experiment.options import command_line
 from prunegraph.experiment.plots import Findings, Plot, draw, to_svg
 from prunegraph.experiment.report import (
-    METHOD_COLUMNS,
     method_cells,
+    method_columns,
     methods_table,
     own_labels,
     own_seed,
@@ -179,7 +179,7 @@ def page(
         first_verdict=first_verdict(content),
         warning=latency_warning(content),
         results=result_rows(content, weights_on_disk(folder, content)),
-        columns=METHOD_COLUMNS,
+        columns=method_columns(content),
         methods=methods,
         own=sorted(own_labels(content)),
         seed=own_seed(content),

@@ -18,7 +18,7 @@ from prunegraph.experiment.folder import REPORT_FILE, RunFolder
 from prunegraph.experiment.verdict import DENSE, MethodRow, Metric, column, pruned_rows
 from prunegraph.files import write_json
 from prunegraph.reading import checked, read_json
-from prunegraph.types import Budget, Cost
+from prunegraph.types import Budget, Cost, short
 
 SCHEMA = 1
 
@@ -311,17 +311,20 @@ def read_rows(content: Mapping[str, Any]) -> list[MethodRow]:
     return [MethodRow(**row) for row in content["methods"]]
 
 
-METHOD_COLUMNS = (
-    *("method", "MACs", "params", "search acc.", "test acc. recal.", "test acc. fine-tuned"),
-    *("nets", "minutes"),
-)
+ACCURACY_COLUMNS = ("search acc.", "test acc. recal.", "test acc. fine-tuned")
+
+
+def method_columns(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the columns of the one table that a run prints."""
+    memory = ("memory, bytes",) if "max_memory" in content["budget"] else ()
+    return ("method", "MACs", "params", *memory, *ACCURACY_COLUMNS, "nets", "minutes")
 
 
 def methods_table(content: Mapping[str, Any]) -> Table:
     """Return the one table that a run prints, best rows on the search split first."""
     table = Table(title=escape(title(content)))
     dense, *others = method_cells(content)
-    for name in METHOD_COLUMNS:
+    for name in method_columns(content):
         if name == "method":  # the others fold where the terminal is narrow
             table.add_column(name, no_wrap=True, min_width=max(len(row[0]) for row in others))
         else:
@@ -356,7 +359,14 @@ def method_cells(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
         "" if before is None else spread([before]),
         spread(column(controls, "test_accuracy_finetuned")),
     ]
-    table = [("dense", *_costs(dense.macs, dense.params, dense), "", *shown, "", "")]
+    whole = content.get("peak_memory", {}).get("dense", 1)
+    limited = "max_memory" in content["budget"]
+
+    def costs(macs: int, params: int, memory: int) -> tuple[str, ...]:
+        pairs = [(macs, dense.macs), (params, dense.params), *[(memory, whole)] * limited]
+        return tuple(f"{cost:,} ({percent(cost / of)})" for cost, of in pairs)
+
+    table = [("dense", *costs(dense.macs, dense.params, whole), "", *shown, "", "")]
     for name, rows in by_method(read_rows(content)):
         seeds = {row.seed for row in rows}
         cells = (
@@ -366,9 +376,10 @@ def method_cells(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
             str(round(float(np.mean(column(rows, "networks_evaluated"))))),
             minutes(column(rows, "seconds")),
         )
-        macs, params = (round(float(np.mean(column(rows, kind)))) for kind in COSTS)
+        kinds = [column(rows, kind) or [0.0] for kind in (*COSTS, "memory")]
+        means = [round(float(np.mean(values))) for values in kinds]
         label = name if len(seeds) == 1 else f"{name} (x{len(seeds)})"
-        table.append((label, *_costs(macs, params, dense), *cells))
+        table.append((label, *costs(*means), *cells))
     return table
 
 
@@ -384,7 +395,7 @@ def _tuned_share(rows: Sequence[MethodRow]) -> str:
 
 def title(content: Mapping[str, Any]) -> str:
     """Return network, data set and budget in one line."""
-    limits = ", ".join(f"{name} {value:g}" for name, value in content["budget"].items())
+    limits = ", ".join(f"{name} {short(value)}" for name, value in content["budget"].items())
     return f"{content['arch']} on {content['dataset']}: {limits}"
 
 
@@ -397,13 +408,6 @@ def by_method(rows: Sequence[MethodRow]) -> list[tuple[str, list[MethodRow]]]:
     return sorted(
         groups.items(),
         key=lambda item: (-float(np.mean(column(item[1], "search_accuracy"))), item[0]),
-    )
-
-
-def _costs(macs: int, params: int, dense: Cost) -> tuple[str, str]:
-    return (
-        f"{macs:,} ({percent(macs / dense.macs)})",
-        f"{params:,} ({percent(params / dense.params)})",
     )
 
 

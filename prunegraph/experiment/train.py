@@ -43,7 +43,7 @@ from prunegraph.experiment.ray_pool import load_ray
 from prunegraph.experiment.search import FINALISTS
 from prunegraph.experiment.setup import Target, check_trainable
 from prunegraph.experiment.verdict import SAMPLER, verdict_line
-from prunegraph.types import Budget
+from prunegraph.types import Budget, short
 
 
 def run_train(config: TrainConfig, console: Console) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def run_name(targets: Sequence[Target], budget: Budget) -> str:
 
 def budget_name(budget: Budget) -> str:
     """Return a budget's limits as part of a file's name."""
-    return "-".join(f"{value:g}" for value in budget.as_dict().values())
+    return "-".join(map(short, budget.as_dict().values()))
 
 
 def member_folders(folder: RunFolder, targets: Sequence[Target]) -> list[RunFolder]:

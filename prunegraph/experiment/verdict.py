@@ -67,6 +67,7 @@ class MethodRow:
         cell: folder with the fine-tuned network, in the run folder; None if there is none.
         seconds: wall time of the choice of its mask, on as many threads as the method had; None
             where it was not taken.
+        memory: bytes of activations alive at once; None where the budget does not limit them.
     """
 
     name: str
@@ -81,6 +82,7 @@ class MethodRow:
     finetune_seed: int | None = None
     cell: str | None = None
     seconds: float | None = None
+    memory: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as plain values."""

@@ -23,7 +23,7 @@ from prunegraph.experiment.config import (
 )
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.csv_files import HISTORY_CSV, METHODS_CSV
-from prunegraph.experiment.finalise import finetuned_mean, peak_memory
+from prunegraph.experiment.finalise import finetuned_mean, limited_memory, peak_memory
 from prunegraph.experiment.finish import load_finetuned
 from prunegraph.experiment.folder import CONFIG_FILE, MEMBER, REPORT_FILE, RunFolder, existing_run
 from prunegraph.experiment.options import load_config, read_yaml
@@ -284,6 +284,9 @@ class _Judge:
                 loose,
             ),
         ]
+        if row.memory is not None:  # runs of before tell none
+            memory = limited_memory(graph, mask, self._bench.budget)
+            checks.append(Check(name=f"{where}.memory", reported=row.memory, found=memory))
         cell = None if row.cell is None else self._member.inside(row.cell)
         known = cell is not None and (cell / WEIGHTS_FILE).is_file()
         if cell is not None and known and row.test_accuracy_finetuned is not None:

@@ -7,6 +7,7 @@ import pytest
 
 from prunegraph.experiment import apply
 from prunegraph.experiment.cli import main
+from prunegraph.experiment.report import method_cells, method_columns
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -32,9 +33,16 @@ def test_a_memory_is_searched_within_reported_and_verified(
     assert main([*words, "--out", str(run)]) == 0
     report = json.loads((run / "report.json").read_text())
     assert report["budget"] == {"max_memory": dense // 2}
-    assert 0.9 * (dense // 2) < report["peak_memory"]["pruned"] <= dense // 2
-    assert main(["verify", str(run), "--threads", "1"]) == 0
+    pruned = report["peak_memory"]["pruned"]
+    assert 0.9 * (dense // 2) < pruned <= dense // 2
+    cells = dict(zip(method_columns(report), method_cells(report)[1], strict=True))
+    assert cells["memory, bytes"] == f"{pruned:,} ({100 * pruned / dense:.1f} %)"
     capsys.readouterr()
+    assert main(["verify", str(run), "--threads", "1"]) == 0
+    rows = [{**row, "memory": row["memory"] - 1} for row in report["methods"]]
+    (run / "report.json").write_text(json.dumps({**report, "methods": rows}))
+    assert main(["verify", str(run), "--threads", "1"]) == 2
+    assert "].memory is reported as" in capsys.readouterr().err
     most = ["--max-memory", str(dense), "--out", str(tmp_path / "none")]
     assert main([*quick_words, *most]) == 2
     assert f"which the whole network meets: it needs {dense} bytes" in capsys.readouterr().err
