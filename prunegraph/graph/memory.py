@@ -86,6 +86,14 @@ class MemoryModel:
         above = self._by_class[self._moments(ones)[0] > limit]
         return np.asarray(above.sum(axis=0) > 0)
 
+    def fits_with_each(self, keep: BoolArray, limit: int) -> BoolArray:
+        """Return ``[N]`` where the peak stays within a limit if one removed class joins."""
+        room = limit - self._moments(keep[None].astype(np.int64))[0]
+        added = self._by_class.tocoo()
+        fits = np.ones(len(keep), dtype=bool)
+        fits[added.col[added.data > room[added.row]]] = False
+        return fits & bool((room >= 0).all())
+
     def exchanged(self, keep: BoolArray, drops: IntArray, adds: IntArray) -> IntArray:
         """Return the peak bytes ``[D, A]`` where one kept class leaves and a removed one joins.
 

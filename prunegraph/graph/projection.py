@@ -112,12 +112,11 @@ class _Limits:
     """
 
     def __init__(self, graph: "StructureGraph", budget: Budget, also: Fits | None) -> None:
+        self._graph = graph
         self._model = graph.cost_model
         self._limits = graph.limits(budget)[:2]
-        self._others = [also] if also is not None else []
-        most = budget.max_memory
-        if most is not None:
-            self._others.append(lambda keep: graph.peak_memory(keep) <= most)
+        self._memory = budget.max_memory
+        self._also = also
 
     def fits(self, keep: BoolArray) -> bool:
         """Return whether keep bits ``[N]`` are within every limit."""
@@ -126,13 +125,17 @@ class _Limits:
 
     def meets_others(self, keep: BoolArray) -> bool:
         """Return whether keep bits are within the limits that are not on MACs and params."""
-        return all(other(keep) for other in self._others)
+        within = self._memory is None or self._graph.peak_memory(keep) <= self._memory
+        return within and (self._also is None or self._also(keep))
 
     def costs_fit_with_each(self, keep: BoolArray) -> BoolArray:
-        """Return ``[N]`` where MACs and params stay within the limits if one class joins."""
+        """Return ``[N]`` where MACs, params and memory stay within if one removed class joins."""
         totals: Float64Array = np.array(self._model.totals(keep.astype(np.float64)))
         with_each = np.round(totals[:, None] + self._model.added_by_each(keep))
-        return np.asarray((with_each <= self._limits[:, None]).all(axis=0))
+        fits = np.asarray((with_each <= self._limits[:, None]).all(axis=0))
+        if self._memory is not None and self._graph.memory_model is not None:
+            fits &= self._graph.memory_model.fits_with_each(keep, self._memory)
+        return fits
 
 
 def _longest_prefix(keep: BoolArray, order: IntArray, ends: IntArray, limits: _Limits) -> int:

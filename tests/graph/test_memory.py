@@ -198,6 +198,19 @@ def test_every_exchange_is_foretold_to_the_byte() -> None:
         assert found[row, column] == graph.peak_memory(bits)
 
 
+def test_who_still_fits_is_foretold() -> None:
+    _, graph, _ = network("resnet20")
+    assert graph.memory_model is not None
+    keep = random_mask(graph, 0).keep
+    peak = graph.peak_memory(keep)
+    for limit in (peak - 1, peak, peak + 3000):
+        fits = graph.memory_model.fits_with_each(keep, limit)
+        for added in np.flatnonzero(~keep)[::5]:
+            bits = keep.copy()
+            bits[added] = True
+            assert fits[added] == (graph.peak_memory(bits) <= limit)
+
+
 def test_at_stake_is_what_is_alive_when_memory_runs_short() -> None:
     _, graph, _ = network("resnet20")
     dense = graph.dense_mask()
