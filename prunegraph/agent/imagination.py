@@ -95,7 +95,7 @@ class Imagination:
         Args:
             ids: ``[B]`` graph ids.
             bits: ``[B, N_max]`` masks.
-            limits: ``[B, 3]`` the most MACs, params and bytes that may remain.
+            limits: ``[B, 4]`` the most MACs, params, bytes and ms that may remain.
             cells: ``[B]`` which (network, budget) each belongs to.
             competes: a mask is rewarded by how far it is expected to exceed the best one that was
                 run for its limits (if none was, the mean of the imagined ones), in deviations of
@@ -132,7 +132,7 @@ class Imagination:
         Args:
             graph_id: the network.
             bits: ``[K, N_max]`` masks.
-            limits: ``[3]`` the most MACs, params and bytes that may remain.
+            limits: ``[4]`` the most MACs, params, bytes and ms that may remain.
         """
         graph = self._topologies[graph_id].graph
         keep = bits[:, : graph.num_classes].double()
@@ -147,7 +147,7 @@ class Imagination:
         Args:
             graph_id: the network.
             bits: ``[K, N_max]`` masks.
-            limits: ``[3]`` the most MACs, params and bytes that may remain.
+            limits: ``[4]`` the most MACs, params, bytes and ms that may remain.
 
         Returns:
             A position; 0 as long as nothing has been predicted for these limits.
@@ -167,7 +167,7 @@ class Imagination:
         Args:
             graph_id: the network.
             bits: ``[N]`` a mask; it comes back as it is as long as nothing has been predicted.
-            limits: ``[3]`` the most MACs, params and bytes that may remain.
+            limits: ``[4]`` the most MACs, params, bytes and ms that may remain.
             most: exchanges of a channel for another one at the most.
             caution: deviations of its own error by which a predicted metric is lowered.
         """
@@ -188,7 +188,7 @@ class Imagination:
 
         Args:
             graph_id: the network.
-            limits: ``[3]`` the most MACs, params and bytes that may remain.
+            limits: ``[4]`` the most MACs, params, bytes and ms that may remain.
             number: at most so many, the best first.
         """
         if graph_id not in self.models:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunegraph.agent.topology import MEMORY, expected_cost_ratios
+from prunegraph.agent.topology import OTHERS, expected_cost_ratios
 from prunegraph.graph.structure import StructureGraph
 from prunegraph.types import BoolArray, Float64Array, IntArray
 
@@ -38,7 +38,7 @@ def plan(
         predict: float64 masks ``[K, N]`` to what they reach ``[K]``, with a gradient.
         graph: the network.
         keep: ``[N]`` what the policy wants; what does not fit is dropped first.
-        limits: ``[3]`` the most MACs, params and bytes that may remain.
+        limits: ``[4]`` the most MACs, params, bytes and ms that may remain.
         most: exchanges at the most.
     """
     exchanges = _Exchanges(graph, limits)
@@ -76,7 +76,7 @@ class _Exchanges:
 
     Args:
         graph: the network.
-        limits: ``[3]`` the most MACs, params and bytes that may remain.
+        limits: ``[4]`` the most MACs, params, bytes and ms that may remain.
     """
 
     graph: StructureGraph
@@ -105,12 +105,13 @@ class _Exchanges:
         return keep
 
     def _freed(self, keep: BoolArray, limit: int) -> Float64Array:
-        """Return what each kept class ``[N]`` frees of a limit's MACs, params or peak memory."""
-        if limit == MEMORY:
-            assert self.graph.memory_model is not None
-            freed = self.graph.memory_model.slopes(keep[None].astype(np.float64))[0]
-        else:
+        """Return what each kept class ``[N]`` frees of one of the limits."""
+        if limit < OTHERS:
             freed = self.graph.cost_model.freed_by_each(keep)[limit]
+        else:
+            model = self.graph.others[limit - OTHERS]
+            assert model is not None
+            freed = model.slopes(keep[None].astype(np.float64))[0]
         return np.asarray(freed / self.limits[limit])
 
     def best(self, keep: BoolArray, slope: Float64Array) -> BoolArray:
@@ -129,11 +130,12 @@ class _Exchanges:
         )
         freed = np.where(drops == NONE, 0.0, model.freed_by_each(keep)[:, drops])
         added = np.where(adds == NONE, 0.0, model.added_by_each(keep)[:, adds])
-        slack = self.limits[:MEMORY] - model.totals(keep.astype(np.float64))
+        slack = self.limits[:OTHERS] - model.totals(keep.astype(np.float64))
         excess = added[:, None, :] - freed[:, :, None] - slack[:, None, None]  # nearly: both share
         excess[:, within, within] = 0.0  # exactly: a group's classes cost alike
-        if np.isfinite(self.limits[MEMORY]) and self.graph.memory_model is not None:
-            allowed &= self.graph.memory_model.exchanged(keep, drops, adds) <= self.limits[MEMORY]
+        for other, limit in zip(self.graph.others, self.limits[OTHERS:], strict=True):
+            if other is not None and np.isfinite(limit):
+                allowed &= other.exchanged(keep, drops, adds) <= limit
         rows, columns = np.nonzero(allowed & (gain > 0) & (excess <= 0).all(axis=0))
         order = np.argsort(-gain[rows, columns], kind="stable")[:TRIED]
         tried = np.repeat(keep[None], len(order), axis=0)
@@ -162,6 +164,6 @@ class _Exchanges:
         return np.array([spare[graph.group_of[classes[0]]] for classes in self.members])
 
     def _ratios(self, keep: BoolArray) -> Float64Array:
-        """Return MACs, params and peak memory over what may remain ``[K, 3]``."""
+        """Return the costs over what may remain ``[K, 4]``."""
         rows = np.atleast_2d(keep).astype(np.float64)
         return expected_cost_ratios(self.graph, rows, self.limits[None])

@@ -17,7 +17,7 @@ from torch_geometric.data import Data
 from prunegraph.agent.distribution import MaskedBernoulli
 from prunegraph.agent.network import NetworkConfig, PruningNetwork
 from prunegraph.agent.offsets import InstanceOffsets
-from prunegraph.agent.topology import MEMORY, Topology, join, solve_threshold, with_features
+from prunegraph.agent.topology import OTHERS, Topology, join, solve_threshold, with_features
 from prunegraph.errors import ConfigError
 from prunegraph.rewards.config import Constraint
 from prunegraph.types import Float64Array, IntArray
@@ -264,15 +264,15 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         return torch.from_numpy(result).to(scores)
 
     def limits(self, ids: Sequence[int], context: Tensor) -> Float64Array:
-        """Return the most MACs, params and bytes ``[B, 3]`` that may remain of networks ``[B]``.
+        """Return the most MACs, params, bytes and ms ``[B, 4]`` that may remain of networks.
 
         Args:
             ids: graph ids.
             context: ``[B, K]``.
         """
         names = self.network_config.context_names
-        limits = np.full((len(ids), 3), np.inf)
-        limits[:, MEMORY] = [self.topologies[graph_id].max_memory or np.inf for graph_id in ids]
+        limits = np.full((len(ids), 4), np.inf)
+        limits[:, OTHERS:] = [self.topologies[graph_id].other_limits for graph_id in ids]
         rows = context.cpu().double().numpy()
         dense = [self.topologies[graph_id].graph.dense_cost for graph_id in ids]
         wholes = [cost.macs for cost in dense], [cost.params for cost in dense]

@@ -17,8 +17,8 @@ from prunegraph.graph.encode import to_pyg
 from prunegraph.graph.structure import StructureGraph
 from prunegraph.types import Float64Array
 
-MEMORY = 2
-"""Where limits hold that of the memory; before it are those of MACs and params."""
+OTHERS = 2
+"""Where the limits of memory and latency stand; before them are those of MACs and params."""
 
 TOLERANCES = {"xatol": 1e-12, "xrtol": 0.0, "fatol": 0.0, "frtol": 0.0}
 """How far a threshold may lie from its solution: a millionth of a millionth of a score."""
@@ -33,16 +33,29 @@ class Topology:
         graph: the structure, for costs and the classes that may be removed.
         max_memory: the most bytes of activations that may be alive at once; None = no limit. It is
             the same in all episodes, so observations do not tell it.
+        max_latency: the most milliseconds that a forward may take, likewise.
     """
 
     data: Data
     graph: StructureGraph
     max_memory: int | None = None
+    max_latency: float | None = None
 
     @classmethod
-    def of(cls, graph: StructureGraph, max_memory: int | None = None) -> "Topology":
+    def of(
+        cls,
+        graph: StructureGraph,
+        max_memory: int | None = None,
+        max_latency: float | None = None,
+    ) -> "Topology":
         """Return the topology of an analysed network."""
-        return cls(data=to_pyg(graph), graph=graph, max_memory=max_memory)
+        data = to_pyg(graph)
+        return cls(data=data, graph=graph, max_memory=max_memory, max_latency=max_latency)
+
+    @property
+    def other_limits(self) -> tuple[float, float]:
+        """The limits of memory and latency, infinite where there is none."""
+        return self.max_memory or np.inf, self.max_latency or np.inf
 
     @property
     def num_channels(self) -> int:
@@ -52,20 +65,21 @@ class Topology:
     def cost_slopes(self, probabilities: Float64Array, limits: Float64Array) -> Float64Array:
         """Return the ``[B, N]`` derivatives of the expected cost by the keep probabilities.
 
-        Of MACs, params or memory, whose limit is nearest; 0 where frozen.
+        Of the cost whose limit is nearest; 0 where frozen.
 
         Args:
             probabilities: ``[B, N]`` keep probabilities; those of frozen classes are taken as 1.
-            limits: ``[B, 3]`` what may remain, as of ``expected_cost_ratios``.
+            limits: ``[B, 4]`` what may remain, as of ``expected_cost_ratios``.
         """
         probabilities = np.where(self.graph.free, probabilities, 1.0)
         nearest = expected_cost_ratios(self.graph, probabilities, limits).argmax(axis=1)
         of_costs = self.graph.cost_model.slopes(probabilities)
         slopes = of_costs[np.arange(len(nearest)), np.minimum(nearest, 1)]
-        if (nearest == MEMORY).any():
-            assert self.graph.memory_model is not None
-            of_memory = self.graph.memory_model.slopes(probabilities)
-            slopes = np.where((nearest == MEMORY)[:, None], of_memory, slopes)
+        for column, model in enumerate(self.graph.others, start=OTHERS):
+            rows = nearest == column
+            if rows.any():
+                assert model is not None
+                slopes[rows] = model.slopes(probabilities[rows])
         return np.where(self.graph.free, slopes, 0.0)
 
 
@@ -88,22 +102,23 @@ def expected_cost_ratio(
 def expected_cost_ratios(
     graph: StructureGraph, probabilities: Float64Array, limits: Float64Array
 ) -> Float64Array:
-    """Return the expected MACs, params and peak memory over what may remain.
+    """Return the expected MACs, params, peak memory and latency over what may remain.
 
     Args:
         graph: the structure.
         probabilities: ``[B, N]`` keep probabilities.
-        limits: ``[B, 3]`` the most MACs, params and bytes that may remain (infinite = no limit), or
-            ``[1, 3]`` for all alike.
+        limits: ``[B, 4]`` the most MACs, params, bytes and milliseconds that may remain (infinite =
+            no limit), or ``[1, 4]`` for all alike.
 
     Returns:
-        ``[B, 3]`` ratios.
+        ``[B, 4]`` ratios.
     """
-    costs = np.zeros((len(probabilities), 3))
-    costs[:, :MEMORY] = graph.cost_model.expected(probabilities)
-    if np.isfinite(limits[:, MEMORY]).any():
-        assert graph.memory_model is not None
-        costs[:, MEMORY] = graph.memory_model.expected(probabilities)
+    costs = np.zeros((len(probabilities), 4))
+    costs[:, :OTHERS] = graph.cost_model.expected(probabilities)
+    for column, model in enumerate(graph.others, start=OTHERS):
+        if np.isfinite(limits[:, column]).any():
+            assert model is not None
+            costs[:, column] = model.expected(probabilities)
     ratios: Float64Array = costs / limits
     return ratios
 
@@ -117,7 +132,7 @@ def solve_threshold(
         graph: the structure.
         scores: ``[B, N]`` scores; a class is kept with probability
             ``sigmoid((score - threshold) / temperature)``, frozen classes always.
-        limits: ``[B, 3]`` the most MACs, params and bytes that may remain.
+        limits: ``[B, 4]`` what may remain, as of ``expected_cost_ratios``.
         temperature: above 0.
 
     Returns:

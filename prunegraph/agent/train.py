@@ -43,6 +43,7 @@ class AgentConfig:
         refinements: further steps of an episode, in which the environments decide anew.
         initial_cost_ratio: expected cost over budget at the start of ``constraint="lagrangian"``.
         max_memory: that of the environments' budgets, which is the same in all of them.
+        max_latency: likewise.
         seed: seed of initial weights and sampling noise.
         device: where the agent's network runs; it is small, the CPU is usually best.
     """
@@ -55,6 +56,7 @@ class AgentConfig:
     refinements: int = 0
     initial_cost_ratio: float = 1.0
     max_memory: int | None = None
+    max_latency: float | None = None
     seed: int = 0
     device: str = "cpu"
 
@@ -166,7 +168,8 @@ def build_model(venv: VecEnv, graphs: Sequence[StructureGraph], config: AgentCon
         wrapped,
         policy_kwargs={
             "topologies": {
-                number: Topology.of(graph, config.max_memory) for number, graph in enumerate(graphs)
+                number: Topology.of(graph, config.max_memory, config.max_latency)
+                for number, graph in enumerate(graphs)
             },
             "network_config": config.network,
             "constraint": config.reward.constraint,

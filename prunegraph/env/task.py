@@ -115,12 +115,6 @@ def make_cell(graph_id: int, task: PruningTask, budget: Budget) -> Cell:
     if not steps:
         msg = f"{task.name} has nothing to prune: every channel class is frozen"
         raise ConfigError(msg)
-    if budget.max_latency is not None:
-        msg = (
-            f"{task.name}: an environment's budget limits no latency; prunegraph.prune and "
-            "project_budget meet max_latency"
-        )
-        raise BudgetError(msg)
     graph.project(np.zeros(graph.num_classes, dtype=np.float32), budget)
     at_stake = check_at_stake(task.name, graph, budget)
     features = task.node_features

@@ -21,6 +21,9 @@ SEARCH_FLOOR = -10.0
 UNREAD = ("sensitivity",)
 """Features that a search's policy does not read: a run of a network for each group, and no gain."""
 
+SHARED = ("max_memory", "max_latency", "round_to")
+"""Limits of the run that hold for every budget of a search."""
+
 DEFAULT_SUBSET = 1500
 """Search images an update scores its networks on."""
 
@@ -33,7 +36,7 @@ def given_policy(options: SearchOptions) -> TrainedPolicy | None:
 def search_budgets(options: SearchOptions, budget: Budget | None) -> tuple[Budget, ...] | None:
     """Return the budgets that episodes are drawn from; None = the task's own alone."""
     shared = {} if budget is None else budget.as_dict()
-    shared = {name: shared[name] for name in ("max_memory", "round_to") if name in shared}
+    shared = {name: shared[name] for name in SHARED if name in shared}
     return tuple(Budget(keep_macs=share, **shared) for share in options.budgets) or None
 
 
@@ -129,7 +132,7 @@ def env_config(
         options: how to search.
         config: the agent's options.
         seed: of episodes and image subsets.
-        budget: the run's own, whose memory and rounding the budgets of ``options`` share.
+        budget: the run's own, of which the budgets of ``options`` share ``SHARED``.
     """
     return EnvConfig(
         reward=config.reward,

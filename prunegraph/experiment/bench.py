@@ -235,10 +235,10 @@ class Bench:
 
     @cached_property
     def latency_table(self) -> LatencyTable | None:
-        """Layer times on this device, for one image; None if the budget holds no latency."""
-        if self.budget.max_latency is None:
-            return None
+        """Layer times on this device, for one image; None if they are not needed, or known."""
         target = self.target
+        if self.budget.max_latency is None or target.graph.latency_model is not None:
+            return None
         return measure_latency_table(target.model, target.graph, target.example_inputs)
 
     def project(self, scores: FloatArray, budget: Budget) -> KeepMask:

@@ -80,12 +80,15 @@ class ComparisonsConfig(MethodOptions, SearchOptions, RecipeOptions, NetworksCon
             given: the first of each is the first budget.
         max_memory: at most this many bytes of activations alive at once, for one image, in every
             comparison.
+        max_latency: at most this many milliseconds a forward of one image, foretold from layers
+            that are timed on this device before, in every comparison.
     """
 
     command: ClassVar[str] = "compare"
     keep_macs: tuple[float, ...] = ()
     keep_params: tuple[float, ...] = ()
     max_memory: int | None = None
+    max_latency: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -166,11 +166,14 @@ class BudgetOptions:
         keep_macs: at most this share of the multiply-adds remains; default 0.5 without a limit.
         keep_params: at most this share of the parameters remains.
         max_memory: at most this many bytes of activations alive at once, for one image.
+        max_latency: at most this many milliseconds a forward of one image, on this device: apply
+            measures it (median of 50, and 5 % for noise), searches go by layers timed before.
     """
 
     keep_macs: float | None = None
     keep_params: float | None = None
     max_memory: int | None = None
+    max_latency: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,11 +214,10 @@ class RecipeOptions:
 class PruningOptions(RecipeOptions, BudgetOptions):
     """How small, and how to fine-tune."""
 
-    limits: ClassVar[tuple[str, ...]] = ("keep_macs", "keep_params", "max_memory")
-
     def budget(self) -> Budget:
         """Return what may remain; half of the multiply-adds if nothing is asked."""
-        asked = {name: getattr(self, name) for name in self.limits}
+        names = [field.name for field in dataclasses.fields(BudgetOptions)]
+        asked = {name: getattr(self, name) for name in names}
         if all(value is None for value in asked.values()):
             asked["keep_macs"] = DEFAULT_KEEP_MACS
         return Budget(**asked, round_to=self.round_to)
@@ -380,15 +382,11 @@ class ApplyConfig(PruningOptions, NetworkConfig):
     Attributes:
         policy: resnet-cifar, which comes with the package; run folder of ``train``, or a policy
             file.
-        max_latency: at most this many milliseconds a forward of one image, measured here (median
-            of 50, and 5 % for noise).
         out: run folder; default: runs/apply-ARCH-DATASET-KEEP.
     """
 
     command: ClassVar[str] = "apply"
-    limits: ClassVar[tuple[str, ...]] = (*PruningOptions.limits, "max_latency")
     policy: Path
-    max_latency: float | None = None
     out: Path | None = None
 
     def __post_init__(self) -> None:

@@ -32,6 +32,7 @@ from prunegraph.experiment.config import (
 )
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
+from prunegraph.experiment.forecast import with_forecast
 from prunegraph.experiment.pool import Pool
 from prunegraph.experiment.ray_pool import RayPool
 from prunegraph.experiment.setup import (
@@ -81,6 +82,11 @@ def make_workplace(
     """Make the dense networks final, and return what jobs work with."""
     for network, target, folder in zip(network_configs(config), targets, folders, strict=True):
         ensure_dense(target, network, folder, console)
+    if not isinstance(config, ApplyConfig):  # which goes by the clock
+        targets = [
+            with_forecast(target, config.budget(), folder, console)
+            for target, folder in zip(targets, folders, strict=True)
+        ]
     return Workplace(
         benches=[Bench(target=target, options=config, seed=config.seed) for target in targets],
         folders=folders,

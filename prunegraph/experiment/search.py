@@ -269,7 +269,7 @@ def _train(
     probes = _probes(benches, options, config)
     allowed = (options.networks - FINALISTS) * len(benches) - probes
     budget = benches[0].budget
-    config = replace(config, max_memory=budget.max_memory)
+    config = replace(config, max_memory=budget.max_memory, max_latency=budget.max_latency)
     environment = env_config(options, config, config.seed, budget)
     with console.progress(f"search {name}, seed {config.seed}", allowed) as report:
         result = train_agent(

@@ -1,11 +1,13 @@
 """What a pruned network gains on the clock, and whether that is what its size promises."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from prunegraph.experiment.bench import Bench
 from prunegraph.pruning import apply_mask, measure_latency
 from prunegraph.pruning.clock import device_in_words
+from prunegraph.pruning.latency import TOLERANCE
 from prunegraph.types import KeepMask
 
 PAYS = 0.5
@@ -57,10 +59,19 @@ def realised(dense: float, pruned: float, macs: float) -> float:
 
 
 def latency_warning(content: Mapping[str, Any]) -> str | None:
-    """Return the line that says that a report's network does not pay in time; None if it does."""
+    """Return the line that says that a report's network is too slow, or does not pay in time.
+
+    None if there is nothing to say.
+    """
     times, pruned = content.get("latency_ms"), content["pruned"]
     if times is None:
         return None
+    asked = content["budget"].get("max_latency", math.inf)
+    if times["pruned"] > TOLERANCE * asked:
+        return (
+            f"the pruned network takes {times['pruned']:.3g} ms, {asked:g} were asked for: the "
+            "forecast by layer times was too low, or the machine is busier now; ask for less"
+        )
     macs = pruned["macs"] / content["dense"]["macs"]
     if 1.0 - macs < LEAST_PROMISED or realised(times["dense"], times["pruned"], macs) >= PAYS:
         return None

@@ -26,6 +26,7 @@ from prunegraph.experiment.csv_files import HISTORY_CSV, METHODS_CSV
 from prunegraph.experiment.finalise import finetuned_mean, limited_memory, peak_memory
 from prunegraph.experiment.finish import load_finetuned
 from prunegraph.experiment.folder import CONFIG_FILE, MEMBER, REPORT_FILE, RunFolder, existing_run
+from prunegraph.experiment.forecast import LATENCY_FILE, foretelling
 from prunegraph.experiment.options import load_config, read_yaml
 from prunegraph.experiment.page import HISTORY_FILE
 from prunegraph.experiment.plan_check import Check, candidates_of, check_plan, check_rows
@@ -93,6 +94,7 @@ def verify_run(config: VerifyConfig, console: Console) -> dict[str, Any]:
     unknown += ["search.health", "repaired", "methods[].networks_evaluated", "methods[].seconds"]
     unknown += [HISTORY_FILE, METHODS_CSV, HISTORY_CSV]
     unknown += [f"{cell} (no weights)" for cell in _cells_without_weights(folder, content)]
+    unknown += [LATENCY_FILE] * (LATENCY_FILE in content["files"])
     unknown += ["latency_ms", "versions", *sorted({"decision", "policy"} & content.keys())]
     console.say(
         f"{len(checks)} figures and {len(content['files'])} files of {folder.path} are right; "
@@ -189,6 +191,8 @@ def _rebuild(
         weights=member.file(DENSE_FILE),
     )
     target = load_target(network, run.budget())
+    if run.max_latency is not None and not isinstance(run, ApplyConfig):
+        target = foretelling(target, member.file(LATENCY_FILE))
     as_then = config.device in ("auto", run.device)
     return Bench(target=target, options=run, seed=run.seed), as_then
 

@@ -7,6 +7,7 @@ axis lists the class at each of its positions, so its kept size is a sparse prod
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from scipy import sparse
@@ -31,6 +32,36 @@ class CostTerm:
     coefficient: float
     axes: tuple[IntArray, ...]
     name: str = ""
+
+
+class CostFunction(Protocol):
+    """A cost of masks over N classes that is no sum of products, and only grows as classes join."""
+
+    def expected(self, probabilities: Float64Array) -> Float64Array:
+        """Return the cost ``[B]`` at bits ``[B, N]``, or at keep probabilities in their place."""
+        ...
+
+    def slopes(self, probabilities: Float64Array) -> Float64Array:
+        """Return the derivatives ``[B, N]`` of ``expected``."""
+        ...
+
+    def at_stake(self, limit: float) -> BoolArray:
+        """Return the classes ``[N]`` whose removal can bring the cost below a limit."""
+        ...
+
+    def fits_with_each(self, keep: BoolArray, limit: float) -> BoolArray:
+        """Return ``[N]`` where the cost stays within a limit if one removed class joins."""
+        ...
+
+    def exchanged(self, keep: BoolArray, drops: IntArray, adds: IntArray) -> Float64Array:
+        """Return the cost ``[D, A]`` where one kept class leaves and a removed one joins.
+
+        Args:
+            keep: ``[N]`` keep bits.
+            drops: ``[D]`` kept classes, -1 for none.
+            adds: ``[A]`` removed classes, -1 for none.
+        """
+        ...
 
 
 class CostModel:

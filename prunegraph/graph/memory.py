@@ -36,7 +36,7 @@ class Storage:
 
 
 class MemoryModel:
-    """Peak memory of masks over N classes.
+    """Peak memory of masks over N classes, a ``CostFunction``.
 
     Args:
         num_classes: N.
@@ -80,13 +80,13 @@ class MemoryModel:
             return np.zeros_like(probabilities)
         return np.asarray(self._by_class[self._moments(probabilities).argmax(axis=1)].toarray())
 
-    def alive_above(self, limit: float) -> BoolArray:
+    def at_stake(self, limit: float) -> BoolArray:
         """Return the classes ``[N]`` alive when the whole network needs more bytes than a limit."""
         ones = np.ones((1, self._by_class.shape[1]), dtype=np.int64)
         above = self._by_class[self._moments(ones)[0] > limit]
         return np.asarray(above.sum(axis=0) > 0)
 
-    def fits_with_each(self, keep: BoolArray, limit: int) -> BoolArray:
+    def fits_with_each(self, keep: BoolArray, limit: float) -> BoolArray:
         """Return ``[N]`` where the peak stays within a limit if one removed class joins."""
         room = limit - self._moments(keep[None].astype(np.int64))[0]
         added = self._by_class.tocoo()
@@ -94,21 +94,15 @@ class MemoryModel:
         fits[added.col[added.data > room[added.row]]] = False
         return fits & bool((room >= 0).all())
 
-    def exchanged(self, keep: BoolArray, drops: IntArray, adds: IntArray) -> IntArray:
-        """Return the peak bytes ``[D, A]`` where one kept class leaves and a removed one joins.
-
-        Args:
-            keep: ``[N]`` keep bits.
-            drops: ``[D]`` kept classes, -1 for none.
-            adds: ``[A]`` removed classes, -1 for none.
-        """
+    def exchanged(self, keep: BoolArray, drops: IntArray, adds: IntArray) -> Float64Array:
+        """Return the peak bytes ``[D, A]`` after exchanges; arguments as of ``CostFunction``."""
         left, joined = (
             np.where(classes >= 0, self._by_class[:, classes].toarray(), 0)
             for classes in (drops, adds)
         )  # [T, D], [T, A]
         with_each = self._moments(keep[None].astype(np.int64)).T + joined
         rows = [(with_each - gone[:, None]).max(axis=0, initial=0) for gone in left.T]
-        return np.array(rows, dtype=np.int64).reshape(len(drops), len(adds))
+        return np.array(rows, dtype=np.float64).reshape(len(drops), len(adds))
 
     def _moments(self, keep: Any) -> Any:
         """Return the bytes alive before each death ``[B, T]`` at ``[B, N]`` bits."""

@@ -43,6 +43,14 @@ def _check_reachable(graph: "StructureGraph", keep: BoolArray, budget: Budget) -
             f"{least} ({why_no_less(graph, budget.round_to)}); give {least} or more"
         )
         raise BudgetError(msg)
+    if budget.max_latency is not None and graph.latency_model is not None:
+        takes = float(graph.latency_model.expected(keep[None].astype(np.float64))[0])
+        if takes > budget.max_latency:
+            msg = (
+                f"max_latency={budget.max_latency:g} ms cannot be met: the least is foretold to "
+                f"take {takes:.3g} ({why_no_less(graph, budget.round_to)})"
+            )
+            raise BudgetError(msg)
 
 
 def project(
@@ -65,7 +73,7 @@ def project(
             latency.
         MaskError: scores of another shape, or not finite.
     """
-    if budget.max_latency is not None:
+    if budget.max_latency is not None and graph.latency_model is None:
         msg = "max_latency is met by measuring: use prunegraph.pruning.project_latency"
         raise BudgetError(msg)
     keep, blocks = minimum(graph, scores, budget)
@@ -112,10 +120,9 @@ class _Limits:
     """
 
     def __init__(self, graph: "StructureGraph", budget: Budget, also: Fits | None) -> None:
-        self._graph = graph
         self._model = graph.cost_model
         self._limits = graph.limits(budget)[:2]
-        self._memory = budget.max_memory
+        self._others = graph.bounded(budget)
         self._also = also
 
     def fits(self, keep: BoolArray) -> bool:
@@ -125,16 +132,17 @@ class _Limits:
 
     def meets_others(self, keep: BoolArray) -> bool:
         """Return whether keep bits are within the limits that are not on MACs and params."""
-        within = self._memory is None or self._graph.peak_memory(keep) <= self._memory
+        bits = keep[None].astype(np.float64)
+        within = all(model.expected(bits)[0] <= limit for model, limit in self._others)
         return within and (self._also is None or self._also(keep))
 
     def costs_fit_with_each(self, keep: BoolArray) -> BoolArray:
-        """Return ``[N]`` where MACs, params and memory stay within if one removed class joins."""
+        """Return ``[N]`` where the costs stay within the limits if one removed class joins."""
         totals: Float64Array = np.array(self._model.totals(keep.astype(np.float64)))
         with_each = np.round(totals[:, None] + self._model.added_by_each(keep))
         fits = np.asarray((with_each <= self._limits[:, None]).all(axis=0))
-        if self._memory is not None and self._graph.memory_model is not None:
-            fits &= self._graph.memory_model.fits_with_each(keep, self._memory)
+        for model, limit in self._others:
+            fits &= model.fits_with_each(keep, limit)
         return fits
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from prunegraph.errors import MaskError, ModelError
-from prunegraph.graph.cost import MACS, CostModel
+from prunegraph.graph.cost import MACS, CostFunction, CostModel
 from prunegraph.graph.memory import MemoryModel
 from prunegraph.graph.projection import project, repair
 from prunegraph.graph.widths import allowed
@@ -157,6 +157,7 @@ class StructureGraph:
             counted from the end.
         cost_model: the exact costs.
         memory_model: the exact peak memory; None in a graph that comes from no recorded forward.
+        latency_model: a forecast of the milliseconds of a forward; None until it is measured.
         summed: ``[N]`` True where an addition unites channels that different operations wrote:
             residual streams do, gates (products) do not.
     """
@@ -174,6 +175,7 @@ class StructureGraph:
     means: Mapping[str, tuple[tuple[IntArray, int], ...]] = field(default_factory=dict)
     cost_model: CostModel = field(repr=False)
     memory_model: MemoryModel | None = field(default=None, repr=False)
+    latency_model: CostFunction | None = field(default=None, repr=False)
     summed: BoolArray
 
     @cached_property
@@ -232,10 +234,14 @@ class StructureGraph:
         Raises:
             ModelError: the graph comes from no recorded forward.
         """
+        return self._known_memory.peak(keep.keep if isinstance(keep, KeepMask) else keep)
+
+    @property
+    def _known_memory(self) -> MemoryModel:
         if self.memory_model is None:
             msg = "peak memory is not known of a graph that was put together by hand: use analyse"
             raise ModelError(msg)
-        return self.memory_model.peak(keep.keep if isinstance(keep, KeepMask) else keep)
+        return self.memory_model
 
     def class_costs(self) -> tuple[Float64Array, Float64Array]:
         """Return ``[N]`` MACs and ``[N]`` params that removing one class alone would free."""
@@ -258,11 +264,28 @@ class StructureGraph:
         return macs
 
     def limits(self, budget: Budget) -> Float64Array:
-        """Return ``[3]`` the most MACs, params and bytes that may remain, infinite if not asked."""
+        """Return ``[4]`` the most MACs, params, bytes and ms that may remain, infinite if any."""
         dense = self.dense_cost
         macs = np.inf if budget.keep_macs is None else budget.keep_macs * dense.macs
         params = np.inf if budget.keep_params is None else budget.keep_params * dense.params
-        return np.array([macs, params, budget.max_memory or np.inf])
+        return np.array([macs, params, budget.max_memory or np.inf, budget.max_latency or np.inf])
+
+    @property
+    def others(self) -> tuple[CostFunction | None, CostFunction | None]:
+        """The costs of the last two of ``limits``, where they are known."""
+        return self.memory_model, self.latency_model
+
+    def bounded(self, budget: Budget) -> list[tuple[CostFunction, float]]:
+        """Return the costs besides MACs and params that a budget limits, each with its limit.
+
+        A latency that is not foretold is left out.
+        """
+        found: list[tuple[CostFunction, float]] = []
+        if budget.max_memory is not None:
+            found.append((self._known_memory, budget.max_memory))
+        if budget.max_latency is not None and self.latency_model is not None:
+            found.append((self.latency_model, budget.max_latency))
+        return found
 
     def at_stake(self, budget: Budget) -> BoolArray:
         """Return the free classes ``[N]`` that cost something of what a budget limits.
@@ -275,24 +298,29 @@ class StructureGraph:
             stake |= macs > 0
         if budget.keep_params is not None:
             stake |= params > 0
-        if budget.max_memory is not None and self.memory_model is not None:
-            stake |= self.memory_model.alive_above(budget.max_memory)
+        for model, limit in self.bounded(budget):
+            stake |= model.at_stake(limit)
         return stake & self.free
 
     def cost_ratio(self, keep: BoolArray, budget: Budget) -> float:
-        """Return the cost over its limit, of whichever is nearest: MACs, params or memory."""
-        cost = self.cost(keep)
-        memory = 0 if budget.max_memory is None else self.peak_memory(keep)
-        return float((np.array([cost.macs, cost.params, memory]) / self.limits(budget)).max())
+        """Return the cost over its limit, of whichever is nearest to it."""
+        cost, limits, bits = self.cost(keep), self.limits(budget), keep[None].astype(np.float64)
+        others = [model.expected(bits)[0] / limit for model, limit in self.bounded(budget)]
+        return float(max(cost.macs / limits[0], cost.params / limits[1], *others))
 
     def fits(self, keep: KeepMask | BoolArray, budget: Budget) -> bool:
-        """Return whether a mask meets a budget's limits, but for a latency, and its rounding."""
+        """Return whether a mask meets a budget's limits and its rounding.
+
+        A latency counts where it is foretold.
+        """
         bits = keep.keep if isinstance(keep, KeepMask) else keep
-        if budget.max_memory is not None and self.peak_memory(bits) > budget.max_memory:
-            return False
         cost, limits = self.cost(bits), self.limits(budget)
-        return bool(cost.macs <= limits[0] and cost.params <= limits[1]) and (
-            budget.round_to is None or allowed(self, bits, budget.round_to)
+        row = bits[None].astype(np.float64)
+        return bool(
+            cost.macs <= limits[0]
+            and cost.params <= limits[1]
+            and all(model.expected(row)[0] <= limit for model, limit in self.bounded(budget))
+            and (budget.round_to is None or allowed(self, bits, budget.round_to))
         )
 
     def mask(self, keep: BoolArray) -> KeepMask:

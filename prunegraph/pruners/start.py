@@ -88,11 +88,11 @@ def rank_starts(
         badness: of a mask, lower = better, as the divergence from the dense network's outputs.
         graph: the structure.
         statistics: measured arrays ``[N]``.
-        budget: what may remain; a latency does not count.
+        budget: what may remain; a latency counts where the structure foretells it.
         names: which of ``STARTS`` are tried, the mean only if they are more than it takes; equal
             ones stay in this order.
     """
-    limits = budget.without_latency()
+    limits = budget if graph.latency_model is not None else budget.without_latency()
 
     def tried(name: str, scores: FloatArray) -> Start:
         return Start(name=name, scores=scores, badness=badness(graph.project(scores, limits)))

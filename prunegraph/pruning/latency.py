@@ -108,11 +108,12 @@ def project_budget(
     example_inputs: ExampleInputs,
     table: LatencyTable | None = None,
 ) -> KeepMask:
-    """Project scores to any budget: by ``project_latency`` if it holds a latency, else exactly.
+    """Project scores to any budget: exactly, or by ``project_latency`` if it holds a latency.
 
-    Args and errors are those of ``project_latency``.
+    A latency that the graph foretells (``latency_model``) is met by that forecast, like the exact
+    costs. Args and errors are those of ``project_latency``.
     """
-    if budget.max_latency is None:
+    if budget.max_latency is None or graph.latency_model is not None:
         return graph.project(scores, budget)
     return project_latency(model, graph, scores, budget, example_inputs, table=table).mask
 

@@ -6,8 +6,9 @@ place their sum on the clock.
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2
 class LatencyTable:
     """Measured times of a network's layers at a grid of widths, placed on the clock.
 
+    A ``CostFunction`` of the structure, in milliseconds.
+
     ``milliseconds(mask) = offset + scale * sum of the layers' interpolated times``.
 
     Attributes:
@@ -58,29 +61,85 @@ class LatencyTable:
 
     def milliseconds(self, keep: BoolArray) -> float:
         """Return the predicted latency at keep bits ``[N]``; never falls as classes join."""
-        return self.offset + self.scale * self._layers(keep)
+        return float(self.expected(keep[None].astype(np.float64))[0])
 
-    def _layers(self, keep: BoolArray) -> float:
-        kept = np.asarray(self.positions @ keep.astype(np.float64)).reshape(2, -1)  # [2, M]
-        place, share = _locate(self.widths, kept)
-        row = np.arange(len(self.times))
-        outs, ins = place
-        total = np.zeros(len(self.times))
+    def expected(self, probabilities: Float64Array) -> Float64Array:
+        """Return the predicted latency ``[B]`` at bits or keep probabilities ``[B, N]``."""
+        return self._at_widths(np.asarray(self.positions @ probabilities.T))
+
+    def slopes(self, probabilities: Float64Array) -> Float64Array:
+        """Return the derivatives ``[B, N]`` of ``expected``."""
+        place = self._locate(np.asarray(self.positions @ probabilities.T))
+        corners = self._corners(place)  # [2, 2, M, B]
+        by_out = (1 - place.share[1]) * (corners[1, 0] - corners[0, 0])
+        by_out += place.share[1] * (corners[1, 1] - corners[0, 1])
+        by_in = (1 - place.share[0]) * (corners[0, 1] - corners[0, 0])
+        by_in += place.share[0] * (corners[1, 1] - corners[1, 0])
+        by_width = np.stack([by_out, by_in]) / place.step
+        slopes = self.positions.T @ by_width.reshape(-1, len(probabilities))
+        return np.asarray(self.scale * slopes.T)
+
+    def at_stake(self, limit: float) -> BoolArray:
+        """Return the classes ``[N]`` on some timed layer, if the whole network takes too long."""
+        used = np.asarray(self.positions.sum(axis=0)).ravel() > 0
+        return used & (self.milliseconds(np.ones(len(used), dtype=bool)) > limit)
+
+    def fits_with_each(self, keep: BoolArray, limit: float) -> BoolArray:
+        """Return ``[N]`` where the forecast stays within a limit if one removed class joins."""
+        kinds, kind_of = self._kinds
+        kept = np.asarray(self.positions @ keep.astype(np.float64))
+        return np.asarray((self._at_widths(kept[:, None] + kinds) <= limit)[kind_of])
+
+    def exchanged(self, keep: BoolArray, drops: IntArray, adds: IntArray) -> Float64Array:
+        """Return the forecast ``[D, A]`` after exchanges, to first order."""
+        bits = keep[None].astype(np.float64)
+        slope = np.append(self.slopes(bits)[0], 0.0)  # -1 is none
+        return np.asarray(self.expected(bits)[0] + slope[adds] - slope[drops][:, None])
+
+    @cached_property
+    def _kinds(self) -> tuple[Float64Array, IntArray]:
+        """Distinct columns ``[2 M, U]`` of ``positions``, and which of them is each class's."""
+        kinds, kind_of = np.unique(self.positions.toarray(), axis=1, return_inverse=True)
+        return kinds, np.asarray(kind_of).ravel()
+
+    def _at_widths(self, kept: Float64Array) -> Float64Array:
+        """Return the latency ``[B]`` at kept positions ``[2 M, B]`` of the layers' axes."""
+        place = self._locate(kept)
+        corners = self._corners(place)
+        total = np.zeros(corners.shape[2:])
         for right_out in (0, 1):
             for right_in in (0, 1):
-                weight = abs(1 - right_out - share[0]) * abs(1 - right_in - share[1])
-                total += weight * self.times[row, outs + right_out, ins + right_in]
-        return float(total.sum())
+                weight = abs(1 - right_out - place.share[0]) * abs(1 - right_in - place.share[1])
+                total += weight * corners[right_out, right_in]
+        return np.asarray(self.offset + self.scale * total.sum(axis=0))
+
+    def _locate(self, kept: Float64Array) -> "_Place":
+        """Find kept positions ``[2 M, B]`` in the grid."""
+        kept = kept.reshape(2, len(self.times), -1)
+        last = self.widths.shape[-1] - 2
+        below = (self.widths[:, :, None] <= kept[..., None]).sum(axis=-1) - 1
+        point = np.clip(below, 0, last)
+        low = np.take_along_axis(self.widths, point, axis=-1)
+        high = np.take_along_axis(self.widths, point + 1, axis=-1)
+        step = np.maximum(high - low, 1.0)
+        share = np.clip((kept - low) / step, 0.0, 1.0)
+        return _Place(point, share, step)
+
+    def _corners(self, place: "_Place") -> Float64Array:
+        """Return the times ``[2, 2, M, B]`` at the four grid points around each place."""
+        row = np.arange(len(self.times))[:, None]
+        outs, ins = place.point
+        return np.array(
+            [[self.times[row, outs + out, ins + right] for right in (0, 1)] for out in (0, 1)]
+        )
 
 
-def _locate(widths: Float64Array, kept: Float64Array) -> tuple[IntArray, Float64Array]:
-    """Return the grid point below each width, and how far it is to the next one, in [0, 1]."""
-    last = widths.shape[-1] - 2
-    place = np.clip((widths <= kept[..., None]).sum(axis=-1) - 1, 0, last)
-    low = np.take_along_axis(widths, place[..., None], axis=-1)[..., 0]
-    high = np.take_along_axis(widths, place[..., None] + 1, axis=-1)[..., 0]
-    share = (kept - low) / np.maximum(high - low, 1.0)
-    return place, np.clip(share, 0.0, 1.0)
+class _Place(NamedTuple):
+    """Where widths ``[2, M, B]`` lie in the grid: the point below, how far, the distance."""
+
+    point: IntArray
+    share: Float64Array
+    step: Float64Array
 
 
 def measure_latency_table(
@@ -143,7 +202,7 @@ def _on_the_clock(
     gain = max(dense.median - smallest.median, 0.0)
     scale = gain / (sums[0] - sums[1]) if sums[0] > sums[1] else 0.0
     offset = smallest.median - scale * sums[1]
-    return LatencyTable(**{**vars(raw), "scale": scale, "offset": offset})
+    return replace(raw, scale=scale, offset=offset)
 
 
 def smallest_mask(

@@ -13,7 +13,7 @@ from prunegraph.testing.toy_env import toy_graphs
 
 GRAPHS = toy_graphs()[:2]
 SIZE = max(graph.num_classes for graph in GRAPHS)
-LIMITS = np.array([[0.5 * graph.dense_cost.macs, np.inf, np.inf] for graph in GRAPHS])
+LIMITS = np.array([[0.5 * graph.dense_cost.macs, np.inf, np.inf, np.inf] for graph in GRAPHS])
 
 
 def draw_bits(graph_id: int, count: int, seed: int) -> torch.Tensor:
@@ -81,7 +81,7 @@ def test_only_what_may_beat_the_best_run_mask_is_rewarded(imagination: Imaginati
     channel = np.flatnonzero(GRAPHS[0].free)[1]
     ids, bits = torch.zeros(80, dtype=torch.long), draw_bits(0, 80, 13)
     costs = sorted(GRAPHS[0].cost(run).macs for run in imagination.models[0].bits)
-    limits = np.tile([float(costs[len(costs) // 2]), np.inf, np.inf], (80, 1))
+    limits = np.tile([float(costs[len(costs) // 2]), np.inf, np.inf, np.inf], (80, 1))
     assert imagination.promising(0, limits[0], 1)
     rewards = imagination.rewards(ids, bits, limits, ids, competes=True)
     kept = bits[:, channel] > 0.5
@@ -147,10 +147,10 @@ def test_promising_masks_are_run_ones_within_the_limit(imagination: Imagination)
     costs = np.array([graph.cost(bits).macs for bits in run])
     most = float(np.sort(costs)[len(costs) // 2])
     within = costs <= most
-    found = imagination.promising(0, np.array([most, np.inf, np.inf]), 100)
+    found = imagination.promising(0, np.array([most, np.inf, np.inf, np.inf]), 100)
     assert 0 < within.sum() < len(run)
     assert {bits.tobytes() for bits in found} == {bits.tobytes() for bits in run[within]}
     channel = np.flatnonzero(graph.free)[1]
     assert found[0][channel]
-    assert len(imagination.promising(0, np.array([most, np.inf, np.inf]), 1)) == 1
+    assert len(imagination.promising(0, np.array([most, np.inf, np.inf, np.inf]), 1)) == 1
     assert imagination.promising(5, LIMITS[0], 3) == []

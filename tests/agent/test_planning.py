@@ -20,7 +20,7 @@ def worths(graph: StructureGraph, seed: int) -> torch.Tensor:
 
 
 def limits_of(graph: StructureGraph, share: float) -> Float64Array:
-    return np.array([share * graph.dense_cost.macs, np.inf, np.inf])
+    return np.array([share * graph.dense_cost.macs, np.inf, np.inf, np.inf])
 
 
 def is_legal(graph: StructureGraph, keep: BoolArray, limits: Float64Array) -> bool:
@@ -99,7 +99,7 @@ def test_limits_that_nothing_meets_leave_the_least() -> None:
         lambda bits: bits.sum(dim=1),
         graph,
         graph.dense_mask().keep,
-        np.array([1.0, np.inf, np.inf]),
+        np.array([1.0, np.inf, np.inf, np.inf]),
         most=3,
     )
     kept = np.bincount(graph.group_of[planned], minlength=len(graph.groups))

@@ -24,7 +24,7 @@ def expected_ratios(policy: ChannelPruningPolicy, obs: dict[str, Tensor]) -> lis
         kept = np.where(graph.frozen, 1.0, probabilities[row, : graph.num_classes])
         limit = float(obs["context"][row, 0]) * graph.dense_cost.macs
         ratios.append(
-            expected_cost_ratio(graph, kept[None], np.array([[limit, np.inf, np.inf]]))[0]
+            expected_cost_ratio(graph, kept[None], np.array([[limit, np.inf, np.inf, np.inf]]))[0]
         )
     return ratios
 

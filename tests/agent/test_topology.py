@@ -21,7 +21,7 @@ GRAPHS = toy_graphs()
 def test_expected_cost_of_certain_bits_is_the_cost(graph) -> None:
     rng = np.random.default_rng(0)
     keep = (rng.random((5, graph.num_classes)) < 0.5) | graph.frozen
-    limits = np.array([[100.0, 50.0, np.inf]] * 5)
+    limits = np.array([[100.0, 50.0, np.inf, np.inf]] * 5)
     ratios = expected_cost_ratio(graph, keep.astype(float), limits)
     costs = [graph.cost(row) for row in keep]
     assert ratios == pytest.approx([max(c.macs / 100.0, c.params / 50.0) for c in costs])
@@ -31,7 +31,7 @@ def test_expected_cost_of_probabilities_is_the_mean_over_masks() -> None:
     graph = toy_graph((8, 8), (4, 2, 1))  # no class lies on both axes of an operation
     rng = np.random.default_rng(0)
     probabilities = np.where(graph.frozen, 1.0, rng.random(graph.num_classes))
-    limits = np.array([[1.0, np.inf, np.inf]])
+    limits = np.array([[1.0, np.inf, np.inf, np.inf]])
     masks = rng.random((20_000, graph.num_classes)) < probabilities
     sampled = np.mean([graph.cost_model.totals(mask.astype(float))[0] for mask in masks])
     expected = expected_cost_ratio(graph, probabilities[None], limits)[0]
@@ -72,14 +72,14 @@ def test_threshold_meets_a_memory(keep_macs: float | None) -> None:
 def test_threshold_keeps_all_where_all_fits() -> None:
     graph = GRAPHS[0]
     scores = np.random.default_rng(0).normal(size=(1, graph.num_classes))
-    threshold = solve_threshold(graph, scores, np.array([[np.inf, 1e9, np.inf]]), 0.3)
+    threshold = solve_threshold(graph, scores, np.array([[np.inf, 1e9, np.inf, np.inf]]), 0.3)
     assert (scores[0][graph.free] - threshold > 5.9).all()
 
 
 def test_threshold_keeps_nothing_where_nothing_fits() -> None:
     graph = GRAPHS[0]
     scores = np.random.default_rng(0).normal(size=(2, graph.num_classes))
-    limits = np.array([[1e-30, np.inf, np.inf], [np.inf, 1e9, np.inf]])
+    limits = np.array([[1e-30, *[np.inf] * 3], [np.inf, 1e9, np.inf, np.inf]])
     threshold = solve_threshold(graph, scores, limits, 0.3)
     assert (scores[0][graph.free] - threshold[0] < -5.9).all()
     assert (scores[1][graph.free] - threshold[1] > 5.9).all()
@@ -118,10 +118,10 @@ def test_the_slopes_are_those_of_the_nearest_limit() -> None:
     dense = graph.dense_cost
     assert not np.allclose(macs / dense.macs, params / dense.params)
     limits = [
-        (0.5 * dense.macs, np.inf, np.inf),
-        (np.inf, 0.5 * dense.params, np.inf),
-        (0.1 * dense.macs, 0.9 * dense.params, np.inf),
-        (0.9 * dense.macs, 0.1 * dense.params, np.inf),
+        (0.5 * dense.macs, np.inf, np.inf, np.inf),
+        (np.inf, 0.5 * dense.params, np.inf, np.inf),
+        (0.1 * dense.macs, 0.9 * dense.params, np.inf, np.inf),
+        (0.9 * dense.macs, 0.1 * dense.params, np.inf, np.inf),
     ]
     whatever_is_frozen = np.full((len(limits), graph.num_classes), 0.5)
     slopes = Topology.of(graph).cost_slopes(whatever_is_frozen, np.array(limits))

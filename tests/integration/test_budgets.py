@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from torch import nn
 
-from prunegraph.experiment import apply
+from prunegraph.experiment import apply, speed
 from prunegraph.experiment.cli import main
 from prunegraph.experiment.report import method_cells, method_columns
+from prunegraph.pruning import Latency, latency, latency_table
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -47,6 +49,38 @@ def test_a_memory_is_searched_within_reported_and_verified(
     assert main([*quick_words, *most]) == 2
     assert f"which the whole network meets: it needs {dense} bytes" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_a_latency_is_searched_within_by_layer_times_and_verified(
+    quick_words: list[str],
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def clock(model: nn.Module, *_: object, **__: object) -> Latency:
+        median = 1.0 + sum(p.numel() for p in model.parameters()) / 1000
+        return Latency(median=median, p90=median, num_runs=1)
+
+    for module in (latency, latency_table, speed):
+        monkeypatch.setattr(module, "measure_latency", clock)
+    run = tmp_path / "latency"
+    words = [*quick_words, "--max-latency", "3", "--out", str(run)]
+    assert main(words) == 0
+    report = json.loads((run / "report.json").read_text())
+    assert report["budget"] == {"max_latency": 3.0}
+    assert report["latency_ms"]["dense"] > 5
+    assert 2.5 < report["latency_ms"]["pruned"] < 3.3
+    assert "latency.json" in report["files"]
+    assert main(["verify", str(run), "--threads", "1"]) == 0
+    assert "latency.json" in capsys.readouterr().out
+    small = ["compare", "--weights", str(weights), "--no-agent", "--methods", "l1/uniform", "cem"]
+    small += ["--seeds", "1", "--networks", "60", "--finetune-epochs", "0", "--threads", "1"]
+    compared = [*small, "--max-latency", "3", "--out", str(tmp_path / "compared")]
+    assert main(compared) == 0
+    rows = json.loads((tmp_path / "compared" / "report.json").read_text())["methods"]
+    assert {row["name"] for row in rows} == {"dense", "l1/uniform", "cem"}
+    assert all(row["params"] < 2600 for row in rows if row["name"] != "dense")
 
 
 def test_a_policy_is_applied_within_a_memory_budget(

@@ -1,5 +1,6 @@
 """Latency budgets: the table never falls, and what is returned was measured and is fast enough."""
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -74,6 +75,50 @@ def test_the_table_meets_both_ends_and_never_falls(case: Case) -> None:
         assert now <= last + 1e-9
         last = now
     assert last < table.dense.median
+
+
+def test_a_forecast_has_its_slopes_and_tells_who_still_fits(case: Case) -> None:
+    _, graph, _, table = case
+    rng = np.random.default_rng(0)
+    probabilities = rng.uniform(0.3, 0.9, (3, graph.num_classes))
+    step = 1e-5 * rng.normal(size=probabilities.shape)
+    moved = table.expected(probabilities + step) - table.expected(probabilities)
+    assert moved == pytest.approx((table.slopes(probabilities) * step).sum(axis=1), rel=1e-3)
+    keep = graph.frozen | (rng.random(graph.num_classes) < 0.5)
+    keep[[group.classes[0] for group in graph.groups]] = True
+    limit = table.milliseconds(keep) + 1e-3 * table.scale
+    drops, adds = np.flatnonzero(keep & graph.free)[::40], np.flatnonzero(~keep)[::40]
+    fits = table.fits_with_each(keep, limit)
+    for added in adds:
+        bits = keep.copy()
+        bits[added] = True
+        assert fits[added] == (table.milliseconds(bits) <= limit)
+    found = table.exchanged(keep, np.append(drops, -1), np.append(adds, -1))
+    assert found[-1, -1] == pytest.approx(table.milliseconds(keep))
+    slopes = table.slopes(keep[None].astype(float))[0]
+    assert found[0, 0] == pytest.approx(found[-1, -1] - slopes[drops[0]] + slopes[adds[0]])
+
+
+@pytest.mark.parametrize("others", [{}, {"keep_macs": 0.6}, {"round_to": 4}])
+def test_a_structure_with_a_forecast_meets_it_to_the_last_class(
+    case: Case, others: dict[str, float]
+) -> None:
+    _, known, _, table = case
+    graph = dataclasses.replace(known, latency_model=table)
+    asked = (table.dense.median + table.smallest.median) / 2
+    budget = Budget(**others, max_latency=asked)  # type: ignore[arg-type]  # types are right
+    mask = graph.project(scores_of(graph), budget)
+    assert graph.fits(mask, budget)
+    assert graph.cost_ratio(mask.keep, budget) <= 1.0 < graph.cost_ratio(graph.free | True, budget)
+    assert graph.at_stake(budget).any()
+    assert not graph.at_stake(Budget(max_latency=2 * table.dense.median)).any()
+    if "round_to" not in others:
+        for removed in np.flatnonzero(~mask.keep):
+            more = mask.keep.copy()
+            more[removed] = True
+            assert not graph.fits(more, budget)
+    with pytest.raises(BudgetError, match=r"max_latency=1e-06 ms cannot be met: the least is fore"):
+        graph.project(scores_of(graph), Budget(max_latency=1e-6))
 
 
 def test_every_kind_of_layer_is_timed() -> None:

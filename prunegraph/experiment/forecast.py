@@ -1,0 +1,105 @@
+"""The latency that searches go by: layers timed once, kept in the run folder."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from scipy import sparse
+
+from prunegraph.errors import ArtefactError, BudgetError
+from prunegraph.experiment.console import Console
+from prunegraph.experiment.folder import RunFolder
+from prunegraph.experiment.setup import Target
+from prunegraph.files import write_json
+from prunegraph.graph import StructureGraph
+from prunegraph.graph.features import rank_in_group
+from prunegraph.pruning.clock import Latency
+from prunegraph.pruning.latency import project_latency
+from prunegraph.pruning.latency_table import LatencyTable, measure_latency_table
+from prunegraph.reading import checked, read_json
+from prunegraph.types import Budget
+
+LATENCY_FILE = "latency.json"
+"""Layer times, in the run folder: all methods, workers and later starts go by the same ones."""
+
+TABLE = {
+    "positions": list[list[int]],
+    "widths": list[list[list[float]]],
+    "times": list[list[list[float]]],
+    "dense": Latency,
+    "smallest": Latency,
+    "scale": float,
+    "offset": float,
+}
+"""What the file holds: a ``LatencyTable``, its positions as rows, columns and counts."""
+
+
+def with_forecast(target: Target, budget: Budget, folder: RunFolder, console: Console) -> Target:
+    """Return a network whose structure foretells its latency, if a budget limits that.
+
+    The layers are timed at the first start of a run.
+
+    Raises:
+        BudgetError: the latency cannot be met, or the whole network meets it.
+        ArtefactError: the file in the run folder is damaged.
+    """
+    if budget.max_latency is None:
+        return target
+    path = folder.file(LATENCY_FILE)
+    if not path.is_file():
+        console.say("timing the layers at several widths, for the latency")
+        _write(path, _measured(target, budget))
+    return foretelling(target, path)
+
+
+def foretelling(target: Target, path: Path) -> Target:
+    """Return a network whose structure foretells its latency by the layer times of a run."""
+    return replace(target, graph=replace(target.graph, latency_model=_read(path, target.graph)))
+
+
+def _measured(target: Target, budget: Budget) -> LatencyTable:
+    """Time the layers, and a network with about the latency that is asked for.
+
+    The forecast is right for the dense and the smallest network; between them it is scaled to be
+    right for that third one, whose groups all lose the same share.
+    """
+    model, graph, example = target.model, target.graph, target.example_inputs
+    table = measure_latency_table(model, graph, example)
+    if budget.max_latency is not None and table.dense.median <= budget.max_latency:
+        msg = (
+            f"{target.arch}: the whole network takes {table.dense.median:.3g} ms, which meets "
+            f"max_latency={budget.max_latency:g}: give fewer"
+        )
+        raise BudgetError(msg)
+    even = rank_in_group(graph, np.zeros(graph.num_classes)).astype(np.float32)
+    found = project_latency(model, graph, even, budget, example, table=table)
+    share = found.latency.median / table.milliseconds(found.mask.keep)
+    return replace(table, scale=share * table.scale, offset=share * table.offset)
+
+
+def _write(path: Path, table: LatencyTable) -> None:
+    positions = table.positions.tocoo()
+    content = {
+        "positions": [axis.tolist() for axis in (*positions.coords, positions.data.astype(int))],
+        "widths": table.widths.tolist(),
+        "times": table.times.tolist(),
+        **{name: vars(getattr(table, name)) for name in ("dense", "smallest")},
+        **{name: getattr(table, name) for name in ("scale", "offset")},
+    }
+    write_json(path, content, indent=None)
+
+
+def _read(path: Path, graph: StructureGraph) -> LatencyTable:
+    content = checked(read_json(path), TABLE, str(path))
+    try:
+        times, widths = (np.array(content[name], dtype=np.float64) for name in ("times", "widths"))
+        rows, columns, counts = (np.array(part) for part in content["positions"])
+        shape = (2 * len(times), graph.num_classes)
+        positions = sparse.csr_array((counts.astype(np.float64), (rows, columns)), shape=shape)
+        fits = widths.shape == (2, *times.shape[:2]) and times.shape[1:2] == times.shape[2:]
+    except ValueError:
+        fits = False
+    if not fits:
+        msg = f"{path} does not fit the network: it is damaged, give a new --out"
+        raise ArtefactError(msg)
+    return LatencyTable(**{**content, "positions": positions, "widths": widths, "times": times})

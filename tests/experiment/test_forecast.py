@@ -1,0 +1,86 @@
+"""The latency that searches go by: measured once, kept, and of this network."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from prunegraph.errors import ArtefactError, BudgetError
+from prunegraph.experiment.config import NetworkConfig
+from prunegraph.experiment.console import Console
+from prunegraph.experiment.folder import RunFolder
+from prunegraph.experiment.forecast import LATENCY_FILE, foretelling, with_forecast
+from prunegraph.experiment.setup import Target, load_target
+from prunegraph.pruning import Latency
+from prunegraph.pruning import latency as latency_module
+from prunegraph.pruning import latency_table as table_module
+from prunegraph.types import Budget
+
+CONSOLE = Console(json_only=True, plain=True)
+
+
+def clock(model: nn.Module, *_: object, **__: object) -> Latency:
+    """Read a millisecond, and one more for a thousand parameters."""
+    median = 1.0 + sum(p.numel() for p in model.parameters()) / 1000
+    return Latency(median=median, p90=median, num_runs=1)
+
+
+@pytest.fixture
+def target(monkeypatch: pytest.MonkeyPatch) -> Target:
+    for module in (latency_module, table_module):
+        monkeypatch.setattr(module, "measure_latency", clock)
+    torch.manual_seed(0)
+    return load_target(NetworkConfig(arch="digits_resnet8_w8", threads=1))
+
+
+def test_layers_are_timed_once_and_the_forecast_comes_back(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0.5 * clock(target.model).median
+    budget, folder = Budget(max_latency=asked), RunFolder(path=tmp_path)
+    first = with_forecast(target, budget, folder, CONSOLE)
+    for module in (latency_module, table_module):
+        monkeypatch.setattr(module, "measure_latency", pytest.fail)
+    again = with_forecast(target, budget, folder, CONSOLE)
+    masks = np.random.default_rng(0).random((5, target.graph.num_classes)) < 0.7
+    forecasts = [t.graph.latency_model for t in (first, again)]
+    assert forecasts[0] is not None
+    assert forecasts[1] is not None
+    values = [model.expected(masks.astype(float)) for model in forecasts if model is not None]
+    assert np.array_equal(*values)
+    mask = first.graph.project(np.arange(target.graph.num_classes, dtype=np.float32), budget)
+    assert 0.9 < first.graph.cost_ratio(mask.keep, budget) <= 1.0
+    assert with_forecast(target, Budget(keep_macs=0.5), folder, CONSOLE) is target
+
+
+def test_a_network_that_is_fast_enough_or_never_will_be_is_refused(
+    target: Target, tmp_path: Path
+) -> None:
+    folder, dense = RunFolder(path=tmp_path), clock(target.model).median
+    with pytest.raises(BudgetError, match=rf"takes {dense:.3g} ms, which meets max_latency=100"):
+        with_forecast(target, Budget(max_latency=100.0), folder, CONSOLE)
+    with pytest.raises(BudgetError, match=r"max_latency=0\.5 ms cannot be met"):
+        with_forecast(target, Budget(max_latency=0.5), folder, CONSOLE)
+    assert not folder.file(LATENCY_FILE).exists()
+
+
+def test_a_damaged_or_foreign_file_is_told(target: Target, tmp_path: Path) -> None:
+    folder = RunFolder(path=tmp_path)
+    budget = Budget(max_latency=0.5 * clock(target.model).median)
+    with_forecast(target, budget, folder, CONSOLE)
+    path = folder.file(LATENCY_FILE)
+    content = json.loads(path.read_text())
+    damages = {
+        "times": content["times"][:-1],
+        "widths": [],
+        "positions": [[10**6], [0], [1]],
+        "scale": None,
+        "offset": float("nan"),
+    }
+    for name, value in damages.items():
+        path.write_text(json.dumps({**content, name: value}))
+        with pytest.raises(ArtefactError, match=LATENCY_FILE):
+            foretelling(target, path)
