@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch_geometric.data import Data
 
+from prunegraph.agent.filling import fill
 from prunegraph.agent.network import PruningNetwork
 from prunegraph.agent.saving import TrainedPolicy
 from prunegraph.agent.topology import Topology, join, solve_threshold, with_features
@@ -139,27 +140,31 @@ def with_share(policy: TrainedPolicy, share: float) -> TrainedPolicy:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Prepared:
-    """A lesson as tensors: ``[N]`` targets and free classes, the threshold of the taught scores."""
+    """A lesson as tensors: ``[N]`` targets and free classes, ``[1]`` or ``[N]`` thresholds."""
 
     data: Data
     context: Tensor
     targets: Tensor
     free: Tensor
-    threshold: float
+    threshold: Tensor
 
     @classmethod
     def of(cls, lesson: Lesson, columns: Sequence[int]) -> "_Prepared":
         graph = lesson.graph
         scores = lesson.scores.astype(np.float64)
         limits = np.array([graph.limits(lesson.budget)])
-        threshold = float(solve_threshold(graph, scores[None], limits, TEMPERATURE)[0])
+        topology = Topology.of(graph)
+        if lesson.budget.max_memory is None:
+            threshold = solve_threshold(graph, scores[None], limits, TEMPERATURE)
+        else:
+            threshold = fill(topology, scores[None], limits, TEMPERATURE).thresholds[0]
         features = torch.as_tensor(lesson.node_features[:, columns])
         return cls(
-            data=join([with_features(Topology.of(graph).data, features)]),
+            data=join([with_features(topology.data, features)]),
             context=torch.as_tensor(lesson.context).reshape(1, -1),
             targets=torch.sigmoid(torch.from_numpy((scores - threshold) / TEMPERATURE)).float(),
             free=torch.from_numpy(graph.free),
-            threshold=threshold,
+            threshold=torch.from_numpy(threshold).float(),
         )
 
     def loss(self, network: PruningNetwork, generator: torch.Generator) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from prunegraph.agent.distribution import MaskedBernoulli
+from prunegraph.agent.filling import MOST_STAGES, fill
 from prunegraph.agent.network import NetworkConfig, PruningNetwork
 from prunegraph.agent.offsets import InstanceOffsets
 from prunegraph.agent.topology import OTHERS, Topology, join, solve_threshold, with_features
@@ -161,10 +162,14 @@ class ChannelPruningPolicy(ActorCriticPolicy):
             scores = scores[batch.variant_of] + self._spread(batch, noise, scores.shape[1])
             batch = replace(batch, variant_of=batch.variants)  # each row its own variant
             context, mask = (x.repeat_interleave(copies, dim=0) for x in (context, mask))
-        threshold = self._thresholds(batch, scores, context)  # [V]
-        if self.constraint == "bias":
-            threshold = self._follow_scores(batch, scores, threshold, context)
-        logits = (scores - threshold[:, None]) / self.temperature
+        if self._fills:
+            threshold = self._filled(batch, scores, context)  # [V, N_max]
+        else:
+            threshold = self._thresholds(batch, scores, context)  # [V]
+            if self.constraint == "bias":
+                threshold = self._follow_scores(batch, scores, threshold, context)
+            threshold = threshold[:, None]
+        logits = (scores - threshold) / self.temperature
         distribution = MaskedBernoulli().proba_distribution(logits[batch.variant_of], mask)
         return Decision(distribution, values)
 
@@ -240,6 +245,33 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         weights = costs * probabilities * (1.0 - probabilities) + 1e-12 * (costs > 0)
         weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-30)
         return threshold + (weights * (scores - scores.detach())).sum(dim=1)
+
+    @property
+    def _fills(self) -> bool:
+        """Whether each moment of a forward has a threshold of its own: see ``filling``."""
+        limited = any(topology.max_memory is not None for topology in self.topologies.values())
+        return limited and self.constraint == "bias"
+
+    def _filled(self, batch: _Batch, scores: Tensor, context: Tensor) -> Tensor:
+        """Return thresholds ``[V, N_max]`` under a memory, with the gradient of their solution."""
+        ids = [batch.graphs[batch.graph_of[row]][0] for row in batch.variants]
+        limits, known = self.limits(ids, context[batch.variants]), scores.detach().cpu().double()
+        thresholds, slopes = torch.zeros_like(scores), torch.zeros_like(scores)
+        stages = torch.zeros_like(scores, dtype=torch.int64)
+        for graph_id, members in _rows_by_graph(ids):
+            topology = self._topology(graph_id)
+            size = topology.num_channels
+            found = fill(topology, known[members, :size].numpy(), limits[members], self.temperature)
+            thresholds[members, :size] = torch.from_numpy(found.thresholds).to(scores)
+            slopes[members, :size] = torch.from_numpy(found.slopes).to(scores)
+            stages[members, :size] = torch.from_numpy(found.stages).to(scores.device)
+        kept = torch.sigmoid((scores.detach() - thresholds) / self.temperature)
+        weights = slopes * kept * (1.0 - kept) + 1e-12 * (slopes > 0)
+        sums = scores.new_zeros(len(scores), MOST_STAGES).scatter_add(1, stages, weights)
+        weights = weights / sums.gather(1, stages).clamp_min(1e-30)
+        moves = weights * (scores - scores.detach())
+        moved = scores.new_zeros(len(scores), MOST_STAGES).scatter_add(1, stages, moves)
+        return thresholds + moved.gather(1, stages)
 
     @torch.no_grad()
     def _thresholds(self, batch: _Batch, scores: Tensor, context: Tensor) -> Tensor:

@@ -67,28 +67,36 @@ class MemoryModel:
 
     def peak(self, keep: BoolArray) -> int:
         """Return the most bytes that are alive at once at keep bits ``[N]``."""
-        return int(self._moments(keep[None].astype(np.int64)).max(initial=0))
+        return int(self.moments(keep[None].astype(np.int64)).max(initial=0))
 
     def expected(self, probabilities: Float64Array) -> Float64Array:
         """Return the peak bytes ``[B]`` at keep probabilities ``[B, N]``, in the place of bits."""
-        peaks: Float64Array = self._moments(probabilities).max(axis=1, initial=0)
+        peaks: Float64Array = self.moments(probabilities).max(axis=1, initial=0)
         return peaks
 
     def slopes(self, probabilities: Float64Array) -> Float64Array:
         """Return the derivatives ``[B, N]`` of ``expected``: bytes that are alive at the peak."""
         if not len(self._at_least):
             return np.zeros_like(probabilities)
-        return np.asarray(self._by_class[self._moments(probabilities).argmax(axis=1)].toarray())
+        return self.bytes_in(self.moments(probabilities).argmax(axis=1))
+
+    def alive_in(self, moments: BoolArray) -> BoolArray:
+        """Return the classes ``[B, N]`` alive in one of some moments ``[B, T]``."""
+        return np.asarray((self._by_class.T @ moments.T.astype(np.float64)).T > 0)
+
+    def bytes_in(self, moments: IntArray) -> Float64Array:
+        """Return the bytes ``[B, N]`` that each class needs in B moments."""
+        return np.asarray(self._by_class[moments].toarray())
 
     def at_stake(self, limit: float) -> BoolArray:
         """Return the classes ``[N]`` alive when the whole network needs more bytes than a limit."""
         ones = np.ones((1, self._by_class.shape[1]), dtype=np.int64)
-        above = self._by_class[self._moments(ones)[0] > limit]
+        above = self._by_class[self.moments(ones)[0] > limit]
         return np.asarray(above.sum(axis=0) > 0)
 
     def fits_with_each(self, keep: BoolArray, limit: float) -> BoolArray:
         """Return ``[N]`` where the peak stays within a limit if one removed class joins."""
-        room = limit - self._moments(keep[None].astype(np.int64))[0]
+        room = limit - self.moments(keep[None].astype(np.int64))[0]
         added = self._by_class.tocoo()
         fits = np.ones(len(keep), dtype=bool)
         fits[added.col[added.data > room[added.row]]] = False
@@ -100,10 +108,13 @@ class MemoryModel:
             np.where(classes >= 0, self._by_class[:, classes].toarray(), 0)
             for classes in (drops, adds)
         )  # [T, D], [T, A]
-        with_each = self._moments(keep[None].astype(np.int64)).T + joined
+        with_each = self.moments(keep[None].astype(np.int64)).T + joined
         rows = [(with_each - gone[:, None]).max(axis=0, initial=0) for gone in left.T]
         return np.array(rows, dtype=np.float64).reshape(len(drops), len(adds))
 
-    def _moments(self, keep: Any) -> Any:
-        """Return the bytes alive before each death ``[B, T]`` at ``[B, N]`` bits."""
+    def moments(self, keep: Any) -> Any:
+        """Return the bytes alive at each of T moments ``[B, T]``, at bits ``[B, N]``.
+
+        A moment is just before a storage dies: between two of them the sum only grows.
+        """
         return (self._by_class @ keep.T).T + self._at_least
