@@ -1,5 +1,6 @@
 """The seam with stable-baselines3: padding, batches, masks, budgets."""
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -8,8 +9,9 @@ import torch
 from torch import Tensor
 
 from prunegraph.agent.policy import ChannelPruningPolicy
-from prunegraph.agent.topology import expected_cost_ratio
+from prunegraph.agent.topology import Topology, expected_cost_ratio
 from prunegraph.errors import ConfigError
+from prunegraph.graph.memory import MemoryModel, Storage
 
 MakePolicy = Callable[..., ChannelPruningPolicy]
 Observe = Callable[..., dict[str, Tensor]]
@@ -48,6 +50,32 @@ def test_no_gradient_leaves_the_budget(make_policy: MakePolicy, observe: Observe
     (moved,) = torch.autograd.grad(costs.sum(), channels, retain_graph=True)
     (of_half,) = torch.autograd.grad(costs[::2].sum(), channels)
     assert of_half.abs().max() > 0.01 * costs.sum()
+    assert moved.abs().max() < 3e-3 * of_half.abs().max()
+
+
+def test_no_gradient_leaves_a_memory(make_policy: MakePolicy, observe: Observe) -> None:
+    policy, obs = make_policy(), observe(1)
+    obs["context"][:, 0] = 1.0
+    graph_id = int(obs["graph_id"][0, 0])
+    graph, channels = policy.topologies[graph_id].graph, policy.offsets.channels[str(graph_id)]
+    storages = [
+        Storage(bytes_per_position=4, classes=group.classes, born=number, died=number + 2)
+        for number, group in enumerate(graph.groups)
+    ]
+    memory = MemoryModel(graph.num_classes, storages)
+    most = int(0.7 * memory.peak(graph.dense_mask().keep))
+    known = dataclasses.replace(graph, memory_model=memory)
+    policy.topologies[graph_id] = Topology.of(known, most)
+    torch.nn.init.normal_(policy.offsets.groups[str(graph_id)], std=1.0)
+    probabilities = policy.get_distribution(obs).probabilities()[0, : graph.num_classes]
+    kept = np.where(graph.frozen, 1.0, probabilities.detach().double().numpy())
+    moments = memory.moments(kept[None])[0]
+    assert moments.max() == pytest.approx(most, rel=1e-5)
+    slopes = np.where(graph.free, memory.bytes_in(moments[None].argmax(axis=1))[0], 0.0)
+    needs = torch.from_numpy(slopes).float() * probabilities
+    (moved,) = torch.autograd.grad(needs.sum(), channels, retain_graph=True)
+    (of_half,) = torch.autograd.grad(needs[::2].sum(), channels)
+    assert of_half.abs().max() > 0.001 * needs.sum()
     assert moved.abs().max() < 3e-3 * of_half.abs().max()
 
 
