@@ -62,7 +62,7 @@ def fill(
     for stage in range(1, MOST_STAGES):
         met = graph.memory_model.moments(kept) >= MET * limits[:, [OTHERS]]
         rising &= ~graph.memory_model.alive_in(met)
-        rising[topology.other_ratios(kept, limits) >= MET] = False
+        rising[topology.ratios_but_memory(kept, limits) >= MET] = False
         rows = np.flatnonzero(rising.any(axis=1))
         if not len(rows):
             break
@@ -117,7 +117,7 @@ def _lowered(
         tried = np.where(rising[rows], values[:, None], thresholds[rows])
         kept = _probabilities(topology, scores[rows], tried, temperature)
         needs = np.where(met[rows], 0.0, memory.moments(kept) / limits[rows][:, [OTHERS]])
-        others = topology.other_ratios(kept, limits[rows])
+        others = topology.ratios_but_memory(kept, limits[rows])
         return np.asarray(np.maximum(needs.max(axis=1), others) - 1.0)
 
     places = np.arange(len(scores), dtype=np.float64)

@@ -62,7 +62,7 @@ class Topology:
         """N, the number of channel nodes."""
         return self.graph.num_classes
 
-    def other_ratios(self, probabilities: Float64Array, limits: Float64Array) -> Float64Array:
+    def ratios_but_memory(self, probabilities: Float64Array, limits: Float64Array) -> Float64Array:
         """Return the largest of the expected costs but memory over what may remain ``[B]``."""
         ratios = expected_cost_ratios(self.graph, probabilities, limits, memory=False)
         return np.asarray(ratios.max(axis=1))

@@ -48,13 +48,14 @@ def with_forecast(target: Target, budget: Budget, folder: RunFolder, console: Co
     path = folder.file(LATENCY_FILE)
     if not path.is_file():
         console.say("timing the layers at several widths, for the latency")
-        _write(path, _measured(target, budget))
+        write_table(path, _measured(target, budget))
     return foretelling(target, path)
 
 
 def foretelling(target: Target, path: Path) -> Target:
     """Return a network whose structure foretells its latency by the layer times of a run."""
-    return replace(target, graph=replace(target.graph, latency_model=_read(path, target.graph)))
+    table = read_table(path, target.graph)
+    return replace(target, graph=replace(target.graph, latency_model=table))
 
 
 def _measured(target: Target, budget: Budget) -> LatencyTable:
@@ -77,7 +78,8 @@ def _measured(target: Target, budget: Budget) -> LatencyTable:
     return replace(table, scale=share * table.scale, offset=share * table.offset)
 
 
-def _write(path: Path, table: LatencyTable) -> None:
+def write_table(path: Path, table: LatencyTable) -> None:
+    """Keep the layer times of a run."""
     positions = table.positions.tocoo()
     content = {
         "positions": [axis.tolist() for axis in (*positions.coords, positions.data.astype(int))],
@@ -89,17 +91,25 @@ def _write(path: Path, table: LatencyTable) -> None:
     write_json(path, content, indent=None)
 
 
-def _read(path: Path, graph: StructureGraph) -> LatencyTable:
+def read_table(path: Path, graph: StructureGraph) -> LatencyTable:
+    """Return the layer times of a run.
+
+    Raises:
+        ArtefactError: the file is missing or damaged, or of another network.
+    """
     content = checked(read_json(path), TABLE, str(path))
     try:
         times, widths = (np.array(content[name], dtype=np.float64) for name in ("times", "widths"))
         rows, columns, counts = (np.array(part) for part in content["positions"])
         shape = (2 * len(times), graph.num_classes)
         positions = sparse.csr_array((counts.astype(np.float64), (rows, columns)), shape=shape)
-        fits = widths.shape == (2, *times.shape[:2]) and times.shape[1:2] == times.shape[2:]
-    except ValueError:
+        grid = times.shape[1:]
+        fits = len(grid) == 2 and min(grid) == max(grid) > 1
+        fits = fits and widths.shape == (2, len(times), grid[0])
+    except (ValueError, OverflowError):  # ragged, or classes that the network has not
         fits = False
     if not fits:
         msg = f"{path} does not fit the network: it is damaged, give a new --out"
         raise ArtefactError(msg)
-    return LatencyTable(**{**content, "positions": positions, "widths": widths, "times": times})
+    whole = {name: content[name] for name in ("dense", "smallest", "scale", "offset")}
+    return LatencyTable(positions=positions, widths=widths, times=times, **whole)

@@ -112,7 +112,7 @@ def verify_run(config: VerifyConfig, console: Console) -> dict[str, Any]:
 
 def _check_listed(folder: RunFolder, files: Mapping[str, str]) -> None:
     """Raise ArtefactError if a file that every report rests on could be exchanged unseen."""
-    names = (CONFIG_FILE, MASKS_FILE, DENSE_FILE, HISTORY_FILE)
+    names = (CONFIG_FILE, MASKS_FILE, DENSE_FILE, HISTORY_FILE, LATENCY_FILE)
     missing = [n for n in names if n not in files and folder.file(n).is_file()]
     if missing:
         msg = f"{folder.file(REPORT_FILE)} does not list {missing[0]} among its files"

@@ -21,6 +21,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import sparse
 from torch import nn
 
 from prunegraph.agent import AgentConfig, NetworkConfig, PPOConfig, load_policy
@@ -39,6 +40,7 @@ from prunegraph.experiment.compare import read_accuracy
 from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.csv_files import write_csv_files
 from prunegraph.experiment.folder import RunFolder
+from prunegraph.experiment.forecast import read_table, write_table
 from prunegraph.experiment.measured import read_measured
 from prunegraph.experiment.options import differences, load_config, read_yaml
 from prunegraph.experiment.own_search import OwnEvaluator
@@ -50,6 +52,7 @@ from prunegraph.experiment.setup import build_dense
 from prunegraph.files import write_json
 from prunegraph.graph import StructureGraph
 from prunegraph.models import build_model, load_weights, weights_info
+from prunegraph.pruning import Latency, LatencyTable
 from prunegraph.pruning.artefacts import MASK_FILE, load_pruned, read_info
 from prunegraph.pruning.finetune import FinetuneConfig, finetune
 from prunegraph.pruning.outcome_log import WRITE_EVERY, OutcomeLog
@@ -211,6 +214,29 @@ def outcomes_case(folder: Path, graph: StructureGraph, mask: KeepMask) -> Case:
     return Case(path=path, mutate="json", read=lambda: OutcomeLog(path).get(mask.digest(), ""))
 
 
+def latency_case(folder: Path, graph: StructureGraph) -> Case:
+    """Return the layer times that a search under a latency goes by."""
+    path, bits = folder / "latency.json", np.ones((1, graph.num_classes))
+    positions = sparse.csr_array(np.repeat(bits, 2, axis=0))
+    table = LatencyTable(
+        positions=positions,
+        widths=np.array([[[1.0, 9.0]], [[1.0, 9.0]]]),
+        times=np.array([[[1.0, 2.0], [2.0, 4.0]]]),
+        dense=Latency(median=4.0, p90=4.0, num_runs=3),
+        smallest=Latency(median=1.0, p90=1.0, num_runs=3),
+        scale=1.0,
+        offset=0.0,
+    )
+    write_table(path, table)
+
+    def read() -> None:
+        found = read_table(path, graph)
+        assert found.expected(bits).shape == (1,)
+        assert found.slopes(bits).shape == bits.shape
+
+    return Case(path=path, mutate="json", read=read)
+
+
 @pytest.fixture(scope="session")
 def cases(
     run_folder: Path,
@@ -311,6 +337,7 @@ def cases(
             read=lambda: read_measured(made / "measured.json", here),
         ),
         "outcomes": outcomes_case(made, graph, mask),
+        "latency": latency_case(made, graph),
         "agent_checkpoint": agent_case(made),
         "finetune_checkpoint": finetune_case(made),
         "tar": Case(path=tar, mutate="tar", read=partial(load_tar, tar)),
@@ -325,7 +352,7 @@ def cases(
 NAMES = (
     *("weights", "weights_json", "weights_pth", "recipe", "pruned", "policy_json", "policy"),
     *("report", "history", "options", "candidates", "masks", "clock", "scores"),
-    *("outcomes", "measured", "decision", "accuracy", "finished"),
+    *("outcomes", "latency", "measured", "decision", "accuracy", "finished"),
     *("agent_checkpoint", "finetune_checkpoint", "tar"),
     *("png", "jpeg", "bmp", "tiff", "webp", "ppm"),
 )
