@@ -65,9 +65,9 @@ class MethodRow:
         digest: name of the mask.
         finetune_seed: seed of the fine-tune; None if there was none.
         cell: folder with the fine-tuned network, in the run folder; None if there is none.
+        memory: bytes of activations alive at once; None where the budget does not limit them.
         seconds: wall time of the choice of its mask, on as many threads as the method had; None
             where it was not taken.
-        memory: bytes of activations alive at once; None where the budget does not limit them.
     """
 
     name: str
@@ -81,8 +81,8 @@ class MethodRow:
     digest: str
     finetune_seed: int | None = None
     cell: str | None = None
-    seconds: float | None = None
     memory: int | None = None
+    seconds: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as plain values."""

@@ -1,7 +1,9 @@
 """Peak memory: what the graph says is what the pruned network takes, to the byte."""
 
+import dataclasses
 import pickle
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import pytest
@@ -30,6 +32,7 @@ NETWORKS: dict[str, tuple[int, int, int]] = {
 SLOW = {"torchvision:vgg11_bn"}
 
 
+@cache
 def network(name: str, batch: int = 1) -> tuple[nn.Module, StructureGraph, Tensor]:
     torch.manual_seed(0)
     model = build_model(name, num_classes=10, image_shape=NETWORKS[name]).eval()
@@ -127,7 +130,7 @@ def test_the_oracle_can_fail() -> None:
         )
         for s in graph.memory_model.storages
     ]
-    graph.__dict__["memory_model"] = MemoryModel(graph.num_classes, shorter)
+    graph = dataclasses.replace(graph, memory_model=MemoryModel(graph.num_classes, shorter))
     with pytest.raises(AssertionError, match="the graph says"):
         assert_memory_equals_measured(model, graph, mask, example)
 
