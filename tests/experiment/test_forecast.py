@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from prunegraph.errors import ArtefactError, BudgetError
+from prunegraph.experiment import forecast as forecast_module
 from prunegraph.experiment.config import NetworkConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
@@ -30,7 +31,7 @@ def clock(model: nn.Module, *_: object, **__: object) -> Latency:
 
 @pytest.fixture
 def target(monkeypatch: pytest.MonkeyPatch) -> Target:
-    for module in (latency_module, table_module):
+    for module in (latency_module, table_module, forecast_module):
         monkeypatch.setattr(module, "measure_latency", clock)
     torch.manual_seed(0)
     return load_target(NetworkConfig(arch="digits_resnet8_w8", threads=1))
@@ -42,7 +43,7 @@ def test_layers_are_timed_once_and_the_forecast_comes_back(
     asked = 0.5 * clock(target.model).median
     budget, folder = Budget(max_latency=asked), RunFolder(path=tmp_path)
     first = with_forecast(target, budget, folder, CONSOLE)
-    for module in (latency_module, table_module):
+    for module in (latency_module, table_module, forecast_module):
         monkeypatch.setattr(module, "measure_latency", pytest.fail)
     again = with_forecast(target, budget, folder, CONSOLE)
     masks = np.random.default_rng(0).random((5, target.graph.num_classes)) < 0.7

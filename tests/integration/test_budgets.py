@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from prunegraph.experiment import apply, speed
+from prunegraph.experiment import apply, forecast, speed
 from prunegraph.experiment.cli import main
 from prunegraph.experiment.report import method_cells, method_columns
 from prunegraph.pruning import Latency, latency, latency_table
@@ -62,7 +62,7 @@ def test_a_latency_is_searched_within_by_layer_times_and_verified(
         median = 1.0 + sum(p.numel() for p in model.parameters()) / 1000
         return Latency(median=median, p90=median, num_runs=1)
 
-    for module in (latency, latency_table, speed):
+    for module in (latency, latency_table, forecast, speed):
         monkeypatch.setattr(module, "measure_latency", clock)
     run = tmp_path / "latency"
     words = [*quick_words, "--max-latency", "3", "--out", str(run)]
