@@ -70,7 +70,8 @@ def latency_warning(content: Mapping[str, Any]) -> str | None:
     if times["pruned"] > TOLERANCE * asked:
         return (
             f"the pruned network takes {times['pruned']:.3g} ms, {asked:g} were asked for: the "
-            "forecast by layer times was too low, or the machine is busier now; ask for less"
+            "forecast by layer times was too low, or the machine is busier now; ask for less, or "
+            "let apply --policy with this run measure"
         )
     macs = pruned["macs"] / content["dense"]["macs"]
     if 1.0 - macs < LEAST_PROMISED or realised(times["dense"], times["pruned"], macs) >= PAYS:
