@@ -62,8 +62,8 @@ def foretelling(target: Target, path: Path) -> Target:
 def _measured(target: Target, budget: Budget) -> LatencyTable:
     """Time the layers, and a network with about the latency that is asked for.
 
-    The forecast is right for the dense and the smallest network; between them it is scaled to be
-    right for that third one, whose groups all lose the same share.
+    The sum of the layers, on the clock by the dense and the smallest network, is scaled to be right
+    for that third one, whose groups all lose the same share: about there a search decides.
     """
     model, graph, example = target.model, target.graph, target.example_inputs
     table = measure_latency_table(model, graph, example)
