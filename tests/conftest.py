@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
+from prunegraph.pruning import Latency, clock, latency, latency_table
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -31,6 +34,19 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures of a run, a fifth of a tiny run's time, where no test looks at them."""
     for module in ("finalise", "page"):
         monkeypatch.setattr(f"prunegraph.experiment.{module}.draw", lambda findings: {})
+
+
+@pytest.fixture
+def parameter_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Latency]:
+    """Let all forwards take a millisecond, and one more for a thousand parameters."""
+
+    def measure(model: nn.Module, *_: object, **__: object) -> Latency:
+        median = 1.0 + sum(p.numel() for p in model.parameters()) / 1000
+        return Latency(median=median, p90=median, num_runs=1)
+
+    for module in (clock, latency, latency_table):
+        monkeypatch.setattr(module, "measure_latency", measure)
+    return measure
 
 
 MEASURE = """<script>document.title = [document.scrollingElement.scrollWidth, innerWidth,

@@ -64,8 +64,9 @@ class Topology:
 
     def ratios_but_memory(self, probabilities: Float64Array, limits: Float64Array) -> Float64Array:
         """Return the largest of the expected costs but memory over what may remain ``[B]``."""
-        ratios = expected_cost_ratios(self.graph, probabilities, limits, memory=False)
-        return np.asarray(ratios.max(axis=1))
+        unlimited = limits.copy()
+        unlimited[:, OTHERS] = np.inf
+        return expected_cost_ratio(self.graph, probabilities, unlimited)
 
     def cost_slopes(self, probabilities: Float64Array, limits: Float64Array) -> Float64Array:
         """Return the ``[B, N]`` derivatives of the expected cost by the keep probabilities.
@@ -105,11 +106,7 @@ def expected_cost_ratio(
 
 
 def expected_cost_ratios(
-    graph: StructureGraph,
-    probabilities: Float64Array,
-    limits: Float64Array,
-    *,
-    memory: bool = True,
+    graph: StructureGraph, probabilities: Float64Array, limits: Float64Array
 ) -> Float64Array:
     """Return the expected MACs, params, peak memory and latency over what may remain.
 
@@ -118,7 +115,6 @@ def expected_cost_ratios(
         probabilities: ``[B, N]`` keep probabilities.
         limits: ``[B, 4]`` the most MACs, params, bytes and milliseconds that may remain (infinite =
             no limit), or ``[1, 4]`` for all alike.
-        memory: False = its ratio is 0.
 
     Returns:
         ``[B, 4]`` ratios.
@@ -126,7 +122,7 @@ def expected_cost_ratios(
     costs = np.zeros((len(probabilities), 4))
     costs[:, :OTHERS] = graph.cost_model.expected(probabilities)
     for column, model in enumerate(graph.others, start=OTHERS):
-        if np.isfinite(limits[:, column]).any() and (memory or column != OTHERS):
+        if np.isfinite(limits[:, column]).any():
             assert model is not None
             costs[:, column] = model.expected(probabilities)
     ratios: Float64Array = costs / limits

@@ -14,9 +14,9 @@ from prunegraph.files import write_json
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import rank_in_group
 from prunegraph.graph.surgery import apply_mask
-from prunegraph.pruning.clock import Latency, measure_latency
+from prunegraph.pruning.clock import Latency, least_latencies
 from prunegraph.pruning.latency import project_latency
-from prunegraph.pruning.latency_table import NUM_ROUNDS, LatencyTable, measure_latency_table
+from prunegraph.pruning.latency_table import LatencyTable, measure_latency_table
 from prunegraph.reading import checked, read_json
 from prunegraph.types import Budget
 
@@ -76,8 +76,8 @@ def _measured(target: Target, budget: Budget) -> LatencyTable:
     even = rank_in_group(graph, np.zeros(graph.num_classes)).astype(np.float32)
     found = project_latency(model, graph, even, budget, example, table=table)
     slim = apply_mask(model, graph, found.mask)
-    again = [measure_latency(slim, example).median for _ in range(NUM_ROUNDS - 1)]
-    share = min(found.latency.median, *again) / table.milliseconds(found.mask.keep)
+    (latency,) = least_latencies([slim], example)
+    share = latency.median / table.milliseconds(found.mask.keep)
     return replace(table, scale=share * table.scale, offset=share * table.offset)
 
 

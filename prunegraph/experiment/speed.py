@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from prunegraph.experiment.bench import Bench
-from prunegraph.pruning import apply_mask, measure_latency
-from prunegraph.pruning.clock import device_in_words
+from prunegraph.pruning import apply_mask
+from prunegraph.pruning.clock import device_in_words, least_latencies
 from prunegraph.pruning.latency import TOLERANCE
 from prunegraph.types import KeepMask
 
@@ -16,8 +16,8 @@ PAYS = 0.5
 LEAST_PROMISED = 0.05
 """Share of the multiply-adds below which removing them promises no time."""
 
-NUM_ROUNDS, NUM_RUNS = 3, 20
-"""How often both networks are timed in turn, and by how many forwards."""
+NUM_RUNS = 20
+"""Forwards of a network in a round."""
 
 MAX_SECONDS = 1.0
 """Longest that the warm-up or the runs of one network take in a round."""
@@ -33,16 +33,13 @@ def latencies(bench: Bench, mask: KeepMask) -> dict[str, Any]:
         device in words.
     """
     target = bench.target
-    networks = {"dense": target.model, "pruned": apply_mask(target.model, target.graph, mask)}
-    medians: dict[str, list[float]] = {name: [] for name in networks}
-    for _ in range(NUM_ROUNDS):
-        for name, model in networks.items():
-            latency = measure_latency(
-                model, target.example_inputs, num_runs=NUM_RUNS, max_seconds=MAX_SECONDS
-            )
-            medians[name].append(latency.median)
+    networks = target.model, apply_mask(target.model, target.graph, mask)
+    dense, pruned = least_latencies(
+        networks, target.example_inputs, num_runs=NUM_RUNS, max_seconds=MAX_SECONDS
+    )
     return {
-        **{name: round(min(values), 4) for name, values in medians.items()},
+        "dense": round(dense.median, 4),
+        "pruned": round(pruned.median, 4),
         "on": device_in_words(target.example_inputs),
     }
 

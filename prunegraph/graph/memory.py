@@ -48,22 +48,17 @@ class MemoryModel:
         born = np.array([storage.born for storage in storages], dtype=np.int64)
         died = np.array([storage.died for storage in storages], dtype=np.int64)
         steps = np.unique(died)[:, None] - 1  # before a death the sum is at its highest
-        self._alive = sparse.csr_array(((born <= steps) & (steps < died)).astype(np.int64))
+        alive = sparse.csr_array(((born <= steps) & (steps < died)).astype(np.int64))
         kept = [storage.classes[storage.classes != ALWAYS] for storage in storages]
         row = np.repeat(np.arange(len(kept)), [len(classes) for classes in kept])
         column = np.concatenate([*kept, np.zeros(0, dtype=np.int64)])
         size = np.array([storage.bytes_per_position for storage in storages], dtype=np.int64)
-        self._per_class = sparse.coo_array(
+        per_class = sparse.coo_array(
             (size[row], (row, column)), shape=(len(kept), num_classes)
         ).tocsr()  # adds up the positions of a class
         always = [int((storage.classes == ALWAYS).sum()) for storage in storages]
-        self._fixed = size * np.array(always, dtype=np.int64)
-        self._by_class = (self._alive @ self._per_class).tocsr()  # [T, N] of each moment
-        self._at_least = self._alive @ self._fixed
-
-    def sizes(self, keep: BoolArray) -> IntArray:
-        """Return the bytes of every storage at keep bits ``[N]``."""
-        return np.asarray(self._per_class @ keep.astype(np.int64) + self._fixed)
+        self._by_class = (alive @ per_class).tocsr()  # [T, N] of each moment
+        self._at_least = alive @ (size * np.array(always, dtype=np.int64))
 
     def peak(self, keep: BoolArray) -> int:
         """Return the most bytes that are alive at once at keep bits ``[N]``."""

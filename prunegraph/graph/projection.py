@@ -1,6 +1,5 @@
 """From scores or raw bits to a mask that meets a budget exactly."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,9 +10,6 @@ from prunegraph.types import BoolArray, Budget, Float64Array, FloatArray, IntArr
 
 if TYPE_CHECKING:  # the graph's methods call these functions
     from prunegraph.graph.structure import StructureGraph
-
-Fits = Callable[[BoolArray], bool]
-"""Tells whether keep bits ``[N]`` are within a limit; what is too much stays so as classes join."""
 
 
 def why_no_less(graph: "StructureGraph", round_to: int | None) -> str:
@@ -53,9 +49,7 @@ def _check_reachable(graph: "StructureGraph", keep: BoolArray, budget: Budget) -
             raise BudgetError(msg)
 
 
-def project(
-    graph: "StructureGraph", scores: FloatArray, budget: Budget, *, also: Fits | None = None
-) -> KeepMask:
+def project(graph: "StructureGraph", scores: FloatArray, budget: Budget) -> KeepMask:
     """Keep classes in descending score, each if it still fits; ties go by index.
 
     The result is maximal: no removed class fits any more, so the realised cost lies nearer to the
@@ -66,11 +60,10 @@ def project(
         graph: the structure.
         scores: ``[N]`` finite scores, higher = keep first; frozen classes' are ignored.
         budget: what may remain.
-        also: a further limit that the result must meet; its caller checks that it can be met.
 
     Raises:
         BudgetError: the budget is below what must stay (the message says the least), or holds a
-            latency.
+            latency that the structure does not foretell.
         MaskError: scores of another shape, or not finite.
     """
     if budget.max_latency is not None and graph.latency_model is None:
@@ -78,7 +71,7 @@ def project(
         raise BudgetError(msg)
     keep, blocks = minimum(graph, scores, budget)
     _check_reachable(graph, keep, budget)
-    limits = _Limits(graph, budget, also)
+    limits = _Limits(graph, budget)
     taken = _longest_prefix(keep, blocks.classes, blocks.ends, limits)
     keep[blocks.first(taken)] = True
     if budget.round_to is None:
@@ -116,25 +109,19 @@ class _Limits:
     Args:
         graph: the structure.
         budget: what may remain.
-        also: a further limit, or None.
     """
 
-    def __init__(self, graph: "StructureGraph", budget: Budget, also: Fits | None) -> None:
+    def __init__(self, graph: "StructureGraph", budget: Budget) -> None:
         self._model = graph.cost_model
         self._limits = graph.limits(budget)[:2]
         self._others = graph.bounded(budget)
-        self._also = also
 
     def fits(self, keep: BoolArray) -> bool:
         """Return whether keep bits ``[N]`` are within every limit."""
-        totals = self._model.totals(keep.astype(np.float64))
-        return bool(all(np.round(totals) <= self._limits)) and self.meets_others(keep)
-
-    def meets_others(self, keep: BoolArray) -> bool:
-        """Return whether keep bits are within the limits that are not on MACs and params."""
-        bits = keep[None].astype(np.float64)
-        within = all(model.expected(bits)[0] <= limit for model, limit in self._others)
-        return within and (self._also is None or self._also(keep))
+        bits = keep.astype(np.float64)
+        return bool(all(np.round(self._model.totals(bits)) <= self._limits)) and all(
+            model.expected(bits[None])[0] <= limit for model, limit in self._others
+        )
 
     def costs_fit_with_each(self, keep: BoolArray) -> BoolArray:
         """Return ``[N]`` where the costs stay within the limits if one removed class joins."""

@@ -52,7 +52,7 @@ class NetAdapt:
             ConfigError: ``max_networks`` does not pay for a single step, or the budget limits a
                 latency alone: the steps are measured by MACs, parameters and memory.
         """
-        if problem.graph.cost_ratio(np.ones(problem.graph.num_classes, bool), problem.budget) == 0:
+        if problem.graph.cost_ratio(problem.graph.dense_mask().keep, problem.budget) == 0:
             msg = f"netadapt goes by no latency, the budget is {problem.budget.as_dict()}"
             raise ConfigError(msg)
         run, graph = SearchRun(problem), problem.graph

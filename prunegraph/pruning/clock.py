@@ -1,7 +1,7 @@
 """How long a forward takes on the device at hand."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,9 @@ from torch import nn
 
 from prunegraph.graph import ExampleInputs, call_forward, evaluation_mode
 from prunegraph.graph.calls import tensors_in
+
+NUM_ROUNDS = 3
+"""How often something is timed where the least counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,27 @@ def device_in_words(example_inputs: ExampleInputs) -> str:
         return torch.cuda.get_device_name()
     threads = torch.get_num_threads()
     return f"the CPU with {threads} thread{'s' if threads > 1 else ''}"
+
+
+def least_latencies(
+    models: Sequence[nn.Module],
+    example_inputs: ExampleInputs,
+    *,
+    num_runs: int = 50,
+    max_seconds: float = float("inf"),
+) -> list[Latency]:
+    """Time networks in turn, ``NUM_ROUNDS`` times, and return of each the least median.
+
+    What else the machine does only adds. Args are those of ``measure_latency``.
+    """
+    rounds = [
+        [
+            measure_latency(model, example_inputs, num_runs=num_runs, max_seconds=max_seconds)
+            for model in models
+        ]
+        for _ in range(NUM_ROUNDS)
+    ]
+    return [min(each, key=lambda latency: latency.median) for each in zip(*rounds, strict=True)]
 
 
 def _timed(call: Callable[[], Any], device: torch.device) -> Callable[[], float]:

@@ -3,19 +3,18 @@
 What counts in the end is the clock: a network that is too slow is cut further and measured again.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from prunegraph.errors import BudgetError
 from prunegraph.graph import ExampleInputs, StructureGraph
 from prunegraph.graph.analyse import unwrap
-from prunegraph.graph.projection import project, why_no_less
+from prunegraph.graph.projection import why_no_less
 from prunegraph.graph.surgery import apply_mask
 from prunegraph.pruning.clock import Latency, device_in_words, measure_latency
 from prunegraph.pruning.latency_table import LatencyTable, measure_latency_table, smallest_mask
-from prunegraph.types import BoolArray, Budget, FloatArray, KeepMask
+from prunegraph.types import Budget, FloatArray, KeepMask
 
 TOLERANCE = 1.05
 """A network meets a latency if its median is at most this many times what was asked."""
@@ -74,14 +73,15 @@ def project_latency(
         msg = "project_latency needs a budget with max_latency; without one use graph.project"
         raise BudgetError(msg)
     model, others = unwrap(model), budget.without_latency()
-    project(graph, scores, others)  # raises before anything slow if the other limits cannot be met
+    graph.project(scores, others)  # raises before anything slow if other limits cannot be met
     table = table or measure_latency_table(model, graph, example_inputs, num_runs=num_runs)
+    foretold = replace(graph, latency_model=table)
     least = smallest_mask(graph, others, scores)
     reached, target = float("inf"), asked
     for attempt in range(1 + NUM_TIGHTENINGS):
         mask = least
         if table.milliseconds(least.keep) <= target:
-            mask = project(graph, scores, others, also=_within(table, target))
+            mask = foretold.project(scores, replace(others, max_latency=target))
         slim = apply_mask(model, graph, mask)
         latency = measure_latency(slim, example_inputs, num_runs=num_runs)
         if latency.median <= TOLERANCE * asked:
@@ -116,7 +116,3 @@ def project_budget(
     if budget.max_latency is None or graph.latency_model is not None:
         return graph.project(scores, budget)
     return project_latency(model, graph, scores, budget, example_inputs, table=table).mask
-
-
-def _within(table: LatencyTable, target: float) -> Callable[[BoolArray], bool]:
-    return lambda keep: table.milliseconds(keep) <= target

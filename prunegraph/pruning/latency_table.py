@@ -19,14 +19,11 @@ from prunegraph.graph import ExampleInputs, OpNode, StructureGraph, call_forward
 from prunegraph.graph.analyse import unwrap
 from prunegraph.graph.projection import minimum
 from prunegraph.graph.surgery import apply_mask
-from prunegraph.pruning.clock import Latency, measure_latency
+from prunegraph.pruning.clock import NUM_ROUNDS, Latency, least_latencies, measure_latency
 from prunegraph.types import BoolArray, Budget, Float64Array, FloatArray, IntArray, KeepMask
 
 SHARES = (1 / 16, 1 / 4, 1 / 2, 3 / 4, 1.0)
 """Kept shares of an axis at which layers are timed."""
-
-NUM_ROUNDS = 3
-"""How often everything is timed, in turn; the least counts, since other programs only add."""
 
 SECONDS_PER_WIDTH = 0.02
 """Time spent on a layer at one pair of widths, if three runs fit into it."""
@@ -162,13 +159,13 @@ def measure_latency_table(
     calls = _layer_calls(model, graph, example_inputs)
     widths = np.ones((2, len(calls), len(SHARES)))
     times = np.full((len(calls), len(SHARES), len(SHARES)), np.inf)
+    for row, call in enumerate(calls):
+        widths[:, row] = [_grid(graph, op_classes, call.op) for op_classes in call.axes]
     for _ in range(NUM_ROUNDS):
         cache: dict[Any, float] = {}
         for row, call in enumerate(calls):
-            grids = [_grid(graph, op_classes, call.op) for op_classes in call.axes]
-            widths[0, row], widths[1, row] = grids
-            for i, outs in enumerate(grids[0]):
-                for j, ins in enumerate(grids[1]):
+            for i, outs in enumerate(widths[0, row]):
+                for j, ins in enumerate(widths[1, row]):
                     took = call.milliseconds(int(outs), int(ins), cache)
                     times[row, i, j] = min(times[row, i, j], took)
     times = np.maximum.accumulate(np.maximum.accumulate(times, axis=1), axis=2)
@@ -193,14 +190,7 @@ def _on_the_clock(
     """Fit scale and offset to the dense and the smallest network."""
     least = smallest_mask(graph, Budget(keep_macs=1.0))
     networks = model, apply_mask(model, graph, least)
-    rounds = [
-        [measure_latency(network, example_inputs, num_runs=num_runs) for network in networks]
-        for _ in range(NUM_ROUNDS)
-    ]
-    dense, smallest = (
-        min(latencies, key=lambda latency: latency.median)
-        for latencies in zip(*rounds, strict=True)
-    )
+    dense, smallest = least_latencies(networks, example_inputs, num_runs=num_runs)
     raw = LatencyTable(
         positions=positions,
         widths=widths,

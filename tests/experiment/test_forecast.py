@@ -1,49 +1,41 @@
 """The latency that searches go by: measured once, kept, and of this network."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from prunegraph.errors import ArtefactError, BudgetError
-from prunegraph.experiment import forecast as forecast_module
 from prunegraph.experiment.config import NetworkConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.forecast import LATENCY_FILE, foretelling, with_forecast
 from prunegraph.experiment.setup import Target, load_target
-from prunegraph.pruning import Latency
-from prunegraph.pruning import latency as latency_module
-from prunegraph.pruning import latency_table as table_module
+from prunegraph.pruning import Latency, clock, latency, latency_table
 from prunegraph.types import Budget
+
+Clock = Callable[..., Latency]
 
 CONSOLE = Console(json_only=True, plain=True)
 
 
-def clock(model: nn.Module, *_: object, **__: object) -> Latency:
-    """Read a millisecond, and one more for a thousand parameters."""
-    median = 1.0 + sum(p.numel() for p in model.parameters()) / 1000
-    return Latency(median=median, p90=median, num_runs=1)
-
-
 @pytest.fixture
-def target(monkeypatch: pytest.MonkeyPatch) -> Target:
-    for module in (latency_module, table_module, forecast_module):
-        monkeypatch.setattr(module, "measure_latency", clock)
+def target(parameter_clock: Clock) -> Target:
+    del parameter_clock  # is at work
     torch.manual_seed(0)
     return load_target(NetworkConfig(arch="digits_resnet8_w8", threads=1))
 
 
 def test_layers_are_timed_once_and_the_forecast_comes_back(
-    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: Target, parameter_clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = 0.5 * clock(target.model).median
+    asked = 0.5 * parameter_clock(target.model).median
     budget, folder = Budget(max_latency=asked), RunFolder(path=tmp_path)
     first = with_forecast(target, budget, folder, CONSOLE)
-    for module in (latency_module, table_module, forecast_module):
+    for module in (clock, latency, latency_table):
         monkeypatch.setattr(module, "measure_latency", pytest.fail)
     again = with_forecast(target, budget, folder, CONSOLE)
     masks = np.random.default_rng(0).random((5, target.graph.num_classes)) < 0.7
@@ -58,9 +50,9 @@ def test_layers_are_timed_once_and_the_forecast_comes_back(
 
 
 def test_a_network_that_is_fast_enough_or_never_will_be_is_refused(
-    target: Target, tmp_path: Path
+    target: Target, parameter_clock: Clock, tmp_path: Path
 ) -> None:
-    folder, dense = RunFolder(path=tmp_path), clock(target.model).median
+    folder, dense = RunFolder(path=tmp_path), parameter_clock(target.model).median
     with pytest.raises(BudgetError, match=rf"takes {dense:.3g} ms, which meets max_latency=100"):
         with_forecast(target, Budget(max_latency=100.0), folder, CONSOLE)
     with pytest.raises(BudgetError, match=r"max_latency=0\.5 ms cannot be met"):
@@ -68,9 +60,11 @@ def test_a_network_that_is_fast_enough_or_never_will_be_is_refused(
     assert not folder.file(LATENCY_FILE).exists()
 
 
-def test_a_damaged_or_foreign_file_is_told(target: Target, tmp_path: Path) -> None:
+def test_a_damaged_or_foreign_file_is_told(
+    target: Target, parameter_clock: Clock, tmp_path: Path
+) -> None:
     folder = RunFolder(path=tmp_path)
-    budget = Budget(max_latency=0.5 * clock(target.model).median)
+    budget = Budget(max_latency=0.5 * parameter_clock(target.model).median)
     with_forecast(target, budget, folder, CONSOLE)
     path = folder.file(LATENCY_FILE)
     content = json.loads(path.read_text())

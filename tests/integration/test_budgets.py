@@ -4,12 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from torch import nn
 
-from prunegraph.experiment import apply, forecast, speed
+from prunegraph.experiment import apply
 from prunegraph.experiment.cli import main
 from prunegraph.experiment.report import method_cells, method_columns
-from prunegraph.pruning import Latency, latency, latency_table
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -51,19 +49,10 @@ def test_a_memory_is_searched_within_reported_and_verified(
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.usefixtures("parameter_clock")
 def test_a_latency_is_searched_within_by_layer_times_and_verified(
-    quick_words: list[str],
-    weights: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    quick_words: list[str], weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def clock(model: nn.Module, *_: object, **__: object) -> Latency:
-        median = 1.0 + sum(p.numel() for p in model.parameters()) / 1000
-        return Latency(median=median, p90=median, num_runs=1)
-
-    for module in (latency, latency_table, forecast, speed):
-        monkeypatch.setattr(module, "measure_latency", clock)
     run = tmp_path / "latency"
     words = [*quick_words, "--max-latency", "3", "--out", str(run)]
     assert main(words) == 0
