@@ -38,7 +38,7 @@ BLOCK = re.compile(
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 OURS = re.compile(r"^(prunegraph|python )", re.M)
 TINY = {
-    "networks": 40,
+    "networks": 24,
     "update_size": 4,
     "imagined_steps": 2,
     "amortise_steps": 1,
@@ -99,6 +99,8 @@ def tiny(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     names = {field.name for field in fields(COMMANDS[arguments[0]].config)}
     sizes = {name: value for name, value in TINY.items() if name in names}
+    if "--budgets" in arguments:
+        sizes["networks"] = 40  # each cell of a family has its own starts
     if arguments[0] == "train" and not {"--weights", "--config"} & set(arguments):
         sizes["pretrain_epochs"] = TINY["epochs"]
     options = [(f"--{name.replace('_', '-')}", str(value)) for name, value in sizes.items()]
