@@ -4,14 +4,15 @@ import gc
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from prunegraph.pruning import Latency, clock, latency, latency_table
+from prunegraph.experiment import forecast, speed
+from prunegraph.pruning import Latency, latency, latency_table
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -49,11 +50,16 @@ def parameter_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Latency]:
     """Let all forwards take a millisecond, and one more for a thousand parameters."""
 
     def measure(model: nn.Module, *_: object, **__: object) -> Latency:
-        median = 1.0 + sum(p.numel() for p in model.parameters()) / 1000
-        return Latency(median=median, p90=median, num_runs=1)
+        took = 1.0 + sum(p.numel() for p in model.parameters()) / 1000
+        return Latency(least=took, median=took, p90=took, num_runs=1, ran=1.0)
 
-    for module in (clock, latency, latency_table):
+    def measure_all(models: Sequence[nn.Module], *_: object, **__: object) -> list[Latency]:
+        return [measure(model) for model in models]
+
+    for module in (latency, latency_table):
         monkeypatch.setattr(module, "measure_latency", measure)
+    for module in (forecast, latency_table, speed):
+        monkeypatch.setattr(module, "measure_latencies", measure_all)
     return measure
 
 

@@ -239,7 +239,13 @@ class Bench:
         target = self.target
         if self.budget.max_latency is None or target.graph.latency_model is not None:
             return None
-        return measure_latency_table(target.model, target.graph, target.example_inputs)
+        return measure_latency_table(self.timed_model, target.graph, target.example_inputs)
+
+    @cached_property
+    def timed_model(self) -> nn.Module:
+        """The dense network, in the layout in which it is timed if a latency is measured."""
+        timed = self.budget.max_latency is not None and self.target.graph.latency_model is None
+        return self.target.as_loaded() if timed else self.target.model
 
     def project(self, scores: FloatArray, budget: Budget) -> KeepMask:
         """Return the mask of the best scores ``[N]`` within a budget, a latency included."""
@@ -247,7 +253,7 @@ class Bench:
         if budget.max_latency is not None:
             table = self.latency_table
         return project_budget(
-            target.model, target.graph, scores, budget, target.example_inputs, table
+            self.timed_model, target.graph, scores, budget, target.example_inputs, table
         )
 
     def problem(
@@ -260,7 +266,7 @@ class Bench:
     ) -> PruningProblem:
         """Return the problem that a baseline solves, with an evaluator of its own."""
         return PruningProblem(
-            model=self.target.model,
+            model=self.timed_model,
             graph=self.target.graph,
             budget=self.budget,
             evaluator=self.evaluator(log),

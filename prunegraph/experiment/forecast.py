@@ -14,7 +14,7 @@ from prunegraph.files import write_json
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import rank_in_group
 from prunegraph.graph.surgery import apply_mask
-from prunegraph.pruning.clock import Latency, least_latencies
+from prunegraph.pruning.clock import Latency, measure_latencies
 from prunegraph.pruning.latency import project_latency
 from prunegraph.pruning.latency_table import LatencyTable, measure_latency_table
 from prunegraph.reading import checked, read_json
@@ -49,7 +49,13 @@ def with_forecast(target: Target, budget: Budget, folder: RunFolder, console: Co
     path = folder.file(LATENCY_FILE)
     if not path.is_file():
         console.say("timing the layers at several widths, for the latency")
-        write_table(path, _measured(target, budget))
+        table = _measured(target, budget)
+        if table.dense.disturbed is not None:
+            console.say(
+                f"warning: {table.dense.disturbed}: its times are too long; when the machine does "
+                "less, give the command again with a new --out"
+            )
+        write_table(path, table)
     return foretelling(target, path)
 
 
@@ -65,19 +71,20 @@ def _measured(target: Target, budget: Budget) -> LatencyTable:
     The sum of the layers, on the clock by the dense and the smallest network, is scaled to be right
     for that third one, whose groups all lose the same share: about there a search decides.
     """
-    model, graph, example = target.model, target.graph, target.example_inputs
+    model, graph, example = target.as_loaded(), target.graph, target.example_inputs
     table = measure_latency_table(model, graph, example)
-    if budget.max_latency is not None and table.dense.median <= budget.max_latency:
+    if budget.max_latency is not None and table.dense.least <= budget.max_latency:
         msg = (
-            f"{target.arch}: the whole network takes {table.dense.median:.3g} ms, which meets "
+            f"{target.arch}: the whole network takes {table.dense.least:.3g} ms, which meets "
             f"max_latency={budget.max_latency:g}: give fewer"
         )
         raise BudgetError(msg)
     even = rank_in_group(graph, np.zeros(graph.num_classes)).astype(np.float32)
     found = project_latency(model, graph, even, budget, example, table=table)
     slim = apply_mask(model, graph, found.mask)
-    (latency,) = least_latencies([slim], example)
-    share = latency.median / table.milliseconds(found.mask.keep)
+    dense, latency = measure_latencies([model, slim], example)
+    speed = table.dense.least / dense.least  # of the machine, beside what it was then
+    share = speed * latency.least / table.milliseconds(found.mask.keep)
     return replace(table, scale=share * table.scale, offset=share * table.offset)
 
 

@@ -18,7 +18,7 @@ from prunegraph.experiment.config import DataConfig, NetworkConfig, PruningOptio
 from prunegraph.graph import StructureGraph, analyse, copy_network
 from prunegraph.models import WeightsInfo, build_model, check_arch, load_weights, weights_info
 from prunegraph.pruning.artefacts import PrunedInfo
-from prunegraph.pruning.evaluation import place_model
+from prunegraph.pruning.evaluation import lay_out, layout_of, place_model
 from prunegraph.pruning.surgery import apply_mask
 from prunegraph.seeding import seeded
 from prunegraph.types import Budget, Dataset
@@ -39,6 +39,7 @@ class Target:
         dataset: its images, normalised as it was trained.
         graph: its structure.
         example_inputs: ``[1, C, H, W]`` one image, on the device.
+        layout: of its weights where they are read from a file; ``model`` is in the fastest one.
         info: what the JSON beside its weights says.
         pretrain_epochs: epochs that it still has to be trained; 0 if it has weights.
     """
@@ -48,6 +49,7 @@ class Target:
     dataset: Dataset
     graph: StructureGraph
     example_inputs: Tensor
+    layout: torch.memory_format
     info: WeightsInfo | None
     pretrain_epochs: int
 
@@ -55,6 +57,12 @@ class Target:
     def device(self) -> torch.device:
         """Where the network is."""
         return self.example_inputs.device
+
+    def as_loaded(self) -> nn.Module:
+        """Return a copy in the layout in which files load: what is timed."""
+        model = copy_network(self.model)
+        lay_out(model, self.layout)
+        return model
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -281,6 +289,7 @@ def load_target(config: NetworkConfig, budget: Budget | None = None) -> Target:
     example_inputs = images.to(device)
     # before the layout changes: files are read without it
     graph = analyse(model, example_inputs, attention=config.attention)
+    layout = layout_of(model)
     model = place(model, device, example_inputs)
     check_network(arch, graph)
     check_outputs(arch, model, example_inputs, dataset.num_classes)
@@ -292,6 +301,7 @@ def load_target(config: NetworkConfig, budget: Budget | None = None) -> Target:
         dataset=dataset,
         graph=graph,
         example_inputs=example_inputs,
+        layout=layout,
         info=info,
         pretrain_epochs=pretrain_epochs,
     )

@@ -148,14 +148,21 @@ def place_model(model: nn.Module, device: torch.device, images: Tensor | None = 
             that comes in that layout.
     """
     model.to(device)
-    known = any(map(_is_channels_last, model.parameters()))
-    _lay_out(model, torch.channels_last)
+    known = layout_of(model) is torch.channels_last
+    lay_out(model, torch.channels_last)
     if images is not None and not known and not _runs(model, images):
-        _lay_out(model, torch.contiguous_format)
+        lay_out(model, torch.contiguous_format)
     return model
 
 
-def _lay_out(model: nn.Module, layout: torch.memory_format) -> None:
+def layout_of(model: nn.Module) -> torch.memory_format:
+    """Return whether a network's weights of four axes lie channels last, or in the usual way."""
+    last = any(map(_is_channels_last, model.parameters()))
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def lay_out(model: nn.Module, layout: torch.memory_format) -> None:
+    """Lay a network's tensors of four axes out anew, in place."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.dim() == 4:  # torch's own way takes those of five too, and refuses them
             tensor.data = tensor.data.to(memory_format=layout)
@@ -173,7 +180,7 @@ def _runs(model: nn.Module, images: Tensor) -> bool:
 def place_images(images: Tensor, model: nn.Module) -> Tensor:
     """Return the images on the network's device, in its weights' precision and layout."""
     weight = next((p for p in model.parameters() if p.is_floating_point()), images)
-    last = images.dim() == 4 and any(map(_is_channels_last, model.parameters()))
+    last = images.dim() == 4 and layout_of(model) is torch.channels_last
     layout = torch.channels_last if last else torch.preserve_format
     return images.to(weight.device, weight.dtype, memory_format=layout)
 

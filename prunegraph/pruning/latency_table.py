@@ -19,11 +19,14 @@ from prunegraph.graph import ExampleInputs, OpNode, StructureGraph, call_forward
 from prunegraph.graph.analyse import unwrap
 from prunegraph.graph.projection import minimum
 from prunegraph.graph.surgery import apply_mask
-from prunegraph.pruning.clock import NUM_ROUNDS, Latency, least_latencies, measure_latency
+from prunegraph.pruning.clock import Latency, measure_latencies, measure_latency
 from prunegraph.types import BoolArray, Budget, Float64Array, FloatArray, IntArray, KeepMask
 
 SHARES = (1 / 16, 1 / 4, 1 / 2, 3 / 4, 1.0)
 """Kept shares of an axis at which layers are timed."""
+
+NUM_ROUNDS = 3
+"""How often the layers are timed: the machine may be slow for a while."""
 
 SECONDS_PER_WIDTH = 0.02
 """Time spent on a layer at one pair of widths, if three runs fit into it."""
@@ -190,7 +193,7 @@ def _on_the_clock(
     """Fit scale and offset to the dense and the smallest network."""
     least = smallest_mask(graph, Budget(keep_macs=1.0))
     networks = model, apply_mask(model, graph, least)
-    dense, smallest = least_latencies(networks, example_inputs, num_runs=num_runs)
+    dense, smallest = measure_latencies(networks, example_inputs, num_runs=num_runs)
     raw = LatencyTable(
         positions=positions,
         widths=widths,
@@ -201,9 +204,9 @@ def _on_the_clock(
         offset=0.0,
     )
     sums = [raw.milliseconds(mask.keep) for mask in (graph.dense_mask(), least)]
-    gain = max(dense.median - smallest.median, 0.0)
+    gain = max(dense.least - smallest.least, 0.0)
     scale = gain / (sums[0] - sums[1]) if sums[0] > sums[1] else 0.0
-    offset = smallest.median - scale * sums[1]
+    offset = smallest.least - scale * sums[1]
     return replace(raw, scale=scale, offset=offset)
 
 
@@ -243,7 +246,7 @@ class _LayerCall:
         if key not in cache:
             cache[key] = measure_latency(
                 layer, source, num_warm_up=2, max_seconds=SECONDS_PER_WIDTH
-            ).median
+            ).least
         return cache[key]
 
     def _slice(self, outs: int, ins: int) -> tuple[Any, Tensor]:

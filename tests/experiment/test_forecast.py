@@ -1,20 +1,23 @@
 """The latency that searches go by: measured once, kept, and of this network."""
 
+import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from prunegraph.errors import ArtefactError, BudgetError
+from prunegraph.experiment import forecast
 from prunegraph.experiment.config import NetworkConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.forecast import LATENCY_FILE, foretelling, with_forecast
 from prunegraph.experiment.setup import Target, load_target
-from prunegraph.pruning import Latency, clock, latency, latency_table
+from prunegraph.pruning import Latency, latency_table
 from prunegraph.types import Budget
 
 Clock = Callable[..., Latency]
@@ -32,11 +35,10 @@ def target(parameter_clock: Clock) -> Target:
 def test_layers_are_timed_once_and_the_forecast_comes_back(
     target: Target, parameter_clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = 0.5 * parameter_clock(target.model).median
+    asked = 0.5 * parameter_clock(target.model).least
     budget, folder = Budget(max_latency=asked), RunFolder(path=tmp_path)
     first = with_forecast(target, budget, folder, CONSOLE)
-    for module in (clock, latency, latency_table):
-        monkeypatch.setattr(module, "measure_latency", pytest.fail)
+    monkeypatch.setattr(forecast, "measure_latency_table", pytest.fail)
     again = with_forecast(target, budget, folder, CONSOLE)
     masks = np.random.default_rng(0).random((5, target.graph.num_classes)) < 0.7
     forecasts = [t.graph.latency_model for t in (first, again)]
@@ -52,7 +54,7 @@ def test_layers_are_timed_once_and_the_forecast_comes_back(
 def test_a_network_that_is_fast_enough_or_never_will_be_is_refused(
     target: Target, parameter_clock: Clock, tmp_path: Path
 ) -> None:
-    folder, dense = RunFolder(path=tmp_path), parameter_clock(target.model).median
+    folder, dense = RunFolder(path=tmp_path), parameter_clock(target.model).least
     with pytest.raises(BudgetError, match=rf"takes {dense:.3g} ms, which meets max_latency=100"):
         with_forecast(target, Budget(max_latency=100.0), folder, CONSOLE)
     with pytest.raises(BudgetError, match=r"max_latency=0\.5 ms cannot be met"):
@@ -60,11 +62,28 @@ def test_a_network_that_is_fast_enough_or_never_will_be_is_refused(
     assert not folder.file(LATENCY_FILE).exists()
 
 
+def test_a_busy_machine_is_told_when_the_layers_are_timed(
+    target: Target,
+    parameter_clock: Clock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def busy(models: Sequence[nn.Module], *_: object) -> list[Latency]:
+        return [dataclasses.replace(parameter_clock(model), ran=0.4) for model in models]
+
+    monkeypatch.setattr(latency_table, "measure_latencies", lambda *args, **_: busy(*args))
+    budget = Budget(max_latency=0.5 * parameter_clock(target.model).least)
+    with_forecast(target, budget, RunFolder(path=tmp_path), Console(json_only=False, plain=True))
+    said = capsys.readouterr().out
+    assert "warning: other processes had the processor for 60 % of the fastest run" in said
+
+
 def test_a_damaged_or_foreign_file_is_told(
     target: Target, parameter_clock: Clock, tmp_path: Path
 ) -> None:
     folder = RunFolder(path=tmp_path)
-    budget = Budget(max_latency=0.5 * parameter_clock(target.model).median)
+    budget = Budget(max_latency=0.5 * parameter_clock(target.model).least)
     with_forecast(target, budget, folder, CONSOLE)
     path = folder.file(LATENCY_FILE)
     content = json.loads(path.read_text())

@@ -222,8 +222,8 @@ def latency_case(folder: Path, graph: StructureGraph) -> Case:
         positions=positions,
         widths=np.array([[[1.0, 9.0]], [[1.0, 9.0]]]),
         times=np.array([[[1.0, 2.0], [2.0, 4.0]]]),
-        dense=Latency(median=4.0, p90=4.0, num_runs=3),
-        smallest=Latency(median=1.0, p90=1.0, num_runs=3),
+        dense=Latency(least=4.0, median=4.0, p90=4.0, num_runs=3, ran=1.0),
+        smallest=Latency(least=1.0, median=1.0, p90=1.0, num_runs=3, ran=1.0),
         scale=1.0,
         offset=0.0,
     )
