@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from prunegraph.errors import ConfigError, DataError, ModelError
 from prunegraph.experiment.policies import find_policy
+from prunegraph.experiment.speed import latencies
 from prunegraph.experiment.suit import Use, features_by_start, num_decision_networks, suit
 from prunegraph.graph import (
     AttentionUnit,
@@ -178,6 +179,8 @@ def prune(
         "share": suited.share,
         "calibration_images": len(train),
     }
+    if timed:
+        report["latency_ms"] = latencies(model, graph, mask, example_inputs)
     return PruneResult(model=evaluator.prune(mask).eval(), mask=mask, graph=graph, report=report)
 
 

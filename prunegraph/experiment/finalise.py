@@ -277,9 +277,10 @@ def mask_details(bench: Bench, mask: KeepMask) -> dict[str, Any]:
     ``peak_memory`` in bytes, ``latency_ms`` as ``speed.latencies`` returns it, and ``agreement``
     with criteria at the mask's widths.
     """
+    target = bench.target
     return {
-        "peak_memory": peak_memory(bench.target.graph, mask),
-        "latency_ms": latencies(bench, mask),
+        "peak_memory": peak_memory(target.graph, mask),
+        "latency_ms": latencies(target.as_loaded(), target.graph, mask, target.example_inputs),
         "agreement": agreements(bench, mask),
     }
 

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 from scipy import sparse
+from torch import nn
 
 from prunegraph.errors import ArtefactError, BudgetError
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.setup import Target
 from prunegraph.files import write_json
-from prunegraph.graph import StructureGraph
+from prunegraph.graph import ExampleInputs, StructureGraph
 from prunegraph.graph.features import rank_in_group
 from prunegraph.graph.surgery import apply_mask
 from prunegraph.pruning.clock import Latency, measure_latencies
@@ -49,7 +50,8 @@ def with_forecast(target: Target, budget: Budget, folder: RunFolder, console: Co
     path = folder.file(LATENCY_FILE)
     if not path.is_file():
         console.say("timing the layers at several widths, for the latency")
-        table = _measured(target, budget)
+        model, example_inputs = target.as_loaded(), target.example_inputs
+        table = time_layers(model, target.graph, budget, example_inputs, name=target.arch)
         if table.dense.disturbed is not None:
             console.say(
                 f"warning: {table.dense.disturbed}: its times are too long; when the machine does "
@@ -65,24 +67,40 @@ def foretelling(target: Target, path: Path) -> Target:
     return replace(target, graph=replace(target.graph, latency_model=table))
 
 
-def _measured(target: Target, budget: Budget) -> LatencyTable:
+def time_layers(
+    model: nn.Module,
+    graph: StructureGraph,
+    budget: Budget,
+    example_inputs: ExampleInputs,
+    *,
+    name: str,
+) -> LatencyTable:
     """Time the layers, and a network with about the latency that is asked for.
 
     The sum of the layers, on the clock by the dense and the smallest network, is scaled to be right
     for that third one, whose groups all lose the same share: about there a search decides.
+
+    Args:
+        model: the dense network, laid out as it is to be timed.
+        graph: its structure.
+        budget: what may remain, a latency among it.
+        example_inputs: what its forward takes.
+        name: of the network, for errors.
+
+    Raises:
+        BudgetError: the latency cannot be met, or the whole network meets it.
     """
-    model, graph, example = target.as_loaded(), target.graph, target.example_inputs
-    table = measure_latency_table(model, graph, example)
+    table = measure_latency_table(model, graph, example_inputs)
     if budget.max_latency is not None and table.dense.least <= budget.max_latency:
         msg = (
-            f"{target.arch}: the whole network takes {table.dense.least:.3g} ms, which meets "
+            f"{name}: the whole network takes {table.dense.least:.3g} ms, which meets "
             f"max_latency={budget.max_latency:g}: give fewer"
         )
         raise BudgetError(msg)
     even = rank_in_group(graph, np.zeros(graph.num_classes)).astype(np.float32)
-    found = project_latency(model, graph, even, budget, example, table=table)
+    found = project_latency(model, graph, even, budget, example_inputs, table=table)
     slim = apply_mask(model, graph, found.mask)
-    dense, latency = measure_latencies([model, slim], example)
+    dense, latency = measure_latencies([model, slim], example_inputs)
     speed = table.dense.least / dense.least  # of the machine, beside what it was then
     share = speed * latency.least / table.milliseconds(found.mask.keep)
     return replace(table, scale=share * table.scale, offset=share * table.offset)

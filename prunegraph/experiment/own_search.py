@@ -20,7 +20,9 @@ from prunegraph.errors import ArtefactError, ConfigError, DataError, MaskError, 
 from prunegraph.experiment.agent_options import agent_config, env_config
 from prunegraph.experiment.api import PruneResult, structure_report
 from prunegraph.experiment.config import SearchOptions
+from prunegraph.experiment.forecast import read_table, time_layers, write_table
 from prunegraph.experiment.policies import find_policy
+from prunegraph.experiment.speed import latencies
 from prunegraph.experiment.suit import (
     Use,
     features_by_start,
@@ -207,6 +209,7 @@ def search(
     keep_macs: float | None = None,
     keep_params: float | None = None,
     max_memory: int | None = None,
+    max_latency: float | None = None,
     round_to: int | None = None,
     attention: AttentionUnit = "head",
     networks: int = 400,
@@ -232,6 +235,8 @@ def search(
         keep_macs: at most this share of the multiply-adds remains.
         keep_params: at most this share of the parameters remains.
         max_memory: at most this many bytes of activations alive at once, on ``example_inputs``.
+        max_latency: at most this many milliseconds a forward of ``example_inputs``, by a forecast
+            of layer times, which are measured here first; the report says what it takes.
         round_to: keep a multiple of this many channels in every group.
         attention: what can leave it: "head", a whole one, or "width", a part of all of them.
         networks: pruned networks that are evaluated, at the most.
@@ -240,10 +245,10 @@ def search(
             on these batches (``Compensation``).
         policy: search on from a trained one; see ``prune``.
         seed: of the search.
-        checkpoint: ``.safetensors`` file, with a JSON beside it, from which an interrupted search
-            goes on. Of another network, budget, seed, policy or other batches it is refused (a
-            loader that shuffles needs a seeded ``generator``); what ``evaluate`` and ``loss``
-            measure it cannot tell: give a changed one another file.
+        checkpoint: ``.safetensors`` file, with a JSON beside it (two with ``max_latency``), from
+            which an interrupted search goes on. Of another network, budget, seed, policy or other
+            batches it is refused (a loader that shuffles needs a seeded ``generator``); what
+            ``evaluate`` and ``loss`` measure it cannot tell: give a changed one another file.
         progress: called after each update with its record: ``networks``, ``accuracy`` (the mean
             score), ``best_accuracy``, ...
 
@@ -255,14 +260,18 @@ def search(
             data, or a score is not a number.
     """
     budget = Budget(
-        keep_macs=keep_macs, keep_params=keep_params, max_memory=max_memory, round_to=round_to
+        keep_macs=keep_macs,
+        keep_params=keep_params,
+        max_memory=max_memory,
+        max_latency=max_latency,
+        round_to=round_to,
     )
     initial = None if policy is None else find_policy(Path(policy))
     if checkpoint is not None and Path(checkpoint).suffix != WEIGHTS_SUFFIX:
         msg = f"checkpoint={checkpoint} must end in {WEIGHTS_SUFFIX}: the scores go beside it"
         raise ConfigError(msg)
     config = agent_config(SearchOptions(metric="accuracy"), seed, initial)
-    config = replace(config, max_memory=max_memory)
+    config = replace(config, max_memory=max_memory, max_latency=max_latency)
     names = config.network.feature_names
     tried = (NUM_STARTS if "start" in names else 0) + (num_suit_networks(names) if initial else 0)
     least = config.episodes_per_update + 1 + LAST + tried
@@ -275,6 +284,7 @@ def search(
         msg = "calibration_data holds no batches: give a loader of training data"
         raise DataError(msg)
     dense = copy_network(unwrap(model)).eval()
+    graph = _foretelling(dense, graph, budget, example_inputs, checkpoint)
     evaluator = OwnEvaluator(
         dense,
         graph,
@@ -336,7 +346,31 @@ def search(
     report["dense"]["score"] = float(evaluate(dense))
     report["pruned"]["score"] = fitting[chosen].accuracy
     report["networks_evaluated"] = len(evaluator.found)
+    if max_latency is not None:
+        report["latency_ms"] = latencies(dense, graph, chosen, example_inputs)
     return PruneResult(model=evaluator.prune(chosen), mask=chosen, graph=graph, report=report)
+
+
+def _foretelling(
+    dense: nn.Module,
+    graph: StructureGraph,
+    budget: Budget,
+    example_inputs: ExampleInputs,
+    checkpoint: Path | str | None,
+) -> StructureGraph:
+    """Return the structure with a forecast of its latency, if that is limited.
+
+    It is the same one after an interruption.
+    """
+    if budget.max_latency is None:
+        return graph
+    path = None if checkpoint is None else Path(checkpoint).with_suffix(".latency.json")
+    if path is not None and path.is_file():
+        return replace(graph, latency_model=read_table(path, graph))
+    table = time_layers(dense, graph, budget, example_inputs, name=type(dense).__name__)
+    if path is not None:
+        write_table(path, table)
+    return replace(graph, latency_model=table)
 
 
 def _digest(batches: Sequence[Any]) -> str:

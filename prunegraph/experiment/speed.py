@@ -4,7 +4,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from prunegraph.experiment.bench import Bench
+from torch import nn
+
+from prunegraph.graph import ExampleInputs, StructureGraph
 from prunegraph.pruning import apply_mask
 from prunegraph.pruning.clock import device_in_words, measure_latencies
 from prunegraph.pruning.latency import TOLERANCE
@@ -23,22 +25,28 @@ MAX_SECONDS = 3.0
 """Longest that the warm-up or the runs of one network take."""
 
 
-def latencies(bench: Bench, mask: KeepMask) -> dict[str, Any]:
-    """Time a forward of one image through the dense and the pruned network.
+def latencies(
+    model: nn.Module, graph: StructureGraph, mask: KeepMask, example_inputs: ExampleInputs
+) -> dict[str, Any]:
+    """Time a forward of the dense and of the pruned network.
 
     Each figure is that of the fastest forward: what else the machine does only adds.
+
+    Args:
+        model: the dense network, laid out as it is to be timed.
+        graph: its structure.
+        mask: which classes stay.
+        example_inputs: what its forward takes; their batch is what is timed.
 
     Returns:
         The report's ``latency_ms``: milliseconds as ``dense`` and ``pruned``, and ``on``, the
         device in words, with how busy it was if that made them longer.
     """
-    target = bench.target
-    model = target.as_loaded()
-    networks = model, apply_mask(model, target.graph, mask)
+    networks = model, apply_mask(model, graph, mask)
     dense, pruned = measure_latencies(
-        networks, target.example_inputs, num_runs=NUM_RUNS, max_seconds=MAX_SECONDS
+        networks, example_inputs, num_runs=NUM_RUNS, max_seconds=MAX_SECONDS
     )
-    on = device_in_words(target.example_inputs)
+    on = device_in_words(example_inputs)
     busy = dense.disturbed or pruned.disturbed
     return {
         "dense": round(dense.least, 4),

@@ -1,5 +1,6 @@
 """The agent's search for networks of any task, by functions of their owner."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ from torch import Tensor, nn
 
 import prunegraph as pg
 from prunegraph.data import load_dataset
-from prunegraph.errors import ArtefactError, ConfigError, DataError, ModelError
+from prunegraph.errors import ArtefactError, BudgetError, ConfigError, DataError, ModelError
 from prunegraph.experiment.own_search import cross_entropy
 from prunegraph.models import build_model
-from prunegraph.pruning import evaluate
+from prunegraph.pruning import Latency, evaluate
 from prunegraph.pruning.finetune import FinetuneConfig, finetune
 
 SHORT: dict[str, Any] = {"keep_macs": 0.5, "networks": 64, "num_batches": 2}
@@ -88,6 +89,36 @@ def test_a_network_of_two_inputs_and_no_classes_is_searched(task: Any) -> None:
     assert {"mean", "spread"} == result.model(*example).keys()
     assert records[-1]["networks"] > records[0]["networks"]
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_latency_is_searched_within_by_layer_times_that_are_kept(
+    task: Any, tmp_path: Path, parameter_clock: Callable[..., Latency]
+) -> None:
+    model, batches = task
+    dense = parameter_clock(model).least
+    options = {
+        "evaluate": lambda network: score(batches[-1], network),
+        "loss": regression_loss,
+        "calibration_data": batches,
+        "checkpoint": tmp_path / "search.safetensors",
+        **SHORT,
+        "keep_macs": None,
+        "max_latency": 0.6 * dense,
+    }
+    example = (batches[0][0][:1], batches[0][1][:1])
+    result = pg.search(model, example, **options)
+    found = result.report["latency_ms"]
+    assert found["dense"] == pytest.approx(dense, abs=1e-3)
+    assert found["pruned"] <= 0.65 * dense
+    table = result.graph.latency_model
+    assert table is not None
+    forecast = table.expected(result.mask.keep[None].astype(float))
+    assert float(forecast[0]) <= 0.6 * dense
+    (tmp_path / "search.latency.json").write_text("{}")
+    with pytest.raises(ArtefactError, match=r"latency\.json"):
+        pg.search(model, example, **options)
+    with pytest.raises(BudgetError, match="which meets max_latency=1000: give fewer"):
+        pg.search(model, example, **{**options, "checkpoint": None, "max_latency": 1000.0})
 
 
 def test_a_search_that_was_interrupted_goes_on(task: Any, tmp_path: Path) -> None:
