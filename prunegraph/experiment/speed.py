@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from prunegraph.graph import ExampleInputs, StructureGraph
+from prunegraph.graph import ExampleInputs, StructureGraph, unwrap
 from prunegraph.pruning import apply_mask
 from prunegraph.pruning.clock import device_in_words, measure_latencies
 from prunegraph.pruning.latency import TOLERANCE
@@ -42,7 +42,7 @@ def latencies(
         The report's ``latency_ms``: milliseconds as ``dense`` and ``pruned``, and ``on``, the
         device in words, with how busy it was if that made them longer.
     """
-    networks = model, apply_mask(model, graph, mask)
+    networks = unwrap(model), apply_mask(model, graph, mask)
     dense, pruned = measure_latencies(
         networks, example_inputs, num_runs=NUM_RUNS, max_seconds=MAX_SECONDS
     )

@@ -1,5 +1,6 @@
 """How long a forward takes on the device at hand."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -17,7 +18,6 @@ from prunegraph.graph.calls import tensors_in
 RUNS_IN_TURN = 3
 """Runs of a network before the next one has its turn."""
 
-
 LEAST_RAN = 0.75
 """Below this share of its own time on a processor a run tells more of the other processes."""
 
@@ -32,7 +32,8 @@ class Latency:
         median: milliseconds.
         p90: milliseconds that nine of ten runs stay below.
         num_runs: runs that were timed.
-        ran: share of the fastest run in which its thread had a processor; 1 on other devices.
+        ran: share of the fastest run in which its thread had a processor; 1 on other devices, and
+            on Windows, whose clock of a thread is too coarse.
     """
 
     least: float
@@ -129,13 +130,15 @@ def _timed(call: Callable[[], Any], device: torch.device) -> Run:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
+    tells = device.type == "cpu" and os.name == "posix"
+
     def run() -> tuple[float, float]:
         synchronise()
         start, start_cpu = time.perf_counter(), time.thread_time()
         call()
         synchronise()
         took, ran = time.perf_counter() - start, time.thread_time() - start_cpu
-        return 1e3 * took, min(ran / took, 1.0) if device.type == "cpu" else 1.0
+        return 1e3 * took, min(ran / took, 1.0) if tells else 1.0
 
     return run
 
