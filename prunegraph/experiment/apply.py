@@ -4,6 +4,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from prunegraph.agent import TrainedPolicy, load_policy, save_policy
 from prunegraph.agent.saving import POLICY_FILE
 from prunegraph.errors import BudgetError
@@ -103,6 +105,9 @@ def _decide(
         return read_decision(path)
     started = time.monotonic()
     networks = num_decision_networks(policy, bench.target.graph)
+    if bench.budget.max_latency is not None:  # one out of reach is told before anything long
+        console.say("timing the layers at several widths, for the latency")
+        bench.project(np.zeros(bench.target.graph.num_classes, dtype=np.float32), bench.budget)
     console.say("measuring what the policy reads of the network")
     with console.progress("decide", networks) as report, bench.unlabelled.watched(report):
         suited, _ = suit_benches(policy, [bench], [bench.budget])

@@ -43,3 +43,14 @@ def test_what_pays_or_was_not_timed_or_promises_nothing_is_not_warned_of() -> No
     del untimed["latency_ms"]
     assert latency_warning(untimed) is None
     assert latency_warning(content(1.0, 1.0) | {"pruned": {"macs": 98}}) is None
+
+
+def test_a_network_that_misses_what_was_asked_is_told_with_what_to_do() -> None:
+    searched = content(4.0, 2.2, max_latency=2.0)
+    assert latency_warning(content(4.0, 2.08, max_latency=2.0)) is None
+    assert "takes 2.2 ms on the CPU with 1 thread, 2 were asked for" in str(
+        latency_warning(searched)
+    )
+    assert "let apply --policy with this run measure" in str(latency_warning(searched))
+    decided = latency_warning(searched | {"decision": {}})
+    assert "it took less when the policy decided" in str(decided)
