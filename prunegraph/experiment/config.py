@@ -167,7 +167,7 @@ class BudgetOptions:
         keep_params: at most this share of the parameters remains.
         max_memory: at most this many bytes of activations alive at once, for one image.
         max_latency: at most this many milliseconds a forward of one image, on this device: apply
-            measures it (median of 50, and 5 % for noise), searches go by layers timed before.
+            measures it (the fastest of 50, and 5 % for noise), searches go by layers timed before.
     """
 
     keep_macs: float | None = None
