@@ -236,24 +236,30 @@ class Bench:
     @cached_property
     def latency_table(self) -> LatencyTable | None:
         """Layer times on this device, for one image; None if they are not needed, or known."""
-        target = self.target
-        if self.budget.max_latency is None or target.graph.latency_model is not None:
+        if not self._measures_latency:
             return None
+        target = self.target
         return measure_latency_table(self.timed_model, target.graph, target.example_inputs)
 
     @cached_property
     def timed_model(self) -> nn.Module:
         """The dense network, in the layout in which it is timed if a latency is measured."""
-        timed = self.budget.max_latency is not None and self.target.graph.latency_model is None
-        return self.target.as_loaded() if timed else self.target.model
+        return self.target.as_loaded() if self._measures_latency else self.target.model
+
+    @property
+    def _measures_latency(self) -> bool:
+        return self.budget.max_latency is not None and self.target.graph.latency_model is None
 
     def project(self, scores: FloatArray, budget: Budget) -> KeepMask:
         """Return the mask of the best scores ``[N]`` within a budget, a latency included."""
-        target, table = self.target, None
-        if budget.max_latency is not None:
-            table = self.latency_table
+        target = self.target
         return project_budget(
-            self.timed_model, target.graph, scores, budget, target.example_inputs, table
+            self.timed_model,
+            target.graph,
+            scores,
+            budget,
+            target.example_inputs,
+            self.latency_table,
         )
 
     def problem(

@@ -48,17 +48,23 @@ def with_forecast(target: Target, budget: Budget, folder: RunFolder, console: Co
     if budget.max_latency is None:
         return target
     path = folder.file(LATENCY_FILE)
-    if not path.is_file():
-        console.say("timing the layers at several widths, for the latency")
-        model, example_inputs = target.as_loaded(), target.example_inputs
-        table = time_layers(model, target.graph, budget, example_inputs, name=target.arch)
-        if table.dense.disturbed is not None:
-            console.say(
-                f"warning: {table.dense.disturbed}: its times are too long; when the machine does "
-                "less, give the command again with a new --out"
-            )
-        write_table(path, table)
-    return foretelling(target, path)
+    if path.is_file():
+        return foretelling(target, path)
+    console.say("timing the layers at several widths, for the latency")
+    table = layer_times(
+        target.as_loaded(),
+        target.graph,
+        budget,
+        target.example_inputs,
+        path=path,
+        name=target.arch,
+    )
+    if table.dense.disturbed is not None:
+        console.say(
+            f"warning: {table.dense.disturbed}: its times are too long; when the machine does "
+            "less, give the command again with a new --out"
+        )
+    return replace(target, graph=replace(target.graph, latency_model=table))
 
 
 def foretelling(target: Target, path: Path) -> Target:
@@ -67,28 +73,48 @@ def foretelling(target: Target, path: Path) -> Target:
     return replace(target, graph=replace(target.graph, latency_model=table))
 
 
-def time_layers(
+def layer_times(
     model: nn.Module,
     graph: StructureGraph,
     budget: Budget,
     example_inputs: ExampleInputs,
     *,
+    path: Path | None,
     name: str,
 ) -> LatencyTable:
-    """Time the layers, and a network with about the latency that is asked for.
-
-    The sum of the layers, on the clock by the dense and the smallest network, is scaled to be right
-    for that third one, whose groups all lose the same share: about there a search decides.
+    """Return a network's layer times; they are measured once, and kept in a file.
 
     Args:
         model: the dense network, laid out as it is to be timed.
         graph: its structure.
         budget: what may remain, a latency among it.
         example_inputs: what its forward takes.
+        path: the file; None = they are not kept.
         name: of the network, for errors.
 
     Raises:
         BudgetError: the latency cannot be met, or the whole network meets it.
+        ArtefactError: the file is damaged, or of another network.
+    """
+    if path is not None and path.is_file():
+        return read_table(path, graph)
+    table = _measured(model, graph, budget, example_inputs, name)
+    if path is not None:
+        write_table(path, table)
+    return table
+
+
+def _measured(
+    model: nn.Module,
+    graph: StructureGraph,
+    budget: Budget,
+    example_inputs: ExampleInputs,
+    name: str,
+) -> LatencyTable:
+    """Time the layers, and a network with about the latency that is asked for.
+
+    The sum of the layers, on the clock by the dense and the smallest network, is scaled to be right
+    for that third one, whose groups all lose the same share: about there a search decides.
     """
     table = measure_latency_table(model, graph, example_inputs)
     if budget.max_latency is not None and table.dense.least <= budget.max_latency:

@@ -20,7 +20,7 @@ from prunegraph.errors import ArtefactError, ConfigError, DataError, MaskError, 
 from prunegraph.experiment.agent_options import agent_config, env_config
 from prunegraph.experiment.api import PruneResult, structure_report
 from prunegraph.experiment.config import SearchOptions
-from prunegraph.experiment.forecast import read_table, time_layers, write_table
+from prunegraph.experiment.forecast import layer_times
 from prunegraph.experiment.policies import find_policy
 from prunegraph.experiment.speed import latencies
 from prunegraph.experiment.suit import (
@@ -365,11 +365,8 @@ def _foretelling(
     if budget.max_latency is None:
         return graph
     path = None if checkpoint is None else Path(checkpoint).with_suffix(".latency.json")
-    if path is not None and path.is_file():
-        return replace(graph, latency_model=read_table(path, graph))
-    table = time_layers(dense, graph, budget, example_inputs, name=type(dense).__name__)
-    if path is not None:
-        write_table(path, table)
+    name = type(dense).__name__
+    table = layer_times(dense, graph, budget, example_inputs, path=path, name=name)
     return replace(graph, latency_model=table)
 
 
