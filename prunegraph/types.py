@@ -243,6 +243,7 @@ class Split:
         *,
         shuffle: torch.Generator | None = None,
         augment: torch.Generator | None = None,
+        skip: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield ``(images [b, c, h, w] float32, labels [b] int64)`` until the split is used up.
 
@@ -250,11 +251,12 @@ class Split:
             batch_size: images a batch; the last one may be smaller.
             shuffle: if given, the order is drawn from it; None = stored order.
             augment: if given, training augmentation is drawn from it.
+            skip: batches at the beginning that are left out and not loaded.
         """
         order = self.index
         if shuffle is not None:
             order = order[torch.randperm(len(order), generator=shuffle)]
-        for chunk in order.split(batch_size):
+        for chunk in order.split(batch_size)[skip:]:
             yield self.source.load(chunk, augment), self.source.labels[chunk]
 
     def equal_batches(self, num_batches: int) -> Iterator[Tensor]:

@@ -6,6 +6,7 @@ output and everything else to standard error.
 
 import contextlib
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -24,7 +25,10 @@ from rich.progress import (
 from rich.table import Table
 
 PLAIN_INTERVAL = 10.0
-"""Seconds between two plain progress lines."""
+"""Least seconds between two plain progress lines."""
+
+PLAIN_SHARE = 0.02
+"""Least time between two plain progress lines, as a share of the time that has passed."""
 
 PLAIN_WIDTH = 160
 """Columns of a table that does not go to a terminal, so that no cell is cut."""
@@ -33,7 +37,7 @@ PLAIN_WIDTH = 160
 class Report(Protocol):
     """Called by long work: how many of the announced steps are done, and a short note."""
 
-    def __call__(self, completed: int, note: str = "") -> None:
+    def __call__(self, completed: float, note: str = "") -> None:
         """Show it."""
         ...
 
@@ -100,14 +104,14 @@ class Console:
         with Progress(*columns, console=self._out) as bar:
             task = bar.add_task(label, total=total, note="")
 
-            def report(completed: int, note: str = "") -> None:
+            def report(completed: float, note: str = "") -> None:
                 bar.update(task, completed=completed, note=note)
 
             yield report
 
 
 class PlainProgress:
-    """Prints a line every ten seconds and at the end.
+    """Prints a line every ten seconds, in long work less often, and at the end.
 
     Args:
         console: where to print.
@@ -121,17 +125,18 @@ class PlainProgress:
         self._total = total
         self._started = time.monotonic()
         self._printed = self._started
-        self._anchor: tuple[int, float] | None = None  # steps and time to count the speed from
-        self._told: tuple[int, str] | None = None
-        self._shown: tuple[int, str] | None = None
+        self._anchor: tuple[float, float] | None = None  # steps and time to count the speed from
+        self._told: tuple[float, str] | None = None
+        self._shown: tuple[float, str] | None = None
 
-    def __call__(self, completed: int, note: str = "") -> None:
+    def __call__(self, completed: float, note: str = "") -> None:
         """Print where the work stands, if enough time has passed or it is done."""
         now = time.monotonic()
         if self._anchor is None:  # the first of many steps may be where an earlier run stopped
-            self._anchor = (0, self._started) if completed <= 1 else (completed, now)
+            self._anchor = (0, self._started) if completed == 1 else (completed, now)
         self._told = (completed, note)
-        due = completed >= self._total or now - self._printed >= PLAIN_INTERVAL
+        interval = max(PLAIN_INTERVAL, PLAIN_SHARE * (now - self._started))
+        due = completed >= self._total or now - self._printed >= interval
         if due and self._told != self._shown:
             self._print(now, completed, note, self._time_left(now, completed))
 
@@ -140,17 +145,18 @@ class PlainProgress:
         if self._told is not None and self._told != self._shown:
             self._print(time.monotonic(), *self._told, left="")
 
-    def _time_left(self, now: float, completed: int) -> str:
+    def _time_left(self, now: float, completed: float) -> str:
         steps, since = self._anchor or (0, self._started)
         if completed <= steps or completed >= self._total:
             return ""
         left = (now - since) / (completed - steps) * (self._total - completed)
         return f"{seconds_in_words(left)} left"
 
-    def _print(self, now: float, completed: int, note: str, left: str) -> None:
+    def _print(self, now: float, completed: float, note: str, left: str) -> None:
         self._printed, self._shown = now, (completed, note)
         elapsed = seconds_in_words(now - self._started)
-        words = (f"{self._label}: {completed}/{self._total}", elapsed, left, note)
+        done = f"{math.floor(10 * completed) / 10:g}"  # never a step too many
+        words = (f"{self._label}: {done}/{self._total}", elapsed, left, note)
         self._console.say(", ".join(filter(None, words)))
 
 

@@ -309,6 +309,7 @@ def train_network(
             teacher=teacher,
             checkpoint=checkpoint,
             progress=lambda done, _, loss, __: tell(done, loss),
+            watch=lambda done, loss: report(done, f"loss {loss:.3f}"),
             ranks=ranks,
             subnets=subnets,
             name=name,

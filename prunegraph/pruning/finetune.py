@@ -5,33 +5,27 @@ a cosine to zero a step at a time, the split's own augmentation, bfloat16 autoca
 """
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from prunegraph.errors import ArtefactError, ConfigError, DataError, ModelError, PruneGraphError
+from prunegraph.errors import ConfigError, DataError, ModelError, PruneGraphError
 from prunegraph.files import write_bytes
 from prunegraph.graph import evaluation_mode, unwrap
 from prunegraph.pruning.evaluation import model_device, place_images, place_model
 from prunegraph.pruning.ranks import Ranks, SharedBatchNorm
 from prunegraph.pruning.recalibration import recalibrate_bn
-from prunegraph.pruning.state import (
-    load_state,
-    parameter_digest,
-    state_tensors,
-    to_safetensors,
-)
+from prunegraph.pruning.state import parameter_digest
 from prunegraph.pruning.subnets import Subnets
-from prunegraph.reading import checked, holds_numbers, parse_json, read_safetensors
+from prunegraph.pruning.training_state import Done, TrainingState
 from prunegraph.types import TrainSplit
 
 LONG_TRAINING = 100
@@ -43,8 +37,14 @@ LONG_PEAK_LR = 0.1
 NUM_RECALIBRATION = 2048
 """Train images that recalibrate batch norm after slimmable training."""
 
+CHECKPOINT_SECONDS = 300.0
+"""Within a longer epoch a checkpoint is written as often as this."""
+
 Progress = Callable[[int, int, float, float], None]
 """Called after every epoch as ``progress(epochs done, epochs, mean loss, seconds so far)``."""
+
+Watch = Callable[[float, float], None]
+"""Called after every other step as ``watch(epochs done, mean loss of the epoch so far)``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,14 +123,16 @@ def finetune(
     teacher: nn.Module | None = None,
     checkpoint: Path | str | None = None,
     progress: Progress | None = None,
+    watch: Watch | None = None,
     ranks: Ranks | None = None,
     subnets: Subnets | None = None,
     name: str | None = None,
 ) -> FinetuneResult:
     """Train a network in place and leave it in eval mode, channels last if it can run so.
 
-    With a checkpoint the state is written after every epoch, and an equal call continues from it;
-    on a CPU with the same number of threads the result is bit-equal to an uninterrupted one.
+    With a checkpoint the state is written after every epoch and every ``CHECKPOINT_SECONDS`` in
+    between, and an equal call continues from it; on a CPU with the same number of threads the
+    result is bit-equal to an uninterrupted one.
 
     Args:
         model: the network, on the device where it shall be trained.
@@ -140,6 +142,7 @@ def finetune(
         teacher: network whose outputs are learned too, with ``config.distill_weight``.
         checkpoint: where the state is kept, or None.
         progress: called after every epoch.
+        watch: called after every other step; it must leave network and torch's generator alone.
         ranks: processes that train together, each with an equal call on its own device: every batch
             is shared among them, with the order and augmentation of one process. Rank 0 reads and
             writes the checkpoint. Dropout draws anew in each.
@@ -170,23 +173,16 @@ def finetune(
         model.eval()
         return FinetuneResult(losses=(), seconds=0.0, resumed_epochs=0)
     run = _Training(model, train, config, seed, teacher, ranks, subnets, name)
-    writes = ranks is None or ranks.first
-    checkpoint = None if checkpoint is None else Path(checkpoint)
-    if checkpoint is not None and writes and checkpoint.exists():
-        run.restore(checkpoint)
-    run.join_ranks()
-    resumed_epochs = len(run.losses)
-    while len(run.losses) < config.epochs:
-        run.train_epoch()
-        if checkpoint is not None and writes:
-            write_bytes(checkpoint, run.snapshot())
-        if progress is not None:
-            progress(len(run.losses), config.epochs, run.losses[-1], run.seconds)
+    if ranks is not None and not ranks.first:
+        checkpoint = None
+    resumed_epochs = run.begin(None if checkpoint is None else Path(checkpoint))
+    run.train_epochs(progress, watch)
     model.eval()
     if subnets is not None:
         run.recalibrate()
+    done = run.done
     return FinetuneResult(
-        losses=tuple(run.losses), seconds=run.seconds, resumed_epochs=resumed_epochs
+        losses=tuple(done.losses), seconds=done.seconds, resumed_epochs=resumed_epochs
     )
 
 
@@ -206,10 +202,7 @@ def learning_rate_at(step: int, *, steps: int, warmup_steps: int, peak: float) -
 
 
 class _Training:
-    """One training: network, optimizer, what was done so far.
-
-    The random state of an epoch is derived from (seed, epoch), so a resume needs none of it.
-    """
+    """One training: network, optimizer, what was done so far."""
 
     def __init__(
         self,
@@ -229,8 +222,6 @@ class _Training:
         self.config = config
         self.seed = seed
         self.teacher = teacher
-        self.losses: list[float] = []
-        self.seconds = 0.0
         trainable = {n: p for n, p in unwrap(model).named_parameters() if p.requires_grad}
         self.trainable = trainable
         if not trainable:
@@ -249,7 +240,7 @@ class _Training:
             msg = f"{len(train)} training images are too few: at least 2 are needed"
             raise ConfigError(msg)
         place_model(unwrap(model), model_device(model), next(iter(train.batches(1)))[0])
-        self.identity = {
+        identity = {
             "config": asdict(config),
             "seed": seed,
             "images": train.fingerprint(),
@@ -257,36 +248,91 @@ class _Training:
             "teacher": None if teacher is None else parameter_digest(teacher),
             "subnets": None if subnets is None else subnets.digest(),
         }
+        self.state = TrainingState(
+            model=unwrap(model),
+            trainable=trainable,
+            optimizer=self.optimizer,
+            identity=identity,
+            steps_per_epoch=self.steps_per_epoch,
+        )
 
-    def join_ranks(self) -> None:
+    @property
+    def done(self) -> Done:
+        """What was done so far."""
+        return self.state.done
+
+    def begin(self, checkpoint: Path | None) -> int:
+        """Continue from a checkpoint if there is one, and return the epochs that it had done."""
+        self.checkpoint = checkpoint
+        if checkpoint is not None and checkpoint.exists():
+            self.state.restore(checkpoint)
+        self._join_ranks()
+        self.saved = time.monotonic()
+        return len(self.done.losses)
+
+    def train_epochs(self, progress: Progress | None, watch: Watch | None) -> None:
+        """Run the epochs that are left."""
+
+        def after_step(loss: float) -> None:
+            if time.monotonic() - self.saved >= CHECKPOINT_SECONDS:
+                self.save()
+            if watch is not None:
+                watch(len(losses) + self.done.step / self.steps_per_epoch, loss)
+
+        losses = self.done.losses
+        while len(losses) < self.config.epochs:
+            self.train_epoch(after_step)
+            self.save()
+            if progress is not None:
+                progress(len(losses), self.config.epochs, losses[-1], self.done.seconds)
+
+    def save(self) -> None:
+        """Write the checkpoint, if one is kept."""
+        if self.checkpoint is not None:
+            write_bytes(self.checkpoint, self._snapshot())
+        self.saved = time.monotonic()
+
+    def _join_ranks(self) -> None:
         """Take over what rank 0 has restored, and share the batches from now on."""
         if self.ranks is None:
             return
         names = [name for name, item in self.trainable.items() if self.optimizer.state[item]]
-        self.losses, self.seconds, names = self.ranks.agree((self.losses, self.seconds, names))
+        begun = self.ranks.agree((self.done, self.state.generators, names))
+        self.state.done, self.state.generators, names = begun
         for name in names:
             state = self.optimizer.state[self.trainable[name]]
             state.setdefault("momentum_buffer", torch.empty_like(self.trainable[name]))
             distributed.broadcast(state["momentum_buffer"], src=0)
         self.model = self.ranks.wrap(unwrap(self.model))
 
-    def train_epoch(self) -> None:
-        """Run the next epoch."""
-        start = time.perf_counter()
-        epoch = len(self.losses)
+    def train_epoch(self, after_step: Callable[[float], None]) -> None:
+        """Run the next epoch, or the rest of one, and call a function after all steps but the last.
+
+        Args:
+            after_step: called with the mean loss of the epoch so far.
+        """
+        done = self.done
+        begun = time.perf_counter() - done.seconds
+        epoch = len(done.losses)
         self.model.train()
-        total = 0.0
+        self.augmentation = self._generator(epoch, "augmentation")
         batches = self.train.batches(
             self.config.batch_size,
             shuffle=self._generator(epoch, "order"),
-            augment=self._generator(epoch, "augmentation"),
+            augment=self.augmentation,
+            skip=done.step,
         )
         shared = nullcontext() if self.ranks is None else SharedBatchNorm()
         with self._seeded(epoch), shared:
-            for step, (images, labels) in zip(range(self.steps_per_epoch), batches, strict=False):
-                total += self._step(epoch, step, images, labels)
-        self.losses.append(total / self.steps_per_epoch)
-        self.seconds += time.perf_counter() - start
+            self._restore_generators()
+            for images, labels in islice(batches, self.steps_per_epoch - done.step):
+                done.total += self._step(epoch, done.step, images, labels)
+                done.step += 1
+                done.seconds = time.perf_counter() - begun
+                if done.step < self.steps_per_epoch:
+                    after_step(done.total / done.step)
+        done.losses.append(done.total / self.steps_per_epoch)
+        done.step, done.total = 0, 0.0
 
     def _step(self, epoch: int, step: int, images: Tensor, labels: Tensor) -> float:
         rate = learning_rate_at(
@@ -377,53 +423,23 @@ class _Training:
             torch.manual_seed(self._derived_seed(epoch, "dropout") + rank)
             yield
 
-    def snapshot(self) -> bytes:
+    def _snapshot(self) -> bytes:
         """Return the whole state as a safetensors file."""
-        tensors = {f"model.{n}": t for n, t in state_tensors(unwrap(self.model)).items()}
-        for name, parameter in self.trainable.items():
-            buffer = self.optimizer.state[parameter].get("momentum_buffer")
-            if buffer is not None:
-                tensors[f"momentum.{name}"] = buffer
-        record = {"identity": self.identity, "losses": self.losses, "seconds": self.seconds}
-        return to_safetensors(tensors, {"training": json.dumps(record)})
+        device = model_device(self.model)
+        self.state.generators = {}
+        if self.done.step > 0:
+            states = {"augmentation": self.augmentation.get_state(), "cpu": torch.get_rng_state()}
+            if device.type == "cuda":
+                states["cuda"] = torch.cuda.get_rng_state(device)
+            self.state.generators = states
+        return self.state.to_bytes()
 
-    def restore(self, path: Path) -> None:
-        """Continue from a snapshot.
-
-        Raises:
-            ArtefactError: it is damaged or of another training.
-        """
-        tensors, metadata = read_safetensors(path)
-        record = self._record(path, metadata)
-        own = unwrap(self.model)
-        state = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
-        load_state(own, state, path)
-        for name, parameter in self.trainable.items():
-            buffer = tensors.get(f"momentum.{name}")
-            if buffer is not None:
-                if buffer.shape != parameter.shape or not holds_numbers(buffer):
-                    msg = (
-                        f"{path}: the momentum of {name} is damaged: delete the file to start over"
-                    )
-                    raise ArtefactError(msg)
-                value = torch.empty_like(parameter).copy_(buffer)
-                self.optimizer.state[parameter]["momentum_buffer"] = value
-        self.losses = record["losses"]
-        self.seconds = record["seconds"]
-
-    def _record(self, path: Path, metadata: dict[str, str]) -> dict[str, Any]:
-        """Return what the checkpoint says of its training, if it is this one."""
-        if "training" not in metadata:
-            msg = f"{path} is no training checkpoint of prunegraph: choose another file name"
-            raise ArtefactError(msg)
-        shape = {"identity": dict[str, Any], "losses": list[float], "seconds": float}
-        record: dict[str, Any] = checked(parse_json(metadata["training"], path), shape, str(path))
-        theirs = record["identity"]
-        differing = [key for key, value in self.identity.items() if theirs.get(key) != value]
-        if differing:
-            msg = (
-                f"{path} is the checkpoint of another training (different {', '.join(differing)}): "
-                "delete it, or choose another output folder"
-            )
-            raise ArtefactError(msg)
-        return record
+    def _restore_generators(self) -> None:
+        """Set the generators to where they were, if a resume began within the epoch."""
+        states, self.state.generators = self.state.generators, {}
+        if states:
+            self.augmentation.set_state(states["augmentation"])
+            torch.set_rng_state(states["cpu"])
+        device = model_device(self.model)
+        if "cuda" in states and device.type == "cuda":
+            torch.cuda.set_rng_state(states["cuda"], device)

@@ -47,6 +47,22 @@ def test_plain_progress_says_the_time_left_and_does_not_flood(
     ]
 
 
+def test_plain_progress_within_long_steps_gets_rarer(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter([0.0, 100.0, 110.0, 4000.0, 4070.0, 4090.0])
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(now))
+    with Console().progress("fine-tune", 4) as report:
+        for completed in (0.5, 0.55, 2.0, 2.25, 2.5):
+            report(completed)
+    assert capsys.readouterr().out.splitlines() == [
+        "fine-tune: 0.5/4, 1 min 40 s",
+        "fine-tune: 0.5/4, 1 min 50 s, 11 min 30 s left",
+        "fine-tune: 2/4, 1 h 06 min, 1 h 26 min left",
+        "fine-tune: 2.5/4, 1 h 08 min, 49 min 52 s left",
+    ]
+
+
 def test_plain_progress_prints_its_end_once(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

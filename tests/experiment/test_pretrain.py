@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,12 +40,12 @@ def test_an_interrupted_pretrain_resumes_to_the_same_weights(
     calls = 0
     train_epoch = _Training.train_epoch
 
-    def interrupt(self: _Training) -> None:
+    def interrupt(self: _Training, after_step: Callable[[float], None]) -> None:
         nonlocal calls
         calls += 1
         if calls == 2:
             raise KeyboardInterrupt
-        train_epoch(self)
+        train_epoch(self, after_step)
 
     monkeypatch.setattr(_Training, "train_epoch", interrupt)
     assert main([*OPTIONS, "--out", str(tmp_path / "cut")]) == 130

@@ -3,10 +3,12 @@
 Nothing else may be raised, and time and memory stay bounded. ``make endurance`` tries more files.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import resource
+import sys
 import tarfile
 import time
 from collections.abc import Callable
@@ -54,7 +56,7 @@ from prunegraph.graph import StructureGraph
 from prunegraph.models import build_model, load_weights, weights_info
 from prunegraph.pruning import Latency, LatencyTable
 from prunegraph.pruning.artefacts import MASK_FILE, load_pruned, read_info
-from prunegraph.pruning.finetune import FinetuneConfig, finetune
+from prunegraph.pruning.finetune import FinetuneConfig, Watch, finetune
 from prunegraph.pruning.outcome_log import WRITE_EVERY, OutcomeLog
 from prunegraph.pruning.state import parameter_digest
 from prunegraph.rewards import RewardConfig
@@ -178,12 +180,17 @@ def agent_case(folder: Path) -> Case:
 
 def finetune_case(folder: Path) -> Case:
     path, train = folder / "finetune.safetensors", load_dataset("digits").train.sample(64, 0)
-    config = FinetuneConfig(epochs=1)
+    config = FinetuneConfig(epochs=1, batch_size=32)
 
-    def read() -> None:
-        finetune(network(), train, config, seed=0, checkpoint=path)
+    def read(watch: Watch | None = None) -> None:
+        finetune(network(), train, config, seed=0, checkpoint=path, watch=watch)
 
-    read()
+    def stop(*_: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(sys.modules[finetune.__module__], "CHECKPOINT_SECONDS", 0.0)
+        read(stop)  # within the epoch
     return Case(path=path, mutate="safetensors", read=read)
 
 

@@ -51,12 +51,12 @@ def compared(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
     epochs = 0
     train_epoch = _Training.train_epoch
 
-    def interrupt(self: _Training) -> None:
+    def interrupt(self: _Training, after_step: Callable[[float], None]) -> None:
         nonlocal epochs
         epochs += 1
         if epochs == 5:  # the first is the plan's
             raise KeyboardInterrupt
-        train_epoch(self)
+        train_epoch(self, after_step)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_Training, "train_epoch", interrupt)

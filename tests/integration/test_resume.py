@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -103,11 +104,11 @@ def test_an_interrupted_fine_tune_goes_on_with_other_threads(
     ]
     train_epoch, epochs = _Training.train_epoch, []
 
-    def counted(self: _Training) -> None:
+    def counted(self: _Training, after_step: Callable[[float], None]) -> None:
         epochs.append(self.seed)
         if len(epochs) == 3:
             raise KeyboardInterrupt
-        train_epoch(self)
+        train_epoch(self, after_step)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_Training, "train_epoch", counted)

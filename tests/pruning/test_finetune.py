@@ -1,15 +1,19 @@
+import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from prunegraph.errors import ArtefactError, ConfigError, DataError, ModelError, PruneGraphError
 from prunegraph.pruning import FinetuneConfig, evaluate, finetune
 from prunegraph.pruning.finetune import learning_rate_at
+from prunegraph.reading import read_safetensors
 from prunegraph.types import Dataset, TrainSplit
 
 
@@ -79,6 +83,58 @@ def test_an_interrupted_training_resumes_bit_equal(train: TrainSplit, tmp_path: 
     assert finetune(again, train, CONFIG, seed=1, checkpoint=path).resumed_epochs == 3
     assert torch.equal(again.head.weight, whole.head.weight)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def stop_within(monkeypatch: pytest.MonkeyPatch, epochs: float) -> Callable[..., None]:
+    """Write a checkpoint after every step, and stop after some."""
+    monkeypatch.setattr(sys.modules[finetune.__module__], "CHECKPOINT_SECONDS", 0.0)
+
+    def watch(done: float, loss: float) -> None:
+        assert loss > 0.0
+        if done == pytest.approx(epochs):
+            raise KeyboardInterrupt
+
+    return watch
+
+
+@pytest.mark.parametrize("within", [1 / 3, 4 / 3])
+def test_a_training_that_is_interrupted_within_an_epoch_resumes_bit_equal(
+    within: float, train: TrainSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, resumed = make_net(), make_net()
+    expected = finetune(whole, train, CONFIG, seed=1)
+    path, stop = tmp_path / "training.safetensors", stop_within(monkeypatch, within)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(make_net(), train, CONFIG, seed=1, checkpoint=path, watch=stop)
+    torch.rand(7)  # the global generator must not matter
+    steps: list[float] = []
+    result = finetune(
+        resumed, train, CONFIG, seed=1, checkpoint=path, watch=lambda done, _: steps.append(done)
+    )
+    assert result.resumed_epochs == int(within)
+    assert steps[0] == pytest.approx(within + 1 / 3)
+    assert result.losses == expected.losses
+    state = whole.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in resumed.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"step": 3}, {"step": -1}, {"random.cpu": torch.zeros(5056, dtype=torch.uint8)}],
+)
+def test_a_damaged_state_within_an_epoch_is_refused(
+    change: dict[str, Any], train: TrainSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, stop = tmp_path / "training.safetensors", stop_within(monkeypatch, 1 / 3)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(make_net(), train, CONFIG, seed=1, checkpoint=path, watch=stop)
+    tensors, metadata = read_safetensors(path)
+    record = json.loads(metadata["training"])
+    tensors |= {name: value for name, value in change.items() if name in tensors}
+    record |= {name: value for name, value in change.items() if name in record}
+    save_file(tensors, path, {"training": json.dumps(record)})
+    with pytest.raises(ArtefactError, match="the state within an epoch is damaged: delete"):
+        finetune(make_net(), train, CONFIG, seed=1, checkpoint=path)
 
 
 def test_the_seed_and_only_the_seed_decides(train: TrainSplit) -> None:
