@@ -54,6 +54,9 @@ USUAL_HEURISTICS = (
 )
 """What ``train`` compares with; ``compare`` takes every criterion with every allocation."""
 
+WEIGHTS_ALONE = ("l1", "l2", "fpgm", "bn_scale", "lamp", "tp_magnitude", "tp_bn_scale")
+"""Criteria that read neither images nor chance."""
+
 CONTROL_CRITERIA = ("l1", "random")
 """Criteria that choose channels at the agent's own widths."""
 
@@ -69,6 +72,16 @@ def heuristics() -> tuple[str, ...]:
 def searches(name: str) -> bool:
     """Return whether a baseline searches with as many networks as the agent, once for each seed."""
     return name in (*SEARCHES, SAMPLER) or is_factory(name)
+
+
+def differs_by_seed(name: str) -> bool:
+    """Return whether a baseline depends on images or chance: it is asked once for each seed.
+
+    What one draw of images gives, taken for all that the method can give, would be a rival without
+    a spread, and differences from it would look surer than they are.
+    """
+    criterion, _, allocation = name.partition("/")
+    return searches(name) or criterion not in WEIGHTS_ALONE or allocation == "sensitivity"
 
 
 def make_baseline(name: str) -> Pruner:
@@ -133,14 +146,14 @@ def baseline_batches(
         stores: where each network's candidates are kept.
         names: of baselines, the sampler may be among them.
         options: how the agent searches; each baseline may run as many networks.
-        seeds: searches run once for each; a heuristic once.
+        seeds: what depends on images or chance is asked once for each, the rest once.
     """
     planned = [
         (number, name, seed, options.networks)
         for number in range(len(stores))
         for name in names
         if name != SAMPLER
-        for seed in (seeds if searches(name) else seeds[:1])
+        for seed in (seeds if differs_by_seed(name) else seeds[:1])
     ]
     missing = [item for item in planned if stores[item[0]].get(item[1], item[2]) is None]
     missing.sort(key=lambda item: not searches(item[1]))  # the long ones first
@@ -157,10 +170,9 @@ def baseline_batches(
 
 def baseline_job(place: Workplace, number: int, name: str, seed: int, networks: int) -> Candidate:
     """Let a baseline choose a mask of network ``number``: a job. An interrupted search goes on."""
-    bench, pruner = place.benches[number], make_baseline(name)
+    bench, pruner = place.benches[number].with_statistics(seed), make_baseline(name)
     if not searches(name):
         return run_pruner(bench, pruner, name, seed=seed, networks=networks)
-    bench = bench.with_statistics(seed)
     log = OutcomeLog(place.folders[number].checkpoint(f"outcomes-{slug(name)}-{seed}.json"))
     with place.console.progress(f"search {name}, seed {seed}", networks) as report:
         return run_pruner(

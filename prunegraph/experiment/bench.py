@@ -29,7 +29,7 @@ from prunegraph.models import load_weights, save_weights, weights_info
 from prunegraph.pruners.start import NUM_STARTS, Start, rank_starts
 from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.costly_statistics import LazyStatistics, measure_costly
-from prunegraph.pruning.evaluation import evaluate
+from prunegraph.pruning.evaluation import WORST, evaluate
 from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.finetune import FinetuneConfig, finetune
 from prunegraph.pruning.latency import project_budget
@@ -331,8 +331,12 @@ class Bench:
         return evaluate(model, self.target.dataset.search).accuracy
 
     def recalibrated_test_accuracy(self, mask: KeepMask) -> float:
-        """Return a mask's test accuracy after recalibration. Call it when every choice is made."""
-        return self.test_accuracy(self.final_evaluator.prune(mask))
+        """Return a mask's test accuracy after recalibration. Call it when every choice is made.
+
+        Like a search's it is 0 where the outputs are not finite.
+        """
+        pruned = self.final_evaluator.prune(mask)
+        return evaluate(pruned, self.target.dataset.test, worst=WORST).accuracy
 
 
 def warn_of_network(bench: Bench, console: Console) -> None:

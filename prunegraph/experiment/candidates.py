@@ -35,7 +35,7 @@ class Candidate:
 
     Attributes:
         name: the method.
-        seed: its search seed; 0 for a deterministic one.
+        seed: its search seed; the run's for one that depends on neither images nor chance.
         mask: the mask.
         networks_evaluated: pruned networks that the method ran.
         search_accuracy: on the whole search split, after recalibration.
@@ -134,14 +134,20 @@ def best_rival(
     return next(iter(ranked(candidates, rivals, rank)), None)
 
 
-def choose(candidates: Sequence[Candidate]) -> Candidate:
+def choose(
+    candidates: Sequence[Candidate], rank: Callable[[Sequence[float]], float] = statistics.mean
+) -> Candidate:
     """Return the mask that a run ends with: the agent's with the highest search accuracy.
 
     Of equal ones the first seed's; where no agent searched, that of the best baseline.
+
+    Args:
+        candidates: of all methods.
+        rank: what makes a baseline the best, as for ``best_rival``.
     """
     own = [item for item in candidates if is_agent(item.name)]
     if not own:
-        best = best_rival(candidates)
+        best = best_rival(candidates, rank)
         own = [item for item in candidates if item.name == best]
     return max(own, key=lambda item: (item.search_accuracy, -item.seed))
 

@@ -10,6 +10,7 @@ from prunegraph.experiment.baselines import CONTROLS, TORCH_PRUNING, heuristics,
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import Candidate, best_rival, choose, ranked
 from prunegraph.experiment.compare_config import CompareConfig
+from prunegraph.experiment.config import PruningOptions
 from prunegraph.experiment.verdict import (
     CONTROL_SUFFIX,
     DENSE,
@@ -18,7 +19,7 @@ from prunegraph.experiment.verdict import (
     is_control,
 )
 
-RULES = 4
+RULES = 5
 """Version of the rules by which fine-tunes are chosen: ``verify`` knows those of older reports."""
 
 ALWAYS = ("l1/uniform", "taylor/per_mac")
@@ -65,11 +66,12 @@ def plan_cells(
 
     Eight rows and the dense control: the agent; L1 and random at its widths; the two searches
     among the baselines that are best on average; L1 uniform; Taylor per MAC; the best
-    other heuristic. A method that searched is fine-tuned with the seed of its search, a
-    deterministic one with every seed. With ``finetune_seeds`` the best mask of each is, with every
-    one; L1 and random at the widths of the agent's best. With ``finetune_best`` it is the agent and
-    the best baseline alone. What the agent must beat is always among the rows: without an agent the
-    best baseline; the policy that the search began with, where that is better than all of them.
+    other heuristic. A method that was asked with several seeds is fine-tuned with the seed of each
+    mask, one that depends on neither images nor chance with every seed. With ``finetune_seeds`` the
+    best mask of each is, with every one; L1 and random at the widths of the agent's best. With
+    ``finetune_best`` it is the agent and the best baseline alone. What the agent must beat is
+    always among the rows: without an agent the best baseline; the policy that the search began
+    with, where that is better than all of them.
 
     Args:
         bench: the network.
@@ -77,34 +79,58 @@ def plan_cells(
         config: which of them.
         rules: by those of version 1 only baselines are rivals, and the last of equal heuristics
             is fine-tuned; until version 3 all searches began from what one row tells; until version
-            4 the best rival was that on average where the best mask of each is fine-tuned.
+            4 the best rival was that on average where the best mask of each is fine-tuned; until
+            version 5 heuristics were asked with one seed.
     """
-    seeds = finetune_seeds_of(config)
-    rank = max if config.finetune_seeds else statistics.mean
+    seeds, rank = finetune_seeds_of(config), rank_of(config)
     rivals = [item for item in candidates if rules > 1 or is_baseline(item.name)]
     best = best_rival(rivals, rank if rules > 3 else statistics.mean)
     if config.finetune_best:
         candidates = [item for item in candidates if is_agent(item.name) or item.name == best]
-    names = _searched(candidates, rank)
-    if best is not None and rules > 1 and (searches(best) or (rules > 2 and is_control(best))):
+    names = _searched(candidates, rank) | _chosen_heuristics(candidates, rank, rules)
+    if best is not None and rules > 1 and (searches(best) or is_control(best)):
         names.add(best)
-    others = [item for item in candidates if item.name in (*heuristics(), *TORCH_PRUNING)]
-    searched = [item for item in candidates if item.name in names]
-    fixed = [item for item in others if item.name in ALWAYS]
-    if rules < 3:
-        fixed += [item for item in candidates if item.name == best and is_control(item.name)]
-    rest = [item for item in others if item.name not in ALWAYS]
-    if rest:
-        by_name = sorted(rest, key=lambda item: item.name, reverse=rules == 1)
-        fixed.append(max(by_name, key=lambda item: item.search_accuracy))
+    chosen = [item for item in candidates if item.name in names]
     if config.finetune_seeds is not None:
-        fixed, searched = [*_best_masks(searched), *fixed], []
-    pairs: list[tuple[Candidate | None, int]] = [(item, item.seed) for item in searched]
-    pairs += [(item, seed) for item in [*fixed, None] for seed in seeds]
+        chosen = _best_masks(chosen)
+    pairs: list[tuple[Candidate | None, int]] = []
+    for item in chosen:
+        once = config.finetune_seeds is not None or _is_alone(item, candidates, rules)
+        pairs += [(item, seed) for seed in (seeds if once else [item.seed])]
+    pairs += [(None, seed) for seed in seeds]
     return [
         Cell(candidate=item, seed=seed, digest=_cell_digest(bench, item, seed))
         for item, seed in pairs
     ]
+
+
+def rank_of(options: PruningOptions) -> Callable[[Sequence[float]], float]:
+    """Return what ranks a method by the search accuracies of its masks.
+
+    Their mean; where the best mask of each method is fine-tuned, that mask's.
+    """
+    best = isinstance(options, CompareConfig) and options.finetune_seeds is not None
+    return max if best else statistics.mean
+
+
+def _chosen_heuristics(
+    candidates: Sequence[Candidate], rank: Callable[[Sequence[float]], float], rules: int
+) -> set[str]:
+    """Return the names of the heuristics to fine-tune."""
+    names = {item.name for item in candidates} & {*heuristics(), *TORCH_PRUNING}
+    order = ranked(candidates, names - {*ALWAYS}, rank)
+    if rules == 1:  # one candidate each
+        order = [item.name for item in candidates if item.name in order]
+        accuracy = {item.name: item.search_accuracy for item in candidates}
+        order.sort(key=lambda name: (accuracy[name], name), reverse=True)
+    return {*order[:1]} | (names & {*ALWAYS})
+
+
+def _is_alone(item: Candidate, candidates: Sequence[Candidate], rules: int) -> bool:
+    """Return whether a mask is its method's only one, which every seed's fine-tune begins from."""
+    if searches(item.name) or is_agent(item.name) or (is_control(item.name) and rules > 2):
+        return False
+    return sum(other.name == item.name for other in candidates) == 1
 
 
 def _best_masks(searched: Sequence[Candidate]) -> list[Candidate]:

@@ -37,7 +37,6 @@ from prunegraph.experiment.candidates import Candidate, CandidateStore
 from prunegraph.experiment.cells import (
     ALWAYS,
     BEST_SEARCHES,
-    RULES,
     Cell,
     finetune_seeds_of,
     plan_cells,
@@ -296,7 +295,6 @@ def _finish(
     rows = _measure(bench, outcome.candidates, cells, folder, console)
     recalibrated: Metric = "test_accuracy_recalibrated"
     details = {
-        "plan_rules": RULES,
         "proxy_rank_correlation": proxy_correlation(rows),
         "stage_one_verdict": list(judge(rows, recalibrated, repaired=outcome.repaired)),
     }

@@ -10,6 +10,7 @@ from prunegraph.errors import ArtefactError
 from prunegraph.experiment.agreement import agreements
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import MASKS_FILE, Candidate, choose, write_masks
+from prunegraph.experiment.cells import RULES, rank_of
 from prunegraph.experiment.config import CommonConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.csv_files import write_csv_files
@@ -76,7 +77,7 @@ def finetune_chosen(jobs: Jobs, outcomes: Sequence[Outcome]) -> None:
     arguments = []
     for number, (bench, outcome) in enumerate(zip(jobs.place.benches, outcomes, strict=True)):
         for name, mask, directory in (
-            ("pruned", choose(outcome.candidates).mask, "."),
+            ("pruned", choose(outcome.candidates, rank_of(bench.options)).mask, "."),
             ("dense", bench.target.graph.dense_mask(), DENSE_FINETUNED),
         ):
             label = f"fine-tune {name} {bench.target.arch}"
@@ -88,7 +89,7 @@ def finalise(
     config: CommonConfig, bench: Bench, outcome: Outcome, folder: RunFolder, console: Console
 ) -> dict[str, Any]:
     """Measure the fine-tuned networks, report, and return the report."""
-    chosen = choose(outcome.candidates)
+    chosen = choose(outcome.candidates, rank_of(bench.options))
     rows = _measure_rows(bench, outcome.candidates, chosen, folder, console)
     report = make_report(config, bench, outcome, rows, "test_accuracy_recalibrated")
     return conclude(config, bench, outcome, report, folder, console)
@@ -227,7 +228,7 @@ def make_report(
 ) -> Report:
     """Return the report of measured rows, judged by ``metric``; ``details`` are further entries."""
     target, graph = bench.target, bench.target.graph
-    chosen = choose(outcome.candidates)
+    chosen = choose(outcome.candidates, rank_of(bench.options))
     own = next(row for row in rows if (row.name, row.seed) == (chosen.name, chosen.seed))
     dense = next(row for row in rows if row.name == DENSE)
     verdict, reason = judge(rows, metric, repaired=outcome.repaired)
@@ -295,6 +296,7 @@ def common_details(bench: Bench, outcome: Outcome, metric: Metric) -> dict[str, 
     target, dataset = bench.target, bench.target.dataset
     splits = {"train": dataset.train, "search": dataset.search, "test": dataset.test}
     return {
+        "plan_rules": RULES,
         "verdict_metric": metric,
         "repaired": outcome.repaired,
         "dense_widths": target.graph.group_widths(target.graph.dense_mask()),

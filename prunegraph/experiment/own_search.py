@@ -99,6 +99,7 @@ class OwnEvaluator:
         self._identity = dict(identity or {})
         self._score, self._recalibrate = score, recalibrate
         self._compensation = compensation
+        self._path: Path | None = None
         self.num_networks = 0
         self.found: dict[KeepMask, Outcome] = {}
 
@@ -108,6 +109,8 @@ class OwnEvaluator:
         if mask not in self.found:
             self.found[mask] = self._measure(mask)
             self.num_networks += 1
+            if self._path is not None:
+                self.save(self._path)
         return self.found[mask]
 
     def badness(self, mask: KeepMask) -> float:
@@ -134,8 +137,8 @@ class OwnEvaluator:
         content = {"reconstruct": reconstruct, "scores": scores, "search": self._identity}
         write_json(path, content)
 
-    def resume(self, checkpoint: Path) -> Path:
-        """Go on with what is known beside the agent's checkpoint; return where it is kept.
+    def resume(self, checkpoint: Path) -> None:
+        """Go on with what is known beside the agent's checkpoint; keep every score there.
 
         Raises:
             ArtefactError: the checkpoint is damaged, or of another network or search.
@@ -147,7 +150,7 @@ class OwnEvaluator:
             msg = f"{checkpoint} has lost {path.name}, which names its search: give another one"
             raise ArtefactError(msg)
         self.save(path)  # before the agent's, which does not name the search
-        return path
+        self._path = path
 
     def load(self, path: Path) -> None:
         """Go on with what ``save`` wrote.
@@ -301,7 +304,8 @@ def search(
         },
     )
     statistics = dict(measure_by(dense, graph, batches, loss))
-    scores_file = None if checkpoint is None else evaluator.resume(Path(checkpoint))
+    if checkpoint is not None:
+        evaluator.resume(Path(checkpoint))
     ranks = rank_starts(evaluator.badness, graph, statistics, budget) if "start" in names else ()
     starting = features_by_start(graph, statistics, budget, names, ranks)
     features = next(iter(starting.values()))
@@ -320,12 +324,6 @@ def search(
     )
     environment = replace(env_config(SearchOptions(), config, seed), subset_size=None)
 
-    def report_update(record: dict[str, Any]) -> None:
-        if scores_file is not None:
-            evaluator.save(scores_file)
-        if progress is not None:
-            progress(record)
-
     result = train_agent(
         [partial(ChannelPruningEnv, task, environment)],
         [graph],
@@ -333,7 +331,7 @@ def search(
         total_networks=networks - LAST,
         initial=initial,
         checkpoint=None if checkpoint is None else Path(checkpoint),
-        progress=report_update,
+        progress=progress,
     )
     scores = result.policy.logits(to_pyg(graph), features, first_context(budget))
     evaluator.evaluate(graph.project(scores + result.offsets[0], budget))

@@ -5,14 +5,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prunegraph.experiment.baselines import searches
+from prunegraph.experiment.baselines import differs_by_seed, searches
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import Candidate
 from prunegraph.experiment.cells import plan_cells
 from prunegraph.experiment.compare import METRIC, seeds_of
 from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.config import PruningOptions, TrainConfig
-from prunegraph.experiment.verdict import DENSE, INITIAL, UNTRAINED, MethodRow, is_agent
+from prunegraph.experiment.verdict import (
+    DENSE,
+    INITIAL,
+    UNTRAINED,
+    MethodRow,
+    is_agent,
+    is_baseline,
+)
 from prunegraph.pruning.artefacts import WEIGHTS_FILE
 from prunegraph.types import KeepMask
 
@@ -106,14 +113,16 @@ def check_rows(
         return checks
     count = run.search_seeds if isinstance(run, TrainConfig) else run.seeds
     seeds = [run.seed + number for number in range(count)]
-    searched = sorted({row.name for row in rows if searches(row.name) or is_agent(row.name)})
+    of_seeds = differs_by_seed if content.get("plan_rules", 1) > 4 else searches
+    names = {row.name for row in rows}
+    asked = sorted(n for n in names if is_agent(n) or (is_baseline(n) and of_seeds(n)))
     checks += [
         Check(
             name=f"seeds of {name}",
             reported=sorted({row.seed for row in rows if row.name == name}),
             found=seeds,
         )
-        for name in searched
+        for name in asked
     ]
     told = (content.get("search") or {}).get("seeds", seeds)
     return [*checks, Check(name="search.seeds", reported=told, found=seeds)]

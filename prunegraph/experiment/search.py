@@ -159,12 +159,14 @@ def search(
         _finalists(result, bench, task, number, max(unused // len(benches), FINALISTS), options)
         for number, (bench, task) in enumerate(zip(benches, tasks, strict=True))
     ]
-    networks += sum(map(len, finalists))
+    before = sum(evaluator.num_networks for evaluator in tables[0].evaluators)
     chosen = []
     with console.progress(f"finalists of {name}, seed {seed}", sum(map(len, finalists))) as report:
         for masks, evaluator in zip(finalists, tables[0].evaluators, strict=True):
-            chosen.append(_best(name, seed, masks, evaluator, networks))
+            chosen.append(_best(name, seed, masks, evaluator))
             report(sum(map(len, finalists[: len(chosen)])))
+    networks += sum(evaluator.num_networks for evaluator in tables[0].evaluators) - before
+    seconds, evaluation_seconds = clock.read(evaluators)
     path = folder.checkpoint(f"policy-{label}.safetensors")
     steps = options.amortise_steps * options.networks if options.learning_rate else 0
     lessons = found_lessons(result, benches, options)
@@ -174,10 +176,11 @@ def search(
         )
     origin = _origin(benches, options, seed, given)
     save_policy(path, TrainedPolicy(taught.network, {**taught.record, **origin}))
-    seconds, evaluation_seconds = clock.read(evaluators)
     return SearchRun(
         policy=path,
-        candidates=tuple(replace(candidate, seconds=seconds) for candidate in chosen),
+        candidates=tuple(
+            replace(candidate, networks_evaluated=networks, seconds=seconds) for candidate in chosen
+        ),
         seconds=seconds,
         evaluation_seconds=evaluation_seconds,
         networks_evaluated=networks,
@@ -422,9 +425,7 @@ def _finalists(
     return list(dict.fromkeys(fitting))[:places]
 
 
-def _best(
-    name: str, seed: int, masks: Sequence[KeepMask], evaluator: SearchEvaluator, networks: int
-) -> Candidate:
+def _best(name: str, seed: int, masks: Sequence[KeepMask], evaluator: SearchEvaluator) -> Candidate:
     """Return the mask with the best outcome on the whole search split; of equal ones the first."""
     outcomes = evaluator.evaluate_all(masks)
     chosen = max(range(len(masks)), key=lambda number: outcomes[number].rank)
@@ -432,6 +433,6 @@ def _best(
         name=name,
         seed=seed,
         mask=masks[chosen],
-        networks_evaluated=networks,
+        networks_evaluated=0,  # not counted yet
         search_accuracy=outcomes[chosen].accuracy,
     )

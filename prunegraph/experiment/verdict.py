@@ -55,7 +55,7 @@ class MethodRow:
 
     Attributes:
         name: the method.
-        seed: its search seed; 0 for a deterministic method.
+        seed: its search seed; the run's for a method that depends on neither images nor chance.
         macs: multiply-adds of the pruned network.
         params: parameters of the pruned network.
         search_accuracy: on the search split, after recalibration and the short fine-tune, if any.
@@ -170,8 +170,9 @@ def judge(
 
     LEARNED when the agent's mean ``metric`` is above that of the best baseline (``best_baseline``)
     by more than two standard errors of the paired difference over at least three seeds, and
-    Student's one-sided test agrees (p < 0.05: with three seeds 2.9 standard errors); else NOT
-    LEARNED; None with fewer searches or fine-tunes. A deterministic baseline's value is paired with
+    Student's one-sided test agrees (p < 0.05: with three seeds 2.9 standard errors; where all
+    differences are the same, the sign test, which five can pass); else NOT LEARNED; None with fewer
+    fine-tunes, or masks of fewer searches. A deterministic baseline's value is paired with
     every seed.
 
     Args:
@@ -186,9 +187,8 @@ def judge(
         return None, "no verdict: it needs rows of the agent and of a baseline"
     ours, theirs = by_seed(measured, agent[0], metric), by_seed(measured, best, metric)
     differences = np.array(_paired(ours, theirs))
-    searches = len({row.seed for row in rows if row.name == agent[0]})
-    count = min(len(differences), searches)
-    if count < MIN_SEEDS:
+    if len(differences) < MIN_SEEDS:
+        count = len(differences)
         return None, f"no verdict: {count} seed(s), a verdict needs at least {MIN_SEEDS}"
     mean = float(differences.mean())
     error = float(differences.std(ddof=1) / math.sqrt(len(differences)))
@@ -203,10 +203,12 @@ def judge(
         chance = float(ttest_1samp(differences, 0.0, alternative="greater").pvalue)
         reason += f"p = {chance:.3f}"
     else:
-        chance = float(mean <= 0)
-        reason += "all differences the same"
+        chance = 0.5 ** len(differences) if mean > 0 else 1.0
+        reason += f"all differences the same, p = {chance:.3f} by their signs"
         if len({row.digest for row in measured if row.name == agent[0]}) == 1:
             return None, f"no verdict: one mask, measured once: {reason}"
+    if len({row.seed for row in measured if row.name == agent[0]}) < MIN_SEEDS:
+        return None, f"no verdict: it tells of these masks, not of the methods: {reason}"
     if repaired is not None and repaired > MAX_REPAIRED:
         return "NOT LEARNED", f"{reason}; {100 * repaired:.0f} % of the bits were repaired"
     learned = mean > 2 * error and mean > 0 and chance < MAX_CHANCE

@@ -14,6 +14,7 @@ from prunegraph.experiment.apply import APPLIED, COMPARED
 from prunegraph.experiment.baselines import CONTROLS
 from prunegraph.experiment.bench import DENSE_FILE, Bench
 from prunegraph.experiment.candidates import MASKS_FILE, choose, read_masks
+from prunegraph.experiment.cells import rank_of
 from prunegraph.experiment.compare import wanted
 from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.config import (
@@ -153,7 +154,7 @@ def _check_member(
             checks += judge_of.row(row)
             report(number, row.name)
     mask = masks[content["pruned"]["mask_digest"]]
-    chosen = choose(candidates_of(rows, masks))
+    chosen = choose(candidates_of(rows, masks), rank_of(bench.options))
     seed = content["pruned"].get("seed", chosen.seed)
     checks += [
         Check(name="pruned.mask_digest", reported=mask.digest(), found=chosen.mask.digest()),

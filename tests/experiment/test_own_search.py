@@ -160,6 +160,32 @@ def test_a_search_that_was_interrupted_goes_on(task: Any, tmp_path: Path) -> Non
         pg.search(model, example, checkpoint=path, **options)
 
 
+def test_a_search_that_is_killed_between_two_networks_runs_none_again(
+    task: Any, tmp_path: Path
+) -> None:
+    model, batches = task
+    runs: list[int] = []
+
+    def counted(network: nn.Module) -> float:
+        runs.append(network.training)
+        if len(runs) == stop_at:
+            raise KeyboardInterrupt
+        return score(batches[-1], network)
+
+    options = {"evaluate": counted, "loss": regression_loss, "calibration_data": batches, **SHORT}
+    example, stop_at = (batches[0][0][:1], batches[0][1][:1]), 0
+    whole = pg.search(model, example, **options)
+    total, stop_at = len(runs), len(runs) // 2
+    runs.clear()
+    path = tmp_path / "search.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        pg.search(model, example, checkpoint=path, **options)
+    again = pg.search(model, example, checkpoint=path, **options)
+    assert again.report == whole.report
+    assert again.mask == whole.mask
+    assert len(runs) == total + 1  # the one that was cut off
+
+
 def test_a_search_ends_where_there_are_no_more_masks() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))

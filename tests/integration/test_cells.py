@@ -8,7 +8,7 @@ import pytest
 
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import Candidate, choose
-from prunegraph.experiment.cells import RULES, _best_masks, _searched, plan_cells
+from prunegraph.experiment.cells import RULES, _best_masks, _searched, plan_cells, rank_of
 from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.setup import load_target
 from prunegraph.experiment.verdict import is_control
@@ -114,3 +114,34 @@ def test_of_equal_heuristics_older_reports_fine_tuned_the_last(weights: Path) ->
     found += [candidate(f"{name}/uniform", 0, 0.7) for name in ("l2", "lamp")]
     tuned = [planned(weights, found, rules) & {"l2/uniform", "lamp/uniform"} for rules in (1, 2)]
     assert tuned == [{"lamp/uniform"}, {"l2/uniform"}]
+
+
+def test_a_heuristic_is_finetuned_with_the_seed_of_each_of_its_masks(weights: Path) -> None:
+    options = CompareConfig(weights=weights, seeds=3, finetune_epochs=1, agent=False)
+    bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
+    found = [candidate("l1/uniform", 0, 0.9)]
+    found += [candidate("thinet/global", seed, (0.5, 0.6, 0.7)[seed]) for seed in range(3)]
+    found += [candidate("taylor/global", seed, (0.8, 0.4, 0.5)[seed]) for seed in range(3)]
+    pairs = [
+        (cell.name, None if cell.candidate is None else cell.candidate.seed, cell.seed)
+        for cell in plan_cells(bench, found, options)
+    ]
+    assert sorted(pairs, key=str) == [
+        *(("dense", None, seed) for seed in range(3)),
+        *(("l1/uniform", 0, seed) for seed in range(3)),
+        *(("thinet/global", seed, seed) for seed in range(3)),
+    ]
+
+
+@pytest.mark.parametrize("count", [None, 2])
+def test_the_pruned_network_is_one_that_is_finetuned(count: int | None, weights: Path) -> None:
+    found = [candidate("cem", seed, (0.9, 0.2, 0.2)[seed]) for seed in range(3)]
+    found += [candidate("taylor/uniform", seed, 0.6) for seed in range(3)]
+    options = CompareConfig(
+        weights=weights, seeds=3, agent=False, finetune_seeds=count, finetune_best=True
+    )
+    bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
+    chosen = choose(found, rank_of(options))
+    cells = plan_cells(bench, found, options)
+    assert chosen.name == ("taylor/uniform" if count is None else "cem")
+    assert chosen in [cell.candidate for cell in cells]

@@ -431,7 +431,8 @@ def test_the_best_mask_of_each_method_is_finetuned_with_more_seeds(
         assert tuned[name] == [(best, 0), (best, 1), (best, 2)]
     assert all(len(pairs) == len({*pairs}) == 3 for pairs in tuned.values())
     assert {"cem", "l1/uniform"} < {*tuned}
-    assert "2 seed(s)" in report["verdict_reason"]
+    assert report["verdict"] is None
+    assert "3 fine-tunes of one mask each" in report["verdict_reason"]
     own = [row for row in report["methods"] if row["name"] == "agent/best" and row["cell"]]
     mean = sum(row["test_accuracy_finetuned"] for row in own) / len(own)
     assert report["pruned"]["test_accuracy_finetuned"] == pytest.approx(mean)

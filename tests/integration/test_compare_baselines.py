@@ -33,6 +33,8 @@ def test_the_report_is_about_the_best_baseline(compared: Path) -> None:
     report = json.loads((compared / "report.json").read_text())
     rows = report["methods"]
     assert {row["name"] for row in rows} == {*METHODS, "dense"}
+    seeds = {name: {row["seed"] for row in rows if row["name"] == name} for name in METHODS}
+    assert seeds == {name: {0} if name == "l1/uniform" else {0, 1} for name in METHODS}
     searched = {
         name: np.mean([row["search_accuracy"] for row in rows if row["name"] == name])
         for name in METHODS
