@@ -61,13 +61,14 @@ class MethodRow:
         search_accuracy: on the search split, after recalibration and the short fine-tune, if any.
         test_accuracy_recalibrated: on the test split, after recalibration.
         test_accuracy_finetuned: on the test split, after fine-tuning; None if it was not.
-        networks_evaluated: pruned networks run to find the mask.
+        networks_evaluated: pruned networks run to find the mask; of the agent's search of a family,
+            on all of its networks.
         digest: name of the mask.
         finetune_seed: seed of the fine-tune; None if there was none.
         cell: folder with the fine-tuned network, in the run folder; None if there is none.
         memory: bytes of activations alive at once; None where the budget does not limit them.
-        seconds: wall time of the choice of its mask, on as many threads as the method had; None
-            where it was not taken.
+        seconds: wall time of the choice of its mask, on as many threads as the method had, with
+            what it was the first to measure of the dense network; None where it was not taken.
     """
 
     name: str
