@@ -42,7 +42,7 @@ def with_forecast(target: Target, budget: Budget, folder: RunFolder, console: Co
     The layers are timed at the first start of a run.
 
     Raises:
-        BudgetError: the latency cannot be met, or the whole network meets it.
+        BudgetError: the latency cannot be met, or the whole network meets it, the only limit.
         ArtefactError: the file in the run folder is damaged.
     """
     if budget.max_latency is None:
@@ -93,7 +93,7 @@ def layer_times(
         name: of the network, for errors.
 
     Raises:
-        BudgetError: the latency cannot be met, or the whole network meets it.
+        BudgetError: the latency cannot be met, or the whole network meets it, the only limit.
         ArtefactError: the file is damaged, or of another network.
     """
     if path is not None and path.is_file():
@@ -117,7 +117,9 @@ def _measured(
     for that third one, whose groups all lose the same share: about there a search decides.
     """
     table = measure_latency_table(model, graph, example_inputs)
-    if budget.max_latency is not None and table.dense.least <= budget.max_latency:
+    others = budget.as_dict().keys() - {"max_latency", "round_to"}
+    meets = budget.max_latency is not None and table.dense.least <= budget.max_latency
+    if meets and not others:
         msg = (
             f"{name}: the whole network takes {table.dense.least:.3g} ms, which meets "
             f"max_latency={budget.max_latency:g}: give fewer"

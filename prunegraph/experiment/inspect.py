@@ -25,7 +25,7 @@ from prunegraph.experiment.setup import (
     trained_size,
 )
 from prunegraph.experiment.tools_config import InspectConfig
-from prunegraph.graph import StructureGraph, analyse
+from prunegraph.graph import StructureGraph, analyse, unwrap
 from prunegraph.models import build_model, load_weights, weights_info
 from prunegraph.pruning.latency_table import smallest_mask
 from prunegraph.types import Budget, KeepMask
@@ -79,7 +79,7 @@ def _analyse(config: InspectConfig) -> Inspected:
     dataset = named_dataset(config.dataset, config.weights, info)
     image_shape, num_classes = _input_of(config, arch, dataset, trained_size(config, info))
     device = resolve_device(config.device)
-    model = build_model(arch, num_classes=num_classes, image_shape=image_shape)
+    model = unwrap(build_model(arch, num_classes=num_classes, image_shape=image_shape))
     if config.weights is not None:
         load_weights(model, config.weights)
     generator = torch.Generator().manual_seed(config.seed)

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -45,6 +46,7 @@ from prunegraph.pruners.start import NUM_STARTS, rank_starts
 from prunegraph.pruning.artefacts import WEIGHTS_SUFFIX
 from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.evaluation import model_device, place_images
+from prunegraph.pruning.latency import TOLERANCE
 from prunegraph.pruning.recalibration import measuring_batch_norm
 from prunegraph.pruning.state import parameter_digest
 from prunegraph.pruning.statistics import measure_by
@@ -345,7 +347,14 @@ def search(
     report["pruned"]["score"] = fitting[chosen].accuracy
     report["networks_evaluated"] = len(evaluator.found)
     if max_latency is not None:
-        report["latency_ms"] = latencies(dense, graph, chosen, example_inputs)
+        report["latency_ms"] = times = latencies(dense, graph, chosen, example_inputs)
+        if times["pruned"] > TOLERANCE * max_latency:
+            warnings.warn(
+                f"the pruned network takes {times['pruned']:.3g} ms on {times['on']}, "
+                f"{max_latency:g} were asked for: the forecast by layer times was too low, or the "
+                "machine does more now; ask for less",
+                stacklevel=2,
+            )
     return PruneResult(model=evaluator.prune(chosen), mask=chosen, graph=graph, report=report)
 
 

@@ -13,9 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.data import Images, from_images, load_dataset
-from prunegraph.errors import ArtefactError, ConfigError, DataError, ModelError, first_line
+from prunegraph.errors import (
+    ArtefactError,
+    ConfigError,
+    DataError,
+    ModelError,
+    first_line,
+    one_line,
+)
 from prunegraph.experiment.config import DataConfig, NetworkConfig, PruningOptions
-from prunegraph.graph import StructureGraph, analyse, copy_network
+from prunegraph.graph import StructureGraph, analyse, copy_network, unwrap
 from prunegraph.models import WeightsInfo, build_model, check_arch, load_weights, weights_info
 from prunegraph.pruning.artefacts import PrunedInfo
 from prunegraph.pruning.evaluation import lay_out, layout_of, place_model
@@ -250,7 +257,8 @@ def own_dataset(name: str, config: DataConfig, info: WeightsInfo | None) -> Data
 def build_network(arch: str, dataset: Dataset, seed: int) -> nn.Module:
     """Build a network for a data set's images, its initial weights fixed by ``seed``."""
     with seeded(seed):
-        return build_model(arch, num_classes=dataset.num_classes, image_shape=dataset.image_shape)
+        model = build_model(arch, num_classes=dataset.num_classes, image_shape=dataset.image_shape)
+    return unwrap(model)  # a factory may wrap it: its weights are named without
 
 
 def build_dense(info: PrunedInfo) -> nn.Module:
@@ -321,9 +329,18 @@ def check_network(arch: str, graph: StructureGraph) -> None:
 
 
 def check_outputs(arch: str, model: nn.Module, example_inputs: Tensor, num_classes: int) -> None:
-    """Raise ModelError if the network does not give one logit a class."""
-    with torch.no_grad():
-        outputs = model(example_inputs)
+    """Raise ModelError if the network fails, or does not give one logit a class."""
+    try:
+        with torch.no_grad():
+            outputs = model(example_inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a forward may fail in any way
+        msg = (
+            f"{arch} does not take an image of the data set, {list(example_inputs.shape)}: "
+            f"{one_line(error)}: build it for such images, or give others (--image-size, --dataset)"
+        )
+        raise ModelError(msg) from error
     if not isinstance(outputs, Tensor) or outputs.shape != (1, num_classes):
         shape = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         msg = (

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch.ao.nn.quantized import FloatFunctional
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 
-from prunegraph.errors import ModelError, PruneGraphError, first_line
+from prunegraph.errors import ConfigError, ModelError, PruneGraphError, first_line
 from prunegraph.graph.build import MODEL_INPUT, MODEL_OUTPUT, GraphBuilder
 from prunegraph.graph.calls import tensors_in
 from prunegraph.graph.computed_weights import rules_for
@@ -120,6 +120,20 @@ def _check_sound(name: str, tensor: Tensor, allowed: tuple[float, ...] = ()) -> 
         sound |= tensor == value
     if not bool(sound.all()):
         msg = f"{name} holds NaN or infinite values; load sound weights"
+        raise ModelError(msg)
+
+
+def _check_arguments(model: object, attention: str) -> None:
+    """Refuse what is no network of Python code, and units that there are not."""
+    if attention not in get_args(AttentionUnit):
+        msg = f"attention={attention!r}: give one of {', '.join(get_args(AttentionUnit))}"
+        raise ConfigError(msg)
+    if not isinstance(model, nn.Module):
+        msg = f"{type(model).__name__} is no network: give a torch.nn.Module"
+        raise ModelError(msg)
+    scripted = (torch.jit.ScriptModule, torch.jit.ScriptFunction)
+    if isinstance(model, scripted):
+        msg = f"{type(model).__name__} is compiled: prune the network that it was scripted from"
         raise ModelError(msg)
 
 
@@ -319,8 +333,10 @@ def analyse(
             heads. For both, prune by one, analyse the pruned network by the other.
 
     Raises:
+        ConfigError: there is no such ``attention``.
         ModelError: the forward fails, weights are not finite, or nothing can be pruned.
     """
+    _check_arguments(model, attention)
     model = unwrap(model)
     _check_plain(model)
     _check_finite(model)

@@ -69,7 +69,7 @@ def project(graph: "StructureGraph", scores: FloatArray, budget: Budget) -> Keep
     if budget.max_latency is not None and graph.latency_model is None:
         msg = "max_latency is met by measuring: use prunegraph.pruning.project_latency"
         raise BudgetError(msg)
-    keep, blocks = minimum(graph, scores, budget)
+    keep, blocks = minimum(graph, np.asarray(scores), budget)
     _check_reachable(graph, keep, budget)
     limits = _Limits(graph, budget)
     taken = _longest_prefix(keep, blocks.classes, blocks.ends, limits)

@@ -18,7 +18,8 @@ from prunegraph.reading import FLOATS, checked, holds_numbers, read_json, read_s
 
 TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin")
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # what training scripts put it under
-PREFIXES = ("module.", "_orig_mod.")  # of every name: DataParallel's, torch.compile's
+PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel's, torch.compile's, Lightning's
+AVERAGED = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, beside the network
 BN_COUNTER = "num_batches_tracked"
 AUXILIARY_HEADS = ("AuxLogits.", "aux1.", "aux2.")  # of torchvision's GoogLeNets
 
@@ -46,10 +47,11 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
     """Load weights into ``model`` in place, or leave it untouched and say why not.
 
     ``.safetensors`` files and state dicts in ``.pt``, ``.pth``, ``.th`` or ``.bin`` are read; the
-    latter by ``torch.load(weights_only=True)``, which runs no code. A ``state_dict`` wrapper and
-    the prefixes ``module.`` and ``_orig_mod.`` are taken off; missing BN counters are no error.
-    Names that a network calls otherwise (``OTHER_NAMES``) are its own; auxiliary heads, which
-    torchvision's networks have in training, are left out where the network has none.
+    latter by ``torch.load(weights_only=True)``, which runs no code. A ``state_dict`` wrapper is
+    taken off, and so are ``module.``, ``_orig_mod.`` and ``model.`` before all names, until the
+    network knows one; missing BN counters are no error. Names that a network calls otherwise
+    (``OTHER_NAMES``) are its own; auxiliary heads, which torchvision's networks have in training,
+    are left out where the network has none.
 
     Args:
         model: the network.
@@ -59,13 +61,13 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
         ArtefactError: the file is missing, truncated, a pickle, of another network, or holds NaN.
     """
     path = Path(path)
-    state = _strip_prefix(_read_state(path))
+    expected = model.state_dict()
+    state = _strip_prefix(_read_state(path), expected)
     for other, own in getattr(model, "OTHER_NAMES", {}).items():
         state = {
             own + name.removeprefix(other) if name.startswith(other) else name: value
             for name, value in state.items()
         }
-    expected = model.state_dict()
     state = {
         name: value
         for name, value in state.items()
@@ -208,11 +210,12 @@ def _unwrap(path: Path, content: object) -> Mapping[str, Tensor]:
     return content
 
 
-def _strip_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take off what DataParallel and torch.compile put before every name, in either order."""
-    names = dict(state)
+def _strip_prefix(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take off what wrappers put before every name, in any order, until the network knows one."""
+    names = {name: value for name, value in state.items() if name != AVERAGED or name in expected}
     for prefix in PREFIXES * 2:
-        if all(name.startswith(prefix) for name in names):
+        known = not names.keys().isdisjoint(expected)
+        if not known and all(name.startswith(prefix) for name in names):
             names = {name.removeprefix(prefix): value for name, value in names.items()}
     return names
 

@@ -211,7 +211,11 @@ def _to_onnx(
         )
     assert program is not None
     program.model.metadata_props.update(metadata)
-    content: bytes = program.model_proto.SerializeToString()
+    proto = program.model_proto
+    for part in (proto.graph, *proto.functions):  # lines of code and paths of this machine
+        for item in (*part.node, *part.value_info):
+            del item.metadata_props[:]
+    content: bytes = proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     names = [node.name for node in session.get_inputs()]
 

@@ -57,6 +57,10 @@ def test_a_network_that_is_fast_enough_or_never_will_be_is_refused(
     folder, dense = RunFolder(path=tmp_path), parameter_clock(target.model).least
     with pytest.raises(BudgetError, match=rf"takes {dense:.3g} ms, which meets max_latency=100"):
         with_forecast(target, Budget(max_latency=100.0), folder, CONSOLE)
+    both = Budget(max_latency=100.0, keep_macs=0.5)  # a guard, and a limit that binds
+    graph = with_forecast(target, both, RunFolder(path=tmp_path / "both"), CONSOLE).graph
+    mask = graph.project(np.arange(graph.num_classes, dtype=np.float32), both)
+    assert 0.45 < graph.cost(mask).macs / graph.dense_cost.macs <= 0.5
     with pytest.raises(BudgetError, match=r"max_latency=0\.5 ms cannot be met"):
         with_forecast(target, Budget(max_latency=0.5), folder, CONSOLE)
     assert not folder.file(LATENCY_FILE).exists()

@@ -1,4 +1,5 @@
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -257,3 +258,35 @@ def test_a_network_that_flattens_by_view_is_trained_and_pruned(
     weights = ["--weights", "net.safetensors", "--workers", "1", "--out", "run"]
     assert main(["apply", *named, *words, *weights]) == 0
     assert main(["verify", "run", "--arch", "flattening:Net", "--threads", "1"]) == 0
+
+
+WRAPPED = """
+from torch import nn
+
+def body(channels, classes):
+    pooled = nn.Sequential(nn.Conv2d(channels, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return nn.Sequential(pooled, nn.Linear(8, classes))
+
+def wrapped(num_classes=10):
+    return nn.DataParallel(body(1, num_classes))
+
+def coloured(num_classes=10):
+    return body(3, num_classes)
+"""
+
+
+def test_a_wrapped_network_reads_its_own_weights_and_one_of_other_images_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wrapped_nets.py").write_text(WRAPPED)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    words = ["pretrain", "--epochs", "1", "--threads", "1", "--arch"]
+    assert main([*words, "wrapped_nets:wrapped", "--out", "w"]) == 0
+    assert "1.weight" in weights(tmp_path / "w.safetensors")
+    assert main(["inspect", "--arch", "wrapped_nets:wrapped", "--weights", "w.safetensors"]) == 0
+    capsys.readouterr()
+    assert main([*words, "wrapped_nets:coloured", "--out", "c"]) == 2
+    error = capsys.readouterr().err
+    assert "does not take an image of the data set, [1, 1, 8, 8]: " in error
+    assert error.count("\n") == 1

@@ -8,7 +8,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunegraph.errors import ModelError
+from prunegraph.errors import ConfigError, ModelError
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.models import build_model
 from prunegraph.testing import assert_masked_equals_pruned
@@ -300,3 +300,21 @@ def test_a_resnet152_is_analysed_within_seconds() -> None:
     model = torchvision.models.resnet152().eval()
     graph = analyse(model, torch.randn(1, 3, 96, 96), trial=False)
     assert int(graph.free.sum()) > 20_000
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_what_is_no_network_of_code_is_refused() -> None:
+    network, example = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(1, 4)
+    with pytest.raises(ModelError, match="compiled: prune the network that it was scripted from"):
+        analyse(torch.jit.script(network), example)
+    with pytest.raises(ModelError, match="is no network: give a"):
+        analyse(network.state_dict(), example)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="attention='heads': give one of head, width"):
+        analyse(network, example, attention="heads")  # type: ignore[arg-type]
+
+
+def test_scores_may_be_any_array() -> None:
+    graph = analyse(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(1, 4))
+    scores = torch.arange(graph.num_classes, dtype=torch.float32)
+    masks = {graph.project(given, Budget(keep_macs=0.5)) for given in (scores, scores.tolist())}
+    assert masks == {graph.project(scores.numpy(), Budget(keep_macs=0.5))}

@@ -1,5 +1,7 @@
+import copy
 import json
 import pickle
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,23 @@ def test_torch_checkpoints_unwrap(tmp_path: Path, wrap: str) -> None:
     torch.save(content, tmp_path / "w.pth")
     load_weights(target, tmp_path / "w.pth")
     assert same(source.state_dict(), target.state_dict())
+
+
+def test_lightnings_prefix_and_an_averaged_model_s_count_are_taken_off(tmp_path: Path) -> None:
+    own = nn.Sequential(OrderedDict(model=nn.Linear(2, 2)))  # which has that prefix itself
+    for network in (nn.Linear(3, 2), own):
+        state = network.state_dict()
+        averaged = {"module." + name: value for name, value in state.items()}
+        files = ({f"model.{name}": value for name, value in state.items()}, state)
+        for content in (*files, {"n_averaged": torch.tensor(3), **averaged}):
+            torch.save({"state_dict": content}, tmp_path / "w.pt")
+            fresh = copy.deepcopy(network)
+            for parameter in fresh.parameters():
+                nn.init.zeros_(parameter)
+            load_weights(fresh, tmp_path / "w.pt")
+            assert all(
+                torch.equal(value, state[name]) for name, value in fresh.state_dict().items()
+            )
 
 
 def test_public_cifar_checkpoints_call_the_last_layer_otherwise(tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ def test_onnx_gives_the_same_outputs_at_any_batch(pruned: nn.Module, tmp_path: P
         (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         torch.testing.assert_close(torch.from_numpy(found), reference(pruned, x))
     assert [file.name for file in tmp_path.iterdir()] == ["net.onnx"]
+    assert b"prunegraph/models" not in path.read_bytes()  # nor any other path or line of code
+    assert b"stack_trace" not in path.read_bytes()
 
 
 def test_a_torch_program_gives_the_same_outputs(pruned: nn.Module, tmp_path: Path) -> None:
