@@ -46,7 +46,9 @@ def test_ctrl_c_while_loading_gives_one_line(command: str) -> None:
     assert "prunegraph: interrupted" in rest
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_a_command_with_one_line(number: signal.Signals, tmp_path: Path) -> None:
     words = ["pretrain", "--arch", "digits_resnet8_w4", "--epochs", "100000", "--out", "net"]
     process = subprocess.Popen(

@@ -37,6 +37,7 @@ def test_the_overhead_of_a_search(benchmark: RunBenchmark, capsys) -> None:
     assert found["ratio"] > 0.5
 
 
+@pytest.mark.slow
 def test_ablations_and_what_predicts_their_outcomes(
     benchmark: RunBenchmark, tmp_path: Path, capsys
 ) -> None:

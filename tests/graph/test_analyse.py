@@ -26,7 +26,10 @@ NETWORKS: dict[str, tuple[str, tuple[int, int, int]]] = {
     "torchvision:vgg16_bn": ("torchvision:vgg16_bn", (3, 32, 32)),
     "torchvision:densenet121": ("torchvision:densenet121", (3, 64, 64)),
 }
-LARGE = {"torchvision:vgg16_bn", "torchvision:resnet50", "torchvision:densenet121", "vgg16_bn"}
+LARGE = {
+    "vgg16_bn",
+    *(f"torchvision:{name}" for name in ("densenet121", "mobilenet_v2", "resnet50", "vgg16_bn")),
+}
 
 
 def lively(model: nn.Module) -> nn.Module:
