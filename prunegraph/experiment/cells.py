@@ -119,10 +119,9 @@ def _chosen_heuristics(
     """Return the names of the heuristics to fine-tune."""
     names = {item.name for item in candidates} & {*heuristics(), *TORCH_PRUNING}
     order = ranked(candidates, names - {*ALWAYS}, rank)
-    if rules == 1:  # one candidate each
-        order = [item.name for item in candidates if item.name in order]
-        accuracy = {item.name: item.search_accuracy for item in candidates}
-        order.sort(key=lambda name: (accuracy[name], name), reverse=True)
+    if rules == 1 and order:  # one candidate each
+        rest = [item for item in candidates if item.name in order]
+        order = [max(rest, key=lambda item: (item.search_accuracy, item.name)).name]
     return {*order[:1]} | (names & {*ALWAYS})
 
 

@@ -189,8 +189,8 @@ def judge(
     ours, theirs = by_seed(measured, agent[0], metric), by_seed(measured, best, metric)
     differences = np.array(_paired(ours, theirs))
     if len(differences) < MIN_SEEDS:
-        count = len(differences)
-        return None, f"no verdict: {count} seed(s), a verdict needs at least {MIN_SEEDS}"
+        few = f"{len(differences)} seed(s)"
+        return None, f"no verdict: {few}, a verdict needs at least {MIN_SEEDS}"
     mean = float(differences.mean())
     error = float(differences.std(ddof=1) / math.sqrt(len(differences)))
     error = 0.0 if error < ROUNDING else error

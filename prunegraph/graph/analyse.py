@@ -131,8 +131,7 @@ def _check_arguments(model: object, attention: str) -> None:
     if not isinstance(model, nn.Module):
         msg = f"{type(model).__name__} is no network: give a torch.nn.Module"
         raise ModelError(msg)
-    scripted = (torch.jit.ScriptModule, torch.jit.ScriptFunction)
-    if isinstance(model, scripted):
+    if isinstance(model, torch.jit.ScriptModule):
         msg = f"{type(model).__name__} is compiled: prune the network that it was scripted from"
         raise ModelError(msg)
 

@@ -289,7 +289,8 @@ class _Training:
     def save(self) -> None:
         """Write the checkpoint, if one is kept."""
         if self.checkpoint is not None:
-            write_bytes(self.checkpoint, self._snapshot())
+            generators = self._generator_states() if self.done.step > 0 else {}
+            write_bytes(self.checkpoint, self.state.to_bytes(generators))
         self.saved = time.monotonic()
 
     def _join_ranks(self) -> None:
@@ -423,16 +424,13 @@ class _Training:
             torch.manual_seed(self._derived_seed(epoch, "dropout") + rank)
             yield
 
-    def _snapshot(self) -> bytes:
-        """Return the whole state as a safetensors file."""
+    def _generator_states(self) -> dict[str, Tensor]:
+        """Return where the random generators are within the epoch, by name."""
         device = model_device(self.model)
-        self.state.generators = {}
-        if self.done.step > 0:
-            states = {"augmentation": self.augmentation.get_state(), "cpu": torch.get_rng_state()}
-            if device.type == "cuda":
-                states["cuda"] = torch.cuda.get_rng_state(device)
-            self.state.generators = states
-        return self.state.to_bytes()
+        states = {"augmentation": self.augmentation.get_state(), "cpu": torch.get_rng_state()}
+        if device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(device)
+        return states
 
     def _restore_generators(self) -> None:
         """Set the generators to where they were, if a resume began within the epoch."""

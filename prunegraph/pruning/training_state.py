@@ -47,7 +47,7 @@ class TrainingState:
         identity: what tells this training from others.
         steps_per_epoch: steps that an epoch takes.
         done: what was done.
-        generators: states of random generators by name, if ``done`` is within an epoch.
+        generators: states of random generators by name that a file within an epoch held.
     """
 
     model: nn.Module
@@ -58,10 +58,14 @@ class TrainingState:
     done: Done = field(default_factory=Done)
     generators: dict[str, Tensor] = field(default_factory=dict)
 
-    def to_bytes(self) -> bytes:
-        """Return the whole state as a safetensors file."""
+    def to_bytes(self, generators: Mapping[str, Tensor]) -> bytes:
+        """Return the whole state as a safetensors file.
+
+        Args:
+            generators: states of the random generators, within an epoch.
+        """
         tensors = {f"model.{n}": t for n, t in state_tensors(self.model).items()}
-        tensors |= {f"random.{n}": t for n, t in self.generators.items()}
+        tensors |= {f"random.{n}": t for n, t in generators.items()}
         for name, parameter in self.trainable.items():
             buffer = self.optimizer.state[parameter].get("momentum_buffer")
             if buffer is not None:

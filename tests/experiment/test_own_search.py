@@ -164,7 +164,7 @@ def test_a_search_that_is_killed_between_two_networks_runs_none_again(
     task: Any, tmp_path: Path
 ) -> None:
     model, batches = task
-    runs: list[int] = []
+    runs: list[bool] = []
 
     def counted(network: nn.Module) -> float:
         runs.append(network.training)

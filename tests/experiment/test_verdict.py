@@ -144,6 +144,7 @@ def test_fine_tunes_of_one_mask_each_give_a_difference_and_no_verdict() -> None:
         for f, gain in enumerate(gains)
         for name in ("agent", "cem")
     ]
+    assert judge(table, "test_accuracy_finetuned")[0] is None
     others = [row("agent", seed, 0.5, 0.5) for seed in range(2)]
     verdict, reason = judge([*table, *others], "test_accuracy_finetuned")
     assert verdict is None
