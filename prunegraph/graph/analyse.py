@@ -156,14 +156,14 @@ def _check_plain(model: nn.Module) -> None:
 
 
 @contextmanager
-def repeatable(model: nn.Module) -> Iterator[None]:
+def repeatable(model: nn.Module, seed: int = 0) -> Iterator[None]:
     """Let a forward that draws random numbers draw the same ones each time, and no one else's."""
     devices = sorted({p.device.index for p in model.parameters() if p.is_cuda})
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - a forward's
-    random.seed(0)
-    np.random.seed(0)  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
     try:
-        with seeded(0, devices):
+        with seeded(seed, devices):
             yield
     finally:
         random.setstate(python)
@@ -356,8 +356,8 @@ def analyse(
     builder = new_builder()
     graph = builder.build()
 
-    def run(network: nn.Module, dtype: torch.dtype | None) -> Any:
-        with repeatable(network):
+    def run(network: nn.Module, dtype: torch.dtype | None, *, seed: int = 0) -> Any:
+        with repeatable(network, seed):
             return call_forward(network, cast_inputs(fresh(example_inputs), dtype))
 
     if trial:

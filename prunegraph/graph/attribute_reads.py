@@ -15,8 +15,8 @@ Read = tuple[int, str]
 
 
 def is_own(kind: type) -> bool:
-    """Return whether a class is the user's own, not one of ``torch.nn``."""
-    return not kind.__module__.startswith("torch.nn.")
+    """Return whether a class is the user's own, or ``nn.Unflatten``, which holds their sizes."""
+    return kind is nn.Unflatten or not kind.__module__.startswith("torch.nn.")
 
 
 def own_functions(kind: type) -> Iterator[tuple[str, FunctionType]]:

@@ -1,6 +1,7 @@
 """The torch functions that are called while a network runs, and the tensors that they get."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor
@@ -9,8 +10,14 @@ from torch.utils._pytree import tree_leaves
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
-    """Return the tensors in nested containers, in order."""
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    """Return the tensors in nested containers and dataclasses, in order."""
+    found: list[Tensor] = []
+    for leaf in tree_leaves(tree):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            found += tensors_in([getattr(leaf, field.name, None) for field in fields(leaf)])
+    return found
 
 
 class WatchedCalls(TorchFunctionMode):

@@ -158,7 +158,9 @@ class Recording:
         """Tie the parts of divided axes position by position, unless the parts are heads.
 
         ``view(b, groups, c // groups)`` gives each group as many channels as any other; in
-        attention whole heads leave instead, and the heads that stay are as wide as before.
+        attention whole heads leave instead, and the heads that stay are as wide as before. Where
+        each part hangs together as a whole, as ``view(b, -1, 4, 4)`` before a convolution gives
+        each channel its positions, it leaves as a whole.
         """
         component, is_head = self._heads()
         for share in self.shared:
@@ -167,8 +169,13 @@ class Recording:
             else:
                 self.store.unite(share.one, share.parts)
         for labels in self.splits:
-            if not bool(is_head[component[labels[labels != NEUTRAL]]].any()):
-                axis = varying_axes(labels)[0]
+            axis = varying_axes(labels)[0]
+            parts = labels.movedim(axis, 0).flatten(1)
+            known = component[parts[parts != NEUTRAL]]
+            whole = known.shape == (parts.numel(),) and torch.equal(
+                component[parts], component[parts[:, :1]].expand_as(parts)
+            )
+            if not whole and not bool(is_head[known].any()):
                 self.store.unite(labels, labels.narrow(axis, 0, 1))
 
     def settle_constants(self) -> None:

@@ -57,7 +57,7 @@ from prunegraph.graph.spatial_rules import grid_sample, regions, spatial, transf
 
 def reduced_axes(call: OpCall, ndim: int) -> list[int]:
     """Return the axes that a reduction of a tensor with ``ndim`` axes takes away."""
-    place = 2 if call.name == "linalg_vector_norm" else 1
+    place = 2 if call.name in NORMS else 1
     dims = call.args[place] if len(call.args) > place else call.kwargs.get("dim")
     if dims is None or dims == []:
         return list(range(ndim))
@@ -106,9 +106,9 @@ def reduction(recorder: LabelRecorder, call: OpCall) -> None:
 
 def is_sum(call: OpCall) -> bool:
     """Return whether zeros change nothing of what a reduction gives."""
-    if call.name == "linalg_vector_norm":
-        order = call.args[1] if len(call.args) > 1 else call.kwargs.get("ord", 2)
-        return bool(order >= 0)
+    if call.name in NORMS:
+        order = call.args[1] if len(call.args) > 1 else call.kwargs.get("ord")
+        return bool(order is None or order >= 0)
     return call.name in {"sum", "any"}
 
 
@@ -149,6 +149,14 @@ def distance(recorder: LabelRecorder, call: OpCall) -> None:
     left, right = (recorder.channel_labels(recorder.labels_of(t), -1) for t in call.args[:2])
     recorder.store.unite(left, right)
     recorder.set_unlabelled(call, "reduced over channels")
+
+
+def loss(recorder: LabelRecorder, call: OpCall) -> None:
+    """A loss between two tensors, position by position or in all."""
+    if call.out.ndim:
+        pointwise(recorder, call)
+    else:
+        recorder.freeze_all(call, "a mean or a sum of a loss over channels")
 
 
 def restride(recorder: LabelRecorder, call: OpCall) -> None:
@@ -222,7 +230,14 @@ _SPATIAL = _names(
 OVER_KEPT = _names("mean amax amin max min var std var_mean std_mean")
 REDUCTIONS = _names(
     """
-    sum argmax argmin linalg_vector_norm logsumexp prod any all
+    sum argmax argmin linalg_vector_norm norm logsumexp prod any all
+    """
+)
+NORMS = {"linalg_vector_norm", "norm"}
+_LOSSES = _names(
+    """
+    mse_loss smooth_l1_loss huber_loss soft_margin_loss binary_cross_entropy
+    binary_cross_entropy_with_logits
     """
 )
 _SCANS = _names("cumsum cumprod cummax cummin logcumsumexp sort topk kthvalue median mode")
@@ -284,6 +299,7 @@ def _table() -> dict[str, Rule]:
         "_pack_padded_sequence": pack,
     }
     table |= dict.fromkeys(_BATCH_NORMS, batch_norm)
+    table |= dict.fromkeys(_LOSSES, loss)
     table |= dict.fromkeys(_SCANS, scan)
     table |= dict.fromkeys([*_SCATTERS, *(f"{name}_" for name in _SCATTERS)], scatter)
     table |= dict.fromkeys(("index_put", "index_put_", "_index_put_impl_"), put)

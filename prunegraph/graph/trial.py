@@ -11,7 +11,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -37,14 +37,18 @@ ILL_CONDITIONED = 1e-2
 SILENT = 1e-3
 """A parameter with no larger value, or one value throughout, is drawn anew for the trials."""
 
-Forward = Callable[[nn.Module, torch.dtype | None], Any]
-"""Calls a network of the model's type on the example inputs, cast to a precision or as they are."""
+
+class Forward(Protocol):
+    """Calls a network of the model's type on the example inputs, cast if a type is given."""
+
+    def __call__(self, network: nn.Module, dtype: torch.dtype | None, *, seed: int = 0) -> Any:
+        """Return its outputs."""
+
 
 ERRORS = (
     RuntimeError,
     ValueError,
-    IndexError,
-    KeyError,
+    LookupError,
     TypeError,
     AttributeError,
     AssertionError,
@@ -109,9 +113,7 @@ def awake(model: nn.Module) -> nn.Module:
     shared = {id(p): p for p in model.parameters() if id(p) not in silent}
     network = copy_network(model, shared)
     generator = torch.Generator().manual_seed(0)
-    for parameter in network.parameters():
-        if id(parameter) in shared:
-            continue
+    for parameter in (item for item in network.parameters() if id(item) not in shared):
         noise = torch.rand(parameter.shape, generator=generator)
         fan_in = math.prod(parameter.shape[1:])
         parameter.data.copy_(noise + 0.5 if fan_in == 1 else (noise - 0.5) / fan_in**0.5)
@@ -147,8 +149,7 @@ def check_copies(model: nn.Module, run: Forward) -> None:
     if not any(item.is_floating_point() or item.is_complex() for item in tensors_in(outputs)):
         msg = (
             f"the forward of {type(model).__name__} returns no real or complex tensors, by which a "
-            "pruned network could be compared with the masked one: let it return what its answers "
-            "are computed from, as logits, in tensors or tuples, lists or dictionaries of them"
+            "pruned network could be compared with the masked one: let it return its logits, say"
         )
         raise ModelError(msg)
 
@@ -230,16 +231,20 @@ def _failure(
             limit = ROUGH
     if difference <= limit:
         return None
+    if _difference(*(tensors_in(run(model, None, seed=seed)) for seed in (0, 1))) > SUSPICIOUS:
+        return Failure(reason="the forward draws random numbers in eval mode, other ones if pruned")
     return Failure(reason="the pruned forward computes something else than the masked one")
 
 
 def _difference(pruned: list[Tensor], masked: list[Tensor]) -> float:
     """Return the largest difference relative to each output's largest finite value.
 
-    Infinite where numbers that are not finite, integers or booleans differ, and for NaN.
+    Infinite where shapes, numbers that are not finite, integers or booleans differ, and for NaN.
     """
     worst = 0.0
     for one, other in zip(pruned, masked, strict=True):
+        if one.shape != other.shape:
+            return math.inf
         if one.is_complex():
             one, other = torch.view_as_real(one), torch.view_as_real(other)
         measured = one.isfinite() & other.isfinite() & one.is_floating_point()

@@ -126,6 +126,23 @@ class Regions(nn.Module):
         return out
 
 
+class Compared(nn.Module):
+    """Measures how far two ways of seeing an image are apart."""
+
+    def __init__(self, apart: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = (
+            nn.Conv2d(3, 12, 3),
+            nn.Conv2d(12, 16, 3),
+            nn.Conv2d(16, 16, 1),
+        )
+        self.apart = apart
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(self.stem(x).relu())
+        return self.apart(x.mean((2, 3)), self.two(x).mean((2, 3)))
+
+
 WORDS = torch.arange(20).view(4, 5) % 11
 
 CASES: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, int]]] = {
@@ -136,6 +153,13 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, int]]] = {
     "class_wide": (ClassWide, IMAGES, {"one": 16}),
     "bag": (Bag, WORDS, {"bag": 16}),
     "regions": (lambda: Regions(ops.roi_align), IMAGES, {"one": 16}),
+    "distances": (lambda: Compared(F.pairwise_distance), IMAGES, {"stem": 12, "one": 16}),
+    "losses": (
+        lambda: Compared(lambda a, b: F.huber_loss(a, b, reduction="none").sum(1)),
+        IMAGES,
+        {"stem": 12, "one": 16},
+    ),
+    "a loss": (lambda: Compared(F.mse_loss), IMAGES, {"stem": 12}),
     "pooled_regions": (lambda: Regions(ops.roi_pool), IMAGES, {"one": 16}),
 }
 

@@ -258,3 +258,41 @@ def test_sizes_inside_nested_containers_follow() -> None:
     assert torch.equal(copy.deepcopy(pruned)(x), pruned(x))
     assert net.get_submodule("1").split == {"heads": HEADS, "rest": -1}
     assert_masked_equals_pruned(net, graph, graph.mask(keep), x)
+
+
+class Generator(nn.Module):
+    """Divides the features of a linear layer into channels and their positions, last or first."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.channels = how, WIDTH
+        self.dense, self.conv = nn.Linear(5, 16 * WIDTH), nn.ConvTranspose2d(WIDTH, 12, 4, 2, 1)
+        self.unflatten, self.last = nn.Unflatten(1, (WIDTH, 4, 4)), nn.Conv2d(12, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dense(x).relu()
+        if self.how == "computed":
+            x = x.view(len(x), -1, 4, 4)
+        elif self.how == "attribute":
+            x = x.view(-1, self.channels, 16).unflatten(2, (4, 4))
+        elif self.how == "module":
+            x = self.unflatten(x)
+        elif self.how == "last":
+            x = x.view(len(x), 4, 4, -1).permute(0, 3, 1, 2)
+        else:
+            x = x.view(-1, 24, 4, 4)
+        out: Tensor = self.last(self.conv(x).relu())
+        return out
+
+
+@pytest.mark.parametrize("how", ["computed", "attribute", "module", "last"])
+def test_features_divided_into_channels_and_positions_leave_by_channel(how: str) -> None:
+    net = Generator(how)
+    assert free_sizes(analyse(net, torch.randn(2, 5))) == [12, WIDTH]
+    assert not check_structure(net, torch.randn(2, 5), seed=0).failures
+
+
+def test_channels_whose_number_a_view_writes_out_stay_and_say_so() -> None:
+    graph = analyse(Generator("literal"), torch.randn(2, 5))
+    assert free_sizes(graph) == [12]
+    assert "[-1, 24, 4, 4]" in str(graph.groups[1].frozen)

@@ -3,6 +3,7 @@
 import copy
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -343,10 +344,18 @@ def widths(net: nn.Module) -> list[int]:
     return [*graph.group_widths(graph.dense_mask()).values()]
 
 
+@dataclass
+class Named:
+    """What a forward may return."""
+
+    count: int
+    parts: list[Tensor]
+
+
 @pytest.mark.parametrize(
     "function",
-    [lambda y: (y.argmax(1), y), lambda y: torch.complex(y, y), illegal],
-    ids=["integers too", "complex", "infinite"],
+    [lambda y: (y.argmax(1), y), lambda y: torch.complex(y, y), illegal, lambda y: Named(1, [y])],
+    ids=["integers too", "complex", "infinite", "in a dataclass"],
 )
 def test_outputs_of_every_kind_are_compared(function: Callable[[Tensor], object]) -> None:
     sound = Net(lambda net, x: net.two(x))
@@ -359,6 +368,13 @@ def test_outputs_of_every_kind_are_compared(function: Callable[[Tensor], object]
 def test_outputs_that_prove_nothing_are_refused(function: Callable[[Tensor], object]) -> None:
     with pytest.raises(ModelError, match="returns no real or complex tensors"):
         analyse(Answer(Net(lambda net, x: net.two(x)), function), EXAMPLE)
+
+
+def test_channels_that_noise_is_added_to_stay_and_say_why() -> None:
+    graph = analyse(Net(lambda net, x: net.two(x + torch.randn_like(x))), EXAMPLE)
+    reasons = {group.name: group.frozen for group in graph.groups}
+    assert "draws random numbers in eval mode" in str(reasons["one"])
+    assert reasons["two"] is None
 
 
 class Counts(nn.Module):
