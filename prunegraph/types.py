@@ -7,6 +7,7 @@ them cannot be handed another: the environment's evaluator accepts a ``SearchSpl
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -96,6 +97,10 @@ class Budget:
         if not self.as_dict().keys() - {"round_to"}:
             msg = "a budget needs at least one of keep_macs, keep_params, max_memory, max_latency"
             raise BudgetError(msg)
+        for name, value in self.as_dict().items():
+            if isinstance(value, bool) or not isinstance(value, Real):
+                msg = f"{name}={value!r} must be a number, not of type {type(value).__name__}"
+                raise BudgetError(msg)
         for name in ("keep_macs", "keep_params"):
             value = getattr(self, name)
             if value is not None and not 0.0 < value <= 1.0:

@@ -264,4 +264,6 @@ def _one_line(box: str) -> str:
         if not line and body:
             break
         body.append(line)
-    return " ".join(" ".join(body).split()).rstrip(".")
+    message = " ".join(" ".join(body).split()).rstrip(".")
+    message = re.sub(r"could not convert string to float: (.*)", r"\1 is no number", message)
+    return re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no integer", message)

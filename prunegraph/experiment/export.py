@@ -28,7 +28,7 @@ FILE_NAMES = {
     "torch-export": "pruned.pt2",
     "safetensors": "exported.safetensors",
 }
-"""The file of each format in a run folder; its suffix is that of every file of the format."""
+"""The file of each format in a run folder."""
 
 MOST_CLASSES = 10
 """Classes that are named where people read them."""
@@ -95,15 +95,11 @@ def _path(config: ExportConfig) -> Path:
     """Return the file to write: ``--out``, or the format's own in the network's folder.
 
     Raises:
-        ConfigError: ``--out`` is there already, or has another suffix than the format.
+        ConfigError: ``--out`` is there already.
     """
     if config.out is None:
         folder = config.run.parent if config.run.is_file() else config.run
         return folder / FILE_NAMES[config.format]
-    suffix = Path(FILE_NAMES[config.format]).suffix
-    if config.out.suffix != suffix:
-        msg = f"{config.out} must end in {suffix}, as {config.format} does: give another --out"
-        raise ConfigError(msg)
     written = [config.out]
     if config.format == "safetensors":
         written.append(artefact_paths(config.out)[0])

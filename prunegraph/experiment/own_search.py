@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from prunegraph.agent import train_agent
 from prunegraph.env import ChannelPruningEnv, PruningTask, cell_name
@@ -21,6 +20,7 @@ from prunegraph.errors import ArtefactError, ConfigError, DataError, MaskError, 
 from prunegraph.experiment.agent_options import agent_config, env_config
 from prunegraph.experiment.api import PruneResult, structure_report
 from prunegraph.experiment.config import SearchOptions
+from prunegraph.experiment.default_loss import Loss, cross_entropy
 from prunegraph.experiment.forecast import layer_times
 from prunegraph.experiment.policies import find_policy
 from prunegraph.experiment.speed import latencies
@@ -45,7 +45,7 @@ from prunegraph.graph.encode import to_pyg
 from prunegraph.pruners.start import NUM_STARTS, rank_starts
 from prunegraph.pruning.artefacts import WEIGHTS_SUFFIX
 from prunegraph.pruning.compensation import Compensation
-from prunegraph.pruning.evaluation import model_device, place_images
+from prunegraph.pruning.evaluation import model_device
 from prunegraph.pruning.latency import TOLERANCE
 from prunegraph.pruning.recalibration import measuring_batch_norm
 from prunegraph.pruning.state import parameter_digest
@@ -55,21 +55,11 @@ from prunegraph.reading import checked, read_json
 from prunegraph.rewards import pack_bits, unpack_bits
 from prunegraph.types import Budget, KeepMask, Outcome
 
-Loss = Callable[[nn.Module, Any], Tensor]
-"""Of a network on a batch, summed over its samples."""
-
 SCORES = {"reconstruct": bool, "scores": dict[str, float], "search": dict[str, Any]}
 """What a checkpoint keeps beside the agent."""
 
 LAST = 2
 """Networks that are kept for the end of a search: the policy's own mask, the ledger's best."""
-
-
-def cross_entropy(network: nn.Module, batch: Any) -> Tensor:
-    """Return the cross-entropy of a batch ``(images [b, ...], class numbers [b])``, summed."""
-    images, labels = batch
-    logits = network(place_images(images, network))
-    return F.cross_entropy(logits.float(), labels.to(logits.device), reduction="sum")
 
 
 class OwnEvaluator:
@@ -180,16 +170,25 @@ class OwnEvaluator:
                 raise ArtefactError(msg) from error
             self.found[mask] = self._outcome(mask, score, 0.0)
 
-    def _measure(self, mask: KeepMask) -> Outcome:
-        started = time.perf_counter()
-        answer = self._score(self.prune(mask))
+    def score(self, network: nn.Module) -> float:
+        """Return what the owner says of a network.
+
+        Raises:
+            ModelError: no number.
+        """
+        answer = self._score(network)
         try:
             score = float(answer)
         except (TypeError, ValueError, RuntimeError):  # no number at all
             score = math.nan
         if not math.isfinite(score):
-            msg = f"evaluate returned {answer} for a pruned network: return a number, 0 at worst"
+            msg = f"evaluate returned {answer}: return a number, 0 at worst"
             raise ModelError(msg)
+        return score
+
+    def _measure(self, mask: KeepMask) -> Outcome:
+        started = time.perf_counter()
+        score = self.score(self.prune(mask))
         return self._outcome(mask, score, time.perf_counter() - started)
 
     def _outcome(self, mask: KeepMask, score: float, seconds: float) -> Outcome:
@@ -305,6 +304,13 @@ def search(
             "calibration_data": _digest(batches),
         },
     )
+    dense_score = evaluator.score(copy_network(dense))
+    if abs(dense_score) > 1.0:
+        warnings.warn(
+            f"evaluate gives the whole network {dense_score:g}: rewards are made for the scale of "
+            "an accuracy, in [0, 1]; divide a percentage by 100",
+            stacklevel=2,
+        )
     statistics = dict(measure_by(dense, graph, batches, loss))
     if checkpoint is not None:
         evaluator.resume(Path(checkpoint))
@@ -343,7 +349,7 @@ def search(
     fitting = {mask: found for mask, found in evaluator.found.items() if graph.fits(mask, budget)}
     chosen = max(fitting, key=lambda mask: fitting[mask].accuracy)
     report = structure_report(graph, chosen, budget)
-    report["dense"]["score"] = float(evaluate(dense))
+    report["dense"]["score"] = dense_score
     report["pruned"]["score"] = fitting[chosen].accuracy
     report["networks_evaluated"] = len(evaluator.found)
     if max_latency is not None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunegraph.errors import ArtefactError, MaskError, one_line
+from prunegraph.errors import ArtefactError, ConfigError, MaskError, one_line
 from prunegraph.files import write_bytes, write_json
 from prunegraph.graph import AttentionUnit, ExampleInputs, StructureGraph, analyse, unwrap
 from prunegraph.pruning.state import load_state, state_tensors, to_safetensors
@@ -126,8 +126,9 @@ def save_pruned(
         info: how the dense network is made.
 
     Raises:
-        ArtefactError: a file cannot be written, the example inputs are too large to read back,
-            ``info`` holds what is no JSON value, or the network's state what is no tensor.
+        ArtefactError: a file cannot be written, the network is not what the mask leaves, the
+            example inputs are too large to read back, ``info`` holds what is no JSON value, or the
+            network's state what is no tensor.
     """
     if math.prod(info.example_shape) > MAX_INPUTS:
         msg = (
@@ -137,6 +138,13 @@ def save_pruned(
         raise ArtefactError(msg)
     recipe_path, weights_path = artefact_paths(where)
     weights = to_safetensors(state_tensors(unwrap(model)))
+    found, left = sum(p.numel() for p in model.parameters()), graph.cost(mask).params
+    if found != left:
+        msg = (
+            f"{type(unwrap(model)).__name__} has {found:,} parameters, and the mask leaves "
+            f"{left:,}: give the network that apply_mask returned"
+        )
+        raise ArtefactError(msg)
     normalisation = None
     if info.mean is not None and info.std is not None:
         normalisation = {"mean": list(info.mean), "std": list(info.std)}
@@ -198,8 +206,12 @@ def load_pruned(
         The network, its graph and mask.
 
     Raises:
+        ConfigError: ``build_model`` is a network.
         ArtefactError: a file is missing, damaged, or of another network; the message names it.
     """
+    if isinstance(build_model, nn.Module):
+        msg = f"build_model is a {type(build_model).__name__}: give a function that makes one"
+        raise ConfigError(msg)
     path, weights_path = artefact_paths(where)
     record = _read_record(path)
     info = _info(record)
@@ -223,7 +235,8 @@ def load_pruned(
     if graph.fingerprint() != record["graph"]:
         msg = (
             f"{path} describes a network of another structure than the {info.arch} that was built "
-            f"(fingerprint {record['graph']}, built {graph.fingerprint()}): build the same one"
+            f"(fingerprint {record['graph']}, built {graph.fingerprint()}): build the same one, or "
+            "give the example_inputs that it was analysed on"
         )
         raise ArtefactError(msg)
     mask = _mask(path, record, graph)

@@ -1,9 +1,14 @@
 """Networks as files for other programs; each is read back and compared before it is written."""
 
+import contextlib
 import io
+import logging
+import math
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +30,11 @@ from prunegraph.pruning.artefacts import (
 from prunegraph.pruning.state import state_tensors, to_safetensors
 
 ExportFormat = Literal["onnx", "torch-export", "safetensors"]
-FORMATS: tuple[ExportFormat, ...] = ("onnx", "torch-export", "safetensors")
+SUFFIXES: dict[ExportFormat, str] = {
+    "onnx": ".onnx",
+    "torch-export": ".pt2",
+    "safetensors": WEIGHTS_SUFFIX,
+}
 
 TOLERANCE = 1e-4
 """Largest accepted difference relative to the largest output."""
@@ -48,7 +57,7 @@ def export(
     Args:
         model: the network; exported in eval mode on the CPU.
         example_inputs: what its forward takes, the batch as axis 0 of every tensor.
-        path: the file to write.
+        path: the file to write; it ends in ``.onnx``, ``.pt2`` or ``.safetensors``.
         format: ``"onnx"``, ``"torch-export"`` (a ``.pt2`` program) or ``"safetensors"`` (weights).
         dynamic_batch: let the file take any batch size; False = that of the example.
         metadata: texts that the file holds by name: ``metadata_props`` of ONNX, ``extra_files`` of
@@ -58,14 +67,17 @@ def export(
         The path.
 
     Raises:
-        ConfigError: unknown format.
+        ConfigError: unknown format, or another suffix than its own.
         ExportError: the exporter fails, a library is missing, or the outputs differ; nothing is
             written then.
         ArtefactError: the file cannot be written.
     """
     writers = {"onnx": _to_onnx, "torch-export": _to_program, "safetensors": _to_weights}
     if format not in writers:
-        msg = f"unknown export format {format!r}: choose from {', '.join(FORMATS)}"
+        msg = f"unknown export format {format!r}: choose from {', '.join(SUFFIXES)}"
+        raise ConfigError(msg)
+    if Path(path).suffix != SUFFIXES[format]:
+        msg = f"{path} must end in {SUFFIXES[format]}, as {format} files do"
         raise ConfigError(msg)
     network = copy_network(unwrap(model)).cpu().eval()
     example = _arguments(example_inputs)
@@ -77,11 +89,11 @@ def export(
             content, runner = writers[format](network, example, texts, dynamic_batch=dynamic_batch)
             checked = [example, _with_batch(example, 3)] if dynamic_batch else [example]
             for arguments in checked:
-                _compare(format, _run(network, arguments), runner(arguments))
+                _compare(format, network, runner, arguments)
         except ExportError:
             raise
         except Exception as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = " ".join(str(_first_cause(error)).split())[:300]
             hint = "; if its forward fixes the batch size, use dynamic_batch=False"
             msg = f"{format} export of {type(network).__name__} failed: {reason}"
             raise ExportError(msg + hint * dynamic_batch) from error
@@ -135,7 +147,7 @@ def export_recipe(
         save(Path(folder) / path.name)
         rebuilt = load_pruned(Path(folder) / path.name, build_model).model
     with evaluation_mode(network.model), evaluation_mode(rebuilt):
-        _compare("safetensors", _run(network.model, example), _run(rebuilt, example))
+        _compare("safetensors", network.model, partial(_run, rebuilt), example)
     save(path)
     return path
 
@@ -187,6 +199,29 @@ def _dynamic_shapes(arguments: Arguments, *, dynamic_batch: bool) -> Any:
     return kwargs or args
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's exporters from warning of their own internals, and printing whole graphs."""
+    level = logging.root.manager.disable
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(level)
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def _to_onnx(
     network: nn.Module, example: Arguments, metadata: dict[str, str], *, dynamic_batch: bool
 ) -> tuple[bytes, Runner]:
@@ -199,8 +234,7 @@ def _to_onnx(
         msg = f"ONNX export needs {error.name}: pip install onnx onnxruntime onnxscript"
         raise ExportError(msg) from error
     args, kwargs = example
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's exporter warns of its own internals
+    with _quiet():
         program = torch.onnx.export(
             network,
             args,
@@ -233,8 +267,7 @@ def _to_program(
     args, kwargs = example
     shapes = _dynamic_shapes(example, dynamic_batch=dynamic_batch)
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's exporter warns of its own internals
+    with _quiet():
         exported = torch.export.export(network, args, kwargs, dynamic_shapes=shapes)
         torch.export.save(exported, buffer, extra_files=metadata)
         content = buffer.getvalue()
@@ -256,20 +289,34 @@ def _to_weights(
     return content, lambda arguments: _run(reloaded, arguments)
 
 
-def _compare(format_name: str, expected: list[Tensor], found: list[Tensor]) -> None:
+def _compare(format_name: str, network: nn.Module, runner: Runner, arguments: Arguments) -> None:
     """Raise if the exported file's outputs are not those of the network."""
+    expected, found = _run(network, arguments), runner(arguments)
     if [t.shape for t in expected] != [t.shape for t in found]:
         msg = f"the {format_name} file gives outputs of other shapes than the network"
         raise ExportError(msg)
-    for one, other in zip(expected, found, strict=True):
-        differs = (one != other) & ~(one.isnan() & other.isnan())  # minus infinity is an answer too
-        difference = (one.double() - other.double()).abs()[differs].max() if differs.any() else 0.0
-        measured = one.double().abs()[one.isfinite()]
-        scale = measured.max().clamp_min(1e-12) if measured.numel() else 1.0
-        if not bool(difference <= TOLERANCE * scale):
-            msg = (
-                f"the {format_name} file's outputs differ from the network's by "
-                f"{float(difference / scale):.1e} of the largest (at most {TOLERANCE:.0e} is "
-                "accepted): nothing was written"
-            )
-            raise ExportError(msg)
+    difference = max(map(_difference, expected, found), default=0.0)
+    if difference <= TOLERANCE:
+        return
+    if any(map(_difference, expected, _run(network, arguments))):
+        msg = (
+            f"{type(network).__name__} draws random numbers in eval mode, so that no file can be "
+            "compared with it: let it draw none there"
+        )
+        raise ExportError(msg)
+    msg = (
+        f"the {format_name} file's outputs differ from the network's by {difference:.1e} of the "
+        f"largest (at most {TOLERANCE:.0e} is accepted): nothing was written"
+    )
+    raise ExportError(msg)
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    """Return the largest difference relative to the largest finite number of the first tensor."""
+    differs = (one != other) & ~(one.isnan() & other.isnan())  # minus infinity is an answer too
+    if not differs.any():
+        return 0.0
+    measured = one.double().abs()[one.isfinite()]
+    scale = measured.max().clamp_min(1e-12) if measured.numel() else 1.0
+    difference = (one.double() - other.double()).abs()[differs] / scale
+    return float(difference.nan_to_num(math.inf, math.inf).max())

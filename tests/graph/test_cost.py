@@ -84,6 +84,13 @@ def test_budgets_out_of_range_are_refused(keep: float) -> None:
         Budget(keep_macs=keep)
 
 
+@pytest.mark.parametrize("name", ["keep_macs", "max_memory", "max_latency"])
+@pytest.mark.parametrize("value", ["0.5", True, torch.tensor(1.0)])
+def test_budgets_that_are_no_numbers_are_refused(name: str, value: object) -> None:
+    with pytest.raises(BudgetError, match=f"{name}=.* must be a number, not of type"):
+        Budget(**{name: value})
+
+
 def test_illegal_masks_are_refused() -> None:
     graph = graph_of("digits_resnet")
     with pytest.raises(MaskError, match="needs"):

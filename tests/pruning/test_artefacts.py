@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunegraph.errors import ArtefactError, ModelError
+from prunegraph.errors import ArtefactError, ConfigError, ModelError
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.models import build_model
 from prunegraph.pruning import PrunedInfo, apply_mask, load_pruned, read_info, save_pruned
@@ -122,6 +122,16 @@ def test_another_network_is_refused(saved: Saved) -> None:
 
     with pytest.raises(ArtefactError, match=r"mask\.json describes .* another structure"):
         load_pruned(saved[0], wider)
+    with pytest.raises(ConfigError, match="build_model is a Sequential: give a function"):
+        load_pruned(saved[0], wider())
+
+
+def test_what_the_mask_did_not_leave_is_not_written(
+    saved: Saved, digits_net: nn.Module, digits_graph: StructureGraph, tmp_path: Path
+) -> None:
+    with pytest.raises(ArtefactError, match="give the network that apply_mask returned"):
+        save_pruned(tmp_path / "b", model=digits_net, mask=saved[2], graph=digits_graph, info=INFO)
+    assert not (tmp_path / "b").exists()
 
 
 def test_forged_bits_are_refused(saved: Saved, digits_graph: StructureGraph) -> None:

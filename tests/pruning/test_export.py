@@ -13,6 +13,7 @@ from prunegraph.errors import ConfigError, ExportError
 from prunegraph.graph import StructureGraph
 from prunegraph.pruning import apply_mask, export
 from prunegraph.pruning import export as export_function
+from prunegraph.pruning.export import SUFFIXES
 from prunegraph.types import KeepMask
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -108,7 +109,7 @@ def test_a_file_that_computes_something_else_is_not_written(
 
     monkeypatch.setattr(module, function[name], tampered)
     with pytest.raises(ExportError, match=f"{name} file's outputs differ"):
-        export(pruned, EXAMPLE, tmp_path / "net.bin", format=name)
+        export(pruned, EXAMPLE, tmp_path / f"net{SUFFIXES[name]}", format=name)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -125,7 +126,7 @@ class Domain(nn.Module):
 
 @pytest.mark.parametrize("name", ["onnx", "torch-export", "safetensors"])
 def test_infinite_answers_and_inputs_of_a_domain_are_exported(tmp_path: Path, name: str) -> None:
-    path = export(Domain(), torch.rand(2, 4) + 0.1, tmp_path / "net.bin", format=name)
+    path = export(Domain(), torch.rand(2, 4) + 0.1, tmp_path / f"net{SUFFIXES[name]}", format=name)
     assert path.stat().st_size > 0
 
 
@@ -156,3 +157,38 @@ def test_a_missing_library_says_how_to_install_it(
 def test_an_unknown_format_lists_the_known_ones(pruned: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="onnx, torch-export, safetensors"):
         export(pruned, EXAMPLE, tmp_path / "net.xyz", format="xyz")
+
+
+def test_a_file_of_another_kind_is_not_replaced(pruned: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    path.write_text("mine")
+    with pytest.raises(ConfigError, match=r"weights\.pt must end in \.onnx, as onnx files do"):
+        export(pruned, EXAMPLE, path)
+    assert path.read_text() == "mine"
+
+
+class Unsteady(nn.Module):
+    """Decides by its values, or adds noise."""
+
+    def __init__(self, *, noise: bool) -> None:
+        super().__init__()
+        self.noise, self.linear = noise, nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x)
+        if self.noise:
+            return x + torch.randn_like(x)
+        return x if x.sum() > 0 else -x
+
+
+@pytest.mark.parametrize("name", ["onnx", "torch-export"])
+def test_what_cannot_be_exported_says_why_without_its_graph(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / f"net{SUFFIXES[name]}"
+    with pytest.raises(ExportError, match="failed: Could not guard on data-dependent"):
+        export(Unsteady(noise=False), torch.randn(2, 4), path, format=name)
+    with pytest.raises(ExportError, match="Unsteady draws random numbers in eval mode"):
+        export(Unsteady(noise=True), torch.randn(2, 4), path, format=name)
+    assert capsys.readouterr() == ("", "")
+    assert not path.exists()
