@@ -145,6 +145,9 @@ def _check_plain(model: nn.Module) -> None:
         if quantised and not isinstance(module, FloatFunctional):  # which adds plain tensors
             msg = f"{name} is quantised: prune the network before it is quantised"
             raise ModelError(msg)
+        if where.startswith(("torch.ao.quantization.fake", "torch.ao.quantization.observer")):
+            msg = f"{name} measures for quantisation: prune the network before it is prepared"
+            raise ModelError(msg)
         for buffer, _ in module.named_buffers(recurse=False):
             weight = buffer.removesuffix("_mask")
             if f"{weight}_orig" in module._parameters:

@@ -16,8 +16,8 @@ from prunegraph.errors import ArtefactError
 from prunegraph.files import write_bytes, write_json
 from prunegraph.reading import FLOATS, checked, holds_numbers, read_json, read_safetensors
 
-TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin")
-WRAPPERS = ("state_dict", "model_state_dict", "model")  # what training scripts put it under
+TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # what training scripts put it under
 PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel's, torch.compile's, Lightning's
 AVERAGED = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, beside the network
 BN_COUNTER = "num_batches_tracked"
@@ -46,8 +46,8 @@ class WeightsInfo:
 def load_weights(model: nn.Module, path: Path | str) -> None:
     """Load weights into ``model`` in place, or leave it untouched and say why not.
 
-    ``.safetensors`` files and state dicts in ``.pt``, ``.pth``, ``.th`` or ``.bin`` are read; the
-    latter by ``torch.load(weights_only=True)``, which runs no code. A ``state_dict`` wrapper is
+    ``.safetensors`` files and state dicts in files of ``torch.save`` (``TORCH_SUFFIXES``) are read;
+    the latter by ``torch.load(weights_only=True)``, which runs no code. A ``state_dict`` wrapper is
     taken off, and so are ``module.``, ``_orig_mod.`` and ``model.`` before all names, until the
     network knows one; missing BN counters are no error. Names that a network calls otherwise
     (``OTHER_NAMES``) are its own; auxiliary heads, which torchvision's networks have in training,

@@ -124,6 +124,16 @@ def test_a_quantised_model_says_what_to_do() -> None:
         analyse(model, torch.rand(2, 5))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.ao.quantization.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*reduce_range.*:UserWarning")
+def test_a_model_that_is_prepared_for_quantisation_says_what_to_do() -> None:
+    model = Net().train()
+    model.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
+    prepared = torch.ao.quantization.prepare_qat(model)
+    with pytest.raises(ModelError, match="prune the network before it is prepared"):
+        analyse(prepared, torch.rand(2, 3, 6, 6))
+
+
 def test_parametrised_weights_that_cannot_be_followed_say_what_to_do() -> None:
     model = Net().eval()
     nn.utils.parametrizations.orthogonal(model.one)

@@ -51,17 +51,18 @@ def test_weights_are_never_saved_as_a_pickle(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrap", ["plain", "state_dict", "model", "module.", "_orig_mod.", "_orig_mod.module."]
+    "wrap", ["plain", "state_dict", "model", "net", "module.", "_orig_mod.", "_orig_mod.module."]
 )
-def test_torch_checkpoints_unwrap(tmp_path: Path, wrap: str) -> None:
+@pytest.mark.parametrize("suffix", [".pth", ".pth.tar", ".ckpt"])
+def test_torch_checkpoints_unwrap(tmp_path: Path, wrap: str, suffix: str) -> None:
     source, target = digits(), digits()
     state = dict(source.state_dict())
     if wrap.endswith("."):
         content = {"epoch": 3, "state_dict": {f"{wrap}{k}": v for k, v in state.items()}}
     else:
         content = state if wrap == "plain" else {"epoch": 3, wrap: state}
-    torch.save(content, tmp_path / "w.pth")
-    load_weights(target, tmp_path / "w.pth")
+    torch.save(content, tmp_path / f"w{suffix}")
+    load_weights(target, tmp_path / f"w{suffix}")
     assert same(source.state_dict(), target.state_dict())
 
 
