@@ -34,7 +34,15 @@ from prunegraph.graph.training_layers import (
     unread_weights,
     unused_weights,
 )
-from prunegraph.graph.trial import ERRORS, Remedies, Trial, awake, check_copies, is_sound
+from prunegraph.graph.trial import (
+    ERRORS,
+    Forward,
+    Remedies,
+    Trial,
+    awake,
+    check_copies,
+    is_sound,
+)
 from prunegraph.seeding import seeded
 
 ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
@@ -315,6 +323,31 @@ def cast_inputs(example_inputs: ExampleInputs, dtype: torch.dtype | None) -> Exa
     return cast
 
 
+def _filled(example_inputs: ExampleInputs) -> ExampleInputs | None:
+    """Return the inputs with noise for zeros, which would hide mistakes; None if none is zeros."""
+    noise, found = torch.Generator().manual_seed(0), False
+
+    def fill(tensor: Tensor) -> Tensor:
+        nonlocal found
+        if not tensor.is_floating_point() or tensor.numel() < 2 or bool(tensor.any()):
+            return tensor
+        found = True
+        return torch.rand(tensor.shape, generator=noise).to(tensor)
+
+    filled: ExampleInputs = tree_map_only(Tensor, fill, example_inputs)
+    return filled if found else None
+
+
+def _runner(example_inputs: ExampleInputs) -> Forward:
+    """Return what calls a network on the inputs."""
+
+    def run(network: nn.Module, dtype: torch.dtype | None, *, seed: int = 0) -> Any:
+        with repeatable(network, seed):
+            return call_forward(network, cast_inputs(fresh(example_inputs), dtype))
+
+    return run
+
+
 def analyse(
     model: nn.Module,
     example_inputs: ExampleInputs,
@@ -358,13 +391,11 @@ def analyse(
     )
     builder = new_builder()
     graph = builder.build()
-
-    def run(network: nn.Module, dtype: torch.dtype | None, *, seed: int = 0) -> Any:
-        with repeatable(network, seed):
-            return call_forward(network, cast_inputs(fresh(example_inputs), dtype))
-
+    run, filled = _runner(example_inputs), _filled(example_inputs)
     if trial:
         with evaluation_mode(model):
+            if filled is not None and is_sound(model, _runner(filled)):
+                run = _runner(filled)
             check_copies(model, run)
     subject = awake(model) if trial else model
     while trial:  # ends: each round freezes classes, or uses up a remedy

@@ -377,6 +377,22 @@ def test_channels_that_noise_is_added_to_stay_and_say_why() -> None:
     assert reasons["two"] is None
 
 
+def test_an_example_of_zeros_hides_no_mistake() -> None:
+    def free(between: Callable[[Net, Tensor], Tensor]) -> list[str]:
+        net = Net(between)
+        for layer in (net.one, net.two, net.head):
+            layer.bias = None
+        graph = analyse(net, torch.zeros_like(EXAMPLE))
+        return [*graph.group_widths(graph.dense_mask())]
+
+    def fails_on_noise(net: Net, x: Tensor) -> Tensor:
+        assert not x.any()
+        return net.two(x)
+
+    assert free(lambda net, x: net.two(wrong_mean(net, x))) == ["two"]
+    assert free(lambda net, x: net.two(x)) == free(fails_on_noise) == ["one", "two"]
+
+
 class Counts(nn.Module):
     """Writes buffers in its forward, in place and by another tensor."""
 
