@@ -82,7 +82,7 @@ def main() -> None:
     search_options = SearchOptions()
     config = agent_config(search_options, seed=0)
     names = config.network.feature_names
-    features = node_features(graph, measure(model, graph, train).arrays, names=names)
+    features = node_features(graph, measure(model, graph, train), names=names)
     evaluator = NotingEvaluator(model, graph, search=search, calibration=train, soft=True)
     evaluator.calls = []
     alone = Evaluator(model, graph, search=search, calibration=train, soft=True)

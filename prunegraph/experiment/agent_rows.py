@@ -157,7 +157,7 @@ def add_beginnings(
         add_initial(bench.with_statistics(seed), store, options, seed)
 
 
-def add_untrained(bench: Bench, store: CandidateStore, seed: int = 0, prior: str = "start") -> None:
+def add_untrained(bench: Bench, store: CandidateStore, seed: int, prior: str = "start") -> None:
     """Add the mask of an untrained policy, which starts from the feature ``prior``."""
     if store.get(UNTRAINED, seed) is None:
         config = NetworkConfig(feature_names=(prior,), prior=prior)  # all that it goes by

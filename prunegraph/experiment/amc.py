@@ -27,12 +27,10 @@ class AmcSearch:
     Args:
         subset_size: search images that the reward is measured on.
         num_finalists: masks that are scored on all search images.
-        record_every: networks a line of the history.
     """
 
     subset_size: int = 1500
     num_finalists: int = 8
-    record_every: int = 16
 
     @property
     def name(self) -> str:
@@ -50,11 +48,7 @@ class AmcSearch:
         found: dict[KeepMask, Outcome] = {}
 
         def evaluate(mask: KeepMask) -> float:
-            known = mask in found
             found[mask] = problem.evaluator.evaluate(mask, subset)
-            if not known and len(found) % self.record_every == 0:
-                best = max(found.values(), key=lambda outcome: outcome.rank)
-                run.record(list(found.values()), best)
             steady = found[mask].steady
             return found[mask].accuracy if steady is None else steady
 

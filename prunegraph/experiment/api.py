@@ -155,7 +155,7 @@ def prune(
         if reconstruct
         else None,
     )
-    statistics = dict(measure(model, graph, train, seed=seed, device=device).arrays)
+    statistics = dict(measure(model, graph, train, seed=seed, device=device))
     names = trained.network.config.feature_names
     if "sensitivity" in names:
         statistics["sensitivity"] = sensitivity(evaluator, graph, statistics["taylor"], by="kl")

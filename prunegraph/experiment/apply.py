@@ -60,7 +60,7 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
         decision = _decide(policy, bench, store, folder.checkpoint("decision.json"), console)
         networks = num_decision_networks(policy, target.graph)
         if config.max_latency is None:
-            add_untrained(bench, store, prior=prior)
+            add_untrained(bench, store, bench.seed, prior)
             add_controls(bench, store, store.named(APPLIED), console)
         with Jobs(config, place) as jobs:
             for name in COMPARED:

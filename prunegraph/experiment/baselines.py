@@ -204,13 +204,9 @@ def run_pruner(
         progress: called with the number of networks run.
     """
     started = time.monotonic()
-    problem = bench.problem(
-        seed=seed,
-        max_networks=networks,
-        log=log,
-        progress=None if progress is None else lambda done, _: progress(done),
-    )
-    result = _run_own(pruner, problem, name) if is_factory(name) else pruner.prune(problem)
+    problem = bench.problem(seed=seed, max_networks=networks, log=log)
+    with problem.evaluator.watched(progress):
+        result = _run_own(pruner, problem, name) if is_factory(name) else pruner.prune(problem)
     return Candidate(
         name=name,
         seed=seed,
@@ -227,13 +223,8 @@ def _run_own(pruner: Pruner, problem: PruningProblem, name: str) -> PrunerResult
     Raises:
         ConfigError: it failed, or broke the rules that all methods keep.
     """
-    before, progress = copy.deepcopy(problem.model.state_dict()), problem.progress
-
-    def report(networks: int) -> None:
-        if progress is not None:
-            progress(networks, problem.max_networks)
-
-    with as_one_line(name), problem.evaluator.watched(report):
+    before = copy.deepcopy(problem.model.state_dict())
+    with as_one_line(name):
         result = _checked(pruner.prune(problem), problem)
         after = problem.model.eval().state_dict()
         if not all(torch.equal(before[key], value) for key, value in after.items()):

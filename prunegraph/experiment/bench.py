@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -106,7 +106,7 @@ class Bench:
         """Measured arrays ``[N]`` by name, those that run no pruned network."""
         target = self.target
         train, device = target.dataset.train, target.device
-        found = measure(target.model, target.graph, train, seed=self._drawn, device=device).arrays
+        found = measure(target.model, target.graph, train, seed=self._drawn, device=device)
         for values in found.values():  # all methods read them
             values.flags.writeable = False
         return found
@@ -268,7 +268,6 @@ class Bench:
         seed: int,
         max_networks: int,
         log: OutcomeLog | None = None,
-        progress: Callable[[int, int], None] | None = None,
     ) -> PruningProblem:
         """Return the problem that a baseline solves, with an evaluator of its own."""
         return PruningProblem(
@@ -282,7 +281,6 @@ class Bench:
             max_networks=max_networks,
             subset_size=self._search_options.subset,
             latency=self.latency_table,
-            progress=progress,
         )
 
     def recipe(self) -> FinetuneConfig:

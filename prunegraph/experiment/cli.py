@@ -5,6 +5,7 @@ SIGTERM.
 """
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -37,7 +38,7 @@ from prunegraph.experiment.options import REGISTRY, from_dict, read_yaml
 from prunegraph.experiment.overview import answer
 from prunegraph.experiment.pretrain import run_pretrain
 from prunegraph.experiment.ranks import default_threads, help_rank_0, joined, num_ranks, speaks
-from prunegraph.experiment.setup import check_trusted, keep_freed_memory
+from prunegraph.experiment.setup import check_trusted, is_out_of_memory, keep_freed_memory
 from prunegraph.experiment.tools_config import ExportConfig, InspectConfig, VerifyConfig
 from prunegraph.experiment.train import run_train
 from prunegraph.experiment.verify_all import run_verify
@@ -45,17 +46,17 @@ from prunegraph.experiment.verify_all import run_verify
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 MAX_LINE = 2000
-NO_MEMORY = ("allocate memory", "not enough memory", "bad_alloc", "create a primitive")
-"""How torch and its libraries say that the CPU's memory has run out; the last is oneDNN's way."""
-
 NO_DEVICE = ("CUDA error", "cuDNN error", "CUBLAS_STATUS")
-"""How they say that a device or its driver has failed."""
+"""How torch and its libraries say that a device or its driver has failed."""
 
 OUT_OF_MEMORY = (
     "out of memory: what was finished is kept, the same command goes on from there; give "
     "--workers 1, a smaller --batch-size or --device cpu, or free memory"
 )
 
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Why a file cannot be written: no space, or no right to."""
 
 DEVICE_LOST = (
     "the device failed ({}): what was finished is kept, the same command goes on from there; see "
@@ -96,17 +97,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.simplefilter("ignore")  # standard error is for the one line of an error
             _dispatch(words)
     except KeyboardInterrupt:
-        message = "interrupted; the same command resumes where it stopped"
-        return _fail(message, EXIT_INTERRUPTED) if speaks() else EXIT_INTERRUPTED
+        return _fail("interrupted; the same command resumes where it stopped", EXIT_INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has left: `prunegraph inspect | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except PruneGraphError as error:
-        return _fail(str(error), EXIT_BAD_INPUT) if speaks() else EXIT_BAD_INPUT
+        return _fail(str(error), EXIT_BAD_INPUT)
     except OSError as error:
         return _fail(_describe_os_error(error), EXIT_BAD_INPUT)
     except (MemoryError, RuntimeError) as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             return _fail(OUT_OF_MEMORY, EXIT_BAD_INPUT)
         if any(words in str(error) for words in NO_DEVICE):
             return _fail(DEVICE_LOST.format(first_line(error)), EXIT_BAD_INPUT)
@@ -128,13 +128,9 @@ def _signals_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Tell whether memory has run out; torch says so of the CPU's in words only."""
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or any(words in str(error) for words in NO_MEMORY)
-
-
 def _fail(message: str, code: int) -> int:
+    if not speaks():
+        return code
     sys.stdout.flush()
     line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(message.split()))
     sys.stderr.write(f"prunegraph: {line[:MAX_LINE]}\n")
@@ -143,9 +139,8 @@ def _fail(message: str, code: int) -> int:
 
 def _describe_os_error(error: OSError) -> str:
     where = f": {error.filename}" if error.filename else ""
-    return (
-        f"{error.strerror or error}{where}; free space or choose another --out, then run it again"
-    )
+    advice = "; free space or choose another --out, then run it again"
+    return f"{error.strerror or error}{where}{advice * (error.errno in UNWRITABLE)}"
 
 
 def _dispatch(words: list[str]) -> None:

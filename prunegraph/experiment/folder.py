@@ -46,7 +46,7 @@ class RunFolder:
     """A folder that one run writes to.
 
     Attributes:
-        path: the folder; it exists after ``start``.
+        path: the folder; it exists after ``started``.
     """
 
     path: Path

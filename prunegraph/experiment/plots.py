@@ -206,13 +206,11 @@ def new_figure(height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _pareto(findings: Findings) -> Plot | None:
+def _pareto(findings: Findings) -> Plot:
     """Draw the accuracy of each method against its multiply-adds."""
     dense = findings.content["dense"]
     rows = [row for row in findings.rows if row.name != DENSE]
     macs = mean_by_name(rows, "macs")
-    if not rows:
-        return None
     figure, axes = new_figure(3.4)
     for metric, filled in (("recalibrated", False), ("finetuned", True)):
         for name, value in mean_by_name(rows, f"test_accuracy_{metric}").items():
@@ -283,12 +281,10 @@ def _pareto_text(rows: Sequence[MethodRow], dense: Mapping[str, Any]) -> str:
     return "; ".join(words) + "; accuracies after recalibration."
 
 
-def _methods(findings: Findings) -> Plot | None:
+def _methods(findings: Findings) -> Plot:
     """Draw the accuracy of each method as dots, a line a method."""
     methods = by_method(findings.rows)
     groups = methods[:MOST_METHODS]
-    if not groups:
-        return None
     shown = [row for _, rows in groups for row in rows]
     figure, axes = new_figure(1.3 + 0.2 * len(groups))
     dense = findings.content["dense"]

@@ -70,7 +70,7 @@ def run_pretrain(config: PretrainConfig, console: Console) -> dict[str, Any]:
         image_size=trained_size(config, info),
         no_flip=config.no_flip or (not is_factory(name) and never_flipped(config, info)),
     )
-    dataset = load_images(config, info, config.weights)
+    dataset = load_images(config, info)
     out = _weights_path(config.out, arch, dataset)
     if config.weights is not None and out.resolve() == config.weights.resolve():
         msg = f"{out} would take the place of --weights: give another --out"
@@ -111,7 +111,7 @@ def _pretrain(
     teacher = copy_network(model) if config.distill else None
     subnets = None
     if config.slimmable is not None:
-        subnets = make_subnets(model, dataset.train, config.slimmable, seed=config.seed)
+        subnets = make_subnets(arch, model, dataset.train, config.slimmable, seed=config.seed)
     started = time.monotonic()
     trained = train_network(
         f"train {arch}",
@@ -195,7 +195,9 @@ def _train_images(config: PretrainConfig, dataset: Dataset) -> str:
     return str(known or dataset.train.fingerprint())
 
 
-def make_subnets(model: nn.Module, train: TrainSplit, least_macs: float, *, seed: int) -> Subnets:
+def make_subnets(
+    arch: str, model: nn.Module, train: TrainSplit, least_macs: float, *, seed: int
+) -> Subnets:
     """Return the parts of a network that slimmable training trains.
 
     Raises:
@@ -206,9 +208,9 @@ def make_subnets(model: nn.Module, train: TrainSplit, least_macs: float, *, seed
     images, _ = next(iter(train.batches(1)))
     example_inputs = images.to(device)
     graph = analyse(model, example_inputs)
-    check_network("the network", graph)
-    check_training("the network", model, graph, example_inputs)
-    statistics = measure(model, graph, train, seed=seed, device=device).arrays
+    check_network(arch, graph)
+    check_training(arch, model, graph, example_inputs, "no --slimmable")
+    statistics = measure(model, graph, train, seed=seed, device=device)
     return Subnets(graph=graph, least_macs=least_macs, scores=prior_scores(graph, statistics))
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from prunegraph.errors import ArtefactError
 from prunegraph.experiment.folder import REPORT_FILE, RunFolder
-from prunegraph.experiment.verdict import DENSE, MethodRow, Metric, column, pruned_rows
+from prunegraph.experiment.verdict import DENSE, MethodRow, Metric, column, is_method, pruned_rows
 from prunegraph.files import write_json
 from prunegraph.reading import checked, read_json
 from prunegraph.types import Budget, Cost, short
@@ -252,11 +252,11 @@ PARTS: dict[str, Any] = {
 }
 """What may be missing, and its shape where it is there."""
 
-HEALTH = dict.fromkeys(("first", "mean", "last"), float)
-"""What is told of each figure of a policy's health."""
-
 NULL = ("search", "proxy_rank_correlation")
 """Which of them may be null."""
+
+HEALTH = dict.fromkeys(("first", "mean", "last"), float)
+"""What is told of each figure of a policy's health."""
 
 
 def read_report(folder: RunFolder) -> dict[str, Any]:
@@ -267,7 +267,8 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
     """
     path = folder.file(REPORT_FILE)
     content: dict[str, Any] = read_json(path)
-    costs = [checked(content, REPORT, str(path))["dense"][name] for name in COSTS]
+    dense = checked(content, REPORT, str(path))["dense"]
+    costs = [dense[name] for name in COSTS]
     if min(costs) < 1:
         msg = f"{path}: no network has {costs[0]} multiply-adds and {costs[1]} parameters"
         raise ArtefactError(msg)
@@ -285,7 +286,7 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
         checked(figure, HEALTH, f"{path}: search.health.{name}")
     checked(search.get("seeds", []), list[int], f"{path}: search.seeds")
     odd = [
-        *["methods"] * all(row["name"] == DENSE for row in content["methods"]),
+        *["methods"] * (not any(is_method(row["name"]) for row in content["methods"])),
         *["proxy_rank_correlation"] * (abs(content.get("proxy_rank_correlation") or 0.0) > 1.0),
         *["search.seconds"] * (search.get("evaluation_seconds", 0.0) > 0.0 >= search["seconds"]),
         *["stage_one_verdict"] * (len(content.get("stage_one_verdict", "12")) != 2),
@@ -354,9 +355,8 @@ def method_cells(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return the rows of that table: the dense network, then methods by search accuracy."""
     dense = Cost(macs=content["dense"]["macs"], params=content["dense"]["params"])
     controls = [row for row in read_rows(content) if row.name == DENSE]
-    before = content["dense"]["test_accuracy"]
     shown = [
-        "" if before is None else spread([before]),
+        spread([content["dense"]["test_accuracy"]]),
         spread(column(controls, "test_accuracy_finetuned")),
     ]
     whole = content.get("peak_memory", {}).get("dense", 1)

@@ -21,7 +21,7 @@ from prunegraph.errors import (
     first_line,
     one_line,
 )
-from prunegraph.experiment.config import DataConfig, NetworkConfig, PruningOptions
+from prunegraph.experiment.config import DataConfig, NetworkConfig, PretrainConfig, PruningOptions
 from prunegraph.graph import StructureGraph, analyse, copy_network, unwrap
 from prunegraph.models import WeightsInfo, build_model, check_arch, load_weights, weights_info
 from prunegraph.pruning.artefacts import PrunedInfo
@@ -33,6 +33,9 @@ from prunegraph.users_code import as_one_line, find_factory, is_factory
 
 DEFAULT_ARCH = "digits_resnet"
 DEFAULT_DATASET = "digits"
+NO_MEMORY = ("allocate memory", "not enough memory", "bad_alloc", "create a primitive")
+"""How torch and its libraries say that the CPU's memory has run out; the last is oneDNN's way."""
+
 DIGITS_EPOCHS = 40
 
 
@@ -187,9 +190,7 @@ def named_dataset(given: str | None, weights: Path | None, info: WeightsInfo | N
     return given
 
 
-def load_images(
-    config: DataConfig, info: WeightsInfo | None, weights: Path | None = None
-) -> Dataset:
+def load_images(config: NetworkConfig | PretrainConfig, info: WeightsInfo | None) -> Dataset:
     """Load the data set, normalised and scaled as the weights' JSON says.
 
     Raises:
@@ -201,7 +202,7 @@ def load_images(
             flag = f"--{key.replace('_', '-')} {info.extra[key]}"
             msg = f"the weights were trained on another cut of the train images: give {flag}"
             raise ConfigError(msg)
-    name = named_dataset(config.dataset, weights, info) or DEFAULT_DATASET
+    name = named_dataset(config.dataset, config.weights, info) or DEFAULT_DATASET
     if is_factory(name):
         return own_dataset(name, config, info)
     if name == DEFAULT_DATASET and config.threads is None:
@@ -287,7 +288,7 @@ def load_target(config: NetworkConfig, budget: Budget | None = None) -> Target:
     info = weights_info(config.weights) if config.weights else None
     arch = resolve_arch(config.arch, config.weights, info)
     check_arch(arch)  # before images are downloaded
-    dataset = load_images(config, info, config.weights)
+    dataset = load_images(config, info)
     pretrain_epochs = _pretrain_epochs(config, arch, dataset)
     model = build_network(arch, dataset, config.seed)
     if config.weights is not None:
@@ -328,14 +329,20 @@ def check_network(arch: str, graph: StructureGraph) -> None:
         raise ModelError(msg)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether memory has run out; torch says so of the CPU's in words only."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or any(words in str(error) for words in NO_MEMORY)
+
+
 def check_outputs(arch: str, model: nn.Module, example_inputs: Tensor, num_classes: int) -> None:
     """Raise ModelError if the network fails, or does not give one logit a class."""
     try:
         with torch.no_grad():
             outputs = model(example_inputs)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # a forward may fail in any way
+        if is_out_of_memory(error):
+            raise
         msg = (
             f"{arch} does not take an image of the data set, {list(example_inputs.shape)}: "
             f"{one_line(error)}: build it for such images, or give others (--image-size, --dataset)"
@@ -357,22 +364,24 @@ def check_trainable(target: Target, options: PruningOptions) -> None:
     mode, has not seen.
     """
     if options.finetune_epochs != 0:
-        check_training(target.arch, target.model, target.graph, target.example_inputs)
+        example_inputs, otherwise = target.example_inputs, "--finetune-epochs 0"
+        check_training(target.arch, target.model, target.graph, example_inputs, otherwise)
 
 
 def check_training(
-    arch: str, model: nn.Module, graph: StructureGraph, example_inputs: Tensor
+    arch: str, model: nn.Module, graph: StructureGraph, example_inputs: Tensor, otherwise: str
 ) -> None:
-    """Raise ModelError if a network or a pruned one fails in training mode: see above."""
+    """Raise ModelError if a network or a pruned one fails in training mode: see above.
+
+    ``otherwise``: what to do where it shall stay as it is.
+    """
     keep = np.ones(graph.num_classes, dtype=bool)
     for group in graph.groups:  # every group that can lose a class loses one
         free = group.classes[graph.free[group.classes]]
         if free.size and len(group.classes) > group.min_keep:
             keep[free[-1]] = False
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        msg = (
-            f"{arch} has no weights that require a gradient: unfreeze them, or --finetune-epochs 0"
-        )
+        msg = f"{arch} has no weights that require a gradient: unfreeze them, or {otherwise}"
         raise ModelError(msg)
     pruned = apply_mask(model, graph, graph.mask(keep))
     images = torch.cat([example_inputs] * 2)  # batch norm cannot train on one
@@ -382,12 +391,14 @@ def check_training(
                 outputs = network.train()(images)
             problem = "" if isinstance(outputs, Tensor) else f"returns {type(outputs).__name__}"
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             problem = f"fails ({type(error).__name__}: {error})"
         if problem:
             msg = (
                 f"{arch}{what} {problem} in training mode, in eval mode it does not: give a "
                 "network whose forward is the same in both, without auxiliary outputs, or "
-                "--finetune-epochs 0"
+                f"{otherwise}"
             )
             raise ModelError(msg)
 

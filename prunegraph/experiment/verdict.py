@@ -110,6 +110,11 @@ def is_rival(name: str) -> bool:
     return is_baseline(name) or name in (UNTRAINED, INITIAL)
 
 
+def is_method(name: str) -> bool:
+    """Return whether a row is of what a run may end with."""
+    return is_agent(name) or is_rival(name)
+
+
 def pruned_rows(rows: Sequence[MethodRow], digest: str) -> list[MethodRow]:
     """Return the rows of the network that a run ends with.
 

@@ -380,7 +380,7 @@ def _check_agreement(
     return [
         Check(
             name=f"agreement.{criterion}.{name}",
-            reported=content["agreement"][criterion][name],
+            reported=content["agreement"].get(criterion, {}).get(name),
             found=value,
             tolerance=tolerance,
         )

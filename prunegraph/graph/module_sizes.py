@@ -78,7 +78,7 @@ def slim_all_attentions(model: nn.Module) -> nn.Module:
     """Put a slim module in the place of every ``nn.MultiheadAttention``; return the network."""
     slim: dict[int, nn.Module] = {}  # a module may be used under several names
     for path, module in list(model.named_modules(remove_duplicate=False)):
-        if type(module) is nn.MultiheadAttention:
+        if is_dense_attention(module):
             if id(module) not in slim:
                 slim[id(module)] = SlimMultiheadAttention.from_sliced(module, module.num_heads)
             model = replace_module(model, path, slim[id(module)])

@@ -75,5 +75,7 @@ class ModuleStack:
         """Follow every module call while the context is open."""
         with ExitStack() as stack:
             stack.callback(register_module_forward_pre_hook(self._enter).remove)
-            stack.callback(register_module_forward_hook(self._leave).remove)
+            # called where a forward raises, too: whoever called it may go on
+            left = register_module_forward_hook(self._leave, always_call=True)
+            stack.callback(left.remove)
             yield

@@ -71,7 +71,7 @@ def project(graph: "StructureGraph", scores: FloatArray, budget: Budget) -> Keep
         raise BudgetError(msg)
     keep, blocks = minimum(graph, np.asarray(scores), budget)
     _check_reachable(graph, keep, budget)
-    limits = _Limits(graph, budget)
+    limits = Limits(graph, budget)
     taken = _longest_prefix(keep, blocks.classes, blocks.ends, limits)
     keep[blocks.first(taken)] = True
     if budget.round_to is None:
@@ -103,7 +103,7 @@ def minimum(
     return minimum_and_blocks(graph, order, exact, budget.round_to)
 
 
-class _Limits:
+class Limits:
     """Everything that a mask must meet.
 
     Args:
@@ -133,7 +133,7 @@ class _Limits:
         return fits
 
 
-def _longest_prefix(keep: BoolArray, order: IntArray, ends: IntArray, limits: _Limits) -> int:
+def _longest_prefix(keep: BoolArray, order: IntArray, ends: IntArray, limits: Limits) -> int:
     """Return how many of the first blocks fit on top of ``keep`` before one does not.
 
     Args:
@@ -154,7 +154,7 @@ def _longest_prefix(keep: BoolArray, order: IntArray, ends: IntArray, limits: _L
     return low
 
 
-def _fill_classes(keep: BoolArray, blocks: Blocks, taken: int, limits: _Limits) -> None:
+def _fill_classes(keep: BoolArray, blocks: Blocks, taken: int, limits: Limits) -> None:
     """Add classes to ``keep`` in place from block ``taken`` on, each if it still fits.
 
     What a class costs only grows as others join, so one that does not fit never fits later; and as
@@ -168,7 +168,7 @@ def _fill_classes(keep: BoolArray, blocks: Blocks, taken: int, limits: _Limits) 
         order = order[fitting + 1 :]
 
 
-def _fill_blocks(keep: BoolArray, blocks: Blocks, taken: int, limits: _Limits) -> None:
+def _fill_blocks(keep: BoolArray, blocks: Blocks, taken: int, limits: Limits) -> None:
     """Add blocks to ``keep`` in place from block ``taken`` on, each if it still fits.
 
     A block that does not fit never fits later, and closes its group to the blocks after it.

@@ -17,7 +17,7 @@ import numpy as np
 from prunegraph.errors import MaskError, ModelError
 from prunegraph.graph.cost import MACS, CostFunction, CostModel
 from prunegraph.graph.memory import MemoryModel
-from prunegraph.graph.projection import project, repair
+from prunegraph.graph.projection import Limits, project, repair
 from prunegraph.graph.widths import allowed
 from prunegraph.types import BoolArray, Budget, Cost, Float64Array, FloatArray, IntArray, KeepMask
 
@@ -314,13 +314,8 @@ class StructureGraph:
         A latency counts where it is foretold.
         """
         bits = keep.keep if isinstance(keep, KeepMask) else keep
-        cost, limits = self.cost(bits), self.limits(budget)
-        row = bits[None].astype(np.float64)
-        return bool(
-            cost.macs <= limits[0]
-            and cost.params <= limits[1]
-            and all(model.expected(row)[0] <= limit for model, limit in self.bounded(budget))
-            and (budget.round_to is None or allowed(self, bits, budget.round_to))
+        return Limits(self, budget).fits(bits) and (
+            budget.round_to is None or allowed(self, bits, budget.round_to)
         )
 
     def mask(self, keep: BoolArray) -> KeepMask:

@@ -63,7 +63,7 @@ def least_widths(graph: "StructureGraph", round_to: int | None) -> IntArray:
     return np.where(sizes < units, graph.min_keep, rounded)
 
 
-def allowed(graph: "StructureGraph", keep: BoolArray, round_to: int | None) -> bool:
+def allowed(graph: "StructureGraph", keep: BoolArray, round_to: int) -> bool:
     """Return whether the width of every free group is one that rounding allows."""
     return not misfit(graph, keep, round_to).any()
 

@@ -103,7 +103,6 @@ class NetAdapt:
             mask: problem.evaluator.evaluate(mask, subset) for mask in masks
         }
         best = sorted(outcomes, key=lambda mask: outcomes[mask].rank, reverse=True)[:accepted]
-        run.record(list(outcomes.values()), outcomes[best[0]])
         kept: BoolArray = np.logical_and.reduce([mask.keep for mask in best])
         return kept
 

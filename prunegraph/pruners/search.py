@@ -1,7 +1,6 @@
 """Search baselines: random allocations, and a cross-entropy method over group offsets."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -18,7 +17,7 @@ MOST_IDLE = 50
 
 
 class SearchRun:
-    """Counts and records what a search does.
+    """Counts the networks of a search.
 
     Args:
         problem: what is searched.
@@ -29,8 +28,6 @@ class SearchRun:
             msg = f"a search needs max_networks of at least 1, not {problem.max_networks}"
             raise ConfigError(msg)
         self.problem = problem
-        self.best_accuracy = 0.0
-        self.history: list[dict[str, Any]] = []
         self._before = problem.evaluator.num_networks
 
     @property
@@ -52,36 +49,15 @@ class SearchRun:
         """Return how many networks to keep for finalists: none if all were scored on all images."""
         return 0 if subset is None else min(wanted, (self.problem.max_networks + 1) // 2)
 
-    def record(self, outcomes: list[Outcome], incumbent: Outcome) -> None:
-        """Add a line to the history: the incumbent, and the best accuracy on any images so far."""
-        self.best_accuracy = max(self.best_accuracy, *(outcome.accuracy for outcome in outcomes))
-        self.history.append(
-            {
-                "networks": self.networks,
-                "best_search_accuracy": self.best_accuracy,
-                "incumbent": incumbent.digest,
-                "incumbent_accuracy": incumbent.accuracy,
-                "incumbent_loss": incumbent.loss,
-                "num_images": incumbent.num_images,
-            }
-        )
-        if self.problem.progress is not None:
-            self.problem.progress(self.networks, self.problem.max_networks)
-
     def choose(self, finalists: list[KeepMask]) -> PrunerResult:
         """Score the finalists, as far as networks remain, on the whole search split."""
         evaluator = self.problem.evaluator
-        chosen: list[KeepMask] = []
-        outcomes: list[Outcome] = []
+        found: dict[KeepMask, Outcome] = {}
         for mask in dict.fromkeys(finalists):
-            if not chosen or self.remaining > 0 or evaluator.is_cached(mask):
-                chosen.append(mask)
-                outcomes.append(evaluator.evaluate(mask))
-        best = max(range(len(chosen)), key=lambda i: outcomes[i].rank)
-        self.record(outcomes, outcomes[best])
-        return PrunerResult(
-            mask=chosen[best], networks_evaluated=self.networks, history=tuple(self.history)
-        )
+            if not found or self.remaining > 0 or evaluator.is_cached(mask):
+                found[mask] = evaluator.evaluate(mask)
+        best = max(found, key=lambda mask: found[mask].rank)
+        return PrunerResult(mask=best, networks_evaluated=self.networks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,13 +73,11 @@ class RandomSearch:
         least_share: in (0, 1].
         subset_size: search images that candidates are scored on.
         num_finalists: candidates that are scored on all search images.
-        record_every: networks a line of the history.
     """
 
     least_share: float = 0.2
     subset_size: int = 1500
     num_finalists: int = 8
-    record_every: int = 16
 
     @property
     def name(self) -> str:
@@ -122,9 +96,6 @@ class RandomSearch:
             mask = self._draw(problem, rng)
             idle = idle + 1 if mask in found else 0
             found[mask] = problem.evaluator.evaluate(mask, subset)
-            if idle == 0 and len(found) % self.record_every == 0:
-                best = min(found.values(), key=_distance)
-                run.record(list(found.values()), best)
         ranked = sorted(found, key=lambda mask: _distance(found[mask]))
         return run.choose(ranked or [self._draw(problem, rng)])
 
@@ -215,7 +186,6 @@ class CrossEntropySearch:
             subset = run.subset(self.subset_size, int(rng.integers(2**31)))
             masks = [_shifted(problem, prior, steps, offset) for offset in offsets]
             outcomes = [problem.evaluator.evaluate(mask, subset) for mask in masks]
-            run.record(outcomes, outcomes[0])
             order = np.argsort([self._badness(outcome) for outcome in outcomes], kind="stable")
             latest = [masks[0], masks[order[0]], *latest]
             found.update(zip(masks, map(self._badness, outcomes), strict=True))

@@ -54,7 +54,7 @@ def measure_costly(
         device: where the network runs.
 
     Returns:
-        ``[N]`` float32, higher = keep; filled as in ``Statistics``.
+        ``[N]`` float32, higher = keep; filled as ``measure`` does.
 
     Raises:
         ModelError: a value is not finite.

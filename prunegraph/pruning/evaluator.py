@@ -146,7 +146,7 @@ class Evaluator:
         return self._cache[key]
 
     @contextmanager
-    def watched(self, report: Callable[[int], None]) -> Iterator[None]:
+    def watched(self, report: Callable[[int], None] | None) -> Iterator[None]:
         """Call ``report(networks run so far)`` after every network, while the block runs."""
         self._report = report
         try:

@@ -26,6 +26,7 @@ from prunegraph.pruning.recalibration import recalibrate_bn
 from prunegraph.pruning.state import parameter_digest
 from prunegraph.pruning.subnets import Subnets
 from prunegraph.pruning.training_state import Done, TrainingState
+from prunegraph.seeding import seeded
 from prunegraph.types import TrainSplit
 
 LONG_TRAINING = 100
@@ -418,10 +419,9 @@ class _Training:
     def _seeded(self, epoch: int) -> Iterator[None]:
         """Seed torch's global generators for dropout; they are as before afterwards."""
         device = model_device(self.model)
-        devices = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            rank = 0 if self.ranks is None else self.ranks.rank
-            torch.manual_seed(self._derived_seed(epoch, "dropout") + rank)
+        devices = [device.index] if device.type == "cuda" else []
+        rank = 0 if self.ranks is None else self.ranks.rank
+        with seeded(self._derived_seed(epoch, "dropout") + rank, devices):
             yield
 
     def _generator_states(self) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from prunegraph.graph import ExampleInputs, OpNode, StructureGraph, call_forward, evaluation_mode
 from prunegraph.graph.analyse import unwrap
+from prunegraph.graph.calls import tensors_in
 from prunegraph.graph.projection import minimum
 from prunegraph.graph.surgery import apply_mask
 from prunegraph.pruning.clock import Latency, measure_latencies, measure_latency
@@ -276,11 +277,17 @@ def _layer_calls(
     """Run the forward once and return the calls of layers that hold a class that may go."""
     inputs: dict[str, list[Tensor]] = {}
 
-    def note(name: str) -> Callable[[nn.Module, Any], None]:
-        return lambda _module, args: inputs.setdefault(name, []).append(args[0].to("meta"))
+    def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def noted(_module: nn.Module, args: Any, kwargs: Any) -> None:
+            inputs.setdefault(name, []).append(tensors_in((args, kwargs))[0].to("meta"))
+
+        return noted
 
     layers = {name: item for name, item in model.named_modules() if type(item) in LAYERS}
-    handles = [item.register_forward_pre_hook(note(name)) for name, item in layers.items()]
+    handles = [
+        item.register_forward_pre_hook(note(name), with_kwargs=True)
+        for name, item in layers.items()
+    ]
     try:
         with evaluation_mode(model):
             call_forward(model, example_inputs)

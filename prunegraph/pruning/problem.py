@@ -1,8 +1,8 @@
 """What every baseline is given, and what it gives back."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import nn
 
@@ -29,7 +29,6 @@ class PruningProblem:
         subset_size: search images that a method scores its candidates on; None = its own number.
         latency: layer times measured before, used if the budget holds a latency; default: measured
             when they are needed.
-        progress: called as ``progress(networks_evaluated, max_networks)``, or None.
     """
 
     model: nn.Module
@@ -42,7 +41,6 @@ class PruningProblem:
     max_networks: int = 0
     subset_size: int | None = None
     latency: LatencyTable | None = None
-    progress: Callable[[int, int], None] | None = None
 
     def project(self, scores: FloatArray) -> KeepMask:
         """Return the mask of the best scores ``[N]`` within the budget, a latency included."""
@@ -58,12 +56,10 @@ class PrunerResult:
     Attributes:
         mask: which classes stay; meets the problem's budget.
         networks_evaluated: pruned networks run on the way to it.
-        history: one record a step of the search, as JSON values; empty for heuristics.
     """
 
     mask: KeepMask
     networks_evaluated: int = 0
-    history: tuple[Mapping[str, Any], ...] = ()
 
 
 class Pruner(Protocol):

@@ -86,8 +86,7 @@ def sample_contributions(read: Read, generator: torch.Generator) -> Tensor | Non
     image = torch.arange(len(patches)).repeat_interleave(INSTANCES)
     position = torch.randint(patches.shape[1], (count,), generator=generator)
     drawn = torch.randint(len(module.weight), (count,), generator=generator)
-    taps = module.weight.detach()[drawn].flatten(2) if module.weight.dim() > 2 else None
-    weight = module.weight.detach()[drawn][..., None] if taps is None else taps  # [S, C, taps]
+    weight = module.weight.detach()[drawn].reshape(count, patches.shape[2], -1)  # [S, C, taps]
     return (patches[image, position] * weight).sum(2)
 
 

@@ -1,7 +1,6 @@
 """Measured arrays, one value a channel class: what features and heuristics are made of."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -31,27 +30,10 @@ STATISTIC_NAMES: tuple[str, ...] = (
     "twin_similarity",
     "twin_rank",
 )
-"""The arrays of ``Statistics``; ``"sensitivity"`` is measured apart, since it runs networks."""
+"""What ``measure`` returns; ``"sensitivity"`` is measured apart, since it runs networks."""
 
 UNLABELLED_IMAGES = 2048
 """Train images that ``unlabelled_evaluator`` compares pruned and dense outputs on."""
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Statistics:
-    """What one look at a dense network tells about its channel classes.
-
-    Attributes:
-        arrays: name -> ``[N]`` float32, finite; frozen classes hold 0. A free class that a
-            statistic cannot see (no norm over it, no layer that reads it) holds the mean of the
-            classes that it can see.
-        num_images: images that gradients and activations were measured on.
-        seed: fixes which ones.
-    """
-
-    arrays: Mapping[str, FloatArray]
-    num_images: int
-    seed: int
 
 
 class Effects:
@@ -103,7 +85,7 @@ def measure(
     batch_size: int = 64,
     seed: int = 0,
     device: str | torch.device = "cpu",
-) -> Statistics:
+) -> Mapping[str, FloatArray]:
     """Measure weights, gradients and activations of a dense network.
 
     One forward and backward over ``num_images`` shuffled train images in eval mode, on a copy of
@@ -134,15 +116,16 @@ def measure(
         device: where forward and backward run.
 
     Returns:
-        The arrays named in ``STATISTIC_NAMES``.
+        ``[N]`` float32 of each name in ``STATISTIC_NAMES``, finite; frozen classes hold 0. A free
+        class that a statistic cannot see (no norm over it, no layer that reads it) holds the mean
+        of the classes that it can see.
 
     Raises:
         ModelError: a gradient is not finite.
     """
     dense = readable_copy(model, device)
     images = calibration.sample(num_images, seed)
-    arrays = _measured(dense, graph, lambda: run_losses(dense, images, batch_size), len(images))
-    return Statistics(arrays=arrays, num_images=len(images), seed=seed)
+    return _measured(dense, graph, lambda: run_losses(dense, images, batch_size), len(images))
 
 
 def measure_by(

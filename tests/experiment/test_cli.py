@@ -1,3 +1,4 @@
+import errno
 import json
 import subprocess
 import sys
@@ -102,8 +103,18 @@ def test_full_disk_gives_one_line(
     monkeypatch.setitem(cli.COMMANDS, "inspect", cli.Command(InspectConfig, fail, ""))
     code, _, err = run("inspect", capsys)
     assert code == 2
-    assert err.startswith("prunegraph: No space left on device: runs/a;")
+    assert err.startswith("prunegraph: No space left on device: runs/a; free space or choose")
     assert err.count("\n") == 1
+
+
+def test_a_file_that_cannot_be_read_is_named_without_advice_on_space(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> dict[str, object]:
+        raise OSError(errno.EIO, "Input/output error", "a.png")
+
+    monkeypatch.setitem(cli.COMMANDS, "inspect", cli.Command(InspectConfig, fail, ""))
+    assert run("inspect", capsys) == (2, "", "prunegraph: Input/output error: a.png\n")
 
 
 def test_ctrl_c_gives_one_line_and_exit_code_130(

@@ -209,6 +209,37 @@ def test_a_number_that_is_as_large_as_a_width_by_chance_stays() -> None:
     assert not result.failures
 
 
+class Fragile(nn.Module):
+    """Fails, as a kernel that is not there on this machine."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError
+
+
+class Guarded(nn.Module):
+    """Tries a part that fails before it names a size of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.fast, self.hidden = nn.Conv2d(3, WIDTH, 3), Fragile(), WIDTH
+        self.out = nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x)
+        try:
+            x = self.fast(x)
+        except RuntimeError:
+            x = x.view(len(x), self.hidden, -1).mean(2)
+        out: Tensor = self.out(x)
+        return out
+
+
+def test_a_part_that_fails_and_is_caught_is_left_again() -> None:
+    graph = analyse(Guarded(), torch.randn(2, 3, 6, 6))
+    assert [op.name for op in graph.ops] == ["one", "out"]
+    assert free_sizes(graph) == [WIDTH]
+
+
 class Recipe(nn.Module):
     """As einops' layers: what it reads is made again, when it is copied, of what it was given."""
 

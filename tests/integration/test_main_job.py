@@ -382,6 +382,7 @@ def test_a_changed_bit_is_found_by_the_name_of_the_file(
         (("pruned", "widths"), {}),
         (("verdict",), "LEARNED"),
         (("agreement", "l1", "overlap"), 0.123),
+        (("agreement", "taylor"), {}),
         (("budget",), {"keep_macs": 0.25}),
         (("seed",), 3),
         (("recipe",), {"epochs": 40}),

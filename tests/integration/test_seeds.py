@@ -12,7 +12,8 @@ from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.cli import main
 from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.setup import load_target
-from prunegraph.pruning.statistics import Statistics, measure
+from prunegraph.pruning.statistics import measure
+from prunegraph.types import FloatArray
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -44,7 +45,7 @@ def test_every_search_of_a_comparison_has_a_start_of_its_own(
 ) -> None:
     measured: list[int] = []
 
-    def noted(*networks: Any, seed: int, **options: Any) -> Statistics:
+    def noted(*networks: Any, seed: int, **options: Any) -> Mapping[str, FloatArray]:
         measured.append(seed)
         return measure(*networks, seed=seed, **options)
 

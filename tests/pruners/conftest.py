@@ -43,7 +43,7 @@ def trained_digits() -> Digits:
             optimizer.step()
     model.zero_grad()
     graph = analyse(model, torch.zeros(1, *data.image_shape))
-    arrays = dict(measure(model, graph, data.train, num_images=128).arrays)
+    arrays = dict(measure(model, graph, data.train, num_images=128))
     for name in COSTLY_STATISTICS:
         arrays[name] = measure_costly(name, model, graph, data.train, num_images=16)
     return Digits(data, model, graph, arrays)

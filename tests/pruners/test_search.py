@@ -73,7 +73,7 @@ def test_cross_entropy_finds_known_widths_and_random_search_does_not(
     cem = CrossEntropySearch().prune(problem)
     problem, _ = with_known_best(make_problem(seed, max_networks=240))
     random = RandomSearch().prune(problem)
-    cem_loss, random_loss = (result.history[-1]["incumbent_loss"] for result in (cem, random))
+    cem_loss, random_loss = (problem.evaluator.evaluate(r.mask).loss for r in (cem, random))
     assert cem_loss < 0.25 * start
     assert cem_loss < random_loss
 
@@ -120,16 +120,8 @@ def test_a_search_keeps_within_any_number_of_networks(
     name: str, max_networks: int, make_problem: MakeProblem
 ) -> None:
     problem = make_problem(max_networks=max_networks)
-    seen: list[tuple[int, int]] = []
-    problem = PruningProblem(
-        **{
-            **{key: getattr(problem, key) for key in problem.__dataclass_fields__},
-            "progress": lambda done, total: seen.append((done, total)),
-        }
-    )
     result = make_pruner(name).prune(problem)
     assert 1 <= result.networks_evaluated <= max_networks
-    assert seen[-1] == (result.networks_evaluated, max_networks)
 
 
 @pytest.mark.parametrize("name", ["cem", "random_search"])
@@ -162,7 +154,7 @@ def test_cem_gains_three_points_over_taylor_per_mac(shared_dir: Path) -> None:
         graph=graph,
         budget=Budget(keep_macs=0.5),
         evaluator=evaluator,
-        statistics=measure(model, graph, data.train).arrays,
+        statistics=measure(model, graph, data.train),
         example_inputs=example,
         max_networks=384,
     )

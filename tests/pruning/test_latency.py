@@ -174,6 +174,21 @@ def test_every_kind_of_layer_is_timed() -> None:
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
+def test_a_layer_that_is_called_by_keyword_is_timed() -> None:
+    class Keyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.two(input=self.one(x))
+            return out
+
+    model, example = Keyword().eval(), torch.randn(1, 3, 4, 4)
+    table = measure_latency_table(model, analyse(model, example), example, num_runs=5)
+    assert len(table.times) == 2
+
+
 @pytest.mark.parametrize("others", [{}, {"keep_macs": 0.7, "round_to": 4}])
 def test_the_pruned_network_is_as_fast_as_was_asked(case: Case, others: dict[str, float]) -> None:
     model, graph, example, table = case

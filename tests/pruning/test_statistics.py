@@ -80,7 +80,7 @@ def test_taylor_is_the_formula_of_its_docstring(
     measured = measure(digits_net, digits_graph, digits.train, num_images=12, batch_size=5, seed=3)
     images, labels = next(digits.train.sample(12, 3).batches(12))
     expected = taylor_by_definition(digits_net, digits_graph, images, labels)
-    np.testing.assert_allclose(measured.arrays["taylor"], expected, rtol=2e-4, atol=1e-9)
+    np.testing.assert_allclose(measured["taylor"], expected, rtol=2e-4, atol=1e-9)
     assert (expected[digits_graph.free] > 0).mean() > 0.9
 
 
@@ -92,19 +92,17 @@ def test_taylor_sees_through_depthwise_grouped_and_shared_layers(
     expected = taylor_by_definition(mixed, mixed_graph, images, labels)
     unread = mixed_graph.ops[2].out_classes  # a gather alone reads what the 1x1 convolution writes
     read = np.setdiff1d(np.flatnonzero(mixed_graph.free), unread)
-    np.testing.assert_allclose(
-        measured.arrays["taylor"][read], expected[read], rtol=2e-3, atol=1e-9
-    )
+    np.testing.assert_allclose(measured["taylor"][read], expected[read], rtol=2e-3, atol=1e-9)
     spread = np.quantile(expected[read], (np.arange(len(unread)) + 0.5) / len(unread))
-    np.testing.assert_allclose(np.sort(measured.arrays["taylor"][unread]), spread, rtol=5e-3)
+    np.testing.assert_allclose(np.sort(measured["taylor"][unread]), spread, rtol=5e-3)
 
 
 def test_all_arrays_are_finite_and_silent_where_frozen(
     mixed: nn.Module, mixed_graph: StructureGraph, pictures: TrainSplit
 ) -> None:
     statistics = measure(mixed, mixed_graph, pictures, num_images=16)
-    assert tuple(statistics.arrays) == STATISTIC_NAMES
-    for name, values in statistics.arrays.items():
+    assert tuple(statistics) == STATISTIC_NAMES
+    for name, values in statistics.items():
         assert values.shape == (mixed_graph.num_classes,)
         assert values.dtype == np.float32
         assert np.isfinite(values).all(), name
@@ -129,7 +127,7 @@ def test_batches_do_not_matter_and_seeds_do(
     mixed: nn.Module, mixed_graph: StructureGraph, pictures: TrainSplit
 ) -> None:
     one, other, moved = (
-        measure(mixed, mixed_graph, pictures, num_images=16, batch_size=size, seed=seed).arrays
+        measure(mixed, mixed_graph, pictures, num_images=16, batch_size=size, seed=seed)
         for size, seed in ((16, 0), (5, 0), (16, 1))
     )
     for name in STATISTIC_NAMES:
@@ -153,7 +151,7 @@ def linear_net(weight: Tensor) -> tuple[nn.Module, StructureGraph]:
 def test_norms_and_distances_by_hand(pictures: TrainSplit) -> None:
     weight = torch.tensor([[3.0, 4.0, 0.0], [1.0, 0.0, 0.0], [0.0, -2.0, 0.0]])
     net, graph = linear_net(weight)
-    arrays = measure(net, graph, pictures, num_images=8).arrays
+    arrays = measure(net, graph, pictures, num_images=8)
     classes = graph.ops[0].out_classes
     assert arrays["l1"][classes].tolist() == [7.0, 1.0, 2.0]
     assert arrays["l2"][classes].tolist() == [5.0, 1.0, 2.0]
@@ -169,7 +167,7 @@ def test_planted_twins_are_seen_and_told_apart(pictures: TrainSplit) -> None:
     weight = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
     weight[9] = weight[4]
     net, graph = linear_net(weight)
-    arrays = measure(net, graph, pictures, num_images=8).arrays
+    arrays = measure(net, graph, pictures, num_images=8)
     classes = graph.ops[0].out_classes
     np.testing.assert_allclose(arrays["twin_similarity"][classes[[4, 9]]], 1.0, atol=1e-6)
     assert arrays["twin_rank"][classes[[4, 9]]].tolist() == [1.0, 0.0]
@@ -183,7 +181,7 @@ def test_dead_channels_read_as_zeros(pictures: TrainSplit) -> None:
     with torch.no_grad():
         net[2].bias[1] = -100.0
         net[2].bias[2] = 100.0
-    arrays = measure(net, graph, pictures, num_images=8).arrays
+    arrays = measure(net, graph, pictures, num_images=8)
     dead, alive = graph.ops[0].out_classes[[1, 2]]
     assert arrays["apoz"][[dead, alive]].tolist() == [1.0, 0.0]
     assert arrays["activation_mean"][dead] == arrays["taylor"][dead] == 0.0
@@ -230,13 +228,17 @@ def test_the_policys_sensitivity_needs_no_labels(
     assert (gains[digits_graph.free] > 0.0).any()
 
 
-class Attending(nn.Module):
-    """Patches of an image through torch's own attention module."""
+class Named(nn.MultiheadAttention):
+    """Torch's attention under another name."""
 
-    def __init__(self) -> None:
+
+class Attending(nn.Module):
+    """Patches of an image through torch's own attention module, or one of its kind."""
+
+    def __init__(self, kind: type[nn.MultiheadAttention]) -> None:
         super().__init__()
         self.embed = nn.Conv2d(3, 8, 4, stride=4)
-        self.attention = nn.MultiheadAttention(8, 4, batch_first=True)
+        self.attention = kind(8, 4, batch_first=True)
         self.head = nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -244,29 +246,32 @@ class Attending(nn.Module):
         return self.head(self.attention(tokens, tokens, tokens)[0].mean(1))
 
 
+@pytest.mark.parametrize("kind", [nn.MultiheadAttention, Named])
 @pytest.mark.parametrize("name", ["taylor", "activation_mean", "obd", "thinet", "chip"])
-def test_the_heads_of_torch_s_own_attention_are_told_apart(pictures: TrainSplit, name: str) -> None:
+def test_the_heads_of_torch_s_own_attention_are_told_apart(
+    pictures: TrainSplit, name: str, kind: type[nn.MultiheadAttention]
+) -> None:
     torch.manual_seed(0)
-    model = Attending().eval()
+    model = Attending(kind).eval()
     graph = analyse(model, torch.zeros(1, 3, 8, 8))
     if name in COSTLY_STATISTICS:
         values = measure_costly(name, model, graph, pictures)
     else:
-        values = measure(model, graph, pictures).arrays[name]
+        values = measure(model, graph, pictures)[name]
     heads = next(
         group for group in graph.groups if group.frozen is None and "attention" in group.name
     )
     assert len(set(values[heads.classes].tolist())) == len(heads.classes) == 4
-    assert type(model.attention) is nn.MultiheadAttention
+    assert type(model.attention) is kind
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_networks_of_another_precision_are_measured_in_float32(
     digits: Dataset, digits_net: nn.Module, digits_graph: StructureGraph, dtype: torch.dtype
 ) -> None:
-    expected = measure(digits_net, digits_graph, digits.train, num_images=64).arrays["taylor"]
+    expected = measure(digits_net, digits_graph, digits.train, num_images=64)["taylor"]
     other = copy.deepcopy(digits_net).to(dtype)
-    found = measure(other, digits_graph, digits.train, num_images=64).arrays["taylor"]
+    found = measure(other, digits_graph, digits.train, num_images=64)["taylor"]
     rough = 1e-5 if dtype == torch.float64 else 0.2
     assert np.corrcoef(found, expected)[0, 1] > 1 - rough
     assert next(other.parameters()).dtype == dtype
@@ -279,7 +284,7 @@ def test_the_slope_of_an_activation_is_no_norm(pictures: TrainSplit) -> None:
     ).eval()  # fmt: skip
     nn.init.constant_(model[2].weight, 100.0)
     graph = analyse(model, torch.zeros(1, 3, 8, 8))
-    assert measure(model, graph, pictures).arrays["bn_scale"].max() == 1.0
+    assert measure(model, graph, pictures)["bn_scale"].max() == 1.0
 
 
 def test_classes_that_a_criterion_cannot_see_take_the_quantiles_of_the_others() -> None:
