@@ -56,9 +56,9 @@ class ChannelPPO(PPO):
 
     stable-baselines3 clips the ratio of joint probabilities. Here each bit's ratio is clipped alone
     and every free bit of an episode shares the episode's advantage. Rollout, buffer, logging and
-    callbacks are those of stable-baselines3. Sampling noise and, under a ``SelfCompetitionVecEnv``,
-    the environments' randomness begin anew from (seed, number of the update) at each update, so
-    that a resumed run draws what an uninterrupted one draws.
+    callbacks are those of stable-baselines3. Sampling noise and the environments' randomness begin
+    anew from (seed, number of the update) at each update, so that a resumed run draws what an
+    uninterrupted one draws.
 
     Args:
         env: environments, vectorised; their seeds are their own.
@@ -82,7 +82,7 @@ class ChannelPPO(PPO):
 
     def __init__(
         self,
-        env: VecEnv,
+        env: SelfCompetitionVecEnv,
         *,
         policy_kwargs: dict[str, Any],
         num_steps: int,
@@ -128,15 +128,17 @@ class ChannelPPO(PPO):
             self.policy.plan = partial(
                 self.imagination.plan, most=config.exchanges, caution=config.planned_caution
             )
-        if isinstance(env, SelfCompetitionVecEnv):
-            env.greedy = self.greedy_mask
+        env.greedy = self.greedy_mask
+
+    @property
+    def competitors(self) -> SelfCompetitionVecEnv:
+        """The environments."""
+        return cast(SelfCompetitionVecEnv, self.env)
 
     @property
     def num_networks(self) -> int:
-        """Pruned networks run so far; episodes, where no ``SelfCompetitionVecEnv`` counts."""
-        if isinstance(self.env, SelfCompetitionVecEnv):
-            return self.env.num_networks
-        return self.num_timesteps
+        """Pruned networks run so far."""
+        return self.competitors.num_networks
 
     def collect_rollouts(
         self,
@@ -163,18 +165,15 @@ class ChannelPPO(PPO):
         seed = update_seed(self.run_seed, self.num_rollouts)
         self.policy.generator = torch.Generator().manual_seed(seed)
         self.policy.noise_generator = torch.Generator().manual_seed(seed ^ 1)  # a stream apart
-        if isinstance(env, SelfCompetitionVecEnv):
-            self._last_obs = env.start_block(self.num_rollouts)
-            self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
+        self._last_obs = self.competitors.start_block(self.num_rollouts)
+        self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
         self.num_rollouts += 1
         return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
 
     @property
     def networks_per_update(self) -> int:
         """Pruned networks that an update runs, its episodes and what they compete with."""
-        env = self.env
-        if not isinstance(env, SelfCompetitionVecEnv):
-            return self.n_steps * self.n_envs
+        env = self.competitors
         competes = env.competition.config.self_competition in ("best", "greedy")
         run = env.episodes_per_update * env.networks_per_episode
         return run + competes * env.cells_per_update
@@ -268,7 +267,7 @@ class ChannelPPO(PPO):
 
     def _remember(self, observations: dict[str, Tensor], ids: Tensor) -> None:
         """Teach the imagination this update's episodes."""
-        competition = cast(SelfCompetitionVecEnv, self.env).competition
+        competition = self.competitors.competition
         if len(competition.pending) != len(ids):
             msg = (
                 f"imagined_steps={self.config.imagined_steps} needs episodes of one step: "
@@ -401,9 +400,8 @@ class ChannelPPO(PPO):
         logs["equal_actions"] = equal_share(torch.where(distribution.mask, actions, 1.0))
         logs["temperature"] = self.policy.temperature
         record: dict[str, Any] = {"update": self.num_rollouts, "networks": self.num_networks}
-        if isinstance(self.env, SelfCompetitionVecEnv):
-            record |= summary(self.env.records)
-            record["greedy_masks"] = dict(self.env.greedy_masks)
+        record |= summary(self.competitors.records)
+        record["greedy_masks"] = dict(self.competitors.greedy_masks)
         self.history.append({**record, **logs})
         for name, value in self.history[-1].items():
             if isinstance(value, float):

@@ -18,7 +18,6 @@ from torch_geometric.data import Data
 
 from prunegraph.agent.network import NetworkConfig, PruningNetwork
 from prunegraph.agent.ppo import ChannelPPO
-from prunegraph.agent.vec_env import SelfCompetitionVecEnv
 from prunegraph.errors import ArtefactError, ConfigError, first_line
 from prunegraph.files import write_bytes, write_json
 from prunegraph.graph.features import LAST_NAMES
@@ -174,9 +173,8 @@ def save_checkpoint(path: Path | str, model: ChannelPPO) -> None:
         "num_networks": model.num_networks,
         "history": model.history,
         "imagination": model.imagination.state_dict(),
+        "competition": model.competitors.competition.state_dict(),
     }
-    if isinstance(model.env, SelfCompetitionVecEnv):
-        state["competition"] = model.env.competition.state_dict()
     if model.memory is not None:
         state["memory"] = model.memory.state()
     content = safetensors.torch.save(_tensors(tensors), {"state": json.dumps(state)})
@@ -236,8 +234,7 @@ def _restore(model: ChannelPPO, state: dict[str, Any], tensors: dict[str, Tensor
     if model.history:  # no update may follow that sets it, and the policy's record holds it
         model.policy.temperature = float(model.history[-1]["temperature"])
     model.imagination.load_state_dict(state["imagination"])
-    if isinstance(model.env, SelfCompetitionVecEnv):
-        model.env.resume(state["competition"], state["num_networks"])
+    model.competitors.resume(state["competition"], state["num_networks"])
     if model.memory is not None and "memory" in state:
         model.memory.restore(state["memory"])
 

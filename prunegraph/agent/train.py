@@ -215,8 +215,7 @@ def _logger(tensorboard: Path | None) -> Logger:
 
 
 def _result(model: ChannelPPO, config: AgentConfig) -> TrainingResult:
-    env = model.env
-    assert isinstance(env, SelfCompetitionVecEnv)
+    env = model.competitors
     env.competition.begin_block(env.competition.block + 1)  # records the last update's episodes
     record = {
         "config": dataclasses.asdict(config),

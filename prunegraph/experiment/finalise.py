@@ -15,7 +15,7 @@ from prunegraph.experiment.config import CommonConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.csv_files import write_csv_files
 from prunegraph.experiment.finish import finetune_job, load_finetuned
-from prunegraph.experiment.folder import REPORT_FILE, RunFolder
+from prunegraph.experiment.folder import DENSE_FINETUNED, REPORT_FILE, RunFolder
 from prunegraph.experiment.jobs import Batch, Jobs
 from prunegraph.experiment.measured import Measured
 from prunegraph.experiment.page import HISTORY_FILE, write_page
@@ -45,9 +45,6 @@ from prunegraph.experiment.verdict import (
 from prunegraph.files import write_json
 from prunegraph.graph import StructureGraph
 from prunegraph.types import Budget, KeepMask
-
-DENSE_FINETUNED = "dense_finetuned"
-"""Folder of the control: the dense network with the same fine-tune."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -28,7 +28,10 @@ PAGE_FILE = "report.html"
 WORK_FOLDER = "checkpoints"
 """Sub-folder with what an interrupted run resumes from; removed when the run is finished."""
 
-OWN_FOLDERS = ("cells", "plots", "events", "dense_finetuned")
+DENSE_FINETUNED = "dense_finetuned"
+"""Sub-folder with the dense network after the fine-tune: the control."""
+
+OWN_FOLDERS = ("cells", "plots", "events", DENSE_FINETUNED)
 """Sub-folders that a run writes."""
 
 OWN_SUFFIXES = (".json", ".yaml", ".safetensors", ".csv")

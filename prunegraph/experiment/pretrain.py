@@ -23,7 +23,6 @@ from prunegraph.experiment.setup import (
     check_network,
     check_outputs,
     check_training,
-    check_weights_file,
     load_images,
     named_dataset,
     never_flipped,
@@ -34,7 +33,13 @@ from prunegraph.experiment.setup import (
 from prunegraph.files import locked, remove_temporaries, temporaries_of
 from prunegraph.graph import analyse, copy_network
 from prunegraph.graph.features import prior_scores
-from prunegraph.models import WeightsInfo, load_weights, save_weights, weights_info
+from prunegraph.models import (
+    WeightsInfo,
+    check_weights_file,
+    load_weights,
+    save_weights,
+    weights_info,
+)
 from prunegraph.pruning.evaluation import evaluate, model_device
 from prunegraph.pruning.finetune import FinetuneConfig, FinetuneResult, finetune
 from prunegraph.pruning.ranks import current_ranks

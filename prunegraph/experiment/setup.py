@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from prunegraph.data import Images, from_images, load_dataset
 from prunegraph.errors import (
-    ArtefactError,
     ConfigError,
     DataError,
     ModelError,
@@ -23,7 +22,14 @@ from prunegraph.errors import (
 )
 from prunegraph.experiment.config import DataConfig, NetworkConfig, PretrainConfig, PruningOptions
 from prunegraph.graph import StructureGraph, analyse, copy_network, unwrap
-from prunegraph.models import WeightsInfo, build_model, check_arch, load_weights, weights_info
+from prunegraph.models import (
+    WeightsInfo,
+    build_model,
+    check_arch,
+    check_weights_file,
+    load_weights,
+    weights_info,
+)
 from prunegraph.pruning.artefacts import PrunedInfo
 from prunegraph.pruning.evaluation import lay_out, layout_of, place_model
 from prunegraph.pruning.surgery import apply_mask
@@ -132,13 +138,6 @@ def resolve_arch(arch: str | None, weights: Path | None, info: WeightsInfo | Non
         raise ConfigError(msg)
     check_trusted(info.arch, arch, weights.with_suffix(".json"))
     return info.arch
-
-
-def check_weights_file(path: Path) -> None:
-    """Raise ArtefactError if there is no such file."""
-    if not path.is_file():
-        msg = f"no weights file {path}; check the path, or make one with `prunegraph pretrain`"
-        raise ArtefactError(msg)
 
 
 def trained_size(config: DataConfig, info: WeightsInfo | None) -> int | None:

@@ -1,13 +1,20 @@
 """Target networks by name, and their weights files."""
 
 from prunegraph.models.build import KNOWN_MODELS, build_model, check_arch
-from prunegraph.models.weights import WeightsInfo, load_weights, save_weights, weights_info
+from prunegraph.models.weights import (
+    WeightsInfo,
+    check_weights_file,
+    load_weights,
+    save_weights,
+    weights_info,
+)
 
 __all__ = [
     "KNOWN_MODELS",
     "WeightsInfo",
     "build_model",
     "check_arch",
+    "check_weights_file",
     "load_weights",
     "save_weights",
     "weights_info",

@@ -153,11 +153,16 @@ def _normalisation(
     return mean, std
 
 
-def _read_state(path: Path) -> Mapping[str, Tensor]:
-    """Read the file's tensors without running any code in it."""
+def check_weights_file(path: Path) -> None:
+    """Raise ArtefactError if there is no such file."""
     if not path.is_file():
         msg = f"no weights file {path}; check the path, or make one with `prunegraph pretrain`"
         raise ArtefactError(msg)
+
+
+def _read_state(path: Path) -> Mapping[str, Tensor]:
+    """Read the file's tensors without running any code in it."""
+    check_weights_file(path)
     if path.suffix == ".safetensors":
         return read_safetensors(path)[0]
     if path.suffix not in TORCH_SUFFIXES:
