@@ -41,6 +41,7 @@ from prunegraph.graph.trial import (
     Trial,
     awake,
     check_copies,
+    failing_frame,
     is_sound,
 )
 from prunegraph.seeding import seeded
@@ -291,7 +292,8 @@ def _record(
         raise
     except Exception as error:  # a user's forward may raise anything
         message = first_line(error)
-        where = recorder.modules.current or type(model).__name__
+        frame = failing_frame(model, error)
+        where = type(model).__name__ if frame is None else frame[0] or type(model).__name__
         if (operator := re.search(r"HigherOrderOperator (\w+)", message)) is not None:
             msg = (
                 f"{where} calls {operator[1]}, inside which nothing can be followed: analyse it "
@@ -308,6 +310,7 @@ def _record(
     for tensor in tensors_in(output):
         recorder.store.freeze(recorder.labels_of(tensor), cause, expected=True)
     recorder.recording.settle_splits()
+    recorder.recording.settle_stacks()
     settle_recurrent(model, recorder.recording)
     recorder.recording.settle_constants()
     return recorder
@@ -329,7 +332,8 @@ def _filled(example_inputs: ExampleInputs) -> ExampleInputs | None:
 
     def fill(tensor: Tensor) -> Tensor:
         nonlocal found
-        if not tensor.is_floating_point() or tensor.numel() < 2 or bool(tensor.any()):
+        dense = tensor.is_floating_point() and tensor.layout is torch.strided
+        if not dense or tensor.numel() < 2 or bool(tensor.any()):
             return tensor
         found = True
         return torch.rand(tensor.shape, generator=noise).to(tensor)

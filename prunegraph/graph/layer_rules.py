@@ -320,7 +320,7 @@ def _matrix_product(
     With ``from_left`` it is ``weight @ source``, and the weight ``[out, in]``.
     """
     ins, outs = (-1, -2) if from_left else (-2, -1)
-    in_labels, out_labels = recorder.axis_labels(weight, ins), recorder.axis_labels(weight, outs)
+    in_labels, out_labels = (recorder.matrix_labels(weight, axis) for axis in (ins, outs))
     if in_labels is None or out_labels is None:
         recorder.recording.computed |= recorder.sources.of(source) | recorder.sources.of(weight)
         activation_product(recorder, call)
@@ -444,4 +444,5 @@ def _is_matrix(recorder: LabelRecorder, tensor: Tensor, other: Tensor) -> bool:
     stored = recorder.weight_view(tensor)
     if stored is None or None in stored.axes[1:]:
         return False
-    return stored.axes[0] is None or 0 not in varying_axes(recorder.labels_of(other))
+    varying = varying_axes(recorder.labels_of(other))
+    return stored.axes[0] is None or 0 not in varying or len(varying) > 1

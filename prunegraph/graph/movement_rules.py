@@ -217,7 +217,8 @@ def channel_shuffle(recorder: LabelRecorder, call: OpCall) -> None:
 def copy(recorder: LabelRecorder, call: OpCall) -> None:
     """Keep the labels: a copy in another layout or dtype; a weight's, as autocast makes, is it."""
     view = recorder.weight_view(call.args[0])
-    if view is not None and call.name == "_to_copy":
+    by_reshape = call.kwargs.get("memory_format") is torch.contiguous_format
+    if view is not None and (call.name == "_to_copy" or (by_reshape and view.is_stack)):
         recorder.set_weight_view(call.out, view)
         return
     recorder.set_labels(call.out, recorder.labels_of(call.args[0]).expand(call.out.shape))

@@ -102,7 +102,7 @@ def activation_product(recorder: LabelRecorder, call: OpCall) -> None:
             side = left if rows < columns else right
             recorder.store.freeze(side, recorder.cause(call, CHANNELS))
             left_axes, right_axes = ([], right_axes) if side is left else (left_axes, [])
-        labels = _plain(recorder, left, right, left_axes, right_axes)
+        labels = _plain(recorder, call, left, right, left_axes, right_axes)
     if labels is None:
         recorder.set_unlabelled(call, "reduced over channels")
     else:
@@ -133,6 +133,7 @@ def _batched(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor)
 
 def _plain(
     recorder: LabelRecorder,
+    call: OpCall,
     left: Tensor,
     right: Tensor,
     left_axes: list[int],
@@ -144,6 +145,12 @@ def _plain(
     macs = batch
     if 2 in left_axes or 1 in right_axes:
         summed, others = left[0, 0, :], right[0, :, 0]
+        if left_axes == [1]:  # its channels lie along the rows alone: those of the sum stay
+            summed = others
+        elif right_axes == [2]:
+            others = summed
+        if summed is others:
+            recorder.store.freeze(summed, recorder.cause(call, CHANNELS))
         recorder.store.unite(summed, others)
         inputs = torch.where(summed == NEUTRAL, others, summed)
     else:

@@ -299,6 +299,13 @@ class LabelRecorder(TorchDispatchMode):
         own, sizes = self._stored_axis(view, channels[0]), [view.shape[place] for place in axis]
         return along(own, axis.index(channels[0]), sizes).reshape(-1)
 
+    def matrix_labels(self, tensor: Tensor, position: int) -> Tensor | None:
+        """Return the labels of an axis of a matrix: two merged ones of a stack, too."""
+        view = self.weight_view(tensor)
+        if view is not None and isinstance(axis := view.axes[position], tuple) and view.is_stack:
+            return self.recording.merged(view, axis)
+        return self.axis_labels(tensor, position)
+
     def _stored_axis(self, view: WeightView, axis: int) -> Tensor:
         """Return the labels of one axis of a parameter or buffer, fresh at its first use."""
         axes = self.recording.axis_labels.setdefault(view.name, {})

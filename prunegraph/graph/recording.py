@@ -2,6 +2,7 @@
 
 from collections.abc import Set
 from dataclasses import dataclass, field
+from math import prod
 
 import torch
 from torch import Tensor
@@ -9,6 +10,9 @@ from torch import Tensor
 from prunegraph.graph.labels import NEUTRAL, LabelStore, varying_axes
 from prunegraph.graph.lifetimes import LifetimeRecorder
 from prunegraph.graph.structure import FrozenOp
+from prunegraph.graph.weight_views import WeightView
+
+MERGED = "lies beside channels that were merged with it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +130,7 @@ class Recording:
         sums: labels of channels that additions unite.
         pairs: channels of which two must stay: the forward fails where one is left.
         computed: names of the parameters and buffers of which layers' weights are made.
+        stacks: name of a stored weight and two axes that were merged -> ``[., .]`` labels.
         lifetimes: which storages lived when.
     """
 
@@ -147,6 +152,7 @@ class Recording:
     sums: list[Tensor] = field(default_factory=list)
     pairs: list[Tensor] = field(default_factory=list)
     computed: set[str] = field(default_factory=set)
+    stacks: dict[tuple[str, tuple[int, ...]], Tensor] = field(default_factory=dict)
     lifetimes: LifetimeRecorder = field(default_factory=LifetimeRecorder)
 
     @property
@@ -177,6 +183,34 @@ class Recording:
             )
             if not whole and not bool(is_head[known].any()):
                 self.store.unite(labels, labels.narrow(axis, 0, 1))
+
+    def merged(self, view: WeightView, axes: tuple[int, ...]) -> Tensor:
+        """Return ``[size]`` labels of axes of a stack that were merged, see ``settle_stacks``."""
+        key = view.name, axes
+        if key not in self.stacks:
+            sizes = [view.shape[axis] for axis in axes]
+            self.stacks[key] = self.store.fresh(prod(sizes)).view(sizes[0], -1)
+        return self.stacks[key].reshape(-1)
+
+    def settle_stacks(self) -> None:
+        """Let one of two axes that were merged lose channels: whole heads, or a part of each.
+
+        Where the positions of each head hang together, heads leave; else all heads, or experts,
+        stay, and lose the same positions.
+        """
+        component = torch.from_numpy(self.store.components())
+        for (name, (first, second)), labels in self.stacks.items():
+            own = component[labels]
+            if torch.equal(own, own[:, :1].expand_as(own)):
+                lost, whole, channels = first, second, labels[:, 0]
+            else:
+                self.store.unite(labels, labels[:1])
+                lost, whole, channels = second, first, labels[0]
+            axes = self.axis_labels.setdefault(name, {})
+            self.store.unite(axes.setdefault(lost, channels), channels)
+            if whole in axes:
+                cause = FrozenOp(op="parameter", module=name, reason=MERGED)
+                self.store.freeze(axes[whole], cause)
 
     def settle_constants(self) -> None:
         """Freeze constants that were read as channels, but those that a layer makes later.

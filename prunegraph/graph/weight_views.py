@@ -36,6 +36,11 @@ class WeightView:
     selected: tuple[tuple[int, int], ...] = ()
     computed: bool = False
 
+    @property
+    def is_stack(self) -> bool:
+        """Whether it may hold a matrix for each head or expert."""
+        return len(self.shape) == 3 and not self.computed
+
     def permuted(self, permutation: Sequence[int]) -> "WeightView":
         """Return the view with its axes in another order."""
         return replace(
@@ -227,7 +232,12 @@ def moved(
             return [each for each in picked if each is not None] or None
         case "unsqueeze" | "squeeze" | "view" | "_unsafe_view" | "reshape":
             reshaped = view.reshaped(source.shape, out[0].shape)
+            if reshaped is None and len(view.shape) == 3:  # as einsum does with heads and experts
+                reshaped = view.merged(source.shape, out[0].shape)
             return None if reshaped is None else [reshaped]
+        case "expand":
+            same = out[0].shape == source.shape and 1 not in source.shape
+            return [view] if same else None
         case _:
             return None
 

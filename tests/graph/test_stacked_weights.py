@@ -105,6 +105,79 @@ def test_layers_in_one_stack_lose_the_same_channels(
     assert free_sizes(graph) == [8]
 
 
+class Heads(nn.Module):
+    """Attention whose weights are a matrix for each head, as ``einsum`` takes them."""
+
+    def __init__(self, enter: str, leave: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.ways, sizes = (enter, leave), {"d": 16, "h": 4, "k": 8}
+        shape, back = ([sizes[axis] for axis in axes] for axes in (enter[4:7], leave[5:8]))
+        self.one, self.head = nn.Linear(6, 16), nn.Linear(16, 3)
+        self.query, self.key, self.value = (nn.Parameter(torch.randn(shape) / 4) for _ in range(3))
+        self.bias, self.out = nn.Parameter(torch.randn(4, 1, 8)), nn.Parameter(torch.randn(back))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, (enter, leave) = self.one(x), self.ways
+        query, key, value = (
+            torch.einsum(enter, x, weight) for weight in (self.query, self.key, self.value)
+        )
+        maps = ((query + self.bias) @ key.transpose(-1, -2) / 8**0.5).softmax(-1)
+        mixed: Tensor = self.head((x + torch.einsum(leave, maps @ value, self.out)).relu())
+        return mixed
+
+
+@pytest.mark.parametrize("enter", ["bnd,dhk->bhnk", "bnd,hdk->bhnk", "bnd,hkd->bhnk"])
+@pytest.mark.parametrize("leave", ["bhnk,hkd->bnd", "bhnk,dhk->bnd", "bhnk,hdk->bnd"])
+def test_heads_of_weights_with_an_axis_of_heads_leave_whole(
+    enter: str, leave: str, check_all: CheckAll
+) -> None:
+    graph = check_all(Heads(enter, leave), torch.randn(2, 5, 6))
+    assert free_sizes(graph) == [4, 16]
+
+
+def test_or_all_heads_lose_a_part_of_their_width() -> None:
+    net = Heads("bnd,dhk->bhnk", "bhnk,hkd->bnd")
+    graph = analyse(net, torch.randn(2, 5, 6), attention="width")
+    assert free_sizes(graph) == [8, 8, 16]
+
+
+class Mixture(nn.Module):
+    """Experts in stacks, all of which see each sample."""
+
+    def __init__(self, mix: Callable[["Mixture", Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mix = mix
+        self.enter, self.router, self.leave = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 5)
+        self.up, self.down = (nn.Parameter(torch.randn(3, *s) / 3) for s in ((8, 12), (12, 8)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.enter(x)
+        return self.leave(x + self.mix(self, x, self.router(x).softmax(-1)))
+
+
+def by_einsum(net: Mixture, x: Tensor, shares: Tensor) -> Tensor:
+    inner = torch.einsum("bd,edh->beh", x, net.up).relu()
+    return (torch.einsum("beh,ehd->bed", inner, net.down) * shares[..., None]).sum(1)
+
+
+def by_one_einsum(net: Mixture, x: Tensor, shares: Tensor) -> Tensor:
+    inner = torch.einsum("bd,edh->ebh", x, net.up).relu()
+    return torch.einsum("ebh,ehd,be->bd", inner, net.down, shares)
+
+
+def by_broadcasting(net: Mixture, x: Tensor, shares: Tensor) -> Tensor:
+    return ((x[None] @ net.up).relu() @ net.down * shares.t()[..., None]).sum(0)
+
+
+@pytest.mark.parametrize("mix", [by_einsum, by_one_einsum, by_broadcasting])
+def test_all_experts_of_a_stack_lose_the_same_hidden_units(
+    mix: Callable[[Mixture, Tensor, Tensor], Tensor], check_all: CheckAll
+) -> None:
+    assert free_sizes(check_all(Mixture(mix), torch.randn(4, 6))) == [8, 12]
+
+
 class Experts(nn.Module):
     """Each sample goes to one expert; the example does not reach all of them."""
 
