@@ -66,6 +66,26 @@ class WeightView:
         del axes[place], starts[place]
         return replace(self, axes=tuple(axes), starts=tuple(starts), selected=selected)
 
+    def added(self, number: int) -> "WeightView":
+        """Return the view repeated along new axes in front."""
+        return replace(
+            self, axes=(*[None] * number, *self.axes), starts=(*[0] * number, *self.starts)
+        )
+
+    def flattened(self, before: Sequence[int], after: Sequence[int]) -> "WeightView | None":
+        """Return the matrices of a repeated stack one after the other, as ``matmul`` takes them."""
+        repeated = len(after) == 3 and not any(axis is not None for axis in self.axes[:-3])
+        if not repeated or list(before[-2:]) != list(after[1:]):
+            return None
+        return replace(self, axes=(None, *self.axes[-2:]), starts=(0, *self.starts[-2:]))
+
+    def viewed(self, before: Sequence[int], after: Sequence[int]) -> "WeightView | None":
+        """Return the view in another shape; None if its axes cannot be told."""
+        reshaped = self.reshaped(before, after)
+        if reshaped is None and self.is_stack:  # as einsum does with heads and experts
+            return self.merged(before, after) or self.flattened(before, after)
+        return reshaped
+
     def reshaped(self, before: Sequence[int], after: Sequence[int]) -> "WeightView | None":
         """Return the view in a shape that differs by axes of size 1; None if it differs by more."""
         wide = [axis for axis, size in enumerate(before) if size > 1]
@@ -231,13 +251,11 @@ def moved(
             picked = [view.at(axis, place) for place in places]
             return [each for each in picked if each is not None] or None
         case "unsqueeze" | "squeeze" | "view" | "_unsafe_view" | "reshape":
-            reshaped = view.reshaped(source.shape, out[0].shape)
-            if reshaped is None and len(view.shape) == 3:  # as einsum does with heads and experts
-                reshaped = view.merged(source.shape, out[0].shape)
-            return None if reshaped is None else [reshaped]
-        case "expand":
-            same = out[0].shape == source.shape and 1 not in source.shape
-            return [view] if same else None
+            viewed = view.viewed(source.shape, out[0].shape)
+            return None if viewed is None else [viewed]
+        case "expand" if view.is_stack and 1 not in source.shape:
+            added = out[0].ndim - source.ndim
+            return [view.added(added)] if out[0].shape[added:] == source.shape else None
         case _:
             return None
 

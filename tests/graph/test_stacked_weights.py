@@ -142,6 +142,36 @@ def test_or_all_heads_lose_a_part_of_their_width() -> None:
     assert free_sizes(graph) == [8, 8, 16]
 
 
+class Broadcast(nn.Module):
+    """Attention that multiplies its stream with a matrix for each head."""
+
+    def __init__(self, *, fused: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fused = fused
+        self.one, self.out, self.head = nn.Linear(6, 16), nn.Linear(32, 16), nn.Linear(16, 3)
+        self.weights = nn.ParameterList(torch.randn(4, 16, 8) / 4 for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x)
+        query, key, value = (x[:, None] @ weight for weight in self.weights)
+        if self.fused:
+            mixed = F.scaled_dot_product_attention(query, key, value)
+        else:
+            mixed = (query @ key.transpose(-1, -2) / 8**0.5).softmax(-1) @ value
+        result: Tensor = self.head((x + self.out(mixed.transpose(1, 2).flatten(2))).relu())
+        return result
+
+
+@pytest.mark.parametrize(("fused", "free"), [(False, [8, 8, 16]), (True, [8, 16])])
+@pytest.mark.parametrize("samples", [1, 2])
+def test_heads_of_broadcast_products_lose_a_part_of_their_width(
+    samples: int, fused: bool, free: list[int], check_all: CheckAll
+) -> None:
+    graph = check_all(Broadcast(fused=fused), torch.randn(samples, 5, 6))
+    assert free_sizes(graph) == free
+
+
 class Mixture(nn.Module):
     """Experts in stacks, all of which see each sample."""
 
