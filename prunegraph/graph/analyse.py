@@ -43,6 +43,7 @@ from prunegraph.graph.trial import (
     check_copies,
     failing_frame,
     is_sound,
+    not_its_own,
 )
 from prunegraph.seeding import seeded
 
@@ -183,11 +184,10 @@ def repeatable(model: nn.Module, seed: int = 0) -> Iterator[None]:
 
 
 @contextmanager
-def _state_kept(model: nn.Module) -> Iterator[None]:
+def state_kept(model: nn.Module) -> Iterator[None]:
     """Give what a forward writes its state back: buffers, counters, caches, layers made late."""
     owned = [vars(module) for module in model.modules()]
-    values = [value for own in owned for value in own.values()]
-    inside = [value for value in values if isinstance(value, dict | list | set | deque)]
+    values, inside = [value for own in owned for value in own.values()], _containers(model)
     before = [
         (part, dict(part) if isinstance(part, dict) else list(part)) for part in (*owned, *inside)
     ]
@@ -216,6 +216,12 @@ def _state_kept(model: nn.Module) -> Iterator[None]:
                 part.update(then)
             else:
                 part.extend(then)
+
+
+def _containers(model: nn.Module) -> list[Any]:
+    """Return the containers that are attributes of modules."""
+    values = [value for module in model.modules() for value in vars(module).values()]
+    return [value for value in values if isinstance(value, dict | list | set | deque)]
 
 
 def _entries(part: dict[Any, Any] | Collection[Any]) -> list[Any]:
@@ -309,8 +315,10 @@ def _record(
     cause = FrozenOp(op="output", module="", reason=MODEL_OUTPUT)
     for tensor in tensors_in(output):
         recorder.store.freeze(recorder.labels_of(tensor), cause, expected=True)
+    recorder.recording.note_positions(tensors_in(output), cause)
     recorder.recording.settle_splits()
     recorder.recording.settle_stacks()
+    recorder.recording.settle_parts()
     settle_recurrent(model, recorder.recording)
     recorder.recording.settle_constants()
     return recorder
@@ -326,17 +334,22 @@ def cast_inputs(example_inputs: ExampleInputs, dtype: torch.dtype | None) -> Exa
     return cast
 
 
-def _filled(example_inputs: ExampleInputs) -> ExampleInputs | None:
-    """Return the inputs with noise for zeros, which would hide mistakes; None if none is zeros."""
+def _filled(model: nn.Module, example_inputs: ExampleInputs) -> ExampleInputs | None:
+    """Return the inputs with noise for zeros, which would hide mistakes; None if none is zeros.
+
+    Where all tokens are the same, as zeros are, attention does not depend on its scores.
+    """
     noise, found = torch.Generator().manual_seed(0), False
+    tables = [item.num_embeddings for item in model.modules() if isinstance(item, nn.Embedding)]
 
     def fill(tensor: Tensor) -> Tensor:
         nonlocal found
-        dense = tensor.is_floating_point() and tensor.layout is torch.strided
-        if not dense or tensor.numel() < 2 or bool(tensor.any()):
+        numbers = 1 if tensor.is_floating_point() else min(tables, default=0)
+        plain = tensor.layout is torch.strided and tensor.dtype is not torch.bool
+        if not (plain and numbers) or tensor.numel() < 2 or bool(tensor.any()):
             return tensor
         found = True
-        return torch.rand(tensor.shape, generator=noise).to(tensor)
+        return (numbers * torch.rand(tensor.shape, generator=noise)).to(tensor)
 
     filled: ExampleInputs = tree_map_only(Tensor, fill, example_inputs)
     return filled if found else None
@@ -350,6 +363,14 @@ def _runner(example_inputs: ExampleInputs) -> Forward:
             return call_forward(network, cast_inputs(fresh(example_inputs), dtype))
 
     return run
+
+
+def _check_copies(model: nn.Module, run: Forward) -> None:
+    """Check that a copy of a network computes alone, and writes into nothing of the original."""
+    held = [_entries(part) for part in _containers(model)]
+    check_copies(model, run)
+    if held != [_entries(part) for part in _containers(model)]:
+        raise ModelError(not_its_own(model, "its containers"))
 
 
 def analyse(
@@ -380,7 +401,7 @@ def analyse(
     _check_plain(model)
     _check_finite(model)
     model = _to_be_run(model)
-    with _state_kept(model), repeatable(model):
+    with state_kept(model), repeatable(model):
         recorder = _record_all(model, example_inputs, attention)
     remedies = Remedies(model, recorder.recording)
     new_builder = partial(
@@ -395,12 +416,12 @@ def analyse(
     )
     builder = new_builder()
     graph = builder.build()
-    run, filled = _runner(example_inputs), _filled(example_inputs)
+    run, filled = _runner(example_inputs), _filled(model, example_inputs)
     if trial:
         with evaluation_mode(model):
             if filled is not None and is_sound(model, _runner(filled)):
                 run = _runner(filled)
-            check_copies(model, run)
+            _check_copies(model, run)
     subject = awake(model) if trial else model
     while trial:  # ends: each round freezes classes, or uses up a remedy
         with evaluation_mode(subject):

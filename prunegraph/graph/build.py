@@ -41,6 +41,9 @@ WIDTH_WORDS = re.compile("dim|width|channel|feature|plane|hid|emb|head|filter|un
 SPATIAL_WORDS = ("window", "patch", "kernel", "stride", "padding", "shift", "dilation", "depth")
 """An attribute with such a word in its name holds no number of channels or heads."""
 
+OTHER_WORDS = re.compile(r"pad|token|eos|bos|vocab|block|max_|index|seed")
+"""Nor does one with such a word, unless it tells a width, too."""
+
 LAYER_SIZES = frozenset({"in_channels", "out_channels", "in_features", "out_features"})
 
 ParamClasses = dict[str, dict[int, IntArray]]
@@ -400,7 +403,8 @@ def _attributes_of_size(owner: nn.Module, size: int) -> list[tuple[str, Place]]:
     found: list[tuple[str, Place]] = []
     classes = [vars(kind) for kind in reversed(type(owner).__mro__) if is_own(kind)]
     for name, value in ChainMap(vars(owner), *reversed(classes)).items():
-        if not any(word in name for word in SPATIAL_WORDS):
+        other = OTHER_WORDS.search(name.lower()) is not None and not _tells_width(name)
+        if not other and not any(word in name for word in SPATIAL_WORDS):
             found += [(name, place) for place in _places_of(value, size, depth=2)]
     return found
 
@@ -409,7 +413,7 @@ def _places_of(value: object, size: int, depth: int) -> Iterator[Place]:
     """Return where a value, or a container, holds an integer."""
     if type(value) is int and value == size:
         yield ()
-    elif depth and type(value) in (tuple, list, dict):
+    elif depth and type(value) in (tuple, list, dict, torch.Size):
         assert isinstance(value, tuple | list | dict)
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             for place in _places_of(item, size, depth - 1):

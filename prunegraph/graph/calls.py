@@ -1,22 +1,27 @@
 """The torch functions that are called while a network runs, and the tensors that they get."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
-    """Return the tensors in nested containers and dataclasses, in order."""
+    """Return the tensors in nested containers and records, and those that other objects hold."""
     found: list[Tensor] = []
     for leaf in tree_leaves(tree):
         if isinstance(leaf, Tensor):
             found.append(leaf)
+        elif isinstance(leaf, Mapping):  # of a class that torch does not know
+            found += tensors_in([*leaf.values()])
         elif is_dataclass(leaf) and not isinstance(leaf, type):
             found += tensors_in([getattr(leaf, field.name, None) for field in fields(leaf)])
+        elif not isinstance(leaf, nn.Module | type):
+            held = getattr(leaf, "__dict__", {})
+            found += [value for value in held.values() if isinstance(value, Tensor)]
     return found
 
 

@@ -71,6 +71,9 @@ def slim_attentions(
                 queries = rows[: module.embed_dim].view(module.num_heads, module.head_dim)
                 heads = int(queries.any(1).sum())
             pruned = replace_module(pruned, path, SlimMultiheadAttention.from_sliced(copied, heads))
+    for module in pruned.modules():
+        if isinstance(module, nn.TransformerEncoder):  # others than torch's own layers take none
+            module.use_nested_tensor = False
     return pruned
 
 

@@ -146,6 +146,7 @@ class LabelRecorder(TorchDispatchMode):
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Any:
         out = func(*args, **kwargs)
         call = OpCall(func=func, args=args, kwargs=kwargs, out=out, name=name)
+        self.recording.note_positions(call.tensors(), self.cause(call, "reads their positions"))
         self.lifetimes.step(call.outputs())
         if not self._gather_depth or name == "cat":  # inside a gather cat's labels tell its size
             try:
@@ -176,8 +177,6 @@ class LabelRecorder(TorchDispatchMode):
     def cause(self, call: OpCall, reason: str) -> FrozenOp:
         """Return a freeze's cause for an op."""
         return FrozenOp(op=call.name, module=self.modules.current, reason=reason)
-
-    # Labels of tensors
 
     def labels_of(self, tensor: Tensor) -> Tensor:
         """Return the label tensor; a raw parameter is labelled by element at its first use."""
@@ -292,7 +291,8 @@ class LabelRecorder(TorchDispatchMode):
             return torch.tensor([NEUTRAL]).expand(tensor.shape[position])
         if isinstance(axis, int):
             own = self._stored_axis(view, axis)
-            return own.narrow(0, view.starts[position], tensor.shape[position])
+            start, size = view.starts[position], tensor.shape[position]
+            return self.recording.read((view.name, axis), own, start, size)
         channels = [place for place in axis if place in CHANNEL_AXES]
         if len(channels) != 1:
             return None

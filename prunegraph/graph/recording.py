@@ -1,17 +1,19 @@
 """What one forward leaves behind: labels, and what was seen of operations, sizes and heads."""
 
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from math import prod
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunegraph.graph.labels import NEUTRAL, LabelStore, varying_axes
 from prunegraph.graph.lifetimes import LifetimeRecorder
 from prunegraph.graph.structure import FrozenOp
 from prunegraph.graph.weight_views import WeightView
 
+UNREAD = "not read with this example"
 MERGED = "lies beside channels that were merged with it"
 
 
@@ -130,6 +132,8 @@ class Recording:
         sums: labels of channels that additions unite.
         pairs: channels of which two must stay: the forward fails where one is left.
         computed: names of the parameters and buffers of which layers' weights are made.
+        parts: name of a stored weight and an axis -> which positions were read.
+        positions: what holds positions of channels -> labels of these.
         stacks: name of a stored weight and two axes that were merged -> ``[., .]`` labels.
         lifetimes: which storages lived when.
     """
@@ -153,6 +157,8 @@ class Recording:
     pairs: list[Tensor] = field(default_factory=list)
     computed: set[str] = field(default_factory=set)
     stacks: dict[tuple[str, tuple[int, ...]], Tensor] = field(default_factory=dict)
+    parts: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    positions: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
     lifetimes: LifetimeRecorder = field(default_factory=LifetimeRecorder)
 
     @property
@@ -183,6 +189,30 @@ class Recording:
             )
             if not whole and not bool(is_head[known].any()):
                 self.store.unite(labels, labels.narrow(axis, 0, 1))
+
+    def read(self, place: tuple[str, int], labels: Tensor, start: int, size: int) -> Tensor:
+        """Return labels of a part of a stored weight's axis, and note that it was read."""
+        read = self.parts.setdefault(place, torch.zeros(len(labels), dtype=torch.bool))
+        read[start : start + size] = True
+        return labels.narrow(0, start, size)
+
+    def settle_parts(self) -> None:
+        """Freeze what was not read of an axis: other inputs may read it."""
+        for (name, axis), read in self.parts.items():
+            cause = FrozenOp(op="parameter", module=name, reason=UNREAD)
+            self.store.freeze(self.axis_labels[name][axis][~read], cause)
+
+    def hold_positions(self, tensors: Iterable[Tensor], channels: Tensor) -> None:
+        """Note what holds positions of channels, as ``max`` gives them."""
+        for tensor in tensors:
+            if not tensor.is_floating_point():
+                self.positions[tensor] = channels
+
+    def note_positions(self, tensors: Iterable[Tensor], cause: FrozenOp) -> None:
+        """Freeze the channels whose positions are used: they are others once some are gone."""
+        for tensor in tensors:
+            if tensor in self.positions:
+                self.store.freeze(self.positions[tensor], cause)
 
     def merged(self, view: WeightView, axes: tuple[int, ...]) -> Tensor:
         """Return ``[size]`` labels of axes of a stack that were merged, see ``settle_stacks``."""

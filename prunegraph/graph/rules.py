@@ -99,6 +99,7 @@ def reduction(recorder: LabelRecorder, call: OpCall) -> None:
         if call.name in OVER_KEPT:
             channels = recorder.channel_labels(labels, reduced[0])
             recorder.note_mean(channels, reduced[0] - labels.ndim)
+            recorder.recording.hold_positions(call.outputs()[1:], channels)
         elif not is_sum(call):
             recorder.freeze_inputs(call, "reduces over channels")
         recorder.set_unlabelled(call, "reduced over channels")

@@ -233,6 +233,9 @@ def zero_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Mod
         changed = [kind for kind in kept if not bool(kind[0].all())]
         if changed or path in computing:
             mean_over_kept(silent.get_submodule(path), *changed)
+    for module in silent.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
     _settle_norms(silent)
     drop_kept(silent)
     return silent

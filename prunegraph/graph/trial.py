@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunegraph.errors import ModelError, SurgeryError, first_line
+from prunegraph.errors import ModelError, first_line
 from prunegraph.graph.attribute_reads import is_own
 from prunegraph.graph.calls import WatchedCalls, tensors_in
+from prunegraph.graph.outputs import as_finite, difference_of
 from prunegraph.graph.recording import Recording
 from prunegraph.graph.structure import FrozenOp, Group, StructureGraph
 from prunegraph.graph.surgery import apply_mask, copy_network, zero_mask
@@ -45,20 +46,11 @@ class Forward(Protocol):
         """Return its outputs."""
 
 
-ERRORS = (
-    RuntimeError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    SurgeryError,
-)
+ERRORS = (Exception,)
 """What a forward may raise that cannot follow."""
 
-NUM_ROUNDS = 4
-"""See ``_parts``."""
+LEAST_ROUND = 3
+"""In which each group keeps its minimum alone, see ``_parts``."""
 
 Parts = list[tuple[Group, IntArray]]
 """Groups, each with the classes of it to remove."""
@@ -79,7 +71,9 @@ def _parts(groups: list[Group], rng: np.random.Generator) -> list[tuple[IntArray
        random parts leave the border right by chance.
     4. All but the minimum, as no other mask does: ``squeeze()`` takes an axis of one away, and
        sizes of different groups that agreed by chance differ.
+    5. All but as many of each, where the minima are not: a forward may compare widths.
     """
+    most = max((group.min_keep for group in groups), default=0)
     numbers: dict[tuple[int, int], list[int]] = {}
     seen: Counter[tuple[int, int]] = Counter()
     parts: list[tuple[IntArray, ...]] = []
@@ -96,8 +90,8 @@ def _parts(groups: list[Group], rng: np.random.Generator) -> list[tuple[IntArray
         first, third = min(removable, own[now]), min(removable, own[later % len(own)])
         in_order = np.sort(group.classes)
         classes = rng.permutation(group.classes) if first else in_order
-        last = in_order[size - removable :]
-        parts.append((classes[:first], classes[first:][:removable], in_order[:third], last))
+        last, same = in_order[size - removable :], in_order[most:]
+        parts.append((classes[:first], classes[first:][:removable], in_order[:third], last, same))
     return parts
 
 
@@ -120,6 +114,15 @@ def awake(model: nn.Module) -> nn.Module:
     return network
 
 
+def not_its_own(model: nn.Module, what: str) -> str:
+    """Return what is wrong where a copy of a network needs something of the original."""
+    return (
+        f"a copy of {type(model).__name__} computes with {what} of the network that it was copied "
+        "from: a function that is bound to that one (a forward wrapped by hand, a hook or a lambda "
+        "over self) takes part; make it a method of its module"
+    )
+
+
 def check_copies(model: nn.Module, run: Forward) -> None:
     """Check that a copy of a network computes with its own weights, and can be compared.
 
@@ -137,15 +140,15 @@ def check_copies(model: nn.Module, run: Forward) -> None:
     def note(_: Any, given: list[Any], __: list[Any]) -> None:
         found.extend(own[id(leaf)] for leaf in given if id(leaf) in own)
 
-    with WatchedCalls(note):
-        outputs = run(copied, None)
+    try:
+        with WatchedCalls(note):
+            outputs = run(copied, None)
+    except ERRORS as error:
+        raise ModelError(
+            not_its_own(model, f"what it lacks itself ({first_line(error)})")
+        ) from error
     if found:
-        msg = (
-            f"a copy of {type(model).__name__} computes with {found[0]} of the network that "
-            "it was copied from: a function that is bound to that one (a forward wrapped by hand, "
-            "a lambda over self) takes part; make it a method of its module"
-        )
-        raise ModelError(msg)
+        raise ModelError(not_its_own(model, found[0]))
     if not any(item.is_floating_point() or item.is_complex() for item in tensors_in(outputs)):
         msg = (
             f"the forward of {type(model).__name__} returns no real or complex tensors, by which a "
@@ -203,7 +206,8 @@ def _failure(
 ) -> Failure | None:
     """Return why the forward cannot follow a mask, or None if it can.
 
-    With ``finite`` a masked network whose output is not finite says nothing.
+    With ``finite`` a masked network whose outputs are finite elsewhere than the whole one's says
+    nothing.
     """
     mask, slim_model = graph.mask(keep), model
     try:
@@ -216,44 +220,38 @@ def _failure(
             module=None if frame is None else frame[0],
         )
     silent = zero_mask(model, graph, mask)
-    zero = tensors_in(run(silent, None))
-    if finite and not all(bool(torch.isfinite(t).all()) for t in zero):
-        return None
-    if any(one.shape != other.shape for one, other in zip(slim, zero, strict=True)):
+    try:
+        zero = tensors_in(run(silent, None))
+    except ERRORS as error:
+        return Failure(reason=f"the forward fails on channels of zeros: {first_line(error)}")
+    if [t.shape for t in slim] != [t.shape for t in zero]:
         return Failure(reason="the forward's output changes its shape")
-    difference, limit = _difference(slim, zero), SUSPICIOUS
-    if difference > limit:
-        try:
-            double = [tensors_in(run(m.double(), torch.float64)) for m in (slim_model, silent)]
-            chaotic = _difference(slim, double[0]) > ILL_CONDITIONED
-            difference, limit = _difference(*double), ROUGH if chaotic else EXACT
-        except ERRORS:  # a forward that casts to float32 itself
-            limit = ROUGH
-    if difference <= limit:
+    if finite and not all(bool(torch.isfinite(t).all()) for t in (*slim, *zero)):
+        dense = tensors_in(run(model, None))
+        if not as_finite(slim, dense):
+            return Failure(reason="the forward needs more than one channel for finite outputs")
+        if not as_finite(zero, dense):
+            return None
+    if _agree((slim_model, silent), slim, zero, run):
         return None
-    if _difference(*(tensors_in(run(model, None, seed=seed)) for seed in (0, 1))) > SUSPICIOUS:
+    if difference_of(*(tensors_in(run(model, None, seed=seed)) for seed in (0, 1))) > SUSPICIOUS:
         return Failure(reason="the forward draws random numbers in eval mode, other ones if pruned")
     return Failure(reason="the pruned forward computes something else than the masked one")
 
 
-def _difference(pruned: list[Tensor], masked: list[Tensor]) -> float:
-    """Return the largest difference relative to each output's largest finite value.
-
-    Infinite where shapes, numbers that are not finite, integers or booleans differ, and for NaN.
-    """
-    worst = 0.0
-    for one, other in zip(pruned, masked, strict=True):
-        if one.shape != other.shape:
-            return math.inf
-        if one.is_complex():
-            one, other = torch.view_as_real(one), torch.view_as_real(other)
-        measured = one.isfinite() & other.isfinite() & one.is_floating_point()
-        if not torch.equal(one[~measured], other[~measured]):
-            return math.inf
-        if measured.any():
-            scale = float(other[measured].abs().max().clamp_min(1e-6))
-            worst = max(worst, float((one - other)[measured].abs().max()) / scale)
-    return worst
+def _agree(
+    networks: tuple[nn.Module, nn.Module], slim: list[Tensor], zero: list[Tensor], run: Forward
+) -> bool:
+    """Return whether the outputs of two networks, which go to float64 if need be, are equal."""
+    difference, limit = difference_of(slim, zero), SUSPICIOUS
+    if difference > limit:
+        try:
+            double = [tensors_in(run(m.double(), torch.float64)) for m in networks]
+            chaotic = difference_of(slim, double[0]) > ILL_CONDITIONED
+            difference, limit = difference_of(*double), ROUGH if chaotic else EXACT
+        except ERRORS:  # a forward that casts to float32 itself
+            limit = ROUGH
+    return difference <= limit
 
 
 class Remedies:
@@ -388,7 +386,7 @@ class Trial:
 
     Attributes:
         failure: why a round could not be followed; None if all could.
-        least: whether it was the last, in which each group keeps its minimum alone.
+        least: whether it was the one in which each group keeps its minimum alone.
     """
 
     def __init__(self, model: nn.Module, graph: StructureGraph, run: Forward) -> None:
@@ -399,8 +397,9 @@ class Trial:
         groups = [group for group in graph.groups if group.frozen is None]
         parts = _parts(groups, rng)
         self.least = False
-        for number in range(NUM_ROUNDS if groups else 0):
-            self.least = number == NUM_ROUNDS - 1
+        differ = len({group.min_keep for group in groups}) > 1
+        for number in range(LEAST_ROUND + 1 + differ if groups else 0):
+            self.least = number == LEAST_ROUND
             self._keep = np.ones(graph.num_classes, dtype=bool)
             self._parts = [(group, lost[number]) for group, lost in zip(groups, parts, strict=True)]
             self.failure = self._try(self._parts)

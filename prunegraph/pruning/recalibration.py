@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunegraph.errors import DataError
+from prunegraph.graph.surgery import put_modes
 
 
 @contextmanager
@@ -23,7 +24,7 @@ def measuring_batch_norm(model: nn.Module) -> Iterator[None]:
         model: the network; nothing but its batch-norm buffers changes.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    training = [(module, module.training) for module in model.modules()]
+    modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
     buffers = [[buffer.clone() for buffer in norm.buffers(recurse=False)] for norm in norms]
     model.eval()
@@ -36,8 +37,7 @@ def measuring_batch_norm(model: nn.Module) -> Iterator[None]:
         yield
         completed = True
     finally:
-        for module, flag in training:
-            module.training = flag
+        put_modes(modes)
         for norm, momentum, old in zip(norms, momenta, buffers, strict=True):
             norm.momentum = momentum
             if not completed or norm.num_batches_tracked == 0:

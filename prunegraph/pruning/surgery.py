@@ -7,7 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.errors import SurgeryError, one_line
-from prunegraph.graph.analyse import ExampleInputs, call_forward, evaluation_mode, fresh, unwrap
+from prunegraph.graph.analyse import (
+    ExampleInputs,
+    call_forward,
+    evaluation_mode,
+    fresh,
+    state_kept,
+    unwrap,
+)
 from prunegraph.graph.structure import StructureGraph
 from prunegraph.graph.surgery import SlicePlan, slice_plans, take
 from prunegraph.graph.surgery import apply_mask as slice_network
@@ -90,7 +97,7 @@ def check_forward(model: nn.Module, example_inputs: ExampleInputs) -> None:
         SurgeryError: the forward raises; the message names the module, the line and the reason.
     """
     try:
-        with evaluation_mode(model):
+        with evaluation_mode(model), state_kept(model):
             call_forward(model, fresh(example_inputs))
     except Exception as error:
         raise SurgeryError(_failure(model, error)) from error
