@@ -16,7 +16,7 @@ from prunegraph.graph.attribute_reads import is_own, named_by_forward
 from prunegraph.graph.cost import MACS, PARAMS, CostModel, CostTerm
 from prunegraph.graph.labels import NEUTRAL, FreezeEvent
 from prunegraph.graph.memory import MemoryModel
-from prunegraph.graph.recording import Recording, SizeUse
+from prunegraph.graph.recording import UNREAD, Recording, SizeUse
 from prunegraph.graph.structure import (
     FrozenOp,
     Group,
@@ -28,8 +28,7 @@ from prunegraph.graph.structure import (
 from prunegraph.slim_attention import is_dense_attention
 from prunegraph.types import BoolArray, IntArray
 
-MODEL_INPUT = "model input"
-MODEL_OUTPUT = "model output"
+MODEL_INPUT, MODEL_OUTPUT = "model input", "model output"
 
 ALONE = "all its channels leave together, and one must stay"
 
@@ -251,10 +250,11 @@ class GraphBuilder:
                 for axis_components in params.get(name, {}).values():
                     self._freeze(axis_components, name, reason)
             elif varying:
-                flat = np.moveaxis(components, varying[0], 0).reshape(
-                    components.shape[varying[0]], -1
-                )
-                params[name] = {varying[0]: flat[:, 0]}
+                rows = np.moveaxis(components, varying[0], 0)
+                own = rows.reshape(len(rows), -1)[:, 0]
+                params[name] = {varying[0]: own}
+                unread = (self._sizes[own] == 1) & ~np.isin(own, [*self.events])
+                self._freeze(own[unread & ~unread.all()], name, UNREAD)
         return {name: axes for name, axes in params.items() if axes}
 
     def _read_axis(self, components: IntArray) -> dict[int, IntArray] | None:
