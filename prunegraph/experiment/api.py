@@ -1,6 +1,7 @@
 """Pruning in one call, for a network and a data loader at hand."""
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,7 @@ from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.latency import project_budget
 from prunegraph.pruning.latency_table import measure_latency_table
 from prunegraph.pruning.statistics import divergence, measure, sensitivity
+from prunegraph.pruning.surgery import unequal
 from prunegraph.types import Budget, KeepMask, SearchSplit, TrainSplit
 
 Batch = Tensor | tuple[Tensor, Tensor] | list[Tensor]
@@ -172,6 +174,7 @@ def prune(
     )
     suited = suit(trained, [use])
     mask = suited.masks[0]
+    warn_if_unequal(model, graph, mask, example_inputs)
     report = {
         **structure_report(graph, mask, budget),
         "networks_evaluated": num_decision_networks(trained, graph),
@@ -182,6 +185,15 @@ def prune(
     if timed:
         report["latency_ms"] = latencies(model, graph, mask, example_inputs)
     return PruneResult(model=evaluator.prune(mask).eval(), mask=mask, graph=graph, report=report)
+
+
+def warn_if_unequal(
+    model: nn.Module, graph: StructureGraph, mask: KeepMask, example_inputs: ExampleInputs
+) -> None:
+    """Warn if the pruned network computes something else than the zero-masked one."""
+    problem = unequal(model, graph, mask, example_inputs)
+    if problem is not None:
+        warnings.warn(problem, stacklevel=3)
 
 
 def structure_report(graph: StructureGraph, mask: KeepMask, budget: Budget) -> dict[str, Any]:

@@ -44,6 +44,7 @@ from prunegraph.experiment.verdict import (
 )
 from prunegraph.files import write_json
 from prunegraph.graph import StructureGraph
+from prunegraph.pruning.surgery import unequal
 from prunegraph.types import Budget, KeepMask
 
 
@@ -73,11 +74,15 @@ def finetune_chosen(jobs: Jobs, outcomes: Sequence[Outcome]) -> None:
     """
     arguments = []
     for number, (bench, outcome) in enumerate(zip(jobs.place.benches, outcomes, strict=True)):
+        target, chosen = bench.target, choose(outcome.candidates, rank_of(bench.options)).mask
+        problem = unequal(target.model, target.graph, chosen, target.example_inputs)
+        if problem is not None:
+            jobs.place.console.say(f"warning: {problem}")
         for name, mask, directory in (
-            ("pruned", choose(outcome.candidates, rank_of(bench.options)).mask, "."),
-            ("dense", bench.target.graph.dense_mask(), DENSE_FINETUNED),
+            ("pruned", chosen, "."),
+            ("dense", target.graph.dense_mask(), DENSE_FINETUNED),
         ):
-            label = f"fine-tune {name} {bench.target.arch}"
+            label = f"fine-tune {name} {target.arch}"
             arguments.append((number, mask, directory, label, bench.seed))
     jobs.run(Batch(label="fine-tunes", job=finetune_job, arguments=arguments, trains=True))
 

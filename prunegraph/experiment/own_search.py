@@ -18,7 +18,7 @@ from prunegraph.agent import train_agent
 from prunegraph.env import ChannelPruningEnv, PruningTask, cell_name
 from prunegraph.errors import ArtefactError, ConfigError, DataError, MaskError, ModelError
 from prunegraph.experiment.agent_options import agent_config, env_config
-from prunegraph.experiment.api import PruneResult, structure_report
+from prunegraph.experiment.api import PruneResult, structure_report, warn_if_unequal
 from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.default_loss import Loss, cross_entropy
 from prunegraph.experiment.forecast import layer_times
@@ -348,6 +348,7 @@ def search(
         evaluator.evaluate(graph.mask(unpack_bits(best, graph.num_classes)))
     fitting = {mask: found for mask, found in evaluator.found.items() if graph.fits(mask, budget)}
     chosen = max(fitting, key=lambda mask: fitting[mask].accuracy)
+    warn_if_unequal(dense, graph, chosen, example_inputs)
     report = structure_report(graph, chosen, budget)
     report["dense"]["score"] = dense_score
     report["pruned"]["score"] = fitting[chosen].accuracy

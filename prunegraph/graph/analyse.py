@@ -355,7 +355,7 @@ def _filled(model: nn.Module, example_inputs: ExampleInputs) -> ExampleInputs | 
     return filled if found else None
 
 
-def _runner(example_inputs: ExampleInputs) -> Forward:
+def runner(example_inputs: ExampleInputs) -> Forward:
     """Return what calls a network on the inputs."""
 
     def run(network: nn.Module, dtype: torch.dtype | None, *, seed: int = 0) -> Any:
@@ -416,11 +416,11 @@ def analyse(
     )
     builder = new_builder()
     graph = builder.build()
-    run, filled = _runner(example_inputs), _filled(model, example_inputs)
+    run, filled = runner(example_inputs), _filled(model, example_inputs)
     if trial:
         with evaluation_mode(model):
-            if filled is not None and is_sound(model, _runner(filled)):
-                run = _runner(filled)
+            if filled is not None and is_sound(model, runner(filled)):
+                run = runner(filled)
             _check_copies(model, run)
     subject = awake(model) if trial else model
     while trial:  # ends: each round freezes classes, or uses up a remedy

@@ -201,7 +201,7 @@ def failing_frame(
     return found
 
 
-def _failure(
+def failure_of(
     model: nn.Module, graph: StructureGraph, keep: BoolArray, run: Forward, *, finite: bool = False
 ) -> Failure | None:
     """Return why the forward cannot follow a mask, or None if it can.
@@ -428,7 +428,7 @@ class Trial:
         trial = self._keep.copy()
         for _, removed in parts:
             trial[removed] = False
-        failure = _failure(self._model, self._graph, trial, self._run, finite=self.least)
+        failure = failure_of(self._model, self._graph, trial, self._run, finite=self.least)
         if failure is None:
             self._keep = trial
         return failure

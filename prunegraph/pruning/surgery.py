@@ -12,6 +12,7 @@ from prunegraph.graph.analyse import (
     call_forward,
     evaluation_mode,
     fresh,
+    runner,
     state_kept,
     unwrap,
 )
@@ -19,7 +20,7 @@ from prunegraph.graph.structure import StructureGraph
 from prunegraph.graph.surgery import SlicePlan, slice_plans, take
 from prunegraph.graph.surgery import apply_mask as slice_network
 from prunegraph.graph.surgery import zero_mask as zero_network
-from prunegraph.graph.trial import failing_frame
+from prunegraph.graph.trial import failing_frame, failure_of
 from prunegraph.types import KeepMask
 
 
@@ -62,7 +63,8 @@ def apply_mask(
         model: the dense network; it is left bit-equal.
         graph: the structure of ``model``.
         mask: which classes stay.
-        example_inputs: if given, the new network is run on them, in eval mode.
+        example_inputs: if given, the new network is run on them, in eval mode, and must compute
+            what the zero-masked one does.
         optimizer: if given, a copy of it for the new network, with sliced state, is returned too.
 
     Returns:
@@ -70,13 +72,16 @@ def apply_mask(
 
     Raises:
         MaskError: the mask is not of this graph.
-        SurgeryError: the graph is not of this network, the forward cannot follow, or the
-            optimizer's state cannot be sliced.
+        SurgeryError: the graph is not of this network, the forward cannot follow or computes
+            something else, or the optimizer's state cannot be sliced.
     """
     dense = unwrap(model)
     pruned = slice_network(dense, graph, mask)
     if example_inputs is not None:
         check_forward(pruned, example_inputs)
+        problem = unequal(dense, graph, mask, example_inputs)
+        if problem is not None:
+            raise SurgeryError(problem)
     if optimizer is None:
         return pruned
     return pruned, _sliced_optimizer(optimizer, dense, pruned, slice_plans(dense, graph, mask))
@@ -101,6 +106,24 @@ def check_forward(model: nn.Module, example_inputs: ExampleInputs) -> None:
             call_forward(model, fresh(example_inputs))
     except Exception as error:
         raise SurgeryError(_failure(model, error)) from error
+
+
+def unequal(
+    model: nn.Module, graph: StructureGraph, mask: KeepMask, example_inputs: ExampleInputs
+) -> str | None:
+    """Return why the pruned network computes something else than the zero-masked one, if it does.
+
+    The analysis has tried other masks, and perhaps other inputs.
+    """
+    model = unwrap(model)
+    with evaluation_mode(model):
+        failure = failure_of(model, graph, mask.keep, runner(example_inputs))
+    if failure is None:
+        return None
+    return (
+        f"{type(model).__name__} cannot follow this mask: {failure.reason}; its forward may ask "
+        "for a width, or do something else on these inputs than on those that were analysed"
+    )
 
 
 def _failure(model: nn.Module, error: Exception) -> str:

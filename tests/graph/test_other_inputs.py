@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import prunegraph as pg
-from prunegraph.errors import ModelError
+from prunegraph.errors import ModelError, SurgeryError
+from prunegraph.experiment.api import warn_if_unequal
 from prunegraph.graph import StructureGraph
 from prunegraph.types import KeepMask
 
@@ -287,3 +288,31 @@ def test_errors_of_any_class_are_one_line() -> None:
 
     net = nn.Sequential(nn.Linear(3, 16), Picky(), nn.Linear(16, 8), nn.Linear(8, 4))
     assert "16 wanted" in str(frozen(pg.analyse(net.eval(), torch.randn(2, 3)), "0"))
+
+
+class Asks(nn.Module):
+    """Does something else if a layer has one certain width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x).relu()
+        out: Tensor = self.two(2 * x if x.shape[1] == 5 else x)
+        return out
+
+
+def test_a_mask_that_changes_what_is_computed_is_refused() -> None:
+    net, x = Asks().eval(), torch.randn(4, 8)
+    graph = pg.analyse(net, x)
+    pg.apply_mask(net, graph, keep(graph, 6), example_inputs=x)
+    with pytest.raises(SurgeryError, match=r"Asks cannot follow this mask: .*something else"):
+        pg.apply_mask(net, graph, keep(graph, 5), example_inputs=x)
+
+
+def test_a_policy_s_mask_that_changes_what_is_computed_is_warned_of() -> None:
+    net, x = Asks().eval(), torch.randn(4, 8)
+    graph = pg.analyse(net, x)
+    with pytest.warns(UserWarning, match="Asks cannot follow this mask"):
+        warn_if_unequal(net, graph, keep(graph, 5), x)
