@@ -57,8 +57,11 @@ def slim_attentions(
     Returns:
         The network: ``pruned`` itself unless that is an attention module.
     """
+    slim: dict[int, nn.Module] = {}  # a module may be used under several names
     for path, module in list(dense.named_modules(remove_duplicate=False)):
-        if is_dense_attention(module) and any(
+        if id(module) in slim:
+            pruned = replace_module(pruned, path, slim[id(module)])
+        elif is_dense_attention(module) and any(
             id(parameter) in kept for parameter in module.parameters()
         ):
             copied = pruned.get_submodule(path)
@@ -70,7 +73,8 @@ def slim_attentions(
             if rows is not None:
                 queries = rows[: module.embed_dim].view(module.num_heads, module.head_dim)
                 heads = int(queries.any(1).sum())
-            pruned = replace_module(pruned, path, SlimMultiheadAttention.from_sliced(copied, heads))
+            slim[id(module)] = SlimMultiheadAttention.from_sliced(copied, heads)
+            pruned = replace_module(pruned, path, slim[id(module)])
     for module in pruned.modules():
         if isinstance(module, nn.TransformerEncoder):  # others than torch's own layers take none
             module.use_nested_tensor = False

@@ -1,5 +1,6 @@
 """Least-squares compensation: the kept weights take over what the removed channels gave."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,6 +50,10 @@ class Moments:
     products: Tensor
 
 
+FORWARDS = ""
+"""Under which the forwards of the whole network are counted."""
+
+
 class Compensation:
     """Changes the kept weights of a pruned network so that its layers' outputs stay as they were.
 
@@ -93,9 +98,12 @@ class Compensation:
         wanted = _changeable(graph) - tied
         sums: dict[str, InputSums] = {}
         generator = torch.Generator().manual_seed(seed)
+        calls: Counter[str] = Counter()
+        dense.register_forward_pre_hook(lambda *_: calls.update([FORWARDS]))
 
         def visit(read: Read) -> None:
             name = str(read.op.param)
+            calls[name] += 1
             rows = sampled_inputs(read, generator) if name in wanted else None
             if rows is not None:
                 if name not in sums:
@@ -104,6 +112,9 @@ class Compensation:
 
         with torch.no_grad(), reads(dense, graph, visit), _normed(dense) as normed:
             run(dense)
+        uses = Counter(str(op.param) for op in graph.ops)
+        for name in [name for name in sums if calls[name] < uses[name] * calls[FORWARDS]]:
+            del sums[name]  # what else reads it was not seen
         biased = {name for name in sums if _bias_name(name) in parameters.keys() - tied}
         self._moments = {
             name: found.moments(name, centred=name in biased or name in normed)

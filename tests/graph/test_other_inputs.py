@@ -316,3 +316,27 @@ def test_a_policy_s_mask_that_changes_what_is_computed_is_warned_of() -> None:
     graph = pg.analyse(net, x)
     with pytest.warns(UserWarning, match="Asks cannot follow this mask"):
         warn_if_unequal(net, graph, keep(graph, 5), x)
+
+
+class Shared(nn.Module):
+    """One layer several times, as ALBERT has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True)
+        self.layers, self.out = nn.ModuleList([layer] * 3), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        out: Tensor = self.out(x.mean(1))
+        return out
+
+
+@pytest.mark.parametrize("attention", ["head", "width"])
+def test_a_layer_under_several_names_stays_one(attention: str) -> None:
+    net, x = Shared().eval(), torch.randn(2, 5, 16)
+    graph = pg.analyse(net, x, attention=attention)
+    pruned = pg.apply_mask(net, graph, keep(graph, 3), example_inputs=x)
+    assert len({id(layer.self_attn) for layer in pruned.layers}) == 1
+    assert frozen(graph, "layers.0.self_attn") is None

@@ -339,6 +339,27 @@ def test_a_weight_that_is_used_without_its_layer_stays_as_it_is() -> None:
     np.testing.assert_array_equal(means["code.weight"], graph.param_classes["code.weight"][1])
 
 
+def test_a_layer_that_is_also_used_without_being_called_stays_as_it_is() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.out = nn.Linear(8, 32), nn.Linear(32, 16), nn.Linear(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.one(x)
+            both = self.two(x.relu()).tanh() + self.two.forward((-x).relu()).tanh()
+            result: Tensor = self.out(both)
+            return result
+
+    torch.manual_seed(0)
+    net, images = Twice().eval(), torch.randn(64, 8)
+    graph = analyse(net, images[:2])
+    pruned, changed = compensated(net, graph, without(graph, 0, *range(16)), images)
+    assert torch.equal(pruned.two.weight, changed.two.weight)
+    pruned, changed = compensated(net, graph, without(graph, 1, 0, 3), images)
+    assert not torch.equal(pruned.out.weight, changed.out.weight)
+
+
 @pytest.mark.usefixtures("exact")
 def test_what_changes_in_place_before_a_norm_is_not_taken_up() -> None:
     torch.manual_seed(0)
