@@ -7,13 +7,13 @@ example inputs and the optimizer.
 
 import copy
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -152,6 +152,8 @@ def apply_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Mo
     """
     plans = slice_plans(model, graph, mask)
     memo = {key: take(plan.tensor, plan.keep) for key, plan in plans.items()}
+    for key, length in _kept_lengths(model, plans):
+        memo[key] = take(length, plans[key].keep) if key in plans else length
     memo.update(_sliced_gathers(model, graph, mask.keep))
     pruned = copy_network(model, memo)  # finds the new tensors in its memo
     _settle_norms(pruned)
@@ -163,6 +165,35 @@ def apply_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Mo
         setattr(owner, attribute.name, value)
     drop_kept(pruned)
     return slim_attentions(model, pruned, {key: plan.keep for key, plan in plans.items()})
+
+
+@torch.no_grad()
+def _kept_lengths(model: nn.Module, plans: Mapping[int, SlicePlan]) -> Iterator[tuple[int, Tensor]]:
+    """Yield ``id`` of a length of ``weight_norm``, and what it is without what its vector loses.
+
+    So the weights that stay are what they were; at the old lengths they would be larger.
+    """
+    for length, vector, axis in _weight_norms(model):
+        plan = plans.get(id(vector))
+        lost = {} if plan is None else {k: keep for k, keep in plan.keep.items() if k != axis}
+        if lost:
+            before, after = (
+                torch.norm_except_dim(each, 2, axis) for each in (vector, _zero(vector, lost))
+            )
+            share = torch.where(before > 0.0, after / before, 1.0)
+            yield id(length), _like(length, length.detach() * share)
+
+
+def _weight_norms(model: nn.Module) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Yield the length and the vector of each ``weight_norm``, and the axis that has lengths."""
+    for module in model.modules():
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm):
+                parts = (getattr(module, f"{hook.name}_{part}") for part in "gv")
+                yield (*parts, hook.dim)
+        for made in getattr(module, "parametrizations", {}).values():
+            if isinstance(made[0], _WeightNorm):
+                yield made.original0, made.original1, made[0].dim
 
 
 @torch.no_grad()
@@ -213,6 +244,8 @@ def zero_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Mod
     """
     plans = slice_plans(model, graph, mask)
     memo = {key: _zero(plan.tensor, plan.keep) for key, plan in plans.items()}
+    for key, length in _kept_lengths(model, plans):
+        memo[key] = _zero(length, plans[key].keep) if key in plans else length
     memo.update(_zeroed_gathers(model, graph, mask.keep))
     silent = copy_network(model, memo)
     for path, module in list(model.named_modules(remove_duplicate=False)):

@@ -361,6 +361,25 @@ def test_a_pruned_network_is_made_plain_and_the_dense_one_stays() -> None:
     assert torch.equal(model(x), before)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("norm", NORMS[:2])
+def test_weights_of_kept_inputs_stay_what_they_were(norm: Callable[..., nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv1d(4, 16, 3), nn.ReLU(), norm(nn.ConvTranspose1d(16, 12, 3)), nn.ReLU(),
+        norm(nn.Conv1d(12, 5, 3)),
+    ).eval()  # fmt: skip
+    x = torch.randn(2, 4, 9)
+    graph = analyse(model, x)
+    mask = random_mask(graph, np.random.default_rng(0))[0]
+    free = [group.classes for group in graph.groups if group.frozen is None]
+    first, second = (torch.from_numpy(mask.keep[classes]) for classes in free)
+    pruned = apply_mask(model, graph, mask)
+    assert not (first.all() or second.all())
+    torch.testing.assert_close(pruned[2].weight, model[2].weight[first][:, second])
+    torch.testing.assert_close(pruned[4].weight, model[4].weight[:, second])
+
+
 class Depthwise(nn.Module):
     """A standardised convolution of each channel alone, with a bias."""
 
