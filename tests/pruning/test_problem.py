@@ -16,7 +16,7 @@ class KeepFirst:
         scores = torch.arange(problem.graph.num_classes, 0, -1).float().numpy()
         mask = problem.graph.project(scores, problem.budget)
         problem.evaluator.evaluate(mask)
-        return PrunerResult(mask=mask, networks_evaluated=1, history=({"step": 0},))
+        return PrunerResult(mask=mask, networks_evaluated=1)
 
 
 def test_a_method_sees_the_problem_and_returns_a_mask(
