@@ -314,8 +314,9 @@ def test_a_mask_that_changes_what_is_computed_is_refused() -> None:
 def test_a_policy_s_mask_that_changes_what_is_computed_is_warned_of() -> None:
     net, x = Asks().eval(), torch.randn(4, 8)
     graph = pg.analyse(net, x)
-    with pytest.warns(UserWarning, match="Asks cannot follow this mask"):
+    with pytest.warns(UserWarning, match="Asks cannot follow this mask") as told:
         warn_if_unequal(net, graph, keep(graph, 5), x)
+    assert len(told) == 1
 
 
 class Shared(nn.Module):
