@@ -75,10 +75,15 @@ def slim_attentions(
                 heads = int(queries.any(1).sum())
             slim[id(module)] = SlimMultiheadAttention.from_sliced(copied, heads)
             pruned = replace_module(pruned, path, slim[id(module)])
-    for module in pruned.modules():
-        if isinstance(module, nn.TransformerEncoder):  # others than torch's own layers take none
-            module.use_nested_tensor = False
+    use_no_nested_tensors(pruned)
     return pruned
+
+
+def use_no_nested_tensors(network: nn.Module) -> None:
+    """Let encoders pad: layers other than torch's own take no nested tensors."""
+    for module in network.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
 
 
 def slim_all_attentions(model: nn.Module) -> nn.Module:

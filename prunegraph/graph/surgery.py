@@ -23,7 +23,12 @@ from prunegraph.errors import MaskError, ModelError, SurgeryError
 from prunegraph.graph.attribute_reads import is_own
 from prunegraph.graph.calls import tensors_in
 from prunegraph.graph.masked_norm import MaskedNorm, mean_over_kept
-from prunegraph.graph.module_sizes import fix_module_sizes, replace_module, slim_attentions
+from prunegraph.graph.module_sizes import (
+    fix_module_sizes,
+    replace_module,
+    slim_attentions,
+    use_no_nested_tensors,
+)
 from prunegraph.graph.structure import Place, StructureGraph
 from prunegraph.graph.weight_views import constants
 from prunegraph.types import BoolArray, KeepMask
@@ -266,9 +271,7 @@ def zero_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Mod
         changed = [kind for kind in kept if not bool(kind[0].all())]
         if changed or path in computing:
             mean_over_kept(silent.get_submodule(path), *changed)
-    for module in silent.modules():
-        if isinstance(module, nn.TransformerEncoder):
-            module.use_nested_tensor = False
+    use_no_nested_tensors(silent)
     _settle_norms(silent)
     drop_kept(silent)
     return silent
