@@ -5,6 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+FAINT = 1e-3
+"""An output's slice is measured by its own largest value, or by this share of the output's."""
+
 
 def as_finite(outputs: list[Tensor], dense: list[Tensor]) -> bool:
     """Return whether outputs are finite where those of the whole network are."""
@@ -15,8 +18,9 @@ def as_finite(outputs: list[Tensor], dense: list[Tensor]) -> bool:
 
 
 def difference_of(pruned: list[Tensor], masked: list[Tensor]) -> float:
-    """Return the largest difference relative to each output's largest finite value.
+    """Return the largest difference, relative to the largest finite value of the slice it is in.
 
+    Slices along every axis are compared: a detector's scores may lie beside boxes in pixels.
     Infinite where shapes, numbers that are not finite, integers or booleans differ, and for NaN.
     """
     worst = 0.0
@@ -29,6 +33,17 @@ def difference_of(pruned: list[Tensor], masked: list[Tensor]) -> float:
         if not torch.equal(one[~measured], other[~measured]):
             return math.inf
         if measured.any():
-            scale = float(other[measured].abs().max().clamp_min(1e-6))
-            worst = max(worst, float((one - other)[measured].abs().max()) / scale)
+            worst = max(worst, _by_slices(one.where(measured, 0.0), other.where(measured, 0.0)))
+    return worst
+
+
+def _by_slices(one: Tensor, other: Tensor) -> float:
+    """Return the largest difference relative to its slice, of tensors of finite numbers."""
+    errors, sizes = (one - other).abs(), other.abs()
+    faint = max(float(sizes.max()) * FAINT, 1e-6)
+    worst = float(errors.max()) / max(float(sizes.max()), 1e-6)
+    for axis in range(one.ndim if one.ndim > 1 else 0):
+        rest = [number for number in range(one.ndim) if number != axis]
+        scales = sizes.amax(rest).clamp_min(faint)
+        worst = max(worst, float((errors.amax(rest) / scales).max()))
     return worst

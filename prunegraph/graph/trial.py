@@ -27,7 +27,7 @@ from prunegraph.graph.surgery import apply_mask, copy_network, zero_mask
 from prunegraph.types import BoolArray, IntArray
 
 SUSPICIOUS = 1e-5
-"""From this difference on, relative to the output's largest value, float64 decides."""
+"""From this difference on, relative to the largest values of the output, float64 decides."""
 
 EXACT, ROUGH = 1e-8, 1e-3
 """Largest accepted difference in float64, and where the forward cannot run in float64."""

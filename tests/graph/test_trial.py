@@ -370,6 +370,26 @@ def test_outputs_that_prove_nothing_are_refused(function: Callable[[Tensor], obj
         analyse(Answer(Net(lambda net, x: net.two(x)), function), EXAMPLE)
 
 
+class Detector(nn.Module):
+    """One output: boxes in pixels, and beside them scores that depend on the width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 1)
+        self.boxes, self.scores = nn.Conv2d(16, 4, 1), nn.Conv2d(16, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(self.stem(x).relu()).relu()
+        wrong = torch.tensor(float(x.shape[1])) * 1e-4
+        return torch.cat([640 * self.boxes(x).sigmoid(), 0.1 * self.scores(x).sigmoid() + wrong], 1)
+
+
+def test_scores_beside_boxes_in_pixels_are_compared_in_their_own_scale() -> None:
+    """Relative to 640 pixels, a hundredth of a score is nothing."""
+    (reason,) = {item.reason for item in analyse(Detector(), EXAMPLE).frozen_ops}
+    assert "something else than the masked one" in reason
+
+
 def test_channels_that_noise_is_added_to_stay_and_say_why() -> None:
     graph = analyse(Net(lambda net, x: net.two(x + torch.randn_like(x))), EXAMPLE)
     reasons = {group.name: group.frozen for group in graph.groups}
