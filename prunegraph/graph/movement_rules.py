@@ -274,6 +274,21 @@ def pad(recorder: LabelRecorder, call: OpCall) -> None:
     recorder.set_labels(call.out, labels.expand(call.out.shape))
 
 
+def as_strided(recorder: LabelRecorder, call: OpCall) -> None:
+    """Windows over a tensor's storage (Longformer's): labels are laid out like their tensor."""
+    source, size, stride = call.args[:3]
+    offset = call.args[3] if len(call.args) > 3 else None
+    start = 0 if offset is None else offset - source.storage_offset()
+    labels = torch.empty_strided(source.shape, source.stride(), dtype=torch.int64)
+    storage = labels.untyped_storage().nbytes() // labels.element_size()
+    reach = start + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+    if storage != source.numel() or not 0 <= start <= reach < storage:
+        recorder.freeze_all(call, "reads a storage across its tensor")
+        return
+    labels.copy_(recorder.labels_of(source))
+    recorder.set_labels(call.out, labels.as_strided(size, stride, start))
+
+
 def unfold(recorder: LabelRecorder, call: OpCall) -> None:
     """``F.unfold``: each channel becomes one position a tap of the kernel, one after the other."""
     labels, taps = _channels_alone(recorder, call, -3), math.prod(call.args[1])

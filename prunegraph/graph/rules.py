@@ -25,6 +25,7 @@ from prunegraph.graph.layer_rules import (
     sparse_mm,
 )
 from prunegraph.graph.movement_rules import (
+    as_strided,
     cat,
     channel_shuffle,
     copy,
@@ -285,6 +286,7 @@ def _table() -> dict[str, Rule]:
         "div": scale,
         "baddbmm": activation_product,
         "glu": glu,
+        "as_strided": as_strided,
         "im2col": unfold,
         "col2im": fold,
         "embedding": embedding,

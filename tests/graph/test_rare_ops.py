@@ -143,6 +143,37 @@ class Compared(nn.Module):
         return self.apart(x.mean((2, 3)), self.two(x).mean((2, 3)))
 
 
+class Windows(nn.Module):
+    """Attends in windows that overlap, laid over the storage, as Longformer does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner, self.out = nn.Linear(8, 16), nn.Linear(16, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inner(self.stem(x.flatten(1, 2)).relu())
+        (batch, length, width), stride = x.shape, list(x.stride())
+        windows = (batch, length // 4 - 1, 8, width)
+        x = x.as_strided(windows, (stride[0], 4 * stride[1], *stride[1:]))
+        out: Tensor = self.out(x.amax(2))
+        return out
+
+
+class Crossing(nn.Module):
+    """Reads beyond its tensor in the storage that it is a part of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.out = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.part = nn.Linear(8, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        part = self.part(x)[:, 0]
+        beside = part.as_strided(part.shape, part.stride(), 12).mean((1, 2))
+        out: Tensor = self.out(self.stem(x).relu()) * beside[:, None, None, None]
+        return out
+
+
 WORDS = torch.arange(20).view(4, 5) % 11
 
 CASES: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, int]]] = {
@@ -160,6 +191,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, int]]] = {
         {"stem": 12, "one": 16},
     ),
     "a loss": (lambda: Compared(F.mse_loss), IMAGES, {"stem": 12}),
+    "windows": (Windows, IMAGES, {"stem": 16, "inner": 12}),
+    "crossing": (Crossing, IMAGES, {"stem": 16}),
     "pooled_regions": (lambda: Regions(ops.roi_pool), IMAGES, {"one": 16}),
 }
 
