@@ -3,6 +3,12 @@
 from prunegraph.graph.labels import along, is_neutral, varying_axes
 from prunegraph.graph.recorder import LabelRecorder, OpCall
 
+WINDOWED = {
+    *("avg_pool1d", "avg_pool2d", "avg_pool3d"),
+    *("max_pool2d", "max_pool2d_with_indices", "max_pool3d_with_indices"),
+}
+"""Pooling by ``kernel_size, stride, padding``."""
+
 
 def spatial(recorder: LabelRecorder, call: OpCall) -> None:
     """Pooling and resampling: channels (axis -3 or before) pass, spatial positions are united."""
@@ -45,15 +51,26 @@ def _resample(recorder: LabelRecorder, call: OpCall, first: int) -> None:
     """
     labels = recorder.labels_of(call.args[0])
     varying = varying_axes(labels)
-    for axis in filter(lambda axis: axis >= first, varying):
-        if varying[0] >= first:
+    moved = [axis for axis in range(first, labels.ndim) if not _keeps(call, axis, first)]
+    for axis in filter(lambda axis: axis in moved, varying):
+        if varying[0] == axis:
             recorder.freeze_inputs(call, "channels lie along a spatial axis")
             break
         recorder.store.unite(labels, labels.narrow(axis, 0, 1))
-    for axis in range(first, labels.ndim):
+    for axis in moved:
         labels = labels.narrow(axis, 0, 1)
     for tensor in call.outputs():
         recorder.set_labels(tensor, labels.expand(tensor.shape))
+
+
+def _keeps(call: OpCall, axis: int, first: int) -> bool:
+    """Return whether an axis stays as it is: of as many positions, made of one each."""
+    if call.name not in WINDOWED:
+        resizes = "upsample" in call.name or "adaptive" in call.name
+        return resizes and call.outputs()[0].shape[axis] == call.args[0].shape[axis]
+    kernel, stride, padding = (*call.args[1:4], [], [0])[:3]
+    sizes = [sizes[(axis - first) % len(sizes)] for sizes in (kernel, stride or kernel, padding)]
+    return sizes == [1, 1, 0]
 
 
 def transform(recorder: LabelRecorder, call: OpCall) -> None:

@@ -82,7 +82,16 @@ def own_convolution(x: Tensor) -> Tensor:
     return F.fold(F.unfold(x, 3, padding=1).relu(), x.shape[-2:], 3, padding=1)
 
 
+def channels_last(op: Op) -> Op:
+    """Apply what works on space to images whose channels lie along the last axis of it."""
+    return lambda x: op(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 FREE: dict[str, Op] = {
+    "pooled_1": channels_last(lambda x: F.max_pool2d(x, (3, 1), (2, 1), (1, 0))),
+    "averaged_1": channels_last(lambda x: F.avg_pool2d(x, (2, 1))),
+    "adapted_1": channels_last(lambda x: F.adaptive_avg_pool2d(x, (4, None))),
+    "resized_1": channels_last(lambda x: F.interpolate(x, scale_factor=(2.0, 1.0))),
     "normalize": lambda x: F.normalize(x, dim=1),
     "normalize_1": lambda x: F.normalize(x, p=1, dim=1),
     "largest": lambda x: F.normalize(x, p=float("inf"), dim=1),
