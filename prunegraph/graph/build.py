@@ -106,8 +106,7 @@ class GraphBuilder:
         ops = self._ops()
         groups, group_of = self._groups(classes, ops, frozen)
         summed = np.zeros(num_classes, dtype=bool)
-        for labels in self.recording.sums:
-            found = self._classes(labels)
+        for found in map(self._classes, self.recording.sums):
             summed[found[found != NEUTRAL]] = True
         return StructureGraph(
             num_classes=num_classes,
@@ -129,6 +128,7 @@ class GraphBuilder:
                 num_classes, self.recording.lifetimes.storages(self.components, lookup)
             ),
             summed=summed,
+            divisors=self.recording.divisors - {op.param for op in ops},
         )
 
     def labels_of(self, classes: IntArray) -> Tensor:

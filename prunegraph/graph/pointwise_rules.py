@@ -114,6 +114,14 @@ def scale(recorder: LabelRecorder, call: OpCall) -> None:
         pointwise(recorder, call)
 
 
+def divided(recorder: LabelRecorder, call: OpCall) -> None:
+    """A quotient, or another function without a value at zero, of what is stored perhaps."""
+    divisor = call.args[1 if call.name == "div" else 0]
+    if isinstance(divisor, Tensor):
+        recorder.recording.divisors |= recorder.sources.of(divisor)
+    (scale if call.name == "div" else pointwise)(recorder, call)
+
+
 def pointwise_inplace(recorder: LabelRecorder, call: OpCall) -> None:
     """Unite all inputs; a constant target takes the labels of what is written into it.
 

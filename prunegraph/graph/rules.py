@@ -42,6 +42,7 @@ from prunegraph.graph.movement_rules import (
     view_as_real,
 )
 from prunegraph.graph.pointwise_rules import (
+    divided,
     pointwise,
     pointwise_inplace,
     scale,
@@ -263,6 +264,7 @@ _ATTENTION = _names(
 def _table() -> dict[str, Rule]:
     table: dict[str, Rule] = dict.fromkeys(_POINTWISE, pointwise)
     table |= dict.fromkeys([f"{name}_" for name in _POINTWISE], pointwise_inplace)
+    table |= dict.fromkeys(("div", "reciprocal", "rsqrt", "log"), divided)
     table |= dict.fromkeys(_INPLACE, pointwise_inplace)
     table |= dict.fromkeys(_CONSTANT, constant)
     table |= dict.fromkeys(("zeros_like", "empty_like"), zeros)
@@ -283,7 +285,6 @@ def _table() -> dict[str, Rule]:
         "constant_pad_nd": pad,
         "bmm": bmm,
         "mul": scale,
-        "div": scale,
         "baddbmm": activation_product,
         "glu": glu,
         "as_strided": as_strided,

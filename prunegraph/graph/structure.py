@@ -7,7 +7,7 @@ another process and compared by its fingerprint.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -160,6 +160,8 @@ class StructureGraph:
         latency_model: a forecast of the milliseconds of a forward; None until it is measured.
         summed: ``[N]`` True where an addition unites channels that different operations wrote:
             residual streams do, gates (products) do not.
+        divisors: parameters and buffers, no weights, that a masked network keeps, since it divides
+            by them.
     """
 
     num_classes: int
@@ -177,6 +179,7 @@ class StructureGraph:
     memory_model: MemoryModel | None = field(default=None, repr=False)
     latency_model: CostFunction | None = field(default=None, repr=False)
     summed: BoolArray
+    divisors: Set[str] = frozenset()
 
     @cached_property
     def dense_cost(self) -> Cost:

@@ -248,7 +248,9 @@ def zero_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Mod
         SurgeryError: the graph is not of this network.
     """
     plans = slice_plans(model, graph, mask)
-    memo = {key: _zero(plan.tensor, plan.keep) for key, plan in plans.items()}
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    divisors = {id(tensors.get(name)) for name in graph.divisors}
+    memo = {k: _zero(p.tensor, p.keep) for k, p in plans.items() if k not in divisors}
     for key, length in _kept_lengths(model, plans):
         memo[key] = _zero(length, plans[key].keep) if key in plans else length
     memo.update(_zeroed_gathers(model, graph, mask.keep))

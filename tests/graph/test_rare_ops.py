@@ -159,6 +159,36 @@ class Windows(nn.Module):
         return out
 
 
+class Snakes(nn.Module):
+    """Divides by numbers of each channel, as vocoders' activations do."""
+
+    def __init__(self, inverse: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.one, self.two, self.out = nn.Linear(8, 16), nn.Linear(16, 12), nn.Linear(12, 4)
+        self.alpha, self.inverse = nn.Parameter(torch.rand(16) + 0.5), inverse
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x)
+        x = x + self.inverse(self.alpha) * (self.alpha * x).sin() ** 2
+        out: Tensor = self.out(self.two(x).relu())
+        return out
+
+
+class Splines(nn.Module):
+    """Distances to the points of a grid, which each channel has of its own, as KANs have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.out = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.register_buffer("grid", torch.linspace(-2, 2, 5).expand(16, 5).contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, grid = self.one(x), self.get_buffer("grid")
+        bases = (x.unsqueeze(-1) - grid[:, :-1]) / (grid[:, 1:] - grid[:, :-1])
+        out: Tensor = self.out(bases.clamp(0, 1).sum(-1))
+        return out
+
+
 class Crossing(nn.Module):
     """Reads beyond its tensor in the storage that it is a part of."""
 
@@ -192,6 +222,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, int]]] = {
     ),
     "a loss": (lambda: Compared(F.mse_loss), IMAGES, {"stem": 12}),
     "windows": (Windows, IMAGES, {"stem": 16, "inner": 12}),
+    "snakes": (lambda: Snakes(lambda alpha: 1 / alpha), IMAGES, {"one": 16, "two": 12}),
+    "divided": (lambda: Snakes(lambda alpha: alpha.sin() / alpha), IMAGES, {"one": 16, "two": 12}),
+    "splines": (Splines, IMAGES, {"one": 16}),
     "crossing": (Crossing, IMAGES, {"stem": 16}),
     "pooled_regions": (lambda: Regions(ops.roi_pool), IMAGES, {"one": 16}),
 }
