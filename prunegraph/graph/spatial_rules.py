@@ -68,7 +68,8 @@ def _keeps(call: OpCall, axis: int, first: int) -> bool:
     if call.name not in WINDOWED:
         resizes = "upsample" in call.name or "adaptive" in call.name
         return resizes and call.outputs()[0].shape[axis] == call.args[0].shape[axis]
-    kernel, stride, padding = (*call.args[1:4], [], [0])[:3]
+    kernel, *rest = call.args[1:4]
+    stride, padding = (*rest, *([], [0])[len(rest) :])
     sizes = [sizes[(axis - first) % len(sizes)] for sizes in (kernel, stride or kernel, padding)]
     return sizes == [1, 1, 0]
 
