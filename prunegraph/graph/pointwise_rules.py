@@ -33,10 +33,11 @@ def combine(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) 
             recorder.store.freeze(one, recorder.cause(call, "its axis carries no channels"))
         return right if one is left else left
     for one, other in ((left, right), (right, left)):
-        if _shared_by_heads(recorder, one, other):
+        shared = _shared_by_heads(recorder, one, other)
+        if shared is not None:
             cause = recorder.cause(call, "shared by all heads")
             recorder.recording.shared.append(
-                RecordedShare(one=narrow_constant(one), parts=narrow_constant(other), cause=cause)
+                RecordedShare(one=narrow_constant(shared), parts=narrow_constant(other), cause=cause)
             )
             return other
     _note_sum(recorder, call, left, right)
@@ -69,14 +70,22 @@ def _note_sum(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor
         recorder.recording.sums.append(narrow_constant(left).unique())
 
 
-def _shared_by_heads(recorder: LabelRecorder, one: Tensor, other: Tensor) -> bool:
-    """Return whether ``one`` varies inside parts of a divided axis, ``other`` over them too."""
+def _shared_by_heads(recorder: LabelRecorder, one: Tensor, other: Tensor) -> Tensor | None:
+    """Return the labels of ``one`` if it varies inside parts of a divided axis, ``other`` over all.
+
+    Along tokens, as a table of rotary angles has them, those of a part become one.
+    """
     ndim = max(one.ndim, other.ndim)
     inner, all_axes = (
         {axis + ndim - labels.ndim for axis in varying_axes(labels)} for labels in (one, other)
     )
-    within = bool(inner) and inner < all_axes and min(all_axes) not in inner
-    return within and recorder.is_head(other)
+    within = inner & all_axes
+    if not within or within == all_axes or min(all_axes) in within or not recorder.is_head(other):
+        return None
+    for axis in (axis - ndim + one.ndim for axis in inner - all_axes):
+        recorder.store.unite(one, one.narrow(axis, 0, 1))
+        one = one.narrow(axis, 0, 1)
+    return one
 
 
 def expanded(labels: Tensor, tensor: Tensor) -> Tensor:

@@ -373,6 +373,58 @@ def test_values_may_be_narrower_than_queries() -> None:
         assert_masked_equals_pruned(model, graph, random_mask(graph, seed), inputs)
 
 
+class Rotary(nn.Module):
+    """Attention whose queries and keys are turned by angles from a table, as LLaMA's are."""
+
+    def __init__(self, shape: tuple[int, ...], *, heads_first: bool) -> None:
+        super().__init__()
+        self.n_heads, self.heads_first = 4, heads_first
+        self.words, self.qkv = nn.Embedding(40, 16), nn.Linear(16, 48)
+        self.mix, self.out = nn.Linear(16, 16), nn.Linear(16, 5)
+        self.register_buffer("angles", torch.rand(20, 4).view(shape))
+
+    def turned(self, x: Tensor) -> Tensor:
+        place = slice(None, x.shape[2 if self.heads_first else 1])
+        angles = self.get_buffer("angles")
+        angles = angles[place] if angles.shape[0] == 20 else angles[:, :, place]
+        one, two = x.chunk(2, -1)
+        return x * angles.cos() + torch.cat([-two, one], -1) * angles.sin()
+
+    def forward(self, words: Tensor) -> Tensor:
+        x = self.words(words)
+        q, k, v = (y.unflatten(-1, (self.n_heads, -1)) for y in self.qkv(x).chunk(3, -1))
+        if self.heads_first:
+            q, k, v = (y.transpose(1, 2) for y in (q, k, v))
+        q, k = self.turned(q), self.turned(k)
+        if not self.heads_first:
+            q, k, v = (y.transpose(1, 2) for y in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        out: Tensor = self.out(x + self.mix(y.flatten(2)))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("shape", "heads_first"), [((20, 4), True), ((1, 1, 20, 4), True), ((20, 1, 4), False)]
+)
+def test_a_table_of_rotary_angles_is_shared_by_all_heads(
+    shape: tuple[int, ...], heads_first: bool
+) -> None:
+    words = torch.arange(12).view(2, 6)
+    net = Rotary(shape, heads_first=heads_first).eval()
+    graph = analyse(net, words)
+    assert {g.name: g.classes.size for g in graph.groups if g.frozen is None} == {
+        "mix": 16,
+        "qkv": 4,
+    }
+    keep = graph.dense_mask().keep.copy()
+    for group in graph.groups:
+        if group.frozen is None:
+            keep[group.classes[::3]] = False
+    assert_masked_equals_pruned(net, graph, graph.mask(keep), words)
+    longer = torch.arange(27).view(3, 9)
+    apply_mask(net, graph, graph.mask(keep), example_inputs=longer)  # it checks them
+
+
 class ConstantKeys(nn.Module):
     """A product over channels and constants, which are of no parameter."""
 
