@@ -5,10 +5,8 @@ import itertools
 import math
 import random
 import re
-from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
@@ -19,12 +17,14 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 
 from prunegraph.errors import ConfigError, ModelError, PruneGraphError, first_line
-from prunegraph.graph.build import MODEL_INPUT, MODEL_OUTPUT, GraphBuilder
+from prunegraph.graph.build import MODEL_INPUT, MODEL_OUTPUT
 from prunegraph.graph.calls import tensors_in
 from prunegraph.graph.computed_weights import rules_for
+from prunegraph.graph.copies import check_copies, containers, entries
 from prunegraph.graph.recorder import LabelRecorder, Rule
 from prunegraph.graph.recording import Recording
 from prunegraph.graph.recurrent_rules import settle_recurrent
+from prunegraph.graph.remedies import Remedies
 from prunegraph.graph.rules import RULES
 from prunegraph.graph.structure import FrozenOp, StructureGraph
 from prunegraph.graph.surgery import copy_network, drop_kept, hears_of_training, put_modes
@@ -37,13 +37,8 @@ from prunegraph.graph.training_layers import (
 from prunegraph.graph.trial import (
     ERRORS,
     Forward,
-    Remedies,
-    Trial,
-    awake,
-    check_copies,
     failing_frame,
     is_sound,
-    not_its_own,
 )
 from prunegraph.seeding import seeded
 
@@ -187,7 +182,7 @@ def repeatable(model: nn.Module, seed: int = 0) -> Iterator[None]:
 def state_kept(model: nn.Module) -> Iterator[None]:
     """Give what a forward writes its state back: buffers, counters, caches, layers made late."""
     owned = [vars(module) for module in model.modules()]
-    values, inside = [value for own in owned for value in own.values()], _containers(model)
+    values, inside = [value for own in owned for value in own.values()], containers(model)
     before = [
         (part, dict(part) if isinstance(part, dict) else list(part)) for part in (*owned, *inside)
     ]
@@ -209,25 +204,13 @@ def state_kept(model: nn.Module) -> Iterator[None]:
             if not torch.equal(tensor, held):
                 tensor.data.copy_(held)
         for part, then in before:
-            if _entries(part) == _entries(then):
+            if entries(part) == entries(then):
                 continue
             part.clear()
             if isinstance(part, dict | set):
                 part.update(then)
             else:
                 part.extend(then)
-
-
-def _containers(model: nn.Module) -> list[Any]:
-    """Return the containers that are attributes of modules."""
-    values = [value for module in model.modules() for value in vars(module).values()]
-    return [value for value in values if isinstance(value, dict | list | set | deque)]
-
-
-def _entries(part: dict[Any, Any] | Collection[Any]) -> list[Any]:
-    """Return what a container holds, by identity: tensors have no single truth."""
-    pairs = part.items() if isinstance(part, dict) else enumerate(part)
-    return [(key, id(value)) for key, value in pairs]
 
 
 def _to_be_run(model: nn.Module) -> nn.Module:
@@ -365,14 +348,6 @@ def runner(example_inputs: ExampleInputs) -> Forward:
     return run
 
 
-def _check_copies(model: nn.Module, run: Forward) -> None:
-    """Check that a copy of a network computes alone, and writes into nothing of the original."""
-    held = [_entries(part) for part in _containers(model)]
-    check_copies(model, run)
-    if held != [_entries(part) for part in _containers(model)]:
-        raise ModelError(not_its_own(model, "its containers"))
-
-
 def analyse(
     model: nn.Module,
     example_inputs: ExampleInputs,
@@ -403,43 +378,15 @@ def analyse(
     model = _to_be_run(model)
     with state_kept(model), repeatable(model):
         recorder = _record_all(model, example_inputs, attention)
-    remedies = Remedies(model, recorder.recording)
-    new_builder = partial(
-        GraphBuilder,
-        model,
-        recorder.recording,
-        literal=remedies.literal,
-        last_named=remedies.last_named,
-        checked=remedies.checked,
-        checked_first=remedies.checked_first,
-        attention=attention,
-    )
-    builder = new_builder()
-    graph = builder.build()
-    run, filled = runner(example_inputs), _filled(model, example_inputs)
+    remedies = Remedies(model, recorder.recording, attention)
+    graph = remedies.builder().build()
     if trial:
+        run, filled = runner(example_inputs), _filled(model, example_inputs)
         with evaluation_mode(model):
             if filled is not None and is_sound(model, runner(filled)):
                 run = runner(filled)
-            _check_copies(model, run)
-    subject = awake(model) if trial else model
-    while trial:  # ends: each round freezes classes, or uses up a remedy
-        with evaluation_mode(subject):
-            attempt = Trial(subject, graph, run)
-            if attempt.failure is None:
-                break
-            if subject is not model and not is_sound(subject, run):
-                subject = model
-                continue
-            if not remedies.apply(attempt.failure, graph, least=attempt.least):
-                for group, cause in attempt.literal_sizes(attempt.failure):
-                    labels = builder.labels_of(group.classes)
-                    if attempt.least and group.min_keep == 1 and group.classes.size > 2:
-                        recorder.recording.pairs.append(labels)
-                    else:
-                        recorder.store.freeze(labels, cause)
-        builder = new_builder()
-        graph = builder.build()
+            check_copies(model, run)
+            graph = remedies.settle(run)
     if not graph.free.any():
         reasons = "; ".join(dict.fromkeys(item.reason for item in graph.frozen_ops))
         msg = (

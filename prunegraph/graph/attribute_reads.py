@@ -47,6 +47,22 @@ def named_by_forward(kind: type) -> frozenset[str]:
     return frozenset(found)
 
 
+def chains_of(kind: type) -> frozenset[tuple[str, str]]:
+    """Return what a class's methods read of attributes of ``self``, as ``self.config.heads``."""
+    found: set[tuple[str, str]] = set()
+    for _, function in own_functions(kind):
+        codes = [function.__code__] if function.__code__.co_argcount else []
+        owner = function.__code__.co_varnames[0] if codes else ""
+        for code in codes:
+            steps = list(dis.get_instructions(code))
+            for loaded, first, second in zip(steps, steps[1:], steps[2:], strict=False):
+                names = loaded.argval if isinstance(loaded.argval, tuple) else (loaded.argval,)
+                if names[-1:] == (owner,) and first.opname == second.opname == "LOAD_ATTR":
+                    found.add((first.argval, second.argval))
+            codes += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
+    return frozenset(found)
+
+
 def set_after_init(kind: type) -> frozenset[str]:
     """Return what methods of a class set beside ``__init__``: caches, made anew when they must."""
     functions = [function for name, function in own_functions(kind) if name != "__init__"]

@@ -1,9 +1,7 @@
 """From a recording of labels to the structure graph."""
 
 import itertools
-import re
-from collections import ChainMap
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping, Set
 from math import prod
 
 import numpy as np
@@ -16,6 +14,7 @@ from prunegraph.graph.attribute_reads import is_own, named_by_forward
 from prunegraph.graph.cost import MACS, PARAMS, CostModel, CostTerm
 from prunegraph.graph.labels import NEUTRAL, FreezeEvent
 from prunegraph.graph.memory import MemoryModel
+from prunegraph.graph.own_sizes import attributes_of_size, fit, tells_width
 from prunegraph.graph.recording import UNREAD, Recording, SizeUse
 from prunegraph.graph.structure import (
     FrozenOp,
@@ -34,15 +33,6 @@ ALONE = "all its channels leave together, and one must stay"
 
 NO_CLASSES = np.empty(0, dtype=np.int64)
 
-WIDTH_WORDS = re.compile("dim|width|channel|feature|plane|hid|emb|head|filter|unit|inner|^d_")
-"""An attribute with such a word in its name may hold one."""
-
-SPATIAL_WORDS = ("window", "patch", "kernel", "stride", "padding", "shift", "dilation", "depth")
-"""An attribute with such a word in its name holds no number of channels or heads."""
-
-OTHER_WORDS = re.compile(r"pad|token|eos|bos|vocab|block|max_|index|seed")
-"""Nor does one with such a word, unless it tells a width, too."""
-
 LAYER_SIZES = frozenset({"in_channels", "out_channels", "in_features", "out_features"})
 
 ParamClasses = dict[str, dict[int, IntArray]]
@@ -58,6 +48,7 @@ class GraphBuilder:
         last_named: paths of modules in which an attribute is the last size of those that it fits.
         checked: paths of modules that compare the width of their input with an attribute.
         checked_first: those of them in which that is what an attribute of this size is.
+        ignored: classes of modules, and attributes of these that are no sizes.
         attention: "head" or "width", see ``analyse``.
     """
 
@@ -70,12 +61,13 @@ class GraphBuilder:
         last_named: Set[str],
         checked: Set[str],
         checked_first: Set[str],
+        ignored: Set[tuple[type, str, Place]],
         attention: str,
     ) -> None:
         self.model = model
         self.attention = attention
         self.literal, self.last_named = literal, last_named
-        self.checked, self.checked_first = checked, checked_first
+        self.checked, self.checked_first, self.ignored = checked, checked_first, ignored
         self.recording = recording
         self.components = recording.store.components()
         self._sizes = np.bincount(self.components)
@@ -162,23 +154,24 @@ class GraphBuilder:
             owner = self.model.get_submodule(use.module)
             if is_dense_attention(owner):  # its slim successor sets its own
                 continue
-            for name, place in _attributes_of_size(owner, use.labels.shape[use.axis]):
-                if not self._may_read(owner, use.module, name):
-                    continue
-                if use.by_name and not _tells_width(name):
-                    continue
-                if isinstance(owner, _ConvNd | nn.Linear) and name in LAYER_SIZES:
-                    continue  # those surgery sets by the layer's weight
+            for name, place in attributes_of_size(owner, use.labels.shape[use.axis]):
                 attribute = SizeAttribute(
                     module=use.module, name=name, place=place, classes=classes, axis=use.axis
                 )
-                fit = _fit(attribute, use.part)
+                ignored = (type(owner), name, place) in self.ignored
+                if ignored or not self._may_read(owner, use.module, name):
+                    continue
+                if use.by_name and not tells_width(attribute.key):
+                    continue
+                if isinstance(owner, _ConvNd | nn.Linear) and name in LAYER_SIZES:
+                    continue  # those surgery sets by the layer's weight
+                suits = fit(attribute, use.part)
                 known = found.get((use.module, name, place))
-                late = known is not None and fit == known[1] and use.module in self.last_named
+                late = known is not None and suits == known[1] and use.module in self.last_named
                 weak = number >= len(uses)
                 settled = known is not None and (weak or known[0].module in self.checked_first)
-                if known is None or (not settled and (fit > known[1] or late)):
-                    found[use.module, name, place] = attribute, fit
+                if known is None or (not settled and (suits > known[1] or late)):
+                    found[use.module, name, place] = attribute, suits
         return tuple(attribute for attribute, _ in found.values() if attribute.varies)
 
     def _may_read(self, owner: nn.Module, path: str, name: str) -> bool:
@@ -188,7 +181,7 @@ class GraphBuilder:
         """
         if not is_own(type(owner)) or {(path, name), (path, f"_{name}")} & self.recording.reads:
             return True  # torch's own may read all
-        return _tells_width(name) and name in named_by_forward(type(owner))
+        return tells_width(name) and name in named_by_forward(type(owner))
 
     def _freeze(self, components: IntArray, name: str, reason: str) -> None:
         event = FreezeEvent(
@@ -388,44 +381,6 @@ class GraphBuilder:
         modules = [name.rpartition(".")[0] for name in names if name not in touched]
         reason = "not used by this forward: left whole"
         return [FrozenOp(op="parameter", module=module, reason=reason) for module in modules]
-
-
-def _tells_width(name: str) -> bool:
-    """Return whether an attribute is a number of channels or heads by its name."""
-    return WIDTH_WORDS.search(name.lower()) is not None
-
-
-def _attributes_of_size(owner: nn.Module, size: int) -> list[tuple[str, Place]]:
-    """Return the integer attributes, and places in containers of integers, that hold a size.
-
-    Those of an own class are among them: surgery gives the module one of its own.
-    """
-    found: list[tuple[str, Place]] = []
-    classes = [vars(kind) for kind in reversed(type(owner).__mro__) if is_own(kind)]
-    for name, value in ChainMap(vars(owner), *reversed(classes)).items():
-        other = OTHER_WORDS.search(name.lower()) is not None and not _tells_width(name)
-        if not other and not any(word in name for word in SPATIAL_WORDS):
-            found += [(name, place) for place in _places_of(value, size, depth=2)]
-    return found
-
-
-def _places_of(value: object, size: int, depth: int) -> Iterator[Place]:
-    """Return where a value, or a container, holds an integer."""
-    if type(value) is int and value == size:
-        yield ()
-    elif depth and type(value) in (tuple, list, dict, torch.Size):
-        assert isinstance(value, tuple | list | dict)
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            for place in _places_of(item, size, depth - 1):
-                yield (key, *place)
-
-
-def _fit(item: SizeAttribute, part: int) -> tuple[bool, ...]:
-    """Say how well a size fits an attribute: a count of heads or a width by its name, its place."""
-    is_width = any(word in item.name for word in ("dim", "size", "width", "channels", "features"))
-    by_name = (item.axis == item.classes.ndim - 1) == is_width
-    in_place = not item.place or item.place[0] in (part, item.axis)
-    return bool(item.place) or by_name, in_place, item.varies
 
 
 def _group_names(

@@ -37,7 +37,9 @@ def combine(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) 
         if shared is not None:
             cause = recorder.cause(call, "shared by all heads")
             recorder.recording.shared.append(
-                RecordedShare(one=narrow_constant(shared), parts=narrow_constant(other), cause=cause)
+                RecordedShare(
+                    one=narrow_constant(shared), parts=narrow_constant(other), cause=cause
+                )
             )
             return other
     _note_sum(recorder, call, left, right)

@@ -68,10 +68,9 @@ def _keeps(call: OpCall, axis: int, first: int) -> bool:
     if call.name not in WINDOWED:
         resizes = "upsample" in call.name or "adaptive" in call.name
         return resizes and call.outputs()[0].shape[axis] == call.args[0].shape[axis]
-    kernel, *rest = call.args[1:4]
-    stride, padding = (*rest, *([], [0])[len(rest) :])
-    sizes = [sizes[(axis - first) % len(sizes)] for sizes in (kernel, stride or kernel, padding)]
-    return sizes == [1, 1, 0]
+    kernel, stride, padding = [*call.args[1:4], [], []][:3]
+    sizes = (kernel, stride or kernel, padding or [0])
+    return [own[(axis - first) % len(own)] for own in sizes] == [1, 1, 0]
 
 
 def transform(recorder: LabelRecorder, call: OpCall) -> None:

@@ -114,7 +114,8 @@ class SizeAttribute:
         module: path of the module.
         name: of the attribute.
         place: keys under which the integer lies in it, if it is a tuple, list or dict, perhaps of
-            tuples, as einops' layers have it; () = it is the integer itself.
+            tuples, as einops' layers have it, or an object of settings; () = it is the integer
+            itself.
         classes: class ids of the positions that the size counts, with one axis for each axis of
             the shape that varies: ``[heads, width]``; -1 = a position that always stays.
         axis: the axis of ``classes`` that the attribute counts.
@@ -125,6 +126,12 @@ class SizeAttribute:
     place: Place
     classes: IntArray
     axis: int
+
+    @property
+    def key(self) -> str:
+        """The name by which a forward asks for the integer: its own, or that of the attribute."""
+        last = self.place[-1] if self.place else self.name
+        return last if isinstance(last, str) else self.name
 
     @property
     def varies(self) -> bool:

@@ -223,9 +223,13 @@ def _settle_norms(network: nn.Module) -> None:
 
 
 def _put(value: Any, place: Place, size: int) -> Any:
-    """Return a container with a size in its place; () = the size itself."""
+    """Return a container, or object of settings, with a size in its place; () = the size."""
     if not place:
         return size
+    if not isinstance(value, dict | tuple | list):
+        copied = copy.copy(value)
+        object.__setattr__(copied, str(place[0]), size)  # it may be frozen
+        return copied
     entries = dict(value) if isinstance(value, dict) else dict(enumerate(value))
     entries[place[0]] = _put(entries[place[0]], place[1:], size)
     return entries if isinstance(value, dict) else type(value)(entries.values())

@@ -5,11 +5,9 @@ told from computed ones in one run. A slim network that raises, or whose output 
 zero-masked one, names the groups that must stay whole.
 """
 
-import itertools
 import math
 import traceback
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,11 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunegraph.errors import ModelError, first_line
-from prunegraph.graph.attribute_reads import is_own
-from prunegraph.graph.calls import WatchedCalls, tensors_in
+from prunegraph.errors import first_line
+from prunegraph.graph.calls import tensors_in
 from prunegraph.graph.outputs import as_finite, difference_of
-from prunegraph.graph.recording import Recording
 from prunegraph.graph.structure import FrozenOp, Group, StructureGraph
 from prunegraph.graph.surgery import apply_mask, copy_network, zero_mask
 from prunegraph.types import BoolArray, IntArray
@@ -54,9 +50,6 @@ LEAST_ROUND = 3
 
 Parts = list[tuple[Group, IntArray]]
 """Groups, each with the classes of it to remove."""
-
-Remedy = Callable[[], bool]
-"""Changes what modules' attributes or inputs mean; returns whether that changed anything."""
 
 
 def _parts(groups: list[Group], rng: np.random.Generator) -> list[tuple[IntArray, ...]]:
@@ -112,49 +105,6 @@ def awake(model: nn.Module) -> nn.Module:
         fan_in = math.prod(parameter.shape[1:])
         parameter.data.copy_(noise + 0.5 if fan_in == 1 else (noise - 0.5) / fan_in**0.5)
     return network
-
-
-def not_its_own(model: nn.Module, what: str) -> str:
-    """Return what is wrong where a copy of a network needs something of the original."""
-    return (
-        f"a copy of {type(model).__name__} computes with {what} of the network that it was copied "
-        "from: a function that is bound to that one (a forward wrapped by hand, a hook or a lambda "
-        "over self) takes part; make it a method of its module"
-    )
-
-
-def check_copies(model: nn.Module, run: Forward) -> None:
-    """Check that a copy of a network computes with its own weights, and can be compared.
-
-    ``copy.deepcopy`` shares functions: a forward that was wrapped by hand, or a lambda over
-    ``self``, would go on to compute with the dense weights in every pruned copy.
-
-    Raises:
-        ModelError: it does not.
-    """
-    names = dict(itertools.chain(model.named_parameters(), model.named_buffers()))
-    copied = copy_network(model)
-    own = {id(item): name for name, item in names.items()}
-    found: list[str] = []
-
-    def note(_: Any, given: list[Any], __: list[Any]) -> None:
-        found.extend(own[id(leaf)] for leaf in given if id(leaf) in own)
-
-    try:
-        with WatchedCalls(note):
-            outputs = run(copied, None)
-    except ERRORS as error:
-        raise ModelError(
-            not_its_own(model, f"what it lacks itself ({first_line(error)})")
-        ) from error
-    if found:
-        raise ModelError(not_its_own(model, found[0]))
-    if not any(item.is_floating_point() or item.is_complex() for item in tensors_in(outputs)):
-        msg = (
-            f"the forward of {type(model).__name__} returns no real or complex tensors, by which a "
-            "pruned network could be compared with the masked one: let it return its logits, say"
-        )
-        raise ModelError(msg)
 
 
 def is_sound(model: nn.Module, run: Forward) -> bool:
@@ -252,128 +202,6 @@ def _agree(
         except ERRORS:  # a forward that casts to float32 itself
             limit = ROUGH
     return difference <= limit
-
-
-class Remedies:
-    """What is tried, before channels are frozen, when a module's forward cannot follow.
-
-    In this order, for all modules of its class, see ``_steps``. Where a forward runs, but wrongly,
-    one class after the other has no sizes among its attributes.
-
-    Args:
-        model: the network.
-        recording: what its forward left behind.
-
-    Attributes:
-        literal: paths of modules whose attributes surgery leaves as they are.
-        last_named: paths of modules in which an attribute is the last size of those that it fits.
-        checked: paths of modules that compare the width of their input with an attribute.
-        checked_first: those of them in which that is what an attribute of this size is.
-    """
-
-    def __init__(self, model: nn.Module, recording: Recording) -> None:
-        self._model, self._recording = model, recording
-        self._waiting: dict[type, tuple[list[Remedy], list[Remedy]]] = {}
-        self._suspects: list[set[str]] | None = None
-        self._suspect: set[str] = set()
-        self.literal: set[str] = set()
-        self.last_named: set[str] = set()
-        self.checked: set[str] = set()
-        self.checked_first: set[str] = set()
-
-    def apply(self, failure: Failure, graph: StructureGraph, *, least: bool) -> bool:
-        """Change something for the module that failed; return False if nothing is left to try.
-
-        Args:
-            failure: what happened.
-            graph: the structure as it was tried.
-            least: with all but the least removed: with more, its attributes were right.
-        """
-        if failure.module is None:
-            return not least and self._next_suspect(graph)
-        kind = type(self._model.get_submodule(failure.module))
-        alike = {name for name, module in self._model.named_modules() if type(module) is kind}
-        if self._suspect & alike:  # it does read sizes there
-            return self._next_suspect(graph)
-        checks, others = self._waiting.setdefault(kind, self._steps(alike, graph))
-        for waiting in (checks,) if least else (checks, others):
-            while waiting:
-                if waiting.pop(0)():
-                    return True
-        if least:
-            return self._recording.tie_to_inputs(alike, heads=True)
-        path = failure.module
-        while path:  # the number may be that of a module around the one that fails
-            path = path.rpartition(".")[0]
-            if self._tie_named({path}, graph):
-                return True
-        return self._next_suspect(graph)
-
-    def _tie_named(self, modules: set[str], graph: StructureGraph) -> bool:
-        """Tie channels of several kinds whose number modules say by one attribute."""
-        numbers = {
-            (attribute.module, attribute.classes.shape[attribute.axis])
-            for attribute in graph.size_attributes
-            if attribute.module in modules
-        }
-        return self._recording.tie_same_numbers(numbers)
-
-    def _steps(self, alike: set[str], graph: StructureGraph) -> tuple[list[Remedy], list[Remedy]]:
-        """Return what can be done for modules; each returns whether it changed something.
-
-        The first of the two lists holds what may be needed where the least is left alone, too.
-        """
-        tie = self._recording.tie_to_inputs
-        sized = any(attribute.module in alike for attribute in graph.size_attributes)
-
-        def check_inputs() -> bool:
-            self.checked |= alike & self._recording.inputs.keys()
-            return bool(alike & self.checked)
-
-        def check_inputs_first() -> bool:
-            self.checked_first |= alike & self.checked
-            return bool(alike & self.checked)
-
-        def read_last() -> bool:
-            self.checked -= alike
-            self.checked_first -= alike
-            ambiguous = sized and not self._recording.tells_apart(alike)
-            self.last_named |= alike if ambiguous else set()
-            return ambiguous
-
-        def read_none() -> bool:
-            self.last_named -= alike
-            self.literal |= alike if sized else set()
-            return sized
-
-        def tie_heads() -> bool:
-            self.literal -= alike
-            return tie(alike, heads=True)
-
-        def read_none_of_tied() -> bool:
-            self.literal |= alike
-            return sized
-
-        def tie_others() -> bool:
-            self.literal -= alike
-            return tie(alike, heads=False)
-
-        others = [read_last, read_none, tie_heads, read_none_of_tied, tie_others]
-        others.append(lambda: self._tie_named(alike, graph))
-        return [check_inputs, check_inputs_first], others
-
-    def _next_suspect(self, graph: StructureGraph) -> bool:
-        """Leave the attributes of another class as they are, after the last as before."""
-        if self._suspects is None:
-            kinds = {type(self._model.get_submodule(a.module)) for a in graph.size_attributes}
-            modules = list(self._model.named_modules())
-            named = [{n for n, m in modules if type(m) is kind} for kind in kinds if is_own(kind)]
-            self._suspects = sorted(named, key=min)
-        had = bool(self._suspect)
-        self.literal -= self._suspect
-        self._suspect = self._suspects.pop(0) - self.literal if self._suspects else set()
-        self.literal |= self._suspect
-        return had or bool(self._suspect)
 
 
 class Trial:

@@ -3,6 +3,9 @@
 import copy
 import threading
 from collections import deque
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -327,3 +330,110 @@ def test_channels_whose_number_a_view_writes_out_stay_and_say_so() -> None:
     graph = analyse(Generator("literal"), torch.randn(2, 5))
     assert free_sizes(graph) == [12]
     assert "[-1, 24, 4, 4]" in str(graph.groups[1].frozen)
+
+
+class Context(nn.Module):
+    """Reads the last steps, of which there may be as many as a stream is wide."""
+
+    def __init__(self, name: str, heads: str) -> None:
+        super().__init__()
+        self.name, self.heads = name, heads
+        setattr(self, name, WIDTH)
+        setattr(self, heads, HEADS)
+        self.words, self.qkv = nn.Embedding(50, WIDTH), nn.Linear(WIDTH, 3 * WIDTH)
+        self.mix, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 5)
+
+    def forward(self, words: Tensor) -> Tensor:
+        x = self.words(words[:, -getattr(self, self.name) :])
+        shape = (*x.shape[:2], getattr(self, self.heads), -1)
+        q, k, v = (y.view(shape).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
+        out: Tensor = self.out(x + self.mix(y))
+        return out
+
+
+@pytest.mark.parametrize("name", ["seq_len", "context", "most"])
+@pytest.mark.parametrize("heads", ["n_head", "h"])
+def test_a_number_of_steps_that_equals_a_width_stays(name: str, heads: str) -> None:
+    """By its name, or because the trial finds that it is no size; a size by any name follows."""
+    net = Context(name, heads).eval()
+    graph = analyse(net, torch.arange(20).view(2, 10))
+    assert free_sizes(graph) == [HEADS, WIDTH]
+    keep = graph.dense_mask().keep.copy()
+    keep[np.flatnonzero(graph.free)[::3]] = False
+    longer = torch.arange(80).view(2, 40) % 50
+    pruned = apply_mask(net, graph, graph.mask(keep))
+    masked = zero_mask(net, graph, graph.mask(keep))
+    torch.testing.assert_close(pruned(longer), masked(longer))
+    assert getattr(pruned, name) == WIDTH
+    assert getattr(pruned, heads) < HEADS
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of several modules; two numbers are alike."""
+
+    n_head: int = HEADS
+    n_layer: int = HEADS
+    width: int = WIDTH // HEADS
+
+
+class Configured(nn.Module):
+    """Attention that asks an object of settings for its sizes."""
+
+    def __init__(self, config: object) -> None:
+        super().__init__()
+        self.config: Any = config
+        self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.mix = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            layer(x).view(*x.shape[:2], self.config.n_head, self.config.width).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        out: Tensor = self.mix(y.reshape(*x.shape[:2], self.config.n_head * self.config.width))
+        return out
+
+
+@pytest.mark.parametrize("config", [Settings(), SimpleNamespace(**vars(Settings()))])
+def test_sizes_in_an_object_of_settings_follow(config: Any) -> None:
+    net = around(Configured(config)).eval()
+    example = torch.randn(2, TOKENS, 5)
+    graph = analyse(net, example)
+    assert HEADS in free_sizes(graph)
+    found = check_structure(net, example, seed=0, num_masks=3)
+    assert not found.failures
+    keep = graph.dense_mask().keep.copy()
+    (heads,) = [group for group in graph.groups if group.classes.size == HEADS]
+    keep[heads.classes[0]] = False
+    pruned = apply_mask(net, graph, graph.mask(keep))
+    (attention,) = [module for module in pruned.modules() if isinstance(module, Configured)]
+    assert (attention.config.n_head, attention.config.width) == (HEADS - 1, WIDTH // HEADS)
+    assert config.n_head == HEADS
+
+
+@pytest.mark.parametrize(
+    ("count", "width"), [("n_head", "d_head"), ("h", "d_k"), ("H", "D"), ("n_heads", "dh")]
+)
+def test_heads_that_are_as_many_as_each_is_wide_are_told_by_names(count: str, width: str) -> None:
+    class Square(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            setattr(self, count, HEADS)
+            setattr(self, width, HEADS)
+            self.query, self.mix = nn.Linear(WIDTH, 48), nn.Linear(16, WIDTH)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (
+                y.view(*x.shape[:2], getattr(self, count), getattr(self, width)).transpose(1, 2)
+                for y in self.query(x).chunk(3, -1)
+            )
+            y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(*x.shape[:2], -1)
+            out: Tensor = self.mix(y)
+            return out
+
+    net, example = around(Square()).eval(), torch.randn(2, TOKENS, 5)
+    assert HEADS in free_sizes(analyse(net, example))
+    assert not check_structure(net, example, seed=0, num_masks=3).failures
