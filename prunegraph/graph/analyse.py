@@ -318,21 +318,25 @@ def cast_inputs(example_inputs: ExampleInputs, dtype: torch.dtype | None) -> Exa
 
 
 def _filled(model: nn.Module, example_inputs: ExampleInputs) -> ExampleInputs | None:
-    """Return the inputs with noise for zeros, which would hide mistakes; None if none is zeros.
+    """Return the inputs with noise for what is the same throughout; None if nothing is.
 
-    Where all tokens are the same, as zeros are, attention does not depend on its scores.
+    It would hide mistakes: where all tokens are alike, attention does not depend on its scores.
+    Integers other than zeros, which may be a mask, become others that are as large or one less.
     """
     noise, found = torch.Generator().manual_seed(0), False
     tables = [item.num_embeddings for item in model.modules() if isinstance(item, nn.Embedding)]
 
     def fill(tensor: Tensor) -> Tensor:
         nonlocal found
-        numbers = 1 if tensor.is_floating_point() else min(tables, default=0)
         plain = tensor.layout is torch.strided and tensor.dtype is not torch.bool
-        if not (plain and numbers) or tensor.numel() < 2 or bool(tensor.any()):
+        value = tensor.reshape(-1)[0].item() if plain and tensor.numel() > 1 else 0
+        whole = not tensor.is_floating_point()
+        numbers = min(tables, default=0) if whole and value == 0 else 1
+        if not (plain and numbers) or tensor.numel() < 2 or bool((tensor != value).any()):
             return tensor
         found = True
-        return (numbers * torch.rand(tensor.shape, generator=noise)).to(tensor)
+        drawn = numbers * torch.rand(tensor.shape, generator=noise)
+        return (value - drawn.round() if whole and value else value + drawn).to(tensor)
 
     filled: ExampleInputs = tree_map_only(Tensor, fill, example_inputs)
     return filled if found else None

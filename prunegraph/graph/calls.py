@@ -1,28 +1,43 @@
 """The torch functions that are called while a network runs, and the tensors that they get."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+DEEPEST = 4
+"""How many objects inside each other are looked into."""
+
 
 def tensors_in(tree: Any) -> list[Tensor]:
-    """Return the tensors in nested containers and records, and those that other objects hold."""
+    """Return the tensors in nested containers, records and other objects.
+
+    Modules are none of those, nor caches of keys and values, which only the network reads again.
+    """
     found: list[Tensor] = []
-    for leaf in tree_leaves(tree):
+    seen: set[int] = set()
+    waiting = [(leaf, 0) for leaf in reversed(tree_leaves(tree))]
+    while waiting:
+        leaf, depth = waiting.pop()
         if isinstance(leaf, Tensor):
             found.append(leaf)
-        elif isinstance(leaf, Mapping):  # of a class that torch does not know
-            found += tensors_in([*leaf.values()])
-        elif is_dataclass(leaf) and not isinstance(leaf, type):
-            found += tensors_in([getattr(leaf, field.name, None) for field in fields(leaf)])
-        elif not isinstance(leaf, nn.Module | type):
-            held = getattr(leaf, "__dict__", {})
-            found += [value for value in held.values() if isinstance(value, Tensor)]
+        elif id(leaf) not in seen and depth < DEEPEST:
+            seen.add(id(leaf))
+            waiting += [(each, depth + 1) for each in reversed(tree_leaves(_held_by(leaf)))]
     return found
+
+
+def _held_by(item: Any) -> list[Any]:
+    """Return what a mapping or another object holds."""
+    if isinstance(item, Mapping):  # of a class that torch does not know
+        return [*item.values()]
+    if isinstance(item, nn.Module | type) or type(item).__name__.endswith("Cache"):
+        return []
+    slots = [vars(kind).get("__slots__", ()) for kind in type(item).__mro__]
+    names = [name for own in slots for name in ((own,) if isinstance(own, str) else own)]
+    return [*(getattr(item, name, None) for name in names), *getattr(item, "__dict__", {}).values()]
 
 
 class WatchedCalls(TorchFunctionMode):

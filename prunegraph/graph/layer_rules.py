@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prunegraph.graph.constant_rules import freeze_if_constant
-from prunegraph.graph.labels import NEUTRAL, along, neutral, varying_axes
+from prunegraph.graph.labels import NEUTRAL, along, is_neutral, neutral, varying_axes
 from prunegraph.graph.product_rules import NO_AXIS, activation_product, record_product
 from prunegraph.graph.recorder import LabelRecorder, OpCall
 from prunegraph.graph.recording import RecordedOp
@@ -378,19 +378,6 @@ def mv(recorder: LabelRecorder, call: OpCall) -> None:
     recorder.set_unlabelled(call, "reduced over channels")
 
 
-def sparse_mm(recorder: LabelRecorder, call: OpCall) -> None:
-    """A sparse matrix of constants, as a graph's adjacency, times rows of channels."""
-    dense = call.args[-1] if call.name == "_sparse_mm" else call.args[2]
-    bias = () if call.name == "_sparse_mm" else call.args[:1]
-    labels = recorder.labels_of(dense)
-    if 0 in varying_axes(labels):
-        recorder.freeze_all(call, "a sparse matrix times rows that are channels")
-        return
-    for tensor in bias:
-        recorder.store.unite(labels.narrow(0, 0, 1), recorder.labels_of(tensor))
-    recorder.set_labels(call.out, labels.narrow(0, 0, 1).expand(call.out.shape))
-
-
 def _record_sums(
     recorder: LabelRecorder, summed: Tensor, rows: int, outputs: Tensor = NO_AXIS
 ) -> None:
@@ -426,14 +413,18 @@ def grouped_mm(recorder: LabelRecorder, call: OpCall) -> None:
 
 
 def bmm(recorder: LabelRecorder, call: OpCall) -> None:
-    """A product of activations, or a linear layer as ``einsum`` computes it."""
-    left, right = call.args
+    """A product of activations, or a linear layer as ``einsum`` computes it, perhaps with bias."""
+    left, right = call.args[-2:]
     if _is_matrix(recorder, right, left):
         _matrix_product(recorder, call, left, right)
     elif _is_matrix(recorder, left, right):
         _matrix_product(recorder, call, right, left, from_left=True)
     else:
         activation_product(recorder, call)
+        return
+    for bias in map(recorder.labels_of, call.args[:-2]):  # of each matrix perhaps
+        if not is_neutral(bias):
+            recorder.store.unite(recorder.labels_of(call.out), bias)
 
 
 def _is_matrix(recorder: LabelRecorder, tensor: Tensor, other: Tensor) -> bool:

@@ -231,3 +231,16 @@ def _bias_of_heads(recorder: LabelRecorder, call: OpCall, query: Tensor) -> list
     shape = (*query.shape[:-1], masks[0].shape[-1])
     bias = _heads_in_front(recorder.labels_of(masks[0]).expand(shape))
     return [bias] if 0 in varying_axes(bias) else []
+
+
+def sparse_mm(recorder: LabelRecorder, call: OpCall) -> None:
+    """A sparse matrix of constants, as a graph's adjacency, times rows of channels."""
+    dense = call.args[-1] if call.name == "_sparse_mm" else call.args[2]
+    bias = () if call.name == "_sparse_mm" else call.args[:1]
+    labels = recorder.labels_of(dense)
+    if 0 in varying_axes(labels):
+        recorder.freeze_all(call, "a sparse matrix times rows that are channels")
+        return
+    for tensor in bias:
+        recorder.store.unite(labels.narrow(0, 0, 1), recorder.labels_of(tensor))
+    recorder.set_labels(call.out, labels.narrow(0, 0, 1).expand(call.out.shape))

@@ -303,7 +303,7 @@ class LabelRecorder(TorchDispatchMode):
         """Return the labels of an axis of a matrix: two merged ones of a stack, too."""
         view = self.weight_view(tensor)
         if view is not None and isinstance(axis := view.axes[position], tuple) and view.is_stack:
-            return self.recording.merged(view, axis)
+            return self.recording.merged(view, axis) if len(axis) == 2 else None
         return self.axis_labels(tensor, position)
 
     def _stored_axis(self, view: WeightView, axis: int) -> Tensor:

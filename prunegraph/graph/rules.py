@@ -22,7 +22,6 @@ from prunegraph.graph.layer_rules import (
     layer_norm,
     mm,
     mv,
-    sparse_mm,
 )
 from prunegraph.graph.movement_rules import (
     as_strided,
@@ -48,7 +47,7 @@ from prunegraph.graph.pointwise_rules import (
     scale,
     zeros,
 )
-from prunegraph.graph.product_rules import activation_product, attention, where_rows_are
+from prunegraph.graph.product_rules import attention, sparse_mm, where_rows_are
 from prunegraph.graph.recorder import PRODUCTS, LabelRecorder, OpCall, Rule
 from prunegraph.graph.recurrent_rules import fused_recurrent, pack
 from prunegraph.graph.scatter_rules import put, scatter
@@ -244,7 +243,7 @@ _LOSSES = _names(
     """
 )
 _SCANS = _names("cumsum cumprod cummax cummin logcumsumexp sort topk kthvalue median mode")
-_NOTHING = _names("_local_scalar_dense sym_size is_same_size equal set_")
+_NOTHING = _names("_is_all_true _is_any_true _local_scalar_dense sym_size is_same_size equal set_")
 _SCATTERS = _names("scatter scatter_add scatter_reduce index_add index_copy index_reduce")
 _BATCH_NORMS = _names(
     """
@@ -285,7 +284,7 @@ def _table() -> dict[str, Rule]:
         "constant_pad_nd": pad,
         "bmm": bmm,
         "mul": scale,
-        "baddbmm": activation_product,
+        "baddbmm": bmm,
         "glu": glu,
         "as_strided": as_strided,
         "im2col": unfold,

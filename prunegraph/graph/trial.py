@@ -35,6 +35,10 @@ SILENT = 1e-3
 """A parameter with no larger value, or one value throughout, is drawn anew for the trials."""
 
 
+QUIET = 0.2
+"""So is a weight that shrinks what it reads to less of it: scores of tokens would hardly differ."""
+
+
 class Forward(Protocol):
     """Calls a network of the model's type on the example inputs, cast if a type is given."""
 
@@ -103,7 +107,7 @@ def awake(model: nn.Module) -> nn.Module:
     for parameter in (item for item in network.parameters() if id(item) not in shared):
         noise = torch.rand(parameter.shape, generator=generator)
         fan_in = math.prod(parameter.shape[1:])
-        parameter.data.copy_(noise + 0.5 if fan_in == 1 else (noise - 0.5) / fan_in**0.5)
+        parameter.data.copy_(noise + 0.5 if fan_in == 1 else (noise - 0.5) * (12 / fan_in) ** 0.5)
     return network
 
 
@@ -117,11 +121,13 @@ def is_sound(model: nn.Module, run: Forward) -> bool:
 
 
 def _is_silent(parameter: nn.Parameter) -> bool:
-    """Return whether a parameter is tiny, or the same everywhere."""
+    """Return whether a parameter is tiny, the same everywhere, or hardly passes anything on."""
     if not parameter.is_floating_point() or not parameter.numel():
         return False
     least, most = (float(value) for value in parameter.detach().aminmax())
-    return least == most or max(-least, most) < SILENT
+    fan_in = math.prod(parameter.shape[1:])
+    gain = float(parameter.detach().square().mean().sqrt()) * fan_in**0.5
+    return least == most or max(-least, most) < SILENT or (fan_in > 1 and gain < QUIET)
 
 
 @dataclass(frozen=True, kw_only=True)

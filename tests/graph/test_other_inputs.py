@@ -139,10 +139,18 @@ class Scaled(nn.Module):
         return out
 
 
-def test_tokens_that_are_all_zero_hide_no_mistake() -> None:
+@pytest.mark.parametrize("first", [0, 1, 7])
+def test_tokens_that_are_all_alike_hide_no_mistake(first: int) -> None:
     torch.manual_seed(0)
-    for tokens in (torch.zeros(1, 8, dtype=torch.long), torch.arange(8)[None]):
+    for tokens in (torch.full((1, 8), first), torch.arange(8)[None]):
         assert frozen(pg.analyse(Scaled().eval(), tokens), "query") is not None
+
+
+def test_scores_that_hardly_differ_before_training_hide_no_mistake() -> None:
+    net = Scaled().eval()
+    for parameter in net.parameters():
+        _ = nn.init.normal_(parameter, std=0.02) if parameter.ndim > 1 else parameter.data.zero_()
+    assert frozen(pg.analyse(net, torch.arange(8)[None]), "query") is not None
 
 
 class Bytes(nn.Module):
@@ -218,11 +226,33 @@ class Answer:
         self.mean = mean
 
 
+class Instances:
+    """One that holds fields, and itself."""
+
+    def __init__(self, mean: Tensor) -> None:
+        self.fields, self.origin = {"means": [mean]}, self
+
+
+class Slots:
+    """One without a dictionary."""
+
+    __slots__ = ("mean",)
+
+    def __init__(self, mean: Tensor) -> None:
+        self.mean = mean
+
+
+def squashed(mean: Tensor) -> torch.distributions.Distribution:
+    normal = torch.distributions.Normal(mean, torch.ones(()), validate_args=False)
+    turns = [torch.distributions.TanhTransform()]
+    return torch.distributions.TransformedDistribution(normal, turns, validate_args=False)
+
+
 def distribution(mean: Tensor) -> torch.distributions.Distribution:
     return torch.distributions.Normal(mean, torch.ones(()), validate_args=False)
 
 
-@pytest.mark.parametrize("record", [Answer, distribution])
+@pytest.mark.parametrize("record", [Answer, distribution, Instances, Slots, squashed])
 def test_what_other_objects_hold_is_an_output(record: Callable[[Tensor], object]) -> None:
     class Policy(nn.Module):
         def __init__(self) -> None:

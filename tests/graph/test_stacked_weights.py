@@ -105,6 +105,34 @@ def test_layers_in_one_stack_lose_the_same_channels(
     assert free_sizes(graph) == [8]
 
 
+def test_an_ensemble_of_layers_with_biases_loses_the_same_channels(check_all: CheckAll) -> None:
+    class Ensemble(nn.Module):
+        def __init__(self, inputs: int, outputs: int) -> None:
+            super().__init__()
+            self.weights = nn.Parameter(torch.randn(5, inputs, outputs))
+            self.biases = nn.Parameter(torch.randn(5, 1, outputs))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.baddbmm(self.biases, x, self.weights)
+
+    net = nn.Sequential(Ensemble(6, 16), nn.SiLU(), Ensemble(16, 12), nn.SiLU(), Ensemble(12, 4))
+    assert free_sizes(check_all(net, torch.randn(5, 3, 6))) == [12, 16]
+
+
+def test_a_weight_of_which_three_axes_are_merged_stays_whole(check_all: CheckAll) -> None:
+    class Merged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.out = nn.Linear(6, 16), nn.Linear(16, 24), nn.Linear(24, 3)
+            self.weight = nn.Parameter(torch.randn(2, 3, 4))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = self.two(self.one(x).relu()).relu()
+            return self.out(x), F.linear(x, self.weight.reshape(1, -1))
+
+    assert free_sizes(check_all(Merged(), torch.randn(3, 6))) == [16]
+
+
 class Heads(nn.Module):
     """Attention whose weights are a matrix for each head, as ``einsum`` takes them."""
 
