@@ -239,6 +239,9 @@ def _record_all(
         with contextlib.suppress(ModelError, *ERRORS):  # it may need targets, or more examples
             copied = copy_network(model)  # in training a forward may change weights
             training = _record(copied, example_inputs, attention, rules, training=True)
+            if computed := training.recording.computed - recorder.recording.computed:
+                rules = rules_for(computed | recorder.recording.computed)  # NoisyNet's, say
+                training = _record(copied, example_inputs, attention, rules, training=True)
             join_training(recorder.recording, training.recording, unread)
     if unused_weights(model, recorder.recording):
         join_siblings(model, recorder.recording)

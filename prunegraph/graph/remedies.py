@@ -9,7 +9,7 @@ from prunegraph.graph.build import GraphBuilder
 from prunegraph.graph.own_sizes import tells_width
 from prunegraph.graph.recording import Recording
 from prunegraph.graph.structure import Place, StructureGraph
-from prunegraph.graph.trial import Failure, Forward, Trial, awake, is_sound
+from prunegraph.graph.trial import Failure, Forward, Trial, awake, can_train, is_sound
 
 Remedy = Callable[[], bool]
 """Changes what modules' attributes or inputs mean; returns whether that changed anything."""
@@ -72,14 +72,15 @@ class Remedies:
         chance, is none where the forward can follow without it.
         """
         subject = awake(self._model)
+        training = can_train(subject, run)
         doubts = self._doubts(self.builder().build())
         for some in _choices(doubts):
-            if (found := self._without(some, subject, run)) is not None:
+            if (found := self._without(some, subject, run, training)) is not None:
                 return found
         while True:  # ends: each round freezes classes, or uses up a remedy
             builder = self.builder()
             graph = builder.build()
-            attempt = Trial(subject, graph, run)
+            attempt = Trial(subject, graph, run, training=training)
             if attempt.failure is None:
                 break
             if subject is not self._model and not is_sound(subject, run):
@@ -92,16 +93,16 @@ class Remedies:
                     else:
                         self._recording.store.freeze(labels, cause)
         for doubt in self._doubts(graph):
-            graph = self._without([doubt], subject, run) or graph
+            graph = self._without([doubt], subject, run, training) or graph
         return graph
 
     def _without(
-        self, doubts: Sequence[Attribute], subject: nn.Module, run: Forward
+        self, doubts: Sequence[Attribute], subject: nn.Module, run: Forward, training: bool
     ) -> StructureGraph | None:
         """Return the structure where these are no sizes, if trials find that they are none."""
         self.ignored |= {*doubts}
         graph = self.builder().build()
-        if Trial(subject, graph, run).failure is None:
+        if Trial(subject, graph, run, training=training).failure is None:
             return graph
         self.ignored -= {*doubts}
         return None

@@ -10,6 +10,9 @@ from prunegraph.graph.labels import NEUTRAL
 from prunegraph.graph.recording import Recording, SizeUse
 from prunegraph.graph.structure import FrozenOp
 
+CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+"""Of whose parts an input may choose some."""
+
 NOT_FOLLOWED = "read in training alone, beside what is left whole"
 
 
@@ -37,27 +40,27 @@ def unread_weights(recording: Recording) -> set[str]:
 def join_siblings(model: nn.Module, recording: Recording) -> None:
     """Prune experts that the example did not visit like those that it did, so that others may.
 
-    Of the parts of a ``ModuleList`` or ``ModuleDict`` with parameters and buffers of the same names
-    some may be used for some inputs alone. They are experts if those that were used read and write
-    the same channels, or have them for themselves; layers of a chain, and exits that end in the
-    network's outputs, are none, and stay whole. So do axes of other sizes.
+    Of the parts of a ``ModuleList``, a ``ModuleDict`` or a list of parameters, with parameters and
+    buffers of the same names, some may be used for some inputs alone. They are experts if those
+    that were used read and write the same channels, or have them for themselves; layers of a
+    chain, and exits that end in the network's outputs, are none, and stay whole. So do axes of
+    other sizes.
     """
     used = recording.touched
     experts = _Experts(recording)
     for path, container in model.named_modules():
-        if not isinstance(container, nn.ModuleList | nn.ModuleDict):
+        if not isinstance(container, CONTAINERS):
             continue
-        parts = {
-            f"{path}.{name}" if path else name: dict(_held(part))
-            for name, part in container.named_children()
-        }
-        visited = {name for name, own in parts.items() if any(f"{name}.{k}" in used for k in own)}
+        held: list[tuple[str, nn.Module | Tensor]] = [*container.named_children()]
+        held += container.named_parameters(recurse=False)
+        parts = {f"{path}.{name}" if path else name: dict(_held(part)) for name, part in held}
+        visited = {name for name, own in parts.items() if any(name + k in used for k in own)}
         for name in sorted(parts.keys() - visited):
             own = parts[name]
             alike = [each for each in sorted(visited) if parts[each].keys() == own.keys()]
             if alike and experts.are(alike, own.keys()):
                 for key, tensor in own.items():
-                    _join_like(recording, f"{alike[0]}.{key}", f"{name}.{key}", tensor)
+                    _join_like(recording, alike[0] + key, name + key, tensor)
 
 
 class _Experts:
@@ -80,7 +83,7 @@ class _Experts:
         return all(self._fits(parts, key) for key in keys)
 
     def _fits(self, parts: list[str], key: str) -> bool:
-        axes = [self._labels.get(f"{part}.{key}", {}) for part in parts]
+        axes = [self._labels.get(part + key, {}) for part in parts]
         for axis in axes[0]:
             known = [own[axis] for own in axes if axis in own]
             components = [self._components(labels) for labels in known]
@@ -99,8 +102,11 @@ class _Experts:
         return set(self._component[labels[labels != NEUTRAL]].tolist())
 
 
-def _held(part: nn.Module) -> list[tuple[str, Tensor]]:
-    return [*part.named_parameters(), *part.named_buffers()]
+def _held(part: nn.Module | Tensor) -> list[tuple[str, Tensor]]:
+    """Return what follows the path of a part in the names of its tensors, and these."""
+    if isinstance(part, Tensor):
+        return [("", part)]
+    return [(f".{name}", item) for name, item in (*part.named_parameters(), *part.named_buffers())]
 
 
 def _join_like(recording: Recording, known: str, name: str, tensor: Tensor) -> None:

@@ -7,6 +7,7 @@ zero-masked one, names the groups that must stay whole.
 
 import math
 import traceback
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -157,13 +158,38 @@ def failing_frame(
     return found
 
 
+def can_train(model: nn.Module, run: Forward) -> bool:
+    """Return whether a network runs on the example in training mode: it may need targets."""
+    return _failure_in_training(copy_network(model), run) is None
+
+
+def _failure_in_training(network: nn.Module, run: Forward) -> Failure | None:
+    """Return why a network, which is put in training mode, cannot run in it."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of checkpoints without gradients, say
+            run(network.train(), None)
+    except ERRORS as error:
+        frame = failing_frame(network, error)
+        return Failure(
+            reason=f"in training mode the forward needs its full width: {first_line(error)}",
+            module=None if frame is None else frame[0],
+        )
+    return None
+
+
 def failure_of(
-    model: nn.Module, graph: StructureGraph, keep: BoolArray, run: Forward, *, finite: bool = False
+    model: nn.Module,
+    graph: StructureGraph,
+    keep: BoolArray,
+    run: Forward,
+    *,
+    finite: bool = False,
+    training: bool = False,
 ) -> Failure | None:
     """Return why the forward cannot follow a mask, or None if it can.
 
     With ``finite`` a masked network whose outputs are finite elsewhere than the whole one's says
-    nothing.
+    nothing. With ``training`` the pruned network must run in training mode, too.
     """
     mask, slim_model = graph.mask(keep), model
     try:
@@ -189,7 +215,7 @@ def failure_of(
         if not as_finite(zero, dense):
             return None
     if _agree((slim_model, silent), slim, zero, run):
-        return None
+        return _failure_in_training(apply_mask(model, graph, mask), run) if training else None
     if difference_of(*(tensors_in(run(model, None, seed=seed)) for seed in (0, 1))) > SUSPICIOUS:
         return Failure(reason="the forward draws random numbers in eval mode, other ones if pruned")
     return Failure(reason="the pruned forward computes something else than the masked one")
@@ -217,13 +243,16 @@ class Trial:
         model: the network, in eval mode; see ``awake``.
         graph: its structure.
         run: calls a network of the model's type on the example inputs.
+        training: the pruned network of the first round must run in training mode, too.
 
     Attributes:
         failure: why a round could not be followed; None if all could.
         least: whether it was the one in which each group keeps its minimum alone.
     """
 
-    def __init__(self, model: nn.Module, graph: StructureGraph, run: Forward) -> None:
+    def __init__(
+        self, model: nn.Module, graph: StructureGraph, run: Forward, *, training: bool = False
+    ) -> None:
         rng = np.random.default_rng(0)
         self._model, self._graph, self._run = model, graph, run
         self._found: list[tuple[Group, IntArray, Failure]] = []
@@ -233,7 +262,7 @@ class Trial:
         self.least = False
         differ = len({group.min_keep for group in groups}) > 1
         for number in range(LEAST_ROUND + 1 + differ if groups else 0):
-            self.least = number == LEAST_ROUND
+            self.least, self._training = number == LEAST_ROUND, training and number == 0
             self._keep = np.ones(graph.num_classes, dtype=bool)
             self._parts = [(group, lost[number]) for group, lost in zip(groups, parts, strict=True)]
             self.failure = self._try(self._parts)
@@ -262,7 +291,14 @@ class Trial:
         trial = self._keep.copy()
         for _, removed in parts:
             trial[removed] = False
-        failure = failure_of(self._model, self._graph, trial, self._run, finite=self.least)
+        failure = failure_of(
+            self._model,
+            self._graph,
+            trial,
+            self._run,
+            finite=self.least,
+            training=self._training,
+        )
         if failure is None:
             self._keep = trial
         return failure

@@ -174,3 +174,74 @@ def test_what_eval_mode_leaves_out_is_tied_as_in_training(
     keep = graph.dense_mask().keep.copy()
     keep[latent.classes[:4]] = False
     assert apply_mask(model, graph, graph.mask(keep)).train()(x).shape == (4, 5)
+
+
+class Noisy(nn.Module):
+    """Adds noise to its weights in training, as agents that explore by it do."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Linear(inputs, outputs).parameters()
+        self.spread = nn.Parameter(torch.rand(outputs, inputs))
+        self.register_buffer("noise", torch.randn(outputs, inputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = self.spread * self.get_buffer("noise") if self.training else 0.0
+        return F.linear(x, self.weight + noise, self.bias)
+
+
+class Locked(nn.Module):
+    """Drops the same channels of all steps, with a mask of its own making in training."""
+
+    def __init__(self, width: int | None) -> None:
+        super().__init__()
+        self.hidden = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = x.new_empty(len(x), self.hidden or 16).bernoulli_(0.5)
+        return 2 * x * mask if self.training else x
+
+
+@pytest.mark.parametrize(
+    ("block", "widths"),
+    [
+        (lambda: Noisy(16, 16), {"0": 16, "2": 16, "4": 12}),
+        (lambda: Locked(16), {"0": 16, "4": 12}),
+        (lambda: Locked(None), {"4": 12}),
+    ],
+    ids=["noise", "size", "number"],
+)
+def test_a_pruned_network_runs_in_training_mode(
+    block: Callable[[], nn.Module], widths: dict[str, int]
+) -> None:
+    """It is tried there; what training needs at its full width stays, and says so."""
+    layers = (nn.Linear(6, 16), nn.ReLU(), block(), nn.ReLU(), nn.Linear(16, 12), nn.ReLU())
+    net, x = nn.Sequential(*layers, nn.Linear(12, 3)).eval(), torch.randn(4, 6)
+    graph = analyse(net, x)
+    assert graph.group_widths(graph.dense_mask()) == widths
+    assert all("in training mode" in item.reason for item in graph.frozen_ops)
+    keep = graph.dense_mask().keep.copy()
+    keep[np.flatnonzero(graph.free)[::3]] = False
+    assert_masked_equals_pruned(net, graph, graph.mask(keep), x)
+    assert apply_mask(net, graph, graph.mask(keep)).train()(x).shape == (4, 3)
+
+
+def test_parameters_that_the_example_does_not_choose_follow_one_that_it_does() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.out = nn.Linear(6, 16), nn.Linear(16, 3)
+            self.scales = nn.ParameterList([torch.rand(16) for _ in range(3)])
+
+        def forward(self, x: Tensor, task: int = 0) -> Tensor:
+            out: Tensor = self.out(self.one(x) * self.scales[task])
+            return out
+
+    net, x = Scaled().eval(), torch.randn(4, 6)
+    graph = analyse(net, x)
+    keep = graph.dense_mask().keep.copy()
+    keep[np.flatnonzero(graph.free)[::3]] = False
+    mask = graph.mask(keep)
+    pruned, masked = apply_mask(net, graph, mask), zero_mask(net, graph, mask)
+    for task in range(3):
+        torch.testing.assert_close(pruned(x, task), masked(x, task))
