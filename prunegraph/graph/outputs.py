@@ -8,6 +8,9 @@ from torch import Tensor
 FAINT = 1e-3
 """An output's slice is measured by its own largest value, or by this share of the output's."""
 
+LEAST = 16
+"""Slices of fewer values are not measured alone: all of them may be small by chance."""
+
 
 def as_finite(outputs: list[Tensor], dense: list[Tensor]) -> bool:
     """Return whether outputs are finite where those of the whole network are."""
@@ -20,7 +23,7 @@ def as_finite(outputs: list[Tensor], dense: list[Tensor]) -> bool:
 def difference_of(pruned: list[Tensor], masked: list[Tensor]) -> float:
     """Return the largest difference, relative to the largest finite value of the slice it is in.
 
-    Slices along every axis are compared: a detector's scores may lie beside boxes in pixels.
+    Slices along each axis are compared alone: scores may lie beside boxes in pixels.
     Infinite where shapes, numbers that are not finite, integers or booleans differ, and for NaN.
     """
     worst = 0.0
@@ -42,7 +45,9 @@ def _by_slices(one: Tensor, other: Tensor) -> float:
     errors, sizes = (one - other).abs(), other.abs()
     faint = max(float(sizes.max()) * FAINT, 1e-6)
     worst = float(errors.max()) / max(float(sizes.max()), 1e-6)
-    for axis in range(one.ndim if one.ndim > 1 else 0):
+    for axis in range(one.ndim):
+        if one.numel() < LEAST * one.shape[axis]:
+            continue
         rest = [number for number in range(one.ndim) if number != axis]
         scales = sizes.amax(rest).clamp_min(faint)
         worst = max(worst, float((errors.amax(rest) / scales).max()))
