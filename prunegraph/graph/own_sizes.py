@@ -17,7 +17,7 @@ SPATIAL_WORDS = ("window", "patch", "kernel", "stride", "padding", "shift", "dil
 """An attribute with such a word in its name holds no number of channels or heads."""
 
 OTHER_WORDS = re.compile(
-    "pad|token|eos|bos|vocab|block|max_|index|seed|ctx|bucket|horizon|(len|length|layer|layers)$"
+    "pad|token|eos|bos|vocab|block|max_|seed|ctx|bucket|horizon|(index|len|length|layer|layers)$"
 )
 """Nor does one with such a word, unless it tells a width, too."""
 

@@ -437,3 +437,20 @@ def test_heads_that_are_as_many_as_each_is_wide_are_told_by_names(count: str, wi
     net, example = around(Square()).eval(), torch.randn(2, TOKENS, 5)
     assert HEADS in free_sizes(analyse(net, example))
     assert not check_structure(net, example, seed=0, num_masks=3).failures
+
+
+def test_sizes_of_parts_follow_whatever_their_tuple_is_called() -> None:
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.split_indexes = (6, 6, 6, 6)
+            self.one, self.two = (nn.Conv2d(6, 6, 3, padding=1, groups=6) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            first, second, *others = torch.split(x, self.split_indexes, dim=1)
+            return torch.cat((self.one(first), self.two(second), *others), 1)
+
+    net = nn.Sequential(nn.Conv2d(3, 24, 1), Parts(), nn.Conv2d(24, 5, 1)).eval()
+    example = torch.randn(2, 3, 8, 8)
+    assert free_sizes(analyse(net, example)) == [6]
+    assert not check_structure(net, example, seed=0, num_masks=3).failures
