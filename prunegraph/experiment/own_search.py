@@ -74,7 +74,7 @@ class OwnEvaluator:
         identity: JSON values that name the search whose scores ``save`` and ``load`` keep.
 
     Attributes:
-        num_networks: pruned networks run so far.
+        num_networks: pruned networks that were asked for; those of an earlier start count again.
         found: their outcomes.
     """
 
@@ -94,16 +94,32 @@ class OwnEvaluator:
         self._path: Path | None = None
         self.num_networks = 0
         self.found: dict[KeepMask, Outcome] = {}
+        self._scored: dict[KeepMask, Outcome] = {}
 
     def evaluate(self, mask: KeepMask, subset: Tensor | None = None) -> Outcome:
-        """Return the outcome of a mask; an equal call runs no network."""
+        """Return the outcome of a mask; an equal call, also of an earlier start, runs no network."""
         del subset  # the score is of all that its owner looks at
         if mask not in self.found:
-            self.found[mask] = self._measure(mask)
+            if mask not in self._scored:
+                self._scored[mask] = self._measure(mask)
+                if self._path is not None:
+                    self.save(self._path)
+            self.found[mask] = self._scored[mask]
             self.num_networks += 1
-            if self._path is not None:
-                self.save(self._path)
         return self.found[mask]
+
+    def state(self) -> list[str]:
+        """Return which masks were asked for, for the agent's checkpoint (``Memory``)."""
+        return [pack_bits(mask.keep) for mask in self.found]
+
+    def restore(self, state: Any) -> None:
+        """Know again which masks were asked for before the agent's checkpoint."""
+        for bits in checked(state, list[str], "its memory"):
+            mask = self._graph.mask(unpack_bits(bits, self._graph.num_classes))
+            if mask not in self._scored:
+                msg = "the scores beside the checkpoint lack some of its masks: give another one"
+                raise ArtefactError(msg)
+            self.found[mask] = self._scored[mask]
 
     def badness(self, mask: KeepMask) -> float:
         """Return a mask's score with the sign changed."""
@@ -124,7 +140,7 @@ class OwnEvaluator:
 
     def save(self, path: Path) -> None:
         """Write what was found, so that an interrupted search runs no network again."""
-        scores = {pack_bits(mask.keep): found.accuracy for mask, found in self.found.items()}
+        scores = {pack_bits(mask.keep): found.accuracy for mask, found in self._scored.items()}
         reconstruct = self._compensation is not None
         content = {"reconstruct": reconstruct, "scores": scores, "search": self._identity}
         write_json(path, content)
@@ -168,7 +184,7 @@ class OwnEvaluator:
             except (ValueError, MaskError) as error:
                 msg = f"{path} holds no masks of this network ({error}): delete it to start over"
                 raise ArtefactError(msg) from error
-            self.found[mask] = self._outcome(mask, score, 0.0)
+            self._scored[mask] = self._outcome(mask, score, 0.0)
 
     def score(self, network: nn.Module) -> float:
         """Return what the owner says of a network.
@@ -339,6 +355,7 @@ def search(
         total_networks=networks - LAST,
         initial=initial,
         checkpoint=None if checkpoint is None else Path(checkpoint),
+        memory=evaluator,
         progress=progress,
     )
     scores = result.policy.logits(to_pyg(graph), features, first_context(budget))

@@ -160,8 +160,9 @@ def test_a_search_that_was_interrupted_goes_on(task: Any, tmp_path: Path) -> Non
         pg.search(model, example, checkpoint=path, **options)
 
 
+@pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
 def test_a_search_that_is_killed_between_two_networks_runs_none_again(
-    task: Any, tmp_path: Path
+    task: Any, tmp_path: Path, share: float
 ) -> None:
     model, batches = task
     runs: list[bool] = []
@@ -175,7 +176,7 @@ def test_a_search_that_is_killed_between_two_networks_runs_none_again(
     options = {"evaluate": counted, "loss": regression_loss, "calibration_data": batches, **SHORT}
     example, stop_at = (batches[0][0][:1], batches[0][1][:1]), 0
     whole = pg.search(model, example, **options)
-    total, stop_at = len(runs), len(runs) // 2
+    total, stop_at = len(runs), max(2, int(share * len(runs)))
     runs.clear()
     path = tmp_path / "search.safetensors"
     with pytest.raises(KeyboardInterrupt):
