@@ -97,7 +97,7 @@ class OwnEvaluator:
         self._scored: dict[KeepMask, Outcome] = {}
 
     def evaluate(self, mask: KeepMask, subset: Tensor | None = None) -> Outcome:
-        """Return the outcome of a mask; an equal call, also of an earlier start, runs no network."""
+        """Return the outcome of a mask; an equal call, or earlier start, ran its network."""
         del subset  # the score is of all that its owner looks at
         if mask not in self.found:
             if mask not in self._scored:
