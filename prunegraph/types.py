@@ -23,7 +23,7 @@ FloatArray = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class KeepMask:
     """Which channel classes stay; made by ``StructureGraph.mask``, which checks it.
 
@@ -45,6 +45,9 @@ class KeepMask:
         """Return 16 hex digits that name the mask."""
         packed = np.packbits(self.keep).tobytes()
         return hashlib.sha256(f"{self.keep.size}:".encode() + packed).hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        return f"KeepMask({self.num_kept} of {self.keep.size} classes, {self.digest()})"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, KeepMask) and np.array_equal(self.keep, other.keep)

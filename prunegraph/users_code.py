@@ -59,7 +59,8 @@ def as_one_line(name: str, kind: type[PruneGraphError] = ConfigError) -> Iterato
         place = (theirs or frames)[-1]
         msg = f"{name} failed: {one_line(error)} ({place.filename}:{place.lineno})"
         if isinstance(error, PruneGraphError):
-            msg = f"{name}: {' '.join(str(error).split())}"
+            msg = " ".join(str(error).split())
+            msg = msg if msg.startswith(f"{name}: ") else f"{name}: {msg}"
         raise kind(msg) from error
 
 

@@ -3,7 +3,7 @@
 import bisect
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -66,7 +66,7 @@ class ItemSource:
     """An ``ImageSource`` of several ``Items`` one after the other.
 
     Args:
-        parts: the items, at least one in each.
+        parts: the items by the name of their split, at least one in each.
         augment: see ``Images``.
         num_classes: how many classes there are; None = as many as the largest number needs.
 
@@ -76,37 +76,38 @@ class ItemSource:
 
     def __init__(
         self,
-        parts: Sequence[Items],
+        parts: Mapping[str, Items],
         augment: Callable[[Tensor], Tensor] | None,
         num_classes: int | None,
     ) -> None:
-        self.parts = parts
+        self.names, self.parts = tuple(parts), tuple(parts.values())
         self.augment = augment
-        self.ends = list(itertools.accumulate(len(part) for part in parts))
+        self.ends = list(itertools.accumulate(len(part) for part in self.parts))
         channels, height, width = self._image(0).shape
         self.image_shape = channels, height, width
-        self.labels = torch.cat([_labels(part) for part in parts])
+        self.labels = torch.cat([_labels(part) for part in self.parts])
         self._check_samples()
         lowest, highest = int(self.labels.min()), int(self.labels.max())
         self.num_classes = highest + 1 if num_classes is None else num_classes
         if lowest < 0 or highest >= self.num_classes:
+            said = "" if num_classes is None else f", as {num_classes} class_names say"
             msg = (
-                f"class numbers go from {lowest} to {highest}, not from 0 to {self.num_classes - 1}"
+                f"class numbers go from {lowest} to {highest}, not from 0 to "
+                f"{self.num_classes - 1}{said}"
             )
             raise DataError(msg)
         self._fingerprint: str | None = None
 
     def load(self, index: Tensor, augment: torch.Generator | None = None) -> Tensor:
         """Return float32 images ``[b, c, h, w]``; see ``ImageSource.load``."""
-        images = [self._image(position) for position in index.tolist()]
+        positions = index.tolist()
+        images = [self._image(position) for position in positions]
         if augment is not None and self.augment is not None:
             drawn = int(torch.randint(2**62, (1,), generator=augment))
             with seeded(drawn):
                 images = [self.augment(image.clone()) for image in images]
-        odd = next((image.shape for image in images if image.shape != self.image_shape), None)
-        if odd is not None:
-            msg = f"images have shape {list(self.image_shape)}, one has {list(odd)}"
-            raise DataError(msg)
+        for position, image in zip(positions, images, strict=True):
+            self._check_shape(position, image)
         return torch.stack(images).float()
 
     def fingerprint(self) -> str:
@@ -135,6 +136,10 @@ class ItemSource:
         for position in self._samples():
             item = self._item(position)
             image = _image(item)
+            self._check_shape(position, image)
+            if not bool(image.isfinite().all()):
+                msg = f"{self._place(position)} holds NaN or infinite values"
+                raise DataError(msg)
             if not all(torch.equal(image, self._image(position)) for _ in range(READINGS)):
                 msg = (
                     "an image differs from one reading to the next: give images without "
@@ -144,6 +149,20 @@ class ItemSource:
             if _label(item) != int(self.labels[position]):
                 msg = f"targets says {int(self.labels[position])} where an item has {_label(item)}"
                 raise DataError(msg)
+
+    def _check_shape(self, position: int, image: Tensor) -> None:
+        if image.shape != self.image_shape:
+            msg = (
+                f"{self._place(position)} has shape {list(image.shape)}, the first image "
+                f"{list(self.image_shape)}"
+            )
+            raise DataError(msg)
+
+    def _place(self, position: int) -> str:
+        """Say in words which image it is."""
+        number = bisect.bisect_right(self.ends, position)
+        inside = position - self.ends[number] + len(self.parts[number])
+        return f"image {inside} of {self.names[number].replace('val', 'search')}"
 
     def _item(self, position: int) -> Any:
         number = bisect.bisect_right(self.ends, position)
@@ -184,9 +203,7 @@ def from_images(
         raise DataError(msg)
     names = images.class_names
     try:
-        source = ItemSource(
-            list(given.values()), images.augment, None if names is None else len(names)
-        )
+        source = ItemSource(given, images.augment, None if names is None else len(names))
     except DataError as error:
         msg = f"{name}: {error}"
         raise DataError(msg) from error

@@ -205,8 +205,9 @@ def run_pruner(
     """
     started = time.monotonic()
     problem = bench.problem(seed=seed, max_networks=networks, log=log)
-    with problem.evaluator.watched(progress):
-        result = _run_own(pruner, problem, name) if is_factory(name) else pruner.prune(problem)
+    own = is_factory(name)
+    with problem.evaluator.watched(_stopping(progress, networks) if own else progress):
+        result = _run_own(pruner, problem, name) if own else pruner.prune(problem)
     return Candidate(
         name=name,
         seed=seed,
@@ -215,6 +216,19 @@ def run_pruner(
         search_accuracy=bench.final_evaluator.evaluate(result.mask).accuracy,
         seconds=time.monotonic() - started + problem.evaluator.recalled,
     )
+
+
+def _stopping(progress: Callable[[int], None] | None, most: int) -> Callable[[int], None]:
+    """Return what stops a user's pruner at the first network that is too many."""
+
+    def report(networks: int) -> None:
+        if networks > most:
+            msg = f"prune ran {networks} networks where {most} are allowed"
+            raise ConfigError(msg)
+        if progress is not None:
+            progress(networks)
+
+    return report
 
 
 def _run_own(pruner: Pruner, problem: PruningProblem, name: str) -> PrunerResult:

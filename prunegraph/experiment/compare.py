@@ -182,6 +182,7 @@ def _stage_two(jobs: Jobs, cells: Sequence[Cell]) -> None:
         keep=measure,
         planned=len(planned),
         trains=True,
+        quick=not bench.recipe().epochs,
     )
     jobs.run(finetunes)
 

@@ -42,7 +42,8 @@ class CommonConfig:
         seed: seed of everything random.
         config: YAML file with options; those on the command line come first.
         json: print the result as JSON on standard output, and progress on standard error.
-        threads: CPU threads; default: one a core, for digits one, since their networks are tiny.
+        threads: CPU threads; default: one a core, at most OMP_NUM_THREADS, and one for digits,
+            since their networks are tiny.
     """
 
     command: ClassVar[str] = ""

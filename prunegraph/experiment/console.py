@@ -58,7 +58,9 @@ class Console:
     def __post_init__(self) -> None:
         stream = sys.stderr if self.json_only else sys.stdout
         width = None if stream.isatty() else PLAIN_WIDTH
-        self._out = RichConsole(file=stream, highlight=False, soft_wrap=True, width=width)
+        self._out = RichConsole(
+            file=stream, highlight=False, emoji=False, soft_wrap=True, width=width
+        )
 
     def say(self, text: str) -> None:
         """Print one line."""

@@ -68,11 +68,12 @@ def input_details(info: PrunedInfo) -> dict[str, Any]:
     """Return what a network expects, and its classes, by name; what is not known is left out.
 
     ``input_shape`` is that of one input, without the batch; ``mean`` and ``std`` are those of each
-    channel, for pixels in [0, 1].
+    channel, for pixels in [0, 1]; left out where a data set of the user's own names none.
     """
     details: dict[str, Any] = {"input_shape": list(info.example_shape[1:])}
-    if info.mean is not None and info.std is not None:
-        details |= {"mean": list(info.mean), "std": list(info.std)}
+    mean, std = info.mean or (), info.std or ()
+    if any(mean) or any(value != 1.0 for value in std):  # else they are taken as they come
+        details |= {"mean": list(mean), "std": list(std)}
     classes = info.extra.get("classes")
     if isinstance(classes, list):
         details["classes"] = [str(name) for name in classes]

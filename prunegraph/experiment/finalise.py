@@ -84,7 +84,14 @@ def finetune_chosen(jobs: Jobs, outcomes: Sequence[Outcome]) -> None:
         ):
             label = f"fine-tune {name} {target.arch}"
             arguments.append((number, mask, directory, label, bench.seed))
-    jobs.run(Batch(label="fine-tunes", job=finetune_job, arguments=arguments, trains=True))
+    finetunes = Batch(
+        label="fine-tunes",
+        job=finetune_job,
+        arguments=arguments,
+        trains=True,
+        quick=not jobs.place.benches[0].recipe().epochs,
+    )
+    jobs.run(finetunes)
 
 
 def finalise(

@@ -34,12 +34,12 @@ from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.forecast import with_forecast
 from prunegraph.experiment.pool import Pool
+from prunegraph.experiment.ranks import default_threads
 from prunegraph.experiment.ray_pool import RayPool
 from prunegraph.experiment.setup import (
     Target,
     keep_freed_memory,
     load_target,
-    num_cores,
 )
 from prunegraph.pruning.ranks import current_ranks
 from prunegraph.types import KeepMask, Outcome
@@ -110,6 +110,7 @@ class Batch:
             None = as long as any other.
         searches: the jobs use the workplace's pool, if it has one.
         trains: the jobs train networks, which ranks share one after another.
+        quick: they are done before processes have started.
     """
 
     label: str
@@ -120,6 +121,7 @@ class Batch:
     networks: Callable[[tuple[Any, ...]], int] | None = None
     searches: bool = False
     trains: bool = False
+    quick: bool = False
 
     def size(self, values: tuple[Any, ...]) -> int:
         """Return how many steps of the progress a job is."""
@@ -144,7 +146,9 @@ class Jobs:
         self.place = place
         self._config = config
         on_cpu = place.benches[0].target.device.type == "cpu"
-        self.num_workers = config.workers or ((config.threads or num_cores()) if on_cpu else 1)
+        self.num_workers = config.workers or (
+            (config.threads or default_threads()) if on_cpu else 1
+        )
         self._threads = max(1, torch.get_num_threads() // self.num_workers)
         self._executor: ProcessPoolExecutor | None = None
         self._others: list[Any] = []  # processes of whoever calls this
@@ -222,7 +226,8 @@ class Jobs:
 
     def _runs_here(self, batch: Batch) -> bool:
         """Return whether the jobs run in this process, one after another."""
-        alone = self.num_workers == 1 or (batch.planned or len(batch.arguments)) == 1
+        one = self.num_workers == 1 or (batch.planned or len(batch.arguments)) == 1
+        alone = one or batch.quick
         shared = batch.trains and current_ranks() is not None
         return alone or shared or (batch.searches and self._ray is not None)
 

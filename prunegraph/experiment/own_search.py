@@ -259,7 +259,8 @@ def search(
             of layer times, which are measured here first; the report says what it takes.
         round_to: keep a multiple of this many channels in every group.
         attention: what can leave it: "head", a whole one, or "width", a part of all of them.
-        networks: pruned networks that are evaluated, at the most.
+        networks: pruned networks that are evaluated, at the most: updates of 16 begin while they
+            fit, and a mask that comes again is not run again.
         num_batches: how many batches are taken.
         reconstruct: the kept weights take over what the removed channels gave, by least squares
             on these batches (``Compensation``).
@@ -299,10 +300,7 @@ def search(
         msg = f"networks={networks} allows no update of the policy: give at least {least}"
         raise ConfigError(msg)
     graph = analyse(model, example_inputs, attention=attention)
-    batches = list(itertools.islice(calibration_data, num_batches))
-    if not batches:
-        msg = "calibration_data holds no batches: give a loader of training data"
-        raise DataError(msg)
+    batches = _batches(calibration_data, num_batches)
     dense = copy_network(unwrap(model)).eval()
     graph = _foretelling(dense, graph, budget, example_inputs, checkpoint)
     evaluator = OwnEvaluator(
@@ -380,6 +378,20 @@ def search(
                 stacklevel=2,
             )
     return PruneResult(model=evaluator.prune(chosen), mask=chosen, graph=graph, report=report)
+
+
+def _batches(calibration_data: Iterable[Any], most: int) -> list[Any]:
+    """Return the first batches.
+
+    Raises:
+        DataError: there are none.
+    """
+    batches = list(itertools.islice(calibration_data, most))
+    if batches and not isinstance(calibration_data, Tensor):
+        return batches
+    held = "is one tensor" if batches else "holds no batches"
+    msg = f"calibration_data {held}: give a loader of training data, or a list of batches"
+    raise DataError(msg)
 
 
 def _foretelling(

@@ -40,9 +40,14 @@ def speaks(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def default_threads() -> int:
-    """Return the number of CPU threads: one a core, shared with the ranks of this machine."""
-    sharing = int(os.environ["LOCAL_WORLD_SIZE"]) if num_ranks() > 1 else 1
-    return max(1, num_cores() // sharing)
+    """Return the number of CPU threads: one a core, shared with the ranks of this machine.
+
+    At most ``OMP_NUM_THREADS``, unless torchrun, which sets it for all that it starts, is at work.
+    """
+    if num_ranks() > 1:
+        return max(1, num_cores() // int(os.environ["LOCAL_WORLD_SIZE"]))
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return min(num_cores(), int(wanted) if wanted.isdecimal() and int(wanted) else num_cores())
 
 
 @contextmanager

@@ -379,6 +379,9 @@ def analyse(
         ModelError: the forward fails, weights are not finite, or nothing can be pruned.
     """
     _check_arguments(model, attention)
+    if any(bool(tensor.isnan().any()) for tensor in tensors_in(example_inputs)):
+        msg = "the example inputs hold NaN: give inputs that the network is made for"
+        raise ModelError(msg)
     model = unwrap(model)
     _check_plain(model)
     _check_finite(model)

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from prunegraph.errors import MaskError, ModelError
 from prunegraph.graph.cost import MACS, CostFunction, CostModel
@@ -145,7 +146,7 @@ class SizeAttribute:
         return int(alive.any(axis=others).sum())
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class StructureGraph:
     """What can be removed from a network, what belongs together and what it costs.
 
@@ -192,6 +193,13 @@ class StructureGraph:
     def dense_cost(self) -> Cost:
         """Cost of the whole network."""
         return self.cost(np.ones(self.num_classes, dtype=bool))
+
+    def __repr__(self) -> str:
+        return (
+            f"StructureGraph({len(self.groups)} groups, {self.num_classes} classes, of which "
+            f"{self.free.sum()} may go, {self.dense_cost.macs:,} multiply-adds, "
+            f"{self.dense_cost.params:,} parameters)"
+        )
 
     @cached_property
     def free(self) -> BoolArray:
@@ -359,9 +367,10 @@ class StructureGraph:
         """Return the mask that keeps everything."""
         return KeepMask(np.ones(self.num_classes, dtype=bool))
 
-    def project(self, scores: FloatArray, budget: Budget) -> KeepMask:
+    def project(self, scores: FloatArray | Tensor, budget: Budget) -> KeepMask:
         """Keep classes in descending score while they fit; see ``projection.project``."""
-        return project(self, scores, budget)
+        array = scores.detach().cpu().numpy() if isinstance(scores, Tensor) else scores
+        return project(self, array, budget)
 
     def repair(
         self, keep: BoolArray, budget: Budget, rng: np.random.Generator

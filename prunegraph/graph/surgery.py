@@ -324,7 +324,10 @@ def _add_axis(
         raise SurgeryError(msg)
 
 
-def _check_mask(graph: StructureGraph, mask: KeepMask) -> None:
+def _check_mask(graph: StructureGraph, mask: object) -> None:
+    if not isinstance(mask, KeepMask):
+        msg = f"the mask is of type {type(mask).__name__}: give graph.mask(keep bits)"
+        raise MaskError(msg)
     if mask.keep.size != graph.num_classes:
         msg = (
             f"the mask holds {mask.keep.size} classes, the structure graph {graph.num_classes}: "

@@ -163,6 +163,9 @@ def measure_by(
 def _checked_sum(value: object) -> Tensor:
     """Return what a loss has returned, if it is a sum that gradients flow from."""
     if isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad:
+        if not bool(value.isfinite()):
+            msg = f"the loss returns {float(value)} on calibration data: check it, and the data"
+            raise ModelError(msg)
         return value
     what = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
     msg = (

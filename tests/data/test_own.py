@@ -136,6 +136,7 @@ def test_a_fingerprint_tells_images_and_labels_apart() -> None:
         ),
         ({"train": Recorded(numbered(0, 20), targets=[[0, 1]] * 20)}, r"targets \[20, 2\]"),
         ({"train": Recorded(numbered(0, 20), targets=[0.5] * 20)}, "are no class numbers"),
+        ({"test": [(torch.full((1, 2, 2), torch.nan), 0)] * 4}, "image 0 of test holds NaN"),
         ({"train": Drifting(numbered(0, 20))}, "differs from one reading to the next"),
     ],
 )
@@ -145,10 +146,16 @@ def test_what_cannot_be_used_is_one_clear_error(change: dict[str, Any], message:
 
 
 def test_images_of_another_shape_are_found_when_they_are_read() -> None:
-    train = [*numbered(0, 19), (torch.zeros(1, 3, 3), 1)]
+    train = [*numbered(0, 4), (torch.zeros(1, 3, 3), 1), *numbered(4, 15)]
     dataset = from_images("mine", make_images(train=train, search=numbered(0, 2)))
-    with pytest.raises(DataError, match=r"images have shape \[1, 2, 2\], one has \[1, 3, 3\]"):
+    message = r"image 4 of train has shape \[1, 3, 3\], the first image \[1, 2, 2\]"
+    with pytest.raises(DataError, match=message):
         held(dataset.train)
+
+
+def test_test_images_of_another_shape_are_found_at_once() -> None:
+    with pytest.raises(DataError, match=r"mine: image 0 of test has shape \[1, 3, 3\]"):
+        from_images("mine", make_images(test=[(torch.zeros(1, 3, 3), 1)] * 4))
 
 
 def test_what_torch_calls_a_dataset_will_do() -> None:

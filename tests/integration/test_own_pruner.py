@@ -128,7 +128,7 @@ def test_a_file_of_options_does_not_run_it_by_itself(
 @pytest.mark.parametrize(
     ("attribute", "message"),
     [
-        ("Greedy", "ran 40 networks where 24 are allowed"),
+        ("Greedy", "ran 25 networks where 24 are allowed"),
         ("Glutton", "over the budget"),
         ("Odd", "returned KeepMask, not a PrunerResult"),
         ("Nothing", "which has no method prune"),
