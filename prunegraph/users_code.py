@@ -32,6 +32,8 @@ def find_factory(spec: str) -> Callable[..., Any]:
         module = importlib.import_module(module_name)
     except Exception as error:  # a user's module may fail in any way
         msg = f"cannot import {module_name!r} of {spec!r} from {folder}: {one_line(error)}"
+        if module_name.endswith(".py"):
+            msg += f"; name it {module_name.removesuffix('.py').replace('/', '.')}:{attribute}"
         raise ModelError(msg) from error
     factory: Any = module
     for part in attribute.split("."):

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from prunegraph.models import load_weights, save_weights, weights_info
 from prunegraph.pruners.start import NUM_STARTS, Start, rank_starts
 from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.costly_statistics import LazyStatistics, measure_costly
-from prunegraph.pruning.evaluation import WORST, evaluate
+from prunegraph.pruning.evaluation import WORST, compute_logits, evaluate
 from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.finetune import FinetuneConfig, finetune
 from prunegraph.pruning.latency import project_budget
@@ -387,6 +387,26 @@ def _check_begun(target: Target, config: NetworkConfig, path: Path, given: str) 
         raise ConfigError(msg)
 
 
+FEW = 100
+"""Search images among which a mask leads by chance."""
+
+
+def _doubts(target: Target) -> Iterator[str]:
+    """Yield what is likely wrong with a network or its images."""
+    if len(target.dataset.search) < FEW:
+        yield (
+            f"there are {len(target.dataset.search)} images to search on, by which masks differ by "
+            "chance: give more, or a larger --search-share"
+        )
+    image = target.dataset.train.take(torch.arange(1))
+    outputs = compute_logits(target.model, image, autocast=False)
+    if outputs.min() >= 0.0 and abs(float(outputs.sum()) - 1.0) < 1e-4:
+        yield (
+            f"{target.arch} seems to end in a softmax: fine-tunes take its outputs for logits; "
+            "leave it to the loss"
+        )
+
+
 def ensure_dense(
     target: Target, config: NetworkConfig, folder: RunFolder, console: Console
 ) -> Path:
@@ -406,6 +426,8 @@ def ensure_dense(
         load_weights(target.model, path)
         _check_begun(target, config, path, given)
         return path
+    for doubt in _doubts(target):
+        console.say(f"warning: {doubt}")
     if target.pretrain_epochs:
         train_network(
             f"train {target.arch} on {target.dataset.name} first (no --weights), epoch",

@@ -356,6 +356,7 @@ def method_cells(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
     dense = Cost(macs=content["dense"]["macs"], params=content["dense"]["params"])
     controls = [row for row in read_rows(content) if row.name == DENSE]
     shown = [
+        spread(column(controls, "search_accuracy")),
         spread([content["dense"]["test_accuracy"]]),
         spread(column(controls, "test_accuracy_finetuned")),
     ]
@@ -366,7 +367,7 @@ def method_cells(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
         pairs = [(macs, dense.macs), (params, dense.params), *[(memory, whole)] * limited]
         return tuple(f"{cost:,} ({percent(cost / of)})" for cost, of in pairs)
 
-    table = [("dense", *costs(dense.macs, dense.params, whole), "", *shown, "", "")]
+    table = [("dense", *costs(dense.macs, dense.params, whole), *shown, "", "")]
     for name, rows in by_method(read_rows(content)):
         seeds = {row.seed for row in rows}
         cells = (

@@ -158,7 +158,9 @@ def _told_of_images(config: DataConfig, info: WeightsInfo | None) -> Mapping[str
     return info.extra if info is not None and config.dataset in (None, info.dataset) else {}
 
 
-def check_trusted(name: str, given: str | None, path: Path, option: str = "arch") -> None:
+def check_trusted(
+    name: str, given: str | None, path: Path, option: str = "arch", others: str = ""
+) -> None:
     """Refuse to run code because a file, which anybody may have made, names it.
 
     Args:
@@ -166,13 +168,15 @@ def check_trusted(name: str, given: str | None, path: Path, option: str = "arch"
         given: the name that the user gave, if any.
         path: the file.
         option: by which it is given.
+        others: options that the file asks for besides.
 
     Raises:
         ConfigError: the name is of code, and the user did not give it.
     """
     if is_factory(name) and name != given:
         msg = (
-            f"{path} names {name}, which is code that would be run: trust it with --{option} {name}"
+            f"{path} names {name}, which is code that would be run: trust it with --{option} "
+            f"{name}{others}"
         )
         raise ConfigError(msg)
 

@@ -48,6 +48,7 @@ from prunegraph.experiment.verdict import (
 from prunegraph.graph import StructureGraph
 from prunegraph.pruning.artefacts import WEIGHTS_FILE
 from prunegraph.types import KeepMask
+from prunegraph.users_code import is_factory
 
 KINDS: dict[str, type[TrainConfig] | type[ApplyConfig] | type[CompareConfig]] = {
     "train": TrainConfig,
@@ -177,7 +178,10 @@ def _rebuild(
     """
     command = _command(folder)
     run = load_config(KINDS[command], folder.file(CONFIG_FILE))
-    check_trusted(content["dataset"], config.dataset, member.file(REPORT_FILE), "dataset")
+    arch, trusted = content["arch"], content["arch"] in config.arch
+    others = f" --arch {arch}" if is_factory(arch) and not trusted else ""
+    report = member.file(REPORT_FILE)
+    check_trusted(content["dataset"], config.dataset, report, "dataset", others)
     network = NetworkConfig(
         device=run.device if config.device == "auto" else config.device,
         threads=torch.get_num_threads(),
@@ -187,7 +191,7 @@ def _rebuild(
         image_size=run.image_size,
         search_share=run.search_share,
         split_seed=run.split_seed,
-        arch=content["arch"] if content["arch"] in config.arch else None,
+        arch=arch if trusted else None,
         attention=run.attention,
         weights=member.file(DENSE_FILE),
     )

@@ -96,7 +96,7 @@ def evaluation_mode(model: nn.Module, *, training: bool = False) -> Iterator[Non
 
 
 def _shapes(example_inputs: ExampleInputs) -> str:
-    return ", ".join(str(list(tensor.shape)) for tensor in tensors_in(example_inputs))
+    return ", ".join(str([*item.shape]) for item in tensors_in(example_inputs)) or "no tensor"
 
 
 def _check_finite(model: nn.Module) -> None:
@@ -295,7 +295,8 @@ def _record(
             raise ModelError(msg) from error
         msg = (
             f"the forward of {type(model).__name__} fails in {where} on inputs of shape "
-            f"{_shapes(example_inputs)}: {message}; give example inputs that the forward accepts"
+            f"{_shapes(example_inputs)}: {message}; give example inputs that the forward accepts "
+            "(on the command line: by --dataset)"
         )
         raise ModelError(msg) from error
     cause = FrozenOp(op="output", module="", reason=MODEL_OUTPUT)

@@ -245,7 +245,10 @@ def _check_same_network(
         for name, value in expected.items()
         if name in state and not _loadable(state[name], value)
     ]
+    strange = next((name for name in state if name not in expected), None)
     if differences:
+        if strange is not None and "missing" in differences[0]:
+            differences[0] += f", where the file holds {strange}"
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
         info = path.with_suffix(".json")
         hint = f"; {info.name} beside it says which" if info.is_file() else ""

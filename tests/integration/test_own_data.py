@@ -13,6 +13,7 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 MODULE = """
 import torch
 from sklearn.datasets import load_digits
+from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
 from prunegraph.data import Images
@@ -29,6 +30,16 @@ def digits():
     return Images(
         train=Subset(items, range(1300)), test=Subset(items, range(1300, 1797)), augment=shift
     )
+
+
+def few():
+    found = digits()
+    return Images(train=Subset(found.train, range(60)), test=found.test)
+
+
+def probable(num_classes=10):
+    layers = [nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(128, num_classes), nn.Softmax(1))
 
 
 def nothing():
@@ -67,6 +78,21 @@ def test_every_command_reads_them(module: str, capsys: pytest.CaptureFixture[str
     assert f"trust it with --dataset {name}" in capsys.readouterr().err
     assert main(["verify", "run", "--threads", "1", "--dataset", name]) == 0
     assert main(["inspect", "--arch", "digits_resnet8_w4", "--dataset", name]) == 0
+
+
+def test_few_images_and_a_softmax_are_warned_of(
+    module: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ("--arch", f"{module}:probable", "--dataset", f"{module}:few")
+    assert main(["pretrain", *own, "--epochs", "1", "--out", "net"]) == 0
+    compare = ["compare", "--no-agent", "--methods", "l1/uniform", "--weights", "net.safetensors"]
+    assert main([*compare, *own, *SMALL, "--finetune-epochs", "0", "--out", "run"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "warning: there are 6 images to search on" in said
+    assert f"warning: {module}:probable seems to end in a softmax" in said
+    assert main(["verify", "run", "--threads", "1"]) == 2
+    asked = f"trust it with --dataset {module}:few --arch {module}:probable"
+    assert asked in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_file_of_options_does_not_run_them_by_itself(
