@@ -300,8 +300,9 @@ def _record(
         )
         raise ModelError(msg) from error
     cause = FrozenOp(op="output", module="", reason=MODEL_OUTPUT)
-    for tensor in tensors_in(output):
-        recorder.store.freeze(recorder.labels_of(tensor), cause, expected=True)
+    recorder.recording.outputs += map(recorder.labels_of, tensors_in(output))
+    for labels in recorder.recording.outputs:
+        recorder.store.freeze(labels, cause, expected=True)
     recorder.recording.note_positions(tensors_in(output), cause)
     recorder.recording.settle_splits()
     recorder.recording.settle_stacks()

@@ -133,6 +133,7 @@ class Recording:
         pairs: channels of which two must stay: the forward fails where one is left.
         computed: names of the parameters and buffers of which layers' weights are made.
         divisors: names of the parameters and buffers by which something was divided.
+        outputs: labels of what the network returns.
         parts: name of a stored weight and an axis -> which positions were read.
         positions: what holds positions of channels -> labels of these.
         stacks: name of a stored weight and two axes that were merged -> ``[., .]`` labels.
@@ -157,6 +158,7 @@ class Recording:
     sums: list[Tensor] = field(default_factory=list)
     pairs: list[Tensor] = field(default_factory=list)
     computed: set[str] = field(default_factory=set)
+    outputs: list[Tensor] = field(default_factory=list)
     divisors: set[str] = field(default_factory=set)
     stacks: dict[tuple[str, tuple[int, ...]], Tensor] = field(default_factory=dict)
     parts: dict[tuple[str, int], Tensor] = field(default_factory=dict)

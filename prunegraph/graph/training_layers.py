@@ -69,9 +69,7 @@ class _Experts:
     def __init__(self, recording: Recording) -> None:
         self._labels = recording.axis_labels
         self._component = torch.from_numpy(recording.store.components())
-        events = recording.store.events.items()
-        expected = [label for label, event in events if event.expected]
-        self._outputs = set(self._component[expected].tolist())
+        self._outputs: set[int] = set().union(*map(self._components, recording.outputs))
         self._owners: dict[int, set[str]] = {}
         for name, axes in self._labels.items():
             for own in axes.values():

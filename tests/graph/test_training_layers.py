@@ -245,3 +245,28 @@ def test_parameters_that_the_example_does_not_choose_follow_one_that_it_does() -
     pruned, masked = apply_mask(net, graph, mask), zero_mask(net, graph, mask)
     for task in range(3):
         torch.testing.assert_close(pruned(x, task), masked(x, task))
+
+
+def test_an_exit_that_is_sure_is_no_expert() -> None:
+    class Exits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.sure = nn.Linear(6, 16), nn.Linear(16, 16), 0.3
+            self.exits = nn.ModuleList([nn.Linear(16, 3), nn.Linear(16, 3)])
+
+        def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+            x = self.one(x).relu()
+            first, second = self.exits[0](x), self.exits[1]
+            if self.training:
+                return first, second(self.two(x).relu())
+            found: Tensor = first if first.softmax(-1).max() > self.sure else second(self.two(x))
+            return found
+
+    net, x = Exits().eval(), torch.randn(2, 6)
+    graph = analyse(net, x)
+    keep = graph.dense_mask().keep.copy()
+    keep[np.flatnonzero(graph.free)[::3]] = False
+    pruned, masked = (cut(net, graph, graph.mask(keep)) for cut in (apply_mask, zero_mask))
+    for sure in (0.3, 2.0):
+        pruned.sure = masked.sure = sure
+        torch.testing.assert_close(pruned(x), masked(x))
