@@ -326,9 +326,10 @@ def _filled(model: nn.Module, example_inputs: ExampleInputs) -> ExampleInputs | 
     """Return the inputs with noise for what is the same throughout; None if nothing is.
 
     It would hide mistakes: where all tokens are alike, attention does not depend on its scores.
-    Integers other than zeros, which may be a mask, become others that are as large or one less.
+    Beside other inputs, what is not zero may be a mask or a size, and stays.
     """
     noise, found = torch.Generator().manual_seed(0), False
+    alone = len(tensors_in(example_inputs)) == 1
     tables = [item.num_embeddings for item in model.modules() if isinstance(item, nn.Embedding)]
 
     def fill(tensor: Tensor) -> Tensor:
@@ -336,7 +337,7 @@ def _filled(model: nn.Module, example_inputs: ExampleInputs) -> ExampleInputs | 
         plain = tensor.layout is torch.strided and tensor.dtype is not torch.bool
         value = tensor.reshape(-1)[0].item() if plain and tensor.numel() > 1 else 0
         whole = not tensor.is_floating_point()
-        numbers = min(tables, default=0) if whole and value == 0 else 1
+        numbers = (min(tables, default=0) if whole and value == 0 else 1) * (alone or value == 0)
         if not (plain and numbers) or tensor.numel() < 2 or bool((tensor != value).any()):
             return tensor
         found = True
@@ -381,9 +382,6 @@ def analyse(
         ModelError: the forward fails, weights are not finite, or nothing can be pruned.
     """
     _check_arguments(model, attention)
-    if any(bool(tensor.isnan().any()) for tensor in tensors_in(example_inputs)):
-        msg = "the example inputs hold NaN: give inputs that the network is made for"
-        raise ModelError(msg)
     model = unwrap(model)
     _check_plain(model)
     _check_finite(model)

@@ -47,11 +47,22 @@ def named_by_forward(kind: type) -> frozenset[str]:
     return frozenset(found)
 
 
+CHAINS: dict[type, frozenset[tuple[str, str]]] = {}
+"""What ``chains_of`` has found."""
+
+
 def chains_of(kind: type) -> frozenset[tuple[str, str]]:
     """Return what a class's methods read of attributes of ``self``, as ``self.config.heads``."""
+    if kind not in CHAINS:
+        CHAINS[kind] = _find_chains(kind)
+    return CHAINS[kind]
+
+
+def _find_chains(kind: type) -> frozenset[tuple[str, str]]:
     found: set[tuple[str, str]] = set()
-    for _, function in own_functions(kind):
-        codes = [function.__code__] if function.__code__.co_argcount else []
+    for name, function in own_functions(kind):
+        takes_self = name != "__init__" and function.__code__.co_argcount
+        codes = [function.__code__] if takes_self else []
         owner = function.__code__.co_varnames[0] if codes else ""
         for code in codes:
             steps = list(dis.get_instructions(code))

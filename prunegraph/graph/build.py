@@ -49,6 +49,7 @@ class GraphBuilder:
         checked: paths of modules that compare the width of their input with an attribute.
         checked_first: those of them in which that is what an attribute of this size is.
         ignored: classes of modules, and attributes of these that are no sizes.
+        written: attributes that methods set, of whatever.
         attention: "head" or "width", see ``analyse``.
     """
 
@@ -62,6 +63,7 @@ class GraphBuilder:
         checked: Set[str],
         checked_first: Set[str],
         ignored: Set[tuple[type, str, Place]],
+        written: Set[str],
         attention: str,
     ) -> None:
         self.model = model
@@ -69,6 +71,7 @@ class GraphBuilder:
         self.literal, self.last_named = literal, last_named
         self.checked, self.checked_first, self.ignored = checked, checked_first, ignored
         self.recording = recording
+        self.written = written
         self.components = recording.store.components()
         self._sizes = np.bincount(self.components)
         self.events: dict[int, FreezeEvent] = {}
@@ -154,7 +157,7 @@ class GraphBuilder:
             owner = self.model.get_submodule(use.module)
             if is_dense_attention(owner):  # its slim successor sets its own
                 continue
-            for name, place in attributes_of_size(owner, use.labels.shape[use.axis]):
+            for name, place in attributes_of_size(owner, use.labels.shape[use.axis], self.written):
                 attribute = SizeAttribute(
                     module=use.module, name=name, place=place, classes=classes, axis=use.axis
                 )

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+PLAIN = (str, bytes, int, float, complex)
+
 DEEPEST = 4
 """How many objects inside each other are looked into."""
 
@@ -14,7 +16,7 @@ DEEPEST = 4
 def tensors_in(tree: Any) -> list[Tensor]:
     """Return the tensors in nested containers, records and other objects.
 
-    Modules are none of those, nor caches of keys and values, which only the network reads again.
+    Modules are none of those, nor caches of transformers, which only the network reads again.
     """
     found: list[Tensor] = []
     seen: set[int] = set()
@@ -23,6 +25,8 @@ def tensors_in(tree: Any) -> list[Tensor]:
         leaf, depth = waiting.pop()
         if isinstance(leaf, Tensor):
             found.append(leaf)
+        elif isinstance(leaf, PLAIN) or leaf is None:
+            continue
         elif id(leaf) not in seen and depth < DEEPEST:
             seen.add(id(leaf))
             waiting += [(each, depth + 1) for each in reversed(tree_leaves(_held_by(leaf)))]
@@ -33,9 +37,11 @@ def _held_by(item: Any) -> list[Any]:
     """Return what a mapping or another object holds."""
     if isinstance(item, Mapping):  # of a class that torch does not know
         return [*item.values()]
-    if isinstance(item, nn.Module | type) or type(item).__name__.endswith("Cache"):
+    kind = type(item)
+    cached = kind.__name__.endswith("Cache") and kind.__module__.startswith("transformers.")
+    if isinstance(item, nn.Module | type) or cached:
         return []
-    slots = [vars(kind).get("__slots__", ()) for kind in type(item).__mro__]
+    slots = [vars(kind).get("__slots__", ()) for kind in kind.__mro__]
     names = [name for own in slots for name in ((own,) if isinstance(own, str) else own)]
     return [*(getattr(item, name, None) for name in names), *getattr(item, "__dict__", {}).values()]
 

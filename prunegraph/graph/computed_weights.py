@@ -20,6 +20,9 @@ from prunegraph.graph.recorder import LabelRecorder, OpCall, Rule, unknown_op
 from prunegraph.graph.rules import OVER_KEPT, REDUCTIONS, RULES, is_sum, reduced_axes
 from prunegraph.graph.weight_views import WeightView
 
+DRAWN = frozenset({"randn_like", "rand_like", "normal_", "uniform_", "bernoulli_"})
+"""Noise as large as a weight, or in its place: it is one itself."""
+
 
 def rules_for(names: Collection[str]) -> Mapping[str, Rule]:
     """Return rules by which tensors made of these parameters and buffers are weights still."""
@@ -47,7 +50,7 @@ def _on_weights(recorder: LabelRecorder, call: OpCall, names: Collection[str]) -
 
 def _follow(recorder: LabelRecorder, call: OpCall) -> bool:
     """Say what an op on weights gives; return whether that is known."""
-    if torch.Tag.pointwise in call.func.tags:
+    if torch.Tag.pointwise in call.func.tags or call.name in DRAWN:
         return _pointwise(recorder, call)
     if call.name in REDUCED:
         return _reduced(recorder, call)

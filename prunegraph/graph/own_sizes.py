@@ -2,7 +2,7 @@
 
 import re
 from collections import ChainMap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 
 import torch
 from torch import nn
@@ -16,9 +16,7 @@ WIDTH_WORDS = re.compile("dim|width|channel|feature|plane|hid|emb|head|filter|un
 SPATIAL_WORDS = ("window", "patch", "kernel", "stride", "padding", "shift", "dilation", "depth")
 """An attribute with such a word in its name holds no number of channels or heads."""
 
-OTHER_WORDS = re.compile(
-    "pad|token|eos|bos|vocab|block|max_|seed|ctx|bucket|horizon|(index|len|length|layer|layers)$"
-)
+OTHER_WORDS = re.compile("pad|token|eos|bos|vocab|block|max_|seed|index$")
 """Nor does one with such a word, unless it tells a width, too."""
 
 OF_A_HEAD = re.compile("dim|size|width|channels|features|^d_|^dh$|^d$")
@@ -30,11 +28,14 @@ def tells_width(name: str) -> bool:
     return WIDTH_WORDS.search(name.lower()) is not None
 
 
-def attributes_of_size(owner: nn.Module, size: int) -> list[tuple[str, Place]]:
+def attributes_of_size(
+    owner: nn.Module, size: int, written: Set[str] = frozenset()
+) -> list[tuple[str, Place]]:
     """Return the integer attributes, and places in containers of integers, that hold a size.
 
     Those of an own class are among them: surgery gives the module one of its own. So it does with
-    an object of settings, of which those attributes are found that methods read of it by name.
+    an object of settings, of which those attributes are found that methods read of it by name,
+    unless methods write (``written``) what it holds.
     """
     found: list[tuple[str, Place]] = []
     classes = [vars(kind) for kind in reversed(type(owner).__mro__) if is_own(kind)]
@@ -43,8 +44,14 @@ def attributes_of_size(owner: nn.Module, size: int) -> list[tuple[str, Place]]:
             found += [(name, place) for place in _places_of(value, size, depth=2)]
     for name, key in sorted(chains_of(type(owner))):
         settings = vars(owner).get(name)
-        own = getattr(settings, "__dict__", {}) if not isinstance(settings, nn.Module) else {}
-        if type(own.get(key)) is int and own[key] == size and may_be_size(key):
+        other = isinstance(settings, nn.Module | type | Mapping)
+        own = {} if other else getattr(settings, "__dict__", {})
+        if (
+            written.isdisjoint(own)
+            and type(own.get(key)) is int
+            and own[key] == size
+            and may_be_size(key)
+        ):
             found.append((name, (key,)))
     return found
 

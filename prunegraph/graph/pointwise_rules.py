@@ -128,7 +128,7 @@ def scale(recorder: LabelRecorder, call: OpCall) -> None:
 def divided(recorder: LabelRecorder, call: OpCall) -> None:
     """A quotient, or another function without a value at zero, of what is stored perhaps."""
     divisor = call.args[1 if call.name == "div" else 0]
-    if isinstance(divisor, Tensor):
+    if isinstance(divisor, Tensor) and varying_axes(recorder.labels_of(divisor)):
         recorder.recording.divisors |= recorder.sources.of(divisor)
     (scale if call.name == "div" else pointwise)(recorder, call)
 

@@ -155,7 +155,7 @@ class LabelRecorder(TorchDispatchMode):
                 self.freeze_all(call, f"the rule for aten.{name} does not know this use of it")
         if not self._gather_depth and name not in PRODUCTS:  # what those make is no weight
             self.sources.note(call.tensors(), call.outputs())
-        if not self._gather_depth and name in LIKE:
+        if not self._gather_depth and name in LIKE and self.weight_view(args[0]) is None:
             self.lifetimes.note_labels(out, self.labels_of(args[0]))
         return out
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from prunegraph.graph.attribute_reads import is_own
+from prunegraph.graph.attribute_reads import is_own, set_after_init
 from prunegraph.graph.build import GraphBuilder
 from prunegraph.graph.own_sizes import tells_width
 from prunegraph.graph.recording import Recording
@@ -51,6 +51,8 @@ class Remedies:
         self.checked: set[str] = set()
         self.checked_first: set[str] = set()
         self.ignored: set[Attribute] = set()
+        kinds = {type(module) for module in model.modules() if is_own(type(module))}
+        self._written = frozenset[str]().union(*(set_after_init(kind) for kind in kinds))
 
     def builder(self) -> GraphBuilder:
         """Return what builds the structure as it is known now."""
@@ -62,6 +64,7 @@ class Remedies:
             checked=self.checked,
             checked_first=self.checked_first,
             ignored=self.ignored,
+            written=self._written,
             attention=self._attention,
         )
 

@@ -51,7 +51,11 @@ def _resample(recorder: LabelRecorder, call: OpCall, first: int) -> None:
     """
     labels = recorder.labels_of(call.args[0])
     varying = varying_axes(labels)
-    moved = [axis for axis in range(first, labels.ndim) if not _keeps(call, axis, first)]
+    axes = range(first, labels.ndim)
+    if varying and varying[0] >= first:  # channels lie along an axis that may stay as it is
+        moved = [axis for axis in axes if not _keeps(call, axis, first)]
+    else:
+        moved = [*axes]
     for axis in filter(lambda axis: axis in moved, varying):
         if varying[0] == axis:
             recorder.freeze_inputs(call, "channels lie along a spatial axis")

@@ -58,7 +58,8 @@ def join_siblings(model: nn.Module, recording: Recording) -> None:
         for name in sorted(parts.keys() - visited):
             own = parts[name]
             alike = [each for each in sorted(visited) if parts[each].keys() == own.keys()]
-            if alike and experts.are(alike, own.keys()):
+            layers = "" in own and own[""].ndim > 1 and len(alike) == 1  # of a chain, perhaps
+            if alike and not layers and experts.are(alike, own.keys()):
                 for key, tensor in own.items():
                     _join_like(recording, alike[0] + key, name + key, tensor)
 

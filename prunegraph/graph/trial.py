@@ -167,7 +167,8 @@ def _failure_in_training(network: nn.Module, run: Forward) -> Failure | None:
     """Return why a network, which is put in training mode, cannot run in it."""
     try:
         with warnings.catch_warnings(action="ignore"):  # of checkpoints without gradients, say
-            run(network.train(), None)
+            network.train()
+            run(network, None)
     except ERRORS as error:
         frame = failing_frame(network, error)
         return Failure(

@@ -146,6 +146,41 @@ def test_tokens_that_are_all_alike_hide_no_mistake(first: int) -> None:
         assert frozen(pg.analyse(Scaled().eval(), tokens), "query") is not None
 
 
+def test_a_mask_of_ones_stays_one() -> None:
+    """Noise in its place would leave one token of each row, whose score does not matter."""
+
+    class Masked(Scaled):
+        def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+            x, bias = self.embed(tokens), (1 - mask[:, None]) * -1e4
+            query = 4 * self.query(x)
+            scores = query @ self.key(x).transpose(-2, -1) / query.size(-1) ** 0.5
+            out: Tensor = self.out(x + (scores + bias).softmax(-1) @ self.value(x))
+            return out
+
+    graph = pg.analyse(Masked().eval(), (torch.arange(8)[None], torch.ones(1, 8)))
+    assert frozen(graph, "query") is not None
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_sparse_inputs_and_inputs_with_gaps_are_taken() -> None:
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 16), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+            x = torch.cat([x[:, :2].nan_to_num(), x[:, 2:]], 1)
+            x = torch.sparse.mm(edges, self.one(x)).relu()
+            return torch.sparse.mm(edges, self.two(x))
+
+    x = torch.randn(6, 4)
+    x[0, 0] = math.nan
+    graph = pg.analyse(Graph().eval(), (x, torch.eye(6).to_sparse_csr()))
+    assert frozen(graph, "one") is None
+    with pytest.raises(ModelError, match="returns NaN: check weights and example inputs"):
+        pg.analyse(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), x)
+
+
 def test_scores_that_hardly_differ_before_training_hide_no_mistake() -> None:
     net = Scaled().eval()
     for parameter in net.parameters():

@@ -174,6 +174,20 @@ class Snakes(nn.Module):
         return out
 
 
+class Pooled(nn.Module):
+    """Weighs positions by a direction of unit length, as graph pooling does."""
+
+    def __init__(self, score: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.one, self.out, self.score = nn.Linear(8, 16), nn.Linear(16, 4), score
+        self.direction = nn.Parameter(torch.randn(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x).relu()
+        out: Tensor = self.out(x * self.score(x, self.direction).tanh()[..., None])
+        return out
+
+
 class Splines(nn.Module):
     """Distances to the points of a grid, which each channel has of its own, as KANs have."""
 
@@ -224,6 +238,12 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, int]]] = {
     "windows": (Windows, IMAGES, {"stem": 16, "inner": 12}),
     "snakes": (lambda: Snakes(lambda alpha: 1 / alpha), IMAGES, {"one": 16, "two": 12}),
     "divided": (lambda: Snakes(lambda alpha: alpha.sin() / alpha), IMAGES, {"one": 16, "two": 12}),
+    "unit": (lambda: Pooled(lambda x, p: x @ (p / p.norm())), IMAGES, {"one": 16}),
+    "cosine": (
+        lambda: Pooled(lambda x, p: (x * F.normalize(p, dim=0)).sum(-1)),
+        IMAGES,
+        {"one": 16},
+    ),
     "splines": (Splines, IMAGES, {"one": 16}),
     "crossing": (Crossing, IMAGES, {"stem": 16}),
     "pooled_regions": (lambda: Regions(ops.roi_pool), IMAGES, {"one": 16}),

@@ -454,3 +454,41 @@ def test_sizes_of_parts_follow_whatever_their_tuple_is_called() -> None:
     example = torch.randn(2, 3, 8, 8)
     assert free_sizes(analyse(net, example)) == [6]
     assert not check_structure(net, example, seed=0, num_masks=3).failures
+
+
+class Shared:
+    """Settings, and what the network writes for its layers."""
+
+    def __init__(self) -> None:
+        self.n_head, self.width, self.bias = HEADS, WIDTH // HEADS, torch.zeros(())
+
+
+class Written(Configured):
+    def forward(self, x: Tensor) -> Tensor:
+        self.config.bias = x.mean()
+        return super().forward(x) + self.config.bias
+
+
+def test_settings_that_a_forward_writes_stay_one_object() -> None:
+    net, example = around(Written(Shared())).eval(), torch.randn(2, TOKENS, 5)
+    assert HEADS not in free_sizes(analyse(net, example))
+
+
+def test_a_class_of_settings_is_left_alone() -> None:
+    net, example = around(Configured(Settings)).eval(), torch.randn(2, TOKENS, 5)
+    assert HEADS not in free_sizes(analyse(net, example))
+    assert Settings.n_head == HEADS
+
+
+def test_a_size_is_one_whatever_its_name_where_the_forward_needs_it() -> None:
+    class Decoded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.code_len, self.one = 16, nn.Linear(8, 16 * 9)
+            self.two = nn.ConvTranspose2d(16, 3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.two(self.one(x).relu().view(-1, self.code_len, 3, 3))
+            return out
+
+    assert free_sizes(analyse(Decoded().eval(), torch.randn(2, 8))) == [16]

@@ -179,15 +179,18 @@ def test_what_eval_mode_leaves_out_is_tied_as_in_training(
 class Noisy(nn.Module):
     """Adds noise to its weights in training, as agents that explore by it do."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, *, drawn: bool = False) -> None:
         super().__init__()
+        self.drawn = drawn
         self.weight, self.bias = nn.Linear(inputs, outputs).parameters()
         self.spread = nn.Parameter(torch.rand(outputs, inputs))
         self.register_buffer("noise", torch.randn(outputs, inputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        noise = self.spread * self.get_buffer("noise") if self.training else 0.0
-        return F.linear(x, self.weight + noise, self.bias)
+        if not self.training:
+            return F.linear(x, self.weight, self.bias)
+        noise = torch.randn_like(self.spread) if self.drawn else self.get_buffer("noise").normal_()
+        return F.linear(x, self.weight + self.spread * noise, self.bias)
 
 
 class Locked(nn.Module):
@@ -206,10 +209,11 @@ class Locked(nn.Module):
     ("block", "widths"),
     [
         (lambda: Noisy(16, 16), {"0": 16, "2": 16, "4": 12}),
+        (lambda: Noisy(16, 16, drawn=True), {"0": 16, "2": 16, "4": 12}),
         (lambda: Locked(16), {"0": 16, "4": 12}),
         (lambda: Locked(None), {"4": 12}),
     ],
-    ids=["noise", "size", "number"],
+    ids=["noise", "drawn", "size", "number"],
 )
 def test_a_pruned_network_runs_in_training_mode(
     block: Callable[[], nn.Module], widths: dict[str, int]

@@ -206,11 +206,12 @@ class Net(nn.Module):
         self.kind = kind
         self.stem, self.body = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
         self.head, self.auxiliary = nn.Linear(8, 10), nn.Linear(8, 10)
+        self.norm = nn.BatchNorm1d(10)  # it cannot train on the one image of the analysis
 
     def forward(self, x):
         x = self.stem(x).relu()
         first = x.mean((2, 3))
-        logits = self.head(self.body(x).relu().mean((2, 3)))
+        logits = self.norm(self.head(self.body(x).relu().mean((2, 3))))
         if not self.training:
             return logits
         beside = self.auxiliary(first.view(-1, 8))
