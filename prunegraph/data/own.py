@@ -160,14 +160,17 @@ class ItemSource:
 
     def _place(self, position: int) -> str:
         """Say in words which image it is."""
-        number = bisect.bisect_right(self.ends, position)
-        inside = position - self.ends[number] + len(self.parts[number])
+        number, inside = self._find(position)
         return f"image {inside} of {self.names[number].replace('val', 'search')}"
 
     def _item(self, position: int) -> Any:
+        number, inside = self._find(position)
+        return self.parts[number][inside]
+
+    def _find(self, position: int) -> tuple[int, int]:
+        """Return the number of the part that holds an image, and its position in it."""
         number = bisect.bisect_right(self.ends, position)
-        part = self.parts[number]
-        return part[position - self.ends[number] + len(part)]
+        return number, position - self.ends[number] + len(self.parts[number])
 
     def _image(self, position: int) -> Tensor:
         return _image(self._item(position))

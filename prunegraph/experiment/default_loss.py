@@ -39,9 +39,8 @@ def cross_entropy(network: nn.Module, batch: Any) -> Tensor:
     if not isinstance(logits, Tensor):
         msg = f"{type(network).__name__} returns {type(logits).__name__}, not logits: {OWN_LOSS}"
         raise ModelError(msg)
-    if (
-        labels.is_floating_point() and logits.ndim < 2
-    ):  # those of a regression would pass for shares
+    # those of a regression would pass for shares of classes
+    if labels.is_floating_point() and logits.ndim < 2:
         msg = f"calibration_data holds labels of {labels.dtype}, no class numbers: {OWN_LOSS}"
         raise DataError(msg)
     try:

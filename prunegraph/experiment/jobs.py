@@ -227,9 +227,8 @@ class Jobs:
     def _runs_here(self, batch: Batch) -> bool:
         """Return whether the jobs run in this process, one after another."""
         one = self.num_workers == 1 or (batch.planned or len(batch.arguments)) == 1
-        alone = one or batch.quick
         shared = batch.trains and current_ranks() is not None
-        return alone or shared or (batch.searches and self._ray is not None)
+        return one or batch.quick or shared or (batch.searches and self._ray is not None)
 
     def _pool(self) -> Pool | None:
         """Return what evaluates the networks of searches in this process, or None."""

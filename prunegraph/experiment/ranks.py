@@ -46,8 +46,8 @@ def default_threads() -> int:
     """
     if num_ranks() > 1:
         return max(1, num_cores() // int(os.environ["LOCAL_WORLD_SIZE"]))
-    wanted = os.environ.get("OMP_NUM_THREADS", "")
-    return min(num_cores(), int(wanted) if wanted.isdecimal() and int(wanted) else num_cores())
+    cores, wanted = num_cores(), os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(wanted) or cores) if wanted.isdecimal() else cores
 
 
 @contextmanager

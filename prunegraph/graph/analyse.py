@@ -389,8 +389,9 @@ def analyse(
     with state_kept(model), repeatable(model):
         recorder = _record_all(model, example_inputs, attention)
     remedies = Remedies(model, recorder.recording, attention)
-    graph = remedies.builder().build()
-    if trial:
+    if not trial:
+        graph = remedies.builder().build()
+    else:
         run, filled = runner(example_inputs), _filled(model, example_inputs)
         with evaluation_mode(model):
             if filled is not None and is_sound(model, runner(filled)):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-PLAIN = (str, bytes, int, float, complex)
+PLAIN = (str, bytes, int, float, complex, type(None))
 
 DEEPEST = 4
 """How many objects inside each other are looked into."""
@@ -25,9 +25,7 @@ def tensors_in(tree: Any) -> list[Tensor]:
         leaf, depth = waiting.pop()
         if isinstance(leaf, Tensor):
             found.append(leaf)
-        elif isinstance(leaf, PLAIN) or leaf is None:
-            continue
-        elif id(leaf) not in seen and depth < DEEPEST:
+        elif not isinstance(leaf, PLAIN) and id(leaf) not in seen and depth < DEEPEST:
             seen.add(id(leaf))
             waiting += [(each, depth + 1) for each in reversed(tree_leaves(_held_by(leaf)))]
     return found

@@ -13,8 +13,6 @@ from prunegraph.graph.calls import WatchedCalls, tensors_in
 from prunegraph.graph.surgery import copy_network
 from prunegraph.graph.trial import ERRORS, Forward
 
-STRIDED = torch.strided
-
 
 def containers(model: nn.Module) -> list[Any]:
     """Return the containers that are attributes of modules."""
@@ -66,7 +64,9 @@ def check_copies(model: nn.Module, run: Forward) -> None:
         raise ModelError(_not_its_own(model, found[0]))
     if held != [entries(part) for part in containers(model)]:
         raise ModelError(_not_its_own(model, "its containers"))
-    if any(bool((item != item).any()) for item in tensors_in(outputs) if item.layout is STRIDED):
+    if any(
+        bool((item != item).any()) for item in tensors_in(outputs) if item.layout is torch.strided
+    ):
         msg = f"the forward of {type(model).__name__} returns NaN: check weights and example inputs"
         raise ModelError(msg)
     if not any(item.is_floating_point() or item.is_complex() for item in tensors_in(outputs)):

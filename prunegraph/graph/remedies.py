@@ -76,13 +76,12 @@ class Remedies:
         """
         subject = awake(self._model)
         training = can_train(subject, run)
-        doubts = self._doubts(self.builder().build())
-        for some in _choices(doubts):
+        builder = self.builder()
+        graph = builder.build()
+        for some in _choices(self._doubts(graph)):
             if (found := self._without(some, subject, run, training)) is not None:
                 return found
         while True:  # ends: each round freezes classes, or uses up a remedy
-            builder = self.builder()
-            graph = builder.build()
             attempt = Trial(subject, graph, run, training=training)
             if attempt.failure is None:
                 break
@@ -95,6 +94,8 @@ class Remedies:
                         self._recording.pairs.append(labels)
                     else:
                         self._recording.store.freeze(labels, cause)
+            builder = self.builder()
+            graph = builder.build()
         for doubt in self._doubts(graph):
             graph = self._without([doubt], subject, run, training) or graph
         return graph

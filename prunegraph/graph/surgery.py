@@ -252,7 +252,7 @@ def zero_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Mod
         SurgeryError: the graph is not of this network.
     """
     plans = slice_plans(model, graph, mask)
-    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    tensors = _stored(model)
     divisors = {id(tensors.get(name)) for name in graph.divisors}
     memo = {k: _zero(p.tensor, p.keep) for k, p in plans.items() if k not in divisors}
     for key, length in _kept_lengths(model, plans):
@@ -283,6 +283,11 @@ def zero_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Mod
     return silent
 
 
+def _stored(model: nn.Module) -> dict[str, Tensor]:
+    """Return what a structure graph may name: parameters, buffers, tensors that are attributes."""
+    return dict([*model.named_parameters(remove_duplicate=False), *constants(model)])
+
+
 def slice_plans(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> dict[int, SlicePlan]:
     """Return ``id(tensor) -> plan`` of the parameters and buffers that lose positions.
 
@@ -291,7 +296,7 @@ def slice_plans(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> dict
         SurgeryError: the graph is not of this network.
     """
     _check_mask(graph, mask)
-    tensors = dict([*model.named_parameters(remove_duplicate=False), *constants(model)])
+    tensors = _stored(model)
     plans: dict[int, SlicePlan] = {}
     for name, axes in graph.param_classes.items():
         tensor = tensors.get(name)

@@ -158,6 +158,15 @@ def failing_frame(
     return found
 
 
+def _failed(network: nn.Module, error: BaseException, when: str = "") -> Failure:
+    """Return that a pruned network's forward raised an error, and where."""
+    frame = failing_frame(network, error)
+    return Failure(
+        reason=f"{when}the forward needs its full width: {first_line(error)}",
+        module=None if frame is None else frame[0],
+    )
+
+
 def can_train(model: nn.Module, run: Forward) -> bool:
     """Return whether a network runs on the example in training mode: it may need targets."""
     return _failure_in_training(copy_network(model), run) is None
@@ -170,11 +179,7 @@ def _failure_in_training(network: nn.Module, run: Forward) -> Failure | None:
             network.train()
             run(network, None)
     except ERRORS as error:
-        frame = failing_frame(network, error)
-        return Failure(
-            reason=f"in training mode the forward needs its full width: {first_line(error)}",
-            module=None if frame is None else frame[0],
-        )
+        return _failed(network, error, "in training mode ")
     return None
 
 
@@ -197,11 +202,7 @@ def failure_of(
         slim_model = apply_mask(model, graph, mask)
         slim = tensors_in(run(slim_model, None))
     except ERRORS as error:
-        frame = failing_frame(slim_model, error)
-        return Failure(
-            reason=f"the forward needs its full width: {first_line(error)}",
-            module=None if frame is None else frame[0],
-        )
+        return _failed(slim_model, error)
     silent = zero_mask(model, graph, mask)
     try:
         zero = tensors_in(run(silent, None))
