@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunegraph.experiment import forecast, speed
+from prunegraph.experiment import speed
 from prunegraph.pruning import Latency, latency, latency_table
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -58,7 +58,7 @@ def parameter_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Latency]:
 
     for module in (latency, latency_table):
         monkeypatch.setattr(module, "measure_latency", measure)
-    for module in (forecast, latency_table, speed):
+    for module in (latency_table, speed):
         monkeypatch.setattr(module, "measure_latencies", measure_all)
     return measure
 

@@ -164,7 +164,7 @@ def prune(
     badness = partial(divergence, evaluator)
     starts = rank_starts(badness, graph, statistics, budget) if "start" in names else ()
     timed = budget.max_latency is not None
-    table = measure_latency_table(model, graph, example_inputs) if timed else None
+    table = measure_latency_table(model, graph, example_inputs, budget=budget) if timed else None
     use = Use(
         graph=graph,
         budget=budget,

@@ -238,8 +238,8 @@ class Bench:
         """Layer times on this device, for one image; None if they are not needed, or known."""
         if not self._measures_latency:
             return None
-        target = self.target
-        return measure_latency_table(self.timed_model, target.graph, target.example_inputs)
+        graph, inputs = self.target.graph, self.target.example_inputs
+        return measure_latency_table(self.timed_model, graph, inputs, budget=self.budget)
 
     @cached_property
     def timed_model(self) -> nn.Module:

@@ -41,6 +41,9 @@ class MemoryModel:
     Args:
         num_classes: N.
         storages: everything that the forward allocates, and its inputs.
+
+    Attributes:
+        written: ``[N]`` bytes of each class in all storages together.
     """
 
     def __init__(self, num_classes: int, storages: Sequence[Storage]) -> None:
@@ -57,6 +60,7 @@ class MemoryModel:
             (size[row], (row, column)), shape=(len(kept), num_classes)
         ).tocsr()  # adds up the positions of a class
         always = [int((storage.classes == ALWAYS).sum()) for storage in storages]
+        self.written: Float64Array = np.asarray(per_class.sum(axis=0), dtype=np.float64).ravel()
         self._by_class = (alive @ per_class).tocsr()  # [T, N] of each moment
         self._at_least = alive @ (size * np.array(always, dtype=np.int64))
 

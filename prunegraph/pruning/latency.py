@@ -74,7 +74,10 @@ def project_latency(
         raise BudgetError(msg)
     model, others = unwrap(model), budget.without_latency()
     graph.project(scores, others)  # raises before anything slow if other limits cannot be met
-    table = table or measure_latency_table(model, graph, example_inputs, num_runs=num_runs)
+    if table is None:
+        table = measure_latency_table(
+            model, graph, example_inputs, budget=budget, num_runs=num_runs
+        )
     foretold = replace(graph, latency_model=table)
     least = smallest_mask(graph, others, scores)
     reached, target = float("inf"), asked

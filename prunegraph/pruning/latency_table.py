@@ -1,7 +1,7 @@
 """Measured times of a network's layers at a grid of widths: what each channel costs on this device.
 
-They leave out what runs between the layers, so two whole networks, the dense one and the smallest,
-place their sum on the clock.
+They leave out what runs between the layers, which takes time by the bytes that it writes. Whole
+networks place both on the clock: the dense one, the smallest, and some of uneven widths.
 """
 
 import copy
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from prunegraph.graph import ExampleInputs, OpNode, StructureGraph, call_forward, evaluation_mode
 from prunegraph.graph.analyse import unwrap
 from prunegraph.graph.calls import tensors_in
+from prunegraph.graph.features import rank_in_group
 from prunegraph.graph.projection import minimum
 from prunegraph.graph.surgery import apply_mask
 from prunegraph.pruning.clock import Latency, measure_latencies, measure_latency
@@ -32,6 +33,12 @@ NUM_ROUNDS = 3
 SECONDS_PER_WIDTH = 0.02
 """Time spent on a layer at one pair of widths, if three runs fit into it."""
 
+NUM_UNEVEN = 8
+"""Networks of uneven widths that tell layers from bytes."""
+
+UNEVENNESS = 0.5
+"""Standard deviation of a group's advantage in them, in ranks within a group (0 to 1)."""
+
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
 """Layers that can be timed alone."""
 
@@ -42,7 +49,7 @@ class LatencyTable:
 
     A ``CostFunction`` of the structure, in milliseconds.
 
-    ``milliseconds(mask) = offset + scale * sum of the layers' interpolated times``.
+    ``milliseconds(mask) = offset + scale * sum of the layers' interpolated times + rates * mask``.
 
     Attributes:
         positions: ``[2 M, N]`` how many positions of each class lie on the output axis of each of
@@ -53,6 +60,8 @@ class LatencyTable:
         smallest: the latency of the network in which each group keeps its minimum.
         scale: network milliseconds for one of the layers'.
         offset: milliseconds that no width changes.
+        rates: ``[N]`` milliseconds for the bytes that a forward writes for each class.
+        excess: of ten networks of uneven widths nine take at most this many times their forecast.
     """
 
     positions: Any
@@ -62,6 +71,17 @@ class LatencyTable:
     smallest: Latency
     scale: float
     offset: float
+    rates: Float64Array
+    excess: float
+
+    def slower_by(self, factor: float) -> "LatencyTable":
+        """Return a table that foretells ``factor`` times as many milliseconds."""
+        return replace(
+            self,
+            scale=factor * self.scale,
+            offset=factor * self.offset,
+            rates=factor * self.rates,
+        )
 
     def milliseconds(self, keep: BoolArray) -> float:
         """Return the predicted latency at keep bits ``[N]``; never falls as classes join."""
@@ -69,7 +89,8 @@ class LatencyTable:
 
     def expected(self, probabilities: Float64Array) -> Float64Array:
         """Return the predicted latency ``[B]`` at bits or keep probabilities ``[B, N]``."""
-        return self._at_widths(np.asarray(self.positions @ probabilities.T))
+        layers = self._at_widths(np.asarray(self.positions @ probabilities.T))
+        return np.asarray(layers + probabilities @ self.rates)
 
     def slopes(self, probabilities: Float64Array) -> Float64Array:
         """Return the derivatives ``[B, N]`` of ``expected``."""
@@ -81,18 +102,19 @@ class LatencyTable:
         by_in += place.share[0] * (corners[1, 1] - corners[1, 0])
         by_width = np.stack([by_out, by_in]) / place.step
         slopes = self.positions.T @ by_width.reshape(-1, len(probabilities))
-        return np.asarray(self.scale * slopes.T)
+        return np.asarray(self.scale * slopes.T + self.rates)
 
     def at_stake(self, limit: float) -> BoolArray:
-        """Return the classes ``[N]`` on some timed layer, if the whole network takes too long."""
-        used = np.asarray(self.positions.sum(axis=0)).ravel() > 0
+        """Return the classes ``[N]`` that take time, if the whole network takes too long."""
+        used = (np.asarray(self.positions.sum(axis=0)).ravel() > 0) | (self.rates > 0)
         return used & (self.milliseconds(np.ones(len(used), dtype=bool)) > limit)
 
     def fits_with_each(self, keep: BoolArray, limit: float) -> BoolArray:
         """Return ``[N]`` where the forecast stays within a limit if one removed class joins."""
         kinds, kind_of = self._kinds
-        kept = np.asarray(self.positions @ keep.astype(np.float64))
-        return np.asarray((self._at_widths(kept[:, None] + kinds) <= limit)[kind_of])
+        bits = keep.astype(np.float64)
+        layers = self._at_widths(np.asarray(self.positions @ bits)[:, None] + kinds)[kind_of]
+        return np.asarray(layers + bits @ self.rates + self.rates <= limit)
 
     def exchanged(self, keep: BoolArray, drops: IntArray, adds: IntArray) -> Float64Array:
         """Return the forecast ``[D, A]`` after exchanges, to first order."""
@@ -147,30 +169,43 @@ class _Place(NamedTuple):
 
 
 def measure_latency_table(
-    model: nn.Module, graph: StructureGraph, example_inputs: ExampleInputs, *, num_runs: int = 50
+    model: nn.Module,
+    graph: StructureGraph,
+    example_inputs: ExampleInputs,
+    *,
+    budget: Budget | None = None,
+    num_runs: int = 50,
 ) -> LatencyTable:
-    """Time a network's layers at a grid of widths, and the dense and the smallest network.
+    """Time a network's layers at a grid of widths, and some whole networks.
 
-    Takes about as long as a thousand forwards. Layers of the same sizes are timed together.
+    Takes about as long as two thousand forwards. Layers of the same sizes are timed together.
+    Kernels work on blocks of channels, so that one channel more may cost as much as sixteen: where
+    widths are not rounded, each time is the mean of that at a width and just above it.
 
     Args:
         model: the dense network; it is left as it is.
         graph: its structure.
         example_inputs: what its forward takes, on its device; their batch is what is timed.
+        budget: the latency about which the table is to be right, and what widths are rounded to;
+            default, or if no network is in question there: half way from the smallest to the dense.
         num_runs: timed runs of a whole network.
     """
     model = unwrap(model)
+    round_to = None if budget is None else budget.round_to
     calls = _layer_calls(model, graph, example_inputs)
     widths = np.ones((2, len(calls), len(SHARES)))
     times = np.full((len(calls), len(SHARES), len(SHARES)), np.inf)
     for row, call in enumerate(calls):
-        widths[:, row] = [_grid(graph, op_classes, call.op) for op_classes in call.axes]
+        widths[:, row] = [_grid(graph, classes, call.op) for classes in call.axes]
     for _ in range(NUM_ROUNDS):
         cache: dict[Any, float] = {}
         for row, call in enumerate(calls):
             for i, outs in enumerate(widths[0, row]):
                 for j, ins in enumerate(widths[1, row]):
                     took = call.milliseconds(int(outs), int(ins), cache)
+                    if round_to is None:
+                        above = call.above(graph, int(outs), int(ins))
+                        took = (took + call.milliseconds(*above, cache)) / 2
                     times[row, i, j] = min(times[row, i, j], took)
     times = np.maximum.accumulate(np.maximum.accumulate(times, axis=1), axis=2)
     counts = [
@@ -178,37 +213,91 @@ def measure_latency_table(
         for axis in (0, 1)
         for call in calls
     ]
-    positions = sparse.csr_array(np.array(counts, dtype=np.float64).reshape(-1, graph.num_classes))
-    return _on_the_clock(model, graph, example_inputs, positions, widths, times, num_runs)
-
-
-def _on_the_clock(
-    model: nn.Module,
-    graph: StructureGraph,
-    example_inputs: ExampleInputs,
-    positions: Any,
-    widths: Float64Array,
-    times: Float64Array,
-    num_runs: int,
-) -> LatencyTable:
-    """Fit scale and offset to the dense and the smallest network."""
-    least = smallest_mask(graph, Budget(keep_macs=1.0))
-    networks = model, apply_mask(model, graph, least)
+    ends = graph.dense_mask(), smallest_mask(graph, Budget(keep_macs=1.0, round_to=round_to))
+    networks = model, apply_mask(model, graph, ends[1])
     dense, smallest = measure_latencies(networks, example_inputs, num_runs=num_runs)
     raw = LatencyTable(
-        positions=positions,
+        positions=sparse.csr_array(
+            np.array(counts, dtype=np.float64).reshape(-1, graph.num_classes)
+        ),
         widths=widths,
         times=times,
         dense=dense,
         smallest=smallest,
         scale=1.0,
         offset=0.0,
+        rates=np.zeros(graph.num_classes),
+        excess=1.0,
     )
-    sums = [raw.milliseconds(mask.keep) for mask in (graph.dense_mask(), least)]
-    gain = max(dense.least - smallest.least, 0.0)
-    scale = gain / (sums[0] - sums[1]) if sums[0] > sums[1] else 0.0
-    offset = smallest.least - scale * sums[1]
-    return replace(raw, scale=scale, offset=offset)
+    near = None if budget is None else budget.max_latency
+    if near is None or not 1.01 * smallest.least < near < dense.least:
+        near = (smallest.least + dense.least) / 2
+    limits = Budget(max_latency=near, round_to=round_to)
+    return _on_the_clock(raw, ends, model, graph, example_inputs, limits, num_runs)
+
+
+def _on_the_clock(
+    raw: LatencyTable,
+    ends: tuple[KeepMask, KeepMask],
+    model: nn.Module,
+    graph: StructureGraph,
+    example_inputs: ExampleInputs,
+    limits: Budget,
+    num_runs: int,
+) -> LatencyTable:
+    """Share the time between the dense and the smallest network among layers and bytes.
+
+    The share is that which fits networks of uneven widths best (least squares).
+    """
+    memory = graph.memory_model
+    written = np.zeros(graph.num_classes) if memory is None else memory.written
+    by_layers, by_bytes = (_between(raw, ends, written, share=share) for share in (0.0, 1.0))
+    if raw.dense.least <= raw.smallest.least:
+        return by_layers
+    uneven = _uneven_masks(replace(graph, latency_model=by_layers), limits)
+    took = np.zeros(len(uneven))
+    for row, mask in enumerate(uneven):
+        networks = model, apply_mask(model, graph, mask)
+        dense, slim = measure_latencies(networks, example_inputs, num_runs=num_runs // 2 + 1)
+        took[row] = slim.least / dense.least * raw.dense.least  # as fast as the machine was then
+    layers, apart = (
+        np.array([table.milliseconds(mask.keep) for mask in uneven])
+        for table in (by_layers, by_bytes)
+    )
+    apart -= layers
+    fit = float((apart / took) @ ((took - layers) / took) / max(((apart / took) ** 2).sum(), 1e-12))
+    share = min(max(fit, 0.0), 1.0)
+    excess = float(np.quantile(took / (layers + share * apart), 0.9))
+    return replace(_between(raw, ends, written, share=share), excess=excess)
+
+
+def _between(
+    raw: LatencyTable, ends: tuple[KeepMask, KeepMask], written: Float64Array, *, share: float
+) -> LatencyTable:
+    """Return the table that is right for the dense and the smallest network.
+
+    Of the time between the two the bytes ``[N]`` take ``share``, the layers the rest.
+    """
+    dense, least = (mask.keep for mask in ends)
+    gain, num_bytes = raw.dense.least - raw.smallest.least, float(written[dense & ~least].sum())
+    gain = max(gain, 0.0)
+    layers = raw.milliseconds(dense) - raw.milliseconds(least)
+    share = share if num_bytes > 0 else 0.0
+    table = replace(
+        raw,
+        scale=(1.0 - share) * gain / layers if layers > 0 else 0.0,
+        rates=share * gain / max(num_bytes, 1.0) * written,
+    )
+    return replace(table, offset=raw.smallest.least - table.milliseconds(least))
+
+
+def _uneven_masks(graph: StructureGraph, limits: Budget) -> list[KeepMask]:
+    """Return masks that a structure with a forecast puts at limits, the first of even widths."""
+    even = rank_in_group(graph, np.zeros(graph.num_classes))
+    draws = UNEVENNESS * np.random.default_rng(0).normal(size=(NUM_UNEVEN, len(graph.groups)))
+    draws[0] = 0.0
+    scores = (even + draws[:, graph.group_of]).astype(np.float32)
+    return [graph.project(row, limits) for row in scores]
 
 
 def smallest_mask(
@@ -249,6 +338,14 @@ class _LayerCall:
                 layer, source, num_warm_up=2, max_seconds=SECONDS_PER_WIDTH
             ).least
         return cache[key]
+
+    def above(self, graph: StructureGraph, outs: int, ins: int) -> tuple[int, int]:
+        """Return the widths with one more free position each, if there is one."""
+        more = []
+        for width, classes in zip((outs, ins), self.axes, strict=True):
+            step = _step(classes, self.op) if graph.free[classes].any() else 0
+            more.append(min(width + step, max(len(classes), 1)))
+        return more[0], more[1]
 
     def _slice(self, outs: int, ins: int) -> tuple[Any, Tensor]:
         """Return the layer and its input at given widths; the values do not matter."""
@@ -308,6 +405,11 @@ def _grid(graph: StructureGraph, classes: IntArray, op: OpNode) -> Float64Array:
     size = max(len(classes), 1)
     if not graph.free[classes].any():
         return np.full(len(SHARES), float(size))
-    step = op.groups if classes is op.out_classes and not op.depthwise else 1
+    step = _step(classes, op)
     widths = np.ceil(np.array(SHARES) * size / step) * step
     return np.asarray(np.clip(widths, step, size))
+
+
+def _step(classes: IntArray, op: OpNode) -> int:
+    """Return how many positions of an axis come and go together: one in each group."""
+    return op.groups if classes is op.out_classes and not op.depthwise else 1

@@ -233,6 +233,8 @@ def latency_case(folder: Path, graph: StructureGraph) -> Case:
         smallest=Latency(least=1.0, median=1.0, p90=1.0, num_runs=3, ran=1.0),
         scale=1.0,
         offset=0.0,
+        rates=np.full(graph.num_classes, 0.1),
+        excess=1.0,
     )
     write_table(path, table)
 

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -12,17 +12,19 @@ from torch import Tensor, nn
 
 from prunegraph.errors import BudgetError
 from prunegraph.graph import StructureGraph, analyse
+from prunegraph.graph.surgery import apply_mask
 from prunegraph.models import build_model
 from prunegraph.pruning import (
     Latency,
     LatencyTable,
+    latency_table,
     measure_latency,
     measure_latency_table,
     project_latency,
 )
 from prunegraph.pruning import latency as latency_module
 from prunegraph.pruning.clock import measure_latencies
-from prunegraph.types import Budget, FloatArray
+from prunegraph.types import BoolArray, Budget, FloatArray, KeepMask
 
 Case = tuple[nn.Module, StructureGraph, Tensor, LatencyTable]
 
@@ -107,6 +109,60 @@ def test_the_table_meets_both_ends_and_never_falls(case: Case) -> None:
         assert now <= last + 1e-9
         last = now
     assert last < table.dense.least
+
+
+def test_what_no_layer_tells_is_foretold_by_the_bytes_written(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, graph, example, _ = case
+    masks: dict[int, BoolArray] = {}
+    assert graph.memory_model is not None
+    written = graph.memory_model.written
+
+    def cut(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Module:
+        slim = apply_mask(model, graph, mask)
+        masks[id(slim)] = mask.keep
+        return slim
+
+    def measure(models: Sequence[nn.Module], *_: object, **__: object) -> list[Latency]:
+        found = []
+        for each in models:
+            keep = masks.get(id(each), np.ones(graph.num_classes, dtype=bool))
+            took = 1.0 + float(written[keep].sum()) / 1e6
+            found.append(Latency(least=took, median=took, p90=took, num_runs=1, ran=1.0))
+        return found
+
+    monkeypatch.setattr(latency_table, "apply_mask", cut)
+    monkeypatch.setattr(latency_table, "measure_latencies", measure)
+    table = measure_latency_table(model, graph, example, budget=Budget(max_latency=1.5))
+    assert table.excess == pytest.approx(1.0, abs=1e-6)
+    assert table.rates == pytest.approx(written / 1e6, abs=1e-9)
+    keep = graph.frozen | (np.random.default_rng(0).random(graph.num_classes) < 0.4)
+    foretold = table.milliseconds(keep)
+    assert foretold == pytest.approx(1.0 + written[keep].sum() / 1e6)
+    assert table.slower_by(1.1).milliseconds(keep) == pytest.approx(1.1 * foretold)
+
+
+@pytest.mark.parametrize("round_to", [None, 8])
+def test_layers_are_timed_at_the_widths_that_rounding_allows(
+    round_to: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 64, 1), nn.ReLU(), nn.Conv2d(64, 32, 1)).eval()
+    example = torch.randn(1, 3, 4, 4)
+    seen: set[int] = set()
+
+    def measure(layer: nn.Module, *_: object, **__: object) -> Latency:
+        assert isinstance(layer, nn.Conv2d)
+        if layer.out_channels == 64:  # of the dense layer: its weight is cut, no attribute
+            seen.add(len(layer.weight))
+        return Latency(least=1.0, median=1.0, p90=1.0, num_runs=1, ran=1.0)
+
+    monkeypatch.setattr(latency_table, "measure_latency", measure)
+    limits = Budget(max_latency=1.0, round_to=round_to)
+    table = measure_latency_table(model, analyse(model, example), example, budget=limits)
+    above = set() if round_to else {5, 17, 33, 49}
+    assert seen == {4, 16, 32, 48, 64} | above
+    assert table.smallest.least > 0.0
 
 
 def test_a_forecast_has_its_slopes_and_tells_who_still_fits(case: Case) -> None:
