@@ -1,6 +1,7 @@
 """``prunegraph export``: the pruned network of a run as a file for other programs."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,18 @@ def run_export(config: ExportConfig, console: Console) -> dict[str, Any]:
         files.append(artefact_paths(path)[0])
     else:
         texts = {name: json.dumps(value) for name, value in inputs.items()}
-        export(saved.model, example, path, format=config.format, metadata=texts)
+        export(
+            saved.model,
+            example,
+            path,
+            format=config.format,
+            dynamic_axes=config.dynamic_axes,
+            metadata=texts,
+        )
     size = path.stat().st_size
     names = " and ".join(map(str, files))
     console.say(f"{info.arch}, pruned, as {config.format}: {names} ({size:,} bytes)")
-    console.say(_in_words(inputs))
+    console.say(_in_words(inputs, config.dynamic_axes))
     return {
         "command": config.command,
         "arch": info.arch,
@@ -80,9 +88,12 @@ def input_details(info: PrunedInfo) -> dict[str, Any]:
     return details
 
 
-def _in_words(inputs: dict[str, Any]) -> str:
+def _in_words(inputs: dict[str, Any], dynamic_axes: Sequence[int]) -> str:
     """Return what a network expects in one line."""
-    words = f"it takes inputs of shape {['batch', *inputs['input_shape']]}".replace("'", "")
+    shape = ["batch", *inputs["input_shape"]]
+    for axis in dynamic_axes:
+        shape[axis] = "any"
+    words = f"it takes inputs of shape {shape}".replace("'", "")
     if "mean" in inputs:
         words += f", pixels in [0, 1] minus mean {inputs['mean']}, divided by std {inputs['std']}"
     if "classes" in inputs:

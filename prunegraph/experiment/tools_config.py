@@ -77,12 +77,15 @@ class ExportConfig(CommonConfig):
         out: file to write, a new one with the format's suffix; default: RUN/pruned.onnx,
             RUN/pruned.pt2, RUN/exported.safetensors (and exported.recipe.json).
         arch: the network's name, needed if it is package.module:factory: it is code that is run.
+        dynamic_axes: axes of the input, besides the batch, whose size the file is to leave open: 2
+            3 for images of any size, 1 for sequences of any length.
     """
 
     command: ClassVar[str] = "export"
     run: Annotated[Path, tyro.conf.Positional]
     format: Literal["onnx", "torch-export", "safetensors"] = "onnx"
     out: Path | None = None
+    dynamic_axes: tuple[int, ...] = ()
     arch: str | None = None
 
 

@@ -6,7 +6,7 @@ import logging
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,7 @@ def export(
     *,
     format: ExportFormat = "onnx",  # the command line's word for it
     dynamic_batch: bool = True,
+    dynamic_axes: Sequence[int] = (),
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a network for use elsewhere, once the file's own outputs have been found equal.
@@ -60,6 +61,9 @@ def export(
         path: the file to write; it ends in ``.onnx``, ``.pt2`` or ``.safetensors``.
         format: ``"onnx"``, ``"torch-export"`` (a ``.pt2`` program) or ``"safetensors"`` (weights).
         dynamic_batch: let the file take any batch size; False = that of the example.
+        dynamic_axes: further axes whose size may be another one than the example's, such as 1 for
+            tokens and 2 and 3 for images: that axis of every input that has it. The file is
+            compared at twice the example's sizes, too.
         metadata: texts that the file holds by name: ``metadata_props`` of ONNX, ``extra_files`` of
             a program, the metadata of weights.
 
@@ -67,7 +71,7 @@ def export(
         The path.
 
     Raises:
-        ConfigError: unknown format, or another suffix than its own.
+        ConfigError: unknown format, another suffix than its own, or an axis that no input has.
         ExportError: the exporter fails, a library is missing, or the outputs differ; nothing is
             written then.
         ArtefactError: the file cannot be written.
@@ -81,22 +85,28 @@ def export(
         raise ConfigError(msg)
     network = copy_network(unwrap(model)).cpu().eval()
     example = _arguments(example_inputs)
-    texts = dict(metadata or {})
+    dynamic = _checked_axes(example, dynamic_axes, dynamic_batch=dynamic_batch)
     if dynamic_batch:
         example = _with_batch(example, 2)  # exporters take a batch of one for a constant
+    checked = [example]
+    if dynamic_batch:
+        checked.append(_with_batch(example, 3))
+    if dynamic_axes:
+        checked.append(_twice_along(example, dynamic_axes))
     with evaluation_mode(network):
         try:
-            content, runner = writers[format](network, example, texts, dynamic_batch=dynamic_batch)
-            checked = [example, _with_batch(example, 3)] if dynamic_batch else [example]
+            content, runner = writers[format](network, example, dict(metadata or {}), dynamic)
             for arguments in checked:
                 _compare(format, network, runner, arguments)
         except ExportError:
             raise
         except Exception as error:
             reason = " ".join(str(_first_cause(error)).split())[:300]
-            hint = "; if its forward fixes the batch size, use dynamic_batch=False"
-            msg = f"{format} export of {type(network).__name__} failed: {reason}"
-            raise ExportError(msg + hint * dynamic_batch) from error
+            hint = "; if its forward fixes the batch size, use dynamic_batch=False" * dynamic_batch
+            if dynamic_axes:
+                hint += f"; if it fixes one of the axes {list(dynamic_axes)}, leave that out"
+            msg = f"{format} export of {type(network).__name__} failed: {reason}{hint}"
+            raise ExportError(msg) from error
     write_bytes(path, content)
     return Path(path)
 
@@ -159,26 +169,58 @@ def _arguments(example_inputs: ExampleInputs) -> Arguments:
     return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
 
+def _checked_axes(
+    example: Arguments, axes: Sequence[int], *, dynamic_batch: bool
+) -> dict[int, Any]:
+    """Return which axes may vary, and by which rule of ``torch.export``."""
+    most = max((tensor.dim() for tensor in tensors_in(example)), default=0)
+    for axis in axes:
+        if not 0 < axis < most:
+            msg = f"dynamic_axes holds {axis}: name axes from 1 to {most - 1} (0 is the batch)"
+            raise ConfigError(msg)
+    found: dict[int, Any] = dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
+    if dynamic_batch:
+        found[0] = torch.export.Dim("batch", min=1)
+    return found
+
+
 def _with_batch(arguments: Arguments, size: int) -> Arguments:
-    """Return the arguments with ``size`` different examples along axis 0 of every tensor.
+    """Return the arguments with ``size`` different examples along axis 0 of every tensor."""
+    return _varied(arguments, lambda value: torch.cat([value] * size)[:size], seed=size)
+
+
+def _twice_along(arguments: Arguments, axes: Sequence[int]) -> Arguments:
+    """Return the arguments with twice as many different entries along some axes."""
+
+    def repeat(value: Tensor) -> Tensor:
+        for axis in axes:
+            if axis < value.dim():
+                value = torch.cat([value] * 2, dim=axis)
+        return value
+
+    return _varied(arguments, repeat, seed=0)
+
+
+def _varied(arguments: Arguments, repeat: Callable[[Tensor], Tensor], seed: int) -> Arguments:
+    """Return the arguments repeated, with noise that makes the parts differ.
 
     Those of an example without negative numbers have none either.
     """
 
-    def resize(value: Any) -> Any:
+    def vary(value: Any) -> Any:
         if not isinstance(value, Tensor) or value.dim() == 0:
             return value
-        copies = torch.cat([value] * size)[:size].clone()
+        copies = repeat(value).clone()
         if copies.is_floating_point():
-            noise = torch.Generator().manual_seed(size)
+            noise = torch.Generator().manual_seed(seed)
             if bool((copies >= 0.0).all() and copies.any()):
                 copies *= torch.rand(copies.shape, generator=noise, dtype=copies.dtype) + 0.5
             else:
                 copies += torch.randn(copies.shape, generator=noise, dtype=copies.dtype)
         return copies
 
-    resized: Arguments = tree_map(resize, arguments)
-    return resized
+    varied: Arguments = tree_map(vary, arguments)
+    return varied
 
 
 def _run(network: Callable[..., Any], arguments: Arguments) -> list[Tensor]:
@@ -186,14 +228,15 @@ def _run(network: Callable[..., Any], arguments: Arguments) -> list[Tensor]:
     return tensors_in(network(*args, **kwargs))
 
 
-def _dynamic_shapes(arguments: Arguments, *, dynamic_batch: bool) -> Any:
+def _dynamic_shapes(arguments: Arguments, dynamic: Mapping[int, Any]) -> Any:
     """Return which axes may vary, in the structure of the arguments; None = none."""
-    if not dynamic_batch:
+    if not dynamic:
         return None
-    batch = torch.export.Dim("batch", min=1)
 
     def axes(value: Any) -> dict[int, Any] | None:
-        return {0: batch} if isinstance(value, Tensor) and value.dim() else None
+        if not isinstance(value, Tensor) or not value.dim():
+            return None
+        return {axis: rule for axis, rule in dynamic.items() if axis < value.dim()}
 
     args, kwargs = tree_map(axes, arguments)
     return kwargs or args
@@ -223,7 +266,7 @@ def _first_cause(error: BaseException) -> BaseException:
 
 
 def _to_onnx(
-    network: nn.Module, example: Arguments, metadata: dict[str, str], *, dynamic_batch: bool
+    network: nn.Module, example: Arguments, metadata: dict[str, str], dynamic: Mapping[int, Any]
 ) -> tuple[bytes, Runner]:
     """Return an ONNX file and a function that runs it in onnxruntime."""
     # The ONNX libraries are an optional dependency: imported only where they are needed.
@@ -239,7 +282,7 @@ def _to_onnx(
             network,
             args,
             kwargs=kwargs or None,
-            dynamic_shapes=_dynamic_shapes(example, dynamic_batch=dynamic_batch),
+            dynamic_shapes=_dynamic_shapes(example, dynamic),
             dynamo=True,
             verbose=False,
         )
@@ -261,11 +304,11 @@ def _to_onnx(
 
 
 def _to_program(
-    network: nn.Module, example: Arguments, metadata: dict[str, str], *, dynamic_batch: bool
+    network: nn.Module, example: Arguments, metadata: dict[str, str], dynamic: Mapping[int, Any]
 ) -> tuple[bytes, Runner]:
     """Return a ``torch.export`` program and a function that runs what was read back."""
     args, kwargs = example
-    shapes = _dynamic_shapes(example, dynamic_batch=dynamic_batch)
+    shapes = _dynamic_shapes(example, dynamic)
     buffer = io.BytesIO()
     with _quiet():
         exported = torch.export.export(network, args, kwargs, dynamic_shapes=shapes)
@@ -276,10 +319,9 @@ def _to_program(
 
 
 def _to_weights(
-    network: nn.Module, _example: Arguments, metadata: dict[str, str], *, dynamic_batch: bool
+    network: nn.Module, _example: Arguments, metadata: dict[str, str], _dynamic: Mapping[int, Any]
 ) -> tuple[bytes, Runner]:
     """Return the weights alone and a function that runs a network with what was read back."""
-    del dynamic_batch  # weights have no batch
     content = to_safetensors(state_tensors(network), metadata)
     reloaded = copy_network(network)
     tensors = safetensors.torch.load(content)

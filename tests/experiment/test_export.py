@@ -113,6 +113,20 @@ def test_a_torch_program_needs_torch_alone(run: tuple[Path, nn.Module], tmp_path
     torch.testing.assert_close(found, outputs(small, IMAGES))
 
 
+def test_images_of_any_size_are_asked_for_by_their_axes(
+    run: tuple[Path, nn.Module], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, small = run
+    path, images = tmp_path / "any.pt2", torch.randn(3, 1, 12, 20)
+    words = ["export", str(folder), *trust(folder), "--format", "torch-export", "--out", str(path)]
+    assert main([*words, "--dynamic-axes", "2", "3"]) == 0
+    assert "inputs of shape [batch, 1, any, any]" in capsys.readouterr().out
+    found = torch.export.load(path).module()(images)
+    torch.testing.assert_close(found, outputs(small, images))
+    assert main([*words[:-1], str(tmp_path / "other.pt2"), "--dynamic-axes", "4"]) == 2
+    assert "dynamic_axes holds 4: name axes from 1 to 3" in capsys.readouterr().err
+
+
 def test_the_recipe_cuts_a_freshly_built_network_of_the_users_code(
     run: tuple[Path, nn.Module], user_module: str, tmp_path: Path
 ) -> None:

@@ -146,6 +146,66 @@ def test_a_literal_batch_size_needs_a_fixed_batch(tmp_path: Path) -> None:
     assert path.stat().st_size > 0
 
 
+class Tokens(nn.Module):
+    """Attends over tokens, some of them masked out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.places = nn.Embedding(20, 8), nn.Embedding(64, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        x = self.embed(ids) + self.places(torch.arange(ids.shape[1], device=ids.device))
+        return self.head(self.layer(x, src_key_padding_mask=mask).mean(1))
+
+
+@pytest.mark.parametrize("name", ["onnx", "torch-export"])
+@pytest.mark.parametrize("kind", ["images", "tokens"])
+def test_further_axes_may_be_left_open(tmp_path: Path, name: str, kind: str) -> None:
+    torch.manual_seed(0)
+    path = tmp_path / f"net{SUFFIXES[name]}"
+    model: nn.Module
+    if kind == "images":
+        model = nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1)
+        )
+        sizes = [(16, 16), (24, 40)]
+        example, other = ((torch.randn(1, 3, *size),) for size in sizes)
+        axes = (2, 3)
+    else:
+        model, axes = Tokens(), (1,)
+        example, other = (
+            (torch.randint(20, (2, length)), torch.arange(length).expand(2, length) > length - 3)
+            for length in (6, 11)
+        )
+    expected = [reference_of(model, inputs) for inputs in (example, other)]
+    export(model, example, path, format=name, dynamic_axes=axes)
+    for inputs, wanted in zip((example, other), expected, strict=True):
+        if name == "onnx":
+            session = onnxruntime.InferenceSession(path.read_bytes())
+            names = [node.name for node in session.get_inputs()]
+            feed = {key: tensor.numpy() for key, tensor in zip(names, inputs, strict=True)}
+            found = torch.from_numpy(session.run(None, feed)[0])
+        else:
+            found = torch.export.load(path).module()(*inputs)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def reference_of(model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(*inputs)
+
+
+def test_an_axis_that_the_network_fixes_is_named(tmp_path: Path) -> None:
+    fixed = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    with pytest.raises(ExportError, match=r"if it fixes one of the axes \[1\], leave that out"):
+        export(fixed, torch.randn(1, 16), tmp_path / "net.onnx", dynamic_axes=(1,))
+    with pytest.raises(ConfigError, match=r"dynamic_axes holds 2: name axes from 1 to 1"):
+        export(fixed, torch.randn(1, 16), tmp_path / "net.onnx", dynamic_axes=(2,))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_missing_library_says_how_to_install_it(
     pruned: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
