@@ -89,6 +89,15 @@ def minimum(
     Raises:
         MaskError: scores of another shape, or not finite.
     """
+    check_scores(graph, scores)
+    exact = scores.astype(np.float64)
+    free = np.flatnonzero(graph.free)
+    order = free[np.argsort(-exact[free], kind="stable")]
+    return minimum_and_blocks(graph, order, exact, budget.round_to)
+
+
+def check_scores(graph: "StructureGraph", scores: FloatArray | Float64Array) -> None:
+    """Raise MaskError for scores of another shape than ``[N]``, or not finite."""
     if scores.shape != (graph.num_classes,):
         msg = (
             f"scores of shape {scores.shape} do not fit: this graph has {graph.num_classes} classes"
@@ -97,10 +106,6 @@ def minimum(
     if not np.isfinite(scores[graph.free]).all():
         msg = "scores hold NaN or infinite values; every free class needs a finite score"
         raise MaskError(msg)
-    exact = scores.astype(np.float64)
-    free = np.flatnonzero(graph.free)
-    order = free[np.argsort(-exact[free], kind="stable")]
-    return minimum_and_blocks(graph, order, exact, budget.round_to)
 
 
 class Limits:

@@ -1,6 +1,6 @@
 """Heuristics and search baselines behind the same Protocol as the agent."""
 
-from prunegraph.pruners.heuristics import HeuristicPruner, WidthsPruner
+from prunegraph.pruners.heuristics import HeuristicPruner, WidthsPruner, allocate
 from prunegraph.pruners.netadapt import NetAdapt
 from prunegraph.pruners.registry import PRUNERS, at_widths, make_pruner
 from prunegraph.pruners.search import CrossEntropySearch, RandomSearch
@@ -14,6 +14,7 @@ __all__ = [
     "RandomSearch",
     "TorchPruningPruner",
     "WidthsPruner",
+    "allocate",
     "at_widths",
     "make_pruner",
 ]

@@ -15,10 +15,11 @@ from prunegraph.graph.features import (
     rank_in_group,
     rank_within,
 )
+from prunegraph.graph.projection import check_scores
 from prunegraph.pruners.criteria import CRITERION_NAMES, importance
 from prunegraph.pruning.problem import PrunerResult, PruningProblem
 from prunegraph.pruning.statistics import num_sensitivity_networks, sensitivity
-from prunegraph.types import Float64Array, IntArray
+from prunegraph.types import Float64Array, FloatArray, IntArray
 
 SENSITIVITY_IMAGES = 1500
 """Search images that each group's sensitivity is measured on."""
@@ -122,6 +123,39 @@ ALLOCATIONS: Mapping[str, Callable[[PruningProblem, Float64Array], Float64Array]
 """Allocation -> scores ``[N]`` from importances ``[N]``; ``project`` keeps the highest."""
 
 
+def allocate(
+    problem: PruningProblem,
+    values: FloatArray | Float64Array,
+    allocation: str,
+    *,
+    of_the_layer: bool = False,
+) -> PrunerResult:
+    """Choose the mask of importances of one's own; only ``sensitivity`` runs networks.
+
+    Args:
+        problem: what to prune.
+        values: ``[N]`` finite importances, higher = keep first.
+        allocation: one of ``ALLOCATIONS``.
+        of_the_layer: the values' scale is that of a layer, its fan-in, width or map size: where
+            groups compete, they are divided by the group's mean.
+
+    Raises:
+        ConfigError: unknown allocation, or ``max_networks`` is below the networks that it runs.
+        MaskError: values of another shape, or not finite.
+    """
+    _check_allocation(allocation)
+    graph, before = problem.graph, problem.evaluator.num_networks
+    check_scores(graph, values)
+    exact = np.asarray(values, dtype=np.float64)
+    if of_the_layer and allocation in ("global", "per_mac"):
+        exact = _over_group_mean(graph, exact)
+    scores = ALLOCATIONS[allocation](problem, exact)
+    # ranks of the scores, since float32 would run some of them together
+    order = np.argsort(np.argsort(-scores, kind="stable"), kind="stable")
+    mask = problem.project(-order.astype(np.float32))
+    return PrunerResult(mask=mask, networks_evaluated=problem.evaluator.num_networks - before)
+
+
 @dataclass(frozen=True)
 class HeuristicPruner:
     """Keeps the classes with the highest scores that fit the budget.
@@ -136,9 +170,7 @@ class HeuristicPruner:
 
     def __post_init__(self) -> None:
         _check_criterion(self.criterion)
-        if self.allocation not in ALLOCATIONS:
-            msg = f"unknown allocation {self.allocation!r}; there are {', '.join(ALLOCATIONS)}"
-            raise ConfigError(msg)
+        _check_allocation(self.allocation)
 
     @property
     def name(self) -> str:
@@ -147,15 +179,11 @@ class HeuristicPruner:
 
     def prune(self, problem: PruningProblem) -> PrunerResult:
         """Choose a mask that meets the problem's budget; only ``sensitivity`` runs networks."""
-        graph, before = problem.graph, problem.evaluator.num_networks
-        values = importance(self.criterion, problem.statistics, graph.num_classes, problem.seed)
-        if self.allocation in ("global", "per_mac") and self.criterion in OF_THE_LAYER:
-            values = _over_group_mean(graph, values)
-        scores = ALLOCATIONS[self.allocation](problem, values)
-        # ranks of the scores, since float32 would run some of them together
-        order = np.argsort(np.argsort(-scores, kind="stable"), kind="stable")
-        mask = problem.project(-order.astype(np.float32))
-        return PrunerResult(mask=mask, networks_evaluated=problem.evaluator.num_networks - before)
+        values = importance(
+            self.criterion, problem.statistics, problem.graph.num_classes, problem.seed
+        )
+        of_the_layer = self.criterion in OF_THE_LAYER
+        return allocate(problem, values, self.allocation, of_the_layer=of_the_layer)
 
 
 @dataclass(frozen=True)
@@ -207,4 +235,10 @@ class WidthsPruner:
 def _check_criterion(criterion: str) -> None:
     if criterion not in CRITERION_NAMES:
         msg = f"unknown criterion {criterion!r}; there are {', '.join(CRITERION_NAMES)}"
+        raise ConfigError(msg)
+
+
+def _check_allocation(allocation: str) -> None:
+    if allocation not in ALLOCATIONS:
+        msg = f"unknown allocation {allocation!r}; there are {', '.join(ALLOCATIONS)}"
         raise ConfigError(msg)

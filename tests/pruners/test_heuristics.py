@@ -9,7 +9,7 @@ import torch
 from prunegraph.errors import ConfigError, MaskError
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.models import build_model
-from prunegraph.pruners import PRUNERS, HeuristicPruner, at_widths, make_pruner
+from prunegraph.pruners import PRUNERS, HeuristicPruner, allocate, at_widths, make_pruner
 from prunegraph.pruners.heuristics import ALLOCATIONS, isomorphic_parts
 from prunegraph.pruning import PruningProblem
 from prunegraph.testing.toy_env import toy_graph
@@ -117,6 +117,24 @@ def test_sensitivity_protects_the_group_that_hurts(make_problem: MakeProblem) ->
             gain[group.name] = evaluator.evaluate(graph.mask(keep)).loss
     most, least = max(gain, key=gain.__getitem__), min(gain, key=gain.__getitem__)
     assert kept[most] > kept[least]
+
+
+@pytest.mark.parametrize("name", ["l1/global", "taylor/global", "l2/uniform", "l1/sensitivity"])
+def test_importances_of_ones_own_get_any_allocation(make_problem: MakeProblem, name: str) -> None:
+    problem = make_problem()
+    criterion, allocation = name.split("/")
+    values = problem.statistics[criterion].copy()
+    own = allocate(problem, values, allocation, of_the_layer=criterion != "taylor")
+    known = HeuristicPruner(criterion, allocation).prune(make_problem())
+    assert (own.mask, own.networks_evaluated) == (known.mask, known.networks_evaluated)
+    assert (own.networks_evaluated > 0) == (allocation == "sensitivity")
+    with pytest.raises(ConfigError, match="unknown allocation 'none'; there are uniform"):
+        allocate(problem, values, "none")
+    with pytest.raises(MaskError, match="do not fit: this graph has"):
+        allocate(problem, values[1:], allocation)
+    values[problem.graph.free] = np.nan
+    with pytest.raises(MaskError, match="scores hold NaN"):
+        allocate(problem, values, allocation)
 
 
 def test_too_few_networks_for_sensitivity_are_refused(make_problem: MakeProblem) -> None:
