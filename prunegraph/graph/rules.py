@@ -51,7 +51,14 @@ from prunegraph.graph.product_rules import attention, sparse_mm, where_rows_are
 from prunegraph.graph.recorder import PRODUCTS, LabelRecorder, OpCall, Rule
 from prunegraph.graph.recurrent_rules import fused_recurrent, pack
 from prunegraph.graph.scatter_rules import put, scatter
-from prunegraph.graph.spatial_rules import grid_sample, regions, spatial, transform, unpool
+from prunegraph.graph.spatial_rules import (
+    deformable_convolution,
+    grid_sample,
+    regions,
+    spatial,
+    transform,
+    unpool,
+)
 
 # Reductions
 
@@ -309,6 +316,7 @@ def _table() -> dict[str, Rule]:
     table |= dict.fromkeys(("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn"), fused_recurrent)
     table |= dict.fromkeys(("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"), grid_sample)
     table |= dict.fromkeys(("torchvision::roi_align", "torchvision::roi_pool"), regions)
+    table["torchvision::deform_conv2d"] = deformable_convolution
     table |= {"native_layer_norm": layer_norm, "native_group_norm": group_norm}
     table |= {"convolution": convolution, "addmm": addmm, "mm": mm, "_grouped_mm": grouped_mm}
     table |= dict.fromkeys(("mv", "dot", "vdot"), mv)

@@ -1,6 +1,9 @@
-"""What pooling and resampling do to labels."""
+"""What pooling, resampling and reading at places in space do to labels."""
+
+from dataclasses import replace
 
 from prunegraph.graph.labels import along, is_neutral, varying_axes
+from prunegraph.graph.layer_rules import convolution
 from prunegraph.graph.recorder import LabelRecorder, OpCall
 
 WINDOWED = {
@@ -28,20 +31,39 @@ def unpool(recorder: LabelRecorder, call: OpCall) -> None:
 
 def grid_sample(recorder: LabelRecorder, call: OpCall) -> None:
     """Read at places ``[B, h, w, 2]`` that are the same for all channels, and stay whole."""
-    grid = recorder.labels_of(call.args[1])
-    if not is_neutral(grid):
-        recorder.store.freeze(grid, recorder.cause(call, "places in space"))
+    _keep_places(recorder, call, 1)
     _resample(recorder, call, 2)
 
 
 def regions(recorder: LabelRecorder, call: OpCall) -> None:
     """Read boxes ``[K, 5]``, the same for all channels, out of images ``[B, C, H, W]``."""
-    boxes = recorder.labels_of(call.args[1])
-    if not is_neutral(boxes):
-        recorder.store.freeze(boxes, recorder.cause(call, "places in space"))
+    _keep_places(recorder, call, 1)
     channels = recorder.channel_labels(recorder.labels_of(call.args[0]), 1)
     for tensor in call.outputs():
         recorder.set_labels(tensor, along(channels, 1, tensor.shape))
+
+
+def deformable_convolution(recorder: LabelRecorder, call: OpCall) -> None:
+    """A convolution that reads at offset places, which parts of its input channels may differ in.
+
+    Offsets ``[B, parts * 2 * kernel, H, W]``, and what modulates them, stay whole.
+    """
+    source, weight, _, _, bias, *steps = call.args
+    groups, parts = steps[6:8]
+    _keep_places(recorder, call, 2)
+    _keep_places(recorder, call, 3)
+    if parts > 1:  # each keeps as many channels as the others
+        channels = recorder.channel_labels(recorder.labels_of(source), 1).view(parts, -1)
+        recorder.store.unite(channels, channels[:1])
+    plain = (source, weight, bias, steps[0:2], steps[2:4], steps[4:6], False, [0, 0], groups)
+    convolution(recorder, replace(call, name="convolution", args=plain))
+
+
+def _keep_places(recorder: LabelRecorder, call: OpCall, position: int) -> None:
+    """Keep an argument whole that says where in space to read."""
+    places = recorder.labels_of(call.args[position])
+    if not is_neutral(places):
+        recorder.store.freeze(places, recorder.cause(call, "places in space"))
 
 
 def _resample(recorder: LabelRecorder, call: OpCall, first: int) -> None:

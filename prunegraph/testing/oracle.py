@@ -6,6 +6,7 @@ from math import prod
 from typing import Any
 
 import torch
+import torchvision  # noqa: F401  # makes torch.ops.torchvision
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
@@ -60,6 +61,13 @@ def _recurrent_flops(
     return FLOPS_PER_MAC * prod(inputs[:-1]) * (prod(weight) + prod(hidden))
 
 
+def _deformed_flops(
+    _source: tuple[int, ...], weight: tuple[int, ...], *_: Any, out_shape: tuple[int, ...]
+) -> int:
+    """Count a convolution that reads at offset places."""
+    return FLOPS_PER_MAC * prod(weight[1:]) * prod(out_shape)
+
+
 UNCOUNTED = {
     getattr(torch.ops.aten, name): count
     for name, count in {
@@ -71,7 +79,7 @@ UNCOUNTED = {
         "_scaled_dot_product_flash_attention_for_cpu": _attention_flops,
     }.items()
     if hasattr(torch.ops.aten, name)
-}
+} | {torch.ops.torchvision.deform_conv2d: _deformed_flops}
 """What torch's counter leaves out."""
 
 

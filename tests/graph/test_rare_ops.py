@@ -126,6 +126,27 @@ class Regions(nn.Module):
         return out
 
 
+class Deformed(nn.Module):
+    """Reads at places that a convolution of its own says, as deformable detectors do."""
+
+    def __init__(self, groups: int = 1, parts: int = 1, *, modulated: bool = True) -> None:
+        super().__init__()
+        self.stem, self.parts, self.modulated = nn.Conv2d(3, 16, 3, padding=1), parts, modulated
+        self.places = nn.Conv2d(16, parts * (27 if modulated else 18), 3, padding=1)
+        self.two = ops.DeformConv2d(16, 24, 3, padding=1, groups=groups)
+        self.norm, self.out = nn.BatchNorm2d(24), nn.Conv2d(24, 5, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        places = self.places(x)
+        mask = None
+        if self.modulated:
+            rows, columns, mask = places.chunk(3, 1)
+            places, mask = torch.cat([rows, columns], 1), mask.sigmoid()
+        out: Tensor = self.out(self.norm(self.two(x, places, mask)).relu())
+        return out
+
+
 class Compared(nn.Module):
     """Measures how far two ways of seeing an image are apart."""
 
@@ -228,6 +249,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, int]]] = {
     "class_wide": (ClassWide, IMAGES, {"one": 16}),
     "bag": (Bag, WORDS, {"bag": 16}),
     "regions": (lambda: Regions(ops.roi_align), IMAGES, {"one": 16}),
+    "deformed": (Deformed, IMAGES, {"stem": 16, "two": 24}),
+    "deformed in groups": (lambda: Deformed(4), IMAGES, {"stem": 4, "two": 6}),
+    "deformed in parts": (lambda: Deformed(parts=2), IMAGES, {"stem": 8, "two": 24}),
+    "deformed alone": (lambda: Deformed(modulated=False), IMAGES, {"stem": 16, "two": 24}),
     "distances": (lambda: Compared(F.pairwise_distance), IMAGES, {"stem": 12, "one": 16}),
     "losses": (
         lambda: Compared(lambda a, b: F.huber_loss(a, b, reduction="none").sum(1)),
