@@ -91,6 +91,10 @@ def activation_product(recorder: LabelRecorder, call: OpCall) -> None:
         left, right = (_collapsed(recorder, labels) for labels in (left, right))
     (batch, rows, inner), columns = left.shape, right.shape[2]
     left_axes, right_axes = varying_axes(left), varying_axes(right)
+    if left_axes == [1, 2] and not set(right_axes) - {1}:
+        left_axes, right_axes = _tie_summands(recorder, call, left, 2, right), []
+    elif right_axes == [1, 2] and not set(left_axes) - {2}:
+        left_axes, right_axes = [], _tie_summands(recorder, call, right, 1, left)
     if 0 in left_axes or 0 in right_axes:
         labels: Tensor | None = _batched(recorder, call, left, right)
     elif len(left_axes) > 1 or len(right_axes) > 1:
@@ -107,6 +111,18 @@ def activation_product(recorder: LabelRecorder, call: OpCall) -> None:
         recorder.set_unlabelled(call, "reduced over channels")
     else:
         recorder.set_labels(call.out, labels.expand(batch, rows, columns).view(call.out.shape))
+
+
+def _tie_summands(
+    recorder: LabelRecorder, call: OpCall, summands: Tensor, axis: int, weights: Tensor
+) -> list[int]:
+    """Tie the channels of what is summed with weights, as experts by a gate; return their axis.
+
+    Each summand has channels of its own, along the other axis. The weights stay whole.
+    """
+    recorder.store.unite(summands, summands.narrow(axis, 0, 1))
+    recorder.store.freeze(weights, recorder.cause(call, CHANNELS))
+    return [3 - axis]
 
 
 def _constant_product(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) -> None:

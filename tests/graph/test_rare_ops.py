@@ -147,6 +147,33 @@ class Deformed(nn.Module):
         return out
 
 
+class Gated(nn.Module):
+    """Experts' outputs, summed by the gates of two tasks, as in multi-gate mixtures."""
+
+    def __init__(self, product: str) -> None:
+        super().__init__()
+        self.product = product
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8)) for _ in range(3)
+        )
+        self.gates = nn.ModuleList(nn.Linear(6, 3) for _ in range(2))
+        self.towers = nn.ModuleList(nn.Linear(8, 2) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = []
+        for gate, tower in zip(self.gates, self.towers, strict=True):
+            share = gate(x).softmax(-1)
+            if self.product == "left":
+                mixed = share.unsqueeze(1) @ torch.stack([e(x) for e in self.experts], 1)
+            elif self.product == "right":
+                mixed = torch.stack([e(x) for e in self.experts], 2) @ share.unsqueeze(2)
+            else:
+                stacked = torch.stack([e(x) for e in self.experts], 1)
+                mixed = torch.einsum("be,bed->bd", share, stacked)
+            found.append(tower(mixed.flatten(1)))
+        return torch.cat(found, 1)
+
+
 class Compared(nn.Module):
     """Measures how far two ways of seeing an image are apart."""
 
@@ -239,6 +266,7 @@ class Crossing(nn.Module):
         return out
 
 
+ROWS = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
 WORDS = torch.arange(20).view(4, 5) % 11
 
 CASES: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, int]]] = {
@@ -253,6 +281,14 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, int]]] = {
     "deformed in groups": (lambda: Deformed(4), IMAGES, {"stem": 4, "two": 6}),
     "deformed in parts": (lambda: Deformed(parts=2), IMAGES, {"stem": 8, "two": 24}),
     "deformed alone": (lambda: Deformed(modulated=False), IMAGES, {"stem": 16, "two": 24}),
+    **{
+        f"gated, {product}": (
+            lambda product=product: Gated(product),
+            ROWS,
+            {"experts.0.0": 16, "experts.0.2": 8, "experts.1.0": 16, "experts.2.0": 16},
+        )
+        for product in ("left", "right", "einsum")
+    },
     "distances": (lambda: Compared(F.pairwise_distance), IMAGES, {"stem": 12, "one": 16}),
     "losses": (
         lambda: Compared(lambda a, b: F.huber_loss(a, b, reduction="none").sum(1)),
