@@ -304,6 +304,7 @@ def _record(
     for labels in recorder.recording.outputs:
         recorder.store.freeze(labels, cause, expected=True)
     recorder.recording.note_positions(tensors_in(output), cause)
+    recorder.recording.settle_parts_of_axes()
     recorder.recording.settle_splits()
     recorder.recording.settle_stacks()
     recorder.recording.settle_parts()

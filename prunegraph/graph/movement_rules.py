@@ -8,6 +8,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from prunegraph.graph.batched_heads import (
+    is_batched,
+    joined_along_batch,
+    joined_heads,
+    note_parts,
+)
 from prunegraph.graph.constant_rules import ONE_ALONE, note_constant, note_filled
 from prunegraph.graph.labels import (
     NEUTRAL,
@@ -119,6 +125,11 @@ def cat(recorder: LabelRecorder, call: OpCall) -> None:
     axis %= call.out.ndim
     parts = [part for part in parts if part.ndim == call.out.ndim]  # cat skips empty vectors
     parts = _rows_alike(recorder, parts, axis)
+    join = joined_heads if axis else joined_along_batch
+    joined = join(recorder, parts, axis) if all(part.numel() for part in parts) else None
+    if joined is not None:
+        recorder.set_labels(call.out, joined.expand(call.out.shape))
+        return
     known = [part for part in parts if not is_neutral(part)]
     beside_data = len(known) < len(parts) and all(map(is_scalar, known))  # as a first state is
     if (known and beside_data) or any(axis in varying_axes(part) for part in parts):
@@ -244,9 +255,10 @@ def split(recorder: LabelRecorder, call: OpCall) -> None:
     parts = [recorder.labels_of(tensor) for tensor in call.out]
     axis = call.args[2] if len(call.args) > 2 else call.kwargs.get("dim", 0)
     labels = recorder.labels_of(call.args[0])
-    if axis % labels.ndim in varying_axes(labels) and len({part.shape for part in parts}) == 1:
-        for part in parts[1:]:
-            recorder.store.unite(parts[0], part)
+    axis %= labels.ndim
+    equal = axis in varying_axes(labels) and len({part.shape for part in parts}) == 1
+    if equal and not (axis == 0 and is_batched(recorder, labels)):
+        note_parts(recorder, parts)
 
 
 def glu(recorder: LabelRecorder, call: OpCall) -> None:

@@ -85,6 +85,19 @@ class RecordedShare:
     cause: FrozenOp
 
 
+@dataclass(kw_only=True)
+class RecordedParts:
+    """Equal parts of a labelled axis.
+
+    Attributes:
+        parts: their labels.
+        batched: they were put along the batch, as heads may be.
+    """
+
+    parts: list[Tensor]
+    batched: bool = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class RecordedConstant:
     """Constants that were read as channels: a layer may make these later, as those of a state.
@@ -120,6 +133,7 @@ class Recording:
         ops: operations with multiply-adds.
         gathers: calls of ``ChannelGather`` modules.
         splits: label tensors of views that divided a labelled axis.
+        parts_of_axes: equal parts into which labelled axes were split.
         heads: labels of the batch axes of products: one class a head, not to be tied to others.
         shared: what parts of divided axes were combined with.
         size_uses: sizes that a forward may have read from a module's attributes.
@@ -146,6 +160,7 @@ class Recording:
     ops: list[RecordedOp] = field(default_factory=list)
     gathers: list[RecordedGather] = field(default_factory=list)
     splits: list[Tensor] = field(default_factory=list)
+    parts_of_axes: list[RecordedParts] = field(default_factory=list)
     heads: list[Tensor] = field(default_factory=list)
     shared: list[RecordedShare] = field(default_factory=list)
     size_uses: list[SizeUse] = field(default_factory=list)
@@ -169,6 +184,19 @@ class Recording:
     def touched(self) -> set[str]:
         """The names of the parameters and buffers that the forward has used."""
         return self.axis_labels.keys() | self.element_labels.keys()
+
+    def settle_parts_of_axes(self) -> None:
+        """Tie equal parts of an axis position by position, but for heads along the batch."""
+        for each in self.parts_of_axes:
+            first, *others = each.parts
+            if each.batched:
+                component, is_head = self._heads()
+                if all(
+                    bool(is_head[component[part[part != NEUTRAL]]].all()) for part in each.parts
+                ):
+                    continue
+            for part in others:
+                self.store.unite(first, part)
 
     def settle_splits(self) -> None:
         """Tie the parts of divided axes position by position, unless the parts are heads.

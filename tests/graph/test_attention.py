@@ -132,12 +132,38 @@ class Torch(nn.Module):
         return out
 
 
+class Batched(nn.Module):
+    """Heads along the batch, as in set transformers, by their width or by their number."""
+
+    def __init__(self, *, by_number: bool = False, residual: bool = False) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(EMBED, EMBED) for _ in range(3))
+        self.out = nn.Linear(EMBED, EMBED)
+        self.width, self.num_heads = EMBED // HEADS, HEADS
+        self.scale, self.by_number, self.residual = self.width**-0.5, by_number, residual
+
+    def along_batch(self, x: Tensor) -> Tensor:
+        parts = x.chunk(self.num_heads, -1) if self.by_number else x.split(self.width, 2)
+        return torch.cat(parts, dim=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (self.along_batch(layer(x)) for layer in (self.q, self.k, self.v))
+        y = (q @ k.transpose(1, 2) * self.scale).softmax(-1) @ v
+        if self.residual:
+            y = y + q
+        out: Tensor = self.out(torch.cat(y.split(len(x), 0), -1))
+        return out
+
+
 ATTENTIONS = {
     "packed": Packed,
     "fused": lambda: Packed(fused=True),
     "normed": lambda: Packed(norm=True),
     "of_its_input": OfItsInput,
     "grouped": Grouped,
+    "batched": Batched,
+    "batched_by_number": lambda: Batched(by_number=True),
+    "batched_residual": lambda: Batched(residual=True),
     "torch": Torch,
     "torch_weights": lambda: Torch(need_weights=True),
     "torch_biased": lambda: Torch(biased=True),
@@ -181,6 +207,31 @@ def test_heads_and_stream_are_groups_of_their_own(name: str) -> None:
     _, graph, _ = block(name)
     assert heads(graph) == [HEADS]
     assert EMBED in {len(group.classes) for group in graph.groups if group.frozen is None}
+
+
+class Siamese(nn.Module):
+    """Halves of the channels that pass one layer side by side along the batch, or none."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.layer, self.out = nn.Conv2d(3, 16, 1), layer, nn.Conv2d(16, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        halves = self.stem(x).chunk(2, 1)
+        both: Tensor = self.layer(torch.cat(halves, 0))
+        out: Tensor = self.out(torch.cat(both.chunk(2, 0), 1))
+        return out
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()])
+def test_halves_along_the_batch_that_are_no_heads_lose_the_same_channels(layer: nn.Module) -> None:
+    torch.manual_seed(0)
+    model, x = Siamese(layer).eval(), torch.randn(2, 3, 5, 5)
+    graph = analyse(model, x)
+    sizes = {group.name: group.classes.size for group in graph.groups if group.frozen is None}
+    assert sizes == {"stem": 8} | ({"layer": 8} if isinstance(layer, nn.Conv2d) else {})
+    for seed in range(4):
+        assert_masked_equals_pruned(model, graph, random_mask(graph, seed), x)
 
 
 def test_a_key_head_leaves_with_its_query_heads() -> None:
