@@ -300,7 +300,7 @@ class SearchOptions:
         check_at_least("amortise_steps", self.amortise_steps, 0)
         check_at_least("refinements", self.refinements, 0)
         check_at_least("update_size", self.update_size, 2 * (1 + self.refinements))
-        check_at_least("networks", self.networks, self.update_size)
+        check_at_least("networks", self.networks, 1)
         check_at_least("short_finetune", self.short_finetune, 0)
         check_at_least("subset", self.subset, 1)
 

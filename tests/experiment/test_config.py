@@ -46,7 +46,7 @@ def test_configs_are_frozen_and_keyword_only(kind: type) -> None:
         ({"batch_size": 1}, "batch_size=1"),
         ({"distill": 1.5}, "distill=1.5"),
         ({"search_seeds": 0}, "search_seeds=0"),
-        ({"networks": 3}, "networks=3"),
+        ({"networks": 0}, "networks=0"),
         ({"threads": 0}, "threads=0"),
         ({"search_share": 2.0}, "search_share=2.0"),
         ({"finetune_lr": -0.1}, "finetune_lr=-0.1"),

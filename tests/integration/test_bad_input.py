@@ -79,7 +79,7 @@ def images(tmp_path: Path) -> Path:
             "compare --arch digits_resnet110_w4 --methods l1/sensitivity --networks 40",
             "networks=40 is too few for l1/sensitivity, which runs",
         ),
-        ("train --networks 3", "networks=3 must be at least 16"),
+        ("train --networks 3", "networks=3 allows no update of the policy: give at least 34"),
         ("train --arch resnet20 --weights a b", "1 networks but 2 weights files"),
         ("train --learning-rate nan", "learning_rate is no number that can be used"),
         ("train --seed 99999999999999999999", "seed is no number that can be used, or too large"),
