@@ -9,7 +9,7 @@ from prunegraph.graph.build import GraphBuilder
 from prunegraph.graph.own_sizes import tells_width
 from prunegraph.graph.recording import Recording
 from prunegraph.graph.structure import Place, StructureGraph
-from prunegraph.graph.trial import Failure, Forward, Trial, awake, can_train, is_sound
+from prunegraph.graph.trial import Failure, Forward, Trial, awake, bold, can_train, is_sound
 
 Remedy = Callable[[], bool]
 """Changes what modules' attributes or inputs mean; returns whether that changed anything."""
@@ -75,38 +75,46 @@ class Remedies:
         chance, is none where the forward can follow without it.
         """
         subject = awake(self._model)
-        training = can_train(subject, run)
+        bolder, training = bold(subject, run), can_train(subject, run)
+
+        def tried(graph: StructureGraph) -> Trial:
+            return Trial(subject, bolder, graph, run, training=training)
+
         builder = self.builder()
         graph = builder.build()
         for some in _choices(self._doubts(graph)):
-            if (found := self._without(some, subject, run, training)) is not None:
+            if (found := self._without(some, tried)) is not None:
                 return found
         while True:  # ends: each round freezes classes, or uses up a remedy
-            attempt = Trial(subject, graph, run, training=training)
+            attempt = tried(graph)
             if attempt.failure is None:
                 break
             if subject is not self._model and not is_sound(subject, run):
-                subject = self._model
+                subject, bolder = self._model, None
             elif not self.apply(attempt.failure, graph, least=attempt.least):
-                for group, cause in attempt.literal_sizes(attempt.failure):
-                    labels = builder.labels_of(group.classes)
-                    if attempt.least and group.min_keep == 1 and group.classes.size > 2:
-                        self._recording.pairs.append(labels)
-                    else:
-                        self._recording.store.freeze(labels, cause)
+                self._freeze(attempt, attempt.failure, builder)
             builder = self.builder()
             graph = builder.build()
         for doubt in self._doubts(graph):
-            graph = self._without([doubt], subject, run, training) or graph
+            graph = self._without([doubt], tried) or graph
         return graph
 
+    def _freeze(self, attempt: Trial, failure: Failure, builder: GraphBuilder) -> None:
+        """Keep whole what the forward cannot lose, or two of its channels, if one is too few."""
+        for group, cause in attempt.literal_sizes(failure):
+            labels = builder.labels_of(group.classes)
+            if attempt.least and group.min_keep == 1 and group.classes.size > 2:
+                self._recording.pairs.append(labels)
+            else:
+                self._recording.store.freeze(labels, cause)
+
     def _without(
-        self, doubts: Sequence[Attribute], subject: nn.Module, run: Forward, training: bool
+        self, doubts: Sequence[Attribute], tried: Callable[[StructureGraph], Trial]
     ) -> StructureGraph | None:
         """Return the structure where these are no sizes, if trials find that they are none."""
         self.ignored |= {*doubts}
         graph = self.builder().build()
-        if Trial(subject, graph, run, training=training).failure is None:
+        if tried(graph).failure is None:
             return graph
         self.ignored -= {*doubts}
         return None

@@ -50,8 +50,11 @@ class Forward(Protocol):
 ERRORS = (Exception,)
 """What a forward may raise that cannot follow."""
 
-LEAST_ROUND = 3
-"""In which each group keeps its minimum alone, see ``_parts``."""
+BOLD_GAIN = 1.5
+"""What weights drawn anew multiply the size of their inputs by."""
+
+BOLD_ROUND, LEAST_ROUND = 1, 3
+"""In which weights are those, and in which each group keeps its minimum alone, see ``_parts``."""
 
 Parts = list[tuple[Group, IntArray]]
 """Groups, each with the classes of it to remove."""
@@ -110,6 +113,21 @@ def awake(model: nn.Module) -> nn.Module:
         fan_in = math.prod(parameter.shape[1:])
         parameter.data.copy_(noise + 0.5 if fan_in == 1 else (noise - 0.5) * (12 / fan_in) ** 0.5)
     return network
+
+
+def bold(model: nn.Module, run: Forward) -> nn.Module | None:
+    """Return a network whose weights are drawn anew, larger; None if it gives no finite outputs.
+
+    Before training attention is nearly even: what does its scores wrong hardly shows.
+    """
+    network = copy_network(model)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in network.parameters():
+        fan_in = math.prod(parameter.shape[1:])
+        if parameter.is_floating_point() and parameter.ndim > 1 and fan_in:
+            noise = torch.rand(parameter.shape, generator=generator)
+            parameter.data.copy_((noise - 0.5) * (12 / fan_in) ** 0.5 * BOLD_GAIN)
+    return network if is_sound(copy_network(network), run) else None  # a forward may keep things
 
 
 def is_sound(model: nn.Module, run: Forward) -> bool:
@@ -243,6 +261,7 @@ class Trial:
 
     Args:
         model: the network, in eval mode; see ``awake``.
+        bolder: the same with other weights, for one round; see ``bold``.
         graph: its structure.
         run: calls a network of the model's type on the example inputs.
         training: the pruned network of the first round must run in training mode, too.
@@ -253,7 +272,13 @@ class Trial:
     """
 
     def __init__(
-        self, model: nn.Module, graph: StructureGraph, run: Forward, *, training: bool = False
+        self,
+        model: nn.Module,
+        bolder: nn.Module | None,
+        graph: StructureGraph,
+        run: Forward,
+        *,
+        training: bool = False,
     ) -> None:
         rng = np.random.default_rng(0)
         self._model, self._graph, self._run = model, graph, run
@@ -265,6 +290,7 @@ class Trial:
         differ = len({group.min_keep for group in groups}) > 1
         for number in range(LEAST_ROUND + 1 + differ if groups else 0):
             self.least, self._training = number == LEAST_ROUND, training and number == 0
+            self._subject = bolder if bolder is not None and number == BOLD_ROUND else model
             self._keep = np.ones(graph.num_classes, dtype=bool)
             self._parts = [(group, lost[number]) for group, lost in zip(groups, parts, strict=True)]
             self.failure = self._try(self._parts)
@@ -294,7 +320,7 @@ class Trial:
         for _, removed in parts:
             trial[removed] = False
         failure = failure_of(
-            self._model,
+            self._subject,
             self._graph,
             trial,
             self._run,

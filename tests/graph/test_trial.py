@@ -232,6 +232,41 @@ def test_nothing_is_copied_where_nothing_is_silent() -> None:
     assert awake(model) is model
 
 
+class Even(nn.Module):
+    """Attention over regions that are alike before training, scaled by a width that is a size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 1))
+        self.regions = nn.Conv2d(16, 5, 1)
+        self.query, self.key, self.value = (nn.Conv2d(16, 8, 1) for _ in range(3))
+        self.out, self.width = nn.Conv2d(8, 4, 1), 8
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        shares = self.regions(x).flatten(2).softmax(-1)
+        regions = (shares @ x.flatten(2).transpose(1, 2)).transpose(1, 2).unsqueeze(3)
+        query = self.query(x).view(len(x), self.width, -1).transpose(1, 2)
+        key, value = (f(regions).view(len(x), self.width, -1) for f in (self.key, self.value))
+        mixed = (query @ key * self.width**-0.5).softmax(-1) @ value.transpose(1, 2)
+        out: Tensor = self.out(mixed.transpose(1, 2).reshape(len(x), self.width, *x.shape[2:]))
+        return out
+
+
+def test_a_scale_that_hardly_shows_before_training_is_found() -> None:
+    torch.manual_seed(0)
+    model, x = Even().eval(), torch.randn(2, 3, 24, 24)
+    graph = analyse(model, x)
+    with torch.no_grad():  # as training may leave it
+        for weight in (model.regions.weight, model.query.weight, model.key.weight):
+            weight.mul_(8.0)
+    keep = np.ones(graph.num_classes, dtype=bool)
+    for group in graph.groups:
+        if group.frozen is None:
+            keep[group.classes[::2]] = False
+    assert_masked_equals_pruned(model, graph, graph.mask(keep), x)
+
+
 class Shared(nn.Module):
     """One size for two widths: of queries and keys, and of values."""
 
