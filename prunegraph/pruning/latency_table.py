@@ -186,8 +186,9 @@ def measure_latency_table(
         model: the dense network; it is left as it is.
         graph: its structure.
         example_inputs: what its forward takes, on its device; their batch is what is timed.
-        budget: the latency about which the table is to be right, and what widths are rounded to;
-            default, or if no network is in question there: half way from the smallest to the dense.
+        budget: the latency about which the table is to be right, and what widths are rounded to.
+            Without a latency, or if it is not between those of the smallest and the dense network:
+            half way between them.
         num_runs: timed runs of a whole network.
     """
     model = unwrap(model)
