@@ -188,15 +188,18 @@ class Recording:
     def settle_parts_of_axes(self) -> None:
         """Tie equal parts of an axis position by position, but for heads along the batch."""
         for each in self.parts_of_axes:
-            first, *others = each.parts
-            if each.batched:
-                component, is_head = self._heads()
-                if all(
-                    bool(is_head[component[part[part != NEUTRAL]]].all()) for part in each.parts
-                ):
-                    continue
-            for part in others:
-                self.store.unite(first, part)
+            if not each.batched:
+                self._tie(each.parts)
+        batched = [each.parts for each in self.parts_of_axes if each.batched]
+        if batched:
+            component, is_head = self._heads()
+            for parts in batched:
+                if not all(bool(is_head[component[part[part != NEUTRAL]]].all()) for part in parts):
+                    self._tie(parts)
+
+    def _tie(self, parts: list[Tensor]) -> None:
+        for part in parts[1:]:
+            self.store.unite(parts[0], part)
 
     def settle_splits(self) -> None:
         """Tie the parts of divided axes position by position, unless the parts are heads.

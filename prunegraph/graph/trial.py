@@ -109,10 +109,16 @@ def awake(model: nn.Module) -> nn.Module:
     network = copy_network(model, shared)
     generator = torch.Generator().manual_seed(0)
     for parameter in (item for item in network.parameters() if id(item) not in shared):
+        scale = math.prod(parameter.shape[1:]) == 1
         noise = torch.rand(parameter.shape, generator=generator)
-        fan_in = math.prod(parameter.shape[1:])
-        parameter.data.copy_(noise + 0.5 if fan_in == 1 else (noise - 0.5) * (12 / fan_in) ** 0.5)
+        parameter.data.copy_(noise + 0.5 if scale else _as_weights(noise))
     return network
+
+
+def _as_weights(noise: Tensor) -> Tensor:
+    """Return weights that keep the size of their inputs, of noise in [0, 1) of their shape."""
+    scale: float = (12 / math.prod(noise.shape[1:])) ** 0.5
+    return (noise - 0.5) * scale
 
 
 def bold(model: nn.Module, run: Forward) -> nn.Module | None:
@@ -123,10 +129,9 @@ def bold(model: nn.Module, run: Forward) -> nn.Module | None:
     network = copy_network(model)
     generator = torch.Generator().manual_seed(1)
     for parameter in network.parameters():
-        fan_in = math.prod(parameter.shape[1:])
-        if parameter.is_floating_point() and parameter.ndim > 1 and fan_in:
+        if parameter.is_floating_point() and parameter.ndim > 1 and parameter.numel():
             noise = torch.rand(parameter.shape, generator=generator)
-            parameter.data.copy_((noise - 0.5) * (12 / fan_in) ** 0.5 * BOLD_GAIN)
+            parameter.data.copy_(_as_weights(noise) * BOLD_GAIN)
     return network if is_sound(copy_network(network), run) else None  # a forward may keep things
 
 
