@@ -20,6 +20,7 @@ from prunegraph.errors import ConfigError, ModelError, PruneGraphError, first_li
 from prunegraph.graph.build import MODEL_INPUT, MODEL_OUTPUT
 from prunegraph.graph.calls import tensors_in
 from prunegraph.graph.computed_weights import rules_for
+from prunegraph.graph.copied_heads import copies_for_heads, heads_of_copies
 from prunegraph.graph.copies import check_copies, containers, entries
 from prunegraph.graph.recorder import LabelRecorder, Rule
 from prunegraph.graph.recording import Recording
@@ -233,6 +234,10 @@ def _record_all(
         again = _record(model, example_inputs, attention, own_rules)
         if again.recording.computed < recorder.recording.computed:
             recorder, rules = again, own_rules
+    copies = copies_for_heads(recorder.recording) if attention == "head" else set()
+    if copies:
+        rules = heads_of_copies(rules, copies)
+        recorder = _record(model, example_inputs, attention, rules)
     _check_followed(recorder.recording)
     unread = unread_weights(recorder.recording)
     if unread or unused_weights(model, recorder.recording):

@@ -14,7 +14,7 @@ from prunegraph.graph.attribute_reads import is_own, named_by_forward
 from prunegraph.graph.cost import MACS, PARAMS, CostModel, CostTerm
 from prunegraph.graph.labels import NEUTRAL, FreezeEvent
 from prunegraph.graph.memory import MemoryModel
-from prunegraph.graph.own_sizes import attributes_of_size, fit, tells_width
+from prunegraph.graph.own_sizes import attributes_of_size, fit, tells_copies, tells_width
 from prunegraph.graph.recording import UNREAD, Recording, SizeUse
 from prunegraph.graph.structure import (
     FrozenOp,
@@ -161,13 +161,8 @@ class GraphBuilder:
                 attribute = SizeAttribute(
                     module=use.module, name=name, place=place, classes=classes, axis=use.axis
                 )
-                ignored = (type(owner), name, place) in self.ignored
-                if ignored or not self._may_read(owner, use.module, name):
+                if not self._may_hold(attribute, owner, use):
                     continue
-                if use.by_name and not tells_width(attribute.key):
-                    continue
-                if isinstance(owner, _ConvNd | nn.Linear) and name in LAYER_SIZES:
-                    continue  # those surgery sets by the layer's weight
                 suits = fit(attribute, use.part)
                 known = found.get((use.module, name, place))
                 late = known is not None and suits == known[1] and use.module in self.last_named
@@ -176,6 +171,17 @@ class GraphBuilder:
                 if known is None or (not settled and (suits > known[1] or late)):
                     found[use.module, name, place] = attribute, suits
         return tuple(attribute for attribute, _ in found.values() if attribute.varies)
+
+    def _may_hold(self, attribute: SizeAttribute, owner: nn.Module, use: SizeUse) -> bool:
+        """Return whether an attribute may hold a size that was used."""
+        name, key = attribute.name, attribute.key
+        if (type(owner), name, attribute.place) in self.ignored:
+            return False
+        if tells_copies(key) != use.copies or (use.by_name and not tells_width(key)):
+            return False
+        if isinstance(owner, _ConvNd | nn.Linear) and name in LAYER_SIZES:
+            return False  # those surgery sets by the layer's weight
+        return self._may_read(owner, use.module, name)
 
     def _may_read(self, owner: nn.Module, path: str, name: str) -> bool:
         """Return whether a forward reads an attribute, or may read a width elsewhere.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from prunegraph.graph.constant_rules import freeze_if_constant
+from prunegraph.graph.copied_heads import SHARED
 from prunegraph.graph.labels import NEUTRAL, along, is_neutral, neutral, varying_axes
 from prunegraph.graph.product_rules import NO_AXIS, activation_product, record_product
 from prunegraph.graph.recorder import LabelRecorder, OpCall
@@ -97,7 +98,7 @@ def layer_norm(recorder: LabelRecorder, call: OpCall) -> None:
             if tensor is not None:
                 own = recorder.axis_labels(tensor, 0)
                 assert own is not None
-                recorder.store.freeze(own, recorder.cause(call, "shared by all heads"))
+                recorder.store.freeze(own, recorder.cause(call, SHARED))
     elif len(normalized_shape) == 1:
         channels = recorder.channel_labels(labels, -1)
         tie_parameter(recorder, weight, channels)

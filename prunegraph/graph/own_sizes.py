@@ -19,6 +19,9 @@ SPATIAL_WORDS = ("window", "patch", "kernel", "stride", "padding", "shift", "dil
 OTHER_WORDS = re.compile("pad|token|eos|bos|vocab|block|max_|seed|index$")
 """Nor does one with such a word, unless it tells a width, too."""
 
+COPIES_WORDS = re.compile("(key_value|kv)_groups|n_rep|num_rep|(queries|q|heads)_per_kv")
+"""An attribute with such words in its name tells how many query heads share a head of keys."""
+
 OF_A_HEAD = re.compile("dim|size|width|channels|features|^d_|^dh$|^d$")
 """An attribute with such a word in its name holds a width; with other words, a count of heads."""
 
@@ -26,6 +29,11 @@ OF_A_HEAD = re.compile("dim|size|width|channels|features|^d_|^dh$|^d$")
 def tells_width(name: str) -> bool:
     """Return whether an attribute is a number of channels or heads by its name."""
     return WIDTH_WORDS.search(name.lower()) is not None
+
+
+def tells_copies(name: str) -> bool:
+    """Return whether an attribute tells by its name how many query heads share a head of keys."""
+    return COPIES_WORDS.search(name.lower()) is not None
 
 
 def attributes_of_size(

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from prunegraph.graph.constant_rules import constant, note_filled
+from prunegraph.graph.copied_heads import SHARED
 from prunegraph.graph.labels import NEUTRAL, is_neutral, narrow_constant, neutral, varying_axes
 from prunegraph.graph.movement_rules import write_slices
 from prunegraph.graph.recorder import LabelRecorder, OpCall
@@ -35,7 +36,7 @@ def combine(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) 
     for one, other in ((left, right), (right, left)):
         shared = _shared_by_heads(recorder, one, other)
         if shared is not None:
-            cause = recorder.cause(call, "shared by all heads")
+            cause = recorder.cause(call, SHARED)
             recorder.recording.shared.append(
                 RecordedShare(
                     one=narrow_constant(shared), parts=narrow_constant(other), cause=cause

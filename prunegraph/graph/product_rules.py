@@ -10,6 +10,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from prunegraph.graph.copied_heads import keep_shared
 from prunegraph.graph.labels import NEUTRAL, along, narrow_constant, neutral, varying_axes
 from prunegraph.graph.recorder import LabelRecorder, OpCall, Rule
 from prunegraph.graph.recording import RecordedOp
@@ -191,13 +192,16 @@ def attention(recorder: LabelRecorder, call: OpCall) -> None:
     query, key, value = call.args[:3]
     labels = [_heads_in_front(recorder.labels_of(tensor)) for tensor in (query, key, value)]
     heads, length = query.shape[-3], key.shape[-2]
-    labels = [each.repeat_interleave(heads // each.shape[0], 0) for each in labels]
     rows = prod(query.shape[:-3]) * query.shape[-2]
+    shared = [each for each in labels[1:] if len(each) == 1 < heads]
+    labels = [each.repeat_interleave(heads // len(each), 0) for each in labels]
     if recorder.by_width:
         labels = [_collapsed(recorder, each) for each in labels]
     if any(0 in varying_axes(each) for each in labels):
-        labels += _bias_of_heads(recorder, call, query)
-        out = _unite_heads(recorder, labels)
+        own = labels[: len(labels) - len(shared)]
+        out = _unite_heads(recorder, own + _bias_of_heads(recorder, call, query))
+        for each in shared:
+            keep_shared(recorder, call, each, out)
         record_product(recorder, rows * length * (query.shape[-1] + value.shape[-1]), out)
         spread = along(out, 0, (heads, 1, 1))
     else:

@@ -46,6 +46,7 @@ class SizeUse:
         axis: the axis in question.
         part: which of the sizes of a split it is.
         by_name: the size was not seen to be used: only an attribute with a width's name holds it.
+        copies: it is how many query heads share a head of keys: an attribute so called holds it.
     """
 
     module: str
@@ -53,6 +54,7 @@ class SizeUse:
     axis: int
     part: int = 0
     by_name: bool = False
+    copies: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,23 @@ class RecordedParts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RecordedCopy:
+    """Copies of channels along an axis of size 1, as of one key head for each query head.
+
+    Attributes:
+        index: which call of ``expand`` or ``repeat`` of the forward made them.
+        module: path of the module whose own code ran.
+        labels: those of the channels.
+        size: how many copies.
+    """
+
+    index: int
+    module: str | None
+    labels: Tensor
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecordedConstant:
     """Constants that were read as channels: a layer may make these later, as those of a state.
 
@@ -141,6 +160,8 @@ class Recording:
         reads: module paths and attributes of own classes that the forward read.
         inputs: module path -> ``[size]`` labels along the last axis of its first argument.
         means: means over channels.
+        copies: copies of channels, which may be as many as heads.
+        num_expands: calls of ``expand`` and ``repeat`` so far.
         constants: constants that were read as channels.
         makers: size of an axis of some constant -> paths of modules that made one.
         sums: labels of channels that additions unite.
@@ -168,6 +189,8 @@ class Recording:
     reads: set[tuple[str, str]] = field(default_factory=set)
     inputs: dict[str, Tensor] = field(default_factory=dict)
     means: list[RecordedMean] = field(default_factory=list)
+    copies: list[RecordedCopy] = field(default_factory=list)
+    num_expands: int = 0
     constants: list[RecordedConstant] = field(default_factory=list)
     makers: dict[int, set[str]] = field(default_factory=dict)
     sums: list[Tensor] = field(default_factory=list)

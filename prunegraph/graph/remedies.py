@@ -6,7 +6,7 @@ from torch import nn
 
 from prunegraph.graph.attribute_reads import is_own, set_after_init
 from prunegraph.graph.build import GraphBuilder
-from prunegraph.graph.own_sizes import tells_width
+from prunegraph.graph.own_sizes import tells_copies, tells_width
 from prunegraph.graph.recording import Recording
 from prunegraph.graph.structure import Place, StructureGraph
 from prunegraph.graph.trial import Failure, Forward, Trial, awake, bold, can_train, is_sound
@@ -84,17 +84,17 @@ class Remedies:
         graph = builder.build()
         for some in _choices(self._doubts(graph)):
             if (found := self._without(some, tried)) is not None:
-                return found
-        while True:  # ends: each round freezes classes, or uses up a remedy
-            attempt = tried(graph)
-            if attempt.failure is None:
+                graph = found
                 break
-            if subject is not self._model and not is_sound(subject, run):
-                subject, bolder = self._model, None
-            elif not self.apply(attempt.failure, graph, least=attempt.least):
-                self._freeze(attempt, attempt.failure, builder)
-            builder = self.builder()
-            graph = builder.build()
+        else:
+            while (attempt := tried(graph)).failure is not None:
+                # ends: each round freezes classes, or uses up a remedy
+                if subject is not self._model and not is_sound(subject, run):
+                    subject, bolder = self._model, None
+                elif not self.apply(attempt.failure, graph, least=attempt.least):
+                    self._freeze(attempt, attempt.failure, builder)
+                builder = self.builder()
+                graph = builder.build()
         for doubt in self._doubts(graph):
             graph = self._without([doubt], tried) or graph
         return graph
@@ -120,11 +120,17 @@ class Remedies:
         return None
 
     def _doubts(self, graph: StructureGraph) -> list[Attribute]:
-        """Return the attributes that are sizes by their values alone, perhaps by chance."""
+        """Return the attributes that are sizes by their values alone, perhaps by chance.
+
+        What none of their channels can leave does not change, and the number of copies of a head
+        of keys follows the heads, whether the example shows it or not.
+        """
         found: dict[Attribute, None] = {}
         for item in graph.size_attributes:
             kind = type(self._model.get_submodule(item.module))
-            if is_own(kind) and not tells_width(item.key):
+            is_free = bool(graph.free[item.classes[item.classes >= 0]].any())
+            by_name = tells_width(item.key) or tells_copies(item.key)
+            if is_free and is_own(kind) and not by_name:
                 found[kind, item.name, item.place] = None
         return list(found)
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from prunegraph.graph.constant_rules import constant
+from prunegraph.graph.copied_heads import note_copies
 from prunegraph.graph.labels import narrow_constant, varying_axes
 from prunegraph.graph.layer_rules import (
     addmm,
@@ -219,8 +220,8 @@ _CONSTANT = _names(
 )
 _MOVEMENT = _names(
     """
-    permute transpose t numpy_T squeeze unsqueeze expand slice select unbind stack flip roll
-    repeat alias detach lift_fresh narrow movedim
+    permute transpose t numpy_T squeeze unsqueeze slice select unbind stack flip roll
+    alias detach lift_fresh narrow movedim
     pixel_shuffle pixel_unshuffle unfold diagonal
     """
 )
@@ -275,6 +276,7 @@ def _table() -> dict[str, Rule]:
     table |= dict.fromkeys(_CONSTANT, constant)
     table |= dict.fromkeys(("zeros_like", "empty_like"), zeros)
     table |= dict.fromkeys(_MOVEMENT, movement)
+    table |= dict.fromkeys(("expand", "repeat"), note_copies(movement))
     table |= dict.fromkeys(("gather", "index", "index_select"), pick)
     table |= dict.fromkeys(("transpose_", "t_", "squeeze_", "unsqueeze_"), movement_inplace)
     table |= dict.fromkeys(_SPATIAL, spatial)
