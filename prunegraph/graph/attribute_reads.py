@@ -47,12 +47,18 @@ def named_by_forward(kind: type) -> frozenset[str]:
     return frozenset(found)
 
 
+WHOLE = ""
+"""Stands for what is read of an object that a method hands on, or writes into."""
+
 CHAINS: dict[type, frozenset[tuple[str, str]]] = {}
 """What ``chains_of`` has found."""
 
 
 def chains_of(kind: type) -> frozenset[tuple[str, str]]:
-    """Return what a class's methods read of attributes of ``self``, as ``self.config.heads``."""
+    """Return what a class's methods read of attributes of ``self``, as ``self.config.heads``.
+
+    ``(name, WHOLE)`` is among it where they use an attribute otherwise.
+    """
     if kind not in CHAINS:
         CHAINS[kind] = _find_chains(kind)
     return CHAINS[kind]
@@ -66,10 +72,13 @@ def _find_chains(kind: type) -> frozenset[tuple[str, str]]:
         owner = function.__code__.co_varnames[0] if codes else ""
         for code in codes:
             steps = list(dis.get_instructions(code))
-            for loaded, first, second in zip(steps, steps[1:], steps[2:], strict=False):
+            windows = zip(steps, steps[1:], steps[2:], steps[3:], strict=False)
+            for before, loaded, first, second in windows:
                 names = loaded.argval if isinstance(loaded.argval, tuple) else (loaded.argval,)
-                if names[-1:] == (owner,) and first.opname == second.opname == "LOAD_ATTR":
-                    found.add((first.argval, second.argval))
+                if names[-1:] == (owner,) and first.opname == "LOAD_ATTR":
+                    by_name = second.opname == "LOAD_CONST" and before.argval == "getattr"
+                    is_chain = by_name or second.opname == "LOAD_ATTR"
+                    found.add((first.argval, second.argval if is_chain else WHOLE))
             codes += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
     return frozenset(found)
 

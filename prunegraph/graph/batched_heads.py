@@ -8,9 +8,10 @@ from prunegraph.graph.recorder import LabelRecorder
 from prunegraph.graph.recording import RecordedParts
 
 
-def note_parts(recorder: LabelRecorder, parts: list[Tensor]) -> None:
+def note_parts(recorder: LabelRecorder, parts: list[Tensor], *, sliced: bool = False) -> None:
     """Note equal parts of an axis: they are tied position by position, unless they are heads."""
-    recorder.recording.parts_of_axes.append(RecordedParts(parts=[*map(narrow_alike, parts)]))
+    noted = RecordedParts(parts=[*map(narrow_alike, parts)], sliced=sliced)
+    recorder.recording.parts_of_axes.append(noted)
 
 
 def joined_along_batch(recorder: LabelRecorder, parts: list[Tensor], axis: int) -> Tensor | None:

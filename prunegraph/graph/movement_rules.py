@@ -173,7 +173,7 @@ def _rows_alike(recorder: LabelRecorder, parts: list[Tensor], axis: int) -> list
 
 
 def _tie_slice(recorder: LabelRecorder, call: OpCall) -> None:
-    """Tie one of several equal slices of channels to the first, as ``chunk`` does.
+    """Tie one of several equal slices of channels to the first, as ``chunk`` does, but for heads.
 
     Where every second channel is taken (``x[:, ::2]``), neighbours leave together.
     """
@@ -184,7 +184,7 @@ def _tie_slice(recorder: LabelRecorder, call: OpCall) -> None:
     if not 0 < size < whole or whole % size or axis not in varying_axes(labels):
         return
     if step == 1:
-        recorder.store.unite(part, labels.narrow(axis, 0, size))
+        note_parts(recorder, [labels.narrow(axis, 0, size), part], sliced=True)
     elif whole % step == 0:
         neighbours = labels.unflatten(axis, (-1, step))
         recorder.store.unite(neighbours, neighbours.narrow(axis + 1, 0, 1))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Set
 import torch
 from torch import nn
 
-from prunegraph.graph.attribute_reads import chains_of, is_own
+from prunegraph.graph.attribute_reads import WHOLE, chains_of, is_own
 from prunegraph.graph.structure import Place, SizeAttribute
 
 WIDTH_WORDS = re.compile("dim|width|channel|feature|plane|hid|emb|head|filter|unit|inner|^d_|^dh$")
@@ -43,19 +43,21 @@ def attributes_of_size(
 
     Those of an own class are among them: surgery gives the module one of its own. So it does with
     an object of settings, of which those attributes are found that methods read of it by name,
-    unless methods write (``written``) what it holds.
+    unless methods write (``written``) what this class reads of it, or may read.
     """
     found: list[tuple[str, Place]] = []
     classes = [vars(kind) for kind in reversed(type(owner).__mro__) if is_own(kind)]
     for name, value in ChainMap(vars(owner), *reversed(classes)).items():
         if may_be_size(name):
             found += [(name, place) for place in _places_of(value, size, depth=2)]
-    for name, key in sorted(chains_of(type(owner))):
+    chains = chains_of(type(owner))
+    for name, key in sorted(chains):
         settings = vars(owner).get(name)
         other = isinstance(settings, nn.Module | type | Mapping)
         own = {} if other else getattr(settings, "__dict__", {})
+        read = own if (name, WHOLE) in chains else {its for of, its in chains if of == name}
         if (
-            written.isdisjoint(own)
+            written.isdisjoint(read)
             and type(own.get(key)) is int
             and own[key] == size
             and may_be_size(key)

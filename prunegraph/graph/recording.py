@@ -94,10 +94,12 @@ class RecordedParts:
     Attributes:
         parts: their labels.
         batched: they were put along the batch, as heads may be.
+        sliced: slices made them, one after the other, as queries and keys may be.
     """
 
     parts: list[Tensor]
     batched: bool = False
+    sliced: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,14 +211,17 @@ class Recording:
         return self.axis_labels.keys() | self.element_labels.keys()
 
     def settle_parts_of_axes(self) -> None:
-        """Tie equal parts of an axis position by position, but for heads along the batch."""
+        """Tie equal parts of an axis position by position, but for heads along the batch.
+
+        Slices that hold heads are not tied, either: as many queries as keys and values together.
+        """
         for each in self.parts_of_axes:
-            if not each.batched:
+            if not (each.batched or each.sliced):
                 self._tie(each.parts)
-        batched = [each.parts for each in self.parts_of_axes if each.batched]
-        if batched:
+        rest = [each.parts for each in self.parts_of_axes if each.batched or each.sliced]
+        if rest:
             component, is_head = self._heads()
-            for parts in batched:
+            for parts in rest:
                 if not all(bool(is_head[component[part[part != NEUTRAL]]].all()) for part in parts):
                     self._tie(parts)
 

@@ -181,3 +181,35 @@ def test_copies_that_no_heads_share_keep_their_channels(check_all: Check) -> Non
 
     graph = check_all(Spread(), torch.randn(2, TOKENS, 3))
     assert {group.name for group in graph.groups if not group.frozen} == {"one", "two"}
+
+
+class Sliced(nn.Module):
+    """As transformers' Phi-3 writes it: queries, keys and values are slices of one projection."""
+
+    def __init__(self, key_heads: int) -> None:
+        super().__init__()
+        self.heads, self.key_heads, self.head_dim = HEADS, key_heads, WIDTH
+        self.embed = nn.Linear(5, 12)
+        self.qkv = nn.Linear(12, (HEADS + 2 * key_heads) * WIDTH)
+        self.proj = nn.Linear(HEADS * WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        qkv = self.qkv(self.embed(x))
+        end, width = self.heads * self.head_dim, self.key_heads * self.head_dim
+        q, k, v = (
+            part.view(b, n, -1, self.head_dim).transpose(1, 2)
+            for part in (qkv[..., :end], qkv[..., end : end + width], qkv[..., end + width :])
+        )
+        x = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        out: Tensor = self.proj(x.transpose(1, 2).reshape(b, n, -1))
+        return out
+
+
+@pytest.mark.parametrize("key_heads", [2, HEADS])
+def test_slices_of_queries_and_keys_are_not_tied(key_heads: int, check_all: Check) -> None:
+    """Half of the projection are queries; or a third, as keys and values."""
+    graph = check_all(Sliced(key_heads), torch.randn(2, TOKENS, 5))
+    heads = next(group for group in graph.groups if group.name == "qkv")
+    assert heads.frozen is None
+    assert heads.classes.size == key_heads

@@ -474,6 +474,50 @@ def test_settings_that_a_forward_writes_stay_one_object() -> None:
     assert HEADS not in free_sizes(analyse(net, example))
 
 
+class Scaled(Configured):
+    """As transformers' attention asks for what its settings may lack."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale: float = getattr(self.config, "scale", 1.0)
+        return super().forward(x) * scale
+
+
+class HandedOn(Configured):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + read_bias(self.config)
+
+
+def read_bias(config: Any) -> Tensor:
+    bias: Tensor = config.bias
+    return bias
+
+
+class Resettable(nn.Module):
+    """Writes into the settings of its part, as transformers' networks may."""
+
+    def __init__(self, part: Configured) -> None:
+        super().__init__()
+        self.part, self.config = around(part), part.config
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.part(x)
+        return out
+
+    def reset(self, bias: Tensor) -> None:
+        self.config.bias = bias
+
+
+def test_settings_are_copied_where_the_part_reads_nothing_that_is_written() -> None:
+    net, example = Resettable(Scaled(Shared())).eval(), torch.randn(2, TOKENS, 5)
+    assert HEADS in free_sizes(analyse(net, example))
+    assert not check_structure(net, example, seed=0, num_masks=3).failures
+
+
+def test_settings_that_a_part_hands_on_stay_one_object() -> None:
+    net, example = Resettable(HandedOn(Shared())).eval(), torch.randn(2, TOKENS, 5)
+    assert HEADS not in free_sizes(analyse(net, example))
+
+
 def test_a_class_of_settings_is_left_alone() -> None:
     net, example = around(Configured(Settings)).eval(), torch.randn(2, TOKENS, 5)
     assert HEADS not in free_sizes(analyse(net, example))
