@@ -4,9 +4,11 @@ They have no channels of their own. Where a layer reads some as its channels, th
 they are those that a layer makes later: a recurrent cell of a user's own begins with zeros.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from prunegraph.graph.labels import NEUTRAL, narrow_alike, neutral
+from prunegraph.graph.labels import NEUTRAL, is_neutral, narrow_alike, neutral, varying_axes
 from prunegraph.graph.recorder import LabelRecorder, OpCall
 from prunegraph.graph.recording import RecordedConstant, SizeUse
 from prunegraph.graph.structure import FrozenOp
@@ -24,8 +26,31 @@ def constant(recorder: LabelRecorder, call: OpCall) -> None:
     makers = _running(recorder) if own else set()
     for tensor in call.outputs():
         recorder.set_labels(tensor, neutral(tensor.shape))
+        if own:
+            recorder.recording.beside[tensor] = {}
         for size in tensor.shape if makers else ():
             recorder.recording.makers.setdefault(size, set()).update(makers)
+
+
+def tie_beside(recorder: LabelRecorder, tensors: Sequence[Tensor], labels: Tensor) -> None:
+    """Tie channels to those that the same constant met before: it has one width.
+
+    As the heads of several layers that add one bias of zeros.
+
+    Args:
+        recorder: of the forward.
+        tensors: what was combined, constants or not.
+        labels: of the result.
+    """
+    for tensor in tensors:
+        met: dict[int, Tensor] | None = recorder.recording.beside.get(tensor)
+        if met is None or not is_neutral(recorder.labels_of(tensor)):
+            continue
+        for axis in varying_axes(labels):
+            place = axis - labels.ndim
+            if -place <= tensor.ndim and tensor.shape[place] > 1:
+                channels = labels.movedim(axis, 0).reshape(labels.shape[axis], -1)[:, 0]
+                recorder.store.unite(met.setdefault(place, channels), channels)
 
 
 def freeze_if_constant(

@@ -107,7 +107,7 @@ class _KeptOnly(TorchFunctionMode):
         x: Tensor = named["input"]
         named["input"] = x[where]
         named["normalized_shape"] = named["input"].shape[-len(self.index) :]
-        out = torch.zeros_like(x)
+        out = torch.zeros_like(x, memory_format=torch.contiguous_format)  # as the norms return it
         out[where] = func(**named)
         return out
 
@@ -231,7 +231,8 @@ class _KeptMeans(TorchFunctionMode):
             return func(**named)
         _take_affine(named, index)
         named |= {"input": x.index_select(-1, index), "normalized_shape": (len(index),)}
-        return torch.zeros_like(x).index_copy(-1, index, func(**named))
+        zeros = torch.zeros_like(x, memory_format=torch.contiguous_format)
+        return zeros.index_copy(-1, index, func(**named))
 
     def _batch_norm(self, func: Callable[..., Any], named: dict[str, Any]) -> Any:
         """Standardise weights ``[1, outputs, inputs]`` by the inputs that are kept."""

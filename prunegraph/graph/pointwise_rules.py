@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from prunegraph.graph.constant_rules import constant, note_filled
+from prunegraph.graph.constant_rules import constant, note_filled, tie_beside
 from prunegraph.graph.copied_heads import SHARED
 from prunegraph.graph.labels import NEUTRAL, is_neutral, narrow_constant, neutral, varying_axes
 from prunegraph.graph.movement_rules import write_slices
@@ -112,6 +112,7 @@ def pointwise(recorder: LabelRecorder, call: OpCall) -> None:
     labels = _unexpanded(recorder, inputs[0]) if inputs else neutral(())
     for tensor in inputs[1:]:
         labels = combine(recorder, call, labels, _unexpanded(recorder, tensor))
+    tie_beside(recorder, inputs, labels)
     for tensor in call.outputs():
         recorder.set_labels(tensor, expanded(labels, tensor))
 

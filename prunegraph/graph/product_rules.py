@@ -10,6 +10,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from prunegraph.graph.constant_rules import tie_beside
 from prunegraph.graph.copied_heads import keep_shared
 from prunegraph.graph.labels import NEUTRAL, along, narrow_constant, neutral, varying_axes
 from prunegraph.graph.recorder import LabelRecorder, OpCall, Rule
@@ -204,6 +205,7 @@ def attention(recorder: LabelRecorder, call: OpCall) -> None:
             keep_shared(recorder, call, each, out)
         record_product(recorder, rows * length * (query.shape[-1] + value.shape[-1]), out)
         spread = along(out, 0, (heads, 1, 1))
+        tie_beside(recorder, call.tensors()[3:], spread)
     else:
         spread = _attention_by_width(recorder, call, labels, rows * heads * length)
     first, *rest = call.outputs()
@@ -264,3 +266,4 @@ def sparse_mm(recorder: LabelRecorder, call: OpCall) -> None:
     for tensor in bias:
         recorder.store.unite(labels.narrow(0, 0, 1), recorder.labels_of(tensor))
     recorder.set_labels(call.out, labels.narrow(0, 0, 1).expand(call.out.shape))
+

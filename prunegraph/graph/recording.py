@@ -165,6 +165,7 @@ class Recording:
         copies: copies of channels, which may be as many as heads.
         num_expands: calls of ``expand`` and ``repeat`` so far.
         constants: constants that were read as channels.
+        beside: constant that a forward made -> axis, counted from the end -> labels that it met.
         makers: size of an axis of some constant -> paths of modules that made one.
         sums: labels of channels that additions unite.
         pairs: channels of which two must stay: the forward fails where one is left.
@@ -194,6 +195,7 @@ class Recording:
     copies: list[RecordedCopy] = field(default_factory=list)
     num_expands: int = 0
     constants: list[RecordedConstant] = field(default_factory=list)
+    beside: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
     makers: dict[int, set[str]] = field(default_factory=dict)
     sums: list[Tensor] = field(default_factory=list)
     pairs: list[Tensor] = field(default_factory=list)

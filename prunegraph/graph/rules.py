@@ -42,6 +42,7 @@ from prunegraph.graph.movement_rules import (
     view_as_real,
 )
 from prunegraph.graph.pointwise_rules import (
+    combine,
     divided,
     pointwise,
     pointwise_inplace,
@@ -51,7 +52,7 @@ from prunegraph.graph.pointwise_rules import (
 from prunegraph.graph.product_rules import attention, sparse_mm, where_rows_are
 from prunegraph.graph.recorder import PRODUCTS, LabelRecorder, OpCall, Rule
 from prunegraph.graph.recurrent_rules import fused_recurrent, pack
-from prunegraph.graph.scatter_rules import put, scatter
+from prunegraph.graph.scatter_rules import masked_scatter, put, scatter
 from prunegraph.graph.spatial_rules import (
     deformable_convolution,
     grid_sample,
@@ -159,6 +160,18 @@ def distance(recorder: LabelRecorder, call: OpCall) -> None:
     left, right = (recorder.channel_labels(recorder.labels_of(t), -1) for t in call.args[:2])
     recorder.store.unite(left, right)
     recorder.set_unlabelled(call, "reduced over channels")
+
+
+def solve(recorder: LabelRecorder, call: OpCall) -> None:
+    """A triangular system, perhaps one for each head (Gated DeltaNet): no channels are unknowns."""
+    matrix, values = (recorder.labels_of(tensor) for tensor in call.args[:2])
+    unknowns = -2 if call.kwargs.get("left", True) else -1
+    across = {axis - values.ndim for axis in varying_axes(values)}
+    if unknowns in across or {axis - matrix.ndim for axis in varying_axes(matrix)} & {-1, -2}:
+        recorder.freeze_all(call, "unknowns of equations")
+        return
+    labels = combine(recorder, call, values, matrix[..., :1, :1])
+    recorder.set_labels(call.out, labels.expand(call.out.shape))
 
 
 def loss(recorder: LabelRecorder, call: OpCall) -> None:
@@ -306,6 +319,7 @@ def _table() -> dict[str, Rule]:
         "view_as_complex": view_as_complex,
         "view_as_real": view_as_real,
         "_cdist_forward": distance,
+        "linalg_solve_triangular": solve,
         "_euclidean_dist": distance,
         "unsafe_split": split,
         "_pack_padded_sequence": pack,
@@ -314,6 +328,7 @@ def _table() -> dict[str, Rule]:
     table |= dict.fromkeys(_LOSSES, loss)
     table |= dict.fromkeys(_SCANS, scan)
     table |= dict.fromkeys([*_SCATTERS, *(f"{name}_" for name in _SCATTERS)], scatter)
+    table |= dict.fromkeys(("masked_scatter", "masked_scatter_"), masked_scatter)
     table |= dict.fromkeys(("index_put", "index_put_", "_index_put_impl_"), put)
     table |= dict.fromkeys(("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn"), fused_recurrent)
     table |= dict.fromkeys(("grid_sampler", "grid_sampler_2d", "grid_sampler_3d"), grid_sample)

@@ -54,6 +54,23 @@ def put(recorder: LabelRecorder, call: OpCall) -> None:
     _write(recorder, call, combine(recorder, call, labels, written))
 
 
+def masked_scatter(recorder: LabelRecorder, call: OpCall) -> None:
+    """``words.masked_scatter(places, images)``: whole rows, one after the other, as of images."""
+    target, mask, source = call.args[:3]
+    labels, written = recorder.labels_of(target), recorder.labels_of(source)
+    in_rows = (
+        target.ndim > 1
+        and source.shape[-1:] == target.shape[-1:]
+        and bool((mask == mask[..., :1]).all())
+    )
+    across = {axis - own.ndim for own in (labels, written) for axis in varying_axes(own)}
+    if not in_rows or across - {-1}:
+        recorder.freeze_all(call, COMPUTED)
+        return
+    channels = [recorder.channel_labels(own, -1) for own in (labels, written)]
+    _write(recorder, call, combine(recorder, call, *channels))
+
+
 def _write(recorder: LabelRecorder, call: OpCall, labels: Tensor) -> None:
     """Label what was written to; a view of a constant cannot be followed back to it."""
     target = call.args[0]

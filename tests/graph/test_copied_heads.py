@@ -213,3 +213,53 @@ def test_slices_of_queries_and_keys_are_not_tied(key_heads: int, check_all: Chec
     heads = next(group for group in graph.groups if group.name == "qkv")
     assert heads.frozen is None
     assert heads.classes.size == key_heads
+
+
+class Biased(nn.Module):
+    """As transformers' T5 writes it: a bias of zeros goes from layer to layer."""
+
+    def __init__(self, layer: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(5, HEADS * WIDTH), nn.Linear(HEADS * WIDTH, 3)
+        self.layers = nn.ModuleList(layer() for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, bias = self.embed(x), None
+        for layer in self.layers:
+            y, bias = layer(x, bias)
+            x = x + y
+        out: Tensor = self.head(x)
+        return out
+
+
+class BiasedLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_heads, self.inner = HEADS, HEADS * WIDTH
+        self.qkv = nn.Linear(self.inner, 3 * self.inner)
+        self.proj = nn.Linear(self.inner, self.inner)
+
+    def forward(self, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        b, n, _ = x.shape
+        q, k, v = (y.view(b, n, -1, WIDTH).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        if bias is None:
+            bias = torch.zeros(1, self.n_heads, n, n)
+        x = self.attend(q, k, v, bias)
+        return self.proj(x.transpose(1, 2).reshape(b, n, -1)), bias
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        return (q @ k.transpose(-1, -2) / WIDTH**0.5 + bias).softmax(-1) @ v
+
+
+class FusedLayer(BiasedLayer):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+@pytest.mark.parametrize("layer", [BiasedLayer, FusedLayer])
+def test_layers_that_share_a_bias_of_zeros_have_as_many_heads(
+    layer: Callable[[], nn.Module], check_all: Check
+) -> None:
+    graph = check_all(Biased(layer), torch.randn(2, TOKENS, 5))
+    free = {group.name: group.classes.size for group in graph.groups if not group.frozen}
+    assert free == {"embed": HEADS * WIDTH, "layers.0.qkv": HEADS}

@@ -27,6 +27,7 @@ def test_kept_positions_are_normalised_alone(kind: type[nn.Module]) -> None:
     torch.testing.assert_close(out[..., KEPT], small(x[..., KEPT]))
     assert not out[..., ~KEPT].any()
     assert (out - norm(x))[..., KEPT].abs().max() > 0.05
+    assert MaskedNorm(norm, {0: KEPT})(x.transpose(0, 1)).is_contiguous()  # as the norm's own
 
 
 def test_a_norm_over_several_axes() -> None:

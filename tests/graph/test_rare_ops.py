@@ -266,6 +266,59 @@ class Crossing(nn.Module):
         return out
 
 
+class Pictures(nn.Module):
+    """As models of images and words have it: what an image gives takes the place of some words."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.words, self.image = nn.Embedding(11, 16), nn.Linear(16, 12)
+        self.connect, self.out = nn.Linear(12, 16), nn.Linear(16, 4)
+
+    def forward(self, words: Tensor) -> Tensor:
+        x = self.words(words)
+        images = self.connect(self.image(x).relu()).flatten(0, 1)
+        places = (words > 8)[..., None].expand_as(x)
+        if self.kind == "some channels":
+            places = places & (torch.arange(16) % 3 > 0)
+        if self.kind == "in place":
+            x.masked_scatter_(places, images)
+        else:
+            x = x.masked_scatter(places, images)
+        out: Tensor = self.out(x.relu())
+        return out
+
+
+class Deltas(nn.Module):
+    """Solves a system for each head, as Gated DeltaNet does; or for channels."""
+
+    def __init__(self, unknowns: str) -> None:
+        super().__init__()
+        self.unknowns, self.heads = unknowns, 4
+        self.stem, self.qkv = nn.Linear(3, 16), nn.Linear(16, 3 * 4 * 5)
+        self.out = nn.Linear(4 * 5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x.flatten(2).transpose(1, 2)[:, :6])
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+        system = k @ k.transpose(-1, -2)
+        match self.unknowns:
+            case "rows":
+                v = torch.linalg.solve_triangular(system, v, upper=False, unitriangular=True)
+            case "columns":
+                solved = torch.linalg.solve_triangular(
+                    system, v.mT, upper=False, unitriangular=True, left=False
+                )
+                v = solved.mT
+            case "channels":
+                system = torch.eye(5).to(v) + torch.ones(5, 5).to(v).tril(-1) / 5
+                v = torch.linalg.solve_triangular(system, v.mT, upper=False).mT
+        out: Tensor = self.out(((q @ k.mT).tril() @ v).transpose(1, 2).reshape(b, n, -1))
+        return out
+
+
 ROWS = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
 WORDS = torch.arange(20).view(4, 5) % 11
 
@@ -307,6 +360,12 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, int]]] = {
     ),
     "splines": (Splines, IMAGES, {"one": 16}),
     "crossing": (Crossing, IMAGES, {"stem": 16}),
+    "pictures": (lambda: Pictures("rows"), WORDS, {"connect": 16, "image": 12}),
+    "pictures in place": (lambda: Pictures("in place"), WORDS, {"connect": 16, "image": 12}),
+    "pictures in channels": (lambda: Pictures("some channels"), WORDS, {"image": 12}),
+    "deltas": (lambda: Deltas("rows"), IMAGES, {"stem": 16, "qkv": 4}),
+    "deltas, from the right": (lambda: Deltas("columns"), IMAGES, {"stem": 16, "qkv": 4}),
+    "equations of channels": (lambda: Deltas("channels"), IMAGES, {"stem": 16}),
     "pooled_regions": (lambda: Regions(ops.roi_pool), IMAGES, {"one": 16}),
 }
 
