@@ -266,4 +266,3 @@ def sparse_mm(recorder: LabelRecorder, call: OpCall) -> None:
     for tensor in bias:
         recorder.store.unite(labels.narrow(0, 0, 1), recorder.labels_of(tensor))
     recorder.set_labels(call.out, labels.narrow(0, 0, 1).expand(call.out.shape))
-
