@@ -74,19 +74,40 @@ def _timm(name: str) -> Case:
 # transformers: one small network of each kind, for classification where there is one
 
 TRANSFORMERS = """
-albert aimv2_vision_model apertus arcee audio-spectrogram-transformer bart beit bert big_bird biogpt
-bloom blenderbot blip camembert canine chinese_clip clip clipseg codegen cohere conditional_detr
-convbert convnext convnextv2 ctrl cvt data2vec-audio data2vec-vision deberta deberta-v2
-deformable_detr deit detr diffllama dinov2 dinov2_with_registers dinov3_vit distilbert electra
-ernie4_5 exaone4 falcon falcon_mamba flaubert fnet focalnet fsmt funnel gemma gemma2 gemma3_text git
-glm4 glpn gpt2 gpt_bigcode gpt_neo gpt_neox gpt_oss gptj granite granitemoe helium hgnet_v2 hiera
-ibert ijepa imagegpt led levit lfm2 llama longformer longt5 m2m_100 mamba mamba2 marian mask2former
-megatron-bert mistral mixtral mobilebert mobilenet_v1 mobilenet_v2 mobilevit mobilevitv2 modernbert
-mpnet mpt mra nystromformer olmo olmo2 openai-gpt opt owlvit pegasus persimmon phi phi3 poolformer
-prophetnet pvt pvt_v2 qwen2 qwen2_moe qwen3 recurrent_gemma regnet rembert resnet roberta roc_bert
-rwkv seed_oss segformer siglip smollm3 splinter squeezebert stablelm starcoder2 swiftformer swinv2
-t5 table-transformer tapas textnet timesformer trocr umt5 upernet videomae vilt visual_bert vit
-vit_mae vit_msn vitdet vivit vjepa2 xlm xlnet yolos yoso
+afmoe aimv2 aimv2_vision_model albert altclip apertus apertus1p5_text arcee aria_text
+audio-spectrogram-transformer audioflamingo3 bailing_hybrid bamba bart beam beit bert
+bert-generation big_bird bigbird_pegasus biogpt bit bitnet blenderbot blenderbot-small blip bloom
+bridgetower camembert canine chinese_clip chinese_clip_vision_model clip clip_text_model
+clip_vision_model clipseg codegen cohere cohere2 cohere2_moe conditional_detr convbert convnext
+convnextv2 cpmant ctrl cvt cwm dab-detr data2vec-audio data2vec-text data2vec-vision deberta
+deberta-v2 deepseek_v4 deformable_detr deit detr diffllama dinov2 dinov2_with_registers
+dinov3_convnext dinov3_vit distilbert doge dory dpr electra encoder-decoder ernie ernie4_5
+ernie4_5_moe eurobert evolla exaone exaone4 exaone_moe falcon falcon_h1 falcon_mamba
+fastspeech2_conformer flaubert flex_olmo flint fnet focalnet fsmt funnel gemma gemma2 gemma3_text
+git glm glm4 glm4_moe glmasr glpn gpt-sw3 gpt2 gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese
+gpt_oss gptj granite granite_docling_text granite_docling_vision granite_speech granite_speech_plus
+granite_swa granitemoe granitemoe_swa granitemoehybrid granitemoeshared groupvit gte helium hgnet_v2
+hiera higgs_audio_v2 hrm_text hy_v3 hy_v4 hy_v4_vl_text hyperclovax ibert idefics3_vision ijepa
+imagegpt inkling2_loop_text inkling2_text inkling_text internlm3 internvl_vision iquestcoder jais2
+jamba jetmoe jina_embeddings_v3 kimi_linear kolibri1 kosmos-2.5 laguna lara_mini layoutlm led levit
+lfm2 lfm3 llama llama4_text longformer longt5 m2m_100 mamba mamba2 marian markuplm mask2former mbart
+megatron-bert mellum metaclip_2 mimo_v2_flash minicpm_ocr minicpmv4_6 minicpmv4_7 minimax minimax_m2
+minimax_m3_vl_text ministral3 mistral mixtral mlcd mlcd_vision_model mllama mobilebert mobilenet_v1
+mobilenet_v2 mobilevit mobilevitv2 modernbert modernbert-decoder molmo2_text moshi
+moss_transcribe_diarize mpnet mpt mra mt5 muse_glimmer_text muse_spark_text mvp nanochat nemotron_h
+nllb-moe nomic_bert nystromformer olmo olmo2 olmo3 olmo_hybrid olmoe omniasr openai-gpt
+openai_privacy_filter opt owlv2 owlvit pegasus pegasus_x persimmon phi phi3 phi4_multimodal phimoe
+pixio pixtral plbart poolformer pp_lcnet pp_ocrv5_mobile_det pp_ocrv5_server_rec pp_ocrv6_small_rec
+pp_ocrv6_tiny_rec prophetnet pvt pvt_v2 qianfan_ocr_vision qwen2 qwen2_audio qwen2_moe qwen3
+qwen3_5_moe_text qwen3_5_text qwen3_asr qwen3_moe qwen3_next qwen3_vl_moe_text qwen3_vl_text
+qwen4_exp_text radio recurrent_gemma regnet rembert resnet roberta roberta-prelayernorm roc_bert
+roformer rwkv sam2_vision_model sam3_lite_text_text_model sam3_vit_model sam_hq_vision_model
+sam_vision_model sarvam_moe seamless_m4t seamless_m4t_v2 seed_oss segformer siglip
+siglip_vision_model smollm3 smolvlm_vision solar_open splinter squeezebert stablelm starcoder2
+swiftformer swinv2 switch_transformers t5 t5gemma table-transformer tapas textnet timesformer
+timm_wrapper tipsv2 tipsv2_text_model tipsv2_vision_model trocr ultrabert umt5 upernet vaultgemma
+videomae vilt vision-text-dual-encoder visual_bert vit vit_mae vit_msn vitdet vits vivit vjepa2
+voxtral whisper xglm xlm xlm-roberta xlm-roberta-xl xlnet xlstm yolos yoso
 """.split()  # noqa: SIM905 - names to be read
 
 SMALL = {

@@ -236,12 +236,17 @@ def copy(recorder: LabelRecorder, call: OpCall) -> None:
 
 
 def view(recorder: LabelRecorder, call: OpCall) -> None:
-    """Reshape the labels; how the parts of a divided axis hang together is settled at the end."""
+    """Reshape the labels; how the parts of a divided axis hang together is settled at the end.
+
+    A stored table of several axes, as one of positions, divides its rows.
+    """
     if follow_weight(recorder, call):
         return
     before = recorder.labels_of(call.args[0])
     labels = before.reshape(call.out.shape)
-    if len(varying_axes(labels)) > len(varying_axes(before)):
+    axes = varying_axes(before)
+    is_divided = len(varying_axes(labels)) > len(axes)
+    if is_divided and not (len(axes) > 1 and recorder.is_raw(before)):
         recorder.recording.splits.append(narrow_constant(labels))
     recorder.note_sizes(labels)
     recorder.set_labels(call.out, labels)

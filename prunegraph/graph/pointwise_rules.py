@@ -10,6 +10,8 @@ from prunegraph.graph.movement_rules import write_slices
 from prunegraph.graph.recorder import LabelRecorder, OpCall
 from prunegraph.graph.recording import RecordedShare
 
+ELSEWHERE = "its axis carries no channels"
+
 
 def _aligned_sizes(labels: Tensor, ndim: int) -> list[int]:
     return [1] * (ndim - labels.ndim) + list(labels.shape)
@@ -31,17 +33,10 @@ def combine(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) 
         product = call.name.rstrip("_") == "mul"
         one = min(known, key=lambda side: narrow_constant(side).numel()) if product else known[0]
         if varying_axes(one):
-            recorder.store.freeze(one, recorder.cause(call, "its axis carries no channels"))
+            recorder.store.freeze(one, recorder.cause(call, ELSEWHERE))
         return right if one is left else left
     for one, other in ((left, right), (right, left)):
-        shared = _shared_by_heads(recorder, one, other)
-        if shared is not None:
-            cause = recorder.cause(call, SHARED)
-            recorder.recording.shared.append(
-                RecordedShare(
-                    one=narrow_constant(shared), parts=narrow_constant(other), cause=cause
-                )
-            )
+        if _stays_beside(recorder, call, one, other):
             return other
     _note_sum(recorder, call, left, right)
     recorder.store.unite(left, right)
@@ -53,11 +48,31 @@ def combine(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) 
     return left if left.numel() >= right.numel() else right
 
 
+def _stays_beside(recorder: LabelRecorder, call: OpCall, one: Tensor, other: Tensor) -> bool:
+    """Keep ``one`` if it is no channels where ``other`` has some: tokens, or what heads share."""
+    if _along_others(one, other) and recorder.is_raw(one):
+        recorder.store.freeze(one, recorder.cause(call, ELSEWHERE))
+        return True
+    shared = _shared_by_heads(recorder, one, other)
+    if shared is not None:
+        cause = recorder.cause(call, SHARED)
+        recorder.recording.shared.append(
+            RecordedShare(one=narrow_constant(shared), parts=narrow_constant(other), cause=cause)
+        )
+    return shared is not None
+
+
 def _flat_along(one: Tensor, other: Tensor) -> bool:
     """Return whether ``one`` has size 1 along all axes along which ``other`` varies."""
     ndim = max(one.ndim, other.ndim)
     axes = [axis + ndim - other.ndim for axis in varying_axes(other)]
     return bool(axes) and all(_aligned_sizes(one, ndim)[axis] == 1 for axis in axes)
+
+
+def _along_others(one: Tensor, other: Tensor) -> bool:
+    """Return whether both vary, along axes that they do not share: tokens, and channels."""
+    axes = [{axis - labels.ndim for axis in varying_axes(labels)} for labels in (one, other)]
+    return all(axes) and not axes[0] & axes[1]
 
 
 def _is_wider(constant: Tensor, other: Tensor) -> bool:

@@ -276,3 +276,40 @@ def test_a_few_channels_that_are_convolved_in_place(parts: int, check_all: Check
     model = nn.Sequential(nn.Conv2d(3, 8, 1), Partial(parts), nn.Conv2d(8, CLASSES, 1))
     graph = check_all(model, torch.randn(1, 3, 6, 6))
     assert free_sizes(graph) == ([7] if parts == 1 else [2, 6])
+
+
+class Tiled(nn.Module):
+    """As transformers' SAM 3: a table of positions is laid out in a square, and angles turn heads.
+
+    The angles are computed from a buffer of places: their rows are tokens, not channels.
+    """
+
+    places: Tensor
+    frequencies: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 2, stride=2)
+        self.table = nn.Parameter(torch.randn(1, 36, 16))
+        self.norm, self.qkv = nn.LayerNorm(16), nn.Linear(16, 48)
+        self.mix, self.head = nn.Linear(16, 16), nn.Linear(16, 3)
+        self.register_buffer("places", torch.rand(16, 2))
+        self.register_buffer("frequencies", torch.rand(2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patches(images).flatten(2).transpose(1, 2)
+        square = self.table.reshape(1, 6, 6, -1).permute(0, 3, 1, 2).tile(1, 1, 2, 2)
+        x = x + square[:, :, :4, :4].permute(0, 2, 3, 1).reshape(1, 16, -1)
+        y = self.norm(x.view(len(x), 4, 4, -1)).flatten(1, 2)
+        q, k, v = self.qkv(y).view(len(x), 16, 3, -1, 4).permute(2, 0, 3, 1, 4)
+        angles = (self.places[..., None] * self.frequencies).cos().flatten(1)
+        y = F.scaled_dot_product_attention(q * angles, k * angles, v)
+        out: Tensor = self.head(x + self.mix(y.transpose(1, 2).flatten(2)))
+        return out
+
+
+def test_rows_of_tables_beside_channels_are_tokens(check_all: Check) -> None:
+    graph = check_all(Tiled(), torch.randn(2, 3, 8, 8))
+    free = {group.name: group for group in graph.groups if not group.frozen}
+    assert {name: group.classes.size for name, group in free.items()} == {"patches": 16, "qkv": 4}
+    assert "table:2" in free["patches"].members
