@@ -77,7 +77,8 @@ def _find_chains(kind: type) -> frozenset[tuple[str, str]]:
                 names = loaded.argval if isinstance(loaded.argval, tuple) else (loaded.argval,)
                 if names[-1:] == (owner,) and first.opname == "LOAD_ATTR":
                     by_name = second.opname == "LOAD_CONST" and before.argval == "getattr"
-                    is_chain = by_name or second.opname == "LOAD_ATTR"
+                    is_method = "NULL" in second.argrepr  # since Python 3.12
+                    is_chain = by_name or (second.opname == "LOAD_ATTR" and not is_method)
                     found.add((first.argval, second.argval if is_chain else WHOLE))
             codes += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
     return frozenset(found)

@@ -5,6 +5,8 @@ leave together, so that the heads that stay compute what they did: the same widt
 By width, all heads stay and lose the same part of their queries and keys, and of their values.
 """
 
+import itertools
+import operator
 from math import prod
 
 import torch
@@ -194,15 +196,15 @@ def attention(recorder: LabelRecorder, call: OpCall) -> None:
     labels = [_heads_in_front(recorder.labels_of(tensor)) for tensor in (query, key, value)]
     heads, length = query.shape[-3], key.shape[-2]
     rows = prod(query.shape[:-3]) * query.shape[-2]
-    shared = [each for each in labels[1:] if len(each) == 1 < heads]
+    serves_all = [len(each) == 1 < heads for each in labels]
     labels = [each.repeat_interleave(heads // len(each), 0) for each in labels]
     if recorder.by_width:
         labels = [_collapsed(recorder, each) for each in labels]
     if any(0 in varying_axes(each) for each in labels):
-        own = labels[: len(labels) - len(shared)]
+        own = [*itertools.compress(labels, map(operator.not_, serves_all))]
         out = _unite_heads(recorder, own + _bias_of_heads(recorder, call, query))
-        for each in shared:
-            keep_shared(recorder, call, each, out)
+        for shared in itertools.compress(labels, serves_all):
+            keep_shared(recorder, call, shared, out)
         record_product(recorder, rows * length * (query.shape[-1] + value.shape[-1]), out)
         spread = along(out, 0, (heads, 1, 1))
         tie_beside(recorder, call.tensors()[3:], spread)
