@@ -170,10 +170,8 @@ MORE: dict[str, dict[str, Any]] = {
     "gptj": {"rotary_dim": 8},
     "codegen": {"rotary_dim": 8},
     "falcon": {"head_dim": None},
-    **dict.fromkeys(
-        ("bamba", "granitemoehybrid"),
-        {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16},
-    ),
+    "bamba": {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16},
+    "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16},
 }
 OWN_SIZES = {"convnext", "convnextv2", "hiera", "levit", "mobilevit", "mobilevitv2", "swinv2"}
 SIDE, FRAMES, TOKENS = 64, 8, 12
