@@ -49,7 +49,7 @@ def tie_beside(recorder: LabelRecorder, tensors: Sequence[Tensor], labels: Tenso
         for axis in varying_axes(labels):
             place = axis - labels.ndim
             if -place <= tensor.ndim and tensor.shape[place] > 1:
-                channels = labels.movedim(axis, 0).reshape(labels.shape[axis], -1)[:, 0]
+                channels = labels.movedim(axis, -1)[(0,) * (labels.ndim - 1)]
                 recorder.store.unite(met.setdefault(place, channels), channels)
 
 
