@@ -9,6 +9,7 @@ import math
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,6 +29,9 @@ SUSPICIOUS = 1e-5
 
 EXACT, ROUGH = 1e-8, 1e-3
 """Largest accepted difference in float64, and where the forward cannot run in float64."""
+
+HALF = {torch.float16, torch.bfloat16}
+"""Types with too few digits to compare by: networks of these are tried in float32."""
 
 ILL_CONDITIONED = 1e-2
 """Where float32 and float64 differ by more, the last digits decide the first: ROUGH is exact."""
@@ -110,15 +114,22 @@ def awake(model: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
     for parameter in (item for item in network.parameters() if id(item) not in shared):
         scale = math.prod(parameter.shape[1:]) == 1
-        noise = torch.rand(parameter.shape, generator=generator)
-        parameter.data.copy_(noise + 0.5 if scale else _as_weights(noise))
+        most = _even(parameter)
+        _draw(parameter, (0.5, 1.5) if scale else (-most, most), generator)
     return network
 
 
-def _as_weights(noise: Tensor) -> Tensor:
-    """Return weights that keep the size of their inputs, of noise in [0, 1) of their shape."""
-    scale: float = (12 / math.prod(noise.shape[1:])) ** 0.5
-    return (noise - 0.5) * scale
+def _even(parameter: nn.Parameter) -> float:
+    """Return up to which values weights are drawn that keep the size of their inputs."""
+    most: float = (3 / math.prod(parameter.shape[1:])) ** 0.5
+    return most
+
+
+def _draw(
+    parameter: nn.Parameter, between: tuple[float, float], generator: torch.Generator
+) -> None:
+    """Draw the values of a parameter; on the CPU, so that they are the same on each device."""
+    parameter.data.copy_(torch.empty(parameter.shape).uniform_(*between, generator=generator))
 
 
 def bold(model: nn.Module, run: Forward) -> nn.Module | None:
@@ -130,8 +141,8 @@ def bold(model: nn.Module, run: Forward) -> nn.Module | None:
     generator = torch.Generator().manual_seed(1)
     for parameter in network.parameters():
         if parameter.is_floating_point() and parameter.ndim > 1 and parameter.numel():
-            noise = torch.rand(parameter.shape, generator=generator)
-            parameter.data.copy_(_as_weights(noise) * BOLD_GAIN)
+            most = _even(parameter) * BOLD_GAIN
+            _draw(parameter, (-most, most), generator)
     return network if is_sound(copy_network(network), run) else None  # a forward may keep things
 
 
@@ -206,6 +217,66 @@ def _failure_in_training(network: nn.Module, run: Forward) -> Failure | None:
     return None
 
 
+class _Outputs:
+    """What a network gives with channels removed, or silenced; one copy of it lives at a time.
+
+    Args:
+        model: the network.
+        graph: its structure.
+        keep: which classes stay.
+        run: calls a network of the model's type on the example inputs.
+    """
+
+    def __init__(
+        self, model: nn.Module, graph: StructureGraph, keep: BoolArray, run: Forward
+    ) -> None:
+        self._model, self._graph, self._mask, self._run = model, graph, graph.mask(keep), run
+        half = any(parameter.dtype in HALF for parameter in model.parameters())
+        self._dtype = torch.float32 if half else None
+        self._network = model
+
+    def copied(self, surgery: Callable[..., nn.Module]) -> nn.Module:
+        """Return a new copy; the last one goes before."""
+        self._network = self._model
+        self._network = surgery(self._model, self._graph, self._mask)
+        return self._network
+
+    def _of(self, surgery: Callable[..., nn.Module], dtype: torch.dtype | None) -> list[Tensor]:
+        network = self.copied(surgery)
+        if dtype is not None:  # as to() does, but for complex numbers
+            network._apply(lambda item: item.to(dtype) if item.is_floating_point() else item)
+        return tensors_in(self._run(network, dtype))
+
+    def pruned(self) -> list[Tensor] | Failure:
+        """Return the outputs of the pruned network, in float32 or its own precision."""
+        try:
+            return self._of(apply_mask, self._dtype)
+        except ERRORS as error:
+            if self._dtype is None:
+                return _failed(self._network, error)
+            self._dtype = None
+        return self.pruned()
+
+    def masked(self) -> list[Tensor] | Failure:
+        """Return those of the network with silent channels, in the same precision."""
+        try:
+            return self._of(zero_mask, self._dtype)
+        except ERRORS as error:
+            return Failure(reason=f"the forward fails on channels of zeros: {first_line(error)}")
+
+    def agree(self, slim: list[Tensor], zero: list[Tensor]) -> bool:
+        """Return whether the two are equal, in float64 if need be."""
+        difference, limit = difference_of(slim, zero), SUSPICIOUS
+        if difference > limit:
+            try:
+                double = [self._of(surgery, torch.float64) for surgery in (apply_mask, zero_mask)]
+                chaotic = difference_of(slim, double[0]) > ILL_CONDITIONED
+                difference, limit = difference_of(*double), ROUGH if chaotic else EXACT
+            except ERRORS:  # a forward that casts to float32 itself
+                limit = ROUGH
+        return difference <= limit
+
+
 def failure_of(
     model: nn.Module,
     graph: StructureGraph,
@@ -220,17 +291,13 @@ def failure_of(
     With ``finite`` a masked network whose outputs are finite elsewhere than the whole one's says
     nothing. With ``training`` the pruned network must run in training mode, too.
     """
-    mask, slim_model = graph.mask(keep), model
-    try:
-        slim_model = apply_mask(model, graph, mask)
-        slim = tensors_in(run(slim_model, None))
-    except ERRORS as error:
-        return _failed(slim_model, error)
-    silent = zero_mask(model, graph, mask)
-    try:
-        zero = tensors_in(run(silent, None))
-    except ERRORS as error:
-        return Failure(reason=f"the forward fails on channels of zeros: {first_line(error)}")
+    outputs = _Outputs(model, graph, keep, run)
+    slim = outputs.pruned()
+    if isinstance(slim, Failure):
+        return slim
+    zero = outputs.masked()
+    if isinstance(zero, Failure):
+        return zero
     if [t.shape for t in slim] != [t.shape for t in zero]:
         return Failure(reason="the forward's output changes its shape")
     if finite and not all(bool(torch.isfinite(t).all()) for t in (*slim, *zero)):
@@ -239,26 +306,11 @@ def failure_of(
             return Failure(reason="the forward needs more than one channel for finite outputs")
         if not as_finite(zero, dense):
             return None
-    if _agree((slim_model, silent), slim, zero, run):
-        return _failure_in_training(apply_mask(model, graph, mask), run) if training else None
+    if outputs.agree(slim, zero):
+        return _failure_in_training(outputs.copied(apply_mask), run) if training else None
     if difference_of(*(tensors_in(run(model, None, seed=seed)) for seed in (0, 1))) > SUSPICIOUS:
         return Failure(reason="the forward draws random numbers in eval mode, other ones if pruned")
     return Failure(reason="the pruned forward computes something else than the masked one")
-
-
-def _agree(
-    networks: tuple[nn.Module, nn.Module], slim: list[Tensor], zero: list[Tensor], run: Forward
-) -> bool:
-    """Return whether the outputs of two networks, which go to float64 if need be, are equal."""
-    difference, limit = difference_of(slim, zero), SUSPICIOUS
-    if difference > limit:
-        try:
-            double = [tensors_in(run(m.double(), torch.float64)) for m in networks]
-            chaotic = difference_of(slim, double[0]) > ILL_CONDITIONED
-            difference, limit = difference_of(*double), ROUGH if chaotic else EXACT
-        except ERRORS:  # a forward that casts to float32 itself
-            limit = ROUGH
-    return difference <= limit
 
 
 class Trial:
