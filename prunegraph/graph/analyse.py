@@ -250,6 +250,7 @@ def _record_all(
             join_training(recorder.recording, training.recording, unread)
     if unused_weights(model, recorder.recording):
         join_siblings(model, recorder.recording)
+    recorder.recording.settle_wide_outputs()
     return recorder
 
 

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from prunegraph.graph.labels import NEUTRAL, LabelStore, varying_axes
+from prunegraph.graph.labels import NEUTRAL, LabelStore, narrow_constant, varying_axes
 from prunegraph.graph.lifetimes import LifetimeRecorder
 from prunegraph.graph.structure import FrozenOp
 from prunegraph.graph.weight_views import WeightView
+
+WIDE = 4096
+"""Outputs that are more are one class: see ``Recording.settle_wide_outputs``."""
 
 UNREAD = "not read with this example"
 MERGED = "lies beside channels that were merged with it"
@@ -306,6 +309,17 @@ class Recording:
             if whole in axes:
                 cause = FrozenOp(op="parameter", module=name, reason=MERGED)
                 self.store.freeze(axes[whole], cause)
+
+    def settle_wide_outputs(self) -> None:
+        """Make one class of outputs that are very many, as the words of a language model.
+
+        All stay: each alone would be a node of the graph, and a row of what is measured.
+        """
+        for labels in self.outputs:
+            own = narrow_constant(labels).unique()
+            own = own[own != NEUTRAL]
+            if own.numel() > WIDE:
+                self.store.unite(own[1:], own[:1])
 
     def settle_constants(self) -> None:
         """Freeze constants that were read as channels, but those that a layer makes later.

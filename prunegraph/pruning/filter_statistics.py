@@ -56,13 +56,16 @@ class ClassMean:
 
 
 def producing_filters(model: nn.Module, graph: StructureGraph) -> Iterator[Filters]:
-    """Yield the filters of each convolution's and linear layer's weight, once a weight."""
+    """Yield the filters of each convolution's and linear layer's weight, once a weight.
+
+    But for those whose classes all are frozen: a language model has as many outputs as words.
+    """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, op in {op.param: op for op in graph.ops if op.param}.items():
         axes, classes = graph.param_classes.get(name, {}), op.out_classes
         ordered = sorted(axes.items(), key=lambda item: item[0] != op.out_axis)
         axis = next((a for a, own in ordered if np.array_equal(own, classes)), None)
-        if axis is None or name not in parameters:
+        if axis is None or name not in parameters or not graph.free[classes].any():
             continue
         rows = parameters[name].detach().float().cpu().movedim(axis, 0).flatten(1)
         order = np.argsort(classes, kind="stable")
@@ -79,7 +82,8 @@ def filter_statistics(model: nn.Module, graph: StructureGraph) -> dict[str, Floa
         graph: its structure.
 
     Returns:
-        ``[N]`` each, NaN where a class has no filter (or no norm, for ``bn_scale``):
+        ``[N]`` each, NaN where a class has no filter (or no norm, for ``bn_scale``) or is frozen
+        with all others that its layer writes:
 
         - ``l1``, ``l2``: norms of the producing filter (Li et al. 2017, arXiv 1608.08710);
         - ``bn_scale``: mean |scale| of the norms over the class (Liu et al. 2017, 1708.06519);

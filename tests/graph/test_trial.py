@@ -2,8 +2,10 @@
 
 import copy
 import itertools
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -469,3 +471,51 @@ def test_buffers_that_a_forward_writes_stay_as_they_were() -> None:
     analyse(net, EXAMPLE)
     assert net.calls is calls and net.last is last
     assert float(calls) == float(last) == 0.0
+
+
+class Cast(Net):
+    """Casts to half precision itself: in float32 its layers do not fit what they read."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.bfloat16())
+
+
+@pytest.mark.parametrize("kind", [Net, Cast])
+def test_half_precision_is_tried_in_float32_where_the_forward_can(kind: type[Net]) -> None:
+    right = kind(lambda net, x: net.three(net.two(x).relu())).bfloat16()
+    graph = analyse(right, EXAMPLE.bfloat16())
+    assert graph.free.sum() == 48
+    wrong = kind(lambda net, x: net.three(wrong_mean(net, net.two(x)))).bfloat16()
+    frozen = analyse(wrong, EXAMPLE.bfloat16())
+    assert frozen.free.sum() == 32
+
+
+class Counted(nn.Module):
+    """Knows which of its copies are alive."""
+
+    alive: ClassVar[weakref.WeakSet[nn.Module]] = weakref.WeakSet()
+    most = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        Counted.alive.add(self)
+        Counted.most = max(Counted.most, len(Counted.alive))
+        return self.two(self.one(x).relu())
+
+
+def test_trials_hold_one_copy_beside_the_network_and_that_with_new_weights() -> None:
+    graph = analyse(Counted(), torch.randn(2, 8))
+    assert graph.free.any()
+    assert Counted.most <= 3
+
+
+def test_outputs_that_are_very_many_are_one_class_and_cost_what_they_do() -> None:
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5000))
+    graph = analyse(net, torch.randn(2, 8))
+    assert (graph.num_classes, int(graph.free.sum())) == (18, 16)  # the input is one, too
+    assert graph.dense_cost.macs == 2 * (8 * 16 + 16 * 5000)
+    keep = graph.frozen | (np.arange(18) % 2 == 0)
+    assert_masked_equals_pruned(net, graph, graph.mask(keep), torch.randn(2, 8))

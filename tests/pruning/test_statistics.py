@@ -313,3 +313,9 @@ def test_filters_of_a_square_transposed_convolution_are_what_it_writes() -> None
     graph = analyse(net, torch.randn(1, 3, 4, 4))
     rows = [f.rows for f in producing_filters(net, graph)][1]
     assert torch.equal(rows, net.up.weight.detach().movedim(1, 0).flatten(1))
+
+
+def test_filters_of_layers_of_which_nothing_can_go_are_not_looked_at() -> None:
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 50))
+    graph = analyse(net, torch.randn(2, 8))
+    assert [f.rows.shape for f in producing_filters(net, graph)] == [(16, 8)]
