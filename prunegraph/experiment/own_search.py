@@ -47,7 +47,7 @@ from prunegraph.pruning.artefacts import WEIGHTS_SUFFIX
 from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.evaluation import model_device
 from prunegraph.pruning.latency import TOLERANCE
-from prunegraph.pruning.recalibration import measuring_batch_norm
+from prunegraph.pruning.recalibration import has_batch_norm, measuring_batch_norm
 from prunegraph.pruning.state import parameter_digest
 from prunegraph.pruning.statistics import measure_by
 from prunegraph.pruning.surgery import apply_mask
@@ -436,7 +436,9 @@ def _compensation(
 
 
 def _recalibrate(network: nn.Module, batches: Sequence[Any], loss: Loss) -> None:
-    """Measure a network's batch norms anew, by the forwards of its loss."""
+    """Measure a network's batch norms, if it has any, anew, by the forwards of its loss."""
+    if not has_batch_norm(network):
+        return
     with measuring_batch_norm(network), torch.no_grad():
         for batch in batches:
             loss(network, batch)

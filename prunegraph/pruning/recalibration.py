@@ -11,6 +11,11 @@ from prunegraph.errors import DataError
 from prunegraph.graph.surgery import put_modes
 
 
+def has_batch_norm(model: nn.Module) -> bool:
+    """Return whether there is anything to recalibrate."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
 @contextmanager
 def measuring_batch_norm(model: nn.Module) -> Iterator[None]:
     """Within the context, forwards average batch statistics into the batch-norm buffers.
@@ -67,7 +72,7 @@ def recalibrate_bn(
     Raises:
         DataError: a batch of one image, for norms that then see one value a channel.
     """
-    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
+    if not has_batch_norm(model):
         return
     with measuring_batch_norm(model), torch.no_grad():
         device = next(t.device for t in (*model.parameters(), *model.buffers()))

@@ -203,21 +203,28 @@ def test_a_search_ends_where_there_are_no_more_masks() -> None:
     assert result.report["networks_evaluated"] < 40
 
 
-def test_a_network_in_double_precision_is_searched() -> None:
+def test_a_network_in_double_precision_is_searched_without_forwards_for_norms() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 4)).double()
     images = torch.randn(60, 6).double()
     answers = model(images).detach()
+    losses: list[Tensor] = []
+
+    def loss(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        losses.append((network(batch[0]) - batch[1]).square().sum())
+        return losses[-1]
+
     result = pg.search(
         model,
         images[:1],
         evaluate=lambda network: 1.0 - (network(images) - answers).square().mean().item(),
-        loss=lambda network, batch: (network(batch[0]) - batch[1]).square().sum(),
+        loss=loss,
         calibration_data=[(images, answers)],
         keep_macs=0.5,
         networks=40,
     )
     assert result.report["pruned"]["score"] > 0.9
+    assert len(losses) == 2  # what layers read, and gradients: no batch norm is to be measured
 
 
 def test_classes_need_no_loss_and_beat_the_policy_that_it_starts_from() -> None:
