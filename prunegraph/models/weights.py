@@ -17,7 +17,8 @@ from prunegraph.files import write_bytes, write_json
 from prunegraph.reading import FLOATS, checked, holds_numbers, read_json, read_safetensors
 
 TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # what training scripts put it under
+AVERAGES = ("state_dict_ema", "model_ema")  # moving averages, which training scripts validate
+WRAPPERS = (*AVERAGES, "state_dict", "model_state_dict", "model", "net")  # what they put it under
 PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel's, torch.compile's, Lightning's
 AVERAGED = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, beside the network
 BN_COUNTER = "num_batches_tracked"
@@ -48,10 +49,10 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
 
     ``.safetensors`` files and state dicts in files of ``torch.save`` (``TORCH_SUFFIXES``) are read;
     the latter by ``torch.load(weights_only=True)``, which runs no code. A ``state_dict`` wrapper is
-    taken off, and so are ``module.``, ``_orig_mod.`` and ``model.`` before all names, until the
-    network knows one; missing BN counters are no error. Names that a network calls otherwise
-    (``OTHER_NAMES``) are its own; auxiliary heads, which torchvision's networks have in training,
-    are left out where the network has none.
+    taken off (a moving average beside it is preferred, as timm does), and so are ``module.``,
+    ``_orig_mod.`` and ``model.`` before all names, until the network knows one; missing BN counters
+    are no error. Names that a network calls otherwise (``OTHER_NAMES``) are its own; auxiliary
+    heads, which torchvision's networks have in training, are left out where the network has none.
 
     Args:
         model: the network.
@@ -201,7 +202,7 @@ def _check_unpacked_size(path: Path) -> None:
 def _unwrap(path: Path, content: object) -> Mapping[str, Tensor]:
     """Return the state dict inside a training script's checkpoint."""
     for key in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
+        if isinstance(content, dict) and isinstance(content.get(key), dict) and content[key]:
             content = content[key]
             break
     if (

@@ -50,6 +50,19 @@ def test_weights_are_never_saved_as_a_pickle(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["state_dict_ema", "model_ema"])
+def test_a_moving_average_is_taken_where_a_checkpoint_holds_one(tmp_path: Path, name: str) -> None:
+    source, target = digits(), digits()
+    averaged = {f"module.{k}": v for k, v in source.state_dict().items()}
+    content = {"model": digits().state_dict(), name: {"n_averaged": torch.tensor(5), **averaged}}
+    torch.save(content, tmp_path / "w.pth")
+    load_weights(target, tmp_path / "w.pth")
+    assert same(source.state_dict(), target.state_dict())
+    torch.save({"model": source.state_dict(), name: {}}, tmp_path / "w.pth")
+    load_weights(target, tmp_path / "w.pth")
+    assert same(source.state_dict(), target.state_dict())
+
+
 @pytest.mark.parametrize(
     "wrap", ["plain", "state_dict", "model", "net", "module.", "_orig_mod.", "_orig_mod.module."]
 )
