@@ -23,7 +23,9 @@ import numpy as np
 import torch
 from searches import GRADIENTS, TWINS, begin, read_rows
 
-from prunegraph.agent import AgentConfig, NetworkConfig, PPOConfig
+from prunegraph.agent.network import NetworkConfig
+from prunegraph.agent.ppo_config import PPOConfig
+from prunegraph.agent.train import AgentConfig
 from prunegraph.experiment.agent_options import UNREAD, agent_config, calm, given_policy
 from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.console import Console

@@ -19,8 +19,8 @@ import torchvision
 from torch import Tensor, nn
 
 from prunegraph.errors import BudgetError
+from prunegraph.experiment.machine import keep_freed_memory
 from prunegraph.experiment.report import machine
-from prunegraph.experiment.setup import keep_freed_memory
 from prunegraph.experiment.speed import PAYS, realised
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.features import rank_in_group

@@ -31,8 +31,8 @@ from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.jobs import Batch, Jobs, load_targets, make_workplace
+from prunegraph.experiment.machine import keep_freed_memory
 from prunegraph.experiment.search import SearchRun, search_job
-from prunegraph.experiment.setup import keep_freed_memory
 
 DIGITS = ["--arch", "resnet20", "--pretrain-epochs", "1", "--networks", "128"]
 

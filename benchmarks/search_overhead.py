@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunegraph.agent import train_agent
+from prunegraph.agent.train import train_agent
 from prunegraph.env import ChannelPruningEnv, PruningTask
 from prunegraph.experiment.agent_options import agent_config, env_config
 from prunegraph.experiment.config import SearchOptions
-from prunegraph.experiment.setup import keep_freed_memory
+from prunegraph.experiment.machine import keep_freed_memory
 from prunegraph.graph import analyse
 from prunegraph.graph.features import node_features
 from prunegraph.models import build_model

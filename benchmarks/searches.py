@@ -10,9 +10,9 @@ import torch
 
 from prunegraph.experiment.cli import parse
 from prunegraph.experiment.config import TrainConfig
+from prunegraph.experiment.machine import keep_freed_memory
 from prunegraph.experiment.options import differences, to_dict
 from prunegraph.experiment.report import machine
-from prunegraph.experiment.setup import keep_freed_memory
 from prunegraph.files import write_json
 
 GRADIENTS = ("taylor", "rank_taylor", "mean_taylor")

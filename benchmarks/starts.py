@@ -23,10 +23,11 @@ from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.finish import finetune_mask, load_finetuned
 from prunegraph.experiment.folder import CONFIG_FILE, RunFolder
+from prunegraph.experiment.machine import keep_freed_memory
 from prunegraph.experiment.options import load_config
 from prunegraph.experiment.report import machine, read_report, spread
 from prunegraph.experiment.report import read_rows as method_rows
-from prunegraph.experiment.setup import keep_freed_memory, load_target
+from prunegraph.experiment.setup import load_target
 from prunegraph.files import write_json
 
 OWN = "as in the run"

@@ -29,13 +29,9 @@ from searches import GRADIENTS, TWINS, begin, read_rows
 from torch import Tensor
 from torch_geometric.data import Data
 
-from prunegraph.agent import (
-    Lesson,
-    PruningNetwork,
-    TrainedPolicy,
-    amortise,
-    with_share,
-)
+from prunegraph.agent.amortise import Lesson, amortise, with_share
+from prunegraph.agent.network import PruningNetwork
+from prunegraph.agent.saving import TrainedPolicy
 from prunegraph.experiment.agent_options import agent_config, trained_budgets
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.config import SearchOptions, TrainConfig

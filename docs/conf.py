@@ -43,10 +43,10 @@ class CommandReference(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Return a section for each command."""
         lines = []
-        for name, command in COMMANDS.items():
+        for name, config in COMMANDS.items():
             usage, description, options = read_help(name)
             hidden = get_args(tyro.conf.Suppress[int])[1]
-            shown = [f for f in fields(command.config) if hidden not in get_args(f.type)[1:]]
+            shown = [f for f in fields(config) if hidden not in get_args(f.type)[1:]]
             if len(options) != len(shown):
                 msg = f"`prunegraph {name} --help` was not understood: {[o for o, _ in options]}"
                 raise self.error(msg)

@@ -4,14 +4,11 @@ Loading torch takes seconds; an interruption in that time must not end in a trac
 """
 
 import contextlib
-import importlib
 import os
-import signal
 import sys
-import threading
 from collections.abc import Sequence
-from types import FrameType
 
+from prunegraph.experiment.loading import load
 from prunegraph.experiment.overview import answer
 
 SPINS = "10000"
@@ -38,20 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is loaded
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, _leave) if in_main_thread else None
-    cli = importlib.import_module("prunegraph.experiment.cli")
-    if in_main_thread:
-        signal.signal(signal.SIGINT, before)
-    code: int = cli.main(words)
+    code: int = load("prunegraph.experiment.cli").main(words)
     return code
-
-
-def _leave(_number: int, _frame: FrameType | None) -> None:
-    """End the process while its imports are not done."""
-    sys.stderr.write("prunegraph: interrupted before anything was done\n")
-    sys.stderr.flush()
-    os._exit(130)
 
 
 if __name__ == "__main__":

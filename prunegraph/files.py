@@ -14,6 +14,9 @@ import filelock
 
 from prunegraph.errors import ArtefactError, ConfigError
 
+POLICY_FILE = "policy.safetensors"
+"""Name of the trained policy in a run folder."""
+
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}\.tmp")
 """Names of files that are being written; those of a killed writer stay behind."""
 

@@ -97,7 +97,7 @@ def tiny(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with the options of ``TINY`` that the command takes."""
     if arguments[0] not in COMMANDS or "--help" in arguments:
         return list(arguments)
-    names = {field.name for field in fields(COMMANDS[arguments[0]].config)}
+    names = {field.name for field in fields(COMMANDS[arguments[0]])}
     sizes = {name: value for name, value in TINY.items() if name in names}
     if "--budgets" in arguments:
         sizes["networks"] = 40  # each cell of a family has its own starts
@@ -148,7 +148,7 @@ def check_only(block: Block) -> None:
     for words in commands_of(block.code):
         arguments = arguments_of(words)
         if arguments is not None:
-            assert parse(COMMANDS[arguments[0]].config, arguments[1:]) is not None
+            assert parse(COMMANDS[arguments[0]], arguments[1:]) is not None
         elif words[0] == "python":
             check_benchmark(words[1:])
 

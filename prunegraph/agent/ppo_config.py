@@ -6,6 +6,9 @@ from typing import Literal, get_args
 from prunegraph.errors import ConfigError
 from prunegraph.rewards.config import check_choice, check_range
 
+EPISODES_PER_UPDATE = 16
+"""Masks an update."""
+
 Clip = Literal["bit", "joint"]
 
 RATES = (

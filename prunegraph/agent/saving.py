@@ -19,7 +19,7 @@ from torch_geometric.data import Data
 from prunegraph.agent.network import NetworkConfig, PruningNetwork
 from prunegraph.agent.ppo import ChannelPPO
 from prunegraph.errors import ArtefactError, ConfigError, first_line
-from prunegraph.files import write_bytes, write_json
+from prunegraph.files import POLICY_FILE, write_bytes, write_json
 from prunegraph.graph.features import LAST_NAMES
 from prunegraph.reading import checked, holds_numbers, parse_json, read_json, read_safetensors
 from prunegraph.types import FloatArray
@@ -30,7 +30,6 @@ SCHEMA = 3
 POLICY_SCHEMA = 2
 """Of policies; 1 read the sensitivity of groups as a loss on search images."""
 
-POLICY_FILE = "policy.safetensors"
 POLICY = {
     "schema": int,
     "network": NetworkConfig,

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from prunegraph.agent.imagination import Imagination
 from prunegraph.agent.network import NetworkConfig
 from prunegraph.agent.ppo import ChannelPPO, Memory
-from prunegraph.agent.ppo_config import PPOConfig
+from prunegraph.agent.ppo_config import EPISODES_PER_UPDATE, PPOConfig
 from prunegraph.agent.saving import TrainedPolicy, load_checkpoint, save_checkpoint
 from prunegraph.agent.threads import ThreadedVecEnv
 from prunegraph.agent.topology import Topology
@@ -51,7 +51,7 @@ class AgentConfig:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
-    episodes_per_update: int = 16
+    episodes_per_update: int = EPISODES_PER_UPDATE
     per_group: bool = False
     refinements: int = 0
     initial_cost_ratio: float = 1.0

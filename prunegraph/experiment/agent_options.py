@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from prunegraph.agent import AgentConfig, NetworkConfig, PPOConfig, TrainedPolicy
+from prunegraph.agent.network import NetworkConfig
+from prunegraph.agent.ppo_config import PPOConfig
+from prunegraph.agent.saving import TrainedPolicy
+from prunegraph.agent.train import AgentConfig
 from prunegraph.env import EnvConfig
 from prunegraph.errors import ConfigError
 from prunegraph.experiment.bench import num_probes

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from prunegraph.agent import NetworkConfig, PruningNetwork, TrainedPolicy, load_policy, save_policy
+from prunegraph.agent.network import NetworkConfig, PruningNetwork
+from prunegraph.agent.saving import TrainedPolicy, load_policy, save_policy
 from prunegraph.errors import ArtefactError
 from prunegraph.experiment.agent_options import given_policy
 from prunegraph.experiment.baselines import CONTROLS

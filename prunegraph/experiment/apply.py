@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from prunegraph.agent import TrainedPolicy, load_policy, save_policy
-from prunegraph.agent.saving import POLICY_FILE
+from prunegraph.agent.saving import TrainedPolicy, load_policy, save_policy
 from prunegraph.errors import BudgetError
 from prunegraph.experiment.agent_rows import add_untrained, measured, warn_if_worse
 from prunegraph.experiment.baselines import add_controls, baseline_job
@@ -25,7 +24,7 @@ from prunegraph.experiment.setup import check_trainable, load_target
 from prunegraph.experiment.suit import num_decision_networks, suit_benches
 from prunegraph.experiment.train import run_name
 from prunegraph.experiment.verdict import AGENT
-from prunegraph.files import write_json
+from prunegraph.files import POLICY_FILE, write_json
 from prunegraph.pruning.state import parameter_digest
 from prunegraph.reading import checked, read_json
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from prunegraph.errors import ArtefactError, ConfigError
 from prunegraph.reading import MAX_INTEGER
 from prunegraph.rewards.config import SelfCompetitionForm
+from prunegraph.users_code import is_factory
 
 SUMMARY_FILE = "summary.json"
 """What takes a report's place where a folder holds several comparisons."""
@@ -42,4 +43,27 @@ def check_wall(form: SelfCompetitionForm, round_to: int | None) -> None:
     """Raise ConfigError for the action wall with width rounding, which it does not know."""
     if form == "wall" and round_to is not None:
         msg = f"self_competition=wall cannot round widths: drop round_to={round_to}, or the wall"
+        raise ConfigError(msg)
+
+
+def check_trusted(
+    name: str, given: str | None, path: Path, option: str = "arch", others: str = ""
+) -> None:
+    """Refuse to run code because a file, which anybody may have made, names it.
+
+    Args:
+        name: of a network or a pruner in the file.
+        given: the name that the user gave, if any.
+        path: the file.
+        option: by which it is given.
+        others: options that the file asks for besides.
+
+    Raises:
+        ConfigError: the name is of code, and the user did not give it.
+    """
+    if is_factory(name) and name != given:
+        msg = (
+            f"{path} names {name}, which is code that would be run: trust it with --{option} "
+            f"{name}{others}"
+        )
         raise ConfigError(msg)

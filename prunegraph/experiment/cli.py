@@ -13,35 +13,31 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 import tyro
 
 from prunegraph.errors import ConfigError, PruneGraphError, first_line, suggest
-from prunegraph.experiment.apply import run_apply
+from prunegraph.experiment.checks import check_trusted
 from prunegraph.experiment.compare_config import ComparisonsConfig
-from prunegraph.experiment.comparisons import run_comparisons
 from prunegraph.experiment.config import (
     ApplyConfig,
     CommonConfig,
     PretrainConfig,
     TrainConfig,
 )
-from prunegraph.experiment.console import Console
-from prunegraph.experiment.export import run_export
-from prunegraph.experiment.inspect import run_inspect
+from prunegraph.experiment.loading import load
+from prunegraph.experiment.machine import (
+    is_out_of_memory,
+    num_ranks,
+    speaks,
+)
 from prunegraph.experiment.options import REGISTRY, from_dict, read_yaml
 from prunegraph.experiment.overview import answer
-from prunegraph.experiment.pretrain import run_pretrain
-from prunegraph.experiment.ranks import default_threads, help_rank_0, joined, num_ranks, speaks
-from prunegraph.experiment.setup import check_trusted, is_out_of_memory, keep_freed_memory
 from prunegraph.experiment.tools_config import ExportConfig, InspectConfig, VerifyConfig
-from prunegraph.experiment.train import run_train
-from prunegraph.experiment.verify_all import run_verify
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -64,25 +60,19 @@ DEVICE_LOST = (
 )
 
 
-@dataclass(frozen=True)
-class Command:
-    """One command: its options, its function, whether ranks can share it."""
-
-    config: type[CommonConfig]
-    run: Callable[[Any, Console], dict[str, Any]]
-    trains: bool = False
-
-
-COMMANDS: dict[str, Command] = {
-    "pretrain": Command(PretrainConfig, run_pretrain, trains=True),
-    "train": Command(TrainConfig, run_train, trains=True),
-    "apply": Command(ApplyConfig, run_apply, trains=True),
-    "compare": Command(ComparisonsConfig, run_comparisons, trains=True),
-    "inspect": Command(InspectConfig, run_inspect),
-    "export": Command(ExportConfig, run_export),
-    "verify": Command(VerifyConfig, run_verify),
+COMMANDS: dict[str, type[CommonConfig]] = {
+    "pretrain": PretrainConfig,
+    "train": TrainConfig,
+    "apply": ApplyConfig,
+    "compare": ComparisonsConfig,
+    "inspect": InspectConfig,
+    "export": ExportConfig,
+    "verify": VerifyConfig,
 }
-"""What each command of ``overview.SUMMARIES`` does."""
+"""The options of each command of ``overview.SUMMARIES``; ``work.JOBS`` is what it does."""
+
+TRAINING = ("pretrain", "train", "apply", "compare")
+"""Commands that the ranks of ``torchrun`` can share."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -154,24 +144,13 @@ def _dispatch(words: list[str]) -> None:
             f"unknown command {name!r}{suggest(name, list(COMMANDS))}; valid: {', '.join(COMMANDS)}"
         )
         raise ConfigError(msg)
-    command = COMMANDS[name]
-    config = parse(command.config, words[1:])
+    config = parse(COMMANDS[name], words[1:])
     if config is None:
         return
-    if num_ranks() > 1 and not command.trains:
+    if num_ranks() > 1 and name not in TRAINING:
         msg = f"`prunegraph {name}` trains nothing that ranks could share: leave torchrun away"
         raise ConfigError(msg)
-    keep_freed_memory()
-    torch.set_num_threads(config.threads or default_threads())
-    with joined(config.device) as ranks:
-        if ranks is None or ranks.first:
-            console = Console(json_only=config.json)
-            aside = contextlib.redirect_stdout(sys.stderr if config.json else sys.stdout)
-            with aside:  # what the user's own code prints
-                result = command.run(config, console)
-            console.result(result)
-        else:
-            help_rank_0(ranks, config.device)
+    load("prunegraph.experiment.work").work(config)
 
 
 def parse(kind: type[CommonConfig], words: list[str]) -> CommonConfig | None:

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from prunegraph.agent import AgentConfig, PPOConfig
+from prunegraph.agent.ppo_config import EPISODES_PER_UPDATE, PPOConfig
 from prunegraph.errors import ConfigError
 from prunegraph.experiment.checks import check_at_least, check_at_most, check_usable, check_wall
 from prunegraph.graph import AttentionUnit
@@ -280,7 +280,7 @@ class SearchOptions:
     metric: Metric = "soft_accuracy"
     granularity: Literal["network", "group"] = "network"
     refinements: int = 0
-    update_size: int = AgentConfig.episodes_per_update
+    update_size: int = EPISODES_PER_UPDATE
     learning_rate: float = PPOConfig.learning_rate
     imagined_steps: int = 20
     exchanges: int = 40

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from prunegraph.errors import ArtefactError, ConfigError
-from prunegraph.experiment.checks import check_one_run
+from prunegraph.experiment.checks import check_one_run, check_trusted
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import REPORT_FILE, RunFolder
+from prunegraph.experiment.machine import resolve_device
 from prunegraph.experiment.page import pruned_folder
 from prunegraph.experiment.report import read_report
-from prunegraph.experiment.setup import build_dense, check_trusted, resolve_device
+from prunegraph.experiment.setup import build_dense
 from prunegraph.experiment.tools_config import ExportConfig
 from prunegraph.pruning.artefacts import (
     PrunedInfo,

@@ -14,6 +14,7 @@ from prunegraph.experiment.config import DataConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.export import read_run
 from prunegraph.experiment.group_plot import draw_groups
+from prunegraph.experiment.machine import resolve_device
 from prunegraph.experiment.plots import save_figure
 from prunegraph.experiment.setup import (
     DEFAULT_ARCH,
@@ -21,7 +22,6 @@ from prunegraph.experiment.setup import (
     named_dataset,
     own_dataset,
     resolve_arch,
-    resolve_device,
     trained_size,
 )
 from prunegraph.experiment.tools_config import InspectConfig

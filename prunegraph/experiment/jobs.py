@@ -33,14 +33,10 @@ from prunegraph.experiment.config import (
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.forecast import with_forecast
+from prunegraph.experiment.machine import default_threads, keep_freed_memory
 from prunegraph.experiment.pool import Pool
-from prunegraph.experiment.ranks import default_threads
 from prunegraph.experiment.ray_pool import RayPool
-from prunegraph.experiment.setup import (
-    Target,
-    keep_freed_memory,
-    load_target,
-)
+from prunegraph.experiment.setup import Target, load_target
 from prunegraph.pruning.ranks import current_ranks
 from prunegraph.types import KeepMask, Outcome
 

@@ -13,7 +13,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from prunegraph.errors import ArtefactError, ConfigError, suggest
 from prunegraph.experiment.config import CommonConfig
-from prunegraph.experiment.policies import is_shipped
+from prunegraph.experiment.shipped import is_shipped
 from prunegraph.files import write_text
 from prunegraph.reading import MAX_INTEGER, read_text
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunegraph.agent import train_agent
+from prunegraph.agent.train import train_agent
 from prunegraph.env import ChannelPruningEnv, PruningTask, cell_name
 from prunegraph.errors import ArtefactError, ConfigError, DataError, MaskError, ModelError
 from prunegraph.experiment.agent_options import agent_config, env_config

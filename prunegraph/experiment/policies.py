@@ -2,16 +2,13 @@
 
 from pathlib import Path
 
-from prunegraph.agent import TrainedPolicy, load_policy
-from prunegraph.agent.saving import POLICY_FILE
+from prunegraph.agent.saving import TrainedPolicy, load_policy
 from prunegraph.errors import ArtefactError, ConfigError, suggest
 from prunegraph.experiment.checks import check_one_run
+from prunegraph.experiment.shipped import is_shipped, shipped_policies
 from prunegraph.files import write_json
 from prunegraph.pruning.state import parameter_digest
 from prunegraph.reading import checked, read_json
-
-SHIPPED = Path(__file__).parents[1] / "policies"
-"""The folder of the policies that come with the package."""
 
 
 def find_policy(policy: Path) -> TrainedPolicy:
@@ -67,13 +64,3 @@ def check_same_policy(begun: str, given: str, run: Path) -> None:
     if begun != given:
         msg = f"{run} was begun with another policy: restore it, or give a new --out"
         raise ConfigError(msg)
-
-
-def is_shipped(policy: Path) -> bool:
-    """Tell whether a name means a policy of the package: there is one, and none at that path."""
-    return str(policy) in shipped_policies() and not (policy / POLICY_FILE).is_file()
-
-
-def shipped_policies() -> dict[str, Path]:
-    """Return the policies that come with the package, by name."""
-    return {path.stem: path for path in sorted(SHIPPED.glob("*.safetensors"))}

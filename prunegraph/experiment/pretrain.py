@@ -15,6 +15,7 @@ from prunegraph.errors import ConfigError
 from prunegraph.experiment.config import DataConfig, PretrainConfig
 from prunegraph.experiment.console import Console, seconds_in_words
 from prunegraph.experiment.folder import RUNS, slug
+from prunegraph.experiment.machine import resolve_device
 from prunegraph.experiment.ranks import share_training, told_if_rank_ends
 from prunegraph.experiment.setup import (
     DEFAULT_DATASET,
@@ -27,7 +28,6 @@ from prunegraph.experiment.setup import (
     named_dataset,
     never_flipped,
     resolve_arch,
-    resolve_device,
     trained_size,
 )
 from prunegraph.files import locked, remove_temporaries, temporaries_of

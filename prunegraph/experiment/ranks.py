@@ -6,7 +6,7 @@ is made once. They trust what it sends, as any process of one ``torchrun`` trust
 
 import os
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +15,7 @@ import torch
 from torch import distributed, nn
 
 from prunegraph.errors import ConfigError, PruneGraphError
-from prunegraph.experiment.setup import num_cores, resolve_device
+from prunegraph.experiment.machine import num_ranks, resolve_device
 from prunegraph.graph import copy_network
 from prunegraph.pruning.finetune import FinetuneConfig, finetune
 from prunegraph.pruning.ranks import Ranks, current_ranks
@@ -24,30 +24,6 @@ from prunegraph.types import TrainSplit
 
 PATIENCE = timedelta(days=30)
 """How long the others wait for the next training while rank 0 searches."""
-
-SET_BY_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
-
-
-def num_ranks(environment: Mapping[str, str] = os.environ) -> int:
-    """Return how many processes ``torchrun`` started for this command; 1 without it."""
-    under_torchrun = all(name in environment for name in SET_BY_TORCHRUN)
-    return int(environment["WORLD_SIZE"]) if under_torchrun else 1
-
-
-def speaks(environment: Mapping[str, str] = os.environ) -> bool:
-    """Return whether this process is the one of its machine that tells people what went wrong."""
-    return num_ranks(environment) == 1 or environment["LOCAL_RANK"] == "0"
-
-
-def default_threads() -> int:
-    """Return the number of CPU threads: one a core, shared with the ranks of this machine.
-
-    At most ``OMP_NUM_THREADS``, unless torchrun, which sets it for all that it starts, is at work.
-    """
-    if num_ranks() > 1:
-        return max(1, num_cores() // int(os.environ["LOCAL_WORLD_SIZE"]))
-    cores, wanted = num_cores(), os.environ.get("OMP_NUM_THREADS", "")
-    return min(cores, int(wanted) or cores) if wanted.isdecimal() else cores
 
 
 @contextmanager

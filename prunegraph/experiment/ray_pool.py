@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from prunegraph.errors import ConfigError, PruneGraphError, first_line
-from prunegraph.experiment.setup import keep_freed_memory
+from prunegraph.experiment.machine import keep_freed_memory
 from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.types import KeepMask, Outcome
 

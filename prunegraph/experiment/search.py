@@ -8,16 +8,9 @@ from typing import Any
 
 import torch
 
-from prunegraph.agent import (
-    AgentConfig,
-    Lesson,
-    TrainedPolicy,
-    TrainingResult,
-    amortise,
-    num_steps,
-    save_policy,
-    train_agent,
-)
+from prunegraph.agent.amortise import Lesson, amortise, num_steps
+from prunegraph.agent.saving import TrainedPolicy, save_policy
+from prunegraph.agent.train import AgentConfig, TrainingResult, train_agent
 from prunegraph.env import ChannelPruningEnv, PruningTask, cell_name
 from prunegraph.experiment.agent_options import (
     agent_config,

@@ -1,13 +1,10 @@
 """What every command starts from: the network, its weights, its images, its structure graph."""
 
-import ctypes
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -17,10 +14,11 @@ from prunegraph.errors import (
     ConfigError,
     DataError,
     ModelError,
-    first_line,
     one_line,
 )
+from prunegraph.experiment.checks import check_trusted
 from prunegraph.experiment.config import DataConfig, NetworkConfig, PretrainConfig, PruningOptions
+from prunegraph.experiment.machine import is_out_of_memory, resolve_device
 from prunegraph.graph import StructureGraph, analyse, copy_network, unwrap
 from prunegraph.models import (
     WeightsInfo,
@@ -39,9 +37,6 @@ from prunegraph.users_code import as_one_line, find_factory, is_factory
 
 DEFAULT_ARCH = "digits_resnet"
 DEFAULT_DATASET = "digits"
-NO_MEMORY = ("allocate memory", "not enough memory", "bad_alloc", "create a primitive")
-"""How torch and its libraries say that the CPU's memory has run out; the last is oneDNN's way."""
-
 DIGITS_EPOCHS = 40
 
 
@@ -79,43 +74,6 @@ class Target:
         model = copy_network(self.model)
         lay_out(model, self.layout)
         return model
-
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep what tensors free for the next ones, where it is the C library.
-
-    By default it may hand every large block back to the kernel, and each new tensor is paged in
-    anew: elementwise operations on CPU tensors were seven times slower in every other process.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
-        mallopt(M_TRIM_THRESHOLD, 1 << 30)
-
-
-def num_cores() -> int:
-    """Return the number of cores that this process may use, by affinity and container quota."""
-    return int(joblib.cpu_count())
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device that ``--device`` names.
-
-    Raises:
-        ConfigError: there is no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device).item()
-    except (RuntimeError, AssertionError) as error:
-        msg = f"device {name!r} cannot be used here ({first_line(error)}); try --device cpu"
-        raise ConfigError(msg) from error
-    return device
 
 
 def resolve_arch(arch: str | None, weights: Path | None, info: WeightsInfo | None) -> str:
@@ -156,29 +114,6 @@ def never_flipped(config: DataConfig, info: WeightsInfo | None) -> bool:
 def _told_of_images(config: DataConfig, info: WeightsInfo | None) -> Mapping[str, Any]:
     """Return what weights tell of their images; nothing if the options name another data set."""
     return info.extra if info is not None and config.dataset in (None, info.dataset) else {}
-
-
-def check_trusted(
-    name: str, given: str | None, path: Path, option: str = "arch", others: str = ""
-) -> None:
-    """Refuse to run code because a file, which anybody may have made, names it.
-
-    Args:
-        name: of a network or a pruner in the file.
-        given: the name that the user gave, if any.
-        path: the file.
-        option: by which it is given.
-        others: options that the file asks for besides.
-
-    Raises:
-        ConfigError: the name is of code, and the user did not give it.
-    """
-    if is_factory(name) and name != given:
-        msg = (
-            f"{path} names {name}, which is code that would be run: trust it with --{option} "
-            f"{name}{others}"
-        )
-        raise ConfigError(msg)
 
 
 def named_dataset(given: str | None, weights: Path | None, info: WeightsInfo | None) -> str | None:
@@ -330,12 +265,6 @@ def check_network(arch: str, graph: StructureGraph) -> None:
         reasons = sorted({group.frozen for group in graph.groups if group.frozen})
         msg = f"{arch} has nothing to prune: {'; '.join(reasons) or 'no channel classes'}"
         raise ModelError(msg)
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether memory has run out; torch says so of the CPU's in words only."""
-    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return known or any(words in str(error) for words in NO_MEMORY)
 
 
 def check_outputs(arch: str, model: nn.Module, example_inputs: Tensor, num_classes: int) -> None:

@@ -7,7 +7,8 @@ from statistics import fmean
 
 import numpy as np
 
-from prunegraph.agent import CONTEXT_NAMES, TrainedPolicy, with_share
+from prunegraph.agent.amortise import with_share
+from prunegraph.agent.saving import TrainedPolicy
 from prunegraph.errors import BudgetError
 from prunegraph.experiment.bench import Bench, num_probes
 from prunegraph.graph import StructureGraph
@@ -15,6 +16,7 @@ from prunegraph.graph.encode import to_pyg
 from prunegraph.graph.features import node_features
 from prunegraph.pruners.start import PRIOR, Start, worst_last
 from prunegraph.pruning.statistics import divergence
+from prunegraph.rewards import CONTEXT_NAMES
 from prunegraph.types import Budget, FloatArray, KeepMask
 
 SHARES = (0.0, 0.5, 1.0)

@@ -15,6 +15,7 @@ from prunegraph.experiment.baselines import CONTROLS
 from prunegraph.experiment.bench import DENSE_FILE, Bench
 from prunegraph.experiment.candidates import MASKS_FILE, choose, read_masks
 from prunegraph.experiment.cells import rank_of
+from prunegraph.experiment.checks import check_trusted
 from prunegraph.experiment.compare import wanted
 from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.config import (
@@ -28,11 +29,12 @@ from prunegraph.experiment.finalise import finetuned_mean, limited_memory, peak_
 from prunegraph.experiment.finish import load_finetuned
 from prunegraph.experiment.folder import CONFIG_FILE, MEMBER, REPORT_FILE, RunFolder, existing_run
 from prunegraph.experiment.forecast import LATENCY_FILE, foretelling
+from prunegraph.experiment.machine import num_cores
 from prunegraph.experiment.options import load_config, read_yaml
 from prunegraph.experiment.page import HISTORY_FILE
 from prunegraph.experiment.plan_check import Check, candidates_of, check_plan, check_rows
 from prunegraph.experiment.report import machine, read_report, read_rows
-from prunegraph.experiment.setup import check_trusted, load_target, num_cores
+from prunegraph.experiment.setup import load_target
 from prunegraph.experiment.tools_config import VerifyConfig
 from prunegraph.experiment.train import baseline_names
 from prunegraph.experiment.verdict import (

@@ -7,14 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from prunegraph.agent import (
-    Lesson,
-    NetworkConfig,
-    PruningNetwork,
-    TrainedPolicy,
-    amortise,
-    num_steps,
-)
+from prunegraph.agent.amortise import Lesson, amortise, num_steps
+from prunegraph.agent.network import NetworkConfig, PruningNetwork
+from prunegraph.agent.saving import TrainedPolicy
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.encode import to_pyg
 from prunegraph.graph.features import FEATURE_NAMES

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from prunegraph.agent import Topology
 from prunegraph.agent.imagination import Imagination, cost_slope, expected_improvement
+from prunegraph.agent.topology import Topology
 from prunegraph.rewards import Episode, pack_bits
 from prunegraph.testing.toy_env import toy_graphs
 

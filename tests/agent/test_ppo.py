@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from prunegraph.agent import AgentConfig, PPOConfig
 from prunegraph.agent.distribution import MaskedBernoulli
 from prunegraph.agent.policy import Decision
 from prunegraph.agent.ppo import ChannelPPO, equal_share, standardise, summary, update_seed
-from prunegraph.agent.train import build_model, make_vec_env
+from prunegraph.agent.ppo_config import PPOConfig
+from prunegraph.agent.train import AgentConfig, build_model, make_vec_env
 from prunegraph.errors import ConfigError
 from prunegraph.testing.toy_env import toy_graphs
 from prunegraph.types import Budget

@@ -7,20 +7,19 @@ import pytest
 import safetensors.torch
 import torch
 
-from prunegraph.agent import (
-    AgentConfig,
-    NetworkConfig,
-    PPOConfig,
-    PruningNetwork,
-    Topology,
-    TrainedPolicy,
-    load_policy,
-    save_policy,
-    saving,
-)
+from prunegraph.agent import saving
+from prunegraph.agent.network import NetworkConfig, PruningNetwork
 from prunegraph.agent.ppo import ChannelPPO
-from prunegraph.agent.saving import load_checkpoint, save_checkpoint
-from prunegraph.agent.train import build_model, make_vec_env
+from prunegraph.agent.ppo_config import PPOConfig
+from prunegraph.agent.saving import (
+    TrainedPolicy,
+    load_checkpoint,
+    load_policy,
+    save_checkpoint,
+    save_policy,
+)
+from prunegraph.agent.topology import Topology
+from prunegraph.agent.train import AgentConfig, build_model, make_vec_env
 from prunegraph.errors import ArtefactError
 from prunegraph.rewards import RewardConfig
 from prunegraph.testing.toy_env import draw_signs, toy_graph, toy_graphs

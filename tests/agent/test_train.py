@@ -8,15 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from prunegraph.agent import (
-    AgentConfig,
-    NetworkConfig,
-    PPOConfig,
-    Topology,
-    TrainedPolicy,
-    TrainingResult,
-    train_agent,
-)
+from prunegraph.agent.network import NetworkConfig
+from prunegraph.agent.ppo_config import PPOConfig
+from prunegraph.agent.saving import TrainedPolicy
+from prunegraph.agent.topology import Topology
+from prunegraph.agent.train import AgentConfig, TrainingResult, train_agent
 from prunegraph.env import ChannelPruningEnv, EnvConfig, PruningTask
 from prunegraph.errors import ConfigError
 from prunegraph.rewards import RewardConfig

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prunegraph.agent import SelfCompetitionVecEnv
 from prunegraph.agent.train import make_vec_env
+from prunegraph.agent.vec_env import SelfCompetitionVecEnv
 from prunegraph.env import ChannelPruningEnv, EnvConfig, PruningTask
 from prunegraph.errors import ConfigError
 from prunegraph.graph.structure import StructureGraph

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from prunegraph.errors import ConfigError
-from prunegraph.experiment import cli, overview
+from prunegraph.experiment import cli, overview, work
 from prunegraph.experiment.compare_config import ComparisonsConfig
 from prunegraph.experiment.config import PretrainConfig, TrainConfig
+from prunegraph.experiment.machine import default_threads
 from prunegraph.experiment.tools_config import InspectConfig, VerifyConfig
 
 
@@ -47,6 +48,14 @@ def test_the_overview_loads_no_torch() -> None:
     assert done.returncode == 0
     assert "usage: prunegraph COMMAND" in done.stdout
     assert list(overview.SUMMARIES) == list(cli.COMMANDS)
+
+
+@pytest.mark.parametrize("words", ["['--help']", "['--keep-mac', '2']"])
+def test_help_and_mistakes_wait_for_no_library_of_the_agent(words: str) -> None:
+    code = f"import sys; from prunegraph.__main__ import main; main(['train', *{words}]); "
+    heavy = "{'torch_geometric', 'stable_baselines3', 'matplotlib', 'sklearn'} & {*sys.modules}"
+    done = subprocess.run([sys.executable, "-c", f"{code}sys.exit(bool({heavy}))"], check=False)
+    assert done.returncode == 0
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,7 +109,7 @@ def test_full_disk_gives_one_line(
     def fail(*_: object) -> dict[str, object]:
         raise OSError(28, "No space left on device", "runs/a")
 
-    monkeypatch.setitem(cli.COMMANDS, "inspect", cli.Command(InspectConfig, fail, ""))
+    monkeypatch.setitem(work.JOBS, "inspect", fail)
     code, _, err = run("inspect", capsys)
     assert code == 2
     assert err.startswith("prunegraph: No space left on device: runs/a; free space or choose")
@@ -113,7 +122,7 @@ def test_a_file_that_cannot_be_read_is_named_without_advice_on_space(
     def fail(*_: object) -> dict[str, object]:
         raise OSError(errno.EIO, "Input/output error", "a.png")
 
-    monkeypatch.setitem(cli.COMMANDS, "inspect", cli.Command(InspectConfig, fail, ""))
+    monkeypatch.setitem(work.JOBS, "inspect", fail)
     assert run("inspect", capsys) == (2, "", "prunegraph: Input/output error: a.png\n")
 
 
@@ -123,7 +132,7 @@ def test_ctrl_c_gives_one_line_and_exit_code_130(
     def interrupt(*_: object) -> dict[str, object]:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli.COMMANDS, "inspect", cli.Command(InspectConfig, interrupt, ""))
+    monkeypatch.setitem(work.JOBS, "inspect", interrupt)
     code, _, err = run("inspect", capsys)
     assert code == 130
     assert "resumes" in err
@@ -137,7 +146,7 @@ def test_threads_are_set(
     monkeypatch.setattr(torch, "set_num_threads", seen.append)
     assert run("inspect --threads 3 --json", capsys)[0] == 0
     assert run("inspect --json", capsys)[0] == 0
-    assert seen == [3, cli.default_threads()]
+    assert seen == [3, default_threads()]
 
 
 def test_config_file_gives_defaults_that_the_command_line_overrides(tmp_path: Path) -> None:

@@ -9,15 +9,17 @@ import torch
 from torch import Tensor, nn
 
 import prunegraph as pg
-from prunegraph.agent import NetworkConfig, PruningNetwork, TrainedPolicy, save_policy
+from prunegraph.agent.network import NetworkConfig, PruningNetwork
+from prunegraph.agent.saving import TrainedPolicy, save_policy
 from prunegraph.data import load_dataset
 from prunegraph.errors import ArtefactError, ConfigError, DataError, ModelError
 from prunegraph.experiment.apply import check_policy
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.folder import RunFolder
-from prunegraph.experiment.policies import find_policy, pin_policy, shipped_policies
+from prunegraph.experiment.policies import find_policy, pin_policy
 from prunegraph.experiment.setup import load_target
+from prunegraph.experiment.shipped import shipped_policies
 from prunegraph.experiment.suit import suit_benches
 from prunegraph.models import WeightsInfo, build_model, save_weights, weights_info
 

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from prunegraph.agent import NetworkConfig, PruningNetwork, TrainedPolicy, with_share
+from prunegraph.agent.amortise import with_share
+from prunegraph.agent.network import NetworkConfig, PruningNetwork
+from prunegraph.agent.saving import TrainedPolicy
 from prunegraph.errors import BudgetError
 from prunegraph.experiment.suit import SHARES, Use, first_context, suit
 from prunegraph.graph import StructureGraph, analyse

@@ -26,10 +26,11 @@ from PIL import Image
 from scipy import sparse
 from torch import nn
 
-from prunegraph.agent import AgentConfig, NetworkConfig, PPOConfig, load_policy
-from prunegraph.agent.saving import load_checkpoint, save_checkpoint
+from prunegraph.agent.network import NetworkConfig
+from prunegraph.agent.ppo_config import PPOConfig
+from prunegraph.agent.saving import load_checkpoint, load_policy, save_checkpoint
+from prunegraph.agent.train import AgentConfig, make_vec_env
 from prunegraph.agent.train import build_model as build_agent
-from prunegraph.agent.train import make_vec_env
 from prunegraph.data.decode import decode, stored_shape
 from prunegraph.data.lazy import centre_crop
 from prunegraph.data.load import load_dataset

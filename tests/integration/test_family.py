@@ -13,7 +13,8 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import prunegraph as pg
-from prunegraph.agent import NetworkConfig, PruningNetwork, TrainedPolicy, load_policy, save_policy
+from prunegraph.agent.network import NetworkConfig, PruningNetwork
+from prunegraph.agent.saving import TrainedPolicy, load_policy, save_policy
 from prunegraph.data import load_dataset
 from prunegraph.errors import DataError
 from prunegraph.experiment import api, search

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prunegraph.experiment.cli import main
-from prunegraph.experiment.ranks import num_ranks, speaks
+from prunegraph.experiment.machine import num_ranks, speaks
 
 TWO_RANKS = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
