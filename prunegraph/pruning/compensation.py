@@ -18,10 +18,8 @@ from prunegraph.graph import StructureGraph
 from prunegraph.graph.calls import WatchedCalls
 from prunegraph.pruning.evaluation import model_device, place_images
 from prunegraph.pruning.reads import Read, readable_copy, reads
+from prunegraph.pruning.sampling import CONVOLUTIONS, input_axis, sampled_inputs
 from prunegraph.types import IntArray, KeepMask, LayerError, TrainSplit
-
-POSITIONS = 16
-"""Output positions that are sampled of a layer in each batch, the same in all its images."""
 
 BATCH_SIZE = 32
 
@@ -66,10 +64,10 @@ class Compensation:
     network; the change of the weights is that of the optimal brain surgeon for the layer's squared
     error (Hassibi and Stork 1993). No label is read.
 
-    Linear layers and convolutions in two dimensions without groups are compensated. Other layers,
-    such with a forward of their own or a weight under several names, those called by keyword or
-    used without being called (elsewhere, too: a tied autoencoder's), and those that read more than
-    ``MOST_INPUTS`` values stay as they are.
+    Linear layers, modules that compute what such a layer does (``input_axis``) and convolutions
+    without groups are compensated. Other layers, such with a weight under several names, those
+    called by keyword or used without being called (elsewhere, too: a tied autoencoder's), and those
+    that read more than ``MOST_INPUTS`` values stay as they are.
 
     Args:
         model: the dense network; never changed.
@@ -95,7 +93,8 @@ class Compensation:
         dense = readable_copy(model, device or model_device(model), None)
         parameters = dict(dense.named_parameters(remove_duplicate=False))
         tied = _tied(parameters)
-        wanted = _changeable(graph) - tied
+        axes = _input_axes(dense, graph)
+        self._axes = {name: axis for name, axis in axes.items() if name not in tied}
         sums: dict[str, InputSums] = {}
         generator = torch.Generator().manual_seed(seed)
         calls: Counter[str] = Counter()
@@ -104,8 +103,8 @@ class Compensation:
         def visit(read: Read) -> None:
             name = str(read.op.param)
             calls[name] += 1
-            rows = sampled_inputs(read, generator) if name in wanted else None
-            if rows is not None:
+            if name in self._axes:
+                rows = sampled_inputs(read, generator)
                 if name not in sums:
                     sums[name] = InputSums(rows)
                 sums[name].add(rows)
@@ -120,7 +119,7 @@ class Compensation:
             name: found.moments(name, centred=name in biased or name in normed)
             for name, found in sums.items()
         }
-        self._weights = {name: parameters[name] for name in sums}
+        self._weights = {name: self._laid(name, parameters[name]) for name in sums}
         self._biases = {name: parameters[_bias_name(name)] for name in biased}
 
     @classmethod
@@ -154,19 +153,23 @@ class Compensation:
         """
         parameters = dict(pruned.named_parameters(remove_duplicate=False))
         for name, moments in self._moments.items():
-            axes = self._graph.param_classes[name]
+            axes, inputs = self._graph.param_classes[name], self._axes[name]
             weight = self._weights[name].flatten(1).float()  # [out, D]
-            out = _bits(mask, axes[0], weight) if 0 in axes else slice(None)
-            kept = _bits(mask, axes[1], weight)
+            out = _bits(mask, axes[1 - inputs], weight) if 1 - inputs in axes else slice(None)
+            kept = _bits(mask, axes[inputs], weight)
             if bool(kept.all()):
                 continue
             weight, kept = weight[out], kept.repeat_interleave(weight.shape[1] // len(kept))
             change = _change(weight, kept, moments.products)
-            _write(parameters.get(name), name, weight[:, kept] + change)
+            _write(parameters.get(name), name, self._laid(name, weight[:, kept] + change))
             if name in self._biases:
                 shift = weight[:, ~kept] @ moments.mean[~kept] - change @ moments.mean[kept]
                 bias = _bias_name(name)
                 _write(parameters.get(bias), bias, self._biases[name][out].float() + shift)
+
+    def _laid(self, name: str, weight: Tensor) -> Tensor:
+        """Return a weight with its outputs first, or one with its outputs first as it is stored."""
+        return weight if self._axes[name] == 1 else weight.T
 
     @torch.no_grad()
     def layer_errors(self) -> list[LayerError]:
@@ -174,7 +177,7 @@ class Compensation:
         errors = []
         for name, moments in self._moments.items():
             weight, products = self._weights[name].flatten(1).double(), moments.products.double()
-            classes = self._graph.param_classes[name][1]
+            classes = self._graph.param_classes[name][self._axes[name]]
             energy = (weight.T @ weight) * products  # [D, D]
             taps = len(energy) // classes.size
             channels = energy.reshape(classes.size, taps, classes.size, taps).sum(dim=(1, 3))
@@ -219,74 +222,28 @@ class InputSums:
         return Moments(mean.float(), products.float())
 
 
-def sampled_inputs(read: Read, generator: torch.Generator) -> Tensor | None:
-    """Return what sampled outputs of a layer are made of; None if it is another kind of layer.
+def _input_axes(network: nn.Module, graph: StructureGraph) -> dict[str, int]:
+    """Return the axis of inputs of the weights that can be compensated.
 
-    Args:
-        read: the call.
-        generator: draws the outputs' positions.
-
-    Returns:
-        ``[S, D]`` float32; the product with the flattened weight ``[out, D]`` is the outputs
-        without bias.
+    They may lose inputs, in one way alone, and do not read too many.
     """
-    module, inputs = read.module, read.activation
-    if type(module).forward is nn.Linear.forward:
-        rows = inputs.reshape(1 if inputs.dim() == 1 else len(inputs), -1, inputs.shape[-1])
-        rows = rows[:, _draw(rows.shape[1], generator)]
-    elif (
-        isinstance(module, nn.Conv2d)
-        and type(module).forward is nn.Conv2d.forward
-        and module.groups == 1
-    ):
-        rows = _patches(module, inputs if inputs.dim() == 4 else inputs[None], generator)
-    else:
-        return None
-    return rows.flatten(0, 1).float()
-
-
-def _patches(module: nn.Conv2d, inputs: Tensor, generator: torch.Generator) -> Tensor:
-    """Return ``[B, L, channels * taps]`` what a convolution reads at sampled positions."""
-    padding = module._reversed_padding_repeated_twice  # of every padding, "same" included
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    if any(padding):
-        inputs = F.pad(inputs, padding, mode=mode)
-    width = inputs.shape[3]
-    starts, offsets = [], []
-    for axis, (kernel, stride, dilation) in enumerate(
-        zip(module.kernel_size, module.stride, module.dilation, strict=True)
-    ):
-        count = (inputs.shape[2 + axis] - dilation * (kernel - 1) - 1) // stride + 1
-        starts.append(stride * torch.arange(count))
-        offsets.append(dilation * torch.arange(kernel))
-    corners = (width * starts[0][:, None] + starts[1]).flatten()
-    taps = (width * offsets[0][:, None] + offsets[1]).flatten()
-    corners = corners[_draw(len(corners), generator)]
-    index = (corners[:, None] + taps).to(inputs.device)  # [L, taps]
-    return inputs.flatten(2)[:, :, index].movedim(2, 1).flatten(2)
-
-
-def _draw(count: int, generator: torch.Generator) -> Tensor:
-    """Return positions, ``POSITIONS`` at the most."""
-    return torch.randperm(count, generator=generator)[:POSITIONS]
-
-
-def _changeable(graph: StructureGraph) -> set[str]:
-    """Return the weights that may lose inputs, by one axis alone, and do not read too many."""
     uses: dict[str, set[bytes]] = {}
-    computed = {op.param for op in graph.ops if op.computed}
     for op in graph.ops:
         uses.setdefault(str(op.param), set()).add(op.in_classes.tobytes())
-    return {
-        str(op.param)
-        for op in graph.ops
-        if len(uses[str(op.param)]) == 1
-        and op.param not in computed  # what is stored would not add up as what is computed does
-        and (axes := graph.param_classes.get(str(op.param), {}))
-        and 1 in axes
-        and graph.free[axes[1]].any()
-        and op.kernel_size * axes[1].size <= MOST_INPUTS
-    }
+    modules = dict(network.named_modules(remove_duplicate=False))
+    found = {}
+    for op in graph.ops:
+        name = str(op.param)
+        path, _, leaf = name.rpartition(".")
+        if len(uses[name]) > 1 or op.computed or leaf != "weight":
+            continue  # what is stored would not add up as what is computed does
+        axis = input_axis(modules[path])
+        classes = None if axis is None else graph.param_classes.get(name, {}).get(axis)
+        if axis is None or classes is None or not graph.free[classes].any():
+            continue
+        if op.kernel_size * classes.size <= MOST_INPUTS:
+            found[name] = axis
+    return found
 
 
 def _tied(parameters: Mapping[str, Tensor]) -> set[str]:
@@ -321,7 +278,7 @@ def _normed(model: nn.Module) -> Iterator[set[str]]:
     for path, module in model.named_modules():
         if isinstance(module, _BatchNorm):
             handles.append(module.register_forward_pre_hook(note))
-        elif isinstance(module, nn.Linear | nn.Conv2d):
+        elif isinstance(module, (nn.Linear, *CONVOLUTIONS)):
             handles.append(module.register_forward_hook(mark(f"{path}.weight".removeprefix("."))))
     others: set[str] = set()
     try:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.graph import StructureGraph
-from prunegraph.pruning.compensation import MOST_INPUTS, POSITIONS, RIDGE, TINY, InputSums
+from prunegraph.pruning.compensation import MOST_INPUTS, RIDGE, TINY, InputSums
 from prunegraph.pruning.reads import Read, reads
 from prunegraph.pruning.reconstruction import TIE_BREAK
+from prunegraph.pruning.sampling import POSITIONS, input_axis
 from prunegraph.pruning.statistics import Effects, run_losses
 from prunegraph.types import Float64Array, IntArray, TrainSplit
 
@@ -47,8 +48,8 @@ def residual_taylor(
     their weights. The classes of a group go one after another, the least first, and explain nothing
     from then on; each has the value at which it goes, or that of the one before if that is higher.
 
-    Where nothing is compensated (convolutions with groups or not of two dimensions, layers that
-    read more than ``MOST_INPUTS`` values) the tolerance is 1. Depthwise convolutions pass a class
+    Where nothing is compensated (convolutions with groups, say, and layers that read more than
+    ``MOST_INPUTS`` values) the tolerance is 1. Depthwise convolutions pass a class
     on to the layer that reads it next, and do not count.
 
     Args:
@@ -64,6 +65,7 @@ def residual_taylor(
     effects: dict[str, Effects] = {}
     sums: dict[str, InputSums] = {}
     classes: dict[str, IntArray] = {}
+    compensated: dict[str, bool] = {}
     generator = torch.Generator().manual_seed(seed)
 
     def visit(read: Read) -> None:
@@ -72,7 +74,9 @@ def residual_taylor(
             return
         effects.setdefault(name, Effects(graph.num_classes)).visit(read)
         classes[name] = read.unique
-        if _is_compensated(read):
+        if name not in compensated:
+            compensated[name] = _is_compensated(read)
+        if compensated[name]:
             rows = _class_rows(read, generator)
             sums.setdefault(name, InputSums(rows)).add(rows)
 
@@ -171,9 +175,8 @@ def _inverse(covariance: Tensor) -> Tensor:
 
 def _is_compensated(read: Read) -> bool:
     """Return whether ``Compensation`` changes layers of this kind."""
-    module, num_inputs = read.module, read.op.kernel_size * len(read.classes)
-    kind = isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
-    return kind and num_inputs <= MOST_INPUTS
+    num_inputs = read.op.kernel_size * len(read.classes)
+    return num_inputs <= MOST_INPUTS and input_axis(read.module) is not None
 
 
 def _class_rows(read: Read, generator: torch.Generator) -> Tensor:

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from prunegraph.errors import MaskError, ModelError
 from prunegraph.graph import StructureGraph, analyse
-from prunegraph.pruning import apply_mask, compensation, recalibrate_bn
-from prunegraph.pruning.compensation import Compensation, sampled_inputs
+from prunegraph.pruning import apply_mask, compensation, recalibrate_bn, sampling
+from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.reads import reads
+from prunegraph.pruning.sampling import sampled_inputs
 from prunegraph.types import KeepMask
 
 
@@ -22,7 +23,7 @@ from prunegraph.types import KeepMask
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take all positions, in order, and hardly any ridge."""
     monkeypatch.setattr(compensation, "RIDGE", 1e-9)
-    monkeypatch.setattr(compensation, "_draw", lambda count, _: torch.arange(count))
+    monkeypatch.setattr(sampling, "_draw", lambda count, _: torch.arange(count))
 
 
 def compensated(
@@ -144,6 +145,71 @@ def test_what_is_sampled_gives_the_outputs(options: dict[str, Any]) -> None:
     expected = net[2](inputs) - net[2].bias[:, None, None]
     given = found["2.weight"] @ net[2].weight.flatten(1).T
     torch.testing.assert_close(given, expected.movedim(1, 3).flatten(0, 2))
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("options", [{}, {"padding": 1, "stride": 2}, {"dilation": 2}])
+@pytest.mark.parametrize(("kind", "shape"), [(nn.Conv1d, (9,)), (nn.Conv3d, (5, 7, 6))])
+def test_convolutions_along_one_and_three_axes_are_sampled(
+    kind: type[nn.Conv1d | nn.Conv3d], shape: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(kind(3, 6, 1), nn.ReLU(), kind(6, 4, 3, **options), nn.Flatten(2)).eval()
+    images = torch.randn(2, 3, *shape)
+    graph = analyse(net, images[:1])
+    found = {}
+
+    def visit(read: Any) -> None:
+        found[read.op.param] = sampled_inputs(read, torch.Generator())
+
+    with torch.no_grad(), reads(net, graph, visit):
+        outputs = net(images)
+    given = found["2.weight"] @ net[2].weight.flatten(1).T + net[2].bias
+    torch.testing.assert_close(given, outputs.movedim(1, 2).flatten(0, 1))
+
+
+class Conv1D(nn.Module):
+    """A linear layer whose weight lies the other way round, as in the GPT-2 of transformers."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(0.3 * torch.randn(inputs, outputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight)
+        return flat.view(*x.shape[:-1], self.weight.shape[1])
+
+
+class OwnLinear(nn.Linear):
+    """A linear layer with a forward of its own, which computes the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("...i,oi->...o", x, self.weight) + self.bias
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("kind", [nn.Linear, Conv1D, OwnLinear])
+@pytest.mark.parametrize("size", [6, 8])
+def test_what_computes_as_a_linear_layer_does_is_compensated_as_one(
+    kind: Callable[[int, int], nn.Module], size: int
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(kind(3, 8), nn.Identity(), kind(8, size), nn.ReLU(), kind(size, 2)).eval()
+    words = torch.randn(4, 10, 3)
+    graph = analyse(net, words[:1])
+    mask = without(graph, 0, *range(5))  # of 8 channels of 3 inputs 3 tell the others
+    changed = compensated(net, graph, mask, words)[1]
+    torch.testing.assert_close(changed(words), net(words), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.usefixtures("exact")
+def test_a_square_weight_is_read_the_way_it_is_used() -> None:
+    assert sampling.input_axis(Conv1D(6, 6)) == 0
+    assert sampling.input_axis(OwnLinear(6, 6)) == 1
+    assert sampling.input_axis(nn.Embedding(6, 6)) is None
+    assert sampling.input_axis(nn.ConvTranspose2d(6, 6, 3)) is None
+    assert sampling.input_axis(nn.Conv1d(6, 6, 3, groups=2)) is None
 
 
 def test_a_sample_is_small_and_fixed_by_its_seed() -> None:

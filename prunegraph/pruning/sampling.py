@@ -1,0 +1,88 @@
+"""What layers read at sampled positions, as rows that their weight is multiplied by."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunegraph.pruning.reads import Read
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+POSITIONS = 16
+"""Output positions that are sampled of a layer in each batch, the same in all its images."""
+
+PROBES = 3
+"""Random inputs by which a module is found to compute what a linear layer does."""
+
+
+def input_axis(module: nn.Module) -> int | None:
+    """Return the axis of a layer's weight along which its inputs lie; None for other layers.
+
+    1 for linear layers and convolutions without groups. A module of another class, or with a
+    forward of its own, is a linear layer if it computes what one does: with its weight as such a
+    layer stores it, or transposed (``Conv1D`` of transformers), which gives 0.
+    """
+    kind = next((kind for kind in (nn.Linear, *CONVOLUTIONS) if isinstance(module, kind)), None)
+    if kind is not None and type(module).forward is kind.forward:
+        return 1 if getattr(module, "groups", 1) == 1 else None
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    if not isinstance(weight, nn.Parameter) or weight.ndim != 2 or next(module.children(), None):
+        return None
+    inputs = torch.randn(PROBES, max(weight.shape), generator=torch.Generator().manual_seed(0))
+    near = torch.finfo(weight.dtype).eps ** 0.5
+    for axis, laid in ((1, weight), (0, weight.T)):
+        probe = inputs[:, : laid.shape[1]].to(weight)
+        try:
+            outputs = module.forward(probe)  # without its hooks: one of them may have asked
+            if torch.allclose(outputs, F.linear(probe, laid, bias), rtol=near, atol=near):
+                return axis
+        except Exception:  # a forward may raise anything
+            continue
+    return None
+
+
+def sampled_inputs(read: Read, generator: torch.Generator) -> Tensor:
+    """Return what sampled outputs of a layer are made of.
+
+    Args:
+        read: the call of a layer that has an ``input_axis``.
+        generator: draws the outputs' positions.
+
+    Returns:
+        ``[S, D]`` float32; the product with the flattened weight ``[out, D]`` is the outputs
+        without bias.
+    """
+    module, inputs = read.module, read.activation
+    if isinstance(module, CONVOLUTIONS):
+        batched = inputs if inputs.dim() == module.weight.dim() else inputs[None]
+        rows = _patches(module, batched, generator)
+    else:
+        rows = inputs.reshape(1 if inputs.dim() == 1 else len(inputs), -1, inputs.shape[-1])
+        rows = rows[:, _draw(rows.shape[1], generator)]
+    return rows.flatten(0, 1).float()
+
+
+def _patches(
+    module: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Return ``[B, L, channels * taps]`` what a convolution reads at sampled positions."""
+    padding = module._reversed_padding_repeated_twice  # of every padding, "same" included
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    if any(padding):
+        inputs = F.pad(inputs, padding, mode=mode)
+    corners, taps = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    for axis, (kernel, stride, dilation) in enumerate(
+        zip(module.kernel_size, module.stride, module.dilation, strict=True), start=2
+    ):
+        count = (inputs.shape[axis] - dilation * (kernel - 1) - 1) // stride + 1
+        step = inputs.shape[axis + 1 :].numel()
+        corners = (corners[:, None] + step * stride * torch.arange(count)).flatten()
+        taps = (taps[:, None] + step * dilation * torch.arange(kernel)).flatten()
+    corners = corners[_draw(len(corners), generator)]
+    index = (corners[:, None] + taps).to(inputs.device)  # [L, taps]
+    return inputs.flatten(2)[:, :, index].movedim(2, 1).flatten(2)
+
+
+def _draw(count: int, generator: torch.Generator) -> Tensor:
+    """Return positions, ``POSITIONS`` at the most."""
+    return torch.randperm(count, generator=generator)[:POSITIONS]
