@@ -18,7 +18,7 @@ from prunegraph.graph import StructureGraph
 from prunegraph.graph.calls import WatchedCalls
 from prunegraph.pruning.evaluation import model_device, place_images
 from prunegraph.pruning.reads import Read, readable_copy, reads
-from prunegraph.pruning.sampling import CONVOLUTIONS, input_axis, sampled_inputs
+from prunegraph.pruning.sampling import LAYERS, input_axis, outputs_first, sampled_inputs
 from prunegraph.types import IntArray, KeepMask, LayerError, TrainSplit
 
 BATCH_SIZE = 32
@@ -64,10 +64,10 @@ class Compensation:
     network; the change of the weights is that of the optimal brain surgeon for the layer's squared
     error (Hassibi and Stork 1993). No label is read.
 
-    Linear layers, modules that compute what such a layer does (``input_axis``) and convolutions
-    without groups are compensated. Other layers, such with a weight under several names, those
-    called by keyword or used without being called (elsewhere, too: a tied autoencoder's), and those
-    that read more than ``MOST_INPUTS`` values stay as they are.
+    Linear layers, modules that compute what such a layer does (``input_axis``), and convolutions
+    without groups, transposed or not, are compensated. Other layers, such with a weight under
+    several names, those called by keyword or used without being called (elsewhere, too: a tied
+    autoencoder's), and those that read more than ``MOST_INPUTS`` values stay as they are.
 
     Args:
         model: the dense network; never changed.
@@ -161,7 +161,8 @@ class Compensation:
                 continue
             weight, kept = weight[out], kept.repeat_interleave(weight.shape[1] // len(kept))
             change = _change(weight, kept, moments.products)
-            _write(parameters.get(name), name, self._laid(name, weight[:, kept] + change))
+            new = (weight[:, kept] + change).unflatten(1, (-1, *self._weights[name].shape[2:]))
+            _write(parameters.get(name), name, self._laid(name, new))
             if name in self._biases:
                 shift = weight[:, ~kept] @ moments.mean[~kept] - change @ moments.mean[kept]
                 bias = _bias_name(name)
@@ -169,7 +170,7 @@ class Compensation:
 
     def _laid(self, name: str, weight: Tensor) -> Tensor:
         """Return a weight with its outputs first, or one with its outputs first as it is stored."""
-        return weight if self._axes[name] == 1 else weight.T
+        return weight if self._axes[name] == 1 else outputs_first(weight)
 
     @torch.no_grad()
     def layer_errors(self) -> list[LayerError]:
@@ -278,7 +279,7 @@ def _normed(model: nn.Module) -> Iterator[set[str]]:
     for path, module in model.named_modules():
         if isinstance(module, _BatchNorm):
             handles.append(module.register_forward_pre_hook(note))
-        elif isinstance(module, (nn.Linear, *CONVOLUTIONS)):
+        elif isinstance(module, LAYERS):
             handles.append(module.register_forward_hook(mark(f"{path}.weight".removeprefix("."))))
     others: set[str] = set()
     try:

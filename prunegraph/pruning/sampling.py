@@ -3,13 +3,20 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
 
 from prunegraph.pruning.reads import Read
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+LAYERS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
+"""Layers that are known by their class."""
 
-POSITIONS = 16
-"""Output positions that are sampled of a layer in each batch, the same in all its images."""
+POSITIONS, ALIKE = 16, 32
+"""Output positions that are sampled of a layer, the same in so many samples of a batch.
+
+One draw for a large batch would leave out most of what lies at the borders, say.
+"""
 
 PROBES = 3
 """Random inputs by which a module is found to compute what a linear layer does."""
@@ -18,13 +25,13 @@ PROBES = 3
 def input_axis(module: nn.Module) -> int | None:
     """Return the axis of a layer's weight along which its inputs lie; None for other layers.
 
-    1 for linear layers and convolutions without groups. A module of another class, or with a
-    forward of its own, is a linear layer if it computes what one does: with its weight as such a
-    layer stores it, or transposed (``Conv1D`` of transformers), which gives 0.
+    1 for linear layers and convolutions without groups, 0 for transposed ones. A module of another
+    class, or with a forward of its own, is a linear layer if it computes what one does: with its
+    weight as such a layer stores it, or transposed (``Conv1D`` of transformers), which gives 0.
     """
-    kind = next((kind for kind in (nn.Linear, *CONVOLUTIONS) if isinstance(module, kind)), None)
+    kind = next((kind for kind in LAYERS if isinstance(module, kind)), None)
     if kind is not None and type(module).forward is kind.forward:
-        return 1 if getattr(module, "groups", 1) == 1 else None
+        return None if getattr(module, "groups", 1) > 1 else int(kind not in TRANSPOSED)
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     if not isinstance(weight, nn.Parameter) or weight.ndim != 2 or next(module.children(), None):
         return None
@@ -41,6 +48,11 @@ def input_axis(module: nn.Module) -> int | None:
     return None
 
 
+def outputs_first(weight: Tensor) -> Tensor:
+    """Turn a weight ``[in, out, ...]`` into that of the same layer not transposed, or back."""
+    return weight.transpose(0, 1).flip(tuple(range(2, weight.ndim)))
+
+
 def sampled_inputs(read: Read, generator: torch.Generator) -> Tensor:
     """Return what sampled outputs of a layer are made of.
 
@@ -53,26 +65,27 @@ def sampled_inputs(read: Read, generator: torch.Generator) -> Tensor:
         without bias.
     """
     module, inputs = read.module, read.activation
-    if isinstance(module, CONVOLUTIONS):
-        batched = inputs if inputs.dim() == module.weight.dim() else inputs[None]
-        rows = _patches(module, batched, generator)
+    if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
+        batch = inputs if inputs.dim() == module.weight.dim() else inputs[None]
+        rows = [_patches(module, part, generator) for part in batch.split(ALIKE)]
     else:
-        rows = inputs.reshape(1 if inputs.dim() == 1 else len(inputs), -1, inputs.shape[-1])
-        rows = rows[:, _draw(rows.shape[1], generator)]
-    return rows.flatten(0, 1).float()
+        batch = inputs.reshape(1 if inputs.dim() == 1 else len(inputs), -1, inputs.shape[-1])
+        rows = [part[:, _draw(part.shape[1], generator)] for part in batch.split(ALIKE)]
+    return torch.cat([part.flatten(0, 1) for part in rows]).float()
 
 
-def _patches(
-    module: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: Tensor, generator: torch.Generator
-) -> Tensor:
+def _patches(module: _ConvNd, inputs: Tensor, generator: torch.Generator) -> Tensor:
     """Return ``[B, L, channels * taps]`` what a convolution reads at sampled positions."""
-    padding = module._reversed_padding_repeated_twice  # of every padding, "same" included
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    if any(padding):
-        inputs = F.pad(inputs, padding, mode=mode)
+    strides = module.stride
+    if isinstance(module, TRANSPOSED):
+        inputs, strides = _spread(module, inputs), (1,) * len(strides)
+    else:
+        padding = module._reversed_padding_repeated_twice  # of every padding, "same" included
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        inputs = F.pad(inputs, padding, mode=mode) if any(padding) else inputs
     corners, taps = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     for axis, (kernel, stride, dilation) in enumerate(
-        zip(module.kernel_size, module.stride, module.dilation, strict=True), start=2
+        zip(module.kernel_size, strides, module.dilation, strict=True), start=2
     ):
         count = (inputs.shape[axis] - dilation * (kernel - 1) - 1) // stride + 1
         step = inputs.shape[axis + 1 :].numel()
@@ -81,6 +94,19 @@ def _patches(
     corners = corners[_draw(len(corners), generator)]
     index = (corners[:, None] + taps).to(inputs.device)  # [L, taps]
     return inputs.flatten(2)[:, :, index].movedim(2, 1).flatten(2)
+
+
+def _spread(module: _ConvNd, inputs: Tensor) -> Tensor:
+    """Return what a plain convolution reads to give what a transposed one does: zeros between."""
+    sizes = zip(inputs.shape[2:], module.stride, strict=True)
+    spread = inputs.new_zeros(*inputs.shape[:2], *((size - 1) * step + 1 for size, step in sizes))
+    places = [slice(None, None, step) for step in module.stride]
+    spread[(slice(None), slice(None), *places)] = inputs
+    padding: list[int] = []
+    for axis in reversed(range(len(module.stride))):
+        own = module.dilation[axis] * (module.kernel_size[axis] - 1) - int(module.padding[axis])
+        padding += [own, own + module.output_padding[axis]]
+    return F.pad(spread, padding)
 
 
 def _draw(count: int, generator: torch.Generator) -> Tensor:

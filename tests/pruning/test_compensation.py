@@ -168,6 +168,48 @@ def test_convolutions_along_one_and_three_axes_are_sampled(
     torch.testing.assert_close(given, outputs.movedim(1, 2).flatten(0, 1))
 
 
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"stride": 2, "padding": 1, "output_padding": 1},
+        {"stride": 3, "output_padding": 2},
+        {"dilation": 2, "padding": 5},
+        {"dilation": 2, "padding": 3},
+    ],
+)
+@pytest.mark.parametrize(
+    ("kind", "plain", "shape"),
+    [
+        (nn.ConvTranspose1d, nn.Conv1d, (9,)),
+        (nn.ConvTranspose2d, nn.Conv2d, (7, 8)),
+        (nn.ConvTranspose3d, nn.Conv3d, (7, 7, 8)),
+    ],
+)
+def test_transposed_convolutions_are_sampled_and_compensated(
+    kind: Any, plain: Any, shape: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    first = plain(3, 6, 1, bias=False)
+    net = nn.Sequential(first, nn.Identity(), kind(6, 4, 3, **options)).eval()
+    images = torch.randn(64, 3, *shape)
+    graph = analyse(net, images[:1])
+    found = {}
+
+    def visit(read: Any) -> None:
+        found[read.op.param] = sampled_inputs(read, torch.Generator())
+
+    with torch.no_grad(), reads(net, graph, visit):
+        outputs = net(images)
+    given = found["2.weight"] @ sampling.outputs_first(net[2].weight).flatten(1).T
+    expected = outputs.movedim(1, -1).flatten(0, -2)
+    torch.testing.assert_close(given + net[2].bias, expected, atol=1e-5, rtol=1e-4)
+    mask = without(graph, 0, 1, 3, 5)  # of 6 channels of 3 inputs 3 tell the others
+    pruned, changed = compensated(net, graph, mask, images)
+    assert (changed(images) - outputs).norm() < 0.05 * (pruned(images) - outputs).norm()
+
+
 class Conv1D(nn.Module):
     """A linear layer whose weight lies the other way round, as in the GPT-2 of transformers."""
 
@@ -208,7 +250,7 @@ def test_a_square_weight_is_read_the_way_it_is_used() -> None:
     assert sampling.input_axis(Conv1D(6, 6)) == 0
     assert sampling.input_axis(OwnLinear(6, 6)) == 1
     assert sampling.input_axis(nn.Embedding(6, 6)) is None
-    assert sampling.input_axis(nn.ConvTranspose2d(6, 6, 3)) is None
+    assert sampling.input_axis(nn.ConvTranspose2d(6, 6, 3)) == 0
     assert sampling.input_axis(nn.Conv1d(6, 6, 3, groups=2)) is None
 
 
@@ -241,7 +283,8 @@ def test_layers_that_cannot_be_compensated_stay_as_they_are(
     pruned, changed = compensated(mixed.eval(), graph, make_mask(graph, 0), example)
     new = dict(changed.named_parameters())
     moved = {name for name, old in pruned.named_parameters() if not torch.equal(old, new[name])}
-    assert moved == {"head.weight", "head.bias"}  # not grouped, tied, transposed, depthwise ones
+    expected = {f"{layer}.{kind}" for layer in ("head", "up") for kind in ("weight", "bias")}
+    assert moved == expected  # not grouped, tied, depthwise ones
 
 
 class Squaring(nn.Conv2d):
@@ -505,3 +548,17 @@ def test_the_network_of_another_mask_is_one_clear_error() -> None:
     measured = Compensation(net, graph, lambda network: network(images))
     with pytest.raises(MaskError, match=r"2\.weight is \(4, 5, 3, 3\), not of 144 values"):
         measured.apply(apply_mask(net, graph, without(graph, 0, 1)), without(graph, 0, 1, 2))
+
+
+def test_a_large_batch_is_sampled_at_as_many_places_as_small_ones() -> None:
+    net, image = conv_net(), torch.randn(1, 3, 12, 12)
+    graph = analyse(net, image)
+    found = {}
+
+    def visit(read: Any) -> None:
+        found[read.op.param] = sampled_inputs(read, torch.Generator().manual_seed(0))
+
+    with torch.no_grad(), reads(net, graph, visit):
+        net(image.expand(64, -1, -1, -1))
+    first, second = found["2.weight"].unflatten(0, (64, -1))[[0, 32]]
+    assert not torch.equal(first, second)
