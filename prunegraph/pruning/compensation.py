@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,39 +12,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prunegraph.errors import MaskError, ModelError
+from prunegraph.errors import MaskError
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.calls import WatchedCalls
 from prunegraph.pruning.evaluation import model_device, place_images
+from prunegraph.pruning.moments import (
+    MOST_INPUTS,
+    TINY,
+    InputRows,
+    InputSums,
+    ProductMoments,
+    RowMoments,
+)
 from prunegraph.pruning.reads import Read, readable_copy, reads
 from prunegraph.pruning.sampling import LAYERS, input_axis, outputs_first, sampled_inputs
 from prunegraph.types import IntArray, KeepMask, LayerError, TrainSplit
 
 BATCH_SIZE = 32
 
-MOST_INPUTS = 5000
-"""Layers that read more values an output are left as they are: a Gram matrix has their square."""
-
-TINY = 1e-30
-
-RIDGE = 0.02
-"""Share of an input's own energy that speaks for leaving its weight as it is."""
-
 MARK = "_returned_by"
 """Attribute of a tensor: the weight of the layer that returned it, and its version then."""
-
-
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """What one layer reads, over all sampled outputs; D = input channels times kernel taps.
-
-    Attributes:
-        mean: ``[D]``; zeros where nothing behind the layer takes up a shift of its outputs.
-        products: ``[D, D]`` mean products of the inputs, less those of ``mean``.
-    """
-
-    mean: Tensor
-    products: Tensor
 
 
 FORWARDS = ""
@@ -66,8 +52,8 @@ class Compensation:
 
     Linear layers, modules that compute what such a layer does (``input_axis``), and convolutions
     without groups, transposed or not, are compensated. Other layers, such with a weight under
-    several names, those called by keyword or used without being called (elsewhere, too: a tied
-    autoencoder's), and those that read more than ``MOST_INPUTS`` values stay as they are.
+    several names, and those called by keyword or used without being called (elsewhere, too: a tied
+    autoencoder's) stay as they are.
 
     Args:
         model: the dense network; never changed.
@@ -95,7 +81,7 @@ class Compensation:
         tied = _tied(parameters)
         axes = _input_axes(dense, graph)
         self._axes = {name: axis for name, axis in axes.items() if name not in tied}
-        sums: dict[str, InputSums] = {}
+        sums: dict[str, InputSums | InputRows] = {}
         generator = torch.Generator().manual_seed(seed)
         calls: Counter[str] = Counter()
         dense.register_forward_pre_hook(lambda *_: calls.update([FORWARDS]))
@@ -106,7 +92,8 @@ class Compensation:
             if name in self._axes:
                 rows = sampled_inputs(read, generator)
                 if name not in sums:
-                    sums[name] = InputSums(rows)
+                    few = rows.shape[1] <= MOST_INPUTS
+                    sums[name] = InputSums(rows) if few else InputRows(seed)
                 sums[name].add(rows)
 
         with torch.no_grad(), reads(dense, graph, visit), _normed(dense) as normed:
@@ -115,7 +102,7 @@ class Compensation:
         for name in [name for name in sums if calls[name] < uses[name] * calls[FORWARDS]]:
             del sums[name]  # what else reads it was not seen
         biased = {name for name in sums if _bias_name(name) in parameters.keys() - tied}
-        self._moments = {
+        self._moments: dict[str, ProductMoments | RowMoments] = {
             name: found.moments(name, centred=name in biased or name in normed)
             for name, found in sums.items()
         }
@@ -160,7 +147,7 @@ class Compensation:
             if bool(kept.all()):
                 continue
             weight, kept = weight[out], kept.repeat_interleave(weight.shape[1] // len(kept))
-            change = _change(weight, kept, moments.products)
+            change = moments.change(weight, kept)
             new = (weight[:, kept] + change).unflatten(1, (-1, *self._weights[name].shape[2:]))
             _write(parameters.get(name), name, self._laid(name, new))
             if name in self._biases:
@@ -174,9 +161,14 @@ class Compensation:
 
     @torch.no_grad()
     def layer_errors(self) -> list[LayerError]:
-        """Return how far each layer's outputs move without some of its inputs."""
+        """Return how far each layer's outputs move without some of its inputs.
+
+        Layers that read more than ``MOST_INPUTS`` values an output are left out.
+        """
         errors = []
         for name, moments in self._moments.items():
+            if not isinstance(moments, ProductMoments):
+                continue
             weight, products = self._weights[name].flatten(1).double(), moments.products.double()
             classes = self._graph.param_classes[name][self._axes[name]]
             energy = (weight.T @ weight) * products  # [D, D]
@@ -189,44 +181,10 @@ class Compensation:
         return errors
 
 
-class InputSums:
-    """Sums over what one layer reads, less the mean of its first batch.
-
-    Products of numbers far from 0 would lose in single precision what varies between them.
-    """
-
-    def __init__(self, rows: Tensor) -> None:
-        self.origin = rows.mean(0)
-        self.count = 0
-        self.total = torch.zeros_like(self.origin, dtype=torch.float64)
-        self.products = torch.outer(self.total, self.total)
-
-    def add(self, rows: Tensor) -> None:
-        """Add what ``[S, D]`` outputs are made of."""
-        rows = rows - self.origin
-        self.count += len(rows)
-        self.total += rows.sum(0)
-        with torch.autocast(rows.device.type, enabled=False):
-            self.products += rows.T @ rows
-
-    def moments(self, name: str, *, centred: bool) -> Moments:
-        """Return the means over all rows."""
-        shift = self.total / self.count
-        products = self.products / self.count - torch.outer(shift, shift)
-        mean = self.origin + shift
-        if not centred:
-            products += torch.outer(mean, mean)
-            mean = torch.zeros_like(mean)
-        if not bool(products.isfinite().all()):
-            msg = f"what {name} reads is not finite: check the network's weights and its images"
-            raise ModelError(msg)
-        return Moments(mean.float(), products.float())
-
-
 def _input_axes(network: nn.Module, graph: StructureGraph) -> dict[str, int]:
     """Return the axis of inputs of the weights that can be compensated.
 
-    They may lose inputs, in one way alone, and do not read too many.
+    They may lose inputs, in one way alone.
     """
     uses: dict[str, set[bytes]] = {}
     for op in graph.ops:
@@ -240,9 +198,7 @@ def _input_axes(network: nn.Module, graph: StructureGraph) -> dict[str, int]:
             continue  # what is stored would not add up as what is computed does
         axis = input_axis(modules[path])
         classes = None if axis is None else graph.param_classes.get(name, {}).get(axis)
-        if axis is None or classes is None or not graph.free[classes].any():
-            continue
-        if op.kernel_size * classes.size <= MOST_INPUTS:
+        if axis is not None and classes is not None and graph.free[classes].any():
             found[name] = axis
     return found
 
@@ -307,20 +263,6 @@ def _bias_name(weight: str) -> str:
 
 def _bits(mask: KeepMask, classes: IntArray, like: Tensor) -> Tensor:
     return torch.from_numpy(mask.keep[classes]).to(like.device)
-
-
-def _change(weight: Tensor, kept: Tensor, products: Tensor) -> Tensor:
-    """Return ``[out, kept]`` what the kept ones of weights ``[out, D]`` gain."""
-    system = products[kept][:, kept]
-    energy = system.diagonal()
-    scale = (energy + 1e-6 * energy.mean()).clamp_min(TINY).rsqrt()  # inputs of equal energy
-    system = scale[:, None] * system * scale
-    system.diagonal().add_(RIDGE)
-    lost = weight[:, ~kept] @ (products[~kept][:, kept] * scale)  # [out, kept]
-    factor, failed = torch.linalg.cholesky_ex(system)
-    if bool(failed):  # rounding has eaten more than the ridge
-        return torch.zeros_like(lost)
-    return torch.cholesky_solve(lost.T, factor).T * scale
 
 
 def _write(parameter: Tensor | None, name: str, values: Tensor) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.graph import StructureGraph
-from prunegraph.pruning.compensation import MOST_INPUTS, RIDGE, TINY, InputSums
+from prunegraph.pruning.moments import MOST_INPUTS, RIDGE, TINY, InputSums
 from prunegraph.pruning.reads import Read, reads
 from prunegraph.pruning.reconstruction import TIE_BREAK
 from prunegraph.pruning.sampling import POSITIONS, input_axis

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from prunegraph.errors import MaskError, ModelError
 from prunegraph.graph import StructureGraph, analyse
-from prunegraph.pruning import apply_mask, compensation, recalibrate_bn, sampling
+from prunegraph.pruning import apply_mask, compensation, moments, recalibrate_bn, sampling
 from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.reads import reads
 from prunegraph.pruning.sampling import sampled_inputs
@@ -22,7 +22,7 @@ from prunegraph.types import KeepMask
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take all positions, in order, and hardly any ridge."""
-    monkeypatch.setattr(compensation, "RIDGE", 1e-9)
+    monkeypatch.setattr(moments, "RIDGE", 1e-9)
     monkeypatch.setattr(sampling, "_draw", lambda count, _: torch.arange(count))
 
 
@@ -302,12 +302,28 @@ def test_a_layer_with_a_forward_of_its_own_stays_as_it_is() -> None:
     assert torch.equal(pruned[2].weight, changed[2].weight)
 
 
-def test_layers_that_read_too_much_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    net, images = conv_net(), torch.randn(4, 3, 8, 8)
+@pytest.mark.parametrize("bias", [True, False])
+def test_of_layers_that_read_much_rows_are_kept_and_tell_the_same(
+    monkeypatch: pytest.MonkeyPatch, *, bias: bool
+) -> None:
+    net, images = conv_net(bias=bias), torch.randn(4, 3, 8, 8)
     graph = analyse(net, images[:1])
+    mask = without(graph, 0, 1)
+    pruned, by_products = compensated(net, graph, mask, images)
     monkeypatch.setattr(compensation, "MOST_INPUTS", 6 * 9 - 1)
-    pruned, changed = compensated(net, graph, without(graph, 0, 1), images)
-    assert torch.equal(pruned[2].weight, changed[2].weight)
+    by_rows = compensated(net, graph, mask, images)[1]
+    assert not torch.equal(pruned[2].weight, by_rows[2].weight)
+    for one, other in zip(by_rows.parameters(), by_products.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_rows_that_are_kept_are_of_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments, "MOST_ROWS", 100)
+    kept = moments.InputRows(seed=0)
+    for batch in range(10):
+        kept.add(torch.full((50, 2), float(batch)))
+    found = kept.moments("layer", centred=False).rows[:, 0]
+    assert (len(found), len(found.unique())) == (100, 10)
 
 
 def test_channels_that_are_always_zero_are_no_trouble() -> None:

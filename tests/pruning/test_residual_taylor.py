@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from prunegraph.data.memory import MemorySource
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.pruning import residual_taylor as module
-from prunegraph.pruning.compensation import RIDGE
 from prunegraph.pruning.costly_statistics import measure_costly
+from prunegraph.pruning.moments import RIDGE
 from prunegraph.pruning.residual_taylor import Reader, greedy_values
 from prunegraph.pruning.statistics import measure
 from prunegraph.types import FloatArray, TrainSplit
