@@ -50,10 +50,10 @@ class Compensation:
     network; the change of the weights is that of the optimal brain surgeon for the layer's squared
     error (Hassibi and Stork 1993). No label is read.
 
-    Linear layers, modules that compute what such a layer does (``input_axis``), and convolutions
-    without groups, transposed or not, are compensated. Other layers, such with a weight under
-    several names, and those called by keyword or used without being called (elsewhere, too: a tied
-    autoencoder's) stay as they are.
+    Linear layers, modules that compute what such a layer does (``input_axis``), and convolutions,
+    transposed or not, are compensated, those with groups group by group (not transposed ones).
+    Other layers, such with a weight under several names, and those called by keyword or used
+    without being called (elsewhere, too: a tied autoencoder's) stay as they are.
 
     Args:
         model: the dense network; never changed.
@@ -81,7 +81,7 @@ class Compensation:
         tied = _tied(parameters)
         axes = _input_axes(dense, graph)
         self._axes = {name: axis for name, axis in axes.items() if name not in tied}
-        sums: dict[str, InputSums | InputRows] = {}
+        sums: dict[str, list[InputSums | InputRows]] = {}
         generator = torch.Generator().manual_seed(seed)
         calls: Counter[str] = Counter()
         dense.register_forward_pre_hook(lambda *_: calls.update([FORWARDS]))
@@ -90,11 +90,13 @@ class Compensation:
             name = str(read.op.param)
             calls[name] += 1
             if name in self._axes:
-                rows = sampled_inputs(read, generator)
+                groups = getattr(read.module, "groups", 1)
+                parts = sampled_inputs(read, generator).chunk(groups, dim=1)
+                few = parts[0].shape[1] <= MOST_INPUTS
                 if name not in sums:
-                    few = rows.shape[1] <= MOST_INPUTS
-                    sums[name] = InputSums(rows) if few else InputRows(seed)
-                sums[name].add(rows)
+                    sums[name] = [InputSums(own) if few else InputRows(seed) for own in parts]
+                for known, own in zip(sums[name], parts, strict=True):
+                    known.add(own)
 
         with torch.no_grad(), reads(dense, graph, visit), _normed(dense) as normed:
             run(dense)
@@ -102,8 +104,9 @@ class Compensation:
         for name in [name for name in sums if calls[name] < uses[name] * calls[FORWARDS]]:
             del sums[name]  # what else reads it was not seen
         biased = {name for name in sums if _bias_name(name) in parameters.keys() - tied}
-        self._moments: dict[str, ProductMoments | RowMoments] = {
-            name: found.moments(name, centred=name in biased or name in normed)
+        centred = {name for name in sums if name in biased or name in normed}
+        self._moments: dict[str, list[ProductMoments | RowMoments]] = {
+            name: [own.moments(name, centred=name in centred) for own in found]
             for name, found in sums.items()
         }
         self._weights = {name: self._laid(name, parameters[name]) for name in sums}
@@ -142,16 +145,20 @@ class Compensation:
         for name, moments in self._moments.items():
             axes, inputs = self._graph.param_classes[name], self._axes[name]
             weight = self._weights[name].flatten(1).float()  # [out, D]
-            out = _bits(mask, axes[1 - inputs], weight) if 1 - inputs in axes else slice(None)
+            out = torch.ones_like(weight[:, 0], dtype=torch.bool)
+            if 1 - inputs in axes:
+                out = _bits(mask, axes[1 - inputs], weight)
             kept = _bits(mask, axes[inputs], weight)
             if bool(kept.all()):
                 continue
-            weight, kept = weight[out], kept.repeat_interleave(weight.shape[1] // len(kept))
-            change = moments.change(weight, kept)
-            new = (weight[:, kept] + change).unflatten(1, (-1, *self._weights[name].shape[2:]))
+            kept = kept.repeat_interleave(weight.shape[1] // len(kept))
+            groups = zip(moments, weight.chunk(len(moments)), out.chunk(len(moments)), strict=True)
+            fitted = [_fitted(own, part[stays], kept) for own, part, stays in groups]
+            new = torch.cat([part for part, _ in fitted])
+            new = new.unflatten(1, (-1, *self._weights[name].shape[2:]))
             _write(parameters.get(name), name, self._laid(name, new))
             if name in self._biases:
-                shift = weight[:, ~kept] @ moments.mean[~kept] - change @ moments.mean[kept]
+                shift = torch.cat([part for _, part in fitted])
                 bias = _bias_name(name)
                 _write(parameters.get(bias), bias, self._biases[name][out].float() + shift)
 
@@ -167,11 +174,16 @@ class Compensation:
         """
         errors = []
         for name, moments in self._moments.items():
-            if not isinstance(moments, ProductMoments):
+            weights = self._weights[name].flatten(1).double().chunk(len(moments))
+            energies = [
+                (weight.T @ weight) * own.products.double()
+                for own, weight in zip(moments, weights, strict=True)
+                if isinstance(own, ProductMoments)
+            ]
+            if not energies:
                 continue
-            weight, products = self._weights[name].flatten(1).double(), moments.products.double()
             classes = self._graph.param_classes[name][self._axes[name]]
-            energy = (weight.T @ weight) * products  # [D, D]
+            energy = torch.stack(energies).sum(0)  # [D, D]
             taps = len(energy) // classes.size
             channels = energy.reshape(classes.size, taps, classes.size, taps).sum(dim=(1, 3))
             unique, column = np.unique(classes, return_inverse=True)
@@ -259,6 +271,15 @@ def _note_reader(
 
 def _bias_name(weight: str) -> str:
     return f"{weight.removesuffix('weight')}bias"
+
+
+def _fitted(
+    moments: ProductMoments | RowMoments, weight: Tensor, kept: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return what weights ``[out, D]`` become ``[out, kept]``, and what their biases gain."""
+    change = moments.change(weight, kept)
+    shift = weight[:, ~kept] @ moments.mean[~kept] - change @ moments.mean[kept]
+    return weight[:, kept] + change, shift
 
 
 def _bits(mask: KeepMask, classes: IntArray, like: Tensor) -> Tensor:

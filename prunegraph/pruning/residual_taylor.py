@@ -48,9 +48,9 @@ def residual_taylor(
     their weights. The classes of a group go one after another, the least first, and explain nothing
     from then on; each has the value at which it goes, or that of the one before if that is higher.
 
-    Where nothing is compensated (convolutions with groups, say, and layers that read more than
-    ``MOST_INPUTS`` values) the tolerance is 1. Depthwise convolutions pass a class
-    on to the layer that reads it next, and do not count.
+    Where nothing is compensated, by groups, or from rows alone (layers that read more than
+    ``MOST_INPUTS`` values) the tolerance is 1. Depthwise convolutions pass a class on to the layer
+    that reads it next, and do not count.
 
     Args:
         model: the dense network in eval mode, on its device.
@@ -174,9 +174,10 @@ def _inverse(covariance: Tensor) -> Tensor:
 
 
 def _is_compensated(read: Read) -> bool:
-    """Return whether ``Compensation`` changes layers of this kind."""
-    num_inputs = read.op.kernel_size * len(read.classes)
-    return num_inputs <= MOST_INPUTS and input_axis(read.module) is not None
+    """Return whether ``Compensation`` changes layers of this kind, all inputs at once."""
+    few = read.op.kernel_size * len(read.classes) <= MOST_INPUTS
+    grouped = getattr(read.module, "groups", 1) > 1
+    return few and not grouped and input_axis(read.module) is not None
 
 
 def _class_rows(read: Read, generator: torch.Generator) -> Tensor:

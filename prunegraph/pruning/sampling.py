@@ -25,13 +25,17 @@ PROBES = 3
 def input_axis(module: nn.Module) -> int | None:
     """Return the axis of a layer's weight along which its inputs lie; None for other layers.
 
-    1 for linear layers and convolutions without groups, 0 for transposed ones. A module of another
-    class, or with a forward of its own, is a linear layer if it computes what one does: with its
-    weight as such a layer stores it, or transposed (``Conv1D`` of transformers), which gives 0.
+    1 for linear layers and convolutions, 0 for transposed ones without groups; a depthwise one has
+    no inputs to lose. A module of another class, or with a forward of its own, is a linear layer if
+    it computes what one does: with its weight as such a layer stores it, or transposed (``Conv1D``
+    of transformers), which gives 0.
     """
     kind = next((kind for kind in LAYERS if isinstance(module, kind)), None)
     if kind is not None and type(module).forward is kind.forward:
-        return None if getattr(module, "groups", 1) > 1 else int(kind not in TRANSPOSED)
+        groups = getattr(module, "groups", 1)
+        if kind in TRANSPOSED:
+            return 0 if groups == 1 else None
+        return None if groups > 1 and groups == getattr(module, "in_channels", 0) else 1
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     if not isinstance(weight, nn.Parameter) or weight.ndim != 2 or next(module.children(), None):
         return None

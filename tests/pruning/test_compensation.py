@@ -251,7 +251,9 @@ def test_a_square_weight_is_read_the_way_it_is_used() -> None:
     assert sampling.input_axis(OwnLinear(6, 6)) == 1
     assert sampling.input_axis(nn.Embedding(6, 6)) is None
     assert sampling.input_axis(nn.ConvTranspose2d(6, 6, 3)) == 0
-    assert sampling.input_axis(nn.Conv1d(6, 6, 3, groups=2)) is None
+    assert sampling.input_axis(nn.Conv1d(6, 6, 3, groups=2)) == 1
+    assert sampling.input_axis(nn.Conv1d(6, 6, 3, groups=6)) is None
+    assert sampling.input_axis(nn.ConvTranspose1d(6, 6, 3, groups=2)) is None
 
 
 def test_a_sample_is_small_and_fixed_by_its_seed() -> None:
@@ -283,8 +285,25 @@ def test_layers_that_cannot_be_compensated_stay_as_they_are(
     pruned, changed = compensated(mixed.eval(), graph, make_mask(graph, 0), example)
     new = dict(changed.named_parameters())
     moved = {name for name, old in pruned.named_parameters() if not torch.equal(old, new[name])}
-    expected = {f"{layer}.{kind}" for layer in ("head", "up") for kind in ("weight", "bias")}
-    assert moved == expected  # not grouped, tied, depthwise ones
+    layers = ("head", "up", "grouped")  # not tied and depthwise ones
+    assert moved == {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("bias", [True, False])
+def test_each_group_of_a_convolution_is_compensated_alone(*, bias: bool) -> None:
+    torch.manual_seed(0)
+    first = nn.Conv2d(3, 8, 1, groups=1, bias=False)
+    net = nn.Sequential(first, nn.Identity(), nn.Conv2d(8, 6, 3, groups=2, bias=bias)).eval()
+    with torch.no_grad():  # of the four channels of a group two tell the others
+        first.weight[[2, 3, 6, 7]] = first.weight[[0, 1, 4, 5]] + first.weight[[1, 0, 5, 4]]
+        first.weight[[3, 7]] -= 3.0 * first.weight[[0, 4]]
+    images = torch.randn(16, 3, 6, 6)
+    graph = analyse(net, images[:1])
+    mask = without(graph, 0, 2, 3)
+    pruned, changed = compensated(net, graph, mask, images)
+    assert pruned[2].weight.shape == (6, 2, 3, 3)
+    torch.testing.assert_close(changed(images), net(images), atol=1e-3, rtol=1e-3)
 
 
 class Squaring(nn.Conv2d):
