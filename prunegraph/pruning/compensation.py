@@ -24,7 +24,7 @@ from prunegraph.pruning.moments import (
     ProductMoments,
     RowMoments,
 )
-from prunegraph.pruning.reads import Read, readable_copy, reads
+from prunegraph.pruning.reads import Read, is_self_attention, readable_copy, reads
 from prunegraph.pruning.sampling import LAYERS, input_axis, outputs_first, sampled_inputs
 from prunegraph.types import IntArray, KeepMask, LayerError, TrainSplit
 
@@ -98,7 +98,8 @@ class Compensation:
                 for known, own in zip(sums[name], parts, strict=True):
                     known.add(own)
 
-        with torch.no_grad(), reads(dense, graph, visit), _normed(dense) as normed:
+        shown = reads(dense, graph, visit, attentions=True)
+        with torch.no_grad(), shown, _normed(dense) as normed:
             run(dense)
         uses = Counter(str(op.param) for op in graph.ops)
         for name in [name for name in sums if calls[name] < uses[name] * calls[FORWARDS]]:
@@ -206,9 +207,10 @@ def _input_axes(network: nn.Module, graph: StructureGraph) -> dict[str, int]:
     for op in graph.ops:
         name = str(op.param)
         path, _, leaf = name.rpartition(".")
-        if len(uses[name]) > 1 or op.computed or leaf != "weight":
+        if len(uses[name]) > 1 or op.computed or path not in modules:
             continue  # what is stored would not add up as what is computed does
-        axis = input_axis(modules[path])
+        axis = input_axis(modules[path]) if leaf == "weight" else None
+        axis = 1 if is_self_attention(modules[path], leaf) else axis
         classes = None if axis is None else graph.param_classes.get(name, {}).get(axis)
         if axis is not None and classes is not None and graph.free[classes].any():
             found[name] = axis

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from prunegraph.graph import OpNode, StructureGraph, copy_network, unwrap
 from prunegraph.graph.module_sizes import slim_all_attentions
 from prunegraph.pruning.evaluation import model_device
+from prunegraph.slim_attention import SlimMultiheadAttention
 from prunegraph.types import IntArray, TrainSplit
 
 
@@ -67,7 +68,13 @@ def readable_copy(
 
 
 @contextmanager
-def reads(model: nn.Module, graph: StructureGraph, visit: Callable[[Read], None]) -> Iterator[None]:
+def reads(
+    model: nn.Module,
+    graph: StructureGraph,
+    visit: Callable[[Read], None],
+    *,
+    attentions: bool = False,
+) -> Iterator[None]:
     """Show each read of channel classes to ``visit`` while the network runs.
 
     Layers that are called as modules of the network are seen; a weight that a functional call uses
@@ -77,20 +84,29 @@ def reads(model: nn.Module, graph: StructureGraph, visit: Callable[[Read], None]
         model: the network; its hooks are gone afterwards.
         graph: its structure.
         visit: called before each call of a layer.
+        attentions: shows what queries, keys and values of ``nn.MultiheadAttention`` are made of,
+            too, where that is one tensor; its weight is ``in_proj_weight``.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     parameters = dict(model.named_parameters(remove_duplicate=False))
     handles = []
     try:
         for op in _called(graph):
-            module = modules.get(str(op.param).rpartition(".")[0])
-            weight = parameters.get(str(op.param))
+            path, _, leaf = str(op.param).rpartition(".")
+            module, weight = modules.get(path), parameters.get(str(op.param))
             if module is not None and getattr(module, "weight", None) is weight:
                 handles.append(module.register_forward_pre_hook(_hook(op, visit)))
+            elif attentions and module is not None and is_self_attention(module, leaf):
+                handles.append(module.register_forward_pre_hook(_hook(op, visit, copies=3)))
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def is_self_attention(module: nn.Module, leaf: str) -> bool:
+    """Return whether a weight makes queries, keys and values, of one tensor perhaps."""
+    return isinstance(module, SlimMultiheadAttention) and leaf == "in_proj_weight"
 
 
 def show_reads(
@@ -119,10 +135,12 @@ def _called(graph: StructureGraph) -> Iterable[OpNode]:
 
 
 def _hook(
-    op: OpNode, visit: Callable[[Read], None]
+    op: OpNode, visit: Callable[[Read], None], copies: int = 1
 ) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...] | None]:
+    """Return a hook that shows the first argument, which is also the next ones of ``copies``."""
+
     def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if not args:
+        if len(args) < copies or any(other is not args[0] for other in args[:copies]):
             return None
         axis = 1 if op.kind == "conv" else args[0].dim() - 1
         classes = _input_classes(op, args[0].shape[axis])
@@ -130,7 +148,7 @@ def _hook(
             return None
         view = args[0].view_as(args[0])
         visit(Read(op, module, view, axis, classes))
-        return (view, *args[1:])
+        return (*[view] * copies, *args[copies:])
 
     return hook
 

@@ -180,7 +180,7 @@ def _measured(
 ) -> dict[str, FloatArray]:
     """Return the arrays of a network that is sent forward and backward by ``run``."""
     effects = Effects(graph.num_classes)
-    with reads(dense, graph, effects.visit):
+    with reads(dense, graph, effects.visit, attentions=True):
         run()
     if not np.isfinite(effects.squared_effect).all():
         msg = "gradients hold NaN or infinity: check the network's weights and its images"

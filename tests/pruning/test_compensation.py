@@ -245,6 +245,35 @@ def test_what_computes_as_a_linear_layer_does_is_compensated_as_one(
     torch.testing.assert_close(changed(words), net(words), atol=1e-3, rtol=1e-3)
 
 
+class Attending(nn.Module):
+    """Attention of tokens to each other; its keys may be others."""
+
+    def __init__(self, *, batch_first: bool, shifted: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 8, bias=False), nn.Linear(8, 2)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=batch_first)
+        self.shifted = shifted
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.last(self.attention(x, x + 1.0 if self.shifted else x, x)[0])
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_queries_keys_and_values_of_one_tensor_are_compensated(*, batch_first: bool) -> None:
+    torch.manual_seed(0)
+    words = torch.randn(4, 10, 3)
+    net = Attending(batch_first=batch_first, shifted=False).eval()
+    graph = analyse(net, words)
+    changed = compensated(net, graph, without(graph, 0, *range(5)), words)[1]
+    torch.testing.assert_close(changed(words), net(words), atol=1e-3, rtol=1e-3)
+    net.shifted = True
+    graph = analyse(net, words)
+    pruned, changed = compensated(net, graph, without(graph, 0, *range(5)), words)
+    assert torch.equal(changed.attention.in_proj_weight, pruned.attention.in_proj_weight)
+
+
 @pytest.mark.usefixtures("exact")
 def test_a_square_weight_is_read_the_way_it_is_used() -> None:
     assert sampling.input_axis(Conv1D(6, 6)) == 0
