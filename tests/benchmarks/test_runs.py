@@ -77,3 +77,11 @@ def test_what_reads_a_comparison(benchmark: RunBenchmark, tmp_path: Path) -> Non
     assert all(rows)
     opened = ["test_accuracy_finetuned" in row["0"] for row in rows[2:]]
     assert opened == [True, False]
+
+
+@pytest.mark.slow
+def test_the_fit_helps_layers_of_each_kind(benchmark: RunBenchmark, tmp_path: Path) -> None:
+    out = tmp_path / "fit.json"
+    benchmark("reconstruction.py", f"--seeds 1 --epochs 6 --out {out}")
+    for row in json.loads(out.read_text())["rows"]:
+        assert row["fitted 0.25"] > row["cut 0.25"], row["layers"]
