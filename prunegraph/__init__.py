@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from prunegraph.pruning import (
         Compensation,
         PrunedInfo,
+        SequentialCompensation,
         Subnets,
         apply_mask,
         export,
@@ -35,6 +36,7 @@ __all__ = [
     "PruneGraphError",
     "PruneResult",
     "PrunedInfo",
+    "SequentialCompensation",
     "StructureGraph",
     "Subnets",
     "analyse",
@@ -58,6 +60,7 @@ _HOMES = {
     "prunegraph.pruning": (
         "Compensation",
         "PrunedInfo",
+        "SequentialCompensation",
         "Subnets",
         "apply_mask",
         "export",

@@ -28,6 +28,7 @@ from prunegraph.pruning.evaluation import model_device, place_images
 from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.latency import project_budget
 from prunegraph.pruning.latency_table import measure_latency_table
+from prunegraph.pruning.sequential import SequentialCompensation
 from prunegraph.pruning.statistics import divergence, measure, sensitivity
 from prunegraph.pruning.surgery import unequal
 from prunegraph.types import Budget, KeepMask, SearchSplit, TrainSplit
@@ -113,7 +114,8 @@ def prune(
         num_images: how many images calibrate; masks are compared on as many further ones. Where
             there are fewer, some that calibrate fill up.
         reconstruct: the kept weights take over what the removed channels gave, by least squares
-            on the calibration data (``Compensation``).
+            on the calibration data (``Compensation``); those of the final network layer by layer
+            (``SequentialCompensation``), if its outputs are nearer to the dense network's then.
         seed: fixes what is drawn from them.
 
     Returns:
@@ -184,7 +186,12 @@ def prune(
     }
     if timed:
         report["latency_ms"] = latencies(model, graph, mask, example_inputs)
-    return PruneResult(model=evaluator.prune(mask).eval(), mask=mask, graph=graph, report=report)
+    if reconstruct:
+        again = SequentialCompensation.on_images(model, graph, train, seed=seed, device=device)
+        small = evaluator.nearest(mask, again)
+    else:
+        small = evaluator.prune(mask)
+    return PruneResult(model=small.eval(), mask=mask, graph=graph, report=report)
 
 
 def warn_if_unequal(

@@ -17,6 +17,7 @@ from prunegraph.pruning.latency import LatencyProjection, project_latency
 from prunegraph.pruning.latency_table import LatencyTable, measure_latency_table
 from prunegraph.pruning.problem import Pruner, PrunerResult, PruningProblem
 from prunegraph.pruning.recalibration import recalibrate_bn
+from prunegraph.pruning.sequential import SequentialCompensation
 from prunegraph.pruning.subnets import Subnet, Subnets
 from prunegraph.pruning.surgery import apply_mask, check_forward, zero_mask
 
@@ -34,6 +35,7 @@ __all__ = [
     "PrunerResult",
     "PruningProblem",
     "Scores",
+    "SequentialCompensation",
     "Subnet",
     "Subnets",
     "apply_mask",

@@ -91,7 +91,7 @@ class Compensation:
             calls[name] += 1
             if name in self._axes:
                 groups = getattr(read.module, "groups", 1)
-                parts = sampled_inputs(read, generator).chunk(groups, dim=1)
+                parts = sampled_inputs(read.module, read.activation, generator).chunk(groups, dim=1)
                 few = parts[0].shape[1] <= MOST_INPUTS
                 if name not in sums:
                     sums[name] = [InputSums(own) if few else InputRows(seed) for own in parts]
@@ -105,9 +105,9 @@ class Compensation:
         for name in [name for name in sums if calls[name] < uses[name] * calls[FORWARDS]]:
             del sums[name]  # what else reads it was not seen
         biased = {name for name in sums if _bias_name(name) in parameters.keys() - tied}
-        centred = {name for name in sums if name in biased or name in normed}
+        self._centred = {name for name in sums if name in biased or name in normed}
         self._moments: dict[str, list[ProductMoments | RowMoments]] = {
-            name: [own.moments(name, centred=name in centred) for own in found]
+            name: [own.moments(name, centred=name in self._centred) for own in found]
             for name, found in sums.items()
         }
         self._weights = {name: self._laid(name, parameters[name]) for name in sums}
@@ -142,26 +142,36 @@ class Compensation:
         Raises:
             MaskError: the network is not of this mask.
         """
-        parameters = dict(pruned.named_parameters(remove_duplicate=False))
         for name, moments in self._moments.items():
-            axes, inputs = self._graph.param_classes[name], self._axes[name]
-            weight = self._weights[name].flatten(1).float()  # [out, D]
-            out = torch.ones_like(weight[:, 0], dtype=torch.bool)
-            if 1 - inputs in axes:
-                out = _bits(mask, axes[1 - inputs], weight)
-            kept = _bits(mask, axes[inputs], weight)
+            out, kept = self._stays(name, mask)
             if bool(kept.all()):
                 continue
-            kept = kept.repeat_interleave(weight.shape[1] // len(kept))
+            weight = self._weights[name].flatten(1).float()  # [out, D]
             groups = zip(moments, weight.chunk(len(moments)), out.chunk(len(moments)), strict=True)
             fitted = [_fitted(own, part[stays], kept) for own, part, stays in groups]
-            new = torch.cat([part for part, _ in fitted])
-            new = new.unflatten(1, (-1, *self._weights[name].shape[2:]))
-            _write(parameters.get(name), name, self._laid(name, new))
-            if name in self._biases:
-                shift = torch.cat([part for _, part in fitted])
-                bias = _bias_name(name)
-                _write(parameters.get(bias), bias, self._biases[name][out].float() + shift)
+            new, shift = (torch.cat(parts) for parts in zip(*fitted, strict=True))
+            self._put(name, pruned, out, new, shift)
+
+    def _stays(self, name: str, mask: KeepMask) -> tuple[Tensor, Tensor]:
+        """Return which outputs ``[out]`` and inputs of a group ``[D]`` of a layer a mask keeps."""
+        axes, inputs = self._graph.param_classes[name], self._axes[name]
+        weight = self._weights[name].flatten(1)
+        out = torch.ones_like(weight[:, 0], dtype=torch.bool)
+        if 1 - inputs in axes:
+            out = _bits(mask, axes[1 - inputs], weight)
+        kept = _bits(mask, axes[inputs], weight)
+        return out, kept.repeat_interleave(weight.shape[1] // len(kept))
+
+    def _put(
+        self, name: str, pruned: nn.Module, out: Tensor, weight: Tensor, shift: Tensor
+    ) -> None:
+        """Give a layer new weights ``[out, kept]``, and the bias, if it has one, what it gains."""
+        parameters = dict(pruned.named_parameters(remove_duplicate=False))
+        weight = weight.unflatten(1, (-1, *self._weights[name].shape[2:]))
+        _write(parameters.get(name), name, self._laid(name, weight))
+        if name in self._biases:
+            bias = _bias_name(name)
+            _write(parameters.get(bias), bias, self._biases[name][out].float() + shift)
 
     def _laid(self, name: str, weight: Tensor) -> Tensor:
         """Return a weight with its outputs first, or one with its outputs first as it is stored."""

@@ -182,16 +182,31 @@ class Evaluator:
         drawn = torch.randperm(len(self.search), generator=generator)[:size]
         return drawn.sort().values
 
-    def prune(self, mask: KeepMask) -> nn.Module:
+    def prune(self, mask: KeepMask, compensation: Compensation | None = None) -> nn.Module:
         """Return the pruned, recalibrated network on the evaluator's device; not counted.
 
         It has not had the short fine-tune.
+
+        Args:
+            mask: what stays.
+            compensation: another one than the evaluator's own.
         """
         pruned = apply_mask(self._dense, self.graph, mask)
-        if self.compensation is not None:
-            self.compensation.apply(pruned, mask)
+        compensation = compensation or self.compensation
+        if compensation is not None:
+            compensation.apply(pruned, mask)
         recalibrate_bn(pruned, self._calibration_batches(), autocast=self.autocast)
         return pruned
+
+    def nearest(self, mask: KeepMask, other: Compensation) -> nn.Module:
+        """Return ``prune(mask)``, or the network with another compensation if it is the nearer.
+
+        To the dense network, by the outputs on the search images; no label is read.
+        """
+        networks = [self.prune(mask, way) for way in (self.compensation, other)]
+        self._prepare()
+        found = [self._scores(network, None).kl for network in networks]
+        return min(zip(found, networks, strict=True), key=lambda pair: pair[0] or 0.0)[1]
 
     @cached_property
     def dense_logits(self) -> Tensor:

@@ -67,6 +67,21 @@ class RowMoments:
         return change
 
 
+def fitted_change(rows: Tensor, missing: Tensor) -> Tensor:
+    """Return ``[out, D]`` what weights gain by which rows ``[S, D]`` give ``[S, out]`` more.
+
+    The nearest in mean square, with ``RIDGE``.
+    """
+    rows, missing = rows / len(rows) ** 0.5, missing / len(rows) ** 0.5
+    scale = _scale(rows.square().sum(0))
+    rows = rows * scale
+    if rows.shape[1] <= len(rows):
+        change = _solved(rows.T @ rows, missing.T @ rows) * scale
+    else:
+        change = _solved(rows @ rows.T, missing.T) @ rows * scale
+    return change
+
+
 def _scale(energy: Tensor) -> Tensor:
     """Return what gives inputs equal energy."""
     scale: Tensor = (energy + 1e-6 * energy.mean()).clamp_min(TINY).rsqrt()

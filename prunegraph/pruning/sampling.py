@@ -5,8 +5,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
-from prunegraph.pruning.reads import Read
-
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 LAYERS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
@@ -57,28 +55,33 @@ def outputs_first(weight: Tensor) -> Tensor:
     return weight.transpose(0, 1).flip(tuple(range(2, weight.ndim)))
 
 
-def sampled_inputs(read: Read, generator: torch.Generator) -> Tensor:
+def sampled_inputs(
+    module: nn.Module, inputs: Tensor, generator: torch.Generator, least: int = 0
+) -> Tensor:
     """Return what sampled outputs of a layer are made of.
 
     Args:
-        read: the call of a layer that has an ``input_axis``.
+        module: a layer that has an ``input_axis``, or ``nn.MultiheadAttention``.
+        inputs: what it reads in one call.
         generator: draws the outputs' positions.
+        least: positions of each sample, where there are so many; at least ``POSITIONS``.
 
     Returns:
         ``[S, D]`` float32; the product with the flattened weight ``[out, D]`` is the outputs
         without bias.
     """
-    module, inputs = read.module, read.activation
+    positions = max(POSITIONS, least)
     if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
         batch = inputs if inputs.dim() == module.weight.dim() else inputs[None]
-        rows = [_patches(module, part, generator) for part in batch.split(ALIKE)]
+        rows = [_patches(module, part, generator, positions) for part in batch.split(ALIKE)]
     else:
         batch = inputs.reshape(1 if inputs.dim() == 1 else len(inputs), -1, inputs.shape[-1])
-        rows = [part[:, _draw(part.shape[1], generator)] for part in batch.split(ALIKE)]
+        parts = batch.split(ALIKE)
+        rows = [part[:, _draw(part.shape[1], generator)[:positions]] for part in parts]
     return torch.cat([part.flatten(0, 1) for part in rows]).float()
 
 
-def _patches(module: _ConvNd, inputs: Tensor, generator: torch.Generator) -> Tensor:
+def _patches(module: _ConvNd, inputs: Tensor, generator: torch.Generator, positions: int) -> Tensor:
     """Return ``[B, L, channels * taps]`` what a convolution reads at sampled positions."""
     strides = module.stride
     if isinstance(module, TRANSPOSED):
@@ -95,7 +98,7 @@ def _patches(module: _ConvNd, inputs: Tensor, generator: torch.Generator) -> Ten
         step = inputs.shape[axis + 1 :].numel()
         corners = (corners[:, None] + step * stride * torch.arange(count)).flatten()
         taps = (taps[:, None] + step * dilation * torch.arange(kernel)).flatten()
-    corners = corners[_draw(len(corners), generator)]
+    corners = corners[_draw(len(corners), generator)[:positions]]
     index = (corners[:, None] + taps).to(inputs.device)  # [L, taps]
     return inputs.flatten(2)[:, :, index].movedim(2, 1).flatten(2)
 
@@ -114,5 +117,5 @@ def _spread(module: _ConvNd, inputs: Tensor) -> Tensor:
 
 
 def _draw(count: int, generator: torch.Generator) -> Tensor:
-    """Return positions, ``POSITIONS`` at the most."""
-    return torch.randperm(count, generator=generator)[:POSITIONS]
+    """Return positions in a random order."""
+    return torch.randperm(count, generator=generator)

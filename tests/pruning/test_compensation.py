@@ -24,6 +24,7 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take all positions, in order, and hardly any ridge."""
     monkeypatch.setattr(moments, "RIDGE", 1e-9)
     monkeypatch.setattr(sampling, "_draw", lambda count, _: torch.arange(count))
+    monkeypatch.setattr(sampling, "POSITIONS", 10**6)
 
 
 def compensated(
@@ -137,7 +138,7 @@ def test_what_is_sampled_gives_the_outputs(options: dict[str, Any]) -> None:
     found = {}
 
     def visit(read: Any) -> None:
-        found[read.op.param] = sampled_inputs(read, torch.Generator())
+        found[read.op.param] = sampled_inputs(read.module, read.activation, torch.Generator())
 
     with torch.no_grad(), reads(net, graph, visit):
         net(images)
@@ -160,7 +161,7 @@ def test_convolutions_along_one_and_three_axes_are_sampled(
     found = {}
 
     def visit(read: Any) -> None:
-        found[read.op.param] = sampled_inputs(read, torch.Generator())
+        found[read.op.param] = sampled_inputs(read.module, read.activation, torch.Generator())
 
     with torch.no_grad(), reads(net, graph, visit):
         outputs = net(images)
@@ -198,7 +199,7 @@ def test_transposed_convolutions_are_sampled_and_compensated(
     found = {}
 
     def visit(read: Any) -> None:
-        found[read.op.param] = sampled_inputs(read, torch.Generator())
+        found[read.op.param] = sampled_inputs(read.module, read.activation, torch.Generator())
 
     with torch.no_grad(), reads(net, graph, visit):
         outputs = net(images)
@@ -620,7 +621,9 @@ def test_a_large_batch_is_sampled_at_as_many_places_as_small_ones() -> None:
     found = {}
 
     def visit(read: Any) -> None:
-        found[read.op.param] = sampled_inputs(read, torch.Generator().manual_seed(0))
+        found[read.op.param] = sampled_inputs(
+            read.module, read.activation, torch.Generator().manual_seed(0)
+        )
 
     with torch.no_grad(), reads(net, graph, visit):
         net(image.expand(64, -1, -1, -1))

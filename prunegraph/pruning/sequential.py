@@ -1,0 +1,162 @@
+"""Least squares layer by layer: each makes up for what the fitted layers before it leave."""
+
+import math
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunegraph.graph import StructureGraph, copy_network
+from prunegraph.graph.module_sizes import slim_all_attentions
+from prunegraph.pruning.compensation import Compensation
+from prunegraph.pruning.evaluation import place_images
+from prunegraph.pruning.moments import fitted_change
+from prunegraph.pruning.reads import Read, readable_copy, reads
+from prunegraph.pruning.recalibration import measuring_batch_norm
+from prunegraph.pruning.sampling import sampled_inputs
+from prunegraph.types import KeepMask, TrainSplit
+
+ROWS = 4096
+"""Outputs that are sampled of each layer, at least, where there are so many."""
+
+PIXELS, MOST_IMAGES = 2**21, 512
+"""Of the batch that ``on_images`` takes."""
+
+
+class SequentialCompensation(Compensation):
+    """Fits the layers of a pruned network one after the other.
+
+    ``Compensation`` fits all layers at once, on what they read in the dense network; but in the
+    pruned one they read what the layers before have made of it. Here each layer, in the order in
+    which they run, gets the weights ``V`` that on what it reads now, ``x'``, are nearest to what it
+    gave, ``W x``: with ``W_K`` those that stay, ``V = W_K + (W x - W_K x') x'^T (x' x'^T +
+    ridge)^-1`` (the asymmetric reconstruction of Zhang et al. 2016, IEEE TPAMI 38 (10), section
+    3.2, for pruning: He et al. 2017). Layers that lose nothing are fitted, too. One forward does it
+    all; batch norm takes the statistics of its batch: recalibrate it afterwards. No label is read.
+
+    Layers that a forward calls several times are compensated as by ``Compensation``.
+
+    Args:
+        model: the dense network; never changed.
+        graph: its structure.
+        run: runs the network that it is given on training data, on the same each time. Layers are
+            fitted in its first forward: give it a large batch, thousands of outputs a layer, or
+            it fits noise.
+        seed: fixes which outputs are sampled.
+        device: where the network runs; None = where it is.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: StructureGraph,
+        run: Callable[[nn.Module], None],
+        *,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+    ) -> None:
+        super().__init__(model, graph, run, seed=seed, device=device)
+        self._run, self._seed = run, seed
+        self._wanted: dict[str, Tensor] = {}
+        calls: Counter[str] = Counter()
+        forwards: list[None] = []
+        dense = readable_copy(model, device or next(model.parameters()).device, None)
+        dense.register_forward_pre_hook(lambda *_: forwards.append(None))
+
+        def visit(read: Read) -> None:
+            name = str(read.op.param)
+            calls[name] += len(forwards) == 1
+            if name in self._weights and len(forwards) == 1:
+                groups = getattr(read.module, "groups", 1)
+                rows = self._rows(name, read.module, read.activation).chunk(groups, dim=1)
+                weights = self._weights[name].flatten(1).float().chunk(groups)
+                given = [own @ part.T for own, part in zip(rows, weights, strict=True)]
+                self._wanted[name] = torch.cat(given, dim=1)  # [S, out]
+
+        with torch.no_grad(), reads(dense, graph, visit, attentions=True):
+            run(dense)
+        for name in [name for name in self._wanted if calls[name] > 1]:
+            del self._wanted[name]
+
+    @classmethod
+    def on_images(
+        cls,
+        model: nn.Module,
+        graph: StructureGraph,
+        images: TrainSplit,
+        *,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+    ) -> "SequentialCompensation":
+        """Fit on the first train images, without augmentation."""
+        pixels = math.prod(images.source.image_shape[1:])
+        number = max(1, min(MOST_IMAGES, PIXELS // pixels, len(images)))
+        batch = images.source.load(images.index[:number])
+        return cls(
+            model,
+            graph,
+            lambda network: network(place_images(batch, network)),
+            seed=seed,
+            device=device,
+        )
+
+    def _rows(self, name: str, module: nn.Module, inputs: Tensor) -> Tensor:
+        """Return what sampled outputs are made of: the same ones in each network."""
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ self._seed)
+        return sampled_inputs(module, inputs, generator, least=ROWS // len(inputs))
+
+    @torch.no_grad()
+    def apply(self, pruned: nn.Module, mask: KeepMask) -> None:
+        """Change the weights and biases of a network that ``apply_mask`` has made, in place.
+
+        Args:
+            pruned: the network; what it holds of the changed weights does not matter.
+            mask: what it keeps.
+
+        Raises:
+            MaskError: the network is not of this mask.
+        """
+        super().apply(pruned, mask)
+        held = {id(item): item for item in (*pruned.parameters(), *pruned.buffers())}
+        network = slim_all_attentions(copy_network(pruned, held))
+        modules = dict(network.named_modules(remove_duplicate=False))
+        done: set[str] = set()
+
+        def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+            def fit(module: nn.Module, args: tuple[Any, ...]) -> None:
+                if name not in done:
+                    done.add(name)
+                    self._fit(name, pruned, mask, self._rows(name, module, args[0]))
+
+            return fit
+
+        for name in self._wanted:
+            modules[name.rpartition(".")[0]].register_forward_pre_hook(hook(name))
+        with measuring_batch_norm(network):
+            self._run(network)
+
+    def _fit(self, name: str, pruned: nn.Module, mask: KeepMask, rows: Tensor) -> None:
+        """Fit one layer of a pruned network, of which sampled outputs are made of ``rows``."""
+        out, kept = self._stays(name, mask)
+        weights = self._weights[name].flatten(1).float()
+        groups = len(self._moments[name])
+        parts = zip(
+            rows.chunk(groups, dim=1),
+            weights.chunk(groups),
+            self._wanted[name].chunk(groups, dim=1),
+            out.chunk(groups),
+            strict=True,
+        )
+        centred = float(name in self._centred)
+        fitted, shifts = [], []
+        for own, weight, wanted, stays in parts:
+            weight = weight[stays][:, kept]
+            missing = wanted[:, stays] - own @ weight.T
+            mean, offset = own.mean(0) * centred, missing.mean(0) * centred
+            change = fitted_change(own - mean, missing - offset)
+            fitted.append(weight + change)
+            shifts.append(offset - change @ mean)
+        self._put(name, pruned, out, torch.cat(fitted), torch.cat(shifts))

@@ -1,0 +1,118 @@
+"""Least squares layer by layer, on what the layers of the pruned network read."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunegraph.graph import StructureGraph, analyse
+from prunegraph.pruning import (
+    Compensation,
+    SequentialCompensation,
+    apply_mask,
+    moments,
+    recalibrate_bn,
+)
+from prunegraph.testing import assert_masked_equals_pruned
+from prunegraph.types import Budget, KeepMask
+
+
+class Mixed(nn.Module):
+    """Residual, grouped, transposed layers, batch norm, attention, one layer that runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24)
+        self.inner, self.outer = nn.Conv2d(24, 32, 3, padding=1), nn.Conv2d(32, 24, 1)
+        self.grouped = nn.Conv2d(24, 32, 3, padding=1, groups=4)
+        self.up = nn.ConvTranspose2d(32, 16, 2, stride=2)
+        self.twice, self.attention = nn.Linear(16, 16), nn.MultiheadAttention(16, 4)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(x)))
+        x = x + self.outer(F.relu(self.inner(x)))
+        x = F.relu(self.up(F.relu(self.grouped(x)))).flatten(2).permute(2, 0, 1)
+        x = self.twice(F.relu(self.twice(x)))
+        return self.head(self.attention(x, x, x)[0].mean(0))
+
+
+@pytest.fixture(scope="module")
+def mixed() -> tuple[nn.Module, StructureGraph, Tensor]:
+    torch.manual_seed(0)
+    net, images = Mixed(), torch.randn(96, 3, 8, 8)
+    net(images)  # statistics of batch norm
+    net.eval()
+    return net, analyse(net, images[:1]), images
+
+
+def half(graph: StructureGraph) -> KeepMask:
+    scores = np.random.default_rng(0).random(graph.num_classes, dtype=np.float32)
+    return graph.project(scores, Budget(keep_macs=0.5))
+
+
+def error(net: nn.Module, other: nn.Module, images: Tensor) -> float:
+    with torch.no_grad():
+        return float((net(images) - other(images)).square().mean())
+
+
+def test_what_layers_before_leave_is_made_up_for(mixed: Any) -> None:
+    net, graph, images = mixed
+    mask, errors = half(graph), []
+    for kind in (Compensation, SequentialCompensation):
+        pruned = apply_mask(net, graph, mask)
+        kind(net, graph, lambda network: network(images)).apply(pruned, mask)
+        recalibrate_bn(pruned, images.split(32))
+        errors.append(error(net, pruned.eval(), torch.randn(96, 3, 8, 8)))
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_it_changes_no_structure_and_gives_the_same_again(mixed: Any) -> None:
+    net, graph, images = mixed
+    before = copy.deepcopy(net.state_dict())
+    mask = half(graph)
+    fit = SequentialCompensation(net, graph, lambda network: network(images))
+    one, other = apply_mask(net, graph, mask), apply_mask(net, graph, mask)
+    fit.apply(one, mask)
+    fit.apply(other, mask)
+    fit.apply(other, mask)
+    assert not one.training
+    assert not any(module._forward_pre_hooks for module in one.modules())
+    for first, second in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(first, second)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert_masked_equals_pruned(net, graph, mask, images[:1])
+
+
+def test_the_last_of_a_chain_is_what_least_squares_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moments, "RIDGE", 1e-5)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    rows = torch.randn(4096, 6)
+    graph = analyse(net.eval(), rows[:1])
+    mask = half(graph)
+    pruned = apply_mask(net, graph, mask)
+    SequentialCompensation(net, graph, lambda network: network(rows)).apply(pruned, mask)
+    with torch.no_grad():
+        read = torch.cat([pruned[:4](rows), torch.ones(len(rows), 1)], 1).double().numpy()
+        wanted, found = net(rows).double().numpy(), pruned(rows).double().numpy()
+    best = np.linalg.lstsq(read, wanted, rcond=None)[0]
+    least = np.square(read @ best - wanted).mean()
+    assert np.square(found - wanted).mean() == pytest.approx(least, rel=1e-3)  # but for the ridge
+
+
+@pytest.mark.parametrize("size", [16, 48])
+def test_fewer_samples_than_inputs_are_fitted(size: int) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
+    rows = torch.randn(size, 64)
+    graph = analyse(net, rows[:1])
+    mask = half(graph)
+    pruned = apply_mask(net, graph, mask)
+    fitted = copy.deepcopy(pruned)
+    SequentialCompensation(net, graph, lambda network: network(rows)).apply(fitted, mask)
+    assert error(net, fitted, rows) < 0.25 * error(net, pruned, rows)
