@@ -1,16 +1,18 @@
 """What the least-squares fit of the kept weights is worth for layers of each kind.
 
 Small networks of one kind of layer each learn the real 8x8 digits; channels by chance are removed,
-so many of each group, and the test accuracy is measured before and after the fit. No label is read
-and no step is made in between; batch norm, where there is any, is recalibrated for both.
+so many of each group, and the accuracy is measured before and after the fits: of all layers at once
+(``Compensation``) and of one after the other (``SequentialCompensation``). No label is read and no
+step is made in between; batch norm, where there is any, is recalibrated for all. With ``--weights``
+it is that network, on the search split of its data set.
 
     python benchmarks/reconstruction.py [--seeds 3] [--epochs 12] [--out FILE]
+        [--weights W.safetensors --dataset cifar10 --data-dir DIR]
 """
 
 import argparse
-import copy
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +25,12 @@ from prunegraph.data import load_dataset
 from prunegraph.experiment.report import machine
 from prunegraph.files import write_json
 from prunegraph.graph.features import rank_in_group
-from prunegraph.types import TestSplit, TrainSplit
+from prunegraph.models import build_model, load_weights, weights_info
+from prunegraph.pruning import evaluate
+from prunegraph.types import Split
 
 SHARES = (0.5, 0.25)
-BATCH = 64
+BATCH, IMAGES = 64, 512
 
 
 class Transposed(nn.Module):
@@ -109,18 +113,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--dataset", default="digits")
+    parser.add_argument("--data-dir", type=Path)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    digits = load_dataset("digits")
-    images, labels = _all(digits.train)
-    held = _all(digits.test)
     rows = []
-    for name, build in NETWORKS.items():
-        runs = [
-            _run(build, seed, arguments.epochs, images, labels, held)
-            for seed in range(arguments.seeds)
-        ]
+    for name, network in _networks(arguments):
+        runs = [_run(*network(seed), seed) for seed in range(arguments.seeds)]
         row = {key: [run[key] for run in runs] for key in runs[0]}
         rows.append({"layers": name, **row})
         print(" | ".join([f"{name:20}", *map(_mean, row.values())]), flush=True)
@@ -128,9 +129,31 @@ def main() -> None:
         write_json(arguments.out, {"rows": rows, "machine": machine()})
 
 
-def _all(split: TrainSplit | TestSplit) -> tuple[Tensor, Tensor]:
-    batches = list(split.batches(BATCH))
-    return torch.cat([batch for batch, _ in batches]), torch.cat([own for _, own in batches])
+Task = tuple[nn.Module, Tensor, Split]
+"""A trained network, training images, and what it is measured on."""
+
+
+def _networks(arguments: argparse.Namespace) -> Iterator[tuple[str, Callable[[int], Task]]]:
+    """Yield names, and what gives a network of a seed."""
+    data = load_dataset(arguments.dataset, data_dir=arguments.data_dir)
+    if arguments.weights is not None:
+        info = weights_info(arguments.weights)
+        assert info is not None
+        shape = data.image_shape
+        network = build_model(info.arch, num_classes=data.num_classes, image_shape=shape).eval()
+        load_weights(network, arguments.weights)
+        split = data.train.sample(IMAGES, 0)
+        images = split.source.load(split.index)
+        yield arguments.weights.stem, lambda _: (network, images, data.search)
+        return
+    batches = list(data.train.batches(BATCH))
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    for name, build in NETWORKS.items():
+
+        def trained(seed: int, build: Callable[[], nn.Module] = build) -> Task:
+            return _train(build, seed, arguments.epochs, images, labels), images, data.test
+
+        yield name, trained
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -138,15 +161,9 @@ def _mean(values: Sequence[float]) -> str:
     return f"{100 * statistics.mean(values):.1f} ± {100 * spread:.1f}"
 
 
-def _run(
-    build: Callable[[], nn.Module],
-    seed: int,
-    epochs: int,
-    images: Tensor,
-    labels: Tensor,
-    held: tuple[Tensor, Tensor],
-) -> dict[str, float]:
-    """Train one network, cut it, and return accuracies."""
+def _train(
+    build: Callable[[], nn.Module], seed: int, epochs: int, images: Tensor, labels: Tensor
+) -> nn.Module:
     torch.manual_seed(seed)
     network = build()
     network(images[:2])  # lazy layers take their sizes
@@ -156,7 +173,11 @@ def _run(
             optimizer.zero_grad()
             torch.autograd.backward(F.cross_entropy(network(images[index]), labels[index]))
             optimizer.step()
-    network.eval()
+    return network.eval()
+
+
+def _run(network: nn.Module, images: Tensor, held: Split, seed: int) -> dict[str, float]:
+    """Cut a network, fit it, and return accuracies."""
     batches = torch.split(images, BATCH)
     graph = pg.analyse(network, images[:1])
 
@@ -164,24 +185,22 @@ def _run(
         for batch in batches:
             dense(batch)
 
-    fit = pg.Compensation(network, graph, run)
+    ways = {
+        "fitted": pg.Compensation(network, graph, run),
+        "in turn": pg.SequentialCompensation(network, graph, lambda dense: dense(images[:IMAGES])),
+    }
     chance = np.random.default_rng(seed).random(graph.num_classes, dtype=np.float32)
-    found = {"dense": _accuracy(network, *held)}
+    found = {"dense": evaluate(network, held).accuracy}
     for share in SHARES:
         scores = rank_in_group(graph, chance).astype(np.float32)  # alike in all groups
         mask = graph.project(scores, pg.Budget(keep_macs=share))
-        cut = pg.apply_mask(network, graph, mask)
-        fitted = copy.deepcopy(cut)
-        fit.apply(fitted, mask)
-        for name, small in (("cut", cut), ("fitted", fitted)):
+        for name in ("cut", *ways):
+            small = pg.apply_mask(network, graph, mask)
+            if name in ways:
+                ways[name].apply(small, mask)
             pg.recalibrate_bn(small, batches)
-            found[f"{name} {share}"] = _accuracy(small, *held)
+            found[f"{name} {share}"] = evaluate(small, held).accuracy
     return found
-
-
-@torch.no_grad()
-def _accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
-    return float((network(images).argmax(1) == labels).float().mean())
 
 
 if __name__ == "__main__":
