@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunegraph.graph import StructureGraph, copy_network
 from prunegraph.graph.module_sizes import slim_all_attentions
 from prunegraph.pruning.compensation import Compensation
-from prunegraph.pruning.evaluation import place_images
+from prunegraph.pruning.evaluation import model_device, place_images
 from prunegraph.pruning.moments import fitted_change
 from prunegraph.pruning.reads import Read, readable_copy, reads
 from prunegraph.pruning.recalibration import measuring_batch_norm
@@ -63,7 +63,7 @@ class SequentialCompensation(Compensation):
         self._wanted: dict[str, Tensor] = {}
         calls: Counter[str] = Counter()
         forwards: list[None] = []
-        dense = readable_copy(model, device or next(model.parameters()).device, None)
+        dense = readable_copy(model, device or model_device(model), None)
         dense.register_forward_pre_hook(lambda *_: forwards.append(None))
 
         def visit(read: Read) -> None:
