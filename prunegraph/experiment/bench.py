@@ -36,6 +36,7 @@ from prunegraph.pruning.latency import project_budget
 from prunegraph.pruning.latency_table import LatencyTable, measure_latency_table
 from prunegraph.pruning.outcome_log import OutcomeLog
 from prunegraph.pruning.problem import PruningProblem
+from prunegraph.pruning.sequential import SequentialCompensation
 from prunegraph.pruning.state import parameter_digest
 from prunegraph.pruning.statistics import (
     divergence,
@@ -115,16 +116,10 @@ class Bench:
     def lazy_statistics(self) -> LazyStatistics:
         """The same, and the costly ones, each measured when a method first asks for it."""
         target = self.target
+        given = target.model, target.graph, target.dataset.train
         return LazyStatistics(
             self.statistics,
-            lambda name: measure_costly(
-                name,
-                target.model,
-                target.graph,
-                target.dataset.train,
-                seed=self._drawn,
-                device=target.device,
-            ),
+            lambda name: measure_costly(name, *given, seed=self._drawn, device=target.device),
         )
 
     @cached_property
@@ -215,13 +210,12 @@ class Bench:
     @cached_property
     def compensation(self) -> Compensation | None:
         """What changes the weights that stay; None if they stay as they are."""
-        if not self.options.reconstruct:
-            return None
-        target = self.target
-        images = target.dataset.train.sample(self.options.calibration_images, self.seed)
-        return Compensation.on_images(
-            target.model, target.graph, images, seed=self.seed, device=target.device
-        )
+        return self._fit(Compensation) if self.options.reconstruct else None
+
+    def _fit(self, kind: type[Compensation]) -> Compensation:
+        target, seed = self.target, self.seed
+        images = target.dataset.train.sample(self.options.calibration_images, seed)
+        return kind.on_images(target.model, target.graph, images, seed=seed, device=target.device)
 
     @cached_property
     def layer_errors(self) -> list[LayerError]:
@@ -231,7 +225,10 @@ class Bench:
     @cached_property
     def final_evaluator(self) -> Evaluator:
         """The evaluator of rows: what it runs counts for no method."""
-        return self.evaluator()
+        evaluator = self.evaluator()
+        if self.options.layer_by_layer:
+            evaluator.compensation = self._fit(SequentialCompensation)
+        return evaluator
 
     @cached_property
     def latency_table(self) -> LatencyTable | None:
@@ -263,11 +260,7 @@ class Bench:
         )
 
     def problem(
-        self,
-        *,
-        seed: int,
-        max_networks: int,
-        log: OutcomeLog | None = None,
+        self, *, seed: int, max_networks: int, log: OutcomeLog | None = None
     ) -> PruningProblem:
         """Return the problem that a baseline solves, with an evaluator of its own."""
         return PruningProblem(
@@ -297,8 +290,12 @@ class Bench:
 
     def recipe_record(self) -> dict[str, Any]:
         """Return what a report tells of how masks become networks, as JSON values."""
+        asked = {
+            "layer_by_layer": self.options.layer_by_layer,
+            "on_search_images_too": self.options.finetune_on_search,
+        }
         record = {**vars(self.recipe()), "reconstruct": self.options.reconstruct}
-        return record | ({"on_search_images_too": True} if self.options.finetune_on_search else {})
+        return record | {name: True for name, value in asked.items() if value}
 
     @property
     def finetune_images(self) -> TrainSplit:

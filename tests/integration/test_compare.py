@@ -25,6 +25,7 @@ from prunegraph.experiment.measured import MEASURED_FILE, Measured, settle
 from prunegraph.experiment.report import read_rows
 from prunegraph.experiment.setup import load_target
 from prunegraph.experiment.verdict import judge, mean_by_name, proxy_correlation
+from prunegraph.graph.features import rank_in_group
 from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.finetune import _Training
 from prunegraph.types import KeepMask, Outcome, TrainSplit
@@ -118,6 +119,22 @@ def test_search_images_are_trained_on_only_if_asked_for(
         assert not wanted & {*dataset.test.index.tolist()}
     assert len(trained) == 2
     assert ("on_search_images_too" in bench.recipe_record()) == on_search
+
+
+def test_rows_are_reconstructed_layer_by_layer_if_asked_for(weights: Path) -> None:
+    options = CompareConfig(weights=weights, finetune_epochs=0, keep_macs=0.25)
+    target = load_target(options, options.budget())
+    benches = [
+        Bench(target=target, options=replace(options, layer_by_layer=asked), seed=0)
+        for asked in (False, True)
+    ]
+    scores = rank_in_group(target.graph, benches[0].statistics["l1"]).astype(np.float32)
+    mask = benches[0].project(scores, options.budget())
+    losses = [bench.final_evaluator.evaluate(mask).loss for bench in benches]
+    assert losses[1] < losses[0]
+    searched = [bench.evaluator().evaluate(mask).loss for bench in benches]
+    assert searched == [losses[0]] * 2
+    assert ["layer_by_layer" in bench.recipe_record() for bench in benches] == [False, True]
 
 
 def timeless(report: dict[str, Any]) -> list[dict[str, Any]]:
