@@ -97,6 +97,11 @@ def slim_all_attentions(model: nn.Module) -> nn.Module:
     return model
 
 
+def is_self_attention(module: nn.Module, leaf: str) -> bool:
+    """Return whether a weight makes queries, keys and values, of one tensor perhaps."""
+    return isinstance(module, SlimMultiheadAttention) and leaf == "in_proj_weight"
+
+
 def replace_module(root: nn.Module, path: str, module: nn.Module) -> nn.Module:
     """Put ``module`` at ``path`` and return the root, which is ``module`` itself for ``""``."""
     if not path:

@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from prunegraph.errors import MaskError
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.calls import WatchedCalls
+from prunegraph.graph.module_sizes import is_self_attention
 from prunegraph.pruning.evaluation import model_device, place_images
 from prunegraph.pruning.moments import (
     MOST_INPUTS,
@@ -24,7 +25,7 @@ from prunegraph.pruning.moments import (
     ProductMoments,
     RowMoments,
 )
-from prunegraph.pruning.reads import Read, is_self_attention, readable_copy, reads
+from prunegraph.pruning.reads import Read, readable_copy, reads
 from prunegraph.pruning.sampling import LAYERS, input_axis, outputs_first, sampled_inputs
 from prunegraph.types import IntArray, KeepMask, LayerError, TrainSplit
 

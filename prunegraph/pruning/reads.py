@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.graph import OpNode, StructureGraph, copy_network, unwrap
-from prunegraph.graph.module_sizes import slim_all_attentions
+from prunegraph.graph.module_sizes import is_self_attention, slim_all_attentions
 from prunegraph.pruning.evaluation import model_device
-from prunegraph.slim_attention import SlimMultiheadAttention
 from prunegraph.types import IntArray, TrainSplit
 
 
@@ -102,11 +101,6 @@ def reads(
     finally:
         for handle in handles:
             handle.remove()
-
-
-def is_self_attention(module: nn.Module, leaf: str) -> bool:
-    """Return whether a weight makes queries, keys and values, of one tensor perhaps."""
-    return isinstance(module, SlimMultiheadAttention) and leaf == "in_proj_weight"
 
 
 def show_reads(
