@@ -37,6 +37,8 @@ def input_axis(module: nn.Module) -> int | None:
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     if not isinstance(weight, nn.Parameter) or weight.ndim != 2 or next(module.children(), None):
         return None
+    if not weight.is_floating_point():
+        return None
     inputs = torch.randn(PROBES, max(weight.shape), generator=torch.Generator().manual_seed(0))
     near = torch.finfo(weight.dtype).eps ** 0.5
     for axis, laid in ((1, weight), (0, weight.T)):

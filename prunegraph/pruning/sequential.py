@@ -37,7 +37,8 @@ class SequentialCompensation(Compensation):
     3.2, for pruning: He et al. 2017). Layers that lose nothing are fitted, too. One forward does it
     all; batch norm takes the statistics of its batch: recalibrate it afterwards. No label is read.
 
-    Layers that a forward calls several times are compensated as by ``Compensation``.
+    Layers that a forward calls several times, or that read one sample for each head, are
+    compensated as by ``Compensation``.
 
     Args:
         model: the dense network; never changed.
@@ -106,7 +107,7 @@ class SequentialCompensation(Compensation):
     def _rows(self, name: str, module: nn.Module, inputs: Tensor) -> Tensor:
         """Return what sampled outputs are made of: the same ones in each network."""
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ self._seed)
-        return sampled_inputs(module, inputs, generator, least=ROWS // len(inputs))
+        return sampled_inputs(module, inputs, generator, least=ROWS // max(len(inputs), 1))
 
     @torch.no_grad()
     def apply(self, pruned: nn.Module, mask: KeepMask) -> None:
@@ -127,9 +128,10 @@ class SequentialCompensation(Compensation):
 
         def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
             def fit(module: nn.Module, args: tuple[Any, ...]) -> None:
-                if name not in done:
-                    done.add(name)
-                    self._fit(name, pruned, mask, self._rows(name, module, args[0]))
+                rows = None if name in done else self._rows(name, module, args[0])
+                done.add(name)
+                if rows is not None and len(rows) == len(self._wanted[name]):  # not so: heads went
+                    self._fit(name, pruned, mask, rows)
 
             return fit
 

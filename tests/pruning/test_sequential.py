@@ -20,6 +20,8 @@ from prunegraph.pruning import (
 from prunegraph.testing import assert_masked_equals_pruned
 from prunegraph.types import Budget, KeepMask
 
+KINDS = (Compensation, SequentialCompensation)
+
 
 class Mixed(nn.Module):
     """Residual, grouped, transposed layers, batch norm, attention, one layer that runs twice."""
@@ -63,7 +65,7 @@ def error(net: nn.Module, other: nn.Module, images: Tensor) -> float:
 def test_what_layers_before_leave_is_made_up_for(mixed: Any) -> None:
     net, graph, images = mixed
     mask, errors = half(graph), []
-    for kind in (Compensation, SequentialCompensation):
+    for kind in KINDS:
         pruned = apply_mask(net, graph, mask)
         kind(net, graph, lambda network: network(images)).apply(pruned, mask)
         recalibrate_bn(pruned, images.split(32))
@@ -116,3 +118,19 @@ def test_fewer_samples_than_inputs_are_fitted(size: int) -> None:
     fitted = copy.deepcopy(pruned)
     SequentialCompensation(net, graph, lambda network: network(rows)).apply(fitted, mask)
     assert error(net, fitted, rows) < 0.25 * error(net, pruned, rows)
+
+
+def test_layers_that_read_another_number_of_samples_are_fitted_at_once() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    rows = torch.randn(512, 6)
+    graph = analyse(net.eval(), rows[:1])
+    mask = half(graph)
+    fits = [kind(net, graph, lambda network: network(rows)) for kind in KINDS]
+    for name, wanted in fits[1]._wanted.items():
+        fits[1]._wanted[name] = wanted[1:]  # heads that lie along the batch, say
+    one, other = (apply_mask(net, graph, mask) for _ in fits)
+    for fit, pruned in zip(fits, (one, other), strict=True):
+        fit.apply(pruned, mask)
+    for first, second in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(first, second)
