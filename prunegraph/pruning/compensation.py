@@ -1,10 +1,10 @@
 """Least-squares compensation: the kept weights take over what the removed channels gave."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -123,14 +123,18 @@ class Compensation:
         *,
         seed: int = 0,
         device: str | torch.device | None = None,
-    ) -> "Compensation":
+    ) -> Self:
         """Measure on train images, without augmentation."""
 
         def run(network: nn.Module) -> None:
-            for batch, _ in images.batches(BATCH_SIZE):
+            for batch in cls._batches(images):
                 network(place_images(batch, network))
 
         return cls(model, graph, run, seed=seed, device=device)
+
+    @staticmethod
+    def _batches(images: TrainSplit) -> Iterable[Tensor]:
+        return (batch for batch, _ in images.batches(BATCH_SIZE))
 
     @torch.no_grad()
     def apply(self, pruned: nn.Module, mask: KeepMask) -> None:
@@ -143,15 +147,22 @@ class Compensation:
         Raises:
             MaskError: the network is not of this mask.
         """
-        for name, moments in self._moments.items():
-            out, kept = self._stays(name, mask)
-            if bool(kept.all()):
-                continue
-            weight = self._weights[name].flatten(1).float()  # [out, D]
-            groups = zip(moments, weight.chunk(len(moments)), out.chunk(len(moments)), strict=True)
-            fitted = [_fitted(own, part[stays], kept) for own, part, stays in groups]
-            new, shift = (torch.cat(parts) for parts in zip(*fitted, strict=True))
-            self._put(name, pruned, out, new, shift)
+        self._fit_all(pruned, mask)
+
+    def _fit_all(self, pruned: nn.Module, mask: KeepMask) -> None:
+        for name in self._moments:
+            self._fit_at_once(name, pruned, mask)
+
+    def _fit_at_once(self, name: str, pruned: nn.Module, mask: KeepMask) -> None:
+        """Fit one layer on what it read in the dense network."""
+        out, kept = self._stays(name, mask)
+        if bool(kept.all()):
+            return
+        moments, weight = self._moments[name], self._weights[name].flatten(1).float()  # [out, D]
+        groups = zip(moments, weight.chunk(len(moments)), out.chunk(len(moments)), strict=True)
+        fitted = [_fitted(own, part[stays], kept) for own, part, stays in groups]
+        new, shift = (torch.cat(parts) for parts in zip(*fitted, strict=True))
+        self._put(name, pruned, out, new, shift)
 
     def _stays(self, name: str, mask: KeepMask) -> tuple[Tensor, Tensor]:
         """Return which outputs ``[out]`` and inputs of a group ``[D]`` of a layer a mask keeps."""

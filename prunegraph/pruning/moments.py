@@ -52,25 +52,15 @@ class RowMoments:
     rows: Tensor
 
     def change(self, weight: Tensor, kept: Tensor) -> Tensor:
-        """Return ``[out, kept]`` what the kept ones of weights ``[out, D]`` gain.
-
-        ``C_RK (C_KK + ridge)^-1 = X_R' (X_K X_K' + ridge)^-1 X_K`` for inputs of equal energy: a
-        system of S equations, not of as many as there are inputs.
-        """
-        rows = self.rows / len(self.rows) ** 0.5
-        inputs = rows[:, kept]
-        scale = _scale(inputs.square().sum(0))
-        inputs = inputs * scale
-        system = inputs @ inputs.T
-        lost = weight[:, ~kept] @ rows[:, ~kept].T  # [out, S]
-        change: Tensor = _solved(system, lost) @ inputs * scale
-        return change
+        """Return ``[out, kept]`` what the kept ones of weights ``[out, D]`` gain."""
+        return fitted_change(self.rows[:, kept], self.rows[:, ~kept] @ weight[:, ~kept].T)
 
 
 def fitted_change(rows: Tensor, missing: Tensor) -> Tensor:
     """Return ``[out, D]`` what weights gain by which rows ``[S, D]`` give ``[S, out]`` more.
 
-    The nearest in mean square, with ``RIDGE``.
+    The nearest in mean square, with ``RIDGE``: by a system of as many equations as there are rows,
+    where these are fewer than inputs.
     """
     rows, missing = rows / len(rows) ** 0.5, missing / len(rows) ** 0.5
     scale = _scale(rows.square().sum(0))

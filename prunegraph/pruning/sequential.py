@@ -3,7 +3,7 @@
 import math
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunegraph.graph import StructureGraph, copy_network
 from prunegraph.graph.module_sizes import slim_all_attentions
 from prunegraph.pruning.compensation import Compensation
-from prunegraph.pruning.evaluation import model_device, place_images
+from prunegraph.pruning.evaluation import model_device
 from prunegraph.pruning.moments import fitted_change
 from prunegraph.pruning.reads import Read, readable_copy, reads
 from prunegraph.pruning.recalibration import measuring_batch_norm
@@ -82,45 +82,22 @@ class SequentialCompensation(Compensation):
         for name in [name for name in self._wanted if calls[name] > 1]:
             del self._wanted[name]
 
-    @classmethod
-    def on_images(
-        cls,
-        model: nn.Module,
-        graph: StructureGraph,
-        images: TrainSplit,
-        *,
-        seed: int = 0,
-        device: str | torch.device | None = None,
-    ) -> "SequentialCompensation":
-        """Fit on the first train images, without augmentation."""
+    @staticmethod
+    def _batches(images: TrainSplit) -> Iterable[Tensor]:
+        """Return the first images as one batch."""
         pixels = math.prod(images.source.image_shape[1:])
-        number = max(1, min(MOST_IMAGES, PIXELS // pixels, len(images)))
-        batch = images.source.load(images.index[:number])
-        return cls(
-            model,
-            graph,
-            lambda network: network(place_images(batch, network)),
-            seed=seed,
-            device=device,
-        )
+        number = max(1, min(MOST_IMAGES, PIXELS // pixels))
+        return [images.source.load(images.index[:number])]
 
     def _rows(self, name: str, module: nn.Module, inputs: Tensor) -> Tensor:
         """Return what sampled outputs are made of: the same ones in each network."""
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ self._seed)
         return sampled_inputs(module, inputs, generator, least=ROWS // max(len(inputs), 1))
 
-    @torch.no_grad()
-    def apply(self, pruned: nn.Module, mask: KeepMask) -> None:
-        """Change the weights and biases of a network that ``apply_mask`` has made, in place.
-
-        Args:
-            pruned: the network; what it holds of the changed weights does not matter.
-            mask: what it keeps.
-
-        Raises:
-            MaskError: the network is not of this mask.
-        """
-        super().apply(pruned, mask)
+    def _fit_all(self, pruned: nn.Module, mask: KeepMask) -> None:
+        """Fit the layers in the order in which they run, the others on the dense network."""
+        for name in self._moments.keys() - self._wanted.keys():
+            self._fit_at_once(name, pruned, mask)
         held = {id(item): item for item in (*pruned.parameters(), *pruned.buffers())}
         network = slim_all_attentions(copy_network(pruned, held))
         modules = dict(network.named_modules(remove_duplicate=False))
@@ -128,10 +105,14 @@ class SequentialCompensation(Compensation):
 
         def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
             def fit(module: nn.Module, args: tuple[Any, ...]) -> None:
-                rows = None if name in done else self._rows(name, module, args[0])
+                if name in done:
+                    return
                 done.add(name)
-                if rows is not None and len(rows) == len(self._wanted[name]):  # not so: heads went
+                rows = self._rows(name, module, args[0])
+                if len(rows) == len(self._wanted[name]):
                     self._fit(name, pruned, mask, rows)
+                else:  # heads lie along the batch, say, and some have gone
+                    self._fit_at_once(name, pruned, mask)
 
             return fit
 
@@ -139,6 +120,8 @@ class SequentialCompensation(Compensation):
             modules[name.rpartition(".")[0]].register_forward_pre_hook(hook(name))
         with measuring_batch_norm(network):
             self._run(network)
+        for name in self._wanted.keys() - done:  # an expert that is not visited any more
+            self._fit_at_once(name, pruned, mask)
 
     def _fit(self, name: str, pruned: nn.Module, mask: KeepMask, rows: Tensor) -> None:
         """Fit one layer of a pruned network, of which sampled outputs are made of ``rows``."""

@@ -14,7 +14,7 @@ from prunegraph.errors import MaskError, ModelError
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.pruning import apply_mask, compensation, moments, recalibrate_bn, sampling
 from prunegraph.pruning.compensation import Compensation
-from prunegraph.pruning.reads import reads
+from prunegraph.pruning.reads import Read, reads
 from prunegraph.pruning.sampling import sampled_inputs
 from prunegraph.types import KeepMask
 
@@ -36,6 +36,20 @@ def compensated(
     changed = copy.deepcopy(pruned)
     measured.apply(changed, mask)
     return pruned, changed
+
+
+def sampled(
+    net: nn.Module, graph: StructureGraph, images: Tensor
+) -> tuple[dict[str | None, Tensor], Tensor]:
+    """Return what is sampled of each weight's layer, and the outputs of the network."""
+    found = {}
+
+    def visit(read: Read) -> None:
+        generator = torch.Generator().manual_seed(0)
+        found[read.op.param] = sampled_inputs(read.module, read.activation, generator)
+
+    with torch.no_grad(), reads(net, graph, visit):
+        return found, net(images)
 
 
 def without(graph: StructureGraph, op: int, *positions: int) -> KeepMask:
@@ -135,13 +149,7 @@ def test_without_a_bias_the_mean_counts_unless_a_norm_takes_it_up(normed: bool) 
 def test_what_is_sampled_gives_the_outputs(options: dict[str, Any]) -> None:
     net, images = conv_net(**options), torch.randn(2, 3, 7, 9)
     graph = analyse(net, images[:1])
-    found = {}
-
-    def visit(read: Any) -> None:
-        found[read.op.param] = sampled_inputs(read.module, read.activation, torch.Generator())
-
-    with torch.no_grad(), reads(net, graph, visit):
-        net(images)
+    found, _ = sampled(net, graph, images)
     inputs = net[:2](images)
     expected = net[2](inputs) - net[2].bias[:, None, None]
     given = found["2.weight"] @ net[2].weight.flatten(1).T
@@ -158,13 +166,7 @@ def test_convolutions_along_one_and_three_axes_are_sampled(
     net = nn.Sequential(kind(3, 6, 1), nn.ReLU(), kind(6, 4, 3, **options), nn.Flatten(2)).eval()
     images = torch.randn(2, 3, *shape)
     graph = analyse(net, images[:1])
-    found = {}
-
-    def visit(read: Any) -> None:
-        found[read.op.param] = sampled_inputs(read.module, read.activation, torch.Generator())
-
-    with torch.no_grad(), reads(net, graph, visit):
-        outputs = net(images)
+    found, outputs = sampled(net, graph, images)
     given = found["2.weight"] @ net[2].weight.flatten(1).T + net[2].bias
     torch.testing.assert_close(given, outputs.movedim(1, 2).flatten(0, 1))
 
@@ -196,13 +198,7 @@ def test_transposed_convolutions_are_sampled_and_compensated(
     net = nn.Sequential(first, nn.Identity(), kind(6, 4, 3, **options)).eval()
     images = torch.randn(64, 3, *shape)
     graph = analyse(net, images[:1])
-    found = {}
-
-    def visit(read: Any) -> None:
-        found[read.op.param] = sampled_inputs(read.module, read.activation, torch.Generator())
-
-    with torch.no_grad(), reads(net, graph, visit):
-        outputs = net(images)
+    found, outputs = sampled(net, graph, images)
     given = found["2.weight"] @ sampling.outputs_first(net[2].weight).flatten(1).T
     expected = outputs.movedim(1, -1).flatten(0, -2)
     torch.testing.assert_close(given + net[2].bias, expected, atol=1e-5, rtol=1e-4)
@@ -618,14 +614,6 @@ def test_the_network_of_another_mask_is_one_clear_error() -> None:
 def test_a_large_batch_is_sampled_at_as_many_places_as_small_ones() -> None:
     net, image = conv_net(), torch.randn(1, 3, 12, 12)
     graph = analyse(net, image)
-    found = {}
-
-    def visit(read: Any) -> None:
-        found[read.op.param] = sampled_inputs(
-            read.module, read.activation, torch.Generator().manual_seed(0)
-        )
-
-    with torch.no_grad(), reads(net, graph, visit):
-        net(image.expand(64, -1, -1, -1))
+    found, _ = sampled(net, graph, image.expand(64, -1, -1, -1))
     first, second = found["2.weight"].unflatten(0, (64, -1))[[0, 32]]
     assert not torch.equal(first, second)
