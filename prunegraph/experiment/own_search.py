@@ -2,8 +2,6 @@
 
 import hashlib
 import itertools
-import math
-import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,12 +14,14 @@ from torch import Tensor, nn
 
 from prunegraph.agent.train import train_agent
 from prunegraph.env import ChannelPruningEnv, PruningTask, cell_name
-from prunegraph.errors import ArtefactError, ConfigError, DataError, MaskError, ModelError
+from prunegraph.errors import ConfigError, DataError
 from prunegraph.experiment.agent_options import agent_config, env_config
 from prunegraph.experiment.api import PruneResult, structure_report, warn_if_unequal
 from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.default_loss import Loss, cross_entropy
 from prunegraph.experiment.forecast import layer_times
+from prunegraph.experiment.joining import joined, num_samples
+from prunegraph.experiment.own_evaluator import OwnEvaluator
 from prunegraph.experiment.policies import find_policy
 from prunegraph.experiment.speed import latencies
 from prunegraph.experiment.suit import (
@@ -31,7 +31,6 @@ from prunegraph.experiment.suit import (
     num_suit_networks,
     suit,
 )
-from prunegraph.files import write_json
 from prunegraph.graph import (
     AttentionUnit,
     ExampleInputs,
@@ -48,175 +47,18 @@ from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.evaluation import model_device
 from prunegraph.pruning.latency import TOLERANCE
 from prunegraph.pruning.recalibration import has_batch_norm, measuring_batch_norm
+from prunegraph.pruning.sequential import SequentialCompensation
 from prunegraph.pruning.state import parameter_digest
 from prunegraph.pruning.statistics import measure_by
-from prunegraph.pruning.surgery import apply_mask
-from prunegraph.reading import checked, read_json
-from prunegraph.rewards import pack_bits, unpack_bits
-from prunegraph.types import Budget, KeepMask, Outcome
+from prunegraph.rewards import unpack_bits
+from prunegraph.types import Budget
 
-SCORES = {"reconstruct": bool, "scores": dict[str, float], "search": dict[str, Any]}
-"""What a checkpoint keeps beside the agent."""
+LAST = 3
+"""Networks that are kept for the end of a search: the policy's own mask, the ledger's best, and
+the network that is returned, fitted layer by layer."""
 
-LAST = 2
-"""Networks that are kept for the end of a search: the policy's own mask, the ledger's best."""
-
-
-class OwnEvaluator:
-    """Scores masks by a function of the pruned, recalibrated network.
-
-    Args:
-        model: the dense network; never changed.
-        graph: its structure.
-        score: of a network, higher = better.
-        recalibrate: sends a network forward in training mode of its batch norms.
-        compensation: changes the weights that stay; None = they stay as they are.
-        identity: JSON values that name the search whose scores ``save`` and ``load`` keep.
-
-    Attributes:
-        num_networks: pruned networks that were asked for; those of an earlier start count again.
-        found: their outcomes.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        graph: StructureGraph,
-        score: Callable[[nn.Module], float],
-        recalibrate: Callable[[nn.Module], None],
-        compensation: Compensation | None = None,
-        identity: Mapping[str, Any] | None = None,
-    ) -> None:
-        self._model, self._graph = model, graph
-        self._identity = dict(identity or {})
-        self._score, self._recalibrate = score, recalibrate
-        self._compensation = compensation
-        self._path: Path | None = None
-        self.num_networks = 0
-        self.found: dict[KeepMask, Outcome] = {}
-        self._scored: dict[KeepMask, Outcome] = {}
-
-    def evaluate(self, mask: KeepMask, subset: Tensor | None = None) -> Outcome:
-        """Return the outcome of a mask; an equal call, or earlier start, ran its network."""
-        del subset  # the score is of all that its owner looks at
-        if mask not in self.found:
-            if mask not in self._scored:
-                self._scored[mask] = self._measure(mask)
-                if self._path is not None:
-                    self.save(self._path)
-            self.found[mask] = self._scored[mask]
-            self.num_networks += 1
-        return self.found[mask]
-
-    def state(self) -> list[str]:
-        """Return which masks were asked for, for the agent's checkpoint (``Memory``)."""
-        return [pack_bits(mask.keep) for mask in self.found]
-
-    def restore(self, state: Any) -> None:
-        """Know again which masks were asked for before the agent's checkpoint."""
-        for bits in checked(state, list[str], "its memory"):
-            mask = self._graph.mask(unpack_bits(bits, self._graph.num_classes))
-            if mask not in self._scored:
-                msg = "the scores beside the checkpoint lack some of its masks: give another one"
-                raise ArtefactError(msg)
-            self.found[mask] = self._scored[mask]
-
-    def badness(self, mask: KeepMask) -> float:
-        """Return a mask's score with the sign changed."""
-        return -self.evaluate(mask).accuracy
-
-    def draw_subset(self, size: int, seed: int) -> Tensor:
-        """Return no positions: there is nothing to draw from."""
-        del size, seed
-        return torch.empty(0, dtype=torch.int64)
-
-    def prune(self, mask: KeepMask) -> nn.Module:
-        """Return the pruned, recalibrated network."""
-        pruned = apply_mask(self._model, self._graph, mask).eval()
-        if self._compensation is not None:
-            self._compensation.apply(pruned, mask)
-        self._recalibrate(pruned)
-        return pruned
-
-    def save(self, path: Path) -> None:
-        """Write what was found, so that an interrupted search runs no network again."""
-        scores = {pack_bits(mask.keep): found.accuracy for mask, found in self._scored.items()}
-        reconstruct = self._compensation is not None
-        content = {"reconstruct": reconstruct, "scores": scores, "search": self._identity}
-        write_json(path, content)
-
-    def resume(self, checkpoint: Path) -> None:
-        """Go on with what is known beside the agent's checkpoint; keep every score there.
-
-        Raises:
-            ArtefactError: the checkpoint is damaged, or of another network or search.
-        """
-        path = checkpoint.with_suffix(".json")
-        if path.is_file():
-            self.load(path)
-        elif checkpoint.is_file():
-            msg = f"{checkpoint} has lost {path.name}, which names its search: give another one"
-            raise ArtefactError(msg)
-        self.save(path)  # before the agent's, which does not name the search
-        self._path = path
-
-    def load(self, path: Path) -> None:
-        """Go on with what ``save`` wrote.
-
-        Raises:
-            ArtefactError: the file is damaged, or of another network or search.
-        """
-        content = checked(read_json(path), SCORES, str(path))
-        if content["reconstruct"] != (self._compensation is not None):
-            msg = (
-                f"{path} holds scores of a search with reconstruct={content['reconstruct']}: give "
-                "that again, or another checkpoint"
-            )
-            raise ArtefactError(msg)
-        for name, value in self._identity.items():
-            theirs = content["search"].get(name)
-            if theirs != value:
-                msg = f"{path} is of a search with {name} {theirs}, not {value}: give another one"
-                raise ArtefactError(msg)
-        for bits, score in content["scores"].items():
-            try:
-                mask = self._graph.mask(unpack_bits(bits, self._graph.num_classes))
-            except (ValueError, MaskError) as error:
-                msg = f"{path} holds no masks of this network ({error}): delete it to start over"
-                raise ArtefactError(msg) from error
-            self._scored[mask] = self._outcome(mask, score, 0.0)
-
-    def score(self, network: nn.Module) -> float:
-        """Return what the owner says of a network.
-
-        Raises:
-            ModelError: no number.
-        """
-        answer = self._score(network)
-        try:
-            score = float(answer)
-        except (TypeError, ValueError, RuntimeError):  # no number at all
-            score = math.nan
-        if not math.isfinite(score):
-            msg = f"evaluate returned {answer}: return a number, 0 at worst"
-            raise ModelError(msg)
-        return score
-
-    def _measure(self, mask: KeepMask) -> Outcome:
-        started = time.perf_counter()
-        score = self.score(self.prune(mask))
-        return self._outcome(mask, score, time.perf_counter() - started)
-
-    def _outcome(self, mask: KeepMask, score: float, seconds: float) -> Outcome:
-        return Outcome(
-            accuracy=score,
-            loss=-score,
-            kl=None,
-            num_images=1,
-            cost=self._graph.cost(mask),
-            digest=mask.digest(),
-            seconds=seconds,
-        )
+MEMORY, MOST_SAMPLES = 2**31, 512
+"""Of the batch that it is fitted on: bytes of its activations alive at once, samples."""
 
 
 def search(
@@ -263,7 +105,8 @@ def search(
             fit, and a mask that comes again is not run again.
         num_batches: how many batches are taken.
         reconstruct: the kept weights take over what the removed channels gave, by least squares
-            on these batches (``Compensation``).
+            on these batches (``Compensation``); those of the final network layer by layer
+            (``SequentialCompensation``), if ``evaluate`` gives it more then.
         policy: search on from a trained one; see ``prune``.
         seed: of the search.
         checkpoint: ``.safetensors`` file, with a JSON beside it (two with ``max_latency``), from
@@ -326,6 +169,7 @@ def search(
             stacklevel=2,
         )
     statistics = dict(measure_by(dense, graph, batches, loss))
+    in_turn = _in_turn(dense, graph, batches, loss, example_inputs) if reconstruct else None
     if checkpoint is not None:
         evaluator.resume(Path(checkpoint))
     ranks = rank_starts(evaluator.badness, graph, statistics, budget) if "start" in names else ()
@@ -364,10 +208,11 @@ def search(
     fitting = {mask: found for mask, found in evaluator.found.items() if graph.fits(mask, budget)}
     chosen = max(fitting, key=lambda mask: fitting[mask].accuracy)
     warn_if_unequal(dense, graph, chosen, example_inputs)
+    network, score = evaluator.better(chosen, in_turn)
     report = structure_report(graph, chosen, budget)
     report["dense"]["score"] = dense_score
-    report["pruned"]["score"] = fitting[chosen].accuracy
-    report["networks_evaluated"] = len(evaluator.found)
+    report["pruned"]["score"] = score
+    report["networks_evaluated"] = len(evaluator.found) + (in_turn is not None)
     if max_latency is not None:
         report["latency_ms"] = times = latencies(dense, graph, chosen, example_inputs)
         if times["pruned"] > TOLERANCE * max_latency:
@@ -377,7 +222,7 @@ def search(
                 "machine does more now; ask for less",
                 stacklevel=2,
             )
-    return PruneResult(model=evaluator.prune(chosen), mask=chosen, graph=graph, report=report)
+    return PruneResult(model=network, mask=chosen, graph=graph, report=report)
 
 
 def _batches(calibration_data: Iterable[Any], most: int) -> list[Any]:
@@ -433,6 +278,29 @@ def _compensation(
             loss(network, batch)
 
     return Compensation(dense, graph, run, device=model_device(dense))
+
+
+def _in_turn(
+    dense: nn.Module,
+    graph: StructureGraph,
+    batches: Sequence[Any],
+    loss: Loss,
+    example_inputs: ExampleInputs,
+) -> Compensation:
+    """Return what fits layer by layer on as many of the samples as memory allows."""
+    bytes_each = graph.peak_memory(graph.dense_mask()) // max(num_samples(example_inputs), 1)
+    most = min(MOST_SAMPLES, MEMORY // max(bytes_each, 1))
+
+    def fit(batch: Any) -> Compensation:
+        def run(network: nn.Module) -> None:
+            loss(network, batch)
+
+        return SequentialCompensation(dense, graph, run, device=model_device(dense))
+
+    try:
+        return fit(joined(batches, most))
+    except Exception:  # a forward of another size may raise anything
+        return fit(batches[0])
 
 
 def _recalibrate(network: nn.Module, batches: Sequence[Any], loss: Loss) -> None:

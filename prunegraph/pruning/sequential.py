@@ -22,6 +22,9 @@ from prunegraph.types import KeepMask, TrainSplit
 ROWS = 4096
 """Outputs that are sampled of each layer, at least, where there are so many."""
 
+ENOUGH = 4
+"""Outputs an input that stays, at least: on fewer a fit follows their noise."""
+
 PIXELS, MOST_IMAGES = 2**21, 512
 """Of the batch that ``on_images`` takes."""
 
@@ -37,15 +40,14 @@ class SequentialCompensation(Compensation):
     3.2, for pruning: He et al. 2017). Layers that lose nothing are fitted, too. One forward does it
     all; batch norm takes the statistics of its batch: recalibrate it afterwards. No label is read.
 
-    Layers that a forward calls several times, or that read one sample for each head, are
-    compensated as by ``Compensation``.
+    Layers that a forward calls several times, that read one sample for each head, or of which the
+    forward shows too few outputs (``ENOUGH``) are compensated as by ``Compensation``.
 
     Args:
         model: the dense network; never changed.
         graph: its structure.
         run: runs the network that it is given on training data, on the same each time. Layers are
-            fitted in its first forward: give it a large batch, thousands of outputs a layer, or
-            it fits noise.
+            fitted in its first forward: give it a large batch.
         seed: fixes which outputs are sampled.
         device: where the network runs; None = where it is.
     """
@@ -109,9 +111,10 @@ class SequentialCompensation(Compensation):
                     return
                 done.add(name)
                 rows = self._rows(name, module, args[0])
-                if len(rows) == len(self._wanted[name]):
+                enough = len(rows) >= ENOUGH * int(self._stays(name, mask)[1].sum())
+                if enough and len(rows) == len(self._wanted[name]):
                     self._fit(name, pruned, mask, rows)
-                else:  # heads lie along the batch, say, and some have gone
+                else:  # or heads lie along the batch, say, and some have gone
                     self._fit_at_once(name, pruned, mask)
 
             return fit

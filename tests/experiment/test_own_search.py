@@ -1,6 +1,7 @@
 """The agent's search for networks of any task, by functions of their owner."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,30 @@ def test_a_network_of_two_inputs_and_no_classes_is_searched(task: Any) -> None:
     assert {"mean", "spread"} == result.model(*example).keys()
     assert records[-1]["networks"] > records[0]["networks"]
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("size", [64, 256])
+def test_the_network_is_fitted_layer_by_layer_where_it_is_better_then(task: Any, size: int) -> None:
+    model, batches = task
+    example = (batches[0][0][:1], batches[0][1][:1])
+    sizes: list[int] = []
+
+    def loss(network: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        if len(batch[2]) > size:
+            msg = "a forward of another size"
+            raise RuntimeError(msg)
+        sizes.append(len(batch[2]))
+        return regression_loss(network, batch)
+
+    options = {"loss": loss, "calibration_data": batches, **SHORT, "num_batches": 4}
+    result = pg.search(model, example, evaluate=partial(score, batches[-1]), **options)
+    assert max(sizes) == size
+    at_once = pg.Compensation(model, result.graph, lambda net: [loss(net, x) for x in batches])
+    pruned = pg.apply_mask(model, result.graph, result.mask)
+    at_once.apply(pruned, result.mask)
+    assert result.report["pruned"]["score"] == score(batches[-1], result.model)
+    gain = score(batches[-1], result.model) - score(batches[-1], pruned)
+    assert gain > 0.0 if size == 256 else gain >= 0.0
 
 
 def test_a_latency_is_searched_within_by_layer_times_that_are_kept(
@@ -224,7 +249,7 @@ def test_a_network_in_double_precision_is_searched_without_forwards_for_norms() 
         networks=40,
     )
     assert result.report["pruned"]["score"] > 0.9
-    assert len(losses) == 2  # what layers read, and gradients: no batch norm is to be measured
+    assert len(losses) == 2 + 3  # gradients, a fit at once, one layer by layer: no batch norm
 
 
 def test_classes_need_no_loss_and_beat_the_policy_that_it_starts_from() -> None:

@@ -46,7 +46,7 @@ from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.forecast import read_table, write_table
 from prunegraph.experiment.measured import read_measured
 from prunegraph.experiment.options import differences, load_config, read_yaml
-from prunegraph.experiment.own_search import OwnEvaluator
+from prunegraph.experiment.own_evaluator import OwnEvaluator
 from prunegraph.experiment.page import read_findings
 from prunegraph.experiment.plots import _search, settle
 from prunegraph.experiment.report import machine, methods_table, read_report, read_rows
