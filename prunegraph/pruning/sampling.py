@@ -77,10 +77,30 @@ def sampled_inputs(
         batch = inputs if inputs.dim() == module.weight.dim() else inputs[None]
         rows = [_patches(module, part, generator, positions) for part in batch.split(ALIKE)]
     else:
-        batch = inputs.reshape(1 if inputs.dim() == 1 else len(inputs), -1, inputs.shape[-1])
-        parts = batch.split(ALIKE)
-        rows = [part[:, _draw(part.shape[1], generator)[:positions]] for part in parts]
+        rows = _tokens(inputs, generator, positions)
     return torch.cat([part.flatten(0, 1) for part in rows]).float()
+
+
+def sampled_outputs(
+    module: nn.Module, outputs: Tensor, generator: torch.Generator, least: int = 0
+) -> Tensor:
+    """Return ``[S, out]`` float32 the sampled ones of outputs of a layer; see ``sampled_inputs``.
+
+    From an equal generator they are those that the rows of ``sampled_inputs`` give.
+    """
+    positions = max(POSITIONS, least)
+    if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
+        batch = outputs if outputs.dim() == module.weight.dim() else outputs[None]
+        outputs = batch.flatten(2).movedim(1, 2)  # [B, positions, out]
+    rows = _tokens(outputs, generator, positions)
+    return torch.cat([part.flatten(0, 1) for part in rows]).float()
+
+
+def _tokens(values: Tensor, generator: torch.Generator, positions: int) -> list[Tensor]:
+    """Return ``[b, L, D]`` the values ``[B, ..., D]`` at sampled positions."""
+    batch = values.reshape(1 if values.dim() == 1 else len(values), -1, values.shape[-1])
+    parts = batch.split(ALIKE)
+    return [part[:, _draw(part.shape[1], generator)[:positions]] for part in parts]
 
 
 def _patches(module: _ConvNd, inputs: Tensor, generator: torch.Generator, positions: int) -> Tensor:

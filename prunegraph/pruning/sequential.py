@@ -16,14 +16,15 @@ from prunegraph.pruning.evaluation import model_device
 from prunegraph.pruning.moments import fitted_change
 from prunegraph.pruning.reads import Read, readable_copy, reads
 from prunegraph.pruning.recalibration import measuring_batch_norm
-from prunegraph.pruning.sampling import sampled_inputs
+from prunegraph.pruning.sampling import sampled_inputs, sampled_outputs
+from prunegraph.pruning.streams import Place, Stream, held_at, streams
 from prunegraph.types import KeepMask, TrainSplit
 
 ROWS = 4096
 """Outputs that are sampled of each layer, at least, where there are so many."""
 
-ENOUGH = 4
-"""Outputs an input that stays, at least: on fewer a fit follows their noise."""
+ENOUGH = 0.5
+"""Outputs an input that stays, at least: on far fewer a fit follows their noise."""
 
 PIXELS, MOST_IMAGES = 2**21, 512
 """Of the batch that ``on_images`` takes."""
@@ -64,6 +65,7 @@ class SequentialCompensation(Compensation):
         super().__init__(model, graph, run, seed=seed, device=device)
         self._run, self._seed = run, seed
         self._wanted: dict[str, Tensor] = {}
+        self._streams: dict[str, Stream] = {}
         calls: Counter[str] = Counter()
         forwards: list[None] = []
         dense = readable_copy(model, device or model_device(model), None)
@@ -79,7 +81,9 @@ class SequentialCompensation(Compensation):
                 given = [own @ part.T for own, part in zip(rows, weights, strict=True)]
                 self._wanted[name] = torch.cat(given, dim=1)  # [S, out]
 
-        with torch.no_grad(), reads(dense, graph, visit, attentions=True):
+        adding = streams(dense, self._weights, self._sampled_outputs)
+        shown = reads(dense, graph, visit, attentions=True)
+        with torch.no_grad(), adding as self._streams, shown:
             run(dense)
         for name in [name for name in self._wanted if calls[name] > 1]:
             del self._wanted[name]
@@ -93,17 +97,26 @@ class SequentialCompensation(Compensation):
 
     def _rows(self, name: str, module: nn.Module, inputs: Tensor) -> Tensor:
         """Return what sampled outputs are made of: the same ones in each network."""
+        return sampled_inputs(module, inputs, *self._drawn(name, inputs))
+
+    def _sampled_outputs(self, name: str, module: nn.Module, outputs: Tensor) -> Tensor:
+        """Return the outputs that they are made into."""
+        return sampled_outputs(module, outputs, *self._drawn(name, outputs))
+
+    def _drawn(self, name: str, batch: Tensor) -> tuple[torch.Generator, int]:
+        """Return what draws outputs, and how many of each sample."""
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ self._seed)
-        return sampled_inputs(module, inputs, generator, least=ROWS // max(len(inputs), 1))
+        return generator, ROWS // max(len(batch), 1)
 
     def _fit_all(self, pruned: nn.Module, mask: KeepMask) -> None:
         """Fit the layers in the order in which they run, the others on the dense network."""
         for name in self._moments.keys() - self._wanted.keys():
             self._fit_at_once(name, pruned, mask)
-        held = {id(item): item for item in (*pruned.parameters(), *pruned.buffers())}
-        network = slim_all_attentions(copy_network(pruned, held))
+        shared = {id(item): item for item in (*pruned.parameters(), *pruned.buffers())}
+        network = slim_all_attentions(copy_network(pruned, shared))
         modules = dict(network.named_modules(remove_duplicate=False))
         done: set[str] = set()
+        held: dict[Place, Tensor] = {}
 
         def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
             def fit(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -113,7 +126,7 @@ class SequentialCompensation(Compensation):
                 rows = self._rows(name, module, args[0])
                 enough = len(rows) >= ENOUGH * int(self._stays(name, mask)[1].sum())
                 if enough and len(rows) == len(self._wanted[name]):
-                    self._fit(name, pruned, mask, rows)
+                    self._fit(name, pruned, mask, rows, self._target(name, module, mask, held))
                 else:  # or heads lie along the batch, say, and some have gone
                     self._fit_at_once(name, pruned, mask)
 
@@ -121,28 +134,47 @@ class SequentialCompensation(Compensation):
 
         for name in self._wanted:
             modules[name.rpartition(".")[0]].register_forward_pre_hook(hook(name))
-        with measuring_batch_norm(network):
+        places = {stream.place for stream in self._streams.values()}
+        with held_at(network, places, held.setdefault), measuring_batch_norm(network):
             self._run(network)
         for name in self._wanted.keys() - done:  # an expert that is not visited any more
             self._fit_at_once(name, pruned, mask)
 
-    def _fit(self, name: str, pruned: nn.Module, mask: KeepMask, rows: Tensor) -> None:
-        """Fit one layer of a pruned network, of which sampled outputs are made of ``rows``."""
+    def _target(
+        self, name: str, module: nn.Module, mask: KeepMask, held: dict[Place, Tensor]
+    ) -> Tensor:
+        """Return ``[S, kept outputs]`` what a layer should give.
+
+        That is what it gave, and what the stream that it adds to has lost so far.
+        """
+        out, _ = self._stays(name, mask)
+        target, stream = self._wanted[name][:, out], self._streams.get(name)
+        now = None if stream is None else held.pop(stream.place, None)
+        if stream is not None and now is not None:
+            rows = self._sampled_outputs(name, module, stream.laid(now))
+            if rows.shape == target.shape:
+                target = target + stream.values[:, out] - rows * stream.scale[out]
+        return target
+
+    def _fit(
+        self, name: str, pruned: nn.Module, mask: KeepMask, rows: Tensor, target: Tensor
+    ) -> None:
+        """Fit one layer of a pruned network, by what sampled outputs are made of and should be."""
         out, kept = self._stays(name, mask)
-        weights = self._weights[name].flatten(1).float()
         groups = len(self._moments[name])
+        stays = out.chunk(groups)
         parts = zip(
             rows.chunk(groups, dim=1),
-            weights.chunk(groups),
-            self._wanted[name].chunk(groups, dim=1),
-            out.chunk(groups),
+            self._weights[name].flatten(1).float().chunk(groups),
+            target.split([int(part.sum()) for part in stays], dim=1),
+            stays,
             strict=True,
         )
         centred = float(name in self._centred)
         fitted, shifts = [], []
-        for own, weight, wanted, stays in parts:
-            weight = weight[stays][:, kept]
-            missing = wanted[:, stays] - own @ weight.T
+        for own, whole, wanted, staying in parts:
+            weight = whole[staying][:, kept]
+            missing = wanted - own @ weight.T
             mean, offset = own.mean(0) * centred, missing.mean(0) * centred
             change = fitted_change(own - mean, missing - offset)
             fitted.append(weight + change)

@@ -1,0 +1,206 @@
+"""Layers that add to a stream, ``x + f(x)``, and what the stream held before."""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from prunegraph.graph.calls import WatchedCalls
+
+MARK = "_known_as"
+"""Attribute of a tensor: its ``Place``, its version there, and when that was."""
+
+NEAR = 1e-3
+"""Share of a variance that may be left of what is taken for a multiple."""
+
+FAINT = 1e-2
+"""Channels that are scaled down to less, of the largest scale, are left as they are."""
+
+
+class Place(NamedTuple):
+    """Where a tensor is seen: what a module is first given, or returns, in one of its calls."""
+
+    path: str
+    returned: bool
+    call: int
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """What a layer's outputs ``[S, out]`` are added to, each channel times a scale.
+
+    Attributes:
+        place: where it is seen before the layer runs.
+        values: ``[S, out]`` what it holds, by the scale: in the unit of the layer's outputs.
+        scale: ``[out]`` by which what the stream holds is multiplied for that.
+        first: its channels lie along axis 1, those of the outputs along the last (ConvNeXt).
+    """
+
+    place: Place
+    values: Tensor
+    scale: Tensor
+    first: bool = False
+
+    def laid(self, held: Tensor) -> Tensor:
+        """Return what is at the place laid as the outputs are."""
+        return _laid(held, first=self.first)
+
+
+@contextmanager
+def held_at(
+    model: nn.Module, places: Collection[Place], seen: Callable[[Place, Tensor], Any]
+) -> Iterator[None]:
+    """Show what is at some places while a network runs."""
+    wanted = {place.path for place in places}
+    with _places(model, wanted, lambda place, held: seen(place, held) if place in places else None):
+        yield
+
+
+@contextmanager
+def streams(
+    model: nn.Module, layers: Collection[str], sampled: Callable[[str, nn.Module, Tensor], Tensor]
+) -> Iterator[dict[str, Stream]]:
+    """Fill a dict with the streams that layers add to while a network runs, by weight.
+
+    Between layer and sum may be what multiplies and shifts each channel: a batch norm in eval mode,
+    a scale, dropout.
+
+    Args:
+        model: the network.
+        layers: names of weights.
+        sampled: gives some ``[S, out]`` of the outputs of a layer, of a tensor of their shape.
+    """
+    watch = _Watch(sampled)
+    paths = [path for path, _ in model.named_modules()]
+    names = {name.rpartition(".")[0]: name for name in layers}
+    handles = []
+    for path in names.keys() & set(paths):
+        module = model.get_submodule(path)
+        handles.append(module.register_forward_pre_hook(watch.begin))
+        handles.append(module.register_forward_hook(partial(watch.end, names[path])))
+    try:
+        with _places(model, paths, watch.mark), WatchedCalls(watch.add):
+            yield watch.found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _places(
+    model: nn.Module, paths: Collection[str], seen: Callable[[Place, Tensor], Any]
+) -> Iterator[None]:
+    """Show what some modules are first given, and what they return."""
+    calls: Counter[tuple[str, bool]] = Counter()
+
+    def show(path: str, *, returned: bool, held: Any) -> None:
+        place = Place(path, returned, calls[path, returned])
+        calls[path, returned] += 1
+        if isinstance(held, Tensor):
+            seen(place, held)
+
+    def given(path: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        show(path, returned=False, held=args[0] if args else None)
+
+    def gives(path: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        show(path, returned=True, held=output)
+
+    handles = []
+    for path, module in model.named_modules():
+        if path in paths:
+            handles.append(module.register_forward_pre_hook(partial(given, path), prepend=True))
+            handles.append(module.register_forward_hook(partial(gives, path)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Last(NamedTuple):
+    """What the layer that ran last has returned."""
+
+    name: str
+    module: nn.Module
+    output: Tensor
+    version: int
+    began: int
+
+
+class _Watch:
+    """Follows what layers return into the next sum."""
+
+    def __init__(self, sampled: Callable[[str, nn.Module, Tensor], Tensor]) -> None:
+        self.found: dict[str, Stream] = {}
+        self._sampled = sampled
+        self._clock = 0
+        self._began = 0
+        self._last: _Last | None = None
+
+    def mark(self, place: Place, held: Tensor) -> None:
+        """Name a tensor by where it is first seen."""
+        self._clock += 1
+        known = getattr(held, MARK, None)
+        if known is None or known[1] != held._version:
+            setattr(held, MARK, (place, held._version, self._clock))
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Note when a layer begins."""
+        self._began = self._clock
+
+    def end(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Note what it returns."""
+        if isinstance(output, Tensor):
+            self._last = _Last(name, module, output, output._version, self._began)
+
+    def add(self, function: Any, given: Sequence[Any], results: Sequence[Any]) -> None:
+        """Look at a sum of two tensors."""
+        tensors = [item for item in given if isinstance(item, Tensor)]
+        named = getattr(function, "__name__", "") in ("add", "add_")
+        if not named or self._last is None or not len(given) == len(tensors) == 2:
+            return
+        layer, (total, *_) = self._last, results
+        if any(item.shape != total.shape for item in tensors):
+            return
+        first = total.shape != layer.output.shape
+        if _laid(total, first=first).shape == layer.output.shape and layer.name not in self.found:
+            for own, other in (tensors, tensors[::-1]):
+                self._look(layer, own, other, total, first=first)
+
+    def _look(
+        self, layer: _Last, own: Tensor, other: Tensor, total: Tensor, *, first: bool
+    ) -> None:
+        """Note the stream ``other``, if ``own`` is what has become of a layer's output."""
+        place, version, clock = getattr(other, MARK, (None, None, self._clock + 1))
+        before = other._version - (other is total)  # a sum in place is one version more
+        whole = layer.output._version - (layer.output is total) == layer.version
+        if place is None or clock > layer.began or version != before or not whole or own is other:
+            return
+        sampled = partial(self._sampled, layer.name, layer.module)
+        added = sampled(_laid(total - other if own is total else own, first=first))
+        output = added if own is layer.output else sampled(layer.output)
+        scale = _scale(output, added)
+        if scale is not None:
+            held = sampled(_laid(total - own if other is total else other, first=first))
+            self.found[layer.name] = Stream(place, held * scale, scale, first)
+
+
+def _laid(values: Tensor, *, first: bool) -> Tensor:
+    return values.movedim(1, -1) if first and values.dim() > 1 else values
+
+
+def _scale(output: Tensor, added: Tensor) -> Tensor | None:
+    """Return ``[out]`` what undoes the scaling of outputs ``[S, out]``; None if it is none."""
+    output, added = output - output.mean(0), added - added.mean(0)
+    energy = output.square().sum(0)
+    factor = (output * added).sum(0) / torch.where(energy > 0.0, energy, 1.0)
+    rest = (added - factor * output).square().sum(0)
+    if not bool((rest <= NEAR * added.square().sum(0)).all()):
+        return None
+    small = factor.abs() <= FAINT * factor.abs().max()
+    return torch.where(small, 0.0, 1.0 / torch.where(small, 1.0, factor))
