@@ -26,6 +26,9 @@ ROWS = 4096
 ENOUGH = 0.5
 """Outputs an input that stays, at least: on far fewer a fit follows their noise."""
 
+MOST_VALUES = 2**29
+"""Sampled outputs that are held of all layers: 2 GiB."""
+
 PIXELS, MOST_IMAGES = 2**21, 512
 """Of the batch that ``on_images`` takes."""
 
@@ -41,8 +44,9 @@ class SequentialCompensation(Compensation):
     3.2, for pruning: He et al. 2017). Layers that lose nothing are fitted, too. One forward does it
     all; batch norm takes the statistics of its batch: recalibrate it afterwards. No label is read.
 
-    Layers that a forward calls several times, that read one sample for each head, or of which the
-    forward shows too few outputs (``ENOUGH``) are compensated as by ``Compensation``.
+    Layers that a forward calls several times, that read one sample for each head, of which the
+    forward shows too few outputs (``ENOUGH``), and the last of a large network (``MOST_VALUES``)
+    are compensated as by ``Compensation``.
 
     Args:
         model: the dense network; never changed.
@@ -74,14 +78,15 @@ class SequentialCompensation(Compensation):
         def visit(read: Read) -> None:
             name = str(read.op.param)
             calls[name] += len(forwards) == 1
-            if name in self._weights and len(forwards) == 1:
+            room = MOST_VALUES - sum(held.numel() for held in self._wanted.values())
+            if name in self._weights and len(forwards) == 1 and room > 0:
                 groups = getattr(read.module, "groups", 1)
                 rows = self._rows(name, read.module, read.activation).chunk(groups, dim=1)
                 weights = self._weights[name].flatten(1).float().chunk(groups)
                 given = [own @ part.T for own, part in zip(rows, weights, strict=True)]
                 self._wanted[name] = torch.cat(given, dim=1)  # [S, out]
 
-        adding = streams(dense, self._weights, self._sampled_outputs)
+        adding = streams(dense, self._wanted, self._sampled_outputs)
         shown = reads(dense, graph, visit, attentions=True)
         with torch.no_grad(), adding as self._streams, shown:
             run(dense)

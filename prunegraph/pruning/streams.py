@@ -1,7 +1,7 @@
 """Layers that add to a stream, ``x + f(x)``, and what the stream held before."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -63,7 +63,7 @@ def held_at(
 
 @contextmanager
 def streams(
-    model: nn.Module, layers: Collection[str], sampled: Callable[[str, nn.Module, Tensor], Tensor]
+    model: nn.Module, layers: Container[str], sampled: Callable[[str, nn.Module, Tensor], Tensor]
 ) -> Iterator[dict[str, Stream]]:
     """Fill a dict with the streams that layers add to while a network runs, by weight.
 
@@ -72,17 +72,18 @@ def streams(
 
     Args:
         model: the network.
-        layers: names of weights.
+        layers: names of weights; whether one is in it is asked when its layer returns.
         sampled: gives some ``[S, out]`` of the outputs of a layer, of a tensor of their shape.
     """
-    watch = _Watch(sampled)
-    paths = [path for path, _ in model.named_modules()]
-    names = {name.rpartition(".")[0]: name for name in layers}
+    watch = _Watch(layers, sampled)
+    modules = dict(model.named_modules())
+    paths = modules.keys()
     handles = []
-    for path in names.keys() & set(paths):
-        module = model.get_submodule(path)
-        handles.append(module.register_forward_pre_hook(watch.begin))
-        handles.append(module.register_forward_hook(partial(watch.end, names[path])))
+    for path, module in modules.items():
+        if isinstance(getattr(module, "weight", None), Tensor):
+            name = f"{path}.weight".removeprefix(".")
+            handles.append(module.register_forward_pre_hook(watch.begin))
+            handles.append(module.register_forward_hook(partial(watch.end, name)))
     try:
         with _places(model, paths, watch.mark), WatchedCalls(watch.add):
             yield watch.found
@@ -135,8 +136,11 @@ class _Last(NamedTuple):
 class _Watch:
     """Follows what layers return into the next sum."""
 
-    def __init__(self, sampled: Callable[[str, nn.Module, Tensor], Tensor]) -> None:
+    def __init__(
+        self, layers: Container[str], sampled: Callable[[str, nn.Module, Tensor], Tensor]
+    ) -> None:
         self.found: dict[str, Stream] = {}
+        self._layers = layers
         self._sampled = sampled
         self._clock = 0
         self._began = 0
@@ -155,7 +159,7 @@ class _Watch:
 
     def end(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Note what it returns."""
-        if isinstance(output, Tensor):
+        if isinstance(output, Tensor) and name in self._layers:
             self._last = _Last(name, module, output, output._version, self._began)
 
     def add(self, function: Any, given: Sequence[Any], results: Sequence[Any]) -> None:

@@ -69,14 +69,17 @@ def test_what_reads_a_comparison(benchmark: RunBenchmark, tmp_path: Path) -> Non
         f"starts.py --weights {dense}",
         masks,
         f"{masks} --closed",
+        masks.replace("finetune", "refit") + " --names cem",
     ):
         name, _, options = words.partition(" ")
         out = tmp_path / f"{len(rows)}.json"
         benchmark(name, f"{run} --out {out} {options}")
         rows.append(json.loads(out.read_text())["rows"])
     assert all(rows)
-    opened = ["test_accuracy_finetuned" in row["0"] for row in rows[2:]]
+    opened = ["test_accuracy_finetuned" in row["0"] for row in rows[2:4]]
     assert opened == [True, False]
+    assert list(rows[4]) == ["cem, seed 0", "cem, seed 1"]
+    assert all(row["at once"] != row["layer by layer"] for row in rows[4].values())
 
 
 @pytest.mark.slow

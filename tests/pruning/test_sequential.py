@@ -16,6 +16,7 @@ from prunegraph.pruning import (
     apply_mask,
     moments,
     recalibrate_bn,
+    sequential,
 )
 from prunegraph.testing import assert_masked_equals_pruned
 from prunegraph.types import Budget, KeepMask
@@ -129,6 +130,20 @@ def test_layers_that_read_another_number_of_samples_are_fitted_at_once() -> None
     fits = [kind(net, graph, lambda network: network(rows)) for kind in KINDS]
     for name, wanted in fits[1]._wanted.items():
         fits[1]._wanted[name] = wanted[1:]  # heads that lie along the batch, say
+    assert_equally_fitted(net, graph, mask, fits)
+
+
+def test_only_so_many_outputs_are_held(monkeypatch: pytest.MonkeyPatch, mixed: Any) -> None:
+    net, graph, images = mixed
+    monkeypatch.setattr(sequential, "MOST_VALUES", 1)
+    fits = [kind(net, graph, lambda network: network(images)) for kind in KINDS]
+    (first,) = fits[1]._wanted
+    assert first == "inner.weight"
+    fits[1]._wanted.clear()
+    assert_equally_fitted(net, graph, half(graph), fits)
+
+
+def assert_equally_fitted(net: nn.Module, graph: Any, mask: KeepMask, fits: Any) -> None:
     one, other = (apply_mask(net, graph, mask) for _ in fits)
     for fit, pruned in zip(fits, (one, other), strict=True):
         fit.apply(pruned, mask)

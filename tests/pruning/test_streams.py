@@ -159,7 +159,9 @@ def test_branches_make_up_for_what_the_stream_has_lost() -> None:
     torch.manual_seed(0)
     net, rows, other = Residual().eval(), torch.randn(4096, 16), torch.randn(512, 16)
     graph = analyse(net, rows[:1])
-    mask = graph.project(graph.group_of.astype(np.float32), Budget(keep_macs=0.5))  # the first blocks go first
+    mask = graph.project(
+        graph.group_of.astype(np.float32), Budget(keep_macs=0.5)
+    )  # the first blocks go first
     fit = SequentialCompensation(net, graph, lambda network: network(rows))
     assert len(fit._streams) == 4
     errors = []
