@@ -1,7 +1,8 @@
 """Several batches of any form as one."""
 
 import copy
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections import UserDict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ def joined(batches: Sequence[Any], most: int) -> Any:
     """Return the first batches as one.
 
     Tensors are joined along their first axis, in nested tuples, lists and dictionaries. Where
-    batches cannot be joined (sentences of other lengths, lists of images, objects), it is the
+    batches cannot be joined (sentences of other lengths, lists of samples, objects), it is the
     first one.
 
     Args:
@@ -54,9 +55,9 @@ def _join(parts: Sequence[Any]) -> Any:
         if len({(part.shape[1:], part.dtype, part.device) for part in parts}) > 1:
             raise _UnlikeError
         return torch.cat(list(parts))
-    if isinstance(first, MutableMapping):
-        return _join_mappings(parts)
-    if isinstance(first, tuple | list) and len({len(part) for part in parts}) == 1:
+    if isinstance(first, dict | UserDict):
+        return _join_named(parts)
+    if isinstance(first, tuple | list) and not _are_samples(parts):
         items = [_join(own) for own in zip(*parts, strict=True)]
         return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
     alike = isinstance(first, PLAIN) and all(part == first for part in parts)
@@ -65,7 +66,13 @@ def _join(parts: Sequence[Any]) -> Any:
     return first
 
 
-def _join_mappings(parts: Sequence[MutableMapping[Any, Any]]) -> Mapping[Any, Any]:
+def _are_samples(parts: Sequence[Any]) -> bool:
+    """Tell whether lists seem to have an item for each sample, which do not add up item by item."""
+    kinds = {getattr(item, "shape", "plain") for item in parts[0]}
+    return len({len(part) for part in parts}) > 1 or (len(parts[0]) > 1 and len(kinds) == 1)
+
+
+def _join_named(parts: Sequence[Any]) -> Any:
     """Join values of the same names."""
     if any(part.keys() != parts[0].keys() for part in parts):
         raise _UnlikeError

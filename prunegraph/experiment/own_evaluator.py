@@ -2,14 +2,15 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunegraph.errors import ArtefactError, MaskError, ModelError
+from prunegraph.errors import ArtefactError, MaskError, ModelError, one_line
 from prunegraph.files import write_json
 from prunegraph.graph import StructureGraph
 from prunegraph.pruning.compensation import Compensation
@@ -99,12 +100,24 @@ class OwnEvaluator:
         self._recalibrate(pruned)
         return pruned
 
-    def better(self, mask: KeepMask, other: Compensation | None) -> tuple[nn.Module, float]:
-        """Return a known mask's network and score, with another compensation if that is better."""
-        found = self.prune(mask), self.found[mask].accuracy
-        if other is not None:
-            network = self.prune(mask, other)
-            found = max(found, (network, self.score(network)), key=lambda pair: pair[1])
+    def better(
+        self, mask: KeepMask, ways: Sequence[Callable[[], Compensation]]
+    ) -> tuple[nn.Module, float]:
+        """Return a known mask's network and score, or those with another compensation if better.
+
+        The first of the others that can be had is tried. None need succeed.
+        """
+        found, problem = (self.prune(mask), self.found[mask].accuracy), None
+        for way in ways:
+            try:
+                network = self.prune(mask, way())
+                other = network, self.score(network)
+            except Exception as error:  # memory, a batch of another size, a score of nan
+                problem = one_line(error)
+            else:
+                return max(found, other, key=lambda pair: pair[1])
+        if problem is not None:
+            warnings.warn(f"the network is not fitted layer by layer: {problem}", stacklevel=3)
         return found
 
     def save(self, path: Path) -> None:

@@ -53,9 +53,9 @@ from prunegraph.pruning.statistics import measure_by
 from prunegraph.rewards import unpack_bits
 from prunegraph.types import Budget
 
-LAST = 3
-"""Networks that are kept for the end of a search: the policy's own mask, the ledger's best, and
-the network that is returned, fitted layer by layer."""
+LAST = 2
+"""Networks that are kept for the end of a search: the policy's own mask, the ledger's best. With
+``reconstruct`` one more: the one that is returned, fitted layer by layer."""
 
 MEMORY, MOST_SAMPLES = 2**31, 512
 """Of the batch that it is fitted on: bytes of its activations alive at once, samples."""
@@ -138,7 +138,8 @@ def search(
     config = replace(config, max_memory=max_memory, max_latency=max_latency)
     names = config.network.feature_names
     tried = (NUM_STARTS if "start" in names else 0) + (num_suit_networks(names) if initial else 0)
-    least = config.episodes_per_update + 1 + LAST + tried
+    last = LAST + reconstruct
+    least = config.episodes_per_update + 1 + last + tried
     if networks < least:
         msg = f"networks={networks} allows no update of the policy: give at least {least}"
         raise ConfigError(msg)
@@ -169,7 +170,6 @@ def search(
             stacklevel=2,
         )
     statistics = dict(measure_by(dense, graph, batches, loss))
-    in_turn = _in_turn(dense, graph, batches, loss, example_inputs) if reconstruct else None
     if checkpoint is not None:
         evaluator.resume(Path(checkpoint))
     ranks = rank_starts(evaluator.badness, graph, statistics, budget) if "start" in names else ()
@@ -194,7 +194,7 @@ def search(
         [partial(ChannelPruningEnv, task, environment)],
         [graph],
         config,
-        total_networks=networks - LAST,
+        total_networks=networks - last,
         initial=initial,
         checkpoint=None if checkpoint is None else Path(checkpoint),
         memory=evaluator,
@@ -208,11 +208,12 @@ def search(
     fitting = {mask: found for mask, found in evaluator.found.items() if graph.fits(mask, budget)}
     chosen = max(fitting, key=lambda mask: fitting[mask].accuracy)
     warn_if_unequal(dense, graph, chosen, example_inputs)
+    in_turn = _in_turn(dense, graph, batches, loss, example_inputs) if reconstruct else []
     network, score = evaluator.better(chosen, in_turn)
     report = structure_report(graph, chosen, budget)
     report["dense"]["score"] = dense_score
     report["pruned"]["score"] = score
-    report["networks_evaluated"] = len(evaluator.found) + (in_turn is not None)
+    report["networks_evaluated"] = len(evaluator.found) + reconstruct
     if max_latency is not None:
         report["latency_ms"] = times = latencies(dense, graph, chosen, example_inputs)
         if times["pruned"] > TOLERANCE * max_latency:
@@ -286,8 +287,8 @@ def _in_turn(
     batches: Sequence[Any],
     loss: Loss,
     example_inputs: ExampleInputs,
-) -> Compensation:
-    """Return what fits layer by layer on as many of the samples as memory allows."""
+) -> list[Callable[[], Compensation]]:
+    """Return what fits layer by layer: on as many samples as memory allows, on the first batch."""
     bytes_each = graph.peak_memory(graph.dense_mask()) // max(num_samples(example_inputs), 1)
     most = min(MOST_SAMPLES, MEMORY // max(bytes_each, 1))
 
@@ -297,10 +298,7 @@ def _in_turn(
 
         return SequentialCompensation(dense, graph, run, device=model_device(dense))
 
-    try:
-        return fit(joined(batches, most))
-    except Exception:  # a forward of another size may raise anything
-        return fit(batches[0])
+    return [partial(fit, joined(batches, most)), partial(fit, batches[0])]
 
 
 def _recalibrate(network: nn.Module, batches: Sequence[Any], loss: Loss) -> None:

@@ -256,7 +256,7 @@ def _normed(model: nn.Module) -> Iterator[set[str]]:
 
     def mark(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, Tensor):
+            if isinstance(output, Tensor) and not output.is_inference():  # which has no version
                 returned[name] = returned.get(name, 0) + 1
                 setattr(output, MARK, (name, output._version))
 

@@ -66,18 +66,18 @@ def sampled_inputs(
         module: a layer that has an ``input_axis``, or ``nn.MultiheadAttention``.
         inputs: what it reads in one call.
         generator: draws the outputs' positions.
-        least: positions of each sample, where there are so many; at least ``POSITIONS``.
+        least: outputs of the whole call, where there are so many; ``POSITIONS`` of each sample.
 
     Returns:
         ``[S, D]`` float32; the product with the flattened weight ``[out, D]`` is the outputs
         without bias.
     """
-    positions = max(POSITIONS, least)
     if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
         batch = inputs if inputs.dim() == module.weight.dim() else inputs[None]
+        positions = max(POSITIONS, least // max(len(batch), 1))
         rows = [_patches(module, part, generator, positions) for part in batch.split(ALIKE)]
     else:
-        rows = _tokens(inputs, generator, positions)
+        rows = _tokens(inputs, generator, least)
     return torch.cat([part.flatten(0, 1) for part in rows]).float()
 
 
@@ -88,17 +88,17 @@ def sampled_outputs(
 
     From an equal generator they are those that the rows of ``sampled_inputs`` give.
     """
-    positions = max(POSITIONS, least)
     if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
         batch = outputs if outputs.dim() == module.weight.dim() else outputs[None]
         outputs = batch.flatten(2).movedim(1, 2)  # [B, positions, out]
-    rows = _tokens(outputs, generator, positions)
+    rows = _tokens(outputs, generator, least)
     return torch.cat([part.flatten(0, 1) for part in rows]).float()
 
 
-def _tokens(values: Tensor, generator: torch.Generator, positions: int) -> list[Tensor]:
+def _tokens(values: Tensor, generator: torch.Generator, least: int) -> list[Tensor]:
     """Return ``[b, L, D]`` the values ``[B, ..., D]`` at sampled positions."""
     batch = values.reshape(1 if values.dim() == 1 else len(values), -1, values.shape[-1])
+    positions = max(POSITIONS, least // max(len(batch), 1))
     parts = batch.split(ALIKE)
     return [part[:, _draw(part.shape[1], generator)[:positions]] for part in parts]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.graph import StructureGraph, copy_network
+from prunegraph.graph.analyse import repeatable
 from prunegraph.graph.module_sizes import slim_all_attentions
 from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.evaluation import model_device
@@ -17,7 +18,7 @@ from prunegraph.pruning.moments import fitted_change
 from prunegraph.pruning.reads import Read, readable_copy, reads
 from prunegraph.pruning.recalibration import measuring_batch_norm
 from prunegraph.pruning.sampling import sampled_inputs, sampled_outputs
-from prunegraph.pruning.streams import Place, Stream, held_at, streams
+from prunegraph.pruning.streams import Place, held_at, streams
 from prunegraph.types import KeepMask, TrainSplit
 
 ROWS = 4096
@@ -69,7 +70,6 @@ class SequentialCompensation(Compensation):
         super().__init__(model, graph, run, seed=seed, device=device)
         self._run, self._seed = run, seed
         self._wanted: dict[str, Tensor] = {}
-        self._streams: dict[str, Stream] = {}
         calls: Counter[str] = Counter()
         forwards: list[None] = []
         dense = readable_copy(model, device or model_device(model), None)
@@ -80,18 +80,16 @@ class SequentialCompensation(Compensation):
             calls[name] += len(forwards) == 1
             room = MOST_VALUES - sum(held.numel() for held in self._wanted.values())
             if name in self._weights and len(forwards) == 1 and room > 0:
-                groups = getattr(read.module, "groups", 1)
-                rows = self._rows(name, read.module, read.activation).chunk(groups, dim=1)
-                weights = self._weights[name].flatten(1).float().chunk(groups)
-                given = [own @ part.T for own, part in zip(rows, weights, strict=True)]
-                self._wanted[name] = torch.cat(given, dim=1)  # [S, out]
+                with torch.autocast(read.activation.device.type, enabled=False):
+                    self._wanted[name] = self._given(name, read)
 
         adding = streams(dense, self._wanted, self._sampled_outputs)
         shown = reads(dense, graph, visit, attentions=True)
-        with torch.no_grad(), adding as self._streams, shown:
-            run(dense)
+        with torch.no_grad(), adding as found, shown:
+            self._send(dense)
         for name in [name for name in self._wanted if calls[name] > 1]:
             del self._wanted[name]
+        self._streams = {name: found[name] for name in found.keys() & self._wanted.keys()}
 
     @staticmethod
     def _batches(images: TrainSplit) -> Iterable[Tensor]:
@@ -100,18 +98,28 @@ class SequentialCompensation(Compensation):
         number = max(1, min(MOST_IMAGES, PIXELS // pixels))
         return [images.source.load(images.index[:number])]
 
+    def _send(self, network: nn.Module) -> None:
+        """Run a network: what the forward draws at random, noise say, is the same for each."""
+        with repeatable(network, self._seed):
+            self._run(network)
+
     def _rows(self, name: str, module: nn.Module, inputs: Tensor) -> Tensor:
         """Return what sampled outputs are made of: the same ones in each network."""
-        return sampled_inputs(module, inputs, *self._drawn(name, inputs))
+        return sampled_inputs(module, inputs, self._generator(name), ROWS)
 
     def _sampled_outputs(self, name: str, module: nn.Module, outputs: Tensor) -> Tensor:
         """Return the outputs that they are made into."""
-        return sampled_outputs(module, outputs, *self._drawn(name, outputs))
+        return sampled_outputs(module, outputs, self._generator(name), ROWS)
 
-    def _drawn(self, name: str, batch: Tensor) -> tuple[torch.Generator, int]:
-        """Return what draws outputs, and how many of each sample."""
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ self._seed)
-        return generator, ROWS // max(len(batch), 1)
+    def _generator(self, name: str) -> torch.Generator:
+        return torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ self._seed)
+
+    def _given(self, name: str, read: Read) -> Tensor:
+        """Return ``[S, out]`` what a layer gives, without bias."""
+        groups = getattr(read.module, "groups", 1)
+        rows = self._rows(name, read.module, read.activation).chunk(groups, dim=1)
+        weights = self._weights[name].flatten(1).float().chunk(groups)
+        return torch.cat([own @ part.T for own, part in zip(rows, weights, strict=True)], dim=1)
 
     def _fit_all(self, pruned: nn.Module, mask: KeepMask) -> None:
         """Fit the layers in the order in which they run, the others on the dense network."""
@@ -125,15 +133,10 @@ class SequentialCompensation(Compensation):
 
         def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
             def fit(module: nn.Module, args: tuple[Any, ...]) -> None:
-                if name in done:
-                    return
-                done.add(name)
-                rows = self._rows(name, module, args[0])
-                enough = len(rows) >= ENOUGH * int(self._stays(name, mask)[1].sum())
-                if enough and len(rows) == len(self._wanted[name]):
-                    self._fit(name, pruned, mask, rows, self._target(name, module, mask, held))
-                else:  # or heads lie along the batch, say, and some have gone
-                    self._fit_at_once(name, pruned, mask)
+                if name not in done:
+                    done.add(name)
+                    with torch.autocast(args[0].device.type, enabled=False):
+                        self._fit(name, pruned, mask, module, args[0], self._now(name, held, done))
 
             return fit
 
@@ -141,45 +144,61 @@ class SequentialCompensation(Compensation):
             modules[name.rpartition(".")[0]].register_forward_pre_hook(hook(name))
         places = {stream.place for stream in self._streams.values()}
         with held_at(network, places, held.setdefault), measuring_batch_norm(network):
-            self._run(network)
+            self._send(network)
         for name in self._wanted.keys() - done:  # an expert that is not visited any more
             self._fit_at_once(name, pruned, mask)
 
-    def _target(
-        self, name: str, module: nn.Module, mask: KeepMask, held: dict[Place, Tensor]
-    ) -> Tensor:
-        """Return ``[S, kept outputs]`` what a layer should give.
-
-        That is what it gave, and what the stream that it adds to has lost so far.
-        """
-        out, _ = self._stays(name, mask)
-        target, stream = self._wanted[name][:, out], self._streams.get(name)
-        now = None if stream is None else held.pop(stream.place, None)
-        if stream is not None and now is not None:
-            rows = self._sampled_outputs(name, module, stream.laid(now))
-            if rows.shape == target.shape:
-                target = target + stream.values[:, out] - rows * stream.scale[out]
-        return target
+    def _now(self, name: str, held: dict[Place, Tensor], done: set[str]) -> Tensor | None:
+        """Return what the stream that a layer adds to holds; let it go if it is the last to."""
+        if name not in self._streams:
+            return None
+        place = self._streams[name].place
+        waiting = any(self._streams[other].place == place for other in self._streams.keys() - done)
+        return held.get(place) if waiting else held.pop(place, None)
 
     def _fit(
-        self, name: str, pruned: nn.Module, mask: KeepMask, rows: Tensor, target: Tensor
+        self,
+        name: str,
+        pruned: nn.Module,
+        mask: KeepMask,
+        module: nn.Module,
+        inputs: Tensor,
+        stream: Tensor | None,
     ) -> None:
-        """Fit one layer of a pruned network, by what sampled outputs are made of and should be."""
+        """Fit one layer of a pruned network.
+
+        Args:
+            name: of its weight.
+            pruned: the network.
+            mask: what it keeps.
+            module: the layer.
+            inputs: what it reads now.
+            stream: what it adds to, as it is now.
+        """
         out, kept = self._stays(name, mask)
+        rows, wanted = self._rows(name, module, inputs), self._wanted[name][:, out]
+        if len(rows) != len(wanted) or len(rows) < ENOUGH * int(kept.sum()):
+            self._fit_at_once(name, pruned, mask)  # heads lie along the batch, say: some have gone
+            return
+        if stream is not None:
+            known = self._streams[name]
+            now = self._sampled_outputs(name, module, known.laid(stream))
+            if now.shape == wanted.shape == known.values[:, out].shape:
+                wanted = wanted + known.values[:, out] - now * known.scale[out]
         groups = len(self._moments[name])
         stays = out.chunk(groups)
         parts = zip(
             rows.chunk(groups, dim=1),
             self._weights[name].flatten(1).float().chunk(groups),
-            target.split([int(part.sum()) for part in stays], dim=1),
+            wanted.split([int(part.sum()) for part in stays], dim=1),
             stays,
             strict=True,
         )
         centred = float(name in self._centred)
         fitted, shifts = [], []
-        for own, whole, wanted, staying in parts:
+        for own, whole, target, staying in parts:
             weight = whole[staying][:, kept]
-            missing = wanted - own @ weight.T
+            missing = target - own @ weight.T
             mean, offset = own.mean(0) * centred, missing.mean(0) * centred
             change = fitted_change(own - mean, missing - offset)
             fitted.append(weight + change)

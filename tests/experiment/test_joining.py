@@ -1,6 +1,7 @@
 """Batches of any form as one."""
 
 from collections import UserDict, namedtuple
+from collections.abc import Iterator, MutableMapping
 from typing import Any
 
 import pytest
@@ -57,6 +58,32 @@ def test_nested_containers_keep_their_form(make: Any) -> None:
 def test_what_does_not_join_is_the_first_alone(other: Any) -> None:
     first = (torch.zeros(2, 3), torch.zeros(2))
     assert len(joined([first, other], most=100)[0]) == 2
+
+
+def test_lists_of_samples_and_strangers_mappings_are_the_first_alone() -> None:
+    class Own(MutableMapping):
+        def __init__(self, **items: Any) -> None:
+            self.items_ = items
+
+        def __getitem__(self, name: str) -> Any:
+            return self.items_[name]
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            self.items_[name] = value
+
+        def __delitem__(self, name: str) -> None:
+            del self.items_[name]
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(self.items_)
+
+        def __len__(self) -> int:
+            return len(self.items_)
+
+    series, images = [torch.zeros(20, 5)] * 4, torch.zeros(2, 3, 8, 8)
+    for batch in (series, tuple(series), (images, [(8, 8)] * 2), Own(images=images)):
+        assert joined([batch, batch], 100) is batch
+    assert len(images) == 2
 
 
 def test_names_and_values_that_differ_do_not_join() -> None:

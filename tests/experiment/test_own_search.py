@@ -116,6 +116,27 @@ def test_the_network_is_fitted_layer_by_layer_where_it_is_better_then(task: Any,
     assert gain > 0.0 if size == 256 else gain >= 0.0
 
 
+def test_a_search_survives_a_fit_that_fails_at_its_end(task: Any) -> None:
+    model, batches = task
+    at_end: list[int] = []
+
+    def loss(network: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        if at_end:
+            msg = "out of memory"
+            raise RuntimeError(msg)
+        return regression_loss(network, batch)
+
+    def last(record: Any) -> None:
+        if record["networks"] > 16:
+            at_end.append(1)
+
+    example = (batches[0][0][:1], batches[0][1][:1])
+    options = {"loss": loss, "calibration_data": batches, "progress": last, **SHORT}
+    with pytest.warns(UserWarning, match="not fitted layer by layer: .*out of memory"):
+        result = pg.search(model, example, evaluate=partial(score, batches[-1]), **options)
+    assert result.report["pruned"]["score"] == score(batches[-1], result.model)
+
+
 def test_a_latency_is_searched_within_by_layer_times_that_are_kept(
     task: Any, tmp_path: Path, parameter_clock: Callable[..., Latency]
 ) -> None:
@@ -280,7 +301,8 @@ def test_classes_need_no_loss_and_beat_the_policy_that_it_starts_from() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"networks": 27}, ConfigError, "give at least 28"),
+        ({"networks": 28}, ConfigError, "give at least 29"),
+        ({"networks": 27, "reconstruct": False}, ConfigError, "give at least 28"),
         ({"calibration_data": []}, DataError, "holds no batches"),
         ({"evaluate": lambda _: float("nan")}, ModelError, "evaluate returned nan"),
         ({"evaluate": lambda _: None}, ModelError, "evaluate returned None"),

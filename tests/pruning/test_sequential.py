@@ -149,3 +149,72 @@ def assert_equally_fitted(net: nn.Module, graph: Any, mask: KeepMask, fits: Any)
         fit.apply(pruned, mask)
     for first, second in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.equal(first, second)
+
+
+def fitted(net: nn.Module, images: Tensor, forward: Any = None) -> float:
+    """Return the error of a half of a network over that of the cut."""
+    graph = analyse(net.eval(), images[:1] if images.dim() != 3 else images)
+    mask = half(graph)
+    pruned = apply_mask(net, graph, mask)
+    cut = error(net, pruned, images)
+    run = forward or (lambda network: network(images))
+    SequentialCompensation(net, graph, run).apply(pruned, mask)
+    return error(net, pruned, images) / cut
+
+
+def chain() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1)),
+        *(nn.ReLU(), nn.Conv2d(16, 4, 1)),
+    )
+
+
+def test_one_image_without_a_batch_is_enough() -> None:
+    assert fitted(chain(), torch.randn(3, 48, 48)) < 0.7
+
+
+def test_parts_that_take_no_hooks_or_have_no_versions_are_passed_by() -> None:
+    class Twice(nn.Module):
+        @torch.inference_mode()
+        def forward(self, x: Tensor) -> Tensor:
+            return 2.0 * x
+
+    class Passed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.twice, self.chain = Twice(), chain()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.chain(self.twice(x).clone())
+
+    images = torch.randn(16, 3, 12, 12)
+    assert fitted(Passed(), images) < 0.7
+    scripted = nn.Sequential(chain(), torch.jit.script(nn.Sequential(nn.ReLU())))
+    assert fitted(scripted, images) < 0.7
+
+
+def test_noise_is_the_same_in_each_network() -> None:
+    images = torch.randn(64, 3, 12, 12)
+    plain = fitted(chain(), images)
+    noisy = fitted(chain(), images, lambda net: net(images + 0.5 * torch.randn_like(images)))
+    assert noisy < 1.5 * plain + 0.01
+
+
+def test_an_owners_autocast_reaches_no_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    factor = torch.linalg.cholesky_ex
+    kinds = []
+
+    def watched(system: Tensor, **options: Any) -> Any:
+        kinds.append(system.dtype)
+        return factor(system, **options)
+
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", watched)
+
+    def forward(net: nn.Module) -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            net(images)
+
+    images = torch.randn(64, 3, 12, 12)
+    assert fitted(chain(), images, forward) < 0.7
+    assert set(kinds) == {torch.float32}

@@ -57,7 +57,7 @@ def followed(net: nn.Module, inputs: Tensor) -> dict[str, Stream]:
         axis = -1 if isinstance(module, nn.Linear) else 1
         return outputs.movedim(axis, -1).flatten(0, -2).clone()
 
-    weights = [name for name, _ in net.named_parameters() if name.endswith("weight")]
+    weights = ("before.weight", "inner.weight", "outer.weight")
     with torch.no_grad(), streams(net, weights, sampled) as found:
         net(inputs)
     return found
@@ -131,7 +131,7 @@ def test_channels_last_are_laid_as_the_outputs() -> None:
 
     net.__class__ = Kept
     stream = followed(net, inputs)["outer.weight"]
-    assert stream.first
+    assert stream.moved
     assert stream.place == Place("norm", returned=True, call=0)
     held: list[Tensor] = []
     with torch.no_grad(), held_at(net, [stream.place], lambda _, tensor: held.append(tensor)):
@@ -139,6 +139,65 @@ def test_channels_last_are_laid_as_the_outputs() -> None:
     (only,) = held
     torch.testing.assert_close(stream.laid(only).flatten(0, -2), stream.values)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+
+
+@pytest.mark.parametrize("dead", ["scale", "filter", "filter of a bias"])
+def test_channels_that_do_not_vary_are_left_alone(dead: str) -> None:
+    class Normed(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.before(x)
+            return x + self.norm(self.outer(F.relu(self.inner(x))))
+
+    torch.manual_seed(0)
+    net, images = Normed(max), torch.randn(100, 3, 7, 7)
+    net.norm = nn.BatchNorm2d(CHANNELS)
+    with torch.no_grad():
+        for values in (net.norm.bias, net.norm.running_mean, net.outer.bias):
+            values.normal_()
+        if dead == "scale":
+            net.norm.weight[:2] = 0.0
+        else:
+            net.outer.weight[:2] = 0.0
+        if dead == "filter":
+            net.outer.bias[:2] = 0.0
+    scale = followed(net.eval(), images)["outer.weight"].scale
+    assert (scale == 0.0).tolist() == [True] * 2 + [False] * (CHANNELS - 2)
+
+
+def test_a_stream_that_two_layers_add_to_is_kept_for_both() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.after = nn.Linear(16, 16), nn.Linear(32, 4)
+            self.first = nn.ModuleList(nn.Linear(16, 24) for _ in range(2))
+            self.second = nn.ModuleList(nn.Linear(24, 16) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.before(x)
+            both = zip(self.first, self.second, strict=True)
+            return self.after(
+                torch.cat([x + second(F.relu(first(x))) for first, second in both], 1)
+            )
+
+    torch.manual_seed(0)
+    net, rows = Two().eval(), torch.randn(512, 16)
+    graph = analyse(net, rows[:1])
+    fit = SequentialCompensation(net, graph, lambda network: network(rows))
+    places = {stream.place for stream in fit._streams.values()}
+    assert len(fit._streams) == 2
+    assert len(places) == 1
+    held = dict.fromkeys(places, rows)
+    assert fit._now("second.0.weight", held, {"second.0.weight"}) is rows
+    assert fit._now("second.1.weight", held, {*fit._streams}) is rows
+    assert held == {}
+
+
+def test_the_callers_tensors_carry_nothing_and_are_known_anew() -> None:
+    torch.manual_seed(0)
+    net, images = Block(in_place).eval(), torch.randn(16, 3, 4, 4)
+    followed(net.before, images)
+    assert followed(net, images)["outer.weight"].place.path == "before"
+    assert not vars(images)
 
 
 class Residual(nn.Module):
