@@ -36,7 +36,7 @@ from prunegraph.pruning.latency import project_budget
 from prunegraph.pruning.latency_table import LatencyTable, measure_latency_table
 from prunegraph.pruning.outcome_log import OutcomeLog
 from prunegraph.pruning.problem import PruningProblem
-from prunegraph.pruning.sequential import SequentialCompensation
+from prunegraph.pruning.sequential import SEARCH_IMAGES, SequentialCompensation
 from prunegraph.pruning.state import parameter_digest
 from prunegraph.pruning.statistics import (
     divergence,
@@ -209,12 +209,15 @@ class Bench:
 
     @cached_property
     def compensation(self) -> Compensation | None:
-        """What changes the weights that stay; None if they stay as they are."""
+        """What changes the weights that stay, in searches; None if they stay as they are."""
+        if self.options.layer_by_layer:
+            return self._fit(SequentialCompensation, most=SEARCH_IMAGES)
         return self._fit(Compensation) if self.options.reconstruct else None
 
-    def _fit(self, kind: type[Compensation]) -> Compensation:
+    def _fit(self, kind: type[Compensation], most: int | None = None) -> Compensation:
         target, seed = self.target, self.seed
         images = target.dataset.train.sample(self.options.calibration_images, seed)
+        images = images.take(torch.arange(len(images))[:most])
         return kind.on_images(target.model, target.graph, images, seed=seed, device=target.device)
 
     @cached_property

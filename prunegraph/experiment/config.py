@@ -195,9 +195,8 @@ class RecipeOptions:
         reconstruct: with no-reconstruct the kept weights stay as they are; default: they take over
             what the removed channels gave, by least squares on those images, before a pruned
             network is scored or fine-tuned.
-        layer_by_layer: reconstruct the networks of the report layer by layer, so that each makes up
-            for what those before it leave, before they are measured, chosen among and fine-tuned;
-            searches reconstruct all layers at once, which is quicker.
+        layer_by_layer: reconstruct layer by layer, so that each makes up for what those before it
+            leave: far better without a fine-tune. Searches do so on few images.
         workers: searches and fine-tunes that run side by side, each in a process with its share of
             the threads; default: one a thread on a CPU, else one. If the number is given, it is
             also how many networks of a single search are evaluated at once.
