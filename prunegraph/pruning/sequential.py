@@ -45,8 +45,10 @@ class SequentialCompensation(Compensation):
     which they run, gets the weights ``V`` that on what it reads now, ``x'``, are nearest to what it
     gave, ``W x``: with ``W_K`` those that stay, ``V = W_K + (W x - W_K x') x'^T (x' x'^T +
     ridge)^-1`` (the asymmetric reconstruction of Zhang et al. 2016, IEEE TPAMI 38 (10), section
-    3.2, for pruning: He et al. 2017). Layers that lose nothing are fitted, too. One forward does it
-    all; batch norm takes the statistics of its batch: recalibrate it afterwards. No label is read.
+    3.2, for pruning: He et al. 2017). Layers that lose nothing are fitted, too. What a layer adds
+    to a stream, ``s + W x``, is to make up for what that has lost: ``W x + s - s'`` takes the place
+    of ``W x``. One forward does it all; batch norm takes the statistics of its batch: recalibrate
+    it afterwards. No label is read.
 
     Layers that a forward calls several times, that read one sample for each head, of which the
     forward shows too few outputs (``ENOUGH``), and the last of a large network (``MOST_VALUES``)
