@@ -362,5 +362,5 @@ def test_a_score_in_percent_is_warned_of(task: Any) -> None:
     example = (batches[0][0][:1], batches[0][1][:1])
     options: dict[str, Any] = {"loss": regression_loss, "calibration_data": batches, **SHORT}
     with pytest.warns(UserWarning, match="whole network 55: .* divide a percentage by 100"):
-        found = pg.search(model, example, evaluate=lambda _: 55.0, **{**options, "networks": 28})
+        found = pg.search(model, example, evaluate=lambda _: 55.0, **{**options, "networks": 29})
     assert found.report["dense"]["score"] == 55.0
