@@ -40,14 +40,12 @@ def main() -> None:
         for way in ("at once", "layer by layer")
     }
     masks = read_masks(known.run / MASKS_FILE, target.graph)
-    for row in read_report(RunFolder(path=known.run))["methods"]:
+    rows = read_report(RunFolder(path=known.run))["methods"]
+    names = known.names or {row["name"] for row in rows}
+    for row in rows:
         key = f"{row['name']}, seed {row['seed']}"
         mask = masks.get(row["digest"])
-        if (
-            mask is None
-            or key in content["rows"]
-            or row["name"] not in (known.names or [row["name"]])
-        ):
+        if row["name"] not in names or key in content["rows"] or mask is None:
             continue
         content["rows"][key] = {
             way: {

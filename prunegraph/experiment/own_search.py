@@ -47,7 +47,7 @@ from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.evaluation import model_device
 from prunegraph.pruning.latency import TOLERANCE
 from prunegraph.pruning.recalibration import has_batch_norm, measuring_batch_norm
-from prunegraph.pruning.sequential import SequentialCompensation
+from prunegraph.pruning.sequential import MOST_IMAGES, SequentialCompensation
 from prunegraph.pruning.state import parameter_digest
 from prunegraph.pruning.statistics import measure_by
 from prunegraph.rewards import unpack_bits
@@ -57,8 +57,8 @@ LAST = 2
 """Networks that are kept for the end of a search: the policy's own mask, the ledger's best. With
 ``reconstruct`` one more: the one that is returned, fitted layer by layer."""
 
-MEMORY, MOST_SAMPLES = 2**31, 512
-"""Of the batch that it is fitted on: bytes of its activations alive at once, samples."""
+MEMORY = 2**31
+"""Bytes of activations alive at once of the batch that it is fitted on."""
 
 
 def search(
@@ -290,7 +290,7 @@ def _in_turn(
 ) -> list[Callable[[], Compensation]]:
     """Return what fits layer by layer: on as many samples as memory allows, on the first batch."""
     bytes_each = graph.peak_memory(graph.dense_mask()) // max(num_samples(example_inputs), 1)
-    most = min(MOST_SAMPLES, MEMORY // max(bytes_each, 1))
+    most = min(MOST_IMAGES, MEMORY // max(bytes_each, 1))
 
     def fit(batch: Any) -> Compensation:
         def run(network: nn.Module) -> None:
