@@ -68,14 +68,19 @@ def copy_network(model: Network, memo: Mapping[int, object] | None = None) -> Ne
     """
     held = [value for module in model.modules() for value in vars(module).values()]
     try:
-        copied = copy.deepcopy(model, {**_quick_copies(held), **(memo or {})})
+        with torch.no_grad():  # else the weights of scripted modules hang on the network's own
+            copied = copy.deepcopy(model, {**_quick_copies(held), **(memo or {})})
     except TypeError as error:
         msg = (
             f"{type(model).__name__} cannot be copied ({error}): take what cannot be copied off "
             "its modules"
         )
         raise ModelError(msg) from error
-    for module in copied.modules():
+    for path, module in copied.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            pairs = zip(module.parameters(), model.get_submodule(path).parameters(), strict=True)
+            for weight, own in pairs:
+                weight.requires_grad_(own.requires_grad)
         if is_parametrized(module):  # by a class that is made for it: the copy gets its own
             kind = type(module)
             module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))

@@ -76,8 +76,8 @@ def reads(
 ) -> Iterator[None]:
     """Show each read of channel classes to ``visit`` while the network runs.
 
-    Layers that are called as modules of the network are seen; a weight that a functional call uses
-    is not.
+    Layers that are called as modules of the network are seen; a weight that a functional call or a
+    scripted module uses is not.
 
     Args:
         model: the network; its hooks are gone afterwards.
@@ -93,6 +93,8 @@ def reads(
         for op in _called(graph):
             path, _, leaf = str(op.param).rpartition(".")
             module, weight = modules.get(path), parameters.get(str(op.param))
+            if isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
+                continue
             if module is not None and getattr(module, "weight", None) is weight:
                 handles.append(module.register_forward_pre_hook(_hook(op, visit)))
             elif attentions and module is not None and is_self_attention(module, leaf):

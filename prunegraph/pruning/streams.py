@@ -77,7 +77,7 @@ def streams(
         sampled: gives some ``[S, out]`` of the outputs of a layer, of a tensor of their shape.
     """
     watch = _Watch(layers, sampled)
-    modules = dict(model.named_modules())
+    modules = _with_hooks(model)
     paths = modules.keys()
     handles = []
     for path, module in modules.items():
@@ -91,6 +91,12 @@ def streams(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _with_hooks(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules by name but the scripted ones, which take no hooks."""
+    items = model.named_modules()
+    return {path: item for path, item in items if not isinstance(item, torch.jit.ScriptModule)}
 
 
 @contextmanager
@@ -113,8 +119,8 @@ def _places(
         show(path, returned=True, held=output)
 
     handles = []
-    for path, module in model.named_modules():
-        if path in paths and not isinstance(module, torch.jit.ScriptModule):  # which takes no hooks
+    for path, module in _with_hooks(model).items():
+        if path in paths:
             handles.append(module.register_forward_pre_hook(partial(given, path), prepend=True))
             handles.append(module.register_forward_hook(partial(gives, path)))
     try:

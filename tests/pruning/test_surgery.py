@@ -244,6 +244,15 @@ def test_what_a_training_step_left_in_a_network_is_no_obstacle(
     assert copied.conv.weight is not model.conv.weight
 
 
+def test_a_copy_of_scripted_modules_trains() -> None:
+    part = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1).requires_grad_(False))
+    copied = copy_network(nn.Sequential(torch.jit.script(part)))
+    copied(torch.randn(1, 3, 2, 2)).sum().backward()
+    assert [weight.grad is not None for weight in copied.parameters()] == [True] * 2 + [False] * 2
+    assert all(weight.is_leaf for weight in copied.parameters())
+    assert part[0].weight.grad is None
+
+
 def test_a_copy_has_empty_dictionaries_of_its_own(mixed: nn.Module) -> None:
     mixed.head.cache = mixed.stem.cache = {}
     copied = copy_network(mixed)
