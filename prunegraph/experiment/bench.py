@@ -23,7 +23,7 @@ from prunegraph.experiment.pretrain import (
     weights_record,
 )
 from prunegraph.experiment.setup import DEFAULT_DATASET, Target
-from prunegraph.graph import StructureGraph, copy_network
+from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import node_features
 from prunegraph.models import load_weights, save_weights, weights_info
 from prunegraph.pruners.start import NUM_STARTS, Start, rank_starts
@@ -31,7 +31,7 @@ from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.costly_statistics import LazyStatistics, measure_costly
 from prunegraph.pruning.evaluation import WORST, compute_logits, evaluate
 from prunegraph.pruning.evaluator import Evaluator
-from prunegraph.pruning.finetune import FinetuneConfig, finetune
+from prunegraph.pruning.finetune import FinetuneConfig
 from prunegraph.pruning.latency import project_budget
 from prunegraph.pruning.latency_table import LatencyTable, measure_latency_table
 from prunegraph.pruning.outcome_log import OutcomeLog
@@ -92,7 +92,7 @@ class Bench:
         """
         if seed not in self._by_seed:
             bench = dataclasses.replace(self, statistics_seed=seed)
-            kept = ("compensation", "final_evaluator", "_by_seed")
+            kept = ("compensation", "quick_compensation", "final_evaluator", "_by_seed")
             bench.__dict__.update({name: getattr(self, name) for name in kept})
             self._by_seed[seed] = bench
         return self._by_seed[seed]
@@ -133,7 +133,7 @@ class Bench:
             calibration_images=self.options.calibration_images,
             seed=self._drawn,
             device=target.device,
-            compensation=self.compensation,
+            compensation=self.quick_compensation or self.compensation,
         )
 
     @cached_property
@@ -204,15 +204,21 @@ class Bench:
             soft=search.metric == "soft_accuracy",
             short_finetune=search.short_finetune,
             compensation=self.compensation,
+            quick_compensation=self.quick_compensation,
             log=log,
         )
 
     @cached_property
     def compensation(self) -> Compensation | None:
-        """What changes the weights that stay, in searches; None if they stay as they are."""
-        if self.options.layer_by_layer:
-            return self._fit(SequentialCompensation, most=SEARCH_IMAGES)
-        return self._fit(Compensation) if self.options.reconstruct else None
+        """What changes the weights that stay; None if they stay as they are."""
+        kind = SequentialCompensation if self.options.layer_by_layer else Compensation
+        return self._fit(kind) if self.options.reconstruct else None
+
+    @cached_property
+    def quick_compensation(self) -> Compensation | None:
+        """The same on few images, for searches; None if it is quick as it is."""
+        in_turn = self.options.reconstruct and self.options.layer_by_layer
+        return self._fit(SequentialCompensation, most=SEARCH_IMAGES) if in_turn else None
 
     def _fit(self, kind: type[Compensation], most: int | None = None) -> Compensation:
         target, seed = self.target, self.seed
@@ -228,10 +234,7 @@ class Bench:
     @cached_property
     def final_evaluator(self) -> Evaluator:
         """The evaluator of rows: what it runs counts for no method."""
-        evaluator = self.evaluator()
-        if self.options.layer_by_layer:
-            evaluator.compensation = self._fit(SequentialCompensation)
-        return evaluator
+        return self.evaluator()
 
     @cached_property
     def latency_table(self) -> LatencyTable | None:
@@ -294,7 +297,7 @@ class Bench:
     def recipe_record(self) -> dict[str, Any]:
         """Return what a report tells of how masks become networks, as JSON values."""
         asked = {
-            "layer_by_layer": self.options.layer_by_layer,
+            "layer_by_layer": self.options.reconstruct and self.options.layer_by_layer,
             "on_search_images_too": self.options.finetune_on_search,
         }
         record = {**vars(self.recipe()), "reconstruct": self.options.reconstruct}
@@ -307,13 +310,6 @@ class Bench:
         if not self.options.finetune_on_search:
             return train
         return TrainSplit(train.source, torch.cat([train.index, search.index]))
-
-    def time_training(self, num_images: int) -> None:
-        """Train a copy of the network on some images, for the time that it takes."""
-        recipe = dataclasses.replace(self.recipe(), epochs=1)
-        train = self.finetune_images.sample(num_images, self.seed)
-        model = copy_network(self.target.model)
-        finetune(model, train, recipe, seed=self.seed, teacher=self.teacher)
 
     @property
     def teacher(self) -> nn.Module | None:

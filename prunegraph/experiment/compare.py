@@ -6,9 +6,8 @@ opened. Every fine-tuned network lies in ``cells/``; an interrupted comparison g
 on another machine too: finished cells need not bring their weights, which are most of a folder.
 """
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,9 @@ from prunegraph.experiment.verdict import (
     verdict_line,
 )
 from prunegraph.files import write_json
+from prunegraph.graph import copy_network
 from prunegraph.pruning.artefacts import MASK_FILE, WEIGHTS_FILE
+from prunegraph.pruning.finetune import finetune
 from prunegraph.reading import checked, read_json
 
 METRIC: Metric = "test_accuracy_finetuned"
@@ -253,9 +254,11 @@ def make_plan(bench: Bench, config: CompareConfig) -> Plan:
     num_images = len(bench.finetune_images)
     per_image = 0.0
     if bench.recipe().epochs:
-        started = time.monotonic()
-        bench.time_training(PLAN_IMAGES)
-        per_image = (time.monotonic() - started) / min(PLAN_IMAGES, num_images)
+        recipe = replace(bench.recipe(), epochs=1)
+        train = bench.finetune_images.sample(PLAN_IMAGES, bench.seed)
+        model = copy_network(bench.target.model)
+        trained = finetune(model, train, recipe, seed=bench.seed, teacher=bench.teacher)
+        per_image = trained.seconds / len(train)
     names = set(wanted(config))
     searched, chosen = {*filter(searches, names)}, names & {*heuristics(), *TORCH_PRUNING}
     num_searches = (config.agent + len(searched)) * config.seeds

@@ -195,8 +195,9 @@ class RecipeOptions:
         reconstruct: with no-reconstruct the kept weights stay as they are; default: they take over
             what the removed channels gave, by least squares on those images, before a pruned
             network is scored or fine-tuned.
-        layer_by_layer: reconstruct layer by layer, so that each makes up for what those before it
-            leave: far better without a fine-tune. Searches do so on few images.
+        layer_by_layer: each layer also makes up for what those before it leave, which is far better
+            without a fine-tune (searches do so on few images); with no-layer-by-layer all layers
+            are reconstructed at once, which takes less time.
         workers: searches and fine-tunes that run side by side, each in a process with its share of
             the threads; default: one a thread on a CPU, else one. If the number is given, it is
             also how many networks of a single search are evaluated at once.
@@ -210,7 +211,7 @@ class RecipeOptions:
     distill: float = 0.5
     calibration_images: int = 1024
     reconstruct: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = True
-    layer_by_layer: bool = False
+    layer_by_layer: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = True
     workers: int | None = None
 
 
@@ -233,9 +234,6 @@ class PruningOptions(RecipeOptions, BudgetOptions):
         check_at_least("batch_size", self.batch_size, 2)
         check_at_least("calibration_images", self.calibration_images, 1)
         check_at_least("workers", self.workers, 1)
-        if self.layer_by_layer and not self.reconstruct:
-            msg = "layer_by_layer is a way to reconstruct: leave no-reconstruct away"
-            raise ConfigError(msg)
         check_range("distill", self.distill, 0.0, 1.0)
         if self.finetune_lr is not None and not self.finetune_lr > 0:
             msg = f"finetune_lr={self.finetune_lr} must be above 0"

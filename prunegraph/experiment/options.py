@@ -154,7 +154,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-BEFORE: Mapping[str, Any] = {"reconstruct": False, "distill": 0.0, "finetune_lr": None}
+BEFORE: Mapping[str, Any] = {
+    "reconstruct": False,
+    "layer_by_layer": False,
+    "distill": 0.0,
+    "finetune_lr": None,
+}
 """How runs were made that are older than an option, where it is not as by the option's default."""
 
 

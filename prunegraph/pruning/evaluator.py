@@ -61,6 +61,7 @@ class Evaluator:
             section 3.2); 0 = it is recalibrated alone.
         compensation: changes the weights that stay in a pruned network; None = they stay as they
             are.
+        quick_compensation: in its place for networks that are scored on a part of the images.
         log: what an earlier start of the same search measured; it counts as if it were run now.
 
     Attributes:
@@ -85,6 +86,7 @@ class Evaluator:
         soft: bool = False,
         short_finetune: int = 0,
         compensation: Compensation | None = None,
+        quick_compensation: Compensation | None = None,
         log: OutcomeLog | None = None,
     ) -> None:
         kinds: list[tuple[object, type[Split]]]
@@ -103,6 +105,7 @@ class Evaluator:
         self.calibration = calibration.take(order[:num_calibration])
         self.short_finetune = short_finetune
         self.compensation = compensation
+        self.quick_compensation = quick_compensation
         num_training = short_finetune * TRAINING.batch_size
         cycle = order.flip(0).repeat(math.ceil(num_training / len(order)))
         self.training = calibration.take(cycle[:num_training])
@@ -217,7 +220,7 @@ class Evaluator:
     def _measure(self, mask: KeepMask, subset: Tensor | None) -> Outcome:
         self._prepare()
         start = time.perf_counter()
-        pruned = self.prune(mask)
+        pruned = self.prune(mask, None if subset is None else self.quick_compensation)
         if self.short_finetune:
             recipe = replace(TRAINING, autocast=self.autocast)
             finetune(pruned, self.training, recipe, seed=self.seed)

@@ -101,14 +101,17 @@ def test_links_keep_their_names_and_lead_to_the_same_run(tmp_path: Path) -> None
 
 
 def test_runs_from_before_an_option_were_made_without_it(tmp_path: Path) -> None:
-    older = {name: value for name, value in to_dict(TrainConfig()).items() if name != "reconstruct"}
-    assert differences(TrainConfig(), older) == ["reconstruct False there, True here"]
-    assert differences(TrainConfig(reconstruct=False), older) == []
+    names = ("layer_by_layer", "reconstruct")
+    older = {name: value for name, value in to_dict(TrainConfig()).items() if name not in names}
+    assert differences(TrainConfig(), older) == [f"{name} False there, True here" for name in names]
+    assert differences(TrainConfig(reconstruct=False, layer_by_layer=False), older) == []
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(older))
-    assert not load_config(TrainConfig, path).reconstruct
+    then = load_config(TrainConfig, path)
+    assert (then.reconstruct, then.layer_by_layer) == (False, False)
     path.write_text(yaml.safe_dump(to_dict(TrainConfig())))
-    assert load_config(TrainConfig, path).reconstruct
+    now = load_config(TrainConfig, path)
+    assert (now.reconstruct, now.layer_by_layer) == (True, True)
 
 
 def test_the_command_line_of_options_gives_them_back() -> None:

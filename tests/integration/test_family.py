@@ -114,6 +114,7 @@ def test_a_search_goes_on_from_a_trained_policy(family: Path, tmp_path: Path) ->
     words = ["train", "--weights", str(family / "dense.safetensors"), "--policy", str(family)]
     words += ["--search-seeds", "1", "--baselines", "none", "--amortise-steps", "0", *SMALL]
     words[words.index("--networks") + 1] = "36"  # what the policy runs to decide is counted
+    words += ["--metric", "accuracy"]  # by which the rows of a report are compared below
     assert main([*words, "--out", str(tmp_path / "run")]) == 0
     known, found = (load_policy(path) for path in (family, tmp_path / "run"))
     assert found.record["initial"]["trained_on"] == ["digits_resnet8_w4", "digits_resnet8_w8"]

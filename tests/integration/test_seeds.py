@@ -31,6 +31,7 @@ def test_another_seed_measures_other_images_and_judges_masks_alike(bench: Bench)
     mask = bench.project(bench.statistics["l1"], bench.budget)
     assert other.evaluator().evaluate(mask).loss == bench.evaluator().evaluate(mask).loss
     assert other.compensation is bench.compensation
+    assert other.quick_compensation is bench.quick_compensation is not None
 
 
 def test_the_seed_of_the_run_measures_what_the_run_measures(bench: Bench) -> None:
