@@ -27,6 +27,9 @@ ROWS = 4096
 ENOUGH = 0.5
 """Outputs an input that stays, at least: on far fewer a fit follows their noise."""
 
+ALIKE, COMPARED = 0.2, 64
+"""What a layer reads in both networks correlates by as much at least, over as many outputs."""
+
 MOST_VALUES = 2**29
 """Sampled outputs that are held of all layers: 2 GiB."""
 
@@ -52,7 +55,8 @@ class SequentialCompensation(Compensation):
 
     Layers that a forward calls several times, that read one sample for each head, of which the
     forward shows too few outputs (``ENOUGH``), and the last of a large network (``MOST_VALUES``)
-    are compensated as by ``Compensation``.
+    are compensated as by ``Compensation``; so are, but for the mean of what they give, layers that
+    read other positions there (``ALIKE``: a detector's proposals, what is routed to an expert).
 
     Args:
         model: the dense network; never changed.
@@ -75,6 +79,7 @@ class SequentialCompensation(Compensation):
         super().__init__(model, graph, run, seed=seed, device=device)
         self._run, self._seed = run, seed
         self._wanted: dict[str, Tensor] = {}
+        self._read: dict[str, Tensor] = {}
         calls: Counter[str] = Counter()
         forwards: list[None] = []
         dense = readable_copy(model, device or model_device(model), None)
@@ -86,7 +91,9 @@ class SequentialCompensation(Compensation):
             room = MOST_VALUES - sum(held.numel() for held in self._wanted.values())
             if name in self._weights and len(forwards) == 1 and room > 0:
                 with torch.autocast(read.activation.device.type, enabled=False):
-                    self._wanted[name] = self._given(name, read)
+                    rows = self._rows(name, read.module, read.activation)
+                    self._wanted[name] = self._given(name, read.module, rows)
+                    self._read[name] = _some(rows).clone()
 
         adding = streams(dense, self._wanted, self._sampled_outputs)
         shown = reads(dense, graph, visit, attentions=True)
@@ -119,12 +126,12 @@ class SequentialCompensation(Compensation):
     def _generator(self, name: str) -> torch.Generator:
         return torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ self._seed)
 
-    def _given(self, name: str, read: Read) -> Tensor:
+    def _given(self, name: str, module: nn.Module, rows: Tensor) -> Tensor:
         """Return ``[S, out]`` what a layer gives, without bias."""
-        groups = getattr(read.module, "groups", 1)
-        rows = self._rows(name, read.module, read.activation).chunk(groups, dim=1)
+        groups = getattr(module, "groups", 1)
         weights = self._weights[name].flatten(1).float().chunk(groups)
-        return torch.cat([own @ part.T for own, part in zip(rows, weights, strict=True)], dim=1)
+        parts = zip(rows.chunk(groups, dim=1), weights, strict=True)
+        return torch.cat([own @ part.T for own, part in parts], dim=1)
 
     def _fit_all(self, pruned: nn.Module, mask: KeepMask) -> None:
         """Fit the layers in the order in which they run, the others on the dense network."""
@@ -185,7 +192,9 @@ class SequentialCompensation(Compensation):
         if len(rows) != len(wanted) or len(rows) < ENOUGH * int(kept.sum()):
             self._fit_at_once(name, pruned, mask)  # heads lie along the batch, say: some have gone
             return
-        if stream is not None:
+        there = self._read[name][:, kept.repeat(len(self._moments[name]))]
+        alike = _alike(_some(rows), there)
+        if stream is not None and alike:
             known = self._streams[name]
             now = self._sampled_outputs(name, module, known.laid(stream))
             if now.shape == wanted.shape == known.values[:, out].shape:
@@ -197,15 +206,30 @@ class SequentialCompensation(Compensation):
             self._weights[name].flatten(1).float().chunk(groups),
             wanted.split([int(part.sum()) for part in stays], dim=1),
             stays,
+            self._moments[name],
             strict=True,
         )
         centred = float(name in self._centred)
         fitted, shifts = [], []
-        for own, whole, target, staying in parts:
+        for own, whole, target, staying, moments in parts:
             weight = whole[staying][:, kept]
             missing = target - own @ weight.T
             mean, offset = own.mean(0) * centred, missing.mean(0) * centred
-            change = fitted_change(own - mean, missing - offset)
+            if alike:
+                change = fitted_change(own - mean, missing - offset)
+            else:
+                change = moments.change(whole[staying], kept)
             fitted.append(weight + change)
             shifts.append(offset - change @ mean)
         self._put(name, pruned, out, torch.cat(fitted), torch.cat(shifts))
+
+
+def _some(rows: Tensor) -> Tensor:
+    """Return some of sampled rows."""
+    return rows[:: max(1, len(rows) // COMPARED)]
+
+
+def _alike(rows: Tensor, others: Tensor) -> bool:
+    """Tell whether rows are of the same positions, though of different networks."""
+    rows, others = rows - rows.mean(0), others - others.mean(0)
+    return float((rows * others).sum()) >= ALIKE * float(rows.norm() * others.norm())

@@ -195,6 +195,44 @@ def test_parts_that_take_no_hooks_or_have_no_versions_are_passed_by() -> None:
         assert fitted(scripted, images) < 0.7
 
 
+class Proposals(nn.Module):
+    """Looks again at the positions that score highest, which differ in a pruned network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *(nn.Conv2d(3, 24, 3, padding=1), nn.ReLU()),
+            *(nn.Conv2d(24, 24, 3, padding=1), nn.ReLU()),
+        )
+        self.score, self.one = nn.Conv2d(24, 1, 1), nn.Linear(24, 48)
+        self.two, self.out = nn.Linear(48, 24), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.body(x)
+        chosen = self.score(features).flatten(1).topk(16, dim=1).indices
+        places = chosen[:, :, None].expand(-1, -1, 24)
+        found = features.flatten(2).transpose(1, 2).gather(1, places)
+        return self.out(F.relu(self.two(F.relu(self.one(found)))).mean(1))
+
+
+@pytest.mark.parametrize("seed", [0, 2, 5])
+def test_outputs_of_other_positions_are_not_paired(seed: int) -> None:
+    torch.manual_seed(seed)
+    net, images, others = Proposals().eval(), *torch.randn(2, 96, 3, 12, 12)
+    graph = analyse(net, images[:2])
+    scores = np.random.default_rng(seed).random(graph.num_classes, dtype=np.float32)
+    mask, errors = graph.project(scores, Budget(keep_macs=0.5)), []
+    for kind in KINDS:
+        pruned = apply_mask(net, graph, mask)
+        kind(net, graph, lambda network: network(images)).apply(pruned, mask)
+        with torch.no_grad():
+            lost = net(others) - pruned(others)
+        errors.append((error(net, pruned, others), float(lost.var(0).mean())))
+    at_once, in_turn = errors  # paired, the one or the other is larger
+    assert in_turn[0] < 1.2 * at_once[0]
+    assert in_turn[1] < 1.2 * at_once[1]
+
+
 def test_noise_is_the_same_in_each_network() -> None:
     images = torch.randn(64, 3, 12, 12)
     plain = fitted(chain(), images)
