@@ -76,7 +76,7 @@ def test_a_mask_whose_network_overflows_is_the_worst_and_ends_no_search(
 ) -> None:
     evaluator = make_evaluator(**options)
     sound = evaluator.evaluate(make_mask(digits_graph, 0))
-    monkeypatch.setattr(evaluator, "prune", lambda _: Constant([math.nan] * 10))
+    monkeypatch.setattr(evaluator, "prune", lambda *_: Constant([math.nan] * 10))
     broken = evaluator.evaluate(make_mask(digits_graph, 1))
     assert broken.rank < sound.rank
     assert broken.accuracy == 0.0 and math.isfinite(broken.loss)
