@@ -33,7 +33,7 @@ ALIKE, COMPARED = 0.2, 64
 MOST_VALUES = 2**29
 """Sampled outputs that are held of all layers: 2 GiB."""
 
-PIXELS, MOST_IMAGES = 2**21, 512
+PIXELS, MOST_IMAGES = 2**21, 1024
 """Of the batch that ``on_images`` takes."""
 
 SEARCH_IMAGES = 128
