@@ -37,7 +37,7 @@ PIXELS, MOST_IMAGES = 2**21, 1024
 """Of the batch that ``on_images`` takes."""
 
 SEARCH_IMAGES = 128
-"""Of that of searches, which rank networks by them for a quarter of the time."""
+"""Of that of searches: too few for the best fit, enough to rank networks (docs/trials.md)."""
 
 
 class SequentialCompensation(Compensation):
