@@ -75,7 +75,7 @@ class PooledEvaluator:
         self._pool = pool
         self._network = network
         self._lock = threading.Lock()
-        self._cache: dict[tuple[str, bytes], Future[Outcome]] = {}
+        self._cache: dict[tuple[str, bytes | None], Future[Outcome]] = {}
 
     def beside(self) -> Self:
         """Return an evaluator that shares what was found, and counts what it runs itself."""
@@ -85,8 +85,8 @@ class PooledEvaluator:
 
     def evaluate(self, mask: KeepMask, subset: Tensor | None = None) -> Outcome:
         """Return the outcome of a mask on the search images at positions ``subset``."""
-        positions = self._all_images if subset is None else subset.numpy().tobytes()
-        key = (mask.digest(), positions)
+        subset = self._evaluator.narrow(subset)
+        key = (mask.digest(), _positions(subset))
         own: Future[Outcome] = Future()
         found = self._cache.setdefault(key, own)  # atomic: of two threads one runs the network
         if found is own:
@@ -114,29 +114,33 @@ class PooledEvaluator:
 
     def known(self) -> list[Outcome]:
         """Return the outcomes of masks on subsets that hold all search images."""
-        everything = self._all_images
         return [
             found.result()
             for (_, images), found in self._cache.items()
-            if images == everything and found.done()
+            if images == self._whole and found.done()
         ]
 
     def remember(self, outcomes: Sequence[Outcome]) -> None:
         """Know such outcomes, which an earlier start has run and counted."""
-        everything = self._all_images
         for outcome in outcomes:
             found: Future[Outcome] = Future()
             found.set_result(outcome)
-            self._cache[outcome.digest, everything] = found
+            self._cache[outcome.digest, self._whole] = found
 
     @cached_property
-    def _all_images(self) -> bytes:
-        positions: bytes = self.draw_subset(len(self._evaluator.search), 0).numpy().tobytes()
-        return positions
+    def _whole(self) -> bytes | None:
+        """Positions of the subsets that hold all search images."""
+        everything = self.draw_subset(len(self._evaluator.search), 0)
+        return _positions(self._evaluator.narrow(everything))
 
     def draw_subset(self, size: int, seed: int) -> Tensor:
         """Return positions of random search images, fixed by ``seed``."""
         return self._evaluator.draw_subset(size, seed)
+
+
+def _positions(subset: Tensor | None) -> bytes | None:
+    """Return a subset as a key; None if all images were asked for."""
+    return None if subset is None else subset.numpy().tobytes()
 
 
 @contextmanager

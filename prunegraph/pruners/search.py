@@ -41,12 +41,15 @@ class SearchRun:
         return self.problem.max_networks - self.networks
 
     def subset(self, size: int, seed: int) -> Tensor | None:
-        """Return positions of random search images, as many as the problem says, else ``size``."""
+        """Return positions of random search images; None, all, if a search scores as rows do.
+
+        They are as many as the problem says, else ``size``.
+        """
         evaluator, size = self.problem.evaluator, self.problem.subset_size or size
-        return None if size >= len(evaluator.search) else evaluator.draw_subset(size, seed)
+        return evaluator.narrow(evaluator.draw_subset(size, seed))
 
     def reserved(self, wanted: int, subset: Tensor | None) -> int:
-        """Return how many networks to keep for finalists: none if all were scored on all images."""
+        """Return how many networks to keep for finalists: none if they were scored for good."""
         return 0 if subset is None else min(wanted, (self.problem.max_networks + 1) // 2)
 
     def choose(self, finalists: list[KeepMask]) -> PrunerResult:

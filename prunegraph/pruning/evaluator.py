@@ -61,7 +61,8 @@ class Evaluator:
             section 3.2); 0 = it is recalibrated alone.
         compensation: changes the weights that stay in a pruned network; None = they stay as they
             are.
-        quick_compensation: in its place for networks that are scored on a part of the images.
+        quick_compensation: in its place for networks that are scored on a subset of the images,
+            be it all of them: ``None`` asks for the other one.
         log: what an earlier start of the same search measured; it counts as if it were run now.
 
     Attributes:
@@ -132,7 +133,7 @@ class Evaluator:
         Returns:
             The outcome; an equal call returns the same one without running a network.
         """
-        subset = self._narrow(subset)
+        subset = self.narrow(subset)
         key = (mask.digest(), _subset_digest(subset))
         if key not in self._cache:
             known = None if self._log is None else self._log.get(*key)
@@ -157,9 +158,11 @@ class Evaluator:
         finally:
             self._report = None
 
-    def _narrow(self, subset: Tensor | None) -> Tensor | None:
-        """Return a subset; None, which is all images, if it holds all."""
-        return None if subset is None or len(subset) == len(self.search) else subset
+    def narrow(self, subset: Tensor | None) -> Tensor | None:
+        """Return a subset; None, which is all images, if it holds all and nothing else differs."""
+        if subset is None or self.quick_compensation is not None:
+            return subset
+        return None if len(subset) == len(self.search) else subset
 
     def evaluate_all(self, masks: Sequence[KeepMask]) -> list[Outcome]:
         """Return the outcomes of masks on all search images."""
@@ -167,17 +170,21 @@ class Evaluator:
 
     def is_cached(self, mask: KeepMask, subset: Tensor | None = None) -> bool:
         """Return whether ``evaluate`` would run no network."""
-        return (mask.digest(), _subset_digest(self._narrow(subset))) in self._cache
+        return (mask.digest(), _subset_digest(self.narrow(subset))) in self._cache
 
     def known(self) -> list[Outcome]:
-        """Return the outcomes of masks on all search images."""
-        images = _subset_digest(None)
-        return [found for (_, subset), found in self._cache.items() if subset == images]
+        """Return the outcomes of masks on subsets that hold all search images."""
+        return [found for (_, subset), found in self._cache.items() if subset == self._whole]
 
     def remember(self, outcomes: Sequence[Outcome]) -> None:
-        """Know outcomes on all search images, which an earlier start has run and counted."""
+        """Know such outcomes, which an earlier start has run and counted."""
         for outcome in outcomes:
-            self._cache[outcome.digest, _subset_digest(None)] = outcome
+            self._cache[outcome.digest, self._whole] = outcome
+
+    @cached_property
+    def _whole(self) -> str:
+        """Name of the subsets that hold all search images."""
+        return _subset_digest(self.narrow(self.draw_subset(len(self.search), 0)))
 
     def draw_subset(self, size: int, seed: int) -> Tensor:
         """Return ``[size]`` sorted random positions in the search split, fixed by ``seed``."""

@@ -43,6 +43,9 @@ class WaitingPool:
 class StandIn(KnownMaskEvaluator):
     search = range(1000)
 
+    def narrow(self, subset: Tensor | None) -> Tensor | None:
+        return None if subset is None or len(subset) == len(self.search) else subset
+
 
 def stand_in() -> StandIn:
     return StandIn(GRAPH, draw_signs(GRAPH, np.random.default_rng(0))[1])

@@ -134,9 +134,15 @@ def test_networks_are_reconstructed_layer_by_layer_or_all_layers_at_once(weights
     mask = benches[0].project(scores, options.budget())
     losses = [bench.final_evaluator.evaluate(mask).loss for bench in benches]
     assert losses[1] < losses[0]
-    most = torch.arange(len(target.dataset.search) - 1)
-    searched = [bench.evaluator().evaluate(mask, most).loss for bench in benches]
-    assert losses[1] < searched[1] < searched[0]  # fitted on fewer images
+    everything = torch.arange(len(target.dataset.search))  # as a search of few images asks
+    evaluators = [bench.evaluator() for bench in benches]
+    searched = [evaluator.evaluate(mask, everything).loss for evaluator in evaluators]
+    assert losses[1] < searched[1] < searched[0] == losses[0]  # fitted on fewer images
+    assert [evaluator.is_cached(mask) for evaluator in evaluators] == [True, False]
+    for evaluator, bench in zip(evaluators, benches, strict=True):
+        later = bench.evaluator()
+        later.remember(evaluator.known())
+        assert later.is_cached(mask, everything)
     assert benches[0].quick_compensation is None
     assert ["layer_by_layer" in bench.recipe_record() for bench in benches] == [False, True]
 

@@ -41,6 +41,12 @@ class KnownAccuracy:
     def is_cached(self, mask: KeepMask, subset: Tensor | None = None) -> bool:
         return False
 
+    def draw_subset(self, size: int, seed: int) -> Tensor:
+        return torch.arange(len(self.search))
+
+    def narrow(self, subset: Tensor | None) -> None:
+        return None
+
 
 def toy_problem(
     widths: tuple[int, ...],

@@ -48,7 +48,10 @@ class KnownLoss:
         return False
 
     def draw_subset(self, size: int, seed: int) -> torch.Tensor:
-        return torch.arange(size)
+        return torch.arange(len(self.search))[:size]
+
+    def narrow(self, subset: torch.Tensor) -> torch.Tensor | None:
+        return None if len(subset) == len(self.search) else subset
 
 
 def with_known_best(problem: PruningProblem, *, steady: str = "") -> tuple[PruningProblem, float]:
