@@ -53,8 +53,9 @@ class Compensation:
 
     Linear layers, modules that compute what such a layer does (``input_axis``), and convolutions,
     transposed or not, are compensated, those with groups group by group (not transposed ones).
-    Other layers, such with a weight under several names, and those called by keyword or used
-    without being called (elsewhere, too: a tied autoencoder's) stay as they are.
+    Other layers, such with a weight under several names, and those called by keyword or whose
+    weight is used without them (elsewhere, too: a tied autoencoder's) stay as they are, but where
+    it is given to ``linear`` (``LinearCalls``).
 
     Args:
         model: the dense network; never changed.

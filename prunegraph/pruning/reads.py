@@ -1,6 +1,6 @@
 """Hooks that show what each convolution and linear layer of a network reads."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from prunegraph.graph import OpNode, StructureGraph, copy_network, unwrap
 from prunegraph.graph.module_sizes import is_self_attention, slim_all_attentions
@@ -76,8 +78,8 @@ def reads(
 ) -> Iterator[None]:
     """Show each read of channel classes to ``visit`` while the network runs.
 
-    Layers that are called as modules of the network are seen; a weight that a functional call or a
-    scripted module uses is not.
+    Layers that are called as modules of the network are seen, and those whose weight is given to
+    ``linear`` (``LinearCalls``); a weight that another function or a scripted module uses is not.
 
     Args:
         model: the network; its hooks are gone afterwards.
@@ -99,10 +101,85 @@ def reads(
                 handles.append(module.register_forward_pre_hook(_hook(op, visit)))
             elif attentions and module is not None and is_self_attention(module, leaf):
                 handles.append(module.register_forward_pre_hook(_hook(op, visit, copies=3)))
-        yield
+        with LinearCalls(model):
+            yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+class LinearCalls(TorchFunctionMode):
+    """Where a network gives the weight of a linear layer to a function, calls the layer.
+
+    So do the attentions of Swin and BEiT; the hooks of their layers see nothing otherwise.
+
+    Args:
+        model: the network.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._layers = {
+            id(item.weight): item
+            for item in model.modules()
+            if isinstance(item, nn.Linear)
+            and type(item).forward is nn.Linear.forward
+            and isinstance(item.weight, nn.Parameter)
+        }
+        self._running: list[nn.Module] = []
+
+    def __enter__(self) -> "LinearCalls":
+        """Follow which layers run."""
+        self._handles = [
+            handle
+            for item in self._layers.values()
+            for handle in (
+                item.register_forward_pre_hook(self._begin),
+                item.register_forward_hook(self._end),
+            )
+        ]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        """Let the network be as it was."""
+        super().__exit__(*exception)
+        for handle in self._handles:
+            handle.remove()
+
+    def _begin(self, layer: nn.Module, _: Any) -> None:
+        self._running.append(layer)
+
+    def _end(self, *_: Any) -> None:
+        self._running.pop()
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Call the function, or the layer in its place."""
+        del types
+        kwargs = kwargs or {}
+        if function is F.linear:
+            inputs, weight, bias = _linear_arguments(*args, **kwargs)
+            layer = self._layers.get(id(weight))
+            if layer is not None and layer not in self._running:
+                own: Tensor | None = layer.bias
+                if own is bias:
+                    return layer(inputs)
+                if own is None:
+                    return layer(inputs) + bias
+        return function(*args, **kwargs)
+
+
+def _linear_arguments(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the arguments of ``linear`` in order."""
+    return input, weight, bias
 
 
 def show_reads(

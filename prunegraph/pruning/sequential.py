@@ -15,7 +15,7 @@ from prunegraph.graph.module_sizes import slim_all_attentions
 from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.evaluation import model_device
 from prunegraph.pruning.moments import fitted_change
-from prunegraph.pruning.reads import Read, readable_copy, reads
+from prunegraph.pruning.reads import LinearCalls, Read, readable_copy, reads
 from prunegraph.pruning.recalibration import measuring_batch_norm
 from prunegraph.pruning.sampling import sampled_inputs, sampled_outputs
 from prunegraph.pruning.streams import Place, held_at, streams
@@ -155,7 +155,8 @@ class SequentialCompensation(Compensation):
         for name in self._wanted:
             modules[name.rpartition(".")[0]].register_forward_pre_hook(hook(name))
         places = {stream.place for stream in self._streams.values()}
-        with held_at(network, places, held.setdefault), measuring_batch_norm(network):
+        showing = held_at(network, places, held.setdefault)
+        with showing, measuring_batch_norm(network), LinearCalls(network):
             self._send(network)
         for name in self._wanted.keys() - done:  # an expert that is not visited any more
             self._fit_at_once(name, pruned, mask)

@@ -14,7 +14,7 @@ from prunegraph.errors import MaskError, ModelError
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.pruning import apply_mask, compensation, moments, recalibrate_bn, sampling
 from prunegraph.pruning.compensation import Compensation
-from prunegraph.pruning.reads import Read, reads
+from prunegraph.pruning.reads import LinearCalls, Read, reads
 from prunegraph.pruning.sampling import sampled_inputs
 from prunegraph.types import KeepMask
 
@@ -517,7 +517,7 @@ def test_a_layer_that_is_also_used_without_being_called_stays_as_it_is() -> None
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.one(x)
-            both = self.two(x.relu()).tanh() + self.two.forward((-x).relu()).tanh()
+            both = self.two(x.relu()).tanh() + ((-x).relu() @ self.two.weight.t()).tanh()
             result: Tensor = self.out(both)
             return result
 
@@ -528,6 +528,51 @@ def test_a_layer_that_is_also_used_without_being_called_stays_as_it_is() -> None
     assert torch.equal(pruned.two.weight, changed.two.weight)
     pruned, changed = compensated(net, graph, without(graph, 1, 0, 3), images)
     assert not torch.equal(pruned.out.weight, changed.out.weight)
+
+
+class Given(nn.Module):
+    """Gives the weights of its layers to a function, as Swin does, and as BEiT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.own = nn.Linear(6, 12), nn.Linear(12, 8)
+        self.bare, self.bias = nn.Linear(8, 3, bias=False), nn.Parameter(torch.ones(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.linear(self.stem(x).relu(), self.own.weight, self.own.bias).relu()
+        return F.linear(x, self.bare.weight, bias=self.bias)
+
+
+def test_a_layer_whose_weight_is_given_to_linear_is_compensated_as_one_that_is_called() -> None:
+    torch.manual_seed(0)
+    net, images = Given().eval(), torch.randn(300, 6)
+    called = nn.Sequential(net.stem, nn.ReLU(), net.own, nn.ReLU(), net.bare)
+    changed = []
+    for each in (net, called):
+        graph = analyse(each, images[:1])
+        keep = np.ones(graph.num_classes, dtype=np.bool_)
+        free = [group for group in graph.groups if group.frozen is None]
+        for group, number in zip(free, (5, 2), strict=True):
+            keep[group.classes[:number]] = False
+        changed.append(compensated(each, graph, graph.mask(keep), images)[1])
+    given, usual = changed
+    for own, other in zip((given.own, given.bare), (usual[2], usual[4]), strict=True):
+        torch.testing.assert_close(own.weight, other.weight)
+    torch.testing.assert_close(given.own.bias, usual[2].bias)
+
+
+def test_layers_are_called_in_place_of_functions_once_and_give_the_same() -> None:
+    net, images, calls = Given(), torch.randn(4, 6), []
+    for layer in (net.stem, net.own, net.bare):
+        layer.register_forward_pre_hook(lambda layer, _: calls.append(layer))
+    before = net(images)
+    assert calls == [net.stem]
+    with LinearCalls(net):
+        torch.testing.assert_close(net(images), before, rtol=0, atol=1e-6)
+    assert calls == [net.stem, net.stem, net.own, net.bare]
+    net(images)
+    assert len(calls) == 5
+    assert len(net.stem._forward_pre_hooks) == 1
 
 
 @pytest.mark.usefixtures("exact")
