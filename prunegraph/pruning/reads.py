@@ -75,7 +75,7 @@ def reads(
     visit: Callable[[Read], None],
     *,
     attentions: bool = False,
-) -> Iterator[None]:
+) -> Iterator["LinearCalls"]:
     """Show each read of channel classes to ``visit`` while the network runs.
 
     Layers that are called as modules of the network are seen, and those whose weight is given to
@@ -101,8 +101,8 @@ def reads(
                 handles.append(module.register_forward_pre_hook(_hook(op, visit)))
             elif attentions and module is not None and is_self_attention(module, leaf):
                 handles.append(module.register_forward_pre_hook(_hook(op, visit, copies=3)))
-        with LinearCalls(model):
-            yield
+        with LinearCalls(model) as calls:
+            yield calls
     finally:
         for handle in handles:
             handle.remove()
@@ -115,10 +115,14 @@ class LinearCalls(TorchFunctionMode):
 
     Args:
         model: the network.
+
+    Attributes:
+        needed: whether there has been such a call.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        self.needed = False
         self._layers = {
             id(item.weight): item
             for item in model.modules()
@@ -168,10 +172,10 @@ class LinearCalls(TorchFunctionMode):
             layer = self._layers.get(id(weight))
             if layer is not None and layer not in self._running:
                 own: Tensor | None = layer.bias
-                if own is bias:
-                    return layer(inputs)
-                if own is None:
-                    return layer(inputs) + bias
+                if own is bias or own is None:
+                    self.needed = True
+                    outputs = layer(inputs)
+                    return outputs if own is bias else outputs + bias
         return function(*args, **kwargs)
 
 

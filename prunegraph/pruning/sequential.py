@@ -4,6 +4,7 @@ import math
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -97,8 +98,9 @@ class SequentialCompensation(Compensation):
 
         adding = streams(dense, self._wanted, self._sampled_outputs)
         shown = reads(dense, graph, visit, attentions=True)
-        with torch.no_grad(), adding as found, shown:
+        with torch.no_grad(), adding as found, shown as given:
             self._send(dense)
+        self._gives_weights = given.needed
         for name in [name for name in self._wanted if calls[name] > 1]:
             del self._wanted[name]
         self._streams = {name: found[name] for name in found.keys() & self._wanted.keys()}
@@ -156,7 +158,8 @@ class SequentialCompensation(Compensation):
             modules[name.rpartition(".")[0]].register_forward_pre_hook(hook(name))
         places = {stream.place for stream in self._streams.values()}
         showing = held_at(network, places, held.setdefault)
-        with showing, measuring_batch_norm(network), LinearCalls(network):
+        calling = LinearCalls(network) if self._gives_weights else nullcontext()
+        with showing, measuring_batch_norm(network), calling:
             self._send(network)
         for name in self._wanted.keys() - done:  # an expert that is not visited any more
             self._fit_at_once(name, pruned, mask)

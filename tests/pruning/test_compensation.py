@@ -567,8 +567,9 @@ def test_layers_are_called_in_place_of_functions_once_and_give_the_same() -> Non
         layer.register_forward_pre_hook(lambda layer, _: calls.append(layer))
     before = net(images)
     assert calls == [net.stem]
-    with LinearCalls(net):
+    with LinearCalls(net) as given:
         torch.testing.assert_close(net(images), before, rtol=0, atol=1e-6)
+    assert given.needed
     assert calls == [net.stem, net.stem, net.own, net.bare]
     net(images)
     assert len(calls) == 5
