@@ -21,6 +21,7 @@ from prunegraph.errors import ConfigError, DataError, ModelError, PruneGraphErro
 from prunegraph.files import write_bytes
 from prunegraph.graph import evaluation_mode, unwrap
 from prunegraph.pruning.evaluation import model_device, place_images, place_model
+from prunegraph.pruning.kernels import QuickDepthwise
 from prunegraph.pruning.ranks import Ranks, SharedBatchNorm
 from prunegraph.pruning.recalibration import recalibrate_bn
 from prunegraph.pruning.state import parameter_digest
@@ -325,7 +326,7 @@ class _Training:
             skip=done.step,
         )
         shared = nullcontext() if self.ranks is None else SharedBatchNorm()
-        with self._seeded(epoch), shared:
+        with self._seeded(epoch), shared, QuickDepthwise():
             self._restore_generators()
             for images, labels in islice(batches, self.steps_per_epoch - done.step):
                 done.total += self._step(epoch, done.step, images, labels)
