@@ -21,8 +21,9 @@ import torch
 from scipy.stats import spearmanr
 from searches import read_rows
 
-from prunegraph.experiment.bench import DENSE_FILE, Bench
+from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.compare_config import CompareConfig
+from prunegraph.experiment.dense import DENSE_FILE
 from prunegraph.experiment.finish import load_finetuned
 from prunegraph.experiment.folder import CONFIG_FILE
 from prunegraph.experiment.options import load_config

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from searches import read_rows
 
-from prunegraph.experiment.bench import DENSE_FILE, Bench
+from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.console import Console
+from prunegraph.experiment.dense import DENSE_FILE
 from prunegraph.experiment.finish import finetune_mask, load_finetuned
 from prunegraph.experiment.folder import CONFIG_FILE, RunFolder
 from prunegraph.experiment.machine import keep_freed_memory

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.errors import ConfigError, DataError, ModelError
+from prunegraph.experiment.joining import num_samples
 from prunegraph.experiment.policies import find_policy
 from prunegraph.experiment.speed import latencies
 from prunegraph.experiment.suit import Use, features_by_start, num_decision_networks, suit
@@ -28,7 +29,7 @@ from prunegraph.pruning.evaluation import model_device, place_images
 from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.latency import project_budget
 from prunegraph.pruning.latency_table import measure_latency_table
-from prunegraph.pruning.sequential import SequentialCompensation
+from prunegraph.pruning.sequential import SequentialCompensation, most_samples
 from prunegraph.pruning.statistics import divergence, measure, sensitivity
 from prunegraph.pruning.surgery import unequal
 from prunegraph.types import Budget, KeepMask, SearchSplit, TrainSplit
@@ -187,7 +188,9 @@ def prune(
     if timed:
         report["latency_ms"] = latencies(model, graph, mask, example_inputs)
     if reconstruct:
-        again = SequentialCompensation.on_images(model, graph, train, seed=seed, device=device)
+        most = most_samples(graph, num_samples(example_inputs))
+        batch = train.take(torch.arange(min(len(train), most)))
+        again = SequentialCompensation.on_images(model, graph, batch, seed=seed, device=device)
         small = evaluator.nearest(mask, again)
     else:
         small = evaluator.prune(mask)

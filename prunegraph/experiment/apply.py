@@ -10,10 +10,11 @@ from prunegraph.agent.saving import TrainedPolicy, load_policy, save_policy
 from prunegraph.errors import BudgetError
 from prunegraph.experiment.agent_rows import add_untrained, measured, warn_if_worse
 from prunegraph.experiment.baselines import add_controls, baseline_job
-from prunegraph.experiment.bench import Bench, warn_of_network
+from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import CandidateStore
 from prunegraph.experiment.config import ApplyConfig
 from prunegraph.experiment.console import Console
+from prunegraph.experiment.dense import warn_of_network
 from prunegraph.experiment.finalise import Outcome, finalise, finetune_chosen
 from prunegraph.experiment.folder import RunFolder, open_run
 from prunegraph.experiment.jobs import Jobs, Workplace, make_workplace

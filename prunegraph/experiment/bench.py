@@ -2,42 +2,35 @@
 
 import copy
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from prunegraph.errors import ConfigError
-from prunegraph.experiment.config import NetworkConfig, PruningOptions, SearchOptions
-from prunegraph.experiment.console import Console
-from prunegraph.experiment.folder import RunFolder
-from prunegraph.experiment.pretrain import (
-    PRETRAIN_LR,
-    TRAIN_IMAGES,
-    pretrain_recipe,
-    train_network,
-    weights_record,
-)
+from prunegraph.experiment.config import PruningOptions, SearchOptions
+from prunegraph.experiment.joining import num_samples
 from prunegraph.experiment.setup import DEFAULT_DATASET, Target
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import node_features
-from prunegraph.models import load_weights, save_weights, weights_info
 from prunegraph.pruners.start import NUM_STARTS, Start, rank_starts
 from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.costly_statistics import LazyStatistics, measure_costly
-from prunegraph.pruning.evaluation import WORST, compute_logits, evaluate
+from prunegraph.pruning.evaluation import WORST, evaluate
 from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.finetune import FinetuneConfig
 from prunegraph.pruning.latency import project_budget
 from prunegraph.pruning.latency_table import LatencyTable, measure_latency_table
 from prunegraph.pruning.outcome_log import OutcomeLog
 from prunegraph.pruning.problem import PruningProblem
-from prunegraph.pruning.sequential import SEARCH_IMAGES, SequentialCompensation
-from prunegraph.pruning.state import parameter_digest
+from prunegraph.pruning.sequential import (
+    SEARCH_MEMORY,
+    SEARCH_SAMPLES,
+    SequentialCompensation,
+    most_samples,
+)
 from prunegraph.pruning.statistics import (
     divergence,
     measure,
@@ -46,14 +39,6 @@ from prunegraph.pruning.statistics import (
     unlabelled_evaluator,
 )
 from prunegraph.types import Budget, FloatArray, KeepMask, LayerError, TrainSplit
-
-DENSE_FILE = "dense.safetensors"
-
-RUN_IMAGES = "images_of_the_run"
-"""What the JSON beside the dense network calls the fingerprint of the run's train images."""
-
-CHANCE_IMAGES, BARELY_TRAINED = 512, 1.5
-"""Search images on which a network must beat chance by this factor, else a warning is due."""
 
 FINETUNE_EPOCHS = 10
 DIGITS_FINETUNE_EPOCHS = 40
@@ -211,14 +196,26 @@ class Bench:
     @cached_property
     def compensation(self) -> Compensation | None:
         """What changes the weights that stay; None if they stay as they are."""
-        kind = SequentialCompensation if self.options.layer_by_layer else Compensation
-        return self._fit(kind) if self.options.reconstruct else None
+        if not self.options.reconstruct:
+            return None
+        if not self.options.layer_by_layer:
+            return self._fit(Compensation)
+        return self._fit(SequentialCompensation, self._most_samples())
 
     @cached_property
     def quick_compensation(self) -> Compensation | None:
         """The same on few images, for searches; None if it is quick as it is."""
         in_turn = self.options.reconstruct and self.options.layer_by_layer
-        return self._fit(SequentialCompensation, most=SEARCH_IMAGES) if in_turn else None
+        few = self._most_samples(SEARCH_SAMPLES, SEARCH_MEMORY)
+        if not in_turn or few == self._most_samples():
+            return None
+        return self._fit(SequentialCompensation, few)
+
+    def _most_samples(self, *bounds: int) -> int:
+        """Return on how many of the calibration images networks can be fitted."""
+        samples = num_samples(self.target.example_inputs)
+        most = most_samples(self.target.graph, samples, *bounds)
+        return min(self.options.calibration_images, most)
 
     def _fit(self, kind: type[Compensation], most: int | None = None) -> Compensation:
         target, seed = self.target, self.seed
@@ -333,114 +330,7 @@ class Bench:
         return evaluate(pruned, self.target.dataset.test, worst=WORST).accuracy
 
 
-def warn_of_network(bench: Bench, console: Console) -> None:
-    """Say so if a network may know the search images, or seems not to have its weights."""
-    target = bench.target
-    dataset, info = target.dataset, target.info
-    known = None if info is None or info.dataset != dataset.name else info.extra.get(TRAIN_IMAGES)
-    size = None if info is None else info.extra.get("image_size")
-    sides = dataset.train.source.image_shape[1:]
-    of_one_size = size is None or sides == (size, size)  # else the fingerprints differ by it
-    if of_one_size and known not in (None, dataset.train.fingerprint()):
-        console.say(
-            f"warning: the weights of {target.arch} were trained on other images of {dataset.name} "
-            "than the train split here: search images may be among them, and accuracies too high; "
-            "give the same --data-dir and options of the images, or train anew"
-        )
-    images = target.dataset.search.sample(CHANCE_IMAGES, bench.seed)
-    accuracy = evaluate(target.model, images).accuracy
-    if accuracy * target.dataset.num_classes < BARELY_TRAINED:
-        console.say(
-            f"warning: {target.arch} has {100 * accuracy:.1f} % accuracy on search images, about "
-            "that of chance: are its weights those of a trained network?"
-        )
-
-
 def num_probes(graph: StructureGraph, names: Collection[str], num_budgets: int = 1) -> int:
     """Return how many pruned networks are run to measure the named features."""
     starts = NUM_STARTS * num_budgets if "start" in names else 0
     return starts + (num_sensitivity_networks(graph) if "sensitivity" in names else 0)
-
-
-def _check_begun(target: Target, config: NetworkConfig, path: Path, given: str) -> None:
-    """Raise ConfigError if a run that goes on began with other weights or images.
-
-    Args:
-        target: the network, with the weights that the run began with.
-        config: which network, weights and images were asked for.
-        path: of these weights.
-        given: digest of the weights that are there now.
-    """
-    info, begun = weights_info(path), parameter_digest(target.model)
-    images = target.dataset.train.fingerprint()
-    what = None
-    if info is not None and info.extra.get(RUN_IMAGES, images) != images:
-        what = f"other images of {target.dataset.name}"
-    elif config.weights is not None and given != begun:
-        what = f"other weights than {config.weights} holds now"
-    if what is not None:
-        msg = f"{path.parent} was begun with {what}: restore them, or give a new --out"
-        raise ConfigError(msg)
-
-
-FEW = 100
-"""Search images among which a mask leads by chance."""
-
-
-def _doubts(target: Target) -> Iterator[str]:
-    """Yield what is likely wrong with a network or its images."""
-    if len(target.dataset.search) < FEW:
-        yield (
-            f"there are {len(target.dataset.search)} images to search on, by which masks differ by "
-            "chance: give more, or a larger --search-share"
-        )
-    image = target.dataset.train.take(torch.arange(1))
-    outputs = compute_logits(target.model, image, autocast=False)
-    if outputs.min() >= 0.0 and abs(float(outputs.sum()) - 1.0) < 1e-4:
-        yield (
-            f"{target.arch} seems to end in a softmax: fine-tunes take its outputs for logits; "
-            "leave it to the loss"
-        )
-
-
-def ensure_dense(
-    target: Target, config: NetworkConfig, folder: RunFolder, console: Console
-) -> Path:
-    """Make the dense network's weights final, and write them into the run folder.
-
-    They come from an earlier start of the same run, from training now, or are there already.
-
-    Returns:
-        The weights file in the folder.
-
-    Raises:
-        ConfigError: the run was begun with other weights or images.
-    """
-    path = folder.file(DENSE_FILE)
-    if path.is_file():
-        given = parameter_digest(target.model)
-        load_weights(target.model, path)
-        _check_begun(target, config, path, given)
-        return path
-    for doubt in _doubts(target):
-        console.say(f"warning: {doubt}")
-    if target.pretrain_epochs:
-        train_network(
-            f"train {target.arch} on {target.dataset.name} first (no --weights), epoch",
-            target.model,
-            target.dataset.train,
-            pretrain_recipe(target.pretrain_epochs, lr=PRETRAIN_LR, batch_size=128),
-            seed=config.seed,
-            checkpoint=folder.checkpoint("pretrain.safetensors"),
-            console=console,
-        )
-    figures = dict(target.info.extra) if target.info else {}
-    if target.info and target.info.dataset != target.dataset.name:
-        for of_other_images in (TRAIN_IMAGES, "image_size", "no_flip"):
-            figures.pop(of_other_images, None)
-    images = target.dataset.train.fingerprint()
-    figures[RUN_IMAGES] = images
-    if target.pretrain_epochs:
-        figures |= {"epochs": target.pretrain_epochs, TRAIN_IMAGES: images}
-    save_weights(target.model, path, weights_record(target.arch, target.dataset, config, figures))
-    return path

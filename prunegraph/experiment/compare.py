@@ -31,7 +31,7 @@ from prunegraph.experiment.baselines import (
     heuristics,
     searches,
 )
-from prunegraph.experiment.bench import Bench, warn_of_network
+from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import Candidate, CandidateStore
 from prunegraph.experiment.cells import (
     ALWAYS,
@@ -42,6 +42,7 @@ from prunegraph.experiment.cells import (
 )
 from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.console import Console, seconds_in_words
+from prunegraph.experiment.dense import warn_of_network
 from prunegraph.experiment.finalise import (
     Outcome,
     candidate_row,

@@ -10,11 +10,12 @@ import numpy as np
 
 from prunegraph.errors import ArtefactError, ConfigError
 from prunegraph.experiment.baselines import check_methods
-from prunegraph.experiment.bench import DENSE_FILE, Bench
+from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.checks import SUMMARY_FILE
 from prunegraph.experiment.compare import Plan, check_searches, make_plan, run_compare
 from prunegraph.experiment.compare_config import CompareConfig, ComparisonsConfig
 from prunegraph.experiment.console import Console, seconds_in_words
+from prunegraph.experiment.dense import DENSE_FILE
 from prunegraph.experiment.folder import CONFIG_FILE, RunFolder, open_run, slug
 from prunegraph.experiment.options import save_config
 from prunegraph.experiment.report import read_report

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from prunegraph.errors import PruneGraphError
-from prunegraph.experiment.bench import Bench, ensure_dense
+from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.config import (
     ApplyConfig,
@@ -31,6 +31,7 @@ from prunegraph.experiment.config import (
     TrainConfig,
 )
 from prunegraph.experiment.console import Console
+from prunegraph.experiment.dense import ensure_dense
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.forecast import with_forecast
 from prunegraph.experiment.machine import default_threads, keep_freed_memory

@@ -47,7 +47,7 @@ from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.evaluation import model_device
 from prunegraph.pruning.latency import TOLERANCE
 from prunegraph.pruning.recalibration import has_batch_norm, measuring_batch_norm
-from prunegraph.pruning.sequential import MOST_IMAGES, SequentialCompensation
+from prunegraph.pruning.sequential import SequentialCompensation, most_samples
 from prunegraph.pruning.state import parameter_digest
 from prunegraph.pruning.statistics import measure_by
 from prunegraph.rewards import unpack_bits
@@ -56,9 +56,6 @@ from prunegraph.types import Budget
 LAST = 2
 """Networks that are kept for the end of a search: the policy's own mask, the ledger's best. With
 ``reconstruct`` one more: the one that is returned, fitted layer by layer."""
-
-MEMORY = 2**31
-"""Bytes of activations alive at once of the batch that it is fitted on."""
 
 
 def search(
@@ -289,8 +286,7 @@ def _in_turn(
     example_inputs: ExampleInputs,
 ) -> list[Callable[[], Compensation]]:
     """Return what fits layer by layer: on as many samples as memory allows, on the first batch."""
-    bytes_each = graph.peak_memory(graph.dense_mask()) // max(num_samples(example_inputs), 1)
-    most = min(MOST_IMAGES, MEMORY // max(bytes_each, 1))
+    most = most_samples(graph, num_samples(example_inputs))
 
     def fit(batch: Any) -> Compensation:
         def run(network: nn.Module) -> None:

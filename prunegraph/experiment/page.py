@@ -12,10 +12,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from prunegraph.errors import ArtefactError
-from prunegraph.experiment.bench import DENSE_FILE
 from prunegraph.experiment.candidates import MASKS_FILE, read_masks
 from prunegraph.experiment.config import CommonConfig
 from prunegraph.experiment.console import Console, seconds_in_words
+from prunegraph.experiment.dense import DENSE_FILE
 from prunegraph.experiment.folder import CONFIG_FILE, PAGE_FILE, RunFolder
 from prunegraph.experiment.greedy import GREEDY_CURVE
 from prunegraph.experiment.options import command_line

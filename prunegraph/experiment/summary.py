@@ -12,9 +12,9 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from prunegraph.experiment.bench import DENSE_FILE
 from prunegraph.experiment.checks import SUMMARY_FILE
 from prunegraph.experiment.compare_config import ComparisonsConfig
+from prunegraph.experiment.dense import DENSE_FILE
 from prunegraph.experiment.folder import (
     PAGE_FILE,
     REPORT_FILE,

@@ -29,10 +29,10 @@ from prunegraph.experiment.baselines import (
     baseline_batches,
     check_baselines,
 )
-from prunegraph.experiment.bench import warn_of_network
 from prunegraph.experiment.candidates import CandidateStore, choose
 from prunegraph.experiment.config import SearchOptions, TrainConfig
 from prunegraph.experiment.console import Console
+from prunegraph.experiment.dense import warn_of_network
 from prunegraph.experiment.finalise import Outcome, finalise, finetune_chosen
 from prunegraph.experiment.folder import RunFolder, open_run, slug
 from prunegraph.experiment.jobs import Jobs, load_targets, make_workplace

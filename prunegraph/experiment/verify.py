@@ -12,7 +12,7 @@ from prunegraph.experiment.agent_rows import agent_rows
 from prunegraph.experiment.agreement import agreements
 from prunegraph.experiment.apply import APPLIED, COMPARED
 from prunegraph.experiment.baselines import CONTROLS
-from prunegraph.experiment.bench import DENSE_FILE, Bench
+from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import MASKS_FILE, choose, read_masks
 from prunegraph.experiment.cells import rank_of
 from prunegraph.experiment.checks import check_trusted
@@ -25,6 +25,7 @@ from prunegraph.experiment.config import (
 )
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.csv_files import HISTORY_CSV, METHODS_CSV
+from prunegraph.experiment.dense import DENSE_FILE
 from prunegraph.experiment.finalise import finetuned_mean, limited_memory, peak_memory
 from prunegraph.experiment.finish import load_finetuned
 from prunegraph.experiment.folder import CONFIG_FILE, MEMBER, REPORT_FILE, RunFolder, existing_run

@@ -125,7 +125,10 @@ class Compensation:
         seed: int = 0,
         device: str | torch.device | None = None,
     ) -> Self:
-        """Measure on train images, without augmentation."""
+        """Measure on train images, without augmentation.
+
+        ``SequentialCompensation`` takes them as one batch, which has to fit into memory.
+        """
 
         def run(network: nn.Module) -> None:
             for batch in cls._batches(images):

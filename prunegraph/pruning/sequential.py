@@ -1,6 +1,5 @@
 """Least squares layer by layer: each makes up for what the fitted layers before it leave."""
 
-import math
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -34,11 +33,11 @@ ALIKE, COMPARED = 0.2, 64
 MOST_VALUES = 2**29
 """Sampled outputs that are held of all layers: 2 GiB."""
 
-PIXELS, MOST_IMAGES = 2**21, 1024
-"""Of the batch that ``on_images`` takes."""
+MOST_SAMPLES, MEMORY = 1024, 2**31
+"""Of the batch that a network is fitted on; bytes of its activations in the dense network."""
 
-SEARCH_IMAGES = 128
-"""Of that of searches: too few for the best fit, enough to rank networks (docs/trials.md)."""
+SEARCH_SAMPLES, SEARCH_MEMORY = 128, 2**29
+"""The same in searches: too few for the best fit, enough to rank networks (docs/trials.md)."""
 
 
 class SequentialCompensation(Compensation):
@@ -107,10 +106,8 @@ class SequentialCompensation(Compensation):
 
     @staticmethod
     def _batches(images: TrainSplit) -> Iterable[Tensor]:
-        """Return the first images as one batch."""
-        pixels = math.prod(images.source.image_shape[1:])
-        number = max(1, min(MOST_IMAGES, PIXELS // pixels))
-        return [images.source.load(images.index[:number])]
+        """Return the images as one batch."""
+        return [images.source.load(images.index)]
 
     def _send(self, network: nn.Module) -> None:
         """Run a network: what the forward draws at random, noise say, is the same for each."""
@@ -226,6 +223,21 @@ class SequentialCompensation(Compensation):
             fitted.append(weight + change)
             shifts.append(offset - change @ mean)
         self._put(name, pruned, out, torch.cat(fitted), torch.cat(shifts))
+
+
+def most_samples(
+    graph: StructureGraph, samples: int, most: int = MOST_SAMPLES, memory: int = MEMORY
+) -> int:
+    """Return how many samples a network can be fitted on.
+
+    Args:
+        graph: the structure of the dense network.
+        samples: of the example that it was analysed with.
+        most: samples, at most.
+        memory: bytes of activations that are alive at once, at most.
+    """
+    each = graph.peak_memory(graph.dense_mask()) // max(samples, 1)
+    return max(1, min(most, memory // max(each, 1)))
 
 
 def _some(rows: Tensor) -> Tensor:

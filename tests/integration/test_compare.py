@@ -28,6 +28,7 @@ from prunegraph.experiment.report import read_rows
 from prunegraph.experiment.setup import load_target
 from prunegraph.experiment.verdict import judge, mean_by_name, proxy_correlation
 from prunegraph.graph.features import rank_in_group
+from prunegraph.pruning import sequential
 from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.finetune import _Training
 from prunegraph.types import KeepMask, Outcome, TrainSplit
@@ -145,6 +146,18 @@ def test_networks_are_reconstructed_layer_by_layer_or_all_layers_at_once(weights
         assert later.is_cached(mask, everything)
     assert benches[0].quick_compensation is None
     assert ["layer_by_layer" in bench.recipe_record() for bench in benches] == [False, True]
+
+
+def test_searches_have_a_fit_of_their_own_only_where_it_is_on_fewer_images(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = CompareConfig(weights=weights, calibration_images=sequential.SEARCH_SAMPLES)
+    target, many = load_target(few), replace(few, calibration_images=256)
+    benches = [Bench(target=target, options=options, seed=0) for options in (few, many, many)]
+    assert benches[0].quick_compensation is None
+    assert benches[1].quick_compensation is not None
+    monkeypatch.setattr("prunegraph.experiment.bench.SEARCH_SAMPLES", 256)
+    assert benches[2].quick_compensation is None
 
 
 def timeless(report: dict[str, Any]) -> list[dict[str, Any]]:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prunegraph.experiment.bench import ensure_dense
 from prunegraph.experiment.cli import main
 from prunegraph.experiment.config import NetworkConfig
 from prunegraph.experiment.console import Console
+from prunegraph.experiment.dense import ensure_dense
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.setup import load_target, never_flipped
 

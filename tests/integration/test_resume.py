@@ -11,10 +11,11 @@ import safetensors.torch
 
 from prunegraph.errors import ConfigError
 from prunegraph.experiment import search
-from prunegraph.experiment.bench import Bench, warn_of_network
+from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.cli import main
 from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.console import Console
+from prunegraph.experiment.dense import warn_of_network
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.jobs import Jobs, Workplace, make_workplace
 from prunegraph.experiment.search import SearchRun

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 
 @pytest.fixture
 def bench(weights: Path) -> Bench:
-    options = CompareConfig(weights=weights, calibration_images=64, keep_macs=0.4)
+    options = CompareConfig(weights=weights, calibration_images=256, keep_macs=0.4)
     return Bench(target=load_target(options, options.budget()), options=options, seed=0)
 
 

@@ -18,6 +18,7 @@ from prunegraph.pruning import (
     recalibrate_bn,
     sequential,
 )
+from prunegraph.pruning.sequential import most_samples
 from prunegraph.testing import assert_masked_equals_pruned
 from prunegraph.types import Budget, KeepMask
 
@@ -193,6 +194,14 @@ def test_parts_that_take_no_hooks_or_have_no_versions_are_passed_by() -> None:
     for part in (nn.Sequential(nn.ReLU()), nn.Sequential(nn.Conv2d(4, 8, 1), nn.ReLU())):
         scripted = nn.Sequential(chain(), torch.jit.script(part))
         assert fitted(scripted, images) < 0.7
+
+
+def test_as_many_samples_are_taken_as_memory_holds(mixed: Any) -> None:
+    _, graph, _ = mixed
+    each = graph.peak_memory(graph.dense_mask())
+    assert [most_samples(graph, 1, memory=memory * each) for memory in (0, 5)] == [1, 5]
+    assert most_samples(graph, 2, memory=5 * each) == 10  # of an example of two
+    assert most_samples(graph, 1, 3, memory=5 * each) == 3
 
 
 class Proposals(nn.Module):
