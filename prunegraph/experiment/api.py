@@ -188,8 +188,7 @@ def prune(
     if timed:
         report["latency_ms"] = latencies(model, graph, mask, example_inputs)
     if reconstruct:
-        most = most_samples(graph, num_samples(example_inputs))
-        batch = train.take(torch.arange(min(len(train), most)))
+        batch = train.sample(most_samples(graph, num_samples(example_inputs)), seed)
         again = SequentialCompensation.on_images(model, graph, batch, seed=seed, device=device)
         small = evaluator.nearest(mask, again)
     else:

@@ -199,7 +199,7 @@ class Bench:
         if not self.options.reconstruct:
             return None
         if not self.options.layer_by_layer:
-            return self._fit(Compensation)
+            return self._fit(Compensation, self.options.calibration_images)
         return self._fit(SequentialCompensation, self._most_samples())
 
     @cached_property
@@ -217,10 +217,9 @@ class Bench:
         most = most_samples(self.target.graph, samples, *bounds)
         return min(self.options.calibration_images, most)
 
-    def _fit(self, kind: type[Compensation], most: int | None = None) -> Compensation:
+    def _fit(self, kind: type[Compensation], num_images: int) -> Compensation:
         target, seed = self.target, self.seed
-        images = target.dataset.train.sample(self.options.calibration_images, seed)
-        images = images.take(torch.arange(len(images))[:most])
+        images = target.dataset.train.sample(num_images, seed)
         return kind.on_images(target.model, target.graph, images, seed=seed, device=target.device)
 
     @cached_property

@@ -160,6 +160,22 @@ def test_searches_have_a_fit_of_their_own_only_where_it_is_on_fewer_images(
     assert benches[2].quick_compensation is None
 
 
+def test_what_searches_are_fitted_on_is_drawn_of_all_train_images(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[TrainSplit] = []
+    monkeypatch.setattr(
+        sequential.SequentialCompensation, "on_images", lambda *given, **_: seen.append(given[2])
+    )
+    options = CompareConfig(weights=weights, calibration_images=10_000)  # more than there are
+    bench = Bench(target=load_target(options), options=options, seed=0)
+    _ = bench.quick_compensation
+    assert len(seen[0]) == sequential.SEARCH_SAMPLES
+    assert len(set(seen[0].labels.tolist())) == 10
+    positions = seen[0].index.tolist()
+    assert positions != bench.target.dataset.train.index[: len(positions)].tolist()
+
+
 def timeless(report: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the rows of a report without their times."""
     return [{**row, "seconds": None} for row in report["methods"]]
