@@ -17,6 +17,7 @@ from prunegraph.errors import ArtefactError
 from prunegraph.experiment.folder import REPORT_FILE, RunFolder
 from prunegraph.experiment.verdict import DENSE, MethodRow, Metric, column, is_method, pruned_rows
 from prunegraph.files import write_json
+from prunegraph.pruning.precision import computes_bfloat16
 from prunegraph.reading import checked, read_json
 from prunegraph.types import Budget, Cost, short
 
@@ -175,6 +176,7 @@ def machine() -> dict[str, Any]:
     return {
         "platform": platform.platform(),
         "processor": _processor(),
+        "bfloat16": computes_bfloat16("cpu"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

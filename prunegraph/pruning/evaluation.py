@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from prunegraph.errors import DataError, ModelError
 from prunegraph.graph import evaluation_mode
+from prunegraph.pruning.precision import autocasting
 from prunegraph.types import Split
 
 BATCH_SIZE = 128
@@ -50,7 +51,8 @@ def evaluate(
         model: the network, on the device where it shall run.
         data: a split, or normalised images ``[n, c, h, w]`` and labels ``[n]``.
         batch_size: images a forward.
-        autocast: run in bfloat16 where that is safe; loss and KL are computed in float32.
+        autocast: run in bfloat16, where that is safe and the device computes it; loss and KL
+            are computed in float32.
         dense_logits: ``[n, classes]`` in the order of ``data``; if given, KL is measured.
         worst: what is returned if the outputs hold NaN or infinity; None = that is an error.
 
@@ -112,7 +114,7 @@ def _forward(model: nn.Module, images: Tensor, *, autocast: bool) -> Tensor:
     inputs = place_images(images, model)
     with (
         torch.inference_mode(),
-        torch.autocast(inputs.device.type, torch.bfloat16, enabled=autocast),
+        autocasting(inputs.device, wanted=autocast),
     ):
         logits = model(inputs)
     if not isinstance(logits, Tensor):

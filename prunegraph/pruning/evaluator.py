@@ -53,7 +53,7 @@ class Evaluator:
         batch_size: images a forward.
         seed: fixes the calibration images.
         device: where networks run.
-        autocast: run in bfloat16 where that is safe.
+        autocast: run in bfloat16 where that is safe and the device computes it.
         kl: also measure the KL divergence from the dense network's outputs.
         soft: also measure the soft accuracy.
         short_finetune: training steps that a pruned network gets before it is scored, the same

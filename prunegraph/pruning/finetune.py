@@ -22,6 +22,7 @@ from prunegraph.files import write_bytes
 from prunegraph.graph import evaluation_mode, unwrap
 from prunegraph.pruning.evaluation import model_device, place_images, place_model
 from prunegraph.pruning.kernels import QuickDepthwise
+from prunegraph.pruning.precision import autocasting
 from prunegraph.pruning.ranks import Ranks, SharedBatchNorm
 from prunegraph.pruning.recalibration import recalibrate_bn
 from prunegraph.pruning.state import parameter_digest
@@ -60,7 +61,7 @@ class FinetuneConfig:
         warmup_epochs: epochs over which the learning rate rises to its peak.
         momentum: Nesterov momentum.
         weight_decay: weight decay of all parameters.
-        autocast: run in bfloat16 where that is safe.
+        autocast: run in bfloat16 where that is safe and the device computes it.
         distill_weight: share of the loss in [0, 1] that is the distance to a teacher's outputs.
         distill_temperature: divides both logits for it (Hinton et al. 2015, section 2).
     """
@@ -385,7 +386,7 @@ class _Training:
 
     def _loss(self, network: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
         """Return cross-entropy, mixed with the distance to the teacher if there is one."""
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.config.autocast):
+        with autocasting(inputs.device, wanted=self.config.autocast):
             logits = network(inputs)
             if not isinstance(logits, Tensor):
                 msg = (

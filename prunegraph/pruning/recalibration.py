@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunegraph.errors import DataError
 from prunegraph.graph.surgery import put_modes
+from prunegraph.pruning.precision import autocasting
 
 
 def has_batch_norm(model: nn.Module) -> bool:
@@ -67,7 +68,7 @@ def recalibrate_bn(
         model: the network; nothing but its batch-norm buffers changes.
         images: batches ``[b, c, h, w]``, or such with labels. Take *shuffled* training images in
             batches of equal size: each batch counts alike, and a batch of one class misleads.
-        autocast: run in bfloat16 where that is safe.
+        autocast: run in bfloat16 where that is safe and the device computes it.
 
     Raises:
         DataError: a batch of one image, for norms that then see one value a channel.
@@ -79,7 +80,7 @@ def recalibrate_bn(
         for found in images:
             batch = (found if isinstance(found, Tensor) else found[0]).to(device)
             try:
-                with torch.autocast(batch.device.type, torch.bfloat16, enabled=autocast):
+                with autocasting(batch.device, wanted=autocast):
                     model(batch)
             except ValueError as error:
                 if "more than 1 value per channel" not in str(error):
