@@ -292,7 +292,7 @@ def _record(
         message = first_line(error)
         frame = failing_frame(model, error)
         where = type(model).__name__ if frame is None else frame[0] or type(model).__name__
-        if (operator := re.search(r"HigherOrderOperator (\w+)", message)) is not None:
+        if (operator := re.search(r"(?:HigherOrderOperator|HOP) (\w+)", message)) is not None:
             msg = (
                 f"{where} calls {operator[1]}, inside which nothing can be followed: analyse it "
                 "with plain operations in its place (for flex_attention, "

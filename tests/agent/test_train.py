@@ -177,7 +177,7 @@ def test_self_competition_over_the_real_environment(
     assert result.policy.record["networks_evaluated"] == 30
 
 
-@pytest.mark.parametrize("form", ["best", "ema"])
+@pytest.mark.parametrize("form", ["best", pytest.param("ema", marks=pytest.mark.slow)])
 def test_any_number_of_environments_trains_the_same_policy(
     toy_config: MakeConfig, real_factories: MakeEnvs, form: Any
 ) -> None:

@@ -206,7 +206,14 @@ def test_a_search_that_was_interrupted_goes_on(task: Any, tmp_path: Path) -> Non
         pg.search(model, example, checkpoint=path, **options)
 
 
-@pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
+@pytest.mark.parametrize(
+    "share",
+    [
+        pytest.param(0.05, marks=pytest.mark.slow),
+        0.5,
+        pytest.param(0.9, marks=pytest.mark.slow),
+    ],
+)
 def test_a_search_that_is_killed_between_two_networks_runs_none_again(
     task: Any, tmp_path: Path, share: float
 ) -> None:

@@ -293,9 +293,12 @@ class Experts(nn.Module):
         return x + out[order.argsort()].view(x.shape)
 
 
-@pytest.mark.skipif(not hasattr(torch, "_grouped_mm"), reason="needs a newer torch")
 def test_experts_lose_channels_in_blocks_of_16_bytes() -> None:
     net, x = around(Experts()), torch.randn(2, 8, 5)
+    try:
+        net(x)
+    except NotImplementedError:
+        pytest.skip("this torch multiplies no groups of matrices on CPUs: 2.8 does not")
     graph = analyse(net, x)
     assert free_sizes(graph) == [WIDTH // 4, 32 // 4]
     for seed in range(4):

@@ -195,7 +195,7 @@ def test_a_tar_that_leads_back_to_itself_ends(tmp_path: Path) -> None:
     back[148:156] = b" " * 8
     back[148:156] = b"%06o\0 " % sum(back)
     (tmp_path / "a.tar").write_bytes(first + bytes(back) + bytes(1024))
-    with pytest.raises(DataError, match="negative size"):
+    with pytest.raises(DataError, match=r"negative size|no plain tar"):
         scan(tmp_path / "a.tar")
 
 

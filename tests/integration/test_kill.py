@@ -115,9 +115,10 @@ def without_times(value: Any) -> Any:
     return value
 
 
-@pytest.mark.parametrize(
-    "command", ["pretrain", "slimmable", "train", "adapt", "apply", "compare", "grid"]
-)
+OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("slimmable", "adapt", "grid")]
+
+
+@pytest.mark.parametrize("command", ["pretrain", "train", "apply", "compare", *OTHERS])
 def test_a_killed_command_goes_on_to_the_same_result(
     command: str, commands: dict[str, list[str]], run: Run, tmp_path: Path
 ) -> None:

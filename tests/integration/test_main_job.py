@@ -166,7 +166,14 @@ def check_resumes(
     assert without_times(folder) == without_times(reference)
 
 
-@pytest.mark.parametrize("call", [8, 11, 14])  # in the first update, between two masks, a finalist
+@pytest.mark.parametrize(  # in the first update, between two masks, a finalist
+    "call",
+    [
+        pytest.param(8, marks=pytest.mark.slow),
+        11,
+        pytest.param(14, marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_search_resumes_to_the_same_report(
     call: int,
     quick: Path,
@@ -206,7 +213,9 @@ def test_an_interrupted_finetune_resumes_to_the_same_report(
     assert without_times(tmp_path / "run") == without_times(quick)
 
 
-@pytest.mark.parametrize("write", [1, 2, 4, 9, 16])
+@pytest.mark.parametrize(
+    "write", [*(pytest.param(early, marks=pytest.mark.slow) for early in (1, 2, 4)), 9, 16]
+)
 def test_a_full_disk_leaves_whole_files_and_resumes(
     write: int,
     quick: Path,
@@ -385,22 +394,27 @@ def test_a_changed_bit_is_found_by_the_name_of_the_file(
     assert err.count("\n") == 1
 
 
+CHANGES: list[tuple[tuple[str, ...], object]] = [
+    (("pruned", "test_accuracy_finetuned"), 0.999),
+    (("verdict",), "LEARNED"),
+    (("agreement", "taylor"), {}),
+    (("budget",), {"keep_macs": 0.25}),
+    (("dense_widths",), {}),
+]
+FURTHER: list[tuple[tuple[str, ...], object]] = [
+    (("pruned", "macs"), 1),
+    (("dense", "test_accuracy"), 0.5),
+    (("dense", "params"), 3),
+    (("pruned", "widths"), {}),
+    (("agreement", "l1", "overlap"), 0.123),
+    (("seed",), 3),
+    (("recipe",), {"epochs": 40}),
+]
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
-    [
-        (("pruned", "test_accuracy_finetuned"), 0.999),
-        (("pruned", "macs"), 1),
-        (("dense", "test_accuracy"), 0.5),
-        (("dense", "params"), 3),
-        (("pruned", "widths"), {}),
-        (("verdict",), "LEARNED"),
-        (("agreement", "l1", "overlap"), 0.123),
-        (("agreement", "taylor"), {}),
-        (("budget",), {"keep_macs": 0.25}),
-        (("seed",), 3),
-        (("recipe",), {"epochs": 40}),
-        (("dense_widths",), {}),
-    ],
+    [*CHANGES, *(pytest.param(*change, marks=pytest.mark.slow) for change in FURTHER)],
 )
 def test_a_changed_figure_is_found_by_its_name(
     path: tuple[str, ...], value: object, copied: Path, capsys: pytest.CaptureFixture[str]

@@ -11,7 +11,7 @@ from prunegraph.testing.random_networks import FEATURES, RandomNetwork, random_n
 from prunegraph.testing.structure_check import StructureFindings, check_structure
 
 NUM_SEEDS = 300
-QUICK, *SLOW = range(40), range(40, 100), range(100, 200), range(200, NUM_SEEDS)
+QUICK, *SLOW = range(20), range(20, 100), range(100, 200), range(200, NUM_SEEDS)
 BLOCKS = [QUICK, *(pytest.param(seeds, marks=pytest.mark.slow) for seeds in SLOW)]
 
 
