@@ -44,6 +44,7 @@ from prunegraph.experiment.verdict import (
 )
 from prunegraph.files import write_json
 from prunegraph.graph import StructureGraph
+from prunegraph.pruning.precision import computes_bfloat16
 from prunegraph.pruning.surgery import unequal
 from prunegraph.types import Budget, KeepMask
 
@@ -315,6 +316,7 @@ def common_details(bench: Bench, outcome: Outcome, metric: Metric) -> dict[str, 
             for name, split in splits.items()
         },
         "recipe": bench.recipe_record(),
+        "precision": "bfloat16" if computes_bfloat16(target.device) else "float32",
         "machine": machine(),
         "versions": versions(),
     }

@@ -241,6 +241,7 @@ REPORT = {
 """What a report must hold to be shown and verified."""
 
 PARTS: dict[str, Any] = {
+    "precision": str,
     "search": {"seconds": float, "networks_evaluated": int, "evaluation_seconds": float},
     "peak_memory": {"dense": int, "pruned": int},
     "latency_ms": {"dense": float, "pruned": float, "on": str},

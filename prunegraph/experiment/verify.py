@@ -50,6 +50,7 @@ from prunegraph.experiment.verdict import (
 )
 from prunegraph.graph import StructureGraph
 from prunegraph.pruning.artefacts import WEIGHTS_FILE
+from prunegraph.pruning.precision import as_elsewhere
 from prunegraph.types import KeepMask
 from prunegraph.users_code import is_factory
 
@@ -140,6 +141,17 @@ def _check_member(
     config: VerifyConfig, folder: RunFolder, member: RunFolder, console: Console
 ) -> list[Check]:
     content = read_report(member)
+    with as_elsewhere(bfloat16=content.get("precision", "bfloat16") == "bfloat16"):
+        return _measure_again(config, folder, member, content, console)
+
+
+def _measure_again(
+    config: VerifyConfig,
+    folder: RunFolder,
+    member: RunFolder,
+    content: Mapping[str, Any],
+    console: Console,
+) -> list[Check]:
     bench, as_then = _rebuild(config, folder, member, content)
     rows = read_rows(content)
     masks = read_masks(member.file(MASKS_FILE), bench.target.graph)

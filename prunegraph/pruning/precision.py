@@ -1,9 +1,13 @@
 """Where networks run in bfloat16."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
+
+_AS_ELSEWHERE: ContextVar[bool | None] = ContextVar("bfloat16", default=None)
 
 
 def computes_bfloat16(device: torch.device | str) -> bool:
@@ -24,4 +28,16 @@ def computes_bfloat16(device: torch.device | str) -> bool:
 
 def autocasting(device: torch.device, *, wanted: bool) -> torch.autocast:
     """Return a context whose forwards run in bfloat16 if that is wanted and the device does it."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and computes_bfloat16(device))
+    elsewhere = _AS_ELSEWHERE.get()
+    able = computes_bfloat16(device) if elsewhere is None else elsewhere
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and able)
+
+
+@contextmanager
+def as_elsewhere(*, bfloat16: bool) -> Iterator[None]:
+    """Run networks in bfloat16, or not, as another device did: slowly where this one does not."""
+    token = _AS_ELSEWHERE.set(bfloat16)
+    try:
+        yield
+    finally:
+        _AS_ELSEWHERE.reset(token)

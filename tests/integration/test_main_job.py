@@ -13,7 +13,7 @@ import torch
 
 from prunegraph import files
 from prunegraph.errors import ArtefactError
-from prunegraph.experiment import page
+from prunegraph.experiment import page, verify
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import MASKS_FILE, read_masks
 from prunegraph.experiment.cli import main
@@ -22,6 +22,7 @@ from prunegraph.experiment.jobs import load_targets
 from prunegraph.experiment.options import load_config
 from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.pruning.finetune import _Training
+from prunegraph.pruning.precision import autocasting, computes_bfloat16
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -427,6 +428,25 @@ def test_a_changed_figure_is_found_by_its_name(
     (copied / "report.json").write_text(json.dumps(report))
     assert main(["verify", str(copied), "--threads", "1"]) == 2
     assert ".".join(path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("precision", "wanted"), [("bfloat16", True), ("float32", False)])
+def test_it_is_measured_in_the_precision_of_the_run(
+    precision: str, wanted: bool, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = read_report(copied)
+    assert report["precision"] == ("bfloat16" if computes_bfloat16("cpu") else "float32")
+    (copied / "report.json").write_text(json.dumps(report | {"precision": precision}))
+    seen = []
+
+    def watch(*_: object) -> list[verify.Check]:
+        with autocasting(torch.device("cpu"), wanted=True):
+            seen.append(torch.is_autocast_enabled("cpu"))
+        return []
+
+    monkeypatch.setattr(verify, "_measure_again", watch)
+    assert main(["verify", str(copied), "--threads", "1"]) == 0
+    assert seen == [wanted]
 
 
 def test_a_method_that_was_left_out_is_missed(

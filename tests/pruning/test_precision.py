@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.pruning import FinetuneConfig, evaluate, finetune, recalibrate_bn
-from prunegraph.pruning.precision import computes_bfloat16
+from prunegraph.pruning.precision import as_elsewhere, autocasting, computes_bfloat16
 from prunegraph.types import Dataset
 
 
@@ -57,6 +57,22 @@ def test_where_torch_cannot_tell_it_is_float32(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert not computes_bfloat16("cpu")
     assert not computes_bfloat16("mps")
+
+
+@pytest.mark.parametrize("instructions", ["avx512_bf16", "avx2"], indirect=True)
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_networks_run_as_they_did_elsewhere(
+    instructions: str, bfloat16: bool, digits: Dataset
+) -> None:
+    model, own = Watched(), instructions == "avx512_bf16"
+    with as_elsewhere(bfloat16=bfloat16):
+        evaluate(model, digits.search)
+        assert model.types == {torch.bfloat16 if bfloat16 else torch.float32}
+        with autocasting(torch.device("cpu"), wanted=False):
+            assert not torch.is_autocast_enabled("cpu")
+        assert computes_bfloat16("cpu") == own
+    with autocasting(torch.device("cpu"), wanted=True):
+        assert torch.is_autocast_enabled("cpu") == own
 
 
 @pytest.mark.parametrize("native", [False, True])
