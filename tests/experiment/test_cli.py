@@ -200,6 +200,7 @@ def test_a_switch_may_repeat_or_turn_what_the_file_of_options_says(
     assert config.agent == (word == "--agent")
 
 
+@pytest.mark.slow
 def test_a_broken_pipe_is_no_error() -> None:
     code = (
         "import sys; from prunegraph.experiment.cli import main; "

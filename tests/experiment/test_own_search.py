@@ -167,6 +167,7 @@ def test_a_latency_is_searched_within_by_layer_times_that_are_kept(
         pg.search(model, example, **{**options, "checkpoint": None, "max_latency": 1000.0})
 
 
+@pytest.mark.slow
 def test_a_search_that_was_interrupted_goes_on(task: Any, tmp_path: Path) -> None:
     model, batches = task
     options = {
@@ -240,6 +241,7 @@ def test_a_search_that_is_killed_between_two_networks_runs_none_again(
     assert len(runs) == total + 2  # the whole network again, and the one that was cut off
 
 
+@pytest.mark.slow
 def test_a_search_ends_where_there_are_no_more_masks() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))

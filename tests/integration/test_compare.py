@@ -432,20 +432,25 @@ def written_again(compared: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return copied
 
 
+FURTHER = [
+    (repeat_a_row, "methods with a row that is there twice is reported"),
+    (invent_images, "data.test.images is reported as 10000"),
+    (name_another_seed, "pruned.seed is reported as 77"),
+    (count_one_twice, "fine-tunes is reported"),
+    (rename_the_network, "arch is reported as resnet110"),
+]
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
         (invent_a_fine_tune, "methods with a fine-tune of no network is reported"),
-        (repeat_a_row, "methods with a row that is there twice is reported"),
-        (invent_images, "data.test.images is reported as 10000"),
-        (name_another_seed, "pruned.seed is reported as 77"),
         (invent_searches, "search.seeds is reported"),
         (leave_the_start_out, "methods that are missing is reported as ['untrained']"),
         (show_a_rival, "pruned.mask_digest is reported"),
-        (count_one_twice, "fine-tunes is reported"),
         (leave_one_out, "seeds of cem is reported"),
-        (rename_the_network, "arch is reported as resnet110"),
         (judge_by_another_metric, "verdict_metric is reported"),
+        *(pytest.param(*forgery, marks=pytest.mark.slow) for forgery in FURTHER),
     ],
 )
 def test_a_forged_comparison_is_found_out(
@@ -461,6 +466,7 @@ def test_a_forged_comparison_is_found_out(
     assert named in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_elsewhere_without_the_weights_of_its_finished_cells(
     compared: Path, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,7 +56,8 @@ def searched(
         )
 
 
-@pytest.mark.parametrize("workers", [None, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [None, 2])
 def test_masks_that_come_again_after_a_resume_are_not_counted_twice(
     workers: int | None, weights: Path, tmp_path: Path
 ) -> None:
