@@ -20,8 +20,10 @@ def computes_bfloat16(device: torch.device | str) -> bool:
     """
     kind = torch.device(device).type
     if kind == "cpu":
-        tell: Callable[[], Mapping[str, Any]]
-        tell = getattr(torch.cpu, "get_capabilities", dict)  # torch 2.6 has none
+        tell: Callable[[], Mapping[str, Any]] | None
+        tell = getattr(torch.cpu, "get_capabilities", None)
+        if tell is None:  # torch 2.10 has a private function in its place
+            return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
         return any(tell().get(name, False) for name in ("avx512_bf16", "amx_bf16"))
     return kind == "cuda" and bool(torch.cuda.is_bf16_supported(including_emulation=False))
 

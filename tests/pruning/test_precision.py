@@ -53,8 +53,16 @@ def test_nothing_runs_in_bfloat16_that_shall_not(instructions: str, digits: Data
     assert model.types == {torch.float32}, instructions
 
 
+@pytest.mark.parametrize("native", [False, True])
+def test_older_torches_tell_it_otherwise(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native, raising=False)
+    assert computes_bfloat16("cpu") == native
+
+
 def test_where_torch_cannot_tell_it_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported", raising=False)
     assert not computes_bfloat16("cpu")
     assert not computes_bfloat16("mps")
 
