@@ -195,7 +195,9 @@ def test_a_tar_that_leads_back_to_itself_ends(tmp_path: Path) -> None:
     back[148:156] = b" " * 8
     back[148:156] = b"%06o\0 " % sum(back)
     (tmp_path / "a.tar").write_bytes(first + bytes(back) + bytes(1024))
-    with pytest.raises(DataError, match=r"negative size|no plain tar"):
+    # since Python 3.11.14 (CVE-2025-8194) tarfile itself stops there
+    why = "'train/cat/1.png' has a negative size|its end is missing"
+    with pytest.raises(DataError, match=rf"no plain tar \(({why})\)"):
         scan(tmp_path / "a.tar")
 
 
