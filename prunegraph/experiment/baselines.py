@@ -17,7 +17,7 @@ from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import slug
 from prunegraph.experiment.jobs import Batch, Workplace
 from prunegraph.experiment.search import search_job
-from prunegraph.experiment.verdict import CONTROL_SUFFIX, SAMPLER
+from prunegraph.experiment.verdict import CONTROL_SUFFIX, SAMPLER, SEARCHES, searches
 from prunegraph.graph import StructureGraph
 from prunegraph.pruners import PRUNERS, at_widths
 from prunegraph.pruning.outcome_log import OutcomeLog
@@ -28,11 +28,8 @@ from prunegraph.users_code import as_one_line, find_factory, is_factory
 BASELINES: Mapping[str, Callable[[], Pruner]] = {**PRUNERS, "amc": AmcSearch}
 """Name -> factory of every baseline but the agent's sampler."""
 
-SEARCHES = ("cem", "random_search", "netadapt", "amc")
-"""This package's baselines that search."""
-
 USUAL_SEARCHES = ("cem", "random_search")
-"""Of these, what ``train`` compares with; ``compare`` takes all."""
+"""Of the baselines that search, what ``train`` compares with; ``compare`` takes all."""
 
 TORCH_PRUNING = tuple(name for name in PRUNERS if name.startswith("tp_"))
 """Torch-Pruning's own pruners: asked for by name, since they need that package."""
@@ -67,11 +64,6 @@ CONTROLS = frozenset(f"{criterion}{CONTROL_SUFFIX}" for criterion in CONTROL_CRI
 def heuristics() -> tuple[str, ...]:
     """Return the names of this package's own baselines that choose without searching."""
     return tuple(name for name in BASELINES if name not in (*SEARCHES, *TORCH_PRUNING))
-
-
-def searches(name: str) -> bool:
-    """Return whether a baseline searches with as many networks as the agent, once for each seed."""
-    return name in (*SEARCHES, SAMPLER) or is_factory(name)
 
 
 def differs_by_seed(name: str) -> bool:

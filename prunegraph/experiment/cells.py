@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from prunegraph.experiment.baselines import CONTROLS, TORCH_PRUNING, heuristics, searches
+from prunegraph.experiment.baselines import CONTROLS, TORCH_PRUNING, heuristics
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import Candidate, best_rival, choose, ranked
 from prunegraph.experiment.compare_config import CompareConfig
@@ -17,6 +17,7 @@ from prunegraph.experiment.verdict import (
     is_agent,
     is_baseline,
     is_control,
+    searches,
 )
 
 RULES = 5

@@ -22,14 +22,12 @@ from prunegraph.experiment.agent_rows import (
 )
 from prunegraph.experiment.baselines import (
     CONTROL_CRITERIA,
-    SEARCHES,
     TORCH_PRUNING,
     add_controls,
     baseline_batches,
     check_baselines,
     check_methods,
     heuristics,
-    searches,
 )
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import Candidate, CandidateStore
@@ -62,10 +60,12 @@ from prunegraph.experiment.setup import Target, check_trainable, load_target
 from prunegraph.experiment.train import check_networks, run_name
 from prunegraph.experiment.verdict import (
     SAMPLER,
+    SEARCHES,
     MethodRow,
     Metric,
     judge,
     proxy_correlation,
+    searches,
     verdict_line,
 )
 from prunegraph.files import write_json

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prunegraph.experiment.baselines import differs_by_seed, searches
+from prunegraph.experiment.baselines import differs_by_seed
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import Candidate
 from prunegraph.experiment.cells import plan_cells
@@ -19,6 +19,7 @@ from prunegraph.experiment.verdict import (
     MethodRow,
     is_agent,
     is_baseline,
+    searches,
 )
 from prunegraph.pruning.artefacts import WEIGHTS_FILE
 from prunegraph.types import KeepMask

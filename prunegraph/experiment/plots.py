@@ -22,7 +22,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from prunegraph.experiment.baselines import searches
 from prunegraph.experiment.greedy import GREEDY_CURVE
 from prunegraph.experiment.group_plot import FREE, FROZEN, draw_groups, removed_look, short_name
 from prunegraph.experiment.report import History, by_method, percent, read_rows, title
@@ -34,6 +33,7 @@ from prunegraph.experiment.verdict import (
     is_baseline,
     mean_by_name,
     pruned_rows,
+    searches,
 )
 from prunegraph.files import write_bytes
 from prunegraph.graph import StructureGraph

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.stats import spearmanr, ttest_1samp
 
 from prunegraph.types import Float64Array
+from prunegraph.users_code import is_factory
 
 Metric = Literal["test_accuracy_recalibrated", "test_accuracy_finetuned"]
 
@@ -29,6 +30,9 @@ INITIAL = "initial"
 
 SAMPLER = "sampler"
 """The name of the rows of the agent's sampler with learning rate 0: a baseline."""
+
+SEARCHES = ("cem", "random_search", "netadapt", "amc")
+"""This package's baselines that search."""
 
 DENSE = "dense"
 """The name of the control rows that are not pruned."""
@@ -113,6 +117,11 @@ def is_rival(name: str) -> bool:
 def is_method(name: str) -> bool:
     """Return whether a row is of what a run may end with."""
     return is_agent(name) or is_rival(name)
+
+
+def searches(name: str) -> bool:
+    """Return whether a baseline searches with as many networks as the agent, once for each seed."""
+    return name in (*SEARCHES, SAMPLER) or is_factory(name)
 
 
 def pruned_rows(rows: Sequence[MethodRow], digest: str) -> list[MethodRow]:

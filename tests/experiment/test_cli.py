@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from prunegraph.errors import ConfigError
-from prunegraph.experiment import cli, overview, work
+from prunegraph.experiment import cli, inspect, overview
 from prunegraph.experiment.compare_config import ComparisonsConfig
 from prunegraph.experiment.config import PretrainConfig, TrainConfig
 from prunegraph.experiment.machine import default_threads
@@ -109,7 +109,7 @@ def test_full_disk_gives_one_line(
     def fail(*_: object) -> dict[str, object]:
         raise OSError(28, "No space left on device", "runs/a")
 
-    monkeypatch.setitem(work.JOBS, "inspect", fail)
+    monkeypatch.setattr(inspect, "run_inspect", fail)
     code, _, err = run("inspect", capsys)
     assert code == 2
     assert err.startswith("prunegraph: No space left on device: runs/a; free space or choose")
@@ -122,7 +122,7 @@ def test_a_file_that_cannot_be_read_is_named_without_advice_on_space(
     def fail(*_: object) -> dict[str, object]:
         raise OSError(errno.EIO, "Input/output error", "a.png")
 
-    monkeypatch.setitem(work.JOBS, "inspect", fail)
+    monkeypatch.setattr(inspect, "run_inspect", fail)
     assert run("inspect", capsys) == (2, "", "prunegraph: Input/output error: a.png\n")
 
 
@@ -132,7 +132,7 @@ def test_ctrl_c_gives_one_line_and_exit_code_130(
     def interrupt(*_: object) -> dict[str, object]:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(work.JOBS, "inspect", interrupt)
+    monkeypatch.setattr(inspect, "run_inspect", interrupt)
     code, _, err = run("inspect", capsys)
     assert code == 130
     assert "resumes" in err

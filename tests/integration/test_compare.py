@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from prunegraph.experiment import compare, finish
-from prunegraph.experiment.baselines import SEARCHES, TORCH_PRUNING, heuristics
+from prunegraph.experiment.baselines import TORCH_PRUNING, heuristics
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import MASKS_FILE, Candidate, CandidateStore, read_masks
 from prunegraph.experiment.cells import plan_cells, rank_of
@@ -26,7 +26,7 @@ from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.measured import MEASURED_FILE, Measured, settle
 from prunegraph.experiment.report import read_rows
 from prunegraph.experiment.setup import load_target
-from prunegraph.experiment.verdict import judge, mean_by_name, proxy_correlation
+from prunegraph.experiment.verdict import SEARCHES, judge, mean_by_name, proxy_correlation
 from prunegraph.graph.features import rank_in_group
 from prunegraph.pruning import sequential
 from prunegraph.pruning.evaluator import Evaluator
