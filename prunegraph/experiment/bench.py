@@ -19,7 +19,7 @@ from prunegraph.pruners.start import NUM_STARTS, Start, rank_starts
 from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.costly_statistics import LazyStatistics, measure_costly
 from prunegraph.pruning.evaluation import WORST, evaluate
-from prunegraph.pruning.evaluator import Evaluator
+from prunegraph.pruning.evaluator import QUICK_CALIBRATION, Evaluator
 from prunegraph.pruning.finetune import FinetuneConfig
 from prunegraph.pruning.latency import project_budget
 from prunegraph.pruning.latency_table import LatencyTable, measure_latency_table
@@ -115,7 +115,7 @@ class Bench:
             target.model,
             target.graph,
             target.dataset.train,
-            calibration_images=self.options.calibration_images,
+            calibration_images=min(self.options.calibration_images, QUICK_CALIBRATION),
             seed=self._drawn,
             device=target.device,
             compensation=self.quick_compensation or self.compensation,

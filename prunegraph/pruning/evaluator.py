@@ -32,6 +32,9 @@ from prunegraph.types import KeepMask, Outcome, SearchSplit, Split, TrainSplit
 PRELOAD_LIMIT = 1 << 30
 """Images of more bytes than this are loaded anew for every network."""
 
+QUICK_CALIBRATION = 512
+"""Images that recalibrate a network that a search scores: more rank masks no better."""
+
 TRAINING = FinetuneConfig(epochs=1)
 """How the training steps before a score are made."""
 
@@ -49,7 +52,8 @@ class Evaluator:
         graph: its structure.
         search: images to score on.
         calibration: images to recalibrate batch norm on, without augmentation; and to train on.
-        num_calibration: how many of them, drawn without order by ``seed``.
+        num_calibration: how many of them, drawn without order by ``seed``; networks that are
+            scored on a subset of the images, as in searches, get ``QUICK_CALIBRATION`` at most.
         batch_size: images a forward.
         seed: fixes the calibration images.
         device: where networks run.
@@ -192,7 +196,12 @@ class Evaluator:
         drawn = torch.randperm(len(self.search), generator=generator)[:size]
         return drawn.sort().values
 
-    def prune(self, mask: KeepMask, compensation: Compensation | None = None) -> nn.Module:
+    def prune(
+        self,
+        mask: KeepMask,
+        compensation: Compensation | None = None,
+        num_calibration: int | None = None,
+    ) -> nn.Module:
         """Return the pruned, recalibrated network on the evaluator's device; not counted.
 
         It has not had the short fine-tune.
@@ -200,13 +209,17 @@ class Evaluator:
         Args:
             mask: what stays.
             compensation: another one than the evaluator's own.
+            num_calibration: images that recalibrate it; default: all.
         """
         pruned = apply_mask(self._dense, self.graph, mask)
         compensation = compensation or self.compensation
         if compensation is not None:
             compensation.apply(pruned, mask)
-        recalibrate_bn(pruned, self._calibration_batches(), autocast=self.autocast)
+        self._recalibrate(pruned, num_calibration or len(self.calibration))
         return pruned
+
+    def _recalibrate(self, pruned: nn.Module, images: int) -> None:
+        recalibrate_bn(pruned, self._calibration_batches(images), autocast=self.autocast)
 
     def nearest(self, mask: KeepMask, other: Compensation) -> nn.Module:
         """Return ``prune(mask)``, or the network with another compensation if it is the nearer.
@@ -227,11 +240,14 @@ class Evaluator:
     def _measure(self, mask: KeepMask, subset: Tensor | None) -> Outcome:
         self._prepare()
         start = time.perf_counter()
-        pruned = self.prune(mask, None if subset is None else self.quick_compensation)
+        compensation, images = None, len(self.calibration)
+        if subset is not None:
+            compensation, images = self.quick_compensation, min(images, QUICK_CALIBRATION)
+        pruned = self.prune(mask, compensation, images)
         if self.short_finetune:
             recipe = replace(TRAINING, autocast=self.autocast)
             finetune(pruned, self.training, recipe, seed=self.seed)
-            recalibrate_bn(pruned, self._calibration_batches(), autocast=self.autocast)
+            self._recalibrate(pruned, images)
         scores = self._scores(pruned, subset)
         seconds = time.perf_counter() - start
         return Outcome(
@@ -307,13 +323,13 @@ class Evaluator:
             return images, labels
         return images[subset.to(images.device)], labels[subset]
 
-    def _calibration_batches(self) -> Iterator[Tensor]:
-        """Yield the calibration images in batches of equal size (to one image)."""
-        num_batches = math.ceil(len(self.calibration) / self.batch_size)
+    def _calibration_batches(self, num_images: int) -> Iterator[Tensor]:
+        """Yield so many calibration images in batches of equal size (to one image)."""
+        num_batches = math.ceil(num_images / self.batch_size)
         if self._preloads_calibration:
-            yield from self._calibration_images.tensor_split(num_batches)
+            yield from self._calibration_images[:num_images].tensor_split(num_batches)
             return
-        for images in self.calibration.equal_batches(num_batches):
+        for images in self.calibration.take(torch.arange(num_images)).equal_batches(num_batches):
             yield place_images(images, self._dense)
 
 

@@ -13,7 +13,7 @@ from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import rank_in_group
 from prunegraph.pruning.compensation import Compensation
 from prunegraph.pruning.evaluation import model_device
-from prunegraph.pruning.evaluator import Evaluator
+from prunegraph.pruning.evaluator import QUICK_CALIBRATION, Evaluator
 from prunegraph.pruning.filter_statistics import filter_statistics
 from prunegraph.pruning.reads import Read, readable_copy, reads
 from prunegraph.types import Float64Array, FloatArray, KeepMask, SearchSplit, TrainSplit
@@ -32,7 +32,7 @@ STATISTIC_NAMES: tuple[str, ...] = (
 )
 """What ``measure`` returns; ``"sensitivity"`` is measured apart, since it runs networks."""
 
-UNLABELLED_IMAGES = 2048
+UNLABELLED_IMAGES = 1024
 """Train images that ``unlabelled_evaluator`` compares pruned and dense outputs on."""
 
 
@@ -284,7 +284,7 @@ def unlabelled_evaluator(
     graph: StructureGraph,
     train: TrainSplit,
     *,
-    calibration_images: int = 1024,
+    calibration_images: int = QUICK_CALIBRATION,
     seed: int = 0,
     device: str | torch.device = "cpu",
     compensation: Compensation | None = None,

@@ -160,6 +160,23 @@ def test_a_subset_scores_its_own_images(
     assert evaluator.evaluate(mask, subset).loss == pytest.approx(expected.loss, rel=1e-5)
 
 
+def test_a_search_recalibrates_on_few_images(
+    make_evaluator: Callable[..., Evaluator],
+    digits_graph: StructureGraph,
+    make_mask: MakeMask,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mask, few = make_mask(digits_graph, 0), 32
+    evaluator = make_evaluator(num_calibration=64)
+    subset = evaluator.draw_subset(50, seed=3)
+    images = evaluator.search.take(subset)
+    monkeypatch.setattr("prunegraph.pruning.evaluator.QUICK_CALIBRATION", few)
+    for scored, count in ((subset, few), (None, 64)):
+        pruned = evaluator.prune(mask, None, count)
+        expected = evaluate(pruned, images if count == few else evaluator.search, autocast=False)
+        assert evaluator.evaluate(mask, scored).loss == pytest.approx(expected.loss, rel=1e-5)
+
+
 def test_streamed_images_score_as_preloaded_ones(
     make_evaluator: Callable[..., Evaluator],
     digits_graph: StructureGraph,
