@@ -191,7 +191,8 @@ class RecipeOptions:
         batch_size: images a step of the fine-tune.
         distill: weight in [0, 1] of the dense network's outputs in the fine-tune's loss; 0: labels
             alone, which takes less time.
-        calibration_images: training images that recalibrate batch norm after pruning.
+        calibration_images: training images that recalibrate batch norm after pruning; in searches
+            512 at most.
         reconstruct: with no-reconstruct the kept weights stay as they are; default: they take over
             what the removed channels gave, by least squares on those images, before a pruned
             network is scored or fine-tuned.

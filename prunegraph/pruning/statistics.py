@@ -32,7 +32,7 @@ STATISTIC_NAMES: tuple[str, ...] = (
 )
 """What ``measure`` returns; ``"sensitivity"`` is measured apart, since it runs networks."""
 
-UNLABELLED_IMAGES = 1024
+UNLABELLED_IMAGES = 2048
 """Train images that ``unlabelled_evaluator`` compares pruned and dense outputs on."""
 
 
