@@ -157,6 +157,14 @@ VARIANTS = {
     "loud": Variant(
         what="from a policy, too, explores as from a heuristic", ppo=exploration(PPOConfig())
     ),
+    "wide": Variant(
+        what="from a policy, explores the allocation as from a heuristic, the channels calmly",
+        ppo=exploration(calm(PPOConfig()))
+        | {
+            "group_noise_start": PPOConfig.group_noise_start,
+            "group_noise_end": 0.08,
+        },
+    ),
     "no_exchanges": Variant(what="masks are run as they are drawn", options={"exchanges": 0}),
     "no_learning": Variant(
         what="masks are planned, the policy that draws them learns nothing",
