@@ -30,7 +30,8 @@ def test_every_public_name_is_there(name: str) -> None:
     [
         ("prunegraph train --help", "torch"),
         ("train_agent --help", "torch"),
-        ("prunegraph inspect", "torch_geometric"),
+        ("prunegraph inspect", "matplotlib"),
+        ("prunegraph verify nowhere", "torch_geometric"),
     ],
 )
 def test_ctrl_c_while_loading_gives_one_line(command: str, loaded: str) -> None:
@@ -45,6 +46,16 @@ def test_ctrl_c_while_loading_gives_one_line(command: str, loaded: str) -> None:
     assert process.returncode == 130
     assert "Traceback" not in rest
     assert "prunegraph: interrupted" in rest
+
+
+def test_commands_that_search_nothing_load_no_agent() -> None:
+    code = (
+        "import sys, prunegraph.experiment.export, prunegraph.experiment.inspect;"
+        "print([m for m in ('torch_geometric', 'stable_baselines3') if m in sys.modules])"
+    )
+    words = [sys.executable, "-c", code]
+    output = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert output == "[]\n"
 
 
 @pytest.mark.parametrize(
