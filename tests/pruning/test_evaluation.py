@@ -171,9 +171,8 @@ def test_a_search_recalibrates_on_few_images(
     subset = evaluator.draw_subset(50, seed=3)
     images = evaluator.search.take(subset)
     monkeypatch.setattr("prunegraph.pruning.evaluator.QUICK_CALIBRATION", few)
-    for scored, count in ((subset, few), (None, 64)):
-        pruned = evaluator.prune(mask, None, count)
-        expected = evaluate(pruned, images if count == few else evaluator.search, autocast=False)
+    for scored, data, count in ((subset, images, few), (None, evaluator.search, 64)):
+        expected = evaluate(evaluator.prune(mask, None, count), data, autocast=False)
         assert evaluator.evaluate(mask, scored).loss == pytest.approx(expected.loss, rel=1e-5)
 
 
