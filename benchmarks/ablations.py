@@ -26,7 +26,14 @@ from searches import GRADIENTS, TWINS, begin, read_rows
 from prunegraph.agent.network import NetworkConfig
 from prunegraph.agent.ppo_config import PPOConfig
 from prunegraph.agent.train import AgentConfig
-from prunegraph.experiment.agent_options import UNREAD, agent_config, calm, given_policy
+from prunegraph.experiment.agent_options import (
+    UNREAD,
+    agent_config,
+    calm,
+    given_policy,
+    trained_budgets,
+    wide,
+)
 from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
@@ -75,7 +82,9 @@ class Variant:
 
     def agent(self, options: TrainConfig, seed: int) -> AgentConfig:
         """Return the agent's options."""
-        config = agent_config(options, seed, given_policy(options))
+        config = agent_config(
+            options, seed, given_policy(options), trained_budgets(options, options.budget())
+        )
         return dataclasses.replace(
             config,
             ppo=dataclasses.replace(config.ppo, **self.ppo),
@@ -159,11 +168,7 @@ VARIANTS = {
     ),
     "wide": Variant(
         what="from a policy, explores the allocation as from a heuristic, the channels calmly",
-        ppo=exploration(calm(PPOConfig()))
-        | {
-            "group_noise_start": PPOConfig.group_noise_start,
-            "group_noise_end": 0.08,
-        },
+        ppo=exploration(wide(PPOConfig())),
     ),
     "no_exchanges": Variant(what="masks are run as they are drawn", options={"exchanges": 0}),
     "no_learning": Variant(

@@ -1,6 +1,6 @@
 """From the command line's options to those of the agent and its environment."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from prunegraph.agent.network import NetworkConfig
@@ -15,6 +15,7 @@ from prunegraph.experiment.policies import find_policy
 from prunegraph.experiment.suit import num_suit_networks
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import LAST_NAMES
+from prunegraph.reading import checked
 from prunegraph.rewards import RewardConfig
 from prunegraph.types import Budget
 
@@ -65,7 +66,7 @@ def probes_of(
 
 
 def calm(ppo: PPOConfig) -> PPOConfig:
-    """Return options for searches that begin with a good policy.
+    """Return options for searches that begin with a policy that was taught their budget.
 
     They explore a quarter as far at first, less than half as far at the end.
     """
@@ -78,8 +79,43 @@ def calm(ppo: PPOConfig) -> PPOConfig:
     )
 
 
+def wide(ppo: PPOConfig) -> PPOConfig:
+    """Return options for searches below all budgets that their policy was taught.
+
+    Channels are drawn as calmly, but the widths of groups move as far as from a heuristic: what the
+    policy says of them is a guess there (``docs/trials.md``, "How far a search from a policy
+    explores below what it was taught").
+    """
+    return replace(calm(ppo), group_noise_start=ppo.group_noise_start, group_noise_end=0.08)
+
+
+def from_policy(ppo: PPOConfig, policy: TrainedPolicy, budgets: Sequence[Budget]) -> PPOConfig:
+    """Return the options of a search that begins with a policy.
+
+    Args:
+        ppo: those of one that begins with a heuristic.
+        policy: whose record names the budgets that it was taught; one without them counts as
+            taught for all.
+        budgets: that are searched for.
+
+    Raises:
+        ArtefactError: the record names something else as budgets.
+    """
+    record = checked(policy.record.get("budgets", []), list[Budget], "the policy's record: budgets")
+    taught, searched = _shares(record), _shares(budgets)
+    below = bool(taught and searched) and min(searched) < min(taught)
+    return wide(ppo) if below else calm(ppo)
+
+
+def _shares(budgets: Iterable[Budget]) -> list[float]:
+    return [budget.keep_macs for budget in budgets if budget.keep_macs is not None]
+
+
 def agent_config(
-    options: SearchOptions, seed: int, initial: TrainedPolicy | None = None
+    options: SearchOptions,
+    seed: int,
+    initial: TrainedPolicy | None = None,
+    budgets: Sequence[Budget] = (),
 ) -> AgentConfig:
     """Return the agent's options.
 
@@ -87,6 +123,7 @@ def agent_config(
         options: how to search.
         seed: of policy, episodes and image subsets.
         initial: the policy to begin with: the network is as large as its own, and explores less.
+        budgets: that are searched for: below those that it was taught it explores further.
 
     Raises:
         ConfigError: refinements are asked for, of which that policy knows nothing.
@@ -117,7 +154,7 @@ def agent_config(
     )
     return AgentConfig(
         network=NetworkConfig(feature_names=names) if initial is None else initial.network.config,
-        ppo=ppo if initial is None else calm(ppo),
+        ppo=ppo if initial is None else from_policy(ppo, initial, budgets),
         reward=reward,
         episodes_per_update=options.update_size // (1 + options.refinements),
         per_group=options.granularity == "group",

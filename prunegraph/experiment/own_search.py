@@ -131,7 +131,7 @@ def search(
     if checkpoint is not None and Path(checkpoint).suffix != WEIGHTS_SUFFIX:
         msg = f"checkpoint={checkpoint} must end in {WEIGHTS_SUFFIX}: the scores go beside it"
         raise ConfigError(msg)
-    config = agent_config(SearchOptions(metric="accuracy"), seed, initial)
+    config = agent_config(SearchOptions(metric="accuracy"), seed, initial, (budget,))
     config = replace(config, max_memory=max_memory, max_latency=max_latency)
     names = config.network.feature_names
     tried = (NUM_STARTS if "start" in names else 0) + (num_suit_networks(names) if initial else 0)

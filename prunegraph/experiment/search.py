@@ -127,11 +127,12 @@ def search(
     label, given = _label(name, seed), given_policy(options)
     clock = _clock(folder, label)
     benches = [bench.with_statistics(seed) for bench in benches]
-    config = config or agent_config(options, seed, given)
+    budgets = trained_budgets(options, benches[0].budget)
+    config = config or agent_config(options, seed, given, budgets)
     assert config.seed == seed
     initial = None
     if given is not None:
-        suited, benches = suit_benches(given, benches, trained_budgets(options, benches[0].budget))
+        suited, benches = suit_benches(given, benches, budgets)
         initial = suited.policy
     tables = _tables(benches, config, pool)
     result = _train(
