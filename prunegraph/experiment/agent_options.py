@@ -8,7 +8,7 @@ from prunegraph.agent.ppo_config import PPOConfig
 from prunegraph.agent.saving import TrainedPolicy
 from prunegraph.agent.train import AgentConfig
 from prunegraph.env import EnvConfig
-from prunegraph.errors import ConfigError
+from prunegraph.errors import ArtefactError, BudgetError, ConfigError
 from prunegraph.experiment.bench import num_probes
 from prunegraph.experiment.config import SearchOptions
 from prunegraph.experiment.policies import find_policy
@@ -101,7 +101,12 @@ def from_policy(ppo: PPOConfig, policy: TrainedPolicy, budgets: Sequence[Budget]
     Raises:
         ArtefactError: the record names something else as budgets.
     """
-    record = checked(policy.record.get("budgets", []), list[Budget], "the policy's record: budgets")
+    where = "the policy's record: budgets"
+    try:
+        record = checked(policy.record.get("budgets", []), list[Budget], where)
+    except BudgetError as error:
+        msg = f"{where} holds none: {error}; the file is damaged"
+        raise ArtefactError(msg) from error
     taught, searched = _shares(record), _shares(budgets)
     below = bool(taught and searched) and min(searched) < min(taught)
     return wide(ppo) if below else calm(ppo)

@@ -41,7 +41,9 @@ def test_a_policy_of_no_known_budgets_counts_as_taught() -> None:
     assert searched(taught(), LESS) == calm(searched(None))
 
 
-@pytest.mark.parametrize("budget", [{"keep_macs": "0.3"}, {"keep": 0.3}, 0.3])
+@pytest.mark.parametrize(
+    "budget", [{"keep_macs": "0.3"}, {"keep_macs": 30.0}, {"keep": 0.3}, {}, 0.3]
+)
 def test_a_record_of_other_budgets_is_refused(budget: object) -> None:
     with pytest.raises(ArtefactError, match="the policy's record: budgets"):
         searched(taught(budget), LESS)
