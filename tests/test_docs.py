@@ -236,8 +236,8 @@ def test_options_of_commands_that_are_not_run_are_checked(workplace: Path) -> No
 @pytest.mark.parametrize(
     ("command", "error"),
     [
-        ("python benchmarks/scores.py --out a.json --mask 3", ConfigError),
-        ("python benchmarks/scores.py --masks 3", SystemExit),
+        ("python benchmarks/ablations.py --out a.json --keep-mac 0.5", ConfigError),
+        ("python benchmarks/ablations.py --seeds 3", SystemExit),
         ("python benchmarks/nosuch.py", FileNotFoundError),
     ],
 )

@@ -208,33 +208,6 @@ def _origin(
     }
 
 
-def search_lessons(
-    benches: Sequence[Bench],
-    options: SearchOptions,
-    *,
-    name: str,
-    seed: int,
-    folder: RunFolder,
-    console: Console,
-) -> list[Lesson]:
-    """Search as ``search`` does, and return what the policy is to be taught."""
-    config = agent_config(options, seed)
-    benches = [bench.with_statistics(seed) for bench in benches]
-    tables = _tables(benches, config, None)
-    result = _train(
-        benches,
-        options,
-        tables,
-        config,
-        name=name,
-        folder=folder,
-        console=console,
-        clock=_clock(folder, _label(name, seed)),
-        initial=None,
-    )
-    return found_lessons(result, benches, options)
-
-
 def _label(name: str, seed: int) -> str:
     return f"{name.replace('/', '-')}-{seed}"
 

@@ -8,9 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from prunegraph.experiment.cli import main
-from prunegraph.experiment.folder import CONFIG_FILE
-
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 DIGITS = "--dataset digits --arch digits_resnet --keep-macs 0.25 --pretrain-epochs 1 --threads 1"
 
@@ -38,48 +35,10 @@ def test_the_overhead_of_a_search(benchmark: RunBenchmark, capsys) -> None:
 
 
 @pytest.mark.slow
-def test_ablations_and_what_predicts_their_outcomes(
-    benchmark: RunBenchmark, tmp_path: Path, capsys
-) -> None:
+def test_ablations(benchmark: RunBenchmark, tmp_path: Path) -> None:
     out = tmp_path / "ablations.json"
     benchmark("ablations.py", f"--out {out} --seeds 1 --networks 90 --only default {DIGITS}")
     assert json.loads(out.read_text())["rows"]
-    capsys.readouterr()
-    benchmark("predict_outcomes.py", f"{out.with_suffix('')} {DIGITS}")
-    assert "| default |" in capsys.readouterr().out
-
-
-def test_scores(benchmark: RunBenchmark, tmp_path: Path) -> None:
-    out = tmp_path / "scores.json"
-    benchmark("scores.py", f"--out {out} --masks 4 {DIGITS}")
-    assert "accuracy" in out.read_text()
-
-
-@pytest.mark.slow
-def test_what_reads_a_comparison(benchmark: RunBenchmark, tmp_path: Path) -> None:
-    run, few = tmp_path / "run", "--networks 40 --finetune-epochs 1 --workers 1"
-    words = f"compare {DIGITS} --methods cem l1/uniform --seeds 2 {few} --out {run}"
-    assert main(words.split()) == 0
-    assert "pretrain_epochs: 1" in (run / CONFIG_FILE).read_text()
-    dense = run / "dense.safetensors"
-    masks = f"finetune_masks.py --weights {dense} --dataset digits --threads 1 --keep-macs 0.25"
-    rows = []
-    for words in (
-        "proxies.py --steps 0 2",
-        f"starts.py --weights {dense}",
-        masks,
-        f"{masks} --closed",
-        masks.replace("finetune", "refit") + " --names cem",
-    ):
-        name, _, options = words.partition(" ")
-        out = tmp_path / f"{len(rows)}.json"
-        benchmark(name, f"{run} --out {out} {options}")
-        rows.append(json.loads(out.read_text())["rows"])
-    assert all(rows)
-    opened = ["test_accuracy_finetuned" in row["0"] for row in rows[2:4]]
-    assert opened == [True, False]
-    assert list(rows[4]) == ["cem, seed 0", "cem, seed 1"]
-    assert all(row["at once"] != row["layer by layer"] for row in rows[4].values())
 
 
 @pytest.mark.slow
