@@ -35,7 +35,12 @@ ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(
     r"(?:^<!-- (?P<marker>[^\n]*) -->\n)?^```(?P<kind>[^\n`]*)\n(?P<code>.*?)^```$", re.M | re.S
 )
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LAB = ROOT / "docs" / "lab"
+"""Frozen pages, whose commands are those of older commits."""
+PAGES = [
+    ROOT / "README.md",
+    *(page for page in sorted((ROOT / "docs").rglob("*.md")) if LAB not in page.parents),
+]
 OURS = re.compile(r"^(prunegraph|python )", re.M)
 TINY = {
     "networks": 30,

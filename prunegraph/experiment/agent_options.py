@@ -83,7 +83,7 @@ def wide(ppo: PPOConfig) -> PPOConfig:
     """Return options for searches below all budgets that their policy was taught.
 
     Channels are drawn as calmly, but the widths of groups move as far as from a heuristic: what the
-    policy says of them is a guess there (``docs/trials.md``, "How far a search from a policy
+    policy says of them is a guess there (``docs/lab/trials.md``, "How far a search from a policy
     explores below what it was taught").
     """
     return replace(calm(ppo), group_noise_start=ppo.group_noise_start, group_noise_end=0.08)

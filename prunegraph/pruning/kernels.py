@@ -44,7 +44,7 @@ class QuickDepthwise(TorchFunctionMode):
     oneDNN has no fast kernels for their gradients in bfloat16: those of the inputs of strided ones
     take 30 to 50 times as long as in float32, those of large weights up to four times. A training
     step of a MobileNet or an EfficientNet takes half to two thirds of its time with this
-    (docs/trials.md). What they return is of the autocast's type.
+    (docs/lab/trials.md). What they return is of the autocast's type.
     """
 
     def __torch_function__(

@@ -37,7 +37,7 @@ MOST_SAMPLES, MEMORY = 1024, 2**31
 """Of the batch that a network is fitted on; bytes of its activations in the dense network."""
 
 SEARCH_SAMPLES, SEARCH_MEMORY = 128, 2**29
-"""The same in searches: too few for the best fit, enough to rank networks (docs/trials.md)."""
+"""The same in searches: too few for the best fit, enough to rank networks (docs/lab/trials.md)."""
 
 
 class SequentialCompensation(Compensation):
