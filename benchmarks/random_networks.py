@@ -11,13 +11,17 @@ import sys
 import time
 import warnings
 from collections import Counter
+from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from prunegraph.testing.random_networks import FEATURES, random_network
 from prunegraph.testing.structure_check import KINDS, StructureFindings, check_structure
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from support.random_networks import FEATURES, random_network
 
 
 def main() -> int:

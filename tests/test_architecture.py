@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "env": {"errors", "types", "graph", "pruning", "rewards"},
     "agent": {"errors", "types", "files", "reading", "graph", "rewards", "seeding"},
     "pruners": {"errors", "types", "graph", "pruning"},
-    "testing": {"errors", "types", "graph", "pruning", "rewards", "seeding"},
+    "testing": {"errors", "types", "graph", "pruning"},
 }
 ALLOWED["experiment"] = set(ALLOWED)
 ALLOWED["__main__"] = {"experiment"}

@@ -15,8 +15,8 @@ def computes_bfloat16(device: torch.device | str) -> bool:
 
     Where it has none it converts to float32 and back, or calls a kernel that nobody made fast: on
     CPUs without AVX-512 BF16 or AMX a training step then takes 10 to 16 times as long as in float32
-    (docs/lab/trials.md). Of ARM's CPUs, oneDNN trains none fast so. Devices that torch tells nothing of
-    count as having none.
+    (docs/lab/trials.md). Of ARM's CPUs, oneDNN trains none fast so. Devices that torch tells
+    nothing of count as having none.
     """
     kind = torch.device(device).type
     if kind == "cpu":

@@ -8,13 +8,11 @@ from prunegraph.testing.oracle import (
     largest_difference,
 )
 from prunegraph.testing.pruner_conformance import PrunerConformance
-from prunegraph.testing.random_networks import RandomNetwork, random_network
 from prunegraph.testing.structure_check import StructureFindings, check_structure
 
 __all__ = [
     "NothingComparedError",
     "PrunerConformance",
-    "RandomNetwork",
     "StructureFindings",
     "assert_masked_equals_pruned",
     "assert_memory_equals_measured",
@@ -22,5 +20,4 @@ __all__ = [
     "count_cost",
     "largest_difference",
     "measure_peak_memory",
-    "random_network",
 ]

@@ -16,7 +16,7 @@ from prunegraph.agent.topology import Topology
 from prunegraph.agent.train import AgentConfig
 from prunegraph.graph.structure import StructureGraph
 from prunegraph.rewards import RewardConfig
-from prunegraph.testing.toy_env import TOY_FEATURE_NAMES, ToyPruningEnv, toy_graph, toy_graphs
+from support.toy_env import TOY_FEATURE_NAMES, ToyPruningEnv, toy_graph, toy_graphs
 
 GRAPHS = toy_graphs()
 

@@ -8,8 +8,8 @@ import torch
 
 from prunegraph.agent.amc import BASELINE_DECAY, _EpisodeBuffer, noise, train_widths
 from prunegraph.agent.amc_env import LEAST_SHARE, OBSERVATION_NAMES, WidthEnv
-from prunegraph.testing.toy_env import toy_graph
 from prunegraph.types import Budget, KeepMask
+from support.toy_env import toy_graph
 
 WIDTHS = (10, 16, 6, 12)
 

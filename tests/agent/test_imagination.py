@@ -9,7 +9,7 @@ import torch
 from prunegraph.agent.imagination import Imagination, cost_slope, expected_improvement
 from prunegraph.agent.topology import Topology
 from prunegraph.rewards import Episode, pack_bits
-from prunegraph.testing.toy_env import toy_graphs
+from support.toy_env import toy_graphs
 
 GRAPHS = toy_graphs()[:2]
 SIZE = max(graph.num_classes for graph in GRAPHS)

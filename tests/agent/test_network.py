@@ -12,7 +12,7 @@ from prunegraph.agent.network import NetworkConfig, PruningNetwork
 from prunegraph.agent.topology import Topology, join, with_features
 from prunegraph.errors import ConfigError
 from prunegraph.rewards import CONTEXT_NAMES
-from prunegraph.testing.toy_env import draw_signs, toy_graphs
+from support.toy_env import draw_signs, toy_graphs
 
 GRAPHS = toy_graphs()
 CONTEXT = torch.tensor([[0.5, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]])

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from prunegraph.agent.outcome_model import OutcomeModel
-from prunegraph.testing.toy_env import toy_graph
 from prunegraph.types import Float64Array, LayerError
+from support.toy_env import toy_graph
 
 GRAPH = toy_graph((16, 16, 16), (4, 4, 2, 1))
 IMPORTANCE = np.random.default_rng(0).gamma(2.0, size=GRAPH.num_classes)

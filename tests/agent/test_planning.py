@@ -7,8 +7,8 @@ import torch
 from prunegraph.agent.planning import plan
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.models import build_model
-from prunegraph.testing.toy_env import toy_graphs
 from prunegraph.types import BoolArray, Budget, Float64Array
+from support.toy_env import toy_graphs
 
 GRAPHS = toy_graphs()
 

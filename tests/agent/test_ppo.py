@@ -13,8 +13,8 @@ from prunegraph.agent.ppo import ChannelPPO, equal_share, standardise, summary, 
 from prunegraph.agent.ppo_config import PPOConfig
 from prunegraph.agent.train import AgentConfig, build_model, make_vec_env
 from prunegraph.errors import ConfigError
-from prunegraph.testing.toy_env import toy_graphs
 from prunegraph.types import Budget
+from support.toy_env import toy_graphs
 
 GRAPHS = toy_graphs()
 

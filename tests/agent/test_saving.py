@@ -22,7 +22,7 @@ from prunegraph.agent.topology import Topology
 from prunegraph.agent.train import AgentConfig, build_model, make_vec_env
 from prunegraph.errors import ArtefactError
 from prunegraph.rewards import RewardConfig
-from prunegraph.testing.toy_env import draw_signs, toy_graph, toy_graphs
+from support.toy_env import draw_signs, toy_graph, toy_graphs
 
 GRAPHS = toy_graphs()
 CONTEXT = np.array([0.5, 1, 1, 0, 0, 0, 0], dtype=np.float32)

@@ -11,8 +11,8 @@ from prunegraph.agent.topology import (
 )
 from prunegraph.graph import analyse
 from prunegraph.models import build_model
-from prunegraph.testing.toy_env import toy_graph, toy_graphs
 from prunegraph.types import Budget
+from support.toy_env import toy_graph, toy_graphs
 
 GRAPHS = toy_graphs()
 

@@ -16,14 +16,14 @@ from prunegraph.agent.train import AgentConfig, TrainingResult, train_agent
 from prunegraph.env import ChannelPruningEnv, EnvConfig, PruningTask
 from prunegraph.errors import ConfigError
 from prunegraph.rewards import RewardConfig
-from prunegraph.testing.toy_env import (
+from prunegraph.types import Budget
+from support.toy_env import (
     KnownMaskEvaluator,
     ToyPruningEnv,
     draw_signs,
     toy_accuracy,
     toy_graphs,
 )
-from prunegraph.types import Budget
 
 GRAPHS = toy_graphs()
 TOPOLOGIES = [Topology.of(graph) for graph in GRAPHS]

@@ -13,8 +13,8 @@ from prunegraph.env import ChannelPruningEnv, EnvConfig, PruningTask
 from prunegraph.errors import ConfigError
 from prunegraph.graph.structure import StructureGraph
 from prunegraph.rewards import RewardConfig, pack_bits
-from prunegraph.testing.toy_env import KnownMaskEvaluator, draw_signs, toy_graphs
 from prunegraph.types import Budget, Outcome
+from support.toy_env import KnownMaskEvaluator, draw_signs, toy_graphs
 
 GRAPHS = toy_graphs()
 

@@ -8,8 +8,8 @@ from scipy import stats
 
 from prunegraph.env.realise import Realisation, realise
 from prunegraph.errors import ConfigError
-from prunegraph.testing.toy_env import toy_graph
 from prunegraph.types import BoolArray, Budget
+from support.toy_env import toy_graph
 
 # equal widths and positions: a class costs the same wherever it is
 GRAPH = toy_graph((8, 8, 8), (2, 2, 2, 2))

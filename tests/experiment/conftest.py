@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from prunegraph.experiment.plots import Findings
-from prunegraph.testing.toy_env import toy_graph
 from prunegraph.types import Budget, KeepMask
+from support.toy_env import toy_graph
 
 HISTORY = {
     "networks": [16, 32, 48],

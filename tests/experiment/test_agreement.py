@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from prunegraph.experiment.agreement import agreement
-from prunegraph.testing.toy_env import toy_graph
 from prunegraph.types import Budget
+from support.toy_env import toy_graph
 
 
 def test_the_same_choice_agrees_and_the_opposite_does_not() -> None:

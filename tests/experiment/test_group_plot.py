@@ -19,8 +19,8 @@ from prunegraph.experiment.group_plot import (
 )
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.models import build_model
-from prunegraph.testing.toy_env import toy_graph
 from prunegraph.types import Budget, KeepMask
+from support.toy_env import toy_graph
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from torch import Tensor
 from prunegraph.errors import ModelError
 from prunegraph.experiment.pool import PooledEvaluator, num_threads
 from prunegraph.pruning.evaluator import Evaluator
-from prunegraph.testing.toy_env import KnownMaskEvaluator, draw_signs, toy_graphs
 from prunegraph.types import KeepMask, Outcome
+from support.toy_env import KnownMaskEvaluator, draw_signs, toy_graphs
 
 GRAPH = toy_graphs()[0]
 DENSE = GRAPH.dense_mask()

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from prunegraph.graph import analyse
 from prunegraph.testing import assert_masked_equals_pruned
-from prunegraph.testing.random_blocks import (
+from prunegraph.testing.structure_check import random_mask
+from support.random_blocks import (
     Concat,
     EagerAttention,
     Residual,
@@ -18,7 +19,6 @@ from prunegraph.testing.random_blocks import (
     Split,
     Tokens,
 )
-from prunegraph.testing.structure_check import random_mask
 
 SEEDS = range(30)
 

@@ -17,8 +17,8 @@ from prunegraph.graph.memory import MemoryModel, Storage
 from prunegraph.models import build_model
 from prunegraph.pruning import apply_mask
 from prunegraph.testing import assert_memory_equals_measured, measure_peak_memory
-from prunegraph.testing.toy_env import toy_graph
 from prunegraph.types import Budget, KeepMask
+from support.toy_env import toy_graph
 
 NETWORKS: dict[str, tuple[int, int, int]] = {
     "resnet20": (3, 32, 32),

@@ -61,8 +61,8 @@ from prunegraph.pruning.finetune import FinetuneConfig, Watch, finetune
 from prunegraph.pruning.outcome_log import WRITE_EVERY, OutcomeLog
 from prunegraph.pruning.state import parameter_digest
 from prunegraph.rewards import RewardConfig
-from prunegraph.testing.toy_env import TOY_FEATURE_NAMES, ToyPruningEnv, toy_graphs
 from prunegraph.types import Budget, KeepMask, Outcome
+from support.toy_env import TOY_FEATURE_NAMES, ToyPruningEnv, toy_graphs
 
 MAX_SECONDS = 5.0
 MAX_BYTES = 2**30

@@ -12,8 +12,8 @@ from prunegraph.models import build_model
 from prunegraph.pruners import PRUNERS, HeuristicPruner, allocate, at_widths, make_pruner
 from prunegraph.pruners.heuristics import ALLOCATIONS, isomorphic_parts
 from prunegraph.pruning import PruningProblem
-from prunegraph.testing.toy_env import toy_graph
 from prunegraph.types import Budget, KeepMask
+from support.toy_env import toy_graph
 
 MakeProblem = Callable[..., PruningProblem]
 

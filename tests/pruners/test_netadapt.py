@@ -10,8 +10,8 @@ from prunegraph.errors import ConfigError
 from prunegraph.graph import StructureGraph
 from prunegraph.pruners import NetAdapt
 from prunegraph.pruning import PruningProblem
-from prunegraph.testing.toy_env import toy_graph
 from prunegraph.types import Budget, KeepMask, Outcome
+from support.toy_env import toy_graph
 
 
 class KnownAccuracy:

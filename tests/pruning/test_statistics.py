@@ -19,8 +19,8 @@ from prunegraph.pruning.statistics import (
     sensitivity,
     unlabelled_evaluator,
 )
-from prunegraph.testing.toy_env import toy_graph
 from prunegraph.types import Dataset, TrainSplit
+from support.toy_env import toy_graph
 
 
 class Pictures:

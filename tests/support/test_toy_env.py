@@ -7,7 +7,7 @@ import torch
 from gymnasium.utils.env_checker import check_env as check_gymnasium
 from stable_baselines3.common.env_checker import check_env as check_sb3
 
-from prunegraph.testing.toy_env import (
+from support.toy_env import (
     TOY_FEATURE_NAMES,
     KnownMaskEvaluator,
     ToyPruningEnv,

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from prunegraph.graph import evaluation_mode
-from prunegraph.testing.random_networks import FEATURES, RandomNetwork, random_network
 from prunegraph.testing.structure_check import StructureFindings, check_structure
+from support.random_networks import FEATURES, RandomNetwork, random_network
 
 NUM_SEEDS = 300
 QUICK, *SLOW = range(20), range(20, 100), range(100, 200), range(200, NUM_SEEDS)

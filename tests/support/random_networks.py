@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.seeding import seeded
-from prunegraph.testing.random_blocks import (
+from support.random_blocks import (
     ADAPTIVE_POOLS,
     AVERAGE_POOLS,
     BATCH_NORMS,
