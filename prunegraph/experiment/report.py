@@ -64,8 +64,7 @@ class PrunedResult:
     Attributes:
         cost: of the pruned network.
         seed: of the search that found it.
-        search_accuracy: on the search split after recalibration and the short fine-tune, if any;
-            its mask was chosen by it.
+        search_accuracy: on the search split after recalibration; its mask was chosen by it.
         test_accuracy_recalibrated: on the test split after recalibration.
         test_accuracy_finetuned: on the test split after fine-tuning.
         widths: channels kept, by group.
@@ -101,7 +100,7 @@ class SearchResult:
     Attributes:
         seconds: wall times of all search seeds together, one after the other.
         networks_evaluated: pruned networks run, everything counted.
-        evaluation_seconds: time inside surgery, recalibration, short fine-tunes and evaluation.
+        evaluation_seconds: time inside surgery, recalibration and evaluation.
         details: further figures (entropy, repaired bits, ...), by name.
     """
 

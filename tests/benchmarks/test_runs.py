@@ -65,7 +65,6 @@ def test_what_reads_a_comparison(benchmark: RunBenchmark, tmp_path: Path) -> Non
     masks = f"finetune_masks.py --weights {dense} --dataset digits --threads 1 --keep-macs 0.25"
     rows = []
     for words in (
-        "proxies.py --steps 0 2",
         f"starts.py --weights {dense}",
         masks,
         f"{masks} --closed",
@@ -76,10 +75,10 @@ def test_what_reads_a_comparison(benchmark: RunBenchmark, tmp_path: Path) -> Non
         benchmark(name, f"{run} --out {out} {options}")
         rows.append(json.loads(out.read_text())["rows"])
     assert all(rows)
-    opened = ["test_accuracy_finetuned" in row["0"] for row in rows[2:4]]
+    opened = ["test_accuracy_finetuned" in row["0"] for row in rows[1:3]]
     assert opened == [True, False]
-    assert list(rows[4]) == ["cem, seed 0", "cem, seed 1"]
-    assert all(row["at once"] != row["layer by layer"] for row in rows[4].values())
+    assert list(rows[3]) == ["cem, seed 0", "cem, seed 1"]
+    assert all(row["at once"] != row["layer by layer"] for row in rows[3].values())
 
 
 @pytest.mark.slow
