@@ -13,7 +13,6 @@ from prunegraph.experiment.candidates import MASKS_FILE, Candidate, choose, writ
 from prunegraph.experiment.cells import RULES, rank_of
 from prunegraph.experiment.config import CommonConfig
 from prunegraph.experiment.console import Console
-from prunegraph.experiment.csv_files import write_csv_files
 from prunegraph.experiment.finish import finetune_job, load_finetuned
 from prunegraph.experiment.folder import DENSE_FINETUNED, REPORT_FILE, RunFolder
 from prunegraph.experiment.jobs import Batch, Jobs
@@ -118,7 +117,6 @@ def conclude(
     write_masks(folder.file(MASKS_FILE), masks)
     if outcome.history:
         write_json(folder.file(HISTORY_FILE), outcome.history, indent=None)
-    write_csv_files(folder, report.methods, outcome.history)
     findings = Findings(
         content=report.to_json(),
         graph=bench.target.graph,

@@ -24,7 +24,6 @@ from prunegraph.experiment.config import (
     TrainConfig,
 )
 from prunegraph.experiment.console import Console
-from prunegraph.experiment.csv_files import HISTORY_CSV, METHODS_CSV
 from prunegraph.experiment.dense import DENSE_FILE
 from prunegraph.experiment.finalise import finetuned_mean, limited_memory, peak_memory
 from prunegraph.experiment.finish import load_finetuned
@@ -98,7 +97,7 @@ def verify_run(config: VerifyConfig, console: Console) -> dict[str, Any]:
         raise ArtefactError(msg)
     unknown = [f"search.{key}" for key in ("seconds", "evaluation_seconds", "networks_evaluated")]
     unknown += ["search.health", "repaired", "methods[].networks_evaluated", "methods[].seconds"]
-    unknown += [HISTORY_FILE, METHODS_CSV, HISTORY_CSV]
+    unknown.append(HISTORY_FILE)
     unknown += [f"{cell} (no weights)" for cell in _cells_without_weights(folder, content)]
     unknown += [LATENCY_FILE] * (LATENCY_FILE in content["files"])
     unknown += ["latency_ms", "versions", *sorted({"decision", "policy"} & content.keys())]
