@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from prunegraph.errors import ArtefactError
-from prunegraph.experiment.agreement import agreements
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import MASKS_FILE, Candidate, choose, write_masks
 from prunegraph.experiment.cells import RULES, rank_of
@@ -283,14 +282,12 @@ def finetuned_mean(rows: Sequence[MethodRow], digest: str) -> float | None:
 def mask_details(bench: Bench, mask: KeepMask) -> dict[str, Any]:
     """Return the entries of a report about the mask that a run ends with.
 
-    ``peak_memory`` in bytes, ``latency_ms`` as ``speed.latencies`` returns it, and ``agreement``
-    with criteria at the mask's widths.
+    ``peak_memory`` in bytes, ``latency_ms`` as ``speed.latencies`` returns it.
     """
     target = bench.target
     return {
         "peak_memory": peak_memory(target.graph, mask),
         "latency_ms": latencies(target.as_loaded(), target.graph, mask, target.example_inputs),
-        "agreement": agreements(bench, mask),
     }
 
 

@@ -185,7 +185,6 @@ def page(
         seed=own_seed(content),
         widths=width_rows(findings),
         rivals=list(findings.rivals),
-        agreement=agreement_rows(content),
         cost=cost_rows(content),
         health=health_rows(content),
         origin=origin_rows(content),
@@ -305,20 +304,6 @@ def width_rows(findings: Findings) -> Facts:
     return [
         (name, str(size), *(str(widths[name]) for widths in (kept, *findings.rivals.values())))
         for name, size in graph.group_widths(graph.dense_mask()).items()
-    ]
-
-
-def agreement_rows(content: Mapping[str, Any]) -> Facts:
-    """Return how far the mask agrees with criteria at its own widths."""
-    return [
-        (
-            name,
-            percent(found["overlap"]),
-            percent(found["chance"]),
-            percent((found["overlap"] - found["chance"]) / (1 - found["chance"]), 0),
-        )
-        for name, found in content.get("agreement", {}).items()
-        if found
     ]
 
 

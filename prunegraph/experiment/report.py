@@ -244,7 +244,6 @@ PARTS: dict[str, Any] = {
     "search": {"seconds": float, "networks_evaluated": int, "evaluation_seconds": float},
     "peak_memory": {"dense": int, "pruned": int},
     "latency_ms": {"dense": float, "pruned": float, "on": str},
-    "agreement": dict[str, dict[str, float]],
     "versions": dict[str, str],
     "dense_widths": dict[str, int],
     "plan_rules": int,
@@ -293,11 +292,6 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
         *["search.seconds"] * (search.get("evaluation_seconds", 0.0) > 0.0 >= search["seconds"]),
         *["stage_one_verdict"] * (len(content.get("stage_one_verdict", "12")) != 2),
         *(f"budget.{name}" for name in content["budget"].keys() - {f.name for f in fields(Budget)}),
-        *(
-            f"agreement.{name}"
-            for name, found in content.get("agreement", {}).items()
-            if found and not (found.keys() >= {"overlap", "chance"} and found["chance"] < 1.0)
-        ),
         *(
             f"latency_ms.{name}"
             for name, time in content.get("latency_ms", {}).items()

@@ -9,7 +9,6 @@ import torch
 
 from prunegraph.errors import ArtefactError, ConfigError
 from prunegraph.experiment.agent_rows import agent_rows
-from prunegraph.experiment.agreement import agreements
 from prunegraph.experiment.apply import APPLIED, COMPARED
 from prunegraph.experiment.baselines import CONTROLS
 from prunegraph.experiment.bench import Bench
@@ -66,10 +65,6 @@ MAX_WRONG_SHARE = 5 / 10_000
 MAX_WRONG_SHARE_RECALIBRATED = 20 / 10_000
 """The same for networks that were pruned and not fine-tuned: their statistics are measured anew and
 their answers are less certain. Between one thread and two, 8 images of 10,000 were seen."""
-
-
-MAX_OTHER_SHARE = 0.02
-"""On another machine, criteria that are measured may rank this share of the channels otherwise."""
 
 
 def verify_run(config: VerifyConfig, console: Console) -> dict[str, Any]:
@@ -176,8 +171,6 @@ def _measure_again(
         Check(name="pruned.seed", reported=seed, found=chosen.seed),
     ]
     checks += _check_summary(content, rows, bench.target.graph, mask, member)
-    exact = judge_of.exact and bench.target.device.type == "cpu"  # a GPU sums in any order
-    checks += _check_agreement(content, bench, masks, exact)
     prefix = "" if member is folder else f"{member.path.name}: "
     return [dataclasses.replace(check, name=f"{prefix}{check.name}") for check in checks]
 
@@ -277,7 +270,7 @@ class _Judge:
         self._bench = bench
         self._masks = masks
         self._member = member
-        self.exact = exact
+        self._exact = exact
         self._recalibrated: dict[str, tuple[float, float]] = {}
 
     def row(self, row: MethodRow) -> list[Check]:
@@ -341,7 +334,7 @@ class _Judge:
     ) -> Check:
         dataset = self._bench.target.dataset
         images = len(dataset.search if split == "search" else dataset.test)
-        tolerance = 1e-9 if self.exact else math.ceil(wrong_share * images) / images + 1e-9
+        tolerance = 1e-9 if self._exact else math.ceil(wrong_share * images) / images + 1e-9
         return Check(name=name, reported=reported, found=found, tolerance=tolerance)
 
 
@@ -385,25 +378,6 @@ def _check_summary(
         found["peak_memory"] = peak_memory(graph, mask)
     return [
         Check(name=name, reported=_at(content, name), found=value) for name, value in found.items()
-    ]
-
-
-def _check_agreement(
-    content: Mapping[str, Any], bench: Bench, masks: Mapping[str, KeepMask], exact: bool
-) -> list[Check]:
-    if "agreement" not in content:
-        return []
-    found = agreements(bench, masks[content["pruned"]["mask_digest"]])
-    tolerance = 1e-9 if exact else MAX_OTHER_SHARE
-    return [
-        Check(
-            name=f"agreement.{criterion}.{name}",
-            reported=content["agreement"].get(criterion, {}).get(name),
-            found=value,
-            tolerance=tolerance,
-        )
-        for criterion, values in found.items()
-        for name, value in values.items()
     ]
 
 

@@ -100,7 +100,6 @@ def make_findings() -> Callable[..., Findings]:
             "files": {},
             "machine": {"platform": "Linux", "gpu": None, "threads": 1},
             "latency_ms": {"dense": 1.0, "pruned": 0.5, "on": "the CPU with 1 thread"},
-            "agreement": {"l1": {"overlap": 0.75, "chance": 0.5}},
         }
         return Findings(
             content=content | entries,

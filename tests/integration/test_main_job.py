@@ -295,14 +295,10 @@ def test_the_page_of_a_finished_run_is_derived_and_made_anew(
     assert page.read_text() == before
 
 
-def test_the_report_tells_times_agreement_and_versions(finished: Path) -> None:
+def test_the_report_tells_times_and_versions(finished: Path) -> None:
     report = read_report(finished)
     assert report["latency_ms"]["dense"] > 0 < report["latency_ms"]["pruned"]
     assert report["latency_ms"]["on"] == "the CPU with 1 thread"
-    assert set(report["agreement"]) == {"l1", "taylor"}
-    for found in report["agreement"].values():
-        assert 0 <= found["overlap"] <= 1
-        assert 0 < found["chance"] < 1
     assert report["versions"]["torch"]
 
 
@@ -375,7 +371,6 @@ def test_a_changed_bit_is_found_by_the_name_of_the_file(
 CHANGES: list[tuple[tuple[str, ...], object]] = [
     (("pruned", "test_accuracy_finetuned"), 0.999),
     (("verdict",), "LEARNED"),
-    (("agreement", "taylor"), {}),
     (("budget",), {"keep_macs": 0.25}),
     (("dense_widths",), {}),
 ]
@@ -384,7 +379,6 @@ FURTHER: list[tuple[tuple[str, ...], object]] = [
     (("dense", "test_accuracy"), 0.5),
     (("dense", "params"), 3),
     (("pruned", "widths"), {}),
-    (("agreement", "l1", "overlap"), 0.123),
     (("seed",), 3),
     (("recipe",), {"epochs": 40}),
 ]
