@@ -206,7 +206,7 @@ class RecipeOptions:
 
     round_to: int | None = None
     finetune_epochs: int | None = None
-    finetune_lr: float | None = 0.05  # None, in older runs: ``FinetuneConfig.learning_rate``
+    finetune_lr: float = 0.05
     finetune_on_search: bool = False
     batch_size: int = 128
     distill: float = 0.5
@@ -236,7 +236,7 @@ class PruningOptions(RecipeOptions, BudgetOptions):
         check_at_least("calibration_images", self.calibration_images, 1)
         check_at_least("workers", self.workers, 1)
         check_range("distill", self.distill, 0.0, 1.0)
-        if self.finetune_lr is not None and not self.finetune_lr > 0:
+        if not self.finetune_lr > 0:
             msg = f"finetune_lr={self.finetune_lr} must be above 0"
             raise ConfigError(msg)
 

@@ -9,7 +9,7 @@ import numpy as np
 from prunegraph.errors import ArtefactError
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import MASKS_FILE, Candidate, choose, write_masks
-from prunegraph.experiment.cells import RULES, rank_of
+from prunegraph.experiment.cells import rank_of
 from prunegraph.experiment.config import CommonConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.finish import finetune_job, load_finetuned
@@ -301,7 +301,6 @@ def common_details(bench: Bench, outcome: Outcome, metric: Metric) -> dict[str, 
     target, dataset = bench.target, bench.target.dataset
     splits = {"train": dataset.train, "search": dataset.search, "test": dataset.test}
     return {
-        "plan_rules": RULES,
         "verdict_metric": metric,
         "repaired": outcome.repaired,
         "dense_widths": target.graph.group_widths(target.graph.dense_mask()),

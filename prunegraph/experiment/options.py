@@ -154,20 +154,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-BEFORE: Mapping[str, Any] = {
-    "reconstruct": False,
-    "layer_by_layer": False,
-    "distill": 0.0,
-    "finetune_lr": None,
-}
-"""How runs were made that are older than an option, where it is not as by the option's default."""
-
-
 def load_config(kind: type[Config], path: Path) -> Config:
     """Return the options that a run folder's ``config.yaml`` holds."""
     arguments = from_dict(kind, read_yaml(path), where=str(path))
-    names = {field.name for field in dataclasses.fields(kind)}
-    arguments = {name: value for name, value in BEFORE.items() if name in names} | arguments
     for field in dataclasses.fields(kind):
         if field.default is dataclasses.MISSING and field.name not in arguments:
             msg = f"{path} lacks the option {field.name!r}: the file is damaged"
@@ -206,14 +195,14 @@ def differences(config: CommonConfig, written: Mapping[str, Any]) -> list[str]:
     """Return in which options ``config`` differs from a written one, each with both values.
 
     Options that do not change what is computed (threads, device, output) are not compared. One that
-    is not written is younger than the run, which was made as by its default, or as ``BEFORE`` says.
+    is not written is as by its default.
     """
     values = to_dict(config)
     defaults = {
         field.name: _plain(field.default)
         for field in dataclasses.fields(config)
         if field.default is not dataclasses.MISSING
-    } | dict(BEFORE)
+    }
     keys = (values.keys() | written.keys()) - RUNTIME_KEYS
     pairs = {key: (written.get(key, defaults.get(key)), values.get(key)) for key in sorted(keys)}
     return [

@@ -135,7 +135,7 @@ def _check_member(
     config: VerifyConfig, folder: RunFolder, member: RunFolder, console: Console
 ) -> list[Check]:
     content = read_report(member)
-    with as_elsewhere(bfloat16=content.get("precision", "bfloat16") == "bfloat16"):
+    with as_elsewhere(bfloat16=content["precision"] == "bfloat16"):
         return _measure_again(config, folder, member, content, console)
 
 
@@ -165,10 +165,9 @@ def _measure_again(
             report(number, row.name)
     mask = masks[content["pruned"]["mask_digest"]]
     chosen = choose(candidates_of(rows, masks), rank_of(bench.options))
-    seed = content["pruned"].get("seed", chosen.seed)
     checks += [
         Check(name="pruned.mask_digest", reported=mask.digest(), found=chosen.mask.digest()),
-        Check(name="pruned.seed", reported=seed, found=chosen.seed),
+        Check(name="pruned.seed", reported=content["pruned"]["seed"], found=chosen.seed),
     ]
     checks += _check_summary(content, rows, bench.target.graph, mask, member)
     prefix = "" if member is folder else f"{member.path.name}: "
@@ -249,7 +248,7 @@ def _check_options(
     }
     missing = sorted(expected - {row.name for row in rows})
     return [
-        *(Check(name=name, reported=content.get(name), found=found[name]) for name in found),
+        *(Check(name=name, reported=content[name], found=found[name]) for name in found),
         Check(name="methods that are missing", reported=missing, found=[]),
     ]
 
@@ -299,10 +298,12 @@ class _Judge:
                 "test",
                 loose,
             ),
+            Check(
+                name=f"{where}.memory",
+                reported=row.memory,
+                found=limited_memory(graph, mask, self._bench.budget),
+            ),
         ]
-        if row.memory is not None:  # runs of before tell none
-            memory = limited_memory(graph, mask, self._bench.budget)
-            checks.append(Check(name=f"{where}.memory", reported=row.memory, found=memory))
         cell = None if row.cell is None else self._member.inside(row.cell)
         known = cell is not None and (cell / WEIGHTS_FILE).is_file()
         if cell is not None and known and row.test_accuracy_finetuned is not None:
@@ -366,6 +367,7 @@ def _check_summary(
         "pruned.search_accuracy": own.search_accuracy,
         "pruned.test_accuracy_recalibrated": own.test_accuracy_recalibrated,
         "pruned.test_accuracy_finetuned": finetuned_mean(rows, mask.digest()),
+        "peak_memory": peak_memory(graph, mask),
         "verdict": verdict,
         "verdict_reason": reason,
     }
@@ -374,8 +376,6 @@ def _check_summary(
         found["stage_one_verdict"] = [*judge(rows, recalibrated, repaired=content["repaired"])]
     if "proxy_rank_correlation" in content:
         found["proxy_rank_correlation"] = proxy_correlation(rows)
-    if "peak_memory" in content:
-        found["peak_memory"] = peak_memory(graph, mask)
     return [
         Check(name=name, reported=_at(content, name), found=value) for name, value in found.items()
     ]
