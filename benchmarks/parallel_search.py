@@ -26,12 +26,12 @@ import torch
 
 from prunegraph.experiment.agent_options import agent_config
 from prunegraph.experiment.bench import num_probes
-from prunegraph.experiment.cli import parse
 from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.jobs import Batch, Jobs, load_targets, make_workplace
 from prunegraph.experiment.machine import keep_freed_memory
+from prunegraph.experiment.options import parse
 from prunegraph.experiment.search import SearchRun, search_job
 
 DIGITS = ["--arch", "resnet20", "--pretrain-epochs", "1", "--networks", "128"]

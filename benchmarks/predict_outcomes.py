@@ -20,9 +20,9 @@ import torch
 from prunegraph.agent.imagination import CRITERIA
 from prunegraph.agent.outcome_model import OutcomeModel
 from prunegraph.experiment.bench import Bench
-from prunegraph.experiment.cli import parse
 from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.jobs import load_targets
+from prunegraph.experiment.options import parse
 from prunegraph.reading import parse_json, read_safetensors
 from prunegraph.rewards import unpack_bits
 from prunegraph.types import Float64Array

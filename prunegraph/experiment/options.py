@@ -1,17 +1,22 @@
-"""Options as plain values: from YAML and back, with every key and value checked."""
+"""Options from the command line and from YAML, and back, with every key and value checked."""
 
+import contextlib
 import dataclasses
+import io
+import re
 import shlex
 import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
+import tyro
 import yaml
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from prunegraph.errors import ArtefactError, ConfigError, suggest
+from prunegraph.experiment.checks import check_trusted
 from prunegraph.experiment.config import CommonConfig
 from prunegraph.experiment.shipped import is_shipped
 from prunegraph.files import write_text
@@ -184,6 +189,96 @@ def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         is_instance=lambda value: value is None or spec.is_instance(value),
         str_from_instance=lambda v: ["None"] if v is None else spec.str_from_instance(v),
     )
+
+
+def parse(kind: type[Config], words: list[str]) -> Config | None:
+    """Return the options that the words of a command line give; None if help was printed.
+
+    Raises:
+        ConfigError: an option is unknown, lacks a value, or has a bad one.
+    """
+    defaults = _defaults(kind, words)
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            config, unknown = tyro.cli(
+                kind,
+                prog=f"prunegraph {kind.command}",
+                args=words,
+                return_unknown_args=True,
+                # beside a file of options each switch can be put either way
+                config=() if defaults else (tyro.conf.FlagCreatePairsOff,),
+                registry=REGISTRY,
+                **defaults,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            return None
+        msg = f"{_one_line(printed.getvalue())}; see `prunegraph {kind.command} --help`"
+        raise ConfigError(msg) from None
+    if unknown:
+        word = unknown[0].split("=")[0]
+        names = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(kind)]
+        near = suggest(word, [name for name in names if name != word])  # hidden ones are unknown
+        msg = (
+            f"unknown option {unknown[0]!r} of `prunegraph {kind.command}`{near}; "
+            f"see `prunegraph {kind.command} --help`"
+        )
+        raise ConfigError(msg)
+    parsed = cast(Config, config)
+    if parsed.config is not None:
+        _check_typed(parsed, parsed.config, words)
+    return parsed
+
+
+def _check_typed(config: CommonConfig, path: Path, words: list[str]) -> None:
+    """Refuse code or a cluster that a file of options names, which anybody may have made.
+
+    Raises:
+        ConfigError: the command line does not name it.
+    """
+    typed = {word.rpartition("=")[2] for word in words}
+    for option in ("arch", "dataset", "methods"):
+        named = getattr(config, option, None) or ()
+        for name in (named,) if isinstance(named, str) else named:
+            check_trusted(name, name if name in typed else None, path, option)
+    ray = getattr(config, "ray", None)
+    if ray not in (None, "auto", "local") and ray not in typed:
+        msg = f"{path} names a Ray cluster, which runs what it likes: trust it with --ray {ray}"
+        raise ConfigError(msg)
+
+
+def _defaults(kind: type[Config], words: list[str]) -> dict[str, Any]:
+    """Return tyro's ``default`` argument with what ``--config FILE`` holds, if it is given."""
+    path = None
+    for position, word in enumerate(words):
+        if word == "--config" and position + 1 < len(words):
+            path = words[position + 1]
+        elif word.startswith("--config="):
+            path = word.partition("=")[2]
+    if path is None:
+        return {}
+    given = from_dict(kind, read_yaml(Path(path)), where=path)
+    default = object.__new__(kind)  # checked with the command line's options, not without them
+    for field in dataclasses.fields(kind):
+        missing = tyro.MISSING if field.default is dataclasses.MISSING else field.default
+        object.__setattr__(default, field.name, given.get(field.name, missing))
+    return {"default": default}
+
+
+def _one_line(box: str) -> str:
+    """Return the first sentences of tyro's boxed message, drawn in ASCII or not, as one line."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    rules = [re.sub(r"^[─+-]{4,}$", "", line.strip("│|╭╮╰╯ ")) for line in text.splitlines()]
+    lines = [line.strip("─ ") for line in rules]
+    body: list[str] = []
+    for line in lines[1:]:
+        if not line and body:
+            break
+        body.append(line)
+    message = " ".join(" ".join(body).split()).rstrip(".")
+    message = re.sub(r"could not convert string to float: (.*)", r"\1 is no number", message)
+    return re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no integer", message)
 
 
 def save_config(config: CommonConfig, path: Path) -> None:

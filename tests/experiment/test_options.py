@@ -6,13 +6,13 @@ import pytest
 import yaml
 
 from prunegraph.errors import ConfigError
-from prunegraph.experiment.cli import parse
 from prunegraph.experiment.config import ApplyConfig, TrainConfig
 from prunegraph.experiment.options import (
     command_line,
     differences,
     from_dict,
     load_config,
+    parse,
     read_yaml,
     save_config,
     to_dict,
