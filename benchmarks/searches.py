@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from prunegraph.experiment.cli import parse
 from prunegraph.experiment.config import TrainConfig
 from prunegraph.experiment.machine import keep_freed_memory
-from prunegraph.experiment.options import differences, to_dict
+from prunegraph.experiment.options import differences, parse, to_dict
 from prunegraph.experiment.report import machine
 from prunegraph.files import write_json
 

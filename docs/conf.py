@@ -13,7 +13,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 import prunegraph
-from prunegraph.experiment.cli import COMMANDS, main
+from prunegraph.experiment.cli import COMMANDS, load, main
 
 project = "prunegraph"
 author = "the prunegraph authors"
@@ -43,7 +43,8 @@ class CommandReference(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Return a section for each command."""
         lines = []
-        for name, config in COMMANDS.items():
+        for name, command in COMMANDS.items():
+            config = load(command.options)
             usage, description, options = read_help(name)
             hidden = get_args(tyro.conf.Suppress[int])[1]
             shown = [f for f in fields(config) if hidden not in get_args(f.type)[1:]]

@@ -158,7 +158,7 @@ class Outcome:
         num_images: number of images used.
         cost: cost of the network that was evaluated.
         digest: ``KeepMask.digest()`` of its mask.
-        seconds: wall time of surgery, recalibration, short fine-tune and evaluation.
+        seconds: wall time of surgery, recalibration and evaluation.
         soft_accuracy: mean probability that the network gives to the right class, or None if
             searches do not compare it.
     """

@@ -27,8 +27,9 @@ import torch
 
 import prunegraph
 from prunegraph.errors import ConfigError
-from prunegraph.experiment.cli import COMMANDS, main, parse
+from prunegraph.experiment.cli import COMMANDS, load, main
 from prunegraph.experiment.config import TrainConfig
+from prunegraph.experiment.options import parse
 from prunegraph.pruners import PRUNERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,7 +103,7 @@ def tiny(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with the options of ``TINY`` that the command takes."""
     if arguments[0] not in COMMANDS or "--help" in arguments:
         return list(arguments)
-    names = {field.name for field in fields(COMMANDS[arguments[0]])}
+    names = {field.name for field in fields(load(COMMANDS[arguments[0]].options))}
     sizes = {name: value for name, value in TINY.items() if name in names}
     if "--budgets" in arguments:
         sizes["networks"] = 40  # each cell of a family has its own starts
@@ -153,7 +154,7 @@ def check_only(block: Block) -> None:
     for words in commands_of(block.code):
         arguments = arguments_of(words)
         if arguments is not None:
-            assert parse(COMMANDS[arguments[0]], arguments[1:]) is not None
+            assert parse(load(COMMANDS[arguments[0]].options), arguments[1:]) is not None
         elif words[0] == "python":
             check_benchmark(words[1:])
 

@@ -187,7 +187,6 @@ class Bench:
             device=target.device,
             kl=search.metric == "kl",
             soft=search.metric == "soft_accuracy",
-            short_finetune=search.short_finetune,
             compensation=self.compensation,
             quick_compensation=self.quick_compensation,
             log=log,

@@ -15,13 +15,9 @@ from prunegraph.experiment.verdict import (
     CONTROL_SUFFIX,
     DENSE,
     is_agent,
-    is_baseline,
     is_control,
     searches,
 )
-
-RULES = 5
-"""Version of the rules by which fine-tunes are chosen: ``verify`` knows those of older reports."""
 
 ALWAYS = ("l1/uniform", "taylor/per_mac")
 """Heuristics that are fine-tuned whatever their search accuracy."""
@@ -60,9 +56,7 @@ def finetune_seeds_of(config: CompareConfig) -> list[int]:
     return [config.seed + number for number in range(config.finetune_seeds or config.seeds)]
 
 
-def plan_cells(
-    bench: Bench, candidates: Sequence[Candidate], config: CompareConfig, rules: int = RULES
-) -> list[Cell]:
+def plan_cells(bench: Bench, candidates: Sequence[Candidate], config: CompareConfig) -> list[Cell]:
     """Return the fine-tunes of stage 2, chosen by search accuracy.
 
     Eight rows and the dense control: the agent; L1 and random at its widths; the two searches
@@ -78,25 +72,20 @@ def plan_cells(
         bench: the network.
         candidates: of all methods.
         config: which of them.
-        rules: by those of version 1 only baselines are rivals, and the last of equal heuristics
-            is fine-tuned; until version 3 all searches began from what one row tells; until version
-            4 the best rival was that on average where the best mask of each is fine-tuned; until
-            version 5 heuristics were asked with one seed.
     """
     seeds, rank = finetune_seeds_of(config), rank_of(config)
-    rivals = [item for item in candidates if rules > 1 or is_baseline(item.name)]
-    best = best_rival(rivals, rank if rules > 3 else statistics.mean)
+    best = best_rival(candidates, rank)
     if config.finetune_best:
         candidates = [item for item in candidates if is_agent(item.name) or item.name == best]
-    names = _searched(candidates, rank) | _chosen_heuristics(candidates, rank, rules)
-    if best is not None and rules > 1 and (searches(best) or is_control(best)):
+    names = _searched(candidates, rank) | _chosen_heuristics(candidates, rank)
+    if best is not None and (searches(best) or is_control(best)):
         names.add(best)
     chosen = [item for item in candidates if item.name in names]
     if config.finetune_seeds is not None:
         chosen = _best_masks(chosen)
     pairs: list[tuple[Candidate | None, int]] = []
     for item in chosen:
-        once = config.finetune_seeds is not None or _is_alone(item, candidates, rules)
+        once = config.finetune_seeds is not None or _is_alone(item, candidates)
         pairs += [(item, seed) for seed in (seeds if once else [item.seed])]
     pairs += [(None, seed) for seed in seeds]
     return [
@@ -115,20 +104,17 @@ def rank_of(options: PruningOptions) -> Callable[[Sequence[float]], float]:
 
 
 def _chosen_heuristics(
-    candidates: Sequence[Candidate], rank: Callable[[Sequence[float]], float], rules: int
+    candidates: Sequence[Candidate], rank: Callable[[Sequence[float]], float]
 ) -> set[str]:
     """Return the names of the heuristics to fine-tune."""
     names = {item.name for item in candidates} & {*heuristics(), *TORCH_PRUNING}
     order = ranked(candidates, names - {*ALWAYS}, rank)
-    if rules == 1 and order:  # one candidate each
-        rest = [item for item in candidates if item.name in order]
-        order = [max(rest, key=lambda item: (item.search_accuracy, item.name)).name]
     return {*order[:1]} | (names & {*ALWAYS})
 
 
-def _is_alone(item: Candidate, candidates: Sequence[Candidate], rules: int) -> bool:
+def _is_alone(item: Candidate, candidates: Sequence[Candidate]) -> bool:
     """Return whether a mask is its method's only one, which every seed's fine-tune begins from."""
-    if searches(item.name) or is_agent(item.name) or (is_control(item.name) and rules > 2):
+    if searches(item.name) or is_agent(item.name) or is_control(item.name):
         return False
     return sum(other.name == item.name for other in candidates) == 1
 

@@ -1,46 +1,28 @@
 """The command line: ``prunegraph COMMAND [options]``.
 
 Exits with 0 on success, 2 with one line on standard error on bad input, 130 on Ctrl-C and
-SIGTERM.
+SIGTERM. Each module is loaded when it is needed: the overview waits for nothing, help and
+mistakes for no more than torch.
 """
 
 import contextlib
 import errno
-import io
+import importlib
 import os
-import re
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, fields
-from pathlib import Path
-from typing import Any, cast
-
-import tyro
+from importlib.metadata import PackageNotFoundError, version
+from types import FrameType
+from typing import Any, NamedTuple
 
 from prunegraph.errors import ConfigError, PruneGraphError, first_line, suggest
-from prunegraph.experiment.checks import check_trusted
-from prunegraph.experiment.compare_config import ComparisonsConfig
-from prunegraph.experiment.config import (
-    ApplyConfig,
-    CommonConfig,
-    PretrainConfig,
-    TrainConfig,
-)
-from prunegraph.experiment.loading import load
-from prunegraph.experiment.machine import (
-    is_out_of_memory,
-    num_ranks,
-    speaks,
-)
-from prunegraph.experiment.options import REGISTRY, from_dict, read_yaml
-from prunegraph.experiment.overview import answer
-from prunegraph.experiment.tools_config import ExportConfig, InspectConfig, VerifyConfig
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+ENDING = (signal.SIGINT, signal.SIGTERM)
 MAX_LINE = 2000
 NO_DEVICE = ("CUDA error", "cuDNN error", "CUBLAS_STATUS")
 """How torch and its libraries say that a device or its driver has failed."""
@@ -60,16 +42,51 @@ DEVICE_LOST = (
 )
 
 
-COMMANDS: dict[str, type[CommonConfig]] = {
-    "pretrain": PretrainConfig,
-    "train": TrainConfig,
-    "apply": ApplyConfig,
-    "compare": ComparisonsConfig,
-    "inspect": InspectConfig,
-    "export": ExportConfig,
-    "verify": VerifyConfig,
+class Command(NamedTuple):
+    """What a command is, by names of this package that are loaded when it is given.
+
+    Attributes:
+        summary: a line about it.
+        options: module and class of its options.
+        job: module and function that does it.
+    """
+
+    summary: str
+    options: str
+    job: str
+
+
+COMMANDS = {
+    "pretrain": Command(
+        "train a network, from scratch or on", "config.PretrainConfig", "pretrain.run_pretrain"
+    ),
+    "train": Command(
+        "train the agent, prune, fine-tune, compare", "config.TrainConfig", "train.run_train"
+    ),
+    "apply": Command(
+        "prune a network with a trained policy", "config.ApplyConfig", "apply.run_apply"
+    ),
+    "compare": Command(
+        "compare with every baseline, fine-tuned",
+        "compare_config.ComparisonsConfig",
+        "comparisons.run_comparisons",
+    ),
+    "inspect": Command(
+        "print groups, costs, and what is frozen",
+        "tools_config.InspectConfig",
+        "inspect.run_inspect",
+    ),
+    "export": Command(
+        "write the pruned network as ONNX, torch.export, safetensors",
+        "tools_config.ExportConfig",
+        "export.run_export",
+    ),
+    "verify": Command(
+        "check every figure of a run from its files",
+        "tools_config.VerifyConfig",
+        "verify_all.run_verify",
+    ),
 }
-"""The options of each command of ``overview.SUMMARIES``; ``work.JOBS`` is what it does."""
 
 TRAINING = ("pretrain", "train", "apply", "compare")
 """Commands that the ranks of ``torchrun`` can share."""
@@ -86,6 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings(), _signals_interrupt():
             warnings.simplefilter("ignore")  # standard error is for the one line of an error
             _dispatch(words)
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return _fail("interrupted; the same command resumes where it stopped", EXIT_INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has left: `prunegraph inspect | head`
@@ -96,12 +114,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(_describe_os_error(error), EXIT_BAD_INPUT)
     except (MemoryError, RuntimeError) as error:
-        if is_out_of_memory(error):
+        if load("machine").is_out_of_memory(error):
             return _fail(OUT_OF_MEMORY, EXIT_BAD_INPUT)
         if any(words in str(error) for words in NO_DEVICE):
             return _fail(DEVICE_LOST.format(first_line(error)), EXIT_BAD_INPUT)
         raise
     return 0
+
+
+def load(name: str) -> Any:
+    """Return a module of this package, or what is named in it: ``train.run_train``.
+
+    Loading torch takes seconds: a signal ends the process in the meantime, without a traceback.
+    """
+    module, _, member = name.partition(".")
+    module = f"{__package__}.{module}"
+    if threading.current_thread() is threading.main_thread():
+        before = [signal.signal(number, _leave) for number in ENDING]
+        try:
+            loaded = importlib.import_module(module)
+        finally:
+            for number, handler in zip(ENDING, before, strict=True):
+                signal.signal(number, handler)
+    else:
+        loaded = importlib.import_module(module)  # signals are the caller's
+    return getattr(loaded, member) if member else loaded
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    """End the process while its imports are not done."""
+    sys.stderr.write("prunegraph: interrupted before anything was done\n")
+    sys.stderr.flush()
+    os._exit(EXIT_INTERRUPTED)
 
 
 @contextlib.contextmanager
@@ -119,7 +163,7 @@ def _signals_interrupt() -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> int:
-    if not speaks():
+    if not load("machine").speaks():
         return code
     sys.stdout.flush()
     line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(message.split()))
@@ -134,110 +178,39 @@ def _describe_os_error(error: OSError) -> str:
 
 
 def _dispatch(words: list[str]) -> None:
-    text = answer(words)
-    if text is not None:
-        sys.stdout.write(text)
+    name = words[0] if words else "--help"
+    if name in ("-h", "--help", "help"):
+        sys.stdout.write(_overview())
         return
-    name = words[0]
+    if name == "--version":
+        sys.stdout.write(f"prunegraph {_version()}\n")
+        return
     if name not in COMMANDS:
         msg = (
             f"unknown command {name!r}{suggest(name, list(COMMANDS))}; valid: {', '.join(COMMANDS)}"
         )
         raise ConfigError(msg)
-    config = parse(COMMANDS[name], words[1:])
+    config = load("options").parse(load(COMMANDS[name].options), words[1:])
     if config is None:
         return
-    if num_ranks() > 1 and name not in TRAINING:
+    if load("machine").num_ranks() > 1 and name not in TRAINING:
         msg = f"`prunegraph {name}` trains nothing that ranks could share: leave torchrun away"
         raise ConfigError(msg)
-    load("prunegraph.experiment.work").work(config)
+    load("ranks").run_job(load(COMMANDS[name].job), config)
 
 
-def parse(kind: type[CommonConfig], words: list[str]) -> CommonConfig | None:
-    """Return the options that the words of a command line give; None if help was printed.
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = (f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items())
+    commands = "\n".join(lines)
+    return (
+        f"usage: prunegraph COMMAND [options]\n\n{commands}\n\n"
+        "`prunegraph COMMAND --help` lists the options of a command.\n"
+    )
 
-    Raises:
-        ConfigError: an option is unknown, lacks a value, or has a bad one.
-    """
-    defaults = _defaults(kind, words)
-    printed = io.StringIO()
+
+def _version() -> str:
     try:
-        with contextlib.redirect_stderr(printed):
-            config, unknown = tyro.cli(
-                kind,
-                prog=f"prunegraph {kind.command}",
-                args=words,
-                return_unknown_args=True,
-                # beside a file of options each switch can be put either way
-                config=() if defaults else (tyro.conf.FlagCreatePairsOff,),
-                registry=REGISTRY,
-                **defaults,
-            )
-    except SystemExit as stop:
-        if not stop.code:
-            return None
-        msg = f"{_one_line(printed.getvalue())}; see `prunegraph {kind.command} --help`"
-        raise ConfigError(msg) from None
-    if unknown:
-        word = unknown[0].split("=")[0]
-        names = [f"--{field.name.replace('_', '-')}" for field in fields(kind)]
-        near = suggest(word, [name for name in names if name != word])  # hidden ones are unknown
-        msg = (
-            f"unknown option {unknown[0]!r} of `prunegraph {kind.command}`{near}; "
-            f"see `prunegraph {kind.command} --help`"
-        )
-        raise ConfigError(msg)
-    parsed = cast(CommonConfig, config)
-    if parsed.config is not None:
-        _check_typed(parsed, parsed.config, words)
-    return parsed
-
-
-def _check_typed(config: CommonConfig, path: Path, words: list[str]) -> None:
-    """Refuse code or a cluster that a file of options names, which anybody may have made.
-
-    Raises:
-        ConfigError: the command line does not name it.
-    """
-    typed = {word.rpartition("=")[2] for word in words}
-    for option in ("arch", "dataset", "methods"):
-        named = getattr(config, option, None) or ()
-        for name in (named,) if isinstance(named, str) else named:
-            check_trusted(name, name if name in typed else None, path, option)
-    ray = getattr(config, "ray", None)
-    if ray not in (None, "auto", "local") and ray not in typed:
-        msg = f"{path} names a Ray cluster, which runs what it likes: trust it with --ray {ray}"
-        raise ConfigError(msg)
-
-
-def _defaults(kind: type[CommonConfig], words: list[str]) -> dict[str, Any]:
-    """Return tyro's ``default`` argument with what ``--config FILE`` holds, if it is given."""
-    path = None
-    for position, word in enumerate(words):
-        if word == "--config" and position + 1 < len(words):
-            path = words[position + 1]
-        elif word.startswith("--config="):
-            path = word.partition("=")[2]
-    if path is None:
-        return {}
-    given = from_dict(kind, read_yaml(Path(path)), where=path)
-    default = object.__new__(kind)  # checked with the command line's options, not without them
-    for field in fields(kind):
-        missing = tyro.MISSING if field.default is MISSING else field.default
-        object.__setattr__(default, field.name, given.get(field.name, missing))
-    return {"default": default}
-
-
-def _one_line(box: str) -> str:
-    """Return the first sentences of tyro's boxed message, drawn in ASCII or not, as one line."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    rules = [re.sub(r"^[─+-]{4,}$", "", line.strip("│|╭╮╰╯ ")) for line in text.splitlines()]
-    lines = [line.strip("─ ") for line in rules]
-    body: list[str] = []
-    for line in lines[1:]:
-        if not line and body:
-            break
-        body.append(line)
-    message = " ".join(" ".join(body).split()).rstrip(".")
-    message = re.sub(r"could not convert string to float: (.*)", r"\1 is no number", message)
-    return re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no integer", message)
+        return version("prunegraph")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "(not installed)"

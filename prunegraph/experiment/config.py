@@ -206,7 +206,7 @@ class RecipeOptions:
 
     round_to: int | None = None
     finetune_epochs: int | None = None
-    finetune_lr: float | None = 0.05  # None, in older runs: ``FinetuneConfig.learning_rate``
+    finetune_lr: float = 0.05
     finetune_on_search: bool = False
     batch_size: int = 128
     distill: float = 0.5
@@ -236,7 +236,7 @@ class PruningOptions(RecipeOptions, BudgetOptions):
         check_at_least("calibration_images", self.calibration_images, 1)
         check_at_least("workers", self.workers, 1)
         check_range("distill", self.distill, 0.0, 1.0)
-        if self.finetune_lr is not None and not self.finetune_lr > 0:
+        if not self.finetune_lr > 0:
             msg = f"finetune_lr={self.finetune_lr} must be above 0"
             raise ConfigError(msg)
 
@@ -249,8 +249,6 @@ class SearchOptions:
         networks: pruned networks that one search may evaluate, everything counted.
         policy: search on from a trained policy: resnet-cifar, which comes with the package, a run
             folder of ``train``, or a policy file; default: from an untrained one.
-        short_finetune: training steps that every pruned network gets before it is scored, those of
-            the baselines too; 0 = it is scored as it is cut, reconstructed and recalibrated.
         subset: search images an update scores its networks on; default: 1,500 or all.
         budgets: shares of the MACs to train the policy for, one an episode; default: the budget.
         constraint: how the agent meets the budget.
@@ -277,7 +275,6 @@ class SearchOptions:
 
     networks: int = 400
     policy: Path | None = None
-    short_finetune: int = 0
     subset: int | None = None
     budgets: tuple[float, ...] = ()
     constraint: Constraint = RewardConfig.constraint
@@ -306,7 +303,6 @@ class SearchOptions:
         check_at_least("refinements", self.refinements, 0)
         check_at_least("update_size", self.update_size, 2 * (1 + self.refinements))
         check_at_least("networks", self.networks, 1)
-        check_at_least("short_finetune", self.short_finetune, 0)
         check_at_least("subset", self.subset, 1)
 
 

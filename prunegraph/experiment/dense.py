@@ -66,7 +66,7 @@ def _check_begun(target: Target, config: NetworkConfig, path: Path, given: str) 
     info, begun = weights_info(path), parameter_digest(target.model)
     images = target.dataset.train.fingerprint()
     what = None
-    if info is not None and info.extra.get(RUN_IMAGES, images) != images:
+    if info is not None and info.extra.get(RUN_IMAGES) != images:
         what = f"other images of {target.dataset.name}"
     elif config.weights is not None and given != begun:
         what = f"other weights than {config.weights} holds now"

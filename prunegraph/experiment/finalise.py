@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 
 from prunegraph.errors import ArtefactError
-from prunegraph.experiment.agreement import agreements
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import MASKS_FILE, Candidate, choose, write_masks
-from prunegraph.experiment.cells import RULES, rank_of
+from prunegraph.experiment.cells import rank_of
 from prunegraph.experiment.config import CommonConfig
 from prunegraph.experiment.console import Console
-from prunegraph.experiment.csv_files import write_csv_files
 from prunegraph.experiment.finish import finetune_job, load_finetuned
 from prunegraph.experiment.folder import DENSE_FINETUNED, REPORT_FILE, RunFolder
 from prunegraph.experiment.jobs import Batch, Jobs
@@ -118,7 +116,6 @@ def conclude(
     write_masks(folder.file(MASKS_FILE), masks)
     if outcome.history:
         write_json(folder.file(HISTORY_FILE), outcome.history, indent=None)
-    write_csv_files(folder, report.methods, outcome.history)
     findings = Findings(
         content=report.to_json(),
         graph=bench.target.graph,
@@ -285,14 +282,12 @@ def finetuned_mean(rows: Sequence[MethodRow], digest: str) -> float | None:
 def mask_details(bench: Bench, mask: KeepMask) -> dict[str, Any]:
     """Return the entries of a report about the mask that a run ends with.
 
-    ``peak_memory`` in bytes, ``latency_ms`` as ``speed.latencies`` returns it, and ``agreement``
-    with criteria at the mask's widths.
+    ``peak_memory`` in bytes, ``latency_ms`` as ``speed.latencies`` returns it.
     """
     target = bench.target
     return {
         "peak_memory": peak_memory(target.graph, mask),
         "latency_ms": latencies(target.as_loaded(), target.graph, mask, target.example_inputs),
-        "agreement": agreements(bench, mask),
     }
 
 
@@ -306,7 +301,6 @@ def common_details(bench: Bench, outcome: Outcome, metric: Metric) -> dict[str, 
     target, dataset = bench.target, bench.target.dataset
     splits = {"train": dataset.train, "search": dataset.search, "test": dataset.test}
     return {
-        "plan_rules": RULES,
         "verdict_metric": metric,
         "repaired": outcome.repaired,
         "dense_widths": target.graph.group_widths(target.graph.dense_mask()),

@@ -34,7 +34,7 @@ DENSE_FINETUNED = "dense_finetuned"
 OWN_FOLDERS = ("cells", "plots", "events", DENSE_FINETUNED)
 """Sub-folders that a run writes."""
 
-OWN_SUFFIXES = (".json", ".yaml", ".safetensors", ".csv")
+OWN_SUFFIXES = (".json", ".yaml", ".safetensors")
 """And the files beside them."""
 
 MEMBER = re.compile(r"\d+-.+")

@@ -39,6 +39,9 @@ KNOWN_INPUTS: dict[str, tuple[tuple[int, int, int], int]] = {
 }
 """Image shape and number of classes of data sets that need not be read to know them."""
 
+MOST_NAMED = 3
+"""So many members of a group are named."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Inspected:
@@ -164,9 +167,9 @@ def _print(content: dict[str, Any], graph: StructureGraph, console: Console) -> 
     console.say(f"activations take {memory:,} bytes at once for one image")
 
 
-def _shorten(members: list[str], most: int = 3) -> str:
-    more = f", and {len(members) - most} more" if len(members) > most else ""
-    return ", ".join(members[:most]) + more
+def _shorten(members: list[str]) -> str:
+    more = f", and {len(members) - MOST_NAMED} more" if len(members) > MOST_NAMED else ""
+    return ", ".join(members[:MOST_NAMED]) + more
 
 
 def least_macs(graph: StructureGraph) -> float:

@@ -1,17 +1,22 @@
-"""Options as plain values: from YAML and back, with every key and value checked."""
+"""Options from the command line and from YAML, and back, with every key and value checked."""
 
+import contextlib
 import dataclasses
+import io
+import re
 import shlex
 import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
+import tyro
 import yaml
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from prunegraph.errors import ArtefactError, ConfigError, suggest
+from prunegraph.experiment.checks import check_trusted
 from prunegraph.experiment.config import CommonConfig
 from prunegraph.experiment.shipped import is_shipped
 from prunegraph.files import write_text
@@ -154,20 +159,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-BEFORE: Mapping[str, Any] = {
-    "reconstruct": False,
-    "layer_by_layer": False,
-    "distill": 0.0,
-    "finetune_lr": None,
-}
-"""How runs were made that are older than an option, where it is not as by the option's default."""
-
-
 def load_config(kind: type[Config], path: Path) -> Config:
     """Return the options that a run folder's ``config.yaml`` holds."""
     arguments = from_dict(kind, read_yaml(path), where=str(path))
-    names = {field.name for field in dataclasses.fields(kind)}
-    arguments = {name: value for name, value in BEFORE.items() if name in names} | arguments
     for field in dataclasses.fields(kind):
         if field.default is dataclasses.MISSING and field.name not in arguments:
             msg = f"{path} lacks the option {field.name!r}: the file is damaged"
@@ -197,6 +191,96 @@ def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     )
 
 
+def parse(kind: type[Config], words: list[str]) -> Config | None:
+    """Return the options that the words of a command line give; None if help was printed.
+
+    Raises:
+        ConfigError: an option is unknown, lacks a value, or has a bad one.
+    """
+    defaults = _defaults(kind, words)
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            config, unknown = tyro.cli(
+                kind,
+                prog=f"prunegraph {kind.command}",
+                args=words,
+                return_unknown_args=True,
+                # beside a file of options each switch can be put either way
+                config=() if defaults else (tyro.conf.FlagCreatePairsOff,),
+                registry=REGISTRY,
+                **defaults,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            return None
+        msg = f"{_one_line(printed.getvalue())}; see `prunegraph {kind.command} --help`"
+        raise ConfigError(msg) from None
+    if unknown:
+        word = unknown[0].split("=")[0]
+        names = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(kind)]
+        near = suggest(word, [name for name in names if name != word])  # hidden ones are unknown
+        msg = (
+            f"unknown option {unknown[0]!r} of `prunegraph {kind.command}`{near}; "
+            f"see `prunegraph {kind.command} --help`"
+        )
+        raise ConfigError(msg)
+    parsed = cast(Config, config)
+    if parsed.config is not None:
+        _check_typed(parsed, parsed.config, words)
+    return parsed
+
+
+def _check_typed(config: CommonConfig, path: Path, words: list[str]) -> None:
+    """Refuse code or a cluster that a file of options names, which anybody may have made.
+
+    Raises:
+        ConfigError: the command line does not name it.
+    """
+    typed = {word.rpartition("=")[2] for word in words}
+    for option in ("arch", "dataset", "methods"):
+        named = getattr(config, option, None) or ()
+        for name in (named,) if isinstance(named, str) else named:
+            check_trusted(name, name if name in typed else None, path, option)
+    ray = getattr(config, "ray", None)
+    if ray not in (None, "auto", "local") and ray not in typed:
+        msg = f"{path} names a Ray cluster, which runs what it likes: trust it with --ray {ray}"
+        raise ConfigError(msg)
+
+
+def _defaults(kind: type[Config], words: list[str]) -> dict[str, Any]:
+    """Return tyro's ``default`` argument with what ``--config FILE`` holds, if it is given."""
+    path = None
+    for position, word in enumerate(words):
+        if word == "--config" and position + 1 < len(words):
+            path = words[position + 1]
+        elif word.startswith("--config="):
+            path = word.partition("=")[2]
+    if path is None:
+        return {}
+    given = from_dict(kind, read_yaml(Path(path)), where=path)
+    default = object.__new__(kind)  # checked with the command line's options, not without them
+    for field in dataclasses.fields(kind):
+        missing = tyro.MISSING if field.default is dataclasses.MISSING else field.default
+        object.__setattr__(default, field.name, given.get(field.name, missing))
+    return {"default": default}
+
+
+def _one_line(box: str) -> str:
+    """Return the first sentences of tyro's boxed message, drawn in ASCII or not, as one line."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    rules = [re.sub(r"^[─+-]{4,}$", "", line.strip("│|╭╮╰╯ ")) for line in text.splitlines()]
+    lines = [line.strip("─ ") for line in rules]
+    body: list[str] = []
+    for line in lines[1:]:
+        if not line and body:
+            break
+        body.append(line)
+    message = " ".join(" ".join(body).split()).rstrip(".")
+    message = re.sub(r"could not convert string to float: (.*)", r"\1 is no number", message)
+    return re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no integer", message)
+
+
 def save_config(config: CommonConfig, path: Path) -> None:
     """Write the options as YAML, atomically."""
     write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False))
@@ -206,14 +290,14 @@ def differences(config: CommonConfig, written: Mapping[str, Any]) -> list[str]:
     """Return in which options ``config`` differs from a written one, each with both values.
 
     Options that do not change what is computed (threads, device, output) are not compared. One that
-    is not written is younger than the run, which was made as by its default, or as ``BEFORE`` says.
+    is not written is as by its default.
     """
     values = to_dict(config)
     defaults = {
         field.name: _plain(field.default)
         for field in dataclasses.fields(config)
         if field.default is not dataclasses.MISSING
-    } | dict(BEFORE)
+    }
     keys = (values.keys() | written.keys()) - RUNTIME_KEYS
     pairs = {key: (written.get(key, defaults.get(key)), values.get(key)) for key in sorted(keys)}
     return [

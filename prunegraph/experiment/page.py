@@ -43,7 +43,6 @@ from prunegraph.experiment.verdict import (
 from prunegraph.files import write_text
 from prunegraph.graph import StructureGraph
 from prunegraph.pruning.artefacts import WEIGHTS_FILE
-from prunegraph.pruning.finetune import FinetuneConfig
 from prunegraph.reading import checked, read_json
 from prunegraph.users_code import is_factory
 
@@ -185,7 +184,6 @@ def page(
         seed=own_seed(content),
         widths=width_rows(findings),
         rivals=list(findings.rivals),
-        agreement=agreement_rows(content),
         cost=cost_rows(content),
         health=health_rows(content),
         origin=origin_rows(content),
@@ -264,15 +262,12 @@ def result_rows(content: Mapping[str, Any], weights: tuple[int, int] | None = No
     ]
     if weights is not None:
         rows.append(_sizes("weights on disk", *weights, "B"))
-    if "peak_memory" in content:
-        memory = content["peak_memory"]
-        rows.append(_sizes("activations alive at once", memory["dense"], memory["pruned"], "B"))
-    if "latency_ms" in content:
-        times = content["latency_ms"]
-        before, after = times["dense"], times["pruned"]
-        rows.append(
-            ("time of one image", f"{before:.3g} ms", f"{after:.3g} ms", percent(after / before))
-        )
+    memory, times = content["peak_memory"], content["latency_ms"]
+    before, after = times["dense"], times["pruned"]
+    rows += [
+        _sizes("activations alive at once", memory["dense"], memory["pruned"], "B"),
+        ("time of one image", f"{before:.3g} ms", f"{after:.3g} ms", percent(after / before)),
+    ]
     for name, before, after in (
         ("test accuracy", "test_accuracy", "test_accuracy_recalibrated"),
         ("the same, fine-tuned", "test_accuracy_finetuned", "test_accuracy_finetuned"),
@@ -305,20 +300,6 @@ def width_rows(findings: Findings) -> Facts:
     return [
         (name, str(size), *(str(widths[name]) for widths in (kept, *findings.rivals.values())))
         for name, size in graph.group_widths(graph.dense_mask()).items()
-    ]
-
-
-def agreement_rows(content: Mapping[str, Any]) -> Facts:
-    """Return how far the mask agrees with criteria at its own widths."""
-    return [
-        (
-            name,
-            percent(found["overlap"]),
-            percent(found["chance"]),
-            percent((found["overlap"] - found["chance"]) / (1 - found["chance"]), 0),
-        )
-        for name, found in content.get("agreement", {}).items()
-        if found
     ]
 
 
@@ -390,17 +371,14 @@ def first_verdict(content: Mapping[str, Any]) -> str | None:
 def origin_rows(content: Mapping[str, Any]) -> Facts:
     """Return where a run's figures come from."""
     rows = [(name, str(value)) for name, value in content["machine"].items() if value is not None]
-    rows += content.get("versions", {}).items()
+    rows += content["versions"].items()
     rows += [
         (f"{name} images", f"{split['images']:,}, fingerprint {split['fingerprint']}")
         for name, split in content["data"].items()
     ]
-    recipe = dict(content["recipe"])
-    if recipe.get("peak_lr", 0.0) is None and isinstance(recipe.get("epochs"), int):
-        recipe["peak_lr"] = FinetuneConfig(epochs=recipe["epochs"]).learning_rate
     return [
         ("seed", str(content["seed"])),
         *rows,
-        ("fine-tune", ", ".join(f"{name} {value}" for name, value in recipe.items())),
+        ("fine-tune", ", ".join(f"{name} {value}" for name, value in content["recipe"].items())),
         ("structure", content["graph"]),
     ]

@@ -19,7 +19,6 @@ from prunegraph.experiment.verdict import (
     MethodRow,
     is_agent,
     is_baseline,
-    searches,
 )
 from prunegraph.pruning.artefacts import WEIGHTS_FILE
 from prunegraph.types import KeepMask
@@ -61,15 +60,14 @@ def check_plan(
     A fine-tune that is left out or counted twice would change means and verdict.
     """
     candidates = candidates_of(rows, masks)
-    rules = content.get("plan_rules", 1)
-    planned = plan_cells(bench, candidates, config, rules)
+    planned = plan_cells(bench, candidates, config)
     expected = [
         (c.name, c.seed if c.candidate is None else c.candidate.seed, c.seed, c.folder)
         for c in planned
     ]
     trained = bench.recipe().epochs > 0
     found = [(r.name, r.seed, r.finetune_seed, r.cell) for r in rows if r.cell is not None]
-    begun = {row.name for row in rows if row.name in (UNTRAINED, INITIAL) and rules > 2}
+    begun = {row.name for row in rows if row.name in (UNTRAINED, INITIAL)}
     seeds = {name: sorted({row.seed for row in rows if row.name == name}) for name in begun}
     weights = [
         digest
@@ -114,9 +112,8 @@ def check_rows(
         return checks
     count = run.search_seeds if isinstance(run, TrainConfig) else run.seeds
     seeds = [run.seed + number for number in range(count)]
-    of_seeds = differs_by_seed if content.get("plan_rules", 1) > 4 else searches
     names = {row.name for row in rows}
-    asked = sorted(n for n in names if is_agent(n) or (is_baseline(n) and of_seeds(n)))
+    asked = sorted(n for n in names if is_agent(n) or (is_baseline(n) and differs_by_seed(n)))
     checks += [
         Check(
             name=f"seeds of {name}",
@@ -125,8 +122,10 @@ def check_rows(
         )
         for name in asked
     ]
-    told = (content.get("search") or {}).get("seeds", seeds)
-    return [*checks, Check(name="search.seeds", reported=told, found=seeds)]
+    if content["search"] is not None:
+        told = content["search"].get("seeds")
+        checks.append(Check(name="search.seeds", reported=told, found=seeds))
+    return checks
 
 
 def candidates_of(rows: Sequence[MethodRow], masks: Mapping[str, KeepMask]) -> list[Candidate]:

@@ -231,7 +231,7 @@ def _finished(
     names = {*asked.extra, "no_flip", "image_size", "weights_before", "slimmable", "distill"}
     images = _train_images(config, dataset)
     same = all(info.extra.get(name) == asked.extra.get(name) for name in names)
-    same = same and info.extra.get(TRAIN_IMAGES, images) == images  # older weights have none
+    same = same and info.extra.get(TRAIN_IMAGES) == images
     if not same or not isinstance(info.extra.get("test_accuracy"), float):
         return None
     figures = {key: value for key, value in info.extra.items() if key != "schema"}

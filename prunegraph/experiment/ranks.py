@@ -6,16 +6,25 @@ is made once. They trust what it sends, as any process of one ``torchrun`` trust
 
 import os
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed, nn
 
 from prunegraph.errors import ConfigError, PruneGraphError
-from prunegraph.experiment.machine import num_ranks, resolve_device
+from prunegraph.experiment.config import CommonConfig
+from prunegraph.experiment.console import Console
+from prunegraph.experiment.machine import (
+    default_threads,
+    keep_freed_memory,
+    num_ranks,
+    resolve_device,
+)
 from prunegraph.graph import copy_network
 from prunegraph.pruning.finetune import FinetuneConfig, finetune
 from prunegraph.pruning.ranks import Ranks, current_ranks
@@ -119,3 +128,18 @@ def told_if_rank_ends() -> Iterator[None]:
             raise
         msg = "another rank has ended: see what it says, and give the same command again to go on"
         raise PruneGraphError(msg) from error
+
+
+def run_job(job: Callable[[Any, Console], dict[str, Any]], config: CommonConfig) -> None:
+    """Do what a command says, or help the rank that does, and print the result."""
+    keep_freed_memory()
+    torch.set_num_threads(config.threads or default_threads())
+    with joined(config.device) as ranks:
+        if ranks is not None and not ranks.first:
+            help_rank_0(ranks, config.device)
+            return
+        console = Console(json_only=config.json)
+        # what the user's own code prints
+        with redirect_stdout(sys.stderr if config.json else sys.stdout):
+            result = job(config, console)
+        console.result(result)

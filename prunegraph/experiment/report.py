@@ -64,8 +64,7 @@ class PrunedResult:
     Attributes:
         cost: of the pruned network.
         seed: of the search that found it.
-        search_accuracy: on the search split after recalibration and the short fine-tune, if any;
-            its mask was chosen by it.
+        search_accuracy: on the search split after recalibration; its mask was chosen by it.
         test_accuracy_recalibrated: on the test split after recalibration.
         test_accuracy_finetuned: on the test split after fine-tuning.
         widths: channels kept, by group.
@@ -101,7 +100,7 @@ class SearchResult:
     Attributes:
         seconds: wall times of all search seeds together, one after the other.
         networks_evaluated: pruned networks run, everything counted.
-        evaluation_seconds: time inside surgery, recalibration, short fine-tunes and evaluation.
+        evaluation_seconds: time inside surgery, recalibration and evaluation.
         details: further figures (entropy, repaired bits, ...), by name.
     """
 
@@ -223,6 +222,7 @@ REPORT = {
         "test_accuracy_recalibrated": float,
         "test_accuracy_finetuned": float | None,
         "widths": dict[str, int],
+        "seed": int,
         "mask_digest": str,
     },
     "methods": list[MethodRow],
@@ -234,6 +234,11 @@ REPORT = {
     "graph": str,
     "data": {name: {"fingerprint": str, "images": int} for name in ("train", "search", "test")},
     "recipe": dict[str, Any],
+    "precision": str,
+    "peak_memory": {"dense": int, "pruned": int},
+    "latency_ms": {"dense": float, "pruned": float, "on": str},
+    "versions": dict[str, str],
+    "dense_widths": dict[str, int],
     "seed": int,
     "machine": {"threads": int},
     "files": dict[str, str],
@@ -241,14 +246,7 @@ REPORT = {
 """What a report must hold to be shown and verified."""
 
 PARTS: dict[str, Any] = {
-    "precision": str,
     "search": {"seconds": float, "networks_evaluated": int, "evaluation_seconds": float},
-    "peak_memory": {"dense": int, "pruned": int},
-    "latency_ms": {"dense": float, "pruned": float, "on": str},
-    "agreement": dict[str, dict[str, float]],
-    "versions": dict[str, str],
-    "dense_widths": dict[str, int],
-    "plan_rules": int,
     "stage_one_verdict": list[str | None],
     "proxy_rank_correlation": float,
     "decision": {"start": str, "share": float, "divergence": dict[str, float]},
@@ -295,13 +293,8 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
         *["stage_one_verdict"] * (len(content.get("stage_one_verdict", "12")) != 2),
         *(f"budget.{name}" for name in content["budget"].keys() - {f.name for f in fields(Budget)}),
         *(
-            f"agreement.{name}"
-            for name, found in content.get("agreement", {}).items()
-            if found and not (found.keys() >= {"overlap", "chance"} and found["chance"] < 1.0)
-        ),
-        *(
             f"latency_ms.{name}"
-            for name, time in content.get("latency_ms", {}).items()
+            for name, time in content["latency_ms"].items()
             if not isinstance(time, str) and time <= 0.0
         ),
     ]
@@ -351,7 +344,7 @@ def own_seed(content: Mapping[str, Any]) -> int | None:
     rows = read_rows(content)
     own = {row.name for row in pruned_rows(rows, content["pruned"]["mask_digest"])}
     several = len({row.seed for row in rows if row.name in own}) > 1
-    return content["pruned"].get("seed") if several else None
+    return int(content["pruned"]["seed"]) if several else None
 
 
 def method_cells(content: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -1,9 +1,8 @@
-"""What several comparisons found together: ``summary.json``, the same as Markdown and as a page.
+"""What several comparisons found together: ``summary.json``, and the same as a page.
 
 A summary is made of the reports alone, so that ``verify`` can make it anew.
 """
 
-import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -46,7 +45,6 @@ from prunegraph.experiment.report import (
 from prunegraph.experiment.verdict import DENSE, best_baseline, column, is_agent, is_baseline
 from prunegraph.files import write_json, write_text
 
-MARKDOWN_FILE = "summary.md"
 PAGE_TEMPLATE = "summary.html"
 
 METRICS = {
@@ -109,11 +107,10 @@ def _entry(member: RunFolder) -> dict[str, Any]:
 def write_summary(
     config: ComparisonsConfig, folder: RunFolder, members: Sequence[RunFolder]
 ) -> dict[str, Any]:
-    """Write the summary of all comparisons in its three forms, and return it."""
+    """Write the summary of all comparisons as JSON and as a page, and return it."""
     summary = summarise(members)
     plots = draw_budgets(summary)
     save_plots(plots, folder.file("plots"))
-    write_text(folder.file(MARKDOWN_FILE), to_markdown(summary))
     write_text(folder.file(PAGE_FILE), summary_page(config, summary, plots))
     write_json(folder.file(SUMMARY_FILE), summary)  # it says that all is finished
     return summary
@@ -209,24 +206,6 @@ def _title(summary: Mapping[str, Any]) -> str:
     entries = summary["comparisons"]
     names = ", ".join(dict.fromkeys(entry["arch"] for entry in entries))
     return f"{names} on {entries[0]['dataset']}: {len(entries)} comparisons"
-
-
-def to_markdown(summary: Mapping[str, Any]) -> str:
-    """Return the summary's tables as Markdown."""
-    parts = [f"# {_plain(_title(summary))}", *_markdown_table(*digest_cells(summary))]
-    for label, heads, rows in _tables(summary):
-        parts += ["", f"## {label}", *_markdown_table(heads, rows)]
-    return "\n".join(parts) + "\n"
-
-
-def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [heads, ["---", *["--:"] * (len(heads) - 1)], *rows]
-    return ["", *(f"| {' | '.join(map(_plain, line))} |" for line in lines)]
-
-
-def _plain(cell: str) -> str:
-    """Return a cell's text without what Markdown would take for more than text."""
-    return html.escape(cell, quote=False).replace("|", "&#124;")
 
 
 def summary_page(

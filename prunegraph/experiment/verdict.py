@@ -62,7 +62,7 @@ class MethodRow:
         seed: its search seed; the run's for a method that depends on neither images nor chance.
         macs: multiply-adds of the pruned network.
         params: parameters of the pruned network.
-        search_accuracy: on the search split, after recalibration and the short fine-tune, if any.
+        search_accuracy: on the search split, after recalibration.
         test_accuracy_recalibrated: on the test split, after recalibration.
         test_accuracy_finetuned: on the test split, after fine-tuning; None if it was not.
         networks_evaluated: pruned networks run to find the mask; of the agent's search of a family,

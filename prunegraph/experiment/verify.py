@@ -9,7 +9,6 @@ import torch
 
 from prunegraph.errors import ArtefactError, ConfigError
 from prunegraph.experiment.agent_rows import agent_rows
-from prunegraph.experiment.agreement import agreements
 from prunegraph.experiment.apply import APPLIED, COMPARED
 from prunegraph.experiment.baselines import CONTROLS
 from prunegraph.experiment.bench import Bench
@@ -24,7 +23,6 @@ from prunegraph.experiment.config import (
     TrainConfig,
 )
 from prunegraph.experiment.console import Console
-from prunegraph.experiment.csv_files import HISTORY_CSV, METHODS_CSV
 from prunegraph.experiment.dense import DENSE_FILE
 from prunegraph.experiment.finalise import finetuned_mean, limited_memory, peak_memory
 from prunegraph.experiment.finish import load_finetuned
@@ -69,10 +67,6 @@ MAX_WRONG_SHARE_RECALIBRATED = 20 / 10_000
 their answers are less certain. Between one thread and two, 8 images of 10,000 were seen."""
 
 
-MAX_OTHER_SHARE = 0.02
-"""On another machine, criteria that are measured may rank this share of the channels otherwise."""
-
-
 def verify_run(config: VerifyConfig, console: Console) -> dict[str, Any]:
     """Check a run folder, print what was checked and return it.
 
@@ -98,7 +92,7 @@ def verify_run(config: VerifyConfig, console: Console) -> dict[str, Any]:
         raise ArtefactError(msg)
     unknown = [f"search.{key}" for key in ("seconds", "evaluation_seconds", "networks_evaluated")]
     unknown += ["search.health", "repaired", "methods[].networks_evaluated", "methods[].seconds"]
-    unknown += [HISTORY_FILE, METHODS_CSV, HISTORY_CSV]
+    unknown.append(HISTORY_FILE)
     unknown += [f"{cell} (no weights)" for cell in _cells_without_weights(folder, content)]
     unknown += [LATENCY_FILE] * (LATENCY_FILE in content["files"])
     unknown += ["latency_ms", "versions", *sorted({"decision", "policy"} & content.keys())]
@@ -141,7 +135,7 @@ def _check_member(
     config: VerifyConfig, folder: RunFolder, member: RunFolder, console: Console
 ) -> list[Check]:
     content = read_report(member)
-    with as_elsewhere(bfloat16=content.get("precision", "bfloat16") == "bfloat16"):
+    with as_elsewhere(bfloat16=content["precision"] == "bfloat16"):
         return _measure_again(config, folder, member, content, console)
 
 
@@ -171,14 +165,11 @@ def _measure_again(
             report(number, row.name)
     mask = masks[content["pruned"]["mask_digest"]]
     chosen = choose(candidates_of(rows, masks), rank_of(bench.options))
-    seed = content["pruned"].get("seed", chosen.seed)
     checks += [
         Check(name="pruned.mask_digest", reported=mask.digest(), found=chosen.mask.digest()),
-        Check(name="pruned.seed", reported=seed, found=chosen.seed),
+        Check(name="pruned.seed", reported=content["pruned"]["seed"], found=chosen.seed),
     ]
     checks += _check_summary(content, rows, bench.target.graph, mask, member)
-    exact = judge_of.exact and bench.target.device.type == "cpu"  # a GPU sums in any order
-    checks += _check_agreement(content, bench, masks, exact)
     prefix = "" if member is folder else f"{member.path.name}: "
     return [dataclasses.replace(check, name=f"{prefix}{check.name}") for check in checks]
 
@@ -257,7 +248,7 @@ def _check_options(
     }
     missing = sorted(expected - {row.name for row in rows})
     return [
-        *(Check(name=name, reported=content.get(name), found=found[name]) for name in found),
+        *(Check(name=name, reported=content[name], found=found[name]) for name in found),
         Check(name="methods that are missing", reported=missing, found=[]),
     ]
 
@@ -278,7 +269,7 @@ class _Judge:
         self._bench = bench
         self._masks = masks
         self._member = member
-        self.exact = exact
+        self._exact = exact
         self._recalibrated: dict[str, tuple[float, float]] = {}
 
     def row(self, row: MethodRow) -> list[Check]:
@@ -307,10 +298,12 @@ class _Judge:
                 "test",
                 loose,
             ),
+            Check(
+                name=f"{where}.memory",
+                reported=row.memory,
+                found=limited_memory(graph, mask, self._bench.budget),
+            ),
         ]
-        if row.memory is not None:  # runs of before tell none
-            memory = limited_memory(graph, mask, self._bench.budget)
-            checks.append(Check(name=f"{where}.memory", reported=row.memory, found=memory))
         cell = None if row.cell is None else self._member.inside(row.cell)
         known = cell is not None and (cell / WEIGHTS_FILE).is_file()
         if cell is not None and known and row.test_accuracy_finetuned is not None:
@@ -342,7 +335,7 @@ class _Judge:
     ) -> Check:
         dataset = self._bench.target.dataset
         images = len(dataset.search if split == "search" else dataset.test)
-        tolerance = 1e-9 if self.exact else math.ceil(wrong_share * images) / images + 1e-9
+        tolerance = 1e-9 if self._exact else math.ceil(wrong_share * images) / images + 1e-9
         return Check(name=name, reported=reported, found=found, tolerance=tolerance)
 
 
@@ -374,6 +367,7 @@ def _check_summary(
         "pruned.search_accuracy": own.search_accuracy,
         "pruned.test_accuracy_recalibrated": own.test_accuracy_recalibrated,
         "pruned.test_accuracy_finetuned": finetuned_mean(rows, mask.digest()),
+        "peak_memory": peak_memory(graph, mask),
         "verdict": verdict,
         "verdict_reason": reason,
     }
@@ -382,29 +376,8 @@ def _check_summary(
         found["stage_one_verdict"] = [*judge(rows, recalibrated, repaired=content["repaired"])]
     if "proxy_rank_correlation" in content:
         found["proxy_rank_correlation"] = proxy_correlation(rows)
-    if "peak_memory" in content:
-        found["peak_memory"] = peak_memory(graph, mask)
     return [
         Check(name=name, reported=_at(content, name), found=value) for name, value in found.items()
-    ]
-
-
-def _check_agreement(
-    content: Mapping[str, Any], bench: Bench, masks: Mapping[str, KeepMask], exact: bool
-) -> list[Check]:
-    if "agreement" not in content:
-        return []
-    found = agreements(bench, masks[content["pruned"]["mask_digest"]])
-    tolerance = 1e-9 if exact else MAX_OTHER_SHARE
-    return [
-        Check(
-            name=f"agreement.{criterion}.{name}",
-            reported=content["agreement"].get(criterion, {}).get(name),
-            found=value,
-            tolerance=tolerance,
-        )
-        for criterion, values in found.items()
-        for name, value in values.items()
     ]
 
 

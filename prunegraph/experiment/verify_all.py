@@ -11,10 +11,10 @@ from prunegraph.experiment.comparisons import check_same_dense, folder_names
 from prunegraph.experiment.console import Console
 from prunegraph.experiment.folder import CONFIG_FILE, PAGE_FILE, RunFolder
 from prunegraph.experiment.options import differences, load_config, to_dict
-from prunegraph.experiment.summary import MARKDOWN_FILE, summarise, to_markdown
+from prunegraph.experiment.summary import summarise
 from prunegraph.experiment.tools_config import VerifyConfig
 from prunegraph.experiment.verify import verify_run
-from prunegraph.reading import checked, read_json, read_text
+from prunegraph.reading import checked, read_json
 
 
 def run_verify(config: VerifyConfig, console: Console) -> dict[str, Any]:
@@ -46,10 +46,6 @@ def run_verify(config: VerifyConfig, console: Console) -> dict[str, Any]:
     if summarise(members) != content:
         msg = f"{path} is not what the reports of its comparisons say: give the command again"
         raise ArtefactError(msg)
-    text = folder.file(MARKDOWN_FILE)
-    if read_text(text, MAX_MARKDOWN) != to_markdown(content):
-        msg = f"{text} is not what {path} says: give the command of the comparisons again"
-        raise ArtefactError(msg)
     unknown = [
         f"{member.path.name}/{name}" if name.startswith("cells/") else name
         for member, result in zip(members, results, strict=True)
@@ -64,10 +60,6 @@ def run_verify(config: VerifyConfig, console: Console) -> dict[str, Any]:
         "same_machine": all(result["same_machine"] for result in results),
         "not_verifiable": list(dict.fromkeys([*unknown, PAGE_FILE, "plots"])),
     }
-
-
-MAX_MARKDOWN = 2**22
-"""Bytes of a summary as Markdown, at the most."""
 
 
 def _verify_members(

@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -23,7 +22,6 @@ from prunegraph.pruning.evaluation import (
     place_images,
     place_model,
 )
-from prunegraph.pruning.finetune import FinetuneConfig, finetune
 from prunegraph.pruning.outcome_log import OutcomeLog
 from prunegraph.pruning.recalibration import recalibrate_bn
 from prunegraph.pruning.surgery import apply_mask
@@ -35,15 +33,12 @@ PRELOAD_LIMIT = 1 << 30
 QUICK_CALIBRATION = 512
 """Images that recalibrate a network that a search scores: more rank masks no better."""
 
-TRAINING = FinetuneConfig(epochs=1)
-"""How the training steps before a score are made."""
-
 
 class Evaluator:
     """Scores masks: surgery, batch-norm recalibration, evaluation on search images.
 
-    It takes a ``SearchSplit`` to score on and a ``TrainSplit`` to recalibrate and train on, so that
-    test images cannot leak into a search. Results are cached by mask and image subset; a cached
+    It takes a ``SearchSplit`` to score on and a ``TrainSplit`` to recalibrate on, so that test
+    images cannot leak into a search. Results are cached by mask and image subset; a cached
     result costs no network. The images to score and to recalibrate on are loaded once if they fit
     in ``PRELOAD_LIMIT`` bytes.
 
@@ -51,7 +46,7 @@ class Evaluator:
         model: the dense network; never changed.
         graph: its structure.
         search: images to score on.
-        calibration: images to recalibrate batch norm on, without augmentation; and to train on.
+        calibration: images to recalibrate batch norm on, without augmentation.
         num_calibration: how many of them, drawn without order by ``seed``; networks that are
             scored on a subset of the images, as in searches, get ``QUICK_CALIBRATION`` at most.
         batch_size: images a forward.
@@ -60,9 +55,6 @@ class Evaluator:
         autocast: run in bfloat16 where that is safe and the device computes it.
         kl: also measure the KL divergence from the dense network's outputs.
         soft: also measure the soft accuracy.
-        short_finetune: training steps that a pruned network gets before it is scored, the same
-            images in the same order for each (short-term fine-tuning, Yang et al. 2018, NetAdapt,
-            section 3.2); 0 = it is recalibrated alone.
         compensation: changes the weights that stay in a pruned network; None = they stay as they
             are.
         quick_compensation: in its place for networks that are scored on a subset of the images,
@@ -71,7 +63,7 @@ class Evaluator:
 
     Attributes:
         num_networks: pruned networks run so far.
-        seconds: wall time of their surgery, recalibration, training and evaluation.
+        seconds: wall time of their surgery, recalibration and evaluation.
         recalled: of it, in an earlier start of the search.
     """
 
@@ -89,7 +81,6 @@ class Evaluator:
         autocast: bool = True,
         kl: bool = False,
         soft: bool = False,
-        short_finetune: int = 0,
         compensation: Compensation | None = None,
         quick_compensation: Compensation | None = None,
         log: OutcomeLog | None = None,
@@ -108,13 +99,8 @@ class Evaluator:
         self.search = search
         order = torch.randperm(len(calibration), generator=torch.Generator().manual_seed(seed))
         self.calibration = calibration.take(order[:num_calibration])
-        self.short_finetune = short_finetune
         self.compensation = compensation
         self.quick_compensation = quick_compensation
-        num_training = short_finetune * TRAINING.batch_size
-        cycle = order.flip(0).repeat(math.ceil(num_training / len(order)))
-        self.training = calibration.take(cycle[:num_training])
-        self.seed = seed
         self.batch_size = batch_size
         self.device = torch.device(device)
         self.autocast = autocast
@@ -128,7 +114,7 @@ class Evaluator:
         self._cache: dict[tuple[str, str], Outcome] = {}
 
     def evaluate(self, mask: KeepMask, subset: Tensor | None = None) -> Outcome:
-        """Prune, compensate and train if asked for, recalibrate, and score one mask.
+        """Prune, compensate if asked for, recalibrate, and score one mask.
 
         Args:
             mask: which classes stay.
@@ -204,8 +190,6 @@ class Evaluator:
     ) -> nn.Module:
         """Return the pruned, recalibrated network on the evaluator's device; not counted.
 
-        It has not had the short fine-tune.
-
         Args:
             mask: what stays.
             compensation: another one than the evaluator's own.
@@ -244,10 +228,6 @@ class Evaluator:
         if subset is not None:
             compensation, images = self.quick_compensation, min(images, QUICK_CALIBRATION)
         pruned = self.prune(mask, compensation, images)
-        if self.short_finetune:
-            recipe = replace(TRAINING, autocast=self.autocast)
-            finetune(pruned, self.training, recipe, seed=self.seed)
-            self._recalibrate(pruned, images)
         scores = self._scores(pruned, subset)
         seconds = time.perf_counter() - start
         return Outcome(

@@ -239,11 +239,12 @@ def sensitivity(
     graph: StructureGraph,
     scores: FloatArray,
     *,
-    share: float = 0.5,
     subset: Tensor | None = None,
     by: Literal["loss", "kl"] = "loss",
 ) -> FloatArray:
-    """Measure what the loss gains when a share of one group goes, for each group in turn.
+    """Measure what the loss gains when half of one group goes, for each group in turn.
+
+    Half is rounded down, and the group's minimum stays.
 
     The evaluator counts the networks: one for each free group, and one for the whole network
     under the same recalibration.
@@ -252,7 +253,6 @@ def sensitivity(
         evaluator: scores masks on search images.
         graph: the structure.
         scores: ``[N]``, the group's lowest go.
-        share: of the group's classes, in (0, 1); rounded down, the group's minimum stays.
         subset: positions in the search split; None = all.
         by: the cross-entropy, or the divergence from the dense outputs, which needs no labels; the
             evaluator must measure it.
@@ -272,7 +272,7 @@ def sensitivity(
         classes = group.classes[graph.free[group.classes]]
         if not classes.size:
             continue
-        num_removed = min(int(share * classes.size), len(group.classes) - group.min_keep)
+        num_removed = min(classes.size // 2, len(group.classes) - group.min_keep)
         keep = np.ones(graph.num_classes, dtype=bool)
         keep[classes[np.argsort(scores[classes], kind="stable")[: max(num_removed, 0)]]] = False
         gains[classes] = measured(graph.mask(keep)) - dense

@@ -79,6 +79,7 @@ def make_findings() -> Callable[..., Findings]:
                 "test_accuracy_recalibrated": 0.79,
                 "test_accuracy_finetuned": 0.88,
                 "widths": graph.group_widths(masks[0]),
+                "seed": 0,
                 "mask_digest": masks[0].digest(),
             },
             "search": {
@@ -99,8 +100,11 @@ def make_findings() -> Callable[..., Findings]:
             "recipe": {"epochs": 2},
             "files": {},
             "machine": {"platform": "Linux", "gpu": None, "threads": 1},
+            "precision": "float32",
+            "versions": {"torch": "2.8"},
+            "dense_widths": graph.group_widths(graph.dense_mask()),
+            "peak_memory": {"dense": 100, "pruned": 60},
             "latency_ms": {"dense": 1.0, "pruned": 0.5, "on": "the CPU with 1 thread"},
-            "agreement": {"l1": {"overlap": 0.75, "chance": 0.5}},
         }
         return Findings(
             content=content | entries,

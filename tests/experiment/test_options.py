@@ -6,13 +6,13 @@ import pytest
 import yaml
 
 from prunegraph.errors import ConfigError
-from prunegraph.experiment.cli import parse
 from prunegraph.experiment.config import ApplyConfig, TrainConfig
 from prunegraph.experiment.options import (
     command_line,
     differences,
     from_dict,
     load_config,
+    parse,
     read_yaml,
     save_config,
     to_dict,
@@ -82,9 +82,9 @@ def test_runs_are_the_same_if_only_runtime_options_differ() -> None:
     assert differences(config, to_dict(dataclasses.replace(config, seed=1))) == [
         "seed 1 there, 0 here"
     ]
-    older = {name: value for name, value in to_dict(config).items() if name != "networks"}
-    assert differences(config, older) == []
-    assert differences(dataclasses.replace(config, networks=40), older) == [
+    written = {name: value for name, value in to_dict(config).items() if name != "networks"}
+    assert differences(config, written) == []
+    assert differences(dataclasses.replace(config, networks=40), written) == [
         "networks 400 there, 40 here"
     ]
 
@@ -98,20 +98,6 @@ def test_links_keep_their_names_and_lead_to_the_same_run(tmp_path: Path) -> None
     assert differences(linked, to_dict(plain)) == []
     other = differences(linked, to_dict(TrainConfig(weights=(tmp_path / "another",))))
     assert len(other) == 1
-
-
-def test_runs_from_before_an_option_were_made_without_it(tmp_path: Path) -> None:
-    names = ("layer_by_layer", "reconstruct")
-    older = {name: value for name, value in to_dict(TrainConfig()).items() if name not in names}
-    assert differences(TrainConfig(), older) == [f"{name} False there, True here" for name in names]
-    assert differences(TrainConfig(reconstruct=False, layer_by_layer=False), older) == []
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(older))
-    then = load_config(TrainConfig, path)
-    assert (then.reconstruct, then.layer_by_layer) == (False, False)
-    path.write_text(yaml.safe_dump(to_dict(TrainConfig())))
-    now = load_config(TrainConfig, path)
-    assert (now.reconstruct, now.layer_by_layer) == (True, True)
 
 
 def test_the_command_line_of_options_gives_them_back() -> None:

@@ -41,7 +41,6 @@ from prunegraph.experiment.apply import read_decision
 from prunegraph.experiment.candidates import Candidate, CandidateStore, read_masks, write_masks
 from prunegraph.experiment.compare import read_accuracy
 from prunegraph.experiment.config import TrainConfig
-from prunegraph.experiment.csv_files import write_csv_files
 from prunegraph.experiment.folder import RunFolder
 from prunegraph.experiment.forecast import read_table, write_table
 from prunegraph.experiment.measured import read_measured
@@ -118,12 +117,11 @@ def read_options(path: Path) -> None:
     load_config(TrainConfig, path)
 
 
-def show_history(folder: Path, out: Path, graph: StructureGraph) -> None:
+def show_history(folder: Path, graph: StructureGraph) -> None:
     findings = read_findings(RunFolder(path=folder), graph)
     plot = _search(findings)
     if plot is not None:
         settle(plot.figure)
-    write_csv_files(RunFolder(path=out), findings.rows, findings.history)
 
 
 def show_report(folder: Path) -> None:
@@ -318,7 +316,7 @@ def cases(
             read=lambda: read_masks(made / "masks.json", graph),
         ),
         "history": Case(
-            path=run / "history.json", mutate="json", read=partial(show_history, run, made, graph)
+            path=run / "history.json", mutate="json", read=partial(show_history, run, graph)
         ),
         "clock": Case(
             path=made / "clock.json",

@@ -229,14 +229,16 @@ def test_names_in_a_report_are_no_markup_and_no_way_out(tmp_path: Path) -> None:
     row |= {"networks_evaluated": 1, "digest": "d"}
     dense = {"macs": 2, "params": 2, "test_accuracy": 0.5, "test_accuracy_finetuned": None}
     pruned = {"macs": 1, "params": 1, "widths": {}, "mask_digest": "d", "search_accuracy": 0.5}
-    pruned |= {"test_accuracy_recalibrated": 0.5, "test_accuracy_finetuned": None}
+    pruned |= {"seed": 0, "test_accuracy_recalibrated": 0.5, "test_accuracy_finetuned": None}
     content = {"command": "train", "arch": "[/y]", "dataset": "digits", "budget": {}}
     content |= {"dense": dense, "pruned": pruned, "methods": [row], "verdict": None}
     content |= {"verdict_reason": "", "verdict_metric": "test_accuracy_recalibrated"}
     content |= {"repaired": None, "graph": "g", "machine": {"threads": 1}, "files": {}}
     splits = ("train", "search", "test")
     content |= {"data": {name: {"fingerprint": "", "images": 1} for name in splits}}
-    content |= {"search": None, "recipe": {}, "seed": 0}
+    content |= {"search": None, "recipe": {}, "seed": 0, "precision": "float32", "versions": {}}
+    content |= {"peak_memory": {"dense": 2, "pruned": 1}, "dense_widths": {}}
+    content |= {"latency_ms": {"dense": 2.0, "pruned": 1.0, "on": "the CPU"}}
     folder = RunFolder(path=tmp_path)
     folder.file("report.json").write_text(json.dumps(content))
     assert methods_table(read_report(folder)).columns[0]._cells[1] == r"\[/x]"

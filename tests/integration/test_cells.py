@@ -8,10 +8,9 @@ import pytest
 
 from prunegraph.experiment.bench import Bench
 from prunegraph.experiment.candidates import Candidate, choose
-from prunegraph.experiment.cells import RULES, _best_masks, _searched, plan_cells, rank_of
+from prunegraph.experiment.cells import _best_masks, _searched, plan_cells, rank_of
 from prunegraph.experiment.compare_config import CompareConfig
 from prunegraph.experiment.setup import load_target
-from prunegraph.experiment.verdict import is_control
 from prunegraph.types import KeepMask
 
 
@@ -25,10 +24,10 @@ def candidate(name: str, seed: int, accuracy: float) -> Candidate:
     )
 
 
-def planned(weights: Path, found: list[Candidate], rules: int = RULES, **more: Any) -> set[str]:
+def planned(weights: Path, found: list[Candidate], **more: Any) -> set[str]:
     options = CompareConfig(weights=weights, seeds=3, finetune_epochs=1, **more)
     bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
-    cells = plan_cells(bench, found, options, rules)
+    cells = plan_cells(bench, found, options)
     assert len(cells) == len({(cell.name, cell.seed) for cell in cells})
     return {cell.name for cell in cells}
 
@@ -81,9 +80,6 @@ def test_the_start_of_the_search_is_finetuned_if_no_baseline_is_better(
     ]
     expected = {"agent/best", "untrained", "dense"} | (set() if best else {"cem"})
     assert planned(weights, found, finetune_best=best) == expected
-    older = [item for item in found if item.seed == 0 or not is_control(item.name)]
-    assert planned(weights, older, rules=2, finetune_best=best) == expected
-    assert planned(weights, found, rules=1, finetune_best=best) == {"agent/best", "cem", "dense"}
     worse = [*found[:6], *(candidate("untrained", seed, 0.5) for seed in range(3))]
     assert planned(weights, worse, finetune_best=best) == {"agent/best", "cem", "dense"}
 
@@ -105,15 +101,14 @@ def test_where_best_masks_are_compared_the_rival_is_that_with_the_best_mask(weig
     ]
     options = {"finetune_seeds": 2, "finetune_best": True}
     assert planned(weights, found, **options) == {"agent/best", "random_search", "dense"}
-    assert planned(weights, found, rules=3, **options) == {"agent/best", "cem", "dense"}
     assert planned(weights, found, finetune_best=True) == {"agent/best", "cem", "dense"}
 
 
-def test_of_equal_heuristics_older_reports_fine_tuned_the_last(weights: Path) -> None:
+def test_of_equal_heuristics_the_first_by_name_is_finetuned(weights: Path) -> None:
     found = [candidate("agent/best", 0, 0.9), candidate("cem", 0, 0.8)]
     found += [candidate(f"{name}/uniform", 0, 0.7) for name in ("l2", "lamp")]
-    tuned = [planned(weights, found, rules) & {"l2/uniform", "lamp/uniform"} for rules in (1, 2)]
-    assert tuned == [{"lamp/uniform"}, {"l2/uniform"}]
+    tuned = planned(weights, found)
+    assert tuned & {"l2/uniform", "lamp/uniform"} == {"l2/uniform"}
 
 
 def test_a_heuristic_is_finetuned_with_the_seed_of_each_of_its_masks(weights: Path) -> None:

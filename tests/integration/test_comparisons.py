@@ -107,11 +107,9 @@ def dict_of(cells: Cells) -> dict[str, tuple[str, ...]]:
     return {name: tuple(rest) for name, *rest in cells[1]}
 
 
-def test_the_page_and_the_markdown_tell_the_same(compared: Path, summary: dict[str, Any]) -> None:
+def test_the_page_tells_the_same(compared: Path, summary: dict[str, Any]) -> None:
     page = (compared / "report.html").read_text()
-    text = (compared / "summary.md").read_text()
     for cells in digest_cells(summary)[1]:
-        assert f"| {' | '.join(cells)} |" in text
         assert all(cell in page for cell in cells)
     assert f'href="{FOLDERS[0]}/report.html"' in page
     assert "--keep-macs 0.6 0.4" in page
@@ -182,15 +180,7 @@ def test_verify_misses_a_comparison_that_was_left_out(
     assert str(path) in error
 
 
-def test_verify_finds_names_exchanged_and_words_changed(
-    restored: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text = restored / "summary.md"
-    original = text.read_text()
-    text.write_text(original.replace("agent/best", "agent/best wins"))
-    assert main(["verify", str(restored), "--threads", "1"]) == 2
-    assert f"{text} is not what" in capsys.readouterr().err
-    text.write_text(original)
+def test_verify_finds_names_exchanged(restored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for old, new in ((FOLDERS[0], "kept"), (FOLDERS[1], FOLDERS[0]), ("kept", FOLDERS[1])):
         (restored / old).rename(restored / new)
     assert main(["verify", str(restored), "--threads", "1"]) == 2

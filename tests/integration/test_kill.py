@@ -99,10 +99,6 @@ def contents(out: Path) -> dict[str, Any]:
         found[name] = [line for line in lines if not line.startswith(b"out:")]
     for name in [name for name in found if name.endswith(("report.json", "summary.json"))]:
         found[name] = without_times(json.loads(found[name]))
-    for name in [name for name in found if name.endswith("summary.md")]:
-        found[name] = found[name].partition(b"## Minutes")[0]
-    for name in [name for name in found if name.endswith("methods.csv")]:
-        found[name] = [line.rpartition(b",")[0] for line in found[name].splitlines()]
     return found
 
 

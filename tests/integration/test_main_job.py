@@ -1,6 +1,5 @@
 """The main job on a tiny network: what it writes, resumes, verifies and refuses."""
 
-import csv
 import json
 import subprocess
 import sys
@@ -69,8 +68,6 @@ def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
         "plots",
         "dense.safetensors",
         "history.json",
-        "history.csv",
-        "methods.csv",
         "report.html",
     }
     assert "checkpoints" not in names
@@ -92,26 +89,6 @@ def test_the_history_tells_what_the_policys_own_mask_reached(finished: Path) -> 
         assert curves["greedy_networks"][-1] == curves["networks"][-1]
         assert len(curves["greedy_accuracy"]) == len(curves["greedy_networks"])
         assert all(0.0 < accuracy <= 1.0 for accuracy in curves["greedy_accuracy"])
-
-
-def test_the_figures_are_there_as_csv_too(finished: Path) -> None:
-    history = json.loads((finished / "history.json").read_text())
-    with (finished / "history.csv").open(newline="") as file:
-        points = list(csv.DictReader(file))
-    for search, curves in history.items():
-        own = [point for point in points if point["search"] == search]
-        for figure, along in (("accuracy", "networks"), ("greedy_accuracy", "greedy_networks")):
-            found = [point for point in own if point["figure"] == figure]
-            assert [float(point["value"]) for point in found] == curves[figure]
-            assert [float(point["networks"]) for point in found] == curves[along]
-    report = read_report(finished)
-    with (finished / "methods.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["name"] for row in rows] == [row["name"] for row in report["methods"]]
-    assert [float(row["search_accuracy"]) for row in rows] == [
-        row["search_accuracy"] for row in report["methods"]
-    ]
-    assert {"history.csv", "methods.csv"} <= report["files"].keys()
 
 
 def test_the_report_keeps_the_budget_and_counts_networks(finished: Path) -> None:
@@ -318,14 +295,10 @@ def test_the_page_of_a_finished_run_is_derived_and_made_anew(
     assert page.read_text() == before
 
 
-def test_the_report_tells_times_agreement_and_versions(finished: Path) -> None:
+def test_the_report_tells_times_and_versions(finished: Path) -> None:
     report = read_report(finished)
     assert report["latency_ms"]["dense"] > 0 < report["latency_ms"]["pruned"]
     assert report["latency_ms"]["on"] == "the CPU with 1 thread"
-    assert set(report["agreement"]) == {"l1", "taylor"}
-    for found in report["agreement"].values():
-        assert 0 <= found["overlap"] <= 1
-        assert 0 < found["chance"] < 1
     assert report["versions"]["torch"]
 
 
@@ -398,7 +371,6 @@ def test_a_changed_bit_is_found_by_the_name_of_the_file(
 CHANGES: list[tuple[tuple[str, ...], object]] = [
     (("pruned", "test_accuracy_finetuned"), 0.999),
     (("verdict",), "LEARNED"),
-    (("agreement", "taylor"), {}),
     (("budget",), {"keep_macs": 0.25}),
     (("dense_widths",), {}),
 ]
@@ -407,7 +379,6 @@ FURTHER: list[tuple[tuple[str, ...], object]] = [
     (("dense", "test_accuracy"), 0.5),
     (("dense", "params"), 3),
     (("pruned", "widths"), {}),
-    (("agreement", "l1", "overlap"), 0.123),
     (("seed",), 3),
     (("recipe",), {"epochs": 40}),
 ]

@@ -221,23 +221,6 @@ def test_outcomes_hold_the_soft_accuracy_where_it_is_compared(
     assert soft.rank > dataclasses.replace(soft, soft_accuracy=0.0, accuracy=1.0).rank
 
 
-def test_a_short_finetune_comes_before_the_score(
-    make_evaluator: Callable[..., Evaluator],
-    digits: Dataset,
-    digits_graph: StructureGraph,
-    make_mask: MakeMask,
-) -> None:
-    mask = make_mask(digits_graph, 0)
-    plain, trained, again = (make_evaluator(short_finetune=steps) for steps in (0, 20, 20))
-    assert len(digits.train) < 20 * 128  # images come more than once
-    outcome = trained.evaluate(mask)
-    assert outcome.loss < 0.9 * plain.evaluate(mask).loss
-    assert again.evaluate(mask).loss == outcome.loss
-    assert evaluate(trained.prune(mask), digits.search) == evaluate(
-        plain.prune(mask), digits.search
-    )  # what is handed out has not been trained
-
-
 def test_a_compensated_network_is_nearer_to_the_dense_one(
     make_evaluator: Callable[..., Evaluator],
     digits: Dataset,
