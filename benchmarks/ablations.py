@@ -23,10 +23,13 @@ import numpy as np
 import torch
 from searches import GRADIENTS, TWINS, begin, read_rows
 
+from prunegraph.agent.config import PPOConfig
 from prunegraph.agent.network import NetworkConfig
-from prunegraph.agent.ppo_config import PPOConfig
 from prunegraph.agent.train import AgentConfig
-from prunegraph.experiment.agent_options import (
+from prunegraph.core.console import Console
+from prunegraph.core.files import write_json
+from prunegraph.core.splits import SearchSplit
+from prunegraph.runs.agent_options import (
     UNREAD,
     agent_config,
     calm,
@@ -34,14 +37,11 @@ from prunegraph.experiment.agent_options import (
     trained_budgets,
     wide,
 )
-from prunegraph.experiment.config import TrainConfig
-from prunegraph.experiment.console import Console
-from prunegraph.experiment.folder import RunFolder
-from prunegraph.experiment.jobs import load_targets, make_workplace
-from prunegraph.experiment.search import search
-from prunegraph.experiment.setup import Target
-from prunegraph.files import write_json
-from prunegraph.types import SearchSplit
+from prunegraph.runs.agent_search import search
+from prunegraph.runs.folder import RunFolder
+from prunegraph.runs.jobs import load_targets, make_workplace
+from prunegraph.runs.options.config import TrainConfig
+from prunegraph.runs.prepare import Target
 
 NO_OFFSETS = {"offset_rate": 0.0, "group_offset_rate": 0.0, "imagined_rate": 0.0}
 NETWORK_ALONE = NO_OFFSETS | {"group_noise_rate": 0.0}

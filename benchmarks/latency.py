@@ -18,14 +18,15 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from prunegraph.errors import BudgetError
-from prunegraph.experiment.machine import keep_freed_memory
-from prunegraph.experiment.report import machine
-from prunegraph.experiment.speed import PAYS, realised
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import BudgetError
 from prunegraph.graph import StructureGraph, analyse
+from prunegraph.graph.apply import apply_mask
+from prunegraph.graph.costs.clock import Latency, measure_latency
 from prunegraph.graph.features import rank_in_group
-from prunegraph.pruning import Latency, apply_mask, measure_latency
-from prunegraph.types import Budget
+from prunegraph.runs.machine import keep_freed_memory
+from prunegraph.runs.report.report import machine
+from prunegraph.runs.report.speed import PAYS, realised
 
 MODELS = ("vgg16_bn", "resnet50", "mobilenet_v2")
 COLUMNS = (

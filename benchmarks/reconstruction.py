@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import prunegraph as pg
+from prunegraph.core.files import write_json
+from prunegraph.core.splits import Split
 from prunegraph.data import load_dataset
-from prunegraph.experiment.report import machine
-from prunegraph.files import write_json
 from prunegraph.graph.features import rank_in_group
 from prunegraph.models import build_model, load_weights, weights_info
-from prunegraph.pruning import evaluate
-from prunegraph.types import Split
+from prunegraph.runs.report.report import machine
+from prunegraph.tasks.classification import evaluate
 
 SHARES = (0.5, 0.25)
 BATCH, IMAGES = 64, 512

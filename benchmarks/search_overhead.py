@@ -19,16 +19,19 @@ import torch
 from torch import Tensor
 
 from prunegraph.agent.train import train_agent
+from prunegraph.core.budget import Budget
+from prunegraph.core.masks import KeepMask
+from prunegraph.core.outcome import Outcome
+from prunegraph.core.splits import SearchSplit, TrainSplit
 from prunegraph.env import ChannelPruningEnv, PruningTask
-from prunegraph.experiment.agent_options import agent_config, env_config
-from prunegraph.experiment.config import SearchOptions
-from prunegraph.experiment.machine import keep_freed_memory
+from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.graph import analyse
 from prunegraph.graph.features import node_features
+from prunegraph.methods.criteria.taylor import measure
 from prunegraph.models import build_model
-from prunegraph.pruning import Evaluator
-from prunegraph.pruning.statistics import measure
-from prunegraph.types import Budget, KeepMask, Outcome, SearchSplit, TrainSplit
+from prunegraph.runs.agent_options import agent_config, env_config
+from prunegraph.runs.machine import keep_freed_memory
+from prunegraph.runs.options.config import SearchOptions
 
 
 class Noise:

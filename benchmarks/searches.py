@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from prunegraph.experiment.config import TrainConfig
-from prunegraph.experiment.machine import keep_freed_memory
-from prunegraph.experiment.options import differences, parse, to_dict
-from prunegraph.experiment.report import machine
-from prunegraph.files import write_json
+from prunegraph.core.files import write_json
+from prunegraph.runs.machine import keep_freed_memory
+from prunegraph.runs.options.config import TrainConfig
+from prunegraph.runs.options.yaml_file import differences, parse, to_dict
+from prunegraph.runs.report.report import machine
 
 GRADIENTS = ("taylor", "rank_taylor", "mean_taylor")
 TWINS = ("twin_similarity", "twin_rank")

@@ -30,8 +30,8 @@ from structure_cases import lists
 from structure_table import assemble, table
 from structure_worker import measure
 
-from prunegraph.experiment.report import machine
-from prunegraph.files import write_json
+from prunegraph.core.files import write_json
+from prunegraph.runs.report.report import machine
 
 PACKAGES = ("torch", "torchvision", "torch-pruning", "timm", "transformers")
 GIB = 1 << 30

@@ -29,12 +29,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from prunegraph.errors import BudgetError
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import BudgetError
+from prunegraph.core.masks import KeepMask
 from prunegraph.graph import StructureGraph, analyse, evaluation_mode
+from prunegraph.graph.apply import apply_mask
 from prunegraph.graph.build import MODEL_OUTPUT
-from prunegraph.pruning import apply_mask
 from prunegraph.testing import assert_masked_equals_pruned, count_cost, largest_difference
-from prunegraph.types import Budget, KeepMask
 
 KEEP_MACS = 0.5
 FLOAT64 = (torch.float64, 1e-5)

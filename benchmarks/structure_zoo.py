@@ -27,11 +27,11 @@ import torch
 from structure_zoo_cases import LIBRARIES, build
 from structure_zoo_table import shortcomings, table
 
-from prunegraph.errors import one_line
-from prunegraph.experiment.inspect import least_macs
-from prunegraph.experiment.report import machine
-from prunegraph.files import write_json
+from prunegraph.core.errors import one_line
+from prunegraph.core.files import write_json
 from prunegraph.graph import analyse
+from prunegraph.runs.inspect import least_macs
+from prunegraph.runs.report.report import machine
 from prunegraph.testing.structure_check import check_structure
 
 NUM_MASKS = 2

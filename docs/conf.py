@@ -13,7 +13,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 import prunegraph
-from prunegraph.experiment.cli import COMMANDS, load, main
+from prunegraph.cli.main import COMMANDS, load, main
 
 project = "prunegraph"
 author = "the prunegraph authors"

@@ -7,24 +7,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prunegraph.errors import PruneGraphError
-    from prunegraph.experiment.api import PruneResult, prune
-    from prunegraph.experiment.own_search import search
+    from prunegraph.artefacts import export
+    from prunegraph.artefacts.pruned import PrunedInfo, load_pruned, save_pruned
+    from prunegraph.core.budget import Budget, Cost
+    from prunegraph.core.errors import PruneGraphError
+    from prunegraph.core.masks import KeepMask
     from prunegraph.graph import StructureGraph, analyse
-    from prunegraph.pruning import (
-        Compensation,
-        PrunedInfo,
-        SequentialCompensation,
-        Subnets,
-        apply_mask,
-        export,
-        finetune,
-        load_pruned,
-        recalibrate_bn,
-        save_pruned,
-        zero_mask,
-    )
-    from prunegraph.types import Budget, Cost, KeepMask
+    from prunegraph.graph.apply import apply_mask, zero_mask
+    from prunegraph.layerwise.recalibrate import recalibrate_bn
+    from prunegraph.layerwise.reconstruct import Compensation
+    from prunegraph.layerwise.sequential import SequentialCompensation
+    from prunegraph.runs.custom_search import search
+    from prunegraph.runs.prune import PruneResult, prune
+    from prunegraph.training import loop as finetune
+    from prunegraph.training.slimmable import Subnets
 
 __version__ = "0.1.0"
 
@@ -52,24 +48,40 @@ __all__ = [
 ]
 
 _HOMES = {
-    "prunegraph.types": ("Budget", "Cost", "KeepMask"),
-    "prunegraph.errors": ("PruneGraphError",),
-    "prunegraph.experiment.api": ("PruneResult", "prune"),
-    "prunegraph.experiment.own_search": ("search",),
-    "prunegraph.graph": ("StructureGraph", "analyse"),
-    "prunegraph.pruning": (
-        "Compensation",
+    "prunegraph.artefacts": ("export",),
+    "prunegraph.artefacts.pruned": (
         "PrunedInfo",
-        "SequentialCompensation",
-        "Subnets",
-        "apply_mask",
-        "export",
-        "finetune",
         "load_pruned",
-        "recalibrate_bn",
         "save_pruned",
+    ),
+    "prunegraph.core.budget": (
+        "Budget",
+        "Cost",
+    ),
+    "prunegraph.core.errors": ("PruneGraphError",),
+    "prunegraph.core.masks": ("KeepMask",),
+    "prunegraph.graph": (
+        "StructureGraph",
+        "analyse",
+    ),
+    "prunegraph.graph.apply": (
+        "apply_mask",
         "zero_mask",
     ),
+    "prunegraph.layerwise.recalibrate": ("recalibrate_bn",),
+    "prunegraph.layerwise.reconstruct": ("Compensation",),
+    "prunegraph.layerwise.sequential": ("SequentialCompensation",),
+    "prunegraph.runs.custom_search": ("search",),
+    "prunegraph.runs.prune": (
+        "PruneResult",
+        "prune",
+    ),
+    "prunegraph.training": (
+        "loop",
+        "as",
+        "finetune",
+    ),
+    "prunegraph.training.slimmable": ("Subnets",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

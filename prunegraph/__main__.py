@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from prunegraph.experiment import cli
+from prunegraph.cli import main as cli
 
 SPINS = "10000"
 """How often an idle thread of OpenMP asks for work before it sleeps (libgomp: 300,000).

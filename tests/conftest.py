@@ -11,10 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from prunegraph.experiment import speed
-from prunegraph.pruning import Latency, latency, latency_table
+from prunegraph.graph.costs import latency as latency_table
+from prunegraph.graph.costs import latency_budget as latency
+from prunegraph.graph.costs.clock import Latency
+from prunegraph.runs.report import speed
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+pytest_plugins = ["support.networks"]
 
 
 def pytest_collection_finish() -> None:
@@ -41,8 +45,8 @@ def shared_dir() -> Path:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the figures of a run, a fifth of a tiny run's time, where no test looks at them."""
-    for module in ("finalise", "page"):
-        monkeypatch.setattr(f"prunegraph.experiment.{module}.draw", lambda findings: {})
+    for module in ("conclude", "report.page"):
+        monkeypatch.setattr(f"prunegraph.runs.{module}.draw", lambda findings: {})
 
 
 @pytest.fixture

@@ -26,11 +26,11 @@ import pytest
 import torch
 
 import prunegraph
-from prunegraph.errors import ConfigError
-from prunegraph.experiment.cli import COMMANDS, load, main
-from prunegraph.experiment.config import TrainConfig
-from prunegraph.experiment.options import parse
-from prunegraph.pruners import PRUNERS
+from prunegraph.cli.main import COMMANDS, load, main
+from prunegraph.core.errors import ConfigError
+from prunegraph.methods.registry import PRUNERS
+from prunegraph.runs.options.config import TrainConfig
+from prunegraph.runs.options.yaml_file import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(

@@ -50,7 +50,7 @@ def test_ctrl_c_while_loading_gives_one_line(command: str, loaded: str) -> None:
 
 def test_commands_that_search_nothing_load_no_agent() -> None:
     code = (
-        "import sys, prunegraph.experiment.export, prunegraph.experiment.inspect;"
+        "import sys, prunegraph.runs.export, prunegraph.runs.inspect;"
         "print([m for m in ('torch_geometric', 'stable_baselines3') if m in sys.modules])"
     )
     words = [sys.executable, "-c", code]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize.elementwise import find_root
 
-from prunegraph.agent.topology import OTHERS, Topology, solve_threshold
-from prunegraph.types import BoolArray, Float64Array, IntArray
+from prunegraph.agent.threshold import OTHERS, Topology, solve_threshold
+from prunegraph.core.masks import BoolArray, Float64Array, IntArray
 
 MOST_STAGES = 6
 """Thresholds of a row, at the most."""

@@ -14,12 +14,12 @@ from torch_geometric.data import Data
 from torch_geometric.utils import scatter
 
 from prunegraph.agent.encoder import ChannelGraphEncoder
-from prunegraph.agent.topology import join, with_features
-from prunegraph.errors import ConfigError
-from prunegraph.graph.encode import RELATION_NAMES
+from prunegraph.agent.threshold import join, with_features
+from prunegraph.core.errors import ConfigError
+from prunegraph.core.masks import FloatArray
 from prunegraph.graph.features import FEATURE_NAMES, OP_FEATURE_NAMES
+from prunegraph.graph.pyg import RELATION_NAMES
 from prunegraph.rewards import COMPETITION_CONTEXT_NAMES, CONTEXT_NAMES
-from prunegraph.types import FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)

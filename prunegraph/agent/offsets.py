@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from prunegraph.graph.structure import StructureGraph
+from prunegraph.graph.graph import StructureGraph
 
 
 class InstanceOffsets(nn.Module):

@@ -18,10 +18,10 @@ from prunegraph.agent.distribution import MaskedBernoulli
 from prunegraph.agent.filling import MOST_STAGES, fill
 from prunegraph.agent.network import NetworkConfig, PruningNetwork
 from prunegraph.agent.offsets import InstanceOffsets
-from prunegraph.agent.topology import OTHERS, Topology, join, solve_threshold, with_features
-from prunegraph.errors import ConfigError
+from prunegraph.agent.threshold import OTHERS, Topology, join, solve_threshold, with_features
+from prunegraph.core.errors import ConfigError
+from prunegraph.core.masks import Float64Array, IntArray
 from prunegraph.rewards.config import Constraint
-from prunegraph.types import Float64Array, IntArray
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,13 +13,14 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
-from prunegraph.agent.imagination import CRITERIA, Imagination
+from prunegraph.agent.config import PPOConfig
 from prunegraph.agent.policy import ChannelPruningPolicy, Decision
-from prunegraph.agent.ppo_config import PPOConfig
+from prunegraph.agent.surrogate import CRITERIA, Imagination
 from prunegraph.agent.vec_env import SelfCompetitionVecEnv
-from prunegraph.errors import ConfigError
-from prunegraph.seeding import seeded
-from prunegraph.types import BoolArray, Budget, FloatArray
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import ConfigError
+from prunegraph.core.masks import BoolArray, FloatArray
+from prunegraph.core.seeding import seeded
 
 IMAGINED_BITS = 200_000
 """Bits of all imagined episodes of a step together: fewer episodes for larger networks."""

@@ -11,18 +11,18 @@ import gymnasium
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from prunegraph.agent.imagination import Imagination
+from prunegraph.agent.config import EPISODES_PER_UPDATE, PPOConfig
 from prunegraph.agent.network import NetworkConfig
+from prunegraph.agent.policies import TrainedPolicy, load_checkpoint, save_checkpoint
 from prunegraph.agent.ppo import ChannelPPO, Memory
-from prunegraph.agent.ppo_config import EPISODES_PER_UPDATE, PPOConfig
-from prunegraph.agent.saving import TrainedPolicy, load_checkpoint, save_checkpoint
+from prunegraph.agent.surrogate import Imagination
 from prunegraph.agent.threads import ThreadedVecEnv
-from prunegraph.agent.topology import Topology
+from prunegraph.agent.threshold import Topology
 from prunegraph.agent.vec_env import SelfCompetitionVecEnv
-from prunegraph.errors import ConfigError
-from prunegraph.graph.structure import StructureGraph
+from prunegraph.core.errors import ConfigError
+from prunegraph.core.masks import FloatArray, LayerError
+from prunegraph.graph.graph import StructureGraph
 from prunegraph.rewards import RewardConfig, SelfCompetition
-from prunegraph.types import FloatArray, LayerError
 
 EnvFactory = Callable[[], gymnasium.Env[Any, Any]]
 

@@ -8,7 +8,9 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from prunegraph.errors import ConfigError
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import ConfigError
+from prunegraph.core.masks import BoolArray, FloatArray
 from prunegraph.graph.features import FEATURE_BOUND
 from prunegraph.rewards import (
     COMPETITION_CONTEXT_NAMES,
@@ -17,7 +19,6 @@ from prunegraph.rewards import (
     SelfCompetition,
     pack_bits,
 )
-from prunegraph.types import BoolArray, Budget, FloatArray
 
 VecObservation = dict[str, np.ndarray[Any, Any]]
 GreedyMask = Callable[[Mapping[str, FloatArray], Budget], BoolArray]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from prunegraph.errors import DataError
+from prunegraph.core.errors import DataError
 
 READERS = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 

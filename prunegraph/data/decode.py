@@ -10,8 +10,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from prunegraph.core.errors import DataError
 from prunegraph.data.records import Record
-from prunegraph.errors import DataError
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit: a quarter of a gigabyte as RGB
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP")

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from prunegraph.core.errors import DataError, suggest
+from prunegraph.core.splits import Dataset, ImageSource
 from prunegraph.data.cifar import find_download, read_cifar
 from prunegraph.data.decode import decode_all, stored_shape
 from prunegraph.data.digits import DIGITS_MEAN, DIGITS_STD, read_digits
@@ -15,8 +17,6 @@ from prunegraph.data.lazy import SMALL_SIDE, LazySource, centre_crop
 from prunegraph.data.memory import MemorySource
 from prunegraph.data.records import LAYOUT, SPLITS, Record, scan
 from prunegraph.data.splits import assemble
-from prunegraph.errors import DataError, suggest
-from prunegraph.types import Dataset, ImageSource
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 

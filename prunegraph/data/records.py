@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from prunegraph.errors import DataError
+from prunegraph.core.errors import DataError
 
 SPLITS = ("train", "val", "test")
 IMAGE_SUFFIXES = (

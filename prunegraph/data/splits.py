@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from prunegraph.errors import DataError
-from prunegraph.types import Dataset, ImageSource, SearchSplit, TestSplit, TrainSplit
+from prunegraph.core.errors import DataError
+from prunegraph.core.splits import Dataset, ImageSource, SearchSplit, TestSplit, TrainSplit
 
 
 def stratified_cut(

@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from prunegraph.errors import ConfigError
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import ConfigError
 from prunegraph.rewards import RewardConfig
-from prunegraph.types import Budget
 
 _TASK_ORDER, _EPISODE, _SUBSET = range(3)  # streams of random numbers that must not coincide
 

@@ -12,13 +12,15 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import ConfigError
+from prunegraph.core.masks import BoolArray, FloatArray, KeepMask
+from prunegraph.core.outcome import Outcome
 from prunegraph.env.config import EnvConfig, cell_of_episode, episode_generator, subset_seed
-from prunegraph.env.realise import Realisation, realise
+from prunegraph.env.repair import Realisation, realise
 from prunegraph.env.task import Cell, PruningTask, make_cell
-from prunegraph.errors import ConfigError
 from prunegraph.graph.features import FEATURE_BOUND, LAST_NAMES
 from prunegraph.rewards import CONTEXT_NAMES, Episode, SelfCompetition, pack_bits, unpack_bits
-from prunegraph.types import BoolArray, Budget, FloatArray, KeepMask, Outcome
 
 Observation = dict[str, FloatArray]
 Action = npt.NDArray[Any]

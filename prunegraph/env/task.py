@@ -7,10 +7,12 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
-from prunegraph.errors import BudgetError, ConfigError
+from prunegraph.core.budget import Budget, short
+from prunegraph.core.errors import BudgetError, ConfigError
+from prunegraph.core.masks import BoolArray, FloatArray, KeepMask
+from prunegraph.core.outcome import Outcome
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import FEATURE_BOUND
-from prunegraph.types import BoolArray, Budget, FloatArray, KeepMask, Outcome, short
 
 
 class MaskEvaluator(Protocol):

@@ -11,7 +11,7 @@ from prunegraph.graph.analyse import (
     repeatable,
     unwrap,
 )
-from prunegraph.graph.structure import FrozenOp, Group, OpNode, StructureGraph
+from prunegraph.graph.graph import FrozenOp, Group, OpNode, StructureGraph
 from prunegraph.graph.surgery import copy_network
 
 __all__ = [

@@ -16,32 +16,27 @@ from torch.ao.nn.quantized import FloatFunctional
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 
-from prunegraph.errors import ConfigError, ModelError, PruneGraphError, first_line
+from prunegraph.core.errors import ConfigError, ModelError, PruneGraphError, first_line
+from prunegraph.core.seeding import seeded
 from prunegraph.graph.build import MODEL_INPUT, MODEL_OUTPUT
-from prunegraph.graph.calls import tensors_in
-from prunegraph.graph.computed_weights import rules_for
-from prunegraph.graph.copied_heads import copies_for_heads, heads_of_copies
-from prunegraph.graph.copies import check_copies, containers, entries
-from prunegraph.graph.recorder import LabelRecorder, Rule
-from prunegraph.graph.recording import Recording
-from prunegraph.graph.recurrent_rules import settle_recurrent
-from prunegraph.graph.remedies import Remedies
-from prunegraph.graph.rules import RULES
-from prunegraph.graph.structure import FrozenOp, StructureGraph
+from prunegraph.graph.graph import FrozenOp, StructureGraph
+from prunegraph.graph.proof.copies import check_copies, containers, entries
+from prunegraph.graph.proof.fixes import Remedies
+from prunegraph.graph.proof.trial import ERRORS, Forward, failing_frame, is_sound
+from prunegraph.graph.rules.copied_heads import copies_for_heads, heads_of_copies
+from prunegraph.graph.rules.recurrent import settle_recurrent
+from prunegraph.graph.rules.table import RULES
 from prunegraph.graph.surgery import copy_network, drop_kept, hears_of_training, put_modes
-from prunegraph.graph.training_layers import (
+from prunegraph.graph.trace.calls import tensors_in
+from prunegraph.graph.trace.computed_weights import rules_for
+from prunegraph.graph.trace.recorder import LabelRecorder, Rule
+from prunegraph.graph.trace.recording import Recording
+from prunegraph.graph.trace.training_layers import (
     join_siblings,
     join_training,
     unread_weights,
     unused_weights,
 )
-from prunegraph.graph.trial import (
-    ERRORS,
-    Forward,
-    failing_frame,
-    is_sound,
-)
-from prunegraph.seeding import seeded
 
 ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """One tensor, positional arguments, or keyword arguments of a forward."""

@@ -10,22 +10,15 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from prunegraph.graph.attribute_reads import is_own, named_by_forward
-from prunegraph.graph.cost import MACS, PARAMS, CostModel, CostTerm
-from prunegraph.graph.labels import NEUTRAL, FreezeEvent
-from prunegraph.graph.memory import MemoryModel
-from prunegraph.graph.own_sizes import attributes_of_size, fit, tells_copies, tells_width
-from prunegraph.graph.recording import UNREAD, Recording, SizeUse
-from prunegraph.graph.structure import (
-    FrozenOp,
-    Group,
-    OpNode,
-    Place,
-    SizeAttribute,
-    StructureGraph,
-)
-from prunegraph.slim_attention import is_dense_attention
-from prunegraph.types import BoolArray, IntArray
+from prunegraph.core.masks import BoolArray, IntArray
+from prunegraph.graph.attribute_sizes import attributes_of_size, fit, tells_copies, tells_width
+from prunegraph.graph.costs.macs import MACS, PARAMS, CostModel, CostTerm
+from prunegraph.graph.costs.memory import MemoryModel
+from prunegraph.graph.graph import FrozenOp, Group, OpNode, Place, SizeAttribute, StructureGraph
+from prunegraph.graph.slim_attention import is_dense_attention
+from prunegraph.graph.trace.attribute_reads import is_own, named_by_forward
+from prunegraph.graph.trace.labels import NEUTRAL, FreezeEvent
+from prunegraph.graph.trace.recording import UNREAD, Recording, SizeUse
 
 MODEL_INPUT, MODEL_OUTPUT = "model input", "model output"
 

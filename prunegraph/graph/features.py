@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from prunegraph.graph.structure import StructureGraph
-from prunegraph.types import BoolArray, Budget, Float64Array, FloatArray, IntArray
+from prunegraph.core.budget import Budget
+from prunegraph.core.masks import BoolArray, Float64Array, FloatArray, IntArray
+from prunegraph.graph.graph import StructureGraph
 
 FEATURE_BOUND = 5.0
 """Features are clipped to plus and minus this."""

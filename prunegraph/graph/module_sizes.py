@@ -7,8 +7,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.parametrize import is_parametrized
 
-from prunegraph.errors import SurgeryError
-from prunegraph.slim_attention import SlimMultiheadAttention, is_dense_attention
+from prunegraph.core.errors import SurgeryError
+from prunegraph.graph.slim_attention import SlimMultiheadAttention, is_dense_attention
 
 
 def fix_module_sizes(dense: nn.Module, pruned: nn.Module, keep_first: Mapping[int, Tensor]) -> None:

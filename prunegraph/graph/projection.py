@@ -4,12 +4,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prunegraph.errors import BudgetError, MaskError
-from prunegraph.graph.widths import Blocks, minimum_and_blocks, misfit
-from prunegraph.types import BoolArray, Budget, Float64Array, FloatArray, IntArray, KeepMask
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import BudgetError, MaskError
+from prunegraph.core.masks import BoolArray, Float64Array, FloatArray, IntArray, KeepMask
+from prunegraph.graph.rounding import Blocks, minimum_and_blocks, misfit
 
 if TYPE_CHECKING:  # the graph's methods call these functions
-    from prunegraph.graph.structure import StructureGraph
+    from prunegraph.graph.graph import StructureGraph
 
 
 def why_no_less(graph: "StructureGraph", round_to: int | None) -> str:
@@ -67,7 +68,7 @@ def project(graph: "StructureGraph", scores: FloatArray, budget: Budget) -> Keep
         MaskError: scores of another shape, or not finite.
     """
     if budget.max_latency is not None and graph.latency_model is None:
-        msg = "max_latency is met by measuring: use prunegraph.pruning.project_latency"
+        msg = "max_latency is met by measuring: use graph.costs.latency_budget.project_latency"
         raise BudgetError(msg)
     keep, blocks = minimum(graph, np.asarray(scores), budget)
     _check_reachable(graph, keep, budget)

@@ -1,7 +1,7 @@
 """Surgery: a dense network and a keep mask give a smaller network, or the same one silenced.
 
 Both functions return a new network and leave the one they are given as it is, bit for bit. They
-live here because the trial that ends an analysis needs them; ``prunegraph.pruning`` adds the run on
+live here because the trial that ends an analysis needs them; ``graph.apply`` adds the run on
 example inputs and the optimizer.
 """
 
@@ -18,10 +18,10 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from prunegraph.channel_gather import ZERO_CHANNEL, ChannelGather
-from prunegraph.errors import MaskError, ModelError, SurgeryError
-from prunegraph.graph.attribute_reads import is_own
-from prunegraph.graph.calls import tensors_in
+from prunegraph.core.errors import MaskError, ModelError, SurgeryError
+from prunegraph.core.masks import BoolArray, KeepMask
+from prunegraph.graph.channel_gather import ZERO_CHANNEL, ChannelGather
+from prunegraph.graph.graph import Place, StructureGraph
 from prunegraph.graph.masked_norm import MaskedNorm, mean_over_kept
 from prunegraph.graph.module_sizes import (
     fix_module_sizes,
@@ -29,9 +29,9 @@ from prunegraph.graph.module_sizes import (
     slim_attentions,
     use_no_nested_tensors,
 )
-from prunegraph.graph.structure import Place, StructureGraph
-from prunegraph.graph.weight_views import constants
-from prunegraph.types import BoolArray, KeepMask
+from prunegraph.graph.trace.attribute_reads import is_own
+from prunegraph.graph.trace.calls import tensors_in
+from prunegraph.graph.trace.weight_views import constants
 
 NUM_POWER_ITERATIONS = 50
 """Of a spectral norm, after which its largest singular value is near enough."""

@@ -8,11 +8,11 @@ from typing import Any
 import torchvision
 from torch import nn
 
-from prunegraph.errors import ModelError, one_line, suggest
+from prunegraph.core.errors import ModelError, one_line, suggest
+from prunegraph.core.user_code import TORCHVISION_PREFIX, as_one_line, find_factory, is_factory
 from prunegraph.models.mobilenet import MobileNetV2
 from prunegraph.models.resnet import CifarResNet
 from prunegraph.models.vgg import VGG16
-from prunegraph.users_code import TORCHVISION_PREFIX, as_one_line, find_factory, is_factory
 
 CIFAR_RESNETS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
 KNOWN_MODELS = (*CIFAR_RESNETS, "vgg16_bn", "mobilenetv2", "digits_resnet")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunegraph.channel_gather import ZERO_CHANNEL, ChannelGather
+from prunegraph.graph.channel_gather import ZERO_CHANNEL, ChannelGather
 
 BLOCKS_PER_DEPTH = 6  # three stages of two-layer blocks; two more layers are the stem and the head
 

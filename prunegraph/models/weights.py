@@ -12,9 +12,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from prunegraph.errors import ArtefactError
-from prunegraph.files import write_bytes, write_json
-from prunegraph.reading import FLOATS, checked, holds_numbers, read_json, read_safetensors
+from prunegraph.core.errors import ArtefactError
+from prunegraph.core.files import write_bytes, write_json
+from prunegraph.core.reading import FLOATS, checked, holds_numbers, read_json, read_safetensors
 
 TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
 AVERAGES = ("state_dict_ema", "model_ema")  # moving averages, which training scripts validate

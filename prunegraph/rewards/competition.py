@@ -9,7 +9,7 @@ with one that was measured on other images.
 from collections.abc import Sequence
 from typing import Any
 
-from prunegraph.errors import ConfigError
+from prunegraph.core.errors import ConfigError
 from prunegraph.rewards.config import RewardConfig
 from prunegraph.rewards.episode import Episode
 from prunegraph.rewards.forms import Reward, comparison_bar, score

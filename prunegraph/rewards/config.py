@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from prunegraph.errors import ConfigError
+from prunegraph.core.errors import ConfigError
 
 SelfCompetitionForm = Literal["best", "ema", "rank", "greedy", "accuracy", "lagrangian", "wall"]
 Metric = Literal["accuracy", "soft_accuracy", "accuracy_loss", "loss", "kl"]

@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from prunegraph.errors import ConfigError
+from prunegraph.core.errors import ConfigError
 from prunegraph.rewards.config import Metric
 
 COST_TOLERANCE = 1.05

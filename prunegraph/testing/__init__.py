@@ -1,13 +1,13 @@
 """Helpers for the tests of users who prune networks of their own."""
 
 from prunegraph.testing.memory import assert_memory_equals_measured, measure_peak_memory
+from prunegraph.testing.method_conformance import PrunerConformance
 from prunegraph.testing.oracle import (
     NothingComparedError,
     assert_masked_equals_pruned,
     count_cost,
     largest_difference,
 )
-from prunegraph.testing.pruner_conformance import PrunerConformance
 from prunegraph.testing.structure_check import StructureFindings, check_structure
 
 __all__ = [

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from prunegraph.core.masks import KeepMask
 from prunegraph.graph import ExampleInputs, StructureGraph, call_forward, evaluation_mode, unwrap
-from prunegraph.graph.calls import tensors_in
-from prunegraph.pruning.surgery import apply_mask
-from prunegraph.types import KeepMask
+from prunegraph.graph.apply import apply_mask
+from prunegraph.graph.trace.calls import tensors_in
 
 
 class _Allocations(TorchDispatchMode):

@@ -12,6 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
+from prunegraph.core.budget import Cost
+from prunegraph.core.masks import KeepMask
 from prunegraph.graph import (
     ExampleInputs,
     StructureGraph,
@@ -23,9 +25,8 @@ from prunegraph.graph import (
     repeatable,
     unwrap,
 )
-from prunegraph.graph.calls import tensors_in
-from prunegraph.pruning.surgery import apply_mask, zero_mask
-from prunegraph.types import Cost, KeepMask
+from prunegraph.graph.apply import apply_mask, zero_mask
+from prunegraph.graph.trace.calls import tensors_in
 
 TOLERANCE = 1e-5
 """Largest accepted difference relative to the largest output."""

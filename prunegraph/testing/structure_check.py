@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunegraph.errors import BudgetError, one_line
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import BudgetError, one_line
+from prunegraph.core.masks import BoolArray, FloatArray, KeepMask
 from prunegraph.graph import (
     ExampleInputs,
     StructureGraph,
@@ -19,13 +21,8 @@ from prunegraph.graph import (
     copy_network,
     evaluation_mode,
 )
-from prunegraph.pruning.surgery import apply_mask
-from prunegraph.testing.oracle import (
-    TOLERANCE,
-    NothingComparedError,
-    assert_masked_equals_pruned,
-)
-from prunegraph.types import BoolArray, Budget, FloatArray, KeepMask
+from prunegraph.graph.apply import apply_mask
+from prunegraph.testing.oracle import TOLERANCE, NothingComparedError, assert_masked_equals_pruned
 
 HALF = Budget(keep_macs=0.5)
 KINDS = ("analysis", "budget", "masked = pruned", "surgery of surgery", "side effects")

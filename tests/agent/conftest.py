@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from prunegraph.agent.config import PPOConfig
 from prunegraph.agent.network import NetworkConfig
 from prunegraph.agent.policy import ChannelPruningPolicy
-from prunegraph.agent.ppo_config import PPOConfig
-from prunegraph.agent.topology import Topology
+from prunegraph.agent.threshold import Topology
 from prunegraph.agent.train import AgentConfig
-from prunegraph.graph.structure import StructureGraph
+from prunegraph.graph.graph import StructureGraph
 from prunegraph.rewards import RewardConfig
 from support.toy_env import TOY_FEATURE_NAMES, ToyPruningEnv, toy_graph, toy_graphs
 

@@ -6,10 +6,11 @@ import torch
 
 from prunegraph.agent import filling
 from prunegraph.agent.filling import MET, fill
-from prunegraph.agent.topology import Topology, expected_cost_ratio, solve_threshold
+from prunegraph.agent.threshold import Topology, expected_cost_ratio, solve_threshold
+from prunegraph.core.budget import Budget
+from prunegraph.core.masks import Float64Array
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.models import build_model
-from prunegraph.types import Budget, Float64Array
 
 TEMPERATURE = 0.3
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from prunegraph.agent.network import NetworkConfig, PruningNetwork
-from prunegraph.agent.topology import Topology, join, with_features
-from prunegraph.errors import ConfigError
+from prunegraph.agent.threshold import Topology, join, with_features
+from prunegraph.core.errors import ConfigError
 from prunegraph.rewards import CONTEXT_NAMES
 from support.toy_env import draw_signs, toy_graphs
 

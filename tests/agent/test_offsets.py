@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from prunegraph.agent.config import PPOConfig
 from prunegraph.agent.offsets import InstanceOffsets
-from prunegraph.agent.ppo_config import PPOConfig
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.models import build_model
 

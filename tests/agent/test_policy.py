@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from prunegraph.agent.policy import ChannelPruningPolicy
-from prunegraph.agent.topology import Topology, expected_cost_ratio
-from prunegraph.errors import ConfigError
-from prunegraph.graph.memory import MemoryModel, Storage
+from prunegraph.agent.threshold import Topology, expected_cost_ratio
+from prunegraph.core.errors import ConfigError
+from prunegraph.graph.costs.memory import MemoryModel, Storage
 
 MakePolicy = Callable[..., ChannelPruningPolicy]
 Observe = Callable[..., dict[str, Tensor]]

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from prunegraph.agent.config import PPOConfig
 from prunegraph.agent.distribution import MaskedBernoulli
 from prunegraph.agent.policy import Decision
 from prunegraph.agent.ppo import ChannelPPO, equal_share, standardise, summary, update_seed
-from prunegraph.agent.ppo_config import PPOConfig
 from prunegraph.agent.train import AgentConfig, build_model, make_vec_env
-from prunegraph.errors import ConfigError
-from prunegraph.types import Budget
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import ConfigError
 from support.toy_env import toy_graphs
 
 GRAPHS = toy_graphs()

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from prunegraph.agent.config import PPOConfig
 from prunegraph.agent.network import NetworkConfig
-from prunegraph.agent.ppo_config import PPOConfig
-from prunegraph.agent.saving import TrainedPolicy
-from prunegraph.agent.topology import Topology
+from prunegraph.agent.policies import TrainedPolicy
+from prunegraph.agent.threshold import Topology
 from prunegraph.agent.train import AgentConfig, TrainingResult, train_agent
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import ConfigError
 from prunegraph.env import ChannelPruningEnv, EnvConfig, PruningTask
-from prunegraph.errors import ConfigError
 from prunegraph.rewards import RewardConfig
-from prunegraph.types import Budget
 from support.toy_env import (
     KnownMaskEvaluator,
     ToyPruningEnv,

@@ -9,11 +9,12 @@ import pytest
 
 from prunegraph.agent.train import make_vec_env
 from prunegraph.agent.vec_env import SelfCompetitionVecEnv
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import ConfigError
+from prunegraph.core.outcome import Outcome
 from prunegraph.env import ChannelPruningEnv, EnvConfig, PruningTask
-from prunegraph.errors import ConfigError
-from prunegraph.graph.structure import StructureGraph
+from prunegraph.graph.graph import StructureGraph
 from prunegraph.rewards import RewardConfig, pack_bits
-from prunegraph.types import Budget, Outcome
 from support.toy_env import KnownMaskEvaluator, draw_signs, toy_graphs
 
 GRAPHS = toy_graphs()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from prunegraph.core.errors import DataError
 from prunegraph.data import cifar, load_dataset
-from prunegraph.errors import DataError
 
 
 class FakeCifar:

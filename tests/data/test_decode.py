@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from prunegraph.core.errors import DataError
 from prunegraph.data.decode import CHUNK, decode, decode_all, stored_shape
 from prunegraph.data.records import Record
-from prunegraph.errors import DataError
 
 
 def record(path: Path) -> Record:

@@ -6,12 +6,12 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from prunegraph.core.errors import DataError
+from prunegraph.core.splits import SearchSplit, TestSplit, TrainSplit
 from prunegraph.data import load_dataset
 from prunegraph.data.lazy import LazySource
 from prunegraph.data.memory import MemorySource
-from prunegraph.errors import DataError
 from prunegraph.models import build_model
-from prunegraph.types import SearchSplit, TestSplit, TrainSplit
 
 MakeFolder = Callable[..., Path]
 MakeTar = Callable[[Path, str], Path]

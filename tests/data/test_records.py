@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from prunegraph.core.errors import DataError
 from prunegraph.data.records import scan
-from prunegraph.errors import DataError
 
 MakeFolder = Callable[..., Path]
 MakeTar = Callable[[Path, str], Path]

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from prunegraph.core.budget import Budget
+from prunegraph.core.masks import KeepMask
+from prunegraph.core.outcome import Outcome
 from prunegraph.env import PruningTask
 from prunegraph.graph import StructureGraph, analyse
-from prunegraph.types import Budget, KeepMask, Outcome
 
 NUM_FEATURES = 3
 

@@ -3,11 +3,11 @@ from typing import Any
 
 import pytest
 
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import ConfigError
 from prunegraph.env import EnvConfig
 from prunegraph.env.config import cell_of_episode, episode_generator, subset_seed
-from prunegraph.errors import ConfigError
 from prunegraph.rewards import RewardConfig
-from prunegraph.types import Budget
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import BudgetError, ConfigError
 from prunegraph.env import CONTEXT_NAMES, ENV_ID, ChannelPruningEnv, EnvConfig, PruningTask
-from prunegraph.errors import BudgetError, ConfigError
 from prunegraph.rewards import RewardConfig, SelfCompetition, unpack_bits
-from prunegraph.types import Budget
 
 MakeTask = Callable[..., PruningTask]
 COMPETITION_COLUMNS = slice(4, None)

@@ -4,10 +4,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import ConfigError
+from prunegraph.core.masks import FloatArray
 from prunegraph.env import ChannelPruningEnv, EnvConfig, PruningTask, cell_name
 from prunegraph.env.task import make_cell
-from prunegraph.errors import ConfigError
-from prunegraph.types import Budget, FloatArray
 
 MakeTask = Callable[..., PruningTask]
 

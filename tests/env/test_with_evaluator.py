@@ -7,13 +7,13 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
+from prunegraph.core.budget import Budget
 from prunegraph.data import load_dataset
 from prunegraph.env import ChannelPruningEnv, EnvConfig, PruningTask
+from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.graph import analyse
 from prunegraph.models import build_model
-from prunegraph.pruning.evaluator import Evaluator
 from prunegraph.rewards import RewardConfig, unpack_bits
-from prunegraph.types import Budget
 
 
 @pytest.fixture(scope="module")

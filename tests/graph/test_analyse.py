@@ -8,11 +8,12 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunegraph.errors import ConfigError, ModelError
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import ConfigError, ModelError
+from prunegraph.core.masks import KeepMask
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.models import build_model
 from prunegraph.testing import assert_masked_equals_pruned
-from prunegraph.types import Budget, KeepMask
 
 NETWORKS: dict[str, tuple[str, tuple[int, int, int]]] = {
     "resnet20": ("resnet20", (3, 32, 32)),

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prunegraph.core.budget import Budget
+from prunegraph.core.masks import KeepMask
 from prunegraph.graph import AttentionUnit, StructureGraph, analyse
-from prunegraph.pruning.surgery import apply_mask
-from prunegraph.slim_attention import SlimMultiheadAttention
+from prunegraph.graph.apply import apply_mask
+from prunegraph.graph.slim_attention import SlimMultiheadAttention
 from prunegraph.testing import assert_masked_equals_pruned
-from prunegraph.types import Budget, KeepMask
 
 EMBED, HEADS, TOKENS = 24, 4, 6
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.surgery import apply_mask
-from prunegraph.pruning.compensation import Compensation
+from prunegraph.layerwise.reconstruct import Compensation
 from prunegraph.testing import assert_masked_equals_pruned
 from prunegraph.testing.structure_check import random_mask
 

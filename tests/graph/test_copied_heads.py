@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunegraph.graph import StructureGraph, analyse
-from prunegraph.pruning.surgery import apply_mask, zero_mask
+from prunegraph.graph.apply import apply_mask, zero_mask
 
 HEADS, WIDTH, TOKENS = 4, 8, 6
 

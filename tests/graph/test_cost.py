@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from prunegraph.errors import BudgetError, MaskError
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import BudgetError, MaskError
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.models import build_model
-from prunegraph.types import Budget
 
 SPECS = {
     "resnet20": (3, 32, 32),

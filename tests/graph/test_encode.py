@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from prunegraph.core.masks import FloatArray, IntArray
 from prunegraph.graph import StructureGraph, analyse
-from prunegraph.graph.cost import CostModel
-from prunegraph.graph.encode import RELATION_NAMES, to_pyg
+from prunegraph.graph.costs.macs import CostModel
 from prunegraph.graph.features import FEATURE_NAMES, OP_FEATURE_NAMES, node_features, op_features
+from prunegraph.graph.pyg import RELATION_NAMES, to_pyg
 from prunegraph.models import build_model
-from prunegraph.types import FloatArray, IntArray
 
 SHAPES = {"resnet56": (3, 32, 32), "mobilenetv2": (3, 32, 32), "digits_resnet": (1, 8, 8)}
 

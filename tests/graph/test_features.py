@@ -3,6 +3,8 @@ import pytest
 import torch
 from torch import nn
 
+from prunegraph.core.budget import Budget
+from prunegraph.core.masks import FloatArray
 from prunegraph.data import load_dataset
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.features import (
@@ -17,9 +19,8 @@ from prunegraph.graph.features import (
     prior_scores,
     rank_in_group,
 )
+from prunegraph.methods.criteria.taylor import measure
 from prunegraph.models import build_model
-from prunegraph.pruning.statistics import measure
-from prunegraph.types import Budget, FloatArray
 
 
 @pytest.fixture(scope="module")

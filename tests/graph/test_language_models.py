@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.graph import StructureGraph, analyse
-from prunegraph.pruning.surgery import apply_mask, zero_mask
+from prunegraph.graph.apply import apply_mask, zero_mask
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 transformers = pytest.importorskip("transformers")

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prunegraph.core.budget import Budget
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.testing import assert_masked_equals_pruned
-from prunegraph.types import Budget
 
 
 class RMSNorm(nn.Module):

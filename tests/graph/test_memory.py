@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunegraph.errors import BudgetError, ModelError
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import BudgetError, ModelError
+from prunegraph.core.masks import KeepMask
 from prunegraph.graph import StructureGraph, analyse
-from prunegraph.graph.memory import MemoryModel, Storage
+from prunegraph.graph.apply import apply_mask
+from prunegraph.graph.costs.memory import MemoryModel, Storage
 from prunegraph.models import build_model
-from prunegraph.pruning import apply_mask
 from prunegraph.testing import assert_memory_equals_measured, measure_peak_memory
-from prunegraph.types import Budget, KeepMask
 from support.toy_env import toy_graph
 
 NETWORKS: dict[str, tuple[int, int, int]] = {

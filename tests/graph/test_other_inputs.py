@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import prunegraph as pg
-from prunegraph.errors import ModelError, SurgeryError
-from prunegraph.experiment.api import warn_if_unequal
+from prunegraph.core.errors import ModelError, SurgeryError
+from prunegraph.core.masks import KeepMask
 from prunegraph.graph import StructureGraph
-from prunegraph.types import KeepMask
+from prunegraph.runs.prune import warn_if_unequal
 
 
 def frozen(graph: StructureGraph, name: str) -> str | None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from prunegraph.graph import analyse
-from prunegraph.graph.structure import StructureGraph
+from prunegraph.graph.graph import StructureGraph
 from prunegraph.graph.surgery import apply_mask
 from prunegraph.testing import assert_masked_equals_pruned
 

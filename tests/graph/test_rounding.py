@@ -6,11 +6,12 @@ import torch
 import torchvision
 from torch import nn
 
-from prunegraph.errors import BudgetError
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import BudgetError
+from prunegraph.core.masks import BoolArray
 from prunegraph.graph import StructureGraph, analyse
-from prunegraph.graph.widths import misfit
+from prunegraph.graph.rounding import misfit
 from prunegraph.models import build_model
-from prunegraph.types import BoolArray, Budget
 
 SPECS = {
     "resnet20": (3, 32, 32),

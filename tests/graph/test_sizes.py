@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunegraph.errors import ModelError
+from prunegraph.core.errors import ModelError
 from prunegraph.graph import analyse
-from prunegraph.graph.structure import StructureGraph
+from prunegraph.graph.graph import StructureGraph
 from prunegraph.graph.surgery import apply_mask, zero_mask
 from prunegraph.testing import assert_masked_equals_pruned
 from prunegraph.testing.structure_check import check_structure

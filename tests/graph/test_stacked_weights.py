@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prunegraph.core.budget import Budget
 from prunegraph.graph import StructureGraph, analyse
-from prunegraph.pruning import apply_mask
-from prunegraph.types import Budget
+from prunegraph.graph.apply import apply_mask
 
 CheckAll = Callable[[nn.Module, Any], StructureGraph]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunegraph.graph.structure import StructureGraph
+from prunegraph.graph.graph import StructureGraph
 
 X = torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(0))
 """``[batch, steps, features]``"""

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunegraph.errors import ModelError
+from prunegraph.core.errors import ModelError
 from prunegraph.graph import StructureGraph, analyse
-from prunegraph.graph.structure import Group
-from prunegraph.graph.trial import _parts, awake
+from prunegraph.graph.graph import Group
+from prunegraph.graph.proof.trial import _parts, awake
 from prunegraph.testing import assert_masked_equals_pruned
 from prunegraph.testing.structure_check import check_structure
 

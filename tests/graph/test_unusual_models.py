@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.utils import prune
 
-from prunegraph.errors import ModelError
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import ModelError
+from prunegraph.core.masks import KeepMask
 from prunegraph.graph import StructureGraph, analyse
-from prunegraph.pruning.surgery import apply_mask
+from prunegraph.graph.apply import apply_mask
 from prunegraph.testing import assert_masked_equals_pruned
-from prunegraph.types import Budget, KeepMask
 
 
 class Net(nn.Module):

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunegraph.graph import StructureGraph, analyse
-from prunegraph.graph.attribute_reads import named_by_forward
 from prunegraph.graph.surgery import apply_mask
+from prunegraph.graph.trace.attribute_reads import named_by_forward
 from prunegraph.testing import assert_masked_equals_pruned
 from prunegraph.testing.structure_check import check_structure, random_mask
 

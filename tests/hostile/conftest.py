@@ -17,8 +17,8 @@ import pytest
 import yaml
 from hypothesis import settings
 
-from prunegraph.experiment.cli import main
-from prunegraph.pruning.artefacts import MASK_FILE, _checksum
+from prunegraph.artefacts.pruned import MASK_FILE, _checksum
+from prunegraph.cli.main import main
 
 settings.register_profile("hostile", max_examples=200, derandomize=True, database=None)
 settings.register_profile(

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prunegraph.experiment.cli import main
-from prunegraph.experiment.folder import RunFolder
+from prunegraph.cli.main import main
+from prunegraph.runs.folder import RunFolder
 
 PROFILE = settings.get_profile(os.environ.get("PRUNEGRAPH_PROFILE", "hostile"))
 EXAMPLES = max(PROFILE.max_examples // 20, 1)

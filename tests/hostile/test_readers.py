@@ -26,41 +26,44 @@ from PIL import Image
 from scipy import sparse
 from torch import nn
 
+from prunegraph.agent.config import PPOConfig
 from prunegraph.agent.network import NetworkConfig
-from prunegraph.agent.ppo_config import PPOConfig
-from prunegraph.agent.saving import load_checkpoint, load_policy, save_checkpoint
+from prunegraph.agent.policies import load_checkpoint, load_policy, save_checkpoint
 from prunegraph.agent.train import AgentConfig, make_vec_env
 from prunegraph.agent.train import build_model as build_agent
+from prunegraph.artefacts.pruned import MASK_FILE, load_pruned, read_info
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import PruneGraphError
+from prunegraph.core.files import write_json
+from prunegraph.core.masks import KeepMask
+from prunegraph.core.outcome import Outcome
+from prunegraph.core.tensors import parameter_digest
 from prunegraph.data.decode import decode, stored_shape
 from prunegraph.data.lazy import centre_crop
 from prunegraph.data.load import load_dataset
 from prunegraph.data.records import Record
-from prunegraph.errors import PruneGraphError
-from prunegraph.experiment.agent_rows import CURVES, HEALTH, _summary, read_finished
-from prunegraph.experiment.apply import read_decision
-from prunegraph.experiment.candidates import Candidate, CandidateStore, read_masks, write_masks
-from prunegraph.experiment.compare import read_accuracy
-from prunegraph.experiment.config import TrainConfig
-from prunegraph.experiment.folder import RunFolder
-from prunegraph.experiment.forecast import read_table, write_table
-from prunegraph.experiment.measured import read_measured
-from prunegraph.experiment.options import differences, load_config, read_yaml
-from prunegraph.experiment.own_evaluator import OwnEvaluator
-from prunegraph.experiment.page import read_findings
-from prunegraph.experiment.plots import _search, settle
-from prunegraph.experiment.report import machine, methods_table, read_report, read_rows
-from prunegraph.experiment.search_clock import SearchClock
-from prunegraph.experiment.setup import build_dense
-from prunegraph.files import write_json
+from prunegraph.evaluation.log import WRITE_EVERY, OutcomeLog
 from prunegraph.graph import StructureGraph
+from prunegraph.graph.costs.clock import Latency
+from prunegraph.graph.costs.latency import LatencyTable
 from prunegraph.models import build_model, load_weights, weights_info
-from prunegraph.pruning import Latency, LatencyTable
-from prunegraph.pruning.artefacts import MASK_FILE, load_pruned, read_info
-from prunegraph.pruning.finetune import FinetuneConfig, Watch, finetune
-from prunegraph.pruning.outcome_log import WRITE_EVERY, OutcomeLog
-from prunegraph.pruning.state import parameter_digest
 from prunegraph.rewards import RewardConfig
-from prunegraph.types import Budget, KeepMask, Outcome
+from prunegraph.runs.agent_rows import CURVES, HEALTH, _summary, read_finished
+from prunegraph.runs.apply import read_decision
+from prunegraph.runs.compare import read_accuracy
+from prunegraph.runs.custom_evaluator import OwnEvaluator
+from prunegraph.runs.folder import RunFolder
+from prunegraph.runs.measured import read_measured
+from prunegraph.runs.options.config import TrainConfig
+from prunegraph.runs.options.yaml_file import differences, load_config, read_yaml
+from prunegraph.runs.predicted_latency import read_table, write_table
+from prunegraph.runs.prepare import build_dense
+from prunegraph.runs.report.page import read_findings
+from prunegraph.runs.report.plots import _search, settle
+from prunegraph.runs.report.report import machine, methods_table, read_report, read_rows
+from prunegraph.runs.search_clock import SearchClock
+from prunegraph.runs.store import Candidate, CandidateStore, read_masks, write_masks
+from prunegraph.training.loop import FinetuneConfig, Watch, finetune
 from support.toy_env import TOY_FEATURE_NAMES, ToyPruningEnv, toy_graphs
 
 MAX_SECONDS = 5.0

@@ -14,15 +14,15 @@ import torch
 from PIL import EpsImagePlugin, Image
 from torch import Tensor, nn
 
+from prunegraph.cli.main import main
+from prunegraph.core.errors import ArtefactError, ConfigError, DataError, ModelError
+from prunegraph.core.reading import MAX_JSON_BYTES, checked, read_json, read_text
 from prunegraph.data.decode import decode
 from prunegraph.data.records import Record, scan
-from prunegraph.errors import ArtefactError, ConfigError, DataError, ModelError
-from prunegraph.experiment.cli import main
-from prunegraph.experiment.folder import RunFolder
-from prunegraph.experiment.options import read_yaml
-from prunegraph.experiment.report import methods_table, read_report
 from prunegraph.models import build_model, load_weights
-from prunegraph.reading import MAX_JSON_BYTES, checked, read_json, read_text
+from prunegraph.runs.folder import RunFolder
+from prunegraph.runs.options.yaml_file import read_yaml
+from prunegraph.runs.report.report import methods_table, read_report
 
 
 @pytest.mark.parametrize(

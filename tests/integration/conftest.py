@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prunegraph.experiment.cli import main
+from prunegraph.cli.main import main
 
 ARCH = "digits_resnet8_w4"
 SMALL = (

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from prunegraph.experiment.cli import main
+from prunegraph.cli.main import main
 
 
 def check_refused(

@@ -5,16 +5,17 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from prunegraph.errors import ArtefactError
-from prunegraph.experiment.baselines import SEARCHES, baseline_job
-from prunegraph.experiment.compare_config import CompareConfig
-from prunegraph.experiment.console import Console
-from prunegraph.experiment.folder import RunFolder
-from prunegraph.experiment.jobs import Workplace, load_targets, make_workplace
-from prunegraph.files import write_text
-from prunegraph.pruning.evaluator import Evaluator
-from prunegraph.pruning.outcome_log import WRITE_EVERY, OutcomeLog
-from prunegraph.types import KeepMask, Outcome
+from prunegraph.core.console import Console
+from prunegraph.core.errors import ArtefactError
+from prunegraph.core.files import write_text
+from prunegraph.core.masks import KeepMask
+from prunegraph.core.outcome import Outcome
+from prunegraph.evaluation.evaluator import Evaluator
+from prunegraph.evaluation.log import WRITE_EVERY, OutcomeLog
+from prunegraph.runs.baselines import SEARCHES, baseline_job
+from prunegraph.runs.folder import RunFolder
+from prunegraph.runs.jobs import Workplace, load_targets, make_workplace
+from prunegraph.runs.options.compare import CompareConfig
 
 NETWORKS = 24
 

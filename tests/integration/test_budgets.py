@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from prunegraph.experiment import apply
-from prunegraph.experiment.cli import main
-from prunegraph.experiment.report import method_cells, method_columns
+from prunegraph.cli.main import main
+from prunegraph.runs import apply
+from prunegraph.runs.report.report import method_cells, method_columns
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

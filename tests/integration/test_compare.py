@@ -13,25 +13,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from prunegraph.experiment import compare, finish
-from prunegraph.experiment.baselines import TORCH_PRUNING, heuristics
-from prunegraph.experiment.bench import Bench
-from prunegraph.experiment.candidates import MASKS_FILE, Candidate, CandidateStore, read_masks
-from prunegraph.experiment.cells import plan_cells, rank_of
-from prunegraph.experiment.cli import main
-from prunegraph.experiment.compare_config import CompareConfig
-from prunegraph.experiment.console import Console
-from prunegraph.experiment.finalise import finetuned_mean
-from prunegraph.experiment.folder import RunFolder
-from prunegraph.experiment.measured import MEASURED_FILE, Measured, settle
-from prunegraph.experiment.report import read_rows
-from prunegraph.experiment.setup import load_target
-from prunegraph.experiment.verdict import SEARCHES, judge, mean_by_name, proxy_correlation
+from prunegraph.cli.main import main
+from prunegraph.core.console import Console
+from prunegraph.core.masks import KeepMask
+from prunegraph.core.outcome import Outcome
+from prunegraph.core.splits import TrainSplit
+from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.graph.features import rank_in_group
-from prunegraph.pruning import sequential
-from prunegraph.pruning.evaluator import Evaluator
-from prunegraph.pruning.finetune import _Training
-from prunegraph.types import KeepMask, Outcome, TrainSplit
+from prunegraph.layerwise import sequential
+from prunegraph.runs import compare
+from prunegraph.runs import finetune as finish
+from prunegraph.runs.baselines import TORCH_PRUNING, heuristics
+from prunegraph.runs.bench import Bench
+from prunegraph.runs.conclude import finetuned_mean
+from prunegraph.runs.finetune_plan import plan_cells, rank_of
+from prunegraph.runs.folder import RunFolder
+from prunegraph.runs.measured import MEASURED_FILE, Measured, settle
+from prunegraph.runs.options.compare import CompareConfig
+from prunegraph.runs.prepare import load_target
+from prunegraph.runs.report.report import read_rows
+from prunegraph.runs.report.verdict import SEARCHES, judge, mean_by_name, proxy_correlation
+from prunegraph.runs.store import MASKS_FILE, Candidate, CandidateStore, read_masks
+from prunegraph.training.loop import _Training
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -156,7 +159,7 @@ def test_searches_have_a_fit_of_their_own_only_where_it_is_on_fewer_images(
     benches = [Bench(target=target, options=options, seed=0) for options in (few, many, many)]
     assert benches[0].quick_compensation is None
     assert benches[1].quick_compensation is not None
-    monkeypatch.setattr("prunegraph.experiment.bench.SEARCH_SAMPLES", 256)
+    monkeypatch.setattr("prunegraph.runs.bench.SEARCH_SAMPLES", 256)
     assert benches[2].quick_compensation is None
 
 

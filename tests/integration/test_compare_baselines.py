@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prunegraph.errors import ConfigError
-from prunegraph.experiment import compare
-from prunegraph.experiment.bench import Bench
-from prunegraph.experiment.cli import main
-from prunegraph.experiment.compare_config import CompareConfig
-from prunegraph.experiment.setup import load_target
+from prunegraph.cli.main import main
+from prunegraph.core.errors import ConfigError
+from prunegraph.runs import compare
+from prunegraph.runs.bench import Bench
+from prunegraph.runs.options.compare import CompareConfig
+from prunegraph.runs.prepare import load_target
 
 METHODS = ("cem", "random_search", "taylor/uniform", "l1/uniform")
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from prunegraph.experiment import comparisons
-from prunegraph.experiment.cli import main
-from prunegraph.experiment.compare import run_compare
-from prunegraph.experiment.plots import Plot
-from prunegraph.experiment.summary import (
+from prunegraph.cli.main import main
+from prunegraph.runs import comparisons
+from prunegraph.runs.compare import run_compare
+from prunegraph.runs.report.plots import Plot
+from prunegraph.runs.report.summary import (
     Cells,
     digest_cells,
     draw_budgets,

@@ -14,17 +14,18 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import prunegraph as pg
 from prunegraph.agent.network import NetworkConfig, PruningNetwork
-from prunegraph.agent.saving import TrainedPolicy, load_policy, save_policy
+from prunegraph.agent.policies import TrainedPolicy, load_policy, save_policy
+from prunegraph.cli.main import main
+from prunegraph.core.errors import DataError
+from prunegraph.core.masks import KeepMask
 from prunegraph.data import load_dataset
-from prunegraph.errors import DataError
-from prunegraph.experiment import api, search
-from prunegraph.experiment.candidates import Candidate
-from prunegraph.experiment.cli import main
-from prunegraph.experiment.suit import TRIED_STARTS
+from prunegraph.evaluation.evaluator import Evaluator
+from prunegraph.methods.prior import MEAN, NUM_STARTS, STARTS
 from prunegraph.models import build_model, load_weights
-from prunegraph.pruners.start import MEAN, NUM_STARTS, STARTS
-from prunegraph.pruning.evaluator import Evaluator
-from prunegraph.types import KeepMask
+from prunegraph.runs import agent_search as search
+from prunegraph.runs import prune as api
+from prunegraph.runs.adapt import TRIED_STARTS
+from prunegraph.runs.store import Candidate
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prunegraph.experiment.cli import main
-from prunegraph.experiment.config import NetworkConfig
-from prunegraph.experiment.console import Console
-from prunegraph.experiment.dense import ensure_dense
-from prunegraph.experiment.folder import RunFolder
-from prunegraph.experiment.setup import load_target, never_flipped
+from prunegraph.cli.main import main
+from prunegraph.core.console import Console
+from prunegraph.runs.dense import ensure_dense
+from prunegraph.runs.folder import RunFolder
+from prunegraph.runs.options.config import NetworkConfig
+from prunegraph.runs.prepare import load_target, never_flipped
 
 NUM_COLOURS = 8
 

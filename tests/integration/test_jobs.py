@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 import torch
 
-from prunegraph.errors import PruneGraphError
-from prunegraph.experiment import jobs
-from prunegraph.experiment.cli import main
-from prunegraph.experiment.config import TrainConfig
-from prunegraph.experiment.console import Console
-from prunegraph.experiment.jobs import Batch, Jobs, no_interrupts
-from prunegraph.reading import read_safetensors
+from prunegraph.cli.main import main
+from prunegraph.core.console import Console
+from prunegraph.core.errors import PruneGraphError
+from prunegraph.core.reading import read_safetensors
+from prunegraph.runs import jobs
+from prunegraph.runs.jobs import Batch, Jobs, no_interrupts
+from prunegraph.runs.options.config import TrainConfig
 
 
 @pytest.mark.slow

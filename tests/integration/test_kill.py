@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from prunegraph.experiment.cli import main
+from prunegraph.cli.main import main
 
 KILLS = int(os.environ.get("PRUNEGRAPH_KILLS", "3"))
 KILLS_A_RUN = 3

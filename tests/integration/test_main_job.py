@@ -10,18 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from prunegraph import files
-from prunegraph.errors import ArtefactError
-from prunegraph.experiment import page, verify
-from prunegraph.experiment.bench import Bench
-from prunegraph.experiment.candidates import MASKS_FILE, read_masks
-from prunegraph.experiment.cli import main
-from prunegraph.experiment.config import TrainConfig
-from prunegraph.experiment.jobs import load_targets
-from prunegraph.experiment.options import load_config
-from prunegraph.pruning.evaluator import Evaluator
-from prunegraph.pruning.finetune import _Training
-from prunegraph.pruning.precision import autocasting, computes_bfloat16
+from prunegraph.cli.main import main
+from prunegraph.core import files
+from prunegraph.core.errors import ArtefactError
+from prunegraph.core.precision import autocasting, computes_bfloat16
+from prunegraph.evaluation.evaluator import Evaluator
+from prunegraph.runs.bench import Bench
+from prunegraph.runs.jobs import load_targets
+from prunegraph.runs.options.config import TrainConfig
+from prunegraph.runs.options.yaml_file import load_config
+from prunegraph.runs.report import page
+from prunegraph.runs.store import MASKS_FILE, read_masks
+from prunegraph.runs.verify import run as verify
+from prunegraph.training.loop import _Training
 
 
 def read_report(folder: Path) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from typing import Any, cast
 import pytest
 import torch
 
-from prunegraph.errors import ConfigError
-from prunegraph.experiment import ray_pool, search
-from prunegraph.experiment.cli import main
-from prunegraph.pruning.evaluator import Evaluator
+from prunegraph.cli.main import main
+from prunegraph.core.errors import ConfigError
+from prunegraph.evaluation.evaluator import Evaluator
+from prunegraph.runs import agent_search as search
+from prunegraph.runs import ray_pool
 
 ROOT = Path(__file__).resolve().parents[2]
 

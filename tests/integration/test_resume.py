@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 import safetensors.torch
 
-from prunegraph.errors import ConfigError
-from prunegraph.experiment import search
-from prunegraph.experiment.bench import Bench
-from prunegraph.experiment.cli import main
-from prunegraph.experiment.compare_config import CompareConfig
-from prunegraph.experiment.console import Console
-from prunegraph.experiment.dense import warn_of_network
-from prunegraph.experiment.folder import RunFolder
-from prunegraph.experiment.jobs import Jobs, Workplace, make_workplace
-from prunegraph.experiment.search import SearchRun
-from prunegraph.experiment.setup import load_target
-from prunegraph.pruning.finetune import _Training
+from prunegraph.cli.main import main
+from prunegraph.core.console import Console
+from prunegraph.core.errors import ConfigError
+from prunegraph.runs import agent_search as search
+from prunegraph.runs.agent_search import SearchRun
+from prunegraph.runs.bench import Bench
+from prunegraph.runs.dense import warn_of_network
+from prunegraph.runs.folder import RunFolder
+from prunegraph.runs.jobs import Jobs, Workplace, make_workplace
+from prunegraph.runs.options.compare import CompareConfig
+from prunegraph.runs.prepare import load_target
+from prunegraph.training.loop import _Training
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

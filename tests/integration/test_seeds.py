@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prunegraph.experiment import bench as bench_module
-from prunegraph.experiment.bench import Bench
-from prunegraph.experiment.cli import main
-from prunegraph.experiment.compare_config import CompareConfig
-from prunegraph.experiment.setup import load_target
-from prunegraph.pruning.statistics import measure
-from prunegraph.types import FloatArray
+from prunegraph.cli.main import main
+from prunegraph.core.masks import FloatArray
+from prunegraph.methods.criteria.taylor import measure
+from prunegraph.runs import bench as bench_module
+from prunegraph.runs.bench import Bench
+from prunegraph.runs.options.compare import CompareConfig
+from prunegraph.runs.prepare import load_target
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

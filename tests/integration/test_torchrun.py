@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from prunegraph.experiment.cli import main
-from prunegraph.experiment.machine import num_ranks, speaks
+from prunegraph.cli.main import main
+from prunegraph.runs.machine import num_ranks, speaks
 
 TWO_RANKS = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 

@@ -10,10 +10,12 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import Tensor, nn
 
 from prunegraph.agent.vec_env import SelfCompetitionVecEnv
+from prunegraph.core.budget import Budget
+from prunegraph.core.masks import KeepMask
+from prunegraph.core.outcome import Outcome
 from prunegraph.env import ChannelPruningEnv, EnvConfig, PruningTask
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.rewards import RewardConfig
-from prunegraph.types import Budget, KeepMask, Outcome
 
 EPISODES = 8
 

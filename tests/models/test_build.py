@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunegraph.errors import ModelError
+from prunegraph.core.errors import ModelError
 from prunegraph.models import KNOWN_MODELS, build_model
 
 CIFAR = (3, 32, 32)

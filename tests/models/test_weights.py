@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from prunegraph.errors import ArtefactError
+from prunegraph.core.errors import ArtefactError
 from prunegraph.models import WeightsInfo, build_model, load_weights, save_weights, weights_info
 
 INFO = WeightsInfo(

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from prunegraph.errors import ConfigError
+from prunegraph.core.errors import ConfigError
 from prunegraph.rewards import Episode, RewardConfig, SelfCompetition
 
 CELL, OTHER = "net@keep_macs=0.5", "net@keep_macs=0.3"

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from prunegraph.errors import ConfigError
+from prunegraph.core.errors import ConfigError
 from prunegraph.rewards import FORMS, RewardConfig
 
 

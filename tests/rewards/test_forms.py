@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from prunegraph.errors import ConfigError
+from prunegraph.core.errors import ConfigError
 from prunegraph.rewards import Episode, RewardConfig, SelfCompetitionLedger, score
 
 # accuracy and violation of the evaluated mask: 1.05 is where violation begins

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from prunegraph.seeding import seeded
+from prunegraph.core.seeding import seeded
 from support.random_blocks import (
     ADAPTIVE_POOLS,
     AVERAGE_POOLS,

@@ -17,11 +17,13 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from prunegraph.graph.cost import MACS, PARAMS, CostModel, CostTerm
+from prunegraph.core.budget import Budget
+from prunegraph.core.masks import BoolArray, FloatArray, IntArray, KeepMask
+from prunegraph.core.outcome import Outcome
+from prunegraph.graph.costs.macs import MACS, PARAMS, CostModel, CostTerm
 from prunegraph.graph.features import FEATURE_BOUND
-from prunegraph.graph.structure import Group, OpNode, StructureGraph
+from prunegraph.graph.graph import Group, OpNode, StructureGraph
 from prunegraph.rewards import CONTEXT_NAMES, Episode, pack_bits
-from prunegraph.types import BoolArray, Budget, FloatArray, IntArray, KeepMask, Outcome
 
 TOY_FEATURE_NAMES = ("u", "v", "w", "noise")
 

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from prunegraph.channel_gather import ChannelGather
+from prunegraph.core.budget import Cost
+from prunegraph.core.masks import KeepMask
 from prunegraph.graph import StructureGraph, analyse
+from prunegraph.graph.channel_gather import ChannelGather
 from prunegraph.testing import assert_masked_equals_pruned, count_cost, largest_difference
 from prunegraph.testing.oracle import TOLERANCE
-from prunegraph.types import Cost, KeepMask
 
 
 class Small(nn.Module):

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunegraph.errors import MaskError
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import MaskError
+from prunegraph.core.masks import FloatArray, KeepMask
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.testing import structure_check
 from prunegraph.testing.structure_check import (
@@ -18,7 +20,6 @@ from prunegraph.testing.structure_check import (
     precision,
     random_scores,
 )
-from prunegraph.types import Budget, FloatArray, KeepMask
 
 EXAMPLE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -1,0 +1,130 @@
+"""Options of an update."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from prunegraph.core.errors import ConfigError
+from prunegraph.rewards.config import check_choice, check_range
+
+EPISODES_PER_UPDATE = 16
+"""Masks an update."""
+
+Clip = Literal["bit", "joint"]
+
+RATES = (
+    *("learning_rate", "clip_range", "entropy_coefficient", "value_coefficient", "max_grad_norm"),
+    *("offset_rate", "group_offset_rate", "group_noise_rate", "group_noise_start"),
+    *("group_noise_end", "imagined_learning_rate", "imagined_rate", "caution", "planned_caution"),
+)
+"""Options that are numbers from 0 on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig:
+    """Options of an update.
+
+    Attributes:
+        learning_rate: Adam's step size.
+        epochs: passes over the update's episodes, all in one batch.
+        clip_range: how far a probability ratio may move before its gradient stops.
+        clip: ``"bit"`` clips each bit's ratio, ``"joint"`` the whole action's (the ablation: with
+            1,120 bits a logit change of 0.013 fills the range).
+        target_kl: an epoch that moved further than 1.5 times this, in nats a free bit
+            (``"bit"``) or an action (``"joint"``), is the last; None = no limit.
+        entropy_coefficient: weight of the mean entropy a free bit.
+        value_coefficient: weight of the critic's squared error.
+        use_critic: subtract the critic's value from the return before standardising.
+        max_grad_norm: length to which a longer gradient is cut.
+        temperature_start: temperature of the keep probabilities at the start of training.
+        temperature_end: and at its end; geometric in between.
+        offset_rate: step of the instance offsets of channels in an update, all epochs together; 0
+            leaves all to the policy network.
+        group_offset_rate: likewise of groups.
+        group_noise_start: standard deviation of the noise that every episode adds to the scores of
+            each group at the start of training: independent bits hardly move the widths of groups,
+            so the allocation is explored by this. 0 = none; none with ``"lagrangian"`` either.
+        group_noise_end: and at its end; geometric in between.
+        group_noise_rate: step of the groups' offsets along ``mean(A noise)``, the evolution
+            strategies' estimate, in an update.
+        imagined_steps: steps on imagined episodes after each update, each on fresh ones: masks that
+            a model of all episodes so far predicts (``Imagination``). Needs one-step episodes
+            whose observation a network and a budget fix; 0 = none.
+        imagined_learning_rate: Adam's step size in such a step.
+        imagined_rate: step of the offsets of channels and groups in it.
+        imagined_competition: imagined masks are rewarded by how far they are expected to exceed the
+            best one that was run, not by what is predicted of them (an ablation).
+        imagines_layers: the model reads what layers' outputs lose without the removed channels, and
+            what is kept by more criteria than the start's.
+        caution: deviations of its own error by which a prediction is lowered; unused under
+            ``imagined_competition``.
+        proposals: masks drawn for an episode, of which the one that is predicted best is run. Needs
+            imagined steps and group noise.
+        exchanges: of channels at the most, by which the model of the outcomes improves a mask
+            before it is run; 0 = none. Needs imagined steps, whose model it is.
+        planned_every: every so many episodes' masks are improved; the others explore.
+        planned_caution: ``caution`` of those improvements.
+    """
+
+    learning_rate: float = 3e-3
+    epochs: int = 4
+    clip_range: float = 0.2
+    clip: Clip = "bit"
+    target_kl: float | None = None
+    entropy_coefficient: float = 0.0
+    value_coefficient: float = 0.5
+    use_critic: bool = False
+    max_grad_norm: float = 0.5
+    temperature_start: float = 0.30
+    temperature_end: float = 0.11
+    offset_rate: float = 0.3
+    group_offset_rate: float = 0.15
+    group_noise_start: float = 0.25
+    group_noise_end: float = 0.12
+    group_noise_rate: float = 0.5
+    imagined_steps: int = 0
+    imagined_learning_rate: float = 3e-4
+    imagined_rate: float = 0.15
+    imagined_competition: bool = False
+    imagines_layers: bool = False
+    caution: float = 0.5
+    proposals: int = 1
+    exchanges: int = 0
+    planned_every: int = 2
+    planned_caution: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_choice("clip", self.clip, get_args(Clip))
+        for name in RATES:
+            check_range(name, getattr(self, name), 0.0, 1e3)
+        for name in ("imagined_steps", "exchanges"):
+            check_range(name, getattr(self, name), 0, 10**6)
+        if self.group_noise_start and not self.group_noise_end:
+            msg = (
+                "group_noise_end=0 cannot be reached geometrically: set group_noise_start to 0 too"
+            )
+            raise ConfigError(msg)
+        if min(self.temperature_start, self.temperature_end) <= 0:
+            msg = (
+                f"temperatures {self.temperature_start} and {self.temperature_end} must be above 0"
+            )
+            raise ConfigError(msg)
+        for name in ("epochs", "proposals", "planned_every"):
+            if getattr(self, name) < 1:
+                msg = f"{name}={getattr(self, name)} must be at least 1"
+                raise ConfigError(msg)
+        if self.proposals > 1 and not (self.imagined_steps and self.group_noise_start):
+            msg = f"proposals={self.proposals} needs imagined_steps and group_noise_start above 0"
+            raise ConfigError(msg)
+
+    def temperature(self, progress: float) -> float:
+        """Return the temperature at ``progress`` in [0, 1]."""
+        return _geometric(self.temperature_start, self.temperature_end, progress)
+
+    def group_noise(self, progress: float) -> float:
+        """Return the deviation of the groups' noise at ``progress`` in [0, 1]."""
+        return _geometric(self.group_noise_start, self.group_noise_end, progress)
+
+
+def _geometric(start: float, end: float, progress: float) -> float:
+    """Return the geometric interpolation; 0 throughout if the start is 0."""
+    return float(start * (end / start) ** min(max(progress, 0.0), 1.0)) if start else 0.0

@@ -1,0 +1,178 @@
+"""Teach the policy network what searches found, so that it knows it without searching.
+
+A search moves offsets that belong to one network (``InstanceOffsets``); the policy network, which
+is what can be used on other networks, learns little beside them. After the search the network is
+taught the keep probabilities that both together gave.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch_geometric.data import Data
+
+from prunegraph.agent.filling import fill
+from prunegraph.agent.network import PruningNetwork
+from prunegraph.agent.policies import TrainedPolicy
+from prunegraph.agent.threshold import Topology, join, solve_threshold, with_features
+from prunegraph.core.budget import Budget
+from prunegraph.core.masks import FloatArray
+from prunegraph.core.seeding import seeded
+from prunegraph.graph.features import LAST_NAMES
+from prunegraph.graph.graph import StructureGraph
+
+TEMPERATURE = 0.3
+"""Of the keep probabilities that are taught: that at which searches begin."""
+
+LEARNING_RATE = 3e-3
+ADAPTING_RATE = 3e-4
+"""Of a policy that goes on learning."""
+
+FEATURE_NOISE = 0.3
+"""Deviation of the noise on the features, which are standardised."""
+
+MOST_CHANNEL_STEPS = 8_000_000
+"""Channels of all networks times steps: large networks get fewer steps."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Lesson:
+    """What a search found for one network and budget.
+
+    Attributes:
+        graph: the network.
+        node_features: ``[N, F]`` those that the searched policy reads.
+        context: ``[K]`` the actor's and the critic's columns.
+        budget: what may remain.
+        scores: ``[N]`` keep scores of policy and offsets together.
+    """
+
+    graph: StructureGraph
+    node_features: FloatArray
+    context: FloatArray
+    budget: Budget
+    scores: FloatArray
+
+
+def amortise(
+    policy: TrainedPolicy,
+    lessons: Sequence[Lesson],
+    *,
+    steps: int,
+    seed: int,
+    initial: TrainedPolicy | None = None,
+    hidden: Collection[str] = (),
+    progress: Callable[[int], None] | None = None,
+) -> TrainedPolicy:
+    """Return a policy that gives the lessons' keep probabilities by itself.
+
+    Policy distillation (Rusu et al. 2016, arXiv 1511.06295): the cross-entropy between the taught
+    and the own keep probability of each free channel, each lesson weighted alike.
+
+    Args:
+        policy: what the searches trained; it stays as it is.
+        lessons: at least one.
+        steps: steps of AdamW at most (``num_steps``), each on one lesson of every network, which
+            take turns; 0 returns the policy itself.
+        seed: of the noise on the features.
+        initial: the policy that the search began with, which goes on learning, so that it does not
+            forget what it knew of other networks; None = a network drawn anew learns.
+        hidden: features that a network drawn anew does not read; ``LAST_NAMES``, which belong to
+            episodes that refine, it never does.
+        progress: called after every step with the number of steps done.
+    """
+    steps = num_steps(lessons, steps)
+    if steps <= 0:
+        return policy
+    seen = policy.network.config.feature_names
+    if initial is None:
+        names = tuple(name for name in seen if name not in (*hidden, *LAST_NAMES))
+        with seeded(seed):
+            network = type(policy.network)(replace(policy.network.config, feature_names=names))
+    else:
+        network = copy.deepcopy(initial.network)
+    network.train()
+    columns = [seen.index(name) for name in network.config.feature_names]
+    turns: dict[int, list[_Prepared]] = {}
+    for lesson in lessons:
+        turns.setdefault(id(lesson.graph), []).append(_Prepared.of(lesson, columns))
+    rate = LEARNING_RATE if initial is None else ADAPTING_RATE
+    optimizer = torch.optim.AdamW(network.parameters(), lr=rate)
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+        optimizer.zero_grad()
+        for prepared in turns.values():  # one after the other: large graphs need their memory alone
+            loss = prepared[step % len(prepared)].loss(network, generator)
+            (loss / len(turns)).backward()
+        optimizer.step()
+        if progress is not None:
+            progress(step + 1)
+    record = {**policy.record, "amortise_steps": steps}
+    return TrainedPolicy(network.eval(), record)
+
+
+def num_steps(lessons: Sequence[Lesson], steps: int) -> int:
+    """Return how many of the steps ``amortise`` takes: fewer where the networks are large."""
+    channels = sum({id(lesson.graph): lesson.graph.num_classes for lesson in lessons}.values())
+    return min(steps, max(MOST_CHANNEL_STEPS // channels, 1))
+
+
+def with_share(policy: TrainedPolicy, share: float) -> TrainedPolicy:
+    """Return a policy of which a share counts beside the scores that it starts from.
+
+    Args:
+        policy: stays as it is.
+        share: 1 = the same policy, 0 = its start alone.
+    """
+    network = copy.deepcopy(policy.network)
+    with torch.no_grad():
+        for head in (network.channel_head, network.group_head):
+            for parameter in head[-1].parameters():
+                parameter.mul_(share)
+    return TrainedPolicy(network, {**policy.record, "share": share})
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Prepared:
+    """A lesson as tensors: ``[N]`` targets and free classes, ``[1]`` or ``[N]`` thresholds."""
+
+    data: Data
+    context: Tensor
+    targets: Tensor
+    free: Tensor
+    threshold: Tensor
+
+    @classmethod
+    def of(cls, lesson: Lesson, columns: Sequence[int]) -> "_Prepared":
+        graph = lesson.graph
+        scores = lesson.scores.astype(np.float64)
+        limits = np.array([graph.limits(lesson.budget)])
+        topology = Topology.of(graph)
+        if lesson.budget.max_memory is None:
+            threshold = solve_threshold(graph, scores[None], limits, TEMPERATURE)
+        else:
+            threshold = fill(topology, scores[None], limits, TEMPERATURE).thresholds[0]
+        features = torch.as_tensor(lesson.node_features[:, columns])
+        return cls(
+            data=join([with_features(topology.data, features)]),
+            context=torch.as_tensor(lesson.context).reshape(1, -1),
+            targets=torch.sigmoid(torch.from_numpy((scores - threshold) / TEMPERATURE)).float(),
+            free=torch.from_numpy(graph.free),
+            threshold=torch.from_numpy(threshold).float(),
+        )
+
+    def loss(self, network: PruningNetwork, generator: torch.Generator) -> Tensor:
+        """Return the mean cross-entropy of the free channels, with noisy features."""
+        clean = self.data.x
+        noise = torch.randn(clean.shape, generator=generator)
+        data = with_features(self.data, clean + FEATURE_NOISE * noise)
+        scores = network.scores(data, network.encode(data), self.context)  # [N]
+        logits = (scores - self.threshold) / TEMPERATURE
+        return F.binary_cross_entropy_with_logits(logits[self.free], self.targets[self.free])

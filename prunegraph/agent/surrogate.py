@@ -1,0 +1,237 @@
+"""What imagined episodes would bring: the outcome models of all networks of a training."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunegraph.agent.gaussian_process import OutcomeModel
+from prunegraph.agent.local_search import plan
+from prunegraph.agent.threshold import Topology, expected_cost_ratio
+from prunegraph.core.masks import BoolArray, Float64Array, LayerError
+from prunegraph.rewards import Episode, unpack_bits
+from prunegraph.rewards.config import Metric
+
+CRITERIA = ("taylor", "l1", "fpgm")
+"""Features by which, too, a model that knows layers weighs what a group keeps."""
+
+
+class Imagination:
+    """Foretells the metric of masks of several networks.
+
+    Args:
+        topologies: graph id -> network.
+        prior: node features ``[N, F]`` to the scores ``[N]`` of an untrained policy, whose
+            exponential is the importance that the models start from.
+        columns: of the features that are further importances' logarithms.
+
+    Attributes:
+        models: graph id -> model; one is made with the first episode of its network.
+        layer_errors: graph id -> what its layers lose, for models that are to know it.
+    """
+
+    def __init__(
+        self,
+        topologies: Mapping[int, Topology],
+        prior: Callable[[Tensor], Tensor],
+        *,
+        columns: Sequence[int] = (),
+    ) -> None:
+        self._topologies = topologies
+        self._prior = prior
+        self._columns = list(columns)
+        self.layer_errors: Mapping[int, Sequence[LayerError]] = {}
+        self.models: dict[int, OutcomeModel] = {}
+
+    def remember(
+        self,
+        episodes: Sequence[Episode],
+        graph_ids: Sequence[int],
+        features: Tensor,
+        *,
+        metric: Metric,
+        update: int,
+    ) -> None:
+        """Teach the models an update's episodes.
+
+        Args:
+            episodes: B episodes.
+            graph_ids: ``[B]`` their networks.
+            features: ``[B, N_max, F]`` node features.
+            metric: what is predicted.
+            update: number of the update, whose episodes share their images.
+        """
+        for episode, graph_id, matrix in zip(episodes, graph_ids, features, strict=True):
+            graph = self._topologies[graph_id].graph
+            if graph_id not in self.models:
+                own = matrix[: graph.num_classes].cpu()
+                logs = torch.cat([self._prior(own)[:, None], own[:, self._columns]], dim=1)
+                self.models[graph_id] = self._model(graph_id, logs.double().exp().numpy())
+            bits = unpack_bits(episode.bits, graph.num_classes)
+            self.models[graph_id].add(bits, episode.metric(metric), update)
+        for graph_id in set(graph_ids):
+            self.models[graph_id].fit()
+
+    def _model(self, graph_id: int, importance: Float64Array) -> OutcomeModel:
+        graph = self._topologies[graph_id].graph
+        return OutcomeModel(graph, importance, self.layer_errors.get(graph_id, ()))
+
+    @torch.no_grad()
+    def rewards(
+        self,
+        ids: Tensor,
+        bits: Tensor,
+        limits: Float64Array,
+        cells: Tensor,
+        *,
+        competes: bool,
+        caution: float = 0.0,
+    ) -> Tensor:
+        """Return the rewards of imagined episodes ``[B]``, as if each mask cost the same.
+
+        Args:
+            ids: ``[B]`` graph ids.
+            bits: ``[B, N_max]`` masks.
+            limits: ``[B, 4]`` the most MACs, params, bytes and ms that may remain.
+            cells: ``[B]`` which (network, budget) each belongs to.
+            competes: a mask is rewarded by how far it is expected to exceed the best one that was
+                run for its limits (if none was, the mean of the imagined ones), in deviations of
+                its cell; else by the metric that is predicted.
+            caution: deviations of its own error by which a predicted metric is lowered.
+        """
+        rewards = torch.zeros(len(ids), dtype=torch.float64)
+        for cell in cells.unique():
+            rows = (cells == cell).cpu()
+            graph_id, limit = int(ids[rows.to(ids.device)][0]), limits[rows.numpy()][0]
+            mean, deviation, costs = self._predict(graph_id, bits.cpu()[rows], limit)
+            metrics = mean if competes else mean - caution * deviation
+            slope = cost_slope(metrics, costs)
+            self.models[graph_id].cost_slopes[str(limit.tolist())] = slope
+            metrics = metrics - slope * (costs - costs.mean())
+            if competes:
+                bar = metrics.mean()
+                if best := self.promising(graph_id, limit, 1):
+                    run, _, run_costs = self._predict(
+                        graph_id, torch.from_numpy(best[0])[None], limit
+                    )
+                    bar = (run - slope * (run_costs - costs.mean()))[0]
+                metrics = expected_improvement(metrics, deviation, bar)
+                # What is left to gain differs by orders of magnitude between cells.
+                metrics /= metrics.std(correction=0).clamp_min(torch.finfo(metrics.dtype).tiny)
+            rewards[rows] = metrics
+        return rewards.to(bits)
+
+    def _predict(
+        self, graph_id: int, bits: Tensor, limits: Float64Array
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return metrics, their deviations and costs over what may remain ``[K]`` of K masks.
+
+        Args:
+            graph_id: the network.
+            bits: ``[K, N_max]`` masks.
+            limits: ``[4]`` the most MACs, params, bytes and ms that may remain.
+        """
+        graph = self._topologies[graph_id].graph
+        keep = bits[:, : graph.num_classes].double()
+        mean, deviation = self.models[graph_id].predict(keep)
+        costs = expected_cost_ratio(graph, keep.numpy(), limits[None])
+        return mean, deviation, torch.from_numpy(costs)
+
+    @torch.no_grad()
+    def choose(self, graph_id: int, bits: Tensor, limits: Float64Array) -> int:
+        """Return which of some masks is predicted best, as if each cost the same.
+
+        Args:
+            graph_id: the network.
+            bits: ``[K, N_max]`` masks.
+            limits: ``[4]`` the most MACs, params, bytes and ms that may remain.
+
+        Returns:
+            A position; 0 as long as nothing has been predicted for these limits.
+        """
+        model = self.models.get(graph_id)
+        slope = None if model is None else model.cost_slopes.get(str(limits.tolist()))
+        if slope is None:
+            return 0
+        metrics, _, costs = self._predict(graph_id, bits.cpu(), limits)
+        return int((metrics - slope * costs).argmax())
+
+    def plan(
+        self, graph_id: int, bits: Tensor, limits: Float64Array, *, most: int, caution: float
+    ) -> Tensor:
+        """Return a mask ``[N]`` near ``bits`` that is predicted to be better.
+
+        Args:
+            graph_id: the network.
+            bits: ``[N]`` a mask; it comes back as it is as long as nothing has been predicted.
+            limits: ``[4]`` the most MACs, params, bytes and ms that may remain.
+            most: exchanges of a channel for another one at the most.
+            caution: deviations of its own error by which a predicted metric is lowered.
+        """
+        model = self.models.get(graph_id)
+        if model is None:
+            return bits
+
+        def predict(masks: Tensor) -> Tensor:
+            mean, deviation = model.predict(masks)
+            return mean - caution * deviation
+
+        graph, keep = self._topologies[graph_id].graph, bits.cpu().numpy() > 0.5
+        return torch.from_numpy(plan(predict, graph, keep, limits, most=most)).to(bits)
+
+    @torch.no_grad()
+    def promising(self, graph_id: int, limits: Float64Array, number: int) -> list[BoolArray]:
+        """Return the run masks ``[N]`` that should be best, the errors of measuring them taken out.
+
+        Args:
+            graph_id: the network.
+            limits: ``[4]`` the most MACs, params, bytes and ms that may remain.
+            number: at most so many, the best first.
+        """
+        if graph_id not in self.models:
+            return []
+        distinct = {bits.tobytes(): bits for bits in self.models[graph_id].bits}
+        bits = np.stack(list(distinct.values()))
+        metrics, _, costs = self._predict(graph_id, torch.from_numpy(bits), limits)
+        metrics[costs > 1.0] = -math.inf
+        order = metrics.argsort(descending=True, stable=True)[:number].tolist()
+        return [bits[row] for row in order if metrics[row] > -math.inf]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the models as JSON values."""
+        return {str(graph_id): model.state_dict() for graph_id, model in self.models.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what ``state_dict`` returned."""
+        for graph_id, values in state.items():
+            model = self._model(int(graph_id), np.array(values["importance"]))
+            model.load_state_dict(values)
+            self.models[int(graph_id)] = model
+
+
+def expected_improvement(mean: Tensor, deviation: Tensor, bar: Tensor) -> Tensor:
+    """Return ``E[max(A - bar, 0)]`` ``[B]`` of normal variables A (Jones et al. 1998, equation 15).
+
+    Args:
+        mean: ``[B]``.
+        deviation: ``[B]`` above 0.
+        bar: scalar.
+    """
+    normal = torch.distributions.Normal(0.0, 1.0)
+    excess = (mean - bar) / deviation
+    gain = excess * normal.cdf(excess) + normal.log_prob(excess).exp()
+    improvement: Tensor = deviation * gain.clamp_min(0.0)
+    return improvement
+
+
+def cost_slope(metrics: Tensor, costs: Tensor) -> float:
+    """Return what metrics ``[B]`` gain for a budget's worth of cost ``[B]``, by least squares.
+
+    Sampled bits miss the budget by chance. The environment repairs masks before it measures them;
+    imagined ones are taken as they are, and must not look good because they keep more.
+    """
+    excess = costs - costs.mean()
+    return float((excess @ metrics) / (excess @ excess + 1e-6 * len(excess)))

@@ -1,0 +1,295 @@
+"""Pruned networks on disk: ``mask.json`` says what was cut, ``pruned.safetensors`` what is left.
+
+They lie in a folder under these names, or as any ``NAME.safetensors`` with ``NAME.recipe.json``
+beside it.
+"""
+
+import hashlib
+import json
+import math
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from torch import nn
+
+from prunegraph.core.errors import ArtefactError, ConfigError, MaskError, one_line
+from prunegraph.core.files import write_bytes, write_json
+from prunegraph.core.masks import KeepMask
+from prunegraph.core.reading import checked, read_json, read_safetensors
+from prunegraph.core.seeding import seeded
+from prunegraph.core.tensors import load_state, state_tensors, to_safetensors
+from prunegraph.graph import AttentionUnit, ExampleInputs, StructureGraph, analyse, unwrap
+from prunegraph.graph.apply import apply_mask
+
+SCHEMA = 1
+MASK_FILE = "mask.json"
+WEIGHTS_FILE = "pruned.safetensors"
+WEIGHTS_SUFFIX, RECIPE_SUFFIX = ".safetensors", ".recipe.json"
+MAX_CLASSES, MAX_INPUTS = 100_000, 2**24
+"""Outputs, and numbers of an example input, that a recipe may ask to be built and run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalisation:
+    """Per-channel ``mean`` and ``std`` in a recipe."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+RECIPE = {
+    "schema": int,
+    "checksum": str,
+    "arch": str,
+    "num_classes": int,
+    "example_shape": tuple[int, ...],
+    "normalisation": Normalisation | None,
+    "extra": dict[str, Any],
+    "mask": {"keep": str, "size": int, "digest": str},
+    "graph": str,
+    "weights": {"sha256": str},
+}
+"""What a recipe must hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunedInfo:
+    """How the dense network of a pruned one is made, and what it expects.
+
+    Attributes:
+        arch: the dense network's name for ``build_model``, or any name of the user's.
+        num_classes: size of its output.
+        example_shape: shape of the example input that was analysed, the batch included.
+        mean: per-channel mean subtracted from its inputs, or None.
+        std: per-channel standard deviation, or None.
+        extra: any further JSON values.
+    """
+
+    arch: str
+    num_classes: int
+    example_shape: tuple[int, ...]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PrunedNetwork:
+    """A pruned network read from disk.
+
+    Attributes:
+        model: the pruned network with its weights, in eval mode.
+        graph: the structure of the dense one.
+        mask: what was kept.
+        info: how the dense network is made.
+    """
+
+    model: nn.Module
+    graph: StructureGraph
+    mask: KeepMask
+    info: PrunedInfo
+
+
+def artefact_paths(where: Path | str) -> tuple[Path, Path]:
+    """Return the files of a saved pruned network: the recipe (mask, how to build), the weights.
+
+    Args:
+        where: a folder, or a ``.safetensors`` file.
+    """
+    where = Path(where)
+    if where.suffix == WEIGHTS_SUFFIX:
+        return where.with_suffix(RECIPE_SUFFIX), where
+    return where / MASK_FILE, where / WEIGHTS_FILE
+
+
+def save_pruned(
+    where: Path | str,
+    *,
+    model: nn.Module,
+    mask: KeepMask,
+    graph: StructureGraph,
+    info: PrunedInfo,
+) -> None:
+    """Write a pruned network as a recipe and its weights, each atomically.
+
+    Args:
+        where: a folder (``mask.json``, ``pruned.safetensors``) or a ``.safetensors`` file, which
+            gets its recipe beside it; folders are made if missing.
+        model: the pruned network.
+        mask: the mask that made it.
+        graph: the structure of the dense network.
+        info: how the dense network is made.
+
+    Raises:
+        ArtefactError: a file cannot be written, the network is not what the mask leaves, the
+            example inputs are too large to read back, ``info`` holds what is no JSON value, or the
+            network's state what is no tensor.
+    """
+    if math.prod(info.example_shape) > MAX_INPUTS:
+        msg = (
+            f"example inputs of shape {tuple(info.example_shape)} hold more than {MAX_INPUTS:,} "
+            "numbers, and reading the network runs it on such: analyse it on one image"
+        )
+        raise ArtefactError(msg)
+    recipe_path, weights_path = artefact_paths(where)
+    weights = to_safetensors(state_tensors(unwrap(model)))
+    found, left = sum(p.numel() for p in model.parameters()), graph.cost(mask).params
+    if found != left:
+        msg = (
+            f"{type(unwrap(model)).__name__} has {found:,} parameters, and the mask leaves "
+            f"{left:,}: give the network that apply_mask returned"
+        )
+        raise ArtefactError(msg)
+    normalisation = None
+    if info.mean is not None and info.std is not None:
+        normalisation = {"mean": list(info.mean), "std": list(info.std)}
+    record = {
+        "schema": SCHEMA,
+        "arch": info.arch,
+        "num_classes": info.num_classes,
+        "example_shape": list(info.example_shape),
+        "normalisation": normalisation,
+        "extra": dict(info.extra),
+        "mask": {
+            "keep": np.packbits(mask.keep).tobytes().hex(),
+            "size": int(mask.keep.size),
+            "kept": mask.num_kept,
+            "digest": mask.digest(),
+        },
+        "graph": graph.fingerprint(),
+        "attention": graph.attention,
+        "weights": {"file": weights_path.name, "sha256": hashlib.sha256(weights).hexdigest()},
+        "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
+    }
+    try:
+        checksum = _checksum(record)
+    except TypeError as error:
+        msg = f"{recipe_path} cannot hold what info names: {one_line(error)}; give plain numbers"
+        raise ArtefactError(msg) from error
+    write_bytes(weights_path, weights)
+    write_json(recipe_path, {**record, "checksum": checksum})
+
+
+def read_info(where: Path | str) -> PrunedInfo:
+    """Return how the dense network of a saved one is made.
+
+    Raises:
+        ArtefactError: the recipe is missing or damaged.
+    """
+    path, _ = artefact_paths(where)
+    return _info(_read_record(path))
+
+
+def load_pruned(
+    where: Path | str,
+    build_model: Callable[[], nn.Module],
+    example_inputs: ExampleInputs | None = None,
+    *,
+    graph: StructureGraph | None = None,
+) -> PrunedNetwork:
+    """Read a pruned network: build the dense one, apply the mask, load the weights.
+
+    Args:
+        where: what ``save_pruned`` was given.
+        build_model: makes the dense network; its weights do not matter. See ``read_info``.
+        example_inputs: what its forward takes, in the shapes of the analysis; default: a float32
+            tensor of the shape that was saved. Networks of tokens or of several inputs need it.
+        graph: structure of the dense network where it has been analysed already, as a comparison
+            has that reads many; default: it is analysed here.
+
+    Returns:
+        The network, its graph and mask.
+
+    Raises:
+        ConfigError: ``build_model`` is a network.
+        ArtefactError: a file is missing, damaged, or of another network; the message names it.
+    """
+    if isinstance(build_model, nn.Module):
+        msg = f"build_model is a {type(build_model).__name__}: give a function that makes one"
+        raise ConfigError(msg)
+    path, weights_path = artefact_paths(where)
+    record = _read_record(path)
+    info = _info(record)
+    tensors, _ = read_safetensors(weights_path)
+    if hashlib.sha256(weights_path.read_bytes()).hexdigest() != record["weights"]["sha256"]:
+        msg = (
+            f"{weights_path} is not the file that {path.name} was written with: its bytes were "
+            "changed; copy both files again"
+        )
+        raise ArtefactError(msg)
+    with seeded(0):
+        dense = unwrap(build_model())
+        attention = record.get("attention", "head")
+        if attention not in get_args(AttentionUnit):
+            msg = f"{path}: attention {attention!r} is none of {', '.join(get_args(AttentionUnit))}"
+            raise ArtefactError(msg)
+        if graph is None:
+            if example_inputs is None:
+                example_inputs = torch.randn(info.example_shape)
+            graph = analyse(dense, example_inputs, attention=attention)
+    if graph.fingerprint() != record["graph"]:
+        msg = (
+            f"{path} describes a network of another structure than the {info.arch} that was built "
+            f"(fingerprint {record['graph']}, built {graph.fingerprint()}): build the same one, or "
+            "give the example_inputs that it was analysed on"
+        )
+        raise ArtefactError(msg)
+    mask = _mask(path, record, graph)
+    model = apply_mask(dense, graph, mask)
+    load_state(model, tensors, weights_path)
+    return PrunedNetwork(model=model.eval(), graph=graph, mask=mask, info=info)
+
+
+def _checksum(record: Mapping[str, Any]) -> str:
+    """Return a hash of everything in a record but the checksum itself."""
+    content = {key: value for key, value in record.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """Return the content of ``mask.json`` once its checksum has been found right."""
+    record: dict[str, Any] = checked(read_json(path), {"checksum": str, "schema": int}, str(path))
+    if record["checksum"] != _checksum(record):
+        msg = f"{path} is damaged: its content does not fit its checksum; copy it again"
+        raise ArtefactError(msg)
+    if record["schema"] != SCHEMA:
+        msg = f"{path} has schema {record['schema']}, this version reads {SCHEMA}: update"
+        raise ArtefactError(msg)
+    record = checked(record, RECIPE, str(path))
+    sizes = (record["num_classes"], *record["example_shape"])
+    if min(sizes) < 1 or sizes[0] > MAX_CLASSES or math.prod(sizes[1:]) > MAX_INPUTS:
+        msg = f"{path}: no network has {sizes[0]} classes and inputs of shape {sizes[1:]}"
+        raise ArtefactError(msg)
+    return record
+
+
+def _info(record: Mapping[str, Any]) -> PrunedInfo:
+    normalisation: Normalisation | None = record["normalisation"]
+    return PrunedInfo(
+        arch=record["arch"],
+        num_classes=record["num_classes"],
+        example_shape=record["example_shape"],
+        mean=None if normalisation is None else normalisation.mean,
+        std=None if normalisation is None else normalisation.std,
+        extra=record["extra"],
+    )
+
+
+def _mask(path: Path, record: Mapping[str, Any], graph: StructureGraph) -> KeepMask:
+    """Return the mask of a record, checked against its own digest and the graph."""
+    try:
+        packed = np.frombuffer(bytes.fromhex(record["mask"]["keep"]), dtype=np.uint8)
+        size, digest = record["mask"]["size"], record["mask"]["digest"]
+        mask = graph.mask(np.unpackbits(packed)[:size].astype(bool))
+    except (ValueError, MaskError) as error:
+        msg = f"{path} holds no legal mask of this network ({error}): save the network again"
+        raise ArtefactError(msg) from error
+    if mask.digest() != digest:
+        msg = f"{path}: the keep bits give digest {mask.digest()}, the file says {digest}"
+        raise ArtefactError(msg)
+    return mask

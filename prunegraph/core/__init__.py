@@ -1,0 +1,1 @@
+"""What everything hangs on: masks, budgets, splits, errors, files."""

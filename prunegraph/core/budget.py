@@ -1,0 +1,83 @@
+"""What may remain, and what a network costs."""
+
+from dataclasses import dataclass, fields
+from numbers import Real
+from typing import Any
+
+from prunegraph.core.errors import BudgetError
+
+
+def short(value: float) -> str:
+    """Return a limit as names of files and titles show it: all digits of a whole number."""
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What may remain, on the example input; several limits hold at once.
+
+    Attributes:
+        keep_macs: at most this share, in (0, 1], of the dense network's multiply-adds remains.
+        keep_params: at most this share, in (0, 1], of the dense network's parameters remains.
+        max_memory: at most this many bytes of activations are alive at once.
+        max_latency: a forward takes at most this many milliseconds (and 5 % for noise) where it
+            is measured: ``pruning.project_latency`` alone can meet it.
+        round_to: if given, the number of channels that a group keeps is a multiple of it, or all
+            of them, or the group's minimum where the whole group is smaller. No limit by itself.
+    """
+
+    keep_macs: float | None = None
+    keep_params: float | None = None
+    max_memory: int | None = None
+    max_latency: float | None = None
+    round_to: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.as_dict().keys() - {"round_to"}:
+            msg = "a budget needs at least one of keep_macs, keep_params, max_memory, max_latency"
+            raise BudgetError(msg)
+        for name, value in self.as_dict().items():
+            if isinstance(value, bool) or not isinstance(value, Real):
+                msg = f"{name}={value!r} must be a number, not of type {type(value).__name__}"
+                raise BudgetError(msg)
+        for name in ("keep_macs", "keep_params"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 < value <= 1.0:
+                percent = f"; {value:g} % is {value / 100:g}" if 1.0 < value <= 100.0 else ""
+                msg = f"{name}={value} must lie in (0, 1]: it is the share that remains{percent}"
+                raise BudgetError(msg)
+        if self.max_latency is not None and not self.max_latency > 0.0:
+            msg = f"max_latency={self.max_latency} must be milliseconds above 0"
+            raise BudgetError(msg)
+        for name, unit in (("max_memory", "bytes"), ("round_to", "channels, as 8 or 16")):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and value >= 1):
+                msg = f"{name}={value} must be a whole number of {unit}"
+                raise BudgetError(msg)
+
+    def without_latency(self) -> "Budget":
+        """Return the limits that can be met without a clock; all may remain if there are none."""
+        values = self.as_dict()
+        values.pop("max_latency", None)
+        if not values.keys() - {"round_to"}:
+            values["keep_macs"] = 1.0
+        return Budget(**values)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what is set, by name; ``Budget(**budget.as_dict())`` is the same budget."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a network costs on one example input.
+
+    Attributes:
+        macs: multiply-adds of convolutions, linear layers and matrix products; one multiply-add
+            counts once; biases, norms and activations are excluded (fvcore's convention).
+        params: number of parameters, biases and norms included.
+    """
+
+    macs: int
+    params: int

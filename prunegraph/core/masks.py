@@ -1,0 +1,66 @@
+"""Which prunable units stay."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+IntArray = npt.NDArray[np.int64]
+
+
+FloatArray = npt.NDArray[np.float32]
+
+
+Float64Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class KeepMask:
+    """Which channel classes stay; made by ``StructureGraph.mask``, which checks it.
+
+    Attributes:
+        keep: ``[N]`` booleans, True = keep, read-only.
+    """
+
+    keep: BoolArray
+
+    def __post_init__(self) -> None:
+        self.keep.flags.writeable = False
+
+    @property
+    def num_kept(self) -> int:
+        """Number of classes that stay."""
+        return int(self.keep.sum())
+
+    def digest(self) -> str:
+        """Return 16 hex digits that name the mask."""
+        packed = np.packbits(self.keep).tobytes()
+        return hashlib.sha256(f"{self.keep.size}:".encode() + packed).hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        return f"KeepMask({self.num_kept} of {self.keep.size} classes, {self.digest()})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, KeepMask) and np.array_equal(self.keep, other.keep)
+
+    def __hash__(self) -> int:
+        return hash(self.digest())
+
+
+@dataclass(frozen=True, eq=False)
+class LayerError:
+    """How far one layer's outputs move when some of the classes that it reads are removed.
+
+    Attributes:
+        classes: ``[U]`` the classes, ascending.
+        gram: ``[U, U]``; the mean squared change of the outputs over their energy is
+            ``x @ gram @ x`` for x = 1 where a class is removed, else 0. Kept weights stay as they
+            are. This is ThiNet's error (Luo et al. 2017, equation 6) over all outputs.
+    """
+
+    classes: IntArray
+    gram: Float64Array

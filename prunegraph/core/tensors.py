@@ -1,0 +1,88 @@
+"""A network's tensors as safetensors: written once each, loaded all or none."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from prunegraph.core.errors import ArtefactError
+
+
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of the state dict (not copies); a shared one by its first name only.
+
+    Raises:
+        ArtefactError: it holds something else (``get_extra_state``), which would be lost.
+    """
+    seen: set[int] = set()
+    found: dict[str, Tensor] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if not isinstance(value, Tensor | None):
+            msg = (
+                f"{name} of the network's state is of type {type(value).__name__}, which a file of "
+                "tensors cannot hold: make it a buffer"
+            )
+            raise ArtefactError(msg)
+        if value is not None and id(value) not in seen:
+            seen.add(id(value))
+            found[name] = value
+    return found
+
+
+def parameter_digest(model: nn.Module) -> str:
+    """Return 16 hex digits that name the parameters' values; buffers do not count."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name}:{tuple(parameter.shape)}:{parameter.dtype};".encode())
+        flat = parameter.detach().cpu().contiguous().view(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def to_safetensors(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """Return the tensors as the bytes of a safetensors file."""
+    copies = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    content: bytes = safetensors.torch.save(copies, dict(metadata or {}))
+    return content
+
+
+def load_state(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Copy tensors into the network, all or none.
+
+    Args:
+        model: the network.
+        tensors: one for each of ``state_tensors(model)``.
+        path: the file that they came from, for messages.
+
+    Raises:
+        ArtefactError: a name, shape or type differs, or a value is NaN or infinite.
+    """
+    own = state_tensors(model)
+    problems = [f"{name} is missing" for name in own if name not in tensors]
+    problems += [f"{name} is unexpected" for name in tensors if name not in own]
+    for name in own.keys() & tensors.keys():
+        have, want = tensors[name], own[name]
+        if have.shape != want.shape or have.dtype != want.dtype:
+            problems.append(
+                f"{name} is {tuple(have.shape)} {have.dtype}, "
+                f"the network needs {tuple(want.shape)} {want.dtype}"
+            )
+        elif not bool((torch.isfinite(have) | (have == want)).all()):  # -inf of a causal mask
+            problems.append(f"{name} holds NaN or infinity")
+    if problems:
+        msg = (
+            f"{path} does not fit the network: {sorted(problems)[0]} ({len(problems)} problems): "
+            "use the file that was written for this network"
+        )
+        raise ArtefactError(msg)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])

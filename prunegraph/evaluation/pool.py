@@ -1,0 +1,155 @@
+"""The networks of one search evaluated by several workers; what they found is kept in this process.
+
+So one worker and many give the same rewards: a mask that comes twice is run, and counted, once.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+from prunegraph.core.masks import KeepMask
+from prunegraph.core.outcome import Outcome
+from prunegraph.env import MaskEvaluator
+from prunegraph.evaluation.evaluator import Evaluator
+
+
+class Pool(Protocol):
+    """Workers that evaluate masks.
+
+    Attributes:
+        threads: of each worker; the search itself computes with as many, since the last digits
+            depend on the number.
+    """
+
+    threads: int
+
+    def evaluate(self, network: int, mask: KeepMask, subset: Tensor | None) -> Outcome:
+        """Return the outcome of a mask of network ``network``; called from many threads at once."""
+        ...
+
+
+class SearchEvaluator(MaskEvaluator, Protocol):
+    """What a search scores masks with: an ``Evaluator``, or one whose networks run on a pool.
+
+    Attributes:
+        seconds: time inside evaluations.
+    """
+
+    seconds: float
+
+    def evaluate_all(self, masks: Sequence[KeepMask]) -> list[Outcome]:
+        """Return the outcomes of masks on all search images."""
+        ...
+
+    def known(self) -> list[Outcome]:
+        """Return the outcomes of masks on subsets that hold all search images."""
+        ...
+
+    def remember(self, outcomes: Sequence[Outcome]) -> None:
+        """Know such outcomes, which an earlier start has run and counted."""
+        ...
+
+
+class PooledEvaluator:
+    """Scores masks as an ``Evaluator`` does, on the workers of a pool.
+
+    Args:
+        evaluator: the one that it stands for; runs nothing.
+        pool: the workers.
+        network: position of the network in the run.
+
+    Attributes:
+        num_networks: pruned networks that were run for this evaluator.
+        seconds: time of their evaluation, that of all workers together.
+    """
+
+    def __init__(self, evaluator: Evaluator, pool: Pool, network: int) -> None:
+        self.num_networks = 0
+        self.seconds = 0.0
+        self._evaluator = evaluator
+        self._pool = pool
+        self._network = network
+        self._lock = threading.Lock()
+        self._cache: dict[tuple[str, bytes | None], Future[Outcome]] = {}
+
+    def beside(self) -> Self:
+        """Return an evaluator that shares what was found, and counts what it runs itself."""
+        other = type(self)(self._evaluator, self._pool, self._network)
+        other._cache = self._cache
+        return other
+
+    def evaluate(self, mask: KeepMask, subset: Tensor | None = None) -> Outcome:
+        """Return the outcome of a mask on the search images at positions ``subset``."""
+        subset = self._evaluator.narrow(subset)
+        key = (mask.digest(), _positions(subset))
+        own: Future[Outcome] = Future()
+        found = self._cache.setdefault(key, own)  # atomic: of two threads one runs the network
+        if found is own:
+            self._run(mask, subset, own)
+        return found.result()
+
+    def _run(self, mask: KeepMask, subset: Tensor | None, result: Future[Outcome]) -> None:
+        try:
+            outcome = self._pool.evaluate(self._network, mask, subset)
+        except BaseException as error:  # whoever waits for the same mask ends with it
+            result.set_exception(error)
+            return
+        with self._lock:
+            self.num_networks += 1
+            self.seconds += outcome.seconds
+        result.set_result(outcome)
+
+    def evaluate_all(self, masks: Sequence[KeepMask]) -> list[Outcome]:
+        """Return the outcomes of masks on all search images, run at once."""
+        threads = ThreadPoolExecutor(max(len(masks), 1))
+        try:
+            return list(threads.map(self.evaluate, masks))
+        finally:  # after Ctrl-C not when all are done
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    def known(self) -> list[Outcome]:
+        """Return the outcomes of masks on subsets that hold all search images."""
+        return [
+            found.result()
+            for (_, images), found in self._cache.items()
+            if images == self._whole and found.done()
+        ]
+
+    def remember(self, outcomes: Sequence[Outcome]) -> None:
+        """Know such outcomes, which an earlier start has run and counted."""
+        for outcome in outcomes:
+            found: Future[Outcome] = Future()
+            found.set_result(outcome)
+            self._cache[outcome.digest, self._whole] = found
+
+    @cached_property
+    def _whole(self) -> bytes | None:
+        """Positions of the subsets that hold all search images."""
+        everything = self.draw_subset(len(self._evaluator.search), 0)
+        return _positions(self._evaluator.narrow(everything))
+
+    def draw_subset(self, size: int, seed: int) -> Tensor:
+        """Return positions of random search images, fixed by ``seed``."""
+        return self._evaluator.draw_subset(size, seed)
+
+
+def _positions(subset: Tensor | None) -> bytes | None:
+    """Return a subset as a key; None if all images were asked for."""
+    return None if subset is None else subset.numpy().tobytes()
+
+
+@contextmanager
+def num_threads(number: int) -> Iterator[None]:
+    """Compute with so many threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

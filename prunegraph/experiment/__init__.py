@@ -1,1 +1,0 @@
-"""The commands: options, runs that go on where they ended, comparisons, reports."""

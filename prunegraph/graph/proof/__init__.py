@@ -1,0 +1,1 @@
+"""The proof that ends every analysis: the pruned network equals the masked one."""

@@ -1,0 +1,403 @@
+"""The trial that ends an analysis: prune parts of every group, in rounds, and compare.
+
+Sizes written as numbers in the user's forward (``F.pad(.., 16, 16)``, ``view(b, 512)``) cannot be
+told from computed ones in one run. A slim network that raises, or whose output differs from the
+zero-masked one, names the groups that must stay whole.
+"""
+
+import math
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prunegraph.core.errors import first_line
+from prunegraph.core.masks import BoolArray, IntArray
+from prunegraph.graph.graph import FrozenOp, Group, StructureGraph
+from prunegraph.graph.proof.outputs import as_finite, difference_of
+from prunegraph.graph.surgery import apply_mask, copy_network, zero_mask
+from prunegraph.graph.trace.calls import tensors_in
+
+SUSPICIOUS = 1e-5
+"""From this difference on, relative to the largest values of the output, float64 decides."""
+
+EXACT, ROUGH = 1e-8, 1e-3
+"""Largest accepted difference in float64, and where the forward cannot run in float64."""
+
+HALF = {torch.float16, torch.bfloat16}
+"""Types with too few digits to compare by: networks of these are tried in float32."""
+
+ILL_CONDITIONED = 1e-2
+"""Where float32 and float64 differ by more, the last digits decide the first: ROUGH is exact."""
+
+SILENT = 1e-3
+"""A parameter with no larger value, or one value throughout, is drawn anew for the trials."""
+
+
+QUIET = 0.2
+"""So is a weight that shrinks what it reads to less of it: scores of tokens would hardly differ."""
+
+
+class Forward(Protocol):
+    """Calls a network of the model's type on the example inputs, cast if a type is given."""
+
+    def __call__(self, network: nn.Module, dtype: torch.dtype | None, *, seed: int = 0) -> Any:
+        """Return its outputs."""
+
+
+ERRORS = (Exception,)
+"""What a forward may raise that cannot follow."""
+
+BOLD_GAIN = 1.5
+"""What weights drawn anew multiply the size of their inputs by."""
+
+BOLD_ROUND, LEAST_ROUND = 1, 3
+"""In which weights are those, and in which each group keeps its minimum alone, see ``_parts``."""
+
+Parts = list[tuple[Group, IntArray]]
+"""Groups, each with the classes of it to remove."""
+
+
+def _parts(groups: list[Group], rng: np.random.Generator) -> list[tuple[IntArray, ...]]:
+    """Return what each group loses in each round: its minimum always stays.
+
+    1. A random part. Groups of one size lose numbers that differ here or in the third round, so
+       that no two sizes agree by chance: the index among them, written to the base of how many
+       numbers there are, gives both. Where but one can go, that is one or none.
+    2. The others, because a channel that the forward names (``x[:, -1]``) shows only where it is
+       removed. With the first round, each class is removed once.
+    3. The first channels: where the forward treats a share of them otherwise (``x[:, : c // 4]``),
+       random parts leave the border right by chance.
+    4. All but the minimum, as no other mask does: ``squeeze()`` takes an axis of one away, and
+       sizes of different groups that agreed by chance differ.
+    5. All but as many of each, where the minima are not: a forward may compare widths.
+    """
+    most = max((group.min_keep for group in groups), default=0)
+    numbers: dict[tuple[int, int], list[int]] = {}
+    seen: Counter[tuple[int, int]] = Counter()
+    parts: list[tuple[IntArray, ...]] = []
+    for group in groups:
+        size = len(group.classes)
+        removable = max(size - group.min_keep, 0)
+        kind = size, removable
+        if kind not in numbers:
+            choices = np.arange(max(1, round(0.2 * size)), max(1, round(0.7 * size)) + 1)
+            numbers[kind] = [1, 0] if removable == 1 else rng.permutation(choices).tolist()
+        own = numbers[kind]
+        later, now = divmod(seen[kind], len(own))
+        seen[kind] += 1
+        first, third = min(removable, own[now]), min(removable, own[later % len(own)])
+        in_order = np.sort(group.classes)
+        classes = rng.permutation(group.classes) if first else in_order
+        last, same = in_order[size - removable :], in_order[most:]
+        parts.append((classes[:first], classes[first:][:removable], in_order[:third], last, same))
+    return parts
+
+
+def awake(model: nn.Module) -> nn.Module:
+    """Return a network for trials in which no parameter is silent, so that mistakes show.
+
+    A last layer of zeros or a layer scale of 1e-6, as networks have before training, would hide
+    whatever comes before it. The model itself, if nothing in it is silent.
+    """
+    silent = {id(parameter) for parameter in model.parameters() if _is_silent(parameter)}
+    if not silent:
+        return model
+    shared = {id(p): p for p in model.parameters() if id(p) not in silent}
+    network = copy_network(model, shared)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in (item for item in network.parameters() if id(item) not in shared):
+        scale = math.prod(parameter.shape[1:]) == 1
+        most = _even(parameter)
+        _draw(parameter, (0.5, 1.5) if scale else (-most, most), generator)
+    return network
+
+
+def _even(parameter: nn.Parameter) -> float:
+    """Return up to which values weights are drawn that keep the size of their inputs."""
+    most: float = (3 / math.prod(parameter.shape[1:])) ** 0.5
+    return most
+
+
+def _draw(
+    parameter: nn.Parameter, between: tuple[float, float], generator: torch.Generator
+) -> None:
+    """Draw the values of a parameter; on the CPU, so that they are the same on each device."""
+    parameter.data.copy_(torch.empty(parameter.shape).uniform_(*between, generator=generator))
+
+
+def bold(model: nn.Module, run: Forward) -> nn.Module | None:
+    """Return a network whose weights are drawn anew, larger; None if it gives no finite outputs.
+
+    Before training attention is nearly even: what does its scores wrong hardly shows.
+    """
+    network = copy_network(model)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in network.parameters():
+        if parameter.is_floating_point() and parameter.ndim > 1 and parameter.numel():
+            most = _even(parameter) * BOLD_GAIN
+            _draw(parameter, (-most, most), generator)
+    return network if is_sound(copy_network(network), run) else None  # a forward may keep things
+
+
+def is_sound(model: nn.Module, run: Forward) -> bool:
+    """Return whether a forward runs, and gives finite outputs."""
+    try:
+        outputs = tensors_in(run(model, None))
+    except ERRORS:
+        return False
+    return all(bool(torch.isfinite(t).all()) for t in outputs if t.is_floating_point())
+
+
+def _is_silent(parameter: nn.Parameter) -> bool:
+    """Return whether a parameter is tiny, the same everywhere, or hardly passes anything on."""
+    if not parameter.is_floating_point() or not parameter.numel():
+        return False
+    least, most = (float(value) for value in parameter.detach().aminmax())
+    fan_in = math.prod(parameter.shape[1:])
+    gain = float(parameter.detach().square().mean().sqrt()) * fan_in**0.5
+    return least == most or max(-least, most) < SILENT or (fan_in > 1 and gain < QUIET)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a forward cannot follow a mask.
+
+    Attributes:
+        reason: in words.
+        module: path of the module in whose forward it fails; None if it runs, but wrongly.
+    """
+
+    reason: str
+    module: str | None = None
+
+
+def failing_frame(
+    model: nn.Module, error: BaseException
+) -> tuple[str, traceback.FrameSummary] | None:
+    """Return the path of the innermost module that an error comes from, and the line there."""
+    names = {id(module): name for name, module in model.named_modules()}
+    found = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        code = frame.f_code
+        owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+        if id(owner) in names and code.co_name not in {"_wrapped_call_impl", "_call_impl"}:
+            found = names[id(owner)], traceback.FrameSummary(code.co_filename, line, code.co_name)
+    return found
+
+
+def _failed(network: nn.Module, error: BaseException, when: str = "") -> Failure:
+    """Return that a pruned network's forward raised an error, and where."""
+    frame = failing_frame(network, error)
+    return Failure(
+        reason=f"{when}the forward needs its full width: {first_line(error)}",
+        module=None if frame is None else frame[0],
+    )
+
+
+def can_train(model: nn.Module, run: Forward) -> bool:
+    """Return whether a network runs on the example in training mode: it may need targets."""
+    return _failure_in_training(copy_network(model), run) is None
+
+
+def _failure_in_training(network: nn.Module, run: Forward) -> Failure | None:
+    """Return why a network, which is put in training mode, cannot run in it."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of checkpoints without gradients, say
+            network.train()
+            run(network, None)
+    except ERRORS as error:
+        return _failed(network, error, "in training mode ")
+    return None
+
+
+class _Outputs:
+    """What a network gives with channels removed, or silenced; one copy of it lives at a time.
+
+    Args:
+        model: the network.
+        graph: its structure.
+        keep: which classes stay.
+        run: calls a network of the model's type on the example inputs.
+    """
+
+    def __init__(
+        self, model: nn.Module, graph: StructureGraph, keep: BoolArray, run: Forward
+    ) -> None:
+        self._model, self._graph, self._mask, self._run = model, graph, graph.mask(keep), run
+        half = any(parameter.dtype in HALF for parameter in model.parameters())
+        self._dtype = torch.float32 if half else None
+        self._network = model
+
+    def copied(self, surgery: Callable[..., nn.Module]) -> nn.Module:
+        """Return a new copy; the last one goes before."""
+        self._network = self._model
+        self._network = surgery(self._model, self._graph, self._mask)
+        return self._network
+
+    def _of(self, surgery: Callable[..., nn.Module], dtype: torch.dtype | None) -> list[Tensor]:
+        network = self.copied(surgery)
+        if dtype is not None:  # as to() does, but for complex numbers
+            network._apply(lambda item: item.to(dtype) if item.is_floating_point() else item)
+        return tensors_in(self._run(network, dtype))
+
+    def pruned(self) -> list[Tensor] | Failure:
+        """Return the outputs of the pruned network, in float32 or its own precision."""
+        try:
+            return self._of(apply_mask, self._dtype)
+        except ERRORS as error:
+            if self._dtype is None:
+                return _failed(self._network, error)
+            self._dtype = None
+        return self.pruned()
+
+    def masked(self) -> list[Tensor] | Failure:
+        """Return those of the network with silent channels, in the same precision."""
+        try:
+            return self._of(zero_mask, self._dtype)
+        except ERRORS as error:
+            return Failure(reason=f"the forward fails on channels of zeros: {first_line(error)}")
+
+    def agree(self, slim: list[Tensor], zero: list[Tensor]) -> bool:
+        """Return whether the two are equal, in float64 if need be."""
+        difference, limit = difference_of(slim, zero), SUSPICIOUS
+        if difference > limit:
+            try:
+                double = [self._of(surgery, torch.float64) for surgery in (apply_mask, zero_mask)]
+                chaotic = difference_of(slim, double[0]) > ILL_CONDITIONED
+                difference, limit = difference_of(*double), ROUGH if chaotic else EXACT
+            except ERRORS:  # a forward that casts to float32 itself
+                limit = ROUGH
+        return difference <= limit
+
+
+def failure_of(
+    model: nn.Module,
+    graph: StructureGraph,
+    keep: BoolArray,
+    run: Forward,
+    *,
+    finite: bool = False,
+    training: bool = False,
+) -> Failure | None:
+    """Return why the forward cannot follow a mask, or None if it can.
+
+    With ``finite`` a masked network whose outputs are finite elsewhere than the whole one's says
+    nothing. With ``training`` the pruned network must run in training mode, too.
+    """
+    outputs = _Outputs(model, graph, keep, run)
+    slim = outputs.pruned()
+    if isinstance(slim, Failure):
+        return slim
+    zero = outputs.masked()
+    if isinstance(zero, Failure):
+        return zero
+    if [t.shape for t in slim] != [t.shape for t in zero]:
+        return Failure(reason="the forward's output changes its shape")
+    if finite and not all(bool(torch.isfinite(t).all()) for t in (*slim, *zero)):
+        dense = tensors_in(run(model, None))
+        if not as_finite(slim, dense):
+            return Failure(reason="the forward needs more than one channel for finite outputs")
+        if not as_finite(zero, dense):
+            return None
+    if outputs.agree(slim, zero):
+        return _failure_in_training(outputs.copied(apply_mask), run) if training else None
+    if difference_of(*(tensors_in(run(model, None, seed=seed)) for seed in (0, 1))) > SUSPICIOUS:
+        return Failure(reason="the forward draws random numbers in eval mode, other ones if pruned")
+    return Failure(reason="the pruned forward computes something else than the masked one")
+
+
+class Trial:
+    """Removes parts of every group of a network, in rounds; finds what cannot be removed.
+
+    Args:
+        model: the network, in eval mode; see ``awake``.
+        bolder: the same with other weights, for one round; see ``bold``.
+        graph: its structure.
+        run: calls a network of the model's type on the example inputs.
+        training: the pruned network of the first round must run in training mode, too.
+
+    Attributes:
+        failure: why a round could not be followed; None if all could.
+        least: whether it was the one in which each group keeps its minimum alone.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        bolder: nn.Module | None,
+        graph: StructureGraph,
+        run: Forward,
+        *,
+        training: bool = False,
+    ) -> None:
+        rng = np.random.default_rng(0)
+        self._model, self._graph, self._run = model, graph, run
+        self._found: list[tuple[Group, IntArray, Failure]] = []
+        self.failure: Failure | None = None
+        groups = [group for group in graph.groups if group.frozen is None]
+        parts = _parts(groups, rng)
+        self.least = False
+        differ = len({group.min_keep for group in groups}) > 1
+        for number in range(LEAST_ROUND + 1 + differ if groups else 0):
+            self.least, self._training = number == LEAST_ROUND, training and number == 0
+            self._subject = bolder if bolder is not None and number == BOLD_ROUND else model
+            self._keep = np.ones(graph.num_classes, dtype=bool)
+            self._parts = [(group, lost[number]) for group, lost in zip(groups, parts, strict=True)]
+            self.failure = self._try(self._parts)
+            if self.failure is not None:
+                break
+
+    def literal_sizes(self, failure: Failure) -> list[tuple[Group, FrozenOp]]:
+        """Return the groups that the forward cannot lose, with the reason; by bisection.
+
+        Where some fail in modules of the class in which ``failure`` happened, those alone: others
+        may have remedies.
+        """
+        self._bisect(self._parts, failure)
+        same = [item for item in self._found if self._kind(item[2]) is self._kind(failure)]
+        return [
+            (group, FrozenOp(op="trial", module=group.name, reason=reason.reason))
+            for group, _, reason in same or self._found
+        ]
+
+    def _kind(self, failure: Failure) -> type | None:
+        """Return the class of the module that a failure came from."""
+        return None if failure.module is None else type(self._model.get_submodule(failure.module))
+
+    def _try(self, parts: Parts) -> Failure | None:
+        """Remove parts of groups on top of what is removed already, if the forward can follow."""
+        trial = self._keep.copy()
+        for _, removed in parts:
+            trial[removed] = False
+        failure = failure_of(
+            self._subject,
+            self._graph,
+            trial,
+            self._run,
+            finite=self.least,
+            training=self._training,
+        )
+        if failure is None:
+            self._keep = trial
+        return failure
+
+    def _bisect(self, parts: Parts, failure: Failure) -> None:
+        """Remove what can go of ``parts``, which together cannot."""
+        if len(parts) == 1:
+            self._found.append((*parts[0], failure))
+            return
+        middle = len(parts) // 2
+        first = self._try(parts[:middle])
+        if first is not None:
+            self._bisect(parts[:middle], first)
+        # with the first half gone as a whole, all of ``parts`` is what failed before
+        second = failure if first is None else self._try(parts[middle:])
+        if second is not None:
+            self._bisect(parts[middle:], second)

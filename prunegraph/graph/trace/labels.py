@@ -1,0 +1,134 @@
+"""Labels: an integer a position of an activation or parameter, and which of them are one class.
+
+Activations carry a *label tensor* of their own full shape (stride 0 along axes that carry no
+channels), so that data movement needs no rule: the same op runs on the labels. Equalities are only
+collected here; connected components at the end turn them into classes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from prunegraph.core.masks import IntArray
+from prunegraph.graph.graph import FrozenOp
+
+NEUTRAL = -1
+"""Label of constants made in the forward and of axes of size 1: it unites with anything."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreezeEvent:
+    """Something that keeps a label from being pruned.
+
+    Attributes:
+        cause: the op, its module path and the reason.
+        expected: True for the network's own input and output, which are no one's shortcoming.
+    """
+
+    cause: FrozenOp
+    expected: bool
+
+
+def varying_axes(labels: Tensor) -> list[int]:
+    """Return the axes along which the labels differ."""
+    compact = narrow_constant(labels)
+    axes = []
+    for axis, size in enumerate(compact.shape):
+        if size > 1 and not bool((compact == compact.narrow(axis, 0, 1)).all()):
+            axes.append(axis)
+    return axes
+
+
+def narrow_constant(labels: Tensor) -> Tensor:
+    """Narrow every axis of stride 0 to one position; the result broadcasts like ``labels``."""
+    for axis, (size, stride) in enumerate(zip(labels.shape, labels.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            labels = labels.narrow(axis, 0, 1)
+    return labels
+
+
+def narrow_alike(labels: Tensor) -> Tensor:
+    """Narrow every axis along which the labels do not differ to one position."""
+    axes = varying_axes(labels)
+    for axis in range(labels.ndim):
+        if axis not in axes:
+            labels = labels.narrow(axis, 0, 1)
+    return labels
+
+
+def is_scalar(labels: Tensor) -> bool:
+    """Return True if the tensor holds one label only (by its strides)."""
+    return narrow_constant(labels).numel() == 1
+
+
+def neutral(shape: Sequence[int]) -> Tensor:
+    """Return the labels of a constant."""
+    return torch.tensor(NEUTRAL).expand(tuple(shape))
+
+
+def is_neutral(labels: Tensor) -> bool:
+    """Return True if the tensor holds nothing but the label of constants."""
+    return is_scalar(labels) and int(labels.reshape(-1)[0]) == NEUTRAL
+
+
+def along(labels: Tensor, axis: int, shape: Sequence[int]) -> Tensor:
+    """Spread the 1-D ``labels`` along one axis of ``shape``, with stride 0 elsewhere."""
+    view = [1] * len(shape)
+    view[axis] = labels.numel()
+    return labels.view(view).expand(tuple(shape))
+
+
+class LabelStore:
+    """Hands out labels and collects which of them are equal or frozen."""
+
+    def __init__(self) -> None:
+        self.num_labels = 0
+        self.events: dict[int, FreezeEvent] = {}
+        self._left: list[IntArray] = []
+        self._right: list[IntArray] = []
+
+    def fresh(self, count: int) -> Tensor:
+        """Return ``[count]`` new labels."""
+        start = self.num_labels
+        self.num_labels += count
+        return torch.arange(start, start + count)
+
+    def frozen(self, cause: FrozenOp, shape: Sequence[int], *, expected: bool = False) -> Tensor:
+        """Return one new frozen label spread over ``shape``."""
+        label = self.fresh(1)
+        self.events[int(label)] = FreezeEvent(cause=cause, expected=expected)
+        return label.view([1] * len(shape)).expand(tuple(shape))
+
+    def unite(self, left: Tensor, right: Tensor) -> None:
+        """Make the labels of two tensors equal, position by position, broadcast; skip neutral."""
+        left, right = narrow_constant(left), narrow_constant(right)
+        if left.shape != right.shape:
+            left, right = torch.broadcast_tensors(left, right)
+        a = left.reshape(-1).numpy()
+        b = right.reshape(-1).numpy()
+        differs = (a != b) & (a != NEUTRAL) & (b != NEUTRAL)
+        if differs.any():
+            self._left.append(a[differs])
+            self._right.append(b[differs])
+
+    def freeze(self, labels: Tensor, cause: FrozenOp, *, expected: bool = False) -> None:
+        """Keep every class that these labels belong to."""
+        event = FreezeEvent(cause=cause, expected=expected)
+        for label in narrow_constant(labels).unique().tolist():
+            if label != NEUTRAL:
+                self.events.setdefault(label, event)
+
+    def components(self) -> IntArray:
+        """Return ``[num_labels]`` the component of each label."""
+        if not self._left:
+            return np.arange(self.num_labels)
+        left, right = np.concatenate(self._left), np.concatenate(self._right)
+        ones = np.ones(len(left), dtype=np.int8)
+        shape = (self.num_labels, self.num_labels)
+        matrix = sparse.coo_array((ones, (left, right)), shape=shape)
+        _count, component = sparse.csgraph.connected_components(matrix, directed=False)
+        return np.asarray(component, dtype=np.int64)

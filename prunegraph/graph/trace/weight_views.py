@@ -1,0 +1,279 @@
+"""Views of stored weights: what ops that move axes make of a parameter or buffer."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from prunegraph.graph.trace.attribute_reads import set_after_init
+
+Axis = int | tuple[int, ...] | None
+"""An axis of a stored weight, several that were merged in order, or one that was added."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightView:
+    """A stored parameter or buffer, perhaps with its axes permuted and narrowed.
+
+    Attributes:
+        name: of the parameter or buffer.
+        shape: of the parameter or buffer.
+        axes: axis of the parameter at each axis of the view; None where one was added. Those that
+            are left out are of size 1, or selected, or, of a computed one, were reduced.
+        starts: first position along each axis of the view.
+        selected: axes of the parameter of which one position is left, and the position.
+        computed: its values are other than the stored ones; see ``computed_weights``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    axes: tuple[Axis, ...]
+    starts: tuple[int, ...]
+    selected: tuple[tuple[int, int], ...] = ()
+    computed: bool = False
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether it may hold a matrix for each head or expert."""
+        return len(self.shape) == 3 and not self.computed
+
+    def permuted(self, permutation: Sequence[int]) -> "WeightView":
+        """Return the view with its axes in another order."""
+        return replace(
+            self,
+            axes=tuple(self.axes[axis] for axis in permutation),
+            starts=tuple(self.starts[axis] for axis in permutation),
+        )
+
+    def narrowed(self, axis: int, start: int) -> "WeightView":
+        """Return the view that begins ``start`` positions later along one axis."""
+        starts = list(self.starts)
+        starts[axis] += start
+        return replace(self, starts=tuple(starts))
+
+    def at(self, place: int, position: int) -> "WeightView | None":
+        """Return one position of an axis, which is left out; None of axes that were merged."""
+        axis, selected = self.axes[place], self.selected
+        if isinstance(axis, tuple):
+            return None
+        if axis is not None:
+            selected = (*selected, (axis, self.starts[place] + position))
+        axes, starts = list(self.axes), list(self.starts)
+        del axes[place], starts[place]
+        return replace(self, axes=tuple(axes), starts=tuple(starts), selected=selected)
+
+    def added(self, number: int) -> "WeightView":
+        """Return the view repeated along new axes in front."""
+        return replace(
+            self, axes=(*[None] * number, *self.axes), starts=(*[0] * number, *self.starts)
+        )
+
+    def flattened(self, before: Sequence[int], after: Sequence[int]) -> "WeightView | None":
+        """Return the matrices of a repeated stack one after the other, as ``matmul`` takes them."""
+        repeated = len(after) == 3 and not any(axis is not None for axis in self.axes[:-3])
+        if not repeated or list(before[-2:]) != list(after[1:]):
+            return None
+        return replace(self, axes=(None, *self.axes[-2:]), starts=(0, *self.starts[-2:]))
+
+    def viewed(self, before: Sequence[int], after: Sequence[int]) -> "WeightView | None":
+        """Return the view in another shape; None if its axes cannot be told."""
+        reshaped = self.reshaped(before, after)
+        if reshaped is None and self.is_stack:  # as einsum does with heads and experts
+            return self.merged(before, after) or self.flattened(before, after)
+        return reshaped
+
+    def reshaped(self, before: Sequence[int], after: Sequence[int]) -> "WeightView | None":
+        """Return the view in a shape that differs by axes of size 1; None if it differs by more."""
+        wide = [axis for axis, size in enumerate(before) if size > 1]
+        if [before[axis] for axis in wide] != [size for size in after if size > 1]:
+            return None
+        left_out = [axis for size, axis in zip(before, self.axes, strict=True) if size == 1]
+        if any(isinstance(axis, int) and self.shape[axis] > 1 for axis in left_out):
+            return None
+        left = iter(wide)
+        order = [next(left) if size > 1 else None for size in after]
+        return replace(
+            self,
+            axes=tuple(None if axis is None else self.axes[axis] for axis in order),
+            starts=tuple(0 if axis is None else self.starts[axis] for axis in order),
+        )
+
+    def merged(self, before: Sequence[int], after: Sequence[int]) -> "WeightView | None":
+        """Return the view with neighbouring axes merged, or divided again; None if it is another.
+
+        Axes of size 1 come and go.
+        """
+        wide = [place for place, size in enumerate(before) if size > 1]
+        new = [place for place, size in enumerate(after) if size > 1]
+        axes: list[Axis] = [None] * len(after)
+        starts = [0] * len(after)
+        sizes = [before[place] for place in wide], [after[place] for place in new]
+        for own, other in _grouped(*sizes):
+            stored = [self.axes[wide[place]] for place in own]
+            if len(own) == len(other) == 1:
+                axes[new[other[0]]] = stored[0]
+                starts[new[other[0]]] = self.starts[wide[own[0]]]
+                continue
+            flat = [a for each in stored for a in (each if isinstance(each, tuple) else (each,))]
+            single = tuple(axis for axis in flat if axis is not None and self.shape[axis] > 1)
+            if len(other) == 1 and prod(self.shape[a] for a in single) == sizes[1][other[0]]:
+                axes[new[other[0]]] = single
+            elif [self.shape[axis] for axis in single] == [sizes[1][place] for place in other]:
+                for place, axis in zip(other, single, strict=True):
+                    axes[new[place]] = axis
+            else:
+                return None
+        return replace(self, axes=tuple(axes), starts=tuple(starts))
+
+
+def _grouped(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Return which axes of one shape make which axes of another, the smallest parts in order."""
+    parts: list[tuple[list[int], list[int]]] = []
+    left, right = 0, 0
+    while left < len(before):
+        own, other = [left], [right]
+        while (wide := prod(before[i] for i in own)) != (new := prod(after[i] for i in other)):
+            side = own if wide < new else other
+            side.append(side[-1] + 1)
+        parts.append((own, other))
+        left, right = own[-1] + 1, other[-1] + 1
+    return parts
+
+
+def constants(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return what a network holds beside its parameters, by all names.
+
+    Buffers, and tensors that are plain attributes of modules, as tables of positions may be, unless
+    they are caches: a forward that keeps what it computes makes it anew where widths are others.
+    """
+    plain = [
+        (f"{path}.{name}" if path else name, value)
+        for path, module in model.named_modules(remove_duplicate=False)
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and name not in set_after_init(type(module))
+    ]
+    return [*model.named_buffers(remove_duplicate=False), *plain]
+
+
+class Sources:
+    """Knows which tensors are made of stored ones and constants alone, and of which.
+
+    Args:
+        stored: returns the name of the parameter or buffer that a tensor is, or is a view of.
+        is_constant: returns whether a tensor that is not was made of sizes and numbers.
+    """
+
+    def __init__(
+        self, stored: Callable[[Tensor], str | None], is_constant: Callable[[Tensor], bool]
+    ) -> None:
+        self._stored, self._is_constant = stored, is_constant
+        self._names = WeakTensorKeyDictionary()
+
+    def of(self, tensor: Tensor) -> frozenset[str]:
+        """Return the names of the parameters and buffers that a tensor is made of."""
+        if tensor in self._names:
+            names: frozenset[str] = self._names[tensor]
+            return names
+        name = self._stored(tensor)
+        return frozenset() if name is None else frozenset({name})
+
+    def note(self, inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> None:
+        """Note what an op's outputs are made of."""
+        names: frozenset[str] = frozenset()
+        for tensor in inputs:
+            own = self.of(tensor)
+            if not own and not self._is_constant(tensor):
+                names = frozenset()
+                break
+            names |= own
+        for tensor in outputs:
+            if names:
+                self._names[tensor] = names
+            else:
+                self._names.pop(tensor, None)  # what was written into, in place
+
+
+def recurrent_weights(model: nn.Module) -> set[str]:
+    """Return the names of the parameters of torch's recurrent layers and cells."""
+    return {
+        name
+        for path, module in model.named_modules()
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase)
+        for name, _ in module.named_parameters(path, recurse=False)
+    }
+
+
+def moved(
+    view: WeightView,
+    name: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    out: Sequence[Tensor],
+) -> list[WeightView] | None:
+    """Return the views of the same weight that an op's outputs are; None if they are none.
+
+    Args:
+        view: which view the op's first argument is.
+        name: of the op.
+        args: its arguments.
+        kwargs: its keyword arguments.
+        out: its outputs.
+    """
+    source: Tensor = args[0]
+    permutation = _permutation(name, args)
+    if permutation is not None:
+        return [view.permuted(permutation)]
+    match name:
+        case "split" | "split_with_sizes":
+            axis, start = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % source.ndim, 0
+            parts = []
+            for part in out:
+                parts.append(view.narrowed(axis, start))
+                start += part.shape[axis]
+            return parts
+        case "slice":
+            axis = (args[1] if len(args) > 1 else 0) % source.ndim
+            first = args[2] if len(args) > 2 else None
+            if len(args) > 4 and args[4] != 1:
+                return None
+            size = source.shape[axis]
+            start = max(first + size, 0) if first is not None and first < 0 else first or 0
+            return [view.narrowed(axis, start)]
+        case "select" | "unbind":
+            axis = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % source.ndim
+            places = range(len(out)) if name == "unbind" else [args[2] % source.shape[axis]]
+            picked = [view.at(axis, place) for place in places]
+            return [each for each in picked if each is not None] or None
+        case "unsqueeze" | "squeeze" | "view" | "_unsafe_view" | "reshape":
+            viewed = view.viewed(source.shape, out[0].shape)
+            return None if viewed is None else [viewed]
+        case "expand" if view.is_stack and 1 not in source.shape:
+            added = out[0].ndim - source.ndim
+            return [view.added(added)] if out[0].shape[added:] == source.shape else None
+        case _:
+            return None
+
+
+def _permutation(name: str, args: Sequence[Any]) -> tuple[int, ...] | None:
+    """Return the permutation of axes that an op is, or None."""
+    ndim = args[0].ndim
+    axes = list(range(ndim))
+    match name:
+        case "t" | "numpy_T":
+            return tuple(reversed(axes))
+        case "transpose":
+            first, second = args[1] % ndim, args[2] % ndim
+            axes[first], axes[second] = second, first
+            return tuple(axes)
+        case "permute":
+            return tuple(axis % ndim for axis in args[1])
+        case "detach" | "alias" | "lift_fresh":
+            return tuple(axes)
+        case _:
+            return None

@@ -1,0 +1,1 @@
+"""Weights that stay are fitted to the dense layers' outputs."""

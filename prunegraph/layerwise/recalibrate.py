@@ -1,0 +1,89 @@
+"""Batch-norm recalibration: a pruned network's running statistics are measured anew."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from prunegraph.core.errors import DataError
+from prunegraph.core.precision import autocasting
+from prunegraph.graph.surgery import put_modes
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Return whether there is anything to recalibrate."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+@contextmanager
+def measuring_batch_norm(model: nn.Module) -> Iterator[None]:
+    """Within the context, forwards average batch statistics into the batch-norm buffers.
+
+    The buffers start at zero batches and take the cumulative average over the forwards; all else
+    (dropout, other norms) is in eval mode. Afterwards every training flag and momentum is as it
+    was; if the context is left by an exception, or without any forward, the buffers are too.
+    Networks without batch norm are left alone.
+
+    Args:
+        model: the network; nothing but its batch-norm buffers changes.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    modes = {module: module.training for module in model.modules()}
+    momenta = [norm.momentum for norm in norms]
+    buffers = [[buffer.clone() for buffer in norm.buffers(recurse=False)] for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch's way to say: cumulative average
+        norm.training = True
+    completed = False
+    try:
+        yield
+        completed = True
+    finally:
+        put_modes(modes)
+        for norm, momentum, old in zip(norms, momenta, buffers, strict=True):
+            norm.momentum = momentum
+            if not completed or norm.num_batches_tracked == 0:
+                _restore(norm, old)
+
+
+def _restore(norm: _BatchNorm, old: list[Tensor]) -> None:
+    with torch.no_grad():
+        for buffer, value in zip(norm.buffers(recurse=False), old, strict=True):
+            buffer.copy_(value)
+
+
+def recalibrate_bn(
+    model: nn.Module,
+    images: Iterable[Tensor | tuple[Tensor, Tensor] | list[Tensor]],
+    *,
+    autocast: bool = False,
+) -> None:
+    """Set the batch-norm buffers to the average statistics of ``images``.
+
+    Args:
+        model: the network; nothing but its batch-norm buffers changes.
+        images: batches ``[b, c, h, w]``, or such with labels. Take *shuffled* training images in
+            batches of equal size: each batch counts alike, and a batch of one class misleads.
+        autocast: run in bfloat16 where that is safe and the device computes it.
+
+    Raises:
+        DataError: a batch of one image, for norms that then see one value a channel.
+    """
+    if not has_batch_norm(model):
+        return
+    with measuring_batch_norm(model), torch.no_grad():
+        device = next(t.device for t in (*model.parameters(), *model.buffers()))
+        for found in images:
+            batch = (found if isinstance(found, Tensor) else found[0]).to(device)
+            try:
+                with autocasting(batch.device, wanted=autocast):
+                    model(batch)
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                msg = f"{len(batch)} image is too few to calibrate this network's norms: give more"
+                raise DataError(msg) from error

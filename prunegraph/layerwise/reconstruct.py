@@ -1,0 +1,324 @@
+"""Least-squares compensation: the kept weights take over what the removed channels gave."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from prunegraph.core.errors import MaskError
+from prunegraph.core.masks import IntArray, KeepMask, LayerError
+from prunegraph.core.splits import TrainSplit
+from prunegraph.graph import StructureGraph
+from prunegraph.graph.module_sizes import is_self_attention
+from prunegraph.graph.trace.calls import WatchedCalls
+from prunegraph.layerwise.capture import Read, readable_copy, reads
+from prunegraph.layerwise.sampling import LAYERS, input_axis, outputs_first, sampled_inputs
+from prunegraph.layerwise.statistics import (
+    MOST_INPUTS,
+    TINY,
+    InputRows,
+    InputSums,
+    ProductMoments,
+    RowMoments,
+)
+from prunegraph.tasks.classification import model_device, place_images
+
+BATCH_SIZE = 32
+
+MARK = "_returned_by"
+"""Attribute of a tensor: the weight of the layer that returned it, and its version then."""
+
+
+FORWARDS = ""
+"""Under which the forwards of the whole network are counted."""
+
+
+class Compensation:
+    """Changes the kept weights of a pruned network so that its layers' outputs stay as they were.
+
+    A layer gave ``W x``; without the removed inputs R it gives ``V x_K`` with the V that is
+    nearest in mean square over sampled inputs of the dense network:
+    ``V = W_K + W_R C_RK (C_KK + ridge)^-1``. C are the inputs' covariances where a bias, which is
+    moved too, or a batch norm right behind takes up the mean (recalibrate it afterwards), else
+    their mean products. The reconstruction of He et al. 2017 (ICCV, "Channel Pruning for
+    Accelerating Very Deep Neural Networks"), here for all layers at once with inputs of the dense
+    network; the change of the weights is that of the optimal brain surgeon for the layer's squared
+    error (Hassibi and Stork 1993). No label is read.
+
+    Linear layers, modules that compute what such a layer does (``input_axis``), and convolutions,
+    transposed or not, are compensated, those with groups group by group (not transposed ones).
+    Other layers, such with a weight under several names, and those called by keyword or whose
+    weight is used without them (elsewhere, too: a tied autoencoder's) stay as they are, but where
+    it is given to ``linear`` (``LinearCalls``).
+
+    Args:
+        model: the dense network; never changed.
+        graph: its structure.
+        run: runs the network that it is given, a copy on ``device``, on train images.
+        seed: fixes which outputs are sampled.
+        device: where the network runs; None = where it is.
+
+    Raises:
+        ModelError: a layer reads what is not finite.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: StructureGraph,
+        run: Callable[[nn.Module], None],
+        *,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+    ) -> None:
+        self._graph = graph
+        dense = readable_copy(model, device or model_device(model), None)
+        parameters = dict(dense.named_parameters(remove_duplicate=False))
+        tied = _tied(parameters)
+        axes = _input_axes(dense, graph)
+        self._axes = {name: axis for name, axis in axes.items() if name not in tied}
+        sums: dict[str, list[InputSums | InputRows]] = {}
+        generator = torch.Generator().manual_seed(seed)
+        calls: Counter[str] = Counter()
+        dense.register_forward_pre_hook(lambda *_: calls.update([FORWARDS]))
+
+        def visit(read: Read) -> None:
+            name = str(read.op.param)
+            calls[name] += 1
+            if name in self._axes:
+                groups = getattr(read.module, "groups", 1)
+                parts = sampled_inputs(read.module, read.activation, generator).chunk(groups, dim=1)
+                few = parts[0].shape[1] <= MOST_INPUTS
+                if name not in sums:
+                    sums[name] = [InputSums(own) if few else InputRows(seed) for own in parts]
+                for known, own in zip(sums[name], parts, strict=True):
+                    known.add(own)
+
+        shown = reads(dense, graph, visit, attentions=True)
+        with torch.no_grad(), shown, _normed(dense) as normed:
+            run(dense)
+        uses = Counter(str(op.param) for op in graph.ops)
+        for name in [name for name in sums if calls[name] < uses[name] * calls[FORWARDS]]:
+            del sums[name]  # what else reads it was not seen
+        biased = {name for name in sums if _bias_name(name) in parameters.keys() - tied}
+        self._centred = {name for name in sums if name in biased or name in normed}
+        self._moments: dict[str, list[ProductMoments | RowMoments]] = {
+            name: [own.moments(name, centred=name in self._centred) for own in found]
+            for name, found in sums.items()
+        }
+        self._weights = {name: self._laid(name, parameters[name]) for name in sums}
+        self._biases = {name: parameters[_bias_name(name)] for name in biased}
+
+    @classmethod
+    def on_images(
+        cls,
+        model: nn.Module,
+        graph: StructureGraph,
+        images: TrainSplit,
+        *,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+    ) -> Self:
+        """Measure on train images, without augmentation.
+
+        ``SequentialCompensation`` takes them as one batch, which has to fit into memory.
+        """
+
+        def run(network: nn.Module) -> None:
+            for batch in cls._batches(images):
+                network(place_images(batch, network))
+
+        return cls(model, graph, run, seed=seed, device=device)
+
+    @staticmethod
+    def _batches(images: TrainSplit) -> Iterable[Tensor]:
+        return (batch for batch, _ in images.batches(BATCH_SIZE))
+
+    @torch.no_grad()
+    def apply(self, pruned: nn.Module, mask: KeepMask) -> None:
+        """Change the weights and biases of a network that ``apply_mask`` has made, in place.
+
+        Args:
+            pruned: the network; what it holds of the changed weights does not matter.
+            mask: what it keeps.
+
+        Raises:
+            MaskError: the network is not of this mask.
+        """
+        self._fit_all(pruned, mask)
+
+    def _fit_all(self, pruned: nn.Module, mask: KeepMask) -> None:
+        for name in self._moments:
+            self._fit_at_once(name, pruned, mask)
+
+    def _fit_at_once(self, name: str, pruned: nn.Module, mask: KeepMask) -> None:
+        """Fit one layer on what it read in the dense network."""
+        out, kept = self._stays(name, mask)
+        if bool(kept.all()):
+            return
+        moments, weight = self._moments[name], self._weights[name].flatten(1).float()  # [out, D]
+        groups = zip(moments, weight.chunk(len(moments)), out.chunk(len(moments)), strict=True)
+        fitted = [_fitted(own, part[stays], kept) for own, part, stays in groups]
+        new, shift = (torch.cat(parts) for parts in zip(*fitted, strict=True))
+        self._put(name, pruned, out, new, shift)
+
+    def _stays(self, name: str, mask: KeepMask) -> tuple[Tensor, Tensor]:
+        """Return which outputs ``[out]`` and inputs of a group ``[D]`` of a layer a mask keeps."""
+        axes, inputs = self._graph.param_classes[name], self._axes[name]
+        weight = self._weights[name].flatten(1)
+        out = torch.ones_like(weight[:, 0], dtype=torch.bool)
+        if 1 - inputs in axes:
+            out = _bits(mask, axes[1 - inputs], weight)
+        kept = _bits(mask, axes[inputs], weight)
+        return out, kept.repeat_interleave(weight.shape[1] // len(kept))
+
+    def _put(
+        self, name: str, pruned: nn.Module, out: Tensor, weight: Tensor, shift: Tensor
+    ) -> None:
+        """Give a layer new weights ``[out, kept]``, and the bias, if it has one, what it gains."""
+        parameters = dict(pruned.named_parameters(remove_duplicate=False))
+        weight = weight.unflatten(1, (-1, *self._weights[name].shape[2:]))
+        _write(parameters.get(name), name, self._laid(name, weight))
+        if name in self._biases:
+            bias = _bias_name(name)
+            _write(parameters.get(bias), bias, self._biases[name][out].float() + shift)
+
+    def _laid(self, name: str, weight: Tensor) -> Tensor:
+        """Return a weight with its outputs first, or one with its outputs first as it is stored."""
+        return weight if self._axes[name] == 1 else outputs_first(weight)
+
+    @torch.no_grad()
+    def layer_errors(self) -> list[LayerError]:
+        """Return how far each layer's outputs move without some of its inputs.
+
+        Layers that read more than ``MOST_INPUTS`` values an output are left out.
+        """
+        errors = []
+        for name, moments in self._moments.items():
+            weights = self._weights[name].flatten(1).double().chunk(len(moments))
+            energies = [
+                (weight.T @ weight) * own.products.double()
+                for own, weight in zip(moments, weights, strict=True)
+                if isinstance(own, ProductMoments)
+            ]
+            if not energies:
+                continue
+            classes = self._graph.param_classes[name][self._axes[name]]
+            energy = torch.stack(energies).sum(0)  # [D, D]
+            taps = len(energy) // classes.size
+            channels = energy.reshape(classes.size, taps, classes.size, taps).sum(dim=(1, 3))
+            unique, column = np.unique(classes, return_inverse=True)
+            member = np.eye(unique.size)[column]  # [C, U]
+            gram = member.T @ channels.cpu().numpy() @ member
+            errors.append(LayerError(unique, gram / max(float(gram.sum()), TINY)))
+        return errors
+
+
+def _input_axes(network: nn.Module, graph: StructureGraph) -> dict[str, int]:
+    """Return the axis of inputs of the weights that can be compensated.
+
+    They may lose inputs, in one way alone.
+    """
+    uses: dict[str, set[bytes]] = {}
+    for op in graph.ops:
+        uses.setdefault(str(op.param), set()).add(op.in_classes.tobytes())
+    modules = dict(network.named_modules(remove_duplicate=False))
+    found = {}
+    for op in graph.ops:
+        name = str(op.param)
+        path, _, leaf = name.rpartition(".")
+        if len(uses[name]) > 1 or op.computed or path not in modules:
+            continue  # what is stored would not add up as what is computed does
+        axis = input_axis(modules[path]) if leaf == "weight" else None
+        axis = 1 if is_self_attention(modules[path], leaf) else axis
+        classes = None if axis is None else graph.param_classes.get(name, {}).get(axis)
+        if axis is not None and classes is not None and graph.free[classes].any():
+            found[name] = axis
+    return found
+
+
+def _tied(parameters: Mapping[str, Tensor]) -> set[str]:
+    """Return the names of parameters that have several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in parameters.items():
+        names.setdefault(id(parameter), []).append(name)
+    return {name for group in names.values() if len(group) > 1 for name in group}
+
+
+@contextmanager
+def _normed(model: nn.Module) -> Iterator[set[str]]:
+    """Fill a set with the weights of layers whose every output a batch norm alone has read."""
+    returned: dict[str, int] = {}
+    normed: dict[str, int] = {}
+    result: set[str] = set()
+
+    def mark(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and not output.is_inference():  # which has no version
+                returned[name] = returned.get(name, 0) + 1
+                setattr(output, MARK, (name, output._version))
+
+        return hook
+
+    def note(module: nn.Module, args: Any) -> None:
+        name, version = getattr(args[0], MARK, ("", None)) if args else ("", None)
+        if name and args[0]._version == version:  # nothing has changed it in place
+            normed[name] = normed.get(name, 0) + 1
+
+    handles = []
+    for path, module in model.named_modules():
+        if isinstance(module, _BatchNorm):
+            handles.append(module.register_forward_pre_hook(note))
+        elif isinstance(module, LAYERS):
+            handles.append(module.register_forward_hook(mark(f"{path}.weight".removeprefix("."))))
+    others: set[str] = set()
+    try:
+        with WatchedCalls(partial(_note_reader, others)):
+            yield result
+    finally:
+        for handle in handles:
+            handle.remove()
+    alone = {name for name, count in returned.items() if normed.get(name) == count}
+    result.update(alone - others)
+
+
+def _note_reader(
+    others: set[str], function: Any, given: Sequence[Any], results: Sequence[Any]
+) -> None:
+    """Note whose marked outputs a function computes with that is no batch norm; sizes do not."""
+    if function is not F.batch_norm and any(isinstance(leaf, Tensor) for leaf in results):
+        marks = (getattr(leaf, MARK, None) for leaf in given)
+        others.update(mark[0] for mark in marks if mark is not None)
+
+
+def _bias_name(weight: str) -> str:
+    return f"{weight.removesuffix('weight')}bias"
+
+
+def _fitted(
+    moments: ProductMoments | RowMoments, weight: Tensor, kept: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return what weights ``[out, D]`` become ``[out, kept]``, and what their biases gain."""
+    change = moments.change(weight, kept)
+    shift = weight[:, ~kept] @ moments.mean[~kept] - change @ moments.mean[kept]
+    return weight[:, kept] + change, shift
+
+
+def _bits(mask: KeepMask, classes: IntArray, like: Tensor) -> Tensor:
+    return torch.from_numpy(mask.keep[classes]).to(like.device)
+
+
+def _write(parameter: Tensor | None, name: str, values: Tensor) -> None:
+    """Replace a parameter's values."""
+    if parameter is None or parameter.numel() != values.numel():
+        found = "none" if parameter is None else str(tuple(parameter.shape))
+        msg = f"{name} is {found}, not of {values.numel()} values: give the network of this mask"
+        raise MaskError(msg)
+    parameter.copy_(values.view_as(parameter))

@@ -1,0 +1,252 @@
+"""Least squares layer by layer: each makes up for what the fitted layers before it leave."""
+
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunegraph.core.masks import KeepMask
+from prunegraph.core.splits import TrainSplit
+from prunegraph.graph import StructureGraph, copy_network
+from prunegraph.graph.analyse import repeatable
+from prunegraph.graph.module_sizes import slim_all_attentions
+from prunegraph.layerwise.capture import LinearCalls, Read, readable_copy, reads
+from prunegraph.layerwise.recalibrate import measuring_batch_norm
+from prunegraph.layerwise.reconstruct import Compensation
+from prunegraph.layerwise.residual import Place, held_at, streams
+from prunegraph.layerwise.sampling import sampled_inputs, sampled_outputs
+from prunegraph.layerwise.statistics import fitted_change
+from prunegraph.tasks.classification import model_device
+
+ROWS = 4096
+"""Outputs that are sampled of each layer, at least, where there are so many."""
+
+ENOUGH = 0.5
+"""Outputs an input that stays, at least: on far fewer a fit follows their noise."""
+
+ALIKE, COMPARED = 0.2, 64
+"""What a layer reads in both networks correlates by as much at least, over as many outputs."""
+
+MOST_VALUES = 2**29
+"""Sampled outputs that are held of all layers: 2 GiB."""
+
+MOST_SAMPLES, MEMORY = 1024, 2**31
+"""Of the batch that a network is fitted on; bytes of its activations in the dense network."""
+
+SEARCH_SAMPLES, SEARCH_MEMORY = 128, 2**29
+"""The same in searches: too few for the best fit, enough to rank networks (docs/lab/trials.md)."""
+
+
+class SequentialCompensation(Compensation):
+    """Fits the layers of a pruned network one after the other.
+
+    ``Compensation`` fits all layers at once, on what they read in the dense network; but in the
+    pruned one they read what the layers before have made of it. Here each layer, in the order in
+    which they run, gets the weights ``V`` that on what it reads now, ``x'``, are nearest to what it
+    gave, ``W x``: with ``W_K`` those that stay, ``V = W_K + (W x - W_K x') x'^T (x' x'^T +
+    ridge)^-1`` (the asymmetric reconstruction of Zhang et al. 2016, IEEE TPAMI 38 (10), section
+    3.2, for pruning: He et al. 2017). Layers that lose nothing are fitted, too. What a layer adds
+    to a stream, ``s + W x``, is to make up for what that has lost: ``W x + s - s'`` takes the place
+    of ``W x``. One forward does it all; batch norm takes the statistics of its batch: recalibrate
+    it afterwards. No label is read.
+
+    Layers that a forward calls several times, that read one sample for each head, of which the
+    forward shows too few outputs (``ENOUGH``), and the last of a large network (``MOST_VALUES``)
+    are compensated as by ``Compensation``; so are, but for the mean of what they give, layers that
+    read other positions there (``ALIKE``: a detector's proposals, what is routed to an expert).
+
+    Args:
+        model: the dense network; never changed.
+        graph: its structure.
+        run: runs the network that it is given on training data, on the same each time. Layers are
+            fitted in its first forward: give it a large batch.
+        seed: fixes which outputs are sampled.
+        device: where the network runs; None = where it is.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: StructureGraph,
+        run: Callable[[nn.Module], None],
+        *,
+        seed: int = 0,
+        device: str | torch.device | None = None,
+    ) -> None:
+        super().__init__(model, graph, run, seed=seed, device=device)
+        self._run, self._seed = run, seed
+        self._wanted: dict[str, Tensor] = {}
+        self._read: dict[str, Tensor] = {}
+        calls: Counter[str] = Counter()
+        forwards: list[None] = []
+        dense = readable_copy(model, device or model_device(model), None)
+        dense.register_forward_pre_hook(lambda *_: forwards.append(None))
+
+        def visit(read: Read) -> None:
+            name = str(read.op.param)
+            calls[name] += len(forwards) == 1
+            room = MOST_VALUES - sum(held.numel() for held in self._wanted.values())
+            if name in self._weights and len(forwards) == 1 and room > 0:
+                with torch.autocast(read.activation.device.type, enabled=False):
+                    rows = self._rows(name, read.module, read.activation)
+                    self._wanted[name] = self._given(name, read.module, rows)
+                    self._read[name] = _some(rows).clone()
+
+        adding = streams(dense, self._wanted, self._sampled_outputs)
+        shown = reads(dense, graph, visit, attentions=True)
+        with torch.no_grad(), adding as found, shown as given:
+            self._send(dense)
+        self._gives_weights = given.needed
+        for name in [name for name in self._wanted if calls[name] > 1]:
+            del self._wanted[name]
+        self._streams = {name: found[name] for name in found.keys() & self._wanted.keys()}
+
+    @staticmethod
+    def _batches(images: TrainSplit) -> Iterable[Tensor]:
+        """Return the images as one batch."""
+        return [images.source.load(images.index)]
+
+    def _send(self, network: nn.Module) -> None:
+        """Run a network: what the forward draws at random, noise say, is the same for each."""
+        with repeatable(network, self._seed):
+            self._run(network)
+
+    def _rows(self, name: str, module: nn.Module, inputs: Tensor) -> Tensor:
+        """Return what sampled outputs are made of: the same ones in each network."""
+        return sampled_inputs(module, inputs, self._generator(name), ROWS)
+
+    def _sampled_outputs(self, name: str, module: nn.Module, outputs: Tensor) -> Tensor:
+        """Return the outputs that they are made into."""
+        return sampled_outputs(module, outputs, self._generator(name), ROWS)
+
+    def _generator(self, name: str) -> torch.Generator:
+        return torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ self._seed)
+
+    def _given(self, name: str, module: nn.Module, rows: Tensor) -> Tensor:
+        """Return ``[S, out]`` what a layer gives, without bias."""
+        groups = getattr(module, "groups", 1)
+        weights = self._weights[name].flatten(1).float().chunk(groups)
+        parts = zip(rows.chunk(groups, dim=1), weights, strict=True)
+        return torch.cat([own @ part.T for own, part in parts], dim=1)
+
+    def _fit_all(self, pruned: nn.Module, mask: KeepMask) -> None:
+        """Fit the layers in the order in which they run, the others on the dense network."""
+        for name in self._moments.keys() - self._wanted.keys():
+            self._fit_at_once(name, pruned, mask)
+        shared = {id(item): item for item in (*pruned.parameters(), *pruned.buffers())}
+        network = slim_all_attentions(copy_network(pruned, shared))
+        modules = dict(network.named_modules(remove_duplicate=False))
+        done: set[str] = set()
+        held: dict[Place, Tensor] = {}
+
+        def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+            def fit(module: nn.Module, args: tuple[Any, ...]) -> None:
+                if name not in done:
+                    done.add(name)
+                    with torch.autocast(args[0].device.type, enabled=False):
+                        self._fit(name, pruned, mask, module, args[0], self._now(name, held, done))
+
+            return fit
+
+        for name in self._wanted:
+            modules[name.rpartition(".")[0]].register_forward_pre_hook(hook(name))
+        places = {stream.place for stream in self._streams.values()}
+        showing = held_at(network, places, held.setdefault)
+        calling = LinearCalls(network) if self._gives_weights else nullcontext()
+        with showing, measuring_batch_norm(network), calling:
+            self._send(network)
+        for name in self._wanted.keys() - done:  # an expert that is not visited any more
+            self._fit_at_once(name, pruned, mask)
+
+    def _now(self, name: str, held: dict[Place, Tensor], done: set[str]) -> Tensor | None:
+        """Return what the stream that a layer adds to holds; let it go if it is the last to."""
+        if name not in self._streams:
+            return None
+        place = self._streams[name].place
+        waiting = any(self._streams[other].place == place for other in self._streams.keys() - done)
+        return held.get(place) if waiting else held.pop(place, None)
+
+    def _fit(
+        self,
+        name: str,
+        pruned: nn.Module,
+        mask: KeepMask,
+        module: nn.Module,
+        inputs: Tensor,
+        stream: Tensor | None,
+    ) -> None:
+        """Fit one layer of a pruned network.
+
+        Args:
+            name: of its weight.
+            pruned: the network.
+            mask: what it keeps.
+            module: the layer.
+            inputs: what it reads now.
+            stream: what it adds to, as it is now.
+        """
+        out, kept = self._stays(name, mask)
+        rows, wanted = self._rows(name, module, inputs), self._wanted[name][:, out]
+        if len(rows) != len(wanted) or len(rows) < ENOUGH * int(kept.sum()):
+            self._fit_at_once(name, pruned, mask)  # heads lie along the batch, say: some have gone
+            return
+        there = self._read[name][:, kept.repeat(len(self._moments[name]))]
+        alike = _alike(_some(rows), there)
+        if stream is not None and alike:
+            known = self._streams[name]
+            now = self._sampled_outputs(name, module, known.laid(stream))
+            if now.shape == wanted.shape == known.values[:, out].shape:
+                wanted = wanted + known.values[:, out] - now * known.scale[out]
+        groups = len(self._moments[name])
+        stays = out.chunk(groups)
+        parts = zip(
+            rows.chunk(groups, dim=1),
+            self._weights[name].flatten(1).float().chunk(groups),
+            wanted.split([int(part.sum()) for part in stays], dim=1),
+            stays,
+            self._moments[name],
+            strict=True,
+        )
+        centred = float(name in self._centred)
+        fitted, shifts = [], []
+        for own, whole, target, staying, moments in parts:
+            weight = whole[staying][:, kept]
+            missing = target - own @ weight.T
+            mean, offset = own.mean(0) * centred, missing.mean(0) * centred
+            if alike:
+                change = fitted_change(own - mean, missing - offset)
+            else:
+                change = moments.change(whole[staying], kept)
+            fitted.append(weight + change)
+            shifts.append(offset - change @ mean)
+        self._put(name, pruned, out, torch.cat(fitted), torch.cat(shifts))
+
+
+def most_samples(
+    graph: StructureGraph, samples: int, most: int = MOST_SAMPLES, memory: int = MEMORY
+) -> int:
+    """Return how many samples a network can be fitted on.
+
+    Args:
+        graph: the structure of the dense network.
+        samples: of the example that it was analysed with.
+        most: samples, at most.
+        memory: bytes of activations that are alive at once, at most.
+    """
+    each = graph.peak_memory(graph.dense_mask()) // max(samples, 1)
+    return max(1, min(most, memory // max(each, 1)))
+
+
+def _some(rows: Tensor) -> Tensor:
+    """Return some of sampled rows."""
+    return rows[:: max(1, len(rows) // COMPARED)]
+
+
+def _alike(rows: Tensor, others: Tensor) -> bool:
+    """Tell whether rows are of the same positions, though of different networks."""
+    rows, others = rows - rows.mean(0), others - others.mean(0)
+    return float((rows * others).sum()) >= ALIKE * float(rows.norm() * others.norm())

@@ -1,0 +1,1 @@
+"""Pruning methods behind one protocol."""

@@ -1,0 +1,1 @@
+"""AMC: a DDPG agent decides layer by layer."""

@@ -1,0 +1,69 @@
+"""AMC as a baseline: its agent plays on the search split."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from prunegraph.core.masks import KeepMask
+from prunegraph.core.outcome import Outcome
+from prunegraph.graph.features import rank_in_group
+from prunegraph.methods.amc.ddpg import train_widths
+from prunegraph.methods.amc.env import WidthEnv
+from prunegraph.methods.cem import SearchRun
+from prunegraph.methods.problem import PrunerResult, PruningProblem
+
+MOST_REPEATS = 4
+"""Late episodes repeat masks: so many episodes a network are played at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AmcSearch:
+    """AMC (He et al. 2018): a DDPG agent sets each group's width, L1 chooses the channels.
+
+    The reward is the accuracy on one random subset of the search images, or the steadier figure
+    (``Outcome.steady``), if one is measured, of the network that the evaluator makes: AMC's
+    least-squares reconstruction is in it, as for every method. The best masks are scored again on
+    all search images, which decides.
+
+    Args:
+        subset_size: search images that the reward is measured on.
+        num_finalists: masks that are scored on all search images.
+    """
+
+    subset_size: int = 1500
+    num_finalists: int = 8
+
+    @property
+    def name(self) -> str:
+        """``"amc"``."""
+        return "amc"
+
+    def prune(self, problem: PruningProblem) -> PrunerResult:
+        """Search, and choose the best finalist; an episode whose mask is known costs no network.
+
+        The agent plays until its networks are used up, or ``MOST_REPEATS`` as many episodes.
+        """
+        run = SearchRun(problem)
+        subset = run.subset(self.subset_size, problem.seed)
+        num_finalists = run.reserved(self.num_finalists, subset)
+        found: dict[KeepMask, Outcome] = {}
+
+        def evaluate(mask: KeepMask) -> float:
+            found[mask] = problem.evaluator.evaluate(mask, subset)
+            steady = found[mask].steady
+            return found[mask].accuracy if steady is None else steady
+
+        importance, graph = problem.statistics["l1"], problem.graph
+        env = WidthEnv(graph, importance, problem.budget, problem.project, evaluate)
+        num_episodes = problem.max_networks - num_finalists
+        if num_episodes:
+            train_widths(
+                env,
+                num_episodes=num_episodes,
+                seed=problem.seed,
+                most_episodes=MOST_REPEATS * num_episodes,
+                goes_on=lambda: run.remaining > num_finalists,
+            )
+        ranked = sorted(found, key=lambda mask: found[mask].rank, reverse=True)
+        uniform = rank_in_group(graph, importance).astype(np.float32)
+        return run.choose(ranked or [problem.project(uniform)])

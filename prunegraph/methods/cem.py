@@ -1,0 +1,236 @@
+"""Search baselines: random allocations, and a cross-entropy method over group offsets."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from prunegraph.core.errors import ConfigError
+from prunegraph.core.masks import Float64Array, IntArray, KeepMask
+from prunegraph.core.outcome import Outcome
+from prunegraph.graph import StructureGraph
+from prunegraph.graph.features import rank_in_group
+from prunegraph.methods.prior import NUM_STARTS, STARTS, rank_starts
+from prunegraph.methods.problem import PrunerResult, PruningProblem
+
+MOST_IDLE = 50
+"""Steps in a row without a new mask after which a search ends: there are hardly any more."""
+
+
+class SearchRun:
+    """Counts the networks of a search.
+
+    Args:
+        problem: what is searched.
+    """
+
+    def __init__(self, problem: PruningProblem) -> None:
+        if problem.max_networks < 1:
+            msg = f"a search needs max_networks of at least 1, not {problem.max_networks}"
+            raise ConfigError(msg)
+        self.problem = problem
+        self._before = problem.evaluator.num_networks
+
+    @property
+    def networks(self) -> int:
+        """Networks run so far."""
+        return self.problem.evaluator.num_networks - self._before
+
+    @property
+    def remaining(self) -> int:
+        """Networks that may still be run."""
+        return self.problem.max_networks - self.networks
+
+    def subset(self, size: int, seed: int) -> Tensor | None:
+        """Return positions of random search images; None, all, if a search scores as rows do.
+
+        They are as many as the problem says, else ``size``.
+        """
+        evaluator, size = self.problem.evaluator, self.problem.subset_size or size
+        return evaluator.narrow(evaluator.draw_subset(size, seed))
+
+    def reserved(self, wanted: int, subset: Tensor | None) -> int:
+        """Return how many networks to keep for finalists: none if they were scored for good."""
+        return 0 if subset is None else min(wanted, (self.problem.max_networks + 1) // 2)
+
+    def choose(self, finalists: list[KeepMask]) -> PrunerResult:
+        """Score the finalists, as far as networks remain, on the whole search split."""
+        evaluator = self.problem.evaluator
+        found: dict[KeepMask, Outcome] = {}
+        for mask in dict.fromkeys(finalists):
+            if not found or self.remaining > 0 or evaluator.is_cached(mask):
+                found[mask] = evaluator.evaluate(mask)
+        best = max(found, key=lambda mask: found[mask].rank)
+        return PrunerResult(mask=best, networks_evaluated=self.networks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomSearch:
+    """Best of many random allocations, with channels chosen by Taylor importance.
+
+    Each group's keep share is proportional to a number drawn from ``[least_share, 1]``. Candidates
+    are scored by loss on one random subset of the search images (one that comes twice is drawn
+    anew); the best are scored again on all of them, which decides by accuracy. Where a steadier
+    figure is measured (``Outcome.steady``), it takes the place of both.
+
+    Args:
+        least_share: in (0, 1].
+        subset_size: search images that candidates are scored on.
+        num_finalists: candidates that are scored on all search images.
+    """
+
+    least_share: float = 0.2
+    subset_size: int = 1500
+    num_finalists: int = 8
+
+    @property
+    def name(self) -> str:
+        """``"random_search"``."""
+        return "random_search"
+
+    def prune(self, problem: PruningProblem) -> PrunerResult:
+        """Search, and choose the best finalist."""
+        run = SearchRun(problem)
+        rng = np.random.default_rng(problem.seed)
+        subset = run.subset(self.subset_size, problem.seed)
+        num_finalists = run.reserved(self.num_finalists, subset)
+        found: dict[KeepMask, Outcome] = {}
+        idle = 0
+        while run.remaining > num_finalists and idle < MOST_IDLE:
+            mask = self._draw(problem, rng)
+            idle = idle + 1 if mask in found else 0
+            found[mask] = problem.evaluator.evaluate(mask, subset)
+        ranked = sorted(found, key=lambda mask: _distance(found[mask]))
+        return run.choose(ranked or [self._draw(problem, rng)])
+
+    def _draw(self, problem: PruningProblem, rng: np.random.Generator) -> KeepMask:
+        graph = problem.graph
+        share = rng.uniform(self.least_share, 1.0, size=len(graph.groups))
+        from_top = 1.0 - rank_in_group(graph, problem.statistics["taylor"])
+        scores = -from_top / share[graph.group_of]
+        return graph.project(scores.astype(np.float32), problem.budget)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropySearch:
+    """Cross-entropy method over one offset a group, added to the best heuristic's scores.
+
+    That heuristic is the best of ``STARTS`` and their ``MEAN`` (of one for each step, if all
+    would leave no network for a step) on one subset of the search images; the agent chooses its own
+    among the same, by train images.
+
+    Each step draws a population of offsets from a diagonal normal distribution, projects each to
+    the budget, scores all on one fresh random subset of the search images, and refits the
+    distribution to the elites (Rubinstein 1999; smoothed as in de Boer et al. 2005, "A Tutorial on
+    the Cross-Entropy Method", section 3; the deviation is that from the old mean, as in CMA-ES,
+    Hansen 2016, arXiv 1604.00772, section 3.1). The first member of each population is the mean
+    itself.
+    Elites have the highest ``accuracy - loss_weight * loss``: accuracy is what is wanted, and the
+    loss tells apart what few images cannot.
+    A step whose masks were all run before doubles the deviation: the search goes on until its
+    networks are used up.
+    Finalists - the start, the last mean, the best of the latest steps, with what networks are left
+    the best of all others - are scored on all search images, which decides by accuracy. Where a
+    steadier figure is measured (``Outcome.steady``), it takes the place of accuracy and loss.
+
+    Args:
+        population: networks a step.
+        num_elites: candidates that the distribution is refitted to, weighted by rank.
+        sigma: deviation at the start, in deviations of the prior over the free classes.
+        least_sigma: deviations do not fall below.
+        smoothing: weight of the elites' mean and deviation against the old ones, in (0, 1].
+        subset_size: search images a step.
+        loss_weight: accuracy that a nat of cross-entropy is worth.
+        num_finalists: candidates that are scored on all search images.
+    """
+
+    population: int = 16
+    num_elites: int = 5
+    sigma: float = 0.4
+    least_sigma: float = 0.05
+    smoothing: float = 0.7
+    subset_size: int = 1500
+    loss_weight: float = 0.25
+    num_finalists: int = 16
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_elites <= self.population:
+            msg = f"num_elites={self.num_elites} must lie in [1, population={self.population}]"
+            raise ConfigError(msg)
+
+    @property
+    def name(self) -> str:
+        """``"cem"``."""
+        return "cem"
+
+    def prune(self, problem: PruningProblem) -> PrunerResult:
+        """Search, and choose the best finalist."""
+        run = SearchRun(problem)
+        rng = np.random.default_rng(problem.seed)
+        subset = run.subset(self.subset_size, int(rng.integers(2**31)))
+        enough = problem.max_networks > NUM_STARTS + self.population
+        tried = STARTS if enough else STARTS[: problem.max_networks // self.population]
+        prior = rank_starts(
+            lambda mask: self._badness(problem.evaluator.evaluate(mask, subset)) if tried else 0.0,
+            problem.graph,
+            problem.statistics,
+            problem.budget,
+            tried or STARTS[:1],
+        )[0].scores.astype(np.float64)
+        steps = problem.graph.free_groups
+        mean, deviation = np.zeros(len(steps)), np.full(len(steps), self.sigma)
+        latest: list[KeepMask] = []
+        found: dict[KeepMask, float] = {}
+        num_finalists = max(run.reserved(self.num_finalists, subset), 1)  # the last mean
+        idle = 0
+        while run.remaining > num_finalists and idle < MOST_IDLE:
+            before, size = run.networks, min(self.population, run.remaining - num_finalists)
+            offsets = mean + deviation * rng.normal(size=(size, len(steps)))
+            offsets[0] = mean
+            subset = run.subset(self.subset_size, int(rng.integers(2**31)))
+            masks = [_shifted(problem, prior, steps, offset) for offset in offsets]
+            outcomes = [problem.evaluator.evaluate(mask, subset) for mask in masks]
+            order = np.argsort([self._badness(outcome) for outcome in outcomes], kind="stable")
+            latest = [masks[0], masks[order[0]], *latest]
+            found.update(zip(masks, map(self._badness, outcomes), strict=True))
+            if run.networks == before:
+                idle += 1
+                deviation = np.minimum(2.0 * deviation, self.sigma)
+                continue
+            idle = 0
+            if size == self.population:  # a last, smaller one says too little to refit
+                mean, deviation = self._refit(mean, deviation, offsets[order[: self.num_elites]])
+        start, last = (_shifted(problem, prior, steps, offset) for offset in (0.0 * mean, mean))
+        return run.choose([last, start, *latest, *sorted(found, key=lambda mask: found[mask])])
+
+    def _badness(self, outcome: Outcome) -> float:
+        if outcome.steady is not None:
+            return -outcome.steady
+        return self.loss_weight * outcome.loss - outcome.accuracy
+
+    def _refit(
+        self, mean: Float64Array, deviation: Float64Array, elites: Float64Array
+    ) -> tuple[Float64Array, Float64Array]:
+        """Return the new mean and deviation from elites ``[K, G]``, best first."""
+        weights = np.log(len(elites) + 0.5) - np.log(np.arange(1, len(elites) + 1))
+        weights /= weights.sum()
+        elite_mean = weights @ elites
+        elite_deviation = np.sqrt(weights @ (elites - mean) ** 2)
+        new_mean = mean + self.smoothing * (elite_mean - mean)
+        new_deviation = deviation + self.smoothing * (elite_deviation - deviation)
+        return new_mean, np.maximum(new_deviation, self.least_sigma)
+
+
+def _distance(outcome: Outcome) -> float:
+    return outcome.loss if outcome.steady is None else -outcome.steady
+
+
+def _shifted(
+    problem: PruningProblem, prior: Float64Array, steps: IntArray, offset: Float64Array
+) -> KeepMask:
+    """Return the mask of the prior plus one offset for each group of ``steps``."""
+    graph: StructureGraph = problem.graph
+    of_group = np.zeros(len(graph.groups))
+    of_group[steps] = offset
+    scores = (prior + of_group[graph.group_of]).astype(np.float32)
+    return graph.project(scores, problem.budget)

@@ -1,0 +1,1 @@
+"""How much each prunable unit matters."""

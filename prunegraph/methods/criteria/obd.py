@@ -1,0 +1,68 @@
+"""Second-order saliency of the weights that read a channel class."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunegraph.core.masks import Float64Array, IntArray
+from prunegraph.core.splits import TrainSplit
+from prunegraph.graph import StructureGraph
+
+
+def fisher_saliency(model: nn.Module, graph: StructureGraph, images: TrainSplit) -> Float64Array:
+    """Return what the loss gains, to second order, when the weights that read a class become zero.
+
+    ``0.5 * sum over weights w on the class of h * w^2`` (LeCun, Denker and Solla 1990, "Optimal
+    Brain Damage", equation 5) with channels as units as in the OBD-C of Wang et al. 2019 (ICML,
+    "EigenDamage", section 3.2). The diagonal ``h`` is that of the empirical Fisher matrix,
+    ``mean over images i of (dL_i/dw)^2``, from the gradients of single images. OBD-C sums over the
+    filter that writes the channel; here it is the weights that read it, since their loss is what
+    removes a channel exactly (a norm would still give a silent filter its shift).
+
+    Args:
+        model: the dense network in eval mode, on its device.
+        graph: its structure.
+        images: with their labels; one forward and backward each.
+
+    Returns:
+        ``[N]`` nats from 0 up, summed over the layers that read; NaN where a class is not read.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    columns = {name: place for name, place in _columns(graph).items() if name in parameters}
+    weights = [parameters[name].requires_grad_() for name in columns]
+    fisher = [torch.zeros_like(weight) for weight in weights]
+    device = next((weight.device for weight in weights), torch.device("cpu"))
+    with torch.enable_grad():
+        for image, label in images.batches(1):
+            loss = F.cross_entropy(model(image.to(device, torch.float32)), label.to(device))
+            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+            for total, gradient in zip(fisher, gradients, strict=True):
+                if gradient is not None:
+                    total += gradient.square()
+    saliency = np.full(graph.num_classes, np.nan)
+    for (axis, classes), weight, total in zip(columns.values(), weights, fisher, strict=True):
+        own = _along(0.5 * total / max(len(images), 1) * weight.detach().square(), axis)
+        unique = np.unique(classes)
+        saliency[unique] = np.nan_to_num(saliency[unique])
+        np.add.at(saliency, classes, own)
+    return saliency
+
+
+def _columns(graph: StructureGraph) -> dict[str, tuple[int, IntArray]]:
+    """Return weight -> the axis by which it reads, and the class at each position."""
+    found = {}
+    for op in graph.ops:
+        read = op.read_classes
+        axes = graph.param_classes.get(str(op.param), {})
+        ordered = sorted(axes.items(), key=lambda item: (item[0] == op.out_axis) != op.depthwise)
+        axis = next((a for a, own in ordered if np.array_equal(own, read)), None)
+        if read.size and axis is not None:
+            found[str(op.param)] = (axis, read)
+    return found
+
+
+def _along(values: Tensor, axis: int) -> Float64Array:
+    """Return the sums over all axes but one."""
+    result: Float64Array = values.double().movedim(axis, 0).flatten(1).sum(1).cpu().numpy()
+    return result

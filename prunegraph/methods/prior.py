@@ -1,0 +1,116 @@
+"""Where searches begin: of a few heuristics the one whose mask is best before any search."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from prunegraph.core.budget import Budget
+from prunegraph.core.masks import FloatArray, KeepMask
+from prunegraph.graph import StructureGraph
+from prunegraph.graph.features import prior_scores, rank_in_group, standardised
+from prunegraph.methods.criteria.registry import importance
+from prunegraph.methods.heuristic import streams_first
+
+PRIOR = "taylor/per_mac"
+"""What policies start from where no mask can be run."""
+
+STARTS = (
+    PRIOR,
+    "taylor/skip_full",
+    "taylor/uniform",
+    "fpgm/skip_full",
+    "fpgm/uniform",
+    "l2/skip_full",
+    "l2/uniform",
+    "activation/uniform",
+)
+"""Heuristics that cost one look at the dense network, and differ. None is the best everywhere."""
+
+
+BEST = 4
+"""Heuristics that make the mean."""
+
+MEAN = f"mean of the best {BEST}"
+"""The start that averages the scores of the best of ``STARTS``."""
+
+NUM_STARTS = len(STARTS) + 1
+"""Networks that are run to choose among all."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Start:
+    """What a search moves.
+
+    Attributes:
+        name: the heuristic, one of ``STARTS``, or ``MEAN``.
+        scores: ``[N]`` higher = keep; mean 0 and deviation 1 over the free classes, frozen 0.
+        badness: of its mask.
+    """
+
+    name: str
+    scores: FloatArray
+    badness: float
+
+
+def start_scores(
+    name: str, graph: StructureGraph, statistics: Mapping[str, FloatArray], budget: Budget
+) -> FloatArray:
+    """Return a heuristic's scores ``[N]`` on the scale on which policies decide.
+
+    Args:
+        name: one of ``STARTS``.
+        graph: the structure.
+        statistics: measured arrays ``[N]``.
+        budget: decides what ``per_mac`` divides by.
+    """
+    if name == PRIOR:
+        return prior_scores(graph, statistics, budget)
+    criterion, allocation = name.split("/")
+    values = importance(criterion, statistics, graph.num_classes, seed=0)
+    ranks = streams_first if allocation == "skip_full" else rank_in_group
+    return standardised(graph, ranks(graph, values))
+
+
+def rank_starts(
+    badness: Callable[[KeepMask], float],
+    graph: StructureGraph,
+    statistics: Mapping[str, FloatArray],
+    budget: Budget,
+    names: Sequence[str] = STARTS,
+) -> list[Start]:
+    """Run the mask of each heuristic and of the best ones' mean, and return all, the best first.
+
+    Importances measure different things, each with its own mistakes: their mean is often better
+    than the best of them.
+
+    Args:
+        badness: of a mask, lower = better, as the divergence from the dense network's outputs.
+        graph: the structure.
+        statistics: measured arrays ``[N]``.
+        budget: what may remain; a latency counts where the structure foretells it.
+        names: which of ``STARTS`` are tried, the mean only if they are more than it takes; equal
+            ones stay in this order.
+    """
+    limits = budget if graph.latency_model is not None else budget.without_latency()
+
+    def tried(name: str, scores: FloatArray) -> Start:
+        return Start(name=name, scores=scores, badness=badness(graph.project(scores, limits)))
+
+    def ranked(starts: Sequence[Start]) -> list[Start]:
+        return sorted(starts, key=lambda start: worst_last(start.badness))
+
+    starts = ranked([tried(name, start_scores(name, graph, statistics, budget)) for name in names])
+    if len(starts) <= BEST:
+        return starts
+    mean = np.mean([start.scores for start in starts[:BEST]], axis=0)
+    return ranked([*starts, tried(MEAN, standardised(graph, mean))])
+
+
+def worst_last(badness: float) -> float:
+    """Return a badness as it is compared: four digits of it, since rounding errors must not choose.
+
+    What is no number comes last.
+    """
+    return float(f"{badness:.4g}") if math.isfinite(badness) else math.inf

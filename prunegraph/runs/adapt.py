@@ -1,0 +1,206 @@
+"""Where a trained policy starts on networks that it has not seen, and how far it is trusted."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import fmean
+
+import numpy as np
+
+from prunegraph.agent.distill import with_share
+from prunegraph.agent.policies import TrainedPolicy
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import BudgetError
+from prunegraph.core.masks import FloatArray, KeepMask
+from prunegraph.graph import StructureGraph
+from prunegraph.graph.features import node_features
+from prunegraph.graph.pyg import to_pyg
+from prunegraph.methods.criteria.taylor import divergence
+from prunegraph.methods.prior import PRIOR, Start, worst_last
+from prunegraph.rewards import CONTEXT_NAMES
+from prunegraph.runs.bench import Bench, num_probes
+
+SHARES = (0.0, 0.5, 1.0)
+"""Of what a policy was taught, beside the heuristic that it starts from: these are tried."""
+
+TRIED_STARTS = 4
+"""From so many starts, those that are best by themselves, each share is tried."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Use:
+    """A network and a budget that a policy is to decide on.
+
+    Attributes:
+        graph: the network.
+        budget: what may remain.
+        features: start -> ``[N, F]`` what the policy reads if it starts from there.
+        project: scores ``[N]`` to the mask of the best ones within the budget.
+        badness: of a mask, lower = better.
+    """
+
+    graph: StructureGraph
+    budget: Budget
+    features: Mapping[str, FloatArray]
+    project: Callable[[FloatArray], KeepMask]
+    badness: Callable[[KeepMask], float]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Suited:
+    """A policy that fits networks.
+
+    Attributes:
+        policy: with the best share of what it was taught.
+        share: that one.
+        badness: share -> mean over the uses, each from its best start.
+        masks: what the policy decides, one mask a use.
+        starts: what it starts from, one a use.
+    """
+
+    policy: TrainedPolicy
+    share: float
+    badness: Mapping[float, float]
+    masks: Sequence[KeepMask]
+    starts: Sequence[str]
+
+
+def suit(policy: TrainedPolicy, cases: Sequence[Use]) -> Suited:
+    """Run what a policy decides with each of ``SHARES``, and return the best; of equal the least.
+
+    Mistakes on networks that a policy has not seen are as large as what it was taught; on some
+    half of it is better than all, on few none is. Which start is best depends on the share.
+
+    Args:
+        policy: as it was taught.
+        cases: at least one.
+
+    Raises:
+        BudgetError: no share meets a budget from any start; on the clock some may not.
+    """
+    badness: dict[float, float] = {}
+    decided: dict[float, tuple[TrainedPolicy, list[_Decision]]] = {}
+    for share in SHARES:
+        candidate = with_share(policy, share)
+        try:
+            found = [_decide(candidate, use) for use in cases]
+        except BudgetError:
+            if share == SHARES[-1] and not decided:
+                raise
+            continue
+        decided[share] = candidate, found
+        badness[share] = fmean(decision.badness for decision in found)
+    best = min(badness, key=lambda share: worst_last(badness[share]))
+    chosen, found = decided[best]
+    return Suited(
+        policy=chosen,
+        share=best,
+        badness=badness,
+        masks=[decision.mask for decision in found],
+        starts=[decision.start for decision in found],
+    )
+
+
+def suit_benches(
+    policy: TrainedPolicy, benches: Sequence[Bench], budgets: Sequence[Budget]
+) -> tuple[Suited, list[Bench]]:
+    """Fit a policy to networks, each at each budget, judged by its outputs on train images.
+
+    Returns:
+        What ``suit`` does, masks in the order of networks, then budgets; and the benches, from the
+        starts that suit the policy.
+    """
+    names = policy.network.config.feature_names
+    cases = [
+        Use(
+            graph=bench.target.graph,
+            budget=budget,
+            features=features_by_start(
+                bench.target.graph,
+                bench.measured(names),
+                budget,
+                names,
+                bench.starts(budget) if "start" in names else (),
+            ),
+            project=partial(bench.project, budget=budget),
+            badness=partial(divergence, bench.unlabelled),
+        )
+        for bench in benches
+        for budget in budgets
+    ]
+    suited = suit(policy, cases)
+    if "start" not in names:
+        return suited, list(benches)
+    starts = iter(suited.starts)  # each bench takes as many as there are budgets
+    return suited, [
+        bench.starting_from(dict(zip(budgets, starts, strict=False))) for bench in benches
+    ]
+
+
+def features_by_start(
+    graph: StructureGraph,
+    statistics: Mapping[str, FloatArray],
+    budget: Budget,
+    names: Sequence[str],
+    starts: Sequence[Start],
+) -> dict[str, FloatArray]:
+    """Return what a policy reads from each of the best starts, for ``Use``.
+
+    Args:
+        graph: the network.
+        statistics: measured arrays ``[N]``.
+        budget: what may remain.
+        names: of the features.
+        starts: the best one first; empty for a policy that reads none.
+    """
+    if not starts:
+        return {PRIOR: node_features(graph, statistics, budget, names)}
+    return {
+        start.name: node_features(graph, {**statistics, "start": start.scores}, budget, names)
+        for start in starts[:TRIED_STARTS]
+    }
+
+
+def num_decision_networks(policy: TrainedPolicy, graph: StructureGraph) -> int:
+    """Return how many pruned networks a policy runs, with ``suit``, to decide on one network."""
+    names = policy.network.config.feature_names
+    return num_probes(graph, names) + num_suit_networks(names)
+
+
+def num_suit_networks(names: Collection[str]) -> int:
+    """Return how many networks ``suit`` runs for a policy that reads these features.
+
+    None of what was taught is the start itself, which has been run (unless a latency cut it more).
+    """
+    return (len(SHARES) - 1) * TRIED_STARTS if "start" in names else len(SHARES)
+
+
+def first_context(budget: Budget) -> FloatArray:
+    """Return the context of an episode's first observation, the critic's columns left at 0."""
+    values = {"cost_so_far": 1.0, "keep_macs": 1.0, "keep_params": 1.0} | budget.as_dict()
+    return np.array([values.get(name, 0.0) for name in CONTEXT_NAMES], dtype=np.float32)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Decision:
+    """What a policy decides on one network: from which start, how bad it is."""
+
+    mask: KeepMask
+    start: str
+    badness: float
+
+
+def _decide(policy: TrainedPolicy, use: Use) -> _Decision:
+    """Return the best of what a policy decides from each start that lets it meet the budget."""
+    data, context = to_pyg(use.graph), first_context(use.budget)
+    found, missed = [], None
+    for start, features in use.features.items():
+        try:
+            mask = use.project(policy.logits(data, features, context))
+        except BudgetError as error:
+            missed = error
+            continue
+        found.append(_Decision(mask=mask, start=start, badness=use.badness(mask)))
+    if missed is not None and not found:
+        raise missed
+    return min(found, key=lambda decision: worst_last(decision.badness))

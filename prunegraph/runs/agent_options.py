@@ -1,0 +1,191 @@
+"""From the command line's options to those of the agent and its environment."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from prunegraph.agent.config import PPOConfig
+from prunegraph.agent.network import NetworkConfig
+from prunegraph.agent.policies import TrainedPolicy
+from prunegraph.agent.train import AgentConfig
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import ArtefactError, BudgetError, ConfigError
+from prunegraph.core.reading import checked
+from prunegraph.env import EnvConfig
+from prunegraph.graph import StructureGraph
+from prunegraph.graph.features import LAST_NAMES
+from prunegraph.rewards import RewardConfig
+from prunegraph.runs.adapt import num_suit_networks
+from prunegraph.runs.bench import num_probes
+from prunegraph.runs.options.config import SearchOptions
+from prunegraph.runs.policies import find_policy
+
+SEARCH_FLOOR = -10.0
+"""Losing masks are told apart however far they lose: on digits most lose by more than 10 points."""
+
+UNREAD = ("sensitivity",)
+"""Features that a search's policy does not read: a run of a network for each group, and no gain."""
+
+SHARED = ("max_memory", "max_latency", "round_to")
+"""Limits of the run that hold for every budget of a search."""
+
+DEFAULT_SUBSET = 1500
+"""Search images an update scores its networks on."""
+
+
+def given_policy(options: SearchOptions) -> TrainedPolicy | None:
+    """Return the policy that the options begin with, or None."""
+    return None if options.policy is None else find_policy(options.policy)
+
+
+def search_budgets(options: SearchOptions, budget: Budget | None) -> tuple[Budget, ...] | None:
+    """Return the budgets that episodes are drawn from; None = the task's own alone."""
+    shared = {} if budget is None else budget.as_dict()
+    shared = {name: shared[name] for name in SHARED if name in shared}
+    return tuple(Budget(keep_macs=share, **shared) for share in options.budgets) or None
+
+
+def trained_budgets(options: SearchOptions, budget: Budget) -> tuple[Budget, ...]:
+    """Return what a policy is trained for: the budgets of the options, or the run's own."""
+    return search_budgets(options, budget) or (budget,)
+
+
+def probes_of(
+    graph: StructureGraph, names: Sequence[str], options: SearchOptions, budget: Budget
+) -> int:
+    """Return how many networks a search runs for the features of one network.
+
+    Args:
+        graph: the network.
+        names: of the features.
+        options: how to search.
+        budget: the run's own.
+    """
+    searched = trained_budgets(options, budget)
+    probes = num_probes(graph, names, num_budgets=len({budget, *searched}))
+    return probes + (num_suit_networks(names) * len(searched) if options.policy is not None else 0)
+
+
+def calm(ppo: PPOConfig) -> PPOConfig:
+    """Return options for searches that begin with a policy that was taught their budget.
+
+    They explore a quarter as far at first, less than half as far at the end.
+    """
+    return replace(
+        ppo,
+        temperature_start=0.075,
+        temperature_end=0.05,
+        group_noise_start=0.06,
+        group_noise_end=0.05,
+    )
+
+
+def wide(ppo: PPOConfig) -> PPOConfig:
+    """Return options for searches below all budgets that their policy was taught.
+
+    Channels are drawn as calmly, but the widths of groups move as far as from a heuristic: what the
+    policy says of them is a guess there (``docs/lab/trials.md``, "How far a search from a policy
+    explores below what it was taught").
+    """
+    return replace(calm(ppo), group_noise_start=ppo.group_noise_start, group_noise_end=0.08)
+
+
+def from_policy(ppo: PPOConfig, policy: TrainedPolicy, budgets: Sequence[Budget]) -> PPOConfig:
+    """Return the options of a search that begins with a policy.
+
+    Args:
+        ppo: those of one that begins with a heuristic.
+        policy: whose record names the budgets that it was taught; one without them counts as
+            taught for all.
+        budgets: that are searched for.
+
+    Raises:
+        ArtefactError: the record names something else as budgets.
+    """
+    where = "the policy's record: budgets"
+    try:
+        record = checked(policy.record.get("budgets", []), list[Budget], where)
+    except BudgetError as error:
+        msg = f"{where} holds none: {error}; the file is damaged"
+        raise ArtefactError(msg) from error
+    taught, searched = _shares(record), _shares(budgets)
+    below = bool(taught and searched) and min(searched) < min(taught)
+    return wide(ppo) if below else calm(ppo)
+
+
+def _shares(budgets: Iterable[Budget]) -> list[float]:
+    return [budget.keep_macs for budget in budgets if budget.keep_macs is not None]
+
+
+def agent_config(
+    options: SearchOptions,
+    seed: int,
+    initial: TrainedPolicy | None = None,
+    budgets: Sequence[Budget] = (),
+) -> AgentConfig:
+    """Return the agent's options.
+
+    Args:
+        options: how to search.
+        seed: of policy, episodes and image subsets.
+        initial: the policy to begin with: the network is as large as its own, and explores less.
+        budgets: that are searched for: below those that it was taught it explores further.
+
+    Raises:
+        ConfigError: refinements are asked for, of which that policy knows nothing.
+    """
+    if (
+        initial is not None
+        and options.refinements
+        and not {*LAST_NAMES} <= {*initial.network.config.feature_names}
+    ):
+        msg = (
+            f"the policy {options.policy} was taught without refinements: leave --refinements or "
+            "--policy away"
+        )
+        raise ConfigError(msg)
+    reward = RewardConfig(
+        self_competition=options.self_competition,
+        metric=options.metric,
+        constraint=options.constraint,
+        floor=SEARCH_FLOOR,
+    )
+    one_step = options.granularity == "network" and options.constraint == "bias"
+    names = tuple(name for name in NetworkConfig.feature_names if name not in UNREAD)
+    names += LAST_NAMES if options.refinements else ()
+    ppo = PPOConfig(
+        learning_rate=options.learning_rate,
+        imagined_steps=options.imagined_steps * one_step,
+        exchanges=options.exchanges,  # none without imagined steps
+    )
+    return AgentConfig(
+        network=NetworkConfig(feature_names=names) if initial is None else initial.network.config,
+        ppo=ppo if initial is None else from_policy(ppo, initial, budgets),
+        reward=reward,
+        episodes_per_update=options.update_size // (1 + options.refinements),
+        per_group=options.granularity == "group",
+        refinements=options.refinements,
+        seed=seed,
+    )
+
+
+def env_config(
+    options: SearchOptions, config: AgentConfig, seed: int, budget: Budget | None = None
+) -> EnvConfig:
+    """Return the environment's options; rewards are made by the agent's wrapper.
+
+    Args:
+        options: how to search.
+        config: the agent's options.
+        seed: of episodes and image subsets.
+        budget: the run's own, of which the budgets of ``options`` share ``SHARED``.
+    """
+    return EnvConfig(
+        reward=config.reward,
+        per_group=config.per_group,
+        refinements=config.refinements,
+        subset_size=options.subset or DEFAULT_SUBSET,
+        episodes_per_subset=config.episodes_per_update,
+        budgets=search_budgets(options, budget),
+        external_reward=True,
+        seed=seed,
+    )

@@ -1,0 +1,300 @@
+"""The agent's search for a network of any task: its owner says what is good."""
+
+import hashlib
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunegraph.agent.train import train_agent
+from prunegraph.artefacts.pruned import WEIGHTS_SUFFIX
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import ConfigError, DataError
+from prunegraph.core.tensors import parameter_digest
+from prunegraph.env import ChannelPruningEnv, PruningTask, cell_name
+from prunegraph.graph import (
+    AttentionUnit,
+    ExampleInputs,
+    StructureGraph,
+    analyse,
+    copy_network,
+    unwrap,
+)
+from prunegraph.graph.costs.latency_budget import TOLERANCE
+from prunegraph.graph.pyg import to_pyg
+from prunegraph.graph.trace.calls import tensors_in
+from prunegraph.layerwise.recalibrate import has_batch_norm, measuring_batch_norm
+from prunegraph.layerwise.reconstruct import Compensation
+from prunegraph.layerwise.sequential import SequentialCompensation, most_samples
+from prunegraph.methods.criteria.taylor import measure_by
+from prunegraph.methods.prior import NUM_STARTS, rank_starts
+from prunegraph.rewards import unpack_bits
+from prunegraph.runs.adapt import Use, features_by_start, first_context, num_suit_networks, suit
+from prunegraph.runs.agent_options import agent_config, env_config
+from prunegraph.runs.custom_evaluator import OwnEvaluator
+from prunegraph.runs.options.config import SearchOptions
+from prunegraph.runs.policies import find_policy
+from prunegraph.runs.predicted_latency import layer_times
+from prunegraph.runs.prune import PruneResult, structure_report, warn_if_unequal
+from prunegraph.runs.report.speed import latencies
+from prunegraph.tasks.batches import joined, num_samples
+from prunegraph.tasks.classification import model_device
+from prunegraph.tasks.default_loss import Loss, cross_entropy
+
+LAST = 2
+"""Networks that are kept for the end of a search: the policy's own mask, the ledger's best. With
+``reconstruct`` one more: the one that is returned, fitted layer by layer."""
+
+
+def search(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    *,
+    evaluate: Callable[[nn.Module], float],
+    calibration_data: Iterable[Any],
+    loss: Loss = cross_entropy,
+    keep_macs: float | None = None,
+    keep_params: float | None = None,
+    max_memory: int | None = None,
+    max_latency: float | None = None,
+    round_to: int | None = None,
+    attention: AttentionUnit = "head",
+    networks: int = 400,
+    num_batches: int = 8,
+    reconstruct: bool = True,
+    policy: Path | str | None = None,
+    seed: int = 0,
+    checkpoint: Path | str | None = None,
+    progress: Callable[[Mapping[str, Any]], None] | None = None,
+) -> PruneResult:
+    """Search with the agent for the best mask of a network, whatever its task.
+
+    Args:
+        model: the trained network, on the device where it runs; it is left as it is.
+        example_inputs: what its forward takes.
+        evaluate: how good a network is, higher = better, on the scale of an accuracy in [0, 1]
+            (mAP, IoU, R^2, ...). Measure it on data that neither training nor the final report
+            sees. It is given pruned networks in eval mode, and may not change them.
+        calibration_data: batches of shuffled training data, as the loss takes them.
+        loss: of a network on a batch, *summed* over its samples: what importances are measured by,
+            and the forward that batch norm is recalibrated with. Default: ``cross_entropy`` of
+            (images, class numbers).
+        keep_macs: at most this share of the multiply-adds remains.
+        keep_params: at most this share of the parameters remains.
+        max_memory: at most this many bytes of activations alive at once, on ``example_inputs``.
+        max_latency: at most this many milliseconds a forward of ``example_inputs``, by a forecast
+            of layer times, which are measured here first; the report says what it takes.
+        round_to: keep a multiple of this many channels in every group.
+        attention: what can leave it: "head", a whole one, or "width", a part of all of them.
+        networks: pruned networks that are evaluated, at the most: updates of 16 begin while they
+            fit, and a mask that comes again is not run again.
+        num_batches: how many batches are taken.
+        reconstruct: the kept weights take over what the removed channels gave, by least squares
+            on these batches (``Compensation``); those of the final network layer by layer
+            (``SequentialCompensation``), if ``evaluate`` gives it more then.
+        policy: search on from a trained one; see ``prune``.
+        seed: of the search.
+        checkpoint: ``.safetensors`` file, with a JSON beside it (two with ``max_latency``), from
+            which an interrupted search goes on. Of another network, budget, seed, policy or other
+            batches it is refused (a loader that shuffles needs a seeded ``generator``); what
+            ``evaluate`` and ``loss`` measure it cannot tell: give a changed one another file.
+        progress: called after each update with its record: ``networks``, ``accuracy`` (the mean
+            score), ``best_accuracy``, ...
+
+    Returns:
+        The pruned, recalibrated network - fine-tune it next - and its report.
+
+    Raises:
+        PruneGraphError: the network cannot be analysed, the budget cannot be met, there is no
+            data, or a score is not a number.
+    """
+    budget = Budget(
+        keep_macs=keep_macs,
+        keep_params=keep_params,
+        max_memory=max_memory,
+        max_latency=max_latency,
+        round_to=round_to,
+    )
+    initial = None if policy is None else find_policy(Path(policy))
+    if checkpoint is not None and Path(checkpoint).suffix != WEIGHTS_SUFFIX:
+        msg = f"checkpoint={checkpoint} must end in {WEIGHTS_SUFFIX}: the scores go beside it"
+        raise ConfigError(msg)
+    config = agent_config(SearchOptions(metric="accuracy"), seed, initial, (budget,))
+    config = replace(config, max_memory=max_memory, max_latency=max_latency)
+    names = config.network.feature_names
+    tried = (NUM_STARTS if "start" in names else 0) + (num_suit_networks(names) if initial else 0)
+    last = LAST + reconstruct
+    least = config.episodes_per_update + 1 + last + tried
+    if networks < least:
+        msg = f"networks={networks} allows no update of the policy: give at least {least}"
+        raise ConfigError(msg)
+    graph = analyse(model, example_inputs, attention=attention)
+    batches = _batches(calibration_data, num_batches)
+    dense = copy_network(unwrap(model)).eval()
+    graph = _foretelling(dense, graph, budget, example_inputs, checkpoint)
+    evaluator = OwnEvaluator(
+        dense,
+        graph,
+        evaluate,
+        recalibrate=lambda network: _recalibrate(network, batches, loss),
+        compensation=_compensation(dense, graph, batches, loss) if reconstruct else None,
+        identity={
+            "network": parameter_digest(dense),
+            "budget": budget.as_dict(),
+            "seed": seed,
+            "attention": attention,
+            "policy": None if initial is None else parameter_digest(initial.network),
+            "calibration_data": _digest(batches),
+        },
+    )
+    dense_score = evaluator.score(copy_network(dense))
+    if abs(dense_score) > 1.0:
+        warnings.warn(
+            f"evaluate gives the whole network {dense_score:g}: rewards are made for the scale of "
+            "an accuracy, in [0, 1]; divide a percentage by 100",
+            stacklevel=2,
+        )
+    statistics = dict(measure_by(dense, graph, batches, loss))
+    if checkpoint is not None:
+        evaluator.resume(Path(checkpoint))
+    ranks = rank_starts(evaluator.badness, graph, statistics, budget) if "start" in names else ()
+    starting = features_by_start(graph, statistics, budget, names, ranks)
+    features = next(iter(starting.values()))
+    if initial is not None:
+        use = Use(
+            graph=graph,
+            budget=budget,
+            features=starting,
+            project=partial(graph.project, budget=budget),
+            badness=evaluator.badness,
+        )
+        suited = suit(initial, [use])
+        initial, features = suited.policy, starting[suited.starts[0]]
+    task = PruningTask(
+        name="network", graph=graph, node_features=features, evaluator=evaluator, budget=budget
+    )
+    environment = replace(env_config(SearchOptions(), config, seed), subset_size=None)
+
+    result = train_agent(
+        [partial(ChannelPruningEnv, task, environment)],
+        [graph],
+        config,
+        total_networks=networks - last,
+        initial=initial,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        memory=evaluator,
+        progress=progress,
+    )
+    scores = result.policy.logits(to_pyg(graph), features, first_context(budget))
+    evaluator.evaluate(graph.project(scores + result.offsets[0], budget))
+    best = result.competition.ledger(cell_name(task.name, budget)).best_bits
+    if best:  # found before an interruption, perhaps
+        evaluator.evaluate(graph.mask(unpack_bits(best, graph.num_classes)))
+    fitting = {mask: found for mask, found in evaluator.found.items() if graph.fits(mask, budget)}
+    chosen = max(fitting, key=lambda mask: fitting[mask].accuracy)
+    warn_if_unequal(dense, graph, chosen, example_inputs)
+    in_turn = _in_turn(dense, graph, batches, loss, example_inputs) if reconstruct else []
+    network, score = evaluator.better(chosen, in_turn)
+    report = structure_report(graph, chosen, budget)
+    report["dense"]["score"] = dense_score
+    report["pruned"]["score"] = score
+    report["networks_evaluated"] = len(evaluator.found) + reconstruct
+    if max_latency is not None:
+        report["latency_ms"] = times = latencies(dense, graph, chosen, example_inputs)
+        if times["pruned"] > TOLERANCE * max_latency:
+            warnings.warn(
+                f"the pruned network takes {times['pruned']:.3g} ms on {times['on']}, "
+                f"{max_latency:g} were asked for: the forecast by layer times was too low, or the "
+                "machine does more now; ask for less",
+                stacklevel=2,
+            )
+    return PruneResult(model=network, mask=chosen, graph=graph, report=report)
+
+
+def _batches(calibration_data: Iterable[Any], most: int) -> list[Any]:
+    """Return the first batches.
+
+    Raises:
+        DataError: there are none.
+    """
+    batches = list(itertools.islice(calibration_data, most))
+    if batches and not isinstance(calibration_data, Tensor):
+        return batches
+    held = "is one tensor" if batches else "holds no batches"
+    msg = f"calibration_data {held}: give a loader of training data, or a list of batches"
+    raise DataError(msg)
+
+
+def _foretelling(
+    dense: nn.Module,
+    graph: StructureGraph,
+    budget: Budget,
+    example_inputs: ExampleInputs,
+    checkpoint: Path | str | None,
+) -> StructureGraph:
+    """Return the structure with a forecast of its latency, if that is limited.
+
+    It is the same one after an interruption.
+    """
+    if budget.max_latency is None:
+        return graph
+    path = None if checkpoint is None else Path(checkpoint).with_suffix(".latency.json")
+    name = type(dense).__name__
+    table = layer_times(dense, graph, budget, example_inputs, path=path, name=name)
+    return replace(graph, latency_model=table)
+
+
+def _digest(batches: Sequence[Any]) -> str:
+    """Return 16 hex digits that name the tensors of batches."""
+    digest = hashlib.sha256()
+    for tensor in tensors_in(batches):
+        digest.update(
+            tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes()
+        )
+    return digest.hexdigest()[:16]
+
+
+def _compensation(
+    dense: nn.Module, graph: StructureGraph, batches: Sequence[Any], loss: Loss
+) -> Compensation:
+    """Measure what the layers read, by the forwards of the loss."""
+
+    def run(network: nn.Module) -> None:
+        for batch in batches:
+            loss(network, batch)
+
+    return Compensation(dense, graph, run, device=model_device(dense))
+
+
+def _in_turn(
+    dense: nn.Module,
+    graph: StructureGraph,
+    batches: Sequence[Any],
+    loss: Loss,
+    example_inputs: ExampleInputs,
+) -> list[Callable[[], Compensation]]:
+    """Return what fits layer by layer: on as many samples as memory allows, on the first batch."""
+    most = most_samples(graph, num_samples(example_inputs))
+
+    def fit(batch: Any) -> Compensation:
+        def run(network: nn.Module) -> None:
+            loss(network, batch)
+
+        return SequentialCompensation(dense, graph, run, device=model_device(dense))
+
+    return [partial(fit, joined(batches, most)), partial(fit, batches[0])]
+
+
+def _recalibrate(network: nn.Module, batches: Sequence[Any], loss: Loss) -> None:
+    """Measure a network's batch norms, if it has any, anew, by the forwards of its loss."""
+    if not has_batch_norm(network):
+        return
+    with measuring_batch_norm(network), torch.no_grad():
+        for batch in batches:
+            loss(network, batch)

@@ -1,0 +1,138 @@
+"""The dense network of a run: its weights in the folder, and what is likely wrong with it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from prunegraph.core.console import Console
+from prunegraph.core.errors import ConfigError
+from prunegraph.core.tensors import parameter_digest
+from prunegraph.models import load_weights, save_weights, weights_info
+from prunegraph.runs.bench import Bench
+from prunegraph.runs.folder import RunFolder
+from prunegraph.runs.options.config import NetworkConfig
+from prunegraph.runs.prepare import Target
+from prunegraph.runs.pretrain import (
+    PRETRAIN_LR,
+    TRAIN_IMAGES,
+    pretrain_recipe,
+    train_network,
+    weights_record,
+)
+from prunegraph.tasks.classification import compute_logits, evaluate
+
+DENSE_FILE = "dense.safetensors"
+
+RUN_IMAGES = "images_of_the_run"
+"""What the JSON beside the dense network calls the fingerprint of the run's train images."""
+
+CHANCE_IMAGES, BARELY_TRAINED = 512, 1.5
+"""Search images on which a network must beat chance by this factor, else a warning is due."""
+
+
+def warn_of_network(bench: Bench, console: Console) -> None:
+    """Say so if a network may know the search images, or seems not to have its weights."""
+    target = bench.target
+    dataset, info = target.dataset, target.info
+    known = None if info is None or info.dataset != dataset.name else info.extra.get(TRAIN_IMAGES)
+    size = None if info is None else info.extra.get("image_size")
+    sides = dataset.train.source.image_shape[1:]
+    of_one_size = size is None or sides == (size, size)  # else the fingerprints differ by it
+    if of_one_size and known not in (None, dataset.train.fingerprint()):
+        console.say(
+            f"warning: the weights of {target.arch} were trained on other images of {dataset.name} "
+            "than the train split here: search images may be among them, and accuracies too high; "
+            "give the same --data-dir and options of the images, or train anew"
+        )
+    images = target.dataset.search.sample(CHANCE_IMAGES, bench.seed)
+    accuracy = evaluate(target.model, images).accuracy
+    if accuracy * target.dataset.num_classes < BARELY_TRAINED:
+        console.say(
+            f"warning: {target.arch} has {100 * accuracy:.1f} % accuracy on search images, about "
+            "that of chance: are its weights those of a trained network?"
+        )
+
+
+def _check_begun(target: Target, config: NetworkConfig, path: Path, given: str) -> None:
+    """Raise ConfigError if a run that goes on began with other weights or images.
+
+    Args:
+        target: the network, with the weights that the run began with.
+        config: which network, weights and images were asked for.
+        path: of these weights.
+        given: digest of the weights that are there now.
+    """
+    info, begun = weights_info(path), parameter_digest(target.model)
+    images = target.dataset.train.fingerprint()
+    what = None
+    if info is not None and info.extra.get(RUN_IMAGES) != images:
+        what = f"other images of {target.dataset.name}"
+    elif config.weights is not None and given != begun:
+        what = f"other weights than {config.weights} holds now"
+    if what is not None:
+        msg = f"{path.parent} was begun with {what}: restore them, or give a new --out"
+        raise ConfigError(msg)
+
+
+FEW = 100
+"""Search images among which a mask leads by chance."""
+
+
+def _doubts(target: Target) -> Iterator[str]:
+    """Yield what is likely wrong with a network or its images."""
+    if len(target.dataset.search) < FEW:
+        yield (
+            f"there are {len(target.dataset.search)} images to search on, by which masks differ by "
+            "chance: give more, or a larger --search-share"
+        )
+    image = target.dataset.train.take(torch.arange(1))
+    outputs = compute_logits(target.model, image, autocast=False)
+    if outputs.min() >= 0.0 and abs(float(outputs.sum()) - 1.0) < 1e-4:
+        yield (
+            f"{target.arch} seems to end in a softmax: fine-tunes take its outputs for logits; "
+            "leave it to the loss"
+        )
+
+
+def ensure_dense(
+    target: Target, config: NetworkConfig, folder: RunFolder, console: Console
+) -> Path:
+    """Make the dense network's weights final, and write them into the run folder.
+
+    They come from an earlier start of the same run, from training now, or are there already.
+
+    Returns:
+        The weights file in the folder.
+
+    Raises:
+        ConfigError: the run was begun with other weights or images.
+    """
+    path = folder.file(DENSE_FILE)
+    if path.is_file():
+        given = parameter_digest(target.model)
+        load_weights(target.model, path)
+        _check_begun(target, config, path, given)
+        return path
+    for doubt in _doubts(target):
+        console.say(f"warning: {doubt}")
+    if target.pretrain_epochs:
+        train_network(
+            f"train {target.arch} on {target.dataset.name} first (no --weights), epoch",
+            target.model,
+            target.dataset.train,
+            pretrain_recipe(target.pretrain_epochs, lr=PRETRAIN_LR, batch_size=128),
+            seed=config.seed,
+            checkpoint=folder.checkpoint("pretrain.safetensors"),
+            console=console,
+        )
+    figures = dict(target.info.extra) if target.info else {}
+    if target.info and target.info.dataset != target.dataset.name:
+        for of_other_images in (TRAIN_IMAGES, "image_size", "no_flip"):
+            figures.pop(of_other_images, None)
+    images = target.dataset.train.fingerprint()
+    figures[RUN_IMAGES] = images
+    if target.pretrain_epochs:
+        figures |= {"epochs": target.pretrain_epochs, TRAIN_IMAGES: images}
+    save_weights(target.model, path, weights_record(target.arch, target.dataset, config, figures))
+    return path

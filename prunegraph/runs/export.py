@@ -1,0 +1,152 @@
+"""``prunegraph export``: the pruned network of a run as a file for other programs."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunegraph.artefacts.export import export, export_recipe
+from prunegraph.artefacts.pruned import (
+    PrunedInfo,
+    PrunedNetwork,
+    artefact_paths,
+    load_pruned,
+    read_info,
+)
+from prunegraph.core.console import Console
+from prunegraph.core.errors import ArtefactError, ConfigError
+from prunegraph.runs.folder import REPORT_FILE, RunFolder
+from prunegraph.runs.machine import resolve_device
+from prunegraph.runs.options.checks import check_one_run, check_trusted
+from prunegraph.runs.options.tools import ExportConfig
+from prunegraph.runs.prepare import build_dense
+from prunegraph.runs.report.page import pruned_folder
+from prunegraph.runs.report.report import read_report
+
+FILE_NAMES = {
+    "onnx": "pruned.onnx",
+    "torch-export": "pruned.pt2",
+    "safetensors": "exported.safetensors",
+}
+"""The file of each format in a run folder."""
+
+MOST_CLASSES = 10
+"""Classes that are named where people read them."""
+
+
+def run_export(config: ExportConfig, console: Console) -> dict[str, Any]:
+    """Write the file, and return where it is, how large, and what its network expects."""
+    resolve_device(config.device)
+    path = _path(config)
+    info, saved = read_run(config.run, config.arch)
+    generator = torch.Generator().manual_seed(config.seed)
+    example = torch.randn(info.example_shape, generator=generator)
+    inputs = input_details(info)
+    files = [path]
+    if config.format == "safetensors":
+        export_recipe(saved, example, path, lambda: build_dense(info))
+        files.append(artefact_paths(path)[0])
+    else:
+        texts = {name: json.dumps(value) for name, value in inputs.items()}
+        export(
+            saved.model,
+            example,
+            path,
+            format=config.format,
+            dynamic_axes=config.dynamic_axes,
+            metadata=texts,
+        )
+    size = path.stat().st_size
+    names = " and ".join(map(str, files))
+    console.say(f"{info.arch}, pruned, as {config.format}: {names} ({size:,} bytes)")
+    console.say(_in_words(inputs, config.dynamic_axes))
+    return {
+        "command": config.command,
+        "arch": info.arch,
+        "format": config.format,
+        "file": str(path),
+        "files": [str(each) for each in files],
+        "bytes": size,
+        **inputs,
+    }
+
+
+def input_details(info: PrunedInfo) -> dict[str, Any]:
+    """Return what a network expects, and its classes, by name; what is not known is left out.
+
+    ``input_shape`` is that of one input, without the batch; ``mean`` and ``std`` are those of each
+    channel, for pixels in [0, 1]; left out where a data set of the user's own names none.
+    """
+    details: dict[str, Any] = {"input_shape": list(info.example_shape[1:])}
+    mean, std = info.mean or (), info.std or ()
+    if any(mean) or any(value != 1.0 for value in std):  # else they are taken as they come
+        details |= {"mean": list(mean), "std": list(std)}
+    classes = info.extra.get("classes")
+    if isinstance(classes, list):
+        details["classes"] = [str(name) for name in classes]
+    return details
+
+
+def _in_words(inputs: dict[str, Any], dynamic_axes: Sequence[int]) -> str:
+    """Return what a network expects in one line."""
+    shape = ["batch", *inputs["input_shape"]]
+    for axis in dynamic_axes:
+        shape[axis] = "any"
+    words = f"it takes inputs of shape {shape}".replace("'", "")
+    if "mean" in inputs:
+        words += f", pixels in [0, 1] minus mean {inputs['mean']}, divided by std {inputs['std']}"
+    if "classes" in inputs:
+        classes = inputs["classes"]
+        more = ", ..." * (len(classes) > MOST_CLASSES)
+        words += f"; its {len(classes)} classes: {', '.join(classes[:MOST_CLASSES])}{more}"
+    return "".join(letter if letter.isprintable() else "?" for letter in words)
+
+
+def _path(config: ExportConfig) -> Path:
+    """Return the file to write: ``--out``, or the format's own in the network's folder.
+
+    Raises:
+        ConfigError: ``--out`` is there already.
+    """
+    if config.out is None:
+        folder = config.run.parent if config.run.is_file() else config.run
+        return folder / FILE_NAMES[config.format]
+    written = [config.out]
+    if config.format == "safetensors":
+        written.append(artefact_paths(config.out)[0])
+    for path in written:
+        if path.exists() or path.is_symlink():
+            msg = f"{path} exists, and nothing is replaced: give another --out"
+            raise ConfigError(msg)
+    return config.out
+
+
+def read_run(run: Path, trusted: str | None) -> tuple[PrunedInfo, PrunedNetwork]:
+    """Read the pruned network of a run folder; code is run if ``trusted`` names it."""
+    _check_holds_network(run)
+    info = read_info(run)
+    check_trusted(info.arch, trusted, artefact_paths(run)[0])
+    return info, load_pruned(run, lambda: build_dense(info))
+
+
+def _check_holds_network(run: Path) -> None:
+    """Raise ArtefactError if a run holds its networks in cells: names the pruned one's."""
+    folder = RunFolder(path=run)
+    if run.is_file() and not artefact_paths(run)[0].is_file():
+        msg = f"{run} is no run folder: name one of `prunegraph train` or `apply`"
+        raise ArtefactError(msg)
+    check_one_run(run)
+    if artefact_paths(run)[0].exists():
+        return
+    if not folder.file(REPORT_FILE).is_file():
+        msg = f"{run} holds no {artefact_paths(run)[0].name}: name a finished run of train or apply"
+        raise ArtefactError(msg)
+    content = read_report(folder)
+    if content["command"] != "compare":
+        return
+    cell = pruned_folder(folder, content)
+    where = f"{run}/cells/..., one of its cells" if cell is None else f"{cell}, its pruned network"
+    msg = f"{run} is a comparison of many networks: name {where}"
+    raise ArtefactError(msg)

@@ -1,0 +1,263 @@
+"""Run folders: where a command's files go, and how the same command finds them again."""
+
+import hashlib
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from prunegraph.core.errors import ArtefactError, BudgetError, ConfigError
+from prunegraph.core.files import TEMPORARY, locked, remove_temporaries
+from prunegraph.runs.options.checks import SUMMARY_FILE
+from prunegraph.runs.options.config import CommonConfig
+from prunegraph.runs.options.yaml_file import differences, read_yaml, save_config
+
+RUNS = Path("runs")
+"""Where run folders go without ``--out``, in the working directory."""
+
+CONFIG_FILE = "config.yaml"
+REPORT_FILE = "report.json"
+MOST_NAMED = 4
+"""So many options in which two runs differ are named."""
+
+PAGE_FILE = "report.html"
+"""Made from the other files, and anew at will: no digest of it is kept."""
+
+WORK_FOLDER = "checkpoints"
+"""Sub-folder with what an interrupted run resumes from; removed when the run is finished."""
+
+DENSE_FINETUNED = "dense_finetuned"
+"""Sub-folder with the dense network after the fine-tune: the control."""
+
+OWN_FOLDERS = ("cells", "plots", "events", DENSE_FINETUNED)
+"""Sub-folders that a run writes."""
+
+OWN_SUFFIXES = (".json", ".yaml", ".safetensors")
+"""And the files beside them."""
+
+MEMBER = re.compile(r"\d+-.+")
+"""Sub-folders of a run of several networks."""
+
+LOCK_FILE = "lock"
+"""Held in ``WORK_FOLDER`` while a run is at work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """A folder that one run writes to.
+
+    Attributes:
+        path: the folder; it exists after ``started``.
+    """
+
+    path: Path
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file in the folder."""
+        return self.path / name
+
+    def inside(self, name: str) -> Path:
+        """Return the path of a file that a report names.
+
+        Raises:
+            ArtefactError: it lies outside the folder.
+        """
+        path = self.path / name
+        if not path.resolve().is_relative_to(self.path.resolve()):
+            msg = f"{self.path}: its report names {name!r}, which lies outside the folder"
+            raise ArtefactError(msg)
+        return path
+
+    def checkpoint(self, name: str) -> Path:
+        """Return the path of a file that resumes an interrupted run."""
+        return self.path / WORK_FOLDER / name
+
+    @property
+    def untouched(self) -> bool:
+        """True if nothing is in it, or only what a run that was killed at once leaves."""
+        if not self.path.exists():
+            return True
+        if not self.path.is_dir():
+            return False
+        names = {path.name for path in self.path.iterdir() if not TEMPORARY.fullmatch(path.name)}
+        left = {path.name for path in (self.path / WORK_FOLDER).glob("*")}
+        return names <= {WORK_FOLDER} and left <= {LOCK_FILE}
+
+    @property
+    def finished(self) -> bool:
+        """True if the report or summary is written, which is the last thing that a run does."""
+        return any(self.file(name).is_file() for name in (REPORT_FILE, SUMMARY_FILE))
+
+    @contextmanager
+    def started(self, config: CommonConfig) -> Iterator[None]:
+        """Work in the folder: make it, lock it, write the options into it.
+
+        Call it when all input is checked.
+
+        Raises:
+            ConfigError: another run is at work in it.
+            ArtefactError: it cannot be written.
+        """
+        existed, held, useless = self.path.exists(), False, False
+        try:
+            with locked(self.checkpoint(LOCK_FILE), str(self.path)):
+                held = True
+                _check_usable(config, self.path)
+                if self.finished:
+                    msg = f"another run has just finished {self.path}: give the command again"
+                    raise ConfigError(msg)
+                remove_temporaries(self.path.rglob(".*.tmp"))
+                save_config(config, self.file(CONFIG_FILE))
+                yield
+        except BudgetError:  # found out of reach on the way: no command can go on with it
+            useless = True
+            raise
+        finally:
+            useless = useless and not self._holds_work()
+            if held and not existed and (useless or not self.file(CONFIG_FILE).exists()):
+                shutil.rmtree(self.path, ignore_errors=True)
+
+    def _holds_work(self) -> bool:
+        """Return whether a report or a checkpoint is in the folder, or in one below it."""
+        return any(
+            path.name == REPORT_FILE or (path.parent.name == WORK_FOLDER and path.name != LOCK_FILE)
+            for path in self.path.rglob("*")
+            if path.is_file()
+        )
+
+    def finish(self) -> None:
+        """Remove what only an interrupted run needs, in the folders of further networks too."""
+        members = [path for path in self.path.iterdir() if MEMBER.fullmatch(path.name)]
+        for folder in (self.path, *members):
+            shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
+        remove_temporaries(self.path.rglob(".*.tmp"))
+
+    def digests(self) -> dict[str, str]:
+        """Return the SHA-256 of each file of the run but report and pages, by path in it.
+
+        What others have put there, such as a log or another run, is not the run's.
+        """
+        files = (path for path in sorted(self.path.rglob("*")) if path.is_file())
+        return {
+            name: file_digest(path)
+            for path in files
+            if path.name != PAGE_FILE
+            and (name := path.relative_to(self.path).as_posix()) != REPORT_FILE
+            and WORK_FOLDER not in name.split("/")
+            and not TEMPORARY.fullmatch(path.name)
+            and _is_own(name)
+        }
+
+    def check_digests(self, expected: dict[str, str]) -> None:
+        """Raise ArtefactError that names the first file which is missing or not as reported."""
+        for name, digest in expected.items():
+            path = self.inside(name)
+            if not path.is_file():
+                msg = f"{path} is missing, though the report lists it: restore it or run again"
+                raise ArtefactError(msg)
+            if file_digest(path) != digest:
+                msg = f"{path} is not the file that the report was made from: its SHA-256 differs"
+                raise ArtefactError(msg)
+
+
+def _is_own(name: str) -> bool:
+    """Tell a run's files from others by their path in its folder."""
+    *folders, file = name.split("/")
+    if folders and MEMBER.fullmatch(folders[0]):
+        folders = folders[1:]
+    if not folders:
+        return Path(file).suffix in OWN_SUFFIXES
+    return folders[0] in OWN_FOLDERS
+
+
+def open_run(config: CommonConfig, out: Path | None, default_name: str) -> RunFolder:
+    """Find the folder of a run: new, or one to resume. Nothing is written yet.
+
+    With ``out`` that folder is used, and must be new, or hold a run with the same options. Without,
+    it is ``runs/NAME``; where that holds a finished run, or one with other options, the first of
+    ``runs/NAME-2``, ``-3``, ... that does not.
+
+    Args:
+        config: the options of this run.
+        out: the folder that the user named.
+        default_name: NAME.
+
+    Raises:
+        ConfigError: the folder holds something else.
+    """
+    if out is not None:
+        _check_usable(config, out)
+        return RunFolder(path=out)
+    number = 1
+    while True:
+        name = default_name if number == 1 else f"{default_name}-{number}"
+        folder = RunFolder(path=RUNS / name)
+        at_work = not folder.finished or (folder.path / WORK_FOLDER).exists()  # killed at its end
+        if folder.untouched or (at_work and not _differences(config, folder)):
+            return folder
+        number += 1
+
+
+def _check_usable(config: CommonConfig, out: Path) -> None:
+    if not out.exists():
+        return
+    if not out.is_dir():
+        msg = f"--out {out} is a file; name a folder"
+        raise ConfigError(msg)
+    folder = RunFolder(path=out)
+    if not folder.file(CONFIG_FILE).is_file():
+        if not folder.untouched:
+            msg = f"--out {out} holds files of something else; name a new folder"
+            raise ConfigError(msg)
+        return
+    found = _differences(config, folder)
+    if found:
+        more = f"; and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+        msg = (
+            f"--out {out} holds a run with other options ({'; '.join(found[:MOST_NAMED])}{more}); "
+            f"name a new folder, or resume that run with --config {folder.file(CONFIG_FILE)}"
+        )
+        raise ConfigError(msg)
+
+
+def _differences(config: CommonConfig, folder: RunFolder) -> list[str]:
+    path = folder.file(CONFIG_FILE)
+    if not path.is_file():
+        return ["command"]
+    return differences(config, read_yaml(path))
+
+
+def existing_run(path: Path) -> RunFolder:
+    """Return the folder of a finished run.
+
+    Raises:
+        ArtefactError: there is no finished run in it.
+    """
+    folder = RunFolder(path=path)
+    if not path.is_dir():
+        msg = f"{path} is not a folder; name the --out of an earlier run"
+        raise ArtefactError(msg)
+    missing = [name for name in (CONFIG_FILE, REPORT_FILE) if not folder.file(name).is_file()]
+    if not missing:
+        return folder
+    whole = path.resolve().parent
+    if MEMBER.fullmatch(path.resolve().name) and (whole / CONFIG_FILE).is_file():
+        msg = f"{path} is a part of a run of several networks: name {whole}"
+    elif CONFIG_FILE in missing:
+        msg = f"{path} holds no {CONFIG_FILE}, it is no run folder: name the --out of a run"
+    else:
+        msg = f"{path} holds no {REPORT_FILE}: no finished run; repeat its command to finish it"
+    raise ArtefactError(msg)
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def slug(name: str) -> str:
+    """Return ``name`` with what a file name cannot hold replaced by ``_``."""
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)

@@ -1,0 +1,179 @@
+"""``prunegraph inspect``: what can be pruned, what it costs, what is frozen and why."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from prunegraph.core.budget import Budget
+from prunegraph.core.console import Console
+from prunegraph.core.masks import KeepMask
+from prunegraph.core.user_code import is_factory
+from prunegraph.data import load_dataset
+from prunegraph.graph import StructureGraph, analyse, unwrap
+from prunegraph.graph.costs.latency import smallest_mask
+from prunegraph.models import build_model, load_weights, weights_info
+from prunegraph.runs.export import read_run
+from prunegraph.runs.machine import resolve_device
+from prunegraph.runs.options.config import DataConfig
+from prunegraph.runs.options.tools import InspectConfig
+from prunegraph.runs.prepare import (
+    DEFAULT_ARCH,
+    check_network,
+    named_dataset,
+    own_dataset,
+    resolve_arch,
+    trained_size,
+)
+from prunegraph.runs.report.groups import draw_groups
+from prunegraph.runs.report.plots import save_figure
+
+KNOWN_INPUTS: dict[str, tuple[tuple[int, int, int], int]] = {
+    "digits": ((1, 8, 8), 10),
+    "cifar10": ((3, 32, 32), 10),
+    "cifar100": ((3, 32, 32), 100),
+    "imagenet": ((3, 224, 224), 1000),
+}
+"""Image shape and number of classes of data sets that need not be read to know them."""
+
+MOST_NAMED = 3
+"""So many members of a group are named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspected:
+    """What is shown.
+
+    Attributes:
+        arch: the network's name.
+        graph: its structure.
+        mask: what a run kept of it; None without a run.
+    """
+
+    arch: str
+    graph: StructureGraph
+    mask: KeepMask | None = None
+
+
+def run_inspect(config: InspectConfig, console: Console) -> dict[str, Any]:
+    """Analyse a network, print and draw what was found, return it as ``--json`` prints it."""
+    inspected = _analyse(config) if config.run is None else _inspect_run(config.run, config.arch)
+    graph, mask = inspected.graph, inspected.mask
+    content = {"arch": inspected.arch, **graph.to_json()}
+    if mask is not None:
+        cost = graph.cost(mask)
+        widths = graph.group_widths(mask)
+        content["kept"] = {"macs": cost.macs, "params": cost.params, "widths": widths}
+    if not config.json:
+        _print(content, graph, console)
+    if config.plot is not None:
+        save_figure(draw_groups(graph, _title(content), mask), config.plot)
+        console.say(f"the groups are drawn in {config.plot}")
+    return content
+
+
+def _analyse(config: InspectConfig) -> Inspected:
+    """Build the network that the options name and analyse it."""
+    info = weights_info(config.weights) if config.weights else None
+    arch = resolve_arch(config.arch, config.weights, info)
+    dataset = named_dataset(config.dataset, config.weights, info)
+    image_shape, num_classes = _input_of(config, arch, dataset, trained_size(config, info))
+    device = resolve_device(config.device)
+    model = unwrap(build_model(arch, num_classes=num_classes, image_shape=image_shape))
+    if config.weights is not None:
+        load_weights(model, config.weights)
+    generator = torch.Generator().manual_seed(config.seed)
+    example: Tensor = torch.randn(1, *image_shape, generator=generator)
+    graph = analyse(model.to(device).eval(), example.to(device), attention=config.attention)
+    check_network(arch, graph)
+    return Inspected(arch=arch, graph=graph)
+
+
+def _inspect_run(run: Path, trusted: str | None) -> Inspected:
+    """Read the pruned network of a run folder."""
+    info, saved = read_run(run, trusted)
+    return Inspected(arch=info.arch, graph=saved.graph, mask=saved.mask)
+
+
+def _title(content: dict[str, Any]) -> str:
+    """Return the title of a picture or table."""
+    title = f"{content['arch']}: {content['macs']:,} MACs, {content['params']:,} parameters"
+    if "kept" in content:
+        kept = content["kept"]
+        title += f"; kept: {kept['macs']:,} MACs, {kept['params']:,} parameters"
+    return title
+
+
+def _input_of(
+    config: InspectConfig, arch: str, dataset: str | None, side: int | None
+) -> tuple[tuple[int, int, int], int]:
+    """Return image shape and number of classes without reading a data set, where that can be."""
+    if dataset is None:
+        dataset = _usual_dataset(arch)
+    if dataset in KNOWN_INPUTS and config.data_dir is None:
+        (channels, height, width), num_classes = KNOWN_INPUTS[dataset]
+    else:
+        if is_factory(dataset):
+            images = own_dataset(dataset, DataConfig(data_dir=config.data_dir), None)
+        else:
+            images = load_dataset(dataset, data_dir=config.data_dir, image_size=side)
+        (channels, height, width), num_classes = images.image_shape, images.num_classes
+    if side is not None:
+        height = width = side
+    return (channels, height, width), config.num_classes or num_classes
+
+
+def _usual_dataset(arch: str) -> str:
+    """Return the data set whose images a network usually takes."""
+    if arch.startswith(DEFAULT_ARCH):
+        return "digits"
+    return "imagenet" if ":" in arch else "cifar10"
+
+
+def _print(content: dict[str, Any], graph: StructureGraph, console: Console) -> None:
+    widths = content.get("kept", {}).get("widths")
+    table = Table(title=escape(_title(content)))
+    table.add_column("group")
+    table.add_column("size", justify="right")
+    if widths is not None:
+        table.add_column("kept", justify="right")
+    table.add_column("MACs", justify="right")
+    table.add_column("removed together")
+    table.add_column("frozen because")
+    for group in content["groups"]:
+        table.add_row(
+            escape(group["name"]),
+            str(group["size"]),
+            *([] if widths is None else [str(widths.get(group["name"], group["size"]))]),
+            f"{100 * group['macs_share']:.1f} %",
+            escape(_shorten(group["members"])),
+            escape(group["frozen"] or ""),
+        )
+    console.table(table)
+    for frozen in content["frozen_ops"]:
+        console.say(
+            f"frozen by {frozen['op']} in {frozen['module'] or 'the network'}: {frozen['reason']}"
+        )
+    free = int(graph.free.sum())
+    groups = sum(group["frozen"] is None for group in content["groups"])
+    console.say(
+        f"{free} of {graph.num_classes} channel classes can be removed, in {groups} groups; "
+        f"at least {least_macs(graph):.1%} of the MACs remain"
+    )
+    memory = graph.peak_memory(graph.dense_mask())
+    console.say(f"activations take {memory:,} bytes at once for one image")
+
+
+def _shorten(members: list[str]) -> str:
+    more = f", and {len(members) - MOST_NAMED} more" if len(members) > MOST_NAMED else ""
+    return ", ".join(members[:MOST_NAMED]) + more
+
+
+def least_macs(graph: StructureGraph) -> float:
+    """Return the least share of the MACs that can remain."""
+    least = smallest_mask(graph, Budget(keep_macs=1.0))
+    return graph.cost(least).macs / max(graph.dense_cost.macs, 1)

@@ -1,0 +1,99 @@
+"""Accuracies of a run's masks, kept on disk: an interrupted run measures none twice."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from prunegraph.core.console import Console
+from prunegraph.core.files import write_json
+from prunegraph.core.masks import KeepMask
+from prunegraph.core.reading import checked, read_json
+from prunegraph.runs.bench import Bench
+from prunegraph.runs.folder import RunFolder
+from prunegraph.runs.report.report import machine
+from prunegraph.runs.report.verdict import DENSE
+from prunegraph.runs.store import CandidateStore
+
+MEASURED_FILE = "measured.json"
+"""Where they are, among the checkpoints."""
+
+CONTENT = {"machine": dict[str, Any], "search": dict[str, float], "test": dict[str, float]}
+"""What the file holds: accuracies by mask."""
+
+
+class Measured:
+    """What masks get right without a fine-tune; each is measured once, in this process.
+
+    Figures of another machine, device, or number of threads do not count: last digits depend on
+    them, and all rows of a report are measured alike.
+
+    Args:
+        bench: the network.
+        folder: where they are kept; read if they are there.
+
+    Raises:
+        ArtefactError: the file is damaged.
+    """
+
+    def __init__(self, bench: Bench, folder: RunFolder) -> None:
+        self.bench = bench
+        self._path = folder.checkpoint(MEASURED_FILE)
+        self._machine = {**machine(), "device": str(bench.target.device)}
+        known = self._path.is_file()
+        self._search, self._test = read_measured(self._path, self._machine) if known else ({}, {})
+
+    def search(self, mask: KeepMask | None) -> float:
+        """Return a mask's accuracy on the search split; None = the dense network as it is."""
+
+        def pruned(mask: KeepMask) -> float:
+            return self.bench.final_evaluator.evaluate(mask).accuracy
+
+        return self._known(self._search, mask, pruned, self.bench.search_accuracy)
+
+    def test(self, mask: KeepMask | None) -> float:
+        """Return its accuracy on the test split. Call it when every choice is made."""
+        pruned = self.bench.recalibrated_test_accuracy
+        return self._known(self._test, mask, pruned, self.bench.test_accuracy)
+
+    def _known(
+        self,
+        found: dict[str, float],
+        mask: KeepMask | None,
+        pruned: Callable[[KeepMask], float],
+        dense: Callable[[nn.Module], float],
+    ) -> float:
+        """Return what was found of a mask; if nothing was, measure it and write all."""
+        key = DENSE if mask is None else mask.digest()
+        if key not in found:
+            found[key] = dense(self.bench.target.model) if mask is None else pruned(mask)
+            content = {"machine": self._machine, "search": self._search, "test": self._test}
+            write_json(self._path, content)
+        return found[key]
+
+
+def read_measured(path: Path, here: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return what was measured on the search and on the test split, if it was ``here``.
+
+    Raises:
+        ArtefactError: the file is damaged.
+    """
+    content = checked(read_json(path), CONTENT, str(path))
+    return (content["search"], content["test"]) if content["machine"] == here else ({}, {})
+
+
+def settle(bench: Bench, store: CandidateStore, folder: RunFolder, console: Console) -> None:
+    """Measure what other processes chose anew in this one, before anything is chosen among it.
+
+    With other threads an image more or less may be right, and what a report shows must be what
+    decided.
+    """
+    measured, candidates = Measured(bench, folder), list(store)
+    with console.progress("measure on search images", len(candidates)) as report:
+        for number, candidate in enumerate(candidates, start=1):
+            accuracy = measured.search(candidate.mask)
+            if accuracy != candidate.search_accuracy:
+                store.add(dataclasses.replace(candidate, search_accuracy=accuracy))
+            report(number)

@@ -1,0 +1,69 @@
+"""Checks of options: a value out of range gives one line that names it."""
+
+from pathlib import Path
+
+from prunegraph.core.errors import ArtefactError, ConfigError
+from prunegraph.core.reading import MAX_INTEGER
+from prunegraph.core.user_code import is_factory
+from prunegraph.rewards.config import SelfCompetitionForm
+
+SUMMARY_FILE = "summary.json"
+"""What takes a report's place where a folder holds several comparisons."""
+
+
+def check_one_run(path: Path) -> None:
+    """Raise ArtefactError for a folder of several comparisons, where one run is asked for."""
+    if (path / SUMMARY_FILE).is_file():
+        msg = f"{path} holds several comparisons: name the folder of one of them"
+        raise ArtefactError(msg)
+
+
+def check_usable(name: str, value: object) -> None:
+    """Raise ConfigError for NaN, infinity, and numbers that fit no tensor."""
+    if isinstance(value, int | float) and not -MAX_INTEGER < value < MAX_INTEGER:
+        msg = f"{name} is no number that can be used, or too large: {str(value)[:30]}"
+        raise ConfigError(msg)
+
+
+def check_at_least(name: str, value: float | None, least: float) -> None:
+    """Raise ConfigError if ``value`` is given and below ``least``."""
+    if value is not None and not value >= least:
+        msg = f"{name}={value} must be at least {least}"
+        raise ConfigError(msg)
+
+
+def check_at_most(name: str, value: float | None, most: float) -> None:
+    """Raise ConfigError if ``value`` is given and above ``most``."""
+    if value is not None and not value <= most:
+        msg = f"{name}={value} must be at most {most}"
+        raise ConfigError(msg)
+
+
+def check_wall(form: SelfCompetitionForm, round_to: int | None) -> None:
+    """Raise ConfigError for the action wall with width rounding, which it does not know."""
+    if form == "wall" and round_to is not None:
+        msg = f"self_competition=wall cannot round widths: drop round_to={round_to}, or the wall"
+        raise ConfigError(msg)
+
+
+def check_trusted(
+    name: str, given: str | None, path: Path, option: str = "arch", others: str = ""
+) -> None:
+    """Refuse to run code because a file, which anybody may have made, names it.
+
+    Args:
+        name: of a network or a pruner in the file.
+        given: the name that the user gave, if any.
+        path: the file.
+        option: by which it is given.
+        others: options that the file asks for besides.
+
+    Raises:
+        ConfigError: the name is of code, and the user did not give it.
+    """
+    if is_factory(name) and name != given:
+        msg = (
+            f"{path} names {name}, which is code that would be run: trust it with --{option} "
+            f"{name}{others}"
+        )
+        raise ConfigError(msg)

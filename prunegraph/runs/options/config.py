@@ -1,0 +1,396 @@
+"""The options of every command: frozen dataclasses, read from the command line and from YAML.
+
+``tyro`` makes the command line from them. ``--config FILE.yaml`` gives defaults that the command
+line overrides; a run folder holds the merged options as ``config.yaml``, which can be given back.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import tyro
+
+from prunegraph.agent.config import EPISODES_PER_UPDATE, PPOConfig
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import ConfigError
+from prunegraph.graph import AttentionUnit
+from prunegraph.rewards.config import (
+    Constraint,
+    Metric,
+    RewardConfig,
+    SelfCompetitionForm,
+    check_range,
+)
+from prunegraph.runs.options.checks import check_at_least, check_at_most, check_usable, check_wall
+
+MAX_SEED = 2**32 - 10_000
+"""The largest seed: numpy takes 32 bits, and runs count on from it."""
+
+MAX_THREADS = 4096
+
+DEFAULT_KEEP_MACS = 0.5
+"""What a command prunes to if it is told no limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonConfig:
+    """Options that every command takes.
+
+    Attributes:
+        device: where networks run: auto (cuda if there is one), cpu, cuda, cuda:0, ...
+        seed: seed of everything random.
+        config: YAML file with options; those on the command line come first.
+        json: print the result as JSON on standard output, and progress on standard error.
+        threads: CPU threads; default: one a core, at most OMP_NUM_THREADS, and one for digits,
+            since their networks are tiny.
+    """
+
+    command: ClassVar[str] = ""
+    device: str = "auto"
+    seed: int = 0
+    config: Path | None = None
+    json: bool = False
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            check_usable(field.name, getattr(self, field.name))
+        check_at_least("threads", self.threads, 1)
+        check_at_most("threads", self.threads, MAX_THREADS)
+        check_at_least("seed", self.seed, 0)
+        check_at_most("seed", self.seed, MAX_SEED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(CommonConfig):
+    """Which images.
+
+    Attributes:
+        dataset: digits, cifar10, cifar100, imagenet, folder, or package.module:function, your own;
+            default: what the weights' JSON names, else digits.
+        data_dir: folder or tar that holds the data set.
+        image_size: side to which images are scaled; default: what the weights' JSON names, else the
+            data set's own.
+        search_share: share of the training images that is set aside for the search where the data
+            set has no validation folder.
+        split_seed: seed of that cut; the same for every command that uses the same weights.
+        no_flip: training images are not mirrored, for digits, letters, left and right (those of
+            dataset digits never are); default: what the weights' JSON names.
+    """
+
+    dataset: str | None = None
+    data_dir: Path | None = None
+    image_size: int | None = None
+    search_share: float = 0.1
+    split_seed: int = 0
+    no_flip: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("image_size", self.image_size, 1)
+        check_range("search_share", self.search_share, 0.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig(DataConfig):
+    """Which network, and on which images.
+
+    Attributes:
+        arch: resnet20, vgg16_bn, digits_resnet, torchvision:NAME, package.module:factory, ...;
+            default: what the weights' JSON names, else digits_resnet.
+        weights: weights file (.safetensors, or .pt/.pth without pickled code); default: trained
+            first on digits, else what the factory returns.
+        pretrain_epochs: epochs to train a network that has no weights; default: 40 on digits, 0 for
+            package.module:factory, else none and weights are asked for.
+        attention: what can leave it: a whole head, or a part of the width of all its heads.
+    """
+
+    arch: str | None = None
+    weights: Path | None = None
+    pretrain_epochs: int | None = None
+    attention: AttentionUnit = "head"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("pretrain_epochs", self.pretrain_epochs, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworksConfig(DataConfig):
+    """Which networks, on the same images.
+
+    Attributes:
+        arch: one or more networks: resnet20, vgg16_bn, torchvision:NAME, package.module:factory;
+            default: what the weights' JSON names, else digits_resnet.
+        weights: one weights file a network, in the same order.
+        pretrain_epochs: epochs to train a network that has no weights.
+        attention: what can leave it: a whole head, or a part of the width of all its heads.
+    """
+
+    arch: tuple[str, ...] = ()
+    weights: tuple[Path, ...] = ()
+    pretrain_epochs: int | None = None
+    attention: AttentionUnit = "head"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("pretrain_epochs", self.pretrain_epochs, 0)
+        if self.arch and self.weights and len(self.arch) != len(self.weights):
+            msg = (
+                f"{len(self.arch)} networks but {len(self.weights)} weights files: "
+                "give --weights once for each --arch, in the same order"
+            )
+            raise ConfigError(msg)
+
+    def network_configs(self) -> tuple[NetworkConfig, ...]:
+        """Return the options of each network alone."""
+        count = max(len(self.arch), len(self.weights), 1)
+        shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(DataConfig)}
+        return tuple(
+            NetworkConfig(
+                **shared,
+                arch=self.arch[position] if self.arch else None,
+                weights=self.weights[position] if self.weights else None,
+                pretrain_epochs=self.pretrain_epochs,
+                attention=self.attention,
+            )
+            for position in range(count)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetOptions:
+    """How small.
+
+    Attributes:
+        keep_macs: at most this share of the multiply-adds remains; default 0.5 without a limit.
+        keep_params: at most this share of the parameters remains.
+        max_memory: at most this many bytes of activations alive at once, for one image.
+        max_latency: at most this many milliseconds a forward of one image, on this device: apply
+            measures it (the fastest of 50, and 5 % for noise), searches go by layers timed before.
+    """
+
+    keep_macs: float | None = None
+    keep_params: float | None = None
+    max_memory: int | None = None
+    max_latency: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeOptions:
+    """In which widths, and how to fine-tune.
+
+    Attributes:
+        round_to: keep a multiple of this many channels (8, 16) in every group, within the budget.
+        finetune_epochs: epochs of the fine-tune, the same for every network that gets one; default:
+            40 on digits, else 10.
+        finetune_lr: peak learning rate of the fine-tune.
+        finetune_on_search: fine-tune on the search images too, when every choice has been made, as
+            tables do whose networks train on all training images.
+        batch_size: images a step of the fine-tune.
+        distill: weight in [0, 1] of the dense network's outputs in the fine-tune's loss; 0: labels
+            alone, which takes less time.
+        calibration_images: training images that recalibrate batch norm after pruning; in searches
+            512 at most.
+        reconstruct: with no-reconstruct the kept weights stay as they are; default: they take over
+            what the removed channels gave, by least squares on those images, before a pruned
+            network is scored or fine-tuned.
+        layer_by_layer: each layer also makes up for what those before it leave, which is far better
+            without a fine-tune (searches do so on few images); with no-layer-by-layer all layers
+            are reconstructed at once, which takes less time.
+        workers: searches and fine-tunes that run side by side, each in a process with its share of
+            the threads; default: one a thread on a CPU, else one. If the number is given, it is
+            also how many networks of a single search are evaluated at once.
+    """
+
+    round_to: int | None = None
+    finetune_epochs: int | None = None
+    finetune_lr: float = 0.05
+    finetune_on_search: bool = False
+    batch_size: int = 128
+    distill: float = 0.5
+    calibration_images: int = 1024
+    reconstruct: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = True
+    layer_by_layer: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = True
+    workers: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningOptions(RecipeOptions, BudgetOptions):
+    """How small, and how to fine-tune."""
+
+    def budget(self) -> Budget:
+        """Return what may remain; half of the multiply-adds if nothing is asked."""
+        names = [field.name for field in dataclasses.fields(BudgetOptions)]
+        asked = {name: getattr(self, name) for name in names}
+        if all(value is None for value in asked.values()):
+            asked["keep_macs"] = DEFAULT_KEEP_MACS
+        return Budget(**asked, round_to=self.round_to)
+
+    def check(self) -> None:
+        """Raise ConfigError or BudgetError for a value out of range."""
+        self.budget()
+        check_at_least("finetune_epochs", self.finetune_epochs, 0)
+        check_at_least("batch_size", self.batch_size, 2)
+        check_at_least("calibration_images", self.calibration_images, 1)
+        check_at_least("workers", self.workers, 1)
+        check_range("distill", self.distill, 0.0, 1.0)
+        if not self.finetune_lr > 0:
+            msg = f"finetune_lr={self.finetune_lr} must be above 0"
+            raise ConfigError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """How the agent searches.
+
+    Attributes:
+        networks: pruned networks that one search may evaluate, everything counted.
+        policy: search on from a trained policy: resnet-cifar, which comes with the package, a run
+            folder of ``train``, or a policy file; default: from an untrained one.
+        subset: search images an update scores its networks on; default: 1,500 or all.
+        budgets: shares of the MACs to train the policy for, one an episode; default: the budget.
+        constraint: how the agent meets the budget.
+        self_competition: what a pruned network competes with: best, ema, rank or greedy; the
+            comparators accuracy, lagrangian and wall do not compete.
+        metric: what is compared: soft_accuracy is the mean probability of the right class, of which
+            fewer images tell as much; accuracy_loss takes a quarter of the loss off the accuracy;
+            kl (to the dense network) is for weights that have seen the search images.
+        granularity: decide on the whole network in one step, or group by group.
+        refinements: further steps of an episode, each of which decides on all channels again and
+            sees what the last mask kept and reached; each runs a network.
+        update_size: networks an update of the policy.
+        learning_rate: step size of the policy.
+        imagined_steps: steps of the policy after each update on masks that were not run but
+            predicted from all that were; 0 = learn from run networks alone. None are made with
+            granularity group or constraint lagrangian.
+        exchanges: of a channel for another one at the most, by which every second mask is improved,
+            as far as what was run predicts, before it is run; 0 = none. Needs imagined steps.
+        amortise_steps: steps for each network that the search may evaluate, after it, that teach
+            the policy, which can be used on other networks, what was found; fewer for large ones.
+        ray: evaluate the networks of a search on a Ray cluster: its address, auto (the one that
+            this machine belongs to), or local.
+    """
+
+    networks: int = 400
+    policy: Path | None = None
+    subset: int | None = None
+    budgets: tuple[float, ...] = ()
+    constraint: Constraint = RewardConfig.constraint
+    self_competition: SelfCompetitionForm = RewardConfig.self_competition
+    metric: Metric = "soft_accuracy"
+    granularity: Literal["network", "group"] = "network"
+    refinements: int = 0
+    update_size: int = EPISODES_PER_UPDATE
+    learning_rate: float = PPOConfig.learning_rate
+    imagined_steps: int = 20
+    exchanges: int = 40
+    amortise_steps: int = 3
+    ray: str | None = None
+
+    def check(self) -> None:
+        """Raise ConfigError or BudgetError for a value out of range."""
+        for share in self.budgets:
+            Budget(keep_macs=share)
+        if len(set(self.budgets)) < len(self.budgets):
+            msg = f"budgets={' '.join(map(str, self.budgets))} names one twice: give each once"
+            raise ConfigError(msg)
+        check_at_least("learning_rate", self.learning_rate, 0.0)
+        check_at_least("imagined_steps", self.imagined_steps, 0)
+        check_at_least("exchanges", self.exchanges, 0)
+        check_at_least("amortise_steps", self.amortise_steps, 0)
+        check_at_least("refinements", self.refinements, 0)
+        check_at_least("update_size", self.update_size, 2 * (1 + self.refinements))
+        check_at_least("networks", self.networks, 1)
+        check_at_least("subset", self.subset, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(DataConfig):
+    """Train a network on the train split, from scratch or on; resumes where it was interrupted.
+
+    Attributes:
+        arch: resnet20, vgg16_bn, digits_resnet, torchvision:NAME, package.module:factory, ...;
+            default: what the weights' JSON names, else digits_resnet.
+        weights: weights file to train on; default: from scratch.
+        slimmable: train random parts of the network, each step another one that keeps at least this
+            share of the multiply-adds, so that pruning costs less accuracy; give --weights too.
+        distill: weight in [0, 1] of the outputs that --weights give in the loss.
+        epochs: passes over the train split; default: 40 on digits, elsewhere 60, with weights 10.
+        lr: peak learning rate; default: 0.1, with weights 0.05.
+        batch_size: images a step.
+        out: weights file to write, with a JSON beside it; default: runs/ARCH-DATASET.safetensors.
+    """
+
+    command: ClassVar[str] = "pretrain"
+    arch: str | None = None
+    weights: Path | None = None
+    slimmable: float | None = None
+    distill: float = 0.0
+    epochs: int | None = None
+    lr: float | None = None
+    batch_size: int = 128
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least("epochs", self.epochs, 1)
+        check_at_least("batch_size", self.batch_size, 2)
+        if self.lr is not None and not self.lr > 0:
+            msg = f"lr={self.lr} must be above 0"
+            raise ConfigError(msg)
+        if self.slimmable is not None:
+            check_range("slimmable", self.slimmable, 0.001, 1.0)
+            if self.weights is None:
+                msg = "--slimmable makes a trained network slimmable: give its --weights"
+                raise ConfigError(msg)
+        check_range("distill", self.distill, 0.0, 1.0)
+        if self.distill and self.weights is None:
+            msg = "--distill learns from the outputs of a trained network: give its --weights"
+            raise ConfigError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(SearchOptions, PruningOptions, NetworksConfig):
+    """Train the agent, prune with it, fine-tune, compare with the baselines, report.
+
+    With several networks one policy is trained on all of them.
+
+    Attributes:
+        search_seeds: independent searches; the best mask on the search split wins.
+        baselines: all: thirteen heuristics, CEM, random search, the sampler; heuristics: those;
+            none.
+        out: run folder; default: runs/ARCH-DATASET-KEEP. The same command resumes.
+    """
+
+    command: ClassVar[str] = "train"
+    search_seeds: int = 3
+    baselines: Literal["all", "heuristics", "none"] = "all"
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        NetworksConfig.__post_init__(self)
+        PruningOptions.check(self)
+        SearchOptions.check(self)
+        check_wall(self.self_competition, self.round_to)
+        check_at_least("search_seeds", self.search_seeds, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApplyConfig(PruningOptions, NetworkConfig):
+    """Prune a network with a trained policy: no search, no reward.
+
+    Attributes:
+        policy: resnet-cifar, which comes with the package; run folder of ``train``, or a policy
+            file.
+        out: run folder; default: runs/apply-ARCH-DATASET-KEEP.
+    """
+
+    command: ClassVar[str] = "apply"
+    policy: Path
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        NetworkConfig.__post_init__(self)
+        PruningOptions.check(self)

@@ -1,0 +1,18 @@
+"""Which policies come with the package."""
+
+from pathlib import Path
+
+from prunegraph.core.files import POLICY_FILE
+
+SHIPPED = Path(__file__).parents[1] / "policies"
+"""The folder of the policies that come with the package."""
+
+
+def is_shipped(policy: Path) -> bool:
+    """Tell whether a name means a policy of the package: there is one, and none at that path."""
+    return str(policy) in shipped_policies() and not (policy / POLICY_FILE).is_file()
+
+
+def shipped_policies() -> dict[str, Path]:
+    """Return the policies that come with the package, by name."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.safetensors"))}

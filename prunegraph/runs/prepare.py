@@ -1,0 +1,352 @@
+"""What every command starts from: the network, its weights, its images, its structure graph."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prunegraph.artefacts.pruned import PrunedInfo
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import ConfigError, DataError, ModelError, one_line
+from prunegraph.core.seeding import seeded
+from prunegraph.core.splits import Dataset
+from prunegraph.core.user_code import as_one_line, find_factory, is_factory
+from prunegraph.data import Images, from_images, load_dataset
+from prunegraph.graph import StructureGraph, analyse, copy_network, unwrap
+from prunegraph.graph.apply import apply_mask
+from prunegraph.models import (
+    WeightsInfo,
+    build_model,
+    check_arch,
+    check_weights_file,
+    load_weights,
+    weights_info,
+)
+from prunegraph.runs.machine import is_out_of_memory, resolve_device
+from prunegraph.runs.options.checks import check_trusted
+from prunegraph.runs.options.config import DataConfig, NetworkConfig, PretrainConfig, PruningOptions
+from prunegraph.tasks.classification import lay_out, layout_of, place_model
+
+DEFAULT_ARCH = "digits_resnet"
+DEFAULT_DATASET = "digits"
+DIGITS_EPOCHS = 40
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Target:
+    """A network to prune, with its images.
+
+    Attributes:
+        arch: its name for ``build_model``.
+        model: the dense network, in eval mode, on the device.
+        dataset: its images, normalised as it was trained.
+        graph: its structure.
+        example_inputs: ``[1, C, H, W]`` one image, on the device.
+        layout: of its weights where they are read from a file; ``model`` is in the fastest one.
+        info: what the JSON beside its weights says.
+        pretrain_epochs: epochs that it still has to be trained; 0 if it has weights.
+    """
+
+    arch: str
+    model: nn.Module
+    dataset: Dataset
+    graph: StructureGraph
+    example_inputs: Tensor
+    layout: torch.memory_format
+    info: WeightsInfo | None
+    pretrain_epochs: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.example_inputs.device
+
+    def as_loaded(self) -> nn.Module:
+        """Return a copy in the layout in which files load: what is timed."""
+        model = copy_network(self.model)
+        lay_out(model, self.layout)
+        return model
+
+
+def resolve_arch(arch: str | None, weights: Path | None, info: WeightsInfo | None) -> str:
+    """Return the network's name from the options and the JSON beside the weights.
+
+    Raises:
+        ConfigError: they contradict each other, or weights come without a name.
+        ArtefactError: there are no such weights.
+    """
+    if weights is None:
+        return arch or DEFAULT_ARCH
+    check_weights_file(weights)
+    if info is None:
+        if arch is None:
+            msg = f"{weights} has no JSON beside it that names the network; add --arch"
+            raise ConfigError(msg)
+        return arch
+    if arch is not None and arch != info.arch:
+        msg = f"{weights} holds {info.arch}, not {arch}: drop --arch, or give other --weights"
+        raise ConfigError(msg)
+    check_trusted(info.arch, arch, weights.with_suffix(".json"))
+    return info.arch
+
+
+def trained_size(config: DataConfig, info: WeightsInfo | None) -> int | None:
+    """Return ``--image-size``, or that which the weights were trained with on the same data set."""
+    if config.image_size is not None:
+        return config.image_size
+    size = _told_of_images(config, info).get("image_size")
+    return size if isinstance(size, int) else None
+
+
+def never_flipped(config: DataConfig, info: WeightsInfo | None) -> bool:
+    """Return ``--no-flip``, or whether the weights were trained so on the same data set."""
+    return config.no_flip or _told_of_images(config, info).get("no_flip") is True
+
+
+def _told_of_images(config: DataConfig, info: WeightsInfo | None) -> Mapping[str, Any]:
+    """Return what weights tell of their images; nothing if the options name another data set."""
+    return info.extra if info is not None and config.dataset in (None, info.dataset) else {}
+
+
+def named_dataset(given: str | None, weights: Path | None, info: WeightsInfo | None) -> str | None:
+    """Return the data set that the options or the JSON beside the weights name.
+
+    Raises:
+        ConfigError: the JSON alone names it, and it is code.
+    """
+    if given is None and weights is not None and info is not None and info.dataset is not None:
+        check_trusted(info.dataset, None, weights.with_suffix(".json"), "dataset")
+        return info.dataset
+    return given
+
+
+def load_images(config: NetworkConfig | PretrainConfig, info: WeightsInfo | None) -> Dataset:
+    """Load the data set, normalised and scaled as the weights' JSON says.
+
+    Raises:
+        ConfigError: the weights were trained on images that this cut sets aside for the search.
+        DataError: the data set cannot be used.
+    """
+    for key in ("search_share", "split_seed"):
+        if info is not None and info.extra.get(key, getattr(config, key)) != getattr(config, key):
+            flag = f"--{key.replace('_', '-')} {info.extra[key]}"
+            msg = f"the weights were trained on another cut of the train images: give {flag}"
+            raise ConfigError(msg)
+    name = named_dataset(config.dataset, config.weights, info) or DEFAULT_DATASET
+    if is_factory(name):
+        return own_dataset(name, config, info)
+    if name == DEFAULT_DATASET and config.threads is None:
+        torch.set_num_threads(1)  # sharing such small work among threads only slows it down
+    return load_dataset(
+        name,
+        data_dir=config.data_dir,
+        image_size=trained_size(config, info),
+        search_share=config.search_share,
+        seed=config.split_seed,
+        mean=info.mean if info else None,
+        std=info.std if info else None,
+        flip=not never_flipped(config, info),
+    )
+
+
+def own_dataset(name: str, config: DataConfig, info: WeightsInfo | None) -> Dataset:
+    """Return the data set that the user's own function makes.
+
+    Args:
+        name: ``package.module:function``, which is run.
+        config: how it is cut.
+        info: what the JSON beside the weights says.
+
+    Raises:
+        PruneGraphError: there is no such function, or what it makes cannot be used.
+    """
+    given = {
+        "data_dir": config.data_dir,
+        "image_size": config.image_size,
+        "no_flip": config.no_flip,
+    }
+    useless = [option for option, value in given.items() if value]
+    if useless:
+        msg = f"{name} reads and augments its images itself: leave {useless[0]} away"
+        raise ConfigError(msg)
+    factory = find_factory(name)
+    with as_one_line(name):
+        images = factory()
+        if not isinstance(images, Images):
+            msg = f"it returned {type(images).__name__}, not prunegraph.data.Images"
+            raise DataError(msg)
+        return from_images(
+            name,
+            images,
+            search_share=config.search_share,
+            seed=config.split_seed,
+            mean=info.mean if info else None,
+            std=info.std if info else None,
+        )
+
+
+def build_network(arch: str, dataset: Dataset, seed: int) -> nn.Module:
+    """Build a network for a data set's images, its initial weights fixed by ``seed``."""
+    with seeded(seed):
+        model = build_model(arch, num_classes=dataset.num_classes, image_shape=dataset.image_shape)
+    return unwrap(model)  # a factory may wrap it: its weights are named without
+
+
+def build_dense(info: PrunedInfo) -> nn.Module:
+    """Build the dense network that a saved pruned one was cut from.
+
+    Raises:
+        ModelError: it cannot be built.
+    """
+    sizes = info.example_shape[1:]
+    is_image = len(sizes) == 3  # factories, whose networks may eat anything, take no shape
+    image_shape = (sizes[0], sizes[1], sizes[2]) if is_image else (1, 1, 1)
+    return build_model(info.arch, num_classes=info.num_classes, image_shape=image_shape)
+
+
+def load_target(config: NetworkConfig, budget: Budget | None = None) -> Target:
+    """Load everything that a network needs, and check it before anything long starts.
+
+    Args:
+        config: which network, weights and images.
+        budget: if given, checked to be within reach.
+
+    Raises:
+        PruneGraphError: something is missing, damaged, contradictory, or cannot be met.
+    """
+    device = resolve_device(config.device)
+    info = weights_info(config.weights) if config.weights else None
+    arch = resolve_arch(config.arch, config.weights, info)
+    check_arch(arch)  # before images are downloaded
+    dataset = load_images(config, info)
+    pretrain_epochs = _pretrain_epochs(config, arch, dataset)
+    model = build_network(arch, dataset, config.seed)
+    if config.weights is not None:
+        load_weights(model, config.weights)
+    model = model.to(device).eval()
+    images, _ = next(iter(dataset.train.batches(1)))
+    example_inputs = images.to(device)
+    # before the layout changes: files are read without it
+    graph = analyse(model, example_inputs, attention=config.attention)
+    layout = layout_of(model)
+    model = place(model, device, example_inputs)
+    check_network(arch, graph)
+    check_outputs(arch, model, example_inputs, dataset.num_classes)
+    if budget is not None:
+        graph.project(torch.zeros(graph.num_classes).numpy(), budget.without_latency())
+    return Target(
+        arch=arch,
+        model=model,
+        dataset=dataset,
+        graph=graph,
+        example_inputs=example_inputs,
+        layout=layout,
+        info=info,
+        pretrain_epochs=pretrain_epochs,
+    )
+
+
+def place(model: nn.Module, device: torch.device, images: Tensor) -> nn.Module:
+    """Return a network on a device, in the layout in which all networks are measured."""
+    return place_model(model, device, images).eval()
+
+
+def check_network(arch: str, graph: StructureGraph) -> None:
+    """Raise ModelError if no channel of the network can be removed."""
+    if not graph.free.any():
+        reasons = sorted({group.frozen for group in graph.groups if group.frozen})
+        msg = f"{arch} has nothing to prune: {'; '.join(reasons) or 'no channel classes'}"
+        raise ModelError(msg)
+
+
+def check_outputs(arch: str, model: nn.Module, example_inputs: Tensor, num_classes: int) -> None:
+    """Raise ModelError if the network fails, or does not give one logit a class."""
+    try:
+        with torch.no_grad():
+            outputs = model(example_inputs)
+    except Exception as error:  # a forward may fail in any way
+        if is_out_of_memory(error):
+            raise
+        msg = (
+            f"{arch} does not take an image of the data set, {list(example_inputs.shape)}: "
+            f"{one_line(error)}: build it for such images, or give others (--image-size, --dataset)"
+        )
+        raise ModelError(msg) from error
+    if not isinstance(outputs, Tensor) or outputs.shape != (1, num_classes):
+        shape = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        msg = (
+            f"{arch} returns {shape} for one image; it must return logits of shape "
+            f"[images, classes], here [1, {num_classes}]"
+        )
+        raise ModelError(msg)
+
+
+def check_trainable(target: Target, options: PruningOptions) -> None:
+    """Raise ModelError if the network or a pruned one cannot be trained: before a long search.
+
+    A forward may return more in training mode, or use layers that the analysis, which runs in eval
+    mode, has not seen.
+    """
+    if options.finetune_epochs != 0:
+        example_inputs, otherwise = target.example_inputs, "--finetune-epochs 0"
+        check_training(target.arch, target.model, target.graph, example_inputs, otherwise)
+
+
+def check_training(
+    arch: str, model: nn.Module, graph: StructureGraph, example_inputs: Tensor, otherwise: str
+) -> None:
+    """Raise ModelError if a network or a pruned one fails in training mode: see above.
+
+    ``otherwise``: what to do where it shall stay as it is.
+    """
+    keep = np.ones(graph.num_classes, dtype=bool)
+    for group in graph.groups:  # every group that can lose a class loses one
+        free = group.classes[graph.free[group.classes]]
+        if free.size and len(group.classes) > group.min_keep:
+            keep[free[-1]] = False
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        msg = f"{arch} has no weights that require a gradient: unfreeze them, or {otherwise}"
+        raise ModelError(msg)
+    pruned = apply_mask(model, graph, graph.mask(keep))
+    images = torch.cat([example_inputs] * 2)  # batch norm cannot train on one
+    for network, what in ((copy_network(model), ""), (pruned, ", pruned,")):
+        try:
+            with torch.no_grad():
+                outputs = network.train()(images)
+            problem = "" if isinstance(outputs, Tensor) else f"returns {type(outputs).__name__}"
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            problem = f"fails ({type(error).__name__}: {error})"
+        if problem:
+            msg = (
+                f"{arch}{what} {problem} in training mode, in eval mode it does not: give a "
+                "network whose forward is the same in both, without auxiliary outputs, or "
+                f"{otherwise}"
+            )
+            raise ModelError(msg)
+
+
+def _pretrain_epochs(config: NetworkConfig, arch: str, dataset: Dataset) -> int:
+    if config.weights is not None:
+        if config.pretrain_epochs:
+            msg = (
+                "--weights and --pretrain-epochs exclude each other: a network is trained or loaded"
+            )
+            raise ConfigError(msg)
+        return 0
+    if config.pretrain_epochs is not None:
+        return config.pretrain_epochs
+    if is_factory(arch):
+        return 0  # the user's factory returns a trained network
+    if dataset.name == DEFAULT_DATASET:
+        return DIGITS_EPOCHS
+    msg = (
+        f"{arch} on {dataset.name} has no weights: give --weights (made by `prunegraph pretrain`), "
+        "or --pretrain-epochs to train it first"
+    )
+    raise ConfigError(msg)

@@ -1,0 +1,384 @@
+"""The page of a run: ``report.html``, one file that needs no network, made from the run's folder.
+
+It is derived: the report does not list it, and the same command on a finished run makes it anew.
+"""
+
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from prunegraph.artefacts.pruned import WEIGHTS_FILE
+from prunegraph.core.console import Console, seconds_in_words
+from prunegraph.core.errors import ArtefactError
+from prunegraph.core.files import write_text
+from prunegraph.core.reading import checked, read_json
+from prunegraph.core.user_code import is_factory
+from prunegraph.graph import StructureGraph
+from prunegraph.runs.dense import DENSE_FILE
+from prunegraph.runs.folder import CONFIG_FILE, PAGE_FILE, RunFolder
+from prunegraph.runs.greedy import GREEDY_CURVE
+from prunegraph.runs.options.config import CommonConfig
+from prunegraph.runs.options.yaml_file import command_line
+from prunegraph.runs.report.plots import Findings, Plot, draw, to_svg
+from prunegraph.runs.report.report import (
+    method_cells,
+    method_columns,
+    methods_table,
+    own_labels,
+    own_seed,
+    percent,
+    read_report,
+    read_rows,
+    title,
+)
+from prunegraph.runs.report.speed import latency_warning
+from prunegraph.runs.report.verdict import (
+    DENSE,
+    MIN_ROWS,
+    proxy_points,
+    pruned_rows,
+    rank_interval,
+    verdict_line,
+)
+from prunegraph.runs.store import MASKS_FILE, read_masks
+
+HISTORY_FILE = "history.json"
+"""Learning curves of a run's searches."""
+
+HISTORY = dict[str, dict[str, list[float]]]
+"""What it holds: name of a search -> name of a figure -> its value in each update."""
+
+LIMITS = {
+    "keep_macs": "at most {:.4g} of the multiply-adds",
+    "keep_params": "at most {:.4g} of the parameters",
+    "max_memory": "at most {:,} bytes of activations",
+    "max_latency": "at most {:g} ms a forward",
+    "round_to": "widths in multiples of {}",
+}
+"""What each limit of a budget asks, in words."""
+
+HEALTH: dict[str, tuple[str, Callable[[float], str]]] = {
+    "entropy_per_bit": ("entropy of a bit; undecided = 0.693", "{:.3f}".format),
+    "distance_to_uniform": ("distance of the keep probabilities from chance", percent),
+    "equal_actions": ("share of an update's masks that were the same", percent),
+    "repaired": ("share of the bits that the budget repaired", percent),
+}
+"""Figures of an update by which a collapsed policy is recognised, and how they are written."""
+
+MOST = 1e9
+"""The largest value of a learning curve that can be drawn beside others."""
+
+Facts = list[tuple[str, ...]]
+"""Rows of a table, the first cell of each its heading."""
+
+
+def show_finished(
+    config: CommonConfig,
+    members: Sequence[RunFolder],
+    graphs: Sequence[StructureGraph],
+    console: Console,
+) -> dict[str, Any]:
+    """Print the table of a finished run, make its pages anew, and return its report.
+
+    Args:
+        config: the run's options.
+        members: the run folder, and those of further networks.
+        graphs: the structure of each network.
+        console: where the table goes.
+    """
+    members[0].finish()  # in case that the run was killed before it did
+    findings = [read_findings(member, graph) for member, graph in zip(members, graphs, strict=True)]
+    content = dict(findings[0].content)
+    path = members[0].path
+    console.say(f"{path} is finished; this is its report (a new --out runs it anew)")
+    console.table(methods_table(content))
+    console.say(verdict_line(content))
+    warning = latency_warning(content)
+    if warning is not None:
+        console.say(f"warning: {warning}")
+    try:
+        for member, found in zip(members, findings, strict=True):
+            write_page(config, member, found, draw(found))
+    except ArtefactError as error:  # its medium may be read-only
+        console.say(f"warning: the report's page stays as it is: {error}")
+    console.say(f"the report as a page: {members[0].file(PAGE_FILE)}")
+    return content
+
+
+def read_findings(folder: RunFolder, graph: StructureGraph) -> Findings:
+    """Read what a finished run found.
+
+    Args:
+        folder: of one network.
+        graph: its structure, analysed anew.
+
+    Raises:
+        ArtefactError: a file is missing or damaged, or the network is built in another way now.
+    """
+    content = read_report(folder)
+    if content["graph"] != graph.fingerprint():
+        msg = (
+            f"{folder.path} was made of another {content['arch']}: its structure was "
+            f"{content['graph']}, it is {graph.fingerprint()} now; name a new --out"
+        )
+        raise ArtefactError(msg)
+    masks = read_masks(folder.file(MASKS_FILE), graph)
+    digests = [row.digest for row in read_rows(content) if row.name != DENSE]
+    for digest in [*digests, content["pruned"]["mask_digest"]]:
+        masks[digest]  # raises if it is not there
+    path = folder.file(HISTORY_FILE)
+    history = checked(read_json(path), HISTORY, str(path)) if path.is_file() else {}
+    for run, figures in history.items():
+        _check_curves(figures, f"{path}: {run}")
+    return Findings(content=content, graph=graph, masks=masks, history=history)
+
+
+def _check_curves(figures: dict[str, list[float]], where: str) -> None:
+    """Raise ArtefactError if the learning curves of a search lack figures or points."""
+    checked(figures, {"networks": list[float], "accuracy": list[float]}, where)
+    updates = {len(figures[name]) for name in figures if name not in GREEDY_CURVE}
+    masks = {len(figures.get(name, ())) for name in GREEDY_CURVE}
+    if len(updates) > 1 or 0 in updates or len(masks) > 1:
+        msg = f"{where}: its figures have not equally many points: the file is damaged"
+        raise ArtefactError(msg)
+    if any(abs(value) > MOST for values in figures.values() for value in values):
+        msg = f"{where}: a figure lies beyond {MOST:.0e}: the file is damaged"
+        raise ArtefactError(msg)
+
+
+def write_page(
+    config: CommonConfig, folder: RunFolder, findings: Findings, plots: Mapping[str, Plot]
+) -> None:
+    """Write ``report.html`` into a run folder."""
+    write_text(folder.file(PAGE_FILE), page(config, folder, findings, plots))
+
+
+def page(
+    config: CommonConfig, folder: RunFolder, findings: Findings, plots: Mapping[str, Plot]
+) -> str:
+    """Return the page of a run as HTML; all text is escaped by the template.
+
+    Args:
+        config: the run's options, for the command that repeats it.
+        folder: where its files are.
+        findings: what is shown.
+        plots: its figures.
+    """
+    content = findings.content
+    methods = method_cells(content)
+    return render(
+        PAGE_FILE,
+        title=title(content),
+        content=content,
+        asked=", ".join(LIMITS[name].format(value) for name, value in content["budget"].items()),
+        first_verdict=first_verdict(content),
+        warning=latency_warning(content),
+        results=result_rows(content, weights_on_disk(folder, content)),
+        columns=method_columns(content),
+        methods=methods,
+        own=sorted(own_labels(content)),
+        seed=own_seed(content),
+        widths=width_rows(findings),
+        rivals=list(findings.rivals),
+        cost=cost_rows(content),
+        health=health_rows(content),
+        origin=origin_rows(content),
+        next_steps=next_steps(folder, content),
+        command=command_line(config),
+        plots=plots,
+    )
+
+
+def render(template: str, *, plots: Mapping[str, Plot], **values: Any) -> str:
+    """Return a page as HTML, all of its text escaped.
+
+    Args:
+        template: its name.
+        plots: its figures.
+        values: what else it shows.
+    """
+    environment = Environment(
+        loader=PackageLoader("prunegraph.runs.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    svgs = {name: Markup(to_svg(plot, name)) for name, plot in plots.items()}
+    return environment.get_template(template).render(plots=plots, svgs=svgs, **values)
+
+
+def pruned_folder(folder: RunFolder, content: Mapping[str, Any]) -> Path | None:
+    """Return where the pruned network is: in the run folder itself, or in a cell of it."""
+    rows = pruned_rows(read_rows(content), content["pruned"]["mask_digest"])
+    cell = next((row.cell for row in rows if row.cell is not None), None)
+    return None if cell is None else folder.inside(cell)
+
+
+def weights_on_disk(folder: RunFolder, content: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the bytes of the dense and of the pruned weights; None if a file is not there."""
+    where = pruned_folder(folder, content)
+    if where is None:
+        return None
+    dense, pruned = folder.file(DENSE_FILE), where / WEIGHTS_FILE
+    if not (dense.is_file() and pruned.is_file()):
+        return None
+    return dense.stat().st_size, pruned.stat().st_size
+
+
+def next_steps(folder: RunFolder, content: Mapping[str, Any]) -> Facts:
+    """Return what can be done with a run, each with its command.
+
+    ``RUN`` stands for the run's folder: the page is the same wherever that lies.
+    """
+    trust = ["--arch", content["arch"]] if is_factory(content["arch"]) else []
+    run = folder.path if folder.file(CONFIG_FILE).is_file() else folder.path.parent
+    where = pruned_folder(folder, content)
+    steps = [("Write the pruned network as a file for other programs", "export", where, trust)]
+    data = ["--dataset", content["dataset"]] if is_factory(content["dataset"]) else []
+    steps.append(("Check every figure of this page from the files", "verify", run, trust + data))
+    return [
+        (what, shlex.join(["prunegraph", command, str("RUN" / path.relative_to(run)), *named]))
+        for what, command, path, named in steps
+        if path is not None
+    ]
+
+
+def result_rows(content: Mapping[str, Any], weights: tuple[int, int] | None = None) -> Facts:
+    """Return what the network was and is: name, before, after, what remains.
+
+    Args:
+        content: the report.
+        weights: bytes of the weights on disk, before and after.
+    """
+    dense, pruned = content["dense"], content["pruned"]
+    rows = [
+        _sizes("multiply-adds", dense["macs"], pruned["macs"], ""),
+        _sizes("parameters", dense["params"], pruned["params"], ""),
+    ]
+    if weights is not None:
+        rows.append(_sizes("weights on disk", *weights, "B"))
+    memory, times = content["peak_memory"], content["latency_ms"]
+    before, after = times["dense"], times["pruned"]
+    rows += [
+        _sizes("activations alive at once", memory["dense"], memory["pruned"], "B"),
+        ("time of one image", f"{before:.3g} ms", f"{after:.3g} ms", percent(after / before)),
+    ]
+    for name, before, after in (
+        ("test accuracy", "test_accuracy", "test_accuracy_recalibrated"),
+        ("the same, fine-tuned", "test_accuracy_finetuned", "test_accuracy_finetuned"),
+    ):
+        if dense[before] is not None and pruned[after] is not None:
+            change = 100 * (pruned[after] - dense[before])
+            rows.append(
+                (name, percent(dense[before], 2), percent(pruned[after], 2), f"{change:+.2f} pts")
+            )
+    return rows
+
+
+def _sizes(name: str, before: float, after: float, unit: str) -> tuple[str, ...]:
+    return (name, _large(before, unit), _large(after, unit), percent(after / before))
+
+
+def _large(value: float, unit: str) -> str:
+    """Return a number with four digits and a prefix: ``40.55 M``."""
+    for prefix in ("", "k", "M", "G", "T"):
+        if value < 1000 or prefix == "T":
+            break
+        value /= 1000
+    return f"{value:.4g} {prefix}{unit}".strip()
+
+
+def width_rows(findings: Findings) -> Facts:
+    """Return the widths of each group: dense, pruned, of the best baselines."""
+    graph = findings.graph
+    kept = graph.group_widths(findings.mask)
+    return [
+        (name, str(size), *(str(widths[name]) for widths in (kept, *findings.rivals.values())))
+        for name, size in graph.group_widths(graph.dense_mask()).items()
+    ]
+
+
+def cost_rows(content: Mapping[str, Any]) -> Facts:
+    """Return what the search cost."""
+    search = content["search"]
+    if search is None:
+        return []
+    rows: Facts = [
+        ("pruned networks run", f"{search['networks_evaluated']:,}"),
+        (
+            "time" if "decision" in content else "time, one search after the other",
+            seconds_in_words(search["seconds"]),
+        ),
+    ]
+    if search["evaluation_seconds"]:
+        share = search["evaluation_seconds"] / search["seconds"]
+        words = f"{seconds_in_words(search['evaluation_seconds'])} ({percent(share, 0)})"
+        rate = 60 * search["networks_evaluated"] / search["seconds"]
+        rows += [
+            ("in evaluations, all workers together", words),
+            ("networks a minute", f"{rate:.3g}"),
+        ]
+    decision = content.get("decision")
+    if decision is not None:  # of an applied policy
+        rows += [
+            ("the policy starts from", decision["start"]),
+            ("of what it was taught, it adds", percent(decision["share"], 0)),
+        ]
+    if "seeds" in search:
+        rows.insert(0, ("seeds", ", ".join(map(str, search["seeds"]))))
+    if content.get("proxy_rank_correlation") is not None:
+        rows.append(
+            ("rank correlation of search and fine-tuned accuracy", _correlation_words(content))
+        )
+    return rows
+
+
+def _correlation_words(content: Mapping[str, Any]) -> str:
+    """Return the correlation, with how far it may be believed."""
+    value, count = content["proxy_rank_correlation"], len(proxy_points(read_rows(content)))
+    if count < MIN_ROWS:
+        return f"{value:.2f}"
+    low, high = rank_interval(value, count)
+    return f"{value:.2f} ({count} masks; 95 % interval {low:.2f} to {high:.2f})"
+
+
+def health_rows(content: Mapping[str, Any]) -> Facts:
+    """Return what tells of a collapsed policy: name, in the first update, on average, in the last.
+
+    Means over the searches.
+    """
+    health = (content["search"] or {}).get("health", {})
+    return [
+        (words, *(written(health[name][when]) for when in ("first", "mean", "last")))
+        for name, (words, written) in HEALTH.items()
+        if name in health
+    ]
+
+
+def first_verdict(content: Mapping[str, Any]) -> str | None:
+    """Return the verdict of a comparison before its fine-tunes; None if that is the verdict."""
+    verdict, reason = content.get("stage_one_verdict", (None, content["verdict_reason"]))
+    if reason == content["verdict_reason"]:
+        return None
+    return str(reason) if verdict is None else f"{verdict}: {reason}"
+
+
+def origin_rows(content: Mapping[str, Any]) -> Facts:
+    """Return where a run's figures come from."""
+    rows = [(name, str(value)) for name, value in content["machine"].items() if value is not None]
+    rows += content["versions"].items()
+    rows += [
+        (f"{name} images", f"{split['images']:,}, fingerprint {split['fingerprint']}")
+        for name, split in content["data"].items()
+    ]
+    return [
+        ("seed", str(content["seed"])),
+        *rows,
+        ("fine-tune", ", ".join(f"{name} {value}" for name, value in content["recipe"].items())),
+        ("structure", content["graph"]),
+    ]

@@ -1,0 +1,446 @@
+"""The figures of a run: drawn once, written as PNG files and into the page of the run.
+
+Three colours stand for what a reader's light or dark page gives: ``INK``, ``PAPER``, ``MUTED``.
+"""
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from prunegraph.core.files import write_bytes
+from prunegraph.core.masks import KeepMask
+from prunegraph.graph import StructureGraph
+from prunegraph.runs.greedy import GREEDY_CURVE
+from prunegraph.runs.report.groups import FREE, FROZEN, draw_groups, removed_look, short_name
+from prunegraph.runs.report.report import History, by_method, percent, read_rows, title
+from prunegraph.runs.report.verdict import (
+    DENSE,
+    MethodRow,
+    column,
+    is_agent,
+    is_baseline,
+    mean_by_name,
+    pruned_rows,
+    searches,
+)
+
+INK, PAPER, MUTED = "#1f2329", "#fefefe", "#8b929b"
+MARKS = {
+    "agent": ("#c2611a", "D"),
+    "search": ("#4c8fc7", "s"),
+    "heuristic": ("#4b9459", "o"),
+    "control": (MUTED, "^"),
+    DENSE: (INK, "*"),
+}
+"""Colour and marker of each kind of method."""
+
+SEED_COLOURS = ("#c2611a", "#4c8fc7", "#4b9459", "#a06cb8", "#9a7b12")
+
+SMALL = 8
+"""Points of the smallest letters."""
+
+STYLE: dict[Any, Any] = {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), PAPER),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    "axes.edgecolor": MUTED,
+    "font.size": 9,
+    "legend.fontsize": SMALL,
+    "text.parse_math": False,  # names may hold dollars
+}
+
+WIDTH = 3.4
+"""Inches of a figure: as wide as a phone's page, so that its letters keep their size there."""
+
+LONGEST_NAME = 36
+"""Letters of a method's name in a figure."""
+
+MOST_METHODS = 20
+"""Methods whose accuracies are drawn, the best on the search split."""
+
+NUM_RIVALS = 3
+"""Baselines whose widths are shown beside the agent's."""
+
+PANELS = {
+    "accuracy": "accuracy,\nmean",
+    "best_accuracy": "accuracy,\nbest",
+    GREEDY_CURVE[1]: "accuracy,\npolicy's own",
+    "bar": "to be\nbeaten",
+    "reward": "reward,\nmean",
+    "entropy_per_bit": "entropy\na bit",
+    "multiplier": "multiplier",
+    "repaired": "repaired\nbits",
+}
+"""Learning curves and their labels; one that never changes is not drawn."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Findings:
+    """What a run found, as its folder holds it.
+
+    Attributes:
+        content: the report.
+        graph: the structure of the dense network.
+        masks: by digest.
+        history: learning curves; empty without a search.
+    """
+
+    content: Mapping[str, Any]
+    graph: StructureGraph
+    masks: Mapping[str, KeepMask]
+    history: History
+
+    @cached_property
+    def rows(self) -> list[MethodRow]:
+        """The compared rows."""
+        return read_rows(self.content)
+
+    @cached_property
+    def mask(self) -> KeepMask:
+        """What the pruned network keeps."""
+        return self.masks[self.content["pruned"]["mask_digest"]]
+
+    @cached_property
+    def rivals(self) -> dict[str, dict[str, int]]:
+        """Widths of the best other baselines on the search split, each one's best mask."""
+        own = {row.name for row in pruned_rows(self.rows, self.content["pruned"]["mask_digest"])}
+        rows = [row for row in self.rows if is_baseline(row.name) and row.name not in own]
+        found = dict(by_method(rows)[:NUM_RIVALS])
+        best = {name: max(own, key=lambda row: row.search_accuracy) for name, own in found.items()}
+        return {name: self.graph.group_widths(self.masks[row.digest]) for name, row in best.items()}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Plot:
+    """A figure and what it says.
+
+    Attributes:
+        figure: the figure.
+        caption: what it shows.
+        text: the same for those who cannot see it, with its main numbers.
+    """
+
+    figure: Figure
+    caption: str
+    text: str
+
+
+def draw(findings: Findings) -> dict[str, Plot]:
+    """Return the figures of a run by name; one that has nothing to show is left out."""
+    drawers: dict[str, Callable[[Findings], Plot | None]] = {
+        "pareto": _pareto,
+        "methods": _methods,
+        "widths": _widths,
+        "channels": _channels,
+        "search": _search,
+        "groups": _groups,
+    }
+    with mpl.rc_context(STYLE):
+        drawn = {name: drawer(findings) for name, drawer in drawers.items()}
+    plots = {name: plot for name, plot in drawn.items() if plot is not None}
+    for plot in plots.values():
+        settle(plot.figure)
+    return plots
+
+
+def settle(figure: Figure) -> None:
+    """Solve a figure's layout once, so that it is the same in each file."""
+    engine = figure.get_layout_engine()
+    assert engine is not None, "made by new_figure"
+    engine.execute(figure)
+    with mpl.rc_context({"figure.autolayout": False, "figure.constrained_layout.use": False}):
+        figure.set_layout_engine(None)  # "none" would draw each file twice
+
+
+def save_plots(plots: Mapping[str, Plot], folder: Path) -> None:
+    """Write figures as PNG files."""
+    for name, plot in plots.items():
+        save_figure(plot.figure, folder / f"{name}.png")
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG file, atomically."""
+    content = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(content)
+    write_bytes(path, content.getvalue())
+
+
+def to_svg(plot: Plot, name: str) -> str:
+    """Return a figure as an SVG element for a page that holds others too.
+
+    Args:
+        plot: the figure.
+        name: prefix of its ids, so that no two figures of a page share one.
+    """
+    content = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        plot.figure.savefig(content, format="svg", transparent=True, metadata=nothing)
+    svg = content.getvalue()
+    svg = svg[svg.index("<svg") :]  # without the XML declaration, which names a web address
+    svg = re.sub(r' xmlns(:xlink)?="[^"]*"', "", svg)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    for colour, variable in ((INK, "ink"), (PAPER, "paper"), (MUTED, "muted")):
+        svg = svg.replace(colour, f"var(--{variable})")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escape(plot.text)}"', 1)
+
+
+def new_figure(height: float) -> tuple[Figure, Axes]:
+    """Return a figure of a page's width, and of a height in inches, with its axes."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained", dpi=200)
+    return figure, figure.subplots()
+
+
+def _pareto(findings: Findings) -> Plot:
+    """Draw the accuracy of each method against its multiply-adds."""
+    dense = findings.content["dense"]
+    rows = [row for row in findings.rows if row.name != DENSE]
+    macs = mean_by_name(rows, "macs")
+    figure, axes = new_figure(3.4)
+    for metric, filled in (("recalibrated", False), ("finetuned", True)):
+        for name, value in mean_by_name(rows, f"test_accuracy_{metric}").items():
+            axes.plot(100 * macs[name] / dense["macs"], 100 * value, **mark(_kind(name), filled))
+    for accuracy, filled in _dense_marks(dense):
+        axes.plot(100, 100 * accuracy, **mark(DENSE, filled))
+    axes.set_xlim(0, 104)
+    axes.set_xlabel("multiply-adds that remain, %")
+    axes.set_ylabel("test accuracy, %")
+    _add_kinds(figure, rows)
+    caption = f"Accuracy against multiply-adds, a point a method: {_fillings(rows)}."
+    return Plot(figure=figure, caption=caption, text=_pareto_text(rows, dense))
+
+
+def _dense_marks(dense: Mapping[str, Any]) -> list[tuple[float, bool]]:
+    """Return the dense network's accuracy before and after a fine-tune, and which is which."""
+    found = ((dense["test_accuracy"], False), (dense["test_accuracy_finetuned"], True))
+    return [(accuracy, filled) for accuracy, filled in found if accuracy is not None]
+
+
+def _kind(name: str) -> str:
+    if is_agent(name):
+        return "agent"
+    if not is_baseline(name):
+        return "control"
+    return "search" if searches(name) else "heuristic"
+
+
+def mark(kind: str, filled: bool) -> dict[str, Any]:
+    """Return how a method is drawn: a shape for its kind, hollow before the fine-tune."""
+    colour, marker = MARKS[kind]
+    return {
+        "color": colour,
+        "marker": marker,
+        "markersize": 9 if marker == "*" else 5,
+        "markerfacecolor": colour if filled else "none",
+        "linestyle": "",
+    }
+
+
+def _add_kinds(figure: Figure, rows: Sequence[MethodRow]) -> None:
+    """Add the legend of the kinds that are there."""
+    kinds = {_kind(row.name) for row in rows} | {DENSE}
+    handles = [Line2D([], [], label=kind, **mark(kind, True)) for kind in MARKS if kind in kinds]
+    figure.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=3,
+        handletextpad=0.1,
+        columnspacing=1.0,
+    )
+
+
+def _fillings(rows: Sequence[MethodRow]) -> str:
+    """Return what hollow and filled marks stand for."""
+    tuned = any(row.test_accuracy_finetuned is not None for row in rows)
+    return "hollow = after recalibration, filled = after fine-tuning" if tuned else "not fine-tuned"
+
+
+def _pareto_text(rows: Sequence[MethodRow], dense: Mapping[str, Any]) -> str:
+    words = [f"Scatter plot. Dense: all multiply-adds, {percent(dense['test_accuracy'])}"]
+    for name, own in by_method(rows)[:5]:
+        macs = np.mean(column(own, "macs")) / dense["macs"]
+        accuracy = np.mean(column(own, "test_accuracy_recalibrated"))
+        words.append(
+            f"{name}: {percent(float(macs))} of the multiply-adds, {percent(float(accuracy))}"
+        )
+    return "; ".join(words) + "; accuracies after recalibration."
+
+
+def _methods(findings: Findings) -> Plot:
+    """Draw the accuracy of each method as dots, a line a method."""
+    methods = by_method(findings.rows)
+    groups = methods[:MOST_METHODS]
+    shown = [row for _, rows in groups for row in rows]
+    figure, axes = new_figure(1.3 + 0.2 * len(groups))
+    dense = findings.content["dense"]
+    axes.axvline(100 * dense["test_accuracy"], color=INK, linestyle=":", linewidth=0.8)
+    for accuracy, filled in _dense_marks(dense):
+        axes.plot(100 * accuracy, 0, **mark(DENSE, filled))
+    for place, (name, rows) in enumerate(groups, start=1):
+        for metric, filled in (("recalibrated", False), ("finetuned", True)):
+            known = [100 * value for value in column(rows, f"test_accuracy_{metric}")]
+            if known:
+                spread = np.std(known, ddof=1) if len(known) > 1 else None
+                axes.errorbar(np.mean(known), place, xerr=spread, **mark(_kind(name), filled))
+    names = [DENSE, *(_end(name) for name, _ in groups)]
+    axes.set_yticks(range(len(names)), names, fontsize=SMALL)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.tick_params("y", length=0)
+    axes.grid(axis="y", color=MUTED, alpha=0.3, linewidth=0.5)
+    axes.set_xlabel("test accuracy, %")
+    _add_kinds(figure, shown)
+    some = f"the {len(groups)} best of {len(methods)}" if len(methods) > len(groups) else "all"
+    means = mean_by_name(shown, "test_accuracy_recalibrated")
+    words = [f"{name} {percent(value)}" for name, value in means.items()]
+    return Plot(
+        figure=figure,
+        caption=f"Accuracy of {some} methods, best on the search split first: {_fillings(shown)}; "
+        "mean and standard deviation over seeds.",
+        text=f"Dot plot of test accuracies after recalibration. {'; '.join(words)}; "
+        f"dense {percent(dense['test_accuracy'])}.",
+    )
+
+
+def _end(name: str) -> str:
+    """Return a method's name, of a long one its end."""
+    return name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}"
+
+
+def _widths(findings: Findings) -> Plot:
+    """Draw the kept share of each group: of the pruned network, of the best baselines."""
+    dense = findings.graph.group_widths(findings.graph.dense_mask())
+    kept = findings.graph.group_widths(findings.mask)
+    figure, axes = new_figure(1.1 + 0.22 * len(dense))
+    places = np.arange(len(dense))
+    shares = np.array([100 * kept[name] / size for name, size in dense.items()])
+    axes.barh(places, shares, color=FREE, height=0.72, label="kept")
+    look = removed_look(PAPER, shares < 100)
+    axes.barh(places, 100 - shares, left=shares, height=0.72, label="removed", **look)
+    for (name, widths), marker in zip(findings.rivals.items(), "o^s", strict=False):
+        axes.scatter(
+            [100 * widths[group] / size for group, size in dense.items()],
+            places,
+            s=16,
+            marker=marker,
+            facecolor=PAPER,
+            edgecolor=INK,
+            linewidth=0.8,
+            label=name,
+            zorder=3,
+        )
+    for place, (name, size) in enumerate(dense.items()):
+        axes.text(103, place, f"{size} → {kept[name]}", va="center", fontsize=SMALL)
+    axes.set_yticks(places, [short_name(name) for name in dense], fontsize=SMALL)
+    axes.tick_params("y", length=0)
+    axes.set_ylim(len(dense) - 0.4, -0.6)
+    axes.set_xlim(0, 103)
+    axes.set_xticks([0, 25, 50, 75, 100])
+    axes.set_xlabel("channels kept, %")
+    figure.legend(loc="outside upper center", ncols=2, columnspacing=1.0)
+    narrowest = min(dense, key=lambda name: kept[name] / dense[name])
+    return Plot(
+        figure=figure,
+        caption="Kept width of each group, dense → pruned"
+        f"{'; marks: what the best baselines keep' * bool(findings.rivals)}.",
+        text=f"Bar chart of {len(dense)} groups: {sum(kept.values())} of {sum(dense.values())} "
+        f"channels stay; the most is removed from {narrowest}, {dense[narrowest]} to "
+        f"{kept[narrowest]}.",
+    )
+
+
+def _channels(findings: Findings) -> Plot:
+    """Draw each channel of each group, kept or removed, in the order of the network."""
+    groups = findings.graph.groups
+    figure, axes = new_figure(0.9 + 0.22 * len(groups))
+    for place, group in enumerate(groups):
+        cells = np.zeros((1, len(group.classes), 4))
+        colour = FREE if group.frozen is None else FROZEN
+        cells[0, findings.mask.keep[group.classes]] = to_rgba(colour)
+        extent = (0, 100, place + 0.36, place - 0.36)
+        axes.imshow(cells, extent=extent, aspect="auto", interpolation="nearest")
+    axes.barh(range(len(groups)), 100, color="none", edgecolor=FREE, height=0.72, linewidth=0.8)
+    axes.set_yticks(range(len(groups)), [short_name(g.name) for g in groups], fontsize=SMALL)
+    axes.tick_params("y", length=0)
+    axes.set_ylim(len(groups) - 0.4, -0.6)
+    axes.set_xlim(0, 100)
+    axes.set_xticks([0, 100], ["first channel", "last"])
+    figure.legend(
+        handles=[
+            Patch(facecolor=FREE, edgecolor=FREE, label="kept"),
+            Patch(facecolor="none", edgecolor=FREE, label="removed"),
+            Patch(facecolor=FROZEN, edgecolor=FROZEN, label="frozen"),
+        ],
+        loc="outside upper center",
+        ncols=3,
+    )
+    kept = int(findings.mask.keep.sum())
+    return Plot(
+        figure=figure,
+        caption="The channels of each group in their order, coloured by what was decided.",
+        text=f"Strips of {len(groups)} groups, a cell a channel: {kept} of "
+        f"{findings.graph.num_classes} channels are kept.",
+    )
+
+
+def _search(findings: Findings) -> Plot | None:
+    """Draw the learning curves of the searches, those that move."""
+    runs = findings.history
+    panels = [
+        name
+        for name in PANELS
+        if any(len(set(figures.get(name, ()))) > 1 for figures in runs.values())
+    ]
+    if not panels:
+        return None
+    figure = Figure(figsize=(WIDTH, 0.7 + 0.95 * len(panels)), layout="constrained", dpi=200)
+    grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, name in zip(grid, panels, strict=True):
+        for number, (run, figures) in enumerate(runs.items()):
+            colour = SEED_COLOURS[number % len(SEED_COLOURS)]
+            label = run if name == panels[0] else None
+            along = GREEDY_CURVE[0] if name == GREEDY_CURVE[1] else "networks"
+            points = figures.get(along, ()), figures.get(name, ())
+            axes.plot(*points, color=colour, lw=1.3, label=label)
+        axes.set_ylabel(PANELS[name], fontsize=SMALL)
+        axes.yaxis.set_major_locator(MaxNLocator(3))
+        axes.tick_params(labelsize=SMALL)
+    grid[-1].set_xlabel("networks evaluated")
+    figure.align_ylabels()
+    figure.legend(loc="outside upper center", ncols=2)
+    accuracies = [figures["accuracy"] for figures in runs.values()]
+    ends = ", ".join(f"{percent(values[0])} to {percent(values[-1])}" for values in accuracies)
+    return Plot(
+        figure=figure,
+        caption="Learning curves on search images, a point an update; the policy's own mask at "
+        "most at eight updates.",
+        text=f"Line plots of {', '.join(runs)}. Mean accuracy of an update, first to last: {ends}.",
+    )
+
+
+def _groups(findings: Findings) -> Plot:
+    """Draw the groups of channels and what was kept of them."""
+    graph = findings.graph
+    frozen = sum(group.frozen is not None for group in graph.groups)
+    return Plot(
+        figure=draw_groups(graph, title(findings.content), findings.mask, paper=PAPER),
+        caption="The groups of channels, coloured by what was decided, and the multiply-adds of "
+        "each.",
+        text=f"Graph of {len(graph.groups)} groups of channels ({frozen} frozen) and the "
+        "operations between them, with the kept and the removed share of each; below, bars of "
+        "each group's multiply-adds.",
+    )

@@ -1,0 +1,296 @@
+"""Whether the agent learned something that no baseline has, by a rule fixed before the numbers.
+
+The verdict is a function of a report's rows alone, so that ``verify`` can recompute it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+from scipy.stats import spearmanr, ttest_1samp
+
+from prunegraph.core.masks import Float64Array
+from prunegraph.core.user_code import is_factory
+
+Metric = Literal["test_accuracy_recalibrated", "test_accuracy_finetuned"]
+
+AGENT = "agent"
+"""The name of the trained agent's rows."""
+
+CONTROL_SUFFIX = "/at_widths"
+"""Ends the names of rows that borrow the agent's own widths: controls, not baselines."""
+
+UNTRAINED = "untrained"
+"""The name of the row of the policy as it was before training: a control."""
+
+INITIAL = "initial"
+"""The name of the row of the policy that a search began with (``--policy``): a control."""
+
+SAMPLER = "sampler"
+"""The name of the rows of the agent's sampler with learning rate 0: a baseline."""
+
+SEARCHES = ("cem", "random_search", "netadapt", "amc")
+"""This package's baselines that search."""
+
+DENSE = "dense"
+"""The name of the control rows that are not pruned."""
+
+MIN_SEEDS = 3
+"""Search seeds below which a verdict would be noise."""
+
+MAX_REPAIRED = 0.10
+"""Average share of repaired bits above which the agent did not learn the budget."""
+
+MAX_CHANCE = 0.05
+"""Of so large a difference where there is none; above it nothing was shown."""
+
+ROUNDING = 1e-9
+"""Standard errors below it are rounding: the differences are the same."""
+
+MIN_ROWS = 8
+"""Rows below which a rank correlation says nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodRow:
+    """One pruned network of one method and seed.
+
+    Attributes:
+        name: the method.
+        seed: its search seed; the run's for a method that depends on neither images nor chance.
+        macs: multiply-adds of the pruned network.
+        params: parameters of the pruned network.
+        search_accuracy: on the search split, after recalibration.
+        test_accuracy_recalibrated: on the test split, after recalibration.
+        test_accuracy_finetuned: on the test split, after fine-tuning; None if it was not.
+        networks_evaluated: pruned networks run to find the mask; of the agent's search of a family,
+            on all of its networks.
+        digest: name of the mask.
+        finetune_seed: seed of the fine-tune; None if there was none.
+        cell: folder with the fine-tuned network, in the run folder; None if there is none.
+        memory: bytes of activations alive at once; None where the budget does not limit them.
+        seconds: wall time of the choice of its mask, on as many threads as the method had, with
+            what it was the first to measure of the dense network; None where it was not taken.
+    """
+
+    name: str
+    seed: int
+    macs: int
+    params: int
+    search_accuracy: float
+    test_accuracy_recalibrated: float
+    test_accuracy_finetuned: float | None
+    networks_evaluated: int
+    digest: str
+    finetune_seed: int | None = None
+    cell: str | None = None
+    memory: int | None = None
+    seconds: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as plain values."""
+        return asdict(self)
+
+
+def is_agent(name: str) -> bool:
+    """Return whether a row is the trained agent's."""
+    return name == AGENT or name.startswith(f"{AGENT}/")
+
+
+def is_control(name: str) -> bool:
+    """Return whether a row is a control: dense, the policy before, or at the agent's widths."""
+    return name in (DENSE, UNTRAINED, INITIAL) or name.endswith(CONTROL_SUFFIX)
+
+
+def is_baseline(name: str) -> bool:
+    """Return whether a row competes with the agent."""
+    return not is_agent(name) and not is_control(name)
+
+
+def is_rival(name: str) -> bool:
+    """Return whether the agent must beat a row: a baseline's, or its own before training."""
+    return is_baseline(name) or name in (UNTRAINED, INITIAL)
+
+
+def is_method(name: str) -> bool:
+    """Return whether a row is of what a run may end with."""
+    return is_agent(name) or is_rival(name)
+
+
+def searches(name: str) -> bool:
+    """Return whether a baseline searches with as many networks as the agent, once for each seed."""
+    return name in (*SEARCHES, SAMPLER) or is_factory(name)
+
+
+def pruned_rows(rows: Sequence[MethodRow], digest: str) -> list[MethodRow]:
+    """Return the rows of the network that a run ends with.
+
+    The agent's with this mask; where no agent searched, those of the baselines with it.
+    """
+    own = [row for row in rows if row.digest == digest and not is_control(row.name)]
+    return [row for row in own if is_agent(row.name)] or own
+
+
+def column(rows: Sequence[MethodRow], name: str) -> list[float]:
+    """Return a method's known values of a column, one a search or, fine-tuned ones, one a row.
+
+    A mask that was fine-tuned with several seeds has a row of each, the same but for the fine-tune.
+    """
+    tuned = name == "test_accuracy_finetuned"
+    values = {number if tuned else row.seed: getattr(row, name) for number, row in enumerate(rows)}
+    return [value for value in values.values() if value is not None]
+
+
+def mean_by_name(rows: Sequence[MethodRow], name: str) -> dict[str, float]:
+    """Return each method's mean of a column, of those that have one."""
+    methods: dict[str, list[MethodRow]] = {}
+    for row in rows:
+        methods.setdefault(row.name, []).append(row)
+    columns = {method: column(own, name) for method, own in methods.items()}
+    return {method: float(np.mean(values)) for method, values in columns.items() if values}
+
+
+def best_baseline(rows: Sequence[MethodRow]) -> str | None:
+    """Return what the agent must beat: the row with the highest mean search accuracy, or None.
+
+    A baseline, or the policy that the search began with: whatever that can do was not learned.
+    """
+    rivals = [row for row in rows if is_rival(row.name)]
+    search = mean_by_name(rivals, "search_accuracy")
+    return max(sorted(search), key=lambda name: search[name], default=None)
+
+
+def by_seed(rows: Sequence[MethodRow], name: str, metric: Metric) -> dict[int, float]:
+    """Return a method's mean of ``metric`` for each seed that has one.
+
+    The seed is that of the fine-tune where the metric is about it, else that of the search.
+    """
+    values: dict[int, list[float]] = {}
+    for row in rows:
+        value = getattr(row, metric)
+        if row.name == name and value is not None:
+            tuned = metric == "test_accuracy_finetuned" and row.finetune_seed is not None
+            seed = row.finetune_seed if tuned else row.seed
+            assert seed is not None
+            values.setdefault(seed, []).append(value)
+    return {seed: float(np.mean(column)) for seed, column in values.items()}
+
+
+def judge(
+    rows: Sequence[MethodRow], metric: Metric, *, repaired: float | None = None
+) -> tuple[str | None, str]:
+    """Return the verdict and its reason.
+
+    LEARNED when the agent's mean ``metric`` is above that of the best baseline (``best_baseline``)
+    by more than two standard errors of the paired difference over at least three seeds, and
+    Student's one-sided test agrees (p < 0.05: with three seeds 2.9 standard errors; where all
+    differences are the same, the sign test, which five can pass); else NOT LEARNED; None with fewer
+    fine-tunes, or masks of fewer searches. A deterministic baseline's value is paired with
+    every seed.
+
+    Args:
+        rows: the rows of a comparison.
+        metric: the column to judge by.
+        repaired: mean share of free bits that repair flipped; above 10 % nothing was learned.
+    """
+    measured = [row for row in rows if getattr(row, metric) is not None]
+    agent = sorted({row.name for row in measured if is_agent(row.name)})
+    best = best_baseline(measured)
+    if not agent or best is None:
+        return None, "no verdict: it needs rows of the agent and of a baseline"
+    ours, theirs = by_seed(measured, agent[0], metric), by_seed(measured, best, metric)
+    differences = np.array(_paired(ours, theirs))
+    if len(differences) < MIN_SEEDS:
+        few = f"{len(differences)} seed(s)"
+        return None, f"no verdict: {few}, a verdict needs at least {MIN_SEEDS}"
+    mean = float(differences.mean())
+    error = float(differences.std(ddof=1) / math.sqrt(len(differences)))
+    error = 0.0 if error < ROUNDING else error
+    counted = _counted(measured, agent[0], len(differences))
+    reason = (
+        f"{agent[0]} minus {best} (best baseline on the search split): "
+        f"{100 * mean:+.2f} points of {metric} over {counted}, "
+        f"two standard errors {200 * error:.2f}, "
+    )
+    if error:
+        chance = float(ttest_1samp(differences, 0.0, alternative="greater").pvalue)
+        reason += f"p = {chance:.3f}"
+    else:
+        chance = 0.5 ** len(differences) if mean > 0 else 1.0
+        reason += f"all differences the same, p = {chance:.3f} by their signs"
+        if len({row.digest for row in measured if row.name == agent[0]}) == 1:
+            return None, f"no verdict: one mask, measured once: {reason}"
+    if len({row.seed for row in measured if row.name == agent[0]}) < MIN_SEEDS:
+        return None, f"no verdict: it tells of these masks, not of the methods: {reason}"
+    if repaired is not None and repaired > MAX_REPAIRED:
+        return "NOT LEARNED", f"{reason}; {100 * repaired:.0f} % of the bits were repaired"
+    learned = mean > 2 * error and mean > 0 and chance < MAX_CHANCE
+    return ("LEARNED" if learned else "NOT LEARNED"), reason
+
+
+def _counted(rows: Sequence[MethodRow], name: str, count: int) -> str:
+    """Return what differences were counted over, in words."""
+    own = [row for row in rows if row.name == name]
+    searches, masks = len({row.seed for row in own}), len({row.digest for row in own})
+    if searches == 1 < len(own):
+        return f"{count} fine-tunes of one mask each"
+    return f"{count} seeds" + (", which ended at one mask" if masks == 1 else "")
+
+
+def verdict_line(content: Mapping[str, Any]) -> str:
+    """Return a report's verdict in words; the reason alone, which says so, if there is none."""
+    verdict, reason = content["verdict"], str(content["verdict_reason"])
+    return reason if verdict is None else f"verdict: {verdict}: {reason}"
+
+
+def _paired(ours: dict[int, float], theirs: dict[int, float]) -> list[float]:
+    if len(theirs) == 1:
+        value = next(iter(theirs.values()))
+        return [ours[seed] - value for seed in sorted(ours)]
+    return [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+
+
+def proxy_correlation(rows: Sequence[MethodRow]) -> float | None:
+    """Return Spearman's correlation of search accuracy with test accuracy after fine-tuning.
+
+    Over ``proxy_points``; None under eight of them, or where one side is constant.
+    """
+    means = proxy_points(rows)
+    if len(means) < MIN_ROWS or np.ptp(means[:, 0]) == 0 or np.ptp(means[:, 1]) == 0:
+        return None
+    return float(spearmanr(means[:, 0], means[:, 1]).statistic)
+
+
+def each_cell_once(rows: Sequence[MethodRow]) -> list[MethodRow]:
+    """Return the rows without those whose fine-tune another one before them shares."""
+    cells = {row.cell or f"none {number}": number for number, row in reversed([*enumerate(rows)])}
+    return [rows[number] for number in sorted(cells.values())]
+
+
+def proxy_points(rows: Sequence[MethodRow]) -> Float64Array:
+    """Return ``[masks, 2]`` search accuracy and test accuracy after fine-tuning of every mask.
+
+    Means over its fine-tuning seeds; the dense control is left out.
+    """
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in each_cell_once(rows):
+        if row.test_accuracy_finetuned is not None and row.name != DENSE:
+            pair = (row.search_accuracy, row.test_accuracy_finetuned)
+            points.setdefault(row.digest, []).append(pair)
+    return np.array([np.mean(pairs, axis=0) for pairs in points.values()])
+
+
+def rank_interval(correlation: float, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of Spearman's correlation (Bonett and Wright 2000, equation 5).
+
+    Args:
+        correlation: in [-1, 1].
+        count: of the points, at least 4.
+    """
+    if abs(correlation) == 1.0:
+        return correlation, correlation
+    width = 1.96 * math.sqrt((1.0 + correlation**2 / 2.0) / (count - 3))
+    centre = math.atanh(correlation)
+    return math.tanh(centre - width), math.tanh(centre + width)

@@ -1,0 +1,199 @@
+"""The masks that methods chose, kept on disk so that an interrupted run need not choose again."""
+
+import statistics
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunegraph.core.errors import ArtefactError, MaskError
+from prunegraph.core.files import write_json
+from prunegraph.core.masks import KeepMask
+from prunegraph.core.reading import checked, read_json
+from prunegraph.graph import StructureGraph
+from prunegraph.rewards import pack_bits, unpack_bits
+from prunegraph.runs.report.verdict import is_agent, is_rival
+
+MASKS_FILE = "masks.json"
+"""Digest -> keep bits of every mask that a report's rows name."""
+
+
+CANDIDATE = {
+    "name": str,
+    "seed": int,
+    "bits": str,
+    "networks_evaluated": int,
+    "search_accuracy": float,
+    "seconds": float,
+}
+"""What is kept of a candidate."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Candidate:
+    """A mask that a method chose.
+
+    Attributes:
+        name: the method.
+        seed: its search seed; the run's for one that depends on neither images nor chance.
+        mask: the mask.
+        networks_evaluated: pruned networks that the method ran.
+        search_accuracy: on the whole search split, after recalibration.
+        seconds: wall time of the choice.
+    """
+
+    name: str
+    seed: int
+    mask: KeepMask
+    networks_evaluated: int
+    search_accuracy: float
+    seconds: float = 0.0
+
+
+class CandidateStore:
+    """Candidates by (name, seed), written to a file as they come.
+
+    Args:
+        path: the file; read if it is there.
+        graph: the structure that the masks are of.
+    """
+
+    def __init__(self, path: Path, graph: StructureGraph) -> None:
+        self._path = path
+        self._graph = graph
+        self._candidates: dict[tuple[str, int], Candidate] = {}
+        if path.is_file():
+            for record in checked(read_json(path), list[dict[str, Any]], str(path)):
+                candidate = self._read(record)
+                self._candidates[candidate.name, candidate.seed] = candidate
+
+    def __iter__(self) -> Iterator[Candidate]:
+        """Return the candidates by name and seed: the order in which they came may be chance."""
+        return iter([self._candidates[key] for key in sorted(self._candidates)])
+
+    def get(self, name: str, seed: int) -> Candidate | None:
+        """Return a method's candidate, or None if there is none yet."""
+        return self._candidates.get((name, seed))
+
+    def add(self, candidate: Candidate) -> None:
+        """Keep a candidate."""
+        self._candidates[candidate.name, candidate.seed] = candidate
+        write_json(self._path, [self._record(item) for item in self])
+
+    def named(self, name: str) -> list[Candidate]:
+        """Return a method's candidates by seed."""
+        return [item for item in self if item.name == name]
+
+    def _record(self, candidate: Candidate) -> dict[str, Any]:
+        return {
+            "name": candidate.name,
+            "seed": candidate.seed,
+            "bits": pack_bits(candidate.mask.keep),
+            "networks_evaluated": candidate.networks_evaluated,
+            "search_accuracy": candidate.search_accuracy,
+            "seconds": candidate.seconds,
+        }
+
+    def _read(self, record: dict[str, Any]) -> Candidate:
+        record = checked(record, CANDIDATE, str(self._path))
+        mask = _mask(record.pop("bits"), self._graph, self._path)
+        return Candidate(mask=mask, **{name: record[name] for name in CANDIDATE if name != "bits"})
+
+
+def add_found(stores: Sequence[CandidateStore], candidates: Sequence[Candidate]) -> None:
+    """Keep what one search chose for each network."""
+    for store, candidate in zip(stores, candidates, strict=True):
+        store.add(candidate)
+
+
+def ranked(
+    candidates: Sequence[Candidate],
+    names: Collection[str],
+    rank: Callable[[Sequence[float]], float] = statistics.mean,
+) -> list[str]:
+    """Return those of the methods that chose masks, by search accuracy, the best one first."""
+    accuracies: dict[str, list[float]] = {}
+    for item in candidates:
+        if item.name in names:
+            accuracies.setdefault(item.name, []).append(item.search_accuracy)
+    return sorted(accuracies, key=lambda name: (-rank(accuracies[name]), name))
+
+
+def best_rival(
+    candidates: Sequence[Candidate], rank: Callable[[Sequence[float]], float] = statistics.mean
+) -> str | None:
+    """Return what the agent must beat: the best search accuracy, on average over its searches.
+
+    Of a baseline, or of the policy that the search began with, as in the verdict.
+
+    Args:
+        candidates: of all methods.
+        rank: what counts in place of the average, of the search accuracies of a method's masks.
+    """
+    rivals = {item.name for item in candidates if is_rival(item.name)}
+    return next(iter(ranked(candidates, rivals, rank)), None)
+
+
+def choose(
+    candidates: Sequence[Candidate], rank: Callable[[Sequence[float]], float] = statistics.mean
+) -> Candidate:
+    """Return the mask that a run ends with: the agent's with the highest search accuracy.
+
+    Of equal ones the first seed's; where no agent searched, that of the best baseline.
+
+    Args:
+        candidates: of all methods.
+        rank: what makes a baseline the best, as for ``best_rival``.
+    """
+    own = [item for item in candidates if is_agent(item.name)]
+    if not own:
+        best = best_rival(candidates, rank)
+        own = [item for item in candidates if item.name == best]
+    return max(own, key=lambda item: (item.search_accuracy, -item.seed))
+
+
+def write_masks(path: Path, masks: Sequence[KeepMask]) -> None:
+    """Write keep bits by digest."""
+    bits = {mask.digest(): pack_bits(mask.keep) for mask in masks}
+    write_json(path, {"num_classes": int(masks[0].keep.size), "masks": bits})
+
+
+class Masks(dict[str, KeepMask]):
+    """Masks by digest, read from a file that is named where one is missing.
+
+    Args:
+        path: the file.
+        masks: what it holds.
+    """
+
+    def __init__(self, path: Path, masks: Mapping[str, KeepMask]) -> None:
+        super().__init__(masks)
+        self._path = path
+
+    def __missing__(self, digest: str) -> KeepMask:
+        """Raise ArtefactError."""
+        msg = f"{self._path} lacks the mask {digest}: restore it"
+        raise ArtefactError(msg)
+
+
+def read_masks(path: Path, graph: StructureGraph) -> Masks:
+    """Read what ``write_masks`` wrote, each mask checked against its digest.
+
+    Raises:
+        ArtefactError: the file is damaged, or of another network.
+    """
+    content = checked(read_json(path), {"masks": dict[str, str]}, str(path))
+    masks = {digest: _mask(bits, graph, path) for digest, bits in content["masks"].items()}
+    for digest, mask in masks.items():
+        if mask.digest() != digest:
+            msg = f"{path}: the mask named {digest} has digest {mask.digest()}: it was changed"
+            raise ArtefactError(msg)
+    return Masks(path, masks)
+
+
+def _mask(bits: str, graph: StructureGraph, path: Path) -> KeepMask:
+    try:
+        return graph.mask(unpack_bits(bits, graph.num_classes))
+    except (ValueError, MaskError) as error:
+        msg = f"{path} holds no masks of this network ({error}): restore it or run again"
+        raise ArtefactError(msg) from error

@@ -1,0 +1,1 @@
+"""A run rebuilt from its files."""

@@ -1,0 +1,389 @@
+"""Rebuild a run from its files and check every figure that it reports."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from prunegraph.artefacts.pruned import WEIGHTS_FILE
+from prunegraph.core.console import Console
+from prunegraph.core.errors import ArtefactError, ConfigError
+from prunegraph.core.masks import KeepMask
+from prunegraph.core.precision import as_elsewhere
+from prunegraph.core.user_code import is_factory
+from prunegraph.graph import StructureGraph
+from prunegraph.runs.agent_rows import agent_rows
+from prunegraph.runs.apply import APPLIED, COMPARED
+from prunegraph.runs.baselines import CONTROLS
+from prunegraph.runs.bench import Bench
+from prunegraph.runs.compare import wanted
+from prunegraph.runs.conclude import finetuned_mean, limited_memory, peak_memory
+from prunegraph.runs.dense import DENSE_FILE
+from prunegraph.runs.finetune import load_finetuned
+from prunegraph.runs.finetune_plan import rank_of
+from prunegraph.runs.folder import CONFIG_FILE, MEMBER, REPORT_FILE, RunFolder, existing_run
+from prunegraph.runs.machine import num_cores
+from prunegraph.runs.options.checks import check_trusted
+from prunegraph.runs.options.compare import CompareConfig
+from prunegraph.runs.options.config import ApplyConfig, NetworkConfig, TrainConfig
+from prunegraph.runs.options.tools import VerifyConfig
+from prunegraph.runs.options.yaml_file import load_config, read_yaml
+from prunegraph.runs.predicted_latency import LATENCY_FILE, foretelling
+from prunegraph.runs.prepare import load_target
+from prunegraph.runs.report.page import HISTORY_FILE
+from prunegraph.runs.report.report import machine, read_report, read_rows
+from prunegraph.runs.report.verdict import (
+    DENSE,
+    UNTRAINED,
+    MethodRow,
+    Metric,
+    judge,
+    mean_by_name,
+    proxy_correlation,
+    pruned_rows,
+)
+from prunegraph.runs.store import MASKS_FILE, choose, read_masks
+from prunegraph.runs.train import baseline_names
+from prunegraph.runs.verify.plan import Check, candidates_of, check_plan, check_rows
+
+KINDS: dict[str, type[TrainConfig] | type[ApplyConfig] | type[CompareConfig]] = {
+    "train": TrainConfig,
+    "apply": ApplyConfig,
+    "compare": CompareConfig,
+}
+"""Commands whose run folders can be verified."""
+
+MAX_WRONG_SHARE = 5 / 10_000
+"""On another machine, or with other threads, accuracies may differ by this share of the images."""
+
+MAX_WRONG_SHARE_RECALIBRATED = 20 / 10_000
+"""The same for networks that were pruned and not fine-tuned: their statistics are measured anew and
+their answers are less certain. Between one thread and two, 8 images of 10,000 were seen."""
+
+
+def verify_run(config: VerifyConfig, console: Console) -> dict[str, Any]:
+    """Check a run folder, print what was checked and return it.
+
+    Raises:
+        ArtefactError: a file is damaged, or a figure is wrong; the message names it.
+    """
+    folder = existing_run(config.run)
+    content = read_report(folder)
+    if config.threads is None:  # with the same number, the last digits are the same
+        torch.set_num_threads(min(max(content["machine"]["threads"], 1), num_cores()))
+    _check_listed(folder, content["files"])
+    folder.check_digests(content["files"])
+    checks: list[Check] = []
+    for member in [folder, *_other_members(folder)]:
+        checks += _check_member(config, folder, member, console)
+    wrong = [check for check in checks if not check.holds]
+    if wrong:
+        first = wrong[0]
+        msg = (
+            f"{folder.file(REPORT_FILE)}: {first.name} is reported as {first.reported}, "
+            f"found {first.found} ({len(wrong)} of {len(checks)} figures are wrong)"
+        )
+        raise ArtefactError(msg)
+    unknown = [f"search.{key}" for key in ("seconds", "evaluation_seconds", "networks_evaluated")]
+    unknown += ["search.health", "repaired", "methods[].networks_evaluated", "methods[].seconds"]
+    unknown.append(HISTORY_FILE)
+    unknown += [f"{cell} (no weights)" for cell in _cells_without_weights(folder, content)]
+    unknown += [LATENCY_FILE] * (LATENCY_FILE in content["files"])
+    unknown += ["latency_ms", "versions", *sorted({"decision", "policy"} & content.keys())]
+    console.say(
+        f"{len(checks)} figures and {len(content['files'])} files of {folder.path} are right; "
+        f"not verifiable: {', '.join(unknown)}"
+    )
+    return {
+        "command": config.command,
+        "run": str(folder.path),
+        "figures": len(checks),
+        "files": len(content["files"]),
+        "same_machine": _same_machine(content),
+        "not_verifiable": unknown,
+    }
+
+
+def _check_listed(folder: RunFolder, files: Mapping[str, str]) -> None:
+    """Raise ArtefactError if a file that every report rests on could be exchanged unseen."""
+    names = (CONFIG_FILE, MASKS_FILE, DENSE_FILE, HISTORY_FILE, LATENCY_FILE)
+    missing = [n for n in names if n not in files and folder.file(n).is_file()]
+    if missing:
+        msg = f"{folder.file(REPORT_FILE)} does not list {missing[0]} among its files"
+        raise ArtefactError(msg)
+
+
+def _cells_without_weights(folder: RunFolder, content: Mapping[str, Any]) -> list[str]:
+    """Return the fine-tuned networks that another machine made and did not hand on."""
+    cells = [row.cell for row in read_rows(content) if row.cell is not None]
+    return [cell for cell in cells if not (folder.file(cell) / WEIGHTS_FILE).is_file()]
+
+
+def _other_members(folder: RunFolder) -> list[RunFolder]:
+    """Return the folders of a family's other networks."""
+    reports = sorted(folder.path.glob(f"*/{REPORT_FILE}"))
+    return [RunFolder(path=path.parent) for path in reports if MEMBER.fullmatch(path.parent.name)]
+
+
+def _check_member(
+    config: VerifyConfig, folder: RunFolder, member: RunFolder, console: Console
+) -> list[Check]:
+    content = read_report(member)
+    with as_elsewhere(bfloat16=content["precision"] == "bfloat16"):
+        return _measure_again(config, folder, member, content, console)
+
+
+def _measure_again(
+    config: VerifyConfig,
+    folder: RunFolder,
+    member: RunFolder,
+    content: Mapping[str, Any],
+    console: Console,
+) -> list[Check]:
+    bench, as_then = _rebuild(config, folder, member, content)
+    rows = read_rows(content)
+    masks = read_masks(member.file(MASKS_FILE), bench.target.graph)
+    judge_of = _Judge(bench, masks, member, _same_machine(content) and as_then)
+    checks = [
+        Check(name="command", reported=content["command"], found=_command(folder)),
+        Check(name="graph", reported=content["graph"], found=bench.target.graph.fingerprint()),
+    ]
+    checks += _check_data(bench, content)
+    checks += _check_options(bench, content, rows)
+    checks += check_rows(bench.options, content, rows)
+    if isinstance(bench.options, CompareConfig):
+        checks += check_plan(bench, bench.options, content, rows, masks)
+    with console.progress(f"measure {content['arch']} again", len(rows)) as report:
+        for number, row in enumerate(rows, start=1):
+            checks += judge_of.row(row)
+            report(number, row.name)
+    mask = masks[content["pruned"]["mask_digest"]]
+    chosen = choose(candidates_of(rows, masks), rank_of(bench.options))
+    checks += [
+        Check(name="pruned.mask_digest", reported=mask.digest(), found=chosen.mask.digest()),
+        Check(name="pruned.seed", reported=content["pruned"]["seed"], found=chosen.seed),
+    ]
+    checks += _check_summary(content, rows, bench.target.graph, mask, member)
+    prefix = "" if member is folder else f"{member.path.name}: "
+    return [dataclasses.replace(check, name=f"{prefix}{check.name}") for check in checks]
+
+
+def _rebuild(
+    config: VerifyConfig, folder: RunFolder, member: RunFolder, content: Mapping[str, Any]
+) -> tuple[Bench, bool]:
+    """Build the network, its images and its structure anew, from the run's files.
+
+    Returns:
+        The bench, and whether it is on the run's own device.
+    """
+    command = _command(folder)
+    run = load_config(KINDS[command], folder.file(CONFIG_FILE))
+    arch, trusted = content["arch"], content["arch"] in config.arch
+    others = f" --arch {arch}" if is_factory(arch) and not trusted else ""
+    report = member.file(REPORT_FILE)
+    check_trusted(content["dataset"], config.dataset, report, "dataset", others)
+    network = NetworkConfig(
+        device=run.device if config.device == "auto" else config.device,
+        threads=torch.get_num_threads(),
+        seed=run.seed,
+        dataset=content["dataset"],
+        data_dir=config.data_dir or run.data_dir,
+        image_size=run.image_size,
+        search_share=run.search_share,
+        split_seed=run.split_seed,
+        arch=arch if trusted else None,
+        attention=run.attention,
+        weights=member.file(DENSE_FILE),
+    )
+    target = load_target(network, run.budget())
+    if run.max_latency is not None and not isinstance(run, ApplyConfig):
+        target = foretelling(target, member.file(LATENCY_FILE))
+    as_then = config.device in ("auto", run.device)
+    return Bench(target=target, options=run, seed=run.seed), as_then
+
+
+def _check_data(bench: Bench, content: Mapping[str, Any]) -> list[Check]:
+    dataset = bench.target.dataset
+    splits = {"train": dataset.train, "search": dataset.search, "test": dataset.test}
+    return [
+        Check(name=f"data.{name}.{key}", reported=content["data"][name][key], found=found)
+        for name, split in splits.items()
+        for key, found in (("fingerprint", split.fingerprint()), ("images", len(split)))
+    ]
+
+
+def _command(folder: RunFolder) -> str:
+    """Return which command made a run."""
+    command = read_yaml(folder.file(CONFIG_FILE)).get("command")
+    if not isinstance(command, str) or command not in KINDS:
+        msg = f"{folder.path} is a run of {command!r}; verify takes {', '.join(KINDS)}"
+        raise ConfigError(msg)
+    return command
+
+
+def _check_options(
+    bench: Bench, content: Mapping[str, Any], rows: Sequence[MethodRow]
+) -> list[Check]:
+    """Check what a report says of the run's options, and that no method was left out."""
+    run = bench.options
+    expected: set[str] = set()
+    if isinstance(run, TrainConfig):
+        expected = {*baseline_names(run), *agent_rows(run, controls=run.baselines != "none")}
+    elif isinstance(run, CompareConfig):
+        expected = {*wanted(run), *(agent_rows(run) if run.agent else ())}
+    elif isinstance(run, ApplyConfig) and run.max_latency is None:
+        expected = {APPLIED, UNTRAINED, *COMPARED, *CONTROLS}
+    found = {
+        "arch": bench.target.arch,
+        "seed": bench.seed,
+        "budget": bench.budget.as_dict(),
+        "recipe": bench.recipe_record(),
+        "dense_widths": bench.target.graph.group_widths(bench.target.graph.dense_mask()),
+    }
+    missing = sorted(expected - {row.name for row in rows})
+    return [
+        *(Check(name=name, reported=content[name], found=found[name]) for name in found),
+        Check(name="methods that are missing", reported=missing, found=[]),
+    ]
+
+
+class _Judge:
+    """Measures rows again.
+
+    Args:
+        bench: the rebuilt network.
+        masks: by digest.
+        member: the folder of its files.
+        exact: whether accuracies must be equal to the last image.
+    """
+
+    def __init__(
+        self, bench: Bench, masks: Mapping[str, KeepMask], member: RunFolder, exact: bool
+    ) -> None:
+        self._bench = bench
+        self._masks = masks
+        self._member = member
+        self._exact = exact
+        self._recalibrated: dict[str, tuple[float, float]] = {}
+
+    def row(self, row: MethodRow) -> list[Check]:
+        """Return the checks of one row."""
+        graph = self._bench.target.graph
+        mask = graph.dense_mask() if row.name == DENSE else self._masks[row.digest]
+        where = f"methods[{row.name}, seed {row.seed}]"
+        cost = graph.cost(mask)
+        search, test = self._measure(row.name == DENSE, mask)
+        loose = MAX_WRONG_SHARE if row.name == DENSE else MAX_WRONG_SHARE_RECALIBRATED
+        checks = [
+            Check(name=f"{where}.macs", reported=row.macs, found=cost.macs),
+            Check(name=f"{where}.params", reported=row.params, found=cost.params),
+            Check(
+                name=f"{where} within the budget",
+                reported=True,
+                found=row.name == DENSE or graph.fits(mask, self._bench.budget),
+            ),
+            self._accuracy(
+                f"{where}.search_accuracy", row.search_accuracy, search, "search", loose
+            ),
+            self._accuracy(
+                f"{where}.test_accuracy_recalibrated",
+                row.test_accuracy_recalibrated,
+                test,
+                "test",
+                loose,
+            ),
+            Check(
+                name=f"{where}.memory",
+                reported=row.memory,
+                found=limited_memory(graph, mask, self._bench.budget),
+            ),
+        ]
+        cell = None if row.cell is None else self._member.inside(row.cell)
+        known = cell is not None and (cell / WEIGHTS_FILE).is_file()
+        if cell is not None and known and row.test_accuracy_finetuned is not None:
+            model, saved = load_finetuned(self._bench.target, cell)
+            found = self._bench.test_accuracy(model)
+            name = f"{where}.test_accuracy_finetuned"
+            checks += [
+                Check(name=f"{where}.cell", reported=row.digest, found=saved.digest()),
+                self._accuracy(name, row.test_accuracy_finetuned, found, "test", MAX_WRONG_SHARE),
+            ]
+        return checks
+
+    def _measure(self, dense: bool, mask: KeepMask) -> tuple[float, float]:
+        bench = self._bench
+        key = DENSE if dense else mask.digest()
+        if key not in self._recalibrated:
+            model = bench.target.model
+            search = (
+                bench.search_accuracy(model)
+                if dense
+                else bench.final_evaluator.evaluate(mask).accuracy
+            )
+            test = bench.test_accuracy(model) if dense else bench.recalibrated_test_accuracy(mask)
+            self._recalibrated[key] = (search, test)
+        return self._recalibrated[key]
+
+    def _accuracy(
+        self, name: str, reported: float, found: float, split: str, wrong_share: float
+    ) -> Check:
+        dataset = self._bench.target.dataset
+        images = len(dataset.search if split == "search" else dataset.test)
+        tolerance = 1e-9 if self._exact else math.ceil(wrong_share * images) / images + 1e-9
+        return Check(name=name, reported=reported, found=found, tolerance=tolerance)
+
+
+def _check_summary(
+    content: Mapping[str, Any],
+    rows: list[MethodRow],
+    graph: StructureGraph,
+    mask: KeepMask,
+    member: RunFolder,
+) -> list[Check]:
+    """Check what a report says beside its rows, by recomputing it from them."""
+    metric: Metric = content["verdict_metric"]
+    verdict, reason = judge(rows, metric, repaired=content["repaired"])
+    own_rows = pruned_rows(rows, mask.digest())
+    own = next((row for row in own_rows if row.cell is not None), None)
+    dense = next((row for row in rows if row.name == DENSE), None)
+    if own is None or dense is None:
+        what = "dense" if dense is None else "the pruned network's"
+        msg = f"{member.file(REPORT_FILE)} holds no row that is {what}: the file is damaged"
+        raise ArtefactError(msg)
+    found: dict[str, Any] = {
+        "dense.macs": graph.dense_cost.macs,
+        "dense.params": graph.dense_cost.params,
+        "dense.test_accuracy": dense.test_accuracy_recalibrated,
+        "dense.test_accuracy_finetuned": mean_by_name(rows, "test_accuracy_finetuned").get(DENSE),
+        "pruned.macs": graph.cost(mask).macs,
+        "pruned.params": graph.cost(mask).params,
+        "pruned.widths": graph.group_widths(mask),
+        "pruned.search_accuracy": own.search_accuracy,
+        "pruned.test_accuracy_recalibrated": own.test_accuracy_recalibrated,
+        "pruned.test_accuracy_finetuned": finetuned_mean(rows, mask.digest()),
+        "peak_memory": peak_memory(graph, mask),
+        "verdict": verdict,
+        "verdict_reason": reason,
+    }
+    if "stage_one_verdict" in content:
+        recalibrated: Metric = "test_accuracy_recalibrated"
+        found["stage_one_verdict"] = [*judge(rows, recalibrated, repaired=content["repaired"])]
+    if "proxy_rank_correlation" in content:
+        found["proxy_rank_correlation"] = proxy_correlation(rows)
+    return [
+        Check(name=name, reported=_at(content, name), found=value) for name, value in found.items()
+    ]
+
+
+def _at(content: Mapping[str, Any], name: str) -> Any:
+    value: Any = content
+    for key in name.split("."):
+        value = value[key]
+    return value
+
+
+def _same_machine(content: Mapping[str, Any]) -> bool:
+    """Return whether the report was made where this runs, with as many threads."""
+    return dict(content["machine"]) == machine()

@@ -1,0 +1,1 @@
+"""What a network is for, and what counts as good."""

@@ -1,0 +1,82 @@
+"""Several batches of any form as one."""
+
+import copy
+from collections import UserDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunegraph.graph.trace.calls import PLAIN, tensors_in
+
+
+class _UnlikeError(Exception):
+    """Parts of batches do not join."""
+
+
+def num_samples(batch: Any) -> int:
+    """Return how many samples a batch has by its tensors; 0 = they do not agree."""
+    sizes = {len(tensor) for tensor in tensors_in(batch) if tensor.dim()}
+    return sizes.pop() if len(sizes) == 1 else 0
+
+
+def joined(batches: Sequence[Any], most: int) -> Any:
+    """Return the first batches as one.
+
+    Tensors are joined along their first axis, in nested tuples, lists and dictionaries. Where
+    batches cannot be joined (sentences of other lengths, lists of samples, objects), it is the
+    first one.
+
+    Args:
+        batches: at least one.
+        most: samples of the one; the first batch may have more.
+    """
+    sizes = [num_samples(batch) for batch in batches]
+    count = 1
+    while count < len(batches) and all(sizes[: count + 1]) and sum(sizes[: count + 1]) <= most:
+        count += 1
+    try:
+        return _join(batches[:count])
+    except _UnlikeError:
+        return batches[0]
+
+
+def _join(parts: Sequence[Any]) -> Any:
+    """Join what stands at one place of several batches.
+
+    Raises:
+        _UnlikeError: it is of several forms, or of one that is not known.
+    """
+    first = parts[0]
+    if len({type(part) for part in parts}) > 1:
+        raise _UnlikeError
+    if isinstance(first, Tensor) and first.dim():
+        if len({(part.shape[1:], part.dtype, part.device) for part in parts}) > 1:
+            raise _UnlikeError
+        return torch.cat(list(parts))
+    if isinstance(first, dict | UserDict):
+        return _join_named(parts)
+    if isinstance(first, tuple | list) and not _are_samples(parts):
+        items = [_join(own) for own in zip(*parts, strict=True)]
+        return type(first)(*items) if hasattr(first, "_fields") else type(first)(items)
+    alike = isinstance(first, PLAIN) and all(part == first for part in parts)
+    if not alike and len(parts) > 1:
+        raise _UnlikeError
+    return first
+
+
+def _are_samples(parts: Sequence[Any]) -> bool:
+    """Tell whether lists seem to have an item for each sample, which do not add up item by item."""
+    kinds = {getattr(item, "shape", "plain") for item in parts[0]}
+    return len({len(part) for part in parts}) > 1 or (len(parts[0]) > 1 and len(kinds) == 1)
+
+
+def _join_named(parts: Sequence[Any]) -> Any:
+    """Join values of the same names."""
+    if any(part.keys() != parts[0].keys() for part in parts):
+        raise _UnlikeError
+    whole = copy.copy(parts[0])  # of a class of the user's, perhaps
+    for name in parts[0]:
+        whole[name] = _join([part[name] for part in parts])
+    return whole

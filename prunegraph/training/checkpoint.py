@@ -1,0 +1,129 @@
+"""How far a training is: written to a file, and read back by the same training."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunegraph.core.errors import ArtefactError
+from prunegraph.core.reading import checked, holds_numbers, parse_json, read_safetensors
+from prunegraph.core.tensors import load_state, state_tensors, to_safetensors
+
+CPU_GENERATORS = ("augmentation", "cpu")
+"""Random generators whose states every checkpoint within an epoch holds."""
+
+
+@dataclass(kw_only=True)
+class Done:
+    """What was done of a training.
+
+    Attributes:
+        losses: mean training loss of every whole epoch.
+        seconds: training time.
+        step: steps of the epoch that has begun; 0 between epochs.
+        total: sum of their losses.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    step: int = 0
+    total: float = 0.0
+
+
+@dataclass(kw_only=True)
+class TrainingState:
+    """What a training has to keep to go on to the same result.
+
+    The random state of an epoch begins with (seed, epoch), so it is kept within an epoch only.
+
+    Attributes:
+        model: the network, not wrapped.
+        trainable: its parameters that are trained, by name.
+        optimizer: SGD, whose momentum is kept.
+        identity: what tells this training from others.
+        steps_per_epoch: steps that an epoch takes.
+        done: what was done.
+        generators: states of random generators by name that a file within an epoch held.
+    """
+
+    model: nn.Module
+    trainable: dict[str, nn.Parameter]
+    optimizer: torch.optim.SGD
+    identity: dict[str, Any]
+    steps_per_epoch: int
+    done: Done = field(default_factory=Done)
+    generators: dict[str, Tensor] = field(default_factory=dict)
+
+    def to_bytes(self, generators: Mapping[str, Tensor]) -> bytes:
+        """Return the whole state as a safetensors file.
+
+        Args:
+            generators: states of the random generators, within an epoch.
+        """
+        tensors = {f"model.{n}": t for n, t in state_tensors(self.model).items()}
+        tensors |= {f"random.{n}": t for n, t in generators.items()}
+        for name, parameter in self.trainable.items():
+            buffer = self.optimizer.state[parameter].get("momentum_buffer")
+            if buffer is not None:
+                tensors[f"momentum.{name}"] = buffer
+        record = {"identity": self.identity, **asdict(self.done)}
+        return to_safetensors(tensors, {"training": json.dumps(record)})
+
+    def restore(self, path: Path) -> None:
+        """Continue from a file.
+
+        Raises:
+            ArtefactError: it is damaged or of another training.
+        """
+        tensors, metadata = read_safetensors(path)
+        done = self._done(path, metadata)
+        generators = _of(tensors, "random.")
+        whole = done.step == 0 or all(map(_is_cpu_state, map(generators.get, CPU_GENERATORS)))
+        if not (whole and 0 <= done.step < self.steps_per_epoch):
+            msg = f"{path}: the state within an epoch is damaged: delete the file to start over"
+            raise ArtefactError(msg)
+        load_state(self.model, _of(tensors, "model."), path)
+        for name, buffer in _of(tensors, "momentum.").items():
+            parameter = self.trainable.get(name)
+            if parameter is None:
+                continue
+            if buffer.shape != parameter.shape or not holds_numbers(buffer):
+                msg = f"{path}: the momentum of {name} is damaged: delete the file to start over"
+                raise ArtefactError(msg)
+            value = torch.empty_like(parameter).copy_(buffer)
+            self.optimizer.state[parameter]["momentum_buffer"] = value
+        self.done, self.generators = done, generators
+
+    def _done(self, path: Path, metadata: Mapping[str, str]) -> Done:
+        """Return what the file says was done, if it is of this training."""
+        if "training" not in metadata:
+            msg = f"{path} is no training checkpoint of prunegraph: choose another file name"
+            raise ArtefactError(msg)
+        shape = {"identity": dict[str, Any]}
+        record = checked(parse_json(metadata["training"], path), shape, str(path))
+        theirs = record.pop("identity")
+        differing = [key for key, value in self.identity.items() if theirs.get(key) != value]
+        if differing:
+            msg = (
+                f"{path} is the checkpoint of another training (different {', '.join(differing)}): "
+                "delete it, or choose another output folder"
+            )
+            raise ArtefactError(msg)
+        done: Done = checked(record, Done, str(path))
+        return done
+
+
+def _of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _is_cpu_state(state: Tensor | None) -> bool:
+    try:
+        torch.Generator().set_state(state)  # type: ignore[arg-type]  # None is refused, too
+    except (RuntimeError, TypeError):
+        return False
+    return True

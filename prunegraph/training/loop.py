@@ -1,0 +1,445 @@
+"""The training loop of fine-tuning and pretraining: one fixed recipe, resumable, bit-equal.
+
+The recipe (``docs/method.md``): batches of 128, SGD with Nesterov momentum 0.9, weight decay 5e-4,
+a cosine to zero a step at a time, the split's own augmentation, bfloat16 autocast, the last epoch.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+
+from prunegraph.core.errors import ConfigError, DataError, ModelError, PruneGraphError
+from prunegraph.core.files import write_bytes
+from prunegraph.core.precision import autocasting
+from prunegraph.core.seeding import seeded
+from prunegraph.core.splits import TrainSplit
+from prunegraph.core.tensors import parameter_digest
+from prunegraph.graph import evaluation_mode, unwrap
+from prunegraph.layerwise.recalibrate import recalibrate_bn
+from prunegraph.tasks.classification import model_device, place_images, place_model
+from prunegraph.training.checkpoint import Done, TrainingState
+from prunegraph.training.distributed import Ranks, SharedBatchNorm
+from prunegraph.training.kernels import QuickDepthwise
+from prunegraph.training.slimmable import Subnets
+
+LONG_TRAINING = 100
+"""From this many epochs on the peak learning rate is that of training from scratch."""
+
+SHORT_PEAK_LR = 0.02
+LONG_PEAK_LR = 0.1
+
+NUM_RECALIBRATION = 2048
+"""Train images that recalibrate batch norm after slimmable training."""
+
+CHECKPOINT_SECONDS = 300.0
+"""Within a longer epoch a checkpoint is written as often as this."""
+
+Progress = Callable[[int, int, float, float], None]
+"""Called after every epoch as ``progress(epochs done, epochs, mean loss, seconds so far)``."""
+
+Watch = Callable[[float, float], None]
+"""Called after every other step as ``watch(epochs done, mean loss of the epoch so far)``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """How a network is trained.
+
+    Attributes:
+        epochs: passes over the split; 0 leaves the network as it is.
+        batch_size: images a step.
+        peak_lr: highest learning rate; None = 0.02 below 100 epochs, else 0.1.
+        warmup_epochs: epochs over which the learning rate rises to its peak.
+        momentum: Nesterov momentum.
+        weight_decay: weight decay of all parameters.
+        autocast: run in bfloat16 where that is safe and the device computes it.
+        distill_weight: share of the loss in [0, 1] that is the distance to a teacher's outputs.
+        distill_temperature: divides both logits for it (Hinton et al. 2015, section 2).
+    """
+
+    epochs: int
+    batch_size: int = 128
+    peak_lr: float | None = None
+    warmup_epochs: float = 0.0
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    autocast: bool = True
+    distill_weight: float = 0.0
+    distill_temperature: float = 4.0
+
+    def __post_init__(self) -> None:
+        lowest = {"epochs": 0, "batch_size": 2, "warmup_epochs": 0, "weight_decay": 0}
+        for name, least in lowest.items():
+            if not getattr(self, name) >= least:
+                msg = f"{name}={getattr(self, name)} must be at least {least}"
+                raise ConfigError(msg)
+        if not (0.0 < self.momentum < 1.0 and 0.0 <= self.distill_weight <= 1.0):
+            msg = (
+                f"momentum={self.momentum} must lie in (0, 1), "
+                f"distill_weight={self.distill_weight} in [0, 1]"
+            )
+            raise ConfigError(msg)
+        positive = {"peak_lr": self.learning_rate, "distill_temperature": self.distill_temperature}
+        for name, value in positive.items():
+            if not value > 0.0:
+                msg = f"{name}={value} must be positive"
+                raise ConfigError(msg)
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate in effect."""
+        if self.peak_lr is not None:
+            return self.peak_lr
+        return LONG_PEAK_LR if self.epochs >= LONG_TRAINING else SHORT_PEAK_LR
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneResult:
+    """What a training did.
+
+    Attributes:
+        losses: mean training loss of every epoch.
+        seconds: training time, that before a resume included.
+        resumed_epochs: epochs that were read from a checkpoint.
+    """
+
+    losses: tuple[float, ...]
+    seconds: float
+    resumed_epochs: int
+
+
+def finetune(
+    model: nn.Module,
+    train: TrainSplit,
+    config: FinetuneConfig,
+    *,
+    seed: int,
+    teacher: nn.Module | None = None,
+    checkpoint: Path | str | None = None,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
+    ranks: Ranks | None = None,
+    subnets: Subnets | None = None,
+    name: str | None = None,
+) -> FinetuneResult:
+    """Train a network in place and leave it in eval mode, channels last if it can run so.
+
+    With a checkpoint the state is written after every epoch and every ``CHECKPOINT_SECONDS`` in
+    between, and an equal call continues from it; on a CPU with the same number of threads the
+    result is bit-equal to an uninterrupted one.
+
+    Args:
+        model: the network, on the device where it shall be trained.
+        train: the images.
+        config: the recipe.
+        seed: fixes order, augmentation and dropout.
+        teacher: network whose outputs are learned too, with ``config.distill_weight``.
+        checkpoint: where the state is kept, or None.
+        progress: called after every epoch.
+        watch: called after every other step; it must leave network and torch's generator alone.
+        ranks: processes that train together, each with an equal call on its own device: every batch
+            is shared among them, with the order and augmentation of one process. Rank 0 reads and
+            writes the checkpoint. Dropout draws anew in each.
+        subnets: every step trains another of these parts of the network; at the end the whole
+            one's batch norm is recalibrated on ``NUM_RECALIBRATION`` images.
+        name: tells the network from others in the checkpoint; default: a digest of its weights,
+            which another number of threads may change in their last digits if they were computed.
+
+    Returns:
+        Losses and times.
+
+    Raises:
+        ArtefactError: the checkpoint is damaged or of another training.
+        ConfigError: a teacher without ``distill_weight`` or the reverse.
+        DataError: the images are no split.
+        PruneGraphError: the loss becomes NaN or infinite.
+    """
+    given: object = train
+    if not isinstance(given, TrainSplit):
+        msg = (
+            f"{type(given).__name__} is no TrainSplit: see docs/data.md, or train by your own loop"
+        )
+        raise DataError(msg)
+    if (teacher is None) != (config.distill_weight == 0.0):
+        msg = f"distill_weight={config.distill_weight} needs a teacher, and a teacher a weight > 0"
+        raise ConfigError(msg)
+    if config.epochs == 0 and subnets is None:
+        model.eval()
+        return FinetuneResult(losses=(), seconds=0.0, resumed_epochs=0)
+    run = _Training(model, train, config, seed, teacher, ranks, subnets, name)
+    if ranks is not None and not ranks.first:
+        checkpoint = None
+    resumed_epochs = run.begin(None if checkpoint is None else Path(checkpoint))
+    run.train_epochs(progress, watch)
+    model.eval()
+    if subnets is not None:
+        run.recalibrate()
+    done = run.done
+    return FinetuneResult(
+        losses=tuple(done.losses), seconds=done.seconds, resumed_epochs=resumed_epochs
+    )
+
+
+def learning_rate_at(step: int, *, steps: int, warmup_steps: int, peak: float) -> float:
+    """Return the learning rate of one step: a linear rise, then a half cosine towards zero.
+
+    Args:
+        step: from 0.
+        steps: number of all steps.
+        warmup_steps: steps of the rise; the last one reaches the peak.
+        peak: the highest learning rate.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    share = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return peak * 0.5 * (1.0 + math.cos(math.pi * share))
+
+
+class _Training:
+    """One training: network, optimizer, what was done so far."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: TrainSplit,
+        config: FinetuneConfig,
+        seed: int,
+        teacher: nn.Module | None,
+        ranks: Ranks | None,
+        subnets: Subnets | None,
+        name: str | None,
+    ) -> None:
+        self.model = model
+        self.ranks = ranks
+        self.subnets = subnets
+        self.train = train
+        self.config = config
+        self.seed = seed
+        self.teacher = teacher
+        trainable = {n: p for n, p in unwrap(model).named_parameters() if p.requires_grad}
+        self.trainable = trainable
+        if not trainable:
+            msg = "no weight of the network requires a gradient: unfreeze those to be trained"
+            raise ModelError(msg)
+        self.optimizer = torch.optim.SGD(
+            trainable.values(),
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            nesterov=True,
+            weight_decay=config.weight_decay,
+        )
+        full, rest = divmod(len(train), config.batch_size)
+        self.steps_per_epoch = full + (rest > 1)  # batch norm cannot train on one image
+        if self.steps_per_epoch == 0:
+            msg = f"{len(train)} training images are too few: at least 2 are needed"
+            raise ConfigError(msg)
+        place_model(unwrap(model), model_device(model), next(iter(train.batches(1)))[0])
+        identity = {
+            "config": asdict(config),
+            "seed": seed,
+            "images": train.fingerprint(),
+            "network": name or parameter_digest(unwrap(model)),
+            "teacher": None if teacher is None else parameter_digest(teacher),
+            "subnets": None if subnets is None else subnets.digest(),
+        }
+        self.state = TrainingState(
+            model=unwrap(model),
+            trainable=trainable,
+            optimizer=self.optimizer,
+            identity=identity,
+            steps_per_epoch=self.steps_per_epoch,
+        )
+
+    @property
+    def done(self) -> Done:
+        """What was done so far."""
+        return self.state.done
+
+    def begin(self, checkpoint: Path | None) -> int:
+        """Continue from a checkpoint if there is one, and return the epochs that it had done."""
+        self.checkpoint = checkpoint
+        if checkpoint is not None and checkpoint.exists():
+            self.state.restore(checkpoint)
+        self._join_ranks()
+        self.saved = time.monotonic()
+        return len(self.done.losses)
+
+    def train_epochs(self, progress: Progress | None, watch: Watch | None) -> None:
+        """Run the epochs that are left."""
+
+        def after_step(loss: float) -> None:
+            if time.monotonic() - self.saved >= CHECKPOINT_SECONDS:
+                self.save()
+            if watch is not None:
+                watch(len(losses) + self.done.step / self.steps_per_epoch, loss)
+
+        losses = self.done.losses
+        while len(losses) < self.config.epochs:
+            self.train_epoch(after_step)
+            self.save()
+            if progress is not None:
+                progress(len(losses), self.config.epochs, losses[-1], self.done.seconds)
+
+    def save(self) -> None:
+        """Write the checkpoint, if one is kept."""
+        if self.checkpoint is not None:
+            generators = self._generator_states() if self.done.step > 0 else {}
+            write_bytes(self.checkpoint, self.state.to_bytes(generators))
+        self.saved = time.monotonic()
+
+    def _join_ranks(self) -> None:
+        """Take over what rank 0 has restored, and share the batches from now on."""
+        if self.ranks is None:
+            return
+        names = [name for name, item in self.trainable.items() if self.optimizer.state[item]]
+        begun = self.ranks.agree((self.done, self.state.generators, names))
+        self.state.done, self.state.generators, names = begun
+        for name in names:
+            state = self.optimizer.state[self.trainable[name]]
+            state.setdefault("momentum_buffer", torch.empty_like(self.trainable[name]))
+            distributed.broadcast(state["momentum_buffer"], src=0)
+        self.model = self.ranks.wrap(unwrap(self.model))
+
+    def train_epoch(self, after_step: Callable[[float], None]) -> None:
+        """Run the next epoch, or the rest of one, and call a function after all steps but the last.
+
+        Args:
+            after_step: called with the mean loss of the epoch so far.
+        """
+        done = self.done
+        begun = time.perf_counter() - done.seconds
+        epoch = len(done.losses)
+        self.model.train()
+        self.augmentation = self._generator(epoch, "augmentation")
+        batches = self.train.batches(
+            self.config.batch_size,
+            shuffle=self._generator(epoch, "order"),
+            augment=self.augmentation,
+            skip=done.step,
+        )
+        shared = nullcontext() if self.ranks is None else SharedBatchNorm()
+        with self._seeded(epoch), shared, QuickDepthwise():
+            self._restore_generators()
+            for images, labels in islice(batches, self.steps_per_epoch - done.step):
+                done.total += self._step(epoch, done.step, images, labels)
+                done.step += 1
+                done.seconds = time.perf_counter() - begun
+                if done.step < self.steps_per_epoch:
+                    after_step(done.total / done.step)
+        done.losses.append(done.total / self.steps_per_epoch)
+        done.step, done.total = 0, 0.0
+
+    def _step(self, epoch: int, step: int, images: Tensor, labels: Tensor) -> float:
+        rate = learning_rate_at(
+            epoch * self.steps_per_epoch + step,
+            steps=self.config.epochs * self.steps_per_epoch,
+            warmup_steps=round(self.config.warmup_epochs * self.steps_per_epoch),
+            peak=self.config.learning_rate,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        weight = 1.0
+        if self.ranks is not None:
+            images, labels, weight = self.ranks.share(images, labels)
+        network, part = self.model, None
+        if self.subnets is not None:
+            drawn = self._derived_seed(epoch, f"subnet {step}")
+            part = self.subnets.cut(unwrap(self.model), drawn)
+            network = part.model
+        inputs = place_images(images, network)
+        loss = self._loss(network, inputs, labels.to(inputs.device))
+        value = float(loss.detach() if self.ranks is None else self.ranks.mean(loss, weight))
+        if not math.isfinite(value):
+            msg = (
+                f"the training loss is {value} in epoch {epoch + 1}, step {step + 1}: lower the "
+                f"learning rate, now {self.config.learning_rate:g}, or check the weights"
+            )
+            raise PruneGraphError(msg)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ranks is not None:
+            loss = loss * (weight * self.ranks.size)  # the ranks' gradients are averaged
+        loss.backward()
+        if part is not None:
+            part.hand_back()
+            if self.ranks is not None:  # parts are not wrapped
+                self.ranks.average_gradients(self.trainable.values())
+        self.optimizer.step()
+        return value
+
+    def recalibrate(self) -> None:
+        """Measure the batch norm of the whole network, which no step has run."""
+        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.seed))
+        order = order[:NUM_RECALIBRATION]  # a split's own order may be that of the classes
+        num_batches = max(1, len(order) // self.config.batch_size)  # none of a single image
+        model, images = unwrap(self.model), self.train.take(order)
+        batches = (place_images(batch, model) for batch in images.equal_batches(num_batches))
+        recalibrate_bn(model, batches, autocast=self.config.autocast)
+
+    def _loss(self, network: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Return cross-entropy, mixed with the distance to the teacher if there is one."""
+        with autocasting(inputs.device, wanted=self.config.autocast):
+            logits = network(inputs)
+            if not isinstance(logits, Tensor):
+                msg = (
+                    f"the network returns {type(logits).__name__} in training mode, not logits "
+                    "[images, classes]: switch its auxiliary outputs off"
+                )
+                raise ModelError(msg)
+            soft = None
+            if self.teacher is not None:
+                with evaluation_mode(self.teacher):
+                    soft = self.teacher(inputs)
+        loss = F.cross_entropy(logits.float(), labels)
+        if soft is None:
+            return loss
+        weight, temperature = self.config.distill_weight, self.config.distill_temperature
+        distance = F.kl_div(
+            (logits.float() / temperature).log_softmax(1),
+            (soft.float() / temperature).log_softmax(1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        return (1.0 - weight) * loss + weight * temperature**2 * distance
+
+    def _generator(self, epoch: int, purpose: str) -> torch.Generator:
+        return torch.Generator().manual_seed(self._derived_seed(epoch, purpose))
+
+    def _derived_seed(self, epoch: int, purpose: str) -> int:
+        digest = hashlib.sha256(f"{purpose}:{self.seed}:{epoch}".encode()).digest()
+        return int.from_bytes(digest[:8], "little") >> 1
+
+    @contextmanager
+    def _seeded(self, epoch: int) -> Iterator[None]:
+        """Seed torch's global generators for dropout; they are as before afterwards."""
+        device = model_device(self.model)
+        devices = [device.index] if device.type == "cuda" else []
+        rank = 0 if self.ranks is None else self.ranks.rank
+        with seeded(self._derived_seed(epoch, "dropout") + rank, devices):
+            yield
+
+    def _generator_states(self) -> dict[str, Tensor]:
+        """Return where the random generators are within the epoch, by name."""
+        device = model_device(self.model)
+        states = {"augmentation": self.augmentation.get_state(), "cpu": torch.get_rng_state()}
+        if device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(device)
+        return states
+
+    def _restore_generators(self) -> None:
+        """Set the generators to where they were, if a resume began within the epoch."""
+        states, self.state.generators = self.state.generators, {}
+        if states:
+            self.augmentation.set_state(states["augmentation"])
+            torch.set_rng_state(states["cpu"])
+        device = model_device(self.model)
+        if "cuda" in states and device.type == "cuda":
+            torch.cuda.set_rng_state(states["cuda"], device)

@@ -1,0 +1,142 @@
+"""Which masks a comparison fine-tunes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from prunegraph.core.masks import KeepMask
+from prunegraph.runs.bench import Bench
+from prunegraph.runs.finetune_plan import _best_masks, _searched, plan_cells, rank_of
+from prunegraph.runs.options.compare import CompareConfig
+from prunegraph.runs.prepare import load_target
+from prunegraph.runs.store import Candidate, choose
+
+
+def candidate(name: str, seed: int, accuracy: float) -> Candidate:
+    return Candidate(
+        name=name,
+        seed=seed,
+        mask=KeepMask(np.ones(1, dtype=bool)),
+        networks_evaluated=0,
+        search_accuracy=accuracy,
+    )
+
+
+def planned(weights: Path, found: list[Candidate], **more: Any) -> set[str]:
+    options = CompareConfig(weights=weights, seeds=3, finetune_epochs=1, **more)
+    bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
+    cells = plan_cells(bench, found, options)
+    assert len(cells) == len({(cell.name, cell.seed) for cell in cells})
+    return {cell.name for cell in cells}
+
+
+def test_the_two_best_searches_are_finetuned() -> None:
+    rows = [candidate("cem", 0, 0.7), candidate("cem", 1, 0.5), candidate("random_search", 0, 0.4)]
+    assert {"cem", "random_search"} < _searched(rows)
+    more = [
+        *rows,
+        candidate("netadapt", 0, 0.55),
+        candidate("amc", 0, 0.65),
+        candidate("agent/best", 0, 0.1),
+    ]
+    assert _searched(more) == {*("agent/best", "amc", "cem", "l1/at_widths", "random/at_widths")}
+    assert {"sampler", "amc"} < _searched([*more, candidate("sampler", 0, 0.9)])
+
+
+def test_the_search_with_the_best_mask_is_finetuned_where_masks_are_compared() -> None:
+    def rows(name: str, *accuracies: float) -> list[Candidate]:
+        return [candidate(name, seed, accuracy) for seed, accuracy in enumerate(accuracies)]
+
+    found = [*rows("cem", 0.6, 0.6), *rows("random_search", 0.55, 0.55), *rows("amc", 0.9, 0.1)]
+    assert {"cem", "random_search"} <= _searched(found)
+    assert {"amc", "cem"} <= _searched(found, max)
+    assert [(item.name, item.seed) for item in _best_masks([*rows("agent/best", 0.7), *found])] == [
+        ("agent/best", 0),
+        ("cem", 0),
+        ("random_search", 0),
+        ("amc", 0),
+    ]
+
+
+@pytest.mark.parametrize("seeds", [None, 3])
+def test_heuristics_alone_are_finetuned(seeds: int | None, weights: Path) -> None:
+    found = [candidate("l1/uniform", 0, 0.6), candidate("fpgm/uniform", 0, 0.7)]
+    options = {"agent": False, "finetune_seeds": seeds}
+    assert planned(weights, found, **options) == {"l1/uniform", "fpgm/uniform", "dense"}
+    assert planned(weights, found, **options, finetune_best=True) == {"fpgm/uniform", "dense"}
+
+
+@pytest.mark.parametrize("best", [False, True])
+def test_the_start_of_the_search_is_finetuned_if_no_baseline_is_better(
+    best: bool, weights: Path
+) -> None:
+    found = [
+        *(candidate("agent/best", seed, 0.9) for seed in range(3)),
+        *(candidate("cem", seed, 0.6) for seed in range(3)),
+        *(candidate("untrained", seed, 0.8) for seed in range(3)),
+        *(candidate("initial", seed, 0.7) for seed in range(3)),
+    ]
+    expected = {"agent/best", "untrained", "dense"} | (set() if best else {"cem"})
+    assert planned(weights, found, finetune_best=best) == expected
+    worse = [*found[:6], *(candidate("untrained", seed, 0.5) for seed in range(3))]
+    assert planned(weights, worse, finetune_best=best) == {"agent/best", "cem", "dense"}
+
+
+def test_the_best_baseline_is_the_best_on_average() -> None:
+    found = [candidate("cem", 0, 0.9), candidate("cem", 1, 0.2), candidate("l1/uniform", 0, 0.6)]
+    assert choose(found).name == "l1/uniform"
+    found.append(candidate("agent/best", 3, 0.1))
+    assert choose(found).name == "agent/best"
+    steady = [candidate("cem", seed, 0.7) for seed in (2, 1)]
+    assert choose([*steady, candidate("l1/uniform", 0, 0.6)]).seed == 1
+
+
+def test_where_best_masks_are_compared_the_rival_is_that_with_the_best_mask(weights: Path) -> None:
+    found = [
+        *(candidate("agent/best", seed, 0.9) for seed in range(3)),
+        *(candidate("cem", seed, 0.8) for seed in range(3)),
+        *(candidate("random_search", seed, (0.7, 0.7, 0.89)[seed]) for seed in range(3)),
+    ]
+    options = {"finetune_seeds": 2, "finetune_best": True}
+    assert planned(weights, found, **options) == {"agent/best", "random_search", "dense"}
+    assert planned(weights, found, finetune_best=True) == {"agent/best", "cem", "dense"}
+
+
+def test_of_equal_heuristics_the_first_by_name_is_finetuned(weights: Path) -> None:
+    found = [candidate("agent/best", 0, 0.9), candidate("cem", 0, 0.8)]
+    found += [candidate(f"{name}/uniform", 0, 0.7) for name in ("l2", "lamp")]
+    tuned = planned(weights, found)
+    assert tuned & {"l2/uniform", "lamp/uniform"} == {"l2/uniform"}
+
+
+def test_a_heuristic_is_finetuned_with_the_seed_of_each_of_its_masks(weights: Path) -> None:
+    options = CompareConfig(weights=weights, seeds=3, finetune_epochs=1, agent=False)
+    bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
+    found = [candidate("l1/uniform", 0, 0.9)]
+    found += [candidate("thinet/global", seed, (0.5, 0.6, 0.7)[seed]) for seed in range(3)]
+    found += [candidate("taylor/global", seed, (0.8, 0.4, 0.5)[seed]) for seed in range(3)]
+    pairs = [
+        (cell.name, None if cell.candidate is None else cell.candidate.seed, cell.seed)
+        for cell in plan_cells(bench, found, options)
+    ]
+    assert sorted(pairs, key=str) == [
+        *(("dense", None, seed) for seed in range(3)),
+        *(("l1/uniform", 0, seed) for seed in range(3)),
+        *(("thinet/global", seed, seed) for seed in range(3)),
+    ]
+
+
+@pytest.mark.parametrize("count", [None, 2])
+def test_the_pruned_network_is_one_that_is_finetuned(count: int | None, weights: Path) -> None:
+    found = [candidate("cem", seed, (0.9, 0.2, 0.2)[seed]) for seed in range(3)]
+    found += [candidate("taylor/uniform", seed, 0.6) for seed in range(3)]
+    options = CompareConfig(
+        weights=weights, seeds=3, agent=False, finetune_seeds=count, finetune_best=True
+    )
+    bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
+    chosen = choose(found, rank_of(options))
+    cells = plan_cells(bench, found, options)
+    assert chosen.name == ("taylor/uniform" if count is None else "cem")
+    assert chosen in [cell.candidate for cell in cells]

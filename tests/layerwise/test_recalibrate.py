@@ -1,0 +1,76 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prunegraph.core.errors import DataError
+from prunegraph.layerwise.recalibrate import measuring_batch_norm, recalibrate_bn
+
+
+def batches() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [3.0 + torch.randn(16, 3, 8, 8, generator=generator) for _ in range(4)]
+
+
+def test_buffers_are_the_cumulative_average() -> None:
+    norm = nn.BatchNorm2d(3, momentum=0.3)
+    norm.running_mean.fill_(99.0)
+    recalibrate_bn(norm, batches())
+    means = torch.stack([b.mean((0, 2, 3)) for b in batches()]).mean(0)
+    variances = torch.stack([b.var((0, 2, 3)) for b in batches()]).mean(0)
+    torch.testing.assert_close(norm.running_mean, means)
+    torch.testing.assert_close(norm.running_var, variances)
+    assert norm.momentum == 0.3
+    again = nn.BatchNorm2d(3)
+    recalibrate_bn(again, [(batch, torch.zeros(len(batch))) for batch in batches()])
+    torch.testing.assert_close(again.running_mean, means)
+
+
+def test_only_batch_norm_buffers_change(mixed: nn.Module) -> None:
+    mixed.train()
+    mixed.bn.eval()
+    flags = [module.training for module in mixed.modules()]
+    before = {n: t.clone() for n, t in [*mixed.named_parameters(), *mixed.named_buffers()]}
+    recalibrate_bn(mixed, batches())
+    after = dict([*mixed.named_parameters(), *mixed.named_buffers()])
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed == {"bn.running_mean", "bn.running_var", "bn.num_batches_tracked"}
+    assert [module.training for module in mixed.modules()] == flags
+
+
+def test_dropout_is_off_meanwhile() -> None:
+    model = nn.Sequential(nn.Dropout(0.9), nn.BatchNorm2d(3)).train()
+    recalibrate_bn(model, batches())
+    assert 2.5 < float(model[1].running_mean.mean()) < 3.5
+    assert float(model[1].running_var.max()) < 2.0  # dropout would give about 90
+
+
+def test_an_exception_restores_the_buffers(mixed: nn.Module) -> None:
+    before = [buffer.clone() for buffer in mixed.bn.buffers()]
+    with pytest.raises(RuntimeError, match="channels"), measuring_batch_norm(mixed):
+        mixed(batches()[0])
+        mixed(torch.zeros(1, 4, 8, 8))
+    assert all(torch.equal(a, b) for a, b in zip(before, mixed.bn.buffers(), strict=True))
+    assert mixed.bn.momentum == 0.1
+
+
+def test_no_images_restore_the_buffers(mixed: nn.Module) -> None:
+    before = mixed.bn.running_mean.clone()
+    recalibrate_bn(mixed, [])
+    assert torch.equal(mixed.bn.running_mean, before)
+
+
+def test_a_network_without_batch_norm_runs_nothing() -> None:
+    calls = []
+    model = nn.Conv2d(3, 4, 1)
+    model.register_forward_hook(lambda *_: calls.append(1))
+    recalibrate_bn(model, batches())
+    assert calls == []
+
+
+def test_one_image_is_too_few_for_norms_of_vectors() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3 * 8 * 8))
+    before = model[1].running_mean.clone()
+    with pytest.raises(DataError, match="1 image is too few to calibrate"):
+        recalibrate_bn(model, [batches()[0][:1]])
+    assert torch.equal(model[1].running_mean, before)
+    recalibrate_bn(nn.BatchNorm2d(3), [batches()[0][:1]])  # its positions are enough

@@ -1,0 +1,49 @@
+import pytest
+
+from prunegraph.agent.config import PPOConfig
+from prunegraph.agent.network import NetworkConfig, PruningNetwork
+from prunegraph.agent.policies import TrainedPolicy
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import ArtefactError
+from prunegraph.runs.agent_options import agent_config, calm, wide
+from prunegraph.runs.options.config import SearchOptions
+
+HALF, LESS = Budget(keep_macs=0.5), Budget(keep_macs=0.29)
+
+
+def searched(policy: TrainedPolicy | None, *budgets: Budget) -> PPOConfig:
+    return agent_config(SearchOptions(imagined_steps=0, exchanges=0), 0, policy, budgets).ppo
+
+
+def taught(*budgets: object) -> TrainedPolicy:
+    record = {"budgets": list(budgets)} if budgets else {}
+    return TrainedPolicy(PruningNetwork(NetworkConfig()).eval(), record)
+
+
+@pytest.mark.parametrize("budgets", [(HALF,), (HALF, LESS), (Budget(keep_params=0.1),)])
+def test_a_search_from_a_policy_is_calm_within_what_it_was_taught(
+    budgets: tuple[Budget, ...],
+) -> None:
+    assert searched(taught({"keep_macs": 0.29}, {"keep_macs": 0.7}), *budgets) == calm(
+        searched(None)
+    )
+
+
+def test_below_it_the_allocation_is_explored_as_from_a_heuristic() -> None:
+    policy, alone = taught({"keep_macs": 0.3}, {"keep_macs": 0.7}), searched(None)
+    ppo = searched(policy, HALF, LESS)
+    assert ppo == wide(alone) != calm(alone)
+    assert ppo.group_noise_start == alone.group_noise_start
+    assert ppo.temperature_start == calm(alone).temperature_start
+
+
+def test_a_policy_of_no_known_budgets_counts_as_taught() -> None:
+    assert searched(taught(), LESS) == calm(searched(None))
+
+
+@pytest.mark.parametrize(
+    "budget", [{"keep_macs": "0.3"}, {"keep_macs": 30.0}, {"keep": 0.3}, {}, 0.3]
+)
+def test_a_record_of_other_budgets_is_refused(budget: object) -> None:
+    with pytest.raises(ArtefactError, match="the policy's record: budgets"):
+        searched(taught(budget), LESS)
