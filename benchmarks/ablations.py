@@ -43,7 +43,7 @@ from prunegraph.runs.jobs import load_targets, make_workplace
 from prunegraph.runs.options.config import TrainConfig
 from prunegraph.runs.prepare import Target
 
-NO_OFFSETS = {"offset_rate": 0.0, "group_offset_rate": 0.0, "imagined_rate": 0.0}
+NO_OFFSETS = {"offset_rate": 0.0, "group_offset_rate": 0.0, "surrogate_rate": 0.0}
 NETWORK_ALONE = NO_OFFSETS | {"group_noise_rate": 0.0}
 NO_NOISE = {"group_noise_start": 0.0, "group_noise_end": 0.0}
 
@@ -95,12 +95,12 @@ class Variant:
 
 VARIANTS = {
     "default": Variant(what="as `prunegraph train` searches"),
-    "no_imagination": Variant(what="no imagined episodes", options={"imagined_steps": 0}),
-    "imagined_best": Variant(
-        what="imagined masks compete with the best run one", ppo={"imagined_competition": True}
+    "no_surrogate": Variant(what="no surrogate rollouts", options={"surrogate_steps": 0}),
+    "surrogate_best": Variant(
+        what="predicted masks compete with the best run one", ppo={"surrogate_competition": True}
     ),
-    "imagines_layers": Variant(
-        what="the model of the outcomes knows what layers lose", ppo={"imagines_layers": True}
+    "surrogate_layers": Variant(
+        what="the model of the outcomes knows what layers lose", ppo={"surrogate_layers": True}
     ),
     "no_offsets": Variant(
         what="the policy network alone, no offsets of channels and groups",
@@ -170,16 +170,16 @@ VARIANTS = {
         what="from a policy, explores the allocation as from a heuristic, the channels calmly",
         ppo=exploration(wide(PPOConfig())),
     ),
-    "no_exchanges": Variant(what="masks are run as they are drawn", options={"exchanges": 0}),
+    "no_swaps": Variant(what="masks are run as they are drawn", options={"swaps": 0}),
     "no_learning": Variant(
         what="masks are planned, the policy that draws them learns nothing",
         options={"learning_rate": 0.0},
     ),
     "all_planned": Variant(what="every mask is improved first", ppo={"planned_every": 1}),
     "hard_accuracy": Variant(what="accuracy counts, not soft", options={"metric": "accuracy"}),
-    "hard_no_exchanges": Variant(
+    "hard_no_swaps": Variant(
         what="both: accuracy counts, masks are run as they are drawn",
-        options={"metric": "accuracy", "exchanges": 0},
+        options={"metric": "accuracy", "swaps": 0},
     ),
     "entropy": Variant(what="entropy is paid for", ppo={"entropy_coefficient": 0.01}),
     "one_epoch": Variant(what="one pass over an update's episodes", ppo={"epochs": 1}),
@@ -221,7 +221,7 @@ def measure(
 ) -> dict[str, Any]:
     """Search once and return the figures."""
     variant = VARIANTS[name]
-    changed = dataclasses.replace(options, **variant.options, amortise_steps=0)
+    changed = dataclasses.replace(options, **variant.options, distill_steps=0)
     console, run = Console(), RunFolder(path=folder)
     (target,) = load_targets(changed)
     images = judge = target.dataset.search

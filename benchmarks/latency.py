@@ -26,7 +26,7 @@ from prunegraph.graph.costs.clock import Latency, measure_latency
 from prunegraph.graph.features import rank_in_group
 from prunegraph.runs.machine import keep_freed_memory
 from prunegraph.runs.report.report import machine
-from prunegraph.runs.report.speed import PAYS, realised
+from prunegraph.runs.report.speed import PAYS, repaired
 
 MODELS = ("vgg16_bn", "resnet50", "mobilenet_v2")
 COLUMNS = (
@@ -57,9 +57,9 @@ class Row:
         return self.dense.median / self.latency.median
 
     @property
-    def realised(self) -> float:
+    def repaired(self) -> float:
         """Share of the time that the multiply-adds promise to save that is saved."""
-        return realised(self.dense.median, self.latency.median, self.macs)
+        return repaired(self.dense.median, self.latency.median, self.macs)
 
     def cells(self, device: str, name: str, batch: int) -> list[str]:
         """Return the row of the table."""
@@ -74,7 +74,7 @@ class Row:
             f"{self.latency.median:.2f}",
             f"{self.latency.p90:.2f}",
             f"x{self.speed_up:.2f}" if pruned else "",
-            f"{self.realised:.0%}" if pruned else "",
+            f"{self.repaired:.0%}" if pruned else "",
         ]
 
 
@@ -82,7 +82,7 @@ def measure_rows(
     model: nn.Module, graph: StructureGraph, images: Tensor, options: argparse.Namespace
 ) -> Iterator[Row]:
     """Yield the dense network, then each budget; where that does not pay, its rounded widths."""
-    scores = rank_in_group(graph, np.random.default_rng(0).random(graph.num_classes))
+    scores = rank_in_group(graph, np.random.default_rng(0).random(graph.num_units))
 
     def timed(network: nn.Module) -> Latency:
         return measure_latency(network, images, num_runs=options.runs, max_seconds=options.seconds)
@@ -98,7 +98,7 @@ def measure_rows(
     for share in options.keep:
         plain = pruned(Budget(keep_macs=share))
         yield plain
-        if plain.realised < PAYS:
+        if plain.repaired < PAYS:
             for multiple in options.round_to:
                 with contextlib.suppress(BudgetError):  # the smallest rounded network is larger
                     yield pruned(Budget(keep_macs=share, round_to=multiple))
@@ -115,7 +115,7 @@ def warning(plain: Row, rounded: list[Row], where: str) -> str:
         return f"{text}; no rounded network fits the budget"
     best = max(rounded, key=lambda row: row.speed_up)
     assert best.budget is not None
-    if best.realised >= PAYS:
+    if best.repaired >= PAYS:
         return f"{text}; round_to={best.budget.round_to} mends it: x{best.speed_up:.2f}"
     return f"{text}; rounding does not mend it (at best x{best.speed_up:.2f})"
 
@@ -123,7 +123,7 @@ def warning(plain: Row, rounded: list[Row], where: str) -> str:
 def find_warnings(rows: list[Row], where: str) -> Iterator[str]:
     """Yield a warning for each plain row that does not pay."""
     for number, row in enumerate(rows):
-        if row.budget is not None and row.budget.round_to is None and row.realised < PAYS:
+        if row.budget is not None and row.budget.round_to is None and row.repaired < PAYS:
             same = [
                 other
                 for other in rows[number + 1 :]

@@ -2,7 +2,7 @@
 
 Small networks of one kind of layer each learn the real 8x8 digits; channels by chance are removed,
 so many of each group, and the accuracy is measured before and after the fits: of all layers at once
-(``Compensation``) and of one after the other (``SequentialCompensation``). No label is read and no
+(``Reconstruction``) and of one after the other (``LayerwiseReconstruction``). No label is read and no
 step is made in between; batch norm, where there is any, is recalibrated for all. With ``--weights``
 it is that network, on the search split of its data set.
 
@@ -29,7 +29,7 @@ from prunegraph.models import build_model, load_weights, weights_info
 from prunegraph.runs.report.report import machine
 from prunegraph.tasks.classification import evaluate
 
-SHARES = (0.5, 0.25)
+STRENGTHS = (0.5, 0.25)
 BATCH, IMAGES = 64, 512
 
 
@@ -186,12 +186,12 @@ def _run(network: nn.Module, images: Tensor, held: Split, seed: int) -> dict[str
             dense(batch)
 
     ways = {
-        "fitted": pg.Compensation(network, graph, run),
-        "in turn": pg.SequentialCompensation(network, graph, lambda dense: dense(images[:IMAGES])),
+        "fitted": pg.Reconstruction(network, graph, run),
+        "in turn": pg.LayerwiseReconstruction(network, graph, lambda dense: dense(images[:IMAGES])),
     }
-    chance = np.random.default_rng(seed).random(graph.num_classes, dtype=np.float32)
+    chance = np.random.default_rng(seed).random(graph.num_units, dtype=np.float32)
     found = {"dense": evaluate(network, held).accuracy}
-    for share in SHARES:
+    for share in STRENGTHS:
         scores = rank_in_group(graph, chance).astype(np.float32)  # alike in all groups
         mask = graph.project(scores, pg.Budget(keep_macs=share))
         for name in ("cut", *ways):

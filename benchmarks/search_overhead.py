@@ -20,7 +20,7 @@ from torch import Tensor
 
 from prunegraph.agent.train import train_agent
 from prunegraph.core.budget import Budget
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
 from prunegraph.core.splits import SearchSplit, TrainSplit
 from prunegraph.env import ChannelPruningEnv, PruningTask
@@ -57,9 +57,9 @@ class Noise:
 class NotingEvaluator(Evaluator):
     """Notes every network that it runs."""
 
-    calls: list[tuple[KeepMask, Tensor | None]]
+    calls: list[tuple[ChannelMask, Tensor | None]]
 
-    def evaluate(self, mask: KeepMask, subset: Tensor | None = None) -> Outcome:
+    def evaluate(self, mask: ChannelMask, subset: Tensor | None = None) -> Outcome:
         """Evaluate, and note the call unless the cache answered it."""
         before = self.num_networks
         outcome = super().evaluate(mask, subset)

@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import BudgetError
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.graph import StructureGraph, analyse, evaluation_mode
 from prunegraph.graph.apply import apply_mask
 from prunegraph.graph.build import MODEL_OUTPUT
@@ -125,11 +125,11 @@ def precision(model: nn.Module) -> tuple[torch.dtype, float]:
     return FLOAT64 if small else FLOAT32
 
 
-def draw_mask(graph: StructureGraph, seed: int) -> KeepMask:
+def draw_mask(graph: StructureGraph, seed: int) -> ChannelMask:
     """Return a mask of half of the MACs with uneven widths; if that is too little, random bits."""
     rng = np.random.default_rng(seed)
     shift = rng.normal(scale=0.5, size=len(graph.groups))
-    scores = rng.normal(size=graph.num_classes) + shift[graph.group_of]
+    scores = rng.normal(size=graph.num_units) + shift[graph.group_of]
     try:
         return graph.project(scores.astype(np.float32), Budget(keep_macs=KEEP_MACS))
     except BudgetError:

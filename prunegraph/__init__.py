@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from prunegraph.artefacts.pruned import PrunedInfo, load_pruned, save_pruned
     from prunegraph.core.budget import Budget, Cost
     from prunegraph.core.errors import PruneGraphError
-    from prunegraph.core.masks import KeepMask
+    from prunegraph.core.masks import ChannelMask
     from prunegraph.graph import StructureGraph, analyse
     from prunegraph.graph.apply import apply_mask, zero_mask
     from prunegraph.layerwise.recalibrate import recalibrate_bn
-    from prunegraph.layerwise.reconstruct import Compensation
-    from prunegraph.layerwise.sequential import SequentialCompensation
+    from prunegraph.layerwise.reconstruct import Reconstruction
+    from prunegraph.layerwise.sequential import LayerwiseReconstruction
     from prunegraph.runs.custom_search import search
     from prunegraph.runs.prune import PruneResult, prune
     from prunegraph.training import loop as finetune
@@ -26,13 +26,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Budget",
-    "Compensation",
+    "ChannelMask",
     "Cost",
-    "KeepMask",
+    "LayerwiseReconstruction",
     "PruneGraphError",
     "PruneResult",
     "PrunedInfo",
-    "SequentialCompensation",
+    "Reconstruction",
     "StructureGraph",
     "Subnets",
     "analyse",
@@ -59,7 +59,7 @@ _HOMES = {
         "Cost",
     ),
     "prunegraph.core.errors": ("PruneGraphError",),
-    "prunegraph.core.masks": ("KeepMask",),
+    "prunegraph.core.masks": ("ChannelMask",),
     "prunegraph.graph": (
         "StructureGraph",
         "analyse",
@@ -69,8 +69,8 @@ _HOMES = {
         "zero_mask",
     ),
     "prunegraph.layerwise.recalibrate": ("recalibrate_bn",),
-    "prunegraph.layerwise.reconstruct": ("Compensation",),
-    "prunegraph.layerwise.sequential": ("SequentialCompensation",),
+    "prunegraph.layerwise.reconstruct": ("Reconstruction",),
+    "prunegraph.layerwise.sequential": ("LayerwiseReconstruction",),
     "prunegraph.runs.custom_search": ("search",),
     "prunegraph.runs.prune": (
         "PruneResult",

@@ -46,8 +46,8 @@ OURS = re.compile(r"^(prunegraph|python )", re.M)
 TINY = {
     "networks": 30,
     "update_size": 4,
-    "imagined_steps": 2,
-    "amortise_steps": 1,
+    "surrogate_steps": 2,
+    "distill_steps": 1,
     "subset": 64,
     "calibration_images": 64,
     "epochs": 3,

@@ -14,7 +14,7 @@ Clip = Literal["bit", "joint"]
 RATES = (
     *("learning_rate", "clip_range", "entropy_coefficient", "value_coefficient", "max_grad_norm"),
     *("offset_rate", "group_offset_rate", "group_noise_rate", "group_noise_start"),
-    *("group_noise_end", "imagined_learning_rate", "imagined_rate", "caution", "planned_caution"),
+    *("group_noise_end", "surrogate_learning_rate", "surrogate_rate", "caution", "planned_caution"),
 )
 """Options that are numbers from 0 on."""
 
@@ -46,21 +46,21 @@ class PPOConfig:
         group_noise_end: and at its end; geometric in between.
         group_noise_rate: step of the groups' offsets along ``mean(A noise)``, the evolution
             strategies' estimate, in an update.
-        imagined_steps: steps on imagined episodes after each update, each on fresh ones: masks that
-            a model of all episodes so far predicts (``Imagination``). Needs one-step episodes
+        surrogate_steps: steps on surrogate rollouts after each update, each on fresh ones: masks that
+            a model of all episodes so far predicts (``Surrogate``). Needs one-step episodes
             whose observation a network and a budget fix; 0 = none.
-        imagined_learning_rate: Adam's step size in such a step.
-        imagined_rate: step of the offsets of channels and groups in it.
-        imagined_competition: imagined masks are rewarded by how far they are expected to exceed the
+        surrogate_learning_rate: Adam's step size in such a step.
+        surrogate_rate: step of the offsets of channels and groups in it.
+        surrogate_competition: predicted masks are rewarded by how far they are expected to exceed the
             best one that was run, not by what is predicted of them (an ablation).
-        imagines_layers: the model reads what layers' outputs lose without the removed channels, and
+        surrogate_layers: the model reads what layers' outputs lose without the removed channels, and
             what is kept by more criteria than the start's.
         caution: deviations of its own error by which a prediction is lowered; unused under
-            ``imagined_competition``.
+            ``surrogate_competition``.
         proposals: masks drawn for an episode, of which the one that is predicted best is run. Needs
-            imagined steps and group noise.
-        exchanges: of channels at the most, by which the model of the outcomes improves a mask
-            before it is run; 0 = none. Needs imagined steps, whose model it is.
+            predicted steps and group noise.
+        swaps: of channels at the most, by which the model of the outcomes improves a mask
+            before it is run; 0 = none. Needs predicted steps, whose model it is.
         planned_every: every so many episodes' masks are improved; the others explore.
         planned_caution: ``caution`` of those improvements.
     """
@@ -81,14 +81,14 @@ class PPOConfig:
     group_noise_start: float = 0.25
     group_noise_end: float = 0.12
     group_noise_rate: float = 0.5
-    imagined_steps: int = 0
-    imagined_learning_rate: float = 3e-4
-    imagined_rate: float = 0.15
-    imagined_competition: bool = False
-    imagines_layers: bool = False
+    surrogate_steps: int = 0
+    surrogate_learning_rate: float = 3e-4
+    surrogate_rate: float = 0.15
+    surrogate_competition: bool = False
+    surrogate_layers: bool = False
     caution: float = 0.5
     proposals: int = 1
-    exchanges: int = 0
+    swaps: int = 0
     planned_every: int = 2
     planned_caution: float = 1.0
 
@@ -96,7 +96,7 @@ class PPOConfig:
         check_choice("clip", self.clip, get_args(Clip))
         for name in RATES:
             check_range(name, getattr(self, name), 0.0, 1e3)
-        for name in ("imagined_steps", "exchanges"):
+        for name in ("surrogate_steps", "swaps"):
             check_range(name, getattr(self, name), 0, 10**6)
         if self.group_noise_start and not self.group_noise_end:
             msg = (
@@ -112,8 +112,8 @@ class PPOConfig:
             if getattr(self, name) < 1:
                 msg = f"{name}={getattr(self, name)} must be at least 1"
                 raise ConfigError(msg)
-        if self.proposals > 1 and not (self.imagined_steps and self.group_noise_start):
-            msg = f"proposals={self.proposals} needs imagined_steps and group_noise_start above 0"
+        if self.proposals > 1 and not (self.surrogate_steps and self.group_noise_start):
+            msg = f"proposals={self.proposals} needs surrogate_steps and group_noise_start above 0"
             raise ConfigError(msg)
 
     def temperature(self, progress: float) -> float:

@@ -19,7 +19,7 @@ from torch_geometric.data import Data
 from prunegraph.agent.filling import fill
 from prunegraph.agent.network import PruningNetwork
 from prunegraph.agent.policies import TrainedPolicy
-from prunegraph.agent.threshold import Topology, join, solve_threshold, with_features
+from prunegraph.agent.threshold import BudgetThreshold, join, solve_threshold, with_features
 from prunegraph.core.budget import Budget
 from prunegraph.core.masks import FloatArray
 from prunegraph.core.seeding import seeded
@@ -41,7 +41,7 @@ MOST_CHANNEL_STEPS = 8_000_000
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Lesson:
+class DistillTarget:
     """What a search found for one network and budget.
 
     Attributes:
@@ -59,9 +59,9 @@ class Lesson:
     scores: FloatArray
 
 
-def amortise(
+def distill(
     policy: TrainedPolicy,
-    lessons: Sequence[Lesson],
+    distill_targets: Sequence[DistillTarget],
     *,
     steps: int,
     seed: int,
@@ -69,15 +69,15 @@ def amortise(
     hidden: Collection[str] = (),
     progress: Callable[[int], None] | None = None,
 ) -> TrainedPolicy:
-    """Return a policy that gives the lessons' keep probabilities by itself.
+    """Return a policy that gives the distill_targets' keep probabilities by itself.
 
     Policy distillation (Rusu et al. 2016, arXiv 1511.06295): the cross-entropy between the taught
-    and the own keep probability of each free channel, each lesson weighted alike.
+    and the own keep probability of each free channel, each distill_target weighted alike.
 
     Args:
         policy: what the searches trained; it stays as it is.
-        lessons: at least one.
-        steps: steps of AdamW at most (``num_steps``), each on one lesson of every network, which
+        distill_targets: at least one.
+        steps: steps of AdamW at most (``num_steps``), each on one distill_target of every network, which
             take turns; 0 returns the policy itself.
         seed: of the noise on the features.
         initial: the policy that the search began with, which goes on learning, so that it does not
@@ -86,7 +86,7 @@ def amortise(
             episodes that refine, it never does.
         progress: called after every step with the number of steps done.
     """
-    steps = num_steps(lessons, steps)
+    steps = num_steps(distill_targets, steps)
     if steps <= 0:
         return policy
     seen = policy.network.config.feature_names
@@ -99,8 +99,8 @@ def amortise(
     network.train()
     columns = [seen.index(name) for name in network.config.feature_names]
     turns: dict[int, list[_Prepared]] = {}
-    for lesson in lessons:
-        turns.setdefault(id(lesson.graph), []).append(_Prepared.of(lesson, columns))
+    for distill_target in distill_targets:
+        turns.setdefault(id(distill_target.graph), []).append(_Prepared.of(distill_target, columns))
     rate = LEARNING_RATE if initial is None else ADAPTING_RATE
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate)
     generator = torch.Generator().manual_seed(seed)
@@ -114,17 +114,22 @@ def amortise(
         optimizer.step()
         if progress is not None:
             progress(step + 1)
-    record = {**policy.record, "amortise_steps": steps}
+    record = {**policy.record, "distill_steps": steps}
     return TrainedPolicy(network.eval(), record)
 
 
-def num_steps(lessons: Sequence[Lesson], steps: int) -> int:
-    """Return how many of the steps ``amortise`` takes: fewer where the networks are large."""
-    channels = sum({id(lesson.graph): lesson.graph.num_classes for lesson in lessons}.values())
+def num_steps(distill_targets: Sequence[DistillTarget], steps: int) -> int:
+    """Return how many of the steps ``distill`` takes: fewer where the networks are large."""
+    channels = sum(
+        {
+            id(distill_target.graph): distill_target.graph.num_units
+            for distill_target in distill_targets
+        }.values()
+    )
     return min(steps, max(MOST_CHANNEL_STEPS // channels, 1))
 
 
-def with_share(policy: TrainedPolicy, share: float) -> TrainedPolicy:
+def with_strength(policy: TrainedPolicy, share: float) -> TrainedPolicy:
     """Return a policy of which a share counts beside the scores that it starts from.
 
     Args:
@@ -141,7 +146,7 @@ def with_share(policy: TrainedPolicy, share: float) -> TrainedPolicy:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Prepared:
-    """A lesson as tensors: ``[N]`` targets and free classes, ``[1]`` or ``[N]`` thresholds."""
+    """A distill_target as tensors: ``[N]`` targets and free units, ``[1]`` or ``[N]`` thresholds."""
 
     data: Data
     context: Tensor
@@ -150,19 +155,19 @@ class _Prepared:
     threshold: Tensor
 
     @classmethod
-    def of(cls, lesson: Lesson, columns: Sequence[int]) -> "_Prepared":
-        graph = lesson.graph
-        scores = lesson.scores.astype(np.float64)
-        limits = np.array([graph.limits(lesson.budget)])
-        topology = Topology.of(graph)
-        if lesson.budget.max_memory is None:
+    def of(cls, distill_target: DistillTarget, columns: Sequence[int]) -> "_Prepared":
+        graph = distill_target.graph
+        scores = distill_target.scores.astype(np.float64)
+        limits = np.array([graph.limits(distill_target.budget)])
+        budget_threshold = BudgetThreshold.of(graph)
+        if distill_target.budget.max_memory is None:
             threshold = solve_threshold(graph, scores[None], limits, TEMPERATURE)
         else:
-            threshold = fill(topology, scores[None], limits, TEMPERATURE).thresholds[0]
-        features = torch.as_tensor(lesson.node_features[:, columns])
+            threshold = fill(budget_threshold, scores[None], limits, TEMPERATURE).thresholds[0]
+        features = torch.as_tensor(distill_target.node_features[:, columns])
         return cls(
-            data=join([with_features(topology.data, features)]),
-            context=torch.as_tensor(lesson.context).reshape(1, -1),
+            data=join([with_features(budget_threshold.data, features)]),
+            context=torch.as_tensor(distill_target.context).reshape(1, -1),
             targets=torch.sigmoid(torch.from_numpy((scores - threshold) / TEMPERATURE)).float(),
             free=torch.from_numpy(graph.free),
             threshold=torch.from_numpy(threshold).float(),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize.elementwise import find_root
 
-from prunegraph.agent.threshold import OTHERS, Topology, solve_threshold
+from prunegraph.agent.threshold import OTHERS, BudgetThreshold, solve_threshold
 from prunegraph.core.masks import BoolArray, Float64Array, IntArray
 
 MOST_STAGES = 6
@@ -29,10 +29,10 @@ class Filling:
     """Thresholds of B score vectors.
 
     Attributes:
-        thresholds: ``[B, N]``; a class is kept with probability
+        thresholds: ``[B, N]``; a unit is kept with probability
             ``sigmoid((score - threshold) / temperature)``.
-        stages: ``[B, N]`` classes of one number share a threshold.
-        slopes: ``[B, N]`` what a class adds to the cost that made its threshold.
+        stages: ``[B, N]`` units of one number share a threshold.
+        slopes: ``[B, N]`` what a unit adds to the cost that made its threshold.
     """
 
     thresholds: Float64Array
@@ -41,33 +41,36 @@ class Filling:
 
 
 def fill(
-    topology: Topology, scores: Float64Array, limits: Float64Array, temperature: float
+    budget_threshold: BudgetThreshold,
+    scores: Float64Array,
+    limits: Float64Array,
+    temperature: float,
 ) -> Filling:
     """Return thresholds at which no moment of the forward wastes memory.
 
     Args:
-        topology: of the network, whose structure knows its memory.
+        budget_threshold: of the network, whose structure knows its memory.
         scores: ``[B, N]``.
         limits: ``[B, 4]`` what may remain, as of ``expected_cost_ratios``.
         temperature: above 0.
     """
-    graph = topology.graph
+    graph = budget_threshold.graph
     assert graph.memory_model is not None
     first = solve_threshold(graph, scores, limits, temperature)
-    thresholds = np.repeat(first[:, None], graph.num_classes, axis=1)
-    kept = _probabilities(topology, scores, thresholds, temperature)
-    slopes = topology.cost_slopes(kept, limits)
+    thresholds = np.repeat(first[:, None], graph.num_units, axis=1)
+    kept = _probabilities(budget_threshold, scores, thresholds, temperature)
+    slopes = budget_threshold.cost_slopes(kept, limits)
     stages = np.zeros(scores.shape, dtype=np.int64)
     rising = np.repeat(graph.free[None], len(scores), axis=0)
     for stage in range(1, MOST_STAGES):
         met = graph.memory_model.moments(kept) >= MET * limits[:, [OTHERS]]
         rising &= ~graph.memory_model.alive_in(met)
-        rising[topology.ratios_but_memory(kept, limits) >= MET] = False
+        rising[budget_threshold.ratios_but_memory(kept, limits) >= MET] = False
         rows = np.flatnonzero(rising.any(axis=1))
         if not len(rows):
             break
         thresholds[rows] = _lowered(
-            topology,
+            budget_threshold,
             scores[rows],
             limits[rows],
             temperature,
@@ -75,7 +78,7 @@ def fill(
             rising[rows],
             met[rows],
         )
-        kept = _probabilities(topology, scores, thresholds, temperature)
+        kept = _probabilities(budget_threshold, scores, thresholds, temperature)
         worst = np.where(met, -1.0, graph.memory_model.moments(kept)).argmax(axis=1)
         slopes = np.where(rising, graph.memory_model.bytes_in(worst), slopes)
         stages[rising] = stage
@@ -83,14 +86,17 @@ def fill(
 
 
 def _probabilities(
-    topology: Topology, scores: Float64Array, thresholds: Float64Array, temperature: float
+    budget_threshold: BudgetThreshold,
+    scores: Float64Array,
+    thresholds: Float64Array,
+    temperature: float,
 ) -> Float64Array:
     logits = (scores - thresholds) / temperature
-    return np.where(topology.graph.free, 1.0 / (1.0 + np.exp(-logits)), 1.0)
+    return np.where(budget_threshold.graph.free, 1.0 / (1.0 + np.exp(-logits)), 1.0)
 
 
 def _lowered(
-    topology: Topology,
+    budget_threshold: BudgetThreshold,
     scores: Float64Array,
     limits: Float64Array,
     temperature: float,
@@ -98,26 +104,26 @@ def _lowered(
     rising: BoolArray,
     met: BoolArray,
 ) -> Float64Array:
-    """Return thresholds ``[B, N]``, those of rising classes so low that another limit is met.
+    """Return thresholds ``[B, N]``, those of rising units so low that another limit is met.
 
     Args:
-        topology: of the network.
+        budget_threshold: of the network.
         scores: ``[B, N]``.
         limits: ``[B, 4]``.
         temperature: above 0.
         thresholds: ``[B, N]``.
-        rising: ``[B, N]`` at least one class a row, of equal thresholds.
+        rising: ``[B, N]`` at least one unit a row, of equal thresholds.
         met: ``[B, T]`` moments that meet the limit already; no rising class is alive in them.
     """
-    memory = topology.graph.memory_model
+    memory = budget_threshold.graph.memory_model
     assert memory is not None
 
     def excess(values: Float64Array, places: Float64Array) -> Float64Array:
         rows = places.astype(int)
         tried = np.where(rising[rows], values[:, None], thresholds[rows])
-        kept = _probabilities(topology, scores[rows], tried, temperature)
+        kept = _probabilities(budget_threshold, scores[rows], tried, temperature)
         needs = np.where(met[rows], 0.0, memory.moments(kept) / limits[rows][:, [OTHERS]])
-        others = topology.ratios_but_memory(kept, limits[rows])
+        others = budget_threshold.ratios_but_memory(kept, limits[rows])
         return np.asarray(np.maximum(needs.max(axis=1), others) - 1.0)
 
     places = np.arange(len(scores), dtype=np.float64)

@@ -3,7 +3,7 @@
 A pruned network costs a second, a predicted one a millisecond. Sixteen measured masks an update say
 little about hundreds of bits, but the masks of *all* updates together say much: a Gaussian process
 over them predicts the metric of masks that were never run, and how far to trust that. The policy is
-trained on imagined episodes between two updates (model-based reinforcement learning: Sutton 1991,
+trained on surrogate rollouts between two updates (model-based reinforcement learning: Sutton 1991,
 Dyna; Janner et al. 2019, arXiv 1906.08253). Rasmussen and Williams 2006, chapters 2 and 5.
 """
 
@@ -46,7 +46,7 @@ PRIOR_MEANS = {
 """Expected log amplitude of each part of the kernel, in deviations of the metric."""
 
 
-class OutcomeModel:
+class GaussianProcess:
     """Gaussian process from the keep bits of one network to the metric that they reach.
 
     The kernel of two masks is a Matern 5/2 over the groups' logarithmic widths and kept importance
@@ -75,7 +75,7 @@ class OutcomeModel:
     ) -> None:
         self._graph = graph
         self._importance = importance
-        self._layers = [(layer.classes, torch.from_numpy(layer.gram)) for layer in layers]
+        self._layers = [(layer.units, torch.from_numpy(layer.gram)) for layer in layers]
         self._parts = {k: v for k, v in PRIOR_MEANS.items() if layers or k != "masks"}
         groups = graph.free_groups
         member = graph.group_of[:, None] == groups[None, :]  # [N, G]
@@ -182,7 +182,7 @@ class OutcomeModel:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` returned."""
-        size = self._graph.num_classes
+        size = self._graph.num_units
         self.bits = [unpack_bits(bits, size) for bits in state["bits"]]
         self.metrics = [float(metric) for metric in state["metrics"]]
         self.updates = [int(update) for update in state["updates"]]
@@ -196,8 +196,8 @@ class OutcomeModel:
         if not self._layers:
             return logs
         error, removed = torch.zeros(len(bits), dtype=torch.float64), 1.0 - bits
-        for classes, gram in self._layers:
-            rows = removed[:, classes]
+        for units, gram in self._layers:
+            rows = removed[:, units]
             error += ((rows @ gram) * rows).sum(dim=1)
         return torch.cat([logs, error[:, None]], dim=1)
 

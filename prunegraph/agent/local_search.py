@@ -1,7 +1,7 @@
 """A mask improved by the model of the outcomes before it is run.
 
 The masks that a policy draws scatter about what it knows, and it follows the model of the outcomes
-slowly. Exchanges climb that model at once: each drops a channel, keeps another one, or both, within
+slowly. Swaps climb that model at once: each drops a channel, keeps another one, or both, within
 the budget. Planning on a model improves the policy's actions, from which it then learns: expert
 iteration (Anthony et al. 2017, arXiv 1705.08439).
 """
@@ -19,7 +19,7 @@ from prunegraph.core.masks import BoolArray, Float64Array, IntArray
 from prunegraph.graph.graph import StructureGraph
 
 TRIED = 8
-"""Exchanges of a step, the best by the slope, whose outcome is predicted exactly."""
+"""Swaps of a step, the best by the slope, whose outcome is predicted exactly."""
 
 NONE = -1
 
@@ -39,14 +39,14 @@ def plan(
         graph: the network.
         keep: ``[N]`` what the policy wants; what does not fit is dropped first.
         limits: ``[4]`` the most MACs, params, bytes and ms that may remain.
-        most: exchanges at the most.
+        most: swaps at the most.
     """
-    exchanges = _Exchanges(graph, limits)
-    keep = exchanges.made_to_fit(keep, _slope(predict, keep))
+    swaps = _Exchanges(graph, limits)
+    keep = swaps.made_to_fit(keep, _slope(predict, keep))
     with torch.no_grad():
         value = float(predict(_row(keep)))
     for _ in range(most):
-        tried = exchanges.best(keep, _slope(predict, keep))
+        tried = swaps.best(keep, _slope(predict, keep))
         if not len(tried):
             break
         with torch.no_grad():
@@ -72,7 +72,7 @@ def _row(keep: BoolArray) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Exchanges:
-    """Exchanges within a budget: classes of a group cost alike, so its best ones are enough.
+    """Swaps within a budget: units of a group cost alike, so its best ones are enough.
 
     Args:
         graph: the network.
@@ -84,13 +84,13 @@ class _Exchanges:
 
     @cached_property
     def members(self) -> list[IntArray]:
-        """Free classes of each group that has some."""
+        """Free units of each group that has some."""
         free, groups = self.graph.free, self.graph.groups
-        found = [group.classes[free[group.classes]] for group in groups]
-        return [classes for classes in found if len(classes)]
+        found = [group.units[free[group.units]] for group in groups]
+        return [units for units in found if len(units)]
 
     def made_to_fit(self, keep: BoolArray, slope: Float64Array) -> BoolArray:
-        """Return a mask without the classes that cost least for what they free, until it fits."""
+        """Return a mask without the units that cost least for what they free, until it fits."""
         keep = keep.copy()
         while (ratios := self._ratios(keep))[0].max() > 1.0:
             freed = self._freed(keep, int(ratios[0].argmax()))
@@ -105,7 +105,7 @@ class _Exchanges:
         return keep
 
     def _freed(self, keep: BoolArray, limit: int) -> Float64Array:
-        """Return what each kept class ``[N]`` frees of one of the limits."""
+        """Return what each kept unit ``[N]`` frees of one of the limits."""
         if limit < OTHERS:
             freed = self.graph.cost_model.freed_by_each(keep)[limit]
         else:
@@ -115,7 +115,7 @@ class _Exchanges:
         return np.asarray(freed / self.limits[limit])
 
     def best(self, keep: BoolArray, slope: Float64Array) -> BoolArray:
-        """Return what the most promising exchanges make of a mask ``[K, N]``, K <= ``TRIED``."""
+        """Return what the most promising swaps make of a mask ``[K, N]``, K <= ``TRIED``."""
         model = self.graph.cost_model
         drops, adds = self._drops(keep, slope), self._adds(keep, slope)
         may_drop = np.append((drops != NONE) & self._above_minimum(keep), True)
@@ -132,10 +132,10 @@ class _Exchanges:
         added = np.where(adds == NONE, 0.0, model.added_by_each(keep)[:, adds])
         slack = self.limits[:OTHERS] - model.totals(keep.astype(np.float64))
         excess = added[:, None, :] - freed[:, :, None] - slack[:, None, None]  # nearly: both share
-        excess[:, within, within] = 0.0  # exactly: a group's classes cost alike
+        excess[:, within, within] = 0.0  # exactly: a group's units cost alike
         for other, limit in zip(self.graph.others, self.limits[OTHERS:], strict=True):
             if other is not None and np.isfinite(limit):
-                allowed &= other.exchanged(keep, drops, adds) <= limit
+                allowed &= other.swapped(keep, drops, adds) <= limit
         rows, columns = np.nonzero(allowed & (gain > 0) & (excess <= 0).all(axis=0))
         order = np.argsort(-gain[rows, columns], kind="stable")[:TRIED]
         tried = np.repeat(keep[None], len(order), axis=0)
@@ -145,15 +145,15 @@ class _Exchanges:
         return np.asarray(tried[fits])
 
     def _drops(self, keep: BoolArray, slope: Float64Array) -> IntArray:
-        """Return of each group ``[G]`` the kept class that adds least, or NONE."""
+        """Return of each group ``[G]`` the kept unit that adds least, or NONE."""
         return self._first(np.where(keep, slope, np.inf))
 
     def _adds(self, keep: BoolArray, slope: Float64Array) -> IntArray:
-        """Return of each group ``[G]`` the removed class that would add most, or NONE."""
+        """Return of each group ``[G]`` the removed unit that would add most, or NONE."""
         return self._first(np.where(keep, np.inf, -slope))
 
     def _first(self, values: Float64Array) -> IntArray:
-        least = np.array([classes[values[classes].argmin()] for classes in self.members])
+        least = np.array([units[values[units].argmin()] for units in self.members])
         return np.where(np.isfinite(values[least]), least, NONE)
 
     def _above_minimum(self, keep: BoolArray) -> BoolArray:
@@ -161,7 +161,7 @@ class _Exchanges:
         graph = self.graph
         kept = np.bincount(graph.group_of[keep], minlength=len(graph.groups))
         spare = kept > graph.min_keep
-        return np.array([spare[graph.group_of[classes[0]]] for classes in self.members])
+        return np.array([spare[graph.group_of[units[0]]] for units in self.members])
 
     def _ratios(self, keep: BoolArray) -> Float64Array:
         """Return the costs over what may remain ``[K, 4]``."""

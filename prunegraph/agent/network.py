@@ -120,7 +120,7 @@ class PruningNetwork(nn.Module):
         """Return keep scores ``[N]``.
 
         Args:
-            data: graphs as ``topology.join`` returns them.
+            data: graphs as ``budget_threshold.join`` returns them.
             embeddings: ``[N, H]``.
             context: ``[B, K]`` one row a graph.
         """
@@ -148,7 +148,7 @@ class PruningNetwork(nn.Module):
         """Return state values ``[B]``; no gradient reaches the encoder, which serves the actor.
 
         Args:
-            data: graphs as ``topology.join`` returns them.
+            data: graphs as ``budget_threshold.join`` returns them.
             embeddings: ``[N, H]``.
             graph_of: ``[B]`` position of each state's graph.
             context: ``[B, K]`` one row a state.

@@ -29,7 +29,7 @@ class InstanceOffsets(nn.Module):
     def __init__(self, graphs: Mapping[int, StructureGraph]) -> None:
         super().__init__()
         self.channels = nn.ParameterDict(
-            {str(index): torch.zeros(graph.num_classes) for index, graph in graphs.items()}
+            {str(index): torch.zeros(graph.num_units) for index, graph in graphs.items()}
         )
         self.groups = nn.ParameterDict(
             {str(index): torch.zeros(len(graph.groups)) for index, graph in graphs.items()}
@@ -38,7 +38,7 @@ class InstanceOffsets(nn.Module):
             index: torch.from_numpy(graph.group_of) for index, graph in graphs.items()
         }
         self._first = {
-            index: torch.tensor([int(group.classes[0]) for group in graph.groups])
+            index: torch.tensor([int(group.units[0]) for group in graph.groups])
             for index, graph in graphs.items()
         }
 

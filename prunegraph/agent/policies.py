@@ -46,7 +46,7 @@ CHECKPOINT = {
     "n_updates": int,
     "num_networks": int,
     "history": list[dict[str, Any]],
-    "imagination": dict[str, dict[str, Any]],
+    "surrogate": dict[str, dict[str, Any]],
 }
 """What the state of a checkpoint must hold."""
 
@@ -117,7 +117,7 @@ def load_policy(path: Path | str, *, expected: NetworkConfig | None = None) -> T
     _check_schema(weights_path, config, expected or NetworkConfig())
     content = _read_bytes(weights_path)
     if hashlib.sha256(content).hexdigest() != digest:
-        msg = f"{weights_path} is not the file that its JSON describes: it is damaged or exchanged"
+        msg = f"{weights_path} is not the file that its JSON describes: it is damaged or swapped"
         raise ArtefactError(msg)
     try:
         tensors = safetensors.torch.load(content)
@@ -171,7 +171,7 @@ def save_checkpoint(path: Path | str, model: ChannelPPO) -> None:
         "n_updates": model._n_updates,
         "num_networks": model.num_networks,
         "history": model.history,
-        "imagination": model.imagination.state_dict(),
+        "surrogate": model.surrogate.state_dict(),
         "competition": model.competitors.competition.state_dict(),
     }
     if model.memory is not None:
@@ -232,7 +232,7 @@ def _restore(model: ChannelPPO, state: dict[str, Any], tensors: dict[str, Tensor
     model.history = state["history"]
     if model.history:  # no update may follow that sets it, and the policy's record holds it
         model.policy.temperature = float(model.history[-1]["temperature"])
-    model.imagination.load_state_dict(state["imagination"])
+    model.surrogate.load_state_dict(state["surrogate"])
     model.competitors.resume(state["competition"], state["num_networks"])
     if model.memory is not None and "memory" in state:
         model.memory.restore(state["memory"])

@@ -18,7 +18,7 @@ from prunegraph.agent.distribution import MaskedBernoulli
 from prunegraph.agent.filling import MOST_STAGES, fill
 from prunegraph.agent.network import NetworkConfig, PruningNetwork
 from prunegraph.agent.offsets import InstanceOffsets
-from prunegraph.agent.threshold import OTHERS, Topology, join, solve_threshold, with_features
+from prunegraph.agent.threshold import OTHERS, BudgetThreshold, join, solve_threshold, with_features
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.masks import Float64Array, IntArray
 from prunegraph.rewards.config import Constraint
@@ -66,7 +66,7 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         observation_space: the flat dictionary of the environment.
         action_space: ``MultiBinary(N_max)``.
         lr_schedule: step size over the progress that remains.
-        topologies: graph id -> topology of every network that observations may name.
+        thresholds: graph id -> budget_threshold of every network that observations may name.
         network_config: names and sizes of the network.
         constraint: how the budget is met.
         initial_cost_ratio: expected cost over budget at the start of ``"lagrangian"``.
@@ -81,7 +81,7 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         action_space: spaces.Space[Any],
         lr_schedule: Schedule,
         *,
-        topologies: Mapping[int, Topology],
+        thresholds: Mapping[int, BudgetThreshold],
         network_config: NetworkConfig,
         constraint: Constraint = "bias",
         initial_cost_ratio: float = 1.0,
@@ -91,7 +91,7 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         if use_sde:
             msg = "use_sde=True: state-dependent noise is for continuous actions, these are bits"
             raise ConfigError(msg)
-        self.topologies = dict(topologies)
+        self.thresholds = dict(thresholds)
         self.network_config = network_config
         self.constraint = constraint
         self.initial_cost_ratio = initial_cost_ratio
@@ -117,7 +117,7 @@ class ChannelPruningPolicy(ActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         """Build network and optimiser in place of a perceptron over a flat vector."""
         self.network = PruningNetwork(self.network_config)
-        self.offsets = InstanceOffsets({i: t.graph for i, t in self.topologies.items()})
+        self.offsets = InstanceOffsets({i: t.graph for i, t in self.thresholds.items()})
         self.action_dist = MaskedBernoulli()
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=lr_schedule(1), eps=1e-8)
 
@@ -184,9 +184,11 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         for row, graph_id in enumerate(ids):
             graph = graphs.setdefault((graph_id, rows[row].tobytes()), len(graphs))
             if graph == len(batch.graphs):
-                topology = self._topology(graph_id)
-                features = obs["node_features"][row].view(-1, num_features)[: topology.num_channels]
-                batch.graphs.append((graph_id, with_features(topology.data, features)))
+                budget_threshold = self._topology(graph_id)
+                features = obs["node_features"][row].view(-1, num_features)[
+                    : budget_threshold.num_channels
+                ]
+                batch.graphs.append((graph_id, with_features(budget_threshold.data, features)))
             variant = variants.setdefault((graph, contexts[row].tobytes()), len(variants))
             if variant == len(batch.variants):
                 batch.variants.append(row)
@@ -194,11 +196,11 @@ class ChannelPruningPolicy(ActorCriticPolicy):
             batch.variant_of.append(variant)
         return batch
 
-    def _topology(self, graph_id: int) -> Topology:
-        if graph_id not in self.topologies:
-            msg = f"no topology for graph id {graph_id}: the policy knows {sorted(self.topologies)}"
+    def _topology(self, graph_id: int) -> BudgetThreshold:
+        if graph_id not in self.thresholds:
+            msg = f"no budget_threshold for graph id {graph_id}: the policy knows {sorted(self.thresholds)}"
             raise ConfigError(msg)
-        return self.topologies[graph_id]
+        return self.thresholds[graph_id]
 
     def _scores(self, batch: _Batch, data: Data, embeddings: Tensor, context: Tensor) -> Tensor:
         """Return scores ``[V, N_max]``, zero in the padding."""
@@ -238,10 +240,10 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         ids = [batch.graphs[batch.graph_of[row]][0] for row in batch.variants]
         limits, keep = self.limits(ids, context[batch.variants]), probabilities.cpu().double()
         for graph_id, members in _rows_by_graph(ids):
-            topology = self._topology(graph_id)
-            expected = keep[members, : topology.num_channels].numpy()
-            slopes = torch.from_numpy(topology.cost_slopes(expected, limits[members]))
-            costs[members, : topology.num_channels] = slopes.to(scores)
+            budget_threshold = self._topology(graph_id)
+            expected = keep[members, : budget_threshold.num_channels].numpy()
+            slopes = torch.from_numpy(budget_threshold.cost_slopes(expected, limits[members]))
+            costs[members, : budget_threshold.num_channels] = slopes.to(scores)
         weights = costs * probabilities * (1.0 - probabilities) + 1e-12 * (costs > 0)
         weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-30)
         return threshold + (weights * (scores - scores.detach())).sum(dim=1)
@@ -249,7 +251,9 @@ class ChannelPruningPolicy(ActorCriticPolicy):
     @property
     def _fills(self) -> bool:
         """Whether each moment of a forward has a threshold of its own: see ``filling``."""
-        limited = any(topology.max_memory is not None for topology in self.topologies.values())
+        limited = any(
+            budget_threshold.max_memory is not None for budget_threshold in self.thresholds.values()
+        )
         return limited and self.constraint == "bias"
 
     def _filled(self, batch: _Batch, scores: Tensor, context: Tensor) -> Tensor:
@@ -259,9 +263,11 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         thresholds, slopes = torch.zeros_like(scores), torch.zeros_like(scores)
         stages = torch.zeros_like(scores, dtype=torch.int64)
         for graph_id, members in _rows_by_graph(ids):
-            topology = self._topology(graph_id)
-            size = topology.num_channels
-            found = fill(topology, known[members, :size].numpy(), limits[members], self.temperature)
+            budget_threshold = self._topology(graph_id)
+            size = budget_threshold.num_channels
+            found = fill(
+                budget_threshold, known[members, :size].numpy(), limits[members], self.temperature
+            )
             thresholds[members, :size] = torch.from_numpy(found.thresholds).to(scores)
             slopes[members, :size] = torch.from_numpy(found.slopes).to(scores)
             stages[members, :size] = torch.from_numpy(found.stages).to(scores.device)
@@ -275,7 +281,7 @@ class ChannelPruningPolicy(ActorCriticPolicy):
 
     @torch.no_grad()
     def _thresholds(self, batch: _Batch, scores: Tensor, context: Tensor) -> Tensor:
-        """Return thresholds ``[V]``; variants of one topology are solved together."""
+        """Return thresholds ``[V]``; variants of one budget_threshold are solved together."""
         ids = [batch.graphs[batch.graph_of[row]][0] for row in batch.variants]
         limits = self.limits(ids, context[batch.variants])
         result = np.zeros(len(batch.variants))
@@ -288,7 +294,7 @@ class ChannelPruningPolicy(ActorCriticPolicy):
                 start = torch.stack([self.network.prior(feature) for feature in features])
                 temperature, ratio = self.initial_temperature, self.initial_cost_ratio
             else:
-                start = scores[members, : graph.num_classes]
+                start = scores[members, : graph.num_units]
                 temperature, ratio = self.temperature, 1.0
             result[members] = solve_threshold(
                 graph, start.cpu().double().numpy(), ratio * limits[members], temperature
@@ -304,9 +310,9 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         """
         names = self.network_config.context_names
         limits = np.full((len(ids), 4), np.inf)
-        limits[:, OTHERS:] = [self.topologies[graph_id].other_limits for graph_id in ids]
+        limits[:, OTHERS:] = [self.thresholds[graph_id].other_limits for graph_id in ids]
         rows = context.cpu().double().numpy()
-        dense = [self.topologies[graph_id].graph.dense_cost for graph_id in ids]
+        dense = [self.thresholds[graph_id].graph.dense_cost for graph_id in ids]
         wholes = [cost.macs for cost in dense], [cost.params for cost in dense]
         for column, name in enumerate(("keep_macs", "keep_params")):
             if name in names:
@@ -363,7 +369,7 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         for row, (graph_id, step) in enumerate(zip(ids, steps, strict=True)):
             self.num_acted[step] += 1
             if self.num_acted[step] % self.planned_every == 0:
-                size = self.topologies[graph_id].num_channels
+                size = self.thresholds[graph_id].num_channels
                 actions[row, :size] = plan(graph_id, actions[row, :size], limits[row])
 
     def _best_proposals(self, obs: Mapping[str, Tensor], actions: Tensor) -> list[int]:
@@ -383,13 +389,17 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         """
         if not self.group_noise:
             return None
-        num_groups = max(len(topology.graph.groups) for topology in self.topologies.values())
+        num_groups = max(
+            len(budget_threshold.graph.groups) for budget_threshold in self.thresholds.values()
+        )
         rows = [torch.randn(num_groups, generator=self.noise_generator) for _ in range(num_rows)]
         return self.group_noise * torch.stack(rows).to(self.device)
 
     def antithetic_noise(self, num_rows: int, generator: torch.Generator) -> Tensor:
         """Return noise ``[B, G_max]`` of this update's deviation, in pairs of opposite signs."""
-        num_groups = max(len(topology.graph.groups) for topology in self.topologies.values())
+        num_groups = max(
+            len(budget_threshold.graph.groups) for budget_threshold in self.thresholds.values()
+        )
         half = torch.randn((num_rows + 1) // 2, num_groups, generator=generator)
         pairs = torch.stack([half, -half], dim=1).flatten(0, 1)[:num_rows]
         return self.group_noise * pairs.to(self.device)

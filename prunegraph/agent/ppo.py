@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from prunegraph.agent.config import PPOConfig
 from prunegraph.agent.policy import ChannelPruningPolicy, Decision
-from prunegraph.agent.surrogate import CRITERIA, Imagination
+from prunegraph.agent.surrogate import CRITERIA, Surrogate
 from prunegraph.agent.vec_env import SelfCompetitionVecEnv
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError
@@ -23,10 +23,10 @@ from prunegraph.core.masks import BoolArray, FloatArray
 from prunegraph.core.seeding import seeded
 
 IMAGINED_BITS = 200_000
-"""Bits of all imagined episodes of a step together: fewer episodes for larger networks."""
+"""Bits of all surrogate rollouts of a step together: fewer episodes for larger networks."""
 
 LEAST_IMAGINED, MOST_IMAGINED = 32, 384
-"""Imagined episodes a step for each network and budget."""
+"""Surrogate episodes a step for each network and budget."""
 
 MOST_RATIO = 10.0
 """New over old probability of a bit, beyond which it is pushed down no more. Without a bound, as in
@@ -73,7 +73,7 @@ class ChannelPPO(PPO):
         num_rollouts: updates begun, this one included.
         max_networks: no update begins that could run more pruned networks than this.
         history: one record an update.
-        imagination: predicts what masks reach, if episodes are imagined.
+        surrogate: predicts what masks reach, if episodes are predicted.
         memory: of the evaluators, or None if they need none.
         listeners: called with the model after each update: between two updates, which is where
             stable-baselines3 has no callback.
@@ -117,17 +117,17 @@ class ChannelPPO(PPO):
                 device=device,
             )
         self.policy.initial_temperature = config.temperature_start
-        self.imagination = Imagination(
-            self.policy.topologies,
+        self.surrogate = Surrogate(
+            self.policy.thresholds,
             self.policy.network.prior,
-            columns=self.policy.network_config.columns(CRITERIA) if config.imagines_layers else (),
+            columns=self.policy.network_config.columns(CRITERIA) if config.surrogate_layers else (),
         )
-        if config.imagined_steps:
-            self.policy.proposals, self.policy.choose = config.proposals, self.imagination.choose
-        if config.imagined_steps and config.exchanges:
+        if config.surrogate_steps:
+            self.policy.proposals, self.policy.choose = config.proposals, self.surrogate.choose
+        if config.surrogate_steps and config.swaps:
             self.policy.planned_every = config.planned_every
             self.policy.plan = partial(
-                self.imagination.plan, most=config.exchanges, caution=config.planned_caution
+                self.surrogate.plan, most=config.swaps, caution=config.planned_caution
             )
         env.greedy = self.greedy_mask
 
@@ -182,12 +182,12 @@ class ChannelPPO(PPO):
     def greedy_mask(self, row: Mapping[str, FloatArray], budget: Budget) -> BoolArray:
         """Return the mask that the policy would choose on one observation, offsets included."""
         graph_id = int(row["graph_id"][0])
-        topology = self.policy.topologies[graph_id]
+        budget_threshold = self.policy.thresholds[graph_id]
         num_features = len(self.policy.network_config.feature_names)
-        features = row["node_features"].reshape(-1, num_features)[: topology.num_channels]
-        scores = self.policy.network.logits(topology.data, features, row["context"])
+        features = row["node_features"].reshape(-1, num_features)[: budget_threshold.num_channels]
+        scores = self.policy.network.logits(budget_threshold.data, features, row["context"])
         scores = scores + self.policy.offsets(graph_id).detach().cpu().numpy()
-        return topology.graph.project(scores, budget).keep
+        return budget_threshold.graph.project(scores, budget).keep
 
     def train(self) -> None:
         """Update the policy on the whole rollout, ``epochs`` times."""
@@ -213,7 +213,7 @@ class ChannelPPO(PPO):
             self._n_updates += 1
         if self.config.learning_rate and noise is not None:
             self._follow_noise(ids, decision, advantages, noise, self.config.group_noise_rate)
-        if self.config.imagined_steps:
+        if self.config.surrogate_steps:
             self._remember(observations, ids)
             if self.config.learning_rate:
                 self._imagine(observations)
@@ -241,7 +241,7 @@ class ChannelPPO(PPO):
         per_bit = bits if self.config.clip == "bit" else torch.ones_like(bits)
         for graph_id in ids.unique().tolist():
             rows = ids == graph_id
-            size = self.policy.topologies[graph_id].num_channels
+            size = self.policy.thresholds[graph_id].num_channels
             mask = distribution.mask[rows, :size]
             decided, num_rows = mask.any(dim=0), mask.sum(dim=0).clamp(min=1)
             kept = torch.where(mask, probabilities[rows, :size], 0.0).sum(dim=0) / num_rows
@@ -261,22 +261,22 @@ class ChannelPPO(PPO):
         """Move the groups' offsets along the noise that paid (evolution strategies)."""
         for graph_id in ids.unique().tolist():
             rows = ids == graph_id
-            graph = self.policy.topologies[graph_id].graph
+            graph = self.policy.thresholds[graph_id].graph
             gains = advantages[rows, None] * noise[rows, : len(graph.groups)]
-            mask = decision.distribution.mask[rows, : graph.num_classes]
+            mask = decision.distribution.mask[rows, : graph.num_units]
             self.policy.offsets.follow(graph_id, gains, mask, rate)
 
     def _remember(self, observations: dict[str, Tensor], ids: Tensor) -> None:
-        """Teach the imagination this update's episodes."""
+        """Teach the surrogate this update's episodes."""
         competition = self.competitors.competition
         if len(competition.pending) != len(ids):
             msg = (
-                f"imagined_steps={self.config.imagined_steps} needs episodes of one step: "
+                f"surrogate_steps={self.config.surrogate_steps} needs episodes of one step: "
                 "set it to 0 for episodes that go group by group"
             )
             raise ConfigError(msg)
         num_features = len(self.policy.network_config.feature_names)
-        self.imagination.remember(
+        self.surrogate.remember(
             competition.pending,
             ids.tolist(),
             observations["node_features"].reshape(len(ids), -1, num_features),
@@ -285,7 +285,7 @@ class ChannelPPO(PPO):
         )
 
     def _imagine(self, observations: dict[str, Tensor]) -> None:
-        """Train on episodes that the imagination predicts, on fresh ones at each step.
+        """Train on episodes that the surrogate predicts, on fresh ones at each step.
 
         Of episodes that refine, the first step. The heads and the offsets learn; the encoder, most
         of the work, learns from run episodes.
@@ -306,24 +306,24 @@ class ChannelPPO(PPO):
         generator = torch.Generator().manual_seed(update_seed(self.run_seed, self.num_rollouts) ^ 2)
         with torch.no_grad():
             embeddings = self.policy.embed(rows)
-        for _ in range(self.config.imagined_steps):
+        for _ in range(self.config.surrogate_steps):
             noise = self.policy.antithetic_noise(len(ids), generator)
             decision = self.policy.decide(rows, noise, embeddings)
             bits = decision.distribution.sample(generator)
-            rewards = self.imagination.rewards(
+            rewards = self.surrogate.rewards(
                 ids,
                 bits,
                 limits,
                 cells,
-                competes=self.config.imagined_competition,
+                competes=self.config.surrogate_competition,
                 caution=self.config.caution,
             )
             advantages = standardise(rewards, cells)
             log_prob = decision.distribution.log_prob_bits(bits)
             weights = advantages[:, None] / decision.distribution.num_free()[:, None] / len(ids)
-            self._descend(-(weights * log_prob).sum(), self.config.imagined_learning_rate)
-            self._move_offsets(ids, decision, self.config.imagined_rate, 0.0)
-            self._follow_noise(ids, decision, advantages, noise, self.config.imagined_rate)
+            self._descend(-(weights * log_prob).sum(), self.config.surrogate_learning_rate)
+            self._move_offsets(ids, decision, self.config.surrogate_rate, 0.0)
+            self._follow_noise(ids, decision, advantages, noise, self.config.surrogate_rate)
 
     def _rollout(self) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
         """Return observations, actions, returns and values of the rollout, step by step.

@@ -1,4 +1,4 @@
-"""What imagined episodes would bring: the outcome models of all networks of a training."""
+"""What surrogate rollouts would bring: the outcome models of all networks of a training."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunegraph.agent.gaussian_process import OutcomeModel
+from prunegraph.agent.gaussian_process import GaussianProcess
 from prunegraph.agent.local_search import plan
-from prunegraph.agent.threshold import Topology, expected_cost_ratio
+from prunegraph.agent.threshold import BudgetThreshold, expected_cost_ratio
 from prunegraph.core.masks import BoolArray, Float64Array, LayerError
 from prunegraph.rewards import Episode, unpack_bits
 from prunegraph.rewards.config import Metric
@@ -19,11 +19,11 @@ CRITERIA = ("taylor", "l1", "fpgm")
 """Features by which, too, a model that knows layers weighs what a group keeps."""
 
 
-class Imagination:
-    """Foretells the metric of masks of several networks.
+class Surrogate:
+    """Predicts the metric of masks of several networks.
 
     Args:
-        topologies: graph id -> network.
+        thresholds: graph id -> network.
         prior: node features ``[N, F]`` to the scores ``[N]`` of an untrained policy, whose
             exponential is the importance that the models start from.
         columns: of the features that are further importances' logarithms.
@@ -35,16 +35,16 @@ class Imagination:
 
     def __init__(
         self,
-        topologies: Mapping[int, Topology],
+        thresholds: Mapping[int, BudgetThreshold],
         prior: Callable[[Tensor], Tensor],
         *,
         columns: Sequence[int] = (),
     ) -> None:
-        self._topologies = topologies
+        self._topologies = thresholds
         self._prior = prior
         self._columns = list(columns)
         self.layer_errors: Mapping[int, Sequence[LayerError]] = {}
-        self.models: dict[int, OutcomeModel] = {}
+        self.models: dict[int, GaussianProcess] = {}
 
     def remember(
         self,
@@ -67,17 +67,17 @@ class Imagination:
         for episode, graph_id, matrix in zip(episodes, graph_ids, features, strict=True):
             graph = self._topologies[graph_id].graph
             if graph_id not in self.models:
-                own = matrix[: graph.num_classes].cpu()
+                own = matrix[: graph.num_units].cpu()
                 logs = torch.cat([self._prior(own)[:, None], own[:, self._columns]], dim=1)
                 self.models[graph_id] = self._model(graph_id, logs.double().exp().numpy())
-            bits = unpack_bits(episode.bits, graph.num_classes)
+            bits = unpack_bits(episode.bits, graph.num_units)
             self.models[graph_id].add(bits, episode.metric(metric), update)
         for graph_id in set(graph_ids):
             self.models[graph_id].fit()
 
-    def _model(self, graph_id: int, importance: Float64Array) -> OutcomeModel:
+    def _model(self, graph_id: int, importance: Float64Array) -> GaussianProcess:
         graph = self._topologies[graph_id].graph
-        return OutcomeModel(graph, importance, self.layer_errors.get(graph_id, ()))
+        return GaussianProcess(graph, importance, self.layer_errors.get(graph_id, ()))
 
     @torch.no_grad()
     def rewards(
@@ -90,7 +90,7 @@ class Imagination:
         competes: bool,
         caution: float = 0.0,
     ) -> Tensor:
-        """Return the rewards of imagined episodes ``[B]``, as if each mask cost the same.
+        """Return the rewards of surrogate rollouts ``[B]``, as if each mask cost the same.
 
         Args:
             ids: ``[B]`` graph ids.
@@ -98,7 +98,7 @@ class Imagination:
             limits: ``[B, 4]`` the most MACs, params, bytes and ms that may remain.
             cells: ``[B]`` which (network, budget) each belongs to.
             competes: a mask is rewarded by how far it is expected to exceed the best one that was
-                run for its limits (if none was, the mean of the imagined ones), in deviations of
+                run for its limits (if none was, the mean of the predicted ones), in deviations of
                 its cell; else by the metric that is predicted.
             caution: deviations of its own error by which a predicted metric is lowered.
         """
@@ -135,7 +135,7 @@ class Imagination:
             limits: ``[4]`` the most MACs, params, bytes and ms that may remain.
         """
         graph = self._topologies[graph_id].graph
-        keep = bits[:, : graph.num_classes].double()
+        keep = bits[:, : graph.num_units].double()
         mean, deviation = self.models[graph_id].predict(keep)
         costs = expected_cost_ratio(graph, keep.numpy(), limits[None])
         return mean, deviation, torch.from_numpy(costs)
@@ -168,7 +168,7 @@ class Imagination:
             graph_id: the network.
             bits: ``[N]`` a mask; it comes back as it is as long as nothing has been predicted.
             limits: ``[4]`` the most MACs, params, bytes and ms that may remain.
-            most: exchanges of a channel for another one at the most.
+            most: swaps of a channel for another one at the most.
             caution: deviations of its own error by which a predicted metric is lowered.
         """
         model = self.models.get(graph_id)
@@ -231,7 +231,7 @@ def cost_slope(metrics: Tensor, costs: Tensor) -> float:
     """Return what metrics ``[B]`` gain for a budget's worth of cost ``[B]``, by least squares.
 
     Sampled bits miss the budget by chance. The environment repairs masks before it measures them;
-    imagined ones are taken as they are, and must not look good because they keep more.
+    predicted ones are taken as they are, and must not look good because they keep more.
     """
     excess = costs - costs.mean()
     return float((excess @ metrics) / (excess @ excess + 1e-6 * len(excess)))

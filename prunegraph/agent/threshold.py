@@ -1,7 +1,7 @@
 """Topologies that the policy knows by graph id, and the threshold that makes a budget be met.
 
-The topology of a network never changes during a search, so it stays out of the observation, which
-stable-baselines3 copies at every step. The policy holds one ``Topology`` for each graph id; a saved
+The budget_threshold of a network never changes during a search, so it stays out of the observation, which
+stable-baselines3 copies at every step. The policy holds one ``BudgetThreshold`` for each graph id; a saved
 policy holds none: it is given those of the networks at hand.
 """
 
@@ -25,12 +25,12 @@ TOLERANCES = {"xatol": 1e-12, "xrtol": 0.0, "fatol": 0.0, "frtol": 0.0}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Topology:
+class BudgetThreshold:
     """What the policy knows of a network besides its node features.
 
     Attributes:
         data: the channel + op graph, without channel features ``x``.
-        graph: the structure, for costs and the classes that may be removed.
+        graph: the structure, for costs and the units that may be removed.
         max_memory: the most bytes of activations that may be alive at once; None = no limit. It is
             the same in all episodes, so observations do not tell it.
         max_latency: the most milliseconds that a forward may take, likewise.
@@ -47,8 +47,8 @@ class Topology:
         graph: StructureGraph,
         max_memory: int | None = None,
         max_latency: float | None = None,
-    ) -> "Topology":
-        """Return the topology of an analysed network."""
+    ) -> "BudgetThreshold":
+        """Return the budget_threshold of an analysed network."""
         data = to_pyg(graph)
         return cls(data=data, graph=graph, max_memory=max_memory, max_latency=max_latency)
 
@@ -60,7 +60,7 @@ class Topology:
     @property
     def num_channels(self) -> int:
         """N, the number of channel nodes."""
-        return self.graph.num_classes
+        return self.graph.num_units
 
     def ratios_but_memory(self, probabilities: Float64Array, limits: Float64Array) -> Float64Array:
         """Return the largest of the expected costs but memory over what may remain ``[B]``."""
@@ -74,7 +74,7 @@ class Topology:
         Of the cost whose limit is nearest; 0 where frozen.
 
         Args:
-            probabilities: ``[B, N]`` keep probabilities; those of frozen classes are taken as 1.
+            probabilities: ``[B, N]`` keep probabilities; those of frozen units are taken as 1.
             limits: ``[B, 4]`` what may remain, as of ``expected_cost_ratios``.
         """
         probabilities = np.where(self.graph.free, probabilities, 1.0)
@@ -136,13 +136,13 @@ def solve_threshold(
 
     Args:
         graph: the structure.
-        scores: ``[B, N]`` scores; a class is kept with probability
-            ``sigmoid((score - threshold) / temperature)``, frozen classes always.
+        scores: ``[B, N]`` scores; a unit is kept with probability
+            ``sigmoid((score - threshold) / temperature)``, frozen units always.
         limits: ``[B, 4]`` what may remain, as of ``expected_cost_ratios``.
         temperature: above 0.
 
     Returns:
-        ``[B]`` thresholds. A budget that even no free class at all would break gives the upper end
+        ``[B]`` thresholds. A budget that even no free unit at all would break gives the upper end
         of the interval, one that holds the whole network the lower end.
     """
     free = graph.free

@@ -1,4 +1,4 @@
-"""Train the agent: environments and topologies in, a policy and what it went through out."""
+"""Train the agent: environments and thresholds in, a policy and what it went through out."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +15,9 @@ from prunegraph.agent.config import EPISODES_PER_UPDATE, PPOConfig
 from prunegraph.agent.network import NetworkConfig
 from prunegraph.agent.policies import TrainedPolicy, load_checkpoint, save_checkpoint
 from prunegraph.agent.ppo import ChannelPPO, Memory
-from prunegraph.agent.surrogate import Imagination
+from prunegraph.agent.surrogate import Surrogate
 from prunegraph.agent.threads import ThreadedVecEnv
-from prunegraph.agent.threshold import Topology
+from prunegraph.agent.threshold import BudgetThreshold
 from prunegraph.agent.vec_env import SelfCompetitionVecEnv
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.masks import FloatArray, LayerError
@@ -78,7 +78,7 @@ class TrainingResult:
             ``greedy_masks`` (cell -> the policy's own mask before the update, packed), ...
         competition: ledgers (the best mask of each cell among them) and multipliers.
         offsets: graph id -> what the search added to the policy's scores ``[N]`` of that network.
-        imagination: what all run masks together say of masks.
+        surrogate: what all run masks together say of masks.
         networks_evaluated: pruned networks that were run.
     """
 
@@ -86,7 +86,7 @@ class TrainingResult:
     history: tuple[Mapping[str, Any], ...]
     competition: SelfCompetition
     offsets: Mapping[int, FloatArray]
-    imagination: Imagination
+    surrogate: Surrogate
     networks_evaluated: int
 
 
@@ -119,7 +119,7 @@ def train_agent(
         checkpoint: file written after each update; if it exists, training goes on from it.
         memory: what the evaluators know, kept in the checkpoint: where a mask that comes twice is
             not run twice, a resumed training needs it to be equal to an uninterrupted one.
-        layer_errors: of each network, for imagined episodes; None = they know none.
+        layer_errors: of each network, for surrogate rollouts; None = they know none.
         tensorboard: folder for learning curves.
         progress: called with the record of each update.
 
@@ -131,7 +131,7 @@ def train_agent(
     try:
         model = build_model(venv, graphs, config)
         if layer_errors is not None:
-            model.imagination.layer_errors = dict(enumerate(layer_errors))
+            model.surrogate.layer_errors = dict(enumerate(layer_errors))
         if initial is not None:
             _start_from(model, initial)
         model.memory = memory
@@ -167,8 +167,8 @@ def build_model(venv: VecEnv, graphs: Sequence[StructureGraph], config: AgentCon
     return ChannelPPO(
         wrapped,
         policy_kwargs={
-            "topologies": {
-                number: Topology.of(graph, config.max_memory, config.max_latency)
+            "thresholds": {
+                number: BudgetThreshold.of(graph, config.max_memory, config.max_latency)
                 for number, graph in enumerate(graphs)
             },
             "network_config": config.network,
@@ -229,8 +229,8 @@ def _result(model: ChannelPPO, config: AgentConfig) -> TrainingResult:
         competition=env.competition,
         offsets={
             graph_id: model.policy.offsets(graph_id).detach().cpu().numpy()
-            for graph_id in model.policy.topologies
+            for graph_id in model.policy.thresholds
         },
-        imagination=model.imagination,
+        surrogate=model.surrogate,
         networks_evaluated=env.num_networks,
     )

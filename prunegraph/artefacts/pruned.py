@@ -19,7 +19,7 @@ from torch import nn
 
 from prunegraph.core.errors import ArtefactError, ConfigError, MaskError, one_line
 from prunegraph.core.files import write_bytes, write_json
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.core.reading import checked, read_json, read_safetensors
 from prunegraph.core.seeding import seeded
 from prunegraph.core.tensors import load_state, state_tensors, to_safetensors
@@ -91,7 +91,7 @@ class PrunedNetwork:
 
     model: nn.Module
     graph: StructureGraph
-    mask: KeepMask
+    mask: ChannelMask
     info: PrunedInfo
 
 
@@ -111,7 +111,7 @@ def save_pruned(
     where: Path | str,
     *,
     model: nn.Module,
-    mask: KeepMask,
+    mask: ChannelMask,
     graph: StructureGraph,
     info: PrunedInfo,
 ) -> None:
@@ -280,7 +280,7 @@ def _info(record: Mapping[str, Any]) -> PrunedInfo:
     )
 
 
-def _mask(path: Path, record: Mapping[str, Any], graph: StructureGraph) -> KeepMask:
+def _mask(path: Path, record: Mapping[str, Any], graph: StructureGraph) -> ChannelMask:
     """Return the mask of a record, checked against its own digest and the graph."""
     try:
         packed = np.frombuffer(bytes.fromhex(record["mask"]["keep"]), dtype=np.uint8)

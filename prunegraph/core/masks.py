@@ -19,8 +19,8 @@ Float64Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class KeepMask:
-    """Which channel classes stay; made by ``StructureGraph.mask``, which checks it.
+class ChannelMask:
+    """Which prunable units stay; made by ``StructureGraph.mask``, which checks it.
 
     Attributes:
         keep: ``[N]`` booleans, True = keep, read-only.
@@ -33,7 +33,7 @@ class KeepMask:
 
     @property
     def num_kept(self) -> int:
-        """Number of classes that stay."""
+        """Number of units that stay."""
         return int(self.keep.sum())
 
     def digest(self) -> str:
@@ -42,10 +42,10 @@ class KeepMask:
         return hashlib.sha256(f"{self.keep.size}:".encode() + packed).hexdigest()[:16]
 
     def __repr__(self) -> str:
-        return f"KeepMask({self.num_kept} of {self.keep.size} classes, {self.digest()})"
+        return f"ChannelMask({self.num_kept} of {self.keep.size} units, {self.digest()})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, KeepMask) and np.array_equal(self.keep, other.keep)
+        return isinstance(other, ChannelMask) and np.array_equal(self.keep, other.keep)
 
     def __hash__(self) -> int:
         return hash(self.digest())
@@ -53,14 +53,14 @@ class KeepMask:
 
 @dataclass(frozen=True, eq=False)
 class LayerError:
-    """How far one layer's outputs move when some of the classes that it reads are removed.
+    """How far one layer's outputs move when some of the units that it reads are removed.
 
     Attributes:
-        classes: ``[U]`` the classes, ascending.
+        units: ``[U]`` the units, ascending.
         gram: ``[U, U]``; the mean squared change of the outputs over their energy is
-            ``x @ gram @ x`` for x = 1 where a class is removed, else 0. Kept weights stay as they
+            ``x @ gram @ x`` for x = 1 where a unit is removed, else 0. Kept weights stay as they
             are. This is ThiNet's error (Luo et al. 2017, equation 6) over all outputs.
     """
 
-    classes: IntArray
+    units: IntArray
     gram: Float64Array

@@ -15,7 +15,7 @@ class Outcome:
         kl: mean KL divergence from the dense network's outputs in nats, or None if not measured.
         num_images: number of images used.
         cost: cost of the network that was evaluated.
-        digest: ``KeepMask.digest()`` of its mask.
+        digest: ``ChannelMask.digest()`` of its mask.
         seconds: wall time of surgery, recalibration and evaluation.
         soft_accuracy: mean probability that the network gives to the right class, or None if
             searches do not compare it.

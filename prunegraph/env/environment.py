@@ -14,10 +14,10 @@ from gymnasium.error import ResetNeeded
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError
-from prunegraph.core.masks import BoolArray, FloatArray, KeepMask
+from prunegraph.core.masks import BoolArray, ChannelMask, FloatArray
 from prunegraph.core.outcome import Outcome
 from prunegraph.env.config import EnvConfig, cell_of_episode, episode_generator, subset_seed
-from prunegraph.env.repair import Realisation, realise
+from prunegraph.env.repair import Realisation, repair
 from prunegraph.env.task import Cell, PruningTask, make_cell
 from prunegraph.graph.features import FEATURE_BOUND, LAST_NAMES
 from prunegraph.rewards import CONTEXT_NAMES, Episode, SelfCompetition, pack_bits, unpack_bits
@@ -66,7 +66,7 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
         self.cells = _make_cells(self.tasks, self.config.budgets)
         if self.config.refinements:
             _check_last_columns(self.cells)
-        self.num_nodes = max(task.graph.num_classes for task in self.tasks)
+        self.num_nodes = max(task.graph.num_units for task in self.tasks)
         space = _observation_space(self.cells, self.num_nodes)
         self.observation_space = space  # type: ignore[assignment]  # gymnasium types it as Any
         self.action_space = spaces.MultiBinary(self.num_nodes)
@@ -110,7 +110,7 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
             self.seed_in_use, self.episode_number, len(self.cells), self.config.episodes_per_cell
         )
         self._cell = self.cells[index]
-        self._keep = np.ones(self._cell.task.graph.num_classes, dtype=bool)
+        self._keep = np.ones(self._cell.task.graph.num_units, dtype=bool)
         self._num_steps = 0
         self._last = None
         self._steps_left = 1 + self.config.refinements
@@ -141,8 +141,8 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
         if self._steps_left == 0:
             msg = "the episode is over: call reset() before step()"
             raise ResetNeeded(msg)
-        open_classes = self._open_classes()
-        self._keep[open_classes] = self._read(action)[open_classes]
+        open_units = self._open_units()
+        self._keep[open_units] = self._read(action)[open_units]
         self._num_steps += 1
         self._steps_left -= 1
         if self._steps_left and self.config.per_group:
@@ -185,24 +185,24 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
         """Return the figures of a packed mask on a block's images, as if it had been played."""
         cell = next(cell for cell in self.cells if cell.name == cell_name)
         graph = cell.task.graph
-        mask = graph.mask(unpack_bits(bits, graph.num_classes))
+        mask = graph.mask(unpack_bits(bits, graph.num_units))
         outcome = self._evaluate(cell, mask, block)
         return self._episode(cell, mask, outcome, mask.keep)
 
-    def _realise(self, keep: BoolArray, rng: np.random.Generator) -> tuple[KeepMask, float]:
+    def _realise(self, keep: BoolArray, rng: np.random.Generator) -> tuple[ChannelMask, float]:
         how: Realisation = "repair" if self.config.repair else "raw"
         if self.config.reward.self_competition == "wall":
             how = "wall"
-        return realise(self._cell.task.graph, keep, self._cell.budget, how, rng)
+        return repair(self._cell.task.graph, keep, self._cell.budget, how, rng)
 
-    def _evaluate(self, cell: Cell, mask: KeepMask, block: int) -> Outcome:
+    def _evaluate(self, cell: Cell, mask: ChannelMask, block: int) -> Outcome:
         evaluator, size = cell.task.evaluator, self.config.subset_size
         if size is None:
             return evaluator.evaluate(mask)
         subset = evaluator.draw_subset(size, subset_seed(self.seed_in_use, block))
         return evaluator.evaluate(mask, subset)
 
-    def _episode(self, cell: Cell, mask: KeepMask, outcome: Outcome, raw: BoolArray) -> Episode:
+    def _episode(self, cell: Cell, mask: ChannelMask, outcome: Outcome, raw: BoolArray) -> Episode:
         graph = cell.task.graph
         return Episode(
             cell=cell.name,
@@ -222,11 +222,11 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
         if bits.shape != (self.num_nodes,):
             msg = f"an action of shape {bits.shape} does not fit: it needs {self.num_nodes} bits"
             raise ConfigError(msg)
-        keep: BoolArray = bits[: self._cell.task.graph.num_classes] > 0.5
+        keep: BoolArray = bits[: self._cell.task.graph.num_units] > 0.5
         return keep
 
-    def _open_classes(self) -> BoolArray:
-        """Return the classes ``[N]`` that the next step decides on (at the end: the last did)."""
+    def _open_units(self) -> BoolArray:
+        """Return the units ``[N]`` that the next step decides on (at the end: the last did)."""
         cell = self._cell
         if not self.config.per_group:
             return cell.at_stake.copy()
@@ -235,15 +235,15 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
         return cell.at_stake & in_group
 
     def _observation(self) -> Observation:
-        cell, num_classes = self._cell, self._cell.task.graph.num_classes
+        cell, num_units = self._cell, self._cell.task.graph.num_units
         features = np.zeros((self.num_nodes, cell.features.shape[1]), dtype=np.float32)
-        features[:num_classes] = cell.features
+        features[:num_units] = cell.features
         if self._last is not None:
-            features[:num_classes, -self._last.shape[1] :] = self._last
+            features[:num_units, -self._last.shape[1] :] = self._last
         node_mask = np.zeros(self.num_nodes, dtype=np.float32)
-        node_mask[:num_classes] = 1.0
+        node_mask[:num_units] = 1.0
         action_mask = np.zeros(self.num_nodes, dtype=np.float32)
-        action_mask[:num_classes] = self._open_classes()
+        action_mask[:num_units] = self._open_units()
         return {
             "graph_id": np.array([cell.graph_id], dtype=np.float32),
             "node_features": features.reshape(-1),

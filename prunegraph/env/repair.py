@@ -10,24 +10,24 @@ import numpy as np
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError
-from prunegraph.core.masks import BoolArray, IntArray, KeepMask
+from prunegraph.core.masks import BoolArray, ChannelMask, IntArray
 from prunegraph.graph import StructureGraph
 
 Realisation = Literal["repair", "wall", "raw"]
 
 
-def realise(
+def repair(
     graph: StructureGraph,
     keep: BoolArray,
     budget: Budget,
     how: Realisation,
     rng: np.random.Generator,
-) -> tuple[KeepMask, float]:
+) -> tuple[ChannelMask, float]:
     """Return the mask to evaluate and the share of free bits that were flipped.
 
     Args:
         graph: the structure.
-        keep: ``[N]`` raw bits; frozen classes' bits are ignored.
+        keep: ``[N]`` raw bits; frozen units' bits are ignored.
         budget: what may remain.
         how: ``"repair"``: flips in random order until the budget is met; ``"wall"``: what a group
             keeps is cut to what leaves the later groups their minimum; ``"raw"``: only each
@@ -39,7 +39,7 @@ def realise(
     """
     if how == "repair":
         return graph.repair(keep, budget, rng)
-    order = rng.permutation(graph.num_classes)
+    order = rng.permutation(graph.num_units)
     if how == "wall" and budget.round_to is not None:
         msg = f"the action wall cannot round widths to {budget.round_to}: choose another form"
         raise ConfigError(msg)
@@ -52,7 +52,7 @@ def realise(
 
 
 def _force_minimum(graph: StructureGraph, keep: BoolArray, order: IntArray) -> BoolArray:
-    """Return ``keep`` with the first removed classes of ``order`` added where a group is short."""
+    """Return ``keep`` with the first removed units of ``order`` added where a group is short."""
     bits = keep | graph.frozen
     for group, least in enumerate(graph.min_keep):
         members = order[graph.group_of[order] == group]

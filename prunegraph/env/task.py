@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prunegraph.core.budget import Budget, short
 from prunegraph.core.errors import BudgetError, ConfigError
-from prunegraph.core.masks import BoolArray, FloatArray, KeepMask
+from prunegraph.core.masks import BoolArray, ChannelMask, FloatArray
 from prunegraph.core.outcome import Outcome
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import FEATURE_BOUND
@@ -24,7 +24,7 @@ class MaskEvaluator(Protocol):
 
     num_networks: int
 
-    def evaluate(self, mask: KeepMask, subset: Tensor | None = None) -> Outcome:
+    def evaluate(self, mask: ChannelMask, subset: Tensor | None = None) -> Outcome:
         """Return the outcome of a mask on the search images at positions ``subset``."""
         ...
 
@@ -62,9 +62,9 @@ class Cell:
         task: the network.
         budget: what may remain.
         features: ``[N, F]`` in [-5, 5].
-        at_stake: ``[N]`` the free classes that cost something of what is limited: the policy
+        at_stake: ``[N]`` the free units that cost something of what is limited: the policy
             decides on these, the others stay.
-        steps: groups with free classes, in topological order.
+        steps: groups with free units, in topological order.
     """
 
     name: str
@@ -90,7 +90,7 @@ def cell_name(task_name: str, budget: Budget) -> str:
 
 
 def check_at_stake(name: str, graph: StructureGraph, budget: Budget) -> BoolArray:
-    """Return the classes ``[N]`` that a policy is to decide on.
+    """Return the units ``[N]`` that a policy is to decide on.
 
     Raises:
         BudgetError: there are none, since the whole network meets the budget.
@@ -115,16 +115,16 @@ def make_cell(graph_id: int, task: PruningTask, budget: Budget) -> Cell:
     graph = task.graph
     steps = tuple(graph.free_groups.tolist())
     if not steps:
-        msg = f"{task.name} has nothing to prune: every channel class is frozen"
+        msg = f"{task.name} has nothing to prune: every prunable unit is frozen"
         raise ConfigError(msg)
-    graph.project(np.zeros(graph.num_classes, dtype=np.float32), budget)
+    graph.project(np.zeros(graph.num_units, dtype=np.float32), budget)
     at_stake = check_at_stake(task.name, graph, budget)
     features = task.node_features
     array = np.asarray(features(budget) if callable(features) else features, dtype=np.float32)
-    if array.ndim != 2 or len(array) != graph.num_classes or not np.isfinite(array).all():
+    if array.ndim != 2 or len(array) != graph.num_units or not np.isfinite(array).all():
         msg = (
             f"node features of {task.name} have shape {array.shape}: they must be finite, one row "
-            f"for each of its {graph.num_classes} channel classes"
+            f"for each of its {graph.num_units} prunable units"
         )
         raise ConfigError(msg)
     clipped = np.clip(array, -FEATURE_BOUND, FEATURE_BOUND)

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.core.errors import DataError
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
 from prunegraph.core.splits import SearchSplit, Split, TrainSplit
 from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import StructureGraph, copy_network, unwrap
 from prunegraph.graph.apply import apply_mask
 from prunegraph.layerwise.recalibrate import recalibrate_bn
-from prunegraph.layerwise.reconstruct import Compensation
+from prunegraph.layerwise.reconstruct import Reconstruction
 from prunegraph.tasks.classification import (
     BATCH_SIZE,
     WORST,
@@ -57,9 +57,9 @@ class Evaluator:
         autocast: run in bfloat16 where that is safe and the device computes it.
         kl: also measure the KL divergence from the dense network's outputs.
         soft: also measure the soft accuracy.
-        compensation: changes the weights that stay in a pruned network; None = they stay as they
+        reconstruction: changes the weights that stay in a pruned network; None = they stay as they
             are.
-        quick_compensation: in its place for networks that are scored on a subset of the images,
+        quick_reconstruction: in its place for networks that are scored on a subset of the images,
             be it all of them: ``None`` asks for the other one.
         log: what an earlier start of the same search measured; it counts as if it were run now.
 
@@ -83,8 +83,8 @@ class Evaluator:
         autocast: bool = True,
         kl: bool = False,
         soft: bool = False,
-        compensation: Compensation | None = None,
-        quick_compensation: Compensation | None = None,
+        reconstruction: Reconstruction | None = None,
+        quick_reconstruction: Reconstruction | None = None,
         log: OutcomeLog | None = None,
     ) -> None:
         kinds: list[tuple[object, type[Split]]]
@@ -101,8 +101,8 @@ class Evaluator:
         self.search = search
         order = torch.randperm(len(calibration), generator=torch.Generator().manual_seed(seed))
         self.calibration = calibration.take(order[:num_calibration])
-        self.compensation = compensation
-        self.quick_compensation = quick_compensation
+        self.reconstruction = reconstruction
+        self.quick_reconstruction = quick_reconstruction
         self.batch_size = batch_size
         self.device = torch.device(device)
         self.autocast = autocast
@@ -115,8 +115,8 @@ class Evaluator:
         self._report: Callable[[int], None] | None = None
         self._cache: dict[tuple[str, str], Outcome] = {}
 
-    def evaluate(self, mask: KeepMask, subset: Tensor | None = None) -> Outcome:
-        """Prune, compensate if asked for, recalibrate, and score one mask.
+    def evaluate(self, mask: ChannelMask, subset: Tensor | None = None) -> Outcome:
+        """Prune, reconstruct if asked for, recalibrate, and score one mask.
 
         Args:
             mask: which classes stay.
@@ -152,15 +152,15 @@ class Evaluator:
 
     def narrow(self, subset: Tensor | None) -> Tensor | None:
         """Return a subset; None, which is all images, if it holds all and nothing else differs."""
-        if subset is None or self.quick_compensation is not None:
+        if subset is None or self.quick_reconstruction is not None:
             return subset
         return None if len(subset) == len(self.search) else subset
 
-    def evaluate_all(self, masks: Sequence[KeepMask]) -> list[Outcome]:
+    def evaluate_all(self, masks: Sequence[ChannelMask]) -> list[Outcome]:
         """Return the outcomes of masks on all search images."""
         return [self.evaluate(mask) for mask in masks]
 
-    def is_cached(self, mask: KeepMask, subset: Tensor | None = None) -> bool:
+    def is_cached(self, mask: ChannelMask, subset: Tensor | None = None) -> bool:
         """Return whether ``evaluate`` would run no network."""
         return (mask.digest(), _subset_digest(self.narrow(subset))) in self._cache
 
@@ -186,33 +186,33 @@ class Evaluator:
 
     def prune(
         self,
-        mask: KeepMask,
-        compensation: Compensation | None = None,
+        mask: ChannelMask,
+        reconstruction: Reconstruction | None = None,
         num_calibration: int | None = None,
     ) -> nn.Module:
         """Return the pruned, recalibrated network on the evaluator's device; not counted.
 
         Args:
             mask: what stays.
-            compensation: another one than the evaluator's own.
+            reconstruction: another one than the evaluator's own.
             num_calibration: images that recalibrate it; default: all.
         """
         pruned = apply_mask(self._dense, self.graph, mask)
-        compensation = compensation or self.compensation
-        if compensation is not None:
-            compensation.apply(pruned, mask)
+        reconstruction = reconstruction or self.reconstruction
+        if reconstruction is not None:
+            reconstruction.apply(pruned, mask)
         self._recalibrate(pruned, num_calibration or len(self.calibration))
         return pruned
 
     def _recalibrate(self, pruned: nn.Module, images: int) -> None:
         recalibrate_bn(pruned, self._calibration_batches(images), autocast=self.autocast)
 
-    def nearest(self, mask: KeepMask, other: Compensation) -> nn.Module:
-        """Return ``prune(mask)``, or the network with another compensation if it is the nearer.
+    def nearest(self, mask: ChannelMask, other: Reconstruction) -> nn.Module:
+        """Return ``prune(mask)``, or the network with another reconstruction if it is the nearer.
 
         To the dense network, by the outputs on the search images; no label is read.
         """
-        networks = [self.prune(mask, way) for way in (self.compensation, other)]
+        networks = [self.prune(mask, way) for way in (self.reconstruction, other)]
         self._prepare()
         found = [self._scores(network, None).kl for network in networks]
         return min(zip(found, networks, strict=True), key=lambda pair: pair[0] or 0.0)[1]
@@ -223,13 +223,13 @@ class Evaluator:
         data = self._search_data(None)
         return compute_logits(self._dense, data, batch_size=self.batch_size, autocast=self.autocast)
 
-    def _measure(self, mask: KeepMask, subset: Tensor | None) -> Outcome:
+    def _measure(self, mask: ChannelMask, subset: Tensor | None) -> Outcome:
         self._prepare()
         start = time.perf_counter()
-        compensation, images = None, len(self.calibration)
+        reconstruction, images = None, len(self.calibration)
         if subset is not None:
-            compensation, images = self.quick_compensation, min(images, QUICK_CALIBRATION)
-        pruned = self.prune(mask, compensation, images)
+            reconstruction, images = self.quick_reconstruction, min(images, QUICK_CALIBRATION)
+        pruned = self.prune(mask, reconstruction, images)
         scores = self._scores(pruned, subset)
         seconds = time.perf_counter() - start
         return Outcome(

@@ -13,7 +13,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
 from prunegraph.env import MaskEvaluator
 from prunegraph.evaluation.evaluator import Evaluator
@@ -29,7 +29,7 @@ class Pool(Protocol):
 
     threads: int
 
-    def evaluate(self, network: int, mask: KeepMask, subset: Tensor | None) -> Outcome:
+    def evaluate(self, network: int, mask: ChannelMask, subset: Tensor | None) -> Outcome:
         """Return the outcome of a mask of network ``network``; called from many threads at once."""
         ...
 
@@ -43,7 +43,7 @@ class SearchEvaluator(MaskEvaluator, Protocol):
 
     seconds: float
 
-    def evaluate_all(self, masks: Sequence[KeepMask]) -> list[Outcome]:
+    def evaluate_all(self, masks: Sequence[ChannelMask]) -> list[Outcome]:
         """Return the outcomes of masks on all search images."""
         ...
 
@@ -84,7 +84,7 @@ class PooledEvaluator:
         other._cache = self._cache
         return other
 
-    def evaluate(self, mask: KeepMask, subset: Tensor | None = None) -> Outcome:
+    def evaluate(self, mask: ChannelMask, subset: Tensor | None = None) -> Outcome:
         """Return the outcome of a mask on the search images at positions ``subset``."""
         subset = self._evaluator.narrow(subset)
         key = (mask.digest(), _positions(subset))
@@ -94,7 +94,7 @@ class PooledEvaluator:
             self._run(mask, subset, own)
         return found.result()
 
-    def _run(self, mask: KeepMask, subset: Tensor | None, result: Future[Outcome]) -> None:
+    def _run(self, mask: ChannelMask, subset: Tensor | None, result: Future[Outcome]) -> None:
         try:
             outcome = self._pool.evaluate(self._network, mask, subset)
         except BaseException as error:  # whoever waits for the same mask ends with it
@@ -105,7 +105,7 @@ class PooledEvaluator:
             self.seconds += outcome.seconds
         result.set_result(outcome)
 
-    def evaluate_all(self, masks: Sequence[KeepMask]) -> list[Outcome]:
+    def evaluate_all(self, masks: Sequence[ChannelMask]) -> list[Outcome]:
         """Return the outcomes of masks on all search images, run at once."""
         threads = ThreadPoolExecutor(max(len(masks), 1))
         try:

@@ -21,7 +21,7 @@ from prunegraph.core.seeding import seeded
 from prunegraph.graph.build import MODEL_INPUT, MODEL_OUTPUT
 from prunegraph.graph.graph import FrozenOp, StructureGraph
 from prunegraph.graph.proof.copies import check_copies, containers, entries
-from prunegraph.graph.proof.fixes import Remedies
+from prunegraph.graph.proof.fixes import Fixes
 from prunegraph.graph.proof.trial import ERRORS, Forward, failing_frame, is_sound
 from prunegraph.graph.rules.copied_heads import copies_for_heads, heads_of_copies
 from prunegraph.graph.rules.recurrent import settle_recurrent
@@ -225,10 +225,10 @@ def _record_all(
     rules: Mapping[str, Rule] = RULES
     recorder = _record(model, example_inputs, attention, rules)
     if recorder.recording.computed:
-        own_rules = rules_for(recorder.recording.computed)
-        again = _record(model, example_inputs, attention, own_rules)
+        custom_rules = rules_for(recorder.recording.computed)
+        again = _record(model, example_inputs, attention, custom_rules)
         if again.recording.computed < recorder.recording.computed:
-            recorder, rules = again, own_rules
+            recorder, rules = again, custom_rules
     copies = copies_for_heads(recorder.recording) if attention == "head" else set()
     if copies:
         rules = heads_of_copies(rules, copies)
@@ -374,7 +374,7 @@ def analyse(
     Args:
         model: any eager network; DDP and torch.compile wrappers are taken off.
         example_inputs: what its forward takes: a tensor, a tuple, or a dict of keyword arguments.
-        trial: prune every class, in rounds, and compare with the zero-masked network; classes that
+        trial: prune every unit, in rounds, and compare with the zero-masked network; units that
             the forward cannot lose (literal sizes) are frozen with the reason.
         attention: what a class of attention is: a whole head, or one position of the width of all
             heads. For both, prune by one, analyse the pruned network by the other.
@@ -390,16 +390,16 @@ def analyse(
     model = _to_be_run(model)
     with state_kept(model), repeatable(model):
         recorder = _record_all(model, example_inputs, attention)
-    remedies = Remedies(model, recorder.recording, attention)
+    fixes = Fixes(model, recorder.recording, attention)
     if not trial:
-        graph = remedies.builder().build()
+        graph = fixes.builder().build()
     else:
         run, filled = runner(example_inputs), _filled(model, example_inputs)
         with evaluation_mode(model):
             if filled is not None and is_sound(model, runner(filled)):
                 run = runner(filled)
             check_copies(model, run)
-            graph = remedies.settle(run)
+            graph = fixes.settle(run)
     if not graph.free.any():
         reasons = "; ".join(dict.fromkeys(item.reason for item in graph.frozen_ops))
         msg = (

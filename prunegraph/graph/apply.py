@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.core.errors import SurgeryError, one_line
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.graph.analyse import (
     ExampleInputs,
     call_forward,
@@ -28,7 +28,7 @@ from prunegraph.graph.surgery import zero_mask as zero_network
 def apply_mask(
     model: nn.Module,
     graph: StructureGraph,
-    mask: KeepMask,
+    mask: ChannelMask,
     *,
     example_inputs: ExampleInputs | None = None,
     optimizer: None = None,
@@ -39,7 +39,7 @@ def apply_mask(
 def apply_mask(
     model: nn.Module,
     graph: StructureGraph,
-    mask: KeepMask,
+    mask: ChannelMask,
     *,
     example_inputs: ExampleInputs | None = None,
     optimizer: torch.optim.Optimizer,
@@ -49,12 +49,12 @@ def apply_mask(
 def apply_mask(
     model: nn.Module,
     graph: StructureGraph,
-    mask: KeepMask,
+    mask: ChannelMask,
     *,
     example_inputs: ExampleInputs | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> nn.Module | tuple[nn.Module, torch.optim.Optimizer]:
-    """Return a new network without the channel classes that the mask removes.
+    """Return a new network without the prunable units that the mask removes.
 
     Shared parameters stay shared; dtype, device, memory format, ``requires_grad``, hooks and each
     module's training flag are kept. Wrappers of DDP and ``torch.compile`` are taken off.
@@ -62,7 +62,7 @@ def apply_mask(
     Args:
         model: the dense network; it is left bit-equal.
         graph: the structure of ``model``.
-        mask: which classes stay.
+        mask: which units stay.
         example_inputs: if given, the new network is run on them, in eval mode, and must compute
             what the zero-masked one does.
         optimizer: if given, a copy of it for the new network, with sliced state, is returned too.
@@ -87,8 +87,8 @@ def apply_mask(
     return pruned, _sliced_optimizer(optimizer, dense, pruned, slice_plans(dense, graph, mask))
 
 
-def zero_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Module:
-    """Return a copy of the same shape in which the removed channel classes are silent.
+def zero_mask(model: nn.Module, graph: StructureGraph, mask: ChannelMask) -> nn.Module:
+    """Return a copy of the same shape in which the removed prunable units are silent.
 
     Its outputs equal those of ``apply_mask``; see ``prunegraph.graph.surgery.zero_mask``.
     """
@@ -109,7 +109,7 @@ def check_forward(model: nn.Module, example_inputs: ExampleInputs) -> None:
 
 
 def unequal(
-    model: nn.Module, graph: StructureGraph, mask: KeepMask, example_inputs: ExampleInputs
+    model: nn.Module, graph: StructureGraph, mask: ChannelMask, example_inputs: ExampleInputs
 ) -> str | None:
     """Return why the pruned network computes something else than the zero-masked one, if it does.
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from prunegraph.graph.graph import Place, SizeAttribute
-from prunegraph.graph.trace.attribute_reads import WHOLE, chains_of, is_own
+from prunegraph.graph.trace.attribute_reads import WHOLE, chains_of, is_custom
 
 WIDTH_WORDS = re.compile("dim|width|channel|feature|plane|hid|emb|head|filter|unit|inner|^d_|^dh$")
 """An attribute with such a word in its name may hold one."""
@@ -46,7 +46,7 @@ def attributes_of_size(
     unless methods write (``written``) what this class reads of it, or may read.
     """
     found: list[tuple[str, Place]] = []
-    classes = [vars(kind) for kind in reversed(type(owner).__mro__) if is_own(kind)]
+    classes = [vars(kind) for kind in reversed(type(owner).__mro__) if is_custom(kind)]
     for name, value in ChainMap(vars(owner), *reversed(classes)).items():
         if may_be_size(name):
             found += [(name, place) for place in _places_of(value, size, depth=2)]
@@ -86,6 +86,6 @@ def _places_of(value: object, size: int, depth: int) -> Iterator[Place]:
 def fit(item: SizeAttribute, part: int) -> tuple[bool, ...]:
     """Say how well a size fits an attribute: a count of heads or a width by its name, its place."""
     is_width = OF_A_HEAD.search(item.key.lower()) is not None
-    by_name = (item.axis == item.classes.ndim - 1) == is_width
+    by_name = (item.axis == item.units.ndim - 1) == is_width
     in_place = not item.place or item.place[0] in (part, item.axis)
     return (item.key == item.name and bool(item.place)) or by_name, in_place, item.varies

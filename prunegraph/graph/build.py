@@ -16,7 +16,7 @@ from prunegraph.graph.costs.macs import MACS, PARAMS, CostModel, CostTerm
 from prunegraph.graph.costs.memory import MemoryModel
 from prunegraph.graph.graph import FrozenOp, Group, OpNode, Place, SizeAttribute, StructureGraph
 from prunegraph.graph.slim_attention import is_dense_attention
-from prunegraph.graph.trace.attribute_reads import is_own, named_by_forward
+from prunegraph.graph.trace.attribute_reads import is_custom, named_by_forward
 from prunegraph.graph.trace.labels import NEUTRAL, FreezeEvent
 from prunegraph.graph.trace.recording import UNREAD, Recording, SizeUse
 
@@ -32,7 +32,7 @@ ParamClasses = dict[str, dict[int, IntArray]]
 
 
 class GraphBuilder:
-    """Turns labels into classes, groups, operations and costs.
+    """Turns labels into units, groups, operations and costs.
 
     Args:
         model: the network that was recorded.
@@ -70,7 +70,7 @@ class GraphBuilder:
         self.events: dict[int, FreezeEvent] = {}
         for label, event in recording.store.events.items():
             self.events.setdefault(int(self.components[label]), event)
-        self.class_of: dict[int, int] = {}
+        self.unit_of: dict[int, int] = {}
 
     def build(self) -> StructureGraph:
         """Return the structure graph."""
@@ -79,53 +79,53 @@ class GraphBuilder:
         used = [components for axes in params.values() for components in axes.values()]
         distinct, first = np.unique(np.concatenate([NO_CLASSES, *used]), return_index=True)
         in_order = distinct[np.argsort(first)]
-        self.class_of = {int(component): index for index, component in enumerate(in_order)}
+        self.unit_of = {int(component): index for index, component in enumerate(in_order)}
         lookup = np.full(int(self.components.max(initial=-1)) + 1, NEUTRAL, dtype=np.int64)
-        lookup[list(self.class_of)] = list(self.class_of.values())
+        lookup[list(self.unit_of)] = list(self.unit_of.values())
         self._lookup = lookup
-        classes = {
+        units = {
             name: {axis: lookup[components] for axis, components in sorted(axes.items())}
             for name, axes in params.items()
         }
-        num_classes = len(self.class_of)
+        num_units = len(self.unit_of)
         self._check_products()
-        frozen = np.zeros(num_classes, dtype=bool)
-        frozen[[self.class_of[c] for c in self.events if c in self.class_of]] = True
+        frozen = np.zeros(num_units, dtype=bool)
+        frozen[[self.unit_of[c] for c in self.events if c in self.unit_of]] = True
         ops = self._ops()
-        groups, group_of = self._groups(classes, ops, frozen)
-        summed = np.zeros(num_classes, dtype=bool)
-        for found in map(self._classes, self.recording.sums):
+        groups, group_of = self._groups(units, ops, frozen)
+        summed = np.zeros(num_units, dtype=bool)
+        for found in map(self._units, self.recording.sums):
             summed[found[found != NEUTRAL]] = True
         return StructureGraph(
-            num_classes=num_classes,
+            num_units=num_units,
             groups=groups,
             group_of=group_of,
             frozen=frozen,
             ops=ops,
             frozen_ops=self._frozen_ops(),
-            param_classes=classes,
+            param_units=units,
             gathers={
-                gather.module: (self._classes(gather.in_labels), self._classes(gather.out_labels))
+                gather.module: (self._units(gather.in_labels), self._units(gather.out_labels))
                 for gather in self.recording.gathers
             },
             attention=self.attention,
             size_attributes=self._size_attributes(),
             means={path: self._means(path) for path in {m.module for m in self.recording.means}},
-            cost_model=CostModel(num_classes, self._terms(classes, ops)),
+            cost_model=CostModel(num_units, self._terms(units, ops)),
             memory_model=MemoryModel(
-                num_classes, self.recording.lifetimes.storages(self.components, lookup)
+                num_units, self.recording.lifetimes.storages(self.components, lookup)
             ),
             summed=summed,
             divisors=self.recording.divisors - {op.param for op in ops},
         )
 
-    def labels_of(self, classes: IntArray) -> Tensor:
+    def labels_of(self, units: IntArray) -> Tensor:
         """Return one label of each class (after ``build``)."""
         components, first = np.unique(self.components, return_index=True)
-        wanted = np.isin(self._lookup[components], classes)
+        wanted = np.isin(self._lookup[components], units)
         return torch.from_numpy(first[wanted])
 
-    def _classes(self, labels: Tensor) -> IntArray:
+    def _units(self, labels: Tensor) -> IntArray:
         """Return the class id at each position; positions of neutral labels are left out."""
         values = labels.numpy()
         result: IntArray = self._lookup[self.components[values[values != NEUTRAL]]]
@@ -144,15 +144,15 @@ class GraphBuilder:
             if use.module in self.literal:
                 continue
             labels = use.labels.numpy()
-            classes = np.where(labels == NEUTRAL, -1, self._lookup[self.components[labels]])
-            if not (classes >= 0).any():
+            units = np.where(labels == NEUTRAL, -1, self._lookup[self.components[labels]])
+            if not (units >= 0).any():
                 continue
             owner = self.model.get_submodule(use.module)
             if is_dense_attention(owner):  # its slim successor sets its own
                 continue
             for name, place in attributes_of_size(owner, use.labels.shape[use.axis], self.written):
                 attribute = SizeAttribute(
-                    module=use.module, name=name, place=place, classes=classes, axis=use.axis
+                    module=use.module, name=name, place=place, units=units, axis=use.axis
                 )
                 if not self._may_hold(attribute, owner, use):
                     continue
@@ -181,7 +181,7 @@ class GraphBuilder:
 
         einops' layers read ``_axes_lengths``, and are copied by ``axes_lengths``.
         """
-        if not is_own(type(owner)) or {(path, name), (path, f"_{name}")} & self.recording.reads:
+        if not is_custom(type(owner)) or {(path, name), (path, f"_{name}")} & self.recording.reads:
             return True  # torch's own may read all
         return tells_width(name) and name in named_by_forward(type(owner))
 
@@ -207,7 +207,7 @@ class GraphBuilder:
         """Return the means that a module takes: those of one number and axis are the same."""
         own = [mean for mean in self.recording.means if mean.module == path]
         kinds = {(len(mean.labels), mean.axis): mean.labels for mean in own}
-        return tuple((self._classes(labels), axis) for (_, axis), labels in kinds.items())
+        return tuple((self._units(labels), axis) for (_, axis), labels in kinds.items())
 
     def _check_products(self) -> None:
         """Freeze the axes of products on which some positions are of no parameter: all stay."""
@@ -277,7 +277,7 @@ class GraphBuilder:
         for depth, op in enumerate(self.recording.ops):
             calls[op.module] = calls.get(op.module, 0) + 1
             suffix = f"#{calls[op.module]}" if calls[op.module] > 1 else ""
-            inputs, outputs = self._classes(op.in_labels), self._classes(op.out_labels)
+            inputs, outputs = self._units(op.in_labels), self._units(op.out_labels)
             coefficient = op.macs_coefficient
             if self._has_constants(op.in_labels):
                 inputs, coefficient = NO_CLASSES, coefficient * op.in_labels.numel()
@@ -287,8 +287,8 @@ class GraphBuilder:
                 OpNode(
                     name=op.module + suffix,
                     kind=op.kind,
-                    in_classes=inputs,
-                    out_classes=outputs,
+                    in_units=inputs,
+                    out_units=outputs,
                     macs_coefficient=coefficient,
                     kernel_size=op.kernel_size,
                     stride=op.stride,
@@ -303,17 +303,17 @@ class GraphBuilder:
             )
         return tuple(nodes)
 
-    def _terms(self, classes: ParamClasses, ops: tuple[OpNode, ...]) -> list[CostTerm]:
+    def _terms(self, units: ParamClasses, ops: tuple[OpNode, ...]) -> list[CostTerm]:
         terms = [
             CostTerm(
                 kind=MACS,
                 coefficient=op.macs_coefficient,
-                axes=tuple(axis for axis in (op.out_classes, op.in_classes) if axis.size),
+                axes=tuple(axis for axis in (op.out_units, op.in_units) if axis.size),
             )
             for op in ops
         ]
         for name, parameter in self.model.named_parameters():
-            axes = classes.get(name, {})
+            axes = units.get(name, {})
             rest = prod(size for axis, size in enumerate(parameter.shape) if axis not in axes)
             terms.append(
                 CostTerm(kind=PARAMS, coefficient=float(rest), axes=tuple(axes.values()), name=name)
@@ -321,14 +321,14 @@ class GraphBuilder:
         return terms
 
     def _groups(
-        self, classes: ParamClasses, ops: tuple[OpNode, ...], frozen: BoolArray
+        self, units: ParamClasses, ops: tuple[OpNode, ...], frozen: BoolArray
     ) -> tuple[tuple[Group, ...], IntArray]:
-        """Gather the classes with the same members, in order of their first class.
+        """Gather the units with the same members, in order of their first class.
 
         One alone is frozen: nothing of such a group can go.
         """
-        slices = [(name, axis) for name, axes in classes.items() for axis in axes]
-        own = [np.unique(classes[name][axis]) for name, axis in slices]
+        slices = [(name, axis) for name, axes in units.items() for axis in axes]
+        own = [np.unique(units[name][axis]) for name, axis in slices]
         positions = np.repeat(np.arange(len(slices)), [len(indices) for indices in own])
         shape = (len(frozen), len(slices))
         where = (np.concatenate([NO_CLASSES, *own]), positions)
@@ -337,9 +337,9 @@ class GraphBuilder:
         ends = table.indptr.tolist()
         members = [table.indices[a:b] for a, b in itertools.pairwise(ends)]
         reasons: dict[int, str] = {
-            self.class_of[component]: event.cause.reason
+            self.unit_of[component]: event.cause.reason
             for component, event in self.events.items()
-            if component in self.class_of
+            if component in self.unit_of
         }
         found: dict[tuple[bytes, str | None], list[int]] = {}
         for index, row in enumerate(members):
@@ -349,18 +349,18 @@ class GraphBuilder:
             for (_, reason), indices in found.items()
         }
         names = _group_names(alike, slices, ops)
-        pairs = {index for labels in self.recording.pairs for index in self._classes(labels)}
+        pairs = {index for labels in self.recording.pairs for index in self._units(labels)}
         group_of = np.zeros(len(frozen), dtype=np.int64)
         groups: list[Group] = []
-        for ((own_slices, reason), indices), name in zip(alike.items(), names, strict=True):
+        for ((custom_slices, reason), indices), name in zip(alike.items(), names, strict=True):
             group_of[indices] = len(groups)
             if reason is None and len(indices) == 1:
                 reason, frozen[indices] = ALONE, True
             groups.append(
                 Group(
                     name=name,
-                    classes=np.array(indices, dtype=np.int64),
-                    members=tuple(f"{slices[p][0]}:{slices[p][1]}" for p in own_slices),
+                    units=np.array(indices, dtype=np.int64),
+                    members=tuple(f"{slices[p][0]}:{slices[p][1]}" for p in custom_slices),
                     frozen=reason,
                     min_keep=1 if pairs.isdisjoint(indices) else 2,
                 )
@@ -368,11 +368,11 @@ class GraphBuilder:
         return tuple(groups), group_of
 
     def _frozen_ops(self) -> tuple[FrozenOp, ...]:
-        """Return what froze classes, the network's own input and output left out."""
+        """Return what froze units, the network's own input and output left out."""
         causes = [
             event.cause
             for component, event in self.events.items()
-            if component in self.class_of and not event.expected
+            if component in self.unit_of and not event.expected
         ]
         return (*dict.fromkeys(causes), *self._unused())
 
@@ -394,12 +394,12 @@ def _group_names(
     producers: dict[int, str] = {}
     for op in ops:
         if op.param is not None:
-            for index in op.out_classes.tolist():
+            for index in op.out_units.tolist():
                 producers.setdefault(index, op.param.rpartition(".")[0] or op.param)
     used: dict[str, int] = {}
     names = []
-    for (own_slices, reason), indices in alike.items():
-        first = slices[own_slices[0]][0]
+    for (custom_slices, reason), indices in alike.items():
+        first = slices[custom_slices[0]][0]
         fallback = "input" if reason == MODEL_INPUT else first.rpartition(".")[0] or first
         name = producers.get(indices[0], fallback)
         used[name] = used.get(name, 0) + 1

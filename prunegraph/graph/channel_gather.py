@@ -11,7 +11,7 @@ class ChannelGather(nn.Module):
 
     A shortcut that pads with a literal number of channels breaks once channels are removed. This
     module holds the same mapping as a buffer, which the structure engine knows: output channels
-    are classes of their own (axis 0 of ``index``), and its *values* name input positions. Surgery
+    are units of their own (axis 0 of ``index``), and its *values* name input positions. Surgery
     drops the entries of removed outputs, renumbers the values, and points an output whose input
     was removed at the zero channel.
 

@@ -1,8 +1,8 @@
-"""What the policy sees of each channel class and each operation: a named, documented schema.
+"""What the policy sees of each prunable unit and each operation: a named, documented schema.
 
 Features do not depend on how much may remain, which joins the policy later as context. The
 exceptions are ``start``, which is chosen for a budget, and *what* is limited: ``prior`` divides by
-the parameters that a class frees where a budget limits parameters alone, and by its MACs otherwise.
+the parameters that a unit frees where a budget limits parameters alone, and by its MACs otherwise.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ FEATURE_DOCS: dict[str, str] = {
     "taylor": "log of the first-order Taylor importance",
     "l1": "log of the L1 norm of the producing filters",
     "l2": "log of their L2 norm",
-    "bn_scale": "log of the mean |scale| of the norms over the class",
+    "bn_scale": "log of the mean |scale| of the norms over the unit",
     "fpgm": "log of the distance to the other filters of the group",
     "lamp": "log of the layer-adaptive magnitude score",
     "activation_mean": "log of the mean |activation| that consumers read",
@@ -42,17 +42,17 @@ FEATURE_DOCS: dict[str, str] = {
     "twin_similarity": "highest |cosine| of the producing filter with another one of the group",
     "twin_rank": "1 = the larger of that pair, -1 = the smaller; not standardised",
     "sensitivity": "how far the outputs move when half of the group goes; 0 where not measured",
-    "macs_freed": "log of the MACs that removing the class alone frees",
-    "params_freed": "log of the parameters that removing the class alone frees",
+    "macs_freed": "log of the MACs that removing the unit alone frees",
+    "params_freed": "log of the parameters that removing the unit alone frees",
     "group_macs_share": "MACs on the group's axes over all MACs; not standardised",
     "group_params_share": "parameters on the group's axes over all; not standardised",
-    "group_size": "log of the number of classes of the group",
+    "group_size": "log of the number of units of the group",
     "depth": "position of the first producing op, -1 = first, 1 = last; not standardised",
-    "kernel_size": "mean log of the kernel taps of the ops that touch the class",
+    "kernel_size": "mean log of the kernel taps of the ops that touch the unit",
     "stride": "mean log of their strides",
     "spatial": "mean log of their output positions",
-    "residual": "1 if several ops write the class (a residual stream), -1 if one",
-    "num_consumers": "log of the number of ops that read the class",
+    "residual": "1 if several ops write the unit (a residual stream), -1 if one",
+    "num_consumers": "log of the number of ops that read the unit",
     "rank_l1": "rank within the group by L1, -1 = lowest, 1 = highest; not standardised",
     "rank_taylor": "rank within the group by Taylor importance, likewise",
     "mean_taylor": "mean of column taylor over the group",
@@ -60,15 +60,15 @@ FEATURE_DOCS: dict[str, str] = {
     "mean_bn_scale": "mean of column bn_scale over the group",
     "mean_activation_mean": "mean of column activation_mean over the group",
     "mean_prior": "mean of column prior over the group",
-    "free": "1 = may be removed, 0 = frozen; all other columns of a frozen class are 0",
+    "free": "1 = may be removed, 0 = frozen; all other columns of a frozen unit are 0",
 }
-"""Every channel feature with its meaning; standardised over the free classes unless said."""
+"""Every channel feature with its meaning; standardised over the free units unless said."""
 
 FEATURE_NAMES: tuple[str, ...] = tuple(FEATURE_DOCS)
 
 LAST_NAMES = ("last_keep", "last_accuracy")
 """Further features, of episodes that refine: what the step before kept (1 or -1), and, the same for
-every class, what that reached (2 accuracy - 1). Both are 0 in the first step."""
+every unit, what that reached (2 accuracy - 1). Both are 0 in the first step."""
 
 OP_FEATURE_DOCS: dict[str, str] = {
     "macs_share": "log of the op's share of all MACs; standardised over the ops",
@@ -99,21 +99,21 @@ def prior_scores(
         budget: decides the unit of cost: parameters if it limits parameters alone, else MACs.
 
     Returns:
-        ``[N]``, mean 0 and deviation 1 over the free classes, clipped to [-5, 5]; frozen 0.
+        ``[N]``, mean 0 and deviation 1 over the free units, clipped to [-5, 5]; frozen 0.
     """
-    per_cost = _log(graph, statistics["taylor"]) - _log(graph, class_cost(graph, budget))
+    per_cost = _log(graph, statistics["taylor"]) - _log(graph, unit_cost(graph, budget))
     return standardised(graph, per_cost)
 
 
-def class_cost(graph: StructureGraph, budget: Budget | None = None) -> Float64Array:
-    """Return ``[N]`` what each class alone frees, in the unit that ``budget`` limits (above 0)."""
+def unit_cost(graph: StructureGraph, budget: Budget | None = None) -> Float64Array:
+    """Return ``[N]`` what each unit alone frees, in the unit that ``budget`` limits (above 0)."""
     macs, params = graph.class_costs()
     only_params = budget is not None and budget.keep_macs is None and budget.keep_params is not None
     return np.maximum(params if only_params or not macs.any() else macs, 1.0)
 
 
 def in_stream(graph: StructureGraph) -> BoolArray:
-    """Return ``[N]`` True where a class belongs to a residual stream: several ops add to it."""
+    """Return ``[N]`` True where a unit belongs to a residual stream: several ops add to it."""
     return (num_producers(graph) > 1) & graph.summed
 
 
@@ -124,7 +124,7 @@ def num_producers(graph: StructureGraph) -> IntArray:
     counts once.
     """
     written = {
-        op.param or number: np.unique(op.out_classes)
+        op.param or number: np.unique(op.out_units)
         for number, op in enumerate(graph.ops)
         if not op.depthwise
     }
@@ -142,21 +142,21 @@ def rank_within(parts: IntArray, values: FloatArray | Float64Array) -> Float64Ar
     Of equal values the one with the lower index ranks higher, as in ``StructureGraph.project``.
 
     Args:
-        parts: ``[N]`` number of each class's part, from 0 up.
+        parts: ``[N]`` number of each unit's part, from 0 up.
         values: ``[N]``, higher = higher rank.
     """
-    num_classes = len(parts)
-    order = np.lexsort((-np.arange(num_classes), values, parts))
+    num_units = len(parts)
+    order = np.lexsort((-np.arange(num_units), values, parts))
     sizes = np.bincount(parts)
     first = np.cumsum(sizes) - sizes
-    rank = np.empty(num_classes)
-    rank[order] = np.arange(num_classes) - first[parts[order]]
+    rank = np.empty(num_units)
+    rank[order] = np.arange(num_units) - first[parts[order]]
     result: Float64Array = (rank + 0.5) / sizes[parts]
     return result
 
 
 def group_mean(graph: StructureGraph, values: FloatArray | Float64Array) -> Float64Array:
-    """Return ``[N]`` the mean of ``values`` over each class's group."""
+    """Return ``[N]`` the mean of ``values`` over each unit's group."""
     sizes = np.bincount(graph.group_of, minlength=len(graph.groups))
     sums = np.bincount(graph.group_of, weights=values, minlength=len(graph.groups))
     result: Float64Array = (sums / np.maximum(sizes, 1))[graph.group_of]
@@ -190,15 +190,15 @@ def node_features(
     for name in ("apoz", "twin_similarity"):
         columns[name] = _standardise(graph, statistics[name])
     columns["twin_rank"] = 2.0 * statistics["twin_rank"] - 1.0
-    sensitivity = statistics.get("sensitivity", np.zeros(graph.num_classes, dtype=np.float32))
+    sensitivity = statistics.get("sensitivity", np.zeros(graph.num_units, dtype=np.float32))
     columns["sensitivity"] = _standardise(graph, sensitivity)
     columns |= _cost_columns(graph) | _position_columns(graph)
     for name in RANKED_STATISTICS:
         columns[f"rank_{name}"] = 2.0 * rank_in_group(graph, statistics[name]) - 1.0
     for name in GROUP_STATISTICS:
         columns[f"mean_{name}"] = group_mean(graph, columns[name])
-    columns["free"] = np.ones(graph.num_classes)
-    columns |= dict.fromkeys(LAST_NAMES, np.zeros(graph.num_classes))
+    columns["free"] = np.ones(graph.num_units)
+    columns |= dict.fromkeys(LAST_NAMES, np.zeros(graph.num_units))
     return np.stack([_finish(graph, columns[name]) for name in names], axis=1)
 
 
@@ -216,11 +216,11 @@ def _cost_columns(graph: StructureGraph) -> dict[str, Float64Array]:
 
 
 def _position_columns(graph: StructureGraph) -> dict[str, Float64Array]:
-    """Return where the classes stand: depth, kernels, strides, residual stream or inner."""
-    consumers = _counts(graph, [np.unique(op.in_classes) for op in graph.ops])
-    depth = np.full(graph.num_classes, np.inf)
+    """Return where the units stand: depth, kernels, strides, residual stream or inner."""
+    consumers = _counts(graph, [np.unique(op.in_units) for op in graph.ops])
+    depth = np.full(graph.num_units, np.inf)
     for op in reversed(graph.ops):
-        depth[op.out_classes] = op.depth
+        depth[op.out_units] = op.depth
     depth[np.isinf(depth)] = 0.0
     last = max((op.depth for op in graph.ops), default=0)
     columns = {
@@ -235,10 +235,10 @@ def _position_columns(graph: StructureGraph) -> dict[str, Float64Array]:
 
 def _mean_log_over_ops(graph: StructureGraph, attribute: str) -> Float64Array:
     """Return ``[N]`` the mean log of an op's attribute over the ops that touch each class."""
-    total = np.zeros(graph.num_classes)
-    count = np.zeros(graph.num_classes)
+    total = np.zeros(graph.num_units)
+    count = np.zeros(graph.num_units)
     for op in graph.ops:
-        touched = np.unique(np.concatenate([op.in_classes, op.out_classes]))
+        touched = np.unique(np.concatenate([op.in_units, op.out_units]))
         total[touched] += np.log(max(getattr(op, attribute), 1))
         count[touched] += 1
     result: Float64Array = total / np.maximum(count, 1)
@@ -247,7 +247,7 @@ def _mean_log_over_ops(graph: StructureGraph, attribute: str) -> Float64Array:
 
 def _counts(graph: StructureGraph, classes_of_op: list[IntArray]) -> IntArray:
     joined = np.concatenate([*classes_of_op, np.zeros(0, dtype=np.int64)])
-    return np.bincount(joined, minlength=graph.num_classes)
+    return np.bincount(joined, minlength=graph.num_units)
 
 
 def _log(graph: StructureGraph, values: FloatArray | Float64Array) -> Float64Array:
@@ -259,24 +259,24 @@ def _log(graph: StructureGraph, values: FloatArray | Float64Array) -> Float64Arr
 
 
 def _standardise(graph: StructureGraph, values: FloatArray | Float64Array) -> Float64Array:
-    """Return values with mean 0 and deviation 1 over the free classes; 0 where all are equal."""
+    """Return values with mean 0 and deviation 1 over the free units; 0 where all are equal."""
     free = values[graph.free].astype(np.float64)
     if not free.size:
-        return np.zeros(graph.num_classes)
+        return np.zeros(graph.num_units)
     deviation = float(free.std())
     centred: Float64Array = values.astype(np.float64) - float(free.mean())
     if deviation <= 1e-7 * max(float(np.abs(free).max()), 1e-30):  # equal but for rounding
-        return np.zeros(graph.num_classes)
+        return np.zeros(graph.num_units)
     return centred / deviation
 
 
 def standardised(graph: StructureGraph, values: FloatArray | Float64Array) -> FloatArray:
-    """Return ``[N]`` mean 0 and deviation 1 over the free classes, clipped to [-5, 5]; frozen 0."""
+    """Return ``[N]`` mean 0 and deviation 1 over the free units, clipped to [-5, 5]; frozen 0."""
     return _finish(graph, _standardise(graph, values))
 
 
 def _finish(graph: StructureGraph, values: FloatArray | Float64Array) -> FloatArray:
-    """Clip, silence frozen classes and return float32."""
+    """Clip, silence frozen units and return float32."""
     clipped = np.clip(values, -FEATURE_BOUND, FEATURE_BOUND)
     finished: FloatArray = np.where(graph.free, clipped, 0.0).astype(np.float32)
     return finished
@@ -291,7 +291,7 @@ def op_features(graph: StructureGraph) -> FloatArray:
     num_ops = len(graph.ops)
     if not num_ops:
         return np.zeros((0, len(OP_FEATURE_NAMES)), dtype=np.float32)
-    widths = np.array([(max(op.in_classes.size, 1), op.out_classes.size) for op in graph.ops])
+    widths = np.array([(max(op.in_units.size, 1), op.out_units.size) for op in graph.ops])
     macs = np.array([op.macs_coefficient for op in graph.ops]) * widths.prod(axis=1)
     depth = np.array([op.depth for op in graph.ops], dtype=np.float64)
     columns = {

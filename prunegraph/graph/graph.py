@@ -1,7 +1,7 @@
-"""The structure graph: channel classes, groups, operations and exact costs, as pure data.
+"""The structure graph: prunable units, groups, operations and exact costs, as pure data.
 
-A *channel class* is the unit of decision: all slices of parameters and buffers that must live or
-die together. A *group* holds the classes with the same set of (parameter, axis) members: a layer's
+A *prunable unit* is the unit of decision: all slices of parameters and buffers that must live or
+die together. A *group* holds the units with the same set of (parameter, axis) members: a layer's
 inner channels, a residual stream. Nothing here refers to the model; a graph can be pickled, sent to
 another process and compared by its fingerprint.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prunegraph.core.budget import Budget, Cost
 from prunegraph.core.errors import MaskError, ModelError
-from prunegraph.core.masks import BoolArray, Float64Array, FloatArray, IntArray, KeepMask
+from prunegraph.core.masks import BoolArray, ChannelMask, Float64Array, FloatArray, IntArray
 from prunegraph.graph.costs.macs import MACS, CostFunction, CostModel
 from prunegraph.graph.costs.memory import MemoryModel
 from prunegraph.graph.projection import Limits, project, repair
@@ -30,14 +30,14 @@ class Group:
 
     Attributes:
         name: module path of the first layer that produces the channels.
-        classes: ``[size]`` class ids.
-        members: the slices removed with a class, as ``"parameter:axis"``.
+        units: ``[size]`` class ids.
+        members: the slices removed with a unit, as ``"parameter:axis"``.
         frozen: why no class of the group may be removed, or None.
-        min_keep: the least number of classes that stays.
+        min_keep: the least number of units that stays.
     """
 
     name: str
-    classes: IntArray
+    units: IntArray
     members: tuple[str, ...]
     frozen: str | None
     min_keep: int = 1
@@ -53,9 +53,9 @@ class OpNode:
     Attributes:
         name: module path, with ``#2``, ``#3`` for further calls of the same module.
         kind: ``"conv"``, ``"linear"`` or ``"matmul"``.
-        in_classes: class id at each position of the weight's input axis (per group of a grouped
+        in_units: class id at each position of the weight's input axis (per group of a grouped
             convolution); empty for a matrix product of activations.
-        out_classes: class id at each position of the output channels.
+        out_units: class id at each position of the output channels.
         macs_coefficient: multiply-adds a pair of positions.
         kernel_size: taps of the kernel (1 for linear).
         stride: stride of the first spatial axis (1 for linear).
@@ -70,8 +70,8 @@ class OpNode:
 
     name: str
     kind: str
-    in_classes: IntArray
-    out_classes: IntArray
+    in_units: IntArray
+    out_units: IntArray
     macs_coefficient: float
     kernel_size: int
     stride: int
@@ -84,14 +84,14 @@ class OpNode:
     computed: bool = False
 
     @property
-    def read_classes(self) -> IntArray:
+    def read_units(self) -> IntArray:
         """Class id at each position that it reads; a depthwise one reads what it writes."""
-        return self.out_classes if self.depthwise else self.in_classes
+        return self.out_units if self.depthwise else self.in_units
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenOp:
-    """An operation that keeps classes from being pruned.
+    """An operation that keeps units from being pruned.
 
     Attributes:
         op: name of the ATen op, or of the condition.
@@ -118,15 +118,15 @@ class SizeAttribute:
         place: keys under which the integer lies in it, if it is a tuple, list or dict, perhaps of
             tuples, as einops' layers have it, or an object of settings; () = it is the integer
             itself.
-        classes: class ids of the positions that the size counts, with one axis for each axis of
+        units: class ids of the positions that the size counts, with one axis for each axis of
             the shape that varies: ``[heads, width]``; -1 = a position that always stays.
-        axis: the axis of ``classes`` that the attribute counts.
+        axis: the axis of ``units`` that the attribute counts.
     """
 
     module: str
     name: str
     place: Place
-    classes: IntArray
+    units: IntArray
     axis: int
 
     @property
@@ -137,12 +137,12 @@ class SizeAttribute:
 
     @property
     def varies(self) -> bool:
-        """True if the classes differ along the axis, so that its size can change."""
-        return bool((self.classes != self.classes.take([0], self.axis)).any())
+        """True if the units differ along the axis, so that its size can change."""
+        return bool((self.units != self.units.take([0], self.axis)).any())
 
     def kept(self, keep: BoolArray) -> int:
         """Return the attribute's value for ``[N]`` keep bits."""
-        alive = np.where(self.classes < 0, True, keep[self.classes])
+        alive = np.where(self.units < 0, True, keep[self.units])
         others = tuple(axis for axis in range(alive.ndim) if axis != self.axis)
         return int(alive.any(axis=others).sum())
 
@@ -152,13 +152,13 @@ class StructureGraph:
     """What can be removed from a network, what belongs together and what it costs.
 
     Attributes:
-        num_classes: N, the number of channel classes, frozen ones included.
-        groups: every class lies in exactly one; in order of execution.
-        group_of: ``[N]`` index of each class's group.
-        frozen: ``[N]`` True where the class must stay.
+        num_units: N, the number of prunable units, frozen ones included.
+        groups: every unit lies in exactly one; in order of execution.
+        group_of: ``[N]`` index of each unit's group.
+        frozen: ``[N]`` True where the unit must stay.
         ops: M operations with multiply-adds, in order of execution.
-        frozen_ops: what froze classes, and why.
-        param_classes: parameter or buffer name -> axis -> class id at each position of the axis.
+        frozen_ops: what froze units, and why.
+        param_units: parameter or buffer name -> axis -> class id at each position of the axis.
         gathers: path of each ``ChannelGather`` -> class ids of its input and output channels.
         attention: what a class of attention is, "head" or "width"; see ``analyse``.
         size_attributes: attributes of modules that surgery sets to the kept sizes.
@@ -166,20 +166,20 @@ class StructureGraph:
             counted from the end.
         cost_model: the exact costs.
         memory_model: the exact peak memory; None in a graph that comes from no recorded forward.
-        latency_model: a forecast of the milliseconds of a forward; None until it is measured.
+        latency_model: a prediction of the milliseconds of a forward; None until it is measured.
         summed: ``[N]`` True where an addition unites channels that different operations wrote:
             residual streams do, gates (products) do not.
         divisors: parameters and buffers, no weights, that a masked network keeps, since it divides
             by them.
     """
 
-    num_classes: int
+    num_units: int
     groups: tuple[Group, ...]
     group_of: IntArray
     frozen: BoolArray
     ops: tuple[OpNode, ...]
     frozen_ops: tuple[FrozenOp, ...]
-    param_classes: Mapping[str, Mapping[int, IntArray]]
+    param_units: Mapping[str, Mapping[int, IntArray]]
     gathers: Mapping[str, tuple[IntArray, IntArray]]
     attention: str = "head"
     size_attributes: tuple[SizeAttribute, ...] = ()
@@ -193,56 +193,56 @@ class StructureGraph:
     @cached_property
     def dense_cost(self) -> Cost:
         """Cost of the whole network."""
-        return self.cost(np.ones(self.num_classes, dtype=bool))
+        return self.cost(np.ones(self.num_units, dtype=bool))
 
     def __repr__(self) -> str:
         return (
-            f"StructureGraph({len(self.groups)} groups, {self.num_classes} classes, of which "
+            f"StructureGraph({len(self.groups)} groups, {self.num_units} units, of which "
             f"{self.free.sum()} may go, {self.dense_cost.macs:,} multiply-adds, "
             f"{self.dense_cost.params:,} parameters)"
         )
 
     @cached_property
     def free(self) -> BoolArray:
-        """``[N]`` True where a class may be removed."""
+        """``[N]`` True where a unit may be removed."""
         return ~self.frozen
 
     @cached_property
     def free_groups(self) -> IntArray:
-        """Positions of the groups with free classes, in order of execution."""
+        """Positions of the groups with free units, in order of execution."""
         return np.unique(self.group_of[self.free])
 
     @cached_property
     def min_keep(self) -> IntArray:
-        """``[G]`` least number of classes that stay in each group."""
+        """``[G]`` least number of units that stay in each group."""
         return np.array([group.min_keep for group in self.groups], dtype=np.int64)
 
     @cached_property
     def group_sizes(self) -> IntArray:
-        """``[G]`` number of classes of each group."""
-        return np.array([len(group.classes) for group in self.groups], dtype=np.int64)
+        """``[G]`` number of units of each group."""
+        return np.array([len(group.units) for group in self.groups], dtype=np.int64)
 
     @cached_property
     def channels_per_class(self) -> IntArray:
         """``[G]`` channels in a class of each group, which are positions on every axis it lies on.
 
-        1 for plain layers; a grouped convolution has a class's channel in each of its groups.
+        1 for plain layers; a grouped convolution has a unit's channel in each of its groups.
         """
-        positions = np.zeros(self.num_classes, dtype=np.int64)
-        for axes in self.param_classes.values():
-            for classes in axes.values():
-                count = np.bincount(classes, minlength=self.num_classes)
+        positions = np.zeros(self.num_units, dtype=np.int64)
+        for axes in self.param_units.values():
+            for units in axes.values():
+                count = np.bincount(units, minlength=self.num_units)
                 positions = np.gcd(positions, count)  # gcd(n, 0) is n
-        each = [np.gcd.reduce(positions[group.classes]) for group in self.groups]
+        each = [np.gcd.reduce(positions[group.units]) for group in self.groups]
         return np.maximum(np.array(each, dtype=np.int64), 1)
 
-    def cost(self, keep: KeepMask | BoolArray) -> Cost:
+    def cost(self, keep: ChannelMask | BoolArray) -> Cost:
         """Return the exact cost of the network pruned by ``keep``."""
-        bits = keep.keep if isinstance(keep, KeepMask) else keep
+        bits = keep.keep if isinstance(keep, ChannelMask) else keep
         macs, params = self.cost_model.totals(bits.astype(np.float64))
         return Cost(macs=round(macs), params=round(params))
 
-    def peak_memory(self, keep: KeepMask | BoolArray) -> int:
+    def peak_memory(self, keep: ChannelMask | BoolArray) -> int:
         """Return the most bytes of activations alive at once in the network pruned by ``keep``.
 
         On inputs of the shape, type and memory layout of the example. Inputs, outputs and all that
@@ -253,7 +253,7 @@ class StructureGraph:
         Raises:
             ModelError: the graph comes from no recorded forward.
         """
-        return self._known_memory.peak(keep.keep if isinstance(keep, KeepMask) else keep)
+        return self._known_memory.peak(keep.keep if isinstance(keep, ChannelMask) else keep)
 
     @property
     def _known_memory(self) -> MemoryModel:
@@ -263,8 +263,8 @@ class StructureGraph:
         return self.memory_model
 
     def class_costs(self) -> tuple[Float64Array, Float64Array]:
-        """Return ``[N]`` MACs and ``[N]`` params that removing one class alone would free."""
-        freed = self.cost_model.freed_by_each(np.ones(self.num_classes, dtype=bool))
+        """Return ``[N]`` MACs and ``[N]`` params that removing one unit alone would free."""
+        freed = self.cost_model.freed_by_each(np.ones(self.num_units, dtype=bool))
         return freed[0], freed[1]
 
     def macs_by_group(self, keep: BoolArray) -> Float64Array:
@@ -297,7 +297,7 @@ class StructureGraph:
     def bounded(self, budget: Budget) -> list[tuple[CostFunction, float]]:
         """Return the costs besides MACs and params that a budget limits, each with its limit.
 
-        A latency that is not foretold is left out.
+        A latency that is not predicted is left out.
         """
         found: list[tuple[CostFunction, float]] = []
         if budget.max_memory is not None:
@@ -307,12 +307,12 @@ class StructureGraph:
         return found
 
     def at_stake(self, budget: Budget) -> BoolArray:
-        """Return the free classes ``[N]`` that cost something of what a budget limits.
+        """Return the free units ``[N]`` that cost something of what a budget limits.
 
         The others may all stay. Of memory what counts is who is alive when it runs short.
         """
         macs, params = self.class_costs()
-        stake = np.zeros(self.num_classes, dtype=bool)
+        stake = np.zeros(self.num_units, dtype=bool)
         if budget.keep_macs is not None:
             stake |= macs > 0
         if budget.keep_params is not None:
@@ -327,26 +327,26 @@ class StructureGraph:
         others = [model.expected(bits)[0] / limit for model, limit in self.bounded(budget)]
         return float(max(cost.macs / limits[0], cost.params / limits[1], *others))
 
-    def fits(self, keep: KeepMask | BoolArray, budget: Budget) -> bool:
+    def fits(self, keep: ChannelMask | BoolArray, budget: Budget) -> bool:
         """Return whether a mask meets a budget's limits and its rounding.
 
-        A latency counts where it is foretold.
+        A latency counts where it is predicted.
         """
-        bits = keep.keep if isinstance(keep, KeepMask) else keep
+        bits = keep.keep if isinstance(keep, ChannelMask) else keep
         return Limits(self, budget).fits(bits) and (
             budget.round_to is None or allowed(self, bits, budget.round_to)
         )
 
-    def mask(self, keep: BoolArray) -> KeepMask:
+    def mask(self, keep: BoolArray) -> ChannelMask:
         """Check ``keep`` (``[N]``, True = keep) and return it as a mask.
 
         Raises:
-            MaskError: wrong shape, a frozen class removed, or too few classes left in a group.
+            MaskError: wrong shape, a frozen unit removed, or too few units left in a group.
         """
-        if keep.shape != (self.num_classes,) or keep.dtype != np.bool_:
+        if keep.shape != (self.num_units,) or keep.dtype != np.bool_:
             msg = (
                 f"a mask of shape {keep.shape}, {keep.dtype} does not fit: "
-                f"this graph needs {self.num_classes} booleans"
+                f"this graph needs {self.num_units} booleans"
             )
             raise MaskError(msg)
         kept = np.bincount(self.group_of[keep], minlength=len(self.groups))
@@ -358,29 +358,27 @@ class StructureGraph:
         short = np.flatnonzero(kept < self.min_keep)
         if short.size:
             group = self.groups[int(short[0])]
-            msg = (
-                f"{group.name} keeps {kept[short[0]]} classes, at least {group.min_keep} must stay"
-            )
+            msg = f"{group.name} keeps {kept[short[0]]} units, at least {group.min_keep} must stay"
             raise MaskError(msg)
-        return KeepMask(keep.copy())
+        return ChannelMask(keep.copy())
 
-    def dense_mask(self) -> KeepMask:
+    def dense_mask(self) -> ChannelMask:
         """Return the mask that keeps everything."""
-        return KeepMask(np.ones(self.num_classes, dtype=bool))
+        return ChannelMask(np.ones(self.num_units, dtype=bool))
 
-    def project(self, scores: FloatArray | Tensor, budget: Budget) -> KeepMask:
-        """Keep classes in descending score while they fit; see ``projection.project``."""
+    def project(self, scores: FloatArray | Tensor, budget: Budget) -> ChannelMask:
+        """Keep units in descending score while they fit; see ``projection.project``."""
         array = scores.detach().cpu().numpy() if isinstance(scores, Tensor) else scores
         return project(self, array, budget)
 
     def repair(
         self, keep: BoolArray, budget: Budget, rng: np.random.Generator
-    ) -> tuple[KeepMask, float]:
+    ) -> tuple[ChannelMask, float]:
         """Flip bits in random order until the budget is met; see ``projection.repair``."""
         return repair(self, keep, budget, rng)
 
-    def group_widths(self, mask: KeepMask) -> dict[str, int]:
-        """Return the number of kept classes of each group that may be pruned, by group name."""
+    def group_widths(self, mask: ChannelMask) -> dict[str, int]:
+        """Return the number of kept units of each group that may be pruned, by group name."""
         kept = np.bincount(self.group_of[mask.keep], minlength=len(self.groups))
         return {
             group.name: int(count)
@@ -389,18 +387,18 @@ class StructureGraph:
         }
 
     def prunable_params(self, names: set[str]) -> tuple[int, int]:
-        """Return how many elements of the named parameters touch a free class, and how many exist.
+        """Return how many elements of the named parameters touch a free unit, and how many exist.
 
-        An element counts as prunable if some axis holds a free class at its position.
+        An element counts as prunable if some axis holds a free unit at its position.
         """
         return self.cost_model.prunable_elements(names, self.free)
 
     def fingerprint(self) -> str:
         """Return 16 hex digits that name the structure (equal for equal networks)."""
-        digest = hashlib.sha256(f"{self.num_classes};".encode())
-        for name in sorted(self.param_classes):
-            for axis, classes in sorted(self.param_classes[name].items()):
-                digest.update(f"{name}:{axis};".encode() + classes.tobytes())
+        digest = hashlib.sha256(f"{self.num_units};".encode())
+        for name in sorted(self.param_units):
+            for axis, units in sorted(self.param_units[name].items()):
+                digest.update(f"{name}:{axis};".encode() + units.tobytes())
         digest.update(np.packbits(self.frozen).tobytes())
         digest.update(f"{self.dense_cost.macs},{self.dense_cost.params}".encode())
         return digest.hexdigest()[:16]
@@ -411,11 +409,11 @@ class StructureGraph:
         return {
             "macs": self.dense_cost.macs,
             "params": self.dense_cost.params,
-            "classes": self.num_classes,
+            "units": self.num_units,
             "groups": [
                 {
                     "name": group.name,
-                    "size": len(group.classes),
+                    "size": len(group.units),
                     "members": list(group.members),
                     "frozen": group.frozen,
                     "macs_share": round(float(group_share), 6),

@@ -6,7 +6,7 @@ import numpy as np
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import BudgetError, MaskError
-from prunegraph.core.masks import BoolArray, Float64Array, FloatArray, IntArray, KeepMask
+from prunegraph.core.masks import BoolArray, ChannelMask, Float64Array, FloatArray, IntArray
 from prunegraph.graph.rounding import Blocks, minimum_and_blocks, misfit
 
 if TYPE_CHECKING:  # the graph's methods call these functions
@@ -22,7 +22,7 @@ def why_no_less(graph: "StructureGraph", round_to: int | None) -> str:
 
 def _check_reachable(graph: "StructureGraph", keep: BoolArray, budget: Budget) -> None:
     totals = graph.cost_model.totals(keep.astype(np.float64))
-    dense = graph.cost_model.totals(np.ones(graph.num_classes))
+    dense = graph.cost_model.totals(np.ones(graph.num_units))
     for name, total, limit, whole in zip(
         ("keep_macs", "keep_params"), totals, graph.limits(budget)[:2], dense, strict=True
     ):
@@ -44,27 +44,27 @@ def _check_reachable(graph: "StructureGraph", keep: BoolArray, budget: Budget) -
         takes = float(graph.latency_model.expected(keep[None].astype(np.float64))[0])
         if takes > budget.max_latency:
             msg = (
-                f"max_latency={budget.max_latency:g} ms cannot be met: the least is foretold to "
+                f"max_latency={budget.max_latency:g} ms cannot be met: the least is predicted to "
                 f"take {takes:.3g} ({why_no_less(graph, budget.round_to)})"
             )
             raise BudgetError(msg)
 
 
-def project(graph: "StructureGraph", scores: FloatArray, budget: Budget) -> KeepMask:
-    """Keep classes in descending score, each if it still fits; ties go by index.
+def project(graph: "StructureGraph", scores: FloatArray, budget: Budget) -> ChannelMask:
+    """Keep units in descending score, each if it still fits; ties go by index.
 
-    The result is maximal: no removed class fits any more, so the realised cost lies nearer to the
-    budget than the cheapest class that could still be added. With ``budget.round_to`` classes come
+    The result is maximal: no removed unit fits any more, so the repaired cost lies nearer to the
+    budget than the cheapest class that could still be added. With ``budget.round_to`` units come
     in blocks that take a group from one allowed width to the next, in descending mean score.
 
     Args:
         graph: the structure.
-        scores: ``[N]`` finite scores, higher = keep first; frozen classes' are ignored.
+        scores: ``[N]`` finite scores, higher = keep first; frozen units' are ignored.
         budget: what may remain.
 
     Raises:
         BudgetError: the budget is below what must stay (the message says the least), or holds a
-            latency that the structure does not foretell.
+            latency that the structure does not predict.
         MaskError: scores of another shape, or not finite.
     """
     if budget.max_latency is not None and graph.latency_model is None:
@@ -73,10 +73,10 @@ def project(graph: "StructureGraph", scores: FloatArray, budget: Budget) -> Keep
     keep, blocks = minimum(graph, np.asarray(scores), budget)
     _check_reachable(graph, keep, budget)
     limits = Limits(graph, budget)
-    taken = _longest_prefix(keep, blocks.classes, blocks.ends, limits)
+    taken = _longest_prefix(keep, blocks.units, blocks.ends, limits)
     keep[blocks.first(taken)] = True
     if budget.round_to is None:
-        _fill_classes(keep, blocks, taken, limits)
+        _fill_units(keep, blocks, taken, limits)
     else:
         _fill_blocks(keep, blocks, taken, limits)
     return graph.mask(keep)
@@ -85,7 +85,7 @@ def project(graph: "StructureGraph", scores: FloatArray, budget: Budget) -> Keep
 def minimum(
     graph: "StructureGraph", scores: FloatArray, budget: Budget
 ) -> tuple[BoolArray, Blocks]:
-    """Return the least that must stay ``[N]``, and the blocks of classes that may join, best first.
+    """Return the least that must stay ``[N]``, and the blocks of units that may join, best first.
 
     Raises:
         MaskError: scores of another shape, or not finite.
@@ -99,13 +99,11 @@ def minimum(
 
 def check_scores(graph: "StructureGraph", scores: FloatArray | Float64Array) -> None:
     """Raise MaskError for scores of another shape than ``[N]``, or not finite."""
-    if scores.shape != (graph.num_classes,):
-        msg = (
-            f"scores of shape {scores.shape} do not fit: this graph has {graph.num_classes} classes"
-        )
+    if scores.shape != (graph.num_units,):
+        msg = f"scores of shape {scores.shape} do not fit: this graph has {graph.num_units} units"
         raise MaskError(msg)
     if not np.isfinite(scores[graph.free]).all():
-        msg = "scores hold NaN or infinite values; every free class needs a finite score"
+        msg = "scores hold NaN or infinite values; every free unit needs a finite score"
         raise MaskError(msg)
 
 
@@ -130,7 +128,7 @@ class Limits:
         )
 
     def costs_fit_with_each(self, keep: BoolArray) -> BoolArray:
-        """Return ``[N]`` where the costs stay within the limits if one removed class joins."""
+        """Return ``[N]`` where the costs stay within the limits if one removed unit joins."""
         totals: Float64Array = np.array(self._model.totals(keep.astype(np.float64)))
         with_each = np.round(totals[:, None] + self._model.added_by_each(keep))
         fits = np.asarray((with_each <= self._limits[:, None]).all(axis=0))
@@ -144,7 +142,7 @@ def _longest_prefix(keep: BoolArray, order: IntArray, ends: IntArray, limits: Li
 
     Args:
         keep: ``[N]`` what stays already.
-        order: classes, block after block.
+        order: units, block after block.
         ends: end of each block in ``order``.
         limits: what must be met.
     """
@@ -160,13 +158,13 @@ def _longest_prefix(keep: BoolArray, order: IntArray, ends: IntArray, limits: Li
     return low
 
 
-def _fill_classes(keep: BoolArray, blocks: Blocks, taken: int, limits: Limits) -> None:
-    """Add classes to ``keep`` in place from block ``taken`` on, each if it still fits.
+def _fill_units(keep: BoolArray, blocks: Blocks, taken: int, limits: Limits) -> None:
+    """Add units to ``keep`` in place from block ``taken`` on, each if it still fits.
 
-    What a class costs only grows as others join, so one that does not fit never fits later; and as
+    What a unit costs only grows as others join, so one that does not fit never fits later; and as
     long as the sum of all that are asked for fits, none of them needs to be asked alone.
     """
-    order = blocks.classes[taken:]
+    order = blocks.units[taken:]
     while len(order):
         order = order[limits.costs_fit_with_each(keep)[order]]
         fitting = _longest_prefix(keep, order, np.arange(1, len(order) + 1), limits)
@@ -192,14 +190,14 @@ def _fill_blocks(keep: BoolArray, blocks: Blocks, taken: int, limits: Limits) ->
 
 def repair(
     graph: "StructureGraph", keep: BoolArray, budget: Budget, rng: np.random.Generator
-) -> tuple[KeepMask, float]:
+) -> tuple[ChannelMask, float]:
     """Flip bits in an order drawn from ``rng`` until the mask is legal and meets the budget.
 
     Never by an importance score: else a constant agent would equal the heuristic that breaks ties.
 
     Args:
         graph: the structure.
-        keep: ``[N]`` raw bits; frozen classes' bits are ignored.
+        keep: ``[N]`` raw bits; frozen units' bits are ignored.
         budget: what may remain; the repaired mask is maximal as in ``project``.
         rng: the source of the order.
 
@@ -207,7 +205,7 @@ def repair(
         The mask, and the share of free bits that were flipped; flips that rounding the raw widths
         to the nearest allowed ones would take do not count.
     """
-    order = rng.random(graph.num_classes)  # in [0, 1): kept bits come before all removed ones
+    order = rng.random(graph.num_units)  # in [0, 1): kept bits come before all removed ones
     mask = project(graph, (keep.astype(np.float64) + order).astype(np.float32), budget)
     flipped = int(((mask.keep != keep) & graph.free).sum())
     if budget.round_to is not None:

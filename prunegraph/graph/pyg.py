@@ -29,7 +29,7 @@ def to_pyg(graph: StructureGraph) -> Data:
         graph: the structure.
 
     Returns:
-        PyG ``Data`` with nodes 0 .. N-1 = channel classes and N .. N+M-1 = ops.
+        PyG ``Data`` with nodes 0 .. N-1 = prunable units and N .. N+M-1 = ops.
 
     Shapes:
         - ``edge_index [2, E]`` int64: each op has one edge with every distinct class that it reads
@@ -39,9 +39,9 @@ def to_pyg(graph: StructureGraph) -> Data:
         - ``group_of [N]`` int64, ``free [N]`` bool
         - ``num_channels`` = N, ``num_ops`` = M
     """
-    num_channels, num_ops = graph.num_classes, len(graph.ops)
-    reads = _edges([np.unique(op.read_classes) for op in graph.ops], num_channels)
-    writes = _edges([np.unique(op.out_classes) for op in graph.ops], num_channels)
+    num_channels, num_ops = graph.num_units, len(graph.ops)
+    reads = _edges([np.unique(op.read_units) for op in graph.ops], num_channels)
+    writes = _edges([np.unique(op.out_units) for op in graph.ops], num_channels)
     edges = [reads, writes[::-1], reads[::-1], writes]  # in the order of RELATION_NAMES
     relation = np.repeat(np.arange(len(edges)), [part.shape[1] for part in edges])
     return Data(
@@ -59,6 +59,6 @@ def to_pyg(graph: StructureGraph) -> Data:
 def _edges(classes_of_op: list[IntArray], num_channels: int) -> IntArray:
     """Return ``[2, E]`` channel node, op node."""
     op_nodes = num_channels + np.arange(len(classes_of_op))
-    sizes = [classes.size for classes in classes_of_op]
+    sizes = [units.size for units in classes_of_op]
     channels = np.concatenate([*classes_of_op, np.zeros(0, dtype=np.int64)])
     return np.stack([channels, np.repeat(op_nodes, sizes)]).astype(np.int64)

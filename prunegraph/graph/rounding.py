@@ -1,7 +1,7 @@
-"""Width rounding: which widths a group may have, and the blocks in which its classes come.
+"""Width rounding: which widths a group may have, and the blocks in which its units come.
 
 Hardware likes layers whose number of channels is a multiple of 8 or 16. A *block* is what takes a
-group from one allowed width to the next; without rounding each class is a block of its own.
+group from one allowed width to the next; without rounding each unit is a block of its own.
 """
 
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ if TYPE_CHECKING:  # the graph's methods call these functions
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Blocks:
-    """The classes that are not of a group's minimum, in the order in which they are added.
+    """The units that are not of a group's minimum, in the order in which they are added.
 
     Attributes:
-        classes: ``[R]`` class ids, block after block.
-        ends: ``[B]`` end of each block in ``classes``.
+        units: ``[R]`` class ids, block after block.
+        ends: ``[B]`` end of each block in ``units``.
         group: ``[B]`` group of each block; a group's blocks come in the order of their widths.
     """
 
-    classes: IntArray
+    units: IntArray
     ends: IntArray
     group: IntArray
 
@@ -33,18 +33,18 @@ class Blocks:
         return len(self.ends)
 
     def first(self, count: int) -> IntArray:
-        """Return the classes of the first ``count`` blocks."""
-        return self.classes[: self.ends[count - 1]] if count else self.classes[:0]
+        """Return the units of the first ``count`` blocks."""
+        return self.units[: self.ends[count - 1]] if count else self.units[:0]
 
     def block(self, index: int) -> IntArray:
-        """Return the classes of one block."""
-        return self.classes[self.ends[index - 1] if index else 0 : self.ends[index]]
+        """Return the units of one block."""
+        return self.units[self.ends[index - 1] if index else 0 : self.ends[index]]
 
 
 def rounding_units(graph: "StructureGraph", round_to: int | None) -> IntArray:
-    """Return ``[G]`` the number of classes whose channels make a multiple of ``round_to``.
+    """Return ``[G]`` the number of units whose channels make a multiple of ``round_to``.
 
-    A class that takes several positions on every axis (one in each group of a grouped convolution)
+    A unit that takes several positions on every axis (one in each group of a grouped convolution)
     counts as that many channels.
 
     Args:
@@ -57,7 +57,7 @@ def rounding_units(graph: "StructureGraph", round_to: int | None) -> IntArray:
 
 
 def least_widths(graph: "StructureGraph", round_to: int | None) -> IntArray:
-    """Return ``[G]`` the least allowed width of each group, in classes."""
+    """Return ``[G]`` the least allowed width of each group, in units."""
     units, sizes = rounding_units(graph, round_to), graph.group_sizes
     rounded = np.minimum(-(-graph.min_keep // units) * units, sizes)
     return np.where(sizes < units, graph.min_keep, rounded)
@@ -69,7 +69,7 @@ def allowed(graph: "StructureGraph", keep: BoolArray, round_to: int) -> bool:
 
 
 def misfit(graph: "StructureGraph", keep: BoolArray, round_to: int | None) -> IntArray:
-    """Return ``[G]`` how many classes each free group's width is away from the nearest allowed."""
+    """Return ``[G]`` how many units each free group's width is away from the nearest allowed."""
     units, sizes = rounding_units(graph, round_to), graph.group_sizes
     least = least_widths(graph, round_to)
     widths = np.bincount(graph.group_of[keep], minlength=len(graph.groups))
@@ -83,16 +83,16 @@ def misfit(graph: "StructureGraph", keep: BoolArray, round_to: int | None) -> In
 def minimum_and_blocks(
     graph: "StructureGraph", order: IntArray, scores: Float64Array, round_to: int | None
 ) -> tuple[BoolArray, Blocks]:
-    """Divide the free classes into each group's minimum and the blocks that may join it.
+    """Divide the free units into each group's minimum and the blocks that may join it.
 
     Args:
         graph: the structure.
-        order: ``[F]`` the free classes, best first.
-        scores: ``[N]`` their scores; a block's is the mean of its classes'.
+        order: ``[F]`` the free units, best first.
+        scores: ``[N]`` their scores; a block's is the mean of its units'.
         round_to: multiple of channels, or None.
 
     Returns:
-        ``[N]`` the keep bits of frozen classes and minima, and the blocks, best first.
+        ``[N]`` the keep bits of frozen units and minima, and the blocks, best first.
     """
     groups = graph.group_of[order]
     by_group = np.argsort(groups, kind="stable")
@@ -104,18 +104,18 @@ def minimum_and_blocks(
     keep[order[needed]] = True
     units = rounding_units(graph, round_to)
     rest, groups = order[~needed], groups[~needed]
-    key = groups * (graph.num_classes + 1) + (rank // units[graph.group_of[order]])[~needed]
+    key = groups * (graph.num_units + 1) + (rank // units[graph.group_of[order]])[~needed]
     return keep, _sorted_blocks(rest, groups, key, scores)
 
 
 def _sorted_blocks(rest: IntArray, groups: IntArray, key: IntArray, scores: Float64Array) -> Blocks:
-    """Return the blocks of classes with the same ``key``, in descending mean score.
+    """Return the blocks of units with the same ``key``, in descending mean score.
 
-    Ties go to the block whose best class comes first. Rounding errors of the means must not put a
+    Ties go to the block whose best unit comes first. Rounding errors of the means must not put a
     group's later block first, so that no block's score exceeds its predecessor's.
     """
     if not len(rest):
-        return Blocks(classes=rest, ends=rest, group=rest)
+        return Blocks(units=rest, ends=rest, group=rest)
     _, first, inverse, size = np.unique(
         key, return_index=True, return_inverse=True, return_counts=True
     )
@@ -128,7 +128,7 @@ def _sorted_blocks(rest: IntArray, groups: IntArray, key: IntArray, scores: Floa
     by_block = np.argsort(place[inverse], kind="stable")
     best_first = np.argsort(place)
     return Blocks(
-        classes=rest[by_block],
+        units=rest[by_block],
         ends=np.cumsum(size[best_first]),
         group=groups[first][best_first],
     )

@@ -109,7 +109,7 @@ class SlimMultiheadAttention(nn.MultiheadAttention):
 def is_dense_attention(module: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
     """Return whether a module is an attention of torch's that has not been made slim.
 
-    None is of a class with a forward of its own: a slim one in its place would lose that.
+    None is of a unit with a forward of its own: a slim one in its place would lose that.
     """
     forward = getattr(type(module), "forward", None)  # a scripted class has none
     return forward is nn.MultiheadAttention.forward

@@ -19,7 +19,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from prunegraph.core.errors import MaskError, ModelError, SurgeryError
-from prunegraph.core.masks import BoolArray, KeepMask
+from prunegraph.core.masks import BoolArray, ChannelMask
 from prunegraph.graph.channel_gather import ZERO_CHANNEL, ChannelGather
 from prunegraph.graph.graph import Place, StructureGraph
 from prunegraph.graph.masked_norm import MaskedNorm, mean_over_kept
@@ -29,7 +29,7 @@ from prunegraph.graph.module_sizes import (
     slim_attentions,
     use_no_nested_tensors,
 )
-from prunegraph.graph.trace.attribute_reads import is_own
+from prunegraph.graph.trace.attribute_reads import is_custom
 from prunegraph.graph.trace.calls import tensors_in
 from prunegraph.graph.trace.weight_views import constants
 
@@ -81,7 +81,7 @@ def copy_network(model: Network, memo: Mapping[int, object] | None = None) -> Ne
             pairs = zip(module.parameters(), model.get_submodule(path).parameters(), strict=True)
             for weight, own in pairs:
                 weight.requires_grad_(own.requires_grad)
-        if is_parametrized(module):  # by a class that is made for it: the copy gets its own
+        if is_parametrized(module):  # by a unit that is made for it: the copy gets its own
             kind = type(module)
             module.__class__ = type(kind.__name__, kind.__bases__, dict(vars(kind)))
     return copied
@@ -110,7 +110,7 @@ def _quick_copies(held: list[object]) -> dict[int, object]:
 def hears_of_training(model: nn.Module) -> bool:
     """Return whether some module does something of its own when training begins or ends."""
     kinds = {type(module) for module in model.modules()}
-    bases = {base for kind in kinds for base in kind.__mro__ if is_own(base)}
+    bases = {base for kind in kinds for base in kind.__mro__ if is_custom(base)}
     return any("train" in vars(base) for base in bases)
 
 
@@ -145,8 +145,8 @@ def drop_kept(network: nn.Module) -> None:
         parameter.requires_grad_(asked)
 
 
-def apply_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Module:
-    """Return a new network without the channel classes that the mask removes.
+def apply_mask(model: nn.Module, graph: StructureGraph, mask: ChannelMask) -> nn.Module:
+    """Return a new network without the prunable units that the mask removes.
 
     Shared parameters stay shared; dtype, device, memory format, ``requires_grad``, hooks and each
     module's training flag are kept.
@@ -154,7 +154,7 @@ def apply_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Mo
     Args:
         model: the dense network, without wrappers; it is left bit-equal.
         graph: the structure of ``model``.
-        mask: which classes stay.
+        mask: which units stay.
 
     Raises:
         MaskError: the mask is not of this graph.
@@ -240,17 +240,17 @@ def _put(value: Any, place: Place, size: int) -> Any:
     return entries if isinstance(value, dict) else type(value)(entries.values())
 
 
-def zero_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Module:
-    """Return a copy of the same shape in which the removed channel classes are silent.
+def zero_mask(model: nn.Module, graph: StructureGraph, mask: ChannelMask) -> nn.Module:
+    """Return a copy of the same shape in which the removed prunable units are silent.
 
-    Every slice of every member of a removed class is zeroed, the columns of its consumers included;
-    layer and RMS norms over an axis that lost classes normalise over the kept channels. Its outputs
+    Every slice of every member of a removed unit is zeroed, the columns of its consumers included;
+    layer and RMS norms over an axis that lost units normalise over the kept channels. Its outputs
     equal those of ``apply_mask``: that is the oracle of ``prunegraph.testing``.
 
     Args:
         model: the dense network, without wrappers; it is left bit-equal.
         graph: the structure of ``model``.
-        mask: which classes stay.
+        mask: which units stay.
 
     Raises:
         MaskError: the mask is not of this graph.
@@ -278,7 +278,7 @@ def zero_mask(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Mod
     computing = {op.name.partition("#")[0] for op in graph.ops if op.computed}
     for path in sorted(graph.means.keys() | computing):
         kinds = graph.means.get(path, ())
-        kept = [(torch.from_numpy(mask.keep[classes]), axis) for classes, axis in kinds]
+        kept = [(torch.from_numpy(mask.keep[units]), axis) for units, axis in kinds]
         changed = [kind for kind in kept if not bool(kind[0].all())]
         if changed or path in computing:
             mean_over_kept(silent.get_submodule(path), *changed)
@@ -293,7 +293,7 @@ def _stored(model: nn.Module) -> dict[str, Tensor]:
     return dict([*model.named_parameters(remove_duplicate=False), *constants(model)])
 
 
-def slice_plans(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> dict[int, SlicePlan]:
+def slice_plans(model: nn.Module, graph: StructureGraph, mask: ChannelMask) -> dict[int, SlicePlan]:
     """Return ``id(tensor) -> plan`` of the parameters and buffers that lose positions.
 
     Raises:
@@ -303,21 +303,21 @@ def slice_plans(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> dict
     _check_mask(graph, mask)
     tensors = _stored(model)
     plans: dict[int, SlicePlan] = {}
-    for name, axes in graph.param_classes.items():
+    for name, axes in graph.param_units.items():
         tensor = tensors.get(name)
         if tensor is None:
             msg = (
                 f"the network has no parameter {name!r}: the structure graph is of another network"
             )
             raise SurgeryError(msg)
-        for axis, classes in axes.items():
-            if tensor.dim() <= axis or tensor.shape[axis] != classes.size:
+        for axis, units in axes.items():
+            if tensor.dim() <= axis or tensor.shape[axis] != units.size:
                 msg = (
                     f"{name} has shape {tuple(tensor.shape)}, the structure graph expects "
-                    f"{classes.size} at axis {axis}: it is of another network"
+                    f"{units.size} at axis {axis}: it is of another network"
                 )
                 raise SurgeryError(msg)
-            keep = torch.from_numpy(mask.keep[classes])
+            keep = torch.from_numpy(mask.keep[units])
             if not bool(keep.all()):
                 _add_axis(plans, name, tensor, axis, keep.to(tensor.device))
     return plans
@@ -335,18 +335,18 @@ def _add_axis(
 
 
 def _check_mask(graph: StructureGraph, mask: object) -> None:
-    if not isinstance(mask, KeepMask):
+    if not isinstance(mask, ChannelMask):
         msg = f"the mask is of type {type(mask).__name__}: give graph.mask(keep bits)"
         raise MaskError(msg)
-    if mask.keep.size != graph.num_classes:
+    if mask.keep.size != graph.num_units:
         msg = (
-            f"the mask holds {mask.keep.size} classes, the structure graph {graph.num_classes}: "
+            f"the mask holds {mask.keep.size} units, the structure graph {graph.num_units}: "
             "make the mask with this graph's own mask() or project()"
         )
         raise MaskError(msg)
     lost = int((graph.frozen & ~mask.keep).sum())
     if lost:
-        msg = f"the mask removes {lost} frozen classes: make it with this graph's own mask()"
+        msg = f"the mask removes {lost} frozen units: make it with this graph's own mask()"
         raise MaskError(msg)
 
 
@@ -387,13 +387,13 @@ def _gathers(
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Return ``(index [out], kept inputs [in], kept outputs [out])`` of each channel gather."""
     found = []
-    for path, (in_classes, out_classes) in graph.gathers.items():
+    for path, (in_units, out_units) in graph.gathers.items():
         module = model.get_submodule(path)
         if not isinstance(module, ChannelGather):
             msg = f"{path} is no ChannelGather: the structure graph is of another network"
             raise SurgeryError(msg)
-        kept_in = torch.from_numpy(keep[in_classes]).to(module.index.device)
-        kept_out = torch.from_numpy(keep[out_classes]).to(module.index.device)
+        kept_in = torch.from_numpy(keep[in_units]).to(module.index.device)
+        kept_out = torch.from_numpy(keep[out_units]).to(module.index.device)
         found.append((module.index, kept_in, kept_out))
     return found
 

@@ -29,28 +29,28 @@ class Read:
         activation: what it reads. A view that no other layer has, so that the gradient that
             arrives here is the layer's own share, whoever else reads the same tensor.
         axis: the activation's channel axis.
-        classes: class id at each position of that axis.
+        units: class id at each position of that axis.
     """
 
     op: OpNode
     module: nn.Module
     activation: Tensor
     axis: int
-    classes: IntArray
+    units: IntArray
 
     @cached_property
     def unique(self) -> IntArray:
-        """``[U]`` the distinct classes, ascending."""
-        return np.unique(self.classes)
+        """``[U]`` the distinct units, ascending."""
+        return np.unique(self.units)
 
     @cached_property
     def column(self) -> Tensor:
         """``[C]`` position in ``unique`` of each channel's class, on the activation's device."""
-        inverse = np.searchsorted(self.unique, self.classes)
+        inverse = np.searchsorted(self.unique, self.units)
         return torch.from_numpy(inverse).to(self.activation.device)
 
     def by_class(self, values: Tensor) -> Tensor:
-        """Return the sums ``[..., U]`` of values ``[..., C]`` over each class's channels."""
+        """Return the sums ``[..., U]`` of values ``[..., C]`` over each unit's channels."""
         sums = values.new_zeros(*values.shape[:-1], len(self.unique))
         return sums.index_add_(-1, self.column, values)
 
@@ -77,7 +77,7 @@ def reads(
     *,
     attentions: bool = False,
 ) -> Iterator["LinearCalls"]:
-    """Show each read of channel classes to ``visit`` while the network runs.
+    """Show each read of prunable units to ``visit`` while the network runs.
 
     Layers that are called as modules of the network are seen, and those whose weight is given to
     ``linear`` (``LinearCalls``); a weight that another function or a scripted module uses is not.
@@ -205,8 +205,8 @@ def _called(graph: StructureGraph) -> Iterable[OpNode]:
     """Return the op of each weight: where there are several, one that reads it as a layer does."""
     found: dict[str, OpNode] = {}
     for op in graph.ops:
-        own = graph.param_classes.get(str(op.param), {}).get(1)
-        as_layer = own is not None and np.array_equal(own, op.in_classes)
+        own = graph.param_units.get(str(op.param), {}).get(1)
+        as_layer = own is not None and np.array_equal(own, op.in_units)
         if op.param and (op.param not in found or as_layer):
             found[op.param] = op
     return found.values()
@@ -221,21 +221,19 @@ def _hook(
         if len(args) < copies or any(other is not args[0] for other in args[:copies]):
             return None
         axis = 1 if op.kind == "conv" else args[0].dim() - 1
-        classes = _input_classes(op, args[0].shape[axis])
-        if classes is None:
+        units = _input_units(op, args[0].shape[axis])
+        if units is None:
             return None
         view = args[0].view_as(args[0])
-        visit(Read(op, module, view, axis, classes))
+        visit(Read(op, module, view, axis, units))
         return (*[view] * copies, *args[copies:])
 
     return hook
 
 
-def _input_classes(op: OpNode, width: int) -> IntArray | None:
-    """Return the class at each of ``width`` input channels of an op, or None if unknown."""
-    known = (
-        op.out_classes[:: max(op.out_classes.size // width, 1)] if op.depthwise else op.in_classes
-    )
+def _input_units(op: OpNode, width: int) -> IntArray | None:
+    """Return the unit at each of ``width`` input channels of an op, or None if unknown."""
+    known = op.out_units[:: max(op.out_units.size // width, 1)] if op.depthwise else op.in_units
     if not known.size or width % known.size:
         return None
     return np.tile(known, width // known.size)  # a grouped convolution's groups read alike

@@ -67,7 +67,7 @@ def recalibrate_bn(
     Args:
         model: the network; nothing but its batch-norm buffers changes.
         images: batches ``[b, c, h, w]``, or such with labels. Take *shuffled* training images in
-            batches of equal size: each batch counts alike, and a batch of one class misleads.
+            batches of equal size: each batch counts alike, and a batch of one unit misleads.
         autocast: run in bfloat16 where that is safe and the device computes it.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Least-squares compensation: the kept weights take over what the removed channels gave."""
+"""Least-squares reconstruction: the kept weights take over what the removed channels gave."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunegraph.core.errors import MaskError
-from prunegraph.core.masks import IntArray, KeepMask, LayerError
+from prunegraph.core.masks import ChannelMask, IntArray, LayerError
 from prunegraph.core.splits import TrainSplit
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.module_sizes import is_self_attention
@@ -40,7 +40,7 @@ FORWARDS = ""
 """Under which the forwards of the whole network are counted."""
 
 
-class Compensation:
+class Reconstruction:
     """Changes the kept weights of a pruned network so that its layers' outputs stay as they were.
 
     A layer gave ``W x``; without the removed inputs R it gives ``V x_K`` with the V that is
@@ -53,7 +53,7 @@ class Compensation:
     error (Hassibi and Stork 1993). No label is read.
 
     Linear layers, modules that compute what such a layer does (``input_axis``), and convolutions,
-    transposed or not, are compensated, those with groups group by group (not transposed ones).
+    transposed or not, are reconstructed, those with groups group by group (not transposed ones).
     Other layers, such with a weight under several names, and those called by keyword or whose
     weight is used without them (elsewhere, too: a tied autoencoder's) stay as they are, but where
     it is given to ``linear`` (``LinearCalls``).
@@ -128,7 +128,7 @@ class Compensation:
     ) -> Self:
         """Measure on train images, without augmentation.
 
-        ``SequentialCompensation`` takes them as one batch, which has to fit into memory.
+        ``LayerwiseReconstruction`` takes them as one batch, which has to fit into memory.
         """
 
         def run(network: nn.Module) -> None:
@@ -142,7 +142,7 @@ class Compensation:
         return (batch for batch, _ in images.batches(BATCH_SIZE))
 
     @torch.no_grad()
-    def apply(self, pruned: nn.Module, mask: KeepMask) -> None:
+    def apply(self, pruned: nn.Module, mask: ChannelMask) -> None:
         """Change the weights and biases of a network that ``apply_mask`` has made, in place.
 
         Args:
@@ -154,11 +154,11 @@ class Compensation:
         """
         self._fit_all(pruned, mask)
 
-    def _fit_all(self, pruned: nn.Module, mask: KeepMask) -> None:
+    def _fit_all(self, pruned: nn.Module, mask: ChannelMask) -> None:
         for name in self._moments:
             self._fit_at_once(name, pruned, mask)
 
-    def _fit_at_once(self, name: str, pruned: nn.Module, mask: KeepMask) -> None:
+    def _fit_at_once(self, name: str, pruned: nn.Module, mask: ChannelMask) -> None:
         """Fit one layer on what it read in the dense network."""
         out, kept = self._stays(name, mask)
         if bool(kept.all()):
@@ -169,9 +169,9 @@ class Compensation:
         new, shift = (torch.cat(parts) for parts in zip(*fitted, strict=True))
         self._put(name, pruned, out, new, shift)
 
-    def _stays(self, name: str, mask: KeepMask) -> tuple[Tensor, Tensor]:
+    def _stays(self, name: str, mask: ChannelMask) -> tuple[Tensor, Tensor]:
         """Return which outputs ``[out]`` and inputs of a group ``[D]`` of a layer a mask keeps."""
-        axes, inputs = self._graph.param_classes[name], self._axes[name]
+        axes, inputs = self._graph.param_units[name], self._axes[name]
         weight = self._weights[name].flatten(1)
         out = torch.ones_like(weight[:, 0], dtype=torch.bool)
         if 1 - inputs in axes:
@@ -210,11 +210,11 @@ class Compensation:
             ]
             if not energies:
                 continue
-            classes = self._graph.param_classes[name][self._axes[name]]
+            units = self._graph.param_units[name][self._axes[name]]
             energy = torch.stack(energies).sum(0)  # [D, D]
-            taps = len(energy) // classes.size
-            channels = energy.reshape(classes.size, taps, classes.size, taps).sum(dim=(1, 3))
-            unique, column = np.unique(classes, return_inverse=True)
+            taps = len(energy) // units.size
+            channels = energy.reshape(units.size, taps, units.size, taps).sum(dim=(1, 3))
+            unique, column = np.unique(units, return_inverse=True)
             member = np.eye(unique.size)[column]  # [C, U]
             gram = member.T @ channels.cpu().numpy() @ member
             errors.append(LayerError(unique, gram / max(float(gram.sum()), TINY)))
@@ -222,13 +222,13 @@ class Compensation:
 
 
 def _input_axes(network: nn.Module, graph: StructureGraph) -> dict[str, int]:
-    """Return the axis of inputs of the weights that can be compensated.
+    """Return the axis of inputs of the weights that can be reconstructed.
 
     They may lose inputs, in one way alone.
     """
     uses: dict[str, set[bytes]] = {}
     for op in graph.ops:
-        uses.setdefault(str(op.param), set()).add(op.in_classes.tobytes())
+        uses.setdefault(str(op.param), set()).add(op.in_units.tobytes())
     modules = dict(network.named_modules(remove_duplicate=False))
     found = {}
     for op in graph.ops:
@@ -238,8 +238,8 @@ def _input_axes(network: nn.Module, graph: StructureGraph) -> dict[str, int]:
             continue  # what is stored would not add up as what is computed does
         axis = input_axis(modules[path]) if leaf == "weight" else None
         axis = 1 if is_self_attention(modules[path], leaf) else axis
-        classes = None if axis is None else graph.param_classes.get(name, {}).get(axis)
-        if axis is not None and classes is not None and graph.free[classes].any():
+        units = None if axis is None else graph.param_units.get(name, {}).get(axis)
+        if axis is not None and units is not None and graph.free[units].any():
             found[name] = axis
     return found
 
@@ -311,8 +311,8 @@ def _fitted(
     return weight[:, kept] + change, shift
 
 
-def _bits(mask: KeepMask, classes: IntArray, like: Tensor) -> Tensor:
-    return torch.from_numpy(mask.keep[classes]).to(like.device)
+def _bits(mask: ChannelMask, units: IntArray, like: Tensor) -> Tensor:
+    return torch.from_numpy(mask.keep[units]).to(like.device)
 
 
 def _write(parameter: Tensor | None, name: str, values: Tensor) -> None:

@@ -24,7 +24,7 @@ def input_axis(module: nn.Module) -> int | None:
     """Return the axis of a layer's weight along which its inputs lie; None for other layers.
 
     1 for linear layers and convolutions, 0 for transposed ones without groups; a depthwise one has
-    no inputs to lose. A module of another class, or with a forward of its own, is a linear layer if
+    no inputs to lose. A module of another unit, or with a forward of its own, is a linear layer if
     it computes what one does: with its weight as such a layer stores it, or transposed (``Conv1D``
     of transformers), which gives 0.
     """

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.core.splits import TrainSplit
 from prunegraph.graph import StructureGraph, copy_network
 from prunegraph.graph.analyse import repeatable
 from prunegraph.graph.module_sizes import slim_all_attentions
 from prunegraph.layerwise.capture import LinearCalls, Read, readable_copy, reads
 from prunegraph.layerwise.recalibrate import measuring_batch_norm
-from prunegraph.layerwise.reconstruct import Compensation
+from prunegraph.layerwise.reconstruct import Reconstruction
 from prunegraph.layerwise.residual import Place, held_at, streams
 from prunegraph.layerwise.sampling import sampled_inputs, sampled_outputs
 from prunegraph.layerwise.statistics import fitted_change
@@ -41,10 +41,10 @@ SEARCH_SAMPLES, SEARCH_MEMORY = 128, 2**29
 """The same in searches: too few for the best fit, enough to rank networks (docs/lab/trials.md)."""
 
 
-class SequentialCompensation(Compensation):
+class LayerwiseReconstruction(Reconstruction):
     """Fits the layers of a pruned network one after the other.
 
-    ``Compensation`` fits all layers at once, on what they read in the dense network; but in the
+    ``Reconstruction`` fits all layers at once, on what they read in the dense network; but in the
     pruned one they read what the layers before have made of it. Here each layer, in the order in
     which they run, gets the weights ``V`` that on what it reads now, ``x'``, are nearest to what it
     gave, ``W x``: with ``W_K`` those that stay, ``V = W_K + (W x - W_K x') x'^T (x' x'^T +
@@ -56,7 +56,7 @@ class SequentialCompensation(Compensation):
 
     Layers that a forward calls several times, that read one sample for each head, of which the
     forward shows too few outputs (``ENOUGH``), and the last of a large network (``MOST_VALUES``)
-    are compensated as by ``Compensation``; so are, but for the mean of what they give, layers that
+    are reconstructed as by ``Reconstruction``; so are, but for the mean of what they give, layers that
     read other positions there (``ALIKE``: a detector's proposals, what is routed to an expert).
 
     Args:
@@ -133,7 +133,7 @@ class SequentialCompensation(Compensation):
         parts = zip(rows.chunk(groups, dim=1), weights, strict=True)
         return torch.cat([own @ part.T for own, part in parts], dim=1)
 
-    def _fit_all(self, pruned: nn.Module, mask: KeepMask) -> None:
+    def _fit_all(self, pruned: nn.Module, mask: ChannelMask) -> None:
         """Fit the layers in the order in which they run, the others on the dense network."""
         for name in self._moments.keys() - self._wanted.keys():
             self._fit_at_once(name, pruned, mask)
@@ -174,7 +174,7 @@ class SequentialCompensation(Compensation):
         self,
         name: str,
         pruned: nn.Module,
-        mask: KeepMask,
+        mask: ChannelMask,
         module: nn.Module,
         inputs: Tensor,
         stream: Tensor | None,

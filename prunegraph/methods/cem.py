@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from prunegraph.core.errors import ConfigError
-from prunegraph.core.masks import Float64Array, IntArray, KeepMask
+from prunegraph.core.masks import ChannelMask, Float64Array, IntArray
 from prunegraph.core.outcome import Outcome
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import rank_in_group
@@ -53,10 +53,10 @@ class SearchRun:
         """Return how many networks to keep for finalists: none if they were scored for good."""
         return 0 if subset is None else min(wanted, (self.problem.max_networks + 1) // 2)
 
-    def choose(self, finalists: list[KeepMask]) -> PrunerResult:
+    def choose(self, finalists: list[ChannelMask]) -> PrunerResult:
         """Score the finalists, as far as networks remain, on the whole search split."""
         evaluator = self.problem.evaluator
-        found: dict[KeepMask, Outcome] = {}
+        found: dict[ChannelMask, Outcome] = {}
         for mask in dict.fromkeys(finalists):
             if not found or self.remaining > 0 or evaluator.is_cached(mask):
                 found[mask] = evaluator.evaluate(mask)
@@ -94,7 +94,7 @@ class RandomSearch:
         rng = np.random.default_rng(problem.seed)
         subset = run.subset(self.subset_size, problem.seed)
         num_finalists = run.reserved(self.num_finalists, subset)
-        found: dict[KeepMask, Outcome] = {}
+        found: dict[ChannelMask, Outcome] = {}
         idle = 0
         while run.remaining > num_finalists and idle < MOST_IDLE:
             mask = self._draw(problem, rng)
@@ -103,7 +103,7 @@ class RandomSearch:
         ranked = sorted(found, key=lambda mask: _distance(found[mask]))
         return run.choose(ranked or [self._draw(problem, rng)])
 
-    def _draw(self, problem: PruningProblem, rng: np.random.Generator) -> KeepMask:
+    def _draw(self, problem: PruningProblem, rng: np.random.Generator) -> ChannelMask:
         graph = problem.graph
         share = rng.uniform(self.least_share, 1.0, size=len(graph.groups))
         from_top = 1.0 - rank_in_group(graph, problem.statistics["taylor"])
@@ -136,7 +136,7 @@ class CrossEntropySearch:
     Args:
         population: networks a step.
         num_elites: candidates that the distribution is refitted to, weighted by rank.
-        sigma: deviation at the start, in deviations of the prior over the free classes.
+        sigma: deviation at the start, in deviations of the prior over the free units.
         least_sigma: deviations do not fall below.
         smoothing: weight of the elites' mean and deviation against the old ones, in (0, 1].
         subset_size: search images a step.
@@ -171,7 +171,9 @@ class CrossEntropySearch:
         enough = problem.max_networks > NUM_STARTS + self.population
         tried = STARTS if enough else STARTS[: problem.max_networks // self.population]
         prior = rank_starts(
-            lambda mask: self._badness(problem.evaluator.evaluate(mask, subset)) if tried else 0.0,
+            lambda mask: (
+                self._divergence(problem.evaluator.evaluate(mask, subset)) if tried else 0.0
+            ),
             problem.graph,
             problem.statistics,
             problem.budget,
@@ -179,8 +181,8 @@ class CrossEntropySearch:
         )[0].scores.astype(np.float64)
         steps = problem.graph.free_groups
         mean, deviation = np.zeros(len(steps)), np.full(len(steps), self.sigma)
-        latest: list[KeepMask] = []
-        found: dict[KeepMask, float] = {}
+        latest: list[ChannelMask] = []
+        found: dict[ChannelMask, float] = {}
         num_finalists = max(run.reserved(self.num_finalists, subset), 1)  # the last mean
         idle = 0
         while run.remaining > num_finalists and idle < MOST_IDLE:
@@ -190,9 +192,9 @@ class CrossEntropySearch:
             subset = run.subset(self.subset_size, int(rng.integers(2**31)))
             masks = [_shifted(problem, prior, steps, offset) for offset in offsets]
             outcomes = [problem.evaluator.evaluate(mask, subset) for mask in masks]
-            order = np.argsort([self._badness(outcome) for outcome in outcomes], kind="stable")
+            order = np.argsort([self._divergence(outcome) for outcome in outcomes], kind="stable")
             latest = [masks[0], masks[order[0]], *latest]
-            found.update(zip(masks, map(self._badness, outcomes), strict=True))
+            found.update(zip(masks, map(self._divergence, outcomes), strict=True))
             if run.networks == before:
                 idle += 1
                 deviation = np.minimum(2.0 * deviation, self.sigma)
@@ -203,7 +205,7 @@ class CrossEntropySearch:
         start, last = (_shifted(problem, prior, steps, offset) for offset in (0.0 * mean, mean))
         return run.choose([last, start, *latest, *sorted(found, key=lambda mask: found[mask])])
 
-    def _badness(self, outcome: Outcome) -> float:
+    def _divergence(self, outcome: Outcome) -> float:
         if outcome.steady is not None:
             return -outcome.steady
         return self.loss_weight * outcome.loss - outcome.accuracy
@@ -227,7 +229,7 @@ def _distance(outcome: Outcome) -> float:
 
 def _shifted(
     problem: PruningProblem, prior: Float64Array, steps: IntArray, offset: Float64Array
-) -> KeepMask:
+) -> ChannelMask:
     """Return the mask of the prior plus one offset for each group of ``steps``."""
     graph: StructureGraph = problem.graph
     of_group = np.zeros(len(graph.groups))

@@ -9,7 +9,7 @@ import numpy as np
 from prunegraph.core.errors import ConfigError, MaskError
 from prunegraph.core.masks import Float64Array, FloatArray, IntArray
 from prunegraph.graph import StructureGraph
-from prunegraph.graph.features import class_cost, group_mean, in_stream, rank_in_group, rank_within
+from prunegraph.graph.features import group_mean, in_stream, rank_in_group, rank_within, unit_cost
 from prunegraph.graph.projection import check_scores
 from prunegraph.methods.criteria.registry import CRITERION_NAMES, importance
 from prunegraph.methods.criteria.taylor import num_sensitivity_networks, sensitivity
@@ -38,8 +38,8 @@ def globally(_problem: PruningProblem, values: Float64Array) -> Float64Array:
 
 
 def per_mac(problem: PruningProblem, values: Float64Array) -> Float64Array:
-    """Compare importances per MAC that the class frees (per parameter, if only those count)."""
-    return values / class_cost(problem.graph, problem.budget)
+    """Compare importances per MAC that the unit frees (per parameter, if only those count)."""
+    return values / unit_cost(problem.graph, problem.budget)
 
 
 def skip_full(problem: PruningProblem, values: Float64Array) -> Float64Array:
@@ -90,17 +90,17 @@ def isomorphic(problem: PruningProblem, values: Float64Array) -> Float64Array:
 
 
 def isomorphic_parts(graph: StructureGraph) -> IntArray:
-    """Return ``[N]`` the number of each class's kind of structure.
+    """Return ``[N]`` the number of each unit's kind of structure.
 
     Two groups are of one kind if they touch the same kinds of operations in the same order and on
-    the same sides. Sizes do not count: as in the paper it is the topology that must be the same, so
+    the same sides. Sizes do not count: as in the paper it is the budget_threshold that must be the same, so
     that the inner channels of all stages compete.
     """
     touched: list[list[object]] = [[group.frozen] for group in graph.groups]
     for op in graph.ops:
         kind = (op.kind, op.depthwise, op.groups > 1)
-        for side, classes in (("writes", op.out_classes), ("reads", op.in_classes)):
-            for group in np.unique(graph.group_of[classes]).tolist():
+        for side, units in (("writes", op.out_units), ("reads", op.in_units)):
+            for group in np.unique(graph.group_of[units]).tolist():
                 touched[group].append((*kind, side))
     kinds = {key: number for number, key in enumerate(dict.fromkeys(map(tuple, touched)))}
     return np.array([kinds[tuple(key)] for key in touched])[graph.group_of]
@@ -152,7 +152,7 @@ def allocate(
 
 @dataclass(frozen=True)
 class HeuristicPruner:
-    """Keeps the classes with the highest scores that fit the budget.
+    """Keeps the units with the highest scores that fit the budget.
 
     Args:
         criterion: one of ``CRITERION_NAMES``.
@@ -174,7 +174,7 @@ class HeuristicPruner:
     def prune(self, problem: PruningProblem) -> PrunerResult:
         """Choose a mask that meets the problem's budget; only ``sensitivity`` runs networks."""
         values = importance(
-            self.criterion, problem.statistics, problem.graph.num_classes, problem.seed
+            self.criterion, problem.statistics, problem.graph.num_units, problem.seed
         )
         of_the_layer = self.criterion in OF_THE_LAYER
         return allocate(problem, values, self.allocation, of_the_layer=of_the_layer)
@@ -182,14 +182,14 @@ class HeuristicPruner:
 
 @dataclass(frozen=True)
 class WidthsPruner:
-    """Keeps given numbers of classes a group, chosen by a criterion.
+    """Keeps given numbers of units a group, chosen by a criterion.
 
     Answers whether a mask is good for *which* channels it keeps or for *how many*: the cost is that
     of the mask whose widths are given.
 
     Args:
         criterion: one of ``CRITERION_NAMES``.
-        widths: kept classes of each group that may be pruned (``StructureGraph.group_widths``).
+        widths: kept units of each group that may be pruned (``StructureGraph.group_widths``).
     """
 
     criterion: str
@@ -200,8 +200,8 @@ class WidthsPruner:
 
     @property
     def name(self) -> str:
-        """``"criterion/at_widths"``."""
-        return f"{self.criterion}/at_widths"
+        """``"criterion/control_widths"``."""
+        return f"{self.criterion}/control_widths"
 
     def prune(self, problem: PruningProblem) -> PrunerResult:
         """Choose the mask; runs no network.
@@ -210,7 +210,7 @@ class WidthsPruner:
             MaskError: the widths name other groups, or a width is out of range.
         """
         graph = problem.graph
-        values = importance(self.criterion, problem.statistics, graph.num_classes, problem.seed)
+        values = importance(self.criterion, problem.statistics, graph.num_units, problem.seed)
         if set(self.widths) != set(graph.group_widths(graph.dense_mask())):
             odd = sorted(set(self.widths) ^ set(graph.group_widths(graph.dense_mask())))
             msg = f"widths do not fit this structure: {odd[0]!r} is missing or unknown"
@@ -218,11 +218,11 @@ class WidthsPruner:
         keep = graph.frozen.copy()
         for group in graph.groups:
             width = self.widths.get(group.name, 0)
-            if width > len(group.classes):
-                msg = f"{group.name} has {len(group.classes)} classes, not {width}"
+            if width > len(group.units):
+                msg = f"{group.name} has {len(group.units)} units, not {width}"
                 raise MaskError(msg)
-            order = np.argsort(-values[group.classes], kind="stable")
-            keep[group.classes[order[:width]]] = True
+            order = np.argsort(-values[group.units], kind="stable")
+            keep[group.units[order[:width]]] = True
         return PrunerResult(mask=graph.mask(keep))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from prunegraph.core.errors import ConfigError
-from prunegraph.core.masks import BoolArray, KeepMask
+from prunegraph.core.masks import BoolArray, ChannelMask
 from prunegraph.core.outcome import Outcome
 from prunegraph.graph import Group
 from prunegraph.graph.features import rank_in_group
@@ -65,7 +65,7 @@ class NetAdapt:
             )
             raise ConfigError(msg)
         subset = run.subset(self.subset_size, problem.seed)
-        keep = np.ones(graph.num_classes, dtype=bool)
+        keep = np.ones(graph.num_units, dtype=bool)
         while graph.cost_ratio(keep, problem.budget) > 1.0:
             rounds = (run.remaining - 1) // max(len(groups), 1)
             if rounds < 1:
@@ -100,7 +100,7 @@ class NetAdapt:
         masks = [graph.mask(bits) for bits in enough if (bits != keep).any()]
         if not masks:
             return keep
-        outcomes: dict[KeepMask, Outcome] = {
+        outcomes: dict[ChannelMask, Outcome] = {
             mask: problem.evaluator.evaluate(mask, subset) for mask in masks
         }
         best = sorted(outcomes, key=lambda mask: outcomes[mask].rank, reverse=True)[:accepted]
@@ -111,21 +111,21 @@ class NetAdapt:
 def _emptied(group: Group, keep: BoolArray) -> BoolArray:
     """Return keep bits with as few of a group's channels as may stay."""
     bits = keep.copy()
-    bits[group.classes[keep[group.classes]][group.min_keep :]] = False
+    bits[group.units[keep[group.units]][group.min_keep :]] = False
     return bits
 
 
 def _shrunk(problem: PruningProblem, group: Group, keep: BoolArray, target: float) -> BoolArray:
     """Return keep bits without the group's least channels, as many as it takes or as may go."""
-    graph, classes = problem.graph, group.classes[keep[group.classes]]
-    order = classes[np.argsort(problem.statistics["taylor"][classes], kind="stable")]
+    graph, units = problem.graph, group.units[keep[group.units]]
+    order = units[np.argsort(problem.statistics["taylor"][units], kind="stable")]
 
     def without(number: int) -> BoolArray:
         bits = keep.copy()
         bits[order[:number]] = False
         return bits
 
-    most = len(classes) - group.min_keep
+    most = len(units) - group.min_keep
     number = bisect_left(
         range(most), True, key=lambda n: graph.cost_ratio(without(n), problem.budget) <= target
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunegraph.core.budget import Budget
-from prunegraph.core.masks import FloatArray, KeepMask
+from prunegraph.core.masks import ChannelMask, FloatArray
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import prior_scores, rank_in_group, standardised
 from prunegraph.methods.criteria.registry import importance
@@ -45,13 +45,13 @@ class Start:
 
     Attributes:
         name: the heuristic, one of ``STARTS``, or ``MEAN``.
-        scores: ``[N]`` higher = keep; mean 0 and deviation 1 over the free classes, frozen 0.
-        badness: of its mask.
+        scores: ``[N]`` higher = keep; mean 0 and deviation 1 over the free units, frozen 0.
+        divergence: of its mask.
     """
 
     name: str
     scores: FloatArray
-    badness: float
+    divergence: float
 
 
 def start_scores(
@@ -68,13 +68,13 @@ def start_scores(
     if name == PRIOR:
         return prior_scores(graph, statistics, budget)
     criterion, allocation = name.split("/")
-    values = importance(criterion, statistics, graph.num_classes, seed=0)
+    values = importance(criterion, statistics, graph.num_units, seed=0)
     ranks = streams_first if allocation == "skip_full" else rank_in_group
     return standardised(graph, ranks(graph, values))
 
 
 def rank_starts(
-    badness: Callable[[KeepMask], float],
+    divergence: Callable[[ChannelMask], float],
     graph: StructureGraph,
     statistics: Mapping[str, FloatArray],
     budget: Budget,
@@ -86,20 +86,20 @@ def rank_starts(
     than the best of them.
 
     Args:
-        badness: of a mask, lower = better, as the divergence from the dense network's outputs.
+        divergence: of a mask, lower = better, as the divergence from the dense network's outputs.
         graph: the structure.
         statistics: measured arrays ``[N]``.
-        budget: what may remain; a latency counts where the structure foretells it.
+        budget: what may remain; a latency counts where the structure predicts it.
         names: which of ``STARTS`` are tried, the mean only if they are more than it takes; equal
             ones stay in this order.
     """
     limits = budget if graph.latency_model is not None else budget.without_latency()
 
     def tried(name: str, scores: FloatArray) -> Start:
-        return Start(name=name, scores=scores, badness=badness(graph.project(scores, limits)))
+        return Start(name=name, scores=scores, divergence=divergence(graph.project(scores, limits)))
 
     def ranked(starts: Sequence[Start]) -> list[Start]:
-        return sorted(starts, key=lambda start: worst_last(start.badness))
+        return sorted(starts, key=lambda start: worst_last(start.divergence))
 
     starts = ranked([tried(name, start_scores(name, graph, statistics, budget)) for name in names])
     if len(starts) <= BEST:
@@ -108,9 +108,9 @@ def rank_starts(
     return ranked([*starts, tried(MEAN, standardised(graph, mean))])
 
 
-def worst_last(badness: float) -> float:
-    """Return a badness as it is compared: four digits of it, since rounding errors must not choose.
+def worst_last(divergence: float) -> float:
+    """Return a divergence as it is compared: four digits of it, since rounding errors must not choose.
 
     What is no number comes last.
     """
-    return float(f"{badness:.4g}") if math.isfinite(badness) else math.inf
+    return float(f"{divergence:.4g}") if math.isfinite(divergence) else math.inf

@@ -7,7 +7,7 @@ from typing import Protocol
 from torch import nn
 
 from prunegraph.core.budget import Budget
-from prunegraph.core.masks import FloatArray, KeepMask
+from prunegraph.core.masks import ChannelMask, FloatArray
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.graph import ExampleInputs, StructureGraph
 from prunegraph.graph.costs.latency import LatencyTable
@@ -43,7 +43,7 @@ class PruningProblem:
     subset_size: int | None = None
     latency: LatencyTable | None = None
 
-    def project(self, scores: FloatArray) -> KeepMask:
+    def project(self, scores: FloatArray) -> ChannelMask:
         """Return the mask of the best scores ``[N]`` within the budget, a latency included."""
         return project_budget(
             self.model, self.graph, scores, self.budget, self.example_inputs, self.latency
@@ -55,11 +55,11 @@ class PrunerResult:
     """The mask that a method chose.
 
     Attributes:
-        mask: which classes stay; meets the problem's budget.
+        mask: which units stay; meets the problem's budget.
         networks_evaluated: pruned networks run on the way to it.
     """
 
-    mask: KeepMask
+    mask: ChannelMask
     networks_evaluated: int = 0
 
 

@@ -41,11 +41,11 @@ def make_pruner(name: str) -> Pruner:
     return PRUNERS[name]()
 
 
-def at_widths(criterion: str, widths: Mapping[str, int]) -> Pruner:
+def control_widths(criterion: str, widths: Mapping[str, int]) -> Pruner:
     """Return a pruner that keeps given widths, with channels chosen by a criterion.
 
     Args:
         criterion: as ``"l1"`` or ``"random"``.
-        widths: kept classes of each group, as ``StructureGraph.group_widths`` of a mask.
+        widths: kept units of each group, as ``StructureGraph.group_widths`` of a mask.
     """
     return WidthsPruner(criterion, dict(widths))

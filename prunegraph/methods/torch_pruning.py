@@ -1,9 +1,9 @@
 """Torch-Pruning's own pruners, at exactly the budget of every other method.
 
 Torch-Pruning decides; nothing of it is carried out. On a copy of the network its pruner names the
-channels that it would remove, and they are translated into channel classes. Its ratio of channels,
+channels that it would remove, and they are translated into prunable units. Its ratio of channels,
 which knows no MACs, is halved down to the least one that meets the budget. Between that and the
-budget classes come back by Torch-Pruning's own importance. So its row has the same surgery,
+budget units come back by Torch-Pruning's own importance. So its row has the same surgery,
 recalibration and fine-tune as every other one.
 
 A layer is left whole where the two structures disagree: where Torch-Pruning couples channels that
@@ -135,33 +135,33 @@ class _Peer:
 
     @cached_property
     def importance(self) -> Float64Array:
-        """``[N]`` mean of its importance over a class's channels; NaN where it has none."""
-        importance = np.full(self._graph.num_classes, np.nan)
+        """``[N]`` mean of its importance over a unit's channels; NaN where it has none."""
+        importance = np.full(self._graph.num_units, np.nan)
         base = self._base(0.5, self._ignored)
         for group, written in self._groups(base, self._ignored):
             values = base.estimate_importance(group)
             if values is not None:
-                classes = written[0][1]
-                total = np.bincount(classes, values.double().cpu().numpy(), len(importance))
-                importance[classes] = total[classes] / np.bincount(classes)[classes]
+                units = written[0][1]
+                total = np.bincount(units, values.double().cpu().numpy(), len(importance))
+                importance[units] = total[units] / np.bincount(units)[units]
         return importance
 
     @cached_property
     def seen(self) -> BoolArray:
-        """``[N]`` classes that it can remove."""
+        """``[N]`` units that it can remove."""
         seen: BoolArray = np.isfinite(self.importance) & self._graph.free
         return seen
 
     def removed(self, ratio: float) -> BoolArray:
-        """Return ``[N]`` the classes that its pruner removes at a ratio of channels."""
-        gone = np.zeros(self._graph.num_classes, dtype=np.int64)
-        size = np.ones(self._graph.num_classes, dtype=np.int64)
+        """Return ``[N]`` the units that its pruner removes at a ratio of channels."""
+        gone = np.zeros(self._graph.num_units, dtype=np.int64)
+        size = np.ones(self._graph.num_units, dtype=np.int64)
         for group in self._base(ratio, self._ignored).step(interactive=True):
-            module, classes = next(self._written(group), (None, None))
+            module, units = next(self._written(group), (None, None))
             whole = None if module is None else self._classes_of(module)
-            if classes is not None and whole is not None:
-                np.add.at(gone, classes, 1)
-                size[classes] = np.bincount(whole, minlength=len(size))[classes]
+            if units is not None and whole is not None:
+                np.add.at(gone, units, 1)
+                size[units] = np.bincount(whole, minlength=len(size))[units]
         removed: BoolArray = (gone >= size) & self.seen
         return removed
 
@@ -170,7 +170,7 @@ class _Peer:
         values = np.where(self.seen, self.importance, 0.0)
         if self._pruner.scope == "uniform":
             return rank_in_group(self._graph, values)
-        return rank_within(np.zeros(self._graph.num_classes, dtype=np.int64), values)
+        return rank_within(np.zeros(self._graph.num_units, dtype=np.int64), values)
 
     def _base(self, ratio: float, ignored: list[nn.Module]) -> Any:
         """Return a pruner that has removed nothing yet."""
@@ -192,7 +192,7 @@ class _Peer:
     def _groups(
         self, base: Any, ignored: list[nn.Module]
     ) -> Iterator[tuple[Any, list[tuple[nn.Module, IntArray]]]]:
-        """Yield its groups with the layers that they cut, and the classes in its own order."""
+        """Yield its groups with the layers that they cut, and the units in its own order."""
         leaves = [module for layer in ignored for module in layer.modules()]
         for group in base.DG.get_all_groups(leaves, base.root_module_types):
             written = list(self._written(group))
@@ -200,7 +200,7 @@ class _Peer:
                 yield group, written
 
     def _written(self, group: Any) -> Iterator[tuple[nn.Module, IntArray]]:
-        """Yield the layers whose outputs a group cuts, and the classes that it names there."""
+        """Yield the layers whose outputs a group cuts, and the units that it names there."""
         for dependency, positions in group:
             module = dependency.target.module
             whole = self._classes_of(module)
@@ -208,8 +208,8 @@ class _Peer:
                 yield module, whole[np.asarray(positions, dtype=np.int64)]
 
     def _classes_of(self, module: nn.Module) -> IntArray | None:
-        """Return the class at each output channel of a layer, or None if it is not known."""
-        axes = self._graph.param_classes.get(f"{self._names.get(module)}.weight", {})
+        """Return the unit at each output channel of a layer, or None if it is not known."""
+        axes = self._graph.param_units.get(f"{self._names.get(module)}.weight", {})
         return axes.get(1 if getattr(module, "transposed", False) else 0)
 
 
@@ -218,7 +218,7 @@ def _frozen_layers(model: nn.Module, graph: StructureGraph) -> list[nn.Module]:
     names = [
         str(op.param).rpartition(".")[0]
         for op in graph.ops
-        if op.param and op.out_classes.size and graph.frozen[op.out_classes].any()
+        if op.param and op.out_units.size and graph.frozen[op.out_units].any()
     ]
     return [model.get_submodule(name) for name in dict.fromkeys(names)]
 

@@ -54,7 +54,7 @@ def build_model(spec: str, *, num_classes: int, image_shape: tuple[int, int, int
         return _build_torchvision(name, num_classes, image_shape)
     if is_factory(spec):
         return _build_from_factory(spec, num_classes)
-    return _build_own(spec, num_classes, image_shape)
+    return _build_builtin(spec, num_classes, image_shape)
 
 
 def check_arch(spec: str) -> None:
@@ -86,7 +86,7 @@ def torchvision_names() -> list[str]:
     return names
 
 
-def _build_own(spec: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+def _build_builtin(spec: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
     """Build one of ``KNOWN_MODELS``, or a variant for digits."""
     channels, height, width = image_shape
     if spec in CIFAR_RESNETS:

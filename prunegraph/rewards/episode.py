@@ -33,7 +33,7 @@ class Episode:
         raw_cost_ratio: cost of the raw bits over the budget (the tightest, of several).
         cost_ratio: cost of the evaluated mask over the budget.
         bits: the evaluated mask, as ``pack_bits`` writes it.
-        digest: its ``KeepMask.digest()``.
+        digest: its ``ChannelMask.digest()``.
     """
 
     cell: str
@@ -99,7 +99,7 @@ def pack_bits(keep: npt.NDArray[np.bool_]) -> str:
     return np.packbits(keep).tobytes().hex()
 
 
-def unpack_bits(bits: str, num_classes: int) -> npt.NDArray[np.bool_]:
-    """Return the ``[num_classes]`` keep bits that ``pack_bits`` wrote."""
+def unpack_bits(bits: str, num_units: int) -> npt.NDArray[np.bool_]:
+    """Return the ``[num_units]`` keep bits that ``pack_bits`` wrote."""
     packed = np.frombuffer(bytes.fromhex(bits), dtype=np.uint8)
-    return np.unpackbits(packed, count=num_classes).astype(np.bool_)
+    return np.unpackbits(packed, count=num_units).astype(np.bool_)

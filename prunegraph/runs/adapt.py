@@ -7,20 +7,20 @@ from statistics import fmean
 
 import numpy as np
 
-from prunegraph.agent.distill import with_share
+from prunegraph.agent.distill import with_strength
 from prunegraph.agent.policies import TrainedPolicy
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import BudgetError
-from prunegraph.core.masks import FloatArray, KeepMask
+from prunegraph.core.masks import ChannelMask, FloatArray
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import node_features
 from prunegraph.graph.pyg import to_pyg
-from prunegraph.methods.criteria.taylor import divergence
+from prunegraph.methods.criteria.taylor import measure_divergence
 from prunegraph.methods.prior import PRIOR, Start, worst_last
 from prunegraph.rewards import CONTEXT_NAMES
 from prunegraph.runs.bench import Bench, num_probes
 
-SHARES = (0.0, 0.5, 1.0)
+STRENGTHS = (0.0, 0.5, 1.0)
 """Of what a policy was taught, beside the heuristic that it starts from: these are tried."""
 
 TRIED_STARTS = 4
@@ -36,37 +36,37 @@ class Use:
         budget: what may remain.
         features: start -> ``[N, F]`` what the policy reads if it starts from there.
         project: scores ``[N]`` to the mask of the best ones within the budget.
-        badness: of a mask, lower = better.
+        divergence: of a mask, lower = better.
     """
 
     graph: StructureGraph
     budget: Budget
     features: Mapping[str, FloatArray]
-    project: Callable[[FloatArray], KeepMask]
-    badness: Callable[[KeepMask], float]
+    project: Callable[[FloatArray], ChannelMask]
+    divergence: Callable[[ChannelMask], float]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Suited:
+class Adapted:
     """A policy that fits networks.
 
     Attributes:
         policy: with the best share of what it was taught.
         share: that one.
-        badness: share -> mean over the uses, each from its best start.
+        divergence: share -> mean over the uses, each from its best start.
         masks: what the policy decides, one mask a use.
         starts: what it starts from, one a use.
     """
 
     policy: TrainedPolicy
     share: float
-    badness: Mapping[float, float]
-    masks: Sequence[KeepMask]
+    divergence: Mapping[float, float]
+    masks: Sequence[ChannelMask]
     starts: Sequence[str]
 
 
-def suit(policy: TrainedPolicy, cases: Sequence[Use]) -> Suited:
-    """Run what a policy decides with each of ``SHARES``, and return the best; of equal the least.
+def adapt(policy: TrainedPolicy, cases: Sequence[Use]) -> Adapted:
+    """Run what a policy decides with each of ``STRENGTHS``, and return the best; of equal the least.
 
     Mistakes on networks that a policy has not seen are as large as what it was taught; on some
     half of it is better than all, on few none is. Which start is best depends on the share.
@@ -78,36 +78,36 @@ def suit(policy: TrainedPolicy, cases: Sequence[Use]) -> Suited:
     Raises:
         BudgetError: no share meets a budget from any start; on the clock some may not.
     """
-    badness: dict[float, float] = {}
+    divergence: dict[float, float] = {}
     decided: dict[float, tuple[TrainedPolicy, list[_Decision]]] = {}
-    for share in SHARES:
-        candidate = with_share(policy, share)
+    for share in STRENGTHS:
+        candidate = with_strength(policy, share)
         try:
             found = [_decide(candidate, use) for use in cases]
         except BudgetError:
-            if share == SHARES[-1] and not decided:
+            if share == STRENGTHS[-1] and not decided:
                 raise
             continue
         decided[share] = candidate, found
-        badness[share] = fmean(decision.badness for decision in found)
-    best = min(badness, key=lambda share: worst_last(badness[share]))
+        divergence[share] = fmean(decision.divergence for decision in found)
+    best = min(divergence, key=lambda share: worst_last(divergence[share]))
     chosen, found = decided[best]
-    return Suited(
+    return Adapted(
         policy=chosen,
         share=best,
-        badness=badness,
+        divergence=divergence,
         masks=[decision.mask for decision in found],
         starts=[decision.start for decision in found],
     )
 
 
-def suit_benches(
+def adapt_contexts(
     policy: TrainedPolicy, benches: Sequence[Bench], budgets: Sequence[Budget]
-) -> tuple[Suited, list[Bench]]:
+) -> tuple[Adapted, list[Bench]]:
     """Fit a policy to networks, each at each budget, judged by its outputs on train images.
 
     Returns:
-        What ``suit`` does, masks in the order of networks, then budgets; and the benches, from the
+        What ``adapt`` does, masks in the order of networks, then budgets; and the benches, from the
         starts that suit the policy.
     """
     names = policy.network.config.feature_names
@@ -123,16 +123,16 @@ def suit_benches(
                 bench.starts(budget) if "start" in names else (),
             ),
             project=partial(bench.project, budget=budget),
-            badness=partial(divergence, bench.unlabelled),
+            divergence=partial(measure_divergence, bench.unlabelled),
         )
         for bench in benches
         for budget in budgets
     ]
-    suited = suit(policy, cases)
+    adapted = adapt(policy, cases)
     if "start" not in names:
-        return suited, list(benches)
-    starts = iter(suited.starts)  # each bench takes as many as there are budgets
-    return suited, [
+        return adapted, list(benches)
+    starts = iter(adapted.starts)  # each bench takes as many as there are budgets
+    return adapted, [
         bench.starting_from(dict(zip(budgets, starts, strict=False))) for bench in benches
     ]
 
@@ -162,17 +162,17 @@ def features_by_start(
 
 
 def num_decision_networks(policy: TrainedPolicy, graph: StructureGraph) -> int:
-    """Return how many pruned networks a policy runs, with ``suit``, to decide on one network."""
+    """Return how many pruned networks a policy runs, with ``adapt``, to decide on one network."""
     names = policy.network.config.feature_names
-    return num_probes(graph, names) + num_suit_networks(names)
+    return num_probes(graph, names) + num_adapt_networks(names)
 
 
-def num_suit_networks(names: Collection[str]) -> int:
-    """Return how many networks ``suit`` runs for a policy that reads these features.
+def num_adapt_networks(names: Collection[str]) -> int:
+    """Return how many networks ``adapt`` runs for a policy that reads these features.
 
     None of what was taught is the start itself, which has been run (unless a latency cut it more).
     """
-    return (len(SHARES) - 1) * TRIED_STARTS if "start" in names else len(SHARES)
+    return (len(STRENGTHS) - 1) * TRIED_STARTS if "start" in names else len(STRENGTHS)
 
 
 def first_context(budget: Budget) -> FloatArray:
@@ -185,9 +185,9 @@ def first_context(budget: Budget) -> FloatArray:
 class _Decision:
     """What a policy decides on one network: from which start, how bad it is."""
 
-    mask: KeepMask
+    mask: ChannelMask
     start: str
-    badness: float
+    divergence: float
 
 
 def _decide(policy: TrainedPolicy, use: Use) -> _Decision:
@@ -200,7 +200,7 @@ def _decide(policy: TrainedPolicy, use: Use) -> _Decision:
         except BudgetError as error:
             missed = error
             continue
-        found.append(_Decision(mask=mask, start=start, badness=use.badness(mask)))
+        found.append(_Decision(mask=mask, start=start, divergence=use.divergence(mask)))
     if missed is not None and not found:
         raise missed
-    return min(found, key=lambda decision: worst_last(decision.badness))
+    return min(found, key=lambda decision: worst_last(decision.divergence))

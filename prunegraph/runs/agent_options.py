@@ -14,7 +14,7 @@ from prunegraph.env import EnvConfig
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import LAST_NAMES
 from prunegraph.rewards import RewardConfig
-from prunegraph.runs.adapt import num_suit_networks
+from prunegraph.runs.adapt import num_adapt_networks
 from prunegraph.runs.bench import num_probes
 from prunegraph.runs.options.config import SearchOptions
 from prunegraph.runs.policies import find_policy
@@ -62,7 +62,7 @@ def probes_of(
     """
     searched = trained_budgets(options, budget)
     probes = num_probes(graph, names, num_budgets=len({budget, *searched}))
-    return probes + (num_suit_networks(names) * len(searched) if options.policy is not None else 0)
+    return probes + (num_adapt_networks(names) * len(searched) if options.policy is not None else 0)
 
 
 def calm(ppo: PPOConfig) -> PPOConfig:
@@ -154,8 +154,8 @@ def agent_config(
     names += LAST_NAMES if options.refinements else ()
     ppo = PPOConfig(
         learning_rate=options.learning_rate,
-        imagined_steps=options.imagined_steps * one_step,
-        exchanges=options.exchanges,  # none without imagined steps
+        surrogate_steps=options.surrogate_steps * one_step,
+        swaps=options.swaps,  # none without predicted steps
     )
     return AgentConfig(
         network=NetworkConfig(feature_names=names) if initial is None else initial.network.config,

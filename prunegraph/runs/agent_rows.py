@@ -14,7 +14,7 @@ from prunegraph.core.console import Console
 from prunegraph.core.errors import ArtefactError
 from prunegraph.core.files import write_json
 from prunegraph.core.reading import checked, read_json
-from prunegraph.runs.adapt import num_decision_networks, suit_benches
+from prunegraph.runs.adapt import adapt_contexts, num_decision_networks
 from prunegraph.runs.agent_options import given_policy
 from prunegraph.runs.agent_search import SearchRun, policy_mask, search_job
 from prunegraph.runs.baselines import CONTROLS
@@ -172,8 +172,8 @@ def add_initial(bench: Bench, store: CandidateStore, options: SearchOptions, see
     policy = given_policy(options)
     if policy is not None and store.get(INITIAL, seed) is None:
         networks = num_decision_networks(policy, bench.target.graph)
-        suited, _ = suit_benches(policy, [bench], [bench.budget])
-        store.add(measured(bench, INITIAL, seed, suited.masks[0], networks))
+        adapted, _ = adapt_contexts(policy, [bench], [bench.budget])
+        store.add(measured(bench, INITIAL, seed, adapted.masks[0], networks))
 
 
 def warn_if_worse(

@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 
-from prunegraph.agent.distill import Lesson, amortise, num_steps
+from prunegraph.agent.distill import DistillTarget, distill, num_steps
 from prunegraph.agent.policies import TrainedPolicy, save_policy
 from prunegraph.agent.train import AgentConfig, TrainingResult, train_agent
 from prunegraph.core.budget import Budget
 from prunegraph.core.console import Console, Report
-from prunegraph.core.masks import FloatArray, KeepMask
+from prunegraph.core.masks import ChannelMask, FloatArray
 from prunegraph.core.outcome import Outcome
 from prunegraph.core.reading import checked
 from prunegraph.env import ChannelPruningEnv, PruningTask, cell_name
 from prunegraph.evaluation.pool import Pool, PooledEvaluator, SearchEvaluator, num_threads
 from prunegraph.graph.pyg import to_pyg
 from prunegraph.rewards import unpack_bits
-from prunegraph.runs.adapt import first_context, suit_benches
+from prunegraph.runs.adapt import adapt_contexts, first_context
 from prunegraph.runs.agent_options import (
     agent_config,
     env_config,
@@ -71,7 +71,7 @@ def policy_mask(
     offsets: FloatArray | None = None,
     *,
     asked: Budget | None = None,
-) -> KeepMask:
+) -> ChannelMask:
     """Return the mask that a policy chooses: its scores projected to the budget, no search.
 
     Args:
@@ -134,8 +134,8 @@ def search(
     assert config.seed == seed
     initial = None
     if given is not None:
-        suited, benches = suit_benches(given, benches, budgets)
-        initial = suited.policy
+        adapted, benches = adapt_contexts(given, benches, budgets)
+        initial = adapted.policy
     tables = _tables(benches, config, pool)
     result = _train(
         benches,
@@ -164,11 +164,13 @@ def search(
     networks += sum(evaluator.num_networks for evaluator in tables[0].evaluators) - before
     seconds, evaluation_seconds = clock.read(evaluators)
     path = folder.checkpoint(f"policy-{label}.safetensors")
-    steps = options.amortise_steps * options.networks if options.learning_rate else 0
-    lessons = found_lessons(result, benches, options)
-    with console.progress(f"teach the policy, seed {seed}", num_steps(lessons, steps)) as report:
-        taught = amortise(
-            result.policy, lessons, steps=steps, seed=seed, initial=given, progress=report
+    steps = options.distill_steps * options.networks if options.learning_rate else 0
+    distill_targets = found_distill_targets(result, benches, options)
+    with console.progress(
+        f"teach the policy, seed {seed}", num_steps(distill_targets, steps)
+    ) as report:
+        taught = distill(
+            result.policy, distill_targets, steps=steps, seed=seed, initial=given, progress=report
         )
     origin = _origin(benches, options, seed, given)
     save_policy(path, TrainedPolicy(taught.network, {**taught.record, **origin}))
@@ -261,7 +263,7 @@ def _train(
             checkpoint=folder.checkpoint(f"search-{label}.safetensors"),
             memory=_Memory(tables[0].evaluators),
             layer_errors=[bench.layer_errors for bench in benches]
-            if config.ppo.imagines_layers
+            if config.ppo.surrogate_layers
             else None,
             tensorboard=folder.file(f"events/{label}"),
             progress=partial(_show, report, clock, evaluators),
@@ -270,18 +272,18 @@ def _train(
     return result
 
 
-def found_lessons(
+def found_distill_targets(
     result: TrainingResult, benches: Sequence[Bench], options: SearchOptions
-) -> list[Lesson]:
+) -> list[DistillTarget]:
     """Return what the search found for each network, at each budget that it was trained for."""
-    lessons = []
+    distill_targets = []
     for number, bench in enumerate(benches):
         graph = bench.target.graph
         for budget in trained_budgets(options, bench.budget):
             features = bench.node_features(budget, result.policy.network.config.feature_names)
             context = first_context(budget)
-            lessons.append(
-                Lesson(
+            distill_targets.append(
+                DistillTarget(
                     graph=graph,
                     node_features=features,
                     context=context,
@@ -290,7 +292,7 @@ def found_lessons(
                     + result.offsets[number],
                 )
             )
-    return lessons
+    return distill_targets
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -368,7 +370,7 @@ def _finalists(
     number: int,
     places: int,
     options: SearchOptions,
-) -> list[KeepMask]:
+) -> list[ChannelMask]:
     """Return what may win: the masks of the last and first policy, the best so far, likely ones.
 
     If the search had other budgets than the run, no mask was run at this one: the start's, and what
@@ -386,15 +388,17 @@ def _finalists(
         ]
     own = [bits for record in result.history if (bits := record["greedy_masks"].get(cell))]
     best = result.competition.ledger(cell).best_bits
-    kept = [unpack_bits(bits, graph.num_classes) for bits in (*own[:1], best) if bits]
-    kept += result.imagination.promising(number, graph.limits(task.budget), places)
-    kept += [unpack_bits(bits, graph.num_classes) for bits in reversed(own)]
+    kept = [unpack_bits(bits, graph.num_units) for bits in (*own[:1], best) if bits]
+    kept += result.surrogate.promising(number, graph.limits(task.budget), places)
+    kept += [unpack_bits(bits, graph.num_units) for bits in reversed(own)]
     masks += [graph.mask(keep) for keep in kept]
     fitting = [mask for mask in masks if graph.fits(mask, bench.budget)]  # not all were repaired
     return list(dict.fromkeys(fitting))[:places]
 
 
-def _best(name: str, seed: int, masks: Sequence[KeepMask], evaluator: SearchEvaluator) -> Candidate:
+def _best(
+    name: str, seed: int, masks: Sequence[ChannelMask], evaluator: SearchEvaluator
+) -> Candidate:
     """Return the mask with the best outcome on the whole search split; of equal ones the first."""
     outcomes = evaluator.evaluate_all(masks)
     chosen = max(range(len(masks)), key=lambda number: outcomes[number].rank)

@@ -12,7 +12,7 @@ from prunegraph.core.errors import BudgetError
 from prunegraph.core.files import POLICY_FILE, write_json
 from prunegraph.core.reading import checked, read_json
 from prunegraph.core.tensors import parameter_digest
-from prunegraph.runs.adapt import num_decision_networks, suit_benches
+from prunegraph.runs.adapt import adapt_contexts, num_decision_networks
 from prunegraph.runs.agent_rows import add_untrained, measured, warn_if_worse
 from prunegraph.runs.baselines import add_controls, baseline_job
 from prunegraph.runs.bench import Bench
@@ -107,10 +107,10 @@ def _decide(
     networks = num_decision_networks(policy, bench.target.graph)
     if bench.budget.max_latency is not None:  # one out of reach is told before anything long
         console.say("timing the layers at several widths, for the latency")
-        bench.project(np.zeros(bench.target.graph.num_classes, dtype=np.float32), bench.budget)
+        bench.project(np.zeros(bench.target.graph.num_units, dtype=np.float32), bench.budget)
     console.say("measuring what the policy reads of the network")
     with console.progress("decide", networks) as report, bench.unlabelled.watched(report):
-        suited, _ = suit_benches(policy, [bench], [bench.budget])
+        adapted, _ = adapt_contexts(policy, [bench], [bench.budget])
         if bench.unlabelled.num_networks < networks:  # some starts led to one mask
             report(networks)
     seconds = time.monotonic() - started
@@ -118,17 +118,17 @@ def _decide(
         f"decided in {seconds:.0f} s and {networks} networks on train images; no search, no "
         "look at the search split"
     )
-    start = suited.starts[0]
-    tried = ", ".join(f"{100 * share:.0f} %: {kl:.3f}" for share, kl in suited.badness.items())
+    start = adapted.starts[0]
+    tried = ", ".join(f"{100 * share:.0f} %: {kl:.3f}" for share, kl in adapted.divergence.items())
     console.say(
-        f"the policy starts from {start} and adds {100 * suited.share:.0f} % of what it was "
+        f"the policy starts from {start} and adds {100 * adapted.share:.0f} % of what it was "
         f"taught; divergence from the dense outputs with {tried}"
     )
-    store.add(measured(bench, APPLIED, bench.seed, suited.masks[0], networks))
+    store.add(measured(bench, APPLIED, bench.seed, adapted.masks[0], networks))
     decision = {
         "start": start,
-        "share": suited.share,
-        "divergence": {str(share): kl for share, kl in suited.badness.items()},
+        "share": adapted.share,
+        "divergence": {str(share): kl for share, kl in adapted.divergence.items()},
         "seconds": seconds,
     }
     write_json(path, decision)

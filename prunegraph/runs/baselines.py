@@ -16,7 +16,7 @@ from prunegraph.graph import StructureGraph
 from prunegraph.methods.amc.method import AmcSearch
 from prunegraph.methods.criteria.taylor import num_sensitivity_networks
 from prunegraph.methods.problem import Pruner, PrunerResult, PruningProblem
-from prunegraph.methods.registry import PRUNERS, at_widths
+from prunegraph.methods.registry import PRUNERS, control_widths
 from prunegraph.runs.agent_search import search_job
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.folder import slug
@@ -199,7 +199,7 @@ def run_pruner(
     problem = bench.problem(seed=seed, max_networks=networks, log=log)
     own = is_factory(name)
     with problem.evaluator.watched(_stopping(progress, networks) if own else progress):
-        result = _run_own(pruner, problem, name) if own else pruner.prune(problem)
+        result = _run_custom(pruner, problem, name) if own else pruner.prune(problem)
     return Candidate(
         name=name,
         seed=seed,
@@ -223,7 +223,7 @@ def _stopping(progress: Callable[[int], None] | None, most: int) -> Callable[[in
     return report
 
 
-def _run_own(pruner: Pruner, problem: PruningProblem, name: str) -> PrunerResult:
+def _run_custom(pruner: Pruner, problem: PruningProblem, name: str) -> PrunerResult:
     """Return what the user's pruner chose, with the networks that it ran.
 
     Raises:
@@ -262,7 +262,7 @@ def add_controls(
     pairs = [(candidate, criterion) for candidate in agent for criterion in CONTROL_CRITERIA]
     with console.progress("controls", len(pairs)) as report:
         for number, (candidate, criterion) in enumerate(pairs, start=1):
-            pruner = at_widths(criterion, bench.target.graph.group_widths(candidate.mask))
+            pruner = control_widths(criterion, bench.target.graph.group_widths(candidate.mask))
             if store.get(pruner.name, candidate.seed) is None:
                 row = run_pruner(
                     bench,
@@ -280,7 +280,7 @@ def _sampler_batch(
     stores: Sequence[CandidateStore], options: SearchOptions, seeds: Sequence[int]
 ) -> Batch:
     """Return what finds the best of N that the agent draws: nothing learns, nothing is planned."""
-    idle = dataclasses.replace(options, learning_rate=0.0, exchanges=0)
+    idle = dataclasses.replace(options, learning_rate=0.0, swaps=0)
     return Batch(
         label="searches of the sampler",
         job=search_job,

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from prunegraph.core.budget import Budget
-from prunegraph.core.masks import FloatArray, KeepMask, LayerError
+from prunegraph.core.masks import ChannelMask, FloatArray, LayerError
 from prunegraph.core.splits import TrainSplit
 from prunegraph.evaluation.evaluator import QUICK_CALIBRATION, Evaluator
 from prunegraph.evaluation.log import OutcomeLog
@@ -19,17 +19,17 @@ from prunegraph.graph import StructureGraph
 from prunegraph.graph.costs.latency import LatencyTable, measure_latency_table
 from prunegraph.graph.costs.latency_budget import project_budget
 from prunegraph.graph.features import node_features
-from prunegraph.layerwise.reconstruct import Compensation
+from prunegraph.layerwise.reconstruct import Reconstruction
 from prunegraph.layerwise.sequential import (
     SEARCH_MEMORY,
     SEARCH_SAMPLES,
-    SequentialCompensation,
+    LayerwiseReconstruction,
     most_samples,
 )
 from prunegraph.methods.criteria.measured import LazyStatistics, measure_costly
 from prunegraph.methods.criteria.taylor import (
-    divergence,
     measure,
+    measure_divergence,
     num_sensitivity_networks,
     sensitivity,
     unlabelled_evaluator,
@@ -79,7 +79,7 @@ class Bench:
         """
         if seed not in self._by_seed:
             bench = dataclasses.replace(self, statistics_seed=seed)
-            kept = ("compensation", "quick_compensation", "final_evaluator", "_by_seed")
+            kept = ("reconstruction", "quick_reconstruction", "final_evaluator", "_by_seed")
             bench.__dict__.update({name: getattr(self, name) for name in kept})
             self._by_seed[seed] = bench
         return self._by_seed[seed]
@@ -120,7 +120,7 @@ class Bench:
             calibration_images=min(self.options.calibration_images, QUICK_CALIBRATION),
             seed=self._drawn,
             device=target.device,
-            compensation=self.quick_compensation or self.compensation,
+            reconstruction=self.quick_reconstruction or self.reconstruction,
         )
 
     @cached_property
@@ -136,8 +136,10 @@ class Bench:
     def starts(self, budget: Budget) -> list[Start]:
         """Return what policies may start from, first the heuristic that moves the outputs least."""
         if budget not in self._starts:
-            badness = partial(divergence, self.unlabelled)
-            self._starts[budget] = rank_starts(badness, self.target.graph, self.statistics, budget)
+            divergence = partial(measure_divergence, self.unlabelled)
+            self._starts[budget] = rank_starts(
+                divergence, self.target.graph, self.statistics, budget
+            )
         return self._starts[budget]
 
     def start(self, budget: Budget) -> Start:
@@ -161,7 +163,7 @@ class Bench:
         return {**self.statistics, **extra}
 
     def node_features(self, budget: Budget, names: Sequence[str]) -> FloatArray:
-        """Return the named features of each channel class ``[N, F]``."""
+        """Return the named features of each prunable unit ``[N, F]``."""
         measured = self.measured(names)
         if "start" in names:
             measured["start"] = self.start(budget).scores
@@ -189,28 +191,28 @@ class Bench:
             device=target.device,
             kl=search.metric == "kl",
             soft=search.metric == "soft_accuracy",
-            compensation=self.compensation,
-            quick_compensation=self.quick_compensation,
+            reconstruction=self.reconstruction,
+            quick_reconstruction=self.quick_reconstruction,
             log=log,
         )
 
     @cached_property
-    def compensation(self) -> Compensation | None:
+    def reconstruction(self) -> Reconstruction | None:
         """What changes the weights that stay; None if they stay as they are."""
         if not self.options.reconstruct:
             return None
         if not self.options.layer_by_layer:
-            return self._fit(Compensation, self.options.calibration_images)
-        return self._fit(SequentialCompensation, self._most_samples())
+            return self._fit(Reconstruction, self.options.calibration_images)
+        return self._fit(LayerwiseReconstruction, self._most_samples())
 
     @cached_property
-    def quick_compensation(self) -> Compensation | None:
+    def quick_reconstruction(self) -> Reconstruction | None:
         """The same on few images, for searches; None if it is quick as it is."""
         in_turn = self.options.reconstruct and self.options.layer_by_layer
         few = self._most_samples(SEARCH_SAMPLES, SEARCH_MEMORY)
         if not in_turn or few == self._most_samples():
             return None
-        return self._fit(SequentialCompensation, few)
+        return self._fit(LayerwiseReconstruction, few)
 
     def _most_samples(self, *bounds: int) -> int:
         """Return on how many of the calibration images networks can be fitted."""
@@ -218,7 +220,7 @@ class Bench:
         most = most_samples(self.target.graph, samples, *bounds)
         return min(self.options.calibration_images, most)
 
-    def _fit(self, kind: type[Compensation], num_images: int) -> Compensation:
+    def _fit(self, kind: type[Reconstruction], num_images: int) -> Reconstruction:
         target, seed = self.target, self.seed
         images = target.dataset.train.sample(num_images, seed)
         return kind.on_images(target.model, target.graph, images, seed=seed, device=target.device)
@@ -226,7 +228,7 @@ class Bench:
     @cached_property
     def layer_errors(self) -> list[LayerError]:
         """How far outputs move without some inputs; nothing where weights stay as they are."""
-        return [] if self.compensation is None else self.compensation.layer_errors()
+        return [] if self.reconstruction is None else self.reconstruction.layer_errors()
 
     @cached_property
     def final_evaluator(self) -> Evaluator:
@@ -250,7 +252,7 @@ class Bench:
     def _measures_latency(self) -> bool:
         return self.budget.max_latency is not None and self.target.graph.latency_model is None
 
-    def project(self, scores: FloatArray, budget: Budget) -> KeepMask:
+    def project(self, scores: FloatArray, budget: Budget) -> ChannelMask:
         """Return the mask of the best scores ``[N]`` within a budget, a latency included."""
         target = self.target
         return project_budget(
@@ -321,7 +323,7 @@ class Bench:
         """Return the accuracy on the whole search split."""
         return evaluate(model, self.target.dataset.search).accuracy
 
-    def recalibrated_test_accuracy(self, mask: KeepMask) -> float:
+    def recalibrated_test_accuracy(self, mask: ChannelMask) -> float:
         """Return a mask's test accuracy after recalibration. Call it when every choice is made.
 
         Like a search's it is 0 where the outputs are not finite.

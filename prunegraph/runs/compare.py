@@ -232,7 +232,7 @@ def make_plan(bench: Bench, config: CompareConfig) -> Plan:
     """Measure how fast networks are evaluated and trained, and predict what all will take."""
     evaluator = bench.evaluator()
     subset = evaluator.draw_subset(config.subset or DEFAULT_SUBSET, config.seed)
-    scores = np.random.default_rng(0).random((2, bench.target.graph.num_classes), dtype=np.float32)
+    scores = np.random.default_rng(0).random((2, bench.target.graph.num_units), dtype=np.float32)
     for row in scores:  # the first network measures, too, what all later ones need
         outcome = evaluator.evaluate(bench.project(row, bench.budget), subset)
     num_images = len(bench.finetune_images)

@@ -150,7 +150,7 @@ def look_ahead(parts: Sequence[CompareConfig]) -> float:
             plans[network] = make_plan(Bench(target=target, options=part, seed=part.seed), part)
         graph = targets[network].graph
         limits = part.budget().without_latency()
-        graph.project(np.zeros(graph.num_classes, dtype=np.float32), limits)
+        graph.project(np.zeros(graph.num_units, dtype=np.float32), limits)
         check_searches(targets[network], part)
         seconds += plans[network].seconds
     if len(datasets) > 1:

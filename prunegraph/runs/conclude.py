@@ -10,7 +10,7 @@ from prunegraph.core.budget import Budget
 from prunegraph.core.console import Console
 from prunegraph.core.errors import ArtefactError
 from prunegraph.core.files import write_json
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.core.precision import computes_bfloat16
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.apply import unequal
@@ -221,7 +221,7 @@ def dense_row(measured: Measured, finetuned: float | None, seed: int, cell: str)
     )
 
 
-def limited_memory(graph: StructureGraph, mask: KeepMask, budget: Budget) -> int | None:
+def limited_memory(graph: StructureGraph, mask: ChannelMask, budget: Budget) -> int | None:
     """Return the peak memory of a pruned network in bytes; None where the budget limits none."""
     return None if budget.max_memory is None else graph.peak_memory(mask)
 
@@ -280,7 +280,7 @@ def finetuned_mean(rows: Sequence[MethodRow], digest: str) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def mask_details(bench: Bench, mask: KeepMask) -> dict[str, Any]:
+def mask_details(bench: Bench, mask: ChannelMask) -> dict[str, Any]:
     """Return the entries of a report about the mask that a run ends with.
 
     ``peak_memory`` in bytes, ``latency_ms`` as ``speed.latencies`` returns it.
@@ -292,7 +292,7 @@ def mask_details(bench: Bench, mask: KeepMask) -> dict[str, Any]:
     }
 
 
-def peak_memory(graph: StructureGraph, mask: KeepMask) -> dict[str, int]:
+def peak_memory(graph: StructureGraph, mask: ChannelMask) -> dict[str, int]:
     """Return the bytes of activations alive at once for one image, before and after."""
     return {"dense": graph.peak_memory(graph.dense_mask()), "pruned": graph.peak_memory(mask)}
 

@@ -12,19 +12,19 @@ from torch import Tensor, nn
 
 from prunegraph.core.errors import ArtefactError, MaskError, ModelError, one_line
 from prunegraph.core.files import write_json
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
 from prunegraph.core.reading import checked, read_json
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.apply import apply_mask
-from prunegraph.layerwise.reconstruct import Compensation
+from prunegraph.layerwise.reconstruct import Reconstruction
 from prunegraph.rewards import pack_bits, unpack_bits
 
 SCORES = {"reconstruct": bool, "scores": dict[str, float], "search": dict[str, Any]}
 """What a checkpoint keeps beside the agent."""
 
 
-class OwnEvaluator:
+class CustomEvaluator:
     """Scores masks by a function of the pruned, recalibrated network.
 
     Args:
@@ -32,7 +32,7 @@ class OwnEvaluator:
         graph: its structure.
         score: of a network, higher = better.
         recalibrate: sends a network forward in training mode of its batch norms.
-        compensation: changes the weights that stay; None = they stay as they are.
+        reconstruction: changes the weights that stay; None = they stay as they are.
         identity: JSON values that name the search whose scores ``save`` and ``load`` keep.
 
     Attributes:
@@ -46,19 +46,19 @@ class OwnEvaluator:
         graph: StructureGraph,
         score: Callable[[nn.Module], float],
         recalibrate: Callable[[nn.Module], None],
-        compensation: Compensation | None = None,
+        reconstruction: Reconstruction | None = None,
         identity: Mapping[str, Any] | None = None,
     ) -> None:
         self._model, self._graph = model, graph
         self._identity = dict(identity or {})
         self._score, self._recalibrate = score, recalibrate
-        self._compensation = compensation
+        self._reconstruction = reconstruction
         self._path: Path | None = None
         self.num_networks = 0
-        self.found: dict[KeepMask, Outcome] = {}
-        self._scored: dict[KeepMask, Outcome] = {}
+        self.found: dict[ChannelMask, Outcome] = {}
+        self._scored: dict[ChannelMask, Outcome] = {}
 
-    def evaluate(self, mask: KeepMask, subset: Tensor | None = None) -> Outcome:
+    def evaluate(self, mask: ChannelMask, subset: Tensor | None = None) -> Outcome:
         """Return the outcome of a mask; an equal call, or earlier start, ran its network."""
         del subset  # the score is of all that its owner looks at
         if mask not in self.found:
@@ -77,13 +77,13 @@ class OwnEvaluator:
     def restore(self, state: Any) -> None:
         """Know again which masks were asked for before the agent's checkpoint."""
         for bits in checked(state, list[str], "its memory"):
-            mask = self._graph.mask(unpack_bits(bits, self._graph.num_classes))
+            mask = self._graph.mask(unpack_bits(bits, self._graph.num_units))
             if mask not in self._scored:
                 msg = "the scores beside the checkpoint lack some of its masks: give another one"
                 raise ArtefactError(msg)
             self.found[mask] = self._scored[mask]
 
-    def badness(self, mask: KeepMask) -> float:
+    def divergence(self, mask: ChannelMask) -> float:
         """Return a mask's score with the sign changed."""
         return -self.evaluate(mask).accuracy
 
@@ -92,19 +92,19 @@ class OwnEvaluator:
         del size, seed
         return torch.empty(0, dtype=torch.int64)
 
-    def prune(self, mask: KeepMask, compensation: Compensation | None = None) -> nn.Module:
-        """Return the pruned, recalibrated network; another compensation may be asked for."""
+    def prune(self, mask: ChannelMask, reconstruction: Reconstruction | None = None) -> nn.Module:
+        """Return the pruned, recalibrated network; another reconstruction may be asked for."""
         pruned = apply_mask(self._model, self._graph, mask).eval()
-        compensation = compensation or self._compensation
-        if compensation is not None:
-            compensation.apply(pruned, mask)
+        reconstruction = reconstruction or self._reconstruction
+        if reconstruction is not None:
+            reconstruction.apply(pruned, mask)
         self._recalibrate(pruned)
         return pruned
 
     def better(
-        self, mask: KeepMask, ways: Sequence[Callable[[], Compensation]]
+        self, mask: ChannelMask, ways: Sequence[Callable[[], Reconstruction]]
     ) -> tuple[nn.Module, float]:
-        """Return a known mask's network and score, or those with another compensation if better.
+        """Return a known mask's network and score, or those with another reconstruction if better.
 
         The first of the others that can be had is tried. None need succeed.
         """
@@ -124,7 +124,7 @@ class OwnEvaluator:
     def save(self, path: Path) -> None:
         """Write what was found, so that an interrupted search runs no network again."""
         scores = {pack_bits(mask.keep): found.accuracy for mask, found in self._scored.items()}
-        reconstruct = self._compensation is not None
+        reconstruct = self._reconstruction is not None
         content = {"reconstruct": reconstruct, "scores": scores, "search": self._identity}
         write_json(path, content)
 
@@ -150,7 +150,7 @@ class OwnEvaluator:
             ArtefactError: the file is damaged, or of another network or search.
         """
         content = checked(read_json(path), SCORES, str(path))
-        if content["reconstruct"] != (self._compensation is not None):
+        if content["reconstruct"] != (self._reconstruction is not None):
             msg = (
                 f"{path} holds scores of a search with reconstruct={content['reconstruct']}: give "
                 "that again, or another checkpoint"
@@ -163,7 +163,7 @@ class OwnEvaluator:
                 raise ArtefactError(msg)
         for bits, score in content["scores"].items():
             try:
-                mask = self._graph.mask(unpack_bits(bits, self._graph.num_classes))
+                mask = self._graph.mask(unpack_bits(bits, self._graph.num_units))
             except (ValueError, MaskError) as error:
                 msg = f"{path} holds no masks of this network ({error}): delete it to start over"
                 raise ArtefactError(msg) from error
@@ -185,12 +185,12 @@ class OwnEvaluator:
             raise ModelError(msg)
         return score
 
-    def _measure(self, mask: KeepMask) -> Outcome:
+    def _measure(self, mask: ChannelMask) -> Outcome:
         started = time.perf_counter()
         score = self.score(self.prune(mask))
         return self._outcome(mask, score, time.perf_counter() - started)
 
-    def _outcome(self, mask: KeepMask, score: float, seconds: float) -> Outcome:
+    def _outcome(self, mask: ChannelMask, score: float, seconds: float) -> Outcome:
         return Outcome(
             accuracy=score,
             loss=-score,

@@ -30,14 +30,14 @@ from prunegraph.graph.costs.latency_budget import TOLERANCE
 from prunegraph.graph.pyg import to_pyg
 from prunegraph.graph.trace.calls import tensors_in
 from prunegraph.layerwise.recalibrate import has_batch_norm, measuring_batch_norm
-from prunegraph.layerwise.reconstruct import Compensation
-from prunegraph.layerwise.sequential import SequentialCompensation, most_samples
+from prunegraph.layerwise.reconstruct import Reconstruction
+from prunegraph.layerwise.sequential import LayerwiseReconstruction, most_samples
 from prunegraph.methods.criteria.taylor import measure_by
 from prunegraph.methods.prior import NUM_STARTS, rank_starts
 from prunegraph.rewards import unpack_bits
-from prunegraph.runs.adapt import Use, features_by_start, first_context, num_suit_networks, suit
+from prunegraph.runs.adapt import Use, adapt, features_by_start, first_context, num_adapt_networks
 from prunegraph.runs.agent_options import agent_config, env_config
-from prunegraph.runs.custom_evaluator import OwnEvaluator
+from prunegraph.runs.custom_evaluator import CustomEvaluator
 from prunegraph.runs.options.config import SearchOptions
 from prunegraph.runs.policies import find_policy
 from prunegraph.runs.predicted_latency import layer_times
@@ -88,7 +88,7 @@ def search(
         keep_macs: at most this share of the multiply-adds remains.
         keep_params: at most this share of the parameters remains.
         max_memory: at most this many bytes of activations alive at once, on ``example_inputs``.
-        max_latency: at most this many milliseconds a forward of ``example_inputs``, by a forecast
+        max_latency: at most this many milliseconds a forward of ``example_inputs``, by a prediction
             of layer times, which are measured here first; the report says what it takes.
         round_to: keep a multiple of this many channels in every group.
         attention: what can leave it: "head", a whole one, or "width", a part of all of them.
@@ -96,8 +96,8 @@ def search(
             fit, and a mask that comes again is not run again.
         num_batches: how many batches are taken.
         reconstruct: the kept weights take over what the removed channels gave, by least squares
-            on these batches (``Compensation``); those of the final network layer by layer
-            (``SequentialCompensation``), if ``evaluate`` gives it more then.
+            on these batches (``Reconstruction``); those of the final network layer by layer
+            (``LayerwiseReconstruction``), if ``evaluate`` gives it more then.
         policy: search on from a trained one; see ``prune``.
         seed: of the search.
         checkpoint: ``.safetensors`` file, with a JSON beside it (two with ``max_latency``), from
@@ -128,7 +128,7 @@ def search(
     config = agent_config(SearchOptions(metric="accuracy"), seed, initial, (budget,))
     config = replace(config, max_memory=max_memory, max_latency=max_latency)
     names = config.network.feature_names
-    tried = (NUM_STARTS if "start" in names else 0) + (num_suit_networks(names) if initial else 0)
+    tried = (NUM_STARTS if "start" in names else 0) + (num_adapt_networks(names) if initial else 0)
     last = LAST + reconstruct
     least = config.episodes_per_update + 1 + last + tried
     if networks < least:
@@ -137,13 +137,13 @@ def search(
     graph = analyse(model, example_inputs, attention=attention)
     batches = _batches(calibration_data, num_batches)
     dense = copy_network(unwrap(model)).eval()
-    graph = _foretelling(dense, graph, budget, example_inputs, checkpoint)
-    evaluator = OwnEvaluator(
+    graph = _predicting(dense, graph, budget, example_inputs, checkpoint)
+    evaluator = CustomEvaluator(
         dense,
         graph,
         evaluate,
         recalibrate=lambda network: _recalibrate(network, batches, loss),
-        compensation=_compensation(dense, graph, batches, loss) if reconstruct else None,
+        reconstruction=_reconstruction(dense, graph, batches, loss) if reconstruct else None,
         identity={
             "network": parameter_digest(dense),
             "budget": budget.as_dict(),
@@ -163,7 +163,7 @@ def search(
     statistics = dict(measure_by(dense, graph, batches, loss))
     if checkpoint is not None:
         evaluator.resume(Path(checkpoint))
-    ranks = rank_starts(evaluator.badness, graph, statistics, budget) if "start" in names else ()
+    ranks = rank_starts(evaluator.divergence, graph, statistics, budget) if "start" in names else ()
     starting = features_by_start(graph, statistics, budget, names, ranks)
     features = next(iter(starting.values()))
     if initial is not None:
@@ -172,10 +172,10 @@ def search(
             budget=budget,
             features=starting,
             project=partial(graph.project, budget=budget),
-            badness=evaluator.badness,
+            divergence=evaluator.divergence,
         )
-        suited = suit(initial, [use])
-        initial, features = suited.policy, starting[suited.starts[0]]
+        adapted = adapt(initial, [use])
+        initial, features = adapted.policy, starting[adapted.starts[0]]
     task = PruningTask(
         name="network", graph=graph, node_features=features, evaluator=evaluator, budget=budget
     )
@@ -195,7 +195,7 @@ def search(
     evaluator.evaluate(graph.project(scores + result.offsets[0], budget))
     best = result.competition.ledger(cell_name(task.name, budget)).best_bits
     if best:  # found before an interruption, perhaps
-        evaluator.evaluate(graph.mask(unpack_bits(best, graph.num_classes)))
+        evaluator.evaluate(graph.mask(unpack_bits(best, graph.num_units)))
     fitting = {mask: found for mask, found in evaluator.found.items() if graph.fits(mask, budget)}
     chosen = max(fitting, key=lambda mask: fitting[mask].accuracy)
     warn_if_unequal(dense, graph, chosen, example_inputs)
@@ -210,7 +210,7 @@ def search(
         if times["pruned"] > TOLERANCE * max_latency:
             warnings.warn(
                 f"the pruned network takes {times['pruned']:.3g} ms on {times['on']}, "
-                f"{max_latency:g} were asked for: the forecast by layer times was too low, or the "
+                f"{max_latency:g} were asked for: the prediction by layer times was too low, or the "
                 "machine does more now; ask for less",
                 stacklevel=2,
             )
@@ -231,14 +231,14 @@ def _batches(calibration_data: Iterable[Any], most: int) -> list[Any]:
     raise DataError(msg)
 
 
-def _foretelling(
+def _predicting(
     dense: nn.Module,
     graph: StructureGraph,
     budget: Budget,
     example_inputs: ExampleInputs,
     checkpoint: Path | str | None,
 ) -> StructureGraph:
-    """Return the structure with a forecast of its latency, if that is limited.
+    """Return the structure with a prediction of its latency, if that is limited.
 
     It is the same one after an interruption.
     """
@@ -260,16 +260,16 @@ def _digest(batches: Sequence[Any]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _compensation(
+def _reconstruction(
     dense: nn.Module, graph: StructureGraph, batches: Sequence[Any], loss: Loss
-) -> Compensation:
+) -> Reconstruction:
     """Measure what the layers read, by the forwards of the loss."""
 
     def run(network: nn.Module) -> None:
         for batch in batches:
             loss(network, batch)
 
-    return Compensation(dense, graph, run, device=model_device(dense))
+    return Reconstruction(dense, graph, run, device=model_device(dense))
 
 
 def _in_turn(
@@ -278,15 +278,15 @@ def _in_turn(
     batches: Sequence[Any],
     loss: Loss,
     example_inputs: ExampleInputs,
-) -> list[Callable[[], Compensation]]:
+) -> list[Callable[[], Reconstruction]]:
     """Return what fits layer by layer: on as many samples as memory allows, on the first batch."""
     most = most_samples(graph, num_samples(example_inputs))
 
-    def fit(batch: Any) -> Compensation:
+    def fit(batch: Any) -> Reconstruction:
         def run(network: nn.Module) -> None:
             loss(network, batch)
 
-        return SequentialCompensation(dense, graph, run, device=model_device(dense))
+        return LayerwiseReconstruction(dense, graph, run, device=model_device(dense))
 
     return [partial(fit, joined(batches, most)), partial(fit, batches[0])]
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from prunegraph.artefacts.pruned import MASK_FILE, PrunedInfo, load_pruned, save_pruned
 from prunegraph.core.console import Console
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.core.tensors import parameter_digest
 from prunegraph.graph import copy_network
 from prunegraph.models import build_model
@@ -18,7 +18,7 @@ from prunegraph.runs.pretrain import train_network
 
 
 def finetune_job(
-    place: Workplace, number: int, mask: KeepMask, directory: str, label: str, seed: int
+    place: Workplace, number: int, mask: ChannelMask, directory: str, label: str, seed: int
 ) -> None:
     """Fine-tune a mask of network ``number`` into a folder of its run folder: a job."""
     folder = place.folders[number]
@@ -36,7 +36,7 @@ def finetune_job(
 
 def finetune_mask(
     bench: Bench,
-    mask: KeepMask,
+    mask: ChannelMask,
     directory: Path,
     *,
     label: str,
@@ -94,7 +94,7 @@ def pruned_info(target: Target) -> PrunedInfo:
     )
 
 
-def load_finetuned(target: Target, directory: Path) -> tuple[nn.Module, KeepMask]:
+def load_finetuned(target: Target, directory: Path) -> tuple[nn.Module, ChannelMask]:
     """Return a saved network, ready to be measured, and its mask.
 
     Raises:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.rewards import unpack_bits
 from prunegraph.runs.bench import Bench
 
@@ -20,7 +20,7 @@ GREEDY_CURVE = ("greedy_networks", "greedy_accuracy")
 
 
 def greedy_curve(
-    history: Sequence[Mapping[str, Any]], cell: str, last: KeepMask, bench: Bench
+    history: Sequence[Mapping[str, Any]], cell: str, last: ChannelMask, bench: Bench
 ) -> dict[str, list[float]]:
     """Measure the policy's own masks, evenly over the updates, the first and the last included.
 
@@ -37,7 +37,7 @@ def greedy_curve(
     """
     graph, networks = bench.target.graph, [0, *(int(record["networks"]) for record in history)]
     masks = [
-        (before, graph.mask(unpack_bits(bits, graph.num_classes)))
+        (before, graph.mask(unpack_bits(bits, graph.num_units)))
         for before, record in zip(networks, history, strict=False)
         if (bits := record["greedy_masks"].get(cell))
     ]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.console import Console
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.core.user_code import is_factory
 from prunegraph.data import load_dataset
 from prunegraph.graph import StructureGraph, analyse, unwrap
@@ -24,8 +24,8 @@ from prunegraph.runs.options.tools import InspectConfig
 from prunegraph.runs.prepare import (
     DEFAULT_ARCH,
     check_network,
+    custom_dataset,
     named_dataset,
-    own_dataset,
     resolve_arch,
     trained_size,
 )
@@ -56,7 +56,7 @@ class Inspected:
 
     arch: str
     graph: StructureGraph
-    mask: KeepMask | None = None
+    mask: ChannelMask | None = None
 
 
 def run_inspect(config: InspectConfig, console: Console) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def _input_of(
         (channels, height, width), num_classes = KNOWN_INPUTS[dataset]
     else:
         if is_factory(dataset):
-            images = own_dataset(dataset, DataConfig(data_dir=config.data_dir), None)
+            images = custom_dataset(dataset, DataConfig(data_dir=config.data_dir), None)
         else:
             images = load_dataset(dataset, data_dir=config.data_dir, image_size=side)
         (channels, height, width), num_classes = images.image_shape, images.num_classes
@@ -161,7 +161,7 @@ def _print(content: dict[str, Any], graph: StructureGraph, console: Console) -> 
     free = int(graph.free.sum())
     groups = sum(group["frozen"] is None for group in content["groups"])
     console.say(
-        f"{free} of {graph.num_classes} channel classes can be removed, in {groups} groups; "
+        f"{free} of {graph.num_units} prunable units can be removed, in {groups} groups; "
         f"at least {least_macs(graph):.1%} of the MACs remain"
     )
     memory = graph.peak_memory(graph.dense_mask())

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from prunegraph.core.console import Console
 from prunegraph.core.errors import PruneGraphError
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
 from prunegraph.evaluation.pool import Pool
 from prunegraph.runs.bench import Bench
@@ -32,7 +32,7 @@ from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.machine import default_threads, keep_freed_memory
 from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.options.config import ApplyConfig, NetworkConfig, SearchOptions, TrainConfig
-from prunegraph.runs.predicted_latency import with_forecast
+from prunegraph.runs.predicted_latency import with_prediction
 from prunegraph.runs.prepare import Target, load_target
 from prunegraph.runs.ray_pool import RayPool
 from prunegraph.training.distributed import current_ranks
@@ -77,7 +77,7 @@ def make_workplace(
         ensure_dense(target, network, folder, console)
     if not isinstance(config, ApplyConfig):  # which goes by the clock
         targets = [
-            with_forecast(target, config.budget(), folder, console)
+            with_prediction(target, config.budget(), folder, console)
             for target, folder in zip(targets, folders, strict=True)
         ]
     return Workplace(
@@ -284,7 +284,7 @@ class _Workers:
         self.threads = threads
         self._executor = executor
 
-    def evaluate(self, network: int, mask: KeepMask, subset: Tensor | None) -> Outcome:
+    def evaluate(self, network: int, mask: ChannelMask, subset: Tensor | None) -> Outcome:
         """Return the outcome of a mask; called from many threads at once."""
         values = (network, mask, subset)
         with _told_if_killed():
@@ -297,7 +297,9 @@ def _no_job(_: Workplace) -> None:
     pass
 
 
-def _evaluate_job(place: Workplace, network: int, mask: KeepMask, subset: Tensor | None) -> Outcome:
+def _evaluate_job(
+    place: Workplace, network: int, mask: ChannelMask, subset: Tensor | None
+) -> Outcome:
     return place.benches[network].final_evaluator.evaluate(mask, subset)
 
 

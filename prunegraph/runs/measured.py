@@ -9,7 +9,7 @@ from torch import nn
 
 from prunegraph.core.console import Console
 from prunegraph.core.files import write_json
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.core.reading import checked, read_json
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.folder import RunFolder
@@ -45,15 +45,15 @@ class Measured:
         known = self._path.is_file()
         self._search, self._test = read_measured(self._path, self._machine) if known else ({}, {})
 
-    def search(self, mask: KeepMask | None) -> float:
+    def search(self, mask: ChannelMask | None) -> float:
         """Return a mask's accuracy on the search split; None = the dense network as it is."""
 
-        def pruned(mask: KeepMask) -> float:
+        def pruned(mask: ChannelMask) -> float:
             return self.bench.final_evaluator.evaluate(mask).accuracy
 
         return self._known(self._search, mask, pruned, self.bench.search_accuracy)
 
-    def test(self, mask: KeepMask | None) -> float:
+    def test(self, mask: ChannelMask | None) -> float:
         """Return its accuracy on the test split. Call it when every choice is made."""
         pruned = self.bench.recalibrated_test_accuracy
         return self._known(self._test, mask, pruned, self.bench.test_accuracy)
@@ -61,8 +61,8 @@ class Measured:
     def _known(
         self,
         found: dict[str, float],
-        mask: KeepMask | None,
-        pruned: Callable[[KeepMask], float],
+        mask: ChannelMask | None,
+        pruned: Callable[[ChannelMask], float],
         dense: Callable[[nn.Module], float],
     ) -> float:
         """Return what was found of a mask; if nothing was, measure it and write all."""

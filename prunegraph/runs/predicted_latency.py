@@ -37,8 +37,8 @@ TABLE = {
 """What the file holds: a ``LatencyTable``, its positions as rows, columns and counts."""
 
 
-def with_forecast(target: Target, budget: Budget, folder: RunFolder, console: Console) -> Target:
-    """Return a network whose structure foretells its latency, if a budget limits that.
+def with_prediction(target: Target, budget: Budget, folder: RunFolder, console: Console) -> Target:
+    """Return a network whose structure predicts its latency, if a budget limits that.
 
     The layers are timed at the first start of a run.
 
@@ -50,7 +50,7 @@ def with_forecast(target: Target, budget: Budget, folder: RunFolder, console: Co
         return target
     path = folder.file(LATENCY_FILE)
     if path.is_file():
-        return foretelling(target, path)
+        return predicting(target, path)
     console.say("timing the layers at several widths, for the latency")
     table = layer_times(
         target.as_loaded(),
@@ -68,8 +68,8 @@ def with_forecast(target: Target, budget: Budget, folder: RunFolder, console: Co
     return replace(target, graph=replace(target.graph, latency_model=table))
 
 
-def foretelling(target: Target, path: Path) -> Target:
-    """Return a network whose structure foretells its latency by the layer times of a run."""
+def predicting(target: Target, path: Path) -> Target:
+    """Return a network whose structure predicts its latency by the layer times of a run."""
     table = read_table(path, target.graph)
     return replace(target, graph=replace(target.graph, latency_model=table))
 
@@ -114,8 +114,8 @@ def _measured(
 ) -> LatencyTable:
     """Time the layers and whole networks, and see that the latency can be met.
 
-    Searches find what a forecast thinks too little of: if networks of uneven widths miss theirs by
-    more than is allowed, all are foretold that much more.
+    Searches find what a prediction thinks too little of: if networks of uneven widths miss theirs by
+    more than is allowed, all are predicted that much more.
     """
     table = measure_latency_table(model, graph, example_inputs, budget=budget)
     others = budget.as_dict().keys() - {"max_latency", "round_to"}
@@ -126,7 +126,7 @@ def _measured(
             f"max_latency={budget.max_latency:g}: give fewer"
         )
         raise BudgetError(msg)
-    even = rank_in_group(graph, np.zeros(graph.num_classes)).astype(np.float32)
+    even = rank_in_group(graph, np.zeros(graph.num_units)).astype(np.float32)
     project_latency(model, graph, even, budget, example_inputs, table=table)  # raises
     return table.slower_by(max(table.excess / TOLERANCE, 1.0))
 
@@ -155,12 +155,12 @@ def read_table(path: Path, graph: StructureGraph) -> LatencyTable:
     try:
         times, widths = (np.array(content[name], dtype=np.float64) for name in ("times", "widths"))
         rows, columns, counts = (np.array(part) for part in content["positions"])
-        shape = (2 * len(times), graph.num_classes)
+        shape = (2 * len(times), graph.num_units)
         positions = sparse.csr_array((counts.astype(np.float64), (rows, columns)), shape=shape)
         grid = times.shape[1:]
         fits = len(grid) == 2 and min(grid) == max(grid) > 1
         fits = fits and widths.shape == (2, len(times), grid[0])
-        fits = fits and len(content["rates"]) == graph.num_classes
+        fits = fits and len(content["rates"]) == graph.num_units
     except (ValueError, OverflowError):  # ragged, or classes that the network has not
         fits = False
     if not fits:

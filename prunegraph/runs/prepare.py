@@ -138,7 +138,7 @@ def load_images(config: NetworkConfig | PretrainConfig, info: WeightsInfo | None
             raise ConfigError(msg)
     name = named_dataset(config.dataset, config.weights, info) or DEFAULT_DATASET
     if is_factory(name):
-        return own_dataset(name, config, info)
+        return custom_dataset(name, config, info)
     if name == DEFAULT_DATASET and config.threads is None:
         torch.set_num_threads(1)  # sharing such small work among threads only slows it down
     return load_dataset(
@@ -153,7 +153,7 @@ def load_images(config: NetworkConfig | PretrainConfig, info: WeightsInfo | None
     )
 
 
-def own_dataset(name: str, config: DataConfig, info: WeightsInfo | None) -> Dataset:
+def custom_dataset(name: str, config: DataConfig, info: WeightsInfo | None) -> Dataset:
     """Return the data set that the user's own function makes.
 
     Args:
@@ -237,7 +237,7 @@ def load_target(config: NetworkConfig, budget: Budget | None = None) -> Target:
     check_network(arch, graph)
     check_outputs(arch, model, example_inputs, dataset.num_classes)
     if budget is not None:
-        graph.project(torch.zeros(graph.num_classes).numpy(), budget.without_latency())
+        graph.project(torch.zeros(graph.num_units).numpy(), budget.without_latency())
     return Target(
         arch=arch,
         model=model,
@@ -259,7 +259,7 @@ def check_network(arch: str, graph: StructureGraph) -> None:
     """Raise ModelError if no channel of the network can be removed."""
     if not graph.free.any():
         reasons = sorted({group.frozen for group in graph.groups if group.frozen})
-        msg = f"{arch} has nothing to prune: {'; '.join(reasons) or 'no channel classes'}"
+        msg = f"{arch} has nothing to prune: {'; '.join(reasons) or 'no prunable units'}"
         raise ModelError(msg)
 
 
@@ -303,10 +303,10 @@ def check_training(
 
     ``otherwise``: what to do where it shall stay as it is.
     """
-    keep = np.ones(graph.num_classes, dtype=bool)
+    keep = np.ones(graph.num_units, dtype=bool)
     for group in graph.groups:  # every group that can lose a class loses one
-        free = group.classes[graph.free[group.classes]]
-        if free.size and len(group.classes) > group.min_keep:
+        free = group.units[graph.free[group.units]]
+        if free.size and len(group.units) > group.min_keep:
             keep[free[-1]] = False
     if not any(parameter.requires_grad for parameter in model.parameters()):
         msg = f"{arch} has no weights that require a gradient: unfreeze them, or {otherwise}"

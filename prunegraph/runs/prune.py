@@ -13,18 +13,18 @@ from torch import Tensor, nn
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError, DataError, ModelError
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.core.splits import SearchSplit, TrainSplit
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.graph import AttentionUnit, ExampleInputs, StructureGraph, analyse, evaluation_mode
 from prunegraph.graph.apply import unequal
 from prunegraph.graph.costs.latency import measure_latency_table
 from prunegraph.graph.costs.latency_budget import project_budget
-from prunegraph.layerwise.reconstruct import Compensation
-from prunegraph.layerwise.sequential import SequentialCompensation, most_samples
-from prunegraph.methods.criteria.taylor import divergence, measure, sensitivity
+from prunegraph.layerwise.reconstruct import Reconstruction
+from prunegraph.layerwise.sequential import LayerwiseReconstruction, most_samples
+from prunegraph.methods.criteria.taylor import measure, measure_divergence, sensitivity
 from prunegraph.methods.prior import rank_starts
-from prunegraph.runs.adapt import Use, features_by_start, num_decision_networks, suit
+from prunegraph.runs.adapt import Use, adapt, features_by_start, num_decision_networks
 from prunegraph.runs.policies import find_policy
 from prunegraph.runs.report.speed import latencies
 from prunegraph.tasks.batches import num_samples
@@ -39,13 +39,13 @@ class PruneResult:
 
     Attributes:
         model: the pruned, recalibrated network; fine-tune it next.
-        mask: which channel classes were kept.
+        mask: which prunable units were kept.
         graph: the structure of the dense network.
         report: costs before and after, widths, and what was measured, as JSON values.
     """
 
     model: nn.Module
-    mask: KeepMask
+    mask: ChannelMask
     graph: StructureGraph
     report: Mapping[str, Any]
 
@@ -111,8 +111,8 @@ def prune(
         num_images: how many images calibrate; masks are compared on as many further ones. Where
             there are fewer, some that calibrate fill up.
         reconstruct: the kept weights take over what the removed channels gave, by least squares
-            on the calibration data (``Compensation``); those of the final network layer by layer
-            (``SequentialCompensation``), if its outputs are nearer to the dense network's then.
+            on the calibration data (``Reconstruction``); those of the final network layer by layer
+            (``LayerwiseReconstruction``), if its outputs are nearer to the dense network's then.
         seed: fixes what is drawn from them.
 
     Returns:
@@ -152,7 +152,7 @@ def prune(
         seed=seed,
         device=device,
         kl=True,
-        compensation=Compensation.on_images(model, graph, train, seed=seed, device=device)
+        reconstruction=Reconstruction.on_images(model, graph, train, seed=seed, device=device)
         if reconstruct
         else None,
     )
@@ -160,8 +160,8 @@ def prune(
     names = trained.network.config.feature_names
     if "sensitivity" in names:
         statistics["sensitivity"] = sensitivity(evaluator, graph, statistics["taylor"], by="kl")
-    badness = partial(divergence, evaluator)
-    starts = rank_starts(badness, graph, statistics, budget) if "start" in names else ()
+    divergence = partial(measure_divergence, evaluator)
+    starts = rank_starts(divergence, graph, statistics, budget) if "start" in names else ()
     timed = budget.max_latency is not None
     table = measure_latency_table(model, graph, example_inputs, budget=budget) if timed else None
     use = Use(
@@ -169,23 +169,23 @@ def prune(
         budget=budget,
         features=features_by_start(graph, statistics, budget, names, starts),
         project=lambda scores: project_budget(model, graph, scores, budget, example_inputs, table),
-        badness=badness,
+        divergence=divergence,
     )
-    suited = suit(trained, [use])
-    mask = suited.masks[0]
+    adapted = adapt(trained, [use])
+    mask = adapted.masks[0]
     warn_if_unequal(model, graph, mask, example_inputs)
     report = {
         **structure_report(graph, mask, budget),
         "networks_evaluated": num_decision_networks(trained, graph),
-        "start": suited.starts[0],
-        "share": suited.share,
+        "start": adapted.starts[0],
+        "share": adapted.share,
         "calibration_images": len(train),
     }
     if timed:
         report["latency_ms"] = latencies(model, graph, mask, example_inputs)
     if reconstruct:
         batch = train.sample(most_samples(graph, num_samples(example_inputs)), seed)
-        again = SequentialCompensation.on_images(model, graph, batch, seed=seed, device=device)
+        again = LayerwiseReconstruction.on_images(model, graph, batch, seed=seed, device=device)
         small = evaluator.nearest(mask, again)
     else:
         small = evaluator.prune(mask)
@@ -193,7 +193,7 @@ def prune(
 
 
 def warn_if_unequal(
-    model: nn.Module, graph: StructureGraph, mask: KeepMask, example_inputs: ExampleInputs
+    model: nn.Module, graph: StructureGraph, mask: ChannelMask, example_inputs: ExampleInputs
 ) -> None:
     """Warn if the pruned network computes something else than the zero-masked one."""
     problem = unequal(model, graph, mask, example_inputs)
@@ -201,7 +201,7 @@ def warn_if_unequal(
         warnings.warn(problem, stacklevel=3)
 
 
-def structure_report(graph: StructureGraph, mask: KeepMask, budget: Budget) -> dict[str, Any]:
+def structure_report(graph: StructureGraph, mask: ChannelMask, budget: Budget) -> dict[str, Any]:
     """Return budget, costs and widths before and after, as JSON values."""
     cost, dense = graph.cost(mask), graph.dense_cost
     return {

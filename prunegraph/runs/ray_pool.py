@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from prunegraph.core.errors import ConfigError, PruneGraphError, first_line
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.runs.machine import keep_freed_memory
@@ -68,7 +68,7 @@ class RayPool:
         self._evaluators = self._ray.put(list(evaluators))
         self._last_seen = time.monotonic()
 
-    def evaluate(self, network: int, mask: KeepMask, subset: Tensor | None) -> Outcome:
+    def evaluate(self, network: int, mask: ChannelMask, subset: Tensor | None) -> Outcome:
         """Return the outcome of a mask; called from many threads at once.
 
         Raises:
@@ -133,7 +133,7 @@ _unpacked: dict[Any, list[Evaluator]] = {}
 
 
 def evaluate_here(
-    evaluators: Sequence[Any], network: int, mask: KeepMask, subset: Tensor | None
+    evaluators: Sequence[Any], network: int, mask: ChannelMask, subset: Tensor | None
 ) -> Outcome:
     """Return the outcome of a mask: what a worker process does.
 

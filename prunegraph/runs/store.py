@@ -8,7 +8,7 @@ from typing import Any
 
 from prunegraph.core.errors import ArtefactError, MaskError
 from prunegraph.core.files import write_json
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.core.reading import checked, read_json
 from prunegraph.graph import StructureGraph
 from prunegraph.rewards import pack_bits, unpack_bits
@@ -44,7 +44,7 @@ class Candidate:
 
     name: str
     seed: int
-    mask: KeepMask
+    mask: ChannelMask
     networks_evaluated: int
     search_accuracy: float
     seconds: float = 0.0
@@ -152,13 +152,13 @@ def choose(
     return max(own, key=lambda item: (item.search_accuracy, -item.seed))
 
 
-def write_masks(path: Path, masks: Sequence[KeepMask]) -> None:
+def write_masks(path: Path, masks: Sequence[ChannelMask]) -> None:
     """Write keep bits by digest."""
     bits = {mask.digest(): pack_bits(mask.keep) for mask in masks}
     write_json(path, {"num_classes": int(masks[0].keep.size), "masks": bits})
 
 
-class Masks(dict[str, KeepMask]):
+class Masks(dict[str, ChannelMask]):
     """Masks by digest, read from a file that is named where one is missing.
 
     Args:
@@ -166,11 +166,11 @@ class Masks(dict[str, KeepMask]):
         masks: what it holds.
     """
 
-    def __init__(self, path: Path, masks: Mapping[str, KeepMask]) -> None:
+    def __init__(self, path: Path, masks: Mapping[str, ChannelMask]) -> None:
         super().__init__(masks)
         self._path = path
 
-    def __missing__(self, digest: str) -> KeepMask:
+    def __missing__(self, digest: str) -> ChannelMask:
         """Raise ArtefactError."""
         msg = f"{self._path} lacks the mask {digest}: restore it"
         raise ArtefactError(msg)
@@ -191,9 +191,9 @@ def read_masks(path: Path, graph: StructureGraph) -> Masks:
     return Masks(path, masks)
 
 
-def _mask(bits: str, graph: StructureGraph, path: Path) -> KeepMask:
+def _mask(bits: str, graph: StructureGraph, path: Path) -> ChannelMask:
     try:
-        return graph.mask(unpack_bits(bits, graph.num_classes))
+        return graph.mask(unpack_bits(bits, graph.num_units))
     except (ValueError, MaskError) as error:
         msg = f"{path} holds no masks of this network ({error}): restore it or run again"
         raise ArtefactError(msg) from error

@@ -127,10 +127,10 @@ def check_networks(targets: Sequence[Target], options: SearchOptions, budget: Bu
         ArtefactError: there is no such policy.
     """
     for target in targets:
-        if budget.max_latency is None:  # it is foretold when the layers have been timed
+        if budget.max_latency is None:  # it is predicted when the layers have been timed
             check_at_stake(target.arch, target.graph, budget)
         for searched in search_budgets(options, budget) or ():
-            zeros = np.zeros(target.graph.num_classes, dtype=np.float32)
+            zeros = np.zeros(target.graph.num_units, dtype=np.float32)
             target.graph.project(zeros, searched.without_latency())
     agent = agent_config(options, 0, given_policy(options))
     env_config(options, agent, 0, budget)

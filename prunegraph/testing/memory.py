@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.graph import ExampleInputs, StructureGraph, call_forward, evaluation_mode, unwrap
 from prunegraph.graph.apply import apply_mask
 from prunegraph.graph.trace.calls import tensors_in
@@ -60,14 +60,14 @@ def measure_peak_memory(model: nn.Module, inputs: ExampleInputs) -> int:
 
 
 def assert_memory_equals_measured(
-    model: nn.Module, graph: StructureGraph, mask: KeepMask, inputs: ExampleInputs
+    model: nn.Module, graph: StructureGraph, mask: ChannelMask, inputs: ExampleInputs
 ) -> int:
     """Assert that the graph's peak memory is what the pruned network takes.
 
     Args:
         model: the dense network; it is left as it is.
         graph: its structure.
-        mask: which classes stay.
+        mask: which units stay.
         inputs: those that were analysed.
 
     Returns:

@@ -5,12 +5,12 @@ import copy
 import numpy as np
 import torch
 
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.methods.problem import Pruner, PrunerResult, PruningProblem
 
 
 class PrunerConformance:
-    """Inherit, name the class ``Test...`` and say what to test; pytest collects the methods.
+    """Inherit, name the unit ``Test...`` and say what to test; pytest collects the methods.
 
     Example:
         >>> class TestMine(PrunerConformance):
@@ -37,7 +37,7 @@ class PrunerConformance:
         return problem, self.make_pruner().prune(problem)
 
     def test_the_budget_is_met_and_used_up(self) -> None:
-        """The cost is within each limit, and no removed class fits any more."""
+        """The cost is within each limit, and no removed unit fits any more."""
         problem, result = self._run()
         graph, mask = problem.graph, result.mask
         cost = graph.cost(mask)
@@ -45,12 +45,12 @@ class PrunerConformance:
         limits = graph.limits(problem.budget)[:2]
         assert (totals <= limits).all(), f"{totals} is over {limits}"
         with_another = totals[:, None] + graph.cost_model.added_by_each(mask.keep)[:, ~mask.keep]
-        assert (with_another > limits[:, None]).any(axis=0).all(), "a removed class still fits"
+        assert (with_another > limits[:, None]).any(axis=0).all(), "a removed unit still fits"
 
     def test_the_mask_is_legal(self) -> None:
-        """Frozen classes stay, every group keeps its minimum, and something goes."""
+        """Frozen units stay, every group keeps its minimum, and something goes."""
         problem, result = self._run()
-        assert isinstance(result.mask, KeepMask)
+        assert isinstance(result.mask, ChannelMask)
         assert problem.graph.mask(result.mask.keep) == result.mask
         assert not result.mask.keep.all()
 

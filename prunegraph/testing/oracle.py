@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunegraph.core.budget import Cost
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.graph import (
     ExampleInputs,
     StructureGraph,
@@ -91,7 +91,7 @@ class NothingComparedError(AssertionError):
 def assert_masked_equals_pruned(
     model: nn.Module,
     graph: StructureGraph,
-    mask: KeepMask,
+    mask: ChannelMask,
     example: ExampleInputs,
     *,
     dtype: torch.dtype = torch.float64,
@@ -106,7 +106,7 @@ def assert_masked_equals_pruned(
     Args:
         model: the dense network; it is left as it is.
         graph: its structure.
-        mask: which classes stay.
+        mask: which units stay.
         example: inputs of the shape that was analysed.
         dtype: precision of the comparison; in float64 rounding cannot hide a wrong channel.
         tolerance: largest accepted difference relative to what the inputs change in the outputs,

@@ -11,7 +11,7 @@ from torch import nn
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import BudgetError, one_line
-from prunegraph.core.masks import BoolArray, FloatArray, KeepMask
+from prunegraph.core.masks import BoolArray, ChannelMask, FloatArray
 from prunegraph.graph import (
     ExampleInputs,
     StructureGraph,
@@ -67,7 +67,7 @@ def check_structure(
     """Check the analysis, budgets, surgery and costs of one network.
 
     Random scores are projected to random budgets: the masks must be legal, meet their budget and
-    leave no room for another class; masked and pruned networks must agree in float64 (in float32
+    leave no room for another unit; masked and pruned networks must agree in float64 (in float32
     to 1e-3 where the network does not run in float64), and costs with those counted. The last
     pruned network, if something is left to prune, is analysed and pruned again, and must pass the
     same. The model itself must stay as it is.
@@ -118,12 +118,12 @@ def precision(model: nn.Module, example: ExampleInputs) -> tuple[torch.dtype, fl
 
 def random_scores(graph: StructureGraph, rng: np.random.Generator) -> FloatArray:
     """Return ``[N]`` normally distributed scores."""
-    return rng.normal(size=graph.num_classes).astype(np.float32)
+    return rng.normal(size=graph.num_units).astype(np.float32)
 
 
 def random_mask(
     graph: StructureGraph, rng: np.random.Generator, *, least: float = 0.3
-) -> tuple[KeepMask, Budget]:
+) -> tuple[ChannelMask, Budget]:
     """Return a mask projected from random scores, and its budget.
 
     The budget keeps ``least`` to 0.9 of the multiply-adds; more if the network cannot lose that
@@ -138,11 +138,11 @@ def random_mask(
             share = min(share + 0.1, 1.0)
 
 
-def assert_budget_met(graph: StructureGraph, mask: KeepMask, budget: Budget) -> None:
+def assert_budget_met(graph: StructureGraph, mask: ChannelMask, budget: Budget) -> None:
     """Assert that a projected mask is legal, within the budget, and has no room left.
 
     Raises:
-        AssertionError: the cost exceeds the budget, or some removed class would still fit.
+        AssertionError: the cost exceeds the budget, or some removed unit would still fit.
         MaskError: the mask is not legal.
     """
     graph.mask(mask.keep)
@@ -166,7 +166,7 @@ def _checked_mask(
     graph: StructureGraph,
     example: ExampleInputs,
     rng: np.random.Generator,
-) -> KeepMask | None:
+) -> ChannelMask | None:
     """Draw a mask, check budget and surgery, and return the mask if surgery is right.
 
     A mask can cut the outputs off from the inputs (a layer norm of one channel is constant); then
@@ -193,7 +193,7 @@ def _checked_mask(
 def can_reach(graph: StructureGraph, budget: Budget) -> bool:
     """Tell if what must stay lies within a budget."""
     try:
-        graph.project(np.zeros(graph.num_classes, dtype=np.float32), budget)
+        graph.project(np.zeros(graph.num_units, dtype=np.float32), budget)
     except BudgetError:
         return False
     return True

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from prunegraph.core.budget import Budget
-from prunegraph.core.masks import FloatArray, KeepMask
+from prunegraph.core.masks import ChannelMask, FloatArray
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.apply import apply_mask
 from prunegraph.graph.surgery import slice_plans
@@ -29,7 +29,7 @@ class Subnet:
         mask: what it keeps.
     """
 
-    def __init__(self, whole: nn.Module, graph: StructureGraph, mask: KeepMask) -> None:
+    def __init__(self, whole: nn.Module, graph: StructureGraph, mask: ChannelMask) -> None:
         self.mask = mask
         self._whole = whole
         self._plans = slice_plans(whole, graph, mask)
@@ -68,14 +68,14 @@ class Subnets:
     scores: FloatArray | None = None
 
     def __post_init__(self) -> None:
-        scores = np.zeros(self.graph.num_classes) if self.scores is None else self.scores
+        scores = np.zeros(self.graph.num_units) if self.scores is None else self.scores
         self.graph.project(np.asarray(scores, np.float32), Budget(keep_macs=self.least_macs))
 
-    def draw(self, seed: int) -> KeepMask:
+    def draw(self, seed: int) -> ChannelMask:
         """Return a mask, fixed by ``seed``, which is not negative."""
         rng = np.random.default_rng(seed)
         groups = rng.normal(0.0, NOISE, size=len(self.graph.groups))[self.graph.group_of]
-        noise = groups + rng.normal(0.0, NOISE, size=self.graph.num_classes)
+        noise = groups + rng.normal(0.0, NOISE, size=self.graph.num_units)
         scores = noise if self.scores is None else np.asarray(self.scores) + noise
         budget = Budget(keep_macs=float(rng.uniform(self.least_macs, 1.0)))
         return self.graph.project(scores.astype(np.float32), budget)

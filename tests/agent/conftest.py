@@ -12,7 +12,7 @@ from torch import Tensor
 from prunegraph.agent.config import PPOConfig
 from prunegraph.agent.network import NetworkConfig
 from prunegraph.agent.policy import ChannelPruningPolicy
-from prunegraph.agent.threshold import Topology
+from prunegraph.agent.threshold import BudgetThreshold
 from prunegraph.agent.train import AgentConfig
 from prunegraph.graph.graph import StructureGraph
 from prunegraph.rewards import RewardConfig
@@ -95,7 +95,7 @@ def make_policy() -> Callable[..., ChannelPruningPolicy]:
             env.observation_space,
             env.action_space,
             lambda _: 1e-3,
-            topologies={index: Topology.of(graph) for index, graph in enumerate(GRAPHS)},
+            thresholds={index: BudgetThreshold.of(graph) for index, graph in enumerate(GRAPHS)},
             network_config=_network_config(**options),
             constraint=constraint,
             initial_cost_ratio=initial_cost_ratio,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunegraph.agent.distill import Lesson, amortise, num_steps
+from prunegraph.agent.distill import DistillTarget, distill, num_steps
 from prunegraph.agent.network import NetworkConfig, PruningNetwork
 from prunegraph.agent.policies import TrainedPolicy
 from prunegraph.core.budget import Budget
@@ -31,13 +31,13 @@ def structure(width: int) -> StructureGraph:
     return analyse(model.eval(), torch.zeros(1, 3, 4, 4))
 
 
-def lesson(width: int) -> Lesson:
+def distill_target(width: int) -> DistillTarget:
     """Return a search that found one feature, with an offset of a group, to be all that counts."""
     graph = structure(width)
-    features = np.random.default_rng(width).normal(size=(graph.num_classes, len(FEATURE_NAMES)))
+    features = np.random.default_rng(width).normal(size=(graph.num_units, len(FEATURE_NAMES)))
     features[~graph.free] = 0.0
     scores = 2.0 * features[:, TAUGHT] + (graph.group_of == graph.group_of[graph.free][0])
-    return Lesson(
+    return DistillTarget(
         graph=graph,
         node_features=features.astype(np.float32),
         context=CONTEXT,
@@ -50,8 +50,8 @@ def seen_by(policy: TrainedPolicy) -> tuple[str, ...]:
     return policy.network.config.feature_names
 
 
-def agreement(policy: TrainedPolicy, about: Lesson) -> float:
-    """Return the share of free channels that policy and lesson decide alike."""
+def agreement(policy: TrainedPolicy, about: DistillTarget) -> float:
+    """Return the share of free channels that policy and distill_target decide alike."""
     graph = about.graph
     columns = [FEATURE_NAMES.index(name) for name in seen_by(policy)]
     own = policy.logits(to_pyg(graph), about.node_features[:, columns], about.context)
@@ -67,22 +67,22 @@ def untaught() -> TrainedPolicy:
 
 @pytest.fixture(scope="module")
 def taught(untaught: TrainedPolicy) -> TrainedPolicy:
-    return amortise(untaught, [lesson(24), lesson(40)], steps=150, seed=0)
+    return distill(untaught, [distill_target(24), distill_target(40)], steps=150, seed=0)
 
 
 def test_the_policy_decides_as_the_search_did(
     untaught: TrainedPolicy, taught: TrainedPolicy
 ) -> None:
     for width in (24, 40):
-        assert agreement(untaught, lesson(width)) < 0.7
-        assert agreement(taught, lesson(width)) > 0.9
+        assert agreement(untaught, distill_target(width)) < 0.7
+        assert agreement(taught, distill_target(width)) > 0.9
 
 
 def test_what_was_taught_holds_on_a_network_of_another_size(
     untaught: TrainedPolicy, taught: TrainedPolicy
 ) -> None:
-    assert agreement(untaught, lesson(32)) < 0.7
-    assert agreement(taught, lesson(32)) > 0.8
+    assert agreement(untaught, distill_target(32)) < 0.7
+    assert agreement(taught, distill_target(32)) > 0.8
 
 
 def test_the_policy_that_is_taught_stays_as_it_is(
@@ -92,7 +92,7 @@ def test_the_policy_that_is_taught_stays_as_it_is(
     fresh = PruningNetwork(NetworkConfig())
     for name, value in fresh.state_dict().items():
         assert torch.equal(untaught.network.state_dict()[name], value)
-    assert taught.record == {"seed": 3, "amortise_steps": 150}
+    assert taught.record == {"seed": 3, "distill_steps": 150}
     assert not taught.network.training
 
 
@@ -100,45 +100,45 @@ def test_a_policy_that_goes_on_learning_keeps_what_it_knew(
     untaught: TrainedPolicy, taught: TrainedPolicy
 ) -> None:
     kept, anew = (
-        amortise(untaught, [lesson(8)], steps=5, seed=0, initial=initial)
+        distill(untaught, [distill_target(8)], steps=5, seed=0, initial=initial)
         for initial in (taught, None)
     )
     assert not torch.equal(
         kept.network.channel_head[2].weight, taught.network.channel_head[2].weight
     )
-    assert agreement(kept, lesson(40)) > 0.9
-    assert agreement(anew, lesson(40)) < 0.8
+    assert agreement(kept, distill_target(40)) > 0.9
+    assert agreement(anew, distill_target(40)) < 0.8
 
 
-def test_networks_are_taught_in_turns_of_their_lessons(untaught: TrainedPolicy) -> None:
-    first, second = lesson(24), lesson(24)
+def test_networks_are_taught_in_turns_of_their_distill_targets(untaught: TrainedPolicy) -> None:
+    first, second = distill_target(24), distill_target(24)
     second = replace(first, scores=second.scores[::-1].copy())
     for steps, alike in ((1, True), (2, False)):
         alone, both = (
-            amortise(untaught, lessons, steps=steps, seed=0)
-            for lessons in ([first], [first, second])
+            distill(untaught, distill_targets, steps=steps, seed=0)
+            for distill_targets in ([first], [first, second])
         )
         weights = [policy.network.channel_head[2].weight for policy in (alone, both)]
         assert torch.equal(*weights) is alike
 
 
 def test_a_taught_policy_reads_no_hidden_feature(untaught: TrainedPolicy) -> None:
-    taught = amortise(untaught, [lesson(8)], steps=1, seed=0, hidden=("sensitivity",))
+    taught = distill(untaught, [distill_target(8)], steps=1, seed=0, hidden=("sensitivity",))
     assert set(seen_by(untaught)) - set(seen_by(taught)) == {"sensitivity"}
 
 
 def test_no_steps_return_the_policy_itself(untaught: TrainedPolicy) -> None:
-    assert amortise(untaught, [lesson(8)], steps=0, seed=0) is untaught
+    assert distill(untaught, [distill_target(8)], steps=0, seed=0) is untaught
 
 
 def test_every_step_is_reported(untaught: TrainedPolicy) -> None:
     done: list[int] = []
-    amortise(untaught, [lesson(8)], steps=3, seed=0, progress=done.append)
-    assert done == [1, 2, 3] and num_steps([lesson(8)], 3) == 3
-    assert num_steps([lesson(8)], 10**9) < 10**9
+    distill(untaught, [distill_target(8)], steps=3, seed=0, progress=done.append)
+    assert done == [1, 2, 3] and num_steps([distill_target(8)], 3) == 3
+    assert num_steps([distill_target(8)], 10**9) < 10**9
 
 
 def test_lessons_repeat_with_their_seed(untaught: TrainedPolicy) -> None:
-    once, again = (amortise(untaught, [lesson(8)], steps=3, seed=1) for _ in range(2))
+    once, again = (distill(untaught, [distill_target(8)], steps=3, seed=1) for _ in range(2))
     for name, value in once.network.state_dict().items():
         assert torch.equal(again.network.state_dict()[name], value)

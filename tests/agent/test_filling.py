@@ -6,7 +6,7 @@ import torch
 
 from prunegraph.agent import filling
 from prunegraph.agent.filling import MET, fill
-from prunegraph.agent.threshold import Topology, expected_cost_ratio, solve_threshold
+from prunegraph.agent.threshold import BudgetThreshold, expected_cost_ratio, solve_threshold
 from prunegraph.core.budget import Budget
 from prunegraph.core.masks import Float64Array
 from prunegraph.graph import StructureGraph, analyse
@@ -31,9 +31,9 @@ def keep(graph: StructureGraph, scores: Float64Array, thresholds: Float64Array) 
 
 
 def test_the_limit_is_met_and_nothing_more_could_rise(graph: StructureGraph) -> None:
-    scores = np.random.default_rng(0).normal(size=(3, graph.num_classes))
+    scores = np.random.default_rng(0).normal(size=(3, graph.num_units))
     limits = limits_of(graph, None, 3)
-    found = fill(Topology.of(graph), scores, limits, TEMPERATURE)
+    found = fill(BudgetThreshold.of(graph), scores, limits, TEMPERATURE)
     kept = keep(graph, scores, found.thresholds)
     assert expected_cost_ratio(graph, kept, limits) == pytest.approx(np.ones(3), abs=1e-3)
     memory = graph.memory_model
@@ -48,28 +48,30 @@ def test_the_limit_is_met_and_nothing_more_could_rise(graph: StructureGraph) -> 
 
 
 def test_another_limit_that_is_met_stops_the_rise(graph: StructureGraph) -> None:
-    scores = np.random.default_rng(0).normal(size=(2, graph.num_classes))
+    scores = np.random.default_rng(0).normal(size=(2, graph.num_units))
     limits = limits_of(graph, 0.05, 2)
-    found = fill(Topology.of(graph), scores, limits, TEMPERATURE)
+    found = fill(BudgetThreshold.of(graph), scores, limits, TEMPERATURE)
     single = solve_threshold(graph, scores, limits, TEMPERATURE)
-    assert np.array_equal(found.thresholds, np.repeat(single[:, None], graph.num_classes, axis=1))
+    assert np.array_equal(found.thresholds, np.repeat(single[:, None], graph.num_units, axis=1))
     limits = limits_of(graph, 0.5, 2)
-    kept = keep(graph, scores, fill(Topology.of(graph), scores, limits, TEMPERATURE).thresholds)
+    kept = keep(
+        graph, scores, fill(BudgetThreshold.of(graph), scores, limits, TEMPERATURE).thresholds
+    )
     assert expected_cost_ratio(graph, kept, limits) == pytest.approx(np.ones(2), abs=1e-3)
 
 
 def test_what_is_drawn_needs_a_tenth_of_the_repair(graph: StructureGraph) -> None:
     rng = np.random.default_rng(0)
-    scores, limits = rng.normal(size=(1, graph.num_classes)), limits_of(graph, None, 1)
+    scores, limits = rng.normal(size=(1, graph.num_units)), limits_of(graph, None, 1)
     budget = Budget(max_memory=int(limits[0, 2]))
     thresholds = (
         solve_threshold(graph, scores, limits, TEMPERATURE)[:, None],
-        fill(Topology.of(graph), scores, limits, TEMPERATURE).thresholds,
+        fill(BudgetThreshold.of(graph), scores, limits, TEMPERATURE).thresholds,
     )
     flipped = []
     for threshold in thresholds:
         kept = keep(graph, scores, threshold)[0]
-        drawn = [rng.random(graph.num_classes) < kept for _ in range(20)]
+        drawn = [rng.random(graph.num_units) < kept for _ in range(20)]
         flipped.append(np.mean([graph.repair(bits, budget, rng)[1] for bits in drawn]))
     assert flipped[1] < 0.1 * flipped[0]
 
@@ -78,9 +80,9 @@ def test_the_slopes_tell_how_scores_move_their_threshold(
     graph: StructureGraph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(filling, "TOLERANCE", 1e-12)
-    scores = np.random.default_rng(0).normal(size=(1, graph.num_classes))
+    scores = np.random.default_rng(0).normal(size=(1, graph.num_units))
     limits = limits_of(graph, None, 1)
-    found = fill(Topology.of(graph), scores, limits, TEMPERATURE)
+    found = fill(BudgetThreshold.of(graph), scores, limits, TEMPERATURE)
     kept = keep(graph, scores, found.thresholds)[0]
     weights = found.slopes[0] * kept * (1.0 - kept)
     for stage in np.unique(found.stages[0]):
@@ -90,6 +92,6 @@ def test_the_slopes_tell_how_scores_move_their_threshold(
         channel = int(np.argmax(np.where(members, weights, 0.0)))
         moved = scores.copy()
         moved[0, channel] += 1e-5
-        after = fill(Topology.of(graph), moved, limits, TEMPERATURE).thresholds
+        after = fill(BudgetThreshold.of(graph), moved, limits, TEMPERATURE).thresholds
         step = (after - found.thresholds)[0, channel] / 1e-5
         assert step == pytest.approx(weights[channel] / weights[members].sum(), rel=1e-2)

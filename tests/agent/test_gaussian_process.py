@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from prunegraph.agent.gaussian_process import OutcomeModel
+from prunegraph.agent.gaussian_process import GaussianProcess
 from prunegraph.core.masks import Float64Array, LayerError
 from support.toy_env import toy_graph
 
@@ -35,9 +35,9 @@ def worth(masks: torch.Tensor) -> Float64Array:
 
 def make_model(
     count: int = 160, *, per_update: int = 16, layers: Sequence[LayerError] = ()
-) -> OutcomeModel:
+) -> GaussianProcess:
     importance = np.stack([IMPORTANCE, IMPORTANCE**2], axis=1)
-    model = OutcomeModel(GRAPH, importance if layers else IMPORTANCE[:, None], layers)
+    model = GaussianProcess(GRAPH, importance if layers else IMPORTANCE[:, None], layers)
     rng = np.random.default_rng(1)
     masks = draw_masks(count, seed=1)
     for number, (mask, metric) in enumerate(zip(masks, worth(masks), strict=True)):
@@ -81,7 +81,7 @@ def test_what_layers_lose_is_known_from_the_first_masks() -> None:
 
     correlation = []
     for layers in ((), (LayerError(classes, gram),)):
-        model = OutcomeModel(GRAPH, np.ones((GRAPH.num_classes, 1)), layers)
+        model = GaussianProcess(GRAPH, np.ones((GRAPH.num_classes, 1)), layers)
         for mask, metric in zip(masks, truth(masks), strict=True):
             model.add(mask.numpy(), float(metric), 0)
         model.fit()
@@ -101,7 +101,7 @@ def test_it_doubts_what_is_far_from_all_it_has_seen() -> None:
 def test_it_goes_on_from_what_was_written(layers: Sequence[LayerError]) -> None:
     model = make_model(layers=layers)
     importance = np.array(model.state_dict()["importance"])
-    copy = OutcomeModel(GRAPH, importance, layers)
+    copy = GaussianProcess(GRAPH, importance, layers)
     copy.load_state_dict(json.loads(json.dumps(model.state_dict())))
     assert len(copy) == len(model) == 160
     masks = draw_masks(4, seed=3)
@@ -113,7 +113,7 @@ def test_it_goes_on_from_what_was_written(layers: Sequence[LayerError]) -> None:
 
 
 def test_equal_metrics_are_no_error() -> None:
-    model = OutcomeModel(GRAPH, IMPORTANCE[:, None])
+    model = GaussianProcess(GRAPH, IMPORTANCE[:, None])
     for mask in draw_masks(4, seed=0).numpy():
         model.add(mask, 0.5, 0)
     model.fit()

@@ -1,4 +1,4 @@
-"""Masks improved by exchanges: better by what is predicted, within the limits, near the old."""
+"""Masks improved by swaps: better by what is predicted, within the limits, near the old."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ GRAPHS = toy_graphs()
 
 def worths(graph: StructureGraph, seed: int) -> torch.Tensor:
     return torch.rand(
-        graph.num_classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        graph.num_units, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     )
 
 
@@ -60,7 +60,7 @@ def test_a_plan_keeps_within_a_memory_and_uses_it(keep_macs: float | None) -> No
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
-def test_so_many_exchanges_at_the_most(graph: StructureGraph) -> None:
+def test_so_many_swaps_at_the_most(graph: StructureGraph) -> None:
     worth, limits = worths(graph, 0), limits_of(graph, 0.5)
     start = graph.project(-worth.numpy().astype(np.float32), Budget(keep_macs=0.5)).keep
     flips = [
@@ -83,12 +83,10 @@ def test_what_does_not_fit_is_dropped_first(graph: StructureGraph) -> None:
     assert worth[planned & free].mean() > worth[free].mean()
 
 
-def test_no_exchange_is_made_that_is_predicted_to_be_worse() -> None:
+def test_no_swap_is_made_that_is_predicted_to_be_worse() -> None:
     graph = GRAPHS[0]
     limits = limits_of(graph, 0.5)
-    start = graph.project(
-        np.arange(graph.num_classes, dtype=np.float32), Budget(keep_macs=0.5)
-    ).keep
+    start = graph.project(np.arange(graph.num_units, dtype=np.float32), Budget(keep_macs=0.5)).keep
     here = torch.from_numpy(start.astype(np.float64))
     planned = plan(lambda bits: -(bits - here).square().sum(dim=1), graph, start, limits, most=9)
     assert np.array_equal(planned, start)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from prunegraph.agent.network import NetworkConfig, PruningNetwork
-from prunegraph.agent.threshold import Topology, join, with_features
+from prunegraph.agent.threshold import BudgetThreshold, join, with_features
 from prunegraph.core.errors import ConfigError
 from prunegraph.rewards import CONTEXT_NAMES
 from support.toy_env import draw_signs, toy_graphs
@@ -32,7 +32,7 @@ def make_network(network_config: Callable[..., NetworkConfig]) -> Callable[..., 
 
 def draw(index: int, seed: int = 0) -> Data:
     features, _ = draw_signs(GRAPHS[index], np.random.default_rng(seed))
-    data = Topology.of(GRAPHS[index]).data
+    data = BudgetThreshold.of(GRAPHS[index]).data
     doubled = {name: value.double() for name, value in data if value_is_float(value)}
     return with_features(Data(**{**data.to_dict(), **doubled}), torch.from_numpy(features).double())
 
@@ -176,7 +176,7 @@ def test_the_actor_sees_the_budget_but_not_the_bar(
 def test_inference_equals_training(make_network: Callable[..., PruningNetwork]) -> None:
     network = make_network().float()
     features, _ = draw_signs(GRAPHS[2], np.random.default_rng(0))
-    data = Topology.of(GRAPHS[2]).data
+    data = BudgetThreshold.of(GRAPHS[2]).data
     logits = network.logits(data, features, CONTEXT[0].numpy())
     joined = join([with_features(data, torch.from_numpy(features))])
     expected = network.scores(joined, network.encode(joined), CONTEXT)

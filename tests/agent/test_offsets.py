@@ -26,7 +26,7 @@ def test_offsets_start_at_zero_and_groups_reach_their_channels(graph: StructureG
 def test_a_step_is_the_mean_of_advantage_times_surprise(graph: StructureGraph) -> None:
     """The gradient of the per-bit loss, undone by ``scale``, moves a channel by A (b - p)."""
     offsets = InstanceOffsets({0: graph})
-    temperature, num_free, size = 0.2, float(graph.free.sum()), graph.num_classes
+    temperature, num_free, size = 0.2, float(graph.free.sum()), graph.num_units
     bits = torch.from_numpy(np.random.default_rng(0).integers(0, 2, size)).float()
     logits = offsets(0) / temperature
     advantage = 1.5
@@ -45,8 +45,8 @@ def test_a_step_is_the_mean_of_advantage_times_surprise(graph: StructureGraph) -
 
 
 def test_a_group_follows_the_episodes_that_decide_on_it_alone(graph: StructureGraph) -> None:
-    offsets, first = InstanceOffsets({0: graph}), graph.groups[0].classes[0]
-    mask = torch.zeros(3, graph.num_classes, dtype=torch.bool)
+    offsets, first = InstanceOffsets({0: graph}), graph.groups[0].units[0]
+    mask = torch.zeros(3, graph.num_units, dtype=torch.bool)
     mask[0, graph.group_of == graph.group_of[first]] = True
     gains = torch.tensor([2.0, 5.0, 7.0])[:, None].expand(3, len(graph.groups))
     offsets.follow(0, gains, mask, 0.1)

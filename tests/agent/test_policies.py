@@ -18,7 +18,7 @@ from prunegraph.agent.policies import (
     save_policy,
 )
 from prunegraph.agent.ppo import ChannelPPO
-from prunegraph.agent.threshold import Topology
+from prunegraph.agent.threshold import BudgetThreshold
 from prunegraph.agent.train import AgentConfig, build_model, make_vec_env
 from prunegraph.core.errors import ArtefactError
 from prunegraph.rewards import RewardConfig
@@ -48,10 +48,10 @@ def test_a_saved_policy_scores_alike_networks_of_any_size(
     assert loaded.record == {"seed": 3, "networks": ["toy0"]}
     for graph in (*GRAPHS, toy_graph((30, 2, 12), (4, 4, 2, 1))):
         features, _ = draw_signs(graph, np.random.default_rng(0))
-        data = Topology.of(graph).data
+        data = BudgetThreshold.of(graph).data
         logits = loaded.logits(data, features, CONTEXT)
         assert np.array_equal(logits, policy.logits(data, features, CONTEXT))
-        assert logits.shape == (graph.num_classes,)
+        assert logits.shape == (graph.num_units,)
         assert logits.std() > 0
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from prunegraph.agent.policy import ChannelPruningPolicy
-from prunegraph.agent.threshold import Topology, expected_cost_ratio
+from prunegraph.agent.threshold import BudgetThreshold, expected_cost_ratio
 from prunegraph.core.errors import ConfigError
 from prunegraph.graph.costs.memory import MemoryModel, Storage
 
@@ -22,8 +22,8 @@ def expected_ratios(policy: ChannelPruningPolicy, obs: dict[str, Tensor]) -> lis
     probabilities = policy.get_distribution(obs).probabilities().detach().double().numpy()
     ratios = []
     for row, graph_id in enumerate(obs["graph_id"][:, 0].long().tolist()):
-        graph = policy.topologies[graph_id].graph
-        kept = np.where(graph.frozen, 1.0, probabilities[row, : graph.num_classes])
+        graph = policy.thresholds[graph_id].graph
+        kept = np.where(graph.frozen, 1.0, probabilities[row, : graph.num_units])
         limit = float(obs["context"][row, 0]) * graph.dense_cost.macs
         ratios.append(
             expected_cost_ratio(graph, kept[None], np.array([[limit, np.inf, np.inf, np.inf]]))[0]
@@ -41,9 +41,9 @@ def test_no_gradient_leaves_the_budget(make_policy: MakePolicy, observe: Observe
     """The threshold follows the scores: whatever they do, the expected cost stays."""
     policy, obs = make_policy(), observe(1)
     graph_id = int(obs["graph_id"][0, 0])
-    graph, channels = policy.topologies[graph_id].graph, policy.offsets.channels[str(graph_id)]
+    graph, channels = policy.thresholds[graph_id].graph, policy.offsets.channels[str(graph_id)]
     torch.nn.init.normal_(policy.offsets.groups[str(graph_id)], std=3.0)  # groups of all widths
-    probabilities = policy.get_distribution(obs).probabilities()[0, : graph.num_classes]
+    probabilities = policy.get_distribution(obs).probabilities()[0, : graph.num_units]
     kept = np.where(graph.frozen, 1.0, probabilities.detach().double().numpy())
     slopes = np.where(graph.free, graph.cost_model.slopes(kept[None])[0, 0], 0.0)
     costs = torch.from_numpy(slopes).float() * probabilities
@@ -57,17 +57,17 @@ def test_no_gradient_leaves_a_memory(make_policy: MakePolicy, observe: Observe) 
     policy, obs = make_policy(), observe(1)
     obs["context"][:, 0] = 1.0
     graph_id = int(obs["graph_id"][0, 0])
-    graph, channels = policy.topologies[graph_id].graph, policy.offsets.channels[str(graph_id)]
+    graph, channels = policy.thresholds[graph_id].graph, policy.offsets.channels[str(graph_id)]
     storages = [
-        Storage(bytes_per_position=4, classes=group.classes, born=number, died=number + 2)
+        Storage(bytes_per_position=4, classes=group.units, born=number, died=number + 2)
         for number, group in enumerate(graph.groups)
     ]
-    memory = MemoryModel(graph.num_classes, storages)
+    memory = MemoryModel(graph.num_units, storages)
     most = int(0.7 * memory.peak(graph.dense_mask().keep))
     known = dataclasses.replace(graph, memory_model=memory)
-    policy.topologies[graph_id] = Topology.of(known, most)
+    policy.thresholds[graph_id] = BudgetThreshold.of(known, most)
     torch.nn.init.normal_(policy.offsets.groups[str(graph_id)], std=1.0)
-    probabilities = policy.get_distribution(obs).probabilities()[0, : graph.num_classes]
+    probabilities = policy.get_distribution(obs).probabilities()[0, : graph.num_units]
     kept = np.where(graph.frozen, 1.0, probabilities.detach().double().numpy())
     moments = memory.moments(kept[None])[0]
     assert moments.max() == pytest.approx(most, rel=1e-5)
@@ -137,7 +137,7 @@ def test_equal_graphs_are_encoded_once(
         policy.network, "encode", lambda data: sizes.append(data.num_channels) or encode(data)
     )
     assert len(policy.decide(obs).values.unique()) == 16
-    assert sizes == [policy.topologies[int(obs["graph_id"][0])].num_channels]
+    assert sizes == [policy.thresholds[int(obs["graph_id"][0])].num_channels]
 
 
 def test_entropy_at_zero_logits_counts_the_free_masks(
@@ -185,7 +185,7 @@ def test_state_dependent_noise_is_refused(make_policy: MakePolicy) -> None:
             policy.observation_space,
             policy.action_space,
             lambda _: 1e-3,
-            topologies=policy.topologies,
+            thresholds=policy.thresholds,
             network_config=policy.network_config,
             use_sde=True,
         )

@@ -185,7 +185,7 @@ def test_the_greedy_mask_holds_what_the_search_found(make_model: MakeModel) -> N
     model.learn(16)
     row = {name: array[0] for name, array in model._last_obs.items()}
     graph_id, budget = int(row["graph_id"][0]), Budget(keep_macs=0.5)
-    graph = model.policy.topologies[graph_id].graph
+    graph = model.policy.thresholds[graph_id].graph
     gone = np.flatnonzero(graph.free & ~model.greedy_mask(row, budget))[0]
     with torch.no_grad():
         model.policy.offsets.channels[str(graph_id)][gone] = 100.0
@@ -219,11 +219,11 @@ def test_temperature_is_geometric() -> None:
     [
         ({"temperature_end": 0.0}, "temperatures 0.3 and 0.0"),
         ({"epochs": 0}, "epochs=0 must be at least 1"),
-        ({"proposals": 2}, "needs imagined_steps"),
+        ({"proposals": 2}, "needs surrogate_steps"),
         ({"clip": "bits"}, "clip='bits' is not one of bit, joint"),
         ({"learning_rate": -1.0}, "learning_rate=-1.0 must lie"),
         ({"planned_caution": float("nan")}, "planned_caution=nan"),
-        ({"imagined_steps": -3}, "imagined_steps=-3"),
+        ({"surrogate_steps": -3}, "surrogate_steps=-3"),
         ({"group_noise_end": 0.0}, "group_noise_end=0 cannot be reached"),
     ],
 )
@@ -236,7 +236,7 @@ def test_bad_options_raise(options: dict[str, Any], message: str) -> None:
 def test_proposals_are_learned_from_with_their_own_noise(
     make_model: MakeModel, workers: int
 ) -> None:
-    model = make_model(workers, ppo=PPOConfig(imagined_steps=2, proposals=3))
+    model = make_model(workers, ppo=PPOConfig(surrogate_steps=2, proposals=3))
     seen = []
 
     def choose(graph_id: int, bits: torch.Tensor, limits: np.ndarray) -> int:
@@ -249,13 +249,13 @@ def test_proposals_are_learned_from_with_their_own_noise(
     assert len(seen) == 16
     assert sum(len(noise) for noise in model.policy.noises) == 16
     actions = torch.from_numpy(model.rollout_buffer.actions).reshape(16, -1)
-    size = model.policy.topologies[seen[0][0]].num_channels
+    size = model.policy.thresholds[seen[0][0]].num_channels
     assert torch.equal(actions[0, :size].float(), seen[0][1][2, :size])
 
 
 @pytest.mark.parametrize("workers", [1, 8])
 def test_every_second_mask_is_planned_and_learned_from(make_model: MakeModel, workers: int) -> None:
-    model = make_model(workers, ppo=PPOConfig(imagined_steps=2, exchanges=3))
+    model = make_model(workers, ppo=PPOConfig(surrogate_steps=2, swaps=3))
     seen = []
 
     def plan(graph_id: int, bits: torch.Tensor, limits: np.ndarray) -> torch.Tensor:
@@ -274,7 +274,7 @@ def test_an_episode_that_refines_is_planned_in_all_steps_or_in_none(make_model: 
     policy = make_model(1).policy
     policy.planned_every = 2
     step_share = policy.network_config.context_names.index("step_share")
-    size = policy.topologies[0].num_channels
+    size = policy.thresholds[0].num_channels
     steps = []
     for step in (0.0, 0.5) * 3:
         context = torch.full((1, len(policy.network_config.context_names)), 0.5)
@@ -287,7 +287,7 @@ def test_an_episode_that_refines_is_planned_in_all_steps_or_in_none(make_model: 
 
 
 def test_plans_are_made_as_soon_as_something_is_predicted(make_model: MakeModel) -> None:
-    model = make_model(1, ppo=PPOConfig(imagined_steps=2, exchanges=3))
+    model = make_model(1, ppo=PPOConfig(surrogate_steps=2, swaps=3))
     planned = []
     plan = model.policy.plan
     assert plan is not None
@@ -303,14 +303,14 @@ def test_plans_are_made_as_soon_as_something_is_predicted(make_model: MakeModel)
 
 
 def test_nothing_is_planned_where_nothing_is_predicted(make_model: MakeModel) -> None:
-    assert make_model(1, ppo=PPOConfig(exchanges=3)).policy.plan is None
-    assert make_model(1, ppo=PPOConfig(imagined_steps=2)).policy.plan is None
+    assert make_model(1, ppo=PPOConfig(swaps=3)).policy.plan is None
+    assert make_model(1, ppo=PPOConfig(surrogate_steps=2)).policy.plan is None
 
 
 def test_a_channel_steps_by_the_episodes_that_decide_on_it(make_model: MakeModel) -> None:
     model = make_model(1)
-    offsets, size = model.policy.offsets, model.policy.topologies[0].num_channels
-    free = torch.from_numpy(model.policy.topologies[0].graph.free)
+    offsets, size = model.policy.offsets, model.policy.thresholds[0].num_channels
+    free = torch.from_numpy(model.policy.thresholds[0].graph.free)
     mask = torch.zeros(4, size, dtype=torch.bool)
     mask[:2] = free
     mask[2:, torch.nonzero(free)[0]] = True  # other steps decide on another channel

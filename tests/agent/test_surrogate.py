@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from prunegraph.agent.surrogate import Imagination, cost_slope, expected_improvement
-from prunegraph.agent.threshold import Topology
+from prunegraph.agent.surrogate import Surrogate, cost_slope, expected_improvement
+from prunegraph.agent.threshold import BudgetThreshold
 from prunegraph.rewards import Episode, pack_bits
 from support.toy_env import toy_graphs
 
 GRAPHS = toy_graphs()[:2]
-SIZE = max(graph.num_classes for graph in GRAPHS)
+SIZE = max(graph.num_units for graph in GRAPHS)
 LIMITS = np.array([[0.5 * graph.dense_cost.macs, np.inf, np.inf, np.inf] for graph in GRAPHS])
 
 
 def draw_bits(graph_id: int, count: int, seed: int) -> torch.Tensor:
     graph = GRAPHS[graph_id]
     keep = torch.rand(count, SIZE, generator=torch.Generator().manual_seed(seed)) < 0.5
-    keep[:, : graph.num_classes] |= torch.from_numpy(graph.frozen)
+    keep[:, : graph.num_units] |= torch.from_numpy(graph.frozen)
     return keep.float()
 
 
@@ -32,16 +32,16 @@ def episode(graph_id: int, bits: torch.Tensor, accuracy: float) -> Episode:
         kl=None,
         cost_ratio=1.0,
         raw_cost_ratio=1.0,
-        bits=pack_bits(bits[: graph.num_classes].bool().numpy()),
+        bits=pack_bits(bits[: graph.num_units].bool().numpy()),
         digest="mask",
     )
 
 
 @pytest.fixture
-def imagination() -> Imagination:
+def surrogate() -> Surrogate:
     """Return one that has seen the second free channel of each network decide the accuracy."""
-    topologies = {index: Topology.of(graph) for index, graph in enumerate(GRAPHS)}
-    result = Imagination(topologies, lambda features: features[:, 0])
+    thresholds = {index: BudgetThreshold.of(graph) for index, graph in enumerate(GRAPHS)}
+    result = Surrogate(thresholds, lambda features: features[:, 0])
     episodes, ids = [], []
     for graph_id in (0, 1):
         channel = np.flatnonzero(GRAPHS[graph_id].free)[1]
@@ -53,14 +53,14 @@ def imagination() -> Imagination:
     return result
 
 
-def predict(imagination: Imagination, ids: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-    return imagination.rewards(ids, bits, LIMITS[ids.numpy()], ids, competes=False)
+def predict(surrogate: Surrogate, ids: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
+    return surrogate.rewards(ids, bits, LIMITS[ids.numpy()], ids, competes=False)
 
 
-def test_each_network_has_its_own_model(imagination: Imagination) -> None:
+def test_each_network_has_its_own_model(surrogate: Surrogate) -> None:
     ids = torch.tensor([0, 1]).repeat(40)
     bits = torch.stack([draw_bits(0, 40, 7), draw_bits(1, 40, 8)], dim=1).reshape(80, SIZE)
-    predicted = predict(imagination, ids, bits)
+    predicted = predict(surrogate, ids, bits)
     for graph_id in (0, 1):
         rows, channel = ids == graph_id, np.flatnonzero(GRAPHS[graph_id].free)[1]
         kept = bits[rows, channel] > 0.5
@@ -68,32 +68,32 @@ def test_each_network_has_its_own_model(imagination: Imagination) -> None:
         assert float(gap) == pytest.approx(0.1, abs=0.03)
 
 
-def test_doubt_lowers_what_is_predicted(imagination: Imagination) -> None:
+def test_doubt_lowers_what_is_predicted(surrogate: Surrogate) -> None:
     ids, bits = torch.zeros(20, dtype=torch.long), draw_bits(0, 20, 5)
     cells = torch.arange(20)  # one mask a cell: nothing is explained by cost
     limits = LIMITS[ids.numpy()]
-    bold = imagination.rewards(ids, bits, limits, cells, competes=False)
-    careful = imagination.rewards(ids, bits, limits, cells, competes=False, caution=1.0)
+    bold = surrogate.rewards(ids, bits, limits, cells, competes=False)
+    careful = surrogate.rewards(ids, bits, limits, cells, competes=False, caution=1.0)
     assert bool((careful < bold).all())
 
 
-def test_only_what_may_beat_the_best_run_mask_is_rewarded(imagination: Imagination) -> None:
+def test_only_what_may_beat_the_best_run_mask_is_rewarded(surrogate: Surrogate) -> None:
     channel = np.flatnonzero(GRAPHS[0].free)[1]
     ids, bits = torch.zeros(80, dtype=torch.long), draw_bits(0, 80, 13)
-    costs = sorted(GRAPHS[0].cost(run).macs for run in imagination.models[0].bits)
+    costs = sorted(GRAPHS[0].cost(run).macs for run in surrogate.models[0].bits)
     limits = np.tile([float(costs[len(costs) // 2]), np.inf, np.inf, np.inf], (80, 1))
-    assert imagination.promising(0, limits[0], 1)
-    rewards = imagination.rewards(ids, bits, limits, ids, competes=True)
+    assert surrogate.promising(0, limits[0], 1)
+    rewards = surrogate.rewards(ids, bits, limits, ids, competes=True)
     kept = bits[:, channel] > 0.5
     assert float(rewards.min()) >= 0.0
     assert float(rewards[kept].mean()) > 10.0 * float(rewards[~kept].mean())
 
 
-def test_what_is_run_first_competes_with_the_mean(imagination: Imagination) -> None:
+def test_what_is_run_first_competes_with_the_mean(surrogate: Surrogate) -> None:
     ids, bits = torch.zeros(40, dtype=torch.long), draw_bits(0, 40, 14)
     limits = 0.01 * LIMITS[ids.numpy()]
-    assert not imagination.promising(0, limits[0], 1)
-    rewards = imagination.rewards(ids, bits, limits, ids, competes=True)
+    assert not surrogate.promising(0, limits[0], 1)
+    rewards = surrogate.rewards(ids, bits, limits, ids, competes=True)
     assert bool((rewards >= 0.0).all()) and float(rewards.max()) > 0.0
 
 
@@ -106,17 +106,17 @@ def test_expected_improvement_is_the_mean_of_what_exceeds_the_bar() -> None:
     assert float(found[2]) >= 0.0
 
 
-def test_it_goes_on_from_what_was_written(imagination: Imagination) -> None:
-    copy = Imagination({i: Topology.of(g) for i, g in enumerate(GRAPHS)}, torch.Tensor.double)
-    copy.load_state_dict(json.loads(json.dumps(imagination.state_dict())))
+def test_it_goes_on_from_what_was_written(surrogate: Surrogate) -> None:
+    copy = Surrogate({i: BudgetThreshold.of(g) for i, g in enumerate(GRAPHS)}, torch.Tensor.double)
+    copy.load_state_dict(json.loads(json.dumps(surrogate.state_dict())))
     bits = draw_bits(0, 1, 9)
-    for each in (imagination, copy):
+    for each in (surrogate, copy):
         each.remember(
             [episode(0, bits[0], 0.7)], [0], torch.zeros(1, SIZE, 3), metric="accuracy", update=2
         )
     ids = torch.zeros(10, dtype=torch.long)
     masks = draw_bits(0, 10, 11)
-    assert torch.equal(predict(imagination, ids, masks), predict(copy, ids, masks))
+    assert torch.equal(predict(surrogate, ids, masks), predict(copy, ids, masks))
 
 
 def test_what_costs_more_does_not_look_better() -> None:
@@ -130,27 +130,27 @@ def test_what_costs_more_does_not_look_better() -> None:
     assert cost_slope(metrics[:1], costs[:1]) == 0.0
 
 
-def test_the_proposal_that_is_predicted_best_is_chosen(imagination: Imagination) -> None:
+def test_the_proposal_that_is_predicted_best_is_chosen(surrogate: Surrogate) -> None:
     ids = torch.zeros(200, dtype=torch.long)
     masks = draw_bits(0, 200, 12)
     channel = np.flatnonzero(GRAPHS[0].free)[1]
     masks[:, channel] = (torch.arange(200) % 4 == 2).float()
-    assert imagination.choose(0, masks[:4], LIMITS[0]) == 0  # what cost is worth is not known yet
-    predict(imagination, ids, masks)
-    found = [imagination.choose(0, masks[k : k + 4], LIMITS[0]) for k in range(0, 200, 4)]
+    assert surrogate.choose(0, masks[:4], LIMITS[0]) == 0  # what cost is worth is not known yet
+    predict(surrogate, ids, masks)
+    found = [surrogate.choose(0, masks[k : k + 4], LIMITS[0]) for k in range(0, 200, 4)]
     assert np.mean(np.array(found) == 2) > 0.9
 
 
-def test_promising_masks_are_run_ones_within_the_limit(imagination: Imagination) -> None:
+def test_promising_masks_are_run_ones_within_the_limit(surrogate: Surrogate) -> None:
     graph = GRAPHS[0]
-    run = np.stack(imagination.models[0].bits)
+    run = np.stack(surrogate.models[0].bits)
     costs = np.array([graph.cost(bits).macs for bits in run])
     most = float(np.sort(costs)[len(costs) // 2])
     within = costs <= most
-    found = imagination.promising(0, np.array([most, np.inf, np.inf, np.inf]), 100)
+    found = surrogate.promising(0, np.array([most, np.inf, np.inf, np.inf]), 100)
     assert 0 < within.sum() < len(run)
     assert {bits.tobytes() for bits in found} == {bits.tobytes() for bits in run[within]}
     channel = np.flatnonzero(graph.free)[1]
     assert found[0][channel]
-    assert len(imagination.promising(0, np.array([most, np.inf, np.inf, np.inf]), 1)) == 1
-    assert imagination.promising(5, LIMITS[0], 3) == []
+    assert len(surrogate.promising(0, np.array([most, np.inf, np.inf, np.inf]), 1)) == 1
+    assert surrogate.promising(5, LIMITS[0], 3) == []

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from prunegraph.agent.threshold import (
-    Topology,
+    BudgetThreshold,
     expected_cost_ratio,
     join,
     solve_threshold,
@@ -20,7 +20,7 @@ GRAPHS = toy_graphs()
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_expected_cost_of_certain_bits_is_the_cost(graph) -> None:
     rng = np.random.default_rng(0)
-    keep = (rng.random((5, graph.num_classes)) < 0.5) | graph.frozen
+    keep = (rng.random((5, graph.num_units)) < 0.5) | graph.frozen
     limits = np.array([[100.0, 50.0, np.inf, np.inf]] * 5)
     ratios = expected_cost_ratio(graph, keep.astype(float), limits)
     costs = [graph.cost(row) for row in keep]
@@ -30,9 +30,9 @@ def test_expected_cost_of_certain_bits_is_the_cost(graph) -> None:
 def test_expected_cost_of_probabilities_is_the_mean_over_masks() -> None:
     graph = toy_graph((8, 8), (4, 2, 1))  # no class lies on both axes of an operation
     rng = np.random.default_rng(0)
-    probabilities = np.where(graph.frozen, 1.0, rng.random(graph.num_classes))
+    probabilities = np.where(graph.frozen, 1.0, rng.random(graph.num_units))
     limits = np.array([[1.0, np.inf, np.inf, np.inf]])
-    masks = rng.random((20_000, graph.num_classes)) < probabilities
+    masks = rng.random((20_000, graph.num_units)) < probabilities
     sampled = np.mean([graph.cost_model.totals(mask.astype(float))[0] for mask in masks])
     expected = expected_cost_ratio(graph, probabilities[None], limits)[0]
     assert expected == pytest.approx(sampled, rel=0.01)
@@ -42,7 +42,7 @@ def test_expected_cost_of_probabilities_is_the_mean_over_masks() -> None:
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
 def test_threshold_meets_the_tightest_budget(budget: Budget, temperature: float) -> None:
     graph = GRAPHS[2]
-    scores = np.random.default_rng(0).normal(size=(4, graph.num_classes))
+    scores = np.random.default_rng(0).normal(size=(4, graph.num_units))
     limits = np.tile(graph.limits(budget), (4, 1))
     threshold = solve_threshold(graph, scores, limits, temperature)
     probabilities = 1.0 / (1.0 + np.exp(-(scores - threshold[:, None]) / temperature))
@@ -56,12 +56,12 @@ def test_threshold_meets_a_memory(keep_macs: float | None) -> None:
     graph = analyse(model, torch.zeros(1, 1, 8, 8))
     most = graph.peak_memory(graph.dense_mask()) // 2
     limits = np.tile(graph.limits(Budget(keep_macs=keep_macs, max_memory=most)), (4, 1))
-    scores = np.random.default_rng(0).normal(size=(4, graph.num_classes))
+    scores = np.random.default_rng(0).normal(size=(4, graph.num_units))
     threshold = solve_threshold(graph, scores, limits, 0.3)
     probabilities = 1.0 / (1.0 + np.exp(-(scores - threshold[:, None]) / 0.3))
     probabilities[:, graph.frozen] = 1.0
     assert expected_cost_ratio(graph, probabilities, limits) == pytest.approx(np.ones(4))
-    slopes = Topology.of(graph, most).cost_slopes(probabilities, limits)
+    slopes = BudgetThreshold.of(graph, most).cost_slopes(probabilities, limits)
     assert graph.memory_model is not None
     nearest = graph.memory_model.slopes(probabilities)
     if keep_macs is not None:
@@ -71,14 +71,14 @@ def test_threshold_meets_a_memory(keep_macs: float | None) -> None:
 
 def test_threshold_keeps_all_where_all_fits() -> None:
     graph = GRAPHS[0]
-    scores = np.random.default_rng(0).normal(size=(1, graph.num_classes))
+    scores = np.random.default_rng(0).normal(size=(1, graph.num_units))
     threshold = solve_threshold(graph, scores, np.array([[np.inf, 1e9, np.inf, np.inf]]), 0.3)
     assert (scores[0][graph.free] - threshold > 5.9).all()
 
 
 def test_threshold_keeps_nothing_where_nothing_fits() -> None:
     graph = GRAPHS[0]
-    scores = np.random.default_rng(0).normal(size=(2, graph.num_classes))
+    scores = np.random.default_rng(0).normal(size=(2, graph.num_units))
     limits = np.array([[1e-30, *[np.inf] * 3], [np.inf, 1e9, np.inf, np.inf]])
     threshold = solve_threshold(graph, scores, limits, 0.3)
     assert (scores[0][graph.free] - threshold[0] < -5.9).all()
@@ -87,11 +87,11 @@ def test_threshold_keeps_nothing_where_nothing_fits() -> None:
 
 def test_join_keeps_graphs_apart() -> None:
     datas = [
-        with_features(Topology.of(graph).data, torch.randn(graph.num_classes, 4))
+        with_features(BudgetThreshold.of(graph).data, torch.randn(graph.num_units, 4))
         for graph in GRAPHS
     ]
     joined = join(datas)
-    assert joined.num_channels == sum(graph.num_classes for graph in GRAPHS)
+    assert joined.num_channels == sum(graph.num_units for graph in GRAPHS)
     assert joined.num_ops == sum(len(graph.ops) for graph in GRAPHS)
     graph_of_op = np.repeat(np.arange(3), [len(graph.ops) for graph in GRAPHS])
     graph_of_node = torch.cat([joined.channel_graph, torch.from_numpy(graph_of_op)])
@@ -104,7 +104,7 @@ def test_join_keeps_graphs_apart() -> None:
 
 
 def test_join_of_one_is_itself() -> None:
-    data = with_features(Topology.of(GRAPHS[1]).data, torch.randn(GRAPHS[1].num_classes, 4))
+    data = with_features(BudgetThreshold.of(GRAPHS[1]).data, torch.randn(GRAPHS[1].num_classes, 4))
     joined = join([data])
     for name in ("x", "op_x", "edge_index", "edge_attr", "group_of"):
         assert torch.equal(joined[name], data[name]), name
@@ -123,6 +123,6 @@ def test_the_slopes_are_those_of_the_nearest_limit() -> None:
         (0.1 * dense.macs, 0.9 * dense.params, np.inf, np.inf),
         (0.9 * dense.macs, 0.1 * dense.params, np.inf, np.inf),
     ]
-    whatever_is_frozen = np.full((len(limits), graph.num_classes), 0.5)
-    slopes = Topology.of(graph).cost_slopes(whatever_is_frozen, np.array(limits))
+    whatever_is_frozen = np.full((len(limits), graph.num_units), 0.5)
+    slopes = BudgetThreshold.of(graph).cost_slopes(whatever_is_frozen, np.array(limits))
     assert slopes == pytest.approx(np.stack([macs, params, macs, params]))

@@ -11,7 +11,7 @@ import torch
 from prunegraph.agent.config import PPOConfig
 from prunegraph.agent.network import NetworkConfig
 from prunegraph.agent.policies import TrainedPolicy
-from prunegraph.agent.threshold import Topology
+from prunegraph.agent.threshold import BudgetThreshold
 from prunegraph.agent.train import AgentConfig, TrainingResult, train_agent
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError
@@ -26,7 +26,7 @@ from support.toy_env import (
 )
 
 GRAPHS = toy_graphs()
-TOPOLOGIES = [Topology.of(graph) for graph in GRAPHS]
+TOPOLOGIES = [BudgetThreshold.of(graph) for graph in GRAPHS]
 
 Factories = Callable[..., list[Callable[[], ToyPruningEnv]]]
 MakeConfig = Callable[..., AgentConfig]
@@ -38,9 +38,9 @@ def normalised_score(policy: TrainedPolicy | None, seed: int, count: int = 200) 
     accuracies = []
     for _ in range(count):
         obs, _ = env.reset()
-        scores = rng.random(env.graph.num_classes).astype(np.float32)
+        scores = rng.random(env.graph.num_units).astype(np.float32)
         if policy is not None:
-            features = obs["node_features"].reshape(env.size, -1)[: env.graph.num_classes]
+            features = obs["node_features"].reshape(env.size, -1)[: env.graph.num_units]
             scores = policy.logits(TOPOLOGIES[env.graph_id].data, features, obs["context"])
         keep = env.graph.project(scores, env.budget).keep
         accuracies.append(toy_accuracy(env.graph, env.best, keep))
@@ -184,7 +184,7 @@ def test_any_number_of_environments_trains_the_same_policy(
     config = toy_config(
         episodes_per_update=8,
         reward=RewardConfig(self_competition=form),
-        ppo=PPOConfig(imagined_steps=2, exchanges=5),
+        ppo=PPOConfig(surrogate_steps=2, swaps=5),
     )
     alone, four, eight = (
         train_agent(
@@ -205,11 +205,11 @@ def test_any_number_of_environments_trains_the_same_policy(
 
 
 def test_episodes_that_decide_anew(toy_config: MakeConfig, real_factories: MakeEnvs) -> None:
-    config = tiny(toy_config, refinements=1, ppo=PPOConfig(imagined_steps=2, exchanges=5))
+    config = tiny(toy_config, refinements=1, ppo=PPOConfig(surrogate_steps=2, swaps=5))
     result = train_agent(real_factories(0, refinements=1), GRAPHS[:1], config, total_networks=40)
     assert [record["update"] for record in result.history] == [1, 2]
     assert result.networks_evaluated == 2 * (2 * 8 + 1)
-    assert len(result.imagination.models[0].bits) == 2 * 2 * 8
+    assert len(result.surrogate.models[0].bits) == 2 * 2 * 8
     again = train_agent(real_factories(0, refinements=1), GRAPHS[:1], config, total_networks=40)
     assert again.history == result.history
 
@@ -232,11 +232,11 @@ def test_a_group_at_a_time(toy_config: MakeConfig, real_factories: MakeEnvs) -> 
         )
 
 
-@pytest.mark.parametrize("imagined_steps", [0, 3])
+@pytest.mark.parametrize("surrogate_steps", [0, 3])
 def test_a_checkpointed_training_goes_on_where_it_was(
-    toy_config: MakeConfig, real_factories: MakeEnvs, tmp_path: Path, imagined_steps: int
+    toy_config: MakeConfig, real_factories: MakeEnvs, tmp_path: Path, surrogate_steps: int
 ) -> None:
-    ppo = PPOConfig(imagined_steps=imagined_steps, exchanges=5)
+    ppo = PPOConfig(surrogate_steps=surrogate_steps, swaps=5)
 
     def run(checkpoint: Path, stop_after: int | None = None) -> TrainingResult:
         def stop(record: dict[str, Any]) -> None:
@@ -269,17 +269,17 @@ def test_a_checkpointed_training_goes_on_where_it_was(
 @pytest.mark.parametrize(
     "others",
     [
-        {"exchanges": 40},
+        {"swaps": 40},
         pytest.param({}, marks=pytest.mark.slow),
-        pytest.param({"imagined_competition": True}, marks=pytest.mark.slow),
+        pytest.param({"surrogate_competition": True}, marks=pytest.mark.slow),
     ],
 )
-def test_imagined_episodes_teach_more_of_as_many_networks(
+def test_surrogate_episodes_teach_more_of_as_many_networks(
     others: dict[str, Any], toy_config: MakeConfig, real_factories: MakeEnvs
 ) -> None:
     """The mean accuracy of the last update's episodes, after 12 updates of 8."""
     last = []
-    for ppo in (PPOConfig(imagined_steps=0), PPOConfig(imagined_steps=20, **others)):
+    for ppo in (PPOConfig(surrogate_steps=0), PPOConfig(surrogate_steps=20, **others)):
         result = train_agent(
             real_factories(0, 2),
             (GRAPHS[0], GRAPHS[2]),
@@ -291,11 +291,11 @@ def test_imagined_episodes_teach_more_of_as_many_networks(
     assert last[1] > last[0] + 0.1
 
 
-def test_episodes_of_several_steps_cannot_be_imagined(
+def test_episodes_of_several_steps_cannot_be_surrogate(
     toy_config: MakeConfig, real_factories: MakeEnvs
 ) -> None:
-    config = tiny(toy_config, per_group=True, ppo=PPOConfig(imagined_steps=2))
-    with pytest.raises(ConfigError, match="imagined_steps=2 needs episodes of one step"):
+    config = tiny(toy_config, per_group=True, ppo=PPOConfig(surrogate_steps=2))
+    with pytest.raises(ConfigError, match="surrogate_steps=2 needs episodes of one step"):
         train_agent(real_factories(0, per_group=True), GRAPHS[:1], config, total_networks=20)
 
 

@@ -68,7 +68,7 @@ def make_env() -> Iterator[Callable[..., SelfCompetitionVecEnv]]:
 
 def keep_all(row: dict[str, np.ndarray], budget: Budget) -> np.ndarray:
     graph: StructureGraph = GRAPHS[int(row["graph_id"][0])]
-    return graph.project(np.arange(graph.num_classes, dtype=np.float32), budget).keep
+    return graph.project(np.arange(graph.num_units, dtype=np.float32), budget).keep
 
 
 def play(env: SelfCompetitionVecEnv, updates: int) -> dict[str, list[float]]:

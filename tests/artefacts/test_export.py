@@ -13,7 +13,7 @@ from prunegraph.artefacts import export
 from prunegraph.artefacts import export as export_function
 from prunegraph.artefacts.export import SUFFIXES
 from prunegraph.core.errors import ConfigError, ExportError
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.apply import apply_mask
 
@@ -23,7 +23,7 @@ module = sys.modules[export_function.__module__]
 
 @pytest.fixture
 def pruned(
-    digits_net: nn.Module, digits_graph: StructureGraph, make_mask: Callable[..., KeepMask]
+    digits_net: nn.Module, digits_graph: StructureGraph, make_mask: Callable[..., ChannelMask]
 ) -> nn.Module:
     return apply_mask(digits_net, digits_graph, make_mask(digits_graph, 0)).train()
 

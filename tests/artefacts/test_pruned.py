@@ -20,7 +20,7 @@ from prunegraph.artefacts.pruned import (
 )
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ArtefactError, ConfigError, ModelError
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.core.splits import Dataset
 from prunegraph.core.tensors import state_tensors
 from prunegraph.graph import StructureGraph, analyse
@@ -47,8 +47,8 @@ def saved(
     digits: Dataset,
     digits_net: nn.Module,
     digits_graph: StructureGraph,
-    make_mask: Callable[..., KeepMask],
-) -> tuple[Path, nn.Module, KeepMask]:
+    make_mask: Callable[..., ChannelMask],
+) -> tuple[Path, nn.Module, ChannelMask]:
     mask = make_mask(digits_graph, 0)
     pruned = apply_mask(digits_net, digits_graph, mask)
     pruned.train()(torch.randn(16, *digits.image_shape))  # other batch-norm buffers
@@ -57,7 +57,7 @@ def saved(
     return tmp_path / "run", pruned, mask
 
 
-Saved = tuple[Path, nn.Module, KeepMask]
+Saved = tuple[Path, nn.Module, ChannelMask]
 
 
 def test_a_saved_network_comes_back(saved: Saved, digits_graph: StructureGraph) -> None:
@@ -159,7 +159,7 @@ def test_weights_of_another_mask_are_refused(
     saved: Saved,
     digits_net: nn.Module,
     digits_graph: StructureGraph,
-    make_mask: Callable[..., KeepMask],
+    make_mask: Callable[..., ChannelMask],
     tmp_path: Path,
 ) -> None:
     directory, _, mask = saved
@@ -255,7 +255,7 @@ class Tokens(nn.Module):
 def test_a_network_of_tokens_comes_back_with_its_example(tmp_path: Path) -> None:
     net, tokens = Tokens().eval(), torch.arange(12).view(2, 6)
     graph = analyse(net, tokens)
-    mask = graph.project(np.arange(graph.num_classes, dtype=np.float32), Budget(keep_macs=0.6))
+    mask = graph.project(np.arange(graph.num_units, dtype=np.float32), Budget(keep_macs=0.6))
     pruned = apply_mask(net, graph, mask)
     info = dataclasses.replace(INFO, example_shape=(2, 6))
     save_pruned(tmp_path / "run", model=pruned, mask=mask, graph=graph, info=info)

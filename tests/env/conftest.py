@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.core.budget import Budget
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
 from prunegraph.env import PruningTask
 from prunegraph.graph import StructureGraph, analyse
@@ -26,7 +26,7 @@ class CountingEvaluator:
     num_networks: int = 0
     calls: list[tuple[str, tuple[int, ...] | None]] = field(default_factory=list)
 
-    def evaluate(self, mask: KeepMask, subset: Tensor | None = None) -> Outcome:
+    def evaluate(self, mask: ChannelMask, subset: Tensor | None = None) -> Outcome:
         self.num_networks += 1
         images = None if subset is None else tuple(subset.tolist())
         self.calls.append((mask.digest(), images))
@@ -68,7 +68,7 @@ def make_task() -> Callable[..., PruningTask]:
 
     def make(name: str = "small", keep_macs: float = 0.5) -> PruningTask:
         graph = GRAPHS[name]
-        features = np.random.default_rng(0).normal(size=(graph.num_classes, NUM_FEATURES))
+        features = np.random.default_rng(0).normal(size=(graph.num_units, NUM_FEATURES))
         features[:, -2:] = 0.0  # where refinements write
         return PruningTask(
             name=name,

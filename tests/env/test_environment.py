@@ -109,19 +109,19 @@ def test_a_refinement_sees_what_the_step_before_kept_and_reached(make_task: Make
     seen = first["node_features"].reshape(shape)
     for step in range(1, 4):
         observation, _, done, _, info = env.step(rng.integers(0, 2, env.num_nodes))
-        features = observation["node_features"].reshape(shape)[: graph.num_classes]
-        kept = unpack_bits(info["mask_bits"], graph.num_classes)
+        features = observation["node_features"].reshape(shape)[: graph.num_units]
+        kept = unpack_bits(info["mask_bits"], graph.num_units)
         np.testing.assert_array_equal(features[:, -2], np.where(kept, 1.0, -1.0))
         reached = 2.0 * info["outcome"].accuracy - 1.0
-        assert features[:, -1] == pytest.approx(np.full(graph.num_classes, reached), abs=1e-6)
-        np.testing.assert_array_equal(features[:, :-2], seen[: graph.num_classes, :-2])
+        assert features[:, -1] == pytest.approx(np.full(graph.num_units, reached), abs=1e-6)
+        np.testing.assert_array_equal(features[:, :-2], seen[: graph.num_units, :-2])
         assert column(observation, "step_share") == pytest.approx(step / 3)
         assert graph.fits(graph.mask(kept), env.tasks[0].budget)
         assert done == (step == 3)
     assert_equal(env.reset()[0]["node_features"], first["node_features"])
     with pytest.raises(ConfigError, match="refinements=1"):
         EnvConfig(refinements=1, per_group=True)
-    for features in (np.ones((graph.num_classes, 4), np.float32), env.cells[0].features[:, -2:]):
+    for features in (np.ones((graph.num_units, 4), np.float32), env.cells[0].features[:, -2:]):
         task = dataclasses.replace(make_task(), node_features=features)
         with pytest.raises(ConfigError, match="append as many of zeros"):
             ChannelPruningEnv(task, EnvConfig(refinements=1))
@@ -154,7 +154,7 @@ def test_observation_of_a_smaller_network_is_padded(make_task: MakeTask) -> None
     for _ in range(4):
         observation, info = env.reset()
         task = tasks[info["graph_id"]]
-        size = task.graph.num_classes
+        size = task.graph.num_units
         seen.add(info["graph_id"])
         assert observation["graph_id"] == [info["graph_id"]]
         assert observation["node_mask"].sum() == size
@@ -190,7 +190,7 @@ def test_the_evaluated_mask_is_the_reported_one(make_task: MakeTask) -> None:
     env = ChannelPruningEnv(task, EnvConfig(subset_size=20))
     env.reset(seed=0)
     info = env.step(np.ones(env.num_nodes, dtype=np.int8))[4]
-    keep = unpack_bits(info["mask_bits"], task.graph.num_classes)
+    keep = unpack_bits(info["mask_bits"], task.graph.num_units)
     mask = task.graph.mask(keep)
     assert mask.digest() == info["mask_digest"] == info["outcome"].digest
     assert task.evaluator.calls[-1][0] == mask.digest()  # type: ignore[attr-defined]
@@ -215,7 +215,7 @@ def test_without_repair_the_raw_bits_are_evaluated(make_task: MakeTask) -> None:
     assert reward == 1.0  # nothing feasible yet, and no violation to compare with
     env.reset()
     info = env.step(np.zeros(env.num_nodes, dtype=np.int8))[4]
-    kept = unpack_bits(info["mask_bits"], task.graph.num_classes)
+    kept = unpack_bits(info["mask_bits"], task.graph.num_units)
     assert (kept & task.graph.free).sum() == 2  # one class of each of the two groups
     assert info["violation"] == 0.0
 
@@ -257,7 +257,7 @@ def test_steps_open_the_groups_in_order(make_task: MakeTask) -> None:
     assert costs[0] == 1.0
     assert costs[0] > costs[1] > costs[2]
     assert shares == pytest.approx([0.0, 1 / 3, 2 / 3])
-    half_of_first = np.ones(task.graph.num_classes, dtype=bool)
+    half_of_first = np.ones(task.graph.num_units, dtype=bool)
     half_of_first[np.flatnonzero(task.graph.group_of == free_groups[0])[1::2]] = False
     dense = task.graph.dense_cost.macs
     assert costs[1] == pytest.approx(task.graph.cost(half_of_first).macs / dense)
@@ -337,7 +337,7 @@ def test_greedy_bits_are_the_reference_of_their_block(make_task: MakeTask) -> No
     config = EnvConfig(reward=RewardConfig(self_competition="greedy"), episodes_per_subset=2)
     env = ChannelPruningEnv(task, config)
     greedy = np.ones(env.num_nodes, dtype=np.int8)
-    greedy[: task.graph.num_classes][task.graph.frozen] = 0  # ignored here as in an action
+    greedy[: task.graph.num_units][task.graph.frozen] = 0  # ignored here as in an action
     observation, _ = env.reset(seed=0, options={"greedy": greedy})
     own = env.step(greedy)
     # the same bits, repaired by the same generator: nothing gained, nothing lost

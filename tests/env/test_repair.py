@@ -9,7 +9,7 @@ from scipy import stats
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.masks import BoolArray
-from prunegraph.env.repair import Realisation, realise
+from prunegraph.env.repair import Realisation, repair
 from support.toy_env import toy_graph
 
 # equal widths and positions: a class costs the same wherever it is
@@ -27,7 +27,7 @@ def test_the_budget_is_met(how: Realisation, share: float) -> None:
     limit = 0.5 * GRAPH.dense_cost.macs
     for seed in range(50):
         keep = random_bits(seed, share)
-        mask, flipped = realise(GRAPH, keep, BUDGET, how, np.random.default_rng(seed))
+        mask, flipped = repair(GRAPH, keep, BUDGET, how, np.random.default_rng(seed))
         assert GRAPH.cost(mask).macs <= limit
         assert flipped == ((mask.keep != keep) & GRAPH.free).sum() / GRAPH.free.sum()
 
@@ -35,7 +35,7 @@ def test_the_budget_is_met(how: Realisation, share: float) -> None:
 def flip_counts(keep: BoolArray, how: Realisation, num_seeds: int = 600) -> Any:
     counts = np.zeros(GRAPH.num_classes)
     for seed in range(num_seeds):
-        mask, _ = realise(GRAPH, keep, BUDGET, how, np.random.default_rng(seed))
+        mask, _ = repair(GRAPH, keep, BUDGET, how, np.random.default_rng(seed))
         counts += mask.keep != keep
     return counts
 
@@ -59,7 +59,7 @@ def test_an_order_by_index_would_be_noticed() -> None:
     keep = GRAPH.free | GRAPH.frozen
     for seed in range(100):
         rng = Sorted(np.random.PCG64(seed))
-        counts += realise(GRAPH, keep, BUDGET, "repair", rng)[0].keep != keep
+        counts += repair(GRAPH, keep, BUDGET, "repair", rng)[0].keep != keep
     pvalues = [
         stats.chisquare(counts[GRAPH.group_of == group] + 1).pvalue
         for group in np.unique(GRAPH.group_of[GRAPH.free])
@@ -69,27 +69,27 @@ def test_an_order_by_index_would_be_noticed() -> None:
 
 def test_the_generator_decides_which_bits_flip() -> None:
     keep = random_bits(3, 0.8)
-    first = realise(GRAPH, keep, BUDGET, "repair", np.random.default_rng(0))
-    again = realise(GRAPH, keep, BUDGET, "repair", np.random.default_rng(0))
-    other = realise(GRAPH, keep, BUDGET, "repair", np.random.default_rng(1))
+    first = repair(GRAPH, keep, BUDGET, "repair", np.random.default_rng(0))
+    again = repair(GRAPH, keep, BUDGET, "repair", np.random.default_rng(0))
+    other = repair(GRAPH, keep, BUDGET, "repair", np.random.default_rng(1))
     assert first == again
     assert first[0] != other[0]
 
 
 def test_bits_that_fill_the_budget_are_not_flipped() -> None:
-    repaired, _ = realise(GRAPH, random_bits(0, 0.9), BUDGET, "repair", np.random.default_rng(0))
-    again, flipped = realise(GRAPH, repaired.keep, BUDGET, "repair", np.random.default_rng(9))
+    repaired, _ = repair(GRAPH, random_bits(0, 0.9), BUDGET, "repair", np.random.default_rng(0))
+    again, flipped = repair(GRAPH, repaired.keep, BUDGET, "repair", np.random.default_rng(9))
     assert (again, flipped) == (repaired, 0.0)
 
 
 def test_the_wall_cuts_only_what_is_too_much() -> None:
     cheap = GRAPH.frozen.copy()
     cheap[np.flatnonzero(GRAPH.free)[::8]] = True  # one class a group
-    mask, flipped = realise(GRAPH, cheap, BUDGET, "wall", np.random.default_rng(0))
+    mask, flipped = repair(GRAPH, cheap, BUDGET, "wall", np.random.default_rng(0))
     assert np.array_equal(mask.keep, cheap)
     assert flipped == 0.0
     everything = GRAPH.free | GRAPH.frozen
-    mask, _ = realise(GRAPH, everything, BUDGET, "wall", np.random.default_rng(0))
+    mask, _ = repair(GRAPH, everything, BUDGET, "wall", np.random.default_rng(0))
     widths = list(GRAPH.group_widths(mask).values())
     assert widths[0] == 8  # the first group may keep all while the later can keep their minimum
     assert widths[-1] < 8
@@ -108,7 +108,7 @@ def test_a_group_left_without_classes_gets_random_ones(how: Realisation) -> None
 
 def test_raw_bits_stay_as_they_are() -> None:
     keep = random_bits(4, 0.9)
-    mask, flipped = realise(GRAPH, keep, BUDGET, "raw", np.random.default_rng(0))
+    mask, flipped = repair(GRAPH, keep, BUDGET, "raw", np.random.default_rng(0))
     assert np.array_equal(mask.keep, keep)
     assert flipped == 0.0
 
@@ -117,6 +117,6 @@ def test_the_wall_refuses_to_round_and_repair_rounds() -> None:
     budget = Budget(keep_macs=0.5, round_to=4)
     keep = random_bits(0, 0.7)
     with pytest.raises(ConfigError, match="cannot round widths to 4"):
-        realise(GRAPH, keep, budget, "wall", np.random.default_rng(0))
-    mask, _ = realise(GRAPH, keep, budget, "repair", np.random.default_rng(0))
+        repair(GRAPH, keep, budget, "wall", np.random.default_rng(0))
+    mask, _ = repair(GRAPH, keep, budget, "repair", np.random.default_rng(0))
     assert {width % 4 for width in GRAPH.group_widths(mask).values()} == {0}

@@ -23,7 +23,7 @@ def test_features_may_follow_the_budget(make_task: MakeTask) -> None:
     task = make_task()
 
     def features(budget: Budget) -> FloatArray:
-        return np.full((task.graph.num_classes, 2), 10.0 * (budget.keep_macs or 0), np.float32)
+        return np.full((task.graph.num_units, 2), 10.0 * (budget.keep_macs or 0), np.float32)
 
     task = dataclasses.replace(task, node_features=features)
     config = EnvConfig(budgets=(Budget(keep_macs=0.4), Budget(keep_macs=0.8)), episodes_per_cell=1)
@@ -40,7 +40,7 @@ def test_features_may_follow_the_budget(make_task: MakeTask) -> None:
 @pytest.mark.parametrize("fault", ["rows", "columns", "nan"])
 def test_features_that_do_not_fit_are_refused(make_task: MakeTask, fault: str) -> None:
     task = make_task()
-    array = np.zeros((task.graph.num_classes, 3), dtype=np.float32)
+    array = np.zeros((task.graph.num_units, 3), dtype=np.float32)
     if fault == "rows":
         array = array[1:]
     elif fault == "columns":
@@ -53,14 +53,14 @@ def test_features_that_do_not_fit_are_refused(make_task: MakeTask, fault: str) -
 
 def test_networks_with_other_features_are_refused(make_task: MakeTask) -> None:
     large = make_task("large")
-    other = np.zeros((large.graph.num_classes, 2), dtype=np.float32)
+    other = np.zeros((large.graph.num_units, 2), dtype=np.float32)
     with pytest.raises(ConfigError, match="the same features"):
         ChannelPruningEnv((make_task(), dataclasses.replace(large, node_features=other)))
 
 
 def test_a_network_without_free_classes_is_refused(make_task: MakeTask) -> None:
     task = make_task()
-    graph = dataclasses.replace(task.graph, frozen=np.ones(task.graph.num_classes, dtype=bool))
+    graph = dataclasses.replace(task.graph, frozen=np.ones(task.graph.num_units, dtype=bool))
     with pytest.raises(ConfigError, match="nothing to prune"):
         make_cell(0, dataclasses.replace(task, graph=graph), task.budget)
 

@@ -27,7 +27,7 @@ def task() -> PruningTask:
     return PruningTask(
         name="digits_resnet8",
         graph=graph,
-        node_features=np.zeros((graph.num_classes, 2), dtype=np.float32),
+        node_features=np.zeros((graph.num_units, 2), dtype=np.float32),
         evaluator=Evaluator(
             model,
             graph,
@@ -63,12 +63,12 @@ def test_a_memory_is_met_and_the_rest_stays(task: PruningTask) -> None:
     budget = Budget(max_memory=int(0.8 * graph.peak_memory(graph.dense_mask())))
     env = ChannelPruningEnv(dataclasses.replace(task, budget=budget), EnvConfig(subset_size=40))
     observation, _ = env.reset(seed=0)
-    stake = observation["action_mask"][: graph.num_classes] > 0.5
+    stake = observation["action_mask"][: graph.num_units] > 0.5
     assert np.array_equal(stake, graph.at_stake(budget))
     assert 0 < stake.sum() < graph.free.sum()
     *_, info = env.step(np.zeros(env.num_nodes))
     assert info["cost_ratio"] <= 1.0
-    mask = graph.mask(unpack_bits(info["mask_bits"], graph.num_classes))
+    mask = graph.mask(unpack_bits(info["mask_bits"], graph.num_units))
     assert graph.fits(mask, budget)
     assert mask.keep[~stake].all()
     env.reset()

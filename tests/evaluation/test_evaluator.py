@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.core.errors import DataError, ModelError
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.core.splits import Dataset
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.apply import apply_mask
 from prunegraph.layerwise.recalibrate import recalibrate_bn
-from prunegraph.layerwise.reconstruct import Compensation
+from prunegraph.layerwise.reconstruct import Reconstruction
 from prunegraph.tasks.classification import evaluate, place_images, place_model
 
-MakeMask = Callable[..., KeepMask]
+MakeMask = Callable[..., ChannelMask]
 
 
 @pytest.fixture
@@ -232,12 +232,15 @@ def test_a_compensated_network_is_nearer_to_the_dense_one(
     make_mask: MakeMask,
 ) -> None:
     images = digits.train.take(torch.arange(256))
-    compensation = Compensation.on_images(digits_net, digits_graph, images)
-    plain, compensated = make_evaluator(kl=True), make_evaluator(kl=True, compensation=compensation)
+    reconstruction = Reconstruction.on_images(digits_net, digits_graph, images)
+    plain, reconstructed = (
+        make_evaluator(kl=True),
+        make_evaluator(kl=True, reconstruction=reconstruction),
+    )
     masks = [make_mask(digits_graph, seed, 0.7) for seed in range(3)]
     before, after = (
         sum(evaluator.evaluate(mask).kl or 0.0 for mask in masks)
-        for evaluator in (plain, compensated)
+        for evaluator in (plain, reconstructed)
     )
     assert after < 0.7 * before
 

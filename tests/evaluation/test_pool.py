@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prunegraph.core.errors import ModelError
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.evaluation.pool import PooledEvaluator, num_threads
@@ -33,7 +33,7 @@ class WaitingPool:
         if not waits:
             self.go.set()
 
-    def evaluate(self, network: int, mask: KeepMask, subset: Tensor | None) -> Outcome:
+    def evaluate(self, network: int, mask: ChannelMask, subset: Tensor | None) -> Outcome:
         self.calls.append((network, mask.digest()))
         assert self.go.wait(timeout=30)
         if self.error is not None:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError, ModelError
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.models import build_model
 from prunegraph.testing import assert_masked_equals_pruned
@@ -52,9 +52,9 @@ def network(name: str) -> tuple[nn.Module, StructureGraph, Tensor]:
     return model, analyse(model, example), example
 
 
-def random_mask(graph: StructureGraph, seed: int) -> KeepMask:
+def random_mask(graph: StructureGraph, seed: int) -> ChannelMask:
     rng = np.random.default_rng(seed)
-    scores = rng.normal(size=graph.num_classes).astype(np.float32)
+    scores = rng.normal(size=graph.num_units).astype(np.float32)
     return graph.project(scores, Budget(keep_macs=float(rng.uniform(0.3, 0.9))))
 
 
@@ -81,7 +81,7 @@ def test_nearly_all_weights_are_prunable(name: str) -> None:
 def test_residual_streams_of_our_resnet_are_groups_of_their_own() -> None:
     _, graph, _ = network("resnet20")
     groups = {group.name: group for group in graph.groups}
-    assert {name: len(groups[name].classes) for name in ("conv1", "layer2.0.conv2")} == {
+    assert {name: len(groups[name].units) for name in ("conv1", "layer2.0.conv2")} == {
         "conv1": 16,
         "layer2.0.conv2": 32,
     }
@@ -319,6 +319,6 @@ def test_what_is_no_network_of_code_is_refused() -> None:
 
 def test_scores_may_be_any_array() -> None:
     graph = analyse(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(1, 4))
-    scores = torch.arange(graph.num_classes, dtype=torch.float32)
+    scores = torch.arange(graph.num_units, dtype=torch.float32)
     masks = {graph.project(given, Budget(keep_macs=0.5)) for given in (scores, scores.tolist())}
     assert masks == {graph.project(scores.numpy(), Budget(keep_macs=0.5))}

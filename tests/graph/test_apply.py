@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.core.errors import MaskError, SurgeryError
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.graph import StructureGraph, analyse, copy_network
 from prunegraph.graph.apply import apply_mask, check_forward, zero_mask
 from prunegraph.testing import assert_masked_equals_pruned
 
-MakeMask = Callable[..., KeepMask]
+MakeMask = Callable[..., ChannelMask]
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:
@@ -94,7 +94,7 @@ def test_sliced_values_are_those_of_the_kept_channels(
 ) -> None:
     mask = make_mask(mixed_graph, 2)
     pruned = apply_mask(mixed, mixed_graph, mask)
-    kept = torch.from_numpy(mask.keep[mixed_graph.param_classes["stem.weight"][0]])
+    kept = torch.from_numpy(mask.keep[mixed_graph.param_units["stem.weight"][0]])
     assert 0 < int(kept.sum()) < 8
     assert torch.equal(pruned.stem.weight, mixed.stem.weight[kept])
     assert torch.equal(pruned.bn.running_var, mixed.bn.running_var[kept])
@@ -179,7 +179,7 @@ def test_the_optimizer_copy_holds_sliced_state(
     mixed(example).square().sum().backward()
     dense.step()
     mask = make_mask(mixed_graph, 0)
-    kept = torch.from_numpy(mask.keep[mixed_graph.param_classes["stem.weight"][0]])
+    kept = torch.from_numpy(mask.keep[mixed_graph.param_units["stem.weight"][0]])
     pruned, optimizer = apply_mask(mixed, mixed_graph, mask, optimizer=dense)
     assert type(optimizer) is kind
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.1]
@@ -296,11 +296,11 @@ def test_a_graph_of_another_network_is_refused(
 
 def test_a_mask_of_another_graph_is_refused(mixed: nn.Module, mixed_graph: StructureGraph) -> None:
     with pytest.raises(MaskError, match="the mask holds 3 classes"):
-        apply_mask(mixed, mixed_graph, KeepMask(np.ones(3, dtype=bool)))
+        apply_mask(mixed, mixed_graph, ChannelMask(np.ones(3, dtype=bool)))
     keep = np.ones(mixed_graph.num_classes, dtype=bool)
     keep[mixed_graph.frozen] = False
     with pytest.raises(MaskError, match="frozen classes"):
-        zero_mask(mixed, mixed_graph, KeepMask(keep))
+        zero_mask(mixed, mixed_graph, ChannelMask(keep))
 
 
 def test_silenced_layer_norms_normalise_over_kept_channels(make_mask: MakeMask) -> None:

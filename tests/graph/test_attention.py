@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunegraph.core.budget import Budget
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.graph import AttentionUnit, StructureGraph, analyse
 from prunegraph.graph.apply import apply_mask
 from prunegraph.graph.slim_attention import SlimMultiheadAttention
@@ -179,16 +179,16 @@ def block(name: str, attention: AttentionUnit = "head") -> tuple[nn.Module, Stru
     return model.eval(), analyse(model, x, attention=attention), x
 
 
-def random_mask(graph: StructureGraph, seed: int) -> KeepMask:
+def random_mask(graph: StructureGraph, seed: int) -> ChannelMask:
     rng = np.random.default_rng(seed)
-    scores = rng.normal(size=graph.num_classes).astype(np.float32)
+    scores = rng.normal(size=graph.num_units).astype(np.float32)
     return graph.project(scores, Budget(keep_macs=float(rng.uniform(0.4, 0.9))))
 
 
 def heads(graph: StructureGraph) -> list[int]:
     """Return the sizes of the free groups that hold an attention's inner channels."""
     return [
-        len(group.classes)
+        len(group.units)
         for group in graph.groups
         if group.frozen is None
         and any("attention" in m and ":0" in m for m in group.members)
@@ -207,7 +207,7 @@ def test_masked_equals_pruned(name: str) -> None:
 def test_heads_and_stream_are_groups_of_their_own(name: str) -> None:
     _, graph, _ = block(name)
     assert heads(graph) == [HEADS]
-    assert EMBED in {len(group.classes) for group in graph.groups if group.frozen is None}
+    assert EMBED in {len(group.units) for group in graph.groups if group.frozen is None}
 
 
 class Siamese(nn.Module):
@@ -229,7 +229,7 @@ def test_halves_along_the_batch_that_are_no_heads_lose_the_same_channels(layer: 
     torch.manual_seed(0)
     model, x = Siamese(layer).eval(), torch.randn(2, 3, 5, 5)
     graph = analyse(model, x)
-    sizes = {group.name: group.classes.size for group in graph.groups if group.frozen is None}
+    sizes = {group.name: group.units.size for group in graph.groups if group.frozen is None}
     assert sizes == {"stem": 8} | ({"layer": 8} if isinstance(layer, nn.Conv2d) else {})
     for seed in range(4):
         assert_masked_equals_pruned(model, graph, random_mask(graph, seed), x)
@@ -243,15 +243,15 @@ def test_a_key_head_leaves_with_its_query_heads() -> None:
 def test_heads_that_must_match_the_stream_leave_with_their_share_of_it() -> None:
     _, graph, _ = block("of_its_input")
     (group,) = [group for group in graph.groups if group.frozen is None]
-    assert len(group.classes) == HEADS
+    assert len(group.units) == HEADS
     assert {"embed.weight:0", "attention.qkv.weight:0", "attention.bias:1"} <= set(group.members)
 
 
 def test_attributes_follow_the_heads() -> None:
     model, graph, _ = block("packed")
-    group = next(g for g in graph.groups if len(g.classes) == HEADS and g.frozen is None)
-    keep = np.ones(graph.num_classes, dtype=bool)
-    keep[group.classes[:1]] = False
+    group = next(g for g in graph.groups if len(g.units) == HEADS and g.frozen is None)
+    keep = np.ones(graph.num_units, dtype=bool)
+    keep[group.units[:1]] = False
     attention = apply_mask(model, graph, graph.mask(keep)).attention
     assert isinstance(attention, Packed)
     assert (attention.num_heads, attention.head_dim) == (HEADS - 1, EMBED // HEADS)
@@ -290,7 +290,7 @@ def test_cross_attention() -> None:
     torch.manual_seed(0)
     model, inputs = CrossAttention().eval(), (torch.randn(2, 4, 5), torch.randn(2, 6, 7))
     graph = analyse(model, inputs)
-    assert sorted(len(g.classes) for g in graph.groups if g.frozen is None) == [
+    assert sorted(len(g.units) for g in graph.groups if g.frozen is None) == [
         4,
         4,
         16,
@@ -369,7 +369,7 @@ def test_width_of_a_single_fused_head_is_frozen_with_the_reason() -> None:
         ("v.weight:0", "v.bias:0", "out.weight:1")
     ]
     assert_masked_equals_pruned(
-        model, graph, graph.project(np.zeros(graph.num_classes), Budget(keep_macs=0.8)), x
+        model, graph, graph.project(np.zeros(graph.num_units), Budget(keep_macs=0.8)), x
     )
 
 
@@ -396,9 +396,9 @@ def test_heads_stay_and_lose_width(name: str) -> None:
     model, graph, _ = block(name, "width")
     width = EMBED // HEADS
     assert heads(graph) == [width]
-    group = next(g for g in graph.groups if len(g.classes) == width and g.frozen is None)
-    keep = np.ones(graph.num_classes, dtype=bool)
-    keep[group.classes[:2]] = False
+    group = next(g for g in graph.groups if len(g.units) == width and g.frozen is None)
+    keep = np.ones(graph.num_units, dtype=bool)
+    keep[group.units[:2]] = False
     slim = apply_mask(model, graph, graph.mask(keep)).get_submodule("attention.attention")
     assert isinstance(slim, SlimMultiheadAttention)
     assert slim.num_heads == HEADS
@@ -419,7 +419,7 @@ def test_values_may_be_narrower_than_queries() -> None:
     torch.manual_seed(0)
     model, inputs = CrossAttention().eval(), (torch.randn(2, 4, 5), torch.randn(2, 6, 7))
     graph = analyse(model, inputs, attention="width")
-    sizes = sorted(len(group.classes) for group in graph.groups if group.frozen is None)
+    sizes = sorted(len(group.units) for group in graph.groups if group.frozen is None)
     assert sizes.count(EMBED // HEADS) == 4
     for seed in range(3):
         assert_masked_equals_pruned(model, graph, random_mask(graph, seed), inputs)
@@ -464,14 +464,14 @@ def test_a_table_of_rotary_angles_is_shared_by_all_heads(
     words = torch.arange(12).view(2, 6)
     net = Rotary(shape, heads_first=heads_first).eval()
     graph = analyse(net, words)
-    assert {g.name: g.classes.size for g in graph.groups if g.frozen is None} == {
+    assert {g.name: g.units.size for g in graph.groups if g.frozen is None} == {
         "mix": 16,
         "qkv": 4,
     }
     keep = graph.dense_mask().keep.copy()
     for group in graph.groups:
         if group.frozen is None:
-            keep[group.classes[::3]] = False
+            keep[group.units[::3]] = False
     assert_masked_equals_pruned(net, graph, graph.mask(keep), words)
     longer = torch.arange(27).view(3, 9)
     apply_mask(net, graph, graph.mask(keep), example_inputs=longer)  # it checks them
@@ -495,5 +495,5 @@ class ConstantKeys(nn.Module):
 def test_constants_among_the_channels_of_a_product(attention: AttentionUnit) -> None:
     net, x = ConstantKeys(), torch.randn(2, 6, 5)
     graph = analyse(net, x, attention=attention)
-    mask = graph.project(np.arange(graph.num_classes, dtype=np.float32), Budget(keep_macs=0.8))
+    mask = graph.project(np.arange(graph.num_units, dtype=np.float32), Budget(keep_macs=0.8))
     assert_masked_equals_pruned(net, graph, mask, x)

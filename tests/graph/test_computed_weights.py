@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.surgery import apply_mask
-from prunegraph.layerwise.reconstruct import Compensation
+from prunegraph.layerwise.reconstruct import Reconstruction
 from prunegraph.testing import assert_masked_equals_pruned
 from prunegraph.testing.structure_check import random_mask
 
@@ -128,7 +128,7 @@ Check = Callable[[nn.Module, Any], StructureGraph]
 
 
 def free_sizes(graph: StructureGraph) -> list[int]:
-    return sorted(len(group.classes) for group in graph.groups if group.frozen is None)
+    return sorted(len(group.units) for group in graph.groups if group.frozen is None)
 
 
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
@@ -322,11 +322,11 @@ def test_reconstruction_leaves_them_as_they_are() -> None:
     assert FIRST in free_sizes(graph)
     mask = random_mask(graph, np.random.default_rng(0))[0]
     plain = apply_mask(model, graph, mask)
-    compensated = apply_mask(model, graph, mask)
-    Compensation(model, graph, lambda network: network(x)).apply(compensated, mask)
-    assert torch.equal(plain.get_parameter("two.weight"), compensated.get_parameter("two.weight"))
+    reconstructed = apply_mask(model, graph, mask)
+    Reconstruction(model, graph, lambda network: network(x)).apply(reconstructed, mask)
+    assert torch.equal(plain.get_parameter("two.weight"), reconstructed.get_parameter("two.weight"))
     assert not torch.equal(
-        plain.get_parameter("last.weight"), compensated.get_parameter("last.weight")
+        plain.get_parameter("last.weight"), reconstructed.get_parameter("last.weight")
     )
 
 
@@ -372,7 +372,7 @@ def test_weights_of_kept_inputs_stay_what_they_were(norm: Callable[..., nn.Modul
     x = torch.randn(2, 4, 9)
     graph = analyse(model, x)
     mask = random_mask(graph, np.random.default_rng(0))[0]
-    free = [group.classes for group in graph.groups if group.frozen is None]
+    free = [group.units for group in graph.groups if group.frozen is None]
     first, second = (torch.from_numpy(mask.keep[classes]) for classes in free)
     pruned = apply_mask(model, graph, mask)
     assert not (first.all() or second.all())

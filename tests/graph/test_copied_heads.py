@@ -66,7 +66,7 @@ def test_query_heads_leave_alone(way: str, check_all: Check) -> None:
     graph = check_all(network, torch.randn(2, TOKENS, 5))
     groups = {group.name: group for group in graph.groups}
     assert groups["q"].frozen is None
-    assert groups["q"].classes.size == HEADS
+    assert groups["q"].units.size == HEADS
     assert groups["kv"].frozen is not None
 
 
@@ -108,9 +108,9 @@ def test_the_number_of_copies_follows_the_heads(key_heads: int, copies: int) -> 
     x = torch.randn(2, TOKENS, 5)
     graph = analyse(network, x)
     heads = next(group for group in graph.groups if group.name == "q")
-    assert heads.classes.size == (HEADS if key_heads == 1 else key_heads)
-    keep = np.ones(graph.num_classes, dtype=bool)
-    keep[heads.classes[0]] = False
+    assert heads.units.size == (HEADS if key_heads == 1 else key_heads)
+    keep = np.ones(graph.num_units, dtype=bool)
+    keep[heads.units[0]] = False
     mask = graph.mask(keep)
     small, silent = apply_mask(network, graph, mask), zero_mask(network, graph, mask)
     assert small.num_key_value_groups == copies
@@ -162,7 +162,7 @@ def test_heads_of_a_state_space_leave(groups: int, free: int, check_all: Check) 
     graph = check_all(SharedStates(groups), torch.randn(2, TOKENS, 3))
     heads = [group for group in graph.groups if group.name == "in_proj"]
     assert heads[0].frozen is None
-    assert heads[0].classes.size == free
+    assert heads[0].units.size == free
 
 
 def test_copies_that_no_heads_share_keep_their_channels(check_all: Check) -> None:
@@ -212,7 +212,7 @@ def test_slices_of_queries_and_keys_are_not_tied(key_heads: int, check_all: Chec
     graph = check_all(Sliced(key_heads), torch.randn(2, TOKENS, 5))
     heads = next(group for group in graph.groups if group.name == "qkv")
     assert heads.frozen is None
-    assert heads.classes.size == key_heads
+    assert heads.units.size == key_heads
 
 
 class Biased(nn.Module):
@@ -261,5 +261,5 @@ def test_layers_that_share_a_bias_of_zeros_have_as_many_heads(
     layer: Callable[[], nn.Module], check_all: Check
 ) -> None:
     graph = check_all(Biased(layer), torch.randn(2, TOKENS, 5))
-    free = {group.name: group.classes.size for group in graph.groups if not group.frozen}
+    free = {group.name: group.units.size for group in graph.groups if not group.frozen}
     assert free == {"embed": HEADS * WIDTH, "layers.0.qkv": HEADS}

@@ -45,11 +45,11 @@ def test_projection_meets_the_budget_for_200_random_scores(spec: str) -> None:
         budget = Budget(keep_params=share) if trial % 2 else Budget(keep_macs=share)
         metric = trial % 2
         limit = float(graph.limits(budget)[metric])
-        mask = graph.project(rng.normal(size=graph.num_classes).astype(np.float32), budget)
+        mask = graph.project(rng.normal(size=graph.num_units).astype(np.float32), budget)
         cost = graph.cost(mask)
-        realised = (cost.macs, cost.params)[metric]
-        assert realised <= limit
-        assert realised >= 0.995 * limit or limit - realised < cheapest_addition(
+        repaired = (cost.macs, cost.params)[metric]
+        assert repaired <= limit
+        assert repaired >= 0.995 * limit or limit - repaired < cheapest_addition(
             graph, mask.keep, metric
         )
 
@@ -57,7 +57,7 @@ def test_projection_meets_the_budget_for_200_random_scores(spec: str) -> None:
 def test_projection_keeps_the_best_scores_and_breaks_ties_by_index() -> None:
     graph = analyse(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)), torch.randn(1, 4))
     free = np.flatnonzero(graph.free)
-    scores = np.zeros(graph.num_classes, dtype=np.float32)
+    scores = np.zeros(graph.num_units, dtype=np.float32)
     scores[free[4]] = 1.0
     mask = graph.project(scores, Budget(keep_macs=0.5))
     assert np.flatnonzero(mask.keep & graph.free).tolist() == [free[0], free[1], free[4]]
@@ -65,7 +65,7 @@ def test_projection_keeps_the_best_scores_and_breaks_ties_by_index() -> None:
 
 def test_two_budgets_at_once_the_tightest_counts() -> None:
     graph = graph_of("resnet20")
-    scores = np.random.default_rng(0).normal(size=graph.num_classes).astype(np.float32)
+    scores = np.random.default_rng(0).normal(size=graph.num_units).astype(np.float32)
     cost = graph.cost(graph.project(scores, Budget(keep_macs=0.6, keep_params=0.3)))
     assert cost.params <= 0.3 * graph.dense_cost.params
     assert cost.macs < 0.55 * graph.dense_cost.macs
@@ -73,7 +73,7 @@ def test_two_budgets_at_once_the_tightest_counts() -> None:
 
 def test_an_impossible_budget_says_the_least_that_can() -> None:
     graph = graph_of("resnet20")
-    scores = np.zeros(graph.num_classes, dtype=np.float32)
+    scores = np.zeros(graph.num_units, dtype=np.float32)
     with pytest.raises(BudgetError, match=r"keep_macs=1e-06 cannot be met: the least that can is"):
         graph.project(scores, Budget(keep_macs=1e-6))
 
@@ -95,26 +95,26 @@ def test_illegal_masks_are_refused() -> None:
     graph = graph_of("digits_resnet")
     with pytest.raises(MaskError, match="needs"):
         graph.mask(np.ones(3, dtype=bool))
-    keep = np.ones(graph.num_classes, dtype=bool)
+    keep = np.ones(graph.num_units, dtype=bool)
     keep[np.flatnonzero(graph.frozen)[0]] = False
     with pytest.raises(MaskError, match="is frozen"):
         graph.mask(keep)
-    keep = np.ones(graph.num_classes, dtype=bool)
-    keep[graph.groups[0].classes] = False
+    keep = np.ones(graph.num_units, dtype=bool)
+    keep[graph.groups[0].units] = False
     with pytest.raises(MaskError, match="at least 1 must stay"):
         graph.mask(keep)
     with pytest.raises(MaskError, match="NaN"):
-        graph.project(np.full(graph.num_classes, np.nan, dtype=np.float32), Budget(keep_macs=0.5))
+        graph.project(np.full(graph.num_units, np.nan, dtype=np.float32), Budget(keep_macs=0.5))
 
 
 def test_repair_flips_in_random_order_and_only_what_it_must() -> None:
     graph = graph_of("digits_resnet")
     budget = Budget(keep_macs=0.5)
-    legal = graph.project(np.random.default_rng(1).normal(size=graph.num_classes), budget)
+    legal = graph.project(np.random.default_rng(1).normal(size=graph.num_units), budget)
     again, flipped = graph.repair(legal.keep, budget, np.random.default_rng(2))
     assert again == legal
     assert flipped == 0.0
-    everything = np.ones(graph.num_classes, dtype=bool)
+    everything = np.ones(graph.num_units, dtype=bool)
     masks = [
         graph.repair(everything, budget, np.random.default_rng(seed))[0] for seed in range(200)
     ]
@@ -126,7 +126,7 @@ def test_repair_flips_in_random_order_and_only_what_it_must() -> None:
 def test_marginal_costs_equal_differences_of_costs() -> None:
     graph = graph_of("resnet20")
     keep = graph.project(
-        np.random.default_rng(0).normal(size=graph.num_classes), Budget(keep_macs=0.5)
+        np.random.default_rng(0).normal(size=graph.num_units), Budget(keep_macs=0.5)
     ).keep.copy()
     added = graph.cost_model.added_by_each(keep)
     for index in np.flatnonzero(~keep)[::20]:
@@ -139,12 +139,12 @@ def test_marginal_costs_equal_differences_of_costs() -> None:
 def test_slopes_equal_differences_of_expected_costs() -> None:
     graph = graph_of("resnet20")  # its residual groups lie on both axes of some convolutions
     rng = np.random.default_rng(0)
-    rows = rng.random((2, graph.num_classes))
+    rows = rng.random((2, graph.num_units))
     model, probabilities = graph.cost_model, rows[1]
     slopes = model.slopes(rows)[1]
     assert model.expected(rows)[1] == pytest.approx(model.totals(probabilities), rel=1e-12)
-    for index in rng.choice(graph.num_classes, 20, replace=False):
-        step = np.zeros(graph.num_classes)
+    for index in rng.choice(graph.num_units, 20, replace=False):
+        step = np.zeros(graph.num_units)
         step[index] = 1e-3
         above = np.array(model.totals(probabilities + step))
         below = np.array(model.totals(probabilities - step))

@@ -29,17 +29,17 @@ def permute(graph: StructureGraph, new: IntArray) -> StructureGraph:
     return dataclasses.replace(
         graph,
         groups=tuple(
-            dataclasses.replace(group, classes=new[group.classes]) for group in graph.groups
+            dataclasses.replace(group, classes=new[group.units]) for group in graph.groups
         ),
         group_of=graph.group_of[order],
         frozen=graph.frozen[order],
         ops=tuple(
-            dataclasses.replace(op, in_classes=new[op.in_classes], out_classes=new[op.out_classes])
+            dataclasses.replace(op, in_units=new[op.in_units], out_units=new[op.out_units])
             for op in graph.ops
         ),
-        param_classes={},
+        param_units={},
         gathers={},
-        cost_model=CostModel(graph.num_classes, terms),
+        cost_model=CostModel(graph.num_units, terms),
         summed=graph.summed[order],
     )
 
@@ -47,9 +47,9 @@ def permute(graph: StructureGraph, new: IntArray) -> StructureGraph:
 def random_statistics(graph: StructureGraph) -> dict[str, FloatArray]:
     rng = np.random.default_rng(0)
     names = ("taylor", "l1", "l2", "bn_scale", "fpgm", "lamp", "activation_mean", "apoz")
-    arrays = {name: rng.lognormal(size=graph.num_classes) for name in names}
-    arrays["twin_similarity"] = rng.random(graph.num_classes)
-    arrays["twin_rank"] = rng.integers(2, size=graph.num_classes)
+    arrays = {name: rng.lognormal(size=graph.num_units) for name in names}
+    arrays["twin_similarity"] = rng.random(graph.num_units)
+    arrays["twin_rank"] = rng.integers(2, size=graph.num_units)
     arrays["sensitivity"] = rng.normal(size=len(graph.groups))[graph.group_of]
     return {name: values.astype(np.float32) for name, values in arrays.items()}
 
@@ -57,8 +57,8 @@ def random_statistics(graph: StructureGraph) -> dict[str, FloatArray]:
 def test_edges_grow_as_the_sum_of_widths() -> None:
     graph = graph_of("resnet56")
     data = to_pyg(graph)
-    widths = sum(len(set(op.in_classes)) + len(set(op.out_classes)) for op in graph.ops)
-    products = sum(len(set(op.in_classes)) * len(set(op.out_classes)) for op in graph.ops)
+    widths = sum(len(set(op.in_units)) + len(set(op.out_units)) for op in graph.ops)
+    products = sum(len(set(op.in_units)) * len(set(op.out_units)) for op in graph.ops)
     assert data.edge_index.shape == (2, 2 * widths)
     assert data.edge_index.shape[1] < products / 10
     assert data.edge_index.shape[1] < 10_000
@@ -69,14 +69,14 @@ def test_the_layout_is_as_documented(spec: str) -> None:
     graph = graph_of(spec)
     data = to_pyg(graph)
     data.validate()
-    assert (data.num_channels, data.num_ops) == (graph.num_classes, len(graph.ops))
+    assert (data.num_channels, data.num_ops) == (graph.num_units, len(graph.ops))
     assert data.op_x.shape == (len(graph.ops), len(OP_FEATURE_NAMES))
     assert data.op_x.abs().max() <= 5.0
     assert data.edge_attr.shape == (data.edge_index.shape[1], len(RELATION_NAMES))
     assert torch.equal(data.edge_attr.sum(1), torch.ones(data.edge_index.shape[1]))
     assert torch.equal(data.free, torch.from_numpy(graph.free))
     touched = set(data.edge_index.flatten().tolist())
-    assert touched == set(range(graph.num_classes + len(graph.ops)))
+    assert touched == set(range(graph.num_units + len(graph.ops)))
 
 
 @pytest.mark.parametrize("spec", SHAPES)
@@ -87,12 +87,12 @@ def test_each_relation_joins_what_it_says(spec: str) -> None:
         name: set(zip(*data.edge_index[:, data.edge_attr[:, i] == 1].tolist(), strict=True))
         for i, name in enumerate(RELATION_NAMES)
     }
-    num_channels = graph.num_classes
+    num_channels = graph.num_units
     reads, writes = set(), set()
     for position, op in enumerate(graph.ops):
         inputs = op.read_classes
         reads |= {(int(index), num_channels + position) for index in inputs}
-        writes |= {(num_channels + position, int(index)) for index in op.out_classes}
+        writes |= {(num_channels + position, int(index)) for index in op.out_units}
     assert edges["reads"] == reads
     assert edges["writes"] == writes
     assert edges["read_by"] == {(b, a) for a, b in reads}
@@ -101,11 +101,11 @@ def test_each_relation_joins_what_it_says(spec: str) -> None:
 
 def test_renaming_the_nodes_renames_the_graph_and_its_features() -> None:
     graph = graph_of("digits_resnet")
-    new = np.random.default_rng(0).permutation(graph.num_classes)
+    new = np.random.default_rng(0).permutation(graph.num_units)
     order = np.argsort(new)
     other = permute(graph, new)
     data, moved = to_pyg(graph), to_pyg(other)
-    rename = np.append(new, np.arange(graph.num_classes, graph.num_classes + len(graph.ops)))
+    rename = np.append(new, np.arange(graph.num_units, graph.num_units + len(graph.ops)))
     for relation in range(len(RELATION_NAMES)):
         old_edges = data.edge_index[:, data.edge_attr[:, relation] == 1].numpy()
         new_edges = moved.edge_index[:, moved.edge_attr[:, relation] == 1].numpy()

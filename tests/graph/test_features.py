@@ -11,13 +11,13 @@ from prunegraph.graph.features import (
     FEATURE_DOCS,
     FEATURE_NAMES,
     OP_FEATURE_NAMES,
-    class_cost,
     in_stream,
     node_features,
     num_producers,
     op_features,
     prior_scores,
     rank_in_group,
+    unit_cost,
 )
 from prunegraph.methods.criteria.taylor import measure
 from prunegraph.models import build_model
@@ -52,7 +52,7 @@ def test_features_are_bounded_deterministic_and_none_is_constant(
     graph: StructureGraph, statistics: dict[str, FloatArray]
 ) -> None:
     features = node_features(graph, statistics)
-    assert features.shape == (graph.num_classes, len(FEATURE_NAMES))
+    assert features.shape == (graph.num_units, len(FEATURE_NAMES))
     assert features.dtype == np.float32
     assert np.abs(features).max() <= 5.0
     constant = [name for name in FEATURE_NAMES if np.ptp(column(features, name)[graph.free]) == 0]
@@ -110,7 +110,7 @@ def test_dead_channels_do_not_dwarf_the_rest(
     graph: StructureGraph, statistics: dict[str, FloatArray]
 ) -> None:
     taylor = statistics["taylor"].copy()
-    dead = graph.groups[0].classes[:2]
+    dead = graph.groups[0].units[:2]
     taylor[dead] = 0.0
     prior = prior_scores(graph, {**statistics, "taylor": taylor})
     alive = np.setdiff1d(np.flatnonzero(graph.free), dead)
@@ -119,22 +119,22 @@ def test_dead_channels_do_not_dwarf_the_rest(
 
 
 def test_ranks_run_through_each_group_and_ties_go_by_index(graph: StructureGraph) -> None:
-    values = np.random.default_rng(0).random(graph.num_classes)
+    values = np.random.default_rng(0).random(graph.num_units)
     ranks = rank_in_group(graph, values)
     for group in graph.groups:
-        size = len(group.classes)
-        np.testing.assert_allclose(np.sort(ranks[group.classes]), (np.arange(size) + 0.5) / size)
-        by_value = group.classes[np.argsort(values[group.classes])]
+        size = len(group.units)
+        np.testing.assert_allclose(np.sort(ranks[group.units]), (np.arange(size) + 0.5) / size)
+        by_value = group.units[np.argsort(values[group.units])]
         assert (np.diff(ranks[by_value]) > 0).all()
-    tied = rank_in_group(graph, np.zeros(graph.num_classes))
+    tied = rank_in_group(graph, np.zeros(graph.num_units))
     assert all(
-        (np.diff(tied[group.classes]) < 0).all() for group in graph.groups if group.frozen is None
+        (np.diff(tied[group.units]) < 0).all() for group in graph.groups if group.frozen is None
     )
 
 
 def test_residual_streams_are_those_that_several_ops_write(graph: StructureGraph) -> None:
     stream = in_stream(graph)
-    names = {group.name for group in graph.groups if stream[group.classes].all()}
+    names = {group.name for group in graph.groups if stream[group.units].all()}
     assert names == {"conv1"}
 
 
@@ -159,7 +159,7 @@ class Gated(nn.Module):
 def test_what_a_gate_multiplies_is_no_residual_stream() -> None:
     graph = analyse(Gated(), torch.randn(1, 3, 4, 4))
     stream = in_stream(graph)
-    found = {group.name: bool(stream[group.classes].all()) for group in graph.groups}
+    found = {group.name: bool(stream[group.units].all()) for group in graph.groups}
     assert found["stem"]
     assert not found["inner"]
     assert num_producers(graph).max() == 2
@@ -174,7 +174,7 @@ def test_the_unit_of_cost_is_what_the_budget_limits(graph: StructureGraph) -> No
         (Budget(keep_macs=0.5, keep_params=0.5), macs),
         (Budget(keep_params=0.5), params),
     ):
-        np.testing.assert_array_equal(class_cost(graph, budget)[free], cost[free])
+        np.testing.assert_array_equal(unit_cost(graph, budget)[free], cost[free])
 
 
 def test_op_features_follow_their_schema(graph: StructureGraph) -> None:

@@ -134,7 +134,7 @@ def half(graph: StructureGraph) -> Any:
     rng, keep = np.random.default_rng(0), graph.dense_mask().keep.copy()
     for group in graph.groups:
         if not group.frozen:
-            keep[rng.permutation(group.classes)[: group.classes.size // 2]] = False
+            keep[rng.permutation(group.units)[: group.units.size // 2]] = False
     return graph.mask(keep)
 
 
@@ -153,7 +153,7 @@ def test_a_pruned_model_generates_what_the_masked_one_does(name: str) -> None:
     for parameter in model.parameters():
         parameter.data.mul_(3 if parameter.ndim > 1 else 1)  # so that words differ
     graph = analyse(model, {**inputs, "use_cache": False})
-    assert {group.classes.size for group in graph.groups if not group.frozen} == sizes
+    assert {group.units.size for group in graph.groups if not group.frozen} == sizes
     mask = half(graph)
     small, silent = (cut(model, graph, mask).eval() for cut in (apply_mask, zero_mask))
     assert isinstance(small, Logits)

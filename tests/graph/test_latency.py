@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import BudgetError
-from prunegraph.core.masks import BoolArray, FloatArray, KeepMask
+from prunegraph.core.masks import BoolArray, ChannelMask, FloatArray
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.costs import latency as latency_table
 from prunegraph.graph.costs import latency_budget as latency_module
@@ -36,7 +36,7 @@ def case() -> Case:
 
 
 def scores_of(graph: StructureGraph, seed: int = 0) -> FloatArray:
-    return np.random.default_rng(seed).random(graph.num_classes).astype(np.float32)
+    return np.random.default_rng(seed).random(graph.num_units).astype(np.float32)
 
 
 def fake_clock(dense: float, num_params: int, calls: list[float]) -> Callable[..., Latency]:
@@ -95,7 +95,7 @@ def test_the_table_meets_both_ends_and_never_falls(case: Case) -> None:
     model, graph, _, table = case
     assert model.training
     assert len(table.times) == sum(op.param is not None for op in graph.ops)
-    keep = np.ones(graph.num_classes, dtype=bool)
+    keep = np.ones(graph.num_units, dtype=bool)
     last = table.milliseconds(keep)
     assert last == pytest.approx(table.dense.least)
     order = np.random.default_rng(0).permutation(np.flatnonzero(graph.free))
@@ -115,7 +115,7 @@ def test_what_no_layer_tells_is_foretold_by_the_bytes_written(
     assert graph.memory_model is not None
     written = graph.memory_model.written
 
-    def cut(model: nn.Module, graph: StructureGraph, mask: KeepMask) -> nn.Module:
+    def cut(model: nn.Module, graph: StructureGraph, mask: ChannelMask) -> nn.Module:
         slim = apply_mask(model, graph, mask)
         masks[id(slim)] = mask.keep
         return slim
@@ -123,7 +123,7 @@ def test_what_no_layer_tells_is_foretold_by_the_bytes_written(
     def measure(models: Sequence[nn.Module], *_: object, **__: object) -> list[Latency]:
         found = []
         for each in models:
-            keep = masks.get(id(each), np.ones(graph.num_classes, dtype=bool))
+            keep = masks.get(id(each), np.ones(graph.num_units, dtype=bool))
             took = 1.0 + float(written[keep].sum()) / 1e6
             found.append(Latency(least=took, median=took, p90=took, num_runs=1, ran=1.0))
         return found
@@ -133,10 +133,10 @@ def test_what_no_layer_tells_is_foretold_by_the_bytes_written(
     table = measure_latency_table(model, graph, example, budget=Budget(max_latency=1.5))
     assert table.excess == pytest.approx(1.0, abs=1e-6)
     assert table.rates == pytest.approx(written / 1e6, abs=1e-9)
-    keep = graph.frozen | (np.random.default_rng(0).random(graph.num_classes) < 0.4)
-    foretold = table.milliseconds(keep)
-    assert foretold == pytest.approx(1.0 + written[keep].sum() / 1e6)
-    assert table.slower_by(1.1).milliseconds(keep) == pytest.approx(1.1 * foretold)
+    keep = graph.frozen | (np.random.default_rng(0).random(graph.num_units) < 0.4)
+    predicted = table.milliseconds(keep)
+    assert predicted == pytest.approx(1.0 + written[keep].sum() / 1e6)
+    assert table.slower_by(1.1).milliseconds(keep) == pytest.approx(1.1 * predicted)
 
 
 @pytest.mark.parametrize("round_to", [None, 8])
@@ -161,15 +161,15 @@ def test_layers_are_timed_at_the_widths_that_rounding_allows(
     assert table.smallest.least > 0.0
 
 
-def test_a_forecast_has_its_slopes_and_tells_who_still_fits(case: Case) -> None:
+def test_a_prediction_has_its_slopes_and_tells_who_still_fits(case: Case) -> None:
     _, graph, _, table = case
     rng = np.random.default_rng(0)
-    probabilities = rng.uniform(0.3, 0.9, (3, graph.num_classes))
+    probabilities = rng.uniform(0.3, 0.9, (3, graph.num_units))
     step = 1e-5 * rng.normal(size=probabilities.shape)
     moved = table.expected(probabilities + step) - table.expected(probabilities)
     assert moved == pytest.approx((table.slopes(probabilities) * step).sum(axis=1), rel=1e-3)
-    keep = graph.frozen | (rng.random(graph.num_classes) < 0.5)
-    keep[[group.classes[0] for group in graph.groups]] = True
+    keep = graph.frozen | (rng.random(graph.num_units) < 0.5)
+    keep[[group.units[0] for group in graph.groups]] = True
     limit = table.milliseconds(keep) + 1e-3 * table.scale
     drops, adds = np.flatnonzero(keep & graph.free)[::40], np.flatnonzero(~keep)[::40]
     fits = table.fits_with_each(keep, limit)
@@ -177,14 +177,14 @@ def test_a_forecast_has_its_slopes_and_tells_who_still_fits(case: Case) -> None:
         bits = keep.copy()
         bits[added] = True
         assert fits[added] == (table.milliseconds(bits) <= limit)
-    found = table.exchanged(keep, np.append(drops, -1), np.append(adds, -1))
+    found = table.swapped(keep, np.append(drops, -1), np.append(adds, -1))
     assert found[-1, -1] == pytest.approx(table.milliseconds(keep))
     slopes = table.slopes(keep[None].astype(float))[0]
     assert found[0, 0] == pytest.approx(found[-1, -1] - slopes[drops[0]] + slopes[adds[0]])
 
 
 @pytest.mark.parametrize("others", [{}, {"keep_macs": 0.6}, {"round_to": 4}])
-def test_a_structure_with_a_forecast_meets_it_to_the_last_class(
+def test_a_structure_with_a_prediction_meets_it_to_the_last_class(
     case: Case, others: dict[str, float]
 ) -> None:
     _, known, _, table = case

@@ -126,13 +126,13 @@ def network(name: str) -> tuple[nn.Module, Tensor]:
 def check_masks(model: nn.Module, graph: StructureGraph, x: Tensor | tuple[Tensor, ...]) -> None:
     for seed in range(6):
         rng = np.random.default_rng(seed)
-        scores = rng.normal(size=graph.num_classes).astype(np.float32)
+        scores = rng.normal(size=graph.num_units).astype(np.float32)
         mask = graph.project(scores, Budget(keep_params=float(rng.uniform(0.72, 0.95))))
         assert_masked_equals_pruned(model, graph, mask, x)
 
 
 def free_sizes(graph: StructureGraph) -> list[int]:
-    return sorted(len(group.classes) for group in graph.groups if group.frozen is None)
+    return sorted(len(group.units) for group in graph.groups if group.frozen is None)
 
 
 @pytest.mark.parametrize("name", [*IMAGES, *SEQUENCES])

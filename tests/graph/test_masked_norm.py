@@ -68,6 +68,6 @@ def test_a_norm_that_has_two_paths_and_whose_weight_is_read() -> None:
     torch.manual_seed(0)
     model, x = Shared().eval(), torch.randn(4, 3)
     graph = analyse(model, x)
-    keep = graph.frozen | (np.arange(graph.num_classes) % 3 > 0)
+    keep = graph.frozen | (np.arange(graph.num_units) % 3 > 0)
     assert not keep.all()
     assert_masked_equals_pruned(model, graph, graph.mask(keep), x)

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import BudgetError, ModelError
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.apply import apply_mask
 from prunegraph.graph.costs.memory import MemoryModel, Storage
@@ -41,13 +41,13 @@ def network(name: str, batch: int = 1) -> tuple[nn.Module, StructureGraph, Tenso
     return model, analyse(model, example, trial=False), example
 
 
-def random_mask(graph: StructureGraph, seed: int) -> KeepMask:
+def random_mask(graph: StructureGraph, seed: int) -> ChannelMask:
     """Return a mask whose groups keep very different shares, so that the peak moves."""
     rng = np.random.default_rng(seed)
-    keep = rng.random(graph.num_classes) < rng.random(len(graph.groups))[graph.group_of]
+    keep = rng.random(graph.num_units) < rng.random(len(graph.groups))[graph.group_of]
     keep |= graph.frozen
     for group in graph.groups:
-        keep[group.classes[: group.min_keep]] = True
+        keep[group.units[: group.min_keep]] = True
     return graph.mask(keep)
 
 
@@ -114,8 +114,8 @@ def test_a_plain_chain_is_counted_by_hand() -> None:
     model, example = nn.Sequential(*layers), torch.randn(1, 4)
     graph = analyse(model, example)
     assert graph.peak_memory(graph.dense_mask()) == 4 * (4 + 10 + 10)  # input, layer, its ReLU
-    keep = np.ones(graph.num_classes, dtype=bool)
-    keep[graph.groups[1].classes[:7]] = False
+    keep = np.ones(graph.num_units, dtype=bool)
+    keep[graph.groups[1].units[:7]] = False
     assert graph.peak_memory(keep) == 4 * (4 + 3 + 6)  # now the second layer's turn
     assert measure_peak_memory(apply_mask(model, graph, graph.mask(keep)), example) == 4 * 13
 
@@ -127,11 +127,11 @@ def test_the_oracle_can_fail() -> None:
     assert graph.memory_model is not None
     shorter = [
         Storage(
-            bytes_per_position=s.bytes_per_position, classes=s.classes[1:], born=s.born, died=s.died
+            bytes_per_position=s.bytes_per_position, classes=s.units[1:], born=s.born, died=s.died
         )
         for s in graph.memory_model.storages
     ]
-    graph = dataclasses.replace(graph, memory_model=MemoryModel(graph.num_classes, shorter))
+    graph = dataclasses.replace(graph, memory_model=MemoryModel(graph.num_units, shorter))
     with pytest.raises(AssertionError, match="the graph says"):
         assert_memory_equals_measured(model, graph, mask, example)
 
@@ -145,7 +145,7 @@ def test_projection_is_never_over_and_nothing_more_fits(
     dense = graph.peak_memory(graph.dense_mask())
     for seed, share in enumerate((0.55, 0.8)):
         budget = Budget(**others, max_memory=int(share * dense), round_to=round_to)
-        scores = np.random.default_rng(seed).normal(size=graph.num_classes).astype(np.float32)
+        scores = np.random.default_rng(seed).normal(size=graph.num_units).astype(np.float32)
         mask = graph.project(scores, budget)
         assert graph.fits(mask, budget)
         assert assert_memory_equals_measured(model, graph, mask, example) <= share * dense
@@ -159,7 +159,7 @@ def test_projection_is_never_over_and_nothing_more_fits(
 def test_repair_meets_the_memory() -> None:
     _, graph, _ = network("resnet20")
     budget = Budget(max_memory=graph.peak_memory(graph.dense_mask()) // 2)
-    everything = np.ones(graph.num_classes, dtype=bool)
+    everything = np.ones(graph.num_units, dtype=bool)
     mask, flipped = graph.repair(everything, budget, np.random.default_rng(0))
     assert graph.fits(mask, budget)
     assert not graph.fits(everything, budget)
@@ -168,7 +168,7 @@ def test_repair_meets_the_memory() -> None:
 
 def test_an_impossible_memory_says_the_least() -> None:
     _, graph, _ = network("resnet20")
-    scores = np.zeros(graph.num_classes, dtype=np.float32)
+    scores = np.zeros(graph.num_units, dtype=np.float32)
     with pytest.raises(
         BudgetError, match=r"max_memory=1000 bytes cannot be met: the least"
     ) as error:
@@ -183,19 +183,19 @@ def test_the_peak_of_probabilities_goes_through_the_bits_and_has_its_slopes() ->
     assert model is not None
     masks = np.stack([random_mask(graph, seed).keep for seed in range(4)])
     assert model.expected(masks.astype(float)).tolist() == [graph.peak_memory(m) for m in masks]
-    probabilities = np.random.default_rng(0).uniform(0.2, 0.8, (3, graph.num_classes))
+    probabilities = np.random.default_rng(0).uniform(0.2, 0.8, (3, graph.num_units))
     step = 1e-6 * np.random.default_rng(1).normal(size=probabilities.shape)
     moved = model.expected(probabilities + step) - model.expected(probabilities)
     assert moved == pytest.approx((model.slopes(probabilities) * step).sum(axis=1), rel=1e-4)
 
 
-def test_every_exchange_is_foretold_to_the_byte() -> None:
+def test_every_swap_is_foretold_to_the_byte() -> None:
     _, graph, _ = network("resnet20")
     assert graph.memory_model is not None
     keep = random_mask(graph, 0).keep
     drops = np.append(np.flatnonzero(keep & graph.free)[::9], -1)
     adds = np.append(np.flatnonzero(~keep)[::9], -1)
-    found = graph.memory_model.exchanged(keep, drops, adds)
+    found = graph.memory_model.swapped(keep, drops, adds)
     for row, column in np.ndindex(found.shape):
         bits = keep.copy()
         bits[[c for c in (drops[row], adds[column]) if c >= 0]] ^= True

@@ -22,7 +22,7 @@ def around(block: nn.Module) -> nn.Sequential:
 
 
 def free_sizes(graph: StructureGraph) -> list[int]:
-    return sorted(len(group.classes) for group in graph.groups if group.frozen is None)
+    return sorted(len(group.units) for group in graph.groups if group.frozen is None)
 
 
 class Adapted(nn.Linear):

@@ -78,7 +78,7 @@ def padded_round(x: Tensor) -> Tensor:
     return F.pad(x, (1, 2, 2, 1), mode="circular")
 
 
-def own_convolution(x: Tensor) -> Tensor:
+def custom_convolution(x: Tensor) -> Tensor:
     return F.fold(F.unfold(x, 3, padding=1).relu(), x.shape[-2:], 3, padding=1)
 
 
@@ -100,7 +100,7 @@ FREE: dict[str, Op] = {
     "circular": padded_round,
     "interleaved": interleaved,
     "shifted": shifted,
-    "unfold": own_convolution,
+    "unfold": custom_convolution,
     "over_all": lambda x: x / (1 + x.std()),
     "var_mean_of_channels": lambda x: x - torch.var_mean(x, 1, correction=0, keepdim=True)[1],
 }
@@ -125,11 +125,11 @@ def check_free(net: nn.Module, classes: int = 16) -> None:
     graph = analyse(net, EXAMPLE)
     (group,) = [group for group in graph.groups if group.name == "one"]
     assert group.frozen is None
-    assert group.classes.size == classes
+    assert group.units.size == classes
     for kept in (slice(0, 3), slice(1, None, 2), slice(-2, None)):
-        keep = np.ones(graph.num_classes, dtype=bool)
-        keep[group.classes] = False
-        keep[group.classes[kept]] = True
+        keep = np.ones(graph.num_units, dtype=bool)
+        keep[group.units] = False
+        keep[group.units[kept]] = True
         assert_masked_equals_pruned(net, graph, graph.mask(keep), EXAMPLE)
 
 
@@ -292,7 +292,7 @@ class Weighted(nn.Module):
 def test_heads_can_go_where_there_are_as_many_as_each_is_wide() -> None:
     net, example = Weighted(), torch.randn(2, 5, 8)
     graph = analyse(net, example)
-    sizes = {group.name: group.classes.size for group in graph.groups if group.frozen is None}
+    sizes = {group.name: group.units.size for group in graph.groups if group.frozen is None}
     assert sizes == {"one": 16, "attention": 4}
     keep = graph.dense_mask().keep.copy()
     keep[np.flatnonzero(graph.free)[::3]] = False
@@ -327,7 +327,7 @@ def test_a_weight_that_is_used_without_a_layer_is_followed(name: str) -> None:
     check_free(net)
     groups = {group.name: group for group in analyse(net, EXAMPLE).groups}
     assert groups["weight"].frozen is None
-    assert groups["weight"].classes.size == 12
+    assert groups["weight"].units.size == 12
 
 
 class Picked(nn.Module):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import prunegraph as pg
 from prunegraph.core.errors import ModelError, SurgeryError
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.graph import StructureGraph
 from prunegraph.runs.prune import warn_if_unequal
 
@@ -20,17 +20,17 @@ def frozen(graph: StructureGraph, name: str) -> str | None:
     return next(group.frozen for group in graph.groups if group.name == name)
 
 
-def keep(graph: StructureGraph, number: int) -> KeepMask:
+def keep(graph: StructureGraph, number: int) -> ChannelMask:
     """Return a mask that keeps as many classes of each free group, or its minimum."""
-    bits, rng = np.ones(graph.num_classes, dtype=bool), np.random.default_rng(0)
+    bits, rng = np.ones(graph.num_units, dtype=bool), np.random.default_rng(0)
     for group in graph.groups:
         if group.frozen is None:
-            removed = len(group.classes) - max(number, group.min_keep)
-            bits[rng.permutation(group.classes)[: max(removed, 0)]] = False
+            removed = len(group.units) - max(number, group.min_keep)
+            bits[rng.permutation(group.units)[: max(removed, 0)]] = False
     return graph.mask(bits)
 
 
-def check_same(net: nn.Module, graph: StructureGraph, mask: KeepMask, *inputs: Tensor) -> None:
+def check_same(net: nn.Module, graph: StructureGraph, mask: ChannelMask, *inputs: Tensor) -> None:
     pruned, masked = pg.apply_mask(net, graph, mask), pg.zero_mask(net, graph, mask)
     with torch.no_grad():
         torch.testing.assert_close(pruned(*inputs), masked(*inputs), rtol=1e-4, atol=1e-5)

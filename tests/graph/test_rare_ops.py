@@ -376,11 +376,11 @@ def test_channels_can_go(name: str) -> None:
     kind, example, free = CASES[name]
     net = kind().eval()
     graph = analyse(net, example)
-    assert {g.name: g.classes.size for g in graph.groups if g.frozen is None} == free
+    assert {g.name: g.units.size for g in graph.groups if g.frozen is None} == free
     for seed in range(3):
         rng, keep = np.random.default_rng(seed), graph.dense_mask().keep.copy()
         for group in graph.groups:
             if group.frozen is None:
-                keep[rng.permutation(group.classes)[: max(1, group.classes.size // 3)]] = False
+                keep[rng.permutation(group.units)[: max(1, group.units.size // 3)]] = False
         assert_masked_equals_pruned(net, graph, graph.mask(keep), example)
     assert not hasattr(type(net), "width") or type(net).__dict__["width"] == 16

@@ -94,16 +94,16 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "packed": lambda: Sequences(nn.LSTM(8, 6, batch_first=True), packed),
     "lstm_cell": lambda: Sequences(nn.LSTMCell(8, 6), step_by_step),
     "gru_cell": lambda: Sequences(nn.GRUCell(8, 6), step_by_step),
-    "own_state": OwnState,
+    "custom_state": OwnState,
 }
 
 
 def without(graph: StructureGraph, rng: np.random.Generator) -> np.ndarray:
-    keep = np.ones(graph.num_classes, dtype=bool)
+    keep = np.ones(graph.num_units, dtype=bool)
     for group in graph.groups:
         if group.frozen is None:
-            removed = rng.integers(1, len(group.classes) - group.min_keep + 1)
-            keep[rng.permutation(group.classes)[:removed]] = False
+            removed = rng.integers(1, len(group.units) - group.min_keep + 1)
+            keep[rng.permutation(group.units)[:removed]] = False
     return keep
 
 
@@ -112,8 +112,8 @@ def test_units_leave_with_their_gates(name: str) -> None:
     torch.manual_seed(0)
     net = NETWORKS[name]().eval()
     graph = analyse(net, X)
-    free = {group.name: group.classes.size for group in graph.groups if group.frozen is None}
-    assert free == {"conv": 8, "gru" if name == "own_state" else "layer": 6}
+    free = {group.name: group.units.size for group in graph.groups if group.frozen is None}
+    assert free == {"conv": 8, "gru" if name == "custom_state" else "layer": 6}
     for seed in range(3):
         mask = graph.mask(without(graph, np.random.default_rng(seed)))
         assert_masked_equals_pruned(net, graph, mask, X)
@@ -272,7 +272,7 @@ def test_cells_of_ones_own_begin_with_as_many_zeros(
 ) -> None:
     torch.manual_seed(0)
     graph = check_all(make(), X)
-    assert [len(group.classes) for group in graph.groups if group.frozen is None] == widths
+    assert [len(group.units) for group in graph.groups if group.frozen is None] == widths
     assert not graph.frozen_ops
 
 
@@ -280,7 +280,7 @@ def test_a_cell_that_begins_with_a_literal_number_of_zeros_stays_whole() -> None
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv1d(3, 3, 1), nn.Conv1d(3, 3, 1), OwnGRU(None)).eval()
     graph = analyse(model, X)
-    frozen = [group for group in graph.groups if len(group.classes) == 10]
+    frozen = [group for group in graph.groups if len(group.units) == 10]
     assert [group.frozen is not None for group in frozen] == [True]
 
 
@@ -301,5 +301,5 @@ def test_constants_that_no_layer_makes_stay(
 ) -> None:
     torch.manual_seed(0)
     graph = check_all(Coordinates(), X)
-    assert [len(group.classes) for group in graph.groups if group.frozen is None] == [6, 6]
+    assert [len(group.units) for group in graph.groups if group.frozen is None] == [6, 6]
     assert [item.reason for item in graph.frozen_ops] == ["a channel of constants, or one alone"]

@@ -47,12 +47,12 @@ def assert_rounded_and_full(graph: StructureGraph, keep: BoolArray, budget: Budg
     for group in graph.groups:
         if group.frozen is not None:
             continue
-        widths = legal_widths(len(group.classes), group.min_keep, budget.round_to)
-        width = int(keep[group.classes].sum())
+        widths = legal_widths(len(group.units), group.min_keep, budget.round_to)
+        width = int(keep[group.units].sum())
         assert width in widths, (group.name, width, widths)
-        if width < len(group.classes):
+        if width < len(group.units):
             more = keep.copy()
-            removed = group.classes[~keep[group.classes]]
+            removed = group.units[~keep[group.units]]
             more[removed[: widths[widths.index(width) + 1] - width]] = True
             assert graph.cost(more).macs > limits[0] or graph.cost(more).params > limits[1]
 
@@ -66,7 +66,7 @@ def test_widths_are_multiples_and_the_budget_is_used_up(spec: str, round_to: int
         share = float(rng.uniform(0.6, 0.95))
         limits = {"keep_params": share} if trial % 2 else {"keep_macs": share}
         budget = Budget(**limits, round_to=round_to)
-        scores = rng.normal(size=graph.num_classes).astype(np.float32)
+        scores = rng.normal(size=graph.num_units).astype(np.float32)
         mask = graph.project(scores, budget)
         assert_rounded_and_full(graph, mask.keep, budget)
         assert graph.fits(mask, budget)
@@ -78,7 +78,7 @@ def test_widths_that_are_no_multiples_stay_whole_or_at_the_minimum() -> None:
     seen = set()
     for share in np.linspace(0.25, 1.0, 40):
         budget = Budget(keep_macs=float(share), round_to=8)
-        mask = graph.project(rng.normal(size=graph.num_classes).astype(np.float32), budget)
+        mask = graph.project(rng.normal(size=graph.num_units).astype(np.float32), budget)
         assert_rounded_and_full(graph, mask.keep, budget)
         seen.add(tuple(graph.group_widths(mask).values()))
     assert {width for widths in seen for width in widths} == {8, 16, 20, 1, 6, 13}
@@ -87,7 +87,7 @@ def test_widths_that_are_no_multiples_stay_whole_or_at_the_minimum() -> None:
 def test_the_best_block_comes_first_and_ties_go_by_index() -> None:
     graph = analyse(nn.Sequential(nn.Linear(4, 12), nn.Linear(12, 3)), torch.randn(1, 4))
     free = np.flatnonzero(graph.free)
-    scores = np.full(graph.num_classes, 0.1, dtype=np.float32)
+    scores = np.full(graph.num_units, 0.1, dtype=np.float32)
     scores[free[9]] = 1.0
     mask = graph.project(scores, Budget(keep_macs=0.7, round_to=4))
     expected = [*free[:7], free[9]]
@@ -97,7 +97,7 @@ def test_the_best_block_comes_first_and_ties_go_by_index() -> None:
 def test_equal_scores_never_take_a_later_block_first() -> None:
     graph = odd_network()
     for share in np.linspace(0.3, 1.0, 20):
-        scores = np.full(graph.num_classes, 0.1, dtype=np.float32)
+        scores = np.full(graph.num_units, 0.1, dtype=np.float32)
         mask = graph.project(scores, Budget(keep_params=float(share), round_to=8))
         assert graph.fits(mask, Budget(keep_params=float(share), round_to=8))
 
@@ -106,7 +106,7 @@ def test_rounding_to_one_changes_nothing() -> None:
     graph = graph_of("resnet20")
     rng = np.random.default_rng(1)
     for share in (0.3, 0.5, 0.8):
-        scores = rng.normal(size=graph.num_classes).astype(np.float32)
+        scores = rng.normal(size=graph.num_units).astype(np.float32)
         rounded = graph.project(scores, Budget(keep_macs=share, round_to=1))
         assert rounded == graph.project(scores, Budget(keep_macs=share))
 
@@ -115,12 +115,12 @@ def test_repair_rounds_and_counts_only_what_rounding_does_not_need() -> None:
     graph = graph_of("resnet20")
     budget = Budget(keep_macs=0.5, round_to=8)
     rng = np.random.default_rng(2)
-    legal = graph.project(rng.normal(size=graph.num_classes).astype(np.float32), budget)
+    legal = graph.project(rng.normal(size=graph.num_units).astype(np.float32), budget)
     again, flipped = graph.repair(legal.keep, budget, rng)
     assert again == legal
     assert flipped == 0.0
     for seed in range(10):
-        raw = np.random.default_rng(seed).random(graph.num_classes) < 0.7
+        raw = np.random.default_rng(seed).random(graph.num_units) < 0.7
         mask, flipped = graph.repair(raw, budget, np.random.default_rng(seed))
         assert_rounded_and_full(graph, mask.keep, budget)
         assert 0.0 <= flipped <= 1.0
@@ -134,18 +134,18 @@ def test_a_grouped_convolution_counts_the_channels_of_all_its_groups() -> None:
     layers = [nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 3, groups=4), nn.Conv2d(32, 8, 1)]
     graph = analyse(nn.Sequential(*layers), torch.randn(1, 3, 8, 8))
     slim = graph.project(
-        np.random.default_rng(0).normal(size=graph.num_classes).astype(np.float32),
+        np.random.default_rng(0).normal(size=graph.num_units).astype(np.float32),
         Budget(keep_macs=0.6, round_to=8),
     )
     for group, per_class in zip(graph.groups, graph.channels_per_class, strict=True):
         if group.frozen is None:
-            assert int(slim.keep[group.classes].sum()) * per_class % 8 == 0
+            assert int(slim.keep[group.units].sum()) * per_class % 8 == 0
     assert 4 in graph.channels_per_class
 
 
 def test_a_budget_below_the_rounded_minimum_says_the_least() -> None:
     graph = graph_of("resnet20")
-    scores = np.zeros(graph.num_classes, dtype=np.float32)
+    scores = np.zeros(graph.num_units, dtype=np.float32)
     with pytest.raises(BudgetError, match=r"keep_macs=0\.1 .* 0.*keeps its least multiple of 16"):
         graph.project(scores, Budget(keep_macs=0.1, round_to=16))
     graph.project(scores, Budget(keep_macs=0.1))
@@ -168,6 +168,6 @@ def test_a_multiple_alone_is_no_budget_and_survives_a_dict() -> None:
 def test_torchvision_networks_round() -> None:
     model = torchvision.models.resnet50()
     graph = analyse(model, torch.randn(1, 3, 64, 64))
-    scores = np.random.default_rng(0).normal(size=graph.num_classes).astype(np.float32)
+    scores = np.random.default_rng(0).normal(size=graph.num_units).astype(np.float32)
     budget = Budget(keep_macs=0.5, round_to=16)
     assert_rounded_and_full(graph, graph.project(scores, budget).keep, budget)

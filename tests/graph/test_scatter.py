@@ -19,7 +19,7 @@ Check = Callable[[nn.Module, Any], StructureGraph]
 
 
 def free_sizes(graph: StructureGraph) -> list[int]:
-    return sorted(len(group.classes) for group in graph.groups if group.frozen is None)
+    return sorted(len(group.units) for group in graph.groups if group.frozen is None)
 
 
 def into_zeros(x: Tensor, places: Tensor, y: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ class Turned(nn.Module):
 
 def test_a_write_that_no_rule_knows_freezes_that_place_alone() -> None:
     graph = check_elsewhere(Turned(), torch.randn(1, 5), torch.randn(4, 5))
-    assert [group.classes.size for group in graph.groups if group.frozen is None] == [12]
+    assert [group.units.size for group in graph.groups if group.frozen is None] == [12]
 
 
 class Counting(nn.Module):
@@ -151,7 +151,7 @@ def around(block: nn.Module) -> nn.Sequential:
 
 
 def free_sizes(graph: StructureGraph) -> list[int]:
-    return sorted(len(group.classes) for group in graph.groups if group.frozen is None)
+    return sorted(len(group.units) for group in graph.groups if group.frozen is None)
 
 
 class CheckedHeads(nn.Module):
@@ -284,9 +284,9 @@ def test_sizes_inside_nested_containers_follow() -> None:
     net, x = around(Nested()), torch.randn(2, TOKENS, 5)
     graph = analyse(net, x)
     assert free_sizes(graph) == [HEADS, WIDTH, WIDTH]
-    heads = next(group for group in graph.groups if len(group.classes) == HEADS)
+    heads = next(group for group in graph.groups if len(group.units) == HEADS)
     keep = graph.dense_mask().keep.copy()
-    keep[heads.classes[0]] = False
+    keep[heads.units[0]] = False
     pruned = apply_mask(net, graph, graph.mask(keep))
     assert pruned.get_submodule("1").split == {"heads": HEADS - 1, "rest": -1}
     assert torch.equal(copy.deepcopy(pruned)(x), pruned(x))
@@ -406,8 +406,8 @@ def test_sizes_in_an_object_of_settings_follow(config: Any) -> None:
     found = check_structure(net, example, seed=0, num_masks=3)
     assert not found.failures
     keep = graph.dense_mask().keep.copy()
-    (heads,) = [group for group in graph.groups if group.classes.size == HEADS]
-    keep[heads.classes[0]] = False
+    (heads,) = [group for group in graph.groups if group.units.size == HEADS]
+    keep[heads.units[0]] = False
     pruned = apply_mask(net, graph, graph.mask(keep))
     (attention,) = [module for module in pruned.modules() if isinstance(module, Configured)]
     assert (attention.config.n_head, attention.config.width) == (HEADS - 1, WIDTH // HEADS)

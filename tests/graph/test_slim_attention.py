@@ -98,9 +98,9 @@ def test_a_class_with_a_forward_of_its_own_stays() -> None:
     model = nn.Sequential(nn.Linear(5, 12), Noisy(12, 3), nn.Linear(12, 8), nn.Linear(8, 3)).eval()
     x = torch.randn(4, 2, 5)
     graph = analyse(model, x)
-    keep = np.ones(graph.num_classes, dtype=bool)
+    keep = np.ones(graph.num_units, dtype=bool)
     for group in graph.groups:
-        keep[group.classes[1:]] = group.frozen is not None
+        keep[group.units[1:]] = group.frozen is not None
     mask = graph.mask(keep)
     pruned = apply_mask(model, graph, mask)
     assert type(pruned[1]) is Noisy

@@ -16,7 +16,7 @@ CheckAll = Callable[[nn.Module, Any], StructureGraph]
 
 
 def free_sizes(graph: StructureGraph) -> list[int]:
-    return sorted(len(group.classes) for group in graph.groups if group.frozen is None)
+    return sorted(len(group.units) for group in graph.groups if group.frozen is None)
 
 
 class Stack(nn.Module):
@@ -268,7 +268,7 @@ def test_an_expert_of_no_samples_is_as_others_are(way: str) -> None:
     graph = analyse(model, few)
     assert 8 in free_sizes(graph)
     pruned = apply_mask(
-        model, graph, graph.project(torch.rand(graph.num_classes).numpy(), Budget(keep_macs=0.5))
+        model, graph, graph.project(torch.rand(graph.num_units).numpy(), Budget(keep_macs=0.5))
     )
     assert pruned.enter.out_features < 8
     assert pruned(many).shape == (200, 3)

@@ -189,5 +189,5 @@ def test_the_attribute_that_says_how_many_follows(
 ) -> None:
     torch.manual_seed(0)
     graph = check_all(make(), X)
-    free = [len(group.classes) for group in graph.groups if group.frozen is None]
+    free = [len(group.units) for group in graph.groups if group.frozen is None]
     assert sorted(free) == widths

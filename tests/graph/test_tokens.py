@@ -17,7 +17,7 @@ Check = Callable[[nn.Module, Any], StructureGraph]
 
 
 def free_sizes(graph: StructureGraph) -> list[int]:
-    return sorted(len(group.classes) for group in graph.groups if group.frozen is None)
+    return sorted(len(group.units) for group in graph.groups if group.frozen is None)
 
 
 class Mixing(nn.Module):
@@ -77,7 +77,7 @@ def test_a_mixer_costs_less_with_fewer_channels(kind: str) -> None:
     torch.manual_seed(0)
     graph = analyse(Mixing(MIXERS[kind]()).eval(), torch.randn(2, TOKENS, INPUTS))
     mixing = [op for op in graph.ops if op.param is None]
-    assert kind == "batch norm" or sum(op.out_classes.size for op in mixing) >= WIDTH
+    assert kind == "batch norm" or sum(op.out_units.size for op in mixing) >= WIDTH
 
 
 def test_layer_norm_over_places(check_all: Check) -> None:
@@ -311,5 +311,5 @@ class Tiled(nn.Module):
 def test_rows_of_tables_beside_channels_are_tokens(check_all: Check) -> None:
     graph = check_all(Tiled(), torch.randn(2, 3, 8, 8))
     free = {group.name: group for group in graph.groups if not group.frozen}
-    assert {name: group.classes.size for name, group in free.items()} == {"patches": 16, "qkv": 4}
+    assert {name: group.units.size for name, group in free.items()} == {"patches": 16, "qkv": 4}
     assert "table:2" in free["patches"].members

@@ -51,7 +51,7 @@ def test_a_pruned_network_can_be_trained_and_nothing_more_is_held_back(name: str
     model = Auxiliary(BRANCHES[name]).eval()
     state = {key: value.clone() for key, value in model.state_dict().items()}
     graph = analyse(model, IMAGES)
-    assert {g.name: g.classes.size for g in graph.groups if g.frozen is None} == {
+    assert {g.name: g.units.size for g in graph.groups if g.frozen is None} == {
         "one.0": 16,
         "two": 12,
     }
@@ -102,11 +102,11 @@ def test_experts_that_the_example_does_not_visit_follow_one_that_it_does() -> No
     for number, each in enumerate(inputs):
         each[0, 0, 0, 0] = 0.1 * number + 0.05
     graph = analyse(model, inputs[0])
-    assert {g.name: g.classes.size for g in graph.groups if g.frozen is None} == {
+    assert {g.name: g.units.size for g in graph.groups if g.frozen is None} == {
         "first": 8,
         "experts.0.0": 6,
     }
-    keep = graph.frozen | (np.arange(graph.num_classes) % 3 > 0)
+    keep = graph.frozen | (np.arange(graph.num_units) % 3 > 0)
     assert not keep.all()
     mask = graph.mask(keep)
     pruned, masked = apply_mask(model, graph, mask), zero_mask(model, graph, mask)
@@ -141,12 +141,12 @@ class Variational(nn.Module):
     """Its layer of deviations is run in eval mode, and left out.
 
     Args:
-        own_noise: the noise is as wide as an attribute says.
+        custom_noise: the noise is as wide as an attribute says.
     """
 
-    def __init__(self, own_noise: bool) -> None:
+    def __init__(self, custom_noise: bool) -> None:
         super().__init__()
-        self.own_noise, self.latent_dim = own_noise, 6
+        self.custom_noise, self.latent_dim = custom_noise, 6
         self.embed, self.mean, self.deviation = nn.Linear(5, 12), nn.Linear(12, 6), nn.Linear(12, 6)
         self.decode, self.head = nn.Linear(6, 10), nn.Linear(10, 5)
 
@@ -154,25 +154,25 @@ class Variational(nn.Module):
         x = self.embed(x).relu()
         latent, deviation = self.mean(x), self.deviation(x)
         if self.training:
-            shape = (len(x), self.latent_dim) if self.own_noise else latent.shape
+            shape = (len(x), self.latent_dim) if self.custom_noise else latent.shape
             latent = latent + deviation.exp() * torch.randn(shape)
         out: Tensor = self.head(self.decode(latent).relu())
         return out
 
 
-@pytest.mark.parametrize("own_noise", [False, True])
+@pytest.mark.parametrize("custom_noise", [False, True])
 def test_what_eval_mode_leaves_out_is_tied_as_in_training(
-    own_noise: bool, check_all: Callable[[nn.Module, Tensor], StructureGraph]
+    custom_noise: bool, check_all: Callable[[nn.Module, Tensor], StructureGraph]
 ) -> None:
     torch.manual_seed(0)
-    model, x = Variational(own_noise), torch.randn(4, 5)
+    model, x = Variational(custom_noise), torch.randn(4, 5)
     graph = check_all(model, x)
     groups = [group for group in graph.groups if group.frozen is None]
-    assert sorted(len(group.classes) for group in groups) == [6, 10, 12]
-    (latent,) = [group for group in groups if len(group.classes) == 6]
+    assert sorted(len(group.units) for group in groups) == [6, 10, 12]
+    (latent,) = [group for group in groups if len(group.units) == 6]
     assert {"mean.weight:0", "deviation.weight:0", "decode.weight:1"} <= {*latent.members}
     keep = graph.dense_mask().keep.copy()
-    keep[latent.classes[:4]] = False
+    keep[latent.units[:4]] = False
     assert apply_mask(model, graph, graph.mask(keep)).train()(x).shape == (4, 5)
 
 

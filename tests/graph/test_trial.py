@@ -54,10 +54,10 @@ def zero_scale(net: Net) -> nn.Parameter:
 
 
 def without_last(graph: StructureGraph) -> np.ndarray:
-    keep = np.ones(graph.num_classes, dtype=bool)
+    keep = np.ones(graph.num_units, dtype=bool)
     for group in graph.groups:
         if group.frozen is None:
-            keep[group.classes[len(group.classes) // 2 :]] = False
+            keep[group.units[len(group.units) // 2 :]] = False
     return keep
 
 
@@ -101,7 +101,7 @@ def test_each_class_is_removed_once_and_sizes_of_neighbours_differ() -> None:
     for seed in range(10):
         parts = _parts(groups, np.random.default_rng(seed))
         for group, (first, second, *_) in zip(groups, parts, strict=True):
-            assert sorted([*first, *second]) == group.classes.tolist()
+            assert sorted([*first, *second]) == group.units.tolist()
         sizes = [len(first) for first, *_ in parts]
         assert all(a != b for a, b in itertools.pairwise(sizes))
 
@@ -174,9 +174,9 @@ def test_heads_whose_number_agrees_with_the_stream_by_chance_take_it_along() -> 
     example = torch.randn(2, 5, 6)
     graph = analyse(net, example)
     free = [group for group in graph.groups if group.frozen is None]
-    assert [group.classes.size for group in free] == [4]
-    keep = np.ones(graph.num_classes, dtype=bool)
-    keep[free[0].classes[1:3]] = False
+    assert [group.units.size for group in free] == [4]
+    keep = np.ones(graph.num_units, dtype=bool)
+    keep[free[0].units[1:3]] = False
     assert_masked_equals_pruned(net, graph, graph.mask(keep), example)
 
 
@@ -226,7 +226,7 @@ def test_trials_fall_back_to_the_model_where_no_weight_may_change() -> None:
     model, x = Strict().eval(), torch.randn(2, 3)
     assert awake(model) is not model
     graph = analyse(model, x)
-    assert [len(group.classes) for group in graph.groups if group.frozen is None] == [8]
+    assert [len(group.units) for group in graph.groups if group.frozen is None] == [8]
 
 
 def test_nothing_is_copied_where_nothing_is_silent() -> None:
@@ -262,10 +262,10 @@ def test_a_scale_that_hardly_shows_before_training_is_found() -> None:
     with torch.no_grad():  # as training may leave it
         for weight in (model.regions.weight, model.query.weight, model.key.weight):
             weight.mul_(8.0)
-    keep = np.ones(graph.num_classes, dtype=bool)
+    keep = np.ones(graph.num_units, dtype=bool)
     for group in graph.groups:
         if group.frozen is None:
-            keep[group.classes[::2]] = False
+            keep[group.units[::2]] = False
     assert_masked_equals_pruned(model, graph, graph.mask(keep), x)
 
 
@@ -295,11 +295,11 @@ def test_one_attribute_for_two_widths_by_width(width: int) -> None:
         net = Shared(width)
         graph = analyse(net, x, attention="width")
         rng = np.random.default_rng(seed)
-        scores = rng.normal(size=graph.num_classes).astype(np.float32)
+        scores = rng.normal(size=graph.num_units).astype(np.float32)
         keep = graph.frozen.copy()
-        keep[np.argsort(-scores)[: graph.num_classes * 2 // 3]] = True
+        keep[np.argsort(-scores)[: graph.num_units * 2 // 3]] = True
         for group in graph.groups:
-            keep[group.classes[0]] = True
+            keep[group.units[0]] = True
         assert_masked_equals_pruned(net, graph, graph.mask(keep), x)
 
 
@@ -515,7 +515,7 @@ def test_trials_hold_one_copy_beside_the_network_and_that_with_new_weights() -> 
 def test_outputs_that_are_very_many_are_one_class_and_cost_what_they_do() -> None:
     net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5000))
     graph = analyse(net, torch.randn(2, 8))
-    assert (graph.num_classes, int(graph.free.sum())) == (18, 16)  # the input is one, too
+    assert (graph.num_units, int(graph.free.sum())) == (18, 16)  # the input is one, too
     assert graph.dense_cost.macs == 2 * (8 * 16 + 16 * 5000)
     keep = graph.frozen | (np.arange(18) % 2 == 0)
     assert_masked_equals_pruned(net, graph, graph.mask(keep), torch.randn(2, 8))

@@ -14,7 +14,7 @@ from torch.nn.utils import prune
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ModelError
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.apply import apply_mask
 from prunegraph.testing import assert_masked_equals_pruned
@@ -54,8 +54,8 @@ class WithMask(Net):
         return super().forward(x if mask is None else x.masked_fill(mask, 0.0)) * scale
 
 
-def mask_of(graph: StructureGraph, seed: int = 0) -> KeepMask:
-    scores = np.random.default_rng(seed).normal(size=graph.num_classes).astype(np.float32)
+def mask_of(graph: StructureGraph, seed: int = 0) -> ChannelMask:
+    scores = np.random.default_rng(seed).normal(size=graph.num_units).astype(np.float32)
     return graph.project(scores, Budget(keep_macs=0.5))
 
 
@@ -66,7 +66,7 @@ def test_odd_forwards(kind: type[Net]) -> None:
     before = x.clone()
     graph = analyse(model, x)
     assert torch.equal(x, before)
-    assert sorted(len(g.classes) for g in graph.groups if g.frozen is None) == [8]
+    assert sorted(len(g.units) for g in graph.groups if g.frozen is None) == [8]
     assert_masked_equals_pruned(model, graph, mask_of(graph), x)
 
 
@@ -233,5 +233,5 @@ def test_modules_whose_inputs_tell_no_width(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
     model, x = kind().eval(), torch.rand(2, 3, 6, 6)
     graph = analyse(model, x)
-    assert [len(g.classes) for g in graph.groups if g.frozen is None] == [8, 8]
+    assert [len(g.units) for g in graph.groups if g.frozen is None] == [8, 8]
     assert_masked_equals_pruned(model, graph, mask_of(graph), x)

@@ -235,7 +235,7 @@ def around(block: nn.Module) -> nn.Sequential:
 
 
 def free_sizes(graph: StructureGraph) -> list[int]:
-    return sorted(len(group.classes) for group in graph.groups if group.frozen is None)
+    return sorted(len(group.units) for group in graph.groups if group.frozen is None)
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -269,8 +269,8 @@ def test_a_norm_is_told_from_one_inside_of_as_many_channels() -> None:
     assert free_sizes(graph) == [WIDTH // 2, WIDTH, WIDTH]
     keep = graph.dense_mask().keep.copy()
     for group in graph.groups:
-        if len(group.classes) == WIDTH:  # the norm inside keeps all
-            keep[group.classes[::3]] = False
+        if len(group.units) == WIDTH:  # the norm inside keeps all
+            keep[group.units[::3]] = False
     assert_masked_equals_pruned(net, graph, graph.mask(keep), x)
 
 
@@ -391,7 +391,7 @@ class Random(nn.Module):
 def test_the_oracle_draws_the_same_numbers_for_both_networks() -> None:
     net, x = around(Random()), torch.randn(2, TOKENS, 5)
     graph = analyse(net, x)
-    keep = graph.frozen | (np.arange(graph.num_classes) % 3 > 0)
+    keep = graph.frozen | (np.arange(graph.num_units) % 3 > 0)
     assert_masked_equals_pruned(net, graph, graph.mask(keep), x)
     assert free_sizes(graph) == [WIDTH, WIDTH]
 
@@ -423,7 +423,7 @@ def test_what_is_kept_while_evaluating_is_made_again() -> None:
     graph = analyse(net, x)
     assert free_sizes(graph) == [WIDTH, WIDTH]
     assert net[1].kept["bias"] is kept
-    keep = graph.frozen | (np.arange(graph.num_classes) % 3 > 0)
+    keep = graph.frozen | (np.arange(graph.num_units) % 3 > 0)
     pruned = apply_mask(net, graph, graph.mask(keep))
     assert pruned(x).shape == before.shape
     assert not pruned.training

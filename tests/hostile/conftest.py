@@ -252,7 +252,7 @@ def run_words() -> list[str]:
         "1",
     ]
     words += ["--networks", "24", "--update-size", "4", "--subset", "64", "--baselines", "none"]
-    words += ["--imagined-steps", "2", "--amortise-steps", "1"]
+    words += ["--surrogate-steps", "2", "--distill-steps", "1"]
     return [*words, "--calibration-images", "64", "--finetune-epochs", "1"]
 
 

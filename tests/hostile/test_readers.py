@@ -35,7 +35,7 @@ from prunegraph.artefacts.pruned import MASK_FILE, load_pruned, read_info
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import PruneGraphError
 from prunegraph.core.files import write_json
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
 from prunegraph.core.tensors import parameter_digest
 from prunegraph.data.decode import decode, stored_shape
@@ -51,7 +51,7 @@ from prunegraph.rewards import RewardConfig
 from prunegraph.runs.agent_rows import CURVES, HEALTH, _summary, read_finished
 from prunegraph.runs.apply import read_decision
 from prunegraph.runs.compare import read_accuracy
-from prunegraph.runs.custom_evaluator import OwnEvaluator
+from prunegraph.runs.custom_evaluator import CustomEvaluator
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.measured import read_measured
 from prunegraph.runs.options.config import TrainConfig
@@ -168,7 +168,7 @@ def agent_case(folder: Path) -> Case:
     reward = RewardConfig(self_competition="rank", window=16)
     small = NetworkConfig(feature_names=TOY_FEATURE_NAMES, prior=None, hidden=8)
     config = AgentConfig(
-        network=small, ppo=PPOConfig(imagined_steps=1), reward=reward, episodes_per_update=16
+        network=small, ppo=PPOConfig(surrogate_steps=1), reward=reward, episodes_per_update=16
     )
     graphs = toy_graphs()
     env = make_vec_env([lambda: ToyPruningEnv(graphs, repeat=4, block=16, seed=0)])
@@ -199,14 +199,14 @@ def finetune_case(folder: Path) -> Case:
 def scores_case(folder: Path, graph: StructureGraph) -> Case:
     """Return what an interrupted search of one's own has found."""
     path = folder / "scores.json"
-    mask = graph.project(np.arange(graph.num_classes, dtype=np.float32), Budget(keep_macs=0.5))
-    evaluator = OwnEvaluator(network(), graph, lambda _: 0.5, lambda _: None)
+    mask = graph.project(np.arange(graph.num_units, dtype=np.float32), Budget(keep_macs=0.5))
+    evaluator = CustomEvaluator(network(), graph, lambda _: 0.5, lambda _: None)
     evaluator.evaluate(mask)
     evaluator.save(path)
     return Case(path=path, mutate="json", read=lambda: evaluator.load(path))
 
 
-def outcomes_case(folder: Path, graph: StructureGraph, mask: KeepMask) -> Case:
+def outcomes_case(folder: Path, graph: StructureGraph, mask: ChannelMask) -> Case:
     """Return what an interrupted search of a baseline has found."""
     path, log = folder / "outcomes.json", OutcomeLog(folder / "outcomes.json")
     for number in range(WRITE_EVERY):
@@ -225,7 +225,7 @@ def outcomes_case(folder: Path, graph: StructureGraph, mask: KeepMask) -> Case:
 
 def latency_case(folder: Path, graph: StructureGraph) -> Case:
     """Return the layer times that a search under a latency goes by."""
-    path, bits = folder / "latency.json", np.ones((1, graph.num_classes))
+    path, bits = folder / "latency.json", np.ones((1, graph.num_units))
     positions = sparse.csr_array(np.repeat(bits, 2, axis=0))
     table = LatencyTable(
         positions=positions,
@@ -235,7 +235,7 @@ def latency_case(folder: Path, graph: StructureGraph) -> Case:
         smallest=Latency(least=1.0, median=1.0, p90=1.0, num_runs=3, ran=1.0),
         scale=1.0,
         offset=0.0,
-        rates=np.full(graph.num_classes, 0.1),
+        rates=np.full(graph.num_units, 0.1),
         excess=1.0,
     )
     write_table(path, table)

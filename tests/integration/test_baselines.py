@@ -8,7 +8,7 @@ from torch import Tensor
 from prunegraph.core.console import Console
 from prunegraph.core.errors import ArtefactError
 from prunegraph.core.files import write_text
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.evaluation.log import WRITE_EVERY, OutcomeLog
@@ -32,7 +32,7 @@ def test_an_interrupted_search_runs_no_network_twice(
 ) -> None:
     measure, runs, allowed = Evaluator._measure, [0], 2 * NETWORKS
 
-    def counted(self: Evaluator, mask: KeepMask, subset: Tensor | None) -> Outcome:
+    def counted(self: Evaluator, mask: ChannelMask, subset: Tensor | None) -> Outcome:
         if runs[0] == allowed:
             raise KeyboardInterrupt
         runs[0] += 1

@@ -104,7 +104,9 @@ def test_an_interrupted_apply_keeps_its_decision(
     with monkeypatch.context() as patch:
         patch.setattr(apply, "finalise", interrupt)
         assert main(words) == 130
-    monkeypatch.setattr(apply, "suit_benches", pytest.fail)  # the clock could decide otherwise now
+    monkeypatch.setattr(
+        apply, "adapt_contexts", pytest.fail
+    )  # the clock could decide otherwise now
     assert main(words) == 0
     assert json.loads((tmp_path / "run" / "report.json").read_text())["decision"]["share"] >= 0
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prunegraph.cli.main import main
 from prunegraph.core.console import Console
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
 from prunegraph.core.splits import TrainSplit
 from prunegraph.evaluation.evaluator import Evaluator
@@ -47,7 +47,7 @@ def words(weights: Path) -> list[str]:
         *("compare", "--weights", str(weights), "--methods", *METHODS, "--seeds", "2"),
         *("--networks", "24", "--update-size", "4", "--subset", "64", "--threads", "1"),
         *("--calibration-images", "64", "--finetune-epochs", "1"),
-        *("--imagined-steps", "2", "--amortise-steps", "1"),
+        *("--surrogate-steps", "2", "--distill-steps", "1"),
     ]
 
 
@@ -78,7 +78,7 @@ def test_the_plan_leaves_out_what_only_the_first_network_takes(
 ) -> None:
     evaluate, seconds = Evaluator.evaluate, iter((1000.0, 2.0))
 
-    def timed(self: Evaluator, mask: KeepMask, subset: Tensor | None = None) -> Outcome:
+    def timed(self: Evaluator, mask: ChannelMask, subset: Tensor | None = None) -> Outcome:
         return replace(evaluate(self, mask, subset), seconds=next(seconds))
 
     monkeypatch.setattr(Evaluator, "evaluate", timed)
@@ -147,7 +147,7 @@ def test_networks_are_reconstructed_layer_by_layer_or_all_layers_at_once(weights
         later = bench.evaluator()
         later.remember(evaluator.known())
         assert later.is_cached(mask, everything)
-    assert benches[0].quick_compensation is None
+    assert benches[0].quick_reconstruction is None
     assert ["layer_by_layer" in bench.recipe_record() for bench in benches] == [False, True]
 
 
@@ -157,10 +157,10 @@ def test_searches_have_a_fit_of_their_own_only_where_it_is_on_fewer_images(
     few = CompareConfig(weights=weights, calibration_images=sequential.SEARCH_SAMPLES)
     target, many = load_target(few), replace(few, calibration_images=256)
     benches = [Bench(target=target, options=options, seed=0) for options in (few, many, many)]
-    assert benches[0].quick_compensation is None
-    assert benches[1].quick_compensation is not None
+    assert benches[0].quick_reconstruction is None
+    assert benches[1].quick_reconstruction is not None
     monkeypatch.setattr("prunegraph.runs.bench.SEARCH_SAMPLES", 256)
-    assert benches[2].quick_compensation is None
+    assert benches[2].quick_reconstruction is None
 
 
 def test_what_searches_are_fitted_on_is_drawn_of_all_train_images(
@@ -168,11 +168,11 @@ def test_what_searches_are_fitted_on_is_drawn_of_all_train_images(
 ) -> None:
     seen: list[TrainSplit] = []
     monkeypatch.setattr(
-        sequential.SequentialCompensation, "on_images", lambda *given, **_: seen.append(given[2])
+        sequential.LayerwiseReconstruction, "on_images", lambda *given, **_: seen.append(given[2])
     )
     options = CompareConfig(weights=weights, calibration_images=10_000)  # more than there are
     bench = Bench(target=load_target(options), options=options, seed=0)
-    _ = bench.quick_compensation
+    _ = bench.quick_reconstruction
     assert len(seen[0]) == sequential.SEARCH_SAMPLES
     assert len(set(seen[0].labels.tolist())) == 10
     positions = seen[0].index.tolist()
@@ -198,7 +198,7 @@ def test_stage_two_finetunes_the_agreed_rows_with_every_seed(compared: Path) -> 
     best = max(("taylor/uniform", "l2/global"), key=means.__getitem__)
     rival = max((*METHODS, "untrained"), key=means.__getitem__)
     assert set(seeds) == {
-        *("agent/best", "l1/at_widths", "random/at_widths", "cem", "random_search"),
+        *("agent/best", "l1/control_widths", "random/control_widths", "cem", "random_search"),
         *("l1/uniform", "taylor/per_mac", best, rival, "dense"),
     }
     assert all((compared / row["cell"] / "pruned.safetensors").is_file() for row in rows)
@@ -271,7 +271,7 @@ def test_no_cell_is_trained_and_no_mask_measured_again(
     report.unlink()
     measured = []
 
-    def interrupt(self: Bench, mask: KeepMask) -> float:
+    def interrupt(self: Bench, mask: ChannelMask) -> float:
         measured.append(mask)
         if len(measured) == 4:
             raise KeyboardInterrupt
@@ -292,11 +292,11 @@ def test_a_mask_is_measured_once_on_each_machine(
 ) -> None:
     options = CompareConfig(weights=weights, calibration_images=64)
     bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
-    mask = bench.project(np.arange(bench.target.graph.num_classes, dtype=np.float32), bench.budget)
+    mask = bench.project(np.arange(bench.target.graph.num_units, dtype=np.float32), bench.budget)
     folder, pruned = RunFolder(path=tmp_path), []
     prune = Bench.recalibrated_test_accuracy
 
-    def count(self: Bench, mask: KeepMask) -> float:
+    def count(self: Bench, mask: ChannelMask) -> float:
         pruned.append(mask)
         return prune(self, mask)
 
@@ -321,7 +321,7 @@ def test_what_other_processes_measured_is_measured_anew_before_a_choice(
     options = CompareConfig(weights=weights, calibration_images=64)
     bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
     graph = bench.target.graph
-    mask = bench.project(np.arange(graph.num_classes, dtype=np.float32), bench.budget)
+    mask = bench.project(np.arange(graph.num_units, dtype=np.float32), bench.budget)
     accuracy = bench.final_evaluator.evaluate(mask).accuracy
     store = CandidateStore(tmp_path / "candidates.json", graph)
     other = accuracy + 1 / 269  # with other threads one image more was right
@@ -496,7 +496,7 @@ def test_the_best_mask_of_each_method_is_finetuned_with_more_seeds(
         if row["test_accuracy_finetuned"] is not None and row["name"] != "dense":
             tuned.setdefault(row["name"], []).append((row["seed"], row["finetune_seed"]))
     best = report["pruned"]["seed"]
-    for name in ("agent/best", "l1/at_widths", "random/at_widths"):
+    for name in ("agent/best", "l1/control_widths", "random/control_widths"):
         assert tuned[name] == [(best, 0), (best, 1), (best, 2)]
     assert all(len(pairs) == len({*pairs}) == 3 for pairs in tuned.values())
     assert {"cem", "l1/uniform"} < {*tuned}

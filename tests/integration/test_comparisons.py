@@ -31,7 +31,7 @@ def words(weights: Path) -> list[str]:
         *("compare", "--weights", str(weights), "--keep-macs", "0.6", "0.4", "--seeds", "2"),
         *("--methods", "l1/uniform", "taylor/per_mac", "--networks", "24", "--update-size", "4"),
         *("--subset", "64", "--calibration-images", "64", "--finetune-epochs", "1"),
-        *("--threads", "1", "--imagined-steps", "2", "--amortise-steps", "1"),
+        *("--threads", "1", "--surrogate-steps", "2", "--distill-steps", "1"),
     ]
 
 
@@ -86,7 +86,7 @@ def test_the_summary_shows_agent_baseline_and_every_method(summary: dict[str, An
     assert all(row[4].split()[0] in rivals for row in rows)
     heads, rows = metric_cells(summary, "test_accuracy_recalibrated")
     assert heads == ["method", *FOLDERS]
-    assert {"agent/best", "l1/uniform", "l1/at_widths"} <= {row[0] for row in rows}
+    assert {"agent/best", "l1/uniform", "l1/control_widths"} <= {row[0] for row in rows}
     assert all(all(row) for row in rows)
     assert metric_cells(summary, "test_accuracy_finetuned")[1]
     minutes = {row[0]: row[1:] for row in minutes_cells(summary)[1]}
@@ -180,7 +180,7 @@ def test_verify_misses_a_comparison_that_was_left_out(
     assert str(path) in error
 
 
-def test_verify_finds_names_exchanged(restored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_finds_names_swapd(restored: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for old, new in ((FOLDERS[0], "kept"), (FOLDERS[1], FOLDERS[0]), ("kept", FOLDERS[1])):
         (restored / old).rename(restored / new)
     assert main(["verify", str(restored), "--threads", "1"]) == 2

@@ -52,7 +52,7 @@ def broken():
 """
 SMALL = (
     *("--seeds", "1", "--networks", "24", "--update-size", "4", "--subset", "64"),
-    *("--imagined-steps", "2", "--amortise-steps", "1"),
+    *("--surrogate-steps", "2", "--distill-steps", "1"),
     *("--calibration-images", "64", "--finetune-epochs", "1", "--threads", "1"),
 )
 

@@ -37,7 +37,7 @@ class Mine:
 class Greedy:
     def prune(self, problem):
         for seed in range(40):
-            scores = np.random.default_rng(seed).random(problem.graph.num_classes)
+            scores = np.random.default_rng(seed).random(problem.graph.num_units)
             mask = problem.project(scores.astype(np.float32))
             problem.evaluator.evaluate(mask)
         return PrunerResult(mask=mask)
@@ -88,7 +88,7 @@ class Misspelt:
 
 class Unreachable:
     def prune(self, problem):
-        scores = np.zeros(problem.graph.num_classes, dtype=np.float32)
+        scores = np.zeros(problem.graph.num_units, dtype=np.float32)
         return PrunerResult(mask=problem.graph.project(scores, Budget(keep_macs=0.001)))
 '''
 
@@ -130,7 +130,7 @@ def test_a_file_of_options_does_not_run_it_by_itself(
     [
         ("Greedy", "ran 25 networks where 24 are allowed"),
         ("Glutton", "over the budget"),
-        ("Odd", "returned KeepMask, not a PrunerResult"),
+        ("Odd", "returned ChannelMask, not a PrunerResult"),
         ("Nothing", "which has no method prune"),
         ("Absent", "has no callable 'Absent'; it has: Mine, Greedy, Glutton, Odd, Nothing"),
         ("InPlace", "ValueError: output array is read-only"),

@@ -17,7 +17,7 @@ from prunegraph.agent.network import NetworkConfig, PruningNetwork
 from prunegraph.agent.policies import TrainedPolicy, load_policy, save_policy
 from prunegraph.cli.main import main
 from prunegraph.core.errors import DataError
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.data import load_dataset
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.methods.prior import MEAN, NUM_STARTS, STARTS
@@ -30,7 +30,7 @@ from prunegraph.runs.store import Candidate
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 SMALL = (
-    *("--networks", "28", "--update-size", "8", "--subset", "64", "--imagined-steps", "2"),
+    *("--networks", "28", "--update-size", "8", "--subset", "64", "--surrogate-steps", "2"),
     *("--calibration-images", "64", "--finetune-epochs", "1", "--threads", "1"),
 )
 
@@ -92,10 +92,10 @@ def test_a_policy_is_applied_to_a_third_width_and_depth_in_a_fresh_process(
 def test_a_search_for_other_budgets_has_finalists_at_its_own(
     family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finalists: list[Sequence[KeepMask]] = []
+    finalists: list[Sequence[ChannelMask]] = []
     best = search._best
 
-    def note(name: str, seed: int, masks: Sequence[KeepMask], *rest: Any) -> Candidate:
+    def note(name: str, seed: int, masks: Sequence[ChannelMask], *rest: Any) -> Candidate:
         finalists.append(masks)
         return best(name, seed, masks, *rest)
 
@@ -113,7 +113,7 @@ def test_a_search_for_other_budgets_has_finalists_at_its_own(
 
 def test_a_search_goes_on_from_a_trained_policy(family: Path, tmp_path: Path) -> None:
     words = ["train", "--weights", str(family / "dense.safetensors"), "--policy", str(family)]
-    words += ["--search-seeds", "1", "--baselines", "none", "--amortise-steps", "0", *SMALL]
+    words += ["--search-seeds", "1", "--baselines", "none", "--distill-steps", "0", *SMALL]
     words[words.index("--networks") + 1] = "36"  # what the policy runs to decide is counted
     words += ["--metric", "accuracy"]  # by which the rows of a report are compared below
     assert main([*words, "--out", str(tmp_path / "run")]) == 0

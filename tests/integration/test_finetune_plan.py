@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.finetune_plan import _best_masks, _searched, plan_cells, rank_of
 from prunegraph.runs.options.compare import CompareConfig
@@ -18,7 +18,7 @@ def candidate(name: str, seed: int, accuracy: float) -> Candidate:
     return Candidate(
         name=name,
         seed=seed,
-        mask=KeepMask(np.ones(1, dtype=bool)),
+        mask=ChannelMask(np.ones(1, dtype=bool)),
         networks_evaluated=0,
         search_accuracy=accuracy,
     )
@@ -41,7 +41,9 @@ def test_the_two_best_searches_are_finetuned() -> None:
         candidate("amc", 0, 0.65),
         candidate("agent/best", 0, 0.1),
     ]
-    assert _searched(more) == {*("agent/best", "amc", "cem", "l1/at_widths", "random/at_widths")}
+    assert _searched(more) == {
+        *("agent/best", "amc", "cem", "l1/control_widths", "random/control_widths")
+    }
     assert {"sampler", "amc"} < _searched([*more, candidate("sampler", 0, 0.9)])
 
 

@@ -27,11 +27,11 @@ def bench(weights: Path) -> Bench:
 def test_another_seed_measures_other_images_and_judges_masks_alike(bench: Bench) -> None:
     other = bench.with_statistics(1)
     assert not np.allclose(other.statistics["taylor"], bench.statistics["taylor"])
-    assert other.start(bench.budget).badness != bench.start(bench.budget).badness
+    assert other.start(bench.budget).divergence != bench.start(bench.budget).divergence
     mask = bench.project(bench.statistics["l1"], bench.budget)
     assert other.evaluator().evaluate(mask).loss == bench.evaluator().evaluate(mask).loss
-    assert other.compensation is bench.compensation
-    assert other.quick_compensation is bench.quick_compensation is not None
+    assert other.reconstruction is bench.reconstruction
+    assert other.quick_reconstruction is bench.quick_reconstruction is not None
 
 
 def test_the_seed_of_the_run_measures_what_the_run_measures(bench: Bench) -> None:
@@ -54,7 +54,7 @@ def test_every_search_of_a_comparison_has_a_start_of_its_own(
     words = [
         *("compare", "--weights", str(weights), "--methods", "cem", "sampler", "l1/uniform"),
         *("--seeds", "2", "--networks", "24", "--update-size", "4", "--subset", "64"),
-        *("--imagined-steps", "2", "--amortise-steps", "1", "--workers", "1"),
+        *("--surrogate-steps", "2", "--distill-steps", "1", "--workers", "1"),
         *("--calibration-images", "64", "--finetune-epochs", "0"),
         *("--threads", "1", "--out", str(tmp_path / "run")),
     ]

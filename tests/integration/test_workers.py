@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunegraph.agent.vec_env import SelfCompetitionVecEnv
 from prunegraph.core.budget import Budget
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
 from prunegraph.env import ChannelPruningEnv, EnvConfig, PruningTask
 from prunegraph.graph import StructureGraph, analyse
@@ -27,7 +27,7 @@ class BitEvaluator:
         self.graph = graph
         self.num_networks = 0
 
-    def evaluate(self, mask: KeepMask, subset: Tensor | None = None) -> Outcome:
+    def evaluate(self, mask: ChannelMask, subset: Tensor | None = None) -> Outcome:
         assert subset is not None
         self.num_networks += 1
         shift = 0.01 * float(np.sin(int(subset.sum())))
@@ -67,7 +67,7 @@ def make(reward: RewardConfig, worker: int, workers: int) -> Callable[[], Channe
             PruningTask(
                 name=f"net{number}",
                 graph=graph,
-                node_features=np.zeros((graph.num_classes, 2), dtype=np.float32),
+                node_features=np.zeros((graph.num_units, 2), dtype=np.float32),
                 evaluator=BitEvaluator(graph),
                 budget=Budget(keep_macs=0.5),
             )

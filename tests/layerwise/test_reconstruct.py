@@ -1,4 +1,4 @@
-"""Least-squares compensation against cases that can be computed by hand."""
+"""Least-squares reconstruction against cases that can be computed by hand."""
 
 import copy
 from collections.abc import Callable
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunegraph.core.errors import MaskError, ModelError
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.apply import apply_mask
-from prunegraph.layerwise import reconstruct as compensation
+from prunegraph.layerwise import reconstruct as reconstruction
 from prunegraph.layerwise import sampling
 from prunegraph.layerwise import statistics as moments
 from prunegraph.layerwise.capture import LinearCalls, Read, reads
 from prunegraph.layerwise.recalibrate import recalibrate_bn
-from prunegraph.layerwise.reconstruct import Compensation
+from prunegraph.layerwise.reconstruct import Reconstruction
 from prunegraph.layerwise.sampling import sampled_inputs
 
 
@@ -31,11 +31,11 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "POSITIONS", 10**6)
 
 
-def compensated(
-    net: nn.Module, graph: StructureGraph, mask: KeepMask, images: Tensor
+def reconstructed(
+    net: nn.Module, graph: StructureGraph, mask: ChannelMask, images: Tensor
 ) -> tuple[nn.Module, nn.Module]:
-    """Return the pruned network and the same one compensated."""
-    measured = Compensation(net, graph, lambda network: network(images))
+    """Return the pruned network and the same one reconstructed."""
+    measured = Reconstruction(net, graph, lambda network: network(images))
     pruned = apply_mask(net, graph, mask)
     changed = copy.deepcopy(pruned)
     measured.apply(changed, mask)
@@ -56,10 +56,10 @@ def sampled(
         return found, net(images)
 
 
-def without(graph: StructureGraph, op: int, *positions: int) -> KeepMask:
+def without(graph: StructureGraph, op: int, *positions: int) -> ChannelMask:
     """Return the mask without some of the channels that an op writes."""
-    keep = np.ones(graph.num_classes, dtype=bool)
-    keep[graph.ops[op].out_classes[list(positions)]] = False
+    keep = np.ones(graph.num_units, dtype=bool)
+    keep[graph.ops[op].out_units[list(positions)]] = False
     return graph.mask(keep)
 
 
@@ -82,7 +82,7 @@ def test_what_kept_channels_can_replace_is_replaced() -> None:
     net[2].padding_mode = "replicate"  # else the constant is none at the border
     net[2]._reversed_padding_repeated_twice = [1, 1, 1, 1]
     before = copy.deepcopy(net.state_dict())
-    pruned, changed = compensated(net, graph, without(graph, 0, 1, 3), images)
+    pruned, changed = reconstructed(net, graph, without(graph, 0, 1, 3), images)
     torch.testing.assert_close(changed(images), net(images), atol=1e-4, rtol=1e-4)
     assert (pruned(images) - net(images)).abs().max() > 0.05
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
@@ -93,18 +93,18 @@ def test_what_a_layer_loses_without_inputs() -> None:
     net = conv_net(padding=1)
     images = torch.randn(40, 3, 6, 6)
     graph = analyse(net, images[:1])
-    measured = Compensation(net, graph, lambda network: network(images))
+    measured = Reconstruction(net, graph, lambda network: network(images))
     mask = without(graph, 0, 1, 3, 4)
-    by_classes = {error.classes.tobytes(): error for error in measured.layer_errors()}
-    error = by_classes[np.sort(graph.ops[0].out_classes).tobytes()]
+    by_classes = {error.units.tobytes(): error for error in measured.layer_errors()}
+    error = by_classes[np.sort(graph.ops[0].out_units).tobytes()]
     assert len(by_classes) == 2
     inputs = net[:2](images).detach()
-    removed = torch.from_numpy(~mask.keep[graph.ops[0].out_classes])
+    removed = torch.from_numpy(~mask.keep[graph.ops[0].out_units])
     with torch.no_grad():
         whole, change = net[2](inputs), net[2](inputs * removed[:, None, None])
     dims = (0, 2, 3)  # the bias takes up the mean
     expected = float(change.var(dims, correction=0).sum() / whole.var(dims, correction=0).sum())
-    gone = ~mask.keep[error.classes]
+    gone = ~mask.keep[error.units]
     assert gone @ error.gram @ gone == pytest.approx(expected, rel=1e-4)
 
 
@@ -114,7 +114,7 @@ def test_a_linear_layer_by_hand() -> None:
     net = nn.Sequential(nn.Linear(7, 6), nn.Tanh(), nn.Linear(6, 3))
     images = torch.randn(300, 7)
     graph = analyse(net, images[:1])
-    _, changed = compensated(net, graph, without(graph, 0, 2, 5), images)
+    _, changed = reconstructed(net, graph, without(graph, 0, 2, 5), images)
     inputs = net[:2](images).detach()
     kept = torch.cat([inputs[:, [0, 1, 3, 4]], torch.ones(300, 1)], dim=1)
     best = torch.linalg.lstsq(kept, net(images).detach()).solution
@@ -130,7 +130,7 @@ def test_without_a_bias_the_mean_counts_unless_a_norm_takes_it_up(normed: bool) 
     net = nn.Sequential(nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 3, bias=False), *last).eval()
     images = torch.randn(300, 7)
     graph = analyse(net, images[:1])
-    _, changed = compensated(net, graph, without(graph, 0, 2, 5), images)
+    _, changed = reconstructed(net, graph, without(graph, 0, 2, 5), images)
     inputs = net[:2](images).detach()
     outputs = net[2](inputs).detach()
     if normed:
@@ -207,7 +207,7 @@ def test_transposed_convolutions_are_sampled_and_compensated(
     expected = outputs.movedim(1, -1).flatten(0, -2)
     torch.testing.assert_close(given + net[2].bias, expected, atol=1e-5, rtol=1e-4)
     mask = without(graph, 0, 1, 3, 5)  # of 6 channels of 3 inputs 3 tell the others
-    pruned, changed = compensated(net, graph, mask, images)
+    pruned, changed = reconstructed(net, graph, mask, images)
     assert (changed(images) - outputs).norm() < 0.05 * (pruned(images) - outputs).norm()
 
 
@@ -242,7 +242,7 @@ def test_what_computes_as_a_linear_layer_does_is_compensated_as_one(
     words = torch.randn(4, 10, 3)
     graph = analyse(net, words[:1])
     mask = without(graph, 0, *range(5))  # of 8 channels of 3 inputs 3 tell the others
-    changed = compensated(net, graph, mask, words)[1]
+    changed = reconstructed(net, graph, mask, words)[1]
     torch.testing.assert_close(changed(words), net(words), atol=1e-3, rtol=1e-3)
 
 
@@ -267,11 +267,11 @@ def test_queries_keys_and_values_of_one_tensor_are_compensated(*, batch_first: b
     words = torch.randn(4, 10, 3)
     net = Attending(batch_first=batch_first, shifted=False).eval()
     graph = analyse(net, words)
-    changed = compensated(net, graph, without(graph, 0, *range(5)), words)[1]
+    changed = reconstructed(net, graph, without(graph, 0, *range(5)), words)[1]
     torch.testing.assert_close(changed(words), net(words), atol=1e-3, rtol=1e-3)
     net.shifted = True
     graph = analyse(net, words)
-    pruned, changed = compensated(net, graph, without(graph, 0, *range(5)), words)
+    pruned, changed = reconstructed(net, graph, without(graph, 0, *range(5)), words)
     assert torch.equal(changed.attention.in_proj_weight, pruned.attention.in_proj_weight)
 
 
@@ -293,7 +293,7 @@ def test_a_sample_is_small_and_fixed_by_its_seed() -> None:
 
     def weight(seed: int) -> Tensor:
         pruned = apply_mask(net, graph, mask)
-        Compensation(net, graph, lambda network: network(images), seed=seed).apply(pruned, mask)
+        Reconstruction(net, graph, lambda network: network(images), seed=seed).apply(pruned, mask)
         return pruned[2].weight
 
     assert torch.equal(weight(0), weight(0))
@@ -303,16 +303,16 @@ def test_a_sample_is_small_and_fixed_by_its_seed() -> None:
 def test_a_network_that_loses_nothing_stays_as_it_is() -> None:
     net, images = conv_net(), torch.randn(4, 3, 8, 8)
     graph = analyse(net, images[:1])
-    pruned, changed = compensated(net, graph, graph.dense_mask(), images)
+    pruned, changed = reconstructed(net, graph, graph.dense_mask(), images)
     for old, new in zip(pruned.parameters(), changed.parameters(), strict=True):
         assert torch.equal(old, new)
 
 
 def test_layers_that_cannot_be_compensated_stay_as_they_are(
-    mixed: nn.Module, example: Tensor, make_mask: Callable[..., KeepMask]
+    mixed: nn.Module, example: Tensor, make_mask: Callable[..., ChannelMask]
 ) -> None:
     graph = analyse(mixed, example)
-    pruned, changed = compensated(mixed.eval(), graph, make_mask(graph, 0), example)
+    pruned, changed = reconstructed(mixed.eval(), graph, make_mask(graph, 0), example)
     new = dict(changed.named_parameters())
     moved = {name for name, old in pruned.named_parameters() if not torch.equal(old, new[name])}
     layers = ("head", "up", "grouped")  # not tied and depthwise ones
@@ -331,7 +331,7 @@ def test_each_group_of_a_convolution_is_compensated_alone(*, bias: bool) -> None
     images = torch.randn(16, 3, 6, 6)
     graph = analyse(net, images[:1])
     mask = without(graph, 0, 2, 3)
-    pruned, changed = compensated(net, graph, mask, images)
+    pruned, changed = reconstructed(net, graph, mask, images)
     assert pruned[2].weight.shape == (6, 2, 3, 3)
     torch.testing.assert_close(changed(images), net(images), atol=1e-3, rtol=1e-3)
 
@@ -347,7 +347,7 @@ def test_a_layer_with_a_forward_of_its_own_stays_as_it_is() -> None:
     net, images = conv_net(), torch.randn(4, 3, 8, 8)
     net[2] = Squaring(6, 4, 3)
     graph = analyse(net, images[:1])
-    pruned, changed = compensated(net, graph, without(graph, 0, 1), images)
+    pruned, changed = reconstructed(net, graph, without(graph, 0, 1), images)
     assert torch.equal(pruned[2].weight, changed[2].weight)
 
 
@@ -358,9 +358,9 @@ def test_of_layers_that_read_much_rows_are_kept_and_tell_the_same(
     net, images = conv_net(bias=bias), torch.randn(4, 3, 8, 8)
     graph = analyse(net, images[:1])
     mask = without(graph, 0, 1)
-    pruned, by_products = compensated(net, graph, mask, images)
-    monkeypatch.setattr(compensation, "MOST_INPUTS", 6 * 9 - 1)
-    by_rows = compensated(net, graph, mask, images)[1]
+    pruned, by_products = reconstructed(net, graph, mask, images)
+    monkeypatch.setattr(reconstruction, "MOST_INPUTS", 6 * 9 - 1)
+    by_rows = reconstructed(net, graph, mask, images)[1]
     assert not torch.equal(pruned[2].weight, by_rows[2].weight)
     for one, other in zip(by_rows.parameters(), by_products.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
@@ -380,7 +380,7 @@ def test_channels_that_are_always_zero_are_no_trouble() -> None:
     with torch.no_grad():
         net[0].bias.fill_(-1000.0)
     graph = analyse(net, images[:1])
-    pruned, changed = compensated(net, graph, without(graph, 0, 1), images)
+    pruned, changed = reconstructed(net, graph, without(graph, 0, 1), images)
     assert torch.equal(pruned[2].weight, changed[2].weight)
 
 
@@ -388,13 +388,13 @@ def test_what_is_not_finite_is_one_clear_error() -> None:
     net, images = conv_net(), torch.full((4, 3, 8, 8), torch.inf)
     graph = analyse(net, torch.zeros(1, 3, 8, 8))
     with pytest.raises(ModelError, match=r"what 2\.weight reads is not finite"):
-        Compensation(net, graph, lambda network: network(images))
+        Reconstruction(net, graph, lambda network: network(images))
 
 
 def test_the_precision_of_the_network_stays() -> None:
     net, images = conv_net().double(), torch.randn(4, 3, 8, 8, dtype=torch.float64)
     graph = analyse(net, images[:1])
-    pruned, changed = compensated(net, graph, without(graph, 0, 1), images)
+    pruned, changed = reconstructed(net, graph, without(graph, 0, 1), images)
     assert changed[2].weight.dtype == torch.float64
     assert not torch.equal(pruned[2].weight, changed[2].weight)
 
@@ -426,7 +426,7 @@ def test_inputs_that_hardly_vary_are_no_trouble(autocast: bool) -> None:
     mask = without(graph, 0, *range(8, 16))
     pruned = apply_mask(net, graph, mask)
     changed = copy.deepcopy(pruned)
-    Compensation(net, graph, run).apply(changed, mask)
+    Reconstruction(net, graph, run).apply(changed, mask)
     for network in (pruned, changed):
         recalibrate_bn(network, [images])
     assert error(net, changed, images) < 0.5 * error(net, pruned, images)
@@ -454,7 +454,7 @@ def test_the_norm_of_another_branch_takes_up_nothing() -> None:
     net, images = Block().eval(), torch.randn(300, 6)
     recalibrate_bn(net, [images])
     graph = analyse(net, images[:1])
-    _, changed = compensated(net, graph, without(graph, 0, 0, 1, 2), images)
+    _, changed = reconstructed(net, graph, without(graph, 0, 0, 1, 2), images)
     inputs = net.stem(images).relu().detach()
     best = torch.linalg.lstsq(inputs[:, 3:], net.shortcut(inputs).detach()).solution
     torch.testing.assert_close(changed.shortcut.weight, best.T, atol=1e-4, rtol=1e-4)
@@ -482,7 +482,7 @@ def test_a_norm_beside_another_reader_takes_up_nothing() -> None:
     net, images = PreActivation().eval(), torch.randn(300, 6)
     recalibrate_bn(net, [images])
     graph = analyse(net, images[:1])
-    _, changed = compensated(net, graph, without(graph, 0, 0, 1, 2), images)
+    _, changed = reconstructed(net, graph, without(graph, 0, 0, 1, 2), images)
     inputs = net.stem(images).relu().detach()
     best = torch.linalg.lstsq(inputs[:, 3:], net.inner(inputs).detach()).solution
     torch.testing.assert_close(changed.inner.weight, best.T, atol=1e-4, rtol=1e-4)
@@ -505,12 +505,12 @@ def test_a_weight_that_is_used_without_its_layer_stays_as_it_is() -> None:
     torch.manual_seed(0)
     net, images = Tied().eval(), torch.randn(300, 6)
     graph = analyse(net, images[:1])
-    pruned, changed = compensated(net, graph, without(graph, 0, 0, 1, 2), images)
+    pruned, changed = reconstructed(net, graph, without(graph, 0, 0, 1, 2), images)
     assert torch.equal(pruned.code.weight, changed.code.weight)
     means = {}
-    with reads(net, graph, lambda read: means.update({read.op.param: read.classes})):
+    with reads(net, graph, lambda read: means.update({read.op.param: read.units})):
         net(images)
-    np.testing.assert_array_equal(means["code.weight"], graph.param_classes["code.weight"][1])
+    np.testing.assert_array_equal(means["code.weight"], graph.param_units["code.weight"][1])
 
 
 def test_a_layer_that_is_also_used_without_being_called_stays_as_it_is() -> None:
@@ -528,9 +528,9 @@ def test_a_layer_that_is_also_used_without_being_called_stays_as_it_is() -> None
     torch.manual_seed(0)
     net, images = Twice().eval(), torch.randn(64, 8)
     graph = analyse(net, images[:2])
-    pruned, changed = compensated(net, graph, without(graph, 0, *range(16)), images)
+    pruned, changed = reconstructed(net, graph, without(graph, 0, *range(16)), images)
     assert torch.equal(pruned.two.weight, changed.two.weight)
-    pruned, changed = compensated(net, graph, without(graph, 1, 0, 3), images)
+    pruned, changed = reconstructed(net, graph, without(graph, 1, 0, 3), images)
     assert not torch.equal(pruned.out.weight, changed.out.weight)
 
 
@@ -554,11 +554,11 @@ def test_a_layer_whose_weight_is_given_to_linear_is_compensated_as_one_that_is_c
     changed = []
     for each in (net, called):
         graph = analyse(each, images[:1])
-        keep = np.ones(graph.num_classes, dtype=np.bool_)
+        keep = np.ones(graph.num_units, dtype=np.bool_)
         free = [group for group in graph.groups if group.frozen is None]
         for group, number in zip(free, (5, 2), strict=True):
-            keep[group.classes[:number]] = False
-        changed.append(compensated(each, graph, graph.mask(keep), images)[1])
+            keep[group.units[:number]] = False
+        changed.append(reconstructed(each, graph, graph.mask(keep), images)[1])
     given, usual = changed
     for own, other in zip((given.own, given.bare), (usual[2], usual[4]), strict=True):
         torch.testing.assert_close(own.weight, other.weight)
@@ -589,7 +589,7 @@ def test_what_changes_in_place_before_a_norm_is_not_taken_up() -> None:
     ).eval()  # fmt: skip
     images = torch.randn(300, 6)
     graph = analyse(net, images[:1])
-    _, changed = compensated(net, graph, without(graph, 0, 0, 1, 2), images)
+    _, changed = reconstructed(net, graph, without(graph, 0, 0, 1, 2), images)
     inputs = net[:2](images).detach()
     best = torch.linalg.lstsq(inputs[:, 3:], net[2](inputs).detach()).solution
     torch.testing.assert_close(changed[2].weight, best.T, atol=1e-4, rtol=1e-4)
@@ -614,7 +614,7 @@ def test_a_bias_of_two_layers_is_left_alone() -> None:
     torch.manual_seed(0)
     net, images = SharedBias().eval(), torch.randn(300, 6)
     graph = analyse(net, images[:1])
-    pruned, changed = compensated(net, graph, without(graph, 0, 0, 1, 2), images)
+    pruned, changed = reconstructed(net, graph, without(graph, 0, 0, 1, 2), images)
     assert torch.equal(pruned.one.bias, changed.one.bias)
     assert error(net, changed, images) < 0.5 * error(net, pruned, images)
 
@@ -636,7 +636,7 @@ def test_inputs_without_a_batch_axis() -> None:
     torch.manual_seed(0)
     net, images = OneByOne().eval(), torch.randn(16, 8, 8, 8)
     graph = analyse(net, images[:1])
-    pruned, changed = compensated(net, graph, without(graph, 0, 0, 1), images)
+    pruned, changed = reconstructed(net, graph, without(graph, 0, 0, 1), images)
     assert error(net, changed, images) < error(net, pruned, images)
 
 
@@ -644,7 +644,7 @@ def test_applying_it_again_changes_nothing() -> None:
     net, images = conv_net(), torch.randn(4, 3, 8, 8)
     graph = analyse(net, images[:1])
     mask = without(graph, 0, 1)
-    measured = Compensation(net, graph, lambda network: network(images))
+    measured = Reconstruction(net, graph, lambda network: network(images))
     once = apply_mask(net, graph, mask)
     measured.apply(once, mask)
     twice = copy.deepcopy(once)
@@ -656,7 +656,7 @@ def test_applying_it_again_changes_nothing() -> None:
 def test_the_network_of_another_mask_is_one_clear_error() -> None:
     net, images = conv_net(), torch.randn(4, 3, 8, 8)
     graph = analyse(net, images[:1])
-    measured = Compensation(net, graph, lambda network: network(images))
+    measured = Reconstruction(net, graph, lambda network: network(images))
     with pytest.raises(MaskError, match=r"2\.weight is \(4, 5, 3, 3\), not of 144 values"):
         measured.apply(apply_mask(net, graph, without(graph, 0, 1)), without(graph, 0, 1, 2))
 

@@ -13,7 +13,7 @@ from prunegraph.core.budget import Budget
 from prunegraph.graph import analyse
 from prunegraph.graph.apply import apply_mask
 from prunegraph.layerwise.residual import Place, Stream, held_at, streams
-from prunegraph.layerwise.sequential import SequentialCompensation
+from prunegraph.layerwise.sequential import LayerwiseReconstruction
 
 CHANNELS, FACTORS = 6, torch.tensor([2.0, 0.5, 4.0, 1e-4, -1.0, 3.0])
 
@@ -183,7 +183,7 @@ def test_a_stream_that_two_layers_add_to_is_kept_for_both() -> None:
     torch.manual_seed(0)
     net, rows = Two().eval(), torch.randn(512, 16)
     graph = analyse(net, rows[:1])
-    fit = SequentialCompensation(net, graph, lambda network: network(rows))
+    fit = LayerwiseReconstruction(net, graph, lambda network: network(rows))
     places = {stream.place for stream in fit._streams.values()}
     assert len(fit._streams) == 2
     assert len(places) == 1
@@ -222,7 +222,7 @@ def test_branches_make_up_for_what_the_stream_has_lost() -> None:
     mask = graph.project(
         graph.group_of.astype(np.float32), Budget(keep_macs=0.5)
     )  # the first blocks go first
-    fit = SequentialCompensation(net, graph, lambda network: network(rows))
+    fit = LayerwiseReconstruction(net, graph, lambda network: network(rows))
     assert len(fit._streams) == 4
     errors = []
     for known in (fit._streams, {}):

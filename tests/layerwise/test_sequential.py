@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunegraph.core.budget import Budget
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.apply import apply_mask
 from prunegraph.layerwise import sequential
 from prunegraph.layerwise import statistics as moments
 from prunegraph.layerwise.recalibrate import recalibrate_bn
-from prunegraph.layerwise.reconstruct import Compensation
-from prunegraph.layerwise.sequential import SequentialCompensation, most_samples
+from prunegraph.layerwise.reconstruct import Reconstruction
+from prunegraph.layerwise.sequential import LayerwiseReconstruction, most_samples
 from prunegraph.testing import assert_masked_equals_pruned
 
-KINDS = (Compensation, SequentialCompensation)
+KINDS = (Reconstruction, LayerwiseReconstruction)
 
 
 class Mixed(nn.Module):
@@ -52,8 +52,8 @@ def mixed() -> tuple[nn.Module, StructureGraph, Tensor]:
     return net, analyse(net, images[:1]), images
 
 
-def half(graph: StructureGraph) -> KeepMask:
-    scores = np.random.default_rng(0).random(graph.num_classes, dtype=np.float32)
+def half(graph: StructureGraph) -> ChannelMask:
+    scores = np.random.default_rng(0).random(graph.num_units, dtype=np.float32)
     return graph.project(scores, Budget(keep_macs=0.5))
 
 
@@ -77,7 +77,7 @@ def test_it_changes_no_structure_and_gives_the_same_again(mixed: Any) -> None:
     net, graph, images = mixed
     before = copy.deepcopy(net.state_dict())
     mask = half(graph)
-    fit = SequentialCompensation(net, graph, lambda network: network(images))
+    fit = LayerwiseReconstruction(net, graph, lambda network: network(images))
     one, other = apply_mask(net, graph, mask), apply_mask(net, graph, mask)
     fit.apply(one, mask)
     fit.apply(other, mask)
@@ -98,7 +98,7 @@ def test_the_last_of_a_chain_is_what_least_squares_give(monkeypatch: pytest.Monk
     graph = analyse(net.eval(), rows[:1])
     mask = half(graph)
     pruned = apply_mask(net, graph, mask)
-    SequentialCompensation(net, graph, lambda network: network(rows)).apply(pruned, mask)
+    LayerwiseReconstruction(net, graph, lambda network: network(rows)).apply(pruned, mask)
     with torch.no_grad():
         read = torch.cat([pruned[:4](rows), torch.ones(len(rows), 1)], 1).double().numpy()
         wanted, found = net(rows).double().numpy(), pruned(rows).double().numpy()
@@ -116,7 +116,7 @@ def test_fewer_samples_than_inputs_are_fitted(size: int) -> None:
     mask = half(graph)
     pruned = apply_mask(net, graph, mask)
     fitted = copy.deepcopy(pruned)
-    SequentialCompensation(net, graph, lambda network: network(rows)).apply(fitted, mask)
+    LayerwiseReconstruction(net, graph, lambda network: network(rows)).apply(fitted, mask)
     assert error(net, fitted, rows) < 0.25 * error(net, pruned, rows)
 
 
@@ -142,7 +142,7 @@ def test_only_so_many_outputs_are_held(monkeypatch: pytest.MonkeyPatch, mixed: A
     assert_equally_fitted(net, graph, half(graph), fits)
 
 
-def assert_equally_fitted(net: nn.Module, graph: Any, mask: KeepMask, fits: Any) -> None:
+def assert_equally_fitted(net: nn.Module, graph: Any, mask: ChannelMask, fits: Any) -> None:
     one, other = (apply_mask(net, graph, mask) for _ in fits)
     for fit, pruned in zip(fits, (one, other), strict=True):
         fit.apply(pruned, mask)
@@ -157,7 +157,7 @@ def fitted(net: nn.Module, images: Tensor, forward: Any = None) -> float:
     pruned = apply_mask(net, graph, mask)
     cut = error(net, pruned, images)
     run = forward or (lambda network: network(images))
-    SequentialCompensation(net, graph, run).apply(pruned, mask)
+    LayerwiseReconstruction(net, graph, run).apply(pruned, mask)
     return error(net, pruned, images) / cut
 
 
@@ -227,7 +227,7 @@ def test_outputs_of_other_positions_are_not_paired(seed: int) -> None:
     torch.manual_seed(seed)
     net, images, others = Proposals().eval(), *torch.randn(2, 96, 3, 12, 12)
     graph = analyse(net, images[:2])
-    scores = np.random.default_rng(seed).random(graph.num_classes, dtype=np.float32)
+    scores = np.random.default_rng(seed).random(graph.num_units, dtype=np.float32)
     mask, errors = graph.project(scores, Budget(keep_macs=0.5)), []
     for kind in KINDS:
         pruned = apply_mask(net, graph, mask)

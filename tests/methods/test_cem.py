@@ -7,7 +7,7 @@ import torch
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
 from prunegraph.data import load_dataset
 from prunegraph.evaluation.evaluator import Evaluator
@@ -33,7 +33,7 @@ class KnownLoss:
         self.search = problem.evaluator.search
         self.num_networks = 0
 
-    def evaluate(self, mask: KeepMask, subset: torch.Tensor | None = None) -> Outcome:
+    def evaluate(self, mask: ChannelMask, subset: torch.Tensor | None = None) -> Outcome:
         self.num_networks += 1
         widths = self.problem.graph.group_widths(mask)
         distance = float(np.mean([abs(widths[k] - self.best[k]) / 16 for k in widths]))
@@ -49,7 +49,7 @@ class KnownLoss:
             soft_accuracy=-distance if self.steady == "soft" else None,
         )
 
-    def is_cached(self, mask: KeepMask, subset: torch.Tensor | None = None) -> bool:
+    def is_cached(self, mask: ChannelMask, subset: torch.Tensor | None = None) -> bool:
         return False
 
     def draw_subset(self, size: int, seed: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ import pytest
 
 from prunegraph.core.budget import Budget
 from prunegraph.methods.problem import Pruner, PrunerResult, PruningProblem
-from prunegraph.methods.registry import at_widths, make_pruner
+from prunegraph.methods.registry import control_widths, make_pruner
 from prunegraph.runs.baselines import BASELINES
 from prunegraph.testing.method_conformance import PrunerConformance
 
@@ -62,7 +62,7 @@ class TestGivenWidths(OnDigits):
     def make_pruner(self) -> Pruner:
         problem = self.make_problem(0, 0)
         mask = make_pruner("taylor/per_mac").prune(problem).mask
-        return at_widths(self.criterion, problem.graph.group_widths(mask))
+        return control_widths(self.criterion, problem.graph.group_widths(mask))
 
 
 class Overspender:

@@ -8,21 +8,21 @@ import torch
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError, MaskError
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.methods.heuristic import ALLOCATIONS, HeuristicPruner, allocate, isomorphic_parts
 from prunegraph.methods.problem import PruningProblem
-from prunegraph.methods.registry import PRUNERS, at_widths, make_pruner
+from prunegraph.methods.registry import PRUNERS, control_widths, make_pruner
 from prunegraph.models import build_model
 from support.toy_env import toy_graph
 
 MakeProblem = Callable[..., PruningProblem]
 
 
-def shares(graph: StructureGraph, mask: KeepMask) -> dict[str, float]:
+def shares(graph: StructureGraph, mask: ChannelMask) -> dict[str, float]:
     widths = graph.group_widths(mask)
     return {
-        group.name: widths[group.name] / len(group.classes)
+        group.name: widths[group.name] / len(group.units)
         for group in graph.groups
         if group.frozen is None
     }
@@ -52,9 +52,9 @@ def test_a_criterion_keeps_the_highest_of_each_group(
     values = problem.statistics[criterion]
     for group in problem.graph.groups:
         if group.frozen is None:
-            kept = values[group.classes[keep[group.classes]]]
-            assert len(kept) < len(group.classes)
-            gone = values[group.classes[~keep[group.classes]]]
+            kept = values[group.units[keep[group.units]]]
+            assert len(kept) < len(group.units)
+            gone = values[group.units[~keep[group.units]]]
             assert kept.min() >= gone.max()
 
 
@@ -112,9 +112,9 @@ def test_sensitivity_protects_the_group_that_hurts(make_problem: MakeProblem) ->
     gain = {}
     for group in graph.groups:
         if group.frozen is None:
-            keep = np.ones(graph.num_classes, dtype=bool)
-            order = np.argsort(problem.statistics["l1"][group.classes])
-            keep[group.classes[order[: len(order) // 2]]] = False
+            keep = np.ones(graph.num_units, dtype=bool)
+            order = np.argsort(problem.statistics["l1"][group.units])
+            keep[group.units[order[: len(order) // 2]]] = False
             gain[group.name] = evaluator.evaluate(graph.mask(keep)).loss
     most, least = max(gain, key=gain.__getitem__), min(gain, key=gain.__getitem__)
     assert kept[most] > kept[least]
@@ -149,15 +149,13 @@ def test_given_widths_are_kept_exactly_by_the_criterion(make_problem: MakeProble
     problem = make_problem()
     other = make_pruner("taylor/per_mac").prune(problem).mask
     widths = problem.graph.group_widths(other)
-    mask = at_widths("l1", widths).prune(problem).mask
+    mask = control_widths("l1", widths).prune(problem).mask
     assert problem.graph.group_widths(mask) == widths
     assert problem.graph.cost(mask) == problem.graph.cost(other)
     assert mask != other
     l1, keep = problem.statistics["l1"], mask.keep
     for group in problem.graph.groups:
-        kept, gone = (
-            l1[group.classes[bits]] for bits in (keep[group.classes], ~keep[group.classes])
-        )
+        kept, gone = (l1[group.units[bits]] for bits in (keep[group.units], ~keep[group.units]))
         assert gone.size == 0 or kept.min() >= gone.max()
 
 
@@ -171,7 +169,7 @@ def test_widths_of_another_network_are_refused(
     problem = make_problem()
     widths = problem.graph.group_widths(problem.graph.dense_mask()) | change
     with pytest.raises(MaskError, match=message):
-        at_widths("l1", widths).prune(problem)
+        control_widths("l1", widths).prune(problem)
 
 
 def test_unknown_names_list_the_valid_ones() -> None:
@@ -180,7 +178,7 @@ def test_unknown_names_list_the_valid_ones() -> None:
     with pytest.raises(ConfigError, match=r"unknown criterion 'l7'.*bn_scale"):
         HeuristicPruner("l7", "uniform")
     with pytest.raises(ConfigError, match=r"unknown criterion 'l7'.*bn_scale"):
-        at_widths("l7", {})
+        control_widths("l7", {})
     with pytest.raises(ConfigError, match=r"unknown allocation 'evenly'.*skip_full"):
         HeuristicPruner("l1", "evenly")
     assert {"random/uniform", "lamp/global", "apoz/skip_full", "random_search"} < set(PRUNERS)
@@ -198,7 +196,7 @@ def test_isomorphic_puts_groups_of_one_structure_together(make_problem: MakeProb
     model = build_model("digits_resnet14_w4", num_classes=10, image_shape=(1, 8, 8))
     graph = analyse(model, torch.zeros(1, 1, 8, 8))
     parts = isomorphic_parts(graph)
-    of_group = {group.name: set(parts[group.classes].tolist()) for group in graph.groups}
+    of_group = {group.name: set(parts[group.units].tolist()) for group in graph.groups}
     assert all(len(numbers) == 1 for numbers in of_group.values())
     together: dict[int, list[str]] = {}
     for name, numbers in of_group.items():
@@ -212,12 +210,12 @@ def test_isomorphic_compares_within_a_kind_and_keeps_one_share_of_each() -> None
     graph = toy_graph([8, 8], [4, 4, 4])
     inner = [group for group in graph.groups if group.frozen is None]
     parts = isomorphic_parts(graph)
-    assert len(set(parts[np.concatenate([group.classes for group in inner])].tolist())) == 1
+    assert len(set(parts[np.concatenate([group.units for group in inner])].tolist())) == 1
     assert len(set(parts.tolist())) == 3  # the two ends, and what is between them
-    values = np.zeros(graph.num_classes)
-    values[inner[0].classes] = 10.0 + np.arange(8)
-    values[inner[1].classes] = np.arange(8)
+    values = np.zeros(graph.num_units)
+    values[inner[0].units] = 10.0 + np.arange(8)
+    values[inner[1].units] = np.arange(8)
     scores = ALLOCATIONS["isomorphic"](SimpleNamespace(graph=graph), values)
-    assert scores[inner[0].classes].min() > scores[inner[1].classes].max()  # global within
-    both = np.concatenate([group.classes for group in inner])
+    assert scores[inner[0].units].min() > scores[inner[1].units].max()  # global within
+    both = np.concatenate([group.units for group in inner])
     np.testing.assert_allclose(np.sort(scores[both]), (np.arange(16) + 0.5) / 16)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
 from prunegraph.graph import StructureGraph
 from prunegraph.methods.netadapt import NetAdapt
@@ -25,7 +25,7 @@ class KnownAccuracy:
         self.asked: list[tuple[int, ...]] = []
         self.num_networks = 0
 
-    def evaluate(self, mask: KeepMask, subset: Tensor | None = None) -> Outcome:
+    def evaluate(self, mask: ChannelMask, subset: Tensor | None = None) -> Outcome:
         widths = self.graph.group_widths(mask)
         self.asked.append(tuple(widths.values()))
         self.num_networks += 1
@@ -40,7 +40,7 @@ class KnownAccuracy:
             seconds=0.0,
         )
 
-    def is_cached(self, mask: KeepMask, subset: Tensor | None = None) -> bool:
+    def is_cached(self, mask: ChannelMask, subset: Tensor | None = None) -> bool:
         return False
 
     def draw_subset(self, size: int, seed: int) -> Tensor:
@@ -59,7 +59,7 @@ def toy_problem(
 ) -> PruningProblem:
     """Return a chain of convolutions whose first and last are free: MACs are products of widths."""
     graph = toy_graph(widths, [1] * (len(widths) + 1))
-    taylor = np.arange(graph.num_classes, dtype=np.float32) + 1
+    taylor = np.arange(graph.num_units, dtype=np.float32) + 1
     return PruningProblem(
         model=nn.Identity(),
         graph=graph,
@@ -96,7 +96,7 @@ def test_channels_of_least_taylor_importance_go_first() -> None:
     problem = toy_problem((6, 6), lambda widths: 0.5, max_networks=40, keep_macs=0.5)
     keep = NetAdapt().prune(problem).mask.keep
     for group in problem.graph.groups:
-        kept = keep[group.classes]
+        kept = keep[group.units]
         assert (np.sort(kept) == kept).all()  # taylor rises with the number: the tail stays
 
 

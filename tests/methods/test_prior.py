@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from prunegraph.core.budget import Budget
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.graph.features import prior_scores
 from prunegraph.methods.prior import (
     BEST,
@@ -31,7 +31,7 @@ def test_a_start_keeps_what_its_heuristic_keeps(
     scores = start_scores(name, graph, problem.statistics, budget)
     mask = make_pruner(name).prune(problem).mask
     same = (graph.project(scores, budget).keep == mask.keep)[graph.free]
-    assert same.mean() > 0.97  # float32 and the floor of the logarithm may exchange neighbours
+    assert same.mean() > 0.97  # float32 and the floor of the logarithm may swap neighbours
     free = scores[graph.free]
     assert abs(float(free.mean())) < 0.05
     assert 0.8 < float(free.std()) <= 1.01
@@ -42,16 +42,16 @@ def test_the_start_is_the_heuristic_whose_mask_is_best(make_problem: MakeProblem
     graph, statistics = problem.graph, problem.statistics
     budget = Budget(keep_macs=0.5)
     wanted = graph.project(start_scores("fpgm/uniform", graph, statistics, budget), budget)
-    asked: list[KeepMask] = []
+    asked: list[ChannelMask] = []
 
-    def badness(mask: KeepMask) -> float:
+    def divergence(mask: ChannelMask) -> float:
         asked.append(mask)
         return float((mask.keep != wanted.keep).sum())
 
-    starts = rank_starts(badness, graph, statistics, budget)
+    starts = rank_starts(divergence, graph, statistics, budget)
     assert starts[0].name == "fpgm/uniform"
-    assert starts[0].badness == 0.0
-    assert [start.badness for start in starts] == sorted(start.badness for start in starts)
+    assert starts[0].divergence == 0.0
+    assert [start.divergence for start in starts] == sorted(start.divergence for start in starts)
     assert len(asked) == len(starts) == NUM_STARTS
     assert all(graph.fits(mask, budget) for mask in asked)
 

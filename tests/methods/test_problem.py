@@ -15,7 +15,7 @@ class KeepFirst:
     name = "first/uniform"
 
     def prune(self, problem: PruningProblem) -> PrunerResult:
-        scores = torch.arange(problem.graph.num_classes, 0, -1).float().numpy()
+        scores = torch.arange(problem.graph.num_units, 0, -1).float().numpy()
         mask = problem.graph.project(scores, problem.budget)
         problem.evaluator.evaluate(mask)
         return PrunerResult(mask=mask, networks_evaluated=1)

@@ -69,9 +69,9 @@ def test_its_choice_is_what_its_own_surgery_leaves(
     ).step()
     assert 0 < own[0].out_channels < 12 or 0 < own[3].out_channels < 16
     for layer in (0, 3):
-        kept = ~removed[problem.graph.param_classes[f"{layer}.weight"][0]]
+        kept = ~removed[problem.graph.param_units[f"{layer}.weight"][0]]
         assert int(kept.sum()) == own[layer].out_channels
-    first = ~removed[problem.graph.param_classes["0.weight"][0]]
+    first = ~removed[problem.graph.param_units["0.weight"][0]]
     torch.testing.assert_close(own[0].weight, model[0].weight[torch.from_numpy(first)])
 
 
@@ -80,10 +80,10 @@ def test_the_mask_keeps_its_best_channels_at_exactly_the_budget(make_problem: Ma
     problem = problem_of(make_problem, chain(), Budget(keep_macs=0.5))
     result = TorchPruningPruner("magnitude", "uniform").prune(problem)
     keep = result.mask.keep
-    kept = [keep[g.classes].mean() for g in problem.graph.groups if g.frozen is None]
+    kept = [keep[g.units].mean() for g in problem.graph.groups if g.frozen is None]
     assert max(kept) - min(kept) < 0.15
     norms = problem.model[0].weight.detach().flatten(1).norm(dim=1).numpy()
-    kept_first = keep[problem.graph.param_classes["0.weight"][0]]
+    kept_first = keep[problem.graph.param_units["0.weight"][0]]
     assert norms[~kept_first].mean() < norms[kept_first].mean()
     assert result.networks_evaluated == 0
 

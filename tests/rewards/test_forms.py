@@ -152,9 +152,9 @@ def test_forms_compare_the_chosen_metric() -> None:
     assert softly == [0.3] * 8
 
 
-@pytest.mark.parametrize(("metric", "remedy"), [("kl", "kl=True"), ("soft_accuracy", "soft=True")])
-def test_what_was_not_measured_is_an_error_that_names_the_remedy(metric: Any, remedy: str) -> None:
-    with pytest.raises(ConfigError, match=remedy):
+@pytest.mark.parametrize(("metric", "fix"), [("kl", "kl=True"), ("soft_accuracy", "soft=True")])
+def test_what_was_not_measured_is_an_error_that_names_the_remedy(metric: Any, fix: str) -> None:
+    with pytest.raises(ConfigError, match=fix):
         play(RewardConfig(self_competition="best", metric=metric))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from prunegraph.core.budget import Budget
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.runs.report.plots import Findings
 from support.toy_env import toy_graph
 
@@ -22,7 +22,7 @@ HISTORY = {
 }
 
 
-def row(name: str, mask: KeepMask, macs: int, search: float, **values: Any) -> dict[str, Any]:
+def row(name: str, mask: ChannelMask, macs: int, search: float, **values: Any) -> dict[str, Any]:
     """Return a row of a report."""
     return {
         "name": name,
@@ -50,7 +50,7 @@ def make_findings() -> Callable[..., Findings]:
             graph = dataclasses.replace(graph, groups=named)
         generator = np.random.default_rng(0)
         masks = [
-            graph.project(generator.random(graph.num_classes).astype(np.float32), budget)
+            graph.project(generator.random(graph.num_units).astype(np.float32), budget)
             for budget in [Budget(keep_macs=0.5)] * 4
         ]
         macs = [graph.cost(mask).macs for mask in masks]

@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from prunegraph.agent.distill import with_share
+from prunegraph.agent.distill import with_strength
 from prunegraph.agent.network import NetworkConfig, PruningNetwork
 from prunegraph.agent.policies import TrainedPolicy
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import BudgetError
-from prunegraph.core.masks import FloatArray, KeepMask
+from prunegraph.core.masks import ChannelMask, FloatArray
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.features import FEATURE_NAMES
 from prunegraph.graph.pyg import to_pyg
 from prunegraph.models import build_model
-from prunegraph.runs.adapt import SHARES, Use, first_context, suit
+from prunegraph.runs.adapt import STRENGTHS, Use, adapt, first_context
 
 BUDGET = Budget(keep_macs=0.5)
 
@@ -27,7 +27,7 @@ def graph() -> StructureGraph:
 
 @pytest.fixture(scope="module")
 def features(graph: StructureGraph) -> FloatArray:
-    values = np.random.default_rng(0).normal(size=(graph.num_classes, len(FEATURE_NAMES)))
+    values = np.random.default_rng(0).normal(size=(graph.num_units, len(FEATURE_NAMES)))
     return values.astype(np.float32)
 
 
@@ -48,19 +48,19 @@ def test_a_share_of_a_policy_lies_between_its_start_and_all_of_it(
 ) -> None:
     start = features[:, FEATURE_NAMES.index("start")]
     whole = scores(policy, graph, features)
-    half, none = (scores(with_share(policy, share), graph, features) for share in (0.5, 0.0))
+    half, none = (scores(with_strength(policy, share), graph, features) for share in (0.5, 0.0))
     np.testing.assert_allclose(half, (whole + start) / 2.0, atol=1e-5)
     np.testing.assert_allclose(none, start, atol=1e-6)
     np.testing.assert_array_equal(scores(policy, graph, features), whole)
 
 
-@pytest.mark.parametrize("best", SHARES)
+@pytest.mark.parametrize("best", STRENGTHS)
 def test_the_share_whose_mask_is_best_is_taken(
     best: float, policy: TrainedPolicy, graph: StructureGraph, features: FloatArray
 ) -> None:
-    wanted = graph.project(scores(with_share(policy, best), graph, features), BUDGET)
+    wanted = graph.project(scores(with_strength(policy, best), graph, features), BUDGET)
 
-    def badness(mask: KeepMask) -> float:
+    def divergence(mask: ChannelMask) -> float:
         return float((mask.keep != wanted.keep).sum())
 
     use = Use(
@@ -68,13 +68,13 @@ def test_the_share_whose_mask_is_best_is_taken(
         budget=BUDGET,
         features={"taylor/per_mac": features},
         project=lambda values: graph.project(values, BUDGET),
-        badness=badness,
+        divergence=divergence,
     )
-    suited = suit(policy, [use])
-    assert suited.share == best
-    assert suited.badness[best] == 0.0
-    assert suited.masks[0] == wanted
-    assert suited.policy.record == {"seed": 3, "share": best}
+    adapted = adapt(policy, [use])
+    assert adapted.share == best
+    assert adapted.divergence[best] == 0.0
+    assert adapted.masks[0] == wanted
+    assert adapted.policy.record == {"seed": 3, "share": best}
 
 
 def test_where_all_are_alike_the_policy_adds_nothing(
@@ -85,9 +85,9 @@ def test_where_all_are_alike_the_policy_adds_nothing(
         budget=BUDGET,
         features={"taylor/per_mac": features},
         project=lambda values: graph.project(values, BUDGET),
-        badness=lambda mask: 1.0,
+        divergence=lambda mask: 1.0,
     )
-    assert suit(policy, [use, use]).share == 0.0
+    assert adapt(policy, [use, use]).share == 0.0
 
 
 def test_a_share_that_misses_the_budget_is_left_out(
@@ -95,13 +95,13 @@ def test_a_share_that_misses_the_budget_is_left_out(
 ) -> None:
     whole = scores(policy, graph, features)
 
-    def project(values: FloatArray) -> KeepMask:  # as one that is too slow on the clock
+    def project(values: FloatArray) -> ChannelMask:  # as one that is too slow on the clock
         if not np.allclose(values, whole, atol=1e-5):
             msg = "too slow"
             raise BudgetError(msg)
         return graph.project(values, BUDGET)
 
-    def never(values: FloatArray) -> KeepMask:
+    def never(values: FloatArray) -> ChannelMask:
         msg = "too slow"
         raise BudgetError(msg)
 
@@ -110,11 +110,11 @@ def test_a_share_that_misses_the_budget_is_left_out(
         budget=BUDGET,
         features={"taylor/per_mac": features},
         project=project,
-        badness=lambda _: 0.0,
+        divergence=lambda _: 0.0,
     )
-    assert suit(policy, [use]).share == 1.0
+    assert adapt(policy, [use]).share == 1.0
     with pytest.raises(BudgetError, match="too slow"):
-        suit(policy, [replace(use, project=never)])
+        adapt(policy, [replace(use, project=never)])
 
 
 def test_what_is_no_number_is_not_chosen(
@@ -126,9 +126,9 @@ def test_what_is_no_number_is_not_chosen(
         budget=BUDGET,
         features={"taylor/per_mac": features},
         project=lambda values: graph.project(values, BUDGET),
-        badness=lambda mask: float("nan") if mask == start else 2.0,
+        divergence=lambda mask: float("nan") if mask == start else 2.0,
     )
-    assert suit(policy, [use]).share == 0.5
+    assert adapt(policy, [use]).share == 0.5
 
 
 @pytest.mark.parametrize("best", ["taylor/per_mac", "l2/uniform"])
@@ -138,7 +138,7 @@ def test_the_start_is_chosen_together_with_the_share(
     other = features.copy()
     other[:, FEATURE_NAMES.index("start")] *= -1.0
     starts = {"taylor/per_mac": features, "l2/uniform": other}
-    wanted = graph.project(scores(with_share(policy, 0.5), graph, starts[best]), BUDGET)
+    wanted = graph.project(scores(with_strength(policy, 0.5), graph, starts[best]), BUDGET)
     alone = graph.project(features[:, FEATURE_NAMES.index("start")], BUDGET)  # good by itself
     rank = {wanted: 0.0, alone: 1.0}
     use = Use(
@@ -146,13 +146,13 @@ def test_the_start_is_chosen_together_with_the_share(
         budget=BUDGET,
         features=starts,
         project=lambda values: graph.project(values, BUDGET),
-        badness=lambda mask: rank.get(mask, 2.0),
+        divergence=lambda mask: rank.get(mask, 2.0),
     )
-    suited = suit(policy, [use, use])
-    assert suited.starts == [best, best]
-    assert suited.share == 0.5
-    assert suited.badness[0.0] == 1.0
-    assert suited.masks == [wanted, wanted]
+    adapted = adapt(policy, [use, use])
+    assert adapted.starts == [best, best]
+    assert adapted.share == 0.5
+    assert adapted.divergence[0.0] == 1.0
+    assert adapted.masks == [wanted, wanted]
 
 
 def test_a_start_that_misses_the_budget_is_left_out(
@@ -160,9 +160,9 @@ def test_a_start_that_misses_the_budget_is_left_out(
 ) -> None:
     other = features.copy()
     other[:, FEATURE_NAMES.index("start")] *= -1.0
-    slow = [scores(with_share(policy, share), graph, features) for share in SHARES]
+    slow = [scores(with_strength(policy, share), graph, features) for share in STRENGTHS]
 
-    def project(values: FloatArray) -> KeepMask:
+    def project(values: FloatArray) -> ChannelMask:
         if any(np.allclose(values, own, atol=1e-5) for own in slow):
             msg = "too slow"
             raise BudgetError(msg)
@@ -173,6 +173,6 @@ def test_a_start_that_misses_the_budget_is_left_out(
         budget=BUDGET,
         features={"taylor/per_mac": features, "l2/uniform": other},
         project=project,
-        badness=lambda _: 0.0,
+        divergence=lambda _: 0.0,
     )
-    assert suit(policy, [use]).starts == ["l2/uniform"]
+    assert adapt(policy, [use]).starts == ["l2/uniform"]

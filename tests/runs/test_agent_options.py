@@ -12,7 +12,7 @@ HALF, LESS = Budget(keep_macs=0.5), Budget(keep_macs=0.29)
 
 
 def searched(policy: TrainedPolicy | None, *budgets: Budget) -> PPOConfig:
-    return agent_config(SearchOptions(imagined_steps=0, exchanges=0), 0, policy, budgets).ppo
+    return agent_config(SearchOptions(surrogate_steps=0, swaps=0), 0, policy, budgets).ppo
 
 
 def taught(*budgets: object) -> TrainedPolicy:

@@ -109,7 +109,7 @@ def test_the_network_is_fitted_layer_by_layer_where_it_is_better_then(task: Any,
     options = {"loss": loss, "calibration_data": batches, **SHORT, "num_batches": 4}
     result = pg.search(model, example, evaluate=partial(score, batches[-1]), **options)
     assert max(sizes) == size
-    at_once = pg.Compensation(model, result.graph, lambda net: [loss(net, x) for x in batches])
+    at_once = pg.Reconstruction(model, result.graph, lambda net: [loss(net, x) for x in batches])
     pruned = pg.apply_mask(model, result.graph, result.mask)
     at_once.apply(pruned, result.mask)
     assert result.report["pruned"]["score"] == score(batches[-1], result.model)
@@ -159,8 +159,8 @@ def test_a_latency_is_searched_within_by_layer_times_that_are_kept(
     assert found["pruned"] <= 0.65 * dense
     table = result.graph.latency_model
     assert table is not None
-    forecast = table.expected(result.mask.keep[None].astype(float))
-    assert float(forecast[0]) <= 0.6 * dense
+    prediction = table.expected(result.mask.keep[None].astype(float))
+    assert float(prediction[0]) <= 0.6 * dense
     (tmp_path / "search.latency.json").write_text("{}")
     with pytest.raises(ArtefactError, match=r"latency\.json"):
         pg.search(model, example, **options)

@@ -58,7 +58,7 @@ def run(user_module: str, tmp_path: Path) -> tuple[Path, nn.Module]:
     dense = importlib.import_module(user_module).build().eval()
     dense.norm.running_mean.normal_()
     graph = pg.analyse(dense, torch.randn(1, 1, 8, 8))
-    scores = np.random.default_rng(0).normal(size=graph.num_classes).astype(np.float32)
+    scores = np.random.default_rng(0).normal(size=graph.num_units).astype(np.float32)
     mask = graph.project(scores, pg.Budget(keep_macs=0.5))
     small = pg.apply_mask(dense, graph, mask)
     info = pg.PrunedInfo(

@@ -90,7 +90,7 @@ def test_frozen_groups_are_shown_with_their_reason(
     out = capsys.readouterr().out
     assert "softmax" in out
     assert "[/x]" in out  # no markup
-    assert "8 of 26 channel classes can be removed, in 1 groups" in out
+    assert "8 of 26 prunable units can be removed, in 1 groups" in out
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def pruned_run(tmp_path: Path) -> Path:
     """A saved pruned network, as a run folder holds it."""
     model = build_model("digits_resnet", num_classes=10, image_shape=(1, 8, 8))
     graph = analyse(model, torch.randn(1, 1, 8, 8))
-    scores = np.arange(graph.num_classes, dtype=np.float32)
+    scores = np.arange(graph.num_units, dtype=np.float32)
     mask = graph.project(scores, Budget(keep_macs=0.5))
     info = PrunedInfo(arch="digits_resnet", num_classes=10, example_shape=(1, 1, 8, 8))
     model = apply_mask(model, graph, mask)

@@ -14,7 +14,7 @@ from prunegraph.agent.policies import TrainedPolicy, save_policy
 from prunegraph.core.errors import ArtefactError, ConfigError, DataError, ModelError
 from prunegraph.data import load_dataset
 from prunegraph.models import WeightsInfo, build_model, save_weights, weights_info
-from prunegraph.runs.adapt import suit_benches
+from prunegraph.runs.adapt import adapt_contexts
 from prunegraph.runs.apply import check_policy
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.folder import RunFolder
@@ -31,7 +31,7 @@ LARGEST = 1 << 20
 def test_a_shipped_policy_is_small_and_tells_how_it_was_trained(name: str) -> None:
     record = find_policy(Path(name)).record
     assert record["networks_evaluated"] > 0
-    assert record["amortise_steps"] > 0
+    assert record["distill_steps"] > 0
     assert {"trained_on", "data", "budgets", "seed"} <= record.keys()
     assert shipped_policies()[name].stat().st_size < LARGEST
 
@@ -62,10 +62,10 @@ def test_the_shipped_policy_beats_its_start_on_a_network_that_it_has_not_seen(
     )
     bench = Bench(target=load_target(config, config.budget()), options=config, seed=0)
     policy = find_policy(Path("resnet-cifar"))
-    suited, _ = suit_benches(policy, [bench], [bench.budget])
+    adapted, _ = adapt_contexts(policy, [bench], [bench.budget])
     start = bench.project(bench.start(bench.budget).scores, bench.budget)
-    ours, theirs = (bench.final_evaluator.evaluate(mask) for mask in (suited.masks[0], start))
-    assert suited.share > 0.0
+    ours, theirs = (bench.final_evaluator.evaluate(mask) for mask in (adapted.masks[0], start))
+    assert adapted.share > 0.0
     assert ours.accuracy > theirs.accuracy + 0.004
     assert ours.accuracy > 0.875
 

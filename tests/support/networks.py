@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.core.splits import Dataset
 from prunegraph.data.load import load_dataset
 from prunegraph.graph import StructureGraph, analyse
@@ -42,20 +42,20 @@ class Mixed(nn.Module):
         return self.head(self.drop(F.gelu(self.norm(x))))
 
 
-def random_mask(graph: StructureGraph, seed: int, share: float = 0.6) -> KeepMask:
+def random_mask(graph: StructureGraph, seed: int, share: float = 0.6) -> ChannelMask:
     """Return a legal mask that keeps about ``share`` of every group, at least its minimum."""
     rng = np.random.default_rng(seed)
     keep = graph.frozen.copy()
     for group in graph.groups:
-        free = group.classes[~graph.frozen[group.classes]]
-        least = max(group.min_keep - (len(group.classes) - len(free)), 0)
+        free = group.units[~graph.frozen[group.units]]
+        least = max(group.min_keep - (len(group.units) - len(free)), 0)
         count = max(least, int(rng.binomial(len(free), share)))
         keep[rng.permutation(free)[:count]] = True
     return graph.mask(keep)
 
 
 @pytest.fixture
-def make_mask() -> Callable[..., KeepMask]:
+def make_mask() -> Callable[..., ChannelMask]:
     return random_mask
 
 
@@ -92,7 +92,7 @@ def digits() -> Dataset:
 @pytest.fixture
 def digits_net(digits: Dataset) -> nn.Module:
     torch.manual_seed(0)
-    return build_model("digits_resnet", num_classes=10, image_shape=digits.image_shape)
+    return build_model("digits_resnet", num_units=10, image_shape=digits.image_shape)
 
 
 @pytest.fixture

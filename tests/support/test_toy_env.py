@@ -21,7 +21,7 @@ GRAPHS = toy_graphs()
 
 
 def draws(index: int, count: int = 400) -> tuple[np.ndarray, np.ndarray]:
-    """Return features and best bits of the free classes of many episodes."""
+    """Return features and best bits of the free units of many episodes."""
     rng = np.random.default_rng(0)
     pairs = [draw_signs(GRAPHS[index], rng) for _ in range(count)]
     free = GRAPHS[index].free
@@ -66,10 +66,10 @@ def test_consumers_reveal_the_other_half(index: int) -> None:
     graph = GRAPHS[index]
     features, best = draw_signs(graph, np.random.default_rng(3))
     for position, group in enumerate(graph.groups):
-        if group.frozen is None and (features[group.classes, 1] == 0).all():
-            (sign,) = set(features[graph.groups[position + 1].classes, 2])
-            right = features[group.classes, 0] * sign > 0
-            assert np.array_equal(right, best[group.classes])
+        if group.frozen is None and (features[group.units, 1] == 0).all():
+            (sign,) = set(features[graph.groups[position + 1].units, 2])
+            right = features[group.units, 0] * sign > 0
+            assert np.array_equal(right, best[group.units])
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
@@ -79,7 +79,7 @@ def test_the_best_mask_fits_the_budget_exactly(graph) -> None:
     assert np.array_equal(mask.keep, best)
     assert toy_accuracy(graph, best, mask.keep) == 1.0
     assert toy_accuracy(graph, best, ~best | graph.frozen) == 0.0
-    assert features.shape == (graph.num_classes, len(TOY_FEATURE_NAMES))
+    assert features.shape == (graph.num_units, len(TOY_FEATURE_NAMES))
 
 
 def test_random_masks_are_right_by_half() -> None:

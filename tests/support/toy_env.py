@@ -18,7 +18,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from prunegraph.core.budget import Budget
-from prunegraph.core.masks import BoolArray, FloatArray, IntArray, KeepMask
+from prunegraph.core.masks import BoolArray, ChannelMask, FloatArray, IntArray
 from prunegraph.core.outcome import Outcome
 from prunegraph.graph.costs.macs import MACS, PARAMS, CostModel, CostTerm
 from prunegraph.graph.features import FEATURE_BOUND
@@ -39,23 +39,21 @@ def toy_graph(widths: Sequence[int], spatial: Sequence[int]) -> StructureGraph:
     """
     sizes = [1, *widths, 2]  # the frozen input and output groups stand at the ends
     starts = np.cumsum([0, *sizes])
-    classes = [np.arange(starts[k], starts[k + 1]) for k in range(len(sizes))]
+    units = [np.arange(starts[k], starts[k + 1]) for k in range(len(sizes))]
     last = len(sizes) - 1
-    ops = tuple(_convolution(k, classes[k], classes[k + 1], spatial[k]) for k in range(last))
+    ops = tuple(_convolution(k, units[k], units[k + 1], spatial[k]) for k in range(last))
     groups = tuple(
         Group(
             name=f"conv{k}",
-            classes=ids,
+            units=ids,
             members=_members(k, last),
             frozen=_why_frozen(k, last),
         )
-        for k, ids in enumerate(classes)
+        for k, ids in enumerate(units)
     )
     group_of = np.repeat(np.arange(len(sizes)), sizes)
     terms = [
-        CostTerm(
-            kind=kind, coefficient=coefficient, axes=(op.out_classes, op.in_classes), name=name
-        )
+        CostTerm(kind=kind, coefficient=coefficient, axes=(op.out_units, op.in_units), name=name)
         for op in ops
         for kind, coefficient, name in (
             (MACS, op.macs_coefficient, ""),
@@ -63,13 +61,13 @@ def toy_graph(widths: Sequence[int], spatial: Sequence[int]) -> StructureGraph:
         )
     ]
     return StructureGraph(
-        num_classes=int(starts[-1]),
+        num_units=int(starts[-1]),
         groups=groups,
         group_of=group_of,
         frozen=np.isin(group_of, (0, last)),
         ops=ops,
         frozen_ops=(),
-        param_classes={f"{op.name}.weight": {0: op.out_classes, 1: op.in_classes} for op in ops},
+        param_units={f"{op.name}.weight": {0: op.out_units, 1: op.in_units} for op in ops},
         gathers={},
         cost_model=CostModel(int(starts[-1]), terms),
         summed=np.zeros(int(starts[-1]), dtype=bool),
@@ -90,8 +88,8 @@ def _convolution(position: int, inputs: IntArray, outputs: IntArray, spatial: in
     return OpNode(
         name=f"conv{position + 1}",
         kind="conv",
-        in_classes=inputs,
-        out_classes=outputs,
+        in_units=inputs,
+        out_units=outputs,
         macs_coefficient=float(spatial),
         kernel_size=1,
         stride=1,
@@ -144,7 +142,7 @@ class ToyPruningEnv(gymnasium.Env[Observation, np.ndarray[Any, Any]]):
         self.seed_in_use = seed
         self.first_episode, self.episode_stride = first_episode, episode_stride
         self.budgets = tuple(best_budget(graph) for graph in self.graphs)
-        self.size = max(graph.num_classes for graph in self.graphs)
+        self.size = max(graph.num_units for graph in self.graphs)
         self.networks_evaluated = 0
         self.episode_number = self._next_episode = first_episode
         self.graph_id = 0
@@ -203,11 +201,11 @@ class ToyPruningEnv(gymnasium.Env[Observation, np.ndarray[Any, Any]]):
     def _observation(self, features: FloatArray) -> Observation:
         graph = self.graph
         padded = np.zeros((self.size, features.shape[1]), dtype=np.float32)
-        padded[: graph.num_classes] = features
+        padded[: graph.num_units] = features
         node_mask = np.zeros(self.size, dtype=np.float32)
-        node_mask[: graph.num_classes] = 1.0
+        node_mask[: graph.num_units] = 1.0
         action_mask = np.zeros(self.size, dtype=np.float32)
-        action_mask[: graph.num_classes] = graph.free
+        action_mask[: graph.num_units] = graph.free
         context = np.zeros(len(CONTEXT_NAMES), dtype=np.float32)
         context[:3] = (self.budget.as_dict()["keep_macs"], 1.0, 1.0)
         return {
@@ -223,7 +221,7 @@ class ToyPruningEnv(gymnasium.Env[Observation, np.ndarray[Any, Any]]):
     ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Score keep bits; the episode ends."""
         graph = self.graph
-        raw = (action[: graph.num_classes] > 0) | graph.frozen
+        raw = (action[: graph.num_units] > 0) | graph.frozen
         mask, repaired = graph.repair(raw, self.budget, self.np_random)
         self.networks_evaluated += 1
         limit = graph.limits(self.budget)[0]
@@ -238,40 +236,40 @@ class ToyPruningEnv(gymnasium.Env[Observation, np.ndarray[Any, Any]]):
             digest=mask.digest(),
         )
         info = {**self._identity(), "repaired": repaired, "result": result}
-        nothing = np.zeros((graph.num_classes, len(TOY_FEATURE_NAMES)), dtype=np.float32)
+        nothing = np.zeros((graph.num_units, len(TOY_FEATURE_NAMES)), dtype=np.float32)
         return self._observation(nothing), accuracy, True, False, info
 
 
 def best_budget(graph: StructureGraph) -> Budget:
     """Return the cost of the best mask of a toy graph: half of each group."""
-    half = np.ones(graph.num_classes, dtype=bool)
+    half = np.ones(graph.num_units, dtype=bool)
     for group in graph.groups:
         if group.frozen is None:
-            half[group.classes[::2]] = False
+            half[group.units[::2]] = False
     allowed = graph.cost(half).macs + 0.5  # not lost when the share is rounded
     return Budget(keep_macs=allowed / graph.dense_cost.macs)
 
 
 def draw_signs(graph: StructureGraph, rng: np.random.Generator) -> tuple[FloatArray, BoolArray]:
     """Return fresh node features ``[N, 4]`` and the best mask ``[N]`` of a toy graph."""
-    features = np.zeros((graph.num_classes, len(TOY_FEATURE_NAMES)), dtype=np.float32)
-    best = np.ones(graph.num_classes, dtype=bool)
+    features = np.zeros((graph.num_units, len(TOY_FEATURE_NAMES)), dtype=np.float32)
+    best = np.ones(graph.num_units, dtype=bool)
     free = [k for k, group in enumerate(graph.groups) if group.frozen is None]
     relational = rng.permutation(free[:-1])[: len(free) // 2]  # the last has no free consumer
     group_sign = np.zeros(len(graph.groups))
     group_sign[relational + 1] = rng.choice([-1.0, 1.0], size=len(relational))
     for position in free:
-        classes = graph.groups[position].classes
-        balanced = np.resize([-1.0, 1.0], len(classes))
+        units = graph.groups[position].units
+        balanced = np.resize([-1.0, 1.0], len(units))
         own, right = rng.permutation(balanced), rng.permutation(balanced)
         if position in relational:
             right = own * group_sign[position + 1]
         else:
-            features[classes, 1] = own * right
-        best[classes] = right > 0
-        features[classes, 0] = own
-        features[classes, 2] = group_sign[position]
-    features[:, 3] = np.clip(rng.normal(size=graph.num_classes), -FEATURE_BOUND, FEATURE_BOUND)
+            features[units, 1] = own * right
+        best[units] = right > 0
+        features[units, 0] = own
+        features[units, 2] = group_sign[position]
+    features[:, 3] = np.clip(rng.normal(size=graph.num_units), -FEATURE_BOUND, FEATURE_BOUND)
     return features, best
 
 
@@ -291,7 +289,7 @@ class KnownMaskEvaluator:
         self.graph, self.best, self.noise = graph, best, noise
         self.num_networks = 0
 
-    def evaluate(self, mask: KeepMask, subset: Tensor | None = None) -> Outcome:
+    def evaluate(self, mask: ChannelMask, subset: Tensor | None = None) -> Outcome:
         """Return how many bits of a mask are right, a little more or less by the images."""
         self.num_networks += 1
         images = 0.0 if subset is None else float(np.sin(subset.sum().item()))

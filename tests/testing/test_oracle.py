@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prunegraph.core.budget import Cost
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.channel_gather import ChannelGather
 from prunegraph.testing import assert_masked_equals_pruned, count_cost, largest_difference
@@ -52,24 +52,24 @@ def graph(model: nn.Module, example: Tensor) -> StructureGraph:
 
 
 @pytest.fixture
-def mask(graph: StructureGraph) -> KeepMask:
-    keep = np.ones(graph.num_classes, dtype=bool)
+def mask(graph: StructureGraph) -> ChannelMask:
+    keep = np.ones(graph.num_units, dtype=bool)
     for name in ("stem.weight", "conv.weight"):
-        keep[graph.param_classes[name][0][[0, 3]]] = False
+        keep[graph.param_units[name][0][[0, 3]]] = False
     return graph.mask(keep)
 
 
 def with_swapped(graph: StructureGraph, name: str, axis: int) -> StructureGraph:
-    """Return the graph with the classes of positions 0 (removed) and 1 (kept) exchanged."""
-    classes = {param: dict(axes) for param, axes in graph.param_classes.items()}
+    """Return the graph with the classes of positions 0 (removed) and 1 (kept) swapped."""
+    classes = {param: dict(axes) for param, axes in graph.param_units.items()}
     swapped = classes[name][axis].copy()
     swapped[[0, 1]] = swapped[[1, 0]]
     classes[name][axis] = swapped
-    return dataclasses.replace(graph, param_classes=classes)
+    return dataclasses.replace(graph, param_units=classes)
 
 
 def test_a_right_graph_passes(
-    model: nn.Module, graph: StructureGraph, mask: KeepMask, example: Tensor
+    model: nn.Module, graph: StructureGraph, mask: ChannelMask, example: Tensor
 ) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert assert_masked_equals_pruned(model, graph, mask, example) < 1e-12
@@ -95,7 +95,7 @@ def test_a_right_graph_passes(
 def test_one_wrong_index_fails(
     model: nn.Module,
     graph: StructureGraph,
-    mask: KeepMask,
+    mask: ChannelMask,
     example: Tensor,
     name: str,
     axis: int,
@@ -106,7 +106,7 @@ def test_one_wrong_index_fails(
 
 @pytest.mark.parametrize("side", [0, 1])
 def test_a_wrong_gather_fails(
-    model: nn.Module, graph: StructureGraph, mask: KeepMask, example: Tensor, side: int
+    model: nn.Module, graph: StructureGraph, mask: ChannelMask, example: Tensor, side: int
 ) -> None:
     ends = [classes.copy() for classes in graph.gathers["shortcut"]]
     ends[side] = np.roll(ends[side], 1)
@@ -116,10 +116,10 @@ def test_a_wrong_gather_fails(
 
 
 def test_a_wrong_cost_fails(
-    model: nn.Module, graph: StructureGraph, mask: KeepMask, example: Tensor
+    model: nn.Module, graph: StructureGraph, mask: ChannelMask, example: Tensor
 ) -> None:
     class OneMore(StructureGraph):
-        def cost(self, keep: KeepMask | np.ndarray) -> Cost:
+        def cost(self, keep: ChannelMask | np.ndarray) -> Cost:
             right = super().cost(keep)
             return Cost(macs=right.macs + 1, params=right.params)
 
@@ -129,7 +129,7 @@ def test_a_wrong_cost_fails(
 
 
 def test_outputs_that_ignore_the_inputs_prove_nothing(
-    model: nn.Module, graph: StructureGraph, mask: KeepMask, example: Tensor
+    model: nn.Module, graph: StructureGraph, mask: ChannelMask, example: Tensor
 ) -> None:
     nn.init.zeros_(model.head.weight)
     with pytest.raises(AssertionError, match="nothing is compared"):
@@ -137,7 +137,7 @@ def test_outputs_that_ignore_the_inputs_prove_nothing(
 
 
 def test_outputs_that_hardly_move_prove_nothing(
-    model: nn.Module, graph: StructureGraph, mask: KeepMask, example: Tensor
+    model: nn.Module, graph: StructureGraph, mask: ChannelMask, example: Tensor
 ) -> None:
     with torch.no_grad():
         model.head.weight.mul_(1e-12)
@@ -147,7 +147,7 @@ def test_outputs_that_hardly_move_prove_nothing(
 
 
 def test_a_large_bias_hides_nothing(
-    model: nn.Module, graph: StructureGraph, mask: KeepMask, example: Tensor
+    model: nn.Module, graph: StructureGraph, mask: ChannelMask, example: Tensor
 ) -> None:
     with torch.no_grad():
         model.head.bias.fill_(1e6)
@@ -211,7 +211,7 @@ def test_complex_weights_stay_complex() -> None:
     model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 3), Complex()).eval()
     x = torch.randn(2, 3)
     graph = analyse(model, x)
-    keep = graph.frozen | (np.arange(graph.num_classes) % 3 > 0)
+    keep = graph.frozen | (np.arange(graph.num_units) % 3 > 0)
     assert not keep.all()
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # that the imaginary part is discarded

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import MaskError
-from prunegraph.core.masks import FloatArray, KeepMask
+from prunegraph.core.masks import ChannelMask, FloatArray
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.testing import structure_check
 from prunegraph.testing.structure_check import (
@@ -66,9 +66,9 @@ def broken(change: Callable[[StructureGraph], StructureGraph]) -> Callable[..., 
 
 
 def swapped(graph: StructureGraph) -> StructureGraph:
-    classes = {name: dict(axes) for name, axes in graph.param_classes.items()}
+    classes = {name: dict(axes) for name, axes in graph.param_units.items()}
     classes["conv.weight"][1] = np.roll(classes["conv.weight"][1], 1)
-    return dataclasses.replace(graph, param_classes=classes)
+    return dataclasses.replace(graph, param_units=classes)
 
 
 def test_a_sound_network_has_no_findings(model: nn.Module) -> None:
@@ -88,7 +88,7 @@ def test_a_wrong_index_in_the_second_analysis_is_found(
     model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def second(graph: StructureGraph) -> StructureGraph:
-        return graph if graph.param_classes["stem.weight"][0].size == 8 else swapped(graph)
+        return graph if graph.param_units["stem.weight"][0].size == 8 else swapped(graph)
 
     monkeypatch.setattr(structure_check, "analyse", broken(second))
     assert kinds(model) == {"surgery of surgery"}
@@ -96,7 +96,7 @@ def test_a_wrong_index_in_the_second_analysis_is_found(
 
 def test_a_wrong_budget_is_found(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     class Careless(StructureGraph):
-        def project(self, scores: FloatArray, budget: Budget) -> KeepMask:
+        def project(self, scores: FloatArray, budget: Budget) -> ChannelMask:
             assert budget.keep_macs is not None
             return super().project(scores, Budget(keep_macs=budget.keep_macs * 0.5))
 
@@ -150,7 +150,7 @@ def test_budgets_are_met_from_below_without_room_left(model: nn.Module) -> None:
     with pytest.raises(AssertionError, match="would still fit"):
         assert_budget_met(graph, mask, Budget(keep_macs=0.9))
     with pytest.raises(MaskError):
-        assert_budget_met(graph, KeepMask(np.zeros(graph.num_classes, dtype=bool)), HALF)
+        assert_budget_met(graph, ChannelMask(np.zeros(graph.num_units, dtype=bool)), HALF)
 
 
 def test_reach_is_what_must_stay(model: nn.Module) -> None:

@@ -16,7 +16,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from prunegraph.core.budget import Budget
-from prunegraph.core.masks import BoolArray, Float64Array, FloatArray, IntArray, KeepMask
+from prunegraph.core.masks import BoolArray, ChannelMask, Float64Array, FloatArray, IntArray
 from prunegraph.graph import ExampleInputs, OpNode, StructureGraph, call_forward, evaluation_mode
 from prunegraph.graph.analyse import unwrap
 from prunegraph.graph.costs.clock import Latency, measure_latencies, measure_latency
@@ -25,7 +25,7 @@ from prunegraph.graph.projection import minimum
 from prunegraph.graph.surgery import apply_mask
 from prunegraph.graph.trace.calls import tensors_in
 
-SHARES = (1 / 16, 1 / 4, 1 / 2, 3 / 4, 1.0)
+STRENGTHS = (1 / 16, 1 / 4, 1 / 2, 3 / 4, 1.0)
 """Kept shares of an axis at which layers are timed."""
 
 NUM_ROUNDS = 3
@@ -53,7 +53,7 @@ class LatencyTable:
     ``milliseconds(mask) = offset + scale * sum of the layers' interpolated times + rates * mask``.
 
     Attributes:
-        positions: ``[2 M, N]`` how many positions of each class lie on the output axis of each of
+        positions: ``[2 M, N]`` how many positions of each unit lie on the output axis of each of
             the M timed layers, then on its input axis.
         widths: ``[2, M, K]`` kept positions of the grid, ascending; outputs, then inputs.
         times: ``[M, K, K]`` milliseconds by output and input width, ascending along both.
@@ -62,7 +62,7 @@ class LatencyTable:
         scale: network milliseconds for one of the layers'.
         offset: milliseconds that no width changes.
         rates: ``[N]`` milliseconds for the bytes that a forward writes for each class.
-        excess: of ten networks of uneven widths nine take at most this many times their forecast.
+        excess: of ten networks of uneven widths nine take at most this many times their prediction.
     """
 
     positions: Any
@@ -76,7 +76,7 @@ class LatencyTable:
     excess: float
 
     def slower_by(self, factor: float) -> "LatencyTable":
-        """Return a table that foretells ``factor`` times as many milliseconds."""
+        """Return a table that predicts ``factor`` times as many milliseconds."""
         return replace(
             self,
             scale=factor * self.scale,
@@ -85,7 +85,7 @@ class LatencyTable:
         )
 
     def milliseconds(self, keep: BoolArray) -> float:
-        """Return the predicted latency at keep bits ``[N]``; never falls as classes join."""
+        """Return the predicted latency at keep bits ``[N]``; never falls as units join."""
         return float(self.expected(keep[None].astype(np.float64))[0])
 
     def expected(self, probabilities: Float64Array) -> Float64Array:
@@ -106,26 +106,26 @@ class LatencyTable:
         return np.asarray(self.scale * slopes.T + self.rates)
 
     def at_stake(self, limit: float) -> BoolArray:
-        """Return the classes ``[N]`` that take time, if the whole network takes too long."""
+        """Return the units ``[N]`` that take time, if the whole network takes too long."""
         used = (np.asarray(self.positions.sum(axis=0)).ravel() > 0) | (self.rates > 0)
         return used & (self.milliseconds(np.ones(len(used), dtype=bool)) > limit)
 
     def fits_with_each(self, keep: BoolArray, limit: float) -> BoolArray:
-        """Return ``[N]`` where the forecast stays within a limit if one removed class joins."""
+        """Return ``[N]`` where the prediction stays within a limit if one removed unit joins."""
         kinds, kind_of = self._kinds
         bits = keep.astype(np.float64)
         layers = self._at_widths(np.asarray(self.positions @ bits)[:, None] + kinds)[kind_of]
         return np.asarray(layers + bits @ self.rates + self.rates <= limit)
 
-    def exchanged(self, keep: BoolArray, drops: IntArray, adds: IntArray) -> Float64Array:
-        """Return the forecast ``[D, A]`` after exchanges, to first order."""
+    def swapped(self, keep: BoolArray, drops: IntArray, adds: IntArray) -> Float64Array:
+        """Return the prediction ``[D, A]`` after swaps, to first order."""
         bits = keep[None].astype(np.float64)
         slope = np.append(self.slopes(bits)[0], 0.0)  # -1 is none
         return np.asarray(self.expected(bits)[0] + slope[adds] - slope[drops][:, None])
 
     @cached_property
     def _kinds(self) -> tuple[Float64Array, IntArray]:
-        """Distinct columns ``[2 M, U]`` of ``positions``, and which of them is each class's."""
+        """Distinct columns ``[2 M, U]`` of ``positions``, and which of them is each unit's."""
         kinds, kind_of = np.unique(self.positions.toarray(), axis=1, return_inverse=True)
         return kinds, np.asarray(kind_of).ravel()
 
@@ -195,10 +195,10 @@ def measure_latency_table(
     model = unwrap(model)
     round_to = None if budget is None else budget.round_to
     calls = _layer_calls(model, graph, example_inputs)
-    widths = np.ones((2, len(calls), len(SHARES)))
-    times = np.full((len(calls), len(SHARES), len(SHARES)), np.inf)
+    widths = np.ones((2, len(calls), len(STRENGTHS)))
+    times = np.full((len(calls), len(STRENGTHS), len(STRENGTHS)), np.inf)
     for row, call in enumerate(calls):
-        widths[:, row] = [_grid(graph, classes, call.op) for classes in call.axes]
+        widths[:, row] = [_grid(graph, units, call.op) for units in call.axes]
     for _ in range(NUM_ROUNDS):
         cache: dict[Any, float] = {}
         for row, call in enumerate(calls):
@@ -211,24 +211,20 @@ def measure_latency_table(
                     times[row, i, j] = min(times[row, i, j], took)
     times = np.maximum.accumulate(np.maximum.accumulate(times, axis=1), axis=2)
     counts = [
-        np.bincount(call.axes[axis], minlength=graph.num_classes)
-        for axis in (0, 1)
-        for call in calls
+        np.bincount(call.axes[axis], minlength=graph.num_units) for axis in (0, 1) for call in calls
     ]
     ends = graph.dense_mask(), smallest_mask(graph, Budget(keep_macs=1.0, round_to=round_to))
     networks = model, apply_mask(model, graph, ends[1])
     dense, smallest = measure_latencies(networks, example_inputs, num_runs=num_runs)
     raw = LatencyTable(
-        positions=sparse.csr_array(
-            np.array(counts, dtype=np.float64).reshape(-1, graph.num_classes)
-        ),
+        positions=sparse.csr_array(np.array(counts, dtype=np.float64).reshape(-1, graph.num_units)),
         widths=widths,
         times=times,
         dense=dense,
         smallest=smallest,
         scale=1.0,
         offset=0.0,
-        rates=np.zeros(graph.num_classes),
+        rates=np.zeros(graph.num_units),
         excess=1.0,
     )
     near = None if budget is None else budget.max_latency
@@ -240,7 +236,7 @@ def measure_latency_table(
 
 def _on_the_clock(
     raw: LatencyTable,
-    ends: tuple[KeepMask, KeepMask],
+    ends: tuple[ChannelMask, ChannelMask],
     model: nn.Module,
     graph: StructureGraph,
     example_inputs: ExampleInputs,
@@ -252,7 +248,7 @@ def _on_the_clock(
     The share is that which fits networks of uneven widths best (least squares).
     """
     memory = graph.memory_model
-    written = np.zeros(graph.num_classes) if memory is None else memory.written
+    written = np.zeros(graph.num_units) if memory is None else memory.written
     by_layers, by_bytes = (_between(raw, ends, written, share=share) for share in (0.0, 1.0))
     if raw.dense.least <= raw.smallest.least:
         return by_layers
@@ -274,7 +270,7 @@ def _on_the_clock(
 
 
 def _between(
-    raw: LatencyTable, ends: tuple[KeepMask, KeepMask], written: Float64Array, *, share: float
+    raw: LatencyTable, ends: tuple[ChannelMask, ChannelMask], written: Float64Array, *, share: float
 ) -> LatencyTable:
     """Return the table that is right for the dense and the smallest network.
 
@@ -293,9 +289,9 @@ def _between(
     return replace(table, offset=raw.smallest.least - table.milliseconds(least))
 
 
-def _uneven_masks(graph: StructureGraph, limits: Budget) -> list[KeepMask]:
-    """Return masks that a structure with a forecast puts at limits, the first of even widths."""
-    even = rank_in_group(graph, np.zeros(graph.num_classes))
+def _uneven_masks(graph: StructureGraph, limits: Budget) -> list[ChannelMask]:
+    """Return masks that a structure with a prediction puts at limits, the first of even widths."""
+    even = rank_in_group(graph, np.zeros(graph.num_units))
     draws = UNEVENNESS * np.random.default_rng(0).normal(size=(NUM_UNEVEN, len(graph.groups)))
     draws[0] = 0.0
     scores = (even + draws[:, graph.group_of]).astype(np.float32)
@@ -304,10 +300,10 @@ def _uneven_masks(graph: StructureGraph, limits: Budget) -> list[KeepMask]:
 
 def smallest_mask(
     graph: StructureGraph, budget: Budget, scores: FloatArray | None = None
-) -> KeepMask:
-    """Return the mask in which each group keeps its minimum, the classes with the best scores."""
+) -> ChannelMask:
+    """Return the mask in which each group keeps its minimum, the units with the best scores."""
     if scores is None:
-        scores = np.zeros(graph.num_classes, dtype=np.float32)
+        scores = np.zeros(graph.num_units, dtype=np.float32)
     keep, _ = minimum(graph, scores, budget)
     return graph.mask(keep)
 
@@ -329,7 +325,7 @@ class _LayerCall:
     @property
     def axes(self) -> tuple[IntArray, IntArray]:
         """Classes on the output axis and on the input axis."""
-        return self.op.out_classes, self.op.in_classes
+        return self.op.out_units, self.op.in_units
 
     def milliseconds(self, outs: int, ins: int, cache: dict[Any, float]) -> float:
         """Time the layer with ``outs`` output and ``ins`` input positions (a group of groups)."""
@@ -344,9 +340,9 @@ class _LayerCall:
     def above(self, graph: StructureGraph, outs: int, ins: int) -> tuple[int, int]:
         """Return the widths with one more free position each, if there is one."""
         more = []
-        for width, classes in zip((outs, ins), self.axes, strict=True):
-            step = _step(classes, self.op) if graph.free[classes].any() else 0
-            more.append(min(width + step, max(len(classes), 1)))
+        for width, units in zip((outs, ins), self.axes, strict=True):
+            step = _step(units, self.op) if graph.free[units].any() else 0
+            more.append(min(width + step, max(len(units), 1)))
         return more[0], more[1]
 
     def _slice(self, outs: int, ins: int) -> tuple[Any, Tensor]:
@@ -373,7 +369,7 @@ class _LayerCall:
 def _layer_calls(
     model: nn.Module, graph: StructureGraph, example_inputs: ExampleInputs
 ) -> list[_LayerCall]:
-    """Run the forward once and return the calls of layers that hold a class that may go."""
+    """Run the forward once and return the calls of layers that hold a unit that may go."""
     inputs: dict[str, list[Tensor]] = {}
 
     def note(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -396,22 +392,22 @@ def _layer_calls(
     calls = []
     for op in graph.ops:
         name = op.name.partition("#")[0]
-        free = any(graph.free[axis].any() for axis in (op.out_classes, op.in_classes))
+        free = any(graph.free[axis].any() for axis in (op.out_units, op.in_units))
         if free and inputs.get(name):
             calls.append(_LayerCall(op=op, layer=layers[name], inputs=inputs[name].pop(0)))
     return calls
 
 
-def _grid(graph: StructureGraph, classes: IntArray, op: OpNode) -> Float64Array:
+def _grid(graph: StructureGraph, units: IntArray, op: OpNode) -> Float64Array:
     """Return ``[K]`` the widths of an axis at which a layer is timed."""
-    size = max(len(classes), 1)
-    if not graph.free[classes].any():
-        return np.full(len(SHARES), float(size))
-    step = _step(classes, op)
-    widths = np.ceil(np.array(SHARES) * size / step) * step
+    size = max(len(units), 1)
+    if not graph.free[units].any():
+        return np.full(len(STRENGTHS), float(size))
+    step = _step(units, op)
+    widths = np.ceil(np.array(STRENGTHS) * size / step) * step
     return np.asarray(np.clip(widths, step, size))
 
 
-def _step(classes: IntArray, op: OpNode) -> int:
+def _step(units: IntArray, op: OpNode) -> int:
     """Return how many positions of an axis come and go together: one in each group."""
-    return op.groups if classes is op.out_classes and not op.depthwise else 1
+    return op.groups if units is op.out_units and not op.depthwise else 1

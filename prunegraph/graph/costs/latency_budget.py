@@ -9,7 +9,7 @@ from torch import nn
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import BudgetError
-from prunegraph.core.masks import FloatArray, KeepMask
+from prunegraph.core.masks import ChannelMask, FloatArray
 from prunegraph.graph import ExampleInputs, StructureGraph
 from prunegraph.graph.analyse import unwrap
 from prunegraph.graph.costs.clock import Latency, device_in_words, measure_latency
@@ -29,13 +29,13 @@ class LatencyProjection:
     """What ``project_latency`` returns.
 
     Attributes:
-        mask: which classes stay.
+        mask: which units stay.
         latency: of the pruned network, measured.
         dense: of the whole network, measured.
         num_measured: pruned networks that were measured.
     """
 
-    mask: KeepMask
+    mask: ChannelMask
     latency: Latency
     dense: Latency
     num_measured: int
@@ -79,13 +79,13 @@ def project_latency(
         table = measure_latency_table(
             model, graph, example_inputs, budget=budget, num_runs=num_runs
         )
-    foretold = replace(graph, latency_model=table)
+    predicted = replace(graph, latency_model=table)
     least = smallest_mask(graph, others, scores)
     reached, target = float("inf"), asked
     for attempt in range(1 + NUM_TIGHTENINGS):
         mask = least
         if table.milliseconds(least.keep) <= target:
-            mask = foretold.project(scores, replace(others, max_latency=target))
+            mask = predicted.project(scores, replace(others, max_latency=target))
         slim = apply_mask(model, graph, mask)
         latency = measure_latency(slim, example_inputs, num_runs=num_runs)
         if latency.least <= TOLERANCE * asked:
@@ -113,10 +113,10 @@ def project_budget(
     budget: Budget,
     example_inputs: ExampleInputs,
     table: LatencyTable | None = None,
-) -> KeepMask:
+) -> ChannelMask:
     """Project scores to any budget: exactly, or by ``project_latency`` if it holds a latency.
 
-    A latency that the graph foretells (``latency_model``) is met by that forecast, like the exact
+    A latency that the graph predicts (``latency_model``) is met by that prediction, like the exact
     costs. Args and errors are those of ``project_latency``.
     """
     if budget.max_latency is None or graph.latency_model is not None:

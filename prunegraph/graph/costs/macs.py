@@ -2,7 +2,7 @@
 
 ``cost(mask) = sum over terms of coefficient * product of the kept sizes of the term's axes``. A
 term is a convolution, linear layer or matrix product (multiply-adds) or a parameter (elements). An
-axis lists the class at each of its positions, so its kept size is a sparse product with the bits.
+axis lists the unit at each of its positions, so its kept size is a sparse product with the bits.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class CostTerm:
     Attributes:
         kind: ``MACS`` or ``PARAMS``.
         coefficient: multiply-adds or elements for one position of every axis.
-        axes: for each axis the class id at each position.
+        axes: for each axis the unit id at each position.
         name: the parameter's name (``PARAMS`` only).
     """
 
@@ -35,7 +35,7 @@ class CostTerm:
 
 
 class CostFunction(Protocol):
-    """A cost of masks over N classes that is no sum of products, and only grows as classes join."""
+    """A cost of masks over N units that is no sum of products, and only grows as units join."""
 
     def expected(self, probabilities: Float64Array) -> Float64Array:
         """Return the cost ``[B]`` at bits ``[B, N]``, or at keep probabilities in their place."""
@@ -46,34 +46,34 @@ class CostFunction(Protocol):
         ...
 
     def at_stake(self, limit: float) -> BoolArray:
-        """Return the classes ``[N]`` whose removal can bring the cost below a limit."""
+        """Return the units ``[N]`` whose removal can bring the cost below a limit."""
         ...
 
     def fits_with_each(self, keep: BoolArray, limit: float) -> BoolArray:
-        """Return ``[N]`` where the cost stays within a limit if one removed class joins."""
+        """Return ``[N]`` where the cost stays within a limit if one removed unit joins."""
         ...
 
-    def exchanged(self, keep: BoolArray, drops: IntArray, adds: IntArray) -> Float64Array:
-        """Return the cost ``[D, A]`` where one kept class leaves and a removed one joins.
+    def swapped(self, keep: BoolArray, drops: IntArray, adds: IntArray) -> Float64Array:
+        """Return the cost ``[D, A]`` where one kept unit leaves and a removed one joins.
 
         Args:
             keep: ``[N]`` keep bits.
-            drops: ``[D]`` kept classes, -1 for none.
-            adds: ``[A]`` removed classes, -1 for none.
+            drops: ``[D]`` kept units, -1 for none.
+            adds: ``[A]`` removed units, -1 for none.
         """
         ...
 
 
 class CostModel:
-    """Costs of masks over N classes.
+    """Costs of masks over N units.
 
     Args:
-        num_classes: N.
+        num_units: N.
         terms: the summands.
     """
 
-    def __init__(self, num_classes: int, terms: Sequence[CostTerm]) -> None:
-        self.num_classes = num_classes
+    def __init__(self, num_units: int, terms: Sequence[CostTerm]) -> None:
+        self.num_units = num_units
         self.terms = tuple(terms)
         self.kind = np.array([term.kind for term in terms], dtype=np.int64)
         self.coefficient = np.array([term.coefficient for term in terms], dtype=np.float64)
@@ -89,26 +89,26 @@ class CostModel:
                     axes.append(axis)
                 self.term_axes[row, column] = index[key]
         self.term_axes[self.term_axes < 0] = len(axes)  # the axis of size one
-        counts = [np.bincount(axis, minlength=num_classes) for axis in axes]
+        counts = [np.bincount(axis, minlength=num_units) for axis in axes]
         self.axis_counts = sparse.csr_array(
-            np.stack(counts) if counts else np.zeros((0, num_classes)), dtype=np.float64
+            np.stack(counts) if counts else np.zeros((0, num_units)), dtype=np.float64
         )
         self._pairs()
 
     def _pairs(self) -> None:
-        """List each (term, class) with the class's positions on every axis of the term."""
+        """List each (term, class) with the unit's positions on every axis of the term."""
         columns = [
-            sparse.vstack([self.axis_counts, sparse.csr_array((1, self.num_classes))]).tocsr()[axis]
+            sparse.vstack([self.axis_counts, sparse.csr_array((1, self.num_units))]).tocsr()[axis]
             for axis in self.term_axes.T
         ]
         pattern = sum((abs(column) for column in columns[1:]), columns[0]).tocoo()
         self.pair_term = pattern.row.astype(np.int64)
-        self.pair_class = pattern.col.astype(np.int64)
+        self.pair_unit = pattern.col.astype(np.int64)
         deltas = []
         for column in columns:
             coordinates = column.tocoo()
-            flat = coordinates.row.astype(np.int64) * self.num_classes + coordinates.col
-            pair_flat = self.pair_term * self.num_classes + self.pair_class
+            flat = coordinates.row.astype(np.int64) * self.num_units + coordinates.col
+            pair_flat = self.pair_term * self.num_units + self.pair_unit
             values = np.zeros(len(pair_flat))
             order = np.argsort(pair_flat)
             values[order[np.searchsorted(pair_flat, flat, sorter=order)]] = coordinates.data
@@ -131,26 +131,26 @@ class CostModel:
         return self._by_class(sign * changed)
 
     def _by_class(self, values: Float64Array) -> Float64Array:
-        """Return the ``[2, N]`` sums over each class's terms, times the terms' coefficients."""
+        """Return the ``[2, N]`` sums over each unit's terms, times the terms' coefficients."""
         values = values * self.coefficient[self.pair_term]
         kinds = self.kind[self.pair_term]
         return np.stack(
             [
                 np.bincount(
-                    self.pair_class[kinds == kind],
+                    self.pair_unit[kinds == kind],
                     weights=values[kinds == kind],
-                    minlength=self.num_classes,
+                    minlength=self.num_units,
                 )
                 for kind in (MACS, PARAMS)
             ]
         )
 
     def added_by_each(self, keep: BoolArray) -> Float64Array:
-        """Return ``[2, N]`` MACs and params that adding one removed class alone would cost."""
+        """Return ``[2, N]`` MACs and params that adding one removed unit alone would cost."""
         return self._change_by_each(keep, 1.0)
 
     def freed_by_each(self, keep: BoolArray) -> Float64Array:
-        """Return ``[2, N]`` MACs and params that removing one kept class alone would free."""
+        """Return ``[2, N]`` MACs and params that removing one kept unit alone would free."""
         return self._change_by_each(keep, -1.0)
 
     def expected(self, probabilities: Float64Array) -> Float64Array:
@@ -178,7 +178,7 @@ class CostModel:
         return np.vstack([sizes, np.ones((1, len(probabilities)))])[self.term_axes]
 
     def prunable_elements(self, names: set[str], free: BoolArray) -> tuple[int, int]:
-        """Return (elements on some free class, all elements) of the named parameters."""
+        """Return (elements on some free unit, all elements) of the named parameters."""
         prunable = total = 0.0
         for term in self.terms:
             if term.kind == PARAMS and term.name in names:

@@ -1,7 +1,7 @@
 """Exact peak memory of a masked network's activations: which storages are alive at each operation.
 
 A storage's size is linear in the keep bits, because each of its positions belongs to one channel
-class: ``bytes(mask) = bytes_per_position * number of positions whose class is kept``. The peak is
+class: ``bytes(mask) = bytes_per_position * number of positions whose unit is kept``. The peak is
 the largest sum over the storages that are alive at once.
 """
 
@@ -23,43 +23,43 @@ class Storage:
     """The memory that one or more tensors share.
 
     Attributes:
-        bytes_per_position: bytes of one entry of ``classes``.
-        classes: class id at each position, ``ALWAYS`` where no mask removes it.
+        bytes_per_position: bytes of one entry of ``units``.
+        units: class id at each position, ``ALWAYS`` where no mask removes it.
         born: the operation that allocates it; -1 for the network's inputs.
         died: the first operation before which it is freed.
     """
 
     bytes_per_position: int
-    classes: IntArray
+    units: IntArray
     born: int
     died: int
 
 
 class MemoryModel:
-    """Peak memory of masks over N classes, a ``CostFunction``.
+    """Peak memory of masks over N units, a ``CostFunction``.
 
     Args:
-        num_classes: N.
+        num_units: N.
         storages: everything that the forward allocates, and its inputs.
 
     Attributes:
-        written: ``[N]`` bytes of each class in all storages together.
+        written: ``[N]`` bytes of each unit in all storages together.
     """
 
-    def __init__(self, num_classes: int, storages: Sequence[Storage]) -> None:
+    def __init__(self, num_units: int, storages: Sequence[Storage]) -> None:
         self.storages = tuple(storages)
         born = np.array([storage.born for storage in storages], dtype=np.int64)
         died = np.array([storage.died for storage in storages], dtype=np.int64)
         steps = np.unique(died)[:, None] - 1  # before a death the sum is at its highest
         alive = sparse.csr_array(((born <= steps) & (steps < died)).astype(np.int64))
-        kept = [storage.classes[storage.classes != ALWAYS] for storage in storages]
-        row = np.repeat(np.arange(len(kept)), [len(classes) for classes in kept])
+        kept = [storage.units[storage.units != ALWAYS] for storage in storages]
+        row = np.repeat(np.arange(len(kept)), [len(units) for units in kept])
         column = np.concatenate([*kept, np.zeros(0, dtype=np.int64)])
         size = np.array([storage.bytes_per_position for storage in storages], dtype=np.int64)
         per_class = sparse.coo_array(
-            (size[row], (row, column)), shape=(len(kept), num_classes)
-        ).tocsr()  # adds up the positions of a class
-        always = [int((storage.classes == ALWAYS).sum()) for storage in storages]
+            (size[row], (row, column)), shape=(len(kept), num_units)
+        ).tocsr()  # adds up the positions of a unit
+        always = [int((storage.units == ALWAYS).sum()) for storage in storages]
         self.written: Float64Array = np.asarray(per_class.sum(axis=0), dtype=np.float64).ravel()
         self._by_class = (alive @ per_class).tocsr()  # [T, N] of each moment
         self._at_least = alive @ (size * np.array(always, dtype=np.int64))
@@ -80,32 +80,31 @@ class MemoryModel:
         return self.bytes_in(self.moments(probabilities).argmax(axis=1))
 
     def alive_in(self, moments: BoolArray) -> BoolArray:
-        """Return the classes ``[B, N]`` alive in one of some moments ``[B, T]``."""
+        """Return the units ``[B, N]`` alive in one of some moments ``[B, T]``."""
         return np.asarray((self._by_class.T @ moments.T.astype(np.float64)).T > 0)
 
     def bytes_in(self, moments: IntArray) -> Float64Array:
-        """Return the bytes ``[B, N]`` that each class needs in B moments."""
+        """Return the bytes ``[B, N]`` that each unit needs in B moments."""
         return np.asarray(self._by_class[moments].toarray())
 
     def at_stake(self, limit: float) -> BoolArray:
-        """Return the classes ``[N]`` alive when the whole network needs more bytes than a limit."""
+        """Return the units ``[N]`` alive when the whole network needs more bytes than a limit."""
         ones = np.ones((1, self._by_class.shape[1]), dtype=np.int64)
         above = self._by_class[self.moments(ones)[0] > limit]
         return np.asarray(above.sum(axis=0) > 0)
 
     def fits_with_each(self, keep: BoolArray, limit: float) -> BoolArray:
-        """Return ``[N]`` where the peak stays within a limit if one removed class joins."""
+        """Return ``[N]`` where the peak stays within a limit if one removed unit joins."""
         room = limit - self.moments(keep[None].astype(np.int64))[0]
         added = self._by_class.tocoo()
         fits = np.ones(len(keep), dtype=bool)
         fits[added.col[added.data > room[added.row]]] = False
         return fits & bool((room >= 0).all())
 
-    def exchanged(self, keep: BoolArray, drops: IntArray, adds: IntArray) -> Float64Array:
-        """Return the peak bytes ``[D, A]`` after exchanges; arguments as of ``CostFunction``."""
+    def swapped(self, keep: BoolArray, drops: IntArray, adds: IntArray) -> Float64Array:
+        """Return the peak bytes ``[D, A]`` after swaps; arguments as of ``CostFunction``."""
         left, joined = (
-            np.where(classes >= 0, self._by_class[:, classes].toarray(), 0)
-            for classes in (drops, adds)
+            np.where(units >= 0, self._by_class[:, units].toarray(), 0) for units in (drops, adds)
         )  # [T, D], [T, A]
         with_each = self.moments(keep[None].astype(np.int64)).T + joined
         rows = [(with_each - gone[:, None]).max(axis=0, initial=0) for gone in left.T]

@@ -8,10 +8,10 @@ from prunegraph.graph.attribute_sizes import tells_copies, tells_width
 from prunegraph.graph.build import GraphBuilder
 from prunegraph.graph.graph import Place, StructureGraph
 from prunegraph.graph.proof.trial import Failure, Forward, Trial, awake, bold, can_train, is_sound
-from prunegraph.graph.trace.attribute_reads import is_own, set_after_init
+from prunegraph.graph.trace.attribute_reads import is_custom, set_after_init
 from prunegraph.graph.trace.recording import Recording
 
-Remedy = Callable[[], bool]
+Fix = Callable[[], bool]
 """Changes what modules' attributes or inputs mean; returns whether that changed anything."""
 
 Attribute = tuple[type, str, Place]
@@ -22,7 +22,7 @@ MOST_DOUBTS = 4
 """Among more attributes, one that is no size, or one that is, is not looked for."""
 
 
-class Remedies:
+class Fixes:
     """What is tried, before channels are frozen, when a module's forward cannot follow.
 
     In this order, for all modules of its class, see ``_steps``. Where a forward runs, but wrongly,
@@ -43,7 +43,7 @@ class Remedies:
 
     def __init__(self, model: nn.Module, recording: Recording, attention: str) -> None:
         self._model, self._recording, self._attention = model, recording, attention
-        self._waiting: dict[type, tuple[list[Remedy], list[Remedy]]] = {}
+        self._waiting: dict[type, tuple[list[Fix], list[Fix]]] = {}
         self._suspects: list[set[str]] | None = None
         self._suspect: set[str] = set()
         self.literal: set[str] = set()
@@ -51,7 +51,7 @@ class Remedies:
         self.checked: set[str] = set()
         self.checked_first: set[str] = set()
         self.ignored: set[Attribute] = set()
-        kinds = {type(module) for module in model.modules() if is_own(type(module))}
+        kinds = {type(module) for module in model.modules() if is_custom(type(module))}
         self._written = frozenset[str]().union(*(set_after_init(kind) for kind in kinds))
 
     def builder(self) -> GraphBuilder:
@@ -71,7 +71,7 @@ class Remedies:
     def settle(self, run: Forward) -> StructureGraph:
         """Try the structure on the network, which is in eval mode, until its forward can follow.
 
-        What no remedy helps is frozen. An attribute that is a size by its value alone, perhaps by
+        What no fix helps is frozen. An attribute that is a size by its value alone, perhaps by
         chance, is none where the forward can follow without it.
         """
         subject = awake(self._model)
@@ -88,7 +88,7 @@ class Remedies:
                 break
         else:
             while (attempt := tried(graph)).failure is not None:
-                # ends: each round freezes classes, or uses up a remedy
+                # ends: each round freezes classes, or uses up a fix
                 if subject is not self._model and not is_sound(subject, run):
                     subject, bolder = self._model, None
                 elif not self.apply(attempt.failure, graph, least=attempt.least):
@@ -102,8 +102,8 @@ class Remedies:
     def _freeze(self, attempt: Trial, failure: Failure, builder: GraphBuilder) -> None:
         """Keep whole what the forward cannot lose, or two of its channels, if one is too few."""
         for group, cause in attempt.literal_sizes(failure):
-            labels = builder.labels_of(group.classes)
-            if attempt.least and group.min_keep == 1 and group.classes.size > 2:
+            labels = builder.labels_of(group.units)
+            if attempt.least and group.min_keep == 1 and group.units.size > 2:
                 self._recording.pairs.append(labels)
             else:
                 self._recording.store.freeze(labels, cause)
@@ -128,9 +128,9 @@ class Remedies:
         found: dict[Attribute, None] = {}
         for item in graph.size_attributes:
             kind = type(self._model.get_submodule(item.module))
-            is_free = bool(graph.free[item.classes[item.classes >= 0]].any())
+            is_free = bool(graph.free[item.units[item.units >= 0]].any())
             by_name = tells_width(item.key) or tells_copies(item.key)
-            if is_free and is_own(kind) and not by_name:
+            if is_free and is_custom(kind) and not by_name:
                 found[kind, item.name, item.place] = None
         return list(found)
 
@@ -165,13 +165,13 @@ class Remedies:
     def _tie_named(self, modules: set[str], graph: StructureGraph) -> bool:
         """Tie channels of several kinds whose number modules say by one attribute."""
         numbers = {
-            (attribute.module, attribute.classes.shape[attribute.axis])
+            (attribute.module, attribute.units.shape[attribute.axis])
             for attribute in graph.size_attributes
             if attribute.module in modules
         }
         return self._recording.tie_same_numbers(numbers)
 
-    def _steps(self, alike: set[str], graph: StructureGraph) -> tuple[list[Remedy], list[Remedy]]:
+    def _steps(self, alike: set[str], graph: StructureGraph) -> tuple[list[Fix], list[Fix]]:
         """Return what can be done for modules; each returns whether it changed something.
 
         The first of the two lists holds what may be needed where the least is left alone, too.
@@ -220,7 +220,9 @@ class Remedies:
         if self._suspects is None:
             kinds = {type(self._model.get_submodule(a.module)) for a in graph.size_attributes}
             modules = list(self._model.named_modules())
-            named = [{n for n, m in modules if type(m) is kind} for kind in kinds if is_own(kind)]
+            named = [
+                {n for n, m in modules if type(m) is kind} for kind in kinds if is_custom(kind)
+            ]
             self._suspects = sorted(named, key=min)
         had = bool(self._suspect)
         self.literal -= self._suspect

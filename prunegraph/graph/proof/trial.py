@@ -61,7 +61,7 @@ BOLD_ROUND, LEAST_ROUND = 1, 3
 """In which weights are those, and in which each group keeps its minimum alone, see ``_parts``."""
 
 Parts = list[tuple[Group, IntArray]]
-"""Groups, each with the classes of it to remove."""
+"""Groups, each with the units of it to remove."""
 
 
 def _parts(groups: list[Group], rng: np.random.Generator) -> list[tuple[IntArray, ...]]:
@@ -71,7 +71,7 @@ def _parts(groups: list[Group], rng: np.random.Generator) -> list[tuple[IntArray
        that no two sizes agree by chance: the index among them, written to the base of how many
        numbers there are, gives both. Where but one can go, that is one or none.
     2. The others, because a channel that the forward names (``x[:, -1]``) shows only where it is
-       removed. With the first round, each class is removed once.
+       removed. With the first round, each unit is removed once.
     3. The first channels: where the forward treats a share of them otherwise (``x[:, : c // 4]``),
        random parts leave the border right by chance.
     4. All but the minimum, as no other mask does: ``squeeze()`` takes an axis of one away, and
@@ -83,7 +83,7 @@ def _parts(groups: list[Group], rng: np.random.Generator) -> list[tuple[IntArray
     seen: Counter[tuple[int, int]] = Counter()
     parts: list[tuple[IntArray, ...]] = []
     for group in groups:
-        size = len(group.classes)
+        size = len(group.units)
         removable = max(size - group.min_keep, 0)
         kind = size, removable
         if kind not in numbers:
@@ -93,10 +93,10 @@ def _parts(groups: list[Group], rng: np.random.Generator) -> list[tuple[IntArray
         later, now = divmod(seen[kind], len(own))
         seen[kind] += 1
         first, third = min(removable, own[now]), min(removable, own[later % len(own)])
-        in_order = np.sort(group.classes)
-        classes = rng.permutation(group.classes) if first else in_order
+        in_order = np.sort(group.units)
+        units = rng.permutation(group.units) if first else in_order
         last, same = in_order[size - removable :], in_order[most:]
-        parts.append((classes[:first], classes[first:][:removable], in_order[:third], last, same))
+        parts.append((units[:first], units[first:][:removable], in_order[:third], last, same))
     return parts
 
 
@@ -223,7 +223,7 @@ class _Outputs:
     Args:
         model: the network.
         graph: its structure.
-        keep: which classes stay.
+        keep: which units stay.
         run: calls a network of the model's type on the example inputs.
     """
 
@@ -348,7 +348,7 @@ class Trial:
         for number in range(LEAST_ROUND + 1 + differ if groups else 0):
             self.least, self._training = number == LEAST_ROUND, training and number == 0
             self._subject = bolder if bolder is not None and number == BOLD_ROUND else model
-            self._keep = np.ones(graph.num_classes, dtype=bool)
+            self._keep = np.ones(graph.num_units, dtype=bool)
             self._parts = [(group, lost[number]) for group, lost in zip(groups, parts, strict=True)]
             self.failure = self._try(self._parts)
             if self.failure is not None:
@@ -357,8 +357,8 @@ class Trial:
     def literal_sizes(self, failure: Failure) -> list[tuple[Group, FrozenOp]]:
         """Return the groups that the forward cannot lose, with the reason; by bisection.
 
-        Where some fail in modules of the class in which ``failure`` happened, those alone: others
-        may have remedies.
+        Where some fail in modules of the unit in which ``failure`` happened, those alone: others
+        may have fixes.
         """
         self._bisect(self._parts, failure)
         same = [item for item in self._found if self._kind(item[2]) is self._kind(failure)]

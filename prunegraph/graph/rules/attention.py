@@ -59,7 +59,7 @@ def record_product(
 
 
 def _unite_heads(recorder: LabelRecorder, operands: list[Tensor]) -> Tensor:
-    """Make each position of axis 0 one class, over all ``[b, ., .]`` operands; return ``[b]``."""
+    """Make each position of axis 0 one unit, over all ``[b, ., .]`` operands; return ``[b]``."""
     firsts = []
     for labels in operands:
         compact = narrow_constant(labels)
@@ -140,7 +140,7 @@ def _constant_product(recorder: LabelRecorder, call: OpCall, left: Tensor, right
 
 
 def _batched(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) -> Tensor:
-    """A product for each head: all that enters a head is one class, and so is what leaves it."""
+    """A product for each head: all that enters a head is one unit, and so is what leaves it."""
     operands = [left, right]
     if call.name == "baddbmm":
         bias = recorder.labels_of(call.args[0]).expand(call.out.shape)

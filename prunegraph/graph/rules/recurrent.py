@@ -16,7 +16,7 @@ from prunegraph.graph.graph import FrozenOp
 from prunegraph.graph.rules.attention import record_product
 from prunegraph.graph.rules.constants import freeze_if_constant
 from prunegraph.graph.rules.layers import record_linear, tie_parameter
-from prunegraph.graph.trace.attribute_reads import is_own
+from prunegraph.graph.trace.attribute_reads import is_custom
 from prunegraph.graph.trace.labels import along, varying_axes
 from prunegraph.graph.trace.recorder import LabelRecorder, OpCall
 from prunegraph.graph.trace.recording import RecordedOp, Recording, SizeUse
@@ -149,6 +149,6 @@ def _own_module_around(model: nn.Module, path: str) -> str:
     """Return the path of the nearest module around another that is of the user's own class."""
     while path:
         path = path.rpartition(".")[0]
-        if is_own(type(model.get_submodule(path))):
+        if is_custom(type(model.get_submodule(path))):
             break
     return path

@@ -14,14 +14,14 @@ Read = tuple[int, str]
 """``id`` of a module, name of an attribute."""
 
 
-def is_own(kind: type) -> bool:
+def is_custom(kind: type) -> bool:
     """Return whether a class is the user's own, or ``nn.Unflatten``, which holds their sizes."""
     return kind is nn.Unflatten or not kind.__module__.startswith("torch.nn.")
 
 
-def own_functions(kind: type) -> Iterator[tuple[str, FunctionType]]:
+def custom_functions(kind: type) -> Iterator[tuple[str, FunctionType]]:
     """Return the functions of a class, by name, those of ``torch.nn`` left out."""
-    for base in filter(is_own, kind.__mro__):
+    for base in filter(is_custom, kind.__mro__):
         for name, value in vars(base).items():
             function = inspect.unwrap(value) if callable(value) else None  # of a decorator
             if isinstance(function, FunctionType):
@@ -38,7 +38,7 @@ def named_by_forward(kind: type) -> frozenset[str]:
     while waiting:
         known = found | waiting
         for name in waiting:
-            for base in filter(is_own, kind.__mro__):
+            for base in filter(is_custom, kind.__mro__):
                 method = getattr(vars(base).get(name), "fget", vars(base).get(name))
                 method = inspect.unwrap(method) if callable(method) else None  # of a decorator
                 if isinstance(method, FunctionType) and method.__code__.co_argcount:
@@ -66,7 +66,7 @@ def chains_of(kind: type) -> frozenset[tuple[str, str]]:
 
 def _find_chains(kind: type) -> frozenset[tuple[str, str]]:
     found: set[tuple[str, str]] = set()
-    for name, function in own_functions(kind):
+    for name, function in custom_functions(kind):
         takes_self = name != "__init__" and function.__code__.co_argcount
         codes = [function.__code__] if takes_self else []
         owner = function.__code__.co_varnames[0] if codes else ""
@@ -86,7 +86,7 @@ def _find_chains(kind: type) -> frozenset[tuple[str, str]]:
 
 def set_after_init(kind: type) -> frozenset[str]:
     """Return what methods of a class set beside ``__init__``: caches, made anew when they must."""
-    functions = [function for name, function in own_functions(kind) if name != "__init__"]
+    functions = [function for name, function in custom_functions(kind) if name != "__init__"]
     return frozenset().union(*(_set_by(function.__code__) for function in functions))
 
 
@@ -116,7 +116,7 @@ def _read_of(code: CodeType, owner: str) -> set[str]:
 def attribute_reads(model: nn.Module) -> Iterator[set[Read]]:
     """Note what modules of the user's own classes are asked for while the context is open."""
     found: set[Read] = set()
-    kinds = {type(module) for module in model.modules() if is_own(type(module))}
+    kinds = {type(module) for module in model.modules() if is_custom(type(module))}
     before = {kind: vars(kind).get("__getattribute__") for kind in kinds}
     try:
         for kind in kinds:

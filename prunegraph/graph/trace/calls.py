@@ -33,7 +33,7 @@ def tensors_in(tree: Any) -> list[Tensor]:
 
 def _held_by(item: Any) -> list[Any]:
     """Return what a mapping or another object holds."""
-    if isinstance(item, Mapping):  # of a class that torch does not know
+    if isinstance(item, Mapping):  # of a unit that torch does not know
         return [*item.values()]
     kind = type(item)
     cached = kind.__name__.endswith("Cache") and kind.__module__.startswith("transformers.")

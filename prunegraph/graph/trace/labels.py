@@ -2,7 +2,7 @@
 
 Activations carry a *label tensor* of their own full shape (stride 0 along axes that carry no
 channels), so that data movement needs no rule: the same op runs on the labels. Equalities are only
-collected here; connected components at the end turn them into classes.
+collected here; connected components at the end turn them into units.
 """
 
 from collections.abc import Sequence

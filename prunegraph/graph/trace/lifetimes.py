@@ -86,24 +86,24 @@ class LifetimeRecorder:
 
         return quiet_hook
 
-    def storages(self, components: IntArray, class_of: IntArray) -> list[Storage]:
-        """Return the storages with labels turned into classes.
+    def storages(self, components: IntArray, unit_of: IntArray) -> list[Storage]:
+        """Return the storages with labels turned into units.
 
         Args:
             components: ``[num_labels]`` the component of each label.
-            class_of: class id of each component, ``NEUTRAL`` where it has none.
+            unit_of: class id of each component, ``NEUTRAL`` where it has none.
         """
         found = []
         for record in self._records:
             labels = torch.tensor([NEUTRAL]) if record.labels is None else record.labels
             values = labels.reshape(-1).numpy()
             known = values != NEUTRAL
-            classes = np.full(values.shape, ALWAYS, dtype=np.int64)
-            classes[known] = class_of[components[values[known]]]
+            units = np.full(values.shape, ALWAYS, dtype=np.int64)
+            units[known] = unit_of[components[values[known]]]
             found.append(
                 Storage(
                     bytes_per_position=record.num_bytes // len(values),
-                    classes=classes,
+                    units=units,
                     born=record.born,
                     died=self._step if record.died is None else record.died,
                 )

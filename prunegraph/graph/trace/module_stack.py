@@ -11,7 +11,7 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
-from prunegraph.graph.trace.attribute_reads import Read, is_own, own_functions
+from prunegraph.graph.trace.attribute_reads import Read, custom_functions, is_custom
 
 
 class ModuleStack:
@@ -22,7 +22,7 @@ class ModuleStack:
         self._names = {id(module): name for name, module in self._modules.items()}
         self._kinds: dict[CodeType, set[type]] = {}
         for kind in {type(module) for module in self._modules.values()}:
-            for _, function in own_functions(kind):
+            for _, function in custom_functions(kind):
                 self._kinds.setdefault(function.__code__, set()).add(kind)
         self._stack: list[str] = []
 
@@ -34,7 +34,7 @@ class ModuleStack:
     @property
     def running_own_code(self) -> bool:
         """True if that module's class is the user's own, not one of ``torch.nn``."""
-        return is_own(type(self._modules[self.current]))
+        return is_custom(type(self._modules[self.current]))
 
     def named(self, reads: set[Read]) -> set[tuple[str, str]]:
         """Return reads of the model's modules by path; others of their classes are left out."""

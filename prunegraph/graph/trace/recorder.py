@@ -24,7 +24,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from prunegraph.graph.channel_gather import ChannelGather
 from prunegraph.graph.graph import FrozenOp
 from prunegraph.graph.slim_attention import is_dense_attention
-from prunegraph.graph.trace.attribute_reads import attribute_reads, is_own
+from prunegraph.graph.trace.attribute_reads import attribute_reads, is_custom
 from prunegraph.graph.trace.calls import tensors_in
 from prunegraph.graph.trace.labels import (
     NEUTRAL,
@@ -436,7 +436,7 @@ class LabelRecorder(TorchDispatchMode):
             stack.enter_context(self.modules.tracking())
             stack.callback(register_module_forward_pre_hook(quiet(self._before_module)).remove)
             for module in self._model.modules():
-                if is_own(type(module)) and not isinstance(module, torch.jit.ScriptModule):
+                if is_custom(type(module)) and not isinstance(module, torch.jit.ScriptModule):
                     add, hook = module.register_forward_pre_hook, quiet(self._note_input)
                     stack.callback(add(hook, with_kwargs=True).remove)
             stack.enter_context(self)

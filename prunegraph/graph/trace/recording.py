@@ -14,7 +14,7 @@ from prunegraph.graph.trace.lifetimes import LifetimeRecorder
 from prunegraph.graph.trace.weight_views import WeightView
 
 WIDE = 4096
-"""Outputs that are more are one class: see ``Recording.settle_wide_outputs``."""
+"""Outputs that are more are one unit: see ``Recording.settle_wide_outputs``."""
 
 UNREAD = "not read with this example"
 MERGED = "lies beside channels that were merged with it"

@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 
 from prunegraph.core.budget import Budget
-from prunegraph.core.masks import BoolArray, FloatArray, IntArray, KeepMask
+from prunegraph.core.masks import BoolArray, ChannelMask, FloatArray, IntArray
 from prunegraph.graph.graph import Group, StructureGraph
 
 LEAST_SHARE = 0.2
@@ -27,7 +27,7 @@ class WidthEnv(gymnasium.Env[FloatArray, FloatArray]):
     He et al. 2018 (ECCV, "AMC: AutoML for Model Compression and Acceleration on Mobile Devices"),
     section 3.2 and algorithm 1, with groups in the place of layers. The wall: a share is cut to
     what the budget leaves if all later groups keep their least. The mask is then filled up, so that
-    every network is of exactly the budget: classes that the agent removed come back in the order
+    every network is of exactly the budget: units that the agent removed come back in the order
     of rank within the group as long as they fit. Rewards are 0 until the last step.
 
     Args:
@@ -39,7 +39,7 @@ class WidthEnv(gymnasium.Env[FloatArray, FloatArray]):
 
     Attributes:
         groups: those that may be pruned, one a step.
-        widths: kept classes of the groups decided so far.
+        widths: kept units of the groups decided so far.
     """
 
     def __init__(
@@ -47,8 +47,8 @@ class WidthEnv(gymnasium.Env[FloatArray, FloatArray]):
         graph: StructureGraph,
         importance: FloatArray,
         budget: Budget,
-        project: Callable[[FloatArray], KeepMask],
-        evaluate: Callable[[KeepMask], float],
+        project: Callable[[FloatArray], ChannelMask],
+        evaluate: Callable[[ChannelMask], float],
     ) -> None:
         self.graph = graph
         self.budget = budget
@@ -57,19 +57,17 @@ class WidthEnv(gymnasium.Env[FloatArray, FloatArray]):
         self._project = project
         self._evaluate = evaluate
         self._orders = [
-            group.classes[np.argsort(-importance[group.classes], kind="stable")]
+            group.units[np.argsort(-importance[group.units], kind="stable")]
             for group in self.groups
         ]
         least = [
-            max(group.min_keep, int(np.ceil(LEAST_SHARE * len(group.classes))))
+            max(group.min_keep, int(np.ceil(LEAST_SHARE * len(group.units))))
             for group in self.groups
         ]
         fits = self._fits(least)
         self._least = least if fits else [group.min_keep for group in self.groups]
         self._features = _static_features(graph, self.groups)
-        self._macs = np.array(
-            [graph.class_costs()[0][group.classes].sum() for group in self.groups]
-        )
+        self._macs = np.array([graph.class_costs()[0][group.units].sum() for group in self.groups])
         self._last_action = 1.0
         self.observation_space = gymnasium.spaces.Box(0.0, 1.0, (len(OBSERVATION_NAMES),))
         self.action_space = gymnasium.spaces.Box(LEAST_SHARE if fits else 0.0, 1.0, (1,))
@@ -85,7 +83,7 @@ class WidthEnv(gymnasium.Env[FloatArray, FloatArray]):
     def step(self, action: FloatArray) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
         """Set the share that the next group keeps."""
         number = len(self.widths)
-        size = len(self.groups[number].classes)
+        size = len(self.groups[number].units)
         wanted = max(round(float(action[0]) * size), self._least[number])
         self.widths.append(min(wanted, self.wall()))
         self._last_action = self.widths[-1] / size
@@ -94,24 +92,24 @@ class WidthEnv(gymnasium.Env[FloatArray, FloatArray]):
         return self._observe(), reward, done, False, {}
 
     def wall(self) -> int:
-        """Return the most classes that the next group may keep so that the budget can be met."""
+        """Return the most units that the next group may keep so that the budget can be met."""
         number = len(self.widths)
         rest = self._least[number + 1 :]
-        choices = range(self._least[number], len(self.groups[number].classes) + 1)
+        choices = range(self._least[number], len(self.groups[number].units) + 1)
         too_many = bisect_left(
             choices, True, key=lambda width: not self._fits([*self.widths, width, *rest])
         )
         return max(choices[0], choices[0] + too_many - 1)
 
-    def mask(self) -> KeepMask:
+    def mask(self) -> ChannelMask:
         """Return the mask of a finished episode."""
-        keep, rank = self._keep(self.widths), np.zeros(self.graph.num_classes)
+        keep, rank = self._keep(self.widths), np.zeros(self.graph.num_units)
         for order in self._orders:
             rank[order] = 1.0 - (np.arange(len(order)) + 0.5) / len(order)
         return self._project((rank + keep).astype(np.float32))
 
     def _keep(self, widths: list[int]) -> BoolArray:
-        keep = np.ones(self.graph.num_classes, dtype=bool)
+        keep = np.ones(self.graph.num_units, dtype=bool)
         for order, width in zip(self._orders, widths, strict=True):
             keep[order[width:]] = False
         return keep
@@ -123,7 +121,7 @@ class WidthEnv(gymnasium.Env[FloatArray, FloatArray]):
         """Return the state of the group to decide; of the last one when all are decided."""
         number = min(len(self.widths), len(self.groups) - 1)
         total = max(float(self._macs.sum()), 1.0)
-        shares = np.array(self.widths) / [len(g.classes) for g in self.groups[: len(self.widths)]]
+        shares = np.array(self.widths) / [len(g.units) for g in self.groups[: len(self.widths)]]
         reduced = float(((1.0 - shares) * self._macs[: len(shares)]).sum()) / total
         rest = float(self._macs[number + 1 :].sum()) / total
         state = np.array([*self._features[number], reduced, rest, self._last_action])
@@ -139,17 +137,17 @@ def _static_features(graph: StructureGraph, groups: list[Group]) -> FloatArray:
     macs = graph.class_costs()[0]
     rows = []
     for number, group in enumerate(groups):
-        op = next((op for op in graph.ops if _writes(op.out_classes, group)), None)
+        op = next((op for op in graph.ops if _writes(op.out_units, group)), None)
         shape = [0.0] * 5
         if op is not None:
             side = float(np.sqrt(op.spatial))
-            shape = [float(op.in_classes.size), side, side, float(op.stride), float(op.kernel_size)]
-        rows.append([number, len(group.classes), *shape, macs[group.classes].sum()])
+            shape = [float(op.in_units.size), side, side, float(op.stride), float(op.kernel_size)]
+        rows.append([number, len(group.units), *shape, macs[group.units].sum()])
     table = np.array(rows, dtype=np.float64).reshape(len(groups), 8)
     low, high = table.min(axis=0), table.max(axis=0)
     scaled: FloatArray = ((table - low) / np.maximum(high - low, 1e-12)).astype(np.float32)
     return scaled
 
 
-def _writes(classes: IntArray, group: Group) -> bool:
-    return bool(np.isin(group.classes[0], classes))
+def _writes(units: IntArray, group: Group) -> bool:
+    return bool(np.isin(group.units[0], units))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
 from prunegraph.graph.features import rank_in_group
 from prunegraph.methods.amc.ddpg import train_widths
@@ -46,9 +46,9 @@ class AmcSearch:
         run = SearchRun(problem)
         subset = run.subset(self.subset_size, problem.seed)
         num_finalists = run.reserved(self.num_finalists, subset)
-        found: dict[KeepMask, Outcome] = {}
+        found: dict[ChannelMask, Outcome] = {}
 
-        def evaluate(mask: KeepMask) -> float:
+        def evaluate(mask: ChannelMask) -> float:
             found[mask] = problem.evaluator.evaluate(mask, subset)
             steady = found[mask].steady
             return found[mask].accuracy if steady is None else steady

@@ -1,6 +1,6 @@
 """Statistics of feature maps: their rank, and what they add to those beside them.
 
-The feature maps of a class are what the layers that read it see: after norm and activation
+The feature maps of a unit are what the layers that read it see: after norm and activation
 function, whatever they are. They are taken from the convolutions that read it; from linear layers,
 whose maps have a single column, only where no convolution does.
 """
@@ -24,12 +24,12 @@ class _MapMean:
     """Means over images and layers, convolutions before linear layers.
 
     Args:
-        num_classes: N.
+        num_units: N.
     """
 
-    def __init__(self, num_classes: int) -> None:
-        self._sum = {kind: np.zeros(num_classes) for kind in (True, False)}
-        self._count = {kind: np.zeros(num_classes) for kind in (True, False)}
+    def __init__(self, num_units: int) -> None:
+        self._sum = {kind: np.zeros(num_units) for kind in (True, False)}
+        self._count = {kind: np.zeros(num_units) for kind in (True, False)}
 
     def add(self, read: Read, values: Tensor, count: int) -> None:
         """Add sums ``[U]`` over ``count`` images of one read."""
@@ -45,7 +45,7 @@ class _MapMean:
 
 
 def average_rank(model: nn.Module, graph: StructureGraph, images: TrainSplit) -> Float64Array:
-    """Return the mean rank of each class's feature maps.
+    """Return the mean rank of each unit's feature maps.
 
     Lin et al. 2020 (CVPR, "HRank: Filter Pruning using High-Rank Feature Map"), equation 6.
 
@@ -55,9 +55,9 @@ def average_rank(model: nn.Module, graph: StructureGraph, images: TrainSplit) ->
         images: what it is run on.
 
     Returns:
-        ``[N]`` from 0 to the smaller side of the map; NaN where a class is not read.
+        ``[N]`` from 0 to the smaller side of the map; NaN where a unit is not read.
     """
-    mean = _MapMean(graph.num_classes)
+    mean = _MapMean(graph.num_units)
 
     def visit(read: Read) -> None:
         ranks = torch.linalg.matrix_rank(_maps(read).float())  # [B, C]
@@ -85,9 +85,9 @@ def channel_independence(
         images: what it is run on.
 
     Returns:
-        ``[N]`` from 0 up; NaN where a class is not read.
+        ``[N]`` from 0 up; NaN where a unit is not read.
     """
-    mean = _MapMean(graph.num_classes)
+    mean = _MapMean(graph.num_units)
 
     def visit(read: Read) -> None:
         maps = _maps(read).flatten(2).double()  # [B, C, P]
@@ -98,13 +98,13 @@ def channel_independence(
     return mean.result()
 
 
-def nuclear_loss(rows: Tensor, column: Tensor, num_classes: int) -> Tensor:
-    """Return by how much the nuclear norm of a matrix falls when a class's rows become zero.
+def nuclear_loss(rows: Tensor, column: Tensor, num_units: int) -> Tensor:
+    """Return by how much the nuclear norm of a matrix falls when a unit's rows become zero.
 
     Args:
         rows: ``[C, P]`` float64, one row a channel.
         column: ``[C]`` the class of each row.
-        num_classes: U.
+        num_units: U.
 
     Returns:
         ``[U]`` from 0 up.
@@ -112,7 +112,7 @@ def nuclear_loss(rows: Tensor, column: Tensor, num_classes: int) -> Tensor:
     by_row = rows.shape[0] <= rows.shape[1]
     gram = rows @ rows.T if by_row else rows.T @ rows  # its eigenvalues: squared singular values
     norms = []
-    for numbers in torch.arange(num_classes, device=rows.device).split(
+    for numbers in torch.arange(num_units, device=rows.device).split(
         max(MOST_ENTRIES // gram.numel(), 1)
     ):
         belongs = (numbers[:, None] == column).double()  # [K, C]

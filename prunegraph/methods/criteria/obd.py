@@ -1,4 +1,4 @@
-"""Second-order saliency of the weights that read a channel class."""
+"""Second-order saliency of the weights that read a prunable unit."""
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from prunegraph.graph import StructureGraph
 
 
 def fisher_saliency(model: nn.Module, graph: StructureGraph, images: TrainSplit) -> Float64Array:
-    """Return what the loss gains, to second order, when the weights that read a class become zero.
+    """Return what the loss gains, to second order, when the weights that read a unit become zero.
 
     ``0.5 * sum over weights w on the class of h * w^2`` (LeCun, Denker and Solla 1990, "Optimal
     Brain Damage", equation 5) with channels as units as in the OBD-C of Wang et al. 2019 (ICML,
@@ -26,7 +26,7 @@ def fisher_saliency(model: nn.Module, graph: StructureGraph, images: TrainSplit)
         images: with their labels; one forward and backward each.
 
     Returns:
-        ``[N]`` nats from 0 up, summed over the layers that read; NaN where a class is not read.
+        ``[N]`` nats from 0 up, summed over the layers that read; NaN where a unit is not read.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     columns = {name: place for name, place in _columns(graph).items() if name in parameters}
@@ -40,21 +40,21 @@ def fisher_saliency(model: nn.Module, graph: StructureGraph, images: TrainSplit)
             for total, gradient in zip(fisher, gradients, strict=True):
                 if gradient is not None:
                     total += gradient.square()
-    saliency = np.full(graph.num_classes, np.nan)
-    for (axis, classes), weight, total in zip(columns.values(), weights, fisher, strict=True):
+    saliency = np.full(graph.num_units, np.nan)
+    for (axis, units), weight, total in zip(columns.values(), weights, fisher, strict=True):
         own = _along(0.5 * total / max(len(images), 1) * weight.detach().square(), axis)
-        unique = np.unique(classes)
+        unique = np.unique(units)
         saliency[unique] = np.nan_to_num(saliency[unique])
-        np.add.at(saliency, classes, own)
+        np.add.at(saliency, units, own)
     return saliency
 
 
 def _columns(graph: StructureGraph) -> dict[str, tuple[int, IntArray]]:
-    """Return weight -> the axis by which it reads, and the class at each position."""
+    """Return weight -> the axis by which it reads, and the unit at each position."""
     found = {}
     for op in graph.ops:
-        read = op.read_classes
-        axes = graph.param_classes.get(str(op.param), {})
+        read = op.read_units
+        axes = graph.param_units.get(str(op.param), {})
         ordered = sorted(axes.items(), key=lambda item: (item[0] == op.out_axis) != op.depthwise)
         axis = next((a for a, own in ordered if np.array_equal(own, read)), None)
         if read.size and axis is not None:

@@ -1,4 +1,4 @@
-"""How important each channel class is, by published criteria; higher = keep."""
+"""How important each prunable unit is, by published criteria; higher = keep."""
 
 from collections.abc import Mapping
 
@@ -29,17 +29,17 @@ CRITERION_NAMES: tuple[str, ...] = (RANDOM, *CRITERIA)
 
 
 def importance(
-    criterion: str, statistics: Mapping[str, FloatArray], num_classes: int, seed: int
+    criterion: str, statistics: Mapping[str, FloatArray], num_units: int, seed: int
 ) -> Float64Array:
     """Return ``[N]`` importances from 0 up, higher = keep.
 
     Args:
         criterion: one of ``CRITERION_NAMES``.
         statistics: measured arrays ``[N]``.
-        num_classes: N.
+        num_units: N.
         seed: fixes ``"random"``.
     """
     if criterion == RANDOM:
-        return np.random.default_rng(seed).random(num_classes)
+        return np.random.default_rng(seed).random(num_units)
     values = statistics[CRITERIA[criterion]].astype(np.float64)
     return 1.0 - values if criterion == "apoz" else values  # mostly zero = unimportant

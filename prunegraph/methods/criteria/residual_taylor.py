@@ -19,17 +19,17 @@ from prunegraph.methods.criteria.thinet import TIE_BREAK
 BATCH_SIZE = 64
 
 STEPS = 64
-"""A group's classes go in so many steps at the most; in each, several that are seen one by one."""
+"""A group's units go in so many steps at the most; in each, several that are seen one by one."""
 
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """A layer that reads classes of a group.
+    """A layer that reads units of a group.
 
     Attributes:
-        inverse: ``[U, U]`` of the correlations of all U classes that it reads and are left, with
-            ``RIDGE`` on the diagonal; changed when a class goes.
-        places: ``[k]`` of the group's classes in it.
+        inverse: ``[U, U]`` of the correlations of all U units that it reads and are left, with
+            ``RIDGE`` on the diagonal; changed when a unit goes.
+        places: ``[k]`` of the group's units in it.
         effects: ``[k]`` their Taylor importance in this layer alone, float64.
     """
 
@@ -41,16 +41,16 @@ class Reader:
 def residual_taylor(
     model: nn.Module, graph: StructureGraph, images: TrainSplit, seed: int
 ) -> Float64Array:
-    """Return what the loss gains when a class goes and the others take over what they can.
+    """Return what the loss gains when a unit goes and the others take over what they can.
 
-    For each layer that reads a class the Taylor importance (see ``statistics.measure``) times the
-    class's *tolerance*, ``1 - R^2``: the share of its variance that the other classes which the
-    layer reads do not explain, by ridge regression. What they do explain, ``Compensation`` adds to
-    their weights. The classes of a group go one after another, the least first, and explain nothing
+    For each layer that reads a unit the Taylor importance (see ``statistics.measure``) times the
+    unit's *tolerance*, ``1 - R^2``: the share of its variance that the other units which the
+    layer reads do not explain, by ridge regression. What they do explain, ``Reconstruction`` adds to
+    their weights. The units of a group go one after another, the least first, and explain nothing
     from then on; each has the value at which it goes, or that of the one before if that is higher.
 
-    Where nothing is compensated, by groups, or from rows alone (layers that read more than
-    ``MOST_INPUTS`` values) the tolerance is 1. Depthwise convolutions pass a class on to the layer
+    Where nothing is reconstructed, by groups, or from rows alone (layers that read more than
+    ``MOST_INPUTS`` values) the tolerance is 1. Depthwise convolutions pass a unit on to the layer
     that reads it next, and do not count.
 
     Args:
@@ -60,24 +60,24 @@ def residual_taylor(
         seed: fixes at which positions the variances are measured.
 
     Returns:
-        ``[N]`` from 0 up, rising in the order in which a group's classes go; NaN where a class is
+        ``[N]`` from 0 up, rising in the order in which a group's units go; NaN where a unit is
         not read.
     """
     effects: dict[str, Effects] = {}
     sums: dict[str, InputSums] = {}
-    classes: dict[str, IntArray] = {}
-    compensated: dict[str, bool] = {}
+    units: dict[str, IntArray] = {}
+    reconstructed: dict[str, bool] = {}
     generator = torch.Generator().manual_seed(seed)
 
     def visit(read: Read) -> None:
         name = str(read.op.param)
         if read.op.depthwise or not read.activation.requires_grad:
             return
-        effects.setdefault(name, Effects(graph.num_classes)).visit(read)
-        classes[name] = read.unique
-        if name not in compensated:
-            compensated[name] = _is_compensated(read)
-        if compensated[name]:
+        effects.setdefault(name, Effects(graph.num_units)).visit(read)
+        units[name] = read.unique
+        if name not in reconstructed:
+            reconstructed[name] = _is_compensated(read)
+        if reconstructed[name]:
             rows = _class_rows(read, generator)
             sums.setdefault(name, InputSums(rows)).add(rows)
 
@@ -86,14 +86,14 @@ def residual_taylor(
     inverses = {
         name: _inverse(found.moments(name, centred=True).products) for name, found in sums.items()
     }
-    values = np.full(graph.num_classes, np.nan)
+    values = np.full(graph.num_units, np.nan)
     for group in graph.groups:
-        names = [name for name, unique in classes.items() if np.isin(group.classes, unique).any()]
+        names = [name for name, unique in units.items() if np.isin(group.units, unique).any()]
         if not names:
             continue
-        own = np.intersect1d(group.classes, np.concatenate([classes[name] for name in names]))
+        own = np.intersect1d(group.units, np.concatenate([units[name] for name in names]))
         readers = [
-            _reader(own, classes[name], inverses.get(name), effects[name].squared_effect)
+            _reader(own, units[name], inverses.get(name), effects[name].squared_effect)
             for name in names
         ]
         values[own] = greedy_values(readers) / max(len(images), 1)
@@ -117,10 +117,10 @@ def _reader(
 
 
 def greedy_values(readers: Sequence[Reader]) -> Float64Array:
-    """Return the highest value so far when each class goes, in the greedy order.
+    """Return the highest value so far when each unit goes, in the greedy order.
 
     Args:
-        readers: the layers that read the same k classes; their inverses are used up.
+        readers: the layers that read the same k units; their inverses are used up.
 
     Returns:
         ``[k]``, rising in the order of removal.
@@ -175,8 +175,8 @@ def _inverse(covariance: Tensor) -> Tensor:
 
 
 def _is_compensated(read: Read) -> bool:
-    """Return whether ``Compensation`` changes layers of this kind, all inputs at once."""
-    few = read.op.kernel_size * len(read.classes) <= MOST_INPUTS
+    """Return whether ``Reconstruction`` changes layers of this kind, all inputs at once."""
+    few = read.op.kernel_size * len(read.units) <= MOST_INPUTS
     grouped = getattr(read.module, "groups", 1) > 1
     return few and not grouped and input_axis(read.module) is not None
 

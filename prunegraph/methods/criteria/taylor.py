@@ -1,4 +1,4 @@
-"""Measured arrays, one value a channel class: what features and heuristics are made of."""
+"""Measured arrays, one value a prunable unit: what features and heuristics are made of."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunegraph.core.errors import ModelError
-from prunegraph.core.masks import Float64Array, FloatArray, KeepMask
+from prunegraph.core.masks import ChannelMask, Float64Array, FloatArray
 from prunegraph.core.splits import SearchSplit, TrainSplit
 from prunegraph.evaluation.evaluator import QUICK_CALIBRATION, Evaluator
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import rank_in_group
 from prunegraph.layerwise.capture import Read, readable_copy, reads
-from prunegraph.layerwise.reconstruct import Compensation
+from prunegraph.layerwise.reconstruct import Reconstruction
 from prunegraph.methods.criteria.weights import filter_statistics
 from prunegraph.tasks.classification import model_device
 
@@ -41,14 +41,14 @@ class Effects:
     """Sums up gradients and activations where convolutions and linear layers read.
 
     Args:
-        num_classes: N.
+        num_units: N.
     """
 
-    def __init__(self, num_classes: int) -> None:
-        self.squared_effect = np.zeros(num_classes)
-        self._absolute = np.zeros(num_classes)
-        self._zeros = np.zeros(num_classes)
-        self._count = np.zeros(num_classes)
+    def __init__(self, num_units: int) -> None:
+        self.squared_effect = np.zeros(num_units)
+        self._absolute = np.zeros(num_units)
+        self._zeros = np.zeros(num_units)
+        self._count = np.zeros(num_units)
 
     def visit(self, read: Read) -> None:
         """Note a read; its gradient follows when it is computed."""
@@ -90,7 +90,7 @@ def measure(
     """Measure weights, gradients and activations of a dense network.
 
     One forward and backward over ``num_images`` shuffled train images in eval mode, on a copy of
-    the network. The Taylor importance of a class follows Molchanov et al. 2019 (CVPR, "Importance
+    the network. The Taylor importance of a unit follows Molchanov et al. 2019 (CVPR, "Importance
     Estimation for Neural Network Pruning"), equation 8: the squared sum of ``weight * gradient``,
 
     ``taylor = sum over layers that read the class of
@@ -101,7 +101,7 @@ def measure(
     ``a`` that the layer reads, to first order what the loss gains when the layer no longer sees it
     (after norm and activation function, whatever they are). Per MAC, at half the MACs of a
     ResNet-20, this kept 0.70 accuracy on search images; the same with the scales and shifts of the
-    norms that *write* the class, 0.48.
+    norms that *write* the unit, 0.48.
 
     ``activation_mean`` and ``apoz`` are the mean magnitude and the share of zeros (Hu et al. 2016,
     arXiv 1607.03250) of the activations that those layers read. For the others see
@@ -117,9 +117,9 @@ def measure(
         device: where forward and backward run.
 
     Returns:
-        ``[N]`` float32 of each name in ``STATISTIC_NAMES``, finite; frozen classes hold 0. A free
+        ``[N]`` float32 of each name in ``STATISTIC_NAMES``, finite; frozen units hold 0. A free
         class that a statistic cannot see (no norm over it, no layer that reads it) holds the mean
-        of the classes that it can see.
+        of the units that it can see.
 
     Raises:
         ModelError: a gradient is not finite.
@@ -180,7 +180,7 @@ def _measured(
     dense: nn.Module, graph: StructureGraph, run: Callable[[], None], num_samples: int
 ) -> dict[str, FloatArray]:
     """Return the arrays of a network that is sent forward and backward by ``run``."""
-    effects = Effects(graph.num_classes)
+    effects = Effects(graph.num_units)
     with reads(dense, graph, effects.visit, attentions=True):
         run()
     if not np.isfinite(effects.squared_effect).all():
@@ -210,7 +210,7 @@ def run_losses(model: nn.Module, images: TrainSplit, batch_size: int) -> None:
 def fill_unseen(
     graph: StructureGraph, values: Float64Array, by: Callable[[], Float64Array]
 ) -> FloatArray:
-    """Give free classes without a value (NaN) one, and frozen classes 0.
+    """Give free units without a value (NaN) one, and frozen units 0.
 
     In each group they get evenly spaced quantiles of what is seen, in the order of ``by``: where
     groups compete, theirs loses the share that all lose. Nothing seen is 0.
@@ -218,7 +218,7 @@ def fill_unseen(
     Args:
         graph: the structure.
         values: ``[N]``.
-        by: returns ``[N]``, such as the norms, if a class has no value; NaN there counts as 0.
+        by: returns ``[N]``, such as the norms, if a unit has no value; NaN there counts as 0.
     """
     seen = np.isfinite(values) & graph.free
     filled = np.where(seen, values, 0.0)
@@ -259,24 +259,24 @@ def sensitivity(
             evaluator must measure it.
 
     Returns:
-        ``[N]`` the group's gain (nats), at each of its classes; frozen 0.
+        ``[N]`` the group's gain (nats), at each of its units; frozen 0.
     """
 
-    def measured(mask: KeepMask) -> float:
+    def measured(mask: ChannelMask) -> float:
         if by == "kl":
-            return divergence(evaluator, mask, subset)
+            return measure_divergence(evaluator, mask, subset)
         return evaluator.evaluate(mask, subset).loss
 
     dense = measured(graph.dense_mask())
-    gains = np.zeros(graph.num_classes, dtype=np.float32)
+    gains = np.zeros(graph.num_units, dtype=np.float32)
     for group in graph.groups:
-        classes = group.classes[graph.free[group.classes]]
-        if not classes.size:
+        units = group.units[graph.free[group.units]]
+        if not units.size:
             continue
-        num_removed = min(classes.size // 2, len(group.classes) - group.min_keep)
-        keep = np.ones(graph.num_classes, dtype=bool)
-        keep[classes[np.argsort(scores[classes], kind="stable")[: max(num_removed, 0)]]] = False
-        gains[classes] = measured(graph.mask(keep)) - dense
+        num_removed = min(units.size // 2, len(group.units) - group.min_keep)
+        keep = np.ones(graph.num_units, dtype=bool)
+        keep[units[np.argsort(scores[units], kind="stable")[: max(num_removed, 0)]]] = False
+        gains[units] = measured(graph.mask(keep)) - dense
     return gains
 
 
@@ -288,7 +288,7 @@ def unlabelled_evaluator(
     calibration_images: int = QUICK_CALIBRATION,
     seed: int = 0,
     device: str | torch.device = "cpu",
-    compensation: Compensation | None = None,
+    reconstruction: Reconstruction | None = None,
 ) -> Evaluator:
     """Return an evaluator that measures the divergence from the dense outputs on train images.
 
@@ -302,7 +302,7 @@ def unlabelled_evaluator(
         calibration_images: images that recalibrate batch norm.
         seed: fixes the images.
         device: where networks run.
-        compensation: changes the weights that stay; None = they stay as they are.
+        reconstruction: changes the weights that stay; None = they stay as they are.
     """
     drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).flip(0)
     return Evaluator(
@@ -314,11 +314,13 @@ def unlabelled_evaluator(
         seed=seed,
         device=device,
         kl=True,
-        compensation=compensation,
+        reconstruction=reconstruction,
     )
 
 
-def divergence(evaluator: Evaluator, mask: KeepMask, subset: Tensor | None = None) -> float:
+def measure_divergence(
+    evaluator: Evaluator, mask: ChannelMask, subset: Tensor | None = None
+) -> float:
     """Return a mask's KL divergence from the dense outputs in nats; the evaluator measures it."""
     value = evaluator.evaluate(mask, subset).kl
     assert value is not None

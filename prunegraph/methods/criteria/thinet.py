@@ -23,7 +23,7 @@ TIE_BREAK = 1e-6
 def removal_errors(
     model: nn.Module, graph: StructureGraph, images: TrainSplit, seed: int
 ) -> Float64Array:
-    """Return the error of the next layers' outputs at which each class goes.
+    """Return the error of the next layers' outputs at which each unit goes.
 
     Luo et al. 2017 (ICCV, "ThiNet: A Filter Level Pruning Method for Deep Neural Network
     Compression"), equation 6 and algorithm 1: outputs ``y = sum over channels of x_c`` of the next
@@ -31,7 +31,7 @@ def removal_errors(
     goes next that lets the removed ones' sum stay smallest, ``sum over samples of (sum of x_c)^2``.
 
     The value is that sum over the energy of the sampled ``y``, summed over the layers that read the
-    group: it orders a group's classes as the greedy choice does, and compares groups. Selection
+    group: it orders a group's units as the greedy choice does, and compares groups. Selection
     alone: the paper's least-squares scale of the channels that stay (equation 7) is left out, since
     every method's network must be recalibrated by the same means. Convolutions in two dimensions
     without groups and linear layers count; others are not seen.
@@ -95,17 +95,17 @@ def _greedy_by_group(
     graph: StructureGraph, grams: list[tuple[IntArray, Float64Array]]
 ) -> Float64Array:
     """Add up the layers that read each group, each relative to its outputs' energy."""
-    errors = np.full(graph.num_classes, np.nan)
+    errors = np.full(graph.num_units, np.nan)
     for group in graph.groups:
-        total, seen = np.zeros((len(group.classes),) * 2), False
+        total, seen = np.zeros((len(group.units),) * 2), False
         for unique, gram in grams:
-            classes, here, there = np.intersect1d(group.classes, unique, return_indices=True)
+            units, here, there = np.intersect1d(group.units, unique, return_indices=True)
             energy = float(gram.sum())
-            if classes.size and energy > 0:
+            if units.size and energy > 0:
                 total[np.ix_(here, here)] += gram[np.ix_(there, there)] / energy
                 seen = True
         if seen:
-            errors[group.classes] = greedy_errors(total)
+            errors[group.units] = greedy_errors(total)
     return errors
 
 

@@ -1,7 +1,7 @@
-"""Statistics of channel classes that need no images: norms, distances and twins of filters.
+"""Statistics of prunable units that need no images: norms, distances and twins of filters.
 
-A *producing filter* of a class is the class's slice of the weight of a convolution or linear layer
-that writes it. Where several layers write a class (a residual stream), norms and distances are the
+A *producing filter* of a unit is the unit's slice of the weight of a convolution or linear layer
+that writes it. Where several layers write a unit (a residual stream), norms and distances are the
 mean over them, and similarity is that of the filters laid end to end.
 """
 
@@ -24,11 +24,11 @@ class Filters:
     """The filters of one weight.
 
     Attributes:
-        classes: ``[U]`` distinct classes that the layer writes, ascending.
-        rows: ``[U, D]`` float32: each class's slice, flattened.
+        units: ``[U]`` distinct units that the layer writes, ascending.
+        rows: ``[U, D]`` float32: each unit's slice, flattened.
     """
 
-    classes: IntArray
+    units: IntArray
     rows: Tensor
 
 
@@ -36,17 +36,17 @@ class ClassMean:
     """Means over the parts that measure a class.
 
     Args:
-        num_classes: N.
+        num_units: N.
     """
 
-    def __init__(self, num_classes: int) -> None:
-        self._sum = np.zeros(num_classes)
-        self._count = np.zeros(num_classes)
+    def __init__(self, num_units: int) -> None:
+        self._sum = np.zeros(num_units)
+        self._count = np.zeros(num_units)
 
-    def add(self, classes: IntArray, values: Tensor) -> None:
-        """Add one value for each of the distinct ``classes``."""
-        self._sum[classes] += values.double().cpu().numpy()
-        self._count[classes] += 1
+    def add(self, units: IntArray, values: Tensor) -> None:
+        """Add one value for each of the distinct ``units``."""
+        self._sum[units] += values.double().cpu().numpy()
+        self._count[units] += 1
 
     def result(self) -> Float64Array:
         """Return ``[N]`` means; NaN where nothing was measured."""
@@ -58,19 +58,19 @@ class ClassMean:
 def producing_filters(model: nn.Module, graph: StructureGraph) -> Iterator[Filters]:
     """Yield the filters of each convolution's and linear layer's weight, once a weight.
 
-    But for those whose classes all are frozen: a language model has as many outputs as words.
+    But for those whose units all are frozen: a language model has as many outputs as words.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, op in {op.param: op for op in graph.ops if op.param}.items():
-        axes, classes = graph.param_classes.get(name, {}), op.out_classes
+        axes, units = graph.param_units.get(name, {}), op.out_units
         ordered = sorted(axes.items(), key=lambda item: item[0] != op.out_axis)
-        axis = next((a for a, own in ordered if np.array_equal(own, classes)), None)
-        if axis is None or name not in parameters or not graph.free[classes].any():
+        axis = next((a for a, own in ordered if np.array_equal(own, units)), None)
+        if axis is None or name not in parameters or not graph.free[units].any():
             continue
         rows = parameters[name].detach().float().cpu().movedim(axis, 0).flatten(1)
-        order = np.argsort(classes, kind="stable")
-        unique, first, counts = np.unique(classes[order], return_index=True, return_counts=True)
-        index = order[first[:, None] + np.arange(counts.min())]  # [U, positions of a class]
+        order = np.argsort(units, kind="stable")
+        unique, first, counts = np.unique(units[order], return_index=True, return_counts=True)
+        index = order[first[:, None] + np.arange(counts.min())]  # [U, positions of a unit]
         yield Filters(unique, rows[torch.from_numpy(index)].flatten(1))
 
 
@@ -82,31 +82,31 @@ def filter_statistics(model: nn.Module, graph: StructureGraph) -> dict[str, Floa
         graph: its structure.
 
     Returns:
-        ``[N]`` each, NaN where a class has no filter (or no norm, for ``bn_scale``) or is frozen
+        ``[N]`` each, NaN where a unit has no filter (or no norm, for ``bn_scale``) or is frozen
         with all others that its layer writes:
 
         - ``l1``, ``l2``: norms of the producing filter (Li et al. 2017, arXiv 1608.08710);
-        - ``bn_scale``: mean |scale| of the norms over the class (Liu et al. 2017, 1708.06519);
+        - ``bn_scale``: mean |scale| of the norms over the unit (Liu et al. 2017, 1708.06519);
         - ``fpgm``: sum of Euclidean distances to the other filters of the group (He et al. 2019,
           arXiv 1811.00250, equation 4);
         - ``lamp``: squared L2 norm over the sum of those of the group that are not smaller (Lee et
           al. 2021, arXiv 2010.07611, equation 4, with filters in the place of single weights);
         - ``twin_similarity``: highest absolute cosine with another filter of the group, 0 in a
           group of one;
-        - ``twin_rank``: 1 if the class has the larger L2 norm of the pair that it makes with its
+        - ``twin_rank``: 1 if the unit has the larger L2 norm of the pair that it makes with its
           twin, else 0; of equal norms the lower index is the larger.
     """
-    l1, l2, fpgm = (ClassMean(graph.num_classes) for _ in range(3))
+    l1, l2, fpgm = (ClassMean(graph.num_units) for _ in range(3))
     grams: dict[int, Tensor] = {}
     for filters in producing_filters(model, graph):
-        l1.add(filters.classes, filters.rows.abs().sum(1))
-        l2.add(filters.classes, filters.rows.norm(dim=1))
+        l1.add(filters.units, filters.rows.abs().sum(1))
+        l2.add(filters.units, filters.rows.norm(dim=1))
         for group, part in _by_group(graph, filters):
             gram = part.rows @ part.rows.T  # [U', U']
-            fpgm.add(part.classes, _distances(gram).sum(1))
-            size = len(graph.groups[group].classes)
+            fpgm.add(part.units, _distances(gram).sum(1))
+            size = len(graph.groups[group].units)
             total = grams.setdefault(group, torch.zeros(size, size))
-            place = torch.from_numpy(np.searchsorted(graph.groups[group].classes, part.classes))
+            place = torch.from_numpy(np.searchsorted(graph.groups[group].units, part.units))
             total[place[:, None], place] += gram
     norms = l2.result()
     similarity, rank = _twins(graph, grams, norms)
@@ -122,10 +122,10 @@ def filter_statistics(model: nn.Module, graph: StructureGraph) -> dict[str, Floa
 
 
 def _by_group(graph: StructureGraph, filters: Filters) -> Iterator[tuple[int, Filters]]:
-    groups = graph.group_of[filters.classes]
+    groups = graph.group_of[filters.units]
     for group in np.unique(groups).tolist():
         chosen = np.flatnonzero(groups == group)
-        yield group, Filters(filters.classes[chosen], filters.rows[torch.from_numpy(chosen)])
+        yield group, Filters(filters.units[chosen], filters.rows[torch.from_numpy(chosen)])
 
 
 def _distances(gram: Tensor) -> Tensor:
@@ -141,8 +141,8 @@ def _norm_scale(model: nn.Module, graph: StructureGraph) -> Float64Array:
     weights = {op.param for op in graph.ops}
     slopes = (name for name, module in model.named_modules() if isinstance(module, nn.PReLU))
     weights |= {f"{name}.weight".removeprefix(".") for name in slopes}
-    mean = ClassMean(graph.num_classes)
-    for name, axes in graph.param_classes.items():
+    mean = ClassMean(graph.num_units)
+    for name, axes in graph.param_units.items():
         tensor = tensors.get(name)
         is_scale = name.rpartition(".")[2] == "weight" and name not in weights
         if tensor is not None and tensor.dim() == 1 and is_scale and 0 in axes:
@@ -152,31 +152,31 @@ def _norm_scale(model: nn.Module, graph: StructureGraph) -> Float64Array:
 
 
 def _lamp(graph: StructureGraph, norms: Float64Array) -> Float64Array:
-    score = np.full(graph.num_classes, np.nan)
+    score = np.full(graph.num_units, np.nan)
     for group in graph.groups:
-        squares = norms[group.classes] ** 2
+        squares = norms[group.units] ** 2
         order = np.argsort(squares, kind="stable")
         not_smaller = np.cumsum(squares[order][::-1])[::-1]
-        score[group.classes[order]] = squares[order] / np.maximum(not_smaller, 1e-30)
+        score[group.units[order]] = squares[order] / np.maximum(not_smaller, 1e-30)
     return score
 
 
 def _twins(
     graph: StructureGraph, grams: dict[int, Tensor], norms: Float64Array
 ) -> tuple[Float64Array, Float64Array]:
-    """Return each class's similarity to its twin, and its rank in the pair."""
-    similarity = np.full(graph.num_classes, np.nan)
-    rank = np.full(graph.num_classes, np.nan)
+    """Return each unit's similarity to its twin, and its rank in the pair."""
+    similarity = np.full(graph.num_units, np.nan)
+    rank = np.full(graph.num_units, np.nan)
     for group, gram in grams.items():
-        classes = graph.groups[group].classes
+        units = graph.groups[group].units
         length = gram.diagonal().clamp(min=1e-30).sqrt()
         cosine = (gram / length / length[:, None]).abs().clamp(max=1.0)
         cosine.fill_diagonal_(-1.0)
         best, _ = cosine.max(1)
         twin = (cosine >= best[:, None] - TIED).int().argmax(1).numpy()  # the first of equals
-        own = norms[classes]
+        own = norms[units]
         larger = own - own[twin] > TIED * own
         equal = np.abs(own - own[twin]) <= TIED * own
-        similarity[classes] = best.clamp(min=0.0).numpy()
-        rank[classes] = larger | (equal & (np.arange(len(classes)) <= twin))
+        similarity[units] = best.clamp(min=0.0).numpy()
+        rank[units] = larger | (equal & (np.arange(len(units)) <= twin))
     return similarity, rank

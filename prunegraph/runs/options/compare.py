@@ -80,7 +80,7 @@ class ComparisonsConfig(MethodOptions, SearchOptions, RecipeOptions, NetworksCon
             given: the first of each is the first budget.
         max_memory: at most this many bytes of activations alive at once, for one image, in every
             comparison.
-        max_latency: at most this many milliseconds a forward of one image, foretold from layers
+        max_latency: at most this many milliseconds a forward of one image, predicted from layers
             that are timed on this device before, in every comparison.
     """
 

@@ -262,12 +262,12 @@ class SearchOptions:
             sees what the last mask kept and reached; each runs a network.
         update_size: networks an update of the policy.
         learning_rate: step size of the policy.
-        imagined_steps: steps of the policy after each update on masks that were not run but
+        surrogate_steps: steps of the policy after each update on masks that were not run but
             predicted from all that were; 0 = learn from run networks alone. None are made with
             granularity group or constraint lagrangian.
-        exchanges: of a channel for another one at the most, by which every second mask is improved,
-            as far as what was run predicts, before it is run; 0 = none. Needs imagined steps.
-        amortise_steps: steps for each network that the search may evaluate, after it, that teach
+        swaps: of a channel for another one at the most, by which every second mask is improved,
+            as far as what was run predicts, before it is run; 0 = none. Needs predicted steps.
+        distill_steps: steps for each network that the search may evaluate, after it, that teach
             the policy, which can be used on other networks, what was found; fewer for large ones.
         ray: evaluate the networks of a search on a Ray cluster: its address, auto (the one that
             this machine belongs to), or local.
@@ -284,9 +284,9 @@ class SearchOptions:
     refinements: int = 0
     update_size: int = EPISODES_PER_UPDATE
     learning_rate: float = PPOConfig.learning_rate
-    imagined_steps: int = 20
-    exchanges: int = 40
-    amortise_steps: int = 3
+    surrogate_steps: int = 20
+    swaps: int = 40
+    distill_steps: int = 3
     ray: str | None = None
 
     def check(self) -> None:
@@ -297,9 +297,9 @@ class SearchOptions:
             msg = f"budgets={' '.join(map(str, self.budgets))} names one twice: give each once"
             raise ConfigError(msg)
         check_at_least("learning_rate", self.learning_rate, 0.0)
-        check_at_least("imagined_steps", self.imagined_steps, 0)
-        check_at_least("exchanges", self.exchanges, 0)
-        check_at_least("amortise_steps", self.amortise_steps, 0)
+        check_at_least("surrogate_steps", self.surrogate_steps, 0)
+        check_at_least("swaps", self.swaps, 0)
+        check_at_least("distill_steps", self.distill_steps, 0)
         check_at_least("refinements", self.refinements, 0)
         check_at_least("update_size", self.update_size, 2 * (1 + self.refinements))
         check_at_least("networks", self.networks, 1)

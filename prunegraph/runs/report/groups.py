@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from prunegraph.core.masks import BoolArray, IntArray, KeepMask
+from prunegraph.core.masks import BoolArray, ChannelMask, IntArray
 from prunegraph.graph import StructureGraph
 
 MAX_COLUMNS = 9
@@ -58,14 +58,14 @@ def group_links(graph: StructureGraph) -> "nx.DiGraph[int]":
     links: nx.DiGraph[int] = nx.DiGraph()
     links.add_nodes_from(range(len(graph.groups)))
     first = first_writes(graph)
-    calls = [(op.name, op.in_classes, op.out_classes, op.depth) for op in graph.ops]
+    calls = [(op.name, op.in_units, op.out_units, op.depth) for op in graph.ops]
     calls += [
         (path, *ends, int(first[graph.group_of[ends[1]]].min()))
         for path, ends in graph.gathers.items()
     ]
-    for name, in_classes, out_classes, order in calls:
-        for source in np.unique(graph.group_of[in_classes]).tolist():
-            for target in np.unique(graph.group_of[out_classes]).tolist():
+    for name, in_units, out_units, order in calls:
+        for source in np.unique(graph.group_of[in_units]).tolist():
+            for target in np.unique(graph.group_of[out_units]).tolist():
                 if source != target and not links.has_edge(source, target):
                     links.add_edge(source, target, op=name, order=order)
     return links
@@ -75,7 +75,7 @@ def first_writes(graph: StructureGraph) -> IntArray:
     """Return ``[G]`` the position of the first operation that writes each group; -1 = none does."""
     first = np.full(len(graph.groups), -1, dtype=np.int64)
     for op in reversed(graph.ops):
-        first[graph.group_of[op.out_classes]] = op.depth
+        first[graph.group_of[op.out_units]] = op.depth
     return first
 
 
@@ -99,7 +99,7 @@ def group_depths(links: "nx.DiGraph[int]") -> IntArray:
 
 
 def draw_groups(
-    graph: StructureGraph, title: str, mask: KeepMask | None = None, *, paper: str = "white"
+    graph: StructureGraph, title: str, mask: ChannelMask | None = None, *, paper: str = "white"
 ) -> Figure:
     """Draw the groups, left to right by depth, and bars of their MACs.
 
@@ -165,12 +165,12 @@ def _draw_links(
     graph: StructureGraph,
     links: "nx.DiGraph[int]",
     places: dict[int, Place],
-    mask: KeepMask | None,
+    mask: ChannelMask | None,
     paper: str,
 ) -> None:
     """Draw groups as discs with their names and widths, operations as arrows."""
     axes.set_axis_off()
-    sizes = np.array([len(group.classes) for group in graph.groups])
+    sizes = np.array([len(group.units) for group in graph.groups])
     areas = LEAST_AREA + (MOST_AREA - LEAST_AREA) * sizes / sizes.max()
     positions = {group: (place.x, place.y) for group, place in places.items()}
     within = [edge for edge in links.edges if places[edge[0]].row == places[edge[1]].row]
@@ -228,7 +228,7 @@ def _draw_links(
     )
 
 
-def _draw_bars(axes: Axes, graph: StructureGraph, mask: KeepMask | None, paper: str) -> None:
+def _draw_bars(axes: Axes, graph: StructureGraph, mask: ChannelMask | None, paper: str) -> None:
     """Draw the MACs of each group: whole, or what is kept and what is removed."""
     dense = graph.macs_by_group(graph.dense_mask().keep) / 1e6
     kept = dense if mask is None else graph.macs_by_group(mask.keep) / 1e6

@@ -25,11 +25,11 @@ from prunegraph.runs.options.config import CommonConfig
 from prunegraph.runs.options.yaml_file import command_line
 from prunegraph.runs.report.plots import Findings, Plot, draw, to_svg
 from prunegraph.runs.report.report import (
+    custom_labels,
+    custom_seed,
     method_cells,
     method_columns,
     methods_table,
-    own_labels,
-    own_seed,
     percent,
     read_report,
     read_rows,
@@ -180,8 +180,8 @@ def page(
         results=result_rows(content, weights_on_disk(folder, content)),
         columns=method_columns(content),
         methods=methods,
-        own=sorted(own_labels(content)),
-        seed=own_seed(content),
+        own=sorted(custom_labels(content)),
+        seed=custom_seed(content),
         widths=width_rows(findings),
         rivals=list(findings.rivals),
         cost=cost_rows(content),

@@ -23,7 +23,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from prunegraph.core.files import write_bytes
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.graph import StructureGraph
 from prunegraph.runs.greedy import GREEDY_CURVE
 from prunegraph.runs.report.groups import FREE, FROZEN, draw_groups, removed_look, short_name
@@ -102,7 +102,7 @@ class Findings:
 
     content: Mapping[str, Any]
     graph: StructureGraph
-    masks: Mapping[str, KeepMask]
+    masks: Mapping[str, ChannelMask]
     history: History
 
     @cached_property
@@ -111,7 +111,7 @@ class Findings:
         return read_rows(self.content)
 
     @cached_property
-    def mask(self) -> KeepMask:
+    def mask(self) -> ChannelMask:
         """What the pruned network keeps."""
         return self.masks[self.content["pruned"]["mask_digest"]]
 
@@ -368,9 +368,9 @@ def _channels(findings: Findings) -> Plot:
     groups = findings.graph.groups
     figure, axes = new_figure(0.9 + 0.22 * len(groups))
     for place, group in enumerate(groups):
-        cells = np.zeros((1, len(group.classes), 4))
+        cells = np.zeros((1, len(group.units), 4))
         colour = FREE if group.frozen is None else FROZEN
-        cells[0, findings.mask.keep[group.classes]] = to_rgba(colour)
+        cells[0, findings.mask.keep[group.units]] = to_rgba(colour)
         extent = (0, 100, place + 0.36, place - 0.36)
         axes.imshow(cells, extent=extent, aspect="auto", interpolation="nearest")
     axes.barh(range(len(groups)), 100, color="none", edgecolor=FREE, height=0.72, linewidth=0.8)
@@ -393,7 +393,7 @@ def _channels(findings: Findings) -> Plot:
         figure=figure,
         caption="The channels of each group in their order, coloured by what was decided.",
         text=f"Strips of {len(groups)} groups, a cell a channel: {kept} of "
-        f"{findings.graph.num_classes} channels are kept.",
+        f"{findings.graph.num_units} channels are kept.",
     )
 
 

@@ -327,19 +327,19 @@ def methods_table(content: Mapping[str, Any]) -> Table:
         else:
             table.add_column(name, justify="right", overflow="fold")
     table.add_row(*dense, end_section=True)
-    own = own_labels(content)
+    own = custom_labels(content)
     for cells in others:
         table.add_row(*map(escape, cells), style="bold" if cells[0] in own else None)
     return table
 
 
-def own_labels(content: Mapping[str, Any]) -> set[str]:
+def custom_labels(content: Mapping[str, Any]) -> set[str]:
     """Return what ``method_cells`` calls the methods that chose the pruned network."""
     own = {row.name for row in pruned_rows(read_rows(content), content["pruned"]["mask_digest"])}
     return {label for label, *_ in method_cells(content) if label.partition(" ")[0] in own}
 
 
-def own_seed(content: Mapping[str, Any]) -> int | None:
+def custom_seed(content: Mapping[str, Any]) -> int | None:
     """Return the seed of the pruned mask, if its method has chosen with several."""
     rows = read_rows(content)
     own = {row.name for row in pruned_rows(rows, content["pruned"]["mask_digest"])}

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.graph import ExampleInputs, StructureGraph, unwrap
 from prunegraph.graph.apply import apply_mask
 from prunegraph.graph.costs.clock import device_in_words, measure_latencies
@@ -26,7 +26,7 @@ MAX_SECONDS = 3.0
 
 
 def latencies(
-    model: nn.Module, graph: StructureGraph, mask: KeepMask, example_inputs: ExampleInputs
+    model: nn.Module, graph: StructureGraph, mask: ChannelMask, example_inputs: ExampleInputs
 ) -> dict[str, Any]:
     """Time a forward of the dense and of the pruned network.
 
@@ -55,7 +55,7 @@ def latencies(
     }
 
 
-def realised(dense: float, pruned: float, macs: float) -> float:
+def repaired(dense: float, pruned: float, macs: float) -> float:
     """Return the share of the promised time that is saved.
 
     Args:
@@ -78,7 +78,7 @@ def latency_warning(content: Mapping[str, Any]) -> str | None:
     device = times.get("on", "this device")
     if times["pruned"] > TOLERANCE * asked:
         why = (
-            "the forecast by layer times was too low, or the machine is slower now; ask for less, "
+            "the prediction by layer times was too low, or the machine is slower now; ask for less, "
             "or let apply --policy with this run measure"
         )
         if "decision" in content:
@@ -88,7 +88,7 @@ def latency_warning(content: Mapping[str, Any]) -> str | None:
             f"asked for: {why}"
         )
     macs = pruned["macs"] / content["dense"]["macs"]
-    if 1.0 - macs < LEAST_PROMISED or realised(times["dense"], times["pruned"], macs) >= PAYS:
+    if 1.0 - macs < LEAST_PROMISED or repaired(times["dense"], times["pruned"], macs) >= PAYS:
         return None
     if content["budget"].get("round_to", 1) % 8:
         why = "small layers, whose start takes the time, or odd widths, which --round-to 8 may mend"

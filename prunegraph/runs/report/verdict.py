@@ -19,7 +19,7 @@ Metric = Literal["test_accuracy_recalibrated", "test_accuracy_finetuned"]
 AGENT = "agent"
 """The name of the trained agent's rows."""
 
-CONTROL_SUFFIX = "/at_widths"
+CONTROL_SUFFIX = "/control_widths"
 """Ends the names of rows that borrow the agent's own widths: controls, not baselines."""
 
 UNTRAINED = "untrained"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prunegraph.artefacts.pruned import WEIGHTS_FILE
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.runs.baselines import differs_by_seed
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.compare import METRIC, seeds_of
@@ -53,7 +53,7 @@ def check_plan(
     config: CompareConfig,
     content: Mapping[str, Any],
     rows: Sequence[MethodRow],
-    masks: Mapping[str, KeepMask],
+    masks: Mapping[str, ChannelMask],
 ) -> list[Check]:
     """Check that a comparison holds all searches and exactly the fine-tunes that its rules ask for.
 
@@ -128,7 +128,7 @@ def check_rows(
     return checks
 
 
-def candidates_of(rows: Sequence[MethodRow], masks: Mapping[str, KeepMask]) -> list[Candidate]:
+def candidates_of(rows: Sequence[MethodRow], masks: Mapping[str, ChannelMask]) -> list[Candidate]:
     """Return what a report's rows say that methods chose, each once."""
     found = {
         (row.name, row.seed): Candidate(

@@ -10,7 +10,7 @@ import torch
 from prunegraph.artefacts.pruned import WEIGHTS_FILE
 from prunegraph.core.console import Console
 from prunegraph.core.errors import ArtefactError, ConfigError
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.core.precision import as_elsewhere
 from prunegraph.core.user_code import is_factory
 from prunegraph.graph import StructureGraph
@@ -30,7 +30,7 @@ from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.options.config import ApplyConfig, NetworkConfig, TrainConfig
 from prunegraph.runs.options.tools import VerifyConfig
 from prunegraph.runs.options.yaml_file import load_config, read_yaml
-from prunegraph.runs.predicted_latency import LATENCY_FILE, foretelling
+from prunegraph.runs.predicted_latency import LATENCY_FILE, predicting
 from prunegraph.runs.prepare import load_target
 from prunegraph.runs.report.page import HISTORY_FILE
 from prunegraph.runs.report.report import machine, read_report, read_rows
@@ -107,7 +107,7 @@ def verify_run(config: VerifyConfig, console: Console) -> dict[str, Any]:
 
 
 def _check_listed(folder: RunFolder, files: Mapping[str, str]) -> None:
-    """Raise ArtefactError if a file that every report rests on could be exchanged unseen."""
+    """Raise ArtefactError if a file that every report rests on could be swapped unseen."""
     names = (CONFIG_FILE, MASKS_FILE, DENSE_FILE, HISTORY_FILE, LATENCY_FILE)
     missing = [n for n in names if n not in files and folder.file(n).is_file()]
     if missing:
@@ -199,7 +199,7 @@ def _rebuild(
     )
     target = load_target(network, run.budget())
     if run.max_latency is not None and not isinstance(run, ApplyConfig):
-        target = foretelling(target, member.file(LATENCY_FILE))
+        target = predicting(target, member.file(LATENCY_FILE))
     as_then = config.device in ("auto", run.device)
     return Bench(target=target, options=run, seed=run.seed), as_then
 
@@ -260,7 +260,7 @@ class _Judge:
     """
 
     def __init__(
-        self, bench: Bench, masks: Mapping[str, KeepMask], member: RunFolder, exact: bool
+        self, bench: Bench, masks: Mapping[str, ChannelMask], member: RunFolder, exact: bool
     ) -> None:
         self._bench = bench
         self._masks = masks
@@ -312,7 +312,7 @@ class _Judge:
             ]
         return checks
 
-    def _measure(self, dense: bool, mask: KeepMask) -> tuple[float, float]:
+    def _measure(self, dense: bool, mask: ChannelMask) -> tuple[float, float]:
         bench = self._bench
         key = DENSE if dense else mask.digest()
         if key not in self._recalibrated:
@@ -339,14 +339,14 @@ def _check_summary(
     content: Mapping[str, Any],
     rows: list[MethodRow],
     graph: StructureGraph,
-    mask: KeepMask,
+    mask: ChannelMask,
     member: RunFolder,
 ) -> list[Check]:
     """Check what a report says beside its rows, by recomputing it from them."""
     metric: Metric = content["verdict_metric"]
     verdict, reason = judge(rows, metric, repaired=content["repaired"])
-    own_rows = pruned_rows(rows, mask.digest())
-    own = next((row for row in own_rows if row.cell is not None), None)
+    custom_rows = pruned_rows(rows, mask.digest())
+    own = next((row for row in custom_rows if row.cell is not None), None)
     dense = next((row for row in rows if row.name == DENSE), None)
     if own is None or dense is None:
         what = "dense" if dense is None else "the pruned network's"

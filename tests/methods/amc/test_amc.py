@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prunegraph.core.budget import Budget
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.methods.amc.ddpg import BASELINE_DECAY, _EpisodeBuffer, noise, train_widths
 from prunegraph.methods.amc.env import LEAST_SHARE, OBSERVATION_NAMES, WidthEnv
 from support.toy_env import toy_graph
@@ -15,13 +15,15 @@ from support.toy_env import toy_graph
 WIDTHS = (10, 16, 6, 12)
 
 
-def make_env(budget: Budget, evaluate: Callable[[KeepMask], float] = lambda mask: 0.5) -> WidthEnv:
+def make_env(
+    budget: Budget, evaluate: Callable[[ChannelMask], float] = lambda mask: 0.5
+) -> WidthEnv:
     graph = toy_graph(WIDTHS, (16, 16, 8, 8, 1))
-    importance = np.random.default_rng(0).random(graph.num_classes).astype(np.float32)
+    importance = np.random.default_rng(0).random(graph.num_units).astype(np.float32)
     return WidthEnv(graph, importance, budget, lambda s: graph.project(s, budget), evaluate)
 
 
-def play(env: WidthEnv, actions: list[float]) -> KeepMask:
+def play(env: WidthEnv, actions: list[float]) -> ChannelMask:
     env.reset()
     for number, action in enumerate(actions):
         _, reward, done, _, _ = env.step(np.array([action], dtype=np.float32))
@@ -60,9 +62,9 @@ def test_the_wall_is_where_the_later_groups_keep_their_least() -> None:
     least = [int(np.ceil(LEAST_SHARE * width)) for width in WIDTHS]
 
     def cost_ratio(widths: list[int]) -> float:
-        keep = np.ones(env.graph.num_classes, dtype=bool)
+        keep = np.ones(env.graph.num_units, dtype=bool)
         for group, width in zip(env.groups, widths, strict=True):
-            keep[group.classes[width:]] = False
+            keep[group.units[width:]] = False
         return env.graph.cost_ratio(keep, budget)
 
     for number in range(len(WIDTHS)):
@@ -89,11 +91,11 @@ def test_the_agent_s_widths_are_kept_and_the_most_important_stay() -> None:
     widths = list(env.graph.group_widths(mask).values())
     assert env.widths[0] == 5
     assert all(found >= chosen for found, chosen in zip(widths, env.widths, strict=True))
-    importance = np.random.default_rng(0).random(env.graph.num_classes).astype(np.float32)
+    importance = np.random.default_rng(0).random(env.graph.num_units).astype(np.float32)
     for group in env.groups:
-        kept = mask.keep[group.classes]
+        kept = mask.keep[group.units]
         if not kept.all():
-            values = importance[group.classes]
+            values = importance[group.units]
             assert values[kept].min() > values[~kept].max()
 
 
@@ -136,7 +138,7 @@ def test_every_step_gets_the_episode_s_reward_less_the_baseline() -> None:
 def test_it_learns_widths_and_leaves_others_random_numbers_alone() -> None:
     rewards: list[float] = []
 
-    def evaluate(mask: KeepMask) -> float:
+    def evaluate(mask: ChannelMask) -> float:
         widths = np.array(list(env.graph.group_widths(mask).values())) / WIDTHS
         rewards.append(float(1.0 - abs(widths[0] - 0.3) - abs(widths[1] - 0.9)))
         return rewards[-1]
@@ -152,9 +154,9 @@ def test_it_learns_widths_and_leaves_others_random_numbers_alone() -> None:
 
 
 def test_it_plays_on_until_told_to_stop_and_leaves_no_folder(tmp_path: Path) -> None:
-    masks: list[KeepMask] = []
+    masks: list[ChannelMask] = []
 
-    def evaluate(mask: KeepMask) -> float:
+    def evaluate(mask: ChannelMask) -> float:
         masks.append(mask)
         return 0.5
 

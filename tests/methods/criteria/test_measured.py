@@ -57,7 +57,7 @@ def test_hrank_is_the_mean_rank_of_the_maps() -> None:
         weight = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
         net[0].weight.copy_(weight[:, :, None, None])
     values = measure_costly("hrank", net, graph, split(images))
-    np.testing.assert_allclose(values[graph.ops[0].out_classes], [1.0, 4.0, 6.0, 0.0])
+    np.testing.assert_allclose(values[graph.ops[0].out_units], [1.0, 4.0, 6.0, 0.0])
 
 
 def test_hrank_takes_maps_from_convolutions_and_columns_where_there_are_none() -> None:
@@ -66,7 +66,7 @@ def test_hrank_takes_maps_from_convolutions_and_columns_where_there_are_none() -
         net[1].weight[2] = 0.0
         net[1].bias[2] = 0.0
     values = measure_costly("hrank", net, graph, split(images))
-    assert values[graph.ops[1].out_classes].tolist() == [1.0, 1.0, 0.0, 1.0]  # the linear layer's
+    assert values[graph.ops[1].out_units].tolist() == [1.0, 1.0, 0.0, 1.0]  # the linear layer's
 
 
 def test_chip_by_hand() -> None:
@@ -100,7 +100,7 @@ def test_chip_scores_the_dependent_channel_lowest() -> None:
     with torch.no_grad():
         net[0].weight[:3, :, 0, 0] = torch.eye(3)
         net[0].weight[3, :, 0, 0] = torch.tensor([0.6, -0.6, 0.5])  # as long as the others, nearly
-    values = measure_costly("chip", net, graph, split(images))[graph.ops[0].out_classes]
+    values = measure_costly("chip", net, graph, split(images))[graph.ops[0].out_units]
     assert values.argmin() == 3
     assert values[3] < 0.8 * values[:3].min()
 
@@ -124,7 +124,7 @@ def test_obd_is_the_formula_of_its_docstring() -> None:
     fisher = torch.einsum("bk,bj->kj", error**2, hidden**2) / 7
     expected = 0.5 * (fisher * net[4].weight.detach() ** 2).sum(0)
     values = measure_costly("obd", net, graph, split(images, labels))
-    np.testing.assert_allclose(values[graph.ops[0].out_classes], expected, rtol=1e-4)
+    np.testing.assert_allclose(values[graph.ops[0].out_units], expected, rtol=1e-4)
 
 
 class Residual(nn.Module):
@@ -144,7 +144,7 @@ def test_obd_takes_the_weights_that_read_a_class_of_a_square_layer() -> None:
     graph = analyse(Residual().eval(), torch.randn(1, 3, 8, 8))
     columns = _columns(graph)
     assert columns["conv.weight"][0] == columns["head.weight"][0] == 1
-    np.testing.assert_array_equal(*graph.param_classes["conv.weight"].values())
+    np.testing.assert_array_equal(*graph.param_units["conv.weight"].values())
 
 
 def test_obd_nears_the_known_hessian_where_labels_follow_the_network() -> None:
@@ -157,7 +157,7 @@ def test_obd_nears_the_known_hessian_where_labels_follow_the_network() -> None:
     expected = 0.5 * (hessian * net[4].weight.detach() ** 2).sum(0)
     frozen = net.requires_grad_(False).eval()
     values = fisher_saliency(frozen, graph, split(images.expand(3000, -1, -1, -1), labels))
-    np.testing.assert_allclose(values[graph.ops[0].out_classes], expected, rtol=0.1, atol=1e-9)
+    np.testing.assert_allclose(values[graph.ops[0].out_units], expected, rtol=0.1, atol=1e-9)
 
 
 def test_obd_counts_every_layer_that_reads_and_depthwise_ones(
@@ -177,19 +177,19 @@ def test_obd_counts_every_layer_that_reads_and_depthwise_ones(
         own = 0.5 * (fisher[op.param] * weights[op.param].detach() ** 2)
         classes = op.read_classes
         axis = next(
-            a for a, c in mixed_graph.param_classes[op.param].items() if np.array_equal(c, classes)
+            a for a, c in mixed_graph.param_units[op.param].items() if np.array_equal(c, classes)
         )
         np.add.at(expected, classes, own.movedim(axis, 0).flatten(1).sum(1).numpy())
     seen = np.isfinite(values)
     np.testing.assert_allclose(values[seen], expected[seen], rtol=2e-3)
-    unread = np.union1d(mixed_graph.ops[2].out_classes, mixed_graph.ops[-1].out_classes)
+    unread = np.union1d(mixed_graph.ops[2].out_units, mixed_graph.ops[-1].out_units)
     np.testing.assert_array_equal(np.flatnonzero(~seen), unread)
 
 
 def read_of(module: nn.Module, activation: Tensor) -> Read:
     net = nn.Sequential(nn.Conv2d(3, activation.shape[1], 1), module)
     op = analyse(net, torch.zeros(1, 3, *activation.shape[2:]), trial=False).ops[1]
-    return Read(op, module, activation, 1, op.in_classes)
+    return Read(op, module, activation, 1, op.in_units)
 
 
 def test_thinet_samples_what_channels_give_to_outputs() -> None:
@@ -227,7 +227,7 @@ def test_thinet_removes_channels_that_cancel_and_the_silent_one_first() -> None:
         net[0].weight[4] = net[0].weight[1]  # 1 and 4 are equal and cancel
         net[1].weight[:, 4] = -net[1].weight[:, 1]
         net[1].weight[:, [1, 4]] *= 0.2
-    values = measure_costly("thinet", net, graph, split(images))[graph.ops[0].out_classes]
+    values = measure_costly("thinet", net, graph, split(images))[graph.ops[0].out_units]
     assert values.argmin() == 3
     assert set(np.argsort(values)[:3].tolist()) == {1, 3, 4}
     assert values.max() == pytest.approx(1.0, rel=0.05)  # all gone: the whole energy

@@ -48,7 +48,7 @@ def network(reading: nn.Module) -> tuple[nn.Module, StructureGraph]:
 
 
 def values_of(name: str, net: nn.Module, graph: StructureGraph) -> FloatArray:
-    own = graph.ops[0].out_classes
+    own = graph.ops[0].out_units
     if name == "taylor":
         return measure(net, graph, images())["taylor"][own]
     return measure_costly(name, net, graph, images())[own]

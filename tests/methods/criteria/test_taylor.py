@@ -53,7 +53,7 @@ def taylor_by_definition(
     """One backward an image, one product an element, from the weights' own gradients."""
     model = copy.deepcopy(model).eval()
     weights = dict(model.named_parameters(remove_duplicate=False))
-    score = np.zeros(graph.num_classes)
+    score = np.zeros(graph.num_units)
     for image, label in zip(images, labels, strict=True):
         model.zero_grad()
         F.cross_entropy(model(image[None]), label[None]).backward()
@@ -63,12 +63,10 @@ def taylor_by_definition(
             if not classes.size:
                 continue  # reads the image alone
             axis = next(
-                a
-                for a, own in graph.param_classes[op.param].items()
-                if np.array_equal(own, classes)
+                a for a, own in graph.param_units[op.param].items() if np.array_equal(own, classes)
             )
             product = (weight * weight.grad).detach().movedim(axis, 0).flatten(1).sum(1).numpy()
-            effect = np.zeros(graph.num_classes)
+            effect = np.zeros(graph.num_units)
             np.add.at(effect, classes, product)
             score += effect**2 / len(images)
     return np.where(graph.free, score, 0.0)
@@ -90,7 +88,7 @@ def test_taylor_sees_through_depthwise_grouped_and_shared_layers(
     measured = measure(mixed, mixed_graph, pictures, num_images=12, batch_size=5, seed=3)
     images, labels = next(pictures.sample(12, 3).batches(12))
     expected = taylor_by_definition(mixed, mixed_graph, images, labels)
-    unread = mixed_graph.ops[2].out_classes  # a gather alone reads what the 1x1 convolution writes
+    unread = mixed_graph.ops[2].out_units  # a gather alone reads what the 1x1 convolution writes
     read = np.setdiff1d(np.flatnonzero(mixed_graph.free), unread)
     np.testing.assert_allclose(measured["taylor"][read], expected[read], rtol=2e-3, atol=1e-9)
     spread = np.quantile(expected[read], (np.arange(len(unread)) + 0.5) / len(unread))
@@ -152,7 +150,7 @@ def test_norms_and_distances_by_hand(pictures: TrainSplit) -> None:
     weight = torch.tensor([[3.0, 4.0, 0.0], [1.0, 0.0, 0.0], [0.0, -2.0, 0.0]])
     net, graph = linear_net(weight)
     arrays = measure(net, graph, pictures, num_images=8)
-    classes = graph.ops[0].out_classes
+    classes = graph.ops[0].out_units
     assert arrays["l1"][classes].tolist() == [7.0, 1.0, 2.0]
     assert arrays["l2"][classes].tolist() == [5.0, 1.0, 2.0]
     distances = torch.cdist(weight, weight).sum(1).numpy()
@@ -168,7 +166,7 @@ def test_planted_twins_are_seen_and_told_apart(pictures: TrainSplit) -> None:
     weight[9] = weight[4]
     net, graph = linear_net(weight)
     arrays = measure(net, graph, pictures, num_images=8)
-    classes = graph.ops[0].out_classes
+    classes = graph.ops[0].out_units
     np.testing.assert_allclose(arrays["twin_similarity"][classes[[4, 9]]], 1.0, atol=1e-6)
     assert arrays["twin_rank"][classes[[4, 9]]].tolist() == [1.0, 0.0]
     others = np.delete(arrays["twin_similarity"][classes], [4, 9])
@@ -182,7 +180,7 @@ def test_dead_channels_read_as_zeros(pictures: TrainSplit) -> None:
         net[2].bias[1] = -100.0
         net[2].bias[2] = 100.0
     arrays = measure(net, graph, pictures, num_images=8)
-    dead, alive = graph.ops[0].out_classes[[1, 2]]
+    dead, alive = graph.ops[0].out_units[[1, 2]]
     assert arrays["apoz"][[dead, alive]].tolist() == [1.0, 0.0]
     assert arrays["activation_mean"][dead] == arrays["taylor"][dead] == 0.0
     assert arrays["activation_mean"][alive] == pytest.approx(100.0, rel=0.02)
@@ -206,7 +204,7 @@ def test_sensitivity_counts_its_networks_and_is_one_number_a_group(
     gains = sensitivity(evaluator, digits_graph, scores)
     assert evaluator.num_networks == num_sensitivity_networks(digits_graph) == 7
     assert not gains[digits_graph.frozen].any()
-    per_group = [set(gains[group.classes].tolist()) for group in digits_graph.groups]
+    per_group = [set(gains[group.units].tolist()) for group in digits_graph.groups]
     assert all(len(values) == 1 for values in per_group)
     assert len(set.union(*per_group)) == 7
 
@@ -261,7 +259,7 @@ def test_the_heads_of_torch_s_own_attention_are_told_apart(
     heads = next(
         group for group in graph.groups if group.frozen is None and "attention" in group.name
     )
-    assert len(set(values[heads.classes].tolist())) == len(heads.classes) == 4
+    assert len(set(values[heads.units].tolist())) == len(heads.units) == 4
     assert type(model.attention) is kind
 
 
@@ -290,7 +288,7 @@ def test_the_slope_of_an_activation_is_no_norm(pictures: TrainSplit) -> None:
 def test_classes_that_a_criterion_cannot_see_take_the_quantiles_of_the_others() -> None:
     graph = toy_graph((8, 4), (1, 1, 1))
     first, second = (np.flatnonzero(graph.group_of == number) for number in (1, 2))
-    values, norms = np.full(graph.num_classes, np.nan), np.full(graph.num_classes, np.nan)
+    values, norms = np.full(graph.num_units, np.nan), np.full(graph.num_units, np.nan)
     values[first], norms[second] = np.arange(8.0), [3.0, 1.0, 4.0, 2.0]
     filled = fill_unseen(graph, values, lambda: norms)
     assert filled[first].tolist() == list(range(8))

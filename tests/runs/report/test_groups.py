@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from prunegraph.core.budget import Budget
-from prunegraph.core.masks import KeepMask
+from prunegraph.core.masks import ChannelMask
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.models import build_model
 from prunegraph.runs.report.groups import (
@@ -31,8 +31,8 @@ def graph() -> StructureGraph:
 
 
 @pytest.fixture(scope="module")
-def mask(graph: StructureGraph) -> KeepMask:
-    scores = np.random.default_rng(0).normal(size=graph.num_classes).astype(np.float32)
+def mask(graph: StructureGraph) -> ChannelMask:
+    scores = np.random.default_rng(0).normal(size=graph.num_units).astype(np.float32)
     return graph.project(scores, Budget(keep_macs=0.5))
 
 
@@ -77,14 +77,14 @@ def test_a_projected_shortcut_does_not_pull_its_stream_forward() -> None:
 
 
 def test_the_macs_of_all_groups_are_those_of_the_network(
-    graph: StructureGraph, mask: KeepMask
+    graph: StructureGraph, mask: ChannelMask
 ) -> None:
     for keep in (graph.dense_mask(), mask):
         assert graph.macs_by_group(keep.keep).sum() == pytest.approx(graph.cost(keep).macs)
 
 
 def test_the_picture_names_widths_and_stacks_the_macs(
-    graph: StructureGraph, mask: KeepMask
+    graph: StructureGraph, mask: ChannelMask
 ) -> None:
     figure = draw_groups(graph, "title", mask)
     widths = graph.group_widths(mask)

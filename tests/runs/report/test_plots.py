@@ -138,7 +138,7 @@ def test_every_channel_is_a_cell_of_its_groups_strip(make_findings: Make) -> Non
     assert findings.mask is not None
     for strip, group in zip(strips, findings.graph.groups, strict=True):
         cells = np.asarray(strip.get_array())
-        assert (cells[0, :, 3] > 0).tolist() == findings.mask.keep[group.classes].tolist()
+        assert (cells[0, :, 3] > 0).tolist() == findings.mask.keep[group.units].tolist()
 
 
 def test_methods_are_dots_before_and_after_the_finetune(make_findings: Make) -> None:

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from prunegraph.runs.report.speed import latency_warning, realised
+from prunegraph.runs.report.speed import latency_warning, repaired
 
 
 def content(dense: float, pruned: float, **budget: Any) -> dict[str, Any]:
@@ -15,9 +15,9 @@ def content(dense: float, pruned: float, **budget: Any) -> dict[str, Any]:
 
 
 def test_the_share_of_the_promised_time_that_is_saved() -> None:
-    assert realised(10.0, 5.0, 0.5) == pytest.approx(1.0)
-    assert realised(10.0, 7.5, 0.5) == pytest.approx(0.5)
-    assert realised(10.0, 12.0, 0.5) < 0
+    assert repaired(10.0, 5.0, 0.5) == pytest.approx(1.0)
+    assert repaired(10.0, 7.5, 0.5) == pytest.approx(0.5)
+    assert repaired(10.0, 12.0, 0.5) < 0
 
 
 def test_a_network_that_gains_no_time_is_warned_of_and_the_mend_is_named() -> None:
