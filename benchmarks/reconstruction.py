@@ -2,9 +2,9 @@
 
 Small networks of one kind of layer each learn the real 8x8 digits; channels by chance are removed,
 so many of each group, and the accuracy is measured before and after the fits: of all layers at once
-(``Reconstruction``) and of one after the other (``LayerwiseReconstruction``). No label is read and no
-step is made in between; batch norm, where there is any, is recalibrated for all. With ``--weights``
-it is that network, on the search split of its data set.
+(``Reconstruction``) and of one after the other (``LayerwiseReconstruction``). No label is read and
+no step is made in between; batch norm, where there is any, is recalibrated for all. With
+``--weights`` it is that network, on the search split of its data set.
 
     python benchmarks/reconstruction.py [--seeds 3] [--epochs 12] [--out FILE]
         [--weights W.safetensors --dataset cifar10 --data-dir DIR]

@@ -46,15 +46,15 @@ class PPOConfig:
         group_noise_end: and at its end; geometric in between.
         group_noise_rate: step of the groups' offsets along ``mean(A noise)``, the evolution
             strategies' estimate, in an update.
-        surrogate_steps: steps on surrogate rollouts after each update, each on fresh ones: masks that
-            a model of all episodes so far predicts (``Surrogate``). Needs one-step episodes
+        surrogate_steps: steps on surrogate rollouts after each update, each on fresh ones: masks
+            that a model of all episodes so far predicts (``Surrogate``). Needs one-step episodes
             whose observation a network and a budget fix; 0 = none.
         surrogate_learning_rate: Adam's step size in such a step.
         surrogate_rate: step of the offsets of channels and groups in it.
-        surrogate_competition: predicted masks are rewarded by how far they are expected to exceed the
-            best one that was run, not by what is predicted of them (an ablation).
-        surrogate_layers: the model reads what layers' outputs lose without the removed channels, and
-            what is kept by more criteria than the start's.
+        surrogate_competition: predicted masks are rewarded by how far they are expected to exceed
+            the best one that was run, not by what is predicted of them (an ablation).
+        surrogate_layers: the model reads what layers' outputs lose without the removed channels,
+            and what is kept by more criteria than the start's.
         caution: deviations of its own error by which a prediction is lowered; unused under
             ``surrogate_competition``.
         proposals: masks drawn for an episode, of which the one that is predicted best is run. Needs

@@ -77,7 +77,7 @@ def distill(
     Args:
         policy: what the searches trained; it stays as it is.
         distill_targets: at least one.
-        steps: steps of AdamW at most (``num_steps``), each on one distill_target of every network, which
+        steps: steps of AdamW at most (``num_steps``), each on one target of every network, which
             take turns; 0 returns the policy itself.
         seed: of the noise on the features.
         initial: the policy that the search began with, which goes on learning, so that it does not
@@ -146,7 +146,7 @@ def with_strength(policy: TrainedPolicy, share: float) -> TrainedPolicy:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Prepared:
-    """A distill_target as tensors: ``[N]`` targets and free units, ``[1]`` or ``[N]`` thresholds."""
+    """A target as tensors: ``[N]`` scores and free units, ``[1]`` or ``[N]`` thresholds."""
 
     data: Data
     context: Tensor

@@ -198,7 +198,9 @@ class ChannelPruningPolicy(ActorCriticPolicy):
 
     def _topology(self, graph_id: int) -> BudgetThreshold:
         if graph_id not in self.thresholds:
-            msg = f"no budget_threshold for graph id {graph_id}: the policy knows {sorted(self.thresholds)}"
+            msg = (
+                f"no threshold for graph id {graph_id}: the policy knows {sorted(self.thresholds)}"
+            )
             raise ConfigError(msg)
         return self.thresholds[graph_id]
 

@@ -1,8 +1,8 @@
-"""Topologies that the policy knows by graph id, and the threshold that makes a budget be met.
+"""Thresholds that make a budget be met, by graph id.
 
-The budget_threshold of a network never changes during a search, so it stays out of the observation, which
-stable-baselines3 copies at every step. The policy holds one ``BudgetThreshold`` for each graph id; a saved
-policy holds none: it is given those of the networks at hand.
+The threshold of a network never changes during a search, so it stays out of the
+observation, which stable-baselines3 copies at every step. The policy holds one ``BudgetThreshold``
+for each graph id; a saved policy holds none: it is given those of the networks at hand.
 """
 
 from collections.abc import Sequence

@@ -58,33 +58,39 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "pretrain": Command(
-        "train a network, from scratch or on", "config.PretrainConfig", "pretrain.run_pretrain"
+        "train a network, from scratch or on",
+        "runs.options.config:PretrainConfig",
+        "runs.pretrain:run_pretrain",
     ),
     "train": Command(
-        "train the agent, prune, fine-tune, compare", "config.TrainConfig", "train.run_train"
+        "train the agent, prune, fine-tune, compare",
+        "runs.options.config:TrainConfig",
+        "runs.train:run_train",
     ),
     "apply": Command(
-        "prune a network with a trained policy", "config.ApplyConfig", "apply.run_apply"
+        "prune a network with a trained policy",
+        "runs.options.config:ApplyConfig",
+        "runs.apply:run_apply",
     ),
     "compare": Command(
         "compare with every baseline, fine-tuned",
-        "compare_config.ComparisonsConfig",
-        "comparisons.run_comparisons",
+        "runs.options.compare:ComparisonsConfig",
+        "runs.comparisons:run_comparisons",
     ),
     "inspect": Command(
         "print groups, costs, and what is frozen",
-        "tools_config.InspectConfig",
-        "inspect.run_inspect",
+        "runs.options.tools:InspectConfig",
+        "runs.inspect:run_inspect",
     ),
     "export": Command(
         "write the pruned network as ONNX, torch.export, safetensors",
-        "tools_config.ExportConfig",
-        "export.run_export",
+        "runs.options.tools:ExportConfig",
+        "runs.export:run_export",
     ),
     "verify": Command(
         "check every figure of a run from its files",
-        "tools_config.VerifyConfig",
-        "verify_all.run_verify",
+        "runs.options.tools:VerifyConfig",
+        "runs.verify.summary:run_verify",
     ),
 }
 
@@ -114,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(_describe_os_error(error), EXIT_BAD_INPUT)
     except (MemoryError, RuntimeError) as error:
-        if load("machine").is_out_of_memory(error):
+        if load("runs.machine").is_out_of_memory(error):
             return _fail(OUT_OF_MEMORY, EXIT_BAD_INPUT)
         if any(words in str(error) for words in NO_DEVICE):
             return _fail(DEVICE_LOST.format(first_line(error)), EXIT_BAD_INPUT)
@@ -123,12 +129,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def load(name: str) -> Any:
-    """Return a module of this package, or what is named in it: ``train.run_train``.
+    """Return a module of this package, or what is named in it: ``runs.train:run_train``.
 
     Loading torch takes seconds: a signal ends the process in the meantime, without a traceback.
     """
-    module, _, member = name.partition(".")
-    module = f"{__package__}.{module}"
+    module, _, member = name.partition(":")
+    module = f"prunegraph.{module}"
     if threading.current_thread() is threading.main_thread():
         before = [signal.signal(number, _leave) for number in ENDING]
         try:
@@ -163,7 +169,7 @@ def _signals_interrupt() -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> int:
-    if not load("machine").speaks():
+    if not load("runs.machine").speaks():
         return code
     sys.stdout.flush()
     line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(message.split()))
@@ -190,13 +196,13 @@ def _dispatch(words: list[str]) -> None:
             f"unknown command {name!r}{suggest(name, list(COMMANDS))}; valid: {', '.join(COMMANDS)}"
         )
         raise ConfigError(msg)
-    config = load("options").parse(load(COMMANDS[name].options), words[1:])
+    config = load("runs.options.yaml_file").parse(load(COMMANDS[name].options), words[1:])
     if config is None:
         return
-    if load("machine").num_ranks() > 1 and name not in TRAINING:
+    if load("runs.machine").num_ranks() > 1 and name not in TRAINING:
         msg = f"`prunegraph {name}` trains nothing that ranks could share: leave torchrun away"
         raise ConfigError(msg)
-    load("ranks").run_job(load(COMMANDS[name].job), config)
+    load("runs.torchrun").run_job(load(COMMANDS[name].job), config)
 
 
 def _overview() -> str:

@@ -68,7 +68,7 @@ def as_one_line(name: str, kind: type[PruneGraphError] = ConfigError) -> Iterato
 
 def _is_library(path: Path) -> bool:
     """Return whether a file is of this package or of an installed one."""
-    return Path(__file__).parent in path.parents or "site-packages" in path.parts
+    return Path(__file__).parents[1] in path.parents or "site-packages" in path.parts
 
 
 def _is_own(module_name: str, value: object) -> bool:

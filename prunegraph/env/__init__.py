@@ -4,7 +4,7 @@ import gymnasium
 
 from prunegraph.env.config import EnvConfig
 from prunegraph.env.environment import ChannelPruningEnv
-from prunegraph.env.task import MaskEvaluator, PruningTask, cell_name, check_at_stake
+from prunegraph.env.task import PruningTask, cell_name, check_at_stake
 from prunegraph.rewards import CONTEXT_NAMES
 
 ENV_ID = "prunegraph/ChannelPruning-v0"
@@ -17,7 +17,6 @@ __all__ = [
     "ENV_ID",
     "ChannelPruningEnv",
     "EnvConfig",
-    "MaskEvaluator",
     "PruningTask",
     "cell_name",
     "check_at_stake",

@@ -2,35 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
-from torch import Tensor
 
 from prunegraph.core.budget import Budget, short
 from prunegraph.core.errors import BudgetError, ConfigError
-from prunegraph.core.masks import BoolArray, ChannelMask, FloatArray
-from prunegraph.core.outcome import Outcome
+from prunegraph.core.masks import BoolArray, FloatArray
+from prunegraph.evaluation.pool import MaskEvaluator
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import FEATURE_BOUND
-
-
-class MaskEvaluator(Protocol):
-    """Scores masks on search images; ``pruning.evaluator.Evaluator`` is one.
-
-    Attributes:
-        num_networks: pruned networks run so far.
-    """
-
-    num_networks: int
-
-    def evaluate(self, mask: ChannelMask, subset: Tensor | None = None) -> Outcome:
-        """Return the outcome of a mask on the search images at positions ``subset``."""
-        ...
-
-    def draw_subset(self, size: int, seed: int) -> Tensor:
-        """Return positions of random search images, fixed by ``seed``."""
-        ...
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
-from prunegraph.env import MaskEvaluator
 from prunegraph.evaluation.evaluator import Evaluator
 
 
@@ -31,6 +30,24 @@ class Pool(Protocol):
 
     def evaluate(self, network: int, mask: ChannelMask, subset: Tensor | None) -> Outcome:
         """Return the outcome of a mask of network ``network``; called from many threads at once."""
+        ...
+
+
+class MaskEvaluator(Protocol):
+    """Scores masks on search images; ``Evaluator`` is one.
+
+    Attributes:
+        num_networks: pruned networks run so far.
+    """
+
+    num_networks: int
+
+    def evaluate(self, mask: ChannelMask, subset: Tensor | None = None) -> Outcome:
+        """Return the outcome of a mask on the search images at positions ``subset``."""
+        ...
+
+    def draw_subset(self, size: int, seed: int) -> Tensor:
+        """Return positions of random search images, fixed by ``seed``."""
         ...
 
 

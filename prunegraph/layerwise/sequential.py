@@ -56,8 +56,8 @@ class LayerwiseReconstruction(Reconstruction):
 
     Layers that a forward calls several times, that read one sample for each head, of which the
     forward shows too few outputs (``ENOUGH``), and the last of a large network (``MOST_VALUES``)
-    are reconstructed as by ``Reconstruction``; so are, but for the mean of what they give, layers that
-    read other positions there (``ALIKE``: a detector's proposals, what is routed to an expert).
+    are reconstructed as by ``Reconstruction``; so are, but for the mean of what they give, layers
+    that read other positions there (``ALIKE``: a detector's proposals, what an expert is sent).
 
     Args:
         model: the dense network; never changed.

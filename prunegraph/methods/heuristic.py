@@ -93,7 +93,7 @@ def isomorphic_parts(graph: StructureGraph) -> IntArray:
     """Return ``[N]`` the number of each unit's kind of structure.
 
     Two groups are of one kind if they touch the same kinds of operations in the same order and on
-    the same sides. Sizes do not count: as in the paper it is the budget_threshold that must be the same, so
+    the same sides. Sizes do not count: as in the paper it is the topology that must be the same, so
     that the inner channels of all stages compete.
     """
     touched: list[list[object]] = [[group.frozen] for group in graph.groups]

@@ -109,7 +109,7 @@ def rank_starts(
 
 
 def worst_last(divergence: float) -> float:
-    """Return a divergence as it is compared: four digits of it, since rounding errors must not choose.
+    """Return a divergence as it is compared: four digits, since rounding errors must not choose.
 
     What is no number comes last.
     """

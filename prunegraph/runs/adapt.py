@@ -66,7 +66,7 @@ class Adapted:
 
 
 def adapt(policy: TrainedPolicy, cases: Sequence[Use]) -> Adapted:
-    """Run what a policy decides with each of ``STRENGTHS``, and return the best; of equal the least.
+    """Run what a policy decides with each of ``STRENGTHS``; return the best, of equal the least.
 
     Mistakes on networks that a policy has not seen are as large as what it was taught; on some
     half of it is better than all, on few none is. Which start is best depends on the share.

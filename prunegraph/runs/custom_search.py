@@ -210,7 +210,7 @@ def search(
         if times["pruned"] > TOLERANCE * max_latency:
             warnings.warn(
                 f"the pruned network takes {times['pruned']:.3g} ms on {times['on']}, "
-                f"{max_latency:g} were asked for: the prediction by layer times was too low, or the "
+                f"{max_latency:g} were asked for: the prediction was too low, or the "
                 "machine does more now; ask for less",
                 stacklevel=2,
             )

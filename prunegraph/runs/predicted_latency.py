@@ -114,8 +114,8 @@ def _measured(
 ) -> LatencyTable:
     """Time the layers and whole networks, and see that the latency can be met.
 
-    Searches find what a prediction thinks too little of: if networks of uneven widths miss theirs by
-    more than is allowed, all are predicted that much more.
+    Searches find what a prediction thinks too little of: if networks of uneven widths miss theirs
+    by more than is allowed, all are predicted that much more.
     """
     table = measure_latency_table(model, graph, example_inputs, budget=budget)
     others = budget.as_dict().keys() - {"max_latency", "round_to"}

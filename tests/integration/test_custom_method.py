@@ -14,7 +14,7 @@ PRUNERS = '''
 import numpy as np
 
 from prunegraph.methods.problem import PrunerResult
-from prunegraph.types import Budget
+from prunegraph.core.budget import Budget
 
 
 class Mine:

@@ -39,7 +39,8 @@ class Mixed(nn.Module):
         x = F.relu(self.tied(self.act(self.depthwise(x))))
         x = F.relu(self.grouped(self.shortcut(x)))
         x = self.up(x).mean((2, 3))
-        return self.head(self.drop(F.gelu(self.norm(x))))
+        logits: Tensor = self.head(self.drop(F.gelu(self.norm(x))))
+        return logits
 
 
 def random_mask(graph: StructureGraph, seed: int, share: float = 0.6) -> ChannelMask:
@@ -92,7 +93,7 @@ def digits() -> Dataset:
 @pytest.fixture
 def digits_net(digits: Dataset) -> nn.Module:
     torch.manual_seed(0)
-    return build_model("digits_resnet", num_units=10, image_shape=digits.image_shape)
+    return build_model("digits_resnet", num_classes=10, image_shape=digits.image_shape)
 
 
 @pytest.fixture

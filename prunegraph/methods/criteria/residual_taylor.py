@@ -44,10 +44,10 @@ def residual_taylor(
     """Return what the loss gains when a unit goes and the others take over what they can.
 
     For each layer that reads a unit the Taylor importance (see ``statistics.measure``) times the
-    unit's *tolerance*, ``1 - R^2``: the share of its variance that the other units which the
-    layer reads do not explain, by ridge regression. What they do explain, ``Reconstruction`` adds to
-    their weights. The units of a group go one after another, the least first, and explain nothing
-    from then on; each has the value at which it goes, or that of the one before if that is higher.
+    unit's *tolerance*, ``1 - R^2``: the share of its variance that the other units which
+    the layer reads do not explain, by ridge regression. What they do explain, ``Reconstruction``
+    adds to their weights. The units of a group go one after another, the least first, and explain
+    nothing from then on; each has the value at which it goes, or that of the one before if that is higher.
 
     Where nothing is reconstructed, by groups, or from rows alone (layers that read more than
     ``MOST_INPUTS`` values) the tolerance is 1. Depthwise convolutions pass a unit on to the layer

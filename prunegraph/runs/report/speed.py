@@ -78,7 +78,7 @@ def latency_warning(content: Mapping[str, Any]) -> str | None:
     device = times.get("on", "this device")
     if times["pruned"] > TOLERANCE * asked:
         why = (
-            "the prediction by layer times was too low, or the machine is slower now; ask for less, "
+            "the prediction was too low, or the machine is slower now; ask for less, "
             "or let apply --policy with this run measure"
         )
         if "decision" in content:
