@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunegraph.agent.options import AgentOptions
 from prunegraph.agent.train import train_agent
 from prunegraph.artefacts.pruned import WEIGHTS_SUFFIX
 from prunegraph.core.budget import Budget
@@ -125,7 +126,9 @@ def search(
     if checkpoint is not None and Path(checkpoint).suffix != WEIGHTS_SUFFIX:
         msg = f"checkpoint={checkpoint} must end in {WEIGHTS_SUFFIX}: the scores go beside it"
         raise ConfigError(msg)
-    config = agent_config(SearchOptions(metric="accuracy"), seed, initial, (budget,))
+    config = agent_config(
+        SearchOptions(agent=AgentOptions(metric="accuracy")), seed, initial, (budget,)
+    )
     config = replace(config, max_memory=max_memory, max_latency=max_latency)
     names = config.network.feature_names
     tried = (NUM_STARTS if "start" in names else 0) + (num_adapt_networks(names) if initial else 0)

@@ -232,7 +232,7 @@ def _check_options(
     if isinstance(run, TrainConfig):
         expected = {*baseline_names(run), *agent_rows(run, controls=run.baselines != "none")}
     elif isinstance(run, CompareConfig):
-        expected = {*wanted(run), *(agent_rows(run) if run.agent else ())}
+        expected = {*wanted(run), *(() if run.no_agent else agent_rows(run))}
     elif isinstance(run, ApplyConfig) and run.max_latency is None:
         expected = {APPLIED, UNTRAINED, *COMPARED, *CONTROLS}
     found = {
