@@ -15,6 +15,7 @@ from typing import Annotated, ClassVar, Literal
 from prunegraph.agent.options import AgentOptions
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError
+from prunegraph.core.reading import MAX_IMAGE_SIZE
 from prunegraph.graph import AttentionUnit
 from prunegraph.rewards.config import check_range
 from prunegraph.runs.options.checks import check_at_least, check_at_most, check_usable
@@ -87,6 +88,7 @@ class DataConfig(CommonConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least("image_size", self.image_size, 1)
+        check_at_most("image_size", self.image_size, MAX_IMAGE_SIZE)
         check_range("search_share", self.search_share, 0.0, 1.0)
 
 
