@@ -10,8 +10,8 @@ from prunegraph.core.masks import ChannelMask, Float64Array, IntArray
 from prunegraph.core.outcome import Outcome
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import rank_in_group
-from prunegraph.methods.prior import NUM_STARTS, STARTS, rank_starts
-from prunegraph.methods.problem import PrunerResult, PruningProblem
+from prunegraph.methods.prior import NUM_PRIORS, PRIORS, rank_priors
+from prunegraph.methods.method import Result, Problem
 
 MOST_IDLE = 50
 """Steps in a row without a new mask after which a search ends: there are hardly any more."""
@@ -24,7 +24,7 @@ class SearchRun:
         problem: what is searched.
     """
 
-    def __init__(self, problem: PruningProblem) -> None:
+    def __init__(self, problem: Problem) -> None:
         if problem.max_networks < 1:
             msg = f"a search needs max_networks of at least 1, not {problem.max_networks}"
             raise ConfigError(msg)
@@ -53,7 +53,7 @@ class SearchRun:
         """Return how many networks to keep for finalists: none if they were scored for good."""
         return 0 if subset is None else min(wanted, (self.problem.max_networks + 1) // 2)
 
-    def choose(self, finalists: list[ChannelMask]) -> PrunerResult:
+    def choose(self, finalists: list[ChannelMask]) -> Result:
         """Score the finalists, as far as networks remain, on the whole search split."""
         evaluator = self.problem.evaluator
         found: dict[ChannelMask, Outcome] = {}
@@ -61,7 +61,7 @@ class SearchRun:
             if not found or self.remaining > 0 or evaluator.is_cached(mask):
                 found[mask] = evaluator.evaluate(mask)
         best = max(found, key=lambda mask: found[mask].rank)
-        return PrunerResult(mask=best, networks_evaluated=self.networks)
+        return Result(mask=best, networks=self.networks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +88,7 @@ class RandomSearch:
         """``"random_search"``."""
         return "random_search"
 
-    def prune(self, problem: PruningProblem) -> PrunerResult:
+    def prune(self, problem: Problem) -> Result:
         """Search, and choose the best finalist."""
         run = SearchRun(problem)
         rng = np.random.default_rng(problem.seed)
@@ -103,7 +103,7 @@ class RandomSearch:
         ranked = sorted(found, key=lambda mask: _distance(found[mask]))
         return run.choose(ranked or [self._draw(problem, rng)])
 
-    def _draw(self, problem: PruningProblem, rng: np.random.Generator) -> ChannelMask:
+    def _draw(self, problem: Problem, rng: np.random.Generator) -> ChannelMask:
         graph = problem.graph
         share = rng.uniform(self.least_share, 1.0, size=len(graph.groups))
         from_top = 1.0 - rank_in_group(graph, problem.statistics["taylor"])
@@ -115,7 +115,7 @@ class RandomSearch:
 class CrossEntropySearch:
     """Cross-entropy method over one offset a group, added to the best heuristic's scores.
 
-    That heuristic is the best of ``STARTS`` and their ``MEAN`` (of one for each step, if all
+    That heuristic is the best of ``PRIORS`` and their ``MEAN`` (of one for each step, if all
     would leave no network for a step) on one subset of the search images; the agent chooses its own
     among the same, by train images.
 
@@ -163,21 +163,21 @@ class CrossEntropySearch:
         """``"cem"``."""
         return "cem"
 
-    def prune(self, problem: PruningProblem) -> PrunerResult:
+    def prune(self, problem: Problem) -> Result:
         """Search, and choose the best finalist."""
         run = SearchRun(problem)
         rng = np.random.default_rng(problem.seed)
         subset = run.subset(self.subset_size, int(rng.integers(2**31)))
-        enough = problem.max_networks > NUM_STARTS + self.population
-        tried = STARTS if enough else STARTS[: problem.max_networks // self.population]
-        prior = rank_starts(
+        enough = problem.max_networks > NUM_PRIORS + self.population
+        tried = PRIORS if enough else PRIORS[: problem.max_networks // self.population]
+        prior = rank_priors(
             lambda mask: (
                 self._divergence(problem.evaluator.evaluate(mask, subset)) if tried else 0.0
             ),
             problem.graph,
             problem.statistics,
             problem.budget,
-            tried or STARTS[:1],
+            tried or PRIORS[:1],
         )[0].scores.astype(np.float64)
         steps = problem.graph.free_groups
         mean, deviation = np.zeros(len(steps)), np.full(len(steps), self.sigma)
@@ -228,7 +228,7 @@ def _distance(outcome: Outcome) -> float:
 
 
 def _shifted(
-    problem: PruningProblem, prior: Float64Array, steps: IntArray, offset: Float64Array
+    problem: Problem, prior: Float64Array, steps: IntArray, offset: Float64Array
 ) -> ChannelMask:
     """Return the mask of the prior plus one offset for each group of ``steps``."""
     graph: StructureGraph = problem.graph

@@ -13,7 +13,7 @@ from prunegraph.core.outcome import Outcome
 from prunegraph.graph import Group
 from prunegraph.graph.features import rank_in_group
 from prunegraph.methods.cem import SearchRun
-from prunegraph.methods.problem import PrunerResult, PruningProblem
+from prunegraph.methods.method import Result, Problem
 
 MOST_SHARE = 0.5
 """What a step takes, at the most, of all that the median group can give."""
@@ -46,7 +46,7 @@ class NetAdapt:
         """``"netadapt"``."""
         return "netadapt"
 
-    def prune(self, problem: PruningProblem) -> PrunerResult:
+    def prune(self, problem: Problem) -> Result:
         """Search; the last mask is the result.
 
         Raises:
@@ -115,7 +115,7 @@ def _emptied(group: Group, keep: BoolArray) -> BoolArray:
     return bits
 
 
-def _shrunk(problem: PruningProblem, group: Group, keep: BoolArray, target: float) -> BoolArray:
+def _shrunk(problem: Problem, group: Group, keep: BoolArray, target: float) -> BoolArray:
     """Return keep bits without the group's least channels, as many as it takes or as may go."""
     graph, units = problem.graph, group.units[keep[group.units]]
     order = units[np.argsort(problem.statistics["taylor"][units], kind="stable")]

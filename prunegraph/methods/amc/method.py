@@ -10,7 +10,7 @@ from prunegraph.graph.features import rank_in_group
 from prunegraph.methods.amc.ddpg import train_widths
 from prunegraph.methods.amc.env import WidthEnv
 from prunegraph.methods.cem import SearchRun
-from prunegraph.methods.problem import PrunerResult, PruningProblem
+from prunegraph.methods.method import Result, Problem
 
 MOST_REPEATS = 4
 """Late episodes repeat masks: so many episodes a network are played at most."""
@@ -38,7 +38,7 @@ class AmcSearch:
         """``"amc"``."""
         return "amc"
 
-    def prune(self, problem: PruningProblem) -> PrunerResult:
+    def prune(self, problem: Problem) -> Result:
         """Search, and choose the best finalist; an episode whose mask is known costs no network.
 
         The agent plays until its networks are used up, or ``MOST_REPEATS`` as many episodes.
