@@ -1,6 +1,7 @@
 """Allocations: how many units of each group stay, from importances of each unit."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -17,10 +18,6 @@ from prunegraph.methods.prior import measure_divergence, streams_first
 
 SENSITIVITY_IMAGES = 1500
 """Search images that each group's sensitivity is measured on."""
-
-OF_THE_LAYER = ("l1", "l2", "fpgm", "activation", "apoz", "hrank", "chip")
-"""Criteria whose scale is that of a layer: its fan-in, width or map size. Where groups compete,
-they are divided by the group's mean, as by Torch-Pruning; else whole groups would go."""
 
 LEAST_SENSITIVITY = 0.3
 """Sensitivities are at least this share of their mean: noise may make them negative, and what the
@@ -51,18 +48,8 @@ def by_sensitivity(problem: Problem, values: Float64Array) -> Float64Array:
     """Scale importances, normalised in each group, by what the loss gains without half of it.
 
     Where the divergence from the dense outputs is measured, it takes the loss's place.
-
-    Raises:
-        ConfigError: ``max_networks`` is below the networks that this runs.
     """
     graph, evaluator = problem.graph, problem.evaluator
-    needed = num_sensitivity_networks(graph)
-    if problem.max_networks < needed:
-        msg = (
-            f"allocation 'sensitivity' runs {needed} networks on this structure, "
-            f"max_networks={problem.max_networks} allows fewer: raise it or choose another one"
-        )
-        raise ConfigError(msg)
     subset = evaluator.draw_subset(SENSITIVITY_IMAGES, problem.seed)
     by: Literal["loss", "kl"] = "kl" if evaluator.kl else "loss"
     gains = sensitivity(evaluator, graph, values.astype(np.float32), subset=subset, by=by)
@@ -99,50 +86,6 @@ def isomorphic_parts(graph: StructureGraph) -> IntArray:
                 touched[group].append((*kind, side))
     kinds = {key: number for number, key in enumerate(dict.fromkeys(map(tuple, touched)))}
     return np.array([kinds[tuple(key)] for key in touched])[graph.group_of]
-
-
-ALLOCATIONS: Mapping[str, Callable[[Problem, Float64Array], Float64Array]] = {
-    "uniform": uniform,
-    "global": globally,
-    "per_mac": per_mac,
-    "sensitivity": by_sensitivity,
-    "skip_full": skip_full,
-    "isomorphic": isomorphic,
-}
-"""Allocation -> scores ``[N]`` from importances ``[N]``; ``project`` keeps the highest."""
-
-
-def allocate(
-    problem: Problem,
-    values: FloatArray | Float64Array,
-    allocation: str,
-    *,
-    of_the_layer: bool = False,
-) -> Result:
-    """Choose the mask of importances of one's own; only ``sensitivity`` runs networks.
-
-    Args:
-        problem: what to prune.
-        values: ``[N]`` finite importances, higher = keep first.
-        allocation: one of ``ALLOCATIONS``.
-        of_the_layer: the values' scale is that of a layer, its fan-in, width or map size: where
-            groups compete, they are divided by the group's mean.
-
-    Raises:
-        ConfigError: unknown allocation, or ``max_networks`` is below the networks that it runs.
-        MaskError: values of another shape, or not finite.
-    """
-    check_allocation(allocation)
-    graph, before = problem.graph, problem.evaluator.num_networks
-    check_scores(graph, values)
-    exact = np.asarray(values, dtype=np.float64)
-    if of_the_layer and allocation in ("global", "per_mac"):
-        exact = _over_group_mean(graph, exact)
-    scores = ALLOCATIONS[allocation](problem, exact)
-    # ranks of the scores, since float32 would run some of them together
-    order = np.argsort(np.argsort(-scores, kind="stable"), kind="stable")
-    mask = problem.project(-order.astype(np.float32))
-    return Result(mask=mask, networks=problem.evaluator.num_networks - before)
 
 
 def num_sensitivity_networks(graph: StructureGraph) -> int:
@@ -195,8 +138,72 @@ def sensitivity(
     return gains
 
 
-def check_allocation(allocation: str) -> None:
-    """Raise ConfigError for a name that no allocation has."""
-    if allocation not in ALLOCATIONS:
-        msg = f"unknown allocation {allocation!r}; there are {', '.join(ALLOCATIONS)}"
+@dataclass(frozen=True, kw_only=True)
+class Allocation:
+    """How units are compared.
+
+    Attributes:
+        scores: from importances ``[N]`` to scores ``[N]``; ``project`` keeps the highest.
+        groups_compete: whether importances of different groups are compared as they are.
+        num_networks: pruned networks that it runs on a structure; None = it runs none.
+    """
+
+    scores: Callable[[Problem, Float64Array], Float64Array]
+    groups_compete: bool = False
+    num_networks: Callable[[StructureGraph], int] | None = None
+
+
+ALLOCATIONS: Mapping[str, Allocation] = {
+    "uniform": Allocation(scores=uniform),
+    "global": Allocation(scores=globally, groups_compete=True),
+    "per_mac": Allocation(scores=per_mac, groups_compete=True),
+    "sensitivity": Allocation(scores=by_sensitivity, num_networks=num_sensitivity_networks),
+    "skip_full": Allocation(scores=skip_full),
+    "isomorphic": Allocation(scores=isomorphic),
+}
+"""Every allocation by name."""
+
+
+def find_allocation(name: str) -> Allocation:
+    """Return the allocation of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in ALLOCATIONS:
+        msg = f"unknown allocation {name!r}; there are {', '.join(ALLOCATIONS)}"
         raise ConfigError(msg)
+    return ALLOCATIONS[name]
+
+
+def allocate(
+    problem: Problem,
+    values: FloatArray | Float64Array,
+    allocation: str,
+    *,
+    of_the_layer: bool = False,
+) -> Result:
+    """Choose the mask of importances of one's own; only ``sensitivity`` runs networks.
+
+    Args:
+        problem: what to prune.
+        values: ``[N]`` finite importances, higher = keep first.
+        allocation: one of ``ALLOCATIONS``.
+        of_the_layer: the values' scale is that of a layer, its fan-in, width or map size: where
+            groups compete, they are divided by the group's mean.
+
+    Raises:
+        ConfigError: unknown allocation.
+        MaskError: values of another shape, or not finite.
+    """
+    found = find_allocation(allocation)
+    graph, before = problem.graph, problem.evaluator.num_networks
+    check_scores(graph, values)
+    exact = np.asarray(values, dtype=np.float64)
+    if of_the_layer and found.groups_compete:
+        exact = _over_group_mean(graph, exact)
+    scores = found.scores(problem, exact)
+    # ranks of the scores, since float32 would run some of them together
+    order = np.argsort(np.argsort(-scores, kind="stable"), kind="stable")
+    mask = problem.project(-order.astype(np.float32))
+    return Result(mask=mask, networks=problem.evaluator.num_networks - before)

@@ -1,25 +1,41 @@
+"""Controls: rows that explain what the agent's figures come from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from prunegraph.core.errors import MaskError
+from prunegraph.methods.criteria.registry import find_criterion, importance
+from prunegraph.methods.method import ChannelMethod, Problem, Result, Role
+from prunegraph.methods.prior import NUM_PRIORS
+
+
 @dataclass(frozen=True)
-class WidthsControl:
+class WidthsControl(ChannelMethod):
     """Keeps given numbers of units a group, chosen by a criterion.
 
     Answers whether a mask is good for *which* channels it keeps or for *how many*: the cost is that
     of the mask whose widths are given.
 
     Args:
-        criterion: one of ``CRITERION_NAMES``.
+        criterion: one of ``CRITERIA``.
         widths: kept units of each group that may be pruned (``StructureGraph.group_widths``).
     """
 
     criterion: str
     widths: Mapping[str, int]
 
+    role: ClassVar[Role] = "control"
+
     def __post_init__(self) -> None:
-        _check_criterion(self.criterion)
+        find_criterion(self.criterion)
 
     @property
     def name(self) -> str:
-        """``"criterion/control_widths"``."""
-        return f"{self.criterion}/control_widths"
+        """``"control:widths/criterion"``."""
+        return f"control:widths/{self.criterion}"
 
     def prune(self, problem: Problem) -> Result:
         """Choose the mask; runs no network.
@@ -44,7 +60,23 @@ class WidthsControl:
         return Result(mask=graph.mask(keep))
 
 
-def _check_criterion(criterion: str) -> None:
-    if criterion not in CRITERION_NAMES:
-        msg = f"unknown criterion {criterion!r}; there are {', '.join(CRITERION_NAMES)}"
-        raise ConfigError(msg)
+@dataclass(frozen=True)
+class PriorControl(ChannelMethod):
+    """What a policy starts from, alone: the heuristic that moves the outputs least.
+
+    It is judged without labels on train data, so it searches nothing.
+    """
+
+    role: ClassVar[Role] = "control"
+
+    @property
+    def name(self) -> str:
+        """``"prior"``."""
+        return "prior"
+
+    def prune(self, problem: Problem) -> Result:
+        """Choose the mask of the best prior, which costs a network for each that is tried."""
+        best = problem.priors()[0]
+        return Result(
+            mask=problem.project(best.scores), networks=NUM_PRIORS, details={"prior": best.name}
+        )

@@ -5,11 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import nn
 
 from prunegraph.core.budget import Budget
+from prunegraph.core.errors import ConfigError
 from prunegraph.core.masks import ChannelMask, FloatArray
 from prunegraph.core.task import Task
 from prunegraph.evaluation.evaluator import Evaluator
@@ -154,3 +155,36 @@ class Method(Protocol):
     def prune(self, problem: Problem) -> Result:
         """Choose a mask that meets the problem's budget."""
         ...
+
+
+class ChannelMethod:
+    """What most methods are: a baseline that chooses prunable units."""
+
+    role: ClassVar[Role] = "baseline"
+    kind: ClassVar[Kind] = "channels"
+    searches: ClassVar[bool] = False
+
+    @property
+    def per_seed(self) -> bool:
+        """True: most methods depend on which samples were drawn."""
+        return True
+
+    def networks_needed(self, graph: StructureGraph) -> int:
+        """Return how many pruned networks it runs at the least."""
+        del graph
+        return int(self.searches)
+
+    def check(self, problem: Problem) -> None:
+        """Say before any work what it cannot serve.
+
+        Raises:
+            ConfigError: too few networks.
+        """
+        name = getattr(self, "name", type(self).__name__)
+        needed = self.networks_needed(problem.graph)
+        if problem.max_networks < needed:
+            msg = (
+                f"networks={problem.max_networks} is too few for {name}, which runs {needed} on "
+                "this structure: give as many or choose another method"
+            )
+            raise ConfigError(msg)

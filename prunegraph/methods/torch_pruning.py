@@ -28,7 +28,7 @@ from prunegraph.core.masks import BoolArray, Float64Array, IntArray
 from prunegraph.core.splits import TrainSplit
 from prunegraph.graph import StructureGraph, copy_network, unwrap
 from prunegraph.graph.features import rank_in_group, rank_within
-from prunegraph.methods.method import Result, Problem
+from prunegraph.methods.method import ChannelMethod, Problem, Result
 
 TP_CRITERIA = ("magnitude", "taylor", "bn_scale")
 """Importances of Torch-Pruning that its examples use."""
@@ -44,7 +44,7 @@ NUM_IMAGES = 512
 
 
 @dataclass(frozen=True)
-class TorchPruning:
+class TorchPruning(ChannelMethod):
     """Torch-Pruning's ``BasePruner`` (Fang et al. 2023, CVPR, "DepGraph").
 
     Args:
@@ -52,7 +52,7 @@ class TorchPruning:
         scope: one of ``TP_SCOPES``.
 
     Raises:
-        ConfigError: Torch-Pruning is not installed, or a name is unknown.
+        ConfigError: a name is unknown.
     """
 
     criterion: str
@@ -62,19 +62,34 @@ class TorchPruning:
         if self.criterion not in TP_CRITERIA or self.scope not in TP_SCOPES:
             msg = f"unknown {self.name!r}; there are {', '.join(TP_CRITERIA)} x {TP_SCOPES}"
             raise ConfigError(msg)
-        _torch_pruning(self.name)
 
     @property
     def name(self) -> str:
         """``"tp_criterion/scope"``."""
         return f"tp_{self.criterion}/{self.scope}"
 
+    @property
+    def per_seed(self) -> bool:
+        """Whether its importance reads images."""
+        return self.criterion == "taylor"
+
+    def check(self, problem: Problem) -> None:
+        """Say before any work that the package is missing, or the budget is of another kind.
+
+        Raises:
+            ConfigError: Torch-Pruning is not installed, or single weights are asked for.
+        """
+        super().check(problem)
+        _torch_pruning(self.name)
+
     def prune(self, problem: Problem) -> Result:
         """Choose a mask that meets the problem's budget; runs no network.
 
         Raises:
-            ModelError: Torch-Pruning cannot handle the network.
+            ConfigError: Torch-Pruning is not installed.
+            ModelError: it cannot handle the network.
         """
+        self.check(problem)
         try:
             scores = self._scores(problem)
         except Exception as error:

@@ -14,6 +14,7 @@ from prunegraph.core.splits import TrainSplit
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import rank_in_group
 from prunegraph.layerwise.capture import Read, readable_copy, reads
+from prunegraph.methods.criteria.registry import Given, criterion
 from prunegraph.methods.criteria.weights import filter_statistics
 from prunegraph.tasks.classification import model_device
 
@@ -223,3 +224,21 @@ def fill_unseen(
         filled[unseen] = np.quantile(values[seen], ranks[unseen])
     result: FloatArray = filled.astype(np.float32)
     return result
+
+
+@criterion("taylor")
+def taylor(given: Given) -> FloatArray:
+    """Return first-order Taylor importances (Molchanov et al. 2019, CVPR), see ``measure``."""
+    return given.statistics["taylor"]
+
+
+@criterion("activation", of_the_layer=True)
+def mean_activation(given: Given) -> FloatArray:
+    """Return the mean magnitude of what the next layers read."""
+    return given.statistics["activation_mean"]
+
+
+@criterion("apoz", of_the_layer=True)
+def share_of_non_zeros(given: Given) -> Float64Array:
+    """Return the share of non-zero activations: mostly zero = unimportant (arXiv 1607.03250)."""
+    return 1.0 - given.statistics["apoz"].astype(np.float64)
