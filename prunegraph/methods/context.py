@@ -1,11 +1,12 @@
 """A dense network with what methods measure of it, each thing once."""
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,11 +15,11 @@ from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ModelError
 from prunegraph.core.splits import SearchSplit
 from prunegraph.core.task import Task
-from prunegraph.evaluation.evaluator import QUICK_CALIBRATION, Evaluator
+from prunegraph.evaluation.evaluator import QUICK_CALIBRATION, Evaluator, Metric
 from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.costs.latency import LatencyTable, measure_latency_table
-from prunegraph.layerwise.reconstruct import Reconstruction
+from prunegraph.layerwise.reconstruct import BATCH_SIZE, Reconstruction
 from prunegraph.layerwise.sequential import (
     SEARCH_MEMORY,
     SEARCH_SAMPLES,
@@ -28,13 +29,11 @@ from prunegraph.layerwise.sequential import (
 from prunegraph.methods.criteria.measured import LazyStatistics, measure_costly
 from prunegraph.methods.criteria.taylor import measure
 from prunegraph.methods.method import Problem
-from prunegraph.tasks.batches import num_samples
+from prunegraph.tasks.batches import joined, num_samples
+from prunegraph.tasks.classification import model_device
 
-UNLABELLED_IMAGES = 2048
-"""Train images that priors are compared on, by the outputs of pruned and dense network."""
-
-SearchMetric = Literal["accuracy", "soft_accuracy", "kl"]
-"""What searches compare masks by."""
+UNLABELLED_SAMPLES = 2048
+"""Train samples that priors are compared on, by the outputs of pruned and dense network."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -46,12 +45,12 @@ class Context:
         structure: its structure graph; None where single weights become zero.
         seed: fixes calibration images.
         statistics_seed: fixes the images of statistics and priors; default: ``seed``.
-        calibration_images: train images that recalibrate batch norm.
+        num_calibration: train samples that recalibrate batch norm.
         reconstruct: whether the weights that stay take over what was removed.
         layer_by_layer: whether they do so one layer after the other.
         metric: what searches compare masks by.
         subset_size: search images that searches score candidates on; None = their own number.
-        device: where networks run.
+        device: where networks run; None = where the task's network is.
         timed: the network as it is timed, if not as the task holds it.
     """
 
@@ -59,12 +58,12 @@ class Context:
     structure: StructureGraph | None
     seed: int = 0
     statistics_seed: int | None = None
-    calibration_images: int = 1024
+    num_calibration: int = 1024
     reconstruct: bool = True
     layer_by_layer: bool = True
-    metric: SearchMetric = "soft_accuracy"
+    metric: Metric = "soft_accuracy"
     subset_size: int | None = None
-    device: str | torch.device = "cpu"
+    device: str | torch.device | None = None
     timed: nn.Module | None = None
 
     @property
@@ -104,11 +103,10 @@ class Context:
     @cached_property
     def statistics(self) -> LazyStatistics:
         """Measured arrays ``[N]`` by name, each measured when a method first asks for it."""
-        model, train = self.task.model, self.task.train
-        given: dict[str, Any] = {"seed": self.drawn, "device": self.device}
+        given: dict[str, Any] = {"seed": self.drawn, "device": self._device}
         return LazyStatistics(
-            lambda: measure(model, self.graph, train, **given),
-            lambda name: measure_costly(name, model, self.graph, train, **given),
+            lambda: measure(self.task, self.graph, **given),
+            lambda name: measure_costly(name, self.task, self.graph, **given),
         )
 
     @cached_property
@@ -118,16 +116,19 @@ class Context:
         The images are others than those that calibrate, if there are enough.
         """
         train = self.task.train
-        drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.drawn))
+        task = self.task
+        if task.search is not None:
+            drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.drawn))
+            task = copy.copy(task)  # only what it is scored on differs
+            search = SearchSplit(train.source, train.index[drawn.flip(0)[:UNLABELLED_SAMPLES]])
+            object.__setattr__(task, "search", search)
         return Evaluator(
-            self.task.model,
+            task,
             self.graph,
-            search=SearchSplit(train.source, train.index[drawn.flip(0)[:UNLABELLED_IMAGES]]),
-            calibration=train,
-            num_calibration=min(self.calibration_images, QUICK_CALIBRATION),
+            num_calibration=min(self.num_calibration, QUICK_CALIBRATION),
             seed=self.drawn,
-            device=self.device,
-            kl=True,
+            device=self._device,
+            metric="kl",
             reconstruction=self.quick_reconstruction or self.reconstruction,
         )
 
@@ -138,19 +139,20 @@ class Context:
             log: what an earlier start of the method measured.
         """
         return Evaluator(
-            self.task.model,
+            self.task,
             self.graph,
-            search=self.task.search,
-            calibration=self.task.train,
-            num_calibration=self.calibration_images,
+            num_calibration=self.num_calibration,
             seed=self.seed,
-            device=self.device,
-            kl=self.metric == "kl",
-            soft=self.metric == "soft_accuracy",
+            device=self._device,
+            metric=self.metric,
             reconstruction=self.reconstruction,
             quick_reconstruction=self.quick_reconstruction,
             log=log,
         )
+
+    @property
+    def _device(self) -> str | torch.device:
+        return model_device(self.task.model) if self.device is None else self.device
 
     @cached_property
     def reconstruction(self) -> Reconstruction | None:
@@ -158,7 +160,7 @@ class Context:
         if not self.reconstruct:
             return None
         if not self.layer_by_layer:
-            return self._fit(Reconstruction, self.calibration_images)
+            return self._fit(Reconstruction, self.num_calibration)
         return self._fit(LayerwiseReconstruction, self._most_samples())
 
     @cached_property
@@ -173,12 +175,19 @@ class Context:
     def _most_samples(self, *bounds: int) -> int:
         """Return on how many of the calibration images networks can be fitted."""
         most = most_samples(self.graph, num_samples(self.task.example_inputs), *bounds)
-        return min(self.calibration_images, most)
+        return min(self.num_calibration, most)
 
-    def _fit(self, kind: type[Reconstruction], num_images: int) -> Reconstruction:
-        images = self.task.train.sample(num_images, self.seed)
-        given: dict[str, Any] = {"seed": self.seed, "device": self.device}
-        return kind.on_images(self.task.model, self.graph, images, **given)
+    def _fit(self, kind: type[Reconstruction], most: int) -> Reconstruction:
+        task, samples = self.task, self.task.train.sample(most, self.seed)
+        batches = list(task.batches(samples, BATCH_SIZE))
+        if kind is LayerwiseReconstruction:  # which is fitted in one forward
+            batches = [joined(batches, most)]
+
+        def run(network: nn.Module) -> None:
+            for batch in batches:
+                task.forward(network, batch)
+
+        return kind(task.model, self.graph, run, seed=self.seed, device=self._device)
 
     def latency(self, budget: Budget) -> LatencyTable | None:
         """Return layer times on this device; None if they are not needed, or predicted."""
