@@ -1,9 +1,11 @@
 """Where a trained policy starts on networks that it has not seen, and how far it is trusted."""
 
+from collections import ChainMap
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
+from typing import cast
 
 import numpy as np
 
@@ -15,8 +17,7 @@ from prunegraph.core.masks import ChannelMask, FloatArray
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import node_features
 from prunegraph.graph.pyg import to_pyg
-from prunegraph.methods.criteria.taylor import measure_divergence
-from prunegraph.methods.prior import FIRST_PRIOR, Prior, worst_last
+from prunegraph.methods.prior import FIRST_PRIOR, Prior, measure_divergence, worst_last
 from prunegraph.rewards import CONTEXT_NAMES
 from prunegraph.runs.bench import Bench, num_probes
 
@@ -117,10 +118,10 @@ def adapt_contexts(
             budget=budget,
             features=features_by_start(
                 bench.target.graph,
-                bench.measured(names),
+                bench.context.statistics,
                 budget,
                 names,
-                bench.starts(budget) if "start" in names else (),
+                bench.priors(budget) if "start" in names else (),
             ),
             project=partial(bench.project, budget=budget),
             divergence=partial(measure_divergence, bench.unlabelled),
@@ -156,7 +157,12 @@ def features_by_start(
     if not starts:
         return {FIRST_PRIOR: node_features(graph, statistics, budget, names)}
     return {
-        start.name: node_features(graph, {**statistics, "start": start.scores}, budget, names)
+        start.name: node_features(
+            graph,
+            ChainMap({"start": start.scores}, cast(dict[str, FloatArray], statistics)),
+            budget,
+            names,
+        )
         for start in starts[:TRIED_STARTS]
     }
 
@@ -164,7 +170,7 @@ def features_by_start(
 def num_decision_networks(policy: TrainedPolicy, graph: StructureGraph) -> int:
     """Return how many pruned networks a policy runs, with ``adapt``, to decide on one network."""
     names = policy.network.config.feature_names
-    return num_probes(graph, names) + num_adapt_networks(names)
+    return num_probes(names) + num_adapt_networks(names)
 
 
 def num_adapt_networks(names: Collection[str]) -> int:

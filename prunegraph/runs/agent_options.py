@@ -60,7 +60,7 @@ def probes_of(
         budget: the run's own.
     """
     searched = trained_budgets(options, budget)
-    probes = num_probes(graph, names, num_budgets=len({budget, *searched}))
+    probes = num_probes(names, num_budgets=len({budget, *searched}))
     return probes + (num_adapt_networks(names) * len(searched) if options.policy is not None else 0)
 
 

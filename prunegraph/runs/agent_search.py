@@ -262,9 +262,6 @@ def _train(
             initial=initial,
             checkpoint=folder.checkpoint(f"search-{label}.safetensors"),
             memory=_Memory(tables[0].evaluators),
-            layer_errors=[bench.layer_errors for bench in benches]
-            if config.ppo.surrogate_layers
-            else None,
             tensorboard=folder.file(f"events/{label}"),
             progress=partial(_show, report, clock, evaluators),
         )
@@ -381,7 +378,7 @@ def _finalists(
     offsets = result.offsets[number]
     masks = [policy_mask(result.policy, bench, task.budget, offsets)]
     if task.budget not in budgets:
-        masks.append(bench.project(bench.start(task.budget).scores, task.budget))
+        masks.append(bench.project(bench.priors(task.budget)[0].scores, task.budget))
         masks += [
             policy_mask(result.policy, bench, task.budget, offsets, asked=asked)
             for asked in budgets

@@ -121,9 +121,7 @@ class ImageClassification:
         dense_outputs: Tensor | None = None,
     ) -> Scores:
         """Return accuracy, loss, soft accuracy and, if dense logits are given, the KL divergence."""
-        return evaluate(
-            model, batches, autocast=autocast, dense_logits=dense_outputs, worst=WORST
-        )
+        return evaluate(model, batches, autocast=autocast, dense_logits=dense_outputs, worst=WORST)
 
     def batches(self, split: Split, size: int, *, seed: int | None = None) -> Iterator[Batch]:
         """Yield the split's batches of ``size`` images, shuffled by a seed if one is given."""

@@ -102,9 +102,7 @@ def _checked(
     return found[0], found[1] if len(found) > 1 else None
 
 
-def _problems(
-    found: tuple[Any, ...], channels: int | None, source: StoredImages
-) -> Iterator[str]:
+def _problems(found: tuple[Any, ...], channels: int | None, source: StoredImages) -> Iterator[str]:
     """Yield what is wrong with a batch."""
     if not found or not all(isinstance(part, Tensor) for part in found[:2]):
         kinds = ", ".join(type(part).__name__ for part in found)
