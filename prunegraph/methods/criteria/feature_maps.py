@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prunegraph.core.masks import Float64Array
 from prunegraph.core.splits import TrainSplit
+from prunegraph.core.task import Task
 from prunegraph.graph import StructureGraph
 from prunegraph.layerwise.capture import Read, show_reads
 
@@ -44,7 +45,9 @@ class _MapMean:
         return np.where(self._count[True] > 0, of_conv, of_linear)
 
 
-def average_rank(model: nn.Module, graph: StructureGraph, images: TrainSplit) -> Float64Array:
+def average_rank(
+    model: nn.Module, graph: StructureGraph, task: Task, samples: TrainSplit
+) -> Float64Array:
     """Return the mean rank of each unit's feature maps.
 
     Lin et al. 2020 (CVPR, "HRank: Filter Pruning using High-Rank Feature Map"), equation 6.
@@ -52,7 +55,8 @@ def average_rank(model: nn.Module, graph: StructureGraph, images: TrainSplit) ->
     Args:
         model: the dense network in eval mode, on its device.
         graph: its structure.
-        images: what it is run on.
+        task: runs the network.
+        samples: what it is run on.
 
     Returns:
         ``[N]`` from 0 to the smaller side of the map; NaN where a unit is not read.
@@ -65,12 +69,12 @@ def average_rank(model: nn.Module, graph: StructureGraph, images: TrainSplit) ->
         total = read.by_class(ranks.double().sum(0)).cpu() / counts
         mean.add(read, total, len(ranks))
 
-    show_reads(model, graph, images, BATCH_SIZE, visit)
+    show_reads(model, graph, task, samples, BATCH_SIZE, visit)
     return mean.result()
 
 
 def channel_independence(
-    model: nn.Module, graph: StructureGraph, images: TrainSplit
+    model: nn.Module, graph: StructureGraph, task: Task, samples: TrainSplit
 ) -> Float64Array:
     """Return what the feature maps lose in nuclear norm without each class.
 
@@ -82,7 +86,8 @@ def channel_independence(
     Args:
         model: the dense network in eval mode, on its device.
         graph: its structure.
-        images: what it is run on.
+        task: runs the network.
+        samples: what it is run on.
 
     Returns:
         ``[N]`` from 0 up; NaN where a unit is not read.
@@ -94,7 +99,7 @@ def channel_independence(
         losses = [nuclear_loss(rows, read.column, len(read.unique)) for rows in maps]
         mean.add(read, torch.stack(losses).sum(0), len(maps))
 
-    show_reads(model, graph, images, BATCH_SIZE, visit)
+    show_reads(model, graph, task, samples, BATCH_SIZE, visit)
     return mean.result()
 
 

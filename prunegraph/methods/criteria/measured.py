@@ -11,12 +11,12 @@ from torch import nn
 from prunegraph.core.errors import ModelError
 from prunegraph.core.masks import Float64Array, FloatArray
 from prunegraph.core.splits import TrainSplit
+from prunegraph.core.task import Task
 from prunegraph.graph import StructureGraph
-from prunegraph.layerwise.capture import readable_copy
 from prunegraph.methods.criteria.feature_maps import average_rank, channel_independence
 from prunegraph.methods.criteria.obd import fisher_saliency
 from prunegraph.methods.criteria.residual_taylor import residual_taylor
-from prunegraph.methods.criteria.taylor import fill_unseen
+from prunegraph.methods.criteria.taylor import fill_unseen, measurable
 from prunegraph.methods.criteria.thinet import removal_errors
 from prunegraph.methods.criteria.weights import filter_statistics
 
@@ -27,18 +27,20 @@ COSTLY_STATISTICS: Mapping[str, int] = {
     "thinet": 256,
     "residual_taylor": 512,
 }
-"""Name -> train images that it is measured on, by default."""
+"""Name -> train samples that it is measured on, by default."""
+
+Measure = Callable[[nn.Module, StructureGraph, Task, TrainSplit], Float64Array]
+"""Of the dense network in eval mode, on samples of its task."""
 
 
 def measure_costly(
     name: str,
-    model: nn.Module,
+    task: Task,
     graph: StructureGraph,
-    calibration: TrainSplit,
     *,
-    num_images: int | None = None,
+    num_samples: int | None = None,
     seed: int = 0,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
 ) -> FloatArray:
     """Measure one of ``COSTLY_STATISTICS`` on a copy of a dense network.
 
@@ -47,12 +49,12 @@ def measure_costly(
             (``map_statistics.channel_independence``), ``"obd"``
             (``weight_saliency.fisher_saliency``), ``"thinet"`` (``reconstruction.removal_errors``)
             or ``"residual_taylor"`` (``residual_taylor.residual_taylor``).
-        model: the dense network; never changed.
-        graph: its structure.
-        calibration: train images, taken without augmentation.
-        num_images: how many; None = as many as ``COSTLY_STATISTICS`` says.
-        seed: fixes which images.
-        device: where the network runs.
+        task: gives the dense network, which is never changed, and train samples, which are taken
+            without augmentation.
+        graph: structure of the network.
+        num_samples: how many; None = as many as ``COSTLY_STATISTICS`` says.
+        seed: fixes which samples.
+        device: where the network runs; None = where it is.
 
     Returns:
         ``[N]`` float32, higher = keep; filled as ``measure`` does.
@@ -60,18 +62,19 @@ def measure_costly(
     Raises:
         ModelError: a value is not finite.
     """
-    dense = readable_copy(model, device)
-    images = calibration.sample(COSTLY_STATISTICS[name] if num_images is None else num_images, seed)
-    measures: Mapping[str, Callable[[nn.Module, StructureGraph, TrainSplit], Float64Array]] = {
+    dense = measurable(task, device)
+    count = COSTLY_STATISTICS[name] if num_samples is None else num_samples
+    samples = task.train.sample(count, seed)
+    measures: Mapping[str, Measure] = {
         "hrank": average_rank,
         "chip": channel_independence,
         "obd": fisher_saliency,
         "thinet": partial(removal_errors, seed=seed),
         "residual_taylor": partial(residual_taylor, seed=seed),
     }
-    values = measures[name](dense, graph, images)
+    values = measures[name](dense, graph, task, samples)
     if np.isinf(values).any():
-        msg = f"{name} is infinite: check the network's weights and its images"
+        msg = f"{name} is infinite: check the network's weights and its data"
         raise ModelError(msg)
     return fill_unseen(graph, values, lambda: filter_statistics(dense, graph)["l2"])
 

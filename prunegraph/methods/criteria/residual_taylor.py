@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from prunegraph.core.masks import Float64Array, IntArray
 from prunegraph.core.splits import TrainSplit
+from prunegraph.core.task import Task
 from prunegraph.graph import StructureGraph
 from prunegraph.layerwise.capture import Read, reads
 from prunegraph.layerwise.sampling import POSITIONS, input_axis
@@ -39,7 +40,7 @@ class Reader:
 
 
 def residual_taylor(
-    model: nn.Module, graph: StructureGraph, images: TrainSplit, seed: int
+    model: nn.Module, graph: StructureGraph, task: Task, samples: TrainSplit, seed: int
 ) -> Float64Array:
     """Return what the loss gains when a unit goes and the others take over what they can.
 
@@ -56,7 +57,8 @@ def residual_taylor(
     Args:
         model: the dense network in eval mode, on its device.
         graph: its structure.
-        images: with their labels.
+        task: gives the loss.
+        samples: what it is computed on.
         seed: fixes at which positions the variances are measured.
 
     Returns:
@@ -82,7 +84,7 @@ def residual_taylor(
             sums.setdefault(name, InputSums(rows)).add(rows)
 
     with reads(model, graph, visit):
-        run_losses(model, images, BATCH_SIZE)
+        count = run_losses(model, task, samples, BATCH_SIZE)
     inverses = {
         name: _inverse(found.moments(name, centred=True).products) for name, found in sums.items()
     }
@@ -96,7 +98,7 @@ def residual_taylor(
             _reader(own, units[name], inverses.get(name), effects[name].squared_effect)
             for name in names
         ]
-        values[own] = greedy_values(readers) / max(len(images), 1)
+        values[own] = greedy_values(readers) / max(count, 1)
     return values
 
 

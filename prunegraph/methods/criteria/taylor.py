@@ -1,22 +1,24 @@
 """Measured arrays, one value a prunable unit: what features and heuristics are made of."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
 
 from prunegraph.core.errors import ModelError
 from prunegraph.core.masks import ChannelMask, Float64Array, FloatArray
 from prunegraph.core.splits import SearchSplit, TrainSplit
+from prunegraph.core.task import Task
 from prunegraph.evaluation.evaluator import QUICK_CALIBRATION, Evaluator
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import rank_in_group
 from prunegraph.layerwise.capture import Read, readable_copy, reads
 from prunegraph.layerwise.reconstruct import Reconstruction
 from prunegraph.methods.criteria.weights import filter_statistics
+from prunegraph.tasks.batches import num_samples
 from prunegraph.tasks.classification import model_device
 
 STATISTIC_NAMES: tuple[str, ...] = (
@@ -33,8 +35,8 @@ STATISTIC_NAMES: tuple[str, ...] = (
 )
 """What ``measure`` returns; ``"sensitivity"`` is measured apart, since it runs networks."""
 
-UNLABELLED_IMAGES = 2048
-"""Train images that ``unlabelled_evaluator`` compares pruned and dense outputs on."""
+UNLABELLED_SAMPLES = 2048
+"""Train samples that ``unlabelled_evaluator`` compares pruned and dense outputs on."""
 
 
 class Effects:
@@ -78,25 +80,24 @@ class Effects:
 
 
 def measure(
-    model: nn.Module,
+    task: Task,
     graph: StructureGraph,
-    calibration: TrainSplit,
     *,
-    num_images: int = 512,
+    num_samples: int = 512,
     batch_size: int = 64,
     seed: int = 0,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
 ) -> Mapping[str, FloatArray]:
     """Measure weights, gradients and activations of a dense network.
 
-    One forward and backward over ``num_images`` shuffled train images in eval mode, on a copy of
+    One forward and backward over ``num_samples`` shuffled train samples in eval mode, on a copy of
     the network. The Taylor importance of a unit follows Molchanov et al. 2019 (CVPR, "Importance
     Estimation for Neural Network Pruning"), equation 8: the squared sum of ``weight * gradient``,
 
     ``taylor = sum over layers that read the class of
-    mean over images i of (sum over the layer's weights w on the class of w * dL_i/dw)^2``
+    mean over samples i of (sum over the layer's weights w on the class of w * dL_i/dw)^2``
 
-    with L_i the cross-entropy of one image. The weights are those of the layers that *read* the
+    with L_i the loss of one sample. The weights are those of the layers that *read* the
     class: for each, the inner sum equals ``sum over positions of a * dL_i/da`` with the activation
     ``a`` that the layer reads, to first order what the loss gains when the layer no longer sees it
     (after norm and activation function, whatever they are). Per MAC, at half the MACs of a
@@ -108,13 +109,13 @@ def measure(
     ``filter_statistics``.
 
     Args:
-        model: the dense network; never changed.
-        graph: its structure.
-        calibration: train images, taken without augmentation.
-        num_images: how many; fewer if the split is smaller.
-        batch_size: images a forward; does not change the result but for rounding.
-        seed: fixes which images.
-        device: where forward and backward run.
+        task: gives the dense network, which is never changed, its loss and train samples, which are
+            taken without augmentation.
+        graph: structure of the network.
+        num_samples: how many; fewer if the split is smaller.
+        batch_size: samples a forward; does not change the result but for rounding.
+        seed: fixes which samples.
+        device: where forward and backward run; None = where the network is.
 
     Returns:
         ``[N]`` float32 of each name in ``STATISTIC_NAMES``, finite; frozen units hold 0. A free
@@ -122,74 +123,20 @@ def measure(
         of the units that it can see.
 
     Raises:
-        ModelError: a gradient is not finite.
+        ModelError: a gradient is not finite, or the loss is no mean that gradients flow from.
     """
-    dense = readable_copy(model, device)
-    images = calibration.sample(num_images, seed)
-    return _measured(dense, graph, lambda: run_losses(dense, images, batch_size), len(images))
-
-
-def measure_by(
-    model: nn.Module,
-    graph: StructureGraph,
-    batches: Sequence[Any],
-    loss: Callable[[nn.Module, Any], Tensor],
-) -> Mapping[str, FloatArray]:
-    """Measure a network of any task: as ``measure``, by a loss that is given.
-
-    Args:
-        model: the dense network; never changed.
-        graph: its structure.
-        batches: what the loss is computed on.
-        loss: of a network on a batch, summed over its samples.
-
-    Returns:
-        The arrays named in ``STATISTIC_NAMES``, Taylor importance up to a common factor.
-
-    Raises:
-        ModelError: a gradient is not finite, or the loss is no sum that gradients flow from.
-    """
-    dense = readable_copy(model, model_device(model), None)
-
-    def run() -> None:
-        dense.requires_grad_()  # what the first layer reads need not have a gradient
-        with torch.enable_grad():
-            for batch in batches:
-                _checked_sum(loss(dense, batch)).backward()
-        dense.requires_grad_(False)
-
-    return _measured(dense, graph, run, 1)
-
-
-def _checked_sum(value: object) -> Tensor:
-    """Return what a loss has returned, if it is a sum that gradients flow from."""
-    if isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad:
-        if not bool(value.isfinite()):
-            msg = f"the loss returns {float(value)} on calibration data: check it, and the data"
-            raise ModelError(msg)
-        return value
-    what = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-    msg = (
-        f"the loss returns {what}, not a sum over the batch that gradients flow from: reduce "
-        "it with sum(), and leave detach() and no_grad() away"
-    )
-    raise ModelError(msg)
-
-
-def _measured(
-    dense: nn.Module, graph: StructureGraph, run: Callable[[], None], num_samples: int
-) -> dict[str, FloatArray]:
-    """Return the arrays of a network that is sent forward and backward by ``run``."""
+    dense = measurable(task, device)
+    samples = task.train.sample(num_samples, seed)
     effects = Effects(graph.num_units)
     with reads(dense, graph, effects.visit, attentions=True):
-        run()
+        count = run_losses(dense, task, samples, batch_size)
     if not np.isfinite(effects.squared_effect).all():
-        msg = "gradients hold NaN or infinity: check the network's weights and its images"
+        msg = "gradients hold NaN or infinity: check the network's weights and its data"
         raise ModelError(msg)
     absolute, zeros = effects.activations()
     values = filter_statistics(dense, graph)
     values |= {
-        "taylor": np.where(np.isnan(zeros), np.nan, effects.squared_effect / max(num_samples, 1)),
+        "taylor": np.where(np.isnan(zeros), np.nan, effects.squared_effect / max(count, 1)),
         "activation_mean": absolute,
         "apoz": zeros,
     }
@@ -198,13 +145,53 @@ def _measured(
     }
 
 
-def run_losses(model: nn.Module, images: TrainSplit, batch_size: int) -> None:
-    """Send gradients of each image's own loss through the network (no weight gets one)."""
-    device = model_device(model)
-    with torch.enable_grad():
-        for batch, labels in images.batches(batch_size):
-            logits = model(batch.to(device, torch.float32).requires_grad_())
-            F.cross_entropy(logits, labels.to(device), reduction="sum").backward()
+def measurable(task: Task, device: str | torch.device | None) -> nn.Module:
+    """Return a copy of a task's network to measure on; in float32 if the task allows it."""
+    where = model_device(task.model) if device is None else device
+    return readable_copy(task.model, where, torch.float32 if task.autocast else None)
+
+
+def run_losses(model: nn.Module, task: Task, samples: TrainSplit, batch_size: int) -> int:
+    """Send gradients of each sample's own loss through the network; return how many there were.
+
+    Gradients begin at the network's inputs, if those are no numbers of tokens, and its weights.
+    """
+    count = 0
+    handle = model.register_forward_pre_hook(_watch_inputs, with_kwargs=True)
+    model.requires_grad_()
+    try:
+        with torch.enable_grad():
+            for batch in samples.batches(batch_size):
+                size = max(num_samples(batch), 1)
+                (_checked_mean(task.loss(model, batch)) * size).backward()
+                count += size
+    finally:
+        handle.remove()
+        model.requires_grad_(False).zero_grad()
+    return count
+
+
+def _watch_inputs(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Let gradients flow from inputs; a network may change the copies in place."""
+
+    def watched(item: Tensor) -> Tensor:
+        able = item.is_floating_point() and not item.requires_grad
+        return item.detach().requires_grad_().clone() if able else item
+
+    return tree_map_only(Tensor, watched, (args, kwargs))
+
+
+def _checked_mean(value: Tensor) -> Tensor:
+    """Return a loss, if it is finite and gradients flow from it."""
+    if not value.requires_grad:
+        msg = "no gradients flow from the loss: leave detach() and no_grad() away"
+        raise ModelError(msg)
+    if not bool(value.isfinite()):
+        msg = f"the loss is {float(value)} on train data: check it, and the data"
+        raise ModelError(msg)
+    return value
 
 
 def fill_unseen(
@@ -255,8 +242,7 @@ def sensitivity(
         graph: the structure.
         scores: ``[N]``, the group's lowest go.
         subset: positions in the search split; None = all.
-        by: the cross-entropy, or the divergence from the dense outputs, which needs no labels; the
-            evaluator must measure it.
+        by: the loss, or the divergence from the dense outputs, which needs no labels.
 
     Returns:
         ``[N]`` the group's gain (nats), at each of its units; frozen 0.
@@ -281,39 +267,40 @@ def sensitivity(
 
 
 def unlabelled_evaluator(
-    model: nn.Module,
+    task: Task,
     graph: StructureGraph,
-    train: TrainSplit,
     *,
-    calibration_images: int = QUICK_CALIBRATION,
+    num_calibration: int = QUICK_CALIBRATION,
     seed: int = 0,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     reconstruction: Reconstruction | None = None,
 ) -> Evaluator:
-    """Return an evaluator that measures the divergence from the dense outputs on train images.
+    """Return an evaluator that measures the divergence from the dense outputs on train samples.
 
-    For what a policy may know of a network that it is applied to: no label, no search image.
+    For what a policy may know of a network that it is applied to: no label, no search sample. A
+    task without a search split judges by its score instead.
 
     Args:
-        model: the dense network.
-        graph: its structure.
-        train: images; ``UNLABELLED_IMAGES`` of them are drawn, others than those that calibrate
-            if there are enough.
-        calibration_images: images that recalibrate batch norm.
-        seed: fixes the images.
-        device: where networks run.
+        task: network and data; ``UNLABELLED_SAMPLES`` train samples are drawn, others than those
+            that calibrate if there are enough.
+        graph: structure of the network.
+        num_calibration: samples that recalibrate batch norm.
+        seed: fixes the samples.
+        device: where networks run; None = where the task's network is.
         reconstruction: changes the weights that stay; None = they stay as they are.
     """
-    drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).flip(0)
+    train, search = task.train, None
+    if task.search is not None:
+        drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).flip(0)
+        search = SearchSplit(train.source, train.index[drawn[:UNLABELLED_SAMPLES]])
     return Evaluator(
-        model,
+        task,
         graph,
-        search=SearchSplit(train.source, train.index[drawn[:UNLABELLED_IMAGES]]),
-        calibration=train,
-        num_calibration=calibration_images,
+        search=search,
+        num_calibration=num_calibration,
         seed=seed,
         device=device,
-        kl=True,
+        metric="kl",
         reconstruction=reconstruction,
     )
 
@@ -321,7 +308,9 @@ def unlabelled_evaluator(
 def measure_divergence(
     evaluator: Evaluator, mask: ChannelMask, subset: Tensor | None = None
 ) -> float:
-    """Return a mask's KL divergence from the dense outputs in nats; the evaluator measures it."""
-    value = evaluator.evaluate(mask, subset).kl
-    assert value is not None
-    return value
+    """Return how far a mask's outputs are from the dense network's (KL in nats for classes).
+
+    An evaluator that does not measure it tells how far the score's utility falls below 0.
+    """
+    outcome = evaluator.evaluate(mask, subset)
+    return -outcome.accuracy if outcome.kl is None else outcome.kl

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from prunegraph.core.masks import Float64Array, IntArray
 from prunegraph.core.splits import TrainSplit
+from prunegraph.core.task import Task
 from prunegraph.graph import StructureGraph
 from prunegraph.layerwise.capture import Read, show_reads
 
@@ -21,7 +22,7 @@ TIE_BREAK = 1e-6
 
 
 def removal_errors(
-    model: nn.Module, graph: StructureGraph, images: TrainSplit, seed: int
+    model: nn.Module, graph: StructureGraph, task: Task, samples: TrainSplit, seed: int
 ) -> Float64Array:
     """Return the error of the next layers' outputs at which each unit goes.
 
@@ -39,7 +40,8 @@ def removal_errors(
     Args:
         model: the dense network in eval mode, on its device.
         graph: its structure.
-        images: what outputs are sampled on.
+        task: runs the network.
+        samples: what outputs are sampled on.
         seed: fixes which outputs.
 
     Returns:
@@ -55,7 +57,7 @@ def removal_errors(
             unique, gram = grams.get(str(read.op.param), (read.unique, torch.tensor(0.0)))
             grams[str(read.op.param)] = (unique, gram + own.T @ own)
 
-    show_reads(model, graph, images, BATCH_SIZE, visit)
+    show_reads(model, graph, task, samples, BATCH_SIZE, visit)
     return _greedy_by_group(graph, [(unique, gram.numpy()) for unique, gram in grams.values()])
 
 
