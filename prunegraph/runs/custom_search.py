@@ -41,7 +41,7 @@ from prunegraph.runs.custom_evaluator import CustomEvaluator
 from prunegraph.runs.options.config import SearchOptions
 from prunegraph.runs.policies import find_policy
 from prunegraph.runs.predicted_latency import layer_times
-from prunegraph.runs.prune import PruneResult, structure_report, warn_if_unequal
+from prunegraph.runs.prune import PruneResult, check_loader, structure_report, warn_if_unequal
 from prunegraph.runs.report.speed import latencies
 from prunegraph.tasks.batches import joined, num_samples
 from prunegraph.tasks.classification import model_device
@@ -223,6 +223,7 @@ def _batches(calibration_data: Iterable[Any], most: int) -> list[Any]:
     Raises:
         DataError: there are none.
     """
+    check_loader(calibration_data)
     batches = list(itertools.islice(calibration_data, most))
     if batches and not isinstance(calibration_data, Tensor):
         return batches

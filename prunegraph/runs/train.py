@@ -73,7 +73,7 @@ def run_train(config: TrainConfig, console: Console) -> dict[str, Any]:
             finalise(config, bench, outcome, member, console)
             for bench, outcome, member in reversed(parts)
         ]  # the run folder's own report comes last: it says that the run is finished
-        folder.finish()
+        folder.finish(members[1:])
         console.say(verdict_line(reports[-1]))
         console.say(f"written to {folder.path}")
         return reports[-1]

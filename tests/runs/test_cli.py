@@ -218,12 +218,12 @@ def test_inspect_json_has_the_promised_keys(capsys: pytest.CaptureFixture[str]) 
     assert code == 0
     assert err == ""
     content = json.loads(out)
-    assert list(content) == ["arch", "macs", "params", "classes", "groups", "frozen_ops"]
+    assert list(content) == ["arch", "macs", "params", "units", "groups", "frozen_ops"]
     assert content["arch"] == "resnet20"
     group = content["groups"][0]
     assert list(group) == ["name", "size", "members", "frozen", "macs_share"]
     assert "conv1.weight:0" in group["members"]
-    assert sum(item["size"] for item in content["groups"]) == content["classes"]
+    assert sum(item["size"] for item in content["groups"]) == content["units"]
 
 
 ROUND = """╭─ Parsing error ─────╮

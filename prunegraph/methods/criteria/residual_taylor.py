@@ -48,7 +48,8 @@ def residual_taylor(
     unit's *tolerance*, ``1 - R^2``: the share of its variance that the other units which
     the layer reads do not explain, by ridge regression. What they do explain, ``Reconstruction``
     adds to their weights. The units of a group go one after another, the least first, and explain
-    nothing from then on; each has the value at which it goes, or that of the one before if that is higher.
+    nothing from then on; each has the value at which it goes, or that of the one before if that is
+    higher.
 
     Where nothing is reconstructed, by groups, or from rows alone (layers that read more than
     ``MOST_INPUTS`` values) the tolerance is 1. Depthwise convolutions pass a unit on to the layer

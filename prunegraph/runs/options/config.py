@@ -14,6 +14,7 @@ import tyro
 from prunegraph.agent.config import EPISODES_PER_UPDATE, PPOConfig
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError
+from prunegraph.core.reading import MAX_IMAGE_SIZE
 from prunegraph.graph import AttentionUnit
 from prunegraph.rewards.config import (
     Constraint,
@@ -89,6 +90,7 @@ class DataConfig(CommonConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least("image_size", self.image_size, 1)
+        check_at_most("image_size", self.image_size, MAX_IMAGE_SIZE)
         check_range("search_share", self.search_share, 0.0, 1.0)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import os
 import re
 import shlex
 import types
@@ -111,7 +112,7 @@ def _convert_scalar(hint: type, value: Any, where: str) -> Any:
         msg = f"{where}={_show(value)} holds what cannot be printed"
         raise ConfigError(msg)
     if hint is Path and isinstance(value, str):
-        return Path(value)
+        return _path(value, where)
     large = isinstance(value, int | float) and not -MAX_INTEGER < value < MAX_INTEGER  # NaN too
     if hint is float and type(value) in (int, float) and not large:
         return float(value)
@@ -120,6 +121,18 @@ def _convert_scalar(hint: type, value: Any, where: str) -> Any:
     kind = "path" if hint is Path else f"usable {hint.__name__}" if large else hint.__name__
     msg = f"{where}={_show(value)} is not a {kind}"
     raise ConfigError(msg)
+
+
+def _path(text: str, where: str) -> Path:
+    """Return a path, or raise ConfigError for a text that no system takes as one."""
+    try:
+        usable = b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # half a surrogate pair
+        usable = False
+    if not usable:
+        msg = f"{where}={_show(text)} holds what no path can hold"
+        raise ConfigError(msg)
+    return Path(text)
 
 
 class _PlainLoader(yaml.SafeLoader):
