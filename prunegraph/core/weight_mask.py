@@ -240,7 +240,7 @@ def _unpacked(
 ) -> dict[str, Tensor]:
     """Return booleans from packed bits; ValueError if the bytes are not those of the shapes."""
     if packed.keys() != shapes.keys():
-        msg = f"{min(packed.keys() ^ shapes.keys())} lacks its shape or its bits"
+        msg = f"{ascii(min(packed.keys() ^ shapes.keys()))} lacks its shape or its bits"
         raise ValueError(msg)
     keep = {}
     for name, shape in shapes.items():
