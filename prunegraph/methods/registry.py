@@ -6,19 +6,19 @@ from functools import partial
 from prunegraph.core.errors import ConfigError
 from prunegraph.methods.cem import CrossEntropySearch, RandomSearch
 from prunegraph.methods.criteria.registry import CRITERION_NAMES
-from prunegraph.methods.heuristic import ALLOCATIONS, HeuristicPruner, WidthsPruner
+from prunegraph.methods.heuristic import ALLOCATIONS, Heuristic, WidthsControl
 from prunegraph.methods.netadapt import NetAdapt
-from prunegraph.methods.problem import Pruner
-from prunegraph.methods.torch_pruning import TP_CRITERIA, TP_SCOPES, TorchPruningPruner
+from prunegraph.methods.method import Method
+from prunegraph.methods.torch_pruning import TP_CRITERIA, TP_SCOPES, TorchPruning
 
-PRUNERS: Mapping[str, Callable[[], Pruner]] = {
+METHODS: Mapping[str, Callable[[], Method]] = {
     **{
-        f"{criterion}/{allocation}": partial(HeuristicPruner, criterion, allocation)
+        f"{criterion}/{allocation}": partial(Heuristic, criterion, allocation)
         for criterion in CRITERION_NAMES
         for allocation in ALLOCATIONS
     },
     **{
-        f"tp_{criterion}/{scope}": partial(TorchPruningPruner, criterion, scope)
+        f"tp_{criterion}/{scope}": partial(TorchPruning, criterion, scope)
         for criterion in TP_CRITERIA
         for scope in TP_SCOPES
     },
@@ -29,23 +29,23 @@ PRUNERS: Mapping[str, Callable[[], Pruner]] = {
 """Name -> factory of every baseline."""
 
 
-def make_pruner(name: str) -> Pruner:
+def make_method(name: str) -> Method:
     """Return the baseline of that name.
 
     Raises:
         ConfigError: there is none.
     """
-    if name not in PRUNERS:
-        msg = f"unknown pruning method {name!r}; there are {', '.join(PRUNERS)}"
+    if name not in METHODS:
+        msg = f"unknown pruning method {name!r}; there are {', '.join(METHODS)}"
         raise ConfigError(msg)
-    return PRUNERS[name]()
+    return METHODS[name]()
 
 
-def control_widths(criterion: str, widths: Mapping[str, int]) -> Pruner:
+def control_widths(criterion: str, widths: Mapping[str, int]) -> Method:
     """Return a pruner that keeps given widths, with channels chosen by a criterion.
 
     Args:
         criterion: as ``"l1"`` or ``"random"``.
         widths: kept units of each group, as ``StructureGraph.group_widths`` of a mask.
     """
-    return WidthsPruner(criterion, dict(widths))
+    return WidthsControl(criterion, dict(widths))

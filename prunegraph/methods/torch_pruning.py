@@ -28,7 +28,7 @@ from prunegraph.core.masks import BoolArray, Float64Array, IntArray
 from prunegraph.core.splits import TrainSplit
 from prunegraph.graph import StructureGraph, copy_network, unwrap
 from prunegraph.graph.features import rank_in_group, rank_within
-from prunegraph.methods.problem import PrunerResult, PruningProblem
+from prunegraph.methods.method import ChannelMethod, Problem, Result
 
 TP_CRITERIA = ("magnitude", "taylor", "bn_scale")
 """Importances of Torch-Pruning that its examples use."""
@@ -44,7 +44,7 @@ NUM_IMAGES = 512
 
 
 @dataclass(frozen=True)
-class TorchPruningPruner:
+class TorchPruning(ChannelMethod):
     """Torch-Pruning's ``BasePruner`` (Fang et al. 2023, CVPR, "DepGraph").
 
     Args:
@@ -52,7 +52,7 @@ class TorchPruningPruner:
         scope: one of ``TP_SCOPES``.
 
     Raises:
-        ConfigError: Torch-Pruning is not installed, or a name is unknown.
+        ConfigError: a name is unknown.
     """
 
     criterion: str
@@ -62,28 +62,43 @@ class TorchPruningPruner:
         if self.criterion not in TP_CRITERIA or self.scope not in TP_SCOPES:
             msg = f"unknown {self.name!r}; there are {', '.join(TP_CRITERIA)} x {TP_SCOPES}"
             raise ConfigError(msg)
-        _torch_pruning(self.name)
 
     @property
     def name(self) -> str:
         """``"tp_criterion/scope"``."""
         return f"tp_{self.criterion}/{self.scope}"
 
-    def prune(self, problem: PruningProblem) -> PrunerResult:
+    @property
+    def per_seed(self) -> bool:
+        """Whether its importance reads images."""
+        return self.criterion == "taylor"
+
+    def check(self, problem: Problem) -> None:
+        """Say before any work that the package is missing, or the budget is of another kind.
+
+        Raises:
+            ConfigError: Torch-Pruning is not installed, or single weights are asked for.
+        """
+        super().check(problem)
+        _torch_pruning(self.name)
+
+    def prune(self, problem: Problem) -> Result:
         """Choose a mask that meets the problem's budget; runs no network.
 
         Raises:
-            ModelError: Torch-Pruning cannot handle the network.
+            ConfigError: Torch-Pruning is not installed.
+            ModelError: it cannot handle the network.
         """
+        self.check(problem)
         try:
             scores = self._scores(problem)
         except Exception as error:
             reason = one_line(error, 200)
             msg = f"Torch-Pruning cannot handle this network ({reason}): leave {self.name} out"
             raise ModelError(msg) from error
-        return PrunerResult(mask=problem.project(scores.astype(np.float32)))
+        return Result(mask=problem.project(scores.astype(np.float32)))
 
-    def _scores(self, problem: PruningProblem) -> Float64Array:
+    def _scores(self, problem: Problem) -> Float64Array:
         """Return ``[N]`` scores: what it removes is below what it keeps, in its own order."""
         peer = _Peer(self, problem)
         removed, low, high = peer.seen, 0.0, 1.0
@@ -106,14 +121,14 @@ class _Peer:
         problem: on which network.
     """
 
-    def __init__(self, pruner: TorchPruningPruner, problem: PruningProblem) -> None:
+    def __init__(self, pruner: TorchPruning, problem: Problem) -> None:
         self._tp = _torch_pruning(pruner.name)
         self._pruner, self._problem, self._graph = pruner, problem, problem.graph
 
     @cached_property
     def _model(self) -> nn.Module:
         """A copy of the network, with gradients if the importance is made of them."""
-        model = copy_network(unwrap(self._problem.model)).eval().requires_grad_(True)
+        model = copy_network(unwrap(self._problem.task.model)).eval().requires_grad_(True)
         if self._pruner.criterion == "taylor":
             images = self._problem.evaluator.calibration
             _add_gradients(model, images.sample(NUM_IMAGES, self._problem.seed))
@@ -174,7 +189,7 @@ class _Peer:
 
     def _base(self, ratio: float, ignored: list[nn.Module]) -> Any:
         """Return a pruner that has removed nothing yet."""
-        tp, example = self._tp, self._problem.example_inputs
+        tp, example = self._tp, self._problem.task.example_inputs
         importance = {
             "magnitude": partial(tp.importance.GroupMagnitudeImportance, p=2),
             "taylor": tp.importance.GroupTaylorImportance,

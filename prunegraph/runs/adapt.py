@@ -16,7 +16,7 @@ from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import node_features
 from prunegraph.graph.pyg import to_pyg
 from prunegraph.methods.criteria.taylor import measure_divergence
-from prunegraph.methods.prior import PRIOR, Start, worst_last
+from prunegraph.methods.prior import FIRST_PRIOR, Prior, worst_last
 from prunegraph.rewards import CONTEXT_NAMES
 from prunegraph.runs.bench import Bench, num_probes
 
@@ -142,7 +142,7 @@ def features_by_start(
     statistics: Mapping[str, FloatArray],
     budget: Budget,
     names: Sequence[str],
-    starts: Sequence[Start],
+    starts: Sequence[Prior],
 ) -> dict[str, FloatArray]:
     """Return what a policy reads from each of the best starts, for ``Use``.
 
@@ -154,7 +154,7 @@ def features_by_start(
         starts: the best one first; empty for a policy that reads none.
     """
     if not starts:
-        return {PRIOR: node_features(graph, statistics, budget, names)}
+        return {FIRST_PRIOR: node_features(graph, statistics, budget, names)}
     return {
         start.name: node_features(graph, {**statistics, "start": start.scores}, budget, names)
         for start in starts[:TRIED_STARTS]

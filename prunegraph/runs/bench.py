@@ -34,8 +34,8 @@ from prunegraph.methods.criteria.taylor import (
     sensitivity,
     unlabelled_evaluator,
 )
-from prunegraph.methods.prior import NUM_STARTS, Start, rank_starts
-from prunegraph.methods.problem import PruningProblem
+from prunegraph.methods.prior import NUM_PRIORS, Prior, rank_priors
+from prunegraph.methods.method import Problem
 from prunegraph.runs.options.config import PruningOptions, SearchOptions
 from prunegraph.runs.prepare import DEFAULT_DATASET, Target
 from prunegraph.tasks.batches import num_samples
@@ -130,19 +130,19 @@ class Bench:
         return sensitivity(self.unlabelled, graph, self.statistics["taylor"], by="kl")
 
     @cached_property
-    def _starts(self) -> dict[Budget, list[Start]]:
+    def _starts(self) -> dict[Budget, list[Prior]]:
         return {}
 
-    def starts(self, budget: Budget) -> list[Start]:
+    def starts(self, budget: Budget) -> list[Prior]:
         """Return what policies may start from, first the heuristic that moves the outputs least."""
         if budget not in self._starts:
             divergence = partial(measure_divergence, self.unlabelled)
-            self._starts[budget] = rank_starts(
+            self._starts[budget] = rank_priors(
                 divergence, self.target.graph, self.statistics, budget
             )
         return self._starts[budget]
 
-    def start(self, budget: Budget) -> Start:
+    def start(self, budget: Budget) -> Prior:
         """Return what policies start from."""
         return self.starts(budget)[0]
 
@@ -266,9 +266,9 @@ class Bench:
 
     def problem(
         self, *, seed: int, max_networks: int, log: OutcomeLog | None = None
-    ) -> PruningProblem:
+    ) -> Problem:
         """Return the problem that a baseline solves, with an evaluator of its own."""
-        return PruningProblem(
+        return Problem(
             model=self.timed_model,
             graph=self.target.graph,
             budget=self.budget,
@@ -334,5 +334,5 @@ class Bench:
 
 def num_probes(graph: StructureGraph, names: Collection[str], num_budgets: int = 1) -> int:
     """Return how many pruned networks are run to measure the named features."""
-    starts = NUM_STARTS * num_budgets if "start" in names else 0
+    starts = NUM_PRIORS * num_budgets if "start" in names else 0
     return starts + (num_sensitivity_networks(graph) if "sensitivity" in names else 0)

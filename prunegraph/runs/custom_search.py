@@ -33,7 +33,7 @@ from prunegraph.layerwise.recalibrate import has_batch_norm, measuring_batch_nor
 from prunegraph.layerwise.reconstruct import Reconstruction
 from prunegraph.layerwise.sequential import LayerwiseReconstruction, most_samples
 from prunegraph.methods.criteria.taylor import measure_by
-from prunegraph.methods.prior import NUM_STARTS, rank_starts
+from prunegraph.methods.prior import NUM_PRIORS, rank_priors
 from prunegraph.rewards import unpack_bits
 from prunegraph.runs.adapt import Use, adapt, features_by_start, first_context, num_adapt_networks
 from prunegraph.runs.agent_options import agent_config, env_config
@@ -128,7 +128,7 @@ def search(
     config = agent_config(SearchOptions(metric="accuracy"), seed, initial, (budget,))
     config = replace(config, max_memory=max_memory, max_latency=max_latency)
     names = config.network.feature_names
-    tried = (NUM_STARTS if "start" in names else 0) + (num_adapt_networks(names) if initial else 0)
+    tried = (NUM_PRIORS if "start" in names else 0) + (num_adapt_networks(names) if initial else 0)
     last = LAST + reconstruct
     least = config.episodes_per_update + 1 + last + tried
     if networks < least:
@@ -163,7 +163,7 @@ def search(
     statistics = dict(measure_by(dense, graph, batches, loss))
     if checkpoint is not None:
         evaluator.resume(Path(checkpoint))
-    ranks = rank_starts(evaluator.divergence, graph, statistics, budget) if "start" in names else ()
+    ranks = rank_priors(evaluator.divergence, graph, statistics, budget) if "start" in names else ()
     starting = features_by_start(graph, statistics, budget, names, ranks)
     features = next(iter(starting.values()))
     if initial is not None:

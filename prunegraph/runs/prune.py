@@ -23,7 +23,7 @@ from prunegraph.graph.costs.latency_budget import project_budget
 from prunegraph.layerwise.reconstruct import Reconstruction
 from prunegraph.layerwise.sequential import LayerwiseReconstruction, most_samples
 from prunegraph.methods.criteria.taylor import measure, measure_divergence, sensitivity
-from prunegraph.methods.prior import rank_starts
+from prunegraph.methods.prior import rank_priors
 from prunegraph.runs.adapt import Use, adapt, features_by_start, num_decision_networks
 from prunegraph.runs.policies import find_policy
 from prunegraph.runs.report.speed import latencies
@@ -161,7 +161,7 @@ def prune(
     if "sensitivity" in names:
         statistics["sensitivity"] = sensitivity(evaluator, graph, statistics["taylor"], by="kl")
     divergence = partial(measure_divergence, evaluator)
-    starts = rank_starts(divergence, graph, statistics, budget) if "start" in names else ()
+    starts = rank_priors(divergence, graph, statistics, budget) if "start" in names else ()
     timed = budget.max_latency is not None
     table = measure_latency_table(model, graph, example_inputs, budget=budget) if timed else None
     use = Use(

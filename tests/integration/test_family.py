@@ -20,7 +20,7 @@ from prunegraph.core.errors import DataError
 from prunegraph.core.masks import ChannelMask
 from prunegraph.data import load_dataset
 from prunegraph.evaluation.evaluator import Evaluator
-from prunegraph.methods.prior import MEAN, NUM_STARTS, STARTS
+from prunegraph.methods.prior import MEAN, NUM_PRIORS, PRIORS
 from prunegraph.models import build_model, load_weights
 from prunegraph.runs import agent_search as search
 from prunegraph.runs import prune as api
@@ -78,9 +78,9 @@ def test_a_policy_is_applied_to_a_third_width_and_depth_in_a_fresh_process(
     report = json.loads(done.stdout)
     assert report["arch"] == "digits_resnet14_w6"
     assert 0.39 < report["pruned"]["macs"] / report["dense"]["macs"] <= 0.4
-    assert report["search"]["networks_evaluated"] == NUM_STARTS + 2 * TRIED_STARTS
-    assert f"decide: {NUM_STARTS + 2 * TRIED_STARTS}/" in done.stderr
-    assert report["decision"]["start"] in (*STARTS, MEAN)
+    assert report["search"]["networks_evaluated"] == NUM_PRIORS + 2 * TRIED_STARTS
+    assert f"decide: {NUM_PRIORS + 2 * TRIED_STARTS}/" in done.stderr
+    assert report["decision"]["start"] in (*PRIORS, MEAN)
     tried = report["decision"]["divergence"]
     best = min(tried, key=lambda share: float(f"{tried[share]:.4g}"))
     assert best == str(report["decision"]["share"])

@@ -17,10 +17,10 @@ from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.methods.criteria.measured import COSTLY_STATISTICS, measure_costly
 from prunegraph.methods.criteria.taylor import measure
-from prunegraph.methods.problem import PruningProblem
+from prunegraph.methods.method import Problem
 from prunegraph.models import build_model
 
-MakeProblem = Callable[..., PruningProblem]
+MakeProblem = Callable[..., Problem]
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def trained_digits() -> Digits:
 
 @pytest.fixture(scope="session")
 def make_problem(trained_digits: Digits) -> MakeProblem:
-    def make(seed: int = 0, max_networks: int = 24, budget: Budget | None = None) -> PruningProblem:
+    def make(seed: int = 0, max_networks: int = 24, budget: Budget | None = None) -> Problem:
         data, model = trained_digits.data, copy.deepcopy(trained_digits.model)
         evaluator = Evaluator(
             model,
@@ -64,7 +64,7 @@ def make_problem(trained_digits: Digits) -> MakeProblem:
             num_calibration=128,
             autocast=False,
         )
-        return PruningProblem(
+        return Problem(
             model=model,
             graph=trained_digits.graph,
             budget=budget or Budget(keep_macs=0.4),

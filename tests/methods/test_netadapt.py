@@ -12,7 +12,7 @@ from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
 from prunegraph.graph import StructureGraph
 from prunegraph.methods.netadapt import NetAdapt
-from prunegraph.methods.problem import PruningProblem
+from prunegraph.methods.method import Problem
 from support.toy_env import toy_graph
 
 
@@ -56,11 +56,11 @@ def toy_problem(
     *,
     max_networks: int,
     keep_macs: float,
-) -> PruningProblem:
+) -> Problem:
     """Return a chain of convolutions whose first and last are free: MACs are products of widths."""
     graph = toy_graph(widths, [1] * (len(widths) + 1))
     taylor = np.arange(graph.num_units, dtype=np.float32) + 1
-    return PruningProblem(
+    return Problem(
         model=nn.Identity(),
         graph=graph,
         budget=Budget(keep_macs=keep_macs),
@@ -89,7 +89,7 @@ def test_the_known_greedy_path_is_taken() -> None:
         (7, 4),  # one channel of conv1 still fits on top: 7 + 28 + 8 = 43
     ]
     assert tuple(problem.graph.group_widths(result.mask).values()) == (7, 4)
-    assert result.networks_evaluated == 9
+    assert result.networks == 9
 
 
 def test_channels_of_least_taylor_importance_go_first() -> None:

@@ -2,15 +2,16 @@
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from prunegraph.core.masks import Float64Array, IntArray
-from prunegraph.core.splits import TrainSplit
 from prunegraph.graph import StructureGraph
+from prunegraph.methods.criteria.registry import Dense, measured_criterion
 
 
-def fisher_saliency(model: nn.Module, graph: StructureGraph, images: TrainSplit) -> Float64Array:
+@measured_criterion("obd", num_images=256)
+def fisher_saliency(dense: Dense) -> Float64Array:
     """Return what the loss gains, to second order, when the weights that read a unit become zero.
 
     ``0.5 * sum over weights w on the class of h * w^2`` (LeCun, Denker and Solla 1990, "Optimal
@@ -20,14 +21,12 @@ def fisher_saliency(model: nn.Module, graph: StructureGraph, images: TrainSplit)
     filter that writes the channel; here it is the weights that read it, since their loss is what
     removes a channel exactly (a norm would still give a silent filter its shift).
 
-    Args:
-        model: the dense network in eval mode, on its device.
-        graph: its structure.
-        images: with their labels; one forward and backward each.
+    Each image takes one forward and backward.
 
     Returns:
         ``[N]`` nats from 0 up, summed over the layers that read; NaN where a unit is not read.
     """
+    model, graph, images = dense.model, dense.graph, dense.images
     parameters = dict(model.named_parameters(remove_duplicate=False))
     columns = {name: place for name, place in _columns(graph).items() if name in parameters}
     weights = [parameters[name].requires_grad_() for name in columns]

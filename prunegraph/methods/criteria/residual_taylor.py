@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.core.masks import Float64Array, IntArray
-from prunegraph.core.splits import TrainSplit
-from prunegraph.graph import StructureGraph
 from prunegraph.layerwise.capture import Read, reads
 from prunegraph.layerwise.sampling import POSITIONS, input_axis
 from prunegraph.layerwise.statistics import MOST_INPUTS, RIDGE, TINY, InputSums
+from prunegraph.methods.criteria.registry import Dense, measured_criterion
 from prunegraph.methods.criteria.taylor import Effects, run_losses
 from prunegraph.methods.criteria.thinet import TIE_BREAK
 
@@ -38,9 +37,8 @@ class Reader:
     effects: Tensor
 
 
-def residual_taylor(
-    model: nn.Module, graph: StructureGraph, images: TrainSplit, seed: int
-) -> Float64Array:
+@measured_criterion("residual_taylor", num_images=512)
+def residual_taylor(dense: Dense) -> Float64Array:
     """Return what the loss gains when a unit goes and the others take over what they can.
 
     For each layer that reads a unit the Taylor importance (see ``statistics.measure``) times the
@@ -53,21 +51,15 @@ def residual_taylor(
     ``MOST_INPUTS`` values) the tolerance is 1. Depthwise convolutions pass a unit on to the layer
     that reads it next, and do not count.
 
-    Args:
-        model: the dense network in eval mode, on its device.
-        graph: its structure.
-        images: with their labels.
-        seed: fixes at which positions the variances are measured.
-
     Returns:
         ``[N]`` from 0 up, rising in the order in which a group's units go; NaN where a unit is
         not read.
     """
-    effects: dict[str, Effects] = {}
+    graph, effects = dense.graph, dict[str, Effects]()
     sums: dict[str, InputSums] = {}
     units: dict[str, IntArray] = {}
     reconstructed: dict[str, bool] = {}
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(dense.seed)
 
     def visit(read: Read) -> None:
         name = str(read.op.param)
@@ -81,8 +73,8 @@ def residual_taylor(
             rows = _class_rows(read, generator)
             sums.setdefault(name, InputSums(rows)).add(rows)
 
-    with reads(model, graph, visit):
-        run_losses(model, images, BATCH_SIZE)
+    with reads(dense.model, graph, visit):
+        run_losses(dense.model, dense.images, BATCH_SIZE)
     inverses = {
         name: _inverse(found.moments(name, centred=True).products) for name, found in sums.items()
     }
@@ -96,7 +88,7 @@ def residual_taylor(
             _reader(own, units[name], inverses.get(name), effects[name].squared_effect)
             for name in names
         ]
-        values[own] = greedy_values(readers) / max(len(images), 1)
+        values[own] = greedy_values(readers) / max(len(dense.images), 1)
     return values
 
 

@@ -1,7 +1,7 @@
 """Measured arrays, one value a prunable unit: what features and heuristics are made of."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,13 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunegraph.core.errors import ModelError
-from prunegraph.core.masks import ChannelMask, Float64Array, FloatArray
-from prunegraph.core.splits import SearchSplit, TrainSplit
-from prunegraph.evaluation.evaluator import QUICK_CALIBRATION, Evaluator
+from prunegraph.core.masks import Float64Array, FloatArray
+from prunegraph.core.splits import TrainSplit
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import rank_in_group
 from prunegraph.layerwise.capture import Read, readable_copy, reads
-from prunegraph.layerwise.reconstruct import Reconstruction
+from prunegraph.methods.criteria.registry import Given, criterion
 from prunegraph.methods.criteria.weights import filter_statistics
 from prunegraph.tasks.classification import model_device
 
@@ -32,9 +31,6 @@ STATISTIC_NAMES: tuple[str, ...] = (
     "twin_rank",
 )
 """What ``measure`` returns; ``"sensitivity"`` is measured apart, since it runs networks."""
-
-UNLABELLED_IMAGES = 2048
-"""Train images that ``unlabelled_evaluator`` compares pruned and dense outputs on."""
 
 
 class Effects:
@@ -230,98 +226,19 @@ def fill_unseen(
     return result
 
 
-def num_sensitivity_networks(graph: StructureGraph) -> int:
-    """Return how many networks ``sensitivity`` runs: one for each free group, and the dense one."""
-    return len(graph.free_groups) + 1
+@criterion("taylor")
+def taylor(given: Given) -> FloatArray:
+    """Return first-order Taylor importances (Molchanov et al. 2019, CVPR), see ``measure``."""
+    return given.statistics["taylor"]
 
 
-def sensitivity(
-    evaluator: Evaluator,
-    graph: StructureGraph,
-    scores: FloatArray,
-    *,
-    subset: Tensor | None = None,
-    by: Literal["loss", "kl"] = "loss",
-) -> FloatArray:
-    """Measure what the loss gains when half of one group goes, for each group in turn.
-
-    Half is rounded down, and the group's minimum stays.
-
-    The evaluator counts the networks: one for each free group, and one for the whole network
-    under the same recalibration.
-
-    Args:
-        evaluator: scores masks on search images.
-        graph: the structure.
-        scores: ``[N]``, the group's lowest go.
-        subset: positions in the search split; None = all.
-        by: the cross-entropy, or the divergence from the dense outputs, which needs no labels; the
-            evaluator must measure it.
-
-    Returns:
-        ``[N]`` the group's gain (nats), at each of its units; frozen 0.
-    """
-
-    def measured(mask: ChannelMask) -> float:
-        if by == "kl":
-            return measure_divergence(evaluator, mask, subset)
-        return evaluator.evaluate(mask, subset).loss
-
-    dense = measured(graph.dense_mask())
-    gains = np.zeros(graph.num_units, dtype=np.float32)
-    for group in graph.groups:
-        units = group.units[graph.free[group.units]]
-        if not units.size:
-            continue
-        num_removed = min(units.size // 2, len(group.units) - group.min_keep)
-        keep = np.ones(graph.num_units, dtype=bool)
-        keep[units[np.argsort(scores[units], kind="stable")[: max(num_removed, 0)]]] = False
-        gains[units] = measured(graph.mask(keep)) - dense
-    return gains
+@criterion("activation", of_the_layer=True)
+def mean_activation(given: Given) -> FloatArray:
+    """Return the mean magnitude of what the next layers read."""
+    return given.statistics["activation_mean"]
 
 
-def unlabelled_evaluator(
-    model: nn.Module,
-    graph: StructureGraph,
-    train: TrainSplit,
-    *,
-    calibration_images: int = QUICK_CALIBRATION,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    reconstruction: Reconstruction | None = None,
-) -> Evaluator:
-    """Return an evaluator that measures the divergence from the dense outputs on train images.
-
-    For what a policy may know of a network that it is applied to: no label, no search image.
-
-    Args:
-        model: the dense network.
-        graph: its structure.
-        train: images; ``UNLABELLED_IMAGES`` of them are drawn, others than those that calibrate
-            if there are enough.
-        calibration_images: images that recalibrate batch norm.
-        seed: fixes the images.
-        device: where networks run.
-        reconstruction: changes the weights that stay; None = they stay as they are.
-    """
-    drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).flip(0)
-    return Evaluator(
-        model,
-        graph,
-        search=SearchSplit(train.source, train.index[drawn[:UNLABELLED_IMAGES]]),
-        calibration=train,
-        num_calibration=calibration_images,
-        seed=seed,
-        device=device,
-        kl=True,
-        reconstruction=reconstruction,
-    )
-
-
-def measure_divergence(
-    evaluator: Evaluator, mask: ChannelMask, subset: Tensor | None = None
-) -> float:
-    """Return a mask's KL divergence from the dense outputs in nats; the evaluator measures it."""
-    value = evaluator.evaluate(mask, subset).kl
-    assert value is not None
-    return value
+@criterion("apoz", of_the_layer=True)
+def share_of_non_zeros(given: Given) -> Float64Array:
+    """Return the share of non-zero activations: mostly zero = unimportant (arXiv 1607.03250)."""
+    return 1.0 - given.statistics["apoz"].astype(np.float64)
