@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prunegraph.artefacts import export
+    from prunegraph.artefacts.export import export
     from prunegraph.artefacts.pruned import PrunedInfo, load_pruned, save_pruned
     from prunegraph.core.budget import Budget, Cost
     from prunegraph.core.errors import PruneGraphError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from prunegraph.layerwise.sequential import LayerwiseReconstruction
     from prunegraph.runs.custom_search import search
     from prunegraph.runs.prune import PruneResult, prune
-    from prunegraph.training import loop as finetune
+    from prunegraph.training.loop import finetune
     from prunegraph.training.slimmable import Subnets
 
 __version__ = "0.1.0"
@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "prunegraph.artefacts": ("export",),
+    "prunegraph.artefacts.export": ("export",),
     "prunegraph.artefacts.pruned": (
         "PrunedInfo",
         "load_pruned",
@@ -76,11 +76,7 @@ _HOMES = {
         "PruneResult",
         "prune",
     ),
-    "prunegraph.training": (
-        "loop",
-        "as",
-        "finetune",
-    ),
+    "prunegraph.training.loop": ("finetune",),
     "prunegraph.training.slimmable": ("Subnets",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -1,5 +1,6 @@
 """The entry of ``prunegraph`` and ``python -m prunegraph``."""
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: words after ``prunegraph``; default: those of the process.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path may hold what the terminal cannot show
+        sys.stdout.reconfigure(errors="backslashreplace")
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is loaded
     return cli.main(arguments)

@@ -6,6 +6,17 @@ from torch_geometric.data import Data
 from torch_geometric.nn import GATv2Conv
 
 
+class Convolution(GATv2Conv):
+    """GATv2 without the code that PyG generates for TorchScript.
+
+    A process leaves two files of such code in the temporary folder, for ever. What is computed, and
+    the time it takes, is the same.
+    """
+
+    def _set_jittable_templates(self, raise_on_error: bool = False) -> None:
+        del raise_on_error
+
+
 class RelationalAttentionLayer(nn.Module):
     """One round of messages: a GATv2 convolution a relation, summed, then a feed-forward block.
 
@@ -27,7 +38,7 @@ class RelationalAttentionLayer(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(hidden)
         self.convolutions = nn.ModuleList(
-            GATv2Conv(hidden, hidden // heads, heads=heads, add_self_loops=False)
+            Convolution(hidden, hidden // heads, heads=heads, add_self_loops=False)
             for _ in range(num_relations)
         )
         self.feed_forward = nn.Sequential(

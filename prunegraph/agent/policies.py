@@ -21,7 +21,15 @@ from prunegraph.agent.ppo import ChannelPPO
 from prunegraph.core.errors import ArtefactError, ConfigError, first_line
 from prunegraph.core.files import POLICY_FILE, write_bytes, write_json
 from prunegraph.core.masks import FloatArray
-from prunegraph.core.reading import checked, holds_numbers, parse_json, read_json, read_safetensors
+from prunegraph.core.reading import (
+    checked,
+    holds_numbers,
+    parse_json,
+    parse_safetensors,
+    read_bytes,
+    read_json,
+    read_safetensors,
+)
 from prunegraph.graph.features import LAST_NAMES
 
 SCHEMA = 3
@@ -29,6 +37,9 @@ SCHEMA = 3
 
 POLICY_SCHEMA = 2
 """Of policies; 1 read the sensitivity of groups as a loss on search images."""
+
+MAX_POLICY_BYTES = 256 * 1024**2
+"""The shipped policy is a five-hundredth of it."""
 
 POLICY = {
     "schema": int,
@@ -115,17 +126,17 @@ def load_policy(path: Path | str, *, expected: NetworkConfig | None = None) -> T
         raise ArtefactError(msg)
     config, digest = record["network"], record["weights"]["sha256"]
     _check_schema(weights_path, config, expected or NetworkConfig())
-    content = _read_bytes(weights_path)
+    content = read_bytes(weights_path, MAX_POLICY_BYTES)
     if hashlib.sha256(content).hexdigest() != digest:
         msg = f"{weights_path} is not the file that its JSON describes: it is damaged or swapped"
         raise ArtefactError(msg)
+    tensors = parse_safetensors(content, weights_path)
     try:
-        tensors = safetensors.torch.load(content)
         with torch.device("meta"):  # sizes that lie cost no memory
             network = PruningNetwork(config)
         owned = {name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}
         network.load_state_dict(owned, assign=True)
-    except Exception as error:  # a header that lies makes the reader raise about anything
+    except Exception as error:  # tensors that do not fit make torch raise about anything
         msg = f"{weights_path} does not fit its JSON: {first_line(error)}"
         raise ArtefactError(msg) from error
     for name, tensor in tensors.items():
@@ -245,11 +256,3 @@ def _tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _weights_path(path: Path | str) -> Path:
     path = Path(path)
     return path if path.suffix == ".safetensors" else path / POLICY_FILE
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        msg = f"cannot read the policy {path}: {error.strerror or error}"
-        raise ArtefactError(msg) from error

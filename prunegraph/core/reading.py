@@ -6,13 +6,15 @@ ends in one ArtefactError that names it.
 
 import dataclasses
 import json
+import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -20,6 +22,18 @@ from prunegraph.core.errors import ArtefactError
 
 MAX_JSON_BYTES = 16 * 1024**2
 """The largest that we write is a hundredth of it; what it can hold takes 400 MB at most."""
+
+MAX_HEADER_BYTES = 100 * 10**6
+"""The largest header that safetensors itself reads."""
+
+MAX_TENSORS = 100_000
+"""Tensors of a file; the largest language models have as many in all their files together."""
+
+MAX_IMAGE_SIZE = 2048
+"""Side of an image that a file or an option may ask for: a batch of 128 takes 6 GB then."""
+
+_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+"""A JSON text, or one without an end; possessive, so that no text takes more than one pass."""
 
 MAX_INTEGER = 2**63
 """Larger counts and seeds fit no tensor, and overflow when they are divided."""
@@ -48,9 +62,20 @@ def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
     Raises:
         ArtefactError: it is missing, no regular file, too large, or not UTF-8.
     """
-    if not path.is_file():  # a pipe or a device would never end
-        msg = f"there is no file {path}: check the path"
-        raise ArtefactError(msg)
+    try:
+        return read_bytes(path, limit).decode()
+    except UnicodeDecodeError as error:
+        msg = f"{path} is damaged: it is no text ({error}); copy it again"
+        raise ArtefactError(msg) from error
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """Return what a file of at most ``limit`` bytes holds.
+
+    Raises:
+        ArtefactError: it is missing, no regular file, or too large.
+    """
+    check_file(path)
     try:
         with path.open("rb") as stream:
             content = stream.read(limit + 1)
@@ -60,11 +85,14 @@ def read_text(path: Path, limit: int = MAX_JSON_BYTES) -> str:
     if len(content) > limit:
         msg = f"{path} is larger than {limit:,} bytes, which no file of its kind is: replace it"
         raise ArtefactError(msg)
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        msg = f"{path} is damaged: it is no text ({error}); copy it again"
-        raise ArtefactError(msg) from error
+    return content
+
+
+def check_file(path: Path) -> None:
+    """Raise ArtefactError for what is no regular file: a pipe or a device would never end."""
+    if not path.is_file():
+        msg = f"there is no file {path}: check the path"
+        raise ArtefactError(msg)
 
 
 def parse_json(text: str, path: Path, *, finite: bool = True) -> Any:
@@ -227,15 +255,55 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors and the metadata of a safetensors file.
 
     Raises:
-        ArtefactError: the file is missing, truncated or no safetensors file.
+        ArtefactError: the file is missing, no regular file, truncated or no safetensors file, or
+            lists too many tensors.
     """
-    if not path.is_file():
-        msg = f"there is no file {path}: check the path"
-        raise ArtefactError(msg)
+    check_file(path)
     try:
+        with path.open("rb") as stream:
+            _check_header(stream.read(8), stream.read, path)
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
             return tensors, dict(file.metadata() or {})
+    except ArtefactError:
+        raise
     except Exception as error:  # a header that lies makes the reader raise about anything
-        msg = f"{path} is truncated or no safetensors file ({error}): download or make it again"
-        raise ArtefactError(msg) from error
+        raise _not_safetensors(path, error) from error
+
+
+def parse_safetensors(content: bytes, path: Path) -> dict[str, Tensor]:
+    """Return the tensors in the bytes of a safetensors file, as ``read_bytes`` returns them.
+
+    Args:
+        content: the bytes.
+        path: the file that they come from, for messages.
+
+    Raises:
+        ArtefactError: they are truncated or no safetensors file, or list too many tensors.
+    """
+    _check_header(content[:8], lambda size: content[8 : 8 + size], path)
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load(content)
+    except Exception as error:  # a header that lies makes the reader raise about anything
+        raise _not_safetensors(path, error) from error
+    return tensors
+
+
+def _check_header(length: bytes, read: Callable[[int], bytes], path: Path) -> None:
+    """Raise ArtefactError if a header lists more tensors than any file has; it is not parsed.
+
+    Args:
+        length: the first 8 bytes of the file.
+        read: returns as many of the bytes that follow.
+        path: the file.
+    """
+    header = read(min(int.from_bytes(length, "little"), MAX_HEADER_BYTES))
+    if _TEXT.sub(b"", header).count(b"{") > MAX_TENSORS:
+        msg = f"{path} lists more than {MAX_TENSORS:,} tensors, which no network has: replace it"
+        raise ArtefactError(msg)
+
+
+def _not_safetensors(path: Path, error: Exception) -> ArtefactError:
+    return ArtefactError(
+        f"{path} is truncated or no safetensors file ({error}): download or make it again"
+    )

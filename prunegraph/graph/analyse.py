@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.ao.nn.quantized import FloatFunctional
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prunegraph.core.errors import ConfigError, ModelError, PruneGraphError, first_line
 from prunegraph.core.seeding import seeded
@@ -285,6 +285,9 @@ def _record(
         message = first_line(error)
         frame = failing_frame(model, error)
         where = type(model).__name__ if frame is None else frame[0] or type(model).__name__
+        if any(isinstance(leaf, np.ndarray) for leaf in tree_leaves(example_inputs)):
+            msg = f"{type(model).__name__} fails on NumPy arrays: give torch.from_numpy of them"
+            raise ModelError(msg) from error
         if (operator := re.search(r"(?:HigherOrderOperator|HOP) (\w+)", message)) is not None:
             msg = (
                 f"{where} calls {operator[1]}, inside which nothing can be followed: analyse it "

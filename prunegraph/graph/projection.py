@@ -20,6 +20,12 @@ def why_no_less(graph: "StructureGraph", round_to: int | None) -> str:
     return f"each group keeps its {least}; frozen: {'; '.join(reasons) or 'nothing'}"
 
 
+def _check_budget(budget: object) -> None:
+    if not isinstance(budget, Budget):
+        msg = f"{budget!r} is no budget: give prunegraph.Budget, such as Budget(keep_macs=0.5)"
+        raise BudgetError(msg)
+
+
 def _check_reachable(graph: "StructureGraph", keep: BoolArray, budget: Budget) -> None:
     totals = graph.cost_model.totals(keep.astype(np.float64))
     dense = graph.cost_model.totals(np.ones(graph.num_units))
@@ -63,10 +69,11 @@ def project(graph: "StructureGraph", scores: FloatArray, budget: Budget) -> Chan
         budget: what may remain.
 
     Raises:
-        BudgetError: the budget is below what must stay (the message says the least), holds a
-            latency that the structure does not predict, or is one of single weights.
+        BudgetError: the budget is no ``Budget``, below what must stay (the message says the least),
+            holds a latency that the structure does not predict, or is one of single weights.
         MaskError: scores of another shape, or not finite.
     """
+    _check_budget(budget)
     budget.check_channels()
     if budget.max_latency is not None and graph.latency_model is None:
         msg = "max_latency is met by measuring: use graph.costs.latency_budget.project_latency"

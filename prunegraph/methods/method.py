@@ -3,17 +3,19 @@
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 from torch import nn
 
 from prunegraph.core.budget import Budget
-from prunegraph.core.errors import ConfigError
+from prunegraph.core.errors import ConfigError, ModelError
 from prunegraph.core.masks import ChannelMask, FloatArray
 from prunegraph.core.task import Task
+from prunegraph.core.weight_mask import WeightMask
 from prunegraph.evaluation.evaluator import Evaluator
+from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.costs.latency import LatencyTable
 from prunegraph.graph.costs.latency_budget import project_budget
@@ -33,36 +35,62 @@ class Problem:
 
     Attributes:
         task: the dense network, which no method changes, its data, and what counts as good.
-        graph: its structure.
+        structure: its structure graph; None where single weights become zero.
         budget: what may remain.
-        evaluator: scores masks on the search split and counts the networks run.
         statistics: measured arrays ``[N]`` by name, each measured when it is first asked for.
-        unlabelled: compares outputs with the dense network's on train data, without labels.
-        new_evaluator: returns an evaluator as ``evaluator`` that has counted nothing yet.
+        make_evaluator: returns an evaluator that has counted nothing yet, but what a log knows.
+        make_unlabelled: returns what compares outputs with the dense network's, without labels.
         seed: fixes every random choice of the method.
         max_networks: pruned networks that the method may run.
         subset_size: search samples that a method scores its candidates on; None = its own number.
         latency: layer times measured before, used if the budget holds a latency; default: measured
             when they are needed.
         timed: the network as it is timed, if not as the task holds it.
+        log: what an earlier start of the method measured.
         folder: where a long method keeps its checkpoints; None: it keeps none.
         progress: called with the number of networks run and what the method says of itself.
     """
 
     task: Task
-    graph: StructureGraph
+    structure: StructureGraph | None
     budget: Budget
-    evaluator: Evaluator
     statistics: Mapping[str, FloatArray]
-    unlabelled: Evaluator
-    new_evaluator: Callable[[], Evaluator]
+    make_evaluator: Callable[[OutcomeLog | None], Evaluator]
+    make_unlabelled: Callable[[], Evaluator]
     seed: int = 0
     max_networks: int = 0
     subset_size: int | None = None
     latency: LatencyTable | None = None
     timed: nn.Module | None = None
+    log: OutcomeLog | None = None
     folder: Path | None = None
     progress: Callable[[int, str], None] | None = None
+
+    @property
+    def graph(self) -> StructureGraph:
+        """The structure graph.
+
+        Raises:
+            ModelError: there is none.
+        """
+        if self.structure is None:
+            msg = f"{self.task.name} has no structure graph, and channels are chosen by it"
+            raise ModelError(msg)
+        return self.structure
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        """Scores masks on the search split and counts the networks run."""
+        return self.make_evaluator(self.log)
+
+    def new_evaluator(self) -> Evaluator:
+        """Return an evaluator that scores masks alike and has counted nothing yet."""
+        return self.make_evaluator(None)
+
+    @cached_property
+    def unlabelled(self) -> Evaluator:
+        """Compares outputs with the dense network's on train data: no label, no search sample."""
+        return self.make_unlabelled()
 
     def project(self, scores: FloatArray, budget: Budget | None = None) -> ChannelMask:
         """Return the mask of the best scores ``[N]`` within the budget, a latency included."""
@@ -110,10 +138,16 @@ class Result:
         details: what a report tells of it besides, as JSON values.
     """
 
-    mask: ChannelMask
+    mask: ChannelMask | WeightMask
     model: nn.Module | None = None
     networks: int = 0
     details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def channels(self) -> ChannelMask:
+        """The mask of a method that chooses channels."""
+        assert isinstance(self.mask, ChannelMask)
+        return self.mask
 
 
 class Method(Protocol):
@@ -179,7 +213,9 @@ class ChannelMethod:
 
         Raises:
             ConfigError: too few networks.
+            BudgetError: the budget is one of single weights.
         """
+        problem.budget.check_channels()
         name = getattr(self, "name", type(self).__name__)
         needed = self.networks_needed(problem.graph)
         if problem.max_networks < needed:

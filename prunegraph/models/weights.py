@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from prunegraph.core.errors import ArtefactError
 from prunegraph.core.files import write_bytes, write_json
-from prunegraph.core.reading import FLOATS, checked, holds_numbers, read_json, read_safetensors
+from prunegraph.core.reading import (
+    FLOATS,
+    MAX_IMAGE_SIZE,
+    checked,
+    holds_numbers,
+    read_json,
+    read_safetensors,
+)
 
 TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".tar")
 AVERAGES = ("state_dict_ema", "model_ema")  # moving averages, which training scripts validate
@@ -129,6 +136,10 @@ def weights_info(path: Path | str) -> WeightsInfo | None:
     content = checked(content, {"arch": str}, str(path))
     dataset = content.get("dataset")
     mean, std = _normalisation(path, content.get("normalisation"))
+    size = content.get("image_size")
+    if size is not None and not 1 <= checked(size, int, f"{path}: image_size") <= MAX_IMAGE_SIZE:
+        msg = f"{path}: image_size is {size}, it must lie in 1 to {MAX_IMAGE_SIZE}"
+        raise ArtefactError(msg)
     known = ("arch", "dataset", "normalisation")
     return WeightsInfo(
         arch=content["arch"],

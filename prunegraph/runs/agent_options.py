@@ -8,11 +8,10 @@ from prunegraph.agent.network import NetworkConfig
 from prunegraph.agent.policies import TrainedPolicy
 from prunegraph.agent.train import AgentConfig
 from prunegraph.core.budget import Budget
-from prunegraph.core.errors import ArtefactError, BudgetError, ConfigError
+from prunegraph.core.errors import ArtefactError, BudgetError
 from prunegraph.core.reading import checked
 from prunegraph.env import EnvConfig
 from prunegraph.graph import StructureGraph
-from prunegraph.graph.features import LAST_NAMES
 from prunegraph.rewards import RewardConfig
 from prunegraph.runs.adapt import num_adapt_networks
 from prunegraph.runs.bench import num_probes
@@ -129,41 +128,27 @@ def agent_config(
         seed: of policy, episodes and image subsets.
         initial: the policy to begin with: the network is as large as its own, and explores less.
         budgets: that are searched for: below those that it was taught it explores further.
-
-    Raises:
-        ConfigError: refinements are asked for, of which that policy knows nothing.
     """
-    if (
-        initial is not None
-        and options.refinements
-        and not {*LAST_NAMES} <= {*initial.network.config.feature_names}
-    ):
-        msg = (
-            f"the policy {options.policy} was taught without refinements: leave --refinements or "
-            "--policy away"
-        )
-        raise ConfigError(msg)
+    own = options.agent
     reward = RewardConfig(
-        self_competition=options.self_competition,
-        metric=options.metric,
-        constraint=options.constraint,
+        self_competition=own.self_competition,
+        metric=own.metric,
+        constraint=own.constraint,
         floor=SEARCH_FLOOR,
     )
-    one_step = options.granularity == "network" and options.constraint == "bias"
+    one_step = own.granularity == "network" and own.constraint == "bias"
     names = tuple(name for name in NetworkConfig.feature_names if name not in UNREAD)
-    names += LAST_NAMES if options.refinements else ()
     ppo = PPOConfig(
-        learning_rate=options.learning_rate,
-        surrogate_steps=options.surrogate_steps * one_step,
-        swaps=options.swaps,  # none without predicted steps
+        learning_rate=own.learning_rate,
+        surrogate_steps=own.surrogate_steps * one_step,
+        swaps=own.swaps,  # none without predicted steps
     )
     return AgentConfig(
         network=NetworkConfig(feature_names=names) if initial is None else initial.network.config,
         ppo=ppo if initial is None else from_policy(ppo, initial, budgets),
         reward=reward,
-        episodes_per_update=options.update_size // (1 + options.refinements),
-        per_group=options.granularity == "group",
-        refinements=options.refinements,
+        episodes_per_update=own.update_size,
+        per_group=own.granularity == "group",
         seed=seed,
     )
 
@@ -182,8 +167,7 @@ def env_config(
     return EnvConfig(
         reward=config.reward,
         per_group=config.per_group,
-        refinements=config.refinements,
-        subset_size=options.subset or DEFAULT_SUBSET,
+        subset_size=options.agent.subset or DEFAULT_SUBSET,
         episodes_per_subset=config.episodes_per_update,
         budgets=search_budgets(options, budget),
         external_reward=True,

@@ -62,7 +62,7 @@ class SearchSummary:
 
 def agent_name(options: SearchOptions) -> str:
     """Return the name of the agent's rows."""
-    return f"{AGENT}/{options.self_competition}"
+    return f"{AGENT}/{options.agent.self_competition}"
 
 
 def agent_rows(options: SearchOptions, *, controls: bool = True) -> set[str]:

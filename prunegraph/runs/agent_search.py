@@ -164,7 +164,7 @@ def search(
     networks += sum(evaluator.num_networks for evaluator in tables[0].evaluators) - before
     seconds, evaluation_seconds = clock.read(evaluators)
     path = folder.checkpoint(f"policy-{label}.safetensors")
-    steps = options.distill_steps * options.networks if options.learning_rate else 0
+    steps = options.agent.distill_steps * options.networks if options.agent.learning_rate else 0
     distill_targets = found_distill_targets(result, benches, options)
     with console.progress(
         f"teach the policy, seed {seed}", num_steps(distill_targets, steps)
@@ -329,7 +329,7 @@ def _tables(benches: Sequence[Bench], config: AgentConfig, pool: Pool | None) ->
     names = config.network.feature_names
     features = [cache(partial(bench.node_features, names=names)) for bench in benches]
     evaluators: list[list[SearchEvaluator]]
-    stepwise = config.per_group or config.refinements > 0  # one after another
+    stepwise = config.per_group  # one after another
     if pool is None or stepwise:
         evaluators = [[bench.evaluator() for bench in benches]]
     else:

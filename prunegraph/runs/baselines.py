@@ -280,7 +280,8 @@ def _sampler_batch(
     stores: Sequence[CandidateStore], options: SearchOptions, seeds: Sequence[int]
 ) -> Batch:
     """Return what finds the best of N that the agent draws: nothing learns, nothing is planned."""
-    idle = dataclasses.replace(options, learning_rate=0.0, swaps=0)
+    still = dataclasses.replace(options.agent, learning_rate=0.0, swaps=0)
+    idle = dataclasses.replace(options, agent=still)
     return Batch(
         label="searches of the sampler",
         job=search_job,

@@ -189,8 +189,8 @@ class Bench:
             num_calibration=self.options.calibration_images,
             seed=self.seed,
             device=target.device,
-            kl=search.metric == "kl",
-            soft=search.metric == "soft_accuracy",
+            kl=search.agent.metric == "kl",
+            soft=search.agent.metric == "soft_accuracy",
             reconstruction=self.reconstruction,
             quick_reconstruction=self.quick_reconstruction,
             log=log,
@@ -277,7 +277,7 @@ class Bench:
             example_inputs=self.target.example_inputs,
             seed=seed,
             max_networks=max_networks,
-            subset_size=self._search_options.subset,
+            subset_size=self._search_options.agent.subset,
             latency=self.latency_table,
         )
 

@@ -101,7 +101,7 @@ def check_searches(target: Target, config: CompareConfig) -> None:
     """Raise an error if the agent or a baseline could not do its work with so many networks."""
     if config.ray is not None:
         load_ray()
-    if config.agent or SAMPLER in wanted(config):
+    if not config.no_agent or SAMPLER in wanted(config):
         check_networks([target], config, config.budget())
     check_baselines(wanted(config), target.graph, config.networks)
 
@@ -128,11 +128,11 @@ def _stage_one(config: CompareConfig, jobs: Jobs) -> Outcome:
     store = CandidateStore(jobs.place.folders[0].checkpoint("candidates.json"), bench.target.graph)
     seeds = seeds_of(config)
     batches = [*baseline_batches([store], wanted(config), config, seeds=seeds)]
-    if config.agent:
+    if not config.no_agent:
         batches.insert(0, agent_batch(jobs.place, [store], config, seeds=seeds))
     jobs.run(*batches)
     settle(bench, store, jobs.place.folders[0], jobs.place.console)
-    if not config.agent:
+    if config.no_agent:
         return Outcome(candidates=list(store))
     summary = agent_summary(jobs.place, [store], config, seeds=seeds)
     add_beginnings(bench, store, config, seeds)
@@ -231,7 +231,7 @@ class Plan:
 def make_plan(bench: Bench, config: CompareConfig) -> Plan:
     """Measure how fast networks are evaluated and trained, and predict what all will take."""
     evaluator = bench.evaluator()
-    subset = evaluator.draw_subset(config.subset or DEFAULT_SUBSET, config.seed)
+    subset = evaluator.draw_subset(config.agent.subset or DEFAULT_SUBSET, config.seed)
     scores = np.random.default_rng(0).random((2, bench.target.graph.num_units), dtype=np.float32)
     for row in scores:  # the first network measures, too, what all later ones need
         outcome = evaluator.evaluate(bench.project(row, bench.budget), subset)
@@ -245,12 +245,12 @@ def make_plan(bench: Bench, config: CompareConfig) -> Plan:
         per_image = trained.seconds / len(train)
     names = set(wanted(config))
     searched, chosen = {*filter(searches, names)}, names & {*heuristics(), *TORCH_PRUNING}
-    num_searches = (config.agent + len(searched)) * config.seeds
+    num_searches = (len(searched) + (not config.no_agent)) * config.seeds
     others = len(chosen & {*ALWAYS}) + bool(chosen - {*ALWAYS})
     finetuned = 1 + min(len(searched), BEST_SEARCHES) + others
     if config.finetune_best:
         finetuned = 2
-    finetuned += config.agent * (1 if config.finetune_best else 1 + len(CONTROL_CRITERIA))
+    finetuned += (not config.no_agent) * (1 if config.finetune_best else 1 + len(CONTROL_CRITERIA))
     finetunes = finetuned * len(finetune_seeds_of(config)) * bool(bench.recipe().epochs)
     return Plan(
         searches=num_searches,

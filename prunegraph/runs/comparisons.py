@@ -45,8 +45,7 @@ def run_comparisons(config: ComparisonsConfig, console: Console) -> dict[str, An
         if member.finished:
             open_run(part, part.out, "")  # raises if it was made with other options
     if folder.finished and all(member.finished for member in members):
-        for each in (folder, *members):
-            each.finish()  # in case that the run was killed before it did
+        folder.finish(members)  # in case that the run was killed before it did
         console.say(f"{folder.path} is finished; this is its summary (a new --out runs it anew)")
         check_same_dense(parts, members)
         try:
@@ -110,8 +109,7 @@ def _run(
             run_compare(part, console)
         check_same_dense(parts, members)
         summary = write_summary(config, folder, members)
-        for each in (folder, *members):
-            each.finish()
+        folder.finish(members)
     return summary
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunegraph.agent.options import AgentOptions
 from prunegraph.agent.train import train_agent
 from prunegraph.artefacts.pruned import WEIGHTS_SUFFIX
 from prunegraph.core.budget import Budget
@@ -41,7 +42,7 @@ from prunegraph.runs.custom_evaluator import CustomEvaluator
 from prunegraph.runs.options.config import SearchOptions
 from prunegraph.runs.policies import find_policy
 from prunegraph.runs.predicted_latency import layer_times
-from prunegraph.runs.prune import PruneResult, structure_report, warn_if_unequal
+from prunegraph.runs.prune import PruneResult, check_loader, structure_report, warn_if_unequal
 from prunegraph.runs.report.speed import latencies
 from prunegraph.tasks.batches import joined, num_samples
 from prunegraph.tasks.classification import model_device
@@ -125,7 +126,9 @@ def search(
     if checkpoint is not None and Path(checkpoint).suffix != WEIGHTS_SUFFIX:
         msg = f"checkpoint={checkpoint} must end in {WEIGHTS_SUFFIX}: the scores go beside it"
         raise ConfigError(msg)
-    config = agent_config(SearchOptions(metric="accuracy"), seed, initial, (budget,))
+    config = agent_config(
+        SearchOptions(agent=AgentOptions(metric="accuracy")), seed, initial, (budget,)
+    )
     config = replace(config, max_memory=max_memory, max_latency=max_latency)
     names = config.network.feature_names
     tried = (NUM_PRIORS if "start" in names else 0) + (num_adapt_networks(names) if initial else 0)
@@ -223,6 +226,7 @@ def _batches(calibration_data: Iterable[Any], most: int) -> list[Any]:
     Raises:
         DataError: there are none.
     """
+    check_loader(calibration_data)
     batches = list(itertools.islice(calibration_data, most))
     if batches and not isinstance(calibration_data, Tensor):
         return batches

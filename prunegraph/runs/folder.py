@@ -3,7 +3,7 @@
 import hashlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +90,22 @@ class RunFolder:
         """True if the report or summary is written, which is the last thing that a run does."""
         return any(self.file(name).is_file() for name in (REPORT_FILE, SUMMARY_FILE))
 
+    def check_links(self) -> None:
+        """Raise ArtefactError for a linked folder below it that lies elsewhere, where none writes.
+
+        A link to a file is no way out: files are written beside it and take its place.
+        """
+        whole = self.path.resolve()
+        for path in self.path.rglob("*"):  # which follows no links
+            if path.is_symlink() and not path.is_file():
+                if path.resolve().is_relative_to(whole):
+                    continue
+                msg = (
+                    f"{path} is a link that leaves the run folder, and nothing is written through "
+                    "it: remove the link, or name a new --out"
+                )
+                raise ArtefactError(msg)
+
     @contextmanager
     def started(self, config: CommonConfig) -> Iterator[None]:
         """Work in the folder: make it, lock it, write the options into it.
@@ -98,8 +114,9 @@ class RunFolder:
 
         Raises:
             ConfigError: another run is at work in it.
-            ArtefactError: it cannot be written.
+            ArtefactError: it cannot be written, or a link in it leads out of it.
         """
+        self.check_links()
         existed, held, useless = self.path.exists(), False, False
         try:
             with locked(self.checkpoint(LOCK_FILE), str(self.path)):
@@ -127,11 +144,18 @@ class RunFolder:
             if path.is_file()
         )
 
-    def finish(self) -> None:
-        """Remove what only an interrupted run needs, in the folders of further networks too."""
-        members = [path for path in self.path.iterdir() if MEMBER.fullmatch(path.name)]
-        for folder in (self.path, *members):
-            shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
+    def finish(self, members: Sequence["RunFolder"] = ()) -> None:
+        """Remove what only an interrupted run needs; no link is followed.
+
+        Args:
+            members: the folders in it that hold further networks of the run.
+
+        Raises:
+            ArtefactError: a link in it leads out of it.
+        """
+        self.check_links()
+        for folder in (self, *members):
+            shutil.rmtree(folder.path / WORK_FOLDER, ignore_errors=True)
         remove_temporaries(self.path.rglob(".*.tmp"))
 
     def digests(self) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError, DataError, ModelError
@@ -226,6 +227,7 @@ def _gather(
     model: nn.Module, batches: Iterable[Batch], num_images: int, channels: int | None
 ) -> LoadedImages:
     """Return the first images of a loader, labelled by the network itself where it has none."""
+    check_loader(batches)
     images: list[Tensor] = []
     labels: list[Tensor] = []
     count = 0
@@ -276,6 +278,19 @@ def _gather(
         )
         raise DataError(msg)
     return source
+
+
+def check_loader(data: object) -> None:
+    """Raise DataError for what yields no batches: a data set yields one sample at a time."""
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        msg = (
+            f"calibration_data is a data set ({type(data).__name__}), which gives one sample at a "
+            "time: give torch.utils.data.DataLoader(it, batch_size=128, shuffle=True)"
+        )
+        raise DataError(msg)
+    if not isinstance(data, Iterable):
+        msg = f"calibration_data is a {type(data).__name__}: give a loader of training images"
+        raise DataError(msg)
 
 
 def _answers(model: nn.Module, images: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def run_train(config: TrainConfig, console: Console) -> dict[str, Any]:
             finalise(config, bench, outcome, member, console)
             for bench, outcome, member in reversed(parts)
         ]  # the run folder's own report comes last: it says that the run is finished
-        folder.finish()
+        folder.finish(members[1:])
         console.say(verdict_line(reports[-1]))
         console.say(f"written to {folder.path}")
         return reports[-1]
@@ -135,12 +135,12 @@ def check_networks(targets: Sequence[Target], options: SearchOptions, budget: Bu
     agent = agent_config(options, 0, given_policy(options))
     env_config(options, agent, 0, budget)
     if agent.per_group and len({len(target.graph.free_groups) for target in targets}) > 1:
-        msg = "--granularity group takes networks of one number of groups: leave it away"
+        msg = "--agent.granularity group takes networks of one number of groups: leave it away"
         raise ConfigError(msg)
     names = agent.network.feature_names
     probes = [probes_of(target.graph, names, options, budget) + FINALISTS for target in targets]
     cells = len(targets) * max(len(options.budgets), 1)
-    update = options.update_size + min(cells, options.update_size)
+    update = options.agent.update_size + min(cells, options.agent.update_size)
     least = math.ceil((sum(probes) + update) / len(targets))
     if options.networks < least:
         msg = f"networks={options.networks} allows no update of the policy: give at least {least}"

@@ -9,9 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from prunegraph.artefacts import export
-from prunegraph.artefacts import export as export_function
-from prunegraph.artefacts.export import SUFFIXES
+from prunegraph.artefacts.export import SUFFIXES, export
+from prunegraph.artefacts.export import export as export_function
 from prunegraph.core.errors import ConfigError, ExportError
 from prunegraph.core.masks import ChannelMask
 from prunegraph.graph import StructureGraph

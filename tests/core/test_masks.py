@@ -59,6 +59,8 @@ def test_overlap_is_the_share_of_the_smaller_mask() -> None:
         first.nested(ChannelMask(np.array([True] * 3)))
 
 
-def test_the_digest_tells_sizes_apart() -> None:
-    short, long = ChannelMask(np.zeros(3, dtype=bool)), ChannelMask(np.zeros(8, dtype=bool))
-    assert short.digest() != long.digest()
+def test_masks_of_other_sizes_have_other_names_though_their_bits_are_packed_alike() -> None:
+    short, long = np.ones(9, dtype=bool), np.array([True] * 9 + [False] * 3)
+    assert np.array_equal(np.packbits(short), np.packbits(long))
+    assert ChannelMask(short).digest() != ChannelMask(long).digest()
+    assert ChannelMask(short) != ChannelMask(long)

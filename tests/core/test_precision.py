@@ -10,8 +10,7 @@ from prunegraph.core.precision import as_elsewhere, autocasting, computes_bfloat
 from prunegraph.core.splits import Dataset
 from prunegraph.layerwise.recalibrate import recalibrate_bn
 from prunegraph.tasks.classification import evaluate
-from prunegraph.training import loop as finetune
-from prunegraph.training.loop import FinetuneConfig
+from prunegraph.training.loop import FinetuneConfig, finetune
 
 
 class Watched(nn.Sequential):

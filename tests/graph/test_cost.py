@@ -71,6 +71,16 @@ def test_two_budgets_at_once_the_tightest_counts() -> None:
     assert cost.macs < 0.55 * graph.dense_cost.macs
 
 
+def test_a_number_is_no_budget() -> None:
+    graph = graph_of("resnet20")
+    scores = np.zeros(graph.num_units, dtype=np.float32)
+    message = r"0\.5 is no budget: give prunegraph\.Budget, such as Budget\(keep_macs=0\.5\)"
+    with pytest.raises(BudgetError, match=message):
+        graph.project(scores, 0.5)  # type: ignore[arg-type]
+    with pytest.raises(BudgetError, match=message):
+        graph.repair(scores > 0, 0.5, np.random.default_rng(0))  # type: ignore[arg-type]
+
+
 def test_an_impossible_budget_says_the_least_that_can() -> None:
     graph = graph_of("resnet20")
     scores = np.zeros(graph.num_units, dtype=np.float32)

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -167,6 +168,14 @@ def test_an_assertion_of_the_forward_is_one_line() -> None:
 
     with pytest.raises(ModelError, match=r"the forward of Picky fails in .* Input size doesn't"):
         analyse(Picky().eval(), torch.rand(2, 3, 6, 6))
+
+
+@pytest.mark.parametrize("inside", [lambda x: x, lambda x: (x,), lambda x: {"x": x}])
+def test_numpy_arrays_are_no_example_inputs(inside: Callable[[object], object]) -> None:
+    example = inside(np.zeros((2, 3, 6, 6), dtype=np.float32))
+    message = "Net fails on NumPy arrays: give torch.from_numpy of them"
+    with pytest.raises(ModelError, match=f"^{message}$"):
+        analyse(Net().eval(), example)  # type: ignore[arg-type]
 
 
 def test_a_model_is_as_it_was_after_an_error() -> None:

@@ -14,12 +14,24 @@ import torch
 from PIL import EpsImagePlugin, Image
 from torch import Tensor, nn
 
+from prunegraph.agent.network import NetworkConfig, PruningNetwork
+from prunegraph.agent.policies import MAX_POLICY_BYTES, TrainedPolicy, load_policy, save_policy
 from prunegraph.cli.main import main
 from prunegraph.core.errors import ArtefactError, ConfigError, DataError, ModelError
-from prunegraph.core.reading import MAX_JSON_BYTES, checked, read_json, read_text
+from prunegraph.core.reading import (
+    MAX_IMAGE_SIZE,
+    MAX_JSON_BYTES,
+    MAX_TENSORS,
+    checked,
+    parse_safetensors,
+    read_json,
+    read_safetensors,
+    read_text,
+)
 from prunegraph.data.decode import decode
 from prunegraph.data.records import Record, scan
 from prunegraph.models import build_model, load_weights
+from prunegraph.models.weights import weights_info
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.yaml_file import read_yaml
 from prunegraph.runs.report.report import methods_table, read_report
@@ -86,6 +98,101 @@ def test_endless_and_large_files_are_not_read(tmp_path: Path) -> None:
         stream.truncate(MAX_JSON_BYTES + 1)  # a hole
     with pytest.raises(ArtefactError, match="is larger than"):
         read_text(tmp_path / "large.json")
+
+
+@pytest.fixture
+def policy_folder(tmp_path: Path) -> Path:
+    save_policy(tmp_path / "policy", TrainedPolicy(PruningNetwork(NetworkConfig())))
+    return tmp_path / "policy"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "large"])
+def test_a_policy_is_a_file_of_a_limited_size(policy_folder: Path, kind: str) -> None:
+    path = policy_folder / "policy.safetensors"
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        with path.open("wb") as stream:
+            stream.truncate(MAX_POLICY_BYTES + 1)  # a hole
+    message = "is larger than" if kind == "large" else r"no file .*policy\.safetensors"
+    with pytest.raises(ArtefactError, match=message):
+        load_policy(policy_folder)
+
+
+def header_of(entries: str) -> bytes:
+    return struct.pack("<Q", len(entries)) + entries.encode()
+
+
+def many_tensors(number: int) -> str:
+    empty = '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    return ",".join(f'"{name}":{empty}' for name in range(number))
+
+
+@pytest.mark.parametrize("escaped", [False, True])
+def test_a_header_of_too_many_tensors_is_not_parsed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, escaped: bool
+) -> None:
+    name = r'"\"{{":' if escaped else '"a":'
+    first = name + '{"dtype":"F32","shape":[0],"data_offsets":[0,0]},'
+    content = header_of("{" + first + many_tensors(MAX_TENSORS) + "}")
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(content)
+
+    def parse(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("safetensors.safe_open", parse)
+    monkeypatch.setattr("safetensors.torch.load", parse)
+    with pytest.raises(ArtefactError, match="lists more than 100,000 tensors"):
+        read_safetensors(path)
+    with pytest.raises(ArtefactError, match="lists more than 100,000 tensors"):
+        parse_safetensors(content, path)
+
+
+def test_braces_in_the_metadata_of_a_header_are_no_tensors(tmp_path: Path) -> None:
+    state = json.dumps(json.dumps([{"a": "{"}] * MAX_TENSORS))
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(header_of('{"__metadata__":{"state":' + state + "}," + many_tensors(2) + "}"))
+    tensors, metadata = read_safetensors(path)
+    assert len(tensors) == 2
+    assert len(json.loads(metadata["state"])) == MAX_TENSORS
+
+
+def test_a_header_that_is_one_text_without_an_end_takes_one_pass(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(header_of('{"' + r"\"" * 10**6))  # two passes a quote would take hours
+    with pytest.raises(ArtefactError, match="no safetensors file"):
+        read_safetensors(path)
+
+
+@pytest.mark.parametrize("size", [0, -5, MAX_IMAGE_SIZE + 1, 10**9, "224"])
+def test_weights_name_a_size_of_images_that_fits_memory(tmp_path: Path, size: object) -> None:
+    path = tmp_path / "w.safetensors"
+    content = {"arch": "resnet20", "dataset": "folder", "image_size": size}
+    path.with_suffix(".json").write_text(json.dumps(content))
+    with pytest.raises(ArtefactError, match="image_size is"):
+        weights_info(path)
+    path.with_suffix(".json").write_text(json.dumps(content | {"image_size": MAX_IMAGE_SIZE}))
+    info = weights_info(path)
+    assert info is not None
+    assert info.extra["image_size"] == MAX_IMAGE_SIZE
+
+
+@pytest.mark.parametrize("odd", [r"\0", r"\ud800"])
+@pytest.mark.parametrize("name", ["weights", "data_dir", "out", "policy"])
+def test_a_path_in_yaml_is_one_that_a_system_takes(
+    tmp_path: Path, name: str, odd: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "options.yaml"
+    path.write_text(f'{name}: "a{odd}b"\n')
+    assert main(["train", "--config", str(path)]) == 2
+    err = capsys.readouterr().err
+    assert f"{name}=" in err
+    assert "holds what no path can hold" in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

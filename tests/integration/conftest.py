@@ -11,8 +11,8 @@ from prunegraph.cli.main import main
 
 ARCH = "digits_resnet8_w4"
 SMALL = (
-    *("--networks", "24", "--update-size", "4", "--subset", "64"),
-    *("--surrogate-steps", "2", "--distill-steps", "1"),
+    *("--networks", "24", "--agent.update-size", "4", "--agent.subset", "64"),
+    *("--agent.surrogate-steps", "2", "--agent.distill-steps", "1"),
     *("--calibration-images", "64", "--finetune-epochs", "2", "--threads", "1"),
 )
 """Options that make a run take about a second."""

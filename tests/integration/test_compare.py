@@ -45,9 +45,9 @@ METHODS = ("l1/uniform", "taylor/per_mac", "taylor/uniform", "l2/global", "cem",
 def words(weights: Path) -> list[str]:
     return [
         *("compare", "--weights", str(weights), "--methods", *METHODS, "--seeds", "2"),
-        *("--networks", "24", "--update-size", "4", "--subset", "64", "--threads", "1"),
+        *("--networks", "24", "--agent.update-size", "4", "--agent.subset", "64", "--threads", "1"),
         *("--calibration-images", "64", "--finetune-epochs", "1"),
-        *("--surrogate-steps", "2", "--distill-steps", "1"),
+        *("--agent.surrogate-steps", "2", "--agent.distill-steps", "1"),
     ]
 
 

@@ -101,7 +101,7 @@ def module(write_module: Callable[[str], str]) -> str:
 def words(weights: Path, *methods: str) -> list[str]:
     return [
         *("compare", "--no-agent", "--weights", str(weights), "--methods", *methods),
-        *("--seeds", "2", "--networks", "24", "--subset", "64", "--threads", "1"),
+        *("--seeds", "2", "--networks", "24", "--agent.subset", "64", "--threads", "1"),
         *("--calibration-images", "64", "--finetune-epochs", "0", "--out", "run"),
     ]
 

@@ -86,13 +86,54 @@ def test_digests_name_a_changed_and_a_missing_file(tmp_path: Path) -> None:
 def test_finish_removes_only_the_checkpoints(tmp_path: Path) -> None:
     folder = open_run(CONFIG, tmp_path / "run", "name")
     start(folder)
-    for path in (folder.path, folder.file("1-resnet20"), folder.file("another-run")):
+    for path in (folder.path, folder.file("1-resnet20"), folder.file("2-other-run")):
         (path / "checkpoints").mkdir(parents=True, exist_ok=True)
         (path / "checkpoints" / "x").write_bytes(b"working file")
-    folder.finish()
+    folder.finish([RunFolder(path=folder.file("1-resnet20"))])
     left = sorted(path.relative_to(folder.path).as_posix() for path in folder.path.rglob("*"))
-    other = [f"another-run{name}" for name in ("", "/checkpoints", "/checkpoints/x")]
+    other = [f"2-other-run{name}" for name in ("", "/checkpoints", "/checkpoints/x")]
     assert left == ["1-resnet20", *other, "config.yaml"]
+
+
+LINKED = ("checkpoints", "plots", "events", "cells", "dense_finetuned", "pruned", "1-resnet20")
+
+
+@pytest.mark.parametrize("name", [*LINKED, "cells/cem-0", "1-resnet20/checkpoints"])
+@pytest.mark.parametrize("step", ["start", "finish"])
+def test_a_link_that_leaves_the_folder_is_refused_and_not_followed(
+    tmp_path: Path, name: str, step: str
+) -> None:
+    folder, member = RunFolder(path=tmp_path / "run"), RunFolder(path=tmp_path / "run/1-resnet20")
+    start(folder)
+    away = tmp_path / "away"
+    (away / "checkpoints").mkdir(parents=True)
+    (away / "checkpoints" / "thesis.txt").write_text("mine")
+    place = folder.file(name)
+    if name == "checkpoints":
+        place.rmdir()
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(away / "checkpoints" if place.name == "checkpoints" else away)
+    with pytest.raises(ArtefactError, match=f"run/{name} is a link that leaves the run folder"):
+        start(folder) if step == "start" else folder.finish([member])
+    found = sorted(path.relative_to(away).as_posix() for path in away.rglob("*"))
+    assert found == ["checkpoints", "checkpoints/thesis.txt"]
+
+
+def test_links_that_lead_nowhere_else_are_left(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "log.txt").touch()
+    (tmp_path / "run").symlink_to(tmp_path / "elsewhere")  # the user's own --out
+    folder = RunFolder(path=tmp_path / "run")
+    start(folder)
+    folder.file("log.txt").symlink_to(tmp_path / "log.txt")
+    folder.file("cells").mkdir()
+    folder.file("plots").symlink_to("cells")
+    start(folder)
+    folder.finish()
+    assert folder.file("plots").is_symlink()
+    folder.file("events").symlink_to(tmp_path / "not-there-yet")
+    with pytest.raises(ArtefactError, match="events is a link that leaves"):
+        start(folder)
 
 
 def test_a_run_that_was_killed_at_its_very_end_is_taken_up(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 import prunegraph as pg
 from prunegraph.agent.network import NetworkConfig, PruningNetwork
@@ -125,6 +126,20 @@ def test_loaders_of_something_else_get_one_line(batch: Any, message: str) -> Non
             calibration_data=[batch],
             keep_macs=0.5,
         )
+
+
+def test_a_data_set_is_no_loader() -> None:
+    model = build_model("digits_resnet8_w8", num_classes=10, image_shape=(1, 8, 8))
+    images = torch.zeros(4, 1, 8, 8)
+    given: dict[Any, str] = {
+        TensorDataset(images, torch.zeros(4).long()): r"a data set \(TensorDataset\), .*DataLoader",
+        5: "calibration_data is a int: give a loader",
+    }
+    for data, message in given.items():
+        with pytest.raises(DataError, match=message):
+            pg.prune(model, images, policy="resnet-cifar", calibration_data=data, keep_macs=0.5)
+        with pytest.raises(DataError, match=message):
+            pg.search(model, images, calibration_data=data, evaluate=lambda _: 0.0, keep_macs=0.5)
 
 
 class Detector(nn.Module):

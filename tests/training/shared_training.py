@@ -13,9 +13,8 @@ from prunegraph.core.splits import TrainSplit
 from prunegraph.data import load_dataset
 from prunegraph.graph import analyse
 from prunegraph.models import build_model
-from prunegraph.training import loop as finetune
 from prunegraph.training.distributed import current_ranks
-from prunegraph.training.loop import FinetuneConfig
+from prunegraph.training.loop import FinetuneConfig, finetune
 from prunegraph.training.slimmable import Subnets
 
 EPOCHS = 3

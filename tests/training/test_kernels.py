@@ -9,9 +9,8 @@ from torch.nn import functional as F
 
 from prunegraph.core.splits import Dataset
 from prunegraph.training import kernels
-from prunegraph.training import loop as finetune
 from prunegraph.training.kernels import QuickDepthwise
-from prunegraph.training.loop import FinetuneConfig
+from prunegraph.training.loop import FinetuneConfig, finetune
 
 SLOW = [
     nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8),

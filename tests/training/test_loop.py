@@ -20,8 +20,7 @@ from prunegraph.core.errors import (
 from prunegraph.core.reading import read_safetensors
 from prunegraph.core.splits import Dataset, TrainSplit
 from prunegraph.tasks.classification import evaluate
-from prunegraph.training import loop as finetune
-from prunegraph.training.loop import FinetuneConfig, learning_rate_at
+from prunegraph.training.loop import FinetuneConfig, finetune, learning_rate_at
 
 
 class Small(nn.Module):

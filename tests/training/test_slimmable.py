@@ -15,8 +15,7 @@ from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.apply import zero_mask
 from prunegraph.layerwise.recalibrate import recalibrate_bn
 from prunegraph.models import build_model
-from prunegraph.training import loop as finetune
-from prunegraph.training.loop import FinetuneConfig
+from prunegraph.training.loop import FinetuneConfig, finetune
 from prunegraph.training.slimmable import Subnets
 
 CONFIG = FinetuneConfig(epochs=2, peak_lr=0.05, batch_size=64, autocast=False)

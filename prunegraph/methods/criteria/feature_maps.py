@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from prunegraph.core.masks import Float64Array
-from prunegraph.layerwise.capture import Read, show_reads
-from prunegraph.methods.criteria.registry import Dense, measured_criterion
+from prunegraph.layerwise.capture import Read
+from prunegraph.methods.criteria.dense import Dense
+from prunegraph.methods.criteria.registry import measured_criterion
 
 BATCH_SIZE = 64
 
@@ -43,7 +44,7 @@ class _MapMean:
         return np.where(self._count[True] > 0, of_conv, of_linear)
 
 
-@measured_criterion("hrank", num_images=256, of_the_layer=True)
+@measured_criterion("hrank", num_samples=256, of_the_layer=True)
 def average_rank(dense: Dense) -> Float64Array:
     """Return the mean rank of each unit's feature maps.
 
@@ -60,11 +61,11 @@ def average_rank(dense: Dense) -> Float64Array:
         total = read.by_class(ranks.double().sum(0)).cpu() / counts
         mean.add(read, total, len(ranks))
 
-    show_reads(dense.model, dense.graph, dense.images, BATCH_SIZE, visit)
+    dense.show_reads(visit, BATCH_SIZE)
     return mean.result()
 
 
-@measured_criterion("chip", num_images=128, of_the_layer=True)
+@measured_criterion("chip", num_samples=128, of_the_layer=True)
 def channel_independence(dense: Dense) -> Float64Array:
     """Return what the feature maps lose in nuclear norm without each class.
 
@@ -83,7 +84,7 @@ def channel_independence(dense: Dense) -> Float64Array:
         losses = [nuclear_loss(rows, read.column, len(read.unique)) for rows in maps]
         mean.add(read, torch.stack(losses).sum(0), len(maps))
 
-    show_reads(dense.model, dense.graph, dense.images, BATCH_SIZE, visit)
+    dense.show_reads(visit, BATCH_SIZE)
     return mean.result()
 
 

@@ -5,14 +5,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import nn
 
 from prunegraph.core.errors import ModelError
 from prunegraph.core.masks import FloatArray
-from prunegraph.core.splits import TrainSplit
+from prunegraph.core.task import Task
 from prunegraph.graph import StructureGraph
-from prunegraph.layerwise.capture import readable_copy
-from prunegraph.methods.criteria.registry import CRITERIA, Dense
+from prunegraph.methods.criteria.dense import Dense
+from prunegraph.methods.criteria.registry import CRITERIA
 from prunegraph.methods.criteria.taylor import STATISTIC_NAMES, fill_unseen
 from prunegraph.methods.criteria.weights import filter_statistics
 
@@ -24,11 +23,10 @@ def costly_names() -> tuple[str, ...]:
 
 def measure_costly(
     name: str,
-    model: nn.Module,
+    task: Task,
     graph: StructureGraph,
-    calibration: TrainSplit,
     *,
-    num_images: int | None = None,
+    num_samples: int | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> FloatArray:
@@ -36,11 +34,10 @@ def measure_costly(
 
     Args:
         name: of the criterion.
-        model: the dense network; never changed.
+        task: the dense network and its train data.
         graph: its structure.
-        calibration: train images, taken without augmentation.
-        num_images: how many; None = as many as the criterion says.
-        seed: fixes which images.
+        num_samples: how many, without augmentation; None = as many as the criterion says.
+        seed: fixes which samples.
         device: where the network runs.
 
     Returns:
@@ -51,13 +48,13 @@ def measure_costly(
     """
     found = CRITERIA[name]
     assert found.measure is not None
-    copied = readable_copy(model, device)
-    images = calibration.sample(found.num_images if num_images is None else num_images, seed)
-    values = found.measure(Dense(model=copied, graph=graph, images=images, seed=seed))
+    train = task.train.sample(found.num_samples if num_samples is None else num_samples, seed)
+    dense = Dense(task=task, graph=graph, train=train, seed=seed, device=device)
+    values = found.measure(dense)
     if np.isinf(values).any():
-        msg = f"{name} is infinite: check the network's weights and its images"
+        msg = f"{name} is infinite: check the network's weights and its train data"
         raise ModelError(msg)
-    return fill_unseen(graph, values, lambda: filter_statistics(copied, graph)["l2"])
+    return fill_unseen(graph, values, lambda: filter_statistics(dense.model, graph)["l2"])
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,14 +3,14 @@
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from prunegraph.core.masks import Float64Array, IntArray
 from prunegraph.graph import StructureGraph
-from prunegraph.methods.criteria.registry import Dense, measured_criterion
+from prunegraph.methods.criteria.dense import Dense
+from prunegraph.methods.criteria.registry import measured_criterion
 
 
-@measured_criterion("obd", num_images=256)
+@measured_criterion("obd", num_samples=256)
 def fisher_saliency(dense: Dense) -> Float64Array:
     """Return what the loss gains, to second order, when the weights that read a unit become zero.
 
@@ -26,22 +26,19 @@ def fisher_saliency(dense: Dense) -> Float64Array:
     Returns:
         ``[N]`` nats from 0 up, summed over the layers that read; NaN where a unit is not read.
     """
-    model, graph, images = dense.model, dense.graph, dense.images
+    model, graph = dense.model, dense.graph
     parameters = dict(model.named_parameters(remove_duplicate=False))
     columns = {name: place for name, place in _columns(graph).items() if name in parameters}
-    weights = [parameters[name].requires_grad_() for name in columns]
+    weights = [parameters[name] for name in columns]
     fisher = [torch.zeros_like(weight) for weight in weights]
-    device = next((weight.device for weight in weights), torch.device("cpu"))
-    with torch.enable_grad():
-        for image, label in images.batches(1):
-            loss = F.cross_entropy(model(image.to(device, torch.float32)), label.to(device))
-            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-            for total, gradient in zip(fisher, gradients, strict=True):
-                if gradient is not None:
-                    total += gradient.square()
+    for batch in dense.batches(1):
+        gradients = torch.autograd.grad(dense.loss(batch), weights, allow_unused=True)
+        for total, gradient in zip(fisher, gradients, strict=True):
+            if gradient is not None:
+                total += gradient.square()
     saliency = np.full(graph.num_units, np.nan)
     for (axis, units), weight, total in zip(columns.values(), weights, fisher, strict=True):
-        own = _along(0.5 * total / max(len(images), 1) * weight.detach().square(), axis)
+        own = _along(0.5 * total / max(dense.num_samples, 1) * weight.detach().square(), axis)
         unique = np.unique(units)
         saliency[unique] = np.nan_to_num(saliency[unique])
         np.add.at(saliency, units, own)

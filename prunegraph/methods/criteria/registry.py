@@ -7,12 +7,9 @@ it has a row with every allocation, in every list of methods.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from torch import nn
-
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.masks import Float64Array, FloatArray
-from prunegraph.core.splits import TrainSplit
-from prunegraph.graph import StructureGraph
+from prunegraph.methods.criteria.dense import Dense
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -30,23 +27,6 @@ class Given:
     seed: int = 0
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Dense:
-    """A dense network to measure, for criteria that send samples through it.
-
-    Attributes:
-        model: a copy in eval mode, on its device, without gradients of weights.
-        graph: its structure.
-        images: train images, with their labels, without augmentation.
-        seed: fixes what is drawn.
-    """
-
-    model: nn.Module
-    graph: StructureGraph
-    images: TrainSplit
-    seed: int = 0
-
-
 Score = Callable[[Given], FloatArray | Float64Array]
 Measure = Callable[[Dense], Float64Array]
 
@@ -60,9 +40,9 @@ class Criterion:
         score: from what is given to importances ``[N]``, higher = keep.
         of_the_layer: its scale is that of a layer, its fan-in, width or map size. Where groups
             compete it is divided by the group's mean, as by Torch-Pruning; else whole groups go.
-        per_seed: whether it depends on which images were drawn, or on chance.
+        per_seed: whether it depends on which samples were drawn, or on chance.
         measure: of criteria that look at the network itself: what is kept as a statistic.
-        num_images: train images that this takes by default.
+        num_samples: train samples that this takes by default.
     """
 
     name: str
@@ -70,7 +50,7 @@ class Criterion:
     of_the_layer: bool
     per_seed: bool
     measure: Measure | None = None
-    num_images: int = 0
+    num_samples: int = 0
 
 
 CRITERIA: dict[str, Criterion] = {}
@@ -85,7 +65,7 @@ def criterion(
     Args:
         name: of its rows.
         of_the_layer: see ``Criterion``.
-        reads_images: whether the statistics that it reads were measured on images.
+        reads_images: whether the statistics that it reads were measured on train data.
         by_chance: whether it draws random numbers.
     """
 
@@ -102,13 +82,13 @@ def criterion(
 
 
 def measured_criterion(
-    name: str, *, num_images: int, of_the_layer: bool = False
+    name: str, *, num_samples: int, of_the_layer: bool = False
 ) -> Callable[[Measure], Measure]:
     """Register a function of the dense network; it is run once, when a method first asks.
 
     Args:
         name: of its rows, and of the statistic that it becomes.
-        num_images: train images that it is given.
+        num_samples: train samples that it is given.
         of_the_layer: see ``Criterion``.
     """
 
@@ -119,7 +99,7 @@ def measured_criterion(
             of_the_layer=of_the_layer,
             per_seed=True,
             measure=measure,
-            num_images=num_images,
+            num_samples=num_samples,
         )
         return measure
 

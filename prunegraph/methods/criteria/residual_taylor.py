@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.core.masks import Float64Array, IntArray
-from prunegraph.layerwise.capture import Read, reads
+from prunegraph.layerwise.capture import Read
 from prunegraph.layerwise.sampling import POSITIONS, input_axis
 from prunegraph.layerwise.statistics import MOST_INPUTS, RIDGE, TINY, InputSums
-from prunegraph.methods.criteria.registry import Dense, measured_criterion
-from prunegraph.methods.criteria.taylor import Effects, run_losses
+from prunegraph.methods.criteria.dense import Dense
+from prunegraph.methods.criteria.registry import measured_criterion
+from prunegraph.methods.criteria.taylor import Effects
 from prunegraph.methods.criteria.thinet import TIE_BREAK
 
 BATCH_SIZE = 64
@@ -37,7 +38,7 @@ class Reader:
     effects: Tensor
 
 
-@measured_criterion("residual_taylor", num_images=512)
+@measured_criterion("residual_taylor", num_samples=512)
 def residual_taylor(dense: Dense) -> Float64Array:
     """Return what the loss gains when a unit goes and the others take over what they can.
 
@@ -45,7 +46,8 @@ def residual_taylor(dense: Dense) -> Float64Array:
     unit's *tolerance*, ``1 - R^2``: the share of its variance that the other units which
     the layer reads do not explain, by ridge regression. What they do explain, ``Reconstruction``
     adds to their weights. The units of a group go one after another, the least first, and explain
-    nothing from then on; each has the value at which it goes, or that of the one before if that is higher.
+    nothing from then on; each has the value at which it goes, or that of the one before if that is
+    higher.
 
     Where nothing is reconstructed, by groups, or from rows alone (layers that read more than
     ``MOST_INPUTS`` values) the tolerance is 1. Depthwise convolutions pass a unit on to the layer
@@ -73,8 +75,7 @@ def residual_taylor(dense: Dense) -> Float64Array:
             rows = _class_rows(read, generator)
             sums.setdefault(name, InputSums(rows)).add(rows)
 
-    with reads(dense.model, graph, visit):
-        run_losses(dense.model, dense.images, BATCH_SIZE)
+    dense.show_gradients(visit, BATCH_SIZE)
     inverses = {
         name: _inverse(found.moments(name, centred=True).products) for name, found in sums.items()
     }
@@ -88,7 +89,7 @@ def residual_taylor(dense: Dense) -> Float64Array:
             _reader(own, units[name], inverses.get(name), effects[name].squared_effect)
             for name in names
         ]
-        values[own] = greedy_values(readers) / max(len(dense.images), 1)
+        values[own] = greedy_values(readers) / max(dense.num_samples, 1)
     return values
 
 

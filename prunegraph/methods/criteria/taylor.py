@@ -1,22 +1,20 @@
 """Measured arrays, one value a prunable unit: what features and heuristics are made of."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from prunegraph.core.errors import ModelError
 from prunegraph.core.masks import Float64Array, FloatArray
-from prunegraph.core.splits import TrainSplit
+from prunegraph.core.task import Task
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import rank_in_group
-from prunegraph.layerwise.capture import Read, readable_copy, reads
+from prunegraph.layerwise.capture import Read
+from prunegraph.methods.criteria.dense import Dense
 from prunegraph.methods.criteria.registry import Given, criterion
 from prunegraph.methods.criteria.weights import filter_statistics
-from prunegraph.tasks.classification import model_device
 
 STATISTIC_NAMES: tuple[str, ...] = (
     "taylor",
@@ -74,25 +72,24 @@ class Effects:
 
 
 def measure(
-    model: nn.Module,
+    task: Task,
     graph: StructureGraph,
-    calibration: TrainSplit,
     *,
-    num_images: int = 512,
+    num_samples: int = 512,
     batch_size: int = 64,
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> Mapping[str, FloatArray]:
     """Measure weights, gradients and activations of a dense network.
 
-    One forward and backward over ``num_images`` shuffled train images in eval mode, on a copy of
+    One forward and backward over ``num_samples`` shuffled train samples in eval mode, on a copy of
     the network. The Taylor importance of a unit follows Molchanov et al. 2019 (CVPR, "Importance
     Estimation for Neural Network Pruning"), equation 8: the squared sum of ``weight * gradient``,
 
     ``taylor = sum over layers that read the class of
-    mean over images i of (sum over the layer's weights w on the class of w * dL_i/dw)^2``
+    mean over samples i of (sum over the layer's weights w on the class of w * dL_i/dw)^2``
 
-    with L_i the cross-entropy of one image. The weights are those of the layers that *read* the
+    with L_i the loss of one sample. The weights are those of the layers that *read* the
     class: for each, the inner sum equals ``sum over positions of a * dL_i/da`` with the activation
     ``a`` that the layer reads, to first order what the loss gains when the layer no longer sees it
     (after norm and activation function, whatever they are). Per MAC, at half the MACs of a
@@ -104,12 +101,11 @@ def measure(
     ``filter_statistics``.
 
     Args:
-        model: the dense network; never changed.
+        task: the dense network, its train data and its loss.
         graph: its structure.
-        calibration: train images, taken without augmentation.
-        num_images: how many; fewer if the split is smaller.
-        batch_size: images a forward; does not change the result but for rounding.
-        seed: fixes which images.
+        num_samples: how many, taken without augmentation; fewer if the split is smaller.
+        batch_size: samples a forward; does not change the result but for rounding.
+        seed: fixes which samples.
         device: where forward and backward run.
 
     Returns:
@@ -120,87 +116,24 @@ def measure(
     Raises:
         ModelError: a gradient is not finite.
     """
-    dense = readable_copy(model, device)
-    images = calibration.sample(num_images, seed)
-    return _measured(dense, graph, lambda: run_losses(dense, images, batch_size), len(images))
-
-
-def measure_by(
-    model: nn.Module,
-    graph: StructureGraph,
-    batches: Sequence[Any],
-    loss: Callable[[nn.Module, Any], Tensor],
-) -> Mapping[str, FloatArray]:
-    """Measure a network of any task: as ``measure``, by a loss that is given.
-
-    Args:
-        model: the dense network; never changed.
-        graph: its structure.
-        batches: what the loss is computed on.
-        loss: of a network on a batch, summed over its samples.
-
-    Returns:
-        The arrays named in ``STATISTIC_NAMES``, Taylor importance up to a common factor.
-
-    Raises:
-        ModelError: a gradient is not finite, or the loss is no sum that gradients flow from.
-    """
-    dense = readable_copy(model, model_device(model), None)
-
-    def run() -> None:
-        dense.requires_grad_()  # what the first layer reads need not have a gradient
-        with torch.enable_grad():
-            for batch in batches:
-                _checked_sum(loss(dense, batch)).backward()
-        dense.requires_grad_(False)
-
-    return _measured(dense, graph, run, 1)
-
-
-def _checked_sum(value: object) -> Tensor:
-    """Return what a loss has returned, if it is a sum that gradients flow from."""
-    if isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad:
-        if not bool(value.isfinite()):
-            msg = f"the loss returns {float(value)} on calibration data: check it, and the data"
-            raise ModelError(msg)
-        return value
-    what = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-    msg = (
-        f"the loss returns {what}, not a sum over the batch that gradients flow from: reduce "
-        "it with sum(), and leave detach() and no_grad() away"
-    )
-    raise ModelError(msg)
-
-
-def _measured(
-    dense: nn.Module, graph: StructureGraph, run: Callable[[], None], num_samples: int
-) -> dict[str, FloatArray]:
-    """Return the arrays of a network that is sent forward and backward by ``run``."""
+    train = task.train.sample(num_samples, seed)
+    dense = Dense(task=task, graph=graph, train=train, seed=seed, device=device)
     effects = Effects(graph.num_units)
-    with reads(dense, graph, effects.visit, attentions=True):
-        run()
+    dense.show_gradients(effects.visit, batch_size, attentions=True)
     if not np.isfinite(effects.squared_effect).all():
-        msg = "gradients hold NaN or infinity: check the network's weights and its images"
+        msg = "gradients hold NaN or infinity: check the network's weights and its train data"
         raise ModelError(msg)
     absolute, zeros = effects.activations()
-    values = filter_statistics(dense, graph)
+    per_sample = effects.squared_effect / max(dense.num_samples, 1)
+    values = filter_statistics(dense.model, graph)
     values |= {
-        "taylor": np.where(np.isnan(zeros), np.nan, effects.squared_effect / max(num_samples, 1)),
+        "taylor": np.where(np.isnan(zeros), np.nan, per_sample),
         "activation_mean": absolute,
         "apoz": zeros,
     }
     return {
         name: fill_unseen(graph, values[name], lambda: values["l2"]) for name in STATISTIC_NAMES
     }
-
-
-def run_losses(model: nn.Module, images: TrainSplit, batch_size: int) -> None:
-    """Send gradients of each image's own loss through the network (no weight gets one)."""
-    device = model_device(model)
-    with torch.enable_grad():
-        for batch, labels in images.batches(batch_size):
-            logits = model(batch.to(device, torch.float32).requires_grad_())
-            F.cross_entropy(logits, labels.to(device), reduction="sum").backward()
 
 
 def fill_unseen(

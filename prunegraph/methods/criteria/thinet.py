@@ -7,8 +7,9 @@ from torch.nn import functional as F
 
 from prunegraph.core.masks import Float64Array, IntArray
 from prunegraph.graph import StructureGraph
-from prunegraph.layerwise.capture import Read, show_reads
-from prunegraph.methods.criteria.registry import Dense, measured_criterion
+from prunegraph.layerwise.capture import Read
+from prunegraph.methods.criteria.dense import Dense
+from prunegraph.methods.criteria.registry import measured_criterion
 
 INSTANCES = 10
 """Outputs that are sampled of each image and layer, as in the paper."""
@@ -20,7 +21,7 @@ TIE_BREAK = 1e-6
 """Relative step between errors, so that the order outlives where the error does not rise."""
 
 
-@measured_criterion("thinet", num_images=256)
+@measured_criterion("thinet", num_samples=256)
 def removal_errors(dense: Dense) -> Float64Array:
     """Return the error of the next layers' outputs at which each unit goes.
 
@@ -48,7 +49,7 @@ def removal_errors(dense: Dense) -> Float64Array:
             unique, gram = grams.get(str(read.op.param), (read.unique, torch.tensor(0.0)))
             grams[str(read.op.param)] = (unique, gram + own.T @ own)
 
-    show_reads(dense.model, dense.graph, dense.images, BATCH_SIZE, visit)
+    dense.show_reads(visit, BATCH_SIZE)
     return _greedy_by_group(dense.graph, [(unique, gram.numpy()) for unique, gram in grams.values()])
 
 

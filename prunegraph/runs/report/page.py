@@ -90,7 +90,7 @@ def show_finished(
         graphs: the structure of each network.
         console: where the table goes.
     """
-    members[0].finish()  # in case that the run was killed before it did
+    members[0].finish(members[1:])  # in case that the run was killed before it did
     findings = [read_findings(member, graph) for member, graph in zip(members, graphs, strict=True)]
     content = dict(findings[0].content)
     path = members[0].path

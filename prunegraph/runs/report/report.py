@@ -33,6 +33,10 @@ PACKAGES = (
 """Packages whose versions a report names."""
 
 
+MOST_SHOWN = 60
+"""So many letters of a value are shown where two machines differ."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DenseResult:
     """The network before pruning.
@@ -190,6 +194,17 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+def machine_differences(content: Mapping[str, Any]) -> list[str]:
+    """Return what of the machine and the versions differs between a report and this process."""
+    then = {**content.get("versions", {}), **content["machine"]}
+    here = {**versions(), **machine()}
+    return [
+        f"{name} {ascii(then[name])[:MOST_SHOWN]} there, {ascii(here[name])[:MOST_SHOWN]} here"
+        for name in sorted(then.keys() & here.keys())
+        if then[name] != here[name]
+    ]
 
 
 def _processor() -> str:

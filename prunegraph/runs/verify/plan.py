@@ -2,14 +2,16 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
-from prunegraph.artefacts.pruned import WEIGHTS_FILE
+from prunegraph.artefacts.pruned import WEIGHTS_FILE, PrunedInfo, read_info
 from prunegraph.core.masks import ChannelMask
 from prunegraph.runs.baselines import differs_by_seed
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.compare import METRIC, seeds_of
+from prunegraph.runs.finetune import pruned_info
 from prunegraph.runs.finetune_plan import plan_cells
 from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.options.config import PruningOptions, TrainConfig
@@ -46,6 +48,19 @@ class Check:
         if isinstance(self.reported, float) and isinstance(self.found, float):
             return abs(self.reported - self.found) <= self.tolerance
         return bool(self.reported == self.found)
+
+
+def check_handed_on(bench: Bench, cell: Path, where: str) -> list[Check]:
+    """Check what ``export`` hands on with a saved network against network and data set."""
+    saved, expected = read_info(cell), pruned_info(bench.target)
+    return [
+        Check(
+            name=f"{where}.cell: {field.name}",
+            reported=getattr(saved, field.name),
+            found=getattr(expected, field.name),
+        )
+        for field in fields(PrunedInfo)
+    ]
 
 
 def check_plan(
