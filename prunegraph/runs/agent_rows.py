@@ -146,7 +146,7 @@ def read_finished(path: Path, num_networks: int) -> dict[str, Any]:
 
 def _finished(place: Workplace, name: str, seed: int) -> Path:
     """Return where it is kept that a search is finished."""
-    return place.folders[0].checkpoint(f"finished-{name.replace('/', '-')}-{seed}.json")
+    return place.folders[0].found(name, seed)
 
 
 def add_beginnings(

@@ -9,7 +9,7 @@ import numpy as np
 from prunegraph.agent.policies import TrainedPolicy, load_policy, save_policy
 from prunegraph.core.console import Console
 from prunegraph.core.errors import BudgetError
-from prunegraph.core.files import POLICY_FILE, write_json
+from prunegraph.core.files import write_json
 from prunegraph.core.reading import checked, read_json
 from prunegraph.core.tensors import parameter_digest
 from prunegraph.runs.adapt import adapt_contexts, num_decision_networks
@@ -55,9 +55,9 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
         place = make_workplace(config, [target], [folder], console)
         bench = place.benches[0]
         warn_of_network(bench, console)
-        store = CandidateStore(folder.checkpoint("candidates.json"), target.graph)
+        store = CandidateStore(folder.checkpoint(folder.CANDIDATES), target.graph)
         prior = policy.network.config.prior or "start"
-        decision = _decide(policy, bench, store, folder.checkpoint("decision.json"), console)
+        decision = _decide(policy, bench, store, folder.checkpoint(folder.DECISION), console)
         networks = num_decision_networks(policy, target.graph)
         if config.max_latency is None:
             add_untrained(bench, store, bench.seed, prior)
@@ -88,7 +88,7 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
 
 def check_policy(policy: TrainedPolicy, folder: RunFolder) -> None:
     """Raise ConfigError if a run that goes on began with another policy."""
-    if not folder.file(POLICY_FILE).with_suffix(".json").is_file():  # written last
+    if not folder.file(folder.POLICY).with_suffix(".json").is_file():  # written last
         return
     begun, given = (parameter_digest(item.network) for item in (load_policy(folder.path), policy))
     check_same_policy(begun, given, folder.path)

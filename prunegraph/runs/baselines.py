@@ -19,7 +19,6 @@ from prunegraph.methods.method import Method, Result, Problem
 from prunegraph.methods.registry import METHODS, control_widths
 from prunegraph.runs.agent_search import search_job
 from prunegraph.runs.bench import Bench
-from prunegraph.runs.folder import slug
 from prunegraph.runs.jobs import Batch, Workplace
 from prunegraph.runs.options.config import SearchOptions
 from prunegraph.runs.report.verdict import CONTROL_SUFFIX, SAMPLER, SEARCHES, searches
@@ -165,7 +164,7 @@ def baseline_job(place: Workplace, number: int, name: str, seed: int, networks: 
     bench, pruner = place.benches[number].with_statistics(seed), make_baseline(name)
     if not searches(name):
         return run_pruner(bench, pruner, name, seed=seed, networks=networks)
-    log = OutcomeLog(place.folders[number].checkpoint(f"outcomes-{slug(name)}-{seed}.json"))
+    log = OutcomeLog(place.folders[number].outcomes(name, seed))
     with place.console.progress(f"search {name}, seed {seed}", networks) as report:
         return run_pruner(
             bench, pruner, name, seed=seed, networks=networks, log=log, progress=report

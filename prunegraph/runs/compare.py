@@ -60,9 +60,6 @@ from prunegraph.training.loop import finetune
 METRIC: Metric = "test_accuracy_finetuned"
 """What the verdict of a comparison is about, if its rows are fine-tuned."""
 
-ACCURACY_FILE = "accuracy.json"
-"""A cell's test accuracy, in its folder."""
-
 ACCURACY = {"test_accuracy_finetuned": float, "machine": dict[str, Any]}
 """What it holds."""
 
@@ -81,7 +78,7 @@ def run_compare(config: CompareConfig, console: Console) -> dict[str, Any]:
         return show_finished(config, [folder], [target.graph], console)
     with folder.started(config):
         console.say(f"run folder: {folder.path}")
-        pin_policy(config.policy, folder.checkpoint("policy.json"))
+        pin_policy(config.policy, folder.checkpoint(folder.BEGUN_WITH))
         place = make_workplace(config, [target], [folder], console)
         bench = place.benches[0]
         warn_of_network(bench, console)
@@ -124,14 +121,14 @@ def wanted(config: CompareConfig) -> tuple[str, ...]:
 
 def _stage_one(config: CompareConfig, jobs: Jobs) -> Outcome:
     """Let the agent and the baselines choose their masks."""
-    bench = jobs.place.benches[0]
-    store = CandidateStore(jobs.place.folders[0].checkpoint("candidates.json"), bench.target.graph)
+    bench, folder = jobs.place.benches[0], jobs.place.folders[0]
+    store = CandidateStore(folder.checkpoint(folder.CANDIDATES), bench.target.graph)
     seeds = seeds_of(config)
     batches = [*baseline_batches([store], wanted(config), config, seeds=seeds)]
     if not config.no_agent:
         batches.insert(0, agent_batch(jobs.place, [store], config, seeds=seeds))
     jobs.run(*batches)
-    settle(bench, store, jobs.place.folders[0], jobs.place.console)
+    settle(bench, store, folder, jobs.place.console)
     if config.no_agent:
         return Outcome(candidates=list(store))
     summary = agent_summary(jobs.place, [store], config, seeds=seeds)
@@ -175,7 +172,7 @@ def _stage_two(jobs: Jobs, cells: Sequence[Cell]) -> None:
 def _is_done(directory: Path) -> bool:
     """Return whether a cell can be measured or was; one that has lost its weights before is not."""
     mask = directory / MASK_FILE
-    known = any((directory / name).is_file() for name in (WEIGHTS_FILE, ACCURACY_FILE))
+    known = any((directory / name).is_file() for name in (WEIGHTS_FILE, RunFolder.ACCURACY))
     if mask.is_file() and not known:
         mask.unlink()
     return mask.is_file()
@@ -186,7 +183,7 @@ def _cell_accuracy(bench: Bench, directory: Path) -> float:
 
     Measured once on each machine; another machine's figure stands where the weights are not.
     """
-    path = directory / ACCURACY_FILE
+    path = directory / RunFolder.ACCURACY
     record = read_accuracy(path) if path.is_file() else {}
     here = {**machine(), "device": str(bench.target.device)}
     if record.get("machine") != here and (directory / WEIGHTS_FILE).is_file():

@@ -61,7 +61,7 @@ def run_train(config: TrainConfig, console: Console) -> dict[str, Any]:
         return show_finished(config, members, [target.graph for target in targets], console)
     with folder.started(config):
         console.say(f"run folder: {folder.path}")
-        pin_policy(config.policy, folder.checkpoint("policy.json"))
+        pin_policy(config.policy, folder.checkpoint(folder.BEGUN_WITH))
         place = make_workplace(config, targets, members, console)
         for bench in place.benches:
             warn_of_network(bench, console)
@@ -83,7 +83,7 @@ def _stage_one(config: TrainConfig, jobs: Jobs) -> list[Outcome]:
     """Let the agent and the baselines choose their masks."""
     seeds = [config.seed + number for number in range(config.search_seeds)]
     stores = [
-        CandidateStore(member.checkpoint("candidates.json"), bench.target.graph)
+        CandidateStore(member.checkpoint(member.CANDIDATES), bench.target.graph)
         for member, bench in zip(jobs.place.folders, jobs.place.benches, strict=True)
     ]
     jobs.run(

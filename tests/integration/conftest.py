@@ -80,7 +80,7 @@ def assert_same_run() -> Callable[[Path, Path], None]:
         assert reports[0]["pruned"] == reports[1]["pruned"]
         searches = [report["search"] for report in reports]
         assert searches[0]["networks_evaluated"] == searches[1]["networks_evaluated"] > 30
-        for name in ("masks.json", "policy.safetensors", "pruned.safetensors"):
+        for name in ("masks.json", "policy.safetensors", "pruned/pruned.safetensors"):
             assert (one / name).read_bytes() == (two / name).read_bytes(), name
 
     return compare
