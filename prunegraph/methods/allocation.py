@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
 from prunegraph.core.errors import ConfigError
-from prunegraph.core.masks import Float64Array, FloatArray, IntArray
+from prunegraph.core.masks import ChannelMask, Float64Array, FloatArray, IntArray
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import group_mean, rank_in_group, rank_within, unit_cost
@@ -51,8 +50,7 @@ def by_sensitivity(problem: Problem, values: Float64Array) -> Float64Array:
     """
     graph, evaluator = problem.graph, problem.evaluator
     subset = evaluator.draw_subset(SENSITIVITY_IMAGES, problem.seed)
-    by: Literal["loss", "kl"] = "kl" if evaluator.metric == "kl" else "loss"
-    gains = sensitivity(evaluator, graph, values.astype(np.float32), subset=subset, by=by)
+    gains = sensitivity(evaluator, graph, values.astype(np.float32), subset=subset)
     positive = np.maximum(gains.astype(np.float64), 0.0)
     floor = LEAST_SENSITIVITY * max(float(positive[graph.free].mean()), 1e-12)
     return _over_group_mean(graph, values) * np.maximum(positive, floor)
@@ -99,9 +97,10 @@ def sensitivity(
     scores: FloatArray,
     *,
     subset: Tensor | None = None,
-    by: Literal["loss", "kl"] = "loss",
 ) -> FloatArray:
     """Measure what the loss gains when half of one group goes, for each group in turn.
+
+    Where the evaluator measures the divergence from the dense outputs, it takes the loss's place.
 
     Half is rounded down, and the group's minimum stays.
 
@@ -113,15 +112,13 @@ def sensitivity(
         graph: the structure.
         scores: ``[N]``, the group's lowest go.
         subset: positions in the search split; None = all.
-        by: the cross-entropy, or the divergence from the dense outputs, which needs no labels; the
-            evaluator must measure it.
 
     Returns:
         ``[N]`` the group's gain (nats), at each of its units; frozen 0.
     """
 
     def measured(mask: ChannelMask) -> float:
-        if by == "kl":
+        if evaluator.metric == "kl":
             return measure_divergence(evaluator, mask, subset)
         return evaluator.evaluate(mask, subset).loss
 

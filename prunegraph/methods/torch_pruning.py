@@ -21,14 +21,15 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from prunegraph.core.errors import ConfigError, ModelError, one_line
 from prunegraph.core.masks import BoolArray, Float64Array, IntArray
 from prunegraph.core.splits import TrainSplit
+from prunegraph.core.task import Task
 from prunegraph.graph import StructureGraph, copy_network, unwrap
 from prunegraph.graph.features import rank_in_group, rank_within
 from prunegraph.methods.method import ChannelMethod, Problem, Result
+from prunegraph.tasks.batches import num_samples
 
 TP_CRITERIA = ("magnitude", "taylor", "bn_scale")
 """Importances of Torch-Pruning that its examples use."""
@@ -39,8 +40,8 @@ TP_SCOPES = ("uniform", "global")
 NUM_HALVINGS = 10
 """Trials of the channel ratio: to a thousandth."""
 
-NUM_IMAGES = 512
-"""Train images that gradients are taken on, as for this package's own Taylor importance."""
+NUM_SAMPLES = 512
+"""Train samples that gradients are taken on, as for this package's own Taylor importance."""
 
 
 @dataclass(frozen=True)
@@ -117,21 +118,21 @@ class _Peer:
     """Torch-Pruning at work on a copy of the network.
 
     Args:
-        pruner: what to run.
+        method: what to run.
         problem: on which network.
     """
 
-    def __init__(self, pruner: TorchPruning, problem: Problem) -> None:
-        self._tp = _torch_pruning(pruner.name)
-        self._pruner, self._problem, self._graph = pruner, problem, problem.graph
+    def __init__(self, method: TorchPruning, problem: Problem) -> None:
+        self._tp = _torch_pruning(method.name)
+        self._method, self._problem, self._graph = method, problem, problem.graph
 
     @cached_property
     def _model(self) -> nn.Module:
         """A copy of the network, with gradients if the importance is made of them."""
         model = copy_network(unwrap(self._problem.task.model)).eval().requires_grad_(True)
-        if self._pruner.criterion == "taylor":
-            images = self._problem.evaluator.calibration
-            _add_gradients(model, images.sample(NUM_IMAGES, self._problem.seed))
+        if self._method.criterion == "taylor":
+            train = self._problem.evaluator.calibration.sample(NUM_SAMPLES, self._problem.seed)
+            _add_gradients(model, self._problem.task, train)
         return model
 
     @cached_property
@@ -183,7 +184,7 @@ class _Peer:
     def rank(self) -> Float64Array:
         """Return ``[N]`` ranks in (0, 1) by its importance, within the scope that it compares."""
         values = np.where(self.seen, self.importance, 0.0)
-        if self._pruner.scope == "uniform":
+        if self._method.scope == "uniform":
             return rank_in_group(self._graph, values)
         return rank_within(np.zeros(self._graph.num_units, dtype=np.int64), values)
 
@@ -194,12 +195,12 @@ class _Peer:
             "magnitude": partial(tp.importance.GroupMagnitudeImportance, p=2),
             "taylor": tp.importance.GroupTaylorImportance,
             "bn_scale": tp.importance.BNScaleImportance,
-        }[self._pruner.criterion]()
+        }[self._method.criterion]()
         return tp.pruner.BasePruner(
             self._model,
             example_inputs=(example,) if isinstance(example, Tensor) else example,
             importance=importance,
-            global_pruning=self._pruner.scope == "global",
+            global_pruning=self._method.scope == "global",
             pruning_ratio=ratio,
             ignored_layers=ignored,
         )
@@ -238,10 +239,9 @@ def _frozen_layers(model: nn.Module, graph: StructureGraph) -> list[nn.Module]:
     return [model.get_submodule(name) for name in dict.fromkeys(names)]
 
 
-def _add_gradients(model: nn.Module, images: TrainSplit) -> None:
-    device = next(model.parameters()).device
-    for batch, labels in images.batches(64):
-        F.cross_entropy(model(batch.to(device)), labels.to(device), reduction="sum").backward()
+def _add_gradients(model: nn.Module, task: Task, train: TrainSplit) -> None:
+    for batch in task.batches(train, 64):
+        (task.loss(model, batch) * max(num_samples(batch), 1)).backward()
 
 
 def _torch_pruning(name: str) -> ModuleType:

@@ -10,7 +10,8 @@ from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError, MaskError
 from prunegraph.core.masks import ChannelMask
 from prunegraph.graph import StructureGraph, analyse
-from prunegraph.methods.heuristic import ALLOCATIONS, Heuristic, allocate, isomorphic_parts
+from prunegraph.methods.allocation import ALLOCATIONS, allocate, isomorphic_parts
+from prunegraph.methods.heuristic import Heuristic
 from prunegraph.methods.method import Problem
 from prunegraph.methods.registry import METHODS, control_widths, make_method
 from prunegraph.models import build_model
@@ -140,7 +141,7 @@ def test_importances_of_ones_own_get_any_allocation(make_problem: MakeProblem, n
 
 def test_too_few_networks_for_sensitivity_are_refused(make_problem: MakeProblem) -> None:
     problem = make_problem(max_networks=6)
-    with pytest.raises(ConfigError, match="runs 7 networks"):
+    with pytest.raises(ConfigError, match="which runs 7 on"):
         make_method("l1/sensitivity").prune(problem)
     assert problem.evaluator.num_networks == 0
 
@@ -161,7 +162,7 @@ def test_given_widths_are_kept_exactly_by_the_criterion(make_problem: MakeProble
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"nowhere": 3}, "'nowhere' is missing or unknown"), ({"conv1": 99}, "16 classes, not 99")],
+    [({"nowhere": 3}, "'nowhere' is missing or unknown"), ({"conv1": 99}, "16 units, not 99")],
 )
 def test_widths_of_another_network_are_refused(
     change: dict[str, int], message: str, make_problem: MakeProblem
@@ -173,7 +174,7 @@ def test_widths_of_another_network_are_refused(
 
 
 def test_unknown_names_list_the_valid_ones() -> None:
-    with pytest.raises(ConfigError, match=r"unknown pruning method 'nothing'.*l1/uniform.*cem"):
+    with pytest.raises(ConfigError, match=r"unknown method 'nothing'.*l1/uniform.*cem"):
         make_method("nothing")
     with pytest.raises(ConfigError, match=r"unknown criterion 'l7'.*bn_scale"):
         Heuristic("l7", "uniform")
@@ -215,7 +216,7 @@ def test_isomorphic_compares_within_a_kind_and_keeps_one_share_of_each() -> None
     values = np.zeros(graph.num_units)
     values[inner[0].units] = 10.0 + np.arange(8)
     values[inner[1].units] = np.arange(8)
-    scores = ALLOCATIONS["isomorphic"](SimpleNamespace(graph=graph), values)
+    scores = ALLOCATIONS["isomorphic"].scores(SimpleNamespace(graph=graph), values)
     assert scores[inner[0].units].min() > scores[inner[1].units].max()  # global within
     both = np.concatenate([group.units for group in inner])
     np.testing.assert_allclose(np.sort(scores[both]), (np.arange(16) + 0.5) / 16)

@@ -1,5 +1,6 @@
 import dataclasses
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -61,12 +62,12 @@ def toy_problem(
     graph = toy_graph(widths, [1] * (len(widths) + 1))
     taylor = np.arange(graph.num_units, dtype=np.float32) + 1
     return Problem(
-        model=nn.Identity(),
-        graph=graph,
+        task=SimpleNamespace(model=nn.Identity(), example_inputs=torch.zeros(1)),  # type: ignore[arg-type]
+        structure=graph,
         budget=Budget(keep_macs=keep_macs),
-        evaluator=KnownAccuracy(graph, accuracy),  # type: ignore[arg-type]
         statistics={"taylor": taylor},
-        example_inputs=torch.zeros(1),
+        make_evaluator=lambda _: KnownAccuracy(graph, accuracy),  # type: ignore[arg-type,return-value]
+        make_unlabelled=lambda: KnownAccuracy(graph, accuracy),  # type: ignore[arg-type,return-value]
         max_networks=max_networks,
     )
 
@@ -121,7 +122,7 @@ def test_a_deep_network_uses_its_networks_and_loses_no_group_at_once() -> None:
 
 def test_too_few_networks_for_a_step_are_refused() -> None:
     problem = toy_problem((4, 4, 4), lambda widths: 1.0, max_networks=3, keep_macs=0.5)
-    with pytest.raises(ConfigError, match=r"netadapt runs 4 networks.*max_networks=3"):
+    with pytest.raises(ConfigError, match=r"networks=3 is too few for netadapt, which runs 4"):
         NetAdapt().prune(problem)
 
 

@@ -1,6 +1,7 @@
 import copy
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,11 +24,10 @@ def problem_of(make_problem: MakeProblem, model: nn.Module, budget: Budget) -> P
     example = torch.zeros(1, 1, 8, 8)
     graph = analyse(model, example)
     other = make_problem(budget=budget)
-    values = {name: getattr(other, name) for name in other.__dataclass_fields__}
-    evaluator = Evaluator(
-        model, graph, search=other.evaluator.search, calibration=other.evaluator.calibration
+    task = replace(other.task, model=model, example_inputs=example)  # type: ignore[type-var]
+    return replace(
+        other, task=task, structure=graph, make_evaluator=lambda _: Evaluator(task, graph)
     )
-    return Problem(**{**values, "model": model, "graph": graph, "evaluator": evaluator})
 
 
 def chain() -> nn.Module:
