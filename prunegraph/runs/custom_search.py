@@ -35,7 +35,7 @@ from prunegraph.layerwise.sequential import LayerwiseReconstruction, most_sample
 from prunegraph.methods.criteria.taylor import measure_by
 from prunegraph.methods.prior import NUM_STARTS, rank_starts
 from prunegraph.rewards import unpack_bits
-from prunegraph.runs.adapt import Use, adapt, features_by_start, first_context, num_adapt_networks
+from prunegraph.runs.adapt import NUM_SUIT_NETWORKS, Use, adapt, features_by_start, first_context
 from prunegraph.runs.agent_options import agent_config, env_config
 from prunegraph.runs.custom_evaluator import CustomEvaluator
 from prunegraph.runs.options.config import SearchOptions
@@ -128,9 +128,14 @@ def search(
     config = agent_config(SearchOptions(metric="accuracy"), seed, initial, (budget,))
     config = replace(config, max_memory=max_memory, max_latency=max_latency)
     names = config.network.feature_names
-    tried = (NUM_STARTS if "start" in names else 0) + (num_adapt_networks(names) if initial else 0)
     last = LAST + reconstruct
-    least = config.episodes_per_update + 1 + last + tried
+    least = (
+        config.episodes_per_update
+        + 1
+        + last
+        + NUM_STARTS
+        + (initial is not None) * NUM_SUIT_NETWORKS
+    )
     if networks < least:
         msg = f"networks={networks} allows no update of the policy: give at least {least}"
         raise ConfigError(msg)
@@ -163,7 +168,7 @@ def search(
     statistics = dict(measure_by(dense, graph, batches, loss))
     if checkpoint is not None:
         evaluator.resume(Path(checkpoint))
-    ranks = rank_starts(evaluator.divergence, graph, statistics, budget) if "start" in names else ()
+    ranks = rank_starts(evaluator.divergence, graph, statistics, budget)
     starting = features_by_start(graph, statistics, budget, names, ranks)
     features = next(iter(starting.values()))
     if initial is not None:
