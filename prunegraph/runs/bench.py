@@ -1,7 +1,7 @@
 """One network on the bench: its task, its context, and what every mask is measured with."""
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.methods.context import Context
 from prunegraph.methods.method import Problem
-from prunegraph.methods.prior import NUM_PRIORS, Prior
+from prunegraph.methods.prior import Prior
 from prunegraph.runs.options.config import PruningOptions, SearchOptions
 from prunegraph.runs.prepare import DEFAULT_DATASET, Target
 from prunegraph.tasks.classification import WORST, evaluate
@@ -110,7 +110,7 @@ class Bench:
 
     def node_features(self, budget: Budget, names: Sequence[str]) -> FloatArray:
         """Return the named features of each prunable unit ``[N, F]``."""
-        prior = self.priors(budget)[0].scores if "start" in names else None
+        prior = self.priors(budget)[0].scores
         return self.context.problem(budget).features(names, prior=prior)
 
     @property
@@ -199,8 +199,3 @@ class Bench:
         """
         pruned = self.final_evaluator.prune(mask)
         return evaluate(pruned, self.target.dataset.test, worst=WORST).accuracy
-
-
-def num_probes(names: Collection[str], num_budgets: int = 1) -> int:
-    """Return how many pruned networks are run to measure the named features."""
-    return NUM_PRIORS * num_budgets if "start" in names else 0

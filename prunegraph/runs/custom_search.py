@@ -36,7 +36,7 @@ from prunegraph.layerwise.sequential import LayerwiseReconstruction, most_sample
 from prunegraph.methods.criteria.taylor import measure_by
 from prunegraph.methods.prior import NUM_PRIORS, rank_priors
 from prunegraph.rewards import unpack_bits
-from prunegraph.runs.adapt import Use, adapt, features_by_start, first_context, num_adapt_networks
+from prunegraph.runs.adapt import NUM_SUIT_NETWORKS, Use, adapt, features_by_start, first_context
 from prunegraph.runs.agent_options import agent_config, env_config
 from prunegraph.runs.custom_evaluator import CustomEvaluator
 from prunegraph.runs.options.config import SearchOptions
@@ -131,9 +131,14 @@ def search(
     )
     config = replace(config, max_memory=max_memory, max_latency=max_latency)
     names = config.network.feature_names
-    tried = (NUM_PRIORS if "start" in names else 0) + (num_adapt_networks(names) if initial else 0)
     last = LAST + reconstruct
-    least = config.episodes_per_update + 1 + last + tried
+    least = (
+        config.episodes_per_update
+        + 1
+        + last
+        + NUM_PRIORS
+        + (initial is not None) * NUM_SUIT_NETWORKS
+    )
     if networks < least:
         msg = f"networks={networks} allows no update of the policy: give at least {least}"
         raise ConfigError(msg)
@@ -166,7 +171,7 @@ def search(
     statistics = dict(measure_by(dense, graph, batches, loss))
     if checkpoint is not None:
         evaluator.resume(Path(checkpoint))
-    ranks = rank_priors(evaluator.divergence, graph, statistics, budget) if "start" in names else ()
+    ranks = rank_priors(evaluator.divergence, graph, statistics, budget)
     starting = features_by_start(graph, statistics, budget, names, ranks)
     features = next(iter(starting.values()))
     if initial is not None:

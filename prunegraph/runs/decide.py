@@ -11,7 +11,7 @@ from prunegraph.core.console import Console
 from prunegraph.core.files import write_json
 from prunegraph.core.reading import checked, read_json
 from prunegraph.core.tensors import parameter_digest
-from prunegraph.runs.adapt import adapt_contexts, num_decision_networks
+from prunegraph.runs.adapt import NUM_DECISION_NETWORKS, adapt_contexts
 from prunegraph.runs.agent_rows import measured
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.folder import RunFolder
@@ -46,7 +46,7 @@ def decide(
     if path.is_file():
         return read_decision(path)
     started = time.monotonic()
-    networks = num_decision_networks(policy, bench.target.graph)
+    networks = NUM_DECISION_NETWORKS
     if bench.budget.max_latency is not None:  # one out of reach is told before anything long
         console.say("timing the layers at several widths, for the latency")
         bench.project(np.zeros(bench.target.graph.num_units, dtype=np.float32), bench.budget)

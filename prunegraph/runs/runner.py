@@ -151,7 +151,7 @@ def _apply(plan: Plan, config: ApplyConfig, jobs: Jobs, store: CandidateStore) -
     decision = decide(policy, bench, store, folder.checkpoint(folder.DECISION), place.console)
     (own,) = store.named(APPLIED)
     if not plan.optional:
-        add_untrained(bench, store, bench.seed, policy.network.config.prior or "start")
+        add_untrained(bench, store, bench.seed)
     if plan.controls:
         add_controls(bench, store, [own], place.console)
     add_optional(place, store, plan, place.console)
