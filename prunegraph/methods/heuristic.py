@@ -69,7 +69,7 @@ def by_sensitivity(problem: PruningProblem, values: Float64Array) -> Float64Arra
         )
         raise ConfigError(msg)
     subset = evaluator.draw_subset(SENSITIVITY_IMAGES, problem.seed)
-    by: Literal["loss", "kl"] = "kl" if evaluator.kl else "loss"
+    by: Literal["loss", "kl"] = "kl" if evaluator.metric == "kl" else "loss"
     gains = sensitivity(evaluator, graph, values.astype(np.float32), subset=subset, by=by)
     positive = np.maximum(gains.astype(np.float64), 0.0)
     floor = LEAST_SENSITIVITY * max(float(positive[graph.free].mean()), 1e-12)

@@ -21,14 +21,15 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from prunegraph.core.errors import ConfigError, ModelError, one_line
 from prunegraph.core.masks import BoolArray, Float64Array, IntArray
 from prunegraph.core.splits import TrainSplit
+from prunegraph.core.task import Task
 from prunegraph.graph import StructureGraph, copy_network, unwrap
 from prunegraph.graph.features import rank_in_group, rank_within
 from prunegraph.methods.problem import PrunerResult, PruningProblem
+from prunegraph.tasks.batches import num_samples
 
 TP_CRITERIA = ("magnitude", "taylor", "bn_scale")
 """Importances of Torch-Pruning that its examples use."""
@@ -115,8 +116,9 @@ class _Peer:
         """A copy of the network, with gradients if the importance is made of them."""
         model = copy_network(unwrap(self._problem.model)).eval().requires_grad_(True)
         if self._pruner.criterion == "taylor":
-            images = self._problem.evaluator.calibration
-            _add_gradients(model, images.sample(NUM_IMAGES, self._problem.seed))
+            evaluator = self._problem.evaluator
+            samples = evaluator.calibration.sample(NUM_IMAGES, self._problem.seed)
+            _add_gradients(model, evaluator.task, samples)
         return model
 
     @cached_property
@@ -223,10 +225,9 @@ def _frozen_layers(model: nn.Module, graph: StructureGraph) -> list[nn.Module]:
     return [model.get_submodule(name) for name in dict.fromkeys(names)]
 
 
-def _add_gradients(model: nn.Module, images: TrainSplit) -> None:
-    device = next(model.parameters()).device
-    for batch, labels in images.batches(64):
-        F.cross_entropy(model(batch.to(device)), labels.to(device), reduction="sum").backward()
+def _add_gradients(model: nn.Module, task: Task, samples: TrainSplit) -> None:
+    for batch in samples.batches(64):
+        (task.loss(model, batch) * max(num_samples(batch), 1)).backward()
 
 
 def _torch_pruning(name: str) -> ModuleType:

@@ -93,8 +93,7 @@ class Bench:
     def statistics(self) -> Mapping[str, FloatArray]:
         """Measured arrays ``[N]`` by name, those that run no pruned network."""
         target = self.target
-        train, device = target.dataset.train, target.device
-        found = measure(target.model, target.graph, train, seed=self._drawn, device=device)
+        found = measure(target.task, target.graph, seed=self._drawn, device=target.device)
         for values in found.values():  # all methods read them
             values.flags.writeable = False
         return found
@@ -103,7 +102,7 @@ class Bench:
     def lazy_statistics(self) -> LazyStatistics:
         """The same, and the costly ones, each measured when a method first asks for it."""
         target = self.target
-        given = target.model, target.graph, target.dataset.train
+        given = target.task, target.graph
         return LazyStatistics(
             self.statistics,
             lambda name: measure_costly(name, *given, seed=self._drawn, device=target.device),
@@ -114,10 +113,9 @@ class Bench:
         """Compares outputs with the dense network's on train images: no label, no search image."""
         target = self.target
         return unlabelled_evaluator(
-            target.model,
+            target.task,
             target.graph,
-            target.dataset.train,
-            calibration_images=min(self.options.calibration_images, QUICK_CALIBRATION),
+            num_calibration=min(self.options.calibration_images, QUICK_CALIBRATION),
             seed=self._drawn,
             device=target.device,
             reconstruction=self.quick_reconstruction or self.reconstruction,
@@ -182,15 +180,12 @@ class Bench:
         """
         target, search = self.target, self._search_options
         return Evaluator(
-            target.model,
+            target.task,
             target.graph,
-            search=target.dataset.search,
-            calibration=target.dataset.train,
             num_calibration=self.options.calibration_images,
             seed=self.seed,
             device=target.device,
-            kl=search.metric == "kl",
-            soft=search.metric == "soft_accuracy",
+            metric=search.metric,
             reconstruction=self.reconstruction,
             quick_reconstruction=self.quick_reconstruction,
             log=log,
@@ -223,7 +218,7 @@ class Bench:
     def _fit(self, kind: type[Reconstruction], num_images: int) -> Reconstruction:
         target, seed = self.target, self.seed
         images = target.dataset.train.sample(num_images, seed)
-        return kind.on_images(target.model, target.graph, images, seed=seed, device=target.device)
+        return kind.on_samples(target.task, target.graph, images, seed=seed, device=target.device)
 
     @cached_property
     def layer_errors(self) -> list[LayerError]:

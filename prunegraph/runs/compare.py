@@ -55,6 +55,7 @@ from prunegraph.runs.report.verdict import (
 )
 from prunegraph.runs.store import Candidate, CandidateStore
 from prunegraph.runs.train import check_networks, run_name
+from prunegraph.tasks.image_classification import training_task
 from prunegraph.training.loop import finetune
 
 METRIC: Metric = "test_accuracy_finetuned"
@@ -241,7 +242,9 @@ def make_plan(bench: Bench, config: CompareConfig) -> Plan:
         recipe = replace(bench.recipe(), epochs=1)
         train = bench.finetune_images.sample(PLAN_IMAGES, bench.seed)
         model = copy_network(bench.target.model)
-        trained = finetune(model, train, recipe, seed=bench.seed, teacher=bench.teacher)
+        trained = finetune(
+            model, training_task(model, train), recipe, seed=bench.seed, teacher=bench.teacher
+        )
         per_image = trained.seconds / len(train)
     names = set(wanted(config))
     searched, chosen = {*filter(searches, names)}, names & {*heuristics(), *TORCH_PRUNING}

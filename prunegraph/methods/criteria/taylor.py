@@ -180,7 +180,8 @@ def _watch_inputs(
         able = item.is_floating_point() and not item.requires_grad
         return item.detach().requires_grad_().clone() if able else item
 
-    return tree_map_only(Tensor, watched, (args, kwargs))
+    seen: tuple[Any, dict[str, Any]] = tree_map_only(Tensor, watched, (args, kwargs))
+    return seen
 
 
 def _checked_mean(value: Tensor) -> Tensor:
