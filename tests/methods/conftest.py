@@ -19,6 +19,7 @@ from prunegraph.methods.criteria.measured import COSTLY_STATISTICS, measure_cost
 from prunegraph.methods.criteria.taylor import measure
 from prunegraph.methods.problem import PruningProblem
 from prunegraph.models import build_model
+from support.tasks import image_task
 
 MakeProblem = Callable[..., PruningProblem]
 
@@ -46,9 +47,9 @@ def trained_digits() -> Digits:
             optimizer.step()
     model.zero_grad()
     graph = analyse(model, torch.zeros(1, *data.image_shape))
-    arrays = dict(measure(model, graph, data.train, num_images=128))
+    arrays = dict(measure(image_task(model, data.train), graph, num_samples=128))
     for name in COSTLY_STATISTICS:
-        arrays[name] = measure_costly(name, model, graph, data.train, num_images=16)
+        arrays[name] = measure_costly(name, image_task(model, data.train), graph, num_samples=16)
     return Digits(data, model, graph, arrays)
 
 
@@ -57,10 +58,8 @@ def make_problem(trained_digits: Digits) -> MakeProblem:
     def make(seed: int = 0, max_networks: int = 24, budget: Budget | None = None) -> PruningProblem:
         data, model = trained_digits.data, copy.deepcopy(trained_digits.model)
         evaluator = Evaluator(
-            model,
+            image_task(model, data.train, data.search),
             trained_digits.graph,
-            search=data.search,
-            calibration=data.train,
             num_calibration=128,
             autocast=False,
         )

@@ -18,6 +18,7 @@ from prunegraph.methods.problem import PruningProblem
 from prunegraph.methods.registry import make_pruner
 from prunegraph.models import build_model, load_weights, weights_info
 from prunegraph.tasks.classification import evaluate
+from support.tasks import image_task
 
 MakeProblem = Callable[..., PruningProblem]
 
@@ -156,13 +157,13 @@ def test_cem_gains_three_points_over_taylor_per_mac(shared_dir: Path) -> None:
     load_weights(model, weights)
     example = torch.zeros(1, *data.image_shape)
     graph = analyse(model, example)
-    evaluator = Evaluator(model, graph, search=data.search, calibration=data.train)
+    evaluator = Evaluator(image_task(model, data.train, data.search), graph)
     problem = PruningProblem(
         model=model,
         graph=graph,
         budget=Budget(keep_macs=0.5),
         evaluator=evaluator,
-        statistics=measure(model, graph, data.train),
+        statistics=measure(image_task(model, data.train), graph),
         example_inputs=example,
         max_networks=384,
     )

@@ -9,6 +9,7 @@ from prunegraph.core.splits import Dataset
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.graph import StructureGraph
 from prunegraph.methods.problem import Pruner, PrunerResult, PruningProblem
+from support.tasks import image_task
 
 
 class KeepFirst:
@@ -24,9 +25,8 @@ class KeepFirst:
 def test_a_method_sees_the_problem_and_returns_a_mask(
     digits: Dataset, digits_net: nn.Module, digits_graph: StructureGraph
 ) -> None:
-    evaluator = Evaluator(
-        digits_net, digits_graph, search=digits.search, calibration=digits.train, num_calibration=64
-    )
+    task = image_task(digits_net, digits.train, digits.search)
+    evaluator = Evaluator(task, digits_graph, num_calibration=64)
     problem = PruningProblem(
         model=digits_net,
         graph=digits_graph,

@@ -14,6 +14,7 @@ from prunegraph.methods.problem import PruningProblem
 from prunegraph.methods.registry import PRUNERS
 from prunegraph.methods.torch_pruning import TorchPruningPruner, _Peer
 from prunegraph.runs.baselines import check_methods
+from support.tasks import image_task
 
 MakeProblem = Callable[..., PruningProblem]
 
@@ -24,9 +25,8 @@ def problem_of(make_problem: MakeProblem, model: nn.Module, budget: Budget) -> P
     graph = analyse(model, example)
     other = make_problem(budget=budget)
     values = {name: getattr(other, name) for name in other.__dataclass_fields__}
-    evaluator = Evaluator(
-        model, graph, search=other.evaluator.search, calibration=other.evaluator.calibration
-    )
+    known = other.evaluator
+    evaluator = Evaluator(image_task(model, known.calibration, known.search), graph)
     return PruningProblem(**{**values, "model": model, "graph": graph, "evaluator": evaluator})
 
 

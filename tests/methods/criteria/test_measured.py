@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.core.errors import ModelError
-from prunegraph.core.splits import TrainSplit
+from prunegraph.core.splits import Batch, TrainSplit
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.layerwise.capture import Read
 from prunegraph.methods.criteria import feature_maps as map_statistics
@@ -16,6 +16,7 @@ from prunegraph.methods.criteria.feature_maps import nuclear_loss
 from prunegraph.methods.criteria.measured import COSTLY_STATISTICS, LazyStatistics, measure_costly
 from prunegraph.methods.criteria.obd import _columns, fisher_saliency
 from prunegraph.methods.criteria.thinet import greedy_errors, removal_errors, sample_contributions
+from support.tasks import image_task
 
 
 class Given:
@@ -25,9 +26,9 @@ class Given:
         self.images, self.labels = images, labels
         self.num_classes, self.image_shape = 5, tuple(images.shape[1:])
 
-    def load(self, index: Tensor, augment: torch.Generator | None = None) -> Tensor:
+    def load(self, index: Tensor, augment: torch.Generator | None = None) -> Batch:
         assert augment is None, "statistics are measured without augmentation"
-        return self.images[index]
+        return self.images[index], self.labels[index]
 
     def fingerprint(self) -> str:
         return "0" * 16
@@ -56,7 +57,7 @@ def test_hrank_is_the_mean_rank_of_the_maps() -> None:
     with torch.no_grad():
         weight = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
         net[0].weight.copy_(weight[:, :, None, None])
-    values = measure_costly("hrank", net, graph, split(images))
+    values = measure_costly("hrank", image_task(net, split(images)), graph)
     np.testing.assert_allclose(values[graph.ops[0].out_units], [1.0, 4.0, 6.0, 0.0])
 
 
@@ -65,7 +66,7 @@ def test_hrank_takes_maps_from_convolutions_and_columns_where_there_are_none() -
     with torch.no_grad():
         net[1].weight[2] = 0.0
         net[1].bias[2] = 0.0
-    values = measure_costly("hrank", net, graph, split(images))
+    values = measure_costly("hrank", image_task(net, split(images)), graph)
     assert values[graph.ops[1].out_units].tolist() == [1.0, 1.0, 0.0, 1.0]  # the linear layer's
 
 
@@ -100,7 +101,7 @@ def test_chip_scores_the_dependent_channel_lowest() -> None:
     with torch.no_grad():
         net[0].weight[:3, :, 0, 0] = torch.eye(3)
         net[0].weight[3, :, 0, 0] = torch.tensor([0.6, -0.6, 0.5])  # as long as the others, nearly
-    values = measure_costly("chip", net, graph, split(images))[graph.ops[0].out_units]
+    values = measure_costly("chip", image_task(net, split(images)), graph)[graph.ops[0].out_units]
     assert values.argmin() == 3
     assert values[3] < 0.8 * values[:3].min()
 
@@ -123,7 +124,7 @@ def test_obd_is_the_formula_of_its_docstring() -> None:
         error = net(images).softmax(1) - nn.functional.one_hot(labels, 5)  # dL/dlogits
     fisher = torch.einsum("bk,bj->kj", error**2, hidden**2) / 7
     expected = 0.5 * (fisher * net[4].weight.detach() ** 2).sum(0)
-    values = measure_costly("obd", net, graph, split(images, labels))
+    values = measure_costly("obd", image_task(net, split(images, labels)), graph)
     np.testing.assert_allclose(values[graph.ops[0].out_units], expected, rtol=1e-4)
 
 
@@ -227,7 +228,7 @@ def test_thinet_removes_channels_that_cancel_and_the_silent_one_first() -> None:
         net[0].weight[4] = net[0].weight[1]  # 1 and 4 are equal and cancel
         net[1].weight[:, 4] = -net[1].weight[:, 1]
         net[1].weight[:, [1, 4]] *= 0.2
-    values = measure_costly("thinet", net, graph, split(images))[graph.ops[0].out_units]
+    values = measure_costly("thinet", image_task(net, split(images)), graph)[graph.ops[0].out_units]
     assert values.argmin() == 3
     assert set(np.argsort(values)[:3].tolist()) == {1, 3, 4}
     assert values.max() == pytest.approx(1.0, rel=0.05)  # all gone: the whole energy
@@ -244,7 +245,7 @@ def test_costly_arrays_are_finite_and_the_network_is_left_as_it_was(
     mixed.train()
     before = copy.deepcopy(mixed.state_dict())
     images = split(torch.randn(6, 3, 8, 8), torch.arange(6) % 5)
-    values = measure_costly(name, mixed, mixed_graph, images)
+    values = measure_costly(name, image_task(mixed, images), mixed_graph)
     assert values.shape == (mixed_graph.num_classes,)
     assert values.dtype == np.float32
     assert np.isfinite(values).all()
@@ -260,7 +261,7 @@ def test_an_infinite_value_is_an_error() -> None:
     with torch.no_grad():
         net[4].weight.fill_(1e30)
     with pytest.raises(ModelError, match="obd is infinite"):
-        measure_costly("obd", net, graph, split(torch.randn(2, 3, 6, 6)))
+        measure_costly("obd", image_task(net, split(torch.randn(2, 3, 6, 6))), graph)
 
 
 def test_costly_statistics_are_measured_once_and_only_when_asked() -> None:
