@@ -1,6 +1,6 @@
 """Rewards: pure functions of finished episodes and of what the agent remembers."""
 
-from prunegraph.rewards.competition import COMPETITION_CONTEXT_NAMES, CONTEXT_NAMES, SelfCompetition
+from prunegraph.rewards.competition import SelfCompetition
 from prunegraph.rewards.config import RewardConfig
 from prunegraph.rewards.episode import Episode, pack_bits, unpack_bits
 from prunegraph.rewards.forms import FORMS, Reward, score
@@ -8,8 +8,6 @@ from prunegraph.rewards.lagrangian import LagrangianMultiplier
 from prunegraph.rewards.ledger import SelfCompetitionLedger
 
 __all__ = [
-    "COMPETITION_CONTEXT_NAMES",
-    "CONTEXT_NAMES",
     "FORMS",
     "Episode",
     "LagrangianMultiplier",

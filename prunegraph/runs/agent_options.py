@@ -8,22 +8,17 @@ from prunegraph.agent.network import NetworkConfig
 from prunegraph.agent.policies import TrainedPolicy
 from prunegraph.agent.train import AgentConfig
 from prunegraph.core.budget import Budget
-from prunegraph.core.errors import ArtefactError, BudgetError, ConfigError
+from prunegraph.core.errors import ArtefactError, BudgetError
 from prunegraph.core.reading import checked
 from prunegraph.env import EnvConfig
-from prunegraph.graph import StructureGraph
-from prunegraph.graph.features import LAST_NAMES
+from prunegraph.methods.prior import NUM_STARTS
 from prunegraph.rewards import RewardConfig
-from prunegraph.runs.adapt import num_adapt_networks
-from prunegraph.runs.bench import num_probes
+from prunegraph.runs.adapt import NUM_SUIT_NETWORKS
 from prunegraph.runs.options.config import SearchOptions
 from prunegraph.runs.policies import find_policy
 
 SEARCH_FLOOR = -10.0
 """Losing masks are told apart however far they lose: on digits most lose by more than 10 points."""
-
-UNREAD = ("sensitivity",)
-"""Features that a search's policy does not read: a run of a network for each group, and no gain."""
 
 SHARED = ("max_memory", "max_latency", "round_to")
 """Limits of the run that hold for every budget of a search."""
@@ -49,20 +44,16 @@ def trained_budgets(options: SearchOptions, budget: Budget) -> tuple[Budget, ...
     return search_budgets(options, budget) or (budget,)
 
 
-def probes_of(
-    graph: StructureGraph, names: Sequence[str], options: SearchOptions, budget: Budget
-) -> int:
+def num_probes(options: SearchOptions, budget: Budget) -> int:
     """Return how many networks a search runs for the features of one network.
 
     Args:
-        graph: the network.
-        names: of the features.
         options: how to search.
         budget: the run's own.
     """
     searched = trained_budgets(options, budget)
-    probes = num_probes(graph, names, num_budgets=len({budget, *searched}))
-    return probes + (num_adapt_networks(names) * len(searched) if options.policy is not None else 0)
+    adapted = NUM_SUIT_NETWORKS * len(searched) if options.policy is not None else 0
+    return NUM_STARTS * len({budget, *searched}) + adapted
 
 
 def calm(ppo: PPOConfig) -> PPOConfig:
@@ -129,20 +120,7 @@ def agent_config(
         seed: of policy, episodes and image subsets.
         initial: the policy to begin with: the network is as large as its own, and explores less.
         budgets: that are searched for: below those that it was taught it explores further.
-
-    Raises:
-        ConfigError: refinements are asked for, of which that policy knows nothing.
     """
-    if (
-        initial is not None
-        and options.refinements
-        and not {*LAST_NAMES} <= {*initial.network.config.feature_names}
-    ):
-        msg = (
-            f"the policy {options.policy} was taught without refinements: leave --refinements or "
-            "--policy away"
-        )
-        raise ConfigError(msg)
     reward = RewardConfig(
         self_competition=options.self_competition,
         metric=options.metric,
@@ -150,20 +128,17 @@ def agent_config(
         floor=SEARCH_FLOOR,
     )
     one_step = options.granularity == "network" and options.constraint == "bias"
-    names = tuple(name for name in NetworkConfig.feature_names if name not in UNREAD)
-    names += LAST_NAMES if options.refinements else ()
     ppo = PPOConfig(
         learning_rate=options.learning_rate,
         surrogate_steps=options.surrogate_steps * one_step,
         swaps=options.swaps,  # none without predicted steps
     )
     return AgentConfig(
-        network=NetworkConfig(feature_names=names) if initial is None else initial.network.config,
+        network=NetworkConfig() if initial is None else initial.network.config,
         ppo=ppo if initial is None else from_policy(ppo, initial, budgets),
         reward=reward,
-        episodes_per_update=options.update_size // (1 + options.refinements),
+        episodes_per_update=options.update_size,
         per_group=options.granularity == "group",
-        refinements=options.refinements,
         seed=seed,
     )
 
@@ -171,7 +146,7 @@ def agent_config(
 def env_config(
     options: SearchOptions, config: AgentConfig, seed: int, budget: Budget | None = None
 ) -> EnvConfig:
-    """Return the environment's options; rewards are made by the agent's wrapper.
+    """Return the environment's options.
 
     Args:
         options: how to search.
@@ -180,12 +155,10 @@ def env_config(
         budget: the run's own, of which the budgets of ``options`` share ``SHARED``.
     """
     return EnvConfig(
-        reward=config.reward,
+        metric=config.reward.metric,
         per_group=config.per_group,
-        refinements=config.refinements,
         subset_size=options.subset or DEFAULT_SUBSET,
         episodes_per_subset=config.episodes_per_update,
         budgets=search_budgets(options, budget),
-        external_reward=True,
         seed=seed,
     )

@@ -8,17 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from prunegraph.agent.network import NetworkConfig, PruningNetwork
+from prunegraph.agent.network import PRIOR, NetworkConfig, PruningNetwork
 from prunegraph.agent.policies import TrainedPolicy, load_policy, save_policy
 from prunegraph.core.console import Console
 from prunegraph.core.errors import ArtefactError
 from prunegraph.core.files import write_json
 from prunegraph.core.reading import checked, read_json
-from prunegraph.runs.adapt import adapt_contexts, num_decision_networks
+from prunegraph.methods.prior import NUM_STARTS
+from prunegraph.runs.adapt import NUM_DECISION_NETWORKS, adapt_contexts
 from prunegraph.runs.agent_options import given_policy
 from prunegraph.runs.agent_search import SearchRun, policy_mask, search_job
 from prunegraph.runs.baselines import CONTROLS
-from prunegraph.runs.bench import Bench, num_probes
+from prunegraph.runs.bench import Bench
 from prunegraph.runs.jobs import Batch, Workplace
 from prunegraph.runs.options.config import SearchOptions
 from prunegraph.runs.report.report import History, SearchResult
@@ -158,22 +159,20 @@ def add_beginnings(
         add_initial(bench.with_statistics(seed), store, options, seed)
 
 
-def add_untrained(bench: Bench, store: CandidateStore, seed: int, prior: str = "start") -> None:
-    """Add the mask of an untrained policy, which starts from the feature ``prior``."""
+def add_untrained(bench: Bench, store: CandidateStore, seed: int) -> None:
+    """Add the mask of an untrained policy."""
     if store.get(UNTRAINED, seed) is None:
-        config = NetworkConfig(feature_names=(prior,), prior=prior)  # all that it goes by
+        config = NetworkConfig(feature_names=(PRIOR,))  # all that it goes by
         mask = policy_mask(TrainedPolicy(PruningNetwork(config).eval()), bench, bench.budget)
-        probes = num_probes(bench.target.graph, (prior,))
-        store.add(measured(bench, UNTRAINED, seed, mask, networks=probes))
+        store.add(measured(bench, UNTRAINED, seed, mask, networks=NUM_STARTS))
 
 
 def add_initial(bench: Bench, store: CandidateStore, options: SearchOptions, seed: int) -> None:
     """Add what the policy that the search began with, if one was given, decides by itself."""
     policy = given_policy(options)
     if policy is not None and store.get(INITIAL, seed) is None:
-        networks = num_decision_networks(policy, bench.target.graph)
         adapted, _ = adapt_contexts(policy, [bench], [bench.budget])
-        store.add(measured(bench, INITIAL, seed, adapted.masks[0], networks))
+        store.add(measured(bench, INITIAL, seed, adapted.masks[0], NUM_DECISION_NETWORKS))
 
 
 def warn_if_worse(

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -11,11 +11,10 @@ import torch
 from torch import nn
 
 from prunegraph.core.budget import Budget
-from prunegraph.core.masks import ChannelMask, FloatArray, LayerError
+from prunegraph.core.masks import ChannelMask, FloatArray
 from prunegraph.core.splits import TrainSplit
 from prunegraph.evaluation.evaluator import QUICK_CALIBRATION, Evaluator
 from prunegraph.evaluation.log import OutcomeLog
-from prunegraph.graph import StructureGraph
 from prunegraph.graph.costs.latency import LatencyTable, measure_latency_table
 from prunegraph.graph.costs.latency_budget import project_budget
 from prunegraph.graph.features import node_features
@@ -27,14 +26,8 @@ from prunegraph.layerwise.sequential import (
     most_samples,
 )
 from prunegraph.methods.criteria.measured import LazyStatistics, measure_costly
-from prunegraph.methods.criteria.taylor import (
-    measure,
-    measure_divergence,
-    num_sensitivity_networks,
-    sensitivity,
-    unlabelled_evaluator,
-)
-from prunegraph.methods.prior import NUM_STARTS, Start, rank_starts
+from prunegraph.methods.criteria.taylor import measure, measure_divergence, unlabelled_evaluator
+from prunegraph.methods.prior import Start, rank_starts
 from prunegraph.methods.problem import PruningProblem
 from prunegraph.runs.options.config import PruningOptions, SearchOptions
 from prunegraph.runs.prepare import DEFAULT_DATASET, Target
@@ -122,12 +115,6 @@ class Bench:
         )
 
     @cached_property
-    def sensitivity(self) -> FloatArray:
-        """How far the outputs move without half of each class's group ``[N]``; without labels."""
-        graph = self.target.graph
-        return sensitivity(self.unlabelled, graph, self.statistics["taylor"], by="kl")
-
-    @cached_property
     def _starts(self) -> dict[Budget, list[Start]]:
         return {}
 
@@ -155,16 +142,9 @@ class Bench:
         bench.__dict__["_starts"] = {**self._starts, **moved}
         return bench
 
-    def measured(self, names: Sequence[str]) -> dict[str, FloatArray]:
-        """Return the arrays ``[N]`` that features of these names need, but for the start."""
-        extra = {"sensitivity": self.sensitivity} if "sensitivity" in names else {}
-        return {**self.statistics, **extra}
-
     def node_features(self, budget: Budget, names: Sequence[str]) -> FloatArray:
         """Return the named features of each prunable unit ``[N, F]``."""
-        measured = self.measured(names)
-        if "start" in names:
-            measured["start"] = self.start(budget).scores
+        measured = {**self.statistics, "start": self.start(budget).scores}
         return node_features(self.target.graph, measured, budget, names)
 
     @property
@@ -219,11 +199,6 @@ class Bench:
         target, seed = self.target, self.seed
         images = target.dataset.train.sample(num_images, seed)
         return kind.on_samples(target.task, target.graph, images, seed=seed, device=target.device)
-
-    @cached_property
-    def layer_errors(self) -> list[LayerError]:
-        """How far outputs move without some inputs; nothing where weights stay as they are."""
-        return [] if self.reconstruction is None else self.reconstruction.layer_errors()
 
     @cached_property
     def final_evaluator(self) -> Evaluator:
@@ -325,9 +300,3 @@ class Bench:
         """
         pruned = self.final_evaluator.prune(mask)
         return evaluate(pruned, self.target.dataset.test, worst=WORST).accuracy
-
-
-def num_probes(graph: StructureGraph, names: Collection[str], num_budgets: int = 1) -> int:
-    """Return how many pruned networks are run to measure the named features."""
-    starts = NUM_STARTS * num_budgets if "start" in names else 0
-    return starts + (num_sensitivity_networks(graph) if "sensitivity" in names else 0)

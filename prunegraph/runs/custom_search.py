@@ -35,7 +35,7 @@ from prunegraph.layerwise.sequential import LayerwiseReconstruction, most_sample
 from prunegraph.methods.criteria.taylor import measure, measure_divergence
 from prunegraph.methods.prior import NUM_STARTS, rank_starts
 from prunegraph.rewards import unpack_bits
-from prunegraph.runs.adapt import Use, adapt, features_by_start, first_context, num_adapt_networks
+from prunegraph.runs.adapt import NUM_SUIT_NETWORKS, Use, adapt, features_by_start, first_context
 from prunegraph.runs.agent_options import agent_config, env_config
 from prunegraph.runs.options.config import SearchOptions
 from prunegraph.runs.policies import find_policy
@@ -126,9 +126,14 @@ def search(
     config = agent_config(SearchOptions(metric="accuracy"), seed, initial, (budget,))
     config = replace(config, max_memory=max_memory, max_latency=max_latency)
     names = config.network.feature_names
-    tried = (NUM_STARTS if "start" in names else 0) + (num_adapt_networks(names) if initial else 0)
     last = LAST + reconstruct
-    least = config.episodes_per_update + 1 + last + tried
+    least = (
+        config.episodes_per_update
+        + 1
+        + last
+        + NUM_STARTS
+        + (initial is not None) * NUM_SUIT_NETWORKS
+    )
     if networks < least:
         msg = f"networks={networks} allows no update of the policy: give at least {least}"
         raise ConfigError(msg)
@@ -158,7 +163,7 @@ def search(
         log=None if checkpoint is None else _log(Path(checkpoint), identity),
     )
     divergence = partial(measure_divergence, evaluator)
-    ranks = rank_starts(divergence, graph, statistics, budget) if "start" in names else ()
+    ranks = rank_starts(divergence, graph, statistics, budget)
     starting = features_by_start(graph, statistics, budget, names, ranks)
     features = next(iter(starting.values()))
     if initial is not None:

@@ -20,9 +20,9 @@ from prunegraph.graph.costs.latency import measure_latency_table
 from prunegraph.graph.costs.latency_budget import project_budget
 from prunegraph.layerwise.reconstruct import Reconstruction
 from prunegraph.layerwise.sequential import LayerwiseReconstruction, most_samples
-from prunegraph.methods.criteria.taylor import measure, measure_divergence, sensitivity
+from prunegraph.methods.criteria.taylor import measure, measure_divergence
 from prunegraph.methods.prior import rank_starts
-from prunegraph.runs.adapt import Use, adapt, features_by_start, num_decision_networks
+from prunegraph.runs.adapt import NUM_DECISION_NETWORKS, Use, adapt, features_by_start
 from prunegraph.runs.policies import find_policy
 from prunegraph.runs.report.speed import latencies
 from prunegraph.tasks.batches import num_samples
@@ -126,10 +126,8 @@ def prune(
     )
     statistics = dict(measure(task, graph, seed=seed, device=device))
     names = trained.network.config.feature_names
-    if "sensitivity" in names:
-        statistics["sensitivity"] = sensitivity(evaluator, graph, statistics["taylor"], by="kl")
     divergence = partial(measure_divergence, evaluator)
-    starts = rank_starts(divergence, graph, statistics, budget) if "start" in names else ()
+    starts = rank_starts(divergence, graph, statistics, budget)
     timed = budget.max_latency is not None
     table = measure_latency_table(model, graph, example_inputs, budget=budget) if timed else None
     use = Use(
@@ -144,7 +142,7 @@ def prune(
     warn_if_unequal(model, graph, mask, example_inputs)
     report = {
         **structure_report(graph, mask, budget),
-        "networks_evaluated": num_decision_networks(trained, graph),
+        "networks_evaluated": NUM_DECISION_NETWORKS,
         "start": adapted.starts[0],
         "share": adapted.share,
         "calibration_images": len(train),

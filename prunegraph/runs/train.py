@@ -14,7 +14,7 @@ from prunegraph.runs.agent_options import (
     agent_config,
     env_config,
     given_policy,
-    probes_of,
+    num_probes,
     search_budgets,
 )
 from prunegraph.runs.agent_rows import (
@@ -137,11 +137,10 @@ def check_networks(targets: Sequence[Target], options: SearchOptions, budget: Bu
     if agent.per_group and len({len(target.graph.free_groups) for target in targets}) > 1:
         msg = "--granularity group takes networks of one number of groups: leave it away"
         raise ConfigError(msg)
-    names = agent.network.feature_names
-    probes = [probes_of(target.graph, names, options, budget) + FINALISTS for target in targets]
+    probes = num_probes(options, budget) + FINALISTS
     cells = len(targets) * max(len(options.budgets), 1)
     update = options.update_size + min(cells, options.update_size)
-    least = math.ceil((sum(probes) + update) / len(targets))
+    least = probes + math.ceil(update / len(targets))
     if options.networks < least:
         msg = f"networks={options.networks} allows no update of the policy: give at least {least}"
         raise ConfigError(msg)

@@ -194,16 +194,14 @@ def custom(
         if not callable(function):
             msg = f"{what} is a {type(function).__name__}, not a function of a network"
             raise ConfigError(msg)
-    given: object = train
-    if not isinstance(given, Split):
-        given = ready_split(train, "train", NUM_BATCHES)
-    if not isinstance(given, TrainSplit):
-        msg = f"train is a {type(given).__name__}, not a TrainSplit or batches: see docs/data.md"
+    split = train if isinstance(train, Split) else ready_split(train, "train", NUM_BATCHES)
+    if not isinstance(split, TrainSplit):
+        msg = f"train is a {type(split).__name__}, not a TrainSplit or batches: see docs/data.md"
         raise DataError(msg)
     return CustomTask(
         model=model,
         example_inputs=example_inputs,
-        train=given,
+        train=split,
         score_function=score,
         higher_is_better=higher_is_better,
         loss_function=loss or cross_entropy,

@@ -13,7 +13,7 @@ from prunegraph.env import ChannelPruningEnv, EnvConfig, PruningTask
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.graph import analyse
 from prunegraph.models import build_model
-from prunegraph.rewards import RewardConfig, unpack_bits
+from prunegraph.rewards import unpack_bits
 from support.tasks import image_task
 
 
@@ -40,7 +40,7 @@ def task() -> PruningTask:
 
 
 def test_checker_passes(task: PruningTask) -> None:
-    config = EnvConfig(subset_size=40, reward=RewardConfig(metric="kl"))
+    config = EnvConfig(subset_size=40, metric="kl")
     env = ChannelPruningEnv(task, config)
     check_env(env, skip_render_check=True)
     assert env.networks_evaluated == task.evaluator.num_networks > 0

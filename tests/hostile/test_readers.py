@@ -163,8 +163,8 @@ def make_tar(folder: Path) -> Path:
 
 def agent_case(folder: Path) -> Case:
     """Return the checkpoint of a search on toy networks."""
-    reward = RewardConfig(self_competition="rank", window=16)
-    small = NetworkConfig(feature_names=TOY_FEATURE_NAMES, prior=None, hidden=8)
+    reward = RewardConfig(self_competition="ema")
+    small = NetworkConfig(feature_names=TOY_FEATURE_NAMES, hidden=8)
     config = AgentConfig(
         network=small, ppo=PPOConfig(surrogate_steps=1), reward=reward, episodes_per_update=16
     )

@@ -68,13 +68,11 @@ def images(tmp_path: Path) -> Path:
         ("train --keep-macs 0.0001", "or more"),
         ("train --keep-params 0.0001", "the least that can is"),
         ("train --networks 16", "allows no update of the policy: give at least"),
-        ("train --granularity group --refinements 1", "be 0 where episodes go group by group"),
         (
             "train --arch digits_resnet8_w4 digits_resnet14_w4 --granularity group",
             "--granularity group takes networks of one number of groups",
         ),
         ("train --budgets 0.5 0.5", "budgets=0.5 0.5 names one twice"),
-        ("train --policy resnet-cifar --refinements 1", "was taught without refinements"),
         (
             "compare --arch digits_resnet110_w4 --methods l1/sensitivity --networks 40",
             "networks=40 is too few for l1/sensitivity, which runs",

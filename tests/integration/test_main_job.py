@@ -454,15 +454,3 @@ def test_a_changed_row_is_found(copied: Path, capsys: pytest.CaptureFixture[str]
 def test_export_reproduces_the_pruned_network(copied: Path) -> None:
     assert main(["export", str(copied), "--format", "safetensors"]) == 0
     assert (copied / "exported.safetensors").stat().st_size > 0
-
-
-def test_a_search_that_decides_anew_resumes_and_hands_on_a_plain_policy(
-    quick_words: list[str], tmp_path: Path
-) -> None:
-    words = [*quick_words, "--refinements", "1", "--out", str(tmp_path / "run")]
-    assert main(words) == 0
-    report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert report["search"]["networks_evaluated"] <= 24
-    policy = json.loads((tmp_path / "run" / "policy.json").read_text())
-    assert not {"last_keep", "last_accuracy", "sensitivity"} & {*policy["network"]["feature_names"]}
-    assert main(["verify", str(tmp_path / "run"), "--threads", "1"]) == 0

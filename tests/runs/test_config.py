@@ -50,7 +50,6 @@ def test_configs_are_frozen_and_keyword_only(kind: type) -> None:
         ({"threads": 0}, "threads=0"),
         ({"search_share": 2.0}, "search_share=2.0"),
         ({"finetune_lr": -0.1}, "finetune_lr=-0.1"),
-        ({"self_competition": "wall", "round_to": 8}, "wall cannot round widths"),
         ({"learning_rate": -1.0}, "learning_rate=-1.0"),
         ({"seed": 2**32}, "seed=4294967296 must be at most"),
         ({"threads": 10**6}, "threads=1000000 must be at most"),

@@ -5,7 +5,6 @@ from pathlib import Path
 from prunegraph.core.errors import ArtefactError, ConfigError
 from prunegraph.core.reading import MAX_INTEGER
 from prunegraph.core.user_code import is_factory
-from prunegraph.rewards.config import SelfCompetitionForm
 
 SUMMARY_FILE = "summary.json"
 """What takes a report's place where a folder holds several comparisons."""
@@ -36,13 +35,6 @@ def check_at_most(name: str, value: float | None, most: float) -> None:
     """Raise ConfigError if ``value`` is given and above ``most``."""
     if value is not None and not value <= most:
         msg = f"{name}={value} must be at most {most}"
-        raise ConfigError(msg)
-
-
-def check_wall(form: SelfCompetitionForm, round_to: int | None) -> None:
-    """Raise ConfigError for the action wall with width rounding, which it does not know."""
-    if form == "wall" and round_to is not None:
-        msg = f"self_competition=wall cannot round widths: drop round_to={round_to}, or the wall"
         raise ConfigError(msg)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 import tyro
 
 from prunegraph.core.errors import ConfigError
-from prunegraph.runs.options.checks import check_at_least, check_at_most, check_wall
+from prunegraph.runs.options.checks import check_at_least, check_at_most
 from prunegraph.runs.options.config import (
     NetworkConfig,
     NetworksConfig,
@@ -55,7 +55,6 @@ class CompareConfig(MethodOptions, SearchOptions, PruningOptions, NetworkConfig)
         NetworkConfig.__post_init__(self)
         PruningOptions.check(self)
         SearchOptions.check(self)
-        check_wall(self.self_competition, self.round_to)
         if not self.methods and not self.agent:
             msg = "methods names none and no-agent leaves the agent out: nothing is left to compare"
             raise ConfigError(msg)

@@ -23,7 +23,7 @@ from prunegraph.rewards.config import (
     SelfCompetitionForm,
     check_range,
 )
-from prunegraph.runs.options.checks import check_at_least, check_at_most, check_usable, check_wall
+from prunegraph.runs.options.checks import check_at_least, check_at_most, check_usable
 
 MAX_SEED = 2**32 - 10_000
 """The largest seed: numpy takes 32 bits, and runs count on from it."""
@@ -254,14 +254,12 @@ class SearchOptions:
         subset: search images an update scores its networks on; default: 1,500 or all.
         budgets: shares of the MACs to train the policy for, one an episode; default: the budget.
         constraint: how the agent meets the budget.
-        self_competition: what a pruned network competes with: best, ema, rank or greedy; the
-            comparators accuracy, lagrangian and wall do not compete.
+        self_competition: what a pruned network competes with: best or ema; the comparators accuracy
+            and lagrangian do not compete.
         metric: what is compared: soft_accuracy is the mean probability of the right class, of which
-            fewer images tell as much; accuracy_loss takes a quarter of the loss off the accuracy;
-            kl (to the dense network) is for weights that have seen the search images.
+            fewer images tell as much; kl (to the dense network) is for weights that have seen the
+            search images.
         granularity: decide on the whole network in one step, or group by group.
-        refinements: further steps of an episode, each of which decides on all channels again and
-            sees what the last mask kept and reached; each runs a network.
         update_size: networks an update of the policy.
         learning_rate: step size of the policy.
         surrogate_steps: steps of the policy after each update on masks that were not run but
@@ -283,7 +281,6 @@ class SearchOptions:
     self_competition: SelfCompetitionForm = RewardConfig.self_competition
     metric: Metric = "soft_accuracy"
     granularity: Literal["network", "group"] = "network"
-    refinements: int = 0
     update_size: int = EPISODES_PER_UPDATE
     learning_rate: float = PPOConfig.learning_rate
     surrogate_steps: int = 20
@@ -302,8 +299,7 @@ class SearchOptions:
         check_at_least("surrogate_steps", self.surrogate_steps, 0)
         check_at_least("swaps", self.swaps, 0)
         check_at_least("distill_steps", self.distill_steps, 0)
-        check_at_least("refinements", self.refinements, 0)
-        check_at_least("update_size", self.update_size, 2 * (1 + self.refinements))
+        check_at_least("update_size", self.update_size, 2)
         check_at_least("networks", self.networks, 1)
         check_at_least("subset", self.subset, 1)
 
@@ -375,7 +371,6 @@ class TrainConfig(SearchOptions, PruningOptions, NetworksConfig):
         NetworksConfig.__post_init__(self)
         PruningOptions.check(self)
         SearchOptions.check(self)
-        check_wall(self.self_competition, self.round_to)
         check_at_least("search_seeds", self.search_seeds, 1)
 
 

@@ -166,7 +166,7 @@ def test_obd_counts_every_layer_that_reads_and_depthwise_ones(
 ) -> None:
     images, labels = torch.randn(4, 3, 8, 8), torch.arange(4)
     values = fisher_saliency(mixed.eval(), mixed_graph, split(images, labels))
-    expected = np.zeros(mixed_graph.num_classes)
+    expected = np.zeros(mixed_graph.num_units)
     weights = dict(mixed.named_parameters(remove_duplicate=False))
     fisher = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     for image, label in zip(images, labels, strict=True):
@@ -246,7 +246,7 @@ def test_costly_arrays_are_finite_and_the_network_is_left_as_it_was(
     before = copy.deepcopy(mixed.state_dict())
     images = split(torch.randn(6, 3, 8, 8), torch.arange(6) % 5)
     values = measure_costly(name, image_task(mixed, images), mixed_graph)
-    assert values.shape == (mixed_graph.num_classes,)
+    assert values.shape == (mixed_graph.num_units,)
     assert values.dtype == np.float32
     assert np.isfinite(values).all()
     assert not values[mixed_graph.frozen].any()

@@ -106,7 +106,7 @@ def test_all_arrays_are_finite_and_silent_where_frozen(
     statistics = measure(image_task(mixed, pictures), mixed_graph, num_samples=16)
     assert tuple(statistics) == STATISTIC_NAMES
     for name, values in statistics.items():
-        assert values.shape == (mixed_graph.num_classes,)
+        assert values.shape == (mixed_graph.num_units,)
         assert values.dtype == np.float32
         assert np.isfinite(values).all(), name
         assert not values[mixed_graph.frozen].any(), name
@@ -205,7 +205,7 @@ def test_sensitivity_counts_its_networks_and_is_one_number_a_group(
 ) -> None:
     task = image_task(digits_net, digits.train, digits.search)
     evaluator = Evaluator(task, digits_graph, num_calibration=64)
-    scores = np.random.default_rng(0).random(digits_graph.num_classes).astype(np.float32)
+    scores = np.random.default_rng(0).random(digits_graph.num_units).astype(np.float32)
     gains = sensitivity(evaluator, digits_graph, scores)
     assert evaluator.num_networks == num_sensitivity_networks(digits_graph) == 7
     assert not gains[digits_graph.frozen].any()
@@ -214,10 +214,10 @@ def test_sensitivity_counts_its_networks_and_is_one_number_a_group(
     assert len(set.union(*per_group)) == 7
 
 
-def test_the_policys_sensitivity_needs_no_labels(
+def test_sensitivity_by_the_divergence_needs_no_labels(
     digits_net: nn.Module, digits_graph: StructureGraph, digits: Dataset
 ) -> None:
-    scores = np.random.default_rng(0).random(digits_graph.num_classes).astype(np.float32)
+    scores = np.random.default_rng(0).random(digits_graph.num_units).astype(np.float32)
     source = copy.copy(digits.train.source)
     source.labels = source.labels.flip(0)  # type: ignore[misc]
     mislabelled = TrainSplit(source, digits.train.index)
