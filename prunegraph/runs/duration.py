@@ -11,6 +11,7 @@ from prunegraph.runs.agent_options import DEFAULT_SUBSET
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.plan import ALWAYS, BEST_SEARCHES, finetune_seeds_of, make_plan, searches
+from prunegraph.tasks.image_classification import training_task
 from prunegraph.training.loop import finetune
 
 PLAN_IMAGES = 1024
@@ -52,7 +53,8 @@ def predict_duration(bench: Bench, config: CompareConfig) -> Duration:
         recipe = replace(bench.recipe(), epochs=1)
         train = bench.finetune_images.sample(PLAN_IMAGES, bench.seed)
         model = copy_network(bench.target.model)
-        trained = finetune(model, train, recipe, seed=bench.seed, teacher=bench.teacher)
+        task = training_task(model, train)
+        trained = finetune(model, task, recipe, seed=bench.seed, teacher=bench.teacher)
         per_image = trained.seconds / len(train)
     names = {*make_plan(config).methods}
     searched = {*filter(searches, names)}

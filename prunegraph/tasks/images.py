@@ -50,10 +50,9 @@ def image_split(
             raise DataError(msg)
         return data
     check_loader(data, what)
-    if isinstance(data, tuple):
+    batches: Iterable[Any] = data
+    if isinstance(data, tuple):  # all of them
         batches, most = [data], len(data[0]) if isinstance(data[0], Tensor) else most
-    else:
-        batches = data
     channels = example_inputs.shape[1] if isinstance(example_inputs, Tensor) else None
     source = gather(model, batches, what, most, channels)
     return kind(source, torch.arange(len(source.labels)))
