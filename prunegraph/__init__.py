@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prunegraph import tasks
     from prunegraph.artefacts.export import export
     from prunegraph.artefacts.masked import load_masked, save_masked
     from prunegraph.artefacts.pruned import PrunedInfo, load_pruned, save_pruned
@@ -49,6 +50,7 @@ __all__ = [
     "save_masked",
     "save_pruned",
     "search",
+    "tasks",
     "zero_mask",
 ]
 
@@ -87,6 +89,7 @@ _HOMES = {
         "prune",
     ),
     "prunegraph.training.loop": ("finetune",),
+    "prunegraph.tasks": ("tasks",),
     "prunegraph.training.slimmable": ("Subnets",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -97,7 +100,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         msg = f"module 'prunegraph' has no attribute {name!r}"
         raise AttributeError(msg)
-    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    home = importlib.import_module(_HOME_OF[name])
+    value = home if name == "tasks" else getattr(home, name)
     globals()[name] = value
     return value
 

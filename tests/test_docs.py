@@ -204,7 +204,11 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
             del sys.modules[name]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "page",
+    PAGES,
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
 def test_the_blocks_of_a_page_run(
     page: Path, workplace: Path, request: pytest.FixtureRequest
 ) -> None:

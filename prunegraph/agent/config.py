@@ -1,20 +1,17 @@
 """Options of an update."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from prunegraph.core.errors import ConfigError
-from prunegraph.rewards.config import check_choice, check_range
+from prunegraph.rewards.config import check_range
 
 EPISODES_PER_UPDATE = 16
 """Masks an update."""
 
-Clip = Literal["bit", "joint"]
-
 RATES = (
-    *("learning_rate", "clip_range", "entropy_coefficient", "value_coefficient", "max_grad_norm"),
-    *("offset_rate", "group_offset_rate", "group_noise_rate", "group_noise_start"),
-    *("group_noise_end", "surrogate_learning_rate", "surrogate_rate", "caution", "planned_caution"),
+    *("learning_rate", "clip_range", "max_grad_norm", "offset_rate", "group_offset_rate"),
+    *("group_noise_rate", "group_noise_start", "group_noise_end"),
+    *("surrogate_learning_rate", "surrogate_rate", "caution", "planned_caution"),
 )
 """Options that are numbers from 0 on."""
 
@@ -26,14 +23,8 @@ class PPOConfig:
     Attributes:
         learning_rate: Adam's step size.
         epochs: passes over the update's episodes, all in one batch.
-        clip_range: how far a probability ratio may move before its gradient stops.
-        clip: ``"bit"`` clips each bit's ratio, ``"joint"`` the whole action's (the ablation: with
-            1,120 bits a logit change of 0.013 fills the range).
-        target_kl: an epoch that moved further than 1.5 times this, in nats a free bit
-            (``"bit"``) or an action (``"joint"``), is the last; None = no limit.
-        entropy_coefficient: weight of the mean entropy a free bit.
-        value_coefficient: weight of the critic's squared error.
-        use_critic: subtract the critic's value from the return before standardising.
+        clip_range: how far a bit's probability ratio may move before its gradient stops. The ratio
+            of a whole action would fill it at once: with 1,120 bits at a logit change of 0.013.
         max_grad_norm: length to which a longer gradient is cut.
         temperature_start: temperature of the keep probabilities at the start of training.
         temperature_end: and at its end; geometric in between.
@@ -51,14 +42,7 @@ class PPOConfig:
             whose observation a network and a budget fix; 0 = none.
         surrogate_learning_rate: Adam's step size in such a step.
         surrogate_rate: step of the offsets of channels and groups in it.
-        surrogate_competition: predicted masks are rewarded by how far they are expected to exceed
-            the best one that was run, not by what is predicted of them (an ablation).
-        surrogate_layers: the model reads what layers' outputs lose without the removed channels,
-            and what is kept by more criteria than the start's.
-        caution: deviations of its own error by which a prediction is lowered; unused under
-            ``surrogate_competition``.
-        proposals: masks drawn for an episode, of which the one that is predicted best is run. Needs
-            predicted steps and group noise.
+        caution: deviations of its own error by which a prediction is lowered.
         swaps: of channels at the most, by which the model of the outcomes improves a mask
             before it is run; 0 = none. Needs predicted steps, whose model it is.
         planned_every: every so many episodes' masks are improved; the others explore.
@@ -68,11 +52,6 @@ class PPOConfig:
     learning_rate: float = 3e-3
     epochs: int = 4
     clip_range: float = 0.2
-    clip: Clip = "bit"
-    target_kl: float | None = None
-    entropy_coefficient: float = 0.0
-    value_coefficient: float = 0.5
-    use_critic: bool = False
     max_grad_norm: float = 0.5
     temperature_start: float = 0.30
     temperature_end: float = 0.11
@@ -84,16 +63,12 @@ class PPOConfig:
     surrogate_steps: int = 0
     surrogate_learning_rate: float = 3e-4
     surrogate_rate: float = 0.15
-    surrogate_competition: bool = False
-    surrogate_layers: bool = False
     caution: float = 0.5
-    proposals: int = 1
     swaps: int = 0
     planned_every: int = 2
     planned_caution: float = 1.0
 
     def __post_init__(self) -> None:
-        check_choice("clip", self.clip, get_args(Clip))
         for name in RATES:
             check_range(name, getattr(self, name), 0.0, 1e3)
         for name in ("surrogate_steps", "swaps"):
@@ -108,13 +83,10 @@ class PPOConfig:
                 f"temperatures {self.temperature_start} and {self.temperature_end} must be above 0"
             )
             raise ConfigError(msg)
-        for name in ("epochs", "proposals", "planned_every"):
+        for name in ("epochs", "planned_every"):
             if getattr(self, name) < 1:
                 msg = f"{name}={getattr(self, name)} must be at least 1"
                 raise ConfigError(msg)
-        if self.proposals > 1 and not (self.surrogate_steps and self.group_noise_start):
-            msg = f"proposals={self.proposals} needs surrogate_steps and group_noise_start above 0"
-            raise ConfigError(msg)
 
     def temperature(self, progress: float) -> float:
         """Return the temperature at ``progress`` in [0, 1]."""

@@ -16,15 +16,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch_geometric.data import Data
 
-from prunegraph.agent.filling import fill
 from prunegraph.agent.network import PruningNetwork
 from prunegraph.agent.policies import TrainedPolicy
-from prunegraph.agent.threshold import BudgetThreshold, join, solve_threshold, with_features
+from prunegraph.agent.threshold import join, solve_threshold, with_features
 from prunegraph.core.budget import Budget
 from prunegraph.core.masks import FloatArray
 from prunegraph.core.seeding import seeded
-from prunegraph.graph.features import LAST_NAMES
 from prunegraph.graph.graph import StructureGraph
+from prunegraph.graph.pyg import to_pyg
 
 TEMPERATURE = 0.3
 """Of the keep probabilities that are taught: that at which searches begin."""
@@ -47,7 +46,7 @@ class DistillTarget:
     Attributes:
         graph: the network.
         node_features: ``[N, F]`` those that the searched policy reads.
-        context: ``[K]`` the actor's and the critic's columns.
+        context: ``[K]`` what the policy reads beside the network.
         budget: what may remain.
         scores: ``[N]`` keep scores of policy and offsets together.
     """
@@ -82,8 +81,7 @@ def distill(
         seed: of the noise on the features.
         initial: the policy that the search began with, which goes on learning, so that it does not
             forget what it knew of other networks; None = a network drawn anew learns.
-        hidden: features that a network drawn anew does not read; ``LAST_NAMES``, which belong to
-            episodes that refine, it never does.
+        hidden: features that a network drawn anew does not read.
         progress: called after every step with the number of steps done.
     """
     steps = num_steps(distill_targets, steps)
@@ -91,7 +89,7 @@ def distill(
         return policy
     seen = policy.network.config.feature_names
     if initial is None:
-        names = tuple(name for name in seen if name not in (*hidden, *LAST_NAMES))
+        names = tuple(name for name in seen if name not in hidden)
         with seeded(seed):
             network = type(policy.network)(replace(policy.network.config, feature_names=names))
     else:
@@ -146,7 +144,7 @@ def with_strength(policy: TrainedPolicy, share: float) -> TrainedPolicy:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Prepared:
-    """A target as tensors: ``[N]`` scores and free units, ``[1]`` or ``[N]`` thresholds."""
+    """A target as tensors: ``[N]`` scores and free units, a ``[1]`` threshold."""
 
     data: Data
     context: Tensor
@@ -159,14 +157,10 @@ class _Prepared:
         graph = distill_target.graph
         scores = distill_target.scores.astype(np.float64)
         limits = np.array([graph.limits(distill_target.budget)])
-        budget_threshold = BudgetThreshold.of(graph)
-        if distill_target.budget.max_memory is None:
-            threshold = solve_threshold(graph, scores[None], limits, TEMPERATURE)
-        else:
-            threshold = fill(budget_threshold, scores[None], limits, TEMPERATURE).thresholds[0]
+        threshold = solve_threshold(graph, scores[None], limits, TEMPERATURE)
         features = torch.as_tensor(distill_target.node_features[:, columns])
         return cls(
-            data=join([with_features(budget_threshold.data, features)]),
+            data=join([with_features(to_pyg(graph), features)]),
             context=torch.as_tensor(distill_target.context).reshape(1, -1),
             targets=torch.sigmoid(torch.from_numpy((scores - threshold) / TEMPERATURE)).float(),
             free=torch.from_numpy(graph.free),

@@ -70,11 +70,10 @@ class ChannelGraphEncoder(nn.Module):
             other end hold.
         heads: attention heads.
         use_edges: False = no messages at all (an ablation).
-        shuffle_edges: messages arrive at the wrong nodes of the right kind (an ablation).
 
     Shapes:
-        - data with ``x [N, F]``, ``op_x [M, F_op]``, ``edge_index [2, E]``, ``edge_attr [E, R]``,
-          and ``channel_graph [N]`` if edges are shuffled -> ``[N, H]``
+        - data with ``x [N, F]``, ``op_x [M, F_op]``, ``edge_index [2, E]``, ``edge_attr [E, R]``
+          -> ``[N, H]``
     """
 
     def __init__(
@@ -87,11 +86,9 @@ class ChannelGraphEncoder(nn.Module):
         layers: int,
         heads: int,
         use_edges: bool = True,
-        shuffle_edges: bool = False,
     ) -> None:
         super().__init__()
         self.use_edges = use_edges
-        self.shuffle_edges = shuffle_edges
         self.channel_input = nn.Linear(num_features, hidden)
         self.op_input = nn.Linear(num_op_features, hidden)
         self.layers = nn.ModuleList(
@@ -111,22 +108,4 @@ class ChannelGraphEncoder(nn.Module):
     def _edges_by_relation(self, data: Data) -> list[Tensor]:
         if not self.use_edges:
             return [data.edge_index[:, :0]] * data.edge_attr.shape[1]
-        edges = [data.edge_index[:, column > 0] for column in data.edge_attr.T]
-        if not self.shuffle_edges:
-            return edges
-        return [_shuffled(each, data.channel_graph[each.min(dim=0).values]) for each in edges]
-
-
-def _shuffled(edges: Tensor, graph_of: Tensor) -> Tensor:
-    """Return edges ``[2, E]`` whose targets have changed places, the same way each time.
-
-    Args:
-        edges: of graphs that were joined.
-        graph_of: ``[E]`` the graph of each, within which its target stays.
-    """
-    shuffled = edges.clone()
-    for graph in graph_of.unique():
-        own = torch.nonzero(graph_of == graph).squeeze(1)
-        order = torch.randperm(len(own), generator=torch.Generator().manual_seed(0))
-        shuffled[1, own] = edges[1, own[order.to(own.device)]]
-    return shuffled
+        return [data.edge_index[:, column > 0] for column in data.edge_attr.T]

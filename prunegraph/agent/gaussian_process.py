@@ -8,22 +8,19 @@ Dyna; Janner et al. 2019, arXiv 1906.08253). Rasmussen and Williams 2006, chapte
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prunegraph.core.masks import BoolArray, Float64Array, LayerError
+from prunegraph.core.masks import BoolArray, Float64Array
 from prunegraph.graph.graph import StructureGraph
 from prunegraph.rewards import pack_bits, unpack_bits
 
 SHARE_FLOOR = 0.02
 """Added to shares before their logarithm: an empty group is far away, not infinitely far."""
-
-ERROR_WEIGHT = 3.0
-"""How much more the layers' errors count at first than what a group keeps."""
 
 JITTER = 1e-4
 """Variance on the diagonal, in units of the metric's variance, for the decomposition's sake."""
@@ -36,7 +33,6 @@ REFIT_STEPS = 5
 FIT_RATE = 0.1
 
 PRIOR_MEANS = {
-    "masks": -1.0,
     "widths": 0.0,
     "linear": -1.0,
     "update": -1.5,
@@ -53,30 +49,17 @@ class GaussianProcess:
     (one length scale for each), plus a linear one over the same, plus a linear one over the bits
     themselves (one scale a group): what a single channel adds whatever the widths are. Episodes of
     an update share an image subset, and so an error; each also has its own. Amplitudes and length
-    scales maximise the posterior: marginal likelihood and log-normal priors. A model that knows
-    layers has one input more, the sum of their errors, and a Matern kernel over the bits.
+    scales maximise the posterior: marginal likelihood and log-normal priors.
 
     Args:
         graph: the network.
-        importance: ``[N, K]`` positive; the shares of a group's sums that are kept are inputs
-            beside the share of its channels.
-        layers: what layers lose without removed channels; () = it does not know.
-
-    Attributes:
-        cost_slopes: limits -> what a mask's metric gains, near the policy's own masks, for a
-            budget's worth of cost more.
+        importance: ``[N]`` positive; the share of a group's sum that is kept is an input beside the
+            share of its channels.
     """
 
-    def __init__(
-        self,
-        graph: StructureGraph,
-        importance: Float64Array,
-        layers: Sequence[LayerError] = (),
-    ) -> None:
+    def __init__(self, graph: StructureGraph, importance: Float64Array) -> None:
         self._graph = graph
         self._importance = importance
-        self._layers = [(layer.units, torch.from_numpy(layer.gram)) for layer in layers]
-        self._parts = {k: v for k, v in PRIOR_MEANS.items() if layers or k != "masks"}
         groups = graph.free_groups
         member = graph.group_of[:, None] == groups[None, :]  # [N, G]
         self._position = torch.from_numpy(np.searchsorted(groups, graph.group_of) % len(groups))
@@ -84,16 +67,14 @@ class GaussianProcess:
             graph.free / np.sqrt(len(groups) * member.sum(axis=0)[self._position])
         )  # [N]: a group's bits together weigh alike at first
         count = torch.from_numpy(member.astype(np.float64))
-        weights = [torch.from_numpy(member * column[:, None]) for column in importance.T]
-        kept = [weight / weight.sum(dim=0).clamp_min(1e-12) for weight in weights]
-        self._shares = torch.cat([count / count.sum(dim=0), *kept], dim=1)  # [N, (1 + K) G]
-        num_inputs = self._shares.shape[1] + bool(layers)
+        weight = torch.from_numpy(member * importance[:, None])
+        kept = weight / weight.sum(dim=0).clamp_min(1e-12)
+        self._shares = torch.cat([count / count.sum(dim=0), kept], dim=1)  # [N, 2 G]
         self.bits: list[BoolArray] = []
         self.metrics: list[float] = []
         self.updates: list[int] = []
-        lengths = [0.0] * (num_inputs + len(groups))
-        self.log_scales = torch.tensor([*lengths, *self._parts.values()], dtype=torch.float64)
-        self.cost_slopes: dict[str, float] = {}
+        lengths = [0.0] * (self._shares.shape[1] + len(groups))
+        self.log_scales = torch.tensor([*lengths, *PRIOR_MEANS.values()], dtype=torch.float64)
         self._fitted = False
 
     def __len__(self) -> int:
@@ -138,8 +119,6 @@ class GaussianProcess:
         inputs = self._inputs(bits)
         self._input_mean = inputs.mean(dim=0)
         self._input_scale = inputs.std(dim=0, correction=0) + 1e-3
-        if self._layers:
-            self._input_scale[-1] /= ERROR_WEIGHT
         self._bits_mean = bits.mean(dim=0)
         self._metric_mean = metrics.mean()
         self._metric_scale = metrics.std(correction=0) + 1e-9
@@ -177,7 +156,6 @@ class GaussianProcess:
             "metrics": self.metrics,
             "updates": self.updates,
             "log_scales": self.log_scales.tolist(),
-            "cost_slopes": self.cost_slopes,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -187,19 +165,11 @@ class GaussianProcess:
         self.metrics = [float(metric) for metric in state["metrics"]]
         self.updates = [int(update) for update in state["updates"]]
         self.log_scales = torch.tensor(state["log_scales"], dtype=torch.float64)
-        self.cost_slopes = dict(state["cost_slopes"])
         self._condition(*self._load())
 
     def _inputs(self, bits: Tensor) -> Tensor:
-        """Return the logarithms of kept widths and importances, and the error, of ``[M, N]``."""
-        logs = (bits @ self._shares + SHARE_FLOOR).log()
-        if not self._layers:
-            return logs
-        error, removed = torch.zeros(len(bits), dtype=torch.float64), 1.0 - bits
-        for units, gram in self._layers:
-            rows = removed[:, units]
-            error += ((rows @ gram) * rows).sum(dim=1)
-        return torch.cat([logs, error[:, None]], dim=1)
+        """Return the logarithms of kept widths and importances of ``[M, N]``."""
+        return (bits @ self._shares + SHARE_FLOOR).log()
 
     def _normalise(self, bits: Tensor) -> "_Points":
         """Return masks ``[M, N]`` in the kernel's units: typical episodes have norm 1 or less."""
@@ -211,20 +181,18 @@ class GaussianProcess:
 
     def _amplitudes(self, scales: Tensor) -> dict[str, Tensor]:
         """Return the variance of each part of the kernel, in units of the metric's variance."""
-        values = (2.0 * scales[-len(self._parts) :]).exp()
-        return dict(zip(self._parts, values, strict=True))
+        values = (2.0 * scales[-len(PRIOR_MEANS) :]).exp()
+        return dict(zip(PRIOR_MEANS, values, strict=True))
 
     def _kernel(self, scales: Tensor, first: "_Points", second: "_Points") -> Tensor:
         """Return the covariance ``[M, n]`` of what two sets of masks are worth."""
         amplitude = self._amplitudes(scales)
         one, two = self._scaled(scales, first), self._scaled(scales, second)
-        kernel = (
+        kernel: Tensor = (
             amplitude["widths"] * _matern(one.inputs, two.inputs)
             + amplitude["linear"] * first.inputs @ second.inputs.T
             + amplitude["bits"] * one.bits @ two.bits.T
         )
-        if "masks" in amplitude:
-            kernel = kernel + amplitude["masks"] * _matern(one.bits, two.bits)
         return kernel
 
     def _variance(self, points: "_Points") -> Tensor:
@@ -233,14 +201,13 @@ class GaussianProcess:
         scaled = self._scaled(self.log_scales, points)
         return (
             amplitude["widths"]
-            + amplitude.get("masks", 0.0)
             + amplitude["linear"] * points.inputs.square().sum(dim=1)
             + amplitude["bits"] * scaled.bits.square().sum(dim=1)
         )
 
     def _scaled(self, scales: Tensor, points: "_Points") -> "_Points":
         """Return points over the length scales of their inputs and of their groups' bits."""
-        lengths = scales[: -len(self._parts)].exp()
+        lengths = scales[: -len(PRIOR_MEANS)].exp()
         num_inputs = points.inputs.shape[1]
         of_bits = lengths[num_inputs:][self._position]  # [N]
         return _Points(points.inputs / lengths[:num_inputs], points.bits / of_bits)
@@ -256,7 +223,7 @@ class GaussianProcess:
 
     def _log_prior(self, scales: Tensor) -> Tensor:
         """Return the log density of the hyperparameters, up to a constant."""
-        means = torch.tensor(list(self._parts.values()), dtype=torch.float64)
+        means = torch.tensor(list(PRIOR_MEANS.values()), dtype=torch.float64)
         lengths, amplitudes = scales[: -len(means)], scales[-len(means) :]
         return -lengths.square().sum() - 0.25 * (amplitudes - means).square().sum()
 

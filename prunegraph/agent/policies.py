@@ -30,13 +30,12 @@ from prunegraph.core.reading import (
     read_json,
     read_safetensors,
 )
-from prunegraph.graph.features import LAST_NAMES
 
-SCHEMA = 3
-"""Of checkpoints; until 3 searches began, and the threshold moved, in another way."""
+SCHEMA = 4
+"""Of checkpoints."""
 
-POLICY_SCHEMA = 2
-"""Of policies; 1 read the sensitivity of groups as a loss on search images."""
+POLICY_SCHEMA = 3
+"""Of policies."""
 
 MAX_POLICY_BYTES = 256 * 1024**2
 """The shipped policy is a five-hundredth of it."""
@@ -113,17 +112,18 @@ def load_policy(path: Path | str, *, expected: NetworkConfig | None = None) -> T
     """
     weights_path = _weights_path(path)
     path = weights_path.with_suffix(".json")
+    schema = checked(read_json(path), {"schema": int}, str(path))["schema"]
+    if schema != POLICY_SCHEMA:
+        msg = (
+            f"{path} is of another version (schema {schema}, this one reads {POLICY_SCHEMA}): "
+            "train a policy with this version of prunegraph"
+        )
+        raise ArtefactError(msg)
     try:
         record = checked(read_json(path), POLICY, str(path))
     except ConfigError as error:
         msg = f"{path} does not describe a policy: {error}"
         raise ArtefactError(msg) from error
-    if record["schema"] != POLICY_SCHEMA:
-        msg = (
-            f"{path} is of another version (schema {record['schema']}, this one reads "
-            f"{POLICY_SCHEMA}): train a policy with this version of prunegraph"
-        )
-        raise ArtefactError(msg)
     config, digest = record["network"], record["weights"]["sha256"]
     _check_schema(weights_path, config, expected or NetworkConfig())
     content = read_bytes(weights_path, MAX_POLICY_BYTES)
@@ -150,7 +150,7 @@ def _check_schema(path: Path, config: NetworkConfig, expected: NetworkConfig) ->
     for name in ("feature_names", "op_feature_names", "relation_names", "context_names"):
         theirs, ours = getattr(config, name), getattr(expected, name)
         if name == "feature_names":  # a policy may read fewer of them
-            ours = tuple(item for item in (*ours, *LAST_NAMES) if item in theirs)
+            ours = tuple(item for item in ours if item in theirs)
         if theirs != ours:
             odd = sorted(set(theirs) ^ set(ours)) or ["the order"]
             msg = (

@@ -1,6 +1,5 @@
 """The policy that stable-baselines3 trains: from padded observations to masked keep bits."""
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +14,6 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from prunegraph.agent.distribution import MaskedBernoulli
-from prunegraph.agent.filling import MOST_STAGES, fill
 from prunegraph.agent.network import NetworkConfig, PruningNetwork
 from prunegraph.agent.offsets import InstanceOffsets
 from prunegraph.agent.threshold import OTHERS, BudgetThreshold, join, solve_threshold, with_features
@@ -25,26 +23,13 @@ from prunegraph.rewards.config import Constraint
 
 
 @dataclass(frozen=True, eq=False)
-class Decision:
-    """What the policy makes of a batch of observations.
-
-    Attributes:
-        distribution: of the keep bits.
-        values: ``[B]`` state values.
-    """
-
-    distribution: MaskedBernoulli
-    values: Tensor
-
-
-@dataclass(frozen=True, eq=False)
 class _Batch:
     """A batch of observations without its repetitions.
 
     Attributes:
         graphs: the distinct (graph, node features) with their ids.
         graph_of: ``[B]`` position in ``graphs`` of each row.
-        variants: ``[V]`` first row of each distinct (graph, actor context).
+        variants: ``[V]`` first row of each distinct (graph, context).
         variant_of: ``[B]`` position in ``variants`` of each row.
     """
 
@@ -55,7 +40,7 @@ class _Batch:
 
 
 class ChannelPruningPolicy(ActorCriticPolicy):
-    """Actor and critic over channel graphs.
+    """Keep bits of channel graphs; it has no critic, values are 0.
 
     ``logits = (score - threshold) / temperature`` with the network's score. With
     ``constraint="bias"`` the threshold is solved at each forward so that the expected cost meets
@@ -100,10 +85,8 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         self.initial_temperature = 1.0
         self.group_noise = 0.0
         self.noises: list[Tensor] = []
-        self.num_acted: Counter[float] = Counter()  # an episode's step -> how often
+        self.num_acted = 0  # in this update
         self.planned_every = 1
-        self.proposals = 1
-        self.choose: Callable[[int, Tensor, Float64Array], int] | None = None
         self.plan: Callable[[int, Tensor, Float64Array], Tensor] | None = None
         self.generator: torch.Generator | None = None
         self.noise_generator: torch.Generator | None = None
@@ -131,8 +114,8 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         obs: Mapping[str, Tensor],
         noise: Tensor | None = None,
         embeddings: Tensor | None = None,
-    ) -> Decision:
-        """Return distribution and values for a batch of observations.
+    ) -> MaskedBernoulli:
+        """Return the distribution of the keep bits for a batch of observations.
 
         Args:
             obs: the batch.
@@ -147,12 +130,10 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         data = join([graph for _, graph in batch.graphs]).to(self.device)
         if embeddings is None:
             embeddings = self.network.encode(data)  # [N, H]
-        graph_of = torch.tensor(batch.graph_of, device=self.device)
-        values = self.network.values(data, embeddings, graph_of, context)
         scores = self._scores(batch, data, embeddings, context)  # [V, N_max]
         mask = (obs["action_mask"] > 0.5) & (obs["node_mask"] > 0.5)
         if noise is not None:
-            copies = len(noise) // len(values)
+            copies = len(noise) // len(context)
             batch = _Batch(
                 batch.graphs,
                 [graph for graph in batch.graph_of for _ in range(copies)],
@@ -162,22 +143,17 @@ class ChannelPruningPolicy(ActorCriticPolicy):
             scores = scores[batch.variant_of] + self._spread(batch, noise, scores.shape[1])
             batch = replace(batch, variant_of=batch.variants)  # each row its own variant
             context, mask = (x.repeat_interleave(copies, dim=0) for x in (context, mask))
-        if self._fills:
-            threshold = self._filled(batch, scores, context)  # [V, N_max]
-        else:
-            threshold = self._thresholds(batch, scores, context)  # [V]
-            if self.constraint == "bias":
-                threshold = self._follow_scores(batch, scores, threshold, context)
-            threshold = threshold[:, None]
-        logits = (scores - threshold) / self.temperature
-        distribution = MaskedBernoulli().proba_distribution(logits[batch.variant_of], mask)
-        return Decision(distribution, values)
+        threshold = self._thresholds(batch, scores, context)  # [V]
+        if self.constraint == "bias":
+            threshold = self._follow_scores(batch, scores, threshold, context)
+        logits = (scores - threshold[:, None]) / self.temperature
+        return MaskedBernoulli().proba_distribution(logits[batch.variant_of], mask)
 
     def _deduplicate(self, obs: Mapping[str, Tensor]) -> _Batch:
         num_features = len(self.network_config.feature_names)
         ids = obs["graph_id"].reshape(-1).long().tolist()
         rows = obs["node_features"].cpu().numpy()
-        contexts = obs["context"][:, self.network_config.actor_columns].cpu().numpy()
+        contexts = obs["context"].cpu().numpy()
         graphs: dict[tuple[int, bytes], int] = {}
         variants: dict[tuple[int, bytes], int] = {}
         batch = _Batch([], [], [], [])
@@ -250,37 +226,6 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-30)
         return threshold + (weights * (scores - scores.detach())).sum(dim=1)
 
-    @property
-    def _fills(self) -> bool:
-        """Whether each moment of a forward has a threshold of its own: see ``filling``."""
-        limited = any(
-            budget_threshold.max_memory is not None for budget_threshold in self.thresholds.values()
-        )
-        return limited and self.constraint == "bias"
-
-    def _filled(self, batch: _Batch, scores: Tensor, context: Tensor) -> Tensor:
-        """Return thresholds ``[V, N_max]`` under a memory, with the gradient of their solution."""
-        ids = [batch.graphs[batch.graph_of[row]][0] for row in batch.variants]
-        limits, known = self.limits(ids, context[batch.variants]), scores.detach().cpu().double()
-        thresholds, slopes = torch.zeros_like(scores), torch.zeros_like(scores)
-        stages = torch.zeros_like(scores, dtype=torch.int64)
-        for graph_id, members in _rows_by_graph(ids):
-            budget_threshold = self._topology(graph_id)
-            size = budget_threshold.num_channels
-            found = fill(
-                budget_threshold, known[members, :size].numpy(), limits[members], self.temperature
-            )
-            thresholds[members, :size] = torch.from_numpy(found.thresholds).to(scores)
-            slopes[members, :size] = torch.from_numpy(found.slopes).to(scores)
-            stages[members, :size] = torch.from_numpy(found.stages).to(scores.device)
-        kept = torch.sigmoid((scores.detach() - thresholds) / self.temperature)
-        weights = slopes * kept * (1.0 - kept) + 1e-12 * (slopes > 0)
-        sums = scores.new_zeros(len(scores), MOST_STAGES).scatter_add(1, stages, weights)
-        weights = weights / sums.gather(1, stages).clamp_min(1e-30)
-        moves = weights * (scores - scores.detach())
-        moved = scores.new_zeros(len(scores), MOST_STAGES).scatter_add(1, stages, moves)
-        return thresholds + moved.gather(1, stages)
-
     @torch.no_grad()
     def _thresholds(self, batch: _Batch, scores: Tensor, context: Tensor) -> Tensor:
         """Return thresholds ``[V]``; variants of one budget_threshold are solved together."""
@@ -324,7 +269,7 @@ class ChannelPruningPolicy(ActorCriticPolicy):
     def forward(  # type: ignore[override]  # observations are dictionaries
         self, obs: Mapping[str, Tensor], deterministic: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return actions ``[B, N_max]``, values ``[B, 1]`` and log-probabilities ``[B]``.
+        """Return actions ``[B, N_max]``, zeros ``[B, 1]`` and log-probabilities ``[B]``.
 
         The log-probabilities are those of what was drawn, before a plan improved it.
         """
@@ -345,18 +290,15 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         self, obs: Mapping[str, Tensor], deterministic: bool, embeddings: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         rows = len(obs["graph_id"])
-        noise = None if deterministic else self._draw_noise(rows * self.proposals)
-        decision = self.decide(obs, noise, embeddings)
-        actions = self._actions(decision.distribution, deterministic)
-        log_prob = decision.distribution.log_prob(actions)
+        noise = None if deterministic else self._draw_noise(rows)
+        distribution = self.decide(obs, noise, embeddings)
+        actions = self._actions(distribution, deterministic)
+        log_prob = distribution.log_prob(actions)
         if noise is not None:
-            if self.proposals > 1:
-                best = self._best_proposals(obs, actions.view(rows, self.proposals, -1))
-                noise, actions, log_prob = noise[best], actions[best], log_prob[best]
             self.noises.append(noise)
         if self.plan is not None and not deterministic:
             self._improve(obs, actions, self.plan)
-        return actions, decision.values[:, None], log_prob
+        return actions, log_prob.new_zeros(rows, 1), log_prob
 
     def _improve(
         self,
@@ -367,22 +309,11 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         """Replace the actions ``[B, N_max]`` of an update's every ``planned_every``-th episode."""
         ids = obs["graph_id"].reshape(-1).long().tolist()
         limits = self.limits(ids, obs["context"])
-        steps = obs["context"][:, self.network_config.context_names.index("step_share")].tolist()
-        for row, (graph_id, step) in enumerate(zip(ids, steps, strict=True)):
-            self.num_acted[step] += 1
-            if self.num_acted[step] % self.planned_every == 0:
+        for row, graph_id in enumerate(ids):
+            self.num_acted += 1
+            if self.num_acted % self.planned_every == 0:
                 size = self.thresholds[graph_id].num_channels
                 actions[row, :size] = plan(graph_id, actions[row, :size], limits[row])
-
-    def _best_proposals(self, obs: Mapping[str, Tensor], actions: Tensor) -> list[int]:
-        """Return the positions, all rows counted on, of what is run of ``[B, K, N_max]``."""
-        assert self.choose is not None
-        ids = obs["graph_id"].reshape(-1).long().tolist()
-        limits = self.limits(ids, obs["context"])
-        return [
-            row * actions.shape[1] + self.choose(graph_id, actions[row], limits[row])
-            for row, graph_id in enumerate(ids)
-        ]
 
     def _draw_noise(self, num_rows: int) -> Tensor | None:
         """Return noise ``[B, G_max]`` of this update's deviation; None if 0.
@@ -406,21 +337,13 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         pairs = torch.stack([half, -half], dim=1).flatten(0, 1)[:num_rows]
         return self.group_noise * pairs.to(self.device)
 
-    def evaluate_actions(  # type: ignore[override]
-        self, obs: Mapping[str, Tensor], actions: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return values ``[B, 1]``, log-probabilities ``[B]`` and total entropies ``[B]``."""
-        decision = self.decide(obs)
-        distribution = decision.distribution
-        return decision.values[:, None], distribution.log_prob(actions), distribution.entropy()
-
     def get_distribution(self, obs: Mapping[str, Tensor]) -> MaskedBernoulli:  # type: ignore[override]
         """Return the distribution of the keep bits."""
-        return self.decide(obs).distribution
+        return self.decide(obs)
 
     def predict_values(self, obs: Mapping[str, Tensor]) -> Tensor:  # type: ignore[override]
-        """Return values ``[B, 1]``."""
-        return self.decide(obs).values[:, None]
+        """Return zeros ``[B, 1]``: there is no critic."""
+        return torch.zeros(len(obs["graph_id"]), 1, device=self.device)
 
     def _predict(self, observation: Mapping[str, Tensor], deterministic: bool = False) -> Tensor:  # type: ignore[override]
         return self._actions(self.get_distribution(observation), deterministic)

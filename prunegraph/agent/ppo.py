@@ -14,8 +14,9 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from prunegraph.agent.config import PPOConfig
-from prunegraph.agent.policy import ChannelPruningPolicy, Decision
-from prunegraph.agent.surrogate import CRITERIA, Surrogate
+from prunegraph.agent.distribution import MaskedBernoulli
+from prunegraph.agent.policy import ChannelPruningPolicy
+from prunegraph.agent.surrogate import Surrogate
 from prunegraph.agent.vec_env import SelfCompetitionVecEnv
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError
@@ -109,21 +110,12 @@ class ChannelPPO(PPO):
                 gamma=1.0,
                 gae_lambda=1.0,
                 clip_range=config.clip_range,
-                ent_coef=config.entropy_coefficient,
-                vf_coef=config.value_coefficient,
                 max_grad_norm=config.max_grad_norm,
-                target_kl=config.target_kl,
                 policy_kwargs=policy_kwargs,
                 device=device,
             )
         self.policy.initial_temperature = config.temperature_start
-        self.surrogate = Surrogate(
-            self.policy.thresholds,
-            self.policy.network.prior,
-            columns=self.policy.network_config.columns(CRITERIA) if config.surrogate_layers else (),
-        )
-        if config.surrogate_steps:
-            self.policy.proposals, self.policy.choose = config.proposals, self.surrogate.choose
+        self.surrogate = Surrogate(self.policy.thresholds, self.policy.network.prior)
         if config.surrogate_steps and config.swaps:
             self.policy.planned_every = config.planned_every
             self.policy.plan = partial(
@@ -162,7 +154,7 @@ class ChannelPPO(PPO):
         solved = self.policy.constraint == "bias"
         self.policy.group_noise = self.config.group_noise(progress) if solved else 0.0
         self.policy.noises = []
-        self.policy.num_acted.clear()
+        self.policy.num_acted = 0
         seed = update_seed(self.run_seed, self.num_rollouts)
         self.policy.generator = torch.Generator().manual_seed(seed)
         self.policy.noise_generator = torch.Generator().manual_seed(seed ^ 1)  # a stream apart
@@ -175,9 +167,8 @@ class ChannelPPO(PPO):
     def networks_per_update(self) -> int:
         """Pruned networks that an update runs, its episodes and what they compete with."""
         env = self.competitors
-        competes = env.competition.config.self_competition in ("best", "greedy")
-        run = env.episodes_per_update * env.networks_per_episode
-        return run + competes * env.cells_per_update
+        competes = env.competition.config.self_competition == "best"
+        return env.episodes_per_update + competes * env.cells_per_update
 
     def greedy_mask(self, row: Mapping[str, FloatArray], budget: Budget) -> BoolArray:
         """Return the mask that the policy would choose on one observation, offsets included."""
@@ -192,32 +183,30 @@ class ChannelPPO(PPO):
     def train(self) -> None:
         """Update the policy on the whole rollout, ``epochs`` times."""
         self.policy.set_training_mode(True)
-        observations, actions, returns, values = self._rollout()
-        advantages = returns - values if self.config.use_critic else returns
-        advantages = standardise(advantages, self._cells(observations, "step_share"))
+        observations, actions, returns = self._rollout()
+        advantages = standardise(returns, self._cells(observations, "step_share"))
         ids = observations["graph_id"].reshape(-1).long()
         noise = torch.cat(self.policy.noises) if self.policy.noises else None  # [B, G_max]
         old_bits: Tensor | None = None
         for _ in range(self.config.epochs):
-            decision = self.policy.decide(observations, noise)
-            bits = decision.distribution.log_prob_bits(actions)  # [B, N]
+            distribution = self.policy.decide(observations, noise)
+            bits = distribution.log_prob_bits(actions)  # [B, N]
             old_bits = bits.detach() if old_bits is None else old_bits
-            loss, logs = self._loss(decision, bits - old_bits, advantages, returns)
-            limit = self.config.target_kl
-            if limit is not None and logs["approx_kl"] > 1.5 * limit:
-                break
+            loss, logs = self._loss(distribution, bits - old_bits, advantages)
             self._descend(loss, self.config.learning_rate)
             if self.config.learning_rate:  # a policy that does not learn only samples
                 rates = (self.config.offset_rate, self.config.group_offset_rate)
-                self._move_offsets(ids, decision, *(rate / self.config.epochs for rate in rates))
+                self._move_offsets(
+                    ids, distribution, *(rate / self.config.epochs for rate in rates)
+                )
             self._n_updates += 1
         if self.config.learning_rate and noise is not None:
-            self._follow_noise(ids, decision, advantages, noise, self.config.group_noise_rate)
+            self._follow_noise(ids, distribution, advantages, noise, self.config.group_noise_rate)
         if self.config.surrogate_steps:
             self._remember(observations, ids)
             if self.config.learning_rate:
                 self._imagine(observations)
-        self._log(logs, decision, actions)
+        self._log(logs, distribution, actions)
         for listener in self.listeners:
             listener(self)
 
@@ -232,13 +221,11 @@ class ChannelPPO(PPO):
 
     @torch.no_grad()
     def _move_offsets(
-        self, ids: Tensor, decision: Decision, rate: float, group_rate: float
+        self, ids: Tensor, distribution: MaskedBernoulli, rate: float, group_rate: float
     ) -> None:
         """Step the instance offsets of the networks ``ids`` ``[B]`` along their gradients."""
-        distribution = decision.distribution
         probabilities = distribution.probabilities()
-        bits = distribution.num_free().double()  # the loss is a mean over them, or a sum
-        per_bit = bits if self.config.clip == "bit" else torch.ones_like(bits)
+        per_bit = distribution.num_free().double()  # the loss is a mean over them
         for graph_id in ids.unique().tolist():
             rows = ids == graph_id
             size = self.policy.thresholds[graph_id].num_channels
@@ -256,14 +243,19 @@ class ChannelPPO(PPO):
 
     @torch.no_grad()
     def _follow_noise(
-        self, ids: Tensor, decision: Decision, advantages: Tensor, noise: Tensor, rate: float
+        self,
+        ids: Tensor,
+        distribution: MaskedBernoulli,
+        advantages: Tensor,
+        noise: Tensor,
+        rate: float,
     ) -> None:
         """Move the groups' offsets along the noise that paid (evolution strategies)."""
         for graph_id in ids.unique().tolist():
             rows = ids == graph_id
             graph = self.policy.thresholds[graph_id].graph
             gains = advantages[rows, None] * noise[rows, : len(graph.groups)]
-            mask = decision.distribution.mask[rows, : graph.num_units]
+            mask = distribution.mask[rows, : graph.num_units]
             self.policy.offsets.follow(graph_id, gains, mask, rate)
 
     def _remember(self, observations: dict[str, Tensor], ids: Tensor) -> None:
@@ -287,12 +279,8 @@ class ChannelPPO(PPO):
     def _imagine(self, observations: dict[str, Tensor]) -> None:
         """Train on episodes that the surrogate predicts, on fresh ones at each step.
 
-        Of episodes that refine, the first step. The heads and the offsets learn; the encoder, most
-        of the work, learns from run episodes.
+        The heads and the offsets learn; the encoder, most of the work, learns from run episodes.
         """
-        names = self.policy.network_config.context_names
-        begun = observations["context"][:, names.index("step_share")] > 0
-        observations = {name: value[~begun] for name, value in observations.items()}
         cells = self._cells(observations)
         first = [int(torch.nonzero(cells == cell)[0]) for cell in cells.unique()]
         rows = {name: value[first] for name, value in observations.items()}
@@ -308,25 +296,18 @@ class ChannelPPO(PPO):
             embeddings = self.policy.embed(rows)
         for _ in range(self.config.surrogate_steps):
             noise = self.policy.antithetic_noise(len(ids), generator)
-            decision = self.policy.decide(rows, noise, embeddings)
-            bits = decision.distribution.sample(generator)
-            rewards = self.surrogate.rewards(
-                ids,
-                bits,
-                limits,
-                cells,
-                competes=self.config.surrogate_competition,
-                caution=self.config.caution,
-            )
+            distribution = self.policy.decide(rows, noise, embeddings)
+            bits = distribution.sample(generator)
+            rewards = self.surrogate.rewards(ids, bits, limits, cells, caution=self.config.caution)
             advantages = standardise(rewards, cells)
-            log_prob = decision.distribution.log_prob_bits(bits)
-            weights = advantages[:, None] / decision.distribution.num_free()[:, None] / len(ids)
+            log_prob = distribution.log_prob_bits(bits)
+            weights = advantages[:, None] / distribution.num_free()[:, None] / len(ids)
             self._descend(-(weights * log_prob).sum(), self.config.surrogate_learning_rate)
-            self._move_offsets(ids, decision, self.config.surrogate_rate, 0.0)
-            self._follow_noise(ids, decision, advantages, noise, self.config.surrogate_rate)
+            self._move_offsets(ids, distribution, self.config.surrogate_rate, 0.0)
+            self._follow_noise(ids, distribution, advantages, noise, self.config.surrogate_rate)
 
-    def _rollout(self) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
-        """Return observations, actions, returns and values of the rollout, step by step.
+    def _rollout(self) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """Return observations, actions and returns of the rollout, step by step.
 
         The order is by step and then by environment, whatever the number of environments: sums in
         another order would differ in the last digits.
@@ -337,7 +318,7 @@ class ChannelPPO(PPO):
             return torch.as_tensor(array.reshape(-1, *array.shape[2:]), device=self.device).float()
 
         observations = {name: flat(array) for name, array in buffer.observations.items()}  # type: ignore[attr-defined]
-        return observations, flat(buffer.actions), flat(buffer.returns), flat(buffer.values)
+        return observations, flat(buffer.actions), flat(buffer.returns)
 
     def _cells(self, observations: dict[str, Tensor], *others: str) -> Tensor:
         """Return which (network, budget) each row belongs to ``[B]``, told apart by ``others`` too.
@@ -354,48 +335,33 @@ class ChannelPPO(PPO):
         return cells
 
     def _loss(
-        self, decision: Decision, log_ratio: Tensor, advantages: Tensor, returns: Tensor
+        self, distribution: MaskedBernoulli, log_ratio: Tensor, advantages: Tensor
     ) -> tuple[Tensor, dict[str, float]]:
         """Return the loss and what to log of it.
 
         Args:
-            decision: of the policy as it is.
+            distribution: of the policy as it is.
             log_ratio: ``[B, N]`` new minus old log-probability of each bit.
             advantages: ``[B]``.
-            returns: ``[B]``.
         """
-        distribution = decision.distribution
-        if self.config.clip == "joint":
-            log_ratio = log_ratio.sum(dim=1, keepdim=True)  # [B, 1]
-            weights = torch.full_like(log_ratio, 1.0 / len(log_ratio))
-        else:
-            weights = distribution.mask / distribution.num_free()[:, None] / len(log_ratio)
+        weights = distribution.mask / distribution.num_free()[:, None] / len(log_ratio)
         log_ratio = log_ratio.clamp(max=math.log(MOST_RATIO))
         ratio = log_ratio.exp()
         low, high = 1.0 - self.config.clip_range, 1.0 + self.config.clip_range
         gain = torch.minimum(
             advantages[:, None] * ratio, advantages[:, None] * ratio.clamp(low, high)
         )
-        policy_loss = -(weights * gain).sum()
-        entropy = distribution.mean_entropy().mean()
-        value_loss = nn.functional.mse_loss(decision.values, returns)
-        loss = (
-            policy_loss
-            - self.config.entropy_coefficient * entropy
-            + self.config.value_coefficient * value_loss
-        )
+        loss = -(weights * gain).sum()
         clipped = ((ratio - 1.0).abs() > self.config.clip_range).float()
         return loss, {
-            "policy_loss": policy_loss.item(),
-            "value_loss": value_loss.item(),
+            "policy_loss": loss.item(),
             "approx_kl": (weights * (ratio - 1.0 - log_ratio)).sum().item(),
             "clip_fraction": (weights * clipped).sum().item(),
-            "entropy_per_bit": entropy.item(),
+            "entropy_per_bit": distribution.mean_entropy().mean().item(),
         }
 
     @torch.no_grad()
-    def _log(self, logs: dict[str, float], decision: Decision, actions: Tensor) -> None:
-        distribution = decision.distribution
+    def _log(self, logs: dict[str, float], distribution: MaskedBernoulli, actions: Tensor) -> None:
         distance = 2.0 * (distribution.probabilities() - 0.5).abs()
         logs["distance_to_uniform"] = distance[distribution.mask].mean().item()
         logs["equal_actions"] = equal_share(torch.where(distribution.mask, actions, 1.0))

@@ -11,12 +11,9 @@ from torch import Tensor
 from prunegraph.agent.gaussian_process import GaussianProcess
 from prunegraph.agent.local_search import plan
 from prunegraph.agent.threshold import BudgetThreshold, expected_cost_ratio
-from prunegraph.core.masks import BoolArray, Float64Array, LayerError
+from prunegraph.core.masks import BoolArray, Float64Array
 from prunegraph.rewards import Episode, unpack_bits
 from prunegraph.rewards.config import Metric
-
-CRITERIA = ("taylor", "l1", "fpgm")
-"""Features by which, too, a model that knows layers weighs what a group keeps."""
 
 
 class Surrogate:
@@ -26,24 +23,16 @@ class Surrogate:
         thresholds: graph id -> network.
         prior: node features ``[N, F]`` to the scores ``[N]`` of an untrained policy, whose
             exponential is the importance that the models start from.
-        columns: of the features that are further importances' logarithms.
 
     Attributes:
         models: graph id -> model; one is made with the first episode of its network.
-        layer_errors: graph id -> what its layers lose, for models that are to know it.
     """
 
     def __init__(
-        self,
-        thresholds: Mapping[int, BudgetThreshold],
-        prior: Callable[[Tensor], Tensor],
-        *,
-        columns: Sequence[int] = (),
+        self, thresholds: Mapping[int, BudgetThreshold], prior: Callable[[Tensor], Tensor]
     ) -> None:
         self._topologies = thresholds
         self._prior = prior
-        self._columns = list(columns)
-        self.layer_errors: Mapping[int, Sequence[LayerError]] = {}
         self.models: dict[int, GaussianProcess] = {}
 
     def remember(
@@ -67,17 +56,12 @@ class Surrogate:
         for episode, graph_id, matrix in zip(episodes, graph_ids, features, strict=True):
             graph = self._topologies[graph_id].graph
             if graph_id not in self.models:
-                own = matrix[: graph.num_units].cpu()
-                logs = torch.cat([self._prior(own)[:, None], own[:, self._columns]], dim=1)
-                self.models[graph_id] = self._model(graph_id, logs.double().exp().numpy())
+                importance = self._prior(matrix[: graph.num_units].cpu()).double().exp()
+                self.models[graph_id] = GaussianProcess(graph, importance.numpy())
             bits = unpack_bits(episode.bits, graph.num_units)
             self.models[graph_id].add(bits, episode.metric(metric), update)
         for graph_id in set(graph_ids):
             self.models[graph_id].fit()
-
-    def _model(self, graph_id: int, importance: Float64Array) -> GaussianProcess:
-        graph = self._topologies[graph_id].graph
-        return GaussianProcess(graph, importance, self.layer_errors.get(graph_id, ()))
 
     @torch.no_grad()
     def rewards(
@@ -87,7 +71,6 @@ class Surrogate:
         limits: Float64Array,
         cells: Tensor,
         *,
-        competes: bool,
         caution: float = 0.0,
     ) -> Tensor:
         """Return the rewards of surrogate rollouts ``[B]``, as if each mask cost the same.
@@ -97,9 +80,6 @@ class Surrogate:
             bits: ``[B, N_max]`` masks.
             limits: ``[B, 4]`` the most MACs, params, bytes and ms that may remain.
             cells: ``[B]`` which (network, budget) each belongs to.
-            competes: a mask is rewarded by how far it is expected to exceed the best one that was
-                run for its limits (if none was, the mean of the predicted ones), in deviations of
-                its cell; else by the metric that is predicted.
             caution: deviations of its own error by which a predicted metric is lowered.
         """
         rewards = torch.zeros(len(ids), dtype=torch.float64)
@@ -107,21 +87,9 @@ class Surrogate:
             rows = (cells == cell).cpu()
             graph_id, limit = int(ids[rows.to(ids.device)][0]), limits[rows.numpy()][0]
             mean, deviation, costs = self._predict(graph_id, bits.cpu()[rows], limit)
-            metrics = mean if competes else mean - caution * deviation
+            metrics = mean - caution * deviation
             slope = cost_slope(metrics, costs)
-            self.models[graph_id].cost_slopes[str(limit.tolist())] = slope
-            metrics = metrics - slope * (costs - costs.mean())
-            if competes:
-                bar = metrics.mean()
-                if best := self.promising(graph_id, limit, 1):
-                    run, _, run_costs = self._predict(
-                        graph_id, torch.from_numpy(best[0])[None], limit
-                    )
-                    bar = (run - slope * (run_costs - costs.mean()))[0]
-                metrics = expected_improvement(metrics, deviation, bar)
-                # What is left to gain differs by orders of magnitude between cells.
-                metrics /= metrics.std(correction=0).clamp_min(torch.finfo(metrics.dtype).tiny)
-            rewards[rows] = metrics
+            rewards[rows] = metrics - slope * (costs - costs.mean())
         return rewards.to(bits)
 
     def _predict(
@@ -139,25 +107,6 @@ class Surrogate:
         mean, deviation = self.models[graph_id].predict(keep)
         costs = expected_cost_ratio(graph, keep.numpy(), limits[None])
         return mean, deviation, torch.from_numpy(costs)
-
-    @torch.no_grad()
-    def choose(self, graph_id: int, bits: Tensor, limits: Float64Array) -> int:
-        """Return which of some masks is predicted best, as if each cost the same.
-
-        Args:
-            graph_id: the network.
-            bits: ``[K, N_max]`` masks.
-            limits: ``[4]`` the most MACs, params, bytes and ms that may remain.
-
-        Returns:
-            A position; 0 as long as nothing has been predicted for these limits.
-        """
-        model = self.models.get(graph_id)
-        slope = None if model is None else model.cost_slopes.get(str(limits.tolist()))
-        if slope is None:
-            return 0
-        metrics, _, costs = self._predict(graph_id, bits.cpu(), limits)
-        return int((metrics - slope * costs).argmax())
 
     def plan(
         self, graph_id: int, bits: Tensor, limits: Float64Array, *, most: int, caution: float
@@ -207,24 +156,10 @@ class Surrogate:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` returned."""
         for graph_id, values in state.items():
-            model = self._model(int(graph_id), np.array(values["importance"]))
+            graph = self._topologies[int(graph_id)].graph
+            model = GaussianProcess(graph, np.array(values["importance"]))
             model.load_state_dict(values)
             self.models[int(graph_id)] = model
-
-
-def expected_improvement(mean: Tensor, deviation: Tensor, bar: Tensor) -> Tensor:
-    """Return ``E[max(A - bar, 0)]`` ``[B]`` of normal variables A (Jones et al. 1998, equation 15).
-
-    Args:
-        mean: ``[B]``.
-        deviation: ``[B]`` above 0.
-        bar: scalar.
-    """
-    normal = torch.distributions.Normal(0.0, 1.0)
-    excess = (mean - bar) / deviation
-    gain = excess * normal.cdf(excess) + normal.log_prob(excess).exp()
-    improvement: Tensor = deviation * gain.clamp_min(0.0)
-    return improvement
 
 
 def cost_slope(metrics: Tensor, costs: Tensor) -> float:

@@ -62,12 +62,6 @@ class BudgetThreshold:
         """N, the number of channel nodes."""
         return self.graph.num_units
 
-    def ratios_but_memory(self, probabilities: Float64Array, limits: Float64Array) -> Float64Array:
-        """Return the largest of the expected costs but memory over what may remain ``[B]``."""
-        unlimited = limits.copy()
-        unlimited[:, OTHERS] = np.inf
-        return expected_cost_ratio(self.graph, probabilities, unlimited)
-
     def cost_slopes(self, probabilities: Float64Array, limits: Float64Array) -> Float64Array:
         """Return the ``[B, N]`` derivatives of the expected cost by the keep probabilities.
 

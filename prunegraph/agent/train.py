@@ -20,7 +20,7 @@ from prunegraph.agent.threads import ThreadedVecEnv
 from prunegraph.agent.threshold import BudgetThreshold
 from prunegraph.agent.vec_env import SelfCompetitionVecEnv
 from prunegraph.core.errors import ConfigError
-from prunegraph.core.masks import FloatArray, LayerError
+from prunegraph.core.masks import FloatArray
 from prunegraph.graph.graph import StructureGraph
 from prunegraph.rewards import RewardConfig, SelfCompetition
 
@@ -40,7 +40,6 @@ class AgentConfig:
         reward: what a pruned network competes with, and how the budget enters (``constraint``).
         episodes_per_update: masks an update; the environments' block.
         per_group: the environments decide group by group.
-        refinements: further steps of an episode, in which the environments decide anew.
         initial_cost_ratio: expected cost over budget at the start of ``constraint="lagrangian"``.
         max_memory: that of the environments' budgets, which is the same in all of them.
         max_latency: likewise.
@@ -53,7 +52,6 @@ class AgentConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     episodes_per_update: int = EPISODES_PER_UPDATE
     per_group: bool = False
-    refinements: int = 0
     initial_cost_ratio: float = 1.0
     max_memory: int | None = None
     max_latency: float | None = None
@@ -100,14 +98,13 @@ def train_agent(
     initial: TrainedPolicy | None = None,
     checkpoint: Path | None = None,
     memory: Memory | None = None,
-    layer_errors: Sequence[Sequence[LayerError]] | None = None,
     tensorboard: Path | None = None,
     progress: Progress | None = None,
 ) -> TrainingResult:
     """Train a policy until another update would run more pruned networks than are allowed.
 
     Args:
-        env_factories: one an environment. Environment i has ``external_reward=True``,
+        env_factories: one an environment. Environment i has
             ``episodes_per_subset=config.episodes_per_update``, ``first_episode=i`` and
             ``episode_stride`` = number of environments; its evaluator is its own.
         graphs: the environments' networks; a graph id is a position here.
@@ -119,7 +116,6 @@ def train_agent(
         checkpoint: file written after each update; if it exists, training goes on from it.
         memory: what the evaluators know, kept in the checkpoint: where a mask that comes twice is
             not run twice, a resumed training needs it to be equal to an uninterrupted one.
-        layer_errors: of each network, for surrogate rollouts; None = they know none.
         tensorboard: folder for learning curves.
         progress: called with the record of each update.
 
@@ -130,8 +126,6 @@ def train_agent(
     venv = make_vec_env(env_factories, threads=threads)
     try:
         model = build_model(venv, graphs, config)
-        if layer_errors is not None:
-            model.surrogate.layer_errors = dict(enumerate(layer_errors))
         if initial is not None:
             _start_from(model, initial)
         model.memory = memory
@@ -163,7 +157,7 @@ def build_model(venv: VecEnv, graphs: Sequence[StructureGraph], config: AgentCon
     wrapped = SelfCompetitionVecEnv(
         venv, config.reward, episodes_per_update=config.episodes_per_update
     )
-    steps = _steps_per_episode(graphs) if config.per_group else 1 + config.refinements
+    steps = _steps_per_episode(graphs) if config.per_group else 1
     return ChannelPPO(
         wrapped,
         policy_kwargs={

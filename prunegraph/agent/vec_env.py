@@ -11,14 +11,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.masks import BoolArray, FloatArray
-from prunegraph.graph.features import FEATURE_BOUND
-from prunegraph.rewards import (
-    COMPETITION_CONTEXT_NAMES,
-    Episode,
-    RewardConfig,
-    SelfCompetition,
-    pack_bits,
-)
+from prunegraph.rewards import Episode, RewardConfig, SelfCompetition, pack_bits
 
 VecObservation = dict[str, np.ndarray[Any, Any]]
 GreedyMask = Callable[[Mapping[str, FloatArray], Budget], BoolArray]
@@ -28,11 +21,9 @@ class SelfCompetitionVecEnv(VecEnvWrapper):
     """Turns the figures of finished episodes into rewards, whichever worker played them.
 
     Ledgers and multipliers of all (network, budget) pairs live here. The first bar of ``"best"`` is
-    the untrained policy's own mask. The wrapped environments are
-    built with ``external_reward=True``, environment i with ``first_episode=i`` and
-    ``episode_stride=num_envs``, and a block of as many episodes as an update. ``start_block``
-    begins an update: episode numbers, and so all randomness of the environments, follow from its
-    number.
+    the untrained policy's own mask. Environment i is built with ``first_episode=i``,
+    ``episode_stride=num_envs`` and a block of as many episodes as an update. ``start_block`` begins
+    an update: episode numbers, and so all randomness of the environments, follow from its number.
 
     Args:
         venv: the environments.
@@ -73,13 +64,6 @@ class SelfCompetitionVecEnv(VecEnvWrapper):
         return int(min(len(cells), turns, episodes))
 
     @property
-    def networks_per_episode(self) -> int:
-        """Pruned networks that an episode runs."""
-        if not self.venv.has_attr("config"):
-            return 1
-        return 1 + int(self.venv.get_attr("config", [0])[0].refinements)
-
-    @property
     def num_networks(self) -> int:
         """Pruned networks run so far."""
         return self._networks_before + int(sum(self.venv.get_attr("networks_evaluated")))
@@ -102,7 +86,9 @@ class SelfCompetitionVecEnv(VecEnvWrapper):
         self.competition.begin_block(block)
         self.records = []
         self.greedy_masks = {}
-        return self._with_competition(self._seek(block))
+        observation = self._seek(block)
+        self._prepare(observation)
+        return observation
 
     def _seek(self, block: int) -> VecObservation:
         first = block * self.episodes_per_update
@@ -113,7 +99,7 @@ class SelfCompetitionVecEnv(VecEnvWrapper):
         return observation
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Return the last step of all environments with rewards and contexts filled in."""
+        """Return the last step of all environments with rewards filled in."""
         observation, rewards, dones, infos = self.venv.step_wait()
         finished = [worker for worker, info in enumerate(infos) if "result" in info]
         for worker in finished:
@@ -124,7 +110,8 @@ class SelfCompetitionVecEnv(VecEnvWrapper):
             infos[worker]["reward_terms"] = dict(reward.terms)
             self._record(infos[worker], reward.value)
         assert isinstance(observation, dict)
-        return self._with_competition(observation), rewards, dones, infos
+        self._prepare(observation)
+        return observation, rewards, dones, infos
 
     def _check_block(self, block: int) -> None:
         if block != self.competition.block:
@@ -150,33 +137,22 @@ class SelfCompetitionVecEnv(VecEnvWrapper):
             }
         )
 
-    def _with_competition(self, observation: VecObservation) -> VecObservation:
-        """Fill the context's last columns of the environments that are in the current block."""
-        columns = slice(-len(COMPETITION_CONTEXT_NAMES), None)
+    def _prepare(self, observation: VecObservation) -> None:
+        """Measure, once an update, what the episodes that begin in it compete with."""
         for worker, info in enumerate(self.venv.reset_infos):
-            if info["block"] == self.competition.block:
+            if info["block"] == self.competition.block and info["cell"] not in self.greedy_masks:
                 row = {name: array[worker] for name, array in observation.items()}
-                self._prepare(info["cell"], Budget(**info["budget"]), row)
-                values = np.array(self.competition.context(info["cell"]))
-                bounded = np.clip(values, -FEATURE_BOUND, FEATURE_BOUND)
-                observation["context"][worker, columns] = bounded
-        return observation
+                self._measure_bar(info["cell"], Budget(**info["budget"]), row)
 
-    def _prepare(self, cell: str, budget: Budget, row: Mapping[str, FloatArray]) -> None:
-        """Measure what a cell's episodes compete with on this update's images, once."""
-        if cell in self.greedy_masks:
-            return
+    def _measure_bar(self, cell: str, budget: Budget, row: Mapping[str, FloatArray]) -> None:
+        """Measure what a cell's episodes compete with on this update's images."""
         mask = None if self.greedy is None else self.greedy(row, budget)
         self.greedy_masks[cell] = "" if mask is None else pack_bits(mask)
         competition = self.competition
-        form, first = competition.config.self_competition, cell not in competition.ledgers
         bits = competition.mask_to_measure(cell)
-        if form == "greedy" or (form == "best" and first):
-            bits = self.greedy_masks[cell]
-        if not bits:
-            return
-        measured = self.venv.env_method("measure", cell, bits, competition.block, indices=[0])[0]
-        if form == "best" and first:  # else the first update would beat an empty ledger
-            ledger = competition.ledger(cell)
-            competition.ledgers[cell] = ledger.update(measured, competition.config)
-        competition.set_reference(cell, measured)
+        if competition.config.self_competition == "best" and cell not in competition.ledgers:
+            bits = self.greedy_masks[cell]  # else the first update would beat an empty ledger
+        if bits:
+            block = competition.block
+            measured = self.venv.env_method("measure", cell, bits, block, indices=[0])[0]
+            competition.set_bar(cell, measured)

@@ -115,18 +115,3 @@ class ChannelMask:
 
     def __hash__(self) -> int:
         return hash(self.digest())
-
-
-@dataclass(frozen=True, eq=False)
-class LayerError:
-    """How far one layer's outputs move when some of the units that it reads are removed.
-
-    Attributes:
-        units: ``[U]`` the units, ascending.
-        gram: ``[U, U]``; the mean squared change of the outputs over their energy is
-            ``x @ gram @ x`` for x = 1 where a unit is removed, else 0. Kept weights stay as they
-            are. This is ThiNet's error (Luo et al. 2017, equation 6) over all outputs.
-    """
-
-    units: IntArray
-    gram: Float64Array

@@ -80,41 +80,57 @@ class Scores(NamedTuple):
 
 
 class Task(Protocol):
-    """A network, its data and what counts as good.
-
-    Attributes:
-        kind: which kind of task: ``"image_classification"``, ``"custom"``, ...
-        name: of the network, in rows and errors.
-        model: the dense network; nothing changes it.
-        example_inputs: what its forward takes.
-        train: batches for gradients, calibration and training.
-        search: what masks are scored on; None = the score looks at data of its own.
-        test: measured once, at the end; None = there is none.
-        score_name: accuracy, perplexity, ...
-        higher_is_better: False if the score is an error.
-        autocast: whether the network may run in another precision than its own.
-    """
+    """A network, its data and what counts as good."""
 
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """Which kind of task: ``"image_classification"``, ``"custom"``, ..."""
+        ...
+
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Of the network, in rows and errors."""
+        ...
+
     @property
-    def model(self) -> nn.Module: ...
+    def model(self) -> nn.Module:
+        """The dense network; nothing changes it."""
+        ...
+
     @property
-    def example_inputs(self) -> ExampleInputs: ...
+    def example_inputs(self) -> ExampleInputs:
+        """What the network's forward takes."""
+        ...
+
     @property
-    def train(self) -> TrainSplit: ...
+    def train(self) -> TrainSplit:
+        """Samples for gradients, calibration and training."""
+        ...
+
     @property
-    def search(self) -> SearchSplit | None: ...
+    def search(self) -> SearchSplit | None:
+        """What masks are scored on; None = the score looks at data of its own."""
+        ...
+
     @property
-    def test(self) -> TestSplit | None: ...
+    def test(self) -> TestSplit | None:
+        """Samples that are measured once, at the end; None = there are none."""
+        ...
+
     @property
-    def score_name(self) -> str: ...
+    def score_name(self) -> str:
+        """Accuracy, perplexity, ..."""
+        ...
+
     @property
-    def higher_is_better(self) -> bool: ...
+    def higher_is_better(self) -> bool:
+        """False if the score is an error."""
+        ...
+
     @property
-    def autocast(self) -> bool: ...
+    def autocast(self) -> bool:
+        """Whether the network may run in another precision than its own."""
+        ...
 
     def place_model(self, model: nn.Module, device: torch.device) -> nn.Module:
         """Move a network to a device, laid out as it runs fastest there; return it."""

@@ -5,7 +5,7 @@ import gymnasium
 from prunegraph.env.config import EnvConfig
 from prunegraph.env.environment import ChannelPruningEnv
 from prunegraph.env.task import PruningTask, cell_name, check_at_stake
-from prunegraph.rewards import CONTEXT_NAMES
+from prunegraph.graph.features import CONTEXT_NAMES
 
 ENV_ID = "prunegraph/ChannelPruning-v0"
 """The id for ``gymnasium.make(ENV_ID, tasks=..., config=...)``."""

@@ -1,12 +1,13 @@
 """Options of the environment, and the order of networks, budgets and image subsets they fix."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError
-from prunegraph.rewards import RewardConfig
+from prunegraph.rewards.config import Metric, check_choice
 
 _TASK_ORDER, _EPISODE, _SUBSET = range(3)  # streams of random numbers that must not coincide
 
@@ -20,59 +21,43 @@ class EnvConfig:
     one.
 
     Attributes:
-        reward: what a pruned network competes with; see ``RewardConfig``.
+        metric: what a mask is rewarded by; see ``RewardConfig``.
         repair: flip raw bits in random order until they meet the budget; False = evaluate them
-            whatever they cost (the literal CMDP). The form ``"wall"`` has its own way.
+            whatever they cost (the literal CMDP).
         per_group: one step a group in topological order, instead of one for the whole network.
-        refinements: further steps of an episode. Each decides on the whole network again, sees the
-            mask of the step before and what it reached, in the last two node features
-            (``graph.features.LAST_NAMES``), and runs a network of its own.
         subset_size: search images that a mask is scored on; None = all.
-        episodes_per_subset: episodes scored on one image subset and against one ledger: a block.
+        episodes_per_subset: episodes scored on one image subset: a block.
         episodes_per_cell: episodes in a row with the same network and budget, where there are
             several.
         budgets: the grid that budgets come from; None = each task's own.
-        external_reward: leave reward, ledger and their context columns (0) to whoever steps the
-            environments.
         seed: seed before the first ``reset(seed=...)``.
         first_episode: number of the first episode.
         episode_stride: distance between the numbers of two episodes.
     """
 
-    reward: RewardConfig = field(default_factory=RewardConfig)
+    metric: Metric = "accuracy"
     repair: bool = True
     per_group: bool = False
-    refinements: int = 0
     subset_size: int | None = 1500
     episodes_per_subset: int = 16
     episodes_per_cell: int = 4
     budgets: tuple[Budget, ...] | None = None
-    external_reward: bool = False
     seed: int = 0
     first_episode: int = 0
     episode_stride: int = 1
 
     def __post_init__(self) -> None:
+        check_choice("metric", self.metric, get_args(Metric))
         for name in ("subset_size", "episodes_per_subset", "episodes_per_cell", "episode_stride"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 msg = f"{name}={value} must be at least 1"
                 raise ConfigError(msg)
-        whole = self.refinements >= 0 and float(self.refinements).is_integer()
-        if not whole or (self.refinements and self.per_group):
-            msg = (
-                f"refinements={self.refinements} must be a whole number from 0 on, and be 0 where "
-                "episodes go group by group"
-            )
-            raise ConfigError(msg)
         if min(self.seed, self.first_episode) < 0:
             msg = f"seed={self.seed} and first_episode={self.first_episode} must not be negative"
             raise ConfigError(msg)
         if self.budgets is not None and len(set(self.budgets)) != max(len(self.budgets), 1):
             msg = f"budgets={self.budgets} must hold at least one budget, each once"
-            raise ConfigError(msg)
-        if self.reward.self_competition == "wall" and not self.repair:
-            msg = "self_competition='wall' limits the actions itself: repair=False contradicts it"
             raise ConfigError(msg)
 
     def block_of(self, episode: int) -> int:

@@ -1,6 +1,7 @@
 """The constrained decision process of pruning a network's channels, for Gymnasium.
 
-The environment only sequences: raw bits, a mask that meets the budget, its evaluation, its reward.
+The environment only sequences: raw bits, a mask that meets the budget, its evaluation. Its reward
+is what the mask reaches; whoever trains an agent compares that with the past (``SelfCompetition``).
 """
 
 from collections.abc import Sequence
@@ -17,10 +18,10 @@ from prunegraph.core.errors import ConfigError
 from prunegraph.core.masks import BoolArray, ChannelMask, FloatArray
 from prunegraph.core.outcome import Outcome
 from prunegraph.env.config import EnvConfig, cell_of_episode, episode_generator, subset_seed
-from prunegraph.env.repair import Realisation, repair
 from prunegraph.env.task import Cell, PruningTask, make_cell
-from prunegraph.graph.features import FEATURE_BOUND, LAST_NAMES
-from prunegraph.rewards import CONTEXT_NAMES, Episode, SelfCompetition, pack_bits, unpack_bits
+from prunegraph.graph import StructureGraph
+from prunegraph.graph.features import CONTEXT_NAMES, FEATURE_BOUND
+from prunegraph.rewards import Episode, pack_bits, unpack_bits
 
 Observation = dict[str, FloatArray]
 Action = npt.NDArray[Any]
@@ -30,17 +31,14 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
     """Choose which channels of a network stay.
 
     One step decides on the whole network, or with ``per_group`` on one group: then the reward comes
-    with the last step. With ``refinements`` further steps decide anew, each with a reward. Action
-    bits outside the action mask are ignored. ``reset(seed=...)`` starts all over, the ledger
-    included. ``reset(options={"greedy": bits})`` gives the policy's own greedy keep bits
-    ``[N_max]`` that the form ``"greedy"`` competes with in this block.
+    with the last step. Action bits outside the action mask are ignored. ``reset(seed=...)`` starts
+    all over.
 
     The ``info`` of a step with a reward holds ``raw_cost`` (a ``Cost``), ``raw_cost_ratio`` and
     ``cost_ratio`` (over the budget), ``repaired`` (share of free bits flipped), ``overshoot``,
-    ``violation``, ``reward_terms``, ``outcome``, ``mask_digest``, ``mask_bits`` (see
-    ``rewards.unpack_bits``) and ``result`` (an ``Episode`` for ``SelfCompetition.score``). Every
-    ``info`` holds ``graph_id``, ``cell``, ``budget``, ``block`` (number of the image subset) and
-    ``episode_number``.
+    ``violation``, ``outcome``, ``mask_digest``, ``mask_bits`` (see ``rewards.unpack_bits``) and
+    ``result`` (an ``Episode`` for ``SelfCompetition.score``). Every ``info`` holds ``graph_id``,
+    ``cell``, ``budget``, ``block`` (number of the image subset) and ``episode_number``.
 
     Args:
         tasks: one or several networks; their position is the graph id.
@@ -64,13 +62,10 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
         self.tasks = (tasks,) if isinstance(tasks, PruningTask) else tuple(tasks)
         self.config = EnvConfig() if config is None else config
         self.cells = _make_cells(self.tasks, self.config.budgets)
-        if self.config.refinements:
-            _check_last_columns(self.cells)
         self.num_nodes = max(task.graph.num_units for task in self.tasks)
         space = _observation_space(self.cells, self.num_nodes)
         self.observation_space = space  # type: ignore[assignment]  # gymnasium types it as Any
         self.action_space = spaces.MultiBinary(self.num_nodes)
-        self.competition = SelfCompetition(self.config.reward)
         self.seed_in_use = self.config.seed
         self.episode_number = self.config.first_episode
         self._next_episode = self.config.first_episode
@@ -78,7 +73,6 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
         self._keep: BoolArray = np.ones(0, dtype=bool)
         self._num_steps = 0  # made in this episode
         self._steps_left = 0
-        self._last: FloatArray | None = None  # [N, 2] what the step before kept and reached
 
     def seek(self, episode: int) -> None:
         """Go on with the episode of this number at the next ``reset``."""
@@ -95,14 +89,12 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
     ) -> tuple[Observation, dict[str, Any]]:
         """Begin the next episode."""
         super().reset(seed=seed)
-        unknown = set(options or {}) - {"greedy"}
-        if unknown:
-            msg = f"unknown reset options {sorted(unknown)}; valid: greedy"
+        if options:
+            msg = f"unknown reset options {sorted(options)}: there are none"
             raise ConfigError(msg)
         if seed is not None:
             self.seed_in_use = seed
             self._next_episode = self.config.first_episode
-            self.competition = SelfCompetition(self.config.reward)
         self.episode_number = self._next_episode
         self._next_episode += self.config.episode_stride
         self.np_random = episode_generator(self.seed_in_use, self.episode_number)
@@ -112,24 +104,8 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
         self._cell = self.cells[index]
         self._keep = np.ones(self._cell.task.graph.num_units, dtype=bool)
         self._num_steps = 0
-        self._last = None
-        self._steps_left = 1 + self.config.refinements
-        if self.config.per_group:
-            self._steps_left = len(self._cell.steps)
-        if not self.config.external_reward:
-            self._prepare_competition((options or {}).get("greedy"))
+        self._steps_left = len(self._cell.steps) if self.config.per_group else 1
         return self._observation(), self._identity()
-
-    def _prepare_competition(self, greedy: Action | None) -> None:
-        """Measure what this episode competes with on its block's images, once a block."""
-        cell = self._cell
-        self.competition.begin_block(self.block)
-        bits = self.competition.mask_to_measure(cell.name)
-        if greedy is not None and self.config.reward.self_competition == "greedy":
-            rng = episode_generator(self.seed_in_use, self.episode_number)
-            bits = pack_bits(self._realise(self._read(greedy), rng)[0].keep)
-        if bits is not None:
-            self.competition.set_reference(cell.name, self.measure(cell.name, bits, self.block))
 
     @property
     def block(self) -> int:
@@ -145,26 +121,19 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
         self._keep[open_units] = self._read(action)[open_units]
         self._num_steps += 1
         self._steps_left -= 1
-        if self._steps_left and self.config.per_group:
+        if self._steps_left:
             return self._observation(), 0.0, False, False, self._identity()
         reward, info = self._finish()
-        if self.config.refinements:
-            reached = np.full(len(self._keep), 2.0 * info["outcome"].accuracy - 1.0)
-            self._last = np.stack([2.0 * self._keep - 1.0, reached], axis=1).astype(np.float32)
-        return self._observation(), reward, self._steps_left == 0, False, info
+        return self._observation(), reward, True, False, info
 
     def _finish(self) -> tuple[float, dict[str, Any]]:
         """Evaluate the bits of the whole network; return the reward and its ``info``."""
         raw = self._keep
         raw_cost = self._cell.task.graph.cost(raw)
-        mask, repaired = self._realise(raw, self.np_random)
+        mask, repaired = self._realise(raw)
         self._keep = mask.keep.copy()
         outcome = self._evaluate(self._cell, mask, self.block)
         result = self._episode(self._cell, mask, outcome, raw)
-        reward, terms = 0.0, dict[str, float]()
-        if not self.config.external_reward:
-            scored = self.competition.score([result])[0]
-            reward, terms = scored.value, dict(scored.terms)
         info = {
             **self._identity(),
             "raw_cost": raw_cost,
@@ -173,13 +142,12 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
             "repaired": repaired,
             "overshoot": result.overshoot,
             "violation": result.violation,
-            "reward_terms": terms,
             "outcome": outcome,
             "mask_digest": result.digest,
             "mask_bits": result.bits,
             "result": result,
         }
-        return reward, info
+        return result.metric(self.config.metric), info
 
     def measure(self, cell_name: str, bits: str, block: int) -> Episode:
         """Return the figures of a packed mask on a block's images, as if it had been played."""
@@ -189,11 +157,12 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
         outcome = self._evaluate(cell, mask, block)
         return self._episode(cell, mask, outcome, mask.keep)
 
-    def _realise(self, keep: BoolArray, rng: np.random.Generator) -> tuple[ChannelMask, float]:
-        how: Realisation = "repair" if self.config.repair else "raw"
-        if self.config.reward.self_competition == "wall":
-            how = "wall"
-        return repair(self._cell.task.graph, keep, self._cell.budget, how, rng)
+    def _realise(self, keep: BoolArray) -> tuple[ChannelMask, float]:
+        """Return the mask to evaluate and the share of free bits that were flipped."""
+        graph = self._cell.task.graph
+        if self.config.repair:
+            return graph.repair(keep, self._cell.budget, self.np_random)
+        return force_minimum(graph, keep, self.np_random)
 
     def _evaluate(self, cell: Cell, mask: ChannelMask, block: int) -> Outcome:
         evaluator, size = cell.task.evaluator, self.config.subset_size
@@ -207,7 +176,6 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
         return Episode(
             cell=cell.name,
             accuracy=outcome.accuracy,
-            loss=outcome.loss,
             kl=outcome.kl,
             soft_accuracy=outcome.soft_accuracy,
             raw_cost_ratio=graph.cost_ratio(raw, cell.budget),
@@ -238,8 +206,6 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
         cell, num_units = self._cell, self._cell.task.graph.num_units
         features = np.zeros((self.num_nodes, cell.features.shape[1]), dtype=np.float32)
         features[:num_units] = cell.features
-        if self._last is not None:
-            features[:num_units, -self._last.shape[1] :] = self._last
         node_mask = np.zeros(self.num_nodes, dtype=np.float32)
         node_mask[:num_units] = 1.0
         action_mask = np.zeros(self.num_nodes, dtype=np.float32)
@@ -255,15 +221,11 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
     def _context(self) -> FloatArray:
         cell = self._cell
         limits = cell.budget.as_dict()
-        competition = (0.0, 0.0, 0.0)
-        if not self.config.external_reward:
-            competition = self.competition.context(cell.name)
         values = (
             limits.get("keep_macs", 1.0),
             limits.get("keep_params", 1.0),
             cell.remaining_share(self._keep),
             self._num_steps / (self._num_steps + self._steps_left),
-            *competition,
         )
         return np.clip(np.array(values, dtype=np.float32), -FEATURE_BOUND, FEATURE_BOUND)
 
@@ -275,6 +237,28 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
             "block": self.block,
             "episode_number": self.episode_number,
         }
+
+
+def force_minimum(
+    graph: StructureGraph, keep: BoolArray, rng: np.random.Generator
+) -> tuple[ChannelMask, float]:
+    """Return raw bits with random ones added where a group is short, and the share of free bits.
+
+    Args:
+        graph: the structure.
+        keep: ``[N]`` raw bits; frozen units' bits are ignored.
+        rng: the source of the bits that are added; an importance score would make a constant agent
+            equal the heuristic that breaks ties.
+    """
+    order = rng.permutation(graph.num_units)
+    bits = keep | graph.frozen
+    for group, least in enumerate(graph.min_keep):
+        members = order[graph.group_of[order] == group]
+        missing = int(least) - int(bits[members].sum())
+        if missing > 0:
+            bits[members[~bits[members]][:missing]] = True
+    flipped = float(((bits != keep) & graph.free).sum() / max(int(graph.free.sum()), 1))
+    return graph.mask(bits), flipped
 
 
 def _make_cells(
@@ -297,17 +281,6 @@ def _make_cells(
         msg = f"node features of {widths} columns: all networks need the same features"
         raise ConfigError(msg)
     return cells
-
-
-def _check_last_columns(cells: tuple[Cell, ...]) -> None:
-    """Raise ConfigError if refinements would overwrite features."""
-    for cell in cells:
-        if cell.features.shape[1] <= len(LAST_NAMES) or cell.features[:, -len(LAST_NAMES) :].any():
-            msg = (
-                f"node features of {cell.task.name}: refinements show the last mask and its "
-                f"accuracy in the last {len(LAST_NAMES)} columns: append as many of zeros"
-            )
-            raise ConfigError(msg)
 
 
 def _observation_space(cells: tuple[Cell, ...], num_nodes: int) -> spaces.Dict:

@@ -7,22 +7,22 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from prunegraph.core.errors import one_line
+from prunegraph.core.errors import DataError, one_line
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
-from prunegraph.core.splits import Batch, ReadyBatches, SearchSplit, Split
+from prunegraph.core.splits import Batch, ReadyBatches, SearchSplit, Split, TrainSplit
 from prunegraph.core.task import Scores, Task
 from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import StructureGraph, copy_network, unwrap
 from prunegraph.graph.apply import apply_mask
 from prunegraph.layerwise.recalibrate import has_batch_norm, recalibrate_bn
 from prunegraph.layerwise.reconstruct import Reconstruction
+from prunegraph.rewards.config import Metric
 from prunegraph.tasks.classification import BATCH_SIZE, model_device
 
 PRELOAD_LIMIT = 1 << 30
@@ -30,9 +30,6 @@ PRELOAD_LIMIT = 1 << 30
 
 QUICK_CALIBRATION = 512
 """Samples that recalibrate a network that a search scores: more rank masks no better."""
-
-Metric = Literal["accuracy", "soft_accuracy", "kl"]
-"""What outcomes are compared by first: the score, or what is less noisy where a task has it."""
 
 
 class Evaluator:
@@ -87,6 +84,10 @@ class Evaluator:
     ) -> None:
         self.task = task
         self.search = search or task.search
+        given: object = self.search
+        if given is not None and not isinstance(given, SearchSplit):
+            msg = f"{type(given).__name__} is no SearchSplit: see docs/data.md"
+            raise DataError(msg)
         self.model = unwrap(task.model)
         self.graph = graph
         self.calibration = _drawn(task.train, num_calibration, seed)
@@ -288,7 +289,7 @@ class Evaluator:
         if split is None or isinstance(split.source, ReadyBatches):
             return math.inf
         sample = split.source.load(split.index[:1])
-        return len(split) * sum(leaf.nbytes for leaf in tree_leaves(sample))
+        return float(len(split) * sum(leaf.nbytes for leaf in tree_leaves(sample)))
 
     @cached_property
     def _search_data(self) -> Batch:
@@ -327,7 +328,7 @@ class Evaluator:
         )
 
 
-def _drawn(split: Split, num_samples: int, seed: int) -> Split:
+def _drawn(split: TrainSplit, num_samples: int, seed: int) -> TrainSplit:
     """Return samples drawn without order; the first of ready batches."""
     if isinstance(split.source, ReadyBatches):
         return split.sample(num_samples, seed)

@@ -41,7 +41,6 @@ FEATURE_DOCS: dict[str, str] = {
     "apoz": "share of zeros in that activation",
     "twin_similarity": "highest |cosine| of the producing filter with another one of the group",
     "twin_rank": "1 = the larger of that pair, -1 = the smaller; not standardised",
-    "sensitivity": "how far the outputs move when half of the group goes; 0 where not measured",
     "macs_freed": "log of the MACs that removing the unit alone frees",
     "params_freed": "log of the parameters that removing the unit alone frees",
     "group_macs_share": "MACs on the group's axes over all MACs; not standardised",
@@ -66,9 +65,9 @@ FEATURE_DOCS: dict[str, str] = {
 
 FEATURE_NAMES: tuple[str, ...] = tuple(FEATURE_DOCS)
 
-LAST_NAMES = ("last_keep", "last_accuracy")
-"""Further features, of episodes that refine: what the step before kept (1 or -1), and, the same for
-every unit, what that reached (2 accuracy - 1). Both are 0 in the first step."""
+CONTEXT_NAMES = ("keep_macs", "keep_params", "cost_so_far", "step_share")
+"""What a policy reads beside its network: the shares that may remain (1 = no limit); the share of
+the dense cost that remains with the decisions made so far; the share of the steps made."""
 
 OP_FEATURE_DOCS: dict[str, str] = {
     "macs_share": "log of the op's share of all MACs; standardised over the ops",
@@ -173,10 +172,10 @@ def node_features(
 
     Args:
         graph: the structure.
-        statistics: measured arrays ``[N]`` (see ``pruning.statistics``); ``"sensitivity"`` and
-            ``"start"`` may be left out.
+        statistics: measured arrays ``[N]`` (see ``pruning.statistics``); ``"start"`` may be left
+            out.
         budget: used only to choose the unit of ``prior``.
-        names: of the F features, in order; those of ``LAST_NAMES`` are as in a first step.
+        names: of the F features, in order.
 
     Returns:
         ``[N, F]`` float32 in [-5, 5]; equal inputs give equal features.
@@ -190,15 +189,12 @@ def node_features(
     for name in ("apoz", "twin_similarity"):
         columns[name] = _standardise(graph, statistics[name])
     columns["twin_rank"] = 2.0 * statistics["twin_rank"] - 1.0
-    sensitivity = statistics.get("sensitivity", np.zeros(graph.num_units, dtype=np.float32))
-    columns["sensitivity"] = _standardise(graph, sensitivity)
     columns |= _cost_columns(graph) | _position_columns(graph)
     for name in RANKED_STATISTICS:
         columns[f"rank_{name}"] = 2.0 * rank_in_group(graph, statistics[name]) - 1.0
     for name in GROUP_STATISTICS:
         columns[f"mean_{name}"] = group_mean(graph, columns[name])
     columns["free"] = np.ones(graph.num_units)
-    columns |= dict.fromkeys(LAST_NAMES, np.zeros(graph.num_units))
     return np.stack([_finish(graph, columns[name]) for name in names], axis=1)
 
 

@@ -6,14 +6,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunegraph.core.errors import MaskError
-from prunegraph.core.masks import ChannelMask, IntArray, LayerError
+from prunegraph.core.masks import ChannelMask, IntArray
 from prunegraph.core.splits import Batch, TrainSplit
 from prunegraph.core.task import Task
 from prunegraph.graph import StructureGraph
@@ -23,7 +22,6 @@ from prunegraph.layerwise.capture import Read, readable_copy, reads
 from prunegraph.layerwise.sampling import LAYERS, input_axis, outputs_first, sampled_inputs
 from prunegraph.layerwise.statistics import (
     MOST_INPUTS,
-    TINY,
     InputRows,
     InputSums,
     ProductMoments,
@@ -194,32 +192,6 @@ class Reconstruction:
     def _laid(self, name: str, weight: Tensor) -> Tensor:
         """Return a weight with its outputs first, or one with its outputs first as it is stored."""
         return weight if self._axes[name] == 1 else outputs_first(weight)
-
-    @torch.no_grad()
-    def layer_errors(self) -> list[LayerError]:
-        """Return how far each layer's outputs move without some of its inputs.
-
-        Layers that read more than ``MOST_INPUTS`` values an output are left out.
-        """
-        errors = []
-        for name, moments in self._moments.items():
-            weights = self._weights[name].flatten(1).double().chunk(len(moments))
-            energies = [
-                (weight.T @ weight) * own.products.double()
-                for own, weight in zip(moments, weights, strict=True)
-                if isinstance(own, ProductMoments)
-            ]
-            if not energies:
-                continue
-            units = self._graph.param_units[name][self._axes[name]]
-            energy = torch.stack(energies).sum(0)  # [D, D]
-            taps = len(energy) // units.size
-            channels = energy.reshape(units.size, taps, units.size, taps).sum(dim=(1, 3))
-            unique, column = np.unique(units, return_inverse=True)
-            member = np.eye(unique.size)[column]  # [C, U]
-            gram = member.T @ channels.cpu().numpy() @ member
-            errors.append(LayerError(unique, gram / max(float(gram.sum()), TINY)))
-        return errors
 
 
 def _input_axes(network: nn.Module, graph: StructureGraph) -> dict[str, int]:

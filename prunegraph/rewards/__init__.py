@@ -1,7 +1,7 @@
 """Rewards: pure functions of finished episodes and of what the agent remembers."""
 
 from prunegraph.core.masks import pack_bits, unpack_bits
-from prunegraph.rewards.competition import COMPETITION_CONTEXT_NAMES, CONTEXT_NAMES, SelfCompetition
+from prunegraph.rewards.competition import SelfCompetition
 from prunegraph.rewards.config import RewardConfig
 from prunegraph.rewards.episode import Episode
 from prunegraph.rewards.forms import FORMS, Reward, score
@@ -9,8 +9,6 @@ from prunegraph.rewards.lagrangian import LagrangianMultiplier
 from prunegraph.rewards.ledger import SelfCompetitionLedger
 
 __all__ = [
-    "COMPETITION_CONTEXT_NAMES",
-    "CONTEXT_NAMES",
     "FORMS",
     "Episode",
     "LagrangianMultiplier",

@@ -12,31 +12,16 @@ from typing import Any
 from prunegraph.core.errors import ConfigError
 from prunegraph.rewards.config import RewardConfig
 from prunegraph.rewards.episode import Episode
-from prunegraph.rewards.forms import Reward, comparison_bar, score
+from prunegraph.rewards.forms import Reward, score
 from prunegraph.rewards.lagrangian import LagrangianMultiplier
 from prunegraph.rewards.ledger import SelfCompetitionLedger
-
-COMPETITION_CONTEXT_NAMES = ("bar", "feasible_found", "multiplier")
-"""What the critic sees of the ledger; the last columns of the observation's context."""
-
-CONTEXT_NAMES = (
-    "keep_macs",
-    "keep_params",
-    "cost_so_far",
-    "step_share",
-    *COMPETITION_CONTEXT_NAMES,
-)
-"""Columns of the observation's context: the shares that may remain (1 = no limit); the share of the
-dense cost that remains with the decisions made so far; the share of the episode's steps made; then
-what the critic alone should see: the bar to beat, whether something feasible was found, the
-multiplier."""
 
 
 class SelfCompetition:
     """Turns finished episodes into rewards.
 
     A caller goes: ``begin_block(k)``; for each cell of the block ``mask_to_measure(cell)``, and if
-    it is one, measure it on the block's images and ``set_reference``; then ``score`` episodes.
+    it is one, measure it on the block's images and ``set_bar``; then ``score`` episodes.
 
     Args:
         config: the form and its options.
@@ -47,7 +32,7 @@ class SelfCompetition:
         self.block = 0
         self.ledgers: dict[str, SelfCompetitionLedger] = {}
         self.multipliers: dict[str, LagrangianMultiplier] = {}
-        self.references: dict[str, float] = {}
+        self.measured: set[str] = set()
         self.pending: list[Episode] = []
 
     def ledger(self, cell: str) -> SelfCompetitionLedger:
@@ -77,7 +62,7 @@ class SelfCompetition:
             self._record(cell, episodes)
         self.block = block
         self.pending = []
-        self.references = {}
+        self.measured = set()
 
     def _record(self, cell: str, episodes: Sequence[Episode]) -> None:
         ledger = self.ledger(cell)
@@ -91,23 +76,24 @@ class SelfCompetition:
         """Return the packed mask that must be measured on this block's images before ``score``.
 
         The best mask so far for ``"best"``; None if there is none, if it was measured in this
-        block, or for the other forms (``"greedy"``: the caller knows the policy).
+        block, or for the other forms.
         """
-        if self.config.self_competition != "best" or cell in self.references:
+        if self.config.self_competition != "best" or cell in self.measured:
             return None
         return self.ledger(cell).best_bits
 
-    def set_reference(self, cell: str, measured: Episode) -> None:
+    def set_bar(self, cell: str, measured: Episode) -> None:
         """Set what the cell's episodes are compared with in this block.
 
         Args:
             cell: the (network, budget) pair.
-            measured: figures of the best or greedy mask on this block's images.
+            measured: figures of the best mask on this block's images; the first one of a cell
+                becomes its best.
         """
-        metric = measured.metric(self.config.metric)
-        self.references[cell] = metric
-        if self.config.self_competition == "best" and cell in self.ledgers:
-            self.ledgers[cell] = self.ledgers[cell].set_bar(metric)
+        self.measured.add(cell)
+        if cell not in self.ledgers:
+            self.ledgers[cell] = self.ledger(cell).update(measured, self.config)
+        self.ledgers[cell] = self.ledgers[cell].set_bar(measured.metric(self.config.metric))
 
     def score(self, episodes: Sequence[Episode]) -> list[Reward]:
         """Return the rewards of episodes of the current block, and keep them for the ledger."""
@@ -117,19 +103,11 @@ class SelfCompetition:
                 self.ledger(episode.cell),
                 episode,
                 multiplier=self.multiplier(episode.cell).value,
-                reference=self.references.get(episode.cell),
             )
             for episode in episodes
         ]
         self.pending.extend(episodes)
         return rewards
-
-    def context(self, cell: str) -> tuple[float, float, float]:
-        """Return the values of ``COMPETITION_CONTEXT_NAMES``, not clipped."""
-        ledger = self.ledger(cell)
-        bar = comparison_bar(self.config, ledger, self.references.get(cell))
-        price = self.multiplier(cell).value if self.config.uses_multiplier else 0.0
-        return (0.0 if bar is None else bar), float(ledger.feasible_found), price
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
@@ -137,7 +115,7 @@ class SelfCompetition:
             "block": self.block,
             "ledgers": {cell: ledger.to_dict() for cell, ledger in self.ledgers.items()},
             "multipliers": {cell: item.to_dict() for cell, item in self.multipliers.items()},
-            "references": dict(self.references),
+            "measured": sorted(self.measured),
             "pending": [episode.to_dict() for episode in self.pending],
         }
 
@@ -152,5 +130,5 @@ class SelfCompetition:
             cell: LagrangianMultiplier.from_dict(values)
             for cell, values in state["multipliers"].items()
         }
-        self.references = dict(state["references"])
+        self.measured = set(state["measured"])
         self.pending = [Episode.from_dict(values) for values in state["pending"]]

@@ -5,8 +5,8 @@ from typing import Literal, get_args
 
 from prunegraph.core.errors import ConfigError
 
-SelfCompetitionForm = Literal["best", "ema", "rank", "greedy", "accuracy", "lagrangian", "wall"]
-Metric = Literal["accuracy", "soft_accuracy", "accuracy_loss", "loss", "kl"]
+SelfCompetitionForm = Literal["best", "ema", "accuracy", "lagrangian"]
+Metric = Literal["accuracy", "soft_accuracy", "kl"]
 Constraint = Literal["bias", "lagrangian"]
 
 REWARD_BOUND = 10.0
@@ -19,15 +19,11 @@ class RewardConfig:
 
     Attributes:
         self_competition: what the network competes with: the best mask so far (``"best"``),
-            running averages (``"ema"``), the last episodes (``"rank"``), the policy's own greedy
-            mask (``"greedy"``); or no competition: the metric itself (``"accuracy"``), the metric
-            minus the multiplier's term (``"lagrangian"``), the metric under AMC's action wall
-            (``"wall"``).
+            running averages (``"ema"``); or no competition: the metric itself (``"accuracy"``) or
+            the metric minus the multiplier's term (``"lagrangian"``).
         metric: what is compared: ``"accuracy"``; ``"soft_accuracy"`` (the mean probability of the
-            right class: few images tell more by it); ``"accuracy_loss"`` (a quarter of the
-            cross-entropy taken off: accuracy is what is wanted, and the loss tells apart what few
-            images cannot); ``"loss"`` (minus the cross-entropy) or ``"kl"`` (minus the divergence
-            from the dense network).
+            right class: few images tell more by it); or ``"kl"`` (minus the divergence from the
+            dense network).
         constraint: ``"lagrangian"`` takes ``multiplier * overshoot`` off every reward; ``"bias"``
             leaves the budget to the policy's threshold and the repair.
         gain: rewards of a metric difference are ``clip(gain * difference)``.
@@ -35,9 +31,6 @@ class RewardConfig:
             more than ``1 / gain`` are all alike; a search tells them apart with a lower floor.
         ema_decay: weight of the past in the running averages, an episode.
         epsilon: violations up to this count as none (``"ema"``).
-        window: number of last episodes that ``"rank"`` compares with; it gives no reward before
-            they are there.
-        quantile: share of the window that an episode must beat, in (0, 1).
         multiplier_start: first value of the Lagrangian multiplier.
         multiplier_step: its step size on the mean overshoot.
         multiplier_limit: its largest value.
@@ -52,8 +45,6 @@ class RewardConfig:
     floor: float = -1.0
     ema_decay: float = 0.9
     epsilon: float = 1e-3
-    window: int = 32
-    quantile: float = 0.75
     multiplier_start: float = 0.0
     multiplier_step: float = 0.05
     multiplier_limit: float = 10.0
@@ -68,8 +59,6 @@ class RewardConfig:
         check_range("floor", self.floor, -REWARD_BOUND, 0.0)
         check_range("ema_decay", self.ema_decay, 0.0, 1.0)
         check_range("epsilon", self.epsilon, 0.0, 1.0)
-        check_range("window", self.window, 2, 10**6)
-        check_range("quantile", self.quantile, 0.0, 1.0)
         check_range("multiplier_limit", self.multiplier_limit, 0.0, 1e6)
         check_range("multiplier_start", self.multiplier_start, 0.0, self.multiplier_limit)
         check_range("multiplier_step", self.multiplier_step, 0.0, 1e6)

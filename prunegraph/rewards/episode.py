@@ -11,10 +11,7 @@ COST_TOLERANCE = 1.05
 """Independent bits move the cost by 4 to 6 % of the budget by chance: that is not overshoot."""
 
 METRIC_FLOOR = -10.0
-"""The least metric: a network whose loss overflows counts as this bad."""
-
-LOSS_WEIGHT = 0.25
-"""Accuracy that a nat of cross-entropy is worth in ``"accuracy_loss"``."""
+"""The least metric: a network whose divergence overflows counts as this bad."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +21,6 @@ class Episode:
     Attributes:
         cell: name of the (network, budget) pair whose episodes compete with one another.
         accuracy: top-1 in [0, 1].
-        loss: mean cross-entropy in nats.
         kl: mean KL divergence from the dense network in nats, or None if not measured.
         soft_accuracy: mean probability of the right class, or None if not measured.
         raw_cost_ratio: cost of the raw bits over the budget (the tightest, of several).
@@ -35,7 +31,6 @@ class Episode:
 
     cell: str
     accuracy: float
-    loss: float
     kl: float | None = None
     soft_accuracy: float | None = None
     raw_cost_ratio: float
@@ -66,10 +61,7 @@ class Episode:
         """
         if name == "accuracy":
             return self.accuracy
-        if name == "accuracy_loss":
-            loss = self.loss if math.isfinite(self.loss) else math.inf
-            return max(METRIC_FLOOR, self.accuracy - LOSS_WEIGHT * loss)
-        value = {"loss": self.loss, "kl": self.kl, "soft_accuracy": self.soft_accuracy}[name]
+        value = self.kl if name == "kl" else self.soft_accuracy
         if value is None:
             argument = "kl" if name == "kl" else "soft"
             msg = (

@@ -1,6 +1,6 @@
 """The forms of the reward: pure functions of an episode and the ledger before it.
 
-Four let the agent compete with itself, three are comparators (see ``RewardConfig``). With repair
+Two let the agent compete with itself, two are comparators (see ``RewardConfig``). With repair
 every evaluated mask is feasible, and a form is about the metric ``A`` alone; without, the violation
 ``V`` of the evaluated mask comes first.
 """
@@ -29,7 +29,7 @@ class Reward:
     terms: Mapping[str, float]
 
 
-Form = Callable[[RewardConfig, SelfCompetitionLedger, Episode, float | None], float]
+Form = Callable[[RewardConfig, SelfCompetitionLedger, Episode], float]
 
 
 def score(
@@ -38,7 +38,6 @@ def score(
     episode: Episode,
     *,
     multiplier: float = 0.0,
-    reference: float | None = None,
 ) -> Reward:
     """Return the reward of an episode that the ledger does not hold yet.
 
@@ -47,12 +46,11 @@ def score(
         ledger: the past.
         episode: the figures of the episode.
         multiplier: price of a budget of overshoot; used if ``config.uses_multiplier``.
-        reference: metric of the policy's greedy mask on the same images (``"greedy"``).
     """
-    competition = FORMS[config.self_competition](config, ledger, episode, reference)
+    competition = FORMS[config.self_competition](config, ledger, episode)
     multiplier = multiplier if config.uses_multiplier else 0.0
     constraint = -multiplier * episode.overshoot
-    bar = comparison_bar(config, ledger, reference)
+    bar = comparison_bar(config, ledger)
     terms = {
         "competition": competition,
         "constraint": constraint,
@@ -65,9 +63,7 @@ def score(
     return Reward(value=_clip(competition + constraint, -REWARD_BOUND, REWARD_BOUND), terms=terms)
 
 
-def best(
-    config: RewardConfig, ledger: SelfCompetitionLedger, episode: Episode, _: float | None = None
-) -> float:
+def best(config: RewardConfig, ledger: SelfCompetitionLedger, episode: Episode) -> float:
     """Compare with the best mask so far, measured on the same images.
 
     ``+1`` if feasible and ``A > A*``, else ``clip(gain (A - A*), floor, 0)`` (floor -1 by
@@ -83,9 +79,7 @@ def best(
     return 1.0 if difference > 0.0 else _clip(config.gain * difference, config.floor, 0.0)
 
 
-def ema(
-    config: RewardConfig, ledger: SelfCompetitionLedger, episode: Episode, _: float | None = None
-) -> float:
+def ema(config: RewardConfig, ledger: SelfCompetitionLedger, episode: Episode) -> float:
     """Compare with running averages, after MuZero-RC (Mandhane et al. 2022, arXiv 2202.06626).
 
     ``sign(V_ema - V)`` if one of them exceeds ``epsilon``, else ``sign(A - A_ema)``. The first
@@ -98,38 +92,7 @@ def ema(
     return _sign(episode.metric(config.metric) - ledger.ema_metric)
 
 
-def rank(
-    config: RewardConfig, ledger: SelfCompetitionLedger, episode: Episode, _: float | None = None
-) -> float:
-    """Compare with the last episodes, after Ranked Reward (Laterre et al. 2018, arXiv 1807.01672).
-
-    ``+1`` above the quantile of the window, else ``-1``: less violation first, then the metric. 0
-    until the window is full: an untrained policy's (random) episodes fill it.
-    """
-    threshold = _window_threshold(config, ledger)
-    if threshold is None:
-        return 0.0
-    own = (-episode.violation, episode.metric(config.metric))
-    return 1.0 if own > threshold else -1.0
-
-
-def greedy(
-    config: RewardConfig, _: SelfCompetitionLedger, episode: Episode, reference: float | None = None
-) -> float:
-    """Compare with the policy's own greedy mask on the same images (self-critical).
-
-    ``clip(gain (A - A_greedy), -1, 1)``; ``-1`` if infeasible; 0 while no greedy mask was measured.
-    """
-    if not episode.feasible:
-        return -1.0
-    if reference is None:
-        return 0.0
-    return _clip(config.gain * (episode.metric(config.metric) - reference), -1.0, 1.0)
-
-
-def plain(
-    config: RewardConfig, _: SelfCompetitionLedger, episode: Episode, __: float | None = None
-) -> float:
+def plain(config: RewardConfig, _: SelfCompetitionLedger, episode: Episode) -> float:
     """Return the metric itself: the comparators without competition."""
     return episode.metric(config.metric)
 
@@ -137,37 +100,17 @@ def plain(
 FORMS: Mapping[str, Form] = {
     "best": best,
     "ema": ema,
-    "rank": rank,
-    "greedy": greedy,
     "accuracy": plain,
     "lagrangian": plain,
-    "wall": plain,
 }
 """The forms by name."""
 
 
-def comparison_bar(
-    config: RewardConfig, ledger: SelfCompetitionLedger, reference: float | None = None
-) -> float | None:
+def comparison_bar(config: RewardConfig, ledger: SelfCompetitionLedger) -> float | None:
     """Return the metric that the next episode is compared with, or None if there is none yet."""
     if config.self_competition == "best":
         return ledger.best_metric
-    if config.self_competition == "ema":
-        return ledger.ema_metric
-    if config.self_competition == "rank":
-        threshold = _window_threshold(config, ledger)
-        return None if threshold is None else threshold[1]
-    return reference if config.self_competition == "greedy" else None
-
-
-def _window_threshold(
-    config: RewardConfig, ledger: SelfCompetitionLedger
-) -> tuple[float, float] | None:
-    """Return (minus violation, metric) at the quantile of a full window, by nearest rank."""
-    if len(ledger.window) < config.window:
-        return None
-    ordered = sorted((-violation, metric) for violation, metric in ledger.window)
-    return ordered[max(math.ceil(config.quantile * len(ordered)), 1) - 1]
+    return ledger.ema_metric if config.self_competition == "ema" else None
 
 
 def _sign(value: float) -> float:

@@ -20,7 +20,6 @@ class SelfCompetitionLedger:
         least_violation: the smallest violation so far.
         ema_metric: running average of the metric.
         ema_violation: running average of the violation.
-        window: (violation, metric) of the last episodes, oldest first.
     """
 
     num_episodes: int = 0
@@ -31,7 +30,6 @@ class SelfCompetitionLedger:
     least_violation: float | None = None
     ema_metric: float | None = None
     ema_violation: float | None = None
-    window: tuple[tuple[float, float], ...] = ()
 
     @property
     def feasible_found(self) -> bool:
@@ -53,7 +51,6 @@ class SelfCompetitionLedger:
             least_violation=episode.violation if least is None else min(least, episode.violation),
             ema_metric=_average(self.ema_metric, metric, config.ema_decay),
             ema_violation=_average(self.ema_violation, episode.violation, config.ema_decay),
-            window=(*self.window, (episode.violation, metric))[-config.window :],
         )
         if not episode.feasible or (self.best_metric is not None and metric <= self.best_metric):
             return recorded
@@ -66,13 +63,12 @@ class SelfCompetitionLedger:
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
-        return {**vars(self), "window": [list(pair) for pair in self.window]}
+        return dict(vars(self))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Return the ledger that ``to_dict`` wrote."""
-        window = tuple((float(pair[0]), float(pair[1])) for pair in values["window"])
-        return cls(**{**values, "window": window})
+        return cls(**values)
 
 
 def _average(past: float | None, value: float, decay: float) -> float:

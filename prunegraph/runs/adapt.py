@@ -1,9 +1,11 @@
 """Where a trained policy starts on networks that it has not seen, and how far it is trusted."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
+from typing import cast
 
 import numpy as np
 
@@ -13,18 +15,23 @@ from prunegraph.core.budget import Budget
 from prunegraph.core.errors import BudgetError
 from prunegraph.core.masks import ChannelMask, FloatArray
 from prunegraph.graph import StructureGraph
-from prunegraph.graph.features import node_features
+from prunegraph.graph.features import CONTEXT_NAMES, node_features
 from prunegraph.graph.pyg import to_pyg
-from prunegraph.methods.criteria.taylor import measure_divergence
-from prunegraph.methods.prior import FIRST_PRIOR, Prior, worst_last
-from prunegraph.rewards import CONTEXT_NAMES
-from prunegraph.runs.bench import Bench, num_probes
+from prunegraph.methods.prior import NUM_PRIORS, Prior, measure_divergence, worst_last
+from prunegraph.runs.bench import Bench
 
 STRENGTHS = (0.0, 0.5, 1.0)
 """Of what a policy was taught, beside the heuristic that it starts from: these are tried."""
 
 TRIED_STARTS = 4
 """From so many starts, those that are best by themselves, each share is tried."""
+
+NUM_SUIT_NETWORKS = (len(STRENGTHS) - 1) * TRIED_STARTS
+"""Networks that ``adapt`` runs. None of what was taught is the start itself, which has been run
+(unless a latency cut it more)."""
+
+NUM_DECISION_NETWORKS = NUM_PRIORS + NUM_SUIT_NETWORKS
+"""Pruned networks that a policy runs, with ``adapt``, to decide on one network."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -116,11 +123,7 @@ def adapt_contexts(
             graph=bench.target.graph,
             budget=budget,
             features=features_by_start(
-                bench.target.graph,
-                bench.measured(names),
-                budget,
-                names,
-                bench.starts(budget) if "start" in names else (),
+                bench.target.graph, bench.context.statistics, budget, names, bench.priors(budget)
             ),
             project=partial(bench.project, budget=budget),
             divergence=partial(measure_divergence, bench.unlabelled),
@@ -129,8 +132,6 @@ def adapt_contexts(
         for budget in budgets
     ]
     adapted = adapt(policy, cases)
-    if "start" not in names:
-        return adapted, list(benches)
     starts = iter(adapted.starts)  # each bench takes as many as there are budgets
     return adapted, [
         bench.starting_from(dict(zip(budgets, starts, strict=False))) for bench in benches
@@ -151,32 +152,21 @@ def features_by_start(
         statistics: measured arrays ``[N]``.
         budget: what may remain.
         names: of the features.
-        starts: the best one first; empty for a policy that reads none.
+        starts: at least one, the best one first.
     """
-    if not starts:
-        return {FIRST_PRIOR: node_features(graph, statistics, budget, names)}
     return {
-        start.name: node_features(graph, {**statistics, "start": start.scores}, budget, names)
+        start.name: node_features(
+            graph,
+            ChainMap({"start": start.scores}, cast(dict[str, FloatArray], statistics)),
+            budget,
+            names,
+        )
         for start in starts[:TRIED_STARTS]
     }
 
 
-def num_decision_networks(policy: TrainedPolicy, graph: StructureGraph) -> int:
-    """Return how many pruned networks a policy runs, with ``adapt``, to decide on one network."""
-    names = policy.network.config.feature_names
-    return num_probes(graph, names) + num_adapt_networks(names)
-
-
-def num_adapt_networks(names: Collection[str]) -> int:
-    """Return how many networks ``adapt`` runs for a policy that reads these features.
-
-    None of what was taught is the start itself, which has been run (unless a latency cut it more).
-    """
-    return (len(STRENGTHS) - 1) * TRIED_STARTS if "start" in names else len(STRENGTHS)
-
-
 def first_context(budget: Budget) -> FloatArray:
-    """Return the context of an episode's first observation, the critic's columns left at 0."""
+    """Return the context of an episode's first observation."""
     values = {"cost_so_far": 1.0, "keep_macs": 1.0, "keep_params": 1.0} | budget.as_dict()
     return np.array([values.get(name, 0.0) for name in CONTEXT_NAMES], dtype=np.float32)
 

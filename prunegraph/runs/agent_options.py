@@ -11,18 +11,14 @@ from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ArtefactError, BudgetError
 from prunegraph.core.reading import checked
 from prunegraph.env import EnvConfig
-from prunegraph.graph import StructureGraph
+from prunegraph.methods.prior import NUM_PRIORS
 from prunegraph.rewards import RewardConfig
-from prunegraph.runs.adapt import num_adapt_networks
-from prunegraph.runs.bench import num_probes
+from prunegraph.runs.adapt import NUM_SUIT_NETWORKS
 from prunegraph.runs.options.config import SearchOptions
 from prunegraph.runs.policies import find_policy
 
 SEARCH_FLOOR = -10.0
 """Losing masks are told apart however far they lose: on digits most lose by more than 10 points."""
-
-UNREAD = ("sensitivity",)
-"""Features that a search's policy does not read: a run of a network for each group, and no gain."""
 
 SHARED = ("max_memory", "max_latency", "round_to")
 """Limits of the run that hold for every budget of a search."""
@@ -48,20 +44,16 @@ def trained_budgets(options: SearchOptions, budget: Budget) -> tuple[Budget, ...
     return search_budgets(options, budget) or (budget,)
 
 
-def probes_of(
-    graph: StructureGraph, names: Sequence[str], options: SearchOptions, budget: Budget
-) -> int:
+def num_probes(options: SearchOptions, budget: Budget) -> int:
     """Return how many networks a search runs for the features of one network.
 
     Args:
-        graph: the network.
-        names: of the features.
         options: how to search.
         budget: the run's own.
     """
     searched = trained_budgets(options, budget)
-    probes = num_probes(graph, names, num_budgets=len({budget, *searched}))
-    return probes + (num_adapt_networks(names) * len(searched) if options.policy is not None else 0)
+    adapted = NUM_SUIT_NETWORKS * len(searched) if options.policy is not None else 0
+    return NUM_PRIORS * len({budget, *searched}) + adapted
 
 
 def calm(ppo: PPOConfig) -> PPOConfig:
@@ -137,14 +129,13 @@ def agent_config(
         floor=SEARCH_FLOOR,
     )
     one_step = own.granularity == "network" and own.constraint == "bias"
-    names = tuple(name for name in NetworkConfig.feature_names if name not in UNREAD)
     ppo = PPOConfig(
         learning_rate=own.learning_rate,
         surrogate_steps=own.surrogate_steps * one_step,
         swaps=own.swaps,  # none without predicted steps
     )
     return AgentConfig(
-        network=NetworkConfig(feature_names=names) if initial is None else initial.network.config,
+        network=NetworkConfig() if initial is None else initial.network.config,
         ppo=ppo if initial is None else from_policy(ppo, initial, budgets),
         reward=reward,
         episodes_per_update=own.update_size,
@@ -156,7 +147,7 @@ def agent_config(
 def env_config(
     options: SearchOptions, config: AgentConfig, seed: int, budget: Budget | None = None
 ) -> EnvConfig:
-    """Return the environment's options; rewards are made by the agent's wrapper.
+    """Return the environment's options.
 
     Args:
         options: how to search.
@@ -165,11 +156,10 @@ def env_config(
         budget: the run's own, of which the budgets of ``options`` share ``SHARED``.
     """
     return EnvConfig(
-        reward=config.reward,
+        metric=config.reward.metric,
         per_group=config.per_group,
         subset_size=options.agent.subset or DEFAULT_SUBSET,
         episodes_per_subset=config.episodes_per_update,
         budgets=search_budgets(options, budget),
-        external_reward=True,
         seed=seed,
     )

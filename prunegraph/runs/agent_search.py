@@ -25,7 +25,7 @@ from prunegraph.runs.agent_options import (
     agent_config,
     env_config,
     given_policy,
-    probes_of,
+    num_probes,
     trained_budgets,
 )
 from prunegraph.runs.bench import Bench
@@ -149,7 +149,7 @@ def search(
         initial=initial,
     )
     tasks, evaluators = tables[0].tasks, [item for table in tables for item in table.evaluators]
-    networks = result.networks_evaluated + _probes(benches, options, config)
+    networks = result.networks_evaluated + len(benches) * num_probes(options, benches[0].budget)
     unused = options.networks * len(benches) - networks
     finalists = [
         _finalists(result, bench, task, number, max(unused // len(benches), FINALISTS), options)
@@ -220,11 +220,6 @@ def _clock(folder: RunFolder, label: str) -> SearchClock:
     return SearchClock(folder.checkpoint(f"search-{label}.json"))
 
 
-def _probes(benches: Sequence[Bench], options: SearchOptions, config: AgentConfig) -> int:
-    graphs, names = [bench.target.graph for bench in benches], config.network.feature_names
-    return sum(probes_of(graph, names, options, benches[0].budget) for graph in graphs)
-
-
 def _train(
     benches: Sequence[Bench],
     options: SearchOptions,
@@ -240,9 +235,8 @@ def _train(
     """Train the policy until the networks are used up, finalists to come left out."""
     label = _label(name, config.seed)
     evaluators = [item for table in tables for item in table.evaluators]
-    probes = _probes(benches, options, config)
-    allowed = (options.networks - FINALISTS) * len(benches) - probes
     budget = benches[0].budget
+    allowed = (options.networks - FINALISTS - num_probes(options, budget)) * len(benches)
     config = replace(config, max_memory=budget.max_memory, max_latency=budget.max_latency)
     environment = env_config(options, config, config.seed, budget)
     with console.progress(f"search {name}, seed {config.seed}", allowed) as report:
@@ -262,9 +256,6 @@ def _train(
             initial=initial,
             checkpoint=folder.checkpoint(f"search-{label}.safetensors"),
             memory=_Memory(tables[0].evaluators),
-            layer_errors=[bench.layer_errors for bench in benches]
-            if config.ppo.surrogate_layers
-            else None,
             tensorboard=folder.file(f"events/{label}"),
             progress=partial(_show, report, clock, evaluators),
         )
@@ -329,8 +320,7 @@ def _tables(benches: Sequence[Bench], config: AgentConfig, pool: Pool | None) ->
     names = config.network.feature_names
     features = [cache(partial(bench.node_features, names=names)) for bench in benches]
     evaluators: list[list[SearchEvaluator]]
-    stepwise = config.per_group  # one after another
-    if pool is None or stepwise:
+    if pool is None or config.per_group:  # whose steps come one after another
         evaluators = [[bench.evaluator() for bench in benches]]
     else:
         shared = [PooledEvaluator(b.evaluator(), pool, n) for n, b in enumerate(benches)]
@@ -381,7 +371,7 @@ def _finalists(
     offsets = result.offsets[number]
     masks = [policy_mask(result.policy, bench, task.budget, offsets)]
     if task.budget not in budgets:
-        masks.append(bench.project(bench.start(task.budget).scores, task.budget))
+        masks.append(bench.project(bench.priors(task.budget)[0].scores, task.budget))
         masks += [
             policy_mask(result.policy, bench, task.budget, offsets, asked=asked)
             for asked in budgets

@@ -35,7 +35,7 @@ def warn_of_network(bench: Bench, console: Console) -> None:
     dataset, info = target.dataset, target.info
     known = None if info is None or info.dataset != dataset.name else info.extra.get(TRAIN_IMAGES)
     size = None if info is None else info.extra.get("image_size")
-    sides = dataset.train.source.image_shape[1:]
+    sides = dataset.train.images.image_shape[1:]
     of_one_size = size is None or sides == (size, size)  # else the fingerprints differ by it
     if of_one_size and known not in (None, dataset.train.fingerprint()):
         console.say(

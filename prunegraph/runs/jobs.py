@@ -30,14 +30,17 @@ from prunegraph.runs.bench import Bench
 from prunegraph.runs.dense import ensure_dense
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.machine import default_threads, keep_freed_memory
-from prunegraph.runs.options.compare import CompareConfig
-from prunegraph.runs.options.config import ApplyConfig, NetworkConfig, SearchOptions, TrainConfig
+from prunegraph.runs.options.compare import RunConfig
+from prunegraph.runs.options.config import (
+    ApplyConfig,
+    NetworkConfig,
+    SearchOptions,
+    TrainConfig,
+)
 from prunegraph.runs.predicted_latency import with_prediction
 from prunegraph.runs.prepare import Target, load_target
 from prunegraph.runs.ray_pool import RayPool
 from prunegraph.training.distributed import current_ranks
-
-RunConfig = TrainConfig | CompareConfig | ApplyConfig
 
 Result = TypeVar("Result")
 

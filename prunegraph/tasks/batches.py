@@ -5,6 +5,7 @@ import hashlib
 import itertools
 from collections import UserDict
 from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import Dataset, IterableDataset
 
 from prunegraph.core.errors import DataError
-from prunegraph.core.splits import ReadyBatches
+from prunegraph.core.splits import ReadyBatches, TrainSplit
 from prunegraph.graph.trace.calls import PLAIN, tensors_in
 
 
@@ -42,7 +43,7 @@ def check_loader(data: object, what: str) -> None:
         raise DataError(msg)
 
 
-def ready_batches(data: Iterable[Any], what: str, most: int) -> ReadyBatches:
+def ready_split(data: Iterable[Any], what: str, most: int) -> TrainSplit:
     """Return the batches of a list, or the first ``most`` of a loader, which may be endless.
 
     Raises:
@@ -59,7 +60,8 @@ def ready_batches(data: Iterable[Any], what: str, most: int) -> ReadyBatches:
         content = tensor.detach().cpu().flatten().contiguous()
         digest.update(content.view(torch.uint8).numpy().data)
     sizes = [max(num_samples(batch), 1) for batch in held]
-    return ReadyBatches(held=held, sizes=sizes, digest=digest.hexdigest()[:16])
+    source = ReadyBatches(held=held, sizes=sizes, digest=digest.hexdigest()[:16])
+    return TrainSplit(source, torch.arange(len(held)))
 
 
 def num_samples(batch: Any) -> int:
@@ -71,7 +73,7 @@ def num_samples(batch: Any) -> int:
 def singles(batch: Any) -> Iterator[Any]:
     """Yield the samples of a batch as batches of one; the batch itself if they cannot be told."""
     for number in range(num_samples(batch)):
-        yield tree_map_only(Tensor, lambda part, at=number: part[at : at + 1], batch)
+        yield tree_map_only(Tensor, itemgetter(slice(number, number + 1)), batch)
     if not num_samples(batch):
         yield batch
 

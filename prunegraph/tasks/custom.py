@@ -15,7 +15,7 @@ from prunegraph.core.splits import Batch, Split, TrainSplit
 from prunegraph.core.task import ExampleInputs, Score, Scores
 from prunegraph.graph import copy_network, evaluation_mode, unwrap
 from prunegraph.graph.trace.calls import tensors_in
-from prunegraph.tasks.batches import ready_batches
+from prunegraph.tasks.batches import ready_split
 from prunegraph.tasks.classification import place_images
 from prunegraph.tasks.outputs import loss_and_outputs
 
@@ -129,11 +129,8 @@ class CustomTask:
             raise ModelError(msg)
         return score
 
-    def dense_outputs(
-        self, model: nn.Module, batches: Iterable[Batch], *, autocast: bool
-    ) -> Tensor | None:
+    def dense_outputs(self, model: nn.Module, batches: Iterable[Batch], *, autocast: bool) -> None:
         """Return None: networks are compared by their scores."""
-        del model, batches, autocast
 
     def measure(
         self,
@@ -193,14 +190,13 @@ def custom(
     if not isinstance(flag, bool):
         msg = f"higher_is_better={flag!r} must be True or False"
         raise ConfigError(msg)
-    for what, function in (("score", score), ("loss", loss or cross_entropy)):
+    functions: dict[str, object] = {"score": score, "loss": loss or cross_entropy}
+    for what, function in functions.items():
         if not callable(function):
             msg = f"{what} is a {type(function).__name__}, not a function of a network"
             raise ConfigError(msg)
-    if not isinstance(train, Split):
-        source = ready_batches(train, "train", NUM_BATCHES)
-        train = TrainSplit(source, torch.arange(len(source.held)))
-    given: object = train
+    split = train if isinstance(train, Split) else ready_split(train, "train", NUM_BATCHES)
+    given: object = split
     if not isinstance(given, TrainSplit):
         msg = f"train is a {type(given).__name__}, not a TrainSplit or batches: see docs/data.md"
         raise DataError(msg)

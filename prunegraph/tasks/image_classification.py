@@ -120,15 +120,20 @@ class ImageClassification:
         autocast: bool,
         dense_outputs: Tensor | None = None,
     ) -> Scores:
-        """Return accuracy, loss, soft accuracy and, if dense logits are given, the KL divergence."""
-        return evaluate(
-            model, batches, autocast=autocast, dense_logits=dense_outputs, worst=WORST
-        )
+        """Return accuracy, loss, soft accuracy, and the KL divergence if dense logits are given."""
+        return evaluate(model, batches, autocast=autocast, dense_logits=dense_outputs, worst=WORST)
 
     def batches(self, split: Split, size: int, *, seed: int | None = None) -> Iterator[Batch]:
         """Yield the split's batches of ``size`` images, shuffled by a seed if one is given."""
         shuffle = None if seed is None else torch.Generator().manual_seed(seed)
         return split.batches(size, shuffle=shuffle)
+
+
+def training_task(model: nn.Module, train: TrainSplit) -> ImageClassification:
+    """Return the task of a classifier that is trained and not searched."""
+    images, _ = next(iter(train.batches(1)))
+    nothing = SearchSplit(train.source, train.index[:0])
+    return ImageClassification(model=model, example_inputs=images, train=train, search=nothing)
 
 
 def image_classification(

@@ -50,10 +50,9 @@ def image_split(
             raise DataError(msg)
         return data
     check_loader(data, what)
-    if isinstance(data, tuple):
+    batches: Iterable[Any] = data
+    if isinstance(data, tuple):  # all of them
         batches, most = [data], len(data[0]) if isinstance(data[0], Tensor) else most
-    else:
-        batches = data
     channels = example_inputs.shape[1] if isinstance(example_inputs, Tensor) else None
     source = gather(model, batches, what, most, channels)
     return kind(source, torch.arange(len(source.labels)))
@@ -102,9 +101,7 @@ def _checked(
     return found[0], found[1] if len(found) > 1 else None
 
 
-def _problems(
-    found: tuple[Any, ...], channels: int | None, source: StoredImages
-) -> Iterator[str]:
+def _problems(found: tuple[Any, ...], channels: int | None, source: StoredImages) -> Iterator[str]:
     """Yield what is wrong with a batch."""
     if not found or not all(isinstance(part, Tensor) for part in found[:2]):
         kinds = ", ".join(type(part).__name__ for part in found)

@@ -24,7 +24,7 @@ Factories = list[Callable[[], ToyPruningEnv]]
 
 
 def _network_config(**options: Any) -> NetworkConfig:
-    defaults = {"feature_names": TOY_FEATURE_NAMES, "prior": None, "hidden": 32}
+    defaults = {"feature_names": TOY_FEATURE_NAMES, "hidden": 32}
     return NetworkConfig(**{**defaults, **options})
 
 
@@ -101,7 +101,7 @@ def make_policy() -> Callable[..., ChannelPruningPolicy]:
             initial_cost_ratio=initial_cost_ratio,
         )
         network = policy.network
-        for head in (network.channel_head, network.group_head, network.critic) * trained:
+        for head in (network.channel_head, network.group_head) * trained:
             torch.nn.init.normal_(head[-1].weight)
         return policy
 
@@ -123,8 +123,8 @@ def observe() -> Callable[..., dict[str, Tensor]]:
         rows = [env.reset()[0] for _ in range(count)]
         batch = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
         if pad_to is not None:
-            size = toy_graph((pad_to,), (1, 1)).num_classes
-            for name, width in (("node_features", 4), ("node_mask", 1), ("action_mask", 1)):
+            size = toy_graph((pad_to,), (1, 1)).num_units
+            for name, width in (("node_features", 5), ("node_mask", 1), ("action_mask", 1)):
                 missing = size * width - batch[name].shape[1]
                 batch[name] = torch.nn.functional.pad(batch[name], (0, missing))
         return batch

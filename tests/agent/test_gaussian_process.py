@@ -1,26 +1,24 @@
 """A model of what masks reach: held-out masks, its own doubt, going on from a file."""
 
 import json
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 
 from prunegraph.agent.gaussian_process import GaussianProcess
-from prunegraph.core.masks import Float64Array, LayerError
+from prunegraph.core.masks import Float64Array
 from support.toy_env import toy_graph
 
 GRAPH = toy_graph((16, 16, 16), (4, 4, 2, 1))
-IMPORTANCE = np.random.default_rng(0).gamma(2.0, size=GRAPH.num_classes)
-LAYERS = (LayerError(np.arange(16), np.eye(16) / 16),)
+IMPORTANCE = np.random.default_rng(0).gamma(2.0, size=GRAPH.num_units)
 
 
 def draw_masks(count: int, seed: int) -> torch.Tensor:
     """Return masks ``[count, N]`` of many allocations."""
     rng = np.random.default_rng(seed)
     share = rng.uniform(0.2, 0.9, size=(count, len(GRAPH.groups)))[:, GRAPH.group_of]
-    keep = (rng.random((count, GRAPH.num_classes)) < share) | GRAPH.frozen
+    keep = (rng.random((count, GRAPH.num_units)) < share) | GRAPH.frozen
     return torch.from_numpy(keep)
 
 
@@ -33,11 +31,8 @@ def worth(masks: torch.Tensor) -> Float64Array:
     return result
 
 
-def make_model(
-    count: int = 160, *, per_update: int = 16, layers: Sequence[LayerError] = ()
-) -> GaussianProcess:
-    importance = np.stack([IMPORTANCE, IMPORTANCE**2], axis=1)
-    model = GaussianProcess(GRAPH, importance if layers else IMPORTANCE[:, None], layers)
+def make_model(count: int = 160, *, per_update: int = 16) -> GaussianProcess:
+    model = GaussianProcess(GRAPH, IMPORTANCE)
     rng = np.random.default_rng(1)
     masks = draw_masks(count, seed=1)
     for number, (mask, metric) in enumerate(zip(masks, worth(masks), strict=True)):
@@ -67,29 +62,6 @@ def test_more_episodes_predict_better() -> None:
     assert many < 0.2 * few
 
 
-def test_what_layers_lose_is_known_from_the_first_masks() -> None:
-    """One group's bits decide, and the model is told how much each."""
-    classes = np.flatnonzero(GRAPH.free & (GRAPH.group_of == 1))
-    weight = np.random.default_rng(4).gamma(0.5, size=classes.size)
-    gram = np.outer(weight, weight) / weight.sum() ** 2
-    masks, held_out = draw_masks(32, seed=5), draw_masks(200, seed=6)
-
-    def truth(keep: torch.Tensor) -> Float64Array:
-        removed = 1.0 - keep.numpy()[:, classes].astype(np.float64)
-        result: Float64Array = -np.einsum("bi,ij,bj->b", removed, gram, removed)
-        return result
-
-    correlation = []
-    for layers in ((), (LayerError(classes, gram),)):
-        model = GaussianProcess(GRAPH, np.ones((GRAPH.num_classes, 1)), layers)
-        for mask, metric in zip(masks, truth(masks), strict=True):
-            model.add(mask.numpy(), float(metric), 0)
-        model.fit()
-        predicted = model.predict(held_out)[0].numpy()
-        correlation.append(np.corrcoef(predicted, truth(held_out))[0, 1])
-    assert 1.0 - correlation[1] < 0.5 * (1.0 - correlation[0])
-
-
 def test_it_doubts_what_is_far_from_all_it_has_seen() -> None:
     model = make_model()
     seen = draw_masks(160, seed=1)
@@ -97,11 +69,9 @@ def test_it_doubts_what_is_far_from_all_it_has_seen() -> None:
     assert float(model.predict(far)[1]) > 2.0 * float(model.predict(seen)[1].mean())
 
 
-@pytest.mark.parametrize("layers", [(), LAYERS])
-def test_it_goes_on_from_what_was_written(layers: Sequence[LayerError]) -> None:
-    model = make_model(layers=layers)
-    importance = np.array(model.state_dict()["importance"])
-    copy = GaussianProcess(GRAPH, importance, layers)
+def test_it_goes_on_from_what_was_written() -> None:
+    model = make_model()
+    copy = GaussianProcess(GRAPH, np.array(model.state_dict()["importance"]))
     copy.load_state_dict(json.loads(json.dumps(model.state_dict())))
     assert len(copy) == len(model) == 160
     masks = draw_masks(4, seed=3)
@@ -113,7 +83,7 @@ def test_it_goes_on_from_what_was_written(layers: Sequence[LayerError]) -> None:
 
 
 def test_equal_metrics_are_no_error() -> None:
-    model = GaussianProcess(GRAPH, IMPORTANCE[:, None])
+    model = GaussianProcess(GRAPH, IMPORTANCE)
     for mask in draw_masks(4, seed=0).numpy():
         model.add(mask, 0.5, 0)
     model.fit()

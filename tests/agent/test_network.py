@@ -11,11 +11,10 @@ from torch_geometric.data import Data
 from prunegraph.agent.network import NetworkConfig, PruningNetwork
 from prunegraph.agent.threshold import BudgetThreshold, join, with_features
 from prunegraph.core.errors import ConfigError
-from prunegraph.rewards import CONTEXT_NAMES
 from support.toy_env import draw_signs, toy_graphs
 
 GRAPHS = toy_graphs()
-CONTEXT = torch.tensor([[0.5, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]])
+CONTEXT = torch.tensor([[0.5, 1.0, 1.0, 0.0]])
 
 
 @pytest.fixture
@@ -23,7 +22,7 @@ def make_network(network_config: Callable[..., NetworkConfig]) -> Callable[..., 
     def make(**options: object) -> PruningNetwork:
         torch.manual_seed(0)
         network = PruningNetwork(network_config(**options))
-        for head in (network.channel_head, network.group_head, network.critic):
+        for head in (network.channel_head, network.group_head):
             torch.nn.init.normal_(head[-1].weight)
         return network.double()
 
@@ -41,13 +40,10 @@ def value_is_float(value: object) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def run(network: PruningNetwork, graphs: list[Data]) -> tuple[Tensor, Tensor]:
-    """Return scores of all channels and the value of each graph."""
+def run(network: PruningNetwork, graphs: list[Data], context: Tensor = CONTEXT) -> Tensor:
+    """Return scores of all channels."""
     data = join(graphs)
-    context = CONTEXT.double().expand(len(graphs), -1)
-    embeddings = network.encode(data)
-    values = network.values(data, embeddings, torch.arange(len(graphs)), context)
-    return network.scores(data, embeddings, context), values
+    return network.scores(data, network.encode(data), context.double().expand(len(graphs), -1))
 
 
 def permute(data: Data, channels: Tensor, ops: Tensor, groups: Tensor) -> Data:
@@ -69,27 +65,21 @@ def permute(data: Data, channels: Tensor, ops: Tensor, groups: Tensor) -> Data:
 
 
 @pytest.mark.parametrize("index", range(3))
-def test_logits_are_equivariant_and_values_invariant(
-    make_network: Callable[..., PruningNetwork], index: int
-) -> None:
+def test_logits_are_equivariant(make_network: Callable[..., PruningNetwork], index: int) -> None:
     network, data = make_network(), draw(index)
     channels = torch.randperm(data.num_channels)
     groups = torch.randperm(int(data.group_of.max()) + 1)
     other = permute(data, channels, torch.randperm(data.num_ops), groups)
-    scores, values = run(network, [data])
-    other_scores, other_values = run(network, [other])
+    scores, other_scores = run(network, [data]), run(network, [other])
     torch.testing.assert_close(other_scores, scores[channels])
-    torch.testing.assert_close(other_values, values)
     assert not torch.allclose(other_scores, scores)  # the test can tell
 
 
 def test_a_batch_equals_singles(make_network: Callable[..., PruningNetwork]) -> None:
     network = make_network()
     graphs = [draw(0), draw(2), draw(1), draw(0, seed=1)]
-    scores, values = run(network, graphs)
     singles = [run(network, [graph]) for graph in graphs]
-    torch.testing.assert_close(scores, torch.cat([single[0] for single in singles]))
-    torch.testing.assert_close(values, torch.cat([single[1] for single in singles]))
+    torch.testing.assert_close(run(network, graphs), torch.cat(singles))
 
 
 def test_shuffled_edges_change_the_logits(make_network: Callable[..., PruningNetwork]) -> None:
@@ -98,18 +88,7 @@ def test_shuffled_edges_change_the_logits(make_network: Callable[..., PruningNet
     forward = data.edge_attr[:, 0] > 0
     ends[1, forward] = ends[1, forward][torch.randperm(int(forward.sum()))]
     shuffled = Data(**{**data.to_dict(), "edge_index": ends})
-    assert not torch.allclose(run(network, [shuffled])[0], run(network, [data])[0])
-
-
-def test_shuffled_edges_reach_other_nodes_the_same_way_each_time(
-    make_network: Callable[..., PruningNetwork],
-) -> None:
-    first, second = join([draw(0)]), join([draw(1)])
-    right, wrong = make_network(), make_network(shuffle_edges=True)
-    wrong.load_state_dict(right.state_dict())
-    assert not torch.allclose(wrong.encode(first), right.encode(first))
-    alone = torch.cat([wrong.encode(first), wrong.encode(second)])
-    torch.testing.assert_close(wrong.encode(join([draw(0), draw(1)])), alone)
+    assert not torch.allclose(run(network, [shuffled]), run(network, [data]))
 
 
 def test_without_edges_neither_edges_nor_ops_matter(
@@ -117,34 +96,27 @@ def test_without_edges_neither_edges_nor_ops_matter(
 ) -> None:
     network, data = make_network(use_edges=False), draw(0)
     changed = Data(**{**data.to_dict(), "edge_index": data.edge_index.flip(1)})
-    torch.testing.assert_close(run(network, [changed])[0], run(network, [data])[0])
+    torch.testing.assert_close(run(network, [changed]), run(network, [data]))
 
 
 def test_relations_are_told_apart(make_network: Callable[..., PruningNetwork]) -> None:
     network, data = make_network(), draw(0)
     swapped = Data(**{**data.to_dict(), "edge_attr": data.edge_attr[:, [3, 1, 2, 0]]})
-    assert not torch.allclose(run(network, [swapped])[0], run(network, [data])[0])
+    assert not torch.allclose(run(network, [swapped]), run(network, [data]))
 
 
 def test_an_untrained_network_scores_the_prior(
     network_config: Callable[..., NetworkConfig],
 ) -> None:
-    network = PruningNetwork(network_config(prior="v")).double()
+    network = PruningNetwork(network_config()).double()
     data = draw(1)
-    scores, values = run(network, [data])
-    assert torch.equal(scores, data.x[:, 1])
-    assert torch.equal(values, torch.zeros(1, dtype=torch.double))
+    data.x[:, -1] = torch.randn(len(data.x), dtype=torch.double)
+    assert torch.equal(run(network, [data]), data.x[:, -1])
 
 
-def test_gradients_reach_everything_but_not_the_encoder_from_the_critic(
-    make_network: Callable[..., PruningNetwork],
-) -> None:
+def test_gradients_reach_everything(make_network: Callable[..., PruningNetwork]) -> None:
     network, data = make_network(), draw(0)
-    scores, values = run(network, [data])
-    values.sum().backward(retain_graph=True)
-    assert all(parameter.grad is None for parameter in network.encoder.parameters())
-    assert network.critic[0].weight.grad.abs().sum() > 0
-    scores.square().sum().backward()
+    run(network, [data]).square().sum().backward()
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
@@ -154,23 +126,10 @@ def test_gradients_reach_everything_but_not_the_encoder_from_the_critic(
     assert not any(name.endswith("lin_l.weight") and "layers.0" in name for name in silent), silent
 
 
-def test_the_actor_sees_the_budget_but_not_the_bar(
-    make_network: Callable[..., PruningNetwork],
-) -> None:
-    network, data = make_network(), join([draw(0)])
-    embeddings = network.encode(data)
-    at = {}
-    for name in ("keep_macs", "bar", "feasible_found", "multiplier"):
-        context = CONTEXT.double().clone()
-        context[0, CONTEXT_NAMES.index(name)] = 0.9
-        scores = network.scores(data, embeddings, context)
-        values = network.values(data, embeddings, torch.zeros(1, dtype=torch.long), context)
-        at[name] = (scores, values)
-    plain = run(network, [draw(0)])
-    assert not torch.allclose(at["keep_macs"][0], plain[0])
-    for name in ("bar", "feasible_found", "multiplier"):
-        assert torch.equal(at[name][0], plain[0]), name
-        assert not torch.allclose(at[name][1], plain[1]), name
+def test_scores_depend_on_the_budget(make_network: Callable[..., PruningNetwork]) -> None:
+    network = make_network()
+    lower = torch.tensor([[0.3, 1.0, 1.0, 0.0]])
+    assert not torch.allclose(run(network, [draw(0)], lower), run(network, [draw(0)]))
 
 
 def test_inference_equals_training(make_network: Callable[..., PruningNetwork]) -> None:
@@ -186,9 +145,8 @@ def test_inference_equals_training(make_network: Callable[..., PruningNetwork]) 
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"prior": "magnitude"}, "magnitude"),
+        ({"feature_names": ("l1", "taylor")}, "'start' is not among the channel features: l1"),
         ({"hidden": 30, "heads": 4}, "heads=4"),
-        ({"critic_only": ("price",)}, "price"),
     ],
 )
 def test_contradictory_options_raise(options: dict[str, object], match: str) -> None:

@@ -31,6 +31,14 @@ def expected_ratios(policy: ChannelPruningPolicy, obs: dict[str, Tensor]) -> lis
     return ratios
 
 
+def judged(
+    policy: ChannelPruningPolicy, obs: dict[str, Tensor], actions: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities and entropies ``[B]``."""
+    distribution = policy.get_distribution(obs)
+    return distribution.log_prob(actions), distribution.entropy()
+
+
 def test_the_expected_cost_meets_the_budget(make_policy: MakePolicy, observe: Observe) -> None:
     obs = observe(6)
     obs["context"][::2, 0] += 0.2
@@ -99,14 +107,10 @@ def test_padding_changes_nothing(make_policy: MakePolicy, observe: Observe) -> N
     actions = policy.get_distribution(obs).mode()
     padded_actions = padded_policy.get_distribution(padded).mode()
     assert torch.equal(padded_actions[:, :size], actions)
-    values, log_prob, entropy = policy.evaluate_actions(obs, actions)
-    for found, expected in zip(
-        padded_policy.evaluate_actions(padded, 1 - padded_actions),
-        policy.evaluate_actions(obs, 1 - actions),
-        strict=True,
-    ):
-        torch.testing.assert_close(found, expected)
-    assert values.shape == (5, 1)
+    log_prob, entropy = judged(policy, obs, 1 - actions)
+    padded_log_prob, padded_entropy = judged(padded_policy, padded, 1 - padded_actions)
+    torch.testing.assert_close(padded_log_prob, log_prob)
+    torch.testing.assert_close(padded_entropy, entropy)
     assert log_prob.shape == entropy.shape == (5,)
 
 
@@ -115,13 +119,13 @@ def test_a_batch_equals_singles(make_policy: MakePolicy, observe: Observe) -> No
     obs = {name: torch.cat([value, value[:2]]) for name, value in obs.items()}  # with repetitions
     obs["context"][7, 0] = 0.6  # the same network under another budget
     actions = policy.get_distribution(obs).mode()
-    batch = policy.evaluate_actions(obs, actions)
+    batch = judged(policy, obs, actions)
     for row in range(8):
         single = {name: value[row : row + 1] for name, value in obs.items()}
-        found = policy.evaluate_actions(single, actions[row : row + 1])
+        found = judged(policy, single, actions[row : row + 1])
         for one, many in zip(found, batch, strict=True):
             torch.testing.assert_close(one[0], many[row], atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(batch[2][7], batch[2][1])
+    assert not torch.allclose(batch[1][7], batch[1][1])
 
 
 def test_equal_graphs_are_encoded_once(
@@ -130,13 +134,12 @@ def test_equal_graphs_are_encoded_once(
     policy, obs = make_policy(), observe(1)
     obs = {name: value.expand(16, -1).clone() for name, value in obs.items()}
     obs["context"][8:, 0] = 0.6
-    obs["context"][:, 4] = torch.rand(16)  # the bar, which only the critic sees
     sizes = []
     encode = policy.network.encode
     monkeypatch.setattr(
         policy.network, "encode", lambda data: sizes.append(data.num_channels) or encode(data)
     )
-    assert len(policy.decide(obs).values.unique()) == 16
+    assert len(policy.decide(obs).logits.unique(dim=0)) == 2
     assert sizes == [policy.thresholds[int(obs["graph_id"][0])].num_channels]
 
 
@@ -146,7 +149,7 @@ def test_entropy_at_zero_logits_counts_the_free_masks(
     policy, obs = make_policy(trained=False, constraint="lagrangian"), observe(3)
     policy.initial_cost_ratio = 1e9  # keeps everything ...
     policy.temperature = 1e9  # ... at a temperature that makes all logits zero
-    entropy = policy.evaluate_actions(obs, obs["action_mask"])[2]
+    entropy = policy.get_distribution(obs).entropy()
     free = obs["action_mask"].sum(1)
     torch.testing.assert_close(entropy.exp(), 2.0**free, rtol=1e-5, atol=0.0)
     assert len(free.unique()) > 1
@@ -161,14 +164,15 @@ def test_closed_bits_are_kept_and_carry_nothing(make_policy: MakePolicy, observe
     assert (actions[closed] == 1).all()
     assert (actions[~closed] == 0).any()
     other = torch.where(closed, 1 - actions, actions)
-    torch.testing.assert_close(policy.evaluate_actions(obs, other)[1], log_prob)
+    torch.testing.assert_close(judged(policy, obs, other)[0], log_prob)
 
 
 def test_predict_is_the_mode(make_policy: MakePolicy, observe: Observe) -> None:
     policy, obs = make_policy(), observe(4)
     action, _ = policy.predict({k: v.numpy() for k, v in obs.items()}, deterministic=True)
     assert np.array_equal(action, policy.get_distribution(obs).mode().numpy())
-    torch.testing.assert_close(policy.predict_values(obs), policy(obs)[1])
+    assert torch.equal(policy.predict_values(obs), torch.zeros(4, 1))
+    assert torch.equal(policy(obs)[1], torch.zeros(4, 1))
 
 
 def test_an_unknown_network_is_named(make_policy: MakePolicy, observe: Observe) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from prunegraph.agent.surrogate import Surrogate, cost_slope, expected_improvement
+from prunegraph.agent.surrogate import Surrogate, cost_slope
 from prunegraph.agent.threshold import BudgetThreshold
 from prunegraph.rewards import Episode, pack_bits
 from support.toy_env import toy_graphs
@@ -28,7 +28,6 @@ def episode(graph_id: int, bits: torch.Tensor, accuracy: float) -> Episode:
     return Episode(
         cell=f"toy{graph_id}",
         accuracy=accuracy,
-        loss=1.0,
         kl=None,
         cost_ratio=1.0,
         raw_cost_ratio=1.0,
@@ -54,7 +53,7 @@ def surrogate() -> Surrogate:
 
 
 def predict(surrogate: Surrogate, ids: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
-    return surrogate.rewards(ids, bits, LIMITS[ids.numpy()], ids, competes=False)
+    return surrogate.rewards(ids, bits, LIMITS[ids.numpy()], ids)
 
 
 def test_each_network_has_its_own_model(surrogate: Surrogate) -> None:
@@ -72,38 +71,9 @@ def test_doubt_lowers_what_is_predicted(surrogate: Surrogate) -> None:
     ids, bits = torch.zeros(20, dtype=torch.long), draw_bits(0, 20, 5)
     cells = torch.arange(20)  # one mask a cell: nothing is explained by cost
     limits = LIMITS[ids.numpy()]
-    bold = surrogate.rewards(ids, bits, limits, cells, competes=False)
-    careful = surrogate.rewards(ids, bits, limits, cells, competes=False, caution=1.0)
+    bold = surrogate.rewards(ids, bits, limits, cells)
+    careful = surrogate.rewards(ids, bits, limits, cells, caution=1.0)
     assert bool((careful < bold).all())
-
-
-def test_only_what_may_beat_the_best_run_mask_is_rewarded(surrogate: Surrogate) -> None:
-    channel = np.flatnonzero(GRAPHS[0].free)[1]
-    ids, bits = torch.zeros(80, dtype=torch.long), draw_bits(0, 80, 13)
-    costs = sorted(GRAPHS[0].cost(run).macs for run in surrogate.models[0].bits)
-    limits = np.tile([float(costs[len(costs) // 2]), np.inf, np.inf, np.inf], (80, 1))
-    assert surrogate.promising(0, limits[0], 1)
-    rewards = surrogate.rewards(ids, bits, limits, ids, competes=True)
-    kept = bits[:, channel] > 0.5
-    assert float(rewards.min()) >= 0.0
-    assert float(rewards[kept].mean()) > 10.0 * float(rewards[~kept].mean())
-
-
-def test_what_is_run_first_competes_with_the_mean(surrogate: Surrogate) -> None:
-    ids, bits = torch.zeros(40, dtype=torch.long), draw_bits(0, 40, 14)
-    limits = 0.01 * LIMITS[ids.numpy()]
-    assert not surrogate.promising(0, limits[0], 1)
-    rewards = surrogate.rewards(ids, bits, limits, ids, competes=True)
-    assert bool((rewards >= 0.0).all()) and float(rewards.max()) > 0.0
-
-
-def test_expected_improvement_is_the_mean_of_what_exceeds_the_bar() -> None:
-    mean, deviation = torch.tensor([0.0, 0.3, -2.0]), torch.tensor([0.5, 0.1, 0.4])
-    drawn = mean + deviation * torch.randn(200_000, 3, generator=torch.Generator().manual_seed(0))
-    expected = (drawn - 0.2).clamp_min(0.0).mean(dim=0)
-    found = expected_improvement(mean, deviation, torch.tensor(0.2))
-    assert torch.allclose(found, expected, atol=1e-3)
-    assert float(found[2]) >= 0.0
 
 
 def test_it_goes_on_from_what_was_written(surrogate: Surrogate) -> None:
@@ -128,17 +98,6 @@ def test_what_costs_more_does_not_look_better() -> None:
     assert slope == pytest.approx(3.0, abs=0.2)
     assert abs(np.corrcoef(metrics - slope * costs, costs)[0, 1]) < 1e-3
     assert cost_slope(metrics[:1], costs[:1]) == 0.0
-
-
-def test_the_proposal_that_is_predicted_best_is_chosen(surrogate: Surrogate) -> None:
-    ids = torch.zeros(200, dtype=torch.long)
-    masks = draw_bits(0, 200, 12)
-    channel = np.flatnonzero(GRAPHS[0].free)[1]
-    masks[:, channel] = (torch.arange(200) % 4 == 2).float()
-    assert surrogate.choose(0, masks[:4], LIMITS[0]) == 0  # what cost is worth is not known yet
-    predict(surrogate, ids, masks)
-    found = [surrogate.choose(0, masks[k : k + 4], LIMITS[0]) for k in range(0, 200, 4)]
-    assert np.mean(np.array(found) == 2) > 0.9
 
 
 def test_promising_masks_are_run_ones_within_the_limit(surrogate: Surrogate) -> None:

@@ -104,7 +104,7 @@ def test_join_keeps_graphs_apart() -> None:
 
 
 def test_join_of_one_is_itself() -> None:
-    data = with_features(BudgetThreshold.of(GRAPHS[1]).data, torch.randn(GRAPHS[1].num_classes, 4))
+    data = with_features(BudgetThreshold.of(GRAPHS[1]).data, torch.randn(GRAPHS[1].num_units, 4))
     joined = join([data])
     for name in ("x", "op_x", "edge_index", "edge_attr", "group_of"):
         assert torch.equal(joined[name], data[name]), name

@@ -119,11 +119,9 @@ MakeEnvs = Callable[..., list[Callable[[], ChannelPruningEnv]]]
 def real_factories() -> MakeEnvs:
     """Return a maker of the real environment over toy networks with known best masks."""
 
-    def task(index: int, refinements: int) -> PruningTask:
+    def task(index: int) -> PruningTask:
         graph = GRAPHS[index]
         features, best = draw_signs(graph, np.random.default_rng(index))
-        if refinements:
-            features[:, -2:] = 0.0
         return PruningTask(
             name=f"toy{index}",
             graph=graph,
@@ -137,14 +135,11 @@ def real_factories() -> MakeEnvs:
             config = EnvConfig(
                 subset_size=50,
                 episodes_per_subset=8,
-                external_reward=True,
                 first_episode=first,
                 episode_stride=workers,
                 **options,
             )
-            return lambda: ChannelPruningEnv(
-                [task(index, config.refinements) for index in indices], config
-            )
+            return lambda: ChannelPruningEnv([task(index) for index in indices], config)
 
         return [factory(first) for first in range(workers)]
 
@@ -204,16 +199,6 @@ def test_any_number_of_environments_trains_the_same_policy(
         assert torch.equal(four.policy.network.state_dict()[name], state[name]), name
 
 
-def test_episodes_that_decide_anew(toy_config: MakeConfig, real_factories: MakeEnvs) -> None:
-    config = tiny(toy_config, refinements=1, ppo=PPOConfig(surrogate_steps=2, swaps=5))
-    result = train_agent(real_factories(0, refinements=1), GRAPHS[:1], config, total_networks=40)
-    assert [record["update"] for record in result.history] == [1, 2]
-    assert result.networks_evaluated == 2 * (2 * 8 + 1)
-    assert len(result.surrogate.models[0].bits) == 2 * 2 * 8
-    again = train_agent(real_factories(0, refinements=1), GRAPHS[:1], config, total_networks=40)
-    assert again.history == result.history
-
-
 def test_a_group_at_a_time(toy_config: MakeConfig, real_factories: MakeEnvs) -> None:
     result = train_agent(
         real_factories(0, per_group=True),
@@ -271,7 +256,6 @@ def test_a_checkpointed_training_goes_on_where_it_was(
     [
         {"swaps": 40},
         pytest.param({}, marks=pytest.mark.slow),
-        pytest.param({"surrogate_competition": True}, marks=pytest.mark.slow),
     ],
 )
 def test_surrogate_episodes_teach_more_of_as_many_networks(

@@ -27,7 +27,9 @@ def benchmark(monkeypatch: pytest.MonkeyPatch) -> RunBenchmark:
 
 
 @pytest.mark.slow
-def test_the_overhead_of_a_search(benchmark: RunBenchmark, capsys) -> None:
+def test_the_overhead_of_a_search(
+    benchmark: RunBenchmark, capsys: pytest.CaptureFixture[str]
+) -> None:
     benchmark("search_overhead.py", "--networks 34 --threads 1")
     found = json.loads(capsys.readouterr().out)
     assert found["networks"] >= 32
@@ -35,10 +37,15 @@ def test_the_overhead_of_a_search(benchmark: RunBenchmark, capsys) -> None:
 
 
 @pytest.mark.slow
-def test_ablations(benchmark: RunBenchmark, tmp_path: Path) -> None:
+def test_ablations(
+    benchmark: RunBenchmark, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "ablations.json"
-    benchmark("ablations.py", f"--out {out} --seeds 1 --networks 90 --only default {DIGITS}")
+    benchmark("ablations.py", f"--out {out} --seeds 1 --networks 90 --only no_edges {DIGITS}")
     assert json.loads(out.read_text())["rows"]
+    capsys.readouterr()
+    benchmark("ablations.py", f"--out {out} --table")
+    assert "| no_edges |" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError
 from prunegraph.env import EnvConfig
 from prunegraph.env.config import cell_of_episode, episode_generator, subset_seed
-from prunegraph.rewards import RewardConfig
 
 
 @pytest.mark.parametrize(
@@ -19,7 +18,7 @@ from prunegraph.rewards import RewardConfig
         ({"seed": -1}, "seed=-1"),
         ({"budgets": ()}, "at least one budget"),
         ({"budgets": (Budget(keep_macs=0.5), Budget(keep_macs=0.5))}, "each once"),
-        ({"reward": RewardConfig(self_competition="wall"), "repair": False}, "wall"),
+        ({"metric": "loss"}, "accuracy, soft_accuracy, kl"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:

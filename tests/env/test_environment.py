@@ -15,10 +15,9 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import BudgetError, ConfigError
 from prunegraph.env import CONTEXT_NAMES, ENV_ID, ChannelPruningEnv, EnvConfig, PruningTask
-from prunegraph.rewards import RewardConfig, SelfCompetition, unpack_bits
+from prunegraph.rewards import unpack_bits
 
 MakeTask = Callable[..., PruningTask]
-COMPETITION_COLUMNS = slice(4, None)
 
 
 def column(observation: dict[str, Any], name: str) -> float:
@@ -55,10 +54,9 @@ def assert_equal(first: Any, second: Any) -> None:
         assert first == second
 
 
-@pytest.mark.parametrize("steps", [{}, {"per_group": True}, {"refinements": 2}])
-@pytest.mark.parametrize("form", ["best", "ema", "rank", "greedy", "accuracy", "wall"])
-def test_checkers_pass(make_task: MakeTask, form: Any, steps: dict[str, Any]) -> None:
-    config = EnvConfig(reward=RewardConfig(self_competition=form), subset_size=20, **steps)
+@pytest.mark.parametrize("options", [{}, {"per_group": True}, {"repair": False}])
+def test_checkers_pass(make_task: MakeTask, options: dict[str, Any]) -> None:
+    config = EnvConfig(subset_size=20, **options)
     tasks = (make_task("small"), make_task("large"))
     env = gymnasium.make(ENV_ID, tasks=tasks, config=config).unwrapped
     check_env(env)
@@ -101,32 +99,6 @@ def test_a_seeded_reset_starts_all_over(make_task: MakeTask) -> None:
     assert_equal(play(env, 6, seed=1), play(env, 6, seed=1))
 
 
-def test_a_refinement_sees_what_the_step_before_kept_and_reached(make_task: MakeTask) -> None:
-    env = ChannelPruningEnv(make_task(), EnvConfig(refinements=2, subset_size=20))
-    graph, rng = env.tasks[0].graph, np.random.default_rng(0)
-    first, _ = env.reset(seed=0)
-    shape = (env.num_nodes, -1)
-    seen = first["node_features"].reshape(shape)
-    for step in range(1, 4):
-        observation, _, done, _, info = env.step(rng.integers(0, 2, env.num_nodes))
-        features = observation["node_features"].reshape(shape)[: graph.num_units]
-        kept = unpack_bits(info["mask_bits"], graph.num_units)
-        np.testing.assert_array_equal(features[:, -2], np.where(kept, 1.0, -1.0))
-        reached = 2.0 * info["outcome"].accuracy - 1.0
-        assert features[:, -1] == pytest.approx(np.full(graph.num_units, reached), abs=1e-6)
-        np.testing.assert_array_equal(features[:, :-2], seen[: graph.num_units, :-2])
-        assert column(observation, "step_share") == pytest.approx(step / 3)
-        assert graph.fits(graph.mask(kept), env.tasks[0].budget)
-        assert done == (step == 3)
-    assert_equal(env.reset()[0]["node_features"], first["node_features"])
-    with pytest.raises(ConfigError, match="refinements=1"):
-        EnvConfig(refinements=1, per_group=True)
-    for features in (np.ones((graph.num_units, 4), np.float32), env.cells[0].features[:, -2:]):
-        task = dataclasses.replace(make_task(), node_features=features)
-        with pytest.raises(ConfigError, match="append as many of zeros"):
-            ChannelPruningEnv(task, EnvConfig(refinements=1))
-
-
 def test_observations_share_no_memory(make_task: MakeTask) -> None:
     env = ChannelPruningEnv(make_task(), EnvConfig(per_group=True))
     observations = [item[0] for item in play(env, 3)]
@@ -139,9 +111,7 @@ def test_observations_share_no_memory(make_task: MakeTask) -> None:
 def test_an_episode_begins_as_the_first_did(make_task: MakeTask) -> None:
     env = ChannelPruningEnv(make_task(), EnvConfig(episodes_per_subset=1, per_group=True))
     starts = [item[0] for item in play(env, 5) if len(item) == 2]
-    assert column(starts[0], "bar") == 0.0 != column(starts[1], "bar")
     for observation in starts[1:]:
-        observation["context"][COMPETITION_COLUMNS] = starts[0]["context"][COMPETITION_COLUMNS]
         assert_equal(observation, starts[0])
     assert column(starts[0], "cost_so_far") == 1.0
     assert column(starts[0], "step_share") == 0.0
@@ -170,7 +140,7 @@ def test_observation_of_a_smaller_network_is_padded(make_task: MakeTask) -> None
 
 @pytest.mark.parametrize("repair", [True, False])
 def test_bits_outside_the_action_mask_are_ignored(make_task: MakeTask, repair: bool) -> None:
-    config = EnvConfig(repair=repair, external_reward=True)
+    config = EnvConfig(repair=repair)
     results = []
     for outside in (0, 1):
         env = ChannelPruningEnv((make_task("small"), make_task("large")), config)
@@ -201,7 +171,6 @@ def test_the_evaluated_mask_is_the_reported_one(make_task: MakeTask) -> None:
     assert info["raw_cost_ratio"] == pytest.approx(2.0)
     assert info["overshoot"] == pytest.approx(0.95)
     assert info["violation"] == 0.0
-    assert info["reward_terms"]["metric"] == info["outcome"].accuracy
     assert info["budget"] == {"keep_macs": 0.5}
 
 
@@ -212,7 +181,7 @@ def test_without_repair_the_raw_bits_are_evaluated(make_task: MakeTask) -> None:
     _, reward, _, _, info = env.step(np.ones(env.num_nodes, dtype=np.int8))
     assert info["mask_digest"] == task.graph.dense_mask().digest()
     assert (info["repaired"], info["violation"]) == (0.0, pytest.approx(0.95))
-    assert reward == 1.0  # nothing feasible yet, and no violation to compare with
+    assert reward == info["outcome"].accuracy
     env.reset()
     info = env.step(np.zeros(env.num_nodes, dtype=np.int8))[4]
     kept = unpack_bits(info["mask_bits"], task.graph.num_units)
@@ -265,7 +234,6 @@ def test_steps_open_the_groups_in_order(make_task: MakeTask) -> None:
 
 def test_workers_play_the_episodes_of_one(make_task: MakeTask) -> None:
     options: dict[str, Any] = {
-        "external_reward": True,
         "subset_size": 20,
         "episodes_per_subset": 4,
         "episodes_per_cell": 1,
@@ -295,57 +263,24 @@ def test_workers_play_the_episodes_of_one(make_task: MakeTask) -> None:
     assert_equal(episodes(resumed, range(9, 12)), {k: alone[k] for k in range(9, 12)})
 
 
-def test_outside_rewards_equal_inside_rewards(make_task: MakeTask) -> None:
-    options: dict[str, Any] = {"subset_size": 20, "episodes_per_subset": 3}
-    inside = [
-        (item[1], item[4]["reward_terms"])
-        for item in play(ChannelPruningEnv(make_task(), EnvConfig(**options)), 12)
-        if len(item) == 5
-    ]
-    env = ChannelPruningEnv(make_task(), EnvConfig(external_reward=True, **options))
-    competition = SelfCompetition(RewardConfig())
-    outside = []
-    rng = np.random.default_rng(5)
-    for number in range(12):
-        observation, info = env.reset(seed=0 if number == 0 else None)
-        assert not observation["context"][COMPETITION_COLUMNS].any()
-        competition.begin_block(info["block"])
-        bits = competition.mask_to_measure(info["cell"])
-        if bits is not None:
-            measured = env.measure(info["cell"], bits, info["block"])
-            competition.set_reference(info["cell"], measured)
-        step = env.step(rng.integers(0, 2, env.num_nodes).astype(np.int8))
-        assert (step[1], step[4]["reward_terms"]) == (0.0, {})
-        reward = competition.score([step[4]["result"]])[0]
-        outside.append((reward.value, reward.terms))
-    assert inside == outside
-    assert {value for value, _ in inside} > {1.0}
-
-
-def test_the_best_mask_is_measured_on_each_block_once(make_task: MakeTask) -> None:
+def test_the_images_of_a_block_are_the_same(make_task: MakeTask) -> None:
     task = make_task()
     env = ChannelPruningEnv(task, EnvConfig(subset_size=20, episodes_per_subset=4))
     play(env, 12)
-    assert env.networks_evaluated == 12 + 2  # nothing to measure in the first block
+    assert env.networks_evaluated == 12
     images = [images for _, images in task.evaluator.calls]  # type: ignore[attr-defined]
     assert len(set(images)) == 3
     assert images == sorted(images, key=images.index)
 
 
-def test_greedy_bits_are_the_reference_of_their_block(make_task: MakeTask) -> None:
-    task = make_task()
-    config = EnvConfig(reward=RewardConfig(self_competition="greedy"), episodes_per_subset=2)
-    env = ChannelPruningEnv(task, config)
-    greedy = np.ones(env.num_nodes, dtype=np.int8)
-    greedy[: task.graph.num_units][task.graph.frozen] = 0  # ignored here as in an action
-    observation, _ = env.reset(seed=0, options={"greedy": greedy})
-    own = env.step(greedy)
-    # the same bits, repaired by the same generator: nothing gained, nothing lost
-    assert own[1] == 0.0
-    assert column(observation, "bar") == pytest.approx(own[4]["outcome"].accuracy)
-    assert column(env.reset()[0], "bar") == column(observation, "bar")
-    env.step(greedy)
-    assert column(env.reset()[0], "bar") == 0.0
+def test_a_mask_is_measured_as_if_it_had_been_played(make_task: MakeTask) -> None:
+    env = ChannelPruningEnv(make_task(), EnvConfig(subset_size=20, episodes_per_subset=4))
+    env.reset(seed=0)
+    _, reward, _, _, info = env.step(np.ones(env.num_nodes, dtype=np.int8))
+    again = env.measure(info["cell"], info["mask_bits"], 0)
+    assert (again.accuracy, again.digest) == (reward, info["mask_digest"])
+    other = env.measure(info["cell"], info["mask_bits"], 1)
+    assert other.accuracy != reward and other.digest == again.digest
 
 
 def test_two_budgets_count_the_tightest(make_task: MakeTask) -> None:
@@ -377,7 +312,7 @@ def test_bad_input_says_what_is_wrong(make_task: MakeTask) -> None:
     env.reset()
     with pytest.raises(ConfigError, match=r"shape \(3,\)"):
         env.step(np.ones(3, dtype=np.int8))
-    with pytest.raises(ConfigError, match="valid: greedy"):
+    with pytest.raises(ConfigError, match="there are none"):
         env.reset(options={"budget": 0.5})
     with pytest.raises(ConfigError, match="each another name"):
         ChannelPruningEnv((task, task))

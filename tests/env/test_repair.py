@@ -1,5 +1,6 @@
 """Bits to masks: the budget is met, and chance alone decides which bits flip."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -7,9 +8,8 @@ import pytest
 from scipy import stats
 
 from prunegraph.core.budget import Budget
-from prunegraph.core.errors import ConfigError
-from prunegraph.core.masks import BoolArray
-from prunegraph.env.repair import Realisation, repair
+from prunegraph.core.masks import BoolArray, ChannelMask
+from prunegraph.env.environment import force_minimum
 from support.toy_env import toy_graph
 
 # equal widths and positions: a class costs the same wherever it is
@@ -17,32 +17,42 @@ GRAPH = toy_graph((8, 8, 8), (2, 2, 2, 2))
 BUDGET = Budget(keep_macs=0.5)
 
 
+def repair(keep: BoolArray, rng: np.random.Generator) -> tuple[ChannelMask, float]:
+    return GRAPH.repair(keep, BUDGET, rng)
+
+
+def forced(keep: BoolArray, rng: np.random.Generator) -> tuple[ChannelMask, float]:
+    return force_minimum(GRAPH, keep, rng)
+
+
 def random_bits(seed: int, share: float) -> BoolArray:
-    return (np.random.default_rng(seed).random(GRAPH.num_classes) < share) | GRAPH.frozen
+    return (np.random.default_rng(seed).random(GRAPH.num_units) < share) | GRAPH.frozen
 
 
-@pytest.mark.parametrize("how", ["repair", "wall"])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 1.0])
-def test_the_budget_is_met(how: Realisation, share: float) -> None:
+def test_the_budget_is_met(share: float) -> None:
     limit = 0.5 * GRAPH.dense_cost.macs
     for seed in range(50):
         keep = random_bits(seed, share)
-        mask, flipped = repair(GRAPH, keep, BUDGET, how, np.random.default_rng(seed))
+        mask, flipped = repair(keep, np.random.default_rng(seed))
         assert GRAPH.cost(mask).macs <= limit
         assert flipped == ((mask.keep != keep) & GRAPH.free).sum() / GRAPH.free.sum()
 
 
-def flip_counts(keep: BoolArray, how: Realisation, num_seeds: int = 600) -> Any:
-    counts = np.zeros(GRAPH.num_classes)
+def flip_counts(
+    keep: BoolArray,
+    how: Callable[[BoolArray, np.random.Generator], tuple[ChannelMask, float]],
+    num_seeds: int = 600,
+) -> Any:
+    counts = np.zeros(GRAPH.num_units)
     for seed in range(num_seeds):
-        mask, _ = repair(GRAPH, keep, BUDGET, how, np.random.default_rng(seed))
-        counts += mask.keep != keep
+        counts += how(keep, np.random.default_rng(seed))[0].keep != keep
     return counts
 
 
 @pytest.mark.parametrize("keep", [GRAPH.free | GRAPH.frozen, GRAPH.frozen], ids=["all", "none"])
 def test_repair_flips_each_class_of_a_group_equally_often(keep: BoolArray) -> None:
-    counts = flip_counts(keep, "repair")
+    counts = flip_counts(keep, repair)
     assert not counts[GRAPH.frozen].any()
     for group in np.unique(GRAPH.group_of[GRAPH.free]):
         members = counts[GRAPH.group_of == group]
@@ -55,11 +65,10 @@ def test_an_order_by_index_would_be_noticed() -> None:
         def random(self, size: Any = None, *_: Any, **__: Any) -> Any:
             return np.linspace(0.9, 0.0, size) + super().random(size) / 10
 
-    counts = np.zeros(GRAPH.num_classes)
+    counts = np.zeros(GRAPH.num_units)
     keep = GRAPH.free | GRAPH.frozen
     for seed in range(100):
-        rng = Sorted(np.random.PCG64(seed))
-        counts += repair(GRAPH, keep, BUDGET, "repair", rng)[0].keep != keep
+        counts += repair(keep, Sorted(np.random.PCG64(seed)))[0].keep != keep
     pvalues = [
         stats.chisquare(counts[GRAPH.group_of == group] + 1).pvalue
         for group in np.unique(GRAPH.group_of[GRAPH.free])
@@ -69,38 +78,19 @@ def test_an_order_by_index_would_be_noticed() -> None:
 
 def test_the_generator_decides_which_bits_flip() -> None:
     keep = random_bits(3, 0.8)
-    first = repair(GRAPH, keep, BUDGET, "repair", np.random.default_rng(0))
-    again = repair(GRAPH, keep, BUDGET, "repair", np.random.default_rng(0))
-    other = repair(GRAPH, keep, BUDGET, "repair", np.random.default_rng(1))
+    first, again, other = (repair(keep, np.random.default_rng(seed)) for seed in (0, 0, 1))
     assert first == again
     assert first[0] != other[0]
 
 
 def test_bits_that_fill_the_budget_are_not_flipped() -> None:
-    repaired, _ = repair(GRAPH, random_bits(0, 0.9), BUDGET, "repair", np.random.default_rng(0))
-    again, flipped = repair(GRAPH, repaired.keep, BUDGET, "repair", np.random.default_rng(9))
+    repaired, _ = repair(random_bits(0, 0.9), np.random.default_rng(0))
+    again, flipped = repair(repaired.keep, np.random.default_rng(9))
     assert (again, flipped) == (repaired, 0.0)
 
 
-def test_the_wall_cuts_only_what_is_too_much() -> None:
-    cheap = GRAPH.frozen.copy()
-    cheap[np.flatnonzero(GRAPH.free)[::8]] = True  # one class a group
-    mask, flipped = repair(GRAPH, cheap, BUDGET, "wall", np.random.default_rng(0))
-    assert np.array_equal(mask.keep, cheap)
-    assert flipped == 0.0
-    everything = GRAPH.free | GRAPH.frozen
-    mask, _ = repair(GRAPH, everything, BUDGET, "wall", np.random.default_rng(0))
-    widths = list(GRAPH.group_widths(mask).values())
-    assert widths[0] == 8  # the first group may keep all while the later can keep their minimum
-    assert widths[-1] < 8
-    counts = flip_counts(everything, "wall", 300)
-    last = counts[GRAPH.group_of == np.unique(GRAPH.group_of[GRAPH.free])[-1]]
-    assert stats.chisquare(last).pvalue > 1e-3
-
-
-@pytest.mark.parametrize("how", ["raw", "wall"])
-def test_a_group_left_without_classes_gets_random_ones(how: Realisation) -> None:
-    counts = flip_counts(GRAPH.frozen, how, 300)
+def test_a_group_left_without_classes_gets_random_ones() -> None:
+    counts = flip_counts(GRAPH.frozen, forced, 300)
     assert counts.sum() == 3 * 300
     for group in np.unique(GRAPH.group_of[GRAPH.free]):
         assert stats.chisquare(counts[GRAPH.group_of == group]).pvalue > 1e-3
@@ -108,15 +98,12 @@ def test_a_group_left_without_classes_gets_random_ones(how: Realisation) -> None
 
 def test_raw_bits_stay_as_they_are() -> None:
     keep = random_bits(4, 0.9)
-    mask, flipped = repair(GRAPH, keep, BUDGET, "raw", np.random.default_rng(0))
+    mask, flipped = forced(keep, np.random.default_rng(0))
     assert np.array_equal(mask.keep, keep)
     assert flipped == 0.0
 
 
-def test_the_wall_refuses_to_round_and_repair_rounds() -> None:
+def test_repair_rounds() -> None:
     budget = Budget(keep_macs=0.5, round_to=4)
-    keep = random_bits(0, 0.7)
-    with pytest.raises(ConfigError, match="cannot round widths to 4"):
-        repair(GRAPH, keep, budget, "wall", np.random.default_rng(0))
-    mask, _ = repair(GRAPH, keep, budget, "repair", np.random.default_rng(0))
+    mask, _ = GRAPH.repair(random_bits(0, 0.7), budget, np.random.default_rng(0))
     assert {width % 4 for width in GRAPH.group_widths(mask).values()} == {0}

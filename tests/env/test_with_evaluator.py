@@ -13,7 +13,8 @@ from prunegraph.env import ChannelPruningEnv, EnvConfig, PruningTask
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.graph import analyse
 from prunegraph.models import build_model
-from prunegraph.rewards import RewardConfig, unpack_bits
+from prunegraph.rewards import unpack_bits
+from support.tasks import image_task
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +30,17 @@ def task() -> PruningTask:
         graph=graph,
         node_features=np.zeros((graph.num_units, 2), dtype=np.float32),
         evaluator=Evaluator(
-            model,
+            image_task(model, dataset.train, dataset.search),
             graph,
-            search=dataset.search,
-            calibration=dataset.train,
             num_calibration=64,
-            kl=True,
+            metric="kl",
         ),
         budget=Budget(keep_macs=0.5),
     )
 
 
 def test_checker_passes(task: PruningTask) -> None:
-    config = EnvConfig(subset_size=40, reward=RewardConfig(metric="kl"))
+    config = EnvConfig(subset_size=40, metric="kl")
     env = ChannelPruningEnv(task, config)
     check_env(env, skip_render_check=True)
     assert env.networks_evaluated == task.evaluator.num_networks > 0

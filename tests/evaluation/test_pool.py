@@ -18,7 +18,7 @@ from support.toy_env import KnownMaskEvaluator, draw_signs, toy_graphs
 
 GRAPH = toy_graphs()[0]
 DENSE = GRAPH.dense_mask()
-SMALL = GRAPH.mask(GRAPH.frozen | (np.arange(GRAPH.num_classes) % 2 == 0))
+SMALL = GRAPH.mask(GRAPH.frozen | (np.arange(GRAPH.num_units) % 2 == 0))
 
 
 class WaitingPool:

@@ -31,7 +31,7 @@ def test_masked_equals_pruned_on_every_kind_of_layer(
     mixed: nn.Module, mixed_graph: StructureGraph, example: Tensor, make_mask: MakeMask, seed: int
 ) -> None:
     mask = make_mask(mixed_graph, seed)
-    assert mask.num_kept < mixed_graph.num_classes
+    assert mask.num_kept < mixed_graph.num_units
     assert assert_masked_equals_pruned(mixed, mixed_graph, mask, example) < 1e-10
 
 
@@ -297,7 +297,7 @@ def test_a_graph_of_another_network_is_refused(
 def test_a_mask_of_another_graph_is_refused(mixed: nn.Module, mixed_graph: StructureGraph) -> None:
     with pytest.raises(MaskError, match="the mask holds 3 classes"):
         apply_mask(mixed, mixed_graph, ChannelMask(np.ones(3, dtype=bool)))
-    keep = np.ones(mixed_graph.num_classes, dtype=bool)
+    keep = np.ones(mixed_graph.num_units, dtype=bool)
     keep[mixed_graph.frozen] = False
     with pytest.raises(MaskError, match="frozen classes"):
         zero_mask(mixed, mixed_graph, ChannelMask(keep))

@@ -50,7 +50,6 @@ def random_statistics(graph: StructureGraph) -> dict[str, FloatArray]:
     arrays = {name: rng.lognormal(size=graph.num_units) for name in names}
     arrays["twin_similarity"] = rng.random(graph.num_units)
     arrays["twin_rank"] = rng.integers(2, size=graph.num_units)
-    arrays["sensitivity"] = rng.normal(size=len(graph.groups))[graph.group_of]
     return {name: values.astype(np.float32) for name, values in arrays.items()}
 
 

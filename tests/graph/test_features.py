@@ -21,6 +21,7 @@ from prunegraph.graph.features import (
 )
 from prunegraph.methods.criteria.taylor import measure
 from prunegraph.models import build_model
+from support.tasks import image_task
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +39,7 @@ def statistics(graph: StructureGraph) -> dict[str, FloatArray]:
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.weight.uniform_(0.5, 1.5)
-    arrays = dict(measure(model, graph, load_dataset("digits").train, num_images=64))
-    per_group = np.random.default_rng(0).random(len(graph.groups)).astype(np.float32)
-    arrays["sensitivity"] = np.where(graph.free, per_group[graph.group_of], 0.0).astype(np.float32)
-    return arrays
+    return dict(measure(image_task(model, load_dataset("digits").train), graph, num_samples=64))
 
 
 def column(features: FloatArray, name: str) -> FloatArray:
@@ -67,16 +65,6 @@ def test_frozen_classes_show_nothing(
 ) -> None:
     assert graph.frozen.any()
     assert not node_features(graph, statistics)[graph.frozen].any()
-
-
-def test_sensitivity_may_be_left_out(
-    graph: StructureGraph, statistics: dict[str, FloatArray]
-) -> None:
-    without = {name: values for name, values in statistics.items() if name != "sensitivity"}
-    features = node_features(graph, without)
-    assert not column(features, "sensitivity").any()
-    others = [i for i, name in enumerate(FEATURE_NAMES) if name != "sensitivity"]
-    np.testing.assert_array_equal(features[:, others], node_features(graph, statistics)[:, others])
 
 
 def test_features_do_not_depend_on_how_much_may_remain(

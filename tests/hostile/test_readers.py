@@ -32,7 +32,6 @@ from prunegraph.agent.policies import load_checkpoint, load_policy, save_checkpo
 from prunegraph.agent.train import AgentConfig, make_vec_env
 from prunegraph.agent.train import build_model as build_agent
 from prunegraph.artefacts.pruned import MASK_FILE, load_pruned, read_info
-from prunegraph.core.budget import Budget
 from prunegraph.core.errors import PruneGraphError
 from prunegraph.core.files import write_json
 from prunegraph.core.masks import ChannelMask
@@ -51,7 +50,6 @@ from prunegraph.rewards import RewardConfig
 from prunegraph.runs.agent_rows import CURVES, HEALTH, _summary, read_finished
 from prunegraph.runs.apply import read_decision
 from prunegraph.runs.compare import read_accuracy
-from prunegraph.runs.custom_evaluator import CustomEvaluator
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.measured import read_measured
 from prunegraph.runs.options.config import TrainConfig
@@ -165,8 +163,8 @@ def make_tar(folder: Path) -> Path:
 
 def agent_case(folder: Path) -> Case:
     """Return the checkpoint of a search on toy networks."""
-    reward = RewardConfig(self_competition="rank", window=16)
-    small = NetworkConfig(feature_names=TOY_FEATURE_NAMES, prior=None, hidden=8)
+    reward = RewardConfig(self_competition="ema")
+    small = NetworkConfig(feature_names=TOY_FEATURE_NAMES, hidden=8)
     config = AgentConfig(
         network=small, ppo=PPOConfig(surrogate_steps=1), reward=reward, episodes_per_update=16
     )
@@ -194,16 +192,6 @@ def finetune_case(folder: Path) -> Case:
         patch.setattr(sys.modules[finetune.__module__], "CHECKPOINT_SECONDS", 0.0)
         read(stop)  # within the epoch
     return Case(path=path, mutate="safetensors", read=read)
-
-
-def scores_case(folder: Path, graph: StructureGraph) -> Case:
-    """Return what an interrupted search of one's own has found."""
-    path = folder / "scores.json"
-    mask = graph.project(np.arange(graph.num_units, dtype=np.float32), Budget(keep_macs=0.5))
-    evaluator = CustomEvaluator(network(), graph, lambda _: 0.5, lambda _: None)
-    evaluator.evaluate(mask)
-    evaluator.save(path)
-    return Case(path=path, mutate="json", read=lambda: evaluator.load(path))
 
 
 def outcomes_case(folder: Path, graph: StructureGraph, mask: ChannelMask) -> Case:
@@ -327,7 +315,6 @@ def cases(
             mutate="json",
             read=lambda: SearchClock(made / "clock.json").read([]),
         ),
-        "scores": scores_case(made, graph),
         "decision": Case(
             path=made / "decision.json",
             mutate="json",

@@ -12,7 +12,6 @@ def episode(accuracy: float, *, cell: str = CELL, raw: float = 1.0, name: str = 
     return Episode(
         cell=cell,
         accuracy=accuracy,
-        loss=1.0,
         raw_cost_ratio=raw,
         cost_ratio=1.0,
         bits=name,
@@ -56,19 +55,26 @@ def test_the_best_mask_is_measured_once_a_block() -> None:
     assert competition.mask_to_measure(CELL) is None
     competition.begin_block(1)
     assert competition.mask_to_measure(CELL) == "lucky"
-    competition.set_reference(CELL, episode(0.6, name="lucky"))
+    competition.set_bar(CELL, episode(0.6, name="lucky"))
     assert competition.mask_to_measure(CELL) is None
-    assert competition.context(CELL) == (0.6, 1.0, 0.0)
+    assert competition.ledger(CELL).best_metric == 0.6
     assert values(competition, episode(0.7)) == [1.0]
     competition.begin_block(2)
     assert competition.mask_to_measure(CELL) == "a"
+
+
+def test_the_first_bar_of_a_cell_is_what_was_measured() -> None:
+    competition = SelfCompetition(RewardConfig())
+    competition.set_bar(CELL, episode(0.6, name="own"))
+    assert competition.ledger(CELL).best_bits == "own"
+    assert values(competition, episode(0.55), episode(0.7)) == pytest.approx([-0.5, 1.0])
 
 
 def test_beginning_a_block_twice_changes_nothing() -> None:
     competition = SelfCompetition(RewardConfig())
     values(competition, episode(0.5))
     competition.begin_block(1)
-    competition.set_reference(CELL, episode(0.4))
+    competition.set_bar(CELL, episode(0.4))
     values(competition, episode(0.6))
     before = competition.state_dict()
     competition.begin_block(1)
@@ -81,30 +87,19 @@ def test_cells_compete_apart() -> None:
     competition = SelfCompetition(RewardConfig(constraint="lagrangian", multiplier_period=1))
     values(competition, episode(0.9, raw=1.55), episode(0.2, cell=OTHER))
     competition.begin_block(1)
-    assert competition.context(CELL)[0] == 0.9
-    assert competition.context(OTHER)[0] == 0.2
+    assert competition.ledger(CELL).best_metric == 0.9
+    assert competition.ledger(OTHER).best_metric == 0.2
     assert competition.multiplier(CELL).value > 0.0 == competition.multiplier(OTHER).value
     assert values(competition, episode(0.3, cell=OTHER)) == [1.0]
 
 
-def test_greedy_uses_the_reference_of_this_block_only() -> None:
-    competition = SelfCompetition(RewardConfig(self_competition="greedy"))
-    assert values(competition, episode(0.5)) == [0.0]
-    competition.set_reference(CELL, episode(0.55))
-    assert values(competition, episode(0.5)) == pytest.approx([-0.5])
-    assert competition.context(CELL)[0] == 0.55
-    competition.begin_block(1)
-    assert competition.mask_to_measure(CELL) is None
-    assert values(competition, episode(0.5)) == [0.0]
-
-
-@pytest.mark.parametrize("form", ["best", "ema", "rank", "greedy", "lagrangian"])
+@pytest.mark.parametrize("form", ["best", "ema", "lagrangian"])
 def test_a_restored_competition_goes_on_as_the_first(form: str) -> None:
-    config = RewardConfig(self_competition=form, window=2)  # type: ignore[arg-type]
+    config = RewardConfig(self_competition=form)  # type: ignore[arg-type]
     first = SelfCompetition(config)
     values(first, episode(0.5, raw=1.5), episode(0.6, cell=OTHER))
     first.begin_block(1)
-    first.set_reference(CELL, episode(0.45))
+    first.set_bar(CELL, episode(0.45))
     values(first, episode(0.55, raw=1.3))
     second = SelfCompetition(config)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))

@@ -8,7 +8,6 @@ def episode(*, raw: float, repaired: float) -> Episode:
     return Episode(
         cell="net",
         accuracy=0.5,
-        loss=1.0,
         kl=None,
         raw_cost_ratio=raw,
         cost_ratio=repaired,

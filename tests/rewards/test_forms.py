@@ -20,7 +20,6 @@ def play(
     *,
     raw: tuple[float, ...] | None = None,
     multiplier: float = 0.0,
-    references: tuple[float | None, ...] = (None,) * 8,
     **figures: Any,
 ) -> list[float]:
     """Score eight episodes one after another, each compared with all before it."""
@@ -30,14 +29,13 @@ def play(
         episode = Episode(
             cell="net@keep_macs=0.5",
             accuracy=accuracy,
-            loss=3.0 * (1.0 - accuracy),
             cost_ratio=cost_ratios[number],
             raw_cost_ratio=cost_ratios[number] if raw is None else raw[number],
             bits=f"{number:02x}",
             digest=f"digest{number}",
             **figures,
         )
-        reward = score(config, ledger, episode, multiplier=multiplier, reference=references[number])
+        reward = score(config, ledger, episode, multiplier=multiplier)
         rewards.append(reward.value)
         ledger = ledger.update(episode, config)
     return rewards
@@ -86,46 +84,9 @@ def test_ema_without_repair_weighs_violation_first() -> None:
     assert play(wide, LITERAL) == [0.0, 1.0, -1.0, 1.0, 1.0, 1.0, -1.0, 1.0]
 
 
-def test_rank_compares_with_the_quantile_of_the_window() -> None:
-    # window of four, three quarters: the third smallest must be beaten
-    # before episode 5: .50 .55 .60 .60 -> .60; 6: .55 .59 .60 .60 -> .60;
-    # 7: .55 .59 .60 .70 -> .60; 8: .40 .59 .60 .70 -> .60
-    config = RewardConfig(self_competition="rank", window=4, quantile=0.75)
-    assert play(config) == [0.0, 0.0, 0.0, 0.0, -1.0, 1.0, -1.0, 1.0]
-
-
-def test_rank_asks_for_more_than_the_quantile_itself() -> None:
-    config = RewardConfig(self_competition="rank", window=2, quantile=0.5)
-    ledger = SelfCompetitionLedger()
-    for accuracy in (0.5, 0.6):
-        ledger = ledger.update(_episode(accuracy), config)
-    rewards = [score(config, ledger, _episode(accuracy)).value for accuracy in (0.49, 0.5, 0.51)]
-    assert rewards == [-1.0, -1.0, 1.0]
-
-
-def test_rank_without_repair_puts_violation_before_the_metric() -> None:
-    # thresholds: V = 0.2 (of .3 .2 .4 0), then V = 0.1 (.2 .4 0 .1),
-    # then A = 0.6 (V .4 .1; A .6 .7), then A = 0.6 (V .1; A .6 .7 .4)
-    config = RewardConfig(self_competition="rank", window=4, quantile=0.75)
-    assert play(config, LITERAL) == [0.0, 0.0, 0.0, 0.0, 1.0, 1.0, -1.0, 1.0]
-
-
-def test_greedy_compares_with_the_given_reference() -> None:
-    references = (None, 0.5, 0.5, 0.6, 0.6, 0.69, 0.69, 0.75)
-    expected = [0.0, 1.0, 0.5, 0.0, -0.1, 0.1, -1.0, -0.4]
-    config = RewardConfig(self_competition="greedy")
-    assert play(config, references=references) == pytest.approx(expected)
-    literal = [-1.0, -1.0, -1.0, 0.0, -1.0, 0.1, -1.0, -0.4]
-    assert play(config, LITERAL, references=references) == pytest.approx(literal)
-
-
-@pytest.mark.parametrize("form", ["accuracy", "wall"])
-def test_plain_comparators_return_the_metric(form: Any) -> None:
-    config = RewardConfig(self_competition=form)
+def test_the_plain_comparator_returns_the_metric() -> None:
+    config = RewardConfig(self_competition="accuracy")
     assert play(config, raw=LITERAL, multiplier=2.0) == pytest.approx(list(ACCURACIES))
-    minus_loss = [3.0 * (accuracy - 1.0) for accuracy in ACCURACIES]
-    config = RewardConfig(self_competition=form, metric="loss")
-    assert play(config) == pytest.approx(minus_loss)
 
 
 def test_lagrangian_takes_the_raw_overshoot_off() -> None:
@@ -142,8 +103,8 @@ def test_the_multiplier_joins_any_form() -> None:
 
 
 def test_forms_compare_the_chosen_metric() -> None:
-    by_loss = play(RewardConfig(self_competition="best", metric="loss"))
-    assert by_loss == pytest.approx([1.0, 1.0, -1.0, 0.0, -0.3, 1.0, -1.0, 1.0])
+    alike = play(RewardConfig(self_competition="best", metric="kl"), kl=0.25)
+    assert alike == [1.0] + [0.0] * 7
     by_kl = play(RewardConfig(self_competition="accuracy", metric="kl"), kl=0.25)
     assert by_kl == [-0.25] * 8
     softly = play(
@@ -158,11 +119,11 @@ def test_what_was_not_measured_is_an_error_that_names_the_remedy(metric: Any, fi
         play(RewardConfig(self_competition="best", metric=metric))
 
 
-@pytest.mark.parametrize("loss", [1e9, float("inf"), float("nan")])
-def test_rewards_are_bounded(loss: float) -> None:
-    episode = dataclasses.replace(_episode(0.1), loss=loss, raw_cost_ratio=1e6)
+@pytest.mark.parametrize("kl", [1e9, float("inf"), float("nan")])
+def test_rewards_are_bounded(kl: float) -> None:
+    episode = dataclasses.replace(_episode(0.1), kl=kl, raw_cost_ratio=1e6)
     for form in ("accuracy", "lagrangian", "best"):
-        config = RewardConfig(self_competition=form, metric="loss")  # type: ignore[arg-type]
+        config = RewardConfig(self_competition=form, metric="kl")  # type: ignore[arg-type]
         reward = score(config, SelfCompetitionLedger(), episode, multiplier=10.0)
         assert -10.0 <= reward.value <= 10.0
 
@@ -190,7 +151,6 @@ def _episode(accuracy: float) -> Episode:
     return Episode(
         cell="net@keep_macs=0.5",
         accuracy=accuracy,
-        loss=1.0,
         raw_cost_ratio=1.0,
         cost_ratio=1.0,
         bits="80",

@@ -3,14 +3,13 @@ import json
 
 from prunegraph.rewards import Episode, RewardConfig, SelfCompetitionLedger
 
-CONFIG = RewardConfig(window=3)
+CONFIG = RewardConfig()
 
 
 def episode(accuracy: float, cost_ratio: float = 1.0, name: str = "a") -> Episode:
     return Episode(
         cell="net",
         accuracy=accuracy,
-        loss=1.0,
         raw_cost_ratio=1.4,
         cost_ratio=cost_ratio,
         bits=name,
@@ -48,13 +47,6 @@ def test_an_update_leaves_the_ledger_as_it_was() -> None:
     copy = dataclasses.replace(before)
     before.update(episode(0.7), CONFIG)
     assert before == copy
-
-
-def test_the_window_holds_the_last_episodes() -> None:
-    ledger = SelfCompetitionLedger()
-    for accuracy in (0.1, 0.2, 0.3, 0.4):
-        ledger = ledger.update(episode(accuracy), CONFIG)
-    assert ledger.window == ((0.0, 0.2), (0.0, 0.3), (0.0, 0.4))
 
 
 def test_json_round_trip() -> None:

@@ -174,7 +174,7 @@ def test_a_run_that_goes_on_keeps_its_policy(tmp_path: Path) -> None:
     policies = []
     for seed in range(2):
         torch.manual_seed(seed)
-        network = PruningNetwork(NetworkConfig(feature_names=("taylor",), prior="taylor"))
+        network = PruningNetwork(NetworkConfig(feature_names=("start",)))
         policies.append(TrainedPolicy(network.eval(), {}))
     folder = RunFolder(path=tmp_path)
     check_policy(policies[0], folder)

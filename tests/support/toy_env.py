@@ -5,7 +5,8 @@ and a channel is worth keeping if ``u * v = 1``. In the others ``v = 0`` and it 
 ``u * w = 1``, where ``w`` is shown at the channels of the group at the other end of the operation
 that consumes the channel. So each feature alone is independent of the best mask, a policy that
 looks at nodes only can get about half of it right, and one that looks along the edges all of it.
-The signs are drawn anew again and again, so nothing can be memorised.
+The signs are drawn anew again and again, so nothing can be memorised. The prior, ``start``, is 0:
+it tells nothing here.
 """
 
 from collections.abc import Sequence
@@ -21,11 +22,11 @@ from prunegraph.core.budget import Budget
 from prunegraph.core.masks import BoolArray, ChannelMask, FloatArray, IntArray
 from prunegraph.core.outcome import Outcome
 from prunegraph.graph.costs.macs import MACS, PARAMS, CostModel, CostTerm
-from prunegraph.graph.features import FEATURE_BOUND
+from prunegraph.graph.features import CONTEXT_NAMES, FEATURE_BOUND
 from prunegraph.graph.graph import Group, OpNode, StructureGraph
-from prunegraph.rewards import CONTEXT_NAMES, Episode, pack_bits
+from prunegraph.rewards import Episode, pack_bits
 
-TOY_FEATURE_NAMES = ("u", "v", "w", "noise")
+TOY_FEATURE_NAMES = ("u", "v", "w", "noise", "start")
 
 Observation = dict[str, FloatArray]
 
@@ -229,7 +230,6 @@ class ToyPruningEnv(gymnasium.Env[Observation, np.ndarray[Any, Any]]):
         result = Episode(
             cell=f"toy{self.graph_id}",
             accuracy=accuracy,
-            loss=1.0 - accuracy,
             raw_cost_ratio=graph.cost(raw).macs / limit,
             cost_ratio=graph.cost(mask).macs / limit,
             bits=pack_bits(mask.keep),
@@ -251,7 +251,7 @@ def best_budget(graph: StructureGraph) -> Budget:
 
 
 def draw_signs(graph: StructureGraph, rng: np.random.Generator) -> tuple[FloatArray, BoolArray]:
-    """Return fresh node features ``[N, 4]`` and the best mask ``[N]`` of a toy graph."""
+    """Return fresh node features ``[N, 5]`` and the best mask ``[N]`` of a toy graph."""
     features = np.zeros((graph.num_units, len(TOY_FEATURE_NAMES)), dtype=np.float32)
     best = np.ones(graph.num_units, dtype=bool)
     free = [k for k, group in enumerate(graph.groups) if group.frozen is None]

@@ -79,10 +79,6 @@ class MemoryModel:
             return np.zeros_like(probabilities)
         return self.bytes_in(self.moments(probabilities).argmax(axis=1))
 
-    def alive_in(self, moments: BoolArray) -> BoolArray:
-        """Return the units ``[B, N]`` alive in one of some moments ``[B, T]``."""
-        return np.asarray((self._by_class.T @ moments.T.astype(np.float64)).T > 0)
-
     def bytes_in(self, moments: IntArray) -> Float64Array:
         """Return the bytes ``[B, N]`` that each unit needs in B moments."""
         return np.asarray(self._by_class[moments].toarray())
