@@ -9,6 +9,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from prunegraph.core.budget import Budget, short
 from prunegraph.core.user_code import is_factory
@@ -59,6 +60,9 @@ APPLIED = f"{AGENT}/applied"
 CONTROLS = frozenset(control_widths(criterion, {}).name for criterion in CONTROL_CRITERIA)
 """The names of the rows that keep the agent's widths."""
 
+POLICY_SCHEME = "policy:"
+"""Begins the name of a method that applies a trained policy."""
+
 RECALIBRATED: Metric = "test_accuracy_recalibrated"
 FINETUNED: Metric = "test_accuracy_finetuned"
 
@@ -107,7 +111,7 @@ class Plan:
         names = {SAMPLER} & {*self.methods}
         if self.agent is not None:
             names |= {self.agent}
-            names |= {UNTRAINED} if self.searched or not self.optional else set()
+            names |= {UNTRAINED} if self.searched or self.controls else set()
             names |= {INITIAL} if self.given else set()
             names |= CONTROLS if self.controls else set()
         return found | {(name, seed) for name in names for seed in self.seeds}
@@ -173,13 +177,26 @@ def _apply_plan(config: ApplyConfig) -> Plan:
 
 
 def _prune_plan(config: PruneConfig) -> Plan:
-    agent = config.method == AGENT
+    seeds = (config.seed,)
+    if applied_policy(config) is not None:
+        return Plan(command=config.command, agent=APPLIED, applied=True, seeds=seeds)
+    if config.method != AGENT:
+        return Plan(command=config.command, methods=(config.method,), seeds=seeds)
     return Plan(
         command=config.command,
-        agent=f"{AGENT}/{config.agent.self_competition}" if agent else None,
-        methods=() if agent else (config.method,),
-        seeds=(config.seed,),
+        agent=f"{AGENT}/{config.agent.self_competition}",
+        given=config.policy is not None,
+        seeds=seeds,
     )
+
+
+def applied_policy(config: RunConfig) -> Path | None:
+    """Return the policy that a command applies without a search, or None."""
+    if isinstance(config, ApplyConfig):
+        return config.policy
+    if isinstance(config, PruneConfig) and config.method.startswith(POLICY_SCHEME):
+        return Path(config.method.removeprefix(POLICY_SCHEME))
+    return None
 
 
 def _compare_plan(config: CompareConfig) -> Plan:

@@ -73,8 +73,6 @@ class MethodRow:
     """
 
     name: str
-    role: Role
-    searches: bool
     seed: int
     macs: int
     params: int
@@ -83,6 +81,8 @@ class MethodRow:
     test_accuracy_finetuned: float | None
     networks_evaluated: int
     digest: str
+    role: Role
+    searches: bool
     finetune_seed: int | None = None
     cell: str | None = None
     memory: int | None = None
