@@ -146,7 +146,7 @@ def add_untrained(bench: Bench, store: CandidateStore, seed: int) -> None:
     if store.get(UNTRAINED, seed) is None:
         config = NetworkConfig(feature_names=(PRIOR,))  # all that it goes by
         mask = policy_mask(TrainedPolicy(PruningNetwork(config).eval()), bench, bench.budget)
-        store.add(measured(bench, UNTRAINED, seed, mask, networks=NUM_PRIORS))
+        store.add(measured(bench, UNTRAINED, seed, mask, NUM_PRIORS, beginning=True))
 
 
 def add_initial(bench: Bench, store: CandidateStore, options: SearchOptions, seed: int) -> None:
@@ -154,14 +154,32 @@ def add_initial(bench: Bench, store: CandidateStore, options: SearchOptions, see
     policy = given_policy(options)
     if policy is not None and store.get(INITIAL, seed) is None:
         adapted, _ = adapt_contexts(policy, [bench], [bench.budget])
-        store.add(measured(bench, INITIAL, seed, adapted.masks[0], NUM_DECISION_NETWORKS))
+        mask, networks = adapted.masks[0], NUM_DECISION_NETWORKS
+        store.add(measured(bench, INITIAL, seed, mask, networks, beginning=True))
 
 
-def measured(bench: Bench, name: str, seed: int, mask: Any, networks: int) -> Candidate:
-    """Return a mask as a candidate, measured on the whole search split."""
-    accuracy = bench.final_evaluator.evaluate(mask).accuracy
+def measured(
+    bench: Bench, name: str, seed: int, mask: Any, networks: int, *, beginning: bool = False
+) -> Candidate:
+    """Return a policy's mask as a candidate, measured on the whole search split.
+
+    Args:
+        bench: the network.
+        name: of the row.
+        seed: of its search.
+        mask: what the policy decides.
+        networks: that were run to decide it.
+        beginning: whether the agent's search began with it: then it is a control.
+    """
     return Candidate(
-        name=name, seed=seed, mask=mask, networks_evaluated=networks, search_accuracy=accuracy
+        name=name,
+        role="control" if beginning else "agent",
+        searches=False,
+        seed=seed,
+        mask=mask,
+        networks_evaluated=networks,
+        search_accuracy=bench.final_evaluator.evaluate(mask).accuracy,
+        beginning=beginning,
     )
 
 

@@ -19,6 +19,7 @@ from prunegraph.core.reading import checked
 from prunegraph.env import ChannelPruningEnv, PruningTask, cell_name
 from prunegraph.evaluation.pool import Pool, PooledEvaluator, SearchEvaluator, num_threads
 from prunegraph.graph.pyg import to_pyg
+from prunegraph.methods.method import Role
 from prunegraph.rewards import unpack_bits
 from prunegraph.runs.adapt import adapt_contexts, first_context
 from prunegraph.runs.agent_options import (
@@ -156,10 +157,11 @@ def search(
         for number, (bench, task) in enumerate(zip(benches, tasks, strict=True))
     ]
     before = sum(evaluator.num_networks for evaluator in tables[0].evaluators)
+    role: Role = "agent" if options.agent.learning_rate else "baseline"  # which learns nothing
     chosen = []
     with console.progress(f"finalists of {name}, seed {seed}", sum(map(len, finalists))) as report:
         for masks, evaluator in zip(finalists, tables[0].evaluators, strict=True):
-            chosen.append(_best(name, seed, masks, evaluator))
+            chosen.append(_best(name, role, seed, masks, evaluator))
             report(sum(map(len, finalists[: len(chosen)])))
     networks += sum(evaluator.num_networks for evaluator in tables[0].evaluators) - before
     seconds, evaluation_seconds = clock.read(evaluators)
@@ -387,13 +389,15 @@ def _finalists(
 
 
 def _best(
-    name: str, seed: int, masks: Sequence[ChannelMask], evaluator: SearchEvaluator
+    name: str, role: Role, seed: int, masks: Sequence[ChannelMask], evaluator: SearchEvaluator
 ) -> Candidate:
     """Return the mask with the best outcome on the whole search split; of equal ones the first."""
     outcomes = evaluator.evaluate_all(masks)
     chosen = max(range(len(masks)), key=lambda number: outcomes[number].rank)
     return Candidate(
         name=name,
+        role=role,
+        searches=True,
         seed=seed,
         mask=masks[chosen],
         networks_evaluated=0,  # not counted yet

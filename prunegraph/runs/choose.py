@@ -21,7 +21,7 @@ from prunegraph.runs.bench import Bench
 from prunegraph.runs.jobs import Batch, Workplace
 from prunegraph.runs.options.config import SearchOptions
 from prunegraph.runs.plan import Plan, searches
-from prunegraph.runs.report.verdict import SAMPLER, UNTRAINED, is_baseline
+from prunegraph.runs.report.verdict import SAMPLER, is_rival
 from prunegraph.runs.store import Candidate, CandidateStore, add_found
 
 
@@ -112,6 +112,8 @@ def run_method(
         result = method.prune(problem)
     return Candidate(
         name=method.name,
+        role=method.role,
+        searches=method.searches,
         seed=seed,
         mask=result.channels,
         networks_evaluated=result.networks + counted,
@@ -156,7 +158,7 @@ def warn_if_worse(
 
     Clearly: by two standard errors of the difference of two shares of so many images.
     """
-    rivals = [row for row in rows if row.name == UNTRAINED or is_baseline(row.name)]
+    rivals = [row for row in rows if is_rival(row)]
     best = max(rivals, key=lambda row: row.search_accuracy, default=own)
     share = best.search_accuracy
     error = math.sqrt(2.0 * share * (1.0 - share) / len(bench.target.dataset.search))

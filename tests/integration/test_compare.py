@@ -35,6 +35,7 @@ from prunegraph.runs.report.report import read_rows
 from prunegraph.runs.report.verdict import judge, mean_by_name, proxy_correlation
 from prunegraph.runs.store import Candidate, CandidateStore, read_masks
 from prunegraph.training.loop import _Training
+from support.parts import part
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -229,6 +230,7 @@ def test_only_the_best_baseline_is_finetuned_beside_the_agent_if_asked_for(
     candidates = [
         Candidate(
             name=row["name"],
+            **{key: row[key] for key in ("role", "searches", "beginning")},
             seed=row["seed"],
             mask=masks[row["digest"]],
             networks_evaluated=0,
@@ -330,7 +332,16 @@ def test_what_other_processes_measured_is_measured_anew_before_a_choice(
     accuracy = bench.final_evaluator.evaluate(mask).accuracy
     store = CandidateStore(tmp_path / "candidates.json", graph)
     other = accuracy + 1 / 269  # with other threads one image more was right
-    store.add(Candidate(name="cem", seed=0, mask=mask, networks_evaluated=3, search_accuracy=other))
+    store.add(
+        Candidate(
+            name="cem",
+            **part("cem"),
+            seed=0,
+            mask=mask,
+            networks_evaluated=3,
+            search_accuracy=other,
+        )
+    )
     settle(bench, store, RunFolder(path=tmp_path), Console())
     assert [item.search_accuracy for item in store] == [accuracy]
 
