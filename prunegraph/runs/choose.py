@@ -12,6 +12,7 @@ from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.methods.method import Method
 from prunegraph.methods.registry import (
     CONTROL_CRITERIA,
+    METHODS,
     baseline_names,
     control_widths,
     make_method,
@@ -27,7 +28,7 @@ from prunegraph.runs.store import Candidate, CandidateStore, add_found
 
 def check_names(names: Sequence[str]) -> None:
     """Raise ConfigError for a name that no method has, or that needs what is not installed."""
-    valid = (*baseline_names(), SAMPLER)
+    valid = (*baseline_names(), SAMPLER, *METHODS)
     unknown = [name for name in names if name not in valid and not is_factory(name)]
     if unknown:
         near = suggest(unknown[0], valid)
@@ -40,7 +41,8 @@ def check_methods(plan: Plan, bench: Bench, networks: int) -> None:
     """Raise an error if a method cannot serve the network, the budget or so many networks."""
     for name in plan.methods:
         if name != SAMPLER:
-            budget = bench.budget.without_latency()  # its layers are not timed yet
+            budget = bench.budget  # without a latency, whose layers are not timed yet
+            budget = budget.without_latency() if budget.kind == "channels" else budget
             make_method(name).check(bench.context.problem(budget, max_networks=networks))
 
 
