@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import torch
 from torch import nn
 
 from prunegraph.core.errors import ArtefactError, ConfigError, MaskError, one_line
 from prunegraph.core.files import write_bytes, write_json
-from prunegraph.core.masks import ChannelMask
+from prunegraph.core.masks import ChannelMask, pack_bits, unpack_bits
 from prunegraph.core.reading import checked, read_json, read_safetensors
 from prunegraph.core.seeding import seeded
 from prunegraph.core.tensors import load_state, state_tensors, to_safetensors
@@ -156,7 +155,7 @@ def save_pruned(
         "normalisation": normalisation,
         "extra": dict(info.extra),
         "mask": {
-            "keep": np.packbits(mask.keep).tobytes().hex(),
+            "keep": pack_bits(mask.keep),
             "size": int(mask.keep.size),
             "kept": mask.num_kept,
             "digest": mask.digest(),
@@ -283,9 +282,8 @@ def _info(record: Mapping[str, Any]) -> PrunedInfo:
 def _mask(path: Path, record: Mapping[str, Any], graph: StructureGraph) -> ChannelMask:
     """Return the mask of a record, checked against its own digest and the graph."""
     try:
-        packed = np.frombuffer(bytes.fromhex(record["mask"]["keep"]), dtype=np.uint8)
         size, digest = record["mask"]["size"], record["mask"]["digest"]
-        mask = graph.mask(np.unpackbits(packed)[:size].astype(bool))
+        mask = graph.mask(unpack_bits(record["mask"]["keep"], size))
     except (ValueError, MaskError) as error:
         msg = f"{path} holds no legal mask of this network ({error}): save the network again"
         raise ArtefactError(msg) from error

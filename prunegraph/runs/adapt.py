@@ -142,7 +142,7 @@ def features_by_start(
     statistics: Mapping[str, FloatArray],
     budget: Budget,
     names: Sequence[str],
-    starts: Sequence[Start],
+    starts: Sequence[Prior],
 ) -> dict[str, FloatArray]:
     """Return what a policy reads from each of the best starts, for ``Use``.
 

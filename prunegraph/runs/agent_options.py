@@ -121,24 +121,25 @@ def agent_config(
         initial: the policy to begin with: the network is as large as its own, and explores less.
         budgets: that are searched for: below those that it was taught it explores further.
     """
+    own = options.agent
     reward = RewardConfig(
-        self_competition=options.self_competition,
-        metric=options.metric,
-        constraint=options.constraint,
+        self_competition=own.self_competition,
+        metric=own.metric,
+        constraint=own.constraint,
         floor=SEARCH_FLOOR,
     )
     one_step = options.granularity == "network" and options.constraint == "bias"
     ppo = PPOConfig(
-        learning_rate=options.learning_rate,
-        surrogate_steps=options.surrogate_steps * one_step,
-        swaps=options.swaps,  # none without predicted steps
+        learning_rate=own.learning_rate,
+        surrogate_steps=own.surrogate_steps * one_step,
+        swaps=own.swaps,  # none without predicted steps
     )
     return AgentConfig(
         network=NetworkConfig() if initial is None else initial.network.config,
         ppo=ppo if initial is None else from_policy(ppo, initial, budgets),
         reward=reward,
-        episodes_per_update=options.update_size,
-        per_group=options.granularity == "group",
+        episodes_per_update=own.update_size,
+        per_group=own.granularity == "group",
         seed=seed,
     )
 

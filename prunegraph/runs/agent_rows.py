@@ -63,7 +63,7 @@ class SearchSummary:
 
 def agent_name(options: SearchOptions) -> str:
     """Return the name of the agent's rows."""
-    return f"{AGENT}/{options.self_competition}"
+    return f"{AGENT}/{options.agent.self_competition}"
 
 
 def agent_rows(options: SearchOptions, *, controls: bool = True) -> set[str]:
@@ -147,7 +147,7 @@ def read_finished(path: Path, num_networks: int) -> dict[str, Any]:
 
 def _finished(place: Workplace, name: str, seed: int) -> Path:
     """Return where it is kept that a search is finished."""
-    return place.folders[0].checkpoint(f"finished-{name.replace('/', '-')}-{seed}.json")
+    return place.folders[0].found(name, seed)
 
 
 def add_beginnings(

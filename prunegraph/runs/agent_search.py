@@ -164,7 +164,7 @@ def search(
     networks += sum(evaluator.num_networks for evaluator in tables[0].evaluators) - before
     seconds, evaluation_seconds = clock.read(evaluators)
     path = folder.checkpoint(f"policy-{label}.safetensors")
-    steps = options.distill_steps * options.networks if options.learning_rate else 0
+    steps = options.agent.distill_steps * options.networks if options.agent.learning_rate else 0
     distill_targets = found_distill_targets(result, benches, options)
     with console.progress(
         f"teach the policy, seed {seed}", num_steps(distill_targets, steps)

@@ -9,10 +9,10 @@ import numpy as np
 from prunegraph.agent.policies import TrainedPolicy, load_policy, save_policy
 from prunegraph.core.console import Console
 from prunegraph.core.errors import BudgetError
-from prunegraph.core.files import POLICY_FILE, write_json
+from prunegraph.core.files import write_json
 from prunegraph.core.reading import checked, read_json
 from prunegraph.core.tensors import parameter_digest
-from prunegraph.runs.adapt import NUM_DECISION_NETWORKS, adapt_contexts
+from prunegraph.runs.adapt import adapt_contexts, num_decision_networks
 from prunegraph.runs.agent_rows import add_untrained, measured, warn_if_worse
 from prunegraph.runs.baselines import add_controls, baseline_job
 from prunegraph.runs.bench import Bench
@@ -55,10 +55,12 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
         place = make_workplace(config, [target], [folder], console)
         bench = place.benches[0]
         warn_of_network(bench, console)
-        store = CandidateStore(folder.checkpoint("candidates.json"), target.graph)
-        decision = _decide(policy, bench, store, folder.checkpoint("decision.json"), console)
+        store = CandidateStore(folder.checkpoint(folder.CANDIDATES), target.graph)
+        prior = policy.network.config.prior or "start"
+        decision = _decide(policy, bench, store, folder.checkpoint(folder.DECISION), console)
+        networks = num_decision_networks(policy, target.graph)
         if config.max_latency is None:
-            add_untrained(bench, store, bench.seed)
+            add_untrained(bench, store, bench.seed, prior)
             add_controls(bench, store, store.named(APPLIED), console)
         with Jobs(config, place) as jobs:
             for name in COMPARED:
@@ -69,7 +71,7 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
                 candidates=list(store),
                 search=SearchResult(
                     seconds=decision["seconds"],
-                    networks_evaluated=NUM_DECISION_NETWORKS,
+                    networks_evaluated=networks,
                     evaluation_seconds=0.0,
                 ),
                 details={
@@ -86,7 +88,7 @@ def run_apply(config: ApplyConfig, console: Console) -> dict[str, Any]:
 
 def check_policy(policy: TrainedPolicy, folder: RunFolder) -> None:
     """Raise ConfigError if a run that goes on began with another policy."""
-    if not folder.file(POLICY_FILE).with_suffix(".json").is_file():  # written last
+    if not folder.file(folder.POLICY).with_suffix(".json").is_file():  # written last
         return
     begun, given = (parameter_digest(item.network) for item in (load_policy(folder.path), policy))
     check_same_policy(begun, given, folder.path)
@@ -102,21 +104,19 @@ def _decide(
     if path.is_file():
         return read_decision(path)
     started = time.monotonic()
+    networks = num_decision_networks(policy, bench.target.graph)
     if bench.budget.max_latency is not None:  # one out of reach is told before anything long
         console.say("timing the layers at several widths, for the latency")
         bench.project(np.zeros(bench.target.graph.num_units, dtype=np.float32), bench.budget)
     console.say("measuring what the policy reads of the network")
-    with (
-        console.progress("decide", NUM_DECISION_NETWORKS) as report,
-        bench.unlabelled.watched(report),
-    ):
+    with console.progress("decide", networks) as report, bench.unlabelled.watched(report):
         adapted, _ = adapt_contexts(policy, [bench], [bench.budget])
-        if bench.unlabelled.num_networks < NUM_DECISION_NETWORKS:  # some starts led to one mask
-            report(NUM_DECISION_NETWORKS)
+        if bench.unlabelled.num_networks < networks:  # some starts led to one mask
+            report(networks)
     seconds = time.monotonic() - started
     console.say(
-        f"decided in {seconds:.0f} s and {NUM_DECISION_NETWORKS} networks on train images; no "
-        "search, no look at the search split"
+        f"decided in {seconds:.0f} s and {networks} networks on train images; no search, no "
+        "look at the search split"
     )
     start = adapted.starts[0]
     tried = ", ".join(f"{100 * share:.0f} %: {kl:.3f}" for share, kl in adapted.divergence.items())
@@ -124,7 +124,7 @@ def _decide(
         f"the policy starts from {start} and adds {100 * adapted.share:.0f} % of what it was "
         f"taught; divergence from the dense outputs with {tried}"
     )
-    store.add(measured(bench, APPLIED, bench.seed, adapted.masks[0], NUM_DECISION_NETWORKS))
+    store.add(measured(bench, APPLIED, bench.seed, adapted.masks[0], networks))
     decision = {
         "start": start,
         "share": adapted.share,

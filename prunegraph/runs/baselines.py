@@ -15,23 +15,22 @@ from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import StructureGraph
 from prunegraph.methods.amc.method import AmcSearch
 from prunegraph.methods.criteria.taylor import num_sensitivity_networks
-from prunegraph.methods.problem import Pruner, PrunerResult, PruningProblem
-from prunegraph.methods.registry import PRUNERS, control_widths
+from prunegraph.methods.method import Method, Result, Problem
+from prunegraph.methods.registry import METHODS, control_widths
 from prunegraph.runs.agent_search import search_job
 from prunegraph.runs.bench import Bench
-from prunegraph.runs.folder import slug
 from prunegraph.runs.jobs import Batch, Workplace
 from prunegraph.runs.options.config import SearchOptions
 from prunegraph.runs.report.verdict import CONTROL_SUFFIX, SAMPLER, SEARCHES, searches
 from prunegraph.runs.store import Candidate, CandidateStore, add_found
 
-BASELINES: Mapping[str, Callable[[], Pruner]] = {**PRUNERS, "amc": AmcSearch}
+BASELINES: Mapping[str, Callable[[], Method]] = {**METHODS, "amc": AmcSearch}
 """Name -> factory of every baseline but the agent's sampler."""
 
 USUAL_SEARCHES = ("cem", "random_search")
 """Of the baselines that search, what ``train`` compares with; ``compare`` takes all."""
 
-TORCH_PRUNING = tuple(name for name in PRUNERS if name.startswith("tp_"))
+TORCH_PRUNING = tuple(name for name in METHODS if name.startswith("tp_"))
 """Torch-Pruning's own pruners: asked for by name, since they need that package."""
 
 USUAL_HEURISTICS = (
@@ -76,7 +75,7 @@ def differs_by_seed(name: str) -> bool:
     return searches(name) or criterion not in WEIGHTS_ALONE or allocation == "sensitivity"
 
 
-def make_baseline(name: str) -> Pruner:
+def make_baseline(name: str) -> Method:
     """Return a baseline, of this package or of the user's ``package.module:factory``.
 
     Raises:
@@ -90,7 +89,7 @@ def make_baseline(name: str) -> Pruner:
     if not callable(getattr(pruner, "prune", None)):
         msg = f"{name} returned {type(pruner).__name__}, which has no method prune(problem)"
         raise ConfigError(msg)
-    return cast(Pruner, pruner)
+    return cast(Method, pruner)
 
 
 def method_names() -> tuple[str, ...]:
@@ -165,7 +164,7 @@ def baseline_job(place: Workplace, number: int, name: str, seed: int, networks: 
     bench, pruner = place.benches[number].with_statistics(seed), make_baseline(name)
     if not searches(name):
         return run_pruner(bench, pruner, name, seed=seed, networks=networks)
-    log = OutcomeLog(place.folders[number].checkpoint(f"outcomes-{slug(name)}-{seed}.json"))
+    log = OutcomeLog(place.folders[number].outcomes(name, seed))
     with place.console.progress(f"search {name}, seed {seed}", networks) as report:
         return run_pruner(
             bench, pruner, name, seed=seed, networks=networks, log=log, progress=report
@@ -174,7 +173,7 @@ def baseline_job(place: Workplace, number: int, name: str, seed: int, networks: 
 
 def run_pruner(
     bench: Bench,
-    pruner: Pruner,
+    pruner: Method,
     name: str,
     *,
     seed: int,
@@ -223,27 +222,27 @@ def _stopping(progress: Callable[[int], None] | None, most: int) -> Callable[[in
     return report
 
 
-def _run_custom(pruner: Pruner, problem: PruningProblem, name: str) -> PrunerResult:
+def _run_custom(pruner: Method, problem: Problem, name: str) -> Result:
     """Return what the user's pruner chose, with the networks that it ran.
 
     Raises:
         ConfigError: it failed, or broke the rules that all methods keep.
     """
-    before = copy.deepcopy(problem.model.state_dict())
+    before = copy.deepcopy(problem.task.model.state_dict())
     with as_one_line(name):
         result = _checked(pruner.prune(problem), problem)
-        after = problem.model.eval().state_dict()
+        after = problem.task.model.eval().state_dict()
         if not all(torch.equal(before[key], value) for key, value in after.items()):
-            msg = "prune changed problem.model (its weights or statistics): work on a copy of it"
+            msg = "prune changed problem.task.model (its weights or statistics): work on a copy of it"
             raise ConfigError(msg)
         return result
 
 
-def _checked(result: object, problem: PruningProblem) -> PrunerResult:
+def _checked(result: object, problem: Problem) -> Result:
     """Return a user's result, its networks counted, if the rules were kept."""
     graph = problem.graph
-    if not isinstance(result, PrunerResult):
-        msg = f"prune returned {type(result).__name__}, not a PrunerResult"
+    if not isinstance(result, Result):
+        msg = f"prune returned {type(result).__name__}, not a Result"
         raise ConfigError(msg)
     networks = max(result.networks_evaluated, problem.evaluator.num_networks)
     if networks > problem.max_networks:
@@ -280,7 +279,8 @@ def _sampler_batch(
     stores: Sequence[CandidateStore], options: SearchOptions, seeds: Sequence[int]
 ) -> Batch:
     """Return what finds the best of N that the agent draws: nothing learns, nothing is planned."""
-    idle = dataclasses.replace(options, learning_rate=0.0, swaps=0)
+    still = dataclasses.replace(options.agent, learning_rate=0.0, swaps=0)
+    idle = dataclasses.replace(options, agent=still)
     return Batch(
         label="searches of the sampler",
         job=search_job,

@@ -118,16 +118,16 @@ class Bench:
     def _starts(self) -> dict[Budget, list[Start]]:
         return {}
 
-    def starts(self, budget: Budget) -> list[Start]:
+    def starts(self, budget: Budget) -> list[Prior]:
         """Return what policies may start from, first the heuristic that moves the outputs least."""
         if budget not in self._starts:
             divergence = partial(measure_divergence, self.unlabelled)
-            self._starts[budget] = rank_starts(
+            self._starts[budget] = rank_priors(
                 divergence, self.target.graph, self.statistics, budget
             )
         return self._starts[budget]
 
-    def start(self, budget: Budget) -> Start:
+    def start(self, budget: Budget) -> Prior:
         """Return what policies start from."""
         return self.starts(budget)[0]
 
@@ -236,9 +236,9 @@ class Bench:
 
     def problem(
         self, *, seed: int, max_networks: int, log: OutcomeLog | None = None
-    ) -> PruningProblem:
+    ) -> Problem:
         """Return the problem that a baseline solves, with an evaluator of its own."""
-        return PruningProblem(
+        return Problem(
             model=self.timed_model,
             graph=self.target.graph,
             budget=self.budget,
@@ -247,7 +247,7 @@ class Bench:
             example_inputs=self.target.example_inputs,
             seed=seed,
             max_networks=max_networks,
-            subset_size=self._search_options.subset,
+            subset_size=self._search_options.agent.subset,
             latency=self.latency_table,
         )
 

@@ -61,9 +61,6 @@ from prunegraph.training.loop import finetune
 METRIC: Metric = "test_accuracy_finetuned"
 """What the verdict of a comparison is about, if its rows are fine-tuned."""
 
-ACCURACY_FILE = "accuracy.json"
-"""A cell's test accuracy, in its folder."""
-
 ACCURACY = {"test_accuracy_finetuned": float, "machine": dict[str, Any]}
 """What it holds."""
 
@@ -82,7 +79,7 @@ def run_compare(config: CompareConfig, console: Console) -> dict[str, Any]:
         return show_finished(config, [folder], [target.graph], console)
     with folder.started(config):
         console.say(f"run folder: {folder.path}")
-        pin_policy(config.policy, folder.checkpoint("policy.json"))
+        pin_policy(config.policy, folder.checkpoint(folder.BEGUN_WITH))
         place = make_workplace(config, [target], [folder], console)
         bench = place.benches[0]
         warn_of_network(bench, console)
@@ -102,7 +99,7 @@ def check_searches(target: Target, config: CompareConfig) -> None:
     """Raise an error if the agent or a baseline could not do its work with so many networks."""
     if config.ray is not None:
         load_ray()
-    if config.agent or SAMPLER in wanted(config):
+    if not config.no_agent or SAMPLER in wanted(config):
         check_networks([target], config, config.budget())
     check_baselines(wanted(config), target.graph, config.networks)
 
@@ -125,15 +122,15 @@ def wanted(config: CompareConfig) -> tuple[str, ...]:
 
 def _stage_one(config: CompareConfig, jobs: Jobs) -> Outcome:
     """Let the agent and the baselines choose their masks."""
-    bench = jobs.place.benches[0]
-    store = CandidateStore(jobs.place.folders[0].checkpoint("candidates.json"), bench.target.graph)
+    bench, folder = jobs.place.benches[0], jobs.place.folders[0]
+    store = CandidateStore(folder.checkpoint(folder.CANDIDATES), bench.target.graph)
     seeds = seeds_of(config)
     batches = [*baseline_batches([store], wanted(config), config, seeds=seeds)]
-    if config.agent:
+    if not config.no_agent:
         batches.insert(0, agent_batch(jobs.place, [store], config, seeds=seeds))
     jobs.run(*batches)
-    settle(bench, store, jobs.place.folders[0], jobs.place.console)
-    if not config.agent:
+    settle(bench, store, folder, jobs.place.console)
+    if config.no_agent:
         return Outcome(candidates=list(store))
     summary = agent_summary(jobs.place, [store], config, seeds=seeds)
     add_beginnings(bench, store, config, seeds)
@@ -176,7 +173,7 @@ def _stage_two(jobs: Jobs, cells: Sequence[Cell]) -> None:
 def _is_done(directory: Path) -> bool:
     """Return whether a cell can be measured or was; one that has lost its weights before is not."""
     mask = directory / MASK_FILE
-    known = any((directory / name).is_file() for name in (WEIGHTS_FILE, ACCURACY_FILE))
+    known = any((directory / name).is_file() for name in (WEIGHTS_FILE, RunFolder.ACCURACY))
     if mask.is_file() and not known:
         mask.unlink()
     return mask.is_file()
@@ -187,7 +184,7 @@ def _cell_accuracy(bench: Bench, directory: Path) -> float:
 
     Measured once on each machine; another machine's figure stands where the weights are not.
     """
-    path = directory / ACCURACY_FILE
+    path = directory / RunFolder.ACCURACY
     record = read_accuracy(path) if path.is_file() else {}
     here = {**machine(), "device": str(bench.target.device)}
     if record.get("machine") != here and (directory / WEIGHTS_FILE).is_file():
@@ -232,7 +229,7 @@ class Plan:
 def make_plan(bench: Bench, config: CompareConfig) -> Plan:
     """Measure how fast networks are evaluated and trained, and predict what all will take."""
     evaluator = bench.evaluator()
-    subset = evaluator.draw_subset(config.subset or DEFAULT_SUBSET, config.seed)
+    subset = evaluator.draw_subset(config.agent.subset or DEFAULT_SUBSET, config.seed)
     scores = np.random.default_rng(0).random((2, bench.target.graph.num_units), dtype=np.float32)
     for row in scores:  # the first network measures, too, what all later ones need
         outcome = evaluator.evaluate(bench.project(row, bench.budget), subset)
@@ -248,12 +245,12 @@ def make_plan(bench: Bench, config: CompareConfig) -> Plan:
         per_image = trained.seconds / len(train)
     names = set(wanted(config))
     searched, chosen = {*filter(searches, names)}, names & {*heuristics(), *TORCH_PRUNING}
-    num_searches = (config.agent + len(searched)) * config.seeds
+    num_searches = (len(searched) + (not config.no_agent)) * config.seeds
     others = len(chosen & {*ALWAYS}) + bool(chosen - {*ALWAYS})
     finetuned = 1 + min(len(searched), BEST_SEARCHES) + others
     if config.finetune_best:
         finetuned = 2
-    finetuned += config.agent * (1 if config.finetune_best else 1 + len(CONTROL_CRITERIA))
+    finetuned += (not config.no_agent) * (1 if config.finetune_best else 1 + len(CONTROL_CRITERIA))
     finetunes = finetuned * len(finetune_seeds_of(config)) * bool(bench.recipe().epochs)
     return Plan(
         searches=num_searches,

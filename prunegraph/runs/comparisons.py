@@ -15,9 +15,7 @@ from prunegraph.models import weights_info
 from prunegraph.runs.baselines import check_methods
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.compare import Plan, check_searches, make_plan, run_compare
-from prunegraph.runs.dense import DENSE_FILE
-from prunegraph.runs.folder import CONFIG_FILE, RunFolder, open_run, slug
-from prunegraph.runs.options.checks import SUMMARY_FILE
+from prunegraph.runs.folder import RunFolder, open_run, slug
 from prunegraph.runs.options.compare import CompareConfig, ComparisonsConfig
 from prunegraph.runs.options.yaml_file import save_config
 from prunegraph.runs.prepare import Target, check_trainable, load_target, resolve_arch
@@ -96,7 +94,7 @@ def _run(
         if not member.finished
     ]
     seconds = look_ahead([part for _, part in missing])  # finds what is wrong before anything long
-    folder.file(SUMMARY_FILE).unlink(missing_ok=True)  # of a folder that has lost a comparison
+    folder.file(RunFolder.SUMMARY).unlink(missing_ok=True)  # of a folder that has lost a comparison
     with folder.started(config):
         console.say(f"run folder: {folder.path}")
         console.say(
@@ -121,10 +119,10 @@ def _share_dense(parts: Sequence[CompareConfig], members: Sequence[RunFolder], n
     wanted, folder = parts[number], members[number]
     for part, member in zip(parts, members, strict=True):
         same = (part.arch, part.weights) == (wanted.arch, wanted.weights)
-        dense = member.file(DENSE_FILE)
-        if same and member.finished and not folder.file(DENSE_FILE).is_file():
+        dense = member.file(RunFolder.DENSE)
+        if same and member.finished and not folder.file(RunFolder.DENSE).is_file():
             folder.path.mkdir(parents=True, exist_ok=True)
-            save_config(wanted, folder.file(CONFIG_FILE))
+            save_config(wanted, folder.file(RunFolder.CONFIG))
             for path in (dense.with_suffix(".json"), dense):
                 write_bytes(folder.file(path.name), path.read_bytes())
             return
@@ -161,7 +159,7 @@ def check_same_dense(parts: Sequence[CompareConfig], members: Sequence[RunFolder
     """Raise ArtefactError if comparisons of one network began with different weights."""
     seen: dict[tuple[str | None, Path | None], tuple[RunFolder, str | None]] = {}
     for part, member in zip(parts, members, strict=True):
-        digest = read_report(member)["files"].get(DENSE_FILE)
+        digest = read_report(member)["files"].get(RunFolder.DENSE)
         first, expected = seen.setdefault((part.arch, part.weights), (member, digest))
         if digest != expected:
             msg = (

@@ -17,11 +17,11 @@ from prunegraph.graph.apply import unequal
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.finetune import finetune_job, load_finetuned
 from prunegraph.runs.finetune_plan import rank_of
-from prunegraph.runs.folder import DENSE_FINETUNED, REPORT_FILE, RunFolder
+from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.jobs import Batch, Jobs
 from prunegraph.runs.measured import Measured
 from prunegraph.runs.options.config import CommonConfig
-from prunegraph.runs.report.page import HISTORY_FILE, write_page
+from prunegraph.runs.report.page import write_page
 from prunegraph.runs.report.plots import Findings, draw, save_plots
 from prunegraph.runs.report.report import (
     DenseResult,
@@ -45,7 +45,7 @@ from prunegraph.runs.report.verdict import (
     mean_by_name,
     pruned_rows,
 )
-from prunegraph.runs.store import MASKS_FILE, Candidate, choose, write_masks
+from prunegraph.runs.store import Candidate, choose, write_masks
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -79,8 +79,8 @@ def finetune_chosen(jobs: Jobs, outcomes: Sequence[Outcome]) -> None:
         if problem is not None:
             jobs.place.console.say(f"warning: {problem}")
         for name, mask, directory in (
-            ("pruned", chosen, "."),
-            ("dense", target.graph.dense_mask(), DENSE_FINETUNED),
+            ("pruned", chosen, RunFolder.PRUNED),
+            ("dense", target.graph.dense_mask(), RunFolder.DENSE_FINETUNED),
         ):
             label = f"fine-tune {name} {target.arch}"
             arguments.append((number, mask, directory, label, bench.seed))
@@ -114,9 +114,9 @@ def conclude(
 ) -> dict[str, Any]:
     """Write all that a finished run leaves, print its table, and return its report."""
     masks = [candidate.mask for candidate in outcome.candidates]
-    write_masks(folder.file(MASKS_FILE), masks)
+    write_masks(folder.file(RunFolder.MASKS), masks)
     if outcome.history:
-        write_json(folder.file(HISTORY_FILE), outcome.history, indent=None)
+        write_json(folder.file(RunFolder.HISTORY), outcome.history, indent=None)
     findings = Findings(
         content=report.to_json(),
         graph=bench.target.graph,
@@ -124,8 +124,8 @@ def conclude(
         history=outcome.history,
     )
     plots = draw(findings)
-    save_plots(plots, folder.file("plots"))
-    content = write_report(report, folder.file(REPORT_FILE), folder.digests())
+    save_plots(plots, folder.file(folder.PLOTS))
+    content = write_report(report, folder.file(RunFolder.REPORT), folder.digests())
     write_page(config, folder, findings, plots)
     console.table(methods_table(findings.content))
     warning = latency_warning(findings.content)
@@ -142,12 +142,12 @@ def _measure_rows(
     console: Console,
 ) -> list[MethodRow]:
     """Open the test split: measure every row, the dense control first."""
-    dense, _ = load_finetuned(bench.target, folder.file(DENSE_FINETUNED))
+    dense, _ = load_finetuned(bench.target, folder.file(RunFolder.DENSE_FINETUNED))
     trained = bench.recipe().epochs > 0
     accuracy = bench.test_accuracy(dense) if trained else None
     measured = Measured(bench, folder)
-    rows = [dense_row(measured, accuracy, bench.seed, DENSE_FINETUNED)]
-    pruned, mask = load_finetuned(bench.target, folder.path)
+    rows = [dense_row(measured, accuracy, bench.seed, RunFolder.DENSE_FINETUNED)]
+    pruned, mask = load_finetuned(bench.target, folder.file(folder.PRUNED))
     if mask != chosen.mask:
         msg = (
             f"{folder.path} holds the network of another mask than the one that is best here: give "
@@ -163,7 +163,7 @@ def _measure_rows(
                     candidate,
                     finetuned=bench.test_accuracy(pruned) if finetuned and trained else None,
                     finetune_seed=bench.seed if finetuned else None,
-                    cell="." if finetuned else None,
+                    cell=folder.PRUNED if finetuned else None,
                 )
             )
             report(number)

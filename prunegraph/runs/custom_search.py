@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from prunegraph.agent.options import AgentOptions
 from prunegraph.agent.train import train_agent
 from prunegraph.artefacts.pruned import WEIGHTS_SUFFIX
 from prunegraph.core.budget import Budget
@@ -123,7 +124,9 @@ def search(
     if checkpoint is not None and Path(checkpoint).suffix != WEIGHTS_SUFFIX:
         msg = f"checkpoint={checkpoint} must end in {WEIGHTS_SUFFIX}: the scores go beside it"
         raise ConfigError(msg)
-    config = agent_config(SearchOptions(metric="accuracy"), seed, initial, (budget,))
+    config = agent_config(
+        SearchOptions(agent=AgentOptions(metric="accuracy")), seed, initial, (budget,)
+    )
     config = replace(config, max_memory=max_memory, max_latency=max_latency)
     names = config.network.feature_names
     last = LAST + reconstruct

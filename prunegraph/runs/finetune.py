@@ -11,7 +11,6 @@ from prunegraph.core.tensors import parameter_digest
 from prunegraph.graph import copy_network
 from prunegraph.models import build_model
 from prunegraph.runs.bench import Bench
-from prunegraph.runs.folder import slug
 from prunegraph.runs.jobs import Workplace
 from prunegraph.runs.prepare import Target, place
 from prunegraph.runs.pretrain import train_network
@@ -28,9 +27,9 @@ def finetune_job(
         folder.file(directory),
         label=label,
         seed=seed,
-        checkpoint=folder.checkpoint(f"finetune-{slug(directory)}.safetensors"),
+        checkpoint=folder.finetune(directory),
         console=place.console,
-        events=folder.file(f"events/{slug(label)}"),
+        events=folder.events(label),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from prunegraph.runs.baselines import CONTROLS, TORCH_PRUNING, heuristics
 from prunegraph.runs.bench import Bench
+from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.options.config import PruningOptions
 from prunegraph.runs.report.verdict import CONTROL_SUFFIX, DENSE, is_agent, is_control, searches
@@ -42,7 +43,7 @@ class Cell:
     @property
     def folder(self) -> str:
         """The folder's path in the run folder."""
-        return f"cells/{self.digest}"
+        return f"{RunFolder.CELLS}/{self.digest}"
 
 
 def finetune_seeds_of(config: CompareConfig) -> list[int]:

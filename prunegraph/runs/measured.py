@@ -17,9 +17,6 @@ from prunegraph.runs.report.report import machine
 from prunegraph.runs.report.verdict import DENSE
 from prunegraph.runs.store import CandidateStore
 
-MEASURED_FILE = "measured.json"
-"""Where they are, among the checkpoints."""
-
 CONTENT = {"machine": dict[str, Any], "search": dict[str, float], "test": dict[str, float]}
 """What the file holds: accuracies by mask."""
 
@@ -40,7 +37,7 @@ class Measured:
 
     def __init__(self, bench: Bench, folder: RunFolder) -> None:
         self.bench = bench
-        self._path = folder.checkpoint(MEASURED_FILE)
+        self._path = folder.checkpoint(RunFolder.MEASURED)
         self._machine = {**machine(), "device": str(bench.target.device)}
         known = self._path.is_file()
         self._search, self._test = read_measured(self._path, self._machine) if known else ({}, {})

@@ -14,10 +14,6 @@ from prunegraph.graph import StructureGraph
 from prunegraph.rewards import pack_bits, unpack_bits
 from prunegraph.runs.report.verdict import is_agent, is_rival
 
-MASKS_FILE = "masks.json"
-"""Digest -> keep bits of every mask that a report's rows name."""
-
-
 CANDIDATE = {
     "name": str,
     "seed": int,

@@ -14,7 +14,7 @@ from prunegraph.runs.agent_options import (
     agent_config,
     env_config,
     given_policy,
-    num_probes,
+    probes_of,
     search_budgets,
 )
 from prunegraph.runs.agent_rows import (
@@ -61,7 +61,7 @@ def run_train(config: TrainConfig, console: Console) -> dict[str, Any]:
         return show_finished(config, members, [target.graph for target in targets], console)
     with folder.started(config):
         console.say(f"run folder: {folder.path}")
-        pin_policy(config.policy, folder.checkpoint("policy.json"))
+        pin_policy(config.policy, folder.checkpoint(folder.BEGUN_WITH))
         place = make_workplace(config, targets, members, console)
         for bench in place.benches:
             warn_of_network(bench, console)
@@ -83,7 +83,7 @@ def _stage_one(config: TrainConfig, jobs: Jobs) -> list[Outcome]:
     """Let the agent and the baselines choose their masks."""
     seeds = [config.seed + number for number in range(config.search_seeds)]
     stores = [
-        CandidateStore(member.checkpoint("candidates.json"), bench.target.graph)
+        CandidateStore(member.checkpoint(member.CANDIDATES), bench.target.graph)
         for member, bench in zip(jobs.place.folders, jobs.place.benches, strict=True)
     ]
     jobs.run(
@@ -135,12 +135,13 @@ def check_networks(targets: Sequence[Target], options: SearchOptions, budget: Bu
     agent = agent_config(options, 0, given_policy(options))
     env_config(options, agent, 0, budget)
     if agent.per_group and len({len(target.graph.free_groups) for target in targets}) > 1:
-        msg = "--granularity group takes networks of one number of groups: leave it away"
+        msg = "--agent.granularity group takes networks of one number of groups: leave it away"
         raise ConfigError(msg)
-    probes = num_probes(options, budget) + FINALISTS
+    names = agent.network.feature_names
+    probes = [probes_of(target.graph, names, options, budget) + FINALISTS for target in targets]
     cells = len(targets) * max(len(options.budgets), 1)
-    update = options.update_size + min(cells, options.update_size)
-    least = probes + math.ceil(update / len(targets))
+    update = options.agent.update_size + min(cells, options.agent.update_size)
+    least = math.ceil((sum(probes) + update) / len(targets))
     if options.networks < least:
         msg = f"networks={options.networks} allows no update of the policy: give at least {least}"
         raise ConfigError(msg)

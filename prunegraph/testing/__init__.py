@@ -1,7 +1,7 @@
 """Helpers for the tests of users who prune networks of their own."""
 
 from prunegraph.testing.memory import assert_memory_equals_measured, measure_peak_memory
-from prunegraph.testing.method_conformance import PrunerConformance
+from prunegraph.testing.method_conformance import MethodConformance
 from prunegraph.testing.oracle import (
     NothingComparedError,
     assert_masked_equals_pruned,
@@ -12,7 +12,7 @@ from prunegraph.testing.structure_check import StructureFindings, check_structur
 
 __all__ = [
     "NothingComparedError",
-    "PrunerConformance",
+    "MethodConformance",
     "StructureFindings",
     "assert_masked_equals_pruned",
     "assert_memory_equals_measured",

@@ -251,8 +251,17 @@ def run_words() -> list[str]:
         "--search-seeds",
         "1",
     ]
-    words += ["--networks", "24", "--update-size", "4", "--subset", "64", "--baselines", "none"]
-    words += ["--surrogate-steps", "2", "--distill-steps", "1"]
+    words += [
+        "--networks",
+        "24",
+        "--agent.update-size",
+        "4",
+        "--agent.subset",
+        "64",
+        "--baselines",
+        "none",
+    ]
+    words += ["--agent.surrogate-steps", "2", "--agent.distill-steps", "1"]
     return [*words, "--calibration-images", "64", "--finetune-epochs", "1"]
 
 

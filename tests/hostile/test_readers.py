@@ -245,7 +245,8 @@ def cases(
     run, made = run_folder, tmp_path_factory.mktemp("made")
     dense = run / "dense.safetensors"
     torch.save(network().state_dict(), made / "weights.pth")
-    saved = load_pruned(run, network)
+    pruned = run / "pruned"
+    saved = load_pruned(pruned, network)
     graph, mask = saved.graph, saved.mask
     store = CandidateStore(made / "candidates.json", graph)
     store.add(Candidate(name="cem", seed=0, mask=mask, networks_evaluated=3, search_accuracy=0.5))
@@ -263,7 +264,7 @@ def cases(
     write_json(made / "finished.json", ended)
     images = write_images(made / "images")
     tar = make_tar(images)
-    sign, policy = partial(sign_recipe, run), partial(sign_policy, run)
+    sign, policy = partial(sign_recipe, pruned), partial(sign_policy, run)
     found = {
         "weights": Case(path=dense, mutate="safetensors", read=partial(read_weights, dense)),
         "weights_json": Case(
@@ -275,12 +276,12 @@ def cases(
             read=partial(read_weights, made / "weights.pth"),
         ),
         "recipe": Case(
-            path=run / MASK_FILE, mutate="json", read=partial(read_pruned, run), sign=sign
+            path=pruned / MASK_FILE, mutate="json", read=partial(read_pruned, pruned), sign=sign
         ),
         "pruned": Case(
-            path=run / "pruned.safetensors",
+            path=pruned / "pruned.safetensors",
             mutate="safetensors",
-            read=partial(read_pruned, run),
+            read=partial(read_pruned, pruned),
             sign=sign,
         ),
         "policy_json": Case(path=run / "policy.json", mutate="json", read=lambda: load_policy(run)),

@@ -28,12 +28,12 @@ from prunegraph.runs.bench import Bench
 from prunegraph.runs.conclude import finetuned_mean
 from prunegraph.runs.finetune_plan import plan_cells, rank_of
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.measured import MEASURED_FILE, Measured, settle
+from prunegraph.runs.measured import Measured, settle
 from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.prepare import load_target
 from prunegraph.runs.report.report import read_rows
 from prunegraph.runs.report.verdict import SEARCHES, judge, mean_by_name, proxy_correlation
-from prunegraph.runs.store import MASKS_FILE, Candidate, CandidateStore, read_masks
+from prunegraph.runs.store import Candidate, CandidateStore, read_masks
 from prunegraph.training.loop import _Training
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -45,9 +45,9 @@ METHODS = ("l1/uniform", "taylor/per_mac", "taylor/uniform", "l2/global", "cem",
 def words(weights: Path) -> list[str]:
     return [
         *("compare", "--weights", str(weights), "--methods", *METHODS, "--seeds", "2"),
-        *("--networks", "24", "--update-size", "4", "--subset", "64", "--threads", "1"),
+        *("--networks", "24", "--agent.update-size", "4", "--agent.subset", "64", "--threads", "1"),
         *("--calibration-images", "64", "--finetune-epochs", "1"),
-        *("--surrogate-steps", "2", "--distill-steps", "1"),
+        *("--agent.surrogate-steps", "2", "--agent.distill-steps", "1"),
     ]
 
 
@@ -221,7 +221,7 @@ def test_only_the_best_baseline_is_finetuned_beside_the_agent_if_asked_for(
     options = CompareConfig(weights=weights, methods=METHODS, seeds=2, finetune_best=True)
     bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
     rows = json.loads((compared / "report.json").read_text())["methods"]
-    masks = read_masks(compared / MASKS_FILE, bench.target.graph)
+    masks = read_masks(compared / RunFolder.MASKS, bench.target.graph)
     candidates = [
         Candidate(
             name=row["name"],
@@ -307,7 +307,7 @@ def test_a_mask_is_measured_once_on_each_machine(
     assert found[1] == bench.search_accuracy(bench.target.model)
     assert found[2] == bench.test_accuracy(bench.target.model)
     assert pruned == [mask]
-    path = folder.checkpoint(MEASURED_FILE)
+    path = folder.checkpoint(RunFolder.MEASURED)
     content = json.loads(path.read_text())
     content["machine"]["threads"] += 1
     path.write_text(json.dumps(content))

@@ -22,7 +22,7 @@ def compared(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("baselines") / "run"
     words = [
         *("compare", "--no-agent", "--weights", str(weights), "--methods", *METHODS),
-        *("--seeds", "2", "--networks", "24", "--subset", "64", "--threads", "1"),
+        *("--seeds", "2", "--networks", "24", "--agent.subset", "64", "--threads", "1"),
         *("--calibration-images", "64", "--finetune-epochs", "1", "--finetune-best"),
     ]
     assert main([*words, "--out", str(path)]) == 0
@@ -73,7 +73,7 @@ def test_it_is_verified_exported_and_shown_again(
 
 def test_its_plan_counts_no_agent(weights: Path) -> None:
     options = CompareConfig(
-        weights=weights, agent=False, methods=METHODS, seeds=2, networks=16, finetune_epochs=1
+        weights=weights, no_agent=True, methods=METHODS, seeds=2, networks=16, finetune_epochs=1
     )
     bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
     plan = compare.make_plan(bench, options)
@@ -85,9 +85,9 @@ def test_its_plan_counts_no_agent(weights: Path) -> None:
 
 def test_nothing_to_compare_is_refused() -> None:
     with pytest.raises(ConfigError, match="nothing is left to compare"):
-        CompareConfig(agent=False, methods=())
+        CompareConfig(no_agent=True, methods=())
 
 
 def test_a_policy_without_an_agent_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no-agent"):
-        CompareConfig(agent=False, policy=tmp_path)
+        CompareConfig(no_agent=True, policy=tmp_path)

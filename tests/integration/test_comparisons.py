@@ -29,9 +29,17 @@ FOLDERS = ["digits_resnet8_w4-0.6", "digits_resnet8_w4-0.4"]
 def words(weights: Path) -> list[str]:
     return [
         *("compare", "--weights", str(weights), "--keep-macs", "0.6", "0.4", "--seeds", "2"),
-        *("--methods", "l1/uniform", "taylor/per_mac", "--networks", "24", "--update-size", "4"),
-        *("--subset", "64", "--calibration-images", "64", "--finetune-epochs", "1"),
-        *("--threads", "1", "--surrogate-steps", "2", "--distill-steps", "1"),
+        *(
+            "--methods",
+            "l1/uniform",
+            "taylor/per_mac",
+            "--networks",
+            "24",
+            "--agent.update-size",
+            "4",
+        ),
+        *("--agent.subset", "64", "--calibration-images", "64", "--finetune-epochs", "1"),
+        *("--threads", "1", "--agent.surrogate-steps", "2", "--agent.distill-steps", "1"),
     ]
 
 

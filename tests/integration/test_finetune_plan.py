@@ -65,7 +65,7 @@ def test_the_search_with_the_best_mask_is_finetuned_where_masks_are_compared() -
 @pytest.mark.parametrize("seeds", [None, 3])
 def test_heuristics_alone_are_finetuned(seeds: int | None, weights: Path) -> None:
     found = [candidate("l1/uniform", 0, 0.6), candidate("fpgm/uniform", 0, 0.7)]
-    options = {"agent": False, "finetune_seeds": seeds}
+    options = {"no_agent": True, "finetune_seeds": seeds}
     assert planned(weights, found, **options) == {"l1/uniform", "fpgm/uniform", "dense"}
     assert planned(weights, found, **options, finetune_best=True) == {"fpgm/uniform", "dense"}
 
@@ -114,7 +114,7 @@ def test_of_equal_heuristics_the_first_by_name_is_finetuned(weights: Path) -> No
 
 
 def test_a_heuristic_is_finetuned_with_the_seed_of_each_of_its_masks(weights: Path) -> None:
-    options = CompareConfig(weights=weights, seeds=3, finetune_epochs=1, agent=False)
+    options = CompareConfig(weights=weights, seeds=3, finetune_epochs=1, no_agent=True)
     bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
     found = [candidate("l1/uniform", 0, 0.9)]
     found += [candidate("thinet/global", seed, (0.5, 0.6, 0.7)[seed]) for seed in range(3)]
@@ -135,7 +135,7 @@ def test_the_pruned_network_is_one_that_is_finetuned(count: int | None, weights:
     found = [candidate("cem", seed, (0.9, 0.2, 0.2)[seed]) for seed in range(3)]
     found += [candidate("taylor/uniform", seed, 0.6) for seed in range(3)]
     options = CompareConfig(
-        weights=weights, seeds=3, agent=False, finetune_seeds=count, finetune_best=True
+        weights=weights, seeds=3, no_agent=True, finetune_seeds=count, finetune_best=True
     )
     bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
     chosen = choose(found, rank_of(options))

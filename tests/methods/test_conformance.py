@@ -3,18 +3,18 @@ from collections.abc import Callable
 import pytest
 
 from prunegraph.core.budget import Budget
-from prunegraph.methods.problem import Pruner, PrunerResult, PruningProblem
-from prunegraph.methods.registry import control_widths, make_pruner
+from prunegraph.methods.method import Method, Result, Problem
+from prunegraph.methods.registry import control_widths, make_method
 from prunegraph.runs.baselines import BASELINES
-from prunegraph.testing.method_conformance import PrunerConformance
+from prunegraph.testing.method_conformance import MethodConformance
 
 
-class OnDigits(PrunerConformance):
+class OnDigits(MethodConformance):
     @pytest.fixture(autouse=True)
-    def _problems(self, make_problem: Callable[..., PruningProblem]) -> None:
+    def _problems(self, make_problem: Callable[..., Problem]) -> None:
         self._make = make_problem
 
-    def make_problem(self, seed: int, max_networks: int) -> PruningProblem:
+    def make_problem(self, seed: int, max_networks: int) -> Problem:
         return self._make(seed, max_networks)
 
 
@@ -33,11 +33,11 @@ class TestBaselines(OnDigits):
         if self.chosen.startswith("tp_"):
             pytest.importorskip("torch_pruning")
 
-    def make_pruner(self) -> Pruner:
+    def make_method(self) -> Method:
         return BASELINES[self.chosen]()
 
     def test_its_name_is_the_registry_s(self) -> None:
-        assert self.make_pruner().name == self.chosen
+        assert self.make_method().name == self.chosen
 
 
 class TestBaselinesOnAParameterBudget(OnDigits):
@@ -47,10 +47,10 @@ class TestBaselinesOnAParameterBudget(OnDigits):
     def _choose(self, request: pytest.FixtureRequest) -> None:
         self.chosen = request.param
 
-    def make_pruner(self) -> Pruner:
+    def make_method(self) -> Method:
         return BASELINES[self.chosen]()
 
-    def make_problem(self, seed: int, max_networks: int) -> PruningProblem:
+    def make_problem(self, seed: int, max_networks: int) -> Problem:
         return self._make(seed, max_networks, Budget(keep_params=0.3))
 
 
@@ -59,19 +59,19 @@ class TestGivenWidths(OnDigits):
     def _choose(self, request: pytest.FixtureRequest) -> None:
         self.criterion = request.param
 
-    def make_pruner(self) -> Pruner:
+    def make_method(self) -> Method:
         problem = self.make_problem(0, 0)
-        mask = make_pruner("taylor/per_mac").prune(problem).mask
+        mask = make_method("taylor/per_mac").prune(problem).mask
         return control_widths(self.criterion, problem.graph.group_widths(mask))
 
 
 class Overspender:
     name = "overspender"
 
-    def prune(self, problem: PruningProblem) -> PrunerResult:
+    def prune(self, problem: Problem) -> Result:
         problem.evaluator.evaluate(problem.graph.dense_mask())
-        next(iter(problem.model.parameters())).data.add_(1.0)
-        return PrunerResult(mask=problem.graph.dense_mask())
+        next(iter(problem.task.model.parameters())).data.add_(1.0)
+        return Result(mask=problem.graph.dense_mask())
 
 
 @pytest.mark.parametrize(
@@ -84,13 +84,13 @@ class Overspender:
     ],
 )
 def test_a_pruner_that_cheats_does_not_conform(
-    test: str, make_problem: Callable[..., PruningProblem]
+    test: str, make_problem: Callable[..., Problem]
 ) -> None:
-    class Cheating(PrunerConformance):
-        def make_pruner(self) -> Pruner:
+    class Cheating(MethodConformance):
+        def make_method(self) -> Method:
             return Overspender()
 
-        def make_problem(self, seed: int, max_networks: int) -> PruningProblem:
+        def make_problem(self, seed: int, max_networks: int) -> Problem:
             return make_problem(seed, max_networks)
 
     with pytest.raises(AssertionError):

@@ -18,7 +18,7 @@ from prunegraph.core.errors import ArtefactError
 from prunegraph.core.files import write_json
 from prunegraph.core.precision import computes_bfloat16
 from prunegraph.core.reading import checked, read_json
-from prunegraph.runs.folder import REPORT_FILE, RunFolder
+from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.report.verdict import DENSE, MethodRow, Metric, column, is_method, pruned_rows
 
 SCHEMA = 1
@@ -281,7 +281,7 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
     Raises:
         ArtefactError: it is damaged, or no report; names the place.
     """
-    path = folder.file(REPORT_FILE)
+    path = folder.file(RunFolder.REPORT)
     content: dict[str, Any] = read_json(path)
     dense = checked(content, REPORT, str(path))["dense"]
     costs = [dense[name] for name in COSTS]

@@ -12,9 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from prunegraph.core.files import write_json, write_text
-from prunegraph.runs.dense import DENSE_FILE
-from prunegraph.runs.folder import PAGE_FILE, REPORT_FILE, RunFolder, file_digest
-from prunegraph.runs.options.checks import SUMMARY_FILE
+from prunegraph.runs.folder import RunFolder, file_digest
 from prunegraph.runs.options.compare import ComparisonsConfig
 from prunegraph.runs.options.yaml_file import command_line
 from prunegraph.runs.report.page import render
@@ -80,8 +78,8 @@ def _entry(member: RunFolder) -> dict[str, Any]:
     tuned = [row for row in rows if row.test_accuracy_finetuned is not None]
     return {
         "folder": member.path.name,
-        "report": file_digest(member.file(REPORT_FILE)),
-        "dense_weights": content["files"].get(DENSE_FILE),
+        "report": file_digest(member.file(RunFolder.REPORT)),
+        "dense_weights": content["files"].get(RunFolder.DENSE),
         **{key: content[key] for key in ("arch", "dataset", "budget", "dense")},
         "stage_one_verdict": content.get("stage_one_verdict"),
         "verdict": [content["verdict"], content["verdict_reason"]],
@@ -105,9 +103,9 @@ def write_summary(
     """Write the summary of all comparisons as JSON and as a page, and return it."""
     summary = summarise(members)
     plots = draw_budgets(summary)
-    save_plots(plots, folder.file("plots"))
-    write_text(folder.file(PAGE_FILE), summary_page(config, summary, plots))
-    write_json(folder.file(SUMMARY_FILE), summary)  # it says that all is finished
+    save_plots(plots, folder.file(folder.PLOTS))
+    write_text(folder.file(RunFolder.PAGE), summary_page(config, summary, plots))
+    write_json(folder.file(RunFolder.SUMMARY), summary)  # it says that all is finished
     return summary
 
 

@@ -13,6 +13,7 @@ from prunegraph.runs.bench import Bench
 from prunegraph.runs.compare import METRIC, seeds_of
 from prunegraph.runs.finetune import pruned_info
 from prunegraph.runs.finetune_plan import plan_cells
+from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.options.config import PruningOptions, TrainConfig
 from prunegraph.runs.report.verdict import (
@@ -87,7 +88,7 @@ def check_plan(
     weights = [
         digest
         for name, digest in content["files"].items()
-        if name.startswith("cells/") and name.endswith(f"/{WEIGHTS_FILE}")
+        if name.startswith(f"{RunFolder.CELLS}/") and name.endswith(f"/{WEIGHTS_FILE}")
     ]
     return [
         Check(name="fine-tunes", reported=sorted(found), found=sorted(expected)),
