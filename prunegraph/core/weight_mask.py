@@ -22,8 +22,8 @@ from prunegraph.core.tensors import to_safetensors
 
 SCHEMA = 1
 
-METADATA = {"schema": str, "pattern": str, "digest": str, "shapes": str}
-"""What the header of a mask's file must hold besides the packed bits."""
+RECORD = {"schema": int, "pattern": str, "digest": str, "shapes": dict[str, tuple[int, ...]]}
+"""What the header of a mask's file says in JSON, under ``weight_mask``, of the packed bits."""
 
 MOST_AXES = 8
 """Of a weight; torch's own convolutions have 5."""
@@ -179,14 +179,13 @@ class WeightMask:
             name: torch.from_numpy(to_bytes(bits.flatten().numpy()))
             for name, bits in self.keep.items()
         }
-        shapes = {name: list(bits.shape) for name, bits in self.keep.items()}
-        metadata = {
-            "schema": str(SCHEMA),
+        record = {
+            "schema": SCHEMA,
             "pattern": str(self.pattern),
             "digest": self.digest(),
-            "shapes": json.dumps(shapes),
+            "shapes": {name: list(bits.shape) for name, bits in self.keep.items()},
         }
-        return to_safetensors(packed, metadata)
+        return to_safetensors(packed, {"weight_mask": json.dumps(record)})
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
@@ -196,23 +195,23 @@ class WeightMask:
             ArtefactError: the file is missing, damaged, or holds no weight mask.
         """
         path = Path(path)
-        packed, found = read_safetensors(path)
-        metadata = checked(found, METADATA, str(path))
-        if metadata["schema"] != str(SCHEMA):
-            msg = f"{path} has schema {metadata['schema']}, this version reads {SCHEMA}: update"
+        packed, metadata = read_safetensors(path)
+        found = checked(metadata, {"weight_mask": str}, str(path))
+        value = parse_json(found["weight_mask"], path)
+        record = checked(value, {"schema": int}, str(path))
+        if record["schema"] != SCHEMA:
+            msg = f"{path} has schema {record['schema']}, this version reads {SCHEMA}: update"
             raise ArtefactError(msg)
-        where = f"{path}: shapes"
-        shapes = checked(parse_json(metadata["shapes"], path), dict[str, tuple[int, ...]], where)
+        record = checked(record, RECORD, str(path))
         try:
-            pattern = Pattern.parse(metadata["pattern"])
-            mask = cls(_unpacked(packed, shapes), pattern)
+            mask = cls(_unpacked(packed, record["shapes"]), Pattern.parse(record["pattern"]))
         except (ValueError, BudgetError, MaskError) as error:
             msg = f"{path} holds no weight mask ({first_line(error)}): save the mask again"
             raise ArtefactError(msg) from error
-        if mask.digest() != metadata["digest"]:
+        if mask.digest() != record["digest"]:
             msg = (
                 f"{path}: its bits give digest {mask.digest()}, the file says "
-                f"{metadata['digest']}: it was changed; copy it again"
+                f"{record['digest']}: it was changed; copy it again"
             )
             raise ArtefactError(msg)
         return mask
@@ -240,7 +239,7 @@ def _unpacked(
 ) -> dict[str, Tensor]:
     """Return booleans from packed bits; ValueError if the bytes are not those of the shapes."""
     if packed.keys() != shapes.keys():
-        msg = f"{min(packed.keys() ^ shapes.keys())} lacks its shape or its bits"
+        msg = f"{min(packed.keys() ^ shapes.keys())!a} lacks its shape or its bits"
         raise ValueError(msg)
     keep = {}
     for name, shape in shapes.items():

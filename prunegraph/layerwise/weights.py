@@ -9,7 +9,7 @@ from prunegraph.core.errors import MaskError, ModelError
 from prunegraph.core.pattern import Pattern
 from prunegraph.core.weight_mask import WeightMask
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+OUTPUTS_FIRST = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
@@ -76,7 +76,7 @@ def prunable_weights(model: nn.Module) -> dict[str, PrunableWeight]:
     seen = {id(each.weight) for each in modules.values() if isinstance(each, EMBEDDINGS)}
     found: dict[str, PrunableWeight] = {}
     for path, module in modules.items():
-        if not (isinstance(module, nn.Linear | CONVOLUTIONS | TRANSPOSED) or is_conv1d(module)):
+        if not (isinstance(module, (*OUTPUTS_FIRST, *TRANSPOSED)) or is_conv1d(module)):
             continue
         name = f"{path}.weight" if path else "weight"
         weight = module._parameters.get("weight")

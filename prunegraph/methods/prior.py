@@ -102,7 +102,9 @@ def rank_priors(
     def ranked(starts: Sequence[Prior]) -> list[Prior]:
         return sorted(starts, key=lambda start: worst_last(start.divergence))
 
-    starts = ranked([tried(name, scores_of_prior(name, graph, statistics, budget)) for name in names])
+    starts = ranked(
+        [tried(name, scores_of_prior(name, graph, statistics, budget)) for name in names]
+    )
     if len(starts) <= BEST:
         return starts
     mean = np.mean([start.scores for start in starts[:BEST]], axis=0)

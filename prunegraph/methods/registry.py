@@ -17,6 +17,7 @@ from prunegraph.methods.controls import PriorControl, WidthsControl
 from prunegraph.methods.criteria.registry import CRITERIA
 from prunegraph.methods.custom import CustomMethod
 from prunegraph.methods.heuristic import Heuristic
+from prunegraph.methods.magnitude import Magnitude
 from prunegraph.methods.method import Method
 from prunegraph.methods.netadapt import NetAdapt
 from prunegraph.methods.random_search import RandomSearch
@@ -49,7 +50,7 @@ TORCH_PRUNING: Mapping[str, Factory] = {
 }
 """Torch-Pruning's own methods: asked for by name, since they need that package."""
 
-OTHERS: dict[str, Factory] = {"prior": PriorControl}
+OTHERS: dict[str, Factory] = {"prior": PriorControl, "magnitude": Magnitude}
 """What no list of baselines holds: controls, methods of single weights, the agent."""
 
 CONTROL_CRITERIA = ("l1", "random")

@@ -12,16 +12,17 @@ from prunegraph.core.console import Console, seconds_in_words
 from prunegraph.core.errors import ArtefactError, ConfigError
 from prunegraph.core.files import write_bytes
 from prunegraph.models import weights_info
-from prunegraph.runs.baselines import check_methods
 from prunegraph.runs.bench import Bench
-from prunegraph.runs.compare import Plan, check_searches, make_plan, run_compare
+from prunegraph.runs.choose import check_names
+from prunegraph.runs.duration import Duration, predict_duration
 from prunegraph.runs.folder import RunFolder, open_run, slug
 from prunegraph.runs.options.compare import CompareConfig, ComparisonsConfig
 from prunegraph.runs.options.yaml_file import save_config
-from prunegraph.runs.prepare import Target, check_trainable, load_target, resolve_arch
+from prunegraph.runs.plan import budget_name, make_plan
+from prunegraph.runs.prepare import Target, load_target, resolve_arch
 from prunegraph.runs.report.report import read_report
 from prunegraph.runs.report.summary import summarise, summary_table, write_summary
-from prunegraph.runs.train import budget_name
+from prunegraph.runs.runner import check_run, run_plan
 
 MAX_NAME = 100
 """Letters of a default run folder's name."""
@@ -31,8 +32,8 @@ def run_comparisons(config: ComparisonsConfig, console: Console) -> dict[str, An
     """Make each comparison that is not made yet; return the only one's report, or the summary."""
     parts = config.comparisons()
     if len(parts) == 1:
-        return run_compare(parts[0], console)
-    check_methods(config.methods)
+        return run_plan(parts[0], console)
+    check_names(make_plan(parts[0]).methods)
     names = folder_names(parts, [_arch(part) for part in parts])
     folder = open_run(config, config.out, f"compare-{'+'.join(names)}"[:MAX_NAME])
     members = [RunFolder(path=folder.path / name) for name in names]
@@ -104,7 +105,7 @@ def _run(
         for number, part in missing:
             console.say(f"comparison {number} of {len(parts)}")
             _share_dense(parts, members, number - 1)
-            run_compare(part, console)
+            run_plan(part, console)
         check_same_dense(parts, members)
         summary = write_summary(config, folder, members)
         folder.finish(members)
@@ -135,19 +136,20 @@ def look_ahead(parts: Sequence[CompareConfig]) -> float:
         PruneGraphError: something is missing, damaged, contradictory, or cannot be met.
     """
     seconds, datasets = 0.0, set()
-    plans: dict[tuple[str | None, Path | None], Plan] = {}
+    plans: dict[tuple[str | None, Path | None], Duration] = {}
     targets: dict[tuple[str | None, Path | None], Target] = {}
     for part in parts:
         network = (part.arch, part.weights)
         if network not in plans:
             target = targets[network] = load_target(part, part.budget())
-            check_trainable(target, part)
             datasets.add(target.dataset.name)
-            plans[network] = make_plan(Bench(target=target, options=part, seed=part.seed), part)
+            plans[network] = predict_duration(
+                Bench(target=target, options=part, seed=part.seed), part
+            )
         graph = targets[network].graph
         limits = part.budget().without_latency()
         graph.project(np.zeros(graph.num_units, dtype=np.float32), limits)
-        check_searches(targets[network], part)
+        check_run(make_plan(part), part, [targets[network]])
         seconds += plans[network].seconds
     if len(datasets) > 1:
         msg = f"the networks are for {', '.join(sorted(datasets))}: compare those of one data set"

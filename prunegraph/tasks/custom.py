@@ -190,18 +190,20 @@ def custom(
     if not isinstance(flag, bool):
         msg = f"higher_is_better={flag!r} must be True or False"
         raise ConfigError(msg)
-    for what, function in (("score", score), ("loss", loss or cross_entropy)):
+    functions: dict[str, object] = {"score": score, "loss": loss or cross_entropy}
+    for what, function in functions.items():
         if not callable(function):
             msg = f"{what} is a {type(function).__name__}, not a function of a network"
             raise ConfigError(msg)
     split = train if isinstance(train, Split) else ready_split(train, "train", NUM_BATCHES)
-    if not isinstance(split, TrainSplit):
-        msg = f"train is a {type(split).__name__}, not a TrainSplit or batches: see docs/data.md"
+    given: object = split
+    if not isinstance(given, TrainSplit):
+        msg = f"train is a {type(given).__name__}, not a TrainSplit or batches: see docs/data.md"
         raise DataError(msg)
     return CustomTask(
         model=model,
         example_inputs=example_inputs,
-        train=split,
+        train=given,
         score_function=score,
         higher_is_better=higher_is_better,
         loss_function=loss or cross_entropy,

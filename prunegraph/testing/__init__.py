@@ -9,11 +9,13 @@ from prunegraph.testing.oracle import (
     largest_difference,
 )
 from prunegraph.testing.structure_check import StructureFindings, check_structure
+from prunegraph.testing.weight_method_conformance import WeightMethodConformance
 
 __all__ = [
     "NothingComparedError",
     "MethodConformance",
     "StructureFindings",
+    "WeightMethodConformance",
     "assert_masked_equals_pruned",
     "assert_memory_equals_measured",
     "check_structure",

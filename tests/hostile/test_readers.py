@@ -48,10 +48,10 @@ from prunegraph.graph.costs.latency import LatencyTable
 from prunegraph.models import build_model, load_weights, weights_info
 from prunegraph.rewards import RewardConfig
 from prunegraph.runs.agent_rows import CURVES, HEALTH, _summary, read_finished
-from prunegraph.runs.apply import read_decision
-from prunegraph.runs.compare import read_accuracy
+from prunegraph.runs.decide import read_decision
+from prunegraph.runs.finetune import read_accuracy
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.measured import read_measured
+from prunegraph.runs.measure import read_measured
 from prunegraph.runs.options.config import TrainConfig
 from prunegraph.runs.options.yaml_file import differences, load_config, read_yaml
 from prunegraph.runs.predicted_latency import read_table, write_table

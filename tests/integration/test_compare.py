@@ -21,18 +21,18 @@ from prunegraph.core.splits import TrainSplit
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.graph.features import rank_in_group
 from prunegraph.layerwise import sequential
-from prunegraph.runs import compare
+from prunegraph.methods.registry import SEARCHES, TORCH_PRUNING, heuristics
 from prunegraph.runs import finetune as finish
-from prunegraph.runs.baselines import TORCH_PRUNING, heuristics
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.conclude import finetuned_mean
-from prunegraph.runs.finetune_plan import plan_cells, rank_of
+from prunegraph.runs.duration import predict_duration
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.measured import Measured, settle
+from prunegraph.runs.measure import Measured, settle
 from prunegraph.runs.options.compare import CompareConfig
+from prunegraph.runs.plan import make_plan, plan_finetunes, rank_of
 from prunegraph.runs.prepare import load_target
 from prunegraph.runs.report.report import read_rows
-from prunegraph.runs.report.verdict import SEARCHES, judge, mean_by_name, proxy_correlation
+from prunegraph.runs.report.verdict import judge, mean_by_name, proxy_correlation
 from prunegraph.runs.store import Candidate, CandidateStore, read_masks
 from prunegraph.training.loop import _Training
 
@@ -86,7 +86,7 @@ def test_the_plan_leaves_out_what_only_the_first_network_takes(
         weights=weights, methods=("cem",), seeds=2, networks=16, finetune_epochs=0
     )
     bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
-    plan = compare.make_plan(bench, options)
+    plan = predict_duration(bench, options)
     assert plan.search_seconds == 2 * 2 * 16 * 2.0
     assert plan.seconds == plan.search_seconds
 
@@ -105,7 +105,7 @@ def test_search_images_are_trained_on_only_if_asked_for(
     )
     for mask in (
         bench.target.graph.dense_mask(),
-        bench.project(bench.statistics["l1"], bench.budget),
+        bench.project(bench.context.statistics["l1"], bench.budget),
     ):
         finish.finetune_mask(
             bench,
@@ -198,7 +198,7 @@ def test_stage_two_finetunes_the_agreed_rows_with_every_seed(compared: Path) -> 
     best = max(("taylor/uniform", "l2/global"), key=means.__getitem__)
     rival = max((*METHODS, "untrained"), key=means.__getitem__)
     assert set(seeds) == {
-        *("agent/best", "l1/control_widths", "random/control_widths", "cem", "random_search"),
+        *("agent/best", "control:widths/l1", "control:widths/random", "cem", "random_search"),
         *("l1/uniform", "taylor/per_mac", best, rival, "dense"),
     }
     assert all((compared / row["cell"] / "pruned.safetensors").is_file() for row in rows)
@@ -243,11 +243,11 @@ def test_only_the_best_baseline_is_finetuned_beside_the_agent_if_asked_for(
             for name in names
         }
         best = max(figures, key=figures.__getitem__)
-        cells = plan_cells(bench, candidates, chosen)
+        cells = plan_finetunes(bench, candidates)
         assert {cell.name for cell in cells} == {"agent/best", best, "dense"}
         assert len(cells) == 3 * (count or options.seeds)
     plan, whole = (
-        compare.make_plan(
+        predict_duration(
             bench, replace(options, networks=16, finetune_epochs=1, finetune_best=alone)
         )
         for alone in (True, False)
@@ -256,10 +256,11 @@ def test_only_the_best_baseline_is_finetuned_beside_the_agent_if_asked_for(
 
 
 def test_methods_are_named_alone_or_together() -> None:
-    names = compare.wanted(CompareConfig(methods=("cem", "heuristics", "l1/uniform")))
+    names = make_plan(CompareConfig(methods=("cem", "heuristics", "l1/uniform"))).methods
     assert names == ("cem", *heuristics())
-    assert compare.wanted(CompareConfig(methods=("torch_pruning",))) == TORCH_PRUNING
-    everything = compare.wanted(CompareConfig())
+    chosen = make_plan(CompareConfig(methods=("torch_pruning",))).methods
+    assert chosen == tuple(TORCH_PRUNING)
+    everything = make_plan(CompareConfig()).methods
     assert set(everything) == {*heuristics(), *SEARCHES, "sampler"}
 
 
@@ -332,11 +333,11 @@ def test_what_other_processes_measured_is_measured_anew_before_a_choice(
 
 def test_a_cell_that_lost_its_weights_before_it_was_measured_is_not_done(tmp_path: Path) -> None:
     (tmp_path / "mask.json").write_text("{}")
-    assert not compare._is_done(tmp_path)
+    assert not finish._is_done(tmp_path)
     assert not (tmp_path / "mask.json").exists()
     for name in ("mask.json", "accuracy.json"):
         (tmp_path / name).write_text("{}")
-    assert compare._is_done(tmp_path)
+    assert finish._is_done(tmp_path)
 
 
 def test_verify_confirms_a_comparison(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -496,7 +497,7 @@ def test_the_best_mask_of_each_method_is_finetuned_with_more_seeds(
         if row["test_accuracy_finetuned"] is not None and row["name"] != "dense":
             tuned.setdefault(row["name"], []).append((row["seed"], row["finetune_seed"]))
     best = report["pruned"]["seed"]
-    for name in ("agent/best", "l1/control_widths", "random/control_widths"):
+    for name in ("agent/best", "control:widths/l1", "control:widths/random"):
         assert tuned[name] == [(best, 0), (best, 1), (best, 2)]
     assert all(len(pairs) == len({*pairs}) == 3 for pairs in tuned.values())
     assert {"cem", "l1/uniform"} < {*tuned}

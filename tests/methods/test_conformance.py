@@ -1,11 +1,11 @@
 from collections.abc import Callable
 
 import pytest
+from prunegraph.runs.baselines import BASELINES
 
 from prunegraph.core.budget import Budget
-from prunegraph.methods.method import Method, Result, Problem
+from prunegraph.methods.method import Method, Problem, Result
 from prunegraph.methods.registry import control_widths, make_method
-from prunegraph.runs.baselines import BASELINES
 from prunegraph.testing.method_conformance import MethodConformance
 
 

@@ -8,7 +8,7 @@ from prunegraph.core.budget import Budget
 from prunegraph.core.splits import Dataset
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.graph import StructureGraph
-from prunegraph.methods.method import Method, Result, Problem
+from prunegraph.methods.method import Method, Problem, Result
 
 
 class KeepFirst:

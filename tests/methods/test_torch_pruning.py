@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from prunegraph.runs.baselines import check_methods
 from torch import nn
 
 from prunegraph.core.budget import Budget
@@ -14,7 +15,6 @@ from prunegraph.graph import analyse
 from prunegraph.methods.method import Problem
 from prunegraph.methods.registry import METHODS
 from prunegraph.methods.torch_pruning import TorchPruning, _Peer
-from prunegraph.runs.baselines import check_methods
 
 MakeProblem = Callable[..., Problem]
 

@@ -248,7 +248,9 @@ def test_a_last_batch_of_one_image_is_left_out(digits: Dataset) -> None:
 
     train = digits.train.sample(33, seed=0)
     config = FinetuneConfig(epochs=1, batch_size=16)
-    assert math.isfinite(finetune(OnePixel(), train, config, seed=0).losses[0])
+    assert math.isfinite(
+        finetune(OnePixel(), training_task(OnePixel(), train), config, seed=0).losses[0]
+    )
     with pytest.raises(ConfigError, match="too few"):
         finetune(
             OnePixel(), training_task(OnePixel(), digits.train.sample(1, seed=0)), config, seed=0

@@ -50,7 +50,9 @@ def removal_errors(dense: Dense) -> Float64Array:
             grams[str(read.op.param)] = (unique, gram + own.T @ own)
 
     dense.show_reads(visit, BATCH_SIZE)
-    return _greedy_by_group(dense.graph, [(unique, gram.numpy()) for unique, gram in grams.values()])
+    return _greedy_by_group(
+        dense.graph, [(unique, gram.numpy()) for unique, gram in grams.values()]
+    )
 
 
 def sample_contributions(read: Read, generator: torch.Generator) -> Tensor | None:

@@ -9,11 +9,14 @@ from typing import Annotated, ClassVar
 from prunegraph.core.errors import ConfigError
 from prunegraph.runs.options.checks import check_at_least, check_at_most
 from prunegraph.runs.options.config import (
+    ApplyConfig,
     NetworkConfig,
     NetworksConfig,
+    PruneConfig,
     PruningOptions,
     RecipeOptions,
     SearchOptions,
+    TrainConfig,
 )
 from prunegraph.runs.options.help import HIDDEN, Section
 
@@ -135,3 +138,6 @@ MAX_COMPARISONS = 1000
 
 SINGLE = frozenset({"arch", "weights", "keep_macs", "keep_params"})
 """Options of which every comparison has one."""
+
+RunConfig = TrainConfig | ApplyConfig | PruneConfig | CompareConfig
+"""The options of a command that prunes: each is a plan for the one runner."""

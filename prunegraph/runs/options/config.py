@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+import tyro
+
 from prunegraph.agent.options import AgentOptions
 from prunegraph.core.budget import Budget
-from prunegraph.core.errors import ConfigError
+from prunegraph.core.errors import ConfigError, suggest
 from prunegraph.core.reading import MAX_IMAGE_SIZE
 from prunegraph.graph import AttentionUnit
 from prunegraph.rewards.config import check_range
@@ -25,6 +27,9 @@ MAX_SEED = 2**32 - 10_000
 """The largest seed: numpy takes 32 bits, and runs count on from it."""
 
 MAX_THREADS = 4096
+
+TASKS = ("image_classification",)
+"""What networks of a command may be for."""
 
 DEFAULT_KEEP_MACS = 0.5
 """What a command prunes to if it is told no limit."""
@@ -346,6 +351,33 @@ class TrainConfig(SearchOptions, PruningOptions, NetworksConfig):
         PruningOptions.check(self)
         SearchOptions.check(self)
         check_at_least("search_seeds", self.search_seeds, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig(SearchOptions, PruningOptions, NetworkConfig):
+    """Prune a network with one method, fine-tune it, report.
+
+    Attributes:
+        method: a heuristic (l1/uniform, taylor/per_mac, ...), cem, random_search, netadapt, amc,
+            agent, policy:NAME (a trained one), or package.module:method, your own.
+        task: what the network is for: image_classification.
+        out: run folder; default: runs/METHOD-ARCH-DATASET-KEEP. The same command resumes.
+    """
+
+    command: ClassVar[str] = "prune"
+    section: ClassVar[str] = "what"
+    method: Annotated[str, tyro.conf.Positional]
+    task: str = "image_classification"
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        NetworkConfig.__post_init__(self)
+        PruningOptions.check(self)
+        SearchOptions.check(self)
+        if self.task not in TASKS:
+            near = suggest(self.task, TASKS)
+            msg = f"unknown task {self.task!r}{near}; known: {', '.join(TASKS)}"
+            raise ConfigError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)

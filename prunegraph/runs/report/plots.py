@@ -26,6 +26,7 @@ from prunegraph.core.files import write_bytes
 from prunegraph.core.masks import ChannelMask
 from prunegraph.graph import StructureGraph
 from prunegraph.runs.greedy import GREEDY_CURVE
+from prunegraph.runs.plan import searches
 from prunegraph.runs.report.groups import FREE, FROZEN, draw_groups, removed_look, short_name
 from prunegraph.runs.report.report import History, by_method, percent, read_rows, title
 from prunegraph.runs.report.verdict import (
@@ -36,7 +37,6 @@ from prunegraph.runs.report.verdict import (
     is_baseline,
     mean_by_name,
     pruned_rows,
-    searches,
 )
 
 INK, PAPER, MUTED = "#1f2329", "#fefefe", "#8b929b"

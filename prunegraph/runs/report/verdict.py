@@ -12,15 +12,14 @@ import numpy as np
 from scipy.stats import spearmanr, ttest_1samp
 
 from prunegraph.core.masks import Float64Array
-from prunegraph.core.user_code import is_factory
 
 Metric = Literal["test_accuracy_recalibrated", "test_accuracy_finetuned"]
 
 AGENT = "agent"
 """The name of the trained agent's rows."""
 
-CONTROL_SUFFIX = "/control_widths"
-"""Ends the names of rows that borrow the agent's own widths: controls, not baselines."""
+CONTROL_PREFIX = "control:widths/"
+"""Begins the names of rows that borrow the agent's own widths: controls, not baselines."""
 
 UNTRAINED = "untrained"
 """The name of the row of the policy as it was before training: a control."""
@@ -30,9 +29,6 @@ INITIAL = "initial"
 
 SAMPLER = "sampler"
 """The name of the rows of the agent's sampler with learning rate 0: a baseline."""
-
-SEARCHES = ("cem", "random_search", "netadapt", "amc")
-"""This package's baselines that search."""
 
 DENSE = "dense"
 """The name of the control rows that are not pruned."""
@@ -101,7 +97,7 @@ def is_agent(name: str) -> bool:
 
 def is_control(name: str) -> bool:
     """Return whether a row is a control: dense, the policy before, or at the agent's widths."""
-    return name in (DENSE, UNTRAINED, INITIAL) or name.endswith(CONTROL_SUFFIX)
+    return name in (DENSE, UNTRAINED, INITIAL) or name.startswith(CONTROL_PREFIX)
 
 
 def is_baseline(name: str) -> bool:
@@ -117,11 +113,6 @@ def is_rival(name: str) -> bool:
 def is_method(name: str) -> bool:
     """Return whether a row is of what a run may end with."""
     return is_agent(name) or is_rival(name)
-
-
-def searches(name: str) -> bool:
-    """Return whether a baseline searches with as many networks as the agent, once for each seed."""
-    return name in (*SEARCHES, SAMPLER) or is_factory(name)
 
 
 def pruned_rows(rows: Sequence[MethodRow], digest: str) -> list[MethodRow]:

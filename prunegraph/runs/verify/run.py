@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+import typing
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,27 +15,23 @@ from prunegraph.core.masks import ChannelMask
 from prunegraph.core.precision import as_elsewhere
 from prunegraph.core.user_code import is_factory
 from prunegraph.graph import StructureGraph
-from prunegraph.runs.agent_rows import agent_rows
-from prunegraph.runs.apply import APPLIED, COMPARED
-from prunegraph.runs.baselines import CONTROLS
 from prunegraph.runs.bench import Bench
-from prunegraph.runs.compare import wanted
-from prunegraph.runs.conclude import finetuned_mean, limited_memory, peak_memory
+from prunegraph.runs.conclude import finetuned_mean, peak_memory
 from prunegraph.runs.finetune import load_finetuned
-from prunegraph.runs.finetune_plan import rank_of
 from prunegraph.runs.folder import MEMBER, RunFolder, existing_run
 from prunegraph.runs.machine import num_cores
+from prunegraph.runs.measure import limited_memory
 from prunegraph.runs.options.checks import check_trusted
-from prunegraph.runs.options.compare import CompareConfig
-from prunegraph.runs.options.config import ApplyConfig, NetworkConfig, TrainConfig
+from prunegraph.runs.options.compare import RunConfig
+from prunegraph.runs.options.config import NetworkConfig
 from prunegraph.runs.options.tools import VerifyConfig
 from prunegraph.runs.options.yaml_file import load_config, read_yaml
+from prunegraph.runs.plan import applied_policy, make_plan, rank_of
 from prunegraph.runs.predicted_latency import predicting
 from prunegraph.runs.prepare import load_target
 from prunegraph.runs.report.report import machine, machine_differences, read_report, read_rows
 from prunegraph.runs.report.verdict import (
     DENSE,
-    UNTRAINED,
     MethodRow,
     Metric,
     judge,
@@ -43,20 +40,15 @@ from prunegraph.runs.report.verdict import (
     pruned_rows,
 )
 from prunegraph.runs.store import choose, read_masks
-from prunegraph.runs.train import baseline_names
-from prunegraph.runs.verify.plan import (
+from prunegraph.runs.verify.rows import (
     Check,
     candidates_of,
+    check_finetunes,
     check_handed_on,
-    check_plan,
     check_rows,
 )
 
-KINDS: dict[str, type[TrainConfig] | type[ApplyConfig] | type[CompareConfig]] = {
-    "train": TrainConfig,
-    "apply": ApplyConfig,
-    "compare": CompareConfig,
-}
+KINDS = {kind.command: kind for kind in typing.get_args(RunConfig)}
 """Commands whose run folders can be verified."""
 
 WRONG_SHARE = 5 / 10_000
@@ -168,10 +160,10 @@ def _measure_again(
         Check(name="graph", reported=content["graph"], found=bench.target.graph.fingerprint()),
     ]
     checks += _check_data(bench, content)
-    checks += _check_options(bench, content, rows)
-    checks += check_rows(bench.options, content, rows)
-    if isinstance(bench.options, CompareConfig):
-        checks += check_plan(bench, bench.options, content, rows, masks)
+    checks += _check_options(bench, content)
+    plan = make_plan(typing.cast(RunConfig, bench.options))
+    checks += check_rows(plan, content, rows)
+    checks += check_finetunes(bench, plan, content, rows, masks)
     with console.progress(f"measure {content['arch']} again", len(rows)) as report:
         for number, row in enumerate(rows, start=1):
             checks += judge_of.row(row)
@@ -196,7 +188,7 @@ def _rebuild(
         The bench, and whether it is on the run's own device.
     """
     command = _command(folder)
-    run = load_config(KINDS[command], folder.file(RunFolder.CONFIG))
+    run: RunConfig = load_config(KINDS[command], folder.file(RunFolder.CONFIG))
     arch, trusted = content["arch"], content["arch"] in config.arch
     others = f" --arch {arch}" if is_factory(arch) and not trusted else ""
     report = member.file(RunFolder.REPORT)
@@ -215,7 +207,7 @@ def _rebuild(
         weights=member.file(RunFolder.DENSE),
     )
     target = load_target(network, run.budget())
-    if run.max_latency is not None and not isinstance(run, ApplyConfig):
+    if run.max_latency is not None and applied_policy(run) is None:
         target = predicting(target, member.file(RunFolder.LATENCY))
     as_then = config.device in ("auto", run.device)
     return Bench(target=target, options=run, seed=run.seed), as_then
@@ -240,18 +232,8 @@ def _command(folder: RunFolder) -> str:
     return command
 
 
-def _check_options(
-    bench: Bench, content: Mapping[str, Any], rows: Sequence[MethodRow]
-) -> list[Check]:
-    """Check what a report says of the run's options, and that no method was left out."""
-    run = bench.options
-    expected: set[str] = set()
-    if isinstance(run, TrainConfig):
-        expected = {*baseline_names(run), *agent_rows(run, controls=run.baselines != "none")}
-    elif isinstance(run, CompareConfig):
-        expected = {*wanted(run), *(() if run.no_agent else agent_rows(run))}
-    elif isinstance(run, ApplyConfig) and run.max_latency is None:
-        expected = {APPLIED, UNTRAINED, *COMPARED, *CONTROLS}
+def _check_options(bench: Bench, content: Mapping[str, Any]) -> list[Check]:
+    """Check what a report says of the run's options."""
     found = {
         "arch": bench.target.arch,
         "seed": bench.seed,
@@ -259,11 +241,7 @@ def _check_options(
         "recipe": bench.recipe_record(),
         "dense_widths": bench.target.graph.group_widths(bench.target.graph.dense_mask()),
     }
-    missing = sorted(expected - {row.name for row in rows})
-    return [
-        *(Check(name=name, reported=content[name], found=found[name]) for name in found),
-        Check(name="methods that are missing", reported=missing, found=[]),
-    ]
+    return [Check(name=name, reported=content[name], found=found[name]) for name in found]
 
 
 class _Judge:

@@ -27,9 +27,7 @@ class Pictures:
         self.images = torch.randn(num_images, 3, 8, 8, generator=generator)
         self.labels = torch.randint(5, (num_images,), generator=generator)
 
-    def load(
-        self, index: Tensor, augment: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def load(self, index: Tensor, augment: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         assert augment is None, "statistics are measured without augmentation"
         return self.images[index], self.labels[index]
 
@@ -70,7 +68,9 @@ def taylor_by_definition(
 def test_taylor_is_the_formula_of_its_docstring(
     digits_net: nn.Module, digits_graph: StructureGraph, digits: Dataset
 ) -> None:
-    measured = measure(image_task(digits_net, digits.train), digits_graph, num_samples=12, batch_size=5, seed=3)
+    measured = measure(
+        image_task(digits_net, digits.train), digits_graph, num_samples=12, batch_size=5, seed=3
+    )
     images, labels = next(digits.train.sample(12, 3).batches(12))
     expected = taylor_by_definition(digits_net, digits_graph, images, labels)
     np.testing.assert_allclose(measured["taylor"], expected, rtol=2e-4, atol=1e-9)
@@ -80,7 +80,9 @@ def test_taylor_is_the_formula_of_its_docstring(
 def test_taylor_sees_through_depthwise_grouped_and_shared_layers(
     mixed: nn.Module, mixed_graph: StructureGraph, pictures: TrainSplit
 ) -> None:
-    measured = measure(image_task(mixed, pictures), mixed_graph, num_samples=12, batch_size=5, seed=3)
+    measured = measure(
+        image_task(mixed, pictures), mixed_graph, num_samples=12, batch_size=5, seed=3
+    )
     images, labels = next(pictures.sample(12, 3).batches(12))
     expected = taylor_by_definition(mixed, mixed_graph, images, labels)
     unread = mixed_graph.ops[2].out_units  # a gather alone reads what the 1x1 convolution writes
@@ -120,7 +122,9 @@ def test_batches_do_not_matter_and_seeds_do(
     mixed: nn.Module, mixed_graph: StructureGraph, pictures: TrainSplit
 ) -> None:
     one, other, moved = (
-        measure(image_task(mixed, pictures), mixed_graph, num_samples=16, batch_size=size, seed=seed)
+        measure(
+            image_task(mixed, pictures), mixed_graph, num_samples=16, batch_size=size, seed=seed
+        )
         for size, seed in ((16, 0), (5, 0), (16, 1))
     )
     for name in STATISTIC_NAMES:
