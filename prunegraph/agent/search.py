@@ -11,7 +11,7 @@ import torch
 
 from prunegraph.agent.adapt import adapt_to
 from prunegraph.agent.clock import SearchClock
-from prunegraph.agent.distill import DistillTarget, distill, num_steps
+from prunegraph.agent.distill import DistillTarget, distill
 from prunegraph.agent.options import AgentOptions
 from prunegraph.agent.policies import TrainedPolicy
 from prunegraph.agent.settings import (
@@ -230,9 +230,7 @@ def _search(
                 networks=networks,
                 details={
                     "score": outcome.accuracy,
-                    "own_masks": _own_masks(
-                        result, first.tasks[number], subjects[number], number
-                    ),
+                    "own_masks": _own_masks(result, first.tasks[number], subjects[number], number),
                 },
             )
             for number, (mask, outcome) in enumerate(chosen)
@@ -399,9 +397,7 @@ def _finalists(
     return list(dict.fromkeys(fitting))[:places]
 
 
-def _best(
-    masks: Sequence[ChannelMask], evaluator: SearchEvaluator
-) -> tuple[ChannelMask, Outcome]:
+def _best(masks: Sequence[ChannelMask], evaluator: SearchEvaluator) -> tuple[ChannelMask, Outcome]:
     """Return the mask with the best outcome on the whole search split; of equal ones the first."""
     outcomes = evaluator.evaluate_all(masks)
     chosen = max(range(len(masks)), key=lambda number: outcomes[number].rank)
@@ -419,14 +415,9 @@ def _distilled(
     options = plan.options
     steps = options.distill_steps * plan.networks if options.learning_rate else 0
     targets = distill_targets(result, subjects, plan.budgets)
-    total = num_steps(targets, steps)
-
-    def show(step: int) -> None:
-        _say(subjects[0].problem, networks, f"distill the policy, {step}/{total}")
-
-    return distill(
-        result.policy, targets, steps=steps, seed=plan.config.seed, initial=given, progress=show
-    )
+    if steps:
+        _say(subjects[0].problem, networks, "distill the policy")
+    return distill(result.policy, targets, steps=steps, seed=plan.config.seed, initial=given)
 
 
 def distill_targets(

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
+from prunegraph.agent.method import still
 from prunegraph.core.console import Console
 from prunegraph.core.errors import BudgetError, ConfigError, suggest
 from prunegraph.core.user_code import is_factory
@@ -40,8 +41,7 @@ def check_methods(plan: Plan, bench: Bench, networks: int) -> None:
     """Raise an error if a method cannot serve the network, the budget or so many networks."""
     for name in plan.methods:
         if name != SAMPLER:
-            budget = bench.budget.without_latency()  # its layers are not timed yet
-            make_method(name).check(bench.context.problem(budget, max_networks=networks))
+            make_method(name).check(bench.untimed_problem(networks))
 
 
 def method_batches(
@@ -172,8 +172,7 @@ def _sampler_batch(
     stores: Sequence[CandidateStore], options: SearchOptions, seeds: Sequence[int]
 ) -> Batch:
     """Return what finds the best of N that the agent draws: nothing learns, nothing is planned."""
-    still = dataclasses.replace(options.agent, learning_rate=0.0, swaps=0)
-    idle = dataclasses.replace(options, agent=still)
+    idle = dataclasses.replace(options, agent=still(options.agent))
     return Batch(
         label="searches of the sampler",
         job=search_job,
