@@ -161,7 +161,7 @@ def test_given_widths_are_kept_exactly_by_the_criterion(make_problem: MakeProble
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"nowhere": 3}, "'nowhere' is missing or unknown"), ({"conv1": 99}, "16 classes, not 99")],
+    [({"nowhere": 3}, "'nowhere' is missing or unknown"), ({"conv1": 99}, "16 units, not 99")],
 )
 def test_widths_of_another_network_are_refused(
     change: dict[str, int], message: str, make_problem: MakeProblem

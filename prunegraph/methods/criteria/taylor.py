@@ -190,7 +190,10 @@ def _checked_mean(value: Tensor) -> Tensor:
         msg = "no gradients flow from the loss: leave detach() and no_grad() away"
         raise ModelError(msg)
     if not bool(value.isfinite()):
-        msg = f"the loss is {float(value)} on train data: check it, and the data"
+        msg = (
+            f"the loss on train data is {float(value.detach())}: check the network's weights, the "
+            "data, and the loss"
+        )
         raise ModelError(msg)
     return value
 

@@ -157,7 +157,8 @@ def test_obd_nears_the_known_hessian_where_labels_follow_the_network() -> None:
     hessian = torch.outer(p * (1 - p), hidden**2)  # of cross-entropy in the last layer's weights
     expected = 0.5 * (hessian * net[4].weight.detach() ** 2).sum(0)
     frozen = net.requires_grad_(False).eval()
-    values = fisher_saliency(frozen, graph, split(images.expand(3000, -1, -1, -1), labels))
+    samples = split(images.expand(3000, -1, -1, -1), labels)
+    values = fisher_saliency(frozen, graph, image_task(frozen, samples), samples)
     np.testing.assert_allclose(values[graph.ops[0].out_units], expected, rtol=0.1, atol=1e-9)
 
 
@@ -165,7 +166,9 @@ def test_obd_counts_every_layer_that_reads_and_depthwise_ones(
     mixed: nn.Module, mixed_graph: StructureGraph
 ) -> None:
     images, labels = torch.randn(4, 3, 8, 8), torch.arange(4)
-    values = fisher_saliency(mixed.eval(), mixed_graph, split(images, labels))
+    samples = split(images, labels)
+    task = image_task(mixed.eval(), samples)
+    values = fisher_saliency(mixed, mixed_graph, task, samples)
     expected = np.zeros(mixed_graph.num_units)
     weights = dict(mixed.named_parameters(remove_duplicate=False))
     fisher = {name: torch.zeros_like(weight) for name, weight in weights.items()}
@@ -176,7 +179,7 @@ def test_obd_counts_every_layer_that_reads_and_depthwise_ones(
             fisher[name] += weight.grad**2 / 4
     for op in mixed_graph.ops:
         own = 0.5 * (fisher[op.param] * weights[op.param].detach() ** 2)
-        classes = op.read_classes
+        classes = op.read_units
         axis = next(
             a for a, c in mixed_graph.param_units[op.param].items() if np.array_equal(c, classes)
         )
@@ -233,7 +236,9 @@ def test_thinet_removes_channels_that_cancel_and_the_silent_one_first() -> None:
     assert set(np.argsort(values)[:3].tolist()) == {1, 3, 4}
     assert values.max() == pytest.approx(1.0, rel=0.05)  # all gone: the whole energy
     frozen = net.requires_grad_(False).eval()
-    one, same, other = (removal_errors(frozen, graph, split(images), seed) for seed in (0, 0, 1))
+    samples = split(images)
+    task = image_task(frozen, samples)
+    one, same, other = (removal_errors(frozen, graph, task, samples, seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert not np.allclose(one[graph.free], other[graph.free], rtol=1e-3)
 
