@@ -1,6 +1,7 @@
 """The agent as methods: its search, the search without learning, and a policy that is applied."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -56,7 +57,11 @@ class AgentSearch(ChannelMethod):
         Raises:
             PruneGraphError: too few networks, a budget out of reach, or no such policy.
         """
-        check_search([problem], self.options, shares=self.shares, initial=self.initial)
+        self.check_family([problem])
+
+    def check_family(self, problems: Sequence[Problem]) -> None:
+        """Say before any work what cannot be served by one policy: see ``check``."""
+        check_search(problems, self.options, shares=self.shares, initial=self.initial)
 
     def prune(self, problem: Problem) -> Result:
         """Search, and choose the best finalist."""

@@ -15,7 +15,7 @@ from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ModelError
 from prunegraph.core.splits import SearchSplit
 from prunegraph.core.task import Task
-from prunegraph.evaluation.evaluator import QUICK_CALIBRATION, Evaluator, Metric
+from prunegraph.evaluation.evaluator import QUICK_CALIBRATION, Evaluator
 from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.costs.latency import LatencyTable, measure_latency_table
@@ -29,6 +29,7 @@ from prunegraph.layerwise.sequential import (
 from prunegraph.methods.criteria.measured import LazyStatistics, measure_costly
 from prunegraph.methods.criteria.taylor import measure
 from prunegraph.methods.method import Problem
+from prunegraph.rewards.config import Metric
 from prunegraph.tasks.batches import num_samples
 
 UNLABELLED_SAMPLES = 2048

@@ -14,7 +14,7 @@ from prunegraph.core.files import write_json
 from prunegraph.core.reading import checked, read_json
 from prunegraph.methods.controls import PriorControl
 from prunegraph.methods.method import Method
-from prunegraph.runs.agent_search import SearchRun, search_job
+from prunegraph.runs.agent_search import SearchRun, agent_method, search_job
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.jobs import Batch, Workplace
 from prunegraph.runs.options.config import SearchOptions
@@ -82,7 +82,11 @@ def agent_batch(
     return Batch(
         label="searches of the agent",
         job=search_job,
-        arguments=[(options, name, seed) for seed, path in paths.items() if not path.is_file()],
+        arguments=[
+            (agent_method(options), name, options.networks, seed)
+            for seed, path in paths.items()
+            if not path.is_file()
+        ],
         keep=keep,
         planned=len(seeds),
         networks=lambda _: options.networks,
@@ -143,13 +147,16 @@ def add_beginnings(
 def add_beginning(
     bench: Bench, store: CandidateStore, name: str, seed: int, method: Method
 ) -> None:
-    """Add what a method that looks at no search image decides, measured on all of them."""
+    """Add what a search began with: what a method decides without a look at search images."""
     if store.get(name, seed) is None:
         result = method.prune(bench.problem(seed=seed))
         accuracy = bench.final_evaluator.evaluate(result.channels).accuracy
         store.add(
             Candidate(
                 name=name,
+                role="control",
+                searches=False,
+                beginning=True,
                 seed=seed,
                 mask=result.channels,
                 networks_evaluated=result.networks,

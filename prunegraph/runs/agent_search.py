@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from prunegraph.agent.policies import TrainedPolicy, find_policy, save_policy
+from prunegraph.agent.method import AgentSearch, Sampler
+from prunegraph.agent.policies import save_policy
 from prunegraph.agent.search import Family, train_policy
 from prunegraph.runs.greedy import greedy_curve
 from prunegraph.runs.jobs import Workplace
@@ -26,19 +27,26 @@ class SearchRun:
     greedy: tuple[Mapping[str, Sequence[float]], ...]
 
 
-def given_policy(options: SearchOptions) -> TrainedPolicy | None:
-    """Return the policy that the options begin with, or None."""
-    return None if options.policy is None else find_policy(options.policy)
+def agent_method(options: SearchOptions) -> AgentSearch:
+    """Return the agent's search as the options ask for it."""
+    return AgentSearch(options=options.agent, shares=options.budgets, policy=options.policy)
 
 
-def search_job(place: Workplace, options: SearchOptions, name: str, seed: int) -> SearchRun:
-    """Search on a workplace's networks: a job."""
-    folder, total = place.folders[0], options.networks * len(place.benches)
+def sampler_method(options: SearchOptions) -> Sampler:
+    """Return the search that only draws what the agent draws at first."""
+    return Sampler(options=options.agent, shares=options.budgets, policy=options.policy)
+
+
+def search_job(
+    place: Workplace, method: AgentSearch, name: str, networks: int, seed: int
+) -> SearchRun:
+    """Search on a workplace's networks, all with one policy: a job."""
+    folder, total = place.folders[0], networks * len(place.benches)
     with place.console.progress(f"search {name}, seed {seed}", total) as report:
         problems = [
             bench.problem(
                 seed=seed,
-                max_networks=options.networks,
+                max_networks=networks,
                 folder=folder.search(name, seed),
                 progress=report,
             )
@@ -46,9 +54,9 @@ def search_job(place: Workplace, options: SearchOptions, name: str, seed: int) -
         ]
         found = train_policy(
             problems,
-            options.agent,
-            shares=options.budgets,
-            initial=given_policy(options),
+            method.options,
+            shares=method.shares,
+            initial=method.initial,
             pool=place.pool,
             events=folder.events(f"{name}-{seed}"),
         )
@@ -57,6 +65,8 @@ def search_job(place: Workplace, options: SearchOptions, name: str, seed: int) -
         candidates=tuple(
             Candidate(
                 name=name,
+                role=method.role,
+                searches=method.searches,
                 seed=seed,
                 mask=result.channels,
                 networks_evaluated=result.networks,

@@ -63,28 +63,6 @@ class Bench:
             timed=target.as_loaded() if latency else None,
         )
 
-    def with_statistics(self, seed: int) -> "Bench":
-        """Return a bench that judges masks alike, with statistics and priors of other images.
-
-        Searches that shared a prior would share its luck: each seed measures its own.
-        """
-        if seed not in self._by_seed:
-            bench = copy.copy(self)
-            bench.__dict__["context"] = self.context.with_statistics(seed)
-            bench.__dict__["final_evaluator"] = self.final_evaluator
-            self._by_seed[seed] = bench
-        return self._by_seed[seed]
-
-    @cached_property
-    def _by_seed(self) -> dict[int, "Bench"]:
-        """The benches that ``with_statistics`` returns: what one has measured, it keeps."""
-        return {self.context.drawn: self}
-
-    @property
-    def unlabelled(self) -> Evaluator:
-        """Compares outputs with the dense network's on train images: no label, no search image."""
-        return self.context.unlabelled
-
     @property
     def _search_options(self) -> SearchOptions:
         """How masks are scored; the defaults for a command that does not search."""

@@ -64,6 +64,8 @@ def decide(
     store.add(
         Candidate(
             name=APPLIED,
+            role="agent",
+            searches=False,
             seed=bench.seed,
             mask=result.channels,
             networks_evaluated=result.networks,

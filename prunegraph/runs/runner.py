@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from prunegraph.agent.policies import TrainedPolicy, find_policy
-from prunegraph.agent.search import check_search
 from prunegraph.core.console import Console
 from prunegraph.graph.apply import unequal
 from prunegraph.methods.controls import PriorControl
 from prunegraph.runs.agent_rows import add_beginning, add_beginnings, agent_batch, agent_summary
-from prunegraph.runs.agent_search import given_policy
+from prunegraph.runs.agent_search import agent_method
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.choose import (
     add_controls,
@@ -102,8 +101,7 @@ def check_run(plan: Plan, config: RunConfig, targets: Sequence[Target]) -> None:
             load_ray()
         if plan.searched or SAMPLER in plan.methods:
             problems = [bench.untimed_problem(config.networks) for bench in benches]
-            initial = given_policy(config)
-            check_search(problems, config.agent, shares=config.budgets, initial=initial)
+            agent_method(config).check_family(problems)
     networks = config.networks if isinstance(config, SearchOptions) else 0
     for bench in benches:
         check_trainable(bench.target, config)

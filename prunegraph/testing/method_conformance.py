@@ -10,8 +10,6 @@ import torch
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import PruneGraphError
-from prunegraph.core.masks import ChannelMask
-from prunegraph.core.weight_mask import WeightMask
 from prunegraph.methods.method import Kind, Method, Problem, Result, Role
 
 
@@ -49,40 +47,46 @@ class MethodConformance:
         assert isinstance(method.per_seed, bool)
         assert method.per_seed or not method.searches, "a search draws what it tries"
 
-    def test_the_budget_is_met_exactly_and_networks_are_counted(self) -> None:
-        """The mask is legal, of the declared kind and at the budget; no network is hidden."""
-        method, problem = self.make_method(), self.make_problem(0, self.max_networks)
-        method.check(problem)
-        result = method.prune(problem)
-        if method.kind == "channels":
-            assert isinstance(result.mask, ChannelMask)
-            _check_channels(problem, result.mask)
-            _check_count(method, problem, result)
-        else:
-            assert isinstance(result.mask, WeightMask)
-            asked = problem.budget.sparsity
-            assert asked is not None
-            off = abs(result.mask.sparsity - asked) * result.mask.size
-            assert off <= len(result.mask.keep), f"{off} weights from the asked sparsity"
+    def _run(self, seed: int = 0) -> tuple[Problem, Result]:
+        problem = self.make_problem(seed, self.max_networks)
+        return problem, self.make_method().prune(problem)
+
+    def test_the_budget_is_met_and_used_up(self) -> None:
+        """The cost is within each limit, no removed unit fits any more; networks are counted."""
+        problem, result = self._run()
+        graph, mask = problem.graph, result.channels
+        cost = graph.cost(mask)
+        totals = np.array([cost.macs, cost.params])
+        limits = graph.limits(problem.budget)[:2]
+        assert (totals <= limits).all(), f"{totals} is over {limits}"
+        with_another = totals[:, None] + graph.cost_model.added_by_each(mask.keep)[:, ~mask.keep]
+        assert (with_another > limits[:, None]).any(axis=0).all(), "a removed unit still fits"
+        _check_count(self.make_method(), problem, result)
+
+    def test_the_mask_is_legal(self) -> None:
+        """Frozen units stay, every group keeps its minimum, and something goes."""
+        problem, result = self._run()
+        assert problem.graph.mask(result.channels.keep) == result.mask
+        assert not result.channels.keep.all()
 
     def test_a_seed_fixes_the_result_and_the_model_is_left_as_it_was(self) -> None:
         """Two runs agree in mask and networks; tensors, modes and gradients stay."""
-        problem, method = self.make_problem(3, self.max_networks), self.make_method()
+        method, problem = self.make_method(), self.make_problem(3, self.max_networks)
         model = problem.task.model
         before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
         model.train()
         first = method.prune(problem)
-        assert all(module.training for module in model.modules())
+        assert all(module.training for module in model.modules()), "it left training mode"
         for module, mode in zip(model.modules(), modes, strict=True):
             module.training = mode
         after = model.state_dict()
         assert all(torch.equal(after[name], value) for name, value in before.items())
         assert all(parameter.grad is None for parameter in model.parameters())
-        second = self.make_method().prune(self.make_problem(3, self.max_networks))
+        _, second = self._run(seed=3)
         assert first.mask.digest() == second.mask.digest()
         assert first.networks == second.networks
         if not method.per_seed:
-            other = self.make_method().prune(self.make_problem(4, self.max_networks))
+            _, other = self._run(seed=4)
             assert other.mask.digest() == first.mask.digest(), "it depends on the seed"
 
     def test_what_it_cannot_serve_is_refused_before_any_work(self) -> None:
@@ -97,19 +101,6 @@ class MethodConformance:
                 method.check(replace(problem, max_networks=0))
         if method.kind == "channels":
             assert problem.evaluator.num_networks == 0
-
-
-def _check_channels(problem: Problem, mask: ChannelMask) -> None:
-    """Check that a mask is legal, within each limit, and that no removed unit fits any more."""
-    graph = problem.graph
-    assert graph.mask(mask.keep) == mask
-    assert not mask.keep.all()
-    cost = graph.cost(mask)
-    totals = np.array([cost.macs, cost.params])
-    limits = graph.limits(problem.budget)[:2]
-    assert (totals <= limits).all(), f"{totals} is over {limits}"
-    with_another = totals[:, None] + graph.cost_model.added_by_each(mask.keep)[:, ~mask.keep]
-    assert (with_another > limits[:, None]).any(axis=0).all(), "a removed unit still fits"
 
 
 def _check_count(method: Method, problem: Problem, result: Result) -> None:

@@ -62,6 +62,7 @@ from prunegraph.runs.report.report import machine, methods_table, read_report, r
 from prunegraph.runs.search_clock import SearchClock
 from prunegraph.runs.store import Candidate, CandidateStore, read_masks, write_masks
 from prunegraph.training.loop import FinetuneConfig, Watch, finetune
+from support.parts import part
 from support.toy_env import TOY_FEATURE_NAMES, ToyPruningEnv, toy_graphs
 
 MAX_SECONDS = 5.0
@@ -249,7 +250,11 @@ def cases(
     saved = load_pruned(pruned, network)
     graph, mask = saved.graph, saved.mask
     store = CandidateStore(made / "candidates.json", graph)
-    store.add(Candidate(name="cem", seed=0, mask=mask, networks_evaluated=3, search_accuracy=0.5))
+    store.add(
+        Candidate(
+            name="cem", **part("cem"), seed=0, mask=mask, networks_evaluated=3, search_accuracy=0.5
+        )
+    )
     write_masks(made / "masks.json", [mask])
     SearchClock(made / "clock.json").write([])
     accuracies, here = {mask.digest(): 0.5}, machine()

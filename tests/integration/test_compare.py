@@ -35,6 +35,7 @@ from prunegraph.runs.report.report import read_rows
 from prunegraph.runs.report.verdict import judge, mean_by_name, proxy_correlation
 from prunegraph.runs.store import Candidate, CandidateStore, read_masks
 from prunegraph.training.loop import _Training
+from support.parts import part
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -134,7 +135,7 @@ def test_networks_are_reconstructed_layer_by_layer_or_all_layers_at_once(weights
         Bench(target=target, options=replace(options, layer_by_layer=asked), seed=0)
         for asked in (False, True)
     ]
-    scores = rank_in_group(target.graph, benches[0].statistics["l1"]).astype(np.float32)
+    scores = rank_in_group(target.graph, benches[0].context.statistics["l1"]).astype(np.float32)
     mask = benches[0].project(scores, options.budget())
     losses = [bench.final_evaluator.evaluate(mask).loss for bench in benches]
     assert losses[1] < losses[0]
@@ -147,7 +148,7 @@ def test_networks_are_reconstructed_layer_by_layer_or_all_layers_at_once(weights
         later = bench.evaluator()
         later.remember(evaluator.known())
         assert later.is_cached(mask, everything)
-    assert benches[0].quick_reconstruction is None
+    assert benches[0].context.quick_reconstruction is None
     assert ["layer_by_layer" in bench.recipe_record() for bench in benches] == [False, True]
 
 
@@ -157,22 +158,26 @@ def test_searches_have_a_fit_of_their_own_only_where_it_is_on_fewer_images(
     few = CompareConfig(weights=weights, calibration_images=sequential.SEARCH_SAMPLES)
     target, many = load_target(few), replace(few, calibration_images=256)
     benches = [Bench(target=target, options=options, seed=0) for options in (few, many, many)]
-    assert benches[0].quick_reconstruction is None
-    assert benches[1].quick_reconstruction is not None
-    monkeypatch.setattr("prunegraph.runs.bench.SEARCH_SAMPLES", 256)
-    assert benches[2].quick_reconstruction is None
+    assert benches[0].context.quick_reconstruction is None
+    assert benches[1].context.quick_reconstruction is not None
+    monkeypatch.setattr("prunegraph.methods.context.SEARCH_SAMPLES", 256)
+    assert benches[2].context.quick_reconstruction is None
 
 
 def test_what_searches_are_fitted_on_is_drawn_of_all_train_images(
     weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[TrainSplit] = []
-    monkeypatch.setattr(
-        sequential.LayerwiseReconstruction, "on_images", lambda *given, **_: seen.append(given[2])
-    )
+    sample = TrainSplit.sample
+
+    def watched(split: TrainSplit, size: int, seed: int) -> TrainSplit:
+        seen.append(sample(split, size, seed))
+        return seen[-1]
+
+    monkeypatch.setattr(TrainSplit, "sample", watched)
     options = CompareConfig(weights=weights, calibration_images=10_000)  # more than there are
     bench = Bench(target=load_target(options), options=options, seed=0)
-    _ = bench.quick_reconstruction
+    _ = bench.context.quick_reconstruction
     assert len(seen[0]) == sequential.SEARCH_SAMPLES
     assert len(set(seen[0].labels.tolist())) == 10
     positions = seen[0].index.tolist()
@@ -225,6 +230,7 @@ def test_only_the_best_baseline_is_finetuned_beside_the_agent_if_asked_for(
     candidates = [
         Candidate(
             name=row["name"],
+            **{key: row[key] for key in ("role", "searches", "beginning")},
             seed=row["seed"],
             mask=masks[row["digest"]],
             networks_evaluated=0,
@@ -243,7 +249,7 @@ def test_only_the_best_baseline_is_finetuned_beside_the_agent_if_asked_for(
             for name in names
         }
         best = max(figures, key=figures.__getitem__)
-        cells = plan_finetunes(bench, candidates)
+        cells = plan_finetunes(replace(bench, options=chosen), candidates)
         assert {cell.name for cell in cells} == {"agent/best", best, "dense"}
         assert len(cells) == 3 * (count or options.seeds)
     plan, whole = (
@@ -326,7 +332,16 @@ def test_what_other_processes_measured_is_measured_anew_before_a_choice(
     accuracy = bench.final_evaluator.evaluate(mask).accuracy
     store = CandidateStore(tmp_path / "candidates.json", graph)
     other = accuracy + 1 / 269  # with other threads one image more was right
-    store.add(Candidate(name="cem", seed=0, mask=mask, networks_evaluated=3, search_accuracy=other))
+    store.add(
+        Candidate(
+            name="cem",
+            **part("cem"),
+            seed=0,
+            mask=mask,
+            networks_evaluated=3,
+            search_accuracy=other,
+        )
+    )
     settle(bench, store, RunFolder(path=tmp_path), Console())
     assert [item.search_accuracy for item in store] == [accuracy]
 
@@ -426,6 +441,11 @@ def invent_searches(content: dict[str, Any]) -> None:
     content["search"]["seeds"] = [0, 1, 2, 3]
 
 
+def call_a_rival_a_control(content: dict[str, Any]) -> None:
+    for row in content["methods"]:
+        row["role"] = "control" if row["name"] == "cem" else row["role"]
+
+
 @pytest.fixture(scope="module")
 def written_again(compared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a copy whose report was written again as it was, which is no forgery."""
@@ -453,6 +473,7 @@ FURTHER = [
         (leave_the_start_out, "methods that are missing is reported as ['untrained']"),
         (show_a_rival, "pruned.mask_digest is reported"),
         (leave_one_out, "seeds of cem is reported"),
+        (call_a_rival_a_control, "methods in the part of others is reported as ['cem']"),
         (judge_by_another_metric, "verdict_metric is reported"),
         *(pytest.param(*forgery, marks=pytest.mark.slow) for forgery in FURTHER),
     ],

@@ -12,11 +12,13 @@ from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.plan import _best_masks, _searched, plan_finetunes, rank_of
 from prunegraph.runs.prepare import load_target
 from prunegraph.runs.store import Candidate, choose
+from support.parts import part
 
 
 def candidate(name: str, seed: int, accuracy: float) -> Candidate:
     return Candidate(
         name=name,
+        **part(name),
         seed=seed,
         mask=ChannelMask(np.ones(1, dtype=bool)),
         networks_evaluated=0,

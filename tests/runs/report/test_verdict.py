@@ -15,6 +15,7 @@ from prunegraph.runs.report.verdict import (
     rank_interval,
     verdict_line,
 )
+from support.parts import part
 
 RECALIBRATED = "test_accuracy_recalibrated"
 
@@ -22,6 +23,7 @@ RECALIBRATED = "test_accuracy_recalibrated"
 def row(name: str, seed: int, search: float, test: float, tuned: float | None = None) -> MethodRow:
     return MethodRow(
         name=name,
+        **part(name),
         seed=seed,
         macs=1,
         params=1,
