@@ -8,11 +8,12 @@ not bring their weights, which are most of a folder.
 from collections.abc import Sequence
 from typing import Any
 
-from prunegraph.agent.policies import TrainedPolicy
+from prunegraph.agent.policies import TrainedPolicy, find_policy
 from prunegraph.core.console import Console
 from prunegraph.graph.apply import unequal
-from prunegraph.runs.agent_check import check_networks
-from prunegraph.runs.agent_rows import add_beginnings, add_untrained, agent_batch, agent_summary
+from prunegraph.methods.controls import PriorControl
+from prunegraph.runs.agent_rows import add_beginning, add_beginnings, agent_batch, agent_summary
+from prunegraph.runs.agent_search import agent_method
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.choose import (
     add_controls,
@@ -31,7 +32,7 @@ from prunegraph.runs.folder import RunFolder, open_run, slug
 from prunegraph.runs.jobs import Jobs, Workplace, load_targets, make_workplace
 from prunegraph.runs.measure import settle
 from prunegraph.runs.options.compare import CompareConfig, RunConfig
-from prunegraph.runs.options.config import SearchOptions
+from prunegraph.runs.options.config import PruneConfig, SearchOptions
 from prunegraph.runs.plan import (
     APPLIED,
     Plan,
@@ -41,13 +42,14 @@ from prunegraph.runs.plan import (
     rank_of,
     run_name,
 )
-from prunegraph.runs.policies import find_policy, pin_policy
+from prunegraph.runs.policies import pin_policy
 from prunegraph.runs.prepare import Target, check_trainable
 from prunegraph.runs.ray_pool import load_ray
 from prunegraph.runs.report.page import show_finished
 from prunegraph.runs.report.report import SearchResult
-from prunegraph.runs.report.verdict import SAMPLER, verdict_line
+from prunegraph.runs.report.verdict import SAMPLER, UNTRAINED, verdict_line
 from prunegraph.runs.store import CandidateStore, choose
+from prunegraph.runs.weights import run_weights, show_weights
 
 
 def run_plan(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -60,6 +62,9 @@ def run_plan(config: RunConfig, console: Console) -> dict[str, Any]:
     check_run(plan, config, targets)
     folder = open_run(config, config.out, run_name(config, targets))
     members = member_folders(folder, targets)
+    weights = config.budget().kind == "weights"
+    if folder.finished and weights:
+        return show_weights(folder, console)
     if folder.finished:
         return show_finished(config, members, [target.graph for target in targets], console)
     with folder.started(config):
@@ -71,6 +76,8 @@ def run_plan(config: RunConfig, console: Console) -> dict[str, Any]:
         place = make_workplace(config, targets, members, console)
         for bench in place.benches:
             warn_of_network(bench, console)
+        if isinstance(config, PruneConfig) and weights:
+            return run_weights(config, place.benches[0], folder, console)
         with Jobs(config, place) as jobs:
             if isinstance(config, CompareConfig):
                 say_duration(place.benches[0], config, jobs.num_workers, console)
@@ -94,15 +101,19 @@ def run_plan(config: RunConfig, console: Console) -> dict[str, Any]:
 
 def check_run(plan: Plan, config: RunConfig, targets: Sequence[Target]) -> None:
     """Raise an error if a method, the agent or a fine-tune could not do its work: before any."""
+    benches = [Bench(target=target, options=config, seed=config.seed) for target in targets]
+    if plan.agent is not None:
+        config.budget().check_channels()
     if isinstance(config, SearchOptions):
         if config.ray is not None:
             load_ray()
         if plan.searched or SAMPLER in plan.methods:
-            check_networks(targets, config, config.budget())
+            problems = [bench.untimed_problem(config.networks) for bench in benches]
+            agent_method(config).check_family(problems)
     networks = config.networks if isinstance(config, SearchOptions) else 0
-    for target in targets:
-        check_trainable(target, config)
-        check_methods(plan, Bench(target=target, options=config, seed=config.seed), networks)
+    for bench in benches:
+        check_trainable(bench.target, config)
+        check_methods(plan, bench, networks)
 
 
 def member_folders(folder: RunFolder, targets: Sequence[Target]) -> list[RunFolder]:
@@ -157,7 +168,7 @@ def _apply(plan: Plan, place: Workplace, store: CandidateStore, policy: TrainedP
     decision = decide(policy, bench, store, folder.checkpoint(folder.DECISION), place.console)
     (own,) = store.named(APPLIED)
     if plan.controls:
-        add_untrained(bench, store, bench.seed)
+        add_beginning(bench, store, UNTRAINED, bench.seed, PriorControl())
         add_controls(bench, store, [own], place.console)
     add_optional(place, store, plan, place.console)
     warn_if_worse(bench, list(store), own, place.console)

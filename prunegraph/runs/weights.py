@@ -18,6 +18,7 @@ from prunegraph.core.weight_mask import WeightMask
 from prunegraph.graph import copy_network
 from prunegraph.layerwise.recalibrate import recalibrate_bn
 from prunegraph.methods.method import Method, Result
+from prunegraph.methods.registry import make_method
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.conclude import Outcome, common_details, mask_details
 from prunegraph.runs.finetune import finetune_mask, load_finetuned, pruned_info
@@ -31,6 +32,7 @@ from prunegraph.runs.report.report import (
     PrunedResult,
     Report,
     methods_table,
+    read_report,
     write_report,
 )
 from prunegraph.runs.report.verdict import DENSE, MethodRow, judge
@@ -38,18 +40,17 @@ from prunegraph.tasks.classification import BATCH_SIZE
 
 
 def run_weights(
-    config: PruneConfig, method: Method, bench: Bench, folder: RunFolder, console: Console
+    config: PruneConfig, bench: Bench, folder: RunFolder, console: Console
 ) -> dict[str, Any]:
     """Zero weights by a method, fine-tune, measure; return the report.
 
     Args:
-        config: the command.
-        method: chooses a ``WeightMask``; it has been checked.
+        config: the command, whose method chooses a ``WeightMask``.
         bench: the dense network, its weights final.
         folder: the run folder, which has been started.
         console: where progress goes.
     """
-    started = time.monotonic()
+    started, method = time.monotonic(), make_method(config.method)
     result = method.prune(bench.problem(seed=config.seed, max_networks=config.networks))
     seconds = round(time.monotonic() - started, 1)
     mask = result.mask
@@ -60,6 +61,17 @@ def run_weights(
     own = dataclasses.replace(rows[1], networks_evaluated=result.networks, seconds=seconds)
     report = _report(config, bench, mask, [rows[0], own])
     content = write_report(report, folder.file(folder.REPORT), folder.digests())
+    folder.finish()
+    console.table(methods_table(content))
+    console.say(f"written to {folder.path}")
+    return content
+
+
+def show_weights(folder: RunFolder, console: Console) -> dict[str, Any]:
+    """Print the table of a finished run, and return its report."""
+    folder.finish()  # in case that the run was killed before it did
+    content = read_report(folder)
+    console.say(f"{folder.path} is finished; this is its report (a new --out runs it anew)")
     console.table(methods_table(content))
     return content
 
@@ -136,38 +148,42 @@ def weight_rows(
 ) -> list[MethodRow]:
     """Open the test split: return the rows of the dense network and of the one with zeros."""
     target = bench.target
-    cost, trained = target.graph.dense_cost, bench.recipe().epochs > 0
     dense, _ = load_finetuned(target, folder.file(folder.DENSE_FINETUNED))
-    pruned = load_saved(target, folder).model
+    own = _row(bench, target.model, dense, digest=target.graph.dense_mask().digest())
+    zeros = _row(bench, before, load_saved(target, folder).model, digest=mask.digest())
     return [
-        MethodRow(
-            name=name,
-            role=role,
-            searches=searches,
-            seed=bench.seed,
-            macs=cost.macs,
-            params=cost.params,
-            search_accuracy=bench.search_accuracy(model),
-            test_accuracy_recalibrated=bench.test_accuracy(model),
-            test_accuracy_finetuned=bench.test_accuracy(tuned) if trained else None,
-            networks_evaluated=0,
-            digest=digest,
-            finetune_seed=bench.seed,
-            cell=cell,
-            sparsity=sparsity,
-            score=bench.test_accuracy(tuned if trained else model),
-        )
-        for name, role, searches, model, tuned, digest, cell, sparsity in (
-            (
-                *(DENSE, "control", False, target.model, dense),
-                *(target.graph.dense_mask().digest(), folder.DENSE_FINETUNED, 0.0),
-            ),
-            (
-                *(method.name, method.role, method.searches, before, pruned),
-                *(mask.digest(), folder.PRUNED, mask.sparsity),
-            ),
-        )
+        dataclasses.replace(own, cell=folder.DENSE_FINETUNED, sparsity=0.0),
+        dataclasses.replace(
+            zeros,
+            name=method.name,
+            role=method.role,
+            searches=method.searches,
+            cell=folder.PRUNED,
+            sparsity=mask.sparsity,
+        ),
     ]
+
+
+def _row(bench: Bench, before: nn.Module, tuned: nn.Module, digest: str) -> MethodRow:
+    """Return a row of the dense network, measured before and after a fine-tune."""
+    cost, trained = bench.target.graph.dense_cost, bench.recipe().epochs > 0
+    recalibrated = bench.test_accuracy(before)
+    finetuned = bench.test_accuracy(tuned) if trained else None
+    return MethodRow(
+        name=DENSE,
+        role="control",
+        searches=False,
+        seed=bench.seed,
+        macs=cost.macs,
+        params=cost.params,
+        search_accuracy=bench.search_accuracy(before),
+        test_accuracy_recalibrated=recalibrated,
+        test_accuracy_finetuned=finetuned,
+        networks_evaluated=0,
+        digest=digest,
+        finetune_seed=bench.seed,
+        score=recalibrated if finetuned is None else finetuned,
+    )
 
 
 def _report(config: PruneConfig, bench: Bench, mask: WeightMask, rows: list[MethodRow]) -> Report:
@@ -203,6 +219,6 @@ def _report(config: PruneConfig, bench: Bench, mask: WeightMask, rows: list[Meth
             **mask_details(bench, graph.dense_mask()),
             "sparsity": mask.sparsity,
             "pattern": str(mask.pattern),
-            "densities": mask.densities(),
+            "densities": mask.densities,
         },
     )
