@@ -175,7 +175,7 @@ def test_obd_counts_every_layer_that_reads_and_depthwise_ones(
             fisher[name] += weight.grad**2 / 4
     for op in mixed_graph.ops:
         own = 0.5 * (fisher[op.param] * weights[op.param].detach() ** 2)
-        classes = op.read_classes
+        classes = op.read_units
         axis = next(
             a for a, c in mixed_graph.param_units[op.param].items() if np.array_equal(c, classes)
         )

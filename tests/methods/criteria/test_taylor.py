@@ -59,7 +59,7 @@ def taylor_by_definition(
         F.cross_entropy(model(image[None]), label[None]).backward()
         for op in graph.ops:
             weight = weights[op.param]
-            classes = op.read_classes
+            classes = op.read_units
             if not classes.size:
                 continue  # reads the image alone
             axis = next(
