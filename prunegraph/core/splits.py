@@ -104,22 +104,14 @@ class Split:
 
     def sample(self, num_samples: int, seed: int) -> Self:
         """Return a random sub-split without replacement, fixed by ``seed``; all if fewer."""
-        if isinstance(self.source, ReadyBatches):  # the first batches with so many samples
+        if isinstance(self.source, ReadyBatches):  # the first ones, at least one
             sizes = [self.source.sizes[position] for position in self.index.tolist()]
-            before = torch.tensor([0, *sizes]).cumsum(0)[:-1]
-            return self.take((before < max(num_samples, 1)).nonzero()[:, 0])
+            count = int((torch.tensor(sizes).cumsum(0) <= num_samples).sum())
+            return self.take(torch.arange(max(count, 1)))
         if num_samples >= len(self):
             return self
         generator = torch.Generator().manual_seed(seed)
         return self.take(torch.randperm(len(self), generator=generator)[:num_samples])
-
-    def num_batches(self, batch_size: int) -> int:
-        """Return how many batches there are, the last one may be smaller."""
-        return -(-len(self) // self._positions(batch_size))
-
-    def _positions(self, batch_size: int) -> int:
-        """Return how many positions make a batch."""
-        return 1 if isinstance(self.source, ReadyBatches) else batch_size
 
     def batches(
         self,
@@ -141,12 +133,14 @@ class Split:
         order = self.index
         if shuffle is not None:
             order = order[torch.randperm(len(order), generator=shuffle)]
-        for chunk in order.split(self._positions(batch_size))[skip:]:
+        size = 1 if isinstance(self.source, ReadyBatches) else batch_size
+        for chunk in order.split(size)[skip:]:
             yield self.source.load(chunk, augment)
 
-    def equal_batches(self, batch_size: int) -> Iterator[Batch]:
-        """Yield batches of equal size (to one), at most ``batch_size``, in stored order."""
-        for chunk in self.index.tensor_split(self.num_batches(batch_size)):
+    def equal_batches(self, num_batches: int) -> Iterator[Batch]:
+        """Yield so many batches of equal size (to one) in stored order; ready ones as they are."""
+        ready = isinstance(self.source, ReadyBatches)
+        for chunk in self.index.tensor_split(len(self) if ready else num_batches):
             yield self.source.load(chunk)
 
     def fingerprint(self) -> str:

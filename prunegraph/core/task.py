@@ -92,7 +92,7 @@ class Task(Protocol):
         test: measured once, at the end; None = there is none.
         score_name: accuracy, perplexity, ...
         higher_is_better: False if the score is an error.
-        autocast: whether forwards outside of training may run in bfloat16.
+        autocast: whether the network may run in another precision than its own.
     """
 
     @property

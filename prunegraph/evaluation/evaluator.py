@@ -60,6 +60,7 @@ class Evaluator:
         metric: what outcomes are compared by: the score, the soft accuracy, or ``"kl"``, the
             divergence from the dense network's outputs.
         autocast: run in bfloat16 where that is safe and the device computes it.
+        search: what masks are scored on; None = the task's search split.
         log: what an earlier start of the same search measured; it counts as if it were run now.
 
     Attributes:
@@ -81,9 +82,11 @@ class Evaluator:
         device: str | torch.device | None = None,
         metric: Metric = "accuracy",
         autocast: bool = True,
+        search: SearchSplit | None = None,
         log: OutcomeLog | None = None,
     ) -> None:
         self.task = task
+        self.search = search or task.search
         self.model = unwrap(task.model)
         self.graph = graph
         self.calibration = _drawn(task.train, num_calibration, seed)
@@ -99,11 +102,6 @@ class Evaluator:
         self._log = log
         self._report: Callable[[int], None] | None = None
         self._cache: dict[tuple[str, str], Outcome] = {}
-
-    @property
-    def search(self) -> SearchSplit | None:
-        """What masks are scored on."""
-        return self.task.search
 
     @property
     def num_samples(self) -> int:
@@ -320,9 +318,10 @@ class Evaluator:
 
     def _calibration_batches(self, num_samples: int) -> Iterable[Batch]:
         """Return so many calibration samples in batches of equal size (to one)."""
-        if not self._preloads_calibration:
-            return self.calibration.take(torch.arange(num_samples)).equal_batches(self.batch_size)
         num_batches = math.ceil(num_samples / self.batch_size)
+        if not self._preloads_calibration:
+            taken = self.calibration.take(torch.arange(num_samples))
+            return taken.equal_batches(num_batches)
         return _parts(
             self._calibration_data, lambda part: part[:num_samples].tensor_split(num_batches)
         )

@@ -19,7 +19,7 @@ from prunegraph.evaluation.evaluator import QUICK_CALIBRATION, Evaluator, Metric
 from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.costs.latency import LatencyTable, measure_latency_table
-from prunegraph.layerwise.reconstruct import BATCH_SIZE, Reconstruction
+from prunegraph.layerwise.reconstruct import Reconstruction
 from prunegraph.layerwise.sequential import (
     SEARCH_MEMORY,
     SEARCH_SAMPLES,
@@ -29,8 +29,7 @@ from prunegraph.layerwise.sequential import (
 from prunegraph.methods.criteria.measured import LazyStatistics, measure_costly
 from prunegraph.methods.criteria.taylor import measure
 from prunegraph.methods.method import Problem
-from prunegraph.tasks.batches import joined, num_samples
-from prunegraph.tasks.classification import model_device
+from prunegraph.tasks.batches import num_samples
 
 UNLABELLED_SAMPLES = 2048
 """Train samples that priors are compared on, by the outputs of pruned and dense network."""
@@ -103,7 +102,7 @@ class Context:
     @cached_property
     def statistics(self) -> LazyStatistics:
         """Measured arrays ``[N]`` by name, each measured when a method first asks for it."""
-        given: dict[str, Any] = {"seed": self.drawn, "device": self._device}
+        given: dict[str, Any] = {"seed": self.drawn, "device": self.device}
         return LazyStatistics(
             lambda: measure(self.task, self.graph, **given),
             lambda name: measure_costly(name, self.task, self.graph, **given),
@@ -127,7 +126,7 @@ class Context:
             self.graph,
             num_calibration=min(self.num_calibration, QUICK_CALIBRATION),
             seed=self.drawn,
-            device=self._device,
+            device=self.device,
             metric="kl",
             reconstruction=self.quick_reconstruction or self.reconstruction,
         )
@@ -143,16 +142,12 @@ class Context:
             self.graph,
             num_calibration=self.num_calibration,
             seed=self.seed,
-            device=self._device,
+            device=self.device,
             metric=self.metric,
             reconstruction=self.reconstruction,
             quick_reconstruction=self.quick_reconstruction,
             log=log,
         )
-
-    @property
-    def _device(self) -> str | torch.device:
-        return model_device(self.task.model) if self.device is None else self.device
 
     @cached_property
     def reconstruction(self) -> Reconstruction | None:
@@ -178,16 +173,9 @@ class Context:
         return min(self.num_calibration, most)
 
     def _fit(self, kind: type[Reconstruction], most: int) -> Reconstruction:
-        task, samples = self.task, self.task.train.sample(most, self.seed)
-        batches = list(task.batches(samples, BATCH_SIZE))
-        if kind is LayerwiseReconstruction:  # which is fitted in one forward
-            batches = [joined(batches, most)]
-
-        def run(network: nn.Module) -> None:
-            for batch in batches:
-                task.forward(network, batch)
-
-        return kind(task.model, self.graph, run, seed=self.seed, device=self._device)
+        samples = self.task.train.sample(most, self.seed)
+        given: dict[str, Any] = {"seed": self.seed, "device": self.device}
+        return kind.on_samples(self.task, self.graph, samples, **given)
 
     def latency(self, budget: Budget) -> LatencyTable | None:
         """Return layer times on this device; None if they are not needed, or predicted."""

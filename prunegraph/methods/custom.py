@@ -1,4 +1,4 @@
-"""A method of the user's own, ``package.module:factory``: held to the rules that all methods keep."""
+"""A method of the user's own, ``package.module:factory``: held to the rules of all methods."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -83,10 +83,14 @@ class CustomMethod:
         """Ask the method, if it can be asked.
 
         Raises:
-            PruneGraphError: the budget is of another kind than its masks, or it says so itself.
+            PruneGraphError: the budget is of another kind than its masks, there are no networks for
+                a search, or it says so itself.
         """
         if self.kind == "channels":
             problem.budget.check_channels()
+        if self.searches and problem.max_networks < 1:
+            msg = f"networks={problem.max_networks} is too few for {self.name}: give at least 1"
+            raise ConfigError(msg)
         own = getattr(self._own, "check", None)
         if own is not None:
             with as_one_line(self.name):
@@ -108,10 +112,12 @@ class CustomMethod:
 
 @contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Raise ConfigError if the network is another one after the block; it may leave eval mode."""
-    before = copy.deepcopy(model.state_dict())
+    """Raise ConfigError if the network is another one after the block; modes are put back."""
+    before, modes = copy.deepcopy(model.state_dict()), {m: m.training for m in model.modules()}
     yield
-    after = model.eval().state_dict()
+    for module in model.modules():
+        module.training = modes.get(module, module.training)
+    after = model.state_dict()
     if not all(torch.equal(before[key], value) for key, value in after.items()):
         msg = "prune changed problem.task.model (weights or statistics): work on a copy of it"
         raise ConfigError(msg)

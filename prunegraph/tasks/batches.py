@@ -4,11 +4,12 @@ import copy
 import hashlib
 import itertools
 from collections import UserDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import Dataset, IterableDataset
 
 from prunegraph.core.errors import DataError
@@ -67,8 +68,16 @@ def num_samples(batch: Any) -> int:
     return sizes.pop() if len(sizes) == 1 else 0
 
 
-def joined(batches: Sequence[Any], most: int) -> Any:
-    """Return the first batches as one.
+def singles(batch: Any) -> Iterator[Any]:
+    """Yield the samples of a batch as batches of one; the batch itself if they cannot be told."""
+    for number in range(num_samples(batch)):
+        yield tree_map_only(Tensor, lambda part, at=number: part[at : at + 1], batch)
+    if not num_samples(batch):
+        yield batch
+
+
+def joined(batches: Sequence[Any]) -> Any:
+    """Return batches as one.
 
     Tensors are joined along their first axis, in nested tuples, lists and dictionaries. Where
     batches cannot be joined (sentences of other lengths, lists of samples, objects), it is the
@@ -76,14 +85,11 @@ def joined(batches: Sequence[Any], most: int) -> Any:
 
     Args:
         batches: at least one.
-        most: samples of the one; the first batch may have more.
     """
-    sizes = [num_samples(batch) for batch in batches]
-    count = 1
-    while count < len(batches) and all(sizes[: count + 1]) and sum(sizes[: count + 1]) <= most:
-        count += 1
+    if not all(num_samples(batch) for batch in batches):
+        return batches[0]
     try:
-        return _join(batches[:count])
+        return _join(batches)
     except _UnlikeError:
         return batches[0]
 

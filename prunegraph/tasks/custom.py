@@ -17,6 +17,7 @@ from prunegraph.graph import copy_network, evaluation_mode, unwrap
 from prunegraph.graph.trace.calls import tensors_in
 from prunegraph.tasks.batches import ready_batches
 from prunegraph.tasks.classification import place_images
+from prunegraph.tasks.outputs import loss_and_outputs
 
 CUSTOM_LOSS = "give your own as loss="
 """What to do where the default one does not fit."""
@@ -71,22 +72,8 @@ class CustomTask:
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """Return what the network gives when its loss on a batch is computed."""
-        outputs, _ = self.outputs_and_loss(model, batch)
+        _, outputs = loss_and_outputs(self.loss, model, batch)
         return outputs
-
-    def outputs_and_loss(self, model: nn.Module, batch: Batch) -> tuple[Any, Tensor]:
-        """Return what the network gave in its last forward for the loss, and the loss."""
-        given: list[Any] = [None]
-
-        def note(module: nn.Module, args: Any, outputs: Any) -> None:
-            given[0] = outputs
-
-        handle = model.register_forward_hook(note)
-        try:
-            loss = self.loss(model, batch)
-        finally:
-            handle.remove()
-        return given[0], loss
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean loss of a batch.

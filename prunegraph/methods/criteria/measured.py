@@ -28,7 +28,7 @@ def measure_costly(
     *,
     num_samples: int | None = None,
     seed: int = 0,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
 ) -> FloatArray:
     """Measure one of ``costly_names`` on a copy of a dense network.
 
@@ -38,7 +38,7 @@ def measure_costly(
         graph: its structure.
         num_samples: how many, without augmentation; None = as many as the criterion says.
         seed: fixes which samples.
-        device: where the network runs.
+        device: where the network runs; None = where it is.
 
     Returns:
         ``[N]`` float32, higher = keep; filled as ``measure`` does.
@@ -85,7 +85,8 @@ class LazyStatistics(Mapping[str, FloatArray]):
         return name in (*STATISTIC_NAMES, *costly_names())
 
     def __iter__(self) -> Iterator[str]:
-        return iter((*STATISTIC_NAMES, *costly_names()))
+        """Yield the usual names and what was measured: a walk over all measures nothing costly."""
+        return iter(dict.fromkeys((*STATISTIC_NAMES, *self._found)))
 
     def __len__(self) -> int:
-        return len(STATISTIC_NAMES) + len(costly_names())
+        return len({*STATISTIC_NAMES, *self._found})

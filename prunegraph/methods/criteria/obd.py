@@ -31,14 +31,16 @@ def fisher_saliency(dense: Dense) -> Float64Array:
     columns = {name: place for name, place in _columns(graph).items() if name in parameters}
     weights = [parameters[name] for name in columns]
     fisher = [torch.zeros_like(weight) for weight in weights]
-    for batch in dense.batches(1):
-        gradients = torch.autograd.grad(dense.loss(batch), weights, allow_unused=True)
+    count = 0
+    for sample in dense.singles():
+        count += 1
+        gradients = torch.autograd.grad(dense.loss(sample), weights, allow_unused=True)
         for total, gradient in zip(fisher, gradients, strict=True):
             if gradient is not None:
                 total += gradient.square()
     saliency = np.full(graph.num_units, np.nan)
     for (axis, units), weight, total in zip(columns.values(), weights, fisher, strict=True):
-        own = _along(0.5 * total / max(dense.num_samples, 1) * weight.detach().square(), axis)
+        own = _along(0.5 * total / max(count, 1) * weight.detach().square(), axis)
         unique = np.unique(units)
         saliency[unique] = np.nan_to_num(saliency[unique])
         np.add.at(saliency, units, own)

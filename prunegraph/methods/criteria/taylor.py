@@ -78,7 +78,7 @@ def measure(
     num_samples: int = 512,
     batch_size: int = 64,
     seed: int = 0,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
 ) -> Mapping[str, FloatArray]:
     """Measure weights, gradients and activations of a dense network.
 
@@ -106,7 +106,7 @@ def measure(
         num_samples: how many, taken without augmentation; fewer if the split is smaller.
         batch_size: samples a forward; does not change the result but for rounding.
         seed: fixes which samples.
-        device: where forward and backward run.
+        device: where forward and backward run; None = where the network is.
 
     Returns:
         ``[N]`` float32 of each name in ``STATISTIC_NAMES``, finite; frozen units hold 0. A free
