@@ -15,6 +15,7 @@ from prunegraph.core.budget import Budget
 from prunegraph.core.errors import BudgetError
 from prunegraph.core.pattern import UNSTRUCTURED, Pattern
 from prunegraph.core.weight_mask import WeightMask
+from prunegraph.graph import unwrap
 from prunegraph.layerwise.weights import PrunableWeight, prunable_weights
 from prunegraph.methods.method import Kind, Problem, Result, Role
 
@@ -31,11 +32,11 @@ class Magnitude:
 
     def check(self, problem: Problem) -> None:
         """Raise BudgetError or ModelError if the network's weights cannot meet the budget."""
-        check_weights(prunable_weights(problem.task.model), problem.budget)
+        check_weights(prunable_weights(unwrap(problem.task.model)), problem.budget)
 
     def prune(self, problem: Problem) -> Result:
         """Choose the mask; runs no network."""
-        return Result(mask=magnitude_mask(problem.task.model, problem.budget))
+        return Result(mask=magnitude_mask(unwrap(problem.task.model), problem.budget))
 
 
 def check_weights(weights: Mapping[str, PrunableWeight], budget: Budget) -> Pattern:
