@@ -49,7 +49,9 @@ def test_half_of_a_policy_lies_between_its_prior_and_all_of_it(
 ) -> None:
     start = features[:, FEATURE_NAMES.index("start")]
     whole = scores(policy, graph, features)
-    half, none = (scores(with_strength(policy, strength), graph, features) for strength in (0.5, 0.0))
+    half, none = (
+        scores(with_strength(policy, strength), graph, features) for strength in (0.5, 0.0)
+    )
     np.testing.assert_allclose(half, (whole + start) / 2.0, atol=1e-5)
     np.testing.assert_allclose(none, start, atol=1e-6)
     np.testing.assert_array_equal(scores(policy, graph, features), whole)

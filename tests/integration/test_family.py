@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from prunegraph.runs.adapt import TRIED_STARTS
 from torch.utils.data import DataLoader, TensorDataset
 
 import prunegraph as pg
@@ -24,7 +25,6 @@ from prunegraph.methods.prior import MEAN, NUM_PRIORS, PRIORS
 from prunegraph.models import build_model, load_weights
 from prunegraph.runs import agent_search as search
 from prunegraph.runs import prune as api
-from prunegraph.runs.adapt import TRIED_STARTS
 from prunegraph.runs.store import Candidate
 
 pytestmark = pytest.mark.usefixtures("undrawn")

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from prunegraph.runs.adapt import adapt_contexts
+from prunegraph.runs.options.shipped import shipped_policies
 from torch import Tensor, nn
 
 import prunegraph as pg
@@ -14,12 +16,10 @@ from prunegraph.agent.policies import TrainedPolicy, save_policy
 from prunegraph.core.errors import ArtefactError, ConfigError, DataError, ModelError
 from prunegraph.data import load_dataset
 from prunegraph.models import WeightsInfo, build_model, save_weights, weights_info
-from prunegraph.runs.adapt import adapt_contexts
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.decide import pin_applied
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.compare import CompareConfig
-from prunegraph.runs.options.shipped import shipped_policies
 from prunegraph.runs.policies import find_policy, pin_policy
 from prunegraph.runs.prepare import load_target
 
