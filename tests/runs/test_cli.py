@@ -213,8 +213,9 @@ def test_the_plain_help_is_short_and_the_whole_one_is_not(
     _, plain, _ = run(f"{name} --help", capsys)
     _, whole, _ = run(f"{name} --help-all", capsys)
     assert "--agent." not in plain
-    assert ("--agent.swaps N " in whole) == (name in ("train", "compare"))
-    assert plain.count("\n  --") <= 30 < whole.count("\n  --") or name not in ("train", "compare")
+    assert ("--agent.swaps N " in whole) == (name in ("train", "prune", "compare"))
+    long = ("train", "prune", "compare")
+    assert plain.count("\n  --") <= 30 < whole.count("\n  --") or name not in long
     sections = re.findall(r"^(\S.*):$", plain, re.MULTILINE)
     assert sections == [section for section in (*SECTIONS, "help") if section in sections]
     assert not re.search(r"default: *(None|False|True|\(\))?\)", whole)
