@@ -387,7 +387,12 @@ def test_single_weights_become_zero_in_place(trained: Any) -> None:
     ],
 )
 def test_what_cannot_be_is_one_line_before_any_work(
-    method: Any, budget: pg.Budget, networks: int, error: type[Exception], message: str, trained: Any
+    method: Any,
+    budget: pg.Budget,
+    networks: int,
+    error: type[Exception],
+    message: str,
+    trained: Any,
 ) -> None:
     score = Counted(trained[1][-1])
     with pytest.raises(error, match=message) as caught:
@@ -450,5 +455,5 @@ def test_a_method_of_the_users_own_needs_only_prune() -> None:
         def prune(self, problem: Problem) -> Result:
             return Result(mask=problem.graph.dense_mask())
 
-    with pytest.raises(ConfigError, match="mine.*over the budget"):
+    with pytest.raises(ConfigError, match=r"mine.*over the budget"):
         pg.prune(task, Greedy(), HALF)
