@@ -240,7 +240,14 @@ def test_a_method_that_does_not_search_meets_a_latency_on_the_clock(
 
 
 @pytest.mark.parametrize("method", ["cem", "agent"])
-@pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
+@pytest.mark.parametrize(
+    "share",
+    [
+        pytest.param(0.05, marks=pytest.mark.slow),
+        0.5,
+        pytest.param(0.9, marks=pytest.mark.slow),
+    ],
+)
 def test_a_search_that_is_killed_between_two_networks_runs_none_again(
     trained: Any, tmp_path: Path, share: float, method: str
 ) -> None:
