@@ -9,7 +9,7 @@ import pytest
 
 from prunegraph.cli.main import main
 from prunegraph.core.masks import FloatArray
-from prunegraph.methods import context
+from prunegraph.methods import context as context_module
 from prunegraph.methods.criteria.taylor import measure
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.options.compare import CompareConfig
@@ -30,6 +30,16 @@ def test_another_seed_measures_other_images_and_judges_masks_alike(bench: Bench)
     assert other.priors()[0].divergence != own.priors()[0].divergence
     mask = own.project(own.statistics["l1"])
     assert other.evaluator.evaluate(mask).loss == own.evaluator.evaluate(mask).loss
+    assert other.evaluator.reconstruction is own.evaluator.reconstruction
+    quick = own.evaluator.quick_reconstruction
+    assert other.evaluator.quick_reconstruction is quick is not None
+
+
+def test_the_seed_of_the_run_measures_what_the_run_measures(bench: Bench) -> None:
+    assert bench.problem(seed=0).statistics is bench.context.statistics
+    other = bench.problem(seed=1)
+    assert other.statistics is bench.problem(seed=1).statistics
+    assert other.unlabelled is bench.problem(seed=1).unlabelled
 
 
 def test_every_search_of_a_comparison_has_a_start_of_its_own(
@@ -41,7 +51,7 @@ def test_every_search_of_a_comparison_has_a_start_of_its_own(
         measured.append(seed)
         return measure(*networks, seed=seed, **options)
 
-    monkeypatch.setattr(context, "measure", noted)
+    monkeypatch.setattr(context_module, "measure", noted)
     words = [
         *("compare", "--weights", str(weights), "--methods", "cem", "sampler", "l1/uniform"),
         *("--seeds", "2", "--networks", "24", "--agent.update-size", "4", "--agent.subset", "64"),
