@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prunegraph import tasks
     from prunegraph.artefacts.export import export
+    from prunegraph.artefacts.masked import load_masked, save_masked
     from prunegraph.artefacts.pruned import PrunedInfo, load_pruned, save_pruned
     from prunegraph.core.budget import Budget, Cost
     from prunegraph.core.errors import PruneGraphError
     from prunegraph.core.masks import ChannelMask
+    from prunegraph.core.weight_mask import WeightMask
     from prunegraph.graph import StructureGraph, analyse
     from prunegraph.graph.apply import apply_mask, zero_mask
     from prunegraph.layerwise.recalibrate import recalibrate_bn
     from prunegraph.layerwise.reconstruct import Reconstruction
     from prunegraph.layerwise.sequential import LayerwiseReconstruction
-    from prunegraph.runs.custom_search import search
     from prunegraph.runs.prune import PruneResult, prune
     from prunegraph.training.loop import finetune
     from prunegraph.training.slimmable import Subnets
@@ -36,21 +37,27 @@ __all__ = [
     "Reconstruction",
     "StructureGraph",
     "Subnets",
+    "WeightMask",
     "analyse",
     "apply_mask",
     "export",
     "finetune",
+    "load_masked",
     "load_pruned",
     "prune",
     "recalibrate_bn",
+    "save_masked",
     "save_pruned",
-    "search",
     "tasks",
     "zero_mask",
 ]
 
 _HOMES = {
     "prunegraph.artefacts.export": ("export",),
+    "prunegraph.artefacts.masked": (
+        "load_masked",
+        "save_masked",
+    ),
     "prunegraph.artefacts.pruned": (
         "PrunedInfo",
         "load_pruned",
@@ -62,6 +69,7 @@ _HOMES = {
     ),
     "prunegraph.core.errors": ("PruneGraphError",),
     "prunegraph.core.masks": ("ChannelMask",),
+    "prunegraph.core.weight_mask": ("WeightMask",),
     "prunegraph.graph": (
         "StructureGraph",
         "analyse",
@@ -73,7 +81,6 @@ _HOMES = {
     "prunegraph.layerwise.recalibrate": ("recalibrate_bn",),
     "prunegraph.layerwise.reconstruct": ("Reconstruction",),
     "prunegraph.layerwise.sequential": ("LayerwiseReconstruction",),
-    "prunegraph.runs.custom_search": ("search",),
     "prunegraph.runs.prune": (
         "PruneResult",
         "prune",

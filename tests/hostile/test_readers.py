@@ -26,6 +26,7 @@ from PIL import Image
 from scipy import sparse
 from torch import nn
 
+from prunegraph.agent.clock import SearchClock
 from prunegraph.agent.config import PPOConfig
 from prunegraph.agent.network import NetworkConfig
 from prunegraph.agent.policies import load_checkpoint, load_policy, save_checkpoint
@@ -48,10 +49,10 @@ from prunegraph.graph.costs.latency import LatencyTable
 from prunegraph.models import build_model, load_weights, weights_info
 from prunegraph.rewards import RewardConfig
 from prunegraph.runs.agent_rows import CURVES, HEALTH, _summary, read_finished
-from prunegraph.runs.apply import read_decision
-from prunegraph.runs.compare import read_accuracy
+from prunegraph.runs.decide import read_decision
+from prunegraph.runs.finetune import read_accuracy
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.measured import read_measured
+from prunegraph.runs.measure import read_measured
 from prunegraph.runs.options.config import TrainConfig
 from prunegraph.runs.options.yaml_file import differences, load_config, read_yaml
 from prunegraph.runs.predicted_latency import read_table, write_table
@@ -59,10 +60,10 @@ from prunegraph.runs.prepare import build_dense
 from prunegraph.runs.report.page import read_findings
 from prunegraph.runs.report.plots import _search, settle
 from prunegraph.runs.report.report import machine, methods_table, read_report, read_rows
-from prunegraph.runs.search_clock import SearchClock
 from prunegraph.runs.store import Candidate, CandidateStore, read_masks, write_masks
 from prunegraph.tasks.image_classification import training_task
 from prunegraph.training.loop import FinetuneConfig, Watch, finetune
+from support.parts import part
 from support.toy_env import TOY_FEATURE_NAMES, ToyPruningEnv, toy_graphs
 
 MAX_SECONDS = 5.0
@@ -247,10 +248,15 @@ def cases(
     run, made = run_folder, tmp_path_factory.mktemp("made")
     dense = run / "dense.safetensors"
     torch.save(network().state_dict(), made / "weights.pth")
-    saved = load_pruned(run, network)
+    pruned = run / "pruned"
+    saved = load_pruned(pruned, network)
     graph, mask = saved.graph, saved.mask
     store = CandidateStore(made / "candidates.json", graph)
-    store.add(Candidate(name="cem", seed=0, mask=mask, networks_evaluated=3, search_accuracy=0.5))
+    store.add(
+        Candidate(
+            name="cem", **part("cem"), seed=0, mask=mask, networks_evaluated=3, search_accuracy=0.5
+        )
+    )
     write_masks(made / "masks.json", [mask])
     SearchClock(made / "clock.json").write([])
     accuracies, here = {mask.digest(): 0.5}, machine()
@@ -265,7 +271,7 @@ def cases(
     write_json(made / "finished.json", ended)
     images = write_images(made / "images")
     tar = make_tar(images)
-    sign, policy = partial(sign_recipe, run), partial(sign_policy, run)
+    sign, policy = partial(sign_recipe, pruned), partial(sign_policy, run)
     found = {
         "weights": Case(path=dense, mutate="safetensors", read=partial(read_weights, dense)),
         "weights_json": Case(
@@ -277,12 +283,12 @@ def cases(
             read=partial(read_weights, made / "weights.pth"),
         ),
         "recipe": Case(
-            path=run / MASK_FILE, mutate="json", read=partial(read_pruned, run), sign=sign
+            path=pruned / MASK_FILE, mutate="json", read=partial(read_pruned, pruned), sign=sign
         ),
         "pruned": Case(
-            path=run / "pruned.safetensors",
+            path=pruned / "pruned.safetensors",
             mutate="safetensors",
-            read=partial(read_pruned, run),
+            read=partial(read_pruned, pruned),
             sign=sign,
         ),
         "policy_json": Case(path=run / "policy.json", mutate="json", read=lambda: load_policy(run)),

@@ -1,25 +1,20 @@
 """Measured arrays, one value a prunable unit: what features and heuristics are made of."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch import Tensor
 
 from prunegraph.core.errors import ModelError
-from prunegraph.core.masks import ChannelMask, Float64Array, FloatArray
-from prunegraph.core.splits import SearchSplit, TrainSplit
+from prunegraph.core.masks import Float64Array, FloatArray
 from prunegraph.core.task import Task
-from prunegraph.evaluation.evaluator import QUICK_CALIBRATION, Evaluator
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import rank_in_group
-from prunegraph.layerwise.capture import Read, readable_copy, reads
-from prunegraph.layerwise.reconstruct import Reconstruction
+from prunegraph.layerwise.capture import Read
+from prunegraph.methods.criteria.dense import Dense
+from prunegraph.methods.criteria.registry import Given, criterion
 from prunegraph.methods.criteria.weights import filter_statistics
-from prunegraph.tasks.batches import num_samples
-from prunegraph.tasks.classification import model_device
 
 STATISTIC_NAMES: tuple[str, ...] = (
     "taylor",
@@ -34,9 +29,6 @@ STATISTIC_NAMES: tuple[str, ...] = (
     "twin_rank",
 )
 """What ``measure`` returns; ``"sensitivity"`` is measured apart, since it runs networks."""
-
-UNLABELLED_SAMPLES = 2048
-"""Train samples that ``unlabelled_evaluator`` compares pruned and dense outputs on."""
 
 
 class Effects:
@@ -109,10 +101,9 @@ def measure(
     ``filter_statistics``.
 
     Args:
-        task: gives the dense network, which is never changed, its loss and train samples, which are
-            taken without augmentation.
-        graph: structure of the network.
-        num_samples: how many; fewer if the split is smaller.
+        task: the dense network, its train data and its loss.
+        graph: its structure.
+        num_samples: how many, taken without augmentation; fewer if the split is smaller.
         batch_size: samples a forward; does not change the result but for rounding.
         seed: fixes which samples.
         device: where forward and backward run; None = where the network is.
@@ -123,79 +114,26 @@ def measure(
         of the units that it can see.
 
     Raises:
-        ModelError: a gradient is not finite, or the loss is no mean that gradients flow from.
+        ModelError: a gradient is not finite.
     """
-    dense = measurable(task, device)
-    samples = task.train.sample(num_samples, seed)
+    train = task.train.sample(num_samples, seed)
+    dense = Dense(task=task, graph=graph, train=train, seed=seed, device=device)
     effects = Effects(graph.num_units)
-    with reads(dense, graph, effects.visit, attentions=True):
-        count = run_losses(dense, task, samples, batch_size)
+    dense.show_gradients(effects.visit, batch_size, attentions=True)
     if not np.isfinite(effects.squared_effect).all():
-        msg = "gradients hold NaN or infinity: check the network's weights and its data"
+        msg = "gradients hold NaN or infinity: check the network's weights and its train data"
         raise ModelError(msg)
     absolute, zeros = effects.activations()
-    values = filter_statistics(dense, graph)
+    per_sample = effects.squared_effect / max(dense.num_samples, 1)
+    values = filter_statistics(dense.model, graph)
     values |= {
-        "taylor": np.where(np.isnan(zeros), np.nan, effects.squared_effect / max(count, 1)),
+        "taylor": np.where(np.isnan(zeros), np.nan, per_sample),
         "activation_mean": absolute,
         "apoz": zeros,
     }
     return {
         name: fill_unseen(graph, values[name], lambda: values["l2"]) for name in STATISTIC_NAMES
     }
-
-
-def measurable(task: Task, device: str | torch.device | None) -> nn.Module:
-    """Return a copy of a task's network to measure on; in float32 if the task allows it."""
-    where = model_device(task.model) if device is None else device
-    return readable_copy(task.model, where, torch.float32 if task.autocast else None)
-
-
-def run_losses(model: nn.Module, task: Task, samples: TrainSplit, batch_size: int) -> int:
-    """Send gradients of each sample's own loss through the network; return how many there were.
-
-    Gradients begin at the network's inputs, if those are no numbers of tokens, and its weights.
-    """
-    count = 0
-    handle = model.register_forward_pre_hook(_watch_inputs, with_kwargs=True)
-    model.requires_grad_()
-    try:
-        with torch.enable_grad():
-            for batch in samples.batches(batch_size):
-                size = max(num_samples(batch), 1)
-                (_checked_mean(task.loss(model, batch)) * size).backward()
-                count += size
-    finally:
-        handle.remove()
-        model.requires_grad_(False).zero_grad()
-    return count
-
-
-def _watch_inputs(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, dict[str, Any]]:
-    """Let gradients flow from inputs; a network may change the copies in place."""
-
-    def watched(item: Tensor) -> Tensor:
-        able = item.is_floating_point() and not item.requires_grad
-        return item.detach().requires_grad_().clone() if able else item
-
-    seen: tuple[Any, dict[str, Any]] = tree_map_only(Tensor, watched, (args, kwargs))
-    return seen
-
-
-def _checked_mean(value: Tensor) -> Tensor:
-    """Return a loss, if it is finite and gradients flow from it."""
-    if not value.requires_grad:
-        msg = "no gradients flow from the loss: leave detach() and no_grad() away"
-        raise ModelError(msg)
-    if not bool(value.isfinite()):
-        msg = (
-            f"the loss on train data is {float(value.detach())}: check the network's weights, the "
-            "data, and the loss"
-        )
-        raise ModelError(msg)
-    return value
 
 
 def fill_unseen(
@@ -221,100 +159,19 @@ def fill_unseen(
     return result
 
 
-def num_sensitivity_networks(graph: StructureGraph) -> int:
-    """Return how many networks ``sensitivity`` runs: one for each free group, and the dense one."""
-    return len(graph.free_groups) + 1
+@criterion("taylor")
+def taylor(given: Given) -> FloatArray:
+    """Return first-order Taylor importances (Molchanov et al. 2019, CVPR), see ``measure``."""
+    return given.statistics["taylor"]
 
 
-def sensitivity(
-    evaluator: Evaluator,
-    graph: StructureGraph,
-    scores: FloatArray,
-    *,
-    subset: Tensor | None = None,
-    by: Literal["loss", "kl"] = "loss",
-) -> FloatArray:
-    """Measure what the loss gains when half of one group goes, for each group in turn.
-
-    Half is rounded down, and the group's minimum stays.
-
-    The evaluator counts the networks: one for each free group, and one for the whole network
-    under the same recalibration.
-
-    Args:
-        evaluator: scores masks on search images.
-        graph: the structure.
-        scores: ``[N]``, the group's lowest go.
-        subset: positions in the search split; None = all.
-        by: the loss, or the divergence from the dense outputs, which needs no labels.
-
-    Returns:
-        ``[N]`` the group's gain (nats), at each of its units; frozen 0.
-    """
-
-    def measured(mask: ChannelMask) -> float:
-        if by == "kl":
-            return measure_divergence(evaluator, mask, subset)
-        return evaluator.evaluate(mask, subset).loss
-
-    dense = measured(graph.dense_mask())
-    gains = np.zeros(graph.num_units, dtype=np.float32)
-    for group in graph.groups:
-        units = group.units[graph.free[group.units]]
-        if not units.size:
-            continue
-        num_removed = min(units.size // 2, len(group.units) - group.min_keep)
-        keep = np.ones(graph.num_units, dtype=bool)
-        keep[units[np.argsort(scores[units], kind="stable")[: max(num_removed, 0)]]] = False
-        gains[units] = measured(graph.mask(keep)) - dense
-    return gains
+@criterion("activation", of_the_layer=True)
+def mean_activation(given: Given) -> FloatArray:
+    """Return the mean magnitude of what the next layers read."""
+    return given.statistics["activation_mean"]
 
 
-def unlabelled_evaluator(
-    task: Task,
-    graph: StructureGraph,
-    *,
-    num_calibration: int = QUICK_CALIBRATION,
-    seed: int = 0,
-    device: str | torch.device | None = None,
-    reconstruction: Reconstruction | None = None,
-) -> Evaluator:
-    """Return an evaluator that measures the divergence from the dense outputs on train samples.
-
-    For what a policy may know of a network that it is applied to: no label, no search sample. A
-    task without a search split judges by its score instead.
-
-    Args:
-        task: network and data; ``UNLABELLED_SAMPLES`` train samples are drawn, others than those
-            that calibrate if there are enough.
-        graph: structure of the network.
-        num_calibration: samples that recalibrate batch norm.
-        seed: fixes the samples.
-        device: where networks run; None = where the task's network is.
-        reconstruction: changes the weights that stay; None = they stay as they are.
-    """
-    train, search = task.train, None
-    if task.search is not None:
-        drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).flip(0)
-        search = SearchSplit(train.source, train.index[drawn[:UNLABELLED_SAMPLES]])
-    return Evaluator(
-        task,
-        graph,
-        search=search,
-        num_calibration=num_calibration,
-        seed=seed,
-        device=device,
-        metric="kl",
-        reconstruction=reconstruction,
-    )
-
-
-def measure_divergence(
-    evaluator: Evaluator, mask: ChannelMask, subset: Tensor | None = None
-) -> float:
-    """Return how far a mask's outputs are from the dense network's (KL in nats for classes).
-
-    An evaluator that does not measure it tells how far the score's utility falls below 0.
-    """
-    outcome = evaluator.evaluate(mask, subset)
-    return -outcome.accuracy if outcome.kl is None else outcome.kl
+@criterion("apoz", of_the_layer=True)
+def share_of_non_zeros(given: Given) -> Float64Array:
+    """Return the share of non-zero activations: mostly zero = unimportant (arXiv 1607.03250)."""
+    return 1.0 - given.statistics["apoz"].astype(np.float64)

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.core.errors import ModelError
-from prunegraph.core.splits import Batch, TrainSplit
+from prunegraph.core.splits import TrainSplit
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.layerwise.capture import Read
 from prunegraph.methods.criteria import feature_maps as map_statistics
+from prunegraph.methods.criteria.dense import Dense
 from prunegraph.methods.criteria.feature_maps import nuclear_loss
-from prunegraph.methods.criteria.measured import COSTLY_STATISTICS, LazyStatistics, measure_costly
+from prunegraph.methods.criteria.measured import LazyStatistics, costly_names, measure_costly
 from prunegraph.methods.criteria.obd import _columns, fisher_saliency
+from prunegraph.methods.criteria.registry import CRITERIA
 from prunegraph.methods.criteria.thinet import greedy_errors, removal_errors, sample_contributions
 from support.tasks import image_task
 
@@ -26,7 +28,7 @@ class Given:
         self.images, self.labels = images, labels
         self.num_classes, self.image_shape = 5, tuple(images.shape[1:])
 
-    def load(self, index: Tensor, augment: torch.Generator | None = None) -> Batch:
+    def load(self, index: Tensor, augment: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         assert augment is None, "statistics are measured without augmentation"
         return self.images[index], self.labels[index]
 
@@ -37,6 +39,10 @@ class Given:
 def split(images: Tensor, labels: Tensor | None = None) -> TrainSplit:
     labels = torch.zeros(len(images), dtype=torch.int64) if labels is None else labels
     return TrainSplit(Given(images, labels), torch.arange(len(images)))
+
+
+def dense(model: nn.Module, graph: StructureGraph, train: TrainSplit, seed: int = 0) -> Dense:
+    return Dense(task=image_task(model, train), graph=graph, train=train, seed=seed)
 
 
 def conv_net(num_channels: int, num_images: int = 3) -> tuple[nn.Module, StructureGraph, Tensor]:
@@ -157,8 +163,7 @@ def test_obd_nears_the_known_hessian_where_labels_follow_the_network() -> None:
     hessian = torch.outer(p * (1 - p), hidden**2)  # of cross-entropy in the last layer's weights
     expected = 0.5 * (hessian * net[4].weight.detach() ** 2).sum(0)
     frozen = net.requires_grad_(False).eval()
-    samples = split(images.expand(3000, -1, -1, -1), labels)
-    values = fisher_saliency(frozen, graph, image_task(frozen, samples), samples)
+    values = fisher_saliency(dense(frozen, graph, split(images.expand(3000, -1, -1, -1), labels)))
     np.testing.assert_allclose(values[graph.ops[0].out_units], expected, rtol=0.1, atol=1e-9)
 
 
@@ -166,9 +171,7 @@ def test_obd_counts_every_layer_that_reads_and_depthwise_ones(
     mixed: nn.Module, mixed_graph: StructureGraph
 ) -> None:
     images, labels = torch.randn(4, 3, 8, 8), torch.arange(4)
-    samples = split(images, labels)
-    task = image_task(mixed.eval(), samples)
-    values = fisher_saliency(mixed, mixed_graph, task, samples)
+    values = fisher_saliency(dense(mixed.eval(), mixed_graph, split(images, labels)))
     expected = np.zeros(mixed_graph.num_units)
     weights = dict(mixed.named_parameters(remove_duplicate=False))
     fisher = {name: torch.zeros_like(weight) for name, weight in weights.items()}
@@ -236,14 +239,14 @@ def test_thinet_removes_channels_that_cancel_and_the_silent_one_first() -> None:
     assert set(np.argsort(values)[:3].tolist()) == {1, 3, 4}
     assert values.max() == pytest.approx(1.0, rel=0.05)  # all gone: the whole energy
     frozen = net.requires_grad_(False).eval()
-    samples = split(images)
-    task = image_task(frozen, samples)
-    one, same, other = (removal_errors(frozen, graph, task, samples, seed) for seed in (0, 0, 1))
+    one, same, other = (
+        removal_errors(dense(frozen, graph, split(images), seed)) for seed in (0, 0, 1)
+    )
     np.testing.assert_array_equal(one, same)
     assert not np.allclose(one[graph.free], other[graph.free], rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", COSTLY_STATISTICS)
+@pytest.mark.parametrize("name", costly_names())
 def test_costly_arrays_are_finite_and_the_network_is_left_as_it_was(
     name: str, mixed: nn.Module, mixed_graph: StructureGraph
 ) -> None:
@@ -276,10 +279,11 @@ def test_costly_statistics_are_measured_once_and_only_when_asked() -> None:
         asked.append(name)
         return np.ones(3, dtype=np.float32)
 
-    lazy = LazyStatistics({"l1": np.zeros(3, dtype=np.float32)}, measure)
-    assert set(lazy) == {"l1", *COSTLY_STATISTICS}
-    assert len(lazy) == 1 + len(COSTLY_STATISTICS)
+    lazy = LazyStatistics(lambda: {"l1": np.zeros(3, dtype=np.float32)}, measure)
+    assert {"l1", "taylor", *costly_names()} <= {name for name in CRITERIA if name in lazy} | {"l1"}
     assert not lazy["l1"].any()
+    assert not lazy["l1"].flags.writeable
+    assert len(list(lazy)) == len(lazy)
     assert asked == []
     assert lazy["chip"] is lazy["chip"]
     assert asked == ["chip"]

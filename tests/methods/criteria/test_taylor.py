@@ -7,18 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunegraph.core.errors import ModelError
-from prunegraph.core.splits import Batch, Dataset, TrainSplit
-from prunegraph.evaluation.evaluator import Evaluator
+from prunegraph.core.splits import Dataset, TrainSplit
 from prunegraph.graph import StructureGraph, analyse
-from prunegraph.methods.criteria.measured import COSTLY_STATISTICS, measure_costly
-from prunegraph.methods.criteria.taylor import (
-    STATISTIC_NAMES,
-    fill_unseen,
-    measure,
-    num_sensitivity_networks,
-    sensitivity,
-    unlabelled_evaluator,
-)
+from prunegraph.methods.criteria.measured import costly_names, measure_costly
+from prunegraph.methods.criteria.taylor import STATISTIC_NAMES, fill_unseen, measure
 from prunegraph.methods.criteria.weights import producing_filters
 from support.tasks import image_task
 from support.toy_env import toy_graph
@@ -35,7 +27,7 @@ class Pictures:
         self.images = torch.randn(num_images, 3, 8, 8, generator=generator)
         self.labels = torch.randint(5, (num_images,), generator=generator)
 
-    def load(self, index: Tensor, augment: torch.Generator | None = None) -> Batch:
+    def load(self, index: Tensor, augment: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         assert augment is None, "statistics are measured without augmentation"
         return self.images[index], self.labels[index]
 
@@ -129,9 +121,10 @@ def test_the_network_is_left_as_it_was(
 def test_batches_do_not_matter_and_seeds_do(
     mixed: nn.Module, mixed_graph: StructureGraph, pictures: TrainSplit
 ) -> None:
-    task = image_task(mixed, pictures)
     one, other, moved = (
-        measure(task, mixed_graph, num_samples=16, batch_size=size, seed=seed)
+        measure(
+            image_task(mixed, pictures), mixed_graph, num_samples=16, batch_size=size, seed=seed
+        )
         for size, seed in ((16, 0), (5, 0), (16, 1))
     )
     for name in STATISTIC_NAMES:
@@ -200,37 +193,6 @@ def test_an_endless_gradient_is_an_error(pictures: TrainSplit) -> None:
         measure(image_task(net, pictures), graph, num_samples=8)
 
 
-def test_sensitivity_counts_its_networks_and_is_one_number_a_group(
-    digits_net: nn.Module, digits_graph: StructureGraph, digits: Dataset
-) -> None:
-    task = image_task(digits_net, digits.train, digits.search)
-    evaluator = Evaluator(task, digits_graph, num_calibration=64)
-    scores = np.random.default_rng(0).random(digits_graph.num_units).astype(np.float32)
-    gains = sensitivity(evaluator, digits_graph, scores)
-    assert evaluator.num_networks == num_sensitivity_networks(digits_graph) == 7
-    assert not gains[digits_graph.frozen].any()
-    per_group = [set(gains[group.units].tolist()) for group in digits_graph.groups]
-    assert all(len(values) == 1 for values in per_group)
-    assert len(set.union(*per_group)) == 7
-
-
-def test_sensitivity_by_the_divergence_needs_no_labels(
-    digits_net: nn.Module, digits_graph: StructureGraph, digits: Dataset
-) -> None:
-    scores = np.random.default_rng(0).random(digits_graph.num_units).astype(np.float32)
-    source = copy.copy(digits.train.source)
-    source.labels = source.labels.flip(0)  # type: ignore[misc]
-    mislabelled = TrainSplit(source, digits.train.index)
-    evaluators = [
-        unlabelled_evaluator(image_task(digits_net, train), digits_graph, num_calibration=64)
-        for train in (digits.train, mislabelled)
-    ]
-    gains, same = (sensitivity(item, digits_graph, scores, by="kl") for item in evaluators)
-    assert (gains == same).all()
-    assert not gains[digits_graph.frozen].any()
-    assert (gains[digits_graph.free] > 0.0).any()
-
-
 class Named(nn.MultiheadAttention):
     """Torch's attention under another name."""
 
@@ -257,7 +219,7 @@ def test_the_heads_of_torch_s_own_attention_are_told_apart(
     torch.manual_seed(0)
     model = Attending(kind).eval()
     graph = analyse(model, torch.zeros(1, 3, 8, 8))
-    if name in COSTLY_STATISTICS:
+    if name in costly_names():
         values = measure_costly(name, image_task(model, pictures), graph)
     else:
         values = measure(image_task(model, pictures), graph)[name]
