@@ -16,8 +16,8 @@ from prunegraph.methods.controls import PriorControl
 from prunegraph.methods.method import Method
 from prunegraph.runs.agent_search import SearchRun, agent_method, search_job
 from prunegraph.runs.bench import Bench
-from prunegraph.runs.jobs import Batch, Workplace
 from prunegraph.runs.options.config import SearchOptions
+from prunegraph.runs.parallel.jobs import Batch, Workplace
 from prunegraph.runs.report.report import History, SearchResult
 from prunegraph.runs.report.verdict import INITIAL, UNTRAINED
 from prunegraph.runs.store import Candidate, CandidateStore, add_found

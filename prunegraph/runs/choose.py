@@ -18,8 +18,8 @@ from prunegraph.methods.registry import (
 )
 from prunegraph.runs.agent_search import sampler_method, search_job
 from prunegraph.runs.bench import Bench
-from prunegraph.runs.jobs import Batch, Workplace
 from prunegraph.runs.options.config import SearchOptions
+from prunegraph.runs.parallel.jobs import Batch, Workplace
 from prunegraph.runs.plan import Plan, searches
 from prunegraph.runs.report.verdict import SAMPLER, is_rival
 from prunegraph.runs.store import Candidate, CandidateStore, add_found

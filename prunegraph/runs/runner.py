@@ -24,15 +24,15 @@ from prunegraph.runs.choose import (
     warn_if_worse,
 )
 from prunegraph.runs.conclude import Outcome, conclude
-from prunegraph.runs.decide import decide, pin_applied
 from prunegraph.runs.dense import warn_of_network
 from prunegraph.runs.duration import say_duration
 from prunegraph.runs.finetune import run_finetunes
 from prunegraph.runs.folder import RunFolder, open_run, slug
-from prunegraph.runs.jobs import Jobs, Workplace, load_targets, make_workplace
 from prunegraph.runs.measure import settle
 from prunegraph.runs.options.compare import CompareConfig, RunConfig
 from prunegraph.runs.options.config import PruneConfig, SearchOptions
+from prunegraph.runs.parallel.jobs import Jobs, Workplace, load_targets, make_workplace
+from prunegraph.runs.parallel.ray_pool import load_ray
 from prunegraph.runs.plan import (
     APPLIED,
     Plan,
@@ -42,9 +42,8 @@ from prunegraph.runs.plan import (
     rank_of,
     run_name,
 )
-from prunegraph.runs.policies import pin_policy
+from prunegraph.runs.policies import decide, pin_applied, pin_policy
 from prunegraph.runs.prepare import Target, check_trainable
-from prunegraph.runs.ray_pool import load_ray
 from prunegraph.runs.report.page import show_finished
 from prunegraph.runs.report.report import SearchResult
 from prunegraph.runs.report.verdict import SAMPLER, UNTRAINED, verdict_line

@@ -49,7 +49,7 @@ from prunegraph.graph.costs.latency import LatencyTable
 from prunegraph.models import build_model, load_weights, weights_info
 from prunegraph.rewards import RewardConfig
 from prunegraph.runs.agent_rows import CURVES, HEALTH, _summary, read_finished
-from prunegraph.runs.decide import read_decision
+from prunegraph.runs.policies import read_decision
 from prunegraph.runs.finetune import read_accuracy
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.measure import read_measured

@@ -17,9 +17,9 @@ from prunegraph.core.precision import autocasting, computes_bfloat16
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.jobs import load_targets
 from prunegraph.runs.options.config import TrainConfig
 from prunegraph.runs.options.yaml_file import load_config
+from prunegraph.runs.parallel.jobs import load_targets
 from prunegraph.runs.report import page
 from prunegraph.runs.store import read_masks
 from prunegraph.runs.verify import run as verify

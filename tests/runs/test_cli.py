@@ -12,12 +12,12 @@ from prunegraph.agent.options import AgentOptions
 from prunegraph.cli import main as cli
 from prunegraph.core.errors import ConfigError
 from prunegraph.runs import inspect
-from prunegraph.runs.machine import default_threads
 from prunegraph.runs.options import yaml_file as options
 from prunegraph.runs.options.compare import ComparisonsConfig
 from prunegraph.runs.options.config import PretrainConfig, TrainConfig
 from prunegraph.runs.options.help import SECTIONS
 from prunegraph.runs.options.tools import InspectConfig, VerifyConfig
+from prunegraph.runs.parallel.machine import default_threads
 
 
 def run(arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
