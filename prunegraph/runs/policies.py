@@ -6,14 +6,13 @@ from typing import Any
 from prunegraph.agent.adapt import NUM_DECISION_NETWORKS
 from prunegraph.agent.method import AppliedPolicy
 from prunegraph.agent.policies import TrainedPolicy, find_policy, load_policy, save_policy
-from prunegraph.core.console import Console
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.files import write_json
 from prunegraph.core.reading import checked, read_json
 from prunegraph.core.tensors import parameter_digest
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.plan import APPLIED
+from prunegraph.runs.parallel.jobs import Workplace
 from prunegraph.runs.store import Candidate, CandidateStore
 
 DECISION = {"start": str, "share": float, "divergence": dict[str, float], "seconds": float}
@@ -61,12 +60,21 @@ def pin_applied(policy: TrainedPolicy, folder: RunFolder) -> None:
 
 
 def decide(
-    policy: TrainedPolicy, bench: Bench, store: CandidateStore, path: Path, console: Console
+    policy: TrainedPolicy, name: str, bench: Bench, store: CandidateStore, place: Workplace
 ) -> dict[str, Any]:
     """Add the mask that the policy chooses, and return how it was; an interrupted run's stands.
 
     Under a latency another prior might decide otherwise, and its fine-tune be of another mask.
+
+    Args:
+        policy: the policy.
+        name: of its row.
+        bench: the network.
+        store: where its mask goes.
+        place: the run's.
     """
+    folder, console = place.folders[0], place.console
+    path = folder.checkpoint(folder.DECISION)
     if path.is_file():
         return read_decision(path)
     if bench.budget.max_latency is not None:
@@ -90,7 +98,7 @@ def decide(
     )
     store.add(
         Candidate(
-            name=APPLIED,
+            name=name,
             role="agent",
             searches=False,
             seed=bench.seed,

@@ -12,7 +12,7 @@ from prunegraph.core.errors import ConfigError
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.options.config import ApplyConfig, PruneConfig, TrainConfig
-from prunegraph.runs.plan import APPLIED, CONTROLS, make_plan
+from prunegraph.runs.plan import CONTROLS, make_plan
 
 SMALL = ("--calibration-images", "64", "--finetune-epochs", "1", "--threads", "1")
 
@@ -103,11 +103,11 @@ def test_a_plan_says_which_rows_a_run_must_have() -> None:
     assert searched.rows() == {("random_search", 4)}
     trained = make_plan(TrainConfig(baselines="none", search_seeds=2))
     assert trained.rows() == {(trained.agent, 0), (trained.agent, 1)} | {
-        ("untrained", seed) for seed in range(2)
+        ("prior", seed) for seed in range(2)
     }
     applied = make_plan(ApplyConfig(policy=Path("resnet-cifar")))
     names = {name for name, _ in applied.rows()}
-    assert names == {APPLIED, "untrained", "l1/uniform", "taylor/per_mac", *CONTROLS}
+    assert names == {"policy:resnet-cifar", "prior", "l1/uniform", "taylor/per_mac", *CONTROLS}
     compared = make_plan(CompareConfig(no_agent=True, methods=("cem", "l1/uniform"), seeds=2))
     assert compared.rows() == {("cem", 0), ("cem", 1), ("l1/uniform", 0)}
     assert compared.metric(trained=True) == "test_accuracy_finetuned"

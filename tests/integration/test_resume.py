@@ -48,7 +48,7 @@ def searched(
     patch.setattr(search, "_show", counted)
     with Jobs(options, place) as jobs:
         place = replace(place, pool=jobs._pool())
-        return search_job(place, agent_method(options), "agent/best", options.networks, 0)
+        return search_job(place, agent_method(options), "agent", options.networks, 0)
 
 
 @pytest.mark.slow
