@@ -11,7 +11,7 @@ from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.methods.method import Method
 from prunegraph.methods.registry import (
     CONTROL_CRITERIA,
-    METHODS,
+    OTHERS,
     baseline_names,
     control_widths,
     make_method,
@@ -27,7 +27,8 @@ from prunegraph.runs.store import Candidate, CandidateStore, add_found
 
 def check_names(names: Sequence[str]) -> None:
     """Raise ConfigError for a name that no method has, or that needs what is not installed."""
-    valid = (*baseline_names(), SAMPLER, *METHODS)
+    others = [name for name, make in OTHERS.items() if make().role == "baseline"]
+    valid = tuple(dict.fromkeys((*baseline_names(), SAMPLER, *others)))
     unknown = [name for name in names if name not in valid and not is_factory(name)]
     if unknown:
         near = suggest(unknown[0], valid)

@@ -211,7 +211,8 @@ def applied_policy(config: RunConfig) -> Path | None:
 def _compare_plan(config: CompareConfig) -> Plan:
     groups = method_groups()
     groups["all"] += (SAMPLER,)
-    names = [name for method in config.methods for name in groups.get(method, (method,))]
+    asked = [method for method in config.methods if method != AGENT]  # which --no-agent leaves out
+    names = [name for method in asked for name in groups.get(method, (method,))]
     return Plan(
         command=config.command,
         agent=None if config.no_agent else AGENT,

@@ -83,6 +83,7 @@ def test_magnitude_makes_exactly_the_asked_zeros_and_a_finetune_leaves_them(
         ("l1/uniform --task imagenet", "unknown task 'imagenet'; known: image_classification"),
         ("netadapt --networks 2", "networks=2 is too few for netadapt"),
         ("policy:nowhere", "no policy nowhere"),
+        ("prior", "unknown method 'prior'"),
     ],
 )
 def test_what_a_method_cannot_do_is_told_before_any_work(
@@ -110,6 +111,8 @@ def test_a_plan_says_which_rows_a_run_must_have() -> None:
     assert names == {"policy:resnet-cifar", "prior", "l1/uniform", "taylor/per_mac", *CONTROLS}
     compared = make_plan(CompareConfig(no_agent=True, methods=("cem", "l1/uniform"), seeds=2))
     assert compared.rows() == {("cem", 0), ("cem", 1), ("l1/uniform", 0)}
+    named = make_plan(CompareConfig(methods=("agent", "cem"), seeds=1))
+    assert (named.agent, named.methods) == ("agent", ("cem",))
     assert compared.metric(trained=True) == "test_accuracy_finetuned"
     assert alone.metric(trained=True) == "test_accuracy_recalibrated"
 
