@@ -14,9 +14,6 @@ from its checkpoints, in the folder FILE.
 
 import argparse
 import dataclasses
-import json
-import shlex
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,21 +21,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from searches import begin, read_rows
 
-from prunegraph.agent.policies import find_policy
 from prunegraph.agent.search import train_policy
 from prunegraph.agent.settings import agent_config, trained_budgets
 from prunegraph.agent.train import AgentConfig
 from prunegraph.core.console import Console
 from prunegraph.core.files import write_json
 from prunegraph.core.splits import SearchSplit
+from prunegraph.runs.agent_search import agent_method
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.jobs import load_targets, make_workplace
-from prunegraph.runs.machine import keep_freed_memory
 from prunegraph.runs.options.config import TrainConfig
-from prunegraph.runs.options.yaml_file import differences, parse, to_dict
+from prunegraph.runs.parallel.jobs import load_targets, make_workplace
 from prunegraph.runs.prepare import Target
-from prunegraph.runs.report.report import machine
 
 NETWORK_ALONE = dict.fromkeys(
     ("offset_rate", "group_offset_rate", "surrogate_rate", "group_noise_rate"), 0.0
@@ -66,7 +61,7 @@ class Variant:
         config = agent_config(
             options.agent,
             seed,
-            initial=None if options.policy is None else find_policy(options.policy),
+            initial=agent_method(options).initial,
             budgets=trained_budgets(options.budgets, options.budget()),
         )
         return dataclasses.replace(
@@ -121,21 +116,22 @@ def measure(
     if hold_out:
         images, judge = halves(images)
     place = make_workplace(changed, [with_search(target, images)], [run], console)
-    with console.progress(f"{name}, seed {seed}", options.networks) as report:
+    method = agent_method(changed)
+    with console.progress(f"{name}, seed {seed}", changed.networks) as report:
         problem = place.benches[0].problem(
             seed=seed,
-            max_networks=options.networks,
+            max_networks=changed.networks,
             folder=run.search(name, seed),
             progress=report,
         )
         found = train_policy(
             [problem],
-            own,
-            shares=options.budgets,
-            initial=None if options.policy is None else find_policy(options.policy),
+            method.options,
+            shares=method.shares,
+            initial=method.initial,
             config=variant.agent(changed, seed),
         )
-    result = found.results[0]
+    (result,) = found.results
     bench = dataclasses.replace(place.benches[0], target=with_search(target, judge))
     chosen = bench.final_evaluator.evaluate(result.channels)
     return {
@@ -146,40 +142,6 @@ def measure(
         "seconds": round(found.seconds, 1),
         "mean_accuracy": [round(row["accuracy"], 4) for row in found.history],
     }
-
-
-def read_rows(path: Path) -> dict[str, Any]:
-    """Return what is finished: a file's content, or one without rows."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": {}}
-
-
-def begin(path: Path, words: list[str], **asked: Any) -> tuple[TrainConfig, dict[str, Any]]:
-    """Return the options, and the content of a file that was made with the same ones or is new.
-
-    Args:
-        path: the file; the program ends if it was made with other options.
-        words: options of ``prunegraph train``.
-        asked: further options that its rows depend on.
-    """
-    if path.suffix != ".json":
-        sys.exit(f"{path}: --out names a JSON file; what its rows rest on lies in a folder beside")
-    if path.with_suffix("").is_dir() and not path.is_file():
-        sys.exit(f"{path.with_suffix('')} is of a file that is not there: delete the folder")
-    content = read_rows(path)
-    options = parse(TrainConfig, words)
-    assert isinstance(options, TrainConfig)
-    keep_freed_memory()
-    torch.set_num_threads(options.threads or 1)
-    if "command" in content:
-        before = parse(TrainConfig, shlex.split(content["command"]))
-        assert before is not None
-        odd = differences(options, to_dict(before))
-        odd += [key for key, value in asked.items() if content.get(key, value) != value]
-        if odd:
-            sys.exit(f"{path} was made with other options: {odd[0]}; name another file")
-    content |= asked | {"command": shlex.join(words), "machine": machine()}
-    write_json(path, content)
-    return options, content
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
