@@ -104,7 +104,8 @@ def measure(
 ) -> dict[str, Any]:
     """Search once and return the figures."""
     variant = VARIANTS[name]
-    changed = dataclasses.replace(options, **variant.options, distill_steps=0)
+    own = dataclasses.replace(options.agent, **variant.options, distill_steps=0)
+    changed = dataclasses.replace(options, agent=own)
     console, run = Console(), RunFolder(path=folder)
     (target,) = load_targets(changed)
     images = judge = target.dataset.search

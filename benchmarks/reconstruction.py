@@ -143,7 +143,7 @@ def _networks(arguments: argparse.Namespace) -> Iterator[tuple[str, Callable[[in
         network = build_model(info.arch, num_classes=data.num_classes, image_shape=shape).eval()
         load_weights(network, arguments.weights)
         split = data.train.sample(IMAGES, 0)
-        images = split.source.load(split.index)
+        images, _ = split.source.load(split.index)
         yield arguments.weights.stem, lambda _: (network, images, data.search)
         return
     batches = list(data.train.batches(BATCH))

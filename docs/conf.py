@@ -1,19 +1,14 @@
 """How Sphinx builds the documentation: ``make docs``."""
 
-import contextlib
-import io
-import os
-import re
-from dataclasses import fields
-from typing import Any, get_args
+from typing import Any
 
-import tyro
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 import prunegraph
-from prunegraph.cli.main import COMMANDS, load, main
+from prunegraph.cli.main import COMMANDS, load
+from prunegraph.runs.options.help import options_of, summary_of
 
 project = "prunegraph"
 author = "the prunegraph authors"
@@ -38,44 +33,18 @@ napoleon_use_ivar = True
 
 
 class CommandReference(SphinxDirective):
-    """Every command with its options, as its own ``--help`` prints them."""
+    """Every command with its options, as its own ``--help-all`` prints them."""
 
     def run(self) -> list[nodes.Node]:
         """Return a section for each command."""
         lines = []
         for name, command in COMMANDS.items():
-            config = load(command.options)
-            usage, description, options = read_help(name)
-            hidden = get_args(tyro.conf.Suppress[int])[1]
-            shown = [f for f in fields(config) if hidden not in get_args(f.type)[1:]]
-            if len(options) != len(shown):
-                msg = f"`prunegraph {name} --help` was not understood: {[o for o, _ in options]}"
-                raise self.error(msg)
-            lines += [f"## {name}", "", description, "", "```", usage, "```", ""]
-            for option, text in options:
-                lines += [f"`{option}`", f": {text}", ""]
+            kind = load(command.options)
+            lines += [f"## {name}", "", summary_of(kind), ""]
+            for option in options_of(kind):
+                lines += [f"`{option.name} {option.value}`".replace(" `", "`"), f": {option.text}"]
+                lines.append("")
         return self.parse_text_to_nodes("\n".join(lines), allow_section_headings=True)
-
-
-def read_help(name: str) -> tuple[str, str, list[tuple[str, str]]]:
-    """Return usage, description and (option, meaning) pairs of a command."""
-    os.environ["COLUMNS"] = "2000"  # no line of it is broken
-    printed = io.TextIOWrapper(io.BytesIO(), "utf-8")
-    with contextlib.redirect_stdout(printed):
-        main([name, "--help"])
-    printed.seek(0)
-    head, *boxes = re.split(r"^╭.*$", printed.read(), flags=re.MULTILINE)
-    usage, _, description = head.strip().removeprefix("usage: ").partition("\n")
-    inside = "\n".join(
-        line[2:-1].rstrip() for line in "".join(boxes).splitlines() if line[:1] == "│"
-    )
-    options = []
-    for entry in re.split(r"^(?=\S)", inside, flags=re.MULTILINE)[1:]:
-        option, text = re.split(r"\s{2,}|\n\s*", entry.strip(), maxsplit=1)
-        text = re.sub(r"\s*\(default: (None|False)?\)", "", text)
-        if option != "-h, --help":
-            options.append((option.replace("{None}|", ""), text))
-    return usage, description.strip(), options
 
 
 def skip_repeated(

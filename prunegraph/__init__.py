@@ -7,11 +7,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prunegraph import tasks
     from prunegraph.artefacts.export import export
+    from prunegraph.artefacts.masked import load_masked, save_masked
     from prunegraph.artefacts.pruned import PrunedInfo, load_pruned, save_pruned
     from prunegraph.core.budget import Budget, Cost
     from prunegraph.core.errors import PruneGraphError
     from prunegraph.core.masks import ChannelMask
+    from prunegraph.core.weight_mask import WeightMask
     from prunegraph.graph import StructureGraph, analyse
     from prunegraph.graph.apply import apply_mask, zero_mask
     from prunegraph.layerwise.recalibrate import recalibrate_bn
@@ -35,20 +38,28 @@ __all__ = [
     "Reconstruction",
     "StructureGraph",
     "Subnets",
+    "WeightMask",
     "analyse",
     "apply_mask",
     "export",
     "finetune",
+    "load_masked",
     "load_pruned",
     "prune",
     "recalibrate_bn",
+    "save_masked",
     "save_pruned",
     "search",
+    "tasks",
     "zero_mask",
 ]
 
 _HOMES = {
     "prunegraph.artefacts.export": ("export",),
+    "prunegraph.artefacts.masked": (
+        "load_masked",
+        "save_masked",
+    ),
     "prunegraph.artefacts.pruned": (
         "PrunedInfo",
         "load_pruned",
@@ -60,6 +71,7 @@ _HOMES = {
     ),
     "prunegraph.core.errors": ("PruneGraphError",),
     "prunegraph.core.masks": ("ChannelMask",),
+    "prunegraph.core.weight_mask": ("WeightMask",),
     "prunegraph.graph": (
         "StructureGraph",
         "analyse",
@@ -77,6 +89,7 @@ _HOMES = {
         "prune",
     ),
     "prunegraph.training.loop": ("finetune",),
+    "prunegraph.tasks": ("tasks",),
     "prunegraph.training.slimmable": ("Subnets",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -87,7 +100,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         msg = f"module 'prunegraph' has no attribute {name!r}"
         raise AttributeError(msg)
-    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    home = importlib.import_module(_HOME_OF[name])
+    value = home if name == "tasks" else getattr(home, name)
     globals()[name] = value
     return value
 

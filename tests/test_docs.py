@@ -18,7 +18,6 @@ import runpy
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +27,9 @@ import torch
 import prunegraph
 from prunegraph.cli.main import COMMANDS, load, main
 from prunegraph.core.errors import ConfigError
-from prunegraph.methods.registry import PRUNERS
+from prunegraph.methods.registry import METHODS
 from prunegraph.runs.options.config import TrainConfig
-from prunegraph.runs.options.yaml_file import parse
+from prunegraph.runs.options.yaml_file import option_names, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(
@@ -45,10 +44,10 @@ PAGES = [
 OURS = re.compile(r"^(prunegraph|python )", re.M)
 TINY = {
     "networks": 30,
-    "update_size": 4,
-    "surrogate_steps": 2,
-    "distill_steps": 1,
-    "subset": 64,
+    "agent.update_size": 4,
+    "agent.surrogate_steps": 2,
+    "agent.distill_steps": 1,
+    "agent.subset": 64,
     "calibration_images": 64,
     "epochs": 3,
     "finetune_epochs": 1,
@@ -103,7 +102,7 @@ def tiny(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with the options of ``TINY`` that the command takes."""
     if arguments[0] not in COMMANDS or "--help" in arguments:
         return list(arguments)
-    names = {field.name for field in fields(load(COMMANDS[arguments[0]].options))}
+    names = option_names(load(COMMANDS[arguments[0]].options))
     sizes = {name: value for name, value in TINY.items() if name in names}
     if "--budgets" in arguments:
         sizes["networks"] = 40  # each cell of a family has its own starts
@@ -269,7 +268,7 @@ def test_every_public_package_is_in_the_reference() -> None:
 
 def test_every_method_is_on_the_page_of_comparisons() -> None:
     page = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
-    parts = {part for name in PRUNERS for part in name.split("/")}
+    parts = {part for name in METHODS for part in name.split("/")}
     assert sorted(part for part in parts if f"`{part}`" not in page) == []
 
 

@@ -11,15 +11,14 @@ import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunegraph.core.errors import ArtefactError, ConfigError, MaskError, one_line
 from prunegraph.core.files import write_bytes, write_json
-from prunegraph.core.masks import ChannelMask
+from prunegraph.core.masks import ChannelMask, pack_bits, unpack_bits
 from prunegraph.core.reading import checked, read_json, read_safetensors
 from prunegraph.core.seeding import seeded
 from prunegraph.core.tensors import load_state, state_tensors, to_safetensors
@@ -42,7 +41,7 @@ class Normalisation:
     std: tuple[float, ...]
 
 
-RECIPE = {
+COMMON = {
     "schema": int,
     "checksum": str,
     "arch": str,
@@ -50,11 +49,12 @@ RECIPE = {
     "example_shape": tuple[int, ...],
     "normalisation": Normalisation | None,
     "extra": dict[str, Any],
-    "mask": {"keep": str, "size": int, "digest": str},
-    "graph": str,
     "weights": {"sha256": str},
 }
-"""What a recipe must hold."""
+"""What every recipe must hold."""
+
+RECIPE = {**COMMON, "mask": {"keep": str, "size": int, "digest": str}, "graph": str}
+"""What the recipe of a network must hold whose channels were cut out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,12 +130,6 @@ def save_pruned(
             example inputs are too large to read back, ``info`` holds what is no JSON value, or the
             network's state what is no tensor.
     """
-    if math.prod(info.example_shape) > MAX_INPUTS:
-        msg = (
-            f"example inputs of shape {tuple(info.example_shape)} hold more than {MAX_INPUTS:,} "
-            "numbers, and reading the network runs it on such: analyse it on one image"
-        )
-        raise ArtefactError(msg)
     recipe_path, weights_path = artefact_paths(where)
     weights = to_safetensors(state_tensors(unwrap(model)))
     found, left = sum(p.numel() for p in model.parameters()), graph.cost(mask).params
@@ -143,6 +137,40 @@ def save_pruned(
         msg = (
             f"{type(unwrap(model)).__name__} has {found:,} parameters, and the mask leaves "
             f"{left:,}: give the network that apply_mask returned"
+        )
+        raise ArtefactError(msg)
+    own = {
+        "mask": {
+            "keep": pack_bits(mask.keep),
+            "size": int(mask.keep.size),
+            "kept": mask.num_kept,
+            "digest": mask.digest(),
+        },
+        "graph": graph.fingerprint(),
+        "attention": graph.attention,
+        "weights": {"file": weights_path.name, "sha256": hashlib.sha256(weights).hexdigest()},
+    }
+    record = make_record(recipe_path, info, own)
+    write_bytes(weights_path, weights)
+    write_json(recipe_path, record)
+
+
+def make_record(path: Path, info: PrunedInfo, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a recipe holds, its checksum too.
+
+    Args:
+        path: where it will be written, for messages.
+        info: how the dense network is made.
+        own: what its kind of mask adds.
+
+    Raises:
+        ArtefactError: the example inputs are too large to read back, or ``info`` holds what is no
+            JSON value.
+    """
+    if math.prod(info.example_shape) > MAX_INPUTS:
+        msg = (
+            f"example inputs of shape {tuple(info.example_shape)} hold more than {MAX_INPUTS:,} "
+            "numbers, and reading the network runs it on such: analyse it on one image"
         )
         raise ArtefactError(msg)
     normalisation = None
@@ -155,24 +183,14 @@ def save_pruned(
         "example_shape": list(info.example_shape),
         "normalisation": normalisation,
         "extra": dict(info.extra),
-        "mask": {
-            "keep": np.packbits(mask.keep).tobytes().hex(),
-            "size": int(mask.keep.size),
-            "kept": mask.num_kept,
-            "digest": mask.digest(),
-        },
-        "graph": graph.fingerprint(),
-        "attention": graph.attention,
-        "weights": {"file": weights_path.name, "sha256": hashlib.sha256(weights).hexdigest()},
+        **own,
         "versions": {"torch": str(torch.__version__), "python": platform.python_version()},
     }
     try:
-        checksum = _checksum(record)
+        return {**record, "checksum": checksum(record)}
     except TypeError as error:
-        msg = f"{recipe_path} cannot hold what info names: {one_line(error)}; give plain numbers"
+        msg = f"{path} cannot hold what info names: {one_line(error)}; give plain numbers"
         raise ArtefactError(msg) from error
-    write_bytes(weights_path, weights)
-    write_json(recipe_path, {**record, "checksum": checksum})
 
 
 def read_info(where: Path | str) -> PrunedInfo:
@@ -182,7 +200,7 @@ def read_info(where: Path | str) -> PrunedInfo:
         ArtefactError: the recipe is missing or damaged.
     """
     path, _ = artefact_paths(where)
-    return _info(_read_record(path))
+    return info_of(read_record(path, COMMON))
 
 
 def load_pruned(
@@ -213,15 +231,9 @@ def load_pruned(
         msg = f"build_model is a {type(build_model).__name__}: give a function that makes one"
         raise ConfigError(msg)
     path, weights_path = artefact_paths(where)
-    record = _read_record(path)
-    info = _info(record)
-    tensors, _ = read_safetensors(weights_path)
-    if hashlib.sha256(weights_path.read_bytes()).hexdigest() != record["weights"]["sha256"]:
-        msg = (
-            f"{weights_path} is not the file that {path.name} was written with: its bytes were "
-            "changed; copy both files again"
-        )
-        raise ArtefactError(msg)
+    record = read_record(path, RECIPE, "channels")
+    info = info_of(record)
+    tensors = read_weights(weights_path, record)
     with seeded(0):
         dense = unwrap(build_model())
         attention = record.get("attention", "head")
@@ -245,22 +257,54 @@ def load_pruned(
     return PrunedNetwork(model=model.eval(), graph=graph, mask=mask, info=info)
 
 
-def _checksum(record: Mapping[str, Any]) -> str:
+def checksum(record: Mapping[str, Any]) -> str:
     """Return a hash of everything in a record but the checksum itself."""
     content = {key: value for key, value in record.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    """Return the content of ``mask.json`` once its checksum has been found right."""
+def read_weights(path: Path, record: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors that belong to a recipe.
+
+    Raises:
+        ArtefactError: the file is missing, damaged, or not the one that the recipe names.
+    """
+    tensors, _ = read_safetensors(path)
+    if hashlib.sha256(path.read_bytes()).hexdigest() != record["weights"]["sha256"]:
+        msg = (
+            f"{path} is not the file that its recipe was written with: its bytes were changed; "
+            "copy both files again"
+        )
+        raise ArtefactError(msg)
+    return tensors
+
+
+def read_record(
+    path: Path, shape: Mapping[str, Any], kind: Literal["channels", "weights"] | None = None
+) -> dict[str, Any]:
+    """Return the content of a recipe once its checksum has been found right.
+
+    Args:
+        path: the recipe.
+        shape: what it must hold.
+        kind: what its mask must be of; None: either.
+
+    Raises:
+        ArtefactError: it is missing, damaged, or of another kind of mask.
+    """
     record: dict[str, Any] = checked(read_json(path), {"checksum": str, "schema": int}, str(path))
-    if record["checksum"] != _checksum(record):
+    if record["checksum"] != checksum(record):
         msg = f"{path} is damaged: its content does not fit its checksum; copy it again"
         raise ArtefactError(msg)
     if record["schema"] != SCHEMA:
         msg = f"{path} has schema {record['schema']}, this version reads {SCHEMA}: update"
         raise ArtefactError(msg)
-    record = checked(record, RECIPE, str(path))
+    found = record.get("kind", "channels")
+    if kind is not None and found != kind:
+        reader = "load_masked" if found == "weights" else "load_pruned"
+        msg = f"{path} is of a network with a mask of {ascii(found)[:40]}: read it with {reader}"
+        raise ArtefactError(msg)
+    record = checked(record, shape, str(path))
     sizes = (record["num_classes"], *record["example_shape"])
     if min(sizes) < 1 or sizes[0] > MAX_CLASSES or math.prod(sizes[1:]) > MAX_INPUTS:
         msg = f"{path}: no network has {sizes[0]} classes and inputs of shape {sizes[1:]}"
@@ -268,7 +312,8 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _info(record: Mapping[str, Any]) -> PrunedInfo:
+def info_of(record: Mapping[str, Any]) -> PrunedInfo:
+    """Return how the dense network is made, from a recipe."""
     normalisation: Normalisation | None = record["normalisation"]
     return PrunedInfo(
         arch=record["arch"],
@@ -283,9 +328,8 @@ def _info(record: Mapping[str, Any]) -> PrunedInfo:
 def _mask(path: Path, record: Mapping[str, Any], graph: StructureGraph) -> ChannelMask:
     """Return the mask of a record, checked against its own digest and the graph."""
     try:
-        packed = np.frombuffer(bytes.fromhex(record["mask"]["keep"]), dtype=np.uint8)
         size, digest = record["mask"]["size"], record["mask"]["digest"]
-        mask = graph.mask(np.unpackbits(packed)[:size].astype(bool))
+        mask = graph.mask(unpack_bits(record["mask"]["keep"], size))
     except (ValueError, MaskError) as error:
         msg = f"{path} holds no legal mask of this network ({error}): save the network again"
         raise ArtefactError(msg) from error

@@ -65,12 +65,17 @@ COMMANDS = {
     "train": Command(
         "train the agent, prune, fine-tune, compare",
         "runs.options.config:TrainConfig",
-        "runs.train:run_train",
+        "runs.runner:run_plan",
+    ),
+    "prune": Command(
+        "prune with one method, fine-tune",
+        "runs.options.config:PruneConfig",
+        "runs.runner:run_plan",
     ),
     "apply": Command(
         "prune a network with a trained policy",
         "runs.options.config:ApplyConfig",
-        "runs.apply:run_apply",
+        "runs.runner:run_plan",
     ),
     "compare": Command(
         "compare with every baseline, fine-tuned",
@@ -94,7 +99,7 @@ COMMANDS = {
     ),
 }
 
-TRAINING = ("pretrain", "train", "apply", "compare")
+TRAINING = ("pretrain", "train", "prune", "apply", "compare")
 """Commands that the ranks of ``torchrun`` can share."""
 
 

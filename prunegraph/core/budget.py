@@ -2,19 +2,25 @@
 
 from dataclasses import dataclass, fields
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 from prunegraph.core.errors import BudgetError
+from prunegraph.core.pattern import Pattern
+
+PATTERN_ROUNDING = 5e-4
+"""A sparsity may differ by this much from the one that its pattern fixes: 0.667 with 1:3."""
 
 
-def short(value: float) -> str:
+def short(value: float | str) -> str:
     """Return a limit as names of files and titles show it: all digits of a whole number."""
-    return str(value) if isinstance(value, int) else f"{value:g}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What may remain, on the example input; several limits hold at once.
+    """What may remain: of channels, by their cost on the example input, or of single weights.
+
+    Several limits of channels hold at once. A sparsity stands alone.
 
     Attributes:
         keep_macs: at most this share, in (0, 1], of the dense network's multiply-adds remains.
@@ -24,6 +30,9 @@ class Budget:
             is measured: ``pruning.project_latency`` alone can meet it.
         round_to: if given, the number of channels that a group keeps is a multiple of it, or all
             of them, or the group's minimum where the whole group is smaller. No limit by itself.
+        sparsity: this share, in [0, 1), of the prunable weights becomes zero.
+        pattern: where the zeros lie, as ``"2:4"`` (see ``Pattern``), which fixes the sparsity;
+            default: anywhere.
     """
 
     keep_macs: float | None = None
@@ -31,12 +40,76 @@ class Budget:
     max_memory: int | None = None
     max_latency: float | None = None
     round_to: int | None = None
+    sparsity: float | None = None
+    pattern: str | None = None
 
     def __post_init__(self) -> None:
+        self._take_pattern()
         if not self.as_dict().keys() - {"round_to"}:
-            msg = "a budget needs at least one of keep_macs, keep_params, max_memory, max_latency"
+            msg = (
+                "a budget needs at least one of keep_macs, keep_params, max_memory, max_latency; "
+                "or sparsity"
+            )
             raise BudgetError(msg)
+        self._check_numbers()
+        if self.sparsity is not None:
+            self._check_sparsity(self.sparsity)
+
+    @property
+    def kind(self) -> Literal["channels", "weights"]:
+        """What is removed: channels, or single weights."""
+        return "channels" if self.sparsity is None else "weights"
+
+    def check_channels(self) -> None:
+        """Raise BudgetError if the budget is one of single weights."""
+        if self.kind == "weights":
+            limits = ", ".join(f"{name}={short(value)}" for name, value in self.as_dict().items())
+            msg = (
+                f"a budget of {limits} zeroes single weights, and channels are chosen here: give "
+                "keep_macs, keep_params, max_memory or max_latency, or a method of weights"
+            )
+            raise BudgetError(msg)
+
+    def _take_pattern(self) -> None:
+        """Set the sparsity that the pattern fixes, and write the pattern in one way."""
+        if self.pattern is None:
+            return
+        pattern = Pattern.parse(self.pattern)
+        fixed, asked = pattern.sparsity, self.sparsity
+        if fixed is not None and asked is None:
+            asked = fixed
+        if asked is None:
+            msg = f"pattern={pattern} needs a sparsity: give the share of weights that become zero"
+            raise BudgetError(msg)
+        if fixed is not None and isinstance(asked, int | float):
+            if not abs(asked - fixed) <= PATTERN_ROUNDING:
+                msg = (
+                    f"sparsity={asked} does not fit pattern={pattern}, which makes it {fixed:.4g}: "
+                    "leave one of them out"
+                )
+                raise BudgetError(msg)
+            asked = fixed
+        object.__setattr__(self, "sparsity", asked)
+        object.__setattr__(
+            self, "pattern", None if pattern.kind == "unstructured" else str(pattern)
+        )
+
+    def _check_sparsity(self, sparsity: float) -> None:
+        others = self.as_dict().keys() - {"sparsity", "pattern"}
+        if others:
+            msg = (
+                f"sparsity zeroes single weights, {min(others)} removes channels: give one of them"
+            )
+            raise BudgetError(msg)
+        if not 0.0 <= sparsity < 1.0:
+            percent = f"; {sparsity:g} % is {sparsity / 100:g}" if 1.0 < sparsity < 100.0 else ""
+            msg = f"sparsity={sparsity} must lie in [0, 1): it is the share of zeros{percent}"
+            raise BudgetError(msg)
+
+    def _check_numbers(self) -> None:
         for name, value in self.as_dict().items():
+            if name == "pattern":
+                continue
             if isinstance(value, bool) or not isinstance(value, Real):
                 msg = f"{name}={value!r} must be a number, not of type {type(value).__name__}"
                 raise BudgetError(msg)

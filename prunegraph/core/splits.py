@@ -5,29 +5,22 @@ evaluator accepts a ``SearchSplit`` only.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Any, Protocol, Self, cast
 
 import torch
 from torch import Tensor
 
+Batch = Any
+"""A pytree of tensors with a sample in each row: ``(images, labels)``, ``{"input_ids": ...}``."""
 
-class ImageSource(Protocol):
-    """Labelled images that can be loaded by position.
 
-    Attributes:
-        labels: ``[n]`` int64 class indices.
-        num_classes: number of classes.
-        image_shape: (channels, height, width) of every loaded image.
-    """
+class Source(Protocol):
+    """Samples that can be loaded by position."""
 
-    labels: Tensor
-    num_classes: int
-    image_shape: tuple[int, int, int]
-
-    def load(self, index: Tensor, augment: torch.Generator | None = None) -> Tensor:
-        """Return normalised float32 images ``[b, channels, height, width]``.
+    def load(self, index: Tensor, augment: torch.Generator | None = None) -> Batch:
+        """Return a batch of the samples at ``index``.
 
         Args:
             index: ``[b]`` int64 positions in this source.
@@ -40,36 +33,85 @@ class ImageSource(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
-class Split:
-    """A set of positions in an image source. Use one of the three subclasses.
+class ImageSource(Source, Protocol):
+    """Labelled images that can be loaded by position.
+
+    ``load`` returns normalised float32 images ``[b, channels, height, width]`` and labels ``[b]``.
 
     Attributes:
-        source: the images.
+        labels: ``[n]`` int64 class indices.
+        num_classes: number of classes.
+        image_shape: (channels, height, width) of every loaded image.
+    """
+
+    labels: Tensor
+    num_classes: int
+    image_shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ReadyBatches:
+    """Batches as a user's loader gave them, of any form; a position is that of a batch.
+
+    Attributes:
+        held: the batches, at least one.
+        sizes: samples of each; 1 if it cannot be told.
+        digest: a hash of what they hold (16 hex digits).
+    """
+
+    held: Sequence[Batch]
+    sizes: Sequence[int]
+    digest: str
+
+    def load(self, index: Tensor, augment: torch.Generator | None = None) -> Batch:
+        """Return the one batch at ``index``; there is no augmentation to draw."""
+        del augment
+        return self.held[int(index)]
+
+    def fingerprint(self) -> str:
+        """Return the hash of the batches."""
+        return self.digest
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A set of positions in a source. Use one of the three subclasses.
+
+    Attributes:
+        source: the samples.
         index: ``[n]`` int64 positions in the source.
     """
 
-    source: ImageSource
+    source: Source
     index: Tensor
 
     def __len__(self) -> int:
         return int(self.index.numel())
 
     @property
+    def images(self) -> ImageSource:
+        """The source, if the samples are images."""
+        return cast(ImageSource, self.source)
+
+    @property
     def labels(self) -> Tensor:
-        """``[n]`` int64 class indices."""
-        return self.source.labels[self.index]
+        """``[n]`` int64 class indices of images."""
+        return self.images.labels[self.index]
 
     def take(self, positions: Tensor) -> Self:
         """Return the sub-split at ``positions`` (``[k]`` int64, counted within this split)."""
         return type(self)(self.source, self.index[positions])
 
-    def sample(self, num_images: int, seed: int) -> Self:
+    def sample(self, num_samples: int, seed: int) -> Self:
         """Return a random sub-split without replacement, fixed by ``seed``; all if fewer."""
-        if num_images >= len(self):
+        if isinstance(self.source, ReadyBatches):  # the first ones, at least one
+            sizes = [self.source.sizes[position] for position in self.index.tolist()]
+            count = int((torch.tensor(sizes).cumsum(0) <= num_samples).sum())
+            return self.take(torch.arange(max(count, 1)))
+        if num_samples >= len(self):
             return self
         generator = torch.Generator().manual_seed(seed)
-        return self.take(torch.randperm(len(self), generator=generator)[:num_images])
+        return self.take(torch.randperm(len(self), generator=generator)[:num_samples])
 
     def batches(
         self,
@@ -78,11 +120,12 @@ class Split:
         shuffle: torch.Generator | None = None,
         augment: torch.Generator | None = None,
         skip: int = 0,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield ``(images [b, c, h, w] float32, labels [b] int64)`` until the split is used up.
+    ) -> Iterator[Batch]:
+        """Yield batches until the split is used up: ``(images [b, c, h, w], labels [b])``, say.
 
         Args:
-            batch_size: images a batch; the last one may be smaller.
+            batch_size: samples a batch; the last one may be smaller. Ready batches stay as they
+                are.
             shuffle: if given, the order is drawn from it; None = stored order.
             augment: if given, training augmentation is drawn from it.
             skip: batches at the beginning that are left out and not loaded.
@@ -90,31 +133,33 @@ class Split:
         order = self.index
         if shuffle is not None:
             order = order[torch.randperm(len(order), generator=shuffle)]
-        for chunk in order.split(batch_size)[skip:]:
-            yield self.source.load(chunk, augment), self.source.labels[chunk]
+        size = 1 if isinstance(self.source, ReadyBatches) else batch_size
+        for chunk in order.split(size)[skip:]:
+            yield self.source.load(chunk, augment)
 
-    def equal_batches(self, num_batches: int) -> Iterator[Tensor]:
-        """Yield the images in ``num_batches`` batches of equal size (to one), in stored order."""
-        for chunk in self.index.tensor_split(num_batches):
+    def equal_batches(self, num_batches: int) -> Iterator[Batch]:
+        """Yield so many batches of equal size (to one) in stored order; ready ones as they are."""
+        ready = isinstance(self.source, ReadyBatches)
+        for chunk in self.index.tensor_split(len(self) if ready else num_batches):
             yield self.source.load(chunk)
 
     def fingerprint(self) -> str:
-        """Return a hash of the images' source and the positions (16 hex digits)."""
+        """Return a hash of the source and the positions (16 hex digits)."""
         digest = hashlib.sha256(self.source.fingerprint().encode())
         digest.update(self.index.numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
 class TrainSplit(Split):
-    """Images that train and fine-tune networks, calibrate batch norm, give gradients."""
+    """Samples that train and fine-tune networks, calibrate batch norm, give gradients."""
 
 
 class SearchSplit(Split):
-    """Images unseen in training that the search and every choice may look at."""
+    """Samples unseen in training that the search and every choice may look at."""
 
 
 class TestSplit(Split):
-    """Images that are measured once, at the end; no choice ever follows a look at them."""
+    """Samples that are measured once, at the end; no choice ever follows a look at them."""
 
     __test__ = False  # not a test class, whatever pytest's collector thinks of the name
 
@@ -149,4 +194,4 @@ class Dataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width)."""
-        return self.train.source.image_shape
+        return self.train.images.image_shape

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prunegraph.core.errors import DataError
 from prunegraph.core.seeding import seeded
-from prunegraph.core.splits import Dataset
+from prunegraph.core.splits import Batch, Dataset
 from prunegraph.data.splits import assemble
 
 READINGS = 8
@@ -98,8 +98,8 @@ class ItemSource:
             raise DataError(msg)
         self._fingerprint: str | None = None
 
-    def load(self, index: Tensor, augment: torch.Generator | None = None) -> Tensor:
-        """Return float32 images ``[b, c, h, w]``; see ``ImageSource.load``."""
+    def load(self, index: Tensor, augment: torch.Generator | None = None) -> Batch:
+        """Return float32 images ``[b, c, h, w]`` and labels ``[b]``; see ``ImageSource``."""
         positions = index.tolist()
         images = [self._image(position) for position in positions]
         if augment is not None and self.augment is not None:
@@ -108,7 +108,7 @@ class ItemSource:
                 images = [self.augment(image.clone()) for image in images]
         for position, image in zip(positions, images, strict=True):
             self._check_shape(position, image)
-        return torch.stack(images).float()
+        return torch.stack(images).float(), self.labels[index]
 
     def fingerprint(self) -> str:
         """Return a hash of the labels and of three images of each part (16 hex digits).

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from prunegraph.core.splits import Batch
 from prunegraph.data.decode import Crop, decode_all
 from prunegraph.data.memory import normalise
 from prunegraph.data.records import Record
@@ -58,8 +59,8 @@ class LazySource:
         self.flip = flip
         self._fingerprint: str | None = None
 
-    def load(self, index: Tensor, augment: torch.Generator | None = None) -> Tensor:
-        """Return normalised float32 images ``[b, 3, size, size]``; see ``ImageSource.load``."""
+    def load(self, index: Tensor, augment: torch.Generator | None = None) -> Batch:
+        """Return float32 images ``[b, 3, size, size]`` and labels ``[b]``; see ``ImageSource``."""
         _, height, width = self.image_shape
         records = [self.records[position] for position in index.tolist()]
         crops: list[Crop] = [partial(centre_crop, shape=(height, width))] * len(records)
@@ -67,7 +68,8 @@ class LazySource:
             # All numbers are drawn here, so that the threads' order changes nothing.
             draws = torch.rand((len(records), DRAWS_PER_IMAGE), generator=augment).tolist()
             crops = [partial(random_crop, size=height, draws=row, flip=self.flip) for row in draws]
-        return normalise(decode_all(records, crops, (height, width)), self.mean, self.std)
+        images = decode_all(records, crops, (height, width))
+        return normalise(images, self.mean, self.std), self.labels[index]
 
     def fingerprint(self) -> str:
         """Return a hash of names, file sizes, labels, size and normalisation (16 hex digits).

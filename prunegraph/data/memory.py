@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from prunegraph.core.splits import Batch
+
 PIXEL_MAX = 255.0
 
 
@@ -46,12 +48,12 @@ class MemorySource:
         self.std = std
         self._fingerprint: str | None = None
 
-    def load(self, index: Tensor, augment: torch.Generator | None = None) -> Tensor:
-        """Return normalised float32 images ``[b, c, h, w]``; see ``ImageSource.load``."""
+    def load(self, index: Tensor, augment: torch.Generator | None = None) -> Batch:
+        """Return float32 images ``[b, c, h, w]`` and labels ``[b]``; see ``ImageSource``."""
         images = self.images[index]
         if augment is not None:
             images = shift_and_flip(images, self.padding, flip=self.flip, generator=augment)
-        return normalise(images, self.mean, self.std)
+        return normalise(images, self.mean, self.std), self.labels[index]
 
     def fingerprint(self) -> str:
         """Return a hash of pixels, labels and normalisation (16 hex digits)."""

@@ -1,66 +1,63 @@
-"""The evaluator that scores masks on the search split."""
+"""The evaluator that scores masks, for any task."""
 
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from prunegraph.core.errors import DataError
+from prunegraph.core.errors import DataError, one_line
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
-from prunegraph.core.splits import SearchSplit, Split, TrainSplit
+from prunegraph.core.splits import Batch, ReadyBatches, SearchSplit, Split, TrainSplit
+from prunegraph.core.task import Scores, Task
 from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import StructureGraph, copy_network, unwrap
 from prunegraph.graph.apply import apply_mask
-from prunegraph.layerwise.recalibrate import recalibrate_bn
+from prunegraph.layerwise.recalibrate import has_batch_norm, recalibrate_bn
 from prunegraph.layerwise.reconstruct import Reconstruction
-from prunegraph.tasks.classification import (
-    BATCH_SIZE,
-    WORST,
-    Scores,
-    compute_logits,
-    evaluate,
-    place_images,
-    place_model,
-)
+from prunegraph.rewards.config import Metric
+from prunegraph.tasks.classification import BATCH_SIZE, model_device
 
 PRELOAD_LIMIT = 1 << 30
-"""Images of more bytes than this are loaded anew for every network."""
+"""Samples of more bytes than this are loaded anew for every network."""
 
 QUICK_CALIBRATION = 512
-"""Images that recalibrate a network that a search scores: more rank masks no better."""
+"""Samples that recalibrate a network that a search scores: more rank masks no better."""
 
 
 class Evaluator:
-    """Scores masks: surgery, batch-norm recalibration, evaluation on search images.
+    """Scores masks: surgery, reconstruction, batch-norm recalibration, the task's score.
 
-    It takes a ``SearchSplit`` to score on and a ``TrainSplit`` to recalibrate on, so that test
-    images cannot leak into a search. Results are cached by mask and image subset; a cached
-    result costs no network. The images to score and to recalibrate on are loaded once if they fit
-    in ``PRELOAD_LIMIT`` bytes.
+    Networks are scored on the task's search split and recalibrated on its train split, which are
+    of different types, so that test data cannot leak into a search. A task without a search split
+    has a score that looks at data of its own; subsets mean nothing there. Results are cached by
+    mask and subset; a cached result costs no network. Data are loaded once if they fit in
+    ``PRELOAD_LIMIT`` bytes.
 
     Args:
-        model: the dense network; never changed.
-        graph: its structure.
-        search: images to score on.
-        calibration: images to recalibrate batch norm on, without augmentation.
-        num_calibration: how many of them, drawn without order by ``seed``; networks that are
-            scored on a subset of the images, as in searches, get ``QUICK_CALIBRATION`` at most.
-        batch_size: images a forward.
-        seed: fixes the calibration images.
-        device: where networks run.
-        autocast: run in bfloat16 where that is safe and the device computes it.
-        kl: also measure the KL divergence from the dense network's outputs.
-        soft: also measure the soft accuracy.
+        task: network, data and score.
+        graph: structure of the task's network.
         reconstruction: changes the weights that stay in a pruned network; None = they stay as they
             are.
-        quick_reconstruction: in its place for networks that are scored on a subset of the images,
+        quick_reconstruction: in its place for networks that are scored on a subset of the samples,
             be it all of them: ``None`` asks for the other one.
+        num_calibration: train samples that recalibrate batch norm, without augmentation, drawn
+            without order by ``seed``; networks that are scored on a subset of the search samples,
+            as in searches, get ``QUICK_CALIBRATION`` at most.
+        batch_size: samples a forward.
+        seed: fixes the calibration samples.
+        device: where networks run; None = where the task's network is.
+        metric: what outcomes are compared by: the score, the soft accuracy, or ``"kl"``, the
+            divergence from the dense network's outputs.
+        autocast: run in bfloat16 where that is safe and the device computes it.
+        search: what masks are scored on; None = the task's search split.
         log: what an earlier start of the same search measured; it counts as if it were run now.
 
     Attributes:
@@ -71,43 +68,35 @@ class Evaluator:
 
     def __init__(
         self,
-        model: nn.Module,
+        task: Task,
         graph: StructureGraph,
         *,
-        search: SearchSplit,
-        calibration: TrainSplit,
+        reconstruction: Reconstruction | None = None,
+        quick_reconstruction: Reconstruction | None = None,
         num_calibration: int = 1024,
         batch_size: int = BATCH_SIZE,
         seed: int = 0,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
+        metric: Metric = "accuracy",
         autocast: bool = True,
-        kl: bool = False,
-        soft: bool = False,
-        reconstruction: Reconstruction | None = None,
-        quick_reconstruction: Reconstruction | None = None,
+        search: SearchSplit | None = None,
         log: OutcomeLog | None = None,
     ) -> None:
-        kinds: list[tuple[object, type[Split]]]
-        kinds = [(search, SearchSplit), (calibration, TrainSplit)]
-        for given, kind in kinds:
-            if not isinstance(given, kind):
-                msg = (
-                    f"{type(given).__name__} is no {kind.__name__}: masks are scored on search "
-                    "images and recalibrated on train images, see docs/data.md"
-                )
-                raise DataError(msg)
-        self.model = unwrap(model)
+        self.task = task
+        self.search = search or task.search
+        given: object = self.search
+        if given is not None and not isinstance(given, SearchSplit):
+            msg = f"{type(given).__name__} is no SearchSplit: see docs/data.md"
+            raise DataError(msg)
+        self.model = unwrap(task.model)
         self.graph = graph
-        self.search = search
-        order = torch.randperm(len(calibration), generator=torch.Generator().manual_seed(seed))
-        self.calibration = calibration.take(order[:num_calibration])
+        self.calibration = _drawn(task.train, num_calibration, seed)
         self.reconstruction = reconstruction
         self.quick_reconstruction = quick_reconstruction
         self.batch_size = batch_size
-        self.device = torch.device(device)
-        self.autocast = autocast
-        self.kl = kl
-        self.soft = soft
+        self.device = model_device(self.model) if device is None else torch.device(device)
+        self.autocast = autocast and task.autocast
+        self.metric = metric
         self.num_networks = 0
         self.seconds = 0.0
         self.recalled = 0.0
@@ -115,11 +104,16 @@ class Evaluator:
         self._report: Callable[[int], None] | None = None
         self._cache: dict[tuple[str, str], Outcome] = {}
 
+    @property
+    def num_samples(self) -> int:
+        """Search samples; 0 if the score looks at data of its own."""
+        return 0 if self.search is None else len(self.search)
+
     def evaluate(self, mask: ChannelMask, subset: Tensor | None = None) -> Outcome:
         """Prune, reconstruct if asked for, recalibrate, and score one mask.
 
         Args:
-            mask: which classes stay.
+            mask: which units stay.
             subset: ``[k]`` int64 positions in the search split; None = all of it.
 
         Returns:
@@ -151,13 +145,15 @@ class Evaluator:
             self._report = None
 
     def narrow(self, subset: Tensor | None) -> Tensor | None:
-        """Return a subset; None, which is all images, if it holds all and nothing else differs."""
+        """Return a subset; None, which is all samples, if it holds all and nothing else differs."""
+        if self.search is None:
+            return None
         if subset is None or self.quick_reconstruction is not None:
             return subset
-        return None if len(subset) == len(self.search) else subset
+        return None if len(subset) == self.num_samples else subset
 
     def evaluate_all(self, masks: Sequence[ChannelMask]) -> list[Outcome]:
-        """Return the outcomes of masks on all search images."""
+        """Return the outcomes of masks on all search samples."""
         return [self.evaluate(mask) for mask in masks]
 
     def is_cached(self, mask: ChannelMask, subset: Tensor | None = None) -> bool:
@@ -165,7 +161,7 @@ class Evaluator:
         return (mask.digest(), _subset_digest(self.narrow(subset))) in self._cache
 
     def known(self) -> list[Outcome]:
-        """Return the outcomes of masks on subsets that hold all search images."""
+        """Return the outcomes of masks on subsets that hold all search samples."""
         return [found for (_, subset), found in self._cache.items() if subset == self._whole]
 
     def remember(self, outcomes: Sequence[Outcome]) -> None:
@@ -175,13 +171,13 @@ class Evaluator:
 
     @cached_property
     def _whole(self) -> str:
-        """Name of the subsets that hold all search images."""
-        return _subset_digest(self.narrow(self.draw_subset(len(self.search), 0)))
+        """Name of the subsets that hold all search samples."""
+        return _subset_digest(self.narrow(self.draw_subset(self.num_samples, 0)))
 
     def draw_subset(self, size: int, seed: int) -> Tensor:
         """Return ``[size]`` sorted random positions in the search split, fixed by ``seed``."""
         generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randperm(len(self.search), generator=generator)[:size]
+        drawn = torch.randperm(self.num_samples, generator=generator)[:size]
         return drawn.sort().values
 
     def prune(
@@ -195,79 +191,89 @@ class Evaluator:
         Args:
             mask: what stays.
             reconstruction: another one than the evaluator's own.
-            num_calibration: images that recalibrate it; default: all.
+            num_calibration: samples that recalibrate it; default: all.
         """
         pruned = apply_mask(self._dense, self.graph, mask)
         reconstruction = reconstruction or self.reconstruction
         if reconstruction is not None:
             reconstruction.apply(pruned, mask)
-        self._recalibrate(pruned, num_calibration or len(self.calibration))
+        if has_batch_norm(pruned):
+            batches = self._calibration_batches(num_calibration or len(self.calibration))
+            recalibrate_bn(pruned, batches, forward=self.task.forward, autocast=self.autocast)
         return pruned
 
-    def _recalibrate(self, pruned: nn.Module, images: int) -> None:
-        recalibrate_bn(pruned, self._calibration_batches(images), autocast=self.autocast)
-
-    def nearest(self, mask: ChannelMask, other: Reconstruction) -> nn.Module:
+    def nearest(self, mask: ChannelMask, *ways: Callable[[], Reconstruction]) -> nn.Module:
         """Return ``prune(mask)``, or the network with another reconstruction if it is the nearer.
 
-        To the dense network, by the outputs on the search images; no label is read.
+        To the dense network, by the outputs on the search samples, without labels; by the score if
+        the task has no such samples. The first of the other ways that succeeds is tried, and none
+        need succeed.
         """
-        networks = [self.prune(mask, way) for way in (self.reconstruction, other)]
-        self._prepare()
-        found = [self._scores(network, None).kl for network in networks]
-        return min(zip(found, networks, strict=True), key=lambda pair: pair[0] or 0.0)[1]
+        networks, problem = [self.prune(mask)], None
+        for way in ways:
+            try:
+                networks.append(self.prune(mask, way()))
+            except Exception as error:  # memory, a batch of another size
+                problem = one_line(error)
+            else:
+                break
+        if len(networks) == 1:
+            if problem is not None:
+                msg = f"the network is not reconstructed layer by layer: {problem}"
+                warnings.warn(msg, stacklevel=2)
+            return networks[0]
+        found = [self._scores(network, None, diverging=True).kl or 0.0 for network in networks]
+        return networks[0] if found[0] <= found[1] else networks[1]
 
     @cached_property
-    def dense_logits(self) -> Tensor:
-        """``[n, classes]`` logits of the dense network on the whole search split."""
-        data = self._search_data(None)
-        return compute_logits(self._dense, data, batch_size=self.batch_size, autocast=self.autocast)
+    def dense_outputs(self) -> Tensor | None:
+        """What the divergence is measured from: a row for each search sample; None = nothing."""
+        return self.task.dense_outputs(
+            self._dense, self._search_batches(None), autocast=self.autocast
+        )
 
     def _measure(self, mask: ChannelMask, subset: Tensor | None) -> Outcome:
         self._prepare()
         start = time.perf_counter()
-        reconstruction, images = None, len(self.calibration)
+        reconstruction, samples = None, len(self.calibration)
         if subset is not None:
-            reconstruction, images = self.quick_reconstruction, min(images, QUICK_CALIBRATION)
-        pruned = self.prune(mask, reconstruction, images)
-        scores = self._scores(pruned, subset)
+            reconstruction, samples = self.quick_reconstruction, min(samples, QUICK_CALIBRATION)
+        pruned = self.prune(mask, reconstruction, samples)
+        scores = self._scores(pruned, subset, diverging=self.metric == "kl")
         seconds = time.perf_counter() - start
         return Outcome(
             accuracy=scores.accuracy,
             loss=scores.loss,
-            kl=scores.kl,
-            num_images=len(self.search) if subset is None else int(subset.numel()),
+            kl=scores.kl if self.metric == "kl" else None,
+            num_images=max(self.num_samples, 1) if subset is None else int(subset.numel()),
             cost=self.graph.cost(mask),
             digest=mask.digest(),
             seconds=seconds,
-            soft_accuracy=scores.soft_accuracy if self.soft else None,
+            soft_accuracy=scores.soft_accuracy if self.metric == "soft_accuracy" else None,
         )
 
-    def _scores(self, model: nn.Module, subset: Tensor | None) -> Scores:
-        dense = self.dense_logits if self.kl else None
-        return evaluate(
+    def _scores(self, model: nn.Module, subset: Tensor | None, *, diverging: bool) -> Scores:
+        dense = self.dense_outputs if diverging else None
+        return self.task.measure(
             model,
-            self._search_data(subset),
-            batch_size=self.batch_size,
+            self._search_batches(subset),
             autocast=self.autocast,
-            dense_logits=dense if dense is None or subset is None else dense[subset],
-            worst=WORST,
+            dense_outputs=dense if dense is None or subset is None else dense[subset],
         )
 
     def _prepare(self) -> None:
         """Load what is made once, so that it is not timed as a network's cost."""
         if self._preloads_search:
-            _ = self._search_images
+            _ = self._search_data
         if self._preloads_calibration:
-            _ = self._calibration_images
-        if self.kl:
-            _ = self.dense_logits
+            _ = self._calibration_data
+        if self.metric == "kl":
+            _ = self.dense_outputs
 
     @cached_property
     def _dense(self) -> nn.Module:
         """A copy of the dense network on the evaluator's device."""
-        images, _ = next(iter(self.calibration.batches(1)))
-        return place_model(copy_network(self.model), self.device, images)
+        return self.task.place_model(copy_network(self.model), self.device).eval()
 
     @cached_property
     def _preloads_calibration(self) -> bool:
@@ -278,43 +284,65 @@ class Evaluator:
         return self._size(self.calibration) + self._size(self.search) < PRELOAD_LIMIT
 
     @staticmethod
-    def _size(split: Split) -> int:
-        """Return the bytes of a split's images."""
-        return 4 * len(split) * math.prod(split.source.image_shape)
+    def _size(split: Split | None) -> float:
+        """Return the bytes of a split's samples; ready batches are where they are."""
+        if split is None or isinstance(split.source, ReadyBatches):
+            return math.inf
+        sample = split.source.load(split.index[:1])
+        return float(len(split) * sum(leaf.nbytes for leaf in tree_leaves(sample)))
 
     @cached_property
-    def _search_images(self) -> Tensor:
+    def _search_data(self) -> Batch:
+        assert self.search is not None
         return self._load(self.search)
 
     @cached_property
-    def _calibration_images(self) -> Tensor:
+    def _calibration_data(self) -> Batch:
         return self._load(self.calibration)
 
-    def _load(self, split: Split) -> Tensor:
-        batches = [
-            place_images(images, self._dense) for images, _ in split.batches(self.batch_size)
-        ]
-        return torch.cat(batches)
+    def _load(self, split: Split) -> Batch:
+        """Return a split as one batch, on the device."""
+        batches = [self.task.place(each, self._dense) for each in split.batches(self.batch_size)]
+        return tree_map(lambda *parts: torch.cat(parts), *batches)
 
-    def _search_data(self, subset: Tensor | None) -> Split | tuple[Tensor, Tensor]:
-        """Return the images to score on: tensors if they fit in memory, else the split."""
+    def _search_batches(self, subset: Tensor | None) -> Iterable[Batch]:
+        """Return the samples to score on: from memory if they fit there."""
+        if self.search is None:
+            return ()
         if not self._preloads_search:
-            return self.search if subset is None else self.search.take(subset)
-        images, labels = self._search_images, self.search.labels
-        if subset is None:
-            return images, labels
-        return images[subset.to(images.device)], labels[subset]
+            taken = self.search if subset is None else self.search.take(subset)
+            return taken.batches(self.batch_size)
+        data = self._search_data
+        if subset is not None:
+            data = tree_map(lambda part: part[subset.to(part.device)], data)
+        return _parts(data, lambda part: part.split(self.batch_size))
 
-    def _calibration_batches(self, num_images: int) -> Iterator[Tensor]:
-        """Yield so many calibration images in batches of equal size (to one image)."""
-        num_batches = math.ceil(num_images / self.batch_size)
-        if self._preloads_calibration:
-            yield from self._calibration_images[:num_images].tensor_split(num_batches)
-            return
-        for images in self.calibration.take(torch.arange(num_images)).equal_batches(num_batches):
-            yield place_images(images, self._dense)
+    def _calibration_batches(self, num_samples: int) -> Iterable[Batch]:
+        """Return so many calibration samples in batches of equal size (to one)."""
+        num_batches = math.ceil(num_samples / self.batch_size)
+        if not self._preloads_calibration:
+            taken = self.calibration.take(torch.arange(num_samples))
+            return taken.equal_batches(num_batches)
+        return _parts(
+            self._calibration_data, lambda part: part[:num_samples].tensor_split(num_batches)
+        )
+
+
+def _drawn(split: TrainSplit, num_samples: int, seed: int) -> TrainSplit:
+    """Return samples drawn without order; the first of ready batches."""
+    if isinstance(split.source, ReadyBatches):
+        return split.sample(num_samples, seed)
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+    return split.take(order[:num_samples])
+
+
+def _parts(data: Batch, split: Callable[[Tensor], Sequence[Tensor]]) -> Iterator[Batch]:
+    """Yield the parts that a function makes of every tensor of a batch."""
+    leaves, form = tree_flatten(data)
+    for parts in zip(*map(split, leaves), strict=True):
+        yield tree_unflatten(parts, form)
 
 
 def _subset_digest(subset: Tensor | None) -> str:
-    """Name an image subset; the empty string is the whole split."""
+    """Name a subset; the empty string is the whole split."""
     return "" if subset is None else hashlib.sha256(subset.numpy().tobytes()).hexdigest()[:16]

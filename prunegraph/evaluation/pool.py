@@ -148,7 +148,7 @@ class PooledEvaluator:
     @cached_property
     def _whole(self) -> bytes | None:
         """Positions of the subsets that hold all search images."""
-        everything = self.draw_subset(len(self._evaluator.search), 0)
+        everything = self.draw_subset(self._evaluator.num_samples, 0)
         return _positions(self._evaluator.narrow(everything))
 
     def draw_subset(self, size: int, seed: int) -> Tensor:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prunegraph.core.errors import ConfigError, ModelError, PruneGraphError, first_line
 from prunegraph.core.seeding import seeded
+from prunegraph.core.task import ExampleInputs
 from prunegraph.graph.build import MODEL_INPUT, MODEL_OUTPUT
 from prunegraph.graph.graph import FrozenOp, StructureGraph
 from prunegraph.graph.proof.copies import check_copies, containers, entries
@@ -37,9 +38,6 @@ from prunegraph.graph.trace.training_layers import (
     unread_weights,
     unused_weights,
 )
-
-ExampleInputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
-"""One tensor, positional arguments, or keyword arguments of a forward."""
 
 AttentionUnit = Literal["head", "width"]
 

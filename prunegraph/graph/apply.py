@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from prunegraph.core.errors import SurgeryError, one_line
 from prunegraph.core.masks import ChannelMask
+from prunegraph.core.task import ExampleInputs
 from prunegraph.graph.analyse import (
-    ExampleInputs,
     call_forward,
     evaluation_mode,
     fresh,

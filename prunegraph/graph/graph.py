@@ -283,7 +283,12 @@ class StructureGraph:
         return macs
 
     def limits(self, budget: Budget) -> Float64Array:
-        """Return ``[4]`` the most MACs, params, bytes and ms that may remain, infinite if any."""
+        """Return ``[4]`` the most MACs, params, bytes and ms that may remain, infinite if any.
+
+        Raises:
+            BudgetError: the budget is one of single weights.
+        """
+        budget.check_channels()
         dense = self.dense_cost
         macs = np.inf if budget.keep_macs is None else budget.keep_macs * dense.macs
         params = np.inf if budget.keep_params is None else budget.keep_params * dense.params

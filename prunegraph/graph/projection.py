@@ -70,10 +70,11 @@ def project(graph: "StructureGraph", scores: FloatArray, budget: Budget) -> Chan
 
     Raises:
         BudgetError: the budget is no ``Budget``, below what must stay (the message says the least),
-            or holds a latency that the structure does not predict.
+            holds a latency that the structure does not predict, or is one of single weights.
         MaskError: scores of another shape, or not finite.
     """
     _check_budget(budget)
+    budget.check_channels()
     if budget.max_latency is not None and graph.latency_model is None:
         msg = "max_latency is met by measuring: use graph.costs.latency_budget.project_latency"
         raise BudgetError(msg)

@@ -14,9 +14,9 @@ from torch.overrides import TorchFunctionMode
 
 from prunegraph.core.masks import IntArray
 from prunegraph.core.splits import TrainSplit
+from prunegraph.core.task import Task
 from prunegraph.graph import OpNode, StructureGraph, copy_network, unwrap
 from prunegraph.graph.module_sizes import is_self_attention, slim_all_attentions
-from prunegraph.tasks.classification import model_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,15 +190,15 @@ def _linear_arguments(
 def show_reads(
     model: nn.Module,
     graph: StructureGraph,
-    images: TrainSplit,
+    task: Task,
+    samples: TrainSplit,
     batch_size: int,
     visit: Callable[[Read], None],
 ) -> None:
-    """Send images through a network, without gradients, and show each read to ``visit``."""
-    device = model_device(model)
+    """Send samples through a network, without gradients, and show each read to ``visit``."""
     with torch.no_grad(), reads(model, graph, visit):
-        for batch, _ in images.batches(batch_size):
-            model(batch.to(device, torch.float32))
+        for batch in samples.batches(batch_size):
+            task.forward(model, batch)
 
 
 def _called(graph: StructureGraph) -> Iterable[OpNode]:

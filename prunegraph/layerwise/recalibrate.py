@@ -1,7 +1,8 @@
 """Batch-norm recalibration: a pruned network's running statistics are measured anew."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunegraph.core.errors import DataError
 from prunegraph.core.precision import autocasting
+from prunegraph.core.splits import Batch
 from prunegraph.graph.surgery import put_modes
 
 
@@ -58,32 +60,41 @@ def _restore(norm: _BatchNorm, old: list[Tensor]) -> None:
 
 def recalibrate_bn(
     model: nn.Module,
-    images: Iterable[Tensor | tuple[Tensor, Tensor] | list[Tensor]],
+    batches: Iterable[Batch],
     *,
+    forward: Callable[[nn.Module, Batch], Any] | None = None,
     autocast: bool = False,
 ) -> None:
-    """Set the batch-norm buffers to the average statistics of ``images``.
+    """Set the batch-norm buffers to the average statistics of batches.
 
     Args:
         model: the network; nothing but its batch-norm buffers changes.
-        images: batches ``[b, c, h, w]``, or such with labels. Take *shuffled* training images in
-            batches of equal size: each batch counts alike, and a batch of one unit misleads.
+        batches: images ``[b, c, h, w]``, or such with labels, or what ``forward`` takes. Take
+            *shuffled* training samples in batches of equal size: each batch counts alike, and a
+            batch of one unit misleads.
+        forward: runs a network on a batch, as ``Task.forward``; default: on the batch, or on its
+            first tensor.
         autocast: run in bfloat16 where that is safe and the device computes it.
 
     Raises:
-        DataError: a batch of one image, for norms that then see one value a channel.
+        DataError: a batch of one sample, for norms that then see one value a channel.
     """
     if not has_batch_norm(model):
         return
     with measuring_batch_norm(model), torch.no_grad():
         device = next(t.device for t in (*model.parameters(), *model.buffers()))
-        for found in images:
-            batch = (found if isinstance(found, Tensor) else found[0]).to(device)
+        for batch in batches:
             try:
-                with autocasting(batch.device, wanted=autocast):
-                    model(batch)
+                with autocasting(device, wanted=autocast):
+                    (forward or _run_first)(model, batch)
             except ValueError as error:
                 if "more than 1 value per channel" not in str(error):
                     raise
-                msg = f"{len(batch)} image is too few to calibrate this network's norms: give more"
+                msg = "a batch of 1 is too few to calibrate this network's norms: give more"
                 raise DataError(msg) from error
+
+
+def _run_first(model: nn.Module, batch: Batch) -> None:
+    """Run a network on a batch of tensors, or on the first tensor of it."""
+    device = next(t.device for t in (*model.parameters(), *model.buffers()))
+    model((batch if isinstance(batch, Tensor) else batch[0]).to(device))

@@ -13,7 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunegraph.core.errors import MaskError
 from prunegraph.core.masks import ChannelMask, IntArray
-from prunegraph.core.splits import TrainSplit
+from prunegraph.core.splits import Batch, TrainSplit
+from prunegraph.core.task import Task
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.module_sizes import is_self_attention
 from prunegraph.graph.trace.calls import WatchedCalls
@@ -26,7 +27,7 @@ from prunegraph.layerwise.statistics import (
     ProductMoments,
     RowMoments,
 )
-from prunegraph.tasks.classification import model_device, place_images
+from prunegraph.tasks.classification import model_device
 
 BATCH_SIZE = 32
 
@@ -115,29 +116,29 @@ class Reconstruction:
         self._biases = {name: parameters[_bias_name(name)] for name in biased}
 
     @classmethod
-    def on_images(
+    def on_samples(
         cls,
-        model: nn.Module,
+        task: Task,
         graph: StructureGraph,
-        images: TrainSplit,
+        samples: TrainSplit,
         *,
         seed: int = 0,
         device: str | torch.device | None = None,
     ) -> Self:
-        """Measure on train images, without augmentation.
+        """Measure on train samples of a task, without augmentation.
 
         ``LayerwiseReconstruction`` takes them as one batch, which has to fit into memory.
         """
 
         def run(network: nn.Module) -> None:
-            for batch in cls._batches(images):
-                network(place_images(batch, network))
+            for batch in cls._batches(samples):
+                task.forward(network, batch)
 
-        return cls(model, graph, run, seed=seed, device=device)
+        return cls(task.model, graph, run, seed=seed, device=device)
 
     @staticmethod
-    def _batches(images: TrainSplit) -> Iterable[Tensor]:
-        return (batch for batch, _ in images.batches(BATCH_SIZE))
+    def _batches(samples: TrainSplit) -> Iterable[Batch]:
+        return samples.batches(BATCH_SIZE)
 
     @torch.no_grad()
     def apply(self, pruned: nn.Module, mask: ChannelMask) -> None:

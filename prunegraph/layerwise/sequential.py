@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.core.masks import ChannelMask
-from prunegraph.core.splits import TrainSplit
+from prunegraph.core.splits import Batch, ReadyBatches, TrainSplit
 from prunegraph.graph import StructureGraph, copy_network
 from prunegraph.graph.analyse import repeatable
 from prunegraph.graph.module_sizes import slim_all_attentions
@@ -20,6 +20,7 @@ from prunegraph.layerwise.reconstruct import Reconstruction
 from prunegraph.layerwise.residual import Place, held_at, streams
 from prunegraph.layerwise.sampling import sampled_inputs, sampled_outputs
 from prunegraph.layerwise.statistics import fitted_change
+from prunegraph.tasks.batches import joined
 from prunegraph.tasks.classification import model_device
 
 ROWS = 4096
@@ -106,9 +107,11 @@ class LayerwiseReconstruction(Reconstruction):
         self._streams = {name: found[name] for name in found.keys() & self._wanted.keys()}
 
     @staticmethod
-    def _batches(images: TrainSplit) -> Iterable[Tensor]:
-        """Return the images as one batch."""
-        return [images.source.load(images.index)]
+    def _batches(samples: TrainSplit) -> Iterable[Batch]:
+        """Return the samples as one batch; the first of ready batches that do not join."""
+        if isinstance(samples.source, ReadyBatches):
+            return [joined(list(samples.batches(1)))]
+        return [samples.source.load(samples.index)]
 
     def _send(self, network: nn.Module) -> None:
         """Run a network: what the forward draws at random, noise say, is the same for each."""

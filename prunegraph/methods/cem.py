@@ -1,121 +1,24 @@
-"""Search baselines: random allocations, and a cross-entropy method over group offsets."""
+"""Cross-entropy method over group offsets."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
-from torch import Tensor
 
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.masks import ChannelMask, Float64Array, IntArray
 from prunegraph.core.outcome import Outcome
 from prunegraph.graph import StructureGraph
-from prunegraph.graph.features import rank_in_group
-from prunegraph.methods.prior import NUM_STARTS, STARTS, rank_starts
-from prunegraph.methods.problem import PrunerResult, PruningProblem
-
-MOST_IDLE = 50
-"""Steps in a row without a new mask after which a search ends: there are hardly any more."""
-
-
-class SearchRun:
-    """Counts the networks of a search.
-
-    Args:
-        problem: what is searched.
-    """
-
-    def __init__(self, problem: PruningProblem) -> None:
-        if problem.max_networks < 1:
-            msg = f"a search needs max_networks of at least 1, not {problem.max_networks}"
-            raise ConfigError(msg)
-        self.problem = problem
-        self._before = problem.evaluator.num_networks
-
-    @property
-    def networks(self) -> int:
-        """Networks run so far."""
-        return self.problem.evaluator.num_networks - self._before
-
-    @property
-    def remaining(self) -> int:
-        """Networks that may still be run."""
-        return self.problem.max_networks - self.networks
-
-    def subset(self, size: int, seed: int) -> Tensor | None:
-        """Return positions of random search images; None, all, if a search scores as rows do.
-
-        They are as many as the problem says, else ``size``.
-        """
-        evaluator, size = self.problem.evaluator, self.problem.subset_size or size
-        return evaluator.narrow(evaluator.draw_subset(size, seed))
-
-    def reserved(self, wanted: int, subset: Tensor | None) -> int:
-        """Return how many networks to keep for finalists: none if they were scored for good."""
-        return 0 if subset is None else min(wanted, (self.problem.max_networks + 1) // 2)
-
-    def choose(self, finalists: list[ChannelMask]) -> PrunerResult:
-        """Score the finalists, as far as networks remain, on the whole search split."""
-        evaluator = self.problem.evaluator
-        found: dict[ChannelMask, Outcome] = {}
-        for mask in dict.fromkeys(finalists):
-            if not found or self.remaining > 0 or evaluator.is_cached(mask):
-                found[mask] = evaluator.evaluate(mask)
-        best = max(found, key=lambda mask: found[mask].rank)
-        return PrunerResult(mask=best, networks_evaluated=self.networks)
+from prunegraph.methods.method import ChannelMethod, Problem, Result
+from prunegraph.methods.prior import NUM_PRIORS, PRIORS, rank_priors
+from prunegraph.methods.search_run import MOST_IDLE, SearchRun
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomSearch:
-    """Best of many random allocations, with channels chosen by Taylor importance.
-
-    Each group's keep share is proportional to a number drawn from ``[least_share, 1]``. Candidates
-    are scored by loss on one random subset of the search images (one that comes twice is drawn
-    anew); the best are scored again on all of them, which decides by accuracy. Where a steadier
-    figure is measured (``Outcome.steady``), it takes the place of both.
-
-    Args:
-        least_share: in (0, 1].
-        subset_size: search images that candidates are scored on.
-        num_finalists: candidates that are scored on all search images.
-    """
-
-    least_share: float = 0.2
-    subset_size: int = 1500
-    num_finalists: int = 8
-
-    @property
-    def name(self) -> str:
-        """``"random_search"``."""
-        return "random_search"
-
-    def prune(self, problem: PruningProblem) -> PrunerResult:
-        """Search, and choose the best finalist."""
-        run = SearchRun(problem)
-        rng = np.random.default_rng(problem.seed)
-        subset = run.subset(self.subset_size, problem.seed)
-        num_finalists = run.reserved(self.num_finalists, subset)
-        found: dict[ChannelMask, Outcome] = {}
-        idle = 0
-        while run.remaining > num_finalists and idle < MOST_IDLE:
-            mask = self._draw(problem, rng)
-            idle = idle + 1 if mask in found else 0
-            found[mask] = problem.evaluator.evaluate(mask, subset)
-        ranked = sorted(found, key=lambda mask: _distance(found[mask]))
-        return run.choose(ranked or [self._draw(problem, rng)])
-
-    def _draw(self, problem: PruningProblem, rng: np.random.Generator) -> ChannelMask:
-        graph = problem.graph
-        share = rng.uniform(self.least_share, 1.0, size=len(graph.groups))
-        from_top = 1.0 - rank_in_group(graph, problem.statistics["taylor"])
-        scores = -from_top / share[graph.group_of]
-        return graph.project(scores.astype(np.float32), problem.budget)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CrossEntropySearch:
+class CrossEntropySearch(ChannelMethod):
     """Cross-entropy method over one offset a group, added to the best heuristic's scores.
 
-    That heuristic is the best of ``STARTS`` and their ``MEAN`` (of one for each step, if all
+    That heuristic is the best of ``PRIORS`` and their ``MEAN`` (of one for each step, if all
     would leave no network for a step) on one subset of the search images; the agent chooses its own
     among the same, by train images.
 
@@ -158,26 +61,29 @@ class CrossEntropySearch:
             msg = f"num_elites={self.num_elites} must lie in [1, population={self.population}]"
             raise ConfigError(msg)
 
+    searches: ClassVar[bool] = True
+
     @property
     def name(self) -> str:
         """``"cem"``."""
         return "cem"
 
-    def prune(self, problem: PruningProblem) -> PrunerResult:
+    def prune(self, problem: Problem) -> Result:
         """Search, and choose the best finalist."""
+        self.check(problem)
         run = SearchRun(problem)
         rng = np.random.default_rng(problem.seed)
         subset = run.subset(self.subset_size, int(rng.integers(2**31)))
-        enough = problem.max_networks > NUM_STARTS + self.population
-        tried = STARTS if enough else STARTS[: problem.max_networks // self.population]
-        prior = rank_starts(
+        enough = problem.max_networks > NUM_PRIORS + self.population
+        tried = PRIORS if enough else PRIORS[: problem.max_networks // self.population]
+        prior = rank_priors(
             lambda mask: (
                 self._divergence(problem.evaluator.evaluate(mask, subset)) if tried else 0.0
             ),
             problem.graph,
             problem.statistics,
             problem.budget,
-            tried or STARTS[:1],
+            tried or PRIORS[:1],
         )[0].scores.astype(np.float64)
         steps = problem.graph.free_groups
         mean, deviation = np.zeros(len(steps)), np.full(len(steps), self.sigma)
@@ -223,12 +129,8 @@ class CrossEntropySearch:
         return new_mean, np.maximum(new_deviation, self.least_sigma)
 
 
-def _distance(outcome: Outcome) -> float:
-    return outcome.loss if outcome.steady is None else -outcome.steady
-
-
 def _shifted(
-    problem: PruningProblem, prior: Float64Array, steps: IntArray, offset: Float64Array
+    problem: Problem, prior: Float64Array, steps: IntArray, offset: Float64Array
 ) -> ChannelMask:
     """Return the mask of the prior plus one offset for each group of ``steps``."""
     graph: StructureGraph = problem.graph

@@ -3,6 +3,7 @@
 import math
 from bisect import bisect_left
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -10,17 +11,17 @@ from torch import Tensor
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.masks import BoolArray, ChannelMask
 from prunegraph.core.outcome import Outcome
-from prunegraph.graph import Group
+from prunegraph.graph import Group, StructureGraph
 from prunegraph.graph.features import rank_in_group
-from prunegraph.methods.cem import SearchRun
-from prunegraph.methods.problem import PrunerResult, PruningProblem
+from prunegraph.methods.method import ChannelMethod, Problem, Result
+from prunegraph.methods.search_run import SearchRun
 
 MOST_SHARE = 0.5
 """What a step takes, at the most, of all that the median group can give."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetAdapt:
+class NetAdapt(ChannelMethod):
     """Greedy search over widths (Yang et al. 2018, ECCV, "NetAdapt", algorithm 1).
 
     In each round every group makes a proposal: it alone loses its channels of least Taylor
@@ -41,29 +42,34 @@ class NetAdapt:
 
     subset_size: int = 1500
 
+    searches: ClassVar[bool] = True
+
     @property
     def name(self) -> str:
         """``"netadapt"``."""
         return "netadapt"
 
-    def prune(self, problem: PruningProblem) -> PrunerResult:
-        """Search; the last mask is the result.
+    def networks_needed(self, graph: StructureGraph) -> int:
+        """Return the networks of one step, and one for the result."""
+        return len(_free(graph)) + 1
+
+    def check(self, problem: Problem) -> None:
+        """Say before any work what it cannot serve.
 
         Raises:
             ConfigError: ``max_networks`` does not pay for a single step, or the budget limits a
                 latency alone: the steps are measured by MACs, parameters and memory.
         """
+        super().check(problem)
         if problem.graph.cost_ratio(problem.graph.dense_mask().keep, problem.budget) == 0:
             msg = f"netadapt goes by no latency, the budget is {problem.budget.as_dict()}"
             raise ConfigError(msg)
+
+    def prune(self, problem: Problem) -> Result:
+        """Search; the last mask is the result."""
+        self.check(problem)
         run, graph = SearchRun(problem), problem.graph
-        groups = [group for group in graph.groups if group.frozen is None]
-        if problem.max_networks <= max(len(groups), 1):  # one is kept for the result
-            msg = (
-                f"netadapt runs {len(groups) + 1} networks or more on this structure, "
-                f"max_networks={problem.max_networks} allows fewer: raise it or choose another one"
-            )
-            raise ConfigError(msg)
+        groups = _free(graph)
         subset = run.subset(self.subset_size, problem.seed)
         keep = np.ones(graph.num_units, dtype=bool)
         while graph.cost_ratio(keep, problem.budget) > 1.0:
@@ -108,6 +114,10 @@ class NetAdapt:
         return kept
 
 
+def _free(graph: StructureGraph) -> list[Group]:
+    return [group for group in graph.groups if group.frozen is None]
+
+
 def _emptied(group: Group, keep: BoolArray) -> BoolArray:
     """Return keep bits with as few of a group's channels as may stay."""
     bits = keep.copy()
@@ -115,7 +125,7 @@ def _emptied(group: Group, keep: BoolArray) -> BoolArray:
     return bits
 
 
-def _shrunk(problem: PruningProblem, group: Group, keep: BoolArray, target: float) -> BoolArray:
+def _shrunk(problem: Problem, group: Group, keep: BoolArray, target: float) -> BoolArray:
     """Return keep bits without the group's least channels, as many as it takes or as may go."""
     graph, units = problem.graph, group.units[keep[group.units]]
     order = units[np.argsort(problem.statistics["taylor"][units], kind="stable")]

@@ -5,19 +5,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from prunegraph.core.budget import Budget
-from prunegraph.core.masks import ChannelMask, FloatArray
+from prunegraph.core.masks import ChannelMask, Float64Array, FloatArray
+from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.graph import StructureGraph
-from prunegraph.graph.features import prior_scores, rank_in_group, standardised
+from prunegraph.graph.features import in_stream, prior_scores, rank_in_group, standardised
 from prunegraph.methods.criteria.registry import importance
-from prunegraph.methods.heuristic import streams_first
 
-PRIOR = "taylor/per_mac"
+FIRST_PRIOR = "taylor/per_mac"
 """What policies start from where no mask can be run."""
 
-STARTS = (
-    PRIOR,
+PRIORS = (
+    FIRST_PRIOR,
     "taylor/skip_full",
     "taylor/uniform",
     "fpgm/skip_full",
@@ -33,18 +34,18 @@ BEST = 4
 """Heuristics that make the mean."""
 
 MEAN = f"mean of the best {BEST}"
-"""The start that averages the scores of the best of ``STARTS``."""
+"""The start that averages the scores of the best of ``PRIORS``."""
 
-NUM_STARTS = len(STARTS) + 1
+NUM_PRIORS = len(PRIORS) + 1
 """Networks that are run to choose among all."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Start:
+class Prior:
     """What a search moves.
 
     Attributes:
-        name: the heuristic, one of ``STARTS``, or ``MEAN``.
+        name: the heuristic, one of ``PRIORS``, or ``MEAN``.
         scores: ``[N]`` higher = keep; mean 0 and deviation 1 over the free units, frozen 0.
         divergence: of its mask.
     """
@@ -54,18 +55,18 @@ class Start:
     divergence: float
 
 
-def start_scores(
+def scores_of_prior(
     name: str, graph: StructureGraph, statistics: Mapping[str, FloatArray], budget: Budget
 ) -> FloatArray:
     """Return a heuristic's scores ``[N]`` on the scale on which policies decide.
 
     Args:
-        name: one of ``STARTS``.
+        name: one of ``PRIORS``.
         graph: the structure.
         statistics: measured arrays ``[N]``.
         budget: decides what ``per_mac`` divides by.
     """
-    if name == PRIOR:
+    if name == FIRST_PRIOR:
         return prior_scores(graph, statistics, budget)
     criterion, allocation = name.split("/")
     values = importance(criterion, statistics, graph.num_units, seed=0)
@@ -73,13 +74,13 @@ def start_scores(
     return standardised(graph, ranks(graph, values))
 
 
-def rank_starts(
+def rank_priors(
     divergence: Callable[[ChannelMask], float],
     graph: StructureGraph,
     statistics: Mapping[str, FloatArray],
     budget: Budget,
-    names: Sequence[str] = STARTS,
-) -> list[Start]:
+    names: Sequence[str] = PRIORS,
+) -> list[Prior]:
     """Run the mask of each heuristic and of the best ones' mean, and return all, the best first.
 
     Importances measure different things, each with its own mistakes: their mean is often better
@@ -90,18 +91,20 @@ def rank_starts(
         graph: the structure.
         statistics: measured arrays ``[N]``.
         budget: what may remain; a latency counts where the structure predicts it.
-        names: which of ``STARTS`` are tried, the mean only if they are more than it takes; equal
+        names: which of ``PRIORS`` are tried, the mean only if they are more than it takes; equal
             ones stay in this order.
     """
     limits = budget if graph.latency_model is not None else budget.without_latency()
 
-    def tried(name: str, scores: FloatArray) -> Start:
-        return Start(name=name, scores=scores, divergence=divergence(graph.project(scores, limits)))
+    def tried(name: str, scores: FloatArray) -> Prior:
+        return Prior(name=name, scores=scores, divergence=divergence(graph.project(scores, limits)))
 
-    def ranked(starts: Sequence[Start]) -> list[Start]:
+    def ranked(starts: Sequence[Prior]) -> list[Prior]:
         return sorted(starts, key=lambda start: worst_last(start.divergence))
 
-    starts = ranked([tried(name, start_scores(name, graph, statistics, budget)) for name in names])
+    starts = ranked(
+        [tried(name, scores_of_prior(name, graph, statistics, budget)) for name in names]
+    )
     if len(starts) <= BEST:
         return starts
     mean = np.mean([start.scores for start in starts[:BEST]], axis=0)
@@ -114,3 +117,17 @@ def worst_last(divergence: float) -> float:
     What is no number comes last.
     """
     return float(f"{divergence:.4g}") if math.isfinite(divergence) else math.inf
+
+
+def streams_first(graph: StructureGraph, values: Float64Array) -> Float64Array:
+    """Return ``[N]`` ranks within the group, those of residual streams above all others."""
+    return rank_in_group(graph, values) + in_stream(graph)
+
+
+def measure_divergence(
+    evaluator: Evaluator, mask: ChannelMask, subset: Tensor | None = None
+) -> float:
+    """Return a mask's KL divergence from the dense outputs in nats; the evaluator measures it."""
+    value = evaluator.evaluate(mask, subset).kl
+    assert value is not None
+    return value

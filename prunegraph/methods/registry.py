@@ -1,51 +1,123 @@
-"""Baselines by name."""
+"""Every method by name.
 
-from collections.abc import Callable, Mapping
+A method is added in one file of this folder, which says what it is (``Method``), with one line here
+and one row in ``tests/methods/test_conformance.py``. A criterion needs no line: it is decorated in
+one file of ``criteria/``.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
-from prunegraph.core.errors import ConfigError
-from prunegraph.methods.cem import CrossEntropySearch, RandomSearch
-from prunegraph.methods.criteria.registry import CRITERION_NAMES
-from prunegraph.methods.heuristic import ALLOCATIONS, HeuristicPruner, WidthsPruner
+from prunegraph.core.errors import ConfigError, suggest
+from prunegraph.core.user_code import is_factory
+from prunegraph.methods.allocation import ALLOCATIONS
+from prunegraph.methods.amc.method import AmcSearch
+from prunegraph.methods.cem import CrossEntropySearch
+from prunegraph.methods.controls import PriorControl, WidthsControl
+from prunegraph.methods.criteria.registry import CRITERIA
+from prunegraph.methods.custom import CustomMethod
+from prunegraph.methods.heuristic import Heuristic
+from prunegraph.methods.magnitude import Magnitude
+from prunegraph.methods.method import Method
 from prunegraph.methods.netadapt import NetAdapt
-from prunegraph.methods.problem import Pruner
-from prunegraph.methods.torch_pruning import TP_CRITERIA, TP_SCOPES, TorchPruningPruner
+from prunegraph.methods.random_search import RandomSearch
+from prunegraph.methods.torch_pruning import TP_CRITERIA, TP_SCOPES, TorchPruning
 
-PRUNERS: Mapping[str, Callable[[], Pruner]] = {
-    **{
-        f"{criterion}/{allocation}": partial(HeuristicPruner, criterion, allocation)
-        for criterion in CRITERION_NAMES
+Factory = Callable[[], Method]
+
+
+def heuristics() -> dict[str, Factory]:
+    """Return every criterion with every allocation, those of criteria that came later too."""
+    return {
+        f"{criterion}/{allocation}": partial(Heuristic, criterion, allocation)
+        for criterion in CRITERIA
         for allocation in ALLOCATIONS
-    },
-    **{
-        f"tp_{criterion}/{scope}": partial(TorchPruningPruner, criterion, scope)
-        for criterion in TP_CRITERIA
-        for scope in TP_SCOPES
-    },
+    }
+
+
+SEARCHES: dict[str, Factory] = {
     "random_search": RandomSearch,
     "cem": CrossEntropySearch,
     "netadapt": NetAdapt,
+    "amc": AmcSearch,
 }
-"""Name -> factory of every baseline."""
+"""Baselines that search; ``agent/method.py`` adds its sampler."""
+
+TORCH_PRUNING: Mapping[str, Factory] = {
+    f"tp_{criterion}/{scope}": partial(TorchPruning, criterion, scope)
+    for criterion in TP_CRITERIA
+    for scope in TP_SCOPES
+}
+"""Torch-Pruning's own methods: asked for by name, since they need that package."""
+
+OTHERS: dict[str, Factory] = {"prior": PriorControl, "magnitude": Magnitude}
+"""What no list of baselines holds: controls, methods of single weights, the agent."""
+
+CONTROL_CRITERIA = ("l1", "random")
+"""Criteria that choose channels at the agent's own widths."""
+
+SCHEMES: dict[str, Callable[[str], Method]] = {}
+"""What stands before a colon -> factory from what stands after it; the agent adds ``policy``."""
 
 
-def make_pruner(name: str) -> Pruner:
-    """Return the baseline of that name.
+class Methods(Mapping[str, Factory]):
+    """Name -> factory of every method that a name alone makes."""
+
+    def _all(self) -> dict[str, Factory]:
+        return {**heuristics(), **TORCH_PRUNING, **SEARCHES, **OTHERS}
+
+    def __getitem__(self, name: str) -> Factory:
+        return self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+
+METHODS = Methods()
+
+
+def method_groups() -> dict[str, tuple[str, ...]]:
+    """Return the words that stand for several methods in a comparison, with their names."""
+    chosen, searched = tuple(heuristics()), tuple(SEARCHES)
+    return {
+        "all": (*chosen, *searched),
+        "heuristics": chosen,
+        "torch_pruning": tuple(TORCH_PRUNING),
+    }
+
+
+def baseline_names() -> tuple[str, ...]:
+    """Return every name that a comparison takes, the words for several first."""
+    return (*method_groups(), *heuristics(), *TORCH_PRUNING, *SEARCHES)
+
+
+def make_method(name: str) -> Method:
+    """Return the method of a name, or of the user's ``package.module:factory``.
 
     Raises:
-        ConfigError: there is none.
+        PruneGraphError: there is none, or the user's is no method.
     """
-    if name not in PRUNERS:
-        msg = f"unknown pruning method {name!r}; there are {', '.join(PRUNERS)}"
-        raise ConfigError(msg)
-    return PRUNERS[name]()
+    scheme, _, rest = name.partition(":")
+    if name in METHODS:
+        return METHODS[name]()
+    if rest and scheme in SCHEMES:
+        return SCHEMES[scheme](rest)
+    if is_factory(name):
+        return CustomMethod(name)
+    valid = ", ".join((*METHODS, *(f"{scheme}:NAME" for scheme in SCHEMES)))
+    near = suggest(name, list(METHODS))
+    msg = f"unknown method {name!r}{near}; valid: {valid}, package.module:method"
+    raise ConfigError(msg)
 
 
-def control_widths(criterion: str, widths: Mapping[str, int]) -> Pruner:
-    """Return a pruner that keeps given widths, with channels chosen by a criterion.
+def control_widths(criterion: str, widths: Mapping[str, int]) -> Method:
+    """Return the control that keeps given widths, with channels chosen by a criterion.
 
     Args:
-        criterion: as ``"l1"`` or ``"random"``.
+        criterion: one of ``CONTROL_CRITERIA``, or any other.
         widths: kept units of each group, as ``StructureGraph.group_widths`` of a mask.
     """
-    return WidthsPruner(criterion, dict(widths))
+    return WidthsControl(criterion, dict(widths))

@@ -21,14 +21,15 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from prunegraph.core.errors import ConfigError, ModelError, one_line
 from prunegraph.core.masks import BoolArray, Float64Array, IntArray
 from prunegraph.core.splits import TrainSplit
+from prunegraph.core.task import Task
 from prunegraph.graph import StructureGraph, copy_network, unwrap
 from prunegraph.graph.features import rank_in_group, rank_within
-from prunegraph.methods.problem import PrunerResult, PruningProblem
+from prunegraph.methods.method import ChannelMethod, Problem, Result
+from prunegraph.tasks.batches import num_samples
 
 TP_CRITERIA = ("magnitude", "taylor", "bn_scale")
 """Importances of Torch-Pruning that its examples use."""
@@ -39,12 +40,12 @@ TP_SCOPES = ("uniform", "global")
 NUM_HALVINGS = 10
 """Trials of the channel ratio: to a thousandth."""
 
-NUM_IMAGES = 512
-"""Train images that gradients are taken on, as for this package's own Taylor importance."""
+NUM_SAMPLES = 512
+"""Train samples that gradients are taken on, as for this package's own Taylor importance."""
 
 
 @dataclass(frozen=True)
-class TorchPruningPruner:
+class TorchPruning(ChannelMethod):
     """Torch-Pruning's ``BasePruner`` (Fang et al. 2023, CVPR, "DepGraph").
 
     Args:
@@ -52,7 +53,7 @@ class TorchPruningPruner:
         scope: one of ``TP_SCOPES``.
 
     Raises:
-        ConfigError: Torch-Pruning is not installed, or a name is unknown.
+        ConfigError: a name is unknown.
     """
 
     criterion: str
@@ -62,28 +63,43 @@ class TorchPruningPruner:
         if self.criterion not in TP_CRITERIA or self.scope not in TP_SCOPES:
             msg = f"unknown {self.name!r}; there are {', '.join(TP_CRITERIA)} x {TP_SCOPES}"
             raise ConfigError(msg)
-        _torch_pruning(self.name)
 
     @property
     def name(self) -> str:
         """``"tp_criterion/scope"``."""
         return f"tp_{self.criterion}/{self.scope}"
 
-    def prune(self, problem: PruningProblem) -> PrunerResult:
+    @property
+    def per_seed(self) -> bool:
+        """Whether its importance reads images."""
+        return self.criterion == "taylor"
+
+    def check(self, problem: Problem) -> None:
+        """Say before any work that the package is missing, or the budget is of another kind.
+
+        Raises:
+            ConfigError: Torch-Pruning is not installed, or single weights are asked for.
+        """
+        super().check(problem)
+        _torch_pruning(self.name)
+
+    def prune(self, problem: Problem) -> Result:
         """Choose a mask that meets the problem's budget; runs no network.
 
         Raises:
-            ModelError: Torch-Pruning cannot handle the network.
+            ConfigError: Torch-Pruning is not installed.
+            ModelError: it cannot handle the network.
         """
+        self.check(problem)
         try:
             scores = self._scores(problem)
         except Exception as error:
             reason = one_line(error, 200)
             msg = f"Torch-Pruning cannot handle this network ({reason}): leave {self.name} out"
             raise ModelError(msg) from error
-        return PrunerResult(mask=problem.project(scores.astype(np.float32)))
+        return Result(mask=problem.project(scores.astype(np.float32)))
 
-    def _scores(self, problem: PruningProblem) -> Float64Array:
+    def _scores(self, problem: Problem) -> Float64Array:
         """Return ``[N]`` scores: what it removes is below what it keeps, in its own order."""
         peer = _Peer(self, problem)
         removed, low, high = peer.seen, 0.0, 1.0
@@ -102,21 +118,21 @@ class _Peer:
     """Torch-Pruning at work on a copy of the network.
 
     Args:
-        pruner: what to run.
+        method: what to run.
         problem: on which network.
     """
 
-    def __init__(self, pruner: TorchPruningPruner, problem: PruningProblem) -> None:
-        self._tp = _torch_pruning(pruner.name)
-        self._pruner, self._problem, self._graph = pruner, problem, problem.graph
+    def __init__(self, method: TorchPruning, problem: Problem) -> None:
+        self._tp = _torch_pruning(method.name)
+        self._method, self._problem, self._graph = method, problem, problem.graph
 
     @cached_property
     def _model(self) -> nn.Module:
         """A copy of the network, with gradients if the importance is made of them."""
-        model = copy_network(unwrap(self._problem.model)).eval().requires_grad_(True)
-        if self._pruner.criterion == "taylor":
-            images = self._problem.evaluator.calibration
-            _add_gradients(model, images.sample(NUM_IMAGES, self._problem.seed))
+        model = copy_network(unwrap(self._problem.task.model)).eval().requires_grad_(True)
+        if self._method.criterion == "taylor":
+            train = self._problem.evaluator.calibration.sample(NUM_SAMPLES, self._problem.seed)
+            _add_gradients(model, self._problem.task, train)
         return model
 
     @cached_property
@@ -168,23 +184,23 @@ class _Peer:
     def rank(self) -> Float64Array:
         """Return ``[N]`` ranks in (0, 1) by its importance, within the scope that it compares."""
         values = np.where(self.seen, self.importance, 0.0)
-        if self._pruner.scope == "uniform":
+        if self._method.scope == "uniform":
             return rank_in_group(self._graph, values)
         return rank_within(np.zeros(self._graph.num_units, dtype=np.int64), values)
 
     def _base(self, ratio: float, ignored: list[nn.Module]) -> Any:
         """Return a pruner that has removed nothing yet."""
-        tp, example = self._tp, self._problem.example_inputs
+        tp, example = self._tp, self._problem.task.example_inputs
         importance = {
             "magnitude": partial(tp.importance.GroupMagnitudeImportance, p=2),
             "taylor": tp.importance.GroupTaylorImportance,
             "bn_scale": tp.importance.BNScaleImportance,
-        }[self._pruner.criterion]()
+        }[self._method.criterion]()
         return tp.pruner.BasePruner(
             self._model,
             example_inputs=(example,) if isinstance(example, Tensor) else example,
             importance=importance,
-            global_pruning=self._pruner.scope == "global",
+            global_pruning=self._method.scope == "global",
             pruning_ratio=ratio,
             ignored_layers=ignored,
         )
@@ -223,10 +239,9 @@ def _frozen_layers(model: nn.Module, graph: StructureGraph) -> list[nn.Module]:
     return [model.get_submodule(name) for name in dict.fromkeys(names)]
 
 
-def _add_gradients(model: nn.Module, images: TrainSplit) -> None:
-    device = next(model.parameters()).device
-    for batch, labels in images.batches(64):
-        F.cross_entropy(model(batch.to(device)), labels.to(device), reduction="sum").backward()
+def _add_gradients(model: nn.Module, task: Task, train: TrainSplit) -> None:
+    for batch in task.batches(train, 64):
+        (task.loss(model, batch) * max(num_samples(batch), 1)).backward()
 
 
 def _torch_pruning(name: str) -> ModuleType:

@@ -1,8 +1,9 @@
 """Rewards: pure functions of finished episodes and of what the agent remembers."""
 
+from prunegraph.core.masks import pack_bits, unpack_bits
 from prunegraph.rewards.competition import SelfCompetition
 from prunegraph.rewards.config import RewardConfig
-from prunegraph.rewards.episode import Episode, pack_bits, unpack_bits
+from prunegraph.rewards.episode import Episode
 from prunegraph.rewards.forms import FORMS, Reward, score
 from prunegraph.rewards.lagrangian import LagrangianMultiplier
 from prunegraph.rewards.ledger import SelfCompetitionLedger

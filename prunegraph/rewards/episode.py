@@ -4,9 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import Any, Self
 
-import numpy as np
-import numpy.typing as npt
-
 from prunegraph.core.errors import ConfigError
 from prunegraph.rewards.config import Metric
 
@@ -84,14 +81,3 @@ class Episode:
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Return the episode that ``to_dict`` wrote."""
         return cls(**values)
-
-
-def pack_bits(keep: npt.NDArray[np.bool_]) -> str:
-    """Return keep bits ``[N]`` as hex digits, eight bits a pair."""
-    return np.packbits(keep).tobytes().hex()
-
-
-def unpack_bits(bits: str, num_units: int) -> npt.NDArray[np.bool_]:
-    """Return the ``[num_units]`` keep bits that ``pack_bits`` wrote."""
-    packed = np.frombuffer(bytes.fromhex(bits), dtype=np.uint8)
-    return np.unpackbits(packed, count=num_units).astype(np.bool_)

@@ -1,9 +1,11 @@
 """Where a trained policy starts on networks that it has not seen, and how far it is trusted."""
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
+from typing import cast
 
 import numpy as np
 
@@ -15,8 +17,7 @@ from prunegraph.core.masks import ChannelMask, FloatArray
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import CONTEXT_NAMES, node_features
 from prunegraph.graph.pyg import to_pyg
-from prunegraph.methods.criteria.taylor import measure_divergence
-from prunegraph.methods.prior import NUM_STARTS, Start, worst_last
+from prunegraph.methods.prior import NUM_PRIORS, Prior, measure_divergence, worst_last
 from prunegraph.runs.bench import Bench
 
 STRENGTHS = (0.0, 0.5, 1.0)
@@ -29,7 +30,7 @@ NUM_SUIT_NETWORKS = (len(STRENGTHS) - 1) * TRIED_STARTS
 """Networks that ``adapt`` runs. None of what was taught is the start itself, which has been run
 (unless a latency cut it more)."""
 
-NUM_DECISION_NETWORKS = NUM_STARTS + NUM_SUIT_NETWORKS
+NUM_DECISION_NETWORKS = NUM_PRIORS + NUM_SUIT_NETWORKS
 """Pruned networks that a policy runs, with ``adapt``, to decide on one network."""
 
 
@@ -122,7 +123,7 @@ def adapt_contexts(
             graph=bench.target.graph,
             budget=budget,
             features=features_by_start(
-                bench.target.graph, bench.statistics, budget, names, bench.starts(budget)
+                bench.target.graph, bench.context.statistics, budget, names, bench.priors(budget)
             ),
             project=partial(bench.project, budget=budget),
             divergence=partial(measure_divergence, bench.unlabelled),
@@ -142,7 +143,7 @@ def features_by_start(
     statistics: Mapping[str, FloatArray],
     budget: Budget,
     names: Sequence[str],
-    starts: Sequence[Start],
+    starts: Sequence[Prior],
 ) -> dict[str, FloatArray]:
     """Return what a policy reads from each of the best starts, for ``Use``.
 
@@ -154,7 +155,12 @@ def features_by_start(
         starts: at least one, the best one first.
     """
     return {
-        start.name: node_features(graph, {**statistics, "start": start.scores}, budget, names)
+        start.name: node_features(
+            graph,
+            ChainMap({"start": start.scores}, cast(dict[str, FloatArray], statistics)),
+            budget,
+            names,
+        )
         for start in starts[:TRIED_STARTS]
     }
 

@@ -11,7 +11,7 @@ from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ArtefactError, BudgetError
 from prunegraph.core.reading import checked
 from prunegraph.env import EnvConfig
-from prunegraph.methods.prior import NUM_STARTS
+from prunegraph.methods.prior import NUM_PRIORS
 from prunegraph.rewards import RewardConfig
 from prunegraph.runs.adapt import NUM_SUIT_NETWORKS
 from prunegraph.runs.options.config import SearchOptions
@@ -53,7 +53,7 @@ def num_probes(options: SearchOptions, budget: Budget) -> int:
     """
     searched = trained_budgets(options, budget)
     adapted = NUM_SUIT_NETWORKS * len(searched) if options.policy is not None else 0
-    return NUM_STARTS * len({budget, *searched}) + adapted
+    return NUM_PRIORS * len({budget, *searched}) + adapted
 
 
 def calm(ppo: PPOConfig) -> PPOConfig:
@@ -121,24 +121,25 @@ def agent_config(
         initial: the policy to begin with: the network is as large as its own, and explores less.
         budgets: that are searched for: below those that it was taught it explores further.
     """
+    own = options.agent
     reward = RewardConfig(
-        self_competition=options.self_competition,
-        metric=options.metric,
-        constraint=options.constraint,
+        self_competition=own.self_competition,
+        metric=own.metric,
+        constraint=own.constraint,
         floor=SEARCH_FLOOR,
     )
-    one_step = options.granularity == "network" and options.constraint == "bias"
+    one_step = own.granularity == "network" and own.constraint == "bias"
     ppo = PPOConfig(
-        learning_rate=options.learning_rate,
-        surrogate_steps=options.surrogate_steps * one_step,
-        swaps=options.swaps,  # none without predicted steps
+        learning_rate=own.learning_rate,
+        surrogate_steps=own.surrogate_steps * one_step,
+        swaps=own.swaps,  # none without predicted steps
     )
     return AgentConfig(
         network=NetworkConfig() if initial is None else initial.network.config,
         ppo=ppo if initial is None else from_policy(ppo, initial, budgets),
         reward=reward,
-        episodes_per_update=options.update_size,
-        per_group=options.granularity == "group",
+        episodes_per_update=own.update_size,
+        per_group=own.granularity == "group",
         seed=seed,
     )
 
@@ -157,7 +158,7 @@ def env_config(
     return EnvConfig(
         metric=config.reward.metric,
         per_group=config.per_group,
-        subset_size=options.subset or DEFAULT_SUBSET,
+        subset_size=options.agent.subset or DEFAULT_SUBSET,
         episodes_per_subset=config.episodes_per_update,
         budgets=search_budgets(options, budget),
         seed=seed,

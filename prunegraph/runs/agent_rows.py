@@ -1,6 +1,5 @@
 """The agent's rows: one search a seed, what they cost, the policy that is kept."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,20 +9,18 @@ import numpy as np
 
 from prunegraph.agent.network import PRIOR, NetworkConfig, PruningNetwork
 from prunegraph.agent.policies import TrainedPolicy, load_policy, save_policy
-from prunegraph.core.console import Console
 from prunegraph.core.errors import ArtefactError
 from prunegraph.core.files import write_json
 from prunegraph.core.reading import checked, read_json
-from prunegraph.methods.prior import NUM_STARTS
+from prunegraph.methods.prior import NUM_PRIORS
 from prunegraph.runs.adapt import NUM_DECISION_NETWORKS, adapt_contexts
 from prunegraph.runs.agent_options import given_policy
 from prunegraph.runs.agent_search import SearchRun, policy_mask, search_job
-from prunegraph.runs.baselines import CONTROLS
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.jobs import Batch, Workplace
 from prunegraph.runs.options.config import SearchOptions
 from prunegraph.runs.report.report import History, SearchResult
-from prunegraph.runs.report.verdict import AGENT, INITIAL, UNTRAINED, is_baseline
+from prunegraph.runs.report.verdict import INITIAL, UNTRAINED
 from prunegraph.runs.store import Candidate, CandidateStore, add_found
 
 HEALTH = ("repaired", "entropy_per_bit", "equal_actions", "distance_to_uniform")
@@ -61,27 +58,12 @@ class SearchSummary:
     histories: Sequence[History]
 
 
-def agent_name(options: SearchOptions) -> str:
-    """Return the name of the agent's rows."""
-    return f"{AGENT}/{options.self_competition}"
-
-
-def agent_rows(options: SearchOptions, *, controls: bool = True) -> set[str]:
-    """Return the names of the rows that a run with an agent has beside its baselines.
-
-    Args:
-        options: how it searched.
-        controls: whether L1 and chance at the agent's widths are among them.
-    """
-    initial = set() if options.policy is None else {INITIAL}
-    return {agent_name(options), UNTRAINED} | initial | (CONTROLS if controls else set())
-
-
 def agent_batch(
     place: Workplace,
     stores: Sequence[CandidateStore],
     options: SearchOptions,
     *,
+    name: str,
     seeds: Sequence[int],
 ) -> Batch:
     """Return the agent's searches, one a seed; those that are finished are not repeated.
@@ -90,9 +72,9 @@ def agent_batch(
         place: its networks share one policy.
         stores: where each network's candidates go.
         options: how to search.
+        name: of the rows.
         seeds: of the searches.
     """
-    name = agent_name(options)
     paths = {seed: _finished(place, name, seed) for seed in seeds}
 
     def keep(values: tuple[Any, ...], run: SearchRun) -> None:
@@ -113,12 +95,12 @@ def agent_batch(
 def agent_summary(
     place: Workplace,
     stores: Sequence[CandidateStore],
-    options: SearchOptions,
     *,
+    name: str,
     seeds: Sequence[int],
 ) -> SearchSummary:
     """Keep the policy of the best of the finished searches, and sum all up."""
-    name, folder = agent_name(options), place.folders[0]
+    folder = place.folders[0]
     paths = [_finished(place, name, seed) for seed in seeds]
     records = [read_finished(path, len(stores)) for path in paths]
     best = max(seeds, key=lambda seed: (_mean_accuracy(stores, name, seed), -seed))
@@ -147,7 +129,7 @@ def read_finished(path: Path, num_networks: int) -> dict[str, Any]:
 
 def _finished(place: Workplace, name: str, seed: int) -> Path:
     """Return where it is kept that a search is finished."""
-    return place.folders[0].checkpoint(f"finished-{name.replace('/', '-')}-{seed}.json")
+    return place.folders[0].found(name, seed)
 
 
 def add_beginnings(
@@ -164,7 +146,7 @@ def add_untrained(bench: Bench, store: CandidateStore, seed: int) -> None:
     if store.get(UNTRAINED, seed) is None:
         config = NetworkConfig(feature_names=(PRIOR,))  # all that it goes by
         mask = policy_mask(TrainedPolicy(PruningNetwork(config).eval()), bench, bench.budget)
-        store.add(measured(bench, UNTRAINED, seed, mask, networks=NUM_STARTS))
+        store.add(measured(bench, UNTRAINED, seed, mask, NUM_PRIORS, beginning=True))
 
 
 def add_initial(bench: Bench, store: CandidateStore, options: SearchOptions, seed: int) -> None:
@@ -172,33 +154,32 @@ def add_initial(bench: Bench, store: CandidateStore, options: SearchOptions, see
     policy = given_policy(options)
     if policy is not None and store.get(INITIAL, seed) is None:
         adapted, _ = adapt_contexts(policy, [bench], [bench.budget])
-        store.add(measured(bench, INITIAL, seed, adapted.masks[0], NUM_DECISION_NETWORKS))
+        mask, networks = adapted.masks[0], NUM_DECISION_NETWORKS
+        store.add(measured(bench, INITIAL, seed, mask, networks, beginning=True))
 
 
-def warn_if_worse(
-    bench: Bench, rows: Sequence[Candidate], own: Candidate, console: Console
-) -> None:
-    """Say so if a method is clearly better on the search images than what was chosen.
+def measured(
+    bench: Bench, name: str, seed: int, mask: Any, networks: int, *, beginning: bool = False
+) -> Candidate:
+    """Return a policy's mask as a candidate, measured on the whole search split.
 
-    Clearly: by two standard errors of the difference of two shares of so many images.
+    Args:
+        bench: the network.
+        name: of the row.
+        seed: of its search.
+        mask: what the policy decides.
+        networks: that were run to decide it.
+        beginning: whether the agent's search began with it: then it is a control.
     """
-    rivals = [row for row in rows if row.name == UNTRAINED or is_baseline(row.name)]
-    best = max(rivals, key=lambda row: row.search_accuracy, default=own)
-    share = best.search_accuracy
-    error = math.sqrt(2.0 * share * (1.0 - share) / len(bench.target.dataset.search))
-    if share - own.search_accuracy > 2.0 * error:
-        console.say(
-            f"warning: {best.name} keeps {share:.1%} on the search images, {own.name} "
-            f"{own.search_accuracy:.1%}: it does not suit {bench.target.arch} as it is; "
-            "`prunegraph train` with more --networks searches on, from this one with --policy"
-        )
-
-
-def measured(bench: Bench, name: str, seed: int, mask: Any, networks: int) -> Candidate:
-    """Return a mask as a candidate, measured on the whole search split."""
-    accuracy = bench.final_evaluator.evaluate(mask).accuracy
     return Candidate(
-        name=name, seed=seed, mask=mask, networks_evaluated=networks, search_accuracy=accuracy
+        name=name,
+        role="control" if beginning else "agent",
+        searches=False,
+        seed=seed,
+        mask=mask,
+        networks_evaluated=networks,
+        search_accuracy=bench.final_evaluator.evaluate(mask).accuracy,
+        beginning=beginning,
     )
 
 

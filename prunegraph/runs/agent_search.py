@@ -19,6 +19,7 @@ from prunegraph.core.reading import checked
 from prunegraph.env import ChannelPruningEnv, PruningTask, cell_name
 from prunegraph.evaluation.pool import Pool, PooledEvaluator, SearchEvaluator, num_threads
 from prunegraph.graph.pyg import to_pyg
+from prunegraph.methods.method import Role
 from prunegraph.rewards import unpack_bits
 from prunegraph.runs.adapt import adapt_contexts, first_context
 from prunegraph.runs.agent_options import (
@@ -156,15 +157,16 @@ def search(
         for number, (bench, task) in enumerate(zip(benches, tasks, strict=True))
     ]
     before = sum(evaluator.num_networks for evaluator in tables[0].evaluators)
+    role: Role = "agent" if options.agent.learning_rate else "baseline"  # which learns nothing
     chosen = []
     with console.progress(f"finalists of {name}, seed {seed}", sum(map(len, finalists))) as report:
         for masks, evaluator in zip(finalists, tables[0].evaluators, strict=True):
-            chosen.append(_best(name, seed, masks, evaluator))
+            chosen.append(_best(name, role, seed, masks, evaluator))
             report(sum(map(len, finalists[: len(chosen)])))
     networks += sum(evaluator.num_networks for evaluator in tables[0].evaluators) - before
     seconds, evaluation_seconds = clock.read(evaluators)
     path = folder.checkpoint(f"policy-{label}.safetensors")
-    steps = options.distill_steps * options.networks if options.learning_rate else 0
+    steps = options.agent.distill_steps * options.networks if options.agent.learning_rate else 0
     distill_targets = found_distill_targets(result, benches, options)
     with console.progress(
         f"teach the policy, seed {seed}", num_steps(distill_targets, steps)
@@ -371,7 +373,7 @@ def _finalists(
     offsets = result.offsets[number]
     masks = [policy_mask(result.policy, bench, task.budget, offsets)]
     if task.budget not in budgets:
-        masks.append(bench.project(bench.start(task.budget).scores, task.budget))
+        masks.append(bench.project(bench.priors(task.budget)[0].scores, task.budget))
         masks += [
             policy_mask(result.policy, bench, task.budget, offsets, asked=asked)
             for asked in budgets
@@ -387,13 +389,15 @@ def _finalists(
 
 
 def _best(
-    name: str, seed: int, masks: Sequence[ChannelMask], evaluator: SearchEvaluator
+    name: str, role: Role, seed: int, masks: Sequence[ChannelMask], evaluator: SearchEvaluator
 ) -> Candidate:
     """Return the mask with the best outcome on the whole search split; of equal ones the first."""
     outcomes = evaluator.evaluate_all(masks)
     chosen = max(range(len(masks)), key=lambda number: outcomes[number].rank)
     return Candidate(
         name=name,
+        role=role,
+        searches=True,
         seed=seed,
         mask=masks[chosen],
         networks_evaluated=0,  # not counted yet

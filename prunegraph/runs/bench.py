@@ -1,10 +1,10 @@
-"""One network on the bench: evaluator, statistics, and what every mask is measured with."""
+"""One network on the bench: its task, its context, and what every mask is measured with."""
 
 import copy
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,25 +13,13 @@ from torch import nn
 from prunegraph.core.budget import Budget
 from prunegraph.core.masks import ChannelMask, FloatArray
 from prunegraph.core.splits import TrainSplit
-from prunegraph.evaluation.evaluator import QUICK_CALIBRATION, Evaluator
+from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.evaluation.log import OutcomeLog
-from prunegraph.graph.costs.latency import LatencyTable, measure_latency_table
-from prunegraph.graph.costs.latency_budget import project_budget
-from prunegraph.graph.features import node_features
-from prunegraph.layerwise.reconstruct import Reconstruction
-from prunegraph.layerwise.sequential import (
-    SEARCH_MEMORY,
-    SEARCH_SAMPLES,
-    LayerwiseReconstruction,
-    most_samples,
-)
-from prunegraph.methods.criteria.measured import LazyStatistics, measure_costly
-from prunegraph.methods.criteria.taylor import measure, measure_divergence, unlabelled_evaluator
-from prunegraph.methods.prior import Start, rank_starts
-from prunegraph.methods.problem import PruningProblem
+from prunegraph.methods.context import Context
+from prunegraph.methods.method import Problem
+from prunegraph.methods.prior import Prior
 from prunegraph.runs.options.config import PruningOptions, SearchOptions
 from prunegraph.runs.prepare import DEFAULT_DATASET, Target
-from prunegraph.tasks.batches import num_samples
 from prunegraph.tasks.classification import WORST, evaluate
 from prunegraph.training.loop import FinetuneConfig
 
@@ -47,107 +35,83 @@ class Bench:
         target: the network, its images, its structure.
         options: budget, calibration and fine-tuning.
         seed: fixes calibration images.
-        statistics_seed: fixes the images of statistics and starts; default: ``seed``.
     """
 
     target: Target
     options: PruningOptions
     seed: int
-    statistics_seed: int | None = None
 
     @property
     def budget(self) -> Budget:
         """What may remain."""
         return self.options.budget()
 
-    @property
-    def _drawn(self) -> int:
-        """The seed of statistics and starts."""
-        return self.seed if self.statistics_seed is None else self.statistics_seed
+    @cached_property
+    def context(self) -> Context:
+        """The network, and how its masks are judged."""
+        target, options, search = self.target, self.options, self._search_options
+        latency = self.budget.max_latency is not None and target.graph.latency_model is None
+        return Context(
+            task=target.task,
+            structure=target.graph,
+            seed=self.seed,
+            num_calibration=options.calibration_images,
+            reconstruct=options.reconstruct,
+            layer_by_layer=options.layer_by_layer,
+            metric=search.agent.metric,
+            subset_size=search.agent.subset,
+            device=target.device,
+            timed=target.as_loaded() if latency else None,
+        )
 
     def with_statistics(self, seed: int) -> "Bench":
-        """Return a bench that judges masks alike, with statistics and starts of other images.
+        """Return a bench that judges masks alike, with statistics and priors of other images.
 
-        Searches that shared a start would share its luck: each seed measures its own.
+        Searches that shared a prior would share its luck: each seed measures its own.
         """
         if seed not in self._by_seed:
-            bench = dataclasses.replace(self, statistics_seed=seed)
-            kept = ("reconstruction", "quick_reconstruction", "final_evaluator", "_by_seed")
-            bench.__dict__.update({name: getattr(self, name) for name in kept})
+            bench = copy.copy(self)
+            bench.__dict__.pop("_priors", None)
+            bench.__dict__["context"] = self.context.with_statistics(seed)
+            bench.__dict__["final_evaluator"] = self.final_evaluator
             self._by_seed[seed] = bench
         return self._by_seed[seed]
 
     @cached_property
     def _by_seed(self) -> dict[int, "Bench"]:
         """The benches that ``with_statistics`` returns: what one has measured, it keeps."""
-        return {self._drawn: self}
+        return {self.context.drawn: self}
 
-    @cached_property
-    def statistics(self) -> Mapping[str, FloatArray]:
-        """Measured arrays ``[N]`` by name, those that run no pruned network."""
-        target = self.target
-        train, device = target.dataset.train, target.device
-        found = measure(target.model, target.graph, train, seed=self._drawn, device=device)
-        for values in found.values():  # all methods read them
-            values.flags.writeable = False
-        return found
-
-    @cached_property
-    def lazy_statistics(self) -> LazyStatistics:
-        """The same, and the costly ones, each measured when a method first asks for it."""
-        target = self.target
-        given = target.model, target.graph, target.dataset.train
-        return LazyStatistics(
-            self.statistics,
-            lambda name: measure_costly(name, *given, seed=self._drawn, device=target.device),
-        )
-
-    @cached_property
+    @property
     def unlabelled(self) -> Evaluator:
         """Compares outputs with the dense network's on train images: no label, no search image."""
-        target = self.target
-        return unlabelled_evaluator(
-            target.model,
-            target.graph,
-            target.dataset.train,
-            calibration_images=min(self.options.calibration_images, QUICK_CALIBRATION),
-            seed=self._drawn,
-            device=target.device,
-            reconstruction=self.quick_reconstruction or self.reconstruction,
-        )
+        return self.context.unlabelled
 
     @cached_property
-    def _starts(self) -> dict[Budget, list[Start]]:
+    def _priors(self) -> dict[Budget, list[Prior]]:
         return {}
 
-    def starts(self, budget: Budget) -> list[Start]:
+    def priors(self, budget: Budget) -> list[Prior]:
         """Return what policies may start from, first the heuristic that moves the outputs least."""
-        if budget not in self._starts:
-            divergence = partial(measure_divergence, self.unlabelled)
-            self._starts[budget] = rank_starts(
-                divergence, self.target.graph, self.statistics, budget
-            )
-        return self._starts[budget]
-
-    def start(self, budget: Budget) -> Start:
-        """Return what policies start from."""
-        return self.starts(budget)[0]
+        if budget not in self._priors:
+            self._priors[budget] = self.context.problem(budget).priors()
+        return self._priors[budget]
 
     def starting_from(self, names: Mapping[Budget, str]) -> "Bench":
-        """Return a bench with the same measurements and, at some budgets, other starts."""
+        """Return a bench with the same measurements and, at some budgets, other priors."""
         bench = copy.copy(self)
-        bench.__dict__.pop("_by_seed", None)  # those have starts of their own
+        bench.__dict__.pop("_by_seed", None)  # those have priors of their own
         moved = {
-            budget: sorted(self.starts(budget), key=lambda start: start.name != name)
+            budget: sorted(self.priors(budget), key=lambda prior: prior.name != name)
             for budget, name in names.items()
         }
-        bench.__dict__["_starts"] = {**self._starts, **moved}
+        bench.__dict__["_priors"] = {**self._priors, **moved}
         return bench
 
     def node_features(self, budget: Budget, names: Sequence[str]) -> FloatArray:
         """Return the named features of each prunable unit ``[N, F]``."""
-        measured = {**self.statistics, "start": self.start(budget).scores}
-        return node_features(self.target.graph, measured, budget, names)
+        prior = self.priors(budget)[0].scores
+        return self.context.problem(budget).features(names, prior=prior)
 
     @property
     def _search_options(self) -> SearchOptions:
@@ -155,105 +119,35 @@ class Bench:
         return self.options if isinstance(self.options, SearchOptions) else SearchOptions()
 
     def evaluator(self, log: OutcomeLog | None = None) -> Evaluator:
-        """Return an evaluator that has run nothing yet: each method counts its own networks.
-
-        Args:
-            log: what an earlier start of the method measured.
-        """
-        target, search = self.target, self._search_options
-        return Evaluator(
-            target.model,
-            target.graph,
-            search=target.dataset.search,
-            calibration=target.dataset.train,
-            num_calibration=self.options.calibration_images,
-            seed=self.seed,
-            device=target.device,
-            kl=search.metric == "kl",
-            soft=search.metric == "soft_accuracy",
-            reconstruction=self.reconstruction,
-            quick_reconstruction=self.quick_reconstruction,
-            log=log,
-        )
-
-    @cached_property
-    def reconstruction(self) -> Reconstruction | None:
-        """What changes the weights that stay; None if they stay as they are."""
-        if not self.options.reconstruct:
-            return None
-        if not self.options.layer_by_layer:
-            return self._fit(Reconstruction, self.options.calibration_images)
-        return self._fit(LayerwiseReconstruction, self._most_samples())
-
-    @cached_property
-    def quick_reconstruction(self) -> Reconstruction | None:
-        """The same on few images, for searches; None if it is quick as it is."""
-        in_turn = self.options.reconstruct and self.options.layer_by_layer
-        few = self._most_samples(SEARCH_SAMPLES, SEARCH_MEMORY)
-        if not in_turn or few == self._most_samples():
-            return None
-        return self._fit(LayerwiseReconstruction, few)
-
-    def _most_samples(self, *bounds: int) -> int:
-        """Return on how many of the calibration images networks can be fitted."""
-        samples = num_samples(self.target.example_inputs)
-        most = most_samples(self.target.graph, samples, *bounds)
-        return min(self.options.calibration_images, most)
-
-    def _fit(self, kind: type[Reconstruction], num_images: int) -> Reconstruction:
-        target, seed = self.target, self.seed
-        images = target.dataset.train.sample(num_images, seed)
-        return kind.on_images(target.model, target.graph, images, seed=seed, device=target.device)
+        """Return an evaluator that has run nothing yet: each method counts its own networks."""
+        return self.context.evaluator(log)
 
     @cached_property
     def final_evaluator(self) -> Evaluator:
         """The evaluator of rows: what it runs counts for no method."""
         return self.evaluator()
 
-    @cached_property
-    def latency_table(self) -> LatencyTable | None:
-        """Layer times on this device, for one image; None if they are not needed, or known."""
-        if not self._measures_latency:
-            return None
-        graph, inputs = self.target.graph, self.target.example_inputs
-        return measure_latency_table(self.timed_model, graph, inputs, budget=self.budget)
-
-    @cached_property
-    def timed_model(self) -> nn.Module:
-        """The dense network, in the layout in which it is timed if a latency is measured."""
-        return self.target.as_loaded() if self._measures_latency else self.target.model
-
-    @property
-    def _measures_latency(self) -> bool:
-        return self.budget.max_latency is not None and self.target.graph.latency_model is None
-
     def project(self, scores: FloatArray, budget: Budget) -> ChannelMask:
         """Return the mask of the best scores ``[N]`` within a budget, a latency included."""
-        target = self.target
-        return project_budget(
-            self.timed_model,
-            target.graph,
-            scores,
-            budget,
-            target.example_inputs,
-            self.latency_table,
-        )
+        return self.context.problem(budget).project(scores)
 
     def problem(
-        self, *, seed: int, max_networks: int, log: OutcomeLog | None = None
-    ) -> PruningProblem:
-        """Return the problem that a baseline solves, with an evaluator of its own."""
-        return PruningProblem(
-            model=self.timed_model,
-            graph=self.target.graph,
-            budget=self.budget,
-            evaluator=self.evaluator(log),
-            statistics=self.lazy_statistics,
-            example_inputs=self.target.example_inputs,
+        self,
+        *,
+        seed: int,
+        max_networks: int = 0,
+        log: OutcomeLog | None = None,
+        folder: Path | None = None,
+        progress: Callable[[int, str], None] | None = None,
+    ) -> Problem:
+        """Return what a method solves: see ``Context.problem``."""
+        return self.context.problem(
+            self.budget,
             seed=seed,
             max_networks=max_networks,
-            subset_size=self._search_options.subset,
-            latency=self.latency_table,
+            log=log,
+            folder=folder,
+            progress=progress,
         )
 
     def recipe(self) -> FinetuneConfig:

@@ -12,18 +12,17 @@ from prunegraph.core.console import Console, seconds_in_words
 from prunegraph.core.errors import ArtefactError, ConfigError
 from prunegraph.core.files import write_bytes
 from prunegraph.models import weights_info
-from prunegraph.runs.baselines import check_methods
 from prunegraph.runs.bench import Bench
-from prunegraph.runs.compare import Plan, check_searches, make_plan, run_compare
-from prunegraph.runs.dense import DENSE_FILE
-from prunegraph.runs.folder import CONFIG_FILE, RunFolder, open_run, slug
-from prunegraph.runs.options.checks import SUMMARY_FILE
+from prunegraph.runs.choose import check_names
+from prunegraph.runs.duration import Duration, predict_duration
+from prunegraph.runs.folder import RunFolder, open_run, slug
 from prunegraph.runs.options.compare import CompareConfig, ComparisonsConfig
 from prunegraph.runs.options.yaml_file import save_config
-from prunegraph.runs.prepare import Target, check_trainable, load_target, resolve_arch
+from prunegraph.runs.plan import budget_name, make_plan
+from prunegraph.runs.prepare import Target, load_target, resolve_arch
 from prunegraph.runs.report.report import read_report
 from prunegraph.runs.report.summary import summarise, summary_table, write_summary
-from prunegraph.runs.train import budget_name
+from prunegraph.runs.runner import check_run, run_plan
 
 MAX_NAME = 100
 """Letters of a default run folder's name."""
@@ -33,8 +32,8 @@ def run_comparisons(config: ComparisonsConfig, console: Console) -> dict[str, An
     """Make each comparison that is not made yet; return the only one's report, or the summary."""
     parts = config.comparisons()
     if len(parts) == 1:
-        return run_compare(parts[0], console)
-    check_methods(config.methods)
+        return run_plan(parts[0], console)
+    check_names(make_plan(parts[0]).methods)
     names = folder_names(parts, [_arch(part) for part in parts])
     folder = open_run(config, config.out, f"compare-{'+'.join(names)}"[:MAX_NAME])
     members = [RunFolder(path=folder.path / name) for name in names]
@@ -96,7 +95,7 @@ def _run(
         if not member.finished
     ]
     seconds = look_ahead([part for _, part in missing])  # finds what is wrong before anything long
-    folder.file(SUMMARY_FILE).unlink(missing_ok=True)  # of a folder that has lost a comparison
+    folder.file(RunFolder.SUMMARY).unlink(missing_ok=True)  # of a folder that has lost a comparison
     with folder.started(config):
         console.say(f"run folder: {folder.path}")
         console.say(
@@ -106,7 +105,7 @@ def _run(
         for number, part in missing:
             console.say(f"comparison {number} of {len(parts)}")
             _share_dense(parts, members, number - 1)
-            run_compare(part, console)
+            run_plan(part, console)
         check_same_dense(parts, members)
         summary = write_summary(config, folder, members)
         folder.finish(members)
@@ -121,10 +120,10 @@ def _share_dense(parts: Sequence[CompareConfig], members: Sequence[RunFolder], n
     wanted, folder = parts[number], members[number]
     for part, member in zip(parts, members, strict=True):
         same = (part.arch, part.weights) == (wanted.arch, wanted.weights)
-        dense = member.file(DENSE_FILE)
-        if same and member.finished and not folder.file(DENSE_FILE).is_file():
+        dense = member.file(RunFolder.DENSE)
+        if same and member.finished and not folder.file(RunFolder.DENSE).is_file():
             folder.path.mkdir(parents=True, exist_ok=True)
-            save_config(wanted, folder.file(CONFIG_FILE))
+            save_config(wanted, folder.file(RunFolder.CONFIG))
             for path in (dense.with_suffix(".json"), dense):
                 write_bytes(folder.file(path.name), path.read_bytes())
             return
@@ -137,19 +136,20 @@ def look_ahead(parts: Sequence[CompareConfig]) -> float:
         PruneGraphError: something is missing, damaged, contradictory, or cannot be met.
     """
     seconds, datasets = 0.0, set()
-    plans: dict[tuple[str | None, Path | None], Plan] = {}
+    plans: dict[tuple[str | None, Path | None], Duration] = {}
     targets: dict[tuple[str | None, Path | None], Target] = {}
     for part in parts:
         network = (part.arch, part.weights)
         if network not in plans:
             target = targets[network] = load_target(part, part.budget())
-            check_trainable(target, part)
             datasets.add(target.dataset.name)
-            plans[network] = make_plan(Bench(target=target, options=part, seed=part.seed), part)
+            plans[network] = predict_duration(
+                Bench(target=target, options=part, seed=part.seed), part
+            )
         graph = targets[network].graph
         limits = part.budget().without_latency()
         graph.project(np.zeros(graph.num_units, dtype=np.float32), limits)
-        check_searches(targets[network], part)
+        check_run(make_plan(part), part, [targets[network]])
         seconds += plans[network].seconds
     if len(datasets) > 1:
         msg = f"the networks are for {', '.join(sorted(datasets))}: compare those of one data set"
@@ -161,7 +161,7 @@ def check_same_dense(parts: Sequence[CompareConfig], members: Sequence[RunFolder
     """Raise ArtefactError if comparisons of one network began with different weights."""
     seen: dict[tuple[str | None, Path | None], tuple[RunFolder, str | None]] = {}
     for part, member in zip(parts, members, strict=True):
-        digest = read_report(member)["files"].get(DENSE_FILE)
+        digest = read_report(member)["files"].get(RunFolder.DENSE)
         first, expected = seen.setdefault((part.arch, part.weights), (member, digest))
         if digest != expected:
             msg = (

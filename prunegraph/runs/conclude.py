@@ -6,22 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from prunegraph.core.budget import Budget
 from prunegraph.core.console import Console
-from prunegraph.core.errors import ArtefactError
 from prunegraph.core.files import write_json
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.precision import computes_bfloat16
 from prunegraph.graph import StructureGraph
-from prunegraph.graph.apply import unequal
 from prunegraph.runs.bench import Bench
-from prunegraph.runs.finetune import finetune_job, load_finetuned
-from prunegraph.runs.finetune_plan import rank_of
-from prunegraph.runs.folder import DENSE_FINETUNED, REPORT_FILE, RunFolder
-from prunegraph.runs.jobs import Batch, Jobs
-from prunegraph.runs.measured import Measured
-from prunegraph.runs.options.config import CommonConfig
-from prunegraph.runs.report.page import HISTORY_FILE, write_page
+from prunegraph.runs.folder import RunFolder
+from prunegraph.runs.measure import measure_rows
+from prunegraph.runs.options.compare import RunConfig
+from prunegraph.runs.plan import RECALIBRATED, Finetune, make_plan, rank_of
+from prunegraph.runs.report.page import write_page
 from prunegraph.runs.report.plots import Findings, draw, save_plots
 from prunegraph.runs.report.report import (
     DenseResult,
@@ -43,9 +38,10 @@ from prunegraph.runs.report.verdict import (
     each_cell_once,
     judge,
     mean_by_name,
+    proxy_correlation,
     pruned_rows,
 )
-from prunegraph.runs.store import MASKS_FILE, Candidate, choose, write_masks
+from prunegraph.runs.store import Candidate, choose, write_masks
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -67,56 +63,21 @@ class Outcome:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-def finetune_chosen(jobs: Jobs, outcomes: Sequence[Outcome]) -> None:
-    """Fine-tune each network's chosen mask and its dense control; saved ones are left alone.
-
-    Everything up to here looks at train and search images only.
-    """
-    arguments = []
-    for number, (bench, outcome) in enumerate(zip(jobs.place.benches, outcomes, strict=True)):
-        target, chosen = bench.target, choose(outcome.candidates, rank_of(bench.options)).mask
-        problem = unequal(target.model, target.graph, chosen, target.example_inputs)
-        if problem is not None:
-            jobs.place.console.say(f"warning: {problem}")
-        for name, mask, directory in (
-            ("pruned", chosen, "."),
-            ("dense", target.graph.dense_mask(), DENSE_FINETUNED),
-        ):
-            label = f"fine-tune {name} {target.arch}"
-            arguments.append((number, mask, directory, label, bench.seed))
-    finetunes = Batch(
-        label="fine-tunes",
-        job=finetune_job,
-        arguments=arguments,
-        trains=True,
-        quick=not jobs.place.benches[0].recipe().epochs,
-    )
-    jobs.run(finetunes)
-
-
-def finalise(
-    config: CommonConfig, bench: Bench, outcome: Outcome, folder: RunFolder, console: Console
-) -> dict[str, Any]:
-    """Measure the fine-tuned networks, report, and return the report."""
-    chosen = choose(outcome.candidates, rank_of(bench.options))
-    rows = _measure_rows(bench, outcome.candidates, chosen, folder, console)
-    report = make_report(config, bench, outcome, rows, "test_accuracy_recalibrated")
-    return conclude(config, bench, outcome, report, folder, console)
-
-
 def conclude(
-    config: CommonConfig,
+    config: RunConfig,
     bench: Bench,
     outcome: Outcome,
-    report: Report,
+    cells: Sequence[Finetune],
     folder: RunFolder,
     console: Console,
 ) -> dict[str, Any]:
-    """Write all that a finished run leaves, print its table, and return its report."""
+    """Open the test split, write all that a finished run leaves, print its table, return it."""
+    rows = measure_rows(bench, outcome.candidates, cells, folder, console)
+    report = make_report(config, bench, outcome, rows)
     masks = [candidate.mask for candidate in outcome.candidates]
-    write_masks(folder.file(MASKS_FILE), masks)
+    write_masks(folder.file(RunFolder.MASKS), masks)
     if outcome.history:
-        write_json(folder.file(HISTORY_FILE), outcome.history, indent=None)
+        write_json(folder.file(RunFolder.HISTORY), outcome.history, indent=None)
     findings = Findings(
         content=report.to_json(),
         graph=bench.target.graph,
@@ -124,8 +85,8 @@ def conclude(
         history=outcome.history,
     )
     plots = draw(findings)
-    save_plots(plots, folder.file("plots"))
-    content = write_report(report, folder.file(REPORT_FILE), folder.digests())
+    save_plots(plots, folder.file(folder.PLOTS))
+    content = write_report(report, folder.file(RunFolder.REPORT), folder.digests())
     write_page(config, folder, findings, plots)
     console.table(methods_table(findings.content))
     warning = latency_warning(findings.content)
@@ -134,107 +95,15 @@ def conclude(
     return content
 
 
-def _measure_rows(
-    bench: Bench,
-    candidates: Sequence[Candidate],
-    chosen: Candidate,
-    folder: RunFolder,
-    console: Console,
-) -> list[MethodRow]:
-    """Open the test split: measure every row, the dense control first."""
-    dense, _ = load_finetuned(bench.target, folder.file(DENSE_FINETUNED))
-    trained = bench.recipe().epochs > 0
-    accuracy = bench.test_accuracy(dense) if trained else None
-    measured = Measured(bench, folder)
-    rows = [dense_row(measured, accuracy, bench.seed, DENSE_FINETUNED)]
-    pruned, mask = load_finetuned(bench.target, folder.path)
-    if mask != chosen.mask:
-        msg = (
-            f"{folder.path} holds the network of another mask than the one that is best here: give "
-            "the command with the threads and on the machine that made it, or a new --out"
-        )
-        raise ArtefactError(msg)
-    with console.progress("measure on test images", len(candidates)) as report:
-        for number, candidate in enumerate(candidates, start=1):
-            finetuned = candidate is chosen
-            rows.append(
-                candidate_row(
-                    measured,
-                    candidate,
-                    finetuned=bench.test_accuracy(pruned) if finetuned and trained else None,
-                    finetune_seed=bench.seed if finetuned else None,
-                    cell="." if finetuned else None,
-                )
-            )
-            report(number)
-    return rows
-
-
-def candidate_row(
-    measured: Measured,
-    candidate: Candidate,
-    *,
-    finetuned: float | None = None,
-    finetune_seed: int | None = None,
-    cell: str | None = None,
-) -> MethodRow:
-    """Return a candidate's row, its recalibrated network measured on search and test images.
-
-    All rows are measured in this process: the last digits depend on the number of threads.
-    """
-    graph = measured.bench.target.graph
-    cost = graph.cost(candidate.mask)
-    return MethodRow(
-        name=candidate.name,
-        seed=candidate.seed,
-        macs=cost.macs,
-        params=cost.params,
-        search_accuracy=measured.search(candidate.mask),
-        test_accuracy_recalibrated=measured.test(candidate.mask),
-        test_accuracy_finetuned=finetuned,
-        networks_evaluated=candidate.networks_evaluated,
-        digest=candidate.mask.digest(),
-        finetune_seed=finetune_seed,
-        cell=cell,
-        seconds=round(candidate.seconds, 1) if candidate.seconds else None,
-        memory=limited_memory(graph, candidate.mask, measured.bench.budget),
-    )
-
-
-def dense_row(measured: Measured, finetuned: float | None, seed: int, cell: str) -> MethodRow:
-    """Return a row of the dense control."""
-    graph = measured.bench.target.graph
-    cost = graph.dense_cost
-    return MethodRow(
-        name=DENSE,
-        seed=seed,
-        macs=cost.macs,
-        params=cost.params,
-        search_accuracy=measured.search(None),
-        test_accuracy_recalibrated=measured.test(None),
-        test_accuracy_finetuned=finetuned,
-        networks_evaluated=0,
-        digest=graph.dense_mask().digest(),
-        finetune_seed=seed,
-        cell=cell,
-        memory=limited_memory(graph, graph.dense_mask(), measured.bench.budget),
-    )
-
-
-def limited_memory(graph: StructureGraph, mask: ChannelMask, budget: Budget) -> int | None:
-    """Return the peak memory of a pruned network in bytes; None where the budget limits none."""
-    return None if budget.max_memory is None else graph.peak_memory(mask)
-
-
 def make_report(
-    config: CommonConfig,
+    config: RunConfig,
     bench: Bench,
     outcome: Outcome,
     rows: Sequence[MethodRow],
-    metric: Metric,
-    details: Mapping[str, Any] | None = None,
 ) -> Report:
-    """Return the report of measured rows, judged by ``metric``; ``details`` are further entries."""
+    """Return the report of measured rows."""
+    plan = make_plan(config)
+    metric = plan.metric(trained=bench.recipe().epochs > 0)
     target, graph = bench.target, bench.target.graph
     chosen = choose(outcome.candidates, rank_of(bench.options))
     own = next(row for row in rows if (row.name, row.seed) == (chosen.name, chosen.seed))
@@ -268,9 +137,18 @@ def make_report(
             **common_details(bench, outcome, metric),
             **mask_details(bench, chosen.mask),
             **outcome.details,
-            **(details or {}),
+            **(_stages(rows, outcome) if plan.finetunes else {}),
         },
     )
+
+
+def _stages(rows: Sequence[MethodRow], outcome: Outcome) -> dict[str, Any]:
+    """Return what a comparison says of its first stage."""
+    verdict = judge(rows, RECALIBRATED, repaired=outcome.repaired)
+    return {
+        "proxy_rank_correlation": proxy_correlation(rows),
+        "stage_one_verdict": list(verdict),
+    }
 
 
 def finetuned_mean(rows: Sequence[MethodRow], digest: str) -> float | None:

@@ -1,23 +1,26 @@
 """The agent's search for a network of any task: its owner says what is good."""
 
-import hashlib
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from prunegraph.agent.options import AgentOptions
 from prunegraph.agent.train import train_agent
 from prunegraph.artefacts.pruned import WEIGHTS_SUFFIX
 from prunegraph.core.budget import Budget
-from prunegraph.core.errors import ConfigError, DataError
+from prunegraph.core.errors import ArtefactError, ConfigError
+from prunegraph.core.outcome import Outcome
+from prunegraph.core.reading import checked
 from prunegraph.core.tensors import parameter_digest
 from prunegraph.env import ChannelPruningEnv, PruningTask, cell_name
+from prunegraph.evaluation.evaluator import Evaluator
+from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import (
     AttentionUnit,
     ExampleInputs,
@@ -28,24 +31,20 @@ from prunegraph.graph import (
 )
 from prunegraph.graph.costs.latency_budget import TOLERANCE
 from prunegraph.graph.pyg import to_pyg
-from prunegraph.graph.trace.calls import tensors_in
-from prunegraph.layerwise.recalibrate import has_batch_norm, measuring_batch_norm
 from prunegraph.layerwise.reconstruct import Reconstruction
 from prunegraph.layerwise.sequential import LayerwiseReconstruction, most_samples
-from prunegraph.methods.criteria.taylor import measure_by
-from prunegraph.methods.prior import NUM_STARTS, rank_starts
+from prunegraph.methods.criteria.taylor import measure
+from prunegraph.methods.prior import NUM_PRIORS, measure_divergence, rank_priors
 from prunegraph.rewards import unpack_bits
 from prunegraph.runs.adapt import NUM_SUIT_NETWORKS, Use, adapt, features_by_start, first_context
 from prunegraph.runs.agent_options import agent_config, env_config
-from prunegraph.runs.custom_evaluator import CustomEvaluator
 from prunegraph.runs.options.config import SearchOptions
 from prunegraph.runs.policies import find_policy
 from prunegraph.runs.predicted_latency import layer_times
-from prunegraph.runs.prune import PruneResult, check_loader, structure_report, warn_if_unequal
+from prunegraph.runs.prune import PruneResult, structure_report, warn_if_unequal
 from prunegraph.runs.report.speed import latencies
-from prunegraph.tasks.batches import joined, num_samples
-from prunegraph.tasks.classification import model_device
-from prunegraph.tasks.default_loss import Loss, cross_entropy
+from prunegraph.tasks.batches import check_loader, num_samples
+from prunegraph.tasks.custom import CustomTask, Loss, cross_entropy, custom
 
 LAST = 2
 """Networks that are kept for the end of a search: the policy's own mask, the ledger's best. With
@@ -82,7 +81,7 @@ def search(
             (mAP, IoU, R^2, ...). Measure it on data that neither training nor the final report
             sees. It is given pruned networks in eval mode, and may not change them.
         calibration_data: batches of shuffled training data, as the loss takes them.
-        loss: of a network on a batch, *summed* over its samples: what importances are measured by,
+        loss: of a network on a batch, the mean over its samples: what importances are measured by,
             and the forward that batch norm is recalibrated with. Default: ``cross_entropy`` of
             (images, class numbers).
         keep_macs: at most this share of the multiply-adds remains.
@@ -125,7 +124,9 @@ def search(
     if checkpoint is not None and Path(checkpoint).suffix != WEIGHTS_SUFFIX:
         msg = f"checkpoint={checkpoint} must end in {WEIGHTS_SUFFIX}: the scores go beside it"
         raise ConfigError(msg)
-    config = agent_config(SearchOptions(metric="accuracy"), seed, initial, (budget,))
+    config = agent_config(
+        SearchOptions(agent=AgentOptions(metric="accuracy")), seed, initial, (budget,)
+    )
     config = replace(config, max_memory=max_memory, max_latency=max_latency)
     names = config.network.feature_names
     last = LAST + reconstruct
@@ -133,42 +134,39 @@ def search(
         config.episodes_per_update
         + 1
         + last
-        + NUM_STARTS
+        + NUM_PRIORS
         + (initial is not None) * NUM_SUIT_NETWORKS
     )
     if networks < least:
         msg = f"networks={networks} allows no update of the policy: give at least {least}"
         raise ConfigError(msg)
     graph = analyse(model, example_inputs, attention=attention)
-    batches = _batches(calibration_data, num_batches)
     dense = copy_network(unwrap(model)).eval()
-    graph = _predicting(dense, graph, budget, example_inputs, checkpoint)
-    evaluator = CustomEvaluator(
-        dense,
-        graph,
-        evaluate,
-        recalibrate=lambda network: _recalibrate(network, batches, loss),
-        reconstruction=_reconstruction(dense, graph, batches, loss) if reconstruct else None,
-        identity={
-            "network": parameter_digest(dense),
-            "budget": budget.as_dict(),
-            "seed": seed,
-            "attention": attention,
-            "policy": None if initial is None else parameter_digest(initial.network),
-            "calibration_data": _digest(batches),
-        },
+    check_loader(calibration_data, "calibration_data")
+    taken = list(itertools.islice(calibration_data, num_batches))
+    task = custom(
+        dense, example_inputs, train=taken, score=evaluate, higher_is_better=True, loss=loss
     )
-    dense_score = evaluator.score(copy_network(dense))
-    if abs(dense_score) > 1.0:
-        warnings.warn(
-            f"evaluate gives the whole network {dense_score:g}: rewards are made for the scale of "
-            "an accuracy, in [0, 1]; divide a percentage by 100",
-            stacklevel=2,
-        )
-    statistics = dict(measure_by(dense, graph, batches, loss))
-    if checkpoint is not None:
-        evaluator.resume(Path(checkpoint))
-    ranks = rank_starts(evaluator.divergence, graph, statistics, budget)
+    graph = _predicting(dense, graph, budget, example_inputs, checkpoint)
+    identity = {
+        "network": parameter_digest(dense),
+        "budget": budget.as_dict(),
+        "seed": seed,
+        "attention": attention,
+        "policy": None if initial is None else parameter_digest(initial.network),
+        "calibration_data": task.train.fingerprint(),
+        "reconstruct": reconstruct,
+    }
+    dense_score = task.dense_score.value
+    statistics = dict(measure(task, graph))
+    evaluator = Evaluator(
+        task,
+        graph,
+        reconstruction=Reconstruction.on_samples(task, graph, task.train) if reconstruct else None,
+        log=None if checkpoint is None else _log(Path(checkpoint), identity),
+    )
+    divergence = partial(measure_divergence, evaluator)
+    ranks = rank_priors(divergence, graph, statistics, budget)
     starting = features_by_start(graph, statistics, budget, names, ranks)
     features = next(iter(starting.values()))
     if initial is not None:
@@ -177,39 +175,37 @@ def search(
             budget=budget,
             features=starting,
             project=partial(graph.project, budget=budget),
-            divergence=evaluator.divergence,
+            divergence=divergence,
         )
         adapted = adapt(initial, [use])
         initial, features = adapted.policy, starting[adapted.starts[0]]
-    task = PruningTask(
+    play = PruningTask(
         name="network", graph=graph, node_features=features, evaluator=evaluator, budget=budget
     )
     environment = replace(env_config(SearchOptions(), config, seed), subset_size=None)
 
     result = train_agent(
-        [partial(ChannelPruningEnv, task, environment)],
+        [partial(ChannelPruningEnv, play, environment)],
         [graph],
         config,
         total_networks=networks - last,
         initial=initial,
         checkpoint=None if checkpoint is None else Path(checkpoint),
-        memory=evaluator,
+        memory=_Memory(evaluator),
         progress=progress,
     )
     scores = result.policy.logits(to_pyg(graph), features, first_context(budget))
-    evaluator.evaluate(graph.project(scores + result.offsets[0], budget))
-    best = result.competition.ledger(cell_name(task.name, budget)).best_bits
+    masks = [graph.project(scores + result.offsets[0], budget)]
+    best = result.competition.ledger(cell_name(play.name, budget)).best_bits
     if best:  # found before an interruption, perhaps
-        evaluator.evaluate(graph.mask(unpack_bits(best, graph.num_units)))
-    fitting = {mask: found for mask, found in evaluator.found.items() if graph.fits(mask, budget)}
-    chosen = max(fitting, key=lambda mask: fitting[mask].accuracy)
+        masks.append(graph.mask(unpack_bits(best, graph.num_units)))
+    chosen = max(masks, key=lambda mask: evaluator.evaluate(mask).accuracy)
     warn_if_unequal(dense, graph, chosen, example_inputs)
-    in_turn = _in_turn(dense, graph, batches, loss, example_inputs) if reconstruct else []
-    network, score = evaluator.better(chosen, in_turn)
+    network = evaluator.nearest(chosen, *(_in_turn(task, graph) if reconstruct else []))
     report = structure_report(graph, chosen, budget)
     report["dense"]["score"] = dense_score
-    report["pruned"]["score"] = score
-    report["networks_evaluated"] = len(evaluator.found) + reconstruct
+    report["pruned"]["score"] = task.score(network).value
+    report["networks_evaluated"] = len(evaluator.known()) + reconstruct
     if max_latency is not None:
         report["latency_ms"] = times = latencies(dense, graph, chosen, example_inputs)
         if times["pruned"] > TOLERANCE * max_latency:
@@ -222,19 +218,34 @@ def search(
     return PruneResult(model=network, mask=chosen, graph=graph, report=report)
 
 
-def _batches(calibration_data: Iterable[Any], most: int) -> list[Any]:
-    """Return the first batches.
+@dataclass(frozen=True, eq=False)
+class _Memory:
+    """Outcomes whose masks are not run again."""
+
+    evaluator: Evaluator
+
+    def state(self) -> list[dict[str, Any]]:
+        """Return them as JSON values."""
+        return [asdict(found) for found in self.evaluator.known()]
+
+    def restore(self, state: Any) -> None:
+        """Know them again."""
+        self.evaluator.remember(checked(state, list[Outcome], "its memory"))
+
+
+def _log(checkpoint: Path, identity: Mapping[str, Any]) -> OutcomeLog:
+    """Return what an earlier start has measured, beside the agent's checkpoint.
 
     Raises:
-        DataError: there are none.
+        ArtefactError: it is damaged, of another search, or lost.
     """
-    check_loader(calibration_data)
-    batches = list(itertools.islice(calibration_data, most))
-    if batches and not isinstance(calibration_data, Tensor):
-        return batches
-    held = "is one tensor" if batches else "holds no batches"
-    msg = f"calibration_data {held}: give a loader of training data, or a list of batches"
-    raise DataError(msg)
+    path = checkpoint.with_suffix(".json")
+    if checkpoint.is_file() and not path.is_file():
+        msg = f"{checkpoint} has lost {path.name}, which names its search: give another one"
+        raise ArtefactError(msg)
+    log = OutcomeLog(path, identity)
+    log.write()  # before the agent's, which does not name the search
+    return log
 
 
 def _predicting(
@@ -256,51 +267,12 @@ def _predicting(
     return replace(graph, latency_model=table)
 
 
-def _digest(batches: Sequence[Any]) -> str:
-    """Return 16 hex digits that name the tensors of batches."""
-    digest = hashlib.sha256()
-    for tensor in tensors_in(batches):
-        digest.update(
-            tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes()
-        )
-    return digest.hexdigest()[:16]
-
-
-def _reconstruction(
-    dense: nn.Module, graph: StructureGraph, batches: Sequence[Any], loss: Loss
-) -> Reconstruction:
-    """Measure what the layers read, by the forwards of the loss."""
-
-    def run(network: nn.Module) -> None:
-        for batch in batches:
-            loss(network, batch)
-
-    return Reconstruction(dense, graph, run, device=model_device(dense))
-
-
-def _in_turn(
-    dense: nn.Module,
-    graph: StructureGraph,
-    batches: Sequence[Any],
-    loss: Loss,
-    example_inputs: ExampleInputs,
-) -> list[Callable[[], Reconstruction]]:
+def _in_turn(task: CustomTask, graph: StructureGraph) -> list[Callable[[], Reconstruction]]:
     """Return what fits layer by layer: on as many samples as memory allows, on the first batch."""
-    most = most_samples(graph, num_samples(example_inputs))
+    most = most_samples(graph, num_samples(task.example_inputs))
 
-    def fit(batch: Any) -> Reconstruction:
-        def run(network: nn.Module) -> None:
-            loss(network, batch)
+    def fit(size: int) -> Reconstruction:
+        samples = task.train.sample(size, 0)
+        return LayerwiseReconstruction.on_samples(task, graph, samples)
 
-        return LayerwiseReconstruction(dense, graph, run, device=model_device(dense))
-
-    return [partial(fit, joined(batches, most)), partial(fit, batches[0])]
-
-
-def _recalibrate(network: nn.Module, batches: Sequence[Any], loss: Loss) -> None:
-    """Measure a network's batch norms, if it has any, anew, by the forwards of its loss."""
-    if not has_batch_norm(network):
-        return
-    with measuring_batch_norm(network), torch.no_grad():
-        for batch in batches:
-            loss(network, batch)
+    return [partial(fit, most), partial(fit, 1)]

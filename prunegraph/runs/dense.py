@@ -22,8 +22,6 @@ from prunegraph.runs.pretrain import (
 )
 from prunegraph.tasks.classification import compute_logits, evaluate
 
-DENSE_FILE = "dense.safetensors"
-
 RUN_IMAGES = "images_of_the_run"
 """What the JSON beside the dense network calls the fingerprint of the run's train images."""
 
@@ -37,7 +35,7 @@ def warn_of_network(bench: Bench, console: Console) -> None:
     dataset, info = target.dataset, target.info
     known = None if info is None or info.dataset != dataset.name else info.extra.get(TRAIN_IMAGES)
     size = None if info is None else info.extra.get("image_size")
-    sides = dataset.train.source.image_shape[1:]
+    sides = dataset.train.images.image_shape[1:]
     of_one_size = size is None or sides == (size, size)  # else the fingerprints differ by it
     if of_one_size and known not in (None, dataset.train.fingerprint()):
         console.say(
@@ -108,7 +106,7 @@ def ensure_dense(
     Raises:
         ConfigError: the run was begun with other weights or images.
     """
-    path = folder.file(DENSE_FILE)
+    path = folder.file(RunFolder.DENSE)
     if path.is_file():
         given = parameter_digest(target.model)
         load_weights(target.model, path)
@@ -123,7 +121,7 @@ def ensure_dense(
             target.dataset.train,
             pretrain_recipe(target.pretrain_epochs, lr=PRETRAIN_LR, batch_size=128),
             seed=config.seed,
-            checkpoint=folder.checkpoint("pretrain.safetensors"),
+            checkpoint=folder.checkpoint(folder.PRETRAINING),
             console=console,
         )
     figures = dict(target.info.extra) if target.info else {}

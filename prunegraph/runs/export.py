@@ -17,9 +17,9 @@ from prunegraph.artefacts.pruned import (
 )
 from prunegraph.core.console import Console
 from prunegraph.core.errors import ArtefactError, ConfigError
-from prunegraph.runs.folder import REPORT_FILE, RunFolder
+from prunegraph.runs.folder import RunFolder, check_one_run
 from prunegraph.runs.machine import resolve_device
-from prunegraph.runs.options.checks import check_one_run, check_trusted
+from prunegraph.runs.options.checks import check_trusted
 from prunegraph.runs.options.tools import ExportConfig
 from prunegraph.runs.prepare import build_dense
 from prunegraph.runs.report.page import pruned_folder
@@ -124,11 +124,18 @@ def _path(config: ExportConfig) -> Path:
 
 
 def read_run(run: Path, trusted: str | None) -> tuple[PrunedInfo, PrunedNetwork]:
-    """Read the pruned network of a run folder; code is run if ``trusted`` names it."""
-    _check_holds_network(run)
-    info = read_info(run)
-    check_trusted(info.arch, trusted, artefact_paths(run)[0])
-    return info, load_pruned(run, lambda: build_dense(info))
+    """Read a pruned network; code is run if ``trusted`` names it.
+
+    Args:
+        run: a run folder, that of a network in it, or a network's ``.safetensors`` file.
+        trusted: the network's name, if the user gave it.
+    """
+    inside = run / RunFolder.PRUNED
+    where = inside if artefact_paths(inside)[0].is_file() else run
+    _check_holds_network(where)
+    info = read_info(where)
+    check_trusted(info.arch, trusted, artefact_paths(where)[0])
+    return info, load_pruned(where, lambda: build_dense(info))
 
 
 def _check_holds_network(run: Path) -> None:
@@ -140,7 +147,7 @@ def _check_holds_network(run: Path) -> None:
     check_one_run(run)
     if artefact_paths(run)[0].exists():
         return
-    if not folder.file(REPORT_FILE).is_file():
+    if not folder.file(RunFolder.REPORT).is_file():
         msg = f"{run} holds no {artefact_paths(run)[0].name}: name a finished run of train or apply"
         raise ArtefactError(msg)
     content = read_report(folder)

@@ -1,20 +1,124 @@
-"""From a chosen mask to a fine-tuned network on disk, and back from disk for measuring."""
+"""From a chosen mask to a fine-tuned network on disk, and back from disk for measuring.
 
+No figure of the test split is measured before every choice is made.
+"""
+
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from prunegraph.artefacts.pruned import MASK_FILE, PrunedInfo, load_pruned, save_pruned
+from prunegraph.artefacts.pruned import (
+    MASK_FILE,
+    WEIGHTS_FILE,
+    PrunedInfo,
+    load_pruned,
+    save_pruned,
+)
 from prunegraph.core.console import Console
+from prunegraph.core.errors import ArtefactError
+from prunegraph.core.files import write_json
 from prunegraph.core.masks import ChannelMask
+from prunegraph.core.reading import checked, read_json
 from prunegraph.core.tensors import parameter_digest
 from prunegraph.graph import copy_network
 from prunegraph.models import build_model
 from prunegraph.runs.bench import Bench
-from prunegraph.runs.folder import slug
-from prunegraph.runs.jobs import Workplace
+from prunegraph.runs.folder import RunFolder
+from prunegraph.runs.jobs import Batch, Jobs, Workplace
+from prunegraph.runs.plan import Finetune
 from prunegraph.runs.prepare import Target, place
 from prunegraph.runs.pretrain import train_network
+from prunegraph.runs.report.report import machine
+
+ACCURACY = {"test_accuracy_finetuned": float, "machine": dict[str, Any]}
+"""What is kept of a fine-tuned network's accuracy."""
+
+
+def run_finetunes(jobs: Jobs, plans: Sequence[Sequence[Finetune]]) -> None:
+    """Make every network's fine-tunes; a mask and seed that two methods share once."""
+    planned: dict[tuple[int, str], tuple[Any, ...]] = {}
+    for number, (bench, cells) in enumerate(zip(jobs.place.benches, plans, strict=True)):
+        graph = bench.target.graph
+        for cell in cells:
+            mask = graph.dense_mask() if cell.candidate is None else cell.candidate.mask
+            label = f"fine-tune {cell.name} of {bench.target.arch}, seed {cell.seed}"
+            planned[number, cell.folder] = (number, mask, cell.folder, label, cell.seed)
+    folders, benches = jobs.place.folders, jobs.place.benches
+    missing = [
+        values for values in planned.values() if not _is_done(folders[values[0]].file(values[2]))
+    ]
+    trained = benches[0].recipe().epochs > 0
+
+    def measure(values: tuple[Any, ...], _: None) -> None:
+        number, mask, directory = values[:3]
+        if trained:
+            finetuned_accuracy(benches[number], folders[number].file(directory), mask)
+
+    finetunes = Batch(
+        label="fine-tunes",
+        job=finetune_job,
+        arguments=missing,
+        keep=measure,
+        planned=len(planned),
+        trains=True,
+        quick=not trained,
+    )
+    jobs.run(finetunes)
+
+
+def _is_done(directory: Path) -> bool:
+    """Return whether a network can be measured or was; one that has lost its weights is not."""
+    mask = directory / MASK_FILE
+    known = any((directory / name).is_file() for name in (WEIGHTS_FILE, RunFolder.ACCURACY))
+    if mask.is_file() and not known:
+        mask.unlink()
+    return mask.is_file()
+
+
+def finetuned_accuracy(bench: Bench, directory: Path, mask: ChannelMask) -> float:
+    """Return the test accuracy of a fine-tuned network; no choice is left to make by then.
+
+    Measured once on each machine; another machine's figure stands where the weights are not.
+
+    Raises:
+        ArtefactError: the folder holds another mask's network.
+    """
+    path = directory / RunFolder.ACCURACY
+    record = read_accuracy(path) if path.is_file() else {}
+    here = {**machine(), "device": str(bench.target.device)}
+    if record.get("machine") != here and (directory / WEIGHTS_FILE).is_file():
+        model = load_as_chosen(bench.target, directory, mask)
+        record = {"test_accuracy_finetuned": bench.test_accuracy(model), "machine": here}
+        write_json(path, record)
+    accuracy: float = record["test_accuracy_finetuned"]
+    return accuracy
+
+
+def read_accuracy(path: Path) -> dict[str, Any]:
+    """Return the test accuracy of a fine-tuned network, and the machine that measured it.
+
+    Raises:
+        ArtefactError: the file is damaged.
+    """
+    return dict(checked(read_json(path), ACCURACY, str(path)))
+
+
+def load_as_chosen(target: Target, directory: Path, mask: ChannelMask) -> nn.Module:
+    """Return a saved network whose mask is the one that was chosen.
+
+    Raises:
+        ArtefactError: it is another one's.
+    """
+    model, saved = load_finetuned(target, directory)
+    if saved != mask:
+        msg = (
+            f"{directory} holds the network of another mask than the one that is best here: give "
+            "the command with the threads and on the machine that made it, or a new --out"
+        )
+        raise ArtefactError(msg)
+    return model
 
 
 def finetune_job(
@@ -28,9 +132,9 @@ def finetune_job(
         folder.file(directory),
         label=label,
         seed=seed,
-        checkpoint=folder.checkpoint(f"finetune-{slug(directory)}.safetensors"),
+        checkpoint=folder.finetune(directory),
         console=place.console,
-        events=folder.file(f"events/{slug(label)}"),
+        events=folder.events(label),
     )
 
 

@@ -7,50 +7,62 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from prunegraph.core.errors import ArtefactError, BudgetError, ConfigError
-from prunegraph.core.files import TEMPORARY, locked, remove_temporaries
-from prunegraph.runs.options.checks import SUMMARY_FILE
+from prunegraph.core.files import POLICY_FILE, TEMPORARY, locked, remove_temporaries
 from prunegraph.runs.options.config import CommonConfig
 from prunegraph.runs.options.yaml_file import differences, read_yaml, save_config
 
 RUNS = Path("runs")
 """Where run folders go without ``--out``, in the working directory."""
 
-CONFIG_FILE = "config.yaml"
-REPORT_FILE = "report.json"
 MOST_NAMED = 4
 """So many options in which two runs differ are named."""
 
-PAGE_FILE = "report.html"
-"""Made from the other files, and anew at will: no digest of it is kept."""
-
-WORK_FOLDER = "checkpoints"
-"""Sub-folder with what an interrupted run resumes from; removed when the run is finished."""
-
-DENSE_FINETUNED = "dense_finetuned"
-"""Sub-folder with the dense network after the fine-tune: the control."""
-
-OWN_FOLDERS = ("cells", "plots", "events", DENSE_FINETUNED)
-"""Sub-folders that a run writes."""
-
 OWN_SUFFIXES = (".json", ".yaml", ".safetensors")
-"""And the files beside them."""
+"""Of the files that a run writes beside its folders."""
 
 MEMBER = re.compile(r"\d+-.+")
 """Sub-folders of a run of several networks."""
 
-LOCK_FILE = "lock"
-"""Held in ``WORK_FOLDER`` while a run is at work."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """A folder that one run writes to.
+    """A folder that one run writes to, and the names of all that lies in it.
+
+    ``PAGE`` is made from the other files, anew at will. ``PRUNED`` holds the pruned network, in a
+    comparison each of ``CELLS`` a fine-tuned one; ``DENSE_FINETUNED`` the control. ``WORK`` holds
+    what an interrupted run resumes from, and is removed when the run is finished.
 
     Attributes:
         path: the folder; it exists after ``started``.
     """
+
+    CONFIG: ClassVar[str] = "config.yaml"
+    REPORT: ClassVar[str] = "report.json"
+    PAGE: ClassVar[str] = "report.html"
+    SUMMARY: ClassVar[str] = "summary.json"
+    MASKS: ClassVar[str] = "masks.json"
+    HISTORY: ClassVar[str] = "history.json"
+    LATENCY: ClassVar[str] = "latency.json"
+    DENSE: ClassVar[str] = "dense.safetensors"
+    POLICY: ClassVar[str] = POLICY_FILE
+    PRUNED: ClassVar[str] = "pruned"
+    DENSE_FINETUNED: ClassVar[str] = "dense_finetuned"
+    CELLS: ClassVar[str] = "cells"
+    ACCURACY: ClassVar[str] = "accuracy.json"
+    PLOTS: ClassVar[str] = "plots"
+    EVENTS: ClassVar[str] = "events"
+    OWN_FOLDERS: ClassVar[tuple[str, ...]] = (PRUNED, DENSE_FINETUNED, CELLS, PLOTS, EVENTS)
+
+    WORK: ClassVar[str] = "checkpoints"
+    LOCK: ClassVar[str] = "lock"
+    CANDIDATES: ClassVar[str] = "candidates.json"
+    MEASURED: ClassVar[str] = "measured.json"
+    DECISION: ClassVar[str] = "decision.json"
+    BEGUN_WITH: ClassVar[str] = "policy.json"
+    PRETRAINING: ClassVar[str] = "pretrain.safetensors"
 
     path: Path
 
@@ -72,7 +84,23 @@ class RunFolder:
 
     def checkpoint(self, name: str) -> Path:
         """Return the path of a file that resumes an interrupted run."""
-        return self.path / WORK_FOLDER / name
+        return self.path / self.WORK / name
+
+    def outcomes(self, name: str, seed: int) -> Path:
+        """Return the checkpoint of what a method's search has measured."""
+        return self.checkpoint(f"outcomes-{slug(name)}-{seed}.json")
+
+    def found(self, name: str, seed: int) -> Path:
+        """Return the checkpoint that says what the agent's search found: it is finished."""
+        return self.checkpoint(f"finished-{name.replace('/', '-')}-{seed}.json")
+
+    def finetune(self, directory: str) -> Path:
+        """Return the checkpoint of the fine-tune whose network goes into a folder of the run."""
+        return self.checkpoint(f"finetune-{slug(directory)}.safetensors")
+
+    def events(self, label: str) -> Path:
+        """Return the folder of TensorBoard's curves of a search or fine-tune."""
+        return self.file(f"{self.EVENTS}/{slug(label)}")
 
     @property
     def untouched(self) -> bool:
@@ -82,13 +110,13 @@ class RunFolder:
         if not self.path.is_dir():
             return False
         names = {path.name for path in self.path.iterdir() if not TEMPORARY.fullmatch(path.name)}
-        left = {path.name for path in (self.path / WORK_FOLDER).glob("*")}
-        return names <= {WORK_FOLDER} and left <= {LOCK_FILE}
+        left = {path.name for path in (self.path / RunFolder.WORK).glob("*")}
+        return names <= {RunFolder.WORK} and left <= {RunFolder.LOCK}
 
     @property
     def finished(self) -> bool:
         """True if the report or summary is written, which is the last thing that a run does."""
-        return any(self.file(name).is_file() for name in (REPORT_FILE, SUMMARY_FILE))
+        return any(self.file(name).is_file() for name in (RunFolder.REPORT, RunFolder.SUMMARY))
 
     def check_links(self) -> None:
         """Raise ArtefactError for a linked folder below it that lies elsewhere, where none writes.
@@ -119,27 +147,28 @@ class RunFolder:
         self.check_links()
         existed, held, useless = self.path.exists(), False, False
         try:
-            with locked(self.checkpoint(LOCK_FILE), str(self.path)):
+            with locked(self.checkpoint(RunFolder.LOCK), str(self.path)):
                 held = True
                 _check_usable(config, self.path)
                 if self.finished:
                     msg = f"another run has just finished {self.path}: give the command again"
                     raise ConfigError(msg)
                 remove_temporaries(self.path.rglob(".*.tmp"))
-                save_config(config, self.file(CONFIG_FILE))
+                save_config(config, self.file(RunFolder.CONFIG))
                 yield
         except BudgetError:  # found out of reach on the way: no command can go on with it
             useless = True
             raise
         finally:
             useless = useless and not self._holds_work()
-            if held and not existed and (useless or not self.file(CONFIG_FILE).exists()):
+            if held and not existed and (useless or not self.file(RunFolder.CONFIG).exists()):
                 shutil.rmtree(self.path, ignore_errors=True)
 
     def _holds_work(self) -> bool:
         """Return whether a report or a checkpoint is in the folder, or in one below it."""
         return any(
-            path.name == REPORT_FILE or (path.parent.name == WORK_FOLDER and path.name != LOCK_FILE)
+            path.name == RunFolder.REPORT
+            or (path.parent.name == RunFolder.WORK and path.name != RunFolder.LOCK)
             for path in self.path.rglob("*")
             if path.is_file()
         )
@@ -155,7 +184,7 @@ class RunFolder:
         """
         self.check_links()
         for folder in (self, *members):
-            shutil.rmtree(folder.path / WORK_FOLDER, ignore_errors=True)
+            shutil.rmtree(folder.path / RunFolder.WORK, ignore_errors=True)
         remove_temporaries(self.path.rglob(".*.tmp"))
 
     def digests(self) -> dict[str, str]:
@@ -167,9 +196,9 @@ class RunFolder:
         return {
             name: file_digest(path)
             for path in files
-            if path.name != PAGE_FILE
-            and (name := path.relative_to(self.path).as_posix()) != REPORT_FILE
-            and WORK_FOLDER not in name.split("/")
+            if path.name != RunFolder.PAGE
+            and (name := path.relative_to(self.path).as_posix()) != RunFolder.REPORT
+            and RunFolder.WORK not in name.split("/")
             and not TEMPORARY.fullmatch(path.name)
             and _is_own(name)
         }
@@ -193,7 +222,7 @@ def _is_own(name: str) -> bool:
         folders = folders[1:]
     if not folders:
         return Path(file).suffix in OWN_SUFFIXES
-    return folders[0] in OWN_FOLDERS
+    return folders[0] in RunFolder.OWN_FOLDERS
 
 
 def open_run(config: CommonConfig, out: Path | None, default_name: str) -> RunFolder:
@@ -218,7 +247,9 @@ def open_run(config: CommonConfig, out: Path | None, default_name: str) -> RunFo
     while True:
         name = default_name if number == 1 else f"{default_name}-{number}"
         folder = RunFolder(path=RUNS / name)
-        at_work = not folder.finished or (folder.path / WORK_FOLDER).exists()  # killed at its end
+        at_work = (
+            not folder.finished or (folder.path / RunFolder.WORK).exists()
+        )  # killed at its end
         if folder.untouched or (at_work and not _differences(config, folder)):
             return folder
         number += 1
@@ -231,7 +262,7 @@ def _check_usable(config: CommonConfig, out: Path) -> None:
         msg = f"--out {out} is a file; name a folder"
         raise ConfigError(msg)
     folder = RunFolder(path=out)
-    if not folder.file(CONFIG_FILE).is_file():
+    if not folder.file(RunFolder.CONFIG).is_file():
         if not folder.untouched:
             msg = f"--out {out} holds files of something else; name a new folder"
             raise ConfigError(msg)
@@ -241,13 +272,13 @@ def _check_usable(config: CommonConfig, out: Path) -> None:
         more = f"; and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
         msg = (
             f"--out {out} holds a run with other options ({'; '.join(found[:MOST_NAMED])}{more}); "
-            f"name a new folder, or resume that run with --config {folder.file(CONFIG_FILE)}"
+            f"name a new folder, or resume that run with --config {folder.file(RunFolder.CONFIG)}"
         )
         raise ConfigError(msg)
 
 
 def _differences(config: CommonConfig, folder: RunFolder) -> list[str]:
-    path = folder.file(CONFIG_FILE)
+    path = folder.file(RunFolder.CONFIG)
     if not path.is_file():
         return ["command"]
     return differences(config, read_yaml(path))
@@ -263,17 +294,28 @@ def existing_run(path: Path) -> RunFolder:
     if not path.is_dir():
         msg = f"{path} is not a folder; name the --out of an earlier run"
         raise ArtefactError(msg)
-    missing = [name for name in (CONFIG_FILE, REPORT_FILE) if not folder.file(name).is_file()]
+    missing = [
+        name for name in (RunFolder.CONFIG, RunFolder.REPORT) if not folder.file(name).is_file()
+    ]
     if not missing:
         return folder
     whole = path.resolve().parent
-    if MEMBER.fullmatch(path.resolve().name) and (whole / CONFIG_FILE).is_file():
+    if MEMBER.fullmatch(path.resolve().name) and (whole / RunFolder.CONFIG).is_file():
         msg = f"{path} is a part of a run of several networks: name {whole}"
-    elif CONFIG_FILE in missing:
-        msg = f"{path} holds no {CONFIG_FILE}, it is no run folder: name the --out of a run"
+    elif RunFolder.CONFIG in missing:
+        msg = f"{path} holds no {RunFolder.CONFIG}, it is no run folder: name the --out of a run"
     else:
-        msg = f"{path} holds no {REPORT_FILE}: no finished run; repeat its command to finish it"
+        msg = (
+            f"{path} holds no {RunFolder.REPORT}: no finished run; repeat its command to finish it"
+        )
     raise ArtefactError(msg)
+
+
+def check_one_run(path: Path) -> None:
+    """Raise ArtefactError for a folder of several comparisons, where one run is asked for."""
+    if (path / RunFolder.SUMMARY).is_file():
+        msg = f"{path} holds several comparisons: name the folder of one of them"
+        raise ArtefactError(msg)
 
 
 def file_digest(path: Path) -> str:

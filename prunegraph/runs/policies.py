@@ -7,7 +7,7 @@ from prunegraph.core.errors import ArtefactError, ConfigError, suggest
 from prunegraph.core.files import write_json
 from prunegraph.core.reading import checked, read_json
 from prunegraph.core.tensors import parameter_digest
-from prunegraph.runs.options.checks import check_one_run
+from prunegraph.runs.folder import check_one_run
 from prunegraph.runs.options.shipped import is_shipped, shipped_policies
 
 

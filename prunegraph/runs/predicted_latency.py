@@ -20,9 +20,6 @@ from prunegraph.graph.features import rank_in_group
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.prepare import Target
 
-LATENCY_FILE = "latency.json"
-"""Layer times, in the run folder: all methods, workers and later starts go by the same ones."""
-
 TABLE = {
     "positions": list[list[int]],
     "widths": list[list[list[float]]],
@@ -48,7 +45,7 @@ def with_prediction(target: Target, budget: Budget, folder: RunFolder, console: 
     """
     if budget.max_latency is None:
         return target
-    path = folder.file(LATENCY_FILE)
+    path = folder.file(RunFolder.LATENCY)
     if path.is_file():
         return predicting(target, path)
     console.say("timing the layers at several widths, for the latency")

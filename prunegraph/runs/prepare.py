@@ -30,6 +30,7 @@ from prunegraph.runs.machine import is_out_of_memory, resolve_device
 from prunegraph.runs.options.checks import check_trusted
 from prunegraph.runs.options.config import DataConfig, NetworkConfig, PretrainConfig, PruningOptions
 from prunegraph.tasks.classification import lay_out, layout_of, place_model
+from prunegraph.tasks.image_classification import ImageClassification
 
 DEFAULT_ARCH = "digits_resnet"
 DEFAULT_DATASET = "digits"
@@ -64,6 +65,18 @@ class Target:
     def device(self) -> torch.device:
         """Where the network is."""
         return self.example_inputs.device
+
+    @property
+    def task(self) -> ImageClassification:
+        """What the network is for."""
+        return ImageClassification(
+            model=self.model,
+            example_inputs=self.example_inputs,
+            train=self.dataset.train,
+            search=self.dataset.search,
+            test=self.dataset.test,
+            name=self.arch,
+        )
 
     def as_loaded(self) -> nn.Module:
         """Return a copy in the layout in which files load: what is timed."""

@@ -45,6 +45,7 @@ from prunegraph.runs.prepare import (
 )
 from prunegraph.runs.torchrun import share_training, told_if_rank_ends
 from prunegraph.tasks.classification import evaluate, model_device
+from prunegraph.tasks.image_classification import training_task
 from prunegraph.training.distributed import current_ranks
 from prunegraph.training.loop import FinetuneConfig, FinetuneResult, finetune
 from prunegraph.training.slimmable import Subnets
@@ -215,7 +216,7 @@ def make_subnets(
     graph = analyse(model, example_inputs)
     check_network(arch, graph)
     check_training(arch, model, graph, example_inputs, "no --slimmable")
-    statistics = measure(model, graph, train, seed=seed, device=device)
+    statistics = measure(training_task(model, train), graph, seed=seed, device=device)
     return Subnets(graph=graph, least_macs=least_macs, scores=prior_scores(graph, statistics))
 
 
@@ -310,7 +311,7 @@ def train_network(
     ):
         return finetune(
             model,
-            train,
+            training_task(model, train),
             recipe,
             seed=seed,
             teacher=teacher,

@@ -22,6 +22,7 @@ from prunegraph.core.splits import TrainSplit
 from prunegraph.graph import copy_network
 from prunegraph.runs.machine import default_threads, keep_freed_memory, num_ranks, resolve_device
 from prunegraph.runs.options.config import CommonConfig
+from prunegraph.tasks.image_classification import training_task
 from prunegraph.training.distributed import Ranks, current_ranks
 from prunegraph.training.loop import FinetuneConfig, finetune
 from prunegraph.training.slimmable import Subnets
@@ -104,7 +105,7 @@ def help_rank_0(ranks: Ranks, device: str) -> None:
         while (order := ranks.agree(nothing)) is not None:
             finetune(
                 order.model.to(place),
-                order.train,
+                training_task(order.model, order.train),
                 order.config,
                 seed=order.seed,
                 teacher=None if order.teacher is None else order.teacher.to(place),

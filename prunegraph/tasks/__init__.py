@@ -1,1 +1,6 @@
-"""What a network is for, and what counts as good."""
+"""What networks are for: each kind of task is a function that makes one."""
+
+from prunegraph.tasks.custom import custom
+from prunegraph.tasks.image_classification import image_classification
+
+__all__ = ["custom", "image_classification"]

@@ -1,18 +1,67 @@
-"""Several batches of any form as one."""
+"""Batches of any form: those of a user's loader, several as one."""
 
 import copy
+import hashlib
+import itertools
 from collections import UserDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
+from torch.utils.data import Dataset, IterableDataset
 
+from prunegraph.core.errors import DataError
+from prunegraph.core.splits import ReadyBatches, TrainSplit
 from prunegraph.graph.trace.calls import PLAIN, tensors_in
 
 
 class _UnlikeError(Exception):
     """Parts of batches do not join."""
+
+
+def check_loader(data: object, what: str) -> None:
+    """Raise DataError for what yields no batches: a data set yields one sample at a time.
+
+    Args:
+        data: what was given.
+        what: name of the argument.
+    """
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        msg = (
+            f"{what} is a data set ({type(data).__name__}), which gives one sample at a time: "
+            "give torch.utils.data.DataLoader(it, batch_size=128, shuffle=True)"
+        )
+        raise DataError(msg)
+    if isinstance(data, Tensor):
+        msg = f"{what} is one tensor, without labels: give (images, labels) or a loader of batches"
+        raise DataError(msg)
+    if not isinstance(data, Iterable) or isinstance(data, str | bytes):
+        msg = f"{what} is a {type(data).__name__}: give a loader of batches"
+        raise DataError(msg)
+
+
+def ready_split(data: Iterable[Any], what: str, most: int) -> TrainSplit:
+    """Return the batches of a list, or the first ``most`` of a loader, which may be endless.
+
+    Raises:
+        DataError: there are none.
+    """
+    check_loader(data, what)
+    listed = isinstance(data, list | tuple)
+    held = list(data) if listed else list(itertools.islice(data, most))
+    if not held:
+        msg = f"{what} holds no batches: give a loader of data, or a list of batches"
+        raise DataError(msg)
+    digest = hashlib.sha256()
+    for tensor in tensors_in(held):
+        content = tensor.detach().cpu().flatten().contiguous()
+        digest.update(content.view(torch.uint8).numpy().data)
+    sizes = [max(num_samples(batch), 1) for batch in held]
+    source = ReadyBatches(held=held, sizes=sizes, digest=digest.hexdigest()[:16])
+    return TrainSplit(source, torch.arange(len(held)))
 
 
 def num_samples(batch: Any) -> int:
@@ -21,8 +70,16 @@ def num_samples(batch: Any) -> int:
     return sizes.pop() if len(sizes) == 1 else 0
 
 
-def joined(batches: Sequence[Any], most: int) -> Any:
-    """Return the first batches as one.
+def singles(batch: Any) -> Iterator[Any]:
+    """Yield the samples of a batch as batches of one; the batch itself if they cannot be told."""
+    for number in range(num_samples(batch)):
+        yield tree_map_only(Tensor, itemgetter(slice(number, number + 1)), batch)
+    if not num_samples(batch):
+        yield batch
+
+
+def joined(batches: Sequence[Any]) -> Any:
+    """Return batches as one.
 
     Tensors are joined along their first axis, in nested tuples, lists and dictionaries. Where
     batches cannot be joined (sentences of other lengths, lists of samples, objects), it is the
@@ -30,14 +87,11 @@ def joined(batches: Sequence[Any], most: int) -> Any:
 
     Args:
         batches: at least one.
-        most: samples of the one; the first batch may have more.
     """
-    sizes = [num_samples(batch) for batch in batches]
-    count = 1
-    while count < len(batches) and all(sizes[: count + 1]) and sum(sizes[: count + 1]) <= most:
-        count += 1
+    if not all(num_samples(batch) for batch in batches):
+        return batches[0]
     try:
-        return _join(batches[:count])
+        return _join(batches)
     except _UnlikeError:
         return batches[0]
 

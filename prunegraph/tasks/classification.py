@@ -1,7 +1,6 @@
 """Accuracy, loss and KL of networks."""
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -9,28 +8,15 @@ from torch.nn import functional as F
 
 from prunegraph.core.errors import DataError, ModelError
 from prunegraph.core.precision import autocasting
-from prunegraph.core.splits import Split
+from prunegraph.core.splits import Batch, Split
+from prunegraph.core.task import Scores
 from prunegraph.graph import evaluation_mode
 
 BATCH_SIZE = 128
 """Images a forward: on a CPU, activations of 256 leave the caches (15 % slower on ResNet-20)."""
 
-
-class Scores(NamedTuple):
-    """What ``evaluate`` measures.
-
-    Attributes:
-        accuracy: top-1 in [0, 1].
-        loss: mean cross-entropy in nats.
-        kl: mean KL divergence from the dense logits in nats, or None if none were given.
-        soft_accuracy: mean probability of the right class: an accuracy that also tells how surely.
-    """
-
-    accuracy: float
-    loss: float
-    kl: float | None
-    soft_accuracy: float
-
+Images = Split | tuple[Tensor, Tensor] | Iterable[Batch]
+"""A split, images and labels, or batches of both."""
 
 WORST = Scores(accuracy=0.0, loss=1e6, kl=1e6, soft_accuracy=0.0)
 """What a pruned network scores whose outputs are no numbers: a mask to stay away from."""
@@ -38,7 +24,7 @@ WORST = Scores(accuracy=0.0, loss=1e6, kl=1e6, soft_accuracy=0.0)
 
 def evaluate(
     model: nn.Module,
-    data: Split | tuple[Tensor, Tensor],
+    data: Images,
     *,
     batch_size: int = BATCH_SIZE,
     autocast: bool = True,
@@ -49,8 +35,8 @@ def evaluate(
 
     Args:
         model: the network, on the device where it shall run.
-        data: a split, or normalised images ``[n, c, h, w]`` and labels ``[n]``.
-        batch_size: images a forward.
+        data: a split, normalised images ``[n, c, h, w]`` and labels ``[n]``, or batches of them.
+        batch_size: images a forward; batches stay as they are.
         autocast: run in bfloat16, where that is safe and the device computes it; loss and KL
             are computed in float32.
         dense_logits: ``[n, classes]`` in the order of ``data``; if given, KL is measured.
@@ -63,15 +49,11 @@ def evaluate(
         DataError: there are no images.
         ModelError: the outputs hold NaN or infinity, and ``worst`` is not given.
     """
-    num_images = len(data) if isinstance(data, Split) else len(data[1])
-    if num_images == 0:
-        msg = "there are no images to evaluate on: choose at least one"
-        raise DataError(msg)
     totals = torch.zeros(4, dtype=torch.float64)
     first = 0
     with evaluation_mode(model):
         for images, labels in _batches(data, batch_size):
-            logits = _forward(model, images, autocast=autocast).cpu()
+            logits, labels = _forward(model, images, autocast=autocast).cpu(), labels.cpu()
             totals[0] += (logits.argmax(1) == labels).sum()
             likelihood = -F.cross_entropy(logits, labels, reduction="none")
             totals[1] -= likelihood.sum()
@@ -79,7 +61,10 @@ def evaluate(
             if dense_logits is not None:
                 totals[2] += kl_divergence(dense_logits[first : first + len(labels)], logits)
             first += len(labels)
-    accuracy, loss, kl, soft_accuracy = (totals / num_images).tolist()
+    if first == 0:
+        msg = "there are no images to evaluate on: choose at least one"
+        raise DataError(msg)
+    accuracy, loss, kl, soft_accuracy = (totals / first).tolist()
     if not bool(torch.isfinite(totals).all()):
         if worst is not None:
             return worst if dense_logits is not None else worst._replace(kl=None)
@@ -96,7 +81,7 @@ def kl_divergence(dense_logits: Tensor, logits: Tensor) -> Tensor:
 
 def compute_logits(
     model: nn.Module,
-    data: Split | tuple[Tensor, Tensor],
+    data: Images,
     *,
     batch_size: int = BATCH_SIZE,
     autocast: bool = True,
@@ -123,13 +108,12 @@ def _forward(model: nn.Module, images: Tensor, *, autocast: bool) -> Tensor:
     return logits.float()
 
 
-def _batches(
-    data: Split | tuple[Tensor, Tensor], batch_size: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(data: Images, batch_size: int) -> Iterable[Batch]:
     if isinstance(data, Split):
-        yield from data.batches(batch_size)
-    else:
-        yield from zip(data[0].split(batch_size), data[1].split(batch_size), strict=True)
+        return data.batches(batch_size)
+    if isinstance(data, tuple):
+        return zip(data[0].split(batch_size), data[1].split(batch_size), strict=True)
+    return data
 
 
 def model_device(model: nn.Module) -> torch.device:

@@ -1,7 +1,7 @@
 """Helpers for the tests of users who prune networks of their own."""
 
 from prunegraph.testing.memory import assert_memory_equals_measured, measure_peak_memory
-from prunegraph.testing.method_conformance import PrunerConformance
+from prunegraph.testing.method_conformance import MethodConformance
 from prunegraph.testing.oracle import (
     NothingComparedError,
     assert_masked_equals_pruned,
@@ -9,11 +9,13 @@ from prunegraph.testing.oracle import (
     largest_difference,
 )
 from prunegraph.testing.structure_check import StructureFindings, check_structure
+from prunegraph.testing.weight_method_conformance import WeightMethodConformance
 
 __all__ = [
+    "MethodConformance",
     "NothingComparedError",
-    "PrunerConformance",
     "StructureFindings",
+    "WeightMethodConformance",
     "assert_masked_equals_pruned",
     "assert_memory_equals_measured",
     "check_structure",

@@ -13,6 +13,11 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+from prunegraph.core.errors import DataError
+from prunegraph.core.splits import Batch
+from prunegraph.tasks.batches import num_samples
 
 Value = TypeVar("Value")
 
@@ -40,15 +45,22 @@ class Ranks:
         distributed.broadcast_object_list(values, src=0, device=torch.device("cpu"))
         return values[0]
 
-    def share(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, float]:
+    def share(self, batch: Batch) -> tuple[Batch, float]:
         """Return this rank's part of a batch, and its weight in the batch's mean.
 
-        A batch of fewer images than ranks is computed by every rank.
+        A batch of fewer samples than ranks is computed by every rank.
+
+        Raises:
+            DataError: the batch's tensors are of several lengths.
         """
-        if len(labels) < self.size:
-            return images, labels, 1.0 / self.size
-        own = labels.tensor_split(self.size)[self.rank]
-        return images.tensor_split(self.size)[self.rank], own, len(own) / len(labels)
+        count = num_samples(batch)
+        if count == 0:
+            msg = "the tensors of a batch are of several lengths: train it in one process"
+            raise DataError(msg)
+        if count < self.size:
+            return batch, 1.0 / self.size
+        own = tree_map_only(Tensor, lambda part: part.tensor_split(self.size)[self.rank], batch)
+        return own, num_samples(own) / count
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return the network with rank 0's weights, its gradients averaged over the ranks."""

@@ -15,17 +15,18 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn import functional as F
 
 from prunegraph.core.errors import ConfigError, DataError, ModelError, PruneGraphError
 from prunegraph.core.files import write_bytes
 from prunegraph.core.precision import autocasting
 from prunegraph.core.seeding import seeded
-from prunegraph.core.splits import TrainSplit
+from prunegraph.core.splits import Batch, ReadyBatches, TrainSplit
+from prunegraph.core.task import Task
 from prunegraph.core.tensors import parameter_digest
 from prunegraph.graph import evaluation_mode, unwrap
 from prunegraph.layerwise.recalibrate import recalibrate_bn
-from prunegraph.tasks.classification import model_device, place_images, place_model
+from prunegraph.tasks.classification import model_device
+from prunegraph.tasks.outputs import loss_and_outputs
 from prunegraph.training.checkpoint import Done, TrainingState
 from prunegraph.training.distributed import Ranks, SharedBatchNorm
 from prunegraph.training.kernels import QuickDepthwise
@@ -56,7 +57,7 @@ class FinetuneConfig:
 
     Attributes:
         epochs: passes over the split; 0 leaves the network as it is.
-        batch_size: images a step.
+        batch_size: samples a step; batches of a user's loader stay as they are.
         peak_lr: highest learning rate; None = 0.02 below 100 epochs, else 0.1.
         warmup_epochs: epochs over which the learning rate rises to its peak.
         momentum: Nesterov momentum.
@@ -119,7 +120,7 @@ class FinetuneResult:
 
 def finetune(
     model: nn.Module,
-    train: TrainSplit,
+    task: Task,
     config: FinetuneConfig,
     *,
     seed: int,
@@ -131,15 +132,17 @@ def finetune(
     subnets: Subnets | None = None,
     name: str | None = None,
 ) -> FinetuneResult:
-    """Train a network in place and leave it in eval mode, channels last if it can run so.
+    """Train a network in place on a task's train split and leave it in eval mode.
+
+    It lies as the task lays networks out: channels last for images if it can run so.
 
     With a checkpoint the state is written after every epoch and every ``CHECKPOINT_SECONDS`` in
     between, and an equal call continues from it; on a CPU with the same number of threads the
     result is bit-equal to an uninterrupted one.
 
     Args:
-        model: the network, on the device where it shall be trained.
-        train: the images.
+        model: the network, the task's own or a part of it, on the device where it shall be trained.
+        task: gives train split, loss and, with a teacher, the distance of outputs.
         config: the recipe.
         seed: fixes order, augmentation and dropout.
         teacher: network whose outputs are learned too, with ``config.distill_weight``.
@@ -160,13 +163,13 @@ def finetune(
     Raises:
         ArtefactError: the checkpoint is damaged or of another training.
         ConfigError: a teacher without ``distill_weight`` or the reverse.
-        DataError: the images are no split.
+        DataError: the task is none.
         PruneGraphError: the loss becomes NaN or infinite.
     """
-    given: object = train
-    if not isinstance(given, TrainSplit):
+    if not isinstance(getattr(task, "train", None), TrainSplit):
         msg = (
-            f"{type(given).__name__} is no TrainSplit: see docs/data.md, or train by your own loop"
+            f"{type(task).__name__} is no task: make one with prunegraph.tasks, or train by your "
+            "own loop"
         )
         raise DataError(msg)
     if (teacher is None) != (config.distill_weight == 0.0):
@@ -175,7 +178,7 @@ def finetune(
     if config.epochs == 0 and subnets is None:
         model.eval()
         return FinetuneResult(losses=(), seconds=0.0, resumed_epochs=0)
-    run = _Training(model, train, config, seed, teacher, ranks, subnets, name)
+    run = _Training(model, task, config, seed, teacher, ranks, subnets, name)
     if ranks is not None and not ranks.first:
         checkpoint = None
     resumed_epochs = run.begin(None if checkpoint is None else Path(checkpoint))
@@ -210,7 +213,7 @@ class _Training:
     def __init__(
         self,
         model: nn.Module,
-        train: TrainSplit,
+        task: Task,
         config: FinetuneConfig,
         seed: int,
         teacher: nn.Module | None,
@@ -221,7 +224,8 @@ class _Training:
         self.model = model
         self.ranks = ranks
         self.subnets = subnets
-        self.train = train
+        self.task = task
+        self.train = train = task.train
         self.config = config
         self.seed = seed
         self.teacher = teacher
@@ -237,12 +241,13 @@ class _Training:
             nesterov=True,
             weight_decay=config.weight_decay,
         )
-        full, rest = divmod(len(train), config.batch_size)
+        size = 1 if isinstance(train.source, ReadyBatches) else config.batch_size
+        full, rest = divmod(len(train), size)
         self.steps_per_epoch = full + (rest > 1)  # batch norm cannot train on one image
         if self.steps_per_epoch == 0:
-            msg = f"{len(train)} training images are too few: at least 2 are needed"
+            msg = f"{len(train)} training samples are too few: at least 2 are needed"
             raise ConfigError(msg)
-        place_model(unwrap(model), model_device(model), next(iter(train.batches(1)))[0])
+        task.place_model(unwrap(model), model_device(model))
         identity = {
             "config": asdict(config),
             "seed": seed,
@@ -329,8 +334,8 @@ class _Training:
         shared = nullcontext() if self.ranks is None else SharedBatchNorm()
         with self._seeded(epoch), shared, QuickDepthwise():
             self._restore_generators()
-            for images, labels in islice(batches, self.steps_per_epoch - done.step):
-                done.total += self._step(epoch, done.step, images, labels)
+            for batch in islice(batches, self.steps_per_epoch - done.step):
+                done.total += self._step(epoch, done.step, batch)
                 done.step += 1
                 done.seconds = time.perf_counter() - begun
                 if done.step < self.steps_per_epoch:
@@ -338,7 +343,7 @@ class _Training:
         done.losses.append(done.total / self.steps_per_epoch)
         done.step, done.total = 0, 0.0
 
-    def _step(self, epoch: int, step: int, images: Tensor, labels: Tensor) -> float:
+    def _step(self, epoch: int, step: int, batch: Batch) -> float:
         rate = learning_rate_at(
             epoch * self.steps_per_epoch + step,
             steps=self.config.epochs * self.steps_per_epoch,
@@ -349,14 +354,13 @@ class _Training:
             group["lr"] = rate
         weight = 1.0
         if self.ranks is not None:
-            images, labels, weight = self.ranks.share(images, labels)
+            batch, weight = self.ranks.share(batch)
         network, part = self.model, None
         if self.subnets is not None:
             drawn = self._derived_seed(epoch, f"subnet {step}")
             part = self.subnets.cut(unwrap(self.model), drawn)
             network = part.model
-        inputs = place_images(images, network)
-        loss = self._loss(network, inputs, labels.to(inputs.device))
+        loss = self._loss(network, self.task.place(batch, network))
         value = float(loss.detach() if self.ranks is None else self.ranks.mean(loss, weight))
         if not math.isfinite(value):
             msg = (
@@ -380,35 +384,29 @@ class _Training:
         order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(self.seed))
         order = order[:NUM_RECALIBRATION]  # a split's own order may be that of the classes
         num_batches = max(1, len(order) // self.config.batch_size)  # none of a single image
-        model, images = unwrap(self.model), self.train.take(order)
-        batches = (place_images(batch, model) for batch in images.equal_batches(num_batches))
-        recalibrate_bn(model, batches, autocast=self.config.autocast)
-
-    def _loss(self, network: nn.Module, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Return cross-entropy, mixed with the distance to the teacher if there is one."""
-        with autocasting(inputs.device, wanted=self.config.autocast):
-            logits = network(inputs)
-            if not isinstance(logits, Tensor):
-                msg = (
-                    f"the network returns {type(logits).__name__} in training mode, not logits "
-                    "[images, classes]: switch its auxiliary outputs off"
-                )
-                raise ModelError(msg)
-            soft = None
-            if self.teacher is not None:
-                with evaluation_mode(self.teacher):
-                    soft = self.teacher(inputs)
-        loss = F.cross_entropy(logits.float(), labels)
-        if soft is None:
-            return loss
-        weight, temperature = self.config.distill_weight, self.config.distill_temperature
-        distance = F.kl_div(
-            (logits.float() / temperature).log_softmax(1),
-            (soft.float() / temperature).log_softmax(1),
-            reduction="batchmean",
-            log_target=True,
+        model, taken = unwrap(self.model), self.train.take(order)
+        recalibrate_bn(
+            model,
+            taken.equal_batches(num_batches),
+            forward=self.task.forward,
+            autocast=self._autocast,
         )
-        return (1.0 - weight) * loss + weight * temperature**2 * distance
+
+    @property
+    def _autocast(self) -> bool:
+        return self.config.autocast and self.task.autocast
+
+    def _loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Return the task's loss, mixed with the distance to the teacher if there is one."""
+        with autocasting(model_device(network), wanted=self._autocast):
+            if self.teacher is None:
+                return self.task.loss(network, batch)
+            loss, outputs = loss_and_outputs(self.task.loss, network, batch)
+            with evaluation_mode(self.teacher):
+                wanted = self.task.forward(self.teacher, batch)
+        weight, temperature = self.config.distill_weight, self.config.distill_temperature
+        distance = self.task.divergence(outputs, wanted, temperature)
+        return (1.0 - weight) * loss + weight * distance
 
     def _generator(self, epoch: int, purpose: str) -> torch.Generator:
         return torch.Generator().manual_seed(self._derived_seed(epoch, purpose))

@@ -13,7 +13,7 @@ from prunegraph.artefacts.pruned import (
     MASK_FILE,
     WEIGHTS_FILE,
     PrunedInfo,
-    _checksum,
+    checksum,
     load_pruned,
     read_info,
     save_pruned,
@@ -114,7 +114,7 @@ def rewrite(directory: Path, change: Callable[[dict[str, object]], None]) -> Non
     path = directory / MASK_FILE
     record = json.loads(path.read_text())
     change(record)
-    path.write_text(json.dumps({**record, "checksum": _checksum(record)}))
+    path.write_text(json.dumps({**record, "checksum": checksum(record)}))
 
 
 def test_nan_in_the_weights_is_named(saved: Saved, digits_graph: StructureGraph) -> None:

@@ -10,6 +10,7 @@ from prunegraph.core.precision import as_elsewhere, autocasting, computes_bfloat
 from prunegraph.core.splits import Dataset
 from prunegraph.layerwise.recalibrate import recalibrate_bn
 from prunegraph.tasks.classification import evaluate
+from prunegraph.tasks.image_classification import training_task
 from prunegraph.training.loop import FinetuneConfig, finetune
 
 
@@ -37,8 +38,9 @@ def test_networks_run_in_bfloat16_where_it_is_fast(instructions: str, digits: Da
     has = instructions in {"avx512_bf16", "amx_bf16"}
     assert computes_bfloat16("cpu") == has
     model = Watched()
+    task = training_task(model, digits.train.sample(64, 0))
     for run in (
-        lambda: finetune(model, digits.train.sample(64, 0), FinetuneConfig(epochs=1), seed=0),
+        lambda: finetune(model, task, FinetuneConfig(epochs=1), seed=0),
         lambda: evaluate(model, digits.search),
         lambda: recalibrate_bn(model, digits.train.batches(64), autocast=True),
     ):

@@ -97,6 +97,6 @@ def test_the_shared_tar_loads_as_it_is(shared_dir: Path) -> None:
     assert data.class_names[:3] == ("airplane", "automobile", "bird")
     assert data.test.labels.bincount().tolist() == [1_000] * 10
     assert data.search.labels.bincount().tolist() == [500] * 10
-    images = data.train.source.load(data.train.index)
+    images, _ = data.train.source.load(data.train.index)
     assert images.mean(dim=(0, 2, 3)).abs().max() < 0.01
     assert torch.allclose(images.std(dim=(0, 2, 3)), torch.ones(3), atol=0.01)

@@ -72,21 +72,21 @@ def test_extreme_shapes_still_load(size: tuple[int, int]) -> None:
 def test_load_is_normalised_and_in_order(make_folder: MakeFolder) -> None:
     source = lazy(make_folder(size=(130, 110), suffix=".jpg"))
     index = torch.tensor([5, 0, 30])
-    batch = source.load(index)
+    batch = source.load(index)[0]
     assert batch.shape == (3, 3, 96, 96)
     assert batch.dtype == torch.float32
     assert -2 <= batch.min() < -1 < 1 < batch.max() <= 2
-    singles = torch.cat([source.load(index[k : k + 1]) for k in range(3)])
+    singles = torch.cat([source.load(index[k : k + 1])[0] for k in range(3)])
     assert torch.equal(batch, singles)
 
 
 def test_augmentation_follows_the_generator(make_folder: MakeFolder) -> None:
     source = lazy(make_folder(size=(130, 110)))
     index = torch.arange(12)
-    first = source.load(index, torch.Generator().manual_seed(3))
-    assert torch.equal(first, source.load(index, torch.Generator().manual_seed(3)))
-    assert not torch.equal(first, source.load(index, torch.Generator().manual_seed(4)))
-    assert not torch.equal(first, source.load(index))
+    first = source.load(index, torch.Generator().manual_seed(3))[0]
+    assert torch.equal(first, source.load(index, torch.Generator().manual_seed(3))[0])
+    assert not torch.equal(first, source.load(index, torch.Generator().manual_seed(4))[0])
+    assert not torch.equal(first, source.load(index)[0])
 
 
 def test_fingerprint_follows_names_sizes_and_options(make_folder: MakeFolder) -> None:

@@ -19,18 +19,18 @@ def source(**changes: object) -> MemorySource:
 
 def test_load_normalises_the_images_asked_for() -> None:
     data = source()
-    loaded = data.load(torch.tensor([2, 0]))
+    loaded = data.load(torch.tensor([2, 0]))[0]
     by_hand = (data.images[2, 1].double() / 255 - 0.2) / 0.6
     assert loaded.shape == (2, 3, 6, 5)
     assert loaded.dtype == torch.float32
     assert torch.allclose(loaded[0, 1].double(), by_hand, atol=1e-6)
-    assert torch.equal(loaded[1], data.load(torch.tensor([0]))[0])
+    assert torch.equal(loaded[1], data.load(torch.tensor([0]))[0][0])
 
 
 def test_loading_leaves_the_stored_pixels_alone() -> None:
     data = source()
     before = data.images.clone()
-    data.load(torch.arange(4), torch.Generator().manual_seed(0)).zero_()
+    data.load(torch.arange(4), torch.Generator().manual_seed(0))[0].zero_()
     assert torch.equal(before, data.images)
 
 
@@ -58,9 +58,9 @@ def test_without_flip_no_image_is_flipped() -> None:
 def test_augmentation_is_drawn_from_the_given_generator_only() -> None:
     data, index = source(), torch.arange(4).repeat(8)
     state = torch.get_rng_state()
-    first = data.load(index, torch.Generator().manual_seed(1))
-    assert torch.equal(first, data.load(index, torch.Generator().manual_seed(1)))
-    assert not torch.equal(first, data.load(index, torch.Generator().manual_seed(2)))
+    first = data.load(index, torch.Generator().manual_seed(1))[0]
+    assert torch.equal(first, data.load(index, torch.Generator().manual_seed(1))[0])
+    assert not torch.equal(first, data.load(index, torch.Generator().manual_seed(2))[0])
     assert torch.equal(state, torch.get_rng_state())
 
 

@@ -14,6 +14,7 @@ from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.graph import analyse
 from prunegraph.models import build_model
 from prunegraph.rewards import unpack_bits
+from support.tasks import image_task
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +30,10 @@ def task() -> PruningTask:
         graph=graph,
         node_features=np.zeros((graph.num_units, 2), dtype=np.float32),
         evaluator=Evaluator(
-            model,
+            image_task(model, dataset.train, dataset.search),
             graph,
-            search=dataset.search,
-            calibration=dataset.train,
             num_calibration=64,
-            kl=True,
+            metric="kl",
         ),
         budget=Budget(keep_macs=0.5),
     )

@@ -16,6 +16,7 @@ from prunegraph.graph.apply import apply_mask
 from prunegraph.layerwise.recalibrate import recalibrate_bn
 from prunegraph.layerwise.reconstruct import Reconstruction
 from prunegraph.tasks.classification import evaluate, place_images, place_model
+from support.tasks import image_task
 
 MakeMask = Callable[..., ChannelMask]
 
@@ -27,10 +28,8 @@ def make_evaluator(
     def make(**options: Any) -> Evaluator:
         defaults = {"num_calibration": 128, "autocast": False}
         return Evaluator(
-            digits_net,
+            image_task(digits_net, digits.train, digits.search),
             digits_graph,
-            search=digits.search,
-            calibration=digits.train,
             **{**defaults, **options},
         )
 
@@ -69,9 +68,9 @@ def test_a_split_and_its_tensors_score_alike(digits: Dataset, digits_net: nn.Mod
     assert digits_net.training
 
 
-@pytest.mark.parametrize("options", [{}, {"kl": True, "soft": True}])
+@pytest.mark.parametrize("options", [{}, {"metric": "kl"}, {"metric": "soft_accuracy"}])
 def test_a_mask_whose_network_overflows_is_the_worst_and_ends_no_search(
-    options: dict[str, bool],
+    options: dict[str, str],
     make_evaluator: Callable[..., Evaluator],
     digits_graph: StructureGraph,
     make_mask: MakeMask,
@@ -108,7 +107,7 @@ def test_an_outcome_is_that_of_the_pruned_recalibrated_network(
     pruned = apply_mask(digits_net, digits_graph, mask)
     order = torch.randperm(len(digits.train), generator=torch.Generator().manual_seed(0))[:128]
     images = digits.train.take(order)
-    recalibrate_bn(pruned, [images.source.load(images.index)])
+    recalibrate_bn(pruned, images.equal_batches(1))
     expected = evaluate(pruned, digits.search, autocast=False)
     assert outcome.loss == pytest.approx(expected.loss, rel=1e-5)
     assert outcome.accuracy == pytest.approx(expected.accuracy, abs=1e-6)
@@ -201,9 +200,9 @@ def test_kl_is_zero_for_the_dense_network_only(
     digits_graph: StructureGraph,
     make_mask: MakeMask,
 ) -> None:
-    evaluator = make_evaluator(kl=True)
+    evaluator = make_evaluator(metric="kl")
     same = evaluate(
-        evaluator.model, digits.search, autocast=False, dense_logits=evaluator.dense_logits
+        evaluator.model, digits.search, autocast=False, dense_logits=evaluator.dense_outputs
     )
     assert same.kl == pytest.approx(0.0, abs=1e-6)
     assert evaluator.num_networks == 0
@@ -217,7 +216,10 @@ def test_outcomes_hold_the_soft_accuracy_where_it_is_compared(
     make_evaluator: Callable[..., Evaluator], digits_graph: StructureGraph, make_mask: MakeMask
 ) -> None:
     mask = make_mask(digits_graph, 0)
-    plain, soft = make_evaluator().evaluate(mask), make_evaluator(soft=True).evaluate(mask)
+    plain, soft = (
+        make_evaluator().evaluate(mask),
+        make_evaluator(metric="soft_accuracy").evaluate(mask),
+    )
     assert plain.steady is None
     assert soft.steady == soft.soft_accuracy
     assert 0.0 < (soft.soft_accuracy or 0.0) < 1.0
@@ -232,10 +234,12 @@ def test_a_compensated_network_is_nearer_to_the_dense_one(
     make_mask: MakeMask,
 ) -> None:
     images = digits.train.take(torch.arange(256))
-    reconstruction = Reconstruction.on_images(digits_net, digits_graph, images)
+    reconstruction = Reconstruction.on_samples(
+        image_task(digits_net, digits.train), digits_graph, images
+    )
     plain, reconstructed = (
-        make_evaluator(kl=True),
-        make_evaluator(kl=True, reconstruction=reconstruction),
+        make_evaluator(metric="kl"),
+        make_evaluator(metric="kl", reconstruction=reconstruction),
     )
     masks = [make_mask(digits_graph, seed, 0.7) for seed in range(3)]
     before, after = (
@@ -286,9 +290,11 @@ def test_test_images_cannot_enter_a_search(
     digits: Dataset, digits_net: nn.Module, digits_graph: StructureGraph
 ) -> None:
     with pytest.raises(DataError, match="TestSplit is no SearchSplit"):
-        Evaluator(digits_net, digits_graph, search=digits.test, calibration=digits.train)
+        image_task(digits_net, digits.train, digits.test)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="SearchSplit is no TrainSplit"):
-        Evaluator(digits_net, digits_graph, search=digits.search, calibration=digits.search)
+        image_task(digits_net, digits.search)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="TestSplit is no SearchSplit"):
+        Evaluator(image_task(digits_net, digits.train), digits_graph, search=digits.test)  # type: ignore[arg-type]
 
 
 def test_tensors_of_five_axes_are_left_in_their_layout() -> None:

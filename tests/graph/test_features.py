@@ -21,6 +21,7 @@ from prunegraph.graph.features import (
 )
 from prunegraph.methods.criteria.taylor import measure
 from prunegraph.models import build_model
+from support.tasks import image_task
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def statistics(graph: StructureGraph) -> dict[str, FloatArray]:
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.weight.uniform_(0.5, 1.5)
-    return dict(measure(model, graph, load_dataset("digits").train, num_images=64))
+    return dict(measure(image_task(model, load_dataset("digits").train), graph, num_samples=64))
 
 
 def column(features: FloatArray, name: str) -> FloatArray:

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from hypothesis import settings
 
-from prunegraph.artefacts.pruned import MASK_FILE, _checksum
+from prunegraph.artefacts.pruned import MASK_FILE, checksum
 from prunegraph.cli.main import main
 
 settings.register_profile("hostile", max_examples=200, derandomize=True, database=None)
@@ -228,7 +228,7 @@ def _sign_recipe(folder: Path) -> None:
         content = (folder / "pruned.safetensors").read_bytes()
         if isinstance(record, dict) and isinstance(record.get("weights"), dict):
             record["weights"]["sha256"] = hashlib.sha256(content).hexdigest()
-            path.write_text(json.dumps({**record, "checksum": _checksum(record)}))
+            path.write_text(json.dumps({**record, "checksum": checksum(record)}))
     except (ValueError, RecursionError):
         pass
 
@@ -251,8 +251,17 @@ def run_words() -> list[str]:
         "--search-seeds",
         "1",
     ]
-    words += ["--networks", "24", "--update-size", "4", "--subset", "64", "--baselines", "none"]
-    words += ["--surrogate-steps", "2", "--distill-steps", "1"]
+    words += [
+        "--networks",
+        "24",
+        "--agent.update-size",
+        "4",
+        "--agent.subset",
+        "64",
+        "--baselines",
+        "none",
+    ]
+    words += ["--agent.surrogate-steps", "2", "--agent.distill-steps", "1"]
     return [*words, "--calibration-images", "64", "--finetune-epochs", "1"]
 
 

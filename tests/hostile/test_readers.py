@@ -32,7 +32,6 @@ from prunegraph.agent.policies import load_checkpoint, load_policy, save_checkpo
 from prunegraph.agent.train import AgentConfig, make_vec_env
 from prunegraph.agent.train import build_model as build_agent
 from prunegraph.artefacts.pruned import MASK_FILE, load_pruned, read_info
-from prunegraph.core.budget import Budget
 from prunegraph.core.errors import PruneGraphError
 from prunegraph.core.files import write_json
 from prunegraph.core.masks import ChannelMask
@@ -49,11 +48,10 @@ from prunegraph.graph.costs.latency import LatencyTable
 from prunegraph.models import build_model, load_weights, weights_info
 from prunegraph.rewards import RewardConfig
 from prunegraph.runs.agent_rows import CURVES, HEALTH, _summary, read_finished
-from prunegraph.runs.apply import read_decision
-from prunegraph.runs.compare import read_accuracy
-from prunegraph.runs.custom_evaluator import CustomEvaluator
+from prunegraph.runs.decide import read_decision
+from prunegraph.runs.finetune import read_accuracy
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.measured import read_measured
+from prunegraph.runs.measure import read_measured
 from prunegraph.runs.options.config import TrainConfig
 from prunegraph.runs.options.yaml_file import differences, load_config, read_yaml
 from prunegraph.runs.predicted_latency import read_table, write_table
@@ -64,6 +62,7 @@ from prunegraph.runs.report.report import machine, methods_table, read_report, r
 from prunegraph.runs.search_clock import SearchClock
 from prunegraph.runs.store import Candidate, CandidateStore, read_masks, write_masks
 from prunegraph.training.loop import FinetuneConfig, Watch, finetune
+from support.parts import part
 from support.toy_env import TOY_FEATURE_NAMES, ToyPruningEnv, toy_graphs
 
 MAX_SECONDS = 5.0
@@ -196,16 +195,6 @@ def finetune_case(folder: Path) -> Case:
     return Case(path=path, mutate="safetensors", read=read)
 
 
-def scores_case(folder: Path, graph: StructureGraph) -> Case:
-    """Return what an interrupted search of one's own has found."""
-    path = folder / "scores.json"
-    mask = graph.project(np.arange(graph.num_units, dtype=np.float32), Budget(keep_macs=0.5))
-    evaluator = CustomEvaluator(network(), graph, lambda _: 0.5, lambda _: None)
-    evaluator.evaluate(mask)
-    evaluator.save(path)
-    return Case(path=path, mutate="json", read=lambda: evaluator.load(path))
-
-
 def outcomes_case(folder: Path, graph: StructureGraph, mask: ChannelMask) -> Case:
     """Return what an interrupted search of a baseline has found."""
     path, log = folder / "outcomes.json", OutcomeLog(folder / "outcomes.json")
@@ -257,10 +246,15 @@ def cases(
     run, made = run_folder, tmp_path_factory.mktemp("made")
     dense = run / "dense.safetensors"
     torch.save(network().state_dict(), made / "weights.pth")
-    saved = load_pruned(run, network)
+    pruned = run / "pruned"
+    saved = load_pruned(pruned, network)
     graph, mask = saved.graph, saved.mask
     store = CandidateStore(made / "candidates.json", graph)
-    store.add(Candidate(name="cem", seed=0, mask=mask, networks_evaluated=3, search_accuracy=0.5))
+    store.add(
+        Candidate(
+            name="cem", **part("cem"), seed=0, mask=mask, networks_evaluated=3, search_accuracy=0.5
+        )
+    )
     write_masks(made / "masks.json", [mask])
     SearchClock(made / "clock.json").write([])
     accuracies, here = {mask.digest(): 0.5}, machine()
@@ -275,7 +269,7 @@ def cases(
     write_json(made / "finished.json", ended)
     images = write_images(made / "images")
     tar = make_tar(images)
-    sign, policy = partial(sign_recipe, run), partial(sign_policy, run)
+    sign, policy = partial(sign_recipe, pruned), partial(sign_policy, run)
     found = {
         "weights": Case(path=dense, mutate="safetensors", read=partial(read_weights, dense)),
         "weights_json": Case(
@@ -287,12 +281,12 @@ def cases(
             read=partial(read_weights, made / "weights.pth"),
         ),
         "recipe": Case(
-            path=run / MASK_FILE, mutate="json", read=partial(read_pruned, run), sign=sign
+            path=pruned / MASK_FILE, mutate="json", read=partial(read_pruned, pruned), sign=sign
         ),
         "pruned": Case(
-            path=run / "pruned.safetensors",
+            path=pruned / "pruned.safetensors",
             mutate="safetensors",
-            read=partial(read_pruned, run),
+            read=partial(read_pruned, pruned),
             sign=sign,
         ),
         "policy_json": Case(path=run / "policy.json", mutate="json", read=lambda: load_policy(run)),
@@ -326,7 +320,6 @@ def cases(
             mutate="json",
             read=lambda: SearchClock(made / "clock.json").read([]),
         ),
-        "scores": scores_case(made, graph),
         "decision": Case(
             path=made / "decision.json",
             mutate="json",

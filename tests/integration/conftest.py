@@ -11,8 +11,8 @@ from prunegraph.cli.main import main
 
 ARCH = "digits_resnet8_w4"
 SMALL = (
-    *("--networks", "24", "--update-size", "4", "--subset", "64"),
-    *("--surrogate-steps", "2", "--distill-steps", "1"),
+    *("--networks", "24", "--agent.update-size", "4", "--agent.subset", "64"),
+    *("--agent.surrogate-steps", "2", "--agent.distill-steps", "1"),
     *("--calibration-images", "64", "--finetune-epochs", "2", "--threads", "1"),
 )
 """Options that make a run take about a second."""
@@ -80,7 +80,7 @@ def assert_same_run() -> Callable[[Path, Path], None]:
         assert reports[0]["pruned"] == reports[1]["pruned"]
         searches = [report["search"] for report in reports]
         assert searches[0]["networks_evaluated"] == searches[1]["networks_evaluated"] > 30
-        for name in ("masks.json", "policy.safetensors", "pruned.safetensors"):
+        for name in ("masks.json", "policy.safetensors", "pruned/pruned.safetensors"):
             assert (one / name).read_bytes() == (two / name).read_bytes(), name
 
     return compare

@@ -69,8 +69,8 @@ def images(tmp_path: Path) -> Path:
         ("train --keep-params 0.0001", "the least that can is"),
         ("train --networks 16", "allows no update of the policy: give at least"),
         (
-            "train --arch digits_resnet8_w4 digits_resnet14_w4 --granularity group",
-            "--granularity group takes networks of one number of groups",
+            "train --arch digits_resnet8_w4 digits_resnet14_w4 --agent.granularity group",
+            "--agent.granularity group takes networks of one number of groups",
         ),
         ("train --budgets 0.5 0.5", "budgets=0.5 0.5 names one twice"),
         (
@@ -79,9 +79,9 @@ def images(tmp_path: Path) -> Path:
         ),
         ("train --networks 3", "networks=3 allows no update of the policy: give at least 34"),
         ("train --arch resnet20 --weights a b", "1 networks but 2 weights files"),
-        ("train --learning-rate nan", "learning_rate is no number that can be used"),
+        ("train --agent.learning-rate nan", "agent.learning_rate=nan must lie in"),
         ("train --seed 99999999999999999999", "seed is no number that can be used, or too large"),
-        ("train --constraint soft", "invalid choice 'soft'"),
+        ("train --agent.constraint soft", "invalid choice 'soft'"),
         ("train --arch resnet20 --dataset cifar10 --data-dir nowhere", "nowhere"),
         ("compare --methods l3/uniform", "unknown method 'l3/uniform' (did you mean"),
         ("train --arch shop.patches", "your own code? write shop:patches"),

@@ -9,8 +9,8 @@ import pytest
 
 from prunegraph.cli.main import main
 from prunegraph.core.errors import ConfigError
-from prunegraph.runs import compare
 from prunegraph.runs.bench import Bench
+from prunegraph.runs.duration import predict_duration
 from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.prepare import load_target
 
@@ -22,7 +22,7 @@ def compared(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("baselines") / "run"
     words = [
         *("compare", "--no-agent", "--weights", str(weights), "--methods", *METHODS),
-        *("--seeds", "2", "--networks", "24", "--subset", "64", "--threads", "1"),
+        *("--seeds", "2", "--networks", "24", "--agent.subset", "64", "--threads", "1"),
         *("--calibration-images", "64", "--finetune-epochs", "1", "--finetune-best"),
     ]
     assert main([*words, "--out", str(path)]) == 0
@@ -73,21 +73,21 @@ def test_it_is_verified_exported_and_shown_again(
 
 def test_its_plan_counts_no_agent(weights: Path) -> None:
     options = CompareConfig(
-        weights=weights, agent=False, methods=METHODS, seeds=2, networks=16, finetune_epochs=1
+        weights=weights, no_agent=True, methods=METHODS, seeds=2, networks=16, finetune_epochs=1
     )
     bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
-    plan = compare.make_plan(bench, options)
+    plan = predict_duration(bench, options)
     assert plan.searches == 2 * 2
     assert plan.finetunes == 2 * len((*METHODS, "dense"))
-    alone = compare.make_plan(bench, replace(options, finetune_best=True))
+    alone = predict_duration(bench, replace(options, finetune_best=True))
     assert alone.finetunes == 2 * len(("the best", "dense"))
 
 
 def test_nothing_to_compare_is_refused() -> None:
     with pytest.raises(ConfigError, match="nothing is left to compare"):
-        CompareConfig(agent=False, methods=())
+        CompareConfig(no_agent=True, methods=())
 
 
 def test_a_policy_without_an_agent_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no-agent"):
-        CompareConfig(agent=False, policy=tmp_path)
+        CompareConfig(no_agent=True, policy=tmp_path)

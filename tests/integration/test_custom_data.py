@@ -51,8 +51,8 @@ def broken():
     raise RuntimeError("no disk")
 """
 SMALL = (
-    *("--seeds", "1", "--networks", "24", "--update-size", "4", "--subset", "64"),
-    *("--surrogate-steps", "2", "--distill-steps", "1"),
+    *("--seeds", "1", "--networks", "24", "--agent.update-size", "4", "--agent.subset", "64"),
+    *("--agent.surrogate-steps", "2", "--agent.distill-steps", "1"),
     *("--calibration-images", "64", "--finetune-epochs", "1", "--threads", "1"),
 )
 

@@ -10,10 +10,10 @@ from prunegraph.cli.main import main
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
-PRUNERS = '''
+METHODS = '''
 import numpy as np
 
-from prunegraph.methods.problem import PrunerResult
+from prunegraph.methods.method import Result
 from prunegraph.core.budget import Budget
 
 
@@ -31,7 +31,7 @@ class Mine:
             accuracy = problem.evaluator.evaluate(mask).accuracy
             if best is None or accuracy > best[0]:
                 best = accuracy, mask
-        return PrunerResult(mask=best[1])  # what it ran is counted all the same
+        return Result(mask=best[1])  # what it ran is counted all the same
 
 
 class Greedy:
@@ -40,12 +40,12 @@ class Greedy:
             scores = np.random.default_rng(seed).random(problem.graph.num_units)
             mask = problem.project(scores.astype(np.float32))
             problem.evaluator.evaluate(mask)
-        return PrunerResult(mask=mask)
+        return Result(mask=mask)
 
 
 class Glutton:
     def prune(self, problem):
-        return PrunerResult(mask=problem.graph.dense_mask())
+        return Result(mask=problem.graph.dense_mask())
 
 
 class Odd:
@@ -61,19 +61,19 @@ class InPlace:
     def prune(self, problem):
         scores = problem.statistics["fpgm"]
         scores *= 2.0
-        return PrunerResult(mask=problem.project(scores))
+        return Result(mask=problem.project(scores))
 
 
 class Forgetful:
     def prune(self, problem):
-        problem.model.train()
-        problem.model(problem.example_inputs)
-        return PrunerResult(mask=problem.project(problem.statistics["l1"]))
+        problem.task.model.train()
+        problem.task.model(problem.task.example_inputs)
+        return Result(mask=problem.project(problem.statistics["l1"]))
 
 
 class Own:
     def prune(self, problem):
-        return PrunerResult(mask=problem.project(problem.statistics["l1"]), networks_evaluated=30)
+        return Result(mask=problem.project(problem.statistics["l1"]), networks=30)
 
 
 class Needy:
@@ -89,19 +89,19 @@ class Misspelt:
 class Unreachable:
     def prune(self, problem):
         scores = np.zeros(problem.graph.num_units, dtype=np.float32)
-        return PrunerResult(mask=problem.graph.project(scores, Budget(keep_macs=0.001)))
+        return Result(mask=problem.graph.project(scores, Budget(keep_macs=0.001)))
 '''
 
 
 @pytest.fixture
 def module(write_module: Callable[[str], str]) -> str:
-    return write_module(PRUNERS)
+    return write_module(METHODS)
 
 
 def words(weights: Path, *methods: str) -> list[str]:
     return [
         *("compare", "--no-agent", "--weights", str(weights), "--methods", *methods),
-        *("--seeds", "2", "--networks", "24", "--subset", "64", "--threads", "1"),
+        *("--seeds", "2", "--networks", "24", "--agent.subset", "64", "--threads", "1"),
         *("--calibration-images", "64", "--finetune-epochs", "0", "--out", "run"),
     ]
 
@@ -130,11 +130,11 @@ def test_a_file_of_options_does_not_run_it_by_itself(
     [
         ("Greedy", "ran 25 networks where 24 are allowed"),
         ("Glutton", "over the budget"),
-        ("Odd", "returned ChannelMask, not a PrunerResult"),
+        ("Odd", "returned ChannelMask, not a Result"),
         ("Nothing", "which has no method prune"),
         ("Absent", "has no callable 'Absent'; it has: Mine, Greedy, Glutton, Odd, Nothing"),
         ("InPlace", "ValueError: output array is read-only"),
-        ("Forgetful", "prune changed problem.model"),
+        ("Forgetful", "prune changed problem.task.model"),
         ("Own", "ran 30 networks where 24 are allowed"),
         ("Needy", "failed: TypeError: Needy.__init__() missing 1 required positional argument"),
         ("Misspelt", "no statistic 'l3'; there are"),

@@ -20,7 +20,7 @@ from prunegraph.core.errors import DataError
 from prunegraph.core.masks import ChannelMask
 from prunegraph.data import load_dataset
 from prunegraph.evaluation.evaluator import Evaluator
-from prunegraph.methods.prior import MEAN, NUM_STARTS, STARTS
+from prunegraph.methods.prior import MEAN, NUM_PRIORS, PRIORS
 from prunegraph.models import build_model, load_weights
 from prunegraph.runs import agent_search as search
 from prunegraph.runs import prune as api
@@ -30,7 +30,16 @@ from prunegraph.runs.store import Candidate
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 SMALL = (
-    *("--networks", "28", "--update-size", "8", "--subset", "64", "--surrogate-steps", "2"),
+    *(
+        "--networks",
+        "28",
+        "--agent.update-size",
+        "8",
+        "--agent.subset",
+        "64",
+        "--agent.surrogate-steps",
+        "2",
+    ),
     *("--calibration-images", "64", "--finetune-epochs", "1", "--threads", "1"),
 )
 
@@ -78,9 +87,9 @@ def test_a_policy_is_applied_to_a_third_width_and_depth_in_a_fresh_process(
     report = json.loads(done.stdout)
     assert report["arch"] == "digits_resnet14_w6"
     assert 0.39 < report["pruned"]["macs"] / report["dense"]["macs"] <= 0.4
-    assert report["search"]["networks_evaluated"] == NUM_STARTS + 2 * TRIED_STARTS
-    assert f"decide: {NUM_STARTS + 2 * TRIED_STARTS}/" in done.stderr
-    assert report["decision"]["start"] in (*STARTS, MEAN)
+    assert report["search"]["networks_evaluated"] == NUM_PRIORS + 2 * TRIED_STARTS
+    assert f"decide: {NUM_PRIORS + 2 * TRIED_STARTS}/" in done.stderr
+    assert report["decision"]["start"] in (*PRIORS, MEAN)
     tried = report["decision"]["divergence"]
     best = min(tried, key=lambda share: float(f"{tried[share]:.4g}"))
     assert best == str(report["decision"]["share"])
@@ -113,9 +122,9 @@ def test_a_search_for_other_budgets_has_finalists_at_its_own(
 
 def test_a_search_goes_on_from_a_trained_policy(family: Path, tmp_path: Path) -> None:
     words = ["train", "--weights", str(family / "dense.safetensors"), "--policy", str(family)]
-    words += ["--search-seeds", "1", "--baselines", "none", "--distill-steps", "0", *SMALL]
+    words += ["--search-seeds", "1", "--baselines", "none", "--agent.distill-steps", "0", *SMALL]
     words[words.index("--networks") + 1] = "36"  # what the policy runs to decide is counted
-    words += ["--metric", "accuracy"]  # by which the rows of a report are compared below
+    words += ["--agent.metric", "accuracy"]  # by which the rows of a report are compared below
     assert main([*words, "--out", str(tmp_path / "run")]) == 0
     known, found = (load_policy(path) for path in (family, tmp_path / "run"))
     assert found.record["initial"]["trained_on"] == ["digits_resnet8_w4", "digits_resnet8_w8"]

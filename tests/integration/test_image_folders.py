@@ -42,7 +42,16 @@ def run(*argv: str) -> None:
 def check_train_apply_verify(tmp_path: Path, arch: str, data: list[str]) -> None:
     small = ["--keep-macs", "0.5", "--finetune-epochs", "1", "--batch-size", "16"]
     small += ["--calibration-images", "32"]
-    search = ["--search-seeds", "1", "--networks", "48", "--subset", "16", "--update-size", "4"]
+    search = [
+        "--search-seeds",
+        "1",
+        "--networks",
+        "48",
+        "--agent.subset",
+        "16",
+        "--agent.update-size",
+        "4",
+    ]
     search += ["--baselines", "none"]
     train, applied = tmp_path / "train", tmp_path / "applied"
     run(

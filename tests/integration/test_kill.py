@@ -67,8 +67,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def commands(weights: Path, quick: Path) -> dict[str, list[str]]:
     """Return a very small job of each command, without its ``--out``."""
     small = ["--weights", str(weights), "--calibration-images", "64", "--finetune-epochs", "2"]
-    search = ["--networks", "36", "--update-size", "4", "--subset", "64", *small]
-    search += ["--surrogate-steps", "2", "--distill-steps", "1"]
+    search = ["--networks", "36", "--agent.update-size", "4", "--agent.subset", "64", *small]
+    search += ["--agent.surrogate-steps", "2", "--agent.distill-steps", "1"]
     one = ["--seeds", "1"]
     alone = ["--search-seeds", "1", "--baselines", "none"]
     methods = ["--methods", "l1/uniform", "taylor/per_mac", "cem", "netadapt"]

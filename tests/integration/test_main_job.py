@@ -16,11 +16,12 @@ from prunegraph.core.errors import ArtefactError
 from prunegraph.core.precision import autocasting, computes_bfloat16
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.runs.bench import Bench
+from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.jobs import load_targets
 from prunegraph.runs.options.config import TrainConfig
 from prunegraph.runs.options.yaml_file import load_config
 from prunegraph.runs.report import page
-from prunegraph.runs.store import MASKS_FILE, read_masks
+from prunegraph.runs.store import read_masks
 from prunegraph.runs.verify import run as verify
 from prunegraph.training.loop import _Training
 
@@ -57,13 +58,13 @@ def fail_at(call: int, function: Callable[..., Any], error: BaseException) -> Ca
 
 
 def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
-    names = {path.name for path in finished.iterdir()}
+    names = {path.relative_to(finished).as_posix() for path in finished.rglob("*")}
     assert names >= {
         "report.json",
         "config.yaml",
         "events",
-        "mask.json",
-        "pruned.safetensors",
+        "pruned/mask.json",
+        "pruned/pruned.safetensors",
         "policy.safetensors",
         "policy.json",
         "plots",
@@ -108,7 +109,7 @@ def test_the_report_keeps_the_budget_and_counts_networks(finished: Path) -> None
     options = load_config(TrainConfig, finished / "config.yaml")
     (target,) = load_targets(options)
     evaluator = Bench(target=target, options=options, seed=options.seed).evaluator()
-    masks = read_masks(finished / MASKS_FILE, target.graph)
+    masks = read_masks(finished / RunFolder.MASKS, target.graph)
     for row in own:  # what a search began with may win, too
         found, before = (
             evaluator.evaluate(masks[key]) for key in (row["digest"], starts[row["seed"]])
@@ -348,9 +349,9 @@ def test_verify_confirms_a_run_in_a_fresh_process(finished: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "mask.json",
+        "pruned/mask.json",
         "masks.json",
-        "pruned.safetensors",
+        "pruned/pruned.safetensors",
         "dense.safetensors",
         "config.yaml",
         "policy.safetensors",

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 
+from prunegraph.agent.options import AgentOptions
 from prunegraph.cli.main import main
 from prunegraph.core.console import Console
 from prunegraph.core.errors import ConfigError
@@ -64,10 +65,8 @@ def test_masks_that_come_again_after_a_resume_are_not_counted_twice(
     options = CompareConfig(
         weights=weights,
         networks=79,
-        update_size=4,
-        surrogate_steps=2,
+        agent=AgentOptions(update_size=4, surrogate_steps=2, distill_steps=0),
         calibration_images=64,
-        distill_steps=0,
         keep_macs=0.3,
         threads=1,
         workers=workers,

@@ -53,8 +53,8 @@ def test_every_search_of_a_comparison_has_a_start_of_its_own(
     monkeypatch.setattr(bench_module, "measure", noted)
     words = [
         *("compare", "--weights", str(weights), "--methods", "cem", "sampler", "l1/uniform"),
-        *("--seeds", "2", "--networks", "24", "--update-size", "4", "--subset", "64"),
-        *("--surrogate-steps", "2", "--distill-steps", "1", "--workers", "1"),
+        *("--seeds", "2", "--networks", "24", "--agent.update-size", "4", "--agent.subset", "64"),
+        *("--agent.surrogate-steps", "2", "--agent.distill-steps", "1", "--workers", "1"),
         *("--calibration-images", "64", "--finetune-epochs", "0"),
         *("--threads", "1", "--out", str(tmp_path / "run")),
     ]

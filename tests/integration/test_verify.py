@@ -59,11 +59,11 @@ RECIPES: dict[str, object] = {
 def test_what_export_hands_on_is_compared_with_network_and_images(
     key: str, copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = copied / "mask.json"
+    path = copied / "pruned" / "mask.json"
     record = json.loads(path.read_text()) | {key: RECIPES[key]}
     path.write_text(json.dumps(record | {"checksum": artefacts._checksum(record)}))
     report = read_report(copied)
-    report["files"]["mask.json"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    report["files"]["pruned/mask.json"] = hashlib.sha256(path.read_bytes()).hexdigest()
     (copied / "report.json").write_text(json.dumps(report))
     assert main(["verify", str(copied), "--threads", "1"]) == 2
     name = "mean" if key == "normalisation" else key

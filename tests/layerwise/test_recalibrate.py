@@ -70,7 +70,7 @@ def test_a_network_without_batch_norm_runs_nothing() -> None:
 def test_one_image_is_too_few_for_norms_of_vectors() -> None:
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(3 * 8 * 8))
     before = model[1].running_mean.clone()
-    with pytest.raises(DataError, match="1 image is too few to calibrate"):
+    with pytest.raises(DataError, match="a batch of 1 is too few to calibrate"):
         recalibrate_bn(model, [batches()[0][:1]])
     assert torch.equal(model[1].running_mean, before)
     recalibrate_bn(nn.BatchNorm2d(3), [batches()[0][:1]])  # its positions are enough

@@ -12,15 +12,18 @@ from torch.nn import functional as F
 from prunegraph.core.budget import Budget
 from prunegraph.core.masks import FloatArray
 from prunegraph.core.splits import Dataset
+from prunegraph.core.task import Task
 from prunegraph.data import load_dataset
-from prunegraph.evaluation.evaluator import Evaluator
+from prunegraph.evaluation.evaluator import Evaluator, Metric
+from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import StructureGraph, analyse
-from prunegraph.methods.criteria.measured import COSTLY_STATISTICS, measure_costly
+from prunegraph.methods.criteria.measured import costly_names, measure_costly
 from prunegraph.methods.criteria.taylor import measure
-from prunegraph.methods.problem import PruningProblem
+from prunegraph.methods.method import Problem
 from prunegraph.models import build_model
+from prunegraph.tasks.image_classification import ImageClassification
 
-MakeProblem = Callable[..., PruningProblem]
+MakeProblem = Callable[..., Problem]
 
 
 @dataclass(frozen=True)
@@ -46,31 +49,41 @@ def trained_digits() -> Digits:
             optimizer.step()
     model.zero_grad()
     graph = analyse(model, torch.zeros(1, *data.image_shape))
-    arrays = dict(measure(model, graph, data.train, num_images=128))
-    for name in COSTLY_STATISTICS:
-        arrays[name] = measure_costly(name, model, graph, data.train, num_images=16)
+    task = digits_task(model, data)
+    arrays = dict(measure(task, graph, num_samples=128))
+    for name in costly_names():
+        arrays[name] = measure_costly(name, task, graph, num_samples=16)
     return Digits(data, model, graph, arrays)
+
+
+def digits_task(model: nn.Module, data: Dataset) -> Task:
+    return ImageClassification(
+        model=model,
+        example_inputs=torch.zeros(1, *data.image_shape),
+        train=data.train,
+        search=data.search,
+        test=data.test,
+    )
 
 
 @pytest.fixture(scope="session")
 def make_problem(trained_digits: Digits) -> MakeProblem:
-    def make(seed: int = 0, max_networks: int = 24, budget: Budget | None = None) -> PruningProblem:
-        data, model = trained_digits.data, copy.deepcopy(trained_digits.model)
-        evaluator = Evaluator(
-            model,
-            trained_digits.graph,
-            search=data.search,
-            calibration=data.train,
-            num_calibration=128,
-            autocast=False,
-        )
-        return PruningProblem(
-            model=model,
-            graph=trained_digits.graph,
+    def make(seed: int = 0, max_networks: int = 24, budget: Budget | None = None) -> Problem:
+        graph = trained_digits.graph
+        task = digits_task(copy.deepcopy(trained_digits.model), trained_digits.data)
+
+        def evaluator(log: OutcomeLog | None, metric: Metric = "accuracy") -> Evaluator:
+            return Evaluator(
+                task, graph, num_calibration=128, autocast=False, metric=metric, log=log
+            )
+
+        return Problem(
+            task=task,
+            structure=graph,
             budget=budget or Budget(keep_macs=0.4),
-            evaluator=evaluator,
             statistics=dict(trained_digits.statistics),
-            example_inputs=torch.zeros(1, *data.image_shape),
+            make_evaluator=evaluator,
+            make_unlabelled=lambda: evaluator(None, "kl"),
             seed=seed,
             max_networks=max_networks,
         )

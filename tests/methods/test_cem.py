@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +11,17 @@ from prunegraph.core.errors import ConfigError
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
 from prunegraph.data import load_dataset
-from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.graph import analyse
-from prunegraph.methods.cem import CrossEntropySearch, RandomSearch
-from prunegraph.methods.criteria.taylor import measure
-from prunegraph.methods.problem import PruningProblem
-from prunegraph.methods.registry import make_pruner
+from prunegraph.methods.cem import CrossEntropySearch
+from prunegraph.methods.context import make_problem as pose
+from prunegraph.methods.method import Problem
+from prunegraph.methods.random_search import RandomSearch
+from prunegraph.methods.registry import make_method
 from prunegraph.models import build_model, load_weights, weights_info
 from prunegraph.tasks.classification import evaluate
+from prunegraph.tasks.image_classification import ImageClassification
 
-MakeProblem = Callable[..., PruningProblem]
+MakeProblem = Callable[..., Problem]
 
 
 class KnownLoss:
@@ -28,7 +30,7 @@ class KnownLoss:
     With ``steady`` that is the divergence or the soft accuracy, and accuracy and loss lie.
     """
 
-    def __init__(self, problem: PruningProblem, best: dict[str, int], *, steady: str) -> None:
+    def __init__(self, problem: Problem, best: dict[str, int], *, steady: str) -> None:
         self.problem, self.best, self.steady = problem, best, steady
         self.search = problem.evaluator.search
         self.num_networks = 0
@@ -59,18 +61,17 @@ class KnownLoss:
         return None if len(subset) == len(self.search) else subset
 
 
-def with_known_best(problem: PruningProblem, *, steady: str = "") -> tuple[PruningProblem, float]:
+def with_known_best(problem: Problem, *, steady: str = "") -> tuple[Problem, float]:
     """Return the problem with its best widths far from the prior's, and the prior's loss."""
     graph = problem.graph
     scores = np.random.default_rng(7).normal(size=len(graph.groups))[graph.group_of]
     taylor = np.log(problem.statistics["taylor"] + 1e-9) - np.log(graph.class_costs()[0] + 1e-9)
     target = graph.project((taylor + 1.5 * scores).astype(np.float32), problem.budget)
     oracle = KnownLoss(problem, graph.group_widths(target), steady=steady)
-    start = make_pruner("taylor/per_mac").prune(problem).mask
+    start = make_method("taylor/per_mac").prune(problem).mask
     loss = oracle.evaluate(start).loss
     oracle.num_networks = 0
-    values = {name: getattr(problem, name) for name in problem.__dataclass_fields__}
-    return PruningProblem(**{**values, "evaluator": oracle}), loss
+    return replace(problem, make_evaluator=lambda _: oracle), loss
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -93,30 +94,30 @@ def test_where_a_steadier_figure_is_measured_it_is_what_searches_look_at(
     chosen = []
     for steady in ("", "kl", "soft"):
         problem, _ = with_known_best(make_problem(max_networks=120), steady=steady)
-        chosen.append(make_pruner(name).prune(problem).mask)
+        chosen.append(make_method(name).prune(problem).mask)
     assert chosen[0] == chosen[1] == chosen[2]
 
 
 def test_cross_entropy_uses_its_networks_where_masks_repeat(make_problem: MakeProblem) -> None:
     problem = make_problem(max_networks=60)
     result = CrossEntropySearch(sigma=1e-4, least_sigma=1e-4).prune(problem)
-    assert result.networks_evaluated < 60  # so small a deviation finds nothing new, and it ends
+    assert result.networks < 60  # so small a deviation finds nothing new, and it ends
     result = CrossEntropySearch(sigma=0.5, least_sigma=1e-4, num_elites=1, smoothing=1.0).prune(
         make_problem(max_networks=200)
     )
-    assert result.networks_evaluated >= 198  # finalists were run already; the last are for the mean
+    assert result.networks >= 198  # finalists were run already; the last are for the mean
 
 
 def test_random_search_uses_its_networks_where_masks_repeat(make_problem: MakeProblem) -> None:
     result = RandomSearch(least_share=0.7).prune(make_problem(max_networks=60))
-    assert result.networks_evaluated == 60
+    assert result.networks == 60
     result = RandomSearch(least_share=1.0).prune(make_problem(max_networks=60))
-    assert result.networks_evaluated == 1
+    assert result.networks == 1
 
 
 def test_cross_entropy_does_not_end_below_its_start(make_problem: MakeProblem) -> None:
     problem = make_problem(max_networks=40)
-    start = make_pruner("taylor/per_mac").prune(problem).mask
+    start = make_method("taylor/per_mac").prune(problem).mask
     result = CrossEntropySearch(sigma=3.0).prune(problem)
     evaluator = problem.evaluator
     assert evaluator.evaluate(result.mask).accuracy >= evaluator.evaluate(start).accuracy
@@ -128,14 +129,14 @@ def test_a_search_keeps_within_any_number_of_networks(
     name: str, max_networks: int, make_problem: MakeProblem
 ) -> None:
     problem = make_problem(max_networks=max_networks)
-    result = make_pruner(name).prune(problem)
-    assert 1 <= result.networks_evaluated <= max_networks
+    result = make_method(name).prune(problem)
+    assert 1 <= result.networks <= max_networks
 
 
 @pytest.mark.parametrize("name", ["cem", "random_search"])
 def test_a_search_without_networks_is_refused(name: str, make_problem: MakeProblem) -> None:
-    with pytest.raises(ConfigError, match="at least 1, not 0"):
-        make_pruner(name).prune(make_problem(max_networks=0))
+    with pytest.raises(ConfigError, match="networks=0 is too few for"):
+        make_method(name).prune(make_problem(max_networks=0))
 
 
 def test_elites_must_fit_the_population() -> None:
@@ -156,21 +157,23 @@ def test_cem_gains_three_points_over_taylor_per_mac(shared_dir: Path) -> None:
     load_weights(model, weights)
     example = torch.zeros(1, *data.image_shape)
     graph = analyse(model, example)
-    evaluator = Evaluator(model, graph, search=data.search, calibration=data.train)
-    problem = PruningProblem(
-        model=model,
-        graph=graph,
-        budget=Budget(keep_macs=0.5),
-        evaluator=evaluator,
-        statistics=measure(model, graph, data.train),
-        example_inputs=example,
-        max_networks=384,
+    task = ImageClassification(
+        model=model, example_inputs=example, train=data.train, search=data.search
     )
-    start = make_pruner("taylor/per_mac").prune(problem).mask
-    result = make_pruner("cem").prune(problem)
+    problem = pose(
+        task,
+        graph,
+        Budget(keep_macs=0.5),
+        max_networks=384,
+        reconstruct=False,
+        metric="accuracy",
+    )
+    evaluator = problem.evaluator
+    start = make_method("taylor/per_mac").prune(problem).mask
+    result = make_method("cem").prune(problem)
     search = [evaluator.evaluate(mask).accuracy for mask in (start, result.mask)]
     test = [evaluate(evaluator.prune(mask), data.test).accuracy for mask in (start, result.mask)]
     print(f"Taylor per MAC -> CEM: search {search}, test {test}")
-    assert result.networks_evaluated <= 384
+    assert result.networks <= 384
     assert graph.cost(result.mask).macs <= 0.5 * graph.dense_cost.macs
     assert search[1] >= search[0] + 0.03

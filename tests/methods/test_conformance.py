@@ -1,77 +1,173 @@
-from collections.abc import Callable
+"""What every method does: each registered one on three toy tasks.
+
+A new method gets a row in ``ROWS``; heuristics have theirs by their criteria and allocations.
+"""
+
+from collections.abc import Mapping
+from functools import cache
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from prunegraph.core.budget import Budget
-from prunegraph.methods.problem import Pruner, PrunerResult, PruningProblem
-from prunegraph.methods.registry import control_widths, make_pruner
-from prunegraph.runs.baselines import BASELINES
-from prunegraph.testing.method_conformance import PrunerConformance
+from prunegraph.core.splits import SearchSplit, TrainSplit
+from prunegraph.core.task import Task
+from prunegraph.data import load_dataset
+from prunegraph.graph import analyse
+from prunegraph.methods.context import Context
+from prunegraph.methods.custom import CustomMethod
+from prunegraph.methods.method import Method, Problem, Result
+from prunegraph.methods.registry import (
+    METHODS,
+    TORCH_PRUNING,
+    control_widths,
+    heuristics,
+    make_method,
+)
+from prunegraph.testing import MethodConformance
+from support.tasks import image_task, language_task
+
+TASKS = ("cnn", "transformer", "language model")
+
+BUDGETS: Mapping[str, Budget] = {
+    "cnn": Budget(keep_macs=0.4),
+    "transformer": Budget(keep_params=0.6),
+    "language model": Budget(keep_macs=0.6),
+}
+
+ROWS: Mapping[str, tuple[str, ...]] = {
+    "random_search": TASKS,
+    "cem": TASKS,
+    "netadapt": TASKS,
+    "amc": TASKS,
+    "prior": TASKS,
+    **dict.fromkeys(TORCH_PRUNING, ("cnn",)),
+    **dict.fromkeys(heuristics(), TASKS),
+}
+"""Method -> the tasks that it serves. Those of single weights: ``test_weight_conformance.py``."""
 
 
-class OnDigits(PrunerConformance):
-    @pytest.fixture(autouse=True)
-    def _problems(self, make_problem: Callable[..., PruningProblem]) -> None:
-        self._make = make_problem
+class Patches(nn.Module):
+    """A block of a transformer over the patches of an image."""
 
-    def make_problem(self, seed: int, max_networks: int) -> PruningProblem:
-        return self._make(seed, max_networks)
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(1, 16, 4, stride=4)
+        self.norm = nn.LayerNorm(16)
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+        self.head = nn.Linear(16, 10)
 
-
-# every criterion, every allocation, every search; not every pair
-CHOSEN = [
-    name
-    for name in BASELINES
-    if name.endswith("/per_mac") or name.startswith(("taylor/", "tp_")) or "/" not in name
-]
-
-
-class TestBaselines(OnDigits):
-    @pytest.fixture(autouse=True, params=CHOSEN)
-    def _choose(self, request: pytest.FixtureRequest) -> None:
-        self.chosen = request.param
-        if self.chosen.startswith("tp_"):
-            pytest.importorskip("torch_pruning")
-
-    def make_pruner(self) -> Pruner:
-        return BASELINES[self.chosen]()
-
-    def test_its_name_is_the_registry_s(self) -> None:
-        assert self.make_pruner().name == self.chosen
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.embed(images).flatten(2).transpose(1, 2)
+        y = self.norm(x)
+        x = x + self.attention(y, y, y, need_weights=False)[0]
+        logits: Tensor = self.head((x + self.down(self.up(x).relu())).mean(1))
+        return logits
 
 
-class TestBaselinesOnAParameterBudget(OnDigits):
+def cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 12, 3, stride=2, padding=1), nn.BatchNorm2d(12), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 10),
+    )  # fmt: skip
+
+
+def images(model: nn.Module) -> Task:
+    data = load_dataset("digits")
+    train = TrainSplit(data.train.source, data.train.index[:192])
+    return image_task(model.eval(), train, SearchSplit(data.search.source, data.search.index[:96]))
+
+
+@cache
+def context(name: str) -> Context:
+    torch.manual_seed(0)
+    if name == "language model":
+        task: Task = language_task()
+    else:
+        task = images(cnn() if name == "cnn" else Patches())
+    graph = analyse(task.model, task.example_inputs)
+    return Context(
+        task=task,
+        structure=graph,
+        num_calibration=64,
+        reconstruct=name == "cnn",
+        layer_by_layer=False,
+        metric="accuracy",
+        subset_size=64,
+    )
+
+
+class OnToys(MethodConformance):
+    task = "cnn"
+
+    def make_problem(self, seed: int, max_networks: int) -> Problem:
+        return context(self.task).problem(BUDGETS[self.task], seed=seed, max_networks=max_networks)
+
+
+class TestMethods(OnToys):
     @pytest.fixture(
-        autouse=True, params=["taylor/per_mac", "l1/isomorphic", "cem", "netadapt", "amc"]
+        autouse=True,
+        params=[(name, task) for name, tasks in ROWS.items() for task in tasks],
+        ids="-".join,
     )
     def _choose(self, request: pytest.FixtureRequest) -> None:
-        self.chosen = request.param
+        self.chosen, self.task = request.param
+        if self.chosen in TORCH_PRUNING:
+            pytest.importorskip("torch_pruning")
 
-    def make_pruner(self) -> Pruner:
-        return BASELINES[self.chosen]()
+    def make_method(self) -> Method:
+        return make_method(self.chosen)
 
-    def make_problem(self, seed: int, max_networks: int) -> PruningProblem:
-        return self._make(seed, max_networks, Budget(keep_params=0.3))
+    def test_its_name_is_the_registry_s(self) -> None:
+        assert self.make_method().name == self.chosen
 
 
-class TestGivenWidths(OnDigits):
+def test_every_registered_method_has_a_row() -> None:
+    weights = {name for name in METHODS if make_method(name).kind == "weights"}
+    assert {*ROWS} == {*METHODS} - weights
+
+
+class TestGivenWidths(OnToys):
     @pytest.fixture(autouse=True, params=["l1", "random"])
     def _choose(self, request: pytest.FixtureRequest) -> None:
         self.criterion = request.param
 
-    def make_pruner(self) -> Pruner:
+    def make_method(self) -> Method:
         problem = self.make_problem(0, 0)
-        mask = make_pruner("taylor/per_mac").prune(problem).mask
+        mask = make_method("taylor/per_mac").prune(problem).channels
         return control_widths(self.criterion, problem.graph.group_widths(mask))
 
 
-class Overspender:
-    name = "overspender"
+class KeepFirst:
+    """A user's method: it declares nothing but what it does."""
 
-    def prune(self, problem: PruningProblem) -> PrunerResult:
+    def prune(self, problem: Problem) -> Result:
+        scores = torch.arange(problem.graph.num_units, 0, -1).float().numpy()
+        mask = problem.project(scores)
+        problem.evaluator.evaluate(mask)
+        return Result(mask=mask)
+
+
+class TestUsersMethod(OnToys):
+    def make_method(self) -> Method:
+        return CustomMethod("own.module:KeepFirst", KeepFirst())
+
+
+class Overspender:
+    name, role, kind = "overspender", "baseline", "channels"
+    searches, per_seed = False, True
+
+    def check(self, problem: Problem) -> None:
         problem.evaluator.evaluate(problem.graph.dense_mask())
-        next(iter(problem.model.parameters())).data.add_(1.0)
-        return PrunerResult(mask=problem.graph.dense_mask())
+
+    def prune(self, problem: Problem) -> Result:
+        problem.evaluator.evaluate(problem.graph.dense_mask())
+        problem.task.model.register_buffer("mark", torch.zeros(1))
+        next(iter(problem.task.model.parameters())).data.add_(1.0)
+        return Result(mask=problem.graph.dense_mask())
 
 
 @pytest.mark.parametrize(
@@ -79,19 +175,22 @@ class Overspender:
     [
         "test_the_budget_is_met_and_used_up",
         "test_the_mask_is_legal",
-        "test_the_model_is_left_as_it_was",
-        "test_every_network_is_counted",
+        "test_a_seed_fixes_the_result_and_the_model_is_left_as_it_was",
+        "test_what_it_cannot_serve_is_refused_before_any_work",
     ],
 )
-def test_a_pruner_that_cheats_does_not_conform(
-    test: str, make_problem: Callable[..., PruningProblem]
-) -> None:
-    class Cheating(PrunerConformance):
-        def make_pruner(self) -> Pruner:
-            return Overspender()
+def test_a_method_that_cheats_does_not_conform(test: str) -> None:
+    torch.manual_seed(0)
+    task = images(cnn())
+    graph = analyse(task.model, task.example_inputs)
 
-        def make_problem(self, seed: int, max_networks: int) -> PruningProblem:
-            return make_problem(seed, max_networks)
+    class Cheating(MethodConformance):
+        def make_method(self) -> Method:
+            return Overspender()  # type: ignore[return-value]
 
-    with pytest.raises(AssertionError):
+        def make_problem(self, seed: int, max_networks: int) -> Problem:
+            place = Context(task=task, structure=graph, num_calibration=64, reconstruct=False)
+            return place.problem(Budget(keep_macs=0.5), seed=seed, max_networks=max_networks)
+
+    with pytest.raises((AssertionError, pytest.fail.Exception)):
         getattr(Cheating(), test)()

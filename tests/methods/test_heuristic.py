@@ -10,13 +10,14 @@ from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError, MaskError
 from prunegraph.core.masks import ChannelMask
 from prunegraph.graph import StructureGraph, analyse
-from prunegraph.methods.heuristic import ALLOCATIONS, HeuristicPruner, allocate, isomorphic_parts
-from prunegraph.methods.problem import PruningProblem
-from prunegraph.methods.registry import PRUNERS, control_widths, make_pruner
+from prunegraph.methods.allocation import ALLOCATIONS, allocate, isomorphic_parts
+from prunegraph.methods.heuristic import Heuristic
+from prunegraph.methods.method import Problem
+from prunegraph.methods.registry import METHODS, control_widths, make_method
 from prunegraph.models import build_model
 from support.toy_env import toy_graph
 
-MakeProblem = Callable[..., PruningProblem]
+MakeProblem = Callable[..., Problem]
 
 
 def shares(graph: StructureGraph, mask: ChannelMask) -> dict[str, float]:
@@ -30,14 +31,14 @@ def shares(graph: StructureGraph, mask: ChannelMask) -> dict[str, float]:
 
 def test_uniform_keeps_one_share_everywhere(make_problem: MakeProblem) -> None:
     problem = make_problem()
-    mask = make_pruner("l1/uniform").prune(problem).mask
+    mask = make_method("l1/uniform").prune(problem).mask
     values = list(shares(problem.graph, mask).values())
     assert max(values) - min(values) < 2 / 16  # one channel of the smallest group, and the filling
 
 
 def test_skip_full_keeps_residual_streams_whole(make_problem: MakeProblem) -> None:
     problem = make_problem()
-    kept = shares(problem.graph, make_pruner("l1/skip_full").prune(problem).mask)
+    kept = shares(problem.graph, make_method("l1/skip_full").prune(problem).mask)
     assert kept.pop("conv1") == 1.0
     assert max(kept.values()) - min(kept.values()) < 2 / 16
     assert max(kept.values()) < 0.8
@@ -48,7 +49,7 @@ def test_a_criterion_keeps_the_highest_of_each_group(
     criterion: str, make_problem: MakeProblem
 ) -> None:
     problem = make_problem()
-    keep = make_pruner(f"{criterion}/uniform").prune(problem).mask.keep
+    keep = make_method(f"{criterion}/uniform").prune(problem).mask.keep
     values = problem.statistics[criterion]
     for group in problem.graph.groups:
         if group.frozen is None:
@@ -60,7 +61,7 @@ def test_a_criterion_keeps_the_highest_of_each_group(
 
 def test_apoz_keeps_what_is_rarely_zero(make_problem: MakeProblem) -> None:
     problem = make_problem()
-    keep = make_pruner("apoz/global").prune(problem).mask.keep
+    keep = make_method("apoz/global").prune(problem).mask.keep
     free = problem.graph.free
     apoz = problem.statistics["apoz"]
     assert apoz[keep & free].mean() < apoz[~keep].mean() - 0.1
@@ -76,7 +77,7 @@ def test_a_layers_own_scale_is_taken_out_where_groups_compete(make_problem: Make
     }
     other = dataclasses.replace(problem, statistics=scaled)
     for name, same in (("l2/global", True), ("l2/per_mac", True), ("taylor/global", False)):
-        masks = [make_pruner(name).prune(each).mask for each in (problem, other)]
+        masks = [make_method(name).prune(each).mask for each in (problem, other)]
         assert (masks[0] == masks[1]) is same, name
 
 
@@ -86,7 +87,7 @@ def test_global_compares_across_groups_and_per_mac_divides_by_cost(
     problem = make_problem()
     graph = problem.graph
     masks = {
-        name: make_pruner(f"taylor/{name}").prune(problem).mask for name in ("global", "per_mac")
+        name: make_method(f"taylor/{name}").prune(problem).mask for name in ("global", "per_mac")
     }
     scores = problem.statistics["taylor"]
     assert masks["global"] == graph.project(scores, problem.budget)
@@ -97,7 +98,7 @@ def test_global_compares_across_groups_and_per_mac_divides_by_cost(
 
 def test_random_depends_on_the_seed(make_problem: MakeProblem) -> None:
     masks = {
-        make_pruner("random/global").prune(make_problem(seed=seed)).mask.digest()
+        make_method("random/global").prune(make_problem(seed=seed)).mask.digest()
         for seed in range(4)
     }
     assert len(masks) == 4
@@ -105,8 +106,8 @@ def test_random_depends_on_the_seed(make_problem: MakeProblem) -> None:
 
 def test_sensitivity_protects_the_group_that_hurts(make_problem: MakeProblem) -> None:
     problem = make_problem()
-    result = make_pruner("l1/sensitivity").prune(problem)
-    assert result.networks_evaluated == problem.evaluator.num_networks == 7
+    result = make_method("l1/sensitivity").prune(problem)
+    assert result.networks == problem.evaluator.num_networks == 7
     kept = shares(problem.graph, result.mask)
     evaluator, graph = problem.evaluator, problem.graph
     gain = {}
@@ -126,9 +127,9 @@ def test_importances_of_ones_own_get_any_allocation(make_problem: MakeProblem, n
     criterion, allocation = name.split("/")
     values = problem.statistics[criterion].copy()
     own = allocate(problem, values, allocation, of_the_layer=criterion != "taylor")
-    known = HeuristicPruner(criterion, allocation).prune(make_problem())
-    assert (own.mask, own.networks_evaluated) == (known.mask, known.networks_evaluated)
-    assert (own.networks_evaluated > 0) == (allocation == "sensitivity")
+    known = Heuristic(criterion, allocation).prune(make_problem())
+    assert (own.mask, own.networks) == (known.mask, known.networks)
+    assert (own.networks > 0) == (allocation == "sensitivity")
     with pytest.raises(ConfigError, match="unknown allocation 'none'; there are uniform"):
         allocate(problem, values, "none")
     with pytest.raises(MaskError, match="do not fit: this graph has"):
@@ -140,14 +141,14 @@ def test_importances_of_ones_own_get_any_allocation(make_problem: MakeProblem, n
 
 def test_too_few_networks_for_sensitivity_are_refused(make_problem: MakeProblem) -> None:
     problem = make_problem(max_networks=6)
-    with pytest.raises(ConfigError, match="runs 7 networks"):
-        make_pruner("l1/sensitivity").prune(problem)
+    with pytest.raises(ConfigError, match="which runs 7 on"):
+        make_method("l1/sensitivity").prune(problem)
     assert problem.evaluator.num_networks == 0
 
 
 def test_given_widths_are_kept_exactly_by_the_criterion(make_problem: MakeProblem) -> None:
     problem = make_problem()
-    other = make_pruner("taylor/per_mac").prune(problem).mask
+    other = make_method("taylor/per_mac").prune(problem).mask
     widths = problem.graph.group_widths(other)
     mask = control_widths("l1", widths).prune(problem).mask
     assert problem.graph.group_widths(mask) == widths
@@ -161,7 +162,7 @@ def test_given_widths_are_kept_exactly_by_the_criterion(make_problem: MakeProble
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"nowhere": 3}, "'nowhere' is missing or unknown"), ({"conv1": 99}, "16 classes, not 99")],
+    [({"nowhere": 3}, "'nowhere' is missing or unknown"), ({"conv1": 99}, "16 units, not 99")],
 )
 def test_widths_of_another_network_are_refused(
     change: dict[str, int], message: str, make_problem: MakeProblem
@@ -173,20 +174,20 @@ def test_widths_of_another_network_are_refused(
 
 
 def test_unknown_names_list_the_valid_ones() -> None:
-    with pytest.raises(ConfigError, match=r"unknown pruning method 'nothing'.*l1/uniform.*cem"):
-        make_pruner("nothing")
+    with pytest.raises(ConfigError, match=r"unknown method 'nothing'.*l1/uniform.*cem"):
+        make_method("nothing")
     with pytest.raises(ConfigError, match=r"unknown criterion 'l7'.*bn_scale"):
-        HeuristicPruner("l7", "uniform")
+        Heuristic("l7", "uniform")
     with pytest.raises(ConfigError, match=r"unknown criterion 'l7'.*bn_scale"):
         control_widths("l7", {})
     with pytest.raises(ConfigError, match=r"unknown allocation 'evenly'.*skip_full"):
-        HeuristicPruner("l1", "evenly")
-    assert {"random/uniform", "lamp/global", "apoz/skip_full", "random_search"} < set(PRUNERS)
+        Heuristic("l1", "evenly")
+    assert {"random/uniform", "lamp/global", "apoz/skip_full", "random_search"} < set(METHODS)
 
 
 def test_budgets_on_both_resources_are_met(make_problem: MakeProblem) -> None:
     problem = make_problem(budget=Budget(keep_macs=0.5, keep_params=0.2))
-    cost = problem.graph.cost(make_pruner("l2/global").prune(problem).mask)
+    cost = problem.graph.cost(make_method("l2/global").prune(problem).mask)
     dense = problem.graph.dense_cost
     assert cost.macs <= 0.5 * dense.macs
     assert 0.18 * dense.params < cost.params <= 0.2 * dense.params
@@ -215,7 +216,7 @@ def test_isomorphic_compares_within_a_kind_and_keeps_one_share_of_each() -> None
     values = np.zeros(graph.num_units)
     values[inner[0].units] = 10.0 + np.arange(8)
     values[inner[1].units] = np.arange(8)
-    scores = ALLOCATIONS["isomorphic"](SimpleNamespace(graph=graph), values)
+    scores = ALLOCATIONS["isomorphic"].scores(SimpleNamespace(graph=graph), values)
     assert scores[inner[0].units].min() > scores[inner[1].units].max()  # global within
     both = np.concatenate([group.units for group in inner])
     np.testing.assert_allclose(np.sort(scores[both]), (np.arange(16) + 0.5) / 16)

@@ -1,5 +1,6 @@
 import dataclasses
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from prunegraph.core.errors import ConfigError
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
 from prunegraph.graph import StructureGraph
+from prunegraph.methods.method import Problem
 from prunegraph.methods.netadapt import NetAdapt
-from prunegraph.methods.problem import PruningProblem
 from support.toy_env import toy_graph
 
 
@@ -56,17 +57,17 @@ def toy_problem(
     *,
     max_networks: int,
     keep_macs: float,
-) -> PruningProblem:
+) -> Problem:
     """Return a chain of convolutions whose first and last are free: MACs are products of widths."""
     graph = toy_graph(widths, [1] * (len(widths) + 1))
     taylor = np.arange(graph.num_units, dtype=np.float32) + 1
-    return PruningProblem(
-        model=nn.Identity(),
-        graph=graph,
+    return Problem(
+        task=SimpleNamespace(model=nn.Identity(), example_inputs=torch.zeros(1)),  # type: ignore[arg-type]
+        structure=graph,
         budget=Budget(keep_macs=keep_macs),
-        evaluator=KnownAccuracy(graph, accuracy),  # type: ignore[arg-type]
         statistics={"taylor": taylor},
-        example_inputs=torch.zeros(1),
+        make_evaluator=lambda _: KnownAccuracy(graph, accuracy),  # type: ignore[arg-type,return-value]
+        make_unlabelled=lambda: KnownAccuracy(graph, accuracy),  # type: ignore[arg-type,return-value]
         max_networks=max_networks,
     )
 
@@ -89,7 +90,7 @@ def test_the_known_greedy_path_is_taken() -> None:
         (7, 4),  # one channel of conv1 still fits on top: 7 + 28 + 8 = 43
     ]
     assert tuple(problem.graph.group_widths(result.mask).values()) == (7, 4)
-    assert result.networks_evaluated == 9
+    assert result.networks == 9
 
 
 def test_channels_of_least_taylor_importance_go_first() -> None:
@@ -121,7 +122,7 @@ def test_a_deep_network_uses_its_networks_and_loses_no_group_at_once() -> None:
 
 def test_too_few_networks_for_a_step_are_refused() -> None:
     problem = toy_problem((4, 4, 4), lambda widths: 1.0, max_networks=3, keep_macs=0.5)
-    with pytest.raises(ConfigError, match=r"netadapt runs 4 networks.*max_networks=3"):
+    with pytest.raises(ConfigError, match=r"networks=3 is too few for netadapt, which runs 4"):
         NetAdapt().prune(problem)
 
 

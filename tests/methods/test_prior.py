@@ -6,30 +6,30 @@ import pytest
 from prunegraph.core.budget import Budget
 from prunegraph.core.masks import ChannelMask
 from prunegraph.graph.features import prior_scores
+from prunegraph.methods.method import Problem
 from prunegraph.methods.prior import (
     BEST,
     MEAN,
-    NUM_STARTS,
-    STARTS,
-    rank_starts,
-    start_scores,
+    NUM_PRIORS,
+    PRIORS,
+    rank_priors,
+    scores_of_prior,
     worst_last,
 )
-from prunegraph.methods.problem import PruningProblem
-from prunegraph.methods.registry import make_pruner
+from prunegraph.methods.registry import make_method
 
-MakeProblem = Callable[..., PruningProblem]
+MakeProblem = Callable[..., Problem]
 
 
-@pytest.mark.parametrize("name", STARTS)
+@pytest.mark.parametrize("name", PRIORS)
 @pytest.mark.parametrize("budget", [Budget(keep_macs=0.4), Budget(keep_params=0.4)])
 def test_a_start_keeps_what_its_heuristic_keeps(
     name: str, budget: Budget, make_problem: MakeProblem
 ) -> None:
     problem = make_problem(budget=budget)
     graph = problem.graph
-    scores = start_scores(name, graph, problem.statistics, budget)
-    mask = make_pruner(name).prune(problem).mask
+    scores = scores_of_prior(name, graph, problem.statistics, budget)
+    mask = make_method(name).prune(problem).mask
     same = (graph.project(scores, budget).keep == mask.keep)[graph.free]
     assert same.mean() > 0.97  # float32 and the floor of the logarithm may swap neighbours
     free = scores[graph.free]
@@ -41,18 +41,18 @@ def test_the_start_is_the_heuristic_whose_mask_is_best(make_problem: MakeProblem
     problem = make_problem()
     graph, statistics = problem.graph, problem.statistics
     budget = Budget(keep_macs=0.5)
-    wanted = graph.project(start_scores("fpgm/uniform", graph, statistics, budget), budget)
+    wanted = graph.project(scores_of_prior("fpgm/uniform", graph, statistics, budget), budget)
     asked: list[ChannelMask] = []
 
     def divergence(mask: ChannelMask) -> float:
         asked.append(mask)
         return float((mask.keep != wanted.keep).sum())
 
-    starts = rank_starts(divergence, graph, statistics, budget)
+    starts = rank_priors(divergence, graph, statistics, budget)
     assert starts[0].name == "fpgm/uniform"
     assert starts[0].divergence == 0.0
     assert [start.divergence for start in starts] == sorted(start.divergence for start in starts)
-    assert len(asked) == len(starts) == NUM_STARTS
+    assert len(asked) == len(starts) == NUM_PRIORS
     assert all(graph.fits(mask, budget) for mask in asked)
 
 
@@ -62,7 +62,7 @@ def test_where_only_the_clock_limits_policies_start_from_taylor_per_mac(
     problem = make_problem()
     graph, statistics = problem.graph, problem.statistics
     budget = Budget(max_latency=1.0)
-    start = rank_starts(lambda mask: float(mask.keep.sum()), graph, statistics, budget)[0]
+    start = rank_priors(lambda mask: float(mask.keep.sum()), graph, statistics, budget)[0]
     np.testing.assert_array_equal(start.scores, prior_scores(graph, statistics, budget))
 
 
@@ -78,13 +78,13 @@ def test_the_mean_of_the_best_heuristics_is_tried_too(make_problem: MakeProblem)
     graph, statistics = problem.graph, problem.statistics
     budget = Budget(keep_macs=0.5)
     chosen = ("l2/uniform", "fpgm/uniform", "taylor/skip_full", "fpgm/skip_full")
-    scores = [start_scores(name, graph, statistics, budget) for name in chosen]
+    scores = [scores_of_prior(name, graph, statistics, budget) for name in chosen]
     rank = {graph.project(values, budget): 1.0 for values in scores}
     mean = graph.project(np.mean(scores, axis=0), budget)
     rank[mean] = 0.0
-    starts = rank_starts(lambda mask: rank.get(mask, 2.0), graph, statistics, budget)
+    starts = rank_priors(lambda mask: rank.get(mask, 2.0), graph, statistics, budget)
     assert starts[0].name == MEAN
     assert graph.project(starts[0].scores, budget) == mean
     assert {start.name for start in starts[1 : 1 + BEST]} == set(chosen)
-    few = rank_starts(lambda mask: 0.0, graph, statistics, budget, STARTS[:BEST])
-    assert [start.name for start in few] == list(STARTS[:BEST])
+    few = rank_priors(lambda mask: 0.0, graph, statistics, budget, PRIORS[:BEST])
+    assert [start.name for start in few] == list(PRIORS[:BEST])

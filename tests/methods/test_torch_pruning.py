@@ -1,6 +1,7 @@
 import copy
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,24 +11,22 @@ from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError, ModelError
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.graph import analyse
-from prunegraph.methods.problem import PruningProblem
-from prunegraph.methods.registry import PRUNERS
-from prunegraph.methods.torch_pruning import TorchPruningPruner, _Peer
-from prunegraph.runs.baselines import check_methods
+from prunegraph.methods.method import Problem
+from prunegraph.methods.registry import METHODS
+from prunegraph.methods.torch_pruning import TorchPruning, _Peer
 
-MakeProblem = Callable[..., PruningProblem]
+MakeProblem = Callable[..., Problem]
 
 
-def problem_of(make_problem: MakeProblem, model: nn.Module, budget: Budget) -> PruningProblem:
+def problem_of(make_problem: MakeProblem, model: nn.Module, budget: Budget) -> Problem:
     """Return the digits problem with another network."""
     example = torch.zeros(1, 1, 8, 8)
     graph = analyse(model, example)
     other = make_problem(budget=budget)
-    values = {name: getattr(other, name) for name in other.__dataclass_fields__}
-    evaluator = Evaluator(
-        model, graph, search=other.evaluator.search, calibration=other.evaluator.calibration
+    task = replace(other.task, model=model, example_inputs=example)  # type: ignore[type-var]
+    return replace(
+        other, task=task, structure=graph, make_evaluator=lambda _: Evaluator(task, graph)
     )
-    return PruningProblem(**{**values, "model": model, "graph": graph, "evaluator": evaluator})
 
 
 def chain() -> nn.Module:
@@ -50,7 +49,7 @@ def test_its_choice_is_what_its_own_surgery_leaves(
     tp = pytest.importorskip("torch_pruning")
     model = chain()
     problem = problem_of(make_problem, model, Budget(keep_macs=0.5))
-    removed = _Peer(TorchPruningPruner(criterion, scope), problem).removed(0.4)
+    removed = _Peer(TorchPruning(criterion, scope), problem).removed(0.4)
     importance = {
         "magnitude": tp.importance.GroupMagnitudeImportance(p=2),
         "bn_scale": tp.importance.BNScaleImportance(),
@@ -78,20 +77,20 @@ def test_its_choice_is_what_its_own_surgery_leaves(
 def test_the_mask_keeps_its_best_channels_at_exactly_the_budget(make_problem: MakeProblem) -> None:
     pytest.importorskip("torch_pruning")
     problem = problem_of(make_problem, chain(), Budget(keep_macs=0.5))
-    result = TorchPruningPruner("magnitude", "uniform").prune(problem)
+    result = TorchPruning("magnitude", "uniform").prune(problem)
     keep = result.mask.keep
     kept = [keep[g.units].mean() for g in problem.graph.groups if g.frozen is None]
     assert max(kept) - min(kept) < 0.15
-    norms = problem.model[0].weight.detach().flatten(1).norm(dim=1).numpy()
+    norms = problem.task.model[0].weight.detach().flatten(1).norm(dim=1).numpy()
     kept_first = keep[problem.graph.param_units["0.weight"][0]]
     assert norms[~kept_first].mean() < norms[kept_first].mean()
-    assert result.networks_evaluated == 0
+    assert result.networks == 0
 
 
 def test_what_it_couples_otherwise_is_left_whole(make_problem: MakeProblem) -> None:
     pytest.importorskip("torch_pruning")
     problem = make_problem(budget=Budget(keep_macs=0.6))
-    mask = TorchPruningPruner("taylor", "global").prune(problem).mask
+    mask = TorchPruning("taylor", "global").prune(problem).mask
     widths = problem.graph.group_widths(mask)
     dense = problem.graph.group_widths(problem.graph.dense_mask())
     streams = [name for name in dense if not name.endswith("conv1") or name == "conv1"]
@@ -100,18 +99,17 @@ def test_what_it_couples_otherwise_is_left_whole(make_problem: MakeProblem) -> N
     assert all(widths[name] < dense[name] for name in dense if name not in streams)
     # a budget that the rest cannot meet takes from them as well, last
     tight = make_problem(budget=Budget(keep_macs=0.03))
-    widths = tight.graph.group_widths(TorchPruningPruner("taylor", "global").prune(tight).mask)
+    widths = tight.graph.group_widths(TorchPruning("taylor", "global").prune(tight).mask)
     assert any(widths[name] < dense[name] for name in streams)
 
 
-def test_without_the_package_there_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_there_is_one_clear_line(
+    make_problem: MakeProblem, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     message = r"^tp_magnitude/uniform runs Torch-Pruning, .*: pip install torch-pruning$"
     with pytest.raises(ConfigError, match=message):
-        PRUNERS["tp_magnitude/uniform"]()
-    with pytest.raises(ConfigError, match="pip install torch-pruning"):
-        check_methods(["l1/uniform", "torch_pruning"])
-    check_methods(["all"])
+        METHODS["tp_magnitude/uniform"]().check(make_problem())
 
 
 def test_a_network_that_it_cannot_handle_is_one_clear_line(
@@ -126,10 +124,10 @@ def test_a_network_that_it_cannot_handle_is_one_clear_line(
     monkeypatch.setattr(tp.pruner, "BasePruner", fail)
     message = r"^Torch-Pruning cannot handle this network \(KeyError: .*\): leave tp_taylor/global"
     with pytest.raises(ModelError, match=message):
-        TorchPruningPruner("taylor", "global").prune(make_problem())
+        TorchPruning("taylor", "global").prune(make_problem())
 
 
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(ConfigError, match="unknown 'tp_l7/global'; there are magnitude"):
-        TorchPruningPruner("l7", "global")
-    assert {"tp_taylor/global", "tp_bn_scale/uniform"} < set(PRUNERS)
+        TorchPruning("l7", "global")
+    assert {"tp_taylor/global", "tp_bn_scale/uniform"} < set(METHODS)

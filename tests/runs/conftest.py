@@ -10,6 +10,7 @@ import pytest
 from prunegraph.core.budget import Budget
 from prunegraph.core.masks import ChannelMask
 from prunegraph.runs.report.plots import Findings
+from support.parts import part
 from support.toy_env import toy_graph
 
 HISTORY = {
@@ -26,6 +27,7 @@ def row(name: str, mask: ChannelMask, macs: int, search: float, **values: Any) -
     """Return a row of a report."""
     return {
         "name": name,
+        **part(name),
         "seed": 0,
         "macs": macs,
         "params": 40,
@@ -59,7 +61,7 @@ def make_findings() -> Callable[..., Findings]:
             row(name, mask, cost, 0.8 - 0.05 * number, seed=int(number == 1))
             for number, (name, mask, cost) in enumerate(zip(names, masks, macs, strict=True))
         ]
-        rows[0] |= {"test_accuracy_finetuned": 0.88, "finetune_seed": 0, "cell": "."}
+        rows[0] |= {"test_accuracy_finetuned": 0.88, "finetune_seed": 0, "cell": "pruned"}
         cost = graph.dense_cost
         content: dict[str, Any] = {
             "command": "train",

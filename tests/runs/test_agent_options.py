@@ -2,6 +2,7 @@ import pytest
 
 from prunegraph.agent.config import PPOConfig
 from prunegraph.agent.network import NetworkConfig, PruningNetwork
+from prunegraph.agent.options import AgentOptions
 from prunegraph.agent.policies import TrainedPolicy
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ArtefactError
@@ -12,7 +13,8 @@ HALF, LESS = Budget(keep_macs=0.5), Budget(keep_macs=0.29)
 
 
 def searched(policy: TrainedPolicy | None, *budgets: Budget) -> PPOConfig:
-    return agent_config(SearchOptions(surrogate_steps=0, swaps=0), 0, policy, budgets).ppo
+    options = SearchOptions(agent=AgentOptions(surrogate_steps=0, swaps=0))
+    return agent_config(options, 0, policy, budgets).ppo
 
 
 def taught(*budgets: object) -> TrainedPolicy:

@@ -1,5 +1,6 @@
 import errno
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from prunegraph.agent.options import AgentOptions
 from prunegraph.cli import main as cli
 from prunegraph.core.errors import ConfigError
 from prunegraph.runs import inspect
@@ -14,6 +16,7 @@ from prunegraph.runs.machine import default_threads
 from prunegraph.runs.options import yaml_file as options
 from prunegraph.runs.options.compare import ComparisonsConfig
 from prunegraph.runs.options.config import PretrainConfig, TrainConfig
+from prunegraph.runs.options.help import SECTIONS
 from prunegraph.runs.options.tools import InspectConfig, VerifyConfig
 
 
@@ -190,15 +193,40 @@ def test_config_file_may_leave_out_what_the_command_line_gives(tmp_path: Path) -
     assert config == VerifyConfig(run=Path("somewhere"), threads=2, config=path)
 
 
-@pytest.mark.parametrize(("written", "word"), [(False, "--no-agent"), (False, "--agent")])
+@pytest.mark.parametrize("word", ["--no-reconstruct", "--reconstruct"])
 def test_a_switch_may_repeat_or_turn_what_the_file_of_options_says(
-    written: bool, word: str, tmp_path: Path
+    word: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "options.yaml"
-    path.write_text(json.dumps({"agent": written}))
-    config = options.parse(ComparisonsConfig, ["--config", str(path), word])
+    path.write_text("reconstruct: false\nagent:\n  update-size: 8\n")
+    words = ["--config", str(path), word, "--agent.swaps", "3"]
+    config = options.parse(ComparisonsConfig, words)
     assert isinstance(config, ComparisonsConfig)
-    assert config.agent == (word == "--agent")
+    assert config.reconstruct == (word == "--reconstruct")
+    assert config.agent == AgentOptions(update_size=8, swaps=3)
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_the_plain_help_is_short_and_the_whole_one_is_not(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, plain, _ = run(f"{name} --help", capsys)
+    _, whole, _ = run(f"{name} --help-all", capsys)
+    assert "--agent." not in plain
+    assert ("--agent.swaps N " in whole) == (name in ("train", "compare"))
+    assert plain.count("\n  --") <= 30 < whole.count("\n  --") or name not in ("train", "compare")
+    sections = re.findall(r"^(\S.*):$", plain, re.MULTILINE)
+    assert sections == [section for section in (*SECTIONS, "help") if section in sections]
+    assert not re.search(r"default: *(None|False|True|\(\))?\)", whole)
+
+
+def test_the_help_tells_defaults_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = run("train --help", capsys)
+    words = " ".join(out.split())
+    assert "--finetune-lr X peak learning rate of the fine-tune (default: 0.05)" in words
+    assert "epochs of the fine-tune, the same for every network that gets one; default: 40" in words
+    assert "--policy PATH resnet-cifar" in " ".join(run("apply --help", capsys)[1].split())
+    assert "or a policy file (needed)" in " ".join(run("apply --help", capsys)[1].split())
 
 
 @pytest.mark.slow

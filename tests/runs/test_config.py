@@ -1,8 +1,10 @@
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from prunegraph.agent.options import AgentOptions
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import BudgetError, ConfigError
 from prunegraph.runs.options.compare import CompareConfig, ComparisonsConfig
@@ -50,7 +52,6 @@ def test_configs_are_frozen_and_keyword_only(kind: type) -> None:
         ({"threads": 0}, "threads=0"),
         ({"search_share": 2.0}, "search_share=2.0"),
         ({"finetune_lr": -0.1}, "finetune_lr=-0.1"),
-        ({"learning_rate": -1.0}, "learning_rate=-1.0"),
         ({"seed": 2**32}, "seed=4294967296 must be at most"),
         ({"threads": 10**6}, "threads=1000000 must be at most"),
     ],
@@ -58,6 +59,21 @@ def test_configs_are_frozen_and_keyword_only(kind: type) -> None:
 def test_contradictory_or_impossible_options_raise(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TrainConfig(**values)  # type: ignore[arg-type]  # each key's type is right
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"learning_rate": -1.0}, "agent.learning_rate=-1.0"),
+        ({"learning_rate": float("nan")}, "agent.learning_rate=nan"),
+        ({"update_size": 1}, "agent.update_size=1 must be at least 2"),
+        ({"subset": 0}, "agent.subset=0"),
+        ({"swaps": -1}, "agent.swaps=-1"),
+    ],
+)
+def test_impossible_options_of_the_agent_raise(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        AgentOptions(**values)
 
 
 def test_budget_defaults_to_half_of_the_macs_and_is_checked() -> None:

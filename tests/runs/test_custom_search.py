@@ -15,7 +15,8 @@ from prunegraph.data import load_dataset
 from prunegraph.graph.costs.clock import Latency
 from prunegraph.models import build_model
 from prunegraph.tasks.classification import evaluate
-from prunegraph.tasks.default_loss import cross_entropy
+from prunegraph.tasks.custom import cross_entropy
+from prunegraph.tasks.image_classification import training_task
 from prunegraph.training.loop import FinetuneConfig, finetune
 
 SHORT: dict[str, Any] = {"keep_macs": 0.5, "networks": 64, "num_batches": 2}
@@ -287,7 +288,9 @@ def test_classes_need_no_loss_and_beat_the_policy_that_it_starts_from() -> None:
     digits = load_dataset("digits")
     torch.manual_seed(0)
     model = build_model("digits_resnet8_w8", num_classes=10, image_shape=(1, 8, 8))
-    finetune(model, digits.train, FinetuneConfig(epochs=4, peak_lr=0.1), seed=0)
+    finetune(
+        model, training_task(model, digits.train), FinetuneConfig(epochs=4, peak_lr=0.1), seed=0
+    )
     batches = list(digits.train.batches(64, shuffle=torch.Generator().manual_seed(0)))
     images = digits.search.take(torch.arange(len(digits.search)))
 

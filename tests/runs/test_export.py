@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import prunegraph as pg
 from prunegraph.artefacts.export import export_recipe
+from prunegraph.artefacts.pruned import read_info
 from prunegraph.cli.main import main
 from prunegraph.core.errors import ExportError
 from prunegraph.core.files import write_json
@@ -75,7 +76,7 @@ def run(user_module: str, tmp_path: Path) -> tuple[Path, nn.Module]:
 
 def trust(folder: Path) -> tuple[str, str]:
     """Return the option without which no code is run that a file names."""
-    return "--arch", pg.pruning.read_info(folder).arch
+    return "--arch", read_info(folder).arch
 
 
 def outputs(model: nn.Module, images: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from prunegraph.agent.options import AgentOptions
 from prunegraph.core.errors import ConfigError
 from prunegraph.runs.options.config import ApplyConfig, TrainConfig
 from prunegraph.runs.options.yaml_file import (
@@ -33,7 +34,10 @@ def test_unknown_key_lists_the_valid_ones_and_the_nearest() -> None:
         ({"seed": "zero"}, "seed='zero' is not a int"),
         ({"seed": True}, "seed=True is not a int"),
         ({"keep_macs": "half"}, "keep_macs='half' is not a float"),
-        ({"constraint": "hard"}, "not one of bias, lagrangian"),
+        ({"agent": {"constraint": "hard"}}, "agent: constraint='hard' is not one of bias, lagr"),
+        ({"agent": {"update_sise": 4}}, "agent: unknown option 'update_sise'.*'update_size'"),
+        ({"agent": 4}, "agent must hold"),
+        ({"update_size": 4}, "unknown option 'update_size'"),
         ({"json": 1}, "json=1 is not a bool"),
         ({"command": "apply"}, "options of `prunegraph apply`"),
         ({"keep-macs": 0.5, "keep_macs": 0.4}, "given twice"),
@@ -108,6 +112,7 @@ def test_the_command_line_of_options_gives_them_back() -> None:
         weights=(Path("a b"), Path("c")),
         reconstruct=False,
         no_flip=True,
+        agent=AgentOptions(swaps=0, granularity="group"),
     )
     command = command_line(dataclasses.replace(config, out=Path("x"), json=True))
     words = shlex.split(command.replace("\\\n", ""))
@@ -125,6 +130,7 @@ def test_help_shows_an_option_that_may_be_left_out_by_its_type(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert parse(TrainConfig, ["--help"]) is None
-    text = capsys.readouterr().out
-    assert "--keep-macs FLOAT" in text
-    assert "{None}" not in text
+    printed = capsys.readouterr().out
+    assert "--threads N " in printed
+    assert "--out PATH " in printed
+    assert "None" not in printed

@@ -16,8 +16,8 @@ from prunegraph.core.errors import ArtefactError, ConfigError, DataError, ModelE
 from prunegraph.data import load_dataset
 from prunegraph.models import WeightsInfo, build_model, save_weights, weights_info
 from prunegraph.runs.adapt import adapt_contexts
-from prunegraph.runs.apply import check_policy
 from prunegraph.runs.bench import Bench
+from prunegraph.runs.decide import pin_applied
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.options.shipped import shipped_policies
@@ -177,13 +177,13 @@ def test_a_run_that_goes_on_keeps_its_policy(tmp_path: Path) -> None:
         network = PruningNetwork(NetworkConfig(feature_names=("start",)))
         policies.append(TrainedPolicy(network.eval(), {}))
     folder = RunFolder(path=tmp_path)
-    check_policy(policies[0], folder)
+    pin_applied(policies[0], folder)
     save_policy(tmp_path, policies[0])
-    check_policy(policies[0], folder)
+    pin_applied(policies[0], folder)
     with pytest.raises(ConfigError, match="was begun with another policy"):
-        check_policy(policies[1], folder)
+        pin_applied(policies[1], folder)
     folder.file("policy.json").unlink()  # as a kill between the two files leaves it
-    check_policy(policies[1], folder)
+    pin_applied(policies[1], folder)
     path = folder.checkpoint("policy.json")
     pin_policy(None, path)
     assert not path.exists()

@@ -18,7 +18,7 @@ from prunegraph.graph.costs.clock import Latency
 from prunegraph.runs import predicted_latency as prediction
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.config import NetworkConfig
-from prunegraph.runs.predicted_latency import LATENCY_FILE, predicting, with_prediction
+from prunegraph.runs.predicted_latency import predicting, with_prediction
 from prunegraph.runs.prepare import Target, load_target
 
 Clock = Callable[..., Latency]
@@ -64,7 +64,7 @@ def test_a_network_that_is_fast_enough_or_never_will_be_is_refused(
     assert 0.45 < graph.cost(mask).macs / graph.dense_cost.macs <= 0.5
     with pytest.raises(BudgetError, match=r"max_latency=0\.5 ms cannot be met"):
         with_prediction(target, Budget(max_latency=0.5), folder, CONSOLE)
-    assert not folder.file(LATENCY_FILE).exists()
+    assert not folder.file(RunFolder.LATENCY).exists()
 
 
 def test_a_busy_machine_is_told_when_the_layers_are_timed(
@@ -90,7 +90,7 @@ def test_a_damaged_or_foreign_file_is_told(
     folder = RunFolder(path=tmp_path)
     budget = Budget(max_latency=0.5 * parameter_clock(target.model).least)
     with_prediction(target, budget, folder, CONSOLE)
-    path = folder.file(LATENCY_FILE)
+    path = folder.file(RunFolder.LATENCY)
     content = json.loads(path.read_text())
     damages = {
         "times": content["times"][:-1],
@@ -101,5 +101,5 @@ def test_a_damaged_or_foreign_file_is_told(
     }
     for name, value in damages.items():
         path.write_text(json.dumps({**content, name: value}))
-        with pytest.raises(ArtefactError, match=LATENCY_FILE):
+        with pytest.raises(ArtefactError, match=RunFolder.LATENCY):
             predicting(target, path)

@@ -13,6 +13,7 @@ from prunegraph.core.splits import TrainSplit
 from prunegraph.data import load_dataset
 from prunegraph.graph import analyse
 from prunegraph.models import build_model
+from prunegraph.tasks.image_classification import training_task
 from prunegraph.training.distributed import current_ranks
 from prunegraph.training.loop import FinetuneConfig, finetune
 from prunegraph.training.slimmable import Subnets
@@ -73,7 +74,7 @@ def train(name: str, out: Path, *, autocast: bool = False, stop_after: int | Non
     try:
         result = finetune(
             model,
-            images(),
+            training_task(model, images()),
             config,
             seed=1,
             teacher=make(name, seed=5),

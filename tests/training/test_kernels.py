@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunegraph.core.splits import Dataset
+from prunegraph.tasks.image_classification import training_task
 from prunegraph.training import kernels
 from prunegraph.training.kernels import QuickDepthwise
 from prunegraph.training.loop import FinetuneConfig, finetune
@@ -95,8 +96,14 @@ def test_finetunes_do_so(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> No
         nn.Conv2d(1, 8, 3), SLOW[0], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
     )
     train = digits.train.sample(64, 0)
-    finetune(net, train, FinetuneConfig(epochs=1, batch_size=32), seed=0)
+    task = training_task(net, train)
+    finetune(net, task, FinetuneConfig(epochs=1, batch_size=32), seed=0)
     assert len(seen) == 2
     seen.clear()
-    finetune(net, train, FinetuneConfig(epochs=1, batch_size=32, autocast=False), seed=0)
+    finetune(
+        net,
+        training_task(net, train),
+        FinetuneConfig(epochs=1, batch_size=32, autocast=False),
+        seed=0,
+    )
     assert not seen

@@ -15,6 +15,7 @@ from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.apply import zero_mask
 from prunegraph.layerwise.recalibrate import recalibrate_bn
 from prunegraph.models import build_model
+from prunegraph.tasks.image_classification import training_task
 from prunegraph.training.loop import FinetuneConfig, finetune
 from prunegraph.training.slimmable import Subnets
 
@@ -66,7 +67,9 @@ def test_the_whole_network_gets_the_gradients_of_the_part() -> None:
 
 def test_a_slimmable_network_loses_less(digits: Dataset) -> None:
     model = make_net()
-    finetune(model, digits.train, FinetuneConfig(epochs=4, peak_lr=0.1), seed=0)
+    finetune(
+        model, training_task(model, digits.train), FinetuneConfig(epochs=4, peak_lr=0.1), seed=0
+    )
     subnets = make_subnets(model)
     images, labels = next(iter(digits.train.batches(500)))
 
@@ -76,17 +79,18 @@ def test_a_slimmable_network_loses_less(digits: Dataset) -> None:
             return float(np.mean([float(F.cross_entropy(part(images), labels)) for part in parts]))
 
     plain, recipe = copy.deepcopy(model), FinetuneConfig(epochs=8, peak_lr=0.05)
-    finetune(plain, digits.train, recipe, seed=0)
-    finetune(model, digits.train, recipe, seed=0, subnets=subnets)
+    task = training_task(model, digits.train)
+    finetune(plain, task, recipe, seed=0)
+    finetune(model, task, recipe, seed=0, subnets=subnets)
     assert loss(model) < 0.95 * loss(plain)
 
 
 def test_an_interrupted_slimmable_training_resumes_bit_equal(
     digits: Dataset, tmp_path: Path
 ) -> None:
-    train = digits.train.sample(300, seed=0)
+    task = training_task(make_net(), digits.train.sample(300, seed=0))
     whole, cut, resumed = make_net(), make_net(), make_net()
-    finetune(whole, train, CONFIG, seed=1, subnets=make_subnets(make_net()))
+    finetune(whole, task, CONFIG, seed=1, subnets=make_subnets(make_net()))
     path = tmp_path / "training.safetensors"
 
     def stop(*_: float) -> None:
@@ -94,8 +98,16 @@ def test_an_interrupted_slimmable_training_resumes_bit_equal(
 
     subnets = make_subnets(make_net())
     with pytest.raises(KeyboardInterrupt):
-        finetune(cut, train, CONFIG, seed=1, subnets=subnets, checkpoint=path, progress=stop)
-    result = finetune(resumed, train, CONFIG, seed=1, subnets=subnets, checkpoint=path)
+        finetune(
+            cut,
+            task,
+            CONFIG,
+            seed=1,
+            subnets=subnets,
+            checkpoint=path,
+            progress=stop,
+        )
+    result = finetune(resumed, task, CONFIG, seed=1, subnets=subnets, checkpoint=path)
     assert result.resumed_epochs == 1
     expected = whole.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in resumed.state_dict().items())
@@ -107,7 +119,7 @@ def test_images_in_the_order_of_their_classes_do_not_mislead_batch_norm(digits: 
     train = digits.train.take(torch.argsort(digits.train.labels, stable=True)[:900])
     model = make_net()
     subnets = make_subnets(model)
-    finetune(model, train, CONFIG, seed=0, subnets=subnets)
+    finetune(model, training_task(model, train), CONFIG, seed=0, subnets=subnets)
     variances = [norm.running_var for norm in model.modules() if isinstance(norm, nn.BatchNorm2d)]
     measured = [value.clone() for value in variances if value is not None]
     images, _ = next(iter(train.batches(900)))

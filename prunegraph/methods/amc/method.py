@@ -1,6 +1,7 @@
 """AMC as a baseline: its agent plays on the search split."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -9,15 +10,15 @@ from prunegraph.core.outcome import Outcome
 from prunegraph.graph.features import rank_in_group
 from prunegraph.methods.amc.ddpg import train_widths
 from prunegraph.methods.amc.env import WidthEnv
-from prunegraph.methods.cem import SearchRun
-from prunegraph.methods.problem import PrunerResult, PruningProblem
+from prunegraph.methods.method import ChannelMethod, Problem, Result
+from prunegraph.methods.search_run import SearchRun
 
 MOST_REPEATS = 4
 """Late episodes repeat masks: so many episodes a network are played at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class AmcSearch:
+class AmcSearch(ChannelMethod):
     """AMC (He et al. 2018): a DDPG agent sets each group's width, L1 chooses the channels.
 
     The reward is the accuracy on one random subset of the search images, or the steadier figure
@@ -33,16 +34,19 @@ class AmcSearch:
     subset_size: int = 1500
     num_finalists: int = 8
 
+    searches: ClassVar[bool] = True
+
     @property
     def name(self) -> str:
         """``"amc"``."""
         return "amc"
 
-    def prune(self, problem: PruningProblem) -> PrunerResult:
+    def prune(self, problem: Problem) -> Result:
         """Search, and choose the best finalist; an episode whose mask is known costs no network.
 
         The agent plays until its networks are used up, or ``MOST_REPEATS`` as many episodes.
         """
+        self.check(problem)
         run = SearchRun(problem)
         subset = run.subset(self.subset_size, problem.seed)
         num_finalists = run.reserved(self.num_finalists, subset)

@@ -7,12 +7,12 @@ whose maps have a single column, only where no convolution does.
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunegraph.core.masks import Float64Array
-from prunegraph.core.splits import TrainSplit
-from prunegraph.graph import StructureGraph
-from prunegraph.layerwise.capture import Read, show_reads
+from prunegraph.layerwise.capture import Read
+from prunegraph.methods.criteria.dense import Dense
+from prunegraph.methods.criteria.registry import measured_criterion
 
 BATCH_SIZE = 64
 
@@ -44,20 +44,16 @@ class _MapMean:
         return np.where(self._count[True] > 0, of_conv, of_linear)
 
 
-def average_rank(model: nn.Module, graph: StructureGraph, images: TrainSplit) -> Float64Array:
+@measured_criterion("hrank", num_samples=256, of_the_layer=True)
+def average_rank(dense: Dense) -> Float64Array:
     """Return the mean rank of each unit's feature maps.
 
     Lin et al. 2020 (CVPR, "HRank: Filter Pruning using High-Rank Feature Map"), equation 6.
 
-    Args:
-        model: the dense network in eval mode, on its device.
-        graph: its structure.
-        images: what it is run on.
-
     Returns:
         ``[N]`` from 0 to the smaller side of the map; NaN where a unit is not read.
     """
-    mean = _MapMean(graph.num_units)
+    mean = _MapMean(dense.graph.num_units)
 
     def visit(read: Read) -> None:
         ranks = torch.linalg.matrix_rank(_maps(read).float())  # [B, C]
@@ -65,13 +61,12 @@ def average_rank(model: nn.Module, graph: StructureGraph, images: TrainSplit) ->
         total = read.by_class(ranks.double().sum(0)).cpu() / counts
         mean.add(read, total, len(ranks))
 
-    show_reads(model, graph, images, BATCH_SIZE, visit)
+    dense.show_reads(visit, BATCH_SIZE)
     return mean.result()
 
 
-def channel_independence(
-    model: nn.Module, graph: StructureGraph, images: TrainSplit
-) -> Float64Array:
+@measured_criterion("chip", num_samples=128, of_the_layer=True)
+def channel_independence(dense: Dense) -> Float64Array:
     """Return what the feature maps lose in nuclear norm without each class.
 
     Sui et al. 2021 (NeurIPS, "CHIP: CHannel Independence-based Pruning for Compact Neural
@@ -79,22 +74,17 @@ def channel_independence(
     to zero; the difference of the nuclear norms is averaged over the images. It costs one
     eigenvalue problem a class, layer and image, of the smaller of channels and positions.
 
-    Args:
-        model: the dense network in eval mode, on its device.
-        graph: its structure.
-        images: what it is run on.
-
     Returns:
         ``[N]`` from 0 up; NaN where a unit is not read.
     """
-    mean = _MapMean(graph.num_units)
+    mean = _MapMean(dense.graph.num_units)
 
     def visit(read: Read) -> None:
         maps = _maps(read).flatten(2).double()  # [B, C, P]
         losses = [nuclear_loss(rows, read.column, len(read.unique)) for rows in maps]
         mean.add(read, torch.stack(losses).sum(0), len(maps))
 
-    show_reads(model, graph, images, BATCH_SIZE, visit)
+    dense.show_reads(visit, BATCH_SIZE)
     return mean.result()
 
 

@@ -2,57 +2,43 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import torch
-from torch import nn
 
 from prunegraph.core.errors import ModelError
-from prunegraph.core.masks import Float64Array, FloatArray
-from prunegraph.core.splits import TrainSplit
+from prunegraph.core.masks import FloatArray
+from prunegraph.core.task import Task
 from prunegraph.graph import StructureGraph
-from prunegraph.layerwise.capture import readable_copy
-from prunegraph.methods.criteria.feature_maps import average_rank, channel_independence
-from prunegraph.methods.criteria.obd import fisher_saliency
-from prunegraph.methods.criteria.residual_taylor import residual_taylor
-from prunegraph.methods.criteria.taylor import fill_unseen
-from prunegraph.methods.criteria.thinet import removal_errors
+from prunegraph.methods.criteria.dense import Dense
+from prunegraph.methods.criteria.registry import CRITERIA
+from prunegraph.methods.criteria.taylor import STATISTIC_NAMES, fill_unseen
 from prunegraph.methods.criteria.weights import filter_statistics
 
-COSTLY_STATISTICS: Mapping[str, int] = {
-    "hrank": 256,
-    "chip": 128,
-    "obd": 256,
-    "thinet": 256,
-    "residual_taylor": 512,
-}
-"""Name -> train images that it is measured on, by default."""
+
+def costly_names() -> tuple[str, ...]:
+    """Return the criteria that look at the network itself (``measured_criterion``)."""
+    return tuple(name for name, found in CRITERIA.items() if found.measure is not None)
 
 
 def measure_costly(
     name: str,
-    model: nn.Module,
+    task: Task,
     graph: StructureGraph,
-    calibration: TrainSplit,
     *,
-    num_images: int | None = None,
+    num_samples: int | None = None,
     seed: int = 0,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
 ) -> FloatArray:
-    """Measure one of ``COSTLY_STATISTICS`` on a copy of a dense network.
+    """Measure one of ``costly_names`` on a copy of a dense network.
 
     Args:
-        name: ``"hrank"`` (``map_statistics.average_rank``), ``"chip"``
-            (``map_statistics.channel_independence``), ``"obd"``
-            (``weight_saliency.fisher_saliency``), ``"thinet"`` (``reconstruction.removal_errors``)
-            or ``"residual_taylor"`` (``residual_taylor.residual_taylor``).
-        model: the dense network; never changed.
+        name: of the criterion.
+        task: the dense network and its train data.
         graph: its structure.
-        calibration: train images, taken without augmentation.
-        num_images: how many; None = as many as ``COSTLY_STATISTICS`` says.
-        seed: fixes which images.
-        device: where the network runs.
+        num_samples: how many, without augmentation; None = as many as the criterion says.
+        seed: fixes which samples.
+        device: where the network runs; None = where it is.
 
     Returns:
         ``[N]`` float32, higher = keep; filled as ``measure`` does.
@@ -60,48 +46,47 @@ def measure_costly(
     Raises:
         ModelError: a value is not finite.
     """
-    dense = readable_copy(model, device)
-    images = calibration.sample(COSTLY_STATISTICS[name] if num_images is None else num_images, seed)
-    measures: Mapping[str, Callable[[nn.Module, StructureGraph, TrainSplit], Float64Array]] = {
-        "hrank": average_rank,
-        "chip": channel_independence,
-        "obd": fisher_saliency,
-        "thinet": partial(removal_errors, seed=seed),
-        "residual_taylor": partial(residual_taylor, seed=seed),
-    }
-    values = measures[name](dense, graph, images)
+    found = CRITERIA[name]
+    assert found.measure is not None
+    train = task.train.sample(found.num_samples if num_samples is None else num_samples, seed)
+    dense = Dense(task=task, graph=graph, train=train, seed=seed, device=device)
+    values = found.measure(dense)
     if np.isinf(values).any():
-        msg = f"{name} is infinite: check the network's weights and its images"
+        msg = f"{name} is infinite: check the network's weights and its train data"
         raise ModelError(msg)
-    return fill_unseen(graph, values, lambda: filter_statistics(dense, graph)["l2"])
+    return fill_unseen(graph, values, lambda: filter_statistics(dense.model, graph)["l2"])
 
 
 @dataclass(frozen=True, eq=False)
 class LazyStatistics(Mapping[str, FloatArray]):
-    """Measured arrays ``[N]`` by name, costly ones measured once, when they are first asked for.
+    """Measured arrays ``[N]`` by name, each measured once, when it is first asked for.
 
     Args:
-        measured: what is there.
-        measure: measures one of ``COSTLY_STATISTICS`` by its name.
+        usual: measures ``STATISTIC_NAMES``, all in one look.
+        costly: measures one of ``costly_names`` by its name.
     """
 
-    measured: Mapping[str, FloatArray]
-    measure: Callable[[str], FloatArray]
-    _costly: dict[str, FloatArray] = field(default_factory=dict, init=False)
+    usual: Callable[[], Mapping[str, FloatArray]]
+    costly: Callable[[str], FloatArray]
+    _found: dict[str, FloatArray] = field(default_factory=dict, init=False)
 
     def __getitem__(self, name: str) -> FloatArray:
-        if name in self.measured:
-            return self.measured[name]
-        if name not in self._costly:
-            if name not in COSTLY_STATISTICS:
+        if name not in self._found:
+            if name not in self:
                 msg = f"no statistic {name!r}; there are {', '.join(self)}"
                 raise KeyError(msg)
-            self._costly[name] = self.measure(name)
-            self._costly[name].flags.writeable = False  # all methods read it
-        return self._costly[name]
+            usual = name in STATISTIC_NAMES
+            self._found.update(self.usual() if usual else {name: self.costly(name)})
+            for values in self._found.values():
+                values.flags.writeable = False  # all methods read them
+        return self._found[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in (*STATISTIC_NAMES, *costly_names())
 
     def __iter__(self) -> Iterator[str]:
-        return iter({**self.measured, **COSTLY_STATISTICS})
+        """Yield the usual names and what was measured: a walk over all measures nothing costly."""
+        return iter(dict.fromkeys((*STATISTIC_NAMES, *self._found)))
 
     def __len__(self) -> int:
-        return len({**self.measured, **COSTLY_STATISTICS})
+        return len({*STATISTIC_NAMES, *self._found})

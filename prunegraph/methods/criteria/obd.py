@@ -2,15 +2,16 @@
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from prunegraph.core.masks import Float64Array, IntArray
-from prunegraph.core.splits import TrainSplit
 from prunegraph.graph import StructureGraph
+from prunegraph.methods.criteria.dense import Dense
+from prunegraph.methods.criteria.registry import measured_criterion
 
 
-def fisher_saliency(model: nn.Module, graph: StructureGraph, images: TrainSplit) -> Float64Array:
+@measured_criterion("obd", num_samples=256)
+def fisher_saliency(dense: Dense) -> Float64Array:
     """Return what the loss gains, to second order, when the weights that read a unit become zero.
 
     ``0.5 * sum over weights w on the class of h * w^2`` (LeCun, Denker and Solla 1990, "Optimal
@@ -20,29 +21,26 @@ def fisher_saliency(model: nn.Module, graph: StructureGraph, images: TrainSplit)
     filter that writes the channel; here it is the weights that read it, since their loss is what
     removes a channel exactly (a norm would still give a silent filter its shift).
 
-    Args:
-        model: the dense network in eval mode, on its device.
-        graph: its structure.
-        images: with their labels; one forward and backward each.
+    Each image takes one forward and backward.
 
     Returns:
         ``[N]`` nats from 0 up, summed over the layers that read; NaN where a unit is not read.
     """
+    model, graph = dense.model, dense.graph
     parameters = dict(model.named_parameters(remove_duplicate=False))
     columns = {name: place for name, place in _columns(graph).items() if name in parameters}
-    weights = [parameters[name].requires_grad_() for name in columns]
+    weights = [parameters[name] for name in columns]
     fisher = [torch.zeros_like(weight) for weight in weights]
-    device = next((weight.device for weight in weights), torch.device("cpu"))
-    with torch.enable_grad():
-        for image, label in images.batches(1):
-            loss = F.cross_entropy(model(image.to(device, torch.float32)), label.to(device))
-            gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-            for total, gradient in zip(fisher, gradients, strict=True):
-                if gradient is not None:
-                    total += gradient.square()
+    count = 0
+    for sample in dense.singles():
+        count += 1
+        gradients = torch.autograd.grad(dense.loss(sample), weights, allow_unused=True)
+        for total, gradient in zip(fisher, gradients, strict=True):
+            if gradient is not None:
+                total += gradient.square()
     saliency = np.full(graph.num_units, np.nan)
     for (axis, units), weight, total in zip(columns.values(), weights, fisher, strict=True):
-        own = _along(0.5 * total / max(len(images), 1) * weight.detach().square(), axis)
+        own = _along(0.5 * total / max(count, 1) * weight.detach().square(), axis)
         unique = np.unique(units)
         saliency[unique] = np.nan_to_num(saliency[unique])
         np.add.at(saliency, units, own)

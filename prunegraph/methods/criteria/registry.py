@@ -1,45 +1,133 @@
-"""How important each prunable unit is, by published criteria; higher = keep."""
+"""How important each prunable unit is, by published criteria; higher = keep.
 
-from collections.abc import Mapping
+A criterion is one decorated function in one file of this folder, where its family is. By that alone
+it has a row with every allocation, in every list of methods.
+"""
 
-import numpy as np
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+from prunegraph.core.errors import ConfigError
 from prunegraph.core.masks import Float64Array, FloatArray
+from prunegraph.methods.criteria.dense import Dense
 
-CRITERIA: Mapping[str, str] = {
-    "l1": "l1",
-    "l2": "l2",
-    "bn_scale": "bn_scale",
-    "fpgm": "fpgm",
-    "lamp": "lamp",
-    "taylor": "taylor",
-    "activation": "activation_mean",
-    "apoz": "apoz",
-    "hrank": "hrank",
-    "chip": "chip",
-    "obd": "obd",
-    "thinet": "thinet",
-    "residual_taylor": "residual_taylor",
-}
-"""Criterion -> the statistic that it reads (``pruning.statistics``, ``costly_statistics``)."""
 
-RANDOM = "random"
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Given:
+    """What a criterion is made of.
 
-CRITERION_NAMES: tuple[str, ...] = (RANDOM, *CRITERIA)
+    Attributes:
+        statistics: measured arrays ``[N]`` of the dense network, by name.
+        num_units: N.
+        seed: fixes what is left to chance.
+    """
+
+    statistics: Mapping[str, FloatArray]
+    num_units: int
+    seed: int = 0
+
+
+Score = Callable[[Given], FloatArray | Float64Array]
+Measure = Callable[[Dense], Float64Array]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Criterion:
+    """A criterion, with what it says of itself.
+
+    Attributes:
+        name: of its rows, as ``"l1"``.
+        score: from what is given to importances ``[N]``, higher = keep.
+        of_the_layer: its scale is that of a layer, its fan-in, width or map size. Where groups
+            compete it is divided by the group's mean, as by Torch-Pruning; else whole groups go.
+        per_seed: whether it depends on which samples were drawn, or on chance.
+        measure: of criteria that look at the network itself: what is kept as a statistic.
+        num_samples: train samples that this takes by default.
+    """
+
+    name: str
+    score: Score
+    of_the_layer: bool
+    per_seed: bool
+    measure: Measure | None = None
+    num_samples: int = 0
+
+
+CRITERIA: dict[str, Criterion] = {}
+"""Every criterion by name; ``criterion`` and ``measured_criterion`` add to it."""
+
+
+def criterion(
+    name: str, *, of_the_layer: bool = False, reads_images: bool = True, by_chance: bool = False
+) -> Callable[[Score], Score]:
+    """Register a function of statistics that are there anyway.
+
+    Args:
+        name: of its rows.
+        of_the_layer: see ``Criterion``.
+        reads_images: whether the statistics that it reads were measured on train data.
+        by_chance: whether it draws random numbers.
+    """
+
+    def add(score: Score) -> Score:
+        CRITERIA[name] = Criterion(
+            name=name,
+            score=score,
+            of_the_layer=of_the_layer,
+            per_seed=reads_images or by_chance,
+        )
+        return score
+
+    return add
+
+
+def measured_criterion(
+    name: str, *, num_samples: int, of_the_layer: bool = False
+) -> Callable[[Measure], Measure]:
+    """Register a function of the dense network; it is run once, when a method first asks.
+
+    Args:
+        name: of its rows, and of the statistic that it becomes.
+        num_samples: train samples that it is given.
+        of_the_layer: see ``Criterion``.
+    """
+
+    def add(measure: Measure) -> Measure:
+        CRITERIA[name] = Criterion(
+            name=name,
+            score=lambda given: given.statistics[name],
+            of_the_layer=of_the_layer,
+            per_seed=True,
+            measure=measure,
+            num_samples=num_samples,
+        )
+        return measure
+
+    return add
+
+
+def find_criterion(name: str) -> Criterion:
+    """Return the criterion of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in CRITERIA:
+        msg = f"unknown criterion {name!r}; there are {', '.join(CRITERIA)}"
+        raise ConfigError(msg)
+    return CRITERIA[name]
 
 
 def importance(
-    criterion: str, statistics: Mapping[str, FloatArray], num_units: int, seed: int
+    name: str, statistics: Mapping[str, FloatArray], num_units: int, seed: int = 0
 ) -> Float64Array:
-    """Return ``[N]`` importances from 0 up, higher = keep.
+    """Return ``[N]`` importances, higher = keep.
 
     Args:
-        criterion: one of ``CRITERION_NAMES``.
+        name: of a criterion.
         statistics: measured arrays ``[N]``.
         num_units: N.
-        seed: fixes ``"random"``.
+        seed: fixes what is left to chance.
     """
-    if criterion == RANDOM:
-        return np.random.default_rng(seed).random(num_units)
-    values = statistics[CRITERIA[criterion]].astype(np.float64)
-    return 1.0 - values if criterion == "apoz" else values  # mostly zero = unimportant
+    given = Given(statistics=statistics, num_units=num_units, seed=seed)
+    return find_criterion(name).score(given).astype("float64")

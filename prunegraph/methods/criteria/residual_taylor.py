@@ -5,15 +5,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunegraph.core.masks import Float64Array, IntArray
-from prunegraph.core.splits import TrainSplit
-from prunegraph.graph import StructureGraph
-from prunegraph.layerwise.capture import Read, reads
+from prunegraph.layerwise.capture import Read
 from prunegraph.layerwise.sampling import POSITIONS, input_axis
 from prunegraph.layerwise.statistics import MOST_INPUTS, RIDGE, TINY, InputSums
-from prunegraph.methods.criteria.taylor import Effects, run_losses
+from prunegraph.methods.criteria.dense import Dense
+from prunegraph.methods.criteria.registry import measured_criterion
+from prunegraph.methods.criteria.taylor import Effects
 from prunegraph.methods.criteria.thinet import TIE_BREAK
 
 BATCH_SIZE = 64
@@ -38,9 +38,8 @@ class Reader:
     effects: Tensor
 
 
-def residual_taylor(
-    model: nn.Module, graph: StructureGraph, images: TrainSplit, seed: int
-) -> Float64Array:
+@measured_criterion("residual_taylor", num_samples=512)
+def residual_taylor(dense: Dense) -> Float64Array:
     """Return what the loss gains when a unit goes and the others take over what they can.
 
     For each layer that reads a unit the Taylor importance (see ``statistics.measure``) times the
@@ -54,21 +53,15 @@ def residual_taylor(
     ``MOST_INPUTS`` values) the tolerance is 1. Depthwise convolutions pass a unit on to the layer
     that reads it next, and do not count.
 
-    Args:
-        model: the dense network in eval mode, on its device.
-        graph: its structure.
-        images: with their labels.
-        seed: fixes at which positions the variances are measured.
-
     Returns:
         ``[N]`` from 0 up, rising in the order in which a group's units go; NaN where a unit is
         not read.
     """
-    effects: dict[str, Effects] = {}
+    graph, effects = dense.graph, dict[str, Effects]()
     sums: dict[str, InputSums] = {}
     units: dict[str, IntArray] = {}
     reconstructed: dict[str, bool] = {}
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(dense.seed)
 
     def visit(read: Read) -> None:
         name = str(read.op.param)
@@ -82,8 +75,7 @@ def residual_taylor(
             rows = _class_rows(read, generator)
             sums.setdefault(name, InputSums(rows)).add(rows)
 
-    with reads(model, graph, visit):
-        run_losses(model, images, BATCH_SIZE)
+    dense.show_gradients(visit, BATCH_SIZE)
     inverses = {
         name: _inverse(found.moments(name, centred=True).products) for name, found in sums.items()
     }
@@ -97,7 +89,7 @@ def residual_taylor(
             _reader(own, units[name], inverses.get(name), effects[name].squared_effect)
             for name in names
         ]
-        values[own] = greedy_values(readers) / max(len(images), 1)
+        values[own] = greedy_values(readers) / max(dense.num_samples, 1)
     return values
 
 

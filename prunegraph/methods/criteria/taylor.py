@@ -1,23 +1,20 @@
 """Measured arrays, one value a prunable unit: what features and heuristics are made of."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from prunegraph.core.errors import ModelError
-from prunegraph.core.masks import ChannelMask, Float64Array, FloatArray
-from prunegraph.core.splits import SearchSplit, TrainSplit
-from prunegraph.evaluation.evaluator import QUICK_CALIBRATION, Evaluator
+from prunegraph.core.masks import Float64Array, FloatArray
+from prunegraph.core.task import Task
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import rank_in_group
-from prunegraph.layerwise.capture import Read, readable_copy, reads
-from prunegraph.layerwise.reconstruct import Reconstruction
+from prunegraph.layerwise.capture import Read
+from prunegraph.methods.criteria.dense import Dense
+from prunegraph.methods.criteria.registry import Given, criterion
 from prunegraph.methods.criteria.weights import filter_statistics
-from prunegraph.tasks.classification import model_device
 
 STATISTIC_NAMES: tuple[str, ...] = (
     "taylor",
@@ -32,9 +29,6 @@ STATISTIC_NAMES: tuple[str, ...] = (
     "twin_rank",
 )
 """What ``measure`` returns; ``"sensitivity"`` is measured apart, since it runs networks."""
-
-UNLABELLED_IMAGES = 2048
-"""Train images that ``unlabelled_evaluator`` compares pruned and dense outputs on."""
 
 
 class Effects:
@@ -78,25 +72,24 @@ class Effects:
 
 
 def measure(
-    model: nn.Module,
+    task: Task,
     graph: StructureGraph,
-    calibration: TrainSplit,
     *,
-    num_images: int = 512,
+    num_samples: int = 512,
     batch_size: int = 64,
     seed: int = 0,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
 ) -> Mapping[str, FloatArray]:
     """Measure weights, gradients and activations of a dense network.
 
-    One forward and backward over ``num_images`` shuffled train images in eval mode, on a copy of
+    One forward and backward over ``num_samples`` shuffled train samples in eval mode, on a copy of
     the network. The Taylor importance of a unit follows Molchanov et al. 2019 (CVPR, "Importance
     Estimation for Neural Network Pruning"), equation 8: the squared sum of ``weight * gradient``,
 
     ``taylor = sum over layers that read the class of
-    mean over images i of (sum over the layer's weights w on the class of w * dL_i/dw)^2``
+    mean over samples i of (sum over the layer's weights w on the class of w * dL_i/dw)^2``
 
-    with L_i the cross-entropy of one image. The weights are those of the layers that *read* the
+    with L_i the loss of one sample. The weights are those of the layers that *read* the
     class: for each, the inner sum equals ``sum over positions of a * dL_i/da`` with the activation
     ``a`` that the layer reads, to first order what the loss gains when the layer no longer sees it
     (after norm and activation function, whatever they are). Per MAC, at half the MACs of a
@@ -108,13 +101,12 @@ def measure(
     ``filter_statistics``.
 
     Args:
-        model: the dense network; never changed.
+        task: the dense network, its train data and its loss.
         graph: its structure.
-        calibration: train images, taken without augmentation.
-        num_images: how many; fewer if the split is smaller.
-        batch_size: images a forward; does not change the result but for rounding.
-        seed: fixes which images.
-        device: where forward and backward run.
+        num_samples: how many, taken without augmentation; fewer if the split is smaller.
+        batch_size: samples a forward; does not change the result but for rounding.
+        seed: fixes which samples.
+        device: where forward and backward run; None = where the network is.
 
     Returns:
         ``[N]`` float32 of each name in ``STATISTIC_NAMES``, finite; frozen units hold 0. A free
@@ -124,87 +116,24 @@ def measure(
     Raises:
         ModelError: a gradient is not finite.
     """
-    dense = readable_copy(model, device)
-    images = calibration.sample(num_images, seed)
-    return _measured(dense, graph, lambda: run_losses(dense, images, batch_size), len(images))
-
-
-def measure_by(
-    model: nn.Module,
-    graph: StructureGraph,
-    batches: Sequence[Any],
-    loss: Callable[[nn.Module, Any], Tensor],
-) -> Mapping[str, FloatArray]:
-    """Measure a network of any task: as ``measure``, by a loss that is given.
-
-    Args:
-        model: the dense network; never changed.
-        graph: its structure.
-        batches: what the loss is computed on.
-        loss: of a network on a batch, summed over its samples.
-
-    Returns:
-        The arrays named in ``STATISTIC_NAMES``, Taylor importance up to a common factor.
-
-    Raises:
-        ModelError: a gradient is not finite, or the loss is no sum that gradients flow from.
-    """
-    dense = readable_copy(model, model_device(model), None)
-
-    def run() -> None:
-        dense.requires_grad_()  # what the first layer reads need not have a gradient
-        with torch.enable_grad():
-            for batch in batches:
-                _checked_sum(loss(dense, batch)).backward()
-        dense.requires_grad_(False)
-
-    return _measured(dense, graph, run, 1)
-
-
-def _checked_sum(value: object) -> Tensor:
-    """Return what a loss has returned, if it is a sum that gradients flow from."""
-    if isinstance(value, Tensor) and value.numel() == 1 and value.requires_grad:
-        if not bool(value.isfinite()):
-            msg = f"the loss returns {float(value)} on calibration data: check it, and the data"
-            raise ModelError(msg)
-        return value
-    what = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-    msg = (
-        f"the loss returns {what}, not a sum over the batch that gradients flow from: reduce "
-        "it with sum(), and leave detach() and no_grad() away"
-    )
-    raise ModelError(msg)
-
-
-def _measured(
-    dense: nn.Module, graph: StructureGraph, run: Callable[[], None], num_samples: int
-) -> dict[str, FloatArray]:
-    """Return the arrays of a network that is sent forward and backward by ``run``."""
+    train = task.train.sample(num_samples, seed)
+    dense = Dense(task=task, graph=graph, train=train, seed=seed, device=device)
     effects = Effects(graph.num_units)
-    with reads(dense, graph, effects.visit, attentions=True):
-        run()
+    dense.show_gradients(effects.visit, batch_size, attentions=True)
     if not np.isfinite(effects.squared_effect).all():
-        msg = "gradients hold NaN or infinity: check the network's weights and its images"
+        msg = "gradients hold NaN or infinity: check the network's weights and its train data"
         raise ModelError(msg)
     absolute, zeros = effects.activations()
-    values = filter_statistics(dense, graph)
+    per_sample = effects.squared_effect / max(dense.num_samples, 1)
+    values = filter_statistics(dense.model, graph)
     values |= {
-        "taylor": np.where(np.isnan(zeros), np.nan, effects.squared_effect / max(num_samples, 1)),
+        "taylor": np.where(np.isnan(zeros), np.nan, per_sample),
         "activation_mean": absolute,
         "apoz": zeros,
     }
     return {
         name: fill_unseen(graph, values[name], lambda: values["l2"]) for name in STATISTIC_NAMES
     }
-
-
-def run_losses(model: nn.Module, images: TrainSplit, batch_size: int) -> None:
-    """Send gradients of each image's own loss through the network (no weight gets one)."""
-    device = model_device(model)
-    with torch.enable_grad():
-        for batch, labels in images.batches(batch_size):
-            logits = model(batch.to(device, torch.float32).requires_grad_())
-            F.cross_entropy(logits, labels.to(device), reduction="sum").backward()
 
 
 def fill_unseen(
@@ -230,98 +159,19 @@ def fill_unseen(
     return result
 
 
-def num_sensitivity_networks(graph: StructureGraph) -> int:
-    """Return how many networks ``sensitivity`` runs: one for each free group, and the dense one."""
-    return len(graph.free_groups) + 1
+@criterion("taylor")
+def taylor(given: Given) -> FloatArray:
+    """Return first-order Taylor importances (Molchanov et al. 2019, CVPR), see ``measure``."""
+    return given.statistics["taylor"]
 
 
-def sensitivity(
-    evaluator: Evaluator,
-    graph: StructureGraph,
-    scores: FloatArray,
-    *,
-    subset: Tensor | None = None,
-    by: Literal["loss", "kl"] = "loss",
-) -> FloatArray:
-    """Measure what the loss gains when half of one group goes, for each group in turn.
-
-    Half is rounded down, and the group's minimum stays.
-
-    The evaluator counts the networks: one for each free group, and one for the whole network
-    under the same recalibration.
-
-    Args:
-        evaluator: scores masks on search images.
-        graph: the structure.
-        scores: ``[N]``, the group's lowest go.
-        subset: positions in the search split; None = all.
-        by: the cross-entropy, or the divergence from the dense outputs, which needs no labels; the
-            evaluator must measure it.
-
-    Returns:
-        ``[N]`` the group's gain (nats), at each of its units; frozen 0.
-    """
-
-    def measured(mask: ChannelMask) -> float:
-        if by == "kl":
-            return measure_divergence(evaluator, mask, subset)
-        return evaluator.evaluate(mask, subset).loss
-
-    dense = measured(graph.dense_mask())
-    gains = np.zeros(graph.num_units, dtype=np.float32)
-    for group in graph.groups:
-        units = group.units[graph.free[group.units]]
-        if not units.size:
-            continue
-        num_removed = min(units.size // 2, len(group.units) - group.min_keep)
-        keep = np.ones(graph.num_units, dtype=bool)
-        keep[units[np.argsort(scores[units], kind="stable")[: max(num_removed, 0)]]] = False
-        gains[units] = measured(graph.mask(keep)) - dense
-    return gains
+@criterion("activation", of_the_layer=True)
+def mean_activation(given: Given) -> FloatArray:
+    """Return the mean magnitude of what the next layers read."""
+    return given.statistics["activation_mean"]
 
 
-def unlabelled_evaluator(
-    model: nn.Module,
-    graph: StructureGraph,
-    train: TrainSplit,
-    *,
-    calibration_images: int = QUICK_CALIBRATION,
-    seed: int = 0,
-    device: str | torch.device = "cpu",
-    reconstruction: Reconstruction | None = None,
-) -> Evaluator:
-    """Return an evaluator that measures the divergence from the dense outputs on train images.
-
-    For what a policy may know of a network that it is applied to: no label, no search image.
-
-    Args:
-        model: the dense network.
-        graph: its structure.
-        train: images; ``UNLABELLED_IMAGES`` of them are drawn, others than those that calibrate
-            if there are enough.
-        calibration_images: images that recalibrate batch norm.
-        seed: fixes the images.
-        device: where networks run.
-        reconstruction: changes the weights that stay; None = they stay as they are.
-    """
-    drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).flip(0)
-    return Evaluator(
-        model,
-        graph,
-        search=SearchSplit(train.source, train.index[drawn[:UNLABELLED_IMAGES]]),
-        calibration=train,
-        num_calibration=calibration_images,
-        seed=seed,
-        device=device,
-        kl=True,
-        reconstruction=reconstruction,
-    )
-
-
-def measure_divergence(
-    evaluator: Evaluator, mask: ChannelMask, subset: Tensor | None = None
-) -> float:
-    """Return a mask's KL divergence from the dense outputs in nats; the evaluator measures it."""
-    value = evaluator.evaluate(mask, subset).kl
-    assert value is not None
-    return value
+@criterion("apoz", of_the_layer=True)
+def share_of_non_zeros(given: Given) -> Float64Array:
+    """Return the share of non-zero activations: mostly zero = unimportant (arXiv 1607.03250)."""
+    return 1.0 - given.statistics["apoz"].astype(np.float64)

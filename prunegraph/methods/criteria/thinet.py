@@ -6,9 +6,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunegraph.core.masks import Float64Array, IntArray
-from prunegraph.core.splits import TrainSplit
 from prunegraph.graph import StructureGraph
-from prunegraph.layerwise.capture import Read, show_reads
+from prunegraph.layerwise.capture import Read
+from prunegraph.methods.criteria.dense import Dense
+from prunegraph.methods.criteria.registry import measured_criterion
 
 INSTANCES = 10
 """Outputs that are sampled of each image and layer, as in the paper."""
@@ -20,9 +21,8 @@ TIE_BREAK = 1e-6
 """Relative step between errors, so that the order outlives where the error does not rise."""
 
 
-def removal_errors(
-    model: nn.Module, graph: StructureGraph, images: TrainSplit, seed: int
-) -> Float64Array:
+@measured_criterion("thinet", num_samples=256)
+def removal_errors(dense: Dense) -> Float64Array:
     """Return the error of the next layers' outputs at which each unit goes.
 
     Luo et al. 2017 (ICCV, "ThiNet: A Filter Level Pruning Method for Deep Neural Network
@@ -36,17 +36,11 @@ def removal_errors(
     every method's network must be recalibrated by the same means. Convolutions in two dimensions
     without groups and linear layers count; others are not seen.
 
-    Args:
-        model: the dense network in eval mode, on its device.
-        graph: its structure.
-        images: what outputs are sampled on.
-        seed: fixes which outputs.
-
     Returns:
         ``[N]`` from 0 up, rising in the order of removal; NaN where no such layer reads a class.
     """
     grams: dict[str, tuple[IntArray, Tensor]] = {}
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(dense.seed)
 
     def visit(read: Read) -> None:
         sampled = sample_contributions(read, generator)
@@ -55,8 +49,10 @@ def removal_errors(
             unique, gram = grams.get(str(read.op.param), (read.unique, torch.tensor(0.0)))
             grams[str(read.op.param)] = (unique, gram + own.T @ own)
 
-    show_reads(model, graph, images, BATCH_SIZE, visit)
-    return _greedy_by_group(graph, [(unique, gram.numpy()) for unique, gram in grams.values()])
+    dense.show_reads(visit, BATCH_SIZE)
+    return _greedy_by_group(
+        dense.graph, [(unique, gram.numpy()) for unique, gram in grams.values()]
+    )
 
 
 def sample_contributions(read: Read, generator: torch.Generator) -> Tensor | None:

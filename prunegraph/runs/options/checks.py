@@ -2,19 +2,9 @@
 
 from pathlib import Path
 
-from prunegraph.core.errors import ArtefactError, ConfigError
+from prunegraph.core.errors import ConfigError
 from prunegraph.core.reading import MAX_INTEGER
 from prunegraph.core.user_code import is_factory
-
-SUMMARY_FILE = "summary.json"
-"""What takes a report's place where a folder holds several comparisons."""
-
-
-def check_one_run(path: Path) -> None:
-    """Raise ArtefactError for a folder of several comparisons, where one run is asked for."""
-    if (path / SUMMARY_FILE).is_file():
-        msg = f"{path} holds several comparisons: name the folder of one of them"
-        raise ArtefactError(msg)
 
 
 def check_usable(name: str, value: object) -> None:

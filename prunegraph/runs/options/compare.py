@@ -6,17 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-import tyro
-
 from prunegraph.core.errors import ConfigError
 from prunegraph.runs.options.checks import check_at_least, check_at_most
 from prunegraph.runs.options.config import (
+    ApplyConfig,
     NetworkConfig,
     NetworksConfig,
+    PruneConfig,
     PruningOptions,
     RecipeOptions,
     SearchOptions,
+    TrainConfig,
 )
+from prunegraph.runs.options.help import HIDDEN, Section
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +26,8 @@ class MethodOptions:
     """What is compared.
 
     Attributes:
-        agent: with no-agent the baselines alone are compared, and the report shows the best of them
-            on the search split as the pruned network; default: the agent searches too.
+        no_agent: compare the baselines alone; the report shows the best of them on the search split
+            as the pruned network.
         methods: all; heuristics (those that need no search); torch_pruning (its own pruners, if it
             is installed; not part of all); names of baselines; or package.module:pruner, your own.
         seeds: search and fine-tuning seeds.
@@ -37,12 +39,13 @@ class MethodOptions:
             runs/compare-ARCH-KEEP+ARCH-KEEP. The same command resumes.
     """
 
-    agent: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = True
+    section: ClassVar[str] = "search"
+    no_agent: bool = False
     methods: tuple[str, ...] = ("all",)
     seeds: int = 3
-    finetune_seeds: int | None = None
-    finetune_best: bool = False
-    out: Path | None = None
+    finetune_seeds: Annotated[int | None, Section("fine-tune"), HIDDEN] = None
+    finetune_best: Annotated[bool, Section("fine-tune"), HIDDEN] = False
+    out: Annotated[Path | None, Section("what")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,11 +58,15 @@ class CompareConfig(MethodOptions, SearchOptions, PruningOptions, NetworkConfig)
         NetworkConfig.__post_init__(self)
         PruningOptions.check(self)
         SearchOptions.check(self)
-        if not self.methods and not self.agent:
-            msg = "methods names none and no-agent leaves the agent out: nothing is left to compare"
+        if not self.methods and self.no_agent:
+            msg = (
+                "methods names none and --no-agent leaves the agent out: nothing is left to compare"
+            )
             raise ConfigError(msg)
-        if self.policy is not None and not self.agent:
-            msg = f"the policy {self.policy} is for the agent, which no-agent leaves out: drop one"
+        if self.policy is not None and self.no_agent:
+            msg = (
+                f"the policy {self.policy} is for the agent, which --no-agent leaves out: drop one"
+            )
             raise ConfigError(msg)
         check_at_least("seeds", self.seeds, 1)
         check_at_least("finetune_seeds", self.finetune_seeds, 1)
@@ -84,6 +91,7 @@ class ComparisonsConfig(MethodOptions, SearchOptions, RecipeOptions, NetworksCon
     """
 
     command: ClassVar[str] = "compare"
+    section: ClassVar[str] = "budget"
     keep_macs: tuple[float, ...] = ()
     keep_params: tuple[float, ...] = ()
     max_memory: int | None = None
@@ -130,3 +138,6 @@ MAX_COMPARISONS = 1000
 
 SINGLE = frozenset({"arch", "weights", "keep_macs", "keep_params"})
 """Options of which every comparison has one."""
+
+RunConfig = TrainConfig | ApplyConfig | PruneConfig | CompareConfig
+"""The options of a command that prunes: each is a plan for the one runner."""

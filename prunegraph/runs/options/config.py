@@ -2,33 +2,34 @@
 
 ``tyro`` makes the command line from them. ``--config FILE.yaml`` gives defaults that the command
 line overrides; a run folder holds the merged options as ``config.yaml``, which can be given back.
+
+A class names the section of the help that its options stand in; an option may name another one.
+``Hidden`` ones show with ``--help-all`` alone.
 """
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from prunegraph.agent.config import EPISODES_PER_UPDATE, PPOConfig
+from prunegraph.agent.options import AgentOptions
 from prunegraph.core.budget import Budget
-from prunegraph.core.errors import ConfigError
+from prunegraph.core.errors import ConfigError, suggest
 from prunegraph.core.reading import MAX_IMAGE_SIZE
 from prunegraph.graph import AttentionUnit
-from prunegraph.rewards.config import (
-    Constraint,
-    Metric,
-    RewardConfig,
-    SelfCompetitionForm,
-    check_range,
-)
+from prunegraph.rewards.config import check_range
 from prunegraph.runs.options.checks import check_at_least, check_at_most, check_usable
+from prunegraph.runs.options.help import HIDDEN, Section
 
 MAX_SEED = 2**32 - 10_000
 """The largest seed: numpy takes 32 bits, and runs count on from it."""
 
 MAX_THREADS = 4096
+
+TASKS = ("image_classification",)
+"""What networks of a command may be for."""
 
 DEFAULT_KEEP_MACS = 0.5
 """What a command prunes to if it is told no limit."""
@@ -40,23 +41,24 @@ class CommonConfig:
 
     Attributes:
         device: where networks run: auto (cuda if there is one), cpu, cuda, cuda:0, ...
+        threads: CPU threads; default: one a core, at most OMP_NUM_THREADS; one for digits, whose
+            networks are tiny.
         seed: seed of everything random.
         config: YAML file with options; those on the command line come first.
         json: print the result as JSON on standard output, and progress on standard error.
-        threads: CPU threads; default: one a core, at most OMP_NUM_THREADS, and one for digits,
-            since their networks are tiny.
     """
 
     command: ClassVar[str] = ""
+    section: ClassVar[str] = "machine"
     device: str = "auto"
+    threads: int | None = None
     seed: int = 0
     config: Path | None = None
     json: bool = False
-    threads: int | None = None
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            check_usable(field.name, getattr(self, field.name))
+        for name in (item.name for item in dataclasses.fields(self)):
+            check_usable(name, getattr(self, name))
         check_at_least("threads", self.threads, 1)
         check_at_most("threads", self.threads, MAX_THREADS)
         check_at_least("seed", self.seed, 0)
@@ -80,12 +82,13 @@ class DataConfig(CommonConfig):
             dataset digits never are); default: what the weights' JSON names.
     """
 
+    section: ClassVar[str] = "data"
     dataset: str | None = None
     data_dir: Path | None = None
     image_size: int | None = None
-    search_share: float = 0.1
-    split_seed: int = 0
-    no_flip: bool = False
+    search_share: Annotated[float, HIDDEN] = 0.1
+    split_seed: Annotated[int, HIDDEN] = 0
+    no_flip: Annotated[bool, HIDDEN] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,9 +111,10 @@ class NetworkConfig(DataConfig):
         attention: what can leave it: a whole head, or a part of the width of all its heads.
     """
 
+    section: ClassVar[str] = "what"
     arch: str | None = None
     weights: Path | None = None
-    pretrain_epochs: int | None = None
+    pretrain_epochs: Annotated[int | None, HIDDEN] = None
     attention: AttentionUnit = "head"
 
     def __post_init__(self) -> None:
@@ -130,9 +134,10 @@ class NetworksConfig(DataConfig):
         attention: what can leave it: a whole head, or a part of the width of all its heads.
     """
 
+    section: ClassVar[str] = "what"
     arch: tuple[str, ...] = ()
     weights: tuple[Path, ...] = ()
-    pretrain_epochs: int | None = None
+    pretrain_epochs: Annotated[int | None, HIDDEN] = None
     attention: AttentionUnit = "head"
 
     def __post_init__(self) -> None:
@@ -173,6 +178,7 @@ class BudgetOptions:
             measures it (the fastest of 50, and 5 % for noise), searches go by layers timed before.
     """
 
+    section: ClassVar[str] = "budget"
     keep_macs: float | None = None
     keep_params: float | None = None
     max_memory: int | None = None
@@ -188,34 +194,34 @@ class RecipeOptions:
         finetune_epochs: epochs of the fine-tune, the same for every network that gets one; default:
             40 on digits, else 10.
         finetune_lr: peak learning rate of the fine-tune.
+        batch_size: images a step of the fine-tune.
         finetune_on_search: fine-tune on the search images too, when every choice has been made, as
             tables do whose networks train on all training images.
-        batch_size: images a step of the fine-tune.
         distill: weight in [0, 1] of the dense network's outputs in the fine-tune's loss; 0: labels
             alone, which takes less time.
         calibration_images: training images that recalibrate batch norm after pruning; in searches
             512 at most.
-        reconstruct: with no-reconstruct the kept weights stay as they are; default: they take over
-            what the removed channels gave, by least squares on those images, before a pruned
+        reconstruct: with --no-reconstruct the kept weights stay as they are; default: they take
+            over what the removed channels gave, by least squares on those images, before a pruned
             network is scored or fine-tuned.
-        layer_by_layer: each layer also makes up for what those before it leave, which is far better
-            without a fine-tune (searches do so on few images); with no-layer-by-layer all layers
-            are reconstructed at once, which takes less time.
+        layer_by_layer: with --no-layer-by-layer all layers are reconstructed at once, which takes
+            less time; default: one after another, each makes up for what those before it leave.
         workers: searches and fine-tunes that run side by side, each in a process with its share of
             the threads; default: one a thread on a CPU, else one. If the number is given, it is
             also how many networks of a single search are evaluated at once.
     """
 
-    round_to: int | None = None
+    section: ClassVar[str] = "fine-tune"
+    round_to: Annotated[int | None, Section("budget")] = None
     finetune_epochs: int | None = None
     finetune_lr: float = 0.05
-    finetune_on_search: bool = False
     batch_size: int = 128
-    distill: float = 0.5
-    calibration_images: int = 1024
-    reconstruct: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = True
-    layer_by_layer: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = True
-    workers: int | None = None
+    finetune_on_search: Annotated[bool, HIDDEN] = False
+    distill: Annotated[float, HIDDEN] = 0.5
+    calibration_images: Annotated[int, HIDDEN] = 1024
+    reconstruct: Annotated[bool, HIDDEN] = True
+    layer_by_layer: Annotated[bool, HIDDEN] = True
+    workers: Annotated[int | None, Section("machine")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,43 +256,20 @@ class SearchOptions:
     Attributes:
         networks: pruned networks that one search may evaluate, everything counted.
         policy: search on from a trained policy: resnet-cifar, which comes with the package, a run
-            folder of ``train``, or a policy file; default: from an untrained one.
-        subset: search images an update scores its networks on; default: 1,500 or all.
-        budgets: shares of the MACs to train the policy for, one an episode; default: the budget.
-        constraint: how the agent meets the budget.
-        self_competition: what a pruned network competes with: best or ema; the comparators accuracy
-            and lagrangian do not compete.
-        metric: what is compared: soft_accuracy is the mean probability of the right class, of which
-            fewer images tell as much; kl (to the dense network) is for weights that have seen the
-            search images.
-        granularity: decide on the whole network in one step, or group by group.
-        update_size: networks an update of the policy.
-        learning_rate: step size of the policy.
-        surrogate_steps: steps of the policy after each update on masks that were not run but
-            predicted from all that were; 0 = learn from run networks alone. None are made with
-            granularity group or constraint lagrangian.
-        swaps: of a channel for another one at the most, by which every second mask is improved,
-            as far as what was run predicts, before it is run; 0 = none. Needs predicted steps.
-        distill_steps: steps for each network that the search may evaluate, after it, that teach
-            the policy, which can be used on other networks, what was found; fewer for large ones.
+            folder of train, or a policy file; default: from an untrained one.
+        budgets: shares of the multiply-adds to train the policy for, one an episode; default: the
+            budget.
         ray: evaluate the networks of a search on a Ray cluster: its address, auto (the one that
             this machine belongs to), or local.
+        agent: what studies of the agent change.
     """
 
+    section: ClassVar[str] = "search"
     networks: int = 400
     policy: Path | None = None
-    subset: int | None = None
     budgets: tuple[float, ...] = ()
-    constraint: Constraint = RewardConfig.constraint
-    self_competition: SelfCompetitionForm = RewardConfig.self_competition
-    metric: Metric = "soft_accuracy"
-    granularity: Literal["network", "group"] = "network"
-    update_size: int = EPISODES_PER_UPDATE
-    learning_rate: float = PPOConfig.learning_rate
-    surrogate_steps: int = 20
-    swaps: int = 40
-    distill_steps: int = 3
-    ray: str | None = None
+    ray: Annotated[str | None, Section("machine")] = None
+    agent: AgentOptions = field(default_factory=AgentOptions)
 
     def check(self) -> None:
         """Raise ConfigError or BudgetError for a value out of range."""
@@ -295,13 +278,7 @@ class SearchOptions:
         if len(set(self.budgets)) < len(self.budgets):
             msg = f"budgets={' '.join(map(str, self.budgets))} names one twice: give each once"
             raise ConfigError(msg)
-        check_at_least("learning_rate", self.learning_rate, 0.0)
-        check_at_least("surrogate_steps", self.surrogate_steps, 0)
-        check_at_least("swaps", self.swaps, 0)
-        check_at_least("distill_steps", self.distill_steps, 0)
-        check_at_least("update_size", self.update_size, 2)
         check_at_least("networks", self.networks, 1)
-        check_at_least("subset", self.subset, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,13 +299,14 @@ class PretrainConfig(DataConfig):
     """
 
     command: ClassVar[str] = "pretrain"
+    section: ClassVar[str] = "what"
     arch: str | None = None
     weights: Path | None = None
-    slimmable: float | None = None
-    distill: float = 0.0
-    epochs: int | None = None
-    lr: float | None = None
-    batch_size: int = 128
+    slimmable: Annotated[float | None, Section("train")] = None
+    distill: Annotated[float, Section("train")] = 0.0
+    epochs: Annotated[int | None, Section("train")] = None
+    lr: Annotated[float | None, Section("train")] = None
+    batch_size: Annotated[int, Section("train")] = 128
     out: Path | None = None
 
     def __post_init__(self) -> None:
@@ -363,8 +341,9 @@ class TrainConfig(SearchOptions, PruningOptions, NetworksConfig):
     """
 
     command: ClassVar[str] = "train"
-    search_seeds: int = 3
-    baselines: Literal["all", "heuristics", "none"] = "all"
+    section: ClassVar[str] = "what"
+    search_seeds: Annotated[int, Section("search")] = 3
+    baselines: Annotated[Literal["all", "heuristics", "none"], Section("search")] = "all"
     out: Path | None = None
 
     def __post_init__(self) -> None:
@@ -372,6 +351,33 @@ class TrainConfig(SearchOptions, PruningOptions, NetworksConfig):
         PruningOptions.check(self)
         SearchOptions.check(self)
         check_at_least("search_seeds", self.search_seeds, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig(SearchOptions, PruningOptions, NetworkConfig):
+    """Prune a network with one method, fine-tune it, report.
+
+    Attributes:
+        method: a heuristic (l1/uniform, taylor/per_mac, ...), cem, random_search, netadapt, amc,
+            agent, policy:NAME (a trained one), or package.module:method, your own.
+        task: what the network is for: image_classification.
+        out: run folder; default: runs/METHOD-ARCH-DATASET-KEEP. The same command resumes.
+    """
+
+    command: ClassVar[str] = "prune"
+    section: ClassVar[str] = "what"
+    method: Annotated[str, tyro.conf.Positional]
+    task: str = "image_classification"
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        NetworkConfig.__post_init__(self)
+        PruningOptions.check(self)
+        SearchOptions.check(self)
+        if self.task not in TASKS:
+            near = suggest(self.task, TASKS)
+            msg = f"unknown task {self.task!r}{near}; known: {', '.join(TASKS)}"
+            raise ConfigError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -385,6 +391,7 @@ class ApplyConfig(PruningOptions, NetworkConfig):
     """
 
     command: ClassVar[str] = "apply"
+    section: ClassVar[str] = "what"
     policy: Path
     out: Path | None = None
 

@@ -38,6 +38,7 @@ class InspectConfig(NetworkConfig):
     """
 
     command: ClassVar[str] = "inspect"
+    section: ClassVar[str] = "what"
     pretrain_epochs: tyro.conf.Suppress[int | None] = None
     search_share: tyro.conf.Suppress[float] = NetworkConfig.search_share
     split_seed: tyro.conf.Suppress[int] = NetworkConfig.split_seed
@@ -82,6 +83,7 @@ class ExportConfig(CommonConfig):
     """
 
     command: ClassVar[str] = "export"
+    section: ClassVar[str] = "what"
     run: Annotated[Path, tyro.conf.Positional]
     format: Literal["onnx", "torch-export", "safetensors"] = "onnx"
     out: Path | None = None
@@ -102,6 +104,7 @@ class VerifyConfig(CommonConfig):
     """
 
     command: ClassVar[str] = "verify"
+    section: ClassVar[str] = "what"
     run: Annotated[Path, tyro.conf.Positional]
     data_dir: Path | None = None
     dataset: str | None = None

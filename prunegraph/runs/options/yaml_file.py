@@ -6,9 +6,10 @@ import io
 import os
 import re
 import shlex
+import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -21,6 +22,7 @@ from prunegraph.core.files import write_text
 from prunegraph.core.reading import MAX_INTEGER, read_text
 from prunegraph.runs.options.checks import check_trusted
 from prunegraph.runs.options.config import CommonConfig
+from prunegraph.runs.options.help import help_text
 from prunegraph.runs.options.shipped import is_shipped
 
 RUNTIME_KEYS = frozenset({"config", "json", "threads", "workers", "ray", "device", "out"})
@@ -34,13 +36,18 @@ Config = TypeVar("Config", bound=CommonConfig)
 
 def to_dict(config: CommonConfig) -> dict[str, Any]:
     """Return the options as plain YAML / JSON values, paths made absolute, ``command`` first."""
-    values: dict[str, Any] = {"command": config.command}
-    for field in dataclasses.fields(config):
-        values[field.name] = _plain(getattr(config, field.name))
-    return values
+    return {"command": config.command, **_values(config)}
+
+
+def _values(options: Any) -> dict[str, Any]:
+    return {
+        field.name: _plain(getattr(options, field.name)) for field in dataclasses.fields(options)
+    }
 
 
 def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return _values(value)
     if isinstance(value, Path):
         return str(value if is_shipped(value) else value.expanduser().absolute())
     if isinstance(value, tuple):
@@ -59,19 +66,24 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], *, where: str) -> d
     Raises:
         ConfigError: an unknown key, a value of another type, or a file of another command.
     """
+    given = dict(values)
+    command = given.pop("command", kind.command)
+    if command != kind.command:
+        given_name = command if isinstance(command, str) else _show(command)
+        msg = f"{where} holds options of `prunegraph {given_name}`, not of `{kind.command}`"
+        raise ConfigError(msg)
+    return _arguments(kind, given, where)
+
+
+def _arguments(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return options read from YAML as keyword arguments of a class."""
     hints = typing.get_type_hints(kind)
     names = [field.name for field in dataclasses.fields(kind)]
     arguments: dict[str, Any] = {}
     for raw_key, value in values.items():
         key = raw_key.replace("-", "_")
-        if key == "command":
-            if value != kind.command:
-                given = value if isinstance(value, str) else _show(value)
-                msg = f"{where} holds options of `prunegraph {given}`, not of `{kind.command}`"
-                raise ConfigError(msg)
-            continue
         if key not in names:
-            near = suggest(key, names)
+            near = suggest(key, [name.rpartition(".")[2] for name in option_names(kind)])
             msg = f"{where}: unknown option {raw_key!r}{near}; valid: {', '.join(names)}"
             raise ConfigError(msg)
         if key in arguments:
@@ -81,8 +93,23 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], *, where: str) -> d
     return arguments
 
 
+def option_names(kind: type, prefix: str = "") -> list[str]:
+    """Return the names of a class's options, those of a class within it as ``agent.swaps``."""
+    hints, names = typing.get_type_hints(kind), []
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        inner = dataclasses.is_dataclass(hint)
+        names += option_names(hint, f"{field.name}.") if inner else [f"{prefix}{field.name}"]
+    return names
+
+
 def _convert(hint: Any, value: Any, where: str) -> Any:
     """Return a YAML value as the option's type, or raise ConfigError."""
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+            return typing.cast(type, hint)(**_arguments(typing.cast(type, hint), value, where))
+        msg = f"{where} must hold `option: value` lines"
+        raise ConfigError(msg)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         if isinstance(value, str) and value in arguments:
@@ -176,7 +203,7 @@ def load_config(kind: type[Config], path: Path) -> Config:
     """Return the options that a run folder's ``config.yaml`` holds."""
     arguments = from_dict(kind, read_yaml(path), where=str(path))
     for field in dataclasses.fields(kind):
-        if field.default is dataclasses.MISSING and field.name not in arguments:
+        if _default(field) is tyro.MISSING and field.name not in arguments:
             msg = f"{path} lacks the option {field.name!r}: the file is damaged"
             raise ConfigError(msg)
     return kind(**arguments)
@@ -210,6 +237,10 @@ def parse(kind: type[Config], words: list[str]) -> Config | None:
     Raises:
         ConfigError: an option is unknown, lacks a value, or has a bad one.
     """
+    asked = {"-h", "--help", "--help-all"}.intersection(words)
+    if asked:
+        sys.stdout.write(help_text(kind, kind.command, whole="--help-all" in asked))
+        return None
     defaults = _defaults(kind, words)
     printed = io.StringIO()
     try:
@@ -224,14 +255,12 @@ def parse(kind: type[Config], words: list[str]) -> Config | None:
                 registry=REGISTRY,
                 **defaults,
             )
-    except SystemExit as stop:
-        if not stop.code:
-            return None
+    except SystemExit:
         msg = f"{_one_line(printed.getvalue())}; see `prunegraph {kind.command} --help`"
         raise ConfigError(msg) from None
     if unknown:
         word = unknown[0].split("=")[0]
-        names = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(kind)]
+        names = [f"--{name.replace('_', '-')}" for name in option_names(kind)]
         near = suggest(word, [name for name in names if name != word])  # hidden ones are unknown
         msg = (
             f"unknown option {unknown[0]!r} of `prunegraph {kind.command}`{near}; "
@@ -274,9 +303,15 @@ def _defaults(kind: type[Config], words: list[str]) -> dict[str, Any]:
     given = from_dict(kind, read_yaml(Path(path)), where=path)
     default = object.__new__(kind)  # checked with the command line's options, not without them
     for field in dataclasses.fields(kind):
-        missing = tyro.MISSING if field.default is dataclasses.MISSING else field.default
-        object.__setattr__(default, field.name, given.get(field.name, missing))
+        object.__setattr__(default, field.name, given.get(field.name, _default(field)))
     return {"default": default}
+
+
+def _default(field: "dataclasses.Field[Any]", missing: Any = tyro.MISSING) -> Any:
+    """Return what an option is that nobody gives; ``missing`` if it has to be given."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return missing if field.default is dataclasses.MISSING else field.default
 
 
 def _one_line(box: str) -> str:
@@ -305,19 +340,25 @@ def differences(config: CommonConfig, written: Mapping[str, Any]) -> list[str]:
     Options that do not change what is computed (threads, device, output) are not compared. One that
     is not written is as by its default.
     """
-    values = to_dict(config)
-    defaults = {
-        field.name: _plain(field.default)
-        for field in dataclasses.fields(config)
-        if field.default is not dataclasses.MISSING
-    }
-    keys = (values.keys() | written.keys()) - RUNTIME_KEYS
-    pairs = {key: (written.get(key, defaults.get(key)), values.get(key)) for key in sorted(keys)}
+    values, there = _flat(to_dict(config)), _flat(written)
+    fields = dataclasses.fields(config)
+    defaults = _flat({field.name: _plain(_default(field, None)) for field in fields})
+    keys = (values.keys() | there.keys()) - RUNTIME_KEYS
+    pairs = {key: (there.get(key, defaults.get(key)), values.get(key)) for key in sorted(keys)}
     return [
         f"{key} {_show(there)} there, {_show(here)} here"
         for key, (there, here) in pairs.items()
         if _followed(there) != _followed(here)
     ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return options with those of a class within as ``agent.swaps``."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        found |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return found
 
 
 def _followed(value: Any) -> Any:
@@ -333,14 +374,20 @@ def command_line(config: CommonConfig) -> str:
 
     What is as by default is left out; so is where results and the options themselves lie.
     """
-    parts = [["prunegraph", config.command]]
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if value != field.default and field.name not in ("config", "json", "out"):
-            name = field.name.replace("_", "-")
-            if isinstance(value, bool):
-                parts.append([f"--{name}" if value else f"--no-{name}"])
-                continue
-            values = value if isinstance(value, tuple) else [value]
-            parts.append([f"--{name}", *map(str, values)])
+    parts = [["prunegraph", config.command], *_words(config)]
     return " \\\n  ".join(map(shlex.join, parts))
+
+
+def _words(options: Any, prefix: str = "") -> Iterator[list[str]]:
+    """Yield the words that give the options which are not as by default."""
+    for field in dataclasses.fields(options):
+        value, name = getattr(options, field.name), f"{prefix}{field.name.replace('_', '-')}"
+        if value == _default(field) or field.name in ("config", "json", "out"):
+            continue
+        if dataclasses.is_dataclass(value):
+            yield from _words(value, f"{name}.")
+        elif isinstance(value, bool):
+            yield [f"--{name}" if value else f"--no-{name}"]
+        else:
+            values = value if isinstance(value, tuple) else [value]
+            yield [f"--{name}", *map(str, values)]

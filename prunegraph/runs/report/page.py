@@ -18,8 +18,7 @@ from prunegraph.core.files import write_text
 from prunegraph.core.reading import checked, read_json
 from prunegraph.core.user_code import is_factory
 from prunegraph.graph import StructureGraph
-from prunegraph.runs.dense import DENSE_FILE
-from prunegraph.runs.folder import CONFIG_FILE, PAGE_FILE, RunFolder
+from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.greedy import GREEDY_CURVE
 from prunegraph.runs.options.config import CommonConfig
 from prunegraph.runs.options.yaml_file import command_line
@@ -44,10 +43,7 @@ from prunegraph.runs.report.verdict import (
     rank_interval,
     verdict_line,
 )
-from prunegraph.runs.store import MASKS_FILE, read_masks
-
-HISTORY_FILE = "history.json"
-"""Learning curves of a run's searches."""
+from prunegraph.runs.store import read_masks
 
 HISTORY = dict[str, dict[str, list[float]]]
 """What it holds: name of a search -> name of a figure -> its value in each update."""
@@ -105,7 +101,7 @@ def show_finished(
             write_page(config, member, found, draw(found))
     except ArtefactError as error:  # its medium may be read-only
         console.say(f"warning: the report's page stays as it is: {error}")
-    console.say(f"the report as a page: {members[0].file(PAGE_FILE)}")
+    console.say(f"the report as a page: {members[0].file(RunFolder.PAGE)}")
     return content
 
 
@@ -126,11 +122,11 @@ def read_findings(folder: RunFolder, graph: StructureGraph) -> Findings:
             f"{content['graph']}, it is {graph.fingerprint()} now; name a new --out"
         )
         raise ArtefactError(msg)
-    masks = read_masks(folder.file(MASKS_FILE), graph)
+    masks = read_masks(folder.file(RunFolder.MASKS), graph)
     digests = [row.digest for row in read_rows(content) if row.name != DENSE]
     for digest in [*digests, content["pruned"]["mask_digest"]]:
         masks[digest]  # raises if it is not there
-    path = folder.file(HISTORY_FILE)
+    path = folder.file(RunFolder.HISTORY)
     history = checked(read_json(path), HISTORY, str(path)) if path.is_file() else {}
     for run, figures in history.items():
         _check_curves(figures, f"{path}: {run}")
@@ -154,7 +150,7 @@ def write_page(
     config: CommonConfig, folder: RunFolder, findings: Findings, plots: Mapping[str, Plot]
 ) -> None:
     """Write ``report.html`` into a run folder."""
-    write_text(folder.file(PAGE_FILE), page(config, folder, findings, plots))
+    write_text(folder.file(RunFolder.PAGE), page(config, folder, findings, plots))
 
 
 def page(
@@ -171,7 +167,7 @@ def page(
     content = findings.content
     methods = method_cells(content)
     return render(
-        PAGE_FILE,
+        RunFolder.PAGE,
         title=title(content),
         content=content,
         asked=", ".join(LIMITS[name].format(value) for name, value in content["budget"].items()),
@@ -213,7 +209,7 @@ def render(template: str, *, plots: Mapping[str, Plot], **values: Any) -> str:
 
 
 def pruned_folder(folder: RunFolder, content: Mapping[str, Any]) -> Path | None:
-    """Return where the pruned network is: in the run folder itself, or in a cell of it."""
+    """Return the folder of the pruned network: the run's own, or a cell of a comparison."""
     rows = pruned_rows(read_rows(content), content["pruned"]["mask_digest"])
     cell = next((row.cell for row in rows if row.cell is not None), None)
     return None if cell is None else folder.inside(cell)
@@ -224,7 +220,7 @@ def weights_on_disk(folder: RunFolder, content: Mapping[str, Any]) -> tuple[int,
     where = pruned_folder(folder, content)
     if where is None:
         return None
-    dense, pruned = folder.file(DENSE_FILE), where / WEIGHTS_FILE
+    dense, pruned = folder.file(RunFolder.DENSE), where / WEIGHTS_FILE
     if not (dense.is_file() and pruned.is_file()):
         return None
     return dense.stat().st_size, pruned.stat().st_size
@@ -236,8 +232,10 @@ def next_steps(folder: RunFolder, content: Mapping[str, Any]) -> Facts:
     ``RUN`` stands for the run's folder: the page is the same wherever that lies.
     """
     trust = ["--arch", content["arch"]] if is_factory(content["arch"]) else []
-    run = folder.path if folder.file(CONFIG_FILE).is_file() else folder.path.parent
+    run = folder.path if folder.file(RunFolder.CONFIG).is_file() else folder.path.parent
     where = pruned_folder(folder, content)
+    if where is not None and where.name == folder.PRUNED:
+        where = where.parent  # which the command knows
     steps = [("Write the pruned network as a file for other programs", "export", where, trust)]
     data = ["--dataset", content["dataset"]] if is_factory(content["dataset"]) else []
     steps.append(("Check every figure of this page from the files", "verify", run, trust + data))

@@ -18,7 +18,7 @@ from prunegraph.core.errors import ArtefactError
 from prunegraph.core.files import write_json
 from prunegraph.core.precision import computes_bfloat16
 from prunegraph.core.reading import checked, read_json
-from prunegraph.runs.folder import REPORT_FILE, RunFolder
+from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.report.verdict import DENSE, MethodRow, Metric, column, is_method, pruned_rows
 
 SCHEMA = 1
@@ -281,7 +281,7 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
     Raises:
         ArtefactError: it is damaged, or no report; names the place.
     """
-    path = folder.file(REPORT_FILE)
+    path = folder.file(RunFolder.REPORT)
     content: dict[str, Any] = read_json(path)
     dense = checked(content, REPORT, str(path))["dense"]
     costs = [dense[name] for name in COSTS]
@@ -302,7 +302,7 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
         checked(figure, HEALTH, f"{path}: search.health.{name}")
     checked(search.get("seeds", []), list[int], f"{path}: search.seeds")
     odd = [
-        *["methods"] * (not any(is_method(row["name"]) for row in content["methods"])),
+        *["methods"] * (not any(map(is_method, read_rows(content)))),
         *["proxy_rank_correlation"] * (abs(content.get("proxy_rank_correlation") or 0.0) > 1.0),
         *["search.seconds"] * (search.get("evaluation_seconds", 0.0) > 0.0 >= search["seconds"]),
         *["stage_one_verdict"] * (len(content.get("stage_one_verdict", "12")) != 2),

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+import typing
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,29 +15,23 @@ from prunegraph.core.masks import ChannelMask
 from prunegraph.core.precision import as_elsewhere
 from prunegraph.core.user_code import is_factory
 from prunegraph.graph import StructureGraph
-from prunegraph.runs.agent_rows import agent_rows
-from prunegraph.runs.apply import APPLIED, COMPARED
-from prunegraph.runs.baselines import CONTROLS
 from prunegraph.runs.bench import Bench
-from prunegraph.runs.compare import wanted
-from prunegraph.runs.conclude import finetuned_mean, limited_memory, peak_memory
-from prunegraph.runs.dense import DENSE_FILE
+from prunegraph.runs.conclude import finetuned_mean, peak_memory
 from prunegraph.runs.finetune import load_finetuned
-from prunegraph.runs.finetune_plan import rank_of
-from prunegraph.runs.folder import CONFIG_FILE, MEMBER, REPORT_FILE, RunFolder, existing_run
+from prunegraph.runs.folder import MEMBER, RunFolder, existing_run
 from prunegraph.runs.machine import num_cores
+from prunegraph.runs.measure import limited_memory
 from prunegraph.runs.options.checks import check_trusted
-from prunegraph.runs.options.compare import CompareConfig
-from prunegraph.runs.options.config import ApplyConfig, NetworkConfig, TrainConfig
+from prunegraph.runs.options.compare import RunConfig
+from prunegraph.runs.options.config import NetworkConfig
 from prunegraph.runs.options.tools import VerifyConfig
 from prunegraph.runs.options.yaml_file import load_config, read_yaml
-from prunegraph.runs.predicted_latency import LATENCY_FILE, predicting
+from prunegraph.runs.plan import applied_policy, make_plan, rank_of
+from prunegraph.runs.predicted_latency import predicting
 from prunegraph.runs.prepare import load_target
-from prunegraph.runs.report.page import HISTORY_FILE
 from prunegraph.runs.report.report import machine, machine_differences, read_report, read_rows
 from prunegraph.runs.report.verdict import (
     DENSE,
-    UNTRAINED,
     MethodRow,
     Metric,
     judge,
@@ -44,21 +39,16 @@ from prunegraph.runs.report.verdict import (
     proxy_correlation,
     pruned_rows,
 )
-from prunegraph.runs.store import MASKS_FILE, choose, read_masks
-from prunegraph.runs.train import baseline_names
-from prunegraph.runs.verify.plan import (
+from prunegraph.runs.store import choose, read_masks
+from prunegraph.runs.verify.rows import (
     Check,
     candidates_of,
+    check_finetunes,
     check_handed_on,
-    check_plan,
     check_rows,
 )
 
-KINDS: dict[str, type[TrainConfig] | type[ApplyConfig] | type[CompareConfig]] = {
-    "train": TrainConfig,
-    "apply": ApplyConfig,
-    "compare": CompareConfig,
-}
+KINDS = {kind.command: kind for kind in typing.get_args(RunConfig)}
 """Commands whose run folders can be verified."""
 
 WRONG_SHARE = 5 / 10_000
@@ -94,15 +84,15 @@ def verify_run(config: VerifyConfig, console: Console) -> dict[str, Any]:
     if wrong:
         first = wrong[0]
         msg = (
-            f"{folder.file(REPORT_FILE)}: {first.name} is reported as {first.reported}, "
+            f"{folder.file(RunFolder.REPORT)}: {first.name} is reported as {first.reported}, "
             f"found {first.found} ({len(wrong)} of {len(checks)} figures are wrong){elsewhere}"
         )
         raise ArtefactError(msg)
     unknown = [f"search.{key}" for key in ("seconds", "evaluation_seconds", "networks_evaluated")]
     unknown += ["search.health", "repaired", "methods[].networks_evaluated", "methods[].seconds"]
-    unknown.append(HISTORY_FILE)
+    unknown.append(RunFolder.HISTORY)
     unknown += [f"{cell} (no weights)" for cell in _cells_without_weights(folder, content)]
-    unknown += [LATENCY_FILE] * (LATENCY_FILE in content["files"])
+    unknown += [RunFolder.LATENCY] * (RunFolder.LATENCY in content["files"])
     unknown += ["latency_ms", "versions", *sorted({"decision", "policy"} & content.keys())]
     console.say(
         f"{len(checks)} figures and {len(content['files'])} files of {folder.path} are right; "
@@ -121,10 +111,16 @@ def verify_run(config: VerifyConfig, console: Console) -> dict[str, Any]:
 
 def _check_listed(folder: RunFolder, files: Mapping[str, str]) -> None:
     """Raise ArtefactError if a file that every report rests on could be swapped unseen."""
-    names = (CONFIG_FILE, MASKS_FILE, DENSE_FILE, HISTORY_FILE, LATENCY_FILE)
+    names = (
+        RunFolder.CONFIG,
+        RunFolder.MASKS,
+        RunFolder.DENSE,
+        RunFolder.HISTORY,
+        RunFolder.LATENCY,
+    )
     missing = [n for n in names if n not in files and folder.file(n).is_file()]
     if missing:
-        msg = f"{folder.file(REPORT_FILE)} does not list {missing[0]} among its files"
+        msg = f"{folder.file(RunFolder.REPORT)} does not list {missing[0]} among its files"
         raise ArtefactError(msg)
 
 
@@ -136,7 +132,7 @@ def _cells_without_weights(folder: RunFolder, content: Mapping[str, Any]) -> lis
 
 def _other_members(folder: RunFolder) -> list[RunFolder]:
     """Return the folders of a family's other networks."""
-    reports = sorted(folder.path.glob(f"*/{REPORT_FILE}"))
+    reports = sorted(folder.path.glob(f"*/{RunFolder.REPORT}"))
     return [RunFolder(path=path.parent) for path in reports if MEMBER.fullmatch(path.parent.name)]
 
 
@@ -157,17 +153,17 @@ def _measure_again(
 ) -> list[Check]:
     bench, as_then = _rebuild(config, folder, member, content)
     rows = read_rows(content)
-    masks = read_masks(member.file(MASKS_FILE), bench.target.graph)
+    masks = read_masks(member.file(RunFolder.MASKS), bench.target.graph)
     judge_of = _Judge(bench, masks, member, _same_machine(content) and as_then)
     checks = [
         Check(name="command", reported=content["command"], found=_command(folder)),
         Check(name="graph", reported=content["graph"], found=bench.target.graph.fingerprint()),
     ]
     checks += _check_data(bench, content)
-    checks += _check_options(bench, content, rows)
-    checks += check_rows(bench.options, content, rows)
-    if isinstance(bench.options, CompareConfig):
-        checks += check_plan(bench, bench.options, content, rows, masks)
+    checks += _check_options(bench, content)
+    plan = make_plan(typing.cast(RunConfig, bench.options))
+    checks += check_rows(plan, content, rows)
+    checks += check_finetunes(bench, plan, content, rows, masks)
     with console.progress(f"measure {content['arch']} again", len(rows)) as report:
         for number, row in enumerate(rows, start=1):
             checks += judge_of.row(row)
@@ -192,10 +188,10 @@ def _rebuild(
         The bench, and whether it is on the run's own device.
     """
     command = _command(folder)
-    run = load_config(KINDS[command], folder.file(CONFIG_FILE))
+    run: RunConfig = load_config(KINDS[command], folder.file(RunFolder.CONFIG))
     arch, trusted = content["arch"], content["arch"] in config.arch
     others = f" --arch {arch}" if is_factory(arch) and not trusted else ""
-    report = member.file(REPORT_FILE)
+    report = member.file(RunFolder.REPORT)
     check_trusted(content["dataset"], config.dataset, report, "dataset", others)
     network = NetworkConfig(
         device=run.device if config.device == "auto" else config.device,
@@ -208,11 +204,11 @@ def _rebuild(
         split_seed=run.split_seed,
         arch=arch if trusted else None,
         attention=run.attention,
-        weights=member.file(DENSE_FILE),
+        weights=member.file(RunFolder.DENSE),
     )
     target = load_target(network, run.budget())
-    if run.max_latency is not None and not isinstance(run, ApplyConfig):
-        target = predicting(target, member.file(LATENCY_FILE))
+    if run.max_latency is not None and applied_policy(run) is None:
+        target = predicting(target, member.file(RunFolder.LATENCY))
     as_then = config.device in ("auto", run.device)
     return Bench(target=target, options=run, seed=run.seed), as_then
 
@@ -229,25 +225,15 @@ def _check_data(bench: Bench, content: Mapping[str, Any]) -> list[Check]:
 
 def _command(folder: RunFolder) -> str:
     """Return which command made a run."""
-    command = read_yaml(folder.file(CONFIG_FILE)).get("command")
+    command = read_yaml(folder.file(RunFolder.CONFIG)).get("command")
     if not isinstance(command, str) or command not in KINDS:
         msg = f"{folder.path} is a run of {command!r}; verify takes {', '.join(KINDS)}"
         raise ConfigError(msg)
     return command
 
 
-def _check_options(
-    bench: Bench, content: Mapping[str, Any], rows: Sequence[MethodRow]
-) -> list[Check]:
-    """Check what a report says of the run's options, and that no method was left out."""
-    run = bench.options
-    expected: set[str] = set()
-    if isinstance(run, TrainConfig):
-        expected = {*baseline_names(run), *agent_rows(run, controls=run.baselines != "none")}
-    elif isinstance(run, CompareConfig):
-        expected = {*wanted(run), *(agent_rows(run) if run.agent else ())}
-    elif isinstance(run, ApplyConfig) and run.max_latency is None:
-        expected = {APPLIED, UNTRAINED, *COMPARED, *CONTROLS}
+def _check_options(bench: Bench, content: Mapping[str, Any]) -> list[Check]:
+    """Check what a report says of the run's options."""
     found = {
         "arch": bench.target.arch,
         "seed": bench.seed,
@@ -255,11 +241,7 @@ def _check_options(
         "recipe": bench.recipe_record(),
         "dense_widths": bench.target.graph.group_widths(bench.target.graph.dense_mask()),
     }
-    missing = sorted(expected - {row.name for row in rows})
-    return [
-        *(Check(name=name, reported=content[name], found=found[name]) for name in found),
-        Check(name="methods that are missing", reported=missing, found=[]),
-    ]
+    return [Check(name=name, reported=content[name], found=found[name]) for name in found]
 
 
 class _Judge:
@@ -375,7 +357,7 @@ def _check_summary(
     dense = next((row for row in rows if row.name == DENSE), None)
     if own is None or dense is None:
         what = "dense" if dense is None else "the pruned network's"
-        msg = f"{member.file(REPORT_FILE)} holds no row that is {what}: the file is damaged"
+        msg = f"{member.file(RunFolder.REPORT)} holds no row that is {what}: the file is damaged"
         raise ArtefactError(msg)
     found: dict[str, Any] = {
         "dense.macs": graph.dense_cost.macs,

@@ -8,8 +8,7 @@ from prunegraph.core.console import Console
 from prunegraph.core.errors import ArtefactError
 from prunegraph.core.reading import checked, read_json
 from prunegraph.runs.comparisons import check_same_dense, folder_names
-from prunegraph.runs.folder import CONFIG_FILE, PAGE_FILE, RunFolder
-from prunegraph.runs.options.checks import SUMMARY_FILE
+from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.compare import CompareConfig, ComparisonsConfig
 from prunegraph.runs.options.tools import VerifyConfig
 from prunegraph.runs.options.yaml_file import differences, load_config, to_dict
@@ -24,9 +23,9 @@ def run_verify(config: VerifyConfig, console: Console) -> dict[str, Any]:
         ArtefactError: a file is damaged, or a figure is wrong; the message names it.
     """
     folder = RunFolder(path=config.run)
-    if not folder.file(SUMMARY_FILE).is_file():
+    if not folder.file(RunFolder.SUMMARY).is_file():
         return verify_run(config, console)
-    path, options = folder.file(SUMMARY_FILE), folder.file(CONFIG_FILE)
+    path, options = folder.file(RunFolder.SUMMARY), folder.file(RunFolder.CONFIG)
     content = checked(read_json(path), {"comparisons": list[dict[str, Any]]}, str(path))
     entries = [
         checked(entry, {"folder": str, "arch": str}, str(path)) for entry in content["comparisons"]
@@ -47,7 +46,7 @@ def run_verify(config: VerifyConfig, console: Console) -> dict[str, Any]:
         msg = f"{path} is not what the reports of its comparisons say: give the command again"
         raise ArtefactError(msg)
     unknown = [
-        f"{member.path.name}/{name}" if name.startswith("cells/") else name
+        f"{member.path.name}/{name}" if name.startswith(f"{RunFolder.CELLS}/") else name
         for member, result in zip(members, results, strict=True)
         for name in result["not_verifiable"]
     ]
@@ -58,7 +57,7 @@ def run_verify(config: VerifyConfig, console: Console) -> dict[str, Any]:
         "figures": sum(result["figures"] for result in results),
         "files": sum(result["files"] for result in results),
         "same_machine": all(result["same_machine"] for result in results),
-        "not_verifiable": list(dict.fromkeys([*unknown, PAGE_FILE, "plots"])),
+        "not_verifiable": list(dict.fromkeys([*unknown, RunFolder.PAGE, RunFolder.PLOTS])),
     }
 
 
@@ -72,7 +71,7 @@ def _verify_members(
     """Check that each comparison is the one that was asked for, and its figures."""
     results = []
     for part, member in zip(parts, members, strict=True):
-        made = load_config(CompareConfig, member.file(CONFIG_FILE))
+        made = load_config(CompareConfig, member.file(RunFolder.CONFIG))
         found = differences(part, to_dict(made))
         if found:
             msg = f"{member.path} is not what {asked} asks for: {found[0]}"

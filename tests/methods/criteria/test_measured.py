@@ -12,10 +12,13 @@ from prunegraph.core.splits import TrainSplit
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.layerwise.capture import Read
 from prunegraph.methods.criteria import feature_maps as map_statistics
+from prunegraph.methods.criteria.dense import Dense
 from prunegraph.methods.criteria.feature_maps import nuclear_loss
-from prunegraph.methods.criteria.measured import COSTLY_STATISTICS, LazyStatistics, measure_costly
+from prunegraph.methods.criteria.measured import LazyStatistics, costly_names, measure_costly
 from prunegraph.methods.criteria.obd import _columns, fisher_saliency
+from prunegraph.methods.criteria.registry import CRITERIA
 from prunegraph.methods.criteria.thinet import greedy_errors, removal_errors, sample_contributions
+from support.tasks import image_task
 
 
 class Given:
@@ -25,9 +28,9 @@ class Given:
         self.images, self.labels = images, labels
         self.num_classes, self.image_shape = 5, tuple(images.shape[1:])
 
-    def load(self, index: Tensor, augment: torch.Generator | None = None) -> Tensor:
+    def load(self, index: Tensor, augment: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         assert augment is None, "statistics are measured without augmentation"
-        return self.images[index]
+        return self.images[index], self.labels[index]
 
     def fingerprint(self) -> str:
         return "0" * 16
@@ -36,6 +39,10 @@ class Given:
 def split(images: Tensor, labels: Tensor | None = None) -> TrainSplit:
     labels = torch.zeros(len(images), dtype=torch.int64) if labels is None else labels
     return TrainSplit(Given(images, labels), torch.arange(len(images)))
+
+
+def dense(model: nn.Module, graph: StructureGraph, train: TrainSplit, seed: int = 0) -> Dense:
+    return Dense(task=image_task(model, train), graph=graph, train=train, seed=seed)
 
 
 def conv_net(num_channels: int, num_images: int = 3) -> tuple[nn.Module, StructureGraph, Tensor]:
@@ -56,7 +63,7 @@ def test_hrank_is_the_mean_rank_of_the_maps() -> None:
     with torch.no_grad():
         weight = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
         net[0].weight.copy_(weight[:, :, None, None])
-    values = measure_costly("hrank", net, graph, split(images))
+    values = measure_costly("hrank", image_task(net, split(images)), graph)
     np.testing.assert_allclose(values[graph.ops[0].out_units], [1.0, 4.0, 6.0, 0.0])
 
 
@@ -65,7 +72,7 @@ def test_hrank_takes_maps_from_convolutions_and_columns_where_there_are_none() -
     with torch.no_grad():
         net[1].weight[2] = 0.0
         net[1].bias[2] = 0.0
-    values = measure_costly("hrank", net, graph, split(images))
+    values = measure_costly("hrank", image_task(net, split(images)), graph)
     assert values[graph.ops[1].out_units].tolist() == [1.0, 1.0, 0.0, 1.0]  # the linear layer's
 
 
@@ -100,7 +107,7 @@ def test_chip_scores_the_dependent_channel_lowest() -> None:
     with torch.no_grad():
         net[0].weight[:3, :, 0, 0] = torch.eye(3)
         net[0].weight[3, :, 0, 0] = torch.tensor([0.6, -0.6, 0.5])  # as long as the others, nearly
-    values = measure_costly("chip", net, graph, split(images))[graph.ops[0].out_units]
+    values = measure_costly("chip", image_task(net, split(images)), graph)[graph.ops[0].out_units]
     assert values.argmin() == 3
     assert values[3] < 0.8 * values[:3].min()
 
@@ -123,7 +130,7 @@ def test_obd_is_the_formula_of_its_docstring() -> None:
         error = net(images).softmax(1) - nn.functional.one_hot(labels, 5)  # dL/dlogits
     fisher = torch.einsum("bk,bj->kj", error**2, hidden**2) / 7
     expected = 0.5 * (fisher * net[4].weight.detach() ** 2).sum(0)
-    values = measure_costly("obd", net, graph, split(images, labels))
+    values = measure_costly("obd", image_task(net, split(images, labels)), graph)
     np.testing.assert_allclose(values[graph.ops[0].out_units], expected, rtol=1e-4)
 
 
@@ -156,7 +163,7 @@ def test_obd_nears_the_known_hessian_where_labels_follow_the_network() -> None:
     hessian = torch.outer(p * (1 - p), hidden**2)  # of cross-entropy in the last layer's weights
     expected = 0.5 * (hessian * net[4].weight.detach() ** 2).sum(0)
     frozen = net.requires_grad_(False).eval()
-    values = fisher_saliency(frozen, graph, split(images.expand(3000, -1, -1, -1), labels))
+    values = fisher_saliency(dense(frozen, graph, split(images.expand(3000, -1, -1, -1), labels)))
     np.testing.assert_allclose(values[graph.ops[0].out_units], expected, rtol=0.1, atol=1e-9)
 
 
@@ -164,7 +171,7 @@ def test_obd_counts_every_layer_that_reads_and_depthwise_ones(
     mixed: nn.Module, mixed_graph: StructureGraph
 ) -> None:
     images, labels = torch.randn(4, 3, 8, 8), torch.arange(4)
-    values = fisher_saliency(mixed.eval(), mixed_graph, split(images, labels))
+    values = fisher_saliency(dense(mixed.eval(), mixed_graph, split(images, labels)))
     expected = np.zeros(mixed_graph.num_units)
     weights = dict(mixed.named_parameters(remove_duplicate=False))
     fisher = {name: torch.zeros_like(weight) for name, weight in weights.items()}
@@ -175,7 +182,7 @@ def test_obd_counts_every_layer_that_reads_and_depthwise_ones(
             fisher[name] += weight.grad**2 / 4
     for op in mixed_graph.ops:
         own = 0.5 * (fisher[op.param] * weights[op.param].detach() ** 2)
-        classes = op.read_classes
+        classes = op.read_units
         axis = next(
             a for a, c in mixed_graph.param_units[op.param].items() if np.array_equal(c, classes)
         )
@@ -227,24 +234,26 @@ def test_thinet_removes_channels_that_cancel_and_the_silent_one_first() -> None:
         net[0].weight[4] = net[0].weight[1]  # 1 and 4 are equal and cancel
         net[1].weight[:, 4] = -net[1].weight[:, 1]
         net[1].weight[:, [1, 4]] *= 0.2
-    values = measure_costly("thinet", net, graph, split(images))[graph.ops[0].out_units]
+    values = measure_costly("thinet", image_task(net, split(images)), graph)[graph.ops[0].out_units]
     assert values.argmin() == 3
     assert set(np.argsort(values)[:3].tolist()) == {1, 3, 4}
     assert values.max() == pytest.approx(1.0, rel=0.05)  # all gone: the whole energy
     frozen = net.requires_grad_(False).eval()
-    one, same, other = (removal_errors(frozen, graph, split(images), seed) for seed in (0, 0, 1))
+    one, same, other = (
+        removal_errors(dense(frozen, graph, split(images), seed)) for seed in (0, 0, 1)
+    )
     np.testing.assert_array_equal(one, same)
     assert not np.allclose(one[graph.free], other[graph.free], rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", COSTLY_STATISTICS)
+@pytest.mark.parametrize("name", costly_names())
 def test_costly_arrays_are_finite_and_the_network_is_left_as_it_was(
     name: str, mixed: nn.Module, mixed_graph: StructureGraph
 ) -> None:
     mixed.train()
     before = copy.deepcopy(mixed.state_dict())
     images = split(torch.randn(6, 3, 8, 8), torch.arange(6) % 5)
-    values = measure_costly(name, mixed, mixed_graph, images)
+    values = measure_costly(name, image_task(mixed, images), mixed_graph)
     assert values.shape == (mixed_graph.num_units,)
     assert values.dtype == np.float32
     assert np.isfinite(values).all()
@@ -260,7 +269,7 @@ def test_an_infinite_value_is_an_error() -> None:
     with torch.no_grad():
         net[4].weight.fill_(1e30)
     with pytest.raises(ModelError, match="obd is infinite"):
-        measure_costly("obd", net, graph, split(torch.randn(2, 3, 6, 6)))
+        measure_costly("obd", image_task(net, split(torch.randn(2, 3, 6, 6))), graph)
 
 
 def test_costly_statistics_are_measured_once_and_only_when_asked() -> None:
@@ -270,10 +279,11 @@ def test_costly_statistics_are_measured_once_and_only_when_asked() -> None:
         asked.append(name)
         return np.ones(3, dtype=np.float32)
 
-    lazy = LazyStatistics({"l1": np.zeros(3, dtype=np.float32)}, measure)
-    assert set(lazy) == {"l1", *COSTLY_STATISTICS}
-    assert len(lazy) == 1 + len(COSTLY_STATISTICS)
+    lazy = LazyStatistics(lambda: {"l1": np.zeros(3, dtype=np.float32)}, measure)
+    assert {"l1", "taylor", *costly_names()} <= {name for name in CRITERIA if name in lazy} | {"l1"}
     assert not lazy["l1"].any()
+    assert not lazy["l1"].flags.writeable
+    assert len(list(lazy)) == len(lazy)
     assert asked == []
     assert lazy["chip"] is lazy["chip"]
     assert asked == ["chip"]

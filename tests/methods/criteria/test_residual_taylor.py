@@ -14,6 +14,7 @@ from prunegraph.methods.criteria import residual_taylor as module
 from prunegraph.methods.criteria.measured import measure_costly
 from prunegraph.methods.criteria.residual_taylor import Reader, greedy_values
 from prunegraph.methods.criteria.taylor import measure
+from support.tasks import image_task
 
 NUM_IMAGES = 64
 
@@ -50,8 +51,8 @@ def network(reading: nn.Module) -> tuple[nn.Module, StructureGraph]:
 def values_of(name: str, net: nn.Module, graph: StructureGraph) -> FloatArray:
     own = graph.ops[0].out_units
     if name == "taylor":
-        return measure(net, graph, images())["taylor"][own]
-    return measure_costly(name, net, graph, images())[own]
+        return measure(image_task(net, images()), graph)["taylor"][own]
+    return measure_costly(name, image_task(net, images()), graph)[own]
 
 
 def test_independent_channels_have_their_taylor_importance() -> None:

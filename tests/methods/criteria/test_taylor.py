@@ -8,18 +8,11 @@ from torch.nn import functional as F
 
 from prunegraph.core.errors import ModelError
 from prunegraph.core.splits import Dataset, TrainSplit
-from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.graph import StructureGraph, analyse
-from prunegraph.methods.criteria.measured import COSTLY_STATISTICS, measure_costly
-from prunegraph.methods.criteria.taylor import (
-    STATISTIC_NAMES,
-    fill_unseen,
-    measure,
-    num_sensitivity_networks,
-    sensitivity,
-    unlabelled_evaluator,
-)
+from prunegraph.methods.criteria.measured import costly_names, measure_costly
+from prunegraph.methods.criteria.taylor import STATISTIC_NAMES, fill_unseen, measure
 from prunegraph.methods.criteria.weights import producing_filters
+from support.tasks import image_task
 from support.toy_env import toy_graph
 
 
@@ -34,9 +27,9 @@ class Pictures:
         self.images = torch.randn(num_images, 3, 8, 8, generator=generator)
         self.labels = torch.randint(5, (num_images,), generator=generator)
 
-    def load(self, index: Tensor, augment: torch.Generator | None = None) -> Tensor:
+    def load(self, index: Tensor, augment: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         assert augment is None, "statistics are measured without augmentation"
-        return self.images[index]
+        return self.images[index], self.labels[index]
 
     def fingerprint(self) -> str:
         return "0" * 16
@@ -59,7 +52,7 @@ def taylor_by_definition(
         F.cross_entropy(model(image[None]), label[None]).backward()
         for op in graph.ops:
             weight = weights[op.param]
-            classes = op.read_classes
+            classes = op.read_units
             if not classes.size:
                 continue  # reads the image alone
             axis = next(
@@ -75,7 +68,9 @@ def taylor_by_definition(
 def test_taylor_is_the_formula_of_its_docstring(
     digits_net: nn.Module, digits_graph: StructureGraph, digits: Dataset
 ) -> None:
-    measured = measure(digits_net, digits_graph, digits.train, num_images=12, batch_size=5, seed=3)
+    measured = measure(
+        image_task(digits_net, digits.train), digits_graph, num_samples=12, batch_size=5, seed=3
+    )
     images, labels = next(digits.train.sample(12, 3).batches(12))
     expected = taylor_by_definition(digits_net, digits_graph, images, labels)
     np.testing.assert_allclose(measured["taylor"], expected, rtol=2e-4, atol=1e-9)
@@ -85,7 +80,9 @@ def test_taylor_is_the_formula_of_its_docstring(
 def test_taylor_sees_through_depthwise_grouped_and_shared_layers(
     mixed: nn.Module, mixed_graph: StructureGraph, pictures: TrainSplit
 ) -> None:
-    measured = measure(mixed, mixed_graph, pictures, num_images=12, batch_size=5, seed=3)
+    measured = measure(
+        image_task(mixed, pictures), mixed_graph, num_samples=12, batch_size=5, seed=3
+    )
     images, labels = next(pictures.sample(12, 3).batches(12))
     expected = taylor_by_definition(mixed, mixed_graph, images, labels)
     unread = mixed_graph.ops[2].out_units  # a gather alone reads what the 1x1 convolution writes
@@ -98,7 +95,7 @@ def test_taylor_sees_through_depthwise_grouped_and_shared_layers(
 def test_all_arrays_are_finite_and_silent_where_frozen(
     mixed: nn.Module, mixed_graph: StructureGraph, pictures: TrainSplit
 ) -> None:
-    statistics = measure(mixed, mixed_graph, pictures, num_images=16)
+    statistics = measure(image_task(mixed, pictures), mixed_graph, num_samples=16)
     assert tuple(statistics) == STATISTIC_NAMES
     for name, values in statistics.items():
         assert values.shape == (mixed_graph.num_units,)
@@ -113,7 +110,7 @@ def test_the_network_is_left_as_it_was(
 ) -> None:
     mixed.train()
     before = copy.deepcopy(mixed.state_dict())
-    measure(mixed, mixed_graph, pictures, num_images=16)
+    measure(image_task(mixed, pictures), mixed_graph, num_samples=16)
     after = mixed.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert all(module.training for module in mixed.modules())
@@ -125,7 +122,9 @@ def test_batches_do_not_matter_and_seeds_do(
     mixed: nn.Module, mixed_graph: StructureGraph, pictures: TrainSplit
 ) -> None:
     one, other, moved = (
-        measure(mixed, mixed_graph, pictures, num_images=16, batch_size=size, seed=seed)
+        measure(
+            image_task(mixed, pictures), mixed_graph, num_samples=16, batch_size=size, seed=seed
+        )
         for size, seed in ((16, 0), (5, 0), (16, 1))
     )
     for name in STATISTIC_NAMES:
@@ -149,7 +148,7 @@ def linear_net(weight: Tensor) -> tuple[nn.Module, StructureGraph]:
 def test_norms_and_distances_by_hand(pictures: TrainSplit) -> None:
     weight = torch.tensor([[3.0, 4.0, 0.0], [1.0, 0.0, 0.0], [0.0, -2.0, 0.0]])
     net, graph = linear_net(weight)
-    arrays = measure(net, graph, pictures, num_images=8)
+    arrays = measure(image_task(net, pictures), graph, num_samples=8)
     classes = graph.ops[0].out_units
     assert arrays["l1"][classes].tolist() == [7.0, 1.0, 2.0]
     assert arrays["l2"][classes].tolist() == [5.0, 1.0, 2.0]
@@ -165,7 +164,7 @@ def test_planted_twins_are_seen_and_told_apart(pictures: TrainSplit) -> None:
     weight = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
     weight[9] = weight[4]
     net, graph = linear_net(weight)
-    arrays = measure(net, graph, pictures, num_images=8)
+    arrays = measure(image_task(net, pictures), graph, num_samples=8)
     classes = graph.ops[0].out_units
     np.testing.assert_allclose(arrays["twin_similarity"][classes[[4, 9]]], 1.0, atol=1e-6)
     assert arrays["twin_rank"][classes[[4, 9]]].tolist() == [1.0, 0.0]
@@ -179,7 +178,7 @@ def test_dead_channels_read_as_zeros(pictures: TrainSplit) -> None:
     with torch.no_grad():
         net[2].bias[1] = -100.0
         net[2].bias[2] = 100.0
-    arrays = measure(net, graph, pictures, num_images=8)
+    arrays = measure(image_task(net, pictures), graph, num_samples=8)
     dead, alive = graph.ops[0].out_units[[1, 2]]
     assert arrays["apoz"][[dead, alive]].tolist() == [1.0, 0.0]
     assert arrays["activation_mean"][dead] == arrays["taylor"][dead] == 0.0
@@ -190,40 +189,8 @@ def test_an_endless_gradient_is_an_error(pictures: TrainSplit) -> None:
     net, graph = linear_net(torch.ones(4, 3))
     with torch.no_grad():
         net[4].weight.fill_(3e38)
-    with pytest.raises(ModelError, match="NaN or infinity"):
-        measure(net, graph, pictures, num_images=8)
-
-
-def test_sensitivity_counts_its_networks_and_is_one_number_a_group(
-    digits_net: nn.Module, digits_graph: StructureGraph, digits: Dataset
-) -> None:
-    evaluator = Evaluator(
-        digits_net, digits_graph, search=digits.search, calibration=digits.train, num_calibration=64
-    )
-    scores = np.random.default_rng(0).random(digits_graph.num_units).astype(np.float32)
-    gains = sensitivity(evaluator, digits_graph, scores)
-    assert evaluator.num_networks == num_sensitivity_networks(digits_graph) == 7
-    assert not gains[digits_graph.frozen].any()
-    per_group = [set(gains[group.units].tolist()) for group in digits_graph.groups]
-    assert all(len(values) == 1 for values in per_group)
-    assert len(set.union(*per_group)) == 7
-
-
-def test_sensitivity_by_the_divergence_needs_no_labels(
-    digits_net: nn.Module, digits_graph: StructureGraph, digits: Dataset
-) -> None:
-    scores = np.random.default_rng(0).random(digits_graph.num_units).astype(np.float32)
-    source = copy.copy(digits.train.source)
-    source.labels = source.labels.flip(0)  # type: ignore[misc]
-    mislabelled = TrainSplit(source, digits.train.index)
-    evaluators = [
-        unlabelled_evaluator(digits_net, digits_graph, train, calibration_images=64)
-        for train in (digits.train, mislabelled)
-    ]
-    gains, same = (sensitivity(item, digits_graph, scores, by="kl") for item in evaluators)
-    assert (gains == same).all()
-    assert not gains[digits_graph.frozen].any()
-    assert (gains[digits_graph.free] > 0.0).any()
+    with pytest.raises(ModelError, match=r"the loss is (nan|inf)"):
+        measure(image_task(net, pictures), graph, num_samples=8)
 
 
 class Named(nn.MultiheadAttention):
@@ -252,10 +219,10 @@ def test_the_heads_of_torch_s_own_attention_are_told_apart(
     torch.manual_seed(0)
     model = Attending(kind).eval()
     graph = analyse(model, torch.zeros(1, 3, 8, 8))
-    if name in COSTLY_STATISTICS:
-        values = measure_costly(name, model, graph, pictures)
+    if name in costly_names():
+        values = measure_costly(name, image_task(model, pictures), graph)
     else:
-        values = measure(model, graph, pictures)[name]
+        values = measure(image_task(model, pictures), graph)[name]
     heads = next(
         group for group in graph.groups if group.frozen is None and "attention" in group.name
     )
@@ -267,9 +234,9 @@ def test_the_heads_of_torch_s_own_attention_are_told_apart(
 def test_networks_of_another_precision_are_measured_in_float32(
     digits: Dataset, digits_net: nn.Module, digits_graph: StructureGraph, dtype: torch.dtype
 ) -> None:
-    expected = measure(digits_net, digits_graph, digits.train, num_images=64)["taylor"]
+    expected = measure(image_task(digits_net, digits.train), digits_graph, num_samples=64)["taylor"]
     other = copy.deepcopy(digits_net).to(dtype)
-    found = measure(other, digits_graph, digits.train, num_images=64)["taylor"]
+    found = measure(image_task(other, digits.train), digits_graph, num_samples=64)["taylor"]
     rough = 1e-5 if dtype == torch.float64 else 0.2
     assert np.corrcoef(found, expected)[0, 1] > 1 - rough
     assert next(other.parameters()).dtype == dtype
@@ -282,7 +249,7 @@ def test_the_slope_of_an_activation_is_no_norm(pictures: TrainSplit) -> None:
     ).eval()  # fmt: skip
     nn.init.constant_(model[2].weight, 100.0)
     graph = analyse(model, torch.zeros(1, 3, 8, 8))
-    assert measure(model, graph, pictures)["bn_scale"].max() == 1.0
+    assert measure(image_task(model, pictures), graph)["bn_scale"].max() == 1.0
 
 
 def test_classes_that_a_criterion_cannot_see_take_the_quantiles_of_the_others() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from prunegraph.core.errors import ArtefactError
 from prunegraph.core.files import write_bytes, write_json, write_text
-from prunegraph.runs.folder import PAGE_FILE, REPORT_FILE, RunFolder
+from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.config import CommonConfig, TrainConfig
 from prunegraph.runs.report.page import (
     cost_rows,
@@ -214,7 +214,7 @@ def test_the_command_is_shown_as_a_shell_takes_it(make_findings: Make) -> None:
 
 def test_the_weights_on_disk_are_told_where_they_are(make_findings: Make, tmp_path: Path) -> None:
     findings = make_findings()
-    for folder, cell in (("train", "."), ("compare", "cells/ab")):
+    for folder, cell in (("train", "pruned"), ("compare", "cells/ab")):
         run = RunFolder(path=tmp_path / folder)
         rows = [dict(row) for row in findings.content["methods"]]
         rows[0]["cell"] = cell
@@ -265,14 +265,14 @@ def test_a_further_network_is_verified_with_its_run(make_findings: Make, tmp_pat
 
 def test_a_page_is_made_from_the_files_of_a_run(make_findings: Make, tmp_path: Path) -> None:
     findings, folder = make_findings(), RunFolder(path=tmp_path)
-    write_json(folder.file(REPORT_FILE), findings.content)
+    write_json(folder.file(RunFolder.REPORT), findings.content)
     write_json(folder.file("history.json"), findings.history)
     write_masks(folder.file("masks.json"), list(findings.masks.values()))
     again = read_findings(folder, findings.graph)
     write_page(CONFIG, folder, again, draw(again))
-    assert folder.file(PAGE_FILE).read_text() == made(findings, folder=folder)
+    assert folder.file(RunFolder.PAGE).read_text() == made(findings, folder=folder)
     other = make_findings(graph="0123456789abcdef")
-    write_json(folder.file(REPORT_FILE), other.content)
+    write_json(folder.file(RunFolder.REPORT), other.content)
     with pytest.raises(ArtefactError, match="made of another toy"):
         read_findings(folder, findings.graph)
 
@@ -347,7 +347,7 @@ def test_all_of_the_page_is_reached_by_keyboard(make_findings: Make, browser: Br
         (lambda report, history: report.update(methods=[]), "methods is damaged"),
         (
             lambda report, history: [
-                row.update(name="l1/control_widths") for row in report["methods"]
+                row.update(role="control") for row in report["methods"]
             ],
             "methods is damaged",
         ),
@@ -362,7 +362,7 @@ def test_a_damaged_report_gives_one_line(
     findings, folder = make_findings(), RunFolder(path=tmp_path)
     report, history = copy.deepcopy((dict(findings.content), dict(findings.history)))
     change(report, next(iter(history.values())))
-    write_json(folder.file(REPORT_FILE), report)
+    write_json(folder.file(RunFolder.REPORT), report)
     write_json(folder.file("history.json"), history)
     write_masks(folder.file("masks.json"), list(findings.masks.values()))
     with pytest.raises(ArtefactError, match=message):

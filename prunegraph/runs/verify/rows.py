@@ -1,4 +1,4 @@
-"""Whether a comparison holds what its rules ask for, no search and no fine-tune more or less."""
+"""Whether a run holds what its plan asks for, no search and no fine-tune more or less."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -8,21 +8,11 @@ from typing import Any
 
 from prunegraph.artefacts.pruned import WEIGHTS_FILE, PrunedInfo, read_info
 from prunegraph.core.masks import ChannelMask
-from prunegraph.runs.baselines import differs_by_seed
 from prunegraph.runs.bench import Bench
-from prunegraph.runs.compare import METRIC, seeds_of
 from prunegraph.runs.finetune import pruned_info
-from prunegraph.runs.finetune_plan import plan_cells
-from prunegraph.runs.options.compare import CompareConfig
-from prunegraph.runs.options.config import PruningOptions, TrainConfig
-from prunegraph.runs.report.verdict import (
-    DENSE,
-    INITIAL,
-    UNTRAINED,
-    MethodRow,
-    is_agent,
-    is_baseline,
-)
+from prunegraph.runs.folder import RunFolder
+from prunegraph.runs.plan import Plan, plan_finetunes
+from prunegraph.runs.report.verdict import DENSE, MethodRow
 from prunegraph.runs.store import Candidate
 
 
@@ -63,38 +53,30 @@ def check_handed_on(bench: Bench, cell: Path, where: str) -> list[Check]:
     ]
 
 
-def check_plan(
+def check_finetunes(
     bench: Bench,
-    config: CompareConfig,
+    plan: Plan,
     content: Mapping[str, Any],
     rows: Sequence[MethodRow],
     masks: Mapping[str, ChannelMask],
 ) -> list[Check]:
-    """Check that a comparison holds all searches and exactly the fine-tunes that its rules ask for.
+    """Check that a run holds exactly the fine-tunes that its plan asks for.
 
     A fine-tune that is left out or counted twice would change means and verdict.
     """
-    candidates = candidates_of(rows, masks)
-    planned = plan_cells(bench, candidates, config)
     expected = [
-        (c.name, c.seed if c.candidate is None else c.candidate.seed, c.seed, c.folder)
-        for c in planned
+        (cell.name, cell.searched, cell.seed, cell.folder)
+        for cell in plan_finetunes(bench, candidates_of(rows, masks))
     ]
     trained = bench.recipe().epochs > 0
     found = [(r.name, r.seed, r.finetune_seed, r.cell) for r in rows if r.cell is not None]
-    begun = {row.name for row in rows if row.name in (UNTRAINED, INITIAL)}
-    seeds = {name: sorted({row.seed for row in rows if row.name == name}) for name in begun}
     weights = [
         digest
         for name, digest in content["files"].items()
-        if name.startswith("cells/") and name.endswith(f"/{WEIGHTS_FILE}")
+        if name.startswith(f"{RunFolder.CELLS}/") and name.endswith(f"/{WEIGHTS_FILE}")
     ]
     return [
         Check(name="fine-tunes", reported=sorted(found), found=sorted(expected)),
-        *(
-            Check(name=f"seeds of {name}", reported=own, found=seeds_of(config))
-            for name, own in sorted(seeds.items())
-        ),
         Check(
             name="cells with the same weights",
             reported=(len(weights) - len({*weights})) * trained,
@@ -103,15 +85,17 @@ def check_plan(
         Check(
             name="verdict_metric",
             reported=content["verdict_metric"],
-            found=METRIC if trained else "test_accuracy_recalibrated",
+            found=plan.metric(trained=trained),
         ),
-        Check(name="stage_one_verdict", reported="stage_one_verdict" in content, found=True),
+        Check(
+            name="stage_one_verdict",
+            reported="stage_one_verdict" in content,
+            found=plan.finetunes,
+        ),
     ]
 
 
-def check_rows(
-    run: PruningOptions, content: Mapping[str, Any], rows: Sequence[MethodRow]
-) -> list[Check]:
+def check_rows(plan: Plan, content: Mapping[str, Any], rows: Sequence[MethodRow]) -> list[Check]:
     """Check that no row counts twice, none tells of a fine-tune without its network, none is lost.
 
     Each would change means and verdict.
@@ -119,28 +103,42 @@ def check_rows(
     counts = Counter((row.name, row.seed, row.finetune_seed) for row in rows)
     twice = sorted({name for (name, _, _), count in counts.items() if count > 1})
     alone = {r.name for r in rows if r.cell is None and r.test_accuracy_finetuned is not None}
+    expected, allowed = _by_name(plan.rows()), _by_name({*plan.rows(), *plan.choices()})
+    found = _by_name({(row.name, row.seed) for row in rows if row.name != DENSE})
+    asked = [row for row in rows if row.name == DENSE or row.name in allowed]
+    parts = {(r.name, (r.role, r.searches, r.beginning), plan.part(r.name)) for r in asked}
+    odd = sorted({name for name, told, known in parts if known is not None and told != known})
     checks = [
+        Check(name="methods in the part of others", reported=odd, found=[]),
         Check(name="methods with a row that is there twice", reported=twice, found=[]),
         Check(name="methods with a fine-tune of no network", reported=sorted(alone), found=[]),
-    ]
-    if not isinstance(run, TrainConfig | CompareConfig):
-        return checks
-    count = run.search_seeds if isinstance(run, TrainConfig) else run.seeds
-    seeds = [run.seed + number for number in range(count)]
-    names = {row.name for row in rows}
-    asked = sorted(n for n in names if is_agent(n) or (is_baseline(n) and differs_by_seed(n)))
-    checks += [
         Check(
-            name=f"seeds of {name}",
-            reported=sorted({row.seed for row in rows if row.name == name}),
-            found=seeds,
-        )
-        for name in asked
+            name="methods that are missing",
+            reported=sorted(expected.keys() - found.keys()),
+            found=[],
+        ),
+        Check(
+            name="methods that nobody asked for",
+            reported=sorted(found.keys() - allowed.keys()),
+            found=[],
+        ),
+        *(
+            Check(name=f"seeds of {name}", reported=found[name], found=allowed[name])
+            for name in sorted(found.keys() & allowed.keys())
+        ),
     ]
-    if content["search"] is not None:
+    if plan.searched and content["search"] is not None:
         told = content["search"].get("seeds")
-        checks.append(Check(name="search.seeds", reported=told, found=seeds))
+        checks.append(Check(name="search.seeds", reported=told, found=[*plan.seeds]))
     return checks
+
+
+def _by_name(pairs: set[tuple[str, int]]) -> dict[str, list[int]]:
+    """Return the seeds of each name."""
+    found: dict[str, list[int]] = {}
+    for name, seed in sorted(pairs):
+        found.setdefault(name, []).append(seed)
+    return found
 
 
 def candidates_of(rows: Sequence[MethodRow], masks: Mapping[str, ChannelMask]) -> list[Candidate]:
@@ -148,6 +146,9 @@ def candidates_of(rows: Sequence[MethodRow], masks: Mapping[str, ChannelMask]) -
     found = {
         (row.name, row.seed): Candidate(
             name=row.name,
+            role=row.role,
+            searches=row.searches,
+            beginning=row.beginning,
             seed=row.seed,
             mask=masks[row.digest],
             networks_evaluated=row.networks_evaluated,

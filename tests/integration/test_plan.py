@@ -8,15 +8,17 @@ import pytest
 
 from prunegraph.core.masks import ChannelMask
 from prunegraph.runs.bench import Bench
-from prunegraph.runs.finetune_plan import _best_masks, _searched, plan_cells, rank_of
 from prunegraph.runs.options.compare import CompareConfig
+from prunegraph.runs.plan import _best_masks, _searched, plan_finetunes, rank_of
 from prunegraph.runs.prepare import load_target
 from prunegraph.runs.store import Candidate, choose
+from support.parts import part
 
 
 def candidate(name: str, seed: int, accuracy: float) -> Candidate:
     return Candidate(
         name=name,
+        **part(name),
         seed=seed,
         mask=ChannelMask(np.ones(1, dtype=bool)),
         networks_evaluated=0,
@@ -27,7 +29,7 @@ def candidate(name: str, seed: int, accuracy: float) -> Candidate:
 def planned(weights: Path, found: list[Candidate], **more: Any) -> set[str]:
     options = CompareConfig(weights=weights, seeds=3, finetune_epochs=1, **more)
     bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
-    cells = plan_cells(bench, found, options)
+    cells = plan_finetunes(bench, found)
     assert len(cells) == len({(cell.name, cell.seed) for cell in cells})
     return {cell.name for cell in cells}
 
@@ -42,7 +44,7 @@ def test_the_two_best_searches_are_finetuned() -> None:
         candidate("agent/best", 0, 0.1),
     ]
     assert _searched(more) == {
-        *("agent/best", "amc", "cem", "l1/control_widths", "random/control_widths")
+        *("agent/best", "amc", "cem", "control:widths/l1", "control:widths/random")
     }
     assert {"sampler", "amc"} < _searched([*more, candidate("sampler", 0, 0.9)])
 
@@ -65,7 +67,7 @@ def test_the_search_with_the_best_mask_is_finetuned_where_masks_are_compared() -
 @pytest.mark.parametrize("seeds", [None, 3])
 def test_heuristics_alone_are_finetuned(seeds: int | None, weights: Path) -> None:
     found = [candidate("l1/uniform", 0, 0.6), candidate("fpgm/uniform", 0, 0.7)]
-    options = {"agent": False, "finetune_seeds": seeds}
+    options = {"no_agent": True, "finetune_seeds": seeds}
     assert planned(weights, found, **options) == {"l1/uniform", "fpgm/uniform", "dense"}
     assert planned(weights, found, **options, finetune_best=True) == {"fpgm/uniform", "dense"}
 
@@ -114,14 +116,14 @@ def test_of_equal_heuristics_the_first_by_name_is_finetuned(weights: Path) -> No
 
 
 def test_a_heuristic_is_finetuned_with_the_seed_of_each_of_its_masks(weights: Path) -> None:
-    options = CompareConfig(weights=weights, seeds=3, finetune_epochs=1, agent=False)
+    options = CompareConfig(weights=weights, seeds=3, finetune_epochs=1, no_agent=True)
     bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
     found = [candidate("l1/uniform", 0, 0.9)]
     found += [candidate("thinet/global", seed, (0.5, 0.6, 0.7)[seed]) for seed in range(3)]
     found += [candidate("taylor/global", seed, (0.8, 0.4, 0.5)[seed]) for seed in range(3)]
     pairs = [
         (cell.name, None if cell.candidate is None else cell.candidate.seed, cell.seed)
-        for cell in plan_cells(bench, found, options)
+        for cell in plan_finetunes(bench, found)
     ]
     assert sorted(pairs, key=str) == [
         *(("dense", None, seed) for seed in range(3)),
@@ -135,10 +137,10 @@ def test_the_pruned_network_is_one_that_is_finetuned(count: int | None, weights:
     found = [candidate("cem", seed, (0.9, 0.2, 0.2)[seed]) for seed in range(3)]
     found += [candidate("taylor/uniform", seed, 0.6) for seed in range(3)]
     options = CompareConfig(
-        weights=weights, seeds=3, agent=False, finetune_seeds=count, finetune_best=True
+        weights=weights, seeds=3, no_agent=True, finetune_seeds=count, finetune_best=True
     )
     bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
     chosen = choose(found, rank_of(options))
-    cells = plan_cells(bench, found, options)
+    cells = plan_finetunes(bench, found)
     assert chosen.name == ("taylor/uniform" if count is None else "cem")
     assert chosen in [cell.candidate for cell in cells]

@@ -1,0 +1,258 @@
+"""A dense network with what methods measure of it, each thing once."""
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import ModelError
+from prunegraph.core.splits import SearchSplit
+from prunegraph.core.task import Task
+from prunegraph.evaluation.evaluator import QUICK_CALIBRATION, Evaluator
+from prunegraph.evaluation.log import OutcomeLog
+from prunegraph.graph import StructureGraph
+from prunegraph.graph.costs.latency import LatencyTable, measure_latency_table
+from prunegraph.layerwise.reconstruct import Reconstruction
+from prunegraph.layerwise.sequential import (
+    SEARCH_MEMORY,
+    SEARCH_SAMPLES,
+    LayerwiseReconstruction,
+    most_samples,
+)
+from prunegraph.methods.criteria.measured import LazyStatistics, measure_costly
+from prunegraph.methods.criteria.taylor import measure
+from prunegraph.methods.method import Problem
+from prunegraph.rewards.config import Metric
+from prunegraph.tasks.batches import num_samples
+
+UNLABELLED_SAMPLES = 2048
+"""Train samples that priors are compared on, by the outputs of pruned and dense network."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Context:
+    """One network, and how masks become networks and are judged.
+
+    Attributes:
+        task: the dense network, its data, and what counts as good.
+        structure: its structure graph; None where single weights become zero.
+        seed: fixes calibration images.
+        statistics_seed: fixes the images of statistics and priors; default: ``seed``.
+        num_calibration: train samples that recalibrate batch norm.
+        reconstruct: whether the weights that stay take over what was removed.
+        layer_by_layer: whether they do so one layer after the other.
+        metric: what searches compare masks by.
+        subset_size: search images that searches score candidates on; None = their own number.
+        device: where networks run; None = where the task's network is.
+        timed: the network as it is timed, if not as the task holds it.
+    """
+
+    task: Task
+    structure: StructureGraph | None
+    seed: int = 0
+    statistics_seed: int | None = None
+    num_calibration: int = 1024
+    reconstruct: bool = True
+    layer_by_layer: bool = True
+    metric: Metric = "soft_accuracy"
+    subset_size: int | None = None
+    device: str | torch.device | None = None
+    timed: nn.Module | None = None
+
+    @property
+    def graph(self) -> StructureGraph:
+        """The structure graph.
+
+        Raises:
+            ModelError: there is none.
+        """
+        if self.structure is None:
+            msg = f"{self.task.name} has no structure graph: give one to choose channels"
+            raise ModelError(msg)
+        return self.structure
+
+    @property
+    def drawn(self) -> int:
+        """The seed of statistics and priors."""
+        return self.seed if self.statistics_seed is None else self.statistics_seed
+
+    def with_statistics(self, seed: int) -> "Context":
+        """Return a context that judges masks alike, with statistics and priors of other images.
+
+        Searches that shared a prior would share its luck: each seed measures its own.
+        """
+        if seed not in self._by_seed:
+            other = dataclasses.replace(self, statistics_seed=seed)
+            shared = ("reconstruction", "quick_reconstruction", "_tables", "_by_seed")
+            other.__dict__.update({name: getattr(self, name) for name in shared})
+            self._by_seed[seed] = other
+        return self._by_seed[seed]
+
+    @cached_property
+    def _by_seed(self) -> dict[int, "Context"]:
+        """The contexts that ``with_statistics`` returns: what one has measured, it keeps."""
+        return {self.drawn: self}
+
+    @cached_property
+    def statistics(self) -> LazyStatistics:
+        """Measured arrays ``[N]`` by name, each measured when a method first asks for it."""
+        given: dict[str, Any] = {"seed": self.drawn, "device": self.device}
+        return LazyStatistics(
+            lambda: measure(self.task, self.graph, **given),
+            lambda name: measure_costly(name, self.task, self.graph, **given),
+        )
+
+    @cached_property
+    def unlabelled(self) -> Evaluator:
+        """Compares outputs with the dense network's on train images: no label, no search image.
+
+        The images are others than those that calibrate, if there are enough.
+        """
+        train = self.task.train
+        task = self.task
+        if task.search is not None:
+            drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.drawn))
+            task = copy.copy(task)  # only what it is scored on differs
+            search = SearchSplit(train.source, train.index[drawn.flip(0)[:UNLABELLED_SAMPLES]])
+            object.__setattr__(task, "search", search)
+        return Evaluator(
+            task,
+            self.graph,
+            num_calibration=min(self.num_calibration, QUICK_CALIBRATION),
+            seed=self.drawn,
+            device=self.device,
+            metric="kl",
+            reconstruction=self.quick_reconstruction or self.reconstruction,
+        )
+
+    def evaluator(self, log: OutcomeLog | None = None) -> Evaluator:
+        """Return an evaluator that has run nothing yet: each method counts its own networks.
+
+        Args:
+            log: what an earlier start of the method measured.
+        """
+        return Evaluator(
+            self.task,
+            self.graph,
+            num_calibration=self.num_calibration,
+            seed=self.seed,
+            device=self.device,
+            metric=self.metric,
+            reconstruction=self.reconstruction,
+            quick_reconstruction=self.quick_reconstruction,
+            log=log,
+        )
+
+    @cached_property
+    def reconstruction(self) -> Reconstruction | None:
+        """What changes the weights that stay; None if they stay as they are."""
+        if not self.reconstruct:
+            return None
+        if not self.layer_by_layer:
+            return self._fit(Reconstruction, self.num_calibration)
+        return self._fit(LayerwiseReconstruction, self._most_samples())
+
+    @cached_property
+    def quick_reconstruction(self) -> Reconstruction | None:
+        """The same on few images, for searches; None if it is quick as it is."""
+        in_turn = self.reconstruct and self.layer_by_layer
+        few = self._most_samples(SEARCH_SAMPLES, SEARCH_MEMORY)
+        if not in_turn or few == self._most_samples():
+            return None
+        return self._fit(LayerwiseReconstruction, few)
+
+    def _most_samples(self, *bounds: int) -> int:
+        """Return on how many of the calibration images networks can be fitted."""
+        most = most_samples(self.graph, num_samples(self.task.example_inputs), *bounds)
+        return min(self.num_calibration, most)
+
+    def _fit(self, kind: type[Reconstruction], most: int) -> Reconstruction:
+        samples = self.task.train.sample(most, self.seed)
+        given: dict[str, Any] = {"seed": self.seed, "device": self.device}
+        return kind.on_samples(self.task, self.graph, samples, **given)
+
+    def latency(self, budget: Budget) -> LatencyTable | None:
+        """Return layer times on this device; None if they are not needed, or predicted."""
+        if budget.max_latency is None or self.graph.latency_model is not None:
+            return None
+        if budget not in self._tables:
+            self._tables[budget] = measure_latency_table(
+                self.timed or self.task.model, self.graph, self.task.example_inputs, budget=budget
+            )
+        return self._tables[budget]
+
+    @cached_property
+    def _tables(self) -> dict[Budget, LatencyTable]:
+        return {}
+
+    def problem(
+        self,
+        budget: Budget,
+        *,
+        seed: int | None = None,
+        max_networks: int = 0,
+        log: OutcomeLog | None = None,
+        folder: Path | None = None,
+        progress: Callable[[int, str], None] | None = None,
+    ) -> Problem:
+        """Return what a method solves, with an evaluator of its own.
+
+        Args:
+            budget: what may remain.
+            seed: of the method, and of what it measures; default: that of the statistics.
+            max_networks: pruned networks that the method may run.
+            log: what an earlier start of the method measured.
+            folder: where a long method keeps its checkpoints.
+            progress: called with the number of networks run and a word.
+        """
+        own = self if seed is None else self.with_statistics(seed)
+        return Problem(
+            task=self.task,
+            structure=self.structure,
+            budget=budget,
+            statistics=own.statistics,
+            make_evaluator=own.evaluator,
+            make_unlabelled=lambda: own.unlabelled,
+            seed=own.drawn,
+            max_networks=max_networks,
+            subset_size=self.subset_size,
+            latency=None if self.structure is None else self.latency(budget),
+            timed=self.timed,
+            log=log,
+            folder=folder,
+            progress=progress,
+        )
+
+
+def make_problem(
+    task: Task,
+    graph: StructureGraph | None,
+    budget: Budget,
+    *,
+    seed: int = 0,
+    max_networks: int = 0,
+    folder: Path | None = None,
+    progress: Callable[[int, str], None] | None = None,
+    **options: Any,
+) -> Problem:
+    """Return the problem of one network and one budget.
+
+    Args:
+        task: the dense network, its data, and what counts as good.
+        graph: its structure; None where single weights become zero.
+        budget: what may remain.
+        seed: fixes every random choice.
+        max_networks: pruned networks that the method may run.
+        folder: where a long method keeps its checkpoints; None: it keeps none.
+        progress: called with the number of networks run and a word.
+        options: of ``Context``: how masks become networks and are judged.
+    """
+    context = Context(task=task, structure=graph, seed=seed, **options)
+    return context.problem(budget, max_networks=max_networks, folder=folder, progress=progress)

@@ -1,0 +1,108 @@
+"""A dense network under measurement: samples go through it, and each read of a layer is seen."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from prunegraph.core.errors import ModelError
+from prunegraph.core.splits import Batch, TrainSplit
+from prunegraph.core.task import Task
+from prunegraph.graph import StructureGraph
+from prunegraph.layerwise.capture import Read, readable_copy, reads, show_reads
+from prunegraph.tasks.batches import num_samples, singles
+from prunegraph.tasks.classification import model_device
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Dense:
+    """A dense network to measure, for criteria that send samples through it.
+
+    Attributes:
+        task: the network, its data and its loss.
+        graph: its structure.
+        train: samples, taken without augmentation.
+        seed: fixes what is drawn.
+        device: where the network runs; None = where it is.
+    """
+
+    task: Task
+    graph: StructureGraph
+    train: TrainSplit
+    seed: int = 0
+    device: str | torch.device | None = None
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """A copy in eval mode, on the device; in float32 if the task allows it."""
+        where = model_device(self.task.model) if self.device is None else self.device
+        return readable_copy(self.task.model, where, torch.float32 if self.task.autocast else None)
+
+    @cached_property
+    def num_samples(self) -> int:
+        """Samples, counted where their batches say how many they hold."""
+        return sum(max(num_samples(batch), 1) for batch in self.train.batches(64))
+
+    def show_reads(self, visit: Callable[[Read], None], batch_size: int) -> None:
+        """Send all samples forward, without gradients, and show each read to ``visit``."""
+        show_reads(self.model, self.graph, self.task, self.train, batch_size, visit)
+
+    def show_gradients(
+        self, visit: Callable[[Read], None], batch_size: int, *, attentions: bool = False
+    ) -> None:
+        """Send gradients of each sample's own loss through the network.
+
+        They begin at its inputs, if those are no numbers of tokens, and at its weights.
+
+        Args:
+            visit: sees each read; its activation has a gradient.
+            batch_size: samples a forward.
+            attentions: see ``reads``.
+        """
+        handle = self.model.register_forward_pre_hook(_watch_inputs, with_kwargs=True)
+        try:
+            with reads(self.model, self.graph, visit, attentions=attentions):
+                for batch in self.train.batches(batch_size):
+                    self.loss(batch).backward()
+        finally:
+            handle.remove()
+            self.model.requires_grad_(False).zero_grad()
+
+    def singles(self) -> Iterator[Batch]:
+        """Yield the samples one by one; whole batches of a user's own that cannot be parted."""
+        for batch in self.train.batches(1):
+            yield from singles(batch)
+
+    @torch.enable_grad()
+    def loss(self, batch: Batch) -> Tensor:
+        """Return the sum of the samples' losses, which gradients flow from.
+
+        Raises:
+            ModelError: no gradient flows from it, or it is not finite.
+        """
+        mean = self.task.loss(self.model.requires_grad_(), batch)
+        if not mean.requires_grad:
+            msg = "no gradients flow from the loss: leave detach() and no_grad() away"
+            raise ModelError(msg)
+        if not bool(mean.isfinite()):
+            msg = f"the loss is {float(mean.detach())} on train data: check it, and the data"
+            raise ModelError(msg)
+        return mean * max(num_samples(batch), 1)
+
+
+def _watch_inputs(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """Let gradients flow from inputs; a network may change the copies in place."""
+    del module
+
+    def watched(item: Tensor) -> Tensor:
+        able = item.is_floating_point() and not item.requires_grad
+        return item.detach().requires_grad_().clone() if able else item
+
+    watching: tuple[Any, dict[str, Any]] = tree_map_only(Tensor, watched, (args, kwargs))
+    return watching

@@ -1,0 +1,66 @@
+"""Random search: the best of many random allocations."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from prunegraph.core.masks import ChannelMask
+from prunegraph.core.outcome import Outcome
+from prunegraph.graph.features import rank_in_group
+from prunegraph.methods.method import ChannelMethod, Problem, Result
+from prunegraph.methods.search_run import MOST_IDLE, SearchRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomSearch(ChannelMethod):
+    """Best of many random allocations, with channels chosen by Taylor importance.
+
+    Each group's keep share is proportional to a number drawn from ``[least_share, 1]``. Candidates
+    are scored by loss on one random subset of the search images (one that comes twice is drawn
+    anew); the best are scored again on all of them, which decides by accuracy. Where a steadier
+    figure is measured (``Outcome.steady``), it takes the place of both.
+
+    Args:
+        least_share: in (0, 1].
+        subset_size: search images that candidates are scored on.
+        num_finalists: candidates that are scored on all search images.
+    """
+
+    least_share: float = 0.2
+    subset_size: int = 1500
+    num_finalists: int = 8
+
+    searches: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """``"random_search"``."""
+        return "random_search"
+
+    def prune(self, problem: Problem) -> Result:
+        """Search, and choose the best finalist."""
+        self.check(problem)
+        run = SearchRun(problem)
+        rng = np.random.default_rng(problem.seed)
+        subset = run.subset(self.subset_size, problem.seed)
+        num_finalists = run.reserved(self.num_finalists, subset)
+        found: dict[ChannelMask, Outcome] = {}
+        idle = 0
+        while run.remaining > num_finalists and idle < MOST_IDLE:
+            mask = self._draw(problem, rng)
+            idle = idle + 1 if mask in found else 0
+            found[mask] = problem.evaluator.evaluate(mask, subset)
+        ranked = sorted(found, key=lambda mask: _distance(found[mask]))
+        return run.choose(ranked or [self._draw(problem, rng)])
+
+    def _draw(self, problem: Problem, rng: np.random.Generator) -> ChannelMask:
+        graph = problem.graph
+        share = rng.uniform(self.least_share, 1.0, size=len(graph.groups))
+        from_top = 1.0 - rank_in_group(graph, problem.statistics["taylor"])
+        scores = -from_top / share[graph.group_of]
+        return graph.project(scores.astype(np.float32), problem.budget)
+
+
+def _distance(outcome: Outcome) -> float:
+    return outcome.loss if outcome.steady is None else -outcome.steady

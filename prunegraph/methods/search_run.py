@@ -1,0 +1,54 @@
+"""What all searches share: the count of their networks, and the choice among finalists."""
+
+from torch import Tensor
+
+from prunegraph.core.masks import ChannelMask
+from prunegraph.core.outcome import Outcome
+from prunegraph.methods.method import Problem, Result
+
+MOST_IDLE = 50
+"""Steps in a row without a new mask after which a search ends: there are hardly any more."""
+
+
+class SearchRun:
+    """Counts the networks of a search.
+
+    Args:
+        problem: what is searched.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self._before = problem.evaluator.num_networks
+
+    @property
+    def networks(self) -> int:
+        """Networks run so far."""
+        return self.problem.evaluator.num_networks - self._before
+
+    @property
+    def remaining(self) -> int:
+        """Networks that may still be run."""
+        return self.problem.max_networks - self.networks
+
+    def subset(self, size: int, seed: int) -> Tensor | None:
+        """Return positions of random search images; None, all, if a search scores as rows do.
+
+        They are as many as the problem says, else ``size``.
+        """
+        evaluator, size = self.problem.evaluator, self.problem.subset_size or size
+        return evaluator.narrow(evaluator.draw_subset(size, seed))
+
+    def reserved(self, wanted: int, subset: Tensor | None) -> int:
+        """Return how many networks to keep for finalists: none if they were scored for good."""
+        return 0 if subset is None else min(wanted, (self.problem.max_networks + 1) // 2)
+
+    def choose(self, finalists: list[ChannelMask]) -> Result:
+        """Score the finalists, as far as networks remain, on the whole search split."""
+        evaluator = self.problem.evaluator
+        found: dict[ChannelMask, Outcome] = {}
+        for mask in dict.fromkeys(finalists):
+            if not found or self.remaining > 0 or evaluator.is_cached(mask):
+                found[mask] = evaluator.evaluate(mask)
+        best = max(found, key=lambda mask: found[mask].rank)
+        return Result(mask=best, networks=self.networks)

@@ -1,0 +1,191 @@
+"""Jobs that let methods choose masks, each on its own count of networks; the controls."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+
+from prunegraph.core.console import Console
+from prunegraph.core.errors import BudgetError, ConfigError, suggest
+from prunegraph.core.user_code import is_factory
+from prunegraph.evaluation.log import OutcomeLog
+from prunegraph.methods.method import Method
+from prunegraph.methods.registry import (
+    CONTROL_CRITERIA,
+    baseline_names,
+    control_widths,
+    make_method,
+)
+from prunegraph.runs.agent_search import search_job
+from prunegraph.runs.bench import Bench
+from prunegraph.runs.jobs import Batch, Workplace
+from prunegraph.runs.options.config import SearchOptions
+from prunegraph.runs.plan import Plan, searches
+from prunegraph.runs.report.verdict import SAMPLER, is_rival
+from prunegraph.runs.store import Candidate, CandidateStore, add_found
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise ConfigError for a name that no method has, or that needs what is not installed."""
+    valid = (*baseline_names(), SAMPLER)
+    unknown = [name for name in names if name not in valid and not is_factory(name)]
+    if unknown:
+        near = suggest(unknown[0], valid)
+        known = ", ".join(valid)
+        msg = f"unknown method {unknown[0]!r}{near}; valid: {known}, package.module:method"
+        raise ConfigError(msg)
+
+
+def check_methods(plan: Plan, bench: Bench, networks: int) -> None:
+    """Raise an error if a method cannot serve the network, the budget or so many networks."""
+    for name in plan.methods:
+        if name != SAMPLER:
+            budget = bench.budget.without_latency()  # its layers are not timed yet
+            make_method(name).check(bench.context.problem(budget, max_networks=networks))
+
+
+def method_batches(
+    plan: Plan, stores: Sequence[CandidateStore], networks: int, options: SearchOptions | None
+) -> list[Batch]:
+    """Return what lets methods choose masks; those that the stores have are not asked again.
+
+    Args:
+        plan: which methods and seeds.
+        stores: where each network's candidates are kept.
+        networks: that each of them may run.
+        options: how the agent searches, whose sampler may be among them.
+    """
+    planned = [
+        (number, name, seed, networks)
+        for number in range(len(stores))
+        for name, seed in plan.choices()
+    ]
+    missing = [item for item in planned if stores[item[0]].get(item[1], item[2]) is None]
+    missing.sort(key=lambda item: not searches(item[1]))  # the long ones first
+    methods = Batch(
+        label="baselines",
+        job=method_job,
+        arguments=missing,
+        keep=lambda values, candidate: stores[values[0]].add(candidate),
+        planned=len(planned),
+        networks=lambda values: values[3] if searches(values[1]) else 1,
+    )
+    if options is None or SAMPLER not in plan.methods:
+        return [methods]
+    return [methods, _sampler_batch(stores, options, plan.seeds)]
+
+
+def method_job(place: Workplace, number: int, name: str, seed: int, networks: int) -> Candidate:
+    """Let a method choose a mask of network ``number``: a job. An interrupted search goes on."""
+    bench, method = place.benches[number], make_method(name)
+    if not searches(name):
+        return run_method(bench, method, seed=seed, networks=networks)
+    log = OutcomeLog(place.folders[number].outcomes(name, seed))
+    with place.console.progress(f"search {name}, seed {seed}", networks) as report:
+        return run_method(bench, method, seed=seed, networks=networks, log=log, progress=report)
+
+
+def run_method(
+    bench: Bench,
+    method: Method,
+    *,
+    seed: int,
+    networks: int,
+    counted: int = 0,
+    log: OutcomeLog | None = None,
+    progress: Callable[..., None] | None = None,
+) -> Candidate:
+    """Return the mask that a method chooses, measured on the whole search split.
+
+    Args:
+        bench: the network.
+        method: the method.
+        seed: of its search.
+        networks: pruned networks that it may run.
+        counted: networks that were run for what it is given, such as the agent's widths.
+        log: what an earlier start of its search measured.
+        progress: called with the number of networks run.
+    """
+    started = time.monotonic()
+    problem = bench.problem(seed=seed, max_networks=networks, log=log, progress=progress)
+    with problem.evaluator.watched(progress):
+        result = method.prune(problem)
+    return Candidate(
+        name=method.name,
+        role=method.role,
+        searches=method.searches,
+        seed=seed,
+        mask=result.channels,
+        networks_evaluated=result.networks + counted,
+        search_accuracy=bench.final_evaluator.evaluate(result.channels).accuracy,
+        seconds=time.monotonic() - started + problem.evaluator.recalled,
+    )
+
+
+def add_optional(place: Workplace, store: CandidateStore, plan: Plan, console: Console) -> None:
+    """Add rows of heuristics beside an applied policy; those that miss a latency are left out."""
+    for name, seed in plan.choices():
+        if store.get(name, seed) is not None:
+            continue
+        try:
+            store.add(method_job(place, 0, name, seed, 0))
+        except BudgetError as error:
+            if not plan.optional:
+                raise
+            console.say(f"no row of {name}: {error}")
+
+
+def add_controls(
+    bench: Bench, store: CandidateStore, agent: Sequence[Candidate], console: Console
+) -> None:
+    """Add what L1 and chance choose at the widths of the agent's masks."""
+    pairs = [(candidate, criterion) for candidate in agent for criterion in CONTROL_CRITERIA]
+    with console.progress("controls", len(pairs)) as report:
+        for number, (candidate, criterion) in enumerate(pairs, start=1):
+            widths = bench.target.graph.group_widths(candidate.mask)
+            method = control_widths(criterion, widths)
+            if store.get(method.name, candidate.seed) is None:
+                count = candidate.networks_evaluated
+                row = run_method(bench, method, seed=candidate.seed, networks=0, counted=count)
+                store.add(row)
+            report(number)
+
+
+def warn_if_worse(
+    bench: Bench, rows: Sequence[Candidate], own: Candidate, console: Console
+) -> None:
+    """Say so if a method is clearly better on the search images than what was chosen.
+
+    Clearly: by two standard errors of the difference of two shares of so many images.
+    """
+    rivals = [row for row in rows if is_rival(row)]
+    best = max(rivals, key=lambda row: row.search_accuracy, default=own)
+    share = best.search_accuracy
+    error = math.sqrt(2.0 * share * (1.0 - share) / len(bench.target.dataset.search))
+    if share - own.search_accuracy > 2.0 * error:
+        console.say(
+            f"warning: {best.name} keeps {share:.1%} on the search images, {own.name} "
+            f"{own.search_accuracy:.1%}: it does not suit {bench.target.arch} as it is; "
+            "`prunegraph train` with more --networks searches on, from this one with --policy"
+        )
+
+
+def _sampler_batch(
+    stores: Sequence[CandidateStore], options: SearchOptions, seeds: Sequence[int]
+) -> Batch:
+    """Return what finds the best of N that the agent draws: nothing learns, nothing is planned."""
+    still = dataclasses.replace(options.agent, learning_rate=0.0, swaps=0)
+    idle = dataclasses.replace(options, agent=still)
+    return Batch(
+        label="searches of the sampler",
+        job=search_job,
+        arguments=[
+            (idle, SAMPLER, seed)
+            for seed in seeds
+            if any(store.get(SAMPLER, seed) is None for store in stores)
+        ],
+        keep=lambda _, run: add_found(stores, run.candidates),
+        planned=len(seeds),
+        networks=lambda _: options.networks,
+        searches=True,
+    )

@@ -1,0 +1,193 @@
+"""The rows of a report. Accuracies are kept on disk: an interrupted run measures none twice."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from prunegraph.core.budget import Budget
+from prunegraph.core.console import Console
+from prunegraph.core.files import write_json
+from prunegraph.core.masks import ChannelMask
+from prunegraph.core.reading import checked, read_json
+from prunegraph.graph import StructureGraph
+from prunegraph.runs.bench import Bench
+from prunegraph.runs.finetune import finetuned_accuracy
+from prunegraph.runs.folder import RunFolder
+from prunegraph.runs.plan import Finetune
+from prunegraph.runs.report.report import machine
+from prunegraph.runs.report.verdict import DENSE, MethodRow
+from prunegraph.runs.store import Candidate, CandidateStore
+
+CONTENT = {"machine": dict[str, Any], "search": dict[str, float], "test": dict[str, float]}
+"""What the file holds: accuracies by mask."""
+
+
+class Measured:
+    """What masks get right without a fine-tune; each is measured once, in this process.
+
+    Figures of another machine, device, or number of threads do not count: last digits depend on
+    them, and all rows of a report are measured alike.
+
+    Args:
+        bench: the network.
+        folder: where they are kept; read if they are there.
+
+    Raises:
+        ArtefactError: the file is damaged.
+    """
+
+    def __init__(self, bench: Bench, folder: RunFolder) -> None:
+        self.bench = bench
+        self._path = folder.checkpoint(RunFolder.MEASURED)
+        self._machine = {**machine(), "device": str(bench.target.device)}
+        known = self._path.is_file()
+        self._search, self._test = read_measured(self._path, self._machine) if known else ({}, {})
+
+    def search(self, mask: ChannelMask | None) -> float:
+        """Return a mask's accuracy on the search split; None = the dense network as it is."""
+
+        def pruned(mask: ChannelMask) -> float:
+            return self.bench.final_evaluator.evaluate(mask).accuracy
+
+        return self._known(self._search, mask, pruned, self.bench.search_accuracy)
+
+    def test(self, mask: ChannelMask | None) -> float:
+        """Return its accuracy on the test split. Call it when every choice is made."""
+        pruned = self.bench.recalibrated_test_accuracy
+        return self._known(self._test, mask, pruned, self.bench.test_accuracy)
+
+    def _known(
+        self,
+        found: dict[str, float],
+        mask: ChannelMask | None,
+        pruned: Callable[[ChannelMask], float],
+        dense: Callable[[nn.Module], float],
+    ) -> float:
+        """Return what was found of a mask; if nothing was, measure it and write all."""
+        key = DENSE if mask is None else mask.digest()
+        if key not in found:
+            found[key] = dense(self.bench.target.model) if mask is None else pruned(mask)
+            content = {"machine": self._machine, "search": self._search, "test": self._test}
+            write_json(self._path, content)
+        return found[key]
+
+
+def read_measured(path: Path, here: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return what was measured on the search and on the test split, if it was ``here``.
+
+    Raises:
+        ArtefactError: the file is damaged.
+    """
+    content = checked(read_json(path), CONTENT, str(path))
+    return (content["search"], content["test"]) if content["machine"] == here else ({}, {})
+
+
+def settle(bench: Bench, store: CandidateStore, folder: RunFolder, console: Console) -> None:
+    """Measure what other processes chose anew in this one, before anything is chosen among it.
+
+    With other threads an image more or less may be right, and what a report shows must be what
+    decided.
+    """
+    measured, candidates = Measured(bench, folder), list(store)
+    with console.progress("measure on search images", len(candidates)) as report:
+        for number, candidate in enumerate(candidates, start=1):
+            accuracy = measured.search(candidate.mask)
+            if accuracy != candidate.search_accuracy:
+                store.add(dataclasses.replace(candidate, search_accuracy=accuracy))
+            report(number)
+
+
+def measure_rows(
+    bench: Bench,
+    candidates: Sequence[Candidate],
+    cells: Sequence[Finetune],
+    folder: RunFolder,
+    console: Console,
+) -> list[MethodRow]:
+    """Open the test split: return a row for each fine-tune, and for each candidate without one."""
+    measured, rows = Measured(bench, folder), []
+    tuned = {(cell.name, cell.candidate.seed) for cell in cells if cell.candidate is not None}
+    untuned = [item for item in candidates if (item.name, item.seed) not in tuned]
+    with console.progress("measure on test images", len(cells) + len(untuned)) as report:
+        for cell in cells:
+            rows.append(_finetuned_row(measured, cell, folder))
+            report(len(rows), cell.name)
+        for item in untuned:
+            rows.append(candidate_row(measured, item))
+            report(len(rows), item.name)
+    return rows
+
+
+def _finetuned_row(measured: Measured, cell: Finetune, folder: RunFolder) -> MethodRow:
+    bench, directory = measured.bench, folder.file(cell.folder)
+    candidate = cell.candidate
+    mask = bench.target.graph.dense_mask() if candidate is None else candidate.mask
+    accuracy = None
+    if bench.recipe().epochs:
+        accuracy = finetuned_accuracy(bench, directory, mask)
+    if candidate is None:
+        return dense_row(measured, accuracy, cell)
+    return candidate_row(measured, candidate, finetuned=accuracy, cell=cell)
+
+
+def candidate_row(
+    measured: Measured,
+    candidate: Candidate,
+    *,
+    finetuned: float | None = None,
+    cell: Finetune | None = None,
+) -> MethodRow:
+    """Return a candidate's row, its recalibrated network measured on search and test images.
+
+    All rows are measured in this process: the last digits depend on the number of threads.
+    """
+    graph = measured.bench.target.graph
+    cost = graph.cost(candidate.mask)
+    return MethodRow(
+        name=candidate.name,
+        role=candidate.role,
+        searches=candidate.searches,
+        beginning=candidate.beginning,
+        seed=candidate.seed,
+        macs=cost.macs,
+        params=cost.params,
+        search_accuracy=measured.search(candidate.mask),
+        test_accuracy_recalibrated=measured.test(candidate.mask),
+        test_accuracy_finetuned=finetuned,
+        networks_evaluated=candidate.networks_evaluated,
+        digest=candidate.mask.digest(),
+        finetune_seed=None if cell is None else cell.seed,
+        cell=None if cell is None else cell.folder,
+        seconds=round(candidate.seconds, 1) if candidate.seconds else None,
+        memory=limited_memory(graph, candidate.mask, measured.bench.budget),
+    )
+
+
+def dense_row(measured: Measured, finetuned: float | None, cell: Finetune) -> MethodRow:
+    """Return a row of the dense control."""
+    graph = measured.bench.target.graph
+    cost = graph.dense_cost
+    return MethodRow(
+        name=DENSE,
+        role="control",
+        searches=False,
+        seed=cell.seed,
+        macs=cost.macs,
+        params=cost.params,
+        search_accuracy=measured.search(None),
+        test_accuracy_recalibrated=measured.test(None),
+        test_accuracy_finetuned=finetuned,
+        networks_evaluated=0,
+        digest=graph.dense_mask().digest(),
+        finetune_seed=cell.seed,
+        cell=cell.folder,
+        memory=limited_memory(graph, graph.dense_mask(), measured.bench.budget),
+    )
+
+
+def limited_memory(graph: StructureGraph, mask: ChannelMask, budget: Budget) -> int | None:
+    """Return the peak memory of a pruned network in bytes; None where the budget limits none."""
+    return None if budget.max_memory is None else graph.peak_memory(mask)

@@ -1,0 +1,383 @@
+"""What a command does with each of its networks, as data: the runner does it, ``verify`` checks it.
+
+A command lets methods choose masks, some once for each seed, adds controls, fine-tunes some of the
+masks and judges one column. Which, this module says and nobody else.
+"""
+
+import hashlib
+import json
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from prunegraph.core.budget import Budget, short
+from prunegraph.core.user_code import is_factory
+from prunegraph.methods.method import Role
+from prunegraph.methods.registry import (
+    CONTROL_CRITERIA,
+    control_widths,
+    make_method,
+    method_groups,
+)
+from prunegraph.runs.bench import Bench
+from prunegraph.runs.folder import RunFolder, slug
+from prunegraph.runs.options.compare import CompareConfig, RunConfig
+from prunegraph.runs.options.config import ApplyConfig, PruneConfig, TrainConfig
+from prunegraph.runs.prepare import Target
+from prunegraph.runs.report.verdict import (
+    AGENT,
+    DENSE,
+    INITIAL,
+    SAMPLER,
+    UNTRAINED,
+    Metric,
+    is_agent,
+    is_baseline,
+    is_control,
+)
+from prunegraph.runs.store import Candidate, best_rival, choose, ranked
+
+USUAL_SEARCHES = ("cem", "random_search")
+"""Of the baselines that search, what ``train`` compares with; ``compare`` takes all."""
+
+USUAL_HEURISTICS = (
+    *("random/uniform", "l1/uniform", "l1/global", "l2/uniform", "bn_scale/global"),
+    *("fpgm/uniform", "lamp/global", "activation/uniform", "taylor/uniform", "taylor/global"),
+    *("taylor/per_mac", "taylor/sensitivity", "taylor/skip_full"),
+)
+"""What ``train`` compares with; ``compare`` takes every criterion with every allocation."""
+
+ALWAYS = ("l1/uniform", "taylor/per_mac")
+"""Heuristics that an applied policy is shown beside, and that ``compare`` always fine-tunes."""
+
+BEST_SEARCHES = 2
+"""So many of the baselines that search are fine-tuned by ``compare``."""
+
+APPLIED = f"{AGENT}/applied"
+"""The name of the row of an applied policy."""
+
+CONTROLS = frozenset(control_widths(criterion, {}).name for criterion in CONTROL_CRITERIA)
+"""The names of the rows that keep the agent's widths."""
+
+POLICY_SCHEME = "policy:"
+"""Begins the name of a method that applies a trained policy."""
+
+RECALIBRATED: Metric = "test_accuracy_recalibrated"
+FINETUNED: Metric = "test_accuracy_finetuned"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What one command does with each of its networks.
+
+    Attributes:
+        command: its name.
+        agent: name of the agent's row; None if it does not search.
+        applied: the policy is applied, without a search.
+        given: the agent's search begins with a policy, whose own mask is a row.
+        methods: names of the others, the sampler may be among them.
+        seeds: of the searches; a method that depends on neither images nor chance has the first.
+        controls: rows that keep the agent's widths are added.
+        optional: rows that miss a latency, which is met by luck, are left out.
+        finetunes: eight rows and the dense network are fine-tuned, not the chosen mask and it.
+    """
+
+    command: str
+    agent: str | None = None
+    applied: bool = False
+    given: bool = False
+    methods: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    controls: bool = False
+    optional: bool = False
+    finetunes: bool = False
+
+    @property
+    def searched(self) -> bool:
+        """Whether the agent searches."""
+        return self.agent is not None and not self.applied
+
+    def choices(self) -> Iterator[tuple[str, int]]:
+        """Yield name and seed of each mask that a method but the agent and its sampler chooses."""
+        for name in self.methods:
+            if name != SAMPLER:
+                several = is_factory(name) or make_method(name).per_seed
+                yield from ((name, seed) for seed in (self.seeds if several else self.seeds[:1]))
+
+    def rows(self) -> set[tuple[str, int]]:
+        """Return name and seed of every row that a report must have, beside the dense network's."""
+        found = {*self.choices()} if not self.optional else set()
+        names = {SAMPLER} & {*self.methods}
+        if self.agent is not None:
+            names |= {self.agent}
+            names |= {UNTRAINED} if self.searched or self.controls else set()
+            names |= {INITIAL} if self.given else set()
+            names |= CONTROLS if self.controls else set()
+        return found | {(name, seed) for name in names for seed in self.seeds}
+
+    def part(self, name: str) -> tuple[Role, bool, bool] | None:
+        """Return role, searches and beginning of a row; None of a user's method, which is not run.
+
+        Raises:
+            PruneGraphError: no method has that name.
+        """
+        if is_factory(name):
+            return None
+        if name == self.agent:
+            return "agent", self.searched, False
+        if name == SAMPLER:
+            return "baseline", True, False
+        if name in (UNTRAINED, INITIAL, DENSE, *CONTROLS):
+            return "control", False, name in (UNTRAINED, INITIAL)
+        method = make_method(name)
+        return method.role, method.searches, False
+
+    def metric(self, *, trained: bool) -> Metric:
+        """Return which column the verdict is about."""
+        return FINETUNED if self.finetunes and trained else RECALIBRATED
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Return what a command does; no code of the user's is run for it."""
+    if isinstance(config, TrainConfig):
+        return _train_plan(config)
+    if isinstance(config, CompareConfig):
+        return _compare_plan(config)
+    return _apply_plan(config) if isinstance(config, ApplyConfig) else _prune_plan(config)
+
+
+def _train_plan(config: TrainConfig) -> Plan:
+    methods = {
+        "none": (),
+        "heuristics": USUAL_HEURISTICS,
+        "all": (*USUAL_HEURISTICS, *USUAL_SEARCHES, SAMPLER),
+    }
+    return Plan(
+        command=config.command,
+        agent=f"{AGENT}/{config.agent.self_competition}",
+        given=config.policy is not None,
+        methods=methods[config.baselines],
+        seeds=_seeds(config.seed, config.search_seeds),
+        controls=config.baselines != "none",
+    )
+
+
+def _apply_plan(config: ApplyConfig) -> Plan:
+    timed = config.max_latency is not None
+    return Plan(
+        command=config.command,
+        agent=APPLIED,
+        applied=True,
+        methods=ALWAYS,
+        seeds=(config.seed,),
+        controls=not timed,
+        optional=timed,
+    )
+
+
+def _prune_plan(config: PruneConfig) -> Plan:
+    seeds = (config.seed,)
+    if applied_policy(config) is not None:
+        return Plan(command=config.command, agent=APPLIED, applied=True, seeds=seeds)
+    if config.method != AGENT:
+        return Plan(command=config.command, methods=(config.method,), seeds=seeds)
+    return Plan(
+        command=config.command,
+        agent=f"{AGENT}/{config.agent.self_competition}",
+        given=config.policy is not None,
+        seeds=seeds,
+    )
+
+
+def applied_policy(config: RunConfig) -> Path | None:
+    """Return the policy that a command applies without a search, or None."""
+    if isinstance(config, ApplyConfig):
+        return config.policy
+    if isinstance(config, PruneConfig) and config.method.startswith(POLICY_SCHEME):
+        return Path(config.method.removeprefix(POLICY_SCHEME))
+    return None
+
+
+def _compare_plan(config: CompareConfig) -> Plan:
+    groups = method_groups()
+    groups["all"] += (SAMPLER,)
+    names = [name for method in config.methods for name in groups.get(method, (method,))]
+    return Plan(
+        command=config.command,
+        agent=None if config.no_agent else f"{AGENT}/{config.agent.self_competition}",
+        given=config.policy is not None,
+        methods=tuple(dict.fromkeys(names)),
+        seeds=_seeds(config.seed, config.seeds),
+        controls=not config.no_agent,
+        finetunes=True,
+    )
+
+
+def _seeds(first: int, count: int) -> tuple[int, ...]:
+    return tuple(range(first, first + count))
+
+
+def run_name(config: RunConfig, targets: Sequence[Target]) -> str:
+    """Return the default name of a run's folder."""
+    names = "+".join(slug(target.arch) for target in targets)
+    name = f"{names}-{slug(targets[0].dataset.name)}-{budget_name(config.budget())}"
+    if isinstance(config, PruneConfig):
+        return f"{slug(config.method)}-{name}"
+    return name if isinstance(config, TrainConfig) else f"{config.command}-{name}"
+
+
+def budget_name(budget: Budget) -> str:
+    """Return a budget's limits as part of a file's name."""
+    return "-".join(map(short, budget.as_dict().values()))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Finetune:
+    """A fine-tune, whose network gets a folder of the run.
+
+    Attributes:
+        candidate: whose mask; None = the dense control.
+        seed: of the fine-tune.
+        folder: its path in the run folder.
+    """
+
+    candidate: Candidate | None
+    seed: int
+    folder: str
+
+    @property
+    def name(self) -> str:
+        """The method's name."""
+        return DENSE if self.candidate is None else self.candidate.name
+
+    @property
+    def searched(self) -> int:
+        """The seed of the search that found the mask; of the dense network its own."""
+        return self.seed if self.candidate is None else self.candidate.seed
+
+
+def plan_finetunes(bench: Bench, candidates: Sequence[Candidate]) -> list[Finetune]:
+    """Return the fine-tunes of a run, chosen by search accuracy.
+
+    ``compare`` fine-tunes several rows (``compared``), each in a cell. The others fine-tune the
+    mask that the run ends with and the dense network.
+    """
+    if isinstance(bench.options, CompareConfig):
+        pairs = compared(candidates, bench.options)
+        return [
+            Finetune(candidate=item, seed=seed, folder=_cell(bench, item, seed))
+            for item, seed in pairs
+        ]
+    chosen = choose(candidates, rank_of(bench.options))
+    return [
+        Finetune(candidate=None, seed=bench.seed, folder=RunFolder.DENSE_FINETUNED),
+        Finetune(candidate=chosen, seed=bench.seed, folder=RunFolder.PRUNED),
+    ]
+
+
+def finetune_seeds_of(config: CompareConfig) -> list[int]:
+    """Return the seeds of the fine-tunes of a mask that needed no search."""
+    return [config.seed + number for number in range(config.finetune_seeds or config.seeds)]
+
+
+def compared(
+    candidates: Sequence[Candidate], config: CompareConfig
+) -> list[tuple[Candidate | None, int]]:
+    """Return the rows that a comparison fine-tunes, each with the seed; None = the dense network.
+
+    Eight rows and the dense control: the agent; L1 and random at its widths; the two searches
+    among the baselines that are best on average; L1 uniform; Taylor per MAC; the best
+    other heuristic. A method that was asked with several seeds is fine-tuned with the seed of each
+    mask, one that depends on neither images nor chance with every seed. With ``finetune_seeds`` the
+    best mask of each is, with every one; L1 and random at the widths of the agent's best. With
+    ``finetune_best`` it is the agent and the best baseline alone. What the agent must beat is
+    always among the rows: without an agent the best baseline; the policy that the search began
+    with, where that is better than all of them.
+    """
+    seeds, rank = finetune_seeds_of(config), rank_of(config)
+    best = best_rival(candidates, rank)
+    if config.finetune_best:
+        candidates = [item for item in candidates if is_agent(item) or item.name == best]
+    names = _searched(candidates, rank) | _chosen_heuristics(candidates, rank)
+    names |= {
+        item.name
+        for item in candidates
+        if item.name == best and (item.searches or is_control(item))
+    }
+    chosen = [item for item in candidates if item.name in names]
+    if config.finetune_seeds is not None:
+        chosen = _best_masks(chosen)
+    pairs: list[tuple[Candidate | None, int]] = []
+    for item in chosen:
+        once = config.finetune_seeds is not None or _is_alone(item, candidates)
+        pairs += [(item, seed) for seed in (seeds if once else [item.seed])]
+    return pairs + [(None, seed) for seed in seeds]
+
+
+def rank_of(options: object) -> Callable[[Sequence[float]], float]:
+    """Return what ranks a method by the search accuracies of its masks.
+
+    Their mean; where the best mask of each method is fine-tuned, that mask's.
+    """
+    best = isinstance(options, CompareConfig) and options.finetune_seeds is not None
+    return max if best else statistics.mean
+
+
+def searches(name: str) -> bool:
+    """Return whether a method that is asked for runs as many networks as it may.
+
+    The user's own is not made for that: ``verify`` runs no code that a report names.
+    """
+    return name == SAMPLER or is_factory(name) or make_method(name).searches
+
+
+def _chosen_heuristics(
+    candidates: Sequence[Candidate], rank: Callable[[Sequence[float]], float]
+) -> set[str]:
+    """Return the names of the heuristics to fine-tune."""
+    names = {item.name for item in candidates if is_baseline(item) and not item.searches}
+    order = ranked(candidates, names - {*ALWAYS}, rank)
+    return {*order[:1]} | (names & {*ALWAYS})
+
+
+def _is_alone(item: Candidate, candidates: Sequence[Candidate]) -> bool:
+    """Return whether a mask is its method's only one, which every seed's fine-tune begins from."""
+    if is_control(item) or item.searches:
+        return False
+    return sum(other.name == item.name for other in candidates) == 1
+
+
+def _best_masks(searched: Sequence[Candidate]) -> list[Candidate]:
+    """Return a mask of each method that searched: its best one; controls go with the agent's."""
+    agents = [item for item in searched if is_agent(item)]
+    chosen = choose(agents).seed if agents else None
+    best: dict[str, Candidate] = {}
+    for item in searched:
+        of_agent = is_agent(item) or item.name in CONTROLS
+        seed = chosen if of_agent else item.seed
+        rank, known = (item.search_accuracy, -item.seed), best.get(item.name)
+        if item.seed == seed and (known is None or rank > (known.search_accuracy, -known.seed)):
+            best[item.name] = item
+    return list(best.values())
+
+
+def _searched(
+    candidates: Sequence[Candidate], rank: Callable[[Sequence[float]], float] = statistics.mean
+) -> set[str]:
+    """Return the names of the rows with a search of their own, or the agent's, to fine-tune.
+
+    Args:
+        candidates: of all methods.
+        rank: by which the search baselines are ordered, of the search accuracies of their masks.
+    """
+    agents = {item.name for item in candidates if is_agent(item)}
+    found = {item.name for item in candidates if item.searches} - agents
+    return agents | CONTROLS | {*ranked(candidates, found, rank)[:BEST_SEARCHES]}
+
+
+def _cell(bench: Bench, candidate: Candidate | None, seed: int) -> str:
+    """Name the folder of a fine-tune by all that decides its result: mask, seed, recipe."""
+    mask = bench.target.graph.dense_mask() if candidate is None else candidate.mask
+    words = json.dumps([mask.digest(), seed, bench.recipe_record()], sort_keys=True)
+    return f"{RunFolder.CELLS}/{hashlib.sha256(words.encode()).hexdigest()[:16]}"

@@ -1,0 +1,105 @@
+"""What every method of single weights does: add a row for a new one."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import MaskError
+from prunegraph.core.pattern import Pattern
+from prunegraph.core.splits import Dataset
+from prunegraph.core.weight_mask import WeightMask
+from prunegraph.evaluation.evaluator import Evaluator
+from prunegraph.graph import analyse
+from prunegraph.layerwise.weights import prunable_weights
+from prunegraph.methods.method import Method, Problem, Result
+from prunegraph.methods.registry import make_method
+from prunegraph.tasks.image_classification import ImageClassification
+from prunegraph.testing import WeightMethodConformance
+
+ROWS = [
+    ("magnitude", Budget(sparsity=0.7)),
+    ("magnitude", Budget(pattern="2:4")),
+]
+"""Methods, each with the budgets that it serves."""
+
+
+def pose(digits: Dataset, budget: Budget) -> Problem:
+    """Return the problem of a small network whose layers read multiples of 4 inputs."""
+    torch.manual_seed(0)
+    widths = (64, 24, 16)
+    layers = [nn.Sequential(nn.Linear(*pair), nn.ReLU()) for pair in itertools.pairwise(widths)]
+    model = nn.Sequential(nn.Flatten(), *layers, nn.Linear(16, 10))
+    example = torch.zeros(1, *digits.image_shape)
+    task = ImageClassification(
+        model=model,
+        example_inputs=example,
+        train=digits.train,
+        search=digits.search,
+        test=digits.test,
+    )
+    graph = analyse(model, example)
+    return Problem(
+        task=task,
+        structure=graph,
+        budget=budget,
+        statistics={},
+        make_evaluator=lambda _: Evaluator(task, graph, num_calibration=64),
+        make_unlabelled=lambda: Evaluator(task, graph, num_calibration=64),
+    )
+
+
+class TestWeightMethods(WeightMethodConformance):
+    @pytest.fixture(autouse=True, params=ROWS, ids=lambda row: f"{row[0]}-{row[1].as_dict()}")
+    def _choose(self, request: pytest.FixtureRequest, digits: Dataset) -> None:
+        self.name, self.budget = request.param
+        self.digits = digits
+
+    def make_method(self) -> Method:
+        return make_method(self.name)
+
+    def make_problem(self, seed: int, max_networks: int) -> Problem:
+        del seed, max_networks  # no row depends on chance or runs networks yet
+        return pose(self.digits, self.budget)
+
+    def test_it_says_that_it_chooses_weights(self) -> None:
+        assert self.make_method().kind == "weights"
+
+
+class Careless:
+    """Zeroes another number of weights, not in groups, and hands back a dense network."""
+
+    name, role, kind = "careless", "baseline", "weights"
+    searches = per_seed = False
+
+    def check(self, problem: Problem) -> None:
+        del problem
+
+    def prune(self, problem: Problem) -> Result:
+        model = problem.task.model
+        keep = {
+            name: torch.rand(weight.shape) < 0.5 for name, weight in prunable_weights(model).items()
+        }
+        return Result(mask=WeightMask(keep, Pattern.parse("2:4")), model=model)
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        ("test_the_budget_is_met_and_used_up", "were asked for"),
+        ("test_the_mask_is_legal", "do not follow the pattern"),
+    ],
+)
+def test_a_careless_method_does_not_conform(test: str, message: str, digits: Dataset) -> None:
+    class Cheating(WeightMethodConformance):
+        def make_method(self) -> Method:
+            return Careless()  # type: ignore[return-value]
+
+        def make_problem(self, seed: int, max_networks: int) -> Problem:
+            del seed, max_networks
+            return pose(digits, Budget(pattern="2:4"))
+
+    with pytest.raises((AssertionError, MaskError), match=message):
+        getattr(Cheating(), test)()
