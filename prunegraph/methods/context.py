@@ -52,6 +52,7 @@ class Context:
         subset_size: search images that searches score candidates on; None = their own number.
         device: where networks run; None = where the task's network is.
         timed: the network as it is timed, if not as the task holds it.
+        unlabelled_log: what an earlier start has measured without labels, by the same seeds.
     """
 
     task: Task
@@ -65,6 +66,7 @@ class Context:
     subset_size: int | None = None
     device: str | torch.device | None = None
     timed: nn.Module | None = None
+    unlabelled_log: OutcomeLog | None = None
 
     @property
     def graph(self) -> StructureGraph:
@@ -130,6 +132,7 @@ class Context:
             device=self.device,
             metric="kl",
             reconstruction=self.quick_reconstruction or self.reconstruction,
+            log=self.unlabelled_log,
         )
 
     def evaluator(self, log: OutcomeLog | None = None) -> Evaluator:

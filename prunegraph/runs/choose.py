@@ -1,6 +1,5 @@
 """Jobs that let methods choose masks, each on its own count of networks; the controls."""
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from prunegraph.methods.registry import (
     control_widths,
     make_method,
 )
-from prunegraph.runs.agent_search import search_job
+from prunegraph.runs.agent_search import sampler_method, search_job
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.jobs import Batch, Workplace
 from prunegraph.runs.options.config import SearchOptions
@@ -40,8 +39,7 @@ def check_methods(plan: Plan, bench: Bench, networks: int) -> None:
     """Raise an error if a method cannot serve the network, the budget or so many networks."""
     for name in plan.methods:
         if name != SAMPLER:
-            budget = bench.budget.without_latency()  # its layers are not timed yet
-            make_method(name).check(bench.context.problem(budget, max_networks=networks))
+            make_method(name).check(bench.untimed_problem(networks))
 
 
 def method_batches(
@@ -174,13 +172,11 @@ def _sampler_batch(
     stores: Sequence[CandidateStore], options: SearchOptions, seeds: Sequence[int]
 ) -> Batch:
     """Return what finds the best of N that the agent draws: nothing learns, nothing is planned."""
-    still = dataclasses.replace(options.agent, learning_rate=0.0, swaps=0)
-    idle = dataclasses.replace(options, agent=still)
     return Batch(
         label="searches of the sampler",
         job=search_job,
         arguments=[
-            (idle, SAMPLER, seed)
+            (sampler_method(options), SAMPLER, options.networks, seed)
             for seed in seeds
             if any(store.get(SAMPLER, seed) is None for store in stores)
         ],

@@ -8,11 +8,12 @@ not bring their weights, which are most of a folder.
 from collections.abc import Sequence
 from typing import Any
 
-from prunegraph.agent.policies import TrainedPolicy
+from prunegraph.agent.policies import TrainedPolicy, find_policy
 from prunegraph.core.console import Console
 from prunegraph.graph.apply import unequal
-from prunegraph.runs.agent_check import check_networks
-from prunegraph.runs.agent_rows import add_beginnings, add_untrained, agent_batch, agent_summary
+from prunegraph.methods.controls import PriorControl
+from prunegraph.runs.agent_rows import add_beginning, add_beginnings, agent_batch, agent_summary
+from prunegraph.runs.agent_search import agent_method
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.choose import (
     add_controls,
@@ -41,12 +42,12 @@ from prunegraph.runs.plan import (
     rank_of,
     run_name,
 )
-from prunegraph.runs.policies import find_policy, pin_policy
+from prunegraph.runs.policies import pin_policy
 from prunegraph.runs.prepare import Target, check_trainable
 from prunegraph.runs.ray_pool import load_ray
 from prunegraph.runs.report.page import show_finished
 from prunegraph.runs.report.report import SearchResult
-from prunegraph.runs.report.verdict import SAMPLER, verdict_line
+from prunegraph.runs.report.verdict import SAMPLER, UNTRAINED, verdict_line
 from prunegraph.runs.store import CandidateStore, choose
 
 
@@ -94,15 +95,17 @@ def run_plan(config: RunConfig, console: Console) -> dict[str, Any]:
 
 def check_run(plan: Plan, config: RunConfig, targets: Sequence[Target]) -> None:
     """Raise an error if a method, the agent or a fine-tune could not do its work: before any."""
+    benches = [Bench(target=target, options=config, seed=config.seed) for target in targets]
     if isinstance(config, SearchOptions):
         if config.ray is not None:
             load_ray()
         if plan.searched or SAMPLER in plan.methods:
-            check_networks(targets, config, config.budget())
+            problems = [bench.untimed_problem(config.networks) for bench in benches]
+            agent_method(config).check_family(problems)
     networks = config.networks if isinstance(config, SearchOptions) else 0
-    for target in targets:
-        check_trainable(target, config)
-        check_methods(plan, Bench(target=target, options=config, seed=config.seed), networks)
+    for bench in benches:
+        check_trainable(bench.target, config)
+        check_methods(plan, bench, networks)
 
 
 def member_folders(folder: RunFolder, targets: Sequence[Target]) -> list[RunFolder]:
@@ -157,7 +160,7 @@ def _apply(plan: Plan, place: Workplace, store: CandidateStore, policy: TrainedP
     decision = decide(policy, bench, store, folder.checkpoint(folder.DECISION), place.console)
     (own,) = store.named(APPLIED)
     if plan.controls:
-        add_untrained(bench, store, bench.seed)
+        add_beginning(bench, store, UNTRAINED, bench.seed, PriorControl())
         add_controls(bench, store, [own], place.console)
     add_optional(place, store, plan, place.console)
     warn_if_worse(bench, list(store), own, place.console)

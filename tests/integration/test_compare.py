@@ -441,6 +441,11 @@ def invent_searches(content: dict[str, Any]) -> None:
     content["search"]["seeds"] = [0, 1, 2, 3]
 
 
+def call_a_rival_a_control(content: dict[str, Any]) -> None:
+    for row in content["methods"]:
+        row["role"] = "control" if row["name"] == "cem" else row["role"]
+
+
 @pytest.fixture(scope="module")
 def written_again(compared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a copy whose report was written again as it was, which is no forgery."""
@@ -468,6 +473,7 @@ FURTHER = [
         (leave_the_start_out, "methods that are missing is reported as ['untrained']"),
         (show_a_rival, "pruned.mask_digest is reported"),
         (leave_one_out, "seeds of cem is reported"),
+        (call_a_rival_a_control, "methods in the part of others is reported as ['cem']"),
         (judge_by_another_metric, "verdict_metric is reported"),
         *(pytest.param(*forgery, marks=pytest.mark.slow) for forgery in FURTHER),
     ],

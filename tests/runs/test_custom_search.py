@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import prunegraph as pg
 from prunegraph.core.errors import ArtefactError, BudgetError, ConfigError, DataError, ModelError
 from prunegraph.data import load_dataset
+from prunegraph.evaluation.log import WRITE_EVERY
 from prunegraph.graph.costs.clock import Latency
 from prunegraph.models import build_model
 from prunegraph.tasks.classification import evaluate
@@ -86,7 +87,7 @@ def test_a_network_of_two_inputs_and_no_classes_is_searched(task: Any) -> None:
     )
     report = result.report
     assert report["pruned"]["macs"] <= 0.5 * report["dense"]["macs"]
-    assert len(calls) - 1 <= report["networks_evaluated"] <= 64
+    assert len(calls) - 2 <= report["networks_evaluated"] <= 64
     assert report["pruned"]["score"] == max(score(batches[-1], net) for net in calls[1:])
     assert report["dense"]["score"] == score(batches[-1], model)
     assert {"mean", "spread"} == result.model(*example).keys()
@@ -134,7 +135,7 @@ def test_a_search_survives_a_fit_that_fails_at_its_end(task: Any) -> None:
 
     example = (batches[0][0][:1], batches[0][1][:1])
     options = {"loss": loss, "calibration_data": batches, "progress": last, **SHORT}
-    with pytest.warns(UserWarning, match="not fitted layer by layer: .*out of memory"):
+    with pytest.warns(UserWarning, match="not reconstructed layer by layer: .*out of memory"):
         result = pg.search(model, example, evaluate=partial(score, batches[-1]), **options)
     assert result.report["pruned"]["score"] == score(batches[-1], result.model)
 
@@ -190,7 +191,7 @@ def test_a_search_that_was_interrupted_goes_on(task: Any, tmp_path: Path) -> Non
     again = pg.search(model, example, checkpoint=path, **options)
     assert again.mask == whole.mask
     assert again.report == whole.report
-    with pytest.raises(ArtefactError, match="of a search with reconstruct=True: give that again"):
+    with pytest.raises(ArtefactError, match="of a search with reconstruct True, not False"):
         pg.search(model, example, checkpoint=path, reconstruct=False, **options)
     with pytest.raises(ArtefactError, match="of a search with calibration_data"):
         pg.search(model, example, checkpoint=path, **{**options, "calibration_data": batches[::-1]})
@@ -240,7 +241,7 @@ def test_a_search_that_is_killed_between_two_networks_runs_none_again(
     again = pg.search(model, example, checkpoint=path, **options)
     assert again.report == whole.report
     assert again.mask == whole.mask
-    assert len(runs) == total + 2  # the whole network again, and the one that was cut off
+    assert len(runs) <= total + 1 + WRITE_EVERY  # the whole network, and what was not written
 
 
 @pytest.mark.slow
@@ -317,10 +318,14 @@ def test_classes_need_no_loss_and_beat_the_policy_that_it_starts_from() -> None:
         ({"networks": 28}, ConfigError, "give at least 29"),
         ({"networks": 27, "reconstruct": False}, ConfigError, "give at least 28"),
         ({"calibration_data": []}, DataError, "holds no batches"),
-        ({"evaluate": lambda _: float("nan")}, ModelError, "evaluate returned nan"),
-        ({"evaluate": lambda _: None}, ModelError, "evaluate returned None"),
+        ({"evaluate": lambda _: float("nan")}, ModelError, "score of the whole network is nan"),
+        ({"evaluate": lambda _: None}, ModelError, "the score is None"),
         ({"checkpoint": "c.json"}, ConfigError, r"must end in \.safetensors"),
-        ({"loss": lambda n, b: n(b[0], b[1])["mean"]}, ModelError, r"returns shape \[64, 1\]"),
+        (
+            {"loss": lambda n, b: n(b[0], b[1])["mean"]},
+            ModelError,
+            r"returns shape \[64, 1\], not one number",
+        ),
         ({"loss": lambda n, b: regression_loss(n, b).detach()}, ModelError, "leave detach"),
     ],
 )
@@ -336,44 +341,3 @@ def test_what_cannot_be_is_one_line(
     }
     with pytest.raises(error, match=message):
         pg.search(model, (batches[0][0][:1], batches[0][1][:1]), **{**given, **options})
-
-
-IMAGES, LABELS = torch.randn(8, 3, 8, 8), torch.arange(8)
-
-
-@pytest.mark.parametrize(
-    ("batch", "message"),
-    [
-        ({"image": IMAGES}, "batches of dict, not .images, class numbers.: give your own as loss="),
-        (IMAGES, "batches of Tensor"),
-        ((IMAGES, LABELS, LABELS), "batches of tuple"),
-        ((IMAGES, list(range(8))), "batches of tuple"),
-        ((IMAGES, LABELS.float()), r"labels \[8\] of torch.float32, which do not fit"),
-        ((IMAGES, LABELS + 5), r"do not fit logits of \[8, 10\] .*out of bounds"),
-        ((IMAGES[:, :1], LABELS), r"fails on calibration images of \[8, 1, 8, 8\]"),
-    ],
-)
-def test_batches_that_the_default_loss_cannot_take_are_one_line(batch: Any, message: str) -> None:
-    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(576, 10))
-    with pytest.raises(DataError, match=message):
-        pg.search(net, IMAGES[:1], evaluate=lambda _: 0.5, calibration_data=[batch], keep_macs=0.5)
-
-
-def test_the_default_loss_takes_logits_alone(task: Any) -> None:
-    model, batches = task
-
-    class Named(nn.Module):
-        def forward(self, x: Tensor) -> dict[str, Tensor]:
-            return model(x, torch.zeros(len(x), 5))
-
-    with pytest.raises(ModelError, match="Named returns dict, not logits"):
-        cross_entropy(Named(), (batches[0][0], torch.zeros(64, dtype=torch.long)))
-
-
-def test_a_score_in_percent_is_warned_of(task: Any) -> None:
-    model, batches = task
-    example = (batches[0][0][:1], batches[0][1][:1])
-    options: dict[str, Any] = {"loss": regression_loss, "calibration_data": batches, **SHORT}
-    with pytest.warns(UserWarning, match="whole network 55: .* divide a percentage by 100"):
-        found = pg.search(model, example, evaluate=lambda _: 55.0, **{**options, "networks": 29})
-    assert found.report["dense"]["score"] == 55.0
