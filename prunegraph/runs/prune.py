@@ -18,7 +18,6 @@ from prunegraph.core.masks import ChannelMask
 from prunegraph.core.task import Task
 from prunegraph.core.tensors import parameter_digest
 from prunegraph.core.weight_mask import WeightMask
-from prunegraph.evaluation.evaluator import Metric
 from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import AttentionUnit, StructureGraph, analyse, unwrap
 from prunegraph.graph.apply import unequal
@@ -29,6 +28,7 @@ from prunegraph.methods.context import Context
 from prunegraph.methods.custom import as_method
 from prunegraph.methods.method import Method, Problem, Result
 from prunegraph.methods.registry import make_method
+from prunegraph.rewards.config import Metric
 from prunegraph.runs.predicted_latency import layer_times
 from prunegraph.runs.report.speed import latencies
 from prunegraph.tasks.batches import num_samples
@@ -251,12 +251,12 @@ def _identity(
     reconstruct: bool,
 ) -> dict[str, Any]:
     """Return what names a search, as JSON values."""
-    own = isinstance(method, AgentSearch)
-    given = method.initial if isinstance(method, AgentSearch) else None
+    agent = method if isinstance(method, AgentSearch) else None
+    given = None if agent is None else agent.initial
     return {
         "network": parameter_digest(unwrap(task.model)),
         "method": method.name,
-        "options": repr((method.options, method.shares)) if own else None,
+        "options": None if agent is None else repr((agent.options, agent.shares)),
         "policy": None if given is None else parameter_digest(given.network),
         "budget": budget.as_dict(),
         "seed": seed,

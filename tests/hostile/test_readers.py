@@ -26,6 +26,7 @@ from PIL import Image
 from scipy import sparse
 from torch import nn
 
+from prunegraph.agent.clock import SearchClock
 from prunegraph.agent.config import PPOConfig
 from prunegraph.agent.network import NetworkConfig
 from prunegraph.agent.policies import load_checkpoint, load_policy, save_checkpoint
@@ -59,7 +60,6 @@ from prunegraph.runs.prepare import build_dense
 from prunegraph.runs.report.page import read_findings
 from prunegraph.runs.report.plots import _search, settle
 from prunegraph.runs.report.report import machine, methods_table, read_report, read_rows
-from prunegraph.runs.search_clock import SearchClock
 from prunegraph.runs.store import Candidate, CandidateStore, read_masks, write_masks
 from prunegraph.tasks.image_classification import training_task
 from prunegraph.training.loop import FinetuneConfig, Watch, finetune
