@@ -242,6 +242,17 @@ def _search(
     )
 
 
+def _show(
+    problem: Problem,
+    clock: SearchClock,
+    evaluators: Sequence[SearchEvaluator],
+    record: Mapping[str, Any],
+) -> None:
+    clock.write(evaluators)
+    words = f"mean {problem.task.score_name} {record['accuracy']:.3f}"
+    _say(problem, int(record["networks"]), words)
+
+
 def _say(problem: Problem, networks: int, words: str) -> None:
     if problem.progress is not None:
         problem.progress(networks, words)
@@ -318,12 +329,6 @@ def _train(
         subset_size=None if whole else problem.subset_size or DEFAULT_SUBSET,
         budgets=search_budgets(plan.shares, plan.budget),
     )
-
-    def show(record: Mapping[str, Any]) -> None:
-        clock.write(evaluators)
-        words = f"mean {problem.task.score_name} {record['accuracy']:.3f}"
-        _say(problem, int(record["networks"]), words)
-
     return train_agent(
         [
             partial(
@@ -341,7 +346,7 @@ def _train(
         checkpoint=None if problem.folder is None else problem.folder / CHECKPOINT,
         memory=_Memory(tables[0].evaluators),
         tensorboard=events,
-        progress=show,
+        progress=partial(_show, problem, clock, evaluators),
     )
 
 

@@ -7,15 +7,19 @@ import copy
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunegraph.core.budget import Budget
-from prunegraph.core.errors import ArtefactError
+from prunegraph.core.errors import ArtefactError, DataError
 from prunegraph.core.masks import ChannelMask
+from prunegraph.core.outcome import Outcome
+from prunegraph.core.splits import SearchSplit, TrainSplit
+from prunegraph.core.task import Scores
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.evaluation.log import WRITE_EVERY, OutcomeLog
 from prunegraph.graph import StructureGraph, analyse
@@ -32,8 +36,9 @@ from prunegraph.methods.criteria.taylor import (
     unlabelled_evaluator,
 )
 from prunegraph.tasks.custom import CustomTask
+from prunegraph.training.distributed import Ranks
 from prunegraph.training.loop import FinetuneConfig, finetune
-from support.tasks import language_task, segmentation_task
+from support.tasks import language_task, segmentation_task, texts
 
 Case = tuple[CustomTask, StructureGraph]
 
@@ -234,3 +239,88 @@ def test_a_score_that_is_no_number_ends_no_search(case: Case) -> None:
     outcome = Evaluator(broken, graph).evaluate(masks(graph)[0])
     assert outcome.accuracy == -1.0
     assert math.isfinite(outcome.loss)
+
+
+class Tokens:
+    """Sequences in memory, loaded by position as named tensors."""
+
+    def __init__(self, sequences: Tensor) -> None:
+        self.sequences = sequences
+
+    def load(self, index: Tensor, augment: torch.Generator | None = None) -> dict[str, Tensor]:
+        del augment
+        return {"input_ids": self.sequences[index], "place": index}
+
+    def fingerprint(self) -> str:
+        return "tokens"
+
+
+class LanguageTask(CustomTask):
+    """A language model that is scored on a search split: what a built-in task would be."""
+
+    search = SearchSplit(Tokens(texts(200, seed=1)), torch.arange(200))  # type: ignore[misc]
+
+    def dense_outputs(self, model: nn.Module, batches: Any, *, autocast: bool) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([self.forward(model, batch)["logits"][:, -1] for batch in batches])
+
+    def measure(
+        self, model: nn.Module, batches: Any, *, autocast: bool, dense_outputs: Any = None
+    ) -> Scores:
+        losses, divergences, places = [], [], []
+        for batch in batches:
+            own = self.dense_outputs(model, [batch], autocast=autocast)
+            losses.append(float(self.loss(model, batch).detach()) * len(own))
+            if dense_outputs is not None:
+                dense, dense_outputs = dense_outputs[: len(own)], dense_outputs[len(own) :]
+                divergences.append((own - dense).square().sum().item())
+            places.append(batch["place"])
+        count = len(torch.cat(places))
+        kl = sum(divergences) / count if divergences else None
+        loss = sum(losses) / count
+        return Scores(accuracy=math.exp(-loss), loss=loss, kl=kl, soft_accuracy=None)
+
+
+def test_a_task_of_named_tensors_is_scored_on_subsets(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = language_task()
+    fields = {field.name: getattr(own, field.name) for field in dataclasses.fields(own)}
+    fields["train"] = TrainSplit(Tokens(texts(100, seed=0)), torch.arange(100))
+    task = LanguageTask(**fields)
+    graph = analyse(task.model, task.example_inputs)
+    mask, dense = masks(graph)[0], graph.dense_mask()
+
+    def outcomes() -> list[Outcome]:
+        evaluator = Evaluator(task, graph, metric="kl", batch_size=64)
+        subset = evaluator.draw_subset(30, seed=0)
+        assert evaluator.num_samples == 200
+        given = ((dense, None), (mask, None), (mask, subset), (mask, torch.arange(200)))
+        return [evaluator.evaluate(*pair) for pair in given]
+
+    whole, pruned_, few, again = outcomes()
+    assert whole.kl == pytest.approx(0.0, abs=1e-9)
+    assert (pruned_.kl or 0.0) > 0.01
+    assert (few.num_images, pruned_.num_images) == (30, 200)
+    assert few.loss != pruned_.loss
+    assert again is pruned_
+    assert pruned_.accuracy < whole.accuracy
+    monkeypatch.setattr("prunegraph.evaluation.evaluator.PRELOAD_LIMIT", 0)
+    assert [found.loss for found in outcomes()] == pytest.approx(
+        [whole.loss, pruned_.loss, few.loss, pruned_.loss]
+    )
+    assert len(measure(task, graph, num_samples=50, batch_size=20)) == len(STATISTIC_NAMES)
+    result = finetune(pruned((task, graph)), task, FinetuneConfig(epochs=1, batch_size=48), seed=0)
+    assert len(result.losses) == 1
+
+
+def test_ranks_share_batches_of_any_form() -> None:
+    batch = {"input_ids": torch.arange(10).view(5, 2), "rest": (torch.arange(5), 3)}
+    first, second = (Ranks(rank=rank, size=2).share(batch) for rank in (0, 1))
+    assert first[0]["input_ids"].tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert second[0]["rest"][0].tolist() == [3, 4]
+    assert (first[1], second[1]) == (0.6, 0.4)
+    assert second[0]["rest"][1] == 3
+    whole, weight = Ranks(rank=1, size=8).share(batch)
+    assert whole is batch
+    assert weight == 1 / 8
+    with pytest.raises(DataError, match="several lengths: train it in one process"):
+        Ranks(rank=0, size=2).share((torch.zeros(2), torch.zeros(3)))

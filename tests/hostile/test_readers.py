@@ -357,7 +357,7 @@ def cases(
 
 NAMES = (
     *("weights", "weights_json", "weights_pth", "recipe", "pruned", "policy_json", "policy"),
-    *("report", "history", "options", "candidates", "masks", "clock", "scores"),
+    *("report", "history", "options", "candidates", "masks", "clock"),
     *("outcomes", "latency", "measured", "decision", "accuracy", "finished"),
     *("agent_checkpoint", "finetune_checkpoint", "tar"),
     *("png", "jpeg", "bmp", "tiff", "webp", "ppm"),
