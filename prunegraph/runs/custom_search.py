@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from prunegraph.agent.options import AgentOptions
@@ -32,7 +33,8 @@ from prunegraph.graph import (
 from prunegraph.graph.costs.latency_budget import TOLERANCE
 from prunegraph.graph.pyg import to_pyg
 from prunegraph.layerwise.reconstruct import Reconstruction
-from prunegraph.layerwise.sequential import LayerwiseReconstruction, most_samples
+from prunegraph.layerwise.room import most_samples
+from prunegraph.layerwise.sequential import LayerwiseReconstruction
 from prunegraph.methods.criteria.taylor import measure
 from prunegraph.methods.prior import NUM_PRIORS, measure_divergence, rank_priors
 from prunegraph.rewards import unpack_bits
@@ -268,11 +270,15 @@ def _predicting(
 
 
 def _in_turn(task: CustomTask, graph: StructureGraph) -> list[Callable[[], Reconstruction]]:
-    """Return what fits layer by layer: on as many samples as memory allows, on the first batch."""
+    """Return what fits layer by layer: on as many samples as memory allows, on the first batch.
+
+    Its owner's score decides whether it is taken, so all batches may be fitted on.
+    """
+    last = task.train.take(torch.tensor([len(task.train) - 1]))
     most = most_samples(graph, num_samples(task.example_inputs))
 
     def fit(size: int) -> Reconstruction:
         samples = task.train.sample(size, 0)
-        return LayerwiseReconstruction.on_samples(task, graph, samples)
+        return LayerwiseReconstruction.on_samples(task, graph, samples, held_out=last)
 
     return [partial(fit, most), partial(fit, 1)]

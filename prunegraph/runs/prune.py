@@ -13,13 +13,16 @@ from torch import nn
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError, ModelError
 from prunegraph.core.masks import ChannelMask
+from prunegraph.core.memory import return_freed_memory
+from prunegraph.core.splits import TrainSplit
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.graph import AttentionUnit, ExampleInputs, StructureGraph, analyse
 from prunegraph.graph.apply import unequal
 from prunegraph.graph.costs.latency import measure_latency_table
 from prunegraph.graph.costs.latency_budget import project_budget
-from prunegraph.layerwise.reconstruct import Reconstruction
-from prunegraph.layerwise.sequential import LayerwiseReconstruction, most_samples
+from prunegraph.layerwise.reconstruct import HELD_OUT, Reconstruction
+from prunegraph.layerwise.room import most_samples
+from prunegraph.layerwise.sequential import LayerwiseReconstruction
 from prunegraph.methods.criteria.taylor import measure
 from prunegraph.methods.prior import measure_divergence, rank_priors
 from prunegraph.runs.adapt import NUM_DECISION_NETWORKS, Use, adapt, features_by_start
@@ -29,6 +32,9 @@ from prunegraph.tasks.batches import num_samples
 from prunegraph.tasks.classification import model_device
 from prunegraph.tasks.image_classification import image_classification
 from prunegraph.tasks.images import ImageBatch
+
+FITTING = 2**29
+"""Bytes of activations of the batch that the final network is fitted on."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -113,6 +119,11 @@ def prune(
     if device.type == "cpu" and any(item.dtype == torch.float16 for item in model.parameters()):
         msg = "the network's weights are float16, which a CPU does not train: give model.float()"
         raise ModelError(msg)
+    others = TrainSplit(task.search.source, task.search.index[-HELD_OUT:])  # no label is read
+
+    def fitted(kind: type[Reconstruction], samples: TrainSplit) -> Reconstruction:
+        return kind.on_samples(task, graph, samples, held_out=others, seed=seed, device=device)
+
     evaluator = Evaluator(
         task,
         graph,
@@ -120,9 +131,7 @@ def prune(
         seed=seed,
         device=device,
         metric="kl",
-        reconstruction=Reconstruction.on_samples(task, graph, train, seed=seed, device=device)
-        if reconstruct
-        else None,
+        reconstruction=fitted(Reconstruction, train) if reconstruct else None,
     )
     statistics = dict(measure(task, graph, seed=seed, device=device))
     names = trained.network.config.feature_names
@@ -150,8 +159,9 @@ def prune(
     if timed:
         report["latency_ms"] = latencies(model, graph, mask, example_inputs)
     if reconstruct:
-        batch = train.sample(most_samples(graph, num_samples(example_inputs)), seed)
-        again = LayerwiseReconstruction.on_samples(task, graph, batch, seed=seed, device=device)
+        most = most_samples(graph, num_samples(example_inputs), memory=FITTING)
+        return_freed_memory()
+        again = fitted(LayerwiseReconstruction, train.sample(most, seed))
         small = evaluator.nearest(mask, lambda: again)
     else:
         small = evaluator.prune(mask)
