@@ -1,4 +1,4 @@
-"""How much memory ``prune`` takes, and that it does not grow with the number of images.
+"""How much memory ``pg.prune`` takes, and that it does not grow with the number of images.
 
 A child process for each number of images prunes an EfficientNet-Lite0 (``timm``, random weights) at
 224 x 224 by the policy that comes with the package. A loader makes the images, batch by batch. The
@@ -37,14 +37,13 @@ def prune(num_images: int) -> None:
     torch.manual_seed(0)
     network = timm.create_model("efficientnet_lite0", pretrained=False).eval()
     start = time.perf_counter()
-    pg.prune(
+    task = pg.tasks.image_classification(
         network,
-        torch.randn(1, 3, SIDE, SIDE),
-        policy="resnet-cifar",
-        calibration_data=loader(2 * num_images),
-        keep_macs=0.5,
+        train=loader(2 * num_images),
+        example_inputs=torch.randn(1, 3, SIDE, SIDE),
         num_images=num_images,
     )
+    pg.prune(task, "policy:resnet-cifar", pg.Budget(keep_macs=0.5))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     print(f"{peak:.2f} {time.perf_counter() - start:.0f}")
 

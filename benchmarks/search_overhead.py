@@ -22,7 +22,7 @@ from prunegraph.agent.train import train_agent
 from prunegraph.core.budget import Budget
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
-from prunegraph.core.splits import SearchSplit, TrainSplit
+from prunegraph.core.splits import Batch, SearchSplit, TrainSplit
 from prunegraph.env import ChannelPruningEnv, PruningTask
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.graph import analyse
@@ -32,6 +32,7 @@ from prunegraph.models import build_model
 from prunegraph.runs.agent_options import agent_config, env_config
 from prunegraph.runs.machine import keep_freed_memory
 from prunegraph.runs.options.config import SearchOptions
+from prunegraph.tasks.image_classification import image_classification
 
 
 class Noise:
@@ -45,9 +46,9 @@ class Noise:
         self.images = torch.randn(num_images, *self.image_shape, generator=generator)
         self.labels = torch.randint(0, self.num_classes, (num_images,), generator=generator)
 
-    def load(self, index: Tensor, augment: torch.Generator | None = None) -> Tensor:
-        """Return the images as they are."""
-        return self.images[index]
+    def load(self, index: Tensor, augment: torch.Generator | None = None) -> Batch:
+        """Return images and labels as they are."""
+        return self.images[index], self.labels[index]
 
     def fingerprint(self) -> str:
         """Return a fixed name."""
@@ -82,13 +83,14 @@ def main() -> None:
     graph = analyse(model, torch.randn(1, *source.image_shape))
     train = TrainSplit(source, torch.arange(2000))
     search = SearchSplit(source, torch.arange(2000, 7000))
+    images = image_classification(model, train=train, search=search)
     search_options = SearchOptions()
     config = agent_config(search_options, seed=0)
     names = config.network.feature_names
-    features = node_features(graph, measure(model, graph, train), names=names)
-    evaluator = NotingEvaluator(model, graph, search=search, calibration=train, soft=True)
+    features = node_features(graph, measure(images, graph), names=names)
+    evaluator = NotingEvaluator(images, graph, metric="soft_accuracy")
     evaluator.calls = []
-    alone = Evaluator(model, graph, search=search, calibration=train, soft=True)
+    alone = Evaluator(images, graph, metric="soft_accuracy")
     for each in (evaluator, alone):
         each.evaluate(graph.dense_mask())  # loads the images, warms up
     evaluator.calls.clear()

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from prunegraph.layerwise.recalibrate import recalibrate_bn
     from prunegraph.layerwise.reconstruct import Reconstruction
     from prunegraph.layerwise.sequential import LayerwiseReconstruction
-    from prunegraph.runs.custom_search import search
     from prunegraph.runs.prune import PruneResult, prune
     from prunegraph.training.loop import finetune
     from prunegraph.training.slimmable import Subnets
@@ -49,7 +48,6 @@ __all__ = [
     "recalibrate_bn",
     "save_masked",
     "save_pruned",
-    "search",
     "tasks",
     "zero_mask",
 ]
@@ -83,7 +81,6 @@ _HOMES = {
     "prunegraph.layerwise.recalibrate": ("recalibrate_bn",),
     "prunegraph.layerwise.reconstruct": ("Reconstruction",),
     "prunegraph.layerwise.sequential": ("LayerwiseReconstruction",),
-    "prunegraph.runs.custom_search": ("search",),
     "prunegraph.runs.prune": (
         "PruneResult",
         "prune",

@@ -127,19 +127,19 @@ def num_steps(distill_targets: Sequence[DistillTarget], steps: int) -> int:
     return min(steps, max(MOST_CHANNEL_STEPS // channels, 1))
 
 
-def with_strength(policy: TrainedPolicy, share: float) -> TrainedPolicy:
-    """Return a policy of which a share counts beside the scores that it starts from.
+def with_strength(policy: TrainedPolicy, strength: float) -> TrainedPolicy:
+    """Return a policy of which a part counts beside the scores that it starts from.
 
     Args:
         policy: stays as it is.
-        share: 1 = the same policy, 0 = its start alone.
+        strength: 1 = the same policy, 0 = its prior alone.
     """
     network = copy.deepcopy(policy.network)
     with torch.no_grad():
         for head in (network.channel_head, network.group_head):
             for parameter in head[-1].parameters():
-                parameter.mul_(share)
-    return TrainedPolicy(network, {**policy.record, "share": share})
+                parameter.mul_(strength)
+    return TrainedPolicy(network, {**policy.record, "strength": strength})
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

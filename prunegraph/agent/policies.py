@@ -18,7 +18,8 @@ from torch_geometric.data import Data
 
 from prunegraph.agent.network import NetworkConfig, PruningNetwork
 from prunegraph.agent.ppo import ChannelPPO
-from prunegraph.core.errors import ArtefactError, ConfigError, first_line
+from prunegraph.agent.shipped import is_shipped, shipped_policies
+from prunegraph.core.errors import ArtefactError, ConfigError, first_line, suggest
 from prunegraph.core.files import POLICY_FILE, write_bytes, write_json
 from prunegraph.core.masks import FloatArray
 from prunegraph.core.reading import (
@@ -144,6 +145,37 @@ def load_policy(path: Path | str, *, expected: NetworkConfig | None = None) -> T
             msg = f"{weights_path}: tensor {name} holds NaN, infinity or no numbers: train again"
             raise ArtefactError(msg)
     return TrainedPolicy(network.eval(), record["record"])
+
+
+def find_policy(policy: Path | str) -> TrainedPolicy:
+    """Read a policy of the package, that of a run folder, or a policy file.
+
+    Args:
+        policy: a path, or, where no policy lies there, a name of ``shipped_policies``.
+
+    Raises:
+        ArtefactError: there is none, or it is damaged.
+    """
+    policy = Path(policy)
+    if is_shipped(policy):
+        return load_policy(shipped_policies()[str(policy)])
+    if not policy.exists():
+        near = suggest(str(policy), shipped_policies())
+        msg = (
+            f"no policy {policy}{near}: give the folder of a finished `prunegraph train`, its "
+            f"file, or the name of one that comes with the package: {', '.join(shipped_policies())}"
+        )
+        raise ArtefactError(msg)
+    if policy.is_dir() and not (policy / POLICY_FILE).is_file():
+        msg = f"{policy} holds no policy: name the folder of one run of `prunegraph train`"
+        raise ArtefactError(msg)
+    beside = policy.with_suffix(".json")
+    if policy.is_file() and beside.is_file():
+        content = read_json(beside)
+        if isinstance(content, dict) and "arch" in content:
+            msg = f"{policy} holds the weights of a network, not a policy: give a run of `train`"
+            raise ArtefactError(msg)
+    return load_policy(policy)
 
 
 def _check_schema(path: Path, config: NetworkConfig, expected: NetworkConfig) -> None:

@@ -223,8 +223,11 @@ class Evaluator:
                 msg = f"the network is not reconstructed layer by layer: {problem}"
                 warnings.warn(msg, stacklevel=2)
             return networks[0]
+        if self.search is None:  # what its owner has said of the first is known
+            better = self._scores(networks[1], None, diverging=False).accuracy
+            return networks[better > self.evaluate(mask).accuracy]
         found = [self._scores(network, None, diverging=True).kl or 0.0 for network in networks]
-        return networks[0] if found[0] <= found[1] else networks[1]
+        return networks[found[1] < found[0]]
 
     @cached_property
     def dense_outputs(self) -> Tensor | None:

@@ -15,7 +15,7 @@ from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ModelError
 from prunegraph.core.splits import SearchSplit
 from prunegraph.core.task import Task
-from prunegraph.evaluation.evaluator import QUICK_CALIBRATION, Evaluator, Metric
+from prunegraph.evaluation.evaluator import QUICK_CALIBRATION, Evaluator
 from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.costs.latency import LatencyTable, measure_latency_table
@@ -29,6 +29,7 @@ from prunegraph.layerwise.sequential import (
 from prunegraph.methods.criteria.measured import LazyStatistics, measure_costly
 from prunegraph.methods.criteria.taylor import measure
 from prunegraph.methods.method import Problem
+from prunegraph.rewards.config import Metric
 from prunegraph.tasks.batches import num_samples
 
 UNLABELLED_SAMPLES = 2048
@@ -51,6 +52,7 @@ class Context:
         subset_size: search images that searches score candidates on; None = their own number.
         device: where networks run; None = where the task's network is.
         timed: the network as it is timed, if not as the task holds it.
+        unlabelled_log: what an earlier start has measured without labels, by the same seeds.
     """
 
     task: Task
@@ -64,6 +66,7 @@ class Context:
     subset_size: int | None = None
     device: str | torch.device | None = None
     timed: nn.Module | None = None
+    unlabelled_log: OutcomeLog | None = None
 
     @property
     def graph(self) -> StructureGraph:
@@ -129,6 +132,7 @@ class Context:
             device=self.device,
             metric="kl",
             reconstruction=self.quick_reconstruction or self.reconstruction,
+            log=self.unlabelled_log,
         )
 
     def evaluator(self, log: OutcomeLog | None = None) -> Evaluator:

@@ -140,7 +140,8 @@ def _checked(result: object, problem: Problem) -> Result:
     """Return a result, its networks counted, if the rules were kept."""
     graph, result = problem.graph, _checked_weights(result)
     if not isinstance(result.mask, ChannelMask):
-        msg = f"prune returned a {type(result.mask).__name__}, not a ChannelMask: say kind = 'weights'"
+        what = type(result.mask).__name__
+        msg = f"prune returned a {what}, not a ChannelMask: a method says kind = 'weights'"
         raise ConfigError(msg)
     networks = max(result.networks, problem.evaluator.num_networks)
     if networks > problem.max_networks:

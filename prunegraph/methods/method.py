@@ -1,6 +1,5 @@
 """What every method is given, what it gives back, and what it says of itself."""
 
-from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -124,7 +123,7 @@ class Problem:
         budget, first = budget or self.budget, {}
         if "start" in names:
             first["start"] = self.priors(budget)[0].scores if prior is None else prior
-        return node_features(self.graph, ChainMap(first, self.statistics), budget, names)
+        return node_features(self.graph, {**self.statistics, **first}, budget, names)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

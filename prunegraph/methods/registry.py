@@ -108,7 +108,8 @@ def make_method(name: str) -> Method:
     if is_factory(name):
         return CustomMethod(name)
     valid = ", ".join((*METHODS, *(f"{scheme}:NAME" for scheme in SCHEMES)))
-    msg = f"unknown method {name!r}{suggest(name, list(METHODS))}; valid: {valid}, package.module:method"
+    near = suggest(name, list(METHODS))
+    msg = f"unknown method {name!r}{near}; valid: {valid}, package.module:method"
     raise ConfigError(msg)
 
 

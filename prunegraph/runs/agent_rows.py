@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from prunegraph.agent.network import PRIOR, NetworkConfig, PruningNetwork
-from prunegraph.agent.policies import TrainedPolicy, load_policy, save_policy
+from prunegraph.agent.method import AppliedPolicy
+from prunegraph.agent.policies import load_policy, save_policy
 from prunegraph.core.errors import ArtefactError
 from prunegraph.core.files import write_json
 from prunegraph.core.reading import checked, read_json
-from prunegraph.methods.prior import NUM_PRIORS
-from prunegraph.runs.adapt import NUM_DECISION_NETWORKS, adapt_contexts
-from prunegraph.runs.agent_options import given_policy
-from prunegraph.runs.agent_search import SearchRun, policy_mask, search_job
+from prunegraph.methods.controls import PriorControl
+from prunegraph.methods.method import Method
+from prunegraph.runs.agent_search import SearchRun, agent_method, search_job
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.jobs import Batch, Workplace
 from prunegraph.runs.options.config import SearchOptions
@@ -33,7 +32,6 @@ CURVES = (
 """Figures of an update that a run keeps as its learning curves."""
 
 FINISHED = {
-    "policy": str,
     "seconds": float,
     "evaluation_seconds": float,
     "networks_evaluated": int,
@@ -84,7 +82,11 @@ def agent_batch(
     return Batch(
         label="searches of the agent",
         job=search_job,
-        arguments=[(options, name, seed) for seed, path in paths.items() if not path.is_file()],
+        arguments=[
+            (agent_method(options), name, options.networks, seed)
+            for seed, path in paths.items()
+            if not path.is_file()
+        ],
         keep=keep,
         planned=len(seeds),
         networks=lambda _: options.networks,
@@ -104,8 +106,8 @@ def agent_summary(
     paths = [_finished(place, name, seed) for seed in seeds]
     records = [read_finished(path, len(stores)) for path in paths]
     best = max(seeds, key=lambda seed: (_mean_accuracy(stores, name, seed), -seed))
-    path = folder.checkpoint(records[list(seeds).index(best)]["policy"])
-    if path.is_file():
+    path = folder.search(name, best)
+    if (path / folder.POLICY).is_file():
         save_policy(folder.path, load_policy(path))
     else:  # a comparison that goes on on another machine may have left its policies behind
         place.console.say(f"the run folder gets no policy: {path} is not there")
@@ -121,7 +123,7 @@ def read_finished(path: Path, num_networks: int) -> dict[str, Any]:
     record: dict[str, Any] = checked(read_json(path), FINISHED, str(path))
     lengths = {len(values) for values in record["history"].values()}
     whole = len(lengths) == 1 and 0 not in lengths and len(record["greedy"]) == num_networks
-    if not whole or Path(record["policy"]).name != record["policy"]:
+    if not whole:
         msg = f"{path} is damaged: delete it to repeat the search"
         raise ArtefactError(msg)
     return record
@@ -135,44 +137,42 @@ def _finished(place: Workplace, name: str, seed: int) -> Path:
 def add_beginnings(
     bench: Bench, store: CandidateStore, options: SearchOptions, seeds: Sequence[int]
 ) -> None:
-    """Add what each search began with: its start, and what the policy given to it decides."""
+    """Add what each search began with: its prior, and what the policy given to it decides."""
     for seed in seeds:
-        add_untrained(bench.with_statistics(seed), store, seed)
-        add_initial(bench.with_statistics(seed), store, options, seed)
+        add_beginning(bench, store, UNTRAINED, seed, PriorControl())
+        if options.policy is not None:
+            add_beginning(bench, store, INITIAL, seed, AppliedPolicy(options.policy))
 
 
-def add_untrained(bench: Bench, store: CandidateStore, seed: int) -> None:
-    """Add the mask of an untrained policy."""
-    if store.get(UNTRAINED, seed) is None:
-        config = NetworkConfig(feature_names=(PRIOR,))  # all that it goes by
-        mask = policy_mask(TrainedPolicy(PruningNetwork(config).eval()), bench, bench.budget)
-        store.add(measured(bench, UNTRAINED, seed, mask, networks=NUM_PRIORS))
-
-
-def add_initial(bench: Bench, store: CandidateStore, options: SearchOptions, seed: int) -> None:
-    """Add what the policy that the search began with, if one was given, decides by itself."""
-    policy = given_policy(options)
-    if policy is not None and store.get(INITIAL, seed) is None:
-        adapted, _ = adapt_contexts(policy, [bench], [bench.budget])
-        store.add(measured(bench, INITIAL, seed, adapted.masks[0], NUM_DECISION_NETWORKS))
-
-
-def measured(bench: Bench, name: str, seed: int, mask: Any, networks: int) -> Candidate:
-    """Return a mask as a candidate, measured on the whole search split."""
-    accuracy = bench.final_evaluator.evaluate(mask).accuracy
-    return Candidate(
-        name=name, seed=seed, mask=mask, networks_evaluated=networks, search_accuracy=accuracy
-    )
+def add_beginning(
+    bench: Bench, store: CandidateStore, name: str, seed: int, method: Method
+) -> None:
+    """Add what a search began with: what a method decides without a look at search images."""
+    if store.get(name, seed) is None:
+        result = method.prune(bench.problem(seed=seed))
+        accuracy = bench.final_evaluator.evaluate(result.channels).accuracy
+        store.add(
+            Candidate(
+                name=name,
+                role="control",
+                searches=False,
+                beginning=True,
+                seed=seed,
+                mask=result.channels,
+                networks_evaluated=result.networks,
+                search_accuracy=accuracy,
+            )
+        )
 
 
 def _record(run: SearchRun) -> dict[str, Any]:
     """Return what is kept of a finished search."""
+    found = run.found
     return {
-        "policy": run.policy.name,
-        "seconds": run.seconds,
-        "evaluation_seconds": run.evaluation_seconds,
-        "networks_evaluated": run.networks_evaluated,
-        "history": {key: [row[key] for row in run.history] for key in (*CURVES, *HEALTH)},
+        "seconds": found.seconds,
+        "evaluation_seconds": found.evaluation_seconds,
+        "networks_evaluated": found.networks,
+        "history": {key: [row[key] for row in found.history] for key in (*CURVES, *HEALTH)},
         "greedy": list(run.greedy),
     }
 

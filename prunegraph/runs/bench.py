@@ -1,7 +1,7 @@
 """One network on the bench: its task, its context, and what every mask is measured with."""
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,6 @@ from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.methods.context import Context
 from prunegraph.methods.method import Problem
-from prunegraph.methods.prior import Prior
 from prunegraph.runs.options.config import PruningOptions, SearchOptions
 from prunegraph.runs.prepare import DEFAULT_DATASET, Target
 from prunegraph.tasks.classification import WORST, evaluate
@@ -64,55 +63,6 @@ class Bench:
             timed=target.as_loaded() if latency else None,
         )
 
-    def with_statistics(self, seed: int) -> "Bench":
-        """Return a bench that judges masks alike, with statistics and priors of other images.
-
-        Searches that shared a prior would share its luck: each seed measures its own.
-        """
-        if seed not in self._by_seed:
-            bench = copy.copy(self)
-            bench.__dict__.pop("_priors", None)
-            bench.__dict__["context"] = self.context.with_statistics(seed)
-            bench.__dict__["final_evaluator"] = self.final_evaluator
-            self._by_seed[seed] = bench
-        return self._by_seed[seed]
-
-    @cached_property
-    def _by_seed(self) -> dict[int, "Bench"]:
-        """The benches that ``with_statistics`` returns: what one has measured, it keeps."""
-        return {self.context.drawn: self}
-
-    @property
-    def unlabelled(self) -> Evaluator:
-        """Compares outputs with the dense network's on train images: no label, no search image."""
-        return self.context.unlabelled
-
-    @cached_property
-    def _priors(self) -> dict[Budget, list[Prior]]:
-        return {}
-
-    def priors(self, budget: Budget) -> list[Prior]:
-        """Return what policies may start from, first the heuristic that moves the outputs least."""
-        if budget not in self._priors:
-            self._priors[budget] = self.context.problem(budget).priors()
-        return self._priors[budget]
-
-    def starting_from(self, names: Mapping[Budget, str]) -> "Bench":
-        """Return a bench with the same measurements and, at some budgets, other priors."""
-        bench = copy.copy(self)
-        bench.__dict__.pop("_by_seed", None)  # those have priors of their own
-        moved = {
-            budget: sorted(self.priors(budget), key=lambda prior: prior.name != name)
-            for budget, name in names.items()
-        }
-        bench.__dict__["_priors"] = {**self._priors, **moved}
-        return bench
-
-    def node_features(self, budget: Budget, names: Sequence[str]) -> FloatArray:
-        """Return the named features of each prunable unit ``[N, F]``."""
-        prior = self.priors(budget)[0].scores
-        return self.context.problem(budget).features(names, prior=prior)
-
     @property
     def _search_options(self) -> SearchOptions:
         """How masks are scored; the defaults for a command that does not search."""
@@ -149,6 +99,11 @@ class Bench:
             folder=folder,
             progress=progress,
         )
+
+    def untimed_problem(self, max_networks: int) -> Problem:
+        """Return what methods check before any work: no layer is timed for it."""
+        untimed = self.context.problem(self.budget.without_latency(), max_networks=max_networks)
+        return dataclasses.replace(untimed, budget=self.budget)
 
     def recipe(self) -> FinetuneConfig:
         """Return the fine-tune that every row gets."""

@@ -1,6 +1,5 @@
 """Jobs that let methods choose masks, each on its own count of networks; the controls."""
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -16,12 +15,12 @@ from prunegraph.methods.registry import (
     control_widths,
     make_method,
 )
-from prunegraph.runs.agent_search import search_job
+from prunegraph.runs.agent_search import sampler_method, search_job
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.jobs import Batch, Workplace
 from prunegraph.runs.options.config import SearchOptions
 from prunegraph.runs.plan import Plan, searches
-from prunegraph.runs.report.verdict import SAMPLER, UNTRAINED, is_baseline
+from prunegraph.runs.report.verdict import SAMPLER, is_rival
 from prunegraph.runs.store import Candidate, CandidateStore, add_found
 
 
@@ -40,8 +39,7 @@ def check_methods(plan: Plan, bench: Bench, networks: int) -> None:
     """Raise an error if a method cannot serve the network, the budget or so many networks."""
     for name in plan.methods:
         if name != SAMPLER:
-            budget = bench.budget.without_latency()  # its layers are not timed yet
-            make_method(name).check(bench.context.problem(budget, max_networks=networks))
+            make_method(name).check(bench.untimed_problem(networks))
 
 
 def method_batches(
@@ -112,6 +110,8 @@ def run_method(
         result = method.prune(problem)
     return Candidate(
         name=method.name,
+        role=method.role,
+        searches=method.searches,
         seed=seed,
         mask=result.channels,
         networks_evaluated=result.networks + counted,
@@ -156,7 +156,7 @@ def warn_if_worse(
 
     Clearly: by two standard errors of the difference of two shares of so many images.
     """
-    rivals = [row for row in rows if row.name == UNTRAINED or is_baseline(row.name)]
+    rivals = [row for row in rows if is_rival(row)]
     best = max(rivals, key=lambda row: row.search_accuracy, default=own)
     share = best.search_accuracy
     error = math.sqrt(2.0 * share * (1.0 - share) / len(bench.target.dataset.search))
@@ -172,13 +172,11 @@ def _sampler_batch(
     stores: Sequence[CandidateStore], options: SearchOptions, seeds: Sequence[int]
 ) -> Batch:
     """Return what finds the best of N that the agent draws: nothing learns, nothing is planned."""
-    still = dataclasses.replace(options.agent, learning_rate=0.0, swaps=0)
-    idle = dataclasses.replace(options, agent=still)
     return Batch(
         label="searches of the sampler",
         job=search_job,
         arguments=[
-            (idle, SAMPLER, seed)
+            (sampler_method(options), SAMPLER, options.networks, seed)
             for seed in seeds
             if any(store.get(SAMPLER, seed) is None for store in stores)
         ],

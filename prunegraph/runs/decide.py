@@ -1,23 +1,20 @@
 """What a trained policy decides on a network that it has not seen: ``prunegraph apply``."""
 
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from prunegraph.agent.adapt import NUM_DECISION_NETWORKS
+from prunegraph.agent.method import AppliedPolicy
 from prunegraph.agent.policies import TrainedPolicy, load_policy, save_policy
 from prunegraph.core.console import Console
 from prunegraph.core.files import write_json
 from prunegraph.core.reading import checked, read_json
 from prunegraph.core.tensors import parameter_digest
-from prunegraph.runs.adapt import NUM_DECISION_NETWORKS, adapt_contexts
-from prunegraph.runs.agent_rows import measured
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.plan import APPLIED
 from prunegraph.runs.policies import check_same_policy
-from prunegraph.runs.store import CandidateStore
+from prunegraph.runs.store import Candidate, CandidateStore
 
 DECISION = {"start": str, "share": float, "divergence": dict[str, float], "seconds": float}
 """What is kept of how a policy decided."""
@@ -41,37 +38,45 @@ def decide(
 ) -> dict[str, Any]:
     """Add the mask that the policy chooses, and return how it was; an interrupted run's stands.
 
-    Under a latency another start might decide otherwise, and its fine-tune be of another mask.
+    Under a latency another prior might decide otherwise, and its fine-tune be of another mask.
     """
     if path.is_file():
         return read_decision(path)
-    started = time.monotonic()
-    networks = NUM_DECISION_NETWORKS
-    if bench.budget.max_latency is not None:  # one out of reach is told before anything long
+    if bench.budget.max_latency is not None:
         console.say("timing the layers at several widths, for the latency")
-        bench.project(np.zeros(bench.target.graph.num_units, dtype=np.float32), bench.budget)
     console.say("measuring what the policy reads of the network")
-    with console.progress("decide", networks) as report, bench.unlabelled.watched(report):
-        adapted, _ = adapt_contexts(policy, [bench], [bench.budget])
-        if bench.unlabelled.num_networks < networks:  # some starts led to one mask
-            report(networks)
-    seconds = time.monotonic() - started
+    with console.progress("decide", NUM_DECISION_NETWORKS) as report:
+        problem = bench.problem(seed=bench.seed, progress=report)
+        result = AppliedPolicy(policy).prune(problem)
+        report(NUM_DECISION_NETWORKS)  # some priors led to one mask
+    found = result.details
     console.say(
-        f"decided in {seconds:.0f} s and {networks} networks on train images; no search, no "
-        "look at the search split"
+        f"decided in {found['seconds']:.0f} s and {result.networks} networks on train images; no "
+        "search, no look at the search split"
     )
-    start = adapted.starts[0]
-    tried = ", ".join(f"{100 * share:.0f} %: {kl:.3f}" for share, kl in adapted.divergence.items())
+    tried = ", ".join(
+        f"{100 * float(strength):.0f} %: {kl:.3f}" for strength, kl in found["divergence"].items()
+    )
     console.say(
-        f"the policy starts from {start} and adds {100 * adapted.share:.0f} % of what it was "
-        f"taught; divergence from the dense outputs with {tried}"
+        f"the policy starts from {found['prior']} and adds {100 * found['strength']:.0f} % of what "
+        f"it was taught; divergence from the dense outputs with {tried}"
     )
-    store.add(measured(bench, APPLIED, bench.seed, adapted.masks[0], networks))
+    store.add(
+        Candidate(
+            name=APPLIED,
+            role="agent",
+            searches=False,
+            seed=bench.seed,
+            mask=result.channels,
+            networks_evaluated=result.networks,
+            search_accuracy=bench.final_evaluator.evaluate(result.channels).accuracy,
+        )
+    )
     decision = {
-        "start": start,
-        "share": adapted.share,
-        "divergence": {str(share): kl for share, kl in adapted.divergence.items()},
-        "seconds": seconds,
+        "start": found["prior"],
+        "share": found["strength"],
+        "divergence": found["divergence"],
+        "seconds": found["seconds"],
     }
     write_json(path, decision)
     return decision

@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from prunegraph.agent.settings import DEFAULT_SUBSET
 from prunegraph.core.console import Console, seconds_in_words
 from prunegraph.graph import copy_network
 from prunegraph.methods.registry import CONTROL_CRITERIA
-from prunegraph.runs.agent_options import DEFAULT_SUBSET
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.plan import ALWAYS, BEST_SEARCHES, finetune_seeds_of, make_plan, searches

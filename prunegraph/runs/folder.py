@@ -90,6 +90,10 @@ class RunFolder:
         """Return the checkpoint of what a method's search has measured."""
         return self.checkpoint(f"outcomes-{slug(name)}-{seed}.json")
 
+    def search(self, name: str, seed: int) -> Path:
+        """Return the folder of the agent's checkpoints, and of the policy that it ends with."""
+        return self.checkpoint(f"search-{name.replace('/', '-')}-{seed}")
+
     def found(self, name: str, seed: int) -> Path:
         """Return the checkpoint that says what the agent's search found: it is finished."""
         return self.checkpoint(f"finished-{name.replace('/', '-')}-{seed}.json")

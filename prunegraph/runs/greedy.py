@@ -1,12 +1,10 @@
 """The learning curve that tells most: what the policy's own mask reached as the search went on."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from prunegraph.core.masks import ChannelMask
-from prunegraph.rewards import unpack_bits
+from prunegraph.core.masks import unpack_bits
 from prunegraph.runs.bench import Bench
 
 GREEDY_POINTS = 8
@@ -19,34 +17,27 @@ GREEDY_CURVE = ("greedy_networks", "greedy_accuracy")
 """The figures of the curve: networks that were run before, accuracy then."""
 
 
-def greedy_curve(
-    history: Sequence[Mapping[str, Any]], cell: str, last: ChannelMask, bench: Bench
-) -> dict[str, list[float]]:
+def greedy_curve(bench: Bench, own_masks: Sequence[tuple[int, str]]) -> dict[str, list[float]]:
     """Measure the policy's own masks, evenly over the updates, the first and the last included.
 
     It is done when the search is over, decides nothing and counts for no method.
 
     Args:
-        history: one record an update, with the policy's mask before it.
-        cell: which network and budget.
-        last: the policy's mask after the last update.
         bench: the network.
+        own_masks: networks run before, packed bits; none where the policy takes several steps.
 
     Returns:
-        The figures of ``GREEDY_CURVE``; empty lists where the policy has no mask of one step.
+        The figures of ``GREEDY_CURVE``.
     """
-    graph, networks = bench.target.graph, [0, *(int(record["networks"]) for record in history)]
-    masks = [
-        (before, graph.mask(unpack_bits(bits, graph.num_units)))
-        for before, record in zip(networks, history, strict=False)
-        if (bits := record["greedy_masks"].get(cell))
-    ]
-    if not masks:
+    if not own_masks:
         return {name: [] for name in GREEDY_CURVE}
-    masks.append((networks[-1], last))
-    chosen = np.linspace(0, len(masks) - 1, min(GREEDY_POINTS, len(masks))).round().astype(int)
-    evaluator = bench.final_evaluator
+    graph, evaluator = bench.target.graph, bench.final_evaluator
     subset = evaluator.draw_subset(GREEDY_IMAGES, bench.seed)
-    accuracies = [evaluator.evaluate(masks[index][1], subset).accuracy for index in chosen]
-    points = [float(masks[index][0]) for index in chosen]
+    count = min(GREEDY_POINTS, len(own_masks))
+    points, accuracies = [], []
+    for index in np.linspace(0, len(own_masks) - 1, count).round().astype(int):
+        networks, bits = own_masks[index]
+        mask = graph.mask(unpack_bits(bits, graph.num_units))
+        points.append(float(networks))
+        accuracies.append(evaluator.evaluate(mask, subset).accuracy)
     return dict(zip(GREEDY_CURVE, (points, accuracies), strict=True))

@@ -32,11 +32,11 @@ from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.machine import default_threads, keep_freed_memory
 from prunegraph.runs.options.compare import RunConfig
 from prunegraph.runs.options.config import (
-    ApplyConfig,
     NetworkConfig,
     SearchOptions,
     TrainConfig,
 )
+from prunegraph.runs.plan import applied_policy
 from prunegraph.runs.predicted_latency import with_prediction
 from prunegraph.runs.prepare import Target, load_target
 from prunegraph.runs.ray_pool import RayPool
@@ -78,7 +78,7 @@ def make_workplace(
     """Make the dense networks final, and return what jobs work with."""
     for network, target, folder in zip(network_configs(config), targets, folders, strict=True):
         ensure_dense(target, network, folder, console)
-    if not isinstance(config, ApplyConfig):  # which goes by the clock
+    if applied_policy(config) is None:  # which goes by the clock
         targets = [
             with_prediction(target, config.budget(), folder, console)
             for target, folder in zip(targets, folders, strict=True)

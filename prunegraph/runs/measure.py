@@ -148,6 +148,9 @@ def candidate_row(
     cost = graph.cost(candidate.mask)
     return MethodRow(
         name=candidate.name,
+        role=candidate.role,
+        searches=candidate.searches,
+        beginning=candidate.beginning,
         seed=candidate.seed,
         macs=cost.macs,
         params=cost.params,
@@ -169,6 +172,8 @@ def dense_row(measured: Measured, finetuned: float | None, cell: Finetune) -> Me
     cost = graph.dense_cost
     return MethodRow(
         name=DENSE,
+        role="control",
+        searches=False,
         seed=cell.seed,
         macs=cost.macs,
         params=cost.params,

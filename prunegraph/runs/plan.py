@@ -9,10 +9,17 @@ import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from prunegraph.core.budget import Budget, short
 from prunegraph.core.user_code import is_factory
-from prunegraph.methods.registry import CONTROL_CRITERIA, make_method, method_groups
+from prunegraph.methods.method import Role
+from prunegraph.methods.registry import (
+    CONTROL_CRITERIA,
+    control_widths,
+    make_method,
+    method_groups,
+)
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.folder import RunFolder, slug
 from prunegraph.runs.options.compare import CompareConfig, RunConfig
@@ -20,13 +27,13 @@ from prunegraph.runs.options.config import ApplyConfig, PruneConfig, TrainConfig
 from prunegraph.runs.prepare import Target
 from prunegraph.runs.report.verdict import (
     AGENT,
-    CONTROL_PREFIX,
     DENSE,
     INITIAL,
     SAMPLER,
     UNTRAINED,
     Metric,
     is_agent,
+    is_baseline,
     is_control,
 )
 from prunegraph.runs.store import Candidate, best_rival, choose, ranked
@@ -50,8 +57,11 @@ BEST_SEARCHES = 2
 APPLIED = f"{AGENT}/applied"
 """The name of the row of an applied policy."""
 
-CONTROLS = frozenset(f"{CONTROL_PREFIX}{criterion}" for criterion in CONTROL_CRITERIA)
+CONTROLS = frozenset(control_widths(criterion, {}).name for criterion in CONTROL_CRITERIA)
 """The names of the rows that keep the agent's widths."""
+
+POLICY_SCHEME = "policy:"
+"""Begins the name of a method that applies a trained policy."""
 
 RECALIBRATED: Metric = "test_accuracy_recalibrated"
 FINETUNED: Metric = "test_accuracy_finetuned"
@@ -101,10 +111,27 @@ class Plan:
         names = {SAMPLER} & {*self.methods}
         if self.agent is not None:
             names |= {self.agent}
-            names |= {UNTRAINED} if self.searched or not self.optional else set()
+            names |= {UNTRAINED} if self.searched or self.controls else set()
             names |= {INITIAL} if self.given else set()
             names |= CONTROLS if self.controls else set()
         return found | {(name, seed) for name in names for seed in self.seeds}
+
+    def part(self, name: str) -> tuple[Role, bool, bool] | None:
+        """Return role, searches and beginning of a row; None of a user's method, which is not run.
+
+        Raises:
+            PruneGraphError: no method has that name.
+        """
+        if is_factory(name):
+            return None
+        if name == self.agent:
+            return "agent", self.searched, False
+        if name == SAMPLER:
+            return "baseline", True, False
+        if name in (UNTRAINED, INITIAL, DENSE, *CONTROLS):
+            return "control", False, name in (UNTRAINED, INITIAL)
+        method = make_method(name)
+        return method.role, method.searches, False
 
     def metric(self, *, trained: bool) -> Metric:
         """Return which column the verdict is about."""
@@ -150,13 +177,26 @@ def _apply_plan(config: ApplyConfig) -> Plan:
 
 
 def _prune_plan(config: PruneConfig) -> Plan:
-    agent = config.method == AGENT
+    seeds = (config.seed,)
+    if applied_policy(config) is not None:
+        return Plan(command=config.command, agent=APPLIED, applied=True, seeds=seeds)
+    if config.method != AGENT:
+        return Plan(command=config.command, methods=(config.method,), seeds=seeds)
     return Plan(
         command=config.command,
-        agent=f"{AGENT}/{config.agent.self_competition}" if agent else None,
-        methods=() if agent else (config.method,),
-        seeds=(config.seed,),
+        agent=f"{AGENT}/{config.agent.self_competition}",
+        given=config.policy is not None,
+        seeds=seeds,
     )
+
+
+def applied_policy(config: RunConfig) -> Path | None:
+    """Return the policy that a command applies without a search, or None."""
+    if isinstance(config, ApplyConfig):
+        return config.policy
+    if isinstance(config, PruneConfig) and config.method.startswith(POLICY_SCHEME):
+        return Path(config.method.removeprefix(POLICY_SCHEME))
+    return None
 
 
 def _compare_plan(config: CompareConfig) -> Plan:
@@ -258,10 +298,13 @@ def compared(
     seeds, rank = finetune_seeds_of(config), rank_of(config)
     best = best_rival(candidates, rank)
     if config.finetune_best:
-        candidates = [item for item in candidates if is_agent(item.name) or item.name == best]
+        candidates = [item for item in candidates if is_agent(item) or item.name == best]
     names = _searched(candidates, rank) | _chosen_heuristics(candidates, rank)
-    if best is not None and (searches(best) or is_control(best)):
-        names.add(best)
+    names |= {
+        item.name
+        for item in candidates
+        if item.name == best and (item.searches or is_control(item))
+    }
     chosen = [item for item in candidates if item.name in names]
     if config.finetune_seeds is not None:
         chosen = _best_masks(chosen)
@@ -282,39 +325,36 @@ def rank_of(options: object) -> Callable[[Sequence[float]], float]:
 
 
 def searches(name: str) -> bool:
-    """Return whether a row's method runs as many networks as it may; the user's own may always.
+    """Return whether a method that is asked for runs as many networks as it may.
 
-    What theirs say of themselves is not asked: ``verify`` runs no code that a report names.
+    The user's own is not made for that: ``verify`` runs no code that a report names.
     """
-    if name == SAMPLER or is_agent(name) or is_factory(name):
-        return True
-    return name not in (DENSE, INITIAL, UNTRAINED, *CONTROLS) and make_method(name).searches
+    return name == SAMPLER or is_factory(name) or make_method(name).searches
 
 
 def _chosen_heuristics(
     candidates: Sequence[Candidate], rank: Callable[[Sequence[float]], float]
 ) -> set[str]:
     """Return the names of the heuristics to fine-tune."""
-    names = {item.name for item in candidates if not is_control(item.name)}
-    names = {name for name in names if not searches(name)}
+    names = {item.name for item in candidates if is_baseline(item) and not item.searches}
     order = ranked(candidates, names - {*ALWAYS}, rank)
     return {*order[:1]} | (names & {*ALWAYS})
 
 
 def _is_alone(item: Candidate, candidates: Sequence[Candidate]) -> bool:
     """Return whether a mask is its method's only one, which every seed's fine-tune begins from."""
-    if is_control(item.name) or searches(item.name):
+    if is_control(item) or item.searches:
         return False
     return sum(other.name == item.name for other in candidates) == 1
 
 
 def _best_masks(searched: Sequence[Candidate]) -> list[Candidate]:
     """Return a mask of each method that searched: its best one; controls go with the agent's."""
-    agents = [item for item in searched if is_agent(item.name)]
+    agents = [item for item in searched if is_agent(item)]
     chosen = choose(agents).seed if agents else None
     best: dict[str, Candidate] = {}
     for item in searched:
-        of_agent = is_agent(item.name) or item.name in CONTROLS
+        of_agent = is_agent(item) or item.name in CONTROLS
         seed = chosen if of_agent else item.seed
         rank, known = (item.search_accuracy, -item.seed), best.get(item.name)
         if item.seed == seed and (known is None or rank > (known.search_accuracy, -known.seed)):
@@ -331,8 +371,8 @@ def _searched(
         candidates: of all methods.
         rank: by which the search baselines are ordered, of the search accuracies of their masks.
     """
-    agents = {item.name for item in candidates if is_agent(item.name)}
-    found = {item.name for item in candidates if searches(item.name)} - agents
+    agents = {item.name for item in candidates if is_agent(item)}
+    found = {item.name for item in candidates if item.searches} - agents
     return agents | CONTROLS | {*ranked(candidates, found, rank)[:BEST_SEARCHES]}
 
 

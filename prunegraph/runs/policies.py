@@ -1,42 +1,12 @@
-"""Trained policies: those that come with the package, and those of runs."""
+"""Which policy a run began with; it goes on with the same alone."""
 
 from pathlib import Path
 
-from prunegraph.agent.policies import TrainedPolicy, load_policy
-from prunegraph.core.errors import ArtefactError, ConfigError, suggest
+from prunegraph.agent.policies import find_policy
+from prunegraph.core.errors import ConfigError
 from prunegraph.core.files import write_json
 from prunegraph.core.reading import checked, read_json
 from prunegraph.core.tensors import parameter_digest
-from prunegraph.runs.folder import check_one_run
-from prunegraph.runs.options.shipped import is_shipped, shipped_policies
-
-
-def find_policy(policy: Path) -> TrainedPolicy:
-    """Read a policy of the package, that of a run folder, or a policy file.
-
-    Args:
-        policy: a path, or, where no policy lies there, a name of ``shipped_policies``.
-
-    Raises:
-        ArtefactError: there is none, or it is damaged.
-    """
-    if is_shipped(policy):
-        return load_policy(shipped_policies()[str(policy)])
-    if not policy.exists():
-        near = suggest(str(policy), shipped_policies())
-        msg = (
-            f"no policy {policy}{near}: give the folder of a finished `prunegraph train`, its "
-            f"file, or the name of one that comes with the package: {', '.join(shipped_policies())}"
-        )
-        raise ArtefactError(msg)
-    check_one_run(policy)
-    beside = policy.with_suffix(".json")
-    if policy.is_file() and beside.is_file():
-        content = read_json(beside)
-        if isinstance(content, dict) and "arch" in content:
-            msg = f"{policy} holds the weights of a network, not a policy: give a run of `train`"
-            raise ArtefactError(msg)
-    return load_policy(policy)
 
 
 def pin_policy(policy: Path | None, path: Path) -> None:

@@ -1,8 +1,8 @@
-"""Pruning in one call, for a network and a data loader at hand."""
+"""Pruning in one call: any task, any method."""
 
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,28 +10,34 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunegraph.agent.method import AgentSearch
+from prunegraph.agent.search import CHECKPOINT
 from prunegraph.core.budget import Budget
-from prunegraph.core.errors import ConfigError, ModelError
+from prunegraph.core.errors import ArtefactError, ModelError
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.memory import return_freed_memory
-from prunegraph.core.splits import TrainSplit
-from prunegraph.evaluation.evaluator import Evaluator
-from prunegraph.graph import AttentionUnit, ExampleInputs, StructureGraph, analyse
+from prunegraph.core.task import Task
+from prunegraph.core.tensors import parameter_digest
+from prunegraph.core.weight_mask import WeightMask
+from prunegraph.evaluation.log import OutcomeLog
+from prunegraph.graph import AttentionUnit, StructureGraph, analyse, unwrap
 from prunegraph.graph.apply import unequal
-from prunegraph.graph.costs.latency import measure_latency_table
-from prunegraph.graph.costs.latency_budget import project_budget
-from prunegraph.layerwise.reconstruct import HELD_OUT, Reconstruction
+from prunegraph.graph.costs.latency_budget import TOLERANCE
+from prunegraph.layerwise.reconstruct import Reconstruction, held_out_samples
 from prunegraph.layerwise.room import most_samples
 from prunegraph.layerwise.sequential import LayerwiseReconstruction
-from prunegraph.methods.criteria.taylor import measure
-from prunegraph.methods.prior import measure_divergence, rank_priors
-from prunegraph.runs.adapt import NUM_DECISION_NETWORKS, Use, adapt, features_by_start
-from prunegraph.runs.policies import find_policy
+from prunegraph.methods.context import Context
+from prunegraph.methods.custom import as_method
+from prunegraph.methods.method import Method, Problem, Result
+from prunegraph.methods.registry import make_method
+from prunegraph.rewards.config import Metric
+from prunegraph.runs.predicted_latency import layer_times
 from prunegraph.runs.report.speed import latencies
 from prunegraph.tasks.batches import num_samples
 from prunegraph.tasks.classification import model_device
-from prunegraph.tasks.image_classification import image_classification
-from prunegraph.tasks.images import ImageBatch
+
+OUTCOMES, PRIORS, LATENCY = "outcomes.json", "priors.json", "latency.json"
+"""Files of a checkpoint, beside the agent's own."""
 
 FITTING = 2**29
 """Bytes of activations of the batch that the final network is fitted on."""
@@ -42,139 +48,184 @@ class PruneResult:
     """What ``prune`` returns.
 
     Attributes:
-        model: the pruned, recalibrated network; fine-tune it next.
-        mask: which prunable units were kept.
-        graph: the structure of the dense network.
-        report: costs before and after, widths, and what was measured, as JSON values.
+        model: the pruned network in eval mode; fine-tune it next.
+        mask: which prunable units, or single weights, were kept.
+        graph: the structure of the dense network; None where single weights became zero.
+        report: costs and scores before and after, and what the method says, as JSON values.
     """
 
     model: nn.Module
-    mask: ChannelMask
-    graph: StructureGraph
+    mask: ChannelMask | WeightMask
+    graph: StructureGraph | None
     report: Mapping[str, Any]
 
 
 def prune(
-    model: nn.Module,
-    example_inputs: ExampleInputs,
+    task: Task,
+    method: str | Method | object,
+    budget: Budget,
     *,
-    policy: Path | str,
-    calibration_data: Iterable[ImageBatch],
-    keep_macs: float | None = None,
-    keep_params: float | None = None,
-    max_memory: int | None = None,
-    max_latency: float | None = None,
-    round_to: int | None = None,
-    attention: AttentionUnit = "head",
-    num_images: int = 1024,
-    reconstruct: bool = True,
+    networks: int = 400,
     seed: int = 0,
+    checkpoint: Path | str | None = None,
+    reconstruct: bool = True,
+    attention: AttentionUnit = "head",
+    progress: Callable[[int, str], None] | None = None,
 ) -> PruneResult:
-    """Prune a network with a trained policy: no search, no training.
+    """Prune a network by any method; nothing is fine-tuned.
 
     Args:
-        model: the trained network; it is left as it is.
-        example_inputs: what its forward takes.
-        policy: resnet-cifar, which comes with the package; run folder of ``prunegraph train``, or a
-            policy file.
-        calibration_data: batches of training images ``[b, c, h, w]``, or of (images, labels
-            ``[b]``), normalised and shuffled; without labels the network's own answers are used.
-        keep_macs: at most this share of the multiply-adds remains.
-        keep_params: at most this share of the parameters remains.
-        max_memory: at most this many bytes of activations alive at once, on ``example_inputs``.
-        max_latency: at most this many milliseconds a forward of ``example_inputs``, measured here.
-        round_to: keep a multiple of this many channels in every group.
+        task: the trained network, which stays as it is, its data, and what counts as good
+            (``prunegraph.tasks``).
+        method: a name, such as ``"taylor/global"``, ``"cem"``, ``"agent"`` or
+            ``"policy:resnet-cifar"``, or a ``Method``.
+        budget: what may remain.
+        networks: pruned networks that a method which searches may run.
+        seed: fixes every random choice.
+        checkpoint: folder from which an interrupted search goes on. That of another network,
+            method, budget, seed or other data is refused; what a loss and a score of one's own
+            compute it cannot tell.
+        reconstruct: the kept weights take over what the removed units gave, by least squares on
+            train data; those of the final network layer by layer, if it is better then.
         attention: what can leave it: "head", a whole one, or "width", a part of all of them.
-        num_images: how many images calibrate; masks are compared on as many further ones. Where
-            there are fewer, some that calibrate fill up.
-        reconstruct: the kept weights take over what the removed channels gave, by least squares
-            on the calibration data (``Reconstruction``); those of the final network layer by layer
-            (``LayerwiseReconstruction``), if its outputs are nearer to the dense network's then.
-        seed: fixes what is drawn from them.
+        progress: called with the number of networks run and what the method says of itself.
 
     Returns:
-        The pruned network, in eval mode, and its report.
+        The pruned, recalibrated network, its mask, and a report.
 
     Raises:
-        PruneGraphError: the network cannot be analysed or is no classifier, the budget cannot be
-            met, the policy cannot be read, or images and labels do not fit.
+        PruneGraphError: the network cannot be analysed, the budget cannot be met, the data do not
+            fit, or the method cannot serve the task: before any work.
     """
-    budget = Budget(
-        keep_macs=keep_macs,
-        keep_params=keep_params,
-        max_memory=max_memory,
-        max_latency=max_latency,
-        round_to=round_to,
+    chosen = as_method(make_method(method) if isinstance(method, str) else method)
+    _check_precision(task)
+    if chosen.kind == "weights":
+        return _prune_weights(task, chosen, budget, networks, seed)
+    budget.check_channels()
+    graph = analyse(task.model, task.example_inputs, attention=attention)
+    context = Context(
+        task=task,
+        structure=graph,
+        seed=seed,
+        reconstruct=reconstruct,
+        layer_by_layer=False,  # the final network alone
+        metric=_metric(chosen),
+        subset_size=_subset(chosen),
     )
-    if num_images < 1:
-        msg = f"num_images={num_images} must be at least 1"
-        raise ConfigError(msg)
-    trained = find_policy(Path(policy))
-    graph = analyse(model, example_inputs, attention=attention)
-    task = image_classification(
-        model, train=calibration_data, example_inputs=example_inputs, num_images=num_images
+    untimed = context.problem(budget.without_latency(), max_networks=networks)
+    chosen.check(replace(untimed, budget=budget))
+    if checkpoint is not None:
+        identity = _identity(task, chosen, budget, seed, attention, reconstruct)
+        checkpoint = Path(checkpoint)
+        log = _log(checkpoint, identity)
+        context = replace(context, unlabelled_log=OutcomeLog(checkpoint / PRIORS, identity))
+    else:
+        log = None
+    if budget.max_latency is not None and chosen.searches:
+        context = replace(context, structure=_predicting(task, graph, budget, checkpoint))
+    problem = context.problem(
+        budget, max_networks=networks, log=log, folder=checkpoint, progress=progress
     )
-    train = task.train
-    device = model_device(model)
-    if device.type == "cpu" and any(item.dtype == torch.float16 for item in model.parameters()):
+    result = chosen.prune(problem)
+    return _finished(problem, chosen, result, reconstruct=reconstruct)
+
+
+def _check_precision(task: Task) -> None:
+    """Raise ModelError for weights that gradients cannot be measured in."""
+    on_cpu = model_device(task.model).type == "cpu"
+    if on_cpu and any(item.dtype == torch.float16 for item in task.model.parameters()):
         msg = "the network's weights are float16, which a CPU does not train: give model.float()"
         raise ModelError(msg)
-    others = TrainSplit(task.search.source, task.search.index[-HELD_OUT:])  # no label is read
 
-    def fitted(kind: type[Reconstruction], samples: TrainSplit) -> Reconstruction:
-        return kind.on_samples(task, graph, samples, held_out=others, seed=seed, device=device)
 
-    evaluator = Evaluator(
-        task,
-        graph,
-        num_calibration=num_images,
-        seed=seed,
-        device=device,
-        metric="kl",
-        reconstruction=fitted(Reconstruction, train) if reconstruct else None,
-    )
-    statistics = dict(measure(task, graph, seed=seed, device=device))
-    names = trained.network.config.feature_names
-    divergence = partial(measure_divergence, evaluator)
-    starts = rank_priors(divergence, graph, statistics, budget)
-    timed = budget.max_latency is not None
-    table = measure_latency_table(model, graph, example_inputs, budget=budget) if timed else None
-    use = Use(
-        graph=graph,
-        budget=budget,
-        features=features_by_start(graph, statistics, budget, names, starts),
-        project=lambda scores: project_budget(model, graph, scores, budget, example_inputs, table),
-        divergence=divergence,
-    )
-    adapted = adapt(trained, [use])
-    mask = adapted.masks[0]
-    warn_if_unequal(model, graph, mask, example_inputs)
+def _metric(method: Method) -> Metric:
+    """Return what searches compare: what the agent's options say, else the steadiest figure."""
+    return method.options.metric if isinstance(method, AgentSearch) else "soft_accuracy"
+
+
+def _subset(method: Method) -> int | None:
+    return method.options.subset if isinstance(method, AgentSearch) else None
+
+
+def _prune_weights(
+    task: Task, method: Method, budget: Budget, networks: int, seed: int
+) -> PruneResult:
+    """Return the network with zeros where a method of single weights keeps nothing."""
+    context = Context(task=task, structure=None, seed=seed, reconstruct=False)
+    problem = context.problem(budget, max_networks=networks)
+    method.check(problem)
+    result = method.prune(problem)
+    assert isinstance(result.mask, WeightMask)
+    small = result.mask.apply(unwrap(task.model)) if result.model is None else result.model
     report = {
-        **structure_report(graph, mask, budget),
-        "networks_evaluated": NUM_DECISION_NETWORKS,
-        "start": adapted.starts[0],
-        "share": adapted.share,
-        "calibration_images": len(train),
+        **_scores(task, small.eval()),
+        "budget": budget.as_dict(),
+        "method": method.name,
+        "networks_evaluated": result.networks,
+        **result.details,
     }
-    if timed:
-        report["latency_ms"] = latencies(model, graph, mask, example_inputs)
-    if reconstruct:
-        most = most_samples(graph, num_samples(example_inputs), memory=FITTING)
-        return_freed_memory()
-        again = fitted(LayerwiseReconstruction, train.sample(most, seed))
-        small = evaluator.nearest(mask, lambda: again)
+    report["pruned"] |= {
+        "sparsity": result.mask.sparsity,
+        "mask_digest": result.mask.digest(),
+    }
+    return PruneResult(model=small.eval(), mask=result.mask, graph=None, report=report)
+
+
+def _finished(
+    problem: Problem, method: Method, result: Result, *, reconstruct: bool
+) -> PruneResult:
+    """Return the network of a mask, and its report."""
+    task, graph, mask = problem.task, problem.graph, result.channels
+    odd = unequal(task.model, graph, mask, task.example_inputs)
+    if odd is not None:
+        warnings.warn(odd, stacklevel=3)
+    if result.model is None:
+        ways = _layer_by_layer(problem) if reconstruct else []
+        small = problem.unlabelled.nearest(mask, *ways)
     else:
-        small = evaluator.prune(mask)
+        small = result.model
+    report = structure_report(graph, mask, problem.budget)
+    for name, scores in _scores(task, small.eval()).items():
+        report[name] = report[name] | scores if isinstance(scores, dict) else scores
+    report |= {"method": method.name, "networks_evaluated": result.networks, **result.details}
+    if problem.budget.max_latency is not None:
+        report["latency_ms"] = times = latencies(task.model, graph, mask, task.example_inputs)
+        _warn_if_slow(times, problem.budget.max_latency)
     return PruneResult(model=small.eval(), mask=mask, graph=graph, report=report)
 
 
-def warn_if_unequal(
-    model: nn.Module, graph: StructureGraph, mask: ChannelMask, example_inputs: ExampleInputs
-) -> None:
-    """Warn if the pruned network computes something else than the zero-masked one."""
-    problem = unequal(model, graph, mask, example_inputs)
-    if problem is not None:
-        warnings.warn(problem, stacklevel=3)
+def _scores(task: Task, small: nn.Module) -> dict[str, Any]:
+    """Return the scores on the search split, before and after."""
+    return {
+        "task": task.kind,
+        "score_name": task.score_name,
+        "higher_is_better": task.higher_is_better,
+        "dense": {"score": task.score(task.model).value},
+        "pruned": {"score": task.score(small).value},
+    }
+
+
+def _layer_by_layer(problem: Problem) -> list[Callable[[], Reconstruction]]:
+    """Return what fits layer by layer: on as many samples as memory allows, on the first batch."""
+    task, graph, seed = problem.task, problem.graph, problem.seed
+    most = most_samples(graph, num_samples(task.example_inputs), memory=FITTING)
+
+    def fit(size: int) -> Reconstruction:
+        return_freed_memory()
+        samples, others = task.train.sample(size, seed), held_out_samples(task.train, size, seed)
+        return LayerwiseReconstruction.on_samples(task, graph, samples, held_out=others, seed=seed)
+
+    return [partial(fit, most), *([partial(fit, 1)] if task.search is None else [])]
+
+
+def _warn_if_slow(times: Mapping[str, Any], limit: float) -> None:
+    if times["pruned"] > TOLERANCE * limit:
+        warnings.warn(
+            f"the pruned network takes {times['pruned']:.3g} ms on {times['on']}, "
+            f"{limit:g} were asked for: the prediction was too low, or the "
+            "machine does more now; ask for less",
+            stacklevel=4,
+        )
 
 
 def structure_report(graph: StructureGraph, mask: ChannelMask, budget: Budget) -> dict[str, Any]:
@@ -195,3 +246,54 @@ def structure_report(graph: StructureGraph, mask: ChannelMask, budget: Budget) -
             "mask_digest": mask.digest(),
         },
     }
+
+
+def _identity(
+    task: Task,
+    method: Method,
+    budget: Budget,
+    seed: int,
+    attention: AttentionUnit,
+    reconstruct: bool,
+) -> dict[str, Any]:
+    """Return what names a search, as JSON values."""
+    agent = method if isinstance(method, AgentSearch) else None
+    given = None if agent is None else agent.initial
+    return {
+        "network": parameter_digest(unwrap(task.model)),
+        "method": method.name,
+        "options": None if agent is None else repr((agent.options, agent.shares)),
+        "policy": None if given is None else parameter_digest(given.network),
+        "budget": budget.as_dict(),
+        "seed": seed,
+        "attention": attention,
+        "reconstruct": reconstruct,
+        "train": task.train.fingerprint(),
+        "search": None if task.search is None else task.search.fingerprint(),
+    }
+
+
+def _log(checkpoint: Path, identity: Mapping[str, Any]) -> OutcomeLog:
+    """Return what an earlier start has measured, beside the agent's checkpoint.
+
+    Raises:
+        ArtefactError: it is damaged, of another search, or lost.
+    """
+    path = checkpoint / OUTCOMES
+    if (checkpoint / CHECKPOINT).is_file() and not path.is_file():
+        msg = f"{checkpoint} has lost {path.name}, which names its search: give another folder"
+        raise ArtefactError(msg)
+    log = OutcomeLog(path, identity)
+    log.write()  # before the agent's, which does not name the search
+    return log
+
+
+def _predicting(
+    task: Task, graph: StructureGraph, budget: Budget, checkpoint: Path | None
+) -> StructureGraph:
+    """Return the structure with a prediction of its latency; the same after an interruption."""
+    path = None if checkpoint is None else checkpoint / LATENCY
+    table = layer_times(
+        unwrap(task.model), graph, budget, task.example_inputs, path=path, name=task.name
+    )
+    return replace(graph, latency_model=table)

@@ -8,10 +8,12 @@ not bring their weights, which are most of a folder.
 from collections.abc import Sequence
 from typing import Any
 
+from prunegraph.agent.policies import TrainedPolicy, find_policy
 from prunegraph.core.console import Console
 from prunegraph.graph.apply import unequal
-from prunegraph.runs.agent_check import check_networks
-from prunegraph.runs.agent_rows import add_beginnings, add_untrained, agent_batch, agent_summary
+from prunegraph.methods.controls import PriorControl
+from prunegraph.runs.agent_rows import add_beginning, add_beginnings, agent_batch, agent_summary
+from prunegraph.runs.agent_search import agent_method
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.choose import (
     add_controls,
@@ -27,25 +29,33 @@ from prunegraph.runs.dense import warn_of_network
 from prunegraph.runs.duration import say_duration
 from prunegraph.runs.finetune import run_finetunes
 from prunegraph.runs.folder import RunFolder, open_run, slug
-from prunegraph.runs.jobs import Jobs, load_targets, make_workplace
+from prunegraph.runs.jobs import Jobs, Workplace, load_targets, make_workplace
 from prunegraph.runs.measure import settle
 from prunegraph.runs.options.compare import CompareConfig, RunConfig
-from prunegraph.runs.options.config import ApplyConfig, SearchOptions
-from prunegraph.runs.plan import APPLIED, Plan, make_plan, plan_finetunes, rank_of, run_name
-from prunegraph.runs.policies import find_policy, pin_policy
+from prunegraph.runs.options.config import SearchOptions
+from prunegraph.runs.plan import (
+    APPLIED,
+    Plan,
+    applied_policy,
+    make_plan,
+    plan_finetunes,
+    rank_of,
+    run_name,
+)
+from prunegraph.runs.policies import pin_policy
 from prunegraph.runs.prepare import Target, check_trainable
 from prunegraph.runs.ray_pool import load_ray
 from prunegraph.runs.report.page import show_finished
 from prunegraph.runs.report.report import SearchResult
-from prunegraph.runs.report.verdict import SAMPLER, verdict_line
+from prunegraph.runs.report.verdict import SAMPLER, UNTRAINED, verdict_line
 from prunegraph.runs.store import CandidateStore, choose
 
 
 def run_plan(config: RunConfig, console: Console) -> dict[str, Any]:
     """Do what a command asks for, and return the report of the first network."""
     plan = make_plan(config)
-    if isinstance(config, ApplyConfig):
-        find_policy(config.policy)
+    applied = applied_policy(config)
+    policy = None if applied is None else find_policy(applied)
     check_names(plan.methods)
     targets = load_targets(config)
     check_run(plan, config, targets)
@@ -55,14 +65,17 @@ def run_plan(config: RunConfig, console: Console) -> dict[str, Any]:
         return show_finished(config, members, [target.graph for target in targets], console)
     with folder.started(config):
         console.say(f"run folder: {folder.path}")
-        _pin_policy(config, folder)
+        if policy is not None:
+            pin_applied(policy, folder)
+        elif isinstance(config, SearchOptions):
+            pin_policy(config.policy, folder.checkpoint(folder.BEGUN_WITH))
         place = make_workplace(config, targets, members, console)
         for bench in place.benches:
             warn_of_network(bench, console)
         with Jobs(config, place) as jobs:
             if isinstance(config, CompareConfig):
                 say_duration(place.benches[0], config, jobs.num_workers, console)
-            outcomes = choose_masks(plan, config, jobs)
+            outcomes = choose_masks(plan, config, jobs, policy)
             cells = [
                 plan_finetunes(bench, outcome.candidates)
                 for bench, outcome in zip(place.benches, outcomes, strict=True)
@@ -82,15 +95,17 @@ def run_plan(config: RunConfig, console: Console) -> dict[str, Any]:
 
 def check_run(plan: Plan, config: RunConfig, targets: Sequence[Target]) -> None:
     """Raise an error if a method, the agent or a fine-tune could not do its work: before any."""
+    benches = [Bench(target=target, options=config, seed=config.seed) for target in targets]
     if isinstance(config, SearchOptions):
         if config.ray is not None:
             load_ray()
         if plan.searched or SAMPLER in plan.methods:
-            check_networks(targets, config, config.budget())
+            problems = [bench.untimed_problem(config.networks) for bench in benches]
+            agent_method(config).check_family(problems)
     networks = config.networks if isinstance(config, SearchOptions) else 0
-    for target in targets:
-        check_trainable(target, config)
-        check_methods(plan, Bench(target=target, options=config, seed=config.seed), networks)
+    for bench in benches:
+        check_trainable(bench.target, config)
+        check_methods(plan, bench, networks)
 
 
 def member_folders(folder: RunFolder, targets: Sequence[Target]) -> list[RunFolder]:
@@ -102,23 +117,18 @@ def member_folders(folder: RunFolder, targets: Sequence[Target]) -> list[RunFold
     return [folder, *others]
 
 
-def _pin_policy(config: RunConfig, folder: RunFolder) -> None:
-    """Note which policy a run begins with; it goes on with the same alone."""
-    if isinstance(config, ApplyConfig):
-        pin_applied(find_policy(config.policy), folder)
-    else:
-        pin_policy(config.policy, folder.checkpoint(folder.BEGUN_WITH))
-
-
-def choose_masks(plan: Plan, config: RunConfig, jobs: Jobs) -> list[Outcome]:
-    """Let the methods choose their masks, and add the controls."""
+def choose_masks(
+    plan: Plan, config: RunConfig, jobs: Jobs, policy: TrainedPolicy | None
+) -> list[Outcome]:
+    """Let the methods, or a policy that is applied, choose their masks, and add the controls."""
     place = jobs.place
     stores = [
         CandidateStore(folder.checkpoint(folder.CANDIDATES), bench.target.graph)
         for folder, bench in zip(place.folders, place.benches, strict=True)
     ]
-    if isinstance(config, ApplyConfig):
-        return [_apply(plan, config, jobs, stores[0])]
+    if policy is not None:
+        return [_apply(plan, jobs.place, stores[0], policy)]
+    assert isinstance(config, SearchOptions)
     batches = method_batches(plan, stores, config.networks, config)
     if plan.agent is not None:
         batches.insert(0, agent_batch(place, stores, config, name=plan.agent, seeds=plan.seeds))
@@ -144,15 +154,13 @@ def choose_masks(plan: Plan, config: RunConfig, jobs: Jobs) -> list[Outcome]:
     ]
 
 
-def _apply(plan: Plan, config: ApplyConfig, jobs: Jobs, store: CandidateStore) -> Outcome:
+def _apply(plan: Plan, place: Workplace, store: CandidateStore, policy: TrainedPolicy) -> Outcome:
     """Let a policy decide, without a search, and heuristics beside it."""
-    place, policy = jobs.place, find_policy(config.policy)
     bench, folder = place.benches[0], place.folders[0]
     decision = decide(policy, bench, store, folder.checkpoint(folder.DECISION), place.console)
     (own,) = store.named(APPLIED)
-    if not plan.optional:
-        add_untrained(bench, store, bench.seed)
     if plan.controls:
+        add_beginning(bench, store, UNTRAINED, bench.seed, PriorControl())
         add_controls(bench, store, [own], place.console)
     add_optional(place, store, plan, place.console)
     warn_if_worse(bench, list(store), own, place.console)

@@ -4,18 +4,22 @@ import statistics
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from prunegraph.core.errors import ArtefactError, MaskError
 from prunegraph.core.files import write_json
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.reading import checked, read_json
 from prunegraph.graph import StructureGraph
+from prunegraph.methods.method import Role
 from prunegraph.rewards import pack_bits, unpack_bits
 from prunegraph.runs.report.verdict import is_agent, is_rival
 
 CANDIDATE = {
     "name": str,
+    "role": str,
+    "searches": bool,
+    "beginning": bool,
     "seed": int,
     "bits": str,
     "networks_evaluated": int,
@@ -31,19 +35,25 @@ class Candidate:
 
     Attributes:
         name: the method.
+        role: what the method says of itself.
+        searches: whether it runs as many networks as it may.
         seed: its search seed; the run's for one that depends on neither images nor chance.
         mask: the mask.
         networks_evaluated: pruned networks that the method ran.
         search_accuracy: on the whole search split, after recalibration.
         seconds: wall time of the choice.
+        beginning: whether it is what the agent's search began with.
     """
 
     name: str
+    role: Role
+    searches: bool
     seed: int
     mask: ChannelMask
     networks_evaluated: int
     search_accuracy: float
     seconds: float = 0.0
+    beginning: bool = False
 
 
 class CandidateStore:
@@ -83,6 +93,9 @@ class CandidateStore:
     def _record(self, candidate: Candidate) -> dict[str, Any]:
         return {
             "name": candidate.name,
+            "role": candidate.role,
+            "searches": candidate.searches,
+            "beginning": candidate.beginning,
             "seed": candidate.seed,
             "bits": pack_bits(candidate.mask.keep),
             "networks_evaluated": candidate.networks_evaluated,
@@ -92,6 +105,9 @@ class CandidateStore:
 
     def _read(self, record: dict[str, Any]) -> Candidate:
         record = checked(record, CANDIDATE, str(self._path))
+        if record["role"] not in get_args(Role):
+            msg = f"{self._path} is damaged: no method has the role {record['role']!r}"
+            raise ArtefactError(msg)
         mask = _mask(record.pop("bits"), self._graph, self._path)
         return Candidate(mask=mask, **{name: record[name] for name in CANDIDATE if name != "bits"})
 
@@ -126,7 +142,7 @@ def best_rival(
         candidates: of all methods.
         rank: what counts in place of the average, of the search accuracies of a method's masks.
     """
-    rivals = {item.name for item in candidates if is_rival(item.name)}
+    rivals = {item.name for item in candidates if is_rival(item)}
     return next(iter(ranked(candidates, rivals, rank)), None)
 
 
@@ -141,7 +157,7 @@ def choose(
         candidates: of all methods.
         rank: what makes a baseline the best, as for ``best_rival``.
     """
-    own = [item for item in candidates if is_agent(item.name)]
+    own = [item for item in candidates if is_agent(item)]
     if not own:
         best = best_rival(candidates, rank)
         own = [item for item in candidates if item.name == best]

@@ -190,7 +190,8 @@ def custom(
     if not isinstance(flag, bool):
         msg = f"higher_is_better={flag!r} must be True or False"
         raise ConfigError(msg)
-    functions: dict[str, object] = {"score": score, "loss": loss or cross_entropy}
+    loss = cross_entropy if loss is None else loss
+    functions: dict[str, object] = {"score": score, "loss": loss}
     for what, function in functions.items():
         if not callable(function):
             msg = f"{what} is a {type(function).__name__}, not a function of a network"
@@ -206,7 +207,7 @@ def custom(
         train=given,
         score_function=score,
         higher_is_better=higher_is_better,
-        loss_function=loss or cross_entropy,
+        loss_function=loss,
         score_name=score_name,
         name=name,
     )

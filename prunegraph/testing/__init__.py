@@ -12,8 +12,8 @@ from prunegraph.testing.structure_check import StructureFindings, check_structur
 from prunegraph.testing.weight_method_conformance import WeightMethodConformance
 
 __all__ = [
-    "NothingComparedError",
     "MethodConformance",
+    "NothingComparedError",
     "StructureFindings",
     "WeightMethodConformance",
     "assert_masked_equals_pruned",

@@ -67,7 +67,7 @@ def test_no_gradient_leaves_a_memory(make_policy: MakePolicy, observe: Observe) 
     graph_id = int(obs["graph_id"][0, 0])
     graph, channels = policy.thresholds[graph_id].graph, policy.offsets.channels[str(graph_id)]
     storages = [
-        Storage(bytes_per_position=4, classes=group.units, born=number, died=number + 2)
+        Storage(bytes_per_position=4, units=group.units, born=number, died=number + 2)
         for number, group in enumerate(graph.groups)
     ]
     memory = MemoryModel(graph.num_units, storages)

@@ -18,9 +18,9 @@ def test_images_come_back(monkeypatch: pytest.MonkeyPatch, most: int, dtype: tor
         source.add(images[part].contiguous(memory_format=torch.channels_last), labels[part])
     index = torch.tensor([6, 0, 3, 3])
     for _ in range(2):
-        found, given = source.load(index)
-        assert torch.equal(found, images[index])
-        assert torch.equal(given, index)
+        loaded, found = source.load(index)
+        assert torch.equal(loaded, images[index])
+        assert torch.equal(found, labels[index])
     assert (source.image_shape, source.num_classes) == ((3, 4, 5), 7)
     assert torch.equal(source.labels, labels)
 

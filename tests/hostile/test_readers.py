@@ -26,6 +26,7 @@ from PIL import Image
 from scipy import sparse
 from torch import nn
 
+from prunegraph.agent.clock import SearchClock
 from prunegraph.agent.config import PPOConfig
 from prunegraph.agent.network import NetworkConfig
 from prunegraph.agent.policies import load_checkpoint, load_policy, save_checkpoint
@@ -48,10 +49,10 @@ from prunegraph.graph.costs.latency import LatencyTable
 from prunegraph.models import build_model, load_weights, weights_info
 from prunegraph.rewards import RewardConfig
 from prunegraph.runs.agent_rows import CURVES, HEALTH, _summary, read_finished
-from prunegraph.runs.apply import read_decision
-from prunegraph.runs.compare import read_accuracy
+from prunegraph.runs.decide import read_decision
+from prunegraph.runs.finetune import read_accuracy
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.measured import read_measured
+from prunegraph.runs.measure import read_measured
 from prunegraph.runs.options.config import TrainConfig
 from prunegraph.runs.options.yaml_file import differences, load_config, read_yaml
 from prunegraph.runs.predicted_latency import read_table, write_table
@@ -59,9 +60,9 @@ from prunegraph.runs.prepare import build_dense
 from prunegraph.runs.report.page import read_findings
 from prunegraph.runs.report.plots import _search, settle
 from prunegraph.runs.report.report import machine, methods_table, read_report, read_rows
-from prunegraph.runs.search_clock import SearchClock
 from prunegraph.runs.store import Candidate, CandidateStore, read_masks, write_masks
 from prunegraph.training.loop import FinetuneConfig, Watch, finetune
+from support.parts import part
 from support.toy_env import TOY_FEATURE_NAMES, ToyPruningEnv, toy_graphs
 
 MAX_SECONDS = 5.0
@@ -249,7 +250,11 @@ def cases(
     saved = load_pruned(pruned, network)
     graph, mask = saved.graph, saved.mask
     store = CandidateStore(made / "candidates.json", graph)
-    store.add(Candidate(name="cem", seed=0, mask=mask, networks_evaluated=3, search_accuracy=0.5))
+    store.add(
+        Candidate(
+            name="cem", **part("cem"), seed=0, mask=mask, networks_evaluated=3, search_accuracy=0.5
+        )
+    )
     write_masks(made / "masks.json", [mask])
     SearchClock(made / "clock.json").write([])
     accuracies, here = {mask.digest(): 0.5}, machine()

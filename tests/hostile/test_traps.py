@@ -333,7 +333,7 @@ def test_headers_of_a_tar_may_lie(
 def test_names_in_a_report_are_no_markup_and_no_way_out(tmp_path: Path) -> None:
     row = {"name": "[/x]", "seed": 0, "macs": 1, "params": 1, "search_accuracy": 0.5}
     row |= {"test_accuracy_recalibrated": 0.5, "test_accuracy_finetuned": None}
-    row |= {"networks_evaluated": 1, "digest": "d"}
+    row |= {"networks_evaluated": 1, "digest": "d", "role": "baseline", "searches": False}
     dense = {"macs": 2, "params": 2, "test_accuracy": 0.5, "test_accuracy_finetuned": None}
     pruned = {"macs": 1, "params": 1, "widths": {}, "mask_digest": "d", "search_accuracy": 0.5}
     pruned |= {"seed": 0, "test_accuracy_recalibrated": 0.5, "test_accuracy_finetuned": None}

@@ -12,7 +12,8 @@ from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.evaluation.log import WRITE_EVERY, OutcomeLog
-from prunegraph.runs.baselines import SEARCHES, baseline_job
+from prunegraph.methods.registry import SEARCHES
+from prunegraph.runs.choose import method_job
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.jobs import Workplace, load_targets, make_workplace
 from prunegraph.runs.options.compare import CompareConfig
@@ -39,12 +40,12 @@ def test_an_interrupted_search_runs_no_network_twice(
         return measure(self, mask, subset)
 
     monkeypatch.setattr(Evaluator, "_measure", counted)
-    whole = baseline_job(workplace(weights, tmp_path / "whole"), 0, name, 0, NETWORKS)
+    whole = method_job(workplace(weights, tmp_path / "whole"), 0, name, 0, NETWORKS)
     total, allowed, runs[0] = runs[0], min(WRITE_EVERY + 2, runs[0] - 1), 0
     with pytest.raises(KeyboardInterrupt):
-        baseline_job(workplace(weights, tmp_path / "killed"), 0, name, 0, NETWORKS)
+        method_job(workplace(weights, tmp_path / "killed"), 0, name, 0, NETWORKS)
     allowed, runs[0] = 2 * NETWORKS, 0
-    again = baseline_job(workplace(weights, tmp_path / "killed"), 0, name, 0, NETWORKS)
+    again = method_job(workplace(weights, tmp_path / "killed"), 0, name, 0, NETWORKS)
     assert runs[0] == total - WRITE_EVERY
     assert again.mask == whole.mask
     assert again.networks_evaluated == whole.networks_evaluated

@@ -21,20 +21,21 @@ from prunegraph.core.splits import TrainSplit
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.graph.features import rank_in_group
 from prunegraph.layerwise import sequential
-from prunegraph.runs import compare
+from prunegraph.methods.registry import SEARCHES, TORCH_PRUNING, heuristics
 from prunegraph.runs import finetune as finish
-from prunegraph.runs.baselines import TORCH_PRUNING, heuristics
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.conclude import finetuned_mean
-from prunegraph.runs.finetune_plan import plan_cells, rank_of
+from prunegraph.runs.duration import predict_duration
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.measured import Measured, settle
+from prunegraph.runs.measure import Measured, settle
 from prunegraph.runs.options.compare import CompareConfig
+from prunegraph.runs.plan import make_plan, plan_finetunes, rank_of
 from prunegraph.runs.prepare import load_target
 from prunegraph.runs.report.report import read_rows
-from prunegraph.runs.report.verdict import SEARCHES, judge, mean_by_name, proxy_correlation
+from prunegraph.runs.report.verdict import judge, mean_by_name, proxy_correlation
 from prunegraph.runs.store import Candidate, CandidateStore, read_masks
 from prunegraph.training.loop import _Training
+from support.parts import part
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -86,7 +87,7 @@ def test_the_plan_leaves_out_what_only_the_first_network_takes(
         weights=weights, methods=("cem",), seeds=2, networks=16, finetune_epochs=0
     )
     bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
-    plan = compare.make_plan(bench, options)
+    plan = predict_duration(bench, options)
     assert plan.search_seconds == 2 * 2 * 16 * 2.0
     assert plan.seconds == plan.search_seconds
 
@@ -105,7 +106,7 @@ def test_search_images_are_trained_on_only_if_asked_for(
     )
     for mask in (
         bench.target.graph.dense_mask(),
-        bench.project(bench.statistics["l1"], bench.budget),
+        bench.project(bench.context.statistics["l1"], bench.budget),
     ):
         finish.finetune_mask(
             bench,
@@ -134,7 +135,7 @@ def test_networks_are_reconstructed_layer_by_layer_or_all_layers_at_once(weights
         Bench(target=target, options=replace(options, layer_by_layer=asked), seed=0)
         for asked in (False, True)
     ]
-    scores = rank_in_group(target.graph, benches[0].statistics["l1"]).astype(np.float32)
+    scores = rank_in_group(target.graph, benches[0].context.statistics["l1"]).astype(np.float32)
     mask = benches[0].project(scores, options.budget())
     losses = [bench.final_evaluator.evaluate(mask).loss for bench in benches]
     assert losses[1] < losses[0]
@@ -147,7 +148,7 @@ def test_networks_are_reconstructed_layer_by_layer_or_all_layers_at_once(weights
         later = bench.evaluator()
         later.remember(evaluator.known())
         assert later.is_cached(mask, everything)
-    assert benches[0].quick_reconstruction is None
+    assert benches[0].context.quick_reconstruction is None
     assert ["layer_by_layer" in bench.recipe_record() for bench in benches] == [False, True]
 
 
@@ -157,22 +158,26 @@ def test_searches_have_a_fit_of_their_own_only_where_it_is_on_fewer_images(
     few = CompareConfig(weights=weights, calibration_images=sequential.SEARCH_SAMPLES)
     target, many = load_target(few), replace(few, calibration_images=256)
     benches = [Bench(target=target, options=options, seed=0) for options in (few, many, many)]
-    assert benches[0].quick_reconstruction is None
-    assert benches[1].quick_reconstruction is not None
-    monkeypatch.setattr("prunegraph.runs.bench.SEARCH_SAMPLES", 256)
-    assert benches[2].quick_reconstruction is None
+    assert benches[0].context.quick_reconstruction is None
+    assert benches[1].context.quick_reconstruction is not None
+    monkeypatch.setattr("prunegraph.methods.context.SEARCH_SAMPLES", 256)
+    assert benches[2].context.quick_reconstruction is None
 
 
 def test_what_searches_are_fitted_on_is_drawn_of_all_train_images(
     weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[TrainSplit] = []
-    monkeypatch.setattr(
-        sequential.LayerwiseReconstruction, "on_images", lambda *given, **_: seen.append(given[2])
-    )
+    sample = TrainSplit.sample
+
+    def watched(split: TrainSplit, size: int, seed: int) -> TrainSplit:
+        seen.append(sample(split, size, seed))
+        return seen[-1]
+
+    monkeypatch.setattr(TrainSplit, "sample", watched)
     options = CompareConfig(weights=weights, calibration_images=10_000)  # more than there are
     bench = Bench(target=load_target(options), options=options, seed=0)
-    _ = bench.quick_reconstruction
+    _ = bench.context.quick_reconstruction
     assert len(seen[0]) == sequential.SEARCH_SAMPLES
     assert len(set(seen[0].labels.tolist())) == 10
     positions = seen[0].index.tolist()
@@ -198,7 +203,7 @@ def test_stage_two_finetunes_the_agreed_rows_with_every_seed(compared: Path) -> 
     best = max(("taylor/uniform", "l2/global"), key=means.__getitem__)
     rival = max((*METHODS, "untrained"), key=means.__getitem__)
     assert set(seeds) == {
-        *("agent/best", "l1/control_widths", "random/control_widths", "cem", "random_search"),
+        *("agent/best", "control:widths/l1", "control:widths/random", "cem", "random_search"),
         *("l1/uniform", "taylor/per_mac", best, rival, "dense"),
     }
     assert all((compared / row["cell"] / "pruned.safetensors").is_file() for row in rows)
@@ -225,6 +230,7 @@ def test_only_the_best_baseline_is_finetuned_beside_the_agent_if_asked_for(
     candidates = [
         Candidate(
             name=row["name"],
+            **{key: row[key] for key in ("role", "searches", "beginning")},
             seed=row["seed"],
             mask=masks[row["digest"]],
             networks_evaluated=0,
@@ -243,11 +249,11 @@ def test_only_the_best_baseline_is_finetuned_beside_the_agent_if_asked_for(
             for name in names
         }
         best = max(figures, key=figures.__getitem__)
-        cells = plan_cells(bench, candidates, chosen)
+        cells = plan_finetunes(replace(bench, options=chosen), candidates)
         assert {cell.name for cell in cells} == {"agent/best", best, "dense"}
         assert len(cells) == 3 * (count or options.seeds)
     plan, whole = (
-        compare.make_plan(
+        predict_duration(
             bench, replace(options, networks=16, finetune_epochs=1, finetune_best=alone)
         )
         for alone in (True, False)
@@ -256,10 +262,11 @@ def test_only_the_best_baseline_is_finetuned_beside_the_agent_if_asked_for(
 
 
 def test_methods_are_named_alone_or_together() -> None:
-    names = compare.wanted(CompareConfig(methods=("cem", "heuristics", "l1/uniform")))
+    names = make_plan(CompareConfig(methods=("cem", "heuristics", "l1/uniform"))).methods
     assert names == ("cem", *heuristics())
-    assert compare.wanted(CompareConfig(methods=("torch_pruning",))) == TORCH_PRUNING
-    everything = compare.wanted(CompareConfig())
+    chosen = make_plan(CompareConfig(methods=("torch_pruning",))).methods
+    assert chosen == tuple(TORCH_PRUNING)
+    everything = make_plan(CompareConfig()).methods
     assert set(everything) == {*heuristics(), *SEARCHES, "sampler"}
 
 
@@ -325,18 +332,27 @@ def test_what_other_processes_measured_is_measured_anew_before_a_choice(
     accuracy = bench.final_evaluator.evaluate(mask).accuracy
     store = CandidateStore(tmp_path / "candidates.json", graph)
     other = accuracy + 1 / 269  # with other threads one image more was right
-    store.add(Candidate(name="cem", seed=0, mask=mask, networks_evaluated=3, search_accuracy=other))
+    store.add(
+        Candidate(
+            name="cem",
+            **part("cem"),
+            seed=0,
+            mask=mask,
+            networks_evaluated=3,
+            search_accuracy=other,
+        )
+    )
     settle(bench, store, RunFolder(path=tmp_path), Console())
     assert [item.search_accuracy for item in store] == [accuracy]
 
 
 def test_a_cell_that_lost_its_weights_before_it_was_measured_is_not_done(tmp_path: Path) -> None:
     (tmp_path / "mask.json").write_text("{}")
-    assert not compare._is_done(tmp_path)
+    assert not finish._is_done(tmp_path)
     assert not (tmp_path / "mask.json").exists()
     for name in ("mask.json", "accuracy.json"):
         (tmp_path / name).write_text("{}")
-    assert compare._is_done(tmp_path)
+    assert finish._is_done(tmp_path)
 
 
 def test_verify_confirms_a_comparison(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -425,6 +441,11 @@ def invent_searches(content: dict[str, Any]) -> None:
     content["search"]["seeds"] = [0, 1, 2, 3]
 
 
+def call_a_rival_a_control(content: dict[str, Any]) -> None:
+    for row in content["methods"]:
+        row["role"] = "control" if row["name"] == "cem" else row["role"]
+
+
 @pytest.fixture(scope="module")
 def written_again(compared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a copy whose report was written again as it was, which is no forgery."""
@@ -452,6 +473,7 @@ FURTHER = [
         (leave_the_start_out, "methods that are missing is reported as ['untrained']"),
         (show_a_rival, "pruned.mask_digest is reported"),
         (leave_one_out, "seeds of cem is reported"),
+        (call_a_rival_a_control, "methods in the part of others is reported as ['cem']"),
         (judge_by_another_metric, "verdict_metric is reported"),
         *(pytest.param(*forgery, marks=pytest.mark.slow) for forgery in FURTHER),
     ],
@@ -496,7 +518,7 @@ def test_the_best_mask_of_each_method_is_finetuned_with_more_seeds(
         if row["test_accuracy_finetuned"] is not None and row["name"] != "dense":
             tuned.setdefault(row["name"], []).append((row["seed"], row["finetune_seed"]))
     best = report["pruned"]["seed"]
-    for name in ("agent/best", "l1/control_widths", "random/control_widths"):
+    for name in ("agent/best", "control:widths/l1", "control:widths/random"):
         assert tuned[name] == [(best, 0), (best, 1), (best, 2)]
     assert all(len(pairs) == len({*pairs}) == 3 for pairs in tuned.values())
     assert {"cem", "l1/uniform"} < {*tuned}

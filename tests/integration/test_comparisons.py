@@ -11,7 +11,6 @@ import pytest
 
 from prunegraph.cli.main import main
 from prunegraph.runs import comparisons
-from prunegraph.runs.compare import run_compare
 from prunegraph.runs.report.plots import Plot
 from prunegraph.runs.report.summary import (
     Cells,
@@ -21,6 +20,7 @@ from prunegraph.runs.report.summary import (
     minutes_cells,
     remaining_cells,
 )
+from prunegraph.runs.runner import run_plan
 
 FOLDERS = ["digits_resnet8_w4-0.6", "digits_resnet8_w4-0.4"]
 
@@ -52,8 +52,8 @@ def compared(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        done = iter([run_compare, interrupt])
-        patch.setattr(comparisons, "run_compare", lambda *given: next(done)(*given))
+        done = iter([run_plan, interrupt])
+        patch.setattr(comparisons, "run_plan", lambda *given: next(done)(*given))
         assert main([*words, "--out", str(path)]) == 130
     assert [(path / name / "report.json").is_file() for name in FOLDERS] == [True, False]
     first = (path / FOLDERS[0] / "report.json").read_bytes()
@@ -94,7 +94,7 @@ def test_the_summary_shows_agent_baseline_and_every_method(summary: dict[str, An
     assert all(row[4].split()[0] in rivals for row in rows)
     heads, rows = metric_cells(summary, "test_accuracy_recalibrated")
     assert heads == ["method", *FOLDERS]
-    assert {"agent/best", "l1/uniform", "l1/control_widths"} <= {row[0] for row in rows}
+    assert {"agent/best", "l1/uniform", "control:widths/l1"} <= {row[0] for row in rows}
     assert all(all(row) for row in rows)
     assert metric_cells(summary, "test_accuracy_finetuned")[1]
     minutes = {row[0]: row[1:] for row in minutes_cells(summary)[1]}

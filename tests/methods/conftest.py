@@ -14,13 +14,14 @@ from prunegraph.core.masks import FloatArray
 from prunegraph.core.splits import Dataset
 from prunegraph.core.task import Task
 from prunegraph.data import load_dataset
-from prunegraph.evaluation.evaluator import Evaluator, Metric
+from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.methods.criteria.measured import costly_names, measure_costly
 from prunegraph.methods.criteria.taylor import measure
 from prunegraph.methods.method import Problem
 from prunegraph.models import build_model
+from prunegraph.rewards.config import Metric
 from prunegraph.tasks.image_classification import ImageClassification
 
 MakeProblem = Callable[..., Problem]

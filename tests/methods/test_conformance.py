@@ -18,7 +18,13 @@ from prunegraph.graph import analyse
 from prunegraph.methods.context import Context
 from prunegraph.methods.custom import CustomMethod
 from prunegraph.methods.method import Method, Problem, Result
-from prunegraph.methods.registry import METHODS, TORCH_PRUNING, control_widths, heuristics, make_method
+from prunegraph.methods.registry import (
+    METHODS,
+    TORCH_PRUNING,
+    control_widths,
+    heuristics,
+    make_method,
+)
 from prunegraph.testing import MethodConformance
 from support.tasks import image_task, language_task
 
@@ -98,9 +104,7 @@ class OnToys(MethodConformance):
     task = "cnn"
 
     def make_problem(self, seed: int, max_networks: int) -> Problem:
-        return context(self.task).problem(
-            BUDGETS[self.task], seed=seed, max_networks=max_networks
-        )
+        return context(self.task).problem(BUDGETS[self.task], seed=seed, max_networks=max_networks)
 
 
 class TestMethods(OnToys):

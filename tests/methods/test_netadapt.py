@@ -12,8 +12,8 @@ from prunegraph.core.errors import ConfigError
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
 from prunegraph.graph import StructureGraph
-from prunegraph.methods.netadapt import NetAdapt
 from prunegraph.methods.method import Problem
+from prunegraph.methods.netadapt import NetAdapt
 from support.toy_env import toy_graph
 
 

@@ -6,6 +6,7 @@ import pytest
 from prunegraph.core.budget import Budget
 from prunegraph.core.masks import ChannelMask
 from prunegraph.graph.features import prior_scores
+from prunegraph.methods.method import Problem
 from prunegraph.methods.prior import (
     BEST,
     MEAN,
@@ -15,7 +16,6 @@ from prunegraph.methods.prior import (
     scores_of_prior,
     worst_last,
 )
-from prunegraph.methods.method import Problem
 from prunegraph.methods.registry import make_method
 
 MakeProblem = Callable[..., Problem]

@@ -14,7 +14,6 @@ from prunegraph.graph import analyse
 from prunegraph.methods.method import Problem
 from prunegraph.methods.registry import METHODS
 from prunegraph.methods.torch_pruning import TorchPruning, _Peer
-from prunegraph.runs.baselines import check_methods
 
 MakeProblem = Callable[..., Problem]
 
@@ -104,14 +103,13 @@ def test_what_it_couples_otherwise_is_left_whole(make_problem: MakeProblem) -> N
     assert any(widths[name] < dense[name] for name in streams)
 
 
-def test_without_the_package_there_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_there_is_one_clear_line(
+    make_problem: MakeProblem, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     message = r"^tp_magnitude/uniform runs Torch-Pruning, .*: pip install torch-pruning$"
     with pytest.raises(ConfigError, match=message):
-        METHODS["tp_magnitude/uniform"]()
-    with pytest.raises(ConfigError, match="pip install torch-pruning"):
-        check_methods(["l1/uniform", "torch_pruning"])
-    check_methods(["all"])
+        METHODS["tp_magnitude/uniform"]().check(make_problem())
 
 
 def test_a_network_that_it_cannot_handle_is_one_clear_line(

@@ -10,6 +10,7 @@ import pytest
 from prunegraph.core.budget import Budget
 from prunegraph.core.masks import ChannelMask
 from prunegraph.runs.report.plots import Findings
+from support.parts import part
 from support.toy_env import toy_graph
 
 HISTORY = {
@@ -26,6 +27,7 @@ def row(name: str, mask: ChannelMask, macs: int, search: float, **values: Any) -
     """Return a row of a report."""
     return {
         "name": name,
+        **part(name),
         "seed": 0,
         "macs": macs,
         "params": 40,

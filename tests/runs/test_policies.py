@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
 
 import prunegraph as pg
 from prunegraph.agent.network import NetworkConfig, PruningNetwork
@@ -16,8 +15,8 @@ from prunegraph.core.errors import ArtefactError, ConfigError, DataError, ModelE
 from prunegraph.data import load_dataset
 from prunegraph.models import WeightsInfo, build_model, save_weights, weights_info
 from prunegraph.runs.adapt import adapt_contexts
-from prunegraph.runs.apply import check_policy
 from prunegraph.runs.bench import Bench
+from prunegraph.runs.decide import pin_applied
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.options.shipped import shipped_policies
@@ -105,43 +104,6 @@ def test_what_is_no_policy_is_told_what_it_is(tmp_path: Path) -> None:
         weights_info(tmp_path / "p.safetensors")
 
 
-@pytest.mark.parametrize(
-    ("batch", "message"),
-    [
-        ({"pixel_values": torch.zeros(4, 1, 8, 8)}, "batches of dict, not images"),
-        ((torch.zeros(4, 1, 8, 8), torch.zeros(4)), r"labels of torch.float32 and shape \[4\]"),
-        ((torch.zeros(4, 1, 8, 8), torch.zeros(4, 10)), "leave the labels out"),
-        ((torch.zeros(4, 1, 8, 8), torch.zeros(3).long()), "holds 3 labels for 4 images"),
-        ((torch.zeros(4, 1, 8, 8), torch.arange(4) + 7), "labels from 7 to 10, and .* 0 to 9"),
-        ((torch.zeros(4, 1, 8, 8), torch.arange(4) - 1), "labels from -1 to 2"),
-    ],
-)
-def test_loaders_of_something_else_get_one_line(batch: Any, message: str) -> None:
-    model = build_model("digits_resnet8_w8", num_classes=10, image_shape=(1, 8, 8))
-    with pytest.raises(DataError, match=message):
-        pg.prune(
-            model,
-            torch.zeros(1, 1, 8, 8),
-            policy="resnet-cifar",
-            calibration_data=[batch],
-            keep_macs=0.5,
-        )
-
-
-def test_a_data_set_is_no_loader() -> None:
-    model = build_model("digits_resnet8_w8", num_classes=10, image_shape=(1, 8, 8))
-    images = torch.zeros(4, 1, 8, 8)
-    given: dict[Any, str] = {
-        TensorDataset(images, torch.zeros(4).long()): r"a data set \(TensorDataset\), .*DataLoader",
-        5: "calibration_data is a int: give a loader",
-    }
-    for data, message in given.items():
-        with pytest.raises(DataError, match=message):
-            pg.prune(model, images, policy="resnet-cifar", calibration_data=data, keep_macs=0.5)
-        with pytest.raises(DataError, match=message):
-            pg.search(model, images, calibration_data=data, evaluate=lambda _: 0.0, keep_macs=0.5)
-
-
 class Detector(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -177,13 +139,13 @@ def test_a_run_that_goes_on_keeps_its_policy(tmp_path: Path) -> None:
         network = PruningNetwork(NetworkConfig(feature_names=("start",)))
         policies.append(TrainedPolicy(network.eval(), {}))
     folder = RunFolder(path=tmp_path)
-    check_policy(policies[0], folder)
+    pin_applied(policies[0], folder)
     save_policy(tmp_path, policies[0])
-    check_policy(policies[0], folder)
+    pin_applied(policies[0], folder)
     with pytest.raises(ConfigError, match="was begun with another policy"):
-        check_policy(policies[1], folder)
+        pin_applied(policies[1], folder)
     folder.file("policy.json").unlink()  # as a kill between the two files leaves it
-    check_policy(policies[1], folder)
+    pin_applied(policies[1], folder)
     path = folder.checkpoint("policy.json")
     pin_policy(None, path)
     assert not path.exists()

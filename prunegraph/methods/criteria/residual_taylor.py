@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunegraph.core.masks import Float64Array, IntArray
 from prunegraph.layerwise.capture import Read

@@ -359,7 +359,7 @@ class PruneConfig(SearchOptions, PruningOptions, NetworkConfig):
 
     Attributes:
         method: a heuristic (l1/uniform, taylor/per_mac, ...), cem, random_search, netadapt, amc,
-            agent, or package.module:method, your own.
+            agent, policy:NAME (a trained one), or package.module:method, your own.
         task: what the network is for: image_classification.
         out: run folder; default: runs/METHOD-ARCH-DATASET-KEEP. The same command resumes.
     """

@@ -17,13 +17,13 @@ import tyro
 import yaml
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from prunegraph.agent.shipped import is_shipped
 from prunegraph.core.errors import ArtefactError, ConfigError, suggest
 from prunegraph.core.files import write_text
 from prunegraph.core.reading import MAX_INTEGER, read_text
 from prunegraph.runs.options.checks import check_trusted
 from prunegraph.runs.options.config import CommonConfig
 from prunegraph.runs.options.help import help_text
-from prunegraph.runs.options.shipped import is_shipped
 
 RUNTIME_KEYS = frozenset({"config", "json", "threads", "workers", "ray", "device", "out"})
 """Options that do not change what a run computes: a run resumes whatever they are."""

@@ -26,14 +26,12 @@ from prunegraph.core.files import write_bytes
 from prunegraph.core.masks import ChannelMask
 from prunegraph.graph import StructureGraph
 from prunegraph.runs.greedy import GREEDY_CURVE
-from prunegraph.runs.plan import searches
 from prunegraph.runs.report.groups import FREE, FROZEN, draw_groups, removed_look, short_name
 from prunegraph.runs.report.report import History, by_method, percent, read_rows, title
 from prunegraph.runs.report.verdict import (
     DENSE,
     MethodRow,
     column,
-    is_agent,
     is_baseline,
     mean_by_name,
     pruned_rows,
@@ -119,7 +117,7 @@ class Findings:
     def rivals(self) -> dict[str, dict[str, int]]:
         """Widths of the best other baselines on the search split, each one's best mask."""
         own = {row.name for row in pruned_rows(self.rows, self.content["pruned"]["mask_digest"])}
-        rows = [row for row in self.rows if is_baseline(row.name) and row.name not in own]
+        rows = [row for row in self.rows if is_baseline(row) and row.name not in own]
         found = dict(by_method(rows)[:NUM_RIVALS])
         best = {name: max(own, key=lambda row: row.search_accuracy) for name, own in found.items()}
         return {name: self.graph.group_widths(self.masks[row.digest]) for name, row in best.items()}
@@ -210,11 +208,11 @@ def _pareto(findings: Findings) -> Plot:
     """Draw the accuracy of each method against its multiply-adds."""
     dense = findings.content["dense"]
     rows = [row for row in findings.rows if row.name != DENSE]
-    macs = mean_by_name(rows, "macs")
+    macs, kinds = mean_by_name(rows, "macs"), {row.name: _kind(row) for row in rows}
     figure, axes = new_figure(3.4)
     for metric, filled in (("recalibrated", False), ("finetuned", True)):
         for name, value in mean_by_name(rows, f"test_accuracy_{metric}").items():
-            axes.plot(100 * macs[name] / dense["macs"], 100 * value, **mark(_kind(name), filled))
+            axes.plot(100 * macs[name] / dense["macs"], 100 * value, **mark(kinds[name], filled))
     for accuracy, filled in _dense_marks(dense):
         axes.plot(100, 100 * accuracy, **mark(DENSE, filled))
     axes.set_xlim(0, 104)
@@ -231,12 +229,10 @@ def _dense_marks(dense: Mapping[str, Any]) -> list[tuple[float, bool]]:
     return [(accuracy, filled) for accuracy, filled in found if accuracy is not None]
 
 
-def _kind(name: str) -> str:
-    if is_agent(name):
-        return "agent"
-    if not is_baseline(name):
-        return "control"
-    return "search" if searches(name) else "heuristic"
+def _kind(row: MethodRow) -> str:
+    if row.role != "baseline":
+        return row.role
+    return "search" if row.searches else "heuristic"
 
 
 def mark(kind: str, filled: bool) -> dict[str, Any]:
@@ -253,7 +249,7 @@ def mark(kind: str, filled: bool) -> dict[str, Any]:
 
 def _add_kinds(figure: Figure, rows: Sequence[MethodRow]) -> None:
     """Add the legend of the kinds that are there."""
-    kinds = {_kind(row.name) for row in rows} | {DENSE}
+    kinds = {_kind(row) for row in rows} | {DENSE}
     handles = [Line2D([], [], label=kind, **mark(kind, True)) for kind in MARKS if kind in kinds]
     figure.legend(
         handles=handles,
@@ -291,12 +287,12 @@ def _methods(findings: Findings) -> Plot:
     axes.axvline(100 * dense["test_accuracy"], color=INK, linestyle=":", linewidth=0.8)
     for accuracy, filled in _dense_marks(dense):
         axes.plot(100 * accuracy, 0, **mark(DENSE, filled))
-    for place, (name, rows) in enumerate(groups, start=1):
+    for place, (_, rows) in enumerate(groups, start=1):
         for metric, filled in (("recalibrated", False), ("finetuned", True)):
             known = [100 * value for value in column(rows, f"test_accuracy_{metric}")]
             if known:
                 spread = np.std(known, ddof=1) if len(known) > 1 else None
-                axes.errorbar(np.mean(known), place, xerr=spread, **mark(_kind(name), filled))
+                axes.errorbar(np.mean(known), place, xerr=spread, **mark(_kind(rows[0]), filled))
     names = [DENSE, *(_end(name) for name, _ in groups)]
     axes.set_yticks(range(len(names)), names, fontsize=SMALL)
     axes.set_ylim(len(names) - 0.4, -0.6)

@@ -302,7 +302,7 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
         checked(figure, HEALTH, f"{path}: search.health.{name}")
     checked(search.get("seeds", []), list[int], f"{path}: search.seeds")
     odd = [
-        *["methods"] * (not any(is_method(row["name"]) for row in content["methods"])),
+        *["methods"] * (not any(map(is_method, read_rows(content)))),
         *["proxy_rank_correlation"] * (abs(content.get("proxy_rank_correlation") or 0.0) > 1.0),
         *["search.seconds"] * (search.get("evaluation_seconds", 0.0) > 0.0 >= search["seconds"]),
         *["stage_one_verdict"] * (len(content.get("stage_one_verdict", "12")) != 2),

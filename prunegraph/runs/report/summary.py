@@ -36,7 +36,7 @@ from prunegraph.runs.report.report import (
     read_rows,
     spread,
 )
-from prunegraph.runs.report.verdict import DENSE, best_baseline, column, is_agent, is_baseline
+from prunegraph.runs.report.verdict import DENSE, best_baseline, column, is_agent
 
 PAGE_TEMPLATE = "summary.html"
 
@@ -83,7 +83,7 @@ def _entry(member: RunFolder) -> dict[str, Any]:
         **{key: content[key] for key in ("arch", "dataset", "budget", "dense")},
         "stage_one_verdict": content.get("stage_one_verdict"),
         "verdict": [content["verdict"], content["verdict_reason"]],
-        "finetuned_masks": len({row.seed for row in tuned if is_agent(row.name)}),
+        "finetuned_masks": len({row.seed for row in tuned if is_agent(row)}),
         "best_baseline": best_baseline(rows),
         "best_baseline_finetuned": best_baseline(tuned),
         "methods": {
@@ -91,6 +91,7 @@ def _entry(member: RunFolder) -> dict[str, Any]:
                 **{metric: column(own, metric) for metric in METRICS},
                 **{kind: float(np.mean(column(own, kind))) for kind in AVERAGES},
                 "seconds": column(own, "seconds"),
+                "role": own[0].role,
             }
             for name, own in by_method(rows)
         },
@@ -140,7 +141,7 @@ def digest_cells(summary: Mapping[str, Any]) -> Cells:
 def _digest(entry: Mapping[str, Any], metric: str, baseline: str | None) -> tuple[str, str]:
     """Return the agent's accuracy and the best baseline's."""
     methods = entry["methods"]
-    agent = [value for name in methods if is_agent(name) for value in methods[name][metric]]
+    agent = [v for own in methods.values() if own["role"] == "agent" for v in own[metric]]
     rival = "" if baseline is None else f"{baseline} {spread(methods[baseline][metric])}"
     return spread(agent), rival
 
@@ -205,14 +206,14 @@ def summary_page(
     config: ComparisonsConfig, summary: Mapping[str, Any], plots: Mapping[str, Plot]
 ) -> str:
     """Return the page of several comparisons as HTML."""
-    names = {name for entry in summary["comparisons"] for name in entry["methods"]}
+    found = [item for entry in summary["comparisons"] for item in entry["methods"].items()]
     return render(
         PAGE_TEMPLATE,
         title=_title(summary),
         digest=digest_cells(summary),
         folders=[entry["folder"] for entry in summary["comparisons"]],
         tables=_tables(summary),
-        own=[name for name in names if is_agent(name)],
+        own=[*{name for name, method in found if method["role"] == "agent"}],
         command=command_line(config),
         plots=plots,
     )
@@ -232,11 +233,13 @@ def _draw(entries: Sequence[Mapping[str, Any]]) -> Plot:
     """Draw one network's lines: the agent and the baselines that are best on the search split."""
     dense = entries[0]["dense"]
     common = [name for name in entries[0]["methods"] if all(name in e["methods"] for e in entries)]
-    search = _mean_search(entries)
-    rivals = sorted(filter(is_baseline, common), key=lambda name: -search[name])[:NUM_RIVALS]
+    search, methods = _mean_search(entries), entries[0]["methods"]
+    agents = [name for name in common if methods[name]["role"] == "agent"]
+    baselines = [name for name in common if methods[name]["role"] == "baseline"]
+    rivals = sorted(baselines, key=lambda name: -search[name])[:NUM_RIVALS]
     figure, axes = new_figure(3.6)
     words = []
-    for name, colour in zip([*filter(is_agent, common), *rivals], SEED_COLOURS, strict=False):
+    for name, colour in zip([*agents, *rivals], SEED_COLOURS, strict=False):
         points = [(100 * e["methods"][name]["macs"] / dense["macs"], e) for e in entries]
         points.sort(key=lambda point: point[0])
         axes.plot([], [], color=colour, label=name)
@@ -272,7 +275,7 @@ def _draw(entries: Sequence[Mapping[str, Any]]) -> Plot:
     return Plot(
         figure=figure,
         caption=f"{entries[0]['arch']}, {len(entries)} budgets: "
-        f"{'the agent and ' * any(map(is_agent, common))}the best baselines. "
+        f"{'the agent and ' * bool(agents)}the best baselines. "
         f"Dotted, hollow: after recalibration{after}; star: dense.",
         text=f"Line plot of test accuracy after recalibration against multiply-adds. "
         f"{'; '.join(words)}; dense {percent(dense['test_accuracy'])}.",

@@ -6,20 +6,18 @@ The verdict is a function of a report's rows alone, so that ``verify`` can recom
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from scipy.stats import spearmanr, ttest_1samp
 
 from prunegraph.core.masks import Float64Array
+from prunegraph.methods.method import Role
 
 Metric = Literal["test_accuracy_recalibrated", "test_accuracy_finetuned"]
 
 AGENT = "agent"
 """The name of the trained agent's rows."""
-
-CONTROL_PREFIX = "control:widths/"
-"""Begins the names of rows that borrow the agent's own widths: controls, not baselines."""
 
 UNTRAINED = "untrained"
 """The name of the row of the policy as it was before training: a control."""
@@ -55,6 +53,8 @@ class MethodRow:
 
     Attributes:
         name: the method.
+        role: what it says of itself; of what the agent's search began with a control.
+        searches: whether it runs as many networks as it may.
         seed: its search seed; the run's for a method that depends on neither images nor chance.
         macs: multiply-adds of the pruned network.
         params: parameters of the pruned network.
@@ -69,6 +69,7 @@ class MethodRow:
         memory: bytes of activations alive at once; None where the budget does not limit them.
         seconds: wall time of the choice of its mask, on as many threads as the method had, with
             what it was the first to measure of the dense network; None where it was not taken.
+        beginning: whether it is what the agent's search began with, which it must beat.
     """
 
     name: str
@@ -80,39 +81,56 @@ class MethodRow:
     test_accuracy_finetuned: float | None
     networks_evaluated: int
     digest: str
+    role: Role
+    searches: bool
     finetune_seed: int | None = None
     cell: str | None = None
     memory: int | None = None
     seconds: float | None = None
+    beginning: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as plain values."""
         return asdict(self)
 
 
-def is_agent(name: str) -> bool:
-    """Return whether a row is the trained agent's."""
-    return name == AGENT or name.startswith(f"{AGENT}/")
+class Part(Protocol):
+    """What says of itself which part it plays in a comparison: a row, or a mask before its row."""
+
+    @property
+    def role(self) -> Role:
+        """As the method declares it."""
+        ...
+
+    @property
+    def beginning(self) -> bool:
+        """Whether it is what the agent's search began with."""
+        ...
 
 
-def is_control(name: str) -> bool:
-    """Return whether a row is a control: dense, the policy before, or at the agent's widths."""
-    return name in (DENSE, UNTRAINED, INITIAL) or name.startswith(CONTROL_PREFIX)
+def is_agent(part: Part) -> bool:
+    """Return whether a row is the agent's."""
+    return part.role == "agent"
 
 
-def is_baseline(name: str) -> bool:
+def is_control(part: Part) -> bool:
+    """Return whether a row is a control: dense, what the agent began with, or at its widths."""
+    return part.role == "control"
+
+
+def is_baseline(part: Part) -> bool:
     """Return whether a row competes with the agent."""
-    return not is_agent(name) and not is_control(name)
+    return part.role == "baseline"
 
 
-def is_rival(name: str) -> bool:
-    """Return whether the agent must beat a row: a baseline's, or its own before training."""
-    return is_baseline(name) or name in (UNTRAINED, INITIAL)
+def is_rival(part: Part) -> bool:
+    """Return whether the agent must beat a row: a baseline's, or what its search began with."""
+    return is_baseline(part) or part.beginning
 
 
-def is_method(name: str) -> bool:
+def is_method(part: Part) -> bool:
     """Return whether a row is of what a run may end with."""
-    return is_agent(name) or is_rival(name)
+    return is_agent(part) or is_rival(part)
 
 
 def pruned_rows(rows: Sequence[MethodRow], digest: str) -> list[MethodRow]:
@@ -120,8 +138,8 @@ def pruned_rows(rows: Sequence[MethodRow], digest: str) -> list[MethodRow]:
 
     The agent's with this mask; where no agent searched, those of the baselines with it.
     """
-    own = [row for row in rows if row.digest == digest and not is_control(row.name)]
-    return [row for row in own if is_agent(row.name)] or own
+    own = [row for row in rows if row.digest == digest and not is_control(row)]
+    return [row for row in own if is_agent(row)] or own
 
 
 def column(rows: Sequence[MethodRow], name: str) -> list[float]:
@@ -148,7 +166,7 @@ def best_baseline(rows: Sequence[MethodRow]) -> str | None:
 
     A baseline, or the policy that the search began with: whatever that can do was not learned.
     """
-    rivals = [row for row in rows if is_rival(row.name)]
+    rivals = [row for row in rows if is_rival(row)]
     search = mean_by_name(rivals, "search_accuracy")
     return max(sorted(search), key=lambda name: search[name], default=None)
 
@@ -187,7 +205,7 @@ def judge(
         repaired: mean share of free bits that repair flipped; above 10 % nothing was learned.
     """
     measured = [row for row in rows if getattr(row, metric) is not None]
-    agent = sorted({row.name for row in measured if is_agent(row.name)})
+    agent = sorted({row.name for row in measured if is_agent(row)})
     best = best_baseline(measured)
     if not agent or best is None:
         return None, "no verdict: it needs rows of the agent and of a baseline"

@@ -105,7 +105,11 @@ def check_rows(plan: Plan, content: Mapping[str, Any], rows: Sequence[MethodRow]
     alone = {r.name for r in rows if r.cell is None and r.test_accuracy_finetuned is not None}
     expected, allowed = _by_name(plan.rows()), _by_name({*plan.rows(), *plan.choices()})
     found = _by_name({(row.name, row.seed) for row in rows if row.name != DENSE})
+    asked = [row for row in rows if row.name == DENSE or row.name in allowed]
+    parts = {(r.name, (r.role, r.searches, r.beginning), plan.part(r.name)) for r in asked}
+    odd = sorted({name for name, told, known in parts if known is not None and told != known})
     checks = [
+        Check(name="methods in the part of others", reported=odd, found=[]),
         Check(name="methods with a row that is there twice", reported=twice, found=[]),
         Check(name="methods with a fine-tune of no network", reported=sorted(alone), found=[]),
         Check(
@@ -142,6 +146,9 @@ def candidates_of(rows: Sequence[MethodRow], masks: Mapping[str, ChannelMask]) -
     found = {
         (row.name, row.seed): Candidate(
             name=row.name,
+            role=row.role,
+            searches=row.searches,
+            beginning=row.beginning,
             seed=row.seed,
             mask=masks[row.digest],
             networks_evaluated=row.networks_evaluated,

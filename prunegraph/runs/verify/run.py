@@ -23,10 +23,10 @@ from prunegraph.runs.machine import num_cores
 from prunegraph.runs.measure import limited_memory
 from prunegraph.runs.options.checks import check_trusted
 from prunegraph.runs.options.compare import RunConfig
-from prunegraph.runs.options.config import ApplyConfig, NetworkConfig
+from prunegraph.runs.options.config import NetworkConfig
 from prunegraph.runs.options.tools import VerifyConfig
 from prunegraph.runs.options.yaml_file import load_config, read_yaml
-from prunegraph.runs.plan import make_plan, rank_of
+from prunegraph.runs.plan import applied_policy, make_plan, rank_of
 from prunegraph.runs.predicted_latency import predicting
 from prunegraph.runs.prepare import load_target
 from prunegraph.runs.report.report import machine, machine_differences, read_report, read_rows
@@ -207,7 +207,7 @@ def _rebuild(
         weights=member.file(RunFolder.DENSE),
     )
     target = load_target(network, run.budget())
-    if run.max_latency is not None and not isinstance(run, ApplyConfig):
+    if run.max_latency is not None and applied_policy(run) is None:
         target = predicting(target, member.file(RunFolder.LATENCY))
     as_then = config.device in ("auto", run.device)
     return Bench(target=target, options=run, seed=run.seed), as_then

@@ -12,14 +12,13 @@ from prunegraph.core.splits import TrainSplit
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.layerwise.capture import Read
 from prunegraph.methods.criteria import feature_maps as map_statistics
-from prunegraph.methods.criteria.feature_maps import nuclear_loss
 from prunegraph.methods.criteria.dense import Dense
+from prunegraph.methods.criteria.feature_maps import nuclear_loss
 from prunegraph.methods.criteria.measured import LazyStatistics, costly_names, measure_costly
 from prunegraph.methods.criteria.obd import _columns, fisher_saliency
 from prunegraph.methods.criteria.registry import CRITERIA
 from prunegraph.methods.criteria.thinet import greedy_errors, removal_errors, sample_contributions
 from support.tasks import image_task
-
 
 
 class Given:
@@ -29,9 +28,7 @@ class Given:
         self.images, self.labels = images, labels
         self.num_classes, self.image_shape = 5, tuple(images.shape[1:])
 
-    def load(
-        self, index: Tensor, augment: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def load(self, index: Tensor, augment: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         assert augment is None, "statistics are measured without augmentation"
         return self.images[index], self.labels[index]
 

@@ -347,7 +347,7 @@ def test_all_of_the_page_is_reached_by_keyboard(make_findings: Make, browser: Br
         (lambda report, history: report.update(methods=[]), "methods is damaged"),
         (
             lambda report, history: [
-                row.update(name="l1/control_widths") for row in report["methods"]
+                row.update(role="control") for row in report["methods"]
             ],
             "methods is damaged",
         ),

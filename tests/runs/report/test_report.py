@@ -15,6 +15,7 @@ from prunegraph.runs.report.report import (
     write_report,
 )
 from prunegraph.runs.report.verdict import MethodRow
+from support.parts import part
 
 KEYS = {
     "": "schema command arch dataset seed budget dense pruned search methods verdict "
@@ -32,6 +33,7 @@ KEYS = {
 def method(name: str, seed: int, search: float) -> MethodRow:
     return MethodRow(
         name=name,
+        **part(name),
         seed=seed,
         macs=50,
         params=40,
@@ -78,8 +80,8 @@ def report() -> Report:
 def test_report_has_the_promised_keys(report: Report, tmp_path: Path) -> None:
     content = write_report(report, tmp_path / "report.json", {"mask.json": "00"})
     assert KEYS[""].split() == list(content)[:12]
-    for part in ("dense", "pruned", "search"):
-        assert KEYS[part].split() == list(content[part])[: len(KEYS[part].split())]
+    for name in ("dense", "pruned", "search"):
+        assert KEYS[name].split() == list(content[name])[: len(KEYS[name].split())]
     assert KEYS["methods"].split() == list(content["methods"][0])[:8]
     assert content["files"] == {"mask.json": "00"}
     assert content["budget"] == {"keep_macs": 0.5}

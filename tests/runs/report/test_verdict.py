@@ -15,6 +15,7 @@ from prunegraph.runs.report.verdict import (
     rank_interval,
     verdict_line,
 )
+from support.parts import part
 
 RECALIBRATED = "test_accuracy_recalibrated"
 
@@ -22,6 +23,7 @@ RECALIBRATED = "test_accuracy_recalibrated"
 def row(name: str, seed: int, search: float, test: float, tuned: float | None = None) -> MethodRow:
     return MethodRow(
         name=name,
+        **part(name),
         seed=seed,
         macs=1,
         params=1,
@@ -82,7 +84,7 @@ def test_the_best_baseline_is_chosen_on_the_search_split_not_on_test() -> None:
 
 def test_controls_are_not_baselines() -> None:
     table = rows([0.90, 0.91, 0.90], [0.79, 0.81, 0.81])
-    table += [row("l1/control_widths", 0, 0.95, 0.99), row("dense", 0, 0.99, 0.99)]
+    table += [row("control:widths/l1", 0, 0.95, 0.99), row("dense", 0, 0.99, 0.99)]
     assert judge(table, RECALIBRATED)[0] == "LEARNED"
 
 
@@ -199,7 +201,7 @@ def test_nineteen_of_twenty_intervals_hold_the_true_rank_correlation() -> None:
 
 
 def test_of_rows_with_one_mask_the_agents_are_the_pruned_networks() -> None:
-    names = ("cem", "agent/best", "l1/control_widths")
+    names = ("cem", "agent/best", "control:widths/l1")
     found = [dataclasses.replace(row(name, 0, 0.5, 0.5), digest="a") for name in names]
     assert [item.name for item in pruned_rows(found, "a")] == ["agent/best"]
     assert [item.name for item in pruned_rows(found[::2], "a")] == ["cem"]

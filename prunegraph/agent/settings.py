@@ -1,10 +1,12 @@
-"""From the command line's options to those of the agent and its environment."""
+"""From the options of a search to those of its network, updates and environment."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from prunegraph.agent.adapt import NUM_ADAPT_NETWORKS
 from prunegraph.agent.config import PPOConfig
 from prunegraph.agent.network import NetworkConfig
+from prunegraph.agent.options import AgentOptions
 from prunegraph.agent.policies import TrainedPolicy
 from prunegraph.agent.train import AgentConfig
 from prunegraph.core.budget import Budget
@@ -13,9 +15,7 @@ from prunegraph.core.reading import checked
 from prunegraph.env import EnvConfig
 from prunegraph.methods.prior import NUM_PRIORS
 from prunegraph.rewards import RewardConfig
-from prunegraph.runs.adapt import NUM_SUIT_NETWORKS
-from prunegraph.runs.options.config import SearchOptions
-from prunegraph.runs.policies import find_policy
+from prunegraph.rewards.config import Metric
 
 SEARCH_FLOOR = -10.0
 """Losing masks are told apart however far they lose: on digits most lose by more than 10 points."""
@@ -27,32 +27,33 @@ DEFAULT_SUBSET = 1500
 """Search images an update scores its networks on."""
 
 
-def given_policy(options: SearchOptions) -> TrainedPolicy | None:
-    """Return the policy that the options begin with, or None."""
-    return None if options.policy is None else find_policy(options.policy)
+def search_budgets(shares: Sequence[float], budget: Budget) -> tuple[Budget, ...] | None:
+    """Return the budgets that episodes are drawn from; None = the task's own alone.
+
+    Args:
+        shares: of the multiply-adds.
+        budget: the task's own, of which the others share ``SHARED``.
+    """
+    given = budget.as_dict()
+    shared = {name: given[name] for name in SHARED if name in given}
+    return tuple(Budget(keep_macs=share, **shared) for share in shares) or None
 
 
-def search_budgets(options: SearchOptions, budget: Budget | None) -> tuple[Budget, ...] | None:
-    """Return the budgets that episodes are drawn from; None = the task's own alone."""
-    shared = {} if budget is None else budget.as_dict()
-    shared = {name: shared[name] for name in SHARED if name in shared}
-    return tuple(Budget(keep_macs=share, **shared) for share in options.budgets) or None
+def trained_budgets(shares: Sequence[float], budget: Budget) -> tuple[Budget, ...]:
+    """Return what a policy is trained for: the budgets of the shares, or the task's own."""
+    return search_budgets(shares, budget) or (budget,)
 
 
-def trained_budgets(options: SearchOptions, budget: Budget) -> tuple[Budget, ...]:
-    """Return what a policy is trained for: the budgets of the options, or the run's own."""
-    return search_budgets(options, budget) or (budget,)
-
-
-def num_probes(options: SearchOptions, budget: Budget) -> int:
+def num_probes(shares: Sequence[float], budget: Budget, *, adapts: bool) -> int:
     """Return how many networks a search runs for the features of one network.
 
     Args:
-        options: how to search.
-        budget: the run's own.
+        shares: of the multiply-adds that it trains for.
+        budget: the task's own.
+        adapts: whether it begins with a policy, which is adapted first.
     """
-    searched = trained_budgets(options, budget)
-    adapted = NUM_SUIT_NETWORKS * len(searched) if options.policy is not None else 0
+    searched = trained_budgets(shares, budget)
+    adapted = NUM_ADAPT_NETWORKS * len(searched) if adapts else 0
     return NUM_PRIORS * len({budget, *searched}) + adapted
 
 
@@ -108,58 +109,67 @@ def _shares(budgets: Iterable[Budget]) -> list[float]:
 
 
 def agent_config(
-    options: SearchOptions,
+    options: AgentOptions,
     seed: int,
+    *,
+    metric: Metric | None = None,
     initial: TrainedPolicy | None = None,
     budgets: Sequence[Budget] = (),
 ) -> AgentConfig:
-    """Return the agent's options.
+    """Return the agent's configuration.
 
     Args:
         options: how to search.
         seed: of policy, episodes and image subsets.
+        metric: what rewards compare; default: that of the options.
         initial: the policy to begin with: the network is as large as its own, and explores less.
         budgets: that are searched for: below those that it was taught it explores further.
     """
-    own = options.agent
     reward = RewardConfig(
-        self_competition=own.self_competition,
-        metric=own.metric,
-        constraint=own.constraint,
+        self_competition=options.self_competition,
+        metric=metric or options.metric,
+        constraint=options.constraint,
         floor=SEARCH_FLOOR,
     )
-    one_step = own.granularity == "network" and own.constraint == "bias"
+    one_step = options.granularity == "network" and options.constraint == "bias"
     ppo = PPOConfig(
-        learning_rate=own.learning_rate,
-        surrogate_steps=own.surrogate_steps * one_step,
-        swaps=own.swaps,  # none without predicted steps
+        learning_rate=options.learning_rate,
+        surrogate_steps=options.surrogate_steps * one_step,
+        swaps=options.swaps,  # none without predicted steps
+    )
+    memory, latency = next(
+        ((budget.max_memory, budget.max_latency) for budget in budgets), (None, None)
     )
     return AgentConfig(
         network=NetworkConfig() if initial is None else initial.network.config,
         ppo=ppo if initial is None else from_policy(ppo, initial, budgets),
         reward=reward,
-        episodes_per_update=own.update_size,
-        per_group=own.granularity == "group",
+        episodes_per_update=options.update_size,
+        per_group=options.granularity == "group",
+        max_memory=memory,
+        max_latency=latency,
         seed=seed,
     )
 
 
 def env_config(
-    options: SearchOptions, config: AgentConfig, seed: int, budget: Budget | None = None
+    config: AgentConfig,
+    *,
+    subset_size: int | None = DEFAULT_SUBSET,
+    budgets: Sequence[Budget] | None = None,
 ) -> EnvConfig:
     """Return the environment's options.
 
     Args:
-        options: how to search.
-        config: the agent's options.
-        seed: of episodes and image subsets.
-        budget: the run's own, of which the budgets of ``options`` share ``SHARED``.
+        config: the agent's configuration.
+        subset_size: search samples that an update scores its networks on; None = all.
+        budgets: that episodes are drawn from; None = the task's own alone.
     """
     return EnvConfig(
         metric=config.reward.metric,
         per_group=config.per_group,
-        subset_size=options.agent.subset or DEFAULT_SUBSET,
+        subset_size=subset_size,
         episodes_per_subset=config.episodes_per_update,
-        budgets=search_budgets(options, budget),
-        seed=seed,
+        budgets=None if budgets is None else tuple(budgets),
+        seed=config.seed,
     )

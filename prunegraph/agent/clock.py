@@ -13,14 +13,14 @@ class SearchClock:
     """Wall and evaluation time of a search, those before an interruption included.
 
     Args:
-        path: where the times are kept.
+        path: where the times are kept; None: they are not.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self._path = path
         self._started = time.monotonic()
         self._before = (0.0, 0.0)
-        if path.is_file():
+        if path is not None and path.is_file():
             shape = {"seconds": float, "evaluation_seconds": float}
             record = checked(read_json(path), shape, str(path))
             self._before = (record["seconds"], record["evaluation_seconds"])
@@ -33,5 +33,7 @@ class SearchClock:
 
     def write(self, evaluators: Sequence[SearchEvaluator]) -> None:
         """Keep the times."""
+        if self._path is None:
+            return
         seconds, inside = self.read(evaluators)
         write_json(self._path, {"seconds": seconds, "evaluation_seconds": inside})

@@ -4,17 +4,16 @@ from prunegraph.agent.config import PPOConfig
 from prunegraph.agent.network import NetworkConfig, PruningNetwork
 from prunegraph.agent.options import AgentOptions
 from prunegraph.agent.policies import TrainedPolicy
+from prunegraph.agent.settings import agent_config, calm, wide
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ArtefactError
-from prunegraph.runs.agent_options import agent_config, calm, wide
-from prunegraph.runs.options.config import SearchOptions
 
 HALF, LESS = Budget(keep_macs=0.5), Budget(keep_macs=0.29)
 
 
 def searched(policy: TrainedPolicy | None, *budgets: Budget) -> PPOConfig:
-    options = SearchOptions(agent=AgentOptions(surrogate_steps=0, swaps=0))
-    return agent_config(options, 0, policy, budgets).ppo
+    options = AgentOptions(surrogate_steps=0, swaps=0)
+    return agent_config(options, 0, initial=policy, budgets=budgets).ppo
 
 
 def taught(*budgets: object) -> TrainedPolicy:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prunegraph.core.files import POLICY_FILE
 
-SHIPPED = Path(__file__).parents[2] / "policies"
+SHIPPED = Path(__file__).parents[1] / "policies"
 """The folder of the policies that come with the package."""
 
 

@@ -8,15 +8,17 @@ import pytest
 
 from prunegraph.core.masks import ChannelMask
 from prunegraph.runs.bench import Bench
-from prunegraph.runs.finetune_plan import _best_masks, _searched, plan_cells, rank_of
 from prunegraph.runs.options.compare import CompareConfig
+from prunegraph.runs.plan import _best_masks, _searched, plan_finetunes, rank_of
 from prunegraph.runs.prepare import load_target
 from prunegraph.runs.store import Candidate, choose
+from support.parts import part
 
 
 def candidate(name: str, seed: int, accuracy: float) -> Candidate:
     return Candidate(
         name=name,
+        **part(name),
         seed=seed,
         mask=ChannelMask(np.ones(1, dtype=bool)),
         networks_evaluated=0,
@@ -27,7 +29,7 @@ def candidate(name: str, seed: int, accuracy: float) -> Candidate:
 def planned(weights: Path, found: list[Candidate], **more: Any) -> set[str]:
     options = CompareConfig(weights=weights, seeds=3, finetune_epochs=1, **more)
     bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
-    cells = plan_cells(bench, found, options)
+    cells = plan_finetunes(bench, found)
     assert len(cells) == len({(cell.name, cell.seed) for cell in cells})
     return {cell.name for cell in cells}
 
@@ -42,7 +44,7 @@ def test_the_two_best_searches_are_finetuned() -> None:
         candidate("agent/best", 0, 0.1),
     ]
     assert _searched(more) == {
-        *("agent/best", "amc", "cem", "l1/control_widths", "random/control_widths")
+        *("agent/best", "amc", "cem", "control:widths/l1", "control:widths/random")
     }
     assert {"sampler", "amc"} < _searched([*more, candidate("sampler", 0, 0.9)])
 
@@ -121,7 +123,7 @@ def test_a_heuristic_is_finetuned_with_the_seed_of_each_of_its_masks(weights: Pa
     found += [candidate("taylor/global", seed, (0.8, 0.4, 0.5)[seed]) for seed in range(3)]
     pairs = [
         (cell.name, None if cell.candidate is None else cell.candidate.seed, cell.seed)
-        for cell in plan_cells(bench, found, options)
+        for cell in plan_finetunes(bench, found)
     ]
     assert sorted(pairs, key=str) == [
         *(("dense", None, seed) for seed in range(3)),
@@ -139,6 +141,6 @@ def test_the_pruned_network_is_one_that_is_finetuned(count: int | None, weights:
     )
     bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
     chosen = choose(found, rank_of(options))
-    cells = plan_cells(bench, found, options)
+    cells = plan_finetunes(bench, found)
     assert chosen.name == ("taylor/uniform" if count is None else "cem")
     assert chosen in [cell.candidate for cell in cells]

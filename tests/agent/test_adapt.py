@@ -14,7 +14,8 @@ from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.features import FEATURE_NAMES
 from prunegraph.graph.pyg import to_pyg
 from prunegraph.models import build_model
-from prunegraph.runs.adapt import STRENGTHS, Use, adapt, first_context
+from prunegraph.agent.adapt import STRENGTHS, Case, adapt
+from prunegraph.agent.subject import first_context
 
 BUDGET = Budget(keep_macs=0.5)
 
@@ -43,19 +44,19 @@ def scores(policy: TrainedPolicy, graph: StructureGraph, features: FloatArray) -
     return policy.logits(to_pyg(graph), features, first_context(BUDGET))
 
 
-def test_a_share_of_a_policy_lies_between_its_start_and_all_of_it(
+def test_half_of_a_policy_lies_between_its_prior_and_all_of_it(
     policy: TrainedPolicy, graph: StructureGraph, features: FloatArray
 ) -> None:
     start = features[:, FEATURE_NAMES.index("start")]
     whole = scores(policy, graph, features)
-    half, none = (scores(with_strength(policy, share), graph, features) for share in (0.5, 0.0))
+    half, none = (scores(with_strength(policy, strength), graph, features) for strength in (0.5, 0.0))
     np.testing.assert_allclose(half, (whole + start) / 2.0, atol=1e-5)
     np.testing.assert_allclose(none, start, atol=1e-6)
     np.testing.assert_array_equal(scores(policy, graph, features), whole)
 
 
 @pytest.mark.parametrize("best", STRENGTHS)
-def test_the_share_whose_mask_is_best_is_taken(
+def test_the_strength_whose_mask_is_best_is_taken(
     best: float, policy: TrainedPolicy, graph: StructureGraph, features: FloatArray
 ) -> None:
     wanted = graph.project(scores(with_strength(policy, best), graph, features), BUDGET)
@@ -63,34 +64,34 @@ def test_the_share_whose_mask_is_best_is_taken(
     def divergence(mask: ChannelMask) -> float:
         return float((mask.keep != wanted.keep).sum())
 
-    use = Use(
+    case = Case(
         graph=graph,
         budget=BUDGET,
         features={"taylor/per_mac": features},
         project=lambda values: graph.project(values, BUDGET),
         divergence=divergence,
     )
-    adapted = adapt(policy, [use])
-    assert adapted.share == best
+    adapted = adapt(policy, [case])
+    assert adapted.strength == best
     assert adapted.divergence[best] == 0.0
     assert adapted.masks[0] == wanted
-    assert adapted.policy.record == {"seed": 3, "share": best}
+    assert adapted.policy.record == {"seed": 3, "strength": best}
 
 
 def test_where_all_are_alike_the_policy_adds_nothing(
     policy: TrainedPolicy, graph: StructureGraph, features: FloatArray
 ) -> None:
-    use = Use(
+    case = Case(
         graph=graph,
         budget=BUDGET,
         features={"taylor/per_mac": features},
         project=lambda values: graph.project(values, BUDGET),
         divergence=lambda mask: 1.0,
     )
-    assert adapt(policy, [use, use]).share == 0.0
+    assert adapt(policy, [case, case]).strength == 0.0
 
 
-def test_a_share_that_misses_the_budget_is_left_out(
+def test_a_strength_that_misses_the_budget_is_left_out(
     policy: TrainedPolicy, graph: StructureGraph, features: FloatArray
 ) -> None:
     whole = scores(policy, graph, features)
@@ -105,34 +106,34 @@ def test_a_share_that_misses_the_budget_is_left_out(
         msg = "too slow"
         raise BudgetError(msg)
 
-    use = Use(
+    case = Case(
         graph=graph,
         budget=BUDGET,
         features={"taylor/per_mac": features},
         project=project,
         divergence=lambda _: 0.0,
     )
-    assert adapt(policy, [use]).share == 1.0
+    assert adapt(policy, [case]).strength == 1.0
     with pytest.raises(BudgetError, match="too slow"):
-        adapt(policy, [replace(use, project=never)])
+        adapt(policy, [replace(case, project=never)])
 
 
 def test_what_is_no_number_is_not_chosen(
     policy: TrainedPolicy, graph: StructureGraph, features: FloatArray
 ) -> None:
     start = graph.project(features[:, FEATURE_NAMES.index("start")], BUDGET)
-    use = Use(
+    case = Case(
         graph=graph,
         budget=BUDGET,
         features={"taylor/per_mac": features},
         project=lambda values: graph.project(values, BUDGET),
         divergence=lambda mask: float("nan") if mask == start else 2.0,
     )
-    assert adapt(policy, [use]).share == 0.5
+    assert adapt(policy, [case]).strength == 0.5
 
 
 @pytest.mark.parametrize("best", ["taylor/per_mac", "l2/uniform"])
-def test_the_start_is_chosen_together_with_the_share(
+def test_the_prior_is_chosen_together_with_the_strength(
     best: str, policy: TrainedPolicy, graph: StructureGraph, features: FloatArray
 ) -> None:
     other = features.copy()
@@ -141,26 +142,26 @@ def test_the_start_is_chosen_together_with_the_share(
     wanted = graph.project(scores(with_strength(policy, 0.5), graph, starts[best]), BUDGET)
     alone = graph.project(features[:, FEATURE_NAMES.index("start")], BUDGET)  # good by itself
     rank = {wanted: 0.0, alone: 1.0}
-    use = Use(
+    case = Case(
         graph=graph,
         budget=BUDGET,
         features=starts,
         project=lambda values: graph.project(values, BUDGET),
         divergence=lambda mask: rank.get(mask, 2.0),
     )
-    adapted = adapt(policy, [use, use])
-    assert adapted.starts == [best, best]
-    assert adapted.share == 0.5
+    adapted = adapt(policy, [case, case])
+    assert adapted.priors == [best, best]
+    assert adapted.strength == 0.5
     assert adapted.divergence[0.0] == 1.0
     assert adapted.masks == [wanted, wanted]
 
 
-def test_a_start_that_misses_the_budget_is_left_out(
+def test_a_prior_that_misses_the_budget_is_left_out(
     policy: TrainedPolicy, graph: StructureGraph, features: FloatArray
 ) -> None:
     other = features.copy()
     other[:, FEATURE_NAMES.index("start")] *= -1.0
-    slow = [scores(with_strength(policy, share), graph, features) for share in STRENGTHS]
+    slow = [scores(with_strength(policy, strength), graph, features) for strength in STRENGTHS]
 
     def project(values: FloatArray) -> ChannelMask:
         if any(np.allclose(values, own, atol=1e-5) for own in slow):
@@ -168,11 +169,11 @@ def test_a_start_that_misses_the_budget_is_left_out(
             raise BudgetError(msg)
         return graph.project(values, BUDGET)
 
-    use = Use(
+    case = Case(
         graph=graph,
         budget=BUDGET,
         features={"taylor/per_mac": features, "l2/uniform": other},
         project=project,
         divergence=lambda _: 0.0,
     )
-    assert adapt(policy, [use]).starts == ["l2/uniform"]
+    assert adapt(policy, [case]).priors == ["l2/uniform"]

@@ -1,0 +1,455 @@
+"""The agent's search: train a policy on pruned networks, choose a mask for each network."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from prunegraph.agent.adapt import adapt_to
+from prunegraph.agent.clock import SearchClock
+from prunegraph.agent.distill import DistillTarget, distill
+from prunegraph.agent.options import AgentOptions
+from prunegraph.agent.policies import TrainedPolicy
+from prunegraph.agent.settings import (
+    DEFAULT_SUBSET,
+    agent_config,
+    env_config,
+    num_probes,
+    search_budgets,
+    trained_budgets,
+)
+from prunegraph.agent.subject import Subject, first_context
+from prunegraph.agent.train import AgentConfig, TrainingResult, train_agent
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import ConfigError
+from prunegraph.core.masks import ChannelMask, pack_bits, unpack_bits
+from prunegraph.core.outcome import Outcome
+from prunegraph.core.reading import checked
+from prunegraph.env import ChannelPruningEnv, PruningTask, cell_name, check_at_stake
+from prunegraph.evaluation.pool import Pool, PooledEvaluator, SearchEvaluator, num_threads
+from prunegraph.methods.method import Problem, Result
+from prunegraph.rewards.config import Metric
+
+FINALISTS = 8
+"""Masks that are scored on the whole search split at the end of a search, at the least."""
+
+CHECKPOINT, CLOCK = "search.safetensors", "clock.json"
+"""Files of a search in the folder of its first problem."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Family:
+    """What one training found for several networks.
+
+    Attributes:
+        policy: the trained policy, which can be applied to other networks.
+        results: the chosen mask of each network. ``details`` holds ``score``, that of the mask on
+            the search split as an accuracy, and ``own_masks``, the policy's own at each update:
+            networks run before it, packed bits.
+        seconds: wall time, interruptions left out.
+        evaluation_seconds: of it, inside surgery, recalibration and evaluation; that of all
+            workers together, where several evaluate.
+        networks: pruned networks run for all, finalists and what the policy reads included.
+        history: one record an update.
+    """
+
+    policy: TrainedPolicy
+    results: tuple[Result, ...]
+    seconds: float
+    evaluation_seconds: float
+    networks: int
+    history: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Plan:
+    """What a search goes by.
+
+    Attributes:
+        options: how to search.
+        config: the agent's configuration.
+        shares: of the multiply-adds that the policy is trained for, one an episode.
+        budget: the problems' own.
+        networks: that may be run for each problem.
+        adapts: whether it begins with a policy.
+    """
+
+    options: AgentOptions
+    config: AgentConfig
+    shares: Sequence[float]
+    budget: Budget
+    networks: int
+    adapts: bool
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        """What the policy is trained for."""
+        return trained_budgets(self.shares, self.budget)
+
+    @property
+    def probes(self) -> int:
+        """Networks that are run for the features of each problem."""
+        return num_probes(self.shares, self.budget, adapts=self.adapts)
+
+
+def train_policy(
+    problems: Sequence[Problem],
+    options: AgentOptions | None = None,
+    *,
+    shares: Sequence[float] = (),
+    initial: TrainedPolicy | None = None,
+    pool: Pool | None = None,
+    events: Path | None = None,
+    config: AgentConfig | None = None,
+) -> Family:
+    """Train one policy on all networks and choose a mask for each; an interrupted one resumes.
+
+    Seed, number of networks, checkpoints and progress are those of the first problem.
+
+    Args:
+        problems: the networks, at one budget.
+        options: how to search.
+        shares: of the multiply-adds to train the policy for, one an episode; default: the budget.
+        initial: the policy to begin with; default: an untrained one.
+        pool: evaluates the episodes of an update at once; None = this process, one by one. The
+            result is the same.
+        events: folder for learning curves.
+        config: the agent's configuration; default: that of the options.
+
+    Raises:
+        PruneGraphError: as ``check_search``, or a checkpoint is of another search.
+    """
+    with num_threads(torch.get_num_threads() if pool is None else pool.threads):
+        plan = _plan(problems, options or AgentOptions(), shares, initial, config)
+        return _search(problems, plan, initial, pool, events)
+
+
+def check_search(
+    problems: Sequence[Problem],
+    options: AgentOptions,
+    *,
+    shares: Sequence[float] = (),
+    initial: TrainedPolicy | None = None,
+) -> None:
+    """Say before any work what a search could not do.
+
+    Raises:
+        ConfigError: too few networks may be evaluated.
+        BudgetError: one of the budgets is out of reach, or met by the whole network.
+    """
+    for problem in problems:
+        problem.budget.check_channels()
+        graph, budget = problem.graph, problem.budget
+        if budget.max_latency is None:  # it is predicted when the layers have been timed
+            check_at_stake(problem.task.name, graph, budget)
+        for searched in trained_budgets(shares, budget):
+            zeros = np.zeros(graph.num_units, dtype=np.float32)
+            graph.project(zeros, searched.without_latency())
+    plan = _plan(problems, options, shares, initial, None)
+    env_config(plan.config, budgets=search_budgets(shares, plan.budget))
+    groups = {len(problem.graph.free_groups) for problem in problems}
+    if plan.config.per_group and len(groups) > 1:
+        msg = "--agent.granularity group takes networks of one number of groups: leave it away"
+        raise ConfigError(msg)
+    cells = len(problems) * len(plan.budgets)
+    update = options.update_size + min(cells, options.update_size)
+    least = plan.probes + FINALISTS + -(-update // len(problems))
+    if plan.networks < least:
+        msg = f"networks={plan.networks} allows no update of the policy: give at least {least}"
+        raise ConfigError(msg)
+
+
+def _plan(
+    problems: Sequence[Problem],
+    options: AgentOptions,
+    shares: Sequence[float],
+    initial: TrainedPolicy | None,
+    config: AgentConfig | None,
+) -> _Plan:
+    problem = problems[0]
+    budgets = trained_budgets(shares, problem.budget)
+    return _Plan(
+        options=options,
+        config=config
+        or agent_config(
+            options,
+            problem.seed,
+            metric=_metric(problems, options),
+            initial=initial,
+            budgets=budgets,
+        ),
+        shares=shares,
+        budget=problem.budget,
+        networks=problem.max_networks,
+        adapts=initial is not None,
+    )
+
+
+def _metric(problems: Sequence[Problem], options: AgentOptions) -> Metric:
+    """Return what rewards compare: the score, where a task's outputs are of no known classes."""
+    known = all(problem.task.search is not None for problem in problems)
+    return options.metric if known else "accuracy"
+
+
+def _search(
+    problems: Sequence[Problem],
+    plan: _Plan,
+    given: TrainedPolicy | None,
+    pool: Pool | None,
+    events: Path | None,
+) -> Family:
+    folder = problems[0].folder
+    clock = SearchClock(None if folder is None else folder / CLOCK)
+    subjects, initial = [Subject(problem) for problem in problems], None
+    if given is not None:
+        adapted, subjects = adapt_to(given, subjects, plan.budgets)
+        initial = adapted.policy
+    tables = _tables(subjects, plan.config, pool)
+    result = _train(subjects, plan, tables, initial, clock, events)
+    first = tables[0]
+    networks = result.networks_evaluated + len(subjects) * plan.probes
+    places = max((plan.networks * len(subjects) - networks) // len(subjects), FINALISTS)
+    before = sum(evaluator.num_networks for evaluator in first.evaluators)
+    chosen = []
+    for number, (subject, evaluator) in enumerate(zip(subjects, first.evaluators, strict=True)):
+        masks = _finalists(result, subject, first.tasks[number], number, places, plan)
+        _say(subjects[0].problem, networks, f"finalists {number + 1}/{len(subjects)}")
+        chosen.append(_best(masks, evaluator))
+    networks += sum(evaluator.num_networks for evaluator in first.evaluators) - before
+    seconds, inside = clock.read([item for table in tables for item in table.evaluators])
+    policy = _distilled(result, subjects, plan, given, networks)
+    return Family(
+        policy=TrainedPolicy(policy.network, {**policy.record, **_origin(problems, plan, given)}),
+        results=tuple(
+            Result(
+                mask=mask,
+                networks=networks,
+                details={
+                    "score": outcome.accuracy,
+                    "own_masks": _own_masks(result, first.tasks[number], subjects[number], number),
+                },
+            )
+            for number, (mask, outcome) in enumerate(chosen)
+        ),
+        seconds=seconds,
+        evaluation_seconds=inside,
+        networks=networks,
+        history=result.history,
+    )
+
+
+def _say(problem: Problem, networks: int, words: str) -> None:
+    if problem.progress is not None:
+        problem.progress(networks, words)
+
+
+def _origin(
+    problems: Sequence[Problem], plan: _Plan, initial: TrainedPolicy | None
+) -> dict[str, Any]:
+    """Return what a policy's record tells of where it comes from."""
+    task = problems[0].task
+    split = task.train if task.search is None else task.search
+    return {
+        "trained_on": [problem.task.name for problem in problems],
+        "data": {"task": task.kind, "search": split.fingerprint()},
+        "budgets": [budget.as_dict() for budget in plan.budgets],
+        "seed": plan.config.seed,
+        "initial": None if initial is None else dict(initial.record),
+    }
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Table:
+    """What one environment plays on: each network with an evaluator of its own."""
+
+    tasks: list[PruningTask]
+    evaluators: list[SearchEvaluator]
+
+
+def _tables(subjects: Sequence[Subject], config: AgentConfig, pool: Pool | None) -> list[_Table]:
+    """Return one table for this process alone, or one for each episode of an update."""
+    names = config.network.feature_names
+    features = [cache(partial(subject.features, names=names)) for subject in subjects]
+    evaluators: list[list[SearchEvaluator]]
+    if pool is None or config.per_group:  # whose steps come one after another
+        evaluators = [[subject.problem.evaluator for subject in subjects]]
+    else:
+        shared = [
+            PooledEvaluator(subject.problem.new_evaluator(), pool, number)
+            for number, subject in enumerate(subjects)
+        ]
+        evaluators = [[e.beside() for e in shared] for _ in range(config.episodes_per_update)]
+    return [
+        _Table(
+            tasks=[
+                PruningTask(
+                    name=f"{number}:{subject.problem.task.name}",
+                    graph=subject.graph,
+                    node_features=features[number],
+                    evaluator=row[number],
+                    budget=subject.budget,
+                )
+                for number, subject in enumerate(subjects)
+            ],
+            evaluators=row,
+        )
+        for row in evaluators
+    ]
+
+
+def _train(
+    subjects: Sequence[Subject],
+    plan: _Plan,
+    tables: Sequence[_Table],
+    initial: TrainedPolicy | None,
+    clock: SearchClock,
+    events: Path | None,
+) -> TrainingResult:
+    """Train the policy until the networks are used up, finalists to come left out."""
+    problem = subjects[0].problem
+    evaluators = [item for table in tables for item in table.evaluators]
+    whole = any(subject.problem.task.search is None for subject in subjects)
+    environment = env_config(
+        plan.config,
+        subset_size=None if whole else problem.subset_size or DEFAULT_SUBSET,
+        budgets=search_budgets(plan.shares, plan.budget),
+    )
+
+    def show(record: Mapping[str, Any]) -> None:
+        clock.write(evaluators)
+        words = f"mean {problem.task.score_name} {record['accuracy']:.3f}"
+        _say(problem, int(record["networks"]), words)
+
+    return train_agent(
+        [
+            partial(
+                ChannelPruningEnv,
+                table.tasks,
+                replace(environment, first_episode=number, episode_stride=len(tables)),
+            )
+            for number, table in enumerate(tables)
+        ],
+        [subject.graph for subject in subjects],
+        plan.config,
+        total_networks=(plan.networks - FINALISTS - plan.probes) * len(subjects),
+        threads=len(tables) > 1,
+        initial=initial,
+        checkpoint=None if problem.folder is None else problem.folder / CHECKPOINT,
+        memory=_Memory(tables[0].evaluators),
+        tensorboard=events,
+        progress=show,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Memory:
+    """Outcomes on subsets that hold all search samples: their masks are not run again.
+
+    Args:
+        evaluators: one for each network.
+    """
+
+    evaluators: Sequence[SearchEvaluator]
+
+    def state(self) -> list[list[dict[str, Any]]]:
+        """Return them as JSON values."""
+        return [[asdict(found) for found in item.known()] for item in self.evaluators]
+
+    def restore(self, state: Any) -> None:
+        """Know them again."""
+        known = checked(state, list[list[Outcome]], "its memory")
+        for evaluator, outcomes in zip(self.evaluators, known, strict=True):
+            evaluator.remember(outcomes)
+
+
+def _finalists(
+    result: TrainingResult,
+    subject: Subject,
+    task: PruningTask,
+    number: int,
+    places: int,
+    plan: _Plan,
+) -> list[ChannelMask]:
+    """Return what may win: the masks of the last and first policy, the best so far, likely ones.
+
+    If the search had other budgets than the run, no mask was run at this one: the prior's, and what
+    the last policy wants under each of the others, as far as it fits.
+    """
+    graph, budget, cell = task.graph, task.budget, cell_name(task.name, task.budget)
+    offsets = result.offsets[number]
+    masks = [subject.mask(result.policy, budget, offsets)]
+    if budget not in plan.budgets:
+        masks.append(subject.problem.project(subject.prior(budget).scores, budget))
+        masks += [
+            subject.mask(result.policy, budget, offsets, asked=asked) for asked in plan.budgets
+        ]
+    own = [bits for record in result.history if (bits := record["greedy_masks"].get(cell))]
+    best = result.competition.ledger(cell).best_bits
+    kept = [unpack_bits(bits, graph.num_units) for bits in (*own[:1], best) if bits]
+    kept += result.surrogate.promising(number, graph.limits(budget), places)
+    kept += [unpack_bits(bits, graph.num_units) for bits in reversed(own)]
+    masks += [graph.mask(keep) for keep in kept]
+    fitting = [mask for mask in masks if graph.fits(mask, budget)]  # not all were repaired
+    return list(dict.fromkeys(fitting))[:places]
+
+
+def _best(masks: Sequence[ChannelMask], evaluator: SearchEvaluator) -> tuple[ChannelMask, Outcome]:
+    """Return the mask with the best outcome on the whole search split; of equal ones the first."""
+    outcomes = evaluator.evaluate_all(masks)
+    chosen = max(range(len(masks)), key=lambda number: outcomes[number].rank)
+    return masks[chosen], outcomes[chosen]
+
+
+def _distilled(
+    result: TrainingResult,
+    subjects: Sequence[Subject],
+    plan: _Plan,
+    given: TrainedPolicy | None,
+    networks: int,
+) -> TrainedPolicy:
+    """Return the policy, taught what the search found."""
+    options = plan.options
+    steps = options.distill_steps * plan.networks if options.learning_rate else 0
+    targets = distill_targets(result, subjects, plan.budgets)
+    if steps:
+        _say(subjects[0].problem, networks, "distill the policy")
+    return distill(result.policy, targets, steps=steps, seed=plan.config.seed, initial=given)
+
+
+def distill_targets(
+    result: TrainingResult, subjects: Sequence[Subject], budgets: Sequence[Budget]
+) -> list[DistillTarget]:
+    """Return what the search found for each network, at each budget that it was trained for."""
+    names = result.policy.network.config.feature_names
+    return [
+        DistillTarget(
+            graph=subject.graph,
+            node_features=subject.features(budget, names),
+            context=first_context(budget),
+            budget=budget,
+            scores=subject.scores(result.policy, budget, budget) + result.offsets[number],
+        )
+        for number, subject in enumerate(subjects)
+        for budget in budgets
+    ]
+
+
+def _own_masks(
+    result: TrainingResult, task: PruningTask, subject: Subject, number: int
+) -> list[tuple[int, str]]:
+    """Return the policy's own masks: networks run before, bits; empty if it takes more steps."""
+    cell = cell_name(task.name, task.budget)
+    networks = [0, *(int(record["networks"]) for record in result.history)]
+    masks = [
+        (before, bits)
+        for before, record in zip(networks, result.history, strict=False)
+        if (bits := record["greedy_masks"].get(cell))
+    ]
+    if not masks:
+        return []
+    last = subject.mask(result.policy, task.budget, result.offsets[number])
+    return [*masks, (networks[-1], pack_bits(last.keep))]
