@@ -21,9 +21,9 @@ from prunegraph.cli.main import main
 from prunegraph.core.console import Console
 from prunegraph.core.errors import PruneGraphError
 from prunegraph.core.reading import read_safetensors
-from prunegraph.runs import jobs
-from prunegraph.runs.jobs import Batch, Jobs, no_interrupts
 from prunegraph.runs.options.config import TrainConfig
+from prunegraph.runs.parallel import jobs
+from prunegraph.runs.parallel.jobs import Batch, Jobs, no_interrupts
 
 
 @pytest.mark.slow
