@@ -31,8 +31,8 @@ from prunegraph.core.files import write_json
 from prunegraph.core.splits import SearchSplit
 from prunegraph.runs.agent_search import agent_method
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.jobs import load_targets, make_workplace
 from prunegraph.runs.options.config import TrainConfig
+from prunegraph.runs.parallel.jobs import load_targets, make_workplace
 from prunegraph.runs.prepare import Target
 
 NETWORK_ALONE = dict.fromkeys(

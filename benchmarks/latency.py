@@ -24,7 +24,7 @@ from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.apply import apply_mask
 from prunegraph.graph.costs.clock import Latency, measure_latency
 from prunegraph.graph.features import rank_in_group
-from prunegraph.runs.machine import keep_freed_memory
+from prunegraph.runs.parallel.machine import keep_freed_memory
 from prunegraph.runs.report.report import machine
 from prunegraph.runs.report.speed import PAYS, repaired
 

@@ -31,7 +31,7 @@ from prunegraph.graph import analyse
 from prunegraph.graph.features import node_features
 from prunegraph.methods.criteria.taylor import measure
 from prunegraph.models import build_model
-from prunegraph.runs.machine import keep_freed_memory
+from prunegraph.runs.parallel.machine import keep_freed_memory
 from prunegraph.tasks.image_classification import image_classification
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from prunegraph.core.files import write_json
-from prunegraph.runs.machine import keep_freed_memory
 from prunegraph.runs.options.config import TrainConfig
 from prunegraph.runs.options.yaml_file import differences, parse, to_dict
+from prunegraph.runs.parallel.machine import keep_freed_memory
 from prunegraph.runs.report.report import machine
 
 GRADIENTS = ("taylor", "rank_taylor", "mean_taylor")

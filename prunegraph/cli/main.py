@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(_describe_os_error(error), EXIT_BAD_INPUT)
     except (MemoryError, RuntimeError) as error:
-        if load("runs.machine").is_out_of_memory(error):
+        if load("runs.parallel.machine").is_out_of_memory(error):
             return _fail(OUT_OF_MEMORY, EXIT_BAD_INPUT)
         if any(words in str(error) for words in NO_DEVICE):
             return _fail(DEVICE_LOST.format(first_line(error)), EXIT_BAD_INPUT)
@@ -174,7 +174,7 @@ def _signals_interrupt() -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> int:
-    if not load("runs.machine").speaks():
+    if not load("runs.parallel.machine").speaks():
         return code
     sys.stdout.flush()
     line = "".join(letter if letter.isprintable() else "?" for letter in " ".join(message.split()))
@@ -204,10 +204,10 @@ def _dispatch(words: list[str]) -> None:
     config = load("runs.options.yaml_file").parse(load(COMMANDS[name].options), words[1:])
     if config is None:
         return
-    if load("runs.machine").num_ranks() > 1 and name not in TRAINING:
+    if load("runs.parallel.machine").num_ranks() > 1 and name not in TRAINING:
         msg = f"`prunegraph {name}` trains nothing that ranks could share: leave torchrun away"
         raise ConfigError(msg)
-    load("runs.torchrun").run_job(load(COMMANDS[name].job), config)
+    load("runs.parallel.torchrun").run_job(load(COMMANDS[name].job), config)
 
 
 def _overview() -> str:

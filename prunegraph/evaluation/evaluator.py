@@ -86,7 +86,7 @@ class Evaluator:
         self.search = search or task.search
         given: object = self.search
         if given is not None and not isinstance(given, SearchSplit):
-            msg = f"{type(given).__name__} is no SearchSplit: see docs/data.md"
+            msg = f"{type(given).__name__} is no SearchSplit: see docs/own.md"
             raise DataError(msg)
         self.model = unwrap(task.model)
         self.graph = graph

@@ -16,10 +16,11 @@ from prunegraph.methods.controls import PriorControl
 from prunegraph.methods.method import Method
 from prunegraph.runs.agent_search import SearchRun, agent_method, search_job
 from prunegraph.runs.bench import Bench
-from prunegraph.runs.jobs import Batch, Workplace
 from prunegraph.runs.options.config import SearchOptions
+from prunegraph.runs.parallel.jobs import Batch, Workplace
+from prunegraph.runs.plan import policy_row
 from prunegraph.runs.report.report import History, SearchResult
-from prunegraph.runs.report.verdict import INITIAL, UNTRAINED
+from prunegraph.runs.report.verdict import PRIOR
 from prunegraph.runs.store import Candidate, CandidateStore, add_found
 
 HEALTH = ("repaired", "entropy_per_bit", "equal_actions", "distance_to_uniform")
@@ -139,9 +140,10 @@ def add_beginnings(
 ) -> None:
     """Add what each search began with: its prior, and what the policy given to it decides."""
     for seed in seeds:
-        add_beginning(bench, store, UNTRAINED, seed, PriorControl())
+        add_beginning(bench, store, PRIOR, seed, PriorControl())
         if options.policy is not None:
-            add_beginning(bench, store, INITIAL, seed, AppliedPolicy(options.policy))
+            name = policy_row(options.policy)
+            add_beginning(bench, store, name, seed, AppliedPolicy(options.policy))
 
 
 def add_beginning(

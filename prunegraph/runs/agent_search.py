@@ -7,8 +7,8 @@ from prunegraph.agent.method import AgentSearch, Sampler
 from prunegraph.agent.policies import save_policy
 from prunegraph.agent.search import Family, train_policy
 from prunegraph.runs.greedy import greedy_curve
-from prunegraph.runs.jobs import Workplace
 from prunegraph.runs.options.config import SearchOptions
+from prunegraph.runs.parallel.jobs import Workplace
 from prunegraph.runs.store import Candidate
 
 

@@ -11,15 +11,15 @@ from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.methods.method import Method
 from prunegraph.methods.registry import (
     CONTROL_CRITERIA,
-    METHODS,
+    OTHERS,
     baseline_names,
     control_widths,
     make_method,
 )
 from prunegraph.runs.agent_search import sampler_method, search_job
 from prunegraph.runs.bench import Bench
-from prunegraph.runs.jobs import Batch, Workplace
 from prunegraph.runs.options.config import SearchOptions
+from prunegraph.runs.parallel.jobs import Batch, Workplace
 from prunegraph.runs.plan import Plan, searches
 from prunegraph.runs.report.verdict import SAMPLER, is_rival
 from prunegraph.runs.store import Candidate, CandidateStore, add_found
@@ -27,7 +27,8 @@ from prunegraph.runs.store import Candidate, CandidateStore, add_found
 
 def check_names(names: Sequence[str]) -> None:
     """Raise ConfigError for a name that no method has, or that needs what is not installed."""
-    valid = (*baseline_names(), SAMPLER, *METHODS)
+    others = [name for name, make in OTHERS.items() if make().role == "baseline"]
+    valid = tuple(dict.fromkeys((*baseline_names(), SAMPLER, *others)))
     unknown = [name for name in names if name not in valid and not is_factory(name)]
     if unknown:
         near = suggest(unknown[0], valid)

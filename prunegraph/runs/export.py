@@ -18,9 +18,9 @@ from prunegraph.artefacts.pruned import (
 from prunegraph.core.console import Console
 from prunegraph.core.errors import ArtefactError, ConfigError
 from prunegraph.runs.folder import RunFolder, check_one_run
-from prunegraph.runs.machine import resolve_device
 from prunegraph.runs.options.checks import check_trusted
 from prunegraph.runs.options.tools import ExportConfig
+from prunegraph.runs.parallel.machine import resolve_device
 from prunegraph.runs.prepare import build_dense
 from prunegraph.runs.report.page import pruned_folder
 from prunegraph.runs.report.report import read_report

@@ -26,7 +26,7 @@ from prunegraph.graph import copy_network
 from prunegraph.models import build_model
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.jobs import Batch, Jobs, Workplace
+from prunegraph.runs.parallel.jobs import Batch, Jobs, Workplace
 from prunegraph.runs.plan import Finetune
 from prunegraph.runs.prepare import Target, place
 from prunegraph.runs.pretrain import train_network

@@ -18,9 +18,9 @@ from prunegraph.graph import StructureGraph, analyse, unwrap
 from prunegraph.graph.costs.latency import smallest_mask
 from prunegraph.models import build_model, load_weights, weights_info
 from prunegraph.runs.export import read_run
-from prunegraph.runs.machine import resolve_device
 from prunegraph.runs.options.config import DataConfig
 from prunegraph.runs.options.tools import InspectConfig
+from prunegraph.runs.parallel.machine import resolve_device
 from prunegraph.runs.prepare import (
     DEFAULT_ARCH,
     check_network,

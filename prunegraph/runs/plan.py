@@ -23,14 +23,13 @@ from prunegraph.methods.registry import (
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.folder import RunFolder, slug
 from prunegraph.runs.options.compare import CompareConfig, RunConfig
-from prunegraph.runs.options.config import ApplyConfig, PruneConfig, TrainConfig
+from prunegraph.runs.options.config import ApplyConfig, PruneConfig, SearchOptions, TrainConfig
 from prunegraph.runs.prepare import Target
 from prunegraph.runs.report.verdict import (
     AGENT,
     DENSE,
-    INITIAL,
+    PRIOR,
     SAMPLER,
-    UNTRAINED,
     Metric,
     is_agent,
     is_baseline,
@@ -54,14 +53,11 @@ ALWAYS = ("l1/uniform", "taylor/per_mac")
 BEST_SEARCHES = 2
 """So many of the baselines that search are fine-tuned by ``compare``."""
 
-APPLIED = f"{AGENT}/applied"
-"""The name of the row of an applied policy."""
-
 CONTROLS = frozenset(control_widths(criterion, {}).name for criterion in CONTROL_CRITERIA)
 """The names of the rows that keep the agent's widths."""
 
 POLICY_SCHEME = "policy:"
-"""Begins the name of a method that applies a trained policy."""
+"""Begins the name of a method that applies a trained policy, and of its row."""
 
 RECALIBRATED: Metric = "test_accuracy_recalibrated"
 FINETUNED: Metric = "test_accuracy_finetuned"
@@ -75,7 +71,7 @@ class Plan:
         command: its name.
         agent: name of the agent's row; None if it does not search.
         applied: the policy is applied, without a search.
-        given: the agent's search begins with a policy, whose own mask is a row.
+        given: name of the row of the policy that the agent's search begins with, if it does.
         methods: names of the others, the sampler may be among them.
         seeds: of the searches; a method that depends on neither images nor chance has the first.
         controls: rows that keep the agent's widths are added.
@@ -86,7 +82,7 @@ class Plan:
     command: str
     agent: str | None = None
     applied: bool = False
-    given: bool = False
+    given: str | None = None
     methods: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
     controls: bool = False
@@ -111,8 +107,8 @@ class Plan:
         names = {SAMPLER} & {*self.methods}
         if self.agent is not None:
             names |= {self.agent}
-            names |= {UNTRAINED} if self.searched or self.controls else set()
-            names |= {INITIAL} if self.given else set()
+            names |= {PRIOR} if self.searched or self.controls else set()
+            names |= set() if self.given is None else {self.given}
             names |= CONTROLS if self.controls else set()
         return found | {(name, seed) for name in names for seed in self.seeds}
 
@@ -122,14 +118,16 @@ class Plan:
         Raises:
             PruneGraphError: no method has that name.
         """
-        if is_factory(name):
-            return None
         if name == self.agent:
             return "agent", self.searched, False
+        if name == self.given:
+            return "control", False, True
+        if is_factory(name):
+            return None
         if name == SAMPLER:
             return "baseline", True, False
-        if name in (UNTRAINED, INITIAL, DENSE, *CONTROLS):
-            return "control", False, name in (UNTRAINED, INITIAL)
+        if name in (PRIOR, DENSE, *CONTROLS):
+            return "control", False, name == PRIOR
         method = make_method(name)
         return method.role, method.searches, False
 
@@ -155,8 +153,8 @@ def _train_plan(config: TrainConfig) -> Plan:
     }
     return Plan(
         command=config.command,
-        agent=f"{AGENT}/{config.agent.self_competition}",
-        given=config.policy is not None,
+        agent=AGENT,
+        given=_given(config),
         methods=methods[config.baselines],
         seeds=_seeds(config.seed, config.search_seeds),
         controls=config.baselines != "none",
@@ -167,7 +165,7 @@ def _apply_plan(config: ApplyConfig) -> Plan:
     timed = config.max_latency is not None
     return Plan(
         command=config.command,
-        agent=APPLIED,
+        agent=policy_row(config.policy),
         applied=True,
         methods=ALWAYS,
         seeds=(config.seed,),
@@ -178,16 +176,27 @@ def _apply_plan(config: ApplyConfig) -> Plan:
 
 def _prune_plan(config: PruneConfig) -> Plan:
     seeds = (config.seed,)
-    if applied_policy(config) is not None:
-        return Plan(command=config.command, agent=APPLIED, applied=True, seeds=seeds)
+    applied = applied_policy(config)
+    if applied is not None:
+        own = policy_row(applied)
+        return Plan(command=config.command, agent=own, applied=True, seeds=seeds)
     if config.method != AGENT:
         return Plan(command=config.command, methods=(config.method,), seeds=seeds)
     return Plan(
         command=config.command,
-        agent=f"{AGENT}/{config.agent.self_competition}",
-        given=config.policy is not None,
+        agent=AGENT,
+        given=_given(config),
         seeds=seeds,
     )
+
+
+def policy_row(policy: Path) -> str:
+    """Return the name of the row of a policy, wherever it lies."""
+    return f"{POLICY_SCHEME}{policy.name}"
+
+
+def _given(config: SearchOptions) -> str | None:
+    return None if config.policy is None else policy_row(config.policy)
 
 
 def applied_policy(config: RunConfig) -> Path | None:
@@ -202,11 +211,12 @@ def applied_policy(config: RunConfig) -> Path | None:
 def _compare_plan(config: CompareConfig) -> Plan:
     groups = method_groups()
     groups["all"] += (SAMPLER,)
-    names = [name for method in config.methods for name in groups.get(method, (method,))]
+    asked = [method for method in config.methods if method != AGENT]  # which --no-agent leaves out
+    names = [name for method in asked for name in groups.get(method, (method,))]
     return Plan(
         command=config.command,
-        agent=None if config.no_agent else f"{AGENT}/{config.agent.self_competition}",
-        given=config.policy is not None,
+        agent=None if config.no_agent else AGENT,
+        given=_given(config),
         methods=tuple(dict.fromkeys(names)),
         seeds=_seeds(config.seed, config.seeds),
         controls=not config.no_agent,

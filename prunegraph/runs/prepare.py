@@ -26,9 +26,9 @@ from prunegraph.models import (
     load_weights,
     weights_info,
 )
-from prunegraph.runs.machine import is_out_of_memory, resolve_device
 from prunegraph.runs.options.checks import check_trusted
 from prunegraph.runs.options.config import DataConfig, NetworkConfig, PretrainConfig, PruningOptions
+from prunegraph.runs.parallel.machine import is_out_of_memory, resolve_device
 from prunegraph.tasks.classification import lay_out, layout_of, place_model
 from prunegraph.tasks.image_classification import ImageClassification
 

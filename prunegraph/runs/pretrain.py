@@ -28,8 +28,9 @@ from prunegraph.models import (
     weights_info,
 )
 from prunegraph.runs.folder import RUNS, slug
-from prunegraph.runs.machine import resolve_device
 from prunegraph.runs.options.config import DataConfig, PretrainConfig
+from prunegraph.runs.parallel.machine import resolve_device
+from prunegraph.runs.parallel.torchrun import share_training, told_if_rank_ends
 from prunegraph.runs.prepare import (
     DEFAULT_DATASET,
     DIGITS_EPOCHS,
@@ -43,7 +44,6 @@ from prunegraph.runs.prepare import (
     resolve_arch,
     trained_size,
 )
-from prunegraph.runs.torchrun import share_training, told_if_rank_ends
 from prunegraph.tasks.classification import evaluate, model_device
 from prunegraph.tasks.image_classification import training_task
 from prunegraph.training.distributed import current_ranks

@@ -24,17 +24,16 @@ from prunegraph.runs.choose import (
     warn_if_worse,
 )
 from prunegraph.runs.conclude import Outcome, conclude
-from prunegraph.runs.decide import decide, pin_applied
 from prunegraph.runs.dense import warn_of_network
 from prunegraph.runs.duration import say_duration
 from prunegraph.runs.finetune import run_finetunes
 from prunegraph.runs.folder import RunFolder, open_run, slug
-from prunegraph.runs.jobs import Jobs, Workplace, load_targets, make_workplace
 from prunegraph.runs.measure import settle
 from prunegraph.runs.options.compare import CompareConfig, RunConfig
 from prunegraph.runs.options.config import PruneConfig, SearchOptions
+from prunegraph.runs.parallel.jobs import Jobs, Workplace, load_targets, make_workplace
+from prunegraph.runs.parallel.ray_pool import load_ray
 from prunegraph.runs.plan import (
-    APPLIED,
     Plan,
     applied_policy,
     make_plan,
@@ -42,12 +41,11 @@ from prunegraph.runs.plan import (
     rank_of,
     run_name,
 )
-from prunegraph.runs.policies import pin_policy
+from prunegraph.runs.policies import decide, pin_applied, pin_policy
 from prunegraph.runs.prepare import Target, check_trainable
-from prunegraph.runs.ray_pool import load_ray
 from prunegraph.runs.report.page import show_finished
 from prunegraph.runs.report.report import SearchResult
-from prunegraph.runs.report.verdict import SAMPLER, UNTRAINED, verdict_line
+from prunegraph.runs.report.verdict import PRIOR, SAMPLER, verdict_line
 from prunegraph.runs.store import CandidateStore, choose
 from prunegraph.runs.weights import run_weights, show_weights
 
@@ -164,11 +162,12 @@ def choose_masks(
 
 def _apply(plan: Plan, place: Workplace, store: CandidateStore, policy: TrainedPolicy) -> Outcome:
     """Let a policy decide, without a search, and heuristics beside it."""
-    bench, folder = place.benches[0], place.folders[0]
-    decision = decide(policy, bench, store, folder.checkpoint(folder.DECISION), place.console)
-    (own,) = store.named(APPLIED)
+    assert plan.agent is not None
+    bench = place.benches[0]
+    decision = decide(policy, plan.agent, bench, store, place)
+    (own,) = store.named(plan.agent)
     if plan.controls:
-        add_beginning(bench, store, UNTRAINED, bench.seed, PriorControl())
+        add_beginning(bench, store, PRIOR, bench.seed, PriorControl())
         add_controls(bench, store, [own], place.console)
     add_optional(place, store, plan, place.console)
     warn_if_worse(bench, list(store), own, place.console)

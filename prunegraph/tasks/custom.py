@@ -199,7 +199,7 @@ def custom(
     split = train if isinstance(train, Split) else ready_split(train, "train", NUM_BATCHES)
     given: object = split
     if not isinstance(given, TrainSplit):
-        msg = f"train is a {type(given).__name__}, not a TrainSplit or batches: see docs/data.md"
+        msg = f"train is a {type(given).__name__}, not a TrainSplit or batches: see docs/own.md"
         raise DataError(msg)
     return CustomTask(
         model=model,

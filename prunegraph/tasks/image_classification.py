@@ -54,7 +54,7 @@ class ImageClassification:
             if not isinstance(given, kind):
                 msg = (
                     f"{type(given).__name__} is no {kind.__name__}: masks are scored on search "
-                    "images and recalibrated on train images, see docs/data.md"
+                    "images and recalibrated on train images, see docs/own.md"
                 )
                 raise DataError(msg)
 

@@ -46,7 +46,7 @@ def image_split(
     """
     if isinstance(data, Split):
         if not isinstance(data, kind):
-            msg = f"{what} is a {type(data).__name__}, not a {kind.__name__}: see docs/data.md"
+            msg = f"{what} is a {type(data).__name__}, not a {kind.__name__}: see docs/own.md"
             raise DataError(msg)
         return data
     check_loader(data, what)

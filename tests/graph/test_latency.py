@@ -201,7 +201,9 @@ def test_a_structure_with_a_prediction_meets_it_to_the_last_class(
             more = mask.keep.copy()
             more[removed] = True
             assert not graph.fits(more, budget)
-    with pytest.raises(BudgetError, match=r"max_latency=1e-06 ms cannot be met: the least is predicted"):
+    with pytest.raises(
+        BudgetError, match=r"max_latency=1e-06 ms cannot be met: the least is predicted"
+    ):
         graph.project(scores_of(graph), Budget(max_latency=1e-6))
 
 

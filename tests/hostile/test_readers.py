@@ -49,12 +49,12 @@ from prunegraph.graph.costs.latency import LatencyTable
 from prunegraph.models import build_model, load_weights, weights_info
 from prunegraph.rewards import RewardConfig
 from prunegraph.runs.agent_rows import CURVES, HEALTH, _summary, read_finished
-from prunegraph.runs.decide import read_decision
 from prunegraph.runs.finetune import read_accuracy
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.measure import read_measured
 from prunegraph.runs.options.config import TrainConfig
 from prunegraph.runs.options.yaml_file import differences, load_config, read_yaml
+from prunegraph.runs.policies import read_decision
 from prunegraph.runs.predicted_latency import read_table, write_table
 from prunegraph.runs.prepare import build_dense
 from prunegraph.runs.report.page import read_findings
@@ -335,7 +335,7 @@ def cases(
         "finished": Case(
             path=made / "finished.json",
             mutate="json",
-            read=lambda: _summary("agent/best", [0], [read_finished(made / "finished.json", 1)]),
+            read=lambda: _summary("agent", [0], [read_finished(made / "finished.json", 1)]),
         ),
         "measured": Case(
             path=made / "measured.json",

@@ -340,6 +340,7 @@ def test_names_in_a_report_are_no_markup_and_no_way_out(tmp_path: Path) -> None:
     content = {"command": "train", "arch": "[/y]", "dataset": "digits", "budget": {}}
     content |= {"dense": dense, "pruned": pruned, "methods": [row], "verdict": None}
     content |= {"verdict_reason": "", "verdict_metric": "test_accuracy_recalibrated"}
+    content |= {"task": "image_classification", "score_name": "accuracy", "higher_is_better": True}
     content |= {"repaired": None, "graph": "g", "machine": {"threads": 1}, "files": {}}
     splits = ("train", "search", "test")
     content |= {"data": {name: {"fingerprint": "", "images": 1} for name in splits}}

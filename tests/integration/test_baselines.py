@@ -16,8 +16,8 @@ from prunegraph.evaluation.log import WRITE_EVERY, OutcomeLog
 from prunegraph.methods.registry import SEARCHES
 from prunegraph.runs.choose import method_job
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.jobs import Workplace, load_targets, make_workplace
 from prunegraph.runs.options.compare import CompareConfig
+from prunegraph.runs.parallel.jobs import Workplace, load_targets, make_workplace
 
 NETWORKS = 24
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prunegraph.cli.main import main
-from prunegraph.runs import decide, runner
+from prunegraph.runs import policies, runner
 from prunegraph.runs.report.report import method_cells, method_columns
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -105,7 +105,7 @@ def test_an_interrupted_apply_keeps_its_decision(
         patch.setattr(runner, "conclude", interrupt)
         assert main(words) == 130
     monkeypatch.setattr(
-        decide, "adapt_contexts", pytest.fail
+        policies, "adapt_contexts", pytest.fail
     )  # the clock could decide otherwise now
     assert main(words) == 0
     assert json.loads((tmp_path / "run" / "report.json").read_text())["decision"]["share"] >= 0

@@ -201,9 +201,9 @@ def test_stage_two_finetunes_the_agreed_rows_with_every_seed(compared: Path) -> 
         figures.setdefault(row["name"], []).append(row["search_accuracy"])
     means = {name: fmean(found) for name, found in figures.items()}
     best = max(("taylor/uniform", "l2/global"), key=means.__getitem__)
-    rival = max((*METHODS, "untrained"), key=means.__getitem__)
+    rival = max((*METHODS, "prior"), key=means.__getitem__)
     assert set(seeds) == {
-        *("agent/best", "control:widths/l1", "control:widths/random", "cem", "random_search"),
+        *("agent", "control:widths/l1", "control:widths/random", "cem", "random_search"),
         *("l1/uniform", "taylor/per_mac", best, rival, "dense"),
     }
     assert all((compared / row["cell"] / "pruned.safetensors").is_file() for row in rows)
@@ -239,7 +239,7 @@ def test_only_the_best_baseline_is_finetuned_beside_the_agent_if_asked_for(
         for row in rows
         if row["name"] != "dense" and row["finetune_seed"] in (None, row["seed"])
     ]
-    rivals = [item for item in candidates if item.name in (*METHODS, "untrained")]
+    rivals = [item for item in candidates if item.name in (*METHODS, "prior")]
     names = sorted({item.name for item in rivals})
     for count in (None, 3):
         chosen = replace(options, finetune_seeds=count)
@@ -250,7 +250,7 @@ def test_only_the_best_baseline_is_finetuned_beside_the_agent_if_asked_for(
         }
         best = max(figures, key=figures.__getitem__)
         cells = plan_finetunes(replace(bench, options=chosen), candidates)
-        assert {cell.name for cell in cells} == {"agent/best", best, "dense"}
+        assert {cell.name for cell in cells} == {"agent", best, "dense"}
         assert len(cells) == 3 * (count or options.seeds)
     plan, whole = (
         predict_duration(
@@ -408,7 +408,7 @@ def judge_by_another_metric(content: dict[str, Any]) -> None:
 
 
 def leave_the_start_out(content: dict[str, Any]) -> None:
-    content["methods"] = [row for row in content["methods"] if row["name"] != "untrained"]
+    content["methods"] = [row for row in content["methods"] if row["name"] != "prior"]
 
 
 def show_a_rival(content: dict[str, Any]) -> None:
@@ -518,13 +518,13 @@ def test_the_best_mask_of_each_method_is_finetuned_with_more_seeds(
         if row["test_accuracy_finetuned"] is not None and row["name"] != "dense":
             tuned.setdefault(row["name"], []).append((row["seed"], row["finetune_seed"]))
     best = report["pruned"]["seed"]
-    for name in ("agent/best", "control:widths/l1", "control:widths/random"):
+    for name in ("agent", "control:widths/l1", "control:widths/random"):
         assert tuned[name] == [(best, 0), (best, 1), (best, 2)]
     assert all(len(pairs) == len({*pairs}) == 3 for pairs in tuned.values())
     assert {"cem", "l1/uniform"} < {*tuned}
     assert report["verdict"] is None
     assert "3 fine-tunes of one mask each" in report["verdict_reason"]
-    own = [row for row in report["methods"] if row["name"] == "agent/best" and row["cell"]]
+    own = [row for row in report["methods"] if row["name"] == "agent" and row["cell"]]
     mean = sum(row["test_accuracy_finetuned"] for row in own) / len(own)
     assert report["pruned"]["test_accuracy_finetuned"] == pytest.approx(mean)
     assert "2 seed(s)" in report["stage_one_verdict"][1]

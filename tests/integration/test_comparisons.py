@@ -90,15 +90,15 @@ def test_the_summary_shows_agent_baseline_and_every_method(summary: dict[str, An
     ends = ("recalibration", "fine-tuning")
     assert [row[:2] for row in rows] == [(name, end) for name in FOLDERS for end in ends]
     assert all(len(row) == len(heads) for row in rows)
-    rivals = ("l1/uniform", "taylor/per_mac", "untrained")
+    rivals = ("l1/uniform", "taylor/per_mac", "prior")
     assert all(row[4].split()[0] in rivals for row in rows)
     heads, rows = metric_cells(summary, "test_accuracy_recalibrated")
     assert heads == ["method", *FOLDERS]
-    assert {"agent/best", "l1/uniform", "control:widths/l1"} <= {row[0] for row in rows}
+    assert {"agent", "l1/uniform", "control:widths/l1"} <= {row[0] for row in rows}
     assert all(all(row) for row in rows)
     assert metric_cells(summary, "test_accuracy_finetuned")[1]
     minutes = {row[0]: row[1:] for row in minutes_cells(summary)[1]}
-    assert all(re.fullmatch(r"\d+\.\d", cell) for cell in minutes["agent/best"])
+    assert all(re.fullmatch(r"\d+\.\d", cell) for cell in minutes["agent"])
 
 
 def test_the_summary_shows_what_remains_of_both_costs(summary: dict[str, Any]) -> None:
@@ -107,7 +107,7 @@ def test_the_summary_shows_what_remains_of_both_costs(summary: dict[str, Any]) -
         kept = [float(cells[number].removesuffix(" %")) for cells in macs.values()]
         assert all(share - 5.0 < value <= share for value in kept)
     assert macs.keys() == params.keys()
-    assert params["agent/best"] != macs["agent/best"]
+    assert params["agent"] != macs["agent"]
 
 
 def dict_of(cells: Cells) -> dict[str, tuple[str, ...]]:
@@ -141,7 +141,7 @@ def test_lines_are_drawn_where_a_network_has_several_budgets(summary: dict[str, 
     plots = draw_budgets(summary)
     assert list(plots) == ["pareto0"]
     assert isinstance(plots["pareto0"], Plot)
-    assert re.search(r"agent/best (39|40) %: ", plots["pareto0"].text)
+    assert re.search(r"agent (39|40) %: ", plots["pareto0"].text)
     assert draw_budgets({"comparisons": summary["comparisons"][:1]}) == {}
 
 
@@ -163,7 +163,7 @@ def test_verify_checks_every_comparison_and_the_summary(
     path = restored / "summary.json"
     content = path.read_text()
     forged = json.loads(content)
-    forged["comparisons"][0]["methods"]["agent/best"]["search_accuracy"][0] += 0.01
+    forged["comparisons"][0]["methods"]["agent"]["search_accuracy"][0] += 0.01
     path.write_text(json.dumps(forged))
     assert main(["verify", str(restored), "--threads", "1"]) == 2
     assert f"{path} is not what the reports" in capsys.readouterr().err

@@ -110,7 +110,7 @@ def test_a_search_for_other_budgets_has_finalists_at_its_own(
     words += ["--search-seeds", "1", "--networks", "56"]
     assert main([*words, "--out", str(tmp_path / "run")]) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    start = next(row for row in report["methods"] if row["name"] == "untrained")
+    start = next(row for row in report["methods"] if row["name"] == "prior")
     own = next(row for row in report["methods"] if row["name"].startswith("agent"))
     assert len(finalists[0]) >= 2
     assert {start["digest"], own["digest"]} <= {mask.digest() for mask in finalists[0]}
@@ -132,8 +132,8 @@ def test_a_search_goes_on_from_a_trained_policy(family: Path, tmp_path: Path) ->
     assert 0.0 < float((after - before).norm()) < 0.1 * float(before.norm())
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     rows = {row["name"]: row["search_accuracy"] for row in report["methods"]}
-    assert rows.keys() >= {"initial", "untrained"}
-    assert rows["agent/best"] >= rows["initial"]  # what it began with may win too
+    assert rows.keys() >= {given := f"policy:{family.name}", "prior"}
+    assert rows["agent"] >= rows[given]  # what it began with may win too
 
 
 def test_pruning_in_one_call_follows_the_policy(family: Path, tmp_path: Path) -> None:
@@ -157,4 +157,6 @@ def test_pruning_in_one_call_follows_the_policy(family: Path, tmp_path: Path) ->
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
     save_policy(tmp_path, TrainedPolicy(shuffled.eval(), trained.record))
     other = pg.prune(task, AppliedPolicy(tmp_path), pg.Budget(keep_macs=0.5))
-    assert other.mask != result.mask
+    found, moved = (each.report["divergence"] for each in (result, other))
+    assert found["0.0"] == moved["0.0"]  # the prior alone
+    assert found["1.0"] != moved["1.0"]

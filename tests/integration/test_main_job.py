@@ -17,9 +17,9 @@ from prunegraph.core.precision import autocasting, computes_bfloat16
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.jobs import load_targets
 from prunegraph.runs.options.config import TrainConfig
 from prunegraph.runs.options.yaml_file import load_config
+from prunegraph.runs.parallel.jobs import load_targets
 from prunegraph.runs.report import page
 from prunegraph.runs.store import read_masks
 from prunegraph.runs.verify import run as verify
@@ -101,9 +101,9 @@ def test_the_report_keeps_the_budget_and_counts_networks(finished: Path) -> None
     assert all(0 < row["networks_evaluated"] <= 24 for row in rows if "agent" in row["name"])
     assert all(row["networks_evaluated"] <= 24 for row in rows)
     names = {row["name"] for row in rows}
-    assert {"agent/best", "l1/uniform", "cem", "random_search", "sampler", "untrained"} <= names
-    own = [row for row in rows if row["name"] == "agent/best"]
-    starts = {row["seed"]: row["digest"] for row in rows if row["name"] == "untrained"}
+    assert {"agent", "l1/uniform", "cem", "random_search", "sampler", "prior"} <= names
+    own = [row for row in rows if row["name"] == "agent"]
+    starts = {row["seed"]: row["digest"] for row in rows if row["name"] == "prior"}
     assert {row["seed"] for row in own} == starts.keys()
     assert len(own) == 2
     options = load_config(TrainConfig, finished / "config.yaml")

@@ -41,10 +41,10 @@ def test_the_two_best_searches_are_finetuned() -> None:
         *rows,
         candidate("netadapt", 0, 0.55),
         candidate("amc", 0, 0.65),
-        candidate("agent/best", 0, 0.1),
+        candidate("agent", 0, 0.1),
     ]
     assert _searched(more) == {
-        *("agent/best", "amc", "cem", "control:widths/l1", "control:widths/random")
+        *("agent", "amc", "cem", "control:widths/l1", "control:widths/random")
     }
     assert {"sampler", "amc"} < _searched([*more, candidate("sampler", 0, 0.9)])
 
@@ -56,8 +56,8 @@ def test_the_search_with_the_best_mask_is_finetuned_where_masks_are_compared() -
     found = [*rows("cem", 0.6, 0.6), *rows("random_search", 0.55, 0.55), *rows("amc", 0.9, 0.1)]
     assert {"cem", "random_search"} <= _searched(found)
     assert {"amc", "cem"} <= _searched(found, max)
-    assert [(item.name, item.seed) for item in _best_masks([*rows("agent/best", 0.7), *found])] == [
-        ("agent/best", 0),
+    assert [(item.name, item.seed) for item in _best_masks([*rows("agent", 0.7), *found])] == [
+        ("agent", 0),
         ("cem", 0),
         ("random_search", 0),
         ("amc", 0),
@@ -77,39 +77,39 @@ def test_the_start_of_the_search_is_finetuned_if_no_baseline_is_better(
     best: bool, weights: Path
 ) -> None:
     found = [
-        *(candidate("agent/best", seed, 0.9) for seed in range(3)),
+        *(candidate("agent", seed, 0.9) for seed in range(3)),
         *(candidate("cem", seed, 0.6) for seed in range(3)),
-        *(candidate("untrained", seed, 0.8) for seed in range(3)),
-        *(candidate("initial", seed, 0.7) for seed in range(3)),
+        *(candidate("prior", seed, 0.8) for seed in range(3)),
+        *(candidate("policy:given", seed, 0.7) for seed in range(3)),
     ]
-    expected = {"agent/best", "untrained", "dense"} | (set() if best else {"cem"})
+    expected = {"agent", "prior", "dense"} | (set() if best else {"cem"})
     assert planned(weights, found, finetune_best=best) == expected
-    worse = [*found[:6], *(candidate("untrained", seed, 0.5) for seed in range(3))]
-    assert planned(weights, worse, finetune_best=best) == {"agent/best", "cem", "dense"}
+    worse = [*found[:6], *(candidate("prior", seed, 0.5) for seed in range(3))]
+    assert planned(weights, worse, finetune_best=best) == {"agent", "cem", "dense"}
 
 
 def test_the_best_baseline_is_the_best_on_average() -> None:
     found = [candidate("cem", 0, 0.9), candidate("cem", 1, 0.2), candidate("l1/uniform", 0, 0.6)]
     assert choose(found).name == "l1/uniform"
-    found.append(candidate("agent/best", 3, 0.1))
-    assert choose(found).name == "agent/best"
+    found.append(candidate("agent", 3, 0.1))
+    assert choose(found).name == "agent"
     steady = [candidate("cem", seed, 0.7) for seed in (2, 1)]
     assert choose([*steady, candidate("l1/uniform", 0, 0.6)]).seed == 1
 
 
 def test_where_best_masks_are_compared_the_rival_is_that_with_the_best_mask(weights: Path) -> None:
     found = [
-        *(candidate("agent/best", seed, 0.9) for seed in range(3)),
+        *(candidate("agent", seed, 0.9) for seed in range(3)),
         *(candidate("cem", seed, 0.8) for seed in range(3)),
         *(candidate("random_search", seed, (0.7, 0.7, 0.89)[seed]) for seed in range(3)),
     ]
     options = {"finetune_seeds": 2, "finetune_best": True}
-    assert planned(weights, found, **options) == {"agent/best", "random_search", "dense"}
-    assert planned(weights, found, finetune_best=True) == {"agent/best", "cem", "dense"}
+    assert planned(weights, found, **options) == {"agent", "random_search", "dense"}
+    assert planned(weights, found, finetune_best=True) == {"agent", "cem", "dense"}
 
 
 def test_of_equal_heuristics_the_first_by_name_is_finetuned(weights: Path) -> None:
-    found = [candidate("agent/best", 0, 0.9), candidate("cem", 0, 0.8)]
+    found = [candidate("agent", 0, 0.9), candidate("cem", 0, 0.8)]
     found += [candidate(f"{name}/uniform", 0, 0.7) for name in ("l2", "lamp")]
     tuned = planned(weights, found)
     assert tuned & {"l2/uniform", "lamp/uniform"} == {"l2/uniform"}

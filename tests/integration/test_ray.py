@@ -14,7 +14,7 @@ from prunegraph.agent import search
 from prunegraph.cli.main import main
 from prunegraph.core.errors import ConfigError
 from prunegraph.evaluation.evaluator import Evaluator
-from prunegraph.runs import ray_pool
+from prunegraph.runs.parallel import ray_pool
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -19,8 +19,8 @@ from prunegraph.runs.agent_search import SearchRun, agent_method, search_job
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.dense import warn_of_network
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.jobs import Jobs, Workplace, make_workplace
 from prunegraph.runs.options.compare import CompareConfig
+from prunegraph.runs.parallel.jobs import Jobs, Workplace, make_workplace
 from prunegraph.runs.prepare import load_target
 from prunegraph.training.loop import _Training
 
@@ -48,7 +48,7 @@ def searched(
     patch.setattr(search, "_show", counted)
     with Jobs(options, place) as jobs:
         place = replace(place, pool=jobs._pool())
-        return search_job(place, agent_method(options), "agent/best", options.networks, 0)
+        return search_job(place, agent_method(options), "agent", options.networks, 0)
 
 
 @pytest.mark.slow

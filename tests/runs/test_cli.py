@@ -12,12 +12,12 @@ from prunegraph.agent.options import AgentOptions
 from prunegraph.cli import main as cli
 from prunegraph.core.errors import ConfigError
 from prunegraph.runs import inspect
-from prunegraph.runs.machine import default_threads
 from prunegraph.runs.options import yaml_file as options
 from prunegraph.runs.options.compare import ComparisonsConfig
 from prunegraph.runs.options.config import PretrainConfig, TrainConfig
 from prunegraph.runs.options.help import SECTIONS
 from prunegraph.runs.options.tools import InspectConfig, VerifyConfig
+from prunegraph.runs.parallel.machine import default_threads
 
 
 def run(arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -213,8 +213,9 @@ def test_the_plain_help_is_short_and_the_whole_one_is_not(
     _, plain, _ = run(f"{name} --help", capsys)
     _, whole, _ = run(f"{name} --help-all", capsys)
     assert "--agent." not in plain
-    assert ("--agent.swaps N " in whole) == (name in ("train", "compare"))
-    assert plain.count("\n  --") <= 30 < whole.count("\n  --") or name not in ("train", "compare")
+    assert ("--agent.swaps N " in whole) == (name in ("train", "prune", "compare"))
+    long = ("train", "prune", "compare")
+    assert plain.count("\n  --") <= 30 < whole.count("\n  --") or name not in long
     sections = re.findall(r"^(\S.*):$", plain, re.MULTILINE)
     assert sections == [section for section in (*SECTIONS, "help") if section in sections]
     assert not re.search(r"default: *(None|False|True|\(\))?\)", whole)

@@ -12,10 +12,9 @@ from prunegraph.agent.shipped import shipped_policies
 from prunegraph.core.errors import ArtefactError, ConfigError
 from prunegraph.models import WeightsInfo, build_model, save_weights, weights_info
 from prunegraph.runs.bench import Bench
-from prunegraph.runs.decide import pin_applied
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.compare import CompareConfig
-from prunegraph.runs.policies import pin_policy
+from prunegraph.runs.policies import pin_applied, pin_policy
 from prunegraph.runs.prepare import load_target
 
 LARGEST = 1 << 20

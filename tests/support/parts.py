@@ -3,7 +3,7 @@
 from typing import Any
 
 SEARCHES = ("cem", "random_search", "netadapt", "amc", "sampler", "module:factory")
-BEGINNINGS = ("untrained", "initial")
+BEGINNINGS = ("prior", "policy:given")
 
 
 def part(name: str) -> dict[str, Any]:

@@ -19,11 +19,8 @@ Metric = Literal["test_accuracy_recalibrated", "test_accuracy_finetuned"]
 AGENT = "agent"
 """The name of the trained agent's rows."""
 
-UNTRAINED = "untrained"
-"""The name of the row of the policy as it was before training: a control."""
-
-INITIAL = "initial"
-"""The name of the row of the policy that a search began with (``--policy``): a control."""
+PRIOR = "prior"
+"""The name of the row of what an untrained policy starts from, alone: a control."""
 
 SAMPLER = "sampler"
 """The name of the rows of the agent's sampler with learning rate 0: a baseline."""

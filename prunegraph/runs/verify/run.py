@@ -19,13 +19,13 @@ from prunegraph.runs.bench import Bench
 from prunegraph.runs.conclude import finetuned_mean, peak_memory
 from prunegraph.runs.finetune import load_finetuned
 from prunegraph.runs.folder import MEMBER, RunFolder, existing_run
-from prunegraph.runs.machine import num_cores
 from prunegraph.runs.measure import limited_memory
 from prunegraph.runs.options.checks import check_trusted
 from prunegraph.runs.options.compare import RunConfig
 from prunegraph.runs.options.config import NetworkConfig
 from prunegraph.runs.options.tools import VerifyConfig
 from prunegraph.runs.options.yaml_file import load_config, read_yaml
+from prunegraph.runs.parallel.machine import num_cores
 from prunegraph.runs.plan import applied_policy, make_plan, rank_of
 from prunegraph.runs.predicted_latency import predicting
 from prunegraph.runs.prepare import load_target

@@ -166,7 +166,7 @@ def test_the_table_has_the_numbers_of_the_terminal(make_findings: Make) -> None:
     for row in method_cells(findings.content):
         first = cells.index(row[0], cells.index("nets"))
         assert tuple(cells[first : first + len(row)]) == row
-    assert "agent/best (x2)" in cells
+    assert "agent (x2)" in cells
     assert "77.50 ± 3.54" in cells
 
 

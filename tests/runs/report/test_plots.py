@@ -72,10 +72,10 @@ def test_svgs_of_one_page_share_no_id_and_follow_its_colours(make_findings: Make
 
 def test_the_text_of_a_figure_holds_its_numbers(make_findings: Make) -> None:
     plots = draw(make_findings())
-    assert "agent/best: " in plots["pareto"].text
+    assert "agent: " in plots["pareto"].text
     assert "dense 90.0 %" in plots["methods"].text
     assert "50.0 % to 70.0 %" in plots["search"].text
-    assert 'aria-label="Line plots of agent/best, seed 0. ' in to_svg(plots["search"], "search")
+    assert 'aria-label="Line plots of agent, seed 0. ' in to_svg(plots["search"], "search")
 
 
 def luminance(colour: str) -> float:
@@ -144,7 +144,7 @@ def test_every_channel_is_a_cell_of_its_groups_strip(make_findings: Make) -> Non
 def test_methods_are_dots_before_and_after_the_finetune(make_findings: Make) -> None:
     axes = draw(make_findings())["methods"].figure.axes[0]
     names = [text.get_text() for text in axes.get_yticklabels()]
-    assert names == ["dense", "agent/best", "cem", "l1/uniform"]
+    assert names == ["dense", "agent", "cem", "l1/uniform"]
     dots = {
         (names[int(line.get_ydata()[0])], line.get_markerfacecolor() != "none"): x
         for line in axes.lines
@@ -155,8 +155,8 @@ def test_methods_are_dots_before_and_after_the_finetune(make_findings: Make) -> 
         {
             ("dense", False): 90,
             ("dense", True): 91,
-            ("agent/best", False): 76.5,
-            ("agent/best", True): 88,
+            ("agent", False): 76.5,
+            ("agent", True): 88,
             ("cem", False): 69,
             ("l1/uniform", False): 64,
         }

@@ -91,7 +91,7 @@ def test_controls_are_not_baselines() -> None:
 def test_what_the_policy_could_do_before_is_to_be_beaten() -> None:
     table = [row("agent", seed, 0.9, 0.9) for seed in range(5)] + [row("l1/uniform", 0, 0.5, 0.5)]
     assert judge(table, RECALIBRATED)[0] == "LEARNED"
-    for name in ("untrained", "initial"):
+    for name in ("prior", "policy:given"):
         verdict, reason = judge([*table, row(name, 0, 0.9, 0.9)], RECALIBRATED)
         assert verdict == "NOT LEARNED"
         assert f"agent minus {name}" in reason
@@ -201,9 +201,9 @@ def test_nineteen_of_twenty_intervals_hold_the_true_rank_correlation() -> None:
 
 
 def test_of_rows_with_one_mask_the_agents_are_the_pruned_networks() -> None:
-    names = ("cem", "agent/best", "control:widths/l1")
+    names = ("cem", "agent", "control:widths/l1")
     found = [dataclasses.replace(row(name, 0, 0.5, 0.5), digest="a") for name in names]
-    assert [item.name for item in pruned_rows(found, "a")] == ["agent/best"]
+    assert [item.name for item in pruned_rows(found, "a")] == ["agent"]
     assert [item.name for item in pruned_rows(found[::2], "a")] == ["cem"]
     assert pruned_rows(found, "b") == []
 

@@ -29,17 +29,17 @@ from prunegraph.evaluation.pool import Pool
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.dense import ensure_dense
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.machine import default_threads, keep_freed_memory
 from prunegraph.runs.options.compare import RunConfig
 from prunegraph.runs.options.config import (
     NetworkConfig,
     SearchOptions,
     TrainConfig,
 )
+from prunegraph.runs.parallel.machine import default_threads, keep_freed_memory
+from prunegraph.runs.parallel.ray_pool import RayPool
 from prunegraph.runs.plan import applied_policy
 from prunegraph.runs.predicted_latency import with_prediction
 from prunegraph.runs.prepare import Target, load_target
-from prunegraph.runs.ray_pool import RayPool
 from prunegraph.training.distributed import current_ranks
 
 Result = TypeVar("Result")

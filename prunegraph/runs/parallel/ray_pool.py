@@ -18,7 +18,7 @@ from prunegraph.core.errors import ConfigError, PruneGraphError, first_line
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
 from prunegraph.evaluation.evaluator import Evaluator
-from prunegraph.runs.machine import keep_freed_memory
+from prunegraph.runs.parallel.machine import keep_freed_memory
 
 POLL = 5.0
 """Seconds between two looks at the nodes while an evaluation is awaited."""

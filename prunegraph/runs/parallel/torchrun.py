@@ -20,8 +20,13 @@ from prunegraph.core.console import Console
 from prunegraph.core.errors import ConfigError, PruneGraphError
 from prunegraph.core.splits import TrainSplit
 from prunegraph.graph import copy_network
-from prunegraph.runs.machine import default_threads, keep_freed_memory, num_ranks, resolve_device
 from prunegraph.runs.options.config import CommonConfig
+from prunegraph.runs.parallel.machine import (
+    default_threads,
+    keep_freed_memory,
+    num_ranks,
+    resolve_device,
+)
 from prunegraph.tasks.image_classification import training_task
 from prunegraph.training.distributed import Ranks, current_ranks
 from prunegraph.training.loop import FinetuneConfig, finetune

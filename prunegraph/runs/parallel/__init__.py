@@ -1,0 +1,1 @@
+"""Processes that share a run: worker processes, a Ray cluster, the ranks of torchrun."""
