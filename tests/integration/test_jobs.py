@@ -158,7 +158,7 @@ def searching(words: list[str], folder: Path, **options: Any) -> "subprocess.Pop
     words = [*words, "--networks", "4000", "--workers", "2", "--out", str(folder / "run")]
     run = subprocess.Popen([sys.executable, "-m", "prunegraph", *words], **options)
     deadline = time.monotonic() + 300
-    while len(list(folder.glob("run/checkpoints/search-*.safetensors"))) < 2:
+    while len(list(folder.glob("run/checkpoints/search-*/search.safetensors"))) < 2:
         assert run.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -176,7 +176,7 @@ def test_a_worker_without_memory_is_told_in_one_line(
     assert run.returncode == 2, errors
     assert "out of memory" in errors
     assert errors.count("\n") == 1
-    for path in (tmp_path / "run").glob("checkpoints/search-*.safetensors"):
+    for path in (tmp_path / "run").glob("checkpoints/search-*/search.safetensors"):
         assert read_safetensors(path)[0]
 
 
