@@ -23,12 +23,13 @@ import numpy as np
 import torch
 from searches import begin, read_rows
 
+from prunegraph.agent.search import train_policy
+from prunegraph.agent.settings import agent_config, trained_budgets
 from prunegraph.agent.train import AgentConfig
 from prunegraph.core.console import Console
 from prunegraph.core.files import write_json
 from prunegraph.core.splits import SearchSplit
-from prunegraph.runs.agent_options import agent_config, given_policy, trained_budgets
-from prunegraph.runs.agent_search import search
+from prunegraph.runs.agent_search import agent_method
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.jobs import load_targets, make_workplace
 from prunegraph.runs.options.config import TrainConfig
@@ -58,7 +59,10 @@ class Variant:
     def agent(self, options: TrainConfig, seed: int) -> AgentConfig:
         """Return the agent's options."""
         config = agent_config(
-            options, seed, given_policy(options), trained_budgets(options, options.budget())
+            options.agent,
+            seed,
+            initial=agent_method(options).initial,
+            budgets=trained_budgets(options.budgets, options.budget()),
         )
         return dataclasses.replace(
             config,
@@ -112,17 +116,29 @@ def measure(
     if hold_out:
         images, judge = halves(images)
     place = make_workplace(changed, [with_search(target, images)], [run], console)
-    config = variant.agent(changed, seed)
-    found = search(
-        place.benches, changed, name=name, seed=seed, folder=run, console=console, config=config
-    )
+    method = agent_method(changed)
+    with console.progress(f"{name}, seed {seed}", changed.networks) as report:
+        problem = place.benches[0].problem(
+            seed=seed,
+            max_networks=changed.networks,
+            folder=run.search(name, seed),
+            progress=report,
+        )
+        found = train_policy(
+            [problem],
+            method.options,
+            shares=method.shares,
+            initial=method.initial,
+            config=variant.agent(changed, seed),
+        )
+    (result,) = found.results
     bench = dataclasses.replace(place.benches[0], target=with_search(target, judge))
-    chosen = bench.final_evaluator.evaluate(found.candidates[0].mask)
+    chosen = bench.final_evaluator.evaluate(result.channels)
     return {
         "search_accuracy": chosen.accuracy,
-        "searched_accuracy": found.candidates[0].search_accuracy,
+        "searched_accuracy": result.details["score"],
         "kl": chosen.kl,
-        "networks": found.networks_evaluated,
+        "networks": found.networks,
         "seconds": round(found.seconds, 1),
         "mean_accuracy": [round(row["accuracy"], 4) for row in found.history],
     }

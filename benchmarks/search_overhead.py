@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunegraph.agent.options import AgentOptions
+from prunegraph.agent.settings import agent_config, env_config
 from prunegraph.agent.train import train_agent
 from prunegraph.core.budget import Budget
 from prunegraph.core.masks import ChannelMask
@@ -29,9 +31,7 @@ from prunegraph.graph import analyse
 from prunegraph.graph.features import node_features
 from prunegraph.methods.criteria.taylor import measure
 from prunegraph.models import build_model
-from prunegraph.runs.agent_options import agent_config, env_config
 from prunegraph.runs.machine import keep_freed_memory
-from prunegraph.runs.options.config import SearchOptions
 from prunegraph.tasks.image_classification import image_classification
 
 
@@ -84,8 +84,7 @@ def main() -> None:
     train = TrainSplit(source, torch.arange(2000))
     search = SearchSplit(source, torch.arange(2000, 7000))
     images = image_classification(model, train=train, search=search)
-    search_options = SearchOptions()
-    config = agent_config(search_options, seed=0)
+    config = agent_config(AgentOptions(), seed=0)
     names = config.network.feature_names
     features = node_features(graph, measure(images, graph), names=names)
     evaluator = NotingEvaluator(images, graph, metric="soft_accuracy")
@@ -101,7 +100,7 @@ def main() -> None:
         evaluator=evaluator,
         budget=Budget(keep_macs=0.5),
     )
-    environment = env_config(search_options, config, seed=0)
+    environment = env_config(config)
     num_calls, evaluating = 0, 0.0
 
     def repeat_alone(_record: Mapping[str, Any]) -> None:

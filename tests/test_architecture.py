@@ -77,6 +77,13 @@ def test_no_module_imports_itself_round_a_circle() -> None:
     assert [sorted(circle) for circle in circles if "prunegraph" not in circle] == []
 
 
+def test_rules_of_one_kind_need_no_rules_of_another() -> None:
+    rules = {name: found for name, found in modules().items() if ".graph.rules." in name}
+    kinds = {name for name in rules if ".shared" not in name and not name.endswith(".table")}
+    crossing = {name: found & kinds for name, found in rules.items() if name in kinds}
+    assert {name: found for name, found in crossing.items() if found} == {}
+
+
 def test_folders_stay_small() -> None:
     counts = Counter(path.parent for path in PARSED)
     assert {str(folder): count for folder, count in counts.items() if count > MAX_FILES} == {}

@@ -11,8 +11,9 @@ import numpy as np
 
 from prunegraph.agent.adapt import NUM_DECISION_NETWORKS, adapt_to
 from prunegraph.agent.options import AgentOptions
+from prunegraph.agent.plan import check_search
 from prunegraph.agent.policies import TrainedPolicy, find_policy
-from prunegraph.agent.search import check_search, train_policy
+from prunegraph.agent.search import train_policy
 from prunegraph.agent.subject import Subject
 from prunegraph.methods.method import ChannelMethod, Problem, Result, Role
 from prunegraph.methods.registry import OTHERS, SCHEMES, SEARCHES

@@ -6,36 +6,28 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from prunegraph.agent.adapt import adapt_to
 from prunegraph.agent.clock import SearchClock
 from prunegraph.agent.distill import DistillTarget, distill
 from prunegraph.agent.options import AgentOptions
+from prunegraph.agent.plan import FINALISTS, SearchPlan, plan_search
 from prunegraph.agent.policies import TrainedPolicy
 from prunegraph.agent.settings import (
     DEFAULT_SUBSET,
-    agent_config,
     env_config,
-    num_probes,
     search_budgets,
-    trained_budgets,
 )
 from prunegraph.agent.subject import Subject, first_context
 from prunegraph.agent.train import AgentConfig, TrainingResult, train_agent
 from prunegraph.core.budget import Budget
-from prunegraph.core.errors import ConfigError
 from prunegraph.core.masks import ChannelMask, pack_bits, unpack_bits
 from prunegraph.core.outcome import Outcome
 from prunegraph.core.reading import checked
-from prunegraph.env import ChannelPruningEnv, PruningTask, cell_name, check_at_stake
+from prunegraph.env import ChannelPruningEnv, PruningTask, cell_name
 from prunegraph.evaluation.pool import Pool, PooledEvaluator, SearchEvaluator, num_threads
 from prunegraph.methods.method import Problem, Result
-from prunegraph.rewards.config import Metric
-
-FINALISTS = 8
-"""Masks that are scored on the whole search split at the end of a search, at the least."""
 
 CHECKPOINT, CLOCK = "search.safetensors", "clock.json"
 """Files of a search in the folder of its first problem."""
@@ -65,37 +57,6 @@ class Family:
     history: tuple[Mapping[str, Any], ...]
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _Plan:
-    """What a search goes by.
-
-    Attributes:
-        options: how to search.
-        config: the agent's configuration.
-        shares: of the multiply-adds that the policy is trained for, one an episode.
-        budget: the problems' own.
-        networks: that may be run for each problem.
-        adapts: whether it begins with a policy.
-    """
-
-    options: AgentOptions
-    config: AgentConfig
-    shares: Sequence[float]
-    budget: Budget
-    networks: int
-    adapts: bool
-
-    @property
-    def budgets(self) -> tuple[Budget, ...]:
-        """What the policy is trained for."""
-        return trained_budgets(self.shares, self.budget)
-
-    @property
-    def probes(self) -> int:
-        """Networks that are run for the features of each problem."""
-        return num_probes(self.shares, self.budget, adapts=self.adapts)
-
-
 def train_policy(
     problems: Sequence[Problem],
     options: AgentOptions | None = None,
@@ -121,83 +82,16 @@ def train_policy(
         config: the agent's configuration; default: that of the options.
 
     Raises:
-        PruneGraphError: as ``check_search``, or a checkpoint is of another search.
+        PruneGraphError: as ``plan.check_search``, or a checkpoint is of another search.
     """
     with num_threads(torch.get_num_threads() if pool is None else pool.threads):
-        plan = _plan(problems, options or AgentOptions(), shares, initial, config)
+        plan = plan_search(problems, options or AgentOptions(), shares, initial, config)
         return _search(problems, plan, initial, pool, events)
-
-
-def check_search(
-    problems: Sequence[Problem],
-    options: AgentOptions,
-    *,
-    shares: Sequence[float] = (),
-    initial: TrainedPolicy | None = None,
-) -> None:
-    """Say before any work what a search could not do.
-
-    Raises:
-        ConfigError: too few networks may be evaluated.
-        BudgetError: one of the budgets is out of reach, or met by the whole network.
-    """
-    for problem in problems:
-        problem.budget.check_channels()
-        graph, budget = problem.graph, problem.budget
-        if budget.max_latency is None:  # it is predicted when the layers have been timed
-            check_at_stake(problem.task.name, graph, budget)
-        for searched in trained_budgets(shares, budget):
-            zeros = np.zeros(graph.num_units, dtype=np.float32)
-            graph.project(zeros, searched.without_latency())
-    plan = _plan(problems, options, shares, initial, None)
-    env_config(plan.config, budgets=search_budgets(shares, plan.budget))
-    groups = {len(problem.graph.free_groups) for problem in problems}
-    if plan.config.per_group and len(groups) > 1:
-        msg = "--agent.granularity group takes networks of one number of groups: leave it away"
-        raise ConfigError(msg)
-    cells = len(problems) * len(plan.budgets)
-    update = options.update_size + min(cells, options.update_size)
-    least = plan.probes + FINALISTS + -(-update // len(problems))
-    if plan.networks < least:
-        msg = f"networks={plan.networks} allows no update of the policy: give at least {least}"
-        raise ConfigError(msg)
-
-
-def _plan(
-    problems: Sequence[Problem],
-    options: AgentOptions,
-    shares: Sequence[float],
-    initial: TrainedPolicy | None,
-    config: AgentConfig | None,
-) -> _Plan:
-    problem = problems[0]
-    budgets = trained_budgets(shares, problem.budget)
-    return _Plan(
-        options=options,
-        config=config
-        or agent_config(
-            options,
-            problem.seed,
-            metric=_metric(problems, options),
-            initial=initial,
-            budgets=budgets,
-        ),
-        shares=shares,
-        budget=problem.budget,
-        networks=problem.max_networks,
-        adapts=initial is not None,
-    )
-
-
-def _metric(problems: Sequence[Problem], options: AgentOptions) -> Metric:
-    """Return what rewards compare: the score, where a task's outputs are of no known classes."""
-    known = all(problem.task.search is not None for problem in problems)
-    return options.metric if known else "accuracy"
 
 
 def _search(
     problems: Sequence[Problem],
-    plan: _Plan,
+    plan: SearchPlan,
     given: TrainedPolicy | None,
     pool: Pool | None,
     events: Path | None,
@@ -242,13 +136,24 @@ def _search(
     )
 
 
+def _show(
+    problem: Problem,
+    clock: SearchClock,
+    evaluators: Sequence[SearchEvaluator],
+    record: Mapping[str, Any],
+) -> None:
+    clock.write(evaluators)
+    words = f"mean {problem.task.score_name} {record['accuracy']:.3f}"
+    _say(problem, int(record["networks"]), words)
+
+
 def _say(problem: Problem, networks: int, words: str) -> None:
     if problem.progress is not None:
         problem.progress(networks, words)
 
 
 def _origin(
-    problems: Sequence[Problem], plan: _Plan, initial: TrainedPolicy | None
+    problems: Sequence[Problem], plan: SearchPlan, initial: TrainedPolicy | None
 ) -> dict[str, Any]:
     """Return what a policy's record tells of where it comes from."""
     task = problems[0].task
@@ -303,7 +208,7 @@ def _tables(subjects: Sequence[Subject], config: AgentConfig, pool: Pool | None)
 
 def _train(
     subjects: Sequence[Subject],
-    plan: _Plan,
+    plan: SearchPlan,
     tables: Sequence[_Table],
     initial: TrainedPolicy | None,
     clock: SearchClock,
@@ -318,12 +223,6 @@ def _train(
         subset_size=None if whole else problem.subset_size or DEFAULT_SUBSET,
         budgets=search_budgets(plan.shares, plan.budget),
     )
-
-    def show(record: Mapping[str, Any]) -> None:
-        clock.write(evaluators)
-        words = f"mean {problem.task.score_name} {record['accuracy']:.3f}"
-        _say(problem, int(record["networks"]), words)
-
     return train_agent(
         [
             partial(
@@ -341,7 +240,7 @@ def _train(
         checkpoint=None if problem.folder is None else problem.folder / CHECKPOINT,
         memory=_Memory(tables[0].evaluators),
         tensorboard=events,
-        progress=show,
+        progress=partial(_show, problem, clock, evaluators),
     )
 
 
@@ -372,7 +271,7 @@ def _finalists(
     task: PruningTask,
     number: int,
     places: int,
-    plan: _Plan,
+    plan: SearchPlan,
 ) -> list[ChannelMask]:
     """Return what may win: the masks of the last and first policy, the best so far, likely ones.
 
@@ -407,7 +306,7 @@ def _best(masks: Sequence[ChannelMask], evaluator: SearchEvaluator) -> tuple[Cha
 def _distilled(
     result: TrainingResult,
     subjects: Sequence[Subject],
-    plan: _Plan,
+    plan: SearchPlan,
     given: TrainedPolicy | None,
     networks: int,
 ) -> TrainedPolicy:

@@ -10,10 +10,12 @@ class Outcome:
     """One evaluated pruned network.
 
     Attributes:
-        accuracy: top-1 in [0, 1] on the images used.
-        loss: mean cross-entropy in nats.
-        kl: mean KL divergence from the dense network's outputs in nats, or None if not measured.
-        num_images: number of images used.
+        accuracy: the score's utility on the scale of an accuracy (``Score.relative_to``), higher =
+            better; for images top-1 in [0, 1].
+        loss: mean loss, lower = better; for images the cross-entropy in nats.
+        kl: mean divergence from the dense network's outputs, or None if not measured; for images
+            KL in nats, for scores of a user's the fall of the utility.
+        num_images: number of samples used; 1 if the score looks at data of its own.
         cost: cost of the network that was evaluated.
         digest: ``ChannelMask.digest()`` of its mask.
         seconds: wall time of surgery, recalibration and evaluation.

@@ -24,8 +24,8 @@ from prunegraph.graph.graph import FrozenOp, StructureGraph
 from prunegraph.graph.proof.copies import check_copies, containers, entries
 from prunegraph.graph.proof.fixes import Fixes
 from prunegraph.graph.proof.trial import ERRORS, Forward, failing_frame, is_sound
-from prunegraph.graph.rules.copied_heads import copies_for_heads, heads_of_copies
 from prunegraph.graph.rules.recurrent import settle_recurrent
+from prunegraph.graph.rules.shared.copied_heads import copies_for_heads, heads_of_copies
 from prunegraph.graph.rules.table import RULES
 from prunegraph.graph.surgery import copy_network, drop_kept, hears_of_training, put_modes
 from prunegraph.graph.trace.calls import tensors_in

@@ -126,7 +126,7 @@ class GraphBuilder:
         return torch.from_numpy(first[wanted])
 
     def _units(self, labels: Tensor) -> IntArray:
-        """Return the class id at each position; positions of neutral labels are left out."""
+        """Return the unit at each position; positions of neutral labels are left out."""
         values = labels.numpy()
         result: IntArray = self._lookup[self.components[values[values != NEUTRAL]]]
         return result

@@ -53,9 +53,9 @@ class OpNode:
     Attributes:
         name: module path, with ``#2``, ``#3`` for further calls of the same module.
         kind: ``"conv"``, ``"linear"`` or ``"matmul"``.
-        in_units: class id at each position of the weight's input axis (per group of a grouped
+        in_units: unit at each position of the weight's input axis (per group of a grouped
             convolution); empty for a matrix product of activations.
-        out_units: class id at each position of the output channels.
+        out_units: unit at each position of the output channels.
         macs_coefficient: multiply-adds a pair of positions.
         kernel_size: taps of the kernel (1 for linear).
         stride: stride of the first spatial axis (1 for linear).
@@ -158,7 +158,7 @@ class StructureGraph:
         frozen: ``[N]`` True where the unit must stay.
         ops: M operations with multiply-adds, in order of execution.
         frozen_ops: what froze units, and why.
-        param_units: parameter or buffer name -> axis -> class id at each position of the axis.
+        param_units: parameter or buffer name -> axis -> unit at each position of the axis.
         gathers: path of each ``ChannelGather`` -> class ids of its input and output channels.
         attention: what a class of attention is, "head" or "width"; see ``analyse``.
         size_attributes: attributes of modules that surgery sets to the kept sizes.

@@ -76,7 +76,10 @@ def project(graph: "StructureGraph", scores: FloatArray, budget: Budget) -> Chan
     _check_budget(budget)
     budget.check_channels()
     if budget.max_latency is not None and graph.latency_model is None:
-        msg = "max_latency is met by measuring: use graph.costs.latency_budget.project_latency"
+        msg = (
+            "max_latency is met by measuring: use "
+            "prunegraph.graph.costs.latency_budget.project_latency"
+        )
         raise BudgetError(msg)
     keep, blocks = minimum(graph, np.asarray(scores), budget)
     _check_reachable(graph, keep, budget)

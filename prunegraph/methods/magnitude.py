@@ -15,6 +15,7 @@ from prunegraph.core.budget import Budget
 from prunegraph.core.errors import BudgetError
 from prunegraph.core.pattern import UNSTRUCTURED, Pattern
 from prunegraph.core.weight_mask import WeightMask
+from prunegraph.graph import unwrap
 from prunegraph.layerwise.weights import PrunableWeight, prunable_weights
 from prunegraph.methods.method import Kind, Problem, Result, Role
 
@@ -31,11 +32,11 @@ class Magnitude:
 
     def check(self, problem: Problem) -> None:
         """Raise BudgetError or ModelError if the network's weights cannot meet the budget."""
-        check_weights(prunable_weights(problem.task.model), problem.budget)
+        check_weights(prunable_weights(unwrap(problem.task.model)), problem.budget)
 
     def prune(self, problem: Problem) -> Result:
         """Choose the mask; runs no network."""
-        return Result(mask=magnitude_mask(problem.task.model, problem.budget))
+        return Result(mask=magnitude_mask(unwrap(problem.task.model), problem.budget))
 
 
 def check_weights(weights: Mapping[str, PrunableWeight], budget: Budget) -> Pattern:
@@ -85,10 +86,7 @@ def magnitude_mask(model: nn.Module, budget: Budget) -> WeightMask:
         return WeightMask(keep, pattern)
     sizes = {name: weight.size for name, weight in weights.items()}
     zeros = divide_zeros(sizes, budget.sparsity or 0.0)
-    keep = {
-        name: _largest(score.reshape(1, -1), score.numel() - zeros[name]).reshape(score.shape)
-        for name, score in scores.items()
-    }
+    keep = {name: _largest(score, score.numel() - zeros[name]) for name, score in scores.items()}
     return WeightMask(keep, pattern)
 
 
@@ -113,13 +111,24 @@ def divide_zeros(sizes: Mapping[str, int], sparsity: float) -> dict[str, int]:
     return zeros
 
 
+def _largest(scores: Tensor, count: int) -> Tensor:
+    """Return booleans of the same shape that mark the ``count`` largest; of equal ones the first.
+
+    NaN counts as infinite.
+    """
+    if count == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    flat = scores.flatten().to(torch.promote_types(scores.dtype, torch.float32))
+    flat = flat.nan_to_num(nan=torch.inf, posinf=torch.inf)
+    least = flat.kthvalue(len(flat) - count + 1).values
+    keep = flat > least
+    keep[(flat == least).nonzero().flatten()[: count - int(keep.sum())]] = True
+    return keep.reshape(scores.shape)
+
+
 def _largest_of_groups(scores: Tensor, pattern: Pattern) -> Tensor:
     """Return ``[outputs, inputs]`` booleans: the largest n of each m consecutive inputs."""
     groups = scores.reshape(-1, pattern.group)
-    return _largest(groups, pattern.num_kept).reshape(scores.shape)
-
-
-def _largest(scores: Tensor, count: int) -> Tensor:
-    """Return booleans that mark the ``count`` largest of each row; of equal ones the first."""
-    order = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
-    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, True)
+    order = groups.argsort(dim=1, descending=True, stable=True)[:, : pattern.num_kept]
+    keep = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, order, True)
+    return keep.reshape(scores.shape)

@@ -11,6 +11,7 @@ from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.methods.method import Method
 from prunegraph.methods.registry import (
     CONTROL_CRITERIA,
+    METHODS,
     baseline_names,
     control_widths,
     make_method,
@@ -26,7 +27,7 @@ from prunegraph.runs.store import Candidate, CandidateStore, add_found
 
 def check_names(names: Sequence[str]) -> None:
     """Raise ConfigError for a name that no method has, or that needs what is not installed."""
-    valid = (*baseline_names(), SAMPLER)
+    valid = (*baseline_names(), SAMPLER, *METHODS)
     unknown = [name for name in names if name not in valid and not is_factory(name)]
     if unknown:
         near = suggest(unknown[0], valid)

@@ -180,6 +180,9 @@ def common_details(bench: Bench, outcome: Outcome, metric: Metric) -> dict[str, 
     target, dataset = bench.target, bench.target.dataset
     splits = {"train": dataset.train, "search": dataset.search, "test": dataset.test}
     return {
+        "task": target.task.kind,
+        "score_name": target.task.score_name,
+        "higher_is_better": target.task.higher_is_better,
         "verdict_metric": metric,
         "repaired": outcome.repaired,
         "dense_widths": target.graph.group_widths(target.graph.dense_mask()),

@@ -145,7 +145,7 @@ def candidate_row(
     All rows are measured in this process: the last digits depend on the number of threads.
     """
     graph = measured.bench.target.graph
-    cost = graph.cost(candidate.mask)
+    cost, recalibrated = graph.cost(candidate.mask), measured.test(candidate.mask)
     return MethodRow(
         name=candidate.name,
         role=candidate.role,
@@ -155,7 +155,7 @@ def candidate_row(
         macs=cost.macs,
         params=cost.params,
         search_accuracy=measured.search(candidate.mask),
-        test_accuracy_recalibrated=measured.test(candidate.mask),
+        test_accuracy_recalibrated=recalibrated,
         test_accuracy_finetuned=finetuned,
         networks_evaluated=candidate.networks_evaluated,
         digest=candidate.mask.digest(),
@@ -163,6 +163,7 @@ def candidate_row(
         cell=None if cell is None else cell.folder,
         seconds=round(candidate.seconds, 1) if candidate.seconds else None,
         memory=limited_memory(graph, candidate.mask, measured.bench.budget),
+        score=recalibrated if finetuned is None else finetuned,
     )
 
 
@@ -185,6 +186,7 @@ def dense_row(measured: Measured, finetuned: float | None, cell: Finetune) -> Me
         finetune_seed=cell.seed,
         cell=cell.folder,
         memory=limited_memory(graph, graph.dense_mask(), measured.bench.budget),
+        score=measured.test(None) if finetuned is None else finetuned,
     )
 
 

@@ -247,9 +247,11 @@ def load_target(config: NetworkConfig, budget: Budget | None = None) -> Target:
     graph = analyse(model, example_inputs, attention=config.attention)
     layout = layout_of(model)
     model = place(model, device, example_inputs)
-    check_network(arch, graph)
     check_outputs(arch, model, example_inputs, dataset.num_classes)
-    if budget is not None:
+    channels = budget is None or budget.kind == "channels"
+    if channels:
+        check_network(arch, graph)
+    if channels and budget is not None:
         graph.project(torch.zeros(graph.num_units).numpy(), budget.without_latency())
     return Target(
         arch=arch,

@@ -114,19 +114,26 @@ def prune(
     )
     untimed = context.problem(budget.without_latency(), max_networks=networks)
     chosen.check(replace(untimed, budget=budget))
+    checkpoint = None if checkpoint is None else Path(checkpoint)
+    logs: list[OutcomeLog] = []
     if checkpoint is not None:
         identity = _identity(task, chosen, budget, seed, attention, reconstruct)
-        checkpoint = Path(checkpoint)
-        log = _log(checkpoint, identity)
-        context = replace(context, unlabelled_log=OutcomeLog(checkpoint / PRIORS, identity))
-    else:
-        log = None
+        logs = [_log(checkpoint, identity), OutcomeLog(checkpoint / PRIORS, identity)]
+        context = replace(context, unlabelled_log=logs[1])
     if budget.max_latency is not None and chosen.searches:
         context = replace(context, structure=_predicting(task, graph, budget, checkpoint))
     problem = context.problem(
-        budget, max_networks=networks, log=log, folder=checkpoint, progress=progress
+        budget,
+        max_networks=networks,
+        log=logs[0] if logs else None,
+        folder=checkpoint,
+        progress=progress,
     )
-    result = chosen.prune(problem)
+    try:
+        result = chosen.prune(problem)
+    finally:  # an interrupted search goes on from its last network
+        for log in logs:
+            log.write()
     return _finished(problem, chosen, result, reconstruct=reconstruct)
 
 

@@ -32,7 +32,7 @@ from prunegraph.runs.folder import RunFolder, open_run, slug
 from prunegraph.runs.jobs import Jobs, Workplace, load_targets, make_workplace
 from prunegraph.runs.measure import settle
 from prunegraph.runs.options.compare import CompareConfig, RunConfig
-from prunegraph.runs.options.config import SearchOptions
+from prunegraph.runs.options.config import PruneConfig, SearchOptions
 from prunegraph.runs.plan import (
     APPLIED,
     Plan,
@@ -49,6 +49,7 @@ from prunegraph.runs.report.page import show_finished
 from prunegraph.runs.report.report import SearchResult
 from prunegraph.runs.report.verdict import SAMPLER, UNTRAINED, verdict_line
 from prunegraph.runs.store import CandidateStore, choose
+from prunegraph.runs.weights import run_weights, show_weights
 
 
 def run_plan(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -61,6 +62,9 @@ def run_plan(config: RunConfig, console: Console) -> dict[str, Any]:
     check_run(plan, config, targets)
     folder = open_run(config, config.out, run_name(config, targets))
     members = member_folders(folder, targets)
+    weights = config.budget().kind == "weights"
+    if folder.finished and weights:
+        return show_weights(folder, console)
     if folder.finished:
         return show_finished(config, members, [target.graph for target in targets], console)
     with folder.started(config):
@@ -72,6 +76,8 @@ def run_plan(config: RunConfig, console: Console) -> dict[str, Any]:
         place = make_workplace(config, targets, members, console)
         for bench in place.benches:
             warn_of_network(bench, console)
+        if isinstance(config, PruneConfig) and weights:
+            return run_weights(config, place.benches[0], folder, console)
         with Jobs(config, place) as jobs:
             if isinstance(config, CompareConfig):
                 say_duration(place.benches[0], config, jobs.num_workers, console)
@@ -96,6 +102,8 @@ def run_plan(config: RunConfig, console: Console) -> dict[str, Any]:
 def check_run(plan: Plan, config: RunConfig, targets: Sequence[Target]) -> None:
     """Raise an error if a method, the agent or a fine-tune could not do its work: before any."""
     benches = [Bench(target=target, options=config, seed=config.seed) for target in targets]
+    if plan.agent is not None:
+        config.budget().check_channels()
     if isinstance(config, SearchOptions):
         if config.ray is not None:
             load_ray()

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from prunegraph.agent.adapt import STRENGTHS, Case, adapt
 from prunegraph.agent.distill import with_strength
 from prunegraph.agent.network import NetworkConfig, PruningNetwork
 from prunegraph.agent.policies import TrainedPolicy
+from prunegraph.agent.subject import first_context
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import BudgetError
 from prunegraph.core.masks import ChannelMask, FloatArray
@@ -14,8 +16,6 @@ from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.features import FEATURE_NAMES
 from prunegraph.graph.pyg import to_pyg
 from prunegraph.models import build_model
-from prunegraph.agent.adapt import STRENGTHS, Case, adapt
-from prunegraph.agent.subject import first_context
 
 BUDGET = Budget(keep_macs=0.5)
 
@@ -49,7 +49,9 @@ def test_half_of_a_policy_lies_between_its_prior_and_all_of_it(
 ) -> None:
     start = features[:, FEATURE_NAMES.index("start")]
     whole = scores(policy, graph, features)
-    half, none = (scores(with_strength(policy, strength), graph, features) for strength in (0.5, 0.0))
+    half, none = (
+        scores(with_strength(policy, strength), graph, features) for strength in (0.5, 0.0)
+    )
     np.testing.assert_allclose(half, (whole + start) / 2.0, atol=1e-5)
     np.testing.assert_allclose(none, start, atol=1e-6)
     np.testing.assert_array_equal(scores(policy, graph, features), whole)

@@ -295,11 +295,11 @@ def test_a_graph_of_another_network_is_refused(
 
 
 def test_a_mask_of_another_graph_is_refused(mixed: nn.Module, mixed_graph: StructureGraph) -> None:
-    with pytest.raises(MaskError, match="the mask holds 3 classes"):
+    with pytest.raises(MaskError, match="the mask holds 3 units"):
         apply_mask(mixed, mixed_graph, ChannelMask(np.ones(3, dtype=bool)))
     keep = np.ones(mixed_graph.num_units, dtype=bool)
     keep[mixed_graph.frozen] = False
-    with pytest.raises(MaskError, match="frozen classes"):
+    with pytest.raises(MaskError, match="frozen units"):
         zero_mask(mixed, mixed_graph, ChannelMask(keep))
 
 

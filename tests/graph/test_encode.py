@@ -28,9 +28,7 @@ def permute(graph: StructureGraph, new: IntArray) -> StructureGraph:
     ]
     return dataclasses.replace(
         graph,
-        groups=tuple(
-            dataclasses.replace(group, classes=new[group.units]) for group in graph.groups
-        ),
+        groups=tuple(dataclasses.replace(group, units=new[group.units]) for group in graph.groups),
         group_of=graph.group_of[order],
         frozen=graph.frozen[order],
         ops=tuple(
@@ -89,7 +87,7 @@ def test_each_relation_joins_what_it_says(spec: str) -> None:
     num_channels = graph.num_units
     reads, writes = set(), set()
     for position, op in enumerate(graph.ops):
-        inputs = op.read_classes
+        inputs = op.read_units
         reads |= {(int(index), num_channels + position) for index in inputs}
         writes |= {(num_channels + position, int(index)) for index in op.out_units}
     assert edges["reads"] == reads

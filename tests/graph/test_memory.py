@@ -127,7 +127,7 @@ def test_the_oracle_can_fail() -> None:
     assert graph.memory_model is not None
     shorter = [
         Storage(
-            bytes_per_position=s.bytes_per_position, classes=s.units[1:], born=s.born, died=s.died
+            bytes_per_position=s.bytes_per_position, units=s.units[1:], born=s.born, died=s.died
         )
         for s in graph.memory_model.storages
     ]

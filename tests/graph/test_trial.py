@@ -96,7 +96,7 @@ def test_a_channel_that_the_forward_names_stays(between: Callable[[Net, Tensor],
 
 def test_each_class_is_removed_once_and_sizes_of_neighbours_differ() -> None:
     groups = [
-        Group(name="", classes=np.arange(8) + 8 * i, members=(), frozen=None) for i in range(20)
+        Group(name="", units=np.arange(8) + 8 * i, members=(), frozen=None) for i in range(20)
     ]
     for seed in range(10):
         parts = _parts(groups, np.random.default_rng(seed))
@@ -129,7 +129,7 @@ def test_sizes_of_groups_that_are_far_apart_differ_too(width: int, layers: int) 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_the_minimum_of_a_small_group_stays(size: int) -> None:
-    group = Group(name="", classes=np.arange(size), members=(), frozen=None)
+    group = Group(name="", units=np.arange(size), members=(), frozen=None)
     for part in _parts([group], np.random.default_rng(0))[0]:
         assert len(part) <= size - 1
 

@@ -61,6 +61,7 @@ from prunegraph.runs.report.page import read_findings
 from prunegraph.runs.report.plots import _search, settle
 from prunegraph.runs.report.report import machine, methods_table, read_report, read_rows
 from prunegraph.runs.store import Candidate, CandidateStore, read_masks, write_masks
+from prunegraph.tasks.image_classification import training_task
 from prunegraph.training.loop import FinetuneConfig, Watch, finetune
 from support.parts import part
 from support.toy_env import TOY_FEATURE_NAMES, ToyPruningEnv, toy_graphs
@@ -180,11 +181,12 @@ def agent_case(folder: Path) -> Case:
 
 
 def finetune_case(folder: Path) -> Case:
-    path, train = folder / "finetune.safetensors", load_dataset("digits").train.sample(64, 0)
+    path = folder / "finetune.safetensors"
+    task = training_task(network(), load_dataset("digits").train.sample(64, 0))
     config = FinetuneConfig(epochs=1, batch_size=32)
 
     def read(watch: Watch | None = None) -> None:
-        finetune(network(), train, config, seed=0, checkpoint=path, watch=watch)
+        finetune(network(), task, config, seed=0, checkpoint=path, watch=watch)
 
     def stop(*_: float) -> None:
         raise KeyboardInterrupt
@@ -355,7 +357,7 @@ def cases(
 
 NAMES = (
     *("weights", "weights_json", "weights_pth", "recipe", "pruned", "policy_json", "policy"),
-    *("report", "history", "options", "candidates", "masks", "clock", "scores"),
+    *("report", "history", "options", "candidates", "masks", "clock"),
     *("outcomes", "latency", "measured", "decision", "accuracy", "finished"),
     *("agent_checkpoint", "finetune_checkpoint", "tar"),
     *("png", "jpeg", "bmp", "tiff", "webp", "ppm"),

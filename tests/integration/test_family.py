@@ -7,25 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import prunegraph as pg
+from prunegraph.agent import search
+from prunegraph.agent.adapt import TRIED_PRIORS
+from prunegraph.agent.method import AppliedPolicy
 from prunegraph.agent.network import NetworkConfig, PruningNetwork
 from prunegraph.agent.policies import TrainedPolicy, load_policy, save_policy
 from prunegraph.cli.main import main
-from prunegraph.core.errors import DataError
 from prunegraph.core.masks import ChannelMask
 from prunegraph.data import load_dataset
-from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.methods.prior import MEAN, NUM_PRIORS, PRIORS
 from prunegraph.models import build_model, load_weights
-from prunegraph.runs import agent_search as search
-from prunegraph.runs import prune as api
-from prunegraph.runs.adapt import TRIED_STARTS
-from prunegraph.runs.store import Candidate
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -87,8 +83,8 @@ def test_a_policy_is_applied_to_a_third_width_and_depth_in_a_fresh_process(
     report = json.loads(done.stdout)
     assert report["arch"] == "digits_resnet14_w6"
     assert 0.39 < report["pruned"]["macs"] / report["dense"]["macs"] <= 0.4
-    assert report["search"]["networks_evaluated"] == NUM_PRIORS + 2 * TRIED_STARTS
-    assert f"decide: {NUM_PRIORS + 2 * TRIED_STARTS}/" in done.stderr
+    assert report["search"]["networks_evaluated"] == NUM_PRIORS + 2 * TRIED_PRIORS
+    assert f"decide: {NUM_PRIORS + 2 * TRIED_PRIORS}/" in done.stderr
     assert report["decision"]["start"] in (*PRIORS, MEAN)
     tried = report["decision"]["divergence"]
     best = min(tried, key=lambda share: float(f"{tried[share]:.4g}"))
@@ -104,9 +100,9 @@ def test_a_search_for_other_budgets_has_finalists_at_its_own(
     finalists: list[Sequence[ChannelMask]] = []
     best = search._best
 
-    def note(name: str, seed: int, masks: Sequence[ChannelMask], *rest: Any) -> Candidate:
+    def note(masks: Sequence[ChannelMask], evaluator: Any) -> Any:
         finalists.append(masks)
-        return best(name, seed, masks, *rest)
+        return best(masks, evaluator)
 
     monkeypatch.setattr(search, "_best", note)
     words = ["train", "--weights", str(family / "dense.safetensors"), *SMALL]
@@ -140,50 +136,6 @@ def test_a_search_goes_on_from_a_trained_policy(family: Path, tmp_path: Path) ->
     assert rows["agent/best"] >= rows["initial"]  # what it began with may win too
 
 
-@pytest.mark.parametrize("shape", [(4, 3, 8, 8), (4, 64)])
-def test_calibration_images_of_another_shape_are_one_clear_error(
-    family: Path, shape: tuple[int, ...]
-) -> None:
-    model = build_model("digits_resnet8_w4", num_classes=10, image_shape=(1, 8, 8))
-    with pytest.raises(DataError, match=r"not images \[b, 1, h, w\]"):
-        pg.prune(
-            model,
-            torch.randn(1, 1, 8, 8),
-            policy=family,
-            keep_macs=0.5,
-            calibration_data=[torch.randn(shape)],
-        )
-
-
-@pytest.mark.parametrize(("num_images", "shared"), [(100, 0), (150, 44), (300, 256)])
-def test_masks_are_compared_on_other_images_than_those_that_calibrate(
-    num_images: int, shared: int, family: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dataset = load_dataset("digits")
-    model = build_model("digits_resnet8_w4", num_classes=10, image_shape=(1, 8, 8)).eval()
-    made = []
-
-    def capture(*arguments: Any, **named: Any) -> Evaluator:
-        made.append(Evaluator(*arguments, **named))
-        return made[-1]
-
-    monkeypatch.setattr(api, "Evaluator", capture)
-    images = [next(dataset.train.batches(256))[0]]
-    result = pg.prune(
-        model,
-        images[0][:1],
-        policy=family,
-        keep_macs=0.5,
-        calibration_data=images,
-        num_images=num_images,
-    )
-    (used,) = made
-    calibrates, compares = ({*split.index.tolist()} for split in (used.calibration, used.search))
-    assert len(calibrates) == len(compares) == min(num_images, 256)
-    assert len(calibrates & compares) == shared
-    assert result.report["calibration_images"] == min(num_images, 256)
-
-
 def test_pruning_in_one_call_follows_the_policy(family: Path, tmp_path: Path) -> None:
     dataset = load_dataset("digits")
     model = build_model("digits_resnet8_w4", num_classes=10, image_shape=(1, 8, 8)).eval()
@@ -191,10 +143,10 @@ def test_pruning_in_one_call_follows_the_policy(family: Path, tmp_path: Path) ->
     before = {name: value.clone() for name, value in model.state_dict().items()}
     images, labels = next(dataset.train.batches(256))
     loader = DataLoader(TensorDataset(images, labels), batch_size=64)
-    result = pg.prune(
-        model, images[:1], policy=family, keep_macs=0.5, calibration_data=loader, num_images=256
-    )
+    task = pg.tasks.image_classification(model, train=loader, num_images=128)
+    result = pg.prune(task, f"policy:{family}", pg.Budget(keep_macs=0.5))
     assert result.report["pruned"]["macs"] <= 0.5 * result.report["dense"]["macs"]
+    assert result.report["networks_evaluated"] == NUM_PRIORS + 2 * TRIED_PRIORS
     assert result.model(images[:2]).shape == (2, 10)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     trained = load_policy(family)
@@ -204,7 +156,5 @@ def test_pruning_in_one_call_follows_the_policy(family: Path, tmp_path: Path) ->
         for parameter in shuffled.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
     save_policy(tmp_path, TrainedPolicy(shuffled.eval(), trained.record))
-    other = pg.prune(
-        model, images[:1], policy=tmp_path, keep_macs=0.5, calibration_data=[images, images]
-    )
-    assert not np.array_equal(other.mask.keep, result.mask.keep)
+    other = pg.prune(task, AppliedPolicy(tmp_path), pg.Budget(keep_macs=0.5))
+    assert other.mask != result.mask

@@ -10,10 +10,10 @@ from typing import Any, cast
 import pytest
 import torch
 
+from prunegraph.agent import search
 from prunegraph.cli.main import main
 from prunegraph.core.errors import ConfigError
 from prunegraph.evaluation.evaluator import Evaluator
-from prunegraph.runs import agent_search as search
 from prunegraph.runs import ray_pool
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,18 +3,19 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 
+from prunegraph.agent import search
 from prunegraph.agent.options import AgentOptions
 from prunegraph.cli.main import main
 from prunegraph.core.console import Console
 from prunegraph.core.errors import ConfigError
-from prunegraph.runs import agent_search as search
-from prunegraph.runs.agent_search import SearchRun
+from prunegraph.runs.agent_search import SearchRun, agent_method, search_job
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.dense import warn_of_network
 from prunegraph.runs.folder import RunFolder
@@ -46,15 +47,8 @@ def searched(
 
     patch.setattr(search, "_show", counted)
     with Jobs(options, place) as jobs:
-        return search.search(
-            place.benches,
-            options,
-            name="agent/best",
-            seed=0,
-            folder=folder,
-            console=place.console,
-            pool=jobs._pool(),
-        )
+        place = replace(place, pool=jobs._pool())
+        return search_job(place, agent_method(options), "agent/best", options.networks, 0)
 
 
 @pytest.mark.slow
@@ -86,8 +80,8 @@ def test_masks_that_come_again_after_a_resume_are_not_counted_twice(
         searched(options, cut, 10, patch)
     with pytest.MonkeyPatch.context() as patch:
         again = searched(options, cut, None, patch)
-    assert whole.networks_evaluated == again.networks_evaluated
-    assert list(whole.history) == list(again.history)
+    assert whole.found.networks == again.found.networks
+    assert list(whole.found.history) == list(again.found.history)
     assert whole.candidates[0].mask == again.candidates[0].mask
 
 

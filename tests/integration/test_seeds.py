@@ -9,8 +9,8 @@ import pytest
 
 from prunegraph.cli.main import main
 from prunegraph.core.masks import FloatArray
+from prunegraph.methods import context as context_module
 from prunegraph.methods.criteria.taylor import measure
-from prunegraph.runs import bench as bench_module
 from prunegraph.runs.bench import Bench
 from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.prepare import load_target
@@ -25,20 +25,21 @@ def bench(weights: Path) -> Bench:
 
 
 def test_another_seed_measures_other_images_and_judges_masks_alike(bench: Bench) -> None:
-    other = bench.with_statistics(1)
-    assert not np.allclose(other.statistics["taylor"], bench.statistics["taylor"])
-    assert other.start(bench.budget).divergence != bench.start(bench.budget).divergence
-    mask = bench.project(bench.statistics["l1"], bench.budget)
-    assert other.evaluator().evaluate(mask).loss == bench.evaluator().evaluate(mask).loss
-    assert other.reconstruction is bench.reconstruction
-    assert other.quick_reconstruction is bench.quick_reconstruction is not None
+    own, other = (bench.problem(seed=seed) for seed in (0, 1))
+    assert not np.allclose(other.statistics["taylor"], own.statistics["taylor"])
+    assert other.priors()[0].divergence != own.priors()[0].divergence
+    mask = own.project(own.statistics["l1"])
+    assert other.evaluator.evaluate(mask).loss == own.evaluator.evaluate(mask).loss
+    assert other.evaluator.reconstruction is own.evaluator.reconstruction
+    quick = own.evaluator.quick_reconstruction
+    assert other.evaluator.quick_reconstruction is quick is not None
 
 
 def test_the_seed_of_the_run_measures_what_the_run_measures(bench: Bench) -> None:
-    assert bench.with_statistics(0) is bench
-    other = bench.with_statistics(1)
-    assert other.with_statistics(1) is bench.with_statistics(1) is other
-    assert other.with_statistics(0) is bench
+    assert bench.problem(seed=0).statistics is bench.context.statistics
+    other = bench.problem(seed=1)
+    assert other.statistics is bench.problem(seed=1).statistics
+    assert other.unlabelled is bench.problem(seed=1).unlabelled
 
 
 def test_every_search_of_a_comparison_has_a_start_of_its_own(
@@ -50,7 +51,7 @@ def test_every_search_of_a_comparison_has_a_start_of_its_own(
         measured.append(seed)
         return measure(*networks, seed=seed, **options)
 
-    monkeypatch.setattr(bench_module, "measure", noted)
+    monkeypatch.setattr(context_module, "measure", noted)
     words = [
         *("compare", "--weights", str(weights), "--methods", "cem", "sampler", "l1/uniform"),
         *("--seeds", "2", "--networks", "24", "--agent.update-size", "4", "--agent.subset", "64"),

@@ -10,12 +10,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from prunegraph.agent.method import AgentSearch
 from prunegraph.core.budget import Budget
 from prunegraph.core.splits import SearchSplit, TrainSplit
 from prunegraph.core.task import Task
 from prunegraph.data import load_dataset
 from prunegraph.graph import analyse
+from prunegraph.methods.allocation import ALLOCATIONS
 from prunegraph.methods.context import Context
+from prunegraph.methods.criteria.registry import CRITERIA
 from prunegraph.methods.custom import CustomMethod
 from prunegraph.methods.method import Method, Problem, Result
 from prunegraph.methods.registry import (
@@ -41,11 +44,18 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "cem": TASKS,
     "netadapt": TASKS,
     "amc": TASKS,
+    "agent": TASKS,
+    "sampler": TASKS,
     "prior": TASKS,
     **dict.fromkeys(TORCH_PRUNING, ("cnn",)),
-    **dict.fromkeys(heuristics(), TASKS),
+    **dict.fromkeys(heuristics(), ("cnn",)),
+    **dict.fromkeys((f"{criterion}/uniform" for criterion in CRITERIA), TASKS),
+    **dict.fromkeys((f"taylor/{allocation}" for allocation in ALLOCATIONS), TASKS),
 }
 """Method -> the tasks that it serves. Those of single weights: ``test_weight_conformance.py``."""
+
+NETWORKS = {"agent": 48, "sampler": 48}
+"""Networks of methods that cannot do with fewer."""
 
 
 class Patches(nn.Module):
@@ -95,7 +105,6 @@ def context(name: str) -> Context:
         num_calibration=64,
         reconstruct=name == "cnn",
         layer_by_layer=False,
-        metric="accuracy",
         subset_size=64,
     )
 
@@ -115,6 +124,7 @@ class TestMethods(OnToys):
     )
     def _choose(self, request: pytest.FixtureRequest) -> None:
         self.chosen, self.task = request.param
+        self.max_networks = NETWORKS.get(self.chosen, self.max_networks)
         if self.chosen in TORCH_PRUNING:
             pytest.importorskip("torch_pruning")
 
@@ -125,9 +135,15 @@ class TestMethods(OnToys):
         assert self.make_method().name == self.chosen
 
 
+class TestAppliedPolicy(OnToys):
+    def make_method(self) -> Method:
+        return make_method("policy:resnet-cifar")
+
+
 def test_every_registered_method_has_a_row() -> None:
     weights = {name for name in METHODS if make_method(name).kind == "weights"}
     assert {*ROWS} == {*METHODS} - weights
+    assert METHODS["agent"] is AgentSearch  # which registers itself
 
 
 class TestGivenWidths(OnToys):

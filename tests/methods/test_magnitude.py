@@ -149,6 +149,19 @@ def test_other_budgets_are_refused(budget: Budget, message: str) -> None:
         magnitude_mask(mlp(), budget)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_ties_and_odd_numbers_do_not_change_the_count(dtype: torch.dtype) -> None:
+    layer = nn.Linear(16, 16, dtype=dtype)
+    layer.weight.data.copy_(torch.randint(-3, 4, (16, 16)))
+    layer.weight.data[3, :3] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    for sparsity in (0.0, 0.3, 0.5, 0.9, 0.999):
+        bits = magnitude_mask(layer, Budget(sparsity=sparsity)).keep["weight"].flatten()
+        values = layer.weight.detach().abs().double().nan_to_num(nan=torch.inf).flatten()
+        assert int((~bits).sum()) == round(sparsity * 256)
+        first = values.argsort(descending=True, stable=True)[: int(bits.sum())]
+        assert bool(bits[first].all())
+
+
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=12), st.floats(0.0, 0.999))
 def test_zeros_are_divided_by_largest_remainders(sizes: list[int], sparsity: float) -> None:
     layers = {str(index): size for index, size in enumerate(sizes)}

@@ -240,7 +240,14 @@ def test_a_method_that_does_not_search_meets_a_latency_on_the_clock(
 
 
 @pytest.mark.parametrize("method", ["cem", "agent"])
-@pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
+@pytest.mark.parametrize(
+    "share",
+    [
+        pytest.param(0.05, marks=pytest.mark.slow),
+        0.5,
+        pytest.param(0.9, marks=pytest.mark.slow),
+    ],
+)
 def test_a_search_that_is_killed_between_two_networks_runs_none_again(
     trained: Any, tmp_path: Path, share: float, method: str
 ) -> None:
@@ -378,7 +385,7 @@ def test_single_weights_become_zero_in_place(trained: Any) -> None:
             *(HALF, 41, ConfigError, "networks=41 .* give at least 42"),
         ),
         ("agent", pg.Budget(keep_macs=0.001), 400, BudgetError, "keep_macs=0.001"),
-        ("agent", pg.Budget(keep_macs=1.0), 400, BudgetError, "nothing is to be pruned"),
+        ("agent", pg.Budget(max_memory=10**9), 400, BudgetError, "nothing is to be pruned"),
         ("agent", pg.Budget(sparsity=0.5), 400, BudgetError, "single weights"),
         ("policy:resnet-cifar", pg.Budget(keep_macs=0.001), 400, BudgetError, "keep_macs=0.001"),
         ("policy:resnet-imagenet", HALF, 400, ArtefactError, "comes with the package: resnet-"),
@@ -387,7 +394,12 @@ def test_single_weights_become_zero_in_place(trained: Any) -> None:
     ],
 )
 def test_what_cannot_be_is_one_line_before_any_work(
-    method: Any, budget: pg.Budget, networks: int, error: type[Exception], message: str, trained: Any
+    method: Any,
+    budget: pg.Budget,
+    networks: int,
+    error: type[Exception],
+    message: str,
+    trained: Any,
 ) -> None:
     score = Counted(trained[1][-1])
     with pytest.raises(error, match=message) as caught:
@@ -450,5 +462,5 @@ def test_a_method_of_the_users_own_needs_only_prune() -> None:
         def prune(self, problem: Problem) -> Result:
             return Result(mask=problem.graph.dense_mask())
 
-    with pytest.raises(ConfigError, match="mine.*over the budget"):
+    with pytest.raises(ConfigError, match=r"mine.*over the budget"):
         pg.prune(task, Greedy(), HALF)

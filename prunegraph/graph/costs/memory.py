@@ -24,7 +24,7 @@ class Storage:
 
     Attributes:
         bytes_per_position: bytes of one entry of ``units``.
-        units: class id at each position, ``ALWAYS`` where no mask removes it.
+        units: unit at each position, ``ALWAYS`` where no mask removes it.
         born: the operation that allocates it; -1 for the network's inputs.
         died: the first operation before which it is freed.
     """

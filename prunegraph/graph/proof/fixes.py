@@ -88,7 +88,7 @@ class Fixes:
                 break
         else:
             while (attempt := tried(graph)).failure is not None:
-                # ends: each round freezes classes, or uses up a fix
+                # ends: each round freezes units, or uses up a fix
                 if subject is not self._model and not is_sound(subject, run):
                     subject, bolder = self._model, None
                 elif not self.apply(attempt.failure, graph, least=attempt.least):

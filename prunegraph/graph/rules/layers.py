@@ -5,70 +5,23 @@ from math import prod
 import torch
 from torch import Tensor
 
-from prunegraph.graph.rules.attention import NO_AXIS, activation_product, record_product
-from prunegraph.graph.rules.constants import freeze_if_constant
-from prunegraph.graph.rules.copied_heads import SHARED
-from prunegraph.graph.trace.labels import NEUTRAL, along, is_neutral, neutral, varying_axes
+from prunegraph.graph.rules.shared.constants import freeze_if_constant
+from prunegraph.graph.rules.shared.copied_heads import SHARED
+from prunegraph.graph.rules.shared.products import NO_AXIS, activation_product, record_product
+from prunegraph.graph.rules.shared.tokens import keep_tokens, mix_tokens, mixes_tokens
+from prunegraph.graph.rules.shared.weights import record_linear, tie_parameter
+from prunegraph.graph.trace.labels import NEUTRAL, along, is_neutral, varying_axes
 from prunegraph.graph.trace.recorder import LabelRecorder, OpCall
-from prunegraph.graph.trace.recording import RecordedOp
 
 GROUPED_BYTES = 16
 """What the strides of a grouped product must be multiples of."""
-
-
-def tie_parameter(recorder: LabelRecorder, tensor: Tensor | None, channels: Tensor) -> None:
-    """Unite a 1-D parameter (or buffer) with the channels."""
-    if tensor is None:
-        return
-    labels = recorder.axis_labels(tensor, 0)
-    recorder.store.unite(recorder.labels_of(tensor) if labels is None else labels, channels)
-
-
-def mixes_tokens(recorder: LabelRecorder, labels: Tensor, axis: int) -> bool:
-    """Return whether channels lie along other axes than the one that a layer mixes or scales.
-
-    What was made of a stored table alone has none yet: it may vary along tokens.
-    """
-    varying = varying_axes(labels)
-    if labels.shape[axis] == 1 or not varying or axis % labels.ndim in varying:
-        return False
-    return not recorder.is_raw(labels)
-
-
-def _keep_tokens(recorder: LabelRecorder, call: OpCall, *parameters: Tensor | None) -> None:
-    """Keep parameters whole that lie along tokens."""
-    for tensor in parameters:
-        for axis in range(0 if tensor is None else tensor.ndim):
-            assert tensor is not None
-            labels = recorder.channels(tensor, axis)
-            if labels is not None:
-                recorder.store.freeze(labels, recorder.cause(call, "lies along tokens"))
-
-
-def _mix_tokens(
-    recorder: LabelRecorder,
-    call: OpCall,
-    axis: int,
-    source: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-) -> None:
-    """A layer over tokens (MLP-Mixer's): what it makes of a channel is of that channel alone.
-
-    Its weight stays whole, and is used for each channel that is left.
-    """
-    labels = recorder.labels_of(source).narrow(axis, 0, 1)
-    _keep_tokens(recorder, call, weight, bias)
-    recorder.set_labels(call.out, labels.expand(call.out.shape))
-    matrix = weight.shape[:2] if call.name == "convolution" else weight.shape[-2:]
-    record_product(recorder, prod(matrix), labels.reshape(-1))
 
 
 def batch_norm(recorder: LabelRecorder, call: OpCall) -> None:
     """Tie the parameters and buffers to the channel axis."""
     labels = recorder.labels_of(call.args[0])
     if mixes_tokens(recorder, labels, 1):
-        _keep_tokens(recorder, call, *call.args[1:5])
+        keep_tokens(recorder, call, *call.args[1:5])
         recorder.set_labels(call.outputs()[0], labels)
         return
     channels = recorder.channel_labels(labels, 1)
@@ -88,7 +41,7 @@ def layer_norm(recorder: LabelRecorder, call: OpCall) -> None:
     first = labels.ndim - len(normalized_shape)
     wide = [axis for axis in range(first, labels.ndim) if labels.shape[axis] > 1]
     if varying_axes(labels) and not set(varying_axes(labels)) & set(wide) and wide:
-        _keep_tokens(recorder, call, weight, bias)
+        keep_tokens(recorder, call, weight, bias)
     elif len(normalized_shape) > 1 and varying_axes(labels):
         _norm_over_positions(recorder, call, labels, first)
     elif weight is not None and len(varying_axes(labels)) > 1 and recorder.is_head(labels):
@@ -149,164 +102,6 @@ def group_norm(recorder: LabelRecorder, call: OpCall) -> None:
         )
 
 
-def _computed_convolution(recorder: LabelRecorder, call: OpCall) -> None:
-    """A weight that is made in the forward: channels pass where each has a kernel of its own."""
-    source, weight, bias, stride, _, _, transposed = call.args[:7]
-    positions = prod((source if transposed else call.out).shape[2:])
-    blurs = weight.shape[:2] == (source.shape[1], 1) and call.args[8] == source.shape[1]
-    kernels = recorder.labels_of(weight)
-    own = bool(varying_axes(kernels)) and set(varying_axes(kernels)) <= {0}
-    if own and not recorder.is_constant(kernels):
-        recorder.recording.computed |= recorder.sources.of(weight)
-    if not (blurs and (own or recorder.is_constant(kernels))):
-        recorder.recording.computed |= recorder.sources.of(weight)
-        recorder.freeze_all(call, "convolution with a computed weight")
-        record_product(recorder, source.shape[0] * positions * weight.numel())
-        return
-    channels = recorder.channel_labels(recorder.labels_of(source), 1)
-    tie_parameter(recorder, bias, channels)
-    if own:  # features of a template, looked for in those of an image
-        recorder.store.unite(channels, recorder.channel_labels(kernels, 0))
-    recorder.set_labels(call.out, along(channels, 1, call.out.shape))
-    if recorder.modules.running_own_code:
-        recorder.note_sizes(channels)  # `groups`
-    kernel = prod(weight.shape[2:])
-    recorder.recording.ops.append(
-        RecordedOp(
-            module=recorder.modules.current,
-            kind="conv",
-            in_labels=channels[:0],
-            out_labels=channels,
-            macs_coefficient=float(source.shape[0] * positions * kernel),
-            param=None,
-            kernel_size=kernel,
-            stride=stride[0],
-            groups=len(channels),
-            depthwise=True,
-            spatial=prod(call.out.shape[2:]),
-        )
-    )
-
-
-def convolution(recorder: LabelRecorder, call: OpCall) -> None:
-    """Unite the input's channels with the weight's input axis; the output's are fresh."""
-    source, weight, bias, stride, _padding, _dilation, transposed = call.args[:7]
-    groups: int = call.args[8]
-    if recorder.weight_view(weight) is None:
-        _computed_convolution(recorder, call)
-        return
-    labels = recorder.labels_of(source)
-    pointwise = prod(weight.shape[2:]) == 1 and source.shape[2:] == call.out.shape[2:]
-    if pointwise and groups == 1 and mixes_tokens(recorder, labels, 1):
-        _mix_tokens(recorder, call, 1, source, weight, bias)
-        return
-    channels = recorder.channel_labels(labels, 1)
-    depthwise = groups > 1 and weight.shape[1] == 1
-    if transposed:
-        depthwise &= weight.shape[0] == groups
-    in_axis = 0 if transposed else 1
-    out_labels = recorder.axis_labels(weight, 1 - in_axis)
-    in_labels = recorder.axis_labels(weight, in_axis)
-    assert in_labels is not None
-    assert out_labels is not None
-    freeze_if_constant(recorder, call, channels, in_labels)
-    if groups == 1:
-        recorder.store.unite(channels, in_labels)
-    elif depthwise:
-        rows = in_labels if transposed else out_labels
-        out_labels = rows
-        recorder.store.unite(channels.view(groups, -1), rows.view(groups, -1))
-        if recorder.modules.running_own_code:  # it names the number of groups
-            recorder.note_sizes(channels)
-    elif transposed:
-        recorder.store.unite(channels, in_labels)
-        parts = in_labels.view(groups, -1)
-        recorder.store.unite(parts, parts[:1])
-    else:
-        recorder.store.unite(channels.view(groups, -1), in_labels.view(1, -1))
-        parts = out_labels.view(groups, -1)
-        recorder.store.unite(parts, parts[:1])
-    channels_out = out_labels
-    if transposed and groups > 1 and not depthwise:
-        channels_out = out_labels.repeat(groups)
-    tie_parameter(recorder, bias, channels_out)
-    recorder.set_labels(call.out, along(channels_out, 1, call.out.shape))
-    positions = prod((source if transposed else call.out).shape[2:])
-    kernel = prod(weight.shape[2:])
-    recorder.recording.ops.append(
-        RecordedOp(
-            module=recorder.modules.current,
-            kind="conv",
-            in_labels=in_labels[:0] if depthwise else in_labels,
-            out_labels=out_labels,
-            macs_coefficient=float(source.shape[0] * positions * kernel),
-            param=_weight_name(recorder, weight),
-            kernel_size=kernel,
-            stride=stride[0],
-            groups=groups,
-            depthwise=depthwise,
-            spatial=prod(call.out.shape[2:]),
-            out_axis=_stored_axis(recorder, weight, 1 if transposed and not depthwise else 0),
-            computed=_is_computed(recorder, weight),
-        )
-    )
-
-
-def embedding(recorder: LabelRecorder, call: OpCall) -> None:
-    """Rows of a stored table, or sums of some: its columns are the channels; its rows all stay."""
-    table, (out, *others) = call.args[0], call.outputs()
-    channels = recorder.axis_labels(table, 1)
-    if channels is None and recorder.is_stored(table):  # used otherwise before
-        channels = recorder.channel_labels(recorder.labels_of(table), 1)
-    if channels is None:
-        recorder.freeze_all(call, "embedding in a computed table")
-        return
-    recorder.set_labels(out, along(channels, -1 % out.ndim, out.shape))
-    for tensor in others:  # where the rows of a bag lie
-        recorder.set_labels(tensor, neutral(tensor.shape))
-
-
-def _weight_name(recorder: LabelRecorder, weight: Tensor) -> str | None:
-    stored = recorder.weight_view(weight)
-    return None if stored is None else stored.name
-
-
-def _is_computed(recorder: LabelRecorder, weight: Tensor) -> bool:
-    stored = recorder.weight_view(weight)
-    return stored is not None and stored.computed
-
-
-def _stored_axis(recorder: LabelRecorder, weight: Tensor, position: int) -> int:
-    """Return which axis of the stored weight an axis of its view is."""
-    stored = recorder.weight_view(weight)
-    axis = None if stored is None else stored.axes[position]
-    return axis if isinstance(axis, int) else position
-
-
-def record_linear(
-    recorder: LabelRecorder,
-    weight: Tensor,
-    in_labels: Tensor,
-    out_labels: Tensor,
-    rows: int,
-    out_position: int = 0,
-) -> None:
-    """Count a product of ``rows`` rows with a weight, whose outputs lie along ``out_position``."""
-    recorder.recording.ops.append(
-        RecordedOp(
-            module=recorder.modules.current,
-            kind="linear",
-            in_labels=in_labels,
-            out_labels=out_labels,
-            macs_coefficient=float(rows),
-            param=_weight_name(recorder, weight),
-            spatial=rows,
-            out_axis=_stored_axis(recorder, weight, out_position),
-            computed=_is_computed(recorder, weight),
-        )
-    )
-
-
 def _matrix_product(
     recorder: LabelRecorder,
     call: OpCall,
@@ -328,7 +123,7 @@ def _matrix_product(
         return
     labels = recorder.labels_of(source)
     if mixes_tokens(recorder, labels, outs) and not recorder.is_recurrent(weight):
-        _mix_tokens(recorder, call, outs, source, weight, bias)
+        mix_tokens(recorder, call, outs, source, weight, bias)
         return
     channels = recorder.channel_labels(labels, outs)
     if not recorder.is_recurrent(weight):  # that reads zeros first, as many as it has units

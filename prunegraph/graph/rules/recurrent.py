@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.graph.graph import FrozenOp
-from prunegraph.graph.rules.attention import record_product
-from prunegraph.graph.rules.constants import freeze_if_constant
-from prunegraph.graph.rules.layers import record_linear, tie_parameter
+from prunegraph.graph.rules.shared.constants import freeze_if_constant
+from prunegraph.graph.rules.shared.products import record_product
+from prunegraph.graph.rules.shared.weights import record_linear, tie_parameter
 from prunegraph.graph.trace.attribute_reads import is_custom
 from prunegraph.graph.trace.labels import along, varying_axes
 from prunegraph.graph.trace.recorder import LabelRecorder, OpCall

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from prunegraph.graph.rules.movement import indexed_axes
-from prunegraph.graph.rules.pointwise import combine
+from prunegraph.graph.rules.shared.combine import combine
+from prunegraph.graph.rules.shared.indexing import indexed_axes
 from prunegraph.graph.trace.labels import is_neutral, varying_axes
 from prunegraph.graph.trace.recorder import LabelRecorder, OpCall
 

@@ -1,10 +1,124 @@
 """What pooling, resampling and reading at places in space do to labels."""
 
 from dataclasses import replace
+from math import prod
 
-from prunegraph.graph.rules.layers import convolution
+from prunegraph.graph.rules.shared.constants import freeze_if_constant
+from prunegraph.graph.rules.shared.products import record_product
+from prunegraph.graph.rules.shared.tokens import mix_tokens, mixes_tokens
+from prunegraph.graph.rules.shared.weights import (
+    is_computed,
+    stored_axis,
+    tie_parameter,
+    weight_name,
+)
 from prunegraph.graph.trace.labels import along, is_neutral, varying_axes
 from prunegraph.graph.trace.recorder import LabelRecorder, OpCall
+from prunegraph.graph.trace.recording import RecordedOp
+
+
+def _computed_convolution(recorder: LabelRecorder, call: OpCall) -> None:
+    """A weight that is made in the forward: channels pass where each has a kernel of its own."""
+    source, weight, bias, stride, _, _, transposed = call.args[:7]
+    positions = prod((source if transposed else call.out).shape[2:])
+    blurs = weight.shape[:2] == (source.shape[1], 1) and call.args[8] == source.shape[1]
+    kernels = recorder.labels_of(weight)
+    own = bool(varying_axes(kernels)) and set(varying_axes(kernels)) <= {0}
+    if own and not recorder.is_constant(kernels):
+        recorder.recording.computed |= recorder.sources.of(weight)
+    if not (blurs and (own or recorder.is_constant(kernels))):
+        recorder.recording.computed |= recorder.sources.of(weight)
+        recorder.freeze_all(call, "convolution with a computed weight")
+        record_product(recorder, source.shape[0] * positions * weight.numel())
+        return
+    channels = recorder.channel_labels(recorder.labels_of(source), 1)
+    tie_parameter(recorder, bias, channels)
+    if own:  # features of a template, looked for in those of an image
+        recorder.store.unite(channels, recorder.channel_labels(kernels, 0))
+    recorder.set_labels(call.out, along(channels, 1, call.out.shape))
+    if recorder.modules.running_own_code:
+        recorder.note_sizes(channels)  # `groups`
+    kernel = prod(weight.shape[2:])
+    recorder.recording.ops.append(
+        RecordedOp(
+            module=recorder.modules.current,
+            kind="conv",
+            in_labels=channels[:0],
+            out_labels=channels,
+            macs_coefficient=float(source.shape[0] * positions * kernel),
+            param=None,
+            kernel_size=kernel,
+            stride=stride[0],
+            groups=len(channels),
+            depthwise=True,
+            spatial=prod(call.out.shape[2:]),
+        )
+    )
+
+
+def convolution(recorder: LabelRecorder, call: OpCall) -> None:
+    """Unite the input's channels with the weight's input axis; the output's are fresh."""
+    source, weight, bias, stride, _padding, _dilation, transposed = call.args[:7]
+    groups: int = call.args[8]
+    if recorder.weight_view(weight) is None:
+        _computed_convolution(recorder, call)
+        return
+    labels = recorder.labels_of(source)
+    pointwise = prod(weight.shape[2:]) == 1 and source.shape[2:] == call.out.shape[2:]
+    if pointwise and groups == 1 and mixes_tokens(recorder, labels, 1):
+        mix_tokens(recorder, call, 1, source, weight, bias)
+        return
+    channels = recorder.channel_labels(labels, 1)
+    depthwise = groups > 1 and weight.shape[1] == 1
+    if transposed:
+        depthwise &= weight.shape[0] == groups
+    in_axis = 0 if transposed else 1
+    out_labels = recorder.axis_labels(weight, 1 - in_axis)
+    in_labels = recorder.axis_labels(weight, in_axis)
+    assert in_labels is not None
+    assert out_labels is not None
+    freeze_if_constant(recorder, call, channels, in_labels)
+    if groups == 1:
+        recorder.store.unite(channels, in_labels)
+    elif depthwise:
+        rows = in_labels if transposed else out_labels
+        out_labels = rows
+        recorder.store.unite(channels.view(groups, -1), rows.view(groups, -1))
+        if recorder.modules.running_own_code:  # it names the number of groups
+            recorder.note_sizes(channels)
+    elif transposed:
+        recorder.store.unite(channels, in_labels)
+        parts = in_labels.view(groups, -1)
+        recorder.store.unite(parts, parts[:1])
+    else:
+        recorder.store.unite(channels.view(groups, -1), in_labels.view(1, -1))
+        parts = out_labels.view(groups, -1)
+        recorder.store.unite(parts, parts[:1])
+    channels_out = out_labels
+    if transposed and groups > 1 and not depthwise:
+        channels_out = out_labels.repeat(groups)
+    tie_parameter(recorder, bias, channels_out)
+    recorder.set_labels(call.out, along(channels_out, 1, call.out.shape))
+    positions = prod((source if transposed else call.out).shape[2:])
+    kernel = prod(weight.shape[2:])
+    recorder.recording.ops.append(
+        RecordedOp(
+            module=recorder.modules.current,
+            kind="conv",
+            in_labels=in_labels[:0] if depthwise else in_labels,
+            out_labels=out_labels,
+            macs_coefficient=float(source.shape[0] * positions * kernel),
+            param=weight_name(recorder, weight),
+            kernel_size=kernel,
+            stride=stride[0],
+            groups=groups,
+            depthwise=depthwise,
+            spatial=prod(call.out.shape[2:]),
+            out_axis=stored_axis(recorder, weight, 1 if transposed and not depthwise else 0),
+            computed=is_computed(recorder, weight),
+        )
+    )
+
 
 WINDOWED = {
     *("avg_pool1d", "avg_pool2d", "avg_pool3d"),

@@ -10,14 +10,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from prunegraph.graph.rules.attention import attention, sparse_mm, where_rows_are
-from prunegraph.graph.rules.constants import constant
-from prunegraph.graph.rules.copied_heads import note_copies
 from prunegraph.graph.rules.layers import (
     addmm,
     batch_norm,
     bmm,
-    convolution,
-    embedding,
     group_norm,
     grouped_mm,
     layer_norm,
@@ -29,6 +25,7 @@ from prunegraph.graph.rules.movement import (
     cat,
     channel_shuffle,
     copy,
+    embedding,
     fold,
     glu,
     movement,
@@ -41,17 +38,14 @@ from prunegraph.graph.rules.movement import (
     view_as_complex,
     view_as_real,
 )
-from prunegraph.graph.rules.pointwise import (
-    combine,
-    divided,
-    pointwise,
-    pointwise_inplace,
-    scale,
-    zeros,
-)
+from prunegraph.graph.rules.pointwise import divided, pointwise, pointwise_inplace, scale, zeros
 from prunegraph.graph.rules.recurrent import fused_recurrent, pack
 from prunegraph.graph.rules.scatter import masked_scatter, put, scatter
+from prunegraph.graph.rules.shared.combine import combine
+from prunegraph.graph.rules.shared.constants import constant
+from prunegraph.graph.rules.shared.copied_heads import note_copies
 from prunegraph.graph.rules.spatial import (
+    convolution,
     deformable_convolution,
     grid_sample,
     regions,
@@ -61,8 +55,6 @@ from prunegraph.graph.rules.spatial import (
 )
 from prunegraph.graph.trace.labels import narrow_constant, varying_axes
 from prunegraph.graph.trace.recorder import PRODUCTS, LabelRecorder, OpCall, Rule
-
-# Reductions
 
 
 def reduced_axes(call: OpCall, ndim: int) -> list[int]:
@@ -217,11 +209,15 @@ _POINTWISE = _names(
     logical_and logical_or logical_xor polar complex _conj conj_physical
     """
 )
+
+
 _INPLACE = _names(
     """
     copy_ fill_ zero_ masked_fill_ bernoulli_ uniform_ normal_ random_ exponential_
     """
 )
+
+
 _CONSTANT = _names(
     """
     empty zeros ones full arange new_zeros new_ones new_empty new_full ones_like
@@ -231,6 +227,8 @@ _CONSTANT = _names(
     rand_like randn_like tril triu tril_indices triu_indices
     """
 )
+
+
 _MOVEMENT = _names(
     """
     permute transpose t numpy_T squeeze unsqueeze slice select unbind stack flip roll
@@ -238,6 +236,8 @@ _MOVEMENT = _names(
     pixel_shuffle pixel_unshuffle unfold diagonal
     """
 )
+
+
 _SPATIAL = _names(
     """
     max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d
@@ -250,22 +250,38 @@ _SPATIAL = _names(
     _upsample_nearest_exact3d _upsample_bicubic2d_aa
     """
 )
+
+
 OVER_KEPT = _names("mean amax amin max min var std var_mean std_mean")
+
+
 REDUCTIONS = _names(
     """
     sum argmax argmin linalg_vector_norm norm logsumexp prod any all
     """
 )
+
+
 NORMS = {"linalg_vector_norm", "norm"}
+
+
 _LOSSES = _names(
     """
     mse_loss smooth_l1_loss huber_loss soft_margin_loss binary_cross_entropy
     binary_cross_entropy_with_logits
     """
 )
+
+
 _SCANS = _names("cumsum cumprod cummax cummin logcumsumexp sort topk kthvalue median mode")
+
+
 _NOTHING = _names("_is_all_true _is_any_true _local_scalar_dense sym_size is_same_size equal set_")
+
+
 _SCATTERS = _names("scatter scatter_add scatter_reduce index_add index_copy index_reduce")
+
+
 _BATCH_NORMS = _names(
     """
     native_batch_norm _native_batch_norm_legit_no_training cudnn_batch_norm miopen_batch_norm

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from prunegraph.graph.rules.layers import tie_parameter
+from prunegraph.graph.rules.shared.weights import tie_parameter
 from prunegraph.graph.rules.table import OVER_KEPT, REDUCTIONS, RULES, is_sum, reduced_axes
 from prunegraph.graph.trace.labels import along, is_neutral
 from prunegraph.graph.trace.recorder import LabelRecorder, OpCall, Rule, unknown_op

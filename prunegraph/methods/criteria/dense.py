@@ -119,7 +119,10 @@ class Dense:
             msg = "no gradients flow from the loss: leave detach() and no_grad() away"
             raise ModelError(msg)
         if not bool(mean.isfinite()):
-            msg = f"the loss is {float(mean.detach())} on train data: check it, and the data"
+            msg = (
+                f"the loss on train data is {float(mean.detach())}: check the network's weights, "
+                "the data, and the loss"
+            )
             raise ModelError(msg)
         return mean * max(num_samples(batch), 1)
 

@@ -70,7 +70,7 @@ def residual_taylor(dense: Dense) -> Float64Array:
         effects.setdefault(name, Effects(graph.num_units)).visit(read)
         units[name] = read.unique
         if name not in reconstructed:
-            reconstructed[name] = _is_compensated(read)
+            reconstructed[name] = _is_reconstructed(read)
         if reconstructed[name]:
             rows = _class_rows(read, generator)
             sums.setdefault(name, InputSums(rows)).add(rows)
@@ -167,7 +167,7 @@ def _inverse(covariance: Tensor) -> Tensor:
     return inverse
 
 
-def _is_compensated(read: Read) -> bool:
+def _is_reconstructed(read: Read) -> bool:
     """Return whether ``Reconstruction`` changes layers of this kind, all inputs at once."""
     few = read.op.kernel_size * len(read.units) <= MOST_INPUTS
     grouped = getattr(read.module, "groups", 1) > 1

@@ -29,7 +29,7 @@ class MethodOptions:
         no_agent: compare the baselines alone; the report shows the best of them on the search split
             as the pruned network.
         methods: all; heuristics (those that need no search); torch_pruning (its own pruners, if it
-            is installed; not part of all); names of baselines; or package.module:pruner, your own.
+            is installed; not part of all); names of baselines; or package.module:method, your own.
         seeds: search and fine-tuning seeds.
         finetune_seeds: if given, each method's best mask on the search split is fine-tuned with so
             many seeds, the same for all; default: the mask of each search with the search's seed.

@@ -230,7 +230,7 @@ class PruningOptions(RecipeOptions, BudgetOptions):
 
     def budget(self) -> Budget:
         """Return what may remain; half of the multiply-adds if nothing is asked."""
-        names = [field.name for field in dataclasses.fields(BudgetOptions)]
+        names = [each.name for each in dataclasses.fields(BudgetOptions)]
         asked = {name: getattr(self, name) for name in names}
         if all(value is None for value in asked.values()):
             asked["keep_macs"] = DEFAULT_KEEP_MACS
@@ -359,9 +359,12 @@ class PruneConfig(SearchOptions, PruningOptions, NetworkConfig):
 
     Attributes:
         method: a heuristic (l1/uniform, taylor/per_mac, ...), cem, random_search, netadapt, amc,
-            agent, policy:NAME (a trained one), or package.module:method, your own.
+            magnitude (single weights), agent, policy:NAME (a trained one), or
+            package.module:method, your own.
         task: what the network is for: image_classification.
         out: run folder; default: runs/METHOD-ARCH-DATASET-KEEP. The same command resumes.
+        sparsity: this share of the weights becomes zero, for methods of single weights (magnitude).
+        pattern: where the zeros lie: n:m, as 2:4, keeps n of each m weights in a row.
     """
 
     command: ClassVar[str] = "prune"
@@ -369,6 +372,16 @@ class PruneConfig(SearchOptions, PruningOptions, NetworkConfig):
     method: Annotated[str, tyro.conf.Positional]
     task: str = "image_classification"
     out: Path | None = None
+    sparsity: Annotated[float | None, Section("budget")] = None
+    pattern: Annotated[str | None, Section("budget")] = None
+
+    def budget(self) -> Budget:
+        """Return what may remain: channels by their cost, or a share of the single weights."""
+        if self.sparsity is None and self.pattern is None:
+            return PruningOptions.budget(self)
+        names = [each.name for each in dataclasses.fields(BudgetOptions)]
+        channels = {name: getattr(self, name) for name in (*names, "round_to")}
+        return Budget(**channels, sparsity=self.sparsity, pattern=self.pattern)
 
     def __post_init__(self) -> None:
         NetworkConfig.__post_init__(self)

@@ -229,7 +229,10 @@ REPORT = {
     "command": str,
     "arch": str,
     "dataset": str,
-    "budget": dict[str, float],
+    "budget": dict[str, float | str],
+    "task": str,
+    "score_name": str,
+    "higher_is_better": bool,
     "dense": COSTS | ACCURACIES,
     "pruned": {
         **COSTS,

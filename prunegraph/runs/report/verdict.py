@@ -70,6 +70,8 @@ class MethodRow:
         seconds: wall time of the choice of its mask, on as many threads as the method had, with
             what it was the first to measure of the dense network; None where it was not taken.
         beginning: whether it is what the agent's search began with, which it must beat.
+        score: on the test split, in the task's unit: after the fine-tune, where there is one.
+        sparsity: share of the prunable weights that are zero; None where channels are cut out.
     """
 
     name: str
@@ -88,6 +90,8 @@ class MethodRow:
     memory: int | None = None
     seconds: float | None = None
     beginning: bool = False
+    score: float | None = None
+    sparsity: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as plain values."""

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +47,7 @@ from prunegraph.runs.verify.rows import (
     check_handed_on,
     check_rows,
 )
+from prunegraph.runs.verify.weights import check_weights
 
 KINDS = {kind.command: kind for kind in typing.get_args(RunConfig)}
 """Commands whose run folders can be verified."""
@@ -153,6 +154,10 @@ def _measure_again(
 ) -> list[Check]:
     bench, as_then = _rebuild(config, folder, member, content)
     rows = read_rows(content)
+    if bench.budget.kind == "weights":
+        return _weights_again(
+            bench, content, rows, member, exact=_same_machine(content) and as_then
+        )
     masks = read_masks(member.file(RunFolder.MASKS), bench.target.graph)
     judge_of = _Judge(bench, masks, member, _same_machine(content) and as_then)
     checks = [
@@ -177,6 +182,25 @@ def _measure_again(
     checks += _check_summary(content, rows, bench.target.graph, mask, member)
     prefix = "" if member is folder else f"{member.path.name}: "
     return [dataclasses.replace(check, name=f"{prefix}{check.name}") for check in checks]
+
+
+def _weights_again(
+    bench: Bench,
+    content: Mapping[str, Any],
+    rows: Sequence[MethodRow],
+    member: RunFolder,
+    *,
+    exact: bool,
+) -> list[Check]:
+    """Return the checks of a run that zeroed single weights."""
+    judge_of = _Judge(bench, {}, member, exact)
+
+    def accuracy(name: str, reported: float, found: float, split: str, tuned: bool) -> Check:
+        share = WRONG_SHARE if tuned else WRONG_SHARE_RECALIBRATED
+        return judge_of.accuracy(name, reported, found, split, share)
+
+    checks = _check_data(bench, content) + _check_options(bench, content)
+    return checks + check_weights(bench, content, rows, member, accuracy)
 
 
 def _rebuild(
@@ -279,10 +303,8 @@ class _Judge:
                 reported=True,
                 found=row.name == DENSE or graph.fits(mask, self._bench.budget),
             ),
-            self._accuracy(
-                f"{where}.search_accuracy", row.search_accuracy, search, "search", loose
-            ),
-            self._accuracy(
+            self.accuracy(f"{where}.search_accuracy", row.search_accuracy, search, "search", loose),
+            self.accuracy(
                 f"{where}.test_accuracy_recalibrated",
                 row.test_accuracy_recalibrated,
                 test,
@@ -305,7 +327,7 @@ class _Judge:
             name = f"{where}.test_accuracy_finetuned"
             checks += [
                 Check(name=f"{where}.cell", reported=row.digest, found=saved.digest()),
-                self._accuracy(name, row.test_accuracy_finetuned, found, "test", WRONG_SHARE),
+                self.accuracy(name, row.test_accuracy_finetuned, found, "test", WRONG_SHARE),
             ]
         return checks
 
@@ -323,9 +345,10 @@ class _Judge:
             self._recalibrated[key] = (search, test)
         return self._recalibrated[key]
 
-    def _accuracy(
+    def accuracy(
         self, name: str, reported: float, found: float, split: str, wrong_share: float
     ) -> Check:
+        """Return the check of an accuracy, within what another machine may differ by."""
         dataset = self._bench.target.dataset
         images = len(dataset.search if split == "search" else dataset.test)
         tolerance = 1e-9 if self._exact else most_wrong(images, wrong_share) / images + 1e-9

@@ -346,9 +346,7 @@ def test_all_of_the_page_is_reached_by_keyboard(make_findings: Make, browser: Br
         (lambda report, history: report.update(proxy_rank_correlation=3.0), "proxy_rank_corr"),
         (lambda report, history: report.update(methods=[]), "methods is damaged"),
         (
-            lambda report, history: [
-                row.update(role="control") for row in report["methods"]
-            ],
+            lambda report, history: [row.update(role="control") for row in report["methods"]],
             "methods is damaged",
         ),
     ],

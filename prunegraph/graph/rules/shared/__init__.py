@@ -1,0 +1,1 @@
+"""What the rules of several kinds of operations need."""
