@@ -1,6 +1,5 @@
 """A dense network with what methods measure of it, each thing once."""
 
-import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -117,16 +116,14 @@ class Context:
 
         The images are others than those that calibrate, if there are enough.
         """
-        train = self.task.train
-        task = self.task
-        if task.search is not None:
+        train, search = self.task.train, None
+        if self.task.search is not None:
             drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.drawn))
-            task = copy.copy(task)  # only what it is scored on differs
             search = SearchSplit(train.source, train.index[drawn.flip(0)[:UNLABELLED_SAMPLES]])
-            object.__setattr__(task, "search", search)
         return Evaluator(
-            task,
+            self.task,
             self.graph,
+            search=search,
             num_calibration=min(self.num_calibration, QUICK_CALIBRATION),
             seed=self.drawn,
             device=self.device,

@@ -27,14 +27,10 @@ from prunegraph.graph.apply import apply_mask
 from prunegraph.layerwise.recalibrate import recalibrate_bn
 from prunegraph.layerwise.reconstruct import Reconstruction
 from prunegraph.layerwise.sequential import LayerwiseReconstruction
-from prunegraph.methods.criteria.measured import COSTLY_STATISTICS, measure_costly
-from prunegraph.methods.criteria.taylor import (
-    STATISTIC_NAMES,
-    measure,
-    measure_divergence,
-    sensitivity,
-    unlabelled_evaluator,
-)
+from prunegraph.methods.allocation import sensitivity
+from prunegraph.methods.criteria.measured import costly_names, measure_costly
+from prunegraph.methods.criteria.taylor import STATISTIC_NAMES, measure
+from prunegraph.methods.prior import measure_divergence
 from prunegraph.tasks.custom import CustomTask
 from prunegraph.training.distributed import Ranks
 from prunegraph.training.loop import FinetuneConfig, finetune
@@ -90,9 +86,9 @@ def test_the_divergence_is_the_fall_of_the_utility(case: Case) -> None:
     dense = task.dense_score.relative_to(task.dense_score)
     assert found.kl == pytest.approx(dense - found.accuracy)
     assert Evaluator(task, graph).evaluate(mask).kl is None
-    judge = unlabelled_evaluator(task, graph)
+    judge = Evaluator(task, graph, metric="kl")
     assert measure_divergence(judge, mask) == found.kl
-    gains = sensitivity(judge, graph, measure(task, graph)["taylor"], by="kl")
+    gains = sensitivity(judge, graph, measure(task, graph)["taylor"])
     assert gains.max() > 0.0
 
 
@@ -130,7 +126,7 @@ def test_statistics_find_what_can_leave(case: Case) -> None:
     assert not any(item.grad is not None for item in task.model.parameters())
 
 
-@pytest.mark.parametrize("name", COSTLY_STATISTICS)
+@pytest.mark.parametrize("name", costly_names())
 def test_costly_statistics_take_any_task(case: Case, name: str) -> None:
     task, graph = case
     values = measure_costly(name, task, graph, num_samples=64)

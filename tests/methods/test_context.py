@@ -41,8 +41,8 @@ def test_priors_are_ranked_without_labels_and_search_images(
     assert first == second
     assert first is not None
     assert first > 0.0
-    assert evaluators[0].task.search is not None
-    assert set(evaluators[0].task.search.index.tolist()) <= set(digits.train.index.tolist())
+    assert evaluators[0].search is not None
+    assert set(evaluators[0].search.index.tolist()) <= set(digits.train.index.tolist())
     assert context.task.search is digits.search
 
 
