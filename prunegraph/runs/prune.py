@@ -213,14 +213,20 @@ def _scores(task: Task, small: nn.Module) -> dict[str, Any]:
 
 
 def _layer_by_layer(problem: Problem) -> list[Callable[[], Reconstruction]]:
-    """Return what fits layer by layer: on as many samples as memory allows, on the first batch."""
+    """Return what fits layer by layer: on as many samples as memory allows, on the first batch.
+
+    Where the score decides which network is taken, all ready batches may be fitted on.
+    """
     task, graph, seed = problem.task, problem.graph, problem.seed
     most = most_samples(graph, num_samples(task.example_inputs), memory=FITTING)
+    last = task.train.take(torch.tensor([len(task.train) - 1]))
 
     def fit(size: int) -> Reconstruction:
         return_freed_memory()
         samples, others = task.train.sample(size, seed), held_out_samples(task.train, size, seed)
-        return LayerwiseReconstruction.on_samples(task, graph, samples, held_out=others, seed=seed)
+        return LayerwiseReconstruction.on_samples(
+            task, graph, samples, held_out=others or last, seed=seed
+        )
 
     return [partial(fit, most), *([partial(fit, 1)] if task.search is None else [])]
 
