@@ -118,7 +118,7 @@ def measure(
     place = make_workplace(changed, [with_search(target, images)], [run], console)
     method = agent_method(changed)
     with console.progress(f"{name}, seed {seed}", changed.networks) as report:
-        problem = place.benches[0].problem(
+        problem = place.contexts[0].problem(
             seed=seed,
             max_networks=changed.networks,
             folder=run.search(name, seed),
@@ -132,8 +132,8 @@ def measure(
             config=variant.agent(changed, seed),
         )
     (result,) = found.results
-    bench = dataclasses.replace(place.benches[0], target=with_search(target, judge))
-    chosen = bench.final_evaluator.evaluate(result.channels)
+    context = dataclasses.replace(place.contexts[0], target=with_search(target, judge))
+    chosen = context.final_evaluator.evaluate(result.channels)
     return {
         "search_accuracy": chosen.accuracy,
         "searched_accuracy": result.details["score"],

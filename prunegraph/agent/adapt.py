@@ -16,13 +16,13 @@ from prunegraph.graph.pyg import to_pyg
 from prunegraph.methods.prior import NUM_PRIORS, measure_divergence, worst_last
 
 STRENGTHS = (0.0, 0.5, 1.0)
-"""Of what a policy was taught, beside the prior that it starts from: these are tried."""
+"""Of what a policy learned, beside the prior that it starts from: these are tried."""
 
 TRIED_PRIORS = 4
 """From so many priors, those that are best by themselves, each strength is tried."""
 
 NUM_ADAPT_NETWORKS = (len(STRENGTHS) - 1) * TRIED_PRIORS
-"""Networks that ``adapt`` runs. None of what was taught is the prior itself, which has been run
+"""Networks that ``adapt`` runs. None of what learned is the prior itself, which has been run
 (unless a latency cut it more)."""
 
 NUM_DECISION_NETWORKS = NUM_PRIORS + NUM_ADAPT_NETWORKS
@@ -53,7 +53,7 @@ class Adapted:
     """A policy that fits networks.
 
     Attributes:
-        policy: with the best strength of what it was taught.
+        policy: with the best strength of what it learned.
         strength: that one.
         divergence: strength -> mean over the cases, each from its best prior.
         masks: what the policy decides, one mask a case.
@@ -70,11 +70,11 @@ class Adapted:
 def adapt(policy: TrainedPolicy, cases: Sequence[Case]) -> Adapted:
     """Run what a policy decides with each of ``STRENGTHS``; return the best, of equal the least.
 
-    Mistakes on networks that a policy has not seen are as large as what it was taught; on some
+    Mistakes on networks that a policy has not seen are as large as what it learned; on some
     half of it is better than all, on few none is. Which prior is best depends on the strength.
 
     Args:
-        policy: as it was taught.
+        policy: as it learned.
         cases: at least one.
 
     Raises:
@@ -110,7 +110,7 @@ def adapt_to(
 
     Returns:
         What ``adapt`` does, masks in the order of networks, then budgets; and the networks, with
-        the priors that suit the policy.
+        the priors that fit the policy.
     """
     cases = [_case(policy, subject, budget) for subject in subjects for budget in budgets]
     adapted = adapt(policy, cases)

@@ -2,7 +2,7 @@
 
 A search moves offsets that belong to one network (``InstanceOffsets``); the policy network, which
 is what can be used on other networks, learns little beside them. After the search the network is
-taught the keep probabilities that both together gave.
+distilled from the keep probabilities that both together gave.
 """
 
 import copy
@@ -26,7 +26,7 @@ from prunegraph.graph.graph import StructureGraph
 from prunegraph.graph.pyg import to_pyg
 
 TEMPERATURE = 0.3
-"""Of the keep probabilities that are taught: that at which searches begin."""
+"""Of the keep probabilities that are distilled: that at which searches begin."""
 
 LEARNING_RATE = 3e-3
 ADAPTING_RATE = 3e-4
@@ -68,10 +68,10 @@ def distill(
     hidden: Collection[str] = (),
     progress: Callable[[int], None] | None = None,
 ) -> TrainedPolicy:
-    """Return a policy that gives the distill_targets' keep probabilities by itself.
+    """Return a policy that gives the targets' keep probabilities by itself.
 
-    Policy distillation (Rusu et al. 2016, arXiv 1511.06295): the cross-entropy between the taught
-    and the own keep probability of each free channel, each distill_target weighted alike.
+    Policy distillation (Rusu et al. 2016, arXiv 1511.06295): the cross-entropy between the target's
+    and the own keep probability of each free channel, each target weighted alike.
 
     Args:
         policy: what the searches trained; it stays as it is.

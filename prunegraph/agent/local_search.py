@@ -41,7 +41,7 @@ def plan(
         limits: ``[4]`` the most MACs, params, bytes and ms that may remain.
         most: swaps at the most.
     """
-    swaps = _Exchanges(graph, limits)
+    swaps = _Swaps(graph, limits)
     keep = swaps.made_to_fit(keep, _slope(predict, keep))
     with torch.no_grad():
         value = float(predict(_row(keep)))
@@ -71,7 +71,7 @@ def _row(keep: BoolArray) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class _Exchanges:
+class _Swaps:
     """Swaps within a budget: units of a group cost alike, so its best ones are enough.
 
     Args:

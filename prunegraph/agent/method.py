@@ -100,7 +100,7 @@ def still(options: AgentOptions) -> AgentOptions:
 class AppliedPolicy(ChannelMethod):
     """Lets a trained policy decide: no search, no look at the search split.
 
-    Priors and strengths of what it was taught are tried by the outputs on train data.
+    Priors and strengths of what it learned are tried by the outputs on train data.
 
     Args:
         policy: the policy.

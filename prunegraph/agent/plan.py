@@ -83,8 +83,8 @@ def check_search(
     if plan.config.per_group and len(groups) > 1:
         msg = "--agent.granularity group takes networks of one number of groups: leave it away"
         raise ConfigError(msg)
-    cells = len(problems) * len(plan.budgets)
-    update = options.update_size + min(cells, options.update_size)
+    pairs = len(problems) * len(plan.budgets)
+    update = options.update_size + min(pairs, options.update_size)
     least = plan.probes + FINALISTS + -(-update // len(problems))
     if plan.networks < least:
         msg = f"networks={plan.networks} allows no update of the policy: give at least {least}"

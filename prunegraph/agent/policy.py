@@ -160,7 +160,7 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         for row, graph_id in enumerate(ids):
             graph = graphs.setdefault((graph_id, rows[row].tobytes()), len(graphs))
             if graph == len(batch.graphs):
-                budget_threshold = self._topology(graph_id)
+                budget_threshold = self._threshold_of(graph_id)
                 features = obs["node_features"][row].view(-1, num_features)[
                     : budget_threshold.num_channels
                 ]
@@ -172,7 +172,7 @@ class ChannelPruningPolicy(ActorCriticPolicy):
             batch.variant_of.append(variant)
         return batch
 
-    def _topology(self, graph_id: int) -> BudgetThreshold:
+    def _threshold_of(self, graph_id: int) -> BudgetThreshold:
         if graph_id not in self.thresholds:
             msg = (
                 f"no threshold for graph id {graph_id}: the policy knows {sorted(self.thresholds)}"
@@ -198,7 +198,7 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         spread = noise.new_zeros(len(noise), width)
         ids = [batch.graphs[graph][0] for graph in batch.graph_of]
         for graph_id, members in _rows_by_graph(ids):
-            group_of = self._topology(graph_id).data.group_of.to(noise.device)
+            group_of = self._threshold_of(graph_id).data.group_of.to(noise.device)
             spread[members, : len(group_of)] = noise[members][:, group_of]
         return spread
 
@@ -218,7 +218,7 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         ids = [batch.graphs[batch.graph_of[row]][0] for row in batch.variants]
         limits, keep = self.limits(ids, context[batch.variants]), probabilities.cpu().double()
         for graph_id, members in _rows_by_graph(ids):
-            budget_threshold = self._topology(graph_id)
+            budget_threshold = self._threshold_of(graph_id)
             expected = keep[members, : budget_threshold.num_channels].numpy()
             slopes = torch.from_numpy(budget_threshold.cost_slopes(expected, limits[members]))
             costs[members, : budget_threshold.num_channels] = slopes.to(scores)
@@ -233,7 +233,7 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         limits = self.limits(ids, context[batch.variants])
         result = np.zeros(len(batch.variants))
         for graph_id, members in _rows_by_graph(ids):
-            graph = self._topology(graph_id).graph
+            graph = self._threshold_of(graph_id).graph
             if self.constraint == "lagrangian":
                 features = [
                     batch.graphs[batch.graph_of[batch.variants[member]]][1].x for member in members

@@ -184,7 +184,7 @@ class ChannelPPO(PPO):
         """Update the policy on the whole rollout, ``epochs`` times."""
         self.policy.set_training_mode(True)
         observations, actions, returns = self._rollout()
-        advantages = standardise(returns, self._cells(observations, "step_share"))
+        advantages = standardise(returns, self._pairs(observations, "step_share"))
         ids = observations["graph_id"].reshape(-1).long()
         noise = torch.cat(self.policy.noises) if self.policy.noises else None  # [B, G_max]
         old_bits: Tensor | None = None
@@ -205,7 +205,7 @@ class ChannelPPO(PPO):
         if self.config.surrogate_steps:
             self._remember(observations, ids)
             if self.config.learning_rate:
-                self._imagine(observations)
+                self._learn_from_surrogate(observations)
         self._log(logs, distribution, actions)
         for listener in self.listeners:
             listener(self)
@@ -276,19 +276,19 @@ class ChannelPPO(PPO):
             update=self.num_rollouts,
         )
 
-    def _imagine(self, observations: dict[str, Tensor]) -> None:
+    def _learn_from_surrogate(self, observations: dict[str, Tensor]) -> None:
         """Train on episodes that the surrogate predicts, on fresh ones at each step.
 
         The heads and the offsets learn; the encoder, most of the work, learns from run episodes.
         """
-        cells = self._cells(observations)
-        first = [int(torch.nonzero(cells == cell)[0]) for cell in cells.unique()]
+        pairs = self._pairs(observations)
+        first = [int(torch.nonzero(pairs == pair)[0]) for pair in pairs.unique()]
         rows = {name: value[first] for name, value in observations.items()}
         copies = min(
             max(IMAGINED_BITS // rows["action_mask"].numel(), LEAST_IMAGINED), MOST_IMAGINED
         )
         ids = rows["graph_id"].reshape(-1).long().repeat_interleave(copies)
-        cells = cells[first].repeat_interleave(copies)
+        pairs = pairs[first].repeat_interleave(copies)
         context = rows["context"].repeat_interleave(copies, dim=0)
         limits = self.policy.limits(ids.tolist(), context)
         generator = torch.Generator().manual_seed(update_seed(self.run_seed, self.num_rollouts) ^ 2)
@@ -298,8 +298,8 @@ class ChannelPPO(PPO):
             noise = self.policy.antithetic_noise(len(ids), generator)
             distribution = self.policy.decide(rows, noise, embeddings)
             bits = distribution.sample(generator)
-            rewards = self.surrogate.rewards(ids, bits, limits, cells, caution=self.config.caution)
-            advantages = standardise(rewards, cells)
+            rewards = self.surrogate.rewards(ids, bits, limits, pairs, caution=self.config.caution)
+            advantages = standardise(rewards, pairs)
             log_prob = distribution.log_prob_bits(bits)
             weights = advantages[:, None] / distribution.num_free()[:, None] / len(ids)
             self._descend(-(weights * log_prob).sum(), self.config.surrogate_learning_rate)
@@ -320,7 +320,7 @@ class ChannelPPO(PPO):
         observations = {name: flat(array) for name, array in buffer.observations.items()}  # type: ignore[attr-defined]
         return observations, flat(buffer.actions), flat(buffer.returns)
 
-    def _cells(self, observations: dict[str, Tensor], *others: str) -> Tensor:
+    def _pairs(self, observations: dict[str, Tensor], *others: str) -> Tensor:
         """Return which (network, budget) each row belongs to ``[B]``, told apart by ``others`` too.
 
         Args:
@@ -331,8 +331,8 @@ class ChannelPPO(PPO):
         kept = ("keep_macs", "keep_params", *others)
         columns = [i for i, name in enumerate(names) if name in kept]
         keys = torch.cat([observations["graph_id"], observations["context"][:, columns]], dim=1)
-        cells: Tensor = torch.unique(keys, dim=0, return_inverse=True)[1]
-        return cells
+        pairs: Tensor = torch.unique(keys, dim=0, return_inverse=True)[1]
+        return pairs
 
     def _loss(
         self, distribution: MaskedBernoulli, log_ratio: Tensor, advantages: Tensor
@@ -389,18 +389,18 @@ def update_seed(seed: int, update: int) -> int:
     return int(np.random.SeedSequence([seed, update]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def standardise(advantages: Tensor, cells: Tensor) -> Tensor:
-    """Return advantages with mean 0 in each cell and standard deviation 1 over all.
+def standardise(advantages: Tensor, pairs: Tensor) -> Tensor:
+    """Return advantages with mean 0 in each pair and standard deviation 1 over all.
 
     Args:
         advantages: ``[B]``.
-        cells: ``[B]`` which (network, budget) each belongs to: a network that is easier to prune
-            must not make its masks look good. The only one of a cell gets 0, and so does each
-            where all of a cell are equal but for rounding.
+        pairs: ``[B]`` which (network, budget) each belongs to: a network that is easier to prune
+            must not make its masks look good. The only one of a pair gets 0, and so does each
+            where all of a pair are equal but for rounding.
     """
     centred = advantages.clone()
-    for cell in cells.unique():
-        members = cells == cell
+    for pair in pairs.unique():
+        members = pairs == pair
         centred[members] -= centred[members].mean()
     if centred.abs().max() <= EQUAL * max(1.0, float(advantages.abs().max())):
         return torch.zeros_like(centred)

@@ -25,7 +25,7 @@ from prunegraph.core.budget import Budget
 from prunegraph.core.masks import ChannelMask, pack_bits, unpack_bits
 from prunegraph.core.outcome import Outcome
 from prunegraph.core.reading import checked
-from prunegraph.env import ChannelPruningEnv, PruningTask, cell_name
+from prunegraph.env import ChannelPruningEnv, PruningTask, pair_name
 from prunegraph.evaluation.pool import Pool, PooledEvaluator, SearchEvaluator, num_threads
 from prunegraph.methods.method import Problem, Result
 
@@ -40,7 +40,7 @@ class Family:
     Attributes:
         policy: the trained policy, which can be applied to other networks.
         results: the chosen mask of each network. ``details`` holds ``score``, that of the mask on
-            the search split as an accuracy, and ``own_masks``, the policy's own at each update:
+            the search split as an accuracy, and ``policy_masks``, the policy's own at each update:
             networks run before it, packed bits.
         seconds: wall time, interruptions left out.
         evaluation_seconds: of it, inside surgery, recalibration and evaluation; that of all
@@ -124,7 +124,9 @@ def _search(
                 networks=networks,
                 details={
                     "score": outcome.accuracy,
-                    "own_masks": _own_masks(result, first.tasks[number], subjects[number], number),
+                    "policy_masks": _policy_masks(
+                        result, first.tasks[number], subjects[number], number
+                    ),
                 },
             )
             for number, (mask, outcome) in enumerate(chosen)
@@ -278,7 +280,7 @@ def _finalists(
     If the search had other budgets than the run, no mask was run at this one: the prior's, and what
     the last policy wants under each of the others, as far as it fits.
     """
-    graph, budget, cell = task.graph, task.budget, cell_name(task.name, task.budget)
+    graph, budget, pair = task.graph, task.budget, pair_name(task.name, task.budget)
     offsets = result.offsets[number]
     masks = [subject.mask(result.policy, budget, offsets)]
     if budget not in plan.budgets:
@@ -286,8 +288,8 @@ def _finalists(
         masks += [
             subject.mask(result.policy, budget, offsets, asked=asked) for asked in plan.budgets
         ]
-    own = [bits for record in result.history if (bits := record["greedy_masks"].get(cell))]
-    best = result.competition.ledger(cell).best_bits
+    own = [bits for record in result.history if (bits := record["greedy_masks"].get(pair))]
+    best = result.competition.ledger(pair).best_bits
     kept = [unpack_bits(bits, graph.num_units) for bits in (*own[:1], best) if bits]
     kept += result.surrogate.promising(number, graph.limits(budget), places)
     kept += [unpack_bits(bits, graph.num_units) for bits in reversed(own)]
@@ -310,7 +312,7 @@ def _distilled(
     given: TrainedPolicy | None,
     networks: int,
 ) -> TrainedPolicy:
-    """Return the policy, taught what the search found."""
+    """Return the policy, distilled from what the search found."""
     options = plan.options
     steps = options.distill_steps * plan.networks if options.learning_rate else 0
     targets = distill_targets(result, subjects, plan.budgets)
@@ -337,16 +339,16 @@ def distill_targets(
     ]
 
 
-def _own_masks(
+def _policy_masks(
     result: TrainingResult, task: PruningTask, subject: Subject, number: int
 ) -> list[tuple[int, str]]:
     """Return the policy's own masks: networks run before, bits; empty if it takes more steps."""
-    cell = cell_name(task.name, task.budget)
+    pair = pair_name(task.name, task.budget)
     networks = [0, *(int(record["networks"]) for record in result.history)]
     masks = [
         (before, bits)
         for before, record in zip(networks, result.history, strict=False)
-        if (bits := record["greedy_masks"].get(cell))
+        if (bits := record["greedy_masks"].get(pair))
     ]
     if not masks:
         return []

@@ -58,7 +58,7 @@ def num_probes(shares: Sequence[float], budget: Budget, *, adapts: bool) -> int:
 
 
 def calm(ppo: PPOConfig) -> PPOConfig:
-    """Return options for searches that begin with a policy that was taught their budget.
+    """Return options for searches that begin with a policy that learned their budget.
 
     They explore a quarter as far at first, less than half as far at the end.
     """
@@ -72,11 +72,11 @@ def calm(ppo: PPOConfig) -> PPOConfig:
 
 
 def wide(ppo: PPOConfig) -> PPOConfig:
-    """Return options for searches below all budgets that their policy was taught.
+    """Return options for searches below all budgets that their policy learned.
 
     Channels are drawn as calmly, but the widths of groups move as far as from a heuristic: what the
     policy says of them is a guess there (``docs/lab/trials.md``, "How far a search from a policy
-    explores below what it was taught").
+    explores below what it learned").
     """
     return replace(calm(ppo), group_noise_start=ppo.group_noise_start, group_noise_end=0.08)
 
@@ -86,8 +86,8 @@ def from_policy(ppo: PPOConfig, policy: TrainedPolicy, budgets: Sequence[Budget]
 
     Args:
         ppo: those of one that begins with a heuristic.
-        policy: whose record names the budgets that it was taught; one without them counts as
-            taught for all.
+        policy: whose record names the budgets that it learned; one without them counts as
+            trained for all.
         budgets: that are searched for.
 
     Raises:
@@ -99,8 +99,8 @@ def from_policy(ppo: PPOConfig, policy: TrainedPolicy, budgets: Sequence[Budget]
     except BudgetError as error:
         msg = f"{where} holds none: {error}; the file is damaged"
         raise ArtefactError(msg) from error
-    taught, searched = _shares(record), _shares(budgets)
-    below = bool(taught and searched) and min(searched) < min(taught)
+    learned, searched = _shares(record), _shares(budgets)
+    below = bool(learned and searched) and min(searched) < min(learned)
     return wide(ppo) if below else calm(ppo)
 
 
@@ -123,7 +123,7 @@ def agent_config(
         seed: of policy, episodes and image subsets.
         metric: what rewards compare; default: that of the options.
         initial: the policy to begin with: the network is as large as its own, and explores less.
-        budgets: that are searched for: below those that it was taught it explores further.
+        budgets: that are searched for: below those that it learned it explores further.
     """
     reward = RewardConfig(
         self_competition=options.self_competition,

@@ -1,4 +1,4 @@
-"""What surrogate rollouts would bring: the outcome models of all networks of a training."""
+"""What surrogate rollouts would bring: the surrogates of all networks of a training."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +31,7 @@ class Surrogate:
     def __init__(
         self, thresholds: Mapping[int, BudgetThreshold], prior: Callable[[Tensor], Tensor]
     ) -> None:
-        self._topologies = thresholds
+        self._thresholds = thresholds
         self._prior = prior
         self.models: dict[int, GaussianProcess] = {}
 
@@ -54,7 +54,7 @@ class Surrogate:
             update: number of the update, whose episodes share their images.
         """
         for episode, graph_id, matrix in zip(episodes, graph_ids, features, strict=True):
-            graph = self._topologies[graph_id].graph
+            graph = self._thresholds[graph_id].graph
             if graph_id not in self.models:
                 importance = self._prior(matrix[: graph.num_units].cpu()).double().exp()
                 self.models[graph_id] = GaussianProcess(graph, importance.numpy())
@@ -69,7 +69,7 @@ class Surrogate:
         ids: Tensor,
         bits: Tensor,
         limits: Float64Array,
-        cells: Tensor,
+        pairs: Tensor,
         *,
         caution: float = 0.0,
     ) -> Tensor:
@@ -79,12 +79,12 @@ class Surrogate:
             ids: ``[B]`` graph ids.
             bits: ``[B, N_max]`` masks.
             limits: ``[B, 4]`` the most MACs, params, bytes and ms that may remain.
-            cells: ``[B]`` which (network, budget) each belongs to.
+            pairs: ``[B]`` which (network, budget) each belongs to.
             caution: deviations of its own error by which a predicted metric is lowered.
         """
         rewards = torch.zeros(len(ids), dtype=torch.float64)
-        for cell in cells.unique():
-            rows = (cells == cell).cpu()
+        for pair in pairs.unique():
+            rows = (pairs == pair).cpu()
             graph_id, limit = int(ids[rows.to(ids.device)][0]), limits[rows.numpy()][0]
             mean, deviation, costs = self._predict(graph_id, bits.cpu()[rows], limit)
             metrics = mean - caution * deviation
@@ -102,7 +102,7 @@ class Surrogate:
             bits: ``[K, N_max]`` masks.
             limits: ``[4]`` the most MACs, params, bytes and ms that may remain.
         """
-        graph = self._topologies[graph_id].graph
+        graph = self._thresholds[graph_id].graph
         keep = bits[:, : graph.num_units].double()
         mean, deviation = self.models[graph_id].predict(keep)
         costs = expected_cost_ratio(graph, keep.numpy(), limits[None])
@@ -128,7 +128,7 @@ class Surrogate:
             mean, deviation = model.predict(masks)
             return mean - caution * deviation
 
-        graph, keep = self._topologies[graph_id].graph, bits.cpu().numpy() > 0.5
+        graph, keep = self._thresholds[graph_id].graph, bits.cpu().numpy() > 0.5
         return torch.from_numpy(plan(predict, graph, keep, limits, most=most)).to(bits)
 
     @torch.no_grad()
@@ -156,7 +156,7 @@ class Surrogate:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what ``state_dict`` returned."""
         for graph_id, values in state.items():
-            graph = self._topologies[int(graph_id)].graph
+            graph = self._thresholds[int(graph_id)].graph
             model = GaussianProcess(graph, np.array(values["importance"]))
             model.load_state_dict(values)
             self.models[int(graph_id)] = model

@@ -72,8 +72,8 @@ class TrainingResult:
         history: one record an update, as JSON values: ``networks``, ``accuracy``, ``reward``,
             ``bar``, ``overshoot``, ``multiplier``, ``repaired``, ``entropy_per_bit``,
             ``approx_kl``, ``clip_fraction``, ``equal_actions``, ``distance_to_uniform``,
-            ``greedy_masks`` (cell -> the policy's own mask before the update, packed), ...
-        competition: ledgers (the best mask of each cell among them) and multipliers.
+            ``greedy_masks`` (pair -> the policy's own mask before the update, packed), ...
+        competition: ledgers (the best mask of each pair among them) and multipliers.
         offsets: graph id -> what the search added to the policy's scores ``[N]`` of that network.
         surrogate: what all run masks together say of masks.
         networks_evaluated: pruned networks that were run.

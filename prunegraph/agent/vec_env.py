@@ -37,7 +37,7 @@ class SelfCompetitionVecEnv(VecEnvWrapper):
         competition: ledgers and multipliers.
         num_networks: pruned networks that the environments ran, also before a checkpoint.
         records: figures of the current update's episodes.
-        greedy_masks: packed greedy mask of each cell of the current update.
+        greedy_masks: packed greedy mask of each pair of the current update.
         greedy: makes the policy's own mask from one observation and a budget; set by the trainer.
     """
 
@@ -59,12 +59,12 @@ class SelfCompetitionVecEnv(VecEnvWrapper):
     @property
     def cells_per_update(self) -> int:
         """(Network, budget) pairs whose episodes an update holds, at the most."""
-        if not (self.venv.has_attr("cells") and self.venv.has_attr("config")):
+        if not (self.venv.has_attr("pairs") and self.venv.has_attr("config")):
             return 1
-        cells, config = (self.venv.get_attr(name, [0])[0] for name in ("cells", "config"))
-        episodes, turn = self.episodes_per_update, config.episodes_per_cell
+        pairs, config = (self.venv.get_attr(name, [0])[0] for name in ("pairs", "config"))
+        episodes, turn = self.episodes_per_update, config.episodes_per_pair
         turns = episodes // turn if episodes % turn == 0 else math.ceil((episodes - 1) / turn) + 1
-        return int(min(len(cells), turns, episodes))
+        return int(min(len(pairs), turns, episodes))
 
     @property
     def num_networks(self) -> int:
@@ -143,22 +143,22 @@ class SelfCompetitionVecEnv(VecEnvWrapper):
     def _prepare(self, observation: VecObservation) -> None:
         """Measure, once an update, what the episodes that begin in it compete with."""
         for worker, info in enumerate(self.venv.reset_infos):
-            if info["block"] == self.competition.block and info["cell"] not in self.greedy_masks:
+            if info["block"] == self.competition.block and info["pair"] not in self.greedy_masks:
                 row = {name: array[worker] for name, array in observation.items()}
-                self._measure_bar(info["cell"], Budget(**info["budget"]), row)
+                self._measure_bar(info["pair"], Budget(**info["budget"]), row)
 
-    def _measure_bar(self, cell: str, budget: Budget, row: Mapping[str, FloatArray]) -> None:
-        """Measure what a cell's episodes compete with on this update's images."""
+    def _measure_bar(self, pair: str, budget: Budget, row: Mapping[str, FloatArray]) -> None:
+        """Measure what a pair's episodes compete with on this update's images."""
         mask = None if self.greedy is None else self.greedy(row, budget)
-        self.greedy_masks[cell] = "" if mask is None else pack_bits(mask)
+        self.greedy_masks[pair] = "" if mask is None else pack_bits(mask)
         competition = self.competition
-        bits = competition.mask_to_measure(cell)
-        if competition.config.self_competition == "best" and cell not in competition.ledgers:
-            bits = self.greedy_masks[cell]  # else the first update would beat an empty ledger
+        bits = competition.mask_to_measure(pair)
+        if competition.config.self_competition == "best" and pair not in competition.ledgers:
+            bits = self.greedy_masks[pair]  # else the first update would beat an empty ledger
         if bits:
             block = competition.block
-            measured = self.venv.env_method("measure", cell, bits, block, indices=[0])[0]
-            competition.set_bar(cell, measured)
+            measured = self.venv.env_method("measure", pair, bits, block, indices=[0])[0]
+            competition.set_bar(pair, measured)
 
 
 class ThreadedVecEnv(DummyVecEnv):

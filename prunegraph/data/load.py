@@ -204,7 +204,7 @@ def _load_shape(records: list[Record], image_size: int | None) -> tuple[int, int
 def _in_memory(
     images: Tensor, labels: Tensor, normalisation: Normalisation, num_classes: int, *, flip: bool
 ) -> MemorySource:
-    """Make a source of uint8 images with the shift that suits their size."""
+    """Make a source of uint8 images with the shift that fits their size."""
     mean, std = normalisation
     padding = min(images.shape[2:]) // SHIFT_SHARE
     return MemorySource(

@@ -4,7 +4,7 @@ import gymnasium
 
 from prunegraph.env.config import EnvConfig
 from prunegraph.env.environment import ChannelPruningEnv
-from prunegraph.env.task import PruningTask, cell_name, check_at_stake
+from prunegraph.env.task import PruningTask, check_at_stake, pair_name
 from prunegraph.graph.features import CONTEXT_NAMES
 
 ENV_ID = "prunegraph/ChannelPruning-v0"
@@ -18,6 +18,6 @@ __all__ = [
     "ChannelPruningEnv",
     "EnvConfig",
     "PruningTask",
-    "cell_name",
     "check_at_stake",
+    "pair_name",
 ]

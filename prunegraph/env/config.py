@@ -27,7 +27,7 @@ class EnvConfig:
         per_group: one step a group in topological order, instead of one for the whole network.
         subset_size: search images that a mask is scored on; None = all.
         episodes_per_subset: episodes scored on one image subset: a block.
-        episodes_per_cell: episodes in a row with the same network and budget, where there are
+        episodes_per_pair: episodes in a row with the same network and budget, where there are
             several.
         budgets: the grid that budgets come from; None = each task's own.
         seed: seed before the first ``reset(seed=...)``.
@@ -40,7 +40,7 @@ class EnvConfig:
     per_group: bool = False
     subset_size: int | None = 1500
     episodes_per_subset: int = 16
-    episodes_per_cell: int = 4
+    episodes_per_pair: int = 4
     budgets: tuple[Budget, ...] | None = None
     seed: int = 0
     first_episode: int = 0
@@ -48,7 +48,7 @@ class EnvConfig:
 
     def __post_init__(self) -> None:
         check_choice("metric", self.metric, get_args(Metric))
-        for name in ("subset_size", "episodes_per_subset", "episodes_per_cell", "episode_stride"):
+        for name in ("subset_size", "episodes_per_subset", "episodes_per_pair", "episode_stride"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 msg = f"{name}={value} must be at least 1"
@@ -65,10 +65,10 @@ class EnvConfig:
         return episode // self.episodes_per_subset
 
 
-def cell_of_episode(seed: int, episode: int, num_cells: int, episodes_per_cell: int) -> int:
+def pair_of_episode(seed: int, episode: int, num_pairs: int, episodes_per_pair: int) -> int:
     """Return which (network, budget) pair an episode is played on: all in turn, in random order."""
-    turn, position = divmod(episode // episodes_per_cell, num_cells)
-    order = np.random.default_rng([seed, turn, _TASK_ORDER]).permutation(num_cells)
+    turn, position = divmod(episode // episodes_per_pair, num_pairs)
+    order = np.random.default_rng([seed, turn, _TASK_ORDER]).permutation(num_pairs)
     return int(order[position])
 
 

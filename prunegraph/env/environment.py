@@ -17,8 +17,8 @@ from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.masks import BoolArray, ChannelMask, FloatArray
 from prunegraph.core.outcome import Outcome
-from prunegraph.env.config import EnvConfig, cell_of_episode, episode_generator, subset_seed
-from prunegraph.env.task import Cell, PruningTask, make_cell
+from prunegraph.env.config import EnvConfig, episode_generator, pair_of_episode, subset_seed
+from prunegraph.env.task import Pair, PruningTask, make_pair
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import CONTEXT_NAMES, FEATURE_BOUND
 from prunegraph.rewards import Episode, pack_bits, unpack_bits
@@ -38,7 +38,7 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
     ``cost_ratio`` (over the budget), ``repaired`` (share of free bits flipped), ``overshoot``,
     ``violation``, ``outcome``, ``mask_digest``, ``mask_bits`` (see ``rewards.unpack_bits``) and
     ``result`` (an ``Episode`` for ``SelfCompetition.score``). Every ``info`` holds ``graph_id``,
-    ``cell``, ``budget``, ``block`` (number of the image subset) and ``episode_number``.
+    ``pair``, ``budget``, ``block`` (number of the image subset) and ``episode_number``.
 
     Args:
         tasks: one or several networks; their position is the graph id.
@@ -61,15 +61,15 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
     ) -> None:
         self.tasks = (tasks,) if isinstance(tasks, PruningTask) else tuple(tasks)
         self.config = EnvConfig() if config is None else config
-        self.cells = _make_cells(self.tasks, self.config.budgets)
+        self.pairs = _make_pairs(self.tasks, self.config.budgets)
         self.num_nodes = max(task.graph.num_units for task in self.tasks)
-        space = _observation_space(self.cells, self.num_nodes)
+        space = _observation_space(self.pairs, self.num_nodes)
         self.observation_space = space  # type: ignore[assignment]  # gymnasium types it as Any
         self.action_space = spaces.MultiBinary(self.num_nodes)
         self.seed_in_use = self.config.seed
         self.episode_number = self.config.first_episode
         self._next_episode = self.config.first_episode
-        self._cell = self.cells[0]
+        self._pair = self.pairs[0]
         self._keep: BoolArray = np.ones(0, dtype=bool)
         self._num_steps = 0  # made in this episode
         self._steps_left = 0
@@ -98,13 +98,13 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
         self.episode_number = self._next_episode
         self._next_episode += self.config.episode_stride
         self.np_random = episode_generator(self.seed_in_use, self.episode_number)
-        index = cell_of_episode(
-            self.seed_in_use, self.episode_number, len(self.cells), self.config.episodes_per_cell
+        index = pair_of_episode(
+            self.seed_in_use, self.episode_number, len(self.pairs), self.config.episodes_per_pair
         )
-        self._cell = self.cells[index]
-        self._keep = np.ones(self._cell.task.graph.num_units, dtype=bool)
+        self._pair = self.pairs[index]
+        self._keep = np.ones(self._pair.task.graph.num_units, dtype=bool)
         self._num_steps = 0
-        self._steps_left = len(self._cell.steps) if self.config.per_group else 1
+        self._steps_left = len(self._pair.steps) if self.config.per_group else 1
         return self._observation(), self._identity()
 
     @property
@@ -129,11 +129,11 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
     def _finish(self) -> tuple[float, dict[str, Any]]:
         """Evaluate the bits of the whole network; return the reward and its ``info``."""
         raw = self._keep
-        raw_cost = self._cell.task.graph.cost(raw)
-        mask, repaired = self._realise(raw)
+        raw_cost = self._pair.task.graph.cost(raw)
+        mask, repaired = self._repair(raw)
         self._keep = mask.keep.copy()
-        outcome = self._evaluate(self._cell, mask, self.block)
-        result = self._episode(self._cell, mask, outcome, raw)
+        outcome = self._evaluate(self._pair, mask, self.block)
+        result = self._episode(self._pair, mask, outcome, raw)
         info = {
             **self._identity(),
             "raw_cost": raw_cost,
@@ -149,37 +149,37 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
         }
         return result.metric(self.config.metric), info
 
-    def measure(self, cell_name: str, bits: str, block: int) -> Episode:
+    def measure(self, pair_name: str, bits: str, block: int) -> Episode:
         """Return the figures of a packed mask on a block's images, as if it had been played."""
-        cell = next(cell for cell in self.cells if cell.name == cell_name)
-        graph = cell.task.graph
+        pair = next(pair for pair in self.pairs if pair.name == pair_name)
+        graph = pair.task.graph
         mask = graph.mask(unpack_bits(bits, graph.num_units))
-        outcome = self._evaluate(cell, mask, block)
-        return self._episode(cell, mask, outcome, mask.keep)
+        outcome = self._evaluate(pair, mask, block)
+        return self._episode(pair, mask, outcome, mask.keep)
 
-    def _realise(self, keep: BoolArray) -> tuple[ChannelMask, float]:
+    def _repair(self, keep: BoolArray) -> tuple[ChannelMask, float]:
         """Return the mask to evaluate and the share of free bits that were flipped."""
-        graph = self._cell.task.graph
+        graph = self._pair.task.graph
         if self.config.repair:
-            return graph.repair(keep, self._cell.budget, self.np_random)
+            return graph.repair(keep, self._pair.budget, self.np_random)
         return force_minimum(graph, keep, self.np_random)
 
-    def _evaluate(self, cell: Cell, mask: ChannelMask, block: int) -> Outcome:
-        evaluator, size = cell.task.evaluator, self.config.subset_size
+    def _evaluate(self, pair: Pair, mask: ChannelMask, block: int) -> Outcome:
+        evaluator, size = pair.task.evaluator, self.config.subset_size
         if size is None:
             return evaluator.evaluate(mask)
         subset = evaluator.draw_subset(size, subset_seed(self.seed_in_use, block))
         return evaluator.evaluate(mask, subset)
 
-    def _episode(self, cell: Cell, mask: ChannelMask, outcome: Outcome, raw: BoolArray) -> Episode:
-        graph = cell.task.graph
+    def _episode(self, pair: Pair, mask: ChannelMask, outcome: Outcome, raw: BoolArray) -> Episode:
+        graph = pair.task.graph
         return Episode(
-            cell=cell.name,
+            pair=pair.name,
             accuracy=outcome.accuracy,
             kl=outcome.kl,
             soft_accuracy=outcome.soft_accuracy,
-            raw_cost_ratio=graph.cost_ratio(raw, cell.budget),
-            cost_ratio=graph.cost_ratio(mask.keep, cell.budget),
+            raw_cost_ratio=graph.cost_ratio(raw, pair.budget),
+            cost_ratio=graph.cost_ratio(mask.keep, pair.budget),
             bits=pack_bits(mask.keep),
             digest=outcome.digest,
         )
@@ -190,28 +190,28 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
         if bits.shape != (self.num_nodes,):
             msg = f"an action of shape {bits.shape} does not fit: it needs {self.num_nodes} bits"
             raise ConfigError(msg)
-        keep: BoolArray = bits[: self._cell.task.graph.num_units] > 0.5
+        keep: BoolArray = bits[: self._pair.task.graph.num_units] > 0.5
         return keep
 
     def _open_units(self) -> BoolArray:
         """Return the units ``[N]`` that the next step decides on (at the end: the last did)."""
-        cell = self._cell
+        pair = self._pair
         if not self.config.per_group:
-            return cell.at_stake.copy()
-        step = min(self._num_steps, len(cell.steps) - 1)
-        in_group: BoolArray = cell.task.graph.group_of == cell.steps[step]
-        return cell.at_stake & in_group
+            return pair.at_stake.copy()
+        step = min(self._num_steps, len(pair.steps) - 1)
+        in_group: BoolArray = pair.task.graph.group_of == pair.steps[step]
+        return pair.at_stake & in_group
 
     def _observation(self) -> Observation:
-        cell, num_units = self._cell, self._cell.task.graph.num_units
-        features = np.zeros((self.num_nodes, cell.features.shape[1]), dtype=np.float32)
-        features[:num_units] = cell.features
+        pair, num_units = self._pair, self._pair.task.graph.num_units
+        features = np.zeros((self.num_nodes, pair.features.shape[1]), dtype=np.float32)
+        features[:num_units] = pair.features
         node_mask = np.zeros(self.num_nodes, dtype=np.float32)
         node_mask[:num_units] = 1.0
         action_mask = np.zeros(self.num_nodes, dtype=np.float32)
         action_mask[:num_units] = self._open_units()
         return {
-            "graph_id": np.array([cell.graph_id], dtype=np.float32),
+            "graph_id": np.array([pair.graph_id], dtype=np.float32),
             "node_features": features.reshape(-1),
             "node_mask": node_mask,
             "action_mask": action_mask,
@@ -219,21 +219,21 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
         }
 
     def _context(self) -> FloatArray:
-        cell = self._cell
-        limits = cell.budget.as_dict()
+        pair = self._pair
+        limits = pair.budget.as_dict()
         values = (
             limits.get("keep_macs", 1.0),
             limits.get("keep_params", 1.0),
-            cell.remaining_share(self._keep),
+            pair.remaining_share(self._keep),
             self._num_steps / (self._num_steps + self._steps_left),
         )
         return np.clip(np.array(values, dtype=np.float32), -FEATURE_BOUND, FEATURE_BOUND)
 
     def _identity(self) -> dict[str, Any]:
         return {
-            "graph_id": self._cell.graph_id,
-            "cell": self._cell.name,
-            "budget": self._cell.budget.as_dict(),
+            "graph_id": self._pair.graph_id,
+            "pair": self._pair.name,
+            "budget": self._pair.budget.as_dict(),
             "block": self.block,
             "episode_number": self.episode_number,
         }
@@ -261,31 +261,31 @@ def force_minimum(
     return graph.mask(bits), flipped
 
 
-def _make_cells(
+def _make_pairs(
     tasks: tuple[PruningTask, ...], budgets: tuple[Budget, ...] | None
-) -> tuple[Cell, ...]:
+) -> tuple[Pair, ...]:
     names = [task.name for task in tasks]
     if not tasks or len(set(names)) != len(names):
         msg = f"tasks named {names}: give at least one, and each another name"
         raise ConfigError(msg)
-    cells = tuple(
-        make_cell(graph_id, task, budget)
+    pairs = tuple(
+        make_pair(graph_id, task, budget)
         for graph_id, task in enumerate(tasks)
         for budget in (budgets or (task.budget,))
     )
-    if len({cell.name for cell in cells}) < len(cells):
+    if len({pair.name for pair in pairs}) < len(pairs):
         msg = f"budgets {budgets} hold two that differ by less than ledgers tell apart: drop one"
         raise ConfigError(msg)
-    widths = sorted({cell.features.shape[1] for cell in cells})
+    widths = sorted({pair.features.shape[1] for pair in pairs})
     if len(widths) > 1:
         msg = f"node features of {widths} columns: all networks need the same features"
         raise ConfigError(msg)
-    return cells
+    return pairs
 
 
-def _observation_space(cells: tuple[Cell, ...], num_nodes: int) -> spaces.Dict:
-    num_features = cells[0].features.shape[1]
-    largest_id = max(cell.graph_id for cell in cells)
+def _observation_space(pairs: tuple[Pair, ...], num_nodes: int) -> spaces.Dict:
+    num_features = pairs[0].features.shape[1]
+    largest_id = max(pair.graph_id for pair in pairs)
     return spaces.Dict(
         {
             "graph_id": spaces.Box(0.0, max(largest_id, 1), (1,)),

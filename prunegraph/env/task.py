@@ -33,7 +33,7 @@ class PruningTask:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Cell:
+class Pair:
     """A (network, budget) pair, with what its episodes share.
 
     Attributes:
@@ -63,7 +63,7 @@ class Cell:
         return cost.macs / dense.macs
 
 
-def cell_name(task_name: str, budget: Budget) -> str:
+def pair_name(task_name: str, budget: Budget) -> str:
     """Return the name of a (network, budget) pair, as ``"resnet20@keep_macs=0.5"``."""
     limits = ",".join(f"{name}={short(value)}" for name, value in budget.as_dict().items())
     return f"{task_name}@{limits}"
@@ -85,7 +85,7 @@ def check_at_stake(name: str, graph: StructureGraph, budget: Budget) -> BoolArra
     return at_stake
 
 
-def make_cell(graph_id: int, task: PruningTask, budget: Budget) -> Cell:
+def make_pair(graph_id: int, task: PruningTask, budget: Budget) -> Pair:
     """Check a task at a budget and return the pair.
 
     Raises:
@@ -108,8 +108,8 @@ def make_cell(graph_id: int, task: PruningTask, budget: Budget) -> Cell:
         )
         raise ConfigError(msg)
     clipped = np.clip(array, -FEATURE_BOUND, FEATURE_BOUND)
-    return Cell(
-        name=cell_name(task.name, budget),
+    return Pair(
+        name=pair_name(task.name, budget),
         graph_id=graph_id,
         task=task,
         budget=budget,

@@ -24,7 +24,7 @@ from prunegraph.graph.graph import FrozenOp, StructureGraph
 from prunegraph.graph.proof.copies import check_copies, containers, entries
 from prunegraph.graph.proof.fixes import Fixes
 from prunegraph.graph.proof.trial import ERRORS, Forward, failing_frame, is_sound
-from prunegraph.graph.rules.recurrent import settle_recurrent
+from prunegraph.graph.rules.recurrent import resolve_recurrent
 from prunegraph.graph.rules.shared.copied_heads import copies_for_heads, heads_of_copies
 from prunegraph.graph.rules.table import RULES
 from prunegraph.graph.surgery import copy_network, drop_kept, hears_of_training, put_modes
@@ -243,7 +243,7 @@ def _record_all(
             join_training(recorder.recording, training.recording, unread)
     if unused_weights(model, recorder.recording):
         join_siblings(model, recorder.recording)
-    recorder.recording.settle_wide_outputs()
+    recorder.recording.resolve_wide_outputs()
     return recorder
 
 
@@ -306,12 +306,12 @@ def _record(
     for labels in recorder.recording.outputs:
         recorder.store.freeze(labels, cause, expected=True)
     recorder.recording.note_positions(tensors_in(output), cause)
-    recorder.recording.settle_parts_of_axes()
-    recorder.recording.settle_splits()
-    recorder.recording.settle_stacks()
-    recorder.recording.settle_parts()
-    settle_recurrent(model, recorder.recording)
-    recorder.recording.settle_constants()
+    recorder.recording.resolve_parts_of_axes()
+    recorder.recording.resolve_splits()
+    recorder.recording.resolve_stacks()
+    recorder.recording.resolve_parts()
+    resolve_recurrent(model, recorder.recording)
+    recorder.recording.resolve_constants()
     return recorder
 
 
@@ -400,7 +400,7 @@ def analyse(
             if filled is not None and is_sound(model, runner(filled)):
                 run = runner(filled)
             check_copies(model, run)
-            graph = fixes.settle(run)
+            graph = fixes.resolve(run)
     if not graph.free.any():
         reasons = "; ".join(dict.fromkeys(item.reason for item in graph.frozen_ops))
         msg = (

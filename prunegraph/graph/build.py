@@ -160,8 +160,8 @@ class GraphBuilder:
                 known = found.get((use.module, name, place))
                 late = known is not None and suits == known[1] and use.module in self.last_named
                 weak = number >= len(uses)
-                settled = known is not None and (weak or known[0].module in self.checked_first)
-                if known is None or (not settled and (suits > known[1] or late)):
+                resolved = known is not None and (weak or known[0].module in self.checked_first)
+                if known is None or (not resolved and (suits > known[1] or late)):
                     found[use.module, name, place] = attribute, suits
         return tuple(attribute for attribute, _ in found.values() if attribute.varies)
 

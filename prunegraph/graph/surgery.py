@@ -166,7 +166,7 @@ def apply_mask(model: nn.Module, graph: StructureGraph, mask: ChannelMask) -> nn
         memo[key] = take(length, plans[key].keep) if key in plans else length
     memo.update(_sliced_gathers(model, graph, mask.keep))
     pruned = copy_network(model, memo)  # finds the new tensors in its memo
-    _settle_norms(pruned)
+    _resolve_norms(pruned)
     keep_first = {key: plan.keep[0] for key, plan in plans.items() if 0 in plan.keep}
     fix_module_sizes(model, pruned, keep_first)
     for attribute in graph.size_attributes:
@@ -207,7 +207,7 @@ def _weight_norms(model: nn.Module) -> Iterator[tuple[Tensor, Tensor, int]]:
 
 
 @torch.no_grad()
-def _settle_norms(network: nn.Module) -> None:
+def _resolve_norms(network: nn.Module) -> None:
     """Compute the weights of ``weight_norm`` and ``spectral_norm`` anew.
 
     The singular vectors of the dense weight are none of the pruned one: the power method goes on.
@@ -283,7 +283,7 @@ def zero_mask(model: nn.Module, graph: StructureGraph, mask: ChannelMask) -> nn.
         if changed or path in computing:
             mean_over_kept(silent.get_submodule(path), *changed)
     use_no_nested_tensors(silent)
-    _settle_norms(silent)
+    _resolve_norms(silent)
     drop_kept(silent)
     return silent
 

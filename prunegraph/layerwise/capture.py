@@ -70,7 +70,7 @@ def readable_copy(
 
 
 @contextmanager
-def reads(
+def layer_inputs(
     model: nn.Module,
     graph: StructureGraph,
     visit: Callable[[Read], None],
@@ -196,7 +196,7 @@ def show_reads(
     visit: Callable[[Read], None],
 ) -> None:
     """Send samples through a network, without gradients, and show each read to ``visit``."""
-    with torch.no_grad(), reads(model, graph, visit):
+    with torch.no_grad(), layer_inputs(model, graph, visit):
         for batch in samples.batches(batch_size):
             task.forward(model, batch)
 

@@ -1,4 +1,4 @@
-"""Least-squares reconstruction: the kept weights take over what the removed channels gave."""
+"""Least-squares reconstruction: the kept weights make up for the removed channels."""
 
 import warnings
 from collections import Counter
@@ -19,7 +19,7 @@ from prunegraph.core.task import Task
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.module_sizes import is_self_attention
 from prunegraph.graph.trace.calls import WatchedCalls
-from prunegraph.layerwise.capture import Read, readable_copy, reads
+from prunegraph.layerwise.capture import Read, layer_inputs, readable_copy
 from prunegraph.layerwise.guard import REJECTED, Guard, Replay
 from prunegraph.layerwise.room import batch_size
 from prunegraph.layerwise.sampling import LAYERS, input_axis, outputs_first, sampled_inputs
@@ -27,8 +27,8 @@ from prunegraph.layerwise.statistics import (
     MOST_INPUTS,
     InputRows,
     InputSums,
-    ProductMoments,
-    RowMoments,
+    ProductStatistics,
+    RowStatistics,
 )
 from prunegraph.tasks.classification import model_device
 
@@ -106,7 +106,7 @@ class Reconstruction:
                 forward = replay.num_forwards if held_out is None else 0
                 found.add(name, rows.chunk(groups, dim=1), forward)
 
-        shown = reads(dense, graph, visit, attentions=True)
+        shown = layer_inputs(dense, graph, visit, attentions=True)
         with torch.no_grad(), shown, _normed(dense) as normed:
             run(dense)
         handle.remove()
@@ -116,8 +116,8 @@ class Reconstruction:
             del sums[name]  # what else reads it was not seen
         biased = {name for name in sums if _bias_name(name) in parameters.keys() - tied}
         self._centred = {name for name in sums if name in biased or name in normed}
-        self._moments: dict[str, list[ProductMoments | RowMoments]] = {
-            name: [own.moments(name, centred=name in self._centred) for own in found]
+        self._input_statistics: dict[str, list[ProductStatistics | RowStatistics]] = {
+            name: [own.statistics(name, centred=name in self._centred) for own in found]
             for name, found in sums.items()
         }
         self._weights = {name: self._laid(name, parameters[name]) for name in sums}
@@ -204,7 +204,7 @@ class Reconstruction:
         return True
 
     def _fit_all(self, pruned: nn.Module, mask: ChannelMask) -> None:
-        for name in self._moments:
+        for name in self._input_statistics:
             self._fit_at_once(name, pruned, mask)
 
     def _fit_at_once(self, name: str, pruned: nn.Module, mask: ChannelMask) -> None:
@@ -212,8 +212,13 @@ class Reconstruction:
         out, kept = self._stays(name, mask)
         if bool(kept.all()):
             return
-        moments, weight = self._moments[name], self._weights[name].flatten(1).float()  # [out, D]
-        groups = zip(moments, weight.chunk(len(moments)), out.chunk(len(moments)), strict=True)
+        statistics, weight = (
+            self._input_statistics[name],
+            self._weights[name].flatten(1).float(),
+        )  # [out, D]
+        groups = zip(
+            statistics, weight.chunk(len(statistics)), out.chunk(len(statistics)), strict=True
+        )
         fitted = [_fitted(own, part[stays], kept) for own, part, stays in groups]
         new, shift = (torch.cat(parts) for parts in zip(*fitted, strict=True))
         self._put(name, pruned, out, new, shift)
@@ -388,11 +393,11 @@ def _bias_name(weight: str) -> str:
 
 
 def _fitted(
-    moments: ProductMoments | RowMoments, weight: Tensor, kept: Tensor
+    statistics: ProductStatistics | RowStatistics, weight: Tensor, kept: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return what weights ``[out, D]`` become ``[out, kept]``, and what their biases gain."""
-    change = moments.change(weight, kept)
-    shift = weight[:, ~kept] @ moments.mean[~kept] - change @ moments.mean[kept]
+    change = statistics.change(weight, kept)
+    shift = weight[:, ~kept] @ statistics.mean[~kept] - change @ statistics.mean[kept]
     return weight[:, kept] + change, shift
 
 

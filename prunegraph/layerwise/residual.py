@@ -63,7 +63,7 @@ def held_at(
 
 
 @contextmanager
-def streams(
+def residual_branches(
     model: nn.Module, layers: Container[str], sampled: Callable[[str, nn.Module, Tensor], Tensor]
 ) -> Iterator[dict[str, Stream]]:
     """Fill a dict with the streams that layers add to while a network runs, by weight.

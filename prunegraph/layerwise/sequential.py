@@ -14,10 +14,10 @@ from prunegraph.core.splits import Batch, ReadyBatches, TrainSplit
 from prunegraph.graph import StructureGraph, copy_network
 from prunegraph.graph.analyse import repeatable
 from prunegraph.graph.module_sizes import slim_all_attentions
-from prunegraph.layerwise.capture import LinearCalls, Read, readable_copy, reads
+from prunegraph.layerwise.capture import LinearCalls, Read, layer_inputs, readable_copy
 from prunegraph.layerwise.recalibrate import measuring_batch_norm
 from prunegraph.layerwise.reconstruct import Reconstruction
-from prunegraph.layerwise.residual import Place, held_at, streams
+from prunegraph.layerwise.residual import Place, held_at, residual_branches
 from prunegraph.layerwise.sampling import sampled_inputs, sampled_outputs
 from prunegraph.layerwise.statistics import fitted_change
 from prunegraph.tasks.batches import joined
@@ -97,14 +97,14 @@ class LayerwiseReconstruction(Reconstruction):
                     self._wanted[name] = self._given(name, read.module, rows)
                     self._read[name] = _some(rows).clone()
 
-        adding = streams(dense, self._wanted, self._sampled_outputs)
-        shown = reads(dense, graph, visit, attentions=True)
+        adding = residual_branches(dense, self._wanted, self._sampled_outputs)
+        shown = layer_inputs(dense, graph, visit, attentions=True)
         with torch.no_grad(), adding as found, shown as given:
             self._send(dense)
         self._gives_weights = given.needed
         for name in [name for name in self._wanted if calls[name] > 1]:
             del self._wanted[name]
-        self._streams = {name: found[name] for name in found.keys() & self._wanted.keys()}
+        self._branches = {name: found[name] for name in found.keys() & self._wanted.keys()}
 
     @staticmethod
     def _batches(samples: TrainSplit, size: int) -> Iterable[Batch]:
@@ -139,7 +139,7 @@ class LayerwiseReconstruction(Reconstruction):
 
     def _fit_all(self, pruned: nn.Module, mask: ChannelMask) -> None:
         """Fit the layers in the order in which they run, the others on the dense network."""
-        for name in self._moments.keys() - self._wanted.keys():
+        for name in self._input_statistics.keys() - self._wanted.keys():
             self._fit_at_once(name, pruned, mask)
         shared = {id(item): item for item in (*pruned.parameters(), *pruned.buffers())}
         network = slim_all_attentions(copy_network(pruned, shared))
@@ -158,7 +158,7 @@ class LayerwiseReconstruction(Reconstruction):
 
         for name in self._wanted:
             modules[name.rpartition(".")[0]].register_forward_pre_hook(hook(name))
-        places = {stream.place for stream in self._streams.values()}
+        places = {stream.place for stream in self._branches.values()}
         showing = held_at(network, places, held.setdefault)
         calling = LinearCalls(network) if self._gives_weights else nullcontext()
         with showing, measuring_batch_norm(network), calling:
@@ -168,10 +168,12 @@ class LayerwiseReconstruction(Reconstruction):
 
     def _now(self, name: str, held: dict[Place, Tensor], done: set[str]) -> Tensor | None:
         """Return what the stream that a layer adds to holds; let it go if it is the last to."""
-        if name not in self._streams:
+        if name not in self._branches:
             return None
-        place = self._streams[name].place
-        waiting = any(self._streams[other].place == place for other in self._streams.keys() - done)
+        place = self._branches[name].place
+        waiting = any(
+            self._branches[other].place == place for other in self._branches.keys() - done
+        )
         return held.get(place) if waiting else held.pop(place, None)
 
     def _fit(
@@ -198,33 +200,33 @@ class LayerwiseReconstruction(Reconstruction):
         if len(rows) != len(wanted) or len(rows) < ENOUGH * int(kept.sum()):
             self._fit_at_once(name, pruned, mask)  # heads lie along the batch, say: some have gone
             return
-        there = self._read[name][:, kept.repeat(len(self._moments[name]))]
+        there = self._read[name][:, kept.repeat(len(self._input_statistics[name]))]
         alike = _alike(_some(rows), there)
         if stream is not None and alike:
-            known = self._streams[name]
+            known = self._branches[name]
             now = self._sampled_outputs(name, module, known.laid(stream))
             if now.shape == wanted.shape == known.values[:, out].shape:
                 wanted = wanted + known.values[:, out] - now * known.scale[out]
-        groups = len(self._moments[name])
+        groups = len(self._input_statistics[name])
         stays = out.chunk(groups)
         parts = zip(
             rows.chunk(groups, dim=1),
             self._weights[name].flatten(1).float().chunk(groups),
             wanted.split([int(part.sum()) for part in stays], dim=1),
             stays,
-            self._moments[name],
+            self._input_statistics[name],
             strict=True,
         )
         centred = float(name in self._centred)
         fitted, shifts = [], []
-        for own, whole, target, staying, moments in parts:
+        for own, whole, target, staying, statistics in parts:
             weight = whole[staying][:, kept]
             missing = target - own @ weight.T
             mean, offset = own.mean(0) * centred, missing.mean(0) * centred
             if alike:
                 change = fitted_change(own - mean, missing - offset)
             else:
-                change = moments.change(whole[staying], kept)
+                change = statistics.change(whole[staying], kept)
             fitted.append(weight + change)
             shifts.append(offset - change @ mean)
         self._put(name, pruned, out, torch.cat(fitted), torch.cat(shifts))

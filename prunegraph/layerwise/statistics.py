@@ -20,7 +20,7 @@ RIDGE = 0.02
 
 
 @dataclass(frozen=True, eq=False)
-class ProductMoments:
+class ProductStatistics:
     """What one layer reads, over all sampled outputs; D = input channels times kernel taps.
 
     Attributes:
@@ -40,7 +40,7 @@ class ProductMoments:
 
 
 @dataclass(frozen=True, eq=False)
-class RowMoments:
+class RowStatistics:
     """What one layer reads in some of its outputs: the same, where D is large.
 
     Attributes:
@@ -105,7 +105,7 @@ class InputSums:
         with torch.autocast(rows.device.type, enabled=False):
             self.products += rows.T @ rows
 
-    def moments(self, name: str, *, centred: bool) -> ProductMoments:
+    def statistics(self, name: str, *, centred: bool) -> ProductStatistics:
         """Return the means over all rows."""
         shift = self.total / self.count
         products = self.products / self.count - torch.outer(shift, shift)
@@ -114,7 +114,7 @@ class InputSums:
             products += torch.outer(mean, mean)
             mean = torch.zeros_like(mean)
         _check_finite(name, products)
-        return ProductMoments(mean.float(), products.float())
+        return ProductStatistics(mean.float(), products.float())
 
 
 class InputRows:
@@ -135,11 +135,11 @@ class InputRows:
         self._keys, chosen = keys.topk(min(MOST_ROWS, len(keys)))
         self._rows = known[chosen.to(rows.device)]
 
-    def moments(self, name: str, *, centred: bool) -> RowMoments:
+    def statistics(self, name: str, *, centred: bool) -> RowStatistics:
         """Return the rows, less their mean if ``centred``."""
         _check_finite(name, self._rows)
         mean = self._rows.mean(0) * float(centred)
-        return RowMoments(mean, self._rows - mean)
+        return RowStatistics(mean, self._rows - mean)
 
 
 def _check_finite(name: str, values: Tensor) -> None:

@@ -20,7 +20,7 @@ SENSITIVITY_IMAGES = 1500
 
 LEAST_SENSITIVITY = 0.3
 """Sensitivities are at least this share of their mean: noise may make them negative, and what the
-kept weights take over when half of one group goes is lost when more does."""
+kept weights make up for when half of one group goes is lost when more does."""
 
 
 def uniform(problem: Problem, values: Float64Array) -> Float64Array:

@@ -45,7 +45,7 @@ class Context:
         seed: fixes calibration images.
         statistics_seed: fixes the images of statistics and priors; default: ``seed``.
         num_calibration: train samples that recalibrate batch norm.
-        reconstruct: whether the weights that stay take over what was removed.
+        reconstruct: whether the weights that stay make up for what was removed.
         layer_by_layer: whether they do so one layer after the other.
         metric: what searches compare masks by.
         subset_size: search images that searches score candidates on; None = their own number.

@@ -20,7 +20,7 @@ from prunegraph.rewards.ledger import SelfCompetitionLedger
 class SelfCompetition:
     """Turns finished episodes into rewards.
 
-    A caller goes: ``begin_block(k)``; for each cell of the block ``mask_to_measure(cell)``, and if
+    A caller goes: ``begin_block(k)``; for each pair of the block ``mask_to_measure(pair)``, and if
     it is one, measure it on the block's images and ``set_bar``; then ``score`` episodes.
 
     Args:
@@ -35,14 +35,14 @@ class SelfCompetition:
         self.measured: set[str] = set()
         self.pending: list[Episode] = []
 
-    def ledger(self, cell: str) -> SelfCompetitionLedger:
+    def ledger(self, pair: str) -> SelfCompetitionLedger:
         """Return the past of a (network, budget) pair, as of the block's start."""
-        return self.ledgers.get(cell, SelfCompetitionLedger())
+        return self.ledgers.get(pair, SelfCompetitionLedger())
 
-    def multiplier(self, cell: str) -> LagrangianMultiplier:
+    def multiplier(self, pair: str) -> LagrangianMultiplier:
         """Return the multiplier of a (network, budget) pair."""
         start = LagrangianMultiplier(value=self.config.multiplier_start)
-        return self.multipliers.get(cell, start)
+        return self.multipliers.get(pair, start)
 
     def begin_block(self, block: int) -> None:
         """Record the last block's episodes and forget what was measured on its images.
@@ -57,52 +57,52 @@ class SelfCompetition:
             raise ConfigError(msg)
         if block == self.block:
             return
-        for cell in sorted({episode.cell for episode in self.pending}):
-            episodes = [episode for episode in self.pending if episode.cell == cell]
-            self._record(cell, episodes)
+        for pair in sorted({episode.pair for episode in self.pending}):
+            episodes = [episode for episode in self.pending if episode.pair == pair]
+            self._record(pair, episodes)
         self.block = block
         self.pending = []
         self.measured = set()
 
-    def _record(self, cell: str, episodes: Sequence[Episode]) -> None:
-        ledger = self.ledger(cell)
+    def _record(self, pair: str, episodes: Sequence[Episode]) -> None:
+        ledger = self.ledger(pair)
         for episode in episodes:
             ledger = ledger.update(episode, self.config)
-        self.ledgers[cell] = ledger
+        self.ledgers[pair] = ledger
         mean = sum(episode.overshoot for episode in episodes) / len(episodes)
-        self.multipliers[cell] = self.multiplier(cell).update(mean, self.config)
+        self.multipliers[pair] = self.multiplier(pair).update(mean, self.config)
 
-    def mask_to_measure(self, cell: str) -> str | None:
+    def mask_to_measure(self, pair: str) -> str | None:
         """Return the packed mask that must be measured on this block's images before ``score``.
 
         The best mask so far for ``"best"``; None if there is none, if it was measured in this
         block, or for the other forms.
         """
-        if self.config.self_competition != "best" or cell in self.measured:
+        if self.config.self_competition != "best" or pair in self.measured:
             return None
-        return self.ledger(cell).best_bits
+        return self.ledger(pair).best_bits
 
-    def set_bar(self, cell: str, measured: Episode) -> None:
-        """Set what the cell's episodes are compared with in this block.
+    def set_bar(self, pair: str, measured: Episode) -> None:
+        """Set what the pair's episodes are compared with in this block.
 
         Args:
-            cell: the (network, budget) pair.
-            measured: figures of the best mask on this block's images; the first one of a cell
+            pair: the (network, budget) pair.
+            measured: figures of the best mask on this block's images; the first one of a pair
                 becomes its best.
         """
-        self.measured.add(cell)
-        if cell not in self.ledgers:
-            self.ledgers[cell] = self.ledger(cell).update(measured, self.config)
-        self.ledgers[cell] = self.ledgers[cell].set_bar(measured.metric(self.config.metric))
+        self.measured.add(pair)
+        if pair not in self.ledgers:
+            self.ledgers[pair] = self.ledger(pair).update(measured, self.config)
+        self.ledgers[pair] = self.ledgers[pair].set_bar(measured.metric(self.config.metric))
 
     def score(self, episodes: Sequence[Episode]) -> list[Reward]:
         """Return the rewards of episodes of the current block, and keep them for the ledger."""
         rewards = [
             score(
                 self.config,
-                self.ledger(episode.cell),
+                self.ledger(episode.pair),
                 episode,
-                multiplier=self.multiplier(episode.cell).value,
+                multiplier=self.multiplier(episode.pair).value,
             )
             for episode in episodes
         ]
@@ -113,8 +113,8 @@ class SelfCompetition:
         """Return everything as JSON values."""
         return {
             "block": self.block,
-            "ledgers": {cell: ledger.to_dict() for cell, ledger in self.ledgers.items()},
-            "multipliers": {cell: item.to_dict() for cell, item in self.multipliers.items()},
+            "ledgers": {pair: ledger.to_dict() for pair, ledger in self.ledgers.items()},
+            "multipliers": {pair: item.to_dict() for pair, item in self.multipliers.items()},
             "measured": sorted(self.measured),
             "pending": [episode.to_dict() for episode in self.pending],
         }
@@ -123,12 +123,12 @@ class SelfCompetition:
         """Go on from what ``state_dict`` returned."""
         self.block = state["block"]
         self.ledgers = {
-            cell: SelfCompetitionLedger.from_dict(values)
-            for cell, values in state["ledgers"].items()
+            pair: SelfCompetitionLedger.from_dict(values)
+            for pair, values in state["ledgers"].items()
         }
         self.multipliers = {
-            cell: LagrangianMultiplier.from_dict(values)
-            for cell, values in state["multipliers"].items()
+            pair: LagrangianMultiplier.from_dict(values)
+            for pair, values in state["multipliers"].items()
         }
         self.measured = set(state["measured"])
         self.pending = [Episode.from_dict(values) for values in state["pending"]]

@@ -19,7 +19,7 @@ class Episode:
     """One finished episode.
 
     Attributes:
-        cell: name of the (network, budget) pair whose episodes compete with one another.
+        pair: name of the (network, budget) pair whose episodes compete with one another.
         accuracy: top-1 in [0, 1].
         kl: mean KL divergence from the dense network in nats, or None if not measured.
         soft_accuracy: mean probability of the right class, or None if not measured.
@@ -29,7 +29,7 @@ class Episode:
         digest: its ``ChannelMask.digest()``.
     """
 
-    cell: str
+    pair: str
     accuracy: float
     kl: float | None = None
     soft_accuracy: float | None = None
@@ -65,7 +65,7 @@ class Episode:
         if value is None:
             argument = "kl" if name == "kl" else "soft"
             msg = (
-                f"metric={name!r} was not measured for {self.cell}: build its Evaluator with "
+                f"metric={name!r} was not measured for {self.pair}: build its Evaluator with "
                 f"{argument}=True"
             )
             raise ConfigError(msg)

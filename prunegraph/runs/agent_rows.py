@@ -15,7 +15,7 @@ from prunegraph.core.reading import checked, read_json
 from prunegraph.methods.controls import PriorControl
 from prunegraph.methods.method import Method
 from prunegraph.runs.agent_search import SearchRun, agent_method, search_job
-from prunegraph.runs.bench import Bench
+from prunegraph.runs.context import RunContext
 from prunegraph.runs.options.config import SearchOptions
 from prunegraph.runs.parallel.jobs import Batch, Workplace
 from prunegraph.runs.plan import policy_row
@@ -136,23 +136,23 @@ def _finished(place: Workplace, name: str, seed: int) -> Path:
 
 
 def add_beginnings(
-    bench: Bench, store: CandidateStore, options: SearchOptions, seeds: Sequence[int]
+    context: RunContext, store: CandidateStore, options: SearchOptions, seeds: Sequence[int]
 ) -> None:
     """Add what each search began with: its prior, and what the policy given to it decides."""
     for seed in seeds:
-        add_beginning(bench, store, PRIOR, seed, PriorControl())
+        add_beginning(context, store, PRIOR, seed, PriorControl())
         if options.policy is not None:
             name = policy_row(options.policy)
-            add_beginning(bench, store, name, seed, AppliedPolicy(options.policy))
+            add_beginning(context, store, name, seed, AppliedPolicy(options.policy))
 
 
 def add_beginning(
-    bench: Bench, store: CandidateStore, name: str, seed: int, method: Method
+    context: RunContext, store: CandidateStore, name: str, seed: int, method: Method
 ) -> None:
     """Add what a search began with: what a method decides without a look at search images."""
     if store.get(name, seed) is None:
-        result = method.prune(bench.problem(seed=seed))
-        accuracy = bench.final_evaluator.evaluate(result.channels).accuracy
+        result = method.prune(context.problem(seed=seed))
+        accuracy = context.final_evaluator.evaluate(result.channels).accuracy
         store.add(
             Candidate(
                 name=name,

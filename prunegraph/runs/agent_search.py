@@ -41,16 +41,16 @@ def search_job(
     place: Workplace, method: AgentSearch, name: str, networks: int, seed: int
 ) -> SearchRun:
     """Search on a workplace's networks, all with one policy: a job."""
-    folder, total = place.folders[0], networks * len(place.benches)
+    folder, total = place.folders[0], networks * len(place.contexts)
     with place.console.progress(f"search {name}, seed {seed}", total) as report:
         problems = [
-            bench.problem(
+            context.problem(
                 seed=seed,
                 max_networks=networks,
                 folder=folder.search(name, seed),
                 progress=report,
             )
-            for bench in place.benches
+            for context in place.contexts
         ]
         found = train_policy(
             problems,
@@ -77,7 +77,7 @@ def search_job(
         ),
         found=found,
         greedy=tuple(
-            greedy_curve(bench, result.details["own_masks"])
-            for bench, result in zip(place.benches, found.results, strict=True)
+            greedy_curve(context, result.details["policy_masks"])
+            for context, result in zip(place.contexts, found.results, strict=True)
         ),
     )

@@ -17,7 +17,7 @@ from prunegraph.methods.registry import (
     make_method,
 )
 from prunegraph.runs.agent_search import sampler_method, search_job
-from prunegraph.runs.bench import Bench
+from prunegraph.runs.context import RunContext
 from prunegraph.runs.options.config import SearchOptions
 from prunegraph.runs.parallel.jobs import Batch, Workplace
 from prunegraph.runs.plan import Plan, searches
@@ -37,11 +37,11 @@ def check_names(names: Sequence[str]) -> None:
         raise ConfigError(msg)
 
 
-def check_methods(plan: Plan, bench: Bench, networks: int) -> None:
+def check_methods(plan: Plan, context: RunContext, networks: int) -> None:
     """Raise an error if a method cannot serve the network, the budget or so many networks."""
     for name in plan.methods:
         if name != SAMPLER:
-            make_method(name).check(bench.untimed_problem(networks))
+            make_method(name).check(context.untimed_problem(networks))
 
 
 def method_batches(
@@ -77,16 +77,16 @@ def method_batches(
 
 def method_job(place: Workplace, number: int, name: str, seed: int, networks: int) -> Candidate:
     """Let a method choose a mask of network ``number``: a job. An interrupted search goes on."""
-    bench, method = place.benches[number], make_method(name)
+    context, method = place.contexts[number], make_method(name)
     if not searches(name):
-        return run_method(bench, method, seed=seed, networks=networks)
+        return run_method(context, method, seed=seed, networks=networks)
     log = OutcomeLog(place.folders[number].outcomes(name, seed))
     with place.console.progress(f"search {name}, seed {seed}", networks) as report:
-        return run_method(bench, method, seed=seed, networks=networks, log=log, progress=report)
+        return run_method(context, method, seed=seed, networks=networks, log=log, progress=report)
 
 
 def run_method(
-    bench: Bench,
+    context: RunContext,
     method: Method,
     *,
     seed: int,
@@ -98,7 +98,7 @@ def run_method(
     """Return the mask that a method chooses, measured on the whole search split.
 
     Args:
-        bench: the network.
+        context: the network.
         method: the method.
         seed: of its search.
         networks: pruned networks that it may run.
@@ -107,7 +107,7 @@ def run_method(
         progress: called with the number of networks run.
     """
     started = time.monotonic()
-    problem = bench.problem(seed=seed, max_networks=networks, log=log, progress=progress)
+    problem = context.problem(seed=seed, max_networks=networks, log=log, progress=progress)
     with problem.evaluator.watched(progress):
         result = method.prune(problem)
     return Candidate(
@@ -117,7 +117,7 @@ def run_method(
         seed=seed,
         mask=result.channels,
         networks_evaluated=result.networks + counted,
-        search_accuracy=bench.final_evaluator.evaluate(result.channels).accuracy,
+        search_accuracy=context.final_evaluator.evaluate(result.channels).accuracy,
         seconds=time.monotonic() - started + problem.evaluator.recalled,
     )
 
@@ -136,23 +136,23 @@ def add_optional(place: Workplace, store: CandidateStore, plan: Plan, console: C
 
 
 def add_controls(
-    bench: Bench, store: CandidateStore, agent: Sequence[Candidate], console: Console
+    context: RunContext, store: CandidateStore, agent: Sequence[Candidate], console: Console
 ) -> None:
     """Add what L1 and chance choose at the widths of the agent's masks."""
     pairs = [(candidate, criterion) for candidate in agent for criterion in CONTROL_CRITERIA]
     with console.progress("controls", len(pairs)) as report:
         for number, (candidate, criterion) in enumerate(pairs, start=1):
-            widths = bench.target.graph.group_widths(candidate.mask)
+            widths = context.target.graph.group_widths(candidate.mask)
             method = control_widths(criterion, widths)
             if store.get(method.name, candidate.seed) is None:
                 count = candidate.networks_evaluated
-                row = run_method(bench, method, seed=candidate.seed, networks=0, counted=count)
+                row = run_method(context, method, seed=candidate.seed, networks=0, counted=count)
                 store.add(row)
             report(number)
 
 
 def warn_if_worse(
-    bench: Bench, rows: Sequence[Candidate], own: Candidate, console: Console
+    context: RunContext, rows: Sequence[Candidate], own: Candidate, console: Console
 ) -> None:
     """Say so if a method is clearly better on the search images than what was chosen.
 
@@ -161,11 +161,11 @@ def warn_if_worse(
     rivals = [row for row in rows if is_rival(row)]
     best = max(rivals, key=lambda row: row.search_accuracy, default=own)
     share = best.search_accuracy
-    error = math.sqrt(2.0 * share * (1.0 - share) / len(bench.target.dataset.search))
+    error = math.sqrt(2.0 * share * (1.0 - share) / len(context.target.dataset.search))
     if share - own.search_accuracy > 2.0 * error:
         console.say(
             f"warning: {best.name} keeps {share:.1%} on the search images, {own.name} "
-            f"{own.search_accuracy:.1%}: it does not suit {bench.target.arch} as it is; "
+            f"{own.search_accuracy:.1%}: it does not fit {context.target.arch} as it is; "
             "`prunegraph train` with more --networks searches on, from this one with --policy"
         )
 

@@ -12,8 +12,8 @@ from prunegraph.core.console import Console, seconds_in_words
 from prunegraph.core.errors import ArtefactError, ConfigError
 from prunegraph.core.files import write_bytes
 from prunegraph.models import weights_info
-from prunegraph.runs.bench import Bench
 from prunegraph.runs.choose import check_names
+from prunegraph.runs.context import RunContext
 from prunegraph.runs.duration import Duration, predict_duration
 from prunegraph.runs.folder import RunFolder, open_run, slug
 from prunegraph.runs.options.compare import CompareConfig, ComparisonsConfig
@@ -144,7 +144,7 @@ def look_ahead(parts: Sequence[CompareConfig]) -> float:
             target = targets[network] = load_target(part, part.budget())
             datasets.add(target.dataset.name)
             plans[network] = predict_duration(
-                Bench(target=target, options=part, seed=part.seed), part
+                RunContext(target=target, options=part, seed=part.seed), part
             )
         graph = targets[network].graph
         limits = part.budget().without_latency()

@@ -11,7 +11,7 @@ from prunegraph.core.files import write_json
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.precision import computes_bfloat16
 from prunegraph.graph import StructureGraph
-from prunegraph.runs.bench import Bench
+from prunegraph.runs.context import RunContext
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.measure import measure_rows
 from prunegraph.runs.options.compare import RunConfig
@@ -65,22 +65,22 @@ class Outcome:
 
 def conclude(
     config: RunConfig,
-    bench: Bench,
+    context: RunContext,
     outcome: Outcome,
     cells: Sequence[Finetune],
     folder: RunFolder,
     console: Console,
 ) -> dict[str, Any]:
     """Open the test split, write all that a finished run leaves, print its table, return it."""
-    rows = measure_rows(bench, outcome.candidates, cells, folder, console)
-    report = make_report(config, bench, outcome, rows)
+    rows = measure_rows(context, outcome.candidates, cells, folder, console)
+    report = make_report(config, context, outcome, rows)
     masks = [candidate.mask for candidate in outcome.candidates]
     write_masks(folder.file(RunFolder.MASKS), masks)
     if outcome.history:
         write_json(folder.file(RunFolder.HISTORY), outcome.history, indent=None)
     findings = Findings(
         content=report.to_json(),
-        graph=bench.target.graph,
+        graph=context.target.graph,
         masks={mask.digest(): mask for mask in masks},
         history=outcome.history,
     )
@@ -97,15 +97,15 @@ def conclude(
 
 def make_report(
     config: RunConfig,
-    bench: Bench,
+    context: RunContext,
     outcome: Outcome,
     rows: Sequence[MethodRow],
 ) -> Report:
     """Return the report of measured rows."""
     plan = make_plan(config)
-    metric = plan.metric(trained=bench.recipe().epochs > 0)
-    target, graph = bench.target, bench.target.graph
-    chosen = choose(outcome.candidates, rank_of(bench.options))
+    metric = plan.metric(trained=context.recipe().epochs > 0)
+    target, graph = context.target, context.target.graph
+    chosen = choose(outcome.candidates, rank_of(context.options))
     own = next(row for row in rows if (row.name, row.seed) == (chosen.name, chosen.seed))
     dense = next(row for row in rows if row.name == DENSE)
     verdict, reason = judge(rows, metric, repaired=outcome.repaired)
@@ -114,7 +114,7 @@ def make_report(
         arch=target.arch,
         dataset=target.dataset.name,
         seed=config.seed,
-        budget=bench.budget,
+        budget=context.budget,
         dense=DenseResult(
             cost=graph.dense_cost,
             test_accuracy=dense.test_accuracy_recalibrated,
@@ -134,8 +134,8 @@ def make_report(
         verdict=verdict,
         verdict_reason=reason,
         details={
-            **common_details(bench, outcome, metric),
-            **mask_details(bench, chosen.mask),
+            **common_details(context, outcome, metric),
+            **mask_details(context, chosen.mask),
             **outcome.details,
             **(_stages(rows, outcome) if plan.finetunes else {}),
         },
@@ -158,12 +158,12 @@ def finetuned_mean(rows: Sequence[MethodRow], digest: str) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def mask_details(bench: Bench, mask: ChannelMask) -> dict[str, Any]:
+def mask_details(context: RunContext, mask: ChannelMask) -> dict[str, Any]:
     """Return the entries of a report about the mask that a run ends with.
 
     ``peak_memory`` in bytes, ``latency_ms`` as ``speed.latencies`` returns it.
     """
-    target = bench.target
+    target = context.target
     return {
         "peak_memory": peak_memory(target.graph, mask),
         "latency_ms": latencies(target.as_loaded(), target.graph, mask, target.example_inputs),
@@ -175,9 +175,9 @@ def peak_memory(graph: StructureGraph, mask: ChannelMask) -> dict[str, int]:
     return {"dense": graph.peak_memory(graph.dense_mask()), "pruned": graph.peak_memory(mask)}
 
 
-def common_details(bench: Bench, outcome: Outcome, metric: Metric) -> dict[str, Any]:
+def common_details(context: RunContext, outcome: Outcome, metric: Metric) -> dict[str, Any]:
     """Return the entries of a report that say what it was made with."""
-    target, dataset = bench.target, bench.target.dataset
+    target, dataset = context.target, context.target.dataset
     splits = {"train": dataset.train, "search": dataset.search, "test": dataset.test}
     return {
         "task": target.task.kind,
@@ -191,7 +191,7 @@ def common_details(bench: Bench, outcome: Outcome, metric: Metric) -> dict[str, 
             name: {"images": len(split), "fingerprint": split.fingerprint()}
             for name, split in splits.items()
         },
-        "recipe": bench.recipe_record(),
+        "recipe": context.recipe_record(),
         "precision": "bfloat16" if computes_bfloat16(target.device) else "float32",
         "machine": machine(),
         "versions": versions(),

@@ -9,7 +9,7 @@ from prunegraph.core.console import Console
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.tensors import parameter_digest
 from prunegraph.models import load_weights, save_weights, weights_info
-from prunegraph.runs.bench import Bench
+from prunegraph.runs.context import RunContext
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.config import NetworkConfig
 from prunegraph.runs.prepare import Target
@@ -29,9 +29,9 @@ CHANCE_IMAGES, BARELY_TRAINED = 512, 1.5
 """Search images on which a network must beat chance by this factor, else a warning is due."""
 
 
-def warn_of_network(bench: Bench, console: Console) -> None:
+def warn_of_network(context: RunContext, console: Console) -> None:
     """Say so if a network may know the search images, or seems not to have its weights."""
-    target = bench.target
+    target = context.target
     dataset, info = target.dataset, target.info
     known = None if info is None or info.dataset != dataset.name else info.extra.get(TRAIN_IMAGES)
     size = None if info is None else info.extra.get("image_size")
@@ -43,7 +43,7 @@ def warn_of_network(bench: Bench, console: Console) -> None:
             "than the train split here: search images may be among them, and accuracies too high; "
             "give the same --data-dir and options of the images, or train anew"
         )
-    images = target.dataset.search.sample(CHANCE_IMAGES, bench.seed)
+    images = target.dataset.search.sample(CHANCE_IMAGES, context.seed)
     accuracy = evaluate(target.model, images).accuracy
     if accuracy * target.dataset.num_classes < BARELY_TRAINED:
         console.say(

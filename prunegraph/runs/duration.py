@@ -8,7 +8,7 @@ from prunegraph.agent.settings import DEFAULT_SUBSET
 from prunegraph.core.console import Console, seconds_in_words
 from prunegraph.graph import copy_network
 from prunegraph.methods.registry import CONTROL_CRITERIA
-from prunegraph.runs.bench import Bench
+from prunegraph.runs.context import RunContext
 from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.plan import ALWAYS, BEST_SEARCHES, finetune_seeds_of, make_plan, searches
 from prunegraph.tasks.image_classification import training_task
@@ -40,21 +40,21 @@ class Duration:
         return self.search_seconds + self.finetune_seconds
 
 
-def predict_duration(bench: Bench, config: CompareConfig) -> Duration:
+def predict_duration(context: RunContext, config: CompareConfig) -> Duration:
     """Measure how fast networks are evaluated and trained, and predict what all will take."""
-    evaluator = bench.evaluator()
+    evaluator = context.evaluator()
     subset = evaluator.draw_subset(config.agent.subset or DEFAULT_SUBSET, config.seed)
-    scores = np.random.default_rng(0).random((2, bench.target.graph.num_units), dtype=np.float32)
+    scores = np.random.default_rng(0).random((2, context.target.graph.num_units), dtype=np.float32)
     for row in scores:  # the first network measures, too, what all later ones need
-        outcome = evaluator.evaluate(bench.project(row, bench.budget), subset)
-    num_images = len(bench.finetune_images)
+        outcome = evaluator.evaluate(context.project(row, context.budget), subset)
+    num_images = len(context.finetune_images)
     per_image = 0.0
-    if bench.recipe().epochs:
-        recipe = replace(bench.recipe(), epochs=1)
-        train = bench.finetune_images.sample(PLAN_IMAGES, bench.seed)
-        model = copy_network(bench.target.model)
+    if context.recipe().epochs:
+        recipe = replace(context.recipe(), epochs=1)
+        train = context.finetune_images.sample(PLAN_IMAGES, context.seed)
+        model = copy_network(context.target.model)
         task = training_task(model, train)
-        trained = finetune(model, task, recipe, seed=bench.seed, teacher=bench.teacher)
+        trained = finetune(model, task, recipe, seed=context.seed, teacher=context.teacher)
         per_image = trained.seconds / len(train)
     names = {*make_plan(config).methods}
     searched = {*filter(searches, names)}
@@ -65,21 +65,23 @@ def predict_duration(bench: Bench, config: CompareConfig) -> Duration:
     if config.finetune_best:
         finetuned = 2
     finetuned += (not config.no_agent) * (1 if config.finetune_best else 1 + len(CONTROL_CRITERIA))
-    finetunes = finetuned * len(finetune_seeds_of(config)) * bool(bench.recipe().epochs)
+    finetunes = finetuned * len(finetune_seeds_of(config)) * bool(context.recipe().epochs)
     return Duration(
         searches=num_searches,
         search_seconds=num_searches * config.networks * outcome.seconds,
         finetunes=finetunes,
-        finetune_seconds=finetunes * bench.recipe().epochs * num_images * per_image,
+        finetune_seconds=finetunes * context.recipe().epochs * num_images * per_image,
     )
 
 
-def say_duration(bench: Bench, config: CompareConfig, workers: int, console: Console) -> None:
+def say_duration(
+    context: RunContext, config: CompareConfig, workers: int, console: Console
+) -> None:
     """Say how long all will take."""
-    plan = predict_duration(bench, config)
+    plan = predict_duration(context, config)
     console.say(
         f"plan: about {seconds_in_words(plan.search_seconds)} of evaluations for {plan.searches} "
         f"searches of {config.networks} networks, {seconds_in_words(plan.finetune_seconds)} for "
-        f"{plan.finetunes} fine-tunes of {bench.recipe().epochs} epochs: "
+        f"{plan.finetunes} fine-tunes of {context.recipe().epochs} epochs: "
         f"{seconds_in_words(plan.seconds)} one after the other, {workers} at a time"
     )

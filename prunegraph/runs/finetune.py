@@ -24,7 +24,7 @@ from prunegraph.core.reading import checked, read_json
 from prunegraph.core.tensors import parameter_digest
 from prunegraph.graph import copy_network
 from prunegraph.models import build_model
-from prunegraph.runs.bench import Bench
+from prunegraph.runs.context import RunContext
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.parallel.jobs import Batch, Jobs, Workplace
 from prunegraph.runs.plan import Finetune
@@ -39,22 +39,22 @@ ACCURACY = {"test_accuracy_finetuned": float, "machine": dict[str, Any]}
 def run_finetunes(jobs: Jobs, plans: Sequence[Sequence[Finetune]]) -> None:
     """Make every network's fine-tunes; a mask and seed that two methods share once."""
     planned: dict[tuple[int, str], tuple[Any, ...]] = {}
-    for number, (bench, cells) in enumerate(zip(jobs.place.benches, plans, strict=True)):
-        graph = bench.target.graph
+    for number, (context, cells) in enumerate(zip(jobs.place.contexts, plans, strict=True)):
+        graph = context.target.graph
         for cell in cells:
             mask = graph.dense_mask() if cell.candidate is None else cell.candidate.mask
-            label = f"fine-tune {cell.name} of {bench.target.arch}, seed {cell.seed}"
+            label = f"fine-tune {cell.name} of {context.target.arch}, seed {cell.seed}"
             planned[number, cell.folder] = (number, mask, cell.folder, label, cell.seed)
-    folders, benches = jobs.place.folders, jobs.place.benches
+    folders, contexts = jobs.place.folders, jobs.place.contexts
     missing = [
         values for values in planned.values() if not _is_done(folders[values[0]].file(values[2]))
     ]
-    trained = benches[0].recipe().epochs > 0
+    trained = contexts[0].recipe().epochs > 0
 
     def measure(values: tuple[Any, ...], _: None) -> None:
         number, mask, directory = values[:3]
         if trained:
-            finetuned_accuracy(benches[number], folders[number].file(directory), mask)
+            finetuned_accuracy(contexts[number], folders[number].file(directory), mask)
 
     finetunes = Batch(
         label="fine-tunes",
@@ -77,7 +77,7 @@ def _is_done(directory: Path) -> bool:
     return mask.is_file()
 
 
-def finetuned_accuracy(bench: Bench, directory: Path, mask: ChannelMask) -> float:
+def finetuned_accuracy(context: RunContext, directory: Path, mask: ChannelMask) -> float:
     """Return the test accuracy of a fine-tuned network; no choice is left to make by then.
 
     Measured once on each machine; another machine's figure stands where the weights are not.
@@ -87,10 +87,10 @@ def finetuned_accuracy(bench: Bench, directory: Path, mask: ChannelMask) -> floa
     """
     path = directory / RunFolder.ACCURACY
     record = read_accuracy(path) if path.is_file() else {}
-    here = {**machine(), "device": str(bench.target.device)}
+    here = {**machine(), "device": str(context.target.device)}
     if record.get("machine") != here and (directory / WEIGHTS_FILE).is_file():
-        model = load_as_chosen(bench.target, directory, mask)
-        record = {"test_accuracy_finetuned": bench.test_accuracy(model), "machine": here}
+        model = load_as_chosen(context.target, directory, mask)
+        record = {"test_accuracy_finetuned": context.test_accuracy(model), "machine": here}
         write_json(path, record)
     accuracy: float = record["test_accuracy_finetuned"]
     return accuracy
@@ -127,7 +127,7 @@ def finetune_job(
     """Fine-tune a mask of network ``number`` into a folder of its run folder: a job."""
     folder = place.folders[number]
     finetune_mask(
-        place.benches[number],
+        place.contexts[number],
         mask,
         folder.file(directory),
         label=label,
@@ -139,7 +139,7 @@ def finetune_job(
 
 
 def finetune_mask(
-    bench: Bench,
+    context: RunContext,
     mask: ChannelMask,
     directory: Path,
     *,
@@ -154,7 +154,7 @@ def finetune_mask(
     The dense mask gives the control: the dense network itself with the same fine-tune.
 
     Args:
-        bench: the network.
+        context: the network.
         mask: what stays.
         directory: where the network goes.
         label: what to call it in the progress.
@@ -165,20 +165,20 @@ def finetune_mask(
     """
     if (directory / MASK_FILE).is_file():  # written last
         return
-    target = bench.target
+    target = context.target
     if mask == target.graph.dense_mask():
         model = copy_network(target.model)
     else:
-        model = bench.final_evaluator.prune(mask)
+        model = context.final_evaluator.prune(mask)
     train_network(
         label,
         model,
-        bench.finetune_images,
-        bench.recipe(),
+        context.finetune_images,
+        context.recipe(),
         seed=seed,
         checkpoint=checkpoint,
         console=console,
-        teacher=bench.teacher,
+        teacher=context.teacher,
         events=events,
         name=f"{parameter_digest(target.model)} {mask.digest()}",
     )

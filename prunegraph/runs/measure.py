@@ -13,7 +13,7 @@ from prunegraph.core.files import write_json
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.reading import checked, read_json
 from prunegraph.graph import StructureGraph
-from prunegraph.runs.bench import Bench
+from prunegraph.runs.context import RunContext
 from prunegraph.runs.finetune import finetuned_accuracy
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.plan import Finetune
@@ -32,17 +32,17 @@ class Measured:
     them, and all rows of a report are measured alike.
 
     Args:
-        bench: the network.
+        context: the network.
         folder: where they are kept; read if they are there.
 
     Raises:
         ArtefactError: the file is damaged.
     """
 
-    def __init__(self, bench: Bench, folder: RunFolder) -> None:
-        self.bench = bench
+    def __init__(self, context: RunContext, folder: RunFolder) -> None:
+        self.context = context
         self._path = folder.checkpoint(RunFolder.MEASURED)
-        self._machine = {**machine(), "device": str(bench.target.device)}
+        self._machine = {**machine(), "device": str(context.target.device)}
         known = self._path.is_file()
         self._search, self._test = read_measured(self._path, self._machine) if known else ({}, {})
 
@@ -50,14 +50,14 @@ class Measured:
         """Return a mask's accuracy on the search split; None = the dense network as it is."""
 
         def pruned(mask: ChannelMask) -> float:
-            return self.bench.final_evaluator.evaluate(mask).accuracy
+            return self.context.final_evaluator.evaluate(mask).accuracy
 
-        return self._known(self._search, mask, pruned, self.bench.search_accuracy)
+        return self._known(self._search, mask, pruned, self.context.search_accuracy)
 
     def test(self, mask: ChannelMask | None) -> float:
         """Return its accuracy on the test split. Call it when every choice is made."""
-        pruned = self.bench.recalibrated_test_accuracy
-        return self._known(self._test, mask, pruned, self.bench.test_accuracy)
+        pruned = self.context.recalibrated_test_accuracy
+        return self._known(self._test, mask, pruned, self.context.test_accuracy)
 
     def _known(
         self,
@@ -69,7 +69,7 @@ class Measured:
         """Return what was found of a mask; if nothing was, measure it and write all."""
         key = DENSE if mask is None else mask.digest()
         if key not in found:
-            found[key] = dense(self.bench.target.model) if mask is None else pruned(mask)
+            found[key] = dense(self.context.target.model) if mask is None else pruned(mask)
             content = {"machine": self._machine, "search": self._search, "test": self._test}
             write_json(self._path, content)
         return found[key]
@@ -85,13 +85,15 @@ def read_measured(path: Path, here: dict[str, Any]) -> tuple[dict[str, float], d
     return (content["search"], content["test"]) if content["machine"] == here else ({}, {})
 
 
-def settle(bench: Bench, store: CandidateStore, folder: RunFolder, console: Console) -> None:
+def measure_again(
+    context: RunContext, store: CandidateStore, folder: RunFolder, console: Console
+) -> None:
     """Measure what other processes chose anew in this one, before anything is chosen among it.
 
     With other threads an image more or less may be right, and what a report shows must be what
     decided.
     """
-    measured, candidates = Measured(bench, folder), list(store)
+    measured, candidates = Measured(context, folder), list(store)
     with console.progress("measure on search images", len(candidates)) as report:
         for number, candidate in enumerate(candidates, start=1):
             accuracy = measured.search(candidate.mask)
@@ -101,14 +103,14 @@ def settle(bench: Bench, store: CandidateStore, folder: RunFolder, console: Cons
 
 
 def measure_rows(
-    bench: Bench,
+    context: RunContext,
     candidates: Sequence[Candidate],
     cells: Sequence[Finetune],
     folder: RunFolder,
     console: Console,
 ) -> list[MethodRow]:
     """Open the test split: return a row for each fine-tune, and for each candidate without one."""
-    measured, rows = Measured(bench, folder), []
+    measured, rows = Measured(context, folder), []
     tuned = {(cell.name, cell.candidate.seed) for cell in cells if cell.candidate is not None}
     untuned = [item for item in candidates if (item.name, item.seed) not in tuned]
     with console.progress("measure on test images", len(cells) + len(untuned)) as report:
@@ -122,12 +124,12 @@ def measure_rows(
 
 
 def _finetuned_row(measured: Measured, cell: Finetune, folder: RunFolder) -> MethodRow:
-    bench, directory = measured.bench, folder.file(cell.folder)
+    context, directory = measured.context, folder.file(cell.folder)
     candidate = cell.candidate
-    mask = bench.target.graph.dense_mask() if candidate is None else candidate.mask
+    mask = context.target.graph.dense_mask() if candidate is None else candidate.mask
     accuracy = None
-    if bench.recipe().epochs:
-        accuracy = finetuned_accuracy(bench, directory, mask)
+    if context.recipe().epochs:
+        accuracy = finetuned_accuracy(context, directory, mask)
     if candidate is None:
         return dense_row(measured, accuracy, cell)
     return candidate_row(measured, candidate, finetuned=accuracy, cell=cell)
@@ -144,7 +146,7 @@ def candidate_row(
 
     All rows are measured in this process: the last digits depend on the number of threads.
     """
-    graph = measured.bench.target.graph
+    graph = measured.context.target.graph
     cost, recalibrated = graph.cost(candidate.mask), measured.test(candidate.mask)
     return MethodRow(
         name=candidate.name,
@@ -162,14 +164,14 @@ def candidate_row(
         finetune_seed=None if cell is None else cell.seed,
         cell=None if cell is None else cell.folder,
         seconds=round(candidate.seconds, 1) if candidate.seconds else None,
-        memory=limited_memory(graph, candidate.mask, measured.bench.budget),
+        memory=limited_memory(graph, candidate.mask, measured.context.budget),
         score=recalibrated if finetuned is None else finetuned,
     )
 
 
 def dense_row(measured: Measured, finetuned: float | None, cell: Finetune) -> MethodRow:
     """Return a row of the dense control."""
-    graph = measured.bench.target.graph
+    graph = measured.context.target.graph
     cost = graph.dense_cost
     return MethodRow(
         name=DENSE,
@@ -185,7 +187,7 @@ def dense_row(measured: Measured, finetuned: float | None, cell: Finetune) -> Me
         digest=graph.dense_mask().digest(),
         finetune_seed=cell.seed,
         cell=cell.folder,
-        memory=limited_memory(graph, graph.dense_mask(), measured.bench.budget),
+        memory=limited_memory(graph, graph.dense_mask(), measured.context.budget),
         score=measured.test(None) if finetuned is None else finetuned,
     )
 

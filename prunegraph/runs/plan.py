@@ -20,7 +20,7 @@ from prunegraph.methods.registry import (
     make_method,
     method_groups,
 )
-from prunegraph.runs.bench import Bench
+from prunegraph.runs.context import RunContext
 from prunegraph.runs.folder import RunFolder, slug
 from prunegraph.runs.options.compare import CompareConfig, RunConfig
 from prunegraph.runs.options.config import ApplyConfig, PruneConfig, SearchOptions, TrainConfig
@@ -267,22 +267,22 @@ class Finetune:
         return self.seed if self.candidate is None else self.candidate.seed
 
 
-def plan_finetunes(bench: Bench, candidates: Sequence[Candidate]) -> list[Finetune]:
+def plan_finetunes(context: RunContext, candidates: Sequence[Candidate]) -> list[Finetune]:
     """Return the fine-tunes of a run, chosen by search accuracy.
 
     ``compare`` fine-tunes several rows (``compared``), each in a cell. The others fine-tune the
     mask that the run ends with and the dense network.
     """
-    if isinstance(bench.options, CompareConfig):
-        pairs = compared(candidates, bench.options)
+    if isinstance(context.options, CompareConfig):
+        pairs = compared(candidates, context.options)
         return [
-            Finetune(candidate=item, seed=seed, folder=_cell(bench, item, seed))
+            Finetune(candidate=item, seed=seed, folder=_cell(context, item, seed))
             for item, seed in pairs
         ]
-    chosen = choose(candidates, rank_of(bench.options))
+    chosen = choose(candidates, rank_of(context.options))
     return [
-        Finetune(candidate=None, seed=bench.seed, folder=RunFolder.DENSE_FINETUNED),
-        Finetune(candidate=chosen, seed=bench.seed, folder=RunFolder.PRUNED),
+        Finetune(candidate=None, seed=context.seed, folder=RunFolder.DENSE_FINETUNED),
+        Finetune(candidate=chosen, seed=context.seed, folder=RunFolder.PRUNED),
     ]
 
 
@@ -386,8 +386,8 @@ def _searched(
     return agents | CONTROLS | {*ranked(candidates, found, rank)[:BEST_SEARCHES]}
 
 
-def _cell(bench: Bench, candidate: Candidate | None, seed: int) -> str:
+def _cell(context: RunContext, candidate: Candidate | None, seed: int) -> str:
     """Name the folder of a fine-tune by all that decides its result: mask, seed, recipe."""
-    mask = bench.target.graph.dense_mask() if candidate is None else candidate.mask
-    words = json.dumps([mask.digest(), seed, bench.recipe_record()], sort_keys=True)
+    mask = context.target.graph.dense_mask() if candidate is None else candidate.mask
+    words = json.dumps([mask.digest(), seed, context.recipe_record()], sort_keys=True)
     return f"{RunFolder.CELLS}/{hashlib.sha256(words.encode()).hexdigest()[:16]}"

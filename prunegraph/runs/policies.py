@@ -10,7 +10,7 @@ from prunegraph.core.errors import ConfigError
 from prunegraph.core.files import write_json
 from prunegraph.core.reading import checked, read_json
 from prunegraph.core.tensors import parameter_digest
-from prunegraph.runs.bench import Bench
+from prunegraph.runs.context import RunContext
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.parallel.jobs import Workplace
 from prunegraph.runs.store import Candidate, CandidateStore
@@ -60,7 +60,7 @@ def pin_applied(policy: TrainedPolicy, folder: RunFolder) -> None:
 
 
 def decide(
-    policy: TrainedPolicy, name: str, bench: Bench, store: CandidateStore, place: Workplace
+    policy: TrainedPolicy, name: str, context: RunContext, store: CandidateStore, place: Workplace
 ) -> dict[str, Any]:
     """Add the mask that the policy chooses, and return how it was; an interrupted run's stands.
 
@@ -69,7 +69,7 @@ def decide(
     Args:
         policy: the policy.
         name: of its row.
-        bench: the network.
+        context: the network.
         store: where its mask goes.
         place: the run's.
     """
@@ -77,11 +77,11 @@ def decide(
     path = folder.checkpoint(folder.DECISION)
     if path.is_file():
         return read_decision(path)
-    if bench.budget.max_latency is not None:
+    if context.budget.max_latency is not None:
         console.say("timing the layers at several widths, for the latency")
     console.say("measuring what the policy reads of the network")
     with console.progress("decide", NUM_DECISION_NETWORKS) as report:
-        problem = bench.problem(seed=bench.seed, progress=report)
+        problem = context.problem(seed=context.seed, progress=report)
         result = AppliedPolicy(policy).prune(problem)
         report(NUM_DECISION_NETWORKS)  # some priors led to one mask
     found = result.details
@@ -94,17 +94,17 @@ def decide(
     )
     console.say(
         f"the policy starts from {found['prior']} and adds {100 * found['strength']:.0f} % of what "
-        f"it was taught; divergence from the dense outputs with {tried}"
+        f"it learned; divergence from the dense outputs with {tried}"
     )
     store.add(
         Candidate(
             name=name,
             role="agent",
             searches=False,
-            seed=bench.seed,
+            seed=context.seed,
             mask=result.channels,
             networks_evaluated=result.networks,
-            search_accuracy=bench.final_evaluator.evaluate(result.channels).accuracy,
+            search_accuracy=context.final_evaluator.evaluate(result.channels).accuracy,
         )
     )
     decision = {

@@ -85,7 +85,7 @@ def prune(
         checkpoint: folder from which an interrupted search goes on. That of another network,
             method, budget, seed or other data is refused; what a loss and a score of one's own
             compute it cannot tell.
-        reconstruct: the kept weights take over what the removed units gave, by least squares on
+        reconstruct: the kept weights make up for the removed units, by least squares on
             train data; those of the final network layer by layer, if it is better then.
         attention: what can leave it: "head", a whole one, or "width", a part of all of them.
         progress: called with the number of networks run and what the method says of itself.

@@ -14,7 +14,6 @@ from prunegraph.graph.apply import unequal
 from prunegraph.methods.controls import PriorControl
 from prunegraph.runs.agent_rows import add_beginning, add_beginnings, agent_batch, agent_summary
 from prunegraph.runs.agent_search import agent_method
-from prunegraph.runs.bench import Bench
 from prunegraph.runs.choose import (
     add_controls,
     add_optional,
@@ -24,11 +23,12 @@ from prunegraph.runs.choose import (
     warn_if_worse,
 )
 from prunegraph.runs.conclude import Outcome, conclude
+from prunegraph.runs.context import RunContext
 from prunegraph.runs.dense import warn_of_network
 from prunegraph.runs.duration import say_duration
 from prunegraph.runs.finetune import run_finetunes
 from prunegraph.runs.folder import RunFolder, open_run, slug
-from prunegraph.runs.measure import settle
+from prunegraph.runs.measure import measure_again
 from prunegraph.runs.options.compare import CompareConfig, RunConfig
 from prunegraph.runs.options.config import PruneConfig, SearchOptions
 from prunegraph.runs.parallel.jobs import Jobs, Workplace, load_targets, make_workplace
@@ -72,21 +72,21 @@ def run_plan(config: RunConfig, console: Console) -> dict[str, Any]:
         elif isinstance(config, SearchOptions):
             pin_policy(config.policy, folder.checkpoint(folder.BEGUN_WITH))
         place = make_workplace(config, targets, members, console)
-        for bench in place.benches:
-            warn_of_network(bench, console)
+        for context in place.contexts:
+            warn_of_network(context, console)
         if isinstance(config, PruneConfig) and weights:
-            return run_weights(config, place.benches[0], folder, console)
+            return run_weights(config, place.contexts[0], folder, console)
         with Jobs(config, place) as jobs:
             if isinstance(config, CompareConfig):
-                say_duration(place.benches[0], config, jobs.num_workers, console)
+                say_duration(place.contexts[0], config, jobs.num_workers, console)
             outcomes = choose_masks(plan, config, jobs, policy)
             cells = [
-                plan_finetunes(bench, outcome.candidates)
-                for bench, outcome in zip(place.benches, outcomes, strict=True)
+                plan_finetunes(context, outcome.candidates)
+                for context, outcome in zip(place.contexts, outcomes, strict=True)
             ]
-            _warn_if_unequal(place.benches, outcomes, console)
+            _warn_if_unequal(place.contexts, outcomes, console)
             run_finetunes(jobs, cells)
-        parts = list(zip(place.benches, outcomes, cells, members, strict=True))
+        parts = list(zip(place.contexts, outcomes, cells, members, strict=True))
         reports = [
             conclude(config, *part, console) for part in reversed(parts)
         ]  # the run folder's own report comes last: it says that the run is finished
@@ -99,19 +99,19 @@ def run_plan(config: RunConfig, console: Console) -> dict[str, Any]:
 
 def check_run(plan: Plan, config: RunConfig, targets: Sequence[Target]) -> None:
     """Raise an error if a method, the agent or a fine-tune could not do its work: before any."""
-    benches = [Bench(target=target, options=config, seed=config.seed) for target in targets]
+    contexts = [RunContext(target=target, options=config, seed=config.seed) for target in targets]
     if plan.agent is not None:
         config.budget().check_channels()
     if isinstance(config, SearchOptions):
         if config.ray is not None:
             load_ray()
         if plan.searched or SAMPLER in plan.methods:
-            problems = [bench.untimed_problem(config.networks) for bench in benches]
+            problems = [context.untimed_problem(config.networks) for context in contexts]
             agent_method(config).check_family(problems)
     networks = config.networks if isinstance(config, SearchOptions) else 0
-    for bench in benches:
-        check_trainable(bench.target, config)
-        check_methods(plan, bench, networks)
+    for context in contexts:
+        check_trainable(context.target, config)
+        check_methods(plan, context, networks)
 
 
 def member_folders(folder: RunFolder, targets: Sequence[Target]) -> list[RunFolder]:
@@ -129,8 +129,8 @@ def choose_masks(
     """Let the methods, or a policy that is applied, choose their masks, and add the controls."""
     place = jobs.place
     stores = [
-        CandidateStore(folder.checkpoint(folder.CANDIDATES), bench.target.graph)
-        for folder, bench in zip(place.folders, place.benches, strict=True)
+        CandidateStore(folder.checkpoint(folder.CANDIDATES), context.target.graph)
+        for folder, context in zip(place.folders, place.contexts, strict=True)
     ]
     if policy is not None:
         return [_apply(plan, jobs.place, stores[0], policy)]
@@ -139,16 +139,16 @@ def choose_masks(
     if plan.agent is not None:
         batches.insert(0, agent_batch(place, stores, config, name=plan.agent, seeds=plan.seeds))
     jobs.run(*batches)
-    for bench, store, folder in zip(place.benches, stores, place.folders, strict=True):
-        settle(bench, store, folder, place.console)
+    for context, store, folder in zip(place.contexts, stores, place.folders, strict=True):
+        measure_again(context, store, folder, place.console)
     if plan.agent is None:
         return [Outcome(candidates=list(store)) for store in stores]
     summary = agent_summary(place, stores, name=plan.agent, seeds=plan.seeds)
-    for bench, store in zip(place.benches, stores, strict=True):
-        add_beginnings(bench, store, config, plan.seeds)
+    for context, store in zip(place.contexts, stores, strict=True):
+        add_beginnings(context, store, config, plan.seeds)
         if plan.controls:
-            add_controls(bench, store, store.named(plan.agent), place.console)
-        warn_if_worse(bench, list(store), choose(list(store)), place.console)
+            add_controls(context, store, store.named(plan.agent), place.console)
+        warn_if_worse(context, list(store), choose(list(store)), place.console)
     return [
         Outcome(
             candidates=list(store),
@@ -163,14 +163,14 @@ def choose_masks(
 def _apply(plan: Plan, place: Workplace, store: CandidateStore, policy: TrainedPolicy) -> Outcome:
     """Let a policy decide, without a search, and heuristics beside it."""
     assert plan.agent is not None
-    bench = place.benches[0]
-    decision = decide(policy, plan.agent, bench, store, place)
+    context = place.contexts[0]
+    decision = decide(policy, plan.agent, context, store, place)
     (own,) = store.named(plan.agent)
     if plan.controls:
-        add_beginning(bench, store, PRIOR, bench.seed, PriorControl())
-        add_controls(bench, store, [own], place.console)
+        add_beginning(context, store, PRIOR, context.seed, PriorControl())
+        add_controls(context, store, [own], place.console)
     add_optional(place, store, plan, place.console)
-    warn_if_worse(bench, list(store), own, place.console)
+    warn_if_worse(context, list(store), own, place.console)
     return Outcome(
         candidates=list(store),
         search=SearchResult(
@@ -186,12 +186,12 @@ def _apply(plan: Plan, place: Workplace, store: CandidateStore, policy: TrainedP
 
 
 def _warn_if_unequal(
-    benches: Sequence[Bench], outcomes: Sequence[Outcome], console: Console
+    contexts: Sequence[RunContext], outcomes: Sequence[Outcome], console: Console
 ) -> None:
     """Say so if a pruned network computes something else than the zero-masked one."""
-    for bench, outcome in zip(benches, outcomes, strict=True):
-        target = bench.target
-        chosen = choose(outcome.candidates, rank_of(bench.options)).mask
+    for context, outcome in zip(contexts, outcomes, strict=True):
+        target = context.target
+        chosen = choose(outcome.candidates, rank_of(context.options)).mask
         problem = unequal(target.model, target.graph, chosen, target.example_inputs)
         if problem is not None:
             console.say(f"warning: {problem}")

@@ -19,8 +19,8 @@ from prunegraph.graph import copy_network
 from prunegraph.layerwise.recalibrate import recalibrate_bn
 from prunegraph.methods.method import Method, Result
 from prunegraph.methods.registry import make_method
-from prunegraph.runs.bench import Bench
 from prunegraph.runs.conclude import Outcome, common_details, mask_details
+from prunegraph.runs.context import RunContext
 from prunegraph.runs.finetune import finetune_mask, load_finetuned, pruned_info
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.config import PruneConfig
@@ -40,26 +40,26 @@ from prunegraph.tasks.classification import BATCH_SIZE
 
 
 def run_weights(
-    config: PruneConfig, bench: Bench, folder: RunFolder, console: Console
+    config: PruneConfig, context: RunContext, folder: RunFolder, console: Console
 ) -> dict[str, Any]:
     """Zero weights by a method, fine-tune, measure; return the report.
 
     Args:
         config: the command, whose method chooses a ``WeightMask``.
-        bench: the dense network, its weights final.
+        context: the dense network, its weights final.
         folder: the run folder, which has been started.
         console: where progress goes.
     """
     started, method = time.monotonic(), make_method(config.method)
-    result = method.prune(bench.problem(seed=config.seed, max_networks=config.networks))
+    result = method.prune(context.problem(seed=config.seed, max_networks=config.networks))
     seconds = round(time.monotonic() - started, 1)
     mask = result.mask
     assert isinstance(mask, WeightMask)
-    before = zeroed(bench, mask, result)
-    _finetune(bench, mask, before, folder, console)
-    rows = weight_rows(bench, method, mask, before, folder)
+    before = zeroed(context, mask, result)
+    _finetune(context, mask, before, folder, console)
+    rows = weight_rows(context, method, mask, before, folder)
     own = dataclasses.replace(rows[1], networks_evaluated=result.networks, seconds=seconds)
-    report = _report(config, bench, mask, [rows[0], own])
+    report = _report(config, context, mask, [rows[0], own])
     content = write_report(report, folder.file(folder.REPORT), folder.digests())
     folder.finish()
     console.table(methods_table(content))
@@ -76,11 +76,11 @@ def show_weights(folder: RunFolder, console: Console) -> dict[str, Any]:
     return content
 
 
-def zeroed(bench: Bench, mask: WeightMask, result: Result | None = None) -> nn.Module:
+def zeroed(context: RunContext, mask: WeightMask, result: Result | None = None) -> nn.Module:
     """Return the network with zeros in place, or the method's own, its batch norm recalibrated."""
-    task, given = bench.target.task, None if result is None else result.model
+    task, given = context.target.task, None if result is None else result.model
     model = mask.apply(task.model) if given is None else copy_network(given)
-    samples = task.train.sample(bench.options.calibration_images, bench.seed)
+    samples = task.train.sample(context.options.calibration_images, context.seed)
     batches = list(task.batches(samples, BATCH_SIZE))
     whole = batches[:-1] or batches  # each batch counts alike
     recalibrate_bn(model, whole, forward=task.forward, autocast=task.autocast)
@@ -88,10 +88,10 @@ def zeroed(bench: Bench, mask: WeightMask, result: Result | None = None) -> nn.M
 
 
 def _finetune(
-    bench: Bench, mask: WeightMask, before: nn.Module, folder: RunFolder, console: Console
+    context: RunContext, mask: WeightMask, before: nn.Module, folder: RunFolder, console: Console
 ) -> None:
     """Fine-tune the network under its mask, and the dense one; saved ones are left alone."""
-    target, directory = bench.target, folder.file(folder.PRUNED)
+    target, directory = context.target, folder.file(folder.PRUNED)
     if not (directory / MASK_FILE).is_file():  # written last
         model = copy_network(before)
         hold_zeros(model, mask)
@@ -100,23 +100,23 @@ def _finetune(
         train_network(
             label,
             model,
-            bench.finetune_images,
-            bench.recipe(),
-            seed=bench.seed,
+            context.finetune_images,
+            context.recipe(),
+            seed=context.seed,
             checkpoint=checkpoint,
             console=console,
-            teacher=bench.teacher,
+            teacher=context.teacher,
             events=folder.events(label),
             name=f"{parameter_digest(target.model)} {mask.digest()}",
         )
         save_masked(directory, model=model, mask=mask, info=pruned_info(target))
         checkpoint.unlink(missing_ok=True)
     finetune_mask(
-        bench,
+        context,
         target.graph.dense_mask(),
         folder.file(folder.DENSE_FINETUNED),
-        label=f"fine-tune {DENSE} of {target.arch}, seed {bench.seed}",
-        seed=bench.seed,
+        label=f"fine-tune {DENSE} of {target.arch}, seed {context.seed}",
+        seed=context.seed,
         checkpoint=folder.finetune(folder.DENSE_FINETUNED),
         console=console,
     )
@@ -144,13 +144,13 @@ def load_saved(target: Target, folder: RunFolder) -> MaskedNetwork:
 
 
 def weight_rows(
-    bench: Bench, method: Method, mask: WeightMask, before: nn.Module, folder: RunFolder
+    context: RunContext, method: Method, mask: WeightMask, before: nn.Module, folder: RunFolder
 ) -> list[MethodRow]:
     """Open the test split: return the rows of the dense network and of the one with zeros."""
-    target = bench.target
+    target = context.target
     dense, _ = load_finetuned(target, folder.file(folder.DENSE_FINETUNED))
-    own = _row(bench, target.model, dense, digest=target.graph.dense_mask().digest())
-    zeros = _row(bench, before, load_saved(target, folder).model, digest=mask.digest())
+    own = _row(context, target.model, dense, digest=target.graph.dense_mask().digest())
+    zeros = _row(context, before, load_saved(target, folder).model, digest=mask.digest())
     return [
         dataclasses.replace(own, cell=folder.DENSE_FINETUNED, sparsity=0.0),
         dataclasses.replace(
@@ -164,30 +164,32 @@ def weight_rows(
     ]
 
 
-def _row(bench: Bench, before: nn.Module, tuned: nn.Module, digest: str) -> MethodRow:
+def _row(context: RunContext, before: nn.Module, tuned: nn.Module, digest: str) -> MethodRow:
     """Return a row of the dense network, measured before and after a fine-tune."""
-    cost, trained = bench.target.graph.dense_cost, bench.recipe().epochs > 0
-    recalibrated = bench.test_accuracy(before)
-    finetuned = bench.test_accuracy(tuned) if trained else None
+    cost, trained = context.target.graph.dense_cost, context.recipe().epochs > 0
+    recalibrated = context.test_accuracy(before)
+    finetuned = context.test_accuracy(tuned) if trained else None
     return MethodRow(
         name=DENSE,
         role="control",
         searches=False,
-        seed=bench.seed,
+        seed=context.seed,
         macs=cost.macs,
         params=cost.params,
-        search_accuracy=bench.search_accuracy(before),
+        search_accuracy=context.search_accuracy(before),
         test_accuracy_recalibrated=recalibrated,
         test_accuracy_finetuned=finetuned,
         networks_evaluated=0,
         digest=digest,
-        finetune_seed=bench.seed,
+        finetune_seed=context.seed,
         score=recalibrated if finetuned is None else finetuned,
     )
 
 
-def _report(config: PruneConfig, bench: Bench, mask: WeightMask, rows: list[MethodRow]) -> Report:
-    target, (dense, own) = bench.target, rows
+def _report(
+    config: PruneConfig, context: RunContext, mask: WeightMask, rows: list[MethodRow]
+) -> Report:
+    target, (dense, own) = context.target, rows
     verdict, reason = judge(rows, RECALIBRATED)
     graph = target.graph
     return Report(
@@ -195,7 +197,7 @@ def _report(config: PruneConfig, bench: Bench, mask: WeightMask, rows: list[Meth
         arch=target.arch,
         dataset=target.dataset.name,
         seed=config.seed,
-        budget=bench.budget,
+        budget=context.budget,
         dense=DenseResult(
             cost=graph.dense_cost,
             test_accuracy=dense.test_accuracy_recalibrated,
@@ -215,8 +217,8 @@ def _report(config: PruneConfig, bench: Bench, mask: WeightMask, rows: list[Meth
         verdict=verdict,
         verdict_reason=reason,
         details={
-            **common_details(bench, Outcome(candidates=()), RECALIBRATED),
-            **mask_details(bench, graph.dense_mask()),
+            **common_details(context, Outcome(candidates=()), RECALIBRATED),
+            **mask_details(context, graph.dense_mask()),
             "sparsity": mask.sparsity,
             "pattern": str(mask.pattern),
             "densities": mask.densities,

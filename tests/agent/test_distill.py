@@ -1,4 +1,4 @@
-"""What a search found for its networks is taught to the policy network."""
+"""What a search found for its networks is learned to the policy network."""
 
 from dataclasses import replace
 
@@ -66,45 +66,45 @@ def untaught() -> TrainedPolicy:
 
 
 @pytest.fixture(scope="module")
-def taught(untaught: TrainedPolicy) -> TrainedPolicy:
+def learned(untaught: TrainedPolicy) -> TrainedPolicy:
     return distill(untaught, [distill_target(24), distill_target(40)], steps=150, seed=0)
 
 
 def test_the_policy_decides_as_the_search_did(
-    untaught: TrainedPolicy, taught: TrainedPolicy
+    untaught: TrainedPolicy, learned: TrainedPolicy
 ) -> None:
     for width in (24, 40):
         assert agreement(untaught, distill_target(width)) < 0.7
-        assert agreement(taught, distill_target(width)) > 0.9
+        assert agreement(learned, distill_target(width)) > 0.9
 
 
 def test_what_was_taught_holds_on_a_network_of_another_size(
-    untaught: TrainedPolicy, taught: TrainedPolicy
+    untaught: TrainedPolicy, learned: TrainedPolicy
 ) -> None:
     assert agreement(untaught, distill_target(32)) < 0.7
-    assert agreement(taught, distill_target(32)) > 0.8
+    assert agreement(learned, distill_target(32)) > 0.8
 
 
 def test_the_policy_that_is_taught_stays_as_it_is(
-    untaught: TrainedPolicy, taught: TrainedPolicy
+    untaught: TrainedPolicy, learned: TrainedPolicy
 ) -> None:
     torch.manual_seed(0)
     fresh = PruningNetwork(NetworkConfig())
     for name, value in fresh.state_dict().items():
         assert torch.equal(untaught.network.state_dict()[name], value)
-    assert taught.record == {"seed": 3, "distill_steps": 150}
-    assert not taught.network.training
+    assert learned.record == {"seed": 3, "distill_steps": 150}
+    assert not learned.network.training
 
 
 def test_a_policy_that_goes_on_learning_keeps_what_it_knew(
-    untaught: TrainedPolicy, taught: TrainedPolicy
+    untaught: TrainedPolicy, learned: TrainedPolicy
 ) -> None:
     kept, anew = (
         distill(untaught, [distill_target(8)], steps=5, seed=0, initial=initial)
-        for initial in (taught, None)
+        for initial in (learned, None)
     )
     assert not torch.equal(
-        kept.network.channel_head[2].weight, taught.network.channel_head[2].weight
+        kept.network.channel_head[2].weight, learned.network.channel_head[2].weight
     )
     assert agreement(kept, distill_target(40)) > 0.9
     assert agreement(anew, distill_target(40)) < 0.8
@@ -123,8 +123,8 @@ def test_networks_are_taught_in_turns_of_their_distill_targets(untaught: Trained
 
 
 def test_a_taught_policy_reads_no_hidden_feature(untaught: TrainedPolicy) -> None:
-    taught = distill(untaught, [distill_target(8)], steps=1, seed=0, hidden=("lamp",))
-    assert set(seen_by(untaught)) - set(seen_by(taught)) == {"lamp"}
+    learned = distill(untaught, [distill_target(8)], steps=1, seed=0, hidden=("lamp",))
+    assert set(seen_by(untaught)) - set(seen_by(learned)) == {"lamp"}
 
 
 def test_no_steps_return_the_policy_itself(untaught: TrainedPolicy) -> None:

@@ -66,8 +66,8 @@ def test_a_bit_that_was_unlikely_pushes_no_further_than_its_bound(make_model: Ma
 
 def test_advantages_are_centred_in_their_cell_and_scaled_together() -> None:
     advantages = torch.tensor([1.0, 3.0, 10.0, 14.0, 7.0])
-    cells = torch.tensor([0, 0, 1, 1, 2])
-    result = standardise(advantages, cells)
+    pairs = torch.tensor([0, 0, 1, 1, 2])
+    result = standardise(advantages, pairs)
     centred = torch.tensor([-1.0, 1.0, -2.0, 2.0, 0.0])  # one alone compares with nothing
     torch.testing.assert_close(result, centred / centred.std(correction=0))
 

@@ -16,7 +16,7 @@ def searched(policy: TrainedPolicy | None, *budgets: Budget) -> PPOConfig:
     return agent_config(options, 0, initial=policy, budgets=budgets).ppo
 
 
-def taught(*budgets: object) -> TrainedPolicy:
+def learned(*budgets: object) -> TrainedPolicy:
     record = {"budgets": list(budgets)} if budgets else {}
     return TrainedPolicy(PruningNetwork(NetworkConfig()).eval(), record)
 
@@ -25,13 +25,13 @@ def taught(*budgets: object) -> TrainedPolicy:
 def test_a_search_from_a_policy_is_calm_within_what_it_was_taught(
     budgets: tuple[Budget, ...],
 ) -> None:
-    assert searched(taught({"keep_macs": 0.29}, {"keep_macs": 0.7}), *budgets) == calm(
+    assert searched(learned({"keep_macs": 0.29}, {"keep_macs": 0.7}), *budgets) == calm(
         searched(None)
     )
 
 
 def test_below_it_the_allocation_is_explored_as_from_a_heuristic() -> None:
-    policy, alone = taught({"keep_macs": 0.3}, {"keep_macs": 0.7}), searched(None)
+    policy, alone = learned({"keep_macs": 0.3}, {"keep_macs": 0.7}), searched(None)
     ppo = searched(policy, HALF, LESS)
     assert ppo == wide(alone) != calm(alone)
     assert ppo.group_noise_start == alone.group_noise_start
@@ -39,7 +39,7 @@ def test_below_it_the_allocation_is_explored_as_from_a_heuristic() -> None:
 
 
 def test_a_policy_of_no_known_budgets_counts_as_taught() -> None:
-    assert searched(taught(), LESS) == calm(searched(None))
+    assert searched(learned(), LESS) == calm(searched(None))
 
 
 @pytest.mark.parametrize(
@@ -47,4 +47,4 @@ def test_a_policy_of_no_known_budgets_counts_as_taught() -> None:
 )
 def test_a_record_of_other_budgets_is_refused(budget: object) -> None:
     with pytest.raises(ArtefactError, match="the policy's record: budgets"):
-        searched(taught(budget), LESS)
+        searched(learned(budget), LESS)

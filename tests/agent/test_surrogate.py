@@ -26,7 +26,7 @@ def draw_bits(graph_id: int, count: int, seed: int) -> torch.Tensor:
 def episode(graph_id: int, bits: torch.Tensor, accuracy: float) -> Episode:
     graph = GRAPHS[graph_id]
     return Episode(
-        cell=f"toy{graph_id}",
+        pair=f"toy{graph_id}",
         accuracy=accuracy,
         kl=None,
         cost_ratio=1.0,
@@ -69,10 +69,10 @@ def test_each_network_has_its_own_model(surrogate: Surrogate) -> None:
 
 def test_doubt_lowers_what_is_predicted(surrogate: Surrogate) -> None:
     ids, bits = torch.zeros(20, dtype=torch.long), draw_bits(0, 20, 5)
-    cells = torch.arange(20)  # one mask a cell: nothing is explained by cost
+    pairs = torch.arange(20)  # one mask a pair: nothing is explained by cost
     limits = LIMITS[ids.numpy()]
-    bold = surrogate.rewards(ids, bits, limits, cells)
-    careful = surrogate.rewards(ids, bits, limits, cells, caution=1.0)
+    bold = surrogate.rewards(ids, bits, limits, pairs)
+    careful = surrogate.rewards(ids, bits, limits, pairs, caution=1.0)
     assert bool((careful < bold).all())
 
 

@@ -164,10 +164,10 @@ def test_self_competition_over_the_real_environment(
     assert seen == [1, 2, 3]
     assert result.networks_evaluated == 3 * (8 + 2)
     assert len(result.history) == 3
-    cells = {"toy0@keep_macs=0.35", "toy1@keep_macs=0.35"}
-    assert result.competition.ledgers.keys() == cells
+    pairs = {"toy0@keep_macs=0.35", "toy1@keep_macs=0.35"}
+    assert result.competition.ledgers.keys() == pairs
     for record in result.history:
-        assert record["greedy_masks"].keys() == cells
+        assert record["greedy_masks"].keys() == pairs
         assert record["bar"] > 0.0
     assert result.policy.record["networks_evaluated"] == 30
 

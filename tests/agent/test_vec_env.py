@@ -36,7 +36,7 @@ def factory(first: int, stride: int, **options: object) -> Callable[[], ChannelP
     config = EnvConfig(
         subset_size=50,
         episodes_per_subset=8,
-        episodes_per_cell=2,
+        episodes_per_pair=2,
         first_episode=first,
         episode_stride=stride,
         **options,  # type: ignore[arg-type]
@@ -174,11 +174,11 @@ def test_the_cells_of_an_update_are_those_that_it_can_touch(
     make_env: Callable[..., SelfCompetitionVecEnv],
 ) -> None:
     env = make_env(budgets=tuple(Budget(keep_macs=share) for share in (0.3, 0.5, 0.7)))
-    turn, num_cells = 2, 6
+    turn, num_pairs = 2, 6
     for episodes in range(1, 12):
         env.episodes_per_update = episodes
         touched = [
-            len({(first + number) // turn % num_cells for number in range(episodes)})
+            len({(first + number) // turn % num_pairs for number in range(episodes)})
             for first in range(0, 60 * episodes, episodes)
         ]
         assert env.cells_per_update == max(touched)

@@ -8,7 +8,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def bench(request: pytest.FixtureRequest) -> ModuleType:
+def context(request: pytest.FixtureRequest) -> ModuleType:
     """Return the benchmark's module that the test file is named after."""
     name = request.path.stem.removeprefix("test_")
     spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")

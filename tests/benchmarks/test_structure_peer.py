@@ -36,20 +36,20 @@ class LayerNorm2d(RMSNorm):
 
 @pytest.mark.parametrize("norm", [RMSNorm(8), LayerNorm2d(8), nn.LayerNorm(8)])
 def test_the_masked_network_takes_means_over_what_survives(
-    bench: ModuleType, norm: nn.Module
+    context: ModuleType, norm: nn.Module
 ) -> None:
     torch.manual_seed(0)
     is_map = isinstance(norm, LayerNorm2d)
     first, last = (nn.Conv2d(i, o, 1) if is_map else nn.Linear(i, o) for i, o in ((3, 8), (8, 2)))
     dense = nn.Sequential(first, norm, last).double()
     pruned = copy.deepcopy(dense)
-    bench.write_positions(pruned)
+    context.write_positions(pruned)
     for tensor in (*pruned[0].parameters(), *pruned[1].parameters()):
         tensor.data = tensor.data[KEPT]
     pruned[2].weight.data = pruned[2].weight.data[:, KEPT]
     if isinstance(norm, nn.LayerNorm):
         pruned[1].normalized_shape = (len(KEPT),)
-    masked = bench.restore_values(pruned, dense)
+    masked = context.restore_values(pruned, dense)
     example = torch.randn(2, 3, 4, 3, dtype=torch.float64)
     torch.testing.assert_close(masked(example), pruned(example))
     assert not torch.allclose(dense(example), pruned(example))

@@ -26,13 +26,13 @@ def lines(**changes: Any) -> list[dict[str, Any]]:
     return written
 
 
-def reasons(bench: ModuleType, written: list[dict[str, Any]], ending: str = "") -> list[str]:
-    found: list[str] = bench.assemble("zoo", "net", written, ending)["reasons"]
+def reasons(context: ModuleType, written: list[dict[str, Any]], ending: str = "") -> list[str]:
+    found: list[str] = context.assemble("zoo", "net", written, ending)["reasons"]
     return found
 
 
-def test_a_network_passes(bench: ModuleType) -> None:
-    assert reasons(bench, lines()) == []
+def test_a_network_passes(context: ModuleType) -> None:
+    assert reasons(context, lines()) == []
 
 
 @pytest.mark.parametrize(
@@ -43,37 +43,39 @@ def test_a_network_passes(bench: ModuleType) -> None:
         ({"ours_compare": {"equal_masks": 4}}, "were not compared"),
     ],
 )
-def test_what_falls_short_is_named(bench: ModuleType, changes: dict[str, Any], reason: str) -> None:
-    assert [reason in text for text in reasons(bench, lines(**changes))] == [True]
+def test_what_falls_short_is_named(
+    context: ModuleType, changes: dict[str, Any], reason: str
+) -> None:
+    assert [reason in text for text in reasons(context, lines(**changes))] == [True]
 
 
-def test_less_is_enough_where_the_peer_does_no_better(bench: ModuleType) -> None:
+def test_less_is_enough_where_the_peer_does_no_better(context: ModuleType) -> None:
     few = {"ours_analyse": {"prunable": 600}, "theirs_groups": {"prunable": 600}}
-    assert reasons(bench, lines(**few)) == []
-    assert reasons(bench, lines(**few | {"theirs_groups": {"prunable": 601}}))
+    assert reasons(context, lines(**few)) == []
+    assert reasons(context, lines(**few | {"theirs_groups": {"prunable": 601}}))
 
 
-def test_a_crash_names_the_stage_it_was_in(bench: ModuleType) -> None:
-    row = bench.assemble("zoo", "net", lines()[:3], "exit code -9: ")
+def test_a_crash_names_the_stage_it_was_in(context: ModuleType) -> None:
+    row = context.assemble("zoo", "net", lines()[:3], "exit code -9: ")
     assert row["reasons"] == ["ours.analyse: exit code -9: "]
-    assert bench.assemble("zoo", "net", [], "exit code 1: No module")["reasons"]
+    assert context.assemble("zoo", "net", [], "exit code 1: No module")["reasons"]
 
 
-def test_a_crash_of_the_peer_is_no_failure_of_ours(bench: ModuleType) -> None:
-    row = bench.assemble("zoo", "net", lines()[:11], "over the time limit")
+def test_a_crash_of_the_peer_is_no_failure_of_ours(context: ModuleType) -> None:
+    row = context.assemble("zoo", "net", lines()[:11], "over the time limit")
     assert row["reasons"] == []
     assert row["errors"] == {"theirs.groups": "over the time limit"}
 
 
-def test_the_table_counts_and_compares(bench: ModuleType) -> None:
+def test_the_table_counts_and_compares(context: ModuleType) -> None:
     rows = [
-        bench.assemble("zoo", "good", lines(), ""),
-        bench.assemble(
+        context.assemble("zoo", "good", lines(), ""),
+        context.assemble(
             "zoo", "bad", lines(ours_analyse={"analyse_seconds": 0.9, "prunable": 1}), ""
         ),
-        bench.assemble("zoo", "none", lines()[:1], "exit code 1: "),
+        context.assemble("zoo", "none", lines()[:1], "exit code 1: "),
     ]
-    text = bench.table(rows)
+    text = context.table(rows)
     assert "| zoo/good | 2.0 | yes / yes | 5 of 5 / differs by 1e-03 | 95.0 % / 100.0 % |" in text
     assert "1 of 3 pass" in text
     assert (

@@ -24,13 +24,13 @@ def row(**changes: Any) -> dict[str, Any]:
         ),
     ],
 )
-def test_shortcomings(bench: ModuleType, changes: dict[str, Any], told: str) -> None:
-    assert "; ".join(bench.shortcomings(row(**changes))) == told
+def test_shortcomings(context: ModuleType, changes: dict[str, Any], told: str) -> None:
+    assert "; ".join(context.shortcomings(row(**changes))) == told
 
 
-def test_the_table_counts_by_library(bench: ModuleType) -> None:
+def test_the_table_counts_by_library(context: ModuleType) -> None:
     rows = [row(), row(name="pit", least_macs=0.9), {"library": "monai", "name": "x", "error": "E"}]
-    text = bench.table(rows)
+    text = context.table(rows)
     assert "| timm | 2 | 2 | 2 | 1 | 1 |" in text
     assert "| monai | 1 | 0 | 0 | 0 | 0 |" in text
     assert "- monai/x: E" in text

@@ -6,7 +6,7 @@ import pytest
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError
 from prunegraph.env import EnvConfig
-from prunegraph.env.config import cell_of_episode, episode_generator, subset_seed
+from prunegraph.env.config import episode_generator, pair_of_episode, subset_seed
 
 
 @pytest.mark.parametrize(
@@ -27,10 +27,10 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
 
 
 def test_cells_are_played_in_turn_in_random_order() -> None:
-    cells = [cell_of_episode(3, episode, 5, 4) for episode in range(200)]
-    assert Counter(cells) == dict.fromkeys(range(5), 40)
-    runs = cells[::4]
-    assert cells == [cell for cell in runs for _ in range(4)]
+    pairs = [pair_of_episode(3, episode, 5, 4) for episode in range(200)]
+    assert Counter(pairs) == dict.fromkeys(range(5), 40)
+    runs = pairs[::4]
+    assert pairs == [pair for pair in runs for _ in range(4)]
     turns = {tuple(runs[first : first + 5]) for first in range(0, 50, 5)}
     assert all(sorted(turn) == list(range(5)) for turn in turns)
     assert len(turns) > 5

@@ -81,7 +81,7 @@ def test_equal_seeds_give_equal_rollouts(make_task: MakeTask, per_group: bool) -
     config = EnvConfig(
         per_group=per_group,
         episodes_per_subset=4,
-        episodes_per_cell=2,
+        episodes_per_pair=2,
         subset_size=20,
         budgets=(Budget(keep_macs=0.4), Budget(keep_macs=0.6)),
     )
@@ -105,7 +105,7 @@ def test_observations_share_no_memory(make_task: MakeTask) -> None:
     for first, second in pairwise(observations):
         for key in first:
             assert not np.shares_memory(first[key], second[key])
-    assert not np.shares_memory(observations[0]["node_features"], env.cells[0].features)
+    assert not np.shares_memory(observations[0]["node_features"], env.pairs[0].features)
 
 
 def test_an_episode_begins_as_the_first_did(make_task: MakeTask) -> None:
@@ -119,7 +119,7 @@ def test_an_episode_begins_as_the_first_did(make_task: MakeTask) -> None:
 
 def test_observation_of_a_smaller_network_is_padded(make_task: MakeTask) -> None:
     tasks = (make_task("small"), make_task("large"))
-    env = ChannelPruningEnv(tasks, EnvConfig(episodes_per_cell=1))
+    env = ChannelPruningEnv(tasks, EnvConfig(episodes_per_pair=1))
     seen = set()
     for _ in range(4):
         observation, info = env.reset()
@@ -145,14 +145,14 @@ def test_bits_outside_the_action_mask_are_ignored(make_task: MakeTask, repair: b
     for outside in (0, 1):
         env = ChannelPruningEnv((make_task("small"), make_task("large")), config)
         observation, info = env.reset(seed=0)
-        while info["cell"] != "small@keep_macs=0.5":
+        while info["pair"] != "small@keep_macs=0.5":
             env.step(np.ones(env.num_nodes, dtype=np.int8))
             observation, info = env.reset()
         action = np.random.default_rng(1).integers(0, 2, env.num_nodes)
         action[observation["action_mask"] == 0] = outside
         results.append(env.step(action)[4])
     assert_equal(results[0], results[1])
-    assert (observation["action_mask"] == 0).sum() > env.cells[0].task.graph.frozen.sum() > 0
+    assert (observation["action_mask"] == 0).sum() > env.pairs[0].task.graph.frozen.sum() > 0
 
 
 def test_the_evaluated_mask_is_the_reported_one(make_task: MakeTask) -> None:
@@ -236,7 +236,7 @@ def test_workers_play_the_episodes_of_one(make_task: MakeTask) -> None:
     options: dict[str, Any] = {
         "subset_size": 20,
         "episodes_per_subset": 4,
-        "episodes_per_cell": 1,
+        "episodes_per_pair": 1,
         "seed": 7,
     }
 
@@ -277,9 +277,9 @@ def test_a_mask_is_measured_as_if_it_had_been_played(make_task: MakeTask) -> Non
     env = ChannelPruningEnv(make_task(), EnvConfig(subset_size=20, episodes_per_subset=4))
     env.reset(seed=0)
     _, reward, _, _, info = env.step(np.ones(env.num_nodes, dtype=np.int8))
-    again = env.measure(info["cell"], info["mask_bits"], 0)
+    again = env.measure(info["pair"], info["mask_bits"], 0)
     assert (again.accuracy, again.digest) == (reward, info["mask_digest"])
-    other = env.measure(info["cell"], info["mask_bits"], 1)
+    other = env.measure(info["pair"], info["mask_bits"], 1)
     assert other.accuracy != reward and other.digest == again.digest
 
 
@@ -289,7 +289,7 @@ def test_two_budgets_count_the_tightest(make_task: MakeTask) -> None:
     observation, info = env.reset(seed=0)
     assert column(observation, "keep_macs") == pytest.approx(0.9)
     assert column(observation, "keep_params") == pytest.approx(0.3)
-    assert info["cell"] == "small@keep_macs=0.9,keep_params=0.3"
+    assert info["pair"] == "small@keep_macs=0.9,keep_params=0.3"
     info = env.step(np.ones(env.num_nodes, dtype=np.int8))[4]
     assert info["raw_cost_ratio"] == pytest.approx(1 / 0.3)
     assert info["cost_ratio"] <= 1.0

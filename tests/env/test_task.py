@@ -7,16 +7,16 @@ import pytest
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.masks import FloatArray
-from prunegraph.env import ChannelPruningEnv, EnvConfig, PruningTask, cell_name
-from prunegraph.env.task import make_cell
+from prunegraph.env import ChannelPruningEnv, EnvConfig, PruningTask, pair_name
+from prunegraph.env.task import make_pair
 
 MakeTask = Callable[..., PruningTask]
 
 
 def test_cell_names_hold_network_and_budget() -> None:
-    assert cell_name("net", Budget(keep_macs=0.5)) == "net@keep_macs=0.5"
+    assert pair_name("net", Budget(keep_macs=0.5)) == "net@keep_macs=0.5"
     both = Budget(keep_macs=0.5, keep_params=0.25)
-    assert cell_name("net", both) == "net@keep_macs=0.5,keep_params=0.25"
+    assert pair_name("net", both) == "net@keep_macs=0.5,keep_params=0.25"
 
 
 def test_features_may_follow_the_budget(make_task: MakeTask) -> None:
@@ -26,7 +26,7 @@ def test_features_may_follow_the_budget(make_task: MakeTask) -> None:
         return np.full((task.graph.num_units, 2), 10.0 * (budget.keep_macs or 0), np.float32)
 
     task = dataclasses.replace(task, node_features=features)
-    config = EnvConfig(budgets=(Budget(keep_macs=0.4), Budget(keep_macs=0.8)), episodes_per_cell=1)
+    config = EnvConfig(budgets=(Budget(keep_macs=0.4), Budget(keep_macs=0.8)), episodes_per_pair=1)
     env = ChannelPruningEnv(task, config)
     seen = set()
     for _ in range(2):
@@ -62,7 +62,7 @@ def test_a_network_without_free_classes_is_refused(make_task: MakeTask) -> None:
     task = make_task()
     graph = dataclasses.replace(task.graph, frozen=np.ones(task.graph.num_units, dtype=bool))
     with pytest.raises(ConfigError, match="nothing to prune"):
-        make_cell(0, dataclasses.replace(task, graph=graph), task.budget)
+        make_pair(0, dataclasses.replace(task, graph=graph), task.budget)
 
 
 def test_the_remaining_share_counts_what_is_limited(make_task: MakeTask) -> None:
@@ -70,9 +70,9 @@ def test_the_remaining_share_counts_what_is_limited(make_task: MakeTask) -> None
     half = task.graph.frozen.copy()
     half[np.flatnonzero(task.graph.free)[::2]] = True
     cost, dense = task.graph.cost(half), task.graph.dense_cost
-    by_macs = make_cell(0, task, Budget(keep_macs=0.9, keep_params=0.2))
-    by_params = make_cell(0, task, Budget(keep_params=0.2))
+    by_macs = make_pair(0, task, Budget(keep_macs=0.9, keep_params=0.2))
+    by_params = make_pair(0, task, Budget(keep_params=0.2))
     assert by_macs.remaining_share(half) == cost.macs / dense.macs
     assert by_params.remaining_share(half) == cost.params / dense.params
-    ratios = [task.graph.cost_ratio(half, cell.budget) for cell in (by_params, by_macs)]
+    ratios = [task.graph.cost_ratio(half, pair.budget) for pair in (by_params, by_macs)]
     assert ratios == pytest.approx([cost.params / dense.params / 0.2] * 2)

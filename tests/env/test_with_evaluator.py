@@ -81,8 +81,8 @@ def test_an_equal_mask_costs_no_network(task: PruningTask) -> None:
     env.reset(seed=5)
     info = env.step(np.ones(env.num_nodes))[4]
     before = env.networks_evaluated
-    measured = env.measure(info["cell"], info["mask_bits"], info["block"])
+    measured = env.measure(info["pair"], info["mask_bits"], info["block"])
     assert env.networks_evaluated == before
     assert measured.accuracy == info["outcome"].accuracy
-    env.measure(info["cell"], info["mask_bits"], info["block"] + 1)
+    env.measure(info["pair"], info["mask_bits"], info["block"] + 1)
     assert env.networks_evaluated == before + 1

@@ -58,7 +58,7 @@ from prunegraph.runs.policies import read_decision
 from prunegraph.runs.predicted_latency import read_table, write_table
 from prunegraph.runs.prepare import build_dense
 from prunegraph.runs.report.page import read_findings
-from prunegraph.runs.report.plots import _search, settle
+from prunegraph.runs.report.plots import _search, draw_once
 from prunegraph.runs.report.report import machine, methods_table, read_report, read_rows
 from prunegraph.runs.store import Candidate, CandidateStore, read_masks, write_masks
 from prunegraph.tasks.image_classification import training_task
@@ -124,7 +124,7 @@ def show_history(folder: Path, graph: StructureGraph) -> None:
     findings = read_findings(RunFolder(path=folder), graph)
     plot = _search(findings)
     if plot is not None:
-        settle(plot.figure)
+        draw_once(plot.figure)
 
 
 def show_report(folder: Path) -> None:

@@ -23,11 +23,11 @@ from prunegraph.graph.features import rank_in_group
 from prunegraph.layerwise import sequential
 from prunegraph.methods.registry import SEARCHES, TORCH_PRUNING, heuristics
 from prunegraph.runs import finetune as finish
-from prunegraph.runs.bench import Bench
 from prunegraph.runs.conclude import finetuned_mean
+from prunegraph.runs.context import RunContext
 from prunegraph.runs.duration import predict_duration
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.measure import Measured, settle
+from prunegraph.runs.measure import Measured, measure_again
 from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.plan import make_plan, plan_finetunes, rank_of
 from prunegraph.runs.prepare import load_target
@@ -86,8 +86,8 @@ def test_the_plan_leaves_out_what_only_the_first_network_takes(
     options = CompareConfig(
         weights=weights, methods=("cem",), seeds=2, networks=16, finetune_epochs=0
     )
-    bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
-    plan = predict_duration(bench, options)
+    context = RunContext(target=load_target(options, options.budget()), options=options, seed=0)
+    plan = predict_duration(context, options)
     assert plan.search_seconds == 2 * 2 * 16 * 2.0
     assert plan.seconds == plan.search_seconds
 
@@ -97,7 +97,7 @@ def test_search_images_are_trained_on_only_if_asked_for(
     on_search: bool, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = CompareConfig(weights=weights, finetune_epochs=1, finetune_on_search=on_search)
-    bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
+    context = RunContext(target=load_target(options, options.budget()), options=options, seed=0)
     trained: list[TrainSplit] = []
     monkeypatch.setattr(
         finish,
@@ -105,11 +105,11 @@ def test_search_images_are_trained_on_only_if_asked_for(
         lambda label, model, images, *rest, **options: trained.append(images),
     )
     for mask in (
-        bench.target.graph.dense_mask(),
-        bench.project(bench.context.statistics["l1"], bench.budget),
+        context.target.graph.dense_mask(),
+        context.project(context.measures.statistics["l1"], context.budget),
     ):
         finish.finetune_mask(
-            bench,
+            context,
             mask,
             tmp_path / mask.digest(),
             label="fine-tune",
@@ -117,7 +117,7 @@ def test_search_images_are_trained_on_only_if_asked_for(
             checkpoint=tmp_path / "checkpoint",
             console=Console(),
         )
-    dataset = bench.target.dataset
+    dataset = context.target.dataset
     wanted = {*dataset.train.index.tolist()} | (
         {*dataset.search.index.tolist()} if on_search else set()
     )
@@ -125,31 +125,31 @@ def test_search_images_are_trained_on_only_if_asked_for(
         assert sorted(images.index.tolist()) == sorted(wanted)
         assert not wanted & {*dataset.test.index.tolist()}
     assert len(trained) == 2
-    assert ("on_search_images_too" in bench.recipe_record()) == on_search
+    assert ("on_search_images_too" in context.recipe_record()) == on_search
 
 
 def test_networks_are_reconstructed_layer_by_layer_or_all_layers_at_once(weights: Path) -> None:
     options = CompareConfig(weights=weights, finetune_epochs=0, keep_macs=0.25)
     target = load_target(options, options.budget())
-    benches = [
-        Bench(target=target, options=replace(options, layer_by_layer=asked), seed=0)
+    contexts = [
+        RunContext(target=target, options=replace(options, layer_by_layer=asked), seed=0)
         for asked in (False, True)
     ]
-    scores = rank_in_group(target.graph, benches[0].context.statistics["l1"]).astype(np.float32)
-    mask = benches[0].project(scores, options.budget())
-    losses = [bench.final_evaluator.evaluate(mask).loss for bench in benches]
+    scores = rank_in_group(target.graph, contexts[0].measures.statistics["l1"]).astype(np.float32)
+    mask = contexts[0].project(scores, options.budget())
+    losses = [context.final_evaluator.evaluate(mask).loss for context in contexts]
     assert losses[1] < losses[0]
     everything = torch.arange(len(target.dataset.search))  # as a search of few images asks
-    evaluators = [bench.evaluator() for bench in benches]
+    evaluators = [context.evaluator() for context in contexts]
     searched = [evaluator.evaluate(mask, everything).loss for evaluator in evaluators]
     assert losses[1] < searched[1] < searched[0] == losses[0]  # fitted on fewer images
     assert [evaluator.is_cached(mask) for evaluator in evaluators] == [True, False]
-    for evaluator, bench in zip(evaluators, benches, strict=True):
-        later = bench.evaluator()
+    for evaluator, context in zip(evaluators, contexts, strict=True):
+        later = context.evaluator()
         later.remember(evaluator.known())
         assert later.is_cached(mask, everything)
-    assert benches[0].context.quick_reconstruction is None
-    assert ["layer_by_layer" in bench.recipe_record() for bench in benches] == [False, True]
+    assert contexts[0].measures.quick_reconstruction is None
+    assert ["layer_by_layer" in context.recipe_record() for context in contexts] == [False, True]
 
 
 def test_searches_have_a_fit_of_their_own_only_where_it_is_on_fewer_images(
@@ -157,11 +157,11 @@ def test_searches_have_a_fit_of_their_own_only_where_it_is_on_fewer_images(
 ) -> None:
     few = CompareConfig(weights=weights, calibration_images=sequential.SEARCH_SAMPLES)
     target, many = load_target(few), replace(few, calibration_images=256)
-    benches = [Bench(target=target, options=options, seed=0) for options in (few, many, many)]
-    assert benches[0].context.quick_reconstruction is None
-    assert benches[1].context.quick_reconstruction is not None
+    contexts = [RunContext(target=target, options=options, seed=0) for options in (few, many, many)]
+    assert contexts[0].measures.quick_reconstruction is None
+    assert contexts[1].context.quick_reconstruction is not None
     monkeypatch.setattr("prunegraph.methods.context.SEARCH_SAMPLES", 256)
-    assert benches[2].context.quick_reconstruction is None
+    assert contexts[2].context.quick_reconstruction is None
 
 
 def test_what_searches_are_fitted_on_is_drawn_of_all_train_images(
@@ -176,12 +176,12 @@ def test_what_searches_are_fitted_on_is_drawn_of_all_train_images(
 
     monkeypatch.setattr(TrainSplit, "sample", watched)
     options = CompareConfig(weights=weights, calibration_images=10_000)  # more than there are
-    bench = Bench(target=load_target(options), options=options, seed=0)
-    _ = bench.context.quick_reconstruction
+    context = RunContext(target=load_target(options), options=options, seed=0)
+    _ = context.measures.quick_reconstruction
     assert len(seen[0]) == sequential.SEARCH_SAMPLES
     assert len(set(seen[0].labels.tolist())) == 10
     positions = seen[0].index.tolist()
-    assert positions != bench.target.dataset.train.index[: len(positions)].tolist()
+    assert positions != context.target.dataset.train.index[: len(positions)].tolist()
 
 
 def timeless(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -224,9 +224,9 @@ def test_only_the_best_baseline_is_finetuned_beside_the_agent_if_asked_for(
     compared: Path, weights: Path
 ) -> None:
     options = CompareConfig(weights=weights, methods=METHODS, seeds=2, finetune_best=True)
-    bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
+    context = RunContext(target=load_target(options, options.budget()), options=options, seed=0)
     rows = json.loads((compared / "report.json").read_text())["methods"]
-    masks = read_masks(compared / RunFolder.MASKS, bench.target.graph)
+    masks = read_masks(compared / RunFolder.MASKS, context.target.graph)
     candidates = [
         Candidate(
             name=row["name"],
@@ -249,12 +249,12 @@ def test_only_the_best_baseline_is_finetuned_beside_the_agent_if_asked_for(
             for name in names
         }
         best = max(figures, key=figures.__getitem__)
-        cells = plan_finetunes(replace(bench, options=chosen), candidates)
+        cells = plan_finetunes(replace(context, options=chosen), candidates)
         assert {cell.name for cell in cells} == {"agent", best, "dense"}
         assert len(cells) == 3 * (count or options.seeds)
     plan, whole = (
         predict_duration(
-            bench, replace(options, networks=16, finetune_epochs=1, finetune_best=alone)
+            context, replace(options, networks=16, finetune_epochs=1, finetune_best=alone)
         )
         for alone in (True, False)
     )
@@ -273,19 +273,19 @@ def test_methods_are_named_alone_or_together() -> None:
 def test_no_cell_is_trained_and_no_mask_measured_again(
     compared: Path, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report, measure = compared / "report.json", Bench.recalibrated_test_accuracy
+    report, measure = compared / "report.json", RunContext.recalibrated_test_accuracy
     content = report.read_bytes()
     report.unlink()
     measured = []
 
-    def interrupt(self: Bench, mask: ChannelMask) -> float:
+    def interrupt(self: RunContext, mask: ChannelMask) -> float:
         measured.append(mask)
         if len(measured) == 4:
             raise KeyboardInterrupt
         return measure(self, mask)
 
     monkeypatch.setattr(finish, "finetune_mask", pytest.fail)
-    monkeypatch.setattr(Bench, "recalibrated_test_accuracy", interrupt)
+    monkeypatch.setattr(RunContext, "recalibrated_test_accuracy", interrupt)
     assert main([*words, "--out", str(compared)]) == 130
     assert main([*words, "--out", str(compared)]) == 0
     again = json.loads(report.read_bytes())
@@ -298,27 +298,29 @@ def test_a_mask_is_measured_once_on_each_machine(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = CompareConfig(weights=weights, calibration_images=64)
-    bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
-    mask = bench.project(np.arange(bench.target.graph.num_units, dtype=np.float32), bench.budget)
+    context = RunContext(target=load_target(options, options.budget()), options=options, seed=0)
+    mask = context.project(
+        np.arange(context.target.graph.num_units, dtype=np.float32), context.budget
+    )
     folder, pruned = RunFolder(path=tmp_path), []
-    prune = Bench.recalibrated_test_accuracy
+    prune = RunContext.recalibrated_test_accuracy
 
-    def count(self: Bench, mask: ChannelMask) -> float:
+    def count(self: RunContext, mask: ChannelMask) -> float:
         pruned.append(mask)
         return prune(self, mask)
 
-    monkeypatch.setattr(Bench, "recalibrated_test_accuracy", count)
-    first = Measured(bench, folder)
+    monkeypatch.setattr(RunContext, "recalibrated_test_accuracy", count)
+    first = Measured(context, folder)
     found = [first.test(mask), first.search(None), first.test(None), first.test(mask)]
-    assert found[0] == found[3] == Measured(bench, folder).test(mask)
-    assert found[1] == bench.search_accuracy(bench.target.model)
-    assert found[2] == bench.test_accuracy(bench.target.model)
+    assert found[0] == found[3] == Measured(context, folder).test(mask)
+    assert found[1] == context.search_accuracy(context.target.model)
+    assert found[2] == context.test_accuracy(context.target.model)
     assert pruned == [mask]
     path = folder.checkpoint(RunFolder.MEASURED)
     content = json.loads(path.read_text())
     content["machine"]["threads"] += 1
     path.write_text(json.dumps(content))
-    assert Measured(bench, folder).test(mask) == found[0]
+    assert Measured(context, folder).test(mask) == found[0]
     assert pruned == [mask, mask]
 
 
@@ -326,10 +328,10 @@ def test_what_other_processes_measured_is_measured_anew_before_a_choice(
     weights: Path, tmp_path: Path
 ) -> None:
     options = CompareConfig(weights=weights, calibration_images=64)
-    bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
-    graph = bench.target.graph
-    mask = bench.project(np.arange(graph.num_units, dtype=np.float32), bench.budget)
-    accuracy = bench.final_evaluator.evaluate(mask).accuracy
+    context = RunContext(target=load_target(options, options.budget()), options=options, seed=0)
+    graph = context.target.graph
+    mask = context.project(np.arange(graph.num_units, dtype=np.float32), context.budget)
+    accuracy = context.final_evaluator.evaluate(mask).accuracy
     store = CandidateStore(tmp_path / "candidates.json", graph)
     other = accuracy + 1 / 269  # with other threads one image more was right
     store.add(
@@ -342,7 +344,7 @@ def test_what_other_processes_measured_is_measured_anew_before_a_choice(
             search_accuracy=other,
         )
     )
-    settle(bench, store, RunFolder(path=tmp_path), Console())
+    measure_again(context, store, RunFolder(path=tmp_path), Console())
     assert [item.search_accuracy for item in store] == [accuracy]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from prunegraph.cli.main import main
 from prunegraph.core.errors import ConfigError
-from prunegraph.runs.bench import Bench
+from prunegraph.runs.context import RunContext
 from prunegraph.runs.duration import predict_duration
 from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.prepare import load_target
@@ -75,11 +75,11 @@ def test_its_plan_counts_no_agent(weights: Path) -> None:
     options = CompareConfig(
         weights=weights, no_agent=True, methods=METHODS, seeds=2, networks=16, finetune_epochs=1
     )
-    bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
-    plan = predict_duration(bench, options)
+    context = RunContext(target=load_target(options, options.budget()), options=options, seed=0)
+    plan = predict_duration(context, options)
     assert plan.searches == 2 * 2
     assert plan.finetunes == 2 * len((*METHODS, "dense"))
-    alone = predict_duration(bench, replace(options, finetune_best=True))
+    alone = predict_duration(context, replace(options, finetune_best=True))
     assert alone.finetunes == 2 * len(("the best", "dense"))
 
 

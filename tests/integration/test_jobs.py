@@ -82,7 +82,7 @@ def test_the_last_of_several_jobs_runs_where_the_others_ran(
 ) -> None:
     executor, here = FakeExecutor(), []
     target = SimpleNamespace(device=torch.device("cpu"))
-    place: Any = SimpleNamespace(benches=[SimpleNamespace(target=target)], console=Console())
+    place: Any = SimpleNamespace(contexts=[SimpleNamespace(target=target)], console=Console())
     monkeypatch.setattr(Jobs, "_start", lambda _: executor)
     found: list[Any] = []
     batch = Batch(
@@ -104,7 +104,7 @@ def test_jobs_of_several_kinds_wait_in_one_queue(
 ) -> None:
     executor, kept = FakeExecutor(), []
     target = SimpleNamespace(device=torch.device("cpu"))
-    place: Any = SimpleNamespace(benches=[SimpleNamespace(target=target)], console=Console())
+    place: Any = SimpleNamespace(contexts=[SimpleNamespace(target=target)], console=Console())
     monkeypatch.setattr(Jobs, "_start", lambda _: executor)
     batches = [
         Batch(
@@ -133,7 +133,7 @@ class BrokenExecutor(FakeExecutor):
 
 def test_a_worker_that_died_between_two_batches_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     target = SimpleNamespace(device=torch.device("cpu"))
-    place: Any = SimpleNamespace(benches=[SimpleNamespace(target=target)], console=Console())
+    place: Any = SimpleNamespace(contexts=[SimpleNamespace(target=target)], console=Console())
     monkeypatch.setattr(Jobs, "_start", lambda _: BrokenExecutor())
     batch = Batch(label="jobs", job=print, arguments=[(1,), (2,)], keep=print)
     with (

@@ -15,7 +15,7 @@ from prunegraph.core import files
 from prunegraph.core.errors import ArtefactError
 from prunegraph.core.precision import autocasting, computes_bfloat16
 from prunegraph.evaluation.evaluator import Evaluator
-from prunegraph.runs.bench import Bench
+from prunegraph.runs.context import RunContext
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.config import TrainConfig
 from prunegraph.runs.options.yaml_file import load_config
@@ -108,7 +108,7 @@ def test_the_report_keeps_the_budget_and_counts_networks(finished: Path) -> None
     assert len(own) == 2
     options = load_config(TrainConfig, finished / "config.yaml")
     (target,) = load_targets(options)
-    evaluator = Bench(target=target, options=options, seed=options.seed).evaluator()
+    evaluator = RunContext(target=target, options=options, seed=options.seed).evaluator()
     masks = read_masks(finished / RunFolder.MASKS, target.graph)
     for row in own:  # what a search began with may win, too
         found, before = (

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from prunegraph.core.masks import ChannelMask
-from prunegraph.runs.bench import Bench
+from prunegraph.runs.context import RunContext
 from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.plan import _best_masks, _searched, plan_finetunes, rank_of
 from prunegraph.runs.prepare import load_target
@@ -28,8 +28,8 @@ def candidate(name: str, seed: int, accuracy: float) -> Candidate:
 
 def planned(weights: Path, found: list[Candidate], **more: Any) -> set[str]:
     options = CompareConfig(weights=weights, seeds=3, finetune_epochs=1, **more)
-    bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
-    cells = plan_finetunes(bench, found)
+    context = RunContext(target=load_target(options, options.budget()), options=options, seed=0)
+    cells = plan_finetunes(context, found)
     assert len(cells) == len({(cell.name, cell.seed) for cell in cells})
     return {cell.name for cell in cells}
 
@@ -117,13 +117,13 @@ def test_of_equal_heuristics_the_first_by_name_is_finetuned(weights: Path) -> No
 
 def test_a_heuristic_is_finetuned_with_the_seed_of_each_of_its_masks(weights: Path) -> None:
     options = CompareConfig(weights=weights, seeds=3, finetune_epochs=1, no_agent=True)
-    bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
+    context = RunContext(target=load_target(options, options.budget()), options=options, seed=0)
     found = [candidate("l1/uniform", 0, 0.9)]
     found += [candidate("thinet/global", seed, (0.5, 0.6, 0.7)[seed]) for seed in range(3)]
     found += [candidate("taylor/global", seed, (0.8, 0.4, 0.5)[seed]) for seed in range(3)]
     pairs = [
         (cell.name, None if cell.candidate is None else cell.candidate.seed, cell.seed)
-        for cell in plan_finetunes(bench, found)
+        for cell in plan_finetunes(context, found)
     ]
     assert sorted(pairs, key=str) == [
         *(("dense", None, seed) for seed in range(3)),
@@ -139,8 +139,8 @@ def test_the_pruned_network_is_one_that_is_finetuned(count: int | None, weights:
     options = CompareConfig(
         weights=weights, seeds=3, no_agent=True, finetune_seeds=count, finetune_best=True
     )
-    bench = Bench(target=load_target(options, options.budget()), options=options, seed=0)
+    context = RunContext(target=load_target(options, options.budget()), options=options, seed=0)
     chosen = choose(found, rank_of(options))
-    cells = plan_finetunes(bench, found)
+    cells = plan_finetunes(context, found)
     assert chosen.name == ("taylor/uniform" if count is None else "cem")
     assert chosen in [cell.candidate for cell in cells]

@@ -16,7 +16,7 @@ from prunegraph.cli.main import main
 from prunegraph.core.console import Console
 from prunegraph.core.errors import ConfigError
 from prunegraph.runs.agent_search import SearchRun, agent_method, search_job
-from prunegraph.runs.bench import Bench
+from prunegraph.runs.context import RunContext
 from prunegraph.runs.dense import warn_of_network
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.compare import CompareConfig
@@ -67,7 +67,7 @@ def test_masks_that_come_again_after_a_resume_are_not_counted_twice(
     )
     assert (
         len(
-            Bench(
+            RunContext(
                 target=load_target(options, options.budget()), options=options, seed=0
             ).target.dataset.search
         )
@@ -167,9 +167,9 @@ def test_weights_that_saw_other_images_are_warned_of(
 ) -> None:
     options, folder = begun
     assert options.weights is not None
-    warn_of_network(workplace(options, folder).benches[0], Console(plain=True))
+    warn_of_network(workplace(options, folder).contexts[0], Console(plain=True))
     assert "search images may be among them" not in capsys.readouterr().out
     beside = options.weights.with_suffix(".json")
     beside.write_text(json.dumps(json.loads(beside.read_text()) | {"train_images": "0" * 16}))
-    warn_of_network(workplace(options, folder).benches[0], Console(plain=True))
+    warn_of_network(workplace(options, folder).contexts[0], Console(plain=True))
     assert "search images may be among them" in capsys.readouterr().out

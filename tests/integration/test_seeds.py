@@ -11,7 +11,7 @@ from prunegraph.cli.main import main
 from prunegraph.core.masks import FloatArray
 from prunegraph.methods import context as context_module
 from prunegraph.methods.criteria.taylor import measure
-from prunegraph.runs.bench import Bench
+from prunegraph.runs.context import RunContext
 from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.prepare import load_target
 
@@ -19,13 +19,13 @@ pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture
-def bench(weights: Path) -> Bench:
+def context(weights: Path) -> RunContext:
     options = CompareConfig(weights=weights, calibration_images=256, keep_macs=0.4)
-    return Bench(target=load_target(options, options.budget()), options=options, seed=0)
+    return RunContext(target=load_target(options, options.budget()), options=options, seed=0)
 
 
-def test_another_seed_measures_other_images_and_judges_masks_alike(bench: Bench) -> None:
-    own, other = (bench.problem(seed=seed) for seed in (0, 1))
+def test_another_seed_measures_other_images_and_judges_masks_alike(context: RunContext) -> None:
+    own, other = (context.problem(seed=seed) for seed in (0, 1))
     assert not np.allclose(other.statistics["taylor"], own.statistics["taylor"])
     assert other.priors()[0].divergence != own.priors()[0].divergence
     mask = own.project(own.statistics["l1"])
@@ -35,11 +35,11 @@ def test_another_seed_measures_other_images_and_judges_masks_alike(bench: Bench)
     assert other.evaluator.quick_reconstruction is quick is not None
 
 
-def test_the_seed_of_the_run_measures_what_the_run_measures(bench: Bench) -> None:
-    assert bench.problem(seed=0).statistics is bench.context.statistics
-    other = bench.problem(seed=1)
-    assert other.statistics is bench.problem(seed=1).statistics
-    assert other.unlabelled is bench.problem(seed=1).unlabelled
+def test_the_seed_of_the_run_measures_what_the_run_measures(context: RunContext) -> None:
+    assert context.problem(seed=0).statistics is context.measures.statistics
+    other = context.problem(seed=1)
+    assert other.statistics is context.problem(seed=1).statistics
+    assert other.unlabelled is context.problem(seed=1).unlabelled
 
 
 def test_every_search_of_a_comparison_has_a_start_of_its_own(

@@ -16,8 +16,8 @@ from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.apply import apply_mask
 from prunegraph.layerwise import reconstruct as reconstruction
 from prunegraph.layerwise import sampling
-from prunegraph.layerwise import statistics as moments
-from prunegraph.layerwise.capture import LinearCalls, Read, reads
+from prunegraph.layerwise import statistics as statistics
+from prunegraph.layerwise.capture import LinearCalls, Read, layer_inputs
 from prunegraph.layerwise.recalibrate import recalibrate_bn
 from prunegraph.layerwise.reconstruct import Reconstruction
 from prunegraph.layerwise.sampling import sampled_inputs
@@ -26,7 +26,7 @@ from prunegraph.layerwise.sampling import sampled_inputs
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take all positions, in order, and hardly any ridge."""
-    monkeypatch.setattr(moments, "RIDGE", 1e-9)
+    monkeypatch.setattr(statistics, "RIDGE", 1e-9)
     monkeypatch.setattr(sampling, "_draw", lambda count, _: torch.arange(count))
     monkeypatch.setattr(sampling, "POSITIONS", 10**6)
 
@@ -52,7 +52,7 @@ def sampled(
         generator = torch.Generator().manual_seed(0)
         found[read.op.param] = sampled_inputs(read.module, read.activation, generator)
 
-    with torch.no_grad(), reads(net, graph, visit):
+    with torch.no_grad(), layer_inputs(net, graph, visit):
         return found, net(images)
 
 
@@ -347,11 +347,11 @@ def test_of_layers_that_read_much_rows_are_kept_and_tell_the_same(
 
 
 def test_rows_that_are_kept_are_of_all_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moments, "MOST_ROWS", 100)
-    kept = moments.InputRows(seed=0)
+    monkeypatch.setattr(statistics, "MOST_ROWS", 100)
+    kept = statistics.InputRows(seed=0)
     for batch in range(10):
         kept.add(torch.full((50, 2), float(batch)))
-    found = kept.moments("layer", centred=False).rows[:, 0]
+    found = kept.statistics("layer", centred=False).rows[:, 0]
     assert (len(found), len(found.unique())) == (100, 10)
 
 
@@ -488,7 +488,7 @@ def test_a_weight_that_is_used_without_its_layer_stays_as_it_is() -> None:
     pruned, changed = reconstructed(net, graph, without(graph, 0, 0, 1, 2), images)
     assert torch.equal(pruned.code.weight, changed.code.weight)
     means = {}
-    with reads(net, graph, lambda read: means.update({read.op.param: read.units})):
+    with layer_inputs(net, graph, lambda read: means.update({read.op.param: read.units})):
         net(images)
     np.testing.assert_array_equal(means["code.weight"], graph.param_units["code.weight"][1])
 

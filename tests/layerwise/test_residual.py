@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from prunegraph.core.budget import Budget
 from prunegraph.graph import analyse
 from prunegraph.graph.apply import apply_mask
-from prunegraph.layerwise.residual import Place, Stream, held_at, streams
+from prunegraph.layerwise.residual import Place, Stream, held_at, residual_branches
 from prunegraph.layerwise.sequential import LayerwiseReconstruction
 
 CHANNELS, FACTORS = 6, torch.tensor([2.0, 0.5, 4.0, 1e-4, -1.0, 3.0])
@@ -59,7 +59,7 @@ def followed(net: nn.Module, inputs: Tensor) -> dict[str, Stream]:
         return outputs.movedim(axis, -1).flatten(0, -2).clone()
 
     weights = ("before.weight", "inner.weight", "outer.weight")
-    with torch.no_grad(), streams(net, weights, sampled) as found:
+    with torch.no_grad(), residual_branches(net, weights, sampled) as found:
         net(inputs)
     return found
 
@@ -184,12 +184,12 @@ def test_a_stream_that_two_layers_add_to_is_kept_for_both() -> None:
     net, rows = Two().eval(), torch.randn(512, 16)
     graph = analyse(net, rows[:1])
     fit = LayerwiseReconstruction(net, graph, lambda network: network(rows))
-    places = {stream.place for stream in fit._streams.values()}
-    assert len(fit._streams) == 2
+    places = {stream.place for stream in fit._branches.values()}
+    assert len(fit._branches) == 2
     assert len(places) == 1
     held = dict.fromkeys(places, rows)
     assert fit._now("second.0.weight", held, {"second.0.weight"}) is rows
-    assert fit._now("second.1.weight", held, {*fit._streams}) is rows
+    assert fit._now("second.1.weight", held, {*fit._branches}) is rows
     assert held == {}
 
 
@@ -223,10 +223,10 @@ def test_branches_make_up_for_what_the_stream_has_lost() -> None:
         graph.group_of.astype(np.float32), Budget(keep_macs=0.5)
     )  # the first blocks go first
     fit = LayerwiseReconstruction(net, graph, lambda network: network(rows))
-    assert len(fit._streams) == 4
+    assert len(fit._branches) == 4
     errors = []
-    for known in (fit._streams, {}):
-        fit._streams = known
+    for known in (fit._branches, {}):
+        fit._branches = known
         pruned = apply_mask(net, graph, mask)
         fit.apply(pruned, mask)
         with torch.no_grad():

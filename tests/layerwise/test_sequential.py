@@ -14,7 +14,7 @@ from prunegraph.core.masks import ChannelMask
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.apply import apply_mask
 from prunegraph.layerwise import sequential
-from prunegraph.layerwise import statistics as moments
+from prunegraph.layerwise import statistics as statistics
 from prunegraph.layerwise.recalibrate import recalibrate_bn
 from prunegraph.layerwise.reconstruct import Reconstruction
 from prunegraph.layerwise.room import most_samples
@@ -92,7 +92,7 @@ def test_it_changes_no_structure_and_gives_the_same_again(mixed: Any) -> None:
 
 
 def test_the_last_of_a_chain_is_what_least_squares_give(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moments, "RIDGE", 1e-5)
+    monkeypatch.setattr(statistics, "RIDGE", 1e-5)
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
     rows = torch.randn(4096, 6)

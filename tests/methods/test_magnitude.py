@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import BudgetError, ModelError
 from prunegraph.core.weight_mask import WeightMask
-from prunegraph.env.task import PruningTask, make_cell
+from prunegraph.env.task import PruningTask, make_pair
 from prunegraph.layerwise.weights import check_pattern, prunable_weights
 from prunegraph.methods.magnitude import divide_zeros, magnitude_mask
 from prunegraph.methods.method import Problem
@@ -233,7 +233,7 @@ def test_structure_and_environment_refuse_a_sparsity(make_problem: Callable[...,
         lambda: graph.fits(keep, budget),
         lambda: graph.cost_ratio(keep, budget),
         lambda: graph.limits(budget),
-        lambda: make_cell(0, task, budget),
+        lambda: make_pair(0, task, budget),
         lambda: problem.project(scores, budget),
     ]
     for call in refused:

@@ -8,9 +8,9 @@ from prunegraph.rewards import Episode, RewardConfig, SelfCompetition
 CELL, OTHER = "net@keep_macs=0.5", "net@keep_macs=0.3"
 
 
-def episode(accuracy: float, *, cell: str = CELL, raw: float = 1.0, name: str = "a") -> Episode:
+def episode(accuracy: float, *, pair: str = CELL, raw: float = 1.0, name: str = "a") -> Episode:
     return Episode(
-        cell=cell,
+        pair=pair,
         accuracy=accuracy,
         raw_cost_ratio=raw,
         cost_ratio=1.0,
@@ -85,19 +85,19 @@ def test_beginning_a_block_twice_changes_nothing() -> None:
 
 def test_cells_compete_apart() -> None:
     competition = SelfCompetition(RewardConfig(constraint="lagrangian", multiplier_period=1))
-    values(competition, episode(0.9, raw=1.55), episode(0.2, cell=OTHER))
+    values(competition, episode(0.9, raw=1.55), episode(0.2, pair=OTHER))
     competition.begin_block(1)
     assert competition.ledger(CELL).best_metric == 0.9
     assert competition.ledger(OTHER).best_metric == 0.2
     assert competition.multiplier(CELL).value > 0.0 == competition.multiplier(OTHER).value
-    assert values(competition, episode(0.3, cell=OTHER)) == [1.0]
+    assert values(competition, episode(0.3, pair=OTHER)) == [1.0]
 
 
 @pytest.mark.parametrize("form", ["best", "ema", "lagrangian"])
 def test_a_restored_competition_goes_on_as_the_first(form: str) -> None:
     config = RewardConfig(self_competition=form)  # type: ignore[arg-type]
     first = SelfCompetition(config)
-    values(first, episode(0.5, raw=1.5), episode(0.6, cell=OTHER))
+    values(first, episode(0.5, raw=1.5), episode(0.6, pair=OTHER))
     first.begin_block(1)
     first.set_bar(CELL, episode(0.45))
     values(first, episode(0.55, raw=1.3))
@@ -105,6 +105,6 @@ def test_a_restored_competition_goes_on_as_the_first(form: str) -> None:
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     for competition in (first, second):
         competition.begin_block(2)
-    later = [episode(0.5, raw=1.2), episode(0.61, cell=OTHER), episode(0.56)]
+    later = [episode(0.5, raw=1.2), episode(0.61, pair=OTHER), episode(0.56)]
     assert values(first, *later) == values(second, *later)
     assert first.state_dict() == second.state_dict()

@@ -6,7 +6,7 @@ from prunegraph.rewards import Episode, pack_bits, unpack_bits
 
 def episode(*, raw: float, repaired: float) -> Episode:
     return Episode(
-        cell="net",
+        pair="net",
         accuracy=0.5,
         kl=None,
         raw_cost_ratio=raw,

@@ -27,7 +27,7 @@ def play(
     rewards = []
     for number, accuracy in enumerate(ACCURACIES):
         episode = Episode(
-            cell="net@keep_macs=0.5",
+            pair="net@keep_macs=0.5",
             accuracy=accuracy,
             cost_ratio=cost_ratios[number],
             raw_cost_ratio=cost_ratios[number] if raw is None else raw[number],
@@ -149,7 +149,7 @@ def test_terms_add_up_and_name_their_sources() -> None:
 
 def _episode(accuracy: float) -> Episode:
     return Episode(
-        cell="net@keep_macs=0.5",
+        pair="net@keep_macs=0.5",
         accuracy=accuracy,
         raw_cost_ratio=1.0,
         cost_ratio=1.0,

@@ -8,7 +8,7 @@ CONFIG = RewardConfig()
 
 def episode(accuracy: float, cost_ratio: float = 1.0, name: str = "a") -> Episode:
     return Episode(
-        cell="net",
+        pair="net",
         accuracy=accuracy,
         raw_cost_ratio=1.4,
         cost_ratio=cost_ratio,

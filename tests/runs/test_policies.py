@@ -11,7 +11,7 @@ from prunegraph.agent.policies import TrainedPolicy, find_policy, save_policy
 from prunegraph.agent.shipped import shipped_policies
 from prunegraph.core.errors import ArtefactError, ConfigError
 from prunegraph.models import WeightsInfo, build_model, save_weights, weights_info
-from prunegraph.runs.bench import Bench
+from prunegraph.runs.context import RunContext
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.policies import pin_applied, pin_policy
@@ -41,8 +41,8 @@ def test_the_shipped_policy_beats_its_start_on_a_network_that_it_has_not_seen(
         data_dir=shared_dir / "data" / "cifar10.tar",
         keep_macs=0.5,
     )
-    bench = Bench(target=load_target(config, config.budget()), options=config, seed=0)
-    problem = bench.problem(seed=0)
+    context = RunContext(target=load_target(config, config.budget()), options=config, seed=0)
+    problem = context.problem(seed=0)
     result = AppliedPolicy("resnet-cifar").prune(problem)
     prior = problem.project(problem.priors()[0].scores)
     ours, theirs = (problem.evaluator.evaluate(mask) for mask in (result.channels, prior))

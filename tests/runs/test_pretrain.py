@@ -175,15 +175,18 @@ def test_weights_are_trained_on_with_the_old_outputs_as_teacher(
     words = ["pretrain", "--weights", str(trained), "--epochs", "1", "--threads", "1"]
     words += ["--slimmable", "0.4"]
     assert main([*words, "--out", str(tmp_path / "plain")]) == 0
-    taught = [*words, "--distill", "0.5", "--out", str(tmp_path / "taught")]
-    assert main(taught) == 0
-    assert json.loads((tmp_path / "taught.json").read_text())["distill"] == 0.5
-    plain, other = weights(tmp_path / "plain.safetensors"), weights(tmp_path / "taught.safetensors")
+    learned = [*words, "--distill", "0.5", "--out", str(tmp_path / "learned")]
+    assert main(learned) == 0
+    assert json.loads((tmp_path / "learned.json").read_text())["distill"] == 0.5
+    plain, other = (
+        weights(tmp_path / "plain.safetensors"),
+        weights(tmp_path / "learned.safetensors"),
+    )
     assert not torch.equal(plain["conv1.weight"], other["conv1.weight"])
     capsys.readouterr()
-    assert main(taught) == 0
+    assert main(learned) == 0
     assert "is finished" in capsys.readouterr().out
-    assert main([*taught, "--distill", "0.6"]) == 2
+    assert main([*learned, "--distill", "0.6"]) == 2
     assert "exists: delete it" in capsys.readouterr().err
 
 

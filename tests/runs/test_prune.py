@@ -349,11 +349,11 @@ def test_the_sampler_learns_nothing(trained: Any) -> None:
     task = regression(trained)
     result = pg.prune(task, Sampler(options=SHORT), HALF, networks=FEW)
     assert result.report["method"] == "sampler"
-    masks = [bits for _, bits in result.report["own_masks"]]
+    masks = [bits for _, bits in result.report["policy_masks"]]
     assert len(masks) > 1
     assert len(set(masks)) == 1
     learned = pg.prune(task, AgentSearch(options=SHORT), HALF, networks=2 * FEW)
-    assert len({bits for _, bits in learned.report["own_masks"]}) > 1
+    assert len({bits for _, bits in learned.report["policy_masks"]}) > 1
 
 
 def test_the_agents_methods_say_what_they_are() -> None:

@@ -193,7 +193,7 @@ class ToyPruningEnv(gymnasium.Env[Observation, np.ndarray[Any, Any]]):
 
     def _identity(self) -> dict[str, Any]:
         return {
-            "cell": f"toy{self.graph_id}",
+            "pair": f"toy{self.graph_id}",
             "budget": self.budget.as_dict(),
             "block": self.episode_number // self.block_size,
             "best": self.best.copy(),
@@ -228,7 +228,7 @@ class ToyPruningEnv(gymnasium.Env[Observation, np.ndarray[Any, Any]]):
         limit = graph.limits(self.budget)[0]
         accuracy = toy_accuracy(graph, self.best, mask.keep)
         result = Episode(
-            cell=f"toy{self.graph_id}",
+            pair=f"toy{self.graph_id}",
             accuracy=accuracy,
             raw_cost_ratio=graph.cost(raw).macs / limit,
             cost_ratio=graph.cost(mask).macs / limit,

@@ -90,7 +90,7 @@ class LatencyTable:
 
     def expected(self, probabilities: Float64Array) -> Float64Array:
         """Return the predicted latency ``[B]`` at bits or keep probabilities ``[B, N]``."""
-        layers = self._at_widths(np.asarray(self.positions @ probabilities.T))
+        layers = self._at_kept_widths(np.asarray(self.positions @ probabilities.T))
         return np.asarray(layers + probabilities @ self.rates)
 
     def slopes(self, probabilities: Float64Array) -> Float64Array:
@@ -114,7 +114,7 @@ class LatencyTable:
         """Return ``[N]`` where the prediction stays within a limit if one removed unit joins."""
         kinds, kind_of = self._kinds
         bits = keep.astype(np.float64)
-        layers = self._at_widths(np.asarray(self.positions @ bits)[:, None] + kinds)[kind_of]
+        layers = self._at_kept_widths(np.asarray(self.positions @ bits)[:, None] + kinds)[kind_of]
         return np.asarray(layers + bits @ self.rates + self.rates <= limit)
 
     def swapped(self, keep: BoolArray, drops: IntArray, adds: IntArray) -> Float64Array:
@@ -129,7 +129,7 @@ class LatencyTable:
         kinds, kind_of = np.unique(self.positions.toarray(), axis=1, return_inverse=True)
         return kinds, np.asarray(kind_of).ravel()
 
-    def _at_widths(self, kept: Float64Array) -> Float64Array:
+    def _at_kept_widths(self, kept: Float64Array) -> Float64Array:
         """Return the latency ``[B]`` at kept positions ``[2 M, B]`` of the layers' axes."""
         place = self._locate(kept)
         corners = self._corners(place)

@@ -68,7 +68,7 @@ class Fixes:
             attention=self._attention,
         )
 
-    def settle(self, run: Forward) -> StructureGraph:
+    def resolve(self, run: Forward) -> StructureGraph:
         """Try the structure on the network, which is in eval mode, until its forward can follow.
 
         What no fix helps is frozen. An attribute that is a size by its value alone, perhaps by

@@ -237,7 +237,7 @@ def copy(recorder: LabelRecorder, call: OpCall) -> None:
 
 
 def view(recorder: LabelRecorder, call: OpCall) -> None:
-    """Reshape the labels; how the parts of a divided axis hang together is settled at the end.
+    """Reshape the labels; how the parts of a divided axis hang together is resolved at the end.
 
     A stored table of several axes, as one of positions, divides its rows.
     """

@@ -103,7 +103,7 @@ def pack(recorder: LabelRecorder, call: OpCall) -> None:
     recorder.set_labels(packed, labels[:1, 0].expand(packed.shape))
 
 
-def settle_recurrent(model: nn.Module, recording: Recording) -> None:
+def resolve_recurrent(model: nn.Module, recording: Recording) -> None:
     """Tie what belongs to a unit, and let the products of all steps with one weight be one."""
     tie_units(model, recording)
     stored = recurrent_weights(model)

@@ -14,7 +14,7 @@ from prunegraph.graph.trace.lifetimes import LifetimeRecorder
 from prunegraph.graph.trace.weight_views import WeightView
 
 WIDE = 4096
-"""Outputs that are more are one unit: see ``Recording.settle_wide_outputs``."""
+"""Outputs that are more are one unit: see ``Recording.resolve_wide_outputs``."""
 
 UNREAD = "not read with this example"
 MERGED = "lies beside channels that were merged with it"
@@ -215,7 +215,7 @@ class Recording:
         """The names of the parameters and buffers that the forward has used."""
         return self.axis_labels.keys() | self.element_labels.keys()
 
-    def settle_parts_of_axes(self) -> None:
+    def resolve_parts_of_axes(self) -> None:
         """Tie equal parts of an axis position by position, but for heads along the batch.
 
         Slices that hold heads are not tied, either: as many queries as keys and values together.
@@ -234,7 +234,7 @@ class Recording:
         for part in parts[1:]:
             self.store.unite(parts[0], part)
 
-    def settle_splits(self) -> None:
+    def resolve_splits(self) -> None:
         """Tie the parts of divided axes position by position, unless the parts are heads.
 
         ``view(b, groups, c // groups)`` gives each group as many channels as any other; in
@@ -264,7 +264,7 @@ class Recording:
         read[start : start + size] = True
         return labels.narrow(0, start, size)
 
-    def settle_parts(self) -> None:
+    def resolve_parts(self) -> None:
         """Freeze what was not read of an axis: other inputs may read it."""
         for (name, axis), read in self.parts.items():
             cause = FrozenOp(op="parameter", module=name, reason=UNREAD)
@@ -283,14 +283,14 @@ class Recording:
                 self.store.freeze(self.positions[tensor], cause)
 
     def merged(self, view: WeightView, axes: tuple[int, ...]) -> Tensor:
-        """Return ``[size]`` labels of axes of a stack that were merged, see ``settle_stacks``."""
+        """Return ``[size]`` labels of axes of a stack that were merged, see ``resolve_stacks``."""
         key = view.name, axes
         if key not in self.stacks:
             sizes = [view.shape[axis] for axis in axes]
             self.stacks[key] = self.store.fresh(prod(sizes)).view(sizes[0], -1)
         return self.stacks[key].reshape(-1)
 
-    def settle_stacks(self) -> None:
+    def resolve_stacks(self) -> None:
         """Let one of two axes that were merged lose channels: whole heads, or a part of each.
 
         Where the positions of each head hang together, heads leave; else all heads, or experts,
@@ -310,7 +310,7 @@ class Recording:
                 cause = FrozenOp(op="parameter", module=name, reason=MERGED)
                 self.store.freeze(axes[whole], cause)
 
-    def settle_wide_outputs(self) -> None:
+    def resolve_wide_outputs(self) -> None:
         """Make one class of outputs that are very many, as the words of a language model.
 
         All stay: each alone would be a node of the graph, and a row of what is measured.
@@ -321,7 +321,7 @@ class Recording:
             if own.numel() > WIDE:
                 self.store.unite(own[1:], own[:1])
 
-    def settle_constants(self) -> None:
+    def resolve_constants(self) -> None:
         """Freeze constants that were read as channels, but those that a layer makes later.
 
         A recurrent cell of a user's own begins with zeros, as many as an attribute says.

@@ -15,7 +15,7 @@ from prunegraph.core.splits import Batch, TrainSplit
 from prunegraph.core.task import Task
 from prunegraph.graph import StructureGraph
 from prunegraph.layerwise import room
-from prunegraph.layerwise.capture import Read, readable_copy, reads, show_reads
+from prunegraph.layerwise.capture import Read, layer_inputs, readable_copy, show_reads
 from prunegraph.tasks.batches import num_samples, singles
 from prunegraph.tasks.classification import model_device
 
@@ -72,7 +72,7 @@ class Dense:
         handle = self.model.register_forward_pre_hook(_watch_inputs, with_kwargs=True)
         try:
             size = min(batch_size, self._most_samples(attentions=attentions))
-            with reads(self.model, self.graph, visit, attentions=attentions):
+            with layer_inputs(self.model, self.graph, visit, attentions=attentions):
                 for batch in self.train.batches(size):
                     self.loss(batch).backward()
         finally:
@@ -94,7 +94,7 @@ class Dense:
         def visit(read: Read) -> None:
             note(read.activation)
 
-        shown = reads(self.model, self.graph, visit, attentions=attentions)
+        shown = layer_inputs(self.model, self.graph, visit, attentions=attentions)
         with shown, torch.autograd.graph.saved_tensors_hooks(note, lambda held: held):
             alive.append(self.loss(batch))
         owned = (*self.model.parameters(), *self.model.buffers())

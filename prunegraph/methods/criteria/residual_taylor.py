@@ -1,4 +1,4 @@
-"""Taylor importance of what a channel gives beyond what the others can take over."""
+"""Taylor importance of what a channel gives beyond what the others make up for."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class Reader:
 
 @measured_criterion("residual_taylor", num_samples=512)
 def residual_taylor(dense: Dense) -> Float64Array:
-    """Return what the loss gains when a unit goes and the others take over what they can.
+    """Return what the loss gains when a unit goes and the others make up for what they can.
 
     For each layer that reads a unit the Taylor importance (see ``statistics.measure``) times the
     unit's *tolerance*, ``1 - R^2``: the share of its variance that the other units which
@@ -77,7 +77,8 @@ def residual_taylor(dense: Dense) -> Float64Array:
 
     dense.show_gradients(visit, BATCH_SIZE)
     inverses = {
-        name: _inverse(found.moments(name, centred=True).products) for name, found in sums.items()
+        name: _inverse(found.statistics(name, centred=True).products)
+        for name, found in sums.items()
     }
     values = np.full(graph.num_units, np.nan)
     for group in graph.groups:

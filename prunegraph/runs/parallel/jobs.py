@@ -26,7 +26,7 @@ from prunegraph.core.errors import PruneGraphError
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
 from prunegraph.evaluation.pool import Pool
-from prunegraph.runs.bench import Bench
+from prunegraph.runs.context import RunContext
 from prunegraph.runs.dense import ensure_dense
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.compare import RunConfig
@@ -50,13 +50,13 @@ class Workplace:
     """What a job works with.
 
     Attributes:
-        benches: the networks.
+        contexts: the networks.
         folders: where each network's files go; the first is the run folder.
         console: where progress goes.
         pool: evaluates the networks of a search; None = the search itself does.
     """
 
-    benches: Sequence[Bench]
+    contexts: Sequence[RunContext]
     folders: Sequence[RunFolder]
     console: Console
     pool: Pool | None = None
@@ -84,7 +84,9 @@ def make_workplace(
             for target, folder in zip(targets, folders, strict=True)
         ]
     return Workplace(
-        benches=[Bench(target=target, options=config, seed=config.seed) for target in targets],
+        contexts=[
+            RunContext(target=target, options=config, seed=config.seed) for target in targets
+        ],
         folders=folders,
         console=console,
     )
@@ -141,7 +143,7 @@ class Jobs:
     def __init__(self, config: RunConfig, place: Workplace) -> None:
         self.place = place
         self._config = config
-        on_cpu = place.benches[0].target.device.type == "cpu"
+        on_cpu = place.contexts[0].target.device.type == "cpu"
         self.num_workers = config.workers or (
             (config.threads or default_threads()) if on_cpu else 1
         )
@@ -230,7 +232,7 @@ class Jobs:
         """Return what evaluates the networks of searches in this process, or None."""
         if self._ray is not None:
             if self._ray_pool is None:
-                evaluators = [bench.evaluator() for bench in self.place.benches]
+                evaluators = [context.evaluator() for context in self.place.contexts]
                 self._ray_pool = RayPool(self._ray, evaluators)
             return self._ray_pool
         if self.num_workers > 1 and self._config.workers:
@@ -303,7 +305,7 @@ def _no_job(_: Workplace) -> None:
 def _evaluate_job(
     place: Workplace, network: int, mask: ChannelMask, subset: Tensor | None
 ) -> Outcome:
-    return place.benches[network].final_evaluator.evaluate(mask, subset)
+    return place.contexts[network].final_evaluator.evaluate(mask, subset)
 
 
 _place: list[Workplace] = []

@@ -325,7 +325,7 @@ def cost_rows(content: Mapping[str, Any]) -> Facts:
     if decision is not None:  # of an applied policy
         rows += [
             ("the policy starts from", decision["start"]),
-            ("of what it was taught, it adds", percent(decision["share"], 0)),
+            ("of what it learned, it adds", percent(decision["share"], 0)),
         ]
     if "seeds" in search:
         rows.insert(0, ("seeds", ", ".join(map(str, search["seeds"]))))

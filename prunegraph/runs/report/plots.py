@@ -152,11 +152,11 @@ def draw(findings: Findings) -> dict[str, Plot]:
         drawn = {name: drawer(findings) for name, drawer in drawers.items()}
     plots = {name: plot for name, plot in drawn.items() if plot is not None}
     for plot in plots.values():
-        settle(plot.figure)
+        draw_once(plot.figure)
     return plots
 
 
-def settle(figure: Figure) -> None:
+def draw_once(figure: Figure) -> None:
     """Solve a figure's layout once, so that it is the same in each file."""
     engine = figure.get_layout_engine()
     assert engine is not None, "made by new_figure"

@@ -21,10 +21,10 @@ from prunegraph.runs.report.plots import (
     SMALL,
     STYLE,
     Plot,
+    draw_once,
     mark,
     new_figure,
     save_plots,
-    settle,
 )
 from prunegraph.runs.report.report import (
     COSTS,
@@ -270,7 +270,7 @@ def _draw(entries: Sequence[Mapping[str, Any]]) -> Plot:
     axes.set_xlabel("multiply-adds that remain, %")
     axes.set_ylabel("test accuracy, %")
     figure.legend(loc="outside upper center", ncols=2, fontsize=SMALL)
-    settle(figure)
+    draw_once(figure)
     after = "; solid, filled: after fine-tuning" if tuned is not None else ""
     return Plot(
         figure=figure,

@@ -8,7 +8,7 @@ from typing import Any
 
 from prunegraph.artefacts.pruned import WEIGHTS_FILE, PrunedInfo, read_info
 from prunegraph.core.masks import ChannelMask
-from prunegraph.runs.bench import Bench
+from prunegraph.runs.context import RunContext
 from prunegraph.runs.finetune import pruned_info
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.plan import Plan, plan_finetunes
@@ -40,9 +40,9 @@ class Check:
         return bool(self.reported == self.found)
 
 
-def check_handed_on(bench: Bench, cell: Path, where: str) -> list[Check]:
+def check_handed_on(context: RunContext, cell: Path, where: str) -> list[Check]:
     """Check what ``export`` hands on with a saved network against network and data set."""
-    saved, expected = read_info(cell), pruned_info(bench.target)
+    saved, expected = read_info(cell), pruned_info(context.target)
     return [
         Check(
             name=f"{where}.cell: {field.name}",
@@ -54,7 +54,7 @@ def check_handed_on(bench: Bench, cell: Path, where: str) -> list[Check]:
 
 
 def check_finetunes(
-    bench: Bench,
+    context: RunContext,
     plan: Plan,
     content: Mapping[str, Any],
     rows: Sequence[MethodRow],
@@ -66,9 +66,9 @@ def check_finetunes(
     """
     expected = [
         (cell.name, cell.searched, cell.seed, cell.folder)
-        for cell in plan_finetunes(bench, candidates_of(rows, masks))
+        for cell in plan_finetunes(context, candidates_of(rows, masks))
     ]
-    trained = bench.recipe().epochs > 0
+    trained = context.recipe().epochs > 0
     found = [(r.name, r.seed, r.finetune_seed, r.cell) for r in rows if r.cell is not None]
     weights = [
         digest

@@ -15,8 +15,8 @@ from prunegraph.core.masks import ChannelMask
 from prunegraph.core.precision import as_elsewhere
 from prunegraph.core.user_code import is_factory
 from prunegraph.graph import StructureGraph
-from prunegraph.runs.bench import Bench
 from prunegraph.runs.conclude import finetuned_mean, peak_memory
+from prunegraph.runs.context import RunContext
 from prunegraph.runs.finetune import load_finetuned
 from prunegraph.runs.folder import MEMBER, RunFolder, existing_run
 from prunegraph.runs.measure import limited_memory
@@ -152,40 +152,40 @@ def _measure_again(
     content: Mapping[str, Any],
     console: Console,
 ) -> list[Check]:
-    bench, as_then = _rebuild(config, folder, member, content)
+    context, as_then = _rebuild(config, folder, member, content)
     rows = read_rows(content)
-    if bench.budget.kind == "weights":
+    if context.budget.kind == "weights":
         return _weights_again(
-            bench, content, rows, member, exact=_same_machine(content) and as_then
+            context, content, rows, member, exact=_same_machine(content) and as_then
         )
-    masks = read_masks(member.file(RunFolder.MASKS), bench.target.graph)
-    judge_of = _Judge(bench, masks, member, _same_machine(content) and as_then)
+    masks = read_masks(member.file(RunFolder.MASKS), context.target.graph)
+    judge_of = _Judge(context, masks, member, _same_machine(content) and as_then)
     checks = [
         Check(name="command", reported=content["command"], found=_command(folder)),
-        Check(name="graph", reported=content["graph"], found=bench.target.graph.fingerprint()),
+        Check(name="graph", reported=content["graph"], found=context.target.graph.fingerprint()),
     ]
-    checks += _check_data(bench, content)
-    checks += _check_options(bench, content)
-    plan = make_plan(typing.cast(RunConfig, bench.options))
+    checks += _check_data(context, content)
+    checks += _check_options(context, content)
+    plan = make_plan(typing.cast(RunConfig, context.options))
     checks += check_rows(plan, content, rows)
-    checks += check_finetunes(bench, plan, content, rows, masks)
+    checks += check_finetunes(context, plan, content, rows, masks)
     with console.progress(f"measure {content['arch']} again", len(rows)) as report:
         for number, row in enumerate(rows, start=1):
             checks += judge_of.row(row)
             report(number, row.name)
     mask = masks[content["pruned"]["mask_digest"]]
-    chosen = choose(candidates_of(rows, masks), rank_of(bench.options))
+    chosen = choose(candidates_of(rows, masks), rank_of(context.options))
     checks += [
         Check(name="pruned.mask_digest", reported=mask.digest(), found=chosen.mask.digest()),
         Check(name="pruned.seed", reported=content["pruned"]["seed"], found=chosen.seed),
     ]
-    checks += _check_summary(content, rows, bench.target.graph, mask, member)
+    checks += _check_summary(content, rows, context.target.graph, mask, member)
     prefix = "" if member is folder else f"{member.path.name}: "
     return [dataclasses.replace(check, name=f"{prefix}{check.name}") for check in checks]
 
 
 def _weights_again(
-    bench: Bench,
+    context: RunContext,
     content: Mapping[str, Any],
     rows: Sequence[MethodRow],
     member: RunFolder,
@@ -193,23 +193,23 @@ def _weights_again(
     exact: bool,
 ) -> list[Check]:
     """Return the checks of a run that zeroed single weights."""
-    judge_of = _Judge(bench, {}, member, exact)
+    judge_of = _Judge(context, {}, member, exact)
 
     def accuracy(name: str, reported: float, found: float, split: str, tuned: bool) -> Check:
         share = WRONG_SHARE if tuned else WRONG_SHARE_RECALIBRATED
         return judge_of.accuracy(name, reported, found, split, share)
 
-    checks = _check_data(bench, content) + _check_options(bench, content)
-    return checks + check_weights(bench, content, rows, member, accuracy)
+    checks = _check_data(context, content) + _check_options(context, content)
+    return checks + check_weights(context, content, rows, member, accuracy)
 
 
 def _rebuild(
     config: VerifyConfig, folder: RunFolder, member: RunFolder, content: Mapping[str, Any]
-) -> tuple[Bench, bool]:
+) -> tuple[RunContext, bool]:
     """Build the network, its images and its structure anew, from the run's files.
 
     Returns:
-        The bench, and whether it is on the run's own device.
+        The context, and whether it is on the run's own device.
     """
     command = _command(folder)
     run: RunConfig = load_config(KINDS[command], folder.file(RunFolder.CONFIG))
@@ -234,11 +234,11 @@ def _rebuild(
     if run.max_latency is not None and applied_policy(run) is None:
         target = predicting(target, member.file(RunFolder.LATENCY))
     as_then = config.device in ("auto", run.device)
-    return Bench(target=target, options=run, seed=run.seed), as_then
+    return RunContext(target=target, options=run, seed=run.seed), as_then
 
 
-def _check_data(bench: Bench, content: Mapping[str, Any]) -> list[Check]:
-    dataset = bench.target.dataset
+def _check_data(context: RunContext, content: Mapping[str, Any]) -> list[Check]:
+    dataset = context.target.dataset
     splits = {"train": dataset.train, "search": dataset.search, "test": dataset.test}
     return [
         Check(name=f"data.{name}.{key}", reported=content["data"][name][key], found=found)
@@ -256,14 +256,14 @@ def _command(folder: RunFolder) -> str:
     return command
 
 
-def _check_options(bench: Bench, content: Mapping[str, Any]) -> list[Check]:
+def _check_options(context: RunContext, content: Mapping[str, Any]) -> list[Check]:
     """Check what a report says of the run's options."""
     found = {
-        "arch": bench.target.arch,
-        "seed": bench.seed,
-        "budget": bench.budget.as_dict(),
-        "recipe": bench.recipe_record(),
-        "dense_widths": bench.target.graph.group_widths(bench.target.graph.dense_mask()),
+        "arch": context.target.arch,
+        "seed": context.seed,
+        "budget": context.budget.as_dict(),
+        "recipe": context.recipe_record(),
+        "dense_widths": context.target.graph.group_widths(context.target.graph.dense_mask()),
     }
     return [Check(name=name, reported=content[name], found=found[name]) for name in found]
 
@@ -272,16 +272,16 @@ class _Judge:
     """Measures rows again.
 
     Args:
-        bench: the rebuilt network.
+        context: the rebuilt network.
         masks: by digest.
         member: the folder of its files.
         exact: whether accuracies must be equal to the last image.
     """
 
     def __init__(
-        self, bench: Bench, masks: Mapping[str, ChannelMask], member: RunFolder, exact: bool
+        self, context: RunContext, masks: Mapping[str, ChannelMask], member: RunFolder, exact: bool
     ) -> None:
-        self._bench = bench
+        self._context = context
         self._masks = masks
         self._member = member
         self._exact = exact
@@ -289,7 +289,7 @@ class _Judge:
 
     def row(self, row: MethodRow) -> list[Check]:
         """Return the checks of one row."""
-        graph = self._bench.target.graph
+        graph = self._context.target.graph
         mask = graph.dense_mask() if row.name == DENSE else self._masks[row.digest]
         where = f"methods[{row.name}, seed {row.seed}]"
         cost = graph.cost(mask)
@@ -301,7 +301,7 @@ class _Judge:
             Check(
                 name=f"{where} within the budget",
                 reported=True,
-                found=row.name == DENSE or graph.fits(mask, self._bench.budget),
+                found=row.name == DENSE or graph.fits(mask, self._context.budget),
             ),
             self.accuracy(f"{where}.search_accuracy", row.search_accuracy, search, "search", loose),
             self.accuracy(
@@ -314,16 +314,16 @@ class _Judge:
             Check(
                 name=f"{where}.memory",
                 reported=row.memory,
-                found=limited_memory(graph, mask, self._bench.budget),
+                found=limited_memory(graph, mask, self._context.budget),
             ),
         ]
         cell = None if row.cell is None else self._member.inside(row.cell)
         if cell is not None and artefact_paths(cell)[0].is_file():
-            checks += check_handed_on(self._bench, cell, where)
+            checks += check_handed_on(self._context, cell, where)
         known = cell is not None and (cell / WEIGHTS_FILE).is_file()
         if cell is not None and known and row.test_accuracy_finetuned is not None:
-            model, saved = load_finetuned(self._bench.target, cell)
-            found = self._bench.test_accuracy(model)
+            model, saved = load_finetuned(self._context.target, cell)
+            found = self._context.test_accuracy(model)
             name = f"{where}.test_accuracy_finetuned"
             checks += [
                 Check(name=f"{where}.cell", reported=row.digest, found=saved.digest()),
@@ -332,16 +332,18 @@ class _Judge:
         return checks
 
     def _measure(self, dense: bool, mask: ChannelMask) -> tuple[float, float]:
-        bench = self._bench
+        context = self._context
         key = DENSE if dense else mask.digest()
         if key not in self._recalibrated:
-            model = bench.target.model
+            model = context.target.model
             search = (
-                bench.search_accuracy(model)
+                context.search_accuracy(model)
                 if dense
-                else bench.final_evaluator.evaluate(mask).accuracy
+                else context.final_evaluator.evaluate(mask).accuracy
             )
-            test = bench.test_accuracy(model) if dense else bench.recalibrated_test_accuracy(mask)
+            test = (
+                context.test_accuracy(model) if dense else context.recalibrated_test_accuracy(mask)
+            )
             self._recalibrated[key] = (search, test)
         return self._recalibrated[key]
 
@@ -349,7 +351,7 @@ class _Judge:
         self, name: str, reported: float, found: float, split: str, wrong_share: float
     ) -> Check:
         """Return the check of an accuracy, within what another machine may differ by."""
-        dataset = self._bench.target.dataset
+        dataset = self._context.target.dataset
         images = len(dataset.search if split == "search" else dataset.test)
         tolerance = 1e-9 if self._exact else most_wrong(images, wrong_share) / images + 1e-9
         return Check(name=name, reported=reported, found=found, tolerance=tolerance)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from prunegraph.runs.bench import Bench
+from prunegraph.runs.context import RunContext
 from prunegraph.runs.finetune import load_finetuned
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.config import PruneConfig
@@ -16,20 +16,20 @@ Accuracy = Callable[[str, float, float, str, bool], Check]
 
 
 def check_weights(
-    bench: Bench,
+    context: RunContext,
     content: Mapping[str, Any],
     rows: Sequence[MethodRow],
     folder: RunFolder,
     accuracy: Accuracy,
 ) -> list[Check]:
     """Measure the dense network and the one with zeros again."""
-    target, config = bench.target, cast(PruneConfig, bench.options)
+    target, config = context.target, cast(PruneConfig, context.options)
     saved = load_saved(target, folder)
-    mask, trained = saved.mask, bench.recipe().epochs > 0
+    mask, trained = saved.mask, context.recipe().epochs > 0
     dense, _ = load_finetuned(target, folder.file(folder.DENSE_FINETUNED))
     found = {
         DENSE: (target.model, dense, target.graph.dense_mask().digest(), 0.0),
-        config.method: (zeroed(bench, mask), saved.model, mask.digest(), mask.sparsity),
+        config.method: (zeroed(context, mask), saved.model, mask.digest(), mask.sparsity),
     }
     checks = [
         Check(name="methods", reported=[row.name for row in rows], found=[*found]),
@@ -46,7 +46,7 @@ def check_weights(
             continue
         before, tuned, digest, sparsity = found[row.name]
         where = f"methods[{row.name}, seed {row.seed}]"
-        search, test = bench.search_accuracy(before), bench.test_accuracy(before)
+        search, test = context.search_accuracy(before), context.test_accuracy(before)
         checks += [
             Check(name=f"{where}.digest", reported=row.digest, found=digest),
             Check(name=f"{where}.sparsity", reported=row.sparsity, found=sparsity),
@@ -64,7 +64,7 @@ def check_weights(
         ]
         if trained and row.test_accuracy_finetuned is not None:
             name, value = f"{where}.test_accuracy_finetuned", row.test_accuracy_finetuned
-            checks.append(accuracy(name, value, bench.test_accuracy(tuned), "test", True))
+            checks.append(accuracy(name, value, context.test_accuracy(tuned), "test", True))
     own = rows[-1]
     figures = ("search_accuracy", "test_accuracy_recalibrated", "test_accuracy_finetuned")
     checks += [

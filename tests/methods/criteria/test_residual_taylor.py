@@ -1,4 +1,4 @@
-"""What a channel gives beyond what the others can take over."""
+"""What a channel gives beyond what the others make up for."""
 
 import numpy as np
 import pytest

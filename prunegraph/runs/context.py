@@ -1,4 +1,4 @@
-"""One network on the bench: its task, its context, and what every mask is measured with."""
+"""One network of a run: its task, its context, and what every mask is measured with."""
 
 import dataclasses
 from collections.abc import Callable
@@ -27,7 +27,7 @@ DIGITS_FINETUNE_EPOCHS = 40
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Bench:
+class RunContext:
     """A network with everything that methods and reports measure it with.
 
     Attributes:
@@ -46,7 +46,7 @@ class Bench:
         return self.options.budget()
 
     @cached_property
-    def context(self) -> Context:
+    def measures(self) -> Context:
         """The network, and how its masks are judged."""
         target, options, search = self.target, self.options, self._search_options
         latency = self.budget.max_latency is not None and target.graph.latency_model is None
@@ -70,7 +70,7 @@ class Bench:
 
     def evaluator(self, log: OutcomeLog | None = None) -> Evaluator:
         """Return an evaluator that has run nothing yet: each method counts its own networks."""
-        return self.context.evaluator(log)
+        return self.measures.evaluator(log)
 
     @cached_property
     def final_evaluator(self) -> Evaluator:
@@ -79,7 +79,7 @@ class Bench:
 
     def project(self, scores: FloatArray, budget: Budget) -> ChannelMask:
         """Return the mask of the best scores ``[N]`` within a budget, a latency included."""
-        return self.context.problem(budget).project(scores)
+        return self.measures.problem(budget).project(scores)
 
     def problem(
         self,
@@ -91,7 +91,7 @@ class Bench:
         progress: Callable[[int, str], None] | None = None,
     ) -> Problem:
         """Return what a method solves: see ``Context.problem``."""
-        return self.context.problem(
+        return self.measures.problem(
             self.budget,
             seed=seed,
             max_networks=max_networks,
@@ -102,7 +102,7 @@ class Bench:
 
     def untimed_problem(self, max_networks: int) -> Problem:
         """Return what methods check before any work: no layer is timed for it."""
-        untimed = self.context.problem(self.budget.without_latency(), max_networks=max_networks)
+        untimed = self.measures.problem(self.budget.without_latency(), max_networks=max_networks)
         return dataclasses.replace(untimed, budget=self.budget)
 
     def recipe(self) -> FinetuneConfig:
