@@ -16,9 +16,8 @@ from prunegraph.agent.network import NetworkConfig
 from prunegraph.agent.policies import TrainedPolicy, load_checkpoint, save_checkpoint
 from prunegraph.agent.ppo import ChannelPPO, Memory
 from prunegraph.agent.surrogate import Surrogate
-from prunegraph.agent.threads import ThreadedVecEnv
 from prunegraph.agent.threshold import BudgetThreshold
-from prunegraph.agent.vec_env import SelfCompetitionVecEnv
+from prunegraph.agent.vec_env import SelfCompetitionVecEnv, ThreadedVecEnv
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.masks import FloatArray
 from prunegraph.graph.graph import StructureGraph

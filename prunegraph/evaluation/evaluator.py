@@ -20,12 +20,13 @@ from prunegraph.core.task import Scores, Task
 from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import StructureGraph, copy_network, unwrap
 from prunegraph.graph.apply import apply_mask
+from prunegraph.layerwise import room
 from prunegraph.layerwise.recalibrate import has_batch_norm, recalibrate_bn
 from prunegraph.layerwise.reconstruct import Reconstruction
 from prunegraph.rewards.config import Metric
-from prunegraph.tasks.classification import BATCH_SIZE, model_device
+from prunegraph.tasks.classification import model_device
 
-PRELOAD_LIMIT = 1 << 30
+PRELOAD_LIMIT = 1 << 28
 """Samples of more bytes than this are loaded anew for every network."""
 
 QUICK_CALIBRATION = 512
@@ -51,7 +52,7 @@ class Evaluator:
         num_calibration: train samples that recalibrate batch norm, without augmentation, drawn
             without order by ``seed``; networks that are scored on a subset of the search samples,
             as in searches, get ``QUICK_CALIBRATION`` at most.
-        batch_size: samples a forward.
+        batch_size: samples a forward; None = ``BATCH_SIZE``, fewer of large ones.
         seed: fixes the calibration samples.
         device: where networks run; None = where the task's network is.
         metric: what outcomes are compared by: the score, the soft accuracy, or ``"kl"``, the
@@ -74,7 +75,7 @@ class Evaluator:
         reconstruction: Reconstruction | None = None,
         quick_reconstruction: Reconstruction | None = None,
         num_calibration: int = 1024,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
         seed: int = 0,
         device: str | torch.device | None = None,
         metric: Metric = "accuracy",
@@ -93,7 +94,7 @@ class Evaluator:
         self.calibration = _drawn(task.train, num_calibration, seed)
         self.reconstruction = reconstruction
         self.quick_reconstruction = quick_reconstruction
-        self.batch_size = batch_size
+        self.batch_size = batch_size or room.batch_size(task, graph)
         self.device = model_device(self.model) if device is None else torch.device(device)
         self.autocast = autocast and task.autocast
         self.metric = metric
@@ -196,7 +197,7 @@ class Evaluator:
         pruned = apply_mask(self._dense, self.graph, mask)
         reconstruction = reconstruction or self.reconstruction
         if reconstruction is not None:
-            reconstruction.apply(pruned, mask)
+            reconstruction.fit(pruned, mask)
         if has_batch_norm(pruned):
             batches = self._calibration_batches(num_calibration or len(self.calibration))
             recalibrate_bn(pruned, batches, forward=self.task.forward, autocast=self.autocast)

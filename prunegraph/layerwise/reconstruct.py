@@ -1,5 +1,6 @@
 """Least-squares reconstruction: the kept weights take over what the removed channels gave."""
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,12 +14,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunegraph.core.errors import MaskError
 from prunegraph.core.masks import ChannelMask, IntArray
-from prunegraph.core.splits import Batch, TrainSplit
+from prunegraph.core.splits import Batch, ReadyBatches, TrainSplit
 from prunegraph.core.task import Task
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.module_sizes import is_self_attention
 from prunegraph.graph.trace.calls import WatchedCalls
 from prunegraph.layerwise.capture import Read, readable_copy, reads
+from prunegraph.layerwise.guard import REJECTED, Guard, Replay
+from prunegraph.layerwise.room import batch_size
 from prunegraph.layerwise.sampling import LAYERS, input_axis, outputs_first, sampled_inputs
 from prunegraph.layerwise.statistics import (
     MOST_INPUTS,
@@ -34,9 +37,8 @@ BATCH_SIZE = 32
 MARK = "_returned_by"
 """Attribute of a tensor: the weight of the layer that returned it, and its version then."""
 
-
-FORWARDS = ""
-"""Under which the forwards of the whole network are counted."""
+HELD_OUT = 64
+"""Samples on which the outputs of a network with and without reconstruction are compared."""
 
 
 class Reconstruction:
@@ -57,10 +59,16 @@ class Reconstruction:
     weight is used without them (elsewhere, too: a tied autoencoder's) stay as they are, but where
     it is given to ``linear`` (``LinearCalls``).
 
+    No reconstruction is kept that moves the network's outputs on held-out data further from the
+    dense network's than they are without it (``Guard``).
+
     Args:
         model: the dense network; never changed.
         graph: its structure.
-        run: runs the network that it is given, a copy on ``device``, on train images.
+        run: runs the network that it is given, a copy on ``device``, on training data.
+        held_out: the same, for a few other samples, on which outputs are compared. Default: the
+            last forward of ``run``, which is then left out of the fit; if it is the only one, the
+            fit and the comparison share it.
         seed: fixes which outputs are sampled.
         device: where the network runs; None = where it is.
 
@@ -74,6 +82,7 @@ class Reconstruction:
         graph: StructureGraph,
         run: Callable[[nn.Module], None],
         *,
+        held_out: Callable[[nn.Module], None] | None = None,
         seed: int = 0,
         device: str | torch.device | None = None,
     ) -> None:
@@ -83,28 +92,27 @@ class Reconstruction:
         tied = _tied(parameters)
         axes = _input_axes(dense, graph)
         self._axes = {name: axis for name, axis in axes.items() if name not in tied}
-        sums: dict[str, list[InputSums | InputRows]] = {}
         generator = torch.Generator().manual_seed(seed)
         calls: Counter[str] = Counter()
-        dense.register_forward_pre_hook(lambda *_: calls.update([FORWARDS]))
+        replay, found = Replay(), _Inputs(seed)
+        handle = dense.register_forward_pre_hook(replay.note, with_kwargs=True)
 
         def visit(read: Read) -> None:
             name = str(read.op.param)
             calls[name] += 1
             if name in self._axes:
                 groups = getattr(read.module, "groups", 1)
-                parts = sampled_inputs(read.module, read.activation, generator).chunk(groups, dim=1)
-                few = parts[0].shape[1] <= MOST_INPUTS
-                if name not in sums:
-                    sums[name] = [InputSums(own) if few else InputRows(seed) for own in parts]
-                for known, own in zip(sums[name], parts, strict=True):
-                    known.add(own)
+                rows = sampled_inputs(read.module, read.activation, generator)
+                forward = replay.num_forwards if held_out is None else 0
+                found.add(name, rows.chunk(groups, dim=1), forward)
 
         shown = reads(dense, graph, visit, attentions=True)
         with torch.no_grad(), shown, _normed(dense) as normed:
             run(dense)
+        handle.remove()
+        sums = found.sums(last=replay.num_forwards < 2)
         uses = Counter(str(op.param) for op in graph.ops)
-        for name in [name for name in sums if calls[name] < uses[name] * calls[FORWARDS]]:
+        for name in [name for name in sums if calls[name] < uses[name] * replay.num_forwards]:
             del sums[name]  # what else reads it was not seen
         biased = {name for name in sums if _bias_name(name) in parameters.keys() - tied}
         self._centred = {name for name in sums if name in biased or name in normed}
@@ -114,6 +122,8 @@ class Reconstruction:
         }
         self._weights = {name: self._laid(name, parameters[name]) for name in sums}
         self._biases = {name: parameters[_bias_name(name)] for name in biased}
+        watched = held_out is not None or replay.num_forwards > 0
+        self._guard = Guard(dense, held_out or replay, seed) if watched else None
 
     @classmethod
     def on_samples(
@@ -122,36 +132,76 @@ class Reconstruction:
         graph: StructureGraph,
         samples: TrainSplit,
         *,
+        held_out: TrainSplit | None = None,
         seed: int = 0,
         device: str | torch.device | None = None,
     ) -> Self:
         """Measure on train samples of a task, without augmentation.
 
         ``LayerwiseReconstruction`` takes them as one batch, which has to fit into memory.
-        """
 
-        def run(network: nn.Module) -> None:
-            for batch in cls._batches(samples):
+        Args:
+            task: the dense network, which is never changed, and its forward.
+            graph: its structure.
+            samples: what the layers are fitted on.
+            held_out: ``HELD_OUT`` samples, about, on which outputs are compared; default: the last
+                ones of ``samples``, an eighth at most, or the last of several ready batches. They
+                are left out of the fit.
+            seed: fixes which outputs are sampled.
+            device: where the network runs; None = where it is.
+        """
+        if held_out is None:
+            samples, held_out = _parted(samples)
+        size = batch_size(task, graph, BATCH_SIZE)
+
+        def send(batches: Callable[[], Iterable[Batch]], network: nn.Module) -> None:
+            for batch in batches():
                 task.forward(network, batch)
 
-        return cls(task.model, graph, run, seed=seed, device=device)
+        run = partial(send, partial(cls._batches, samples, size))
+        compared = partial(send, partial(held_out.batches, size))
+        return cls(task.model, graph, run, held_out=compared, seed=seed, device=device)
 
     @staticmethod
-    def _batches(samples: TrainSplit) -> Iterable[Batch]:
-        return samples.batches(BATCH_SIZE)
+    def _batches(samples: TrainSplit, size: int) -> Iterable[Batch]:
+        return samples.batches(size)
 
-    @torch.no_grad()
     def apply(self, pruned: nn.Module, mask: ChannelMask) -> None:
         """Change the weights and biases of a network that ``apply_mask`` has made, in place.
 
+        It warns, and leaves them as they are, if the outputs on held-out data get worse.
+
         Args:
-            pruned: the network; what it holds of the changed weights does not matter.
+            pruned: the network.
             mask: what it keeps.
 
         Raises:
             MaskError: the network is not of this mask.
         """
+        if not self.fit(pruned, mask):
+            warnings.warn(REJECTED, stacklevel=2)
+        elif self._guard is not None and self._guard.problem is not None:
+            msg = f"the reconstruction is kept unchecked: {self._guard.problem}"
+            warnings.warn(msg, stacklevel=2)
+
+    @torch.no_grad()
+    def fit(self, pruned: nn.Module, mask: ChannelMask) -> bool:
+        """Do as ``apply``, for searches: without a warning; return whether the fit is kept."""
+        if self._guard is None:
+            self._fit_all(pruned, mask)
+            return True
+        self._guard.problem = None
+        names = {*self._weights, *map(_bias_name, self._biases)}
+        named = pruned.named_parameters(remove_duplicate=False)
+        changed = [*(item for name, item in named if name in names), *pruned.buffers()]
+        before = [item.clone() for item in changed]
         self._fit_all(pruned, mask)
+        fitted, outputs = [item.clone() for item in changed], self._guard.outputs(pruned)
+        _give(changed, before)
+        if self._guard.rejects(self._guard.outputs(pruned), outputs):
+            return False
+        _give(changed, fitted)
+        return True
 
     def _fit_all(self, pruned: nn.Module, mask: ChannelMask) -> None:
         for name in self._moments:
@@ -192,6 +242,68 @@ class Reconstruction:
     def _laid(self, name: str, weight: Tensor) -> Tensor:
         """Return a weight with its outputs first, or one with its outputs first as it is stored."""
         return weight if self._axes[name] == 1 else outputs_first(weight)
+
+
+def held_out_samples(train: TrainSplit, most: int, seed: int) -> TrainSplit | None:
+    """Return samples to compare outputs on, others than those of ``train.sample(most, seed)``.
+
+    Of few train samples some are in both; where all ready batches are taken it is None.
+    """
+    if isinstance(train.source, ReadyBatches):
+        fitted = len(train.sample(most, seed))
+        return train.take(torch.tensor([fitted])) if fitted < len(train) else None
+    more = train.sample(most + HELD_OUT, seed)
+    return more.take(torch.arange(len(more))[-HELD_OUT:])
+
+
+def _parted(samples: TrainSplit) -> tuple[TrainSplit, TrainSplit]:
+    """Return samples to fit on, and the last ones to compare outputs on: all of too few."""
+    count, ready = len(samples), isinstance(samples.source, ReadyBatches)
+    few = min(1, count // 2) if ready else min(HELD_OUT, count // 8)
+    order = torch.arange(count)
+    return samples.take(order[: count - few]), samples.take(order[count - few :] if few else order)
+
+
+class _Inputs:
+    """Sums over what layers read; those of the last forward can be left out.
+
+    Args:
+        seed: fixes which rows are kept, where rows are kept.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._sums: dict[str, list[InputSums | InputRows]] = {}
+        self._forward = 0
+        self._waiting: list[tuple[str, Sequence[Tensor]]] = []
+
+    def add(self, name: str, parts: Sequence[Tensor], forward: int) -> None:
+        """Add the rows of each group of a layer; of forward 0, which is none, at once."""
+        if forward != self._forward or not forward:
+            self._add_waiting()
+        self._forward = forward
+        self._waiting.append((name, parts))
+
+    def _add_waiting(self) -> None:
+        for name, parts in self._waiting:
+            few = parts[0].shape[1] <= MOST_INPUTS
+            if name not in self._sums:
+                new = [InputSums(own) if few else InputRows(self._seed) for own in parts]
+                self._sums[name] = new
+            for known, own in zip(self._sums[name], parts, strict=True):
+                known.add(own)
+        self._waiting = []
+
+    def sums(self, *, last: bool) -> dict[str, list[InputSums | InputRows]]:
+        """Return the sums by weight, those of the last forward included if asked for."""
+        if last or not self._forward:
+            self._add_waiting()
+        return self._sums
+
+
+def _give(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
 
 
 def _input_axes(network: nn.Module, graph: StructureGraph) -> dict[str, int]:

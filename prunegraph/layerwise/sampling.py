@@ -13,7 +13,9 @@ LAYERS = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
 POSITIONS, ALIKE = 16, 32
 """Output positions that are sampled of a layer, the same in so many samples of a batch.
 
-One draw for a large batch would leave out most of what lies at the borders, say.
+One draw for a large batch would leave out most of what lies at the borders, say. Each sequence has
+positions of its own, the first always among them: in language models it may carry activations a
+hundred times as large as those of all others (Sun et al. 2024, arXiv 2402.17762).
 """
 
 PROBES = 3
@@ -90,14 +92,33 @@ def sampled_outputs(
     """
     if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
         batch = outputs if outputs.dim() == module.weight.dim() else outputs[None]
-        outputs = batch.flatten(2).movedim(1, 2)  # [B, positions, out]
-    rows = _tokens(outputs, generator, least)
+        rows = _alike(batch.flatten(2).movedim(1, 2), generator, least)
+    else:
+        rows = _tokens(outputs, generator, least)
     return torch.cat([part.flatten(0, 1) for part in rows]).float()
 
 
 def _tokens(values: Tensor, generator: torch.Generator, least: int) -> list[Tensor]:
     """Return ``[b, L, D]`` the values ``[B, ..., D]`` at sampled positions."""
+    if values.dim() == 3:
+        return [_of_sequences(values, generator, least)]
     batch = values.reshape(1 if values.dim() == 1 else len(values), -1, values.shape[-1])
+    return _alike(batch, generator, least)
+
+
+def _of_sequences(batch: Tensor, generator: torch.Generator, least: int) -> Tensor:
+    """Return ``[B, L, D]`` the first and other values of each sequence ``[B, positions, D]``."""
+    positions = max(POSITIONS, least // max(len(batch), 1))
+    if positions >= batch.shape[1]:
+        return batch
+    keys = torch.rand(batch.shape[:2], generator=generator)
+    keys[:, 0] = 1.0  # above all that is drawn
+    index = keys.topk(positions, dim=1).indices.to(batch.device)
+    return batch.gather(1, index[..., None].expand(-1, -1, batch.shape[2]))
+
+
+def _alike(batch: Tensor, generator: torch.Generator, least: int) -> list[Tensor]:
+    """Return ``[b, L, D]`` the values ``[B, positions, D]`` where ``ALIKE`` samples agree."""
     positions = max(POSITIONS, least // max(len(batch), 1))
     parts = batch.split(ALIKE)
     return [part[:, _draw(part.shape[1], generator)[:positions]] for part in parts]

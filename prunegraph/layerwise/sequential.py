@@ -35,11 +35,9 @@ ALIKE, COMPARED = 0.2, 64
 MOST_VALUES = 2**29
 """Sampled outputs that are held of all layers: 2 GiB."""
 
-MOST_SAMPLES, MEMORY = 1024, 2**31
-"""Of the batch that a network is fitted on; bytes of its activations in the dense network."""
-
 SEARCH_SAMPLES, SEARCH_MEMORY = 128, 2**29
-"""The same in searches: too few for the best fit, enough to rank networks (docs/lab/trials.md)."""
+"""Of the batch that networks are fitted on in searches, and bytes of its activations: too few for
+the best fit, enough to rank networks (docs/lab/trials.md)."""
 
 
 class LayerwiseReconstruction(Reconstruction):
@@ -65,6 +63,7 @@ class LayerwiseReconstruction(Reconstruction):
         graph: its structure.
         run: runs the network that it is given on training data, on the same each time. Layers are
             fitted in its first forward: give it a large batch.
+        held_out: see ``Reconstruction``.
         seed: fixes which outputs are sampled.
         device: where the network runs; None = where it is.
     """
@@ -75,10 +74,11 @@ class LayerwiseReconstruction(Reconstruction):
         graph: StructureGraph,
         run: Callable[[nn.Module], None],
         *,
+        held_out: Callable[[nn.Module], None] | None = None,
         seed: int = 0,
         device: str | torch.device | None = None,
     ) -> None:
-        super().__init__(model, graph, run, seed=seed, device=device)
+        super().__init__(model, graph, run, held_out=held_out, seed=seed, device=device)
         self._run, self._seed = run, seed
         self._wanted: dict[str, Tensor] = {}
         self._read: dict[str, Tensor] = {}
@@ -107,8 +107,9 @@ class LayerwiseReconstruction(Reconstruction):
         self._streams = {name: found[name] for name in found.keys() & self._wanted.keys()}
 
     @staticmethod
-    def _batches(samples: TrainSplit) -> Iterable[Batch]:
+    def _batches(samples: TrainSplit, size: int) -> Iterable[Batch]:
         """Return the samples as one batch; the first of ready batches that do not join."""
+        del size
         if isinstance(samples.source, ReadyBatches):
             return [joined(list(samples.batches(1)))]
         return [samples.source.load(samples.index)]
@@ -227,21 +228,6 @@ class LayerwiseReconstruction(Reconstruction):
             fitted.append(weight + change)
             shifts.append(offset - change @ mean)
         self._put(name, pruned, out, torch.cat(fitted), torch.cat(shifts))
-
-
-def most_samples(
-    graph: StructureGraph, samples: int, most: int = MOST_SAMPLES, memory: int = MEMORY
-) -> int:
-    """Return how many samples a network can be fitted on.
-
-    Args:
-        graph: the structure of the dense network.
-        samples: of the example that it was analysed with.
-        most: samples, at most.
-        memory: bytes of activations that are alive at once, at most.
-    """
-    each = graph.peak_memory(graph.dense_mask()) // max(samples, 1)
-    return max(1, min(most, memory // max(each, 1)))
 
 
 def _some(rows: Tensor) -> Tensor:

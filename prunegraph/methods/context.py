@@ -18,12 +18,12 @@ from prunegraph.evaluation.evaluator import QUICK_CALIBRATION, Evaluator
 from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.costs.latency import LatencyTable, measure_latency_table
-from prunegraph.layerwise.reconstruct import Reconstruction
+from prunegraph.layerwise.reconstruct import Reconstruction, held_out_samples
+from prunegraph.layerwise.room import most_samples
 from prunegraph.layerwise.sequential import (
     SEARCH_MEMORY,
     SEARCH_SAMPLES,
     LayerwiseReconstruction,
-    most_samples,
 )
 from prunegraph.methods.criteria.measured import LazyStatistics, measure_costly
 from prunegraph.methods.criteria.taylor import measure
@@ -174,9 +174,15 @@ class Context:
         return min(self.num_calibration, most)
 
     def _fit(self, kind: type[Reconstruction], most: int) -> Reconstruction:
-        samples = self.task.train.sample(most, self.seed)
-        given: dict[str, Any] = {"seed": self.seed, "device": self.device}
-        return kind.on_samples(self.task, self.graph, samples, **given)
+        train = self.task.train
+        return kind.on_samples(
+            self.task,
+            self.graph,
+            train.sample(most, self.seed),
+            held_out=held_out_samples(train, most, self.seed),
+            seed=self.seed,
+            device=self.device,
+        )
 
     def latency(self, budget: Budget) -> LatencyTable | None:
         """Return layer times on this device; None if they are not needed, or predicted."""

@@ -15,6 +15,7 @@ from prunegraph.agent.search import CHECKPOINT
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ArtefactError, ModelError
 from prunegraph.core.masks import ChannelMask
+from prunegraph.core.memory import return_freed_memory
 from prunegraph.core.task import Task
 from prunegraph.core.tensors import parameter_digest
 from prunegraph.core.weight_mask import WeightMask
@@ -22,8 +23,9 @@ from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import AttentionUnit, StructureGraph, analyse, unwrap
 from prunegraph.graph.apply import unequal
 from prunegraph.graph.costs.latency_budget import TOLERANCE
-from prunegraph.layerwise.reconstruct import Reconstruction
-from prunegraph.layerwise.sequential import LayerwiseReconstruction, most_samples
+from prunegraph.layerwise.reconstruct import Reconstruction, held_out_samples
+from prunegraph.layerwise.room import most_samples
+from prunegraph.layerwise.sequential import LayerwiseReconstruction
 from prunegraph.methods.context import Context
 from prunegraph.methods.custom import as_method
 from prunegraph.methods.method import Method, Problem, Result
@@ -36,6 +38,9 @@ from prunegraph.tasks.classification import model_device
 
 OUTCOMES, PRIORS, LATENCY = "outcomes.json", "priors.json", "latency.json"
 """Files of a checkpoint, beside the agent's own."""
+
+FITTING = 2**29
+"""Bytes of activations of the batch that the final network is fitted on."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -208,13 +213,20 @@ def _scores(task: Task, small: nn.Module) -> dict[str, Any]:
 
 
 def _layer_by_layer(problem: Problem) -> list[Callable[[], Reconstruction]]:
-    """Return what fits layer by layer: on as many samples as memory allows, on the first batch."""
+    """Return what fits layer by layer: on as many samples as memory allows, on the first batch.
+
+    Where the score decides which network is taken, all ready batches may be fitted on.
+    """
     task, graph, seed = problem.task, problem.graph, problem.seed
-    most = most_samples(graph, num_samples(task.example_inputs))
+    most = most_samples(graph, num_samples(task.example_inputs), memory=FITTING)
+    last = task.train.take(torch.tensor([len(task.train) - 1]))
 
     def fit(size: int) -> Reconstruction:
-        samples = task.train.sample(size, seed)
-        return LayerwiseReconstruction.on_samples(task, graph, samples, seed=seed)
+        return_freed_memory()
+        samples, others = task.train.sample(size, seed), held_out_samples(task.train, size, seed)
+        return LayerwiseReconstruction.on_samples(
+            task, graph, samples, held_out=others or last, seed=seed
+        )
 
     return [partial(fit, most), *([partial(fit, 1)] if task.search is None else [])]
 

@@ -19,6 +19,9 @@ ImageBatch = Tensor | tuple[Tensor, Tensor] | list[Tensor]
 Images = tuple[Tensor, Tensor] | Iterable[ImageBatch]
 """``(images, labels)``, or a loader of such batches or of images alone."""
 
+MOST_VALUES = 2**22
+"""Of the images that the network labels at once: 27 of 3 x 224 x 224."""
+
 Kind = TypeVar("Kind", bound=Split)
 
 
@@ -127,7 +130,8 @@ def _problems(found: tuple[Any, ...], channels: int | None, source: StoredImages
 
 
 def _answers(model: nn.Module, images: Tensor) -> Tensor:
-    parts = images.split(BATCH_SIZE)
+    most = MOST_VALUES // max(images[0].numel(), 1)
+    parts = images.split(max(min(BATCH_SIZE, most), 1))
     return torch.cat([_logits(model, part).argmax(1).cpu() for part in parts])
 
 

@@ -17,7 +17,8 @@ from prunegraph.layerwise import sequential
 from prunegraph.layerwise import statistics as moments
 from prunegraph.layerwise.recalibrate import recalibrate_bn
 from prunegraph.layerwise.reconstruct import Reconstruction
-from prunegraph.layerwise.sequential import LayerwiseReconstruction, most_samples
+from prunegraph.layerwise.room import most_samples
+from prunegraph.layerwise.sequential import LayerwiseReconstruction
 from prunegraph.testing import assert_masked_equals_pruned
 
 KINDS = (Reconstruction, LayerwiseReconstruction)

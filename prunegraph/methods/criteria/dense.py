@@ -10,12 +10,17 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from prunegraph.core.errors import ModelError
+from prunegraph.core.memory import return_freed_memory
 from prunegraph.core.splits import Batch, TrainSplit
 from prunegraph.core.task import Task
 from prunegraph.graph import StructureGraph
+from prunegraph.layerwise import room
 from prunegraph.layerwise.capture import Read, readable_copy, reads, show_reads
 from prunegraph.tasks.batches import num_samples, singles
 from prunegraph.tasks.classification import model_device
+
+MEMORY = 7 * 2**27
+"""Bytes that one forward leaves for its backward."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -49,7 +54,8 @@ class Dense:
 
     def show_reads(self, visit: Callable[[Read], None], batch_size: int) -> None:
         """Send all samples forward, without gradients, and show each read to ``visit``."""
-        show_reads(self.model, self.graph, self.task, self.train, batch_size, visit)
+        size = room.batch_size(self.task, self.graph, batch_size)
+        show_reads(self.model, self.graph, self.task, self.train, size, visit)
 
     def show_gradients(
         self, visit: Callable[[Read], None], batch_size: int, *, attentions: bool = False
@@ -60,17 +66,41 @@ class Dense:
 
         Args:
             visit: sees each read; its activation has a gradient.
-            batch_size: samples a forward.
+            batch_size: samples a forward, fewer of large ones (``MEMORY``).
             attentions: see ``reads``.
         """
         handle = self.model.register_forward_pre_hook(_watch_inputs, with_kwargs=True)
         try:
+            size = min(batch_size, self._most_samples(attentions=attentions))
             with reads(self.model, self.graph, visit, attentions=attentions):
-                for batch in self.train.batches(batch_size):
+                for batch in self.train.batches(size):
                     self.loss(batch).backward()
         finally:
             handle.remove()
             self.model.requires_grad_(False).zero_grad()
+            return_freed_memory()
+
+    def _most_samples(self, *, attentions: bool) -> int:
+        """Return of how many samples reads and what a backward needs take ``MEMORY`` bytes."""
+        batch = next(iter(self.train.batches(1)))
+        sizes: dict[int, int] = {}
+        alive: list[Tensor] = []  # so that no two tensors have one place
+
+        def note(held: Tensor) -> Tensor:
+            sizes[held.data_ptr()] = held.nbytes
+            alive.append(held)
+            return held
+
+        def visit(read: Read) -> None:
+            note(read.activation)
+
+        shown = reads(self.model, self.graph, visit, attentions=attentions)
+        with shown, torch.autograd.graph.saved_tensors_hooks(note, lambda held: held):
+            alive.append(self.loss(batch))
+        owned = (*self.model.parameters(), *self.model.buffers())
+        weights = {item.data_ptr() for item in owned}
+        whole = sum(size for place, size in sizes.items() if place not in weights)
+        return max(MEMORY * max(num_samples(batch), 1) // max(whole, 1), 1)
 
     def singles(self) -> Iterator[Batch]:
         """Yield the samples one by one; whole batches of a user's own that cannot be parted."""

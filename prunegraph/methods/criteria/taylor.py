@@ -1,6 +1,7 @@
 """Measured arrays, one value a prunable unit: what features and heuristics are made of."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -50,10 +51,11 @@ class Effects:
         if not activation.requires_grad:
             return
         values = activation.detach()
+        by_class = replace(read, activation=values).by_class
 
-        def per_class(tensor: Tensor) -> Tensor:
+        def per_class(tensor: Tensor) -> Tensor:  # the hook must not hold the activation it is of
             rows = tensor.movedim(axis, 1).flatten(2).sum(2) if tensor.dim() > 2 else tensor
-            return read.by_class(rows)  # [B, U]
+            return by_class(rows)  # [B, U]
 
         def gradient_hook(gradient: Tensor) -> None:
             effect = per_class(values * gradient).double()
@@ -104,7 +106,8 @@ def measure(
         task: the dense network, its train data and its loss.
         graph: its structure.
         num_samples: how many, taken without augmentation; fewer if the split is smaller.
-        batch_size: samples a forward; does not change the result but for rounding.
+        batch_size: samples a forward, fewer of large ones (``Dense.show_gradients``); does not
+            change the result but for rounding.
         seed: fixes which samples.
         device: where forward and backward run; None = where the network is.
 

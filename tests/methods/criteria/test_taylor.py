@@ -1,4 +1,6 @@
 import copy
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -9,8 +11,11 @@ from torch.nn import functional as F
 from prunegraph.core.errors import ModelError
 from prunegraph.core.splits import Dataset, TrainSplit
 from prunegraph.graph import StructureGraph, analyse
+from prunegraph.layerwise.capture import Read
+from prunegraph.methods.criteria import dense
+from prunegraph.methods.criteria.dense import Dense
 from prunegraph.methods.criteria.measured import costly_names, measure_costly
-from prunegraph.methods.criteria.taylor import STATISTIC_NAMES, fill_unseen, measure
+from prunegraph.methods.criteria.taylor import STATISTIC_NAMES, Effects, fill_unseen, measure
 from prunegraph.methods.criteria.weights import producing_filters
 from support.tasks import image_task
 from support.toy_env import toy_graph
@@ -284,3 +289,40 @@ def test_filters_of_layers_of_which_nothing_can_go_are_not_looked_at() -> None:
     net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 50))
     graph = analyse(net, torch.randn(2, 8))
     assert [f.rows.shape for f in producing_filters(net, graph)] == [(16, 8)]
+
+
+def test_a_backward_leaves_no_activation_behind(pictures: TrainSplit) -> None:
+    """What only the garbage collector finds would double the memory of large images."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+    graph, alive = analyse(net, torch.randn(1, 3, 8, 8)), []
+    effects = Effects(graph.num_units)
+
+    def visit(read: Read) -> None:
+        effects.visit(read)
+        alive.append(weakref.ref(read.activation))
+
+    measured = Dense(task=image_task(net, pictures), graph=graph, train=pictures)
+    gc.disable()
+    try:
+        measured.show_gradients(visit, 20)
+        assert len(alive) == 4
+        assert [found() for found in alive] == [None] * 4
+    finally:
+        gc.enable()
+
+
+def test_batches_of_large_samples_are_smaller(
+    pictures: TrainSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).eval()
+    graph = analyse(net, torch.randn(1, 3, 8, 8))
+    measured = Dense(task=image_task(net, pictures), graph=graph, train=pictures)
+    each = 4 * (3 * 8 * 8 + 144 + 5)  # what the layers read, and the log of the outputs
+    found: list[list[int]] = []
+    for size in (0, 5 * each, 10**6):
+        monkeypatch.setattr(dense, "MEMORY", size)
+        found.append([])
+        measured.show_gradients(lambda read: found[-1].append(len(read.activation)), 16)
+    assert max(found[0]) == 1
+    assert 4 <= max(found[1]) <= 5
+    assert max(found[2]) == 16

@@ -1,0 +1,124 @@
+"""Whether a reconstruction brings a network's outputs nearer to the dense network's."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
+
+from prunegraph.core.errors import one_line
+from prunegraph.graph import copy_network
+from prunegraph.graph.analyse import repeatable
+from prunegraph.graph.trace.calls import tensors_in
+from prunegraph.layerwise.recalibrate import has_batch_norm, measuring_batch_norm
+from prunegraph.tasks.classification import model_device
+
+MOST_VALUES = 2**24
+"""Values of an output tensor that are compared: 64 MiB."""
+
+REJECTED = (
+    "the reconstruction moves the outputs on held-out data further from the dense network's: the "
+    "weights stay as they were; more calibration data may help"
+)
+
+
+class Guard:
+    """Compares networks with the dense one by their outputs on held-out data; no label is read.
+
+    Batch norms take the statistics of the held-out batches in all of them, since a pruned network's
+    own are of the dense network until it is recalibrated.
+
+    Args:
+        dense: the dense network, in eval mode.
+        run: runs the network that it is given on held-out data, the same each time.
+        seed: fixes what a forward draws at random.
+
+    Attributes:
+        problem: why the last comparison was not possible, or None.
+    """
+
+    def __init__(self, dense: nn.Module, run: Callable[[nn.Module], None], seed: int) -> None:
+        self._run, self._seed = run, seed
+        self.problem: str | None = None
+        self._dense = self.outputs(dense)
+
+    def outputs(self, network: nn.Module) -> list[Tensor]:
+        """Return what a network gives on the held-out data; the network stays as it is."""
+        copied = network
+        if has_batch_norm(network):
+            shared = {id(item): item for item in network.parameters()}
+            copied = copy_network(network, shared)
+        try:
+            with measuring_batch_norm(copied):
+                return self._seen(copied)
+        except Exception as error:  # a forward may raise anything
+            self.problem = one_line(error)
+            return []
+
+    def rejects(self, before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
+        """Tell whether outputs are further from the dense network's than they were before."""
+        found = zip(self._dense, before, after, strict=False)
+        alike = [trio for trio in found if len({tensor.shape for tensor in trio}) == 1]
+        was = sum(_divergence(dense, old) for dense, old, _ in alike)
+        now = sum(_divergence(dense, new) for dense, _, new in alike)
+        return was < now or math.isnan(now) > math.isnan(was)
+
+    @torch.no_grad()
+    def _seen(self, network: nn.Module) -> list[Tensor]:
+        """Run a network; return its outputs."""
+        found: list[Tensor] = []
+
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            scores = getattr(output, "logits", output)
+            found.extend(_rows(item) for item in tensors_in(scores) if item.is_floating_point())
+
+        handle = network.register_forward_hook(hook)
+        try:
+            with repeatable(network, self._seed):
+                self._run(network)
+        finally:
+            handle.remove()
+        return found
+
+
+class Replay:
+    """Runs a network on what the last forward of another was given.
+
+    Attributes:
+        num_forwards: how many there were.
+    """
+
+    def __init__(self) -> None:
+        self.num_forwards = 0
+        self._given: tuple[Any, Any] = (), {}
+
+    def note(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Note a forward, as a hook before it."""
+        self.num_forwards += 1
+        self._given = args, kwargs
+
+    def __call__(self, network: nn.Module) -> None:
+        """Run a network, on its device."""
+        device = model_device(network)
+        args, kwargs = tree_map_only(Tensor, lambda item: item.to(device), self._given)
+        network(*args, **kwargs)
+
+
+def _rows(output: Tensor) -> Tensor:
+    """Return ``[S, C]`` scores at some positions; C = 1 for outputs that are no scores."""
+    scores = output.dim() in (2, 3)
+    rows = output.detach().reshape(-1, output.shape[-1] if scores else 1)
+    most = max(MOST_VALUES // max(rows.shape[1], 1), 1)
+    return rows[:: max(-(-len(rows) // most), 1)].float().clone()
+
+
+def _divergence(dense: Tensor, other: Tensor) -> float:
+    """Return the mean KL divergence of scores; of other outputs the relative squared error."""
+    if dense.shape[1] > 1:
+        target = dense.log_softmax(1)
+        return float(F.kl_div(other.log_softmax(1), target, reduction="batchmean", log_target=True))
+    energy = (dense - dense.mean()).square().sum().clamp_min(torch.finfo(torch.float32).tiny)
+    return float((other - dense).square().sum() / energy)

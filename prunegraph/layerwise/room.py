@@ -1,0 +1,36 @@
+"""How many samples a network is run on at once: as many as memory allows."""
+
+from prunegraph.core.task import Task
+from prunegraph.graph import StructureGraph
+from prunegraph.tasks.batches import num_samples
+from prunegraph.tasks.classification import BATCH_SIZE
+
+MOST_SAMPLES, MEMORY = 1024, 2**31
+"""Of the batch that a network is fitted on; bytes of its activations in the dense network."""
+
+FORWARD_MEMORY = 2**29
+"""Bytes of activations of a forward without gradients: batches of large images are smaller."""
+
+LEAST = 4
+"""Samples of a batch, if there are so many: batch norms average over them."""
+
+
+def most_samples(
+    graph: StructureGraph, samples: int, most: int = MOST_SAMPLES, memory: int = MEMORY
+) -> int:
+    """Return how many samples a network can be fitted on.
+
+    Args:
+        graph: the structure of the dense network.
+        samples: of the example that it was analysed with.
+        most: samples, at most.
+        memory: bytes of activations that are alive at once, at most.
+    """
+    each = graph.peak_memory(graph.dense_mask()) // max(samples, 1)
+    return max(1, min(most, memory // max(each, 1)))
+
+
+def batch_size(task: Task, graph: StructureGraph, most: int = BATCH_SIZE) -> int:
+    """Return how many samples of a task, ``most`` or fewer, a forward without gradients takes."""
+    bounded = most_samples(graph, num_samples(task.example_inputs), most, FORWARD_MEMORY)
+    return max(bounded, min(most, LEAST))
