@@ -105,7 +105,7 @@ def test_an_interrupted_apply_keeps_its_decision(
         patch.setattr(runner, "conclude", interrupt)
         assert main(words) == 130
     monkeypatch.setattr(
-        policies, "adapt_contexts", pytest.fail
+        policies, "AppliedPolicy", pytest.fail
     )  # the clock could decide otherwise now
     assert main(words) == 0
     assert json.loads((tmp_path / "run" / "report.json").read_text())["decision"]["share"] >= 0
