@@ -5,7 +5,7 @@ and one row in ``tests/methods/test_conformance.py``. A criterion needs no line:
 one file of ``criteria/``.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from prunegraph.core.errors import ConfigError, suggest
@@ -107,10 +107,19 @@ def make_method(name: str) -> Method:
         return SCHEMES[scheme](rest)
     if is_factory(name):
         return CustomMethod(name)
-    valid = ", ".join((*METHODS, *(f"{scheme}:NAME" for scheme in SCHEMES)))
-    near = suggest(name, list(METHODS))
-    msg = f"unknown method {name!r}{near}; valid: {valid}, package.module:method"
-    raise ConfigError(msg)
+    raise unknown_method(name, [*METHODS, *(f"{scheme}:NAME" for scheme in SCHEMES)])
+
+
+def unknown_method(name: str, valid: Sequence[str]) -> ConfigError:
+    """Return the error for a name that no method has, with those that are valid in its place."""
+    near, paired = suggest(name, list(valid)), heuristics()
+    others = ", ".join(item for item in valid if item not in paired)
+    msg = (
+        f"unknown method {name!r}{near}; valid: a criterion and an allocation, as l1/uniform "
+        f"(criteria: {', '.join(CRITERIA)}; allocations: {', '.join(ALLOCATIONS)}); {others}, "
+        "package.module:method"
+    )
+    return ConfigError(msg)
 
 
 def control_widths(criterion: str, widths: Mapping[str, int]) -> Method:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from prunegraph.core.console import Console
-from prunegraph.core.errors import BudgetError, ConfigError, suggest
+from prunegraph.core.errors import BudgetError
 from prunegraph.core.user_code import is_factory
 from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.methods.method import Method
@@ -15,6 +15,7 @@ from prunegraph.methods.registry import (
     baseline_names,
     control_widths,
     make_method,
+    unknown_method,
 )
 from prunegraph.runs.agent_search import sampler_method, search_job
 from prunegraph.runs.context import RunContext
@@ -31,10 +32,7 @@ def check_names(names: Sequence[str]) -> None:
     valid = tuple(dict.fromkeys((*baseline_names(), SAMPLER, *others)))
     unknown = [name for name in names if name not in valid and not is_factory(name)]
     if unknown:
-        near = suggest(unknown[0], valid)
-        known = ", ".join(valid)
-        msg = f"unknown method {unknown[0]!r}{near}; valid: {known}, package.module:method"
-        raise ConfigError(msg)
+        raise unknown_method(unknown[0], valid)
 
 
 def check_methods(plan: Plan, context: RunContext, networks: int) -> None:
