@@ -1,4 +1,4 @@
-"""Whether a reconstruction brings a network's outputs nearer to the dense network's."""
+"""Whether a reconstruction moves a network's outputs away from the dense network's."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -18,6 +18,9 @@ from prunegraph.tasks.classification import model_device
 
 MOST_VALUES = 2**24
 """Values of an output tensor that are compared: 64 MiB."""
+
+CLEARLY = 2.0
+"""Standard errors by which a reconstruction has to be worse than none to be given up."""
 
 REJECTED = (
     "the reconstruction moves the outputs on held-out data further from the dense network's: the "
@@ -59,12 +62,22 @@ class Guard:
             return []
 
     def rejects(self, before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
-        """Tell whether outputs are further from the dense network's than they were before."""
+        """Tell whether outputs are clearly further from the dense network's than they were before.
+
+        Clearly: by ``CLEARLY`` standard errors of the mean of the rows' differences. A few rows on
+        which a network is sure and wrong hold most of a divergence.
+        """
         found = zip(self._dense, before, after, strict=False)
         alike = [trio for trio in found if len({tensor.shape for tensor in trio}) == 1]
-        was = sum(_divergence(dense, old) for dense, old, _ in alike)
-        now = sum(_divergence(dense, new) for dense, _, new in alike)
-        return was < now or math.isnan(now) > math.isnan(was)
+        if not alike:
+            return False
+        was = torch.cat([_divergences(dense, old) for dense, old, _ in alike])
+        now = torch.cat([_divergences(dense, new) for dense, _, new in alike])
+        if not bool(now.isfinite().all()):
+            return bool(was.isfinite().all())
+        gain = now - was.nan_to_num(torch.inf)
+        error = float(gain.std()) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
+        return float(gain.mean()) > CLEARLY * error
 
     @torch.no_grad()
     def _seen(self, network: nn.Module) -> list[Tensor]:
@@ -115,10 +128,13 @@ def _rows(output: Tensor) -> Tensor:
     return rows[:: max(-(-len(rows) // most), 1)].float().clone()
 
 
-def _divergence(dense: Tensor, other: Tensor) -> float:
-    """Return the mean KL divergence of scores; of other outputs the relative squared error."""
+def _divergences(dense: Tensor, other: Tensor) -> Tensor:
+    """Return ``[S]`` the KL divergence of each row of scores; of others a squared error, relative.
+
+    The latter is relative to the mean energy of the dense outputs.
+    """
     if dense.shape[1] > 1:
-        target = dense.log_softmax(1)
-        return float(F.kl_div(other.log_softmax(1), target, reduction="batchmean", log_target=True))
-    energy = (dense - dense.mean()).square().sum().clamp_min(torch.finfo(torch.float32).tiny)
-    return float((other - dense).square().sum() / energy)
+        target, given = dense.log_softmax(1), other.log_softmax(1)
+        return F.kl_div(given, target, reduction="none", log_target=True).sum(1)
+    energy = (dense - dense.mean()).square().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    return (other - dense).square().sum(1) / energy
