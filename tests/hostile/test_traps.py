@@ -63,7 +63,8 @@ def test_numbers_without_use_are_no_options(
 ) -> None:
     path = tmp_path / "options.yaml"
     for name in ("keep_macs", "seed", "learning_rate", "networks"):
-        path.write_text(f"{name}: {value}\n")
+        within = "agent:\n  " if name == "learning_rate" else ""
+        path.write_text(f"{within}{name}: {value}\n")
         assert main(["train", "--config", str(path), "--out", str(tmp_path / "run")]) == 2
         err = capsys.readouterr().err
         assert f"{name}=" in err

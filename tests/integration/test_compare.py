@@ -159,9 +159,9 @@ def test_searches_have_a_fit_of_their_own_only_where_it_is_on_fewer_images(
     target, many = load_target(few), replace(few, calibration_images=256)
     contexts = [RunContext(target=target, options=options, seed=0) for options in (few, many, many)]
     assert contexts[0].measures.quick_reconstruction is None
-    assert contexts[1].context.quick_reconstruction is not None
+    assert contexts[1].measures.quick_reconstruction is not None
     monkeypatch.setattr("prunegraph.methods.context.SEARCH_SAMPLES", 256)
-    assert contexts[2].context.quick_reconstruction is None
+    assert contexts[2].measures.quick_reconstruction is None
 
 
 def test_what_searches_are_fitted_on_is_drawn_of_all_train_images(
@@ -472,7 +472,7 @@ FURTHER = [
     [
         (invent_a_fine_tune, "methods with a fine-tune of no network is reported"),
         (invent_searches, "search.seeds is reported"),
-        (leave_the_start_out, "methods that are missing is reported as ['untrained']"),
+        (leave_the_start_out, "methods that are missing is reported as ['prior']"),
         (show_a_rival, "pruned.mask_digest is reported"),
         (leave_one_out, "seeds of cem is reported"),
         (call_a_rival_a_control, "methods in the part of others is reported as ['cem']"),

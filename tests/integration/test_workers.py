@@ -76,7 +76,7 @@ def make(worker: int, workers: int) -> Callable[[], ChannelPruningEnv]:
         config = EnvConfig(
             subset_size=20,
             episodes_per_subset=EPISODES,
-            episodes_per_cell=2,
+            episodes_per_pair=2,
             first_episode=worker,
             episode_stride=workers,
             seed=3,
@@ -104,7 +104,7 @@ def play(reward: RewardConfig, workers: int, blocks: Sequence[int]) -> list[Any]
             observation, rewards, _, infos = env.step(np.stack(actions))
             contexts = observation["context"]
             for worker, info in enumerate(infos):
-                name = (info["episode_number"], info["cell"], info["mask_digest"])
+                name = (info["episode_number"], info["pair"], info["mask_digest"])
                 record.append((name, before[worker].tolist(), float(rewards[worker])))
     return record
 
