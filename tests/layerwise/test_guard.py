@@ -206,3 +206,22 @@ def test_a_forward_that_fails_leaves_the_fit_unchecked() -> None:
     assert guard.outputs(nn.Linear(4, 3)) == []
     assert "shapes" in str(guard.problem)
     assert not guard.rejects([], [])
+
+
+class Given(nn.Module):
+    """Returns its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+@pytest.mark.parametrize(("worse_rows", "rejected"), [(1, False), (40, True)])
+def test_one_row_that_is_sure_and_wrong_gives_up_no_reconstruction(
+    worse_rows: int, rejected: bool
+) -> None:
+    dense = torch.eye(64) * 8.0
+    before = torch.eye(64) * 6.0
+    after = torch.eye(64) * 7.5  # nearer on all rows,
+    after[:worse_rows] = dense[:worse_rows].roll(1, 1)  # but on some the wrong answer
+    guard = Guard(Given(), lambda network: network(dense), seed=0)
+    assert guard.rejects([before], [after]) is rejected
