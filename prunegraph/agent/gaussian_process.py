@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunegraph.core.masks import BoolArray, Float64Array
+from prunegraph.core.masks import BoolArray, Float64Array, pack_bits, unpack_bits
 from prunegraph.graph.graph import StructureGraph
-from prunegraph.rewards import pack_bits, unpack_bits
 
 SHARE_FLOOR = 0.02
 """Added to shares before their logarithm: an empty group is far away, not infinitely far."""

@@ -11,8 +11,8 @@ from torch import Tensor
 from prunegraph.agent.gaussian_process import GaussianProcess
 from prunegraph.agent.local_search import plan
 from prunegraph.agent.threshold import BudgetThreshold, expected_cost_ratio
-from prunegraph.core.masks import BoolArray, Float64Array
-from prunegraph.rewards import Episode, unpack_bits
+from prunegraph.core.masks import BoolArray, Float64Array, unpack_bits
+from prunegraph.rewards import Episode
 from prunegraph.rewards.config import Metric
 
 

@@ -13,8 +13,8 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError
-from prunegraph.core.masks import BoolArray, FloatArray
-from prunegraph.rewards import Episode, RewardConfig, SelfCompetition, pack_bits
+from prunegraph.core.masks import BoolArray, FloatArray, pack_bits
+from prunegraph.rewards import Episode, RewardConfig, SelfCompetition
 
 VecObservation = dict[str, np.ndarray[Any, Any]]
 GreedyMask = Callable[[Mapping[str, FloatArray], Budget], BoolArray]

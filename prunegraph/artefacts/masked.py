@@ -16,12 +16,13 @@ from prunegraph.artefacts.pruned import (
     WEIGHTS_SUFFIX,
     PrunedInfo,
     artefact_paths,
+    check_builder,
     info_of,
     make_record,
     read_record,
     read_weights,
 )
-from prunegraph.core.errors import ArtefactError, ConfigError, MaskError
+from prunegraph.core.errors import ArtefactError, MaskError
 from prunegraph.core.files import write_bytes, write_json
 from prunegraph.core.seeding import seeded
 from prunegraph.core.tensors import load_state, state_tensors, to_safetensors
@@ -110,9 +111,7 @@ def load_masked(where: Path | str, build_model: Callable[[], nn.Module]) -> Mask
         ConfigError: ``build_model`` is a network.
         ArtefactError: a file is missing, damaged, or of another network; the message names it.
     """
-    if isinstance(build_model, nn.Module):
-        msg = f"build_model is a {type(build_model).__name__}: give a function that makes one"
-        raise ConfigError(msg)
+    check_builder(build_model)
     path, weights_path = artefact_paths(where)
     record = read_record(path, RECIPE, "weights")
     tensors = read_weights(weights_path, record)

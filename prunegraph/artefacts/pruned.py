@@ -203,6 +203,13 @@ def read_info(where: Path | str) -> PrunedInfo:
     return info_of(read_record(path, COMMON))
 
 
+def check_builder(build_model: object) -> None:
+    """Raise ConfigError for a network in place of the function that makes one."""
+    if isinstance(build_model, nn.Module):
+        msg = f"build_model is a {type(build_model).__name__}: give a function that makes one"
+        raise ConfigError(msg)
+
+
 def load_pruned(
     where: Path | str,
     build_model: Callable[[], nn.Module],
@@ -227,9 +234,7 @@ def load_pruned(
         ConfigError: ``build_model`` is a network.
         ArtefactError: a file is missing, damaged, or of another network; the message names it.
     """
-    if isinstance(build_model, nn.Module):
-        msg = f"build_model is a {type(build_model).__name__}: give a function that makes one"
-        raise ConfigError(msg)
+    check_builder(build_model)
     path, weights_path = artefact_paths(where)
     record = read_record(path, RECIPE, "channels")
     info = info_of(record)

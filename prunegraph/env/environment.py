@@ -15,13 +15,13 @@ from gymnasium.error import ResetNeeded
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError
-from prunegraph.core.masks import BoolArray, ChannelMask, FloatArray
+from prunegraph.core.masks import BoolArray, ChannelMask, FloatArray, pack_bits, unpack_bits
 from prunegraph.core.outcome import Outcome
 from prunegraph.env.config import EnvConfig, episode_generator, pair_of_episode, subset_seed
 from prunegraph.env.task import Pair, PruningTask, make_pair
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import CONTEXT_NAMES, FEATURE_BOUND
-from prunegraph.rewards import Episode, pack_bits, unpack_bits
+from prunegraph.rewards import Episode
 
 Observation = dict[str, FloatArray]
 Action = npt.NDArray[Any]

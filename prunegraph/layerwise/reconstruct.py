@@ -212,13 +212,10 @@ class Reconstruction:
         out, kept = self._stays(name, mask)
         if bool(kept.all()):
             return
-        statistics, weight = (
-            self._input_statistics[name],
-            self._weights[name].flatten(1).float(),
-        )  # [out, D]
-        groups = zip(
-            statistics, weight.chunk(len(statistics)), out.chunk(len(statistics)), strict=True
-        )
+        statistics = self._input_statistics[name]
+        weight = self._weights[name].flatten(1).float()  # [out, D]
+        count = len(statistics)
+        groups = zip(statistics, weight.chunk(count), out.chunk(count), strict=True)
         fitted = [_fitted(own, part[stays], kept) for own, part, stays in groups]
         new, shift = (torch.cat(parts) for parts in zip(*fitted, strict=True))
         self._put(name, pruned, out, new, shift)

@@ -1,6 +1,5 @@
 """Rewards: pure functions of finished episodes and of what the agent remembers."""
 
-from prunegraph.core.masks import pack_bits, unpack_bits
 from prunegraph.rewards.competition import SelfCompetition
 from prunegraph.rewards.config import RewardConfig
 from prunegraph.rewards.episode import Episode
@@ -16,7 +15,5 @@ __all__ = [
     "RewardConfig",
     "SelfCompetition",
     "SelfCompetitionLedger",
-    "pack_bits",
     "score",
-    "unpack_bits",
 ]

@@ -8,11 +8,10 @@ from typing import Any, get_args
 
 from prunegraph.core.errors import ArtefactError, MaskError
 from prunegraph.core.files import write_json
-from prunegraph.core.masks import ChannelMask
+from prunegraph.core.masks import ChannelMask, pack_bits, unpack_bits
 from prunegraph.core.reading import checked, read_json
 from prunegraph.graph import StructureGraph
 from prunegraph.methods.method import Role
-from prunegraph.rewards import pack_bits, unpack_bits
 from prunegraph.runs.report.verdict import is_agent, is_rival
 
 CANDIDATE = {

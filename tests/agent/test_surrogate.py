@@ -8,7 +8,8 @@ import torch
 
 from prunegraph.agent.surrogate import Surrogate, cost_slope
 from prunegraph.agent.threshold import BudgetThreshold
-from prunegraph.rewards import Episode, pack_bits
+from prunegraph.core.masks import pack_bits
+from prunegraph.rewards import Episode
 from support.toy_env import toy_graphs
 
 GRAPHS = toy_graphs()[:2]

@@ -11,10 +11,11 @@ from prunegraph.agent.train import make_vec_env
 from prunegraph.agent.vec_env import SelfCompetitionVecEnv
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError
+from prunegraph.core.masks import pack_bits
 from prunegraph.core.outcome import Outcome
 from prunegraph.env import ChannelPruningEnv, EnvConfig, PruningTask
 from prunegraph.graph.graph import StructureGraph
-from prunegraph.rewards import RewardConfig, pack_bits
+from prunegraph.rewards import RewardConfig
 from support.toy_env import KnownMaskEvaluator, draw_signs, toy_graphs
 
 GRAPHS = toy_graphs()

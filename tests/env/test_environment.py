@@ -14,8 +14,8 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import BudgetError, ConfigError
+from prunegraph.core.masks import unpack_bits
 from prunegraph.env import CONTEXT_NAMES, ENV_ID, ChannelPruningEnv, EnvConfig, PruningTask
-from prunegraph.rewards import unpack_bits
 
 MakeTask = Callable[..., PruningTask]
 

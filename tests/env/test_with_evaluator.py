@@ -8,12 +8,12 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 from prunegraph.core.budget import Budget
+from prunegraph.core.masks import unpack_bits
 from prunegraph.data import load_dataset
 from prunegraph.env import ChannelPruningEnv, EnvConfig, PruningTask
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.graph import analyse
 from prunegraph.models import build_model
-from prunegraph.rewards import unpack_bits
 from support.tasks import image_task
 
 

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from prunegraph.rewards import Episode, pack_bits, unpack_bits
+from prunegraph.core.masks import pack_bits, unpack_bits
+from prunegraph.rewards import Episode
 
 
 def episode(*, raw: float, repaired: float) -> Episode:

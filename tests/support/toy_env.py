@@ -19,12 +19,12 @@ from gymnasium import spaces
 from torch import Tensor
 
 from prunegraph.core.budget import Budget
-from prunegraph.core.masks import BoolArray, ChannelMask, FloatArray, IntArray
+from prunegraph.core.masks import BoolArray, ChannelMask, FloatArray, IntArray, pack_bits
 from prunegraph.core.outcome import Outcome
 from prunegraph.graph.costs.macs import MACS, PARAMS, CostModel, CostTerm
 from prunegraph.graph.features import CONTEXT_NAMES, FEATURE_BOUND
 from prunegraph.graph.graph import Group, OpNode, StructureGraph
-from prunegraph.rewards import Episode, pack_bits
+from prunegraph.rewards import Episode
 
 TOY_FEATURE_NAMES = ("u", "v", "w", "noise", "start")
 
