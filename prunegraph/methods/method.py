@@ -11,6 +11,7 @@ from torch import nn
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError, ModelError
 from prunegraph.core.masks import ChannelMask, FloatArray
+from prunegraph.core.splits import TrainSplit
 from prunegraph.core.task import Task
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.evaluation.evaluator import Evaluator
@@ -39,6 +40,7 @@ class Problem:
         statistics: measured arrays ``[N]`` by name, each measured when it is first asked for.
         make_evaluator: returns an evaluator that has counted nothing yet, but what a log knows.
         make_unlabelled: returns what compares outputs with the dense network's, without labels.
+        calibration: train samples that weights are changed by.
         seed: fixes every random choice of the method.
         max_networks: pruned networks that the method may run.
         subset_size: search samples that a method scores its candidates on; None = its own number.
@@ -56,6 +58,7 @@ class Problem:
     statistics: Mapping[str, FloatArray]
     make_evaluator: Callable[[OutcomeLog | None], Evaluator]
     make_unlabelled: Callable[[], Evaluator]
+    calibration: TrainSplit
     seed: int = 0
     max_networks: int = 0
     subset_size: int | None = None
