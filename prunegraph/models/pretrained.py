@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.core.errors import ArtefactError, ConfigError, ModelError, one_line
-from prunegraph.core.reading import read_json
+from prunegraph.core.reading import read_json, read_text
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 
@@ -134,7 +134,7 @@ def load_tokenizer(folder: Path | str) -> Any:
         raise ModelError(msg)
     settings = folder / "tokenizer_config.json"
     try:
-        if settings.is_file() and "auto_map" in read_json(settings):
+        if settings.is_file() and '"auto_map"' in read_text(settings):
             msg = f"{settings} asks for code of its own (auto_map), which is not run"
             raise ModelError(msg)
         return transformers().AutoTokenizer.from_pretrained(

@@ -308,6 +308,7 @@ def causal_lm(
             network cannot be loaded, or returns no finite logits.
     """
     folder = Path(model) if isinstance(model, str | Path) else None
+    given = None if folder is None else folder.resolve().name
     network = model if isinstance(model, nn.Module) else load_pretrained(model)
     if isinstance(tokenizer, str | Path):
         folder = folder or Path(tokenizer)
@@ -339,7 +340,7 @@ def causal_lm(
         test=None if test is None else reader.split(TestSplit, test, "test"),
         tokenizer=tokenizer,
         folder=folder,
-        name=name or (type(unwrap(network)).__name__ if folder is None else folder.name),
+        name=name or given or type(unwrap(network)).__name__,
     )
 
 

@@ -9,7 +9,7 @@ from prunegraph.models.embedded_language import WINDOW, build_embedded, byte_tok
 from prunegraph.tasks.causal_lm import CausalLM, causal_lm
 from prunegraph.training.loop import FinetuneConfig, FinetuneResult, Progress, Watch, finetune
 
-EMBEDDED_EPOCHS = 10
+EMBEDDED_EPOCHS = 12
 
 RECIPE = FinetuneConfig(
     epochs=EMBEDDED_EPOCHS,
