@@ -1,6 +1,11 @@
 """Target networks by name, and their weights files."""
 
 from prunegraph.models.build import KNOWN_MODELS, build_model, check_arch
+from prunegraph.models.pretrained import (
+    load_pretrained,
+    load_tokenizer,
+    save_pretrained_layout,
+)
 from prunegraph.models.weights import (
     WeightsInfo,
     check_weights_file,
@@ -15,7 +20,10 @@ __all__ = [
     "build_model",
     "check_arch",
     "check_weights_file",
+    "load_pretrained",
+    "load_tokenizer",
     "load_weights",
+    "save_pretrained_layout",
     "save_weights",
     "weights_info",
 ]

@@ -1,6 +1,7 @@
 """What networks are for: each kind of task is a function that makes one."""
 
+from prunegraph.tasks.causal_lm import causal_lm
 from prunegraph.tasks.custom import custom
 from prunegraph.tasks.image_classification import image_classification
 
-__all__ = ["custom", "image_classification"]
+__all__ = ["causal_lm", "custom", "image_classification"]

@@ -1,0 +1,223 @@
+"""Language models in folders of transformers (``from_pretrained``): safetensors only."""
+
+import copy
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunegraph.core.errors import ArtefactError, ConfigError, ModelError, one_line
+from prunegraph.core.reading import read_json, read_text
+
+WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+"""A tokenizer's folder holds at least one of them."""
+
+TOKENIZER_FILES = (
+    *VOCABULARIES,
+    *("merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "chat_template.json"),
+)
+"""What ``save_pretrained_layout`` copies, where there is such a file."""
+
+
+def transformers() -> Any:
+    """Return the library, which is loaded when it is first needed; it shows no progress.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        import transformers as library
+    except ImportError as error:
+        msg = "language models need the library transformers: pip install 'prunegraph[lm]'"
+        raise ConfigError(msg) from error
+    library.utils.logging.disable_progress_bar()
+    return library
+
+
+def load_pretrained(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Return the causal language model of a folder, in eval mode, on the CPU.
+
+    Nothing is downloaded, unpickled or run that the folder holds.
+
+    Args:
+        folder: what ``save_pretrained`` of transformers has written.
+        dtype: type of its weights.
+
+    Raises:
+        ConfigError: transformers is not installed.
+        ModelError: the folder is missing, holds no safetensors, a quantised or incomplete network,
+            one that needs code of its own, or weights of another network.
+    """
+    folder = Path(folder)
+    _check_folder(folder)
+    library = transformers()
+    try:
+        model, info = library.AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # transformers raises about anything
+        msg = f"{folder} cannot be loaded as a causal language model: {one_line(error, 300)}"
+        raise ModelError(msg) from error
+    for what in ("missing_keys", "mismatched_keys", "error_msgs"):
+        if found := sorted(map(str, info.get(what) or ())):
+            msg = f"{folder}: weights are of another network ({what}: {found[0]}): copy it again"
+            raise ModelError(msg)
+    network: nn.Module = model.eval()
+    return network
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        msg = f"there is no folder {folder}: give one that save_pretrained has written"
+        raise ModelError(msg)
+    try:
+        config = read_json(folder / CONFIG)
+        index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
+    except ArtefactError as error:
+        raise ModelError(str(error)) from error
+    _check_config(folder, config)
+    if (folder / WEIGHTS).is_file():
+        return
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(shards, dict) or not shards:
+        msg = f"{folder} holds no {WEIGHTS}"
+        if any(folder.glob("*.bin")):
+            msg += " but a pickle (.bin), which is never read: convert it to safetensors"
+        else:
+            msg += ": give the folder that holds the weights"
+        raise ModelError(msg)
+    for shard in sorted({str(name) for name in shards.values()}):
+        if Path(shard).name != shard or not (folder / shard).is_file():
+            msg = f"{folder} lacks the shard {ascii(shard)[:80]} of its weights: copy it too"
+            raise ModelError(msg)
+
+
+def _check_config(folder: Path, config: Any) -> None:
+    where = folder / CONFIG
+    if not isinstance(config, dict) or "model_type" not in config:
+        msg = f"{where} names no model_type: give a folder that save_pretrained has written"
+        raise ModelError(msg)
+    if "auto_map" in config:
+        msg = f"{where} asks for code of its own (auto_map), which is not run: build it yourself"
+        raise ModelError(msg)
+    if "quantization_config" in config:
+        msg = f"{where} is of a quantised network: give its float weights"
+        raise ModelError(msg)
+
+
+def has_tokenizer(folder: Path | str) -> bool:
+    """Tell whether a folder holds the files of a tokenizer."""
+    return any(Path(folder, name).is_file() for name in VOCABULARIES)
+
+
+def load_tokenizer(folder: Path | str) -> Any:
+    """Return the tokenizer of a folder.
+
+    Raises:
+        ConfigError: transformers is not installed.
+        ModelError: the folder holds none, or one that needs code of its own.
+    """
+    folder = Path(folder)
+    if not has_tokenizer(folder):
+        msg = f"{folder} holds no tokenizer ({', '.join(VOCABULARIES)}): give tokenizer="
+        raise ModelError(msg)
+    settings = folder / "tokenizer_config.json"
+    try:
+        if settings.is_file() and '"auto_map"' in read_text(settings):
+            msg = f"{settings} asks for code of its own (auto_map), which is not run"
+            raise ModelError(msg)
+        return transformers().AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except (ModelError, ConfigError):
+        raise
+    except Exception as error:  # transformers raises about anything
+        msg = f"the tokenizer in {folder} cannot be loaded: {one_line(error, 300)}"
+        raise ModelError(msg) from error
+
+
+def save_pretrained_layout(model: nn.Module, tokenizer: Any, out: Path | str) -> None:
+    """Write a network of transformers as a folder that ``from_pretrained`` reads.
+
+    It holds ``config.json``, ``generation_config.json``, ``model.safetensors`` (or its shards) and
+    the tokenizer's files. ``AutoModelForCausalLM.from_pretrained(out)`` gives equal logits. Each
+    file takes its place in one step.
+
+    Args:
+        model: the network.
+        tokenizer: the folder whose files of a tokenizer are copied as they are, or a tokenizer of
+            transformers; None = there is none.
+        out: the folder to write; made if missing.
+
+    Raises:
+        ArtefactError: the network's config cannot hold it, or the files cannot be written.
+    """
+    out = Path(out)
+    if misfit := config_misfit(model):
+        msg = f"{out} cannot hold the network as a from_pretrained folder: {misfit}"
+        raise ArtefactError(msg)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as made:
+            model.save_pretrained(made)  # type: ignore[operator]  # of transformers
+            _save_tokenizer(tokenizer, Path(made))
+            out.mkdir(exist_ok=True)
+            for file in sorted(Path(made).iterdir()):
+                file.replace(out / file.name)
+    except Exception as error:  # a full disk, a generation config that transformers refuses
+        msg = f"cannot write {out}: {one_line(error, 300)}"
+        raise ArtefactError(msg) from error
+
+
+def _save_tokenizer(tokenizer: Any, out: Path) -> None:
+    if tokenizer is None:
+        return
+    if not isinstance(tokenizer, str | Path):
+        tokenizer.save_pretrained(out)
+        return
+    for name in TOKENIZER_FILES:
+        if Path(tokenizer, name).is_file():
+            shutil.copyfile(Path(tokenizer, name), out / name)
+
+
+def config_misfit(model: nn.Module) -> str | None:
+    """Say why a network cannot be made again from its own config; None if it can.
+
+    Channels that were cut out where the config has one width for all layers do not fit, nor does an
+    output layer that is no longer tied to the embedding.
+    """
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(model, "save_pretrained"):
+        return f"{type(model).__name__} is no network of transformers"
+    with torch.device("meta"):
+        fresh = type(model)(copy.deepcopy(config))
+    expected, state = fresh.state_dict(), model.state_dict()
+    if expected.keys() != state.keys():
+        return f"{min(expected.keys() ^ state.keys())} is in one and not in the other"
+    for name, value in expected.items():
+        if state[name].shape != value.shape:
+            return f"{name} has shape {list(state[name].shape)}, config says {list(value.shape)}"
+    head, embedding = _tied(fresh)
+    if head is not None and head is embedding:
+        own_head, own_embedding = _tied(model)
+        if not torch.equal(own_head, own_embedding):  # type: ignore[arg-type]  # both are there
+            return "its output layer differs from the embedding that the config ties it to"
+    return None
+
+
+def _tied(model: Any) -> tuple[Tensor | None, Tensor | None]:
+    """Return the weights of output layer and embedding."""
+    layers = model.get_output_embeddings(), model.get_input_embeddings()
+    head, embedding = (getattr(layer, "weight", None) for layer in layers)
+    return head, embedding
