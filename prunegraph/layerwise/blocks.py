@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from prunegraph.core.errors import ArtefactError
@@ -31,6 +33,8 @@ POSITIONS = 32
 
 STATES = 2**30
 """Bytes of hidden states that may be kept; above, each block runs the network from its start."""
+
+MATMULS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -207,20 +211,13 @@ class BlockWalk:
         self, path: str, number: int, runs: Iterator[None]
     ) -> dict[str, Sequence[Hessian]] | None:
         """Return what the matrices of a block read while it runs; None if the block is on disk."""
-        if self._file(number).is_file() if self._folder else False:
+        if self._folder is not None and self._file(number).is_file():
             return None
-        layers = {name: self.weights[name] for name in self._inside(path)}
-        grams: dict[str, _Gram] = {}
-        twins: dict[str, str] = {}
-        with hooked(_watch(self.model, layers, grams, twins)):
+        reads = _Reads(self.model, {name: self.weights[name] for name in self._inside(path)})
+        with reads:
             for _ in runs:
-                _forget(grams)
-        made = {
-            name: [Hessian(part, name=name) for part in gram.mean()] for name, gram in grams.items()
-        }
-        return {
-            name: made[twins.get(name, name)] for name in layers if twins.get(name, name) in made
-        }
+                reads.forget()
+        return reads.hessians()
 
     def _inside(self, path: str) -> list[str]:
         return [
@@ -318,42 +315,87 @@ class _Gram:
         return self.total / max(self.count, 1)
 
 
-def _watch(
-    model: nn.Module,
-    layers: Mapping[str, PrunableWeight],
-    grams: dict[str, _Gram],
-    twins: dict[str, str],
-) -> Iterator[Any]:
-    """Yield hooks that add what each layer reads to its Gram matrix.
+class _Reads(TorchFunctionMode):
+    """Adds up what layers read while the network runs.
 
-    A layer that reads the very tensor of another linear layer is its twin, and is not added up.
+    Linear layers are seen where their weight is used, in a function too (``dt_proj`` of Mamba);
+    others where they are called. A linear layer that reads the very tensor of another is its twin.
     """
 
-    def hook(name: str, layout: PrunableWeight) -> Callable[..., None]:
+    def __init__(self, model: nn.Module, layers: Mapping[str, PrunableWeight]) -> None:
+        super().__init__()
+        self._layers = layers
+        self._grams: dict[str, _Gram] = {}
+        self._twins: dict[str, str] = {}
+        self._linear: dict[int, str] = {}
+        self._handles = []
+        for name, layout in layers.items():
+            module = model.get_submodule(layout.module)
+            if isinstance(module, nn.Linear):
+                self._linear[id(module.weight)] = name
+            else:
+                self._handles.append(module.register_forward_pre_hook(self._hook(name)))
+
+    def __exit__(self, *exception: Any) -> None:
+        """Let the network be as it was."""
+        super().__exit__(*exception)
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def add(module: nn.Module, args: tuple[Any, ...]) -> None:
-            inputs: Tensor = args[0]
-            if name in twins:
-                return
-            linear = layout.groups == 1 and len(layout.shape) == 2
-            if linear and name not in grams:
-                twin = next((own for own, gram in grams.items() if gram.last is inputs), None)
-                if twin is not None:
-                    twins[name] = twin
-                    return
-            gram = grams.setdefault(name, _Gram())
-            gram.last = inputs if linear else None
-            gram.add(read_rows(module, layout, inputs))
+            rows = read_rows(module, self._layers[name], args[0])
+            self._grams.setdefault(name, _Gram()).add(rows)
 
         return add
 
-    for name, layout in layers.items():
-        module = model.get_submodule(layout.module)
-        yield module.register_forward_pre_hook(hook(name, layout))
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Look at the arguments of a product with the weight of a linear layer; call it."""
+        del types
+        kwargs = kwargs or {}
+        if function is F.linear:
+            inputs, weight = _linear_arguments(*args, **kwargs)
+            if id(weight) in self._linear:
+                self._add_linear(self._linear[id(weight)], inputs)
+        elif function in MATMULS and id(args[0]) in self._linear:  # [C, B] @ [..., B, S]
+            self._add_linear(self._linear[id(args[0])], args[1].transpose(-1, -2))
+        return function(*args, **kwargs)
+
+    def _add_linear(self, name: str, inputs: Tensor) -> None:
+        if name in self._twins:
+            return
+        if name not in self._grams:
+            twin = next((own for own, gram in self._grams.items() if gram.last is inputs), None)
+            if twin is not None:
+                self._twins[name] = twin
+                return
+        gram = self._grams.setdefault(name, _Gram())
+        gram.last = inputs
+        gram.add(inputs.reshape(1, -1, inputs.shape[-1]).float())
+
+    def forget(self) -> None:
+        """Let go of the tensors by which twins are told."""
+        for gram in self._grams.values():
+            gram.last = None
+
+    def hessians(self) -> dict[str, Sequence[Hessian]]:
+        """Return those of each layer that ran; twins share theirs."""
+        made = {
+            name: [Hessian(part, name=name) for part in gram.mean()]
+            for name, gram in self._grams.items()
+        }
+        return made | {name: made[twin] for name, twin in self._twins.items()}
 
 
-def _forget(grams: Mapping[str, _Gram]) -> None:
-    for gram in grams.values():
-        gram.last = None
+def _linear_arguments(input: Tensor, weight: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    """Return the first arguments of ``linear``."""
+    return input, weight
 
 
 def read_rows(module: nn.Module, layout: PrunableWeight, inputs: Tensor) -> Tensor:
