@@ -226,7 +226,7 @@ class Context:
             statistics=own.statistics,
             make_evaluator=own.evaluator,
             make_unlabelled=lambda: own.unlabelled,
-            calibration=self.task.train.sample(self.num_calibration, own.drawn),
+            num_calibration=self.num_calibration,
             seed=own.drawn,
             max_networks=max_networks,
             subset_size=self.subset_size,

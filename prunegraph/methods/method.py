@@ -40,7 +40,7 @@ class Problem:
         statistics: measured arrays ``[N]`` by name, each measured when it is first asked for.
         make_evaluator: returns an evaluator that has counted nothing yet, but what a log knows.
         make_unlabelled: returns what compares outputs with the dense network's, without labels.
-        calibration: train samples that weights are changed by.
+        num_calibration: train samples by which weights are chosen and changed.
         seed: fixes every random choice of the method.
         max_networks: pruned networks that the method may run.
         subset_size: search samples that a method scores its candidates on; None = its own number.
@@ -58,7 +58,7 @@ class Problem:
     statistics: Mapping[str, FloatArray]
     make_evaluator: Callable[[OutcomeLog | None], Evaluator]
     make_unlabelled: Callable[[], Evaluator]
-    calibration: TrainSplit
+    num_calibration: int = 1024
     seed: int = 0
     max_networks: int = 0
     subset_size: int | None = None
@@ -79,6 +79,11 @@ class Problem:
             msg = f"{self.task.name} has no structure graph, and channels are chosen by it"
             raise ModelError(msg)
         return self.structure
+
+    @cached_property
+    def calibration(self) -> TrainSplit:
+        """The samples by which weights are chosen and changed, drawn by the seed."""
+        return self.task.train.sample(self.num_calibration, self.seed)
 
     @cached_property
     def evaluator(self) -> Evaluator:

@@ -12,7 +12,8 @@ from prunegraph.core.errors import BudgetError, ModelError
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.env.task import PruningTask, make_pair
 from prunegraph.layerwise.weights import check_pattern, prunable_weights
-from prunegraph.methods.magnitude import divide_zeros, magnitude_mask
+from prunegraph.methods.obs.choose import divide_zeros
+from prunegraph.methods.obs.magnitude import magnitude_mask
 from prunegraph.methods.method import Problem
 from prunegraph.methods.registry import METHODS, make_method
 
