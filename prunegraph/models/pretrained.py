@@ -111,7 +111,7 @@ def _check_config(folder: Path, config: Any) -> None:
     if "auto_map" in config:
         msg = f"{where} asks for code of its own (auto_map), which is not run: build it yourself"
         raise ModelError(msg)
-    if "quantization_config" in config:
+    if "quantization_config" in config or "compression_config" in config:
         msg = f"{where} is of a quantised network: give its float weights"
         raise ModelError(msg)
 
@@ -157,7 +157,7 @@ def save_pretrained_layout(model: nn.Module, tokenizer: Any, out: Path | str) ->
     Args:
         model: the network.
         tokenizer: the folder whose files of a tokenizer are copied as they are, or a tokenizer of
-            transformers; None = there is none.
+            transformers; of another kind, or of None, nothing is kept.
         out: the folder to write; made if missing.
 
     Raises:
@@ -181,12 +181,9 @@ def save_pretrained_layout(model: nn.Module, tokenizer: Any, out: Path | str) ->
 
 
 def _save_tokenizer(tokenizer: Any, out: Path) -> None:
-    if tokenizer is None:
-        return
-    if not isinstance(tokenizer, str | Path):
+    if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(out)
-        return
-    for name in TOKENIZER_FILES:
+    for name in TOKENIZER_FILES if isinstance(tokenizer, str | Path) else ():
         if Path(tokenizer, name).is_file():
             shutil.copyfile(Path(tokenizer, name), out / name)
 
