@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.core.errors import ArtefactError, ConfigError, ModelError, one_line
-from prunegraph.core.reading import read_json, read_text
+from prunegraph.core.reading import parse_json, read_json, read_text
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 
@@ -82,7 +82,8 @@ def _check_folder(folder: Path) -> None:
         msg = f"there is no folder {folder}: give one that save_pretrained has written"
         raise ModelError(msg)
     try:
-        config = read_json(folder / CONFIG)
+        path = folder / CONFIG
+        config = parse_json(read_text(path), path, finite=False)  # some hold Infinity
         index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
     except ArtefactError as error:
         raise ModelError(str(error)) from error
