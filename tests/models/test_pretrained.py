@@ -88,6 +88,11 @@ def config_with(**values: Any) -> Callable[[Path], None]:
     return change
 
 
+def test_a_config_may_hold_infinity(folder: Path) -> None:
+    config_with(time_step_limit=[0.0, float("inf")])(folder)  # as transformers 4 writes Mamba2's
+    assert torch.equal(logits(load_pretrained(folder)), logits(tiny_llama()))
+
+
 def as_pickle(folder: Path) -> None:
     weights = safetensors.torch.load_file(folder / "model.safetensors")
     torch.save(weights, folder / "pytorch_model.bin")

@@ -178,7 +178,7 @@ def test_the_divergence_of_outputs_has_a_temperature_and_a_gradient(sharp: Any) 
     )
     assert float(value.detach()) == pytest.approx(4 * float(expected.detach()), rel=1e-5)
     value.backward()
-    assert float(task.divergence(other, other)) == 0.0
+    assert float(task.divergence(other, other).detach()) == 0.0
 
 
 def test_splits_are_typed_and_fixed_by_the_seed() -> None:
@@ -202,15 +202,20 @@ def test_without_texts_it_is_the_embedded_one() -> None:
     assert task.train.source.fingerprint() != task.test.source.fingerprint()
     assert task.example_inputs["input_ids"].shape == (1, 64)  # type: ignore[index, call-overload]
     assert len(task.train) == 256
+    rows = torch.randint(0, 256, (6, 64))
+    given = pg.tasks.causal_lm(tiny_llama(), byte_tokenizer(), search=rows, test=rows[:2])
+    assert given.test is not None
+    assert (len(given.search), len(given.test)) == (6, 2)
 
 
 def test_a_folder_brings_its_tokenizer(tmp_path: Path) -> None:
     save_pretrained_layout(tiny_llama(), byte_tokenizer(), tmp_path / "small")
     task = pg.tasks.causal_lm(tmp_path / "small", calibration=[TEXT], window=16)
-    assert (task.name, task.folder) == ("small", tmp_path / "small")
+    assert (task.name, task.tokenizer_folder) == ("small", tmp_path / "small")
     assert task.train.source.fingerprint() == make().train.source.fingerprint()
+    assert pg.tasks.causal_lm(tmp_path / "small", encode).tokenizer_folder is None
     beside = pg.tasks.causal_lm(tiny_llama(), tmp_path / "small", calibration=[TEXT])
-    assert (beside.name, beside.folder) == ("LlamaForCausalLM", tmp_path / "small")
+    assert (beside.name, beside.tokenizer_folder) == ("LlamaForCausalLM", tmp_path / "small")
 
 
 class Pair(nn.Module):
