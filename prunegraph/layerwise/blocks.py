@@ -111,9 +111,8 @@ class BlockWalk:
         )
         total, started, done = sum(len(segment.blocks) for segment in segments), time.monotonic(), 0
         resumed = 0
-        for segment in segments:
-            for path, hessians in self._measured(segment, done):
-                names = self._inside(path)
+        for segment in [*segments, None]:
+            for names, hessians in self._measured(segment, done):
                 if hessians is None:
                     self._load(done, names)
                     resumed += 1
@@ -123,27 +122,38 @@ class BlockWalk:
                 done += 1
                 if self._progress is not None:
                     each = (time.monotonic() - started) / max(done - resumed, 1)
-                    self._progress(done, total, each * (total - done))
+                    self._progress(min(done, total), total, each * max(total - done, 0))
         self.unseen = [name for name in self.weights if name not in self._keep]
         self._change(self.unseen, {}, change)
         return self._keep
 
     def _measured(
-        self, segment: Segment, done: int
-    ) -> Iterator[tuple[str, dict[str, Sequence[Hessian]] | None]]:
-        """Yield each block with what its matrices read; None for one that is on disk.
+        self, segment: Segment | None, done: int
+    ) -> Iterator[tuple[list[str], dict[str, Sequence[Hessian]] | None]]:
+        """Yield the matrices of each block with what they read; None for a block that is on disk.
 
-        The block is to be changed before the next one is asked for.
+        They are to be changed before the next block is asked for.
+
+        Args:
+            segment: the blocks; None = all that no block holds, as one block.
+            done: number of blocks before them.
         """
+        if segment is None:
+            rest = [name for name in self.weights if name not in self._keep]
+            if rest:
+                yield rest, self._hessians(rest, done, map(self._run, self.batches))
+            return
         if segment.place is None or segment.size * len(self.batches) > STATES:
             for number, path in enumerate(segment.blocks):
-                yield path, self._hessians(path, number + done, self._whole_runs(path))
+                names = self._inside(path)
+                yield names, self._hessians(names, number + done, self._whole_runs(path))
             return
         states = self._captured(segment)
         for number, path in enumerate(segment.blocks):
             block = self.model.get_submodule(path)
             own = [given[path] for given in states]
-            yield path, self._hessians(path, number + done, _runs(block, own))
+            names = self._inside(path)
+            yield names, self._hessians(names, number + done, _runs(block, own))
             if number + 1 == len(segment.blocks):
                 return
             following = segment.blocks[number + 1]
@@ -151,8 +161,8 @@ class BlockWalk:
                 args, kwargs = given.pop(path)
                 outputs = block(*args, **kwargs)
                 outputs = outputs[0] if segment.first else outputs
-                rest = (args, kwargs) if segment.alike else given[following]
-                given[following] = put(rest, segment.place, outputs)
+                others = (args, kwargs) if segment.alike else given[following]
+                given[following] = put(others, segment.place, outputs)
 
     def _captured(self, segment: Segment) -> list[dict[str, Arguments]]:
         """Return for each batch what the first block of a chain is given.
@@ -208,12 +218,12 @@ class BlockWalk:
             return
 
     def _hessians(
-        self, path: str, number: int, runs: Iterator[None]
+        self, names: Sequence[str], number: int, runs: Iterator[None]
     ) -> dict[str, Sequence[Hessian]] | None:
         """Return what the matrices of a block read while it runs; None if the block is on disk."""
         if self._folder is not None and self._file(number).is_file():
             return None
-        reads = _Reads(self.model, {name: self.weights[name] for name in self._inside(path)})
+        reads = _Reads(self.model, {name: self.weights[name] for name in names})
         with reads:
             for _ in runs:
                 reads.forget()
@@ -243,7 +253,7 @@ class BlockWalk:
                 seen=name in hessians,
             )
             changed, keep = change(given)
-            parameter.copy_(layout.tensor((changed * keep).to(parameter.dtype)))
+            parameter.copy_(layout.tensor(changed.to(parameter.dtype)))
             self._keep[name] = layout.tensor(keep).cpu()
 
     # ------------------------------------------------------------------ what is kept on disk
@@ -386,7 +396,7 @@ class _Reads(TorchFunctionMode):
 
     def hessians(self) -> dict[str, Sequence[Hessian]]:
         """Return those of each layer that ran; twins share theirs."""
-        made = {
+        made: dict[str, Sequence[Hessian]] = {
             name: [Hessian(part, name=name) for part in gram.mean()]
             for name, gram in self._grams.items()
         }

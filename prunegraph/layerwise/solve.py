@@ -86,7 +86,8 @@ class Hessian:
 
         It gives the inverse of every trailing part: ``(H[i:, i:])^-1 = U[i:, i:]^T U[i:, i:]``.
         """
-        return torch.linalg.cholesky(self._inverse, upper=True).to(self._gram)
+        factor: Tensor = torch.linalg.cholesky(self._inverse, upper=True)
+        return factor.to(self._gram)
 
     @cached_property
     def _inverse(self) -> Tensor:

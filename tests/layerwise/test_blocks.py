@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from support.language import tiny_llama
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,6 +14,7 @@ from prunegraph.layerwise import blocks as blocks_module
 from prunegraph.layerwise.blocks import BlockWalk, Matrix, read_rows
 from prunegraph.layerwise.order import Segment, find_segments
 from prunegraph.layerwise.weights import prunable_weights
+from support.language import tiny_llama
 
 TOKENS = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 3}
 HEADS = {"num_attention_heads": 4, "intermediate_size": 32}

@@ -62,9 +62,7 @@ def test_removed_columns_are_one_set_for_all_rows() -> None:
 
 def test_nothing_removed_changes_nothing() -> None:
     weight = draw(3, 8)
-    assert torch.equal(
-        remove(weight, torch.ones(3, 8, dtype=torch.bool), Hessian(gram(8))), weight
-    )
+    assert torch.equal(remove(weight, torch.ones(3, 8, dtype=torch.bool), Hessian(gram(8))), weight)
 
 
 def test_the_factor_gives_the_inverse_of_every_trailing_part() -> None:

@@ -122,7 +122,7 @@ class BlockwiseMethod:
             damped = hessian.with_damping(self.damping)
             changed, keep = self.prune_matrix(part, damped, count, pattern)
             results.append((changed, keep))
-            change += damped.error(changed * keep - part)
+            change += damped.error(changed - part)
             size += damped.error(part)
         errors[matrix.name] = change / size if size else 0.0
         changed, keep = (torch.cat(items) for items in zip(*results, strict=True))

@@ -13,27 +13,23 @@ from prunegraph.core.pattern import UNSTRUCTURED, Pattern
 from prunegraph.layerwise.weights import PrunableWeight
 
 
-def check_weights(
-    weights: Mapping[str, PrunableWeight], budget: Budget, *, columns: bool = True
-) -> Pattern:
+def check_weights(weights: Mapping[str, PrunableWeight], budget: Budget) -> Pattern:
     """Return the pattern of a budget that choosing weights in each layer can meet.
 
     Args:
         weights: of the network.
         budget: a sparsity.
-        columns: whether the method can remove whole inputs of a layer.
 
     Raises:
-        BudgetError: it is a budget of channels, of whole rows, of columns that the method does not
-            remove, or the inputs of a layer are no multiple of the groups of an n:m pattern.
+        BudgetError: it is a budget of channels or of whole rows, or the inputs of a layer are no
+            multiple of the groups of an n:m pattern.
     """
     if budget.kind != "weights":
         msg = f"a method of single weights needs a sparsity, the budget is {budget.as_dict()}"
         raise BudgetError(msg)
     pattern = UNSTRUCTURED if budget.pattern is None else Pattern.parse(budget.pattern)
-    if pattern.kind == "rows" or (pattern.kind == "columns" and not columns):
-        other = "n:m as 2:4, columns," if columns else "n:m, as 2:4,"
-        msg = f"pattern={pattern} is none that this method can give: give {other} or none"
+    if pattern.kind == "rows":
+        msg = "pattern=rows removes outputs, not inputs: give columns, n:m as 2:4, or none"
         raise BudgetError(msg)
     for name, weight in weights.items():
         if pattern.kind == "n:m" and weight.num_inputs % pattern.group:

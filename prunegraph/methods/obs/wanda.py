@@ -28,9 +28,10 @@ class Wanda(BlockwiseMethod):
         """See ``BlockwiseMethod.prune_matrix``."""
         scores = weight.abs() * hessian.norms
         if pattern.kind == "n:m":
-            return weight, best_of_groups(scores, pattern)
-        if pattern.kind == "columns":
+            keep = best_of_groups(scores, pattern)
+        elif pattern.kind == "columns":
             keep = torch.ones_like(weight, dtype=torch.bool)
             keep[:, least_columns(scores.square().sum(0), zeros, len(weight))] = False
-            return weight, keep
-        return weight, all_but_least_of_rows(scores, zeros)
+        else:
+            keep = all_but_least_of_rows(scores, zeros)
+        return weight * keep, keep
