@@ -33,7 +33,7 @@ from prunegraph.runs.agent_search import agent_method
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.config import TrainConfig
 from prunegraph.runs.parallel.jobs import load_targets, make_workplace
-from prunegraph.runs.prepare import Target
+from prunegraph.runs.target import Target
 
 NETWORK_ALONE = dict.fromkeys(
     ("offset_rate", "group_offset_rate", "surrogate_rate", "group_noise_rate"), 0.0

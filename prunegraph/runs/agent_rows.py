@@ -152,7 +152,7 @@ def add_beginning(
     """Add what a search began with: what a method decides without a look at search images."""
     if store.get(name, seed) is None:
         result = method.prune(context.problem(seed=seed))
-        accuracy = context.final_evaluator.evaluate(result.channels).accuracy
+        accuracy = context.recalibrated_search_accuracy(result.channels)
         store.add(
             Candidate(
                 name=name,

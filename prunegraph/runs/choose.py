@@ -3,12 +3,17 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from prunegraph.artefacts.masked import StoredMask
 from prunegraph.core.console import Console
 from prunegraph.core.errors import BudgetError
 from prunegraph.core.user_code import is_factory
+from prunegraph.core.weight_mask import WeightMask
 from prunegraph.evaluation.log import OutcomeLog
-from prunegraph.methods.method import Method
+from prunegraph.graph import unwrap
+from prunegraph.layerwise.recalibrate import has_batch_norm, recalibrate_bn
+from prunegraph.methods.method import Method, Result
 from prunegraph.methods.registry import (
     CONTROL_CRITERIA,
     OTHERS,
@@ -18,12 +23,21 @@ from prunegraph.methods.registry import (
     unknown_method,
 )
 from prunegraph.runs.agent_search import sampler_method, search_job
-from prunegraph.runs.context import RunContext
-from prunegraph.runs.options.config import SearchOptions
+from prunegraph.runs.context import Mask, RunContext
+from prunegraph.runs.finetune import save_network
+from prunegraph.runs.folder import RunFolder
+from prunegraph.runs.options.config import PruningOptions, SearchOptions
 from prunegraph.runs.parallel.jobs import Batch, Workplace
 from prunegraph.runs.plan import Plan, searches
 from prunegraph.runs.report.verdict import SAMPLER, is_rival
 from prunegraph.runs.store import Candidate, CandidateStore, add_found
+from prunegraph.tasks.classification import BATCH_SIZE
+
+
+def method_of(options: PruningOptions, name: str) -> Method:
+    """Return a method with what ``--METHOD.FIELD`` says of it."""
+    del options
+    return make_method(name)
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -39,7 +53,7 @@ def check_methods(plan: Plan, context: RunContext, networks: int) -> None:
     """Raise an error if a method cannot serve the network, the budget or so many networks."""
     for name in plan.methods:
         if name != SAMPLER:
-            make_method(name).check(context.untimed_problem(networks))
+            method_of(context.options, name).check(context.untimed_problem(networks))
 
 
 def method_batches(
@@ -75,16 +89,20 @@ def method_batches(
 
 def method_job(place: Workplace, number: int, name: str, seed: int, networks: int) -> Candidate:
     """Let a method choose a mask of network ``number``: a job. An interrupted search goes on."""
-    context, method = place.contexts[number], make_method(name)
+    context, folder = place.contexts[number], place.folders[number]
+    method = method_of(context.options, name)
     if not searches(name):
-        return run_method(context, method, seed=seed, networks=networks)
-    log = OutcomeLog(place.folders[number].outcomes(name, seed))
+        return run_method(context, folder, method, seed=seed, networks=networks)
+    log = OutcomeLog(folder.outcomes(name, seed))
     with place.console.progress(f"search {name}, seed {seed}", networks) as report:
-        return run_method(context, method, seed=seed, networks=networks, log=log, progress=report)
+        return run_method(
+            context, folder, method, seed=seed, networks=networks, log=log, progress=report
+        )
 
 
 def run_method(
     context: RunContext,
+    folder: RunFolder,
     method: Method,
     *,
     seed: int,
@@ -97,6 +115,7 @@ def run_method(
 
     Args:
         context: the network.
+        folder: of its files.
         method: the method.
         seed: of its search.
         networks: pruned networks that it may run.
@@ -106,18 +125,41 @@ def run_method(
     """
     started = time.monotonic()
     problem = context.problem(seed=seed, max_networks=networks, log=log, progress=progress)
-    with problem.evaluator.watched(progress):
+    if method.kind == "weights":
         result = method.prune(problem)
+        mask: Mask = store_network(context, folder.chosen(method.name, seed), result)
+        recalled = 0.0
+    else:
+        with problem.evaluator.watched(progress):
+            result = method.prune(problem)
+        mask, recalled = result.channels, problem.evaluator.recalled
     return Candidate(
         name=method.name,
         role=method.role,
         searches=method.searches,
         seed=seed,
-        mask=result.channels,
+        mask=mask,
         networks_evaluated=result.networks + counted,
-        search_accuracy=context.final_evaluator.evaluate(result.channels).accuracy,
-        seconds=time.monotonic() - started + problem.evaluator.recalled,
+        search_accuracy=context.recalibrated_search_accuracy(mask),
+        seconds=time.monotonic() - started + recalled,
+        bytes_up=result.details.get("bytes_up"),
+        bytes_down=result.details.get("bytes_down"),
     )
+
+
+def store_network(context: RunContext, where: Path, result: Result) -> StoredMask:
+    """Write the network in which a method has put zeros, its batch norm recalibrated."""
+    task, mask = context.target.task, result.mask
+    assert isinstance(mask, WeightMask)
+    model = mask.apply(unwrap(task.model)) if result.model is None else unwrap(result.model)
+    mask.check_zeros(model)
+    if has_batch_norm(model):
+        samples = task.train.sample(context.options.calibration_images, context.seed)
+        batches = list(task.batches(samples, BATCH_SIZE))
+        whole = batches[:-1] or batches  # each batch counts alike
+        recalibrate_bn(model, whole, forward=task.forward, autocast=task.autocast)
+    save_network(context.target, where, model, mask)
+    return StoredMask(where=where, name=mask.digest(), sparsity=mask.sparsity)
 
 
 def add_optional(place: Workplace, store: CandidateStore, plan: Plan, console: Console) -> None:
@@ -134,18 +176,21 @@ def add_optional(place: Workplace, store: CandidateStore, plan: Plan, console: C
 
 
 def add_controls(
-    context: RunContext, store: CandidateStore, agent: Sequence[Candidate], console: Console
+    context: RunContext,
+    folder: RunFolder,
+    store: CandidateStore,
+    agent: Sequence[Candidate],
+    console: Console,
 ) -> None:
     """Add what L1 and chance choose at the widths of the agent's masks."""
     pairs = [(candidate, criterion) for candidate in agent for criterion in CONTROL_CRITERIA]
     with console.progress("controls", len(pairs)) as report:
         for number, (candidate, criterion) in enumerate(pairs, start=1):
-            widths = context.target.graph.group_widths(candidate.mask)
+            widths = context.target.graph.group_widths(candidate.channels)
             method = control_widths(criterion, widths)
             if store.get(method.name, candidate.seed) is None:
-                count = candidate.networks_evaluated
-                row = run_method(context, method, seed=candidate.seed, networks=0, counted=count)
-                store.add(row)
+                count, seed = candidate.networks_evaluated, candidate.seed
+                store.add(run_method(context, folder, method, seed=seed, networks=0, counted=count))
             report(number)
 
 
@@ -158,8 +203,10 @@ def warn_if_worse(
     """
     rivals = [row for row in rows if is_rival(row)]
     best = max(rivals, key=lambda row: row.search_accuracy, default=own)
-    share = best.search_accuracy
-    error = math.sqrt(2.0 * share * (1.0 - share) / len(context.target.dataset.search))
+    share, search = best.search_accuracy, context.target.task.search
+    if context.target.task.score_name != "accuracy" or search is None:
+        return
+    error = math.sqrt(2.0 * share * (1.0 - share) / len(search))
     if share - own.search_accuracy > 2.0 * error:
         console.say(
             f"warning: {best.name} keeps {share:.1%} on the search images, {own.name} "

@@ -11,7 +11,6 @@ import numpy as np
 from prunegraph.core.console import Console, seconds_in_words
 from prunegraph.core.errors import ArtefactError, ConfigError
 from prunegraph.core.files import write_bytes
-from prunegraph.models import weights_info
 from prunegraph.runs.choose import check_names
 from prunegraph.runs.context import RunContext
 from prunegraph.runs.duration import Duration, predict_duration
@@ -19,10 +18,11 @@ from prunegraph.runs.folder import RunFolder, open_run, slug
 from prunegraph.runs.options.compare import CompareConfig, ComparisonsConfig
 from prunegraph.runs.options.yaml_file import save_config
 from prunegraph.runs.plan import budget_name, make_plan
-from prunegraph.runs.prepare import Target, load_target, resolve_arch
 from prunegraph.runs.report.report import read_report
 from prunegraph.runs.report.summary import summarise, summary_table, write_summary
 from prunegraph.runs.runner import check_run, run_plan
+from prunegraph.runs.target import Target
+from prunegraph.runs.tasks import arch_of, load_target
 
 MAX_NAME = 100
 """Letters of a default run folder's name."""
@@ -34,7 +34,7 @@ def run_comparisons(config: ComparisonsConfig, console: Console) -> dict[str, An
     if len(parts) == 1:
         return run_plan(parts[0], console)
     check_names(make_plan(parts[0]).methods)
-    names = folder_names(parts, [_arch(part) for part in parts])
+    names = folder_names(parts, [arch_of(part) for part in parts])
     folder = open_run(config, config.out, f"compare-{'+'.join(names)}"[:MAX_NAME])
     members = [RunFolder(path=folder.path / name) for name in names]
     parts = tuple(
@@ -57,11 +57,6 @@ def run_comparisons(config: ComparisonsConfig, console: Console) -> dict[str, An
     console.table(summary_table(summary))
     console.say(f"written to {folder.path}")
     return summary
-
-
-def _arch(part: CompareConfig) -> str:
-    info = weights_info(part.weights) if part.weights else None
-    return resolve_arch(part.arch, part.weights, info)
 
 
 def folder_names(parts: Sequence[CompareConfig], archs: Sequence[str]) -> list[str]:
@@ -142,13 +137,14 @@ def look_ahead(parts: Sequence[CompareConfig]) -> float:
         network = (part.arch, part.weights)
         if network not in plans:
             target = targets[network] = load_target(part, part.budget())
-            datasets.add(target.dataset.name)
+            datasets.add(target.data_name)
             plans[network] = predict_duration(
                 RunContext(target=target, options=part, seed=part.seed), part
             )
-        graph = targets[network].graph
-        limits = part.budget().without_latency()
-        graph.project(np.zeros(graph.num_units, dtype=np.float32), limits)
+        graph = targets[network].structure
+        if graph is not None:
+            limits = part.budget().without_latency()
+            graph.project(np.zeros(graph.num_units, dtype=np.float32), limits)
         check_run(make_plan(part), part, [targets[network]])
         seconds += plans[network].seconds
     if len(datasets) > 1:

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from prunegraph.core.budget import Cost
 from prunegraph.core.console import Console
 from prunegraph.core.files import write_json
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.precision import computes_bfloat16
 from prunegraph.graph import StructureGraph
-from prunegraph.runs.context import RunContext
+from prunegraph.runs.context import Mask, RunContext
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.measure import measure_rows
 from prunegraph.runs.options.compare import RunConfig
@@ -25,15 +26,16 @@ from prunegraph.runs.report.report import (
     Report,
     SearchResult,
     machine,
-    methods_table,
     versions,
     write_report,
 )
 from prunegraph.runs.report.speed import latencies, latency_warning
+from prunegraph.runs.report.tables import methods_table
 from prunegraph.runs.report.verdict import (
     DENSE,
     MethodRow,
     Metric,
+    Unit,
     column,
     each_cell_once,
     judge,
@@ -42,6 +44,7 @@ from prunegraph.runs.report.verdict import (
     pruned_rows,
 )
 from prunegraph.runs.store import Candidate, choose, write_masks
+from prunegraph.runs.target import Target
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -80,7 +83,7 @@ def conclude(
         write_json(folder.file(RunFolder.HISTORY), outcome.history, indent=None)
     findings = Findings(
         content=report.to_json(),
-        graph=context.target.graph,
+        structure=context.target.structure,
         masks={mask.digest(): mask for mask in masks},
         history=outcome.history,
     )
@@ -103,31 +106,31 @@ def make_report(
 ) -> Report:
     """Return the report of measured rows."""
     plan = make_plan(config)
-    metric = plan.metric(trained=context.recipe().epochs > 0)
-    target, graph = context.target, context.target.graph
+    metric = plan.metric(trained=context.trains)
+    target, unit = context.target, Unit.of_task(context.target.task)
     chosen = choose(outcome.candidates, rank_of(context.options))
     own = next(row for row in rows if (row.name, row.seed) == (chosen.name, chosen.seed))
     dense = next(row for row in rows if row.name == DENSE)
-    verdict, reason = judge(rows, metric, repaired=outcome.repaired)
+    verdict, reason = judge(rows, metric, repaired=outcome.repaired, unit=unit)
     return Report(
         command=config.command,
         arch=target.arch,
-        dataset=target.dataset.name,
+        dataset=target.data_name,
         seed=config.seed,
         budget=context.budget,
         dense=DenseResult(
-            cost=graph.dense_cost,
+            cost=target.cost,
             test_accuracy=dense.test_accuracy_recalibrated,
             test_accuracy_finetuned=mean_by_name(rows, "test_accuracy_finetuned").get(DENSE),
         ),
         pruned=PrunedResult(
-            cost=graph.cost(chosen.mask),
+            cost=Cost(macs=own.macs, params=own.params),
             seed=chosen.seed,
             search_accuracy=own.search_accuracy,
             test_accuracy_recalibrated=own.test_accuracy_recalibrated,
-            test_accuracy_finetuned=finetuned_mean(rows, chosen.mask.digest()),
-            widths=graph.group_widths(chosen.mask),
-            digest=chosen.mask.digest(),
+            test_accuracy_finetuned=finetuned_mean(rows, own.digest),
+            digest=own.digest,
+            details=mask_widths(target, chosen.mask),
         ),
         search=outcome.search,
         methods=rows,
@@ -137,14 +140,14 @@ def make_report(
             **common_details(context, outcome, metric),
             **mask_details(context, chosen.mask),
             **outcome.details,
-            **(_stages(rows, outcome) if plan.finetunes else {}),
+            **(_stages(rows, outcome, unit) if plan.finetunes else {}),
         },
     )
 
 
-def _stages(rows: Sequence[MethodRow], outcome: Outcome) -> dict[str, Any]:
+def _stages(rows: Sequence[MethodRow], outcome: Outcome, unit: Unit) -> dict[str, Any]:
     """Return what a comparison says of its first stage."""
-    verdict = judge(rows, RECALIBRATED, repaired=outcome.repaired)
+    verdict = judge(rows, RECALIBRATED, repaired=outcome.repaired, unit=unit)
     return {
         "proxy_rank_correlation": proxy_correlation(rows),
         "stage_one_verdict": list(verdict),
@@ -158,12 +161,22 @@ def finetuned_mean(rows: Sequence[MethodRow], digest: str) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def mask_details(context: RunContext, mask: ChannelMask) -> dict[str, Any]:
-    """Return the entries of a report about the mask that a run ends with.
+def mask_widths(target: Target, mask: Mask) -> dict[str, Any]:
+    """Return what the report's ``pruned`` tells of the mask: widths, or how many zeros where."""
+    if isinstance(mask, ChannelMask):
+        return {"widths": target.graph.group_widths(mask)}
+    bits = mask.load()
+    return {"sparsity": bits.sparsity, "pattern": str(bits.pattern), "densities": bits.densities}
+
+
+def mask_details(context: RunContext, mask: Mask) -> dict[str, Any]:
+    """Return the entries of a report about the mask that a run ends with, if it is of channels.
 
     ``peak_memory`` in bytes, ``latency_ms`` as ``speed.latencies`` returns it.
     """
     target = context.target
+    if not isinstance(mask, ChannelMask):
+        return {}
     return {
         "peak_memory": peak_memory(target.graph, mask),
         "latency_ms": latencies(target.as_loaded(), target.graph, mask, target.example_inputs),
@@ -177,19 +190,22 @@ def peak_memory(graph: StructureGraph, mask: ChannelMask) -> dict[str, int]:
 
 def common_details(context: RunContext, outcome: Outcome, metric: Metric) -> dict[str, Any]:
     """Return the entries of a report that say what it was made with."""
-    target, dataset = context.target, context.target.dataset
-    splits = {"train": dataset.train, "search": dataset.search, "test": dataset.test}
+    target, structure = context.target, {}
+    if target.structure is not None:
+        structure = {
+            "dense_widths": target.structure.group_widths(target.structure.dense_mask()),
+            "graph": target.structure.fingerprint(),
+        }
     return {
         "task": target.task.kind,
         "score_name": target.task.score_name,
         "higher_is_better": target.task.higher_is_better,
         "verdict_metric": metric,
         "repaired": outcome.repaired,
-        "dense_widths": target.graph.group_widths(target.graph.dense_mask()),
-        "graph": target.graph.fingerprint(),
+        **structure,
         "data": {
-            name: {"images": len(split), "fingerprint": split.fingerprint()}
-            for name, split in splits.items()
+            name: {"samples": len(split), "fingerprint": split.fingerprint()}
+            for name, split in target.splits.items()
         },
         "recipe": context.recipe_record(),
         "precision": "bfloat16" if computes_bfloat16(target.device) else "float32",

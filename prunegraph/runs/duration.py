@@ -8,10 +8,9 @@ from prunegraph.agent.settings import DEFAULT_SUBSET
 from prunegraph.core.console import Console, seconds_in_words
 from prunegraph.graph import copy_network
 from prunegraph.methods.registry import CONTROL_CRITERIA
-from prunegraph.runs.context import RunContext
+from prunegraph.runs.context import RunContext, with_train
 from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.plan import ALWAYS, BEST_SEARCHES, finetune_seeds_of, make_plan, searches
-from prunegraph.tasks.image_classification import training_task
 from prunegraph.training.loop import finetune
 
 PLAN_IMAGES = 1024
@@ -42,18 +41,21 @@ class Duration:
 
 def predict_duration(context: RunContext, config: CompareConfig) -> Duration:
     """Measure how fast networks are evaluated and trained, and predict what all will take."""
-    evaluator = context.evaluator()
-    subset = evaluator.draw_subset(config.agent.subset or DEFAULT_SUBSET, config.seed)
-    scores = np.random.default_rng(0).random((2, context.target.graph.num_units), dtype=np.float32)
-    for row in scores:  # the first network measures, too, what all later ones need
-        outcome = evaluator.evaluate(context.project(row, context.budget), subset)
-    num_images = len(context.finetune_images)
+    seconds = 0.0
+    if context.target.structure is not None:
+        evaluator = context.evaluator()
+        subset = evaluator.draw_subset(config.agent.subset or DEFAULT_SUBSET, config.seed)
+        shape = (2, context.target.graph.num_units)
+        for row in np.random.default_rng(0).random(shape, dtype=np.float32):
+            # the first network measures, too, what all later ones need
+            seconds = evaluator.evaluate(context.project(row, context.budget), subset).seconds
+    num_images = len(context.finetune_task.train)
     per_image = 0.0
-    if context.recipe().epochs:
+    if context.trains:
         recipe = replace(context.recipe(), epochs=1)
-        train = context.finetune_images.sample(PLAN_IMAGES, context.seed)
+        train = context.finetune_task.train.sample(PLAN_IMAGES, context.seed)
         model = copy_network(context.target.model)
-        task = training_task(model, train)
+        task = with_train(context.target.task, train)
         trained = finetune(model, task, recipe, seed=context.seed, teacher=context.teacher)
         per_image = trained.seconds / len(train)
     names = {*make_plan(config).methods}
@@ -65,10 +67,10 @@ def predict_duration(context: RunContext, config: CompareConfig) -> Duration:
     if config.finetune_best:
         finetuned = 2
     finetuned += (not config.no_agent) * (1 if config.finetune_best else 1 + len(CONTROL_CRITERIA))
-    finetunes = finetuned * len(finetune_seeds_of(config)) * bool(context.recipe().epochs)
+    finetunes = finetuned * len(finetune_seeds_of(config)) * context.trains
     return Duration(
         searches=num_searches,
-        search_seconds=num_searches * config.networks * outcome.seconds,
+        search_seconds=num_searches * config.networks * seconds,
         finetunes=finetunes,
         finetune_seconds=finetunes * context.recipe().epochs * num_images * per_image,
     )

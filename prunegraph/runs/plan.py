@@ -20,11 +20,10 @@ from prunegraph.methods.registry import (
     make_method,
     method_groups,
 )
-from prunegraph.runs.context import RunContext
+from prunegraph.runs.context import Mask, RunContext
 from prunegraph.runs.folder import RunFolder, slug
 from prunegraph.runs.options.compare import CompareConfig, RunConfig
 from prunegraph.runs.options.config import ApplyConfig, PruneConfig, SearchOptions, TrainConfig
-from prunegraph.runs.prepare import Target
 from prunegraph.runs.report.verdict import (
     AGENT,
     DENSE,
@@ -36,6 +35,7 @@ from prunegraph.runs.report.verdict import (
     is_control,
 )
 from prunegraph.runs.store import Candidate, best_rival, choose, ranked
+from prunegraph.runs.target import Target
 
 USUAL_SEARCHES = ("cem", "random_search")
 """Of the baselines that search, what ``train`` compares with; ``compare`` takes all."""
@@ -231,7 +231,7 @@ def _seeds(first: int, count: int) -> tuple[int, ...]:
 def run_name(config: RunConfig, targets: Sequence[Target]) -> str:
     """Return the default name of a run's folder."""
     names = "+".join(slug(target.arch) for target in targets)
-    name = f"{names}-{slug(targets[0].dataset.name)}-{budget_name(config.budget())}"
+    name = f"{names}-{slug(targets[0].data_name)}-{budget_name(config.budget())}"
     if isinstance(config, PruneConfig):
         return f"{slug(config.method)}-{name}"
     return name if isinstance(config, TrainConfig) else f"{config.command}-{name}"
@@ -255,6 +255,11 @@ class Finetune:
     candidate: Candidate | None
     seed: int
     folder: str
+
+    @property
+    def mask(self) -> Mask | None:
+        """What stays; None = everything."""
+        return None if self.candidate is None else self.candidate.mask
 
     @property
     def name(self) -> str:
@@ -388,6 +393,6 @@ def _searched(
 
 def _cell(context: RunContext, candidate: Candidate | None, seed: int) -> str:
     """Name the folder of a fine-tune by all that decides its result: mask, seed, recipe."""
-    mask = context.target.graph.dense_mask() if candidate is None else candidate.mask
+    mask = context.target.whole if candidate is None else candidate.mask
     words = json.dumps([mask.digest(), seed, context.recipe_record()], sort_keys=True)
     return f"{RunFolder.CELLS}/{hashlib.sha256(words.encode()).hexdigest()[:16]}"

@@ -104,7 +104,7 @@ def decide(
             seed=context.seed,
             mask=result.channels,
             networks_evaluated=result.networks,
-            search_accuracy=context.final_evaluator.evaluate(result.channels).accuracy,
+            search_accuracy=context.recalibrated_search_accuracy(result.channels),
         )
     )
     decision = {

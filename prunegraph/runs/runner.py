@@ -10,6 +10,7 @@ from typing import Any
 
 from prunegraph.agent.policies import TrainedPolicy, find_policy
 from prunegraph.core.console import Console
+from prunegraph.core.masks import ChannelMask
 from prunegraph.graph.apply import unequal
 from prunegraph.methods.controls import PriorControl
 from prunegraph.runs.agent_rows import add_beginning, add_beginnings, agent_batch, agent_summary
@@ -30,7 +31,7 @@ from prunegraph.runs.finetune import run_finetunes
 from prunegraph.runs.folder import RunFolder, open_run, slug
 from prunegraph.runs.measure import measure_again
 from prunegraph.runs.options.compare import CompareConfig, RunConfig
-from prunegraph.runs.options.config import PruneConfig, SearchOptions
+from prunegraph.runs.options.config import SearchOptions
 from prunegraph.runs.parallel.jobs import Jobs, Workplace, load_targets, make_workplace
 from prunegraph.runs.parallel.ray_pool import load_ray
 from prunegraph.runs.plan import (
@@ -42,12 +43,12 @@ from prunegraph.runs.plan import (
     run_name,
 )
 from prunegraph.runs.policies import decide, pin_applied, pin_policy
-from prunegraph.runs.prepare import Target, check_trainable
+from prunegraph.runs.prepare import check_trainable
 from prunegraph.runs.report.page import show_finished
 from prunegraph.runs.report.report import SearchResult
 from prunegraph.runs.report.verdict import PRIOR, SAMPLER, verdict_line
 from prunegraph.runs.store import CandidateStore, choose
-from prunegraph.runs.weights import run_weights, show_weights
+from prunegraph.runs.target import Target
 
 
 def run_plan(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -60,11 +61,8 @@ def run_plan(config: RunConfig, console: Console) -> dict[str, Any]:
     check_run(plan, config, targets)
     folder = open_run(config, config.out, run_name(config, targets))
     members = member_folders(folder, targets)
-    weights = config.budget().kind == "weights"
-    if folder.finished and weights:
-        return show_weights(folder, console)
     if folder.finished:
-        return show_finished(config, members, [target.graph for target in targets], console)
+        return show_finished(config, members, [target.structure for target in targets], console)
     with folder.started(config):
         console.say(f"run folder: {folder.path}")
         if policy is not None:
@@ -74,8 +72,6 @@ def run_plan(config: RunConfig, console: Console) -> dict[str, Any]:
         place = make_workplace(config, targets, members, console)
         for context in place.contexts:
             warn_of_network(context, console)
-        if isinstance(config, PruneConfig) and weights:
-            return run_weights(config, place.contexts[0], folder, console)
         with Jobs(config, place) as jobs:
             if isinstance(config, CompareConfig):
                 say_duration(place.contexts[0], config, jobs.num_workers, console)
@@ -129,7 +125,7 @@ def choose_masks(
     """Let the methods, or a policy that is applied, choose their masks, and add the controls."""
     place = jobs.place
     stores = [
-        CandidateStore(folder.checkpoint(folder.CANDIDATES), context.target.graph)
+        CandidateStore(folder.checkpoint(folder.CANDIDATES), context.target.structure)
         for folder, context in zip(place.folders, place.contexts, strict=True)
     ]
     if policy is not None:
@@ -144,10 +140,10 @@ def choose_masks(
     if plan.agent is None:
         return [Outcome(candidates=list(store)) for store in stores]
     summary = agent_summary(place, stores, name=plan.agent, seeds=plan.seeds)
-    for context, store in zip(place.contexts, stores, strict=True):
+    for context, store, folder in zip(place.contexts, stores, place.folders, strict=True):
         add_beginnings(context, store, config, plan.seeds)
         if plan.controls:
-            add_controls(context, store, store.named(plan.agent), place.console)
+            add_controls(context, folder, store, store.named(plan.agent), place.console)
         warn_if_worse(context, list(store), choose(list(store)), place.console)
     return [
         Outcome(
@@ -168,7 +164,7 @@ def _apply(plan: Plan, place: Workplace, store: CandidateStore, policy: TrainedP
     (own,) = store.named(plan.agent)
     if plan.controls:
         add_beginning(context, store, PRIOR, context.seed, PriorControl())
-        add_controls(context, store, [own], place.console)
+        add_controls(context, place.folders[0], store, [own], place.console)
     add_optional(place, store, plan, place.console)
     warn_if_worse(context, list(store), own, place.console)
     return Outcome(
@@ -192,6 +188,8 @@ def _warn_if_unequal(
     for context, outcome in zip(contexts, outcomes, strict=True):
         target = context.target
         chosen = choose(outcome.candidates, rank_of(context.options)).mask
-        problem = unequal(target.model, target.graph, chosen, target.example_inputs)
+        problem = None
+        if isinstance(chosen, ChannelMask):
+            problem = unequal(target.model, target.graph, chosen, target.example_inputs)
         if problem is not None:
             console.say(f"warning: {problem}")

@@ -59,7 +59,8 @@ from prunegraph.runs.predicted_latency import read_table, write_table
 from prunegraph.runs.prepare import build_dense
 from prunegraph.runs.report.page import read_findings
 from prunegraph.runs.report.plots import _search, draw_once
-from prunegraph.runs.report.report import machine, methods_table, read_report, read_rows
+from prunegraph.runs.report.report import machine, read_report, read_rows
+from prunegraph.runs.report.tables import methods_table
 from prunegraph.runs.store import Candidate, CandidateStore, read_masks, write_masks
 from prunegraph.tasks.image_classification import training_task
 from prunegraph.training.loop import FinetuneConfig, Watch, finetune

@@ -7,7 +7,7 @@ import pytest
 
 from prunegraph.cli.main import main
 from prunegraph.runs import policies, runner
-from prunegraph.runs.report.report import method_cells, method_columns
+from prunegraph.runs.report.tables import method_cells, method_columns
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 

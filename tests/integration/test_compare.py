@@ -30,10 +30,10 @@ from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.measure import Measured, measure_again
 from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.plan import make_plan, plan_finetunes, rank_of
-from prunegraph.runs.prepare import load_target
 from prunegraph.runs.report.report import read_rows
 from prunegraph.runs.report.verdict import judge, mean_by_name, proxy_correlation
 from prunegraph.runs.store import Candidate, CandidateStore, read_masks
+from prunegraph.runs.tasks import load_target
 from prunegraph.training.loop import _Training
 from support.parts import part
 

@@ -12,7 +12,7 @@ from prunegraph.core.errors import ConfigError
 from prunegraph.runs.context import RunContext
 from prunegraph.runs.duration import predict_duration
 from prunegraph.runs.options.compare import CompareConfig
-from prunegraph.runs.prepare import load_target
+from prunegraph.runs.tasks import load_target
 
 METHODS = ("cem", "random_search", "taylor/uniform", "l1/uniform")
 

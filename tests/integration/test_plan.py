@@ -10,8 +10,8 @@ from prunegraph.core.masks import ChannelMask
 from prunegraph.runs.context import RunContext
 from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.plan import _best_masks, _searched, plan_finetunes, rank_of
-from prunegraph.runs.prepare import load_target
 from prunegraph.runs.store import Candidate, choose
+from prunegraph.runs.tasks import load_target
 from support.parts import part
 
 

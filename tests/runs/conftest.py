@@ -101,7 +101,7 @@ def make_findings() -> Callable[..., Findings]:
             "repaired": 0.01,
             "graph": graph.fingerprint(),
             "data": {
-                name: {"images": 10, "fingerprint": "ab"} for name in ("train", "search", "test")
+                name: {"samples": 10, "fingerprint": "ab"} for name in ("train", "search", "test")
             },
             "recipe": {"epochs": 2},
             "files": {},
@@ -114,7 +114,7 @@ def make_findings() -> Callable[..., Findings]:
         }
         return Findings(
             content=content | entries,
-            graph=graph,
+            structure=graph,
             masks={mask.digest(): mask for mask in masks},
             history=entries.get("history", {"agent, seed 0": HISTORY}),
         )

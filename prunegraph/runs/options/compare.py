@@ -19,6 +19,7 @@ from prunegraph.runs.options.config import (
     TrainConfig,
 )
 from prunegraph.runs.options.help import HIDDEN, Section
+from prunegraph.runs.options.tasks import TaskOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class MethodOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(MethodOptions, SearchOptions, PruningOptions, NetworkConfig):
+class CompareConfig(MethodOptions, SearchOptions, TaskOptions, PruningOptions, NetworkConfig):
     """One comparison: of one network at one budget."""
 
     command: ClassVar[str] = "compare"
@@ -58,6 +59,7 @@ class CompareConfig(MethodOptions, SearchOptions, PruningOptions, NetworkConfig)
         NetworkConfig.__post_init__(self)
         PruningOptions.check(self)
         SearchOptions.check(self)
+        self.check_task()
         if not self.methods and self.no_agent:
             msg = (
                 "methods names none and --no-agent leaves the agent out: nothing is left to compare"
@@ -73,7 +75,7 @@ class CompareConfig(MethodOptions, SearchOptions, PruningOptions, NetworkConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparisonsConfig(MethodOptions, SearchOptions, RecipeOptions, NetworksConfig):
+class ComparisonsConfig(MethodOptions, SearchOptions, TaskOptions, RecipeOptions, NetworksConfig):
     """Compare the agent with every baseline at the same budget, in two stages.
 
     Stage 1 reconstructs and recalibrates every row; stage 2 fine-tunes eight rows, chosen on the

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from prunegraph.artefacts.pruned import WEIGHTS_FILE
+from prunegraph.artefacts.pruned import artefact_paths
 from prunegraph.core.console import Console, seconds_in_words
 from prunegraph.core.errors import ArtefactError
 from prunegraph.core.files import write_text
@@ -23,21 +23,21 @@ from prunegraph.runs.greedy import GREEDY_CURVE
 from prunegraph.runs.options.config import CommonConfig
 from prunegraph.runs.options.yaml_file import command_line
 from prunegraph.runs.report.plots import Findings, Plot, draw, to_svg
-from prunegraph.runs.report.report import (
+from prunegraph.runs.report.report import read_report, read_rows
+from prunegraph.runs.report.speed import latency_warning
+from prunegraph.runs.report.tables import (
     custom_labels,
     custom_seed,
     method_cells,
     method_columns,
     methods_table,
     percent,
-    read_report,
-    read_rows,
     title,
 )
-from prunegraph.runs.report.speed import latency_warning
 from prunegraph.runs.report.verdict import (
     DENSE,
     MIN_ROWS,
+    Unit,
     proxy_points,
     pruned_rows,
     rank_interval,
@@ -54,6 +54,8 @@ LIMITS = {
     "max_memory": "at most {:,} bytes of activations",
     "max_latency": "at most {:g} ms a forward",
     "round_to": "widths in multiples of {}",
+    "sparsity": "{:.4g} of the weights zero",
+    "pattern": "zeros in the pattern {}",
 }
 """What each limit of a budget asks, in words."""
 
@@ -65,6 +67,9 @@ HEALTH: dict[str, tuple[str, Callable[[float], str]]] = {
 }
 """Figures of an update by which a collapsed policy is recognised, and how they are written."""
 
+COSTS = {"macs": "multiply-adds", "params": "parameters"}
+"""Costs of a network and what they are called."""
+
 MOST = 1e9
 """The largest value of a learning curve that can be drawn beside others."""
 
@@ -75,7 +80,7 @@ Facts = list[tuple[str, ...]]
 def show_finished(
     config: CommonConfig,
     members: Sequence[RunFolder],
-    graphs: Sequence[StructureGraph],
+    graphs: Sequence[StructureGraph | None],
     console: Console,
 ) -> dict[str, Any]:
     """Print the table of a finished run, make its pages anew, and return its report.
@@ -105,21 +110,21 @@ def show_finished(
     return content
 
 
-def read_findings(folder: RunFolder, graph: StructureGraph) -> Findings:
+def read_findings(folder: RunFolder, graph: StructureGraph | None) -> Findings:
     """Read what a finished run found.
 
     Args:
         folder: of one network.
-        graph: its structure, analysed anew.
+        graph: its structure, analysed anew; None where single weights became zero.
 
     Raises:
         ArtefactError: a file is missing or damaged, or the network is built in another way now.
     """
     content = read_report(folder)
-    if content["graph"] != graph.fingerprint():
+    if graph is not None and content.get("graph") != graph.fingerprint():
         msg = (
             f"{folder.path} was made of another {content['arch']}: its structure was "
-            f"{content['graph']}, it is {graph.fingerprint()} now; name a new --out"
+            f"{content.get('graph')}, it is {graph.fingerprint()} now; name a new --out"
         )
         raise ArtefactError(msg)
     masks = read_masks(folder.file(RunFolder.MASKS), graph)
@@ -130,7 +135,7 @@ def read_findings(folder: RunFolder, graph: StructureGraph) -> Findings:
     history = checked(read_json(path), HISTORY, str(path)) if path.is_file() else {}
     for run, figures in history.items():
         _check_curves(figures, f"{path}: {run}")
-    return Findings(content=content, graph=graph, masks=masks, history=history)
+    return Findings(content=content, structure=graph, masks=masks, history=history)
 
 
 def _check_curves(figures: dict[str, list[float]], where: str) -> None:
@@ -178,8 +183,10 @@ def page(
         methods=methods,
         own=sorted(custom_labels(content)),
         seed=custom_seed(content),
-        widths=width_rows(findings),
-        rivals=list(findings.rivals),
+        unit=findings.unit,
+        widths=[] if findings.structure is None else width_rows(findings),
+        rivals=[] if findings.structure is None else list(findings.rivals),
+        zeros=zero_rows(content),
         cost=cost_rows(content),
         health=health_rows(content),
         origin=origin_rows(content),
@@ -220,7 +227,7 @@ def weights_on_disk(folder: RunFolder, content: Mapping[str, Any]) -> tuple[int,
     where = pruned_folder(folder, content)
     if where is None:
         return None
-    dense, pruned = folder.file(RunFolder.DENSE), where / WEIGHTS_FILE
+    dense, pruned = folder.file(RunFolder.DENSE), artefact_paths(where)[1]
     if not (dense.is_file() and pruned.is_file()):
         return None
     return dense.stat().st_size, pruned.stat().st_size
@@ -253,29 +260,37 @@ def result_rows(content: Mapping[str, Any], weights: tuple[int, int] | None = No
         content: the report.
         weights: bytes of the weights on disk, before and after.
     """
-    dense, pruned = content["dense"], content["pruned"]
-    rows = [
-        _sizes("multiply-adds", dense["macs"], pruned["macs"], ""),
-        _sizes("parameters", dense["params"], pruned["params"], ""),
-    ]
+    dense, pruned, unit = content["dense"], content["pruned"], Unit.of(content)
+    rows: Facts = []
+    if "sparsity" in pruned:
+        rows.append(("weights that are zero", "0.00 %", percent(pruned["sparsity"], 2), ""))
+    else:
+        rows += [_sizes(what, dense[name], pruned[name], "") for name, what in COSTS.items()]
     if weights is not None:
         rows.append(_sizes("weights on disk", *weights, "B"))
-    memory, times = content["peak_memory"], content["latency_ms"]
-    before, after = times["dense"], times["pruned"]
-    rows += [
-        _sizes("activations alive at once", memory["dense"], memory["pruned"], "B"),
-        ("time of one image", f"{before:.3g} ms", f"{after:.3g} ms", percent(after / before)),
-    ]
+    if "latency_ms" in content:
+        memory, times = content["peak_memory"], content["latency_ms"]
+        before, after = times["dense"], times["pruned"]
+        rows += [
+            _sizes("activations alive at once", memory["dense"], memory["pruned"], "B"),
+            ("time of one image", f"{before:.3g} ms", f"{after:.3g} ms", percent(after / before)),
+        ]
     for name, before, after in (
-        ("test accuracy", "test_accuracy", "test_accuracy_recalibrated"),
+        (f"test {unit.name}", "test_accuracy", "test_accuracy_recalibrated"),
         ("the same, fine-tuned", "test_accuracy_finetuned", "test_accuracy_finetuned"),
     ):
         if dense[before] is not None and pruned[after] is not None:
-            change = 100 * (pruned[after] - dense[before])
-            rows.append(
-                (name, percent(dense[before], 2), percent(pruned[after], 2), f"{change:+.2f} pts")
-            )
+            change = unit.shown(pruned[after]) - unit.shown(dense[before])
+            points = " pts" * (unit.scale > 1.0)
+            words = unit.words(dense[before], 2), unit.words(pruned[after], 2)
+            rows.append((name, *words, f"{change:+.2f}{points}"))
     return rows
+
+
+def zero_rows(content: Mapping[str, Any]) -> Facts:
+    """Return the share of zeros in each weight of the pruned network."""
+    densities = content["pruned"].get("densities", {})
+    return [(name, percent(1.0 - density, 2)) for name, density in densities.items()]
 
 
 def _sizes(name: str, before: float, after: float, unit: str) -> tuple[str, ...]:
@@ -371,12 +386,12 @@ def origin_rows(content: Mapping[str, Any]) -> Facts:
     rows = [(name, str(value)) for name, value in content["machine"].items() if value is not None]
     rows += content["versions"].items()
     rows += [
-        (f"{name} images", f"{split['images']:,}, fingerprint {split['fingerprint']}")
+        (f"{name} samples", f"{split['samples']:,}, fingerprint {split['fingerprint']}")
         for name, split in content["data"].items()
     ]
     return [
         ("seed", str(content["seed"])),
         *rows,
         ("fine-tune", ", ".join(f"{name} {value}" for name, value in content["recipe"].items())),
-        ("structure", content["graph"]),
+        *([("structure", content["graph"])] if "graph" in content else []),
     ]

@@ -11,8 +11,8 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from prunegraph.core.files import write_json, write_text
-from prunegraph.runs.folder import RunFolder, file_digest
+from prunegraph.core.files import file_digest, write_json, write_text
+from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.compare import ComparisonsConfig
 from prunegraph.runs.options.yaml_file import command_line
 from prunegraph.runs.report.page import render
@@ -26,16 +26,8 @@ from prunegraph.runs.report.plots import (
     new_figure,
     save_plots,
 )
-from prunegraph.runs.report.report import (
-    COSTS,
-    SCHEMA,
-    by_method,
-    minutes,
-    percent,
-    read_report,
-    read_rows,
-    spread,
-)
+from prunegraph.runs.report.report import COSTS, SCHEMA, read_report, read_rows
+from prunegraph.runs.report.tables import by_method, minutes, percent, spread
 from prunegraph.runs.report.verdict import DENSE, best_baseline, column, is_agent
 
 PAGE_TEMPLATE = "summary.html"

@@ -6,10 +6,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from prunegraph.artefacts.pruned import WEIGHTS_FILE, PrunedInfo, read_info
+from prunegraph.artefacts.masked import MaskedNetwork, load_masked
+from prunegraph.artefacts.pruned import PRETRAINED_FILE, WEIGHTS_FILE, PrunedInfo, read_info
 from prunegraph.core.masks import ChannelMask
-from prunegraph.runs.context import RunContext
-from prunegraph.runs.finetune import pruned_info
+from prunegraph.layerwise.weights import check_pattern
+from prunegraph.runs.context import Mask, RunContext
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.plan import Plan, plan_finetunes
 from prunegraph.runs.report.verdict import DENSE, MethodRow
@@ -42,7 +43,7 @@ class Check:
 
 def check_handed_on(context: RunContext, cell: Path, where: str) -> list[Check]:
     """Check what ``export`` hands on with a saved network against network and data set."""
-    saved, expected = read_info(cell), pruned_info(context.target)
+    saved, expected = read_info(cell), context.target.saved
     return [
         Check(
             name=f"{where}.cell: {field.name}",
@@ -53,12 +54,42 @@ def check_handed_on(context: RunContext, cell: Path, where: str) -> list[Check]:
     ]
 
 
+def check_mask(context: RunContext, mask: Mask | None, where: str) -> list[Check]:
+    """Check that a mask keeps to the budget; None = everything stays.
+
+    Of single weights the zeros are counted again, in the network that lies on disk.
+    """
+    budget, fits = context.budget, True
+    if isinstance(mask, ChannelMask):
+        fits = context.target.graph.fits(mask, budget)
+    elif mask is not None:
+        saved = load_masked(mask.where, context.target.build)
+        check_pattern(saved.mask, saved.model)
+        return [
+            Check(name=f"{where}: zeros", reported=mask.sparsity, found=_zeros(saved)),
+            Check(
+                name=f"{where}: pattern",
+                reported=str(saved.mask.pattern),
+                found=budget.pattern or str(saved.mask.pattern),
+            ),
+            Check(name=f"{where}: mask on disk", reported=mask.digest(), found=saved.mask.digest()),
+        ]
+    return [Check(name=f"{where} within the budget", reported=True, found=fits)]
+
+
+def _zeros(saved: MaskedNetwork) -> float:
+    """Return the share of the masked weights that are zero."""
+    parameters = saved.mask.parameters_of(saved.model)
+    kept = sum(int((parameters[name][bits] != 0).sum()) for name, bits in saved.mask.keep.items())
+    return (saved.mask.size - kept) / saved.mask.size
+
+
 def check_finetunes(
     context: RunContext,
     plan: Plan,
     content: Mapping[str, Any],
     rows: Sequence[MethodRow],
-    masks: Mapping[str, ChannelMask],
+    masks: Mapping[str, Mask],
 ) -> list[Check]:
     """Check that a run holds exactly the fine-tunes that its plan asks for.
 
@@ -68,12 +99,13 @@ def check_finetunes(
         (cell.name, cell.searched, cell.seed, cell.folder)
         for cell in plan_finetunes(context, candidates_of(rows, masks))
     ]
-    trained = context.recipe().epochs > 0
+    trained = context.trains
     found = [(r.name, r.seed, r.finetune_seed, r.cell) for r in rows if r.cell is not None]
     weights = [
         digest
         for name, digest in content["files"].items()
-        if name.startswith(f"{RunFolder.CELLS}/") and name.endswith(f"/{WEIGHTS_FILE}")
+        if name.startswith(f"{RunFolder.CELLS}/")
+        and name.rpartition("/")[2] in (WEIGHTS_FILE, PRETRAINED_FILE)
     ]
     return [
         Check(name="fine-tunes", reported=sorted(found), found=sorted(expected)),
@@ -141,7 +173,7 @@ def _by_name(pairs: set[tuple[str, int]]) -> dict[str, list[int]]:
     return found
 
 
-def candidates_of(rows: Sequence[MethodRow], masks: Mapping[str, ChannelMask]) -> list[Candidate]:
+def candidates_of(rows: Sequence[MethodRow], masks: Mapping[str, Mask]) -> list[Candidate]:
     """Return what a report's rows say that methods chose, each once."""
     found = {
         (row.name, row.seed): Candidate(

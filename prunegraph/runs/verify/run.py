@@ -3,51 +3,50 @@
 import dataclasses
 import math
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from prunegraph.artefacts.pruned import WEIGHTS_FILE, artefact_paths
+from prunegraph.artefacts.pruned import artefact_paths
 from prunegraph.core.console import Console
 from prunegraph.core.errors import ArtefactError, ConfigError
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.precision import as_elsewhere
 from prunegraph.core.user_code import is_factory
-from prunegraph.graph import StructureGraph
-from prunegraph.runs.conclude import finetuned_mean, peak_memory
-from prunegraph.runs.context import RunContext
+from prunegraph.runs.conclude import finetuned_mean, mask_widths, peak_memory
+from prunegraph.runs.context import Mask, RunContext
 from prunegraph.runs.finetune import load_finetuned
 from prunegraph.runs.folder import MEMBER, RunFolder, existing_run
-from prunegraph.runs.measure import limited_memory
+from prunegraph.runs.measure import mask_figures
 from prunegraph.runs.options.checks import check_trusted
 from prunegraph.runs.options.compare import RunConfig
-from prunegraph.runs.options.config import NetworkConfig
 from prunegraph.runs.options.tools import VerifyConfig
 from prunegraph.runs.options.yaml_file import load_config, read_yaml
 from prunegraph.runs.parallel.machine import num_cores
 from prunegraph.runs.plan import applied_policy, make_plan, rank_of
 from prunegraph.runs.predicted_latency import predicting
-from prunegraph.runs.prepare import load_target
 from prunegraph.runs.report.report import machine, machine_differences, read_report, read_rows
 from prunegraph.runs.report.verdict import (
     DENSE,
     MethodRow,
     Metric,
+    Unit,
     judge,
     mean_by_name,
     proxy_correlation,
     pruned_rows,
 )
-from prunegraph.runs.store import choose, read_masks
+from prunegraph.runs.store import Candidate, choose, read_masks
+from prunegraph.runs.tasks import load_begun
 from prunegraph.runs.verify.rows import (
     Check,
     candidates_of,
     check_finetunes,
     check_handed_on,
+    check_mask,
     check_rows,
 )
-from prunegraph.runs.verify.weights import check_weights
 
 KINDS = {kind.command: kind for kind in typing.get_args(RunConfig)}
 """Commands whose run folders can be verified."""
@@ -59,6 +58,9 @@ WRONG_SHARE_RECALIBRATED = 20 / 10_000
 """The same for networks that were pruned and not fine-tuned: their statistics are measured anew and
 their answers are less certain. Between one thread and two, 8 images of 10,000 were seen, and 3 of
 450."""
+
+ELSEWHERE = 0.01
+"""A score that is no share of samples differs by so much of itself there."""
 
 SPREAD = 3.0
 """Standard deviations of a count of such images that are no difference either."""
@@ -128,7 +130,7 @@ def _check_listed(folder: RunFolder, files: Mapping[str, str]) -> None:
 def _cells_without_weights(folder: RunFolder, content: Mapping[str, Any]) -> list[str]:
     """Return the fine-tuned networks that another machine made and did not hand on."""
     cells = [row.cell for row in read_rows(content) if row.cell is not None]
-    return [cell for cell in cells if not (folder.file(cell) / WEIGHTS_FILE).is_file()]
+    return [cell for cell in cells if not artefact_paths(folder.file(cell))[1].is_file()]
 
 
 def _other_members(folder: RunFolder) -> list[RunFolder]:
@@ -154,15 +156,10 @@ def _measure_again(
 ) -> list[Check]:
     context, as_then = _rebuild(config, folder, member, content)
     rows = read_rows(content)
-    if context.budget.kind == "weights":
-        return _weights_again(
-            context, content, rows, member, exact=_same_machine(content) and as_then
-        )
-    masks = read_masks(member.file(RunFolder.MASKS), context.target.graph)
+    masks = read_masks(member.file(RunFolder.MASKS), context.target.structure)
     judge_of = _Judge(context, masks, member, _same_machine(content) and as_then)
     checks = [
         Check(name="command", reported=content["command"], found=_command(folder)),
-        Check(name="graph", reported=content["graph"], found=context.target.graph.fingerprint()),
     ]
     checks += _check_data(context, content)
     checks += _check_options(context, content)
@@ -173,34 +170,10 @@ def _measure_again(
         for number, row in enumerate(rows, start=1):
             checks += judge_of.row(row)
             report(number, row.name)
-    mask = masks[content["pruned"]["mask_digest"]]
     chosen = choose(candidates_of(rows, masks), rank_of(context.options))
-    checks += [
-        Check(name="pruned.mask_digest", reported=mask.digest(), found=chosen.mask.digest()),
-        Check(name="pruned.seed", reported=content["pruned"]["seed"], found=chosen.seed),
-    ]
-    checks += _check_summary(content, rows, context.target.graph, mask, member)
+    checks += _check_summary(context, content, rows, chosen, member)
     prefix = "" if member is folder else f"{member.path.name}: "
     return [dataclasses.replace(check, name=f"{prefix}{check.name}") for check in checks]
-
-
-def _weights_again(
-    context: RunContext,
-    content: Mapping[str, Any],
-    rows: Sequence[MethodRow],
-    member: RunFolder,
-    *,
-    exact: bool,
-) -> list[Check]:
-    """Return the checks of a run that zeroed single weights."""
-    judge_of = _Judge(context, {}, member, exact)
-
-    def accuracy(name: str, reported: float, found: float, split: str, tuned: bool) -> Check:
-        share = WRONG_SHARE if tuned else WRONG_SHARE_RECALIBRATED
-        return judge_of.accuracy(name, reported, found, split, share)
-
-    checks = _check_data(context, content) + _check_options(context, content)
-    return checks + check_weights(context, content, rows, member, accuracy)
 
 
 def _rebuild(
@@ -217,20 +190,16 @@ def _rebuild(
     others = f" --arch {arch}" if is_factory(arch) and not trusted else ""
     report = member.file(RunFolder.REPORT)
     check_trusted(content["dataset"], config.dataset, report, "dataset", others)
-    network = NetworkConfig(
+    target = load_begun(
+        run,
+        member.file(RunFolder.DENSE),
+        run.budget(),
         device=run.device if config.device == "auto" else config.device,
         threads=torch.get_num_threads(),
-        seed=run.seed,
         dataset=content["dataset"],
         data_dir=config.data_dir or run.data_dir,
-        image_size=run.image_size,
-        search_share=run.search_share,
-        split_seed=run.split_seed,
         arch=arch if trusted else None,
-        attention=run.attention,
-        weights=member.file(RunFolder.DENSE),
     )
-    target = load_target(network, run.budget())
     if run.max_latency is not None and applied_policy(run) is None:
         target = predicting(target, member.file(RunFolder.LATENCY))
     as_then = config.device in ("auto", run.device)
@@ -238,12 +207,15 @@ def _rebuild(
 
 
 def _check_data(context: RunContext, content: Mapping[str, Any]) -> list[Check]:
-    dataset = context.target.dataset
-    splits = {"train": dataset.train, "search": dataset.search, "test": dataset.test}
+    splits, told = context.target.splits, content["data"]
     return [
-        Check(name=f"data.{name}.{key}", reported=content["data"][name][key], found=found)
-        for name, split in splits.items()
-        for key, found in (("fingerprint", split.fingerprint()), ("images", len(split)))
+        Check(name="data", reported=sorted(told), found=sorted(splits)),
+        *(
+            Check(name=f"data.{name}.{key}", reported=told[name][key], found=found)
+            for name, split in splits.items()
+            if name in told
+            for key, found in (("fingerprint", split.fingerprint()), ("samples", len(split)))
+        ),
     ]
 
 
@@ -258,13 +230,19 @@ def _command(folder: RunFolder) -> str:
 
 def _check_options(context: RunContext, content: Mapping[str, Any]) -> list[Check]:
     """Check what a report says of the run's options."""
+    target, graph = context.target, context.target.structure
     found = {
-        "arch": context.target.arch,
+        "arch": target.arch,
+        "task": target.task.kind,
+        "score_name": target.task.score_name,
+        "higher_is_better": target.task.higher_is_better,
         "seed": context.seed,
         "budget": context.budget.as_dict(),
         "recipe": context.recipe_record(),
-        "dense_widths": context.target.graph.group_widths(context.target.graph.dense_mask()),
     }
+    if graph is not None:
+        found["graph"] = graph.fingerprint()
+        found["dense_widths"] = graph.group_widths(graph.dense_mask())
     return [Check(name=name, reported=content[name], found=found[name]) for name in found]
 
 
@@ -279,82 +257,68 @@ class _Judge:
     """
 
     def __init__(
-        self, context: RunContext, masks: Mapping[str, ChannelMask], member: RunFolder, exact: bool
+        self, context: RunContext, masks: Mapping[str, Mask], member: RunFolder, exact: bool
     ) -> None:
         self._context = context
         self._masks = masks
         self._member = member
         self._exact = exact
-        self._recalibrated: dict[str, tuple[float, float]] = {}
+        self._measured: dict[str, tuple[float, float]] = {}
 
     def row(self, row: MethodRow) -> list[Check]:
         """Return the checks of one row."""
-        graph = self._context.target.graph
-        mask = graph.dense_mask() if row.name == DENSE else self._masks[row.digest]
+        context = self._context
+        mask = None if row.name == DENSE else self._masks[row.digest]
         where = f"methods[{row.name}, seed {row.seed}]"
-        cost = graph.cost(mask)
-        search, test = self._measure(row.name == DENSE, mask)
-        loose = WRONG_SHARE if row.name == DENSE else WRONG_SHARE_RECALIBRATED
+        search, test = self._before(mask)
+        loose = WRONG_SHARE if mask is None else WRONG_SHARE_RECALIBRATED
         checks = [
-            Check(name=f"{where}.macs", reported=row.macs, found=cost.macs),
-            Check(name=f"{where}.params", reported=row.params, found=cost.params),
-            Check(
-                name=f"{where} within the budget",
-                reported=True,
-                found=row.name == DENSE or graph.fits(mask, self._context.budget),
+            *(
+                Check(name=f"{where}.{name}", reported=getattr(row, name), found=found)
+                for name, found in mask_figures(context, mask).items()
             ),
-            self.accuracy(f"{where}.search_accuracy", row.search_accuracy, search, "search", loose),
-            self.accuracy(
-                f"{where}.test_accuracy_recalibrated",
-                row.test_accuracy_recalibrated,
-                test,
-                "test",
-                loose,
-            ),
-            Check(
-                name=f"{where}.memory",
-                reported=row.memory,
-                found=limited_memory(graph, mask, self._context.budget),
-            ),
+            *check_mask(context, mask, where),
+            self._accuracy(where, "search_accuracy", row, search, loose),
+            self._accuracy(where, "test_accuracy_recalibrated", row, test, loose),
         ]
         cell = None if row.cell is None else self._member.inside(row.cell)
-        if cell is not None and artefact_paths(cell)[0].is_file():
-            checks += check_handed_on(self._context, cell, where)
-        known = cell is not None and (cell / WEIGHTS_FILE).is_file()
-        if cell is not None and known and row.test_accuracy_finetuned is not None:
-            model, saved = load_finetuned(self._context.target, cell)
-            found = self._context.test_accuracy(model)
-            name = f"{where}.test_accuracy_finetuned"
-            checks += [
-                Check(name=f"{where}.cell", reported=row.digest, found=saved.digest()),
-                self.accuracy(name, row.test_accuracy_finetuned, found, "test", WRONG_SHARE),
-            ]
+        if cell is None or not artefact_paths(cell)[0].is_file():
+            return checks
+        checks += check_handed_on(context, cell, where)
+        if artefact_paths(cell)[1].is_file():
+            model, digest = load_finetuned(context, cell)
+            checks.append(Check(name=f"{where}.cell", reported=row.digest, found=digest))
+            if row.test_accuracy_finetuned is not None:
+                found = context.test_accuracy(model)
+                name = "test_accuracy_finetuned"
+                checks.append(self._accuracy(where, name, row, found, WRONG_SHARE))
         return checks
 
-    def _measure(self, dense: bool, mask: ChannelMask) -> tuple[float, float]:
-        context = self._context
-        key = DENSE if dense else mask.digest()
-        if key not in self._recalibrated:
-            model = context.target.model
-            search = (
-                context.search_accuracy(model)
-                if dense
-                else context.final_evaluator.evaluate(mask).accuracy
-            )
-            test = (
-                context.test_accuracy(model) if dense else context.recalibrated_test_accuracy(mask)
-            )
-            self._recalibrated[key] = (search, test)
-        return self._recalibrated[key]
+    def _before(self, mask: Mask | None) -> tuple[float, float]:
+        """Return the accuracies of a mask's network before a fine-tune."""
+        context, key = self._context, DENSE if mask is None else mask.digest()
+        if key not in self._measured:
+            if mask is None:
+                model = context.target.model
+                found = context.search_accuracy(model), context.test_accuracy(model)
+            else:
+                search = context.recalibrated_search_accuracy(mask)
+                found = search, context.recalibrated_test_accuracy(mask)
+            self._measured[key] = found
+        return self._measured[key]
 
-    def accuracy(
-        self, name: str, reported: float, found: float, split: str, wrong_share: float
+    def _accuracy(
+        self, where: str, name: str, row: MethodRow, found: float, wrong_share: float
     ) -> Check:
         """Return the check of an accuracy, within what another machine may differ by."""
-        dataset = self._context.target.dataset
-        images = len(dataset.search if split == "search" else dataset.test)
-        tolerance = 1e-9 if self._exact else most_wrong(images, wrong_share) / images + 1e-9
-        return Check(name=name, reported=reported, found=found, tolerance=tolerance)
+        reported, target = getattr(row, name), self._context.target
+        tolerance = 1e-9
+        if not self._exact and target.task.score_name == "accuracy":
+            samples = len(target.splits[name.partition("_")[0]])
+            tolerance += most_wrong(samples, wrong_share) / samples
+        elif not self._exact:
+            tolerance += ELSEWHERE * abs(found)
+        return Check(name=f"{where}.{name}", reported=reported, found=found, tolerance=tolerance)
 
 
 def most_wrong(images: int, share: float) -> int:
@@ -368,40 +332,44 @@ def most_wrong(images: int, share: float) -> int:
 
 
 def _check_summary(
+    context: RunContext,
     content: Mapping[str, Any],
     rows: list[MethodRow],
-    graph: StructureGraph,
-    mask: ChannelMask,
+    chosen: Candidate,
     member: RunFolder,
 ) -> list[Check]:
     """Check what a report says beside its rows, by recomputing it from them."""
     metric: Metric = content["verdict_metric"]
-    verdict, reason = judge(rows, metric, repaired=content["repaired"])
-    custom_rows = pruned_rows(rows, mask.digest())
-    own = next((row for row in custom_rows if row.cell is not None), None)
+    unit, target, digest = Unit.of(content), context.target, chosen.mask.digest()
+    verdict, reason = judge(rows, metric, repaired=content["repaired"], unit=unit)
+    own = next((row for row in pruned_rows(rows, digest) if row.cell is not None), None)
     dense = next((row for row in rows if row.name == DENSE), None)
     if own is None or dense is None:
         what = "dense" if dense is None else "the pruned network's"
         msg = f"{member.file(RunFolder.REPORT)} holds no row that is {what}: the file is damaged"
         raise ArtefactError(msg)
     found: dict[str, Any] = {
-        "dense.macs": graph.dense_cost.macs,
-        "dense.params": graph.dense_cost.params,
+        "dense.macs": target.cost.macs,
+        "dense.params": target.cost.params,
         "dense.test_accuracy": dense.test_accuracy_recalibrated,
         "dense.test_accuracy_finetuned": mean_by_name(rows, "test_accuracy_finetuned").get(DENSE),
-        "pruned.macs": graph.cost(mask).macs,
-        "pruned.params": graph.cost(mask).params,
-        "pruned.widths": graph.group_widths(mask),
+        "pruned.macs": own.macs,
+        "pruned.params": own.params,
         "pruned.search_accuracy": own.search_accuracy,
         "pruned.test_accuracy_recalibrated": own.test_accuracy_recalibrated,
-        "pruned.test_accuracy_finetuned": finetuned_mean(rows, mask.digest()),
-        "peak_memory": peak_memory(graph, mask),
+        "pruned.test_accuracy_finetuned": finetuned_mean(rows, digest),
+        "pruned.mask_digest": digest,
+        "pruned.seed": chosen.seed,
+        **{f"pruned.{name}": told for name, told in mask_widths(target, chosen.mask).items()},
         "verdict": verdict,
         "verdict_reason": reason,
     }
+    if isinstance(chosen.mask, ChannelMask):
+        found["peak_memory"] = peak_memory(target.graph, chosen.mask)
     if "stage_one_verdict" in content:
         recalibrated: Metric = "test_accuracy_recalibrated"
-        found["stage_one_verdict"] = [*judge(rows, recalibrated, repaired=content["repaired"])]
+        first = judge(rows, recalibrated, repaired=content["repaired"], unit=unit)
+        found["stage_one_verdict"] = [*first]
     if "proxy_rank_correlation" in content:
         found["proxy_rank_correlation"] = proxy_correlation(rows)
     return [
