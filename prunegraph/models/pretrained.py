@@ -147,18 +147,17 @@ def load_tokenizer(folder: Path | str) -> Any:
         raise ModelError(msg) from error
 
 
-def save_pretrained_layout(
-    model: nn.Module, tokenizer_folder: Path | str | None, out: Path | str
-) -> None:
+def save_pretrained_layout(model: nn.Module, tokenizer: Any, out: Path | str) -> None:
     """Write a network of transformers as a folder that ``from_pretrained`` reads.
 
     It holds ``config.json``, ``generation_config.json``, ``model.safetensors`` (or its shards) and
-    copies of the tokenizer's files. ``AutoModelForCausalLM.from_pretrained(out)`` gives equal
-    logits. Each file takes its place in one step.
+    the tokenizer's files. ``AutoModelForCausalLM.from_pretrained(out)`` gives equal logits. Each
+    file takes its place in one step.
 
     Args:
         model: the network.
-        tokenizer_folder: where the tokenizer's files lie; None = none are copied.
+        tokenizer: the folder whose files of a tokenizer are copied as they are, or a tokenizer of
+            transformers; None = there is none.
         out: the folder to write; made if missing.
 
     Raises:
@@ -172,15 +171,24 @@ def save_pretrained_layout(
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as made:
             model.save_pretrained(made)  # type: ignore[operator]  # of transformers
-            for name in TOKENIZER_FILES if tokenizer_folder is not None else ():
-                if (file := Path(tokenizer_folder or "", name)).is_file():
-                    shutil.copyfile(file, Path(made, name))
+            _save_tokenizer(tokenizer, Path(made))
             out.mkdir(exist_ok=True)
             for file in sorted(Path(made).iterdir()):
                 file.replace(out / file.name)
     except Exception as error:  # a full disk, a generation config that transformers refuses
         msg = f"cannot write {out}: {one_line(error, 300)}"
         raise ArtefactError(msg) from error
+
+
+def _save_tokenizer(tokenizer: Any, out: Path) -> None:
+    if tokenizer is None:
+        return
+    if not isinstance(tokenizer, str | Path):
+        tokenizer.save_pretrained(out)
+        return
+    for name in TOKENIZER_FILES:
+        if Path(tokenizer, name).is_file():
+            shutil.copyfile(Path(tokenizer, name), out / name)
 
 
 def config_misfit(model: nn.Module) -> str | None:

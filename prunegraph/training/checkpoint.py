@@ -43,7 +43,7 @@ class TrainingState:
     Attributes:
         model: the network, not wrapped.
         trainable: its parameters that are trained, by name.
-        optimizer: SGD, whose momentum is kept.
+        optimizer: SGD or AdamW, whose averages are kept.
         identity: what tells this training from others.
         steps_per_epoch: steps that an epoch takes.
         done: what was done.
@@ -52,7 +52,7 @@ class TrainingState:
 
     model: nn.Module
     trainable: dict[str, nn.Parameter]
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     identity: dict[str, Any]
     steps_per_epoch: int
     done: Done = field(default_factory=Done)
@@ -67,9 +67,8 @@ class TrainingState:
         tensors = {f"model.{n}": t for n, t in state_tensors(self.model).items()}
         tensors |= {f"random.{n}": t for n, t in generators.items()}
         for name, parameter in self.trainable.items():
-            buffer = self.optimizer.state[parameter].get("momentum_buffer")
-            if buffer is not None:
-                tensors[f"momentum.{name}"] = buffer
+            averages = self.optimizer.state[parameter]
+            tensors |= {f"optimizer.{key}.{name}": value for key, value in averages.items()}
         record = {"identity": self.identity, **asdict(self.done)}
         return to_safetensors(tensors, {"training": json.dumps(record)})
 
@@ -87,15 +86,18 @@ class TrainingState:
             msg = f"{path}: the state within an epoch is damaged: delete the file to start over"
             raise ArtefactError(msg)
         load_state(self.model, _of(tensors, "model."), path)
-        for name, buffer in _of(tensors, "momentum.").items():
+        for place, average in _of(tensors, "optimizer.").items():
+            key, _, name = place.partition(".")
             parameter = self.trainable.get(name)
             if parameter is None:
                 continue
-            if buffer.shape != parameter.shape or not holds_numbers(buffer):
-                msg = f"{path}: the momentum of {name} is damaged: delete the file to start over"
+            counts = key == "step"
+            fits = average.shape == (() if counts else parameter.shape)
+            if not fits or not holds_numbers(average):
+                msg = f"{path}: the {key} of {name} is damaged: delete the file to start over"
                 raise ArtefactError(msg)
-            value = torch.empty_like(parameter).copy_(buffer)
-            self.optimizer.state[parameter]["momentum_buffer"] = value
+            value = average if counts else torch.empty_like(parameter).copy_(average)
+            self.optimizer.state[parameter][key] = value
         self.done, self.generators = done, generators
 
     def _done(self, path: Path, metadata: Mapping[str, str]) -> Done:

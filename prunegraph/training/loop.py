@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor, distributed, nn
@@ -30,6 +31,7 @@ from prunegraph.tasks.outputs import loss_and_outputs
 from prunegraph.training.checkpoint import Done, TrainingState
 from prunegraph.training.distributed import Ranks, SharedBatchNorm
 from prunegraph.training.kernels import QuickDepthwise
+from prunegraph.training.optimizers import Optimizer, make_optimizer
 from prunegraph.training.slimmable import Subnets
 
 LONG_TRAINING = 100
@@ -60,7 +62,9 @@ class FinetuneConfig:
         batch_size: samples a step; batches of a user's loader stay as they are.
         peak_lr: highest learning rate; None = 0.02 below 100 epochs, else 0.1.
         warmup_epochs: epochs over which the learning rate rises to its peak.
-        momentum: Nesterov momentum.
+        optimizer: ``"sgd"``, or ``"adamw"`` (arXiv 1711.05101), without which language models learn
+            little.
+        momentum: Nesterov momentum; of AdamW its first average's.
         weight_decay: weight decay of all parameters.
         autocast: run in bfloat16 where that is safe and the device computes it.
         distill_weight: share of the loss in [0, 1] that is the distance to a teacher's outputs.
@@ -71,6 +75,7 @@ class FinetuneConfig:
     batch_size: int = 128
     peak_lr: float | None = None
     warmup_epochs: float = 0.0
+    optimizer: Optimizer = "sgd"
     momentum: float = 0.9
     weight_decay: float = 5e-4
     autocast: bool = True
@@ -88,6 +93,9 @@ class FinetuneConfig:
                 f"momentum={self.momentum} must lie in (0, 1), "
                 f"distill_weight={self.distill_weight} in [0, 1]"
             )
+            raise ConfigError(msg)
+        if self.optimizer not in get_args(Optimizer):
+            msg = f"optimizer={self.optimizer!r} must be one of {', '.join(get_args(Optimizer))}"
             raise ConfigError(msg)
         positive = {"peak_lr": self.learning_rate, "distill_temperature": self.distill_temperature}
         for name, value in positive.items():
@@ -234,13 +242,8 @@ class _Training:
         if not trainable:
             msg = "no weight of the network requires a gradient: unfreeze those to be trained"
             raise ModelError(msg)
-        self.optimizer = torch.optim.SGD(
-            trainable.values(),
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            nesterov=True,
-            weight_decay=config.weight_decay,
-        )
+        rates = config.learning_rate, config.momentum, config.weight_decay
+        self.optimizer = make_optimizer(config.optimizer, trainable.values(), *rates)
         size = 1 if isinstance(train.source, ReadyBatches) else config.batch_size
         full, rest = divmod(len(train), size)
         self.steps_per_epoch = full + (rest > 1)  # batch norm cannot train on one image
@@ -305,13 +308,15 @@ class _Training:
         """Take over what rank 0 has restored, and share the batches from now on."""
         if self.ranks is None:
             return
-        names = [name for name, item in self.trainable.items() if self.optimizer.state[item]]
-        begun = self.ranks.agree((self.done, self.state.generators, names))
-        self.state.done, self.state.generators, names = begun
-        for name in names:
-            state = self.optimizer.state[self.trainable[name]]
-            state.setdefault("momentum_buffer", torch.empty_like(self.trainable[name]))
-            distributed.broadcast(state["momentum_buffer"], src=0)
+        states = [self.optimizer.state[item] for item in self.trainable.values()]
+        counts = [{k: v if k == "step" else None for k, v in state.items()} for state in states]
+        begun = self.ranks.agree((self.done, self.state.generators, counts))
+        self.state.done, self.state.generators, counts = begun
+        for item, state, known in zip(self.trainable.values(), states, counts, strict=True):
+            for key, count in known.items():
+                state.setdefault(key, torch.empty_like(item) if count is None else count)
+                if count is None:
+                    distributed.broadcast(state[key], src=0)
         self.model = self.ranks.wrap(unwrap(self.model))
 
     def train_epoch(self, after_step: Callable[[float], None]) -> None:
