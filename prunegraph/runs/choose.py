@@ -27,6 +27,9 @@ from prunegraph.runs.context import Mask, RunContext
 from prunegraph.runs.finetune import save_network
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.config import PruningOptions, SearchOptions
+from prunegraph.runs.options.fields import with_options
+from prunegraph.runs.options.methods import check_named, options_of
+from prunegraph.runs.options.tasks import TaskOptions
 from prunegraph.runs.parallel.jobs import Batch, Workplace
 from prunegraph.runs.plan import Plan, searches
 from prunegraph.runs.report.verdict import SAMPLER, is_rival
@@ -36,8 +39,8 @@ from prunegraph.tasks.classification import BATCH_SIZE
 
 def method_of(options: PruningOptions, name: str) -> Method:
     """Return a method with what ``--METHOD.FIELD`` says of it."""
-    del options
-    return make_method(name)
+    given = options.method_options if isinstance(options, TaskOptions) else ()
+    return with_options(make_method(name), options_of(given, name))
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -51,6 +54,8 @@ def check_names(names: Sequence[str]) -> None:
 
 def check_methods(plan: Plan, context: RunContext, networks: int) -> None:
     """Raise an error if a method cannot serve the network, the budget or so many networks."""
+    if isinstance(context.options, TaskOptions):
+        check_named(context.options.method_options, plan.methods)
     for name in plan.methods:
         if name != SAMPLER:
             method_of(context.options, name).check(context.untimed_problem(networks))

@@ -43,6 +43,8 @@ def run_finetunes(jobs: Jobs, plans: Sequence[Sequence[Finetune]]) -> None:
     planned: dict[tuple[int, str], tuple[Any, ...]] = {}
     for number, (context, cells) in enumerate(zip(jobs.place.contexts, plans, strict=True)):
         for cell in cells:
+            if cell.folder is None:
+                continue
             label = f"fine-tune {cell.name} of {context.target.arch}, seed {cell.seed}"
             planned[number, cell.folder] = (number, cell.mask, cell.folder, label, cell.seed)
     folders, contexts = jobs.place.folders, jobs.place.contexts

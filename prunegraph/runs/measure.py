@@ -95,7 +95,7 @@ def measure_again(
     decided.
     """
     measured, candidates = Measured(context, folder), list(store)
-    with console.progress("measure on search images", len(candidates)) as report:
+    with console.progress("measure on the search split", len(candidates)) as report:
         for number, candidate in enumerate(candidates, start=1):
             accuracy = measured.search(candidate.mask)
             if accuracy != candidate.search_accuracy:
@@ -114,7 +114,7 @@ def measure_rows(
     measured, rows = Measured(context, folder), []
     tuned = {(cell.name, cell.candidate.seed) for cell in cells if cell.candidate is not None}
     untuned = [item for item in candidates if (item.name, item.seed) not in tuned]
-    with console.progress("measure on test images", len(cells) + len(untuned)) as report:
+    with console.progress("measure on the test split", len(cells) + len(untuned)) as report:
         for cell in cells:
             rows.append(_finetuned_row(measured, cell, folder))
             report(len(rows), cell.name)
@@ -126,7 +126,7 @@ def measure_rows(
 
 def _finetuned_row(measured: Measured, cell: Finetune, folder: RunFolder) -> MethodRow:
     context, finetuned = measured.context, None
-    if context.trains:
+    if context.trains and cell.folder is not None:
         finetuned = finetuned_accuracy(context, folder.file(cell.folder), cell.mask)
     if cell.candidate is None:
         return dense_row(measured, finetuned, cell)

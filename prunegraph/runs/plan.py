@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from prunegraph.artefacts.masked import StoredMask
 from prunegraph.core.budget import Budget, short
 from prunegraph.core.user_code import is_factory
 from prunegraph.methods.method import Role
 from prunegraph.methods.registry import (
     CONTROL_CRITERIA,
+    OTHERS,
     control_widths,
     make_method,
     method_groups,
@@ -211,15 +213,19 @@ def applied_policy(config: RunConfig) -> Path | None:
 def _compare_plan(config: CompareConfig) -> Plan:
     groups = method_groups()
     groups["all"] += (SAMPLER,)
+    searches = not config.no_agent
+    if config.budget().kind == "weights":  # of which the agent chooses none
+        groups = {"all": tuple(n for n, make in OTHERS.items() if make().kind == "weights")}
+        searches = False
     asked = [method for method in config.methods if method != AGENT]  # which --no-agent leaves out
     names = [name for method in asked for name in groups.get(method, (method,))]
     return Plan(
         command=config.command,
-        agent=None if config.no_agent else AGENT,
-        given=_given(config),
+        agent=AGENT if searches else None,
+        given=_given(config) if searches else None,
         methods=tuple(dict.fromkeys(names)),
         seeds=_seeds(config.seed, config.seeds),
-        controls=not config.no_agent,
+        controls=searches,
         finetunes=True,
     )
 
@@ -249,12 +255,13 @@ class Finetune:
     Attributes:
         candidate: whose mask; None = the dense control.
         seed: of the fine-tune.
-        folder: its path in the run folder.
+        folder: its path in the run folder; None = nothing is trained, and the network lies
+            elsewhere as it is.
     """
 
     candidate: Candidate | None
     seed: int
-    folder: str
+    folder: str | None
 
     @property
     def mask(self) -> Mask | None:
@@ -286,7 +293,11 @@ def plan_finetunes(context: RunContext, candidates: Sequence[Candidate]) -> list
         ]
     chosen = choose(candidates, rank_of(context.options))
     return [
-        Finetune(candidate=None, seed=context.seed, folder=RunFolder.DENSE_FINETUNED),
+        Finetune(
+            candidate=None,
+            seed=context.seed,
+            folder=RunFolder.DENSE_FINETUNED if context.trains else None,
+        ),
         Finetune(candidate=chosen, seed=context.seed, folder=RunFolder.PRUNED),
     ]
 
@@ -308,13 +319,15 @@ def compared(
     best mask of each is, with every one; L1 and random at the widths of the agent's best. With
     ``finetune_best`` it is the agent and the best baseline alone. What the agent must beat is
     always among the rows: without an agent the best baseline; the policy that the search began
-    with, where that is better than all of them.
+    with, where that is better than all of them. Methods of single weights are all fine-tuned.
     """
     seeds, rank = finetune_seeds_of(config), rank_of(config)
     best = best_rival(candidates, rank)
+    weights = config.budget().kind == "weights"
     if config.finetune_best:
         candidates = [item for item in candidates if is_agent(item) or item.name == best]
     names = _searched(candidates, rank) | _chosen_heuristics(candidates, rank)
+    names |= {item.name for item in candidates if weights}
     names |= {
         item.name
         for item in candidates
@@ -391,8 +404,10 @@ def _searched(
     return agents | CONTROLS | {*ranked(candidates, found, rank)[:BEST_SEARCHES]}
 
 
-def _cell(context: RunContext, candidate: Candidate | None, seed: int) -> str:
+def _cell(context: RunContext, candidate: Candidate | None, seed: int) -> str | None:
     """Name the folder of a fine-tune by all that decides its result: mask, seed, recipe."""
+    if not context.trains and (candidate is None or isinstance(candidate.mask, StoredMask)):
+        return None
     mask = context.target.whole if candidate is None else candidate.mask
     words = json.dumps([mask.digest(), seed, context.recipe_record()], sort_keys=True)
     return f"{RunFolder.CELLS}/{hashlib.sha256(words.encode()).hexdigest()[:16]}"

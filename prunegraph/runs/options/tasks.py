@@ -9,6 +9,9 @@ import tyro
 from prunegraph.runs.options.checks import check_at_least
 from prunegraph.runs.options.help import HIDDEN, Section
 
+DATASETS = "datasets:"
+"""Begins a text that the library datasets loads, and no path."""
+
 IMAGES = "image_classification"
 """The task of commands that take no other."""
 

@@ -216,10 +216,13 @@ def render(template: str, *, plots: Mapping[str, Plot], **values: Any) -> str:
 
 
 def pruned_folder(folder: RunFolder, content: Mapping[str, Any]) -> Path | None:
-    """Return the folder of the pruned network: the run's own, or a cell of a comparison."""
+    """Return the folder of the pruned network: the run's own, a cell, or what a method chose."""
     rows = pruned_rows(read_rows(content), content["pruned"]["mask_digest"])
     cell = next((row.cell for row in rows if row.cell is not None), None)
-    return None if cell is None else folder.inside(cell)
+    if cell is not None:
+        return folder.inside(cell)
+    chosen = [folder.chosen(row.name, row.seed) for row in rows]
+    return next((path for path in chosen if path.is_dir()), None)
 
 
 def weights_on_disk(folder: RunFolder, content: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -255,7 +255,7 @@ REPORT = {
     "command": str,
     "arch": str,
     "dataset": str,
-    "budget": dict[str, float | str],
+    "budget": dict[str, Any],
     "task": str,
     "score_name": str,
     "higher_is_better": bool,
@@ -359,6 +359,11 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
         *["search.seconds"] * (search.get("evaluation_seconds", 0.0) > 0.0 >= search["seconds"]),
         *["stage_one_verdict"] * (len(content.get("stage_one_verdict", "12")) != 2),
         *(f"budget.{name}" for name in content["budget"].keys() - {f.name for f in fields(Budget)}),
+        *(
+            f"budget.{name}"
+            for name, value in content["budget"].items()
+            if type(value) not in ((str,) if name == "pattern" else (int, float))
+        ),
         *(
             f"latency_ms.{name}"
             for name, time in content.get("latency_ms", {}).items()

@@ -96,11 +96,15 @@ def check_finetunes(
     A fine-tune that is left out or counted twice would change means and verdict.
     """
     expected = [
-        (cell.name, cell.searched, cell.seed, cell.folder)
+        (cell.name, cell.searched, cell.seed, cell.folder or "")
         for cell in plan_finetunes(context, candidates_of(rows, masks))
     ]
     trained = context.trains
-    found = [(r.name, r.seed, r.finetune_seed, r.cell) for r in rows if r.cell is not None]
+    found = [
+        (row.name, row.seed, row.finetune_seed, row.cell or "")
+        for row in rows
+        if row.finetune_seed is not None
+    ]
     weights = [
         digest
         for name, digest in content["files"].items()

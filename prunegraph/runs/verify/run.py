@@ -342,7 +342,7 @@ def _check_summary(
     metric: Metric = content["verdict_metric"]
     unit, target, digest = Unit.of(content), context.target, chosen.mask.digest()
     verdict, reason = judge(rows, metric, repaired=content["repaired"], unit=unit)
-    own = next((row for row in pruned_rows(rows, digest) if row.cell is not None), None)
+    own = next(iter(pruned_rows(rows, digest)), None)
     dense = next((row for row in rows if row.name == DENSE), None)
     if own is None or dense is None:
         what = "dense" if dense is None else "the pruned network's"
