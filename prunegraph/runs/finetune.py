@@ -79,7 +79,9 @@ def _is_done(directory: Path) -> bool:
     return mask.is_file()
 
 
-def finetuned_accuracy(context: RunContext, directory: Path, mask: Mask | None) -> float:
+def finetuned_accuracy(
+    context: RunContext, directory: Path, mask: Mask | None, *, fresh: bool = False
+) -> float:
     """Return the test utility of a fine-tuned network; no choice is left to make by then.
 
     Measured once on each machine; another machine's figure stands where the weights are not.
@@ -88,17 +90,20 @@ def finetuned_accuracy(context: RunContext, directory: Path, mask: Mask | None) 
         context: the network.
         directory: where the fine-tuned one lies.
         mask: what stays in it; None = everything.
+        fresh: measure it where its weights are, whatever is known of it, and keep nothing.
 
     Raises:
         ArtefactError: the folder holds another mask's network.
     """
     path = directory / ACCURACY
-    record = read_accuracy(path) if path.is_file() else {}
     here = {**machine(), "device": str(context.target.device)}
-    if record.get("machine") != here and artefact_paths(directory)[1].is_file():
+    there = artefact_paths(directory)[1].is_file()
+    record = read_accuracy(path) if path.is_file() and not (fresh and there) else {}
+    if record.get("machine") != here and there:
         model = load_as_chosen(context, directory, mask)
         record = {"test_accuracy_finetuned": context.test_accuracy(model), "machine": here}
-        write_json(path, record)
+        if not fresh:
+            write_json(path, record)
     accuracy: float = record["test_accuracy_finetuned"]
     return accuracy
 

@@ -69,7 +69,6 @@ class RunFolder:
     LOCK: ClassVar[str] = "lock"
     CANDIDATES: ClassVar[str] = "candidates.json"
     MEASURED: ClassVar[str] = "measured.json"
-    DECISION: ClassVar[str] = "decision.json"
     BEGUN_WITH: ClassVar[str] = "policy.json"
     PRETRAINING: ClassVar[str] = "pretrain.safetensors"
 
@@ -105,11 +104,11 @@ class RunFolder:
 
     def search(self, name: str, seed: int) -> Path:
         """Return the folder of the agent's checkpoints, and of the policy that it ends with."""
-        return self.checkpoint(f"search-{name.replace('/', '-')}-{seed}")
+        return self.checkpoint(f"search-{slug(name)}-{seed}")
 
     def found(self, name: str, seed: int) -> Path:
-        """Return the checkpoint that says what the agent's search found: it is finished."""
-        return self.checkpoint(f"finished-{name.replace('/', '-')}-{seed}.json")
+        """Return the checkpoint of what a search, or a policy, says of itself: it is finished."""
+        return self.checkpoint(f"finished-{slug(name)}-{seed}.json")
 
     def finetune(self, directory: str) -> Path:
         """Return the checkpoint of the fine-tune whose network goes into a folder of the run."""

@@ -33,17 +33,20 @@ class Measured:
 
     Args:
         context: the network.
-        folder: where they are kept; read if they are there.
+        folder: of its files; what was measured is kept there, and read if it is there.
+        fresh: nothing is kept or read: all is measured, but what lies elsewhere.
 
     Raises:
         ArtefactError: the file is damaged.
     """
 
-    def __init__(self, context: RunContext, folder: RunFolder) -> None:
+    def __init__(self, context: RunContext, folder: RunFolder, *, fresh: bool = False) -> None:
         self.context = context
+        self.folder = folder
+        self.fresh = fresh
         self._path = folder.checkpoint(RunFolder.MEASURED)
         self._machine = {**machine(), "device": str(context.target.device)}
-        known = self._path.is_file()
+        known = self._path.is_file() and not fresh
         self._search, self._test = read_measured(self._path, self._machine) if known else ({}, {})
 
     def search(self, mask: Mask | None) -> float:
@@ -72,7 +75,8 @@ class Measured:
         if key not in found:
             found[key] = dense(self.context.target.model) if mask is None else pruned(mask)
             content = {"machine": self._machine, "search": self._search, "test": self._test}
-            write_json(self._path, content)
+            if not self.fresh:
+                write_json(self._path, content)
         return found[key]
 
 
@@ -104,19 +108,18 @@ def measure_again(
 
 
 def measure_rows(
-    context: RunContext,
+    measured: Measured,
     candidates: Sequence[Candidate],
     cells: Sequence[Finetune],
-    folder: RunFolder,
     console: Console,
 ) -> list[MethodRow]:
     """Open the test split: return a row for each fine-tune, and for each candidate without one."""
-    measured, rows = Measured(context, folder), []
+    rows: list[MethodRow] = []
     tuned = {(cell.name, cell.candidate.seed) for cell in cells if cell.candidate is not None}
     untuned = [item for item in candidates if (item.name, item.seed) not in tuned]
     with console.progress("measure on the test split", len(cells) + len(untuned)) as report:
         for cell in cells:
-            rows.append(_finetuned_row(measured, cell, folder))
+            rows.append(_finetuned_row(measured, cell))
             report(len(rows), cell.name)
         for item in untuned:
             rows.append(candidate_row(measured, item))
@@ -124,10 +127,11 @@ def measure_rows(
     return rows
 
 
-def _finetuned_row(measured: Measured, cell: Finetune, folder: RunFolder) -> MethodRow:
+def _finetuned_row(measured: Measured, cell: Finetune) -> MethodRow:
     context, finetuned = measured.context, None
     if context.trains and cell.folder is not None:
-        finetuned = finetuned_accuracy(context, folder.file(cell.folder), cell.mask)
+        where = measured.folder.file(cell.folder)
+        finetuned = finetuned_accuracy(context, where, cell.mask, fresh=measured.fresh)
     if cell.candidate is None:
         return dense_row(measured, finetuned, cell)
     return candidate_row(measured, cell.candidate, finetuned=finetuned, cell=cell)

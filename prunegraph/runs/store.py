@@ -1,7 +1,7 @@
 """The masks that methods chose, kept on disk so that an interrupted run need not choose again."""
 
 import statistics
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -116,54 +116,32 @@ class CandidateStore:
         return Candidate(mask=mask, **{name: record[name] for name in CANDIDATE if name != "mask"})
 
 
-def add_found(stores: Sequence[CandidateStore], candidates: Sequence[Candidate]) -> None:
-    """Keep what one search chose for each network."""
-    for store, candidate in zip(stores, candidates, strict=True):
-        store.add(candidate)
-
-
-def ranked(
-    candidates: Sequence[Candidate],
-    names: Collection[str],
-    rank: Callable[[Sequence[float]], float] = statistics.mean,
-) -> list[str]:
-    """Return those of the methods that chose masks, by search accuracy, the best one first."""
-    accuracies: dict[str, list[float]] = {}
+def ranked(candidates: Sequence[Candidate], names: Collection[str]) -> list[str]:
+    """Return those of the methods that chose masks, the best mean search accuracy first."""
+    found: dict[str, list[float]] = {}
     for item in candidates:
         if item.name in names:
-            accuracies.setdefault(item.name, []).append(item.search_accuracy)
-    return sorted(accuracies, key=lambda name: (-rank(accuracies[name]), name))
+            found.setdefault(item.name, []).append(item.search_accuracy)
+    return sorted(found, key=lambda name: (-statistics.mean(found[name]), name))
 
 
-def best_rival(
-    candidates: Sequence[Candidate], rank: Callable[[Sequence[float]], float] = statistics.mean
-) -> str | None:
+def best_rival(candidates: Sequence[Candidate]) -> str | None:
     """Return what the agent must beat: the best search accuracy, on average over its searches.
 
     Of a baseline, or of the policy that the search began with, as in the verdict.
-
-    Args:
-        candidates: of all methods.
-        rank: what counts in place of the average, of the search accuracies of a method's masks.
     """
     rivals = {item.name for item in candidates if is_rival(item)}
-    return next(iter(ranked(candidates, rivals, rank)), None)
+    return next(iter(ranked(candidates, rivals)), None)
 
 
-def choose(
-    candidates: Sequence[Candidate], rank: Callable[[Sequence[float]], float] = statistics.mean
-) -> Candidate:
+def choose(candidates: Sequence[Candidate]) -> Candidate:
     """Return the mask that a run ends with: the agent's with the highest search accuracy.
 
     Of equal ones the first seed's; where no agent searched, that of the best baseline.
-
-    Args:
-        candidates: of all methods.
-        rank: what makes a baseline the best, as for ``best_rival``.
     """
     own = [item for item in candidates if is_agent(item)]
     if not own:
-        best = best_rival(candidates, rank)
+        best = best_rival(candidates)
         own = [item for item in candidates if item.name == best]
     return max(own, key=lambda item: (item.search_accuracy, -item.seed))
 

@@ -18,8 +18,6 @@ HISTORY = {
     "accuracy": [0.5, 0.6, 0.7],
     "reward": [-0.2, 0.1, 0.3],
     "multiplier": [0.0, 0.0, 0.0],
-    "greedy_networks": [0.0, 48.0],
-    "greedy_accuracy": [0.4, 0.6],
 }
 
 

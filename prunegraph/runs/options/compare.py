@@ -32,8 +32,6 @@ class MethodOptions:
         methods: all; heuristics (those that need no search); torch_pruning (its own pruners, if it
             is installed; not part of all); names of baselines; or package.module:method, your own.
         seeds: search and fine-tuning seeds.
-        finetune_seeds: if given, each method's best mask on the search split is fine-tuned with so
-            many seeds, the same for all; default: the mask of each search with the search's seed.
         finetune_best: fine-tune the agent, the best baseline on the search split and the dense
             network alone; default: eight rows and the dense network.
         out: run folder; default: runs/compare-ARCH-DATASET-KEEP, of several comparisons
@@ -44,7 +42,6 @@ class MethodOptions:
     no_agent: bool = False
     methods: tuple[str, ...] = ("all",)
     seeds: int = 3
-    finetune_seeds: Annotated[int | None, Section("fine-tune"), HIDDEN] = None
     finetune_best: Annotated[bool, Section("fine-tune"), HIDDEN] = False
     out: Annotated[Path | None, Section("what")] = None
 
@@ -71,7 +68,6 @@ class CompareConfig(MethodOptions, SearchOptions, TaskOptions, PruningOptions, N
             )
             raise ConfigError(msg)
         check_at_least("seeds", self.seeds, 1)
-        check_at_least("finetune_seeds", self.finetune_seeds, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

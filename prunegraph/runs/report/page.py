@@ -4,7 +4,7 @@ It is derived: the report does not list it, and the same command on a finished r
 """
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from prunegraph.core.reading import checked, read_json
 from prunegraph.core.user_code import is_factory
 from prunegraph.graph import StructureGraph
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.greedy import GREEDY_CURVE
 from prunegraph.runs.options.config import CommonConfig
 from prunegraph.runs.options.yaml_file import command_line
 from prunegraph.runs.report.plots import Findings, Plot, draw, to_svg
@@ -36,11 +35,8 @@ from prunegraph.runs.report.tables import (
 )
 from prunegraph.runs.report.verdict import (
     DENSE,
-    MIN_ROWS,
     Unit,
-    proxy_points,
     pruned_rows,
-    rank_interval,
     verdict_line,
 )
 from prunegraph.runs.store import read_masks
@@ -58,14 +54,6 @@ LIMITS = {
     "pattern": "zeros in the pattern {}",
 }
 """What each limit of a budget asks, in words."""
-
-HEALTH: dict[str, tuple[str, Callable[[float], str]]] = {
-    "entropy_per_bit": ("entropy of a bit; undecided = 0.693", "{:.3f}".format),
-    "distance_to_uniform": ("distance of the keep probabilities from chance", percent),
-    "equal_actions": ("share of an update's masks that were the same", percent),
-    "repaired": ("share of the bits that the budget repaired", percent),
-}
-"""Figures of an update by which a collapsed policy is recognised, and how they are written."""
 
 COSTS = {"macs": "multiply-adds", "params": "parameters"}
 """Costs of a network and what they are called."""
@@ -141,9 +129,8 @@ def read_findings(folder: RunFolder, graph: StructureGraph | None) -> Findings:
 def _check_curves(figures: dict[str, list[float]], where: str) -> None:
     """Raise ArtefactError if the learning curves of a search lack figures or points."""
     checked(figures, {"networks": list[float], "accuracy": list[float]}, where)
-    updates = {len(figures[name]) for name in figures if name not in GREEDY_CURVE}
-    masks = {len(figures.get(name, ())) for name in GREEDY_CURVE}
-    if len(updates) > 1 or 0 in updates or len(masks) > 1:
+    updates = {len(values) for values in figures.values()}
+    if len(updates) > 1 or 0 in updates:
         msg = f"{where}: its figures have not equally many points: the file is damaged"
         raise ArtefactError(msg)
     if any(abs(value) > MOST for values in figures.values() for value in values):
@@ -188,7 +175,6 @@ def page(
         rivals=[] if findings.structure is None else list(findings.rivals),
         zeros=zero_rows(content),
         cost=cost_rows(content),
-        health=health_rows(content),
         origin=origin_rows(content),
         next_steps=next_steps(folder, content),
         command=command_line(config),
@@ -347,33 +333,11 @@ def cost_rows(content: Mapping[str, Any]) -> Facts:
         ]
     if "seeds" in search:
         rows.insert(0, ("seeds", ", ".join(map(str, search["seeds"]))))
-    if content.get("proxy_rank_correlation") is not None:
-        rows.append(
-            ("rank correlation of search and fine-tuned accuracy", _correlation_words(content))
-        )
+    correlation = content.get("proxy_rank_correlation")
+    if correlation is not None:
+        name = f"rank correlation of search and fine-tuned {content['score_name']}"
+        rows.append((name, f"{correlation:.2f}"))
     return rows
-
-
-def _correlation_words(content: Mapping[str, Any]) -> str:
-    """Return the correlation, with how far it may be believed."""
-    value, count = content["proxy_rank_correlation"], len(proxy_points(read_rows(content)))
-    if count < MIN_ROWS:
-        return f"{value:.2f}"
-    low, high = rank_interval(value, count)
-    return f"{value:.2f} ({count} masks; 95 % interval {low:.2f} to {high:.2f})"
-
-
-def health_rows(content: Mapping[str, Any]) -> Facts:
-    """Return what tells of a collapsed policy: name, in the first update, on average, in the last.
-
-    Means over the searches.
-    """
-    health = (content["search"] or {}).get("health", {})
-    return [
-        (words, *(written(health[name][when]) for when in ("first", "mean", "last")))
-        for name, (words, written) in HEALTH.items()
-        if name in health
-    ]
 
 
 def first_verdict(content: Mapping[str, Any]) -> str | None:

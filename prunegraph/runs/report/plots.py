@@ -24,7 +24,6 @@ from prunegraph.core.files import write_bytes
 from prunegraph.core.masks import ChannelMask
 from prunegraph.graph import StructureGraph
 from prunegraph.runs.context import Mask
-from prunegraph.runs.greedy import GREEDY_CURVE
 from prunegraph.runs.report.groups import FREE, draw_groups, removed_look, short_name
 from prunegraph.runs.report.report import History, read_rows
 from prunegraph.runs.report.tables import by_method, percent, title
@@ -78,7 +77,6 @@ NUM_RIVALS = 3
 PANELS = {
     "accuracy": "accuracy,\nmean",
     "best_accuracy": "accuracy,\nbest",
-    GREEDY_CURVE[1]: "accuracy,\npolicy's own",
     "bar": "to be\nbeaten",
     "reward": "reward,\nmean",
     "entropy_per_bit": "entropy\na bit",
@@ -350,7 +348,8 @@ def _search(findings: Findings) -> Plot | None:
     panels = [
         name
         for name in PANELS
-        if any(len(set(figures.get(name, ()))) > 1 for figures in runs.values())
+        if all(name in figures for figures in runs.values())
+        and any(len({*figures[name]}) > 1 for figures in runs.values())
     ]
     if not panels:
         return None
@@ -360,8 +359,7 @@ def _search(findings: Findings) -> Plot | None:
         for number, (run, figures) in enumerate(runs.items()):
             colour = SEED_COLOURS[number % len(SEED_COLOURS)]
             label = run if name == panels[0] else None
-            along = GREEDY_CURVE[0] if name == GREEDY_CURVE[1] else "networks"
-            points = figures.get(along, ()), figures.get(name, ())
+            points = figures["networks"], figures[name]
             axes.plot(*points, color=colour, lw=1.3, label=label)
         axes.set_ylabel(PANELS[name], fontsize=SMALL)
         axes.yaxis.set_major_locator(MaxNLocator(3))
@@ -373,8 +371,7 @@ def _search(findings: Findings) -> Plot | None:
     ends = ", ".join(f"{percent(values[0])} to {percent(values[-1])}" for values in accuracies)
     return Plot(
         figure=figure,
-        caption="Learning curves on search images, a point an update; the policy's own mask at "
-        "most at eight updates.",
+        caption="Learning curves on search images, a point an update.",
         text=f"Line plots of {', '.join(runs)}. Mean accuracy of an update, first to last: {ends}.",
     )
 

@@ -3,14 +3,14 @@
 import contextlib
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from prunegraph.core.budget import Budget, Cost
+from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ArtefactError
 from prunegraph.core.files import write_json
 from prunegraph.core.precision import computes_bfloat16
@@ -28,6 +28,12 @@ SCHEMA = 1
 History = Mapping[str, Mapping[str, Sequence[float]]]
 """Learning curves: name of a search -> name of a figure -> its value in each update."""
 
+FIRST = (
+    *("schema", "command", "arch", "dataset", "seed", "budget", "dense", "pruned", "search"),
+    *("methods", "verdict", "verdict_reason", "task", "score_name", "higher_is_better"),
+)
+"""Keys of every report that others may rely on."""
+
 PACKAGES = (
     *("prunegraph", "torch", "torchvision", "torch-geometric", "stable-baselines3", "numpy"),
     "matplotlib",
@@ -37,143 +43,6 @@ PACKAGES = (
 
 MOST_SHOWN = 60
 """So many letters of a value are shown where two machines differ."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DenseResult:
-    """The network before pruning.
-
-    Attributes:
-        cost: of the whole network.
-        test_accuracy: as it was given.
-        test_accuracy_finetuned: after the fine-tune that every row gets: the control.
-    """
-
-    cost: Cost
-    test_accuracy: float
-    test_accuracy_finetuned: float | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return {
-            "macs": self.cost.macs,
-            "params": self.cost.params,
-            "test_accuracy": self.test_accuracy,
-            "test_accuracy_finetuned": self.test_accuracy_finetuned,
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrunedResult:
-    """The network that the run ends with.
-
-    Attributes:
-        cost: of the pruned network.
-        seed: of the search that found it.
-        search_accuracy: on the search split after recalibration; its mask was chosen by it.
-        test_accuracy_recalibrated: on the test split after recalibration.
-        test_accuracy_finetuned: on the test split after fine-tuning.
-        digest: name of the mask.
-        details: ``widths``, channels kept by group; or ``sparsity``, ``pattern``, ``densities``.
-    """
-
-    cost: Cost
-    seed: int
-    search_accuracy: float
-    test_accuracy_recalibrated: float
-    test_accuracy_finetuned: float | None
-    digest: str
-    details: Mapping[str, Any]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return {
-            "macs": self.cost.macs,
-            "params": self.cost.params,
-            "search_accuracy": self.search_accuracy,
-            "test_accuracy_recalibrated": self.test_accuracy_recalibrated,
-            "test_accuracy_finetuned": self.test_accuracy_finetuned,
-            **self.details,
-            "seed": self.seed,
-            "mask_digest": self.digest,
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchResult:
-    """What the search cost.
-
-    Attributes:
-        seconds: wall times of all search seeds together, one after the other.
-        networks_evaluated: pruned networks run, everything counted.
-        evaluation_seconds: time inside surgery, recalibration and evaluation.
-        details: further figures (entropy, repaired bits, ...), by name.
-    """
-
-    seconds: float
-    networks_evaluated: int
-    evaluation_seconds: float
-    details: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return {
-            "seconds": round(self.seconds, 2),
-            "networks_evaluated": self.networks_evaluated,
-            "evaluation_seconds": round(self.evaluation_seconds, 2),
-            **self.details,
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """Everything that a run reports; ``to_json`` has the keys that others may rely on.
-
-    Attributes:
-        command: the command that made it.
-        arch: the network.
-        dataset: the data set.
-        seed: the run's seed.
-        budget: what may remain.
-        dense: the network before.
-        pruned: the network after: the agent's, or where none searched the best baseline's.
-        search: what the search cost; None without one.
-        methods: every compared row.
-        verdict: LEARNED, NOT LEARNED, or None.
-        verdict_reason: why.
-        details: further entries, by name.
-    """
-
-    command: str
-    arch: str
-    dataset: str
-    seed: int
-    budget: Budget
-    dense: DenseResult
-    pruned: PrunedResult
-    search: SearchResult | None
-    methods: Sequence[MethodRow]
-    verdict: str | None
-    verdict_reason: str
-    details: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values."""
-        return {
-            "schema": SCHEMA,
-            "command": self.command,
-            "arch": self.arch,
-            "dataset": self.dataset,
-            "seed": self.seed,
-            "budget": self.budget.as_dict(),
-            "dense": self.dense.to_json(),
-            "pruned": self.pruned.to_json(),
-            "search": None if self.search is None else self.search.to_json(),
-            "methods": [row.to_json() for row in self.methods],
-            "verdict": self.verdict,
-            "verdict_reason": self.verdict_reason,
-            **self.details,
-        }
 
 
 def machine() -> dict[str, Any]:
@@ -218,11 +87,19 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def write_report(report: Report, path: Path, files: Mapping[str, str]) -> dict[str, Any]:
-    """Write the report with the SHA-256 of the run's files, and return what was written."""
-    content = in_its_unit(report.to_json()) | {"files": dict(files)}
-    write_json(path, content)
-    return content
+def write_report(
+    content: Mapping[str, Any], path: Path, files: Mapping[str, str]
+) -> dict[str, Any]:
+    """Write a report with the SHA-256 of the run's files, and return what was written."""
+    written = in_its_unit(content) | {"files": dict(files)}
+    write_json(
+        path,
+        {
+            name: written[name]
+            for name in (*FIRST, *(name for name in written if name not in FIRST))
+        },
+    )
+    return written
 
 
 def in_its_unit(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -320,9 +197,6 @@ PARTS: dict[str, Any] = {
 NULL = ("search", "proxy_rank_correlation")
 """Which of them may be null."""
 
-HEALTH = dict.fromkeys(("first", "mean", "last"), float)
-"""What is told of each figure of a policy's health."""
-
 
 def read_report(folder: RunFolder) -> dict[str, Any]:
     """Return the report of a run, which anybody may have written.
@@ -350,8 +224,6 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
         if name in content and not (content[name] is None and name in NULL):
             checked(content[name], shape, f"{path}: {name}")
     search = content["search"] or {}
-    for name, figure in checked(search.get("health", {}), dict[str, Any], str(path)).items():
-        checked(figure, HEALTH, f"{path}: search.health.{name}")
     checked(search.get("seeds", []), list[int], f"{path}: search.seeds")
     odd = [
         *["methods"] * (not any(map(is_method, read_rows(content)))),

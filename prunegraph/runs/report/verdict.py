@@ -395,17 +395,3 @@ def proxy_points(rows: Sequence[MethodRow]) -> Float64Array:
             pair = (row.search_accuracy, row.test_accuracy_finetuned)
             points.setdefault(row.digest, []).append(pair)
     return np.array([np.mean(pairs, axis=0) for pairs in points.values()])
-
-
-def rank_interval(correlation: float, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of Spearman's correlation (Bonett and Wright 2000, equation 5).
-
-    Args:
-        correlation: in [-1, 1].
-        count: of the points, at least 4.
-    """
-    if abs(correlation) == 1.0:
-        return correlation, correlation
-    width = 1.96 * math.sqrt((1.0 + correlation**2 / 2.0) / (count - 3))
-    centre = math.atanh(correlation)
-    return math.tanh(centre - width), math.tanh(centre + width)
