@@ -101,3 +101,13 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     command = f"{sys.executable} -u -m prunegraph | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_optional_libraries_load_when_they_are_needed() -> None:
+    code = (
+        "import sys, prunegraph.tasks, prunegraph.models;"
+        "print([m for m in ('transformers', 'tokenizers', 'datasets') if m in sys.modules])"
+    )
+    words = [sys.executable, "-c", code]
+    output = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert output == "[]\n"

@@ -1,4 +1,4 @@
-"""The embedded default text: the 465 kB of English on Python's own language that come with it."""
+"""The embedded default text: English on Python's own language that comes with it, 370 kB."""
 
 from dataclasses import dataclass
 from pydoc_data.topics import topics
@@ -32,7 +32,8 @@ def embedded_text() -> EmbeddedText:
     splits: dict[int, list[str]] = {8: [], 9: []}
     train: list[str] = []
     passed = 0
-    for paragraph in BETWEEN.join(str(topics[name]) for name in sorted(topics)).split(BETWEEN):
+    paragraphs = BETWEEN.join(str(topics[name]) for name in sorted(topics)).split(BETWEEN)
+    for paragraph in dict.fromkeys(paragraphs):  # some topics hold others
         splits.get(passed // PIECE % 10, train).append(paragraph)
         passed += len(paragraph)
     return EmbeddedText(train=train, search=splits[8], test=splits[9])

@@ -148,8 +148,10 @@ def read_tokens(text: Text, encode: Encode | None, what: str) -> Tensor:
     """
     if isinstance(text, str | Path) and str(text).endswith(".npy"):
         text = _read_array(Path(text))
-    if isinstance(text, Tensor | np.ndarray):
-        return _checked_array(torch.as_tensor(np.asarray(text).astype(np.int64)), text, what)
+    if isinstance(text, Tensor):
+        text = np.asarray(text.cpu() if text.dtype != torch.bfloat16 else text.float())
+    if isinstance(text, np.ndarray):
+        return _checked_array(text, what)
     if encode is None:
         msg = f"{what} is a text and there is no tokenizer: give tokenizer=, or an array of tokens"
         raise DataError(msg)
@@ -243,20 +245,14 @@ def _read_array(path: Path) -> np.ndarray[Any, Any]:
     return np.asarray(array)
 
 
-def _checked_array(tokens: Tensor, given: Any, what: str) -> Tensor:
-    dtype = given.dtype
-    whole = (
-        not (dtype.is_floating_point or dtype.is_complex)
-        if isinstance(dtype, torch.dtype)
-        else dtype.kind in "iu"
-    )
-    if not whole or tokens.ndim not in (1, 2):
+def _checked_array(tokens: np.ndarray[Any, Any], what: str) -> Tensor:
+    if tokens.dtype.kind not in "iu" or tokens.ndim not in (1, 2):
         msg = (
-            f"{what} is an array of {dtype} and shape {list(tokens.shape)}, not token numbers [n] "
-            "or [rows, tokens]"
+            f"{what} is an array of {tokens.dtype} and shape {list(tokens.shape)}, not token "
+            "numbers [n] or [rows, tokens]"
         )
         raise DataError(msg)
-    return tokens
+    return torch.from_numpy(tokens.astype(np.int64))
 
 
 def _load_dataset(spec: str) -> Any:

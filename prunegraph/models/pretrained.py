@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.core.errors import ArtefactError, ConfigError, ModelError, one_line
-from prunegraph.core.reading import read_json
+from prunegraph.core.reading import parse_json, read_json, read_text
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 
@@ -82,7 +82,8 @@ def _check_folder(folder: Path) -> None:
         msg = f"there is no folder {folder}: give one that save_pretrained has written"
         raise ModelError(msg)
     try:
-        config = read_json(folder / CONFIG)
+        path = folder / CONFIG
+        config = parse_json(read_text(path), path, finite=False)  # some hold Infinity
         index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
     except ArtefactError as error:
         raise ModelError(str(error)) from error
@@ -111,7 +112,7 @@ def _check_config(folder: Path, config: Any) -> None:
     if "auto_map" in config:
         msg = f"{where} asks for code of its own (auto_map), which is not run: build it yourself"
         raise ModelError(msg)
-    if "quantization_config" in config:
+    if "quantization_config" in config or "compression_config" in config:
         msg = f"{where} is of a quantised network: give its float weights"
         raise ModelError(msg)
 
@@ -134,7 +135,7 @@ def load_tokenizer(folder: Path | str) -> Any:
         raise ModelError(msg)
     settings = folder / "tokenizer_config.json"
     try:
-        if settings.is_file() and "auto_map" in read_json(settings):
+        if settings.is_file() and '"auto_map"' in read_text(settings):
             msg = f"{settings} asks for code of its own (auto_map), which is not run"
             raise ModelError(msg)
         return transformers().AutoTokenizer.from_pretrained(
@@ -157,7 +158,7 @@ def save_pretrained_layout(model: nn.Module, tokenizer: Any, out: Path | str) ->
     Args:
         model: the network.
         tokenizer: the folder whose files of a tokenizer are copied as they are, or a tokenizer of
-            transformers; None = there is none.
+            transformers; of another kind, or of None, nothing is kept.
         out: the folder to write; made if missing.
 
     Raises:
@@ -181,12 +182,9 @@ def save_pretrained_layout(model: nn.Module, tokenizer: Any, out: Path | str) ->
 
 
 def _save_tokenizer(tokenizer: Any, out: Path) -> None:
-    if tokenizer is None:
-        return
-    if not isinstance(tokenizer, str | Path):
+    if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(out)
-        return
-    for name in TOKENIZER_FILES:
+    for name in TOKENIZER_FILES if isinstance(tokenizer, str | Path) else ():
         if Path(tokenizer, name).is_file():
             shutil.copyfile(Path(tokenizer, name), out / name)
 

@@ -50,7 +50,7 @@ class CausalLM:
         search: windows that masks are scored on.
         test: windows that are measured once, at the end, or None.
         tokenizer: makes tokens of texts; None = texts came as tokens.
-        folder: where the network's files and those of its tokenizer lie, or None.
+        tokenizer_folder: where the tokenizer's files lie, or None.
         autocast: whether the network may run in bfloat16.
         name: of the network, in rows and errors.
     """
@@ -65,7 +65,7 @@ class CausalLM:
     search: SearchSplit
     test: TestSplit | None = None
     tokenizer: Any = None
-    folder: Path | None = None
+    tokenizer_folder: Path | None = None
     autocast: bool = True
     name: str = "language model"
 
@@ -307,17 +307,19 @@ def causal_lm(
         PruneGraphError: a text is missing, too short, no text, or made by another tokenizer; the
             network cannot be loaded, or returns no finite logits.
     """
-    folder = Path(model) if isinstance(model, str | Path) else None
+    folder = None if isinstance(model, nn.Module) else Path(model)
     network = model if isinstance(model, nn.Module) else load_pretrained(model)
-    if isinstance(tokenizer, str | Path):
-        folder = folder or Path(tokenizer)
-        tokenizer = load_tokenizer(tokenizer)
-    elif tokenizer is None and folder is not None and has_tokenizer(folder):
-        tokenizer = load_tokenizer(folder)
+    beside = folder if folder is not None and has_tokenizer(folder) else None
+    kept = Path(tokenizer) if isinstance(tokenizer, str | Path) else beside
+    if isinstance(tokenizer, str | Path | None):
+        tokenizer = None if kept is None else load_tokenizer(kept)
+    else:
+        kept = None
     if calibration is None:
         text = embedded_text()
         calibration = text.train
-        search, test = (given or own for given, own in ((search, text.search), (test, text.test)))
+        search = text.search if search is None else search
+        test = text.test if test is None else test
     longest = getattr(getattr(network, "config", None), "max_position_embeddings", None)
     reader = TextReader(
         encode=encoder(tokenizer),
@@ -338,8 +340,8 @@ def causal_lm(
         search=held_out,
         test=None if test is None else reader.split(TestSplit, test, "test"),
         tokenizer=tokenizer,
-        folder=folder,
-        name=name or (type(unwrap(network)).__name__ if folder is None else folder.name),
+        tokenizer_folder=kept,
+        name=name or (type(unwrap(network)).__name__ if folder is None else folder.resolve().name),
     )
 
 

@@ -1,0 +1,33 @@
+"""Small language models for tests; transformers, an optional dependency, is imported if needed."""
+
+from typing import Any
+
+import torch
+
+TEXT = "".join(
+    f"The {n} small words of a text {n * n % 97}, and {n % 7} more.\n" for n in range(99)
+)
+"""A few thousand bytes."""
+
+
+def encode(text: str) -> list[int]:
+    """Return the bytes of a text, as token numbers."""
+    return list(text.encode())
+
+
+def tiny_llama(seed: int = 0, **sizes: Any) -> Any:
+    """Return a Llama with fresh weights, of 256 tokens unless it is said otherwise."""
+    import transformers
+
+    given = {
+        "vocab_size": 256,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": True,
+    }
+    torch.manual_seed(seed)
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**given | sizes)).eval()
