@@ -61,15 +61,19 @@ class StoredMask:
         where: what ``save_masked`` was given.
         name: the mask's digest.
         sparsity: share of the prunable weights that are zero.
+        weights: digest of the network's parameters, where a method changed those that stay.
     """
 
     where: Path
     name: str
     sparsity: float
+    weights: str | None = None
 
     def digest(self) -> str:
-        """Return the 16 hex digits that name the mask."""
-        return self.name
+        """Return 16 hex digits that name the network: the mask's, unless its weights differ."""
+        if self.weights is None:
+            return self.name
+        return hashlib.sha256(f"{self.name};{self.weights}".encode()).hexdigest()[:16]
 
     def load(self) -> WeightMask:
         """Read the mask.

@@ -15,6 +15,7 @@ from prunegraph.artefacts.masked import StoredMask
 from prunegraph.core.console import Console
 from prunegraph.core.errors import BudgetError
 from prunegraph.core.files import write_json
+from prunegraph.core.tensors import parameter_digest
 from prunegraph.core.user_code import is_factory
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.evaluation.log import OutcomeLog
@@ -252,7 +253,8 @@ def store_network(context: RunContext, where: Path, result: Result) -> StoredMas
         whole = batches[:-1] or batches  # each batch counts alike
         recalibrate_bn(model, whole, forward=task.forward, autocast=task.autocast)
     save_network(context.target, where, model, mask)
-    return StoredMask(where=where, name=mask.digest(), sparsity=mask.sparsity)
+    changed = None if result.model is None else parameter_digest(model)
+    return StoredMask(where=where, name=mask.digest(), sparsity=mask.sparsity, weights=changed)
 
 
 def _search(place: Workplace, method: AgentSearch, networks: int, seed: int) -> Choice:

@@ -4,9 +4,10 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from prunegraph.artefacts.export import export, export_recipe
 from prunegraph.artefacts.masked import MaskedNetwork, bits_path, load_masked, save_masked
@@ -51,7 +52,7 @@ def run_export(config: ExportConfig, console: Console) -> dict[str, Any]:
     if config.format == "safetensors" and isinstance(saved, MaskedNetwork):
         save_masked(path, model=saved.model, mask=saved.mask, info=info)
         files += [artefact_paths(path)[0], bits_path(path)]
-    elif config.format == "safetensors":
+    elif config.format == "safetensors" and isinstance(saved, PrunedNetwork):
         export_recipe(saved, example, path, lambda: build_dense(info))
         files.append(artefact_paths(path)[0])
     else:
@@ -149,8 +150,15 @@ def read_run(run: Path, trusted: str | None) -> PrunedNetwork | MaskedNetwork:
     info = read_info(where)
     check_trusted(info.arch, trusted, artefact_paths(where)[0])
     language = info.extra.get("task") == "causal_lm"
-    build = partial(load_pretrained, where) if language else partial(build_dense, info)
+    build = partial(_language_model, where) if language else partial(build_dense, info)
     return load_masked(where, build) if bits_path(where).is_file() else load_pruned(where, build)
+
+
+def _language_model(folder: Path) -> nn.Module:
+    """Return the network of a folder of transformers, which keeps nothing between two calls."""
+    model = load_pretrained(folder)
+    cast(Any, model).config.use_cache = False
+    return model
 
 
 def _check_holds_network(run: Path) -> None:

@@ -124,7 +124,8 @@ def load_as_chosen(context: RunContext, directory: Path, mask: Mask | None) -> n
         ArtefactError: it is another one's.
     """
     model, digest = load_finetuned(context, directory)
-    if digest != (context.target.whole if mask is None else mask).digest():
+    wanted = context.target.whole if mask is None else mask
+    if digest != (wanted.name if isinstance(wanted, StoredMask) else wanted.digest()):
         msg = (
             f"{directory} holds the network of another mask than the one that is best here: give "
             "the command with the threads and on the machine that made it, or a new --out"

@@ -187,7 +187,7 @@ def read_masks(path: Path, graph: StructureGraph | None) -> Masks:
     return Masks(path, masks)
 
 
-STORED = {"name": str, "sparsity": float, "folder": str}
+STORED = {"name": str, "sparsity": float, "folder": str, "weights": str | None}
 """What a file says of a mask of single weights."""
 
 
@@ -198,6 +198,7 @@ def _to_json(mask: Mask) -> str | dict[str, Any]:
     return {
         "name": mask.name,
         "sparsity": mask.sparsity,
+        "weights": mask.weights,
         "folder": f"{RunFolder.CHOSEN}/{mask.where.name}",
     }
 
@@ -206,7 +207,8 @@ def _from_json(value: Any, graph: StructureGraph | None, run: Path, path: Path) 
     if graph is None:
         record = checked(value, STORED, str(path))
         where = RunFolder(path=run).inside(record["folder"])
-        return StoredMask(where=where, name=record["name"], sparsity=record["sparsity"])
+        values = {name: record[name] for name in ("name", "sparsity", "weights")}
+        return StoredMask(where=where, **values)
     try:
         bits: str = checked(value, str, str(path))
         return graph.mask(unpack_bits(bits, graph.num_units))

@@ -8,6 +8,7 @@ from typing import Any
 from prunegraph.artefacts.masked import MaskedNetwork, load_masked
 from prunegraph.artefacts.pruned import read_info
 from prunegraph.core.masks import ChannelMask
+from prunegraph.core.tensors import parameter_digest
 from prunegraph.layerwise.weights import check_pattern
 from prunegraph.runs.context import Mask, RunContext
 from prunegraph.runs.plan import Plan
@@ -74,7 +75,12 @@ def check_mask(context: RunContext, mask: Mask | None, where: str) -> list[Check
                 reported=str(saved.mask.pattern),
                 found=budget.pattern or str(saved.mask.pattern),
             ),
-            Check(name=f"{where}: mask on disk", reported=mask.digest(), found=saved.mask.digest()),
+            Check(name=f"{where}: mask on disk", reported=mask.name, found=saved.mask.digest()),
+            Check(
+                name=f"{where}: weights on disk",
+                reported=mask.weights,
+                found=None if mask.weights is None else parameter_digest(saved.model),
+            ),
         ]
     return [Check(name=f"{where} within the budget", reported=True, found=fits)]
 
