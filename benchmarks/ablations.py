@@ -17,27 +17,32 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from searches import begin, read_rows
 
+from prunegraph.agent.method import AgentSearch
 from prunegraph.agent.search import train_policy
 from prunegraph.agent.settings import agent_config, trained_budgets
 from prunegraph.agent.train import AgentConfig
 from prunegraph.core.console import Console
 from prunegraph.core.files import write_json
 from prunegraph.core.splits import SearchSplit
-from prunegraph.runs.agent_search import agent_method
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.config import TrainConfig
 from prunegraph.runs.parallel.jobs import load_targets, make_workplace
-from prunegraph.runs.prepare import Target
+from prunegraph.runs.target import Target
 
 NETWORK_ALONE = dict.fromkeys(
     ("offset_rate", "group_offset_rate", "surrogate_rate", "group_noise_rate"), 0.0
 )
+
+
+def agent_search(options: TrainConfig) -> AgentSearch:
+    """Return the search that options ask for."""
+    return AgentSearch(options=options.agent, shares=options.budgets, policy=options.policy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +66,7 @@ class Variant:
         config = agent_config(
             options.agent,
             seed,
-            initial=agent_method(options).initial,
+            initial=agent_search(options).initial,
             budgets=trained_budgets(options.budgets, options.budget()),
         )
         return dataclasses.replace(
@@ -100,7 +105,8 @@ def halves(search: SearchSplit) -> tuple[SearchSplit, SearchSplit]:
 
 def with_search(target: Target, search: SearchSplit) -> Target:
     """Return a network whose search looks at other images."""
-    return dataclasses.replace(target, dataset=dataclasses.replace(target.dataset, search=search))
+    task = dataclasses.replace(cast(Any, target.task), search=search)
+    return dataclasses.replace(target, task=task)
 
 
 def measure(
@@ -116,7 +122,7 @@ def measure(
     if hold_out:
         images, judge = halves(images)
     place = make_workplace(changed, [with_search(target, images)], [run], console)
-    method = agent_method(changed)
+    method = agent_search(changed)
     with console.progress(f"{name}, seed {seed}", changed.networks) as report:
         problem = place.contexts[0].problem(
             seed=seed,

@@ -1,7 +1,8 @@
 """Networks with zeros in place on disk: the recipe, the weights in their dense shapes, the mask.
 
 They lie in a folder as ``mask.json``, ``pruned.safetensors`` and ``mask.safetensors``, or as any
-``NAME.safetensors`` with ``NAME.recipe.json`` and ``NAME.mask.safetensors`` beside it.
+``NAME.safetensors`` with ``NAME.recipe.json`` and ``NAME.mask.safetensors`` beside it. A network of
+transformers lies in a folder that its own ``from_pretrained`` reads, the other two files beside.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ from torch import nn
 
 from prunegraph.artefacts.pruned import (
     COMMON,
+    PRETRAINED_FILE,
     WEIGHTS_SUFFIX,
     PrunedInfo,
     artefact_paths,
@@ -23,11 +25,12 @@ from prunegraph.artefacts.pruned import (
     read_weights,
 )
 from prunegraph.core.errors import ArtefactError, MaskError
-from prunegraph.core.files import write_bytes, write_json
+from prunegraph.core.files import file_digest, write_bytes, write_json
 from prunegraph.core.seeding import seeded
 from prunegraph.core.tensors import load_state, state_tensors, to_safetensors
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.graph import unwrap
+from prunegraph.models import save_pretrained_layout
 
 BITS_FILE, BITS_SUFFIX = "mask.safetensors", ".mask.safetensors"
 
@@ -50,6 +53,57 @@ class MaskedNetwork:
     info: PrunedInfo
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoredMask:
+    """The mask of a saved network with zeros in place; its file is read when it is asked for.
+
+    Attributes:
+        where: what ``save_masked`` was given.
+        name: the mask's digest.
+        sparsity: share of the prunable weights that are zero.
+        weights: digest of the network's parameters, where a method changed those that stay.
+    """
+
+    where: Path
+    name: str
+    sparsity: float
+    weights: str | None = None
+
+    def digest(self) -> str:
+        """Return 16 hex digits that name the network: the mask's, unless its weights differ."""
+        if self.weights is None:
+            return self.name
+        return hashlib.sha256(f"{self.name};{self.weights}".encode()).hexdigest()[:16]
+
+    def load(self) -> WeightMask:
+        """Read the mask.
+
+        Raises:
+            ArtefactError: the file is missing, damaged, or holds another mask.
+        """
+        return load_bits(self.where, self.name)
+
+
+def load_bits(where: Path | str, digest: str) -> WeightMask:
+    """Read the mask of a saved network.
+
+    Args:
+        where: what ``save_masked`` was given.
+        digest: its name.
+
+    Raises:
+        ArtefactError: the file is missing, damaged, or holds another mask.
+    """
+    mask = WeightMask.load(bits_path(where))
+    if mask.digest() != digest:
+        msg = (
+            f"{bits_path(where)} holds the mask {mask.digest()}, its recipe names {digest}: copy "
+            "the files of one network"
+        )
+        raise ArtefactError(msg)
+    return mask
+
+
 def bits_path(where: Path | str) -> Path:
     """Return the file that holds the mask of a saved network.
 
@@ -62,8 +116,15 @@ def bits_path(where: Path | str) -> Path:
     return where / BITS_FILE
 
 
-def save_masked(where: Path | str, *, model: nn.Module, mask: WeightMask, info: PrunedInfo) -> None:
-    """Write a network with zeros in place, each file atomically.
+def save_masked(
+    where: Path | str,
+    *,
+    model: nn.Module,
+    mask: WeightMask,
+    info: PrunedInfo,
+    pretrained: Path | None = None,
+) -> None:
+    """Write a network with zeros in place, each file atomically; the recipe comes last.
 
     Args:
         where: a folder, or a ``.safetensors`` file, which gets the others beside it; folders are
@@ -71,19 +132,29 @@ def save_masked(where: Path | str, *, model: nn.Module, mask: WeightMask, info: 
         model: the network.
         mask: where its zeros lie.
         info: how the dense network is made.
+        pretrained: the folder that the dense network comes from, if it is one of transformers:
+            ``where`` becomes such a folder, with its tokenizer.
 
     Raises:
         ArtefactError: a file cannot be written, a weight is not zero that the mask removes, or
             ``info`` or the network's state holds what a file cannot.
     """
     recipe_path, weights_path = artefact_paths(where)
+    if pretrained is not None:
+        weights_path = Path(where) / PRETRAINED_FILE
     model = unwrap(model)
     try:
         mask.check_zeros(model)
     except MaskError as error:
         msg = f"{weights_path} cannot hold this network and mask: {error}; apply the mask first"
         raise ArtefactError(msg) from error
-    weights = to_safetensors(state_tensors(model))
+    if pretrained is None:
+        weights = to_safetensors(state_tensors(model))
+        write_bytes(weights_path, weights)
+        digest = hashlib.sha256(weights).hexdigest()
+    else:
+        save_pretrained_layout(model, pretrained, where)
+        digest = file_digest(weights_path)
     own = {
         "kind": "weights",
         "mask": {
@@ -92,10 +163,9 @@ def save_masked(where: Path | str, *, model: nn.Module, mask: WeightMask, info: 
             "kept": mask.num_kept,
             "digest": mask.digest(),
         },
-        "weights": {"file": weights_path.name, "sha256": hashlib.sha256(weights).hexdigest()},
+        "weights": {"file": weights_path.name, "sha256": digest},
     }
     record = make_record(recipe_path, info, own)
-    write_bytes(weights_path, weights)
     mask.save(bits_path(where))
     write_json(recipe_path, record)
 
@@ -115,13 +185,7 @@ def load_masked(where: Path | str, build_model: Callable[[], nn.Module]) -> Mask
     path, weights_path = artefact_paths(where)
     record = read_record(path, RECIPE, "weights")
     tensors = read_weights(weights_path, record)
-    mask = WeightMask.load(bits_path(where))
-    if mask.digest() != record["mask"]["digest"]:
-        msg = (
-            f"{bits_path(where)} holds the mask {mask.digest()}, {path.name} names "
-            f"{record['mask']['digest']}: copy the files of one network"
-        )
-        raise ArtefactError(msg)
+    mask = load_bits(where, record["mask"]["digest"])
     with seeded(0):
         model = unwrap(build_model())
     load_state(model, tensors, weights_path)

@@ -28,6 +28,9 @@ from prunegraph.graph.apply import apply_mask
 SCHEMA = 1
 MASK_FILE = "mask.json"
 WEIGHTS_FILE = "pruned.safetensors"
+PRETRAINED_FILE = "model.safetensors"
+"""Weights of a folder that ``from_pretrained`` of transformers reads."""
+
 WEIGHTS_SUFFIX, RECIPE_SUFFIX = ".safetensors", ".recipe.json"
 MAX_CLASSES, MAX_INPUTS = 100_000, 2**24
 """Outputs, and numbers of an example input, that a recipe may ask to be built and run."""
@@ -104,7 +107,8 @@ def artefact_paths(where: Path | str) -> tuple[Path, Path]:
     where = Path(where)
     if where.suffix == WEIGHTS_SUFFIX:
         return where.with_suffix(RECIPE_SUFFIX), where
-    return where / MASK_FILE, where / WEIGHTS_FILE
+    pretrained = where / PRETRAINED_FILE
+    return where / MASK_FILE, pretrained if pretrained.is_file() else where / WEIGHTS_FILE
 
 
 def save_pruned(

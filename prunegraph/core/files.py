@@ -2,6 +2,7 @@
 
 import contextlib
 import glob
+import hashlib
 import json
 import os
 import re
@@ -114,6 +115,12 @@ def write_json(path: Path | str, value: Any, *, indent: int | None = 1) -> None:
         TypeError: ``value`` holds what JSON cannot.
     """
     write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _replace(target: Path, content: bytes) -> None:

@@ -91,7 +91,9 @@ class Context:
         """
         if seed not in self._by_seed:
             other = dataclasses.replace(self, statistics_seed=seed)
-            shared = ("reconstruction", "quick_reconstruction", "_tables", "_by_seed")
+            shared = ["_tables", "_by_seed"]
+            if self.structure is not None:
+                shared += ["reconstruction", "quick_reconstruction"]
             other.__dict__.update({name: getattr(self, name) for name in shared})
             self._by_seed[seed] = other
         return self._by_seed[seed]

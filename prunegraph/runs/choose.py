@@ -1,14 +1,27 @@
-"""Jobs that let methods choose masks, each on its own count of networks; the controls."""
+"""Jobs that let methods choose masks, whatever the methods are, and the controls beside them."""
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+from prunegraph.agent.adapt import NUM_DECISION_NETWORKS
+from prunegraph.agent.method import AgentSearch, AppliedPolicy, Sampler
+from prunegraph.agent.policies import save_policy
+from prunegraph.agent.search import train_policy
+from prunegraph.artefacts.masked import StoredMask
 from prunegraph.core.console import Console
 from prunegraph.core.errors import BudgetError
+from prunegraph.core.files import write_json
+from prunegraph.core.tensors import parameter_digest
 from prunegraph.core.user_code import is_factory
+from prunegraph.core.weight_mask import WeightMask
 from prunegraph.evaluation.log import OutcomeLog
-from prunegraph.methods.method import Method
+from prunegraph.graph import unwrap
+from prunegraph.layerwise.recalibrate import has_batch_norm, recalibrate_bn
+from prunegraph.methods.method import Method, Result
 from prunegraph.methods.registry import (
     CONTROL_CRITERIA,
     OTHERS,
@@ -17,13 +30,53 @@ from prunegraph.methods.registry import (
     make_method,
     unknown_method,
 )
-from prunegraph.runs.agent_search import sampler_method, search_job
-from prunegraph.runs.context import RunContext
-from prunegraph.runs.options.config import SearchOptions
-from prunegraph.runs.parallel.jobs import Batch, Workplace
-from prunegraph.runs.plan import Plan, searches
-from prunegraph.runs.report.verdict import SAMPLER, is_rival
-from prunegraph.runs.store import Candidate, CandidateStore, add_found
+from prunegraph.runs.context import Mask, RunContext
+from prunegraph.runs.finetune import save_network
+from prunegraph.runs.folder import RunFolder
+from prunegraph.runs.options.config import PruningOptions, SearchOptions
+from prunegraph.runs.options.fields import with_options
+from prunegraph.runs.options.methods import check_named, options_of
+from prunegraph.runs.options.tasks import TaskOptions
+from prunegraph.runs.parallel.jobs import Batch, Jobs, Workplace
+from prunegraph.runs.plan import Plan, applied_policy, is_family, policy_row, searches
+from prunegraph.runs.report.verdict import AGENT, SAMPLER, is_rival
+from prunegraph.runs.store import Candidate, CandidateStore
+from prunegraph.tasks.classification import BATCH_SIZE
+
+CURVES = (
+    *("networks", "accuracy", "best_accuracy", "bar", "reward"),
+    *("entropy_per_bit", "multiplier", "repaired"),
+)
+"""Figures of an update that a run keeps as its learning curves."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Choice:
+    """What a job brings.
+
+    Attributes:
+        candidates: the chosen mask of each network; none where an optional one is out of reach.
+        record: what a search or a decision says of itself, as JSON values; None = nothing.
+        problem: why there is no candidate.
+    """
+
+    candidates: tuple[Candidate, ...] = ()
+    record: Mapping[str, Any] | None = None
+    problem: str = ""
+
+
+def method_of(options: PruningOptions, name: str) -> Method:
+    """Return a method as the options of a command ask for it."""
+    if isinstance(options, SearchOptions):
+        search: dict[str, Any] = {"options": options.agent, "shares": options.budgets}
+        if name in (AGENT, SAMPLER):
+            kind = AgentSearch if name == AGENT else Sampler
+            return kind(**search, policy=options.policy)
+    applied = applied_policy(options) or getattr(options, "policy", None)
+    if applied is not None and name == policy_row(applied):
+        return AppliedPolicy(applied, label=applied.name)
+    given = options.method_options if isinstance(options, TaskOptions) else ()
+    return with_options(make_method(name), options_of(given, name))
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -35,68 +88,129 @@ def check_names(names: Sequence[str]) -> None:
         raise unknown_method(unknown[0], valid)
 
 
-def check_methods(plan: Plan, context: RunContext, networks: int) -> None:
-    """Raise an error if a method cannot serve the network, the budget or so many networks."""
+def check_methods(plan: Plan, contexts: Sequence[RunContext], networks: int) -> None:
+    """Raise an error if a method cannot serve a network, the budget or so many networks."""
+    options = contexts[0].options
+    if isinstance(options, TaskOptions):
+        check_named(options.method_options, plan.methods)
+    problems = [context.untimed_problem(networks) for context in contexts]
     for name in plan.methods:
-        if name != SAMPLER:
-            make_method(name).check(context.untimed_problem(networks))
+        method = method_of(options, name)
+        if isinstance(method, AgentSearch):
+            options.budget().check_channels()
+            method.check_family(problems)
+            continue
+        for problem in problems:
+            method.check(problem)
 
 
-def method_batches(
-    plan: Plan, stores: Sequence[CandidateStore], networks: int, options: SearchOptions | None
-) -> list[Batch]:
-    """Return what lets methods choose masks; those that the stores have are not asked again.
+def choose_masks(
+    plan: Plan, jobs: Jobs, stores: Sequence[CandidateStore], networks: int, console: Console
+) -> None:
+    """Let the methods choose their masks; those that the stores have are not asked again.
 
     Args:
         plan: which methods and seeds.
+        jobs: runs them.
         stores: where each network's candidates are kept.
         networks: that each of them may run.
-        options: how the agent searches, whose sampler may be among them.
+        console: where it is said which optional rows are missing.
     """
-    planned = [
-        (number, name, seed, networks)
-        for number in range(len(stores))
-        for name, seed in plan.choices()
-    ]
-    missing = [item for item in planned if stores[item[0]].get(item[1], item[2]) is None]
-    missing.sort(key=lambda item: not searches(item[1]))  # the long ones first
-    methods = Batch(
-        label="baselines",
-        job=method_job,
-        arguments=missing,
-        keep=lambda values, candidate: stores[values[0]].add(candidate),
-        planned=len(planned),
-        networks=lambda values: values[3] if searches(values[1]) else 1,
-    )
-    if options is None or SAMPLER not in plan.methods:
-        return [methods]
-    return [methods, _sampler_batch(stores, options, plan.seeds)]
+    folder = jobs.place.folders[0]
+    every = tuple(range(len(stores)))
+    alone = [(name, seed) for name, seed in plan.choices() if not is_family(name)]
+    planned = [((number,), *choice) for number in every for choice in alone]
+    planned.sort(key=lambda item: not searches(item[1]))  # the long ones first
+    families: dict[str, list[tuple[Any, ...]]] = {}
+    for name, seed in plan.choices():
+        if is_family(name):
+            families.setdefault(name, []).append((every, name, seed))
+
+    def missing(numbers: tuple[int, ...], name: str, seed: int) -> bool:
+        unknown = any(stores[number].get(name, seed) is None for number in numbers)
+        return unknown or (name == AGENT and not folder.found(name, seed).is_file())
+
+    def keep(values: tuple[Any, ...], choice: Choice) -> None:
+        numbers, name, seed, _ = values
+        for number, candidate in zip(numbers, choice.candidates, strict=False):
+            beginning = name in plan.beginnings
+            role = "control" if beginning else candidate.role
+            stores[number].add(replace(candidate, name=name, role=role, beginning=beginning))
+        if choice.record is not None:
+            write_json(folder.found(name, seed), choice.record)
+        if choice.problem:
+            console.say(f"no row of {name}: {choice.problem}")
+
+    def batch(label: str, items: Sequence[tuple[Any, ...]], *, family: bool) -> Batch:
+        return Batch(
+            label=label,
+            job=choose_job,
+            arguments=[(*item, plan.optional) for item in items if missing(*item)],
+            keep=keep,
+            planned=len(items),
+            networks=lambda values: networks if searches(values[1]) else 1,
+            searches=family,
+        )
+
+    searching = [batch(f"searches of the {n}", items, family=True) for n, items in families.items()]
+    jobs.run(*searching, batch("methods", planned, family=False))
 
 
-def method_job(place: Workplace, number: int, name: str, seed: int, networks: int) -> Candidate:
-    """Let a method choose a mask of network ``number``: a job. An interrupted search goes on."""
-    context, method = place.contexts[number], make_method(name)
-    if not searches(name):
-        return run_method(context, method, seed=seed, networks=networks)
-    log = OutcomeLog(place.folders[number].outcomes(name, seed))
-    with place.console.progress(f"search {name}, seed {seed}", networks) as report:
-        return run_method(context, method, seed=seed, networks=networks, log=log, progress=report)
+def choose_job(
+    place: Workplace, numbers: tuple[int, ...], name: str, seed: int, optional: bool = False
+) -> Choice:
+    """Let a method choose the masks of some networks: a job. An interrupted search goes on.
+
+    Args:
+        place: the run's.
+        numbers: of the networks; the agent's search is of all.
+        name: of the method.
+        seed: of its choice.
+        optional: a baseline that cannot meet the budget chooses nothing.
+    """
+    context, folder = place.contexts[numbers[0]], place.folders[numbers[0]]
+    method = method_of(context.options, name)
+    options = context.options
+    networks = options.networks if isinstance(options, SearchOptions) else 0
+    if isinstance(method, AgentSearch):
+        return _search(place, method, networks, seed)
+    try:
+        if isinstance(method, AppliedPolicy):
+            with place.console.progress("decide", NUM_DECISION_NETWORKS) as report:
+                found, details = run_method(context, folder, method, seed=seed, progress=report)
+                report(NUM_DECISION_NETWORKS)  # some priors led to one mask
+            return Choice(candidates=(found,), record=_decision(details))
+        if not searches(name):
+            found, _ = run_method(context, folder, method, seed=seed, networks=networks)
+            return Choice(candidates=(found,))
+        log = OutcomeLog(folder.outcomes(name, seed))
+        with place.console.progress(f"search {name}, seed {seed}", networks) as report:
+            found, _ = run_method(
+                context, folder, method, seed=seed, networks=networks, log=log, progress=report
+            )
+        return Choice(candidates=(found,))
+    except BudgetError as error:
+        if not optional or method.role != "baseline":
+            raise
+        return Choice(problem=str(error))
 
 
 def run_method(
     context: RunContext,
+    folder: RunFolder,
     method: Method,
     *,
     seed: int,
-    networks: int,
+    networks: int = 0,
     counted: int = 0,
     log: OutcomeLog | None = None,
     progress: Callable[..., None] | None = None,
-) -> Candidate:
-    """Return the mask that a method chooses, measured on the whole search split.
+) -> tuple[Candidate, Mapping[str, Any]]:
+    """Return the mask that a method chooses, measured on the search split, and its details.
 
     Args:
         context: the network.
+        folder: of its files.
         method: the method.
         seed: of its search.
         networks: pruned networks that it may run.
@@ -104,49 +218,113 @@ def run_method(
         log: what an earlier start of its search measured.
         progress: called with the number of networks run.
     """
-    started = time.monotonic()
+    started, recalled = time.monotonic(), 0.0
     problem = context.problem(seed=seed, max_networks=networks, log=log, progress=progress)
-    with problem.evaluator.watched(progress):
+    if method.kind == "weights":
         result = method.prune(problem)
-    return Candidate(
+        mask: Mask = store_network(context, folder.chosen(method.name, seed), result)
+    else:
+        with problem.evaluator.watched(None if isinstance(method, AppliedPolicy) else progress):
+            result = method.prune(problem)
+        mask, recalled = result.channels, problem.evaluator.recalled
+    candidate = Candidate(
         name=method.name,
         role=method.role,
         searches=method.searches,
         seed=seed,
-        mask=result.channels,
+        mask=mask,
         networks_evaluated=result.networks + counted,
-        search_accuracy=context.final_evaluator.evaluate(result.channels).accuracy,
-        seconds=time.monotonic() - started + problem.evaluator.recalled,
+        search_accuracy=context.recalibrated_search_accuracy(mask),
+        seconds=time.monotonic() - started + recalled,
+        bytes_up=result.details.get("bytes_up"),
+        bytes_down=result.details.get("bytes_down"),
+    )
+    return candidate, result.details
+
+
+def store_network(context: RunContext, where: Path, result: Result) -> StoredMask:
+    """Write the network in which a method has put zeros, its batch norm recalibrated."""
+    task, mask = context.target.task, result.mask
+    assert isinstance(mask, WeightMask)
+    model = mask.apply(unwrap(task.model)) if result.model is None else unwrap(result.model)
+    if has_batch_norm(model):
+        samples = task.train.sample(context.options.calibration_images, context.seed)
+        batches = list(task.batches(samples, BATCH_SIZE))
+        whole = batches[:-1] or batches  # each batch counts alike
+        recalibrate_bn(model, whole, forward=task.forward, autocast=task.autocast)
+    save_network(context.target, where, model, mask)
+    changed = None if result.model is None else parameter_digest(model)
+    return StoredMask(where=where, name=mask.digest(), sparsity=mask.sparsity, weights=changed)
+
+
+def _search(place: Workplace, method: AgentSearch, networks: int, seed: int) -> Choice:
+    """Search on all networks of a workplace, with one policy."""
+    folder, name = place.folders[0], method.name
+    total = networks * len(place.contexts)
+    with place.console.progress(f"search {name}, seed {seed}", total) as report:
+        problems = [
+            context.problem(
+                seed=seed,
+                max_networks=networks,
+                folder=folder.search(name, seed),
+                progress=report,
+            )
+            for context in place.contexts
+        ]
+        found = train_policy(
+            problems,
+            method.options,
+            shares=method.shares,
+            initial=method.initial,
+            pool=place.pool,
+            events=folder.events(f"{name}-{seed}"),
+        )
+    save_policy(folder.search(name, seed), found.policy)
+    return Choice(
+        candidates=tuple(
+            Candidate(
+                name=name,
+                role=method.role,
+                searches=True,
+                seed=seed,
+                mask=result.channels,
+                networks_evaluated=result.networks,
+                search_accuracy=result.details["score"],
+                seconds=found.seconds,
+            )
+            for result in found.results
+        ),
+        record={
+            "seconds": found.seconds,
+            "evaluation_seconds": found.evaluation_seconds,
+            "networks_evaluated": found.networks,
+            "history": {key: [row[key] for row in found.history] for key in CURVES},
+        },
     )
 
 
-def add_optional(place: Workplace, store: CandidateStore, plan: Plan, console: Console) -> None:
-    """Add rows of heuristics beside an applied policy; those that miss a latency are left out."""
-    for name, seed in plan.choices():
-        if store.get(name, seed) is not None:
-            continue
-        try:
-            store.add(method_job(place, 0, name, seed, 0))
-        except BudgetError as error:
-            if not plan.optional:
-                raise
-            console.say(f"no row of {name}: {error}")
+def _decision(details: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how a policy decided, as a report tells it."""
+    return {
+        "start": details["prior"],
+        "share": details["strength"],
+        "divergence": details["divergence"],
+        "seconds": details["seconds"],
+    }
 
 
-def add_controls(
-    context: RunContext, store: CandidateStore, agent: Sequence[Candidate], console: Console
-) -> None:
-    """Add what L1 and chance choose at the widths of the agent's masks."""
-    pairs = [(candidate, criterion) for candidate in agent for criterion in CONTROL_CRITERIA]
-    with console.progress("controls", len(pairs)) as report:
-        for number, (candidate, criterion) in enumerate(pairs, start=1):
-            widths = context.target.graph.group_widths(candidate.mask)
-            method = control_widths(criterion, widths)
-            if store.get(method.name, candidate.seed) is None:
-                count = candidate.networks_evaluated
-                row = run_method(context, method, seed=candidate.seed, networks=0, counted=count)
+def add_controls(place: Workplace, number: int, store: CandidateStore, agent: str) -> None:
+    """Add what L1 and chance choose at the widths of the agent's masks of a network."""
+    context, folder = place.contexts[number], place.folders[number]
+    pairs = [(own, criterion) for own in store.named(agent) for criterion in CONTROL_CRITERIA]
+    with place.console.progress("controls", len(pairs)) as report:
+        for done, (own, criterion) in enumerate(pairs, start=1):
+            method = control_widths(criterion, context.target.graph.group_widths(own.channels))
+            if store.get(method.name, own.seed) is None:
+                count = own.networks_evaluated
+                row, _ = run_method(context, folder, method, seed=own.seed, counted=count)
                 store.add(row)
-            report(number)
+            report(done)
 
 
 def warn_if_worse(
@@ -156,32 +334,14 @@ def warn_if_worse(
 
     Clearly: by two standard errors of the difference of two shares of so many images.
     """
-    rivals = [row for row in rows if is_rival(row)]
-    best = max(rivals, key=lambda row: row.search_accuracy, default=own)
-    share = best.search_accuracy
-    error = math.sqrt(2.0 * share * (1.0 - share) / len(context.target.dataset.search))
+    best = max(filter(is_rival, rows), key=lambda row: row.search_accuracy, default=own)
+    share, search = best.search_accuracy, context.target.task.search
+    if context.target.task.score_name != "accuracy" or search is None:
+        return
+    error = math.sqrt(2.0 * share * (1.0 - share) / len(search))
     if share - own.search_accuracy > 2.0 * error:
         console.say(
             f"warning: {best.name} keeps {share:.1%} on the search images, {own.name} "
             f"{own.search_accuracy:.1%}: it does not fit {context.target.arch} as it is; "
             "`prunegraph train` with more --networks searches on, from this one with --policy"
         )
-
-
-def _sampler_batch(
-    stores: Sequence[CandidateStore], options: SearchOptions, seeds: Sequence[int]
-) -> Batch:
-    """Return what finds the best of N that the agent draws: nothing learns, nothing is planned."""
-    return Batch(
-        label="searches of the sampler",
-        job=search_job,
-        arguments=[
-            (sampler_method(options), SAMPLER, options.networks, seed)
-            for seed in seeds
-            if any(store.get(SAMPLER, seed) is None for store in stores)
-        ],
-        keep=lambda _, run: add_found(stores, run.candidates),
-        planned=len(seeds),
-        networks=lambda _: options.networks,
-        searches=True,
-    )

@@ -1,28 +1,28 @@
 """``prunegraph compare``: one comparison, or one of each network at each budget and a summary."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.table import Table
 
-from prunegraph.core.console import Console, seconds_in_words
+from prunegraph.core.console import Console
 from prunegraph.core.errors import ArtefactError, ConfigError
-from prunegraph.core.files import write_bytes
-from prunegraph.models import weights_info
+from prunegraph.core.files import file_digest, write_bytes, write_json
 from prunegraph.runs.choose import check_names
-from prunegraph.runs.context import RunContext
-from prunegraph.runs.duration import Duration, predict_duration
 from prunegraph.runs.folder import RunFolder, open_run, slug
 from prunegraph.runs.options.compare import CompareConfig, ComparisonsConfig
 from prunegraph.runs.options.yaml_file import save_config
 from prunegraph.runs.plan import budget_name, make_plan
-from prunegraph.runs.prepare import Target, load_target, resolve_arch
-from prunegraph.runs.report.report import read_report
-from prunegraph.runs.report.summary import summarise, summary_table, write_summary
+from prunegraph.runs.report.report import SCHEMA, read_report, read_rows
+from prunegraph.runs.report.tables import spread
+from prunegraph.runs.report.verdict import Unit, best_baseline, column, is_agent
 from prunegraph.runs.runner import check_run, run_plan
+from prunegraph.runs.target import Target
+from prunegraph.runs.tasks import arch_of, load_target
 
 MAX_NAME = 100
 """Letters of a default run folder's name."""
@@ -33,35 +33,35 @@ def run_comparisons(config: ComparisonsConfig, console: Console) -> dict[str, An
     parts = config.comparisons()
     if len(parts) == 1:
         return run_plan(parts[0], console)
-    check_names(make_plan(parts[0]).methods)
-    names = folder_names(parts, [_arch(part) for part in parts])
+    check_names(make_plan(parts[0]).methods[not config.no_agent :])
+    names = folder_names(parts, [arch_of(part) for part in parts])
     folder = open_run(config, config.out, f"compare-{'+'.join(names)}"[:MAX_NAME])
     members = [RunFolder(path=folder.path / name) for name in names]
     parts = tuple(
         replace(part, out=member.path) for part, member in zip(parts, members, strict=True)
     )
-    for part, member in zip(parts, members, strict=True):
-        if member.finished:
-            open_run(part, part.out, "")  # raises if it was made with other options
-    if folder.finished and all(member.finished for member in members):
+    missing = [n for n, member in enumerate(members) if not member.finished]
+    for number in set(range(len(parts))) - {*missing}:
+        open_run(parts[number], members[number].path, "")  # raises if its options were others
+    if folder.finished and not missing:
         folder.finish(members)  # in case that the run was killed before it did
         console.say(f"{folder.path} is finished; this is its summary (a new --out runs it anew)")
-        check_same_dense(parts, members)
-        try:
-            summary = write_summary(config, folder, members)
-        except ArtefactError as error:  # its medium may be read-only
-            console.say(f"warning: the summary stays as it is: {error}")
-            summary = summarise(members)
     else:
-        summary = _run(config, parts, folder, members, console)
-    console.table(summary_table(summary))
+        _look_ahead([parts[number] for number in missing])
+        folder.file(RunFolder.SUMMARY).unlink(missing_ok=True)  # of one that lost a comparison
+        with folder.started(config):
+            for number in missing:
+                console.say(f"comparison {number + 1} of {len(parts)}: {names[number]}")
+                _share_dense(parts, members, number)
+                run_plan(parts[number], console)
+            check_same_dense(parts, members)
+            write_json(folder.file(RunFolder.SUMMARY), summarise(members))  # it is finished
+            folder.finish(members)
+    check_same_dense(parts, members)
+    summary = summarise(members)
+    console.table(summary_table(summary, members))
     console.say(f"written to {folder.path}")
     return summary
-
-
-def _arch(part: CompareConfig) -> str:
-    info = weights_info(part.weights) if part.weights else None
-    return resolve_arch(part.arch, part.weights, info)
 
 
 def folder_names(parts: Sequence[CompareConfig], archs: Sequence[str]) -> list[str]:
@@ -81,35 +81,26 @@ def folder_names(parts: Sequence[CompareConfig], archs: Sequence[str]) -> list[s
     ]
 
 
-def _run(
-    config: ComparisonsConfig,
-    parts: Sequence[CompareConfig],
-    folder: RunFolder,
-    members: Sequence[RunFolder],
-    console: Console,
-) -> dict[str, Any]:
-    """Make the comparisons that are missing, and the summary."""
-    missing = [
-        (number, part)
-        for number, (part, member) in enumerate(zip(parts, members, strict=True), start=1)
-        if not member.finished
-    ]
-    seconds = look_ahead([part for _, part in missing])  # finds what is wrong before anything long
-    folder.file(RunFolder.SUMMARY).unlink(missing_ok=True)  # of a folder that has lost a comparison
-    with folder.started(config):
-        console.say(f"run folder: {folder.path}")
-        console.say(
-            f"plan of {len(missing)} of {len(parts)} comparisons: about "
-            f"{seconds_in_words(seconds)} of evaluations and fine-tunes, one after the other"
-        )
-        for number, part in missing:
-            console.say(f"comparison {number} of {len(parts)}")
-            _share_dense(parts, members, number - 1)
-            run_plan(part, console)
-        check_same_dense(parts, members)
-        summary = write_summary(config, folder, members)
-        folder.finish(members)
-    return summary
+def _look_ahead(parts: Sequence[CompareConfig]) -> None:
+    """Check networks, data and budgets of all comparisons before anything long.
+
+    Raises:
+        PruneGraphError: something is missing, damaged, contradictory, or cannot be met.
+    """
+    targets: dict[tuple[str | None, Path | None], Target] = {}
+    for part in parts:
+        network = (part.arch, part.weights)
+        if network not in targets:
+            targets[network] = load_target(part, part.budget())
+        graph = targets[network].structure
+        if graph is not None:
+            scores = np.zeros(graph.num_units, dtype=np.float32)
+            graph.project(scores, part.budget().without_latency())
+        check_run(make_plan(part), part, [targets[network]])
+    names = sorted({target.data_name for target in targets.values()})
+    if len(names) > 1:
+        msg = f"the networks are for {', '.join(names)}: compare those of one data set"
+        raise ConfigError(msg)
 
 
 def _share_dense(parts: Sequence[CompareConfig], members: Sequence[RunFolder], number: int) -> None:
@@ -129,34 +120,6 @@ def _share_dense(parts: Sequence[CompareConfig], members: Sequence[RunFolder], n
             return
 
 
-def look_ahead(parts: Sequence[CompareConfig]) -> float:
-    """Check networks, images and budgets, and predict the seconds that all comparisons take.
-
-    Raises:
-        PruneGraphError: something is missing, damaged, contradictory, or cannot be met.
-    """
-    seconds, datasets = 0.0, set()
-    plans: dict[tuple[str | None, Path | None], Duration] = {}
-    targets: dict[tuple[str | None, Path | None], Target] = {}
-    for part in parts:
-        network = (part.arch, part.weights)
-        if network not in plans:
-            target = targets[network] = load_target(part, part.budget())
-            datasets.add(target.dataset.name)
-            plans[network] = predict_duration(
-                RunContext(target=target, options=part, seed=part.seed), part
-            )
-        graph = targets[network].graph
-        limits = part.budget().without_latency()
-        graph.project(np.zeros(graph.num_units, dtype=np.float32), limits)
-        check_run(make_plan(part), part, [targets[network]])
-        seconds += plans[network].seconds
-    if len(datasets) > 1:
-        msg = f"the networks are for {', '.join(sorted(datasets))}: compare those of one data set"
-        raise ConfigError(msg)
-    return seconds
-
-
 def check_same_dense(parts: Sequence[CompareConfig], members: Sequence[RunFolder]) -> None:
     """Raise ArtefactError if comparisons of one network began with different weights."""
     seen: dict[tuple[str | None, Path | None], tuple[RunFolder, str | None]] = {}
@@ -169,3 +132,41 @@ def check_same_dense(parts: Sequence[CompareConfig], members: Sequence[RunFolder
                 "and give the command again"
             )
             raise ArtefactError(msg)
+
+
+def summarise(members: Sequence[RunFolder]) -> dict[str, Any]:
+    """Return the summary of finished comparisons, made of their reports alone."""
+    entries = []
+    for member in members:
+        content = read_report(member)
+        entries.append(
+            {
+                "folder": member.path.name,
+                "report": file_digest(member.file(RunFolder.REPORT)),
+                **{key: content[key] for key in ("arch", "dataset", "budget", "score_name")},
+                "best_baseline": best_baseline(read_rows(content)),
+                "verdict": [content["verdict"], content["verdict_reason"]],
+            }
+        )
+    return {"schema": SCHEMA, "command": ComparisonsConfig.command, "comparisons": entries}
+
+
+def summary_table(summary: Mapping[str, Any], members: Sequence[RunFolder]) -> Table:
+    """Return the table that is printed: dense network, agent, best baseline and verdict."""
+    table = Table(title=f"{len(members)} comparisons, test split")
+    for head in ("comparison", "dense", "agent", "best baseline", "verdict"):
+        table.add_column(head, justify="left" if head == "comparison" else "right")
+    for entry, member in zip(summary["comparisons"], members, strict=True):
+        content = read_report(member)
+        rows, unit, metric = read_rows(content), Unit.of(content), content["verdict_metric"]
+        rival, tuned = entry["best_baseline"], metric.endswith("finetuned")
+        theirs = [row for row in rows if row.name == rival]
+        dense = content["dense"]["test_accuracy_finetuned" if tuned else "test_accuracy"]
+        table.add_row(
+            entry["folder"],
+            spread([] if dense is None else [dense], unit),
+            spread(column([*filter(is_agent, rows)], metric), unit),
+            f"{rival or ''} {spread(column(theirs, metric), unit)}".strip(),
+            entry["verdict"][0] or "none",
+        )
+    return table

@@ -1,4 +1,4 @@
-"""The end of a run: choose, fine-tune, open the test split once, report, write the files."""
+"""The end of a run: open the test split once, report, write the files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,30 +10,20 @@ from prunegraph.core.console import Console
 from prunegraph.core.files import write_json
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.precision import computes_bfloat16
-from prunegraph.graph import StructureGraph
 from prunegraph.runs.context import RunContext
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.measure import measure_rows
+from prunegraph.runs.measure import Measured, measure_rows
 from prunegraph.runs.options.compare import RunConfig
-from prunegraph.runs.plan import RECALIBRATED, Finetune, make_plan, rank_of
+from prunegraph.runs.plan import RECALIBRATED, Finetune, make_plan
 from prunegraph.runs.report.page import write_page
 from prunegraph.runs.report.plots import Findings, draw, save_plots
-from prunegraph.runs.report.report import (
-    DenseResult,
-    History,
-    PrunedResult,
-    Report,
-    SearchResult,
-    machine,
-    methods_table,
-    versions,
-    write_report,
-)
+from prunegraph.runs.report.report import SCHEMA, History, machine, versions, write_report
 from prunegraph.runs.report.speed import latencies, latency_warning
+from prunegraph.runs.report.tables import methods_table
 from prunegraph.runs.report.verdict import (
     DENSE,
     MethodRow,
-    Metric,
+    Unit,
     column,
     each_cell_once,
     judge,
@@ -50,14 +40,14 @@ class Outcome:
 
     Attributes:
         candidates: the masks of all methods.
-        search: what the search cost; None without one.
+        search: what the agent's searches, or a policy's decision, cost; None without one.
         repaired: mean share of repaired bits; None without a search.
         history: learning curves of the searches.
         details: further entries of the report.
     """
 
     candidates: Sequence[Candidate]
-    search: SearchResult | None = None
+    search: Mapping[str, Any] | None = None
     repaired: float | None = None
     history: History = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -72,127 +62,118 @@ def conclude(
     console: Console,
 ) -> dict[str, Any]:
     """Open the test split, write all that a finished run leaves, print its table, return it."""
-    rows = measure_rows(context, outcome.candidates, cells, folder, console)
-    report = make_report(config, context, outcome, rows)
+    rows = measure_rows(Measured(context, folder), outcome.candidates, cells, console)
+    target, chosen = context.target, choose(outcome.candidates).mask
+    found = derived(config, context, outcome.candidates, rows, outcome.repaired)
+    last = {name: found.pop(name) for name in ("verdict", "verdict_reason")}
+    content = {
+        "schema": SCHEMA,
+        **found,
+        "search": outcome.search,
+        "methods": [row.to_json() for row in rows],
+        **last,
+        "repaired": outcome.repaired,
+        "precision": "bfloat16" if computes_bfloat16(target.device) else "float32",
+        "machine": machine(),
+        "versions": versions(),
+        **outcome.details,
+    }
+    if isinstance(chosen, ChannelMask):
+        model, inputs = target.as_loaded(), target.example_inputs
+        content["latency_ms"] = latencies(model, target.graph, chosen, inputs)
     masks = [candidate.mask for candidate in outcome.candidates]
     write_masks(folder.file(RunFolder.MASKS), masks)
     if outcome.history:
         write_json(folder.file(RunFolder.HISTORY), outcome.history, indent=None)
     findings = Findings(
-        content=report.to_json(),
-        graph=context.target.graph,
+        content=content,
+        structure=target.structure,
         masks={mask.digest(): mask for mask in masks},
         history=outcome.history,
     )
     plots = draw(findings)
     save_plots(plots, folder.file(folder.PLOTS))
-    content = write_report(report, folder.file(RunFolder.REPORT), folder.digests())
+    written = write_report(content, folder.file(RunFolder.REPORT), folder.digests())
     write_page(config, folder, findings, plots)
-    console.table(methods_table(findings.content))
-    warning = latency_warning(findings.content)
+    console.table(methods_table(content))
+    warning = latency_warning(content)
     if warning is not None:
         console.say(f"warning: {warning}")
+    return written
+
+
+def derived(
+    config: RunConfig,
+    context: RunContext,
+    candidates: Sequence[Candidate],
+    rows: Sequence[MethodRow],
+    repaired: float | None,
+) -> dict[str, Any]:
+    """Return the entries of a report that follow from options, network, masks and rows.
+
+    ``verify`` makes them anew.
+    """
+    plan, target, chosen = make_plan(config), context.target, choose(candidates)
+    metric, unit = plan.metric(trained=context.trains), Unit.of_task(target.task)
+    own = next(row for row in rows if (row.name, row.seed) == (chosen.name, chosen.seed))
+    dense = next(row for row in rows if row.name == DENSE)
+    verdict, reason = judge(rows, metric, repaired=repaired, unit=unit)
+    content: dict[str, Any] = {
+        "command": config.command,
+        "arch": target.arch,
+        "dataset": target.data_name,
+        "seed": config.seed,
+        "budget": context.budget.as_dict(),
+        "dense": {
+            "macs": target.cost.macs,
+            "params": target.cost.params,
+            "test_accuracy": dense.test_accuracy_recalibrated,
+            "test_accuracy_finetuned": mean_by_name(rows, "test_accuracy_finetuned").get(DENSE),
+        },
+        "pruned": {
+            "macs": own.macs,
+            "params": own.params,
+            "search_accuracy": own.search_accuracy,
+            "test_accuracy_recalibrated": own.test_accuracy_recalibrated,
+            "test_accuracy_finetuned": _finetuned_mean(rows, own.digest),
+            **_what_stays(context, chosen),
+            "seed": chosen.seed,
+            "mask_digest": own.digest,
+        },
+        "verdict": verdict,
+        "verdict_reason": reason,
+        "task": target.task.kind,
+        "score_name": unit.name,
+        "higher_is_better": unit.higher_is_better,
+        "verdict_metric": metric,
+        "data": {
+            name: {"samples": len(split), "fingerprint": split.fingerprint()}
+            for name, split in target.splits.items()
+        },
+        "recipe": context.recipe_record(),
+    }
+    if isinstance(chosen.mask, ChannelMask):
+        graph = target.graph
+        content["graph"] = graph.fingerprint()
+        content["dense_widths"] = graph.group_widths(graph.dense_mask())
+        masks = {"dense": graph.dense_mask(), "pruned": chosen.mask}
+        content["peak_memory"] = {name: graph.peak_memory(mask) for name, mask in masks.items()}
+    if plan.finetunes:
+        first = judge(rows, RECALIBRATED, repaired=repaired, unit=unit)
+        content["stage_one_verdict"] = [*first]
+        content["proxy_rank_correlation"] = proxy_correlation(rows)
     return content
 
 
-def make_report(
-    config: RunConfig,
-    context: RunContext,
-    outcome: Outcome,
-    rows: Sequence[MethodRow],
-) -> Report:
-    """Return the report of measured rows."""
-    plan = make_plan(config)
-    metric = plan.metric(trained=context.recipe().epochs > 0)
-    target, graph = context.target, context.target.graph
-    chosen = choose(outcome.candidates, rank_of(context.options))
-    own = next(row for row in rows if (row.name, row.seed) == (chosen.name, chosen.seed))
-    dense = next(row for row in rows if row.name == DENSE)
-    verdict, reason = judge(rows, metric, repaired=outcome.repaired)
-    return Report(
-        command=config.command,
-        arch=target.arch,
-        dataset=target.dataset.name,
-        seed=config.seed,
-        budget=context.budget,
-        dense=DenseResult(
-            cost=graph.dense_cost,
-            test_accuracy=dense.test_accuracy_recalibrated,
-            test_accuracy_finetuned=mean_by_name(rows, "test_accuracy_finetuned").get(DENSE),
-        ),
-        pruned=PrunedResult(
-            cost=graph.cost(chosen.mask),
-            seed=chosen.seed,
-            search_accuracy=own.search_accuracy,
-            test_accuracy_recalibrated=own.test_accuracy_recalibrated,
-            test_accuracy_finetuned=finetuned_mean(rows, chosen.mask.digest()),
-            widths=graph.group_widths(chosen.mask),
-            digest=chosen.mask.digest(),
-        ),
-        search=outcome.search,
-        methods=rows,
-        verdict=verdict,
-        verdict_reason=reason,
-        details={
-            **common_details(context, outcome, metric),
-            **mask_details(context, chosen.mask),
-            **outcome.details,
-            **(_stages(rows, outcome) if plan.finetunes else {}),
-        },
-    )
+def _what_stays(context: RunContext, chosen: Candidate) -> dict[str, Any]:
+    """Return the widths of a mask of channels; of single weights how many are zero, and where."""
+    if isinstance(chosen.mask, ChannelMask):
+        return {"widths": context.target.graph.group_widths(chosen.mask)}
+    bits = chosen.mask.load()
+    return {"sparsity": bits.sparsity, "pattern": str(bits.pattern), "densities": bits.densities}
 
 
-def _stages(rows: Sequence[MethodRow], outcome: Outcome) -> dict[str, Any]:
-    """Return what a comparison says of its first stage."""
-    verdict = judge(rows, RECALIBRATED, repaired=outcome.repaired)
-    return {
-        "proxy_rank_correlation": proxy_correlation(rows),
-        "stage_one_verdict": list(verdict),
-    }
-
-
-def finetuned_mean(rows: Sequence[MethodRow], digest: str) -> float | None:
+def _finetuned_mean(rows: Sequence[MethodRow], digest: str) -> float | None:
     """Return the mean accuracy of the fine-tunes of the pruned network; None if there is none."""
-    own = each_cell_once(pruned_rows(rows, digest))
-    values = column(own, "test_accuracy_finetuned")
+    values = column(each_cell_once(pruned_rows(rows, digest)), "test_accuracy_finetuned")
     return float(np.mean(values)) if values else None
-
-
-def mask_details(context: RunContext, mask: ChannelMask) -> dict[str, Any]:
-    """Return the entries of a report about the mask that a run ends with.
-
-    ``peak_memory`` in bytes, ``latency_ms`` as ``speed.latencies`` returns it.
-    """
-    target = context.target
-    return {
-        "peak_memory": peak_memory(target.graph, mask),
-        "latency_ms": latencies(target.as_loaded(), target.graph, mask, target.example_inputs),
-    }
-
-
-def peak_memory(graph: StructureGraph, mask: ChannelMask) -> dict[str, int]:
-    """Return the bytes of activations alive at once for one image, before and after."""
-    return {"dense": graph.peak_memory(graph.dense_mask()), "pruned": graph.peak_memory(mask)}
-
-
-def common_details(context: RunContext, outcome: Outcome, metric: Metric) -> dict[str, Any]:
-    """Return the entries of a report that say what it was made with."""
-    target, dataset = context.target, context.target.dataset
-    splits = {"train": dataset.train, "search": dataset.search, "test": dataset.test}
-    return {
-        "task": target.task.kind,
-        "score_name": target.task.score_name,
-        "higher_is_better": target.task.higher_is_better,
-        "verdict_metric": metric,
-        "repaired": outcome.repaired,
-        "dense_widths": target.graph.group_widths(target.graph.dense_mask()),
-        "graph": target.graph.fingerprint(),
-        "data": {
-            name: {"images": len(split), "fingerprint": split.fingerprint()}
-            for name, split in splits.items()
-        },
-        "recipe": context.recipe_record(),
-        "precision": "bfloat16" if computes_bfloat16(target.device) else "float32",
-        "machine": machine(),
-        "versions": versions(),
-    }

@@ -1,29 +1,35 @@
 """One network of a run: its task, its context, and what every mask is measured with."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from prunegraph.artefacts.masked import StoredMask, load_masked
 from prunegraph.core.budget import Budget
+from prunegraph.core.errors import ModelError
 from prunegraph.core.masks import ChannelMask, FloatArray
-from prunegraph.core.splits import TrainSplit
+from prunegraph.core.splits import Split, TrainSplit
+from prunegraph.core.task import Task
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.methods.context import Context
 from prunegraph.methods.method import Problem
 from prunegraph.runs.options.config import PruningOptions, SearchOptions
-from prunegraph.runs.prepare import DEFAULT_DATASET, Target
-from prunegraph.tasks.classification import WORST, evaluate
+from prunegraph.runs.target import Target
 from prunegraph.training.loop import FinetuneConfig
 
-FINETUNE_EPOCHS = 10
-DIGITS_FINETUNE_EPOCHS = 40
+Mask = ChannelMask | StoredMask
+"""What a method chose: units, which are cut out, or single weights, on disk with their network."""
+
+MOST = 1e9
+"""An error that is no number, or larger, counts as this."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -49,10 +55,10 @@ class RunContext:
     def measures(self) -> Context:
         """The network, and how its masks are judged."""
         target, options, search = self.target, self.options, self._search_options
-        latency = self.budget.max_latency is not None and target.graph.latency_model is None
+        timed = self.budget.max_latency is not None and target.graph.latency_model is None
         return Context(
             task=target.task,
-            structure=target.graph,
+            structure=target.structure,
             seed=self.seed,
             num_calibration=options.calibration_images,
             reconstruct=options.reconstruct,
@@ -60,7 +66,7 @@ class RunContext:
             metric=search.agent.metric,
             subset_size=search.agent.subset,
             device=target.device,
-            timed=target.as_loaded() if latency else None,
+            timed=target.as_loaded() if timed else None,
         )
 
     @property
@@ -107,11 +113,9 @@ class RunContext:
 
     def recipe(self) -> FinetuneConfig:
         """Return the fine-tune that every row gets."""
-        options = self.options
-        digits = self.target.dataset.name == DEFAULT_DATASET
-        default = DIGITS_FINETUNE_EPOCHS if digits else FINETUNE_EPOCHS
+        options, epochs = self.options, self.options.finetune_epochs
         return FinetuneConfig(
-            epochs=default if options.finetune_epochs is None else options.finetune_epochs,
+            epochs=self.target.finetune_epochs if epochs is None else epochs,
             batch_size=options.batch_size,
             peak_lr=options.finetune_lr,
             distill_weight=options.distill,
@@ -127,30 +131,73 @@ class RunContext:
         return record | {name: True for name, value in asked.items() if value}
 
     @property
-    def finetune_images(self) -> TrainSplit:
-        """What every row is fine-tuned on."""
-        train, search = self.target.dataset.train, self.target.dataset.search
-        if not self.options.finetune_on_search:
-            return train
-        return TrainSplit(train.source, torch.cat([train.index, search.index]))
+    def trains(self) -> bool:
+        """Whether there are fine-tunes."""
+        return self.recipe().epochs > 0
+
+    @property
+    def finetune_task(self) -> Task:
+        """The task, with what every row is fine-tuned on."""
+        task = self.target.task
+        if not self.options.finetune_on_search or task.search is None:
+            return task
+        train = TrainSplit(task.train.source, torch.cat([task.train.index, task.search.index]))
+        return with_train(task, train)
 
     @property
     def teacher(self) -> nn.Module | None:
         """The network from whose outputs fine-tunes learn, if they do."""
         return self.target.model if self.options.distill else None
 
+    def network(self, mask: Mask) -> nn.Module:
+        """Return a mask's network as it is before the fine-tune, ready to be measured.
+
+        Raises:
+            ArtefactError: a file of a stored one is missing, damaged or of another network.
+        """
+        if isinstance(mask, ChannelMask):
+            return self.final_evaluator.prune(mask)
+        return self.placed(load_masked(mask.where, self.target.build).model)
+
+    def placed(self, model: nn.Module) -> nn.Module:
+        """Return a network on the device, in the layout in which all networks are measured."""
+        return self.target.task.place_model(model, self.target.device).eval()
+
     def test_accuracy(self, model: nn.Module) -> float:
-        """Return the accuracy on the test split. Call it when every choice is made."""
-        return evaluate(model, self.target.dataset.test).accuracy
+        """Return the utility on the test split. Call it when every choice is made."""
+        return self._utility(model, self.target.task.test)
 
     def search_accuracy(self, model: nn.Module) -> float:
-        """Return the accuracy on the whole search split."""
-        return evaluate(model, self.target.dataset.search).accuracy
+        """Return the utility on the whole search split."""
+        return self._utility(model, self.target.task.search)
 
-    def recalibrated_test_accuracy(self, mask: ChannelMask) -> float:
-        """Return a mask's test accuracy after recalibration. Call it when every choice is made.
+    def recalibrated_search_accuracy(self, mask: Mask) -> float:
+        """Return the utility of a mask's network, not fine-tuned, on the whole search split."""
+        if isinstance(mask, ChannelMask) and self.target.task.score_name == "accuracy":
+            return self.final_evaluator.evaluate(mask).accuracy
+        return self._of_pruned(mask, self.target.task.search)
 
-        Like a search's it is 0 where the outputs are not finite.
-        """
-        pruned = self.final_evaluator.prune(mask)
-        return evaluate(pruned, self.target.dataset.test, worst=WORST).accuracy
+    def recalibrated_test_accuracy(self, mask: Mask) -> float:
+        """Return a mask's test utility before a fine-tune. Call it when every choice is made."""
+        return self._of_pruned(mask, self.target.task.test)
+
+    def _of_pruned(self, mask: Mask, split: Split | None) -> float:
+        """Return the utility of a mask's network; the worst where its outputs are not finite."""
+        try:
+            return self._utility(self.network(mask), split)
+        except ModelError:
+            return self._worst
+
+    def _utility(self, model: nn.Module, split: Split | None) -> float:
+        utility = self.target.task.score(model, split).utility
+        return utility if math.isfinite(utility) and utility > -MOST else self._worst
+
+    @property
+    def _worst(self) -> float:
+        return 0.0 if self.target.task.higher_is_better else -MOST
+
+
+def with_train(task: Task, train: TrainSplit) -> Task:
+    """Return a task with other samples to train on."""
+    changed: Task = dataclasses.replace(cast(Any, task), train=train)
+    return changed

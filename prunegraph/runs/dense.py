@@ -12,7 +12,6 @@ from prunegraph.models import load_weights, save_weights, weights_info
 from prunegraph.runs.context import RunContext
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.config import NetworkConfig
-from prunegraph.runs.prepare import Target
 from prunegraph.runs.pretrain import (
     PRETRAIN_LR,
     TRAIN_IMAGES,
@@ -20,10 +19,11 @@ from prunegraph.runs.pretrain import (
     train_network,
     weights_record,
 )
+from prunegraph.runs.target import Target
 from prunegraph.tasks.classification import compute_logits, evaluate
 
 RUN_IMAGES = "images_of_the_run"
-"""What the JSON beside the dense network calls the fingerprint of the run's train images."""
+"""What the JSON beside the dense network calls the fingerprint of the run's train data."""
 
 CHANCE_IMAGES, BARELY_TRAINED = 512, 1.5
 """Search images on which a network must beat chance by this factor, else a warning is due."""
@@ -33,6 +33,8 @@ def warn_of_network(context: RunContext, console: Console) -> None:
     """Say so if a network may know the search images, or seems not to have its weights."""
     target = context.target
     dataset, info = target.dataset, target.info
+    if dataset is None:
+        return
     known = None if info is None or info.dataset != dataset.name else info.extra.get(TRAIN_IMAGES)
     size = None if info is None else info.extra.get("image_size")
     sides = dataset.train.images.image_shape[1:]
@@ -43,9 +45,9 @@ def warn_of_network(context: RunContext, console: Console) -> None:
             "than the train split here: search images may be among them, and accuracies too high; "
             "give the same --data-dir and options of the images, or train anew"
         )
-    images = target.dataset.search.sample(CHANCE_IMAGES, context.seed)
+    images = dataset.search.sample(CHANCE_IMAGES, context.seed)
     accuracy = evaluate(target.model, images).accuracy
-    if accuracy * target.dataset.num_classes < BARELY_TRAINED:
+    if accuracy * dataset.num_classes < BARELY_TRAINED:
         console.say(
             f"warning: {target.arch} has {100 * accuracy:.1f} % accuracy on search images, about "
             "that of chance: are its weights those of a trained network?"
@@ -62,10 +64,10 @@ def _check_begun(target: Target, config: NetworkConfig, path: Path, given: str) 
         given: digest of the weights that are there now.
     """
     info, begun = weights_info(path), parameter_digest(target.model)
-    images = target.dataset.train.fingerprint()
+    images = target.task.train.fingerprint()
     what = None
     if info is not None and info.extra.get(RUN_IMAGES) != images:
-        what = f"other images of {target.dataset.name}"
+        what = f"other data of {target.data_name}"
     elif config.weights is not None and given != begun:
         what = f"other weights than {config.weights} holds now"
     if what is not None:
@@ -79,12 +81,15 @@ FEW = 100
 
 def _doubts(target: Target) -> Iterator[str]:
     """Yield what is likely wrong with a network or its images."""
-    if len(target.dataset.search) < FEW:
+    dataset = target.dataset
+    if dataset is None:
+        return
+    if len(dataset.search) < FEW:
         yield (
-            f"there are {len(target.dataset.search)} images to search on, by which masks differ by "
+            f"there are {len(dataset.search)} images to search on, by which masks differ by "
             "chance: give more, or a larger --search-share"
         )
-    image = target.dataset.train.take(torch.arange(1))
+    image = dataset.train.take(torch.arange(1))
     outputs = compute_logits(target.model, image, autocast=False)
     if outputs.min() >= 0.0 and abs(float(outputs.sum()) - 1.0) < 1e-4:
         yield (
@@ -116,19 +121,19 @@ def ensure_dense(
         console.say(f"warning: {doubt}")
     if target.pretrain_epochs:
         train_network(
-            f"train {target.arch} on {target.dataset.name} first (no --weights), epoch",
+            f"train {target.arch} on {target.data_name} first (no --weights), epoch",
             target.model,
-            target.dataset.train,
+            target.task,
             pretrain_recipe(target.pretrain_epochs, lr=PRETRAIN_LR, batch_size=128),
             seed=config.seed,
             checkpoint=folder.checkpoint(folder.PRETRAINING),
             console=console,
         )
     figures = dict(target.info.extra) if target.info else {}
-    if target.info and target.info.dataset != target.dataset.name:
+    if target.info and target.info.dataset != target.data_name:
         for of_other_images in (TRAIN_IMAGES, "image_size", "no_flip"):
             figures.pop(of_other_images, None)
-    images = target.dataset.train.fingerprint()
+    images = target.task.train.fingerprint()
     figures[RUN_IMAGES] = images
     if target.pretrain_epochs:
         figures |= {"epochs": target.pretrain_epochs, TRAIN_IMAGES: images}

@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from prunegraph.artefacts.export import export, export_recipe
+from prunegraph.artefacts.masked import MaskedNetwork, bits_path, load_masked, save_masked
 from prunegraph.artefacts.pruned import (
     PrunedInfo,
     PrunedNetwork,
@@ -17,6 +20,8 @@ from prunegraph.artefacts.pruned import (
 )
 from prunegraph.core.console import Console
 from prunegraph.core.errors import ArtefactError, ConfigError
+from prunegraph.graph import ExampleInputs
+from prunegraph.models import load_pretrained
 from prunegraph.runs.folder import RunFolder, check_one_run
 from prunegraph.runs.options.checks import check_trusted
 from prunegraph.runs.options.tools import ExportConfig
@@ -40,12 +45,14 @@ def run_export(config: ExportConfig, console: Console) -> dict[str, Any]:
     """Write the file, and return where it is, how large, and what its network expects."""
     resolve_device(config.device)
     path = _path(config)
-    info, saved = read_run(config.run, config.arch)
-    generator = torch.Generator().manual_seed(config.seed)
-    example = torch.randn(info.example_shape, generator=generator)
+    saved = read_run(config.run, config.arch)
+    info, example = saved.info, _example(saved.info, config.seed)
     inputs = input_details(info)
     files = [path]
-    if config.format == "safetensors":
+    if config.format == "safetensors" and isinstance(saved, MaskedNetwork):
+        save_masked(path, model=saved.model, mask=saved.mask, info=info)
+        files += [artefact_paths(path)[0], bits_path(path)]
+    elif config.format == "safetensors" and isinstance(saved, PrunedNetwork):
         export_recipe(saved, example, path, lambda: build_dense(info))
         files.append(artefact_paths(path)[0])
     else:
@@ -71,6 +78,13 @@ def run_export(config: ExportConfig, console: Console) -> dict[str, Any]:
         "bytes": size,
         **inputs,
     }
+
+
+def _example(info: PrunedInfo, seed: int) -> ExampleInputs:
+    """Return inputs of a network: token numbers for language models, else random numbers."""
+    if info.extra.get("task") == "causal_lm":
+        return torch.zeros(info.example_shape, dtype=torch.int64)
+    return torch.randn(info.example_shape, generator=torch.Generator().manual_seed(seed))
 
 
 def input_details(info: PrunedInfo) -> dict[str, Any]:
@@ -115,7 +129,7 @@ def _path(config: ExportConfig) -> Path:
         return folder / FILE_NAMES[config.format]
     written = [config.out]
     if config.format == "safetensors":
-        written.append(artefact_paths(config.out)[0])
+        written += [artefact_paths(config.out)[0], bits_path(config.out)]
     for path in written:
         if path.exists() or path.is_symlink():
             msg = f"{path} exists, and nothing is replaced: give another --out"
@@ -123,7 +137,7 @@ def _path(config: ExportConfig) -> Path:
     return config.out
 
 
-def read_run(run: Path, trusted: str | None) -> tuple[PrunedInfo, PrunedNetwork]:
+def read_run(run: Path, trusted: str | None) -> PrunedNetwork | MaskedNetwork:
     """Read a pruned network; code is run if ``trusted`` names it.
 
     Args:
@@ -135,7 +149,16 @@ def read_run(run: Path, trusted: str | None) -> tuple[PrunedInfo, PrunedNetwork]
     _check_holds_network(where)
     info = read_info(where)
     check_trusted(info.arch, trusted, artefact_paths(where)[0])
-    return info, load_pruned(where, lambda: build_dense(info))
+    language = info.extra.get("task") == "causal_lm"
+    build = partial(_language_model, where) if language else partial(build_dense, info)
+    return load_masked(where, build) if bits_path(where).is_file() else load_pruned(where, build)
+
+
+def _language_model(folder: Path) -> nn.Module:
+    """Return the network of a folder of transformers, which keeps nothing between two calls."""
+    model = load_pretrained(folder)
+    cast(Any, model).config.use_cache = False
+    return model
 
 
 def _check_holds_network(run: Path) -> None:

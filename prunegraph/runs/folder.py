@@ -1,6 +1,5 @@
 """Run folders: where a command's files go, and how the same command finds them again."""
 
-import hashlib
 import re
 import shutil
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,13 @@ from pathlib import Path
 from typing import ClassVar
 
 from prunegraph.core.errors import ArtefactError, BudgetError, ConfigError
-from prunegraph.core.files import POLICY_FILE, TEMPORARY, locked, remove_temporaries
+from prunegraph.core.files import (
+    POLICY_FILE,
+    TEMPORARY,
+    file_digest,
+    locked,
+    remove_temporaries,
+)
 from prunegraph.runs.options.config import CommonConfig
 from prunegraph.runs.options.yaml_file import differences, read_yaml, save_config
 
@@ -32,7 +37,8 @@ class RunFolder:
     """A folder that one run writes to, and the names of all that lies in it.
 
     ``PAGE`` is made from the other files, anew at will. ``PRUNED`` holds the pruned network, in a
-    comparison each of ``CELLS`` a fine-tuned one; ``DENSE_FINETUNED`` the control. ``WORK`` holds
+    comparison each of ``CELLS`` a fine-tuned one; ``DENSE_FINETUNED`` the control; ``CHOSEN`` those
+    with zeros in place before a fine-tune. ``WORK`` holds
     what an interrupted run resumes from, and is removed when the run is finished.
 
     Attributes:
@@ -51,16 +57,18 @@ class RunFolder:
     PRUNED: ClassVar[str] = "pruned"
     DENSE_FINETUNED: ClassVar[str] = "dense_finetuned"
     CELLS: ClassVar[str] = "cells"
+    CHOSEN: ClassVar[str] = "chosen"
     ACCURACY: ClassVar[str] = "accuracy.json"
     PLOTS: ClassVar[str] = "plots"
     EVENTS: ClassVar[str] = "events"
-    OWN_FOLDERS: ClassVar[tuple[str, ...]] = (PRUNED, DENSE_FINETUNED, CELLS, PLOTS, EVENTS)
+    OWN_FOLDERS: ClassVar[tuple[str, ...]] = (
+        *(PRUNED, DENSE_FINETUNED, CELLS, CHOSEN, PLOTS, EVENTS),
+    )
 
     WORK: ClassVar[str] = "checkpoints"
     LOCK: ClassVar[str] = "lock"
     CANDIDATES: ClassVar[str] = "candidates.json"
     MEASURED: ClassVar[str] = "measured.json"
-    DECISION: ClassVar[str] = "decision.json"
     BEGUN_WITH: ClassVar[str] = "policy.json"
     PRETRAINING: ClassVar[str] = "pretrain.safetensors"
 
@@ -90,13 +98,17 @@ class RunFolder:
         """Return the checkpoint of what a method's search has measured."""
         return self.checkpoint(f"outcomes-{slug(name)}-{seed}.json")
 
+    def chosen(self, name: str, seed: int) -> Path:
+        """Return the folder of the network in which a method has put zeros."""
+        return self.file(f"{self.CHOSEN}/{slug(name)}-{seed}")
+
     def search(self, name: str, seed: int) -> Path:
         """Return the folder of the agent's checkpoints, and of the policy that it ends with."""
-        return self.checkpoint(f"search-{name.replace('/', '-')}-{seed}")
+        return self.checkpoint(f"search-{slug(name)}-{seed}")
 
     def found(self, name: str, seed: int) -> Path:
-        """Return the checkpoint that says what the agent's search found: it is finished."""
-        return self.checkpoint(f"finished-{name.replace('/', '-')}-{seed}.json")
+        """Return the checkpoint of what a search, or a policy, says of itself: it is finished."""
+        return self.checkpoint(f"finished-{slug(name)}-{seed}.json")
 
     def finetune(self, directory: str) -> Path:
         """Return the checkpoint of the fine-tune whose network goes into a folder of the run."""
@@ -320,12 +332,6 @@ def check_one_run(path: Path) -> None:
     if (path / RunFolder.SUMMARY).is_file():
         msg = f"{path} holds several comparisons: name the folder of one of them"
         raise ArtefactError(msg)
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def slug(name: str) -> str:

@@ -1,7 +1,6 @@
 """``prunegraph inspect``: what can be pruned, what it costs, what is frozen and why."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
+from prunegraph.artefacts.masked import MaskedNetwork
 from prunegraph.core.budget import Budget
 from prunegraph.core.console import Console
 from prunegraph.core.masks import ChannelMask
@@ -61,7 +61,13 @@ class Inspected:
 
 def run_inspect(config: InspectConfig, console: Console) -> dict[str, Any]:
     """Analyse a network, print and draw what was found, return it as ``--json`` prints it."""
-    inspected = _analyse(config) if config.run is None else _inspect_run(config.run, config.arch)
+    if config.run is None:
+        inspected = _analyse(config)
+    else:
+        saved = read_run(config.run, config.arch)
+        if isinstance(saved, MaskedNetwork):
+            return _show_zeros(saved, console)
+        inspected = Inspected(arch=saved.info.arch, graph=saved.graph, mask=saved.mask)
     graph, mask = inspected.graph, inspected.mask
     content = {"arch": inspected.arch, **graph.to_json()}
     if mask is not None:
@@ -93,10 +99,24 @@ def _analyse(config: InspectConfig) -> Inspected:
     return Inspected(arch=arch, graph=graph)
 
 
-def _inspect_run(run: Path, trusted: str | None) -> Inspected:
-    """Read the pruned network of a run folder."""
-    info, saved = read_run(run, trusted)
-    return Inspected(arch=info.arch, graph=saved.graph, mask=saved.mask)
+def _show_zeros(saved: MaskedNetwork, console: Console) -> dict[str, Any]:
+    """Print the zeros of each weight of a network, counted in it, and return them."""
+    mask, table = saved.mask, Table(title=escape(f"{saved.info.arch}: {saved.mask.pattern}"))
+    for head in ("weight", "size", "zeros"):
+        table.add_column(head, justify="left" if head == "weight" else "right")
+    zeros = {}
+    for name, parameter in mask.parameters_of(saved.model).items():
+        zeros[name] = int((parameter == 0).sum()) / parameter.numel()
+        table.add_row(escape(name), f"{parameter.numel():,}", f"{100 * zeros[name]:.2f} %")
+    console.table(table)
+    console.say(f"{100 * mask.sparsity:.2f} % of {mask.size:,} prunable weights are zero")
+    return {
+        "arch": saved.info.arch,
+        "pattern": str(mask.pattern),
+        "sparsity": mask.sparsity,
+        "mask_digest": mask.digest(),
+        "zeros": zeros,
+    }
 
 
 def _title(content: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from prunegraph.core.files import write_json
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.reading import checked, read_json
 from prunegraph.graph import StructureGraph
-from prunegraph.runs.context import RunContext
+from prunegraph.runs.context import Mask, RunContext
 from prunegraph.runs.finetune import finetuned_accuracy
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.plan import Finetune
@@ -33,37 +33,41 @@ class Measured:
 
     Args:
         context: the network.
-        folder: where they are kept; read if they are there.
+        folder: of its files; what was measured is kept there, and read if it is there.
+        fresh: nothing is kept or read: all is measured, but what lies elsewhere.
 
     Raises:
         ArtefactError: the file is damaged.
     """
 
-    def __init__(self, context: RunContext, folder: RunFolder) -> None:
+    def __init__(self, context: RunContext, folder: RunFolder, *, fresh: bool = False) -> None:
         self.context = context
+        self.folder = folder
+        self.fresh = fresh
         self._path = folder.checkpoint(RunFolder.MEASURED)
         self._machine = {**machine(), "device": str(context.target.device)}
-        known = self._path.is_file()
+        known = self._path.is_file() and not fresh
         self._search, self._test = read_measured(self._path, self._machine) if known else ({}, {})
 
-    def search(self, mask: ChannelMask | None) -> float:
-        """Return a mask's accuracy on the search split; None = the dense network as it is."""
+    def search(self, mask: Mask | None) -> float:
+        """Return a mask's utility on the search split; None = the dense network as it is."""
+        context = self.context
+        return self._known(
+            self._search, mask, context.recalibrated_search_accuracy, context.search_accuracy
+        )
 
-        def pruned(mask: ChannelMask) -> float:
-            return self.context.final_evaluator.evaluate(mask).accuracy
-
-        return self._known(self._search, mask, pruned, self.context.search_accuracy)
-
-    def test(self, mask: ChannelMask | None) -> float:
-        """Return its accuracy on the test split. Call it when every choice is made."""
-        pruned = self.context.recalibrated_test_accuracy
-        return self._known(self._test, mask, pruned, self.context.test_accuracy)
+    def test(self, mask: Mask | None) -> float:
+        """Return its utility on the test split. Call it when every choice is made."""
+        context = self.context
+        return self._known(
+            self._test, mask, context.recalibrated_test_accuracy, context.test_accuracy
+        )
 
     def _known(
         self,
         found: dict[str, float],
-        mask: ChannelMask | None,
-        pruned: Callable[[ChannelMask], float],
+        mask: Mask | None,
+        pruned: Callable[[Mask], float],
         dense: Callable[[nn.Module], float],
     ) -> float:
         """Return what was found of a mask; if nothing was, measure it and write all."""
@@ -71,7 +75,8 @@ class Measured:
         if key not in found:
             found[key] = dense(self.context.target.model) if mask is None else pruned(mask)
             content = {"machine": self._machine, "search": self._search, "test": self._test}
-            write_json(self._path, content)
+            if not self.fresh:
+                write_json(self._path, content)
         return found[key]
 
 
@@ -94,7 +99,7 @@ def measure_again(
     decided.
     """
     measured, candidates = Measured(context, folder), list(store)
-    with console.progress("measure on search images", len(candidates)) as report:
+    with console.progress("measure on the search split", len(candidates)) as report:
         for number, candidate in enumerate(candidates, start=1):
             accuracy = measured.search(candidate.mask)
             if accuracy != candidate.search_accuracy:
@@ -103,19 +108,18 @@ def measure_again(
 
 
 def measure_rows(
-    context: RunContext,
+    measured: Measured,
     candidates: Sequence[Candidate],
     cells: Sequence[Finetune],
-    folder: RunFolder,
     console: Console,
 ) -> list[MethodRow]:
     """Open the test split: return a row for each fine-tune, and for each candidate without one."""
-    measured, rows = Measured(context, folder), []
+    rows: list[MethodRow] = []
     tuned = {(cell.name, cell.candidate.seed) for cell in cells if cell.candidate is not None}
     untuned = [item for item in candidates if (item.name, item.seed) not in tuned]
-    with console.progress("measure on test images", len(cells) + len(untuned)) as report:
+    with console.progress("measure on the test split", len(cells) + len(untuned)) as report:
         for cell in cells:
-            rows.append(_finetuned_row(measured, cell, folder))
+            rows.append(_finetuned_row(measured, cell))
             report(len(rows), cell.name)
         for item in untuned:
             rows.append(candidate_row(measured, item))
@@ -123,16 +127,14 @@ def measure_rows(
     return rows
 
 
-def _finetuned_row(measured: Measured, cell: Finetune, folder: RunFolder) -> MethodRow:
-    context, directory = measured.context, folder.file(cell.folder)
-    candidate = cell.candidate
-    mask = context.target.graph.dense_mask() if candidate is None else candidate.mask
-    accuracy = None
-    if context.recipe().epochs:
-        accuracy = finetuned_accuracy(context, directory, mask)
-    if candidate is None:
-        return dense_row(measured, accuracy, cell)
-    return candidate_row(measured, candidate, finetuned=accuracy, cell=cell)
+def _finetuned_row(measured: Measured, cell: Finetune) -> MethodRow:
+    context, finetuned = measured.context, None
+    if context.trains and cell.folder is not None:
+        where = measured.folder.file(cell.folder)
+        finetuned = finetuned_accuracy(context, where, cell.mask, fresh=measured.fresh)
+    if cell.candidate is None:
+        return dense_row(measured, finetuned, cell)
+    return candidate_row(measured, cell.candidate, finetuned=finetuned, cell=cell)
 
 
 def candidate_row(
@@ -142,54 +144,65 @@ def candidate_row(
     finetuned: float | None = None,
     cell: Finetune | None = None,
 ) -> MethodRow:
-    """Return a candidate's row, its recalibrated network measured on search and test images.
+    """Return a candidate's row, its recalibrated network measured on search and test samples.
 
     All rows are measured in this process: the last digits depend on the number of threads.
     """
-    graph = measured.context.target.graph
-    cost, recalibrated = graph.cost(candidate.mask), measured.test(candidate.mask)
     return MethodRow(
         name=candidate.name,
         role=candidate.role,
         searches=candidate.searches,
         beginning=candidate.beginning,
         seed=candidate.seed,
-        macs=cost.macs,
-        params=cost.params,
         search_accuracy=measured.search(candidate.mask),
-        test_accuracy_recalibrated=recalibrated,
+        test_accuracy_recalibrated=measured.test(candidate.mask),
         test_accuracy_finetuned=finetuned,
         networks_evaluated=candidate.networks_evaluated,
-        digest=candidate.mask.digest(),
         finetune_seed=None if cell is None else cell.seed,
         cell=None if cell is None else cell.folder,
         seconds=round(candidate.seconds, 1) if candidate.seconds else None,
-        memory=limited_memory(graph, candidate.mask, measured.context.budget),
-        score=recalibrated if finetuned is None else finetuned,
+        bytes_up=candidate.bytes_up,
+        bytes_down=candidate.bytes_down,
+        **mask_figures(measured.context, candidate.mask),
     )
 
 
 def dense_row(measured: Measured, finetuned: float | None, cell: Finetune) -> MethodRow:
     """Return a row of the dense control."""
-    graph = measured.context.target.graph
-    cost = graph.dense_cost
     return MethodRow(
         name=DENSE,
         role="control",
         searches=False,
         seed=cell.seed,
-        macs=cost.macs,
-        params=cost.params,
         search_accuracy=measured.search(None),
         test_accuracy_recalibrated=measured.test(None),
         test_accuracy_finetuned=finetuned,
         networks_evaluated=0,
-        digest=graph.dense_mask().digest(),
         finetune_seed=cell.seed,
         cell=cell.folder,
-        memory=limited_memory(graph, graph.dense_mask(), measured.context.budget),
-        score=measured.test(None) if finetuned is None else finetuned,
+        **mask_figures(measured.context, None),
     )
+
+
+def mask_figures(context: RunContext, mask: Mask | None) -> dict[str, Any]:
+    """Return what a row tells of its mask alone; None = everything stays.
+
+    Single weights become zero in place, so that network costs what the dense one does.
+    """
+    target, bits = context.target, mask or context.target.whole
+    cost, memory, sparsity = target.cost, None, None
+    if isinstance(bits, ChannelMask):
+        cost = target.graph.cost(bits)
+        memory = limited_memory(target.graph, bits, context.budget)
+    else:
+        sparsity = bits.sparsity
+    return {
+        "macs": cost.macs,
+        "params": cost.params,
+        "digest": bits.digest(),
+        "memory": memory,
+        "sparsity": sparsity,
+    }
 
 
 def limited_memory(graph: StructureGraph, mask: ChannelMask, budget: Budget) -> int | None:

@@ -6,25 +6,25 @@ masks and judges one column. Which, this module says and nobody else.
 
 import hashlib
 import json
-import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from prunegraph.artefacts.masked import StoredMask
 from prunegraph.core.budget import Budget, short
 from prunegraph.core.user_code import is_factory
 from prunegraph.methods.method import Role
 from prunegraph.methods.registry import (
     CONTROL_CRITERIA,
+    OTHERS,
     control_widths,
     make_method,
     method_groups,
 )
-from prunegraph.runs.context import RunContext
+from prunegraph.runs.context import Mask, RunContext
 from prunegraph.runs.folder import RunFolder, slug
 from prunegraph.runs.options.compare import CompareConfig, RunConfig
 from prunegraph.runs.options.config import ApplyConfig, PruneConfig, SearchOptions, TrainConfig
-from prunegraph.runs.prepare import Target
 from prunegraph.runs.report.verdict import (
     AGENT,
     DENSE,
@@ -36,6 +36,7 @@ from prunegraph.runs.report.verdict import (
     is_control,
 )
 from prunegraph.runs.store import Candidate, best_rival, choose, ranked
+from prunegraph.runs.target import Target
 
 USUAL_SEARCHES = ("cem", "random_search")
 """Of the baselines that search, what ``train`` compares with; ``compare`` takes all."""
@@ -69,21 +70,17 @@ class Plan:
 
     Attributes:
         command: its name.
-        agent: name of the agent's row; None if it does not search.
-        applied: the policy is applied, without a search.
-        given: name of the row of the policy that the agent's search begins with, if it does.
-        methods: names of the others, the sampler may be among them.
-        seeds: of the searches; a method that depends on neither images nor chance has the first.
+        methods: names of the methods that choose masks.
+        beginnings: what the agent's search begins with: rows that it must beat.
+        seeds: of the methods; one that depends on neither images nor chance has the first.
         controls: rows that keep the agent's widths are added.
-        optional: rows that miss a latency, which is met by luck, are left out.
+        optional: baselines that miss a latency, which is met by luck, are left out.
         finetunes: eight rows and the dense network are fine-tuned, not the chosen mask and it.
     """
 
     command: str
-    agent: str | None = None
-    applied: bool = False
-    given: str | None = None
     methods: tuple[str, ...] = ()
+    beginnings: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
     controls: bool = False
     optional: bool = False
@@ -92,25 +89,25 @@ class Plan:
     @property
     def searched(self) -> bool:
         """Whether the agent searches."""
-        return self.agent is not None and not self.applied
+        return AGENT in self.methods
+
+    @property
+    def agent(self) -> str | None:
+        """Name of the rows of the agent, or of a policy that is applied; None without them."""
+        own = (name for name in self.methods if is_policy(name) or name == AGENT)
+        return next(own, None)
 
     def choices(self) -> Iterator[tuple[str, int]]:
-        """Yield name and seed of each mask that a method but the agent and its sampler chooses."""
-        for name in self.methods:
-            if name != SAMPLER:
-                several = is_factory(name) or make_method(name).per_seed
-                yield from ((name, seed) for seed in (self.seeds if several else self.seeds[:1]))
+        """Yield name and seed of each mask that a method chooses."""
+        for name in (*self.methods, *self.beginnings):
+            several = is_factory(name) or make_method(name).per_seed
+            yield from ((name, seed) for seed in (self.seeds if several else self.seeds[:1]))
 
     def rows(self) -> set[tuple[str, int]]:
         """Return name and seed of every row that a report must have, beside the dense network's."""
-        found = {*self.choices()} if not self.optional else set()
-        names = {SAMPLER} & {*self.methods}
-        if self.agent is not None:
-            names |= {self.agent}
-            names |= {PRIOR} if self.searched or self.controls else set()
-            names |= set() if self.given is None else {self.given}
-            names |= CONTROLS if self.controls else set()
-        return found | {(name, seed) for name in names for seed in self.seeds}
+        kept = (self.agent, *self.beginnings)
+        found = {(n, seed) for n, seed in self.choices() if n in kept or not self.optional}
+        return found | {(name, seed) for name in CONTROLS if self.controls for seed in self.seeds}
 
     def part(self, name: str) -> tuple[Role, bool, bool] | None:
         """Return role, searches and beginning of a row; None of a user's method, which is not run.
@@ -118,22 +115,26 @@ class Plan:
         Raises:
             PruneGraphError: no method has that name.
         """
-        if name == self.agent:
-            return "agent", self.searched, False
-        if name == self.given:
-            return "control", False, True
-        if is_factory(name):
+        if name in (DENSE, *CONTROLS, *self.beginnings):
+            return "control", False, name in self.beginnings
+        if is_factory(name) and not is_policy(name):
             return None
-        if name == SAMPLER:
-            return "baseline", True, False
-        if name in (PRIOR, DENSE, *CONTROLS):
-            return "control", False, name == PRIOR
         method = make_method(name)
         return method.role, method.searches, False
 
     def metric(self, *, trained: bool) -> Metric:
         """Return which column the verdict is about."""
         return FINETUNED if self.finetunes and trained else RECALIBRATED
+
+
+def is_policy(name: str) -> bool:
+    """Return whether a method applies a trained policy."""
+    return name.startswith(POLICY_SCHEME)
+
+
+def is_family(name: str) -> bool:
+    """Return whether a method searches on all networks of a run at once."""
+    return name in (AGENT, SAMPLER)
 
 
 def make_plan(config: RunConfig) -> Plan:
@@ -153,9 +154,8 @@ def _train_plan(config: TrainConfig) -> Plan:
     }
     return Plan(
         command=config.command,
-        agent=AGENT,
-        given=_given(config),
-        methods=methods[config.baselines],
+        methods=(AGENT, *methods[config.baselines]),
+        beginnings=_beginnings(config),
         seeds=_seeds(config.seed, config.search_seeds),
         controls=config.baselines != "none",
     )
@@ -165,9 +165,8 @@ def _apply_plan(config: ApplyConfig) -> Plan:
     timed = config.max_latency is not None
     return Plan(
         command=config.command,
-        agent=policy_row(config.policy),
-        applied=True,
-        methods=ALWAYS,
+        methods=(policy_row(config.policy), *ALWAYS),
+        beginnings=() if timed else (PRIOR,),
         seeds=(config.seed,),
         controls=not timed,
         optional=timed,
@@ -175,18 +174,12 @@ def _apply_plan(config: ApplyConfig) -> Plan:
 
 
 def _prune_plan(config: PruneConfig) -> Plan:
-    seeds = (config.seed,)
     applied = applied_policy(config)
-    if applied is not None:
-        own = policy_row(applied)
-        return Plan(command=config.command, agent=own, applied=True, seeds=seeds)
-    if config.method != AGENT:
-        return Plan(command=config.command, methods=(config.method,), seeds=seeds)
     return Plan(
         command=config.command,
-        agent=AGENT,
-        given=_given(config),
-        seeds=seeds,
+        methods=(config.method if applied is None else policy_row(applied),),
+        beginnings=_beginnings(config) if config.method == AGENT else (),
+        seeds=(config.seed,),
     )
 
 
@@ -195,15 +188,16 @@ def policy_row(policy: Path) -> str:
     return f"{POLICY_SCHEME}{policy.name}"
 
 
-def _given(config: SearchOptions) -> str | None:
-    return None if config.policy is None else policy_row(config.policy)
+def _beginnings(config: SearchOptions) -> tuple[str, ...]:
+    """Return the names of what the agent's search begins with: its prior, and a policy."""
+    return (PRIOR,) if config.policy is None else (PRIOR, policy_row(config.policy))
 
 
-def applied_policy(config: RunConfig) -> Path | None:
+def applied_policy(config: object) -> Path | None:
     """Return the policy that a command applies without a search, or None."""
     if isinstance(config, ApplyConfig):
         return config.policy
-    if isinstance(config, PruneConfig) and config.method.startswith(POLICY_SCHEME):
+    if isinstance(config, PruneConfig) and is_policy(config.method):
         return Path(config.method.removeprefix(POLICY_SCHEME))
     return None
 
@@ -211,15 +205,18 @@ def applied_policy(config: RunConfig) -> Path | None:
 def _compare_plan(config: CompareConfig) -> Plan:
     groups = method_groups()
     groups["all"] += (SAMPLER,)
+    searches = not config.no_agent
+    if config.budget().kind == "weights":  # of which the agent chooses none
+        groups = {"all": tuple(n for n, make in OTHERS.items() if make().kind == "weights")}
+        searches = False
     asked = [method for method in config.methods if method != AGENT]  # which --no-agent leaves out
     names = [name for method in asked for name in groups.get(method, (method,))]
     return Plan(
         command=config.command,
-        agent=None if config.no_agent else AGENT,
-        given=_given(config),
-        methods=tuple(dict.fromkeys(names)),
+        methods=tuple(dict.fromkeys([*[AGENT] * searches, *names])),
+        beginnings=_beginnings(config) if searches else (),
         seeds=_seeds(config.seed, config.seeds),
-        controls=not config.no_agent,
+        controls=searches,
         finetunes=True,
     )
 
@@ -231,7 +228,7 @@ def _seeds(first: int, count: int) -> tuple[int, ...]:
 def run_name(config: RunConfig, targets: Sequence[Target]) -> str:
     """Return the default name of a run's folder."""
     names = "+".join(slug(target.arch) for target in targets)
-    name = f"{names}-{slug(targets[0].dataset.name)}-{budget_name(config.budget())}"
+    name = f"{names}-{slug(targets[0].data_name)}-{budget_name(config.budget())}"
     if isinstance(config, PruneConfig):
         return f"{slug(config.method)}-{name}"
     return name if isinstance(config, TrainConfig) else f"{config.command}-{name}"
@@ -249,12 +246,18 @@ class Finetune:
     Attributes:
         candidate: whose mask; None = the dense control.
         seed: of the fine-tune.
-        folder: its path in the run folder.
+        folder: its path in the run folder; None = nothing is trained, and the network lies
+            elsewhere as it is.
     """
 
     candidate: Candidate | None
     seed: int
-    folder: str
+    folder: str | None
+
+    @property
+    def mask(self) -> Mask | None:
+        """What stays; None = everything."""
+        return None if self.candidate is None else self.candidate.mask
 
     @property
     def name(self) -> str:
@@ -279,16 +282,15 @@ def plan_finetunes(context: RunContext, candidates: Sequence[Candidate]) -> list
             Finetune(candidate=item, seed=seed, folder=_cell(context, item, seed))
             for item, seed in pairs
         ]
-    chosen = choose(candidates, rank_of(context.options))
+    chosen = choose(candidates)
     return [
-        Finetune(candidate=None, seed=context.seed, folder=RunFolder.DENSE_FINETUNED),
+        Finetune(
+            candidate=None,
+            seed=context.seed,
+            folder=RunFolder.DENSE_FINETUNED if context.trains else None,
+        ),
         Finetune(candidate=chosen, seed=context.seed, folder=RunFolder.PRUNED),
     ]
-
-
-def finetune_seeds_of(config: CompareConfig) -> list[int]:
-    """Return the seeds of the fine-tunes of a mask that needed no search."""
-    return [config.seed + number for number in range(config.finetune_seeds or config.seeds)]
 
 
 def compared(
@@ -299,39 +301,23 @@ def compared(
     Eight rows and the dense control: the agent; L1 and random at its widths; the two searches
     among the baselines that are best on average; L1 uniform; Taylor per MAC; the best
     other heuristic. A method that was asked with several seeds is fine-tuned with the seed of each
-    mask, one that depends on neither images nor chance with every seed. With ``finetune_seeds`` the
-    best mask of each is, with every one; L1 and random at the widths of the agent's best. With
-    ``finetune_best`` it is the agent and the best baseline alone. What the agent must beat is
-    always among the rows: without an agent the best baseline; the policy that the search began
-    with, where that is better than all of them.
+    mask, one that depends on neither images nor chance with every seed. With ``finetune_best`` it
+    is the agent and the best baseline alone. What the agent must beat is always among the rows:
+    without an agent the best baseline; the policy that the search began with, where that is better
+    than all of them. Methods of single weights are all fine-tuned.
     """
-    seeds, rank = finetune_seeds_of(config), rank_of(config)
-    best = best_rival(candidates, rank)
+    seeds = _seeds(config.seed, config.seeds)
+    best = best_rival(candidates)
     if config.finetune_best:
         candidates = [item for item in candidates if is_agent(item) or item.name == best]
-    names = _searched(candidates, rank) | _chosen_heuristics(candidates, rank)
-    names |= {
-        item.name
-        for item in candidates
-        if item.name == best and (item.searches or is_control(item))
-    }
-    chosen = [item for item in candidates if item.name in names]
-    if config.finetune_seeds is not None:
-        chosen = _best_masks(chosen)
+    names = _searched(candidates) | _chosen_heuristics(candidates)
+    every = config.budget().kind == "weights"
+    chosen = [item for item in candidates if every or item.name in {*names, best}]
     pairs: list[tuple[Candidate | None, int]] = []
     for item in chosen:
-        once = config.finetune_seeds is not None or _is_alone(item, candidates)
-        pairs += [(item, seed) for seed in (seeds if once else [item.seed])]
+        own = seeds if _is_alone(item, candidates) else [item.seed]
+        pairs += [(item, seed) for seed in own]
     return pairs + [(None, seed) for seed in seeds]
-
-
-def rank_of(options: object) -> Callable[[Sequence[float]], float]:
-    """Return what ranks a method by the search accuracies of its masks.
-
-    Their mean; where the best mask of each method is fine-tuned, that mask's.
-    """
-    best = isinstance(options, CompareConfig) and options.finetune_seeds is not None
-    return max if best else statistics.mean
 
 
 def searches(name: str) -> bool:
@@ -339,15 +325,14 @@ def searches(name: str) -> bool:
 
     The user's own is not made for that: ``verify`` runs no code that a report names.
     """
-    return name == SAMPLER or is_factory(name) or make_method(name).searches
+    policy = is_policy(name)
+    return not policy and (is_factory(name) or make_method(name).searches)
 
 
-def _chosen_heuristics(
-    candidates: Sequence[Candidate], rank: Callable[[Sequence[float]], float]
-) -> set[str]:
+def _chosen_heuristics(candidates: Sequence[Candidate]) -> set[str]:
     """Return the names of the heuristics to fine-tune."""
     names = {item.name for item in candidates if is_baseline(item) and not item.searches}
-    order = ranked(candidates, names - {*ALWAYS}, rank)
+    order = ranked(candidates, names - {*ALWAYS})
     return {*order[:1]} | (names & {*ALWAYS})
 
 
@@ -358,36 +343,17 @@ def _is_alone(item: Candidate, candidates: Sequence[Candidate]) -> bool:
     return sum(other.name == item.name for other in candidates) == 1
 
 
-def _best_masks(searched: Sequence[Candidate]) -> list[Candidate]:
-    """Return a mask of each method that searched: its best one; controls go with the agent's."""
-    agents = [item for item in searched if is_agent(item)]
-    chosen = choose(agents).seed if agents else None
-    best: dict[str, Candidate] = {}
-    for item in searched:
-        of_agent = is_agent(item) or item.name in CONTROLS
-        seed = chosen if of_agent else item.seed
-        rank, known = (item.search_accuracy, -item.seed), best.get(item.name)
-        if item.seed == seed and (known is None or rank > (known.search_accuracy, -known.seed)):
-            best[item.name] = item
-    return list(best.values())
-
-
-def _searched(
-    candidates: Sequence[Candidate], rank: Callable[[Sequence[float]], float] = statistics.mean
-) -> set[str]:
-    """Return the names of the rows with a search of their own, or the agent's, to fine-tune.
-
-    Args:
-        candidates: of all methods.
-        rank: by which the search baselines are ordered, of the search accuracies of their masks.
-    """
+def _searched(candidates: Sequence[Candidate]) -> set[str]:
+    """Return the names of the rows with a search of their own, or the agent's, to fine-tune."""
     agents = {item.name for item in candidates if is_agent(item)}
     found = {item.name for item in candidates if item.searches} - agents
-    return agents | CONTROLS | {*ranked(candidates, found, rank)[:BEST_SEARCHES]}
+    return agents | CONTROLS | {*ranked(candidates, found)[:BEST_SEARCHES]}
 
 
-def _cell(context: RunContext, candidate: Candidate | None, seed: int) -> str:
+def _cell(context: RunContext, candidate: Candidate | None, seed: int) -> str | None:
     """Name the folder of a fine-tune by all that decides its result: mask, seed, recipe."""
-    mask = context.target.graph.dense_mask() if candidate is None else candidate.mask
+    if not context.trains and (candidate is None or isinstance(candidate.mask, StoredMask)):
+        return None
+    mask = context.target.whole if candidate is None else candidate.mask
     words = json.dumps([mask.digest(), seed, context.recipe_record()], sort_keys=True)
     return f"{RunFolder.CELLS}/{hashlib.sha256(words.encode()).hexdigest()[:16]}"

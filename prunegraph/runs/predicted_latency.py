@@ -18,7 +18,7 @@ from prunegraph.graph.costs.latency import LatencyTable, measure_latency_table
 from prunegraph.graph.costs.latency_budget import TOLERANCE, project_latency
 from prunegraph.graph.features import rank_in_group
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.prepare import Target
+from prunegraph.runs.target import Target
 
 TABLE = {
     "positions": list[list[int]],
@@ -62,13 +62,13 @@ def with_prediction(target: Target, budget: Budget, folder: RunFolder, console: 
             f"warning: {table.dense.disturbed}: its times are too long; when the machine does "
             "less, give the command again with a new --out"
         )
-    return replace(target, graph=replace(target.graph, latency_model=table))
+    return replace(target, structure=replace(target.graph, latency_model=table))
 
 
 def predicting(target: Target, path: Path) -> Target:
     """Return a network whose structure predicts its latency by the layer times of a run."""
     table = read_table(path, target.graph)
-    return replace(target, graph=replace(target.graph, latency_model=table))
+    return replace(target, structure=replace(target.graph, latency_model=table))
 
 
 def layer_times(

@@ -1,7 +1,6 @@
 """What every command starts from: the network, its weights, its images, its structure graph."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,10 @@ from torch import Tensor, nn
 from prunegraph.artefacts.pruned import PrunedInfo
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError, DataError, ModelError, one_line
+from prunegraph.core.masks import ChannelMask
 from prunegraph.core.seeding import seeded
 from prunegraph.core.splits import Dataset
+from prunegraph.core.task import Task
 from prunegraph.core.user_code import as_one_line, find_factory, is_factory
 from prunegraph.data import Images, from_images, load_dataset
 from prunegraph.graph import StructureGraph, analyse, copy_network, unwrap
@@ -29,60 +30,16 @@ from prunegraph.models import (
 from prunegraph.runs.options.checks import check_trusted
 from prunegraph.runs.options.config import DataConfig, NetworkConfig, PretrainConfig, PruningOptions
 from prunegraph.runs.parallel.machine import is_out_of_memory, resolve_device
-from prunegraph.tasks.classification import lay_out, layout_of, place_model
+from prunegraph.runs.target import Target
+from prunegraph.tasks.classification import layout_of
 from prunegraph.tasks.image_classification import ImageClassification
 
 DEFAULT_ARCH = "digits_resnet"
 DEFAULT_DATASET = "digits"
 DIGITS_EPOCHS = 40
 
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Target:
-    """A network to prune, with its images.
-
-    Attributes:
-        arch: its name for ``build_model``.
-        model: the dense network, in eval mode, on the device.
-        dataset: its images, normalised as it was trained.
-        graph: its structure.
-        example_inputs: ``[1, C, H, W]`` one image, on the device.
-        layout: of its weights where they are read from a file; ``model`` is in the fastest one.
-        info: what the JSON beside its weights says.
-        pretrain_epochs: epochs that it still has to be trained; 0 if it has weights.
-    """
-
-    arch: str
-    model: nn.Module
-    dataset: Dataset
-    graph: StructureGraph
-    example_inputs: Tensor
-    layout: torch.memory_format
-    info: WeightsInfo | None
-    pretrain_epochs: int
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network is."""
-        return self.example_inputs.device
-
-    @property
-    def task(self) -> ImageClassification:
-        """What the network is for."""
-        return ImageClassification(
-            model=self.model,
-            example_inputs=self.example_inputs,
-            train=self.dataset.train,
-            search=self.dataset.search,
-            test=self.dataset.test,
-            name=self.arch,
-        )
-
-    def as_loaded(self) -> nn.Module:
-        """Return a copy in the layout in which files load: what is timed."""
-        model = copy_network(self.model)
-        lay_out(model, self.layout)
-        return model
+FINETUNE_EPOCHS, DIGITS_FINETUNE_EPOCHS = 10, 40
+"""Epochs of a fine-tune, without ``--finetune-epochs``."""
 
 
 def resolve_arch(arch: str | None, weights: Path | None, info: WeightsInfo | None) -> str:
@@ -221,8 +178,8 @@ def build_dense(info: PrunedInfo) -> nn.Module:
     return build_model(info.arch, num_classes=info.num_classes, image_shape=image_shape)
 
 
-def load_target(config: NetworkConfig, budget: Budget | None = None) -> Target:
-    """Load everything that a network needs, and check it before anything long starts.
+def load_classifier(config: NetworkConfig, budget: Budget | None = None) -> Target:
+    """Load everything that a classifier of images needs, and check it before anything long starts.
 
     Args:
         config: which network, weights and images.
@@ -243,31 +200,47 @@ def load_target(config: NetworkConfig, budget: Budget | None = None) -> Target:
     model = model.to(device).eval()
     images, _ = next(iter(dataset.train.batches(1)))
     example_inputs = images.to(device)
-    # before the layout changes: files are read without it
-    graph = analyse(model, example_inputs, attention=config.attention)
+    structure = None
+    if budget is None or budget.kind == "channels":
+        # before the layout changes: files are read without it
+        structure = analyse(model, example_inputs, attention=config.attention)
     layout = layout_of(model)
-    model = place(model, device, example_inputs)
-    check_outputs(arch, model, example_inputs, dataset.num_classes)
-    channels = budget is None or budget.kind == "channels"
-    if channels:
-        check_network(arch, graph)
-    if channels and budget is not None:
-        graph.project(torch.zeros(graph.num_units).numpy(), budget.without_latency())
-    return Target(
-        arch=arch,
+    task = ImageClassification(
         model=model,
-        dataset=dataset,
-        graph=graph,
         example_inputs=example_inputs,
+        train=dataset.train,
+        search=dataset.search,
+        test=dataset.test,
+        name=arch,
+    )
+    task.place_model(model, device).eval()
+    check_outputs(arch, model, example_inputs, dataset.num_classes)
+    if structure is not None:
+        check_network(arch, structure)
+    if structure is not None and budget is not None:
+        structure.project(torch.zeros(structure.num_units).numpy(), budget.without_latency())
+    saved = PrunedInfo(
+        arch=arch,
+        num_classes=dataset.num_classes,
+        example_shape=tuple(example_inputs.shape),
+        mean=dataset.mean,
+        std=dataset.std,
+        extra={"dataset": dataset.name, "classes": list(dataset.class_names)},
+    )
+    return Target(
+        task=task,
+        data_name=dataset.name,
+        saved=saved,
+        build=lambda: build_dense(saved),
+        structure=structure,
+        dataset=dataset,
         layout=layout,
         info=info,
         pretrain_epochs=pretrain_epochs,
+        finetune_epochs=DIGITS_FINETUNE_EPOCHS
+        if dataset.name == DEFAULT_DATASET
+        else FINETUNE_EPOCHS,
     )
-
-
-def place(model: nn.Module, device: torch.device, images: Tensor) -> nn.Module:
-    """Return a network on a device, in the layout in which all networks are measured."""
-    return place_model(model, device, images).eval()
 
 
 def check_network(arch: str, graph: StructureGraph) -> None:
@@ -306,33 +279,31 @@ def check_trainable(target: Target, options: PruningOptions) -> None:
     A forward may return more in training mode, or use layers that the analysis, which runs in eval
     mode, has not seen.
     """
-    if options.finetune_epochs != 0:
-        example_inputs, otherwise = target.example_inputs, "--finetune-epochs 0"
-        check_training(target.arch, target.model, target.graph, example_inputs, otherwise)
+    epochs = options.finetune_epochs
+    if target.finetune_epochs if epochs is None else epochs:
+        check_training(target.task, target.structure, "--finetune-epochs 0")
 
 
-def check_training(
-    arch: str, model: nn.Module, graph: StructureGraph, example_inputs: Tensor, otherwise: str
-) -> None:
+def check_training(task: Task, graph: StructureGraph | None, otherwise: str) -> None:
     """Raise ModelError if a network or a pruned one fails in training mode: see above.
 
     ``otherwise``: what to do where it shall stay as it is.
     """
-    keep = np.ones(graph.num_units, dtype=bool)
-    for group in graph.groups:  # every group that can lose a class loses one
-        free = group.units[graph.free[group.units]]
-        if free.size and len(group.units) > group.min_keep:
-            keep[free[-1]] = False
+    arch, model = task.name, task.model
     if not any(parameter.requires_grad for parameter in model.parameters()):
         msg = f"{arch} has no weights that require a gradient: unfreeze them, or {otherwise}"
         raise ModelError(msg)
-    pruned = apply_mask(model, graph, graph.mask(keep))
-    images = torch.cat([example_inputs] * 2)  # batch norm cannot train on one
-    for network, what in ((copy_network(model), ""), (pruned, ", pruned,")):
+    networks = [(copy_network(model), "")]
+    if graph is not None:
+        networks.append((apply_mask(model, graph, _nearly_whole(graph)), ", pruned,"))
+    batch = next(task.batches(task.train, 2))  # batch norm cannot train on one
+    for network, what in networks:
+        problem = ""
         try:
             with torch.no_grad():
-                outputs = network.train()(images)
-            problem = "" if isinstance(outputs, Tensor) else f"returns {type(outputs).__name__}"
+                task.loss(network.train(), batch)
+        except ModelError as error:
+            problem = f"fails ({error})"
         except Exception as error:
             if is_out_of_memory(error):
                 raise
@@ -344,6 +315,16 @@ def check_training(
                 f"{otherwise}"
             )
             raise ModelError(msg)
+
+
+def _nearly_whole(graph: StructureGraph) -> ChannelMask:
+    """Return a mask by which every group loses a unit that can."""
+    keep = np.ones(graph.num_units, dtype=bool)
+    for group in graph.groups:
+        free = group.units[graph.free[group.units]]
+        if free.size and len(group.units) > group.min_keep:
+            keep[free[-1]] = False
+    return graph.mask(keep)
 
 
 def _pretrain_epochs(config: NetworkConfig, arch: str, dataset: Dataset) -> int:

@@ -15,8 +15,10 @@ from prunegraph.core.console import Console, seconds_in_words
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.files import locked, remove_temporaries, temporaries_of
 from prunegraph.core.splits import Dataset, TrainSplit
+from prunegraph.core.task import Task
 from prunegraph.core.tensors import parameter_digest
 from prunegraph.core.user_code import is_factory
+from prunegraph.core.weight_mask import WeightMask
 from prunegraph.graph import analyse, copy_network
 from prunegraph.graph.features import prior_scores
 from prunegraph.methods.criteria.taylor import measure
@@ -30,7 +32,12 @@ from prunegraph.models import (
 from prunegraph.runs.folder import RUNS, slug
 from prunegraph.runs.options.config import DataConfig, PretrainConfig
 from prunegraph.runs.parallel.machine import resolve_device
-from prunegraph.runs.parallel.torchrun import share_training, told_if_rank_ends
+from prunegraph.runs.parallel.torchrun import (
+    TrainingOrder,
+    hold_zeros,
+    share_training,
+    told_if_rank_ends,
+)
 from prunegraph.runs.prepare import (
     DEFAULT_DATASET,
     DIGITS_EPOCHS,
@@ -122,7 +129,7 @@ def _pretrain(
     trained = train_network(
         f"train {arch}",
         model,
-        dataset.train,
+        training_task(model, dataset.train),
         recipe,
         seed=config.seed,
         checkpoint=checkpoint,
@@ -215,8 +222,9 @@ def make_subnets(
     example_inputs = images.to(device)
     graph = analyse(model, example_inputs)
     check_network(arch, graph)
-    check_training(arch, model, graph, example_inputs, "no --slimmable")
-    statistics = measure(training_task(model, train), graph, seed=seed, device=device)
+    task = dataclasses.replace(training_task(model, train), name=arch)
+    check_training(task, graph, "no --slimmable")
+    statistics = measure(task, graph, seed=seed, device=device)
     return Subnets(graph=graph, least_macs=least_macs, scores=prior_scores(graph, statistics))
 
 
@@ -268,7 +276,7 @@ def pretrain_recipe(epochs: int, *, lr: float, batch_size: int) -> FinetuneConfi
 def train_network(
     label: str,
     model: nn.Module,
-    train: TrainSplit,
+    task: Task,
     recipe: FinetuneConfig,
     *,
     seed: int,
@@ -278,13 +286,14 @@ def train_network(
     subnets: Subnets | None = None,
     events: Path | None = None,
     name: str | None = None,
+    mask: WeightMask | None = None,
 ) -> FinetuneResult:
     """Train or fine-tune a network in place, with progress; an interrupted one resumes.
 
     Args:
         label: what to call it in the progress.
         model: the network.
-        train: the images.
+        task: the loss, and what to train on.
         recipe: how it is trained.
         seed: of the training.
         checkpoint: where an interrupted training is kept, or None.
@@ -293,10 +302,22 @@ def train_network(
         subnets: parts of the network of which every step trains one.
         events: folder for TensorBoard's curve of the loss, or None.
         name: tells the network from others in the checkpoint (``finetune``).
+        mask: what it removes stays zero.
     """
     ranks = current_ranks()
     if ranks is not None:
-        share_training(ranks, model, train, recipe, seed=seed, teacher=teacher, subnets=subnets)
+        order = TrainingOrder(
+            model=model,
+            task=task,
+            config=recipe,
+            seed=seed,
+            teacher=teacher,
+            subnets=subnets,
+            mask=mask,
+        )
+        share_training(ranks, order)
+    if mask is not None:
+        hold_zeros(model, mask)
     curve = None if events is None else SummaryWriter(events)
 
     def tell(done: int, loss: float) -> None:
@@ -311,7 +332,7 @@ def train_network(
     ):
         return finetune(
             model,
-            training_task(model, train),
+            task,
             recipe,
             seed=seed,
             teacher=teacher,
@@ -325,15 +346,15 @@ def train_network(
 
 
 def weights_record(
-    arch: str, dataset: Dataset, config: DataConfig, figures: dict[str, Any]
+    arch: str, dataset: Dataset | None, config: DataConfig, figures: dict[str, Any]
 ) -> WeightsInfo:
     """Return what is written beside weights: enough to load them, and not to leak search images."""
     size = {} if config.image_size is None else {"image_size": config.image_size}
     return WeightsInfo(
         arch=arch,
-        dataset=dataset.name,
-        mean=dataset.mean,
-        std=dataset.std,
+        dataset=None if dataset is None else dataset.name,
+        mean=None if dataset is None else dataset.mean,
+        std=None if dataset is None else dataset.std,
         extra={
             "search_share": config.search_share,
             "split_seed": config.split_seed,

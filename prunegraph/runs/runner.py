@@ -8,46 +8,42 @@ not bring their weights, which are most of a folder.
 from collections.abc import Sequence
 from typing import Any
 
-from prunegraph.agent.policies import TrainedPolicy, find_policy
+from prunegraph.agent.policies import find_policy
 from prunegraph.core.console import Console
+from prunegraph.core.masks import ChannelMask
 from prunegraph.graph.apply import unequal
-from prunegraph.methods.controls import PriorControl
-from prunegraph.runs.agent_rows import add_beginning, add_beginnings, agent_batch, agent_summary
-from prunegraph.runs.agent_search import agent_method
 from prunegraph.runs.choose import (
     add_controls,
-    add_optional,
     check_methods,
     check_names,
-    method_batches,
+    choose_masks,
     warn_if_worse,
 )
 from prunegraph.runs.conclude import Outcome, conclude
 from prunegraph.runs.context import RunContext
 from prunegraph.runs.dense import warn_of_network
-from prunegraph.runs.duration import say_duration
 from prunegraph.runs.finetune import run_finetunes
 from prunegraph.runs.folder import RunFolder, open_run, slug
 from prunegraph.runs.measure import measure_again
-from prunegraph.runs.options.compare import CompareConfig, RunConfig
-from prunegraph.runs.options.config import PruneConfig, SearchOptions
-from prunegraph.runs.parallel.jobs import Jobs, Workplace, load_targets, make_workplace
+from prunegraph.runs.options.compare import RunConfig
+from prunegraph.runs.options.config import SearchOptions
+from prunegraph.runs.parallel.jobs import Jobs, load_targets, make_workplace
 from prunegraph.runs.parallel.ray_pool import load_ray
 from prunegraph.runs.plan import (
     Plan,
     applied_policy,
     make_plan,
     plan_finetunes,
-    rank_of,
     run_name,
 )
-from prunegraph.runs.policies import decide, pin_applied, pin_policy
-from prunegraph.runs.prepare import Target, check_trainable
+from prunegraph.runs.policies import pin_applied, pin_policy
+from prunegraph.runs.prepare import check_trainable
 from prunegraph.runs.report.page import show_finished
-from prunegraph.runs.report.report import SearchResult
-from prunegraph.runs.report.verdict import PRIOR, SAMPLER, verdict_line
-from prunegraph.runs.store import CandidateStore, choose
-from prunegraph.runs.weights import run_weights, show_weights
+from prunegraph.runs.report.verdict import verdict_line
+from prunegraph.runs.searches import decided, searched
+from prunegraph.runs.store import CandidateStore
+from prunegraph.runs.store import choose as best_mask
+from prunegraph.runs.target import Target
 
 
 def run_plan(config: RunConfig, console: Console) -> dict[str, Any]:
@@ -55,16 +51,13 @@ def run_plan(config: RunConfig, console: Console) -> dict[str, Any]:
     plan = make_plan(config)
     applied = applied_policy(config)
     policy = None if applied is None else find_policy(applied)
-    check_names(plan.methods)
+    check_names([name for name in plan.methods if name != plan.agent])
     targets = load_targets(config)
     check_run(plan, config, targets)
     folder = open_run(config, config.out, run_name(config, targets))
     members = member_folders(folder, targets)
-    weights = config.budget().kind == "weights"
-    if folder.finished and weights:
-        return show_weights(folder, console)
     if folder.finished:
-        return show_finished(config, members, [target.graph for target in targets], console)
+        return show_finished(config, members, [target.structure for target in targets], console)
     with folder.started(config):
         console.say(f"run folder: {folder.path}")
         if policy is not None:
@@ -74,12 +67,8 @@ def run_plan(config: RunConfig, console: Console) -> dict[str, Any]:
         place = make_workplace(config, targets, members, console)
         for context in place.contexts:
             warn_of_network(context, console)
-        if isinstance(config, PruneConfig) and weights:
-            return run_weights(config, place.contexts[0], folder, console)
         with Jobs(config, place) as jobs:
-            if isinstance(config, CompareConfig):
-                say_duration(place.contexts[0], config, jobs.num_workers, console)
-            outcomes = choose_masks(plan, config, jobs, policy)
+            outcomes = choose(plan, config, jobs)
             cells = [
                 plan_finetunes(context, outcome.candidates)
                 for context, outcome in zip(place.contexts, outcomes, strict=True)
@@ -100,18 +89,15 @@ def run_plan(config: RunConfig, console: Console) -> dict[str, Any]:
 def check_run(plan: Plan, config: RunConfig, targets: Sequence[Target]) -> None:
     """Raise an error if a method, the agent or a fine-tune could not do its work: before any."""
     contexts = [RunContext(target=target, options=config, seed=config.seed) for target in targets]
-    if plan.agent is not None:
-        config.budget().check_channels()
-    if isinstance(config, SearchOptions):
-        if config.ray is not None:
-            load_ray()
-        if plan.searched or SAMPLER in plan.methods:
-            problems = [context.untimed_problem(config.networks) for context in contexts]
-            agent_method(config).check_family(problems)
-    networks = config.networks if isinstance(config, SearchOptions) else 0
-    for context in contexts:
-        check_trainable(context.target, config)
-        check_methods(plan, context, networks)
+    if isinstance(config, SearchOptions) and config.ray is not None:
+        load_ray()
+    for target in targets:
+        check_trainable(target, config)
+    check_methods(plan, contexts, _networks(config))
+
+
+def _networks(config: RunConfig) -> int:
+    return config.networks if isinstance(config, SearchOptions) else 0
 
 
 def member_folders(folder: RunFolder, targets: Sequence[Target]) -> list[RunFolder]:
@@ -123,66 +109,26 @@ def member_folders(folder: RunFolder, targets: Sequence[Target]) -> list[RunFold
     return [folder, *others]
 
 
-def choose_masks(
-    plan: Plan, config: RunConfig, jobs: Jobs, policy: TrainedPolicy | None
-) -> list[Outcome]:
-    """Let the methods, or a policy that is applied, choose their masks, and add the controls."""
+def choose(plan: Plan, config: RunConfig, jobs: Jobs) -> list[Outcome]:
+    """Let the methods choose their masks, add the controls, and return what each network got."""
     place = jobs.place
     stores = [
-        CandidateStore(folder.checkpoint(folder.CANDIDATES), context.target.graph)
+        CandidateStore(folder.checkpoint(folder.CANDIDATES), context.target.structure)
         for folder, context in zip(place.folders, place.contexts, strict=True)
     ]
-    if policy is not None:
-        return [_apply(plan, jobs.place, stores[0], policy)]
-    assert isinstance(config, SearchOptions)
-    batches = method_batches(plan, stores, config.networks, config)
-    if plan.agent is not None:
-        batches.insert(0, agent_batch(place, stores, config, name=plan.agent, seeds=plan.seeds))
-    jobs.run(*batches)
-    for context, store, folder in zip(place.contexts, stores, place.folders, strict=True):
-        measure_again(context, store, folder, place.console)
-    if plan.agent is None:
-        return [Outcome(candidates=list(store)) for store in stores]
-    summary = agent_summary(place, stores, name=plan.agent, seeds=plan.seeds)
-    for context, store in zip(place.contexts, stores, strict=True):
-        add_beginnings(context, store, config, plan.seeds)
-        if plan.controls:
-            add_controls(context, store, store.named(plan.agent), place.console)
-        warn_if_worse(context, list(store), choose(list(store)), place.console)
-    return [
-        Outcome(
-            candidates=list(store),
-            search=summary.result,
-            repaired=summary.repaired,
-            history=history,
-        )
-        for store, history in zip(stores, summary.histories, strict=True)
-    ]
-
-
-def _apply(plan: Plan, place: Workplace, store: CandidateStore, policy: TrainedPolicy) -> Outcome:
-    """Let a policy decide, without a search, and heuristics beside it."""
-    assert plan.agent is not None
-    context = place.contexts[0]
-    decision = decide(policy, plan.agent, context, store, place)
-    (own,) = store.named(plan.agent)
-    if plan.controls:
-        add_beginning(context, store, PRIOR, context.seed, PriorControl())
-        add_controls(context, store, [own], place.console)
-    add_optional(place, store, plan, place.console)
-    warn_if_worse(context, list(store), own, place.console)
-    return Outcome(
-        candidates=list(store),
-        search=SearchResult(
-            seconds=decision["seconds"],
-            networks_evaluated=own.networks_evaluated,
-            evaluation_seconds=0.0,
-        ),
-        details={
-            "policy": dict(policy.record),
-            "decision": {name: decision[name] for name in ("start", "share", "divergence")},
-        },
-    )
+    choose_masks(plan, jobs, stores, _networks(config), place.console)
+    told: dict[str, Any] = {}
+    if plan.searched:
+        told = searched(place, stores, plan.seeds)
+    elif plan.agent is not None:
+        told = decided(place, stores[0], plan.agent, config.seed)
+    for number, (context, store) in enumerate(zip(place.contexts, stores, strict=True)):
+        measure_again(context, store, place.folders[number], place.console)
+        if plan.agent is not None and plan.controls:
+            add_controls(place, number, store, plan.agent)
+        if plan.agent is not None:
+            warn_if_worse(context, list(store), best_mask(list(store)), place.console)
+    return [Outcome(candidates=list(store), **told) for store in stores]
 
 
 def _warn_if_unequal(
@@ -191,7 +137,9 @@ def _warn_if_unequal(
     """Say so if a pruned network computes something else than the zero-masked one."""
     for context, outcome in zip(contexts, outcomes, strict=True):
         target = context.target
-        chosen = choose(outcome.candidates, rank_of(context.options)).mask
-        problem = unequal(target.model, target.graph, chosen, target.example_inputs)
+        chosen = best_mask(outcome.candidates).mask
+        problem = None
+        if isinstance(chosen, ChannelMask):
+            problem = unequal(target.model, target.graph, chosen, target.example_inputs)
         if problem is not None:
             console.say(f"warning: {problem}")

@@ -1,17 +1,20 @@
 """The masks that methods chose, kept on disk so that an interrupted run need not choose again."""
 
 import statistics
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from prunegraph.artefacts.masked import StoredMask
 from prunegraph.core.errors import ArtefactError, MaskError
 from prunegraph.core.files import write_json
 from prunegraph.core.masks import ChannelMask, pack_bits, unpack_bits
 from prunegraph.core.reading import checked, read_json
 from prunegraph.graph import StructureGraph
 from prunegraph.methods.method import Role
+from prunegraph.runs.context import Mask
+from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.report.verdict import is_agent, is_rival
 
 CANDIDATE = {
@@ -20,10 +23,12 @@ CANDIDATE = {
     "searches": bool,
     "beginning": bool,
     "seed": int,
-    "bits": str,
+    "mask": Any,
     "networks_evaluated": int,
     "search_accuracy": float,
     "seconds": float,
+    "bytes_up": int | None,
+    "bytes_down": int | None,
 }
 """What is kept of a candidate."""
 
@@ -37,22 +42,32 @@ class Candidate:
         role: what the method says of itself.
         searches: whether it runs as many networks as it may.
         seed: its search seed; the run's for one that depends on neither images nor chance.
-        mask: the mask.
+        mask: the mask; one of single weights lies on disk with its network.
         networks_evaluated: pruned networks that the method ran.
         search_accuracy: on the whole search split, after recalibration.
         seconds: wall time of the choice.
         beginning: whether it is what the agent's search began with.
+        bytes_up: bytes that the clients of a federation sent; None without a federation.
+        bytes_down: bytes that its server sent.
     """
 
     name: str
     role: Role
     searches: bool
     seed: int
-    mask: ChannelMask
+    mask: Mask
     networks_evaluated: int
     search_accuracy: float
     seconds: float = 0.0
     beginning: bool = False
+    bytes_up: int | None = None
+    bytes_down: int | None = None
+
+    @property
+    def channels(self) -> ChannelMask:
+        """The mask of a method that chooses channels."""
+        assert isinstance(self.mask, ChannelMask)
+        return self.mask
 
 
 class CandidateStore:
@@ -60,10 +75,10 @@ class CandidateStore:
 
     Args:
         path: the file; read if it is there.
-        graph: the structure that the masks are of.
+        graph: the structure that the masks are of; None for masks of single weights.
     """
 
-    def __init__(self, path: Path, graph: StructureGraph) -> None:
+    def __init__(self, path: Path, graph: StructureGraph | None) -> None:
         self._path = path
         self._graph = graph
         self._candidates: dict[tuple[str, int], Candidate] = {}
@@ -90,86 +105,53 @@ class CandidateStore:
         return [item for item in self if item.name == name]
 
     def _record(self, candidate: Candidate) -> dict[str, Any]:
-        return {
-            "name": candidate.name,
-            "role": candidate.role,
-            "searches": candidate.searches,
-            "beginning": candidate.beginning,
-            "seed": candidate.seed,
-            "bits": pack_bits(candidate.mask.keep),
-            "networks_evaluated": candidate.networks_evaluated,
-            "search_accuracy": candidate.search_accuracy,
-            "seconds": candidate.seconds,
-        }
+        return {**vars(candidate), "mask": _to_json(candidate.mask)}
 
     def _read(self, record: dict[str, Any]) -> Candidate:
         record = checked(record, CANDIDATE, str(self._path))
         if record["role"] not in get_args(Role):
             msg = f"{self._path} is damaged: no method has the role {record['role']!r}"
             raise ArtefactError(msg)
-        mask = _mask(record.pop("bits"), self._graph, self._path)
-        return Candidate(mask=mask, **{name: record[name] for name in CANDIDATE if name != "bits"})
+        mask = _from_json(record.pop("mask"), self._graph, self._path.parents[1], self._path)
+        return Candidate(mask=mask, **{name: record[name] for name in CANDIDATE if name != "mask"})
 
 
-def add_found(stores: Sequence[CandidateStore], candidates: Sequence[Candidate]) -> None:
-    """Keep what one search chose for each network."""
-    for store, candidate in zip(stores, candidates, strict=True):
-        store.add(candidate)
-
-
-def ranked(
-    candidates: Sequence[Candidate],
-    names: Collection[str],
-    rank: Callable[[Sequence[float]], float] = statistics.mean,
-) -> list[str]:
-    """Return those of the methods that chose masks, by search accuracy, the best one first."""
-    accuracies: dict[str, list[float]] = {}
+def ranked(candidates: Sequence[Candidate], names: Collection[str]) -> list[str]:
+    """Return those of the methods that chose masks, the best mean search accuracy first."""
+    found: dict[str, list[float]] = {}
     for item in candidates:
         if item.name in names:
-            accuracies.setdefault(item.name, []).append(item.search_accuracy)
-    return sorted(accuracies, key=lambda name: (-rank(accuracies[name]), name))
+            found.setdefault(item.name, []).append(item.search_accuracy)
+    return sorted(found, key=lambda name: (-statistics.mean(found[name]), name))
 
 
-def best_rival(
-    candidates: Sequence[Candidate], rank: Callable[[Sequence[float]], float] = statistics.mean
-) -> str | None:
+def best_rival(candidates: Sequence[Candidate]) -> str | None:
     """Return what the agent must beat: the best search accuracy, on average over its searches.
 
     Of a baseline, or of the policy that the search began with, as in the verdict.
-
-    Args:
-        candidates: of all methods.
-        rank: what counts in place of the average, of the search accuracies of a method's masks.
     """
     rivals = {item.name for item in candidates if is_rival(item)}
-    return next(iter(ranked(candidates, rivals, rank)), None)
+    return next(iter(ranked(candidates, rivals)), None)
 
 
-def choose(
-    candidates: Sequence[Candidate], rank: Callable[[Sequence[float]], float] = statistics.mean
-) -> Candidate:
+def choose(candidates: Sequence[Candidate]) -> Candidate:
     """Return the mask that a run ends with: the agent's with the highest search accuracy.
 
     Of equal ones the first seed's; where no agent searched, that of the best baseline.
-
-    Args:
-        candidates: of all methods.
-        rank: what makes a baseline the best, as for ``best_rival``.
     """
     own = [item for item in candidates if is_agent(item)]
     if not own:
-        best = best_rival(candidates, rank)
+        best = best_rival(candidates)
         own = [item for item in candidates if item.name == best]
     return max(own, key=lambda item: (item.search_accuracy, -item.seed))
 
 
-def write_masks(path: Path, masks: Sequence[ChannelMask]) -> None:
-    """Write keep bits by digest."""
-    bits = {mask.digest(): pack_bits(mask.keep) for mask in masks}
-    write_json(path, {"num_classes": int(masks[0].keep.size), "masks": bits})
+def write_masks(path: Path, masks: Sequence[Mask]) -> None:
+    """Write masks by digest into a file of a run folder."""
+    write_json(path, {"masks": {mask.digest(): _to_json(mask) for mask in masks}})
 
 
-class Masks(dict[str, ChannelMask]):
+class Masks(dict[str, Mask]):
     """Masks by digest, read from a file that is named where one is missing.
 
     Args:
@@ -177,24 +159,27 @@ class Masks(dict[str, ChannelMask]):
         masks: what it holds.
     """
 
-    def __init__(self, path: Path, masks: Mapping[str, ChannelMask]) -> None:
+    def __init__(self, path: Path, masks: Mapping[str, Mask]) -> None:
         super().__init__(masks)
         self._path = path
 
-    def __missing__(self, digest: str) -> ChannelMask:
+    def __missing__(self, digest: str) -> Mask:
         """Raise ArtefactError."""
         msg = f"{self._path} lacks the mask {digest}: restore it"
         raise ArtefactError(msg)
 
 
-def read_masks(path: Path, graph: StructureGraph) -> Masks:
-    """Read what ``write_masks`` wrote, each mask checked against its digest.
+def read_masks(path: Path, graph: StructureGraph | None) -> Masks:
+    """Read what ``write_masks`` wrote, each mask of units checked against its digest.
 
     Raises:
         ArtefactError: the file is damaged, or of another network.
     """
-    content = checked(read_json(path), {"masks": dict[str, str]}, str(path))
-    masks = {digest: _mask(bits, graph, path) for digest, bits in content["masks"].items()}
+    content = checked(read_json(path), {"masks": dict[str, Any]}, str(path))
+    masks = {
+        digest: _from_json(value, graph, path.parent, path)
+        for digest, value in content["masks"].items()
+    }
     for digest, mask in masks.items():
         if mask.digest() != digest:
             msg = f"{path}: the mask named {digest} has digest {mask.digest()}: it was changed"
@@ -202,8 +187,30 @@ def read_masks(path: Path, graph: StructureGraph) -> Masks:
     return Masks(path, masks)
 
 
-def _mask(bits: str, graph: StructureGraph, path: Path) -> ChannelMask:
+STORED = {"name": str, "sparsity": float, "folder": str, "weights": str | None}
+"""What a file says of a mask of single weights."""
+
+
+def _to_json(mask: Mask) -> str | dict[str, Any]:
+    """Return units as packed bits, single weights as the folder in which they lie."""
+    if isinstance(mask, ChannelMask):
+        return pack_bits(mask.keep)
+    return {
+        "name": mask.name,
+        "sparsity": mask.sparsity,
+        "weights": mask.weights,
+        "folder": f"{RunFolder.CHOSEN}/{mask.where.name}",
+    }
+
+
+def _from_json(value: Any, graph: StructureGraph | None, run: Path, path: Path) -> Mask:
+    if graph is None:
+        record = checked(value, STORED, str(path))
+        where = RunFolder(path=run).inside(record["folder"])
+        values = {name: record[name] for name in ("name", "sparsity", "weights")}
+        return StoredMask(where=where, **values)
     try:
+        bits: str = checked(value, str, str(path))
         return graph.mask(unpack_bits(bits, graph.num_units))
     except (ValueError, MaskError) as error:
         msg = f"{path} holds no masks of this network ({error}): restore it or run again"

@@ -48,18 +48,19 @@ from prunegraph.graph.costs.clock import Latency
 from prunegraph.graph.costs.latency import LatencyTable
 from prunegraph.models import build_model, load_weights, weights_info
 from prunegraph.rewards import RewardConfig
-from prunegraph.runs.agent_rows import CURVES, HEALTH, _summary, read_finished
+from prunegraph.runs.choose import CURVES
 from prunegraph.runs.finetune import read_accuracy
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.measure import read_measured
 from prunegraph.runs.options.config import TrainConfig
 from prunegraph.runs.options.yaml_file import differences, load_config, read_yaml
-from prunegraph.runs.policies import read_decision
 from prunegraph.runs.predicted_latency import read_table, write_table
 from prunegraph.runs.prepare import build_dense
 from prunegraph.runs.report.page import read_findings
 from prunegraph.runs.report.plots import _search, draw_once
-from prunegraph.runs.report.report import machine, methods_table, read_report, read_rows
+from prunegraph.runs.report.report import machine, read_report, read_rows
+from prunegraph.runs.report.tables import methods_table
+from prunegraph.runs.searches import read_decision, read_finished, summary
 from prunegraph.runs.store import Candidate, CandidateStore, read_masks, write_masks
 from prunegraph.tasks.image_classification import training_task
 from prunegraph.training.loop import FinetuneConfig, Watch, finetune
@@ -265,9 +266,9 @@ def cases(
     decision = {"start": "l1/uniform", "share": 0.5, "divergence": {"0.5": 0.1}, "seconds": 1.0}
     write_json(made / "decision.json", decision)
     write_json(made / "accuracy.json", {"test_accuracy_finetuned": 0.5, "machine": here})
-    curves = {key: [0.5, 0.6] for key in (*CURVES, *HEALTH)}
+    curves = {key: [0.5, 0.6] for key in CURVES}
     ended = {"policy": "policy.safetensors", "seconds": 1.0, "evaluation_seconds": 1.0}
-    ended |= {"networks_evaluated": 3, "history": curves, "greedy": [{"networks": [1.0]}]}
+    ended |= {"networks_evaluated": 3, "history": curves}
     write_json(made / "finished.json", ended)
     images = write_images(made / "images")
     tar = make_tar(images)
@@ -335,7 +336,7 @@ def cases(
         "finished": Case(
             path=made / "finished.json",
             mutate="json",
-            read=lambda: _summary("agent", [0], [read_finished(made / "finished.json", 1)]),
+            read=lambda: summary([0], [read_finished(made / "finished.json")]),
         ),
         "measured": Case(
             path=made / "measured.json",

@@ -34,7 +34,8 @@ from prunegraph.models import build_model, load_weights
 from prunegraph.models.weights import weights_info
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.yaml_file import read_yaml
-from prunegraph.runs.report.report import methods_table, read_report
+from prunegraph.runs.report.report import read_report
+from prunegraph.runs.report.tables import methods_table
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from prunegraph.core.outcome import Outcome
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.evaluation.log import WRITE_EVERY, OutcomeLog
 from prunegraph.methods.registry import SEARCHES
-from prunegraph.runs.choose import method_job
+from prunegraph.runs.choose import choose_job
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.parallel.jobs import Workplace, load_targets, make_workplace
@@ -24,7 +24,9 @@ NETWORKS = 24
 
 def workplace(weights: Path, folder: Path) -> Workplace:
     agent = AgentOptions(subset=64)
-    config = CompareConfig(weights=weights, keep_macs=0.5, calibration_images=64, agent=agent)
+    config = CompareConfig(
+        weights=weights, keep_macs=0.5, calibration_images=64, agent=agent, networks=NETWORKS
+    )
     folders = [RunFolder(path=folder)]
     return make_workplace(config, load_targets(config), folders, Console(plain=True))
 
@@ -42,12 +44,12 @@ def test_an_interrupted_search_runs_no_network_twice(
         return measure(self, mask, subset)
 
     monkeypatch.setattr(Evaluator, "_measure", counted)
-    whole = method_job(workplace(weights, tmp_path / "whole"), 0, name, 0, NETWORKS)
+    (whole,) = choose_job(workplace(weights, tmp_path / "whole"), (0,), name, 0).candidates
     total, allowed, runs[0] = runs[0], min(WRITE_EVERY + 2, runs[0] - 1), 0
     with pytest.raises(KeyboardInterrupt):
-        method_job(workplace(weights, tmp_path / "killed"), 0, name, 0, NETWORKS)
+        choose_job(workplace(weights, tmp_path / "killed"), (0,), name, 0)
     allowed, runs[0] = 2 * NETWORKS, 0
-    again = method_job(workplace(weights, tmp_path / "killed"), 0, name, 0, NETWORKS)
+    (again,) = choose_job(workplace(weights, tmp_path / "killed"), (0,), name, 0).candidates
     assert runs[0] == total - WRITE_EVERY
     assert again.mask == whole.mask
     assert again.networks_evaluated == whole.networks_evaluated

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from prunegraph.agent.method import AppliedPolicy
 from prunegraph.cli.main import main
-from prunegraph.runs import policies, runner
-from prunegraph.runs.report.report import method_cells, method_columns
+from prunegraph.runs import runner
+from prunegraph.runs.report.tables import method_cells, method_columns
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -104,9 +105,8 @@ def test_an_interrupted_apply_keeps_its_decision(
     with monkeypatch.context() as patch:
         patch.setattr(runner, "conclude", interrupt)
         assert main(words) == 130
-    monkeypatch.setattr(
-        policies, "AppliedPolicy", pytest.fail
-    )  # the clock could decide otherwise now
+    # the clock could decide otherwise now
+    monkeypatch.setattr(AppliedPolicy, "prune", pytest.fail)
     assert main(words) == 0
     assert json.loads((tmp_path / "run" / "report.json").read_text())["decision"]["share"] >= 0
 

@@ -11,29 +11,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from prunegraph.cli.main import main
 from prunegraph.core.console import Console
 from prunegraph.core.masks import ChannelMask
-from prunegraph.core.outcome import Outcome
 from prunegraph.core.splits import TrainSplit
-from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.graph.features import rank_in_group
 from prunegraph.layerwise import sequential
 from prunegraph.methods.registry import SEARCHES, TORCH_PRUNING, heuristics
 from prunegraph.runs import finetune as finish
-from prunegraph.runs.conclude import finetuned_mean
+from prunegraph.runs.conclude import _finetuned_mean
 from prunegraph.runs.context import RunContext
-from prunegraph.runs.duration import predict_duration
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.measure import Measured, measure_again
 from prunegraph.runs.options.compare import CompareConfig
-from prunegraph.runs.plan import make_plan, plan_finetunes, rank_of
-from prunegraph.runs.prepare import load_target
+from prunegraph.runs.parallel.jobs import Workplace
+from prunegraph.runs.plan import make_plan, plan_finetunes
 from prunegraph.runs.report.report import read_rows
 from prunegraph.runs.report.verdict import judge, mean_by_name, proxy_correlation
 from prunegraph.runs.store import Candidate, CandidateStore, read_masks
+from prunegraph.runs.tasks import load_target
 from prunegraph.training.loop import _Training
 from support.parts import part
 
@@ -74,24 +71,6 @@ def compared(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path
     return path
 
 
-def test_the_plan_leaves_out_what_only_the_first_network_takes(
-    weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    evaluate, seconds = Evaluator.evaluate, iter((1000.0, 2.0))
-
-    def timed(self: Evaluator, mask: ChannelMask, subset: Tensor | None = None) -> Outcome:
-        return replace(evaluate(self, mask, subset), seconds=next(seconds))
-
-    monkeypatch.setattr(Evaluator, "evaluate", timed)
-    options = CompareConfig(
-        weights=weights, methods=("cem",), seeds=2, networks=16, finetune_epochs=0
-    )
-    context = RunContext(target=load_target(options, options.budget()), options=options, seed=0)
-    plan = predict_duration(context, options)
-    assert plan.search_seconds == 2 * 2 * 16 * 2.0
-    assert plan.seconds == plan.search_seconds
-
-
 @pytest.mark.parametrize("on_search", [False, True])
 def test_search_images_are_trained_on_only_if_asked_for(
     on_search: bool, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -102,21 +81,15 @@ def test_search_images_are_trained_on_only_if_asked_for(
     monkeypatch.setattr(
         finish,
         "train_network",
-        lambda label, model, images, *rest, **options: trained.append(images),
+        lambda label, model, task, *rest, **options: trained.append(task.train),
     )
-    for mask in (
-        context.target.graph.dense_mask(),
-        context.project(context.measures.statistics["l1"], context.budget),
+    folder, console = RunFolder(path=tmp_path), Console()
+    place = Workplace(contexts=[context], folders=[folder], console=console)
+    for name, mask in (
+        ("dense", None),
+        ("l1", context.project(context.measures.statistics["l1"], context.budget)),
     ):
-        finish.finetune_mask(
-            context,
-            mask,
-            tmp_path / mask.digest(),
-            label="fine-tune",
-            seed=0,
-            checkpoint=tmp_path / "checkpoint",
-            console=Console(),
-        )
+        finish.finetune_job(place, 0, mask, name, "fine-tune", 0)
     dataset = context.target.dataset
     wanted = {*dataset.train.index.tolist()} | (
         {*dataset.search.index.tolist()} if on_search else set()
@@ -241,33 +214,23 @@ def test_only_the_best_baseline_is_finetuned_beside_the_agent_if_asked_for(
     ]
     rivals = [item for item in candidates if item.name in (*METHODS, "prior")]
     names = sorted({item.name for item in rivals})
-    for count in (None, 3):
-        chosen = replace(options, finetune_seeds=count)
-        rank = rank_of(chosen)
-        figures = {
-            name: rank([item.search_accuracy for item in rivals if item.name == name])
-            for name in names
-        }
-        best = max(figures, key=figures.__getitem__)
-        cells = plan_finetunes(replace(context, options=chosen), candidates)
-        assert {cell.name for cell in cells} == {"agent", best, "dense"}
-        assert len(cells) == 3 * (count or options.seeds)
-    plan, whole = (
-        predict_duration(
-            context, replace(options, networks=16, finetune_epochs=1, finetune_best=alone)
-        )
-        for alone in (True, False)
-    )
-    assert plan.finetunes < whole.finetunes
+    figures = {
+        name: fmean([item.search_accuracy for item in rivals if item.name == name])
+        for name in names
+    }
+    best = max(figures, key=figures.__getitem__)
+    cells = plan_finetunes(context, candidates)
+    assert {cell.name for cell in cells} == {"agent", best, "dense"}
+    assert len(cells) == 3 * options.seeds
 
 
 def test_methods_are_named_alone_or_together() -> None:
     names = make_plan(CompareConfig(methods=("cem", "heuristics", "l1/uniform"))).methods
-    assert names == ("cem", *heuristics())
+    assert names == ("agent", "cem", *heuristics())
     chosen = make_plan(CompareConfig(methods=("torch_pruning",))).methods
-    assert chosen == tuple(TORCH_PRUNING)
+    assert chosen == ("agent", *TORCH_PRUNING)
     everything = make_plan(CompareConfig()).methods
-    assert set(everything) == {*heuristics(), *SEARCHES, "sampler"}
+    assert set(everything) == {"agent", *heuristics(), *SEARCHES, "sampler"}
 
 
 def test_no_cell_is_trained_and_no_mask_measured_again(
@@ -284,7 +247,7 @@ def test_no_cell_is_trained_and_no_mask_measured_again(
             raise KeyboardInterrupt
         return measure(self, mask)
 
-    monkeypatch.setattr(finish, "finetune_mask", pytest.fail)
+    monkeypatch.setattr(finish, "finetune_job", pytest.fail)
     monkeypatch.setattr(RunContext, "recalibrated_test_accuracy", interrupt)
     assert main([*words, "--out", str(compared)]) == 130
     assert main([*words, "--out", str(compared)]) == 0
@@ -382,7 +345,7 @@ def forge(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     tuned = mean_by_name(rows, "test_accuracy_finetuned")
     content["dense"]["test_accuracy_finetuned"] = tuned["dense"]
     digest = content["pruned"]["mask_digest"]
-    content["pruned"]["test_accuracy_finetuned"] = finetuned_mean(rows, digest)
+    content["pruned"]["test_accuracy_finetuned"] = _finetuned_mean(rows, digest)
     path.write_text(json.dumps(content))
 
 
@@ -432,7 +395,7 @@ def repeat_a_row(content: dict[str, Any]) -> None:
 
 
 def invent_images(content: dict[str, Any]) -> None:
-    content["data"]["test"]["images"] = 10_000
+    content["data"]["test"]["samples"] = 10_000
 
 
 def name_another_seed(content: dict[str, Any]) -> None:
@@ -459,10 +422,10 @@ def written_again(compared: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 FURTHER = [
-    (repeat_a_row, "methods with a row that is there twice is reported"),
-    (invent_images, "data.test.images is reported as 10000"),
+    (repeat_a_row, "fine-tunes is reported"),
+    (invent_images, "data.test.samples is reported as 10000"),
     (name_another_seed, "pruned.seed is reported as 77"),
-    (count_one_twice, "fine-tunes is reported"),
+    (count_one_twice, "cell is reported"),
     (rename_the_network, "arch is reported as resnet110"),
 ]
 
@@ -470,7 +433,7 @@ FURTHER = [
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (invent_a_fine_tune, "methods with a fine-tune of no network is reported"),
+        (invent_a_fine_tune, "test_accuracy_finetuned is reported"),
         (invent_searches, "search.seeds is reported"),
         (leave_the_start_out, "methods that are missing is reported as ['prior']"),
         (show_a_rival, "pruned.mask_digest is reported"),

@@ -1,7 +1,6 @@
 """A comparison of baselines alone: no agent, the report is about the best of them."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +8,7 @@ import pytest
 
 from prunegraph.cli.main import main
 from prunegraph.core.errors import ConfigError
-from prunegraph.runs.context import RunContext
-from prunegraph.runs.duration import predict_duration
 from prunegraph.runs.options.compare import CompareConfig
-from prunegraph.runs.prepare import load_target
 
 METHODS = ("cem", "random_search", "taylor/uniform", "l1/uniform")
 
@@ -69,18 +65,6 @@ def test_it_is_verified_exported_and_shown_again(
     capsys.readouterr()
     assert main(["compare", "--config", str(compared / "config.yaml"), "--out", str(compared)]) == 0
     assert "is finished" in capsys.readouterr().out
-
-
-def test_its_plan_counts_no_agent(weights: Path) -> None:
-    options = CompareConfig(
-        weights=weights, no_agent=True, methods=METHODS, seeds=2, networks=16, finetune_epochs=1
-    )
-    context = RunContext(target=load_target(options, options.budget()), options=options, seed=0)
-    plan = predict_duration(context, options)
-    assert plan.searches == 2 * 2
-    assert plan.finetunes == 2 * len((*METHODS, "dense"))
-    alone = predict_duration(context, replace(options, finetune_best=True))
-    assert alone.finetunes == 2 * len(("the best", "dense"))
 
 
 def test_nothing_to_compare_is_refused() -> None:

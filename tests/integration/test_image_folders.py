@@ -13,7 +13,8 @@ from prunegraph.core.console import Console
 from prunegraph.runs.dense import ensure_dense
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.config import NetworkConfig
-from prunegraph.runs.prepare import load_target, never_flipped
+from prunegraph.runs.prepare import never_flipped
+from prunegraph.runs.tasks import load_target
 
 NUM_COLOURS = 8
 

@@ -83,16 +83,6 @@ def test_a_run_folder_holds_what_is_promised(finished: Path) -> None:
         assert b"train/loss" in events.read_bytes()
 
 
-def test_the_history_tells_what_the_policys_own_mask_reached(finished: Path) -> None:
-    history = json.loads((finished / "history.json").read_text())
-    assert len(history) == 2
-    for curves in history.values():
-        assert curves["greedy_networks"][0] == 0.0
-        assert curves["greedy_networks"][-1] == curves["networks"][-1]
-        assert len(curves["greedy_accuracy"]) == len(curves["greedy_networks"])
-        assert all(0.0 < accuracy <= 1.0 for accuracy in curves["greedy_accuracy"])
-
-
 def test_the_report_keeps_the_budget_and_counts_networks(finished: Path) -> None:
     report = read_report(finished)
     assert report["pruned"]["macs"] <= 0.5 * report["dense"]["macs"]

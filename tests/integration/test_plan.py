@@ -9,9 +9,9 @@ import pytest
 from prunegraph.core.masks import ChannelMask
 from prunegraph.runs.context import RunContext
 from prunegraph.runs.options.compare import CompareConfig
-from prunegraph.runs.plan import _best_masks, _searched, plan_finetunes, rank_of
-from prunegraph.runs.prepare import load_target
+from prunegraph.runs.plan import _searched, plan_finetunes
 from prunegraph.runs.store import Candidate, choose
+from prunegraph.runs.tasks import load_target
 from support.parts import part
 
 
@@ -49,25 +49,9 @@ def test_the_two_best_searches_are_finetuned() -> None:
     assert {"sampler", "amc"} < _searched([*more, candidate("sampler", 0, 0.9)])
 
 
-def test_the_search_with_the_best_mask_is_finetuned_where_masks_are_compared() -> None:
-    def rows(name: str, *accuracies: float) -> list[Candidate]:
-        return [candidate(name, seed, accuracy) for seed, accuracy in enumerate(accuracies)]
-
-    found = [*rows("cem", 0.6, 0.6), *rows("random_search", 0.55, 0.55), *rows("amc", 0.9, 0.1)]
-    assert {"cem", "random_search"} <= _searched(found)
-    assert {"amc", "cem"} <= _searched(found, max)
-    assert [(item.name, item.seed) for item in _best_masks([*rows("agent", 0.7), *found])] == [
-        ("agent", 0),
-        ("cem", 0),
-        ("random_search", 0),
-        ("amc", 0),
-    ]
-
-
-@pytest.mark.parametrize("seeds", [None, 3])
-def test_heuristics_alone_are_finetuned(seeds: int | None, weights: Path) -> None:
+def test_heuristics_alone_are_finetuned(weights: Path) -> None:
     found = [candidate("l1/uniform", 0, 0.6), candidate("fpgm/uniform", 0, 0.7)]
-    options = {"no_agent": True, "finetune_seeds": seeds}
+    options = {"no_agent": True}
     assert planned(weights, found, **options) == {"l1/uniform", "fpgm/uniform", "dense"}
     assert planned(weights, found, **options, finetune_best=True) == {"fpgm/uniform", "dense"}
 
@@ -97,17 +81,6 @@ def test_the_best_baseline_is_the_best_on_average() -> None:
     assert choose([*steady, candidate("l1/uniform", 0, 0.6)]).seed == 1
 
 
-def test_where_best_masks_are_compared_the_rival_is_that_with_the_best_mask(weights: Path) -> None:
-    found = [
-        *(candidate("agent", seed, 0.9) for seed in range(3)),
-        *(candidate("cem", seed, 0.8) for seed in range(3)),
-        *(candidate("random_search", seed, (0.7, 0.7, 0.89)[seed]) for seed in range(3)),
-    ]
-    options = {"finetune_seeds": 2, "finetune_best": True}
-    assert planned(weights, found, **options) == {"agent", "random_search", "dense"}
-    assert planned(weights, found, finetune_best=True) == {"agent", "cem", "dense"}
-
-
 def test_of_equal_heuristics_the_first_by_name_is_finetuned(weights: Path) -> None:
     found = [candidate("agent", 0, 0.9), candidate("cem", 0, 0.8)]
     found += [candidate(f"{name}/uniform", 0, 0.7) for name in ("l2", "lamp")]
@@ -132,15 +105,11 @@ def test_a_heuristic_is_finetuned_with_the_seed_of_each_of_its_masks(weights: Pa
     ]
 
 
-@pytest.mark.parametrize("count", [None, 2])
-def test_the_pruned_network_is_one_that_is_finetuned(count: int | None, weights: Path) -> None:
+def test_the_pruned_network_is_one_that_is_finetuned(weights: Path) -> None:
     found = [candidate("cem", seed, (0.9, 0.2, 0.2)[seed]) for seed in range(3)]
     found += [candidate("taylor/uniform", seed, 0.6) for seed in range(3)]
-    options = CompareConfig(
-        weights=weights, seeds=3, no_agent=True, finetune_seeds=count, finetune_best=True
-    )
+    options = CompareConfig(weights=weights, seeds=3, no_agent=True, finetune_best=True)
     context = RunContext(target=load_target(options, options.budget()), options=options, seed=0)
-    chosen = choose(found, rank_of(options))
-    cells = plan_finetunes(context, found)
-    assert chosen.name == ("taylor/uniform" if count is None else "cem")
-    assert chosen in [cell.candidate for cell in cells]
+    chosen = choose(found)
+    assert chosen.name == "taylor/uniform"
+    assert chosen in [cell.candidate for cell in plan_finetunes(context, found)]

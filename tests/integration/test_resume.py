@@ -15,13 +15,13 @@ from prunegraph.agent.options import AgentOptions
 from prunegraph.cli.main import main
 from prunegraph.core.console import Console
 from prunegraph.core.errors import ConfigError
-from prunegraph.runs.agent_search import SearchRun, agent_method, search_job
+from prunegraph.runs.choose import Choice, choose_job
 from prunegraph.runs.context import RunContext
 from prunegraph.runs.dense import warn_of_network
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.compare import CompareConfig
 from prunegraph.runs.parallel.jobs import Jobs, Workplace, make_workplace
-from prunegraph.runs.prepare import load_target
+from prunegraph.runs.tasks import load_target
 from prunegraph.training.loop import _Training
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -33,7 +33,7 @@ class Stop(Exception):
 
 def searched(
     options: CompareConfig, folder: RunFolder, stop_at: int | None, patch: pytest.MonkeyPatch
-) -> SearchRun:
+) -> Choice:
     """Search as ``compare`` does, and stop after an update."""
     target = load_target(options, options.budget())
     place = make_workplace(options, [target], [folder], Console(json_only=True))
@@ -48,7 +48,7 @@ def searched(
     patch.setattr(search, "_show", counted)
     with Jobs(options, place) as jobs:
         place = replace(place, pool=jobs._pool())
-        return search_job(place, agent_method(options), "agent", options.networks, 0)
+        return choose_job(place, (0,), "agent", 0)
 
 
 @pytest.mark.slow
@@ -80,8 +80,9 @@ def test_masks_that_come_again_after_a_resume_are_not_counted_twice(
         searched(options, cut, 10, patch)
     with pytest.MonkeyPatch.context() as patch:
         again = searched(options, cut, None, patch)
-    assert whole.found.networks == again.found.networks
-    assert list(whole.found.history) == list(again.found.history)
+    assert whole.record is not None and again.record is not None
+    for name in ("networks_evaluated", "history"):
+        assert whole.record[name] == again.record[name]
     assert whole.candidates[0].mask == again.candidates[0].mask
 
 

@@ -18,8 +18,6 @@ HISTORY = {
     "accuracy": [0.5, 0.6, 0.7],
     "reward": [-0.2, 0.1, 0.3],
     "multiplier": [0.0, 0.0, 0.0],
-    "greedy_networks": [0.0, 48.0],
-    "greedy_accuracy": [0.4, 0.6],
 }
 
 
@@ -101,7 +99,7 @@ def make_findings() -> Callable[..., Findings]:
             "repaired": 0.01,
             "graph": graph.fingerprint(),
             "data": {
-                name: {"images": 10, "fingerprint": "ab"} for name in ("train", "search", "test")
+                name: {"samples": 10, "fingerprint": "ab"} for name in ("train", "search", "test")
             },
             "recipe": {"epochs": 2},
             "files": {},
@@ -114,7 +112,7 @@ def make_findings() -> Callable[..., Findings]:
         }
         return Findings(
             content=content | entries,
-            graph=graph,
+            structure=graph,
             masks={mask.digest(): mask for mask in masks},
             history=entries.get("history", {"agent, seed 0": HISTORY}),
         )

@@ -224,7 +224,8 @@ def test_the_plain_help_is_short_and_the_whole_one_is_not(
 def test_the_help_tells_defaults_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run("train --help", capsys)
     words = " ".join(out.split())
-    assert "--finetune-lr X peak learning rate of the fine-tune (default: 0.05)" in words
+    assert "--networks N pruned networks that one search may evaluate" in words
+    assert "everything counted (default: 400)" in words
     assert "epochs of the fine-tune, the same for every network that gets one; default: 40" in words
     assert "--policy PATH resnet-cifar" in " ".join(run("apply --help", capsys)[1].split())
     assert "or a policy file (needed)" in " ".join(run("apply --help", capsys)[1].split())

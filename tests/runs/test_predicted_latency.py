@@ -19,7 +19,8 @@ from prunegraph.runs import predicted_latency as prediction
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.config import NetworkConfig
 from prunegraph.runs.predicted_latency import predicting, with_prediction
-from prunegraph.runs.prepare import Target, load_target
+from prunegraph.runs.target import Target
+from prunegraph.runs.tasks import load_target
 
 Clock = Callable[..., Latency]
 

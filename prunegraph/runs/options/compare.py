@@ -19,6 +19,7 @@ from prunegraph.runs.options.config import (
     TrainConfig,
 )
 from prunegraph.runs.options.help import HIDDEN, Section
+from prunegraph.runs.options.tasks import TaskOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +32,6 @@ class MethodOptions:
         methods: all; heuristics (those that need no search); torch_pruning (its own pruners, if it
             is installed; not part of all); names of baselines; or package.module:method, your own.
         seeds: search and fine-tuning seeds.
-        finetune_seeds: if given, each method's best mask on the search split is fine-tuned with so
-            many seeds, the same for all; default: the mask of each search with the search's seed.
         finetune_best: fine-tune the agent, the best baseline on the search split and the dense
             network alone; default: eight rows and the dense network.
         out: run folder; default: runs/compare-ARCH-DATASET-KEEP, of several comparisons
@@ -43,13 +42,12 @@ class MethodOptions:
     no_agent: bool = False
     methods: tuple[str, ...] = ("all",)
     seeds: int = 3
-    finetune_seeds: Annotated[int | None, Section("fine-tune"), HIDDEN] = None
     finetune_best: Annotated[bool, Section("fine-tune"), HIDDEN] = False
     out: Annotated[Path | None, Section("what")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(MethodOptions, SearchOptions, PruningOptions, NetworkConfig):
+class CompareConfig(MethodOptions, SearchOptions, TaskOptions, PruningOptions, NetworkConfig):
     """One comparison: of one network at one budget."""
 
     command: ClassVar[str] = "compare"
@@ -58,6 +56,7 @@ class CompareConfig(MethodOptions, SearchOptions, PruningOptions, NetworkConfig)
         NetworkConfig.__post_init__(self)
         PruningOptions.check(self)
         SearchOptions.check(self)
+        self.check_task()
         if not self.methods and self.no_agent:
             msg = (
                 "methods names none and --no-agent leaves the agent out: nothing is left to compare"
@@ -69,11 +68,10 @@ class CompareConfig(MethodOptions, SearchOptions, PruningOptions, NetworkConfig)
             )
             raise ConfigError(msg)
         check_at_least("seeds", self.seeds, 1)
-        check_at_least("finetune_seeds", self.finetune_seeds, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparisonsConfig(MethodOptions, SearchOptions, RecipeOptions, NetworksConfig):
+class ComparisonsConfig(MethodOptions, SearchOptions, TaskOptions, RecipeOptions, NetworksConfig):
     """Compare the agent with every baseline at the same budget, in two stages.
 
     Stage 1 reconstructs and recalibrates every row; stage 2 fine-tunes eight rows, chosen on the

@@ -16,20 +16,18 @@ import tyro
 
 from prunegraph.agent.options import AgentOptions
 from prunegraph.core.budget import Budget
-from prunegraph.core.errors import ConfigError, suggest
+from prunegraph.core.errors import ConfigError
 from prunegraph.core.reading import MAX_IMAGE_SIZE
 from prunegraph.graph import AttentionUnit
 from prunegraph.rewards.config import check_range
 from prunegraph.runs.options.checks import check_at_least, check_at_most, check_usable
 from prunegraph.runs.options.help import HIDDEN, Section
+from prunegraph.runs.options.tasks import TaskOptions
 
 MAX_SEED = 2**32 - 10_000
 """The largest seed: numpy takes 32 bits, and runs count on from it."""
 
 MAX_THREADS = 4096
-
-TASKS = ("image_classification",)
-"""What networks of a command may be for."""
 
 DEFAULT_KEEP_MACS = 0.5
 """What a command prunes to if it is told no limit."""
@@ -85,7 +83,7 @@ class DataConfig(CommonConfig):
     section: ClassVar[str] = "data"
     dataset: str | None = None
     data_dir: Path | None = None
-    image_size: int | None = None
+    image_size: Annotated[int | None, HIDDEN] = None
     search_share: Annotated[float, HIDDEN] = 0.1
     split_seed: Annotated[int, HIDDEN] = 0
     no_flip: Annotated[bool, HIDDEN] = False
@@ -115,7 +113,7 @@ class NetworkConfig(DataConfig):
     arch: str | None = None
     weights: Path | None = None
     pretrain_epochs: Annotated[int | None, HIDDEN] = None
-    attention: AttentionUnit = "head"
+    attention: Annotated[AttentionUnit, HIDDEN] = "head"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -138,7 +136,7 @@ class NetworksConfig(DataConfig):
     arch: tuple[str, ...] = ()
     weights: tuple[Path, ...] = ()
     pretrain_epochs: Annotated[int | None, HIDDEN] = None
-    attention: AttentionUnit = "head"
+    attention: Annotated[AttentionUnit, HIDDEN] = "head"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -214,8 +212,8 @@ class RecipeOptions:
     section: ClassVar[str] = "fine-tune"
     round_to: Annotated[int | None, Section("budget")] = None
     finetune_epochs: int | None = None
-    finetune_lr: float = 0.05
-    batch_size: int = 128
+    finetune_lr: Annotated[float, HIDDEN] = 0.05
+    batch_size: Annotated[int, HIDDEN] = 128
     finetune_on_search: Annotated[bool, HIDDEN] = False
     distill: Annotated[float, HIDDEN] = 0.5
     calibration_images: Annotated[int, HIDDEN] = 1024
@@ -232,6 +230,8 @@ class PruningOptions(RecipeOptions, BudgetOptions):
         """Return what may remain; half of the multiply-adds if nothing is asked."""
         names = [each.name for each in dataclasses.fields(BudgetOptions)]
         asked = {name: getattr(self, name) for name in names}
+        if isinstance(self, TaskOptions):
+            asked |= {"sparsity": self.sparsity, "pattern": self.pattern}
         if all(value is None for value in asked.values()):
             asked["keep_macs"] = DEFAULT_KEEP_MACS
         return Budget(**asked, round_to=self.round_to)
@@ -267,8 +267,8 @@ class SearchOptions:
     section: ClassVar[str] = "search"
     networks: int = 400
     policy: Path | None = None
-    budgets: tuple[float, ...] = ()
-    ray: Annotated[str | None, Section("machine")] = None
+    budgets: Annotated[tuple[float, ...], HIDDEN] = ()
+    ray: Annotated[str | None, Section("machine"), HIDDEN] = None
     agent: AgentOptions = field(default_factory=AgentOptions)
 
     def check(self) -> None:
@@ -354,43 +354,26 @@ class TrainConfig(SearchOptions, PruningOptions, NetworksConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneConfig(SearchOptions, PruningOptions, NetworkConfig):
+class PruneConfig(SearchOptions, TaskOptions, PruningOptions, NetworkConfig):
     """Prune a network with one method, fine-tune it, report.
 
     Attributes:
-        method: a heuristic (l1/uniform, taylor/per_mac, ...), cem, random_search, netadapt, amc,
-            magnitude (single weights), agent, policy:NAME (a trained one), or
+        method: a heuristic (l1/uniform, taylor/per_mac, ...), cem, random_search, netadapt, amc, a
+            method of single weights (magnitude, ...), agent, policy:NAME (a trained one), or
             package.module:method, your own.
-        task: what the network is for: image_classification.
         out: run folder; default: runs/METHOD-ARCH-DATASET-KEEP. The same command resumes.
-        sparsity: this share of the weights becomes zero, for methods of single weights (magnitude).
-        pattern: where the zeros lie: n:m, as 2:4, keeps n of each m weights in a row.
     """
 
     command: ClassVar[str] = "prune"
     section: ClassVar[str] = "what"
     method: Annotated[str, tyro.conf.Positional]
-    task: str = "image_classification"
     out: Path | None = None
-    sparsity: Annotated[float | None, Section("budget")] = None
-    pattern: Annotated[str | None, Section("budget")] = None
-
-    def budget(self) -> Budget:
-        """Return what may remain: channels by their cost, or a share of the single weights."""
-        if self.sparsity is None and self.pattern is None:
-            return PruningOptions.budget(self)
-        names = [each.name for each in dataclasses.fields(BudgetOptions)]
-        channels = {name: getattr(self, name) for name in (*names, "round_to")}
-        return Budget(**channels, sparsity=self.sparsity, pattern=self.pattern)
 
     def __post_init__(self) -> None:
         NetworkConfig.__post_init__(self)
         PruningOptions.check(self)
         SearchOptions.check(self)
-        if self.task not in TASKS:
-            near = suggest(self.task, TASKS)
-            msg = f"unknown task {self.task!r}{near}; known: {', '.join(TASKS)}"
-            raise ConfigError(msg)
+        self.check_task()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import io
-import os
 import re
 import shlex
 import sys
@@ -11,7 +10,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import tyro
 import yaml
@@ -20,10 +19,13 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from prunegraph.agent.shipped import is_shipped
 from prunegraph.core.errors import ArtefactError, ConfigError, suggest
 from prunegraph.core.files import write_text
-from prunegraph.core.reading import MAX_INTEGER, read_text
+from prunegraph.core.reading import read_text
 from prunegraph.runs.options.checks import check_trusted
 from prunegraph.runs.options.config import CommonConfig
 from prunegraph.runs.options.help import help_text
+from prunegraph.runs.options.methods import split_words
+from prunegraph.runs.options.tasks import DATASETS
+from prunegraph.runs.options.values import arguments_of, option_names, show
 
 RUNTIME_KEYS = frozenset({"config", "json", "threads", "workers", "ray", "device", "out"})
 """Options that do not change what a run computes: a run resumes whatever they are."""
@@ -49,7 +51,8 @@ def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return _values(value)
     if isinstance(value, Path):
-        return str(value if is_shipped(value) else value.expanduser().absolute())
+        named = is_shipped(value) or str(value).startswith(DATASETS)
+        return str(value if named else value.expanduser().absolute())
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return value
@@ -69,97 +72,10 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], *, where: str) -> d
     given = dict(values)
     command = given.pop("command", kind.command)
     if command != kind.command:
-        given_name = command if isinstance(command, str) else _show(command)
+        given_name = command if isinstance(command, str) else show(command)
         msg = f"{where} holds options of `prunegraph {given_name}`, not of `{kind.command}`"
         raise ConfigError(msg)
-    return _arguments(kind, given, where)
-
-
-def _arguments(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return options read from YAML as keyword arguments of a class."""
-    hints = typing.get_type_hints(kind)
-    names = [field.name for field in dataclasses.fields(kind)]
-    arguments: dict[str, Any] = {}
-    for raw_key, value in values.items():
-        key = raw_key.replace("-", "_")
-        if key not in names:
-            near = suggest(key, [name.rpartition(".")[2] for name in option_names(kind)])
-            msg = f"{where}: unknown option {raw_key!r}{near}; valid: {', '.join(names)}"
-            raise ConfigError(msg)
-        if key in arguments:
-            msg = f"{where}: option {key!r} is given twice"
-            raise ConfigError(msg)
-        arguments[key] = _convert(hints[key], value, f"{where}: {key}")
-    return arguments
-
-
-def option_names(kind: type, prefix: str = "") -> list[str]:
-    """Return the names of a class's options, those of a class within it as ``agent.swaps``."""
-    hints, names = typing.get_type_hints(kind), []
-    for field in dataclasses.fields(kind):
-        hint = hints[field.name]
-        inner = dataclasses.is_dataclass(hint)
-        names += option_names(hint, f"{field.name}.") if inner else [f"{prefix}{field.name}"]
-    return names
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """Return a YAML value as the option's type, or raise ConfigError."""
-    if dataclasses.is_dataclass(hint):
-        if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-            return typing.cast(type, hint)(**_arguments(typing.cast(type, hint), value, where))
-        msg = f"{where} must hold `option: value` lines"
-        raise ConfigError(msg)
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if isinstance(value, str) and value in arguments:
-            return value
-        msg = f"{where}={_show(value)} is not one of {', '.join(map(str, arguments))}"
-        raise ConfigError(msg)
-    if origin in (types.UnionType, typing.Union):  # X | None: the only unions used here
-        if value is None:
-            return None
-        return _convert(next(arm for arm in arguments if arm is not type(None)), value, where)
-    if origin is tuple:
-        items = [] if value is None else value if isinstance(value, list) else [value]
-        return tuple(_convert(arguments[0], item, where) for item in items)
-    return _convert_scalar(hint, value, where)
-
-
-def _show(value: Any) -> str:
-    """Return a value for a message; a number may have more digits than Python prints."""
-    try:
-        return repr(value)[:100]
-    except ValueError:
-        return "a number of thousands of digits"
-
-
-def _convert_scalar(hint: type, value: Any, where: str) -> Any:
-    if isinstance(value, str) and hint is not Path and not value.isprintable():
-        msg = f"{where}={_show(value)} holds what cannot be printed"
-        raise ConfigError(msg)
-    if hint is Path and isinstance(value, str):
-        return _path(value, where)
-    large = isinstance(value, int | float) and not -MAX_INTEGER < value < MAX_INTEGER  # NaN too
-    if hint is float and type(value) in (int, float) and not large:
-        return float(value)
-    if hint in (int, str, bool) and type(value) is hint and not large:
-        return value
-    kind = "path" if hint is Path else f"usable {hint.__name__}" if large else hint.__name__
-    msg = f"{where}={_show(value)} is not a {kind}"
-    raise ConfigError(msg)
-
-
-def _path(text: str, where: str) -> Path:
-    """Return a path, or raise ConfigError for a text that no system takes as one."""
-    try:
-        usable = b"\0" not in os.fsencode(text)
-    except UnicodeEncodeError:  # half a surrogate pair
-        usable = False
-    if not usable:
-        msg = f"{where}={_show(text)} holds what no path can hold"
-        raise ConfigError(msg)
-    return Path(text)
+    return arguments_of(kind, given, where)
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -242,6 +158,9 @@ def parse(kind: type[Config], words: list[str]) -> Config | None:
         sys.stdout.write(help_text(kind, kind.command, whole="--help-all" in asked))
         return None
     defaults = _defaults(kind, words)
+    of_methods: tuple[str, ...] = ()
+    if "method_options" in option_names(kind):
+        words, of_methods = split_words(words, [each.name for each in dataclasses.fields(kind)])
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
@@ -268,6 +187,8 @@ def parse(kind: type[Config], words: list[str]) -> Config | None:
         )
         raise ConfigError(msg)
     parsed = cast(Config, config)
+    if of_methods:
+        parsed = dataclasses.replace(cast(Any, parsed), method_options=of_methods)
     if parsed.config is not None:
         _check_typed(parsed, parsed.config, words)
     return parsed
@@ -346,7 +267,7 @@ def differences(config: CommonConfig, written: Mapping[str, Any]) -> list[str]:
     keys = (values.keys() | there.keys()) - RUNTIME_KEYS
     pairs = {key: (there.get(key, defaults.get(key)), values.get(key)) for key in sorted(keys)}
     return [
-        f"{key} {_show(there)} there, {_show(here)} here"
+        f"{key} {show(there)} there, {show(here)} here"
         for key, (there, here) in pairs.items()
         if _followed(there) != _followed(here)
     ]
@@ -383,6 +304,11 @@ def _words(options: Any, prefix: str = "") -> Iterator[list[str]]:
     for field in dataclasses.fields(options):
         value, name = getattr(options, field.name), f"{prefix}{field.name.replace('_', '-')}"
         if value == _default(field) or field.name in ("config", "json", "out"):
+            continue
+        if field.name == "method_options":
+            for option in value:
+                target, _, given = option.partition("=")
+                yield [f"--{target.replace('_', '-')}", given]
             continue
         if dataclasses.is_dataclass(value):
             yield from _words(value, f"{name}.")

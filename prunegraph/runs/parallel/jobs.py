@@ -39,7 +39,8 @@ from prunegraph.runs.parallel.machine import default_threads, keep_freed_memory
 from prunegraph.runs.parallel.ray_pool import RayPool
 from prunegraph.runs.plan import applied_policy
 from prunegraph.runs.predicted_latency import with_prediction
-from prunegraph.runs.prepare import Target, load_target
+from prunegraph.runs.target import Target
+from prunegraph.runs.tasks import load_target
 from prunegraph.training.distributed import current_ranks
 
 Result = TypeVar("Result")

@@ -9,16 +9,19 @@ import pickle
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
+from torch.utils._pytree import tree_map
 
 from prunegraph.core.console import Console
 from prunegraph.core.errors import ConfigError, PruneGraphError
-from prunegraph.core.splits import TrainSplit
+from prunegraph.core.splits import SearchSplit
+from prunegraph.core.task import Task
+from prunegraph.core.weight_mask import WeightMask
 from prunegraph.graph import copy_network
 from prunegraph.runs.options.config import CommonConfig
 from prunegraph.runs.parallel.machine import (
@@ -27,7 +30,6 @@ from prunegraph.runs.parallel.machine import (
     num_ranks,
     resolve_device,
 )
-from prunegraph.tasks.image_classification import training_task
 from prunegraph.training.distributed import Ranks, current_ranks
 from prunegraph.training.loop import FinetuneConfig, finetune
 from prunegraph.training.slimmable import Subnets
@@ -65,58 +67,75 @@ def joined(device: str) -> Iterator[Ranks | None]:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Order:
-    """A training that all ranks share."""
+class TrainingOrder:
+    """A training that all ranks share; see ``train_network``."""
 
     model: nn.Module
-    teacher: nn.Module | None
-    train: TrainSplit
+    task: Task
     config: FinetuneConfig
     seed: int
-    subnets: Subnets | None
+    teacher: nn.Module | None = None
+    subnets: Subnets | None = None
+    mask: WeightMask | None = None
 
 
-def share_training(
-    ranks: Ranks,
-    model: nn.Module,
-    train: TrainSplit,
-    config: FinetuneConfig,
-    *,
-    seed: int,
-    teacher: nn.Module | None,
-    subnets: Subnets | None,
-) -> None:
+def share_training(ranks: Ranks, order: TrainingOrder) -> None:
     """Let the other ranks join the ``finetune`` that rank 0 calls next."""
-    order = _Order(
-        model=copy_network(model).cpu(),
-        teacher=None if teacher is None else copy_network(teacher).cpu(),
-        train=train,
-        config=config,
-        seed=seed,
-        subnets=subnets,
+    model, train = copy_network(order.model).cpu(), order.task.train
+    nothing = None
+    if order.task.search is not None:
+        nothing = SearchSplit(train.source, train.index[:0])
+    sent = replace(
+        order,
+        model=model,
+        task=replace(
+            cast(Any, order.task),
+            model=model,
+            example_inputs=tree_map(_on_cpu, order.task.example_inputs),
+            search=nothing,
+            test=None,
+        ),
+        teacher=None if order.teacher is None else copy_network(order.teacher).cpu(),
     )
     try:
-        ranks.agree(order)
+        ranks.agree(sent)
     except (AttributeError, TypeError, ValueError, pickle.PicklingError) as error:
         msg = f"the network cannot be sent to the other ranks ({error}): leave torchrun away"
         raise PruneGraphError(msg) from error
 
 
+def _on_cpu(value: Any) -> Any:
+    return value.cpu() if isinstance(value, Tensor) else value
+
+
 def help_rank_0(ranks: Ranks, device: str) -> None:
     """Share rank 0's trainings until it has no more."""
     place = resolve_device(device)
-    nothing: _Order | None = None
+    nothing: TrainingOrder | None = None
     with told_if_rank_ends():
         while (order := ranks.agree(nothing)) is not None:
+            model = order.model.to(place)
+            if order.mask is not None:
+                hold_zeros(model, order.mask)
             finetune(
-                order.model.to(place),
-                training_task(order.model, order.train),
+                model,
+                order.task,
                 order.config,
                 seed=order.seed,
                 teacher=None if order.teacher is None else order.teacher.to(place),
                 ranks=ranks,
                 subnets=order.subnets,
             )
+
+
+def hold_zeros(model: nn.Module, mask: WeightMask) -> None:
+    """Let no gradient reach what a mask removes: SGD then leaves its zeros zero."""
+
+    def hold(parameter: nn.Parameter, keep: Tensor) -> None:
+        parameter.register_hook(lambda gradient: gradient * keep.to(gradient))
+
+    for name, parameter in mask.parameters_of(model).items():
+        hold(parameter, mask.keep[name])
 
 
 @contextmanager

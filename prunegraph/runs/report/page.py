@@ -4,14 +4,14 @@ It is derived: the report does not list it, and the same command on a finished r
 """
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from prunegraph.artefacts.pruned import WEIGHTS_FILE
+from prunegraph.artefacts.pruned import artefact_paths
 from prunegraph.core.console import Console, seconds_in_words
 from prunegraph.core.errors import ArtefactError
 from prunegraph.core.files import write_text
@@ -19,28 +19,24 @@ from prunegraph.core.reading import checked, read_json
 from prunegraph.core.user_code import is_factory
 from prunegraph.graph import StructureGraph
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.greedy import GREEDY_CURVE
 from prunegraph.runs.options.config import CommonConfig
 from prunegraph.runs.options.yaml_file import command_line
 from prunegraph.runs.report.plots import Findings, Plot, draw, to_svg
-from prunegraph.runs.report.report import (
+from prunegraph.runs.report.report import read_report, read_rows
+from prunegraph.runs.report.speed import latency_warning
+from prunegraph.runs.report.tables import (
     custom_labels,
     custom_seed,
     method_cells,
     method_columns,
     methods_table,
     percent,
-    read_report,
-    read_rows,
     title,
 )
-from prunegraph.runs.report.speed import latency_warning
 from prunegraph.runs.report.verdict import (
     DENSE,
-    MIN_ROWS,
-    proxy_points,
+    Unit,
     pruned_rows,
-    rank_interval,
     verdict_line,
 )
 from prunegraph.runs.store import read_masks
@@ -54,16 +50,13 @@ LIMITS = {
     "max_memory": "at most {:,} bytes of activations",
     "max_latency": "at most {:g} ms a forward",
     "round_to": "widths in multiples of {}",
+    "sparsity": "{:.4g} of the weights zero",
+    "pattern": "zeros in the pattern {}",
 }
 """What each limit of a budget asks, in words."""
 
-HEALTH: dict[str, tuple[str, Callable[[float], str]]] = {
-    "entropy_per_bit": ("entropy of a bit; undecided = 0.693", "{:.3f}".format),
-    "distance_to_uniform": ("distance of the keep probabilities from chance", percent),
-    "equal_actions": ("share of an update's masks that were the same", percent),
-    "repaired": ("share of the bits that the budget repaired", percent),
-}
-"""Figures of an update by which a collapsed policy is recognised, and how they are written."""
+COSTS = {"macs": "multiply-adds", "params": "parameters"}
+"""Costs of a network and what they are called."""
 
 MOST = 1e9
 """The largest value of a learning curve that can be drawn beside others."""
@@ -75,7 +68,7 @@ Facts = list[tuple[str, ...]]
 def show_finished(
     config: CommonConfig,
     members: Sequence[RunFolder],
-    graphs: Sequence[StructureGraph],
+    graphs: Sequence[StructureGraph | None],
     console: Console,
 ) -> dict[str, Any]:
     """Print the table of a finished run, make its pages anew, and return its report.
@@ -105,21 +98,21 @@ def show_finished(
     return content
 
 
-def read_findings(folder: RunFolder, graph: StructureGraph) -> Findings:
+def read_findings(folder: RunFolder, graph: StructureGraph | None) -> Findings:
     """Read what a finished run found.
 
     Args:
         folder: of one network.
-        graph: its structure, analysed anew.
+        graph: its structure, analysed anew; None where single weights became zero.
 
     Raises:
         ArtefactError: a file is missing or damaged, or the network is built in another way now.
     """
     content = read_report(folder)
-    if content["graph"] != graph.fingerprint():
+    if graph is not None and content.get("graph") != graph.fingerprint():
         msg = (
             f"{folder.path} was made of another {content['arch']}: its structure was "
-            f"{content['graph']}, it is {graph.fingerprint()} now; name a new --out"
+            f"{content.get('graph')}, it is {graph.fingerprint()} now; name a new --out"
         )
         raise ArtefactError(msg)
     masks = read_masks(folder.file(RunFolder.MASKS), graph)
@@ -130,15 +123,14 @@ def read_findings(folder: RunFolder, graph: StructureGraph) -> Findings:
     history = checked(read_json(path), HISTORY, str(path)) if path.is_file() else {}
     for run, figures in history.items():
         _check_curves(figures, f"{path}: {run}")
-    return Findings(content=content, graph=graph, masks=masks, history=history)
+    return Findings(content=content, structure=graph, masks=masks, history=history)
 
 
 def _check_curves(figures: dict[str, list[float]], where: str) -> None:
     """Raise ArtefactError if the learning curves of a search lack figures or points."""
     checked(figures, {"networks": list[float], "accuracy": list[float]}, where)
-    updates = {len(figures[name]) for name in figures if name not in GREEDY_CURVE}
-    masks = {len(figures.get(name, ())) for name in GREEDY_CURVE}
-    if len(updates) > 1 or 0 in updates or len(masks) > 1:
+    updates = {len(values) for values in figures.values()}
+    if len(updates) > 1 or 0 in updates:
         msg = f"{where}: its figures have not equally many points: the file is damaged"
         raise ArtefactError(msg)
     if any(abs(value) > MOST for values in figures.values() for value in values):
@@ -178,10 +170,11 @@ def page(
         methods=methods,
         own=sorted(custom_labels(content)),
         seed=custom_seed(content),
-        widths=width_rows(findings),
-        rivals=list(findings.rivals),
+        unit=findings.unit,
+        widths=[] if findings.structure is None else width_rows(findings),
+        rivals=[] if findings.structure is None else list(findings.rivals),
+        zeros=zero_rows(content),
         cost=cost_rows(content),
-        health=health_rows(content),
         origin=origin_rows(content),
         next_steps=next_steps(folder, content),
         command=command_line(config),
@@ -209,10 +202,13 @@ def render(template: str, *, plots: Mapping[str, Plot], **values: Any) -> str:
 
 
 def pruned_folder(folder: RunFolder, content: Mapping[str, Any]) -> Path | None:
-    """Return the folder of the pruned network: the run's own, or a cell of a comparison."""
+    """Return the folder of the pruned network: the run's own, a cell, or what a method chose."""
     rows = pruned_rows(read_rows(content), content["pruned"]["mask_digest"])
     cell = next((row.cell for row in rows if row.cell is not None), None)
-    return None if cell is None else folder.inside(cell)
+    if cell is not None:
+        return folder.inside(cell)
+    chosen = [folder.chosen(row.name, row.seed) for row in rows]
+    return next((path for path in chosen if path.is_dir()), None)
 
 
 def weights_on_disk(folder: RunFolder, content: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -220,7 +216,7 @@ def weights_on_disk(folder: RunFolder, content: Mapping[str, Any]) -> tuple[int,
     where = pruned_folder(folder, content)
     if where is None:
         return None
-    dense, pruned = folder.file(RunFolder.DENSE), where / WEIGHTS_FILE
+    dense, pruned = folder.file(RunFolder.DENSE), artefact_paths(where)[1]
     if not (dense.is_file() and pruned.is_file()):
         return None
     return dense.stat().st_size, pruned.stat().st_size
@@ -253,29 +249,37 @@ def result_rows(content: Mapping[str, Any], weights: tuple[int, int] | None = No
         content: the report.
         weights: bytes of the weights on disk, before and after.
     """
-    dense, pruned = content["dense"], content["pruned"]
-    rows = [
-        _sizes("multiply-adds", dense["macs"], pruned["macs"], ""),
-        _sizes("parameters", dense["params"], pruned["params"], ""),
-    ]
+    dense, pruned, unit = content["dense"], content["pruned"], Unit.of(content)
+    rows: Facts = []
+    if "sparsity" in pruned:
+        rows.append(("weights that are zero", "0.00 %", percent(pruned["sparsity"], 2), ""))
+    else:
+        rows += [_sizes(what, dense[name], pruned[name], "") for name, what in COSTS.items()]
     if weights is not None:
         rows.append(_sizes("weights on disk", *weights, "B"))
-    memory, times = content["peak_memory"], content["latency_ms"]
-    before, after = times["dense"], times["pruned"]
-    rows += [
-        _sizes("activations alive at once", memory["dense"], memory["pruned"], "B"),
-        ("time of one image", f"{before:.3g} ms", f"{after:.3g} ms", percent(after / before)),
-    ]
+    if "latency_ms" in content:
+        memory, times = content["peak_memory"], content["latency_ms"]
+        before, after = times["dense"], times["pruned"]
+        rows += [
+            _sizes("activations alive at once", memory["dense"], memory["pruned"], "B"),
+            ("time of one image", f"{before:.3g} ms", f"{after:.3g} ms", percent(after / before)),
+        ]
     for name, before, after in (
-        ("test accuracy", "test_accuracy", "test_accuracy_recalibrated"),
+        (f"test {unit.name}", "test_accuracy", "test_accuracy_recalibrated"),
         ("the same, fine-tuned", "test_accuracy_finetuned", "test_accuracy_finetuned"),
     ):
         if dense[before] is not None and pruned[after] is not None:
-            change = 100 * (pruned[after] - dense[before])
-            rows.append(
-                (name, percent(dense[before], 2), percent(pruned[after], 2), f"{change:+.2f} pts")
-            )
+            change = unit.shown(pruned[after]) - unit.shown(dense[before])
+            points = " pts" * (unit.scale > 1.0)
+            words = unit.words(dense[before], 2), unit.words(pruned[after], 2)
+            rows.append((name, *words, f"{change:+.2f}{points}"))
     return rows
+
+
+def zero_rows(content: Mapping[str, Any]) -> Facts:
+    """Return the share of zeros in each weight of the pruned network."""
+    densities = content["pruned"].get("densities", {})
+    return [(name, percent(1.0 - density, 2)) for name, density in densities.items()]
 
 
 def _sizes(name: str, before: float, after: float, unit: str) -> tuple[str, ...]:
@@ -329,33 +333,11 @@ def cost_rows(content: Mapping[str, Any]) -> Facts:
         ]
     if "seeds" in search:
         rows.insert(0, ("seeds", ", ".join(map(str, search["seeds"]))))
-    if content.get("proxy_rank_correlation") is not None:
-        rows.append(
-            ("rank correlation of search and fine-tuned accuracy", _correlation_words(content))
-        )
+    correlation = content.get("proxy_rank_correlation")
+    if correlation is not None:
+        name = f"rank correlation of search and fine-tuned {content['score_name']}"
+        rows.append((name, f"{correlation:.2f}"))
     return rows
-
-
-def _correlation_words(content: Mapping[str, Any]) -> str:
-    """Return the correlation, with how far it may be believed."""
-    value, count = content["proxy_rank_correlation"], len(proxy_points(read_rows(content)))
-    if count < MIN_ROWS:
-        return f"{value:.2f}"
-    low, high = rank_interval(value, count)
-    return f"{value:.2f} ({count} masks; 95 % interval {low:.2f} to {high:.2f})"
-
-
-def health_rows(content: Mapping[str, Any]) -> Facts:
-    """Return what tells of a collapsed policy: name, in the first update, on average, in the last.
-
-    Means over the searches.
-    """
-    health = (content["search"] or {}).get("health", {})
-    return [
-        (words, *(written(health[name][when]) for when in ("first", "mean", "last")))
-        for name, (words, written) in HEALTH.items()
-        if name in health
-    ]
 
 
 def first_verdict(content: Mapping[str, Any]) -> str | None:
@@ -371,12 +353,12 @@ def origin_rows(content: Mapping[str, Any]) -> Facts:
     rows = [(name, str(value)) for name, value in content["machine"].items() if value is not None]
     rows += content["versions"].items()
     rows += [
-        (f"{name} images", f"{split['images']:,}, fingerprint {split['fingerprint']}")
+        (f"{name} samples", f"{split['samples']:,}, fingerprint {split['fingerprint']}")
         for name, split in content["data"].items()
     ]
     return [
         ("seed", str(content["seed"])),
         *rows,
         ("fine-tune", ", ".join(f"{name} {value}" for name, value in content["recipe"].items())),
-        ("structure", content["graph"]),
+        *([("structure", content["graph"])] if "graph" in content else []),
     ]

@@ -16,21 +16,21 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from prunegraph.core.files import write_bytes
 from prunegraph.core.masks import ChannelMask
 from prunegraph.graph import StructureGraph
-from prunegraph.runs.greedy import GREEDY_CURVE
-from prunegraph.runs.report.groups import FREE, FROZEN, draw_groups, removed_look, short_name
-from prunegraph.runs.report.report import History, by_method, percent, read_rows, title
+from prunegraph.runs.context import Mask
+from prunegraph.runs.report.groups import FREE, draw_groups, removed_look, short_name
+from prunegraph.runs.report.report import History, read_rows
+from prunegraph.runs.report.tables import by_method, percent, title
 from prunegraph.runs.report.verdict import (
     DENSE,
     MethodRow,
+    Unit,
     column,
     is_baseline,
     mean_by_name,
@@ -77,7 +77,6 @@ NUM_RIVALS = 3
 PANELS = {
     "accuracy": "accuracy,\nmean",
     "best_accuracy": "accuracy,\nbest",
-    GREEDY_CURVE[1]: "accuracy,\npolicy's own",
     "bar": "to be\nbeaten",
     "reward": "reward,\nmean",
     "entropy_per_bit": "entropy\na bit",
@@ -93,14 +92,14 @@ class Findings:
 
     Attributes:
         content: the report.
-        graph: the structure of the dense network.
+        structure: that of the dense network; None where single weights became zero.
         masks: by digest.
         history: learning curves; empty without a search.
     """
 
     content: Mapping[str, Any]
-    graph: StructureGraph
-    masks: Mapping[str, ChannelMask]
+    structure: StructureGraph | None
+    masks: Mapping[str, Mask]
     history: History
 
     @cached_property
@@ -108,10 +107,26 @@ class Findings:
         """The compared rows."""
         return read_rows(self.content)
 
+    @property
+    def unit(self) -> Unit:
+        """How scores are written."""
+        return Unit.of(self.content)
+
+    @property
+    def graph(self) -> StructureGraph:
+        """The structure, where there is one."""
+        assert self.structure is not None
+        return self.structure
+
     @cached_property
     def mask(self) -> ChannelMask:
-        """What the pruned network keeps."""
-        return self.masks[self.content["pruned"]["mask_digest"]]
+        """Which channels the pruned network keeps."""
+        return self._channels(self.content["pruned"]["mask_digest"])
+
+    def _channels(self, digest: str) -> ChannelMask:
+        mask = self.masks[digest]
+        assert isinstance(mask, ChannelMask)
+        return mask
 
     @cached_property
     def rivals(self) -> dict[str, dict[str, int]]:
@@ -120,7 +135,9 @@ class Findings:
         rows = [row for row in self.rows if is_baseline(row) and row.name not in own]
         found = dict(by_method(rows)[:NUM_RIVALS])
         best = {name: max(own, key=lambda row: row.search_accuracy) for name, own in found.items()}
-        return {name: self.graph.group_widths(self.masks[row.digest]) for name, row in best.items()}
+        return {
+            name: self.graph.group_widths(self._channels(row.digest)) for name, row in best.items()
+        }
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -140,14 +157,10 @@ class Plot:
 
 def draw(findings: Findings) -> dict[str, Plot]:
     """Return the figures of a run by name; one that has nothing to show is left out."""
-    drawers: dict[str, Callable[[Findings], Plot | None]] = {
-        "pareto": _pareto,
-        "methods": _methods,
-        "widths": _widths,
-        "channels": _channels,
-        "search": _search,
-        "groups": _groups,
-    }
+    drawers: dict[str, Callable[[Findings], Plot | None]]
+    drawers = {"methods": _methods, "search": _search}
+    if findings.structure is not None:
+        drawers |= {"widths": _widths, "groups": _groups}
     with mpl.rc_context(STYLE):
         drawn = {name: drawer(findings) for name, drawer in drawers.items()}
     plots = {name: plot for name, plot in drawn.items() if plot is not None}
@@ -204,25 +217,6 @@ def new_figure(height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _pareto(findings: Findings) -> Plot:
-    """Draw the accuracy of each method against its multiply-adds."""
-    dense = findings.content["dense"]
-    rows = [row for row in findings.rows if row.name != DENSE]
-    macs, kinds = mean_by_name(rows, "macs"), {row.name: _kind(row) for row in rows}
-    figure, axes = new_figure(3.4)
-    for metric, filled in (("recalibrated", False), ("finetuned", True)):
-        for name, value in mean_by_name(rows, f"test_accuracy_{metric}").items():
-            axes.plot(100 * macs[name] / dense["macs"], 100 * value, **mark(kinds[name], filled))
-    for accuracy, filled in _dense_marks(dense):
-        axes.plot(100, 100 * accuracy, **mark(DENSE, filled))
-    axes.set_xlim(0, 104)
-    axes.set_xlabel("multiply-adds that remain, %")
-    axes.set_ylabel("test accuracy, %")
-    _add_kinds(figure, rows)
-    caption = f"Accuracy against multiply-adds, a point a method: {_fillings(rows)}."
-    return Plot(figure=figure, caption=caption, text=_pareto_text(rows, dense))
-
-
 def _dense_marks(dense: Mapping[str, Any]) -> list[tuple[float, bool]]:
     """Return the dense network's accuracy before and after a fine-tune, and which is which."""
     found = ((dense["test_accuracy"], False), (dense["test_accuracy_finetuned"], True))
@@ -266,30 +260,19 @@ def _fillings(rows: Sequence[MethodRow]) -> str:
     return "hollow = after recalibration, filled = after fine-tuning" if tuned else "not fine-tuned"
 
 
-def _pareto_text(rows: Sequence[MethodRow], dense: Mapping[str, Any]) -> str:
-    words = [f"Scatter plot. Dense: all multiply-adds, {percent(dense['test_accuracy'])}"]
-    for name, own in by_method(rows)[:5]:
-        macs = np.mean(column(own, "macs")) / dense["macs"]
-        accuracy = np.mean(column(own, "test_accuracy_recalibrated"))
-        words.append(
-            f"{name}: {percent(float(macs))} of the multiply-adds, {percent(float(accuracy))}"
-        )
-    return "; ".join(words) + "; accuracies after recalibration."
-
-
 def _methods(findings: Findings) -> Plot:
-    """Draw the accuracy of each method as dots, a line a method."""
-    methods = by_method(findings.rows)
+    """Draw the score of each method as dots, a line a method."""
+    methods, unit = by_method(findings.rows), findings.unit
     groups = methods[:MOST_METHODS]
     shown = [row for _, rows in groups for row in rows]
     figure, axes = new_figure(1.3 + 0.2 * len(groups))
     dense = findings.content["dense"]
-    axes.axvline(100 * dense["test_accuracy"], color=INK, linestyle=":", linewidth=0.8)
+    axes.axvline(unit.shown(dense["test_accuracy"]), color=INK, linestyle=":", linewidth=0.8)
     for accuracy, filled in _dense_marks(dense):
-        axes.plot(100 * accuracy, 0, **mark(DENSE, filled))
+        axes.plot(unit.shown(accuracy), 0, **mark(DENSE, filled))
     for place, (_, rows) in enumerate(groups, start=1):
         for metric, filled in (("recalibrated", False), ("finetuned", True)):
-            known = [100 * value for value in column(rows, f"test_accuracy_{metric}")]
+            known = [unit.shown(value) for value in column(rows, f"test_accuracy_{metric}")]
             if known:
                 spread = np.std(known, ddof=1) if len(known) > 1 else None
                 axes.errorbar(np.mean(known), place, xerr=spread, **mark(_kind(rows[0]), filled))
@@ -298,17 +281,17 @@ def _methods(findings: Findings) -> Plot:
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params("y", length=0)
     axes.grid(axis="y", color=MUTED, alpha=0.3, linewidth=0.5)
-    axes.set_xlabel("test accuracy, %")
+    axes.set_xlabel(unit.label)
     _add_kinds(figure, shown)
     some = f"the {len(groups)} best of {len(methods)}" if len(methods) > len(groups) else "all"
     means = mean_by_name(shown, "test_accuracy_recalibrated")
-    words = [f"{name} {percent(value)}" for name, value in means.items()]
+    words = [f"{name} {unit.words(value)}" for name, value in means.items()]
     return Plot(
         figure=figure,
-        caption=f"Accuracy of {some} methods, best on the search split first: {_fillings(shown)}; "
-        "mean and standard deviation over seeds.",
-        text=f"Dot plot of test accuracies after recalibration. {'; '.join(words)}; "
-        f"dense {percent(dense['test_accuracy'])}.",
+        caption=f"{unit.name.capitalize()} of {some} methods, best on the search split first: "
+        f"{_fillings(shown)}; mean and standard deviation over seeds.",
+        text=f"Dot plot of test {unit.plural} before a fine-tune. {'; '.join(words)}; "
+        f"dense {unit.words(dense['test_accuracy'])}.",
     )
 
 
@@ -359,47 +342,14 @@ def _widths(findings: Findings) -> Plot:
     )
 
 
-def _channels(findings: Findings) -> Plot:
-    """Draw each channel of each group, kept or removed, in the order of the network."""
-    groups = findings.graph.groups
-    figure, axes = new_figure(0.9 + 0.22 * len(groups))
-    for place, group in enumerate(groups):
-        cells = np.zeros((1, len(group.units), 4))
-        colour = FREE if group.frozen is None else FROZEN
-        cells[0, findings.mask.keep[group.units]] = to_rgba(colour)
-        extent = (0, 100, place + 0.36, place - 0.36)
-        axes.imshow(cells, extent=extent, aspect="auto", interpolation="nearest")
-    axes.barh(range(len(groups)), 100, color="none", edgecolor=FREE, height=0.72, linewidth=0.8)
-    axes.set_yticks(range(len(groups)), [short_name(g.name) for g in groups], fontsize=SMALL)
-    axes.tick_params("y", length=0)
-    axes.set_ylim(len(groups) - 0.4, -0.6)
-    axes.set_xlim(0, 100)
-    axes.set_xticks([0, 100], ["first channel", "last"])
-    figure.legend(
-        handles=[
-            Patch(facecolor=FREE, edgecolor=FREE, label="kept"),
-            Patch(facecolor="none", edgecolor=FREE, label="removed"),
-            Patch(facecolor=FROZEN, edgecolor=FROZEN, label="frozen"),
-        ],
-        loc="outside upper center",
-        ncols=3,
-    )
-    kept = int(findings.mask.keep.sum())
-    return Plot(
-        figure=figure,
-        caption="The channels of each group in their order, coloured by what was decided.",
-        text=f"Strips of {len(groups)} groups, a cell a channel: {kept} of "
-        f"{findings.graph.num_units} channels are kept.",
-    )
-
-
 def _search(findings: Findings) -> Plot | None:
     """Draw the learning curves of the searches, those that move."""
     runs = findings.history
     panels = [
         name
         for name in PANELS
-        if any(len(set(figures.get(name, ()))) > 1 for figures in runs.values())
+        if all(name in figures for figures in runs.values())
+        and any(len({*figures[name]}) > 1 for figures in runs.values())
     ]
     if not panels:
         return None
@@ -409,8 +359,7 @@ def _search(findings: Findings) -> Plot | None:
         for number, (run, figures) in enumerate(runs.items()):
             colour = SEED_COLOURS[number % len(SEED_COLOURS)]
             label = run if name == panels[0] else None
-            along = GREEDY_CURVE[0] if name == GREEDY_CURVE[1] else "networks"
-            points = figures.get(along, ()), figures.get(name, ())
+            points = figures["networks"], figures[name]
             axes.plot(*points, color=colour, lw=1.3, label=label)
         axes.set_ylabel(PANELS[name], fontsize=SMALL)
         axes.yaxis.set_major_locator(MaxNLocator(3))
@@ -422,8 +371,7 @@ def _search(findings: Findings) -> Plot | None:
     ends = ", ".join(f"{percent(values[0])} to {percent(values[-1])}" for values in accuracies)
     return Plot(
         figure=figure,
-        caption="Learning curves on search images, a point an update; the policy's own mask at "
-        "most at eight updates.",
+        caption="Learning curves on search images, a point an update.",
         text=f"Line plots of {', '.join(runs)}. Mean accuracy of an update, first to last: {ends}.",
     )
 

@@ -6,12 +6,13 @@ The verdict is a function of a report's rows alone, so that ``verify`` can recom
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 from scipy.stats import spearmanr, ttest_1samp
 
 from prunegraph.core.masks import Float64Array
+from prunegraph.core.task import Task
 from prunegraph.methods.method import Role
 
 Metric = Literal["test_accuracy_recalibrated", "test_accuracy_finetuned"]
@@ -67,8 +68,12 @@ class MethodRow:
         seconds: wall time of the choice of its mask, on as many threads as the method had, with
             what it was the first to measure of the dense network; None where it was not taken.
         beginning: whether it is what the agent's search began with, which it must beat.
-        score: on the test split, in the task's unit: after the fine-tune, where there is one.
         sparsity: share of the prunable weights that are zero; None where channels are cut out.
+        bytes_up: bytes that the clients of a federation sent; None without a federation.
+        bytes_down: bytes that its server sent.
+
+    The accuracies are utilities, higher = better: of a task whose score is no accuracy the score
+    itself, of an error minus the error. ``report.json`` holds scores in the task's own unit.
     """
 
     name: str
@@ -87,12 +92,107 @@ class MethodRow:
     memory: int | None = None
     seconds: float | None = None
     beginning: bool = False
-    score: float | None = None
     sparsity: float | None = None
+    bytes_up: int | None = None
+    bytes_down: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as plain values."""
         return asdict(self)
+
+    @property
+    def last(self) -> float:
+        """The test accuracy after the fine-tune, where there is one."""
+        tuned = self.test_accuracy_finetuned
+        return self.test_accuracy_recalibrated if tuned is None else tuned
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """How a task's scores are written; in memory they are utilities under names of accuracies.
+
+    Attributes:
+        name: of the score: accuracy, perplexity, ...
+        higher_is_better: False for errors.
+    """
+
+    name: str = "accuracy"
+    higher_is_better: bool = True
+
+    @classmethod
+    def of_task(cls, task: Task) -> Self:
+        """Return the unit of a task."""
+        return cls(name=task.score_name, higher_is_better=task.higher_is_better)
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Self:
+        """Return the unit of a report."""
+        return cls(name=content["score_name"], higher_is_better=content["higher_is_better"])
+
+    def score(self, utility: float) -> float:
+        """Return a score from a utility, and the other way round."""
+        return utility if self.higher_is_better else -utility
+
+    def key(self, name: str) -> str:
+        """Return what a report calls a figure: accuracies are scores where the task has none."""
+        return name if self.name == "accuracy" else name.replace("accuracy", "score")
+
+    def written(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return figures by name as a report holds them."""
+        return {self.key(name): self._turned(name, value) for name, value in values.items()}
+
+    def read(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return figures of a report as they are in memory; ``score``, which repeats one, goes."""
+        names = {self.key(name): name for name in (*ACCURACIES, *DENSE_ACCURACIES)}
+        found = {names.get(key, key): value for key, value in values.items() if key != "score"}
+        return {name: self._turned(name, value) for name, value in found.items()}
+
+    def _turned(self, name: str, value: Any) -> Any:
+        known = name in (*ACCURACIES, *DENSE_ACCURACIES) and isinstance(value, int | float)
+        return self.score(value) if known else value
+
+    @property
+    def scale(self) -> float:
+        """What a score is multiplied by where people read it: accuracies are percent."""
+        return 100.0 if self.name == "accuracy" else 1.0
+
+    @property
+    def label(self) -> str:
+        """What an axis of scores is called."""
+        return f"test {self.name}{', %' * (self.scale > 1.0)}"
+
+    @property
+    def plural(self) -> str:
+        """The scores' name, of several."""
+        return "accuracies" if self.name == "accuracy" else f"{self.name} scores"
+
+    def shown(self, utility: float) -> float:
+        """Return a score as people read it."""
+        return self.scale * self.score(utility)
+
+    def words(self, utility: float, digits: int = 1) -> str:
+        """Return a score with its sign of percent."""
+        return f"{self.shown(utility):.{digits}f}{' %' * (self.scale > 1.0)}"
+
+    def difference(self, utility: float) -> str:
+        """Return how much higher one utility is than another, in words."""
+        points = "points" if self.name == "accuracy" else f"{self.name} better"
+        return f"{self.scale * utility:+.2f} {points}"
+
+    def text(self, utility: float, digits: int = 2) -> str:
+        """Return a score as a table shows it: accuracies in percent."""
+        return f"{self.shown(utility):.{digits}f}"
+
+
+ACCURACY = Unit()
+"""Of classifiers."""
+
+
+ACCURACIES = ("search_accuracy", "test_accuracy_recalibrated", "test_accuracy_finetuned")
+"""The scores of a row."""
+
+DENSE_ACCURACIES = ("test_accuracy", "test_accuracy_finetuned")
+"""Those of the dense network."""
 
 
 class Part(Protocol):
@@ -189,7 +289,11 @@ def by_seed(rows: Sequence[MethodRow], name: str, metric: Metric) -> dict[int, f
 
 
 def judge(
-    rows: Sequence[MethodRow], metric: Metric, *, repaired: float | None = None
+    rows: Sequence[MethodRow],
+    metric: Metric,
+    *,
+    repaired: float | None = None,
+    unit: Unit = ACCURACY,
 ) -> tuple[str | None, str]:
     """Return the verdict and its reason.
 
@@ -204,6 +308,7 @@ def judge(
         rows: the rows of a comparison.
         metric: the column to judge by.
         repaired: mean share of free bits that repair flipped; above 10 % nothing was learned.
+        unit: of the scores, for the reason.
     """
     measured = [row for row in rows if getattr(row, metric) is not None]
     agent = sorted({row.name for row in measured if is_agent(row)})
@@ -221,8 +326,8 @@ def judge(
     counted = _counted(measured, agent[0], len(differences))
     reason = (
         f"{agent[0]} minus {best} (best baseline on the search split): "
-        f"{100 * mean:+.2f} points of {metric} over {counted}, "
-        f"two standard errors {200 * error:.2f}, "
+        f"{unit.difference(mean)} of {unit.key(metric)} over {counted}, "
+        f"two standard errors {unit.scale * 2 * error:.2f}, "
     )
     if error:
         chance = float(ttest_1samp(differences, 0.0, alternative="greater").pvalue)
@@ -290,17 +395,3 @@ def proxy_points(rows: Sequence[MethodRow]) -> Float64Array:
             pair = (row.search_accuracy, row.test_accuracy_finetuned)
             points.setdefault(row.digest, []).append(pair)
     return np.array([np.mean(pairs, axis=0) for pairs in points.values()])
-
-
-def rank_interval(correlation: float, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of Spearman's correlation (Bonett and Wright 2000, equation 5).
-
-    Args:
-        correlation: in [-1, 1].
-        count: of the points, at least 4.
-    """
-    if abs(correlation) == 1.0:
-        return correlation, correlation
-    width = 1.96 * math.sqrt((1.0 + correlation**2 / 2.0) / (count - 3))
-    centre = math.atanh(correlation)
-    return math.tanh(centre - width), math.tanh(centre + width)

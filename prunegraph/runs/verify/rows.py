@@ -1,17 +1,17 @@
 """Whether a run holds what its plan asks for, no search and no fine-tune more or less."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunegraph.artefacts.pruned import WEIGHTS_FILE, PrunedInfo, read_info
+from prunegraph.artefacts.masked import MaskedNetwork, load_masked
+from prunegraph.artefacts.pruned import read_info
 from prunegraph.core.masks import ChannelMask
-from prunegraph.runs.context import RunContext
-from prunegraph.runs.finetune import pruned_info
-from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.plan import Plan, plan_finetunes
+from prunegraph.core.tensors import parameter_digest
+from prunegraph.layerwise.weights import check_pattern
+from prunegraph.runs.context import Mask, RunContext
+from prunegraph.runs.plan import Plan
 from prunegraph.runs.report.verdict import DENSE, MethodRow
 from prunegraph.runs.store import Candidate
 
@@ -40,69 +40,60 @@ class Check:
         return bool(self.reported == self.found)
 
 
-def check_handed_on(context: RunContext, cell: Path, where: str) -> list[Check]:
-    """Check what ``export`` hands on with a saved network against network and data set."""
-    saved, expected = read_info(cell), pruned_info(context.target)
-    return [
-        Check(
-            name=f"{where}.cell: {field.name}",
-            reported=getattr(saved, field.name),
-            found=getattr(expected, field.name),
-        )
-        for field in fields(PrunedInfo)
-    ]
+def compare(name: str, reported: Any, found: Any) -> Iterator[Check]:
+    """Yield the checks of a figure, or of all in a dictionary."""
+    both = isinstance(found, dict) and isinstance(reported, Mapping)
+    if both and reported.keys() == found.keys():
+        for key, value in found.items():
+            yield from compare(f"{name}.{key}" if name else key, reported[key], value)
+    else:
+        yield Check(name=name, reported=reported, found=found)
 
 
-def check_finetunes(
-    context: RunContext,
-    plan: Plan,
-    content: Mapping[str, Any],
-    rows: Sequence[MethodRow],
-    masks: Mapping[str, ChannelMask],
-) -> list[Check]:
-    """Check that a run holds exactly the fine-tunes that its plan asks for.
+def check_handed_on(context: RunContext, cell: Path, where: str) -> Iterator[Check]:
+    """Yield the checks of what ``export`` hands on with a saved network."""
+    saved, expected = read_info(cell), context.target.saved
+    for name, value in vars(expected).items():
+        yield Check(name=f"{where}.cell: {name}", reported=getattr(saved, name), found=value)
 
-    A fine-tune that is left out or counted twice would change means and verdict.
+
+def check_mask(context: RunContext, mask: Mask | None, where: str) -> list[Check]:
+    """Check that a mask keeps to the budget; None = everything stays.
+
+    Of single weights the zeros are counted again, in the network that lies on disk.
     """
-    expected = [
-        (cell.name, cell.searched, cell.seed, cell.folder)
-        for cell in plan_finetunes(context, candidates_of(rows, masks))
-    ]
-    trained = context.recipe().epochs > 0
-    found = [(r.name, r.seed, r.finetune_seed, r.cell) for r in rows if r.cell is not None]
-    weights = [
-        digest
-        for name, digest in content["files"].items()
-        if name.startswith(f"{RunFolder.CELLS}/") and name.endswith(f"/{WEIGHTS_FILE}")
-    ]
-    return [
-        Check(name="fine-tunes", reported=sorted(found), found=sorted(expected)),
-        Check(
-            name="cells with the same weights",
-            reported=(len(weights) - len({*weights})) * trained,
-            found=0,
-        ),
-        Check(
-            name="verdict_metric",
-            reported=content["verdict_metric"],
-            found=plan.metric(trained=trained),
-        ),
-        Check(
-            name="stage_one_verdict",
-            reported="stage_one_verdict" in content,
-            found=plan.finetunes,
-        ),
-    ]
+    budget, fits = context.budget, True
+    if isinstance(mask, ChannelMask):
+        fits = context.target.graph.fits(mask, budget)
+    elif mask is not None:
+        saved = load_masked(mask.where, context.target.build)
+        check_pattern(saved.mask, saved.model)
+        return [
+            Check(name=f"{where}: zeros", reported=mask.sparsity, found=_zeros(saved)),
+            Check(
+                name=f"{where}: pattern",
+                reported=str(saved.mask.pattern),
+                found=budget.pattern or str(saved.mask.pattern),
+            ),
+            Check(name=f"{where}: mask on disk", reported=mask.name, found=saved.mask.digest()),
+            Check(
+                name=f"{where}: weights on disk",
+                reported=mask.weights,
+                found=None if mask.weights is None else parameter_digest(saved.model),
+            ),
+        ]
+    return [Check(name=f"{where} within the budget", reported=True, found=fits)]
+
+
+def _zeros(saved: MaskedNetwork) -> float:
+    """Return the share of the masked weights that are zero."""
+    parameters = saved.mask.parameters_of(saved.model)
+    kept = sum(int((parameters[name][bits] != 0).sum()) for name, bits in saved.mask.keep.items())
+    return (saved.mask.size - kept) / saved.mask.size
 
 
 def check_rows(plan: Plan, content: Mapping[str, Any], rows: Sequence[MethodRow]) -> list[Check]:
-    """Check that no row counts twice, none tells of a fine-tune without its network, none is lost.
-
-    Each would change means and verdict.
-    """
-    counts = Counter((row.name, row.seed, row.finetune_seed) for row in rows)
-    twice = sorted({name for (name, _, _), count in counts.items() if count > 1})
-    alone = {r.name for r in rows if r.cell is None and r.test_accuracy_finetuned is not None}
+    """Check that rows are of the methods and seeds that the plan asks for, each in its part."""
     expected, allowed = _by_name(plan.rows()), _by_name({*plan.rows(), *plan.choices()})
     found = _by_name({(row.name, row.seed) for row in rows if row.name != DENSE})
     asked = [row for row in rows if row.name == DENSE or row.name in allowed]
@@ -110,8 +101,6 @@ def check_rows(plan: Plan, content: Mapping[str, Any], rows: Sequence[MethodRow]
     odd = sorted({name for name, told, known in parts if known is not None and told != known})
     checks = [
         Check(name="methods in the part of others", reported=odd, found=[]),
-        Check(name="methods with a row that is there twice", reported=twice, found=[]),
-        Check(name="methods with a fine-tune of no network", reported=sorted(alone), found=[]),
         Check(
             name="methods that are missing",
             reported=sorted(expected.keys() - found.keys()),
@@ -141,7 +130,7 @@ def _by_name(pairs: set[tuple[str, int]]) -> dict[str, list[int]]:
     return found
 
 
-def candidates_of(rows: Sequence[MethodRow], masks: Mapping[str, ChannelMask]) -> list[Candidate]:
+def candidates_of(rows: Sequence[MethodRow], masks: Mapping[str, Mask]) -> list[Candidate]:
     """Return what a report's rows say that methods chose, each once."""
     found = {
         (row.name, row.seed): Candidate(

@@ -8,46 +8,34 @@ from typing import Any
 
 import torch
 
-from prunegraph.artefacts.pruned import WEIGHTS_FILE, artefact_paths
+from prunegraph.artefacts.pruned import PRETRAINED_FILE, WEIGHTS_FILE, artefact_paths
 from prunegraph.core.console import Console
 from prunegraph.core.errors import ArtefactError, ConfigError
-from prunegraph.core.masks import ChannelMask
 from prunegraph.core.precision import as_elsewhere
 from prunegraph.core.user_code import is_factory
-from prunegraph.graph import StructureGraph
-from prunegraph.runs.conclude import finetuned_mean, peak_memory
+from prunegraph.runs.conclude import derived
 from prunegraph.runs.context import RunContext
-from prunegraph.runs.finetune import load_finetuned
 from prunegraph.runs.folder import MEMBER, RunFolder, existing_run
-from prunegraph.runs.measure import limited_memory
+from prunegraph.runs.measure import Measured, measure_rows
 from prunegraph.runs.options.checks import check_trusted
 from prunegraph.runs.options.compare import RunConfig
-from prunegraph.runs.options.config import NetworkConfig
 from prunegraph.runs.options.tools import VerifyConfig
 from prunegraph.runs.options.yaml_file import load_config, read_yaml
 from prunegraph.runs.parallel.machine import num_cores
-from prunegraph.runs.plan import applied_policy, make_plan, rank_of
+from prunegraph.runs.plan import applied_policy, make_plan, plan_finetunes
 from prunegraph.runs.predicted_latency import predicting
-from prunegraph.runs.prepare import load_target
 from prunegraph.runs.report.report import machine, machine_differences, read_report, read_rows
-from prunegraph.runs.report.verdict import (
-    DENSE,
-    MethodRow,
-    Metric,
-    judge,
-    mean_by_name,
-    proxy_correlation,
-    pruned_rows,
-)
-from prunegraph.runs.store import choose, read_masks
+from prunegraph.runs.report.verdict import ACCURACIES, DENSE, MethodRow
+from prunegraph.runs.store import read_masks
+from prunegraph.runs.tasks import load_begun
 from prunegraph.runs.verify.rows import (
     Check,
     candidates_of,
-    check_finetunes,
     check_handed_on,
+    check_mask,
     check_rows,
+    compare,
 )
-from prunegraph.runs.verify.weights import check_weights
 
 KINDS = {kind.command: kind for kind in typing.get_args(RunConfig)}
 """Commands whose run folders can be verified."""
@@ -59,6 +47,12 @@ WRONG_SHARE_RECALIBRATED = 20 / 10_000
 """The same for networks that were pruned and not fine-tuned: their statistics are measured anew and
 their answers are less certain. Between one thread and two, 8 images of 10,000 were seen, and 3 of
 450."""
+
+ELSEWHERE = 0.01
+"""A score that is no share of samples differs by so much of itself there."""
+
+NOT_VERIFIABLE = ("networks_evaluated", "seconds", "bytes_up", "bytes_down")
+"""Figures of a row that no file tells."""
 
 SPREAD = 3.0
 """Standard deviations of a count of such images that are no difference either."""
@@ -90,7 +84,7 @@ def verify_run(config: VerifyConfig, console: Console) -> dict[str, Any]:
         )
         raise ArtefactError(msg)
     unknown = [f"search.{key}" for key in ("seconds", "evaluation_seconds", "networks_evaluated")]
-    unknown += ["search.health", "repaired", "methods[].networks_evaluated", "methods[].seconds"]
+    unknown += ["repaired", "methods[].networks_evaluated", "methods[].seconds"]
     unknown.append(RunFolder.HISTORY)
     unknown += [f"{cell} (no weights)" for cell in _cells_without_weights(folder, content)]
     unknown += [RunFolder.LATENCY] * (RunFolder.LATENCY in content["files"])
@@ -128,7 +122,7 @@ def _check_listed(folder: RunFolder, files: Mapping[str, str]) -> None:
 def _cells_without_weights(folder: RunFolder, content: Mapping[str, Any]) -> list[str]:
     """Return the fine-tuned networks that another machine made and did not hand on."""
     cells = [row.cell for row in read_rows(content) if row.cell is not None]
-    return [cell for cell in cells if not (folder.file(cell) / WEIGHTS_FILE).is_file()]
+    return [cell for cell in cells if not artefact_paths(folder.file(cell))[1].is_file()]
 
 
 def _other_members(folder: RunFolder) -> list[RunFolder]:
@@ -153,54 +147,81 @@ def _measure_again(
     console: Console,
 ) -> list[Check]:
     context, as_then = _rebuild(config, folder, member, content)
-    rows = read_rows(content)
-    if context.budget.kind == "weights":
-        return _weights_again(
-            context, content, rows, member, exact=_same_machine(content) and as_then
-        )
-    masks = read_masks(member.file(RunFolder.MASKS), context.target.graph)
-    judge_of = _Judge(context, masks, member, _same_machine(content) and as_then)
-    checks = [
-        Check(name="command", reported=content["command"], found=_command(folder)),
-        Check(name="graph", reported=content["graph"], found=context.target.graph.fingerprint()),
-    ]
-    checks += _check_data(context, content)
-    checks += _check_options(context, content)
-    plan = make_plan(typing.cast(RunConfig, context.options))
-    checks += check_rows(plan, content, rows)
-    checks += check_finetunes(context, plan, content, rows, masks)
-    with console.progress(f"measure {content['arch']} again", len(rows)) as report:
-        for number, row in enumerate(rows, start=1):
-            checks += judge_of.row(row)
-            report(number, row.name)
-    mask = masks[content["pruned"]["mask_digest"]]
-    chosen = choose(candidates_of(rows, masks), rank_of(context.options))
-    checks += [
-        Check(name="pruned.mask_digest", reported=mask.digest(), found=chosen.mask.digest()),
-        Check(name="pruned.seed", reported=content["pruned"]["seed"], found=chosen.seed),
-    ]
-    checks += _check_summary(content, rows, context.target.graph, mask, member)
+    run, rows = typing.cast(RunConfig, context.options), read_rows(content)
+    masks = read_masks(member.file(RunFolder.MASKS), context.target.structure)
+    plan, candidates = make_plan(run), candidates_of(rows, masks)
+    if not candidates or all(row.name != DENSE for row in rows):
+        msg = f"{member.file(RunFolder.REPORT)} holds too few rows: the file is damaged"
+        raise ArtefactError(msg)
+    checks = check_rows(plan, content, rows)
+    for candidate in candidates:
+        where = f"methods[{candidate.name}, seed {candidate.seed}]"
+        checks += check_mask(context, candidate.mask, where)
+    cells = plan_finetunes(context, candidates)
+    again = measure_rows(Measured(context, member, fresh=True), candidates, cells, console)
+    checks += _compare_rows(context, rows, again, exact=_same_machine(content) and as_then)
+    for row in rows:
+        cell = None if row.cell is None else member.inside(row.cell)
+        if cell is not None and artefact_paths(cell)[0].is_file():
+            where = f"methods[{row.name}, seed {row.seed}]"
+            checks += check_handed_on(context, cell, where)
+    found = derived(run, context, candidates, rows, content["repaired"])
+    reported = {name: content.get(name) for name in found}
+    checks += compare("", reported, found)
+    checks.append(_weights_once(context, content))
     prefix = "" if member is folder else f"{member.path.name}: "
     return [dataclasses.replace(check, name=f"{prefix}{check.name}") for check in checks]
 
 
-def _weights_again(
-    context: RunContext,
-    content: Mapping[str, Any],
-    rows: Sequence[MethodRow],
-    member: RunFolder,
-    *,
-    exact: bool,
+def _weights_once(context: RunContext, content: Mapping[str, Any]) -> Check:
+    """Return the check that no two fine-tunes have the same weights."""
+    weights = [
+        digest
+        for name, digest in content["files"].items()
+        if name.startswith(f"{RunFolder.CELLS}/")
+        and name.endswith((f"/{WEIGHTS_FILE}", f"/{PRETRAINED_FILE}"))
+    ]
+    twice = (len(weights) - len({*weights})) * context.trains
+    return Check(name="cells with the same weights", reported=twice, found=0)
+
+
+def _compare_rows(
+    context: RunContext, rows: Sequence[MethodRow], again: Sequence[MethodRow], *, exact: bool
 ) -> list[Check]:
-    """Return the checks of a run that zeroed single weights."""
-    judge_of = _Judge(context, {}, member, exact)
+    """Check that a report has the rows that were measured again, and their figures."""
+    keys = [sorted(map(_key, some)) for some in (rows, again)]
+    checks = [Check(name="fine-tunes", reported=keys[0], found=keys[1])]
+    known = {(row.name, row.seed, row.finetune_seed): row for row in again}
+    for row in rows:
+        other = known.get((row.name, row.seed, row.finetune_seed))
+        if other is None:
+            continue
+        where = f"methods[{row.name}, seed {row.seed}]"
+        for name, found in other.to_json().items():
+            if name in NOT_VERIFIABLE:
+                continue
+            reported, tolerance = getattr(row, name), 0.0
+            if name in ACCURACIES and found is not None:
+                loose = name != "test_accuracy_finetuned" and row.name != DENSE
+                tolerance = 1e-9 if exact else _tolerance(context, name, found, loose=loose)
+            checks.append(
+                Check(name=f"{where}.{name}", reported=reported, found=found, tolerance=tolerance)
+            )
+    return checks
 
-    def accuracy(name: str, reported: float, found: float, split: str, tuned: bool) -> Check:
-        share = WRONG_SHARE if tuned else WRONG_SHARE_RECALIBRATED
-        return judge_of.accuracy(name, reported, found, split, share)
 
-    checks = _check_data(context, content) + _check_options(context, content)
-    return checks + check_weights(context, content, rows, member, accuracy)
+def _key(row: MethodRow) -> tuple[str, int, int]:
+    return row.name, row.seed, -1 if row.finetune_seed is None else row.finetune_seed
+
+
+def _tolerance(context: RunContext, name: str, found: float, *, loose: bool) -> float:
+    """Return what a score may differ by on another machine."""
+    target = context.target
+    if target.task.score_name != "accuracy":
+        return ELSEWHERE * abs(found)
+    samples = len(target.splits[name.partition("_")[0]])
+    share = WRONG_SHARE_RECALIBRATED if loose else WRONG_SHARE
+    return most_wrong(samples, share) / samples + 1e-9
 
 
 def _rebuild(
@@ -217,34 +238,20 @@ def _rebuild(
     others = f" --arch {arch}" if is_factory(arch) and not trusted else ""
     report = member.file(RunFolder.REPORT)
     check_trusted(content["dataset"], config.dataset, report, "dataset", others)
-    network = NetworkConfig(
+    target = load_begun(
+        run,
+        member.file(RunFolder.DENSE),
+        run.budget(),
         device=run.device if config.device == "auto" else config.device,
         threads=torch.get_num_threads(),
-        seed=run.seed,
         dataset=content["dataset"],
         data_dir=config.data_dir or run.data_dir,
-        image_size=run.image_size,
-        search_share=run.search_share,
-        split_seed=run.split_seed,
         arch=arch if trusted else None,
-        attention=run.attention,
-        weights=member.file(RunFolder.DENSE),
     )
-    target = load_target(network, run.budget())
     if run.max_latency is not None and applied_policy(run) is None:
         target = predicting(target, member.file(RunFolder.LATENCY))
     as_then = config.device in ("auto", run.device)
     return RunContext(target=target, options=run, seed=run.seed), as_then
-
-
-def _check_data(context: RunContext, content: Mapping[str, Any]) -> list[Check]:
-    dataset = context.target.dataset
-    splits = {"train": dataset.train, "search": dataset.search, "test": dataset.test}
-    return [
-        Check(name=f"data.{name}.{key}", reported=content["data"][name][key], found=found)
-        for name, split in splits.items()
-        for key, found in (("fingerprint", split.fingerprint()), ("images", len(split)))
-    ]
 
 
 def _command(folder: RunFolder) -> str:
@@ -256,107 +263,6 @@ def _command(folder: RunFolder) -> str:
     return command
 
 
-def _check_options(context: RunContext, content: Mapping[str, Any]) -> list[Check]:
-    """Check what a report says of the run's options."""
-    found = {
-        "arch": context.target.arch,
-        "seed": context.seed,
-        "budget": context.budget.as_dict(),
-        "recipe": context.recipe_record(),
-        "dense_widths": context.target.graph.group_widths(context.target.graph.dense_mask()),
-    }
-    return [Check(name=name, reported=content[name], found=found[name]) for name in found]
-
-
-class _Judge:
-    """Measures rows again.
-
-    Args:
-        context: the rebuilt network.
-        masks: by digest.
-        member: the folder of its files.
-        exact: whether accuracies must be equal to the last image.
-    """
-
-    def __init__(
-        self, context: RunContext, masks: Mapping[str, ChannelMask], member: RunFolder, exact: bool
-    ) -> None:
-        self._context = context
-        self._masks = masks
-        self._member = member
-        self._exact = exact
-        self._recalibrated: dict[str, tuple[float, float]] = {}
-
-    def row(self, row: MethodRow) -> list[Check]:
-        """Return the checks of one row."""
-        graph = self._context.target.graph
-        mask = graph.dense_mask() if row.name == DENSE else self._masks[row.digest]
-        where = f"methods[{row.name}, seed {row.seed}]"
-        cost = graph.cost(mask)
-        search, test = self._measure(row.name == DENSE, mask)
-        loose = WRONG_SHARE if row.name == DENSE else WRONG_SHARE_RECALIBRATED
-        checks = [
-            Check(name=f"{where}.macs", reported=row.macs, found=cost.macs),
-            Check(name=f"{where}.params", reported=row.params, found=cost.params),
-            Check(
-                name=f"{where} within the budget",
-                reported=True,
-                found=row.name == DENSE or graph.fits(mask, self._context.budget),
-            ),
-            self.accuracy(f"{where}.search_accuracy", row.search_accuracy, search, "search", loose),
-            self.accuracy(
-                f"{where}.test_accuracy_recalibrated",
-                row.test_accuracy_recalibrated,
-                test,
-                "test",
-                loose,
-            ),
-            Check(
-                name=f"{where}.memory",
-                reported=row.memory,
-                found=limited_memory(graph, mask, self._context.budget),
-            ),
-        ]
-        cell = None if row.cell is None else self._member.inside(row.cell)
-        if cell is not None and artefact_paths(cell)[0].is_file():
-            checks += check_handed_on(self._context, cell, where)
-        known = cell is not None and (cell / WEIGHTS_FILE).is_file()
-        if cell is not None and known and row.test_accuracy_finetuned is not None:
-            model, saved = load_finetuned(self._context.target, cell)
-            found = self._context.test_accuracy(model)
-            name = f"{where}.test_accuracy_finetuned"
-            checks += [
-                Check(name=f"{where}.cell", reported=row.digest, found=saved.digest()),
-                self.accuracy(name, row.test_accuracy_finetuned, found, "test", WRONG_SHARE),
-            ]
-        return checks
-
-    def _measure(self, dense: bool, mask: ChannelMask) -> tuple[float, float]:
-        context = self._context
-        key = DENSE if dense else mask.digest()
-        if key not in self._recalibrated:
-            model = context.target.model
-            search = (
-                context.search_accuracy(model)
-                if dense
-                else context.final_evaluator.evaluate(mask).accuracy
-            )
-            test = (
-                context.test_accuracy(model) if dense else context.recalibrated_test_accuracy(mask)
-            )
-            self._recalibrated[key] = (search, test)
-        return self._recalibrated[key]
-
-    def accuracy(
-        self, name: str, reported: float, found: float, split: str, wrong_share: float
-    ) -> Check:
-        """Return the check of an accuracy, within what another machine may differ by."""
-        dataset = self._context.target.dataset
-        images = len(dataset.search if split == "search" else dataset.test)
-        tolerance = 1e-9 if self._exact else most_wrong(images, wrong_share) / images + 1e-9
-        return Check(name=name, reported=reported, found=found, tolerance=tolerance)
-
-
 def most_wrong(images: int, share: float) -> int:
     """Return how many images of a split may be answered otherwise on another machine.
 
@@ -365,55 +271,6 @@ def most_wrong(images: int, share: float) -> int:
     """
     mean = share * images
     return math.ceil(mean + SPREAD * math.sqrt(mean))
-
-
-def _check_summary(
-    content: Mapping[str, Any],
-    rows: list[MethodRow],
-    graph: StructureGraph,
-    mask: ChannelMask,
-    member: RunFolder,
-) -> list[Check]:
-    """Check what a report says beside its rows, by recomputing it from them."""
-    metric: Metric = content["verdict_metric"]
-    verdict, reason = judge(rows, metric, repaired=content["repaired"])
-    custom_rows = pruned_rows(rows, mask.digest())
-    own = next((row for row in custom_rows if row.cell is not None), None)
-    dense = next((row for row in rows if row.name == DENSE), None)
-    if own is None or dense is None:
-        what = "dense" if dense is None else "the pruned network's"
-        msg = f"{member.file(RunFolder.REPORT)} holds no row that is {what}: the file is damaged"
-        raise ArtefactError(msg)
-    found: dict[str, Any] = {
-        "dense.macs": graph.dense_cost.macs,
-        "dense.params": graph.dense_cost.params,
-        "dense.test_accuracy": dense.test_accuracy_recalibrated,
-        "dense.test_accuracy_finetuned": mean_by_name(rows, "test_accuracy_finetuned").get(DENSE),
-        "pruned.macs": graph.cost(mask).macs,
-        "pruned.params": graph.cost(mask).params,
-        "pruned.widths": graph.group_widths(mask),
-        "pruned.search_accuracy": own.search_accuracy,
-        "pruned.test_accuracy_recalibrated": own.test_accuracy_recalibrated,
-        "pruned.test_accuracy_finetuned": finetuned_mean(rows, mask.digest()),
-        "peak_memory": peak_memory(graph, mask),
-        "verdict": verdict,
-        "verdict_reason": reason,
-    }
-    if "stage_one_verdict" in content:
-        recalibrated: Metric = "test_accuracy_recalibrated"
-        found["stage_one_verdict"] = [*judge(rows, recalibrated, repaired=content["repaired"])]
-    if "proxy_rank_correlation" in content:
-        found["proxy_rank_correlation"] = proxy_correlation(rows)
-    return [
-        Check(name=name, reported=_at(content, name), found=value) for name, value in found.items()
-    ]
-
-
-def _at(content: Mapping[str, Any], name: str) -> Any:
-    value: Any = content
-    for key in name.split("."):
-        value = value[key]
-    return value
 
 
 def _same_machine(content: Mapping[str, Any]) -> bool:

@@ -7,12 +7,11 @@ from typing import Any
 from prunegraph.core.console import Console
 from prunegraph.core.errors import ArtefactError
 from prunegraph.core.reading import checked, read_json
-from prunegraph.runs.comparisons import check_same_dense, folder_names
+from prunegraph.runs.comparisons import check_same_dense, folder_names, summarise
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.compare import CompareConfig, ComparisonsConfig
 from prunegraph.runs.options.tools import VerifyConfig
 from prunegraph.runs.options.yaml_file import differences, load_config, to_dict
-from prunegraph.runs.report.summary import summarise
 from prunegraph.runs.verify.run import verify_run
 
 
@@ -57,7 +56,7 @@ def run_verify(config: VerifyConfig, console: Console) -> dict[str, Any]:
         "figures": sum(result["figures"] for result in results),
         "files": sum(result["files"] for result in results),
         "same_machine": all(result["same_machine"] for result in results),
-        "not_verifiable": list(dict.fromkeys([*unknown, RunFolder.PAGE, RunFolder.PLOTS])),
+        "not_verifiable": list(dict.fromkeys(unknown)),
     }
 
 

@@ -23,7 +23,7 @@ from prunegraph.runs.report.page import (
     write_page,
 )
 from prunegraph.runs.report.plots import Findings, draw
-from prunegraph.runs.report.report import method_cells
+from prunegraph.runs.report.tables import method_cells
 from prunegraph.runs.store import write_masks
 
 Make = Callable[..., Findings]
@@ -103,7 +103,7 @@ def test_the_page_says_which_mask_was_pruned_and_how_it_was_trained(make_finding
     content = make_findings().content
     rows = [{**row, "seed": seed} for row in content["methods"] for seed in (0, 1)]
     text = made(make_findings(methods=rows, pruned={**content["pruned"], "seed": 1}))
-    assert "the mask of seed 1: the best of them on the search images" in text
+    assert "the mask of seed 1: the best of them on the search split" in text
     alone = [row for row in content["methods"] if row["seed"] == 0]
     assert "the best of them" not in made(make_findings(methods=alone))
     recipe = {"epochs": 10, "peak_lr": 0.02}
@@ -121,7 +121,7 @@ def test_the_page_of_an_applied_policy_speaks_of_no_search(make_findings: Make) 
 def test_every_figure_and_scrolling_box_has_a_name(make_findings: Make) -> None:
     parsed = Page(made(make_findings()))
     figures, svgs = parsed.named("figure"), parsed.named("svg")
-    assert len(figures) == len(svgs) == 6
+    assert len(figures) == len(svgs) == 4
     assert all(svg["role"] == "img" and svg["aria-label"] for svg in svgs)
     boxes = [box for box in parsed.named("div") if "box" in str(box.get("class")).split()]
     assert len(boxes) >= 4
@@ -193,7 +193,7 @@ def test_user_data_is_escaped_everywhere(make_findings: Make) -> None:
     text = made(make_findings(HOSTILE, **entries), config)
     parsed = Page(text)
     assert parsed.named("script") == []
-    assert len(parsed.named("svg")) == text.count("</svg>") == 6
+    assert len(parsed.named("svg")) == text.count("</svg>") == 4
     assert parsed.text.count(HOSTILE) >= 8
     assert parsed.named("title") == [{}]
     assert "--><" not in text
@@ -304,7 +304,7 @@ def test_a_browser_shows_the_page_without_scrolling_sideways(
 ) -> None:
     text = made(make_findings("a_module." * 12 + "conv", arch="package.module:" + "x" * 90))
     for width in (360, 1280):
-        assert browser(text, width) == (width, width, 6)
+        assert browser(text, width) == (width, width, 4)
     wide = text.replace("</main>", '</main><p style="width: 900px; max-width: none">wide</p>')
     assert browser(wide, 360) == (900, 360, 6)
 
@@ -335,7 +335,7 @@ def test_all_of_the_page_is_reached_by_keyboard(make_findings: Make, browser: Br
         (lambda report, history: report.update(search={}), "search.seconds is missing"),
         (lambda report, history: report.update(recipe=3), "recipe"),
         (lambda report, history: report.update(budget={"bogus": 1.0}), "budget.bogus"),
-        (lambda report, history: report["data"]["train"].pop("images"), "images is missing"),
+        (lambda report, history: report["data"]["train"].pop("samples"), "samples is missing"),
         (lambda report, history: history.pop("accuracy"), "accuracy is missing"),
         (lambda report, history: history["accuracy"].pop(), "equally many points"),
         (lambda report, history: history.update(reward=[1e308, -1e308, 0.0]), "lies beyond"),

@@ -28,7 +28,7 @@ Make = Callable[..., Findings]
 def test_plots_are_png_files(make_findings: Make, tmp_path: Path) -> None:
     save_plots(draw(make_findings()), tmp_path / "plots")
     files = sorted((tmp_path / "plots").iterdir())
-    names = ["channels", "groups", "methods", "pareto", "search", "widths"]
+    names = ["groups", "methods", "search", "widths"]
     assert [path.name for path in files] == [f"{name}.png" for name in names]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)
 
@@ -72,7 +72,6 @@ def test_svgs_of_one_page_share_no_id_and_follow_its_colours(make_findings: Make
 
 def test_the_text_of_a_figure_holds_its_numbers(make_findings: Make) -> None:
     plots = draw(make_findings())
-    assert "agent: " in plots["pareto"].text
     assert "dense 90.0 %" in plots["methods"].text
     assert "50.0 % to 70.0 %" in plots["search"].text
     assert 'aria-label="Line plots of agent, seed 0. ' in to_svg(plots["search"], "search")
@@ -123,22 +122,12 @@ def test_what_was_removed_is_seen_without_colours(make_findings: Make) -> None:
 def test_kinds_of_methods_differ_by_shape_and_are_named(make_findings: Make) -> None:
     assert len({marker for _, marker in MARKS.values()}) == len(MARKS)
     plots = draw(make_findings())
-    for name in ("pareto", "methods"):
+    for name in ("methods",):
         figure = plots[name].figure
         shown = {line.get_marker() for line in figure.axes[0].lines} - {"None"}
         assert shown == {MARKS[kind][1] for kind in ("agent", "search", "heuristic", "dense")}
         names = [text.get_text() for text in figure.legends[0].get_texts()]
         assert names == ["agent", "search", "heuristic", "dense"]
-
-
-def test_every_channel_is_a_cell_of_its_groups_strip(make_findings: Make) -> None:
-    findings = make_findings()
-    strips = draw(findings)["channels"].figure.axes[0].images
-    assert len(strips) == len(findings.graph.groups)
-    assert findings.mask is not None
-    for strip, group in zip(strips, findings.graph.groups, strict=True):
-        cells = np.asarray(strip.get_array())
-        assert (cells[0, :, 3] > 0).tolist() == findings.mask.keep[group.units].tolist()
 
 
 def test_methods_are_dots_before_and_after_the_finetune(make_findings: Make) -> None:

@@ -10,10 +10,9 @@ from prunegraph.runs.report.report import (
     PrunedResult,
     Report,
     SearchResult,
-    method_cells,
-    methods_table,
     write_report,
 )
+from prunegraph.runs.report.tables import method_cells, methods_table
 from prunegraph.runs.report.verdict import MethodRow
 from support.parts import part
 
@@ -62,8 +61,8 @@ def report() -> Report:
             search_accuracy=0.8,
             test_accuracy_recalibrated=0.79,
             test_accuracy_finetuned=0.88,
-            widths={"layer1.0.conv1": 9},
             digest="d",
+            details={"widths": {"layer1.0.conv1": 9}},
         ),
         search=SearchResult(seconds=1.23456, networks_evaluated=16, evaluation_seconds=1.0),
         methods=[
@@ -73,7 +72,12 @@ def report() -> Report:
         ],
         verdict=None,
         verdict_reason="one seed",
-        details={"dense_widths": {"layer1.0.conv1": 16}},
+        details={
+            "dense_widths": {"layer1.0.conv1": 16},
+            "score_name": "accuracy",
+            "higher_is_better": True,
+            "verdict_metric": "test_accuracy_recalibrated",
+        },
     )
 
 

@@ -1,0 +1,49 @@
+"""The options that say what networks are for, and those of single methods."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import tyro
+
+from prunegraph.runs.options.checks import check_at_least
+from prunegraph.runs.options.help import HIDDEN, Section
+
+DATASETS = "datasets:"
+"""Begins a text that the library datasets loads, and no path."""
+
+IMAGES = "image_classification"
+"""The task of commands that take no other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """What networks are for; which of these options a task takes, ``runs/tasks.py`` says.
+
+    Attributes:
+        task: image_classification; causal_lm, a language model whose --weights is a folder that
+            save_pretrained of transformers has written.
+        calibration_text: text that a language model is measured and trained on: a file, a folder of
+            text files, or datasets:NAME:CONFIG:SPLIT; default: the English text of Python.
+        test_text: text that perplexities are reported on; default: another part of that text.
+        calibration_tokens: tokens that are drawn of the calibration text; default: 16384.
+        window: tokens of a window; default: 1024, at most what the network takes.
+        sparsity: this share of the weights becomes zero, for methods of single weights.
+        pattern: where the zeros lie: n:m, as 2:4, keeps n of each m weights in a row.
+        method_options: METHOD.FIELD=VALUE of methods; on the command line --METHOD.FIELD VALUE.
+    """
+
+    section: ClassVar[str] = "data"
+    task: Annotated[str, Section("what")] = IMAGES
+    calibration_text: Path | None = None
+    test_text: Path | None = None
+    calibration_tokens: int | None = None
+    window: Annotated[int | None, HIDDEN] = None
+    sparsity: Annotated[float | None, Section("budget")] = None
+    pattern: Annotated[str | None, Section("budget")] = None
+    method_options: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()
+
+    def check_task(self) -> None:
+        """Raise ConfigError for a value out of range."""
+        check_at_least("calibration_tokens", self.calibration_tokens, 1)
+        check_at_least("window", self.window, 2)

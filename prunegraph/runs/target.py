@@ -1,0 +1,126 @@
+"""A network of a run, whatever its task."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from prunegraph.artefacts.pruned import PrunedInfo
+from prunegraph.core.budget import Cost
+from prunegraph.core.errors import ModelError
+from prunegraph.core.masks import ChannelMask
+from prunegraph.core.splits import Dataset, Split
+from prunegraph.core.task import ExampleInputs, Task
+from prunegraph.core.weight_mask import WeightMask
+from prunegraph.graph import StructureGraph, copy_network, unwrap
+from prunegraph.layerwise.weights import prunable_weights
+from prunegraph.models import WeightsInfo
+from prunegraph.tasks.classification import lay_out, model_device
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Target:
+    """A network to prune: its task, its structure, and how files name and rebuild it.
+
+    Attributes:
+        task: the dense network, in eval mode on the device, its data, and what counts as good.
+        data_name: name of its data in reports.
+        saved: what is written beside a pruned network: how the dense one is built.
+        build: makes the dense network anew; its weights do not matter.
+        structure: its structure graph; None where single weights become zero.
+        folder: the ``from_pretrained`` folder that it comes from, for networks of transformers.
+        dataset: its images; None where they are none.
+        layout: of its weights where they are read from a file; the task's are in the fastest one.
+        info: what the JSON beside its weights says.
+        pretrain_epochs: epochs that it still has to be trained; 0 if it has weights.
+        finetune_epochs: epochs of a fine-tune that nobody asked otherwise.
+    """
+
+    task: Task
+    data_name: str
+    saved: PrunedInfo
+    build: Callable[[], nn.Module]
+    structure: StructureGraph | None = None
+    folder: Path | None = None
+    dataset: Dataset | None = None
+    layout: torch.memory_format = torch.contiguous_format
+    info: WeightsInfo | None = None
+    pretrain_epochs: int = 0
+    finetune_epochs: int = 0
+
+    @property
+    def arch(self) -> str:
+        """The network's name."""
+        return self.saved.arch
+
+    @property
+    def model(self) -> nn.Module:
+        """The dense network."""
+        return self.task.model
+
+    @property
+    def graph(self) -> StructureGraph:
+        """The structure graph.
+
+        Raises:
+            ModelError: there is none.
+        """
+        if self.structure is None:
+            msg = f"{self.arch} has no structure graph, and channels are chosen by it"
+            raise ModelError(msg)
+        return self.structure
+
+    @property
+    def example_inputs(self) -> ExampleInputs:
+        """What the network's forward takes."""
+        return self.task.example_inputs
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return model_device(self.model)
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits that there are, by name."""
+        found = {"train": self.task.train, "search": self.task.search, "test": self.task.test}
+        return {name: split for name, split in found.items() if split is not None}
+
+    @cached_property
+    def cost(self) -> Cost:
+        """What the dense network costs on its example inputs."""
+        if self.structure is not None:
+            return self.structure.dense_cost
+        return measure_cost(self.model, self.example_inputs)
+
+    @cached_property
+    def whole(self) -> ChannelMask | WeightMask:
+        """The mask that keeps everything."""
+        if self.structure is not None:
+            return self.structure.dense_mask()
+        weights = prunable_weights(unwrap(self.model))
+        return WeightMask(
+            {name: torch.ones(each.shape, dtype=torch.bool) for name, each in weights.items()}
+        )
+
+    def as_loaded(self) -> nn.Module:
+        """Return a copy in the layout in which files load: what is timed."""
+        model = copy_network(self.model)
+        lay_out(model, self.layout)
+        return model
+
+
+@torch.no_grad()
+def measure_cost(model: nn.Module, example_inputs: ExampleInputs) -> Cost:
+    """Return what a network costs, its multiply-adds counted in one forward."""
+    params = sum(parameter.numel() for parameter in model.parameters())
+    with FlopCounterMode(display=False) as counter:
+        if isinstance(example_inputs, Mapping):
+            model(**example_inputs)
+        else:
+            model(*(example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)))
+    return Cost(macs=counter.get_total_flops() // 2, params=params)

@@ -1,0 +1,167 @@
+"""What networks of a run may be for: each task is an entry of ``TASKS``."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunegraph.artefacts.pruned import PrunedInfo
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import ConfigError, suggest
+from prunegraph.graph import StructureGraph, analyse, copy_network
+from prunegraph.models import load_weights, weights_info
+from prunegraph.runs.options.config import CommonConfig, NetworkConfig
+from prunegraph.runs.options.tasks import IMAGES, TaskOptions
+from prunegraph.runs.parallel.machine import resolve_device
+from prunegraph.runs.prepare import check_network, load_classifier, resolve_arch
+from prunegraph.runs.target import Target
+from prunegraph.tasks.causal_lm import causal_lm
+
+CALIBRATION_TOKENS = 16_384
+"""Without ``--calibration-tokens``, so many tokens are drawn of the calibration text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskKind:
+    """A kind of task.
+
+    Attributes:
+        load: loads a network with its data, as the options say, for a budget or None.
+        arch: returns the network's name without loading it.
+        options: those that it takes and not all tasks do.
+    """
+
+    load: Callable[[NetworkConfig, Budget | None], Target]
+    arch: Callable[[NetworkConfig], str]
+    options: frozenset[str]
+
+
+def load_target(config: NetworkConfig, budget: Budget | None = None) -> Target:
+    """Load everything that a network needs, and check it before anything long starts.
+
+    Args:
+        config: which network, weights and data.
+        budget: if given, checked to be within reach.
+
+    Raises:
+        PruneGraphError: something is missing, damaged, contradictory, or cannot be met.
+    """
+    return _kind(config).load(config, budget)
+
+
+def arch_of(config: NetworkConfig) -> str:
+    """Return the name of the network that options ask for."""
+    return _kind(config).arch(config)
+
+
+def load_begun(run: CommonConfig, dense: Path, budget: Budget, **given: Any) -> Target:
+    """Load the network of a run folder, with its own dense weights.
+
+    Args:
+        run: the run's options.
+        dense: the weights file in the folder.
+        budget: the run's.
+        given: options that stand in place of the run's.
+    """
+    if task_name(run) == IMAGES:
+        names = {field.name for field in dataclasses.fields(NetworkConfig)} - {"pretrain_epochs"}
+        values = {name: getattr(run, name) for name in names}
+        return load_classifier(NetworkConfig(**values | given | {"weights": dense}), budget)
+    assert isinstance(run, NetworkConfig)
+    target = load_target(dataclasses.replace(run, device=given["device"]), budget)
+    load_weights(target.model, dense)
+    return target
+
+
+def task_name(config: object) -> str:
+    """Return the name of the task that options ask for."""
+    return config.task if isinstance(config, TaskOptions) else IMAGES
+
+
+def _kind(config: NetworkConfig) -> TaskKind:
+    """Return the kind of task that options ask for, if they fit it.
+
+    Raises:
+        ConfigError: there is none of that name, or an option is of another one.
+    """
+    name = task_name(config)
+    if name not in TASKS:
+        msg = f"unknown task {name!r}{suggest(name, TASKS)}; known: {', '.join(TASKS)}"
+        raise ConfigError(msg)
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for other, kind in TASKS.items():
+        odd = sorted(kind.options - TASKS[name].options)
+        given = [each for each in odd if getattr(config, each, None) != defaults.get(each)]
+        if given:
+            msg = f"--{given[0].replace('_', '-')} is of --task {other}, not of {name}: drop it"
+            raise ConfigError(msg)
+    return TASKS[name]
+
+
+def _classifier_arch(config: NetworkConfig) -> str:
+    info = weights_info(config.weights) if config.weights else None
+    return resolve_arch(config.arch, config.weights, info)
+
+
+def load_language_model(config: NetworkConfig, budget: Budget | None = None) -> Target:
+    """Load a causal language model of transformers with its texts.
+
+    Its structure is analysed where channels are chosen alone: that takes long.
+    """
+    assert isinstance(config, TaskOptions)
+    folder, device = _folder(config), resolve_device(config.device)
+    task = causal_lm(
+        folder,
+        calibration=config.calibration_text,
+        test=config.test_text,
+        window=config.window,
+        seed=config.seed,
+        calibration_tokens=config.calibration_tokens or CALIBRATION_TOKENS,
+    )
+    task.place_model(task.model, device)
+    structure: StructureGraph | None = None
+    if budget is None or budget.kind == "channels":
+        structure = analyse(task.model, task.example_inputs, attention=config.attention)
+        check_network(task.name, structure)
+    window = task.train.source.load(task.train.index[:1])["input_ids"]
+    return Target(
+        task=task,
+        data_name="text" if config.test_text is None else config.test_text.name,
+        saved=PrunedInfo(
+            arch=task.name,
+            num_classes=1,
+            example_shape=tuple(window.shape),
+            extra={"task": "causal_lm"},
+        ),
+        build=lambda: copy_network(task.model).cpu(),
+        structure=structure,
+        folder=folder,
+    )
+
+
+def _folder(config: NetworkConfig) -> Path:
+    if config.weights is None:
+        msg = "--task causal_lm needs --weights: a folder that save_pretrained has written"
+        raise ConfigError(msg)
+    return config.weights
+
+
+TASKS: Mapping[str, TaskKind] = {
+    IMAGES: TaskKind(
+        load=load_classifier,
+        arch=_classifier_arch,
+        options=frozenset(
+            {
+                *("arch", "dataset", "data_dir", "image_size", "search_share", "split_seed"),
+                *("no_flip", "pretrain_epochs"),
+            }
+        ),
+    ),
+    "causal_lm": TaskKind(
+        load=load_language_model,
+        arch=lambda config: _folder(config).name,
+        options=frozenset({"calibration_text", "test_text", "calibration_tokens", "window"}),
+    ),
+}
+"""Every task by its name on the command line."""

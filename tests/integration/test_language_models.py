@@ -1,0 +1,167 @@
+"""``--task causal_lm``: from a folder of transformers to a verified run, and back."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from prunegraph.cli.main import main
+from prunegraph.core.weight_mask import WeightMask
+from prunegraph.models.embedded_language import build_embedded, byte_tokenizer
+from prunegraph.models.pretrained import load_pretrained, load_tokenizer, save_pretrained_layout
+
+METHOD = """
+from dataclasses import dataclass
+
+from prunegraph.core.weight_mask import WeightMask
+from prunegraph.methods.magnitude import magnitude_mask
+from prunegraph.methods.method import Result
+
+
+@dataclass(frozen=True)
+class Halved:
+    name: str = "MODULE:method"
+    role: str = "baseline"
+    kind: str = "weights"
+    searches: bool = False
+    per_seed: bool = True
+
+    def check(self, problem):
+        assert problem.structure is None
+
+    def prune(self, problem):
+        mask = magnitude_mask(problem.task.model, problem.budget)
+        model = mask.apply(problem.task.model)
+        name = next(iter(mask.keep))
+        model.get_parameter(name).data *= 0.5
+        return Result(mask=mask, model=model, details={"bytes_up": 7 + problem.seed})
+
+
+def method():
+    return Halved()
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of a tiny language model with a tokenizer."""
+    path = tmp_path_factory.mktemp("lm") / "tiny"
+    save_pretrained_layout(build_embedded(), byte_tokenizer(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def words(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return options that name the network and short texts."""
+    texts = tmp_path_factory.mktemp("texts")
+    for name, first in (("calibration", 0), ("test", 5000)):
+        lines = (f"Line {number} counts to {number * 7}." for number in range(first, first + 400))
+        (texts / f"{name}.txt").write_text("\n".join(lines))
+    return [
+        *("--task", "causal_lm", "--weights", str(folder), "--calibration-tokens", "1024"),
+        *("--calibration-text", str(texts / "calibration.txt"), "--threads", "1"),
+        *("--test-text", str(texts / "test.txt")),
+    ]
+
+
+def test_a_language_model_is_pruned_into_a_from_pretrained_folder(
+    words: list[str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    command = ["prune", "magnitude", *words, "--sparsity", "0.5", "--pattern", "2:4"]
+    assert main([*command, "--out", str(out)]) == 0
+    assert "test perplexity" in capsys.readouterr().out
+    report = json.loads((out / "report.json").read_text())
+    assert (report["task"], report["score_name"]) == ("causal_lm", "perplexity")
+    assert report["higher_is_better"] is False
+    dense, own = report["methods"]
+    assert own["sparsity"] == 0.5
+    assert own["score"] == own["test_score_recalibrated"] > 1.0
+    assert dense["score"] > 1.0
+    assert "test_accuracy_recalibrated" not in own
+    pruned = out / "pruned"
+    tensors, mask = (
+        load_file(pruned / "model.safetensors"),
+        WeightMask.load(pruned / "mask.safetensors"),
+    )
+    assert all(not tensors[name][~keep].any() for name, keep in mask.keep.items())
+    assert load_tokenizer(pruned)("a")["input_ids"] == load_tokenizer(folder)("a")["input_ids"]
+    model = load_pretrained(pruned)
+    ids = torch.arange(8)[None]
+    expected = mask.apply(load_pretrained(folder))
+    assert torch.equal(model(ids).logits, expected(ids).logits)
+    assert main(["verify", str(out), "--threads", "1"]) == 0
+    before = (out / "report.json").read_bytes()
+    assert main([*command, "--out", str(out)]) == 0  # shows it again
+    assert (out / "report.json").read_bytes() == before
+    assert main(["inspect", "--run", str(out)]) == 0
+    assert "50.00 % of" in capsys.readouterr().out
+    assert main(["export", str(out), "--format", "safetensors"]) == 0
+    assert (out / "exported.mask.safetensors").is_file()
+
+
+def test_methods_of_weights_are_compared_over_seeds_and_a_changed_bit_names_its_file(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    module = f"halved_{tmp_path.name}"
+    (tmp_path / f"{module}.py").write_text(METHOD.replace("MODULE", module))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    out, own = tmp_path / "run", f"{module}:method"
+    command = ["compare", "--methods", "magnitude", own, *words, "--sparsity", "0.5"]
+    command += ["--seeds", "2", "--finetune-epochs", "1", "--workers", "1", "--out", str(out)]
+    assert main(command) == 0
+    rows = json.loads((out / "report.json").read_text())["methods"]
+    found = sorted((row["name"], row["seed"], row["finetune_seed"]) for row in rows)
+    names = ["dense", own, "magnitude"]
+    assert found == sorted((n, s * (n != "magnitude"), s) for n in names for s in range(2))
+    assert {row["bytes_up"] for row in rows if row["name"] == own} == {7, 8}
+    assert all(row["test_score_finetuned"] > 1.0 for row in rows)
+    assert main(["verify", str(out), "--threads", "1"]) == 0
+    capsys.readouterr()
+    copy = Path(shutil.copytree(out, tmp_path / "copy"))
+    (chosen,) = copy.glob("chosen/magnitude-0/model.safetensors")
+    content = chosen.read_bytes()
+    chosen.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert main(["verify", str(copy), "--threads", "1"]) == 2
+    assert str(chosen) in capsys.readouterr().err
+    (out / "report.json").unlink()  # killed before its end
+    shutil.rmtree(next(out.glob("cells/*")))
+    assert main(command) == 0
+    again = json.loads((out / "report.json").read_text())["methods"]
+    assert [{**row, "seconds": 0} for row in again] == [{**row, "seconds": 0} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("--sparsity 0.5 --dataset digits", "--dataset is of --task image_classification"),
+        ("--sparsity 0.5 --magnitude.block 3", "magnitude has no option 'block'; it has none"),
+        ("--sparsity 0.5 --thanos.block 3", "--thanos.block is of a method that is not run"),
+        ("--keep-macs 0.5", "a method of single weights needs a sparsity"),
+        ("--sparsity 0.5 --weights nowhere", "there is no folder nowhere"),
+        ("--sparsity 0.5 --test-text nowhere.txt", "no file or folder"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_one_line(
+    more: str, message: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(["prune", "magnitude", *words, *more.split(), "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not out.exists()
+
+
+def test_texts_are_of_language_models_alone(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prune", "l1/uniform", *words[6:]]) == 2
+    assert "--calibration-text is of --task causal_lm" in capsys.readouterr().err
