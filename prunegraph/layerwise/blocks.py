@@ -5,6 +5,7 @@ memory at a time, and the hidden states of the calibration data. A walk that was
 at the next block.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prunegraph.core.errors import ArtefactError
 from prunegraph.core.files import write_bytes, write_json
@@ -33,6 +34,9 @@ POSITIONS = 32
 
 STATES = 2**30
 """Bytes of hidden states that may be kept; above, each block runs the network from its start."""
+
+TILE = 512
+"""Columns of a Gram matrix that are added to at once, from the diagonal down: it is symmetric."""
 
 MATMULS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
@@ -95,6 +99,7 @@ class BlockWalk:
         self._forward, self._blocks, self._progress = forward, blocks, progress
         self._folder, self._identity = folder, dict(identity or {})
         self._keep: dict[str, Tensor] = {}
+        self._precision: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         self.unseen: list[str] = []
 
     @torch.no_grad()
@@ -153,13 +158,14 @@ class BlockWalk:
             block = self.model.get_submodule(path)
             own = [given[path] for given in states]
             names = self._inside(path)
-            yield names, self._hessians(names, number + done, _runs(block, own))
+            yield names, self._hessians(names, number + done, self._runs(block, own))
             if number + 1 == len(segment.blocks):
                 return
             following = segment.blocks[number + 1]
             for given in states:
                 args, kwargs = given.pop(path)
-                outputs = block(*args, **kwargs)
+                with self._precision:
+                    outputs = block(*args, **kwargs)
                 outputs = outputs[0] if segment.first else outputs
                 others = (args, kwargs) if segment.alike else given[following]
                 given[following] = put(others, segment.place, outputs)
@@ -167,7 +173,8 @@ class BlockWalk:
     def _captured(self, segment: Segment) -> list[dict[str, Arguments]]:
         """Return for each batch what the first block of a chain is given.
 
-        Of the others all but the hidden states, unless they are given the same as the first.
+        Of the others all but the hidden states, unless they are given the same as the first. The
+        blocks run later in the precision in which the network runs them.
         """
         wanted = segment.blocks[:1] if segment.alike else segment.blocks
         captured = []
@@ -177,6 +184,7 @@ class BlockWalk:
             def note(path: str, into: dict[str, Arguments] = given) -> Any:
                 def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
                     arguments = args, dict(kwargs)
+                    self._precision = _present_precision(arguments)
                     if into:
                         assert segment.place is not None
                         arguments = put(arguments, segment.place, None)
@@ -210,6 +218,14 @@ class BlockWalk:
                 self._run(batch)
                 most = most or calls  # learnt from the first batch, which runs to its end
                 yield
+
+    def _runs(self, block: nn.Module, arguments: Sequence[Arguments]) -> Iterator[None]:
+        """Run a block on what it is given, which it may write into."""
+        for given in arguments:
+            args, kwargs = tree_map_only(Tensor, Tensor.clone, given)
+            with self._precision:
+                block(*args, **kwargs)
+            yield
 
     def _run(self, batch: Any) -> None:
         try:
@@ -305,6 +321,7 @@ class _Gram:
     """The sum of x x^T over the positions that a layer reads.
 
     Attributes:
+        total: ``[G, B, B]``, right on and below the diagonal alone.
         last: what it read last, by which another layer that reads the same is told.
     """
 
@@ -314,15 +331,21 @@ class _Gram:
         self.last: Tensor | None = None
 
     def add(self, rows: Tensor) -> None:
-        """Add rows ``[G, S, B]``."""
-        product = rows.transpose(1, 2) @ rows
-        self.total = product if self.total is None else self.total.add_(product)
-        self.count += rows.shape[1]
+        """Add float32 rows ``[G, S, B]``, whatever precision the network runs in."""
+        groups, positions, width = rows.shape
+        if self.total is None:
+            self.total = rows.new_zeros(groups, width, width)
+        with torch.autocast(rows.device.type, enabled=False):
+            for start in range(0, width, TILE):
+                columns = slice(start, start + TILE)
+                self.total[:, start:, columns] += rows[:, :, start:].mT @ rows[:, :, columns]
+        self.count += positions
 
     def mean(self) -> Tensor:
         """Return ``[G, B, B]``."""
         assert self.total is not None
-        return self.total / max(self.count, 1)
+        lower = self.total.tril() / max(self.count, 1)
+        return lower + lower.tril(-1).mT
 
 
 class _Reads(TorchFunctionMode):
@@ -427,9 +450,10 @@ def read_rows(module: nn.Module, layout: PrunableWeight, inputs: Tensor) -> Tens
     return rows.transpose(0, 1)
 
 
-def _runs(block: nn.Module, arguments: Sequence[Arguments]) -> Iterator[None]:
-    """Run a block on what it is given, which it may write into."""
-    for given in arguments:
-        args, kwargs = tree_map_only(Tensor, Tensor.clone, given)
-        block(*args, **kwargs)
-        yield
+def _present_precision(arguments: Arguments) -> torch.autocast:
+    """Return a context as the one that a module is called in."""
+    tensors = [item for item in tree_leaves(arguments) if isinstance(item, Tensor)]
+    kind = tensors[0].device.type if tensors else "cpu"
+    return torch.autocast(
+        kind, torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind)
+    )

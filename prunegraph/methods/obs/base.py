@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.pattern import Pattern
@@ -23,7 +24,10 @@ from prunegraph.methods.method import Kind, Problem, Result, Role
 from prunegraph.methods.obs.choose import check_weights, divide_zeros
 
 BATCH = 8
-"""Samples of a batch of calibration data."""
+"""Samples of a batch of calibration data, at most."""
+
+TOKENS = 1024
+"""Of a batch of sequences, about: more are slower on a CPU, and their logits are large."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,9 @@ class BlockwiseMethod:
         pattern = check_weights(weights, problem.budget)
         sizes = {name: weight.size for name, weight in weights.items()}
         zeros = divide_zeros(sizes, problem.budget.sparsity or 0.0)
-        walked = slim_all_attentions(copy_network(dense)).eval().requires_grad_(False)
+        model = copy_network(dense).eval()
+        shared = {id(parameter): parameter for parameter in model.parameters()}
+        walked = slim_all_attentions(copy_network(model, shared)).eval()  # needs no second copy
         errors: dict[str, float] = {}
 
         def forward(model: torch.nn.Module, batch: Any) -> None:
@@ -91,7 +97,7 @@ class BlockwiseMethod:
         walk = BlockWalk(
             walked,
             weights,
-            list(task.batches(problem.calibration, BATCH)),
+            list(task.batches(problem.calibration, _batch_size(problem))),
             forward,
             blocks=self.blocks or None,
             folder=problem.folder,
@@ -99,8 +105,7 @@ class BlockwiseMethod:
             progress=problem.progress and partial(_report, problem.progress),
         )
         keep = walk.run(lambda matrix: self._prune(matrix, zeros[matrix.name], pattern, errors))
-        model = copy_network(dense).eval()
-        with torch.no_grad():
+        with torch.no_grad():  # of what has slim attention, which holds weights of its own
             for name in weights:
                 model.get_parameter(name).copy_(walked.get_parameter(name))
         details: dict[str, Any] = {"errors": errors, "calibration": len(problem.calibration)}
@@ -138,6 +143,14 @@ class BlockwiseMethod:
             "budget": problem.budget.as_dict(),
             "calibration": problem.calibration.fingerprint(),
         }
+
+
+def _batch_size(problem: Problem) -> int:
+    """Return how many samples are run at once; integers are tokens, or labels."""
+    sample = tree_leaves(next(iter(problem.task.batches(problem.calibration, 1))))
+    tensors = [item for item in sample if isinstance(item, Tensor)]
+    tokens = max((item.numel() for item in tensors if not item.is_floating_point()), default=1)
+    return max(min(BATCH, TOKENS // max(tokens, 1)), 1)
 
 
 def _report(progress: Any, done: int, total: int, seconds: float) -> None:
