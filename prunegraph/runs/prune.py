@@ -23,6 +23,7 @@ from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import AttentionUnit, StructureGraph, analyse, unwrap
 from prunegraph.graph.apply import unequal
 from prunegraph.graph.costs.latency_budget import TOLERANCE
+from prunegraph.layerwise.recalibrate import recalibrate_bn
 from prunegraph.layerwise.reconstruct import Reconstruction, held_out_samples
 from prunegraph.layerwise.room import most_samples
 from prunegraph.layerwise.sequential import LayerwiseReconstruction
@@ -34,7 +35,7 @@ from prunegraph.rewards.config import Metric
 from prunegraph.runs.predicted_latency import layer_times
 from prunegraph.runs.report.speed import latencies
 from prunegraph.tasks.batches import num_samples
-from prunegraph.tasks.classification import model_device
+from prunegraph.tasks.classification import BATCH_SIZE, model_device
 
 OUTCOMES, PRIORS, LATENCY = "outcomes.json", "priors.json", "latency.json"
 """Files of a checkpoint, beside the agent's own."""
@@ -99,8 +100,10 @@ def prune(
     """
     chosen = as_method(make_method(method) if isinstance(method, str) else method)
     _check_precision(task)
+    checkpoint = None if checkpoint is None else Path(checkpoint)
     if chosen.kind == "weights":
-        return _prune_weights(task, chosen, budget, networks, seed)
+        context = Context(task=task, structure=None, seed=seed, reconstruct=False)
+        return _prune_weights(chosen, context.problem(budget, folder=checkpoint, progress=progress))
     budget.check_channels()
     graph = analyse(task.model, task.example_inputs, attention=attention)
     context = Context(
@@ -114,7 +117,6 @@ def prune(
     )
     untimed = context.problem(budget.without_latency(), max_networks=networks)
     chosen.check(replace(untimed, budget=budget))
-    checkpoint = None if checkpoint is None else Path(checkpoint)
     logs: list[OutcomeLog] = []
     if checkpoint is not None:
         identity = _identity(task, chosen, budget, seed, attention, reconstruct)
@@ -154,16 +156,15 @@ def _subset(method: Method) -> int | None:
     return method.options.subset if isinstance(method, AgentSearch) else None
 
 
-def _prune_weights(
-    task: Task, method: Method, budget: Budget, networks: int, seed: int
-) -> PruneResult:
+def _prune_weights(method: Method, problem: Problem) -> PruneResult:
     """Return the network with zeros where a method of single weights keeps nothing."""
-    context = Context(task=task, structure=None, seed=seed, reconstruct=False)
-    problem = context.problem(budget, max_networks=networks)
+    task, budget = problem.task, problem.budget
     method.check(problem)
     result = method.prune(problem)
     assert isinstance(result.mask, WeightMask)
     small = result.mask.apply(unwrap(task.model)) if result.model is None else result.model
+    batches = list(task.batches(problem.calibration, BATCH_SIZE))
+    recalibrate_bn(small, batches[:-1] or batches, forward=task.forward, autocast=task.autocast)
     report = {
         **_scores(task, small.eval()),
         "budget": budget.as_dict(),
