@@ -33,7 +33,6 @@ def episode(graph_id: int, bits: torch.Tensor, accuracy: float) -> Episode:
         cost_ratio=1.0,
         raw_cost_ratio=1.0,
         bits=pack_bits(bits[: graph.num_units].bool().numpy()),
-        digest="mask",
     )
 
 

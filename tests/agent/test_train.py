@@ -90,7 +90,7 @@ def test_the_multiplier_ends_the_overshoot(
     toy_config: MakeConfig, toy_factories: Factories, seed: int
 ) -> None:
     reward = RewardConfig(
-        self_competition="lagrangian",
+        self_competition="accuracy",
         constraint="lagrangian",
         multiplier_start=0.0,
         multiplier_step=0.05,

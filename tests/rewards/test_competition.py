@@ -15,7 +15,6 @@ def episode(accuracy: float, *, pair: str = CELL, raw: float = 1.0, name: str = 
         raw_cost_ratio=raw,
         cost_ratio=1.0,
         bits=name,
-        digest=name,
     )
 
 
@@ -93,7 +92,7 @@ def test_cells_compete_apart() -> None:
     assert values(competition, episode(0.3, pair=OTHER)) == [1.0]
 
 
-@pytest.mark.parametrize("form", ["best", "ema", "lagrangian"])
+@pytest.mark.parametrize("form", ["best", "ema", "accuracy"])
 def test_a_restored_competition_goes_on_as_the_first(form: str) -> None:
     config = RewardConfig(self_competition=form)  # type: ignore[arg-type]
     first = SelfCompetition(config)
