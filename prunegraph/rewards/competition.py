@@ -7,14 +7,25 @@ with one that was measured on other images.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from prunegraph.core.errors import ConfigError
+from prunegraph.core.reading import checked
 from prunegraph.rewards.config import RewardConfig
 from prunegraph.rewards.episode import Episode
 from prunegraph.rewards.forms import Reward, score
 from prunegraph.rewards.lagrangian import LagrangianMultiplier
 from prunegraph.rewards.ledger import SelfCompetitionLedger
+
+STATE = {
+    "block": int,
+    "ledgers": dict[str, SelfCompetitionLedger],
+    "multipliers": dict[str, LagrangianMultiplier],
+    "measured": list[str],
+    "pending": list[Episode],
+}
+"""What ``state_dict`` holds."""
 
 
 class SelfCompetition:
@@ -113,22 +124,19 @@ class SelfCompetition:
         """Return everything as JSON values."""
         return {
             "block": self.block,
-            "ledgers": {pair: ledger.to_dict() for pair, ledger in self.ledgers.items()},
-            "multipliers": {pair: item.to_dict() for pair, item in self.multipliers.items()},
+            "ledgers": {pair: asdict(ledger) for pair, ledger in self.ledgers.items()},
+            "multipliers": {pair: asdict(item) for pair, item in self.multipliers.items()},
             "measured": sorted(self.measured),
-            "pending": [episode.to_dict() for episode in self.pending],
+            "pending": [asdict(episode) for episode in self.pending],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what ``state_dict`` returned."""
-        self.block = state["block"]
-        self.ledgers = {
-            pair: SelfCompetitionLedger.from_dict(values)
-            for pair, values in state["ledgers"].items()
-        }
-        self.multipliers = {
-            pair: LagrangianMultiplier.from_dict(values)
-            for pair, values in state["multipliers"].items()
-        }
-        self.measured = set(state["measured"])
-        self.pending = [Episode.from_dict(values) for values in state["pending"]]
+        """Go on from what ``state_dict`` returned.
+
+        Raises:
+            ArtefactError: it returned nothing of that shape.
+        """
+        found = checked(state, STATE, "the competition")
+        self.block, self.pending = found["block"], found["pending"]
+        self.ledgers, self.multipliers = found["ledgers"], found["multipliers"]
+        self.measured = set(found["measured"])

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Self
 
 from prunegraph.core.errors import ConfigError
 from prunegraph.rewards.config import Metric
@@ -60,12 +59,3 @@ class Episode:
         if name == "soft_accuracy":
             return value
         return max(METRIC_FLOOR, -value) if math.isfinite(value) else METRIC_FLOOR
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
-        return dict(vars(self))
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Return the episode that ``to_dict`` wrote."""
-        return cls(**values)

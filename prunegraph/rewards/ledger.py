@@ -1,7 +1,7 @@
 """What an agent that competes with itself remembers, as a value that is replaced, not changed."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 from prunegraph.rewards.config import RewardConfig
 from prunegraph.rewards.episode import Episode
@@ -33,12 +33,3 @@ class SelfCompetitionLedger:
         if self.best_metric is not None and metric <= self.best_metric:
             return recorded
         return replace(recorded, best_metric=metric, best_bits=episode.bits)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
-        return dict(vars(self))
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Return the ledger that ``to_dict`` wrote."""
-        return cls(**values)

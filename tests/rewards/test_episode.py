@@ -25,8 +25,3 @@ def test_bits_round_trip(size: int) -> None:
 def test_chance_is_not_overshoot() -> None:
     assert episode(raw=1.05, repaired=1.0).overshoot == 0.0
     assert episode(raw=1.25, repaired=1.0).overshoot == pytest.approx(0.2)
-
-
-def test_dict_round_trip() -> None:
-    one = episode(raw=1.1, repaired=0.99)
-    assert Episode.from_dict(one.to_dict()) == one

@@ -1,5 +1,4 @@
 import dataclasses
-import json
 
 from prunegraph.rewards import Episode, RewardConfig, SelfCompetitionLedger
 
@@ -33,10 +32,3 @@ def test_an_update_leaves_the_ledger_as_it_was() -> None:
     copy = dataclasses.replace(before)
     before.update(episode(0.7), CONFIG)
     assert before == copy
-
-
-def test_json_round_trip() -> None:
-    ledger = SelfCompetitionLedger()
-    assert SelfCompetitionLedger.from_dict(json.loads(json.dumps(ledger.to_dict()))) == ledger
-    ledger = ledger.update(episode(1 / 3), CONFIG).update(episode(0.7), CONFIG)
-    assert SelfCompetitionLedger.from_dict(json.loads(json.dumps(ledger.to_dict()))) == ledger
