@@ -101,7 +101,6 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         """Build network and optimiser in place of a perceptron over a flat vector."""
         self.network = PruningNetwork(self.network_config)
         self.offsets = InstanceOffsets({i: t.graph for i, t in self.thresholds.items()})
-        self.action_dist = MaskedBernoulli()
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=lr_schedule(1), eps=1e-8)
 
     def embed(self, obs: Mapping[str, Tensor]) -> Tensor:
@@ -147,7 +146,7 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         if self.constraint == "bias":
             threshold = self._follow_scores(batch, scores, threshold, context)
         logits = (scores - threshold[:, None]) / self.temperature
-        return MaskedBernoulli().proba_distribution(logits[batch.variant_of], mask)
+        return MaskedBernoulli(logits[batch.variant_of], mask)
 
     def _deduplicate(self, obs: Mapping[str, Tensor]) -> _Batch:
         num_features = len(self.network_config.feature_names)
@@ -337,16 +336,12 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         pairs = torch.stack([half, -half], dim=1).flatten(0, 1)[:num_rows]
         return self.group_noise * pairs.to(self.device)
 
-    def get_distribution(self, obs: Mapping[str, Tensor]) -> MaskedBernoulli:  # type: ignore[override]
-        """Return the distribution of the keep bits."""
-        return self.decide(obs)
-
     def predict_values(self, obs: Mapping[str, Tensor]) -> Tensor:  # type: ignore[override]
         """Return zeros ``[B, 1]``: there is no critic."""
         return torch.zeros(len(obs["graph_id"]), 1, device=self.device)
 
     def _predict(self, observation: Mapping[str, Tensor], deterministic: bool = False) -> Tensor:  # type: ignore[override]
-        return self._actions(self.get_distribution(observation), deterministic)
+        return self._actions(self.decide(observation), deterministic)
 
     def _actions(self, distribution: MaskedBernoulli, deterministic: bool) -> Tensor:
         return distribution.mode() if deterministic else distribution.sample(self.generator)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
+
+from prunegraph.graph.trace.calls import CallMode
 
 _LAYER_NORM = ("input", "normalized_shape", "weight", "bias", "eps", "cudnn_enable")
 _RMS_NORM = ("input", "normalized_shape", "weight", "eps")
@@ -85,23 +86,17 @@ class MaskedNorm(nn.Module):
         return out
 
 
-class _KeptOnly(TorchFunctionMode):
+class _KeptOnly(CallMode):
     """Runs layer and RMS norms on the positions of ``index`` (an open mesh) alone."""
 
     def __init__(self, index: tuple[Tensor, ...]) -> None:
         super().__init__()
         self.index = index
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func not in _NORMS:
-            return func(*args, **(kwargs or {}))
-        named = dict(zip(_NORMS[func], args, strict=False)) | (kwargs or {})
+            return func(*args, **kwargs)
+        named = dict(zip(_NORMS[func], args, strict=False)) | kwargs
         _take_affine(named, self.index)
         where: tuple[Any, ...] = (..., *self.index)
         x: Tensor = named["input"]
@@ -154,7 +149,7 @@ class _KeptForward:
             return self.forward(*args, **kwargs)
 
 
-class _KeptMeans(TorchFunctionMode):
+class _KeptMeans(CallMode):
     """Takes means, maxima and the like, norms, and group norms of one group over kept channels."""
 
     def __init__(self, kinds: Sequence[Kind]) -> None:
@@ -177,14 +172,7 @@ class _KeptMeans(TorchFunctionMode):
             stack.callback(register_module_forward_hook(leave, always_call=True).remove)
             yield
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._depth:
             return func(*args, **kwargs)
         if func in _OVER_KEPT:

@@ -4,7 +4,7 @@ Each process takes its part of every batch; gradients, losses and the statistics
 those of the whole batch, so the result is that of one process up to the order of sums.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from prunegraph.core.errors import DataError
 from prunegraph.core.splits import Batch
+from prunegraph.graph.trace.calls import CallMode
 from prunegraph.tasks.batches import num_samples
 
 Value = TypeVar("Value")
@@ -87,24 +87,20 @@ def current_ranks() -> Ranks | None:
     return Ranks(rank=distributed.get_rank(), size=distributed.get_world_size())
 
 
-class SharedBatchNorm(TorchFunctionMode):
+class SharedBatchNorm(CallMode):
     """While it is active, batch norm in training takes its statistics from all ranks' images.
 
     torch's ``SyncBatchNorm`` is another module, and for GPUs only. This stands in for the function
     that every batch norm calls, so it needs to know no module.
     """
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def call(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Call the function, or batch norm over all ranks in its place."""
-        if func is F.batch_norm and (kwargs or {}).get("training"):
-            return _shared_batch_norm(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        if function is F.batch_norm and kwargs.get("training"):
+            return _shared_batch_norm(*args, **kwargs)
+        return function(*args, **kwargs)
 
 
 def _shared_batch_norm(

@@ -37,7 +37,7 @@ def parameters(model: ChannelPPO) -> torch.Tensor:
 
 
 def decision(logits: torch.Tensor, mask: torch.Tensor) -> MaskedBernoulli:
-    return MaskedBernoulli().proba_distribution(logits, mask)
+    return MaskedBernoulli(logits, mask)
 
 
 def test_the_loss_of_hand_computed_bits(make_model: MakeModel) -> None:
