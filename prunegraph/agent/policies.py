@@ -26,7 +26,6 @@ from prunegraph.core.reading import (
     checked,
     holds_numbers,
     parse_json,
-    parse_safetensors,
     read_bytes,
     read_json,
     read_safetensors,
@@ -131,7 +130,7 @@ def load_policy(path: Path | str, *, expected: NetworkConfig | None = None) -> T
     if hashlib.sha256(content).hexdigest() != digest:
         msg = f"{weights_path} is not the file that its JSON describes: it is damaged or swapped"
         raise ArtefactError(msg)
-    tensors = parse_safetensors(content, weights_path)
+    tensors, _ = read_safetensors(weights_path)
     try:
         with torch.device("meta"):  # sizes that lie cost no memory
             network = PruningNetwork(config)

@@ -14,11 +14,7 @@ from prunegraph.agent.distill import DistillTarget, distill
 from prunegraph.agent.options import AgentOptions
 from prunegraph.agent.plan import FINALISTS, SearchPlan, plan_search
 from prunegraph.agent.policies import TrainedPolicy
-from prunegraph.agent.settings import (
-    DEFAULT_SUBSET,
-    env_config,
-    search_budgets,
-)
+from prunegraph.agent.settings import DEFAULT_SUBSET, env_config
 from prunegraph.agent.subject import Subject, first_context
 from prunegraph.agent.train import AgentConfig, TrainingResult, train_agent
 from prunegraph.core.budget import Budget
@@ -223,7 +219,7 @@ def _train(
     environment = env_config(
         plan.config,
         subset_size=None if whole else problem.subset_size or DEFAULT_SUBSET,
-        budgets=search_budgets(plan.shares, plan.budget),
+        budgets=plan.budgets,
     )
     return train_agent(
         [
