@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from prunegraph.agent.adapt import NUM_DECISION_NETWORKS, adapt_to
+from prunegraph.agent.adapt import NUM_DECISION_NETWORKS, adapt
 from prunegraph.agent.options import AgentOptions
 from prunegraph.agent.plan import check_search
 from prunegraph.agent.policies import TrainedPolicy, find_policy
@@ -145,12 +145,12 @@ class AppliedPolicy(ChannelMethod):
             problem.project(np.zeros(problem.graph.num_units, dtype=np.float32))
         report = None if problem.progress is None else partial(_report, problem)
         with problem.unlabelled.watched(report):
-            adapted, _ = adapt_to(self.trained, [Subject(problem)], [problem.budget])
+            adapted = adapt(self.trained, [Subject(problem)], [problem.budget])
         return Result(
             mask=adapted.masks[0],
             networks=NUM_DECISION_NETWORKS,
             details={
-                "prior": adapted.priors[0],
+                "prior": adapted.subjects[0].prior(problem.budget).name,
                 "strength": adapted.strength,
                 "divergence": {str(name): value for name, value in adapted.divergence.items()},
                 "seconds": time.monotonic() - started,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from prunegraph.agent.adapt import adapt_to
+from prunegraph.agent.adapt import adapt
 from prunegraph.agent.clock import SearchClock
 from prunegraph.agent.distill import DistillTarget, distill
 from prunegraph.agent.options import AgentOptions
@@ -96,8 +96,8 @@ def _search(
     clock = SearchClock(None if folder is None else folder / CLOCK)
     subjects, initial = [Subject(problem) for problem in problems], None
     if given is not None:
-        adapted, subjects = adapt_to(given, subjects, plan.budgets)
-        initial = adapted.policy
+        adapted = adapt(given, subjects, plan.budgets)
+        initial, subjects = adapted.policy, list(adapted.subjects)
     tables = _tables(subjects, plan.config, pool)
     result = _train(subjects, plan, tables, initial, clock, events)
     first = tables[0]
