@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -41,26 +41,13 @@ MOST_UPDATES = 3
 network all masks may have been run, and those that come again are not counted."""
 
 
-class Memory(Protocol):
-    """What the environments' evaluators know of masks that may come again: kept in checkpoints."""
-
-    def state(self) -> Any:
-        """Return it as JSON values."""
-        ...
-
-    def restore(self, state: Any) -> None:
-        """Know it again; no network counts for it."""
-        ...
-
-
 class ChannelPPO(PPO):
     """Proximal policy optimisation whose unit is the keep bit.
 
     stable-baselines3 clips the ratio of joint probabilities. Here each bit's ratio is clipped alone
     and every free bit of an episode shares the episode's advantage. Rollout, buffer, logging and
     callbacks are those of stable-baselines3. Sampling noise and the environments' randomness begin
-    anew from (seed, number of the update) at each update, so that a resumed run draws what an
-    uninterrupted one draws.
+    anew from (seed, number of the update) at each update.
 
     Args:
         env: environments, vectorised; their seeds are their own.
@@ -75,8 +62,7 @@ class ChannelPPO(PPO):
         max_networks: no update begins that could run more pruned networks than this.
         history: one record an update.
         surrogate: predicts what masks reach, if episodes are predicted.
-        memory: of the evaluators, or None if they need none.
-        listeners: called with the model after each update: between two updates, which is where
+        progress: called with the record of each update: between two updates, which is where
             stable-baselines3 has no callback.
     """
 
@@ -97,8 +83,7 @@ class ChannelPPO(PPO):
         self.num_rollouts = 0
         self.max_networks: int | None = None
         self.history: list[dict[str, Any]] = []
-        self.memory: Memory | None = None
-        self.listeners: list[Callable[[ChannelPPO], None]] = []
+        self.progress: Callable[[dict[str, Any]], None] | None = None
         with seeded(seed):
             super().__init__(
                 ChannelPruningPolicy,
@@ -207,8 +192,8 @@ class ChannelPPO(PPO):
             if self.config.learning_rate:
                 self._learn_from_surrogate(observations)
         self._log(logs, distribution, actions)
-        for listener in self.listeners:
-            listener(self)
+        if self.progress is not None:
+            self.progress(self.history[-1])
 
     def _descend(self, loss: Tensor, learning_rate: float) -> None:
         """Step the policy network; the offsets keep their gradients."""

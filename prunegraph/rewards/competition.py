@@ -7,25 +7,13 @@ with one that was measured on other images.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
 
 from prunegraph.core.errors import ConfigError
-from prunegraph.core.reading import checked
 from prunegraph.rewards.config import RewardConfig
 from prunegraph.rewards.episode import Episode
 from prunegraph.rewards.forms import Reward, score
 from prunegraph.rewards.lagrangian import LagrangianMultiplier
 from prunegraph.rewards.ledger import SelfCompetitionLedger
-
-STATE = {
-    "block": int,
-    "ledgers": dict[str, SelfCompetitionLedger],
-    "multipliers": dict[str, LagrangianMultiplier],
-    "measured": list[str],
-    "pending": list[Episode],
-}
-"""What ``state_dict`` holds."""
 
 
 class SelfCompetition:
@@ -119,24 +107,3 @@ class SelfCompetition:
         ]
         self.pending.extend(episodes)
         return rewards
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
-        return {
-            "block": self.block,
-            "ledgers": {pair: asdict(ledger) for pair, ledger in self.ledgers.items()},
-            "multipliers": {pair: asdict(item) for pair, item in self.multipliers.items()},
-            "measured": sorted(self.measured),
-            "pending": [asdict(episode) for episode in self.pending],
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what ``state_dict`` returned.
-
-        Raises:
-            ArtefactError: it returned nothing of that shape.
-        """
-        found = checked(state, STATE, "the competition")
-        self.block, self.pending = found["block"], found["pending"]
-        self.ledgers, self.multipliers = found["ledgers"], found["multipliers"]
-        self.measured = set(found["measured"])
