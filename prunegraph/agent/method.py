@@ -39,13 +39,9 @@ class AgentSearch(ChannelMethod):
     shares: tuple[float, ...] = ()
     policy: Given | None = None
 
+    name: ClassVar[str] = "agent"
     role: ClassVar[Role] = "agent"
     searches: ClassVar[bool] = True
-
-    @property
-    def name(self) -> str:
-        """``"agent"``."""
-        return "agent"
 
     @cached_property
     def initial(self) -> TrainedPolicy | None:
@@ -80,15 +76,11 @@ class AgentSearch(ChannelMethod):
 class Sampler(AgentSearch):
     """The best of all masks that the agent draws: nothing learns, nothing is swapped."""
 
+    name: ClassVar[str] = "sampler"
     role: ClassVar[Role] = "baseline"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", still(self.options))
-
-    @property
-    def name(self) -> str:
-        """``"sampler"``."""
-        return "sampler"
 
 
 def still(options: AgentOptions) -> AgentOptions:

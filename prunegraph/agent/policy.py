@@ -21,6 +21,9 @@ from prunegraph.core.errors import ConfigError
 from prunegraph.core.masks import Float64Array, IntArray
 from prunegraph.rewards.config import Constraint
 
+PLANNED_EVERY = 2
+"""Of so many episodes one mask is improved by a plan; the others explore."""
+
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
@@ -86,7 +89,6 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         self.group_noise = 0.0
         self.noises: list[Tensor] = []
         self.num_acted = 0  # in this update
-        self.planned_every = 1
         self.plan: Callable[[int, Tensor, Float64Array], Tensor] | None = None
         self.generator: torch.Generator | None = None
         self.noise_generator: torch.Generator | None = None
@@ -305,12 +307,12 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         actions: Tensor,
         plan: Callable[[int, Tensor, Float64Array], Tensor],
     ) -> None:
-        """Replace the actions ``[B, N_max]`` of an update's every ``planned_every``-th episode."""
+        """Replace the actions ``[B, N_max]`` of an update's every ``PLANNED_EVERY``-th episode."""
         ids = obs["graph_id"].reshape(-1).long().tolist()
         limits = self.limits(ids, obs["context"])
         for row, graph_id in enumerate(ids):
             self.num_acted += 1
-            if self.num_acted % self.planned_every == 0:
+            if self.num_acted % PLANNED_EVERY == 0:
                 size = self.thresholds[graph_id].num_channels
                 actions[row, :size] = plan(graph_id, actions[row, :size], limits[row])
 

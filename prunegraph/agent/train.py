@@ -42,7 +42,6 @@ class AgentConfig:
         max_memory: that of the environments' budgets, which is the same in all of them.
         max_latency: likewise.
         seed: seed of initial weights and sampling noise.
-        device: where the agent's network runs; it is small, the CPU is usually best.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -54,7 +53,6 @@ class AgentConfig:
     max_memory: int | None = None
     max_latency: float | None = None
     seed: int = 0
-    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.episodes_per_update < 2:
@@ -159,7 +157,6 @@ def build_model(venv: VecEnv, graphs: Sequence[StructureGraph], config: AgentCon
         num_steps=steps * config.episodes_per_update // venv.num_envs,
         config=config.ppo,
         seed=config.seed,
-        device=config.device,
     )
 
 

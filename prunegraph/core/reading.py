@@ -94,20 +94,18 @@ def check_file(path: Path) -> None:
         raise ArtefactError(msg)
 
 
-def parse_json(text: str, path: Path, *, finite: bool = True) -> Any:
-    """Return the value of a JSON text.
+def parse_json(text: str, path: Path) -> Any:
+    """Return the value of a JSON text; NaN and infinity are refused.
 
     Args:
         text: the text.
         path: the file that it comes from, for messages.
-        finite: refuse NaN and infinity.
 
     Raises:
         ArtefactError: it is not JSON, nested too deeply, or holds a number that is too large.
     """
-    number, constant = (_finite, _refuse) if finite else (float, float)
     try:
-        value = json.loads(text, parse_int=_integer, parse_float=number, parse_constant=constant)
+        value = json.loads(text, parse_int=_integer, parse_float=_finite, parse_constant=_refuse)
         _check_depth(value)
         return value
     except (ValueError, RecursionError) as error:

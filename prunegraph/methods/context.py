@@ -244,8 +244,6 @@ def make_problem(
     *,
     seed: int = 0,
     max_networks: int = 0,
-    folder: Path | None = None,
-    progress: Callable[[int, str], None] | None = None,
     **options: Any,
 ) -> Problem:
     """Return the problem of one network and one budget.
@@ -256,9 +254,7 @@ def make_problem(
         budget: what may remain.
         seed: fixes every random choice.
         max_networks: pruned networks that the method may run.
-        folder: where a long method keeps its checkpoints; None: it keeps none.
-        progress: called with the number of networks run and a word.
         options: of ``Context``: how masks become networks and are judged.
     """
     context = Context(task=task, structure=graph, seed=seed, **options)
-    return context.problem(budget, max_networks=max_networks, folder=folder, progress=progress)
+    return context.problem(budget, max_networks=max_networks)

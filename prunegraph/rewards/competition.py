@@ -40,8 +40,7 @@ class SelfCompetition:
 
     def multiplier(self, pair: str) -> LagrangianMultiplier:
         """Return the multiplier of a (network, budget) pair."""
-        start = LagrangianMultiplier(value=self.config.multiplier_start)
-        return self.multipliers.get(pair, start)
+        return self.multipliers.get(pair, LagrangianMultiplier(value=0.0))
 
     def begin_block(self, block: int) -> None:
         """Record the last block's episodes and forget what was measured on its images.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunegraph.rewards.config import REWARD_BOUND, RewardConfig
+from prunegraph.rewards.config import GAIN, REWARD_BOUND, RewardConfig
 from prunegraph.rewards.episode import Episode
 from prunegraph.rewards.ledger import SelfCompetitionLedger
 
@@ -71,7 +71,7 @@ def best(config: RewardConfig, bar: float | None, metric: float) -> float:
     """
     if bar is None or metric > bar:
         return 1.0
-    return _clip(config.gain * (metric - bar), config.floor, 0.0)
+    return _clip(GAIN * (metric - bar), config.floor, 0.0)
 
 
 def ema(_: RewardConfig, bar: float | None, metric: float) -> float:

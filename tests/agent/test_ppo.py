@@ -180,7 +180,7 @@ def test_temperature_is_geometric() -> None:
         ({"temperature_end": 0.0}, "temperatures 0.3 and 0.0"),
         ({"epochs": 0}, "epochs=0 must be at least 1"),
         ({"learning_rate": -1.0}, "learning_rate=-1.0 must lie"),
-        ({"planned_caution": float("nan")}, "planned_caution=nan"),
+        ({"surrogate_rate": float("nan")}, "surrogate_rate=nan"),
         ({"surrogate_steps": -3}, "surrogate_steps=-3"),
         ({"group_noise_end": 0.0}, "group_noise_end=0 cannot be reached"),
     ],

@@ -92,7 +92,6 @@ def test_the_multiplier_ends_the_overshoot(
     reward = RewardConfig(
         self_competition="accuracy",
         constraint="lagrangian",
-        multiplier_start=0.0,
         multiplier_step=0.05,
     )
     result = learn(

@@ -14,8 +14,7 @@ from prunegraph.rewards import RewardConfig
         ({"constraint": "none"}, "bias, lagrangian"),
         ({"ema_decay": -0.1}, "ema_decay"),
         ({"floor": -11.0}, "floor=-11.0"),
-        ({"multiplier_start": 20.0}, "multiplier_start=20.0"),
-        ({"gain": float("nan")}, "gain"),
+        ({"multiplier_step": float("nan")}, "multiplier_step"),
     ],
 )
 def test_bad_options_say_what_is_valid(options: dict[str, Any], message: str) -> None:
