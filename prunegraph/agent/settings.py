@@ -12,6 +12,7 @@ from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ArtefactError, BudgetError
 from prunegraph.core.reading import checked
 from prunegraph.env import EnvConfig
+from prunegraph.methods.search_run import SUBSET
 from prunegraph.rewards import RewardConfig
 from prunegraph.rewards.config import Metric
 
@@ -21,7 +22,7 @@ SEARCH_FLOOR = -10.0
 SHARED = ("max_memory", "max_latency", "round_to")
 """Limits of the run that hold for every budget of a search."""
 
-DEFAULT_SUBSET = 1500
+DEFAULT_SUBSET = SUBSET
 """Search images an update scores its networks on."""
 
 

@@ -28,8 +28,27 @@ Kind = Literal["channels", "weights"]
 """What a mask is of: prunable units, which are cut out, or single weights, which become zero."""
 
 
+class OfNetwork:
+    """What is of one network, of which the structure is known where channels are chosen."""
+
+    task: Task
+    structure: StructureGraph | None
+
+    @property
+    def graph(self) -> StructureGraph:
+        """The structure graph.
+
+        Raises:
+            ModelError: there is none.
+        """
+        if self.structure is None:
+            msg = f"{self.task.name} has no structure graph: give one to choose channels"
+            raise ModelError(msg)
+        return self.structure
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Problem:
+class Problem(OfNetwork):
     """One network to prune to one budget; made by ``make_problem``.
 
     Attributes:
@@ -64,18 +83,6 @@ class Problem:
     log: OutcomeLog | None = None
     folder: Path | None = None
     progress: Callable[[int, str], None] | None = None
-
-    @property
-    def graph(self) -> StructureGraph:
-        """The structure graph.
-
-        Raises:
-            ModelError: there is none.
-        """
-        if self.structure is None:
-            msg = f"{self.task.name} has no structure graph, and channels are chosen by it"
-            raise ModelError(msg)
-        return self.structure
 
     @cached_property
     def evaluator(self) -> Evaluator:
