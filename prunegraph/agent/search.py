@@ -20,6 +20,7 @@ from prunegraph.agent.train import AgentConfig, TrainingResult, train_agent
 from prunegraph.core.budget import Budget
 from prunegraph.core.masks import ChannelMask, pack_bits, unpack_bits
 from prunegraph.core.outcome import Outcome
+from prunegraph.core.tensors import parameter_digest
 from prunegraph.env import ChannelPruningEnv, PruningTask, pair_name
 from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.evaluation.pool import Pool, PooledEvaluator, SearchEvaluator, num_threads
@@ -93,7 +94,11 @@ def _logged(problem: Problem, plan: SearchPlan, number: int) -> Problem:
     """Return a problem whose outcomes are kept in its folder, if it has one."""
     if problem.folder is None or problem.log is not None:
         return problem
-    identity = {"seed": plan.config.seed, "budget": problem.budget.as_dict()}
+    identity = {
+        "network": parameter_digest(problem.task.model),
+        "budget": problem.budget.as_dict(),
+        "seed": plan.config.seed,
+    }
     log = OutcomeLog(problem.folder / f"outcomes-{number}.json", identity)
     return replace(problem, log=log)
 

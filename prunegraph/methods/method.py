@@ -19,6 +19,7 @@ from prunegraph.graph import StructureGraph
 from prunegraph.graph.costs.latency import LatencyTable
 from prunegraph.graph.costs.latency_budget import project_budget
 from prunegraph.graph.features import node_features
+from prunegraph.methods.criteria.taylor import STATISTIC_NAMES
 from prunegraph.methods.prior import Prior, measure_divergence, rank_priors
 
 Role = Literal["agent", "baseline", "control"]
@@ -130,7 +131,8 @@ class Problem(OfNetwork):
         budget, first = budget or self.budget, {}
         if "start" in names:
             first["start"] = self.priors(budget)[0].scores if prior is None else prior
-        return node_features(self.graph, {**self.statistics, **first}, budget, names)
+        usual = {name: self.statistics[name] for name in STATISTIC_NAMES}
+        return node_features(self.graph, usual | first, budget, names)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
