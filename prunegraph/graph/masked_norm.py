@@ -96,15 +96,19 @@ class _KeptOnly(CallMode):
     def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func not in _NORMS:
             return func(*args, **kwargs)
-        named = dict(zip(_NORMS[func], args, strict=False)) | kwargs
-        _take_affine(named, self.index)
-        where: tuple[Any, ...] = (..., *self.index)
-        x: Tensor = named["input"]
-        named["input"] = x[where]
-        named["normalized_shape"] = named["input"].shape[-len(self.index) :]
-        out = torch.zeros_like(x, memory_format=torch.contiguous_format)  # as the norms return it
-        out[where] = func(**named)
-        return out
+        return _normed(func, dict(zip(_NORMS[func], args, strict=False)) | kwargs, self.index)
+
+
+def _normed(func: Callable[..., Any], named: dict[str, Any], index: tuple[Tensor, ...]) -> Tensor:
+    """Normalise over the kept positions of the last axes, an open mesh; the others are zero."""
+    _take_affine(named, index)
+    where: tuple[Any, ...] = (..., *index)
+    x: Tensor = named["input"]
+    named["input"] = x[where]
+    named["normalized_shape"] = named["input"].shape[-len(index) :]
+    out = torch.zeros_like(x, memory_format=torch.contiguous_format)  # as the norms return it
+    out[where] = func(**named)
+    return out
 
 
 def _sound(weight: Any) -> Any:
@@ -213,14 +217,10 @@ class _KeptMeans(CallMode):
         return func(x, *args[1:], **kwargs)
 
     def _last_axis_norm(self, func: Callable[..., Any], named: dict[str, Any]) -> Any:
-        x: Tensor = named["input"]
-        index = self._index(x, -1)
+        index = self._index(named["input"], -1)
         if index is None or len(named["normalized_shape"]) != 1:
             return func(**named)
-        _take_affine(named, index)
-        named |= {"input": x.index_select(-1, index), "normalized_shape": (len(index),)}
-        zeros = torch.zeros_like(x, memory_format=torch.contiguous_format)
-        return zeros.index_copy(-1, index, func(**named))
+        return _normed(func, named, (index,))
 
     def _batch_norm(self, func: Callable[..., Any], named: dict[str, Any]) -> Any:
         """Standardise weights ``[1, outputs, inputs]`` by the inputs that are kept."""

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunegraph.core.masks import IntArray
-from prunegraph.core.splits import TrainSplit
-from prunegraph.core.task import Task
 from prunegraph.graph import OpNode, StructureGraph, copy_network, unwrap
 from prunegraph.graph.module_sizes import is_self_attention, slim_all_attentions
 from prunegraph.graph.trace.calls import CallMode
@@ -179,20 +177,6 @@ def _linear_arguments(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the arguments of ``linear`` in order."""
     return input, weight, bias
-
-
-def show_reads(
-    model: nn.Module,
-    graph: StructureGraph,
-    task: Task,
-    samples: TrainSplit,
-    batch_size: int,
-    visit: Callable[[Read], None],
-) -> None:
-    """Send samples through a network, without gradients, and show each read to ``visit``."""
-    with torch.no_grad(), layer_inputs(model, graph, visit):
-        for batch in samples.batches(batch_size):
-            task.forward(model, batch)
 
 
 def _called(graph: StructureGraph) -> Iterable[OpNode]:

@@ -44,10 +44,10 @@ class ClassMean:
         self._sum = np.zeros(num_units)
         self._count = np.zeros(num_units)
 
-    def add(self, units: IntArray, values: Tensor) -> None:
-        """Add one value for each of the distinct ``units``."""
+    def add(self, units: IntArray, values: Tensor, count: int = 1) -> None:
+        """Add a value for each of the distinct ``units``, a sum over ``count`` parts."""
         self._sum[units] += values.double().cpu().numpy()
-        self._count[units] += 1
+        self._count[units] += count
 
     def result(self) -> Float64Array:
         """Return ``[N]`` means; NaN where nothing was measured."""
