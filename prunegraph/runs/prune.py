@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from prunegraph.agent.method import AgentSearch
-from prunegraph.agent.search import CHECKPOINT
 from prunegraph.core.budget import Budget
-from prunegraph.core.errors import ArtefactError, ModelError
+from prunegraph.core.errors import ModelError
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.memory import return_freed_memory
 from prunegraph.core.task import Task
@@ -38,7 +37,7 @@ from prunegraph.tasks.batches import num_samples
 from prunegraph.tasks.classification import BATCH_SIZE, model_device
 
 OUTCOMES, PRIORS, LATENCY = "outcomes.json", "priors.json", "latency.json"
-"""Files of a checkpoint, beside the agent's own."""
+"""Files of a checkpoint."""
 
 FITTING = 2**29
 """Bytes of activations of the batch that the final network is fitted on."""
@@ -120,7 +119,7 @@ def prune(
     logs: list[OutcomeLog] = []
     if checkpoint is not None:
         identity = _identity(task, chosen, budget, seed, attention, reconstruct)
-        logs = [_log(checkpoint, identity), OutcomeLog(checkpoint / PRIORS, identity)]
+        logs = [OutcomeLog(checkpoint / name, identity) for name in (OUTCOMES, PRIORS)]
         context = replace(context, unlabelled_log=logs[1])
     if budget.max_latency is not None and chosen.searches:
         context = replace(context, structure=_predicting(task, graph, budget, checkpoint))
@@ -285,21 +284,6 @@ def _identity(
         "train": task.train.fingerprint(),
         "search": None if task.search is None else task.search.fingerprint(),
     }
-
-
-def _log(checkpoint: Path, identity: Mapping[str, Any]) -> OutcomeLog:
-    """Return what an earlier start has measured, beside the agent's checkpoint.
-
-    Raises:
-        ArtefactError: it is damaged, of another search, or lost.
-    """
-    path = checkpoint / OUTCOMES
-    if (checkpoint / CHECKPOINT).is_file() and not path.is_file():
-        msg = f"{checkpoint} has lost {path.name}, which names its search: give another folder"
-        raise ArtefactError(msg)
-    log = OutcomeLog(path, identity)
-    log.write()  # before the agent's, which does not name the search
-    return log
 
 
 def _predicting(
