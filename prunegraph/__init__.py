@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from prunegraph.artefacts.export import export
     from prunegraph.artefacts.masked import load_masked, save_masked
     from prunegraph.artefacts.pruned import PrunedInfo, load_pruned, save_pruned
+    from prunegraph.artefacts.semi_structured import to_semi_structured
     from prunegraph.core.budget import Budget, Cost
     from prunegraph.core.errors import PruneGraphError
     from prunegraph.core.masks import ChannelMask
@@ -50,6 +51,7 @@ __all__ = [
     "save_masked",
     "save_pruned",
     "tasks",
+    "to_semi_structured",
     "zero_mask",
 ]
 
@@ -64,6 +66,7 @@ _HOMES = {
         "load_pruned",
         "save_pruned",
     ),
+    "prunegraph.artefacts.semi_structured": ("to_semi_structured",),
     "prunegraph.core.budget": (
         "Budget",
         "Cost",

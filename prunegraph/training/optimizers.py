@@ -8,8 +8,10 @@ from torch import nn
 
 Optimizer = Literal["sgd", "adamw"]
 
-MOMENTUM, ADAMW_BETA2 = 0.9, 0.99
-"""Of both optimizers; of AdamW. For some hundred steps: the usual 0.999 averages over a thousand."""
+MOMENTUM = 0.9
+
+ADAMW_BETA2 = 0.99
+"""For some hundred steps: the usual 0.999 averages over a thousand."""
 
 SGD_DECAY, ADAMW_DECAY = 5e-4, 0.01
 """Weight decay of all parameters."""
