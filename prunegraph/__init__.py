@@ -7,10 +7,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prunegraph import tasks
+    from prunegraph import methods, tasks
     from prunegraph.artefacts.export import export
     from prunegraph.artefacts.masked import load_masked, save_masked
     from prunegraph.artefacts.pruned import PrunedInfo, load_pruned, save_pruned
+    from prunegraph.artefacts.semi_structured import to_semi_structured
     from prunegraph.core.budget import Budget, Cost
     from prunegraph.core.errors import PruneGraphError
     from prunegraph.core.masks import ChannelMask
@@ -44,11 +45,13 @@ __all__ = [
     "finetune",
     "load_masked",
     "load_pruned",
+    "methods",
     "prune",
     "recalibrate_bn",
     "save_masked",
     "save_pruned",
     "tasks",
+    "to_semi_structured",
     "zero_mask",
 ]
 
@@ -63,6 +66,7 @@ _HOMES = {
         "load_pruned",
         "save_pruned",
     ),
+    "prunegraph.artefacts.semi_structured": ("to_semi_structured",),
     "prunegraph.core.budget": (
         "Budget",
         "Cost",
@@ -81,6 +85,7 @@ _HOMES = {
     "prunegraph.layerwise.recalibrate": ("recalibrate_bn",),
     "prunegraph.layerwise.reconstruct": ("Reconstruction",),
     "prunegraph.layerwise.sequential": ("LayerwiseReconstruction",),
+    "prunegraph.methods": ("methods",),
     "prunegraph.runs.prune": (
         "PruneResult",
         "prune",
@@ -98,7 +103,7 @@ def __getattr__(name: str) -> Any:
         msg = f"module 'prunegraph' has no attribute {name!r}"
         raise AttributeError(msg)
     home = importlib.import_module(_HOME_OF[name])
-    value = home if name == "tasks" else getattr(home, name)
+    value = home if name in ("methods", "tasks") else getattr(home, name)
     globals()[name] = value
     return value
 

@@ -20,6 +20,7 @@ from prunegraph.graph import StructureGraph
 from prunegraph.graph.costs.latency import LatencyTable
 from prunegraph.graph.costs.latency_budget import project_budget
 from prunegraph.graph.features import node_features
+from prunegraph.methods.criteria.taylor import STATISTIC_NAMES
 from prunegraph.methods.prior import Prior, measure_divergence, rank_priors
 
 Role = Literal["agent", "baseline", "control"]
@@ -29,8 +30,27 @@ Kind = Literal["channels", "weights"]
 """What a mask is of: prunable units, which are cut out, or single weights, which become zero."""
 
 
+class OfNetwork:
+    """What is of one network, of which the structure is known where channels are chosen."""
+
+    task: Task
+    structure: StructureGraph | None
+
+    @property
+    def graph(self) -> StructureGraph:
+        """The structure graph.
+
+        Raises:
+            ModelError: there is none.
+        """
+        if self.structure is None:
+            msg = f"{self.task.name} has no structure graph: give one to choose channels"
+            raise ModelError(msg)
+        return self.structure
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Problem:
+class Problem(OfNetwork):
     """One network to prune to one budget; made by ``make_problem``.
 
     Attributes:
@@ -67,18 +87,6 @@ class Problem:
     log: OutcomeLog | None = None
     folder: Path | None = None
     progress: Callable[[int, str], None] | None = None
-
-    @property
-    def graph(self) -> StructureGraph:
-        """The structure graph.
-
-        Raises:
-            ModelError: there is none.
-        """
-        if self.structure is None:
-            msg = f"{self.task.name} has no structure graph, and channels are chosen by it"
-            raise ModelError(msg)
-        return self.structure
 
     @cached_property
     def calibration(self) -> TrainSplit:
@@ -131,7 +139,8 @@ class Problem:
         budget, first = budget or self.budget, {}
         if "start" in names:
             first["start"] = self.priors(budget)[0].scores if prior is None else prior
-        return node_features(self.graph, {**self.statistics, **first}, budget, names)
+        usual = {name: self.statistics[name] for name in STATISTIC_NAMES}
+        return node_features(self.graph, usual | first, budget, names)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -1,8 +1,10 @@
 """Wanda, SparseGPT, Thanos, APT: what their papers promise, on single matrices and networks."""
 
+import dataclasses
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -217,3 +219,31 @@ def test_a_pattern_that_does_not_divide_names_the_layer() -> None:
     problem = pose(Budget(pattern="4:8"), intermediate_size=36)
     with pytest.raises(BudgetError, match=r"pattern=4:8 does not fit .*down_proj.*36 inputs"):
         SparseGPT().check(problem)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("method", "budget", "most"),
+    [
+        (APT(), Budget(sparsity=0.5), 17.3),
+        (Thanos(), Budget(sparsity=0.5), 16.6),
+        (APT(mask="staged"), Budget(sparsity=0.5), 14.5),
+        (APT(), Budget(pattern="2:4"), 28.0),
+        (Thanos(), Budget(pattern="2:4"), 30.5),
+    ],
+    ids=str,
+)
+def test_a_real_network_keeps_its_perplexity(
+    method: BlockwiseMethod, budget: Budget, most: float, shared_dir: Path
+) -> None:
+    folder = shared_dir / "pack" / "models" / "stories260k"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared/pack, which is absent")
+    rows = np.load(folder / "stories-257.npy", allow_pickle=False)
+    texts = {"calibration": rows[:64], "search": rows[152:170], "test": rows[65:152]}
+    task = dataclasses.replace(causal_lm(folder, calibration_tokens=None, **texts), autocast=False)
+    problem = make_problem(task, None, budget)
+    single = SparseGPT().prune(problem)
+    result = method.prune(problem)
+    found, other = (task.score(item.model, task.test).value for item in (result, single))
+    assert found <= most < other
