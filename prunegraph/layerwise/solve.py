@@ -21,13 +21,17 @@ DAMPING = 0.01
 """Times the mean of the diagonal, added to it: what SparseGPT's authors take."""
 
 TOLERANCE = 1e-7
-"""Of the squared residual of conjugate gradients, relative to that at the beginning.
+"""Of the squared residual of conjugate gradients, relative to that at the beginning."""
 
-The squared error of a layer's outputs is then as near to the least one: a millionth or less above.
+REMOVAL_TOLERANCE = 1e-5
+"""The same where nothing is chosen by the weights that come out.
+
+The squared error of a layer's outputs is then 0.004 % or less above the least one on SmolLM2-135M,
+where column by column it is 36 to 64 % above.
 """
 
 MOST_STEPS = 60
-"""Of conjugate gradients; 12 to 20 are usual. Rows that need more are solved by Cholesky."""
+"""Of conjugate gradients; 10 to 20 are usual. Rows that need more are solved by Cholesky."""
 
 
 class Hessian:
@@ -117,7 +121,7 @@ def remove(weight: Tensor, keep: Tensor, hessian: Hessian) -> Tensor:
     if not bool(gone.any()):
         return weight.clone()
     inverse = hessian.inverse.to(weight)
-    factors = solve_selected(inverse, gone, weight * gone)
+    factors = solve_selected(inverse, gone, weight * gone, tolerance=REMOVAL_TOLERANCE)
     return (weight - factors @ inverse) * keep
 
 
@@ -154,21 +158,22 @@ def solve_selected(
         tolerance: of the rows' squared residuals, relative to those at the beginning.
         most_steps: after which what is left is solved by Cholesky.
     """
-    mask = selected.to(matrix)
-    scale = 1.0 / matrix.diagonal()
-    solution, residual = torch.zeros_like(right), right * mask
-    direction = residual * scale
-    size = first = (residual * direction).sum(1)  # [C]
+    mask, scale = selected.to(matrix), matrix.diagonal().rsqrt()
+    scaled = matrix * scale[:, None] * scale  # its diagonal is 1
+    residual = right * mask * scale
+    solution, direction = torch.zeros_like(residual), residual.clone()
+    product = torch.empty_like(residual)
+    size = first = residual.square().sum(1)  # [C]
     for _ in range(most_steps):
         if size.sum() <= tolerance * first.sum():
-            return solution
-        product = (direction @ matrix) * mask
+            return solution.mul_(scale)
+        torch.mm(direction, scaled, out=product).mul_(mask)
         step = (size / (direction * product).sum(1).clamp_min(1e-30))[:, None]
-        solution = solution + step * direction
-        residual = residual - step * product
-        scaled = residual * scale
-        previous, size = size, (residual * scaled).sum(1)
-        direction = scaled + (size / previous.clamp_min(1e-30))[:, None] * direction
+        solution.addcmul_(direction, step)
+        residual.addcmul_(product, -step)
+        previous, size = size, residual.square().sum(1)
+        direction.mul_((size / previous.clamp_min(1e-30))[:, None]).add_(residual)
+    solution.mul_(scale)
     for row in (size > tolerance * first.mean()).nonzero().flatten().tolist():
         solution[row] = solve_row(matrix, selected[row], right[row])
     return solution

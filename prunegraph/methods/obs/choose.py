@@ -91,14 +91,20 @@ def all_but_least_of_rows(scores: Tensor, zeros: int) -> Tensor:
 
     Where that does not come out even, one more goes in the rows that lose least by it.
     """
-    rows, _ = scores.shape
+    rows, columns = scores.shape
     each, more = divmod(zeros, rows)
-    order = scores.argsort(dim=1, stable=True)
-    keep = torch.ones_like(scores, dtype=torch.bool).scatter_(1, order[:, :each], False)
+    if each == columns:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    scores = scores.nan_to_num(nan=torch.inf, posinf=torch.inf)
+    limit = scores.kthvalue(each + 1, dim=1, keepdim=True).values
+    keep, level = scores > limit, scores == limit
+    if int(level.sum()) > rows:  # of equal ones the first go
+        missing = columns - each - keep.sum(1, keepdim=True)
+        level &= level.cumsum(1) > level.sum(1, keepdim=True) - missing
+    keep |= level
     if more:
-        following = order[:, each]
-        chosen = scores.gather(1, following[:, None]).flatten().argsort(stable=True)[:more]
-        keep[chosen, following[chosen]] = False
+        chosen = limit.flatten().argsort(stable=True)[:more]
+        keep[chosen, level[chosen].int().argmax(1)] = False
     return keep
 
 
