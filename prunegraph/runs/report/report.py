@@ -145,7 +145,7 @@ REPORT = {
         "seed": int,
         "mask_digest": str,
     },
-    "methods": list[MethodRow],
+    "methods": list[dict[str, Any]],
     "verdict": str | None,
     "verdict_reason": str,
     "verdict_metric": Metric,
@@ -210,6 +210,7 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
     checked(content, OF_WEIGHTS if "sparsity" in content["budget"] else OF_CHANNELS, str(path))
     for name, split in content["data"].items():
         checked(split, SPLIT, f"{path}: data.{name}")
+    checked([*map(_figures, content["methods"])], list[MethodRow], f"{path}: methods")
     costs = [dense[name] for name in COSTS]
     if min(costs) < 1:
         msg = f"{path}: no network has {costs[0]} multiply-adds and {costs[1]} parameters"
@@ -249,4 +250,9 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
 
 def read_rows(content: Mapping[str, Any]) -> list[MethodRow]:
     """Return the rows of a written report."""
-    return [MethodRow(**row) for row in content["methods"]]
+    return [MethodRow(**_figures(row)) for row in content["methods"]]
+
+
+def _figures(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row without its ``score``, which repeats the last of its accuracies."""
+    return {name: value for name, value in row.items() if name != "score"}
