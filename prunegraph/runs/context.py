@@ -114,7 +114,7 @@ class RunContext:
     def recipe(self) -> FinetuneConfig:
         """Return the fine-tune that every row gets."""
         options = self.options
-        asked = {
+        asked: dict[str, Any] = {
             "epochs": options.finetune_epochs,
             "batch_size": options.batch_size,
             "peak_lr": options.finetune_lr,
@@ -125,7 +125,7 @@ class RunContext:
 
     def recipe_record(self) -> dict[str, Any]:
         """Return what a report tells of how masks become networks, as JSON values."""
-        asked = {
+        asked: dict[str, Any] = {
             "layer_by_layer": self.options.reconstruct and self.options.layer_by_layer,
             "on_search_images_too": self.options.finetune_on_search,
         }
