@@ -433,10 +433,10 @@ FURTHER = [
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (invent_a_fine_tune, "test_accuracy_finetuned is reported"),
+        (invent_a_fine_tune, "fine-tunes is reported"),
         (invent_searches, "search.seeds is reported"),
         (leave_the_start_out, "methods that are missing is reported as ['prior']"),
-        (show_a_rival, "pruned.mask_digest is reported"),
+        (show_a_rival, "pruned.test_accuracy_finetuned is reported"),
         (leave_one_out, "seeds of cem is reported"),
         (call_a_rival_a_control, "methods in the part of others is reported as ['cem']"),
         (judge_by_another_metric, "verdict_metric is reported"),
