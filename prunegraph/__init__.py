@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prunegraph import tasks
+    from prunegraph import methods, tasks
     from prunegraph.artefacts.export import export
     from prunegraph.artefacts.masked import load_masked, save_masked
     from prunegraph.artefacts.pruned import PrunedInfo, load_pruned, save_pruned
@@ -44,6 +44,7 @@ __all__ = [
     "finetune",
     "load_masked",
     "load_pruned",
+    "methods",
     "prune",
     "recalibrate_bn",
     "save_masked",
@@ -81,6 +82,7 @@ _HOMES = {
     "prunegraph.layerwise.recalibrate": ("recalibrate_bn",),
     "prunegraph.layerwise.reconstruct": ("Reconstruction",),
     "prunegraph.layerwise.sequential": ("LayerwiseReconstruction",),
+    "prunegraph.methods": ("methods",),
     "prunegraph.runs.prune": (
         "PruneResult",
         "prune",
@@ -98,7 +100,7 @@ def __getattr__(name: str) -> Any:
         msg = f"module 'prunegraph' has no attribute {name!r}"
         raise AttributeError(msg)
     home = importlib.import_module(_HOME_OF[name])
-    value = home if name == "tasks" else getattr(home, name)
+    value = home if name in ("methods", "tasks") else getattr(home, name)
     globals()[name] = value
     return value
 

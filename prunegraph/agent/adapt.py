@@ -1,18 +1,15 @@
 """Where a trained policy starts on networks that it has not seen, and how far it is trusted."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from statistics import fmean
 
 from prunegraph.agent.distill import with_strength
 from prunegraph.agent.policies import TrainedPolicy
-from prunegraph.agent.subject import Subject, first_context
+from prunegraph.agent.subject import Subject
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import BudgetError
-from prunegraph.core.masks import ChannelMask, FloatArray
-from prunegraph.graph import StructureGraph
-from prunegraph.graph.pyg import to_pyg
+from prunegraph.core.masks import ChannelMask
 from prunegraph.methods.prior import NUM_PRIORS, measure_divergence, worst_last
 
 STRENGTHS = (0.0, 0.5, 1.0)
@@ -30,62 +27,46 @@ NUM_DECISION_NETWORKS = NUM_PRIORS + NUM_ADAPT_NETWORKS
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Case:
-    """A network and a budget that a policy is to decide on.
-
-    Attributes:
-        graph: the network.
-        budget: what may remain.
-        features: prior -> ``[N, F]`` what the policy reads if it starts from there.
-        project: scores ``[N]`` to the mask of the best ones within the budget.
-        divergence: of a mask, lower = better.
-    """
-
-    graph: StructureGraph
-    budget: Budget
-    features: Mapping[str, FloatArray]
-    project: Callable[[FloatArray], ChannelMask]
-    divergence: Callable[[ChannelMask], float]
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
 class Adapted:
     """A policy that fits networks.
 
     Attributes:
         policy: with the best strength of what it learned.
         strength: that one.
-        divergence: strength -> mean over the cases, each from its best prior.
-        masks: what the policy decides, one mask a case.
-        priors: what it starts from, one a case.
+        divergence: strength -> mean over networks and budgets, each from its best prior.
+        masks: what the policy decides, in the order of networks, then budgets.
+        subjects: the networks with the priors that it starts from.
     """
 
     policy: TrainedPolicy
     strength: float
     divergence: Mapping[float, float]
     masks: Sequence[ChannelMask]
-    priors: Sequence[str]
+    subjects: Sequence[Subject]
 
 
-def adapt(policy: TrainedPolicy, cases: Sequence[Case]) -> Adapted:
+def adapt(policy: TrainedPolicy, subjects: Sequence[Subject], budgets: Sequence[Budget]) -> Adapted:
     """Run what a policy decides with each of ``STRENGTHS``; return the best, of equal the least.
 
     Mistakes on networks that a policy has not seen are as large as what it learned; on some
     half of it is better than all, on few none is. Which prior is best depends on the strength.
+    Decisions are judged by the networks' outputs on train data.
 
     Args:
         policy: as it learned.
-        cases: at least one.
+        subjects: networks, at least one.
+        budgets: that it is to decide at, on each of them.
 
     Raises:
         BudgetError: no strength meets a budget from any prior; on the clock some may not.
     """
+    cases = [(subject, budget) for subject in subjects for budget in budgets]
     divergence: dict[float, float] = {}
     decided: dict[float, tuple[TrainedPolicy, list[_Decision]]] = {}
     for strength in STRENGTHS:
         candidate = with_strength(policy, strength)
         try:
-            found = [_decide(candidate, case) for case in cases]
+            found = [_decide(candidate, *case) for case in cases]
         except BudgetError:
             if strength == STRENGTHS[-1] and not decided:
                 raise
@@ -94,43 +75,15 @@ def adapt(policy: TrainedPolicy, cases: Sequence[Case]) -> Adapted:
         divergence[strength] = fmean(decision.divergence for decision in found)
     best = min(divergence, key=lambda strength: worst_last(divergence[strength]))
     chosen, found = decided[best]
+    priors = iter(decision.prior for decision in found)  # each takes as many as there are budgets
     return Adapted(
         policy=chosen,
         strength=best,
         divergence=divergence,
         masks=[decision.mask for decision in found],
-        priors=[decision.prior for decision in found],
-    )
-
-
-def adapt_to(
-    policy: TrainedPolicy, subjects: Sequence[Subject], budgets: Sequence[Budget]
-) -> tuple[Adapted, list[Subject]]:
-    """Fit a policy to networks, each at each budget, judged by its outputs on train data.
-
-    Returns:
-        What ``adapt`` does, masks in the order of networks, then budgets; and the networks, with
-        the priors that fit the policy.
-    """
-    cases = [_case(policy, subject, budget) for subject in subjects for budget in budgets]
-    adapted = adapt(policy, cases)
-    priors = iter(adapted.priors)  # each network takes as many as there are budgets
-    return adapted, [
-        subject.starting_from(dict(zip(budgets, priors, strict=False))) for subject in subjects
-    ]
-
-
-def _case(policy: TrainedPolicy, subject: Subject, budget: Budget) -> Case:
-    names, problem = policy.network.config.feature_names, subject.problem
-    return Case(
-        graph=problem.graph,
-        budget=budget,
-        features={
-            prior.name: problem.features(names, budget, prior.scores)
-            for prior in subject.priors(budget)[:TRIED_PRIORS]
-        },
-        project=partial(problem.project, budget=budget),
-        divergence=partial(measure_divergence, problem.unlabelled),
+        subjects=[
+            subject.starting_from(dict(zip(budgets, priors, strict=False))) for subject in subjects
+        ],
     )
 
 
@@ -143,17 +96,17 @@ class _Decision:
     divergence: float
 
 
-def _decide(policy: TrainedPolicy, case: Case) -> _Decision:
+def _decide(policy: TrainedPolicy, subject: Subject, budget: Budget) -> _Decision:
     """Return the best of what a policy decides from each prior that lets it meet the budget."""
-    data, context = to_pyg(case.graph), first_context(case.budget)
     found, missed = [], None
-    for prior, features in case.features.items():
+    for prior in subject.priors(budget)[:TRIED_PRIORS]:
         try:
-            mask = case.project(policy.logits(data, features, context))
+            mask = subject.starting_from({budget: prior.name}).mask(policy, budget)
         except BudgetError as error:
             missed = error
             continue
-        found.append(_Decision(mask=mask, prior=prior, divergence=case.divergence(mask)))
+        divergence = measure_divergence(subject.problem.unlabelled, mask)
+        found.append(_Decision(mask=mask, prior=prior.name, divergence=divergence))
     if missed is not None and not found:
         raise missed
     return min(found, key=lambda decision: worst_last(decision.divergence))

@@ -9,9 +9,8 @@ EPISODES_PER_UPDATE = 16
 """Masks an update."""
 
 RATES = (
-    *("learning_rate", "clip_range", "max_grad_norm", "offset_rate", "group_offset_rate"),
+    *("learning_rate", "offset_rate", "group_offset_rate", "surrogate_rate"),
     *("group_noise_rate", "group_noise_start", "group_noise_end"),
-    *("surrogate_learning_rate", "surrogate_rate", "caution", "planned_caution"),
 )
 """Options that are numbers from 0 on."""
 
@@ -23,9 +22,6 @@ class PPOConfig:
     Attributes:
         learning_rate: Adam's step size.
         epochs: passes over the update's episodes, all in one batch.
-        clip_range: how far a bit's probability ratio may move before its gradient stops. The ratio
-            of a whole action would fill it at once: with 1,120 bits at a logit change of 0.013.
-        max_grad_norm: length to which a longer gradient is cut.
         temperature_start: temperature of the keep probabilities at the start of training.
         temperature_end: and at its end; geometric in between.
         offset_rate: step of the instance offsets of channels in an update, all epochs together; 0
@@ -40,19 +36,13 @@ class PPOConfig:
         surrogate_steps: steps on surrogate rollouts after each update, each on fresh ones: masks
             that a model of all episodes so far predicts (``Surrogate``). Needs one-step episodes
             whose observation a network and a budget fix; 0 = none.
-        surrogate_learning_rate: Adam's step size in such a step.
         surrogate_rate: step of the offsets of channels and groups in it.
-        caution: deviations of its own error by which a prediction is lowered.
         swaps: of channels at the most, by which the model of the outcomes improves a mask
             before it is run; 0 = none. Needs predicted steps, whose model it is.
-        planned_every: every so many episodes' masks are improved; the others explore.
-        planned_caution: ``caution`` of those improvements.
     """
 
     learning_rate: float = 3e-3
     epochs: int = 4
-    clip_range: float = 0.2
-    max_grad_norm: float = 0.5
     temperature_start: float = 0.30
     temperature_end: float = 0.11
     offset_rate: float = 0.3
@@ -61,12 +51,8 @@ class PPOConfig:
     group_noise_end: float = 0.12
     group_noise_rate: float = 0.5
     surrogate_steps: int = 0
-    surrogate_learning_rate: float = 3e-4
     surrogate_rate: float = 0.15
-    caution: float = 0.5
     swaps: int = 0
-    planned_every: int = 2
-    planned_caution: float = 1.0
 
     def __post_init__(self) -> None:
         for name in RATES:
@@ -83,10 +69,9 @@ class PPOConfig:
                 f"temperatures {self.temperature_start} and {self.temperature_end} must be above 0"
             )
             raise ConfigError(msg)
-        for name in ("epochs", "planned_every"):
-            if getattr(self, name) < 1:
-                msg = f"{name}={getattr(self, name)} must be at least 1"
-                raise ConfigError(msg)
+        if self.epochs < 1:
+            msg = f"epochs={self.epochs} must be at least 1"
+            raise ConfigError(msg)
 
     def temperature(self, progress: float) -> float:
         """Return the temperature at ``progress`` in [0, 1]."""

@@ -7,8 +7,8 @@ distilled from the keep probabilities that both together gave.
 
 import copy
 import math
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -65,8 +65,6 @@ def distill(
     steps: int,
     seed: int,
     initial: TrainedPolicy | None = None,
-    hidden: Collection[str] = (),
-    progress: Callable[[int], None] | None = None,
 ) -> TrainedPolicy:
     """Return a policy that gives the targets' keep probabilities by itself.
 
@@ -81,24 +79,19 @@ def distill(
         seed: of the noise on the features.
         initial: the policy that the search began with, which goes on learning, so that it does not
             forget what it knew of other networks; None = a network drawn anew learns.
-        hidden: features that a network drawn anew does not read.
-        progress: called after every step with the number of steps done.
     """
     steps = num_steps(distill_targets, steps)
     if steps <= 0:
         return policy
-    seen = policy.network.config.feature_names
     if initial is None:
-        names = tuple(name for name in seen if name not in hidden)
         with seeded(seed):
-            network = type(policy.network)(replace(policy.network.config, feature_names=names))
+            network = type(policy.network)(policy.network.config)
     else:
         network = copy.deepcopy(initial.network)
     network.train()
-    columns = [seen.index(name) for name in network.config.feature_names]
     turns: dict[int, list[_Prepared]] = {}
     for distill_target in distill_targets:
-        turns.setdefault(id(distill_target.graph), []).append(_Prepared.of(distill_target, columns))
+        turns.setdefault(id(distill_target.graph), []).append(_Prepared.of(distill_target))
     rate = LEARNING_RATE if initial is None else ADAPTING_RATE
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate)
     generator = torch.Generator().manual_seed(seed)
@@ -110,8 +103,6 @@ def distill(
             loss = prepared[step % len(prepared)].loss(network, generator)
             (loss / len(turns)).backward()
         optimizer.step()
-        if progress is not None:
-            progress(step + 1)
     record = {**policy.record, "distill_steps": steps}
     return TrainedPolicy(network.eval(), record)
 
@@ -153,12 +144,12 @@ class _Prepared:
     threshold: Tensor
 
     @classmethod
-    def of(cls, distill_target: DistillTarget, columns: Sequence[int]) -> "_Prepared":
+    def of(cls, distill_target: DistillTarget) -> "_Prepared":
         graph = distill_target.graph
         scores = distill_target.scores.astype(np.float64)
         limits = np.array([graph.limits(distill_target.budget)])
         threshold = solve_threshold(graph, scores[None], limits, TEMPERATURE)
-        features = torch.as_tensor(distill_target.node_features[:, columns])
+        features = torch.as_tensor(distill_target.node_features)
         return cls(
             data=join([with_features(to_pyg(graph), features)]),
             context=torch.as_tensor(distill_target.context).reshape(1, -1),

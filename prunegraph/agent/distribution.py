@@ -1,14 +1,14 @@
 """Independent keep bits of which some are not the policy's to decide."""
 
-from typing import Self
+from dataclasses import dataclass
 
 import torch
-from stable_baselines3.common.distributions import Distribution
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 
-class MaskedBernoulli(Distribution):
+@dataclass(frozen=True, eq=False)
+class MaskedBernoulli:
     """Independent Bernoulli bits; bits outside the mask carry neither probability nor entropy.
 
     The stock Bernoulli distribution of stable-baselines3 sums the log-probabilities of padding.
@@ -17,20 +17,8 @@ class MaskedBernoulli(Distribution):
         - logits ``[B, N]``, mask ``[B, N]`` bool, actions ``[B, N]``
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.logits: Tensor
-        self.mask: Tensor
-
-    def proba_distribution_net(self, latent_dim: int) -> nn.Module:
-        """Not used: the policy's network makes the logits itself."""
-        msg = "the logits come from the graph network, not from a layer of fixed size"
-        raise NotImplementedError(msg)
-
-    def proba_distribution(self, logits: Tensor, mask: Tensor) -> Self:
-        """Set logits and mask; returns itself."""
-        self.logits, self.mask = logits, mask
-        return self
+    logits: Tensor
+    mask: Tensor
 
     def probabilities(self) -> Tensor:
         """Return keep probabilities ``[B, N]``, also outside the mask."""
@@ -76,14 +64,3 @@ class MaskedBernoulli(Distribution):
 
     def _outside_kept(self, bits: Tensor) -> Tensor:
         return (bits | ~self.mask).to(self.logits.dtype)
-
-    def actions_from_params(
-        self, logits: Tensor, mask: Tensor, deterministic: bool = False
-    ) -> Tensor:
-        """Set logits and mask and return bits."""
-        return self.proba_distribution(logits, mask).get_actions(deterministic=deterministic)
-
-    def log_prob_from_params(self, logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Set logits and mask and return bits with their log-probability."""
-        actions = self.actions_from_params(logits, mask)
-        return actions, self.log_prob(actions)

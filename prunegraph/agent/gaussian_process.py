@@ -8,14 +8,13 @@ Dyna; Janner et al. 2019, arXiv 1906.08253). Rasmussen and Williams 2006, chapte
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prunegraph.core.masks import BoolArray, Float64Array, pack_bits, unpack_bits
+from prunegraph.core.masks import BoolArray, Float64Array
 from prunegraph.graph.graph import StructureGraph
 
 SHARE_FLOOR = 0.02
@@ -104,7 +103,9 @@ class GaussianProcess:
             loss.backward()
             optimizer.step()
         self.log_scales = scales.detach()
-        self._condition(targets, shared)
+        with torch.no_grad():
+            self._factor, self._weights = self._solve(self.log_scales, targets, shared)
+        self._fitted = True
 
     def _load(self) -> tuple[Tensor, Tensor]:
         """Put all episodes into the kernel's units.
@@ -125,12 +126,6 @@ class GaussianProcess:
         targets = (metrics - self._metric_mean) / self._metric_scale
         return targets, (updates[:, None] == updates[None, :]).double()
 
-    @torch.no_grad()
-    def _condition(self, targets: Tensor, shared: Tensor) -> None:
-        """Make the posterior of what ``_load`` returned."""
-        self._factor, self._weights = self._solve(self.log_scales, targets, shared)
-        self._fitted = True
-
     def predict(self, bits: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation ``[M]`` of the metric of masks ``[M, N]``.
 
@@ -146,25 +141,6 @@ class GaussianProcess:
             mean * self._metric_scale + self._metric_mean,
             deviation * self._metric_scale,
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return episodes and hyperparameters as JSON values."""
-        return {
-            "importance": self._importance.tolist(),
-            "bits": [pack_bits(bits) for bits in self.bits],
-            "metrics": self.metrics,
-            "updates": self.updates,
-            "log_scales": self.log_scales.tolist(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` returned."""
-        size = self._graph.num_units
-        self.bits = [unpack_bits(bits, size) for bits in state["bits"]]
-        self.metrics = [float(metric) for metric in state["metrics"]]
-        self.updates = [int(update) for update in state["updates"]]
-        self.log_scales = torch.tensor(state["log_scales"], dtype=torch.float64)
-        self._condition(*self._load())
 
     def _inputs(self, bits: Tensor) -> Tensor:
         """Return the logarithms of kept widths and importances of ``[M, N]``."""

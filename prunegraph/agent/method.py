@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from prunegraph.agent.adapt import NUM_DECISION_NETWORKS, adapt_to
+from prunegraph.agent.adapt import NUM_DECISION_NETWORKS, adapt
 from prunegraph.agent.options import AgentOptions
 from prunegraph.agent.plan import check_search
 from prunegraph.agent.policies import TrainedPolicy, find_policy
@@ -39,13 +39,9 @@ class AgentSearch(ChannelMethod):
     shares: tuple[float, ...] = ()
     policy: Given | None = None
 
+    name: ClassVar[str] = "agent"
     role: ClassVar[Role] = "agent"
     searches: ClassVar[bool] = True
-
-    @property
-    def name(self) -> str:
-        """``"agent"``."""
-        return "agent"
 
     @cached_property
     def initial(self) -> TrainedPolicy | None:
@@ -80,15 +76,11 @@ class AgentSearch(ChannelMethod):
 class Sampler(AgentSearch):
     """The best of all masks that the agent draws: nothing learns, nothing is swapped."""
 
+    name: ClassVar[str] = "sampler"
     role: ClassVar[Role] = "baseline"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", still(self.options))
-
-    @property
-    def name(self) -> str:
-        """``"sampler"``."""
-        return "sampler"
 
 
 def still(options: AgentOptions) -> AgentOptions:
@@ -145,12 +137,12 @@ class AppliedPolicy(ChannelMethod):
             problem.project(np.zeros(problem.graph.num_units, dtype=np.float32))
         report = None if problem.progress is None else partial(_report, problem)
         with problem.unlabelled.watched(report):
-            adapted, _ = adapt_to(self.trained, [Subject(problem)], [problem.budget])
+            adapted = adapt(self.trained, [Subject(problem)], [problem.budget])
         return Result(
             mask=adapted.masks[0],
             networks=NUM_DECISION_NETWORKS,
             details={
-                "prior": adapted.priors[0],
+                "prior": adapted.subjects[0].prior(problem.budget).name,
                 "strength": adapted.strength,
                 "divergence": {str(name): value for name, value in adapted.divergence.items()},
                 "seconds": time.monotonic() - started,

@@ -5,10 +5,13 @@ from typing import Literal
 
 from prunegraph.agent.config import EPISODES_PER_UPDATE, PPOConfig
 from prunegraph.core.errors import ConfigError
-from prunegraph.rewards.config import Constraint, RewardConfig, check_range
-
-SelfCompetition = Literal["best", "ema", "accuracy"]
-Metric = Literal["accuracy", "soft_accuracy", "kl"]
+from prunegraph.rewards.config import (
+    Constraint,
+    Metric,
+    RewardConfig,
+    SelfCompetitionForm,
+    check_range,
+)
 
 MOST = 10**6
 """The largest count that an option takes."""
@@ -41,7 +44,7 @@ class AgentOptions:
 
     subset: int | None = None
     constraint: Constraint = RewardConfig.constraint
-    self_competition: SelfCompetition = "best"
+    self_competition: SelfCompetitionForm = "best"
     metric: Metric = "soft_accuracy"
     granularity: Literal["network", "group"] = "network"
     update_size: int = EPISODES_PER_UPDATE

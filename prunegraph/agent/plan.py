@@ -5,20 +5,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prunegraph.agent.adapt import NUM_ADAPT_NETWORKS
 from prunegraph.agent.options import AgentOptions
 from prunegraph.agent.policies import TrainedPolicy
-from prunegraph.agent.settings import (
-    agent_config,
-    env_config,
-    num_probes,
-    search_budgets,
-    trained_budgets,
-)
+from prunegraph.agent.settings import agent_config, env_config, trained_budgets
 from prunegraph.agent.train import AgentConfig
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError
 from prunegraph.env import check_at_stake
 from prunegraph.methods.method import Problem
+from prunegraph.methods.prior import NUM_PRIORS
 from prunegraph.rewards.config import Metric
 
 FINALISTS = 8
@@ -32,7 +28,7 @@ class SearchPlan:
     Attributes:
         options: how to search.
         config: the agent's configuration.
-        shares: of the multiply-adds that the policy is trained for, one an episode.
+        budgets: what the policy is trained for.
         budget: the problems' own.
         networks: that may be run for each problem.
         adapts: whether it begins with a policy.
@@ -40,20 +36,16 @@ class SearchPlan:
 
     options: AgentOptions
     config: AgentConfig
-    shares: Sequence[float]
+    budgets: tuple[Budget, ...]
     budget: Budget
     networks: int
     adapts: bool
 
     @property
-    def budgets(self) -> tuple[Budget, ...]:
-        """What the policy is trained for."""
-        return trained_budgets(self.shares, self.budget)
-
-    @property
     def probes(self) -> int:
         """Networks that are run for the features of each problem."""
-        return num_probes(self.shares, self.budget, adapts=self.adapts)
+        adapted = NUM_ADAPT_NETWORKS * len(self.budgets) if self.adapts else 0
+        return NUM_PRIORS * len({self.budget, *self.budgets}) + adapted
 
 
 def check_search(
@@ -78,7 +70,7 @@ def check_search(
             zeros = np.zeros(graph.num_units, dtype=np.float32)
             graph.project(zeros, searched.without_latency())
     plan = plan_search(problems, options, shares, initial, None)
-    env_config(plan.config, budgets=search_budgets(shares, plan.budget))
+    env_config(plan.config, budgets=plan.budgets)
     groups = {len(problem.graph.free_groups) for problem in problems}
     if plan.config.per_group and len(groups) > 1:
         msg = "--agent.granularity group takes networks of one number of groups: leave it away"
@@ -111,7 +103,7 @@ def plan_search(
             initial=initial,
             budgets=budgets,
         ),
-        shares=shares,
+        budgets=budgets,
         budget=problem.budget,
         networks=problem.max_networks,
         adapts=initial is not None,

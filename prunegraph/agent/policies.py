@@ -1,11 +1,10 @@
-"""Policies and checkpoints on disk: tensors as safetensors, everything else as JSON.
+"""Policies on disk: tensors as safetensors, everything else as JSON.
 
 Nothing is ever unpickled; the zip files of stable-baselines3 hold pickles and are not used.
 """
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,6 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from prunegraph.agent.network import NetworkConfig, PruningNetwork
-from prunegraph.agent.ppo import ChannelPPO
 from prunegraph.agent.shipped import is_shipped, shipped_policies
 from prunegraph.core.errors import ArtefactError, ConfigError, first_line, suggest
 from prunegraph.core.files import POLICY_FILE, write_bytes, write_json
@@ -25,15 +23,10 @@ from prunegraph.core.masks import FloatArray
 from prunegraph.core.reading import (
     checked,
     holds_numbers,
-    parse_json,
-    parse_safetensors,
     read_bytes,
     read_json,
     read_safetensors,
 )
-
-SCHEMA = 4
-"""Of checkpoints."""
 
 POLICY_SCHEMA = 3
 """Of policies."""
@@ -48,18 +41,6 @@ POLICY = {
     "record": dict[str, Any],
 }
 """What the JSON beside a policy must hold."""
-
-CHECKPOINT = {
-    "schema": int,
-    "seed": int,
-    "num_rollouts": int,
-    "num_timesteps": int,
-    "n_updates": int,
-    "num_networks": int,
-    "history": list[dict[str, Any]],
-    "surrogate": dict[str, dict[str, Any]],
-}
-"""What the state of a checkpoint must hold."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +112,7 @@ def load_policy(path: Path | str, *, expected: NetworkConfig | None = None) -> T
     if hashlib.sha256(content).hexdigest() != digest:
         msg = f"{weights_path} is not the file that its JSON describes: it is damaged or swapped"
         raise ArtefactError(msg)
-    tensors = parse_safetensors(content, weights_path)
+    tensors, _ = read_safetensors(weights_path)
     try:
         with torch.device("meta"):  # sizes that lie cost no memory
             network = PruningNetwork(config)
@@ -190,95 +171,6 @@ def _check_schema(path: Path, config: NetworkConfig, expected: NetworkConfig) ->
                 "train a policy with this version of prunegraph"
             )
             raise ArtefactError(msg)
-
-
-def save_checkpoint(path: Path | str, model: ChannelPPO) -> None:
-    """Write all that an interrupted training needs as one file, atomically.
-
-    Args:
-        path: a safetensors file; the JSON state lies in its header.
-        model: between two updates.
-
-    Raises:
-        ArtefactError: the file cannot be written.
-    """
-    optimizer = model.policy.optimizer.state_dict()
-    tensors = {f"policy.{name}": value for name, value in model.policy.state_dict().items()}
-    for index, slots in optimizer["state"].items():
-        tensors |= {f"optimizer.{index}.{slot}": value for slot, value in slots.items()}
-    state: dict[str, Any] = {
-        "schema": SCHEMA,
-        "seed": model.run_seed,
-        "num_rollouts": model.num_rollouts,
-        "num_timesteps": model.num_timesteps,
-        "n_updates": model._n_updates,
-        "num_networks": model.num_networks,
-        "history": model.history,
-        "surrogate": model.surrogate.state_dict(),
-        "competition": model.competitors.competition.state_dict(),
-    }
-    if model.memory is not None:
-        state["memory"] = model.memory.state()
-    content = safetensors.torch.save(_tensors(tensors), {"state": json.dumps(state)})
-    write_bytes(path, content)
-
-
-def load_checkpoint(path: Path | str, model: ChannelPPO) -> None:
-    """Set ``model`` (and its environments' wrapper) to what ``save_checkpoint`` wrote.
-
-    Raises:
-        ArtefactError: the file is missing, damaged, or of another training.
-    """
-    path = Path(path)
-    tensors, metadata = read_safetensors(path)
-    # a network whose loss overflowed is remembered with an infinite one
-    state = parse_json(metadata.get("state", ""), path, finite=False)
-    state = checked(state, CHECKPOINT, str(path))
-    if state["schema"] != SCHEMA:
-        msg = f"{path} is of another version of prunegraph: delete it to start over"
-        raise ArtefactError(msg)
-    if state["seed"] != model.run_seed:
-        msg = f"{path} is of a training with seed {state['seed']}, not {model.run_seed}"
-        raise ArtefactError(msg)
-    for name, tensor in tensors.items():
-        if not holds_numbers(tensor):
-            msg = f"{path}: tensor {name} holds NaN or infinity; delete the file to start over"
-            raise ArtefactError(msg)
-    try:
-        _restore(model, state, tensors)
-    except RuntimeError as error:
-        msg = f"{path} is of another policy network: {first_line(error)}"
-        raise ArtefactError(msg) from error
-    except Exception as error:  # what somebody changed by hand may be wrong in any way
-        reason = f"{type(error).__name__}: {error}"
-        msg = f"cannot resume from {path} ({reason}); delete it to start over"
-        raise ArtefactError(msg) from error
-
-
-def _restore(model: ChannelPPO, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    policy = {
-        name.removeprefix("policy."): value
-        for name, value in tensors.items()
-        if name.startswith("policy.")
-    }
-    model.policy.load_state_dict(policy)
-    slots: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, slot = name.split(".", 2)
-            slots.setdefault(int(index), {})[slot] = value
-    groups = model.policy.optimizer.state_dict()["param_groups"]
-    model.policy.optimizer.load_state_dict({"state": slots, "param_groups": groups})
-    model.num_rollouts = state["num_rollouts"]
-    model.num_timesteps = state["num_timesteps"]
-    model._n_updates = state["n_updates"]
-    model.history = state["history"]
-    if model.history:  # no update may follow that sets it, and the policy's record holds it
-        model.policy.temperature = float(model.history[-1]["temperature"])
-    model.surrogate.load_state_dict(state["surrogate"])
-    model.competitors.resume(state["competition"], state["num_networks"])
-    if model.memory is not None and "memory" in state:
-        model.memory.restore(state["memory"])
 
 
 def _tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -21,6 +21,9 @@ from prunegraph.core.errors import ConfigError
 from prunegraph.core.masks import Float64Array, IntArray
 from prunegraph.rewards.config import Constraint
 
+PLANNED_EVERY = 2
+"""Of so many episodes one mask is improved by a plan; the others explore."""
+
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
@@ -86,7 +89,6 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         self.group_noise = 0.0
         self.noises: list[Tensor] = []
         self.num_acted = 0  # in this update
-        self.planned_every = 1
         self.plan: Callable[[int, Tensor, Float64Array], Tensor] | None = None
         self.generator: torch.Generator | None = None
         self.noise_generator: torch.Generator | None = None
@@ -101,7 +103,6 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         """Build network and optimiser in place of a perceptron over a flat vector."""
         self.network = PruningNetwork(self.network_config)
         self.offsets = InstanceOffsets({i: t.graph for i, t in self.thresholds.items()})
-        self.action_dist = MaskedBernoulli()
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=lr_schedule(1), eps=1e-8)
 
     def embed(self, obs: Mapping[str, Tensor]) -> Tensor:
@@ -147,7 +148,7 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         if self.constraint == "bias":
             threshold = self._follow_scores(batch, scores, threshold, context)
         logits = (scores - threshold[:, None]) / self.temperature
-        return MaskedBernoulli().proba_distribution(logits[batch.variant_of], mask)
+        return MaskedBernoulli(logits[batch.variant_of], mask)
 
     def _deduplicate(self, obs: Mapping[str, Tensor]) -> _Batch:
         num_features = len(self.network_config.feature_names)
@@ -306,12 +307,12 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         actions: Tensor,
         plan: Callable[[int, Tensor, Float64Array], Tensor],
     ) -> None:
-        """Replace the actions ``[B, N_max]`` of an update's every ``planned_every``-th episode."""
+        """Replace the actions ``[B, N_max]`` of an update's every ``PLANNED_EVERY``-th episode."""
         ids = obs["graph_id"].reshape(-1).long().tolist()
         limits = self.limits(ids, obs["context"])
         for row, graph_id in enumerate(ids):
             self.num_acted += 1
-            if self.num_acted % self.planned_every == 0:
+            if self.num_acted % PLANNED_EVERY == 0:
                 size = self.thresholds[graph_id].num_channels
                 actions[row, :size] = plan(graph_id, actions[row, :size], limits[row])
 
@@ -337,16 +338,12 @@ class ChannelPruningPolicy(ActorCriticPolicy):
         pairs = torch.stack([half, -half], dim=1).flatten(0, 1)[:num_rows]
         return self.group_noise * pairs.to(self.device)
 
-    def get_distribution(self, obs: Mapping[str, Tensor]) -> MaskedBernoulli:  # type: ignore[override]
-        """Return the distribution of the keep bits."""
-        return self.decide(obs)
-
     def predict_values(self, obs: Mapping[str, Tensor]) -> Tensor:  # type: ignore[override]
         """Return zeros ``[B, 1]``: there is no critic."""
         return torch.zeros(len(obs["graph_id"]), 1, device=self.device)
 
     def _predict(self, observation: Mapping[str, Tensor], deterministic: bool = False) -> Tensor:  # type: ignore[override]
-        return self._actions(self.get_distribution(observation), deterministic)
+        return self._actions(self.decide(observation), deterministic)
 
     def _actions(self, distribution: MaskedBernoulli, deterministic: bool) -> Tensor:
         return distribution.mode() if deterministic else distribution.sample(self.generator)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,6 +33,19 @@ MOST_RATIO = 10.0
 """New over old probability of a bit, beyond which it is pushed down no more. Without a bound, as in
 dual-clip PPO (Ye et al. 2020, arXiv 1912.09729), bits that were unlikely explode the offsets."""
 
+CLIP_RANGE = 0.2
+"""How far a bit's probability ratio may move before its gradient stops. The ratio of a whole action
+would fill it at once: with 1,120 bits at a logit change of 0.013."""
+
+MAX_GRAD_NORM = 0.5
+"""Length to which a longer gradient is cut."""
+
+SURROGATE_LEARNING_RATE = 3e-4
+"""Adam's step size in a step on surrogate rollouts."""
+
+CAUTION, PLANNED_CAUTION = 0.5, 1.0
+"""Deviations of its own error by which a prediction is lowered: of rollouts, of planned masks."""
+
 EQUAL = 1e-5
 """Advantages that differ by less, relative to the largest, are equal: rewards lose digits."""
 
@@ -41,26 +54,13 @@ MOST_UPDATES = 3
 network all masks may have been run, and those that come again are not counted."""
 
 
-class Memory(Protocol):
-    """What the environments' evaluators know of masks that may come again: kept in checkpoints."""
-
-    def state(self) -> Any:
-        """Return it as JSON values."""
-        ...
-
-    def restore(self, state: Any) -> None:
-        """Know it again; no network counts for it."""
-        ...
-
-
 class ChannelPPO(PPO):
     """Proximal policy optimisation whose unit is the keep bit.
 
     stable-baselines3 clips the ratio of joint probabilities. Here each bit's ratio is clipped alone
     and every free bit of an episode shares the episode's advantage. Rollout, buffer, logging and
     callbacks are those of stable-baselines3. Sampling noise and the environments' randomness begin
-    anew from (seed, number of the update) at each update, so that a resumed run draws what an
-    uninterrupted one draws.
+    anew from (seed, number of the update) at each update.
 
     Args:
         env: environments, vectorised; their seeds are their own.
@@ -68,15 +68,13 @@ class ChannelPPO(PPO):
         num_steps: steps of each environment in an update.
         config: options of the update.
         seed: seed of initial weights and sampling noise.
-        device: where the network runs.
 
     Attributes:
         num_rollouts: updates begun, this one included.
         max_networks: no update begins that could run more pruned networks than this.
         history: one record an update.
         surrogate: predicts what masks reach, if episodes are predicted.
-        memory: of the evaluators, or None if they need none.
-        listeners: called with the model after each update: between two updates, which is where
+        progress: called with the record of each update: between two updates, which is where
             stable-baselines3 has no callback.
     """
 
@@ -90,15 +88,13 @@ class ChannelPPO(PPO):
         num_steps: int,
         config: PPOConfig,
         seed: int = 0,
-        device: str = "cpu",
     ) -> None:
         self.config = config
         self.run_seed = seed
         self.num_rollouts = 0
         self.max_networks: int | None = None
         self.history: list[dict[str, Any]] = []
-        self.memory: Memory | None = None
-        self.listeners: list[Callable[[ChannelPPO], None]] = []
+        self.progress: Callable[[dict[str, Any]], None] | None = None
         with seeded(seed):
             super().__init__(
                 ChannelPruningPolicy,
@@ -109,17 +105,16 @@ class ChannelPPO(PPO):
                 n_epochs=config.epochs,
                 gamma=1.0,
                 gae_lambda=1.0,
-                clip_range=config.clip_range,
-                max_grad_norm=config.max_grad_norm,
+                clip_range=CLIP_RANGE,
+                max_grad_norm=MAX_GRAD_NORM,
                 policy_kwargs=policy_kwargs,
-                device=device,
+                device="cpu",  # the network is small
             )
         self.policy.initial_temperature = config.temperature_start
         self.surrogate = Surrogate(self.policy.thresholds, self.policy.network.prior)
         if config.surrogate_steps and config.swaps:
-            self.policy.planned_every = config.planned_every
             self.policy.plan = partial(
-                self.surrogate.plan, most=config.swaps, caution=config.planned_caution
+                self.surrogate.plan, most=config.swaps, caution=PLANNED_CAUTION
             )
         env.greedy = self.greedy_mask
 
@@ -207,8 +202,8 @@ class ChannelPPO(PPO):
             if self.config.learning_rate:
                 self._learn_from_surrogate(observations)
         self._log(logs, distribution, actions)
-        for listener in self.listeners:
-            listener(self)
+        if self.progress is not None:
+            self.progress(self.history[-1])
 
     def _descend(self, loss: Tensor, learning_rate: float) -> None:
         """Step the policy network; the offsets keep their gradients."""
@@ -216,7 +211,7 @@ class ChannelPPO(PPO):
             group["lr"] = learning_rate
         self.policy.optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.policy.network.parameters(), self.config.max_grad_norm)
+        nn.utils.clip_grad_norm_(self.policy.network.parameters(), MAX_GRAD_NORM)
         self.policy.optimizer.step()
 
     @torch.no_grad()
@@ -298,11 +293,11 @@ class ChannelPPO(PPO):
             noise = self.policy.antithetic_noise(len(ids), generator)
             distribution = self.policy.decide(rows, noise, embeddings)
             bits = distribution.sample(generator)
-            rewards = self.surrogate.rewards(ids, bits, limits, pairs, caution=self.config.caution)
+            rewards = self.surrogate.rewards(ids, bits, limits, pairs, caution=CAUTION)
             advantages = standardise(rewards, pairs)
             log_prob = distribution.log_prob_bits(bits)
             weights = advantages[:, None] / distribution.num_free()[:, None] / len(ids)
-            self._descend(-(weights * log_prob).sum(), self.config.surrogate_learning_rate)
+            self._descend(-(weights * log_prob).sum(), SURROGATE_LEARNING_RATE)
             self._move_offsets(ids, distribution, self.config.surrogate_rate, 0.0)
             self._follow_noise(ids, distribution, advantages, noise, self.config.surrogate_rate)
 
@@ -347,12 +342,12 @@ class ChannelPPO(PPO):
         weights = distribution.mask / distribution.num_free()[:, None] / len(log_ratio)
         log_ratio = log_ratio.clamp(max=math.log(MOST_RATIO))
         ratio = log_ratio.exp()
-        low, high = 1.0 - self.config.clip_range, 1.0 + self.config.clip_range
+        low, high = 1.0 - CLIP_RANGE, 1.0 + CLIP_RANGE
         gain = torch.minimum(
             advantages[:, None] * ratio, advantages[:, None] * ratio.clamp(low, high)
         )
         loss = -(weights * gain).sum()
-        clipped = ((ratio - 1.0).abs() > self.config.clip_range).float()
+        clipped = ((ratio - 1.0).abs() > CLIP_RANGE).float()
         return loss, {
             "policy_loss": loss.item(),
             "approx_kl": (weights * (ratio - 1.0 - log_ratio)).sum().item(),

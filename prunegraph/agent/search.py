@@ -1,36 +1,30 @@
 """The agent's search: train a policy on pruned networks, choose a mask for each network."""
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from prunegraph.agent.adapt import adapt_to
-from prunegraph.agent.clock import SearchClock
+from prunegraph.agent.adapt import adapt
 from prunegraph.agent.distill import DistillTarget, distill
 from prunegraph.agent.options import AgentOptions
 from prunegraph.agent.plan import FINALISTS, SearchPlan, plan_search
 from prunegraph.agent.policies import TrainedPolicy
-from prunegraph.agent.settings import (
-    DEFAULT_SUBSET,
-    env_config,
-    search_budgets,
-)
+from prunegraph.agent.settings import DEFAULT_SUBSET, env_config
 from prunegraph.agent.subject import Subject, first_context
 from prunegraph.agent.train import AgentConfig, TrainingResult, train_agent
 from prunegraph.core.budget import Budget
 from prunegraph.core.masks import ChannelMask, pack_bits, unpack_bits
 from prunegraph.core.outcome import Outcome
-from prunegraph.core.reading import checked
+from prunegraph.core.tensors import parameter_digest
 from prunegraph.env import ChannelPruningEnv, PruningTask, pair_name
+from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.evaluation.pool import Pool, PooledEvaluator, SearchEvaluator, num_threads
 from prunegraph.methods.method import Problem, Result
-
-CHECKPOINT, CLOCK = "search.safetensors", "clock.json"
-"""Files of a search in the folder of its first problem."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -42,7 +36,7 @@ class Family:
         results: the chosen mask of each network. ``details`` holds ``score``, that of the mask on
             the search split as an accuracy, and ``policy_masks``, the policy's own at each update:
             networks run before it, packed bits.
-        seconds: wall time, interruptions left out.
+        seconds: wall time, and that of the networks that an earlier start has run.
         evaluation_seconds: of it, inside surgery, recalibration and evaluation; that of all
             workers together, where several evaluate.
         networks: pruned networks run for all, finalists and what the policy reads included.
@@ -67,9 +61,10 @@ def train_policy(
     events: Path | None = None,
     config: AgentConfig | None = None,
 ) -> Family:
-    """Train one policy on all networks and choose a mask for each; an interrupted one resumes.
+    """Train one policy on all networks and choose a mask for each.
 
-    Seed, number of networks, checkpoints and progress are those of the first problem.
+    Seed, number of networks, folder and progress are those of the first problem. Started again, a
+    search draws the same masks and finds the outcomes of those that it has run in the folder.
 
     Args:
         problems: the networks, at one budget.
@@ -82,11 +77,30 @@ def train_policy(
         config: the agent's configuration; default: that of the options.
 
     Raises:
-        PruneGraphError: as ``plan.check_search``, or a checkpoint is of another search.
+        PruneGraphError: as ``plan.check_search``, or the folder is of another search.
     """
     with num_threads(torch.get_num_threads() if pool is None else pool.threads):
         plan = plan_search(problems, options or AgentOptions(), shares, initial, config)
-        return _search(problems, plan, initial, pool, events)
+        logged = [_logged(problem, plan, number) for number, problem in enumerate(problems)]
+        try:
+            return _search(logged, plan, initial, pool, events)
+        finally:  # an interrupted search goes on from its last network
+            for problem in logged:
+                if problem.log is not None:
+                    problem.log.write()
+
+
+def _logged(problem: Problem, plan: SearchPlan, number: int) -> Problem:
+    """Return a problem whose outcomes are kept in its folder, if it has one."""
+    if problem.folder is None or problem.log is not None:
+        return problem
+    identity = {
+        "network": parameter_digest(problem.task.model),
+        "budget": problem.budget.as_dict(),
+        "seed": plan.config.seed,
+    }
+    log = OutcomeLog(problem.folder / f"outcomes-{number}.json", identity)
+    return replace(problem, log=log)
 
 
 def _search(
@@ -96,14 +110,13 @@ def _search(
     pool: Pool | None,
     events: Path | None,
 ) -> Family:
-    folder = problems[0].folder
-    clock = SearchClock(None if folder is None else folder / CLOCK)
+    started = time.monotonic()
     subjects, initial = [Subject(problem) for problem in problems], None
     if given is not None:
-        adapted, subjects = adapt_to(given, subjects, plan.budgets)
-        initial = adapted.policy
+        adapted = adapt(given, subjects, plan.budgets)
+        initial, subjects = adapted.policy, list(adapted.subjects)
     tables = _tables(subjects, plan.config, pool)
-    result = _train(subjects, plan, tables, initial, clock, events)
+    result = _train(subjects, plan, tables, initial, events)
     first = tables[0]
     networks = result.networks_evaluated + len(subjects) * plan.probes
     places = max((plan.networks * len(subjects) - networks) // len(subjects), FINALISTS)
@@ -114,7 +127,8 @@ def _search(
         _say(subjects[0].problem, networks, f"finalists {number + 1}/{len(subjects)}")
         chosen.append(_best(masks, evaluator))
     networks += sum(evaluator.num_networks for evaluator in first.evaluators) - before
-    seconds, inside = clock.read([item for table in tables for item in table.evaluators])
+    evaluators = [item for table in tables for item in table.evaluators]
+    recalled = sum(evaluator.recalled for evaluator in evaluators)
     policy = _distilled(result, subjects, plan, given, networks)
     return Family(
         policy=TrainedPolicy(policy.network, {**policy.record, **_origin(problems, plan, given)}),
@@ -131,20 +145,14 @@ def _search(
             )
             for number, (mask, outcome) in enumerate(chosen)
         ),
-        seconds=seconds,
-        evaluation_seconds=inside,
+        seconds=time.monotonic() - started + recalled,
+        evaluation_seconds=sum(evaluator.seconds for evaluator in evaluators),
         networks=networks,
         history=result.history,
     )
 
 
-def _show(
-    problem: Problem,
-    clock: SearchClock,
-    evaluators: Sequence[SearchEvaluator],
-    record: Mapping[str, Any],
-) -> None:
-    clock.write(evaluators)
+def _show(problem: Problem, record: Mapping[str, Any]) -> None:
     words = f"mean {problem.task.score_name} {record['accuracy']:.3f}"
     _say(problem, int(record["networks"]), words)
 
@@ -186,7 +194,7 @@ def _tables(subjects: Sequence[Subject], config: AgentConfig, pool: Pool | None)
         evaluators = [[subject.problem.evaluator for subject in subjects]]
     else:
         shared = [
-            PooledEvaluator(subject.problem.new_evaluator(), pool, number)
+            PooledEvaluator(subject.problem.new_evaluator(), pool, number, subject.problem.log)
             for number, subject in enumerate(subjects)
         ]
         evaluators = [[e.beside() for e in shared] for _ in range(config.episodes_per_update)]
@@ -213,17 +221,15 @@ def _train(
     plan: SearchPlan,
     tables: Sequence[_Table],
     initial: TrainedPolicy | None,
-    clock: SearchClock,
     events: Path | None,
 ) -> TrainingResult:
     """Train the policy until the networks are used up, finalists to come left out."""
     problem = subjects[0].problem
-    evaluators = [item for table in tables for item in table.evaluators]
     whole = any(subject.problem.task.search is None for subject in subjects)
     environment = env_config(
         plan.config,
         subset_size=None if whole else problem.subset_size or DEFAULT_SUBSET,
-        budgets=search_budgets(plan.shares, plan.budget),
+        budgets=plan.budgets,
     )
     return train_agent(
         [
@@ -239,32 +245,9 @@ def _train(
         total_networks=(plan.networks - FINALISTS - plan.probes) * len(subjects),
         threads=len(tables) > 1,
         initial=initial,
-        checkpoint=None if problem.folder is None else problem.folder / CHECKPOINT,
-        memory=_Memory(tables[0].evaluators),
         tensorboard=events,
-        progress=partial(_show, problem, clock, evaluators),
+        progress=partial(_show, problem),
     )
-
-
-@dataclass(frozen=True, eq=False)
-class _Memory:
-    """Outcomes on subsets that hold all search samples: their masks are not run again.
-
-    Args:
-        evaluators: one for each network.
-    """
-
-    evaluators: Sequence[SearchEvaluator]
-
-    def state(self) -> list[list[dict[str, Any]]]:
-        """Return them as JSON values."""
-        return [[asdict(found) for found in item.known()] for item in self.evaluators]
-
-    def restore(self, state: Any) -> None:
-        """Know them again."""
-        known = checked(state, list[list[Outcome]], "its memory")
-        for evaluator, outcomes in zip(self.evaluators, known, strict=True):
-            evaluator.remember(outcomes)
 
 
 def _finalists(

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from prunegraph.agent.adapt import NUM_ADAPT_NETWORKS
 from prunegraph.agent.config import PPOConfig
 from prunegraph.agent.network import NetworkConfig
 from prunegraph.agent.options import AgentOptions
@@ -13,7 +12,7 @@ from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ArtefactError, BudgetError
 from prunegraph.core.reading import checked
 from prunegraph.env import EnvConfig
-from prunegraph.methods.prior import NUM_PRIORS
+from prunegraph.methods.search_run import SUBSET
 from prunegraph.rewards import RewardConfig
 from prunegraph.rewards.config import Metric
 
@@ -23,38 +22,20 @@ SEARCH_FLOOR = -10.0
 SHARED = ("max_memory", "max_latency", "round_to")
 """Limits of the run that hold for every budget of a search."""
 
-DEFAULT_SUBSET = 1500
+DEFAULT_SUBSET = SUBSET
 """Search images an update scores its networks on."""
 
 
-def search_budgets(shares: Sequence[float], budget: Budget) -> tuple[Budget, ...] | None:
-    """Return the budgets that episodes are drawn from; None = the task's own alone.
+def trained_budgets(shares: Sequence[float], budget: Budget) -> tuple[Budget, ...]:
+    """Return what a policy is trained for: the budgets of the shares, or the task's own.
 
     Args:
-        shares: of the multiply-adds.
+        shares: of the multiply-adds, one an episode.
         budget: the task's own, of which the others share ``SHARED``.
     """
     given = budget.as_dict()
     shared = {name: given[name] for name in SHARED if name in given}
-    return tuple(Budget(keep_macs=share, **shared) for share in shares) or None
-
-
-def trained_budgets(shares: Sequence[float], budget: Budget) -> tuple[Budget, ...]:
-    """Return what a policy is trained for: the budgets of the shares, or the task's own."""
-    return search_budgets(shares, budget) or (budget,)
-
-
-def num_probes(shares: Sequence[float], budget: Budget, *, adapts: bool) -> int:
-    """Return how many networks a search runs for the features of one network.
-
-    Args:
-        shares: of the multiply-adds that it trains for.
-        budget: the task's own.
-        adapts: whether it begins with a policy, which is adapted first.
-    """
-    searched = trained_budgets(shares, budget)
-    adapted = NUM_ADAPT_NETWORKS * len(searched) if adapts else 0
-    return NUM_PRIORS * len({budget, *searched}) + adapted
+    return tuple(Budget(keep_macs=share, **shared) for share in shares) or (budget,)
 
 
 def calm(ppo: PPOConfig) -> PPOConfig:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -148,18 +147,6 @@ class Surrogate:
         metrics[costs > 1.0] = -math.inf
         order = metrics.argsort(descending=True, stable=True)[:number].tolist()
         return [bits[row] for row in order if metrics[row] > -math.inf]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the models as JSON values."""
-        return {str(graph_id): model.state_dict() for graph_id, model in self.models.items()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what ``state_dict`` returned."""
-        for graph_id, values in state.items():
-            graph = self._thresholds[int(graph_id)].graph
-            model = GaussianProcess(graph, np.array(values["importance"]))
-            model.load_state_dict(values)
-            self.models[int(graph_id)] = model
 
 
 def cost_slope(metrics: Tensor, costs: Tensor) -> float:

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from prunegraph.agent.config import EPISODES_PER_UPDATE, PPOConfig
 from prunegraph.agent.network import NetworkConfig
-from prunegraph.agent.policies import TrainedPolicy, load_checkpoint, save_checkpoint
-from prunegraph.agent.ppo import ChannelPPO, Memory
+from prunegraph.agent.policies import TrainedPolicy
+from prunegraph.agent.ppo import ChannelPPO
 from prunegraph.agent.surrogate import Surrogate
 from prunegraph.agent.threshold import BudgetThreshold
 from prunegraph.agent.vec_env import SelfCompetitionVecEnv, ThreadedVecEnv
@@ -43,7 +42,6 @@ class AgentConfig:
         max_memory: that of the environments' budgets, which is the same in all of them.
         max_latency: likewise.
         seed: seed of initial weights and sampling noise.
-        device: where the agent's network runs; it is small, the CPU is usually best.
     """
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -55,7 +53,6 @@ class AgentConfig:
     max_memory: int | None = None
     max_latency: float | None = None
     seed: int = 0
-    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.episodes_per_update < 2:
@@ -95,8 +92,6 @@ def train_agent(
     total_networks: int,
     threads: bool = False,
     initial: TrainedPolicy | None = None,
-    checkpoint: Path | None = None,
-    memory: Memory | None = None,
     tensorboard: Path | None = None,
     progress: Progress | None = None,
 ) -> TrainingResult:
@@ -112,31 +107,21 @@ def train_agent(
         threads: step the environments at once, for evaluators that wait for other processes. With
             episodes of one step the result is that of one environment, to the last bit.
         initial: policy to start from, of the same sizes; None = an untrained one.
-        checkpoint: file written after each update; if it exists, training goes on from it.
-        memory: what the evaluators know, kept in the checkpoint: where a mask that comes twice is
-            not run twice, a resumed training needs it to be equal to an uninterrupted one.
         tensorboard: folder for learning curves.
         progress: called with the record of each update.
 
     Raises:
         ConfigError: options that contradict each other.
-        ArtefactError: a checkpoint that cannot be read, or of another training.
     """
     venv = make_vec_env(env_factories, threads=threads)
     try:
         model = build_model(venv, graphs, config)
         if initial is not None:
             _start_from(model, initial)
-        model.memory = memory
-        if checkpoint is not None and checkpoint.exists():
-            load_checkpoint(checkpoint, model)
         model.set_logger(_logger(tensorboard))
         model.max_networks = total_networks
-        if checkpoint is not None:
-            model.listeners.append(partial(save_checkpoint, checkpoint))
-        if progress is not None:  # after the checkpoint: it may raise
-            model.listeners.append(lambda model: progress(model.history[-1]))
-        model.learn(_NO_LIMIT, log_interval=1, reset_num_timesteps=False)
+        model.progress = progress
+        model.learn(_NO_LIMIT, log_interval=1)
         return _result(model, config)
     finally:
         venv.close()
@@ -172,7 +157,6 @@ def build_model(venv: VecEnv, graphs: Sequence[StructureGraph], config: AgentCon
         num_steps=steps * config.episodes_per_update // venv.num_envs,
         config=config.ppo,
         seed=config.seed,
-        device=config.device,
     )
 
 

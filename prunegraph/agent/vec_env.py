@@ -35,7 +35,7 @@ class SelfCompetitionVecEnv(VecEnvWrapper):
 
     Attributes:
         competition: ledgers and multipliers.
-        num_networks: pruned networks that the environments ran, also before a checkpoint.
+        num_networks: pruned networks that the environments ran.
         records: figures of the current update's episodes.
         greedy_masks: packed greedy mask of each pair of the current update.
         greedy: makes the policy's own mask from one observation and a budget; set by the trainer.
@@ -54,7 +54,6 @@ class SelfCompetitionVecEnv(VecEnvWrapper):
         self.records: list[dict[str, float]] = []
         self.greedy_masks: dict[str, str] = {}
         self.greedy: GreedyMask | None = None
-        self._networks_before = 0
 
     @property
     def cells_per_update(self) -> int:
@@ -69,12 +68,7 @@ class SelfCompetitionVecEnv(VecEnvWrapper):
     @property
     def num_networks(self) -> int:
         """Pruned networks run so far."""
-        return self._networks_before + int(sum(self.venv.get_attr("networks_evaluated")))
-
-    def resume(self, competition: Mapping[str, Any], num_networks: int) -> None:
-        """Go on from a checkpoint."""
-        self.competition.load_state_dict(dict(competition))
-        self._networks_before = num_networks - int(sum(self.venv.get_attr("networks_evaluated")))
+        return int(sum(self.venv.get_attr("networks_evaluated")))
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """Leave the environments' seeds as they are built: PPO would give each worker another."""

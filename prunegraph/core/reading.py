@@ -9,12 +9,11 @@ import json
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -95,20 +94,18 @@ def check_file(path: Path) -> None:
         raise ArtefactError(msg)
 
 
-def parse_json(text: str, path: Path, *, finite: bool = True) -> Any:
-    """Return the value of a JSON text.
+def parse_json(text: str, path: Path) -> Any:
+    """Return the value of a JSON text; NaN and infinity are refused.
 
     Args:
         text: the text.
         path: the file that it comes from, for messages.
-        finite: refuse NaN and infinity.
 
     Raises:
         ArtefactError: it is not JSON, nested too deeply, or holds a number that is too large.
     """
-    number, constant = (_finite, _refuse) if finite else (float, float)
     try:
-        value = json.loads(text, parse_int=_integer, parse_float=number, parse_constant=constant)
+        value = json.loads(text, parse_int=_integer, parse_float=_finite, parse_constant=_refuse)
         _check_depth(value)
         return value
     except (ValueError, RecursionError) as error:
@@ -261,49 +258,20 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     check_file(path)
     try:
         with path.open("rb") as stream:
-            _check_header(stream.read(8), stream.read, path)
+            _check_header(stream, path)
         with safetensors.safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
             return tensors, dict(file.metadata() or {})
     except ArtefactError:
         raise
     except Exception as error:  # a header that lies makes the reader raise about anything
-        raise _not_safetensors(path, error) from error
+        msg = f"{path} is truncated or no safetensors file ({error}): download or make it again"
+        raise ArtefactError(msg) from error
 
 
-def parse_safetensors(content: bytes, path: Path) -> dict[str, Tensor]:
-    """Return the tensors in the bytes of a safetensors file, as ``read_bytes`` returns them.
-
-    Args:
-        content: the bytes.
-        path: the file that they come from, for messages.
-
-    Raises:
-        ArtefactError: they are truncated or no safetensors file, or list too many tensors.
-    """
-    _check_header(content[:8], lambda size: content[8 : 8 + size], path)
-    try:
-        tensors: dict[str, Tensor] = safetensors.torch.load(content)
-    except Exception as error:  # a header that lies makes the reader raise about anything
-        raise _not_safetensors(path, error) from error
-    return tensors
-
-
-def _check_header(length: bytes, read: Callable[[int], bytes], path: Path) -> None:
-    """Raise ArtefactError if a header lists more tensors than any file has; it is not parsed.
-
-    Args:
-        length: the first 8 bytes of the file.
-        read: returns as many of the bytes that follow.
-        path: the file.
-    """
-    header = read(min(int.from_bytes(length, "little"), MAX_HEADER_BYTES))
+def _check_header(stream: IO[bytes], path: Path) -> None:
+    """Raise ArtefactError if a header lists more tensors than any file has; it is not parsed."""
+    header = stream.read(min(int.from_bytes(stream.read(8), "little"), MAX_HEADER_BYTES))
     if _TEXT.sub(b"", header).count(b"{") > MAX_TENSORS:
         msg = f"{path} lists more than {MAX_TENSORS:,} tensors, which no network has: replace it"
         raise ArtefactError(msg)
-
-
-def _not_safetensors(path: Path, error: Exception) -> ArtefactError:
-    return ArtefactError(
-        f"{path} is truncated or no safetensors file ({error}): download or make it again"
-    )

@@ -20,8 +20,10 @@ def cache_dir() -> Path:
     return Path(base) / "prunegraph"
 
 
-def find_download(name: str, data_dir: Path) -> Path | None:
+def find_download(name: str, data_dir: Path | None) -> Path | None:
     """Return the torchvision root if ``data_dir`` holds, or is, a torchvision download."""
+    if data_dir is None or name not in READERS:
+        return None
     base = READERS[name].base_folder
     if data_dir.name == base and data_dir.is_dir():
         return data_dir.parent

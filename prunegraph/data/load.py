@@ -81,7 +81,7 @@ def load_dataset(
         images, labels, positions = read_digits()
         class_names = tuple(str(digit) for digit in range(10))
         source: ImageSource = _in_memory(images, labels, normalisation, num_classes=10, flip=False)
-    elif (root := _torchvision_root(name, data_dir)) or data_dir is None:
+    elif (root := find_download(name, data_dir)) or data_dir is None:
         images, labels, positions, class_names = read_cifar(name, root)
         source = _in_memory(images, labels, normalisation, len(class_names), flip=flip)
     else:
@@ -132,13 +132,6 @@ def _check_options(name: str, data_dir: Path | None, image_size: int | None) -> 
     if name in ("imagenet", "folder") and data_dir is None:
         msg = f"{name} needs a data_dir: a folder or .tar; {LAYOUT}"
         raise DataError(msg)
-
-
-def _torchvision_root(name: str, data_dir: Path | None) -> Path | None:
-    """Return the torchvision root for CIFAR if ``data_dir`` is one."""
-    if data_dir is None or name not in NUM_CLASSES:
-        return None
-    return find_download(name, data_dir)
 
 
 def _find_root(name: str, data_dir: Path) -> Path:

@@ -22,8 +22,6 @@ class EnvConfig:
 
     Attributes:
         metric: what a mask is rewarded by; see ``RewardConfig``.
-        repair: flip raw bits in random order until they meet the budget; False = evaluate them
-            whatever they cost (the literal CMDP).
         per_group: one step a group in topological order, instead of one for the whole network.
         subset_size: search images that a mask is scored on; None = all.
         episodes_per_subset: episodes scored on one image subset: a block.
@@ -36,7 +34,6 @@ class EnvConfig:
     """
 
     metric: Metric = "accuracy"
-    repair: bool = True
     per_group: bool = False
     subset_size: int | None = 1500
     episodes_per_subset: int = 16

@@ -19,7 +19,6 @@ from prunegraph.core.masks import BoolArray, ChannelMask, FloatArray, pack_bits,
 from prunegraph.core.outcome import Outcome
 from prunegraph.env.config import EnvConfig, episode_generator, pair_of_episode, subset_seed
 from prunegraph.env.task import Pair, PruningTask, make_pair
-from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import CONTEXT_NAMES, FEATURE_BOUND
 from prunegraph.rewards import Episode
 
@@ -36,9 +35,9 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
 
     The ``info`` of a step with a reward holds ``raw_cost`` (a ``Cost``), ``raw_cost_ratio`` and
     ``cost_ratio`` (over the budget), ``repaired`` (share of free bits flipped), ``overshoot``,
-    ``violation``, ``outcome``, ``mask_digest``, ``mask_bits`` (see ``rewards.unpack_bits``) and
-    ``result`` (an ``Episode`` for ``SelfCompetition.score``). Every ``info`` holds ``graph_id``,
-    ``pair``, ``budget``, ``block`` (number of the image subset) and ``episode_number``.
+    ``outcome``, ``mask_digest``, ``mask_bits`` (see ``core.masks.unpack_bits``) and ``result`` (an
+    ``Episode`` for ``SelfCompetition.score``). Every ``info`` holds ``graph_id``, ``pair``,
+    ``budget``, ``block`` (number of the image subset) and ``episode_number``.
 
     Args:
         tasks: one or several networks; their position is the graph id.
@@ -128,22 +127,20 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
 
     def _finish(self) -> tuple[float, dict[str, Any]]:
         """Evaluate the bits of the whole network; return the reward and its ``info``."""
-        raw = self._keep
-        raw_cost = self._pair.task.graph.cost(raw)
-        mask, repaired = self._repair(raw)
+        raw, graph = self._keep, self._pair.task.graph
+        mask, repaired = graph.repair(raw, self._pair.budget, self.np_random)
         self._keep = mask.keep.copy()
         outcome = self._evaluate(self._pair, mask, self.block)
         result = self._episode(self._pair, mask, outcome, raw)
         info = {
             **self._identity(),
-            "raw_cost": raw_cost,
+            "raw_cost": graph.cost(raw),
             "raw_cost_ratio": result.raw_cost_ratio,
             "cost_ratio": result.cost_ratio,
             "repaired": repaired,
             "overshoot": result.overshoot,
-            "violation": result.violation,
             "outcome": outcome,
-            "mask_digest": result.digest,
+            "mask_digest": outcome.digest,
             "mask_bits": result.bits,
             "result": result,
         }
@@ -156,13 +153,6 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
         mask = graph.mask(unpack_bits(bits, graph.num_units))
         outcome = self._evaluate(pair, mask, block)
         return self._episode(pair, mask, outcome, mask.keep)
-
-    def _repair(self, keep: BoolArray) -> tuple[ChannelMask, float]:
-        """Return the mask to evaluate and the share of free bits that were flipped."""
-        graph = self._pair.task.graph
-        if self.config.repair:
-            return graph.repair(keep, self._pair.budget, self.np_random)
-        return force_minimum(graph, keep, self.np_random)
 
     def _evaluate(self, pair: Pair, mask: ChannelMask, block: int) -> Outcome:
         evaluator, size = pair.task.evaluator, self.config.subset_size
@@ -181,7 +171,6 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
             raw_cost_ratio=graph.cost_ratio(raw, pair.budget),
             cost_ratio=graph.cost_ratio(mask.keep, pair.budget),
             bits=pack_bits(mask.keep),
-            digest=outcome.digest,
         )
 
     def _read(self, action: Action) -> BoolArray:
@@ -237,28 +226,6 @@ class ChannelPruningEnv(gymnasium.Env[Observation, Action]):
             "block": self.block,
             "episode_number": self.episode_number,
         }
-
-
-def force_minimum(
-    graph: StructureGraph, keep: BoolArray, rng: np.random.Generator
-) -> tuple[ChannelMask, float]:
-    """Return raw bits with random ones added where a group is short, and the share of free bits.
-
-    Args:
-        graph: the structure.
-        keep: ``[N]`` raw bits; frozen units' bits are ignored.
-        rng: the source of the bits that are added; an importance score would make a constant agent
-            equal the heuristic that breaks ties.
-    """
-    order = rng.permutation(graph.num_units)
-    bits = keep | graph.frozen
-    for group, least in enumerate(graph.min_keep):
-        members = order[graph.group_of[order] == group]
-        missing = int(least) - int(bits[members].sum())
-        if missing > 0:
-            bits[members[~bits[members]][:missing]] = True
-    flipped = float(((bits != keep) & graph.free).sum() / max(int(graph.free.sum()), 1))
-    return graph.mask(bits), flipped
 
 
 def _make_pairs(

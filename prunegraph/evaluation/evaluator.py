@@ -121,7 +121,7 @@ class Evaluator:
             The outcome; an equal call returns the same one without running a network.
         """
         subset = self.narrow(subset)
-        key = (mask.digest(), _subset_digest(subset))
+        key = (mask.digest(), subset_digest(subset))
         if key not in self._cache:
             known = None if self._log is None else self._log.get(*key)
             outcome = known or self._measure(mask, subset)
@@ -159,21 +159,7 @@ class Evaluator:
 
     def is_cached(self, mask: ChannelMask, subset: Tensor | None = None) -> bool:
         """Return whether ``evaluate`` would run no network."""
-        return (mask.digest(), _subset_digest(self.narrow(subset))) in self._cache
-
-    def known(self) -> list[Outcome]:
-        """Return the outcomes of masks on subsets that hold all search samples."""
-        return [found for (_, subset), found in self._cache.items() if subset == self._whole]
-
-    def remember(self, outcomes: Sequence[Outcome]) -> None:
-        """Know such outcomes, which an earlier start has run and counted."""
-        for outcome in outcomes:
-            self._cache[outcome.digest, self._whole] = outcome
-
-    @cached_property
-    def _whole(self) -> str:
-        """Name of the subsets that hold all search samples."""
-        return _subset_digest(self.narrow(self.draw_subset(self.num_samples, 0)))
+        return (mask.digest(), subset_digest(self.narrow(subset))) in self._cache
 
     def draw_subset(self, size: int, seed: int) -> Tensor:
         """Return ``[size]`` sorted random positions in the search split, fixed by ``seed``."""
@@ -347,6 +333,6 @@ def _parts(data: Batch, split: Callable[[Tensor], Sequence[Tensor]]) -> Iterator
         yield tree_unflatten(parts, form)
 
 
-def _subset_digest(subset: Tensor | None) -> str:
+def subset_digest(subset: Tensor | None) -> str:
     """Name a subset; the empty string is the whole split."""
     return "" if subset is None else hashlib.sha256(subset.numpy().tobytes()).hexdigest()[:16]

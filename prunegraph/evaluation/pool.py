@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Protocol, Self
 
 import torch
@@ -15,7 +14,8 @@ from torch import Tensor
 
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
-from prunegraph.evaluation.evaluator import Evaluator
+from prunegraph.evaluation.evaluator import Evaluator, subset_digest
+from prunegraph.evaluation.log import OutcomeLog
 
 
 class Pool(Protocol):
@@ -56,20 +56,14 @@ class SearchEvaluator(MaskEvaluator, Protocol):
 
     Attributes:
         seconds: time inside evaluations.
+        recalled: of it, in an earlier start of the search.
     """
 
     seconds: float
+    recalled: float
 
     def evaluate_all(self, masks: Sequence[ChannelMask]) -> list[Outcome]:
         """Return the outcomes of masks on all search images."""
-        ...
-
-    def known(self) -> list[Outcome]:
-        """Return the outcomes of masks on subsets that hold all search images."""
-        ...
-
-    def remember(self, outcomes: Sequence[Outcome]) -> None:
-        """Know such outcomes, which an earlier start has run and counted."""
         ...
 
 
@@ -80,31 +74,37 @@ class PooledEvaluator:
         evaluator: the one that it stands for; runs nothing.
         pool: the workers.
         network: position of the network in the run.
+        log: what an earlier start of the same search measured; it counts as if it were run now.
 
     Attributes:
         num_networks: pruned networks that were run for this evaluator.
         seconds: time of their evaluation, that of all workers together.
+        recalled: of it, in an earlier start of the search.
     """
 
-    def __init__(self, evaluator: Evaluator, pool: Pool, network: int) -> None:
+    def __init__(
+        self, evaluator: Evaluator, pool: Pool, network: int, log: OutcomeLog | None = None
+    ) -> None:
         self.num_networks = 0
         self.seconds = 0.0
+        self.recalled = 0.0
         self._evaluator = evaluator
         self._pool = pool
         self._network = network
+        self._log = log
         self._lock = threading.Lock()
-        self._cache: dict[tuple[str, bytes | None], Future[Outcome]] = {}
+        self._cache: dict[tuple[str, str], Future[Outcome]] = {}
 
     def beside(self) -> Self:
         """Return an evaluator that shares what was found, and counts what it runs itself."""
-        other = type(self)(self._evaluator, self._pool, self._network)
-        other._cache = self._cache
+        other = type(self)(self._evaluator, self._pool, self._network, self._log)
+        other._cache, other._lock = self._cache, self._lock
         return other
 
     def evaluate(self, mask: ChannelMask, subset: Tensor | None = None) -> Outcome:
         """Return the outcome of a mask on the search images at positions ``subset``."""
         subset = self._evaluator.narrow(subset)
-        key = (mask.digest(), _positions(subset))
+        key = (mask.digest(), subset_digest(subset))
         own: Future[Outcome] = Future()
         found = self._cache.setdefault(key, own)  # atomic: of two threads one runs the network
         if found is own:
@@ -112,14 +112,20 @@ class PooledEvaluator:
         return found.result()
 
     def _run(self, mask: ChannelMask, subset: Tensor | None, result: Future[Outcome]) -> None:
+        key = subset_digest(subset)
+        known = None if self._log is None else self._log.get(mask.digest(), key)
         try:
-            outcome = self._pool.evaluate(self._network, mask, subset)
+            outcome = known or self._pool.evaluate(self._network, mask, subset)
         except BaseException as error:  # whoever waits for the same mask ends with it
             result.set_exception(error)
             return
         with self._lock:
             self.num_networks += 1
             self.seconds += outcome.seconds
+            if known is not None:
+                self.recalled += known.seconds
+            elif self._log is not None:
+                self._log.add(outcome, key)
         result.set_result(outcome)
 
     def evaluate_all(self, masks: Sequence[ChannelMask]) -> list[Outcome]:
@@ -130,35 +136,9 @@ class PooledEvaluator:
         finally:  # after Ctrl-C not when all are done
             threads.shutdown(wait=False, cancel_futures=True)
 
-    def known(self) -> list[Outcome]:
-        """Return the outcomes of masks on subsets that hold all search images."""
-        return [
-            found.result()
-            for (_, images), found in self._cache.items()
-            if images == self._whole and found.done()
-        ]
-
-    def remember(self, outcomes: Sequence[Outcome]) -> None:
-        """Know such outcomes, which an earlier start has run and counted."""
-        for outcome in outcomes:
-            found: Future[Outcome] = Future()
-            found.set_result(outcome)
-            self._cache[outcome.digest, self._whole] = found
-
-    @cached_property
-    def _whole(self) -> bytes | None:
-        """Positions of the subsets that hold all search images."""
-        everything = self.draw_subset(self._evaluator.num_samples, 0)
-        return _positions(self._evaluator.narrow(everything))
-
     def draw_subset(self, size: int, seed: int) -> Tensor:
         """Return positions of random search images, fixed by ``seed``."""
         return self._evaluator.draw_subset(size, seed)
-
-
-def _positions(subset: Tensor | None) -> bytes | None:
-    """Return a subset as a key; None if all images were asked for."""
-    return None if subset is None else subset.numpy().tobytes()
 
 
 @contextmanager

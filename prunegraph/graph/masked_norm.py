@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
+
+from prunegraph.graph.trace.calls import CallMode
 
 _LAYER_NORM = ("input", "normalized_shape", "weight", "bias", "eps", "cudnn_enable")
 _RMS_NORM = ("input", "normalized_shape", "weight", "eps")
@@ -85,31 +86,29 @@ class MaskedNorm(nn.Module):
         return out
 
 
-class _KeptOnly(TorchFunctionMode):
+class _KeptOnly(CallMode):
     """Runs layer and RMS norms on the positions of ``index`` (an open mesh) alone."""
 
     def __init__(self, index: tuple[Tensor, ...]) -> None:
         super().__init__()
         self.index = index
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func not in _NORMS:
-            return func(*args, **(kwargs or {}))
-        named = dict(zip(_NORMS[func], args, strict=False)) | (kwargs or {})
-        _take_affine(named, self.index)
-        where: tuple[Any, ...] = (..., *self.index)
-        x: Tensor = named["input"]
-        named["input"] = x[where]
-        named["normalized_shape"] = named["input"].shape[-len(self.index) :]
-        out = torch.zeros_like(x, memory_format=torch.contiguous_format)  # as the norms return it
-        out[where] = func(**named)
-        return out
+            return func(*args, **kwargs)
+        return _normed(func, dict(zip(_NORMS[func], args, strict=False)) | kwargs, self.index)
+
+
+def _normed(func: Callable[..., Any], named: dict[str, Any], index: tuple[Tensor, ...]) -> Tensor:
+    """Normalise over the kept positions of the last axes, an open mesh; the others are zero."""
+    _take_affine(named, index)
+    where: tuple[Any, ...] = (..., *index)
+    x: Tensor = named["input"]
+    named["input"] = x[where]
+    named["normalized_shape"] = named["input"].shape[-len(index) :]
+    out = torch.zeros_like(x, memory_format=torch.contiguous_format)  # as the norms return it
+    out[where] = func(**named)
+    return out
 
 
 def _sound(weight: Any) -> Any:
@@ -154,7 +153,7 @@ class _KeptForward:
             return self.forward(*args, **kwargs)
 
 
-class _KeptMeans(TorchFunctionMode):
+class _KeptMeans(CallMode):
     """Takes means, maxima and the like, norms, and group norms of one group over kept channels."""
 
     def __init__(self, kinds: Sequence[Kind]) -> None:
@@ -177,14 +176,7 @@ class _KeptMeans(TorchFunctionMode):
             stack.callback(register_module_forward_hook(leave, always_call=True).remove)
             yield
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
+    def call(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._depth:
             return func(*args, **kwargs)
         if func in _OVER_KEPT:
@@ -225,14 +217,10 @@ class _KeptMeans(TorchFunctionMode):
         return func(x, *args[1:], **kwargs)
 
     def _last_axis_norm(self, func: Callable[..., Any], named: dict[str, Any]) -> Any:
-        x: Tensor = named["input"]
-        index = self._index(x, -1)
+        index = self._index(named["input"], -1)
         if index is None or len(named["normalized_shape"]) != 1:
             return func(**named)
-        _take_affine(named, index)
-        named |= {"input": x.index_select(-1, index), "normalized_shape": (len(index),)}
-        zeros = torch.zeros_like(x, memory_format=torch.contiguous_format)
-        return zeros.index_copy(-1, index, func(**named))
+        return _normed(func, named, (index,))
 
     def _batch_norm(self, func: Callable[..., Any], named: dict[str, Any]) -> Any:
         """Standardise weights ``[1, outputs, inputs]`` by the inputs that are kept."""

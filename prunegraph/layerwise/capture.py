@@ -1,6 +1,6 @@
 """Hooks that show what each convolution and linear layer of a network reads."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,13 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from prunegraph.core.masks import IntArray
-from prunegraph.core.splits import TrainSplit
-from prunegraph.core.task import Task
 from prunegraph.graph import OpNode, StructureGraph, copy_network, unwrap
 from prunegraph.graph.module_sizes import is_self_attention, slim_all_attentions
+from prunegraph.graph.trace.calls import CallMode
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +107,7 @@ def layer_inputs(
             handle.remove()
 
 
-class LinearCalls(TorchFunctionMode):
+class LinearCalls(CallMode):
     """Where a network gives the weight of a linear layer to a function, calls the layer.
 
     So do the attentions of Swin and BEiT; the hooks of their layers see nothing otherwise.
@@ -158,16 +156,10 @@ class LinearCalls(TorchFunctionMode):
     def _end(self, *_: Any) -> None:
         self._running.pop()
 
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+    def call(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Call the function, or the layer in its place."""
-        del types
-        kwargs = kwargs or {}
         if function is F.linear:
             inputs, weight, bias = _linear_arguments(*args, **kwargs)
             layer = self._layers.get(id(weight))
@@ -185,20 +177,6 @@ def _linear_arguments(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the arguments of ``linear`` in order."""
     return input, weight, bias
-
-
-def show_reads(
-    model: nn.Module,
-    graph: StructureGraph,
-    task: Task,
-    samples: TrainSplit,
-    batch_size: int,
-    visit: Callable[[Read], None],
-) -> None:
-    """Send samples through a network, without gradients, and show each read to ``visit``."""
-    with torch.no_grad(), layer_inputs(model, graph, visit):
-        for batch in samples.batches(batch_size):
-            task.forward(model, batch)
 
 
 def _called(graph: StructureGraph) -> Iterable[OpNode]:

@@ -7,14 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map_only
 
 from prunegraph.core.errors import one_line
 from prunegraph.graph import copy_network
 from prunegraph.graph.analyse import repeatable
 from prunegraph.graph.trace.calls import tensors_in
 from prunegraph.layerwise.recalibrate import has_batch_norm, measuring_batch_norm
-from prunegraph.tasks.classification import model_device
 
 MOST_VALUES = 2**24
 """Values of an output tensor that are compared: 64 MiB."""
@@ -95,29 +93,6 @@ class Guard:
         finally:
             handle.remove()
         return found
-
-
-class Replay:
-    """Runs a network on what the last forward of another was given.
-
-    Attributes:
-        num_forwards: how many there were.
-    """
-
-    def __init__(self) -> None:
-        self.num_forwards = 0
-        self._given: tuple[Any, Any] = (), {}
-
-    def note(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """Note a forward, as a hook before it."""
-        self.num_forwards += 1
-        self._given = args, kwargs
-
-    def __call__(self, network: nn.Module) -> None:
-        """Run a network, on its device."""
-        device = model_device(network)
-        args, kwargs = tree_map_only(Tensor, lambda item: item.to(device), self._given)
-        network(*args, **kwargs)
 
 
 def _rows(output: Tensor) -> Tensor:

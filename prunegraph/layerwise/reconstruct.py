@@ -20,7 +20,7 @@ from prunegraph.graph import StructureGraph
 from prunegraph.graph.module_sizes import is_self_attention
 from prunegraph.graph.trace.calls import WatchedCalls
 from prunegraph.layerwise.capture import Read, layer_inputs, readable_copy
-from prunegraph.layerwise.guard import REJECTED, Guard, Replay
+from prunegraph.layerwise.guard import REJECTED, Guard
 from prunegraph.layerwise.room import batch_size
 from prunegraph.layerwise.sampling import LAYERS, input_axis, outputs_first, sampled_inputs
 from prunegraph.layerwise.statistics import (
@@ -66,9 +66,8 @@ class Reconstruction:
         model: the dense network; never changed.
         graph: its structure.
         run: runs the network that it is given, a copy on ``device``, on training data.
-        held_out: the same, for a few other samples, on which outputs are compared. Default: the
-            last forward of ``run``, which is then left out of the fit; if it is the only one, the
-            fit and the comparison share it.
+        held_out: the same, for a few other samples, on which outputs are compared; default:
+            ``run`` itself, so that the fit and the comparison share their data.
         seed: fixes which outputs are sampled.
         device: where the network runs; None = where it is.
 
@@ -94,8 +93,9 @@ class Reconstruction:
         self._axes = {name: axis for name, axis in axes.items() if name not in tied}
         generator = torch.Generator().manual_seed(seed)
         calls: Counter[str] = Counter()
-        replay, found = Replay(), _Inputs(seed)
-        handle = dense.register_forward_pre_hook(replay.note, with_kwargs=True)
+        found: dict[str, list[InputSums | InputRows]] = {}
+        forwards: list[None] = []
+        handle = dense.register_forward_pre_hook(lambda *_: forwards.append(None))
 
         def visit(read: Read) -> None:
             name = str(read.op.param)
@@ -103,27 +103,26 @@ class Reconstruction:
             if name in self._axes:
                 groups = getattr(read.module, "groups", 1)
                 rows = sampled_inputs(read.module, read.activation, generator)
-                forward = replay.num_forwards if held_out is None else 0
-                found.add(name, rows.chunk(groups, dim=1), forward)
+                _add(found.setdefault(name, []), rows.chunk(groups, dim=1), seed)
 
         shown = layer_inputs(dense, graph, visit, attentions=True)
         with torch.no_grad(), shown, _normed(dense) as normed:
             run(dense)
         handle.remove()
-        sums = found.sums(last=replay.num_forwards < 2)
-        uses = Counter(str(op.param) for op in graph.ops)
-        for name in [name for name in sums if calls[name] < uses[name] * replay.num_forwards]:
-            del sums[name]  # what else reads it was not seen
+        uses = Counter(str(op.param) for op in graph.ops)  # what else reads it was not seen
+        sums = {
+            name: own for name, own in found.items() if calls[name] >= uses[name] * len(forwards)
+        }
         biased = {name for name in sums if _bias_name(name) in parameters.keys() - tied}
         self._centred = {name for name in sums if name in biased or name in normed}
         self._input_statistics: dict[str, list[ProductStatistics | RowStatistics]] = {
-            name: [own.statistics(name, centred=name in self._centred) for own in found]
-            for name, found in sums.items()
+            name: [part.statistics(name, centred=name in self._centred) for part in own]
+            for name, own in sums.items()
         }
         self._weights = {name: self._laid(name, parameters[name]) for name in sums}
         self._biases = {name: parameters[_bias_name(name)] for name in biased}
-        watched = held_out is not None or replay.num_forwards > 0
-        self._guard = Guard(dense, held_out or replay, seed) if watched else None
+        watched = held_out is not None or bool(forwards)
+        self._guard = Guard(dense, held_out or run, seed) if watched else None
 
     @classmethod
     def on_samples(
@@ -266,41 +265,13 @@ def _parted(samples: TrainSplit) -> tuple[TrainSplit, TrainSplit]:
     return samples.take(order[: count - few]), samples.take(order[count - few :] if few else order)
 
 
-class _Inputs:
-    """Sums over what layers read; those of the last forward can be left out.
-
-    Args:
-        seed: fixes which rows are kept, where rows are kept.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._sums: dict[str, list[InputSums | InputRows]] = {}
-        self._forward = 0
-        self._waiting: list[tuple[str, Sequence[Tensor]]] = []
-
-    def add(self, name: str, parts: Sequence[Tensor], forward: int) -> None:
-        """Add the rows of each group of a layer; of forward 0, which is none, at once."""
-        if forward != self._forward or not forward:
-            self._add_waiting()
-        self._forward = forward
-        self._waiting.append((name, parts))
-
-    def _add_waiting(self) -> None:
-        for name, parts in self._waiting:
-            few = parts[0].shape[1] <= MOST_INPUTS
-            if name not in self._sums:
-                new = [InputSums(own) if few else InputRows(self._seed) for own in parts]
-                self._sums[name] = new
-            for known, own in zip(self._sums[name], parts, strict=True):
-                known.add(own)
-        self._waiting = []
-
-    def sums(self, *, last: bool) -> dict[str, list[InputSums | InputRows]]:
-        """Return the sums by weight, those of the last forward included if asked for."""
-        if last or not self._forward:
-            self._add_waiting()
-        return self._sums
+def _add(sums: list[InputSums | InputRows], parts: Sequence[Tensor], seed: int) -> None:
+    """Add the rows of each group of a layer; the seed fixes which are kept, where rows are kept."""
+    if not sums:
+        few = parts[0].shape[1] <= MOST_INPUTS
+        sums += [InputSums(own) if few else InputRows(seed) for own in parts]
+    for known, own in zip(sums, parts, strict=True):
+        known.add(own)
 
 
 def _give(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:

@@ -65,15 +65,18 @@ def prunable_weights(model: nn.Module) -> dict[str, PrunableWeight]:
     """Return the weights that may be pruned, by parameter name, in the order of the modules.
 
     They are the weights of linear layers and convolutions, and of the ``Conv1D`` of transformers.
-    Biases, norms and embeddings stay, a linear layer that is tied to an embedding too. A weight
-    that several layers share comes once, under its first name. Weights that other layers hold,
-    such as ``in_proj_weight`` of ``nn.MultiheadAttention`` or those of an LSTM, stay.
+    Biases, norms and embeddings stay, a linear layer that is tied to an embedding or gives the
+    logits of a language model too, and depthwise convolutions, whose outputs read one channel. A
+    weight that several layers share comes once, under its first name. Weights that other layers
+    hold, such as ``in_proj_weight`` of ``nn.MultiheadAttention`` or those of an LSTM, stay.
 
     Raises:
         ModelError: there are none, or one is computed from other parameters.
     """
     modules = dict(model.named_modules())
     seen = {id(each.weight) for each in modules.values() if isinstance(each, EMBEDDINGS)}
+    head = getattr(model, "get_output_embeddings", lambda: None)()  # of transformers
+    seen.add(id(getattr(head, "weight", None)))
     found: dict[str, PrunableWeight] = {}
     for path, module in modules.items():
         if not (isinstance(module, (*OUTPUTS_FIRST, *TRANSPOSED)) or is_conv1d(module)):
@@ -86,10 +89,11 @@ def prunable_weights(model: nn.Module) -> dict[str, PrunableWeight]:
                 "the zeros: remove it first"
             )
             raise ModelError(msg)
-        if id(weight) not in seen and weight.numel():
+        groups = getattr(module, "groups", 1)
+        depthwise = groups > 1 and groups == getattr(module, "in_channels", 0)
+        if id(weight) not in seen and weight.numel() and not depthwise:
             seen.add(id(weight))
             inputs_first = isinstance(module, TRANSPOSED) or is_conv1d(module)
-            groups = getattr(module, "groups", 1)
             found[name] = PrunableWeight(path, tuple(weight.shape), inputs_first, groups)
     if not found:
         msg = f"{type(model).__name__} has no linear layer or convolution whose weights can go"

@@ -13,6 +13,12 @@ from prunegraph.methods.method import ChannelMethod, Problem, Result
 from prunegraph.methods.prior import NUM_PRIORS, PRIORS, rank_priors
 from prunegraph.methods.search_run import MOST_IDLE, SearchRun
 
+LOSS_WEIGHT = 0.25
+"""Accuracy that a nat of cross-entropy is worth."""
+
+CEM_FINALISTS = 16
+"""Candidates that are scored on all search images."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropySearch(ChannelMethod):
@@ -28,7 +34,7 @@ class CrossEntropySearch(ChannelMethod):
     the Cross-Entropy Method", section 3; the deviation is that from the old mean, as in CMA-ES,
     Hansen 2016, arXiv 1604.00772, section 3.1). The first member of each population is the mean
     itself.
-    Elites have the highest ``accuracy - loss_weight * loss``: accuracy is what is wanted, and the
+    Elites have the highest ``accuracy - LOSS_WEIGHT * loss``: accuracy is what is wanted, and the
     loss tells apart what few images cannot.
     A step whose masks were all run before doubles the deviation: the search goes on until its
     networks are used up.
@@ -42,9 +48,6 @@ class CrossEntropySearch(ChannelMethod):
         sigma: deviation at the start, in deviations of the prior over the free units.
         least_sigma: deviations do not fall below.
         smoothing: weight of the elites' mean and deviation against the old ones, in (0, 1].
-        subset_size: search images a step.
-        loss_weight: accuracy that a nat of cross-entropy is worth.
-        num_finalists: candidates that are scored on all search images.
     """
 
     population: int = 16
@@ -52,28 +55,21 @@ class CrossEntropySearch(ChannelMethod):
     sigma: float = 0.4
     least_sigma: float = 0.05
     smoothing: float = 0.7
-    subset_size: int = 1500
-    loss_weight: float = 0.25
-    num_finalists: int = 16
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_elites <= self.population:
             msg = f"num_elites={self.num_elites} must lie in [1, population={self.population}]"
             raise ConfigError(msg)
 
+    name: ClassVar[str] = "cem"
     searches: ClassVar[bool] = True
-
-    @property
-    def name(self) -> str:
-        """``"cem"``."""
-        return "cem"
 
     def prune(self, problem: Problem) -> Result:
         """Search, and choose the best finalist."""
         self.check(problem)
         run = SearchRun(problem)
         rng = np.random.default_rng(problem.seed)
-        subset = run.subset(self.subset_size, int(rng.integers(2**31)))
+        subset = run.subset(int(rng.integers(2**31)))
         enough = problem.max_networks > NUM_PRIORS + self.population
         tried = PRIORS if enough else PRIORS[: problem.max_networks // self.population]
         prior = rank_priors(
@@ -89,13 +85,13 @@ class CrossEntropySearch(ChannelMethod):
         mean, deviation = np.zeros(len(steps)), np.full(len(steps), self.sigma)
         latest: list[ChannelMask] = []
         found: dict[ChannelMask, float] = {}
-        num_finalists = max(run.reserved(self.num_finalists, subset), 1)  # the last mean
+        num_finalists = max(run.reserved(CEM_FINALISTS, subset), 1)  # the last mean
         idle = 0
         while run.remaining > num_finalists and idle < MOST_IDLE:
             before, size = run.networks, min(self.population, run.remaining - num_finalists)
             offsets = mean + deviation * rng.normal(size=(size, len(steps)))
             offsets[0] = mean
-            subset = run.subset(self.subset_size, int(rng.integers(2**31)))
+            subset = run.subset(int(rng.integers(2**31)))
             masks = [_shifted(problem, prior, steps, offset) for offset in offsets]
             outcomes = [problem.evaluator.evaluate(mask, subset) for mask in masks]
             order = np.argsort([self._divergence(outcome) for outcome in outcomes], kind="stable")
@@ -114,7 +110,7 @@ class CrossEntropySearch(ChannelMethod):
     def _divergence(self, outcome: Outcome) -> float:
         if outcome.steady is not None:
             return -outcome.steady
-        return self.loss_weight * outcome.loss - outcome.accuracy
+        return LOSS_WEIGHT * outcome.loss - outcome.accuracy
 
     def _refit(
         self, mean: Float64Array, deviation: Float64Array, elites: Float64Array

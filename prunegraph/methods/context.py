@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from prunegraph.core.budget import Budget
-from prunegraph.core.errors import ModelError
 from prunegraph.core.splits import SearchSplit
 from prunegraph.core.task import Task
 from prunegraph.evaluation.evaluator import QUICK_CALIBRATION, Evaluator
@@ -27,7 +26,7 @@ from prunegraph.layerwise.sequential import (
 )
 from prunegraph.methods.criteria.measured import LazyStatistics, measure_costly
 from prunegraph.methods.criteria.taylor import measure
-from prunegraph.methods.method import Problem
+from prunegraph.methods.method import OfNetwork, Problem
 from prunegraph.rewards.config import Metric
 from prunegraph.tasks.batches import num_samples
 
@@ -36,7 +35,7 @@ UNLABELLED_SAMPLES = 2048
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Context:
+class Context(OfNetwork):
     """One network, and how masks become networks and are judged.
 
     Attributes:
@@ -66,18 +65,6 @@ class Context:
     device: str | torch.device | None = None
     timed: nn.Module | None = None
     unlabelled_log: OutcomeLog | None = None
-
-    @property
-    def graph(self) -> StructureGraph:
-        """The structure graph.
-
-        Raises:
-            ModelError: there is none.
-        """
-        if self.structure is None:
-            msg = f"{self.task.name} has no structure graph: give one to choose channels"
-            raise ModelError(msg)
-        return self.structure
 
     @property
     def drawn(self) -> int:
@@ -228,6 +215,7 @@ class Context:
             statistics=own.statistics,
             make_evaluator=own.evaluator,
             make_unlabelled=lambda: own.unlabelled,
+            num_calibration=self.num_calibration,
             seed=own.drawn,
             max_networks=max_networks,
             subset_size=self.subset_size,
@@ -246,8 +234,6 @@ def make_problem(
     *,
     seed: int = 0,
     max_networks: int = 0,
-    folder: Path | None = None,
-    progress: Callable[[int, str], None] | None = None,
     **options: Any,
 ) -> Problem:
     """Return the problem of one network and one budget.
@@ -258,9 +244,7 @@ def make_problem(
         budget: what may remain.
         seed: fixes every random choice.
         max_networks: pruned networks that the method may run.
-        folder: where a long method keeps its checkpoints; None: it keeps none.
-        progress: called with the number of networks run and a word.
         options: of ``Context``: how masks become networks and are judged.
     """
     context = Context(task=task, structure=graph, seed=seed, **options)
-    return context.problem(budget, max_networks=max_networks, folder=folder, progress=progress)
+    return context.problem(budget, max_networks=max_networks)

@@ -67,12 +67,8 @@ class PriorControl(ChannelMethod):
     It is judged without labels on train data, so it searches nothing.
     """
 
+    name: ClassVar[str] = "prior"
     role: ClassVar[Role] = "control"
-
-    @property
-    def name(self) -> str:
-        """``"prior"``."""
-        return "prior"
 
     def prune(self, problem: Problem) -> Result:
         """Choose the mask of the best prior, which costs a network for each that is tried."""

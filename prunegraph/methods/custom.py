@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -36,9 +36,14 @@ class CustomMethod:
 
     name: str
     given: object = None
+    role: Role = field(init=False, default="baseline")
+    kind: Kind = field(init=False, default="channels")
+    searches: bool = field(init=False, default=True)
+    per_seed: bool = field(init=False, default=True)
 
     def __post_init__(self) -> None:
-        _ = self._own
+        for name in ("role", "kind", "searches", "per_seed"):
+            object.__setattr__(self, name, getattr(self._own, name, getattr(self, name)))
 
     @cached_property
     def _own(self) -> Any:
@@ -56,28 +61,6 @@ class CustomMethod:
                 msg = f"{self.name} says {attribute} = {value!r}: it is one of {', '.join(valid)}"
                 raise ConfigError(msg)
         return own
-
-    @property
-    def role(self) -> Role:
-        """What it says, or a baseline."""
-        role: Role = getattr(self._own, "role", "baseline")
-        return role
-
-    @property
-    def kind(self) -> Kind:
-        """What it says, or channels."""
-        kind: Kind = getattr(self._own, "kind", "channels")
-        return kind
-
-    @property
-    def searches(self) -> bool:
-        """What it says, or True."""
-        return bool(getattr(self._own, "searches", True))
-
-    @property
-    def per_seed(self) -> bool:
-        """What it says, or True."""
-        return bool(getattr(self._own, "per_seed", True))
 
     def check(self, problem: Problem) -> None:
         """Ask the method, if it can be asked.

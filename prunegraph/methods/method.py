@@ -11,6 +11,7 @@ from torch import nn
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError, ModelError
 from prunegraph.core.masks import ChannelMask, FloatArray
+from prunegraph.core.splits import TrainSplit
 from prunegraph.core.task import Task
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.evaluation.evaluator import Evaluator
@@ -19,6 +20,7 @@ from prunegraph.graph import StructureGraph
 from prunegraph.graph.costs.latency import LatencyTable
 from prunegraph.graph.costs.latency_budget import project_budget
 from prunegraph.graph.features import node_features
+from prunegraph.methods.criteria.taylor import STATISTIC_NAMES
 from prunegraph.methods.prior import Prior, measure_divergence, rank_priors
 
 Role = Literal["agent", "baseline", "control"]
@@ -28,8 +30,27 @@ Kind = Literal["channels", "weights"]
 """What a mask is of: prunable units, which are cut out, or single weights, which become zero."""
 
 
+class OfNetwork:
+    """What is of one network, of which the structure is known where channels are chosen."""
+
+    task: Task
+    structure: StructureGraph | None
+
+    @property
+    def graph(self) -> StructureGraph:
+        """The structure graph.
+
+        Raises:
+            ModelError: there is none.
+        """
+        if self.structure is None:
+            msg = f"{self.task.name} has no structure graph: give one to choose channels"
+            raise ModelError(msg)
+        return self.structure
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Problem:
+class Problem(OfNetwork):
     """One network to prune to one budget; made by ``make_problem``.
 
     Attributes:
@@ -39,6 +60,7 @@ class Problem:
         statistics: measured arrays ``[N]`` by name, each measured when it is first asked for.
         make_evaluator: returns an evaluator that has counted nothing yet, but what a log knows.
         make_unlabelled: returns what compares outputs with the dense network's, without labels.
+        num_calibration: train samples by which weights are chosen and changed.
         seed: fixes every random choice of the method.
         max_networks: pruned networks that the method may run.
         subset_size: search samples that a method scores its candidates on; None = its own number.
@@ -56,6 +78,7 @@ class Problem:
     statistics: Mapping[str, FloatArray]
     make_evaluator: Callable[[OutcomeLog | None], Evaluator]
     make_unlabelled: Callable[[], Evaluator]
+    num_calibration: int = 1024
     seed: int = 0
     max_networks: int = 0
     subset_size: int | None = None
@@ -65,17 +88,10 @@ class Problem:
     folder: Path | None = None
     progress: Callable[[int, str], None] | None = None
 
-    @property
-    def graph(self) -> StructureGraph:
-        """The structure graph.
-
-        Raises:
-            ModelError: there is none.
-        """
-        if self.structure is None:
-            msg = f"{self.task.name} has no structure graph, and channels are chosen by it"
-            raise ModelError(msg)
-        return self.structure
+    @cached_property
+    def calibration(self) -> TrainSplit:
+        """The samples by which weights are chosen and changed, drawn by the seed."""
+        return self.task.train.sample(self.num_calibration, self.seed)
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -123,7 +139,8 @@ class Problem:
         budget, first = budget or self.budget, {}
         if "start" in names:
             first["start"] = self.priors(budget)[0].scores if prior is None else prior
-        return node_features(self.graph, {**self.statistics, **first}, budget, names)
+        usual = {name: self.statistics[name] for name in STATISTIC_NAMES}
+        return node_features(self.graph, usual | first, budget, names)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

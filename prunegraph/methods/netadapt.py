@@ -35,19 +35,10 @@ class NetAdapt(ChannelMethod):
     steps of half at most (``MOST_SHARE``) of what the median group gives. The paper also fine-tunes
     every proposal for a few iterations and shrinks its steps; here, as for all methods, batch norm
     is recalibrated, and what networks are left decides the next step.
-
-    Args:
-        subset_size: search images that proposals are scored on.
     """
 
-    subset_size: int = 1500
-
+    name: ClassVar[str] = "netadapt"
     searches: ClassVar[bool] = True
-
-    @property
-    def name(self) -> str:
-        """``"netadapt"``."""
-        return "netadapt"
 
     def networks_needed(self, graph: StructureGraph) -> int:
         """Return the networks of one step, and one for the result."""
@@ -70,7 +61,7 @@ class NetAdapt(ChannelMethod):
         self.check(problem)
         run, graph = SearchRun(problem), problem.graph
         groups = _free(graph)
-        subset = run.subset(self.subset_size, problem.seed)
+        subset = run.subset(problem.seed)
         keep = np.ones(graph.num_units, dtype=bool)
         while graph.cost_ratio(keep, problem.budget) > 1.0:
             rounds = (run.remaining - 1) // max(len(groups), 1)

@@ -9,7 +9,7 @@ from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
 from prunegraph.graph.features import rank_in_group
 from prunegraph.methods.method import ChannelMethod, Problem, Result
-from prunegraph.methods.search_run import MOST_IDLE, SearchRun
+from prunegraph.methods.search_run import FINALISTS, MOST_IDLE, SearchRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,28 +23,20 @@ class RandomSearch(ChannelMethod):
 
     Args:
         least_share: in (0, 1].
-        subset_size: search images that candidates are scored on.
-        num_finalists: candidates that are scored on all search images.
     """
 
     least_share: float = 0.2
-    subset_size: int = 1500
-    num_finalists: int = 8
 
+    name: ClassVar[str] = "random_search"
     searches: ClassVar[bool] = True
-
-    @property
-    def name(self) -> str:
-        """``"random_search"``."""
-        return "random_search"
 
     def prune(self, problem: Problem) -> Result:
         """Search, and choose the best finalist."""
         self.check(problem)
         run = SearchRun(problem)
         rng = np.random.default_rng(problem.seed)
-        subset = run.subset(self.subset_size, problem.seed)
-        num_finalists = run.reserved(self.num_finalists, subset)
+        subset = run.subset(problem.seed)
+        num_finalists = run.reserved(FINALISTS, subset)
         found: dict[ChannelMask, Outcome] = {}
         idle = 0
         while run.remaining > num_finalists and idle < MOST_IDLE:

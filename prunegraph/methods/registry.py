@@ -17,9 +17,13 @@ from prunegraph.methods.controls import PriorControl, WidthsControl
 from prunegraph.methods.criteria.registry import CRITERIA
 from prunegraph.methods.custom import CustomMethod
 from prunegraph.methods.heuristic import Heuristic
-from prunegraph.methods.magnitude import Magnitude
 from prunegraph.methods.method import Method
 from prunegraph.methods.netadapt import NetAdapt
+from prunegraph.methods.obs.apt import APT
+from prunegraph.methods.obs.magnitude import Magnitude
+from prunegraph.methods.obs.sparsegpt import SparseGPT
+from prunegraph.methods.obs.thanos import Thanos
+from prunegraph.methods.obs.wanda import Wanda
 from prunegraph.methods.random_search import RandomSearch
 from prunegraph.methods.torch_pruning import TP_CRITERIA, TP_SCOPES, TorchPruning
 
@@ -50,7 +54,12 @@ TORCH_PRUNING: Mapping[str, Factory] = {
 }
 """Torch-Pruning's own methods: asked for by name, since they need that package."""
 
-OTHERS: dict[str, Factory] = {"prior": PriorControl, "magnitude": Magnitude}
+WEIGHT_METHODS: dict[str, Factory] = {
+    method.name: method for method in (Magnitude, Wanda, SparseGPT, Thanos, APT)
+}
+"""Methods of single weights; their options are their fields."""
+
+OTHERS: dict[str, Factory] = {"prior": PriorControl, **WEIGHT_METHODS}
 """What no list of baselines holds: controls, methods of single weights, the agent."""
 
 CONTROL_CRITERIA = ("l1", "random")

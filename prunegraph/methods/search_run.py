@@ -10,6 +10,13 @@ MOST_IDLE = 50
 """Steps in a row without a new mask after which a search ends: there are hardly any more."""
 
 
+SUBSET = 1500
+"""Search images that candidates are scored on."""
+
+FINALISTS = 8
+"""Candidates that are scored on all search images."""
+
+
 class SearchRun:
     """Counts the networks of a search.
 
@@ -31,12 +38,12 @@ class SearchRun:
         """Networks that may still be run."""
         return self.problem.max_networks - self.networks
 
-    def subset(self, size: int, seed: int) -> Tensor | None:
+    def subset(self, seed: int) -> Tensor | None:
         """Return positions of random search images; None, all, if a search scores as rows do.
 
-        They are as many as the problem says, else ``size``.
+        They are as many as the problem says, else ``SUBSET``.
         """
-        evaluator, size = self.problem.evaluator, self.problem.subset_size or size
+        evaluator, size = self.problem.evaluator, self.problem.subset_size or SUBSET
         return evaluator.narrow(evaluator.draw_subset(size, seed))
 
     def reserved(self, wanted: int, subset: Tensor | None) -> int:

@@ -1,6 +1,7 @@
 """Language models in folders of transformers (``from_pretrained``): safetensors only."""
 
 import copy
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.core.errors import ArtefactError, ConfigError, ModelError, one_line
-from prunegraph.core.reading import parse_json, read_json, read_text
+from prunegraph.core.reading import read_json, read_text
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 
@@ -83,10 +84,13 @@ def _check_folder(folder: Path) -> None:
         raise ModelError(msg)
     try:
         path = folder / CONFIG
-        config = parse_json(read_text(path), path, finite=False)  # some hold Infinity
+        config = json.loads(read_text(path))  # some hold Infinity
         index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
     except ArtefactError as error:
         raise ModelError(str(error)) from error
+    except (ValueError, RecursionError) as error:
+        msg = f"{folder / CONFIG} is damaged: it is no JSON ({one_line(error, 100)}); copy it again"
+        raise ModelError(msg) from error
     _check_config(folder, config)
     if (folder / WEIGHTS).is_file():
         return

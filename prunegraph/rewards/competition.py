@@ -7,7 +7,6 @@ with one that was measured on other images.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from prunegraph.core.errors import ConfigError
 from prunegraph.rewards.config import RewardConfig
@@ -41,8 +40,7 @@ class SelfCompetition:
 
     def multiplier(self, pair: str) -> LagrangianMultiplier:
         """Return the multiplier of a (network, budget) pair."""
-        start = LagrangianMultiplier(value=self.config.multiplier_start)
-        return self.multipliers.get(pair, start)
+        return self.multipliers.get(pair, LagrangianMultiplier(value=0.0))
 
     def begin_block(self, block: int) -> None:
         """Record the last block's episodes and forget what was measured on its images.
@@ -108,27 +106,3 @@ class SelfCompetition:
         ]
         self.pending.extend(episodes)
         return rewards
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
-        return {
-            "block": self.block,
-            "ledgers": {pair: ledger.to_dict() for pair, ledger in self.ledgers.items()},
-            "multipliers": {pair: item.to_dict() for pair, item in self.multipliers.items()},
-            "measured": sorted(self.measured),
-            "pending": [episode.to_dict() for episode in self.pending],
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what ``state_dict`` returned."""
-        self.block = state["block"]
-        self.ledgers = {
-            pair: SelfCompetitionLedger.from_dict(values)
-            for pair, values in state["ledgers"].items()
-        }
-        self.multipliers = {
-            pair: LagrangianMultiplier.from_dict(values)
-            for pair, values in state["multipliers"].items()
-        }
-        self.measured = set(state["measured"])
-        self.pending = [Episode.from_dict(values) for values in state["pending"]]

@@ -5,9 +5,12 @@ from typing import Literal, get_args
 
 from prunegraph.core.errors import ConfigError
 
-SelfCompetitionForm = Literal["best", "ema", "accuracy", "lagrangian"]
+SelfCompetitionForm = Literal["best", "ema", "accuracy"]
 Metric = Literal["accuracy", "soft_accuracy", "kl"]
 Constraint = Literal["bias", "lagrangian"]
+
+GAIN = 10.0
+"""Of the reward for a difference of the metric."""
 
 REWARD_BOUND = 10.0
 """Rewards lie between minus this and this."""
@@ -19,20 +22,16 @@ class RewardConfig:
 
     Attributes:
         self_competition: what the network competes with: the best mask so far (``"best"``),
-            running averages (``"ema"``); or no competition: the metric itself (``"accuracy"``) or
-            the metric minus the multiplier's term (``"lagrangian"``).
+            running averages (``"ema"``), or no competition: the metric itself (``"accuracy"``).
         metric: what is compared: ``"accuracy"``; ``"soft_accuracy"`` (the mean probability of the
             right class: few images tell more by it); or ``"kl"`` (minus the divergence from the
             dense network).
         constraint: ``"lagrangian"`` takes ``multiplier * overshoot`` off every reward; ``"bias"``
             leaves the budget to the policy's threshold and the repair.
-        gain: rewards of a metric difference are ``clip(gain * difference)``.
-        floor: least reward of ``"best"`` for a feasible mask that loses. At -1 masks that lose by
-            more than ``1 / gain`` are all alike; a search tells them apart with a lower floor.
+        floor: least reward of ``"best"`` for a mask that loses. At -1 masks that lose by
+            more than ``1 / GAIN`` are all alike; a search tells them apart with a lower floor.
         ema_decay: weight of the past in the running averages, an episode.
-        epsilon: violations up to this count as none (``"ema"``).
-        multiplier_start: first value of the Lagrangian multiplier.
-        multiplier_step: its step size on the mean overshoot.
+        multiplier_step: step size of the Lagrangian multiplier on the mean overshoot.
         multiplier_limit: its largest value.
         multiplier_period: updates of the policy between two of its steps (the slower clock).
         overshoot_tolerance: mean overshoot at which it neither grows nor shrinks.
@@ -41,11 +40,8 @@ class RewardConfig:
     self_competition: SelfCompetitionForm = "best"
     metric: Metric = "accuracy"
     constraint: Constraint = "bias"
-    gain: float = 10.0
     floor: float = -1.0
     ema_decay: float = 0.9
-    epsilon: float = 1e-3
-    multiplier_start: float = 0.0
     multiplier_step: float = 0.05
     multiplier_limit: float = 10.0
     multiplier_period: int = 2
@@ -55,20 +51,12 @@ class RewardConfig:
         check_choice("self_competition", self.self_competition, get_args(SelfCompetitionForm))
         check_choice("metric", self.metric, get_args(Metric))
         check_choice("constraint", self.constraint, get_args(Constraint))
-        check_range("gain", self.gain, 0.0, 1e6)
         check_range("floor", self.floor, -REWARD_BOUND, 0.0)
         check_range("ema_decay", self.ema_decay, 0.0, 1.0)
-        check_range("epsilon", self.epsilon, 0.0, 1.0)
         check_range("multiplier_limit", self.multiplier_limit, 0.0, 1e6)
-        check_range("multiplier_start", self.multiplier_start, 0.0, self.multiplier_limit)
         check_range("multiplier_step", self.multiplier_step, 0.0, 1e6)
         check_range("multiplier_period", self.multiplier_period, 1, 10**6)
         check_range("overshoot_tolerance", self.overshoot_tolerance, 0.0, 1.0)
-
-    @property
-    def uses_multiplier(self) -> bool:
-        """Whether overshoot is taken off the reward."""
-        return self.constraint == "lagrangian" or self.self_competition == "lagrangian"
 
 
 def check_choice(name: str, value: str, valid: tuple[str, ...]) -> None:

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Self
 
 from prunegraph.core.errors import ConfigError
 from prunegraph.rewards.config import Metric
@@ -24,9 +23,8 @@ class Episode:
         kl: mean KL divergence from the dense network in nats, or None if not measured.
         soft_accuracy: mean probability of the right class, or None if not measured.
         raw_cost_ratio: cost of the raw bits over the budget (the tightest, of several).
-        cost_ratio: cost of the evaluated mask over the budget.
+        cost_ratio: cost of the evaluated mask, which meets the budget, over it.
         bits: the evaluated mask, as ``pack_bits`` writes it.
-        digest: its ``ChannelMask.digest()``.
     """
 
     pair: str
@@ -36,22 +34,11 @@ class Episode:
     raw_cost_ratio: float
     cost_ratio: float
     bits: str
-    digest: str
 
     @property
     def overshoot(self) -> float:
         """Share of the budget by which the raw bits exceed it, beyond chance (``V_raw``)."""
         return max(0.0, self.raw_cost_ratio - COST_TOLERANCE)
-
-    @property
-    def violation(self) -> float:
-        """The same of the evaluated mask (``V``), zero if it was repaired."""
-        return max(0.0, self.cost_ratio - COST_TOLERANCE)
-
-    @property
-    def feasible(self) -> bool:
-        """Whether the evaluated mask violates nothing, by the tolerance of ``violation``."""
-        return self.violation == 0.0
 
     def metric(self, name: Metric) -> float:
         """Return the figure that is compared, higher = better, in [-10, 1].
@@ -72,12 +59,3 @@ class Episode:
         if name == "soft_accuracy":
             return value
         return max(METRIC_FLOOR, -value) if math.isfinite(value) else METRIC_FLOOR
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
-        return dict(vars(self))
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Return the episode that ``to_dict`` wrote."""
-        return cls(**values)

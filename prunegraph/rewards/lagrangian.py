@@ -1,7 +1,7 @@
 """The Lagrangian multiplier of the budget: dual ascent on the mean raw overshoot."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 from prunegraph.rewards.config import RewardConfig
 
@@ -32,12 +32,3 @@ class LagrangianMultiplier:
         excess = sum(waiting) / len(waiting) - config.overshoot_tolerance
         value = min(max(self.value + config.multiplier_step * excess, 0.0), config.multiplier_limit)
         return replace(self, value=value, waiting=(), num_steps=self.num_steps + 1)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return JSON values."""
-        return {**vars(self), "waiting": list(self.waiting)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Return the multiplier that ``to_dict`` wrote."""
-        return cls(**{**values, "waiting": tuple(values["waiting"])})

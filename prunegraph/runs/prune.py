@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from prunegraph.agent.method import AgentSearch
-from prunegraph.agent.search import CHECKPOINT
 from prunegraph.core.budget import Budget
-from prunegraph.core.errors import ArtefactError, ModelError
+from prunegraph.core.errors import ModelError
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.memory import return_freed_memory
 from prunegraph.core.task import Task
@@ -23,6 +22,7 @@ from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import AttentionUnit, StructureGraph, analyse, unwrap
 from prunegraph.graph.apply import unequal
 from prunegraph.graph.costs.latency_budget import TOLERANCE
+from prunegraph.layerwise.recalibrate import recalibrate_bn
 from prunegraph.layerwise.reconstruct import Reconstruction, held_out_samples
 from prunegraph.layerwise.room import most_samples
 from prunegraph.layerwise.sequential import LayerwiseReconstruction
@@ -34,10 +34,10 @@ from prunegraph.rewards.config import Metric
 from prunegraph.runs.predicted_latency import layer_times
 from prunegraph.runs.report.speed import latencies
 from prunegraph.tasks.batches import num_samples
-from prunegraph.tasks.classification import model_device
+from prunegraph.tasks.classification import BATCH_SIZE, model_device
 
 OUTCOMES, PRIORS, LATENCY = "outcomes.json", "priors.json", "latency.json"
-"""Files of a checkpoint, beside the agent's own."""
+"""Files of a checkpoint."""
 
 FITTING = 2**29
 """Bytes of activations of the batch that the final network is fitted on."""
@@ -99,8 +99,10 @@ def prune(
     """
     chosen = as_method(make_method(method) if isinstance(method, str) else method)
     _check_precision(task)
+    checkpoint = None if checkpoint is None else Path(checkpoint)
     if chosen.kind == "weights":
-        return _prune_weights(task, chosen, budget, networks, seed)
+        context = Context(task=task, structure=None, seed=seed, reconstruct=False)
+        return _prune_weights(chosen, context.problem(budget, folder=checkpoint, progress=progress))
     budget.check_channels()
     graph = analyse(task.model, task.example_inputs, attention=attention)
     context = Context(
@@ -114,11 +116,10 @@ def prune(
     )
     untimed = context.problem(budget.without_latency(), max_networks=networks)
     chosen.check(replace(untimed, budget=budget))
-    checkpoint = None if checkpoint is None else Path(checkpoint)
     logs: list[OutcomeLog] = []
     if checkpoint is not None:
         identity = _identity(task, chosen, budget, seed, attention, reconstruct)
-        logs = [_log(checkpoint, identity), OutcomeLog(checkpoint / PRIORS, identity)]
+        logs = [OutcomeLog(checkpoint / name, identity) for name in (OUTCOMES, PRIORS)]
         context = replace(context, unlabelled_log=logs[1])
     if budget.max_latency is not None and chosen.searches:
         context = replace(context, structure=_predicting(task, graph, budget, checkpoint))
@@ -154,16 +155,15 @@ def _subset(method: Method) -> int | None:
     return method.options.subset if isinstance(method, AgentSearch) else None
 
 
-def _prune_weights(
-    task: Task, method: Method, budget: Budget, networks: int, seed: int
-) -> PruneResult:
+def _prune_weights(method: Method, problem: Problem) -> PruneResult:
     """Return the network with zeros where a method of single weights keeps nothing."""
-    context = Context(task=task, structure=None, seed=seed, reconstruct=False)
-    problem = context.problem(budget, max_networks=networks)
+    task, budget = problem.task, problem.budget
     method.check(problem)
     result = method.prune(problem)
     assert isinstance(result.mask, WeightMask)
     small = result.mask.apply(unwrap(task.model)) if result.model is None else result.model
+    batches = list(task.batches(problem.calibration, BATCH_SIZE))
+    recalibrate_bn(small, batches[:-1] or batches, forward=task.forward, autocast=task.autocast)
     report = {
         **_scores(task, small.eval()),
         "budget": budget.as_dict(),
@@ -284,21 +284,6 @@ def _identity(
         "train": task.train.fingerprint(),
         "search": None if task.search is None else task.search.fingerprint(),
     }
-
-
-def _log(checkpoint: Path, identity: Mapping[str, Any]) -> OutcomeLog:
-    """Return what an earlier start has measured, beside the agent's checkpoint.
-
-    Raises:
-        ArtefactError: it is damaged, of another search, or lost.
-    """
-    path = checkpoint / OUTCOMES
-    if (checkpoint / CHECKPOINT).is_file() and not path.is_file():
-        msg = f"{checkpoint} has lost {path.name}, which names its search: give another folder"
-        raise ArtefactError(msg)
-    log = OutcomeLog(path, identity)
-    log.write()  # before the agent's, which does not name the search
-    return log
 
 
 def _predicting(

@@ -1,6 +1,5 @@
 """Helpers for the tests of users who prune networks of their own."""
 
-from prunegraph.testing.memory import assert_memory_equals_measured, measure_peak_memory
 from prunegraph.testing.method_conformance import MethodConformance
 from prunegraph.testing.oracle import (
     NothingComparedError,
@@ -17,9 +16,7 @@ __all__ = [
     "StructureFindings",
     "WeightMethodConformance",
     "assert_masked_equals_pruned",
-    "assert_memory_equals_measured",
     "check_structure",
     "count_cost",
     "largest_difference",
-    "measure_peak_memory",
 ]

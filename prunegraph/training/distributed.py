@@ -4,7 +4,7 @@ Each process takes its part of every batch; gradients, losses and the statistics
 those of the whole batch, so the result is that of one process up to the order of sums.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from prunegraph.core.errors import DataError
 from prunegraph.core.splits import Batch
+from prunegraph.graph.trace.calls import CallMode
 from prunegraph.tasks.batches import num_samples
 
 Value = TypeVar("Value")
@@ -87,24 +87,20 @@ def current_ranks() -> Ranks | None:
     return Ranks(rank=distributed.get_rank(), size=distributed.get_world_size())
 
 
-class SharedBatchNorm(TorchFunctionMode):
+class SharedBatchNorm(CallMode):
     """While it is active, batch norm in training takes its statistics from all ranks' images.
 
     torch's ``SyncBatchNorm`` is another module, and for GPUs only. This stands in for the function
     that every batch norm calls, so it needs to know no module.
     """
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def call(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Call the function, or batch norm over all ranks in its place."""
-        if func is F.batch_norm and (kwargs or {}).get("training"):
-            return _shared_batch_norm(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        if function is F.batch_norm and kwargs.get("training"):
+            return _shared_batch_norm(*args, **kwargs)
+        return function(*args, **kwargs)
 
 
 def _shared_batch_norm(
@@ -118,56 +114,48 @@ def _shared_batch_norm(
     momentum: float,
     eps: float,
 ) -> Tensor:
+    """Return batch norm over the images of all ranks (Ioffe and Szegedy 2015, algorithm 1)."""
     assert training
-    output, mean, var, count = _BatchNorm.apply(x, weight, bias, eps)
+    axes, shape = [axis for axis in range(x.dim()) if axis != 1], [1, -1] + [1] * (x.dim() - 2)
+    values = x.float()
+    sums = values.sum(axes)  # [C]
+    count = sums.new_full((1,), values.numel() // len(sums))
+    total, count = _summed(torch.cat([sums, count])).split([len(sums), 1])
+    mean = total / count
+    centred = values - mean.view(shape)
+    var = _summed(centred.square().sum(axes)) / count  # biased
     with torch.no_grad():
         if running_mean is not None:
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
         if running_var is not None:
             unbiased = var * (count / (count - 1))
             running_var.lerp_(unbiased.to(running_var.dtype), momentum)
-    result: Tensor = output
+    output = centred * torch.rsqrt(var + eps).view(shape)
+    if weight is not None:
+        output = output * weight.view(shape)
+    if bias is not None:
+        output = output + bias.view(shape)
+    result: Tensor = output.to(x.dtype)
     return result
 
 
-class _BatchNorm(torch.autograd.Function):
-    """Batch norm over the images of all ranks (Ioffe and Szegedy 2015, algorithm 1)."""
+class _Sum(torch.autograd.Function):
+    """The sum over all ranks; so is its gradient."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the output, and mean ``[C]``, biased variance ``[C]``, number of values ``[]``."""
-        var, mean = torch.var_mean(x.float(), _axes(x), correction=0)
-        own = torch.cat([mean, var, mean.new_full((1,), x.numel() // len(mean))])  # [2 C + 1]
-        gathered = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(gathered, own)
-        means, variances, counts = torch.stack(gathered).split([len(mean), len(mean), 1], dim=1)
-        count = counts.sum()
-        mean = (counts * means).sum(dim=0) / count
-        var = (counts * (variances + (means - mean) ** 2)).sum(dim=0) / count
-        ctx.save_for_backward(x, weight, mean, torch.rsqrt(var + eps), count)
-        ctx.mark_non_differentiable(mean, var, count)
-        return F.batch_norm(x, mean, var, weight, bias, eps=eps), mean, var, count
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of input, weight and bias; the last two of this rank's images."""
-        x, weight, mean, scale, count = ctx.saved_tensors
-        gradient, axes, shape = gradients[0].float(), _axes(x), [1, -1] + [1] * (x.dim() - 2)
-        normalised = (x.float() - mean.view(shape)) * scale.view(shape)
-        own = torch.cat([gradient.sum(axes), (gradient * normalised).sum(axes)])  # [2 C]
-        total = own.clone()
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        """Return the sum."""
+        del ctx
+        total = values.clone()
         distributed.all_reduce(total)
-        shift, slope = (total / count).view(2, *shape)
-        factor = scale if weight is None else scale * weight
-        inner = (gradient - shift - slope * normalised) * factor.view(shape)
-        of_bias, of_weight = own.view(2, -1)
-        if weight is None:
-            return inner.to(x.dtype), None, None, None
-        return inner.to(x.dtype), of_weight.to(weight.dtype), of_bias.to(weight.dtype), None
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        """Return the sum of the gradients."""
+        return _Sum.forward(ctx, gradients[0])
 
 
-def _axes(x: Tensor) -> list[int]:
-    """Return all axes but that of the channels."""
-    return [axis for axis in range(x.dim()) if axis != 1]
+def _summed(values: Tensor) -> Tensor:
+    total: Tensor = _Sum.apply(values)
+    return total

@@ -16,7 +16,6 @@ RECIPE = FinetuneConfig(
     batch_size=16,
     optimizer="adamw",
     peak_lr=4e-3,
-    weight_decay=0.01,
     warmup_epochs=0.2,
     autocast=False,
 )

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+
+from prunegraph.graph.trace.calls import CallMode
 
 CONVOLUTIONS: tuple[Callable[..., Any], ...] = (F.conv1d, F.conv2d, F.conv3d)
 
@@ -38,7 +39,7 @@ class Convolution(NamedTuple):
         return self._replace(input=self.input.float(), weight=self.weight.float(), bias=bias)
 
 
-class QuickDepthwise(TorchFunctionMode):
+class QuickDepthwise(CallMode):
     """Trains strided and large depthwise convolutions in float32 under an autocast on a CPU.
 
     oneDNN has no fast kernels for their gradients in bfloat16: those of the inputs of strided ones
@@ -47,16 +48,10 @@ class QuickDepthwise(TorchFunctionMode):
     (docs/lab/trials.md). What they return is of the autocast's type.
     """
 
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+    def call(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Call the function."""
-        del types
-        kwargs = kwargs or {}
         if function in CONVOLUTIONS and torch.is_grad_enabled():
             given = Convolution(*args, **kwargs)
             on_cpu = given.input.device.type == "cpu"

@@ -40,6 +40,9 @@ LONG_TRAINING = 100
 SHORT_PEAK_LR = 0.02
 LONG_PEAK_LR = 0.1
 
+DISTILL_TEMPERATURE = 4.0
+"""Divides both logits where a teacher's are learned (Hinton et al. 2015, section 2)."""
+
 NUM_RECALIBRATION = 2048
 """Train images that recalibrate batch norm after slimmable training."""
 
@@ -64,11 +67,8 @@ class FinetuneConfig:
         warmup_epochs: epochs over which the learning rate rises to its peak.
         optimizer: ``"sgd"``, or ``"adamw"`` (arXiv 1711.05101), without which language models learn
             little.
-        momentum: Nesterov momentum; of AdamW its first average's.
-        weight_decay: weight decay of all parameters.
         autocast: run in bfloat16 where that is safe and the device computes it.
         distill_weight: share of the loss in [0, 1] that is the distance to a teacher's outputs.
-        distill_temperature: divides both logits for it (Hinton et al. 2015, section 2).
     """
 
     epochs: int
@@ -76,32 +76,24 @@ class FinetuneConfig:
     peak_lr: float | None = None
     warmup_epochs: float = 0.0
     optimizer: Optimizer = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
     autocast: bool = True
     distill_weight: float = 0.0
-    distill_temperature: float = 4.0
 
     def __post_init__(self) -> None:
-        lowest = {"epochs": 0, "batch_size": 2, "warmup_epochs": 0, "weight_decay": 0}
+        lowest = {"epochs": 0, "batch_size": 2, "warmup_epochs": 0}
         for name, least in lowest.items():
             if not getattr(self, name) >= least:
                 msg = f"{name}={getattr(self, name)} must be at least {least}"
                 raise ConfigError(msg)
-        if not (0.0 < self.momentum < 1.0 and 0.0 <= self.distill_weight <= 1.0):
-            msg = (
-                f"momentum={self.momentum} must lie in (0, 1), "
-                f"distill_weight={self.distill_weight} in [0, 1]"
-            )
+        if not 0.0 <= self.distill_weight <= 1.0:
+            msg = f"distill_weight={self.distill_weight} must lie in [0, 1]"
+            raise ConfigError(msg)
+        if not self.learning_rate > 0.0:
+            msg = f"peak_lr={self.learning_rate} must be positive"
             raise ConfigError(msg)
         if self.optimizer not in get_args(Optimizer):
             msg = f"optimizer={self.optimizer!r} must be one of {', '.join(get_args(Optimizer))}"
             raise ConfigError(msg)
-        positive = {"peak_lr": self.learning_rate, "distill_temperature": self.distill_temperature}
-        for name, value in positive.items():
-            if not value > 0.0:
-                msg = f"{name}={value} must be positive"
-                raise ConfigError(msg)
 
     @property
     def learning_rate(self) -> float:
@@ -242,8 +234,7 @@ class _Training:
         if not trainable:
             msg = "no weight of the network requires a gradient: unfreeze those to be trained"
             raise ModelError(msg)
-        rates = config.learning_rate, config.momentum, config.weight_decay
-        self.optimizer = make_optimizer(config.optimizer, trainable.values(), *rates)
+        self.optimizer = make_optimizer(config.optimizer, trainable.values(), config.learning_rate)
         size = 1 if isinstance(train.source, ReadyBatches) else config.batch_size
         full, rest = divmod(len(train), size)
         self.steps_per_epoch = full + (rest > 1)  # batch norm cannot train on one image
@@ -409,8 +400,8 @@ class _Training:
             loss, outputs = loss_and_outputs(self.task.loss, network, batch)
             with evaluation_mode(self.teacher):
                 wanted = self.task.forward(self.teacher, batch)
-        weight, temperature = self.config.distill_weight, self.config.distill_temperature
-        distance = self.task.divergence(outputs, wanted, temperature)
+        weight = self.config.distill_weight
+        distance = self.task.divergence(outputs, wanted, DISTILL_TEMPERATURE)
         return (1.0 - weight) * loss + weight * distance
 
     def _generator(self, epoch: int, purpose: str) -> torch.Generator:

@@ -8,16 +8,15 @@ from torch import nn
 
 Optimizer = Literal["sgd", "adamw"]
 
-ADAMW_BETA2 = 0.99
-"""For some hundred steps: the usual 0.999 averages over a thousand."""
+MOMENTUM, ADAMW_BETA2 = 0.9, 0.99
+"""Of both optimizers; of AdamW. For some hundred steps: the usual 0.999 averages over a thousand."""
+
+SGD_DECAY, ADAMW_DECAY = 5e-4, 0.01
+"""Weight decay of all parameters."""
 
 
 def make_optimizer(
-    kind: Optimizer,
-    parameters: Iterable[nn.Parameter],
-    lr: float,
-    momentum: float,
-    weight_decay: float,
+    kind: Optimizer, parameters: Iterable[nn.Parameter], lr: float
 ) -> torch.optim.Optimizer:
     """Return a new optimizer.
 
@@ -26,12 +25,10 @@ def make_optimizer(
             1711.05101).
         parameters: what it trains.
         lr: learning rate.
-        momentum: of SGD; of AdamW the decay of its first average.
-        weight_decay: of all parameters.
     """
     if kind == "adamw":
-        betas = (momentum, ADAMW_BETA2)
-        return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
+        betas = (MOMENTUM, ADAMW_BETA2)
+        return torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=ADAMW_DECAY)
     return torch.optim.SGD(
-        parameters, lr=lr, momentum=momentum, nesterov=True, weight_decay=weight_decay
+        parameters, lr=lr, momentum=MOMENTUM, nesterov=True, weight_decay=SGD_DECAY
     )

@@ -1,20 +1,25 @@
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
-from prunegraph.agent.adapt import STRENGTHS, Case, adapt
+from prunegraph.agent.adapt import STRENGTHS, Adapted
+from prunegraph.agent.adapt import adapt as adapt_policy
 from prunegraph.agent.distill import with_strength
 from prunegraph.agent.network import NetworkConfig, PruningNetwork
 from prunegraph.agent.policies import TrainedPolicy
-from prunegraph.agent.subject import first_context
+from prunegraph.agent.subject import Subject, first_context
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import BudgetError
 from prunegraph.core.masks import ChannelMask, FloatArray
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.features import FEATURE_NAMES
 from prunegraph.graph.pyg import to_pyg
+from prunegraph.methods.method import Problem
+from prunegraph.methods.prior import Prior
 from prunegraph.models import build_model
 
 BUDGET = Budget(keep_macs=0.5)
@@ -44,6 +49,32 @@ def scores(policy: TrainedPolicy, graph: StructureGraph, features: FloatArray) -
     return policy.logits(to_pyg(graph), features, first_context(BUDGET))
 
 
+def case(
+    graph: StructureGraph,
+    features: Mapping[str, FloatArray],
+    divergence: Callable[[ChannelMask], float],
+    project: Callable[[FloatArray], ChannelMask] | None = None,
+) -> Subject:
+    """Return a network with known features from each prior, and a known divergence of masks."""
+    rows = {name: own[:, FEATURE_NAMES.index("start")] for name, own in features.items()}
+
+    def features_from(_: Any, __: Budget, prior: FloatArray) -> FloatArray:
+        return next(features[name] for name, own in rows.items() if own is prior)
+
+    problem = SimpleNamespace(
+        graph=graph,
+        features=features_from,
+        project=lambda values, budget: (project or (lambda v: graph.project(v, budget)))(values),
+        priors=lambda _: [Prior(name=n, scores=own, divergence=0.0) for n, own in rows.items()],
+        unlabelled=SimpleNamespace(evaluate=lambda mask, _: SimpleNamespace(kl=divergence(mask))),
+    )
+    return Subject(cast(Problem, problem))
+
+
+def adapt(policy: TrainedPolicy, *subjects: Subject) -> Adapted:
+    return adapt_policy(policy, subjects, [BUDGET])
+
+
 def test_half_of_a_policy_lies_between_its_prior_and_all_of_it(
     policy: TrainedPolicy, graph: StructureGraph, features: FloatArray
 ) -> None:
@@ -66,14 +97,8 @@ def test_the_strength_whose_mask_is_best_is_taken(
     def divergence(mask: ChannelMask) -> float:
         return float((mask.keep != wanted.keep).sum())
 
-    case = Case(
-        graph=graph,
-        budget=BUDGET,
-        features={"taylor/per_mac": features},
-        project=lambda values: graph.project(values, BUDGET),
-        divergence=divergence,
-    )
-    adapted = adapt(policy, [case])
+    subject = case(graph, {"taylor/per_mac": features}, divergence)
+    adapted = adapt(policy, subject)
     assert adapted.strength == best
     assert adapted.divergence[best] == 0.0
     assert adapted.masks[0] == wanted
@@ -83,14 +108,8 @@ def test_the_strength_whose_mask_is_best_is_taken(
 def test_where_all_are_alike_the_policy_adds_nothing(
     policy: TrainedPolicy, graph: StructureGraph, features: FloatArray
 ) -> None:
-    case = Case(
-        graph=graph,
-        budget=BUDGET,
-        features={"taylor/per_mac": features},
-        project=lambda values: graph.project(values, BUDGET),
-        divergence=lambda mask: 1.0,
-    )
-    assert adapt(policy, [case, case]).strength == 0.0
+    subject = case(graph, {"taylor/per_mac": features}, lambda mask: 1.0)
+    assert adapt(policy, subject, subject).strength == 0.0
 
 
 def test_a_strength_that_misses_the_budget_is_left_out(
@@ -108,30 +127,20 @@ def test_a_strength_that_misses_the_budget_is_left_out(
         msg = "too slow"
         raise BudgetError(msg)
 
-    case = Case(
-        graph=graph,
-        budget=BUDGET,
-        features={"taylor/per_mac": features},
-        project=project,
-        divergence=lambda _: 0.0,
-    )
-    assert adapt(policy, [case]).strength == 1.0
+    subject = case(graph, {"taylor/per_mac": features}, lambda _: 0.0, project)
+    assert adapt(policy, subject).strength == 1.0
     with pytest.raises(BudgetError, match="too slow"):
-        adapt(policy, [replace(case, project=never)])
+        adapt(policy, case(graph, {"taylor/per_mac": features}, lambda _: 0.0, never))
 
 
 def test_what_is_no_number_is_not_chosen(
     policy: TrainedPolicy, graph: StructureGraph, features: FloatArray
 ) -> None:
     start = graph.project(features[:, FEATURE_NAMES.index("start")], BUDGET)
-    case = Case(
-        graph=graph,
-        budget=BUDGET,
-        features={"taylor/per_mac": features},
-        project=lambda values: graph.project(values, BUDGET),
-        divergence=lambda mask: float("nan") if mask == start else 2.0,
+    subject = case(
+        graph, {"taylor/per_mac": features}, lambda mask: float("nan") if mask == start else 2.0
     )
-    assert adapt(policy, [case]).strength == 0.5
+    assert adapt(policy, subject).strength == 0.5
 
 
 @pytest.mark.parametrize("best", ["taylor/per_mac", "l2/uniform"])
@@ -144,15 +153,9 @@ def test_the_prior_is_chosen_together_with_the_strength(
     wanted = graph.project(scores(with_strength(policy, 0.5), graph, starts[best]), BUDGET)
     alone = graph.project(features[:, FEATURE_NAMES.index("start")], BUDGET)  # good by itself
     rank = {wanted: 0.0, alone: 1.0}
-    case = Case(
-        graph=graph,
-        budget=BUDGET,
-        features=starts,
-        project=lambda values: graph.project(values, BUDGET),
-        divergence=lambda mask: rank.get(mask, 2.0),
-    )
-    adapted = adapt(policy, [case, case])
-    assert adapted.priors == [best, best]
+    subject = case(graph, starts, lambda mask: rank.get(mask, 2.0))
+    adapted = adapt(policy, subject, subject)
+    assert [found.prior(BUDGET).name for found in adapted.subjects] == [best, best]
     assert adapted.strength == 0.5
     assert adapted.divergence[0.0] == 1.0
     assert adapted.masks == [wanted, wanted]
@@ -171,11 +174,5 @@ def test_a_prior_that_misses_the_budget_is_left_out(
             raise BudgetError(msg)
         return graph.project(values, BUDGET)
 
-    case = Case(
-        graph=graph,
-        budget=BUDGET,
-        features={"taylor/per_mac": features, "l2/uniform": other},
-        project=project,
-        divergence=lambda _: 0.0,
-    )
-    assert adapt(policy, [case]).priors == ["l2/uniform"]
+    subject = case(graph, {"taylor/per_mac": features, "l2/uniform": other}, lambda _: 0.0, project)
+    assert adapt(policy, subject).subjects[0].prior(BUDGET).name == "l2/uniform"

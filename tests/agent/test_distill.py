@@ -122,19 +122,12 @@ def test_networks_are_taught_in_turns_of_their_distill_targets(untaught: Trained
         assert torch.equal(*weights) is alike
 
 
-def test_a_taught_policy_reads_no_hidden_feature(untaught: TrainedPolicy) -> None:
-    learned = distill(untaught, [distill_target(8)], steps=1, seed=0, hidden=("lamp",))
-    assert set(seen_by(untaught)) - set(seen_by(learned)) == {"lamp"}
-
-
 def test_no_steps_return_the_policy_itself(untaught: TrainedPolicy) -> None:
     assert distill(untaught, [distill_target(8)], steps=0, seed=0) is untaught
 
 
-def test_every_step_is_reported(untaught: TrainedPolicy) -> None:
-    done: list[int] = []
-    distill(untaught, [distill_target(8)], steps=3, seed=0, progress=done.append)
-    assert done == [1, 2, 3] and num_steps([distill_target(8)], 3) == 3
+def test_large_networks_get_fewer_steps() -> None:
+    assert num_steps([distill_target(8)], 3) == 3
     assert num_steps([distill_target(8)], 10**9) < 10**9
 
 

@@ -1,7 +1,5 @@
 """A model of what masks reach: held-out masks, its own doubt, going on from a file."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -67,19 +65,6 @@ def test_it_doubts_what_is_far_from_all_it_has_seen() -> None:
     seen = draw_masks(160, seed=1)
     far = torch.from_numpy(GRAPH.frozen.copy())[None]
     assert float(model.predict(far)[1]) > 2.0 * float(model.predict(seen)[1].mean())
-
-
-def test_it_goes_on_from_what_was_written() -> None:
-    model = make_model()
-    copy = GaussianProcess(GRAPH, np.array(model.state_dict()["importance"]))
-    copy.load_state_dict(json.loads(json.dumps(model.state_dict())))
-    assert len(copy) == len(model) == 160
-    masks = draw_masks(4, seed=3)
-    for each in (model, copy):
-        each.add(masks[0].numpy(), 1.0, 10)
-        each.fit()
-    for one, two in zip(model.predict(masks), copy.predict(masks), strict=True):
-        assert torch.equal(one, two)
 
 
 def test_equal_metrics_are_no_error() -> None:

@@ -7,21 +7,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from prunegraph.agent import policies as saving
-from prunegraph.agent.config import PPOConfig
 from prunegraph.agent.network import NetworkConfig, PruningNetwork
-from prunegraph.agent.policies import (
-    TrainedPolicy,
-    load_checkpoint,
-    load_policy,
-    save_checkpoint,
-    save_policy,
-)
-from prunegraph.agent.ppo import ChannelPPO
+from prunegraph.agent.policies import POLICY_SCHEMA, TrainedPolicy, load_policy, save_policy
 from prunegraph.agent.threshold import BudgetThreshold
-from prunegraph.agent.train import AgentConfig, build_model, make_vec_env
 from prunegraph.core.errors import ArtefactError
-from prunegraph.rewards import RewardConfig
 from support.toy_env import draw_signs, toy_graph, toy_graphs
 
 GRAPHS = toy_graphs()
@@ -92,7 +81,7 @@ def truncate_json(folder: Path) -> None:
 
 
 def forget_network(folder: Path) -> None:
-    (folder / "policy.json").write_text(json.dumps({"schema": saving.POLICY_SCHEMA}))
+    (folder / "policy.json").write_text(json.dumps({"schema": POLICY_SCHEMA}))
 
 
 def age(folder: Path) -> None:
@@ -141,80 +130,3 @@ def test_damage_is_told(
     with pytest.raises(ArtefactError, match=match) as caught:
         load(tmp_path, network_config)
     assert "\n" not in str(caught.value)
-
-
-MakeModel = Callable[..., ChannelPPO]
-
-
-@pytest.fixture
-def make_model(
-    toy_config: Callable[..., AgentConfig], toy_factories: Callable[..., list]
-) -> MakeModel:
-    def make(seed: int = 0, **options: object) -> ChannelPPO:
-        config = toy_config(episodes_per_update=16, seed=seed, **options)
-        return build_model(make_vec_env(toy_factories(4, block=16, repeat=4)), GRAPHS, config)
-
-    return make
-
-
-def weights(model: ChannelPPO) -> torch.Tensor:
-    return torch.nn.utils.parameters_to_vector(model.policy.parameters()).detach().clone()
-
-
-@pytest.mark.parametrize("form", ["ema", "lagrangian"])
-def test_a_resumed_training_equals_an_uninterrupted_one(
-    make_model: MakeModel, tmp_path: Path, form: str
-) -> None:
-    reward = RewardConfig(self_competition=form)  # type: ignore[arg-type]
-    whole = make_model(reward=reward)
-    whole.max_networks = 80
-    whole.learn(80)
-    first = make_model(reward=reward)
-    first.max_networks = 80
-    first.learn(32)
-    save_checkpoint(tmp_path / "checkpoint.safetensors", first)
-    second = make_model(reward=reward)
-    second.max_networks = 80
-    load_checkpoint(tmp_path / "checkpoint.safetensors", second)
-    assert torch.equal(weights(second), weights(first))
-    second.learn(48, reset_num_timesteps=False)
-    assert torch.equal(weights(second), weights(whole))
-    assert second.history == whole.history
-    assert second.num_networks == whole.num_networks == 80
-    assert second.env.competition.state_dict() == whole.env.competition.state_dict()
-
-
-def test_a_training_that_was_killed_after_its_last_update_keeps_its_temperature(
-    make_model: MakeModel, tmp_path: Path
-) -> None:
-    ppo = PPOConfig(temperature_start=3.0, temperature_end=2.0)
-    first = make_model(ppo=ppo)
-    first.max_networks = 64
-    first.learn(64)
-    save_checkpoint(tmp_path / "checkpoint.safetensors", first)
-    second = make_model(ppo=ppo)
-    assert second.policy.temperature != first.policy.temperature
-    load_checkpoint(tmp_path / "checkpoint.safetensors", second)
-    assert second.policy.temperature == first.policy.temperature
-
-
-def test_a_checkpoint_of_another_training_is_refused(
-    make_model: MakeModel,
-    network_config: Callable[..., NetworkConfig],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    path = tmp_path / "checkpoint.safetensors"
-    model = make_model()
-    model.learn(16)
-    save_checkpoint(path, model)
-    with pytest.raises(ArtefactError, match="training with seed 0, not 1"):
-        load_checkpoint(path, make_model(seed=1))
-    with pytest.raises(ArtefactError, match="another policy network"):
-        load_checkpoint(path, make_model(network=network_config(hidden=16)))
-    with monkeypatch.context() as patch, pytest.raises(ArtefactError, match="another version"):
-        patch.setattr(saving, "SCHEMA", saving.SCHEMA + 1)
-        load_checkpoint(path, model)
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ArtefactError, match=r"checkpoint\.safetensors is truncated"):
-        load_checkpoint(path, make_model())

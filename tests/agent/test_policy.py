@@ -19,7 +19,7 @@ Observe = Callable[..., dict[str, Tensor]]
 
 def expected_ratios(policy: ChannelPruningPolicy, obs: dict[str, Tensor]) -> list[float]:
     """Return the expected cost over the budget of each row."""
-    probabilities = policy.get_distribution(obs).probabilities().detach().double().numpy()
+    probabilities = policy.decide(obs).probabilities().detach().double().numpy()
     ratios = []
     for row, graph_id in enumerate(obs["graph_id"][:, 0].long().tolist()):
         graph = policy.thresholds[graph_id].graph
@@ -35,7 +35,7 @@ def judged(
     policy: ChannelPruningPolicy, obs: dict[str, Tensor], actions: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return log-probabilities and entropies ``[B]``."""
-    distribution = policy.get_distribution(obs)
+    distribution = policy.decide(obs)
     return distribution.log_prob(actions), distribution.entropy()
 
 
@@ -51,7 +51,7 @@ def test_no_gradient_leaves_the_budget(make_policy: MakePolicy, observe: Observe
     graph_id = int(obs["graph_id"][0, 0])
     graph, channels = policy.thresholds[graph_id].graph, policy.offsets.channels[str(graph_id)]
     torch.nn.init.normal_(policy.offsets.groups[str(graph_id)], std=3.0)  # groups of all widths
-    probabilities = policy.get_distribution(obs).probabilities()[0, : graph.num_units]
+    probabilities = policy.decide(obs).probabilities()[0, : graph.num_units]
     kept = np.where(graph.frozen, 1.0, probabilities.detach().double().numpy())
     slopes = np.where(graph.free, graph.cost_model.slopes(kept[None])[0, 0], 0.0)
     costs = torch.from_numpy(slopes).float() * probabilities
@@ -75,7 +75,7 @@ def test_no_gradient_leaves_a_memory(make_policy: MakePolicy, observe: Observe) 
     known = dataclasses.replace(graph, memory_model=memory)
     policy.thresholds[graph_id] = BudgetThreshold.of(known, most)
     torch.nn.init.normal_(policy.offsets.groups[str(graph_id)], std=1.0)
-    probabilities = policy.get_distribution(obs).probabilities()[0, : graph.num_units]
+    probabilities = policy.decide(obs).probabilities()[0, : graph.num_units]
     kept = np.where(graph.frozen, 1.0, probabilities.detach().double().numpy())
     moments = memory.moments(kept[None])[0]
     assert moments.max() == pytest.approx(most, rel=1e-5)
@@ -104,8 +104,8 @@ def test_padding_changes_nothing(make_policy: MakePolicy, observe: Observe) -> N
     policy, padded_policy = make_policy(), make_policy(pad_to=50)
     obs, padded = observe(5), observe(5, pad_to=50)
     size = obs["action_mask"].shape[1]
-    actions = policy.get_distribution(obs).mode()
-    padded_actions = padded_policy.get_distribution(padded).mode()
+    actions = policy.decide(obs).mode()
+    padded_actions = padded_policy.decide(padded).mode()
     assert torch.equal(padded_actions[:, :size], actions)
     log_prob, entropy = judged(policy, obs, 1 - actions)
     padded_log_prob, padded_entropy = judged(padded_policy, padded, 1 - padded_actions)
@@ -118,7 +118,7 @@ def test_a_batch_equals_singles(make_policy: MakePolicy, observe: Observe) -> No
     policy, obs = make_policy(), observe(6)
     obs = {name: torch.cat([value, value[:2]]) for name, value in obs.items()}  # with repetitions
     obs["context"][7, 0] = 0.6  # the same network under another budget
-    actions = policy.get_distribution(obs).mode()
+    actions = policy.decide(obs).mode()
     batch = judged(policy, obs, actions)
     for row in range(8):
         single = {name: value[row : row + 1] for name, value in obs.items()}
@@ -149,7 +149,7 @@ def test_entropy_at_zero_logits_counts_the_free_masks(
     policy, obs = make_policy(trained=False, constraint="lagrangian"), observe(3)
     policy.initial_cost_ratio = 1e9  # keeps everything ...
     policy.temperature = 1e9  # ... at a temperature that makes all logits zero
-    entropy = policy.get_distribution(obs).entropy()
+    entropy = policy.decide(obs).entropy()
     free = obs["action_mask"].sum(1)
     torch.testing.assert_close(entropy.exp(), 2.0**free, rtol=1e-5, atol=0.0)
     assert len(free.unique()) > 1
@@ -170,7 +170,7 @@ def test_closed_bits_are_kept_and_carry_nothing(make_policy: MakePolicy, observe
 def test_predict_is_the_mode(make_policy: MakePolicy, observe: Observe) -> None:
     policy, obs = make_policy(), observe(4)
     action, _ = policy.predict({k: v.numpy() for k, v in obs.items()}, deterministic=True)
-    assert np.array_equal(action, policy.get_distribution(obs).mode().numpy())
+    assert np.array_equal(action, policy.decide(obs).mode().numpy())
     assert torch.equal(policy.predict_values(obs), torch.zeros(4, 1))
     assert torch.equal(policy(obs)[1], torch.zeros(4, 1))
 

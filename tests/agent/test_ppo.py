@@ -37,7 +37,7 @@ def parameters(model: ChannelPPO) -> torch.Tensor:
 
 
 def decision(logits: torch.Tensor, mask: torch.Tensor) -> MaskedBernoulli:
-    return MaskedBernoulli().proba_distribution(logits, mask)
+    return MaskedBernoulli(logits, mask)
 
 
 def test_the_loss_of_hand_computed_bits(make_model: MakeModel) -> None:
@@ -180,7 +180,7 @@ def test_temperature_is_geometric() -> None:
         ({"temperature_end": 0.0}, "temperatures 0.3 and 0.0"),
         ({"epochs": 0}, "epochs=0 must be at least 1"),
         ({"learning_rate": -1.0}, "learning_rate=-1.0 must lie"),
-        ({"planned_caution": float("nan")}, "planned_caution=nan"),
+        ({"surrogate_rate": float("nan")}, "surrogate_rate=nan"),
         ({"surrogate_steps": -3}, "surrogate_steps=-3"),
         ({"group_noise_end": 0.0}, "group_noise_end=0 cannot be reached"),
     ],

@@ -1,7 +1,5 @@
 """What is predicted of masks: the same for equal costs, by network."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -33,7 +31,6 @@ def episode(graph_id: int, bits: torch.Tensor, accuracy: float) -> Episode:
         cost_ratio=1.0,
         raw_cost_ratio=1.0,
         bits=pack_bits(bits[: graph.num_units].bool().numpy()),
-        digest="mask",
     )
 
 
@@ -75,19 +72,6 @@ def test_doubt_lowers_what_is_predicted(surrogate: Surrogate) -> None:
     bold = surrogate.rewards(ids, bits, limits, pairs)
     careful = surrogate.rewards(ids, bits, limits, pairs, caution=1.0)
     assert bool((careful < bold).all())
-
-
-def test_it_goes_on_from_what_was_written(surrogate: Surrogate) -> None:
-    copy = Surrogate({i: BudgetThreshold.of(g) for i, g in enumerate(GRAPHS)}, torch.Tensor.double)
-    copy.load_state_dict(json.loads(json.dumps(surrogate.state_dict())))
-    bits = draw_bits(0, 1, 9)
-    for each in (surrogate, copy):
-        each.remember(
-            [episode(0, bits[0], 0.7)], [0], torch.zeros(1, SIZE, 3), metric="accuracy", update=2
-        )
-    ids = torch.zeros(10, dtype=torch.long)
-    masks = draw_bits(0, 10, 11)
-    assert torch.equal(predict(surrogate, ids, masks), predict(copy, ids, masks))
 
 
 def test_what_costs_more_does_not_look_better() -> None:

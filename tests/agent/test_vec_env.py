@@ -156,21 +156,6 @@ def test_plain_accuracy_measures_nothing_else(
     assert found["rewards"][8:] == pytest.approx([row["accuracy"] for row in env.records])
 
 
-def test_a_resumed_run_goes_on_alike(make_env: Callable[..., SelfCompetitionVecEnv]) -> None:
-    whole, first, second = make_env(), make_env(), make_env()
-    play(first, 1)
-    second.resume(first.competition.state_dict(), first.num_networks)
-    whole.greedy = second.greedy = keep_all
-    play(whole, 1)
-    observations = [env.start_block(1) for env in (whole, second)]
-    assert all(
-        np.array_equal(observations[0][name], observations[1][name]) for name in observations[0]
-    )
-    assert whole.competition.ledgers["toy0@keep_macs=0.4"].best_metric > 0.0
-    assert second.num_networks == whole.num_networks == 10 + 1
-    assert second.competition.state_dict() == whole.competition.state_dict()
-
-
 def test_the_cells_of_an_update_are_those_that_it_can_touch(
     make_env: Callable[..., SelfCompetitionVecEnv],
 ) -> None:

@@ -1,6 +1,5 @@
 """Bits to masks: the budget is met, and chance alone decides which bits flip."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,6 @@ from scipy import stats
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.masks import BoolArray, ChannelMask
-from prunegraph.env.environment import force_minimum
 from support.toy_env import toy_graph
 
 # equal widths and positions: a class costs the same wherever it is
@@ -19,10 +17,6 @@ BUDGET = Budget(keep_macs=0.5)
 
 def repair(keep: BoolArray, rng: np.random.Generator) -> tuple[ChannelMask, float]:
     return GRAPH.repair(keep, BUDGET, rng)
-
-
-def forced(keep: BoolArray, rng: np.random.Generator) -> tuple[ChannelMask, float]:
-    return force_minimum(GRAPH, keep, rng)
 
 
 def random_bits(seed: int, share: float) -> BoolArray:
@@ -39,20 +33,16 @@ def test_the_budget_is_met(share: float) -> None:
         assert flipped == ((mask.keep != keep) & GRAPH.free).sum() / GRAPH.free.sum()
 
 
-def flip_counts(
-    keep: BoolArray,
-    how: Callable[[BoolArray, np.random.Generator], tuple[ChannelMask, float]],
-    num_seeds: int = 600,
-) -> Any:
+def flip_counts(keep: BoolArray) -> Any:
     counts = np.zeros(GRAPH.num_units)
-    for seed in range(num_seeds):
-        counts += how(keep, np.random.default_rng(seed))[0].keep != keep
+    for seed in range(600):
+        counts += repair(keep, np.random.default_rng(seed))[0].keep != keep
     return counts
 
 
 @pytest.mark.parametrize("keep", [GRAPH.free | GRAPH.frozen, GRAPH.frozen], ids=["all", "none"])
 def test_repair_flips_each_class_of_a_group_equally_often(keep: BoolArray) -> None:
-    counts = flip_counts(keep, repair)
+    counts = flip_counts(keep)
     assert not counts[GRAPH.frozen].any()
     for group in np.unique(GRAPH.group_of[GRAPH.free]):
         members = counts[GRAPH.group_of == group]
@@ -87,23 +77,3 @@ def test_bits_that_fill_the_budget_are_not_flipped() -> None:
     repaired, _ = repair(random_bits(0, 0.9), np.random.default_rng(0))
     again, flipped = repair(repaired.keep, np.random.default_rng(9))
     assert (again, flipped) == (repaired, 0.0)
-
-
-def test_a_group_left_without_classes_gets_random_ones() -> None:
-    counts = flip_counts(GRAPH.frozen, forced, 300)
-    assert counts.sum() == 3 * 300
-    for group in np.unique(GRAPH.group_of[GRAPH.free]):
-        assert stats.chisquare(counts[GRAPH.group_of == group]).pvalue > 1e-3
-
-
-def test_raw_bits_stay_as_they_are() -> None:
-    keep = random_bits(4, 0.9)
-    mask, flipped = forced(keep, np.random.default_rng(0))
-    assert np.array_equal(mask.keep, keep)
-    assert flipped == 0.0
-
-
-def test_repair_rounds() -> None:
-    budget = Budget(keep_macs=0.5, round_to=4)
-    mask, _ = GRAPH.repair(random_bits(0, 0.7), budget, np.random.default_rng(0))
-    assert {width % 4 for width in GRAPH.group_widths(mask).values()} == {0}

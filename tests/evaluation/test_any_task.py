@@ -72,11 +72,6 @@ def test_a_mask_is_run_once_whatever_the_subset(case: Case) -> None:
     assert evaluator.evaluate(mask) is first
     assert evaluator.is_cached(mask)
     assert (evaluator.num_networks, evaluator.num_samples) == (1, 0)
-    assert evaluator.known() == [first]
-    other = Evaluator(task, graph)
-    other.remember(evaluator.known())
-    assert other.evaluate(mask) is first
-    assert other.num_networks == 0
 
 
 def test_the_divergence_is_the_fall_of_the_utility(case: Case) -> None:

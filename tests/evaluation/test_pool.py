@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -13,6 +14,7 @@ from prunegraph.core.errors import ModelError
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
 from prunegraph.evaluation.evaluator import Evaluator
+from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.evaluation.pool import PooledEvaluator, num_threads
 from support.toy_env import KnownMaskEvaluator, draw_signs, toy_graphs
 
@@ -52,8 +54,8 @@ def stand_in() -> StandIn:
     return StandIn(GRAPH, draw_signs(GRAPH, np.random.default_rng(0))[1])
 
 
-def pooled(pool: WaitingPool, network: int = 0) -> PooledEvaluator:
-    return PooledEvaluator(cast(Evaluator, stand_in()), pool, network)
+def pooled(pool: WaitingPool, network: int = 0, log: OutcomeLog | None = None) -> PooledEvaluator:
+    return PooledEvaluator(cast(Evaluator, stand_in()), pool, network, log)
 
 
 def test_a_mask_that_is_asked_for_twice_at_once_is_run_once() -> None:
@@ -82,6 +84,21 @@ def test_other_masks_images_and_networks_are_run() -> None:
     everything = evaluator.draw_subset(len(stand_in().search), seed=0)
     assert evaluator.evaluate(SMALL, everything) == evaluator.evaluate(SMALL)
     assert pool.calls == names
+
+
+def test_what_an_earlier_start_has_run_is_counted_and_not_run(tmp_path: Path) -> None:
+    log = OutcomeLog(tmp_path / "log.json")
+    subsets = (None, torch.arange(5))
+    first = [pooled(WaitingPool(), log=log).evaluate(SMALL, subset) for subset in subsets]
+    log.write()
+    pool = WaitingPool()
+    again = pooled(pool, log=OutcomeLog(tmp_path / "log.json"))
+    assert [again.beside().evaluate(SMALL, subset) for subset in subsets] == first
+    assert again.evaluate(SMALL) == first[0]  # beside() has found it
+    assert again.num_networks == 0
+    other = pooled(pool, log=OutcomeLog(tmp_path / "log.json"))
+    other.evaluate(SMALL)
+    assert (other.num_networks, other.recalled, pool.calls) == (1, other.seconds, [])
 
 
 def test_all_masks_at_once_come_back_in_order() -> None:

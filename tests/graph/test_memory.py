@@ -18,7 +18,7 @@ from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.apply import apply_mask
 from prunegraph.graph.costs.memory import MemoryModel, Storage
 from prunegraph.models import build_model
-from prunegraph.testing import assert_memory_equals_measured, measure_peak_memory
+from support.memory_oracle import assert_memory_equals_measured, measure_peak_memory
 from support.toy_env import toy_graph
 
 NETWORKS: dict[str, tuple[int, int, int]] = {

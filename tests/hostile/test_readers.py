@@ -26,12 +26,7 @@ from PIL import Image
 from scipy import sparse
 from torch import nn
 
-from prunegraph.agent.clock import SearchClock
-from prunegraph.agent.config import PPOConfig
-from prunegraph.agent.network import NetworkConfig
-from prunegraph.agent.policies import load_checkpoint, load_policy, save_checkpoint
-from prunegraph.agent.train import AgentConfig, make_vec_env
-from prunegraph.agent.train import build_model as build_agent
+from prunegraph.agent.policies import load_policy
 from prunegraph.artefacts.pruned import MASK_FILE, load_pruned, read_info
 from prunegraph.core.errors import PruneGraphError
 from prunegraph.core.files import write_json
@@ -47,7 +42,6 @@ from prunegraph.graph import StructureGraph
 from prunegraph.graph.costs.clock import Latency
 from prunegraph.graph.costs.latency import LatencyTable
 from prunegraph.models import build_model, load_weights, weights_info
-from prunegraph.rewards import RewardConfig
 from prunegraph.runs.choose import CURVES
 from prunegraph.runs.finetune import read_accuracy
 from prunegraph.runs.folder import RunFolder
@@ -65,7 +59,6 @@ from prunegraph.runs.store import Candidate, CandidateStore, read_masks, write_m
 from prunegraph.tasks.image_classification import training_task
 from prunegraph.training.loop import FinetuneConfig, Watch, finetune
 from support.parts import part
-from support.toy_env import TOY_FEATURE_NAMES, ToyPruningEnv, toy_graphs
 
 MAX_SECONDS = 5.0
 MAX_BYTES = 2**30
@@ -164,23 +157,6 @@ def make_tar(folder: Path) -> Path:
     return path
 
 
-def agent_case(folder: Path) -> Case:
-    """Return the checkpoint of a search on toy networks."""
-    reward = RewardConfig(self_competition="ema")
-    small = NetworkConfig(feature_names=TOY_FEATURE_NAMES, hidden=8)
-    config = AgentConfig(
-        network=small, ppo=PPOConfig(surrogate_steps=1), reward=reward, episodes_per_update=16
-    )
-    graphs = toy_graphs()
-    env = make_vec_env([lambda: ToyPruningEnv(graphs, repeat=4, block=16, seed=0)])
-    model = build_agent(env, graphs, config)
-    model.max_networks = 32
-    model.learn(32)
-    path = folder / "agent.safetensors"
-    save_checkpoint(path, model)
-    return Case(path=path, mutate="safetensors", read=lambda: load_checkpoint(path, model))
-
-
 def finetune_case(folder: Path) -> Case:
     path = folder / "finetune.safetensors"
     task = training_task(network(), load_dataset("digits").train.sample(64, 0))
@@ -259,7 +235,6 @@ def cases(
         )
     )
     write_masks(made / "masks.json", [mask])
-    SearchClock(made / "clock.json").write([])
     accuracies, here = {mask.digest(): 0.5}, machine()
     measured = {"machine": here, "search": accuracies, "test": accuracies}
     write_json(made / "measured.json", measured)
@@ -318,11 +293,6 @@ def cases(
         "history": Case(
             path=run / "history.json", mutate="json", read=partial(show_history, run, graph)
         ),
-        "clock": Case(
-            path=made / "clock.json",
-            mutate="json",
-            read=lambda: SearchClock(made / "clock.json").read([]),
-        ),
         "decision": Case(
             path=made / "decision.json",
             mutate="json",
@@ -345,7 +315,6 @@ def cases(
         ),
         "outcomes": outcomes_case(made, graph, mask),
         "latency": latency_case(made, graph),
-        "agent_checkpoint": agent_case(made),
         "finetune_checkpoint": finetune_case(made),
         "tar": Case(path=tar, mutate="tar", read=partial(load_tar, tar)),
     }
@@ -358,9 +327,9 @@ def cases(
 
 NAMES = (
     *("weights", "weights_json", "weights_pth", "recipe", "pruned", "policy_json", "policy"),
-    *("report", "history", "options", "candidates", "masks", "clock"),
+    *("report", "history", "options", "candidates", "masks"),
     *("outcomes", "latency", "measured", "decision", "accuracy", "finished"),
-    *("agent_checkpoint", "finetune_checkpoint", "tar"),
+    *("finetune_checkpoint", "tar"),
     *("png", "jpeg", "bmp", "tiff", "webp", "ppm"),
 )
 

@@ -20,7 +20,7 @@ import torch
 from prunegraph.cli.main import main
 from prunegraph.core.console import Console
 from prunegraph.core.errors import PruneGraphError
-from prunegraph.core.reading import read_safetensors
+from prunegraph.core.reading import read_json
 from prunegraph.runs.options.config import TrainConfig
 from prunegraph.runs.parallel import jobs
 from prunegraph.runs.parallel.jobs import Batch, Jobs, no_interrupts
@@ -158,7 +158,7 @@ def searching(words: list[str], folder: Path, **options: Any) -> "subprocess.Pop
     words = [*words, "--networks", "4000", "--workers", "2", "--out", str(folder / "run")]
     run = subprocess.Popen([sys.executable, "-m", "prunegraph", *words], **options)
     deadline = time.monotonic() + 300
-    while len(list(folder.glob("run/checkpoints/search-*/search.safetensors"))) < 2:
+    while len(list(folder.glob("run/checkpoints/search-*/outcomes-0.json"))) < 2:
         assert run.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -176,8 +176,8 @@ def test_a_worker_without_memory_is_told_in_one_line(
     assert run.returncode == 2, errors
     assert "out of memory" in errors
     assert errors.count("\n") == 1
-    for path in (tmp_path / "run").glob("checkpoints/search-*/search.safetensors"):
-        assert read_safetensors(path)[0]
+    for path in (tmp_path / "run").glob("checkpoints/search-*/outcomes-0.json"):
+        assert read_json(path)["outcomes"]
 
 
 @pytest.mark.slow

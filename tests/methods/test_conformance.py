@@ -52,7 +52,7 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys((f"{criterion}/uniform" for criterion in CRITERIA), TASKS),
     **dict.fromkeys((f"taylor/{allocation}" for allocation in ALLOCATIONS), TASKS),
 }
-"""Method -> the tasks that it serves. Those of single weights: ``test_weight_conformance.py``."""
+"""Method -> the tasks that it serves; for those of single weights see ``obs``."""
 
 NETWORKS = {"agent": 48, "sampler": 48}
 """Networks of methods that cannot do with fewer."""

@@ -1,4 +1,4 @@
-import json
+import copy
 
 import pytest
 
@@ -15,7 +15,6 @@ def episode(accuracy: float, *, pair: str = CELL, raw: float = 1.0, name: str = 
         raw_cost_ratio=raw,
         cost_ratio=1.0,
         bits=name,
-        digest=name,
     )
 
 
@@ -43,7 +42,7 @@ def test_rewards_do_not_depend_on_how_many_workers_finish_together() -> None:
             episodes = [episode(accuracy, raw=1.0 + accuracy) for accuracy in block]
             for first in range(0, 4, workers):
                 rewards += values(competition, *episodes[first : first + workers])
-        results.append((rewards, competition.state_dict()))
+        results.append((rewards, competition.ledgers, competition.multipliers))
     assert results[0] == results[1] == results[2]
     assert len(set(results[0][0])) > 3
 
@@ -76,9 +75,9 @@ def test_beginning_a_block_twice_changes_nothing() -> None:
     competition.begin_block(1)
     competition.set_bar(CELL, episode(0.4))
     values(competition, episode(0.6))
-    before = competition.state_dict()
+    before = copy.deepcopy(vars(competition))
     competition.begin_block(1)
-    assert competition.state_dict() == before
+    assert vars(competition) == before
     with pytest.raises(ConfigError, match="blocks come in order"):
         competition.begin_block(0)
 
@@ -91,20 +90,3 @@ def test_cells_compete_apart() -> None:
     assert competition.ledger(OTHER).best_metric == 0.2
     assert competition.multiplier(CELL).value > 0.0 == competition.multiplier(OTHER).value
     assert values(competition, episode(0.3, pair=OTHER)) == [1.0]
-
-
-@pytest.mark.parametrize("form", ["best", "ema", "lagrangian"])
-def test_a_restored_competition_goes_on_as_the_first(form: str) -> None:
-    config = RewardConfig(self_competition=form)  # type: ignore[arg-type]
-    first = SelfCompetition(config)
-    values(first, episode(0.5, raw=1.5), episode(0.6, pair=OTHER))
-    first.begin_block(1)
-    first.set_bar(CELL, episode(0.45))
-    values(first, episode(0.55, raw=1.3))
-    second = SelfCompetition(config)
-    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    for competition in (first, second):
-        competition.begin_block(2)
-    later = [episode(0.5, raw=1.2), episode(0.61, pair=OTHER), episode(0.56)]
-    assert values(first, *later) == values(second, *later)
-    assert first.state_dict() == second.state_dict()

@@ -13,7 +13,6 @@ def episode(*, raw: float, repaired: float) -> Episode:
         raw_cost_ratio=raw,
         cost_ratio=repaired,
         bits="80",
-        digest="d",
     )
 
 
@@ -26,16 +25,3 @@ def test_bits_round_trip(size: int) -> None:
 def test_chance_is_not_overshoot() -> None:
     assert episode(raw=1.05, repaired=1.0).overshoot == 0.0
     assert episode(raw=1.25, repaired=1.0).overshoot == pytest.approx(0.2)
-
-
-def test_a_repaired_mask_violates_nothing() -> None:
-    repaired = episode(raw=1.8, repaired=1.0)
-    assert (repaired.violation, repaired.feasible) == (0.0, True)
-    literal = episode(raw=1.8, repaired=1.8)
-    assert literal.violation == pytest.approx(0.75)
-    assert not literal.feasible
-
-
-def test_dict_round_trip() -> None:
-    one = episode(raw=1.1, repaired=0.99)
-    assert Episode.from_dict(one.to_dict()) == one

@@ -1,5 +1,3 @@
-import json
-
 import pytest
 
 from prunegraph.rewards import LagrangianMultiplier, RewardConfig
@@ -22,11 +20,3 @@ def test_it_steps_on_the_slower_clock() -> None:
 def test_it_never_rewards_overshoot() -> None:
     config = RewardConfig(multiplier_period=1, multiplier_step=50.0, overshoot_tolerance=0.1)
     assert LagrangianMultiplier(value=1.0).update(0.0, config).value == 0.0
-
-
-def test_json_round_trip_between_steps() -> None:
-    config = RewardConfig(multiplier_period=3)
-    multiplier = LagrangianMultiplier(value=1.0).update(0.25, config)
-    restored = LagrangianMultiplier.from_dict(json.loads(json.dumps(multiplier.to_dict())))
-    assert restored == multiplier
-    assert restored.waiting == (0.25,)

@@ -233,7 +233,6 @@ class ToyPruningEnv(gymnasium.Env[Observation, np.ndarray[Any, Any]]):
             raw_cost_ratio=graph.cost(raw).macs / limit,
             cost_ratio=graph.cost(mask).macs / limit,
             bits=pack_bits(mask.keep),
-            digest=mask.digest(),
         )
         info = {**self._identity(), "repaired": repaired, "result": result}
         nothing = np.zeros((graph.num_units, len(TOY_FEATURE_NAMES)), dtype=np.float32)

@@ -277,9 +277,8 @@ def test_the_default_peak_follows_the_length() -> None:
         {"epochs": -1},
         {"epochs": 1, "batch_size": 1},
         {"epochs": 1, "peak_lr": 0.0},
-        {"epochs": 1, "momentum": 1.0},
         {"epochs": 1, "distill_weight": 1.5},
-        {"epochs": 1, "weight_decay": float("nan")},
+        {"epochs": 1, "warmup_epochs": float("nan")},
     ],
 )
 def test_bad_options_are_refused(options: dict[str, float]) -> None:

@@ -44,7 +44,28 @@ def _held_by(item: Any) -> list[Any]:
     return [*(getattr(item, name, None) for name in names), *getattr(item, "__dict__", {}).values()]
 
 
-class WatchedCalls(TorchFunctionMode):
+class CallMode(TorchFunctionMode):
+    """Stands between a network and the torch functions that it calls: override ``call``."""
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Call what stands in a function's place."""
+        del types
+        return self.call(function, args, kwargs or {})
+
+    def call(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Call the function."""
+        return function(*args, **kwargs)
+
+
+class WatchedCalls(CallMode):
     """Shows each call of a torch function, once it has returned.
 
     Args:
@@ -55,16 +76,10 @@ class WatchedCalls(TorchFunctionMode):
         super().__init__()
         self._visit = visit
 
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+    def call(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Call the function."""
-        del types
-        kwargs = kwargs or {}
-        result = function(*args, **kwargs)
+        """Call the function, then show it."""
+        result = super().call(function, args, kwargs)
         self._visit(function, tree_leaves((args, kwargs)), tree_leaves(result))
         return result

@@ -11,7 +11,7 @@ from prunegraph.graph.features import rank_in_group
 from prunegraph.methods.amc.ddpg import train_widths
 from prunegraph.methods.amc.env import WidthEnv
 from prunegraph.methods.method import ChannelMethod, Problem, Result
-from prunegraph.methods.search_run import SearchRun
+from prunegraph.methods.search_run import FINALISTS, SearchRun
 
 MOST_REPEATS = 4
 """Late episodes repeat masks: so many episodes a network are played at most."""
@@ -25,21 +25,10 @@ class AmcSearch(ChannelMethod):
     (``Outcome.steady``), if one is measured, of the network that the evaluator makes: AMC's
     least-squares reconstruction is in it, as for every method. The best masks are scored again on
     all search images, which decides.
-
-    Args:
-        subset_size: search images that the reward is measured on.
-        num_finalists: masks that are scored on all search images.
     """
 
-    subset_size: int = 1500
-    num_finalists: int = 8
-
+    name: ClassVar[str] = "amc"
     searches: ClassVar[bool] = True
-
-    @property
-    def name(self) -> str:
-        """``"amc"``."""
-        return "amc"
 
     def prune(self, problem: Problem) -> Result:
         """Search, and choose the best finalist; an episode whose mask is known costs no network.
@@ -48,8 +37,8 @@ class AmcSearch(ChannelMethod):
         """
         self.check(problem)
         run = SearchRun(problem)
-        subset = run.subset(self.subset_size, problem.seed)
-        num_finalists = run.reserved(self.num_finalists, subset)
+        subset = run.subset(problem.seed)
+        num_finalists = run.reserved(FINALISTS, subset)
         found: dict[ChannelMask, Outcome] = {}
 
         def evaluate(mask: ChannelMask) -> float:

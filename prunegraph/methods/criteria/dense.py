@@ -15,7 +15,7 @@ from prunegraph.core.splits import Batch, TrainSplit
 from prunegraph.core.task import Task
 from prunegraph.graph import StructureGraph
 from prunegraph.layerwise import room
-from prunegraph.layerwise.capture import Read, layer_inputs, readable_copy, show_reads
+from prunegraph.layerwise.capture import Read, layer_inputs, readable_copy
 from prunegraph.tasks.batches import num_samples, singles
 from prunegraph.tasks.classification import model_device
 
@@ -55,7 +55,9 @@ class Dense:
     def show_reads(self, visit: Callable[[Read], None], batch_size: int) -> None:
         """Send all samples forward, without gradients, and show each read to ``visit``."""
         size = room.batch_size(self.task, self.graph, batch_size)
-        show_reads(self.model, self.graph, self.task, self.train, size, visit)
+        with torch.no_grad(), layer_inputs(self.model, self.graph, visit):
+            for batch in self.train.batches(size):
+                self.task.forward(self.model, batch)
 
     def show_gradients(
         self, visit: Callable[[Read], None], batch_size: int, *, attentions: bool = False

@@ -13,6 +13,7 @@ from prunegraph.core.masks import Float64Array
 from prunegraph.layerwise.capture import Read
 from prunegraph.methods.criteria.dense import Dense
 from prunegraph.methods.criteria.registry import measured_criterion
+from prunegraph.methods.criteria.weights import ClassMean
 
 BATCH_SIZE = 64
 
@@ -28,20 +29,17 @@ class _MapMean:
     """
 
     def __init__(self, num_units: int) -> None:
-        self._sum = {kind: np.zeros(num_units) for kind in (True, False)}
-        self._count = {kind: np.zeros(num_units) for kind in (True, False)}
+        self._conv, self._linear = ClassMean(num_units), ClassMean(num_units)
 
     def add(self, read: Read, values: Tensor, count: int) -> None:
         """Add sums ``[U]`` over ``count`` images of one read."""
-        kind = read.op.kind == "conv"
-        self._sum[kind][read.unique] += values.double().cpu().numpy()
-        self._count[kind][read.unique] += count
+        mean = self._conv if read.op.kind == "conv" else self._linear
+        mean.add(read.unique, values, count)
 
     def result(self) -> Float64Array:
         """Return ``[N]`` means; NaN where nothing was read."""
-        with np.errstate(invalid="ignore"):
-            of_conv, of_linear = (self._sum[kind] / self._count[kind] for kind in (True, False))
-        return np.where(self._count[True] > 0, of_conv, of_linear)
+        of_conv = self._conv.result()
+        return np.where(np.isnan(of_conv), self._linear.result(), of_conv)
 
 
 @measured_criterion("hrank", num_samples=256, of_the_layer=True)

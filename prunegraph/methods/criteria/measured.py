@@ -1,7 +1,6 @@
 """Statistics that take longer than a look: measured when a method first asks for them."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -57,8 +56,7 @@ def measure_costly(
     return fill_unseen(graph, values, lambda: filter_statistics(dense.model, graph)["l2"])
 
 
-@dataclass(frozen=True, eq=False)
-class LazyStatistics(Mapping[str, FloatArray]):
+class LazyStatistics(dict[str, FloatArray]):
     """Measured arrays ``[N]`` by name, each measured once, when it is first asked for.
 
     Args:
@@ -66,27 +64,19 @@ class LazyStatistics(Mapping[str, FloatArray]):
         costly: measures one of ``costly_names`` by its name.
     """
 
-    usual: Callable[[], Mapping[str, FloatArray]]
-    costly: Callable[[str], FloatArray]
-    _found: dict[str, FloatArray] = field(default_factory=dict, init=False)
+    def __init__(
+        self, usual: Callable[[], Mapping[str, FloatArray]], costly: Callable[[str], FloatArray]
+    ) -> None:
+        super().__init__()
+        self._usual, self._costly = usual, costly
 
-    def __getitem__(self, name: str) -> FloatArray:
-        if name not in self._found:
-            if name not in self:
-                msg = f"no statistic {name!r}; there are {', '.join(self)}"
-                raise KeyError(msg)
-            usual = name in STATISTIC_NAMES
-            self._found.update(self.usual() if usual else {name: self.costly(name)})
-            for values in self._found.values():
-                values.flags.writeable = False  # all methods read them
-        return self._found[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in (*STATISTIC_NAMES, *costly_names())
-
-    def __iter__(self) -> Iterator[str]:
-        """Yield the usual names and what was measured: a walk over all measures nothing costly."""
-        return iter(dict.fromkeys((*STATISTIC_NAMES, *self._found)))
-
-    def __len__(self) -> int:
-        return len({*STATISTIC_NAMES, *self._found})
+    def __missing__(self, name: str) -> FloatArray:
+        """Measure what is asked for."""
+        valid = (*STATISTIC_NAMES, *costly_names())
+        if name not in valid:
+            msg = f"no statistic {name!r}; there are {', '.join(valid)}"
+            raise KeyError(msg)
+        self.update(self._usual() if name in STATISTIC_NAMES else {name: self._costly(name)})
+        for values in self.values():
+            values.flags.writeable = False  # all methods read them
+        return self[name]

@@ -81,6 +81,21 @@ def criterion(
     return add
 
 
+def statistic_criterion(
+    name: str, statistic: str, *, of_the_layer: bool = False, reads_images: bool = True
+) -> None:
+    """Register a statistic that is a criterion as it is.
+
+    Args:
+        name: of its rows.
+        statistic: its name.
+        of_the_layer: see ``Criterion``.
+        reads_images: whether it was measured on train data.
+    """
+    add = criterion(name, of_the_layer=of_the_layer, reads_images=reads_images)
+    add(lambda given: given.statistics[statistic])
+
+
 def measured_criterion(
     name: str, *, num_samples: int, of_the_layer: bool = False
 ) -> Callable[[Measure], Measure]:

@@ -14,7 +14,7 @@ from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import rank_in_group
 from prunegraph.layerwise.capture import Read
 from prunegraph.methods.criteria.dense import Dense
-from prunegraph.methods.criteria.registry import Given, criterion
+from prunegraph.methods.criteria.registry import Given, criterion, statistic_criterion
 from prunegraph.methods.criteria.weights import filter_statistics
 
 STATISTIC_NAMES: tuple[str, ...] = (
@@ -162,16 +162,8 @@ def fill_unseen(
     return result
 
 
-@criterion("taylor")
-def taylor(given: Given) -> FloatArray:
-    """Return first-order Taylor importances (Molchanov et al. 2019, CVPR), see ``measure``."""
-    return given.statistics["taylor"]
-
-
-@criterion("activation", of_the_layer=True)
-def mean_activation(given: Given) -> FloatArray:
-    """Return the mean magnitude of what the next layers read."""
-    return given.statistics["activation_mean"]
+statistic_criterion("taylor", "taylor")
+statistic_criterion("activation", "activation_mean", of_the_layer=True)
 
 
 @criterion("apoz", of_the_layer=True)

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunegraph.core.masks import Float64Array, FloatArray, IntArray
+from prunegraph.core.masks import Float64Array, IntArray
 from prunegraph.graph import StructureGraph
-from prunegraph.methods.criteria.registry import Given, criterion
+from prunegraph.methods.criteria.registry import statistic_criterion
 
 TIED = 1e-6
 """Cosines and norms that differ by less are equal: twins must not be told apart by rounding."""
@@ -44,10 +44,10 @@ class ClassMean:
         self._sum = np.zeros(num_units)
         self._count = np.zeros(num_units)
 
-    def add(self, units: IntArray, values: Tensor) -> None:
-        """Add one value for each of the distinct ``units``."""
+    def add(self, units: IntArray, values: Tensor, count: int = 1) -> None:
+        """Add a value for each of the distinct ``units``, a sum over ``count`` parts."""
         self._sum[units] += values.double().cpu().numpy()
-        self._count[units] += 1
+        self._count[units] += count
 
     def result(self) -> Float64Array:
         """Return ``[N]`` means; NaN where nothing was measured."""
@@ -183,31 +183,8 @@ def _twins(
     return similarity, rank
 
 
-@criterion("l1", of_the_layer=True, reads_images=False)
-def l1_norm(given: Given) -> FloatArray:
-    """Return L1 norms of the producing filters (Li et al. 2017, arXiv 1608.08710)."""
-    return given.statistics["l1"]
-
-
-@criterion("l2", of_the_layer=True, reads_images=False)
-def l2_norm(given: Given) -> FloatArray:
-    """Return their L2 norms."""
-    return given.statistics["l2"]
-
-
-@criterion("bn_scale", reads_images=False)
-def norm_scale(given: Given) -> FloatArray:
-    """Return scales of the norms over the unit (Liu et al. 2017, arXiv 1708.06519)."""
-    return given.statistics["bn_scale"]
-
-
-@criterion("fpgm", of_the_layer=True, reads_images=False)
-def distance_to_others(given: Given) -> FloatArray:
-    """Return distances to the group's other filters (He et al. 2019, arXiv 1811.00250)."""
-    return given.statistics["fpgm"]
-
-
-@criterion("lamp", reads_images=False)
-def layer_adaptive_magnitude(given: Given) -> FloatArray:
-    """Return layer-adaptive magnitudes (Lee et al. 2021, arXiv 2010.07611)."""
-    return given.statistics["lamp"]
+statistic_criterion("l1", "l1", of_the_layer=True, reads_images=False)
+statistic_criterion("l2", "l2", of_the_layer=True, reads_images=False)
+statistic_criterion("bn_scale", "bn_scale", reads_images=False)
+statistic_criterion("fpgm", "fpgm", of_the_layer=True, reads_images=False)
+statistic_criterion("lamp", "lamp", reads_images=False)

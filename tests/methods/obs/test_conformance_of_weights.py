@@ -15,13 +15,14 @@ from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.graph import analyse
 from prunegraph.layerwise.weights import prunable_weights
 from prunegraph.methods.method import Method, Problem, Result
-from prunegraph.methods.registry import make_method
+from prunegraph.methods.registry import WEIGHT_METHODS, make_method
 from prunegraph.tasks.image_classification import ImageClassification
 from prunegraph.testing import WeightMethodConformance
 
 ROWS = [
-    ("magnitude", Budget(sparsity=0.7)),
-    ("magnitude", Budget(pattern="2:4")),
+    (method, budget)
+    for method in WEIGHT_METHODS
+    for budget in (Budget(sparsity=0.7), Budget(pattern="2:4"))
 ]
 """Methods, each with the budgets that it serves."""
 
@@ -48,6 +49,7 @@ def pose(digits: Dataset, budget: Budget) -> Problem:
         statistics={},
         make_evaluator=lambda _: Evaluator(task, graph, num_calibration=64),
         make_unlabelled=lambda: Evaluator(task, graph, num_calibration=64),
+        num_calibration=64,
     )
 
 
@@ -61,7 +63,7 @@ class TestWeightMethods(WeightMethodConformance):
         return make_method(self.name)
 
     def make_problem(self, seed: int, max_networks: int) -> Problem:
-        del seed, max_networks  # no row depends on chance or runs networks yet
+        del seed, max_networks  # no row runs networks, or draws more than the calibration data
         return pose(self.digits, self.budget)
 
     def test_it_says_that_it_chooses_weights(self) -> None:

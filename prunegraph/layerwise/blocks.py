@@ -1,0 +1,435 @@
+"""Walks through a network block by block: what the matrices of one read, then the next.
+
+Each block is measured on what the changed blocks before it return. One block's statistics are in
+memory at a time, and the hidden states of the calibration data. A walk that was interrupted goes on
+at the next block.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
+
+from prunegraph.core.errors import ArtefactError
+from prunegraph.core.files import write_bytes, write_json
+from prunegraph.core.reading import read_json, read_safetensors
+from prunegraph.core.tensors import to_safetensors
+from prunegraph.layerwise.order import Arguments, Segment, find_segments, hooked, put
+from prunegraph.layerwise.sampling import TRANSPOSED, sampled_inputs
+from prunegraph.layerwise.solve import Hessian
+from prunegraph.layerwise.weights import PrunableWeight
+
+IDENTITY_FILE = "walk.json"
+
+POSITIONS = 32
+"""Positions of each sample that a convolution's statistics are of; of tokens all are taken."""
+
+STATES = 2**30
+"""Bytes of hidden states that may be kept; above, each block runs the network from its start."""
+
+MATMULS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
+
+Forward = Callable[[nn.Module, Any], Any]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Matrix:
+    """One matrix of a block, as a method sees it.
+
+    Attributes:
+        name: of its parameter.
+        weight: ``[C, B]`` float32 a row for each output.
+        hessians: of its groups, one each ``C / len(hessians)`` rows; one if it is no grouped
+            convolution. Matrices that read the same share one.
+        seen: whether a call was seen; if not, the Hessian is the identity.
+    """
+
+    name: str
+    weight: Tensor
+    hessians: Sequence[Hessian]
+    seen: bool = True
+
+
+Change = Callable[[Matrix], tuple[Tensor, Tensor]]
+"""From a matrix to its new weight ``[C, B]`` and which entries stay ``[C, B]``."""
+
+
+class _Reached(Exception):  # no error: it ends a forward
+    """The network has run as far as is needed."""
+
+
+class BlockWalk:
+    """Changes the matrices of a network one block after the other.
+
+    Args:
+        model: the network, in eval mode; its prunable weights are changed.
+        weights: the prunable weights that are changed.
+        batches: calibration data.
+        forward: runs a network on a batch.
+        blocks: glob of the names of blocks; default: see ``find_segments``.
+        folder: where finished blocks are kept; None: nowhere.
+        identity: what names the walk; a folder of another one is refused.
+        progress: called with the number of finished blocks, of all, and the seconds left.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        weights: Mapping[str, PrunableWeight],
+        batches: Sequence[Any],
+        forward: Forward,
+        *,
+        blocks: str | None = None,
+        folder: Path | None = None,
+        identity: Mapping[str, Any] | None = None,
+        progress: Callable[[int, int, float], None] | None = None,
+    ) -> None:
+        self.model, self.weights, self.batches = model, weights, batches
+        self._forward, self._blocks, self._progress = forward, blocks, progress
+        self._folder, self._identity = folder, dict(identity or {})
+        self._keep: dict[str, Tensor] = {}
+        self.unseen: list[str] = []
+
+    @torch.no_grad()
+    def run(self, change: Change) -> dict[str, Tensor]:
+        """Change every matrix; return which weights stay ``[C, B]``, by parameter name.
+
+        Raises:
+            ArtefactError: the folder holds another walk.
+            ModelError: what a matrix reads is not finite.
+        """
+        self._open_folder()
+        segments = find_segments(
+            self.model, self.weights, lambda: self._run(self.batches[0]), blocks=self._blocks
+        )
+        total, started, done = sum(len(segment.blocks) for segment in segments), time.monotonic(), 0
+        resumed = 0
+        for segment in [*segments, None]:
+            for names, hessians in self._measured(segment, done):
+                if hessians is None:
+                    self._load(done, names)
+                    resumed += 1
+                else:
+                    self._change(names, hessians, change)
+                    self._save(done, names)
+                done += 1
+                if self._progress is not None:
+                    each = (time.monotonic() - started) / max(done - resumed, 1)
+                    self._progress(min(done, total), total, each * max(total - done, 0))
+        self.unseen = [name for name in self.weights if name not in self._keep]
+        self._change(self.unseen, {}, change)
+        return self._keep
+
+    def _measured(
+        self, segment: Segment | None, done: int
+    ) -> Iterator[tuple[list[str], dict[str, Sequence[Hessian]] | None]]:
+        """Yield the matrices of each block with what they read; None for a block that is on disk.
+
+        They are to be changed before the next block is asked for.
+
+        Args:
+            segment: the blocks; None = all that no block holds, as one block.
+            done: number of blocks before them.
+        """
+        if segment is None:
+            rest = [name for name in self.weights if name not in self._keep]
+            if rest:
+                yield rest, self._hessians(rest, done, map(self._run, self.batches))
+            return
+        if segment.place is None or segment.size * len(self.batches) > STATES:
+            for number, path in enumerate(segment.blocks):
+                names = self._inside(path)
+                yield names, self._hessians(names, number + done, self._whole_runs(path))
+            return
+        states = self._captured(segment)
+        for number, path in enumerate(segment.blocks):
+            block = self.model.get_submodule(path)
+            own = [given[path] for given in states]
+            names = self._inside(path)
+            yield names, self._hessians(names, number + done, _runs(block, own))
+            if number + 1 == len(segment.blocks):
+                return
+            following = segment.blocks[number + 1]
+            for given in states:
+                args, kwargs = given.pop(path)
+                outputs = block(*args, **kwargs)
+                outputs = outputs[0] if segment.first else outputs
+                others = (args, kwargs) if segment.alike else given[following]
+                given[following] = put(others, segment.place, outputs)
+
+    def _captured(self, segment: Segment) -> list[dict[str, Arguments]]:
+        """Return for each batch what the first block of a chain is given.
+
+        Of the others all but the hidden states, unless they are given the same as the first.
+        """
+        wanted = segment.blocks[:1] if segment.alike else segment.blocks
+        captured = []
+        for batch in self.batches:
+            given: dict[str, Arguments] = {}
+
+            def note(path: str, into: dict[str, Arguments] = given) -> Any:
+                def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
+                    arguments = args, dict(kwargs)
+                    if into:
+                        assert segment.place is not None
+                        arguments = put(arguments, segment.place, None)
+                    into[path] = arguments
+                    if path == wanted[-1]:
+                        raise _Reached
+
+                return self.model.get_submodule(path).register_forward_pre_hook(
+                    hook, with_kwargs=True
+                )
+
+            with hooked(note(path) for path in wanted):
+                self._run(batch)
+            captured.append(given)
+        return captured
+
+    def _whole_runs(self, path: str) -> Iterator[None]:
+        """Run the network on each batch until a block has run as often as it does."""
+        block = self.model.get_submodule(path)
+        calls, most = 0, 0
+
+        def count(*_: Any) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == most:
+                raise _Reached
+
+        with hooked([block.register_forward_hook(count)]):
+            for batch in self.batches:
+                calls = 0
+                self._run(batch)
+                most = most or calls  # learnt from the first batch, which runs to its end
+                yield
+
+    def _run(self, batch: Any) -> None:
+        try:
+            self._forward(self.model, batch)
+        except _Reached:
+            return
+
+    def _hessians(
+        self, names: Sequence[str], number: int, runs: Iterator[None]
+    ) -> dict[str, Sequence[Hessian]] | None:
+        """Return what the matrices of a block read while it runs; None if the block is on disk."""
+        if self._folder is not None and self._file(number).is_file():
+            return None
+        reads = _Reads(self.model, {name: self.weights[name] for name in names})
+        with reads:
+            for _ in runs:
+                reads.forget()
+        return reads.hessians()
+
+    def _inside(self, path: str) -> list[str]:
+        return [
+            name
+            for name, weight in self.weights.items()
+            if weight.module == path or weight.module.startswith(f"{path}.")
+        ]
+
+    def _change(
+        self, names: Sequence[str], hessians: Mapping[str, Sequence[Hessian]], change: Change
+    ) -> None:
+        """Change the matrices of a block."""
+        for name in names:
+            if name not in hessians and name not in self.unseen:
+                continue  # a layer that did not run in this block may run in a later one
+            parameter, layout = self.model.get_parameter(name), self.weights[name]
+            matrix = layout.matrix(parameter.detach()).float()
+            identity = Hessian(torch.eye(matrix.shape[1], device=matrix.device), name=name)
+            given = Matrix(
+                name=name,
+                weight=matrix,
+                hessians=hessians.get(name, [identity] * layout.groups),
+                seen=name in hessians,
+            )
+            changed, keep = change(given)
+            parameter.copy_(layout.tensor(changed.to(parameter.dtype)))
+            self._keep[name] = layout.tensor(keep).cpu()
+
+    # ------------------------------------------------------------------ what is kept on disk
+
+    def _file(self, number: int) -> Path:
+        assert self._folder is not None
+        return self._folder / f"block-{number:04d}.safetensors"
+
+    def _open_folder(self) -> None:
+        if self._folder is None:
+            return
+        path = self._folder / IDENTITY_FILE
+        if path.is_file() and read_json(path) != self._identity:
+            msg = f"{path} is of another network, method, budget or data: give another folder"
+            raise ArtefactError(msg)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, self._identity)
+
+    def _save(self, number: int, names: Sequence[str]) -> None:
+        if self._folder is None:
+            return
+        changed = [name for name in names if name in self._keep]
+        tensors = {f"weight:{name}": self.model.get_parameter(name).detach() for name in changed}
+        tensors |= {f"keep:{name}": self._keep[name] for name in changed}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        write_bytes(self._file(number), to_safetensors(tensors))
+
+    def _load(self, number: int, names: Sequence[str]) -> None:
+        """Take over the block that an earlier start has changed.
+
+        Raises:
+            ArtefactError: the file is damaged, or of another block.
+        """
+        path = self._file(number)
+        tensors, _ = read_safetensors(path)
+        for name in names:
+            if f"weight:{name}" not in tensors:
+                continue
+            weight, keep = tensors[f"weight:{name}"], tensors.get(f"keep:{name}")
+            parameter = self.model.get_parameter(name)
+            if keep is None or not weight.shape == keep.shape == parameter.shape:
+                msg = f"{path} does not hold {name} as this network has it: remove the file"
+                raise ArtefactError(msg)
+            parameter.copy_(weight)
+            self._keep[name] = keep.bool()
+
+
+class _Gram:
+    """The sum of x x^T over the positions that a layer reads.
+
+    Attributes:
+        last: what it read last, by which another layer that reads the same is told.
+    """
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.count = 0
+        self.last: Tensor | None = None
+
+    def add(self, rows: Tensor) -> None:
+        """Add rows ``[G, S, B]``."""
+        product = rows.transpose(1, 2) @ rows
+        self.total = product if self.total is None else self.total.add_(product)
+        self.count += rows.shape[1]
+
+    def mean(self) -> Tensor:
+        """Return ``[G, B, B]``."""
+        assert self.total is not None
+        return self.total / max(self.count, 1)
+
+
+class _Reads(TorchFunctionMode):
+    """Adds up what layers read while the network runs.
+
+    Linear layers are seen where their weight is used, in a function too (``dt_proj`` of Mamba);
+    others where they are called. A linear layer that reads the very tensor of another is its twin.
+    """
+
+    def __init__(self, model: nn.Module, layers: Mapping[str, PrunableWeight]) -> None:
+        super().__init__()
+        self._layers = layers
+        self._grams: dict[str, _Gram] = {}
+        self._twins: dict[str, str] = {}
+        self._linear: dict[int, str] = {}
+        self._handles = []
+        for name, layout in layers.items():
+            module = model.get_submodule(layout.module)
+            if isinstance(module, nn.Linear):
+                self._linear[id(module.weight)] = name
+            else:
+                self._handles.append(module.register_forward_pre_hook(self._hook(name)))
+
+    def __exit__(self, *exception: Any) -> None:
+        """Let the network be as it was."""
+        super().__exit__(*exception)
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def add(module: nn.Module, args: tuple[Any, ...]) -> None:
+            rows = read_rows(module, self._layers[name], args[0])
+            self._grams.setdefault(name, _Gram()).add(rows)
+
+        return add
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Look at the arguments of a product with the weight of a linear layer; call it."""
+        del types
+        kwargs = kwargs or {}
+        if function is F.linear:
+            inputs, weight = _linear_arguments(*args, **kwargs)
+            if id(weight) in self._linear:
+                self._add_linear(self._linear[id(weight)], inputs)
+        elif function in MATMULS and id(args[0]) in self._linear:  # [C, B] @ [..., B, S]
+            self._add_linear(self._linear[id(args[0])], args[1].transpose(-1, -2))
+        return function(*args, **kwargs)
+
+    def _add_linear(self, name: str, inputs: Tensor) -> None:
+        if name in self._twins:
+            return
+        if name not in self._grams:
+            twin = next((own for own, gram in self._grams.items() if gram.last is inputs), None)
+            if twin is not None:
+                self._twins[name] = twin
+                return
+        gram = self._grams.setdefault(name, _Gram())
+        gram.last = inputs
+        gram.add(inputs.reshape(1, -1, inputs.shape[-1]).float())
+
+    def forget(self) -> None:
+        """Let go of the tensors by which twins are told."""
+        for gram in self._grams.values():
+            gram.last = None
+
+    def hessians(self) -> dict[str, Sequence[Hessian]]:
+        """Return those of each layer that ran; twins share theirs."""
+        made: dict[str, Sequence[Hessian]] = {
+            name: [Hessian(part, name=name) for part in gram.mean()]
+            for name, gram in self._grams.items()
+        }
+        return made | {name: made[twin] for name, twin in self._twins.items()}
+
+
+def _linear_arguments(input: Tensor, weight: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    """Return the first arguments of ``linear``."""
+    return input, weight
+
+
+def read_rows(module: nn.Module, layout: PrunableWeight, inputs: Tensor) -> Tensor:
+    """Return ``[G, S, B]`` float32 the rows that the matrix of a layer is multiplied by.
+
+    Args:
+        module: a linear layer or convolution.
+        layout: how its weight is seen as a matrix.
+        inputs: what it reads in one call.
+    """
+    if len(layout.shape) == 2:
+        return inputs.reshape(1, -1, inputs.shape[-1]).float()
+    generator = torch.Generator().manual_seed(0)
+    rows = sampled_inputs(module, inputs, generator, least=POSITIONS * len(inputs))
+    rows = rows.reshape(len(rows), layout.groups, layout.num_inputs)
+    if isinstance(module, TRANSPOSED):  # reads its kernel backwards
+        taps = torch.Size(layout.shape[2:]).numel()
+        rows = rows.unflatten(2, (-1, taps)).flip(3).flatten(2)
+    return rows.transpose(0, 1)
+
+
+def _runs(block: nn.Module, arguments: Sequence[Arguments]) -> Iterator[None]:
+    """Run a block on what it is given, which it may write into."""
+    for given in arguments:
+        args, kwargs = tree_map_only(Tensor, Tensor.clone, given)
+        block(*args, **kwargs)
+        yield

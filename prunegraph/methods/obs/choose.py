@@ -1,0 +1,114 @@
+"""Which weights go: exactly so many, the ones of least score, where a pattern allows it."""
+
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from prunegraph.core.budget import Budget
+from prunegraph.core.errors import BudgetError
+from prunegraph.core.pattern import UNSTRUCTURED, Pattern
+from prunegraph.layerwise.weights import PrunableWeight
+
+
+def check_weights(weights: Mapping[str, PrunableWeight], budget: Budget) -> Pattern:
+    """Return the pattern of a budget that choosing weights in each layer can meet.
+
+    Args:
+        weights: of the network.
+        budget: a sparsity.
+
+    Raises:
+        BudgetError: it is a budget of channels or of whole rows, or the inputs of a layer are no
+            multiple of the groups of an n:m pattern.
+    """
+    if budget.kind != "weights":
+        msg = f"a method of single weights needs a sparsity, the budget is {budget.as_dict()}"
+        raise BudgetError(msg)
+    pattern = UNSTRUCTURED if budget.pattern is None else Pattern.parse(budget.pattern)
+    if pattern.kind == "rows":
+        msg = "pattern=rows removes outputs, not inputs: give columns, n:m as 2:4, or none"
+        raise BudgetError(msg)
+    for name, weight in weights.items():
+        if pattern.kind == "n:m" and weight.num_inputs % pattern.group:
+            msg = (
+                f"pattern={pattern} does not fit {name}, whose outputs read {weight.num_inputs} "
+                f"inputs each, no multiple of {pattern.group}: give a sparsity without a pattern"
+            )
+            raise BudgetError(msg)
+    return pattern
+
+
+def divide_zeros(sizes: Mapping[str, int], sparsity: float) -> dict[str, int]:
+    """Return how many weights of each layer go: the same share, and exactly so many in all.
+
+    By largest remainders, ties by order. The last weight of a layer goes only if it must.
+
+    Args:
+        sizes: weights of each layer.
+        sparsity: share of all weights that goes; in all ``round(sparsity * number)``.
+    """
+    share = Fraction(sparsity)
+    exact = {name: share * size for name, size in sizes.items()}
+    zeros = {name: int(value) for name, value in exact.items()}
+    missing = round(sparsity * sum(sizes.values())) - sum(zeros.values())
+    order = sorted(
+        sizes, key=lambda name: (zeros[name] + 1 >= sizes[name], zeros[name] - exact[name])
+    )
+    for name in order[:missing]:
+        zeros[name] += 1
+    return zeros
+
+
+def all_but_least(scores: Tensor, zeros: int) -> Tensor:
+    """Return booleans of the scores' shape: False at exactly ``zeros`` of the least scores.
+
+    Of equal ones the last go. NaN counts as infinite.
+    """
+    count = scores.numel() - zeros
+    if count == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    flat = scores.flatten().to(torch.promote_types(scores.dtype, torch.float32))
+    flat = flat.nan_to_num(nan=torch.inf, posinf=torch.inf)
+    least = flat.kthvalue(zeros + 1).values
+    keep = flat > least
+    keep[(flat == least).nonzero().flatten()[: count - int(keep.sum())]] = True
+    return keep.reshape(scores.shape)
+
+
+def best_of_groups(scores: Tensor, pattern: Pattern) -> Tensor:
+    """Return ``[C, B]`` booleans: True at the largest n of each m consecutive scores of a row."""
+    groups = scores.reshape(-1, pattern.group)
+    order = groups.argsort(dim=1, descending=True, stable=True)[:, : pattern.num_kept]
+    keep = torch.zeros_like(groups, dtype=torch.bool).scatter_(1, order, True)
+    return keep.reshape(scores.shape)
+
+
+def all_but_least_of_rows(scores: Tensor, zeros: int) -> Tensor:
+    """Return ``[C, B]`` booleans: each row loses as many, exactly ``zeros`` in all.
+
+    Where that does not come out even, one more goes in the rows that lose least by it.
+    """
+    rows, _ = scores.shape
+    each, more = divmod(zeros, rows)
+    order = scores.argsort(dim=1, stable=True)
+    keep = torch.ones_like(scores, dtype=torch.bool).scatter_(1, order[:, :each], False)
+    if more:
+        following = order[:, each]
+        chosen = scores.gather(1, following[:, None]).flatten().argsort(stable=True)[:more]
+        keep[chosen, following[chosen]] = False
+    return keep
+
+
+def least_columns(scores: Tensor, zeros: int, rows: int) -> Tensor:
+    """Return the indices of the columns of least score ``[B]``, at least one of which stays.
+
+    Args:
+        scores: of each column.
+        zeros: weights that become zero, in columns of ``rows`` weights; rounded up.
+        rows: of the columns.
+    """
+    count = min(math.ceil(zeros / rows), len(scores) - 1)
+    return scores.argsort(stable=True)[:count].sort().values
