@@ -92,13 +92,8 @@ def write_report(
 ) -> dict[str, Any]:
     """Write a report with the SHA-256 of the run's files, and return what was written."""
     written = in_its_unit(content) | {"files": dict(files)}
-    write_json(
-        path,
-        {
-            name: written[name]
-            for name in (*FIRST, *(name for name in written if name not in FIRST))
-        },
-    )
+    written = {name: written[name] for name in FIRST} | written
+    write_json(path, written)
     return written
 
 
