@@ -33,7 +33,8 @@ def run_comparisons(config: ComparisonsConfig, console: Console) -> dict[str, An
     parts = config.comparisons()
     if len(parts) == 1:
         return run_plan(parts[0], console)
-    check_names(make_plan(parts[0]).methods[not config.no_agent :])
+    plan = make_plan(parts[0])
+    check_names([name for name in plan.methods if name != plan.agent])
     names = folder_names(parts, [arch_of(part) for part in parts])
     folder = open_run(config, config.out, f"compare-{'+'.join(names)}"[:MAX_NAME])
     members = [RunFolder(path=folder.path / name) for name in names]

@@ -113,17 +113,19 @@ class RunContext:
 
     def recipe(self) -> FinetuneConfig:
         """Return the fine-tune that every row gets."""
-        options, epochs = self.options, self.options.finetune_epochs
-        return FinetuneConfig(
-            epochs=self.target.finetune_epochs if epochs is None else epochs,
-            batch_size=options.batch_size,
-            peak_lr=options.finetune_lr,
-            distill_weight=options.distill,
-        )
+        options = self.options
+        asked: dict[str, Any] = {
+            "epochs": options.finetune_epochs,
+            "batch_size": options.batch_size,
+            "peak_lr": options.finetune_lr,
+            "distill_weight": options.distill,
+        }
+        given = {name: value for name, value in asked.items() if value is not None}
+        return dataclasses.replace(self.target.recipe, **given)
 
     def recipe_record(self) -> dict[str, Any]:
         """Return what a report tells of how masks become networks, as JSON values."""
-        asked = {
+        asked: dict[str, Any] = {
             "layer_by_layer": self.options.reconstruct and self.options.layer_by_layer,
             "on_search_images_too": self.options.finetune_on_search,
         }
@@ -147,7 +149,7 @@ class RunContext:
     @property
     def teacher(self) -> nn.Module | None:
         """The network from whose outputs fine-tunes learn, if they do."""
-        return self.target.model if self.options.distill else None
+        return self.target.model if self.recipe().distill_weight else None
 
     def network(self, mask: Mask) -> nn.Module:
         """Return a mask's network as it is before the fine-tune, ready to be measured.

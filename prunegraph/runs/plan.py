@@ -236,7 +236,7 @@ def run_name(config: RunConfig, targets: Sequence[Target]) -> str:
 
 def budget_name(budget: Budget) -> str:
     """Return a budget's limits as part of a file's name."""
-    return "-".join(map(short, budget.as_dict().values()))
+    return slug("-".join(map(short, budget.as_dict().values())))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -263,11 +263,6 @@ class Finetune:
     def name(self) -> str:
         """The method's name."""
         return DENSE if self.candidate is None else self.candidate.name
-
-    @property
-    def searched(self) -> int:
-        """The seed of the search that found the mask; of the dense network its own."""
-        return self.seed if self.candidate is None else self.candidate.seed
 
 
 def plan_finetunes(context: RunContext, candidates: Sequence[Candidate]) -> list[Finetune]:

@@ -1,5 +1,6 @@
 """What every command starts from: the network, its weights, its images, its structure graph."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,16 +31,13 @@ from prunegraph.models import (
 from prunegraph.runs.options.checks import check_trusted
 from prunegraph.runs.options.config import DataConfig, NetworkConfig, PretrainConfig, PruningOptions
 from prunegraph.runs.parallel.machine import is_out_of_memory, resolve_device
-from prunegraph.runs.target import Target
+from prunegraph.runs.target import IMAGES_RECIPE, Target
 from prunegraph.tasks.classification import layout_of
 from prunegraph.tasks.image_classification import ImageClassification
 
 DEFAULT_ARCH = "digits_resnet"
 DEFAULT_DATASET = "digits"
 DIGITS_EPOCHS = 40
-
-FINETUNE_EPOCHS, DIGITS_FINETUNE_EPOCHS = 10, 40
-"""Epochs of a fine-tune, without ``--finetune-epochs``."""
 
 
 def resolve_arch(arch: str | None, weights: Path | None, info: WeightsInfo | None) -> str:
@@ -237,9 +235,9 @@ def load_classifier(config: NetworkConfig, budget: Budget | None = None) -> Targ
         layout=layout,
         info=info,
         pretrain_epochs=pretrain_epochs,
-        finetune_epochs=DIGITS_FINETUNE_EPOCHS
+        recipe=dataclasses.replace(IMAGES_RECIPE, epochs=DIGITS_EPOCHS)
         if dataset.name == DEFAULT_DATASET
-        else FINETUNE_EPOCHS,
+        else IMAGES_RECIPE,
     )
 
 
@@ -280,7 +278,7 @@ def check_trainable(target: Target, options: PruningOptions) -> None:
     mode, has not seen.
     """
     epochs = options.finetune_epochs
-    if target.finetune_epochs if epochs is None else epochs:
+    if target.recipe.epochs if epochs is None else epochs:
         check_training(target.task, target.structure, "--finetune-epochs 0")
 
 

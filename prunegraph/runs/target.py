@@ -20,6 +20,10 @@ from prunegraph.graph import StructureGraph, copy_network, unwrap
 from prunegraph.layerwise.weights import prunable_weights
 from prunegraph.models import WeightsInfo
 from prunegraph.tasks.classification import lay_out, model_device
+from prunegraph.training.loop import FinetuneConfig
+
+IMAGES_RECIPE = FinetuneConfig(epochs=10, peak_lr=0.05)
+"""Of a fine-tune of a classifier of images."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -37,7 +41,7 @@ class Target:
         layout: of its weights where they are read from a file; the task's are in the fastest one.
         info: what the JSON beside its weights says.
         pretrain_epochs: epochs that it still has to be trained; 0 if it has weights.
-        finetune_epochs: epochs of a fine-tune that nobody asked otherwise.
+        recipe: of a fine-tune, where options do not say otherwise.
     """
 
     task: Task
@@ -50,7 +54,7 @@ class Target:
     layout: torch.memory_format = torch.contiguous_format
     info: WeightsInfo | None = None
     pretrain_epochs: int = 0
-    finetune_epochs: int = 0
+    recipe: FinetuneConfig = IMAGES_RECIPE
 
     @property
     def arch(self) -> str:

@@ -17,6 +17,10 @@ from prunegraph.runs.parallel.machine import resolve_device
 from prunegraph.runs.prepare import check_network, load_classifier, resolve_arch
 from prunegraph.runs.target import Target
 from prunegraph.tasks.causal_lm import causal_lm
+from prunegraph.training.loop import FinetuneConfig
+
+LANGUAGE_RECIPE = FinetuneConfig(epochs=0, batch_size=8, peak_lr=1e-4, optimizer="adamw")
+"""Of a fine-tune of a language model: none, unless epochs are asked for."""
 
 CALIBRATION_TOKENS = 16_384
 """Without ``--calibration-tokens``, so many tokens are drawn of the calibration text."""
@@ -137,6 +141,7 @@ def load_language_model(config: NetworkConfig, budget: Budget | None = None) -> 
         build=lambda: copy_network(task.model).cpu(),
         structure=structure,
         folder=folder,
+        recipe=LANGUAGE_RECIPE,
     )
 
 

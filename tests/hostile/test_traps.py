@@ -341,7 +341,7 @@ def test_names_in_a_report_are_no_markup_and_no_way_out(tmp_path: Path) -> None:
     content |= {"task": "image_classification", "score_name": "accuracy", "higher_is_better": True}
     content |= {"repaired": None, "graph": "g", "machine": {"threads": 1}, "files": {}}
     splits = ("train", "search", "test")
-    content |= {"data": {name: {"fingerprint": "", "images": 1} for name in splits}}
+    content |= {"data": {name: {"fingerprint": "", "samples": 1} for name in splits}}
     content |= {"search": None, "recipe": {}, "seed": 0, "precision": "float32", "versions": {}}
     content |= {"peak_memory": {"dense": 2, "pruned": 1}, "dense_widths": {}}
     content |= {"latency_ms": {"dense": 2.0, "pruned": 1.0, "on": "the CPU"}}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from prunegraph.cli.main import main
@@ -165,3 +166,21 @@ def test_texts_are_of_language_models_alone(
 ) -> None:
     assert main(["prune", "l1/uniform", *words[6:]]) == 2
     assert "--calibration-text is of --task causal_lm" in capsys.readouterr().err
+
+
+def test_a_field_of_a_method_is_an_option(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    command = ["prune", "thanos", *words, "--pattern", "2:4"]
+    assert main([*command, "--thanos.block-size", "64", "--out", str(out)]) == 0
+    assert yaml.safe_load((out / "config.yaml").read_text())["method_options"] == [
+        "thanos.block_size=64"
+    ]
+    assert "--thanos.block-size 64" in (out / "report.html").read_text()
+    assert main(["verify", str(out), "--threads", "1"]) == 0
+    capsys.readouterr()
+    assert main([*command, "--thanos.block-size", "32", "--out", str(out)]) == 2
+    assert "other options (method_options" in capsys.readouterr().err
+    assert main([*command, "--thanos.block-size", "many"]) == 2
+    assert "thanos.block_size='many' is not a int" in capsys.readouterr().err

@@ -114,6 +114,6 @@ def test_a_plan_says_which_rows_a_run_must_have() -> None:
     compared = make_plan(CompareConfig(no_agent=True, methods=("cem", "l1/uniform"), seeds=2))
     assert compared.rows() == {("cem", 0), ("cem", 1), ("l1/uniform", 0)}
     named = make_plan(CompareConfig(methods=("agent", "cem"), seeds=1))
-    assert (named.agent, named.methods) == ("agent", ("cem",))
+    assert (named.agent, named.methods) == ("agent", ("agent", "cem"))
     assert compared.metric(trained=True) == "test_accuracy_finetuned"
     assert alone.metric(trained=True) == "test_accuracy_recalibrated"

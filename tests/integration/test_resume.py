@@ -159,7 +159,7 @@ def test_a_run_goes_on_with_the_images_that_it_began_with_alone(
     options, folder = begun
     record = json.loads(folder.file("dense.json").read_text())
     folder.file("dense.json").write_text(json.dumps(record | {"images_of_the_run": "0" * 16}))
-    with pytest.raises(ConfigError, match="run was begun with other images of digits"):
+    with pytest.raises(ConfigError, match="run was begun with other data of digits"):
         workplace(options, folder)
 
 

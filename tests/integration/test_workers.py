@@ -109,9 +109,11 @@ def play(reward: RewardConfig, workers: int, blocks: Sequence[int]) -> list[Any]
     return record
 
 
-@pytest.mark.parametrize("form", ["best", "ema", "lagrangian"])
-def test_any_number_of_workers_gives_the_same_rewards(form: Any) -> None:
-    reward = RewardConfig(self_competition=form, multiplier_period=1)
+@pytest.mark.parametrize(
+    ("form", "constraint"), [("best", "bias"), ("ema", "bias"), ("accuracy", "lagrangian")]
+)
+def test_any_number_of_workers_gives_the_same_rewards(form: Any, constraint: Any) -> None:
+    reward = RewardConfig(self_competition=form, constraint=constraint, multiplier_period=1)
     alone = play(reward, 1, range(5))
     assert alone == play(reward, 2, range(5)) == play(reward, 4, range(5))
     assert [name[0] for name, _, _ in alone] == list(range(5 * EPISODES))

@@ -190,9 +190,9 @@ class RecipeOptions:
     Attributes:
         round_to: keep a multiple of this many channels (8, 16) in every group, within the budget.
         finetune_epochs: epochs of the fine-tune, the same for every network that gets one; default:
-            40 on digits, else 10.
-        finetune_lr: peak learning rate of the fine-tune.
-        batch_size: images a step of the fine-tune.
+            40 on digits, none for language models, else 10.
+        finetune_lr: peak learning rate of the fine-tune; default: 0.05, of language models 0.0001.
+        batch_size: samples a step of the fine-tune; default: 128, of language models 8.
         finetune_on_search: fine-tune on the search images too, when every choice has been made, as
             tables do whose networks train on all training images.
         distill: weight in [0, 1] of the dense network's outputs in the fine-tune's loss; 0: labels
@@ -212,8 +212,8 @@ class RecipeOptions:
     section: ClassVar[str] = "fine-tune"
     round_to: Annotated[int | None, Section("budget")] = None
     finetune_epochs: int | None = None
-    finetune_lr: Annotated[float, HIDDEN] = 0.05
-    batch_size: Annotated[int, HIDDEN] = 128
+    finetune_lr: Annotated[float | None, HIDDEN] = None
+    batch_size: Annotated[int | None, HIDDEN] = None
     finetune_on_search: Annotated[bool, HIDDEN] = False
     distill: Annotated[float, HIDDEN] = 0.5
     calibration_images: Annotated[int, HIDDEN] = 1024
@@ -244,7 +244,7 @@ class PruningOptions(RecipeOptions, BudgetOptions):
         check_at_least("calibration_images", self.calibration_images, 1)
         check_at_least("workers", self.workers, 1)
         check_range("distill", self.distill, 0.0, 1.0)
-        if not self.finetune_lr > 0:
+        if self.finetune_lr is not None and not self.finetune_lr > 0:
             msg = f"finetune_lr={self.finetune_lr} must be above 0"
             raise ConfigError(msg)
 

@@ -92,13 +92,8 @@ def write_report(
 ) -> dict[str, Any]:
     """Write a report with the SHA-256 of the run's files, and return what was written."""
     written = in_its_unit(content) | {"files": dict(files)}
-    write_json(
-        path,
-        {
-            name: written[name]
-            for name in (*FIRST, *(name for name in written if name not in FIRST))
-        },
-    )
+    written = {name: written[name] for name in FIRST} | written
+    write_json(path, written)
     return written
 
 
@@ -145,7 +140,7 @@ REPORT = {
         "seed": int,
         "mask_digest": str,
     },
-    "methods": list[MethodRow],
+    "methods": list[dict[str, Any]],
     "verdict": str | None,
     "verdict_reason": str,
     "verdict_metric": Metric,
@@ -210,6 +205,7 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
     checked(content, OF_WEIGHTS if "sparsity" in content["budget"] else OF_CHANNELS, str(path))
     for name, split in content["data"].items():
         checked(split, SPLIT, f"{path}: data.{name}")
+    checked([*map(_figures, content["methods"])], list[MethodRow], f"{path}: methods")
     costs = [dense[name] for name in COSTS]
     if min(costs) < 1:
         msg = f"{path}: no network has {costs[0]} multiply-adds and {costs[1]} parameters"
@@ -249,4 +245,9 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
 
 def read_rows(content: Mapping[str, Any]) -> list[MethodRow]:
     """Return the rows of a written report."""
-    return [MethodRow(**row) for row in content["methods"]]
+    return [MethodRow(**_figures(row)) for row in content["methods"]]
+
+
+def _figures(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row without its ``score``, which repeats the last of its accuracies."""
+    return {name: value for name, value in row.items() if name != "score"}

@@ -142,9 +142,9 @@ class Unit:
         return {self.key(name): self._turned(name, value) for name, value in values.items()}
 
     def read(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return figures of a report as they are in memory; ``score``, which repeats one, goes."""
+        """Return figures of a report as they are in memory."""
         names = {self.key(name): name for name in (*ACCURACIES, *DENSE_ACCURACIES)}
-        found = {names.get(key, key): value for key, value in values.items() if key != "score"}
+        found = {names.get(key, key): value for key, value in values.items()}
         return {name: self._turned(name, value) for name, value in found.items()}
 
     def _turned(self, name: str, value: Any) -> Any:

@@ -25,7 +25,7 @@ from prunegraph.runs.parallel.machine import num_cores
 from prunegraph.runs.plan import applied_policy, make_plan, plan_finetunes
 from prunegraph.runs.predicted_latency import predicting
 from prunegraph.runs.report.report import machine, machine_differences, read_report, read_rows
-from prunegraph.runs.report.verdict import ACCURACIES, DENSE, MethodRow
+from prunegraph.runs.report.verdict import ACCURACIES, DENSE, MethodRow, Unit
 from prunegraph.runs.store import read_masks
 from prunegraph.runs.tasks import load_begun
 from prunegraph.runs.verify.rows import (
@@ -165,6 +165,15 @@ def _measure_again(
         if cell is not None and artefact_paths(cell)[0].is_file():
             where = f"methods[{row.name}, seed {row.seed}]"
             checks += check_handed_on(context, cell, where)
+    unit = Unit.of(content)
+    checks += [
+        Check(
+            name=f"methods[{row.name}, seed {row.seed}].score",
+            reported=told.get("score"),
+            found=unit.score(row.last),
+        )
+        for told, row in zip(content["methods"], rows, strict=True)
+    ]
     found = derived(run, context, candidates, rows, content["repaired"])
     reported = {name: content.get(name) for name in found}
     checks += compare("", reported, found)

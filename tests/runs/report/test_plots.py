@@ -43,7 +43,6 @@ def test_curves_that_never_move_are_left_out(make_findings: Make) -> None:
     figure = draw(make_findings())["search"].figure
     assert [axes.get_ylabel() for axes in figure.axes] == [
         "accuracy,\nmean",
-        "accuracy,\npolicy's own",
         "reward,\nmean",
     ]
 

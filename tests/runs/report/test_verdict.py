@@ -1,18 +1,17 @@
 import dataclasses
 
-import numpy as np
 import pytest
-from scipy.stats import spearmanr
 
 from prunegraph.runs.report.verdict import (
     MethodRow,
+    Unit,
+    best_baseline,
     column,
     each_cell_once,
     judge,
     mean_by_name,
     proxy_correlation,
     pruned_rows,
-    rank_interval,
     verdict_line,
 )
 from support.parts import part
@@ -180,26 +179,6 @@ def test_a_missing_verdict_is_not_called_none(verdict: str | None, reason: str, 
     assert verdict_line({"verdict": verdict, "verdict_reason": reason}) == line
 
 
-def test_the_interval_of_a_rank_correlation_narrows_with_the_masks() -> None:
-    low, high = rank_interval(0.5, 12)
-    assert low < 0.0 < 0.5 < high < 1.0
-    nearer, lower = rank_interval(0.5, 120)
-    assert low < nearer < 0.5 < lower < high
-    assert rank_interval(-0.5, 12) == pytest.approx((-high, -low))
-    assert rank_interval(1.0, 8) == (1.0, 1.0)
-
-
-def test_nineteen_of_twenty_intervals_hold_the_true_rank_correlation() -> None:
-    rng, hits = np.random.default_rng(0), 0
-    true = 6.0 / np.pi * np.arcsin(0.5 * 0.6)  # of a normal pair with correlation 0.6
-    for _ in range(400):
-        x, noise = rng.normal(size=(2, 20))
-        found = spearmanr(x, 0.6 * x + 0.8 * noise).statistic
-        low, high = rank_interval(float(found), 20)
-        hits += low <= true <= high
-    assert 0.92 < hits / 400 < 0.98
-
-
 def test_of_rows_with_one_mask_the_agents_are_the_pruned_networks() -> None:
     names = ("cem", "agent", "control:widths/l1")
     found = [dataclasses.replace(row(name, 0, 0.5, 0.5), digest="a") for name in names]
@@ -215,3 +194,19 @@ def test_a_fine_tune_that_two_methods_share_counts_once() -> None:
     ]
     untuned = row("cem", 1, 0.5, 0.5)
     assert each_cell_once([*found, untuned, untuned]) == [found[0], found[2], untuned, untuned]
+
+
+def test_an_error_is_better_where_it_is_lower_and_files_hold_it_as_it_is() -> None:
+    unit = Unit(name="perplexity", higher_is_better=False)
+    rows = [row("agent", seed, -20.0, -21.0) for seed in range(3)]
+    rows += [row("cem", seed, -30.0, -31.0) for seed in range(3)]
+    assert best_baseline(rows) == "cem"
+    verdict, reason = judge(rows, RECALIBRATED, unit=unit)
+    assert verdict == "NOT LEARNED"  # three differences that are the same may be chance
+    assert "+10.00 perplexity better of test_score_recalibrated" in reason
+    written = unit.written(rows[0].to_json())
+    assert written["test_score_recalibrated"] == 21.0
+    assert "test_accuracy_recalibrated" not in written
+    assert unit.read(written) == rows[0].to_json()
+    assert unit.text(-21.0) == "21.00"
+    assert Unit().written(rows[0].to_json()) == rows[0].to_json()
