@@ -15,7 +15,7 @@ from prunegraph.core.pattern import UNSTRUCTURED, Pattern
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.layerwise.solve import Hessian
 from prunegraph.layerwise.weights import check_pattern
-from prunegraph.methods.context import make_problem
+from prunegraph.methods.context import Context, make_problem
 from prunegraph.methods.method import Problem
 from prunegraph.methods.obs.apt import APT, best_set
 from prunegraph.methods.obs.base import BlockwiseMethod
@@ -185,7 +185,7 @@ def test_options_out_of_range_are_named(make: object, message: str) -> None:
 
 def pose(budget: Budget, folder: Path | None = None, **sizes: int) -> Problem:
     task = causal_lm(tiny_llama(**sizes), encode, calibration=[TEXT], window=32)
-    return make_problem(task, None, budget, folder=folder)
+    return Context(task=task, structure=None, seed=0).problem(budget, folder=folder)
 
 
 @pytest.mark.parametrize("pattern", [None, "2:4", "columns"])
