@@ -30,6 +30,7 @@ from prunegraph.tasks.causal_lm import CausalLM, causal_lm
 from prunegraph.tasks.texts import encoder
 
 DENSE = "dense"
+TEST = "wikitext2-test"
 
 METHODS: Mapping[str, Magnitude | BlockwiseMethod] = {
     "magnitude": Magnitude(),
@@ -119,7 +120,7 @@ class Cell:
     budget: str = ""
     calibration: str = "wikitext2-valid"
     seed: int = 0
-    tests: tuple[str, ...] = ("wikitext2-test",)
+    tests: tuple[str, ...] = (TEST,)
 
     @property
     def file(self) -> str:
