@@ -139,7 +139,8 @@ def shorten(model: nn.Module, layers: int) -> None:
 def measure(cell: Cell, setting: Setting, *, whole: bool) -> dict[str, Any]:
     """Prune and score; return the figures."""
     task = setting.task(cell.calibration, cell.seed)
-    model, found = task.model, {}
+    model = task.model
+    found: dict[str, Any] = {}
     if cell.method != DENSE:
         result, found = pruned(task, cell, score=True)
         model = result.model or result.mask.apply(task.model)  # type: ignore[union-attr]

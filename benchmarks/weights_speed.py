@@ -33,6 +33,9 @@ PEER = Path(__file__).parent / "weights_llmcompressor.py"
 
 SPEED_METHODS = ("magnitude", "wanda", "sparsegpt", "thanos", "apt", "apt, mask=staged")
 
+SPEED_BLOCKS = 3
+"""Blocks whose matrices mode ``speed`` prunes: the first, the last, and those between."""
+
 SPEED_SEQUENCES = 8
 """Calibration windows of mode ``speed``: as many tokens as the widest layer needs, and more."""
 
@@ -42,9 +45,15 @@ DEPTHS = (6, 12, 24, 30)
 
 def speed(options: argparse.Namespace, setting: Setting) -> None:
     """Print the CPU seconds of each method on the same matrices, and their ratio to SparseGPT's."""
-    layers = options.layers or 3
-    setting = replace(setting, layers=layers, sequences=min(options.sequences, SPEED_SEQUENCES))
-    task = setting.task(options.calibration, 0)
+    sequences = min(options.sequences, SPEED_SEQUENCES)
+    task = replace(setting, sequences=sequences).task(options.calibration, 0)
+    weights = prunable_weights(task.model)
+    blocks = sorted({name.split(".layers.")[1].split(".")[0] for name in weights}, key=int)
+    places = np.linspace(0, len(blocks) - 1, SPEED_BLOCKS).round().astype(int).tolist()
+    chosen = [f".layers.{blocks[place]}." for place in places]
+    weights = {
+        name: layout for name, layout in weights.items() if any(part in name for part in chosen)
+    }
     matrices: list[Matrix] = []
 
     def note(matrix: Matrix) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,15 +61,15 @@ def speed(options: argparse.Namespace, setting: Setting) -> None:
         return matrix.weight, torch.ones_like(matrix.weight, dtype=torch.bool)
 
     batches = list(task.batches(task.train, 2))
-    walk = BlockWalk(task.model, prunable_weights(task.model), batches, task.forward)
+    walk = BlockWalk(task.model, weights, batches, task.forward)
     walk.run(note)
     rows: dict[str, Row] = {}
-    for budget in ("50 %", "2:4", "4:8"):
+    for budget in options.budgets:
         seconds = {
             name: min(_seconds(name, budget, matrices) for _ in range(2)) for name in SPEED_METHODS
         }
         rows[budget] = seconds
-        print(f"{budget}, {len(matrices)} matrices of {layers} blocks:", flush=True)
+        print(f"{budget}, {len(matrices)} matrices of {len(chosen)} blocks:", flush=True)
         for name, value in seconds.items():
             print(f"| {name} | {value:.2f} s | {value / seconds['sparsegpt']:.2f} |", flush=True)
     if options.out is not None:
@@ -123,6 +132,7 @@ def llmcompressor(options: argparse.Namespace, setting: Setting) -> None:
             cell = Cell(method=method, budget=budget, calibration=options.calibration)
             windows = setting.windows(options.test)
             result, found = pruned(task, cell, score=False)
+            assert result.model is not None
             own = {"perplexity": task.score(result.model, windows).value, **found}
             del result
             ids = torch.cat([batch["input_ids"] for batch in task.batches(task.train, 1)])

@@ -65,7 +65,7 @@ def _budget_table(title: str, rows: Sequence[Row]) -> list[str]:
 
 def _main_text(rows: Sequence[Row]) -> str:
     """Return the calibration text of most cells."""
-    return statistics.mode(row["calibration"] for row in rows)
+    return str(statistics.mode(row["calibration"] for row in rows))
 
 
 def _differences(scores: dict[str, dict[int, float]]) -> Iterator[str]:
