@@ -281,3 +281,36 @@ def test_a_weight_that_a_function_multiplies_by_is_seen() -> None:
     walk = BlockWalk(model, prunable_weights(model), [torch.randn(2, 8, 4)], run_model)
     walk.run(halve)
     assert walk.unseen == []
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
+def test_blocks_run_in_the_precision_of_the_network(bfloat16: bool) -> None:
+    model, seen = tiny_llama(vocab_size=64), set()
+    last = model.get_submodule("model.layers.1.mlp.down_proj")
+    last.register_forward_hook(lambda _, __, outputs: seen.add(outputs.dtype))
+
+    def forward(network: nn.Module, batch: Tensor) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            run_model(network, batch)
+
+    BlockWalk(model, prunable_weights(model), [ids()], forward).run(halve)
+    assert seen == {torch.bfloat16 if bfloat16 else torch.float32}
+
+
+@pytest.mark.parametrize("width", [6, 700])
+def test_statistics_are_float32_where_the_network_is_not(width: int) -> None:
+    """Neither bfloat16 of the forward around them nor columns by parts may change them."""
+    model, found = nn.Sequential(nn.Linear(width, 3)), {}
+    batch = torch.randn(50, width, generator=torch.Generator().manual_seed(0))
+
+    def note(matrix: Matrix) -> tuple[Tensor, Tensor]:
+        found[matrix.name] = matrix.hessians[0].with_damping(1e-9).matrix
+        return halve(matrix)
+
+    def forward(network: nn.Module, batch: Tensor) -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            network(batch)
+
+    BlockWalk(model, prunable_weights(model), [batch], forward).run(note)
+    (own,) = found.values()
+    torch.testing.assert_close(own, batch.T @ batch / 50, rtol=1e-4, atol=1e-5)
