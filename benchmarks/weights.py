@@ -5,7 +5,7 @@ cells are files in ``--out`` and are not measured again; a run that was killed g
 are ``NAME.txt.gz`` in ``--text``.
 
     python benchmarks/weights.py table --model DIR --text DIR --out DIR [--plan 50 2:4 ...]
-    python benchmarks/weights.py table --out DIR --show        # the tables of finished cells
+    python benchmarks/weights.py table --out DIR --show [--collect FILE]  # of finished cells
     python benchmarks/weights.py speed --model DIR --text DIR  # seconds beside SparseGPT's
     python benchmarks/weights.py memory --model DIR --text DIR # peak for 6, 12, 24, 30 blocks
     python benchmarks/weights.py llmcompressor --model DIR --text DIR --python VENV/bin/python
@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from weights_cells import BUDGETS, DENSE, METHODS, TEST, Cell, Setting, measure
 from weights_speed import llmcompressor, memory, peak_of_one, speed
-from weights_table import tables
+from weights_table import Row, tables
 
 from prunegraph.core.files import write_json
 from prunegraph.runs.report.report import machine
@@ -50,6 +50,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--whole", action="store_true", help="score the whole test text too")
     parser.add_argument("--show", action="store_true", help="print the tables, measure nothing")
+    parser.add_argument("--collect", type=Path, help="write all finished cells to one file")
     parser.add_argument("--calibration", default=CALIBRATION, metavar="NAME")
     parser.add_argument("--test", default=TEST, metavar="NAME")
     parser.add_argument("--window", type=int, default=512, help="tokens of calibration windows")
@@ -118,7 +119,18 @@ def table(options: argparse.Namespace) -> None:
         for cell in cells:
             if not _finished(options.out / cell.file, whole=options.whole):
                 _measure_apart(cell, options)
-    print(tables([json.loads(path.read_text()) for path in sorted(options.out.glob("*.json"))]))
+    rows = finished_rows(options.out)
+    if options.collect is not None:
+        write_json(options.collect, {"rows": rows})
+    print(tables(rows))
+
+
+def finished_rows(out: Path) -> list[Row]:
+    """Return the figures of the cells of a folder, or of a file that ``--collect`` wrote."""
+    if out.is_file():
+        rows: list[Row] = json.loads(out.read_text())["rows"]
+        return rows
+    return [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
 
 
 def _finished(path: Path, *, whole: bool) -> bool:
