@@ -118,6 +118,7 @@ def measure(
     changed = dataclasses.replace(options, agent=own)
     console, run = Console(), RunFolder(path=folder)
     (target,) = load_targets(changed)
+    assert target.dataset is not None  # a classifier's
     images = judge = target.dataset.search
     if hold_out:
         images, judge = halves(images)

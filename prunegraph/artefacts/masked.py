@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -122,7 +123,7 @@ def save_masked(
     model: nn.Module,
     mask: WeightMask,
     info: PrunedInfo,
-    pretrained: Path | None = None,
+    pretrained: Any = None,
 ) -> None:
     """Write a network with zeros in place, each file atomically; the recipe comes last.
 
@@ -132,8 +133,8 @@ def save_masked(
         model: the network.
         mask: where its zeros lie.
         info: how the dense network is made.
-        pretrained: the folder that the dense network comes from, if it is one of transformers:
-            ``where`` becomes such a folder, with its tokenizer.
+        pretrained: of a network of transformers, the folder that holds its tokenizer, or itself:
+            ``where`` becomes a ``from_pretrained`` folder.
 
     Raises:
         ArtefactError: a file cannot be written, a weight is not zero that the mask removes, or

@@ -253,6 +253,8 @@ def store_network(context: RunContext, where: Path, result: Result) -> StoredMas
         whole = batches[:-1] or batches  # each batch counts alike
         recalibrate_bn(model, whole, forward=task.forward, autocast=task.autocast)
     save_network(context.target, where, model, mask)
+    if "errors" in result.details:
+        write_json(where / RunFolder.ERRORS, result.details["errors"])
     changed = None if result.model is None else parameter_digest(model)
     return StoredMask(where=where, name=mask.digest(), sparsity=mask.sparsity, weights=changed)
 

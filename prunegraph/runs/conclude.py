@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from prunegraph.artefacts.masked import StoredMask
 from prunegraph.core.console import Console
 from prunegraph.core.files import write_json
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.precision import computes_bfloat16
+from prunegraph.core.reading import checked, read_json
 from prunegraph.runs.context import RunContext
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.measure import Measured, measure_rows
@@ -78,6 +80,9 @@ def conclude(
         "versions": versions(),
         **outcome.details,
     }
+    errors = layer_errors(outcome.candidates)
+    if errors:
+        content["layer_errors"] = errors
     if isinstance(chosen, ChannelMask):
         model, inputs = target.as_loaded(), target.example_inputs
         content["latency_ms"] = latencies(model, target.graph, chosen, inputs)
@@ -100,6 +105,21 @@ def conclude(
     if warning is not None:
         console.say(f"warning: {warning}")
     return written
+
+
+def layer_errors(candidates: Sequence[Candidate]) -> dict[str, dict[str, float]]:
+    """Return by how much the outputs of each layer change, by method: of its first seed.
+
+    The change is squared, relative to the outputs, on what the layer reads in the pruned network.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for candidate in candidates:
+        mask = candidate.mask
+        if isinstance(mask, StoredMask) and candidate.name not in found:
+            path = mask.where / RunFolder.ERRORS
+            if path.is_file():
+                found[candidate.name] = checked(read_json(path), dict[str, float], str(path))
+    return found
 
 
 def derived(

@@ -60,7 +60,7 @@ class RunContext:
             task=target.task,
             structure=target.structure,
             seed=self.seed,
-            num_calibration=options.calibration_images,
+            num_calibration=target.num_calibration or options.calibration_images,
             reconstruct=options.reconstruct,
             layer_by_layer=options.layer_by_layer,
             metric=search.agent.metric,

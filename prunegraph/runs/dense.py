@@ -13,9 +13,7 @@ from prunegraph.runs.context import RunContext
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.options.config import NetworkConfig
 from prunegraph.runs.pretrain import (
-    PRETRAIN_LR,
     TRAIN_IMAGES,
-    pretrain_recipe,
     train_network,
     weights_record,
 )
@@ -119,12 +117,12 @@ def ensure_dense(
         return path
     for doubt in _doubts(target):
         console.say(f"warning: {doubt}")
-    if target.pretrain_epochs:
+    if target.pretraining is not None:
         train_network(
             f"train {target.arch} on {target.data_name} first (no --weights), epoch",
             target.model,
             target.task,
-            pretrain_recipe(target.pretrain_epochs, lr=PRETRAIN_LR, batch_size=128),
+            target.pretraining,
             seed=config.seed,
             checkpoint=folder.checkpoint(folder.PRETRAINING),
             console=console,
@@ -135,7 +133,7 @@ def ensure_dense(
             figures.pop(of_other_images, None)
     images = target.task.train.fingerprint()
     figures[RUN_IMAGES] = images
-    if target.pretrain_epochs:
-        figures |= {"epochs": target.pretrain_epochs, TRAIN_IMAGES: images}
+    if target.pretraining is not None:
+        figures |= {"epochs": target.pretraining.epochs, TRAIN_IMAGES: images}
     save_weights(target.model, path, weights_record(target.arch, target.dataset, config, figures))
     return path

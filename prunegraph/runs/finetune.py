@@ -180,8 +180,8 @@ def save_network(
         save_pruned(where, model=model, mask=mask, graph=target.graph, info=target.saved)
     else:
         bits = mask.load() if isinstance(mask, StoredMask) else mask
-        folder = target.folder
-        save_masked(where, model=model, mask=bits, info=target.saved, pretrained=folder)
+        pretrained = target.tokenizer
+        save_masked(where, model=model, mask=bits, info=target.saved, pretrained=pretrained)
 
 
 def load_finetuned(context: RunContext, directory: Path) -> tuple[nn.Module, str]:

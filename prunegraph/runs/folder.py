@@ -58,6 +58,7 @@ class RunFolder:
     DENSE_FINETUNED: ClassVar[str] = "dense_finetuned"
     CELLS: ClassVar[str] = "cells"
     CHOSEN: ClassVar[str] = "chosen"
+    ERRORS: ClassVar[str] = "errors.json"
     ACCURACY: ClassVar[str] = "accuracy.json"
     PLOTS: ClassVar[str] = "plots"
     EVENTS: ClassVar[str] = "events"

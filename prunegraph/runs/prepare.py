@@ -31,7 +31,7 @@ from prunegraph.models import (
 from prunegraph.runs.options.checks import check_trusted
 from prunegraph.runs.options.config import DataConfig, NetworkConfig, PretrainConfig, PruningOptions
 from prunegraph.runs.parallel.machine import is_out_of_memory, resolve_device
-from prunegraph.runs.target import IMAGES_RECIPE, Target
+from prunegraph.runs.target import IMAGES_RECIPE, Target, pretrain_recipe
 from prunegraph.tasks.classification import layout_of
 from prunegraph.tasks.image_classification import ImageClassification
 
@@ -234,7 +234,7 @@ def load_classifier(config: NetworkConfig, budget: Budget | None = None) -> Targ
         dataset=dataset,
         layout=layout,
         info=info,
-        pretrain_epochs=pretrain_epochs,
+        pretraining=pretrain_recipe(pretrain_epochs) if pretrain_epochs else None,
         recipe=dataclasses.replace(IMAGES_RECIPE, epochs=DIGITS_EPOCHS)
         if dataset.name == DEFAULT_DATASET
         else IMAGES_RECIPE,

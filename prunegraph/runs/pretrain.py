@@ -51,6 +51,7 @@ from prunegraph.runs.prepare import (
     resolve_arch,
     trained_size,
 )
+from prunegraph.runs.target import PRETRAIN_LR, pretrain_recipe
 from prunegraph.tasks.classification import evaluate, model_device
 from prunegraph.tasks.image_classification import training_task
 from prunegraph.training.distributed import current_ranks
@@ -61,8 +62,6 @@ TRAIN_IMAGES = "train_images"
 """What the JSON beside weights calls the fingerprint of the images that they were trained on."""
 
 DEFAULT_EPOCHS = 60
-PRETRAIN_LR = 0.1
-WARMUP_EPOCHS = 2
 
 MORE_EPOCHS = 10
 MORE_LR = 0.05
@@ -265,12 +264,6 @@ def _check_new(out: Path) -> None:
         if path.exists() and not _checkpoint_path(out).exists():
             msg = f"{path} exists: delete it to train again, or give another --out"
             raise ConfigError(msg)
-
-
-def pretrain_recipe(epochs: int, *, lr: float, batch_size: int) -> FinetuneConfig:
-    """Return how a network is trained from scratch."""
-    warmup = min(WARMUP_EPOCHS, epochs / 2)
-    return FinetuneConfig(epochs=epochs, peak_lr=lr, batch_size=batch_size, warmup_epochs=warmup)
 
 
 def train_network(

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +25,9 @@ from prunegraph.training.loop import FinetuneConfig
 IMAGES_RECIPE = FinetuneConfig(epochs=10, peak_lr=0.05)
 """Of a fine-tune of a classifier of images."""
 
+PRETRAIN_LR = 0.1
+WARMUP_EPOCHS = 2
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Target:
@@ -36,11 +39,13 @@ class Target:
         saved: what is written beside a pruned network: how the dense one is built.
         build: makes the dense network anew; its weights do not matter.
         structure: its structure graph; None where single weights become zero.
-        folder: the ``from_pretrained`` folder that it comes from, for networks of transformers.
+        tokenizer: of a network of transformers, whose pruned networks are ``from_pretrained``
+            folders: the folder that holds it, or itself.
         dataset: its images; None where they are none.
         layout: of its weights where they are read from a file; the task's are in the fastest one.
         info: what the JSON beside its weights says.
-        pretrain_epochs: epochs that it still has to be trained; 0 if it has weights.
+        pretraining: how it still has to be trained; None if it has weights.
+        num_calibration: train samples by which weights are chosen and changed; None: an option.
         recipe: of a fine-tune, where options do not say otherwise.
     """
 
@@ -49,11 +54,12 @@ class Target:
     saved: PrunedInfo
     build: Callable[[], nn.Module]
     structure: StructureGraph | None = None
-    folder: Path | None = None
+    tokenizer: Any = None
     dataset: Dataset | None = None
     layout: torch.memory_format = torch.contiguous_format
     info: WeightsInfo | None = None
-    pretrain_epochs: int = 0
+    pretraining: FinetuneConfig | None = None
+    num_calibration: int | None = None
     recipe: FinetuneConfig = IMAGES_RECIPE
 
     @property
@@ -128,3 +134,11 @@ def measure_cost(model: nn.Module, example_inputs: ExampleInputs) -> Cost:
         else:
             model(*(example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)))
     return Cost(macs=counter.get_total_flops() // 2, params=params)
+
+
+def pretrain_recipe(
+    epochs: int, *, lr: float = PRETRAIN_LR, batch_size: int = 128
+) -> FinetuneConfig:
+    """Return how a classifier of images is trained from scratch."""
+    warmup = min(WARMUP_EPOCHS, epochs / 2)
+    return FinetuneConfig(epochs=epochs, peak_lr=lr, batch_size=batch_size, warmup_epochs=warmup)

@@ -8,22 +8,24 @@ from typing import Any
 
 from prunegraph.artefacts.pruned import PrunedInfo
 from prunegraph.core.budget import Budget
-from prunegraph.core.errors import ConfigError, suggest
+from prunegraph.core.errors import ConfigError, DataError, suggest
 from prunegraph.graph import StructureGraph, analyse, copy_network
 from prunegraph.models import load_weights, weights_info
+from prunegraph.models.embedded_language import build_embedded, byte_tokenizer
 from prunegraph.runs.options.config import CommonConfig, NetworkConfig
 from prunegraph.runs.options.tasks import IMAGES, TaskOptions
 from prunegraph.runs.parallel.machine import resolve_device
 from prunegraph.runs.prepare import check_network, load_classifier, resolve_arch
 from prunegraph.runs.target import Target
 from prunegraph.tasks.causal_lm import causal_lm
+from prunegraph.training.embedded import RECIPE as EMBEDDED_RECIPE
 from prunegraph.training.loop import FinetuneConfig
 
 LANGUAGE_RECIPE = FinetuneConfig(epochs=0, batch_size=8, peak_lr=1e-4, optimizer="adamw")
 """Of a fine-tune of a language model: none, unless epochs are asked for."""
 
 CALIBRATION_TOKENS = 16_384
-"""Without ``--calibration-tokens``, so many tokens are drawn of the calibration text."""
+"""Without ``--calibration-tokens``, so many are drawn of the calibration text, by each seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,21 +116,31 @@ def load_language_model(config: NetworkConfig, budget: Budget | None = None) -> 
     Its structure is analysed where channels are chosen alone: that takes long.
     """
     assert isinstance(config, TaskOptions)
-    folder, device = _folder(config), resolve_device(config.device)
+    device = resolve_device(config.device)
     task = causal_lm(
-        folder,
+        build_embedded(config.seed) if config.weights is None else config.weights,
+        byte_tokenizer() if config.weights is None else None,
         calibration=config.calibration_text,
         test=config.test_text,
         window=config.window,
         seed=config.seed,
-        calibration_tokens=config.calibration_tokens or CALIBRATION_TOKENS,
+        calibration_tokens=None,
+        name=_language_model(config),
     )
+    window = task.train.source.load(task.train.index[:1])["input_ids"]
+    num_windows = max((config.calibration_tokens or CALIBRATION_TOKENS) // window.shape[1], 1)
+    if config.calibration_tokens is not None and num_windows > len(task.train):
+        msg = (
+            f"--calibration-tokens {config.calibration_tokens} asks for {num_windows} windows of "
+            f"{window.shape[1]} tokens, the calibration text has {len(task.train)}: give more text"
+        )
+        raise DataError(msg)
+    task = dataclasses.replace(task, search=task.search.sample(num_windows, config.seed))
     task.place_model(task.model, device)
     structure: StructureGraph | None = None
     if budget is None or budget.kind == "channels":
         structure = analyse(task.model, task.example_inputs, attention=config.attention)
         check_network(task.name, structure)
-    window = task.train.source.load(task.train.index[:1])["input_ids"]
     return Target(
         task=task,
         data_name="text" if config.test_text is None else config.test_text.name,
@@ -140,16 +152,15 @@ def load_language_model(config: NetworkConfig, budget: Budget | None = None) -> 
         ),
         build=lambda: copy_network(task.model).cpu(),
         structure=structure,
-        folder=folder,
+        tokenizer=task.tokenizer_folder or task.tokenizer,
+        pretraining=EMBEDDED_RECIPE if config.weights is None else None,
+        num_calibration=num_windows,
         recipe=LANGUAGE_RECIPE,
     )
 
 
-def _folder(config: NetworkConfig) -> Path:
-    if config.weights is None:
-        msg = "--task causal_lm needs --weights: a folder that save_pretrained has written"
-        raise ConfigError(msg)
-    return config.weights
+def _language_model(config: NetworkConfig) -> str:
+    return "embedded" if config.weights is None else config.weights.resolve().name
 
 
 TASKS: Mapping[str, TaskKind] = {
@@ -165,7 +176,7 @@ TASKS: Mapping[str, TaskKind] = {
     ),
     "causal_lm": TaskKind(
         load=load_language_model,
-        arch=lambda config: _folder(config).name,
+        arch=_language_model,
         options=frozenset({"calibration_text", "test_text", "calibration_tokens", "window"}),
     ),
 }

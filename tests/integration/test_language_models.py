@@ -17,9 +17,8 @@ from prunegraph.models.pretrained import load_pretrained, load_tokenizer, save_p
 METHOD = """
 from dataclasses import dataclass
 
-from prunegraph.core.weight_mask import WeightMask
-from prunegraph.methods.magnitude import magnitude_mask
 from prunegraph.methods.method import Result
+from prunegraph.methods.registry import make_method
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Halved:
         assert problem.structure is None
 
     def prune(self, problem):
-        mask = magnitude_mask(problem.task.model, problem.budget)
+        mask = make_method("magnitude").prune(problem).mask
         model = mask.apply(problem.task.model)
         name = next(iter(mask.keep))
         model.get_parameter(name).data *= 0.5

@@ -22,11 +22,12 @@ class TaskOptions:
 
     Attributes:
         task: image_classification; causal_lm, a language model whose --weights is a folder that
-            save_pretrained of transformers has written.
+            save_pretrained of transformers has written; default of those: a small one, trained on
+            the English text of Python first.
         calibration_text: text that a language model is measured and trained on: a file, a folder of
             text files, or datasets:NAME:CONFIG:SPLIT; default: the English text of Python.
         test_text: text that perplexities are reported on; default: another part of that text.
-        calibration_tokens: tokens that are drawn of the calibration text; default: 16384.
+        calibration_tokens: tokens that each seed draws of the calibration text; default: 16384.
         window: tokens of a window; default: 1024, at most what the network takes.
         sparsity: this share of the weights becomes zero, for methods of single weights.
         pattern: where the zeros lie: n:m, as 2:4, keeps n of each m weights in a row.

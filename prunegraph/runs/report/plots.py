@@ -4,6 +4,7 @@ Three colours stand for what a reader's light or dark page gives: ``INK``, ``PAP
 """
 
 import io
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -158,7 +159,7 @@ class Plot:
 def draw(findings: Findings) -> dict[str, Plot]:
     """Return the figures of a run by name; one that has nothing to show is left out."""
     drawers: dict[str, Callable[[Findings], Plot | None]]
-    drawers = {"methods": _methods, "search": _search}
+    drawers = {"methods": _methods, "search": _search, "errors": _errors}
     if findings.structure is not None:
         drawers |= {"widths": _widths, "groups": _groups}
     with mpl.rc_context(STYLE):
@@ -292,6 +293,30 @@ def _methods(findings: Findings) -> Plot:
         f"{_fillings(shown)}; mean and standard deviation over seeds.",
         text=f"Dot plot of test {unit.plural} before a fine-tune. {'; '.join(words)}; "
         f"dense {unit.words(dense['test_accuracy'])}.",
+    )
+
+
+def _errors(findings: Findings) -> Plot | None:
+    """Draw by how much the outputs of each layer change, a line a method."""
+    errors: Mapping[str, Mapping[str, float]] = findings.content.get("layer_errors", {})
+    if not errors:
+        return None
+    figure, axes = new_figure(2.6)
+    means = {}
+    for (name, layers), colour in zip(errors.items(), itertools.cycle(SEED_COLOURS)):
+        values = 100 * np.array([*layers.values()])
+        axes.plot(range(1, len(values) + 1), values, color=colour, linewidth=1, label=name)
+        means[name] = float(values.mean())
+    axes.set_yscale("log")
+    axes.set_xlabel("layer, in the order in which they run")
+    axes.set_ylabel("squared error of outputs, %")
+    figure.legend(loc="outside upper center", ncols=3)
+    words = "; ".join(f"{name} {value:.2g} %" for name, value in means.items())
+    return Plot(
+        figure=figure,
+        caption="By how much the outputs of each layer change, on what it reads in the pruned "
+        "network: squared error relative to the outputs, first seed.",
+        text=f"Line plot over {len(next(iter(errors.values())))} layers. Means: {words}.",
     )
 
 

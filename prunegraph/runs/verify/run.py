@@ -88,7 +88,11 @@ def verify_run(config: VerifyConfig, console: Console) -> dict[str, Any]:
     unknown.append(RunFolder.HISTORY)
     unknown += [f"{cell} (no weights)" for cell in _cells_without_weights(folder, content)]
     unknown += [RunFolder.LATENCY] * (RunFolder.LATENCY in content["files"])
-    unknown += ["latency_ms", "versions", *sorted({"decision", "policy"} & content.keys())]
+    unknown += [
+        "latency_ms",
+        "versions",
+        *sorted({"decision", "layer_errors", "policy"} & content.keys()),
+    ]
     console.say(
         f"{len(checks)} figures and {len(content['files'])} files of {folder.path} are right; "
         f"not verifiable: {', '.join(unknown)}{elsewhere}"
