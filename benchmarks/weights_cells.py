@@ -164,6 +164,7 @@ def pruned(task: CausalLM, cell: Cell, *, score: bool) -> tuple[Result, dict[str
         "wall_seconds": time.perf_counter() - wall,
         "peak_bytes": peak() - before,
         "copy_bytes": 0 if result.model is None else num_bytes(result.model),
+        "mask_bytes": result.mask.size,  # type: ignore[union-attr]  # of a WeightMask: a byte each
         "model_bytes": num_bytes(task.model),
     }
     errors = result.details.get("errors", {})

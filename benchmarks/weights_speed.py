@@ -104,10 +104,10 @@ def memory(options: argparse.Namespace) -> None:
             answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             row = json.loads(answer)
             rows.append({"layers": layers, "method": method, **row})
-            beyond = row["peak_bytes"] - row["copy_bytes"]
+            beyond = row["peak_bytes"] - row["copy_bytes"] - row["mask_bytes"]
             print(
                 f"| {method} | {layers} blocks | network {row['model_bytes'] / 1e6:.0f} MB | "
-                f"beyond it and its pruned copy {beyond / 1e6:.0f} MB |",
+                f"beyond it, its pruned copy and mask {beyond / 1e6:.0f} MB |",
                 flush=True,
             )
     if options.out is not None:
