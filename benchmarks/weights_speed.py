@@ -98,7 +98,7 @@ def memory(options: argparse.Namespace) -> None:
     for layers in DEPTHS if options.layers is None else (options.layers,):
         for method in options.methods or ("sparsegpt", "apt"):
             command = [sys.executable, str(MAIN), "peak", "--methods", method]
-            for name in ("model", "text", "window", "sequences"):
+            for name in ("model", "text", "calibration", "window", "sequences"):
                 command += [f"--{name}", str(getattr(options, name))]
             command += ["--layers", str(layers)]
             answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout

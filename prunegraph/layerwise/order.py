@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunegraph.core.errors import ConfigError
 from prunegraph.layerwise.weights import PrunableWeight
@@ -40,9 +42,20 @@ class Segment:
     size: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class _Mark:
+    """Stands for one tensor, which need not stay in memory.
+
+    Attributes:
+        size: its bytes.
+    """
+
+    size: int
+
+
 @dataclass(eq=False)
 class _Calls:
-    """What a block was given and gave, each time it ran."""
+    """What a block was given and gave, each time it ran; marks in the place of tensors."""
 
     arguments: list[Arguments] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
@@ -123,13 +136,18 @@ def _inside(name: str, others: Iterable[str]) -> bool:
 def _record(model: nn.Module, names: Sequence[str], run: Callable[[], Any]) -> dict[str, _Calls]:
     """Return what each block was given and gave, in the order of their first calls."""
     calls: dict[str, _Calls] = {}
+    marks: Any = WeakTensorKeyDictionary()
+
+    def mark(tensor: Tensor) -> _Mark:
+        return marks.setdefault(tensor, _Mark(tensor.numel() * tensor.element_size()))  # type: ignore[no-any-return]
 
     def watch(name: str) -> list[Any]:
         def before(_: nn.Module, args: Any, kwargs: Any) -> None:
-            calls.setdefault(name, _Calls()).arguments.append((args, kwargs))
+            arguments = tree_map_only(Tensor, mark, (args, dict(kwargs)))
+            calls.setdefault(name, _Calls()).arguments.append(arguments)
 
         def after(_: nn.Module, args: Any, outputs: Any) -> None:
-            calls[name].outputs.append(outputs)
+            calls[name].outputs.append(tree_map_only(Tensor, mark, outputs))
 
         module = model.get_submodule(name)
         return [
@@ -197,7 +215,7 @@ def _others(arguments: Arguments, place: Place) -> Arguments:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Tell whether two structures hold the same tensors and equal plain values."""
+    """Tell whether two structures hold marks of the same tensors and equal plain values."""
     if one is other:
         return True
     if isinstance(one, tuple | list) and type(one) is type(other) and len(one) == len(other):
@@ -209,4 +227,4 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _bytes(states: Any) -> int:
-    return states.numel() * states.element_size() if isinstance(states, Tensor) else 0
+    return states.size if isinstance(states, _Mark) else 0
