@@ -38,9 +38,10 @@ def build_model(spec: str, *, num_classes: int, image_shape: tuple[int, int, int
     Args:
         spec: ``resnet20|32|44|56|110``, ``vgg16_bn``, ``mobilenetv2`` (their CIFAR forms);
             ``digits_resnet``, or a variant ``digits_resnet<depth>[_w<width>]`` with depth 6n + 2,
-            such as ``digits_resnet14_w12``, or ``..._gn`` with group norm; ``torchvision:NAME``, a classification network;
-            ``package.module:factory``, a callable of the user, found also in the current folder,
-            called with ``num_classes=`` if it takes that.
+            such as ``digits_resnet14_w12``, and ``_gn`` behind it for group norm;
+            ``torchvision:NAME``, a classification network; ``package.module:factory``, a
+            callable of the user, found also in the current folder, called with ``num_classes=`` if
+            it takes that.
         num_classes: number of classes.
         image_shape: (channels, height, width) of the images.
 
