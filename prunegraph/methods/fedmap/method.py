@@ -83,9 +83,9 @@ class Federation:
     dirichlet: float | None = None
     participants: int | None = None
     rounds: int = 40
-    epochs: int = 1
-    batch_size: int = 32
-    lr: float = 0.05
+    epochs: int = 2
+    batch_size: int = 16
+    lr: float = 0.1
     start: Literal["fresh", "given"] = "fresh"
 
     def __post_init__(self) -> None:
