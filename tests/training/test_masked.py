@@ -1,4 +1,4 @@
-"""Masks in training: zeros hold under any optimizer, weights come back as they were, runs resume."""
+"""Masks in training: zeros hold, weights come back as they were, runs resume to the bit."""
 
 import copy
 from collections.abc import Callable

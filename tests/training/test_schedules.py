@@ -1,5 +1,7 @@
 """Sparsities by step, against their formulas and at their ends."""
 
+import itertools
+
 import pytest
 
 from prunegraph.core.errors import ConfigError
@@ -19,7 +21,7 @@ def test_geometric_keeps_the_same_share_in_each_stage() -> None:
     schedule = Geometric(0.9, end=30, every=3)
     kept = [1 - schedule(step) for step in range(0, 31, 3)]
     assert kept[0] == 1.0
-    shares = [second / first for first, second in zip(kept, kept[1:], strict=False)]
+    shares = [second / first for first, second in itertools.pairwise(kept)]
     assert shares == pytest.approx([0.1**0.1] * 10)
     assert schedule(30) == 0.9
     assert schedule(5) == schedule(3)
