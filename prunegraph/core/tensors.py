@@ -86,3 +86,19 @@ def load_state(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> N
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
+
+
+def all_but_least(scores: Tensor, zeros: int) -> Tensor:
+    """Return booleans of the scores' shape: False at exactly ``zeros`` of the least scores.
+
+    Of equal ones the last go. NaN counts as infinite.
+    """
+    count = scores.numel() - zeros
+    if count == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    flat = scores.flatten().to(torch.promote_types(scores.dtype, torch.float32))
+    flat = flat.nan_to_num(nan=torch.inf, posinf=torch.inf)
+    least = flat.kthvalue(zeros + 1).values
+    keep = flat > least
+    keep[(flat == least).nonzero().flatten()[: count - int(keep.sum())]] = True
+    return keep.reshape(scores.shape)

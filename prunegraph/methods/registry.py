@@ -16,6 +16,7 @@ from prunegraph.methods.cem import CrossEntropySearch
 from prunegraph.methods.controls import PriorControl, WidthsControl
 from prunegraph.methods.criteria.registry import CRITERIA
 from prunegraph.methods.custom import CustomMethod
+from prunegraph.methods.fedmap.method import FedAvg, FedMap
 from prunegraph.methods.heuristic import Heuristic
 from prunegraph.methods.method import Method
 from prunegraph.methods.netadapt import NetAdapt
@@ -59,7 +60,10 @@ WEIGHT_METHODS: dict[str, Factory] = {
 }
 """Methods of single weights; their options are their fields."""
 
-OTHERS: dict[str, Factory] = {"prior": PriorControl, **WEIGHT_METHODS}
+FEDERATED: dict[str, Factory] = {method.name: method for method in (FedMap, FedAvg)}
+"""Methods of single weights that train from fresh weights, for minutes: asked for by name."""
+
+OTHERS: dict[str, Factory] = {"prior": PriorControl, **WEIGHT_METHODS, **FEDERATED}
 """What no list of baselines holds: controls, methods of single weights, the agent."""
 
 CONTROL_CRITERIA = ("l1", "random")

@@ -16,7 +16,9 @@ from prunegraph.models.vgg import VGG16
 
 CIFAR_RESNETS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
 KNOWN_MODELS = (*CIFAR_RESNETS, "vgg16_bn", "mobilenetv2", "digits_resnet")
-DIGITS_PATTERN = re.compile(r"digits_resnet(?P<depth>[1-9]\d{0,3})?(?:_w(?P<width>[1-9]\d{0,3}))?")
+DIGITS_PATTERN = re.compile(
+    r"digits_resnet(?P<depth>[1-9]\d{0,3})?(?:_w(?P<width>[1-9]\d{0,3}))?(?P<group_norm>_gn)?"
+)
 DIGITS_DEPTH = 8
 DIGITS_WIDTH = 16
 DIGITS_LARGEST = 10**7  # depth times squared width: 600 million parameters
@@ -36,9 +38,10 @@ def build_model(spec: str, *, num_classes: int, image_shape: tuple[int, int, int
     Args:
         spec: ``resnet20|32|44|56|110``, ``vgg16_bn``, ``mobilenetv2`` (their CIFAR forms);
             ``digits_resnet``, or a variant ``digits_resnet<depth>[_w<width>]`` with depth 6n + 2,
-            such as ``digits_resnet14_w12``; ``torchvision:NAME``, a classification network;
-            ``package.module:factory``, a callable of the user, found also in the current folder,
-            called with ``num_classes=`` if it takes that.
+            such as ``digits_resnet14_w12``, and ``_gn`` behind it for group norm;
+            ``torchvision:NAME``, a classification network; ``package.module:factory``, a
+            callable of the user, found also in the current folder, called with ``num_classes=`` if
+            it takes that.
         num_classes: number of classes.
         image_shape: (channels, height, width) of the images.
 
@@ -75,7 +78,7 @@ def check_arch(spec: str) -> None:
             hint = f" (did you mean {''.join(small)}'{TORCHVISION_PREFIX}{spec}'?)"
         msg = (
             f"unknown architecture {spec!r}{hint}; known: {', '.join(KNOWN_MODELS)}, "
-            "digits_resnet<depth>_w<width>, torchvision:NAME, package.module:factory"
+            "digits_resnet<depth>_w<width>[_gn], torchvision:NAME, package.module:factory"
         )
         raise ModelError(msg)
 
@@ -109,7 +112,13 @@ def _build_builtin(spec: str, num_classes: int, image_shape: tuple[int, int, int
     if depth * stage_width**2 > DIGITS_LARGEST:
         msg = f"{spec} has too many parameters for 8 x 8 digits; use a smaller depth or width"
         raise ModelError(msg)
-    return CifarResNet(depth, width=stage_width, in_channels=channels, num_classes=num_classes)
+    return CifarResNet(
+        depth,
+        width=stage_width,
+        in_channels=channels,
+        num_classes=num_classes,
+        norm="group" if match["group_norm"] else "batch",
+    )
 
 
 def _build_torchvision(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:

@@ -4,7 +4,8 @@ State-dict names: ``conv1, bn1, layer{1,2,3}.{i}.conv1, bn1, conv2, bn2, fc``. T
 checkpoints (Y. Idelbayev's pytorch_resnet_cifar10) differ in one, ``linear`` for ``fc``; both load.
 """
 
-from typing import ClassVar
+import math
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,17 @@ def option_a_index(in_channels: int, out_channels: int) -> Tensor:
     return index
 
 
+Norm = Literal["batch", "group"]
+"""How channels are normalised: over the batch, or each sample's in groups of four."""
+
+
+def make_norm(norm: Norm, channels: int) -> nn.Module:
+    """Return the normalisation of so many channels."""
+    if norm == "batch":
+        return nn.BatchNorm2d(channels)
+    return nn.GroupNorm(channels // math.gcd(channels, 4), channels)
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut without parameters (option A).
 
@@ -34,14 +46,17 @@ class BasicBlock(nn.Module):
         in_channels: channels of the incoming residual stream.
         out_channels: channels of the outgoing one.
         stride: spatial stride of the first convolution and of the shortcut.
+        norm: how channels are normalised.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, norm: Norm = "batch"
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.bn1 = make_norm(norm, out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.bn2 = make_norm(norm, out_channels)
         self.stride = stride
         self.shortcut: nn.Module = nn.Identity()
         if in_channels != out_channels:
@@ -64,6 +79,7 @@ class CifarResNet(nn.Module):
         width: channels of the first stage.
         in_channels: channels of the images.
         num_classes: size of the output.
+        norm: how channels are normalised.
 
     Shapes:
         - input: ``[B, in_channels, h, w]``
@@ -74,15 +90,21 @@ class CifarResNet(nn.Module):
     """What public checkpoints call a layer -> what it is called here."""
 
     def __init__(
-        self, depth: int, *, width: int = 16, in_channels: int = 3, num_classes: int = 10
+        self,
+        depth: int,
+        *,
+        width: int = 16,
+        in_channels: int = 3,
+        num_classes: int = 10,
+        norm: Norm = "batch",
     ) -> None:
         super().__init__()
         num_blocks = (depth - 2) // BLOCKS_PER_DEPTH
         self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.layer1 = make_stage(width, width, num_blocks, stride=1)
-        self.layer2 = make_stage(width, 2 * width, num_blocks, stride=2)
-        self.layer3 = make_stage(2 * width, 4 * width, num_blocks, stride=2)
+        self.bn1 = make_norm(norm, width)
+        self.layer1 = make_stage(width, width, num_blocks, stride=1, norm=norm)
+        self.layer2 = make_stage(width, 2 * width, num_blocks, stride=2, norm=norm)
+        self.layer3 = make_stage(2 * width, 4 * width, num_blocks, stride=2, norm=norm)
         self.fc = nn.Linear(4 * width, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
@@ -96,8 +118,10 @@ class CifarResNet(nn.Module):
         return logits
 
 
-def make_stage(in_channels: int, out_channels: int, num_blocks: int, stride: int) -> nn.Sequential:
+def make_stage(
+    in_channels: int, out_channels: int, num_blocks: int, stride: int, norm: Norm = "batch"
+) -> nn.Sequential:
     """Return the blocks of one stage; the first one changes width and resolution."""
-    first = BasicBlock(in_channels, out_channels, stride)
-    rest = [BasicBlock(out_channels, out_channels, 1) for _ in range(num_blocks - 1)]
+    first = BasicBlock(in_channels, out_channels, stride, norm)
+    rest = [BasicBlock(out_channels, out_channels, 1, norm) for _ in range(num_blocks - 1)]
     return nn.Sequential(first, *rest)

@@ -24,6 +24,7 @@ from prunegraph.layerwise.recalibrate import has_batch_norm, recalibrate_bn
 from prunegraph.methods.method import Method, Result
 from prunegraph.methods.registry import (
     CONTROL_CRITERIA,
+    FEDERATED,
     OTHERS,
     baseline_names,
     control_widths,
@@ -33,12 +34,12 @@ from prunegraph.methods.registry import (
 from prunegraph.runs.context import Mask, RunContext
 from prunegraph.runs.finetune import save_network
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.options.config import PruningOptions, SearchOptions
+from prunegraph.runs.options.config import PruneConfig, PruningOptions, SearchOptions
 from prunegraph.runs.options.fields import with_options
 from prunegraph.runs.options.methods import check_named, options_of
 from prunegraph.runs.options.tasks import TaskOptions
 from prunegraph.runs.parallel.jobs import Batch, Jobs, Workplace
-from prunegraph.runs.plan import Plan, applied_policy, is_family, policy_row, searches
+from prunegraph.runs.plan import Plan, applied_policy, beside, is_family, policy_row, searches
 from prunegraph.runs.report.verdict import AGENT, SAMPLER, is_rival
 from prunegraph.runs.store import Candidate, CandidateStore
 from prunegraph.tasks.classification import BATCH_SIZE
@@ -76,12 +77,18 @@ def method_of(options: PruningOptions, name: str) -> Method:
     if applied is not None and name == policy_row(applied):
         return AppliedPolicy(applied, label=applied.name)
     given = options.method_options if isinstance(options, TaskOptions) else ()
-    return with_options(make_method(name), options_of(given, name))
+    method, own = make_method(name), options_of(given, name)
+    if isinstance(options, PruneConfig) and name in beside(options):  # of the same federation
+        fields = vars(method).keys()
+        others = options_of(given, options.method)
+        own = {field: value for field, value in others.items() if field in fields} | own
+    return with_options(method, own)
 
 
 def check_names(names: Sequence[str]) -> None:
     """Raise ConfigError for a name that no method has, or that needs what is not installed."""
-    others = [name for name, make in OTHERS.items() if make().role == "baseline"]
+    served = [name for name, make in OTHERS.items() if make().role == "baseline"]
+    others = dict.fromkeys((*served, *FEDERATED))
     valid = tuple(dict.fromkeys((*baseline_names(), SAMPLER, *others)))
     unknown = [name for name in names if name not in valid and not is_factory(name)]
     if unknown:
@@ -219,8 +226,15 @@ def run_method(
         progress: called with the number of networks run.
     """
     started, recalled = time.monotonic(), 0.0
-    problem = context.problem(seed=seed, max_networks=networks, log=log, progress=progress)
-    if method.kind == "weights":
+    weights = method.kind == "weights"
+    problem = context.problem(
+        seed=seed,
+        max_networks=networks,
+        log=log,
+        folder=folder.search(method.name, seed) if weights else None,
+        progress=progress,
+    )
+    if weights:
         result = method.prune(problem)
         mask: Mask = store_network(context, folder.chosen(method.name, seed), result)
     else:

@@ -16,7 +16,7 @@ from prunegraph.core.user_code import is_factory
 from prunegraph.methods.method import Role
 from prunegraph.methods.registry import (
     CONTROL_CRITERIA,
-    OTHERS,
+    WEIGHT_METHODS,
     control_widths,
     make_method,
     method_groups,
@@ -177,10 +177,18 @@ def _prune_plan(config: PruneConfig) -> Plan:
     applied = applied_policy(config)
     return Plan(
         command=config.command,
-        methods=(config.method if applied is None else policy_row(applied),),
+        methods=(config.method if applied is None else policy_row(applied), *beside(config)),
         beginnings=_beginnings(config) if config.method == AGENT else (),
         seeds=(config.seed,),
     )
+
+
+def beside(config: object) -> tuple[str, ...]:
+    """Return the names of the rows that a method's own row is shown with."""
+    if not isinstance(config, PruneConfig) or is_policy(config.method) or is_factory(config.method):
+        return ()
+    found: tuple[str, ...] = getattr(make_method(config.method), "beside", ())
+    return found
 
 
 def policy_row(policy: Path) -> str:
@@ -207,7 +215,7 @@ def _compare_plan(config: CompareConfig) -> Plan:
     groups["all"] += (SAMPLER,)
     searches = not config.no_agent
     if config.budget().kind == "weights":  # of which the agent chooses none
-        groups = {"all": tuple(n for n, make in OTHERS.items() if make().kind == "weights")}
+        groups = {"all": tuple(WEIGHT_METHODS)}
         searches = False
     asked = [method for method in config.methods if method != AGENT]  # which --no-agent leaves out
     names = [name for method in asked for name in groups.get(method, (method,))]

@@ -34,7 +34,6 @@ from prunegraph.runs.options.config import DataConfig, PretrainConfig
 from prunegraph.runs.parallel.machine import resolve_device
 from prunegraph.runs.parallel.torchrun import (
     TrainingOrder,
-    hold_zeros,
     share_training,
     told_if_rank_ends,
 )
@@ -56,6 +55,7 @@ from prunegraph.tasks.classification import evaluate, model_device
 from prunegraph.tasks.image_classification import training_task
 from prunegraph.training.distributed import current_ranks
 from prunegraph.training.loop import FinetuneConfig, FinetuneResult, finetune
+from prunegraph.training.masked import MaskPlan
 from prunegraph.training.slimmable import Subnets
 
 TRAIN_IMAGES = "train_images"
@@ -309,8 +309,6 @@ def train_network(
             mask=mask,
         )
         share_training(ranks, order)
-    if mask is not None:
-        hold_zeros(model, mask)
     curve = None if events is None else SummaryWriter(events)
 
     def tell(done: int, loss: float) -> None:
@@ -335,6 +333,7 @@ def train_network(
             ranks=ranks,
             subnets=subnets,
             name=name,
+            masks=None if mask is None else MaskPlan(masks=mask),
         )
 
 

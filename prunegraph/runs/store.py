@@ -137,12 +137,13 @@ def best_rival(candidates: Sequence[Candidate]) -> str | None:
 def choose(candidates: Sequence[Candidate]) -> Candidate:
     """Return the mask that a run ends with: the agent's with the highest search accuracy.
 
-    Of equal ones the first seed's; where no agent searched, that of the best baseline.
+    Of equal ones the first seed's; where no agent searched, that of the best baseline, where there
+    is none, of the best control.
     """
     own = [item for item in candidates if is_agent(item)]
     if not own:
         best = best_rival(candidates)
-        own = [item for item in candidates if item.name == best]
+        own = [item for item in candidates if best is None or item.name == best]
     return max(own, key=lambda item: (item.search_accuracy, -item.seed))
 
 

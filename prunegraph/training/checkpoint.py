@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from prunegraph.core.errors import ArtefactError
 from prunegraph.core.reading import checked, holds_numbers, parse_json, read_safetensors
 from prunegraph.core.tensors import load_state, state_tensors, to_safetensors
+from prunegraph.training.masked import MaskedWeights
 
 CPU_GENERATORS = ("augmentation", "cpu")
 """Random generators whose states every checkpoint within an epoch holds."""
@@ -48,6 +49,7 @@ class TrainingState:
         steps_per_epoch: steps that an epoch takes.
         done: what was done.
         generators: states of random generators by name that a file within an epoch held.
+        masked: which of its weights are zero; None = nobody asked.
     """
 
     model: nn.Module
@@ -57,6 +59,7 @@ class TrainingState:
     steps_per_epoch: int
     done: Done = field(default_factory=Done)
     generators: dict[str, Tensor] = field(default_factory=dict)
+    masked: MaskedWeights | None = None
 
     def to_bytes(self, generators: Mapping[str, Tensor]) -> bytes:
         """Return the whole state as a safetensors file.
@@ -69,6 +72,8 @@ class TrainingState:
         for name, parameter in self.trainable.items():
             averages = self.optimizer.state[parameter]
             tensors |= {f"optimizer.{key}.{name}": value for key, value in averages.items()}
+        if self.masked is not None:
+            tensors |= {f"masked.{n}": t for n, t in self.masked.tensors().items()}
         record = {"identity": self.identity, **asdict(self.done)}
         return to_safetensors(tensors, {"training": json.dumps(record)})
 
@@ -86,6 +91,8 @@ class TrainingState:
             msg = f"{path}: the state within an epoch is damaged: delete the file to start over"
             raise ArtefactError(msg)
         load_state(self.model, _of(tensors, "model."), path)
+        if self.masked is not None:
+            self.masked.restore(_of(tensors, "masked."), path)
         for place, average in _of(tensors, "optimizer.").items():
             key, _, name = place.partition(".")
             parameter = self.trainable.get(name)

@@ -7,9 +7,9 @@ a cosine to zero a step at a time, the split's own augmentation, bfloat16 autoca
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import get_args
@@ -24,6 +24,7 @@ from prunegraph.core.seeding import seeded
 from prunegraph.core.splits import Batch, ReadyBatches, TrainSplit
 from prunegraph.core.task import Task
 from prunegraph.core.tensors import parameter_digest
+from prunegraph.core.weight_mask import WeightMask
 from prunegraph.graph import evaluation_mode, unwrap
 from prunegraph.layerwise.recalibrate import recalibrate_bn
 from prunegraph.tasks.classification import model_device
@@ -31,7 +32,9 @@ from prunegraph.tasks.outputs import loss_and_outputs
 from prunegraph.training.checkpoint import Done, TrainingState
 from prunegraph.training.distributed import Ranks, SharedBatchNorm
 from prunegraph.training.kernels import QuickDepthwise
+from prunegraph.training.masked import MaskPlan
 from prunegraph.training.optimizers import Optimizer, make_optimizer
+from prunegraph.training.schedules import learning_rate_at
 from prunegraph.training.slimmable import Subnets
 
 LONG_TRAINING = 100
@@ -111,11 +114,13 @@ class FinetuneResult:
         losses: mean training loss of every epoch.
         seconds: training time, that before a resume included.
         resumed_epochs: epochs that were read from a checkpoint.
+        masks: the masks that it ended with, by group of batches (``MaskedWeights.finish``).
     """
 
     losses: tuple[float, ...]
     seconds: float
     resumed_epochs: int
+    masks: Mapping[str, WeightMask] = field(default_factory=dict)
 
 
 def finetune(
@@ -131,6 +136,7 @@ def finetune(
     ranks: Ranks | None = None,
     subnets: Subnets | None = None,
     name: str | None = None,
+    masks: MaskPlan | None = None,
 ) -> FinetuneResult:
     """Train a network in place on a task's train split and leave it in eval mode.
 
@@ -156,13 +162,14 @@ def finetune(
             one's batch norm is recalibrated on ``NUM_RECALIBRATION`` images.
         name: tells the network from others in the checkpoint; default: a digest of its weights,
             which another number of threads may change in their last digits if they were computed.
+        masks: which single weights are zero, and how that changes.
 
     Returns:
         Losses and times.
 
     Raises:
         ArtefactError: the checkpoint is damaged or of another training.
-        ConfigError: a teacher without ``distill_weight`` or the reverse.
+        ConfigError: a teacher without ``distill_weight`` or the reverse; subnets with masks.
         DataError: the task is none.
         PruneGraphError: the loss becomes NaN or infinite.
     """
@@ -178,7 +185,10 @@ def finetune(
     if config.epochs == 0 and subnets is None:
         model.eval()
         return FinetuneResult(losses=(), seconds=0.0, resumed_epochs=0)
-    run = _Training(model, task, config, seed, teacher, ranks, subnets, name)
+    if subnets is not None and masks is not None:
+        msg = "subnets cut channels out in every step, masks set weights to zero: give one of them"
+        raise ConfigError(msg)
+    run = _Training(model, task, config, seed, teacher, ranks, subnets, name, masks)
     if ranks is not None and not ranks.first:
         checkpoint = None
     resumed_epochs = run.begin(None if checkpoint is None else Path(checkpoint))
@@ -188,23 +198,11 @@ def finetune(
         run.recalibrate()
     done = run.done
     return FinetuneResult(
-        losses=tuple(done.losses), seconds=done.seconds, resumed_epochs=resumed_epochs
+        losses=tuple(done.losses),
+        seconds=done.seconds,
+        resumed_epochs=resumed_epochs,
+        masks={} if run.masked is None else run.masked.finish(),
     )
-
-
-def learning_rate_at(step: int, *, steps: int, warmup_steps: int, peak: float) -> float:
-    """Return the learning rate of one step: a linear rise, then a half cosine towards zero.
-
-    Args:
-        step: from 0.
-        steps: number of all steps.
-        warmup_steps: steps of the rise; the last one reaches the peak.
-        peak: the highest learning rate.
-    """
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    share = (step - warmup_steps) / max(1, steps - warmup_steps)
-    return peak * 0.5 * (1.0 + math.cos(math.pi * share))
 
 
 class _Training:
@@ -220,8 +218,10 @@ class _Training:
         ranks: Ranks | None,
         subnets: Subnets | None,
         name: str | None,
+        masks: MaskPlan | None,
     ) -> None:
         self.model = model
+        self.masks = masks
         self.ranks = ranks
         self.subnets = subnets
         self.task = task
@@ -249,13 +249,16 @@ class _Training:
             "network": name or parameter_digest(unwrap(model)),
             "teacher": None if teacher is None else parameter_digest(teacher),
             "subnets": None if subnets is None else subnets.digest(),
+            "masks": None if masks is None else masks.record(),
         }
+        self.masked = None if masks is None else masks.attach(model, self.optimizer)
         self.state = TrainingState(
             model=unwrap(model),
             trainable=trainable,
             optimizer=self.optimizer,
             identity=identity,
             steps_per_epoch=self.steps_per_epoch,
+            masked=self.masked,
         )
 
     @property
@@ -308,6 +311,8 @@ class _Training:
                 state.setdefault(key, torch.empty_like(item) if count is None else count)
                 if count is None:
                     distributed.broadcast(state[key], src=0)
+        if self.masked is not None:
+            self.masked.restore(self.ranks.agree(self.masked.tensors()))
         self.model = self.ranks.wrap(unwrap(self.model))
 
     def train_epoch(self, after_step: Callable[[float], None]) -> None:
@@ -340,8 +345,11 @@ class _Training:
         done.step, done.total = 0, 0.0
 
     def _step(self, epoch: int, step: int, batch: Batch) -> float:
+        number = epoch * self.steps_per_epoch + step
+        if self.masks is not None and self.masked is not None:
+            self.masks.begin(self.masked, number, batch)
         rate = learning_rate_at(
-            epoch * self.steps_per_epoch + step,
+            number,
             steps=self.config.epochs * self.steps_per_epoch,
             warmup_steps=round(self.config.warmup_epochs * self.steps_per_epoch),
             peak=self.config.learning_rate,

@@ -21,7 +21,8 @@ from prunegraph.core.reading import read_safetensors
 from prunegraph.core.splits import Batch, Dataset, TrainSplit
 from prunegraph.tasks.classification import evaluate
 from prunegraph.tasks.image_classification import ImageClassification, training_task
-from prunegraph.training.loop import FinetuneConfig, finetune, learning_rate_at
+from prunegraph.training.loop import FinetuneConfig, finetune
+from prunegraph.training.schedules import learning_rate_at
 
 
 class Small(nn.Module):

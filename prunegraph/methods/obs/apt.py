@@ -14,9 +14,10 @@ from torch import Tensor
 
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.pattern import Pattern
+from prunegraph.core.tensors import all_but_least
 from prunegraph.layerwise.solve import Hessian, remove, remove_columns
 from prunegraph.methods.obs.base import BlockwiseMethod
-from prunegraph.methods.obs.choose import all_but_least, best_of_groups, least_columns
+from prunegraph.methods.obs.choose import best_of_groups, least_columns
 from prunegraph.methods.obs.sparsegpt import best_in_group, sweep
 
 GROUP = 4

@@ -62,22 +62,6 @@ def divide_zeros(sizes: Mapping[str, int], sparsity: float) -> dict[str, int]:
     return zeros
 
 
-def all_but_least(scores: Tensor, zeros: int) -> Tensor:
-    """Return booleans of the scores' shape: False at exactly ``zeros`` of the least scores.
-
-    Of equal ones the last go. NaN counts as infinite.
-    """
-    count = scores.numel() - zeros
-    if count == 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    flat = scores.flatten().to(torch.promote_types(scores.dtype, torch.float32))
-    flat = flat.nan_to_num(nan=torch.inf, posinf=torch.inf)
-    least = flat.kthvalue(zeros + 1).values
-    keep = flat > least
-    keep[(flat == least).nonzero().flatten()[: count - int(keep.sum())]] = True
-    return keep.reshape(scores.shape)
-
-
 def best_of_groups(scores: Tensor, pattern: Pattern) -> Tensor:
     """Return ``[C, B]`` booleans: True at the largest n of each m consecutive scores of a row."""
     groups = scores.reshape(-1, pattern.group)

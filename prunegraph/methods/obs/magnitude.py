@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.pattern import Pattern
+from prunegraph.core.tensors import all_but_least
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.graph import unwrap
 from prunegraph.layerwise.weights import prunable_weights
 from prunegraph.methods.method import Kind, Problem, Result, Role
 from prunegraph.methods.obs.choose import (
-    all_but_least,
     best_of_groups,
     check_weights,
     divide_zeros,

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from prunegraph.core.pattern import Pattern
+from prunegraph.core.tensors import all_but_least
 from prunegraph.layerwise.solve import Hessian
 from prunegraph.methods.obs.base import BlockwiseMethod
-from prunegraph.methods.obs.choose import all_but_least, best_of_groups, least_columns
+from prunegraph.methods.obs.choose import best_of_groups, least_columns
 
 BLOCK = 128
 """Columns among whose weights those of least error go; the changes of others wait for its end."""

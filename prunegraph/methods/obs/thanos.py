@@ -14,9 +14,10 @@ from torch import Tensor
 
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.pattern import UNSTRUCTURED, Pattern
+from prunegraph.core.tensors import all_but_least
 from prunegraph.layerwise.solve import Hessian, remove_columns, solve_selected
 from prunegraph.methods.obs.base import BlockwiseMethod
-from prunegraph.methods.obs.choose import all_but_least, best_of_groups
+from prunegraph.methods.obs.choose import best_of_groups
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,13 @@ from collections.abc import Iterable, Sequence
 
 from prunegraph.core.errors import ConfigError, suggest
 
+FEDERATION = "federation"
+"""Stands for all methods that train a federation: its options are of each of them."""
+
+FEDERATED = ("fedmap", "fedavg")
+SHORT = frozenset({"clients", "dirichlet", "participants", "rounds"})
+"""Their options that need no name before them."""
+
 WORD = re.compile(r"--([A-Za-z][\w-]*)\.([A-Za-z][\w-]*)(?:=(.*))?", re.DOTALL)
 
 
@@ -21,6 +28,9 @@ def split_words(words: Sequence[str], own: Iterable[str]) -> tuple[list[str], tu
     left, found, waiting = [], [], list(words)
     while waiting:
         word = waiting.pop(0)
+        name, _, _ = word.partition("=")
+        if name.removeprefix("--") in SHORT and name.startswith("--"):
+            word = f"--{FEDERATION}.{word.removeprefix('--')}"
         match = WORD.fullmatch(word)
         if match is None or match[1].replace("-", "_") in own:
             left.append(word)
@@ -50,7 +60,7 @@ def options_of(given: Sequence[str], name: str) -> dict[str, str]:
         if not (method and field and value):
             msg = f"method_options holds {option!r}, which is not METHOD.FIELD=VALUE"
             raise ConfigError(msg)
-        if method == name:
+        if method == name or (method == FEDERATION and name in FEDERATED):
             found[field] = value
     return found
 
@@ -59,7 +69,8 @@ def check_named(given: Sequence[str], names: Sequence[str]) -> None:
     """Raise ConfigError for an option of a method that a command does not run."""
     for option in given:
         method = option.partition("=")[0].rpartition(".")[0]
-        if method not in names:
+        known = method in names or (method == FEDERATION and any(n in FEDERATED for n in names))
+        if not known:
             near = suggest(method, names)
             msg = f"--{option.partition('=')[0]} is of a method that is not run here{near}"
             raise ConfigError(msg)

@@ -32,6 +32,7 @@ from prunegraph.runs.parallel.machine import (
 )
 from prunegraph.training.distributed import Ranks, current_ranks
 from prunegraph.training.loop import FinetuneConfig, finetune
+from prunegraph.training.masked import MaskPlan
 from prunegraph.training.slimmable import Subnets
 
 PATIENCE = timedelta(days=30)
@@ -115,8 +116,6 @@ def help_rank_0(ranks: Ranks, device: str) -> None:
     with told_if_rank_ends():
         while (order := ranks.agree(nothing)) is not None:
             model = order.model.to(place)
-            if order.mask is not None:
-                hold_zeros(model, order.mask)
             finetune(
                 model,
                 order.task,
@@ -125,17 +124,8 @@ def help_rank_0(ranks: Ranks, device: str) -> None:
                 teacher=None if order.teacher is None else order.teacher.to(place),
                 ranks=ranks,
                 subnets=order.subnets,
+                masks=None if order.mask is None else MaskPlan(masks=order.mask),
             )
-
-
-def hold_zeros(model: nn.Module, mask: WeightMask) -> None:
-    """Let no gradient reach what a mask removes: SGD then leaves its zeros zero."""
-
-    def hold(parameter: nn.Parameter, keep: Tensor) -> None:
-        parameter.register_hook(lambda gradient: gradient * keep.to(gradient))
-
-    for name, parameter in mask.parameters_of(model).items():
-        hold(parameter, mask.keep[name])
 
 
 @contextmanager

@@ -17,10 +17,10 @@ from prunegraph.core.precision import computes_bfloat16
 from prunegraph.core.reading import checked, read_json
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.report.verdict import (
+    DENSE,
     MethodRow,
     Metric,
     Unit,
-    is_method,
 )
 
 SCHEMA = 1
@@ -223,7 +223,7 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
     search = content["search"] or {}
     checked(search.get("seeds", []), list[int], f"{path}: search.seeds")
     odd = [
-        *["methods"] * (not any(map(is_method, read_rows(content)))),
+        *["methods"] * all(row.name == DENSE for row in read_rows(content)),
         *["proxy_rank_correlation"] * (abs(content.get("proxy_rank_correlation") or 0.0) > 1.0),
         *["search.seconds"] * (search.get("evaluation_seconds", 0.0) > 0.0 >= search["seconds"]),
         *["stage_one_verdict"] * (len(content.get("stage_one_verdict", "12")) != 2),

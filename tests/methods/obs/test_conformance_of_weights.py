@@ -1,6 +1,7 @@
 """What every method of single weights does: add a row for a new one."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from prunegraph.core.weight_mask import WeightMask
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.graph import analyse
 from prunegraph.layerwise.weights import prunable_weights
+from prunegraph.methods.fedmap.method import FedAvg, FedMap
 from prunegraph.methods.method import Method, Problem, Result
 from prunegraph.methods.registry import WEIGHT_METHODS, make_method
 from prunegraph.tasks.image_classification import ImageClassification
@@ -68,6 +70,30 @@ class TestWeightMethods(WeightMethodConformance):
 
     def test_it_says_that_it_chooses_weights(self) -> None:
         assert self.make_method().kind == "weights"
+
+
+class TestFedMap(WeightMethodConformance):
+    def make_method(self) -> Method:
+        return FedMap(clients=3, rounds=4, epochs=1, batch_size=64)
+
+    def make_problem(self, seed: int, max_networks: int) -> Problem:
+        del max_networks
+        return replace(pose(self.digits, Budget(sparsity=0.7)), seed=seed)
+
+    @pytest.fixture(autouse=True)
+    def _choose(self, digits: Dataset) -> None:
+        self.digits = digits
+
+
+class TestFedAvg(TestFedMap):
+    def make_method(self) -> Method:
+        return FedAvg(clients=3, rounds=2, epochs=1, batch_size=64)
+
+    def test_the_budget_is_met_and_used_up(self) -> None:
+        _, result = self._run()  # a control: it prunes nothing, and says so
+        assert isinstance(result.mask, WeightMask)
+        assert result.mask.sparsity == 0.0
+        assert self.make_method().role == "control"
 
 
 class Careless:

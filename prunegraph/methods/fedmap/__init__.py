@@ -1,0 +1,1 @@
+"""A network that a federation of clients trains, sparser round by round."""

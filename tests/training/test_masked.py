@@ -1,0 +1,227 @@
+"""Masks in training: zeros hold, weights come back as they were, runs resume to the bit."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunegraph.core.errors import ArtefactError, ConfigError, MaskError
+from prunegraph.core.splits import Dataset
+from prunegraph.core.weight_mask import WeightMask
+from prunegraph.tasks.image_classification import training_task
+from prunegraph.training.loop import FinetuneConfig, finetune
+from prunegraph.training.masked import MaskedWeights, MaskPlan, dense_mask, least_mask
+from prunegraph.training.schedules import Constant, Cubic
+
+OPTIMIZERS: list[Callable[..., torch.optim.Optimizer]] = [
+    lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.01),
+    lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+    lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9, weight_decay=0.1),
+]
+
+
+def make_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def random_mask(model: nn.Module, seed: int, share: float = 0.4) -> WeightMask:
+    torch.manual_seed(seed)
+    keep = dense_mask(model).keep
+    return WeightMask({name: torch.rand(bits.shape) < share for name, bits in keep.items()})
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(16, 6, generator=generator), torch.randint(0, 3, (16,), generator=generator)
+    optimizer.zero_grad()
+    F.cross_entropy(model(x), y).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_zeros_hold_after_every_step_even_with_momentum_from_before(make) -> None:  # type: ignore[no-untyped-def]
+    model = make_net()
+    optimizer = make(model.parameters())
+    for seed in range(3):
+        step(model, optimizer, seed)  # dense: averages of all weights
+    mask = random_mask(model, 1)
+    plain, other = copy.deepcopy(model), make_net()
+    other_optimizer = make(other.parameters())
+    other.load_state_dict(plain.state_dict())
+    other_optimizer.load_state_dict(optimizer.state_dict())
+    masked = MaskedWeights(model, optimizer, mask)
+    mask.put_zeros(other)
+    before = model[0].weight.detach().clone()
+    for seed in range(3, 8):
+        step(model, optimizer, seed)
+        step(other, other_optimizer, seed)
+        mask.check_zeros(model)
+    assert not torch.equal(before, model[0].weight)
+    with pytest.raises(MaskError):  # without the mechanism the optimizer moves them
+        mask.check_zeros(other)
+    masked.finish()
+    step(model, optimizer, 9)
+    with pytest.raises(MaskError):
+        mask.check_zeros(model)
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS)
+def test_weights_outside_a_groups_mask_keep_their_values(make) -> None:  # type: ignore[no-untyped-def]
+    model = make_net()
+    optimizer = make(model.parameters())
+    masks = {"a": random_mask(model, 1), "b": random_mask(model, 2)}
+    masked = MaskedWeights(model, optimizer, masks)
+    for number in range(12):
+        group = "ab"[number % 3 > 0]
+        masked.use(group)
+        before = masked.values()
+        step(model, optimizer, number)
+        masks[group].check_zeros(model)
+        for name, value in masked.values().items():
+            kept = masks[group].keep[name]
+            assert torch.equal(value[~kept], before[name][~kept])
+            assert not torch.equal(value[kept], before[name][kept])
+    values = masked.values()
+    masked.finish()
+    for name, value in values.items():
+        anywhere = masks["a"].keep[name] | masks["b"].keep[name]
+        assert torch.equal(model.get_parameter(name), value * anywhere)
+    with pytest.raises(MaskError, match="no mask for batches of 'c'"):
+        masked.use("c")
+
+
+def test_masks_shrink_unless_weights_may_come_back() -> None:
+    model = make_net()
+    optimizer = OPTIMIZERS[0](model.parameters())
+    first = model[0].weight.detach().clone()
+    nested = MaskedWeights(model, optimizer)
+    masks = [nested.mask]
+    for number, sparsity in enumerate((0.3, 0.6, 0.9)):
+        nested.select(sparsity)
+        step(model, optimizer, number)
+        masks.append(nested.mask)
+        assert masks[-1].nested(masks[-2])
+        assert masks[-1].size - masks[-1].num_kept == round(sparsity * masks[-1].size)
+    with pytest.raises(MaskError, match="returns=True"):
+        nested.replace(masks[0])
+    nested.finish()
+
+    model = make_net()
+    returning = MaskedWeights(model, OPTIMIZERS[0](model.parameters()), returns=True)
+    returning.select(0.8)
+    assert not torch.equal(model[0].weight, first)
+    returning.select(0.0)
+    assert torch.equal(model[0].weight, first)
+
+
+def test_least_mask_is_exact_and_global() -> None:
+    scores = {"a": torch.tensor([[3.0, 1.0], [2.0, 9.0]]), "b": torch.tensor([8.0, 0.5])}
+    mask = least_mask(scores, 0.5)
+    assert mask.keep["a"].tolist() == [[True, False], [False, True]]
+    assert mask.keep["b"].tolist() == [True, False]
+    inside = WeightMask({"a": torch.ones(2, 2, dtype=torch.bool), "b": torch.tensor([False, True])})
+    within = least_mask(scores, 0.5, inside)
+    assert within.nested(inside)
+    assert within.num_kept == 3
+
+
+def group_of(batch: tuple[Tensor, Tensor]) -> str:
+    return "odd" if int(batch[1][0]) % 2 else "even"
+
+
+def plans(model: nn.Module) -> dict[str, MaskPlan]:
+    pair = {"even": random_mask(model, 1), "odd": random_mask(model, 2)}
+    return {
+        "fixed": MaskPlan(masks=random_mask(model, 1)),
+        "nested": MaskPlan(schedule=Cubic(0.8, end=12), every=2),
+        "reselected": MaskPlan(schedule=Cubic(0.8, end=12), every=2, reselect=True, until=15),
+        "groups": MaskPlan(masks=pair, group_of=group_of),
+        "groups, reselected": MaskPlan(
+            masks=pair, group_of=group_of, schedule=Constant(0.7), reselect=True
+        ),
+    }
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", ["fixed", "nested", "reselected", "groups", "groups, reselected"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_loop_resumes_to_the_bit(
+    name: str, optimizer: str, digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prunegraph.training.loop.CHECKPOINT_SECONDS", 0.0)
+    train = digits.train.take(torch.arange(320))
+    config = FinetuneConfig(
+        epochs=2, batch_size=32, peak_lr=0.01, optimizer=optimizer, autocast=False
+    )
+
+    def fresh() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+
+    def run(model: nn.Module, **given):  # type: ignore[no-untyped-def]
+        plan = plans(fresh())[name]
+        return finetune(model, training_task(model, train), config, seed=0, masks=plan, **given)
+
+    whole = fresh()
+    result = run(whole)
+    if len(result.masks) == 1:
+        result.masks[""].check_zeros(whole)
+        assert 0.5 < result.masks[""].sparsity < 0.9
+
+    def kill(done: float, loss: float) -> None:
+        del loss
+        if done >= 1.3:
+            raise Stop
+
+    path = tmp_path / "training.safetensors"
+    with pytest.raises(Stop):
+        run(fresh(), checkpoint=path, watch=kill)
+    resumed = fresh()
+    again = run(resumed, checkpoint=path)
+    assert again.resumed_epochs == 1
+    assert again.masks == result.masks
+    for name_, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name_])
+    other = MaskPlan(masks=random_mask(fresh(), 7))
+    with pytest.raises(ArtefactError, match="masks"):
+        finetune(
+            fresh(), training_task(fresh(), train), config, seed=0, masks=other, checkpoint=path
+        )
+
+
+def test_damaged_masks_are_refused() -> None:
+    model = make_net()
+    masked = MaskedWeights(model, OPTIMIZERS[0](model.parameters()), returns=True)
+    tensors = masked.tensors()
+    for broken in (
+        {n: t for n, t in tensors.items() if n != "0.0.weight"},
+        tensors | {"group": torch.tensor(7)},
+        tensors | {"0.2.weight": torch.zeros(1, dtype=torch.uint8)},
+        tensors | {"values.0.weight": torch.zeros(3)},
+    ):
+        with pytest.raises(ArtefactError, match="delete the file"):
+            masked.restore(broken)
+
+
+def test_plans_that_contradict_themselves_are_refused(digits: Dataset) -> None:
+    model = make_net()
+    mask = random_mask(model, 1)
+    for make in (
+        lambda: MaskPlan(masks={"a": mask, "b": mask}),
+        lambda: MaskPlan(masks=mask, group_of=group_of),
+        lambda: MaskPlan(masks=mask, every=0),
+        lambda: MaskPlan(masks=mask, reselect=True),
+    ):
+        with pytest.raises(ConfigError):
+            make()
+    other = WeightMask({"0.weight": mask.keep["0.weight"]})
+    with pytest.raises(MaskError, match="different networks"):
+        MaskedWeights(model, OPTIMIZERS[0](model.parameters()), {"a": mask, "b": other})
