@@ -185,6 +185,7 @@ PARTS: dict[str, Any] = {
     "search": {"seconds": float, "networks_evaluated": int, "evaluation_seconds": float},
     "stage_one_verdict": list[str | None],
     "proxy_rank_correlation": float,
+    "layer_errors": dict[str, dict[str, float]],
     "decision": {"start": str, "share": float, "divergence": dict[str, float]},
 }
 """What may be missing, and its shape where it is there."""
