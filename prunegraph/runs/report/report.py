@@ -16,6 +16,7 @@ from prunegraph.core.files import write_json
 from prunegraph.core.precision import computes_bfloat16
 from prunegraph.core.reading import checked, read_json
 from prunegraph.runs.folder import RunFolder
+from prunegraph.runs.options.methods import FEDERATED
 from prunegraph.runs.report.verdict import (
     DENSE,
     MethodRow,
