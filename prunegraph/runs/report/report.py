@@ -16,7 +16,6 @@ from prunegraph.core.files import write_json
 from prunegraph.core.precision import computes_bfloat16
 from prunegraph.core.reading import checked, read_json
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.options.methods import FEDERATED
 from prunegraph.runs.report.verdict import (
     DENSE,
     MethodRow,
@@ -186,7 +185,6 @@ PARTS: dict[str, Any] = {
     "search": {"seconds": float, "networks_evaluated": int, "evaluation_seconds": float},
     "stage_one_verdict": list[str | None],
     "proxy_rank_correlation": float,
-    "layer_errors": dict[str, dict[str, float]],
     "decision": {"start": str, "share": float, "divergence": dict[str, float]},
 }
 """What may be missing, and its shape where it is there."""
