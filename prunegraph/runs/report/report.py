@@ -16,11 +16,12 @@ from prunegraph.core.files import write_json
 from prunegraph.core.precision import computes_bfloat16
 from prunegraph.core.reading import checked, read_json
 from prunegraph.runs.folder import RunFolder
+from prunegraph.runs.options.methods import FEDERATED
 from prunegraph.runs.report.verdict import (
-    DENSE,
     MethodRow,
     Metric,
     Unit,
+    is_method,
 )
 
 SCHEMA = 1
@@ -222,8 +223,10 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
             checked(content[name], shape, f"{path}: {name}")
     search = content["search"] or {}
     checked(search.get("seeds", []), list[int], f"{path}: search.seeds")
+    rows = read_rows(content)
+    ends = any(is_method(row) or row.name in FEDERATED for row in rows)  # FedAvg may be alone
     odd = [
-        *["methods"] * all(row.name == DENSE for row in read_rows(content)),
+        *["methods"] * (not ends),
         *["proxy_rank_correlation"] * (abs(content.get("proxy_rank_correlation") or 0.0) > 1.0),
         *["search.seconds"] * (search.get("evaluation_seconds", 0.0) > 0.0 >= search["seconds"]),
         *["stage_one_verdict"] * (len(content.get("stage_one_verdict", "12")) != 2),

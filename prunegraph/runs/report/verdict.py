@@ -229,6 +229,11 @@ def is_rival(part: Part) -> bool:
     return is_baseline(part) or part.beginning
 
 
+def is_method(part: Part) -> bool:
+    """Return whether a row is of what a run may end with."""
+    return is_agent(part) or is_rival(part)
+
+
 def pruned_rows(rows: Sequence[MethodRow], digest: str) -> list[MethodRow]:
     """Return the rows of the network that a run ends with.
 
