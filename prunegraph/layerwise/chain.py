@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from prunegraph.layerwise.order import Arguments, Segment, find_segments, hooked, put
 from prunegraph.layerwise.weights import PrunableWeight
+from prunegraph.tasks.batches import num_samples, num_tokens
 
 Run = Callable[[nn.Module], Any]
 
@@ -95,18 +96,23 @@ def run_first(network: nn.Module, run: Run, most: int) -> bool:
     seen: list[bool] = []
 
     def shorten(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        tensors = [item for item in tree_leaves((args, kwargs)) if isinstance(item, Tensor)]
-        if seen or not tensors or any(item.is_floating_point() for item in tensors):
+        if not num_tokens((args, kwargs)):
             raise _Reached
         seen.append(True)
-        count = max(len(item) if item.dim() else 0 for item in tensors)
+        count = num_samples((args, kwargs))
 
         def cut(item: Tensor) -> Tensor:
             return item[:most] if item.dim() and len(item) == count else item
 
         return tree_map_only(Tensor, cut, (args, kwargs))
 
-    handle = network.register_forward_pre_hook(shorten, prepend=True, with_kwargs=True)
-    with hooked([handle]), suppress(_Reached), torch.no_grad():
+    def end(*_: Any) -> None:  # what follows expects all samples
+        raise _Reached
+
+    handles = [
+        network.register_forward_pre_hook(shorten, with_kwargs=True),
+        network.register_forward_hook(end),
+    ]
+    with hooked(handles), suppress(_Reached), torch.no_grad():
         run(network)
     return bool(seen)

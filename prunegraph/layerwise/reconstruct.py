@@ -36,6 +36,7 @@ from prunegraph.layerwise.statistics import (
     ProductStatistics,
     RowStatistics,
 )
+from prunegraph.tasks.batches import num_tokens
 from prunegraph.tasks.classification import model_device
 
 BATCH_SIZE = 32
@@ -45,6 +46,9 @@ MARK = "_returned_by"
 
 HELD_OUT = 64
 """Samples on which the outputs of a network with and without reconstruction are compared."""
+
+HELD_OUT_TOKENS = 4096
+"""Of tokens so many, at most: each is a prediction to compare."""
 
 
 class Reconstruction:
@@ -264,24 +268,46 @@ class Reconstruction:
         return weight if self._axes[name] == 1 else outputs_first(weight)
 
 
-def held_out_samples(train: TrainSplit, most: int, seed: int) -> TrainSplit | None:
-    """Return samples to compare outputs on, others than those of ``train.sample(most, seed)``.
+def drawn_samples(train: TrainSplit, most: int, seed: int) -> tuple[TrainSplit, TrainSplit | None]:
+    """Return samples to fit on, and others to compare outputs on.
 
-    Of few train samples some are in both; where all ready batches are taken it is None.
+    Of few images some are in both. Windows of tokens, which always are few, are in one alone.
+    Where all ready batches are fitted on, none are left.
+
+    Args:
+        train: the samples that there are.
+        most: samples to fit on.
+        seed: fixes the draw.
     """
     if isinstance(train.source, ReadyBatches):
-        fitted = len(train.sample(most, seed))
-        return train.take(torch.tensor([fitted])) if fitted < len(train) else None
+        samples = train.sample(most, seed)
+        left = torch.arange(len(samples), min(len(samples) + 1, len(train)))
+        return samples, train.take(left) if len(left) else None
+    if _num_tokens(train):
+        return _parted(train.sample(most + max(_few(train), 1), seed))
     more = train.sample(most + HELD_OUT, seed)
-    return more.take(torch.arange(len(more))[-HELD_OUT:])
+    return train.sample(most, seed), more.take(torch.arange(len(more))[-HELD_OUT:])
 
 
 def _parted(samples: TrainSplit) -> tuple[TrainSplit, TrainSplit]:
     """Return samples to fit on, and the last ones to compare outputs on: all of too few."""
-    count, ready = len(samples), isinstance(samples.source, ReadyBatches)
-    few = min(1, count // 2) if ready else min(HELD_OUT, count // 8)
+    count, few = len(samples), _few(samples)
     order = torch.arange(count)
     return samples.take(order[: count - few]), samples.take(order[count - few :] if few else order)
+
+
+def _few(samples: TrainSplit) -> int:
+    """Return how many samples are held out of a fit."""
+    count, tokens = len(samples), _num_tokens(samples)
+    if isinstance(samples.source, ReadyBatches):
+        return min(1, count // 2)
+    if tokens:
+        return min(max(HELD_OUT_TOKENS // tokens, 1), -(-count // 8), count // 2)
+    return min(HELD_OUT, count // 8)
+
+
+def _num_tokens(samples: TrainSplit) -> int:
+    return num_tokens(samples.source.load(samples.index[:1])) if len(samples) else 0
 
 
 def _add(sums: list[InputSums | InputRows], parts: Sequence[Tensor], seed: int) -> None:
