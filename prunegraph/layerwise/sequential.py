@@ -292,8 +292,10 @@ class LayerwiseReconstruction(Reconstruction):
 
 
 def _some(rows: Tensor) -> Tensor:
-    """Return some of sampled rows."""
-    return rows[:: max(1, len(rows) // COMPARED)]
+    """Return some of sampled rows: at other positions in each sequence, whatever its length."""
+    if len(rows) <= COMPARED:
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, COMPARED).long().to(rows.device)]
 
 
 def _alike(rows: Tensor, others: Tensor) -> bool:
