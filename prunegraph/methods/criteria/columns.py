@@ -89,8 +89,11 @@ def _weight_energy(read: Read) -> Tensor:
     """Return ``[C]`` float64 the squared norm of the weights on each channel that a layer reads."""
     weight = getattr(read.module, str(read.op.param).rpartition(".")[2]).detach().double().cpu()
     channels, groups = len(read.units), read.op.groups
+    found: Tensor
     if groups > 1 and read.op.out_axis == 0:
         parts = weight.unflatten(0, (groups, -1)).movedim(2, 1)  # [G, C / G, out / G, ...]
-        return parts.flatten(2).square().sum(2).flatten()
-    by_channel = weight.movedim(1 - read.op.out_axis, 0)
-    return by_channel.reshape(channels, -1).square().sum(1)
+        found = parts.flatten(2).square().sum(2).flatten()
+    else:
+        by_channel = weight.movedim(1 - read.op.out_axis, 0)
+        found = by_channel.reshape(channels, -1).square().sum(1)
+    return found

@@ -113,7 +113,8 @@ class Reader:
 
     def _error(self, own: Tensor) -> Tensor:
         columns = self.weight[:, own].T
-        return (torch.linalg.solve(self.inverse[own][:, own], columns) * columns).sum()
+        error: Tensor = (torch.linalg.solve(self.inverse[own][:, own], columns) * columns).sum()
+        return error
 
     def remove(self, gone: Tensor) -> None:
         """Remove inputs, in place: the weights that stay make up for them, the inverse follows."""
