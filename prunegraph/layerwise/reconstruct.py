@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Self
@@ -22,7 +22,13 @@ from prunegraph.graph.trace.calls import WatchedCalls
 from prunegraph.layerwise.capture import Read, layer_inputs, readable_copy
 from prunegraph.layerwise.guard import REJECTED, Guard
 from prunegraph.layerwise.room import batch_size
-from prunegraph.layerwise.sampling import LAYERS, input_axis, outputs_first, sampled_inputs
+from prunegraph.layerwise.sampling import (
+    LAYERS,
+    input_axis,
+    outputs_first,
+    rows_needed,
+    sampled_inputs,
+)
 from prunegraph.layerwise.statistics import (
     MOST_INPUTS,
     InputRows,
@@ -30,6 +36,7 @@ from prunegraph.layerwise.statistics import (
     ProductStatistics,
     RowStatistics,
 )
+from prunegraph.tasks.batches import num_tokens
 from prunegraph.tasks.classification import model_device
 
 BATCH_SIZE = 32
@@ -39,6 +46,9 @@ MARK = "_returned_by"
 
 HELD_OUT = 64
 """Samples on which the outputs of a network with and without reconstruction are compared."""
+
+HELD_OUT_TOKENS = 4096
+"""Of tokens so many, at most: each is a prediction to compare."""
 
 
 class Reconstruction:
@@ -86,7 +96,7 @@ class Reconstruction:
         device: str | torch.device | None = None,
     ) -> None:
         self._graph = graph
-        dense = readable_copy(model, device or model_device(model), None)
+        self._dense = dense = readable_copy(model, device or model_device(model), None)
         parameters = dict(dense.named_parameters(remove_duplicate=False))
         tied = _tied(parameters)
         axes = _input_axes(dense, graph)
@@ -95,19 +105,23 @@ class Reconstruction:
         calls: Counter[str] = Counter()
         found: dict[str, list[InputSums | InputRows]] = {}
         forwards: list[None] = []
+        fitted_later = self._prepare(run)
         handle = dense.register_forward_pre_hook(lambda *_: forwards.append(None))
 
         def visit(read: Read) -> None:
-            name = str(read.op.param)
+            name, values = str(read.op.param), read.activation
             calls[name] += 1
             if name in self._axes:
-                groups = getattr(read.module, "groups", 1)
-                rows = sampled_inputs(read.module, read.activation, generator)
-                _add(found.setdefault(name, []), rows.chunk(groups, dim=1), seed)
+                sums = found.setdefault(name, [])
+                if name not in fitted_later:
+                    known = sums[0].count if sums else 0
+                    least = rows_needed(read.module, values, values.shape[-1]) - known
+                    rows = sampled_inputs(read.module, values, generator, least)
+                    _add(sums, rows.chunk(getattr(read.module, "groups", 1), dim=1), seed)
 
         shown = layer_inputs(dense, graph, visit, attentions=True)
         with torch.no_grad(), shown, _normed(dense) as normed:
-            run(dense)
+            self._look(run)
         handle.remove()
         uses = Counter(str(op.param) for op in graph.ops)  # what else reads it was not seen
         sums = {
@@ -118,6 +132,7 @@ class Reconstruction:
         self._input_statistics: dict[str, list[ProductStatistics | RowStatistics]] = {
             name: [part.statistics(name, centred=name in self._centred) for part in own]
             for name, own in sums.items()
+            if own
         }
         self._weights = {name: self._laid(name, parameters[name]) for name in sums}
         self._biases = {name: parameters[_bias_name(name)] for name in biased}
@@ -165,6 +180,14 @@ class Reconstruction:
     def _batches(samples: TrainSplit, size: int) -> Iterable[Batch]:
         return samples.batches(size)
 
+    def _prepare(self, run: Callable[[nn.Module], None]) -> Container[str]:
+        """Return the weights of layers whose inputs are measured when they are fitted."""
+        return ()
+
+    def _look(self, run: Callable[[nn.Module], None]) -> None:
+        """Run the dense network on what its layers' inputs are measured on."""
+        run(self._dense)
+
     def apply(self, pruned: nn.Module, mask: ChannelMask) -> None:
         """Change the weights and biases of a network that ``apply_mask`` has made, in place.
 
@@ -209,7 +232,7 @@ class Reconstruction:
     def _fit_at_once(self, name: str, pruned: nn.Module, mask: ChannelMask) -> None:
         """Fit one layer on what it read in the dense network."""
         out, kept = self._stays(name, mask)
-        if bool(kept.all()):
+        if bool(kept.all()) or name not in self._input_statistics:
             return
         statistics = self._input_statistics[name]
         weight = self._weights[name].flatten(1).float()  # [out, D]
@@ -245,24 +268,46 @@ class Reconstruction:
         return weight if self._axes[name] == 1 else outputs_first(weight)
 
 
-def held_out_samples(train: TrainSplit, most: int, seed: int) -> TrainSplit | None:
-    """Return samples to compare outputs on, others than those of ``train.sample(most, seed)``.
+def drawn_samples(train: TrainSplit, most: int, seed: int) -> tuple[TrainSplit, TrainSplit | None]:
+    """Return samples to fit on, and others to compare outputs on.
 
-    Of few train samples some are in both; where all ready batches are taken it is None.
+    Of few images some are in both. Windows of tokens, which always are few, are in one alone.
+    Where all ready batches are fitted on, none are left.
+
+    Args:
+        train: the samples that there are.
+        most: samples to fit on.
+        seed: fixes the draw.
     """
     if isinstance(train.source, ReadyBatches):
-        fitted = len(train.sample(most, seed))
-        return train.take(torch.tensor([fitted])) if fitted < len(train) else None
+        samples = train.sample(most, seed)
+        left = torch.arange(len(samples), min(len(samples) + 1, len(train)))
+        return samples, train.take(left) if len(left) else None
+    if _num_tokens(train):
+        return _parted(train.sample(most + max(_few(train), 1), seed))
     more = train.sample(most + HELD_OUT, seed)
-    return more.take(torch.arange(len(more))[-HELD_OUT:])
+    return train.sample(most, seed), more.take(torch.arange(len(more))[-HELD_OUT:])
 
 
 def _parted(samples: TrainSplit) -> tuple[TrainSplit, TrainSplit]:
     """Return samples to fit on, and the last ones to compare outputs on: all of too few."""
-    count, ready = len(samples), isinstance(samples.source, ReadyBatches)
-    few = min(1, count // 2) if ready else min(HELD_OUT, count // 8)
+    count, few = len(samples), _few(samples)
     order = torch.arange(count)
     return samples.take(order[: count - few]), samples.take(order[count - few :] if few else order)
+
+
+def _few(samples: TrainSplit) -> int:
+    """Return how many samples are held out of a fit."""
+    count, tokens = len(samples), _num_tokens(samples)
+    if isinstance(samples.source, ReadyBatches):
+        return min(1, count // 2)
+    if tokens:
+        return min(max(HELD_OUT_TOKENS // tokens, 1), -(-count // 8), count // 2)
+    return min(HELD_OUT, count // 8)
+
+
+def _num_tokens(samples: TrainSplit) -> int:
+    return num_tokens(samples.source.load(samples.index[:1])) if len(samples) else 0
 
 
 def _add(sums: list[InputSums | InputRows], parts: Sequence[Tensor], seed: int) -> None:

@@ -1,8 +1,11 @@
 """How many samples a network is run on at once: as many as memory allows."""
 
+import math
+
 from prunegraph.core.task import Task
 from prunegraph.graph import StructureGraph
-from prunegraph.tasks.batches import num_samples
+from prunegraph.layerwise.sampling import ROWS_AN_INPUT
+from prunegraph.tasks.batches import num_samples, num_tokens
 from prunegraph.tasks.classification import BATCH_SIZE
 
 MOST_SAMPLES, MEMORY = 1024, 2**31
@@ -10,6 +13,10 @@ MOST_SAMPLES, MEMORY = 1024, 2**31
 
 FORWARD_MEMORY = 2**29
 """Bytes of activations of a forward without gradients: batches of large images are smaller."""
+
+TOKENS = 2**33
+"""Bytes of activations of a whole forward of the tokens that a network is fitted on; what one block
+of it holds is far less."""
 
 LEAST = 4
 """Samples of a batch, if there are so many: batch norms average over them."""
@@ -28,6 +35,28 @@ def most_samples(
     """
     each = graph.peak_memory(graph.dense_mask()) // max(samples, 1)
     return max(1, min(most, memory // max(each, 1)))
+
+
+def most_fitted(
+    task: Task, graph: StructureGraph, most: int = MOST_SAMPLES, memory: int = MEMORY
+) -> int:
+    """Return how many samples of a task its network is fitted on layer by layer.
+
+    Of tokens as many as the widest layer needs, which are fitted block by block.
+
+    Args:
+        task: the network and its example.
+        graph: its structure.
+        most: samples, at most.
+        memory: see ``most_samples``; of networks that read tokens it is ``TOKENS``.
+    """
+    example = task.example_inputs
+    tokens = num_tokens(example)
+    if not tokens:
+        return most_samples(graph, num_samples(example), most, memory)
+    widths = [op.in_units.size for op in graph.ops if graph.free[op.in_units].any()]
+    needed = math.ceil(ROWS_AN_INPUT * max(widths, default=1) / tokens)
+    return most_samples(graph, num_samples(example), min(most, needed), TOKENS)
 
 
 def batch_size(task: Task, graph: StructureGraph, most: int = BATCH_SIZE) -> int:

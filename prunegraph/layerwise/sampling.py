@@ -14,8 +14,15 @@ POSITIONS, ALIKE = 16, 32
 """Output positions that are sampled of a layer, the same in so many samples of a batch.
 
 One draw for a large batch would leave out most of what lies at the borders, say. Each sequence has
-positions of its own, the first always among them: in language models it may carry activations a
-hundred times as large as those of all others (Sun et al. 2024, arXiv 2402.17762).
+positions of its own.
+"""
+
+ROWS_AN_INPUT = 16
+"""Rows for each input of a layer that reads sequences: all positions, where these are no more.
+
+A fit on fewer follows their noise. The first position of a language model may carry activations a
+hundred times as large as those of all others (Sun et al. 2024, arXiv 2402.17762): a few positions a
+sequence either miss it or give it a weight that it does not have.
 """
 
 PROBES = 3
@@ -57,6 +64,18 @@ def input_axis(module: nn.Module) -> int | None:
 def outputs_first(weight: Tensor) -> Tensor:
     """Turn a weight ``[in, out, ...]`` into that of the same layer not transposed, or back."""
     return weight.transpose(0, 1).flip(tuple(range(2, weight.ndim)))
+
+
+def rows_needed(module: nn.Module, values: Tensor, num_inputs: int) -> int:
+    """Return how many rows the fit of a layer needs; 0 if it reads no sequences.
+
+    Args:
+        module: the layer.
+        values: what it reads or returns in one call; of sequences ``[B, positions, D]``.
+        num_inputs: of the layer in the dense network.
+    """
+    sequences = values.dim() == 3 and not isinstance(module, (*CONVOLUTIONS, *TRANSPOSED))
+    return ROWS_AN_INPUT * num_inputs if sequences else 0
 
 
 def sampled_inputs(
@@ -107,12 +126,11 @@ def _tokens(values: Tensor, generator: torch.Generator, least: int) -> list[Tens
 
 
 def _of_sequences(batch: Tensor, generator: torch.Generator, least: int) -> Tensor:
-    """Return ``[B, L, D]`` the first and other values of each sequence ``[B, positions, D]``."""
-    positions = max(POSITIONS, least // max(len(batch), 1))
+    """Return ``[B, L, D]`` some values of each sequence ``[B, positions, D]``."""
+    positions = max(POSITIONS, -(-least // max(len(batch), 1)))
     if positions >= batch.shape[1]:
         return batch
     keys = torch.rand(batch.shape[:2], generator=generator)
-    keys[:, 0] = 1.0  # above all that is drawn
     index = keys.topk(positions, dim=1).indices.to(batch.device)
     return batch.gather(1, index[..., None].expand(-1, -1, batch.shape[2]))
 

@@ -2,8 +2,9 @@
 
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,17 +12,18 @@ from torch import Tensor, nn
 
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.splits import Batch, ReadyBatches, TrainSplit
-from prunegraph.graph import StructureGraph, copy_network
+from prunegraph.graph import StructureGraph, copy_network, evaluation_mode
 from prunegraph.graph.analyse import repeatable
 from prunegraph.graph.module_sizes import slim_all_attentions
-from prunegraph.layerwise.capture import LinearCalls, Read, layer_inputs, readable_copy
+from prunegraph.layerwise.capture import LinearCalls, Read, layer_inputs
+from prunegraph.layerwise.chain import Chain, find_chain, run_first
+from prunegraph.layerwise.order import hooked
 from prunegraph.layerwise.recalibrate import measuring_batch_norm
 from prunegraph.layerwise.reconstruct import Reconstruction
 from prunegraph.layerwise.residual import Place, held_at, residual_branches
-from prunegraph.layerwise.sampling import sampled_inputs, sampled_outputs
+from prunegraph.layerwise.sampling import rows_needed, sampled_inputs, sampled_outputs
 from prunegraph.layerwise.statistics import fitted_change
 from prunegraph.tasks.batches import joined
-from prunegraph.tasks.classification import model_device
 
 ROWS = 4096
 """Outputs that are sampled of each layer, at least, where there are so many."""
@@ -31,6 +33,9 @@ ENOUGH = 0.5
 
 ALIKE, COMPARED = 0.2, 64
 """What a layer reads in both networks correlates by as much at least, over as many outputs."""
+
+FEW = 4
+"""Samples of tokens on which layers outside of the blocks are measured."""
 
 MOST_VALUES = 2**29
 """Sampled outputs that are held of all layers: 2 GiB."""
@@ -52,6 +57,10 @@ class LayerwiseReconstruction(Reconstruction):
     to a stream, ``s + W x``, is to make up for what that has lost: ``W x + s - s'`` takes the place
     of ``W x``. One forward does it all; batch norm takes the statistics of its batch: recalibrate
     it afterwards. No label is read.
+
+    Networks that read tokens are fitted block by block on all positions: each block runs once in
+    the dense network and once in the pruned one, and what one block reads and gives is held at a
+    time. A stream of tokens carries activations that a fit must not miss (``ROWS_AN_INPUT``).
 
     Layers that a forward calls several times, that read one sample for each head, of which the
     forward shows too few outputs (``ENOUGH``), and the last of a large network (``MOST_VALUES``)
@@ -78,29 +87,48 @@ class LayerwiseReconstruction(Reconstruction):
         seed: int = 0,
         device: str | torch.device | None = None,
     ) -> None:
-        super().__init__(model, graph, run, held_out=held_out, seed=seed, device=device)
         self._run, self._seed = run, seed
+        super().__init__(model, graph, run, held_out=held_out, seed=seed, device=device)
+        if self._chain is None:
+            self._measure(partial(self._send, self._dense))
+
+    def _prepare(self, run: Callable[[nn.Module], None]) -> Container[str]:
+        """Find the blocks; return the weights in them."""
+        self._chain = find_chain(self._dense, self._axes.keys(), run)
+        blocks = () if self._chain is None else self._chain.blocks
+        return {name for name in self._axes if name.startswith(tuple(f"{own}." for own in blocks))}
+
+    def _look(self, run: Callable[[nn.Module], None]) -> None:
+        """Run the dense network: of one with blocks, whose layers are looked at later, on a few."""
+        if self._chain is None:
+            run(self._dense)
+        else:
+            run_first(self._dense, run, FEW)
+
+    @torch.no_grad()
+    def _measure(self, send: Callable[[], None]) -> None:
+        """Note what layers read and give while the dense network, or a block of it, runs."""
         self._wanted: dict[str, Tensor] = {}
         self._read: dict[str, Tensor] = {}
         calls: Counter[str] = Counter()
         forwards: list[None] = []
-        dense = readable_copy(model, device or model_device(model), None)
-        dense.register_forward_pre_hook(lambda *_: forwards.append(None))
+        counting = self._dense.register_forward_pre_hook(lambda *_: forwards.append(None))
 
         def visit(read: Read) -> None:
-            name = str(read.op.param)
-            calls[name] += len(forwards) == 1
+            name, first = str(read.op.param), len(forwards) < 2
+            calls[name] += first
             room = MOST_VALUES - sum(held.numel() for held in self._wanted.values())
-            if name in self._weights and len(forwards) == 1 and room > 0:
+            if name in self._weights and first and (room > 0 or self._chain is not None):
                 with torch.autocast(read.activation.device.type, enabled=False):
                     rows = self._rows(name, read.module, read.activation)
                     self._wanted[name] = self._given(name, read.module, rows)
                     self._read[name] = _some(rows).clone()
 
-        adding = residual_branches(dense, self._wanted, self._sampled_outputs)
-        shown = layer_inputs(dense, graph, visit, attentions=True)
-        with torch.no_grad(), adding as found, shown as given:
-            self._send(dense)
+        adding = residual_branches(self._dense, self._wanted, self._sampled_outputs)
+        shown = layer_inputs(self._dense, self._graph, visit, attentions=True)
+        with adding as found, shown as given:
+            send()
+        counting.remove()
         self._gives_weights = given.needed
         for name in [name for name in self._wanted if calls[name] > 1]:
             del self._wanted[name]
@@ -121,11 +149,19 @@ class LayerwiseReconstruction(Reconstruction):
 
     def _rows(self, name: str, module: nn.Module, inputs: Tensor) -> Tensor:
         """Return what sampled outputs are made of: the same ones in each network."""
-        return sampled_inputs(module, inputs, self._generator(name), ROWS)
+        least = self._least(name, module, inputs)
+        return sampled_inputs(module, inputs, self._generator(name), least)
 
     def _sampled_outputs(self, name: str, module: nn.Module, outputs: Tensor) -> Tensor:
         """Return the outputs that they are made into."""
-        return sampled_outputs(module, outputs, self._generator(name), ROWS)
+        least = self._least(name, module, outputs)
+        return sampled_outputs(module, outputs, self._generator(name), least)
+
+    def _least(self, name: str, module: nn.Module, values: Tensor) -> int:
+        """Return how many outputs of a layer are sampled; all of tokens."""
+        if self._chain is not None:
+            return values.numel()
+        return max(ROWS, rows_needed(module, values, self._weights[name][0].numel()))
 
     def _generator(self, name: str) -> torch.Generator:
         return torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ self._seed)
@@ -139,10 +175,29 @@ class LayerwiseReconstruction(Reconstruction):
 
     def _fit_all(self, pruned: nn.Module, mask: ChannelMask) -> None:
         """Fit the layers in the order in which they run, the others on the dense network."""
-        for name in self._input_statistics.keys() - self._wanted.keys():
-            self._fit_at_once(name, pruned, mask)
         shared = {id(item): item for item in (*pruned.parameters(), *pruned.buffers())}
         network = slim_all_attentions(copy_network(pruned, shared))
+        if self._chain is None:
+            self._fit_others(pruned, mask)
+            self._fit_running(network, pruned, mask, partial(self._send, network))
+            return
+        self._wanted = {}
+        self._fit_others(pruned, mask)
+        with evaluation_mode(network):
+            streams = [Chain(each, self._chain, self._send) for each in (self._dense, network)]
+        for number in range(len(self._chain.blocks)):
+            self._measure(partial(streams[0].advance, number))
+            self._fit_running(network, pruned, mask, partial(streams[1].advance, number))
+        self._wanted, self._read, self._branches = {}, {}, {}
+
+    def _fit_others(self, pruned: nn.Module, mask: ChannelMask) -> None:
+        for name in self._input_statistics.keys() - self._wanted.keys():
+            self._fit_at_once(name, pruned, mask)
+
+    def _fit_running(
+        self, network: nn.Module, pruned: nn.Module, mask: ChannelMask, send: Callable[[], None]
+    ) -> None:
+        """Fit the layers that were measured while a pruned network, or a block of it, runs."""
         modules = dict(network.named_modules(remove_duplicate=False))
         done: set[str] = set()
         held: dict[Place, Tensor] = {}
@@ -156,13 +211,15 @@ class LayerwiseReconstruction(Reconstruction):
 
             return fit
 
-        for name in self._wanted:
+        handles = (
             modules[name.rpartition(".")[0]].register_forward_pre_hook(hook(name))
+            for name in self._wanted
+        )
         places = {stream.place for stream in self._branches.values()}
         showing = held_at(network, places, held.setdefault)
         calling = LinearCalls(network) if self._gives_weights else nullcontext()
-        with showing, measuring_batch_norm(network), calling:
-            self._send(network)
+        with hooked(handles), showing, measuring_batch_norm(network), calling:
+            send()
         for name in self._wanted.keys() - done:  # an expert that is not visited any more
             self._fit_at_once(name, pruned, mask)
 
@@ -200,21 +257,21 @@ class LayerwiseReconstruction(Reconstruction):
         if len(rows) != len(wanted) or len(rows) < ENOUGH * int(kept.sum()):
             self._fit_at_once(name, pruned, mask)  # heads lie along the batch, say: some have gone
             return
-        there = self._read[name][:, kept.repeat(len(self._input_statistics[name]))]
+        groups = rows.shape[1] // int(kept.sum())
+        there = self._read[name][:, kept.repeat(groups)]
         alike = _alike(_some(rows), there)
         if stream is not None and alike:
             known = self._branches[name]
             now = self._sampled_outputs(name, module, known.laid(stream))
             if now.shape == wanted.shape == known.values[:, out].shape:
                 wanted = wanted + known.values[:, out] - now * known.scale[out]
-        groups = len(self._input_statistics[name])
         stays = out.chunk(groups)
         parts = zip(
             rows.chunk(groups, dim=1),
             self._weights[name].flatten(1).float().chunk(groups),
             wanted.split([int(part.sum()) for part in stays], dim=1),
             stays,
-            self._input_statistics[name],
+            self._input_statistics.get(name, [None] * groups),
             strict=True,
         )
         centred = float(name in self._centred)
@@ -225,16 +282,20 @@ class LayerwiseReconstruction(Reconstruction):
             mean, offset = own.mean(0) * centred, missing.mean(0) * centred
             if alike:
                 change = fitted_change(own - mean, missing - offset)
-            else:
+            elif statistics is not None:
                 change = statistics.change(whole[staying], kept)
+            else:  # an expert that other tokens visit now
+                change = torch.zeros_like(weight)
             fitted.append(weight + change)
             shifts.append(offset - change @ mean)
         self._put(name, pruned, out, torch.cat(fitted), torch.cat(shifts))
 
 
 def _some(rows: Tensor) -> Tensor:
-    """Return some of sampled rows."""
-    return rows[:: max(1, len(rows) // COMPARED)]
+    """Return some of sampled rows: at other positions in each sequence, whatever its length."""
+    if len(rows) <= COMPARED:
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, COMPARED).long().to(rows.device)]
 
 
 def _alike(rows: Tensor, others: Tensor) -> bool:

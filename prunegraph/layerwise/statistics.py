@@ -13,6 +13,9 @@ MOST_INPUTS = 5000
 MOST_ROWS = 2048
 """How many, at most."""
 
+WIDE = 1024
+"""Sums over so many inputs or more are kept in float32: those of all layers are held at once."""
+
 TINY = 1e-30
 
 RIDGE = 0.02
@@ -94,7 +97,8 @@ class InputSums:
     def __init__(self, rows: Tensor) -> None:
         self.origin = rows.mean(0)
         self.count = 0
-        self.total = torch.zeros_like(self.origin, dtype=torch.float64)
+        exact = torch.float64 if len(self.origin) < WIDE else torch.float32
+        self.total = torch.zeros_like(self.origin, dtype=exact)
         self.products = torch.outer(self.total, self.total)
 
     def add(self, rows: Tensor) -> None:
@@ -126,10 +130,12 @@ class InputRows:
 
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
+        self.count = 0
         self._keys, self._rows = torch.zeros(0), torch.zeros(0)
 
     def add(self, rows: Tensor) -> None:
         """Add what ``[S, D]`` outputs are made of."""
+        self.count += len(rows)
         known = torch.cat([self._rows, rows]) if len(self._rows) else rows
         keys = torch.cat([self._keys, torch.rand(len(rows), generator=self._generator)])
         self._keys, chosen = keys.topk(min(MOST_ROWS, len(keys)))

@@ -17,8 +17,8 @@ from prunegraph.evaluation.evaluator import QUICK_CALIBRATION, Evaluator
 from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import StructureGraph
 from prunegraph.graph.costs.latency import LatencyTable, measure_latency_table
-from prunegraph.layerwise.reconstruct import Reconstruction, held_out_samples
-from prunegraph.layerwise.room import most_samples
+from prunegraph.layerwise.reconstruct import Reconstruction, drawn_samples
+from prunegraph.layerwise.room import most_fitted
 from prunegraph.layerwise.sequential import (
     SEARCH_MEMORY,
     SEARCH_SAMPLES,
@@ -28,7 +28,7 @@ from prunegraph.methods.criteria.measured import LazyStatistics, measure_costly
 from prunegraph.methods.criteria.taylor import measure
 from prunegraph.methods.method import OfNetwork, Problem
 from prunegraph.rewards.config import Metric
-from prunegraph.tasks.batches import num_samples
+from prunegraph.tasks.batches import num_tokens
 
 UNLABELLED_SAMPLES = 2048
 """Train samples that priors are compared on, by the outputs of pruned and dense network."""
@@ -152,6 +152,8 @@ class Context(OfNetwork):
     def quick_reconstruction(self) -> Reconstruction | None:
         """The same on few images, for searches; None if it is quick as it is."""
         in_turn = self.reconstruct and self.layer_by_layer
+        if in_turn and num_tokens(self.task.example_inputs):
+            return self._fit(Reconstruction, self.num_calibration)  # statistics are kept
         few = self._most_samples(SEARCH_SAMPLES, SEARCH_MEMORY)
         if not in_turn or few == self._most_samples():
             return None
@@ -159,16 +161,15 @@ class Context(OfNetwork):
 
     def _most_samples(self, *bounds: int) -> int:
         """Return on how many of the calibration images networks can be fitted."""
-        most = most_samples(self.graph, num_samples(self.task.example_inputs), *bounds)
-        return min(self.num_calibration, most)
+        return min(self.num_calibration, most_fitted(self.task, self.graph, *bounds))
 
     def _fit(self, kind: type[Reconstruction], most: int) -> Reconstruction:
-        train = self.task.train
+        samples, others = drawn_samples(self.task.train, most, self.seed)
         return kind.on_samples(
             self.task,
             self.graph,
-            train.sample(most, self.seed),
-            held_out=held_out_samples(train, most, self.seed),
+            samples,
+            held_out=others,
             seed=self.seed,
             device=self.device,
         )

@@ -23,8 +23,8 @@ from prunegraph.graph import AttentionUnit, StructureGraph, analyse, unwrap
 from prunegraph.graph.apply import unequal
 from prunegraph.graph.costs.latency_budget import TOLERANCE
 from prunegraph.layerwise.recalibrate import recalibrate_bn
-from prunegraph.layerwise.reconstruct import Reconstruction, held_out_samples
-from prunegraph.layerwise.room import most_samples
+from prunegraph.layerwise.reconstruct import Reconstruction, drawn_samples
+from prunegraph.layerwise.room import most_fitted
 from prunegraph.layerwise.sequential import LayerwiseReconstruction
 from prunegraph.methods.context import Context
 from prunegraph.methods.custom import as_method
@@ -33,7 +33,6 @@ from prunegraph.methods.registry import make_method
 from prunegraph.rewards.config import Metric
 from prunegraph.runs.predicted_latency import layer_times
 from prunegraph.runs.report.speed import latencies
-from prunegraph.tasks.batches import num_samples
 from prunegraph.tasks.classification import BATCH_SIZE, model_device
 
 OUTCOMES, PRIORS, LATENCY = "outcomes.json", "priors.json", "latency.json"
@@ -218,12 +217,12 @@ def _layer_by_layer(problem: Problem) -> list[Callable[[], Reconstruction]]:
     Where the score decides which network is taken, all ready batches may be fitted on.
     """
     task, graph, seed = problem.task, problem.graph, problem.seed
-    most = most_samples(graph, num_samples(task.example_inputs), memory=FITTING)
+    most = most_fitted(task, graph, memory=FITTING)
     last = task.train.take(torch.tensor([len(task.train) - 1]))
 
     def fit(size: int) -> Reconstruction:
         return_freed_memory()
-        samples, others = task.train.sample(size, seed), held_out_samples(task.train, size, seed)
+        samples, others = drawn_samples(task.train, size, seed)
         return LayerwiseReconstruction.on_samples(
             task, graph, samples, held_out=others or last, seed=seed
         )

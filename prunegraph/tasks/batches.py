@@ -70,6 +70,14 @@ def num_samples(batch: Any) -> int:
     return sizes.pop() if len(sizes) == 1 else 0
 
 
+def num_tokens(batch: Any) -> int:
+    """Return how many tokens a sample of a batch has; 0 = it holds others than whole numbers."""
+    tensors = tensors_in(batch)
+    if any(tensor.is_floating_point() for tensor in tensors):
+        return 0
+    return max((tensor.shape[-1] for tensor in tensors if tensor.dim() > 1), default=0)
+
+
 def singles(batch: Any) -> Iterator[Any]:
     """Yield the samples of a batch as batches of one; the batch itself if they cannot be told."""
     for number in range(num_samples(batch)):

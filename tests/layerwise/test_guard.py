@@ -10,10 +10,11 @@ from torch.nn import functional as F
 
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.splits import ReadyBatches, TrainSplit
+from prunegraph.data.text import TokenWindows
 from prunegraph.graph import StructureGraph, analyse
 from prunegraph.graph.apply import apply_mask
 from prunegraph.layerwise.guard import Guard
-from prunegraph.layerwise.reconstruct import HELD_OUT, Reconstruction, held_out_samples
+from prunegraph.layerwise.reconstruct import HELD_OUT, Reconstruction, drawn_samples
 from prunegraph.layerwise.sequential import LayerwiseReconstruction
 from support.tasks import image_task, language_task
 
@@ -154,15 +155,26 @@ def test_the_last_of_ready_batches_is_not_fitted_on(kind: type[Reconstruction]) 
 
 def test_samples_to_compare_on_are_others_if_there_are_enough() -> None:
     train = TrainSplit(Noise(), torch.arange(200))
-    held_out = held_out_samples(train, 100, 3)
+    samples, held_out = drawn_samples(train, 100, 3)
+    assert samples.index.tolist() == train.sample(100, 3).index.tolist()
     assert held_out is not None
     assert len(held_out) == HELD_OUT
-    assert not {*held_out.index.tolist()} & {*train.sample(100, 3).index.tolist()}
+    assert not {*held_out.index.tolist()} & {*samples.index.tolist()}
     ready = language_task().train
-    assert held_out_samples(ready, 10**6, 0) is None
-    following = held_out_samples(ready, 100, 0)
+    assert drawn_samples(ready, 10**6, 0)[1] is None
+    following = drawn_samples(ready, 100, 0)[1]
     assert following is not None
     assert following.index.tolist() == [1]
+
+
+@pytest.mark.parametrize(("windows", "most", "held"), [(16, 100, 2), (3, 9, 1), (400, 24, 4)])
+def test_windows_to_compare_on_are_never_fitted_on(windows: int, most: int, held: int) -> None:
+    source = TokenWindows(torch.zeros(windows, 1024, dtype=torch.int64), 1024)
+    samples, held_out = drawn_samples(TrainSplit(source, torch.arange(windows)), most, 3)
+    assert held_out is not None
+    assert len(held_out) == held
+    assert len(samples) == min(most, windows - held)
+    assert not {*held_out.index.tolist()} & {*samples.index.tolist()}
 
 
 def test_the_network_that_is_looked_at_stays_as_it_is() -> None:

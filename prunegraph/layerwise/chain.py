@@ -1,0 +1,118 @@
+"""The samples of one forward on their way through the blocks of a network, one after the other."""
+
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from prunegraph.layerwise.order import Arguments, Segment, find_segments, hooked, put
+from prunegraph.layerwise.weights import PrunableWeight
+from prunegraph.tasks.batches import num_samples, num_tokens
+
+Run = Callable[[nn.Module], Any]
+
+
+class _Reached(Exception):  # no error: it ends a forward
+    """The network has run as far as is needed."""
+
+
+class Chain:
+    """What the blocks of a network are given.
+
+    Args:
+        network: the network.
+        segment: its blocks, each of which is given what the one before returned.
+        run: runs the network; what its first forward gives the blocks is taken.
+    """
+
+    def __init__(self, network: nn.Module, segment: Segment, run: Run) -> None:
+        self._network, self._segment = network, segment
+        self._given: dict[str, Arguments] = {}
+        wanted = segment.blocks[:1] if segment.alike else segment.blocks
+
+        def note(path: str) -> Any:
+            def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
+                given: Arguments = (args, dict(kwargs))
+                assert segment.place is not None
+                self._given[path] = put(given, segment.place, None) if self._given else given
+                if path == wanted[-1]:
+                    raise _Reached
+
+            module = network.get_submodule(path)
+            return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+        with hooked(note(path) for path in wanted), suppress(_Reached):
+            run(network)
+
+    def advance(self, number: int) -> None:
+        """Run a block; the next one is given what it returns.
+
+        Args:
+            number: of the block; each is run once, in order.
+        """
+        blocks, place = self._segment.blocks, self._segment.place
+        args, kwargs = given = self._given.pop(blocks[number])
+        outputs = self._network.get_submodule(blocks[number])(*args, **kwargs)
+        if number + 1 < len(blocks):
+            assert place is not None
+            outputs = outputs[0] if self._segment.first else outputs
+            others = given if self._segment.alike else self._given[blocks[number + 1]]
+            self._given[blocks[number + 1]] = put(others, place, outputs)
+
+
+def find_chain(network: nn.Module, names: Collection[str], run: Run) -> Segment | None:
+    """Return the blocks of a network that reads tokens; None if there is no chain of them.
+
+    Blocks are as in ``find_segments``. Tokens are whole numbers: images and sounds are none.
+
+    Args:
+        network: the network.
+        names: of the weights that the blocks are to hold.
+        run: runs the network; its first forward is looked at.
+    """
+    if not any(isinstance(module, nn.Embedding) for module in network.modules()):
+        return None
+    layers = {name: PrunableWeight(name.rpartition(".")[0], ()) for name in names}
+    tokens: list[bool] = []
+    segments = find_segments(network, layers, lambda: tokens.append(run_first(network, run, 1)))
+    chains = [segment for segment in segments if segment.place is not None]
+    return max(chains, key=lambda chain: len(chain.blocks), default=None) if all(tokens) else None
+
+
+def run_first(network: nn.Module, run: Run, most: int) -> bool:
+    """Run a network on the first samples of its first forward, if they are tokens.
+
+    Args:
+        network: the network.
+        run: runs it.
+        most: samples.
+
+    Returns:
+        Whether they are tokens.
+    """
+    seen: list[bool] = []
+
+    def shorten(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        if not num_tokens((args, kwargs)):
+            raise _Reached
+        seen.append(True)
+        count = num_samples((args, kwargs))
+
+        def cut(item: Tensor) -> Tensor:
+            return item[:most] if item.dim() and len(item) == count else item
+
+        return tree_map_only(Tensor, cut, (args, kwargs))
+
+    def end(*_: Any) -> None:  # what follows expects all samples
+        raise _Reached
+
+    handles = [
+        network.register_forward_pre_hook(shorten, with_kwargs=True),
+        network.register_forward_hook(end),
+    ]
+    with hooked(handles), suppress(_Reached), torch.no_grad():
+        run(network)
+    return bool(seen)
