@@ -30,8 +30,8 @@ class TaskOptions:
         calibration_tokens: tokens that each seed draws of the calibration text; default: 16384.
         window: tokens of a window; default: 1024, at most what the network takes.
         sparsity: this share of the weights becomes zero, for methods of single weights.
-        pattern: where the zeros lie: n:m, as 2:4, keeps n of each m weights in a row; columns: whole
-            inputs of layers; default: anywhere.
+        pattern: where the zeros lie: n:m, as 2:4, keeps n of each m weights in a row; columns:
+            whole inputs of layers; default: anywhere.
         method_options: METHOD.FIELD=VALUE of methods; on the command line --METHOD.FIELD VALUE.
     """
 
