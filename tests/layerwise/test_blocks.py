@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from prunegraph.core.errors import ArtefactError, ConfigError
 from prunegraph.layerwise import blocks as blocks_module
+from prunegraph.layerwise import reads as reads_module
 from prunegraph.layerwise.blocks import BlockWalk, Matrix
 from prunegraph.layerwise.order import Segment, find_segments
 from prunegraph.layerwise.reads import read_rows
