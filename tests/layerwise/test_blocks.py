@@ -11,8 +11,10 @@ from torch.nn import functional as F
 
 from prunegraph.core.errors import ArtefactError, ConfigError
 from prunegraph.layerwise import blocks as blocks_module
-from prunegraph.layerwise.blocks import BlockWalk, Matrix, read_rows
+from prunegraph.layerwise import reads as reads_module
+from prunegraph.layerwise.blocks import BlockWalk, Matrix
 from prunegraph.layerwise.order import Segment, find_segments
+from prunegraph.layerwise.reads import read_rows
 from prunegraph.layerwise.weights import prunable_weights
 from support.language import tiny_llama
 
@@ -213,7 +215,7 @@ def test_a_layer_that_does_not_run_is_told() -> None:
 def test_rows_times_the_matrix_are_outputs(
     layer: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(blocks_module, "POSITIONS", 10**6)
+    monkeypatch.setattr(reads_module, "POSITIONS", 10**6)
     layout = next(iter(prunable_weights(layer).values()))
     dims = len(layout.shape) - 2
     inputs = torch.randn(3, 4) if dims == 0 else torch.randn(3, 4, *[7] * dims)
