@@ -73,4 +73,5 @@ def test_every_criterion_says_whether_it_depends_on_images_or_chance() -> None:
     alone = {name for name, found in CRITERIA.items() if not found.per_seed}
     assert alone == {"l1", "l2", "bn_scale", "fpgm", "lamp"}
     scaled = {name for name, found in CRITERIA.items() if found.of_the_layer}
-    assert scaled == {"l1", "l2", "fpgm", "activation", "apoz", "hrank", "chip"}
+    layers = {"l1", "l2", "fpgm", "activation", "apoz", "hrank", "chip", "wanda", "flap", "obs"}
+    assert scaled == layers
