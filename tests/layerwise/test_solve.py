@@ -38,7 +38,7 @@ def test_removal_equals_least_squares_on_the_kept_columns(density: float) -> Non
     changed = (weight - factors @ hessian.inverse) * keep
     torch.testing.assert_close(changed, expected, rtol=1e-6, atol=1e-6)
     near = hessian.error(remove(weight, keep, hessian) - weight)
-    assert near == pytest.approx(hessian.error(expected - weight), rel=1e-5)
+    assert near == pytest.approx(hessian.error(expected - weight), rel=1e-3)
 
 
 def test_rows_that_do_not_converge_are_solved_by_cholesky() -> None:

@@ -1,8 +1,9 @@
 """APT: sets of weights of a row are removed at once, all others of the row changed best.
 
-After *A Provably-optimal approach to pruning LLMs by the multiple removal problem* (MRP; Zhao et
-al.): mask and update are each chosen by single removals (S, as in SparseGPT) or by multiple ones
-(M). S with S is SparseGPT. An update by M never has a larger error than one by S for the same mask.
+Zhao et al. 2024, *Pruning foundation models for high accuracy without retraining* (arXiv
+2410.15567): the multiple removal problem. Mask and update are each chosen by single removals (S, as
+in SparseGPT) or by multiple ones (M). S with S is SparseGPT. An update by M never has a larger
+error than one by S for the same mask.
 """
 
 import itertools
