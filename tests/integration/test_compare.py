@@ -117,10 +117,6 @@ def test_networks_are_reconstructed_layer_by_layer_or_all_layers_at_once(weights
     searched = [evaluator.evaluate(mask, everything).loss for evaluator in evaluators]
     assert losses[1] < searched[1] < searched[0] == losses[0]  # fitted on fewer images
     assert [evaluator.is_cached(mask) for evaluator in evaluators] == [True, False]
-    for evaluator, context in zip(evaluators, contexts, strict=True):
-        later = context.evaluator()
-        later.remember(evaluator.known())
-        assert later.is_cached(mask, everything)
     assert contexts[0].measures.quick_reconstruction is None
     assert ["layer_by_layer" in context.recipe_record() for context in contexts] == [False, True]
 
@@ -151,9 +147,10 @@ def test_what_searches_are_fitted_on_is_drawn_of_all_train_images(
     options = CompareConfig(weights=weights, calibration_images=10_000)  # more than there are
     context = RunContext(target=load_target(options), options=options, seed=0)
     _ = context.measures.quick_reconstruction
-    assert len(seen[0]) == sequential.SEARCH_SAMPLES
-    assert len(set(seen[0].labels.tolist())) == 10
-    positions = seen[0].index.tolist()
+    fitted = min(seen, key=len)  # more are held out
+    assert len(fitted) == sequential.SEARCH_SAMPLES
+    assert len(set(fitted.labels.tolist())) == 10
+    positions = fitted.index.tolist()
     assert positions != context.target.dataset.train.index[: len(positions)].tolist()
 
 
