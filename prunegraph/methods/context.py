@@ -206,7 +206,7 @@ class Context(OfNetwork):
             max_networks: pruned networks that the method may run.
             log: what an earlier start of the method measured.
             folder: where a long method keeps its checkpoints.
-            progress: called with the number of networks run and a word.
+            progress: called with the number of networks run, or the percent done, and a word.
         """
         own = self if seed is None else self.with_statistics(seed)
         return Problem(

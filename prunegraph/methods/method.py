@@ -69,7 +69,8 @@ class Problem(OfNetwork):
         timed: the network as it is timed, if not as the task holds it.
         log: what an earlier start of the method measured.
         folder: where a long method keeps its checkpoints; None: it keeps none.
-        progress: called with the number of networks run and what the method says of itself.
+        progress: called with the number of networks run, by methods of single weights with the
+            percent done, and what the method says of itself.
     """
 
     task: Task

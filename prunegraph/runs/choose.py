@@ -187,6 +187,13 @@ def choose_job(
                 found, details = run_method(context, folder, method, seed=seed, progress=report)
                 report(NUM_DECISION_NETWORKS)  # some priors led to one mask
             return Choice(candidates=(found,), record=_decision(details))
+        if method.kind == "weights":
+            with place.console.progress(f"{name}, seed {seed}, percent", 100) as report:
+                found, _ = run_method(
+                    context, folder, method, seed=seed, networks=networks, progress=report
+                )
+                report(100)
+            return Choice(candidates=(found,))
         if not searches(name):
             found, _ = run_method(context, folder, method, seed=seed, networks=networks)
             return Choice(candidates=(found,))

@@ -87,7 +87,8 @@ def prune(
         reconstruct: the kept weights make up for the removed units, by least squares on
             train data; those of the final network layer by layer, if it is better then.
         attention: what can leave it: "head", a whole one, or "width", a part of all of them.
-        progress: called with the number of networks run and what the method says of itself.
+        progress: called with the number of networks run, by methods of single weights with the
+            percent done, and what the method says of itself.
 
     Returns:
         The pruned, recalibrated network, its mask, and a report.

@@ -155,7 +155,7 @@ class Federation:
                 write_bytes(path, checkpoint_bytes(identity, server, done))
             if problem.progress is not None:
                 told = f"round {server.round} of {self.rounds}, loss {done.losses[-1]:.3f}"
-                problem.progress(server.round, told)
+                problem.progress(100 * server.round // self.rounds, told)
         load_tensors(network, server.tensors)
         network.eval()
         details = {

@@ -154,4 +154,4 @@ def _batch_size(problem: Problem) -> int:
 
 
 def _report(progress: Any, done: int, total: int, seconds: float) -> None:
-    progress(done, f"block {done} of {total}, about {seconds:.0f} s left")
+    progress(100 * done // total, f"block {done} of {total}, about {seconds:.0f} s left")

@@ -18,8 +18,13 @@ SHORT = {"accuracy": "acc."}
 def method_columns(content: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the columns of the one table that a run prints."""
     score = SHORT.get(content["score_name"], content["score_name"])
-    scores = (f"search {score}", f"test {score} recal.", f"test {score} fine-tuned")
+    tuned = (f"test {score} fine-tuned",) * _has_finetunes(content)
+    scores = (f"search {score}", f"test {score} recal.", *tuned)
     return ("method", *_cost_columns(content), *scores, "nets", "minutes")
+
+
+def _has_finetunes(content: Mapping[str, Any]) -> bool:
+    return any(row.test_accuracy_finetuned is not None for row in read_rows(content))
 
 
 def _cost_columns(content: Mapping[str, Any]) -> tuple[str, ...]:
@@ -67,15 +72,16 @@ def method_cells(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
     shown = [
         spread(column(controls, "search_accuracy"), unit),
         spread([content["dense"]["test_accuracy"]], unit),
-        spread(column(controls, "test_accuracy_finetuned"), unit),
+        *[spread(column(controls, "test_accuracy_finetuned"), unit)] * _has_finetunes(content),
     ]
     table = [("dense", *_costs(content, controls), *shown, "", "")]
     for name, own in by_method(rows):
         seeds = {row.seed for row in own}
+        tuned = f"{spread(column(own, 'test_accuracy_finetuned'), unit)}{_tuned_share(own)}"
         cells = (
             spread(column(own, "search_accuracy"), unit),
             spread(column(own, "test_accuracy_recalibrated"), unit),
-            f"{spread(column(own, 'test_accuracy_finetuned'), unit)}{_tuned_share(own)}",
+            *[tuned] * _has_finetunes(content),
             str(round(float(np.mean(column(own, "networks_evaluated"))))),
             minutes(column(own, "seconds")),
         )

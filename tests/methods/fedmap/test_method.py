@@ -82,16 +82,16 @@ def test_a_federation_that_is_stopped_goes_on_to_the_same_result(
     whole = method.prune(pose(digits))
 
     def stop(done: int, _: str) -> None:
-        if done == 4:
+        if done == 100 * 4 // 6:
             raise Stop
 
     with pytest.raises(Stop):
         method.prune(pose(digits, folder=tmp_path, progress=stop))
-    rounds: list[int] = []
+    percents: list[int] = []
     resumed = method.prune(
-        pose(digits, folder=tmp_path, progress=lambda done, _: rounds.append(done))
+        pose(digits, folder=tmp_path, progress=lambda done, _: percents.append(done))
     )
-    assert rounds == [5, 6]
+    assert percents == [83, 100]
     assert resumed.mask == whole.mask
     assert resumed.details == whole.details
     assert whole.model is not None
