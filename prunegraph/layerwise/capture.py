@@ -161,7 +161,7 @@ class LinearCalls(CallMode):
     ) -> Any:
         """Call the function, or the layer in its place."""
         if function is F.linear:
-            inputs, weight, bias = _linear_arguments(*args, **kwargs)
+            inputs, weight, bias = linear_arguments(*args, **kwargs)
             layer = self._layers.get(id(weight))
             if layer is not None and layer not in self._running:
                 own: Tensor | None = layer.bias
@@ -172,7 +172,7 @@ class LinearCalls(CallMode):
         return function(*args, **kwargs)
 
 
-def _linear_arguments(
+def linear_arguments(
     input: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the arguments of ``linear`` in order."""

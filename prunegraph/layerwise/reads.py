@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
+from prunegraph.graph.trace.calls import CallMode
+from prunegraph.layerwise.capture import linear_arguments
 from prunegraph.layerwise.sampling import TRANSPOSED, sampled_inputs
 from prunegraph.layerwise.solve import Hessian
 from prunegraph.layerwise.weights import PrunableWeight
@@ -52,7 +53,7 @@ class _Gram:
         return lower + lower.tril(-1).mT
 
 
-class Reads(TorchFunctionMode):
+class Reads(CallMode):
     """Adds up what layers read while the network runs.
 
     Linear layers are seen where their weight is used, in a function too (``dt_proj`` of Mamba);
@@ -86,18 +87,12 @@ class Reads(TorchFunctionMode):
 
         return add
 
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+    def call(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Look at the arguments of a product with the weight of a linear layer; call it."""
-        del types
-        kwargs = kwargs or {}
         if function is F.linear:
-            inputs, weight = _linear_arguments(*args, **kwargs)
+            inputs, weight, _ = linear_arguments(*args, **kwargs)
             if id(weight) in self._linear:
                 self._add_linear(self._linear[id(weight)], inputs)
         elif function in MATMULS and id(args[0]) in self._linear:  # [C, B] @ [..., B, S]
@@ -128,11 +123,6 @@ class Reads(TorchFunctionMode):
             for name, gram in self._grams.items()
         }
         return made | {name: made[twin] for name, twin in self._twins.items()}
-
-
-def _linear_arguments(input: Tensor, weight: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-    """Return the first arguments of ``linear``."""
-    return input, weight
 
 
 def read_rows(module: nn.Module, layout: PrunableWeight, inputs: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import statistics
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -58,7 +59,7 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Federation:
+class Federation(ABC):
     """A network that clients train by turns, each on its own samples.
 
     Attributes:
@@ -105,9 +106,9 @@ class Federation:
             msg = f"start={self.start!r} is none of fresh, given"
             raise ConfigError(msg)
 
+    @abstractmethod
     def schedule(self, sparsity: float) -> Schedule | None:
         """Return the sparsity after each round, counted from 1; None: nothing is pruned."""
-        raise NotImplementedError
 
     def check(self, problem: Problem) -> None:
         """Say before any work what it cannot serve.

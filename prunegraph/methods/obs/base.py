@@ -1,6 +1,7 @@
 """What methods share that see what each matrix reads: the walk, the budget, exact numbers."""
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +32,7 @@ TOKENS = 1024
 
 
 @dataclass(frozen=True)
-class BlockwiseMethod:
+class BlockwiseMethod(ABC):
     """A method that prunes one matrix after the other, by the Hessian of what it reads.
 
     A method is a name and ``prune_matrix``.
@@ -60,6 +61,7 @@ class BlockwiseMethod:
         """Raise BudgetError or ModelError if the network's weights cannot meet the budget."""
         check_weights(prunable_weights(unwrap(problem.task.model)), problem.budget)
 
+    @abstractmethod
     def prune_matrix(
         self, weight: Tensor, hessian: Hessian, zeros: int, pattern: Pattern
     ) -> tuple[Tensor, Tensor]:
@@ -71,7 +73,6 @@ class BlockwiseMethod:
             zeros: weights that become zero; exactly, unless whole columns do.
             pattern: where they may lie.
         """
-        raise NotImplementedError
 
     def mask_pattern(self, pattern: Pattern) -> Pattern:
         """Return the pattern that the masks have if a budget asks for one."""
