@@ -10,8 +10,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunegraph.core.errors import DataError
 from prunegraph.core.precision import autocasting
-from prunegraph.core.splits import Batch
+from prunegraph.core.splits import Batch, TrainSplit
+from prunegraph.core.task import Task
 from prunegraph.graph.surgery import put_modes
+from prunegraph.tasks.classification import BATCH_SIZE
 
 
 def has_batch_norm(model: nn.Module) -> bool:
@@ -92,6 +94,20 @@ def recalibrate_bn(
                     raise
                 msg = "a batch of 1 is too few to calibrate this network's norms: give more"
                 raise DataError(msg) from error
+
+
+def recalibrate_on(model: nn.Module, task: Task, samples: TrainSplit) -> None:
+    """Set the batch-norm buffers to the average statistics of samples of a task, if it has any.
+
+    Args:
+        model: the network; nothing but its batch-norm buffers changes.
+        task: runs it on batches.
+        samples: shuffled ones; what is left after whole batches is not used.
+    """
+    if has_batch_norm(model):
+        batches = list(task.batches(samples, BATCH_SIZE))
+        whole = batches[:-1] or batches  # each batch counts alike
+        recalibrate_bn(model, whole, forward=task.forward, autocast=task.autocast)
 
 
 def _run_first(model: nn.Module, batch: Batch) -> None:

@@ -126,9 +126,9 @@ def remove(weight: Tensor, keep: Tensor, hessian: Hessian) -> Tensor:
 
 
 def remove_columns(weight: Tensor, columns: Tensor, hessian: Hessian) -> Tensor:
-    """Return the weights ``[C, B]`` without the inputs ``columns`` (indices), the others changed.
+    """Return the weights ``[C, B]`` without the inputs that ``columns`` names, others changed.
 
-    All rows lose the same set, so one factorisation serves them all.
+    All rows lose the same set, indices or booleans ``[B]``, so one factorisation serves them all.
     """
     inverse = hessian.inverse.double()
     factor = torch.linalg.cholesky(inverse[columns][:, columns])

@@ -20,7 +20,7 @@ from prunegraph.core.user_code import is_factory
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import unwrap
-from prunegraph.layerwise.recalibrate import has_batch_norm, recalibrate_bn
+from prunegraph.layerwise.recalibrate import recalibrate_on
 from prunegraph.methods.method import Method, Result
 from prunegraph.methods.registry import (
     CONTROL_CRITERIA,
@@ -42,7 +42,6 @@ from prunegraph.runs.parallel.jobs import Batch, Jobs, Workplace
 from prunegraph.runs.plan import Plan, applied_policy, beside, is_family, policy_row, searches
 from prunegraph.runs.report.verdict import AGENT, SAMPLER, is_rival
 from prunegraph.runs.store import Candidate, CandidateStore
-from prunegraph.tasks.classification import BATCH_SIZE
 
 CURVES = (
     *("networks", "accuracy", "best_accuracy", "bar", "reward"),
@@ -268,11 +267,8 @@ def store_network(context: RunContext, where: Path, result: Result) -> StoredMas
     task, mask = context.target.task, result.mask
     assert isinstance(mask, WeightMask)
     model = mask.apply(unwrap(task.model)) if result.model is None else unwrap(result.model)
-    if has_batch_norm(model):
-        samples = task.train.sample(context.options.calibration_images, context.seed)
-        batches = list(task.batches(samples, BATCH_SIZE))
-        whole = batches[:-1] or batches  # each batch counts alike
-        recalibrate_bn(model, whole, forward=task.forward, autocast=task.autocast)
+    samples = task.train.sample(context.options.calibration_images, context.seed)
+    recalibrate_on(model, task, samples)
     save_network(context.target, where, model, mask)
     if "errors" in result.details:
         write_json(where / RunFolder.ERRORS, result.details["errors"])

@@ -22,7 +22,7 @@ from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import AttentionUnit, StructureGraph, analyse, unwrap
 from prunegraph.graph.apply import unequal
 from prunegraph.graph.costs.latency_budget import TOLERANCE
-from prunegraph.layerwise.recalibrate import recalibrate_bn
+from prunegraph.layerwise.recalibrate import recalibrate_on
 from prunegraph.layerwise.reconstruct import Reconstruction, drawn_samples
 from prunegraph.layerwise.room import most_fitted
 from prunegraph.layerwise.sequential import LayerwiseReconstruction
@@ -33,7 +33,7 @@ from prunegraph.methods.registry import make_method
 from prunegraph.rewards.config import Metric
 from prunegraph.runs.predicted_latency import layer_times
 from prunegraph.runs.report.speed import latencies
-from prunegraph.tasks.classification import BATCH_SIZE, model_device
+from prunegraph.tasks.classification import model_device
 
 OUTCOMES, PRIORS, LATENCY = "outcomes.json", "priors.json", "latency.json"
 """Files of a checkpoint."""
@@ -162,8 +162,7 @@ def _prune_weights(method: Method, problem: Problem) -> PruneResult:
     result = method.prune(problem)
     assert isinstance(result.mask, WeightMask)
     small = result.mask.apply(unwrap(task.model)) if result.model is None else result.model
-    batches = list(task.batches(problem.calibration, BATCH_SIZE))
-    recalibrate_bn(small, batches[:-1] or batches, forward=task.forward, autocast=task.autocast)
+    recalibrate_on(small, task, problem.calibration)
     report = {
         **_scores(task, small.eval()),
         "budget": budget.as_dict(),

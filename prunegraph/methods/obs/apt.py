@@ -18,7 +18,7 @@ from prunegraph.core.pattern import Pattern
 from prunegraph.core.tensors import all_but_least
 from prunegraph.layerwise.solve import Hessian, remove, remove_columns
 from prunegraph.methods.obs.base import BlockwiseMethod
-from prunegraph.methods.obs.choose import best_of_groups, least_columns
+from prunegraph.methods.obs.choose import all_but_least_columns, best_of_groups
 from prunegraph.methods.obs.sparsegpt import best_in_group, sweep
 
 GROUP = 4
@@ -136,7 +136,5 @@ def staged(weight: Tensor, hessian: Hessian, zeros: int, pattern: Pattern) -> tu
 def without_columns(weight: Tensor, hessian: Hessian, zeros: int) -> tuple[Tensor, Tensor]:
     """Return the weights without the inputs of least OBS error, all others changed."""
     scores = weight.square().sum(0) / hessian.inverse.diagonal()
-    columns = least_columns(scores, zeros, len(weight))
-    keep = torch.ones_like(weight, dtype=torch.bool)
-    keep[:, columns] = False
-    return remove_columns(weight, columns, hessian), keep
+    keep = all_but_least_columns(weight, scores, zeros)
+    return remove_columns(weight, ~keep[0], hessian), keep

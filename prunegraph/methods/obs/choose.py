@@ -92,13 +92,16 @@ def all_but_least_of_rows(scores: Tensor, zeros: int) -> Tensor:
     return keep
 
 
-def least_columns(scores: Tensor, zeros: int, rows: int) -> Tensor:
-    """Return the indices of the columns of least score ``[B]``, at least one of which stays.
+def all_but_least_columns(weight: Tensor, scores: Tensor, zeros: int) -> Tensor:
+    """Return ``[C, B]`` booleans: False in the columns of least score, at least one of which stays.
 
     Args:
-        scores: of each column.
-        zeros: weights that become zero, in columns of ``rows`` weights; rounded up.
-        rows: of the columns.
+        weight: ``[C, B]``.
+        scores: ``[B]`` of its columns.
+        zeros: weights that become zero, rounded up to whole columns.
     """
-    count = min(math.ceil(zeros / rows), len(scores) - 1)
-    return scores.argsort(stable=True)[:count].sort().values
+    rows, columns = weight.shape
+    count = min(math.ceil(zeros / rows), columns - 1)
+    keep = torch.ones_like(weight, dtype=torch.bool)
+    keep[:, scores.argsort(stable=True)[:count]] = False
+    return keep

@@ -18,10 +18,10 @@ from prunegraph.graph import unwrap
 from prunegraph.layerwise.weights import prunable_weights
 from prunegraph.methods.method import Kind, Problem, Result, Role
 from prunegraph.methods.obs.choose import (
+    all_but_least_columns,
     best_of_groups,
     check_weights,
     divide_zeros,
-    least_columns,
 )
 
 
@@ -75,7 +75,5 @@ def _largest(matrix: Tensor, zeros: int, pattern: Pattern) -> Tensor:
     if pattern.kind == "n:m":
         return best_of_groups(matrix.abs(), pattern)
     if pattern.kind == "columns":
-        keep = torch.ones_like(matrix, dtype=torch.bool)
-        keep[:, least_columns(matrix.norm(dim=0), zeros, len(matrix))] = False
-        return keep
+        return all_but_least_columns(matrix, matrix.norm(dim=0), zeros)
     return all_but_least(matrix.abs(), zeros)

@@ -15,7 +15,7 @@ from prunegraph.core.pattern import Pattern
 from prunegraph.core.tensors import all_but_least
 from prunegraph.layerwise.solve import Hessian
 from prunegraph.methods.obs.base import BlockwiseMethod
-from prunegraph.methods.obs.choose import best_of_groups, least_columns
+from prunegraph.methods.obs.choose import all_but_least_columns, best_of_groups
 
 BLOCK = 128
 """Columns among whose weights those of least error go; the changes of others wait for its end."""
@@ -36,8 +36,7 @@ class SparseGPT(BlockwiseMethod):
         """See ``BlockwiseMethod.prune_matrix``."""
         if pattern.kind == "columns":
             scores = weight.square().sum(0) / hessian.inverse.diagonal()
-            keep = torch.ones_like(weight, dtype=torch.bool)
-            keep[:, least_columns(scores, zeros, len(weight))] = False
+            keep = all_but_least_columns(weight, scores, zeros)
             return sweep(weight, hessian.upper, keep=keep)
         if pattern.kind == "n:m":
             return sweep(weight, hessian.upper, group=pattern.group, choose=best_in_group(pattern))

@@ -17,7 +17,7 @@ from prunegraph.core.pattern import UNSTRUCTURED, Pattern
 from prunegraph.core.tensors import all_but_least
 from prunegraph.layerwise.solve import Hessian, remove_columns, solve_selected
 from prunegraph.methods.obs.base import BlockwiseMethod
-from prunegraph.methods.obs.choose import best_of_groups
+from prunegraph.methods.obs.choose import all_but_least_columns, best_of_groups
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,5 @@ class Thanos(BlockwiseMethod):
         self, weight: Tensor, hessian: Hessian, zeros: int
     ) -> tuple[Tensor, Tensor]:
         scores = (weight.square() * hessian.norms.square()).sum(0)
-        count = min(math.ceil(zeros / len(weight)), weight.shape[1] - 1)
-        columns = scores.argsort(stable=True)[:count].sort().values
-        keep = torch.ones_like(weight, dtype=torch.bool)
-        keep[:, columns] = False
-        return remove_columns(weight, columns, hessian), keep
+        keep = all_but_least_columns(weight, scores, zeros)
+        return remove_columns(weight, ~keep[0], hessian), keep

@@ -7,13 +7,16 @@ Sun et al. 2024, *A simple and effective pruning approach for large language mod
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from prunegraph.core.pattern import Pattern
 from prunegraph.layerwise.solve import Hessian
 from prunegraph.methods.obs.base import BlockwiseMethod
-from prunegraph.methods.obs.choose import all_but_least_of_rows, best_of_groups, least_columns
+from prunegraph.methods.obs.choose import (
+    all_but_least_columns,
+    all_but_least_of_rows,
+    best_of_groups,
+)
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,7 @@ class Wanda(BlockwiseMethod):
         if pattern.kind == "n:m":
             keep = best_of_groups(scores, pattern)
         elif pattern.kind == "columns":
-            keep = torch.ones_like(weight, dtype=torch.bool)
-            keep[:, least_columns(scores.square().sum(0), zeros, len(weight))] = False
+            keep = all_but_least_columns(weight, scores.square().sum(0), zeros)
         else:
             keep = all_but_least_of_rows(scores, zeros)
         return weight * keep, keep
