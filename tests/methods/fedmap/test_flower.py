@@ -1,12 +1,22 @@
 """A federation on Flower: in one process as the own loop, to the bit; by ``flwr run`` too."""
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping
+import re
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 import prunegraph as pg
@@ -192,3 +202,80 @@ def test_prune_takes_it_as_any_method(digits: Dataset) -> None:
     assert result.report["method"] == "fedmap"
     assert result.mask == own.mask
     assert result.report["pruned"] == own.report["pruned"]
+
+
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "masked-training.md"
+FILE = re.compile(r"^<!-- file: (\S+) -->\n```\w+\n(.*?)^```$", re.M | re.S)
+
+
+def started_with(home: str) -> list[int]:
+    """Return the processes, by id, whose environment names a folder of Flower's."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it has ended
+            if f"FLWR_HOME={home}".encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[str]:
+    """Return a folder for Flower; what was started with it is stopped by process id."""
+    folder = str(tmp_path / "flower")
+    yield folder
+    for wanted in (signal.SIGTERM, signal.SIGKILL):
+        for pid in started_with(folder):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, wanted)
+        end = time.monotonic() + 20
+        while started_with(folder) and time.monotonic() < end:
+            time.sleep(0.2)
+    assert started_with(folder) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="stops processes by /proc")
+def test_flwr_run_with_ten_supernodes_ends_as_the_own_loop(
+    tmp_path: Path, home: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", reason="needs pip install 'prunegraph[flower]'")
+    for name, code in FILE.findall(PAGE.read_text(encoding="utf-8")):
+        (tmp_path / name).write_text(code, encoding="utf-8")
+    root = Path(pg.__file__).resolve().parents[1]
+    environment = {
+        "FLWR_HOME": home,
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": free_port(),
+        "FLWR_LOCAL_CONTROL_API_PORT": free_port(),
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
+    }
+    out = tmp_path / "pruned"
+    words = ["flwr", "run", ".", "--stream", "--federation-config", "num-supernodes=10"]
+    words += ["--run-config", f'rounds=3 out="{out}"']
+    ran = subprocess.run(
+        words,
+        cwd=tmp_path,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert (out / "mask.json").is_file(), (ran.stdout + ran.stderr)[-3000:]
+    monkeypatch.chdir(tmp_path)
+    app: dict[str, Any] = runpy.run_path("app.py")
+    method = FedMap(clients=10, dirichlet=0.3, rounds=3)
+    own = pg.prune(app["make_task"](), method, pg.Budget(sparsity=0.9), seed=0)
+    found = load_file(out / "pruned.safetensors")
+    assert own.report["bytes_up"] > 0
+    for name, value in own.model.state_dict().items():
+        assert (found[name] - value).abs().max() <= 1e-3, name
+    assert pg.WeightMask.load(out / "mask.safetensors") == own.mask
