@@ -73,6 +73,8 @@ def commands(weights: Path, quick: Path) -> dict[str, list[str]]:
     alone = ["--search-seeds", "1", "--baselines", "none"]
     methods = ["--methods", "l1/uniform", "taylor/per_mac", "cem", "netadapt"]
     more = ["pretrain", "--weights", str(weights), "--slimmable", "0.4", "--distill", "0.5"]
+    few = ["--clients", "3", "--rounds", "4", "--fedmap.every", "1", "--sparsity", "0.8"]
+    few += ["--fedmap.epochs", "1", "--fedmap.batch-size", "64"]
     words = {
         "pretrain": ["pretrain", "--arch", "digits_resnet8_w4", "--epochs", "3"],
         "slimmable": [*more, "--epochs", "2"],
@@ -80,6 +82,7 @@ def commands(weights: Path, quick: Path) -> dict[str, list[str]]:
         "adapt": ["train", "--policy", str(quick), *alone, *search],
         "apply": ["apply", "--policy", str(quick), *small],
         "compare": ["compare", *one, *methods, *search],
+        "federation": ["prune", "fedmap", *few, *small[:4], "--finetune-epochs", "0"],
         "grid": ["compare", "--keep-macs", "0.6", "0.4", *one, "--no-agent", *methods[:3], *search],
     }
     return {name: [*those, "--threads", "1"] for name, those in words.items()}
@@ -114,7 +117,9 @@ def without_times(value: Any) -> Any:
 OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("slimmable", "adapt", "grid")]
 
 
-@pytest.mark.parametrize("command", ["pretrain", "train", "apply", "compare", *OTHERS])
+@pytest.mark.parametrize(
+    "command", ["pretrain", "train", "apply", "compare", "federation", *OTHERS]
+)
 def test_a_killed_command_goes_on_to_the_same_result(
     command: str, commands: dict[str, list[str]], run: Run, tmp_path: Path
 ) -> None:
