@@ -145,6 +145,9 @@ class TextClassification:
             ModelError: the logits hold NaN.
         """
         split = self.search if split is None else split
+        if not len(split):
+            msg = f"there are no rows to score {self.name} on: give at least one"
+            raise DataError(msg)
         if isinstance(split.source, EncodedSentences):  # rows of equal length need no padding
             split = split.take(split.source.lengths[split.index].argsort(stable=True))
         logits, labels = self._answers(model, split.batches(BATCH_SIZE), autocast=self.autocast)
@@ -201,9 +204,6 @@ class TextClassification:
                 with autocasting(device, wanted=autocast):
                     logits = self.forward(model, batch)
                 found.append((logits.float().cpu(), batch["labels"].cpu()))
-        if not found:
-            msg = f"there are no rows to score {self.name} on: give at least one"
-            raise DataError(msg)
         logits, labels = (torch.cat(part) for part in zip(*found, strict=True))
         return logits, labels
 

@@ -43,7 +43,7 @@ def inclusion(magnitudes: Float64Array, keep: int, exponent: float) -> Float64Ar
     while surplus(last) < 0.0:
         last += last - first
     tau = np.exp(brentq(surplus, first, last, xtol=1e-9)) if keep else 0.0
-    return np.asarray(-np.expm1(-rates * tau))
+    return np.clip(-np.expm1(-rates * tau), 0.0, 1.0)
 
 
 def most_drawn(
@@ -52,9 +52,13 @@ def most_drawn(
     """Return ``[n]`` booleans: True at the ``keep`` weights that so many draws hit most often.
 
     Each draw hits weight i with its own chance, so its hits follow a binomial law. Equal numbers of
-    hits are told apart by chance.
+    hits are told apart by chance. A single draw needs no law: the first to come are drawn.
     """
-    hits = generator.binomial(draws, np.clip(chances, 0.0, 1.0)) + generator.random(len(chances))
+    if draws == 1:
+        with np.errstate(divide="ignore"):  # chances of 1 and 0 come at once and never
+            hits = -np.log1p(-chances) / generator.exponential(size=len(chances))
+    else:
+        hits = generator.binomial(draws, chances) + generator.random(len(chances))
     kept = np.zeros(len(chances), dtype=np.bool_)
     if keep:
         kept[np.argpartition(-hits, keep - 1)[:keep]] = True
