@@ -165,6 +165,22 @@ class WeightMask:
                 raise MaskError(msg)
         return {name: own[name] for name in self.keep}
 
+    def packed(self) -> dict[str, Tensor]:
+        """Return the bits of each parameter, eight a byte: ``[bytes]`` uint8."""
+        return {
+            name: torch.from_numpy(to_bytes(bits.flatten().numpy()))
+            for name, bits in self.keep.items()
+        }
+
+    def unpacked(self, packed: Mapping[str, Tensor]) -> "WeightMask":
+        """Return the mask of the same weights whose ``packed`` bits are given.
+
+        Raises:
+            ValueError: they are not those of as many weights.
+        """
+        shapes = {name: tuple(bits.shape) for name, bits in self.keep.items()}
+        return WeightMask(_unpacked(packed, shapes), self.pattern)
+
     def save(self, path: Path | str) -> None:
         """Write the mask as a safetensors file, one bit a weight, atomically.
 
@@ -175,17 +191,13 @@ class WeightMask:
 
     def to_file(self) -> bytes:
         """Return the bytes of the file that ``save`` writes."""
-        packed = {
-            name: torch.from_numpy(to_bytes(bits.flatten().numpy()))
-            for name, bits in self.keep.items()
-        }
         record = {
             "schema": SCHEMA,
             "pattern": str(self.pattern),
             "digest": self.digest(),
             "shapes": {name: list(bits.shape) for name, bits in self.keep.items()},
         }
-        return to_safetensors(packed, {"weight_mask": json.dumps(record)})
+        return to_safetensors(self.packed(), {"weight_mask": json.dumps(record)})
 
     @classmethod
     def load(cls, path: Path | str) -> Self:

@@ -6,5 +6,16 @@ from prunegraph.methods.obs.magnitude import Magnitude
 from prunegraph.methods.obs.sparsegpt import SparseGPT
 from prunegraph.methods.obs.thanos import Thanos
 from prunegraph.methods.obs.wanda import Wanda
+from prunegraph.methods.randomized.method import Randomized, RandomizedShares
 
-__all__ = ["APT", "FedAvg", "FedMap", "Magnitude", "SparseGPT", "Thanos", "Wanda"]
+__all__ = [
+    "APT",
+    "FedAvg",
+    "FedMap",
+    "Magnitude",
+    "Randomized",
+    "RandomizedShares",
+    "SparseGPT",
+    "Thanos",
+    "Wanda",
+]

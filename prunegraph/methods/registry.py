@@ -26,6 +26,12 @@ from prunegraph.methods.obs.sparsegpt import SparseGPT
 from prunegraph.methods.obs.thanos import Thanos
 from prunegraph.methods.obs.wanda import Wanda
 from prunegraph.methods.random_search import RandomSearch
+from prunegraph.methods.randomized.method import (
+    Randomized,
+    RandomizedMagnitude,
+    RandomizedShares,
+    RandomizedUniform,
+)
 from prunegraph.methods.torch_pruning import TP_CRITERIA, TP_SCOPES, TorchPruning
 
 Factory = Callable[[], Method]
@@ -63,7 +69,16 @@ WEIGHT_METHODS: dict[str, Factory] = {
 FEDERATED: dict[str, Factory] = {method.name: method for method in (FedMap, FedAvg)}
 """Methods of single weights that train from fresh weights, for minutes: asked for by name."""
 
-OTHERS: dict[str, Factory] = {"prior": PriorControl, **WEIGHT_METHODS, **FEDERATED}
+RANDOMIZED: dict[str, Factory] = {
+    method.name: method
+    for method in (Randomized, RandomizedShares, RandomizedMagnitude, RandomizedUniform)
+}
+"""Methods of single weights that train level by level, and their controls."""
+
+TRAINED: dict[str, Factory] = {**FEDERATED, **RANDOMIZED}
+"""Methods that train for minutes: asked for by name, a control of them alone too."""
+
+OTHERS: dict[str, Factory] = {"prior": PriorControl, **WEIGHT_METHODS, **TRAINED}
 """What no list of baselines holds: controls, methods of single weights, the agent."""
 
 CONTROL_CRITERIA = ("l1", "random")

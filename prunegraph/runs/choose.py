@@ -24,8 +24,8 @@ from prunegraph.layerwise.recalibrate import recalibrate_on
 from prunegraph.methods.method import Method, Result
 from prunegraph.methods.registry import (
     CONTROL_CRITERIA,
-    FEDERATED,
     OTHERS,
+    TRAINED,
     baseline_names,
     control_widths,
     make_method,
@@ -77,7 +77,7 @@ def method_of(options: PruningOptions, name: str) -> Method:
         return AppliedPolicy(applied, label=applied.name)
     given = options.method_options if isinstance(options, TaskOptions) else ()
     method, own = make_method(name), options_of(given, name)
-    if isinstance(options, PruneConfig) and name in beside(options):  # of the same federation
+    if isinstance(options, PruneConfig) and name in beside(options):  # of the same recipe
         fields = vars(method).keys()
         others = options_of(given, options.method)
         own = {field: value for field, value in others.items() if field in fields} | own
@@ -87,7 +87,7 @@ def method_of(options: PruningOptions, name: str) -> Method:
 def check_names(names: Sequence[str]) -> None:
     """Raise ConfigError for a name that no method has, or that needs what is not installed."""
     served = [name for name, make in OTHERS.items() if make().role == "baseline"]
-    others = dict.fromkeys((*served, *FEDERATED))
+    others = dict.fromkeys((*served, *TRAINED))
     valid = tuple(dict.fromkeys((*baseline_names(), SAMPLER, *others)))
     unknown = [name for name in names if name not in valid and not is_factory(name)]
     if unknown:
@@ -270,8 +270,9 @@ def store_network(context: RunContext, where: Path, result: Result) -> StoredMas
     samples = task.train.sample(context.options.calibration_images, context.seed)
     recalibrate_on(model, task, samples)
     save_network(context.target, where, model, mask)
-    if "errors" in result.details:
-        write_json(where / RunFolder.ERRORS, result.details["errors"])
+    for name, file in RunFolder.TOLD.items():
+        if name in result.details:
+            write_json(where / file, result.details[name])
     changed = None if result.model is None else parameter_digest(model)
     return StoredMask(where=where, name=mask.digest(), sparsity=mask.sparsity, weights=changed)
 

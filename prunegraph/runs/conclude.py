@@ -80,9 +80,9 @@ def conclude(
         "versions": versions(),
         **outcome.details,
     }
-    errors = layer_errors(outcome.candidates)
-    if errors:
-        content["layer_errors"] = errors
+    for name, entry in ENTRIES.items():
+        if found_of := told(outcome.candidates, name):
+            content[entry] = found_of
     if isinstance(chosen, ChannelMask):
         model, inputs = target.as_loaded(), target.example_inputs
         content["latency_ms"] = latencies(model, target.graph, chosen, inputs)
@@ -107,18 +107,26 @@ def conclude(
     return written
 
 
-def layer_errors(candidates: Sequence[Candidate]) -> dict[str, dict[str, float]]:
-    """Return by how much the outputs of each layer change, by method: of its first seed.
+ENTRIES = {"errors": "layer_errors", "selection": "selection"}
+"""Entries of a report for what methods say of themselves: by how much the outputs of each layer
+change (squared, relative to the outputs, on what it reads in the pruned network), and how
+candidates were selected."""
 
-    The change is squared, relative to the outputs, on what the layer reads in the pruned network.
+
+def told(candidates: Sequence[Candidate], name: str) -> dict[str, dict[str, Any]]:
+    """Return what methods of single weights say of themselves, by method: of its first seed.
+
+    Args:
+        candidates: the masks of all methods.
+        name: one of ``RunFolder.TOLD``.
     """
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for candidate in candidates:
         mask = candidate.mask
         if isinstance(mask, StoredMask) and candidate.name not in found:
-            path = mask.where / RunFolder.ERRORS
+            path = mask.where / RunFolder.TOLD[name]
             if path.is_file():
-                found[candidate.name] = checked(read_json(path), dict[str, float], str(path))
+                found[candidate.name] = checked(read_json(path), dict[str, Any], str(path))
     return found
 
 

@@ -119,7 +119,7 @@ def ensure_dense(
         console.say(f"warning: {doubt}")
     if target.pretraining is not None:
         train_network(
-            f"train {target.arch} on {target.data_name} first (no --weights), epoch",
+            f"train {target.arch} on {target.data_name} first, epoch",
             target.model,
             target.task,
             target.pretraining,

@@ -1,7 +1,7 @@
 """``prunegraph export``: the pruned network of a run as a file for other programs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +21,7 @@ from prunegraph.artefacts.pruned import (
 from prunegraph.core.console import Console
 from prunegraph.core.errors import ArtefactError, ConfigError
 from prunegraph.graph import ExampleInputs
-from prunegraph.models import load_pretrained
+from prunegraph.models import load_encoder, load_pretrained
 from prunegraph.runs.folder import RunFolder, check_one_run
 from prunegraph.runs.options.checks import check_trusted
 from prunegraph.runs.options.tools import ExportConfig
@@ -81,8 +81,8 @@ def run_export(config: ExportConfig, console: Console) -> dict[str, Any]:
 
 
 def _example(info: PrunedInfo, seed: int) -> ExampleInputs:
-    """Return inputs of a network: token numbers for language models, else random numbers."""
-    if info.extra.get("task") == "causal_lm":
+    """Return inputs of a network: token numbers where it reads texts, else random numbers."""
+    if info.extra.get("task") in LOADERS:
         return torch.zeros(info.example_shape, dtype=torch.int64)
     return torch.randn(info.example_shape, generator=torch.Generator().manual_seed(seed))
 
@@ -149,16 +149,29 @@ def read_run(run: Path, trusted: str | None) -> PrunedNetwork | MaskedNetwork:
     _check_holds_network(where)
     info = read_info(where)
     check_trusted(info.arch, trusted, artefact_paths(where)[0])
-    language = info.extra.get("task") == "causal_lm"
-    build = partial(_language_model, where) if language else partial(build_dense, info)
+    load = LOADERS.get(str(info.extra.get("task")))
+    build = partial(build_dense, info) if load is None else partial(load, where, info)
     return load_masked(where, build) if bits_path(where).is_file() else load_pruned(where, build)
 
 
-def _language_model(folder: Path) -> nn.Module:
+def _language_model(folder: Path, info: PrunedInfo) -> nn.Module:
     """Return the network of a folder of transformers, which keeps nothing between two calls."""
+    del info
     model = load_pretrained(folder)
     cast(Any, model).config.use_cache = False
     return model
+
+
+def _sentence_classifier(folder: Path, info: PrunedInfo) -> nn.Module:
+    """Return the classifier of sequences of a folder of transformers."""
+    return load_encoder(folder, info.num_classes, 0)[0]
+
+
+LOADERS: Mapping[str, Callable[[Path, PrunedInfo], nn.Module]] = {
+    "causal_lm": _language_model,
+    "text_classification": _sentence_classifier,
+}
+"""How the folders of transformers are read, by task."""
 
 
 def _check_holds_network(run: Path) -> None:

@@ -23,7 +23,10 @@ class TaskOptions:
     Attributes:
         task: image_classification; causal_lm, a language model whose --weights is a folder that
             save_pretrained of transformers has written; default of those: a small one, trained on
-            the English text of Python first.
+            the English text of Python first; text_classification, of sentences by such an encoder,
+            whose table is NAME.tsv or NAME.tsv.gz of --dataset NAME in --data-dir.
+        report_on: split of that table that is reported on, test or dev; default: the first of them
+            that it has.
         calibration_text: text that a language model is measured and trained on: a file, a folder of
             text files, or datasets:NAME:CONFIG:SPLIT; default: the English text of Python.
         test_text: text that perplexities are reported on; default: another part of that text.
@@ -41,6 +44,7 @@ class TaskOptions:
     test_text: Path | None = None
     calibration_tokens: int | None = None
     window: Annotated[int | None, HIDDEN] = None
+    report_on: str | None = None
     sparsity: Annotated[float | None, Section("budget")] = None
     pattern: Annotated[str | None, Section("budget")] = None
     method_options: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()

@@ -15,8 +15,9 @@ from prunegraph.core.errors import ArtefactError
 from prunegraph.core.files import write_json
 from prunegraph.core.precision import computes_bfloat16
 from prunegraph.core.reading import checked, read_json
+from prunegraph.methods.randomized.run import Record
+from prunegraph.methods.registry import TRAINED
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.options.methods import FEDERATED
 from prunegraph.runs.report.verdict import (
     MethodRow,
     Metric,
@@ -187,6 +188,7 @@ PARTS: dict[str, Any] = {
     "stage_one_verdict": list[str | None],
     "proxy_rank_correlation": float,
     "layer_errors": dict[str, dict[str, float]],
+    "selection": dict[str, Record],
     "decision": {"start": str, "share": float, "divergence": dict[str, float]},
 }
 """What may be missing, and its shape where it is there."""
@@ -224,7 +226,7 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
     search = content["search"] or {}
     checked(search.get("seeds", []), list[int], f"{path}: search.seeds")
     rows = read_rows(content)
-    ends = any(is_method(row) or row.name in FEDERATED for row in rows)  # FedAvg may be alone
+    ends = any(is_method(row) or row.name in TRAINED for row in rows)  # FedAvg may be alone
     odd = [
         *["methods"] * (not ends),
         *["proxy_rank_correlation"] * (abs(content.get("proxy_rank_correlation") or 0.0) > 1.0),
