@@ -5,22 +5,22 @@ memory at a time, and the hidden states of the calibration data. A walk that was
 at the next block.
 """
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from prunegraph.core.errors import ArtefactError
 from prunegraph.core.files import write_bytes, write_json
 from prunegraph.core.reading import read_json, read_safetensors
 from prunegraph.core.tensors import to_safetensors
-from prunegraph.layerwise.order import Arguments, Segment, find_segments, hooked, put
+from prunegraph.layerwise.chain import Chain, Reached
+from prunegraph.layerwise.order import Segment, find_segments, hooked
 from prunegraph.layerwise.reads import Reads
 from prunegraph.layerwise.solve import Hessian
 from prunegraph.layerwise.weights import PrunableWeight
@@ -55,10 +55,6 @@ Change = Callable[[Matrix], tuple[Tensor, Tensor]]
 """From a matrix to its new weight ``[C, B]`` and which entries stay ``[C, B]``."""
 
 
-class _Reached(Exception):  # no error: it ends a forward
-    """The network has run as far as is needed."""
-
-
 class BlockWalk:
     """Changes the matrices of a network one block after the other.
 
@@ -89,7 +85,6 @@ class BlockWalk:
         self._forward, self._blocks, self._progress = forward, blocks, progress
         self._folder, self._identity = folder, dict(identity or {})
         self._keep: dict[str, Tensor] = {}
-        self._precision: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         self.unseen: list[str] = []
 
     @torch.no_grad()
@@ -102,7 +97,10 @@ class BlockWalk:
         """
         self._open_folder()
         segments = find_segments(
-            self.model, self.weights, lambda: self._run(self.batches[0]), blocks=self._blocks
+            self.model,
+            self.weights,
+            lambda: self._run(self.model, self.batches[0]),
+            blocks=self._blocks,
         )
         total, started, done = sum(len(segment.blocks) for segment in segments), time.monotonic(), 0
         resumed = 0
@@ -136,60 +134,23 @@ class BlockWalk:
         if segment is None:
             rest = [name for name in self.weights if name not in self._keep]
             if rest:
-                yield rest, self._hessians(rest, done, map(self._run, self.batches))
+                runs = (self._run(self.model, batch) for batch in self.batches)
+                yield rest, self._hessians(rest, done, runs)
             return
         if segment.place is None or segment.size * len(self.batches) > STATES:
             for number, path in enumerate(segment.blocks):
                 names = self._inside(path)
                 yield names, self._hessians(names, number + done, self._whole_runs(path))
             return
-        states = self._captured(segment)
+        chains = [
+            Chain(self.model, segment, partial(self._run, batch=batch)) for batch in self.batches
+        ]
         for number, path in enumerate(segment.blocks):
-            block = self.model.get_submodule(path)
-            own = [given[path] for given in states]
-            names = self._inside(path)
-            yield names, self._hessians(names, number + done, self._runs(block, own))
-            if number + 1 == len(segment.blocks):
-                return
-            following = segment.blocks[number + 1]
-            for given in states:
-                args, kwargs = given.pop(path)
-                with self._precision:
-                    outputs = block(*args, **kwargs)
-                outputs = outputs[0] if segment.first else outputs
-                others = (args, kwargs) if segment.alike else given[following]
-                given[following] = put(others, segment.place, outputs)
-
-    def _captured(self, segment: Segment) -> list[dict[str, Arguments]]:
-        """Return for each batch what the first block of a chain is given.
-
-        Of the others all but the hidden states, unless they are given the same as the first. The
-        blocks run later in the precision in which the network runs them.
-        """
-        wanted = segment.blocks[:1] if segment.alike else segment.blocks
-        captured = []
-        for batch in self.batches:
-            given: dict[str, Arguments] = {}
-
-            def note(path: str, into: dict[str, Arguments] = given) -> Any:
-                def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
-                    arguments = args, dict(kwargs)
-                    self._precision = _present_precision(arguments)
-                    if into:
-                        assert segment.place is not None
-                        arguments = put(arguments, segment.place, None)
-                    into[path] = arguments
-                    if path == wanted[-1]:
-                        raise _Reached
-
-                return self.model.get_submodule(path).register_forward_pre_hook(
-                    hook, with_kwargs=True
-                )
-
-            with hooked(note(path) for path in wanted):
-                self._run(batch)
-            captured.append(given)
-        return captured
+            names, looks = self._inside(path), (chain.look(number) for chain in chains)
+            yield names, self._hessians(names, number + done, looks)
+            if number + 1 < len(segment.blocks):
+                for chain in chains:
+                    chain.advance(number)
 
     def _whole_runs(self, path: str) -> Iterator[None]:
         """Run the network on each batch until a block has run as often as it does."""
@@ -200,27 +161,19 @@ class BlockWalk:
             nonlocal calls
             calls += 1
             if calls == most:
-                raise _Reached
+                raise Reached
 
         with hooked([block.register_forward_hook(count)]):
             for batch in self.batches:
                 calls = 0
-                self._run(batch)
+                self._run(self.model, batch)
                 most = most or calls  # learnt from the first batch, which runs to its end
                 yield
 
-    def _runs(self, block: nn.Module, arguments: Sequence[Arguments]) -> Iterator[None]:
-        """Run a block on what it is given, which it may write into."""
-        for given in arguments:
-            args, kwargs = tree_map_only(Tensor, Tensor.clone, given)
-            with self._precision:
-                block(*args, **kwargs)
-            yield
-
-    def _run(self, batch: Any) -> None:
+    def _run(self, model: nn.Module, batch: Any) -> None:
         try:
-            self._forward(self.model, batch)
-        except _Reached:
+            self._forward(model, batch)
+        except Reached:
             return
 
     def _hessians(
@@ -305,12 +258,3 @@ class BlockWalk:
                 raise ArtefactError(msg)
             parameter.copy_(weight)
             self._keep[name] = keep.bool()
-
-
-def _present_precision(arguments: Arguments) -> torch.autocast:
-    """Return a context as the one that a module is called in."""
-    tensors = [item for item in tree_leaves(arguments) if isinstance(item, Tensor)]
-    kind = tensors[0].device.type if tensors else "cpu"
-    return torch.autocast(
-        kind, torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind)
-    )
