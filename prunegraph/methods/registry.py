@@ -26,6 +26,7 @@ from prunegraph.methods.obs.sparsegpt import SparseGPT
 from prunegraph.methods.obs.thanos import Thanos
 from prunegraph.methods.obs.wanda import Wanda
 from prunegraph.methods.random_search import RandomSearch
+from prunegraph.methods.struprune.method import StruPrune
 from prunegraph.methods.torch_pruning import TP_CRITERIA, TP_SCOPES, TorchPruning
 
 Factory = Callable[[], Method]
@@ -63,8 +64,13 @@ WEIGHT_METHODS: dict[str, Factory] = {
 FEDERATED: dict[str, Factory] = {method.name: method for method in (FedMap, FedAvg)}
 """Methods of single weights that train from fresh weights, for minutes: asked for by name."""
 
-OTHERS: dict[str, Factory] = {"prior": PriorControl, **WEIGHT_METHODS, **FEDERATED}
-"""What no list of baselines holds: controls, methods of single weights, the agent."""
+OTHERS: dict[str, Factory] = {
+    "prior": PriorControl,
+    StruPrune.name: StruPrune,
+    **WEIGHT_METHODS,
+    **FEDERATED,
+}
+"""What no list of baselines holds: controls, methods of language models, the agent."""
 
 CONTROL_CRITERIA = ("l1", "random")
 """Criteria that choose channels at the agent's own widths."""
