@@ -9,23 +9,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunegraph.core.errors import ArtefactError
-from prunegraph.core.files import write_bytes, write_json
-from prunegraph.core.reading import read_json, read_safetensors
-from prunegraph.core.tensors import to_safetensors
+from prunegraph.layerwise.block_files import BlockFiles
 from prunegraph.layerwise.chain import Chain, Reached
 from prunegraph.layerwise.order import Segment, find_segments, hooked
 from prunegraph.layerwise.reads import Reads
 from prunegraph.layerwise.solve import Hessian
 from prunegraph.layerwise.weights import PrunableWeight
-
-IDENTITY_FILE = "walk.json"
 
 STATES = 2**30
 """Bytes of hidden states that may be kept; above, each block runs the network from its start."""
@@ -83,7 +79,7 @@ class BlockWalk:
     ) -> None:
         self.model, self.weights, self.batches = model, weights, batches
         self._forward, self._blocks, self._progress = forward, blocks, progress
-        self._folder, self._identity = folder, dict(identity or {})
+        self._files = BlockFiles(folder=folder, identity=dict(identity or {}))
         self._keep: dict[str, Tensor] = {}
         self.unseen: list[str] = []
 
@@ -95,7 +91,7 @@ class BlockWalk:
             ArtefactError: the folder holds another walk.
             ModelError: what a matrix reads is not finite.
         """
-        self._open_folder()
+        self._files.open()
         segments = find_segments(
             self.model,
             self.weights,
@@ -134,8 +130,10 @@ class BlockWalk:
         if segment is None:
             rest = [name for name in self.weights if name not in self._keep]
             if rest:
-                runs = (self._run(self.model, batch) for batch in self.batches)
-                yield rest, self._hessians(rest, done, runs)
+                yield (
+                    rest,
+                    self._hessians(rest, done, map(partial(self._run, self.model), self.batches)),
+                )
             return
         if segment.place is None or segment.size * len(self.batches) > STATES:
             for number, path in enumerate(segment.blocks):
@@ -146,7 +144,7 @@ class BlockWalk:
             Chain(self.model, segment, partial(self._run, batch=batch)) for batch in self.batches
         ]
         for number, path in enumerate(segment.blocks):
-            names, looks = self._inside(path), (chain.look(number) for chain in chains)
+            names, looks = self._inside(path), map(methodcaller("look", number), chains)
             yield names, self._hessians(names, number + done, looks)
             if number + 1 < len(segment.blocks):
                 for chain in chains:
@@ -180,7 +178,7 @@ class BlockWalk:
         self, names: Sequence[str], number: int, runs: Iterator[None]
     ) -> dict[str, Sequence[Hessian]] | None:
         """Return what the matrices of a block read while it runs; None if the block is on disk."""
-        if self._folder is not None and self._file(number).is_file():
+        if self._files.has(number):
             return None
         reads = Reads(self.model, {name: self.weights[name] for name in names})
         with reads:
@@ -215,30 +213,10 @@ class BlockWalk:
             parameter.copy_(layout.tensor(changed.to(parameter.dtype)))
             self._keep[name] = layout.tensor(keep).cpu()
 
-    # ------------------------------------------------------------------ what is kept on disk
-
-    def _file(self, number: int) -> Path:
-        assert self._folder is not None
-        return self._folder / f"block-{number:04d}.safetensors"
-
-    def _open_folder(self) -> None:
-        if self._folder is None:
-            return
-        path = self._folder / IDENTITY_FILE
-        if path.is_file() and read_json(path) != self._identity:
-            msg = f"{path} is of another network, method, budget or data: give another folder"
-            raise ArtefactError(msg)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, self._identity)
-
     def _save(self, number: int, names: Sequence[str]) -> None:
-        if self._folder is None:
-            return
         changed = [name for name in names if name in self._keep]
-        tensors = {f"weight:{name}": self.model.get_parameter(name).detach() for name in changed}
-        tensors |= {f"keep:{name}": self._keep[name] for name in changed}
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        write_bytes(self._file(number), to_safetensors(tensors))
+        tensors = {f"weight:{name}": self.model.get_parameter(name) for name in changed}
+        self._files.save(number, tensors | {f"keep:{name}": self._keep[name] for name in changed})
 
     def _load(self, number: int, names: Sequence[str]) -> None:
         """Take over the block that an earlier start has changed.
@@ -246,15 +224,13 @@ class BlockWalk:
         Raises:
             ArtefactError: the file is damaged, or of another block.
         """
-        path = self._file(number)
-        tensors, _ = read_safetensors(path)
+        tensors = self._files.load(number)
         for name in names:
             if f"weight:{name}" not in tensors:
                 continue
             weight, keep = tensors[f"weight:{name}"], tensors.get(f"keep:{name}")
             parameter = self.model.get_parameter(name)
             if keep is None or not weight.shape == keep.shape == parameter.shape:
-                msg = f"{path} does not hold {name} as this network has it: remove the file"
-                raise ArtefactError(msg)
+                raise self._files.misfit(number, name)
             parameter.copy_(weight)
             self._keep[name] = keep.bool()

@@ -8,6 +8,7 @@ the updates are SparseLLM's (``layerwise/admm.py``), both streams are followed, 
 held-out calibration loss.
 """
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,11 +20,15 @@ import torch
 from torch import nn
 
 from prunegraph.core.errors import BudgetError, ConfigError, ModelError
+from prunegraph.core.files import write_json
 from prunegraph.core.masks import ChannelMask, FloatArray
 from prunegraph.core.precision import autocasting
+from prunegraph.core.reading import checked, read_json
 from prunegraph.core.splits import Batch
+from prunegraph.core.tensors import parameter_digest
 from prunegraph.graph import StructureGraph, evaluation_mode, unwrap
 from prunegraph.graph.apply import apply_mask
+from prunegraph.layerwise.block_files import BlockFiles
 from prunegraph.layerwise.reconstruct import drawn_samples
 from prunegraph.layerwise.room import TOKENS, most_samples
 from prunegraph.layerwise.sampling import ROWS_AN_INPUT
@@ -35,6 +40,8 @@ from prunegraph.tasks.classification import model_device
 
 TEMPERATURES = (2.0, 4.0, 8.0)
 """Of the softmax of importances, that ``auto`` tries beside ``uniform``."""
+
+SHARES_FILE = "shares.json"
 
 MOST_REMOVED = 0.85
 """Of a module, as long as others have units left."""
@@ -59,6 +66,7 @@ class StruPrune(ChannelMethod):
     """
 
     name: ClassVar[str] = "struprune"
+    changes_weights: ClassVar[bool] = True
 
     allocation: Literal["auto", "uniform", "softmax"] = "uniform"
     importance: Literal["loss", "error"] = "loss"
@@ -170,14 +178,38 @@ class _Run:
 
     def result(self) -> Result:
         """Choose the shares, then cut and fit."""
-        weights, details = self._weights()
-        walked = self._walk.prune(self._counts(weights), self._method.rounds, self._report)
+        files = BlockFiles(folder=self._problem.folder, identity=self._identity())
+        files.open()
+        weights, details = self._known_weights(files)
+        counts = self._counts(weights)
+        walked = self._walk.prune(counts, self._method.rounds, files, self._report)
         mask = self._mask(walked)
         model = apply_mask(walked.network, self._problem.graph, mask).eval()
         details["errors"] = {name: min(errors) for name, errors in walked.errors.items()}
         details["rounds"] = {name: len(errors) - 1 for name, errors in walked.errors.items()}
-        details["calibration"] = self._walk.share
+        details["calibration"] = len(self._problem.calibration)
         return Result(mask=mask, model=model, details=details)
+
+    def _identity(self) -> dict[str, Any]:
+        problem = self._problem
+        return {
+            "method": {"name": self._method.name, **dataclasses.asdict(self._method)},
+            "network": parameter_digest(self._walk.dense),
+            "budget": problem.budget.as_dict(),
+            "calibration": problem.calibration.fingerprint(),
+        }
+
+    def _known_weights(self, files: BlockFiles) -> tuple[dict[str, float], dict[str, Any]]:
+        """Return what ``_weights`` does; an earlier start may have found it."""
+        if files.folder is None:
+            return self._weights()
+        path = files.folder / SHARES_FILE
+        if not path.is_file():
+            weights, details = self._weights()
+            write_json(path, {"weights": weights, "details": details})
+        shape = {"weights": dict[str, float], "details": dict[str, Any]}
+        found = checked(read_json(path), shape, str(path))
+        return found["weights"], found["details"]
 
     def _weights(self) -> tuple[dict[str, float], dict[str, Any]]:
         """Return by how much each module loses more than others, and what was found on the way."""

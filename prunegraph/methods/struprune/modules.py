@@ -61,7 +61,7 @@ def linear_layers(graph: StructureGraph, model: nn.Module) -> dict[str, int]:
 def find_modules(graph: StructureGraph, model: nn.Module, *, heads: bool) -> list[Module]:
     """Return the modules whose units may leave, in the order in which they run.
 
-    Residual streams are none, nor are units that anything else than one linear layer reads.
+    Residual streams are none: several layers read them.
 
     Args:
         graph: the structure.
@@ -71,7 +71,7 @@ def find_modules(graph: StructureGraph, model: nn.Module, *, heads: bool) -> lis
     layers, found = linear_layers(graph, model), []
     for number in graph.free_groups.tolist():
         units = graph.groups[number].units
-        if graph.summed[units].any() or graph.frozen[units].any():
+        if graph.frozen[units].any():
             continue
         readers = [op for op in graph.ops if op.param and np.isin(op.read_units, units).any()]
         if len(readers) != 1 or readers[0].param not in layers:
@@ -81,7 +81,7 @@ def find_modules(graph: StructureGraph, model: nn.Module, *, heads: bool) -> lis
         alike = len(writers) in (1, 2) and all(
             op.param in layers and np.array_equal(op.out_units, read) for op in writers
         )
-        if np.isin(read, units).all() and (alike or heads):
+        if writers and np.isin(read, units).all() and (alike or heads):
             names = tuple(str(op.param) for op in writers) if alike else ()
             reader = str(readers[0].param)
             found.append(Module(group=number, units=read, reader=reader, writers=names))

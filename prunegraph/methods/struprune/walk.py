@@ -17,11 +17,14 @@ from torch import Tensor, nn
 from prunegraph.core.masks import IntArray
 from prunegraph.graph import copy_network
 from prunegraph.layerwise.admm import Rows, biased
+from prunegraph.layerwise.block_files import BlockFiles
 from prunegraph.layerwise.chain import Chain, Run, find_chain
 from prunegraph.layerwise.order import Segment, hooked
 from prunegraph.layerwise.residual import Place, Stream, held_at, residual_branches
-from prunegraph.methods.struprune.fit import Layers, choose, fit_module, flat
+from prunegraph.methods.struprune.fit import Layers, fit_module, flat
 from prunegraph.methods.struprune.modules import Loss, Module
+
+NOWHERE = BlockFiles()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -59,14 +62,18 @@ class Walk:
 
     @cached_property
     def segment(self) -> Segment:
-        """The blocks; a network without a chain of them is one block."""
-        return find_chain(self.dense, self.layers, self.run) or Segment(blocks=("",))
+        """The blocks; a network is one block where no chain of them holds all modules."""
+        chain = find_chain(self.dense, self.layers, self.run)
+        blocks = () if chain is None else tuple(f"{path}." for path in chain.blocks)
+        inside = all(module.reader.startswith(blocks) for module in self.modules)
+        return chain if chain is not None and inside else Segment(blocks=("",))
 
     @torch.no_grad()
     def prune(
         self,
         counts: Mapping[str, int],
         rounds: int,
+        files: BlockFiles = NOWHERE,
         progress: Callable[[int, int], None] | None = None,
     ) -> Walked:
         """Cut and fit all modules.
@@ -74,15 +81,23 @@ class Walk:
         Args:
             counts: units that stay, by reader.
             rounds: of ADMM, at most.
+            files: where finished blocks are kept.
             progress: called with the number of finished blocks, and of all.
         """
         network, blocks = copy_network(self.dense), self.segment.blocks
         found = Walked(network=network)
         dense, pruned = (Chain(each, self.segment, self.run) for each in (self.dense, network))
         for number, path in enumerate(blocks):
-            targets = _targets(self.dense, self._inside(path), partial(dense.advance, number))
-            with _Block(self, targets, counts, rounds, found).fitting():
-                pruned.advance(number)
+            names = self._inside(path)
+            if files.has(number):
+                dense.advance(number)
+                self._load(found, names, files, number)
+            else:
+                targets = _targets(self.dense, names, partial(dense.advance, number))
+                with _Block(self, targets, counts, rounds, found).fitting():
+                    pruned.look(number)
+                self._save(found, names, files, number)
+            pruned.advance(number)
             if progress is not None:
                 progress(number + 1, len(blocks))
         return found
@@ -101,7 +116,7 @@ class Walk:
         chain, layers = Chain(self.dense, self.segment, self.run), Layers(network)
         before = loss(network)
         for number, path in enumerate(self.segment.blocks):
-            inside, cut = self._inside(path), {}
+            inside, cut = self._inside(path), dict[str, tuple[Tensor, float]]()
 
             def look(module: Module, args: Any, into: Any = cut) -> None:
                 values, weight = flat(args[0]), layers.read(module.reader)
@@ -121,6 +136,24 @@ class Walk:
                 found[name] = loss(network) - before, float(np.log(max(error, 1e-30)))
                 layers.write(name, whole)
         return found
+
+    def _save(self, found: Walked, names: Sequence[str], files: BlockFiles, number: int) -> None:
+        layers, readers = Layers(found.network), found.kept.keys() & set(names)
+        tensors = {f"weight:{name}": layers.read(name) for name in names}
+        tensors |= {f"kept:{name}": torch.from_numpy(found.kept[name]) for name in readers}
+        tensors |= {f"errors:{name}": torch.tensor(found.errors[name]).double() for name in readers}
+        files.save(number, tensors)
+
+    def _load(self, found: Walked, names: Sequence[str], files: BlockFiles, number: int) -> None:
+        layers, tensors = Layers(found.network), files.load(number)
+        for name in names:
+            weight = tensors.get(f"weight:{name}")
+            if weight is None or weight.shape != layers.read(name).shape:
+                raise files.misfit(number, name)
+            layers.write(name, weight)
+            if f"kept:{name}" in tensors:
+                found.kept[name] = tensors[f"kept:{name}"].numpy()
+                found.errors[name] = tensors[f"errors:{name}"].tolist()
 
     def _inside(self, path: str) -> list[str]:
         return [name for name in self.layers if not path or name.startswith(f"{path}.")]
