@@ -32,6 +32,7 @@ from prunegraph.methods.randomized.method import (
     RandomizedShares,
     RandomizedUniform,
 )
+from prunegraph.methods.struprune.method import StruPrune
 from prunegraph.methods.torch_pruning import TP_CRITERIA, TP_SCOPES, TorchPruning
 
 Factory = Callable[[], Method]
@@ -78,8 +79,13 @@ RANDOMIZED: dict[str, Factory] = {
 TRAINED: dict[str, Factory] = {**FEDERATED, **RANDOMIZED}
 """Methods that train for minutes: asked for by name, a control of them alone too."""
 
-OTHERS: dict[str, Factory] = {"prior": PriorControl, **WEIGHT_METHODS, **TRAINED}
-"""What no list of baselines holds: controls, methods of single weights, the agent."""
+OTHERS: dict[str, Factory] = {
+    "prior": PriorControl,
+    StruPrune.name: StruPrune,
+    **WEIGHT_METHODS,
+    **TRAINED,
+}
+"""What no list of baselines holds: controls, methods of single weights or of language models."""
 
 CONTROL_CRITERIA = ("l1", "random")
 """Criteria that choose channels at the agent's own widths."""
