@@ -126,7 +126,7 @@ def test_repair_rounds_and_counts_only_what_rounding_does_not_need() -> None:
         assert 0.0 <= flipped <= 1.0
     one_more = legal.keep.copy()
     one_more[np.flatnonzero(~legal.keep)[0]] = True
-    assert misfit(graph, one_more, 8).sum() == 1
+    assert misfit(graph, one_more, budget).sum() == 1
     assert not graph.fits(one_more, budget)
 
 
