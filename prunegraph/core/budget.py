@@ -51,9 +51,6 @@ class Budget:
 
     def __post_init__(self) -> None:
         self._take_pattern()
-        if not isinstance(self.uniform, bool):
-            msg = f"uniform={self.uniform!r} must be True or False"
-            raise BudgetError(msg)
         if not self.as_dict().keys() - SHAPES:
             msg = (
                 "a budget needs at least one of keep_macs, keep_params, max_memory, max_latency; "
@@ -122,8 +119,11 @@ class Budget:
 
     def _check_numbers(self) -> None:
         for name, value in self.as_dict().items():
-            if name in ("pattern", "uniform"):
+            if name == "pattern" or (name, value) == ("uniform", True):
                 continue
+            if name == "uniform":
+                msg = f"uniform={value!r} must be True or False"
+                raise BudgetError(msg)
             if isinstance(value, bool) or not isinstance(value, Real):
                 msg = f"{name}={value!r} must be a number, not of type {type(value).__name__}"
                 raise BudgetError(msg)

@@ -10,7 +10,7 @@ from prunegraph.artefacts.pruned import PrunedInfo
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ConfigError, DataError, suggest
 from prunegraph.graph import StructureGraph, analyse, copy_network
-from prunegraph.models import load_weights, weights_info
+from prunegraph.models import load_weights, weights_info, within_config
 from prunegraph.models.embedded_language import build_embedded, byte_tokenizer
 from prunegraph.runs.options.config import CommonConfig, NetworkConfig
 from prunegraph.runs.options.tasks import IMAGES, TaskOptions
@@ -140,6 +140,8 @@ def load_language_model(config: NetworkConfig, budget: Budget | None = None) -> 
     structure: StructureGraph | None = None
     if budget is None or budget.kind == "channels":
         structure = analyse(task.model, task.example_inputs, attention=config.attention)
+        if budget is not None and budget.uniform:
+            structure = within_config(task.model, structure)
         check_network(task.name, structure)
     return Target(
         task=task,
@@ -152,7 +154,7 @@ def load_language_model(config: NetworkConfig, budget: Budget | None = None) -> 
         ),
         build=lambda: copy_network(task.model).cpu(),
         structure=structure,
-        tokenizer=task.tokenizer_folder or task.tokenizer,
+        tokenizer=task.tokenizer_folder or task.tokenizer or False,
         pretraining=EMBEDDED_RECIPE if config.weights is None else None,
         num_calibration=num_windows,
         recipe=LANGUAGE_RECIPE,
