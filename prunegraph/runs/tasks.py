@@ -12,7 +12,7 @@ from prunegraph.core.errors import ConfigError, DataError, suggest
 from prunegraph.core.task import Task
 from prunegraph.data.sentences import find_table
 from prunegraph.graph import StructureGraph, analyse, copy_network
-from prunegraph.models import load_weights, weights_info
+from prunegraph.models import load_weights, weights_info, within_config
 from prunegraph.models.embedded_language import build_embedded, byte_tokenizer
 from prunegraph.runs.options.config import CommonConfig, NetworkConfig
 from prunegraph.runs.options.tasks import IMAGES, TaskOptions
@@ -157,7 +157,7 @@ def load_language_model(config: NetworkConfig, budget: Budget | None = None) -> 
         ),
         build=lambda: copy_network(task.model).cpu(),
         structure=_structure(task, config, budget),
-        tokenizer=task.tokenizer_folder or task.tokenizer,
+        tokenizer=task.tokenizer_folder or task.tokenizer or False,
         pretraining=EMBEDDED_RECIPE if config.weights is None else None,
         num_calibration=num_windows,
         recipe=LANGUAGE_RECIPE,
@@ -213,6 +213,8 @@ def _structure(task: Task, config: NetworkConfig, budget: Budget | None) -> Stru
     if budget is not None and budget.kind == "weights":
         return None
     structure = analyse(task.model, task.example_inputs, attention=config.attention)
+    if budget is not None and budget.uniform:
+        structure = within_config(task.model, structure)
     check_network(task.name, structure)
     return structure
 

@@ -103,6 +103,22 @@ def test_a_language_model_is_pruned_into_a_from_pretrained_folder(
     assert (out / "exported.mask.safetensors").is_file()
 
 
+def test_uniform_widths_make_a_from_pretrained_folder(
+    words: list[str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    command = ["prune", "l2/uniform", *words, "--keep-params", "0.7", "--uniform"]
+    assert main([*command, "--no-layer-by-layer", "--out", str(out)]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["budget"] == {"keep_params": 0.7, "uniform": True}
+    model = load_pretrained(out / "pruned")
+    assert sum(parameter.numel() for parameter in model.parameters()) == report["pruned"]["params"]
+    assert (
+        load_tokenizer(out / "pruned")("a")["input_ids"] == load_tokenizer(folder)("a")["input_ids"]
+    )
+    assert main(["verify", str(out), "--threads", "1"]) == 0
+
+
 def test_methods_of_weights_are_compared_over_seeds_and_a_changed_bit_names_its_file(
     words: list[str],
     tmp_path: Path,

@@ -218,6 +218,10 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
     return content
 
 
+BUDGET_TYPES: Mapping[str, tuple[type, ...]] = {"pattern": (str,), "uniform": (bool,)}
+"""What entries of a budget are that are no numbers."""
+
+
 def _check_parts(content: Mapping[str, Any], path: Path) -> None:
     """Raise ArtefactError for a part that not every report has, if it is damaged."""
     for name, shape in PARTS.items():
@@ -236,7 +240,7 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
         *(
             f"budget.{name}"
             for name, value in content["budget"].items()
-            if type(value) not in ((str,) if name == "pattern" else (int, float))
+            if type(value) not in BUDGET_TYPES.get(name, (int, float))
         ),
         *(
             f"latency_ms.{name}"
