@@ -47,6 +47,7 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "agent": TASKS,
     "sampler": TASKS,
     "prior": TASKS,
+    "struprune": ("language model",),
     **dict.fromkeys(TORCH_PRUNING, ("cnn",)),
     **dict.fromkeys(heuristics(), ("cnn",)),
     **dict.fromkeys((f"{criterion}/uniform" for criterion in CRITERIA), TASKS),
