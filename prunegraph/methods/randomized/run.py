@@ -20,6 +20,7 @@ from prunegraph.core.splits import ReadyBatches, SearchSplit, TrainSplit
 from prunegraph.core.tensors import load_state, state_tensors, to_safetensors
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.graph import copy_network, unwrap
+from prunegraph.layerwise.recalibrate import recalibrate_on
 from prunegraph.methods.method import Problem, Result
 from prunegraph.methods.randomized.draw import selection_gain
 from prunegraph.training.loop import FinetuneConfig, finetune
@@ -68,23 +69,12 @@ class Done:
     Attributes:
         level: levels that are finished.
         early: losses of each level's candidates after the short training.
-        energy: share of the weights' sum of squares that each candidate keeps.
         final: losses of the last level's candidates after the whole training, by number.
     """
 
     level: int = 0
     early: list[list[float]] = field(default_factory=list)
-    energy: list[list[float]] = field(default_factory=list)
     final: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Level:
-    """A level as a report tells it; see ``Done``."""
-
-    sparsity: float
-    early: list[float]
-    energy: list[float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +82,15 @@ class Record:
     """What a report tells of a method's candidates.
 
     Attributes:
-        levels: their losses after the short training, in each level.
+        levels: sparsities.
+        early: their losses after the short training, in each level.
         final: losses of the last level's candidates after the whole training, by number.
         rank_correlation: Spearman's, of early and final loss in the last level; None: too few.
         gain: mean final loss of the best of 1, 2, ... candidates by early loss.
     """
 
-    levels: list[Level]
+    levels: list[float]
+    early: list[list[float]]
     final: list[float]
     rank_correlation: float | None
     gain: list[float]
@@ -167,7 +159,6 @@ class Selection:
         """Return the number of the mask of least loss after the short training."""
         if len(self.done.early) <= level:
             self.done.early.append([])
-            self.done.energy.append(energies(self.model, masks))
         early = self.done.early[level]
         for number in range(len(early), len(masks)):
             early.append(self._early_loss(level, masks[number]))
@@ -177,10 +168,11 @@ class Selection:
     def _early_loss(self, level: int, mask: WeightMask) -> float:
         """Return the mean loss of a candidate at the end of the short training."""
         rows, steps = self._split[0], self.recipe.early
+        model = mask.apply(self.model)
         if steps == 0:
-            return self._loss(mask.apply(self.model), rows)
+            recalibrate_on(model, self.problem.task, self.problem.calibration)
+            return self._loss(model, rows)
         losses, due = [], {max(round(share * steps), 1) for share in JUDGED} - {steps}
-        model = copy_network(self.model)
 
         def watch(epochs: float, _: float) -> None:
             if round(epochs * steps) in due:
@@ -227,8 +219,8 @@ class Selection:
         if search is None or len(search) < 2:
             return search, search
         rows = search.sample(min(2 * MOST_ROWS, len(search)), self.problem.seed)
-        first, second = torch.arange(len(rows)).tensor_split(2)
-        return rows.take(first), rows.take(second)
+        places = torch.arange(len(rows))  # which may be in the order of the classes
+        return rows.take(places[::2]), rows.take(places[1::2])
 
     def _seed(self, what: str, *numbers: int) -> int:
         text = f"levels:{what}:{self.problem.seed}:{numbers}"
@@ -241,9 +233,9 @@ class Selection:
         done, early = self.done, self.done.early[-1]
         final = [done.final[str(number)] for number in range(len(early))]
         told = len(early) >= FEW and np.ptp(early) > 0.0 and np.ptp(final) > 0.0
-        levels = zip(self.levels, done.early, done.energy, strict=True)
         record = Record(
-            levels=[Level(sparsity=s, early=losses, energy=e) for s, losses, e in levels],
+            levels=[*self.levels],
+            early=done.early,
             final=final,
             rank_correlation=float(spearmanr(early, final).statistic) if told else None,
             gain=selection_gain(np.array(early), np.array(final)),
@@ -263,14 +255,12 @@ class Selection:
             record = {"identity": self.identity, "done": asdict(self.done)}
             write_bytes(self._path, to_safetensors(tensors, {"levels": json.dumps(record)}))
         if self.problem.progress is not None:
-            several = self.recipe.candidates if self.recipe.candidates > 1 else 0
-            trainings = len(self.levels) + max(several - 1, 0)
-            total = len(self.levels) * several * self.recipe.early + trainings * self.recipe.steps
-            done = sum(map(len, self.done.early)) * self.recipe.early
-            finals = len(self.done.final) if several else 0
-            whole = self.done.level + max(finals - (self.done.level == len(self.levels)), 0)
-            percent = 100 * (done + whole * self.recipe.steps) // max(total, 1)
-            told = f"level {min(self.done.level + 1, len(self.levels))} of {len(self.levels)}"
+            several, levels = self.recipe.candidates > 1, len(self.levels)
+            early, others = (levels * several * self.recipe.candidates, self.recipe.candidates - 1)
+            done = sum(map(len, self.done.early)) + self.done.level
+            done += max(len(self.done.final) - (self.done.level == levels), 0)
+            percent = 100 * done // (early + levels + others)
+            told = f"level {min(self.done.level + 1, levels)} of {levels}"
             self.problem.progress(percent, told)
 
     def _restore(self) -> None:
@@ -288,13 +278,17 @@ class Selection:
         if record["identity"] != self.identity:
             msg = f"{where} is of another run, other options, seed or data: delete it"
             raise ArtefactError(msg)
+        done: Done = record["done"]
+        begun = (done.level, done.level + 1) if self.recipe.candidates > 1 else (0,)
         try:
             mask = self.mask.unpacked({n: tensors[f"mask.{n}"] for n in self.mask.keep})
+            if not 0 <= done.level <= len(self.levels) or len(done.early) not in begun:
+                raise ValueError
         except (KeyError, ValueError) as error:
             msg = f"{where} is damaged: delete it to start over"
             raise ArtefactError(msg) from error
         load_state(self.model, of_model(tensors), self._path)
-        self.mask, self.done = mask, record["done"]
+        self.mask, self.done = mask, done
 
 
 def of_model(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -309,13 +303,3 @@ def samples(train: TrainSplit, steps: int, batch_size: int, seed: int) -> TrainS
     passes = -(-steps * size // len(train))
     order = torch.cat([torch.randperm(len(train), generator=generator) for _ in range(passes)])
     return train.take(order[: steps * size])
-
-
-def energies(model: nn.Module, masks: list[WeightMask]) -> list[float]:
-    """Return which share of the weights' sum of squares each mask keeps."""
-    squares = {n: model.get_parameter(n).detach().double().square().cpu() for n in masks[0].keep}
-    whole = sum(float(each.sum()) for each in squares.values())
-    return [
-        sum(float(squares[name][bits].sum()) for name, bits in mask.keep.items()) / whole
-        for mask in masks
-    ]

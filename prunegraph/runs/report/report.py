@@ -16,14 +16,8 @@ from prunegraph.core.files import write_json
 from prunegraph.core.precision import computes_bfloat16
 from prunegraph.core.reading import checked, read_json
 from prunegraph.methods.randomized.run import Record
-from prunegraph.methods.registry import TRAINED
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.report.verdict import (
-    MethodRow,
-    Metric,
-    Unit,
-    is_method,
-)
+from prunegraph.runs.report.verdict import DENSE, MethodRow, Metric, Unit
 
 SCHEMA = 1
 
@@ -230,7 +224,7 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
     search = content["search"] or {}
     checked(search.get("seeds", []), list[int], f"{path}: search.seeds")
     rows = read_rows(content)
-    ends = any(is_method(row) or row.name in TRAINED for row in rows)  # FedAvg may be alone
+    ends = any(row.name != DENSE for row in rows)  # a control may be alone
     odd = [
         *["methods"] * (not ends),
         *["proxy_rank_correlation"] * (abs(content.get("proxy_rank_correlation") or 0.0) > 1.0),
