@@ -18,6 +18,7 @@ from prunegraph.methods.criteria.registry import CRITERIA
 from prunegraph.methods.custom import CustomMethod
 from prunegraph.methods.fedmap.method import FedAvg, FedMap
 from prunegraph.methods.heuristic import Heuristic
+from prunegraph.methods.maskprune.method import MaskPrune
 from prunegraph.methods.method import Method
 from prunegraph.methods.netadapt import NetAdapt
 from prunegraph.methods.obs.apt import APT
@@ -63,8 +64,13 @@ WEIGHT_METHODS: dict[str, Factory] = {
 FEDERATED: dict[str, Factory] = {method.name: method for method in (FedMap, FedAvg)}
 """Methods of single weights that train from fresh weights, for minutes: asked for by name."""
 
-OTHERS: dict[str, Factory] = {"prior": PriorControl, **WEIGHT_METHODS, **FEDERATED}
-"""What no list of baselines holds: controls, methods of single weights, the agent."""
+OTHERS: dict[str, Factory] = {
+    "prior": PriorControl,
+    MaskPrune.name: MaskPrune,
+    **WEIGHT_METHODS,
+    **FEDERATED,
+}
+"""What no list of baselines holds: controls, methods of language models, the agent."""
 
 CONTROL_CRITERIA = ("l1", "random")
 """Criteria that choose channels at the agent's own widths."""
