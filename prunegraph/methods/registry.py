@@ -18,6 +18,7 @@ from prunegraph.methods.criteria.registry import CRITERIA
 from prunegraph.methods.custom import CustomMethod
 from prunegraph.methods.fedmap.method import FedAvg, FedMap
 from prunegraph.methods.heuristic import Heuristic
+from prunegraph.methods.maskprune.method import MaskPrune
 from prunegraph.methods.method import Method
 from prunegraph.methods.netadapt import NetAdapt
 from prunegraph.methods.obs.apt import APT
@@ -82,6 +83,7 @@ TRAINED: dict[str, Factory] = {**FEDERATED, **RANDOMIZED}
 OTHERS: dict[str, Factory] = {
     "prior": PriorControl,
     StruPrune.name: StruPrune,
+    MaskPrune.name: MaskPrune,
     **WEIGHT_METHODS,
     **TRAINED,
 }

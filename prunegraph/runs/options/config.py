@@ -212,7 +212,7 @@ class RecipeOptions:
 
     section: ClassVar[str] = "fine-tune"
     round_to: Annotated[int | None, Section("budget")] = None
-    uniform: Annotated[bool, Section("budget")] = False
+    uniform: Annotated[bool, HIDDEN] = False
     finetune_epochs: int | None = None
     finetune_lr: Annotated[float | None, HIDDEN] = None
     batch_size: Annotated[int | None, HIDDEN] = None
