@@ -6,5 +6,6 @@ from prunegraph.methods.obs.magnitude import Magnitude
 from prunegraph.methods.obs.sparsegpt import SparseGPT
 from prunegraph.methods.obs.thanos import Thanos
 from prunegraph.methods.obs.wanda import Wanda
+from prunegraph.methods.pathways import Pathways
 
-__all__ = ["APT", "FedAvg", "FedMap", "Magnitude", "SparseGPT", "Thanos", "Wanda"]
+__all__ = ["APT", "FedAvg", "FedMap", "Magnitude", "Pathways", "SparseGPT", "Thanos", "Wanda"]

@@ -25,6 +25,13 @@ from prunegraph.methods.obs.magnitude import Magnitude
 from prunegraph.methods.obs.sparsegpt import SparseGPT
 from prunegraph.methods.obs.thanos import Thanos
 from prunegraph.methods.obs.wanda import Wanda
+from prunegraph.methods.pathways import (
+    LanguageSpecific,
+    OneMask,
+    OneMaskByScore,
+    OneMaskOfUnion,
+    Pathways,
+)
 from prunegraph.methods.random_search import RandomSearch
 from prunegraph.methods.torch_pruning import TP_CRITERIA, TP_SCOPES, TorchPruning
 
@@ -63,7 +70,13 @@ WEIGHT_METHODS: dict[str, Factory] = {
 FEDERATED: dict[str, Factory] = {method.name: method for method in (FedMap, FedAvg)}
 """Methods of single weights that train from fresh weights, for minutes: asked for by name."""
 
-OTHERS: dict[str, Factory] = {"prior": PriorControl, **WEIGHT_METHODS, **FEDERATED}
+PATHWAYS: dict[str, Factory] = {
+    method.name: method
+    for method in (Pathways, LanguageSpecific, OneMask, OneMaskByScore, OneMaskOfUnion)
+}
+"""Methods that train a network in several languages while weights go: asked for by name."""
+
+OTHERS: dict[str, Factory] = {"prior": PriorControl, **WEIGHT_METHODS, **FEDERATED, **PATHWAYS}
 """What no list of baselines holds: controls, methods of single weights, the agent."""
 
 CONTROL_CRITERIA = ("l1", "random")

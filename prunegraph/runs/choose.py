@@ -26,6 +26,7 @@ from prunegraph.methods.registry import (
     CONTROL_CRITERIA,
     FEDERATED,
     OTHERS,
+    PATHWAYS,
     baseline_names,
     control_widths,
     make_method,
@@ -77,7 +78,7 @@ def method_of(options: PruningOptions, name: str) -> Method:
         return AppliedPolicy(applied, label=applied.name)
     given = options.method_options if isinstance(options, TaskOptions) else ()
     method, own = make_method(name), options_of(given, name)
-    if isinstance(options, PruneConfig) and name in beside(options):  # of the same federation
+    if isinstance(options, PruneConfig) and name in beside(options):  # with the same options
         fields = vars(method).keys()
         others = options_of(given, options.method)
         own = {field: value for field, value in others.items() if field in fields} | own
@@ -87,7 +88,7 @@ def method_of(options: PruningOptions, name: str) -> Method:
 def check_names(names: Sequence[str]) -> None:
     """Raise ConfigError for a name that no method has, or that needs what is not installed."""
     served = [name for name, make in OTHERS.items() if make().role == "baseline"]
-    others = dict.fromkeys((*served, *FEDERATED))
+    others = dict.fromkeys((*served, *FEDERATED, *PATHWAYS))
     valid = tuple(dict.fromkeys((*baseline_names(), SAMPLER, *others)))
     unknown = [name for name in names if name not in valid and not is_factory(name)]
     if unknown:
@@ -270,8 +271,9 @@ def store_network(context: RunContext, where: Path, result: Result) -> StoredMas
     samples = task.train.sample(context.options.calibration_images, context.seed)
     recalibrate_on(model, task, samples)
     save_network(context.target, where, model, mask)
-    if "errors" in result.details:
-        write_json(where / RunFolder.ERRORS, result.details["errors"])
+    for part, file in RunFolder.TOLD.items():
+        if part in result.details:
+            write_json(where / file, result.details[part])
     changed = None if result.model is None else parameter_digest(model)
     return StoredMask(where=where, name=mask.digest(), sparsity=mask.sparsity, weights=changed)
 

@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +59,8 @@ class RunFolder:
     CELLS: ClassVar[str] = "cells"
     CHOSEN: ClassVar[str] = "chosen"
     ERRORS: ClassVar[str] = "errors.json"
+    GROUPS: ClassVar[str] = "groups.json"
+    TOLD: ClassVar[Mapping[str, str]] = {"errors": ERRORS, "groups": GROUPS}
     ACCURACY: ClassVar[str] = "accuracy.json"
     PLOTS: ClassVar[str] = "plots"
     EVENTS: ClassVar[str] = "events"
