@@ -7,6 +7,7 @@ from prunegraph.methods.obs.magnitude import Magnitude
 from prunegraph.methods.obs.sparsegpt import SparseGPT
 from prunegraph.methods.obs.thanos import Thanos
 from prunegraph.methods.obs.wanda import Wanda
+from prunegraph.methods.pathways import Pathways
 from prunegraph.methods.randomized.method import Randomized, RandomizedShares
 from prunegraph.methods.struprune.method import StruPrune
 
@@ -16,6 +17,7 @@ __all__ = [
     "FedMap",
     "Magnitude",
     "MaskPrune",
+    "Pathways",
     "Randomized",
     "RandomizedShares",
     "SparseGPT",

@@ -26,6 +26,13 @@ from prunegraph.methods.obs.magnitude import Magnitude
 from prunegraph.methods.obs.sparsegpt import SparseGPT
 from prunegraph.methods.obs.thanos import Thanos
 from prunegraph.methods.obs.wanda import Wanda
+from prunegraph.methods.pathways import (
+    LanguageSpecific,
+    OneMask,
+    OneMaskByScore,
+    OneMaskOfUnion,
+    Pathways,
+)
 from prunegraph.methods.random_search import RandomSearch
 from prunegraph.methods.randomized.method import (
     Randomized,
@@ -77,7 +84,13 @@ RANDOMIZED: dict[str, Factory] = {
 }
 """Methods of single weights that train level by level, and their controls."""
 
-TRAINED: dict[str, Factory] = {**FEDERATED, **RANDOMIZED}
+PATHWAYS: dict[str, Factory] = {
+    method.name: method
+    for method in (Pathways, LanguageSpecific, OneMask, OneMaskByScore, OneMaskOfUnion)
+}
+"""Methods that train a network in several languages while weights go, and their controls."""
+
+TRAINED: dict[str, Factory] = {**FEDERATED, **RANDOMIZED, **PATHWAYS}
 """Methods that train for minutes: asked for by name, a control of them alone too."""
 
 OTHERS: dict[str, Factory] = {

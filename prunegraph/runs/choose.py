@@ -287,9 +287,9 @@ def store_network(context: RunContext, where: Path, result: Result) -> Mask:
     samples = task.train.sample(context.options.calibration_images, context.seed)
     recalibrate_on(model, task, samples)
     save_network(context.target, where, model, mask)
-    for name, file in RunFolder.TOLD.items():
-        if name in result.details:
-            write_json(where / file, result.details[name])
+    for part, file in RunFolder.TOLD.items():
+        if part in result.details:
+            write_json(where / file, result.details[part])
     changed = None if result.model is None else parameter_digest(model)
     if isinstance(mask, WeightMask):
         return StoredMask(where=where, name=mask.digest(), sparsity=mask.sparsity, weights=changed)

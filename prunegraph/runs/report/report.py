@@ -177,12 +177,23 @@ OF_WEIGHTS = {"pruned": {"sparsity": float, "pattern": str, "densities": dict[st
 SPLIT = {"fingerprint": str, "samples": int}
 """What is told of each split."""
 
+GROUP = {
+    "active": float,
+    "stored": float,
+    "overlap": float,
+    "scores": dict[str, float],
+    "history": list[list[float]],
+}
+"""What is told of masks of groups: shares of the weights that one keeps, and all together; the
+overlap of two, at the end and over time; the score of each group on the search split."""
+
 PARTS: dict[str, Any] = {
     "search": {"seconds": float, "networks_evaluated": int, "evaluation_seconds": float},
     "stage_one_verdict": list[str | None],
     "proxy_rank_correlation": float,
     "layer_errors": dict[str, dict[str, float]],
     "selection": dict[str, Record],
+    "groups": dict[str, dict[str, Any]],
     "decision": {"start": str, "share": float, "divergence": dict[str, float]},
 }
 """What may be missing, and its shape where it is there."""
@@ -221,6 +232,8 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
     for name, shape in PARTS.items():
         if name in content and not (content[name] is None and name in NULL):
             checked(content[name], shape, f"{path}: {name}")
+    for name, group in content.get("groups", {}).items():
+        checked(group, GROUP, f"{path}: groups.{name}")
     search = content["search"] or {}
     checked(search.get("seeds", []), list[int], f"{path}: search.seeds")
     rows = read_rows(content)
