@@ -319,7 +319,7 @@ class GroupedMask(WeightMask):
 
     def _packed(self) -> dict[str, Tensor]:
         masks = enumerate(self.masks.values())
-        return {f"{k}.{n}": bits for k, mask in masks for n, bits in mask._packed().items()}
+        return {f"{k}.{n}": bits for k, mask in masks for n, bits in mask.packed().items()}
 
     def _more(self) -> dict[str, Any]:
         return {"groups": list(self.masks)}
