@@ -86,7 +86,7 @@ class FederationStrategy(FedAvg):
     """Flower's FedAvg with masks: sends what stays, averages in float64, prunes by the schedule.
 
     Replies are averaged in the order of the clients' numbers, so sums are the same to the bit.
-    A client whose reply is an error is left out of the round, and sent the whole mask next time.
+    A client that fails, or is late, is left out of the round, and sent the whole mask next time.
 
     Args:
         conductor: of ``Federation.conductor``.
@@ -100,6 +100,7 @@ class FederationStrategy(FedAvg):
         )
         self.conductor = conductor
         self._nodes: Sequence[int] = ()
+        self._asked: frozenset[int] = frozenset()
 
     def arrays(self) -> ArrayRecord:
         """Return the network's weights and buffers, by their names."""
@@ -120,7 +121,9 @@ class FederationStrategy(FedAvg):
         for name, value in asdict(self.conductor.training()).items():
             config[name] = value
         messages: list[Message] = []
-        for number, payload in self.conductor.messages().items():
+        sent = self.conductor.messages()
+        self._asked = frozenset(sent)
+        for number, payload in sent.items():
             content = RecordDict({"arrays": _record(payload), "config": config})
             messages += self._construct_messages(content, [self._nodes[number]], MessageType.TRAIN)
         return messages
@@ -134,17 +137,16 @@ class FederationStrategy(FedAvg):
             PruneGraphError: no client has trained.
         """
         answers, failed = self._check_and_log_replies(replies, is_train=True)
-        for failure in failed:
-            self.conductor.forget(self._nodes.index(failure.metadata.src_node_id))
+        answers.sort(key=lambda reply: reply.content["metrics"][CLIENT])
+        payloads = {self._nodes.index(r.metadata.src_node_id): _payload(r) for r in answers}
+        for number in self._asked - payloads.keys():
+            self.conductor.forget(number)
         if not answers:
             reasons = [" ".join(str(failure.error.reason).split()) for failure in failed]
             why = reasons[0] if reasons else "none has answered in time"
             msg = f"round {server_round}: no client has trained: {why}"
             raise PruneGraphError(msg)
-        answers.sort(key=lambda reply: reply.content["metrics"][CLIENT])
-        self.conductor.take(
-            {self._nodes.index(r.metadata.src_node_id): _payload(r) for r in answers}
-        )
+        self.conductor.take(payloads)
         done = self.conductor.done
         metrics = {
             "loss": done.losses[-1],

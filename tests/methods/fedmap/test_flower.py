@@ -45,7 +45,7 @@ class OneProcess(Grid):
     """Calls a client app for each message, as a simulation does; counts what it would send."""
 
     def __init__(self, app: ClientApp, clients: int) -> None:
-        self.app, self.sent, self.seen = app, 0, []
+        self.app, self.sent, self.failed, self.seen = app, 0, 0, []
         self.contexts = {  # nodes are listed in another order than clients are numbered
             node: Context(1, node, {"partition-id": node - 1}, RecordDict(), {})
             for node in range(clients, 0, -1)
@@ -68,6 +68,7 @@ class OneProcess(Grid):
         try:
             reply = self.app(message, self.contexts[node])
         except Exception as error:
+            self.failed += 1
             return Message(Error(code=0, reason=f"{error}"), reply_to=message)
         for each in (message, reply):
             self.sent += sum(len(o.deflate()) for o in get_all_nested_objects(each).values())
@@ -163,6 +164,23 @@ def test_a_client_that_has_lost_its_state_is_left_out_once(digits: Dataset) -> N
     assert kept == [4, 4, 4, 3, 4]
     assert found.model is not None
     found.mask.check_zeros(found.model)  # type: ignore[union-attr]
+
+
+def test_a_client_whose_reply_is_late_comes_back_with_the_mask_of_all(digits: Dataset) -> None:
+    class Late(OneProcess):
+        def send_and_receive(
+            self, messages: Iterable[Message], *, timeout: float | None = None
+        ) -> Iterable[Message]:
+            answers = list(super().send_and_receive(messages))
+            return answers[1:] if len(self.seen) == 3 * 4 else answers  # in the third round
+
+    method, problem = FedMap(**{**SMALL, "rounds": 6}, every=1), pose(digits)
+    grid = Late(app_of(problem.task, method), method.clients)
+    found = OnFlower(method, grid).prune(problem)
+    known = [context.state["fedmap"] for context in grid.contexts.values()]
+    assert {state["digest"] for state in known} == {found.mask.digest()}
+    assert len(grid.seen) == 6 * 4
+    assert grid.failed == 0
 
 
 def test_what_fails_on_every_client_ends_the_federation_in_one_line(digits: Dataset) -> None:
