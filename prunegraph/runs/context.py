@@ -158,7 +158,7 @@ class RunContext:
             ArtefactError: a file of a stored one is missing, damaged or of another network.
         """
         if isinstance(mask, ChannelMask):
-            return self.final_evaluator.prune(mask)
+            return self.final_evaluator.prune(mask, self.measures.reconstruction)
         return self.placed(load_masked(mask.where, self.target.build).model)
 
     def placed(self, model: nn.Module) -> nn.Module:
