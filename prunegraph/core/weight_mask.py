@@ -317,7 +317,8 @@ class GroupedMask(WeightMask):
         setattr(model, GROUP_MASKS, self)
         return model
 
-    def _packed(self) -> dict[str, Tensor]:
+    def packed(self) -> dict[str, Tensor]:
+        """Return the bits of each group's parameters, ``"NUMBER.NAME"``: ``[bytes]`` uint8."""
         masks = enumerate(self.masks.values())
         return {f"{k}.{n}": bits for k, mask in masks for n, bits in mask.packed().items()}
 

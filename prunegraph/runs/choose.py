@@ -328,10 +328,10 @@ def _search(place: Workplace, method: AgentSearch, networks: int, seed: int) -> 
                 seed=seed,
                 mask=result.channels,
                 networks_evaluated=result.networks,
-                search_accuracy=result.details["score"],
+                search_accuracy=context.recalibrated_search_accuracy(result.channels),
                 seconds=found.seconds,
             )
-            for result in found.results
+            for context, result in zip(place.contexts, found.results, strict=True)
         ),
         record={
             "seconds": found.seconds,
