@@ -46,6 +46,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--candidates", type=int, default=4)
     parser.add_argument("--early", type=int, default=50, help="steps before a candidate is judged")
     parser.add_argument("--steps", type=int, default=200, help="steps of a level")
+    parser.add_argument("--lr", type=float, help="of pruned networks; default: the method's own")
     parser.add_argument("--dense-steps", type=int, default=600)
     parser.add_argument("--dense-lr", type=float, default=2e-4)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -99,7 +100,7 @@ def run_cell(
     task: TextClassification, options: argparse.Namespace, name: str, sparsity: float, seed: int
 ) -> Row:
     """Return the figures of one method, sparsity and seed."""
-    shared = ("candidates", "early", "steps", "batch_size")
+    shared = ("candidates", "early", "steps", "batch_size", *("lr",) * (options.lr is not None))
     method: Any = RANDOMIZED[name]()
     method = with_options(method, {each: str(getattr(options, each)) for each in shared})
     assert isinstance(method, Levels)

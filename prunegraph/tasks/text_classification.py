@@ -22,7 +22,7 @@ from prunegraph.core.task import WORST_UTILITY, ExampleInputs, Score, Scores
 from prunegraph.data.sentences import EncodedSentences, SentenceTable, cut, read_table
 from prunegraph.graph import evaluation_mode
 from prunegraph.models.pretrained import load_encoder, load_tokenizer
-from prunegraph.tasks.classification import model_device
+from prunegraph.tasks.classification import model_device, soft_divergence
 
 BATCH_SIZE = 64
 """Rows of a forward that measures, of about equal length."""
@@ -128,14 +128,12 @@ class TextClassification:
     def divergence(self, outputs: Any, dense: Any, temperature: float = 1.0) -> Tensor:
         """Return the mean KL divergence from other logits times the squared temperature.
 
-        Hinton et al. 2015 (arXiv 1503.02531), section 2. Of a regression the mean squared distance.
+        Of a regression it is the mean squared distance.
         """
-        own, other = _logits(outputs).float(), _logits(dense).float()
+        own, other = _logits(outputs), _logits(dense)
         if own.shape[1] == 1:
-            return F.mse_loss(own, other)
-        logs = [(each / temperature).log_softmax(1) for each in (own, other)]
-        distance = F.kl_div(logs[0], logs[1], reduction="batchmean", log_target=True)
-        return temperature**2 * distance
+            return F.mse_loss(own.float(), other.float())
+        return soft_divergence(own, other, temperature)
 
     def score(self, model: nn.Module, split: Split | None = None) -> Score:
         """Return the metric on a split; None = the search split.
