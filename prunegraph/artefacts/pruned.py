@@ -99,6 +99,28 @@ class PrunedNetwork:
     info: PrunedInfo
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class StoredChannels(ChannelMask):
+    """The mask of a saved network whose weights its method has changed.
+
+    Attributes:
+        where: what ``save_pruned`` was given.
+        weights: digest of the network's parameters.
+    """
+
+    where: Path
+    weights: str
+
+    @property
+    def name(self) -> str:
+        """16 hex digits that name the mask."""
+        return super().digest()
+
+    def digest(self) -> str:
+        """Return 16 hex digits that name the network."""
+        return hashlib.sha256(f"{self.name};{self.weights}".encode()).hexdigest()[:16]
+
+
 def artefact_paths(where: Path | str) -> tuple[Path, Path]:
     """Return the files of a saved pruned network: the recipe (mask, how to build), the weights.
 
@@ -158,7 +180,7 @@ def save_pruned(
             "keep": pack_bits(mask.keep),
             "size": int(mask.keep.size),
             "kept": mask.num_kept,
-            "digest": mask.digest(),
+            "digest": ChannelMask(mask.keep).digest(),
         },
         "graph": graph.fingerprint(),
         "attention": graph.attention,

@@ -27,6 +27,7 @@ from prunegraph.methods.obs.sparsegpt import SparseGPT
 from prunegraph.methods.obs.thanos import Thanos
 from prunegraph.methods.obs.wanda import Wanda
 from prunegraph.methods.random_search import RandomSearch
+from prunegraph.methods.struprune.method import StruPrune
 from prunegraph.methods.torch_pruning import TP_CRITERIA, TP_SCOPES, TorchPruning
 
 Factory = Callable[[], Method]
@@ -67,6 +68,7 @@ FEDERATED: dict[str, Factory] = {method.name: method for method in (FedMap, FedA
 OTHERS: dict[str, Factory] = {
     "prior": PriorControl,
     MaskPrune.name: MaskPrune,
+    StruPrune.name: StruPrune,
     **WEIGHT_METHODS,
     **FEDERATED,
 }

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from prunegraph.artefacts.masked import StoredMask
+from prunegraph.artefacts.pruned import StoredChannels
 from prunegraph.core.console import Console
 from prunegraph.core.files import write_json
 from prunegraph.core.masks import ChannelMask
@@ -115,7 +116,7 @@ def layer_errors(candidates: Sequence[Candidate]) -> dict[str, dict[str, float]]
     found: dict[str, dict[str, float]] = {}
     for candidate in candidates:
         mask = candidate.mask
-        if isinstance(mask, StoredMask) and candidate.name not in found:
+        if isinstance(mask, StoredMask | StoredChannels) and candidate.name not in found:
             path = mask.where / RunFolder.ERRORS
             if path.is_file():
                 found[candidate.name] = checked(read_json(path), dict[str, float], str(path))

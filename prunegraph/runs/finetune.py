@@ -13,6 +13,7 @@ from prunegraph.artefacts.masked import MaskedNetwork, StoredMask, load_masked, 
 from prunegraph.artefacts.pruned import (
     MASK_FILE,
     PrunedNetwork,
+    StoredChannels,
     artefact_paths,
     load_pruned,
     save_pruned,
@@ -126,7 +127,8 @@ def load_as_chosen(context: RunContext, directory: Path, mask: Mask | None) -> n
     """
     model, digest = load_finetuned(context, directory)
     wanted = context.target.whole if mask is None else mask
-    if digest != (wanted.name if isinstance(wanted, StoredMask) else wanted.digest()):
+    known = wanted.name if isinstance(wanted, StoredMask | StoredChannels) else wanted.digest()
+    if digest != known:
         msg = (
             f"{directory} holds the network of another mask than the one that is best here: give "
             "the command with the threads and on the machine that made it, or a new --out"

@@ -11,7 +11,6 @@ from torch.nn.utils import parametrize
 from prunegraph.core.masks import BoolArray, Float64Array, IntArray
 from prunegraph.graph import OpNode, StructureGraph
 
-
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 """What takes means over channels, beside the modules that a graph names."""
 

@@ -1,4 +1,4 @@
-"""MaskPrune: gates that are the network's pruning, an exact budget, one shape, the same after a kill."""
+"""MaskPrune: gates that are a pruning, an exact budget, one shape, the same after a kill."""
 
 import os
 from dataclasses import replace
@@ -214,7 +214,7 @@ def test_a_checkpoint_of_another_pruning_or_a_damaged_one_is_refused(
 ) -> None:
     short = MaskPrune(steps=10, batch_size=2)
     pruned(task, graph, short, folder=tmp_path)
-    with pytest.raises(ArtefactError, match="of another pruning .different lr.: delete it"):
+    with pytest.raises(ArtefactError, match=r"of another pruning .different lr.: delete it"):
         pruned(task, graph, replace(short, lr=0.01), folder=tmp_path)
     (file,) = tmp_path.iterdir()
     content = file.read_bytes()
