@@ -105,12 +105,14 @@ def test_a_language_model_is_pruned_into_a_from_pretrained_folder(
     assert (out / "exported.mask.safetensors").is_file()
 
 
+@pytest.mark.parametrize("method", ["l2/uniform", "maskprune"])
 def test_uniform_widths_make_a_from_pretrained_folder(
-    words: list[str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], folder: Path, tmp_path: Path, method: str
 ) -> None:
     out = tmp_path / "run"
-    command = ["prune", "l2/uniform", *words, "--keep-params", "0.7", "--uniform"]
-    assert main([*command, "--no-layer-by-layer", "--out", str(out)]) == 0
+    command = ["prune", method, *words, "--keep-params", "0.7", "--uniform", "--out", str(out)]
+    command += ["--no-layer-by-layer"] if method == "l2/uniform" else ["--maskprune.steps", "10"]
+    assert main(command) == 0
     report = json.loads((out / "report.json").read_text())
     assert report["budget"] == {"keep_params": 0.7, "uniform": True}
     model = load_pretrained(out / "pruned")

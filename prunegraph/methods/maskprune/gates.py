@@ -11,6 +11,9 @@ from torch.nn.utils import parametrize
 from prunegraph.core.masks import BoolArray, Float64Array, IntArray
 from prunegraph.graph import OpNode, StructureGraph
 
+NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+"""What takes means over channels, beside the modules that a graph names."""
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Reader:
@@ -27,36 +30,43 @@ class Reader:
     units: IntArray
 
 
-def readers_of(graph: StructureGraph) -> tuple[list[Reader], list[int]]:
-    """Return the weights that can be gated, and the groups all of whose readers are such.
+def readers_of(model: nn.Module, graph: StructureGraph) -> tuple[list[Reader], list[int]]:
+    """Return the weights that can be gated, and the groups that nothing else reads.
 
-    A gate of zero must be the unit's removal. So a residual stream has no gates, nor has what a
-    depthwise or grouped convolution reads, or a weight that the forward computes.
+    A gate of zero must be the unit's removal. So there are no gates on what a norm takes a mean
+    over, as on the stream of a transformer, on what a depthwise, grouped or recurrent layer reads,
+    and on what a weight reads that the forward computes.
     """
-    last = {op.param: op for op in graph.ops if op.param is not None}
-    gated = {name: op for name, op in last.items() if _plain(op)}
-    reading = np.zeros(len(graph.groups), dtype=bool)
-    odd = np.zeros(len(graph.groups), dtype=bool)
-    for op in graph.ops:
-        groups = np.unique(graph.group_of[op.read_units])
-        if op.param is not None and op.param in gated:
-            reading[groups] = True
-        elif op.param is not None:
-            odd[groups] = True
-    streams = np.unique(graph.group_of[graph.summed])
-    odd[streams] = True
-    gating = [int(group) for group in graph.free_groups if reading[group] and not odd[group]]
+    ops = [op for op in graph.ops if op.param is not None]
+    gated = {op.param: op for op in ops if op.param and _plain(op)}
+    known = {f"{op.param}:{op.out_axis}" for op in ops}
+    known |= {f"{name}:{1 - op.out_axis}" for name, op in gated.items()}
+    averaged = np.zeros(graph.num_units, dtype=bool)
+    for axes in graph.means.values():
+        for units, _ in axes:
+            averaged[units[units >= 0]] = True
+
+    def gates(number: int) -> bool:
+        group = graph.groups[number]
+        names = {member: member.rpartition(":")[0] for member in group.members}
+        wide = {member for member, name in names.items() if len(graph.param_units[name]) > 1}
+        owners = [model.get_submodule(name.rpartition(".")[0]) for name in names.values()]
+        normed = averaged[group.units].any() or any(isinstance(each, NORMS) for each in owners)
+        return wide <= known and not normed
+
+    reading = {int(group) for op in gated.values() for group in graph.group_of[op.in_units]}
+    found = [int(group) for group in graph.free_groups if int(group) in reading and gates(group)]
     readers = [
         Reader(name=name, axis=1 - op.out_axis, units=op.in_units)
         for name, op in sorted(gated.items())
-        if np.isin(graph.group_of[op.in_units], gating).any()
+        if np.isin(graph.group_of[op.in_units], found).any()
     ]
-    return readers, gating
+    return readers, found
 
 
-def gated_units(graph: StructureGraph) -> IntArray:
+def gated_units(model: nn.Module, graph: StructureGraph) -> IntArray:
     """Return ``[K]`` the units that have gates, group by group."""
-    _, groups = readers_of(graph)
+    _, groups = readers_of(model, graph)
     free = [graph.groups[group].units for group in groups]
     return np.concatenate([*free, np.zeros(0, dtype=np.int64)])
 
@@ -93,8 +103,8 @@ class Gates:
     """
 
     def __init__(self, model: nn.Module, graph: StructureGraph) -> None:
-        readers, _ = readers_of(graph)
-        self.units = gated_units(graph)
+        readers, _ = readers_of(model, graph)
+        self.units = gated_units(model, graph)
         device = next(model.parameters()).device
         self.values = torch.ones(len(self.units), device=device, requires_grad=True)
         place_of = np.full(graph.num_units, len(self.units))

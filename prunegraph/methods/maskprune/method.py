@@ -138,7 +138,7 @@ class MaskPrune(ChannelMethod):
         if budget.keep_macs is None and budget.keep_params is None:
             msg = f"maskprune goes by multiply-adds or parameters, the budget is {budget.as_dict()}"
             raise BudgetError(msg)
-        units = gated_units(graph)
+        units = gated_units(unwrap(problem.task.model), graph)
         mask = graph.project(_scores(graph, units, np.zeros(len(units))), budget.without_latency())
         lost = np.setdiff1d(np.flatnonzero(~mask.keep), units)
         if len(lost):
@@ -206,9 +206,9 @@ class _Training:
 
     def run(self) -> Result:
         """Train from where it stands to the end."""
-        method, state = self.method, self.state
         if self.path is not None and self.path.exists():
             self._read(self.path)
+        method, state = self.method, self.state
         every = max(method.steps // NUM_CHECKPOINTS, 1)
         for batch in islice(self._batches(), state.step, method.steps):
             if state.step >= FIXED * method.steps and self.standing is None:
@@ -340,7 +340,7 @@ class _Training:
     def _to_bytes(self) -> bytes:
         tensors = dict(self._tensors())
         if self.standing is not None:
-            tensors["standing"] = torch.from_numpy(self.standing)
+            tensors["standing"] = torch.from_numpy(self.standing.copy())
         state = self.state
         told = Told(
             shares=state.shares.tolist(),
