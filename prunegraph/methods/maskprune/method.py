@@ -115,7 +115,7 @@ class MaskPrune(ChannelMethod):
 
     minimax: bool = True
     steps: int = 200
-    batch_size: int = 8
+    batch_size: int = 4
     lr: float = 1e-3
 
     def __post_init__(self) -> None:
