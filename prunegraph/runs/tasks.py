@@ -17,12 +17,8 @@ from prunegraph.data.sentences import find_table
 from prunegraph.graph import StructureGraph, analyse, copy_network
 from prunegraph.models import load_weights, weights_info, within_config
 from prunegraph.models.embedded_language import build_embedded, byte_tokenizer
-from prunegraph.models.recogniser import (
-    HEADS,
-    Recogniser,
-    build_recogniser,
-)
-from prunegraph.runs.options.config import CommonConfig, NetworkConfig
+from prunegraph.models.recogniser import HEADS, Recogniser, build_recogniser
+from prunegraph.runs.options.config import CommonConfig, NetworkConfig, NetworksConfig
 from prunegraph.runs.options.tasks import IMAGES, TaskOptions
 from prunegraph.runs.parallel.machine import resolve_device
 from prunegraph.runs.prepare import check_network, load_classifier, resolve_arch
@@ -107,11 +103,12 @@ def arch_of(config: NetworkConfig) -> str:
     return _kind(config).arch(config)
 
 
-def load_begun(run: CommonConfig, dense: Path, budget: Budget, **given: Any) -> Target:
+def load_begun(run: CommonConfig, name: str, dense: Path, budget: Budget, **given: Any) -> Target:
     """Load the network of a run folder, with its own dense weights.
 
     Args:
         run: the run's options.
+        name: of the network, as the report has it: a run may be of several.
         dense: the weights file in the folder.
         budget: the run's.
         given: options that stand in place of the run's.
@@ -120,8 +117,11 @@ def load_begun(run: CommonConfig, dense: Path, budget: Budget, **given: Any) -> 
         names = {field.name for field in dataclasses.fields(NetworkConfig)} - {"pretrain_epochs"}
         values = {name: getattr(run, name) for name in names}
         return load_classifier(NetworkConfig(**values | given | {"weights": dense}), budget)
-    assert isinstance(run, NetworkConfig)
-    target = load_target(dataclasses.replace(run, device=given["device"]), budget)
+    networks = run.network_configs() if isinstance(run, NetworksConfig) else [run]
+    own = next(
+        each for each in networks if isinstance(each, NetworkConfig) and arch_of(each) == name
+    )
+    target = load_target(dataclasses.replace(own, device=given["device"]), budget)
     load_weights(target.model, dense)
     return target
 

@@ -253,6 +253,7 @@ def _rebuild(
     check_trusted(content["dataset"], config.dataset, report, "dataset", others)
     target = load_begun(
         run,
+        content["arch"],
         member.file(RunFolder.DENSE),
         run.budget(),
         device=run.device if config.device == "auto" else config.device,
