@@ -41,14 +41,20 @@ def transformers() -> Any:
     return library
 
 
-def load_pretrained(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Return the causal language model of a folder, in eval mode, on the CPU.
+def load_pretrained(
+    folder: Path | str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    kind: str = "AutoModelForCausalLM",
+) -> nn.Module:
+    """Return the network of a folder, in eval mode, on the CPU.
 
     Nothing is downloaded, unpickled or run that the folder holds.
 
     Args:
         folder: what ``save_pretrained`` of transformers has written.
         dtype: type of its weights.
+        kind: the class of transformers that loads it; default: that of causal language models.
 
     Raises:
         ConfigError: transformers is not installed.
@@ -59,7 +65,7 @@ def load_pretrained(folder: Path | str, *, dtype: torch.dtype = torch.float32) -
     _check_folder(folder)
     library = transformers()
     try:
-        model, info = library.AutoModelForCausalLM.from_pretrained(
+        model, info = getattr(library, kind).from_pretrained(
             folder,
             dtype=dtype,
             local_files_only=True,
@@ -68,7 +74,8 @@ def load_pretrained(folder: Path | str, *, dtype: torch.dtype = torch.float32) -
             output_loading_info=True,
         )
     except Exception as error:  # transformers raises about anything
-        msg = f"{folder} cannot be loaded as a causal language model: {one_line(error, 300)}"
+        what = "causal language model" if "CausalLM" in kind else kind.removeprefix("AutoModelFor")
+        msg = f"{folder} cannot be loaded as a {what}: {one_line(error, 300)}"
         raise ModelError(msg) from error
     for what in ("missing_keys", "mismatched_keys", "error_msgs"):
         if found := sorted(map(str, info.get(what) or ())):

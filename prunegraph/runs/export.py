@@ -181,10 +181,17 @@ def read_run(run: Path, trusted: str | None) -> PrunedNetwork | MaskedNetwork:
     check_trusted(info.arch, trusted, artefact_paths(where)[0])
     builders = {
         "causal_lm": partial(_language_model, where),
-        "speech_recognition": partial(recogniser_of, info),
+        "speech_recognition": partial(_recogniser, info, where),
     }
     build = builders.get(str(info.extra.get("task")), partial(build_dense, info))
     return load_masked(where, build) if bits_path(where).is_file() else load_pruned(where, build)
+
+
+def _recogniser(info: PrunedInfo, folder: Path) -> nn.Module:
+    """Return the network of a folder of Whisper, else a small recogniser with fresh weights."""
+    if "sizes" in info.extra:
+        return recogniser_of(info)
+    return load_pretrained(folder, kind="AutoModelForSpeechSeq2Seq")
 
 
 def _language_model(folder: Path) -> nn.Module:

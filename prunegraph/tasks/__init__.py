@@ -4,5 +4,12 @@ from prunegraph.tasks.causal_lm import causal_lm
 from prunegraph.tasks.custom import custom
 from prunegraph.tasks.image_classification import image_classification
 from prunegraph.tasks.speech_recognition import speech_recognition
+from prunegraph.tasks.whisper import whisper_recognition
 
-__all__ = ["causal_lm", "custom", "image_classification", "speech_recognition"]
+__all__ = [
+    "causal_lm",
+    "custom",
+    "image_classification",
+    "speech_recognition",
+    "whisper_recognition",
+]
