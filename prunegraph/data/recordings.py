@@ -50,17 +50,17 @@ DIGITS = {
 
 
 def read_recordings(
-    folder: Path | str, languages: Sequence[str] | None = None, *, words: int = 3
+    folder: Path | str, languages: Sequence[str] | None = None, *, words: int = 1
 ) -> SpeechData:
     """Return the recordings of a folder; its split ``val`` is searched on.
 
-    Speakers of one split should be in no other. An utterance is 1 to ``words`` clips of a speaker
-    in a row.
+    Speakers of one split should be in no other.
 
     Args:
         folder: it holds ``digits.csv`` with ``COLUMNS`` and ``LANGUAGE.zip`` with the files.
         languages: some of them; None = all. The alphabet is that of all.
-        words: most clips of an utterance; 1 = each clip is one, as it is.
+        words: 1 = each clip is an utterance; more = an utterance is so many clips of a speaker in a
+            row, or fewer, drawn by a fixed seed.
 
     Raises:
         ConfigError: soundfile or transformers is not installed.

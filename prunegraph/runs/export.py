@@ -198,9 +198,10 @@ def _sentence_classifier(folder: Path, info: PrunedInfo) -> nn.Module:
 
 
 def _recogniser(folder: Path, info: PrunedInfo) -> nn.Module:
-    """Return a small recogniser, which its own record describes."""
-    del folder
-    return recogniser_of(info)
+    """Return the network of a folder of Whisper, else a small recogniser with fresh weights."""
+    if "sizes" in info.extra:
+        return recogniser_of(info)
+    return load_pretrained(folder, kind="AutoModelForSpeechSeq2Seq")
 
 
 LOADERS: Mapping[str, Callable[[Path, PrunedInfo], nn.Module]] = {

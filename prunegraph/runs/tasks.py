@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from prunegraph.artefacts.pruned import PrunedInfo
@@ -14,6 +15,7 @@ from prunegraph.core.errors import ArtefactError, ConfigError, DataError, sugges
 from prunegraph.core.reading import checked
 from prunegraph.core.task import Task
 from prunegraph.data.sentences import find_table
+from prunegraph.data.speech import SpeechData
 from prunegraph.graph import StructureGraph, analyse, copy_network
 from prunegraph.models import load_weights, weights_info, within_config
 from prunegraph.models.embedded_language import build_embedded, byte_tokenizer
@@ -26,6 +28,7 @@ from prunegraph.runs.target import Target
 from prunegraph.tasks.causal_lm import causal_lm
 from prunegraph.tasks.speech_recognition import load_speech_data, speech_recognition
 from prunegraph.tasks.text_classification import text_classification
+from prunegraph.tasks.whisper import whisper_recognition
 from prunegraph.training.embedded import RECIPE as EMBEDDED_RECIPE
 from prunegraph.training.loop import FinetuneConfig
 
@@ -265,6 +268,8 @@ def load_recogniser(config: NetworkConfig, budget: Budget | None = None) -> Targ
     assert isinstance(config, TaskOptions)
     device = resolve_device(config.device)
     data = load_speech_data(config.speech, config.languages)
+    if config.weights is not None and config.weights.is_dir():
+        return _whisper(config.weights, data, device)
     task = speech_recognition(data=data, seed=config.seed, name=_recogniser(config))
     if config.weights is not None:
         load_weights(task.model, config.weights)
@@ -289,6 +294,25 @@ def load_recogniser(config: NetworkConfig, budget: Budget | None = None) -> Targ
         structure=structure,
         pretraining=recipe if config.weights is None else None,
         recipe=dataclasses.replace(recipe, epochs=0),
+    )
+
+
+def _whisper(folder: Path, data: SpeechData, device: torch.device) -> Target:
+    """Return what a folder of Whisper needs; its single weights become zero."""
+    task = whisper_recognition(folder, data)
+    task.place_model(task.model, device)
+    return Target(
+        task=task,
+        data_name=data.name,
+        saved=PrunedInfo(
+            arch=task.name,
+            num_classes=1,
+            example_shape=(1, task.bands, task.window),
+            extra={"task": task.kind},
+        ),
+        build=lambda: copy_network(task.model).cpu(),
+        tokenizer=task.tokenizer_folder,
+        recipe=LANGUAGE_RECIPE,
     )
 
 

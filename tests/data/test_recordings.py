@@ -1,52 +1,16 @@
 """Folders of recordings: what is read, and one line for what cannot be."""
 
-import io
-import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 
 from prunegraph.core.errors import DataError
 from prunegraph.data.recordings import read_recordings
-
-HEAD = "file,language,digit,speaker,split"
-
-
-def wav(seconds: float = 0.3, rate: int = 16_000, pitch: float = 300.0) -> bytes:
-    content, times = io.BytesIO(), np.arange(int(seconds * rate)) / rate
-    soundfile.write(content, 0.5 * np.sin(2 * np.pi * pitch * times), rate, format="WAV")
-    return content.getvalue()
-
-
-def write(
-    folder: Path, rows: list[str], clips: dict[str, dict[str, bytes]], head: str = HEAD
-) -> Path:
-    (folder / "digits.csv").write_text("\n".join([head, *rows]) + "\n", encoding="utf-8")
-    for language, files in clips.items():
-        with zipfile.ZipFile(folder / f"{language}.zip", "w") as archive:
-            for name, content in files.items():
-                archive.writestr(name, content)
-    return folder
-
-
-def pack(folder: Path, **changed: bytes) -> Path:
-    """Write two languages with two digits of a speaker a split."""
-    rows, clips = [], {}
-    for language in ("en", "uk"):
-        files = {}
-        for split in ("train", "val", "test"):
-            for digit in (1, 2):
-                name = f"{language}-{split}-{digit}"
-                files[name] = changed.get(name.replace("-", "_"), wav(pitch=200.0 * digit))
-                rows.append(f"{name},{language},{digit},{language}{split},{split}")
-        clips[language] = files
-    return write(folder, rows, clips)
+from support.recordings import HEAD, pack, wav, write
 
 
 def test_a_folder_is_read(tmp_path: Path) -> None:
-    data = read_recordings(pack(tmp_path), words=1)
+    data = read_recordings(pack(tmp_path))
     assert data.languages == ("en", "uk")
     assert (len(data.train), len(data.search), len(data.test)) == (4, 4, 4)
     batch = next(iter(data.test.batches(2)))
@@ -57,7 +21,7 @@ def test_a_folder_is_read(tmp_path: Path) -> None:
 
 
 def test_strings_of_words_are_of_one_speaker_and_some_languages(tmp_path: Path) -> None:
-    data = read_recordings(pack(tmp_path), ["uk"])
+    data = read_recordings(pack(tmp_path), ["uk"], words=3)
     whole = read_recordings(pack(tmp_path))
     assert data.languages == ("uk",)
     assert data.alphabet == whole.alphabet
@@ -99,13 +63,13 @@ def test_tables_that_cannot_be_used_are_named(tmp_path: Path) -> None:
 def test_a_text_of_ones_own_is_said_in_any_language(tmp_path: Path) -> None:
     rows = [f"{s},de,1,s{s},{s},eins" for s in ("train", "val", "test")]
     clips = {"de": dict.fromkeys(("train", "val", "test"), wav())}
-    data = read_recordings(write(tmp_path, rows, clips, head=f"{HEAD},text"), words=1)
+    data = read_recordings(write(tmp_path, rows, clips, head=f"{HEAD},text"))
     assert {*data.alphabet.tokens} == {*"eins "}
 
 
 @pytest.mark.data
 def test_the_pack_of_spoken_digits_is_read(shared_dir: Path) -> None:
-    data = read_recordings(shared_dir / "pack" / "speech", ["en"], words=1)
+    data = read_recordings(shared_dir / "pack" / "speech", ["en"])
     assert (len(data.train), len(data.search), len(data.test)) == (1200, 300, 300)
     speakers = [
         {*split.source.clips.speakers}  # type: ignore[attr-defined]

@@ -9,6 +9,8 @@ from prunegraph.artefacts.sparse import load_sparse
 from prunegraph.cli.main import main
 from prunegraph.models import WeightsInfo, save_weights
 from prunegraph.models.recogniser import PROXY_SIZES, build_recogniser
+from support.recordings import pack
+from support.speech import save_whisper
 
 DATA = ["--task", "speech_recognition", "--languages", "right", "up"]
 
@@ -73,3 +75,21 @@ def test_options_that_do_not_fit_give_one_line(
     ):
         assert main(words) == 2
         assert message in capsys.readouterr().err
+
+
+def test_whisper_and_recordings_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "speech").mkdir()
+    words = ["--task", "speech_recognition", "--speech", str(pack(tmp_path / "speech"))]
+    words += ["--weights", str(save_whisper(tmp_path / "whisper", bands=80)), "--sparsity", "0.5"]
+    options = ["--pathways.epochs", "1", "--pathways.batch-size", "2", "--pathways.every", "1"]
+    assert main(["prune", "pathways", *words, *options, "--out", str(tmp_path / "run")]) == 0
+    assert main(["verify", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "pruned" / "config.json").is_file()
+    export = ["export", str(tmp_path / "run"), "--format", "sparse", "--language", "uk"]
+    assert main([*export, "--out", str(tmp_path / "uk.sparse")]) == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert (report["arch"], report["dataset"]) == ("whisper", "speech")
+    assert set(report["groups"]["pathways"]["scores"]) == {"en", "uk"}
+    assert "are right" in capsys.readouterr().out

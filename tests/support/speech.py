@@ -1,6 +1,7 @@
 """Two made-up languages of four words each, whose clips are patterns with noise."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from prunegraph.data.speech import (
     drawn_utterances,
     make_speech_data,
 )
+from prunegraph.models.embedded_language import byte_tokenizer
+from prunegraph.models.pretrained import save_pretrained_layout, transformers
 from prunegraph.models.recogniser import Recogniser, build_recogniser
 from prunegraph.tasks.speech_recognition import SpeechRecognition, speech_recognition
 
@@ -54,3 +57,32 @@ def tiny_recogniser(**sizes: int) -> Recogniser:
 def tiny_task() -> SpeechRecognition:
     """Return the task of both."""
     return speech_recognition(tiny_recogniser(), tiny_speech())
+
+
+def save_whisper(folder: Path, bands: int = FEATURES) -> Path:
+    """Write a tiny Whisper with random weights, and a tokenizer of bytes."""
+    torch.manual_seed(0)
+    library = transformers()
+    config = library.WhisperConfig(
+        vocab_size=260,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        num_mel_bins=bands,
+        max_source_positions=40,
+        max_target_positions=32,
+        decoder_start_token_id=256,
+        bos_token_id=257,
+        eos_token_id=257,
+        pad_token_id=257,
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+    )
+    save_pretrained_layout(
+        library.WhisperForConditionalGeneration(config), byte_tokenizer(), folder
+    )
+    return folder
