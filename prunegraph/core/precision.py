@@ -29,10 +29,19 @@ def computes_bfloat16(device: torch.device | str) -> bool:
 
 
 def autocasting(device: torch.device, *, wanted: bool) -> torch.autocast:
-    """Return a context whose forwards run in bfloat16 if that is wanted and the device does it."""
+    """Return a context whose forwards run in bfloat16 if that is wanted and the device does it.
+
+    Without gradients no copy of a weight is kept: a forward reads each about once, and the copies
+    would take half of the network's memory again.
+    """
     elsewhere = _AS_ELSEWHERE.get()
     able = computes_bfloat16(device) if elsewhere is None else elsewhere
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and able)
+    return torch.autocast(
+        device.type,
+        torch.bfloat16,
+        enabled=wanted and able,
+        cache_enabled=torch.is_grad_enabled(),
+    )
 
 
 @contextmanager

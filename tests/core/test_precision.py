@@ -93,3 +93,9 @@ def test_a_gpu_that_emulates_it_does_not(native: bool, monkeypatch: pytest.Monke
         torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation or native
     )
     assert computes_bfloat16(torch.device("cuda", 0)) == native
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_copies_of_weights_are_kept_for_gradients_alone(learns: bool) -> None:
+    with torch.set_grad_enabled(learns), autocasting(torch.device("cpu"), wanted=True):
+        assert torch.is_autocast_cache_enabled() == learns
