@@ -173,11 +173,11 @@ def test_weights_that_learn_with_their_gates_are_nearer_to_the_dense_network(
 def test_minimax_closes_the_gates_beyond_the_target(task: CausalLM, graph: StructureGraph) -> None:
     training = _Training(replace(SHORT, steps=150), problem_of(task, graph))
     result = training.run()
-    above, _ = training.shares.gap(training.state.shares, 1.0)
+    above, _ = training.shares.gap(np.array(training.state.shares), 1.0)
     assert abs(above) < 0.1
     assert result.details["beyond"] < 0.05
-    assert (training.state.layers >= 0.0).all()
-    assert training.state.layers.max() > 0.0
+    assert min(training.state.layers) >= 0.0
+    assert max(training.state.layers) > 0.0
 
 
 class Killed(Exception):
