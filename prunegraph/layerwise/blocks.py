@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunegraph.core.memory import return_freed_memory
 from prunegraph.layerwise.block_files import BlockFiles
 from prunegraph.layerwise.chain import Chain, Reached
 from prunegraph.layerwise.order import Segment, find_segments, hooked
@@ -108,6 +109,8 @@ class BlockWalk:
                 else:
                     self._change(names, hessians, change)
                     self._save(done, names)
+                del hessians
+                return_freed_memory()  # masks that stay lie between what has gone
                 done += 1
                 if self._progress is not None:
                     each = (time.monotonic() - started) / max(done - resumed, 1)

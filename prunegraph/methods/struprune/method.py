@@ -120,13 +120,13 @@ class StruPrune(ChannelMethod):
         """Choose the mask and change the weights that stay, module by module."""
         self.check(problem)
         with evaluation_mode(unwrap(problem.task.model)):
-            return _Run(self, problem).result()
+            return Pruning(self, problem).result()
 
     def _modules(self, problem: Problem) -> list[Module]:
         return find_modules(problem.graph, unwrap(problem.task.model), heads=self.heads)
 
 
-class _Run:
+class Pruning:
     """One pruning.
 
     Args:
@@ -145,7 +145,7 @@ class _Run:
         dense = unwrap(problem.task.model)
         layers = linear_layers(problem.graph, dense)
         modules = find_modules(problem.graph, dense, heads=method.heads)
-        self._walk = Walk(
+        self.walk = Walk(
             dense=dense,
             modules=modules,
             layers=list(layers),
@@ -181,8 +181,8 @@ class _Run:
         files = BlockFiles(folder=self._problem.folder, identity=self._identity())
         files.open()
         weights, details = self._known_weights(files)
-        counts = self._counts(weights)
-        walked = self._walk.prune(counts, self._method.rounds, files, self._report)
+        counts = self.counts(weights)
+        walked = self.walk.prune(counts, self._method.rounds, files, self._report)
         mask = self._mask(walked)
         model = apply_mask(walked.network, self._problem.graph, mask).eval()
         details["errors"] = {name: min(errors) for name, errors in walked.errors.items()}
@@ -194,7 +194,7 @@ class _Run:
         problem = self._problem
         return {
             "method": {"name": self._method.name, **dataclasses.asdict(self._method)},
-            "network": parameter_digest(self._walk.dense),
+            "network": parameter_digest(self.walk.dense),
             "budget": problem.budget.as_dict(),
             "calibration": problem.calibration.fingerprint(),
         }
@@ -216,7 +216,7 @@ class _Run:
         method, uniform = self._method, dict.fromkeys((m.reader for m in self._modules), 1.0)
         if method.allocation == "uniform":
             return uniform, {"allocation": "uniform"}
-        found = self._walk.measure(self._counts(uniform), self._loss)
+        found = self.walk.measure(self.counts(uniform), self._loss)
         values = [found[module.reader][method.importance == "error"] for module in self._modules]
         if method.allocation == "softmax":
             chosen = self._softmax(values, method.temperature)
@@ -225,7 +225,7 @@ class _Run:
         tried |= {f"softmax, T={t:g}": self._softmax(values, t) for t in TEMPERATURES}
         losses = {}
         for name, weights in tried.items():
-            losses[name] = self._loss(self._walk.prune(self._counts(weights), 0).network)
+            losses[name] = self._loss(self.walk.prune(self.counts(weights), 0).network)
         best = min(losses, key=losses.__getitem__)
         return tried[best], {"allocation": best, "importances": values, "tried": losses}
 
@@ -236,7 +236,7 @@ class _Run:
             for module, value in zip(self._modules, values, strict=True)
         }
 
-    def _counts(self, weights: Mapping[str, float]) -> dict[str, int]:
+    def counts(self, weights: Mapping[str, float]) -> dict[str, int]:
         """Return how many units of each module stay."""
         graph = self._problem.graph
         mask = self._problem.project(_scores(graph, self._modules, weights))
