@@ -61,11 +61,7 @@ def save_pretrained(result: PruneResult, folder: Path | str, *, tokenizer: Any =
         model = resized_network(model, task.example_inputs)
     except ModelError as error:
         reason, tokenizer = str(error), None
-        warnings.warn(
-            f"{reason}; {folder} is a folder for load_pruned: prune with uniform=True for one that "
-            "from_pretrained reads",
-            stacklevel=2,
-        )
+        warnings.warn(f"{reason}: {folder} is a folder for load_pruned", stacklevel=2)
     info = PrunedInfo(arch=task.name, example_shape=shape, extra={"task": task.kind})
     if isinstance(result.mask, ChannelMask):
         assert result.graph is not None  # of channels

@@ -68,31 +68,18 @@ class State:
     """Where a pruning stands.
 
     Attributes:
-        shares: ``[S]`` target share of each kind.
-        layers: ``[L]`` multiplier y of each layer.
+        shares: target share of each kind.
+        layers: multiplier y of each layer.
         cost: multiplier z of the gap.
-        momentum: ``[K]`` of the gates.
         step: steps done.
         losses: divergence from the dense network in each of them.
     """
 
-    shares: Float64Array
-    layers: Float64Array
-    momentum: Tensor
+    shares: list[float]
+    layers: list[float]
     cost: float = 0.0
     step: int = 0
     losses: list[float] = field(default_factory=list)
-
-
-@dataclass(kw_only=True)
-class Told:
-    """What a checkpoint tells of a ``State`` in JSON."""
-
-    shares: list[float]
-    layers: list[float]
-    cost: float
-    step: int
-    losses: list[float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,11 +174,8 @@ class _Training:
             for kind, places in self.gates.of_kinds(self.graph, apart=budget.uniform)
         ]
         self.optimizer = torch.optim.AdamW(self.gates.weights.values(), lr=0.0, weight_decay=0.0)
-        self.state = State(
-            shares=np.ones(len(self.shares.kinds)),
-            layers=np.zeros(len(self.pools)),
-            momentum=torch.zeros_like(self.gates.values),
-        )
+        self.state = State(shares=[1.0] * len(self.shares.kinds), layers=[0.0] * len(self.pools))
+        self.momentum = torch.zeros_like(self.gates.values)
         folder = problem.folder
         self.path = None if folder is None else folder / f"{method.name}.safetensors"
         self.identity = {
@@ -223,7 +207,7 @@ class _Training:
         keep = self._fix()
         mask = self.graph.mask(keep)
         details = {
-            "shares": [round(float(share), 4) for share in state.shares],
+            "shares": [round(share, 4) for share in state.shares],
             "beyond": float(np.mean([self._beyond(*pool)[1] for pool in self.pools])),
             "losses": [round(loss, 5) for loss in state.losses],
         }
@@ -267,10 +251,10 @@ class _Training:
         """Take a step against the gradient, and shrink what lies beyond the target."""
         state, gates = self.state, self.gates.values
         assert gates.grad is not None  # the loss depends on all
-        state.momentum.mul_(MOMENTUM).add_(gates.grad)
+        self.momentum.mul_(MOMENTUM).add_(gates.grad)
         for column in range(len(state.shares)):
             places = torch.cat([own for kind, own in self.pools if kind == column])
-            moved = state.momentum[places]
+            moved = self.momentum[places]
             size = moved.square().mean().sqrt().clamp_min(torch.finfo(moved.dtype).tiny)
             gates[places] -= GATE_STEP * moved / size
         gates.clamp_(0.0, MOST)
@@ -279,14 +263,14 @@ class _Training:
             return
         for number, pool in enumerate(self.pools):
             beyond, _, _ = self._beyond(*pool)
-            gates[beyond] /= 1.0 + SHRINKAGE * (1.0 + float(state.layers[number]))
+            gates[beyond] /= 1.0 + SHRINKAGE * (1.0 + state.layers[number])
 
     def _move_shares(self) -> None:
         """Move shares and multipliers of the minimax game, or let the shares fall evenly."""
         state, method = self.state, self.method
         done = min((state.step + 1) / (RAMP * method.steps), 1.0)
         if not method.minimax:
-            state.shares = self.shares.even(done)
+            state.shares = self.shares.even(done).tolist()
             return
         pull, count = np.zeros(len(state.shares)), np.zeros(len(state.shares))
         for number, (kind, places) in enumerate(self.pools):
@@ -294,10 +278,12 @@ class _Training:
             state.layers[number] += LAYER * beyond
             pull[kind] += state.layers[number] * border**2
             count[kind] += 1
-        above, slopes = self.shares.gap(state.shares, done)
+        shares = np.array(state.shares)
+        above, slopes = self.shares.gap(shares, done)
         state.cost = max(state.cost + LINEAR * above, 0.0)
         change = (state.cost + QUADRATIC * above) * slopes - PULL * pull / count
-        state.shares = np.clip(state.shares - SHARE_STEP * change, self.shares.least, 1.0)
+        moved = np.clip(shares - SHARE_STEP * change, self.shares.least, 1.0)
+        state.shares = moved.tolist()
 
     def _beyond(self, kind: int, places: Tensor) -> tuple[Tensor, float, float]:
         """Return the places of a pool's gates beyond its target, their mean square, the largest."""
@@ -330,7 +316,7 @@ class _Training:
 
     def _tensors(self) -> dict[str, Tensor]:
         """Return what a checkpoint holds, by name: the very tensors that training changes."""
-        found = {"gates": self.gates.values, "momentum": self.state.momentum}
+        found = {"gates": self.gates.values, "momentum": self.momentum}
         for name, weight in self.gates.weights.items():
             found[f"weight.{name}"] = weight
             for key, value in self.optimizer.state[weight].items():
@@ -341,15 +327,7 @@ class _Training:
         tensors = dict(self._tensors())
         if self.standing is not None:
             tensors["standing"] = torch.from_numpy(self.standing.copy())
-        state = self.state
-        told = Told(
-            shares=state.shares.tolist(),
-            layers=state.layers.tolist(),
-            cost=state.cost,
-            step=state.step,
-            losses=state.losses,
-        )
-        record = {"identity": self.identity, "state": dataclasses.asdict(told)}
+        record = {"identity": self.identity, "state": dataclasses.asdict(self.state)}
         return to_safetensors(tensors, {"maskprune": json.dumps(record)})
 
     @torch.no_grad()
@@ -361,9 +339,9 @@ class _Training:
         """
         tensors, metadata = read_safetensors(path)
         text = checked(metadata, {"maskprune": str}, str(path))["maskprune"]
-        shape = {"identity": dict[str, Any], "state": Told}
+        shape = {"identity": dict[str, Any], "state": State}
         record = checked(parse_json(text, path), shape, str(path))
-        told: Told = record["state"]
+        told: State = record["state"]
         odd = [key for key, value in self.identity.items() if record["identity"].get(key) != value]
         if odd:
             msg = f"{path} is of another pruning (different {', '.join(odd)}): delete it"
@@ -384,11 +362,4 @@ class _Training:
             msg = f"{path} is damaged: delete it to start over"
             raise ArtefactError(msg) from error
         self.standing = None if standing is None else standing.numpy()
-        self.state = State(
-            shares=np.array(told.shares),
-            layers=np.array(told.layers),
-            momentum=self.state.momentum,
-            cost=told.cost,
-            step=told.step,
-            losses=told.losses,
-        )
+        self.state = told

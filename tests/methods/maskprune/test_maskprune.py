@@ -14,10 +14,12 @@ import prunegraph as pg
 from prunegraph.core.errors import ArtefactError, BudgetError, ConfigError
 from prunegraph.graph import StructureGraph, copy_network
 from prunegraph.graph.apply import apply_mask
+from prunegraph.graph.rounding import restrict
 from prunegraph.methods.context import make_problem
 from prunegraph.methods.maskprune.gates import Gates, Shares, gated_units
 from prunegraph.methods.maskprune.method import MaskPrune, _Training
 from prunegraph.methods.method import Problem, Result
+from prunegraph.methods.registry import make_method
 from prunegraph.models import resized_network
 from prunegraph.tasks.causal_lm import CausalLM
 from support.language import encode, tiny_llama
@@ -173,11 +175,11 @@ def test_weights_that_learn_with_their_gates_are_nearer_to_the_dense_network(
 def test_minimax_closes_the_gates_beyond_the_target(task: CausalLM, graph: StructureGraph) -> None:
     training = _Training(replace(SHORT, steps=150), problem_of(task, graph))
     result = training.run()
-    above, _ = training.shares.gap(training.state.shares, 1.0)
+    above, _ = training.shares.gap(np.array(training.state.shares), 1.0)
     assert abs(above) < 0.1
     assert result.details["beyond"] < 0.05
-    assert (training.state.layers >= 0.0).all()
-    assert training.state.layers.max() > 0.0
+    assert min(training.state.layers) >= 0.0
+    assert max(training.state.layers) > 0.0
 
 
 class Killed(Exception):
@@ -247,19 +249,21 @@ def test_what_gates_cannot_reach_is_refused_before_any_work(
 
 
 @pytest.mark.data
-def test_stories_learned_masks_beat_wanda_without_a_fit(shared_dir: Path) -> None:
+def test_stories_learned_masks_beat_wanda_and_weights_that_learn_too_beat_both(
+    shared_dir: Path,
+) -> None:
     where = shared_dir / "pack" / "models" / "stories260k"
     rows = np.load(where / "stories-257.npy").astype(np.int64)
     task = pg.tasks.causal_lm(
         where, calibration=rows[:64], search=rows[64:151], calibration_tokens=None
     )
-    budget = pg.Budget(keep_params=0.75, uniform=True)
-    scores = {
-        name: pg.prune(task, method, budget, reconstruct=False).report["pruned"]["score"]
-        for name, method in (
-            ("masks", MaskPrune(lr=0.0)),
-            ("refitted", MaskPrune()),
-            ("wanda", "wanda/uniform"),
-        )
-    }
-    assert scores["refitted"] < scores["masks"] < scores["wanda"]
+    graph = pg.analyse(task.model, task.example_inputs)
+    heads = {i: "stays" for i, group in enumerate(graph.groups) if "mlp" not in group.name}
+    neurons = restrict(graph, heads, {})
+    problem = problem_of(task, neurons, pg.Budget(keep_params=0.65, uniform=True))
+    masks, both = (
+        task.score(MaskPrune(lr=lr, batch_size=2).prune(problem).model or task.model).value
+        for lr in (0.0, 1e-3)
+    )
+    wanda = make_method("wanda/uniform").prune(problem).channels
+    assert both < 24.0 < masks < task.score(apply_mask(task.model, neurons, wanda)).value
