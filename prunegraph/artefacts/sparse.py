@@ -71,7 +71,7 @@ def load_sparse(path: Path | str, model: nn.Module) -> WeightMask:
         keep = {n: piece.reshape(shapes[n]) for n, piece in zip(shapes, pieces, strict=True)}
         mask = WeightMask(keep)
         tensors = unpack_kept(content, own, mask)
-    except (KeyError, ValueError, RuntimeError, zlib.error, MaskError) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError, zlib.error, MaskError) as error:
         msg = f"{path} does not fit {type(model).__name__}: {first_line(error)}"
         raise ArtefactError(msg) from error
     if mask.digest() != record["digest"]:

@@ -119,7 +119,8 @@ class SpeechRecognition:
 
     def divergence(self, outputs: Any, dense: Any, temperature: float = 1.0) -> Tensor:
         """Return the mean KL divergence a frame from another network times squared temperature."""
-        (own, lengths), (other, _) = outputs, dense
+        other, lengths = dense
+        own = outputs[0] if isinstance(outputs, tuple) else outputs.logits  # of transformers
         kl = F.kl_div(
             (own.float() / temperature).log_softmax(2),
             (other.float() / temperature).log_softmax(2),

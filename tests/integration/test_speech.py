@@ -7,6 +7,7 @@ import pytest
 
 from prunegraph.artefacts.sparse import load_sparse
 from prunegraph.cli.main import main
+from prunegraph.core.weight_mask import GroupedMask, WeightMask
 from prunegraph.models import WeightsInfo, save_weights
 from prunegraph.models.recogniser import PROXY_SIZES, build_recogniser
 from support.recordings import pack
@@ -84,6 +85,7 @@ def test_whisper_and_recordings_from_the_command_line(
     words = ["--task", "speech_recognition", "--speech", str(pack(tmp_path / "speech"))]
     words += ["--weights", str(save_whisper(tmp_path / "whisper", bands=80)), "--sparsity", "0.5"]
     options = ["--pathways.epochs", "1", "--pathways.batch-size", "2", "--pathways.every", "1"]
+    options += ["--finetune-epochs", "1", "--batch-size", "2"]
     assert main(["prune", "pathways", *words, *options, "--out", str(tmp_path / "run")]) == 0
     assert main(["verify", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "pruned" / "config.json").is_file()
@@ -92,4 +94,8 @@ def test_whisper_and_recordings_from_the_command_line(
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert (report["arch"], report["dataset"]) == ("whisper", "speech")
     assert set(report["groups"]["pathways"]["scores"]) == {"en", "uk"}
+    assert isinstance(
+        WeightMask.load(tmp_path / "run" / "pruned" / "mask.safetensors"), GroupedMask
+    )
+    assert report["dense"]["test_score_finetuned"] is not None
     assert "are right" in capsys.readouterr().out

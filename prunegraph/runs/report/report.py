@@ -182,7 +182,7 @@ GROUP = {
     "stored": float,
     "overlap": float,
     "scores": dict[str, float],
-    "history": list[list[float]],
+    "history": list[tuple[float, float, float, float]],
 }
 """What is told of masks of groups: shares of the weights that one keeps, and all together; the
 overlap of two, at the end and over time; the score of each group on the search split."""
@@ -232,7 +232,8 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
     for name, shape in PARTS.items():
         if name in content and not (content[name] is None and name in NULL):
             checked(content[name], shape, f"{path}: {name}")
-    for name, group in content.get("groups", {}).items():
+    groups = content.get("groups", {})
+    for name, group in groups.items():
         checked(group, GROUP, f"{path}: groups.{name}")
     search = content["search"] or {}
     checked(search.get("seeds", []), list[int], f"{path}: search.seeds")
@@ -240,6 +241,7 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
     ends = any(row.name != DENSE for row in rows)  # a control may be alone
     odd = [
         *["methods"] * (not ends),
+        *["groups"] * (len({tuple(sorted(group["scores"])) for group in groups.values()}) > 1),
         *["proxy_rank_correlation"] * (abs(content.get("proxy_rank_correlation") or 0.0) > 1.0),
         *["search.seconds"] * (search.get("evaluation_seconds", 0.0) > 0.0 >= search["seconds"]),
         *["stage_one_verdict"] * (len(content.get("stage_one_verdict", "12")) != 2),
