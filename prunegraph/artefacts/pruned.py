@@ -161,6 +161,7 @@ def save_pruned(
             network's state what is no tensor.
     """
     recipe_path, weights_path = artefact_paths(where)
+    weights = to_safetensors(state_tensors(unwrap(model))) if pretrained is None else b""
     found, left = sum(p.numel() for p in model.parameters()), graph.cost(mask).params
     if found != left:
         msg = (
@@ -168,10 +169,8 @@ def save_pruned(
             f"{left:,}: give the network that apply_mask returned"
         )
         raise ArtefactError(msg)
-    if pretrained is None:
-        weights = to_safetensors(state_tensors(unwrap(model)))
-        digest = hashlib.sha256(weights).hexdigest()
-    else:
+    digest = hashlib.sha256(weights).hexdigest()
+    if pretrained is not None:
         weights_path = Path(where) / PRETRAINED_FILE
         save_pretrained_layout(unwrap(model), pretrained, where)
         digest = file_digest(weights_path)
