@@ -83,7 +83,7 @@ def _doubts(target: Target) -> Iterator[str]:
     if target.data_name == PROXY:
         yield (
             f"{PROXY} is no speech: rows of digits, read in four directions, stand for languages; "
-            "give recordings with --speech"
+            "give recordings with --data-dir"
         )
     dataset = target.dataset
     if dataset is None:

@@ -267,7 +267,7 @@ def load_recogniser(config: NetworkConfig, budget: Budget | None = None) -> Targ
     """
     assert isinstance(config, TaskOptions)
     device = resolve_device(config.device)
-    data = load_speech_data(config.speech, config.languages)
+    data = load_speech_data(config.data_dir, config.languages)
     if config.weights is not None and config.weights.is_dir():
         return _whisper(config.weights, data, device)
     task = speech_recognition(data=data, seed=config.seed, name=_recogniser(config))
@@ -359,7 +359,7 @@ TASKS: Mapping[str, TaskKind] = {
     "speech_recognition": TaskKind(
         load=load_recogniser,
         arch=_recogniser,
-        options=frozenset({"speech", "languages"}),
+        options=frozenset({"data_dir", "languages"}),
     ),
 }
 """Every task by its name on the command line."""
