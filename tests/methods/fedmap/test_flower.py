@@ -243,49 +243,59 @@ def free_port() -> str:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[str]:
-    """Return a folder for Flower; what was started with it is stopped by process id."""
-    folder = str(tmp_path / "flower")
-    yield folder
+def flower_environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Return the variables of a server at work; all that it started is stopped by process id."""
+    pytest.importorskip("ray", reason="needs pip install 'prunegraph[flower]'")
+    home, http, control = str(tmp_path / "flower"), free_port(), free_port()
+    root = Path(pg.__file__).resolve().parents[1]
+    environment = {
+        **os.environ,
+        "FLWR_HOME": home,
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": http,
+        "FLWR_LOCAL_CONTROL_API_PORT": control,
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
+    }
+    words = ["flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess"]
+    words += ["--host", "127.0.0.1", "--port", http]  # flwr run waits 15 s for one of its own
+    words += ["--control-api-address", f"127.0.0.1:{control}"]
+    server = subprocess.Popen(words, env=environment, cwd=tmp_path)
+    end = time.monotonic() + 180
+    while not is_open(http) and time.monotonic() < end:
+        assert server.poll() is None
+        time.sleep(0.5)
+    yield environment
     for wanted in (signal.SIGTERM, signal.SIGKILL):
-        for pid in started_with(folder):
+        for pid in started_with(home):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, wanted)
-        end = time.monotonic() + 20
-        while started_with(folder) and time.monotonic() < end:
+        end = time.monotonic() + 30
+        while started_with(home) and time.monotonic() < end:
             time.sleep(0.2)
-    assert started_with(folder) == []
+    server.wait(30)
+    assert started_with(home) == []
+
+
+def is_open(port: str) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", int(port))) == 0
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="stops processes by /proc")
 def test_flwr_run_with_ten_supernodes_ends_as_the_own_loop(
-    tmp_path: Path, home: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, flower_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("ray", reason="needs pip install 'prunegraph[flower]'")
     for name, code in FILE.findall(PAGE.read_text(encoding="utf-8")):
         (tmp_path / name).write_text(code, encoding="utf-8")
-    root = Path(pg.__file__).resolve().parents[1]
-    environment = {
-        "FLWR_HOME": home,
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": free_port(),
-        "FLWR_LOCAL_CONTROL_API_PORT": free_port(),
-        "OMP_NUM_THREADS": "1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
-    }
     out = tmp_path / "pruned"
     words = ["flwr", "run", ".", "--stream", "--federation-config", "num-supernodes=10"]
     words += ["--run-config", f'rounds=3 out="{out}"']
     ran = subprocess.run(
-        words,
-        cwd=tmp_path,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
+        words, cwd=tmp_path, env=flower_environment, capture_output=True, text=True, timeout=900
     )
     assert (out / "mask.json").is_file(), (ran.stdout + ran.stderr)[-3000:]
     monkeypatch.chdir(tmp_path)
