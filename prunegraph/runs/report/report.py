@@ -15,7 +15,7 @@ from prunegraph.core.errors import ArtefactError
 from prunegraph.core.files import write_json
 from prunegraph.core.precision import computes_bfloat16
 from prunegraph.core.reading import checked, read_json
-from prunegraph.methods.registry import OTHERS
+from prunegraph.methods.registry import FEDERATED, PATHWAYS
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.report.verdict import (
     MethodRow,
@@ -34,6 +34,9 @@ FIRST = (
     *("methods", "verdict", "verdict_reason", "task", "score_name", "higher_is_better"),
 )
 """Keys of every report that others may rely on."""
+
+CONTROLS = frozenset({*FEDERATED, *PATHWAYS})
+"""Methods of which a run may be whose rows are controls alone."""
 
 PACKAGES = (
     *("prunegraph", "torch", "torchvision", "torch-geometric", "stable-baselines3", "numpy"),
@@ -238,7 +241,7 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
     search = content["search"] or {}
     checked(search.get("seeds", []), list[int], f"{path}: search.seeds")
     rows = read_rows(content)
-    ends = any(is_method(row) or row.name in OTHERS for row in rows)  # a control may be alone
+    ends = any(is_method(row) or row.name in CONTROLS for row in rows)  # a control may be alone
     odd = [
         *["methods"] * (not ends),
         *["groups"] * (len({tuple(sorted(group["scores"])) for group in groups.values()}) > 1),
