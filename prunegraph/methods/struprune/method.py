@@ -186,7 +186,7 @@ class Pruning:
         mask = self._mask(walked)
         model = apply_mask(walked.network, self._problem.graph, mask).eval()
         details["errors"] = {name: min(errors) for name, errors in walked.errors.items()}
-        details["rounds"] = {name: len(errors) - 1 for name, errors in walked.errors.items()}
+        details["rounds"] = {name: int(np.argmin(own)) for name, own in walked.errors.items()}
         details["calibration"] = len(self._problem.calibration)
         return Result(mask=mask, model=model, details=details)
 
