@@ -44,7 +44,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
     parser.add_argument("--methods", nargs="+", default=tuple(RANDOMIZED), choices=RANDOMIZED)
     parser.add_argument("--candidates", type=int, default=4)
-    parser.add_argument("--early", type=int, default=50, help="steps before a candidate is judged")
+    parser.add_argument("--early", type=int, default=25, help="steps before a candidate is judged")
     parser.add_argument("--steps", type=int, default=200, help="steps of a level")
     parser.add_argument("--lr", type=float, help="of pruned networks; default: the method's own")
     parser.add_argument("--dense-steps", type=int, default=600)

@@ -63,7 +63,7 @@ class Levels(ABC):
     """Whether there are candidates; else their steps go to the training of the one mask."""
 
     candidates: int = 4
-    early: int = 50
+    early: int = 25
     steps: int = 200
     batch_size: int = 32
     lr: float | None = None
