@@ -85,7 +85,10 @@ def _present_precision(arguments: Arguments) -> torch.autocast:
     tensors = [item for item in tree_leaves(arguments) if isinstance(item, Tensor)]
     kind = tensors[0].device.type if tensors else "cpu"
     return torch.autocast(
-        kind, torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind)
+        kind,
+        torch.get_autocast_dtype(kind),
+        enabled=torch.is_autocast_enabled(kind),
+        cache_enabled=torch.is_autocast_cache_enabled(),
     )
 
 

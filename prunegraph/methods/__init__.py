@@ -7,5 +7,21 @@ from prunegraph.methods.obs.magnitude import Magnitude
 from prunegraph.methods.obs.sparsegpt import SparseGPT
 from prunegraph.methods.obs.thanos import Thanos
 from prunegraph.methods.obs.wanda import Wanda
+from prunegraph.methods.pathways import Pathways
+from prunegraph.methods.randomized.method import Randomized, RandomizedShares
+from prunegraph.methods.struprune.method import StruPrune
 
-__all__ = ["APT", "FedAvg", "FedMap", "Magnitude", "MaskPrune", "SparseGPT", "Thanos", "Wanda"]
+__all__ = [
+    "APT",
+    "FedAvg",
+    "FedMap",
+    "Magnitude",
+    "MaskPrune",
+    "Pathways",
+    "Randomized",
+    "RandomizedShares",
+    "SparseGPT",
+    "StruPrune",
+    "Thanos",
+    "Wanda",
+]

@@ -3,6 +3,7 @@
 from prunegraph.models.build import KNOWN_MODELS, build_model, check_arch
 from prunegraph.models.configs import resized_network, within_config
 from prunegraph.models.pretrained import (
+    load_encoder,
     load_pretrained,
     load_tokenizer,
     save_pretrained_layout,
@@ -21,6 +22,7 @@ __all__ = [
     "build_model",
     "check_arch",
     "check_weights_file",
+    "load_encoder",
     "load_pretrained",
     "load_tokenizer",
     "load_weights",

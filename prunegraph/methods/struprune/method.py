@@ -186,7 +186,7 @@ class Pruning:
         mask = self._mask(walked)
         model = apply_mask(walked.network, self._problem.graph, mask).eval()
         details["errors"] = {name: min(errors) for name, errors in walked.errors.items()}
-        details["rounds"] = {name: len(errors) - 1 for name, errors in walked.errors.items()}
+        details["rounds"] = {name: int(np.argmin(own)) for name, own in walked.errors.items()}
         details["calibration"] = len(self._problem.calibration)
         return Result(mask=mask, model=model, details=details)
 
@@ -225,6 +225,7 @@ class Pruning:
         tried |= {f"softmax, T={t:g}": self._softmax(values, t) for t in TEMPERATURES}
         losses = {}
         for name, weights in tried.items():
+            self._say(0, f"tries {name}")
             losses[name] = self._loss(self.walk.prune(self.counts(weights), 0).network)
         best = min(losses, key=losses.__getitem__)
         return tried[best], {"allocation": best, "importances": values, "tried": losses}
@@ -250,8 +251,11 @@ class Pruning:
         return self._problem.graph.mask(keep)
 
     def _report(self, done: int, total: int) -> None:
+        self._say(100 * done // total, f"block {done} of {total}")
+
+    def _say(self, percent: int, text: str) -> None:
         if self._problem.progress is not None:
-            self._problem.progress(100 * done // total, f"block {done} of {total}")
+            self._problem.progress(percent, text)
 
 
 def _scores(

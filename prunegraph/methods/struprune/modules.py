@@ -1,7 +1,7 @@
 """The modules of a network: units inside of one that a single linear layer reads."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,7 +124,3 @@ def _activations(model: nn.Module, module: Module) -> Iterator[Activation]:
 
 def _gelu_tanh(values: Tensor) -> Tensor:
     return F.gelu(values, approximate="tanh")
-
-
-Loss = Callable[[nn.Module], float]
-"""Of a network on held-out calibration data."""

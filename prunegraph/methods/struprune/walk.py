@@ -22,9 +22,12 @@ from prunegraph.layerwise.chain import Chain, Run, find_chain
 from prunegraph.layerwise.order import Segment, hooked
 from prunegraph.layerwise.residual import Place, Stream, held_at, residual_branches
 from prunegraph.methods.struprune.fit import Layers, fit_module, flat
-from prunegraph.methods.struprune.modules import Loss, Module
+from prunegraph.methods.struprune.modules import Module
 
 NOWHERE = BlockFiles()
+
+Loss = Callable[[nn.Module], float]
+"""Of a network on held-out calibration data."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

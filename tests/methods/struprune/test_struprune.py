@@ -1,5 +1,6 @@
 """StruPrune: neurons and heads are cut a module at a time."""
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,22 @@ def test_an_interrupted_run_ends_alike(
     (folder / "block-0001.safetensors").write_bytes(b"nothing")
     with pytest.raises(ArtefactError):
         method.prune(problem_of(llama, graph, folder=folder))
+
+
+def test_one_block_is_in_memory() -> None:
+    task = task_of(tiny_llama(num_hidden_layers=5))
+    graph = analyse(task.model, task.example_inputs)
+    alive: list[int] = []
+
+    def count(_: int, __: str) -> None:
+        gc.collect()
+        tensors = [item for item in gc.get_objects() if type(item) is torch.Tensor]
+        held = {item.untyped_storage().data_ptr(): item.untyped_storage() for item in tensors}
+        alive.append(sum(storage.nbytes() for storage in held.values()))
+
+    StruPrune(rounds=1).prune(problem_of(task, graph, keep=0.9, progress=count))
+    assert len(alive) == 5
+    assert max(alive[1:4]) < 1.05 * alive[0]
 
 
 @pytest.mark.parametrize("kind", ["GPT2", "OPT"])
