@@ -153,8 +153,8 @@ def _search(
 
 
 def _show(problem: Problem, record: Mapping[str, Any]) -> None:
-    own = problem.task.score_name
-    words = f"mean {'utility' if own != 'accuracy' else own} {record['accuracy']:.3f}"
+    name = problem.task.score_name if problem.task.higher_is_better else "utility"
+    words = f"mean {name} {record['accuracy']:.3f}"
     _say(problem, int(record["networks"]), words)
 
 
