@@ -25,8 +25,8 @@ from prunegraph.layerwise.recalibrate import recalibrate_on
 from prunegraph.methods.method import Method, Result
 from prunegraph.methods.registry import (
     CONTROL_CRITERIA,
-    FEDERATED,
     OTHERS,
+    TRAINED,
     baseline_names,
     control_widths,
     make_method,
@@ -78,7 +78,7 @@ def method_of(options: PruningOptions, name: str) -> Method:
         return AppliedPolicy(applied, label=applied.name)
     given = options.method_options if isinstance(options, TaskOptions) else ()
     method, own = make_method(name), options_of(given, name)
-    if isinstance(options, PruneConfig) and name in beside(options):  # of the same federation
+    if isinstance(options, PruneConfig) and name in beside(options):  # of the same recipe
         fields = vars(method).keys()
         others = options_of(given, options.method)
         own = {field: value for field, value in others.items() if field in fields} | own
@@ -88,7 +88,7 @@ def method_of(options: PruningOptions, name: str) -> Method:
 def check_names(names: Sequence[str]) -> None:
     """Raise ConfigError for a name that no method has, or that needs what is not installed."""
     served = [name for name, make in OTHERS.items() if make().role == "baseline"]
-    others = dict.fromkeys((*served, *FEDERATED))
+    others = dict.fromkeys((*served, *TRAINED))
     valid = tuple(dict.fromkeys((*baseline_names(), SAMPLER, *others)))
     unknown = [name for name in names if name not in valid and not is_factory(name)]
     if unknown:
@@ -287,8 +287,9 @@ def store_network(context: RunContext, where: Path, result: Result) -> Mask:
     samples = task.train.sample(context.options.calibration_images, context.seed)
     recalibrate_on(model, task, samples)
     save_network(context.target, where, model, mask)
-    if "errors" in result.details:
-        write_json(where / RunFolder.ERRORS, result.details["errors"])
+    for part, file in RunFolder.TOLD.items():
+        if part in result.details:
+            write_json(where / file, result.details[part])
     changed = None if result.model is None else parameter_digest(model)
     if isinstance(mask, WeightMask):
         return StoredMask(where=where, name=mask.digest(), sparsity=mask.sparsity, weights=changed)
@@ -327,10 +328,10 @@ def _search(place: Workplace, method: AgentSearch, networks: int, seed: int) -> 
                 seed=seed,
                 mask=result.channels,
                 networks_evaluated=result.networks,
-                search_accuracy=result.details["score"],
+                search_accuracy=context.recalibrated_search_accuracy(result.channels),
                 seconds=found.seconds,
             )
-            for result in found.results
+            for context, result in zip(place.contexts, found.results, strict=True)
         ),
         record={
             "seconds": found.seconds,

@@ -165,7 +165,7 @@ class RunContext:
         if isinstance(mask, StoredChannels):
             saved = load_pruned(mask.where, target.build, graph=target.graph)
             return self.placed(saved.model)
-        return self.final_evaluator.prune(mask)
+        return self.final_evaluator.prune(mask, self.measures.reconstruction)
 
     def placed(self, model: nn.Module) -> nn.Module:
         """Return a network on the device, in the layout in which all networks are measured."""

@@ -25,6 +25,7 @@ from prunegraph.core.reading import checked, read_json
 from prunegraph.core.tensors import parameter_digest
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.graph import copy_network
+from prunegraph.models import resized_network
 from prunegraph.runs.context import Mask, RunContext
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.parallel.jobs import Batch, Jobs, Workplace
@@ -179,11 +180,21 @@ def save_network(
 ) -> None:
     """Write a pruned network with what rebuilds it."""
     if isinstance(mask, ChannelMask):
-        save_pruned(where, model=model, mask=mask, graph=target.graph, info=target.saved)
+        pretrained = None
+        if target.graph.origin is not None and target.tokenizer is not None:  # its config holds it
+            model, pretrained = resized_network(model, target.example_inputs), target.tokenizer
+        save_pruned(
+            where,
+            model=model,
+            mask=mask,
+            graph=target.graph,
+            info=target.saved,
+            pretrained=pretrained,
+        )
     else:
         bits = mask.load() if isinstance(mask, StoredMask) else mask
-        pretrained = target.tokenizer
-        save_masked(where, model=model, mask=bits, info=target.saved, pretrained=pretrained)
+        tokenizer = target.tokenizer
+        save_masked(where, model=model, mask=bits, info=target.saved, pretrained=tokenizer)
 
 
 def load_finetuned(context: RunContext, directory: Path) -> tuple[nn.Module, str]:

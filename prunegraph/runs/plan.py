@@ -245,7 +245,8 @@ def run_name(config: RunConfig, targets: Sequence[Target]) -> str:
 
 def budget_name(budget: Budget) -> str:
     """Return a budget's limits as part of a file's name."""
-    return slug("-".join(map(short, budget.as_dict().values())))
+    values = {**budget.as_dict(), **({"uniform": "uniform"} if budget.uniform else {})}
+    return slug("-".join(map(short, values.values())))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

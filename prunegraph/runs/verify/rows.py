@@ -90,10 +90,13 @@ def check_mask(context: RunContext, mask: Mask | None, where: str) -> list[Check
 
 
 def _zeros(saved: MaskedNetwork) -> float:
-    """Return the share of the masked weights that are zero."""
+    """Return the share of the masked weights that are zero; a mean over groups."""
     parameters = saved.mask.parameters_of(saved.model)
-    kept = sum(int((parameters[name][bits] != 0).sum()) for name, bits in saved.mask.keep.items())
-    return (saved.mask.size - kept) / saved.mask.size
+    shares = []
+    for mask in saved.mask.groups.values():
+        kept = sum(int((parameters[name][bits] != 0).sum()) for name, bits in mask.keep.items())
+        shares.append((mask.size - kept) / mask.size)
+    return sum(shares) / len(shares)
 
 
 def check_rows(plan: Plan, content: Mapping[str, Any], rows: Sequence[MethodRow]) -> list[Check]:
