@@ -19,7 +19,7 @@ from prunegraph.rewards.config import Metric
 SEARCH_FLOOR = -10.0
 """Losing masks are told apart however far they lose: on digits most lose by more than 10 points."""
 
-SHARED = ("max_memory", "max_latency", "round_to")
+SHARED = ("max_memory", "max_latency", "round_to", "uniform")
 """Limits of the run that hold for every budget of a search."""
 
 

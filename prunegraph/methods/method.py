@@ -224,6 +224,8 @@ class ChannelMethod:
     role: ClassVar[Role] = "baseline"
     kind: ClassVar[Kind] = "channels"
     searches: ClassVar[bool] = False
+    changes_weights: ClassVar[bool] = False
+    """Whether its network is no plain cut of the dense one."""
 
     @property
     def per_seed(self) -> bool:

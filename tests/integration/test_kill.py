@@ -82,6 +82,8 @@ def commands(
     language += ["--window", "32", "--keep-params", "0.8", "--finetune-epochs", "0", *few]
     methods = ["--methods", "l1/uniform", "taylor/per_mac", "cem", "netadapt"]
     more = ["pretrain", "--weights", str(weights), "--slimmable", "0.4", "--distill", "0.5"]
+    clients = ["--clients", "3", "--rounds", "4", "--fedmap.every", "1", "--sparsity", "0.8"]
+    clients += ["--fedmap.epochs", "1", "--fedmap.batch-size", "64"]
     words = {
         "pretrain": ["pretrain", "--arch", "digits_resnet8_w4", "--epochs", "3"],
         "slimmable": [*more, "--epochs", "2"],
@@ -89,6 +91,7 @@ def commands(
         "adapt": ["train", "--policy", str(quick), *alone, *search],
         "apply": ["apply", "--policy", str(quick), *small],
         "compare": ["compare", *one, *methods, *search],
+        "federation": ["prune", "fedmap", *clients, *small[:4], "--finetune-epochs", "0"],
         "language": ["prune", "agent", *language],
         "grid": ["compare", "--keep-macs", "0.6", "0.4", *one, "--no-agent", *methods[:3], *search],
     }
@@ -127,7 +130,9 @@ OTHERS = [
 ]
 
 
-@pytest.mark.parametrize("command", ["pretrain", "train", "apply", "compare", *OTHERS])
+@pytest.mark.parametrize(
+    "command", ["pretrain", "train", "apply", "compare", "federation", *OTHERS]
+)
 def test_a_killed_command_goes_on_to_the_same_result(
     command: str, commands: dict[str, list[str]], run: Run, tmp_path: Path
 ) -> None:

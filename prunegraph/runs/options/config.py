@@ -194,6 +194,7 @@ class RecipeOptions:
 
     Attributes:
         round_to: keep a multiple of this many channels (8, 16) in every group, within the budget.
+        uniform: the same width for every layer of a kind, as one config can hold (from_pretrained).
         finetune_epochs: epochs of the fine-tune, the same for every network that gets one; default:
             40 on digits, none for language models, else 10.
         finetune_lr: peak learning rate of the fine-tune; default: 0.05, of language models 0.0001.
@@ -216,6 +217,7 @@ class RecipeOptions:
 
     section: ClassVar[str] = "fine-tune"
     round_to: Annotated[int | None, Section("budget")] = None
+    uniform: Annotated[bool, HIDDEN] = False
     finetune_epochs: int | None = None
     finetune_lr: Annotated[float | None, HIDDEN] = None
     batch_size: Annotated[int | None, HIDDEN] = None
@@ -239,7 +241,7 @@ class PruningOptions(RecipeOptions, BudgetOptions):
             asked |= {"sparsity": self.sparsity, "pattern": self.pattern}
         if all(value is None for value in asked.values()):
             asked["keep_macs"] = DEFAULT_KEEP_MACS
-        return Budget(**asked, round_to=self.round_to)
+        return Budget(**asked, round_to=self.round_to, uniform=self.uniform)
 
     def check(self) -> None:
         """Raise ConfigError or BudgetError for a value out of range."""

@@ -91,7 +91,7 @@ def verify_run(config: VerifyConfig, console: Console) -> dict[str, Any]:
     unknown += [
         "latency_ms",
         "versions",
-        *sorted({"decision", "layer_errors", "policy"} & content.keys()),
+        *sorted({"decision", "groups", "layer_errors", "policy", "selection"} & content.keys()),
     ]
     console.say(
         f"{len(checks)} figures and {len(content['files'])} files of {folder.path} are right; "
