@@ -53,6 +53,8 @@ def test_imports_go_one_way(path: Path) -> None:
             assert parts[1] in allowed(own), f"{path}:{node.lineno} imports {module}"
         if parts[0] == "stable_baselines3":
             assert own in {"agent", "methods", "runs"}, f"{path}:{node.lineno} imports {module}"
+        if parts[0] == "flwr":
+            assert path.name == "flower.py", f"{path}:{node.lineno} imports {module}"
 
 
 def modules() -> dict[str, set[str]]:

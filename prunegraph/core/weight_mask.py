@@ -173,6 +173,22 @@ class WeightMask:
                 raise MaskError(msg)
         return {name: own[name] for name in self.keep}
 
+    def packed(self) -> dict[str, Tensor]:
+        """Return the bits of each parameter, eight a byte: ``[bytes]`` uint8."""
+        return {
+            name: torch.from_numpy(to_bytes(bits.flatten().numpy()))
+            for name, bits in self.keep.items()
+        }
+
+    def unpacked(self, packed: Mapping[str, Tensor]) -> "WeightMask":
+        """Return the mask of the same weights whose ``packed`` bits are given.
+
+        Raises:
+            ValueError: they are not those of as many weights.
+        """
+        shapes = {name: tuple(bits.shape) for name, bits in self.keep.items()}
+        return WeightMask(_unpacked(packed, shapes), self.pattern)
+
     def save(self, path: Path | str) -> None:
         """Write the mask as a safetensors file, one bit a weight, atomically.
 
@@ -189,11 +205,8 @@ class WeightMask:
             "digest": self.digest(),
             "shapes": {name: list(bits.shape) for name, bits in self.keep.items()},
         }
-        return to_safetensors(self._packed(), {"weight_mask": json.dumps(record | self._more())})
-
-    def _packed(self) -> dict[str, Tensor]:
-        packed = {name: to_bytes(bits.flatten().numpy()) for name, bits in self.keep.items()}
-        return {name: torch.from_numpy(bits) for name, bits in packed.items()}
+        record |= self._more()
+        return to_safetensors(self.packed(), {"weight_mask": json.dumps(record)})
 
     def _more(self) -> dict[str, Any]:
         """Return what the file's record says besides."""
@@ -304,9 +317,10 @@ class GroupedMask(WeightMask):
         setattr(model, GROUP_MASKS, self)
         return model
 
-    def _packed(self) -> dict[str, Tensor]:
+    def packed(self) -> dict[str, Tensor]:
+        """Return the bits of each group's parameters, ``"NUMBER.NAME"``: ``[bytes]`` uint8."""
         masks = enumerate(self.masks.values())
-        return {f"{k}.{n}": bits for k, mask in masks for n, bits in mask._packed().items()}
+        return {f"{k}.{n}": bits for k, mask in masks for n, bits in mask.packed().items()}
 
     def _more(self) -> dict[str, Any]:
         return {"groups": list(self.masks)}

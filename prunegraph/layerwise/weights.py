@@ -66,7 +66,8 @@ def prunable_weights(model: nn.Module) -> dict[str, PrunableWeight]:
 
     They are the weights of linear layers and convolutions, and of the ``Conv1D`` of transformers.
     Biases, norms and embeddings stay, a linear layer that is tied to an embedding or gives the
-    logits of a language model too, and depthwise convolutions, whose outputs read one channel. A
+    logits of a network of transformers too, and depthwise convolutions, whose outputs read one
+    channel. A
     weight that several layers share comes once, under its first name. Weights that other layers
     hold, such as ``in_proj_weight`` of ``nn.MultiheadAttention`` or those of an LSTM, stay.
 
@@ -77,6 +78,7 @@ def prunable_weights(model: nn.Module) -> dict[str, PrunableWeight]:
     seen = {id(each.weight) for each in modules.values() if isinstance(each, EMBEDDINGS)}
     head = getattr(model, "get_output_embeddings", lambda: None)()  # of transformers
     seen.add(id(getattr(head, "weight", None)))
+    seen |= _heads(model)
     found: dict[str, PrunableWeight] = {}
     for path, module in modules.items():
         if not (isinstance(module, (*OUTPUTS_FIRST, *TRANSPOSED)) or is_conv1d(module)):
@@ -99,6 +101,15 @@ def prunable_weights(model: nn.Module) -> dict[str, PrunableWeight]:
         msg = f"{type(model).__name__} has no linear layer or convolution whose weights can go"
         raise ModelError(msg)
     return found
+
+
+def _heads(model: nn.Module) -> set[int]:
+    """Return the ids of weights that lie outside of the body of a network of transformers."""
+    body = getattr(model, getattr(model, "base_model_prefix", "") or "", None)
+    if not isinstance(body, nn.Module):
+        return set()
+    own = {id(parameter) for parameter in body.parameters()}
+    return {id(parameter) for parameter in model.parameters()} - own
 
 
 def is_conv1d(module: nn.Module) -> bool:

@@ -18,6 +18,7 @@ from prunegraph.methods.criteria.registry import CRITERIA
 from prunegraph.methods.custom import CustomMethod
 from prunegraph.methods.fedmap.method import FedAvg, FedMap
 from prunegraph.methods.heuristic import Heuristic
+from prunegraph.methods.maskprune.method import MaskPrune
 from prunegraph.methods.method import Method
 from prunegraph.methods.netadapt import NetAdapt
 from prunegraph.methods.obs.apt import APT
@@ -33,6 +34,13 @@ from prunegraph.methods.pathways import (
     Pathways,
 )
 from prunegraph.methods.random_search import RandomSearch
+from prunegraph.methods.randomized.method import (
+    Randomized,
+    RandomizedMagnitude,
+    RandomizedShares,
+    RandomizedUniform,
+)
+from prunegraph.methods.struprune.method import StruPrune
 from prunegraph.methods.torch_pruning import TP_CRITERIA, TP_SCOPES, TorchPruning
 
 Factory = Callable[[], Method]
@@ -70,14 +78,29 @@ WEIGHT_METHODS: dict[str, Factory] = {
 FEDERATED: dict[str, Factory] = {method.name: method for method in (FedMap, FedAvg)}
 """Methods of single weights that train from fresh weights, for minutes: asked for by name."""
 
+RANDOMIZED: dict[str, Factory] = {
+    method.name: method
+    for method in (Randomized, RandomizedShares, RandomizedMagnitude, RandomizedUniform)
+}
+"""Methods of single weights that train level by level, and their controls."""
+
 PATHWAYS: dict[str, Factory] = {
     method.name: method
     for method in (Pathways, LanguageSpecific, OneMask, OneMaskByScore, OneMaskOfUnion)
 }
-"""Methods that train a network in several languages while weights go: asked for by name."""
+"""Methods that train a network in several languages while weights go, and their controls."""
 
-OTHERS: dict[str, Factory] = {"prior": PriorControl, **WEIGHT_METHODS, **FEDERATED, **PATHWAYS}
-"""What no list of baselines holds: controls, methods of single weights, the agent."""
+TRAINED: dict[str, Factory] = {**FEDERATED, **RANDOMIZED, **PATHWAYS}
+"""Methods that train for minutes: asked for by name, a control of them alone too."""
+
+OTHERS: dict[str, Factory] = {
+    "prior": PriorControl,
+    StruPrune.name: StruPrune,
+    MaskPrune.name: MaskPrune,
+    **WEIGHT_METHODS,
+    **TRAINED,
+}
+"""What no list of baselines holds: controls, methods of single weights or of language models."""
 
 CONTROL_CRITERIA = ("l1", "random")
 """Criteria that choose channels at the agent's own widths."""

@@ -1,7 +1,9 @@
 """Target networks by name, and their weights files."""
 
 from prunegraph.models.build import KNOWN_MODELS, build_model, check_arch
+from prunegraph.models.configs import resized_network, within_config
 from prunegraph.models.pretrained import (
+    load_encoder,
     load_pretrained,
     load_tokenizer,
     save_pretrained_layout,
@@ -20,10 +22,13 @@ __all__ = [
     "build_model",
     "check_arch",
     "check_weights_file",
+    "load_encoder",
     "load_pretrained",
     "load_tokenizer",
     "load_weights",
+    "resized_network",
     "save_pretrained_layout",
     "save_weights",
     "weights_info",
+    "within_config",
 ]

@@ -1,4 +1,4 @@
-"""Language models in folders of transformers (``from_pretrained``): safetensors only."""
+"""Networks in folders of transformers (``from_pretrained``): safetensors only."""
 
 import copy
 import json
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from prunegraph.core.errors import ArtefactError, ConfigError, ModelError, one_line
 from prunegraph.core.reading import read_json, read_text
+from prunegraph.core.seeding import seeded
 
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 
@@ -35,7 +36,7 @@ def transformers() -> Any:
     try:
         import transformers as library
     except ImportError as error:
-        msg = "language models need the library transformers: pip install 'prunegraph[lm]'"
+        msg = "networks in folders need the library transformers: pip install 'prunegraph[lm]'"
         raise ConfigError(msg) from error
     library.utils.logging.disable_progress_bar()
     return library
@@ -61,9 +62,54 @@ def load_pretrained(
         ModelError: the folder is missing, holds no safetensors, a quantised or incomplete network,
             one that needs code of its own, or weights of another network.
     """
+    causal = kind == "AutoModelForCausalLM"
+    what = "a causal language model" if causal else f"a {kind.removeprefix('AutoModelFor')}"
+    model, missing = _load(folder, kind, what, dtype)
+    if missing:
+        msg = (
+            f"{folder}: weights are of another network (missing_keys: {missing[0]}): copy it again"
+        )
+        raise ModelError(msg)
+    return model
+
+
+def load_encoder(folder: Path | str, num_outputs: int, seed: int) -> tuple[nn.Module, bool]:
+    """Return a classifier of sequences, in eval mode, on the CPU, and whether its head is fresh.
+
+    Args:
+        folder: of a classifier, or of an encoder alone, whose head then gets weights of the seed.
+        num_outputs: classes; 1 = a number.
+        seed: of fresh weights.
+
+    Raises:
+        ConfigError: transformers is not installed.
+        ModelError: see ``load_pretrained``, or it is a classifier of other classes.
+    """
+    with seeded(seed):
+        model, missing = _load(
+            folder,
+            "AutoModelForSequenceClassification",
+            "a classifier of sequences",
+            torch.float32,
+            num_labels=num_outputs,
+        )
+    body = f"{model.base_model_prefix}."
+    within = [name for name in missing if name.startswith(body) and ".pooler." not in name]
+    if within:
+        msg = f"{folder}: weights are of another network (missing_keys: {within[0]}): copy it again"
+        raise ModelError(msg)
+    return model, bool(missing)
+
+
+def _load(
+    folder: Path | str, kind: str, what: str, dtype: torch.dtype, **given: Any
+) -> tuple[nn.Module, list[str]]:
+    """Return the network of a folder, and the names of weights that the folder lacks."""
     folder = Path(folder)
     _check_folder(folder)
     library = transformers()
+    verbosity = library.utils.logging.get_verbosity()
+    library.utils.logging.set_verbosity_error()  # missing weights are told by the caller
     try:
         model, info = getattr(library, kind).from_pretrained(
             folder,
@@ -72,17 +118,18 @@ def load_pretrained(
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **given,
         )
     except Exception as error:  # transformers raises about anything
-        what = "causal language model" if "CausalLM" in kind else kind.removeprefix("AutoModelFor")
-        msg = f"{folder} cannot be loaded as a {what}: {one_line(error, 300)}"
+        msg = f"{folder} cannot be loaded as {what}: {one_line(error, 300)}"
         raise ModelError(msg) from error
-    for what in ("missing_keys", "mismatched_keys", "error_msgs"):
-        if found := sorted(map(str, info.get(what) or ())):
-            msg = f"{folder}: weights are of another network ({what}: {found[0]}): copy it again"
+    finally:
+        library.utils.logging.set_verbosity(verbosity)
+    for wrong in ("mismatched_keys", "error_msgs"):
+        if found := sorted(map(str, info.get(wrong) or ())):
+            msg = f"{folder}: weights are of another network ({wrong}: {found[0]}): copy it again"
             raise ModelError(msg)
-    network: nn.Module = model.eval()
-    return network
+    return model.eval(), sorted(info["missing_keys"])
 
 
 def _check_folder(folder: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from prunegraph.artefacts.masked import StoredMask
+from prunegraph.artefacts.pruned import StoredChannels
 from prunegraph.core.console import Console
 from prunegraph.core.files import write_json
 from prunegraph.core.masks import ChannelMask
@@ -82,6 +83,7 @@ def conclude(
     }
     shapes: dict[str, tuple[str, Any]] = {
         "layer_errors": (RunFolder.ERRORS, dict[str, float]),
+        "selection": (RunFolder.SELECTION, dict[str, Any]),
         "groups": (RunFolder.GROUPS, GROUP),
     }
     for name, (file, shape) in shapes.items():
@@ -116,7 +118,7 @@ def told_of(candidates: Sequence[Candidate], file: str, shape: Any) -> dict[str,
     found: dict[str, Any] = {}
     for candidate in candidates:
         mask = candidate.mask
-        if isinstance(mask, StoredMask) and candidate.name not in found:
+        if isinstance(mask, StoredMask | StoredChannels) and candidate.name not in found:
             path = mask.where / file
             if path.is_file():
                 found[candidate.name] = checked(read_json(path), shape, str(path))

@@ -83,7 +83,7 @@ def _doubts(target: Target) -> Iterator[str]:
     if target.data_name == PROXY:
         yield (
             f"{PROXY} is no speech: rows of digits, read in four directions, stand for languages; "
-            "give recordings with --speech"
+            "give recordings with --data-dir"
         )
     dataset = target.dataset
     if dataset is None:
@@ -125,7 +125,7 @@ def ensure_dense(
         console.say(f"warning: {doubt}")
     if target.pretraining is not None:
         train_network(
-            f"train {target.arch} on {target.data_name} first (no --weights), epoch",
+            f"train {target.arch} on {target.data_name} first, epoch",
             target.model,
             target.task,
             target.pretraining,

@@ -1,7 +1,7 @@
 """``prunegraph export``: the pruned network of a run as a file for other programs."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +22,7 @@ from prunegraph.artefacts.sparse import save_sparse
 from prunegraph.core.console import Console
 from prunegraph.core.errors import ArtefactError, ConfigError
 from prunegraph.graph import ExampleInputs
-from prunegraph.models import load_pretrained
+from prunegraph.models import load_encoder, load_pretrained
 from prunegraph.runs.folder import RunFolder, check_one_run
 from prunegraph.runs.options.checks import check_trusted
 from prunegraph.runs.options.tools import ExportConfig
@@ -108,11 +108,11 @@ def of_language(
 
 
 def _example(info: PrunedInfo, seed: int) -> ExampleInputs:
-    """Return inputs of a network: token numbers for language models, else random numbers."""
+    """Return inputs of a network: token numbers where it reads texts, else random numbers."""
     if info.extra.get("task") == "speech_recognition":
         features = torch.randn(info.example_shape, generator=torch.Generator().manual_seed(seed))
         return features, torch.tensor([info.example_shape[1]])
-    if info.extra.get("task") == "causal_lm":
+    if info.extra.get("task") in LOADERS:
         return torch.zeros(info.example_shape, dtype=torch.int64)
     return torch.randn(info.example_shape, generator=torch.Generator().manual_seed(seed))
 
@@ -179,26 +179,37 @@ def read_run(run: Path, trusted: str | None) -> PrunedNetwork | MaskedNetwork:
     _check_holds_network(where)
     info = read_info(where)
     check_trusted(info.arch, trusted, artefact_paths(where)[0])
-    builders = {
-        "causal_lm": partial(_language_model, where),
-        "speech_recognition": partial(_recogniser, info, where),
-    }
-    build = builders.get(str(info.extra.get("task")), partial(build_dense, info))
+    load = LOADERS.get(str(info.extra.get("task")))
+    build = partial(build_dense, info) if load is None else partial(load, where, info)
     return load_masked(where, build) if bits_path(where).is_file() else load_pruned(where, build)
 
 
-def _recogniser(info: PrunedInfo, folder: Path) -> nn.Module:
+def _language_model(folder: Path, info: PrunedInfo) -> nn.Module:
+    """Return the network of a folder of transformers, which keeps nothing between two calls."""
+    del info
+    model = load_pretrained(folder)
+    cast(Any, model).config.use_cache = False
+    return model
+
+
+def _sentence_classifier(folder: Path, info: PrunedInfo) -> nn.Module:
+    """Return the classifier of sequences of a folder of transformers."""
+    return load_encoder(folder, info.num_classes, 0)[0]
+
+
+def _recogniser(folder: Path, info: PrunedInfo) -> nn.Module:
     """Return the network of a folder of Whisper, else a small recogniser with fresh weights."""
     if "sizes" in info.extra:
         return recogniser_of(info)
     return load_pretrained(folder, kind="AutoModelForSpeechSeq2Seq")
 
 
-def _language_model(folder: Path) -> nn.Module:
-    """Return the network of a folder of transformers, which keeps nothing between two calls."""
-    model = load_pretrained(folder)
-    cast(Any, model).config.use_cache = False
-    return model
+LOADERS: Mapping[str, Callable[[Path, PrunedInfo], nn.Module]] = {
+    "causal_lm": _language_model,
+    "text_classification": _sentence_classifier,
+    "speech_recognition": _recogniser,
+}
+"""How the dense networks of tasks other than images are made, by task."""
 
 
 def _check_holds_network(run: Path) -> None:

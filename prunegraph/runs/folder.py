@@ -38,7 +38,8 @@ class RunFolder:
 
     ``PAGE`` is made from the other files, anew at will. ``PRUNED`` holds the pruned network, in a
     comparison each of ``CELLS`` a fine-tuned one; ``DENSE_FINETUNED`` the control; ``CHOSEN`` those
-    with zeros in place before a fine-tune. ``WORK`` holds
+    with zeros in place before a fine-tune, with a file of each of ``TOLD``, what a method says of
+    itself. ``WORK`` holds
     what an interrupted run resumes from, and is removed when the run is finished.
 
     Attributes:
@@ -59,8 +60,13 @@ class RunFolder:
     CELLS: ClassVar[str] = "cells"
     CHOSEN: ClassVar[str] = "chosen"
     ERRORS: ClassVar[str] = "errors.json"
+    SELECTION: ClassVar[str] = "selection.json"
     GROUPS: ClassVar[str] = "groups.json"
-    TOLD: ClassVar[Mapping[str, str]] = {"errors": ERRORS, "groups": GROUPS}
+    TOLD: ClassVar[Mapping[str, str]] = {
+        "errors": ERRORS,
+        "selection": SELECTION,
+        "groups": GROUPS,
+    }
     ACCURACY: ClassVar[str] = "accuracy.json"
     PLOTS: ClassVar[str] = "plots"
     EVENTS: ClassVar[str] = "events"

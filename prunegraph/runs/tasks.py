@@ -13,28 +13,36 @@ from prunegraph.artefacts.pruned import PrunedInfo
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ArtefactError, ConfigError, DataError, suggest
 from prunegraph.core.reading import checked
+from prunegraph.core.task import Task
+from prunegraph.data.sentences import find_table
 from prunegraph.data.speech import SpeechData
 from prunegraph.graph import StructureGraph, analyse, copy_network
-from prunegraph.models import load_weights, weights_info
+from prunegraph.models import load_weights, weights_info, within_config
 from prunegraph.models.embedded_language import build_embedded, byte_tokenizer
-from prunegraph.models.recogniser import (
-    HEADS,
-    Recogniser,
-    build_recogniser,
-)
-from prunegraph.runs.options.config import CommonConfig, NetworkConfig
+from prunegraph.models.recogniser import HEADS, Recogniser, build_recogniser
+from prunegraph.runs.options.config import CommonConfig, NetworkConfig, NetworksConfig
 from prunegraph.runs.options.tasks import IMAGES, TaskOptions
 from prunegraph.runs.parallel.machine import resolve_device
 from prunegraph.runs.prepare import check_network, load_classifier, resolve_arch
 from prunegraph.runs.target import Target
 from prunegraph.tasks.causal_lm import causal_lm
 from prunegraph.tasks.speech_recognition import load_speech_data, speech_recognition
+from prunegraph.tasks.text_classification import text_classification
 from prunegraph.tasks.whisper import whisper_recognition
 from prunegraph.training.embedded import RECIPE as EMBEDDED_RECIPE
 from prunegraph.training.loop import FinetuneConfig
 
 LANGUAGE_RECIPE = FinetuneConfig(epochs=0, batch_size=8, peak_lr=1e-4, optimizer="adamw")
 """Of a fine-tune of a language model: none, unless epochs are asked for."""
+
+SENTENCES_RECIPE = FinetuneConfig(epochs=0, batch_size=32, peak_lr=1e-4, optimizer="adamw")
+"""The same of a classifier of sentences."""
+
+ENCODER_EPOCHS, ENCODER_WARMUP = 3, 0.1
+"""Of the training of a head with fresh weights and its encoder, before anything is pruned."""
+
+NUM_CALIBRATION = 256
+"""Rows of sentences by which weights are chosen and changed."""
 
 CALIBRATION_TOKENS = 16_384
 """Without ``--calibration-tokens``, so many are drawn of the calibration text, by each seed."""
@@ -98,11 +106,12 @@ def arch_of(config: NetworkConfig) -> str:
     return _kind(config).arch(config)
 
 
-def load_begun(run: CommonConfig, dense: Path, budget: Budget, **given: Any) -> Target:
+def load_begun(run: CommonConfig, name: str, dense: Path, budget: Budget, **given: Any) -> Target:
     """Load the network of a run folder, with its own dense weights.
 
     Args:
         run: the run's options.
+        name: of the network, as the report has it: a run may be of several.
         dense: the weights file in the folder.
         budget: the run's.
         given: options that stand in place of the run's.
@@ -111,8 +120,11 @@ def load_begun(run: CommonConfig, dense: Path, budget: Budget, **given: Any) -> 
         names = {field.name for field in dataclasses.fields(NetworkConfig)} - {"pretrain_epochs"}
         values = {name: getattr(run, name) for name in names}
         return load_classifier(NetworkConfig(**values | given | {"weights": dense}), budget)
-    assert isinstance(run, NetworkConfig)
-    target = load_target(dataclasses.replace(run, device=given["device"]), budget)
+    networks = run.network_configs() if isinstance(run, NetworksConfig) else [run]
+    own = next(
+        each for each in networks if isinstance(each, NetworkConfig) and arch_of(each) == name
+    )
+    target = load_target(dataclasses.replace(own, device=given["device"]), budget)
     load_weights(target.model, dense)
     return target
 
@@ -148,10 +160,7 @@ def _classifier_arch(config: NetworkConfig) -> str:
 
 
 def load_language_model(config: NetworkConfig, budget: Budget | None = None) -> Target:
-    """Load a causal language model of transformers with its texts.
-
-    Its structure is analysed where channels are chosen alone: that takes long.
-    """
+    """Load a causal language model of transformers with its texts."""
     assert isinstance(config, TaskOptions)
     device = resolve_device(config.device)
     task = causal_lm(
@@ -174,10 +183,6 @@ def load_language_model(config: NetworkConfig, budget: Budget | None = None) -> 
         raise DataError(msg)
     task = dataclasses.replace(task, search=task.search.sample(num_windows, config.seed))
     task.place_model(task.model, device)
-    structure: StructureGraph | None = None
-    if budget is None or budget.kind == "channels":
-        structure = analyse(task.model, task.example_inputs, attention=config.attention)
-        check_network(task.name, structure)
     return Target(
         task=task,
         data_name="text" if config.test_text is None else config.test_text.name,
@@ -188,12 +193,67 @@ def load_language_model(config: NetworkConfig, budget: Budget | None = None) -> 
             extra={"task": "causal_lm"},
         ),
         build=lambda: copy_network(task.model).cpu(),
-        structure=structure,
-        tokenizer=task.tokenizer_folder or task.tokenizer,
+        structure=_structure(task, config, budget),
+        tokenizer=task.tokenizer_folder or task.tokenizer or False,
         pretraining=EMBEDDED_RECIPE if config.weights is None else None,
         num_calibration=num_windows,
         recipe=LANGUAGE_RECIPE,
     )
+
+
+def load_sentence_classifier(config: NetworkConfig, budget: Budget | None = None) -> Target:
+    """Load a classifier of sentences, or an encoder, of transformers with a table of sentences.
+
+    An encoder alone gets a head, and is trained on the table before anything is pruned.
+    """
+    assert isinstance(config, TaskOptions)
+    if config.weights is None or config.data_dir is None or config.dataset is None:
+        msg = (
+            "text_classification needs --weights FOLDER of an encoder (save_pretrained of "
+            "transformers), and --data-dir FOLDER with the table of --dataset NAME, NAME.tsv.gz"
+        )
+        raise ConfigError(msg)
+    task = text_classification(
+        config.weights,
+        find_table(config.data_dir, config.dataset),
+        test=config.report_on,
+        seed=config.seed,
+    )
+    task.place_model(task.model, resolve_device(config.device))
+    epochs = config.pretrain_epochs
+    if epochs is None:
+        epochs = ENCODER_EPOCHS if task.untrained else 0
+    pretraining = dataclasses.replace(
+        SENTENCES_RECIPE, epochs=epochs, warmup_epochs=min(ENCODER_WARMUP, epochs / 2)
+    )
+    inputs: Any = task.example_inputs
+    return Target(
+        task=task,
+        data_name=config.dataset,
+        saved=PrunedInfo(
+            arch=task.name,
+            num_classes=task.num_outputs,
+            example_shape=tuple(inputs["input_ids"].shape),
+            extra={"task": task.kind},
+        ),
+        build=lambda: copy_network(task.model).cpu(),
+        structure=_structure(task, config, budget),
+        tokenizer=config.weights,
+        pretraining=pretraining if epochs else None,
+        num_calibration=NUM_CALIBRATION,
+        recipe=SENTENCES_RECIPE,
+    )
+
+
+def _structure(task: Task, config: NetworkConfig, budget: Budget | None) -> StructureGraph | None:
+    """Return the structure of a network where channels are chosen, else None: that takes long."""
+    if budget is not None and budget.kind == "weights":
+        return None
+    structure = analyse(task.model, task.example_inputs, attention=config.attention)
+    if budget is not None and budget.uniform:
+        structure = within_config(task.model, structure)
+    check_network(task.name, structure)
+    return structure
 
 
 def _language_model(config: NetworkConfig) -> str:
@@ -207,7 +267,7 @@ def load_recogniser(config: NetworkConfig, budget: Budget | None = None) -> Targ
     """
     assert isinstance(config, TaskOptions)
     device = resolve_device(config.device)
-    data = load_speech_data(config.speech, config.languages)
+    data = load_speech_data(config.data_dir, config.languages)
     if config.weights is not None and config.weights.is_dir():
         return _whisper(config.weights, data, device)
     task = speech_recognition(data=data, seed=config.seed, name=_recogniser(config))
@@ -291,10 +351,15 @@ TASKS: Mapping[str, TaskKind] = {
         arch=_language_model,
         options=frozenset({"calibration_text", "test_text", "calibration_tokens", "window"}),
     ),
+    "text_classification": TaskKind(
+        load=load_sentence_classifier,
+        arch=_language_model,
+        options=frozenset({"dataset", "data_dir", "pretrain_epochs", "report_on"}),
+    ),
     "speech_recognition": TaskKind(
         load=load_recogniser,
         arch=_recogniser,
-        options=frozenset({"speech", "languages"}),
+        options=frozenset({"data_dir", "languages"}),
     ),
 }
 """Every task by its name on the command line."""

@@ -25,7 +25,7 @@ from prunegraph.data.embedded_text import embedded_text
 from prunegraph.data.text import IGNORED, Text
 from prunegraph.graph import evaluation_mode, unwrap
 from prunegraph.models.pretrained import has_tokenizer, load_pretrained, load_tokenizer
-from prunegraph.tasks.classification import model_device
+from prunegraph.tasks.classification import model_device, soft_divergence
 from prunegraph.tasks.texts import TextReader, encoder
 
 LOGITS_BYTES = 2**27
@@ -101,16 +101,10 @@ class CausalLM:
     def divergence(self, outputs: Any, dense: Any, temperature: float = 1.0) -> Tensor:
         """Return the mean KL divergence a token from other logits times the squared temperature.
 
-        Hinton et al. 2015 (arXiv 1503.02531), section 2. Logits are ``[b, t, vocabulary]``.
+        Logits are ``[b, t, vocabulary]``.
         """
         own, other = logits_of(outputs).flatten(0, -2), logits_of(dense).flatten(0, -2)
-        distance = F.kl_div(
-            (own.float() / temperature).log_softmax(1),
-            (other.float() / temperature).log_softmax(1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        return temperature**2 * distance
+        return soft_divergence(own, other, temperature)
 
     def score(self, model: nn.Module, split: Split | None = None) -> Score:
         """Return the perplexity on a split; None = the search split.

@@ -79,6 +79,15 @@ def kl_divergence(dense_logits: Tensor, logits: Tensor) -> Tensor:
     return F.kl_div(logits.float().log_softmax(1), target, reduction="sum", log_target=True)
 
 
+def soft_divergence(logits: Tensor, others: Tensor, temperature: float) -> Tensor:
+    """Return the mean KL divergence from other logits times the squared temperature.
+
+    Hinton et al. 2015 (arXiv 1503.02531), section 2. Both are ``[n, classes]``.
+    """
+    own, other = ((each.float() / temperature).log_softmax(1) for each in (logits, others))
+    return temperature**2 * F.kl_div(own, other, reduction="batchmean", log_target=True)
+
+
 def compute_logits(
     model: nn.Module,
     data: Images,

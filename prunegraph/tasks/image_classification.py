@@ -17,6 +17,7 @@ from prunegraph.tasks.classification import (
     evaluate,
     place_images,
     place_model,
+    soft_divergence,
 )
 from prunegraph.tasks.images import Images, image_split
 
@@ -89,17 +90,8 @@ class ImageClassification:
         return F.cross_entropy(logits.float(), batch[1].to(logits.device))
 
     def divergence(self, outputs: Tensor, dense: Tensor, temperature: float = 1.0) -> Tensor:
-        """Return the mean KL divergence from other logits times the squared temperature.
-
-        Hinton et al. 2015 (arXiv 1503.02531), section 2.
-        """
-        distance = F.kl_div(
-            (outputs.float() / temperature).log_softmax(1),
-            (dense.float() / temperature).log_softmax(1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        return temperature**2 * distance
+        """Return the mean KL divergence from other logits times the squared temperature."""
+        return soft_divergence(outputs, dense, temperature)
 
     def score(self, model: nn.Module, split: Split | None = None) -> Score:
         """Return the accuracy on a split; None = the search split."""

@@ -224,3 +224,11 @@ def test_missing_and_truncated_files_are_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ArtefactError, match="truncated"):
         WeightMask.load(path)
+
+
+def test_bits_are_packed_for_other_files() -> None:
+    mask, other = draw(), draw(1)
+    assert other.unpacked(mask.packed()) == mask
+    short = {name: bits[:-1] for name, bits in mask.packed().items()}
+    with pytest.raises(ValueError, match="do not hold"):
+        mask.unpacked(short)

@@ -72,7 +72,7 @@ def test_options_that_do_not_fit_give_one_line(
         (["prune", "pathways", *rest], "needs batches that know their language"),
         (["prune", "magnitude", "--languages", "up", *rest], "--languages is of --task speech"),
         (["prune", "pathways", *DATA, "de", *rest], "no language 'de'; it has: right, left"),
-        (["prune", "pathways", *DATA, "--speech", str(tmp_path), *rest], "digits.csv cannot be"),
+        (["prune", "pathways", *DATA, "--data-dir", str(tmp_path), *rest], "digits.csv cannot be"),
     ):
         assert main(words) == 2
         assert message in capsys.readouterr().err
@@ -82,7 +82,7 @@ def test_whisper_and_recordings_from_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "speech").mkdir()
-    words = ["--task", "speech_recognition", "--speech", str(pack(tmp_path / "speech"))]
+    words = ["--task", "speech_recognition", "--data-dir", str(pack(tmp_path / "speech"))]
     words += ["--weights", str(save_whisper(tmp_path / "whisper", bands=80)), "--sparsity", "0.5"]
     options = ["--pathways.epochs", "1", "--pathways.batch-size", "2", "--pathways.every", "1"]
     options += ["--finetune-epochs", "1", "--batch-size", "2"]

@@ -50,6 +50,7 @@ LIMITS = {
     "max_memory": "at most {:,} bytes of activations",
     "max_latency": "at most {:g} ms a forward",
     "round_to": "widths in multiples of {}",
+    "uniform": "the same widths in every layer of a kind",
     "sparsity": "{:.4g} of the weights zero",
     "pattern": "zeros in the pattern {}",
 }
@@ -174,6 +175,7 @@ def page(
         widths=[] if findings.structure is None else width_rows(findings),
         rivals=[] if findings.structure is None else list(findings.rivals),
         zeros=zero_rows(content),
+        selected=selection_rows(content),
         groups=group_rows(content),
         cost=cost_rows(content),
         origin=origin_rows(content),
@@ -281,6 +283,20 @@ def zero_rows(content: Mapping[str, Any]) -> Facts:
     """Return the share of zeros in each weight of the pruned network."""
     densities = content["pruned"].get("densities", {})
     return [(name, percent(1.0 - density, 2)) for name, density in densities.items()]
+
+
+def selection_rows(content: Mapping[str, Any]) -> Facts:
+    """Return what selecting among candidates brought each method, in its last level."""
+    rows: Facts = []
+    for name, record in content.get("selection", {}).items():
+        told, gain = record["rank_correlation"], record["gain"]
+        numbers = (
+            "too few" if told is None else f"{told:.2f}",
+            f"{gain[0]:.4f}",
+            f"{gain[-1]:.4f}",
+        )
+        rows.append((name, str(len(gain)), *numbers))
+    return rows
 
 
 def group_rows(content: Mapping[str, Any]) -> Facts:

@@ -15,14 +15,10 @@ from prunegraph.core.errors import ArtefactError
 from prunegraph.core.files import write_json
 from prunegraph.core.precision import computes_bfloat16
 from prunegraph.core.reading import checked, read_json
-from prunegraph.methods.registry import FEDERATED, PATHWAYS
+from prunegraph.methods.randomized.run import Record
+from prunegraph.methods.registry import TRAINED
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.report.verdict import (
-    MethodRow,
-    Metric,
-    Unit,
-    is_method,
-)
+from prunegraph.runs.report.verdict import MethodRow, Metric, Unit, is_method
 
 SCHEMA = 1
 
@@ -34,9 +30,6 @@ FIRST = (
     *("methods", "verdict", "verdict_reason", "task", "score_name", "higher_is_better"),
 )
 """Keys of every report that others may rely on."""
-
-CONTROLS = frozenset({*FEDERATED, *PATHWAYS})
-"""Methods of which a run may be whose rows are controls alone."""
 
 PACKAGES = (
     *("prunegraph", "torch", "torchvision", "torch-geometric", "stable-baselines3", "numpy"),
@@ -200,6 +193,7 @@ PARTS: dict[str, Any] = {
     "stage_one_verdict": list[str | None],
     "proxy_rank_correlation": float,
     "layer_errors": dict[str, dict[str, float]],
+    "selection": dict[str, Record],
     "groups": dict[str, dict[str, Any]],
     "decision": {"start": str, "share": float, "divergence": dict[str, float]},
 }
@@ -230,6 +224,10 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
     return content
 
 
+BUDGET_TYPES: Mapping[str, tuple[type, ...]] = {"pattern": (str,), "uniform": (bool,)}
+"""What entries of a budget are that are no numbers."""
+
+
 def _check_parts(content: Mapping[str, Any], path: Path) -> None:
     """Raise ArtefactError for a part that not every report has, if it is damaged."""
     for name, shape in PARTS.items():
@@ -241,7 +239,7 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
     search = content["search"] or {}
     checked(search.get("seeds", []), list[int], f"{path}: search.seeds")
     rows = read_rows(content)
-    ends = any(is_method(row) or row.name in CONTROLS for row in rows)  # a control may be alone
+    ends = any(is_method(row) or row.name in TRAINED for row in rows)  # a control may be alone
     odd = [
         *["methods"] * (not ends),
         *["groups"] * (len({tuple(sorted(group["scores"])) for group in groups.values()}) > 1),
@@ -252,7 +250,7 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
         *(
             f"budget.{name}"
             for name, value in content["budget"].items()
-            if type(value) not in ((str,) if name == "pattern" else (int, float))
+            if type(value) not in BUDGET_TYPES.get(name, (int, float))
         ),
         *(
             f"latency_ms.{name}"

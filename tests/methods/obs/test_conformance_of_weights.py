@@ -17,7 +17,8 @@ from prunegraph.graph import analyse
 from prunegraph.layerwise.weights import prunable_weights
 from prunegraph.methods.fedmap.method import FedAvg, FedMap
 from prunegraph.methods.method import Method, Problem, Result
-from prunegraph.methods.registry import WEIGHT_METHODS, make_method
+from prunegraph.methods.registry import RANDOMIZED, WEIGHT_METHODS, make_method
+from prunegraph.runs.options.fields import with_options
 from prunegraph.tasks.image_classification import ImageClassification
 from prunegraph.testing import WeightMethodConformance
 
@@ -94,6 +95,20 @@ class TestFedAvg(TestFedMap):
         assert isinstance(result.mask, WeightMask)
         assert result.mask.sparsity == 0.0
         assert self.make_method().role == "control"
+
+
+class TestRandomized(WeightMethodConformance):
+    @pytest.fixture(autouse=True, params=RANDOMIZED)
+    def _choose(self, request: pytest.FixtureRequest, digits: Dataset) -> None:
+        self.name, self.digits = request.param, digits
+
+    def make_method(self) -> Method:
+        options = {"candidates": "2", "early": "2", "steps": "3"}
+        return with_options(make_method(self.name), options)
+
+    def make_problem(self, seed: int, max_networks: int) -> Problem:
+        del max_networks
+        return replace(pose(self.digits, Budget(sparsity=0.7)), seed=seed)
 
 
 class Careless:

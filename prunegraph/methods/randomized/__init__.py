@@ -1,0 +1,1 @@
+"""Masks drawn at random and selected after a short training, and what they are measured against."""

@@ -1,0 +1,305 @@
+"""A run over levels: trains, judges, keeps what is done, and tells of it."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from prunegraph.core.errors import ArtefactError
+from prunegraph.core.files import write_bytes
+from prunegraph.core.reading import checked, parse_json, read_safetensors
+from prunegraph.core.splits import ReadyBatches, SearchSplit, TrainSplit
+from prunegraph.core.tensors import load_state, state_tensors, to_safetensors
+from prunegraph.core.weight_mask import WeightMask
+from prunegraph.graph import copy_network, unwrap
+from prunegraph.layerwise.recalibrate import recalibrate_on
+from prunegraph.methods.method import Problem, Result
+from prunegraph.methods.randomized.draw import selection_gain
+from prunegraph.training.loop import FinetuneConfig, finetune
+from prunegraph.training.masked import MaskPlan
+
+WARMUP = 0.1
+"""Share of a training's steps over which the learning rate rises."""
+
+JUDGED = (0.8, 0.9)
+"""Shares of a short training after which a candidate is judged, beside its end; the mean counts."""
+
+MOST_ROWS = 512
+"""Samples that candidates are judged on, at most."""
+
+FEW = 3
+"""Candidates below which a rank correlation says nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How the networks of a level are trained; see ``Levels``."""
+
+    candidates: int
+    early: int
+    steps: int
+    batch_size: int
+    lr: float
+    distill: float
+
+    def config(self) -> FinetuneConfig:
+        """Return the recipe of one training, which is one pass over samples drawn for it."""
+        return FinetuneConfig(
+            epochs=1,
+            batch_size=self.batch_size,
+            peak_lr=self.lr,
+            warmup_epochs=WARMUP,
+            optimizer="adamw",
+            distill_weight=self.distill,
+        )
+
+
+@dataclass
+class Done:
+    """What a run has done.
+
+    Attributes:
+        level: levels that are finished.
+        early: losses of each level's candidates after the short training.
+        final: losses of the last level's candidates after the whole training, by number.
+    """
+
+    level: int = 0
+    early: list[list[float]] = field(default_factory=list)
+    final: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What a report tells of a method's candidates.
+
+    Attributes:
+        levels: sparsities.
+        early: their losses after the short training, in each level.
+        final: losses of the last level's candidates after the whole training, by number.
+        rank_correlation: Spearman's, of early and final loss in the last level; None: too few.
+        gain: mean final loss of the best of 1, 2, ... candidates by early loss.
+    """
+
+    levels: list[float]
+    early: list[list[float]]
+    final: list[float]
+    rank_correlation: float | None
+    gain: list[float]
+
+
+@dataclass(kw_only=True)
+class Selection:
+    """One run; ``result`` does it.
+
+    Attributes:
+        problem: the dense network, its data, seed and folder.
+        recipe: of all trainings.
+        name: of the method, and of its file.
+        identity: what tells the run from others.
+        model: the network, changed in place.
+        mask: what stays in it.
+        levels: sparsities in order.
+        candidate: returns what draws the masks of a level of such a sparsity.
+    """
+
+    problem: Problem
+    recipe: Recipe
+    name: str
+    identity: str
+    model: nn.Module
+    mask: WeightMask
+    levels: tuple[float, ...]
+    candidate: Callable[[float], Callable[[np.random.Generator], WeightMask]]
+    done: Done = field(default_factory=Done)
+
+    def result(self) -> Result:
+        """Do what is left of the run; return the network and what there is to tell of it."""
+        self._restore()
+        while self.done.level < len(self.levels):
+            self._run_level(self.done.level)
+        self.model.eval()
+        several = self.recipe.candidates > 1
+        return Result(
+            mask=self.mask,
+            model=self.model,
+            networks=sum(map(len, self.done.early)),
+            details={"selection": self._record()} if several else {},
+        )
+
+    def _run_level(self, level: int) -> None:
+        """Judge the candidates of a level, and train the best; in the last one all of them."""
+        draw, last = self.candidate(self.levels[level]), level == len(self.levels) - 1
+        masks = [draw(self._generator(level, n)) for n in range(self.recipe.candidates)]
+        chosen = 0
+        if len(masks) > 1:
+            chosen = self._judge(level, masks)
+        for number in [n for n in range(len(masks)) if n != chosen] if last else []:
+            if str(number) not in self.done.final:  # the others' are compared with their early ones
+                trained = self._train(level, masks[number], f"{level} final {number}")
+                self.done.final[str(number)] = self._loss(trained, self._split[1])
+                self._save()
+        trained = self._train(level, masks[chosen], f"{level} final {chosen}")
+        if last:
+            self.done.final[str(chosen)] = self._loss(trained, self._split[1])
+        load_state(self.model, state_tensors(trained), Path(self.name))
+        self.mask = masks[chosen]
+        self.done.level += 1
+        self._save()
+
+    def _judge(self, level: int, masks: list[WeightMask]) -> int:
+        """Return the number of the mask of least loss after the short training."""
+        if len(self.done.early) <= level:
+            self.done.early.append([])
+        early = self.done.early[level]
+        for number in range(len(early), len(masks)):
+            early.append(self._early_loss(level, masks[number]))
+            self._save()
+        return int(np.argmin(early))
+
+    def _early_loss(self, level: int, mask: WeightMask) -> float:
+        """Return the mean loss of a candidate at the end of the short training."""
+        rows, steps = self._split[0], self.recipe.early
+        model = mask.apply(self.model)
+        if steps == 0:
+            recalibrate_on(model, self.problem.task, self.problem.calibration)
+            return self._loss(model, rows)
+        losses, due = [], {max(round(share * steps), 1) for share in JUDGED} - {steps}
+
+        def watch(epochs: float, _: float) -> None:
+            if round(epochs * steps) in due:
+                losses.append(self._loss(model, rows))
+
+        self._fit(level, model, mask, steps, "early", watch=watch)
+        return float(np.mean([*losses, self._loss(model, rows)]))
+
+    def _train(self, level: int, mask: WeightMask, name: str) -> nn.Module:
+        """Return the network of a mask after the whole training of a level."""
+        model = copy_network(self.model)
+        folder = self.problem.folder
+        path = None if folder is None else folder / f"{self.name}-training.safetensors"
+        name = f"{self.identity} {name}"
+        self._fit(level, model, mask, self.recipe.steps, "final", checkpoint=path, name=name)
+        if path is not None:
+            path.unlink(missing_ok=True)
+        return model
+
+    def _fit(
+        self, level: int, model: nn.Module, mask: WeightMask, steps: int, what: str, **given: Any
+    ) -> None:
+        task, recipe = self.problem.task, self.recipe
+        train = samples(task.train, steps, recipe.batch_size, self._seed(what, level))
+        finetune(
+            model,
+            replace(cast(Any, task), train=train),
+            recipe.config(),
+            seed=self._seed("order", level),
+            teacher=unwrap(task.model) if recipe.distill else None,
+            masks=MaskPlan(masks=mask),
+            **given,
+        )
+
+    def _loss(self, model: nn.Module, rows: SearchSplit | None) -> float:
+        task = self.problem.task
+        batches = [] if rows is None else task.batches(rows, 64)
+        return task.measure(model, batches, autocast=task.autocast).loss
+
+    @cached_property
+    def _split(self) -> tuple[SearchSplit | None, SearchSplit | None]:
+        """Search rows that candidates are judged on, and others that the whole training is."""
+        search = self.problem.task.search
+        if search is None or len(search) < 2:
+            return search, search
+        rows = search.sample(min(2 * MOST_ROWS, len(search)), self.problem.seed)
+        places = torch.arange(len(rows))  # which may be in the order of the classes
+        return rows.take(places[::2]), rows.take(places[1::2])
+
+    def _seed(self, what: str, *numbers: int) -> int:
+        text = f"levels:{what}:{self.problem.seed}:{numbers}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+    def _generator(self, level: int, number: int) -> np.random.Generator:
+        return np.random.default_rng(self._seed("candidate", level, number))
+
+    def _record(self) -> dict[str, Any]:
+        done, early = self.done, self.done.early[-1]
+        final = [done.final[str(number)] for number in range(len(early))]
+        told = len(early) >= FEW and np.ptp(early) > 0.0 and np.ptp(final) > 0.0
+        record = Record(
+            levels=[*self.levels],
+            early=done.early,
+            final=final,
+            rank_correlation=float(spearmanr(early, final).statistic) if told else None,
+            gain=selection_gain(np.array(early), np.array(final)),
+        )
+        return asdict(record)
+
+    @property
+    def _path(self) -> Path | None:
+        folder = self.problem.folder
+        return None if folder is None else folder / f"{self.name}.safetensors"
+
+    def _save(self) -> None:
+        """Write what is done, and say how far that is."""
+        if self._path is not None:
+            tensors = {f"model.{n}": t for n, t in state_tensors(self.model).items()}
+            tensors |= {f"mask.{n}": t for n, t in self.mask.packed().items()}
+            record = {"identity": self.identity, "done": asdict(self.done)}
+            write_bytes(self._path, to_safetensors(tensors, {"levels": json.dumps(record)}))
+        if self.problem.progress is not None:
+            several, levels = self.recipe.candidates > 1, len(self.levels)
+            early, others = (levels * several * self.recipe.candidates, self.recipe.candidates - 1)
+            done = sum(map(len, self.done.early)) + self.done.level
+            done += max(len(self.done.final) - (self.done.level == levels), 0)
+            percent = 100 * done // (early + levels + others)
+            told = f"level {min(self.done.level + 1, levels)} of {levels}"
+            self.problem.progress(percent, told)
+
+    def _restore(self) -> None:
+        """Go on from the file, if there is one.
+
+        Raises:
+            ArtefactError: it is damaged, or of another run.
+        """
+        if self._path is None or not self._path.exists():
+            return
+        tensors, metadata = read_safetensors(self._path)
+        where = str(self._path)
+        text = checked(metadata, {"levels": str}, where)["levels"]
+        record = checked(parse_json(text, self._path), {"identity": str, "done": Done}, where)
+        if record["identity"] != self.identity:
+            msg = f"{where} is of another run, other options, seed or data: delete it"
+            raise ArtefactError(msg)
+        done: Done = record["done"]
+        begun = (done.level, done.level + 1) if self.recipe.candidates > 1 else (0,)
+        try:
+            mask = self.mask.unpacked({n: tensors[f"mask.{n}"] for n in self.mask.keep})
+            if not 0 <= done.level <= len(self.levels) or len(done.early) not in begun:
+                raise ValueError
+        except (KeyError, ValueError) as error:
+            msg = f"{where} is damaged: delete it to start over"
+            raise ArtefactError(msg) from error
+        load_state(self.model, of_model(tensors), self._path)
+        self.mask, self.done = mask, done
+
+
+def of_model(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of the network among those of a file."""
+    return {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+
+
+def samples(train: TrainSplit, steps: int, batch_size: int, seed: int) -> TrainSplit:
+    """Return samples for exactly so many steps, in passes over all, each in an order of its own."""
+    size = 1 if isinstance(train.source, ReadyBatches) else batch_size
+    generator = torch.Generator().manual_seed(seed)
+    passes = -(-steps * size // len(train))
+    order = torch.cat([torch.randperm(len(train), generator=generator) for _ in range(passes)])
+    return train.take(order[: steps * size])
