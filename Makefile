@@ -17,7 +17,7 @@ test: $(VENV)/.installed  ## the fast tests
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
 test-slow: $(VENV)/.installed  ## the tests that take longer, those that need ../shared included
-	$(BIN)/python -m pip install --quiet --editable '.[dev,ray]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,ray,flower]'
 	$(BIN)/python -m pytest -q -m slow
 
 endurance: $(VENV)/.installed  ## 20 kills a command, 10,000 hostile files a reader: hours

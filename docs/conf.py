@@ -26,6 +26,7 @@ myst_enable_extensions = ["deflist"]
 smartquotes_action = "D"  # dashes, no curly quotes
 python_maximum_signature_line_length = 88
 autodoc_member_order = "groupwise"
+autodoc_mock_imports = ["flwr"]  # an extra
 napoleon_custom_sections = ["Shapes"]
 napoleon_attr_annotations = False  # signatures show the types
 napoleon_use_rtype = False

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from prunegraph.layerwise.recalibrate import recalibrate_bn
     from prunegraph.layerwise.reconstruct import Reconstruction
     from prunegraph.layerwise.sequential import LayerwiseReconstruction
+    from prunegraph.runs.pretrained import save_pretrained
     from prunegraph.runs.prune import PruneResult, prune
     from prunegraph.training.loop import finetune
     from prunegraph.training.slimmable import Subnets
@@ -49,6 +50,7 @@ __all__ = [
     "prune",
     "recalibrate_bn",
     "save_masked",
+    "save_pretrained",
     "save_pruned",
     "tasks",
     "to_semi_structured",
@@ -86,6 +88,7 @@ _HOMES = {
     "prunegraph.layerwise.reconstruct": ("Reconstruction",),
     "prunegraph.layerwise.sequential": ("LayerwiseReconstruction",),
     "prunegraph.methods": ("methods",),
+    "prunegraph.runs.pretrained": ("save_pretrained",),
     "prunegraph.runs.prune": (
         "PruneResult",
         "prune",

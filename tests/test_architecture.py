@@ -19,7 +19,7 @@ ORDER = (
 MAX_LINES = 450
 MAX_FILES = 25
 OPTIONAL = {"onnx", "onnxruntime", "onnxscript", "ray"}
-OPTIONAL |= {"datasets", "tokenizers", "transformers"}
+OPTIONAL |= {"datasets", "tokenizers", "transformers", "soundfile", "jiwer"}
 PARSED = {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 TESTS = {path: ast.parse(path.read_text()) for path in sorted((ROOT / "tests").rglob("test_*.py"))}
 
@@ -53,6 +53,8 @@ def test_imports_go_one_way(path: Path) -> None:
             assert parts[1] in allowed(own), f"{path}:{node.lineno} imports {module}"
         if parts[0] == "stable_baselines3":
             assert own in {"agent", "methods", "runs"}, f"{path}:{node.lineno} imports {module}"
+        if parts[0] == "flwr":
+            assert path.name == "flower.py", f"{path}:{node.lineno} imports {module}"
 
 
 def modules() -> dict[str, set[str]]:

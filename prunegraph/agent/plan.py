@@ -15,7 +15,7 @@ from prunegraph.core.errors import ConfigError
 from prunegraph.env import check_at_stake
 from prunegraph.methods.method import Problem
 from prunegraph.methods.prior import NUM_PRIORS
-from prunegraph.rewards.config import Metric
+from prunegraph.rewards.config import Metric, metric_of
 
 FINALISTS = 8
 """Masks that are scored on the whole search split at the end of a search, at the least."""
@@ -111,6 +111,6 @@ def plan_search(
 
 
 def _metric(problems: Sequence[Problem], options: AgentOptions) -> Metric:
-    """Return what rewards compare: the score, where a task's outputs are of no known classes."""
-    known = all(problem.task.search is not None for problem in problems)
-    return options.metric if known else "accuracy"
+    """Return what rewards compare: the score, where networks are not compared by one other."""
+    found = {metric_of(problem.task, options.metric) for problem in problems}
+    return found.pop() if len(found) == 1 else "accuracy"

@@ -14,7 +14,7 @@ from prunegraph.agent.distill import DistillTarget, distill
 from prunegraph.agent.options import AgentOptions
 from prunegraph.agent.plan import FINALISTS, SearchPlan, plan_search
 from prunegraph.agent.policies import TrainedPolicy
-from prunegraph.agent.settings import DEFAULT_SUBSET, env_config
+from prunegraph.agent.settings import env_config
 from prunegraph.agent.subject import Subject, first_context
 from prunegraph.agent.train import AgentConfig, TrainingResult, train_agent
 from prunegraph.core.budget import Budget
@@ -153,7 +153,8 @@ def _search(
 
 
 def _show(problem: Problem, record: Mapping[str, Any]) -> None:
-    words = f"mean {problem.task.score_name} {record['accuracy']:.3f}"
+    own = problem.task.score_name
+    words = f"mean {'utility' if own != 'accuracy' else own} {record['accuracy']:.3f}"
     _say(problem, int(record["networks"]), words)
 
 
@@ -228,7 +229,7 @@ def _train(
     whole = any(subject.problem.task.search is None for subject in subjects)
     environment = env_config(
         plan.config,
-        subset_size=None if whole else problem.subset_size or DEFAULT_SUBSET,
+        subset_size=None if whole else problem.subset_size,
         budgets=plan.budgets,
     )
     return train_agent(

@@ -12,18 +12,15 @@ from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ArtefactError, BudgetError
 from prunegraph.core.reading import checked
 from prunegraph.env import EnvConfig
-from prunegraph.methods.search_run import SUBSET
+from prunegraph.methods.method import SUBSET
 from prunegraph.rewards import RewardConfig
 from prunegraph.rewards.config import Metric
 
 SEARCH_FLOOR = -10.0
 """Losing masks are told apart however far they lose: on digits most lose by more than 10 points."""
 
-SHARED = ("max_memory", "max_latency", "round_to")
+SHARED = ("max_memory", "max_latency", "round_to", "uniform")
 """Limits of the run that hold for every budget of a search."""
-
-DEFAULT_SUBSET = SUBSET
-"""Search images an update scores its networks on."""
 
 
 def trained_budgets(shares: Sequence[float], budget: Budget) -> tuple[Budget, ...]:
@@ -136,7 +133,7 @@ def agent_config(
 def env_config(
     config: AgentConfig,
     *,
-    subset_size: int | None = DEFAULT_SUBSET,
+    subset_size: int | None = SUBSET,
     budgets: Sequence[Budget] | None = None,
 ) -> EnvConfig:
     """Return the environment's options.

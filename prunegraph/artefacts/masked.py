@@ -29,7 +29,7 @@ from prunegraph.core.errors import ArtefactError, MaskError
 from prunegraph.core.files import file_digest, write_bytes, write_json
 from prunegraph.core.seeding import seeded
 from prunegraph.core.tensors import load_state, state_tensors, to_safetensors
-from prunegraph.core.weight_mask import WeightMask
+from prunegraph.core.weight_mask import GroupedMask, WeightMask
 from prunegraph.graph import unwrap
 from prunegraph.models import save_pretrained_layout
 
@@ -195,4 +195,6 @@ def load_masked(where: Path | str, build_model: Callable[[], nn.Module]) -> Mask
     except MaskError as error:
         msg = f"{weights_path} does not fit its mask: {error}; copy the files again"
         raise ArtefactError(msg) from error
+    if isinstance(mask, GroupedMask):
+        mask.attach(model)
     return MaskedNetwork(model=model.eval(), mask=mask, info=info_of(record))

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from prunegraph.core.errors import ArtefactError, ConfigError, MaskError, one_line
-from prunegraph.core.files import write_bytes, write_json
+from prunegraph.core.files import file_digest, write_bytes, write_json
 from prunegraph.core.masks import ChannelMask, pack_bits, unpack_bits
 from prunegraph.core.reading import checked, read_json, read_safetensors
 from prunegraph.core.seeding import seeded
 from prunegraph.core.tensors import load_state, state_tensors, to_safetensors
 from prunegraph.graph import AttentionUnit, ExampleInputs, StructureGraph, analyse, unwrap
 from prunegraph.graph.apply import apply_mask
+from prunegraph.models import save_pretrained_layout
 
 SCHEMA = 1
 MASK_FILE = "mask.json"
@@ -66,7 +67,7 @@ class PrunedInfo:
 
     Attributes:
         arch: the dense network's name for ``build_model``, or any name of the user's.
-        num_classes: size of its output.
+        num_classes: size of a classifier's output.
         example_shape: shape of the example input that was analysed, the batch included.
         mean: per-channel mean subtracted from its inputs, or None.
         std: per-channel standard deviation, or None.
@@ -74,7 +75,7 @@ class PrunedInfo:
     """
 
     arch: str
-    num_classes: int
+    num_classes: int = 1
     example_shape: tuple[int, ...]
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -98,6 +99,28 @@ class PrunedNetwork:
     info: PrunedInfo
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class StoredChannels(ChannelMask):
+    """The mask of a saved network whose weights its method has changed.
+
+    Attributes:
+        where: what ``save_pruned`` was given.
+        weights: digest of the network's parameters.
+    """
+
+    where: Path
+    weights: str
+
+    @property
+    def name(self) -> str:
+        """16 hex digits that name the mask."""
+        return super().digest()
+
+    def digest(self) -> str:
+        """Return 16 hex digits that name the network."""
+        return hashlib.sha256(f"{self.name};{self.weights}".encode()).hexdigest()[:16]
+
+
 def artefact_paths(where: Path | str) -> tuple[Path, Path]:
     """Return the files of a saved pruned network: the recipe (mask, how to build), the weights.
 
@@ -118,6 +141,7 @@ def save_pruned(
     mask: ChannelMask,
     graph: StructureGraph,
     info: PrunedInfo,
+    pretrained: Any = None,
 ) -> None:
     """Write a pruned network as a recipe and its weights, each atomically.
 
@@ -128,6 +152,8 @@ def save_pruned(
         mask: the mask that made it.
         graph: the structure of the dense network.
         info: how the dense network is made.
+        pretrained: of a network of transformers, whose config can hold it, the folder that holds
+            its tokenizer, or itself: ``where`` becomes a ``from_pretrained`` folder.
 
     Raises:
         ArtefactError: a file cannot be written, the network is not what the mask leaves, the
@@ -135,7 +161,7 @@ def save_pruned(
             network's state what is no tensor.
     """
     recipe_path, weights_path = artefact_paths(where)
-    weights = to_safetensors(state_tensors(unwrap(model)))
+    weights = to_safetensors(state_tensors(unwrap(model))) if pretrained is None else b""
     found, left = sum(p.numel() for p in model.parameters()), graph.cost(mask).params
     if found != left:
         msg = (
@@ -143,19 +169,25 @@ def save_pruned(
             f"{left:,}: give the network that apply_mask returned"
         )
         raise ArtefactError(msg)
+    digest = hashlib.sha256(weights).hexdigest()
+    if pretrained is not None:
+        weights_path = Path(where) / PRETRAINED_FILE
+        save_pretrained_layout(unwrap(model), pretrained, where)
+        digest = file_digest(weights_path)
     own = {
         "mask": {
             "keep": pack_bits(mask.keep),
             "size": int(mask.keep.size),
             "kept": mask.num_kept,
-            "digest": mask.digest(),
+            "digest": ChannelMask(mask.keep).digest(),
         },
         "graph": graph.fingerprint(),
         "attention": graph.attention,
-        "weights": {"file": weights_path.name, "sha256": hashlib.sha256(weights).hexdigest()},
+        "weights": {"file": weights_path.name, "sha256": digest},
     }
     record = make_record(recipe_path, info, own)
-    write_bytes(weights_path, weights)
+    if pretrained is None:
+        write_bytes(weights_path, weights)
     write_json(recipe_path, record)
 
 

@@ -7,6 +7,9 @@ from typing import Any, Literal
 from prunegraph.core.errors import BudgetError
 from prunegraph.core.pattern import Pattern
 
+SHAPES = frozenset({"round_to", "uniform"})
+"""Names of what rules over the widths, and is no limit by itself."""
+
 PATTERN_ROUNDING = 5e-4
 """A sparsity may differ by this much from the one that its pattern fixes: 0.667 with 1:3."""
 
@@ -30,6 +33,8 @@ class Budget:
             is measured: ``pruning.project_latency`` alone can meet it.
         round_to: if given, the number of channels that a group keeps is a multiple of it, or all
             of them, or the group's minimum where the whole group is smaller. No limit by itself.
+        uniform: layers that stand at the same place of repeated blocks keep equally many channels,
+            so that one number of a config tells the width of all. No limit by itself.
         sparsity: this share, in [0, 1), of the prunable weights becomes zero.
         pattern: where the zeros lie, as ``"2:4"`` (see ``Pattern``), which fixes the sparsity;
             default: anywhere.
@@ -40,12 +45,13 @@ class Budget:
     max_memory: int | None = None
     max_latency: float | None = None
     round_to: int | None = None
+    uniform: bool = False
     sparsity: float | None = None
     pattern: str | None = None
 
     def __post_init__(self) -> None:
         self._take_pattern()
-        if not self.as_dict().keys() - {"round_to"}:
+        if not self.as_dict().keys() - SHAPES:
             msg = (
                 "a budget needs at least one of keep_macs, keep_params, max_memory, max_latency; "
                 "or sparsity"
@@ -59,6 +65,11 @@ class Budget:
     def kind(self) -> Literal["channels", "weights"]:
         """What is removed: channels, or single weights."""
         return "channels" if self.sparsity is None else "weights"
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether several units join or leave at once."""
+        return self.round_to is not None or self.uniform
 
     def check_channels(self) -> None:
         """Raise BudgetError if the budget is one of single weights."""
@@ -108,8 +119,11 @@ class Budget:
 
     def _check_numbers(self) -> None:
         for name, value in self.as_dict().items():
-            if name == "pattern":
+            if name == "pattern" or (name, value) == ("uniform", True):
                 continue
+            if name == "uniform":
+                msg = f"uniform={value!r} must be True or False"
+                raise BudgetError(msg)
             if isinstance(value, bool) or not isinstance(value, Real):
                 msg = f"{name}={value!r} must be a number, not of type {type(value).__name__}"
                 raise BudgetError(msg)
@@ -132,14 +146,14 @@ class Budget:
         """Return the limits that can be met without a clock; all may remain if there are none."""
         values = self.as_dict()
         values.pop("max_latency", None)
-        if not values.keys() - {"round_to"}:
+        if not values.keys() - SHAPES:
             values["keep_macs"] = 1.0
         return Budget(**values)
 
     def as_dict(self) -> dict[str, Any]:
         """Return what is set, by name; ``Budget(**budget.as_dict())`` is the same budget."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if value is not None}
+        return {n: value for n, value in values.items() if value is not None and value is not False}
 
 
 @dataclass(frozen=True, kw_only=True)

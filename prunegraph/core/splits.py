@@ -17,7 +17,11 @@ Batch = Any
 
 
 class Source(Protocol):
-    """Samples that can be loaded by position."""
+    """Samples that can be loaded by position.
+
+    One whose attribute ``groups`` (``[n]`` int64) says what group each sample is of, such as its
+    language, is loaded in batches of one group each.
+    """
 
     def load(self, index: Tensor, augment: torch.Generator | None = None) -> Batch:
         """Return a batch of the samples at ``index``.
@@ -134,13 +138,33 @@ class Split:
         if shuffle is not None:
             order = order[torch.randperm(len(order), generator=shuffle)]
         size = 1 if isinstance(self.source, ReadyBatches) else batch_size
-        for chunk in order.split(size)[skip:]:
+        for chunk in self._chunks(order, size, shuffle)[skip:]:
             yield self.source.load(chunk, augment)
+
+    def _chunks(
+        self, order: Tensor, size: int, shuffle: torch.Generator | None = None
+    ) -> Sequence[Tensor]:
+        """Return the positions of each batch, which is of one group if the source has groups."""
+        groups: Tensor | None = getattr(self.source, "groups", None)
+        if groups is None:
+            whole: Sequence[Tensor] = order.split(size)
+            return whole
+        own = groups[order]
+        chunks: list[Tensor] = [
+            chunk for group in own.unique() for chunk in order[own == group].split(size)
+        ]
+        if shuffle is None:
+            return chunks
+        return [chunks[at] for at in torch.randperm(len(chunks), generator=shuffle).tolist()]
 
     def equal_batches(self, num_batches: int) -> Iterator[Batch]:
         """Yield so many batches of equal size (to one) in stored order; ready ones as they are."""
         ready = isinstance(self.source, ReadyBatches)
-        for chunk in self.index.tensor_split(len(self) if ready else num_batches):
+        chunks: Sequence[Tensor]
+        chunks = self.index.tensor_split(len(self) if ready else num_batches)
+        if hasattr(self.source, "groups"):
+            chunks = self._chunks(self.index, -(-len(self) // num_batches))
+        for chunk in chunks:
             yield self.source.load(chunk)
 
     def fingerprint(self) -> str:

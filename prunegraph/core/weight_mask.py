@@ -6,9 +6,9 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ SCHEMA = 1
 
 RECORD = {"schema": int, "pattern": str, "digest": str, "shapes": dict[str, tuple[int, ...]]}
 """What the header of a mask's file says in JSON, under ``weight_mask``, of the packed bits."""
+
+GROUP_MASKS = "_group_masks"
+"""Attribute of a network whose batches use the weights of their group."""
 
 MOST_AXES = 8
 """Of a weight; torch's own convolutions have 5."""
@@ -75,6 +78,11 @@ class WeightMask:
     def sparsity(self) -> float:
         """Share of the weights that become zero, counted."""
         return (self.size - self.num_kept) / self.size
+
+    @property
+    def groups(self) -> Mapping[str, "WeightMask"]:
+        """The mask of each group of batches; here one, of all."""
+        return {"": self}
 
     @property
     def densities(self) -> dict[str, float]:
@@ -197,11 +205,16 @@ class WeightMask:
             "digest": self.digest(),
             "shapes": {name: list(bits.shape) for name, bits in self.keep.items()},
         }
+        record |= self._more()
         return to_safetensors(self.packed(), {"weight_mask": json.dumps(record)})
 
+    def _more(self) -> dict[str, Any]:
+        """Return what the file's record says besides."""
+        return {}
+
     @classmethod
-    def load(cls, path: Path | str) -> Self:
-        """Read what ``save`` wrote.
+    def load(cls, path: Path | str) -> "WeightMask":
+        """Read what ``save`` wrote; masks of several groups come as a ``GroupedMask``.
 
         Raises:
             ArtefactError: the file is missing, damaged, or holds no weight mask.
@@ -214,9 +227,16 @@ class WeightMask:
         if record["schema"] != SCHEMA:
             msg = f"{path} has schema {record['schema']}, this version reads {SCHEMA}: update"
             raise ArtefactError(msg)
+        names = checked(record.pop("groups", []), list[str], str(path))
         record = checked(record, RECORD, str(path))
         try:
-            mask = cls(_unpacked(packed, record["shapes"]), Pattern.parse(record["pattern"]))
+            mask: WeightMask
+            if names:
+                own = {n: _of_group(packed, record["shapes"], k) for k, n in enumerate(names)}
+                mask = GroupedMask.of({name: WeightMask(keep) for name, keep in own.items()})
+            else:
+                pattern = Pattern.parse(record["pattern"])
+                mask = cls(_unpacked(packed, record["shapes"]), pattern)
         except (ValueError, BudgetError, MaskError) as error:
             msg = f"{path} holds no weight mask ({first_line(error)}): save the mask again"
             raise ArtefactError(msg) from error
@@ -244,6 +264,100 @@ class WeightMask:
 
     def __hash__(self) -> int:
         return hash(self.digest())
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GroupedMask(WeightMask):
+    """Masks of several groups of batches (languages) on one set of weights; made by ``of``.
+
+    Attributes:
+        keep: the weights that any group keeps: what is stored.
+        masks: of each group: what its batches run with.
+    """
+
+    masks: Mapping[str, WeightMask] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, masks: Mapping[str, WeightMask]) -> WeightMask:
+        """Return the masks of groups as one; of equal ones a plain mask.
+
+        Raises:
+            MaskError: they are of other weights.
+        """
+        first = next(iter(masks.values()))
+        if all(mask == first for mask in masks.values()):
+            return first
+        for mask in masks.values():
+            mask.overlap(first)  # which checks names and shapes
+        names = first.keep
+        keep = {n: torch.stack([m.keep[n] for m in masks.values()]).any(0) for n in names}
+        return cls(keep, masks=dict(masks))
+
+    @property
+    def groups(self) -> Mapping[str, WeightMask]:
+        """The mask of each group."""
+        return self.masks
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the weights that are zero for a group; the mean over groups."""
+        return sum(mask.sparsity for mask in self.masks.values()) / len(self.masks)
+
+    def digest(self) -> str:
+        """Return 16 hex digits that name the masks, with their groups."""
+        words = json.dumps({name: mask.digest() for name, mask in self.masks.items()})
+        return hashlib.sha256(words.encode()).hexdigest()[:16]
+
+    def apply(self, model: Network) -> Network:
+        """Return a copy that holds the weights of all groups, and uses those of a batch's group."""
+        return self.attach(super().apply(model))
+
+    def attach(self, model: Network) -> Network:
+        """Let a network use for each batch the weights of its group (``weights_for``)."""
+        setattr(model, GROUP_MASKS, self)
+        return model
+
+    def packed(self) -> dict[str, Tensor]:
+        """Return the bits of each group's parameters, ``"NUMBER.NAME"``: ``[bytes]`` uint8."""
+        masks = enumerate(self.masks.values())
+        return {f"{k}.{n}": bits for k, mask in masks for n, bits in mask.packed().items()}
+
+    def _more(self) -> dict[str, Any]:
+        return {"groups": list(self.masks)}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GroupedMask) and self.masks == other.masks
+
+    def __hash__(self) -> int:
+        return hash(self.digest())
+
+
+def weights_for(model: nn.Module, group: str) -> dict[str, Tensor]:
+    """Return the parameters that a group's batches use in place of a network's own; often none.
+
+    Give them to ``torch.func.functional_call``. Gradients flow to the weights of the group alone.
+
+    Raises:
+        MaskError: the network has masks of groups, and none of this one.
+    """
+    masks: GroupedMask | None = getattr(model, GROUP_MASKS, None)
+    if masks is None:
+        return {}
+    if group not in masks.masks:
+        msg = f"the network has no mask for {group!r}; it has: {', '.join(masks.masks)}"
+        raise MaskError(msg)
+    keep = masks.masks[group].keep
+    own = masks.parameters_of(model)
+    return {name: own[name] * keep[name].to(own[name].device) for name in keep}
+
+
+def _of_group(
+    packed: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], number: int
+) -> dict[str, Tensor]:
+    """Return the booleans of one group; ValueError if the bytes are not those of the shapes."""
+    start = f"{number}."
+    own = {name.removeprefix(start): t for name, t in packed.items() if name.startswith(start)}
+    return _unpacked(own, shapes)
 
 
 def _unpacked(

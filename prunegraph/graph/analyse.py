@@ -41,6 +41,9 @@ from prunegraph.graph.trace.training_layers import (
 
 AttentionUnit = Literal["head", "width"]
 
+PROVED_TOKENS = 32
+"""Tokens of a sequence that a proof runs on, at most."""
+
 _WRAPPED = ".parametrizations."
 """Part of the names of parameters from which ``torch.nn.utils.parametrize`` makes weights."""
 
@@ -351,6 +354,21 @@ def _filled(model: nn.Module, example_inputs: ExampleInputs) -> ExampleInputs | 
     return filled if found else None
 
 
+def _shortened(model: nn.Module, example_inputs: ExampleInputs) -> ExampleInputs | None:
+    """Return sequences of token numbers that are shorter; None if the inputs are none.
+
+    Which widths agree does not depend on how many tokens there are, the time of the proof does.
+    """
+    tensors = tensors_in(example_inputs)
+    shapes = {tuple(tensor.shape) for tensor in tensors}
+    tables = any(isinstance(item, nn.Embedding) for item in model.modules())
+    odd = any(tensor.ndim != 2 or tensor.is_floating_point() for tensor in tensors)
+    if not tables or odd or len(shapes) != 1 or shapes.pop()[1] <= PROVED_TOKENS:
+        return None
+    shorter: ExampleInputs = tree_map_only(Tensor, lambda t: t[:, :PROVED_TOKENS], example_inputs)
+    return shorter
+
+
 def runner(example_inputs: ExampleInputs) -> Forward:
     """Return what calls a network on the inputs."""
 
@@ -395,10 +413,12 @@ def analyse(
     if not trial:
         graph = fixes.builder().build()
     else:
-        run, filled = runner(example_inputs), _filled(model, example_inputs)
+        run = runner(example_inputs)
         with evaluation_mode(model):
-            if filled is not None and is_sound(model, runner(filled)):
-                run = runner(filled)
+            for change in (_filled, _shortened):
+                changed = change(model, example_inputs)
+                if changed is not None and is_sound(model, runner(changed)):
+                    example_inputs, run = changed, runner(changed)
             check_copies(model, run)
             graph = fixes.resolve(run)
     if not graph.free.any():

@@ -7,7 +7,7 @@ another process and compared by its fingerprint.
 """
 
 import hashlib
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,7 +21,7 @@ from prunegraph.core.masks import BoolArray, ChannelMask, Float64Array, FloatArr
 from prunegraph.graph.costs.macs import MACS, CostFunction, CostModel
 from prunegraph.graph.costs.memory import MemoryModel
 from prunegraph.graph.projection import Limits, project, repair
-from prunegraph.graph.rounding import allowed
+from prunegraph.graph.rounding import allowed, kinds_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +171,8 @@ class StructureGraph:
             residual streams do, gates (products) do not.
         divisors: parameters and buffers, no weights, that a masked network keeps, since it divides
             by them.
+        widths: numbers of units that alone may stay in a group, ascending, where not all may.
+        origin: fingerprint of the structure as it was analysed, where a choice froze more of it.
     """
 
     num_units: int
@@ -189,6 +191,8 @@ class StructureGraph:
     latency_model: CostFunction | None = field(default=None, repr=False)
     summed: BoolArray
     divisors: Set[str] = frozenset()
+    widths: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    origin: str | None = None
 
     @cached_property
     def dense_cost(self) -> Cost:
@@ -221,6 +225,11 @@ class StructureGraph:
     def group_sizes(self) -> IntArray:
         """``[G]`` number of units of each group."""
         return np.array([len(group.units) for group in self.groups], dtype=np.int64)
+
+    @cached_property
+    def kinds(self) -> IntArray:
+        """``[G]`` number of each group's kind: what stands at one place of repeated blocks."""
+        return kinds_of(self)
 
     @cached_property
     def channels_per_class(self) -> IntArray:
@@ -333,13 +342,13 @@ class StructureGraph:
         return float(max(cost.macs / limits[0], cost.params / limits[1], *others))
 
     def fits(self, keep: ChannelMask | BoolArray, budget: Budget) -> bool:
-        """Return whether a mask meets a budget's limits and its rounding.
+        """Return whether a mask meets a budget's limits and what it asks of widths.
 
         A latency counts where it is predicted.
         """
         bits = keep.keep if isinstance(keep, ChannelMask) else keep
         return Limits(self, budget).fits(bits) and (
-            budget.round_to is None or allowed(self, bits, budget.round_to)
+            not budget.in_blocks or allowed(self, bits, budget)
         )
 
     def mask(self, keep: BoolArray) -> ChannelMask:
@@ -400,6 +409,8 @@ class StructureGraph:
 
     def fingerprint(self) -> str:
         """Return 16 hex digits that name the structure (equal for equal networks)."""
+        if self.origin is not None:
+            return self.origin
         digest = hashlib.sha256(f"{self.num_units};".encode())
         for name in sorted(self.param_units):
             for axis, units in sorted(self.param_units[name].items()):

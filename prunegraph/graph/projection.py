@@ -7,7 +7,7 @@ import numpy as np
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import BudgetError, MaskError
 from prunegraph.core.masks import BoolArray, ChannelMask, Float64Array, FloatArray, IntArray
-from prunegraph.graph.rounding import Blocks, minimum_and_blocks, misfit
+from prunegraph.graph.rounding import Blocks, minimum_and_blocks, misfit, repeats
 
 if TYPE_CHECKING:  # the graph's methods call these functions
     from prunegraph.graph.graph import StructureGraph
@@ -20,9 +20,16 @@ def why_no_less(graph: "StructureGraph", round_to: int | None) -> str:
     return f"each group keeps its {least}; frozen: {'; '.join(reasons) or 'nothing'}"
 
 
-def _check_budget(budget: object) -> None:
+def _check_budget(graph: "StructureGraph", budget: object) -> None:
     if not isinstance(budget, Budget):
         msg = f"{budget!r} is no budget: give prunegraph.Budget, such as Budget(keep_macs=0.5)"
+        raise BudgetError(msg)
+    budget.check_channels()
+    if budget.uniform and not repeats(graph):
+        msg = (
+            "uniform=True gives layers of a kind one width, and here no two that may be pruned are "
+            "of a kind, as those of repeated blocks are: leave it out"
+        )
         raise BudgetError(msg)
 
 
@@ -61,7 +68,8 @@ def project(graph: "StructureGraph", scores: FloatArray, budget: Budget) -> Chan
 
     The result is maximal: no removed unit fits any more, so the repaired cost lies nearer to the
     budget than the cheapest class that could still be added. With ``budget.round_to`` units come
-    in blocks that take a group from one allowed width to the next, in descending mean score.
+    in blocks that take a group from one allowed width to the next, in descending mean score; with
+    ``budget.uniform`` in blocks that take all groups of a kind there.
 
     Args:
         graph: the structure.
@@ -70,11 +78,11 @@ def project(graph: "StructureGraph", scores: FloatArray, budget: Budget) -> Chan
 
     Raises:
         BudgetError: the budget is no ``Budget``, below what must stay (the message says the least),
-            holds a latency that the structure does not predict, or is one of single weights.
+            holds a latency that the structure does not predict, is one of single weights, or asks
+            for one width in layers of a kind where there are none.
         MaskError: scores of another shape, or not finite.
     """
-    _check_budget(budget)
-    budget.check_channels()
+    _check_budget(graph, budget)
     if budget.max_latency is not None and graph.latency_model is None:
         msg = (
             "max_latency is met by measuring: use "
@@ -86,7 +94,7 @@ def project(graph: "StructureGraph", scores: FloatArray, budget: Budget) -> Chan
     limits = Limits(graph, budget)
     taken = _longest_prefix(keep, blocks.units, blocks.ends, limits)
     keep[blocks.first(taken)] = True
-    if budget.round_to is None:
+    if not budget.in_blocks:
         _fill_units(keep, blocks, taken, limits)
     else:
         _fill_blocks(keep, blocks, taken, limits)
@@ -105,7 +113,7 @@ def minimum(
     exact = scores.astype(np.float64)
     free = np.flatnonzero(graph.free)
     order = free[np.argsort(-exact[free], kind="stable")]
-    return minimum_and_blocks(graph, order, exact, budget.round_to)
+    return minimum_and_blocks(graph, order, exact, budget)
 
 
 def check_scores(graph: "StructureGraph", scores: FloatArray | Float64Array) -> None:
@@ -186,17 +194,17 @@ def _fill_units(keep: BoolArray, blocks: Blocks, taken: int, limits: Limits) -> 
 def _fill_blocks(keep: BoolArray, blocks: Blocks, taken: int, limits: Limits) -> None:
     """Add blocks to ``keep`` in place from block ``taken`` on, each if it still fits.
 
-    A block that does not fit never fits later, and closes its group to the blocks after it.
+    A block that does not fit never fits later, and closes its series to the blocks after it.
     """
     closed: set[int] = set()
     for index in range(taken, len(blocks)):
-        group = int(blocks.group[index])
-        if group in closed:
+        series = int(blocks.series[index])
+        if series in closed:
             continue
         keep[blocks.block(index)] = True
         if not limits.fits(keep):
             keep[blocks.block(index)] = False
-            closed.add(group)
+            closed.add(series)
 
 
 def repair(
@@ -219,6 +227,6 @@ def repair(
     order = rng.random(graph.num_units)  # in [0, 1): kept bits come before all removed ones
     mask = project(graph, (keep.astype(np.float64) + order).astype(np.float32), budget)
     flipped = int(((mask.keep != keep) & graph.free).sum())
-    if budget.round_to is not None:
-        flipped -= int(misfit(graph, keep, budget.round_to).sum())
+    if budget.in_blocks:
+        flipped -= int(misfit(graph, keep, budget).sum())
     return mask, max(flipped, 0) / max(int(graph.free.sum()), 1)

@@ -1,14 +1,18 @@
 """Width rounding: which widths a group may have, and the blocks in which its units come.
 
 Hardware likes layers whose number of channels is a multiple of 8 or 16. A *block* is what takes a
-group from one allowed width to the next; without rounding each unit is a block of its own.
+group from one allowed width to the next; without rounding each unit is a block of its own. Where
+layers of a kind have one width a block takes all groups of the kind, its *series*, to the next one.
 """
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from prunegraph.core.budget import Budget
 from prunegraph.core.masks import BoolArray, Float64Array, IntArray
 
 if TYPE_CHECKING:  # the graph's methods call these functions
@@ -22,12 +26,13 @@ class Blocks:
     Attributes:
         units: ``[R]`` class ids, block after block.
         ends: ``[B]`` end of each block in ``units``.
-        group: ``[B]`` group of each block; a group's blocks come in the order of their widths.
+        series: ``[B]`` number of the groups that each block widens; the blocks of a series come in
+            the order of their widths.
     """
 
     units: IntArray
     ends: IntArray
-    group: IntArray
+    series: IntArray
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -39,6 +44,51 @@ class Blocks:
     def block(self, index: int) -> IntArray:
         """Return the units of one block."""
         return self.units[self.ends[index - 1] if index else 0 : self.ends[index]]
+
+
+def kinds_of(graph: "StructureGraph") -> IntArray:
+    """Return ``[G]`` the number of each group's kind.
+
+    Groups are of a kind if their members have the same names but for the numbers in them, they are
+    equally large, and the same numbers of units may stay.
+    """
+    keys = [
+        (
+            tuple(re.sub(r"(?<![^.])\d+(?=\.)", "*", member) for member in group.members),
+            len(group.units),
+            group.frozen,
+            group.min_keep,
+            tuple(graph.widths.get(number, ())),
+        )
+        for number, group in enumerate(graph.groups)
+    ]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return np.array([numbers[key] for key in keys], dtype=np.int64)
+
+
+def repeats(graph: "StructureGraph") -> bool:
+    """Return whether two groups that may be pruned are of a kind."""
+    kinds = graph.kinds[graph.free_groups]
+    return len(np.unique(kinds)) < len(kinds)
+
+
+def restrict(
+    graph: "StructureGraph", whole: Mapping[int, str], widths: Mapping[int, Sequence[int]]
+) -> "StructureGraph":
+    """Return the structure with less to prune; its fingerprint stays.
+
+    Args:
+        graph: the structure.
+        whole: number of each group that stays whole, with the reason.
+        widths: number of each group in which only so many units may stay, ascending.
+    """
+    groups = tuple(
+        replace(group, frozen=whole.get(number, group.frozen))
+        for number, group in enumerate(graph.groups)
+    )
+    frozen = graph.frozen | np.isin(graph.group_of, list(whole))
+    origin = graph.fingerprint()
+    return replace(graph, groups=groups, frozen=frozen, widths=widths, origin=origin)
 
 
 def rounding_units(graph: "StructureGraph", round_to: int | None) -> IntArray:
@@ -60,28 +110,45 @@ def least_widths(graph: "StructureGraph", round_to: int | None) -> IntArray:
     """Return ``[G]`` the least allowed width of each group, in units."""
     units, sizes = rounding_units(graph, round_to), graph.group_sizes
     rounded = np.minimum(-(-graph.min_keep // units) * units, sizes)
-    return np.where(sizes < units, graph.min_keep, rounded)
+    least = np.where(sizes < units, graph.min_keep, rounded)
+    for group, widths in graph.widths.items():
+        least[group] = widths[0]
+    return least
 
 
-def allowed(graph: "StructureGraph", keep: BoolArray, round_to: int) -> bool:
-    """Return whether the width of every free group is one that rounding allows."""
-    return not misfit(graph, keep, round_to).any()
+def allowed(graph: "StructureGraph", keep: BoolArray, budget: Budget) -> bool:
+    """Return whether the width of every free group is one that a budget allows."""
+    return not misfit(graph, keep, budget).any()
 
 
-def misfit(graph: "StructureGraph", keep: BoolArray, round_to: int | None) -> IntArray:
-    """Return ``[G]`` how many units each free group's width is away from the nearest allowed."""
+def misfit(graph: "StructureGraph", keep: BoolArray, budget: Budget) -> IntArray:
+    """Return ``[G]`` how many units each free group's width is away from the nearest allowed.
+
+    Where layers of a kind have one width, it is the one nearest to their median.
+    """
+    widths = np.bincount(graph.group_of[keep], minlength=len(graph.groups))
+    wanted = widths
+    if budget.uniform:
+        medians = [np.median(widths[graph.kinds == kind]) for kind in range(graph.kinds.max() + 1)]
+        wanted = np.array(medians, dtype=np.int64)[graph.kinds]
+    free = np.bincount(graph.group_of[graph.free], minlength=len(graph.groups)) > 0
+    return np.where(free, abs(widths - _nearest(graph, wanted, budget.round_to)), 0)
+
+
+def _nearest(graph: "StructureGraph", wanted: IntArray, round_to: int | None) -> IntArray:
+    """Return the allowed widths ``[G]`` that are nearest to given ones."""
     units, sizes = rounding_units(graph, round_to), graph.group_sizes
     least = least_widths(graph, round_to)
-    widths = np.bincount(graph.group_of[keep], minlength=len(graph.groups))
-    below = np.where(widths >= sizes, sizes, np.maximum(widths // units * units, least))
-    above = np.minimum(np.maximum(-(-widths // units) * units, least), sizes)
-    away = np.minimum(abs(widths - below), abs(above - widths))
-    free = np.bincount(graph.group_of[graph.free], minlength=len(graph.groups)) > 0
-    return np.where(free, away, 0)
+    below = np.where(wanted >= sizes, sizes, np.maximum(wanted // units * units, least))
+    above = np.minimum(np.maximum(-(-wanted // units) * units, least), sizes)
+    nearest = np.where(abs(wanted - below) <= abs(above - wanted), below, above)
+    for group, widths in graph.widths.items():
+        nearest[group] = min(widths, key=lambda width: abs(width - wanted[group]))
+    return nearest
 
 
 def minimum_and_blocks(
-    graph: "StructureGraph", order: IntArray, scores: Float64Array, round_to: int | None
+    graph: "StructureGraph", order: IntArray, scores: Float64Array, budget: Budget
 ) -> tuple[BoolArray, Blocks]:
     """Divide the free units into each group's minimum and the blocks that may join it.
 
@@ -89,7 +156,7 @@ def minimum_and_blocks(
         graph: the structure.
         order: ``[F]`` the free units, best first.
         scores: ``[N]`` their scores; a block's is the mean of its units'.
-        round_to: multiple of channels, or None.
+        budget: what the widths are rounded to, and whether layers of a kind have one.
 
     Returns:
         ``[N]`` the keep bits of frozen units and minima, and the blocks, best first.
@@ -99,28 +166,31 @@ def minimum_and_blocks(
     first = np.searchsorted(groups[by_group], groups[by_group], side="left")
     rank = np.empty(len(order), dtype=np.int64)
     rank[by_group] = np.arange(len(order)) - first
-    needed = rank < least_widths(graph, round_to)[groups]
+    needed = rank < least_widths(graph, budget.round_to)[groups]
     keep = graph.frozen.copy()
     keep[order[needed]] = True
-    units = rounding_units(graph, round_to)
-    rest, groups = order[~needed], groups[~needed]
-    key = groups * (graph.num_units + 1) + (rank // units[graph.group_of[order]])[~needed]
-    return keep, _sorted_blocks(rest, groups, key, scores)
+    step = rank // rounding_units(graph, budget.round_to)[groups]
+    for group, widths in graph.widths.items():
+        of_group = groups == group
+        step[of_group] = np.searchsorted(widths, rank[of_group], side="right")
+    series = (graph.kinds if budget.uniform else np.arange(len(graph.groups)))[groups]
+    key = series * (graph.num_units + 1) + step
+    return keep, _sorted_blocks(order[~needed], series[~needed], key[~needed], scores)
 
 
-def _sorted_blocks(rest: IntArray, groups: IntArray, key: IntArray, scores: Float64Array) -> Blocks:
+def _sorted_blocks(rest: IntArray, series: IntArray, key: IntArray, scores: Float64Array) -> Blocks:
     """Return the blocks of units with the same ``key``, in descending mean score.
 
     Ties go to the block whose best unit comes first. Rounding errors of the means must not put a
-    group's later block first, so that no block's score exceeds its predecessor's.
+    later block of a series first, so that no block's score exceeds its predecessor's.
     """
     if not len(rest):
-        return Blocks(units=rest, ends=rest, group=rest)
+        return Blocks(units=rest, ends=rest, series=rest)
     _, first, inverse, size = np.unique(
         key, return_index=True, return_inverse=True, return_counts=True
     )
-    mean = np.bincount(inverse, weights=scores[rest]) / size  # blocks in order of (group, rank)
-    starts = np.flatnonzero(np.diff(groups[first], prepend=-1))
+    mean = np.bincount(inverse, weights=scores[rest]) / size  # blocks in order of (series, step)
+    starts = np.flatnonzero(np.diff(series[first], prepend=-1))
     for begin, end in zip(starts, [*starts[1:], len(first)], strict=True):
         mean[begin:end] = np.minimum.accumulate(mean[begin:end])
     place = np.empty(len(first), dtype=np.int64)
@@ -130,5 +200,5 @@ def _sorted_blocks(rest: IntArray, groups: IntArray, key: IntArray, scores: Floa
     return Blocks(
         units=rest[by_block],
         ends=np.cumsum(size[best_first]),
-        group=groups[first][best_first],
+        series=series[first][best_first],
     )

@@ -5,27 +5,24 @@ memory at a time, and the hidden states of the calibration data. A walk that was
 at the next block.
 """
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 
-from prunegraph.core.errors import ArtefactError
-from prunegraph.core.files import write_bytes, write_json
-from prunegraph.core.reading import read_json, read_safetensors
-from prunegraph.core.tensors import to_safetensors
-from prunegraph.layerwise.order import Arguments, Segment, find_segments, hooked, put
+from prunegraph.core.memory import return_freed_memory
+from prunegraph.layerwise.block_files import BlockFiles
+from prunegraph.layerwise.chain import Chain, Reached
+from prunegraph.layerwise.order import Segment, find_segments, hooked
 from prunegraph.layerwise.reads import Reads
 from prunegraph.layerwise.solve import Hessian
 from prunegraph.layerwise.weights import PrunableWeight
-
-IDENTITY_FILE = "walk.json"
 
 STATES = 2**30
 """Bytes of hidden states that may be kept; above, each block runs the network from its start."""
@@ -53,10 +50,6 @@ class Matrix:
 
 Change = Callable[[Matrix], tuple[Tensor, Tensor]]
 """From a matrix to its new weight ``[C, B]`` and which entries stay ``[C, B]``."""
-
-
-class _Reached(Exception):  # no error: it ends a forward
-    """The network has run as far as is needed."""
 
 
 class BlockWalk:
@@ -87,9 +80,8 @@ class BlockWalk:
     ) -> None:
         self.model, self.weights, self.batches = model, weights, batches
         self._forward, self._blocks, self._progress = forward, blocks, progress
-        self._folder, self._identity = folder, dict(identity or {})
+        self._files = BlockFiles(folder=folder, identity=dict(identity or {}))
         self._keep: dict[str, Tensor] = {}
-        self._precision: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
         self.unseen: list[str] = []
 
     @torch.no_grad()
@@ -100,9 +92,12 @@ class BlockWalk:
             ArtefactError: the folder holds another walk.
             ModelError: what a matrix reads is not finite.
         """
-        self._open_folder()
+        self._files.open()
         segments = find_segments(
-            self.model, self.weights, lambda: self._run(self.batches[0]), blocks=self._blocks
+            self.model,
+            self.weights,
+            lambda: self._run(self.model, self.batches[0]),
+            blocks=self._blocks,
         )
         total, started, done = sum(len(segment.blocks) for segment in segments), time.monotonic(), 0
         resumed = 0
@@ -114,6 +109,8 @@ class BlockWalk:
                 else:
                     self._change(names, hessians, change)
                     self._save(done, names)
+                del hessians
+                return_freed_memory()  # masks that stay lie between what has gone
                 done += 1
                 if self._progress is not None:
                     each = (time.monotonic() - started) / max(done - resumed, 1)
@@ -136,60 +133,25 @@ class BlockWalk:
         if segment is None:
             rest = [name for name in self.weights if name not in self._keep]
             if rest:
-                yield rest, self._hessians(rest, done, map(self._run, self.batches))
+                yield (
+                    rest,
+                    self._hessians(rest, done, map(partial(self._run, self.model), self.batches)),
+                )
             return
         if segment.place is None or segment.size * len(self.batches) > STATES:
             for number, path in enumerate(segment.blocks):
                 names = self._inside(path)
                 yield names, self._hessians(names, number + done, self._whole_runs(path))
             return
-        states = self._captured(segment)
+        chains = [
+            Chain(self.model, segment, partial(self._run, batch=batch)) for batch in self.batches
+        ]
         for number, path in enumerate(segment.blocks):
-            block = self.model.get_submodule(path)
-            own = [given[path] for given in states]
-            names = self._inside(path)
-            yield names, self._hessians(names, number + done, self._runs(block, own))
-            if number + 1 == len(segment.blocks):
-                return
-            following = segment.blocks[number + 1]
-            for given in states:
-                args, kwargs = given.pop(path)
-                with self._precision:
-                    outputs = block(*args, **kwargs)
-                outputs = outputs[0] if segment.first else outputs
-                others = (args, kwargs) if segment.alike else given[following]
-                given[following] = put(others, segment.place, outputs)
-
-    def _captured(self, segment: Segment) -> list[dict[str, Arguments]]:
-        """Return for each batch what the first block of a chain is given.
-
-        Of the others all but the hidden states, unless they are given the same as the first. The
-        blocks run later in the precision in which the network runs them.
-        """
-        wanted = segment.blocks[:1] if segment.alike else segment.blocks
-        captured = []
-        for batch in self.batches:
-            given: dict[str, Arguments] = {}
-
-            def note(path: str, into: dict[str, Arguments] = given) -> Any:
-                def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
-                    arguments = args, dict(kwargs)
-                    self._precision = _present_precision(arguments)
-                    if into:
-                        assert segment.place is not None
-                        arguments = put(arguments, segment.place, None)
-                    into[path] = arguments
-                    if path == wanted[-1]:
-                        raise _Reached
-
-                return self.model.get_submodule(path).register_forward_pre_hook(
-                    hook, with_kwargs=True
-                )
-
-            with hooked(note(path) for path in wanted):
-                self._run(batch)
-            captured.append(given)
-        return captured
+            names, looks = self._inside(path), map(methodcaller("look", number), chains)
+            yield names, self._hessians(names, number + done, looks)
+            if number + 1 < len(segment.blocks):
+                for chain in chains:
+                    chain.advance(number)
 
     def _whole_runs(self, path: str) -> Iterator[None]:
         """Run the network on each batch until a block has run as often as it does."""
@@ -200,34 +162,26 @@ class BlockWalk:
             nonlocal calls
             calls += 1
             if calls == most:
-                raise _Reached
+                raise Reached
 
         with hooked([block.register_forward_hook(count)]):
             for batch in self.batches:
                 calls = 0
-                self._run(batch)
+                self._run(self.model, batch)
                 most = most or calls  # learnt from the first batch, which runs to its end
                 yield
 
-    def _runs(self, block: nn.Module, arguments: Sequence[Arguments]) -> Iterator[None]:
-        """Run a block on what it is given, which it may write into."""
-        for given in arguments:
-            args, kwargs = tree_map_only(Tensor, Tensor.clone, given)
-            with self._precision:
-                block(*args, **kwargs)
-            yield
-
-    def _run(self, batch: Any) -> None:
+    def _run(self, model: nn.Module, batch: Any) -> None:
         try:
-            self._forward(self.model, batch)
-        except _Reached:
+            self._forward(model, batch)
+        except Reached:
             return
 
     def _hessians(
         self, names: Sequence[str], number: int, runs: Iterator[None]
     ) -> dict[str, Sequence[Hessian]] | None:
         """Return what the matrices of a block read while it runs; None if the block is on disk."""
-        if self._folder is not None and self._file(number).is_file():
+        if self._files.has(number):
             return None
         reads = Reads(self.model, {name: self.weights[name] for name in names})
         with reads:
@@ -262,30 +216,10 @@ class BlockWalk:
             parameter.copy_(layout.tensor(changed.to(parameter.dtype)))
             self._keep[name] = layout.tensor(keep).cpu()
 
-    # ------------------------------------------------------------------ what is kept on disk
-
-    def _file(self, number: int) -> Path:
-        assert self._folder is not None
-        return self._folder / f"block-{number:04d}.safetensors"
-
-    def _open_folder(self) -> None:
-        if self._folder is None:
-            return
-        path = self._folder / IDENTITY_FILE
-        if path.is_file() and read_json(path) != self._identity:
-            msg = f"{path} is of another network, method, budget or data: give another folder"
-            raise ArtefactError(msg)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, self._identity)
-
     def _save(self, number: int, names: Sequence[str]) -> None:
-        if self._folder is None:
-            return
         changed = [name for name in names if name in self._keep]
-        tensors = {f"weight:{name}": self.model.get_parameter(name).detach() for name in changed}
-        tensors |= {f"keep:{name}": self._keep[name] for name in changed}
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        write_bytes(self._file(number), to_safetensors(tensors))
+        tensors = {f"weight:{name}": self.model.get_parameter(name) for name in changed}
+        self._files.save(number, tensors | {f"keep:{name}": self._keep[name] for name in changed})
 
     def _load(self, number: int, names: Sequence[str]) -> None:
         """Take over the block that an earlier start has changed.
@@ -293,24 +227,13 @@ class BlockWalk:
         Raises:
             ArtefactError: the file is damaged, or of another block.
         """
-        path = self._file(number)
-        tensors, _ = read_safetensors(path)
+        tensors = self._files.load(number)
         for name in names:
             if f"weight:{name}" not in tensors:
                 continue
             weight, keep = tensors[f"weight:{name}"], tensors.get(f"keep:{name}")
             parameter = self.model.get_parameter(name)
             if keep is None or not weight.shape == keep.shape == parameter.shape:
-                msg = f"{path} does not hold {name} as this network has it: remove the file"
-                raise ArtefactError(msg)
+                raise self._files.misfit(number, name)
             parameter.copy_(weight)
             self._keep[name] = keep.bool()
-
-
-def _present_precision(arguments: Arguments) -> torch.autocast:
-    """Return a context as the one that a module is called in."""
-    tensors = [item for item in tree_leaves(arguments) if isinstance(item, Tensor)]
-    kind = tensors[0].device.type if tensors else "cpu"
-    return torch.autocast(
-        kind, torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind)
-    )

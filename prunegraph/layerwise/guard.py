@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -44,7 +45,11 @@ class Guard:
     def __init__(self, dense: nn.Module, run: Callable[[nn.Module], None], seed: int) -> None:
         self._run, self._seed = run, seed
         self.problem: str | None = None
-        self._dense = self.outputs(dense)
+        self._network = dense
+
+    @cached_property
+    def _dense(self) -> list[Tensor]:
+        return self.outputs(self._network)
 
     def outputs(self, network: nn.Module) -> list[Tensor]:
         """Return what a network gives on the held-out data; the network stays as it is."""

@@ -1,5 +1,6 @@
 """Least-squares reconstruction: the kept weights make up for the removed channels."""
 
+import copy
 import warnings
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -187,6 +188,12 @@ class Reconstruction:
     def _look(self, run: Callable[[nn.Module], None]) -> None:
         """Run the dense network on what its layers' inputs are measured on."""
         run(self._dense)
+
+    def unguarded(self) -> Self:
+        """Return the same without the comparison on held-out data, for those who score networks."""
+        other = copy.copy(self)
+        other._guard = None
+        return other
 
     def apply(self, pruned: nn.Module, mask: ChannelMask) -> None:
         """Change the weights and biases of a network that ``apply_mask`` has made, in place.

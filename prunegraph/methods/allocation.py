@@ -14,7 +14,6 @@ from prunegraph.graph.features import group_mean, rank_in_group, rank_within, un
 from prunegraph.graph.projection import check_scores
 from prunegraph.methods.method import Problem, Result
 from prunegraph.methods.prior import measure_divergence, streams_first
-from prunegraph.methods.search_run import SUBSET
 
 LEAST_SENSITIVITY = 0.3
 """Sensitivities are at least this share of their mean: noise may make them negative, and what the
@@ -47,7 +46,7 @@ def by_sensitivity(problem: Problem, values: Float64Array) -> Float64Array:
     Where the divergence from the dense outputs is measured, it takes the loss's place.
     """
     graph, evaluator = problem.graph, problem.evaluator
-    subset = evaluator.draw_subset(SUBSET, problem.seed)
+    subset = evaluator.draw_subset(problem.subset_size, problem.seed)
     gains = sensitivity(evaluator, graph, values.astype(np.float32), subset=subset)
     positive = np.maximum(gains.astype(np.float64), 0.0)
     floor = LEAST_SENSITIVITY * max(float(positive[graph.free].mean()), 1e-12)

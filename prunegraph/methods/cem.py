@@ -10,7 +10,7 @@ from prunegraph.core.masks import ChannelMask, Float64Array, IntArray
 from prunegraph.core.outcome import Outcome
 from prunegraph.graph import StructureGraph
 from prunegraph.methods.method import ChannelMethod, Problem, Result
-from prunegraph.methods.prior import NUM_PRIORS, PRIORS, rank_priors
+from prunegraph.methods.prior import NUM_PRIORS, prior_names, rank_priors
 from prunegraph.methods.search_run import MOST_IDLE, SearchRun
 
 LOSS_WEIGHT = 0.25
@@ -24,7 +24,7 @@ CEM_FINALISTS = 16
 class CrossEntropySearch(ChannelMethod):
     """Cross-entropy method over one offset a group, added to the best heuristic's scores.
 
-    That heuristic is the best of ``PRIORS`` and their ``MEAN`` (of one for each step, if all
+    That heuristic is the best of ``prior_names`` and their ``MEAN`` (of one for each step, if all
     would leave no network for a step) on one subset of the search images; the agent chooses its own
     among the same, by train images.
 
@@ -71,7 +71,8 @@ class CrossEntropySearch(ChannelMethod):
         rng = np.random.default_rng(problem.seed)
         subset = run.subset(int(rng.integers(2**31)))
         enough = problem.max_networks > NUM_PRIORS + self.population
-        tried = PRIORS if enough else PRIORS[: problem.max_networks // self.population]
+        names = prior_names(problem.task)
+        tried = names if enough else names[: problem.max_networks // self.population]
         prior = rank_priors(
             lambda mask: (
                 self._divergence(problem.evaluator.evaluate(mask, subset)) if tried else 0.0
@@ -79,7 +80,7 @@ class CrossEntropySearch(ChannelMethod):
             problem.graph,
             problem.statistics,
             problem.budget,
-            tried or PRIORS[:1],
+            tried or names[:1],
         )[0].scores.astype(np.float64)
         steps = problem.graph.free_groups
         mean, deviation = np.zeros(len(steps)), np.full(len(steps), self.sigma)

@@ -26,12 +26,13 @@ from prunegraph.layerwise.sequential import (
 )
 from prunegraph.methods.criteria.measured import LazyStatistics, measure_costly
 from prunegraph.methods.criteria.taylor import measure
-from prunegraph.methods.method import OfNetwork, Problem
-from prunegraph.rewards.config import Metric
+from prunegraph.methods.method import SUBSET, SUBSET_TOKENS, OfNetwork, Problem
+from prunegraph.rewards.config import Metric, metric_of
 from prunegraph.tasks.batches import num_tokens
 
 UNLABELLED_SAMPLES = 2048
-"""Train samples that priors are compared on, by the outputs of pruned and dense network."""
+"""Train samples that priors are compared on, by the outputs of pruned and dense network; of
+networks that read tokens ``SUBSET_TOKENS``."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -47,7 +48,8 @@ class Context(OfNetwork):
         reconstruct: whether the weights that stay make up for what was removed.
         layer_by_layer: whether they do so one layer after the other.
         metric: what searches compare masks by.
-        subset_size: search images that searches score candidates on; None = their own number.
+        subset_size: search samples that searches score candidates on; None = ``SUBSET``, or
+            as many as ``SUBSET_TOKENS`` need.
         device: where networks run; None = where the task's network is.
         timed: the network as it is timed, if not as the task holds it.
         unlabelled_log: what an earlier start has measured without labels, by the same seeds.
@@ -108,7 +110,8 @@ class Context(OfNetwork):
         train, search = self.task.train, None
         if self.task.search is not None:
             drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.drawn))
-            search = SearchSplit(train.source, train.index[drawn.flip(0)[:UNLABELLED_SAMPLES]])
+            most = self._tokens_or(UNLABELLED_SAMPLES, SUBSET_TOKENS)
+            search = SearchSplit(train.source, train.index[drawn.flip(0)[:most]])
         return Evaluator(
             self.task,
             self.graph,
@@ -127,17 +130,27 @@ class Context(OfNetwork):
         Args:
             log: what an earlier start of the method measured.
         """
+        quick = self.quick_reconstruction
         return Evaluator(
             self.task,
             self.graph,
             num_calibration=self.num_calibration,
             seed=self.seed,
             device=self.device,
-            metric=self.metric,
-            reconstruction=self.reconstruction,
-            quick_reconstruction=self.quick_reconstruction,
+            metric=metric_of(self.task, self.metric),
+            reconstruction=quick if self._tokens else self.reconstruction,
+            quick_reconstruction=None if self._tokens else quick,
             log=log,
         )
+
+    @property
+    def _tokens(self) -> int:
+        """Tokens of a sample; 0 if it holds others than whole numbers."""
+        return num_tokens(self.task.example_inputs)
+
+    def _tokens_or(self, samples: int, tokens: int) -> int:
+        """Return how many samples hold so many tokens; ``samples`` of others."""
+        return max(tokens // self._tokens, 1) if self._tokens else samples
 
     @cached_property
     def reconstruction(self) -> Reconstruction | None:
@@ -145,19 +158,27 @@ class Context(OfNetwork):
         if not self.reconstruct:
             return None
         if not self.layer_by_layer:
-            return self._fit(Reconstruction, self.num_calibration)
+            return self._at_once
         return self._fit(LayerwiseReconstruction, self._most_samples())
 
     @cached_property
     def quick_reconstruction(self) -> Reconstruction | None:
-        """The same on few images, for searches; None if it is quick as it is."""
+        """The same for searches: on few images, of tokens at once; None if it is quick as it is.
+
+        What it makes of networks that read tokens is judged by their score alone: to compare
+        outputs with and without it takes several times as long as the fit.
+        """
+        if self.reconstruct and self._tokens:
+            return self._at_once.unguarded()  # statistics are kept
         in_turn = self.reconstruct and self.layer_by_layer
-        if in_turn and num_tokens(self.task.example_inputs):
-            return self._fit(Reconstruction, self.num_calibration)  # statistics are kept
         few = self._most_samples(SEARCH_SAMPLES, SEARCH_MEMORY)
         if not in_turn or few == self._most_samples():
             return None
         return self._fit(LayerwiseReconstruction, few)
+
+    @cached_property
+    def _at_once(self) -> Reconstruction:
+        return self._fit(Reconstruction, self.num_calibration)
 
     def _most_samples(self, *bounds: int) -> int:
         """Return on how many of the calibration images networks can be fitted."""
@@ -219,7 +240,7 @@ class Context(OfNetwork):
             num_calibration=self.num_calibration,
             seed=own.drawn,
             max_networks=max_networks,
-            subset_size=self.subset_size,
+            subset_size=self.subset_size or self._tokens_or(SUBSET, SUBSET_TOKENS),
             latency=None if self.structure is None else self.latency(budget),
             timed=self.timed,
             log=log,

@@ -21,10 +21,14 @@ from prunegraph.graph.costs.latency import LatencyTable
 from prunegraph.graph.costs.latency_budget import project_budget
 from prunegraph.graph.features import node_features
 from prunegraph.methods.criteria.taylor import STATISTIC_NAMES
-from prunegraph.methods.prior import Prior, measure_divergence, rank_priors
+from prunegraph.methods.prior import Prior, measure_divergence, prior_names, rank_priors
 
 Role = Literal["agent", "baseline", "control"]
 """What a row is in a comparison: the agent's, what it must beat, or what explains the figures."""
+
+SUBSET, SUBSET_TOKENS = 1500, 2048
+"""Search samples that searches score their candidates on, and of networks that read tokens so many
+of these: that tells networks apart whose divergences differ by 2 %."""
 
 Kind = Literal["channels", "weights"]
 """What a mask is of: prunable units, which are cut out, or single weights, which become zero."""
@@ -63,7 +67,7 @@ class Problem(OfNetwork):
         num_calibration: train samples by which weights are chosen and changed.
         seed: fixes every random choice of the method.
         max_networks: pruned networks that the method may run.
-        subset_size: search samples that a method scores its candidates on; None = its own number.
+        subset_size: search samples that a method scores its candidates on.
         latency: layer times measured before, used if the budget holds a latency; default: measured
             when they are needed.
         timed: the network as it is timed, if not as the task holds it.
@@ -82,7 +86,7 @@ class Problem(OfNetwork):
     num_calibration: int = 1024
     seed: int = 0
     max_networks: int = 0
-    subset_size: int | None = None
+    subset_size: int = SUBSET
     latency: LatencyTable | None = None
     timed: nn.Module | None = None
     log: OutcomeLog | None = None
@@ -125,7 +129,13 @@ class Problem(OfNetwork):
         They are judged without labels on train data. A second call runs no network.
         """
         divergence = partial(measure_divergence, self.unlabelled)
-        return rank_priors(divergence, self.graph, self.statistics, budget or self.budget)
+        return rank_priors(
+            divergence,
+            self.graph,
+            self.statistics,
+            budget or self.budget,
+            names=prior_names(self.task),
+        )
 
     def features(
         self, names: Sequence[str], budget: Budget | None = None, prior: FloatArray | None = None
@@ -214,6 +224,8 @@ class ChannelMethod:
     role: ClassVar[Role] = "baseline"
     kind: ClassVar[Kind] = "channels"
     searches: ClassVar[bool] = False
+    changes_weights: ClassVar[bool] = False
+    """Whether its network is no plain cut of the dense one."""
 
     @property
     def per_seed(self) -> bool:

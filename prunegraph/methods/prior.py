@@ -9,10 +9,18 @@ from torch import Tensor
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.masks import ChannelMask, Float64Array, FloatArray
+from prunegraph.core.task import Task
 from prunegraph.evaluation.evaluator import Evaluator
 from prunegraph.graph import StructureGraph
-from prunegraph.graph.features import in_stream, prior_scores, rank_in_group, standardised
+from prunegraph.graph.features import (
+    in_stream,
+    prior_scores,
+    rank_in_group,
+    rank_within,
+    standardised,
+)
 from prunegraph.methods.criteria.registry import importance
+from prunegraph.tasks.batches import num_tokens
 
 FIRST_PRIOR = "taylor/per_mac"
 """What policies start from where no mask can be run."""
@@ -29,6 +37,17 @@ PRIORS = (
 )
 """Heuristics that cost one look at the dense network, and differ. None is the best everywhere."""
 
+TOKEN_PRIORS = (
+    "obs/skip_full",
+    FIRST_PRIOR,
+    "taylor/skip_full",
+    "taylor/global",
+    "flap/skip_full",
+    "flap/global",
+    "activation/skip_full",
+    "activation/global",
+)
+"""Those of networks that read tokens. Their residual streams had better stay whole."""
 
 BEST = 4
 """Heuristics that make the mean."""
@@ -37,7 +56,7 @@ MEAN = f"mean of the best {BEST}"
 """The start that averages the scores of the best of ``PRIORS``."""
 
 NUM_PRIORS = len(PRIORS) + 1
-"""Networks that are run to choose among all."""
+"""Networks that are run to choose among all of a task."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -55,6 +74,11 @@ class Prior:
     divergence: float
 
 
+def prior_names(task: Task) -> tuple[str, ...]:
+    """Return the heuristics that policies and searches of a task start from."""
+    return TOKEN_PRIORS if num_tokens(task.example_inputs) else PRIORS
+
+
 def scores_of_prior(
     name: str, graph: StructureGraph, statistics: Mapping[str, FloatArray], budget: Budget
 ) -> FloatArray:
@@ -70,6 +94,8 @@ def scores_of_prior(
         return prior_scores(graph, statistics, budget)
     criterion, allocation = name.split("/")
     values = importance(criterion, statistics, graph.num_units, seed=0)
+    if allocation == "global":
+        return standardised(graph, rank_within(np.zeros_like(graph.group_of), values))
     ranks = streams_first if allocation == "skip_full" else rank_in_group
     return standardised(graph, ranks(graph, values))
 

@@ -7,8 +7,9 @@ import numpy as np
 
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.outcome import Outcome
-from prunegraph.graph.features import rank_in_group
+from prunegraph.graph.features import in_stream, rank_in_group
 from prunegraph.methods.method import ChannelMethod, Problem, Result
+from prunegraph.methods.prior import prior_names
 from prunegraph.methods.search_run import FINALISTS, MOST_IDLE, SearchRun
 
 
@@ -16,10 +17,11 @@ from prunegraph.methods.search_run import FINALISTS, MOST_IDLE, SearchRun
 class RandomSearch(ChannelMethod):
     """Best of many random allocations, with channels chosen by Taylor importance.
 
-    Each group's keep share is proportional to a number drawn from ``[least_share, 1]``. Candidates
-    are scored by loss on one random subset of the search images (one that comes twice is drawn
-    anew); the best are scored again on all of them, which decides by accuracy. Where a steadier
-    figure is measured (``Outcome.steady``), it takes the place of both.
+    In networks that read tokens the order is that of ``obs``, and residual streams stay whole as
+    far as the budget lets. Each group's keep share is proportional to a number drawn from
+    ``[least_share, 1]``. Candidates are scored by loss on one random subset of the search samples
+    (one that comes twice is drawn anew); the best are scored again on all of them, which decides by
+    accuracy. Where a steadier figure is measured (``Outcome.steady``), it takes the place of both.
 
     Args:
         least_share: in (0, 1].
@@ -49,8 +51,11 @@ class RandomSearch(ChannelMethod):
     def _draw(self, problem: Problem, rng: np.random.Generator) -> ChannelMask:
         graph = problem.graph
         share = rng.uniform(self.least_share, 1.0, size=len(graph.groups))
-        from_top = 1.0 - rank_in_group(graph, problem.statistics["taylor"])
+        criterion, allocation = prior_names(problem.task)[0].split("/")
+        from_top = 1.0 - rank_in_group(graph, problem.statistics[criterion])
         scores = -from_top / share[graph.group_of]
+        if allocation == "skip_full":
+            scores += in_stream(graph) / self.least_share
         return graph.project(scores.astype(np.float32), problem.budget)
 
 

@@ -18,6 +18,7 @@ from prunegraph.methods.criteria.registry import CRITERIA
 from prunegraph.methods.custom import CustomMethod
 from prunegraph.methods.fedmap.method import FedAvg, FedMap
 from prunegraph.methods.heuristic import Heuristic
+from prunegraph.methods.maskprune.method import MaskPrune
 from prunegraph.methods.method import Method
 from prunegraph.methods.netadapt import NetAdapt
 from prunegraph.methods.obs.apt import APT
@@ -25,6 +26,13 @@ from prunegraph.methods.obs.magnitude import Magnitude
 from prunegraph.methods.obs.sparsegpt import SparseGPT
 from prunegraph.methods.obs.thanos import Thanos
 from prunegraph.methods.obs.wanda import Wanda
+from prunegraph.methods.pathways import (
+    LanguageSpecific,
+    OneMask,
+    OneMaskByScore,
+    OneMaskOfUnion,
+    Pathways,
+)
 from prunegraph.methods.random_search import RandomSearch
 from prunegraph.methods.randomized.method import (
     Randomized,
@@ -32,6 +40,7 @@ from prunegraph.methods.randomized.method import (
     RandomizedShares,
     RandomizedUniform,
 )
+from prunegraph.methods.struprune.method import StruPrune
 from prunegraph.methods.torch_pruning import TP_CRITERIA, TP_SCOPES, TorchPruning
 
 Factory = Callable[[], Method]
@@ -75,11 +84,23 @@ RANDOMIZED: dict[str, Factory] = {
 }
 """Methods of single weights that train level by level, and their controls."""
 
-TRAINED: dict[str, Factory] = {**FEDERATED, **RANDOMIZED}
+PATHWAYS: dict[str, Factory] = {
+    method.name: method
+    for method in (Pathways, LanguageSpecific, OneMask, OneMaskByScore, OneMaskOfUnion)
+}
+"""Methods that train a network in several languages while weights go, and their controls."""
+
+TRAINED: dict[str, Factory] = {**FEDERATED, **RANDOMIZED, **PATHWAYS}
 """Methods that train for minutes: asked for by name, a control of them alone too."""
 
-OTHERS: dict[str, Factory] = {"prior": PriorControl, **WEIGHT_METHODS, **TRAINED}
-"""What no list of baselines holds: controls, methods of single weights, the agent."""
+OTHERS: dict[str, Factory] = {
+    "prior": PriorControl,
+    StruPrune.name: StruPrune,
+    MaskPrune.name: MaskPrune,
+    **WEIGHT_METHODS,
+    **TRAINED,
+}
+"""What no list of baselines holds: controls, methods of single weights or of language models."""
 
 CONTROL_CRITERIA = ("l1", "random")
 """Criteria that choose channels at the agent's own widths."""

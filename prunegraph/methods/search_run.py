@@ -9,10 +9,6 @@ from prunegraph.methods.method import Problem, Result
 MOST_IDLE = 50
 """Steps in a row without a new mask after which a search ends: there are hardly any more."""
 
-
-SUBSET = 1500
-"""Search images that candidates are scored on."""
-
 FINALISTS = 8
 """Candidates that are scored on all search images."""
 
@@ -39,12 +35,9 @@ class SearchRun:
         return self.problem.max_networks - self.networks
 
     def subset(self, seed: int) -> Tensor | None:
-        """Return positions of random search images; None, all, if a search scores as rows do.
-
-        They are as many as the problem says, else ``SUBSET``.
-        """
-        evaluator, size = self.problem.evaluator, self.problem.subset_size or SUBSET
-        return evaluator.narrow(evaluator.draw_subset(size, seed))
+        """Return positions of random search samples; None, all, if a search scores as rows do."""
+        evaluator = self.problem.evaluator
+        return evaluator.narrow(evaluator.draw_subset(self.problem.subset_size, seed))
 
     def reserved(self, wanted: int, subset: Tensor | None) -> int:
         """Return how many networks to keep for finalists: none if they were scored for good."""

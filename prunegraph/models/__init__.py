@@ -1,6 +1,7 @@
 """Target networks by name, and their weights files."""
 
 from prunegraph.models.build import KNOWN_MODELS, build_model, check_arch
+from prunegraph.models.configs import resized_network, within_config
 from prunegraph.models.pretrained import (
     load_encoder,
     load_pretrained,
@@ -25,7 +26,9 @@ __all__ = [
     "load_pretrained",
     "load_tokenizer",
     "load_weights",
+    "resized_network",
     "save_pretrained_layout",
     "save_weights",
     "weights_info",
+    "within_config",
 ]

@@ -42,21 +42,29 @@ def transformers() -> Any:
     return library
 
 
-def load_pretrained(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Return the causal language model of a folder, in eval mode, on the CPU.
+def load_pretrained(
+    folder: Path | str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    kind: str = "AutoModelForCausalLM",
+) -> nn.Module:
+    """Return the network of a folder, in eval mode, on the CPU.
 
     Nothing is downloaded, unpickled or run that the folder holds.
 
     Args:
         folder: what ``save_pretrained`` of transformers has written.
         dtype: type of its weights.
+        kind: the class of transformers that loads it; default: that of causal language models.
 
     Raises:
         ConfigError: transformers is not installed.
         ModelError: the folder is missing, holds no safetensors, a quantised or incomplete network,
             one that needs code of its own, or weights of another network.
     """
-    model, missing = _load(folder, "AutoModelForCausalLM", "a causal language model", dtype)
+    causal = kind == "AutoModelForCausalLM"
+    what = "a causal language model" if causal else f"a {kind.removeprefix('AutoModelFor')}"
+    model, missing = _load(folder, kind, what, dtype)
     if missing:
         msg = (
             f"{folder}: weights are of another network (missing_keys: {missing[0]}): copy it again"

@@ -12,6 +12,7 @@ from prunegraph.agent.method import AgentSearch, AppliedPolicy, Sampler
 from prunegraph.agent.policies import save_policy
 from prunegraph.agent.search import train_policy
 from prunegraph.artefacts.masked import StoredMask
+from prunegraph.artefacts.pruned import StoredChannels
 from prunegraph.core.console import Console
 from prunegraph.core.errors import BudgetError
 from prunegraph.core.files import write_json
@@ -186,7 +187,7 @@ def choose_job(
                 found, details = run_method(context, folder, method, seed=seed, progress=report)
                 report(NUM_DECISION_NETWORKS)  # some priors led to one mask
             return Choice(candidates=(found,), record=_decision(details))
-        if method.kind == "weights":
+        if _changes_weights(method):
             with place.console.progress(f"{name}, seed {seed}, percent", 100) as report:
                 found, _ = run_method(
                     context, folder, method, seed=seed, networks=networks, progress=report
@@ -237,16 +238,21 @@ def run_method(
         seed=seed,
         max_networks=networks,
         log=log,
-        folder=folder.search(method.name, seed) if weights else None,
+        folder=folder.search(method.name, seed) if _changes_weights(method) else None,
         progress=progress,
     )
     if weights:
         result = method.prune(problem)
-        mask: Mask = store_network(context, folder.chosen(method.name, seed), result)
     else:
-        with problem.evaluator.watched(None if isinstance(method, AppliedPolicy) else progress):
+        watching = progress if method.searches else None
+        with problem.evaluator.watched(watching):
             result = method.prune(problem)
-        mask, recalled = result.channels, problem.evaluator.recalled
+        recalled = problem.evaluator.recalled
+    mask: Mask
+    if weights or result.model is not None:
+        mask = store_network(context, folder.chosen(method.name, seed), result)
+    else:
+        mask = result.channels
     candidate = Candidate(
         name=method.name,
         role=method.role,
@@ -262,19 +268,32 @@ def run_method(
     return candidate, result.details
 
 
-def store_network(context: RunContext, where: Path, result: Result) -> StoredMask:
-    """Write the network in which a method has put zeros, its batch norm recalibrated."""
+def _changes_weights(method: Method) -> bool:
+    """Return whether a method leaves other weights than the dense ones; a user's says none."""
+    return method.kind == "weights" or getattr(method, "changes_weights", False)
+
+
+def store_network(context: RunContext, where: Path, result: Result) -> Mask:
+    """Write the network in which a method has put zeros, or whose weights it has changed.
+
+    Its batch norm is recalibrated.
+    """
     task, mask = context.target.task, result.mask
-    assert isinstance(mask, WeightMask)
-    model = mask.apply(unwrap(task.model)) if result.model is None else unwrap(result.model)
+    if result.model is None:
+        assert isinstance(mask, WeightMask)
+        model = mask.apply(unwrap(task.model))
+    else:
+        model = unwrap(result.model)
     samples = task.train.sample(context.options.calibration_images, context.seed)
     recalibrate_on(model, task, samples)
     save_network(context.target, where, model, mask)
-    for name, file in RunFolder.TOLD.items():
-        if name in result.details:
-            write_json(where / file, result.details[name])
+    for part, file in RunFolder.TOLD.items():
+        if part in result.details:
+            write_json(where / file, result.details[part])
     changed = None if result.model is None else parameter_digest(model)
-    return StoredMask(where=where, name=mask.digest(), sparsity=mask.sparsity, weights=changed)
+    if isinstance(mask, WeightMask):
+        return StoredMask(where=where, name=mask.digest(), sparsity=mask.sparsity, weights=changed)
+    return StoredChannels(mask.keep, where, parameter_digest(model))
 
 
 def _search(place: Workplace, method: AgentSearch, networks: int, seed: int) -> Choice:
@@ -309,10 +328,10 @@ def _search(place: Workplace, method: AgentSearch, networks: int, seed: int) -> 
                 seed=seed,
                 mask=result.channels,
                 networks_evaluated=result.networks,
-                search_accuracy=result.details["score"],
+                search_accuracy=context.recalibrated_search_accuracy(result.channels),
                 seconds=found.seconds,
             )
-            for result in found.results
+            for context, result in zip(place.contexts, found.results, strict=True)
         ),
         record={
             "seconds": found.seconds,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from prunegraph.artefacts.masked import StoredMask
+from prunegraph.artefacts.pruned import StoredChannels
 from prunegraph.core.console import Console
 from prunegraph.core.files import write_json
 from prunegraph.core.masks import ChannelMask
@@ -19,7 +20,7 @@ from prunegraph.runs.options.compare import RunConfig
 from prunegraph.runs.plan import RECALIBRATED, Finetune, make_plan
 from prunegraph.runs.report.page import write_page
 from prunegraph.runs.report.plots import Findings, draw, save_plots
-from prunegraph.runs.report.report import SCHEMA, History, machine, versions, write_report
+from prunegraph.runs.report.report import GROUP, SCHEMA, History, machine, versions, write_report
 from prunegraph.runs.report.speed import latencies, latency_warning
 from prunegraph.runs.report.tables import methods_table
 from prunegraph.runs.report.verdict import (
@@ -80,9 +81,14 @@ def conclude(
         "versions": versions(),
         **outcome.details,
     }
-    for name, entry in ENTRIES.items():
-        if found_of := told(outcome.candidates, name):
-            content[entry] = found_of
+    shapes: dict[str, tuple[str, Any]] = {
+        "layer_errors": (RunFolder.ERRORS, dict[str, float]),
+        "selection": (RunFolder.SELECTION, dict[str, Any]),
+        "groups": (RunFolder.GROUPS, GROUP),
+    }
+    for name, (file, shape) in shapes.items():
+        if told := told_of(outcome.candidates, file, shape):
+            content[name] = told
     if isinstance(chosen, ChannelMask):
         model, inputs = target.as_loaded(), target.example_inputs
         content["latency_ms"] = latencies(model, target.graph, chosen, inputs)
@@ -107,26 +113,15 @@ def conclude(
     return written
 
 
-ENTRIES = {"errors": "layer_errors", "selection": "selection"}
-"""Entries of a report for what methods say of themselves: by how much the outputs of each layer
-change (squared, relative to the outputs, on what it reads in the pruned network), and how
-candidates were selected."""
-
-
-def told(candidates: Sequence[Candidate], name: str) -> dict[str, dict[str, Any]]:
-    """Return what methods of single weights say of themselves, by method: of its first seed.
-
-    Args:
-        candidates: the masks of all methods.
-        name: one of ``RunFolder.TOLD``.
-    """
-    found: dict[str, dict[str, Any]] = {}
+def told_of(candidates: Sequence[Candidate], file: str, shape: Any) -> dict[str, Any]:
+    """Return what methods say of their first seed's network in a file beside it, by method."""
+    found: dict[str, Any] = {}
     for candidate in candidates:
         mask = candidate.mask
-        if isinstance(mask, StoredMask) and candidate.name not in found:
-            path = mask.where / RunFolder.TOLD[name]
+        if isinstance(mask, StoredMask | StoredChannels) and candidate.name not in found:
+            path = mask.where / file
             if path.is_file():
-                found[candidate.name] = checked(read_json(path), dict[str, Any], str(path))
+                found[candidate.name] = checked(read_json(path), shape, str(path))
     return found
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from prunegraph.artefacts.masked import StoredMask, load_masked
+from prunegraph.artefacts.pruned import StoredChannels, load_pruned
 from prunegraph.core.budget import Budget
 from prunegraph.core.errors import ModelError
 from prunegraph.core.masks import ChannelMask, FloatArray
@@ -26,7 +27,8 @@ from prunegraph.runs.target import Target
 from prunegraph.training.loop import FinetuneConfig
 
 Mask = ChannelMask | StoredMask
-"""What a method chose: units, which are cut out, or single weights, on disk with their network."""
+"""What a method chose: units, which are cut out, or single weights. Single weights, and units whose
+method has changed the weights that stay, lie on disk with their network (``StoredChannels``)."""
 
 MOST = 1e9
 """An error that is no number, or larger, counts as this."""
@@ -157,9 +159,13 @@ class RunContext:
         Raises:
             ArtefactError: a file of a stored one is missing, damaged or of another network.
         """
-        if isinstance(mask, ChannelMask):
-            return self.final_evaluator.prune(mask)
-        return self.placed(load_masked(mask.where, self.target.build).model)
+        target = self.target
+        if isinstance(mask, StoredMask):
+            return self.placed(load_masked(mask.where, target.build).model)
+        if isinstance(mask, StoredChannels):
+            saved = load_pruned(mask.where, target.build, graph=target.graph)
+            return self.placed(saved.model)
+        return self.final_evaluator.prune(mask, self.measures.reconstruction)
 
     def placed(self, model: nn.Module) -> nn.Module:
         """Return a network on the device, in the layout in which all networks are measured."""
@@ -175,7 +181,9 @@ class RunContext:
 
     def recalibrated_search_accuracy(self, mask: Mask) -> float:
         """Return the utility of a mask's network, not fine-tuned, on the whole search split."""
-        if isinstance(mask, ChannelMask) and self.target.task.score_name == "accuracy":
+        quick = isinstance(mask, ChannelMask) and not isinstance(mask, StoredChannels)
+        if quick and self.target.task.score_name == "accuracy":
+            assert isinstance(mask, ChannelMask)
             return self.final_evaluator.evaluate(mask).accuracy
         return self._of_pruned(mask, self.target.task.search)
 

@@ -8,6 +8,7 @@ import torch
 from prunegraph.core.console import Console
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.tensors import parameter_digest
+from prunegraph.data.speech import PROXY
 from prunegraph.models import load_weights, save_weights, weights_info
 from prunegraph.runs.context import RunContext
 from prunegraph.runs.folder import RunFolder
@@ -79,6 +80,11 @@ FEW = 100
 
 def _doubts(target: Target) -> Iterator[str]:
     """Yield what is likely wrong with a network or its images."""
+    if target.data_name == PROXY:
+        yield (
+            f"{PROXY} is no speech: rows of digits, read in four directions, stand for languages; "
+            "give recordings with --data-dir"
+        )
     dataset = target.dataset
     if dataset is None:
         return

@@ -18,6 +18,7 @@ from prunegraph.artefacts.pruned import (
     load_pruned,
     read_info,
 )
+from prunegraph.artefacts.sparse import save_sparse
 from prunegraph.core.console import Console
 from prunegraph.core.errors import ArtefactError, ConfigError
 from prunegraph.graph import ExampleInputs
@@ -29,11 +30,13 @@ from prunegraph.runs.parallel.machine import resolve_device
 from prunegraph.runs.prepare import build_dense
 from prunegraph.runs.report.page import pruned_folder
 from prunegraph.runs.report.report import read_report
+from prunegraph.runs.tasks import recogniser_of
 
 FILE_NAMES = {
     "onnx": "pruned.onnx",
     "torch-export": "pruned.pt2",
     "safetensors": "exported.safetensors",
+    "sparse": "pruned.sparse",
 }
 """The file of each format in a run folder."""
 
@@ -45,11 +48,16 @@ def run_export(config: ExportConfig, console: Console) -> dict[str, Any]:
     """Write the file, and return where it is, how large, and what its network expects."""
     resolve_device(config.device)
     path = _path(config)
-    saved = read_run(config.run, config.arch)
+    saved = of_language(read_run(config.run, config.arch), config.language)
     info, example = saved.info, _example(saved.info, config.seed)
     inputs = input_details(info)
     files = [path]
-    if config.format == "safetensors" and isinstance(saved, MaskedNetwork):
+    if config.format == "sparse":
+        if not isinstance(saved, MaskedNetwork):
+            msg = f"{config.run} holds no network with zeros in place: give another --format"
+            raise ConfigError(msg)
+        save_sparse(path, saved.model, saved.mask)
+    elif config.format == "safetensors" and isinstance(saved, MaskedNetwork):
         save_masked(path, model=saved.model, mask=saved.mask, info=info)
         files += [artefact_paths(path)[0], bits_path(path)]
     elif config.format == "safetensors" and isinstance(saved, PrunedNetwork):
@@ -80,8 +88,30 @@ def run_export(config: ExportConfig, console: Console) -> dict[str, Any]:
     }
 
 
+def of_language(
+    saved: PrunedNetwork | MaskedNetwork, language: str | None
+) -> PrunedNetwork | MaskedNetwork:
+    """Return the network of one language, where there is a mask for each.
+
+    Raises:
+        ConfigError: the language is not named, or unknown.
+    """
+    names = list(saved.mask.groups) if isinstance(saved, MaskedNetwork) else [""]
+    if names == [""] and language is None:
+        return saved
+    if not isinstance(saved, MaskedNetwork) or language not in names:
+        known = f"one of {', '.join(names)}" if len(names) > 1 else "none: there is one mask"
+        msg = f"--language is {language}: give {known}"
+        raise ConfigError(msg)
+    mask = saved.mask.groups[language]
+    return MaskedNetwork(model=mask.apply(saved.model), mask=mask, info=saved.info)
+
+
 def _example(info: PrunedInfo, seed: int) -> ExampleInputs:
     """Return inputs of a network: token numbers where it reads texts, else random numbers."""
+    if info.extra.get("task") == "speech_recognition":
+        features = torch.randn(info.example_shape, generator=torch.Generator().manual_seed(seed))
+        return features, torch.tensor([info.example_shape[1]])
     if info.extra.get("task") in LOADERS:
         return torch.zeros(info.example_shape, dtype=torch.int64)
     return torch.randn(info.example_shape, generator=torch.Generator().manual_seed(seed))
@@ -167,11 +197,19 @@ def _sentence_classifier(folder: Path, info: PrunedInfo) -> nn.Module:
     return load_encoder(folder, info.num_classes, 0)[0]
 
 
+def _recogniser(folder: Path, info: PrunedInfo) -> nn.Module:
+    """Return the network of a folder of Whisper, else a small recogniser with fresh weights."""
+    if "sizes" in info.extra:
+        return recogniser_of(info)
+    return load_pretrained(folder, kind="AutoModelForSpeechSeq2Seq")
+
+
 LOADERS: Mapping[str, Callable[[Path, PrunedInfo], nn.Module]] = {
     "causal_lm": _language_model,
     "text_classification": _sentence_classifier,
+    "speech_recognition": _recogniser,
 }
-"""How the folders of transformers are read, by task."""
+"""How the dense networks of tasks other than images are made, by task."""
 
 
 def _check_holds_network(run: Path) -> None:

@@ -13,6 +13,7 @@ from prunegraph.artefacts.masked import MaskedNetwork, StoredMask, load_masked, 
 from prunegraph.artefacts.pruned import (
     MASK_FILE,
     PrunedNetwork,
+    StoredChannels,
     artefact_paths,
     load_pruned,
     save_pruned,
@@ -24,6 +25,7 @@ from prunegraph.core.reading import checked, read_json
 from prunegraph.core.tensors import parameter_digest
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.graph import copy_network
+from prunegraph.models import resized_network
 from prunegraph.runs.context import Mask, RunContext
 from prunegraph.runs.folder import RunFolder
 from prunegraph.runs.parallel.jobs import Batch, Jobs, Workplace
@@ -125,7 +127,8 @@ def load_as_chosen(context: RunContext, directory: Path, mask: Mask | None) -> n
     """
     model, digest = load_finetuned(context, directory)
     wanted = context.target.whole if mask is None else mask
-    if digest != (wanted.name if isinstance(wanted, StoredMask) else wanted.digest()):
+    known = wanted.name if isinstance(wanted, StoredMask | StoredChannels) else wanted.digest()
+    if digest != known:
         msg = (
             f"{directory} holds the network of another mask than the one that is best here: give "
             "the command with the threads and on the machine that made it, or a new --out"
@@ -177,11 +180,21 @@ def save_network(
 ) -> None:
     """Write a pruned network with what rebuilds it."""
     if isinstance(mask, ChannelMask):
-        save_pruned(where, model=model, mask=mask, graph=target.graph, info=target.saved)
+        pretrained = None
+        if target.graph.origin is not None and target.tokenizer is not None:  # its config holds it
+            model, pretrained = resized_network(model, target.example_inputs), target.tokenizer
+        save_pruned(
+            where,
+            model=model,
+            mask=mask,
+            graph=target.graph,
+            info=target.saved,
+            pretrained=pretrained,
+        )
     else:
         bits = mask.load() if isinstance(mask, StoredMask) else mask
-        pretrained = target.tokenizer
-        save_masked(where, model=model, mask=bits, info=target.saved, pretrained=pretrained)
+        tokenizer = target.tokenizer
+        save_masked(where, model=model, mask=bits, info=target.saved, pretrained=tokenizer)
 
 
 def load_finetuned(context: RunContext, directory: Path) -> tuple[nn.Module, str]:

@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +61,12 @@ class RunFolder:
     CHOSEN: ClassVar[str] = "chosen"
     ERRORS: ClassVar[str] = "errors.json"
     SELECTION: ClassVar[str] = "selection.json"
-    TOLD: ClassVar[dict[str, str]] = {"errors": ERRORS, "selection": SELECTION}
+    GROUPS: ClassVar[str] = "groups.json"
+    TOLD: ClassVar[Mapping[str, str]] = {
+        "errors": ERRORS,
+        "selection": SELECTION,
+        "groups": GROUPS,
+    }
     ACCURACY: ClassVar[str] = "accuracy.json"
     PLOTS: ClassVar[str] = "plots"
     EVENTS: ClassVar[str] = "events"

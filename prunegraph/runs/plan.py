@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunegraph.artefacts.masked import StoredMask
+from prunegraph.artefacts.pruned import StoredChannels
 from prunegraph.core.budget import Budget, short
 from prunegraph.core.user_code import is_factory
 from prunegraph.methods.method import Role
@@ -244,7 +245,8 @@ def run_name(config: RunConfig, targets: Sequence[Target]) -> str:
 
 def budget_name(budget: Budget) -> str:
     """Return a budget's limits as part of a file's name."""
-    return slug("-".join(map(short, budget.as_dict().values())))
+    values = {**budget.as_dict(), **({"uniform": "uniform"} if budget.uniform else {})}
+    return slug("-".join(map(short, values.values())))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -355,7 +357,8 @@ def _searched(candidates: Sequence[Candidate]) -> set[str]:
 
 def _cell(context: RunContext, candidate: Candidate | None, seed: int) -> str | None:
     """Name the folder of a fine-tune by all that decides its result: mask, seed, recipe."""
-    if not context.trains and (candidate is None or isinstance(candidate.mask, StoredMask)):
+    stored = candidate is None or isinstance(candidate.mask, StoredMask | StoredChannels)
+    if stored and not context.trains:
         return None
     mask = context.target.whole if candidate is None else candidate.mask
     words = json.dumps([mask.digest(), seed, context.recipe_record()], sort_keys=True)

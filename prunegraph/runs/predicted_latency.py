@@ -7,7 +7,7 @@ import numpy as np
 from scipy import sparse
 from torch import nn
 
-from prunegraph.core.budget import Budget
+from prunegraph.core.budget import SHAPES, Budget
 from prunegraph.core.console import Console
 from prunegraph.core.errors import ArtefactError, BudgetError
 from prunegraph.core.files import write_json
@@ -115,7 +115,7 @@ def _measured(
     by more than is allowed, all are predicted that much more.
     """
     table = measure_latency_table(model, graph, example_inputs, budget=budget)
-    others = budget.as_dict().keys() - {"max_latency", "round_to"}
+    others = budget.as_dict().keys() - SHAPES - {"max_latency"}
     meets = budget.max_latency is not None and table.dense.least <= budget.max_latency
     if meets and not others:
         msg = (

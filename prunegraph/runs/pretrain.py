@@ -333,7 +333,7 @@ def train_network(
             ranks=ranks,
             subnets=subnets,
             name=name,
-            masks=None if mask is None else MaskPlan(masks=mask),
+            masks=None if mask is None else MaskPlan.holding(mask, task),
         )
 
 

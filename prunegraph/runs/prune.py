@@ -30,6 +30,7 @@ from prunegraph.methods.context import Context
 from prunegraph.methods.custom import as_method
 from prunegraph.methods.method import Method, Problem, Result
 from prunegraph.methods.registry import make_method
+from prunegraph.models import within_config
 from prunegraph.rewards.config import Metric
 from prunegraph.runs.predicted_latency import layer_times
 from prunegraph.runs.report.speed import latencies
@@ -51,12 +52,14 @@ class PruneResult:
         mask: which prunable units, or single weights, were kept.
         graph: the structure of the dense network; None where single weights became zero.
         report: costs and scores before and after, and what the method says, as JSON values.
+        task: what was pruned.
     """
 
     model: nn.Module
     mask: ChannelMask | WeightMask
     graph: StructureGraph | None
     report: Mapping[str, Any]
+    task: Task
 
 
 def prune(
@@ -105,6 +108,8 @@ def prune(
         return _prune_weights(chosen, context.problem(budget, folder=checkpoint, progress=progress))
     budget.check_channels()
     graph = analyse(task.model, task.example_inputs, attention=attention)
+    if budget.uniform:
+        graph = within_config(task.model, graph)
     context = Context(
         task=task,
         structure=graph,
@@ -174,7 +179,7 @@ def _prune_weights(method: Method, problem: Problem) -> PruneResult:
         "sparsity": result.mask.sparsity,
         "mask_digest": result.mask.digest(),
     }
-    return PruneResult(model=small.eval(), mask=result.mask, graph=None, report=report)
+    return PruneResult(model=small.eval(), mask=result.mask, graph=None, report=report, task=task)
 
 
 def _finished(
@@ -197,7 +202,7 @@ def _finished(
     if problem.budget.max_latency is not None:
         report["latency_ms"] = times = latencies(task.model, graph, mask, task.example_inputs)
         _warn_if_slow(times, problem.budget.max_latency)
-    return PruneResult(model=small.eval(), mask=mask, graph=graph, report=report)
+    return PruneResult(model=small.eval(), mask=mask, graph=graph, report=report, task=task)
 
 
 def _scores(task: Task, small: nn.Module) -> dict[str, Any]:

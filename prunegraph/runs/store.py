@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from prunegraph.artefacts.masked import StoredMask
+from prunegraph.artefacts.pruned import StoredChannels
 from prunegraph.core.errors import ArtefactError, MaskError
 from prunegraph.core.files import write_json
 from prunegraph.core.masks import ChannelMask, pack_bits, unpack_bits
@@ -191,17 +192,18 @@ def read_masks(path: Path, graph: StructureGraph | None) -> Masks:
 STORED = {"name": str, "sparsity": float, "folder": str, "weights": str | None}
 """What a file says of a mask of single weights."""
 
+STORED_CHANNELS = {"keep": str, "folder": str, "weights": str}
+"""What a file says of a mask of units whose network lies on disk."""
+
 
 def _to_json(mask: Mask) -> str | dict[str, Any]:
-    """Return units as packed bits, single weights as the folder in which they lie."""
-    if isinstance(mask, ChannelMask):
+    """Return units as packed bits; of what lies on disk with its network the folder, too."""
+    if not isinstance(mask, StoredMask | StoredChannels):
         return pack_bits(mask.keep)
-    return {
-        "name": mask.name,
-        "sparsity": mask.sparsity,
-        "weights": mask.weights,
-        "folder": f"{RunFolder.CHOSEN}/{mask.where.name}",
-    }
+    record = {"weights": mask.weights, "folder": f"{RunFolder.CHOSEN}/{mask.where.name}"}
+    if isinstance(mask, StoredChannels):
+        return {**record, "keep": pack_bits(mask.keep)}
+    return {**record, "name": mask.name, "sparsity": mask.sparsity}
 
 
 def _from_json(value: Any, graph: StructureGraph | None, run: Path, path: Path) -> Mask:
@@ -211,8 +213,13 @@ def _from_json(value: Any, graph: StructureGraph | None, run: Path, path: Path) 
         values = {name: record[name] for name in ("name", "sparsity", "weights")}
         return StoredMask(where=where, **values)
     try:
-        bits: str = checked(value, str, str(path))
-        return graph.mask(unpack_bits(bits, graph.num_units))
+        if not isinstance(value, dict):
+            bits: str = checked(value, str, str(path))
+            return graph.mask(unpack_bits(bits, graph.num_units))
+        record = checked(value, STORED_CHANNELS, str(path))
+        keep = graph.mask(unpack_bits(record["keep"], graph.num_units)).keep
+        where = RunFolder(path=run).inside(record["folder"])
+        return StoredChannels(keep, where, record["weights"])
     except (ValueError, MaskError) as error:
         msg = f"{path} holds no masks of this network ({error}): restore it or run again"
         raise ArtefactError(msg) from error

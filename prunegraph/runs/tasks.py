@@ -6,21 +6,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from prunegraph.artefacts.pruned import PrunedInfo
 from prunegraph.core.budget import Budget
-from prunegraph.core.errors import ConfigError, DataError, suggest
+from prunegraph.core.errors import ArtefactError, ConfigError, DataError, suggest
+from prunegraph.core.reading import checked
 from prunegraph.core.task import Task
 from prunegraph.data.sentences import find_table
+from prunegraph.data.speech import SpeechData
 from prunegraph.graph import StructureGraph, analyse, copy_network
-from prunegraph.models import load_weights, weights_info
+from prunegraph.models import load_weights, weights_info, within_config
 from prunegraph.models.embedded_language import build_embedded, byte_tokenizer
-from prunegraph.runs.options.config import CommonConfig, NetworkConfig
+from prunegraph.models.recogniser import HEADS, Recogniser, build_recogniser
+from prunegraph.runs.options.config import CommonConfig, NetworkConfig, NetworksConfig
 from prunegraph.runs.options.tasks import IMAGES, TaskOptions
 from prunegraph.runs.parallel.machine import resolve_device
 from prunegraph.runs.prepare import check_network, load_classifier, resolve_arch
 from prunegraph.runs.target import Target
 from prunegraph.tasks.causal_lm import causal_lm
+from prunegraph.tasks.speech_recognition import load_speech_data, speech_recognition
 from prunegraph.tasks.text_classification import text_classification
+from prunegraph.tasks.whisper import whisper_recognition
 from prunegraph.training.embedded import RECIPE as EMBEDDED_RECIPE
 from prunegraph.training.loop import FinetuneConfig
 
@@ -38,6 +46,31 @@ NUM_CALIBRATION = 256
 
 CALIBRATION_TOKENS = 16_384
 """Without ``--calibration-tokens``, so many are drawn of the calibration text, by each seed."""
+
+
+PROXY_RECIPE = FinetuneConfig(
+    epochs=8,
+    batch_size=32,
+    peak_lr=3e-3,
+    warmup_epochs=0.5,
+    optimizer="adamw",
+    autocast=False,
+)
+"""Of the recogniser on the embedded proxy: 15 seconds of a core."""
+
+SPEECH_RECIPE = dataclasses.replace(PROXY_RECIPE, epochs=60, peak_lr=2e-3, warmup_epochs=2.0)
+"""Of the recogniser on recordings of digits: half an hour of a core."""
+
+
+RECOGNISER_SIZES = {
+    "features": (1, 1024),
+    "tokens": (2, 100_000),
+    "width": (HEADS, 4096),
+    "convolutions": (2, 64),
+    "stride": (1, 4),
+    "attentions": (0, 64),
+}
+"""Smallest and largest sizes of a recogniser that a file may ask to be built."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +106,12 @@ def arch_of(config: NetworkConfig) -> str:
     return _kind(config).arch(config)
 
 
-def load_begun(run: CommonConfig, dense: Path, budget: Budget, **given: Any) -> Target:
+def load_begun(run: CommonConfig, name: str, dense: Path, budget: Budget, **given: Any) -> Target:
     """Load the network of a run folder, with its own dense weights.
 
     Args:
         run: the run's options.
+        name: of the network, as the report has it: a run may be of several.
         dense: the weights file in the folder.
         budget: the run's.
         given: options that stand in place of the run's.
@@ -86,8 +120,11 @@ def load_begun(run: CommonConfig, dense: Path, budget: Budget, **given: Any) -> 
         names = {field.name for field in dataclasses.fields(NetworkConfig)} - {"pretrain_epochs"}
         values = {name: getattr(run, name) for name in names}
         return load_classifier(NetworkConfig(**values | given | {"weights": dense}), budget)
-    assert isinstance(run, NetworkConfig)
-    target = load_target(dataclasses.replace(run, device=given["device"]), budget)
+    networks = run.network_configs() if isinstance(run, NetworksConfig) else [run]
+    own = next(
+        each for each in networks if isinstance(each, NetworkConfig) and arch_of(each) == name
+    )
+    target = load_target(dataclasses.replace(own, device=given["device"]), budget)
     load_weights(target.model, dense)
     return target
 
@@ -157,7 +194,7 @@ def load_language_model(config: NetworkConfig, budget: Budget | None = None) -> 
         ),
         build=lambda: copy_network(task.model).cpu(),
         structure=_structure(task, config, budget),
-        tokenizer=task.tokenizer_folder or task.tokenizer,
+        tokenizer=task.tokenizer_folder or task.tokenizer or False,
         pretraining=EMBEDDED_RECIPE if config.weights is None else None,
         num_calibration=num_windows,
         recipe=LANGUAGE_RECIPE,
@@ -213,12 +250,89 @@ def _structure(task: Task, config: NetworkConfig, budget: Budget | None) -> Stru
     if budget is not None and budget.kind == "weights":
         return None
     structure = analyse(task.model, task.example_inputs, attention=config.attention)
+    if budget is not None and budget.uniform:
+        structure = within_config(task.model, structure)
     check_network(task.name, structure)
     return structure
 
 
 def _language_model(config: NetworkConfig) -> str:
     return "embedded" if config.weights is None else config.weights.resolve().name
+
+
+def load_recogniser(config: NetworkConfig, budget: Budget | None = None) -> Target:
+    """Load a recogniser of speech with its utterances.
+
+    Its structure is analysed where channels are chosen alone.
+    """
+    assert isinstance(config, TaskOptions)
+    device = resolve_device(config.device)
+    data = load_speech_data(config.data_dir, config.languages)
+    if config.weights is not None and config.weights.is_dir():
+        return _whisper(config.weights, data, device)
+    task = speech_recognition(data=data, seed=config.seed, name=_recogniser(config))
+    if config.weights is not None:
+        load_weights(task.model, config.weights)
+    task.place_model(task.model, device)
+    structure: StructureGraph | None = None
+    if budget is None or budget.kind == "channels":
+        structure = analyse(task.model, task.example_inputs)
+        check_network(task.name, structure)
+    assert isinstance(task.model, Recogniser)
+    sizes = task.model.sizes
+    recipe = PROXY_RECIPE if data.proxy else SPEECH_RECIPE
+    return Target(
+        task=task,
+        data_name=data.name,
+        saved=PrunedInfo(
+            arch=task.name,
+            num_classes=len(data.alphabet),
+            example_shape=tuple(next(iter(task.train.batches(1)))["features"].shape),
+            extra={"task": task.kind, "sizes": sizes, "tokens": list(data.alphabet.tokens)},
+        ),
+        build=lambda: build_recogniser(**sizes),
+        structure=structure,
+        pretraining=recipe if config.weights is None else None,
+        recipe=dataclasses.replace(recipe, epochs=0),
+    )
+
+
+def _whisper(folder: Path, data: SpeechData, device: torch.device) -> Target:
+    """Return what a folder of Whisper needs; its single weights become zero."""
+    task = whisper_recognition(folder, data)
+    task.place_model(task.model, device)
+    return Target(
+        task=task,
+        data_name=data.name,
+        saved=PrunedInfo(
+            arch=task.name,
+            num_classes=1,
+            example_shape=(1, task.bands, task.window),
+            extra={"task": task.kind},
+        ),
+        build=lambda: copy_network(task.model).cpu(),
+        tokenizer=task.tokenizer_folder,
+        recipe=LANGUAGE_RECIPE,
+    )
+
+
+def recogniser_of(info: PrunedInfo) -> nn.Module:
+    """Return the recogniser of a saved network, with fresh weights.
+
+    Raises:
+        ArtefactError: its sizes are damaged, or too large.
+    """
+    sizes = checked(info.extra.get("sizes"), dict[str, int], f"the sizes of {info.arch}")
+    if sizes.keys() != RECOGNISER_SIZES.keys() or not all(
+        low <= sizes[name] <= high for name, (low, high) in RECOGNISER_SIZES.items()
+    ):
+        msg = f"the sizes of {info.arch} are damaged: {sizes}"
+        raise ArtefactError(msg)
+    return build_recogniser(**sizes)
+
+
+def _recogniser(config: NetworkConfig) -> str:
+    return "recogniser" if config.weights is None else config.weights.resolve().stem
 
 
 TASKS: Mapping[str, TaskKind] = {
@@ -241,6 +355,11 @@ TASKS: Mapping[str, TaskKind] = {
         load=load_sentence_classifier,
         arch=_language_model,
         options=frozenset({"dataset", "data_dir", "pretrain_epochs", "report_on"}),
+    ),
+    "speech_recognition": TaskKind(
+        load=load_recogniser,
+        arch=_recogniser,
+        options=frozenset({"data_dir", "languages"}),
     ),
 }
 """Every task by its name on the command line."""

@@ -7,7 +7,7 @@ a cosine to zero a step at a time, the split's own augmentation, bfloat16 autoca
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -115,12 +115,14 @@ class FinetuneResult:
         seconds: training time, that before a resume included.
         resumed_epochs: epochs that were read from a checkpoint.
         masks: the masks that it ended with, by group of batches (``MaskedWeights.finish``).
+        history: of each choice of masks its step, and how alike they were (``agreement``).
     """
 
     losses: tuple[float, ...]
     seconds: float
     resumed_epochs: int
     masks: Mapping[str, WeightMask] = field(default_factory=dict)
+    history: Sequence[tuple[float, ...]] = ()
 
 
 def finetune(
@@ -202,6 +204,7 @@ def finetune(
         seconds=done.seconds,
         resumed_epochs=resumed_epochs,
         masks={} if run.masked is None else run.masked.finish(),
+        history=() if run.masked is None else run.masked.history,
     )
 
 

@@ -5,6 +5,7 @@ hooks of the optimizer clear the gradients before a step, and what momentum or w
 moved after it. Where weights may come back, the values that they had wait beside the network.
 """
 
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,16 @@ from prunegraph.core.errors import ArtefactError, ConfigError, MaskError
 from prunegraph.core.masks import from_bytes, to_bytes
 from prunegraph.core.splits import Batch
 from prunegraph.core.tensors import all_but_least
-from prunegraph.core.weight_mask import WeightMask
+from prunegraph.core.weight_mask import GroupedMask, WeightMask
 from prunegraph.graph import unwrap
 from prunegraph.layerwise.weights import prunable_weights
 from prunegraph.training.schedules import Schedule
 
 ONE = ""
 """Name of the only group of batches, where there is one mask for all."""
+
+GRADIENT_DECAY = 0.95
+"""Of the moving average of squared gradients: it spans about twenty batches of a group."""
 
 Masks = WeightMask | Mapping[str, WeightMask]
 """One mask, or one for each group of batches."""
@@ -41,10 +45,13 @@ class MaskedWeights:
             prunable weights stay at first.
         returns: weights may come back with the values that they had, which takes a copy of the
             weights; always so with several groups. Otherwise masks can only shrink.
+        decay: of a moving average of squared gradients of each weight and group, those of weights
+            that are zero too (``rms``); None: none is kept.
 
     Attributes:
         masks: the mask of each group.
         group: whose mask is in use.
+        history: what was noted of the masks: step, then figures.
 
     Raises:
         MaskError: a mask does not fit the network, or groups have masks of other weights.
@@ -57,6 +64,7 @@ class MaskedWeights:
         masks: Masks | None = None,
         *,
         returns: bool = False,
+        decay: float | None = None,
     ) -> None:
         model = unwrap(model)
         given = dense_mask(model) if masks is None else masks
@@ -68,6 +76,12 @@ class MaskedWeights:
         self._values: dict[str, Tensor] | None = None
         if returns or len(self.masks) > 1:
             self._values = {n: p.detach().clone() for n, p in self._parameters.items()}
+        self.history: list[tuple[float, ...]] = []
+        self._decay = decay
+        names = () if decay is None else self._parameters
+        self._squares = {
+            group: {n: torch.zeros_like(self._parameters[n]) for n in names} for group in self.masks
+        }
         self._handles = [
             optimizer.register_step_pre_hook(self._clear_gradients),
             optimizer.register_step_post_hook(self._clear_weights),
@@ -89,7 +103,9 @@ class MaskedWeights:
         if group not in self.masks:
             msg = f"no mask for batches of {group!r}; there are: {', '.join(self.masks)}"
             raise MaskError(msg)
-        if group != self.group:
+        if self.masks[group] is self.mask:
+            self.group = group
+        elif group != self.group:
             self._hide()
             self.group = group
             self._show()
@@ -139,6 +155,10 @@ class MaskedWeights:
             return shown
         return {n: torch.where(self._gone[n], self._values[n], shown[n]) for n in shown}
 
+    def rms(self, group: str) -> dict[str, Tensor]:
+        """Return the root of the mean squared gradient of each weight on batches of a group."""
+        return {name: square.sqrt() for name, square in self._squares[group].items()}
+
     def finish(self) -> dict[str, WeightMask]:
         """Let the optimizer go; return the masks.
 
@@ -147,10 +167,8 @@ class MaskedWeights:
         for handle in self._handles:
             handle.remove()
         if len(self.masks) > 1:
-            names = self._parameters
-            keep = {n: torch.stack([m.keep[n] for m in self.masks.values()]).any(0) for n in names}
             self._hide()
-            self._show(WeightMask(keep))
+            self._show(GroupedMask.of(self.masks))
         return self.masks
 
     def tensors(self) -> dict[str, Tensor]:
@@ -159,6 +177,10 @@ class MaskedWeights:
         for number, mask in enumerate(self.masks.values()):
             for name, bits in mask.keep.items():
                 found[f"{number}.{name}"] = torch.from_numpy(to_bytes(bits.flatten().numpy()))
+        for number, squares in enumerate(self._squares.values()):
+            found |= {f"squares.{number}.{name}": square for name, square in squares.items()}
+        if self.history:
+            found["history"] = torch.tensor(self.history, dtype=torch.float64)
         return found | {f"values.{n}": value for n, value in (self._values or {}).items()}
 
     def restore(self, tensors: Mapping[str, Tensor], path: Path | str = "the checkpoint") -> None:
@@ -177,10 +199,17 @@ class MaskedWeights:
                 bits = {n: torch.from_numpy(keep[n]).reshape(sizes[n]) for n in keep}
                 masks[group] = WeightMask(bits, mask.pattern)
             group = list(masks)[int(tensors["group"])]
+            noted = tensors.get("history", torch.empty(0, 4)).reshape(-1, 4)
+            history: list[tuple[float, ...]] = [tuple(row) for row in noted.tolist()]
+            squares = {
+                name: {n: self._like(n, tensors[f"squares.{number}.{n}"]) for n in own}
+                for number, (name, own) in enumerate(self._squares.items())
+            }
         except (KeyError, ValueError, IndexError, RuntimeError) as error:
             msg = f"{path}: its masks are damaged or others: delete the file to start over"
             raise ArtefactError(msg) from error
         self.masks, self.group, self._values = masks, group, values or None
+        self._squares, self.history = squares, history
         self._mark(self.mask)
 
     def _like(self, name: str, value: Tensor) -> Tensor:
@@ -207,9 +236,13 @@ class MaskedWeights:
 
     @torch.no_grad()
     def _clear_gradients(self, *_: Any) -> None:
+        squares = self._squares[self.group]
         for name, parameter in self._parameters.items():
-            if parameter.grad is not None:
-                parameter.grad.masked_fill_(self._gone[name], 0.0)
+            if parameter.grad is None:
+                continue
+            if self._decay is not None:
+                squares[name].lerp_(parameter.grad.float().square(), 1.0 - self._decay)
+            parameter.grad.masked_fill_(self._gone[name], 0.0)
 
     @torch.no_grad()
     def _clear_weights(self, *_: Any) -> None:
@@ -221,13 +254,19 @@ class MaskedWeights:
 class MaskPlan:
     """How the masks of a training change; ``finetune(..., masks=MaskPlan(...))``.
 
+    By default the weights of least absolute value go, in all layers together. With ``emphasis``
+    those of each group do that count least for it: ``|w| (f / mean f + emphasis)``, f the root of
+    the mean squared gradient of the masked weight on batches of the group.
+
     Attributes:
         masks: what they are at first; see ``MaskedWeights``. Without a schedule they stay.
-        schedule: sparsity by step; the weights of least absolute value go, in all layers together.
+        schedule: sparsity by step.
         every: masks are chosen anew in every so many steps.
         until: first step from which on they stay; None: never.
         reselect: weights that are gone compete again, and come back with the values they had.
         group_of: returns whose mask a batch is trained with; needed with several masks.
+        emphasis: on absolute values beside gradients, at least 0; None: absolute values alone.
+        joint: groups have one mask, by the mean of their scores.
 
     Raises:
         ConfigError: the parts contradict each other.
@@ -239,6 +278,8 @@ class MaskPlan:
     until: int | None = None
     reselect: bool = False
     group_of: Callable[[Batch], str] | None = None
+    emphasis: float | None = None
+    joint: bool = False
 
     def __post_init__(self) -> None:
         several = not isinstance(self.masks, WeightMask | None)
@@ -252,20 +293,58 @@ class MaskPlan:
             msg = "reselect=True needs a schedule: it says how many weights stay"
             raise ConfigError(msg)
 
+    @classmethod
+    def holding(cls, mask: WeightMask, task: Any) -> "MaskPlan":
+        """Return the plan in which a mask stays as it is; of several groups each its own."""
+        if isinstance(mask, GroupedMask):
+            return cls(masks=mask.groups, group_of=task.group_of)
+        return cls(masks=mask)
+
     def attach(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> MaskedWeights:
         """Put the zeros in place."""
-        return MaskedWeights(model, optimizer, self.masks, returns=self.reselect)
+        decay = None if self.emphasis is None else GRADIENT_DECAY
+        return MaskedWeights(model, optimizer, self.masks, returns=self.reselect, decay=decay)
 
     def begin(self, masked: MaskedWeights, step: int, batch: Batch) -> None:
         """Choose masks anew if it is time, and put that of a batch in use; before its forward."""
         due = step % self.every == 0 and (self.until is None or step < self.until)
+        due = due and (step > 0 or self.masks is None)  # those that were given are used first
         if self.schedule is not None and due:
-            sparsity = self.schedule(step)
-            for group, mask in masked.masks.items():
-                if self.reselect or sparsity > mask.sparsity:
-                    masked.select(sparsity, group=group, among_all=self.reselect)
+            self._select(masked, self.schedule(step))
+            masked.history.append((step, *agreement(masked.masks)))
         if self.group_of is not None:
             masked.use(self.group_of(batch))
+
+    def _select(self, masked: MaskedWeights, sparsity: float) -> None:
+        """Choose the masks of all groups anew."""
+        groups = list(masked.masks)
+        if not self.reselect and sparsity <= masked.mask.sparsity:
+            return
+        sizes = {name: value.abs() for name, value in masked.values().items()}
+        if not self.joint:
+            for group in groups:
+                scores = self._scores(sizes, masked, group)
+                masked.select(sparsity, scores, group, among_all=self.reselect)
+            return
+        total = self._scores(sizes, masked, groups[0])
+        for group in groups[1:]:
+            for name, score in self._scores(sizes, masked, group).items():
+                total[name] = total[name] + score
+        masked.select(sparsity, total, among_all=self.reselect)
+        for group in groups:
+            masked.masks[group] = masked.mask
+
+    def _scores(
+        self, sizes: Mapping[str, Tensor], masked: MaskedWeights, group: str
+    ) -> dict[str, Tensor]:
+        """Return how much each weight counts for a group."""
+        if self.emphasis is None:
+            return dict(sizes)
+        rms = masked.rms(group)
+        mean = sum(float(f.sum()) for f in rms.values()) / sum(f.numel() for f in rms.values())
+        if mean == 0.0:  # before the group's first batch
+            return dict(sizes)
+        return {name: size * (rms[name] / mean + self.emphasis) for name, size in sizes.items()}
 
     def record(self) -> dict[str, Any]:
         """Return what tells the plan from others, as JSON values."""
@@ -275,7 +354,23 @@ class MaskPlan:
             "schedule": repr(self.schedule),
             "every": [self.every, self.until],
             "reselect": self.reselect,
+            "score": [self.emphasis, self.joint],
         }
+
+
+def agreement(masks: Mapping[str, WeightMask]) -> tuple[float, float, float]:
+    """Return how alike masks of groups are.
+
+    Returns:
+        Mean density of a mask, density of their union, and the mean over pairs of the share that
+        both keep (``WeightMask.overlap``; 1 of a single mask).
+    """
+    own = list(masks.values())
+    if len({id(mask) for mask in own}) == 1:
+        return own[0].density, own[0].density, 1.0
+    union = GroupedMask.of(masks)
+    shared = [one.overlap(other) for one, other in itertools.combinations(own, 2)]
+    return sum(m.density for m in own) / len(own), union.density, sum(shared) / len(shared)
 
 
 def dense_mask(model: nn.Module) -> WeightMask:

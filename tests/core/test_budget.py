@@ -98,3 +98,16 @@ def test_limits_are_shown_short() -> None:
     assert [short(value) for value in (0.5, 123_456_789, "2:4", 1 / 3)] == [
         *("0.5", "123456789", "2:4", "0.333333"),
     ]
+
+
+def test_uniform_is_no_limit_by_itself_and_survives_a_dict() -> None:
+    with pytest.raises(BudgetError, match="at least one of"):
+        Budget(uniform=True)
+    with pytest.raises(BudgetError, match="uniform removes channels"):
+        Budget(sparsity=0.5, uniform=True)
+    with pytest.raises(BudgetError, match="must be True or False"):
+        Budget(keep_macs=0.5, uniform="yes")  # type: ignore[arg-type]  # the point of the test
+    budget = Budget(keep_macs=0.5, uniform=True)
+    assert Budget(**budget.as_dict()) == budget != Budget(keep_macs=0.5)
+    assert Budget(keep_macs=0.5).as_dict() == {"keep_macs": 0.5}
+    assert Budget(sparsity=0.0).as_dict() == {"sparsity": 0.0}

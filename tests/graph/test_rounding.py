@@ -126,7 +126,7 @@ def test_repair_rounds_and_counts_only_what_rounding_does_not_need() -> None:
         assert 0.0 <= flipped <= 1.0
     one_more = legal.keep.copy()
     one_more[np.flatnonzero(~legal.keep)[0]] = True
-    assert misfit(graph, one_more, 8).sum() == 1
+    assert misfit(graph, one_more, budget).sum() == 1
     assert not graph.fits(one_more, budget)
 
 
@@ -171,3 +171,57 @@ def test_torchvision_networks_round() -> None:
     scores = np.random.default_rng(0).normal(size=graph.num_units).astype(np.float32)
     budget = Budget(keep_macs=0.5, round_to=16)
     assert_rounded_and_full(graph, graph.project(scores, budget).keep, budget)
+
+
+class Blocks(nn.Module):
+    """Three blocks with a residual stream of 12, and one of another width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(12, width), nn.ReLU(), nn.Linear(width, 12))
+            for width in (20, 20, 20, 7)
+        )
+        self.head = nn.Linear(12, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        logits: torch.Tensor = self.head(x)
+        return logits
+
+
+@pytest.mark.parametrize("round_to", [None, 4])
+def test_layers_of_a_kind_keep_equally_many_units_and_the_budget_is_used_up(
+    round_to: int | None,
+) -> None:
+    graph = analyse(Blocks(), torch.randn(2, 12))
+    names = [group.name for group in graph.groups]
+    inner = [names.index(f"blocks.{number}.0") for number in range(4)]
+    assert len({*graph.kinds[inner[:3]]}) == 1
+    assert graph.kinds[inner[3]] != graph.kinds[inner[0]]
+    rng, seen = np.random.default_rng(0), set()
+    for share in np.linspace(0.3, 0.95, 12):
+        budget = Budget(keep_macs=float(share), round_to=round_to, uniform=True)
+        scores = rng.normal(size=graph.num_units).astype(np.float32)
+        masks = [graph.project(scores, budget), graph.repair(scores > 0, budget, rng)[0]]
+        for mask in masks:
+            widths = [int(mask.keep[graph.groups[number].units].sum()) for number in inner]
+            assert len({*widths[:3]}) == 1
+            assert round_to is None or all(width % 4 == 0 for width in widths[:3])
+            assert graph.fits(mask, budget)
+            again, flipped = graph.repair(mask.keep, budget, rng)
+            assert (again, flipped) == (mask, 0.0)
+            if widths[0] < 20:  # one step more for all three does not fit
+                more = mask.keep.copy()
+                for number in inner[:3]:
+                    units = graph.groups[number].units
+                    more[units[~mask.keep[units]][: round_to or 1]] = True
+                assert graph.cost(more).macs > share * graph.dense_cost.macs
+            seen.add(widths[0])
+        odd = masks[0].keep.copy()
+        spare = graph.groups[inner[0]].units
+        odd[spare[masks[0].keep[spare]][0]] = False
+        assert misfit(graph, odd, budget).sum() == 1
+        assert not graph.fits(odd, budget)
+    assert len(seen) > 3

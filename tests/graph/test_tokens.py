@@ -1,7 +1,7 @@
 """Layers that mix tokens, and products of channels with what is none."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunegraph.graph import StructureGraph, analyse
+from prunegraph.graph.analyse import PROVED_TOKENS
 
 TOKENS, INPUTS, WIDTH, INNER, CLASSES, HEADS = 5, 6, 16, 20, 4, 4
 
@@ -313,3 +314,29 @@ def test_rows_of_tables_beside_channels_are_tokens(check_all: Check) -> None:
     free = {group.name: group for group in graph.groups if not group.frozen}
     assert {name: group.units.size for name, group in free.items()} == {"patches": 16, "qkv": 4}
     assert "table:2" in free["patches"].members
+
+
+class Words(nn.Module):
+    """Token numbers to scores; notes how many tokens it was run on."""
+
+    lengths: ClassVar[list[int]] = []
+
+    def __init__(self, fixed: int | None = None) -> None:
+        super().__init__()
+        self.table, self.inner, self.head = nn.Embedding(9, 8), nn.Linear(8, 12), nn.Linear(12, 9)
+        self.fixed = fixed
+
+    def forward(self, ids: Tensor) -> Tensor:
+        self.lengths.append(ids.shape[1])
+        x = self.inner(self.table(ids)).relu()
+        return self.head(x if self.fixed is None else x.view(len(x), self.fixed, -1))
+
+
+@pytest.mark.parametrize("fixed", [None, 100])
+def test_the_proof_runs_on_few_tokens_where_the_forward_can(fixed: int | None) -> None:
+    Words.lengths.clear()
+    graph = analyse(Words(fixed), torch.arange(100)[None] % 9)
+    assert int(graph.free.sum()) == 8 + 12
+    assert Words.lengths[0] == 100  # every token has a label
+    assert {*Words.lengths[2:]} == {PROVED_TOKENS if fixed is None else 100}
+    assert graph.dense_cost.macs == 100 * (8 * 12 + 12 * 9)

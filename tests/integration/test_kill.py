@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from prunegraph.cli.main import main
+from prunegraph.models.embedded_language import build_embedded, byte_tokenizer
+from prunegraph.models.pretrained import save_pretrained_layout
 
 KILLS = int(os.environ.get("PRUNEGRAPH_KILLS", "3"))
 KILLS_A_RUN = 3
@@ -64,15 +66,24 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="module")
-def commands(weights: Path, quick: Path) -> dict[str, list[str]]:
+def commands(
+    weights: Path, quick: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[str]]:
     """Return a very small job of each command, without its ``--out``."""
     small = ["--weights", str(weights), "--calibration-images", "64", "--finetune-epochs", "2"]
-    search = ["--networks", "36", "--agent.update-size", "4", "--agent.subset", "64", *small]
-    search += ["--agent.surrogate-steps", "2", "--agent.distill-steps", "1"]
+    few = ["--networks", "36", "--agent.update-size", "4", "--agent.surrogate-steps", "2"]
+    few += ["--agent.distill-steps", "1"]
+    search = [*few, "--agent.subset", "64", *small]
     one = ["--seeds", "1"]
     alone = ["--search-seeds", "1", "--baselines", "none"]
+    folder = tmp_path_factory.mktemp("lm") / "tiny"
+    save_pretrained_layout(build_embedded(), byte_tokenizer(), folder)
+    language = ["--task", "causal_lm", "--weights", str(folder), "--calibration-tokens", "512"]
+    language += ["--window", "32", "--keep-params", "0.8", "--finetune-epochs", "0", *few]
     methods = ["--methods", "l1/uniform", "taylor/per_mac", "cem", "netadapt"]
     more = ["pretrain", "--weights", str(weights), "--slimmable", "0.4", "--distill", "0.5"]
+    clients = ["--clients", "3", "--rounds", "4", "--fedmap.every", "1", "--sparsity", "0.8"]
+    clients += ["--fedmap.epochs", "1", "--fedmap.batch-size", "64"]
     words = {
         "pretrain": ["pretrain", "--arch", "digits_resnet8_w4", "--epochs", "3"],
         "slimmable": [*more, "--epochs", "2"],
@@ -80,6 +91,8 @@ def commands(weights: Path, quick: Path) -> dict[str, list[str]]:
         "adapt": ["train", "--policy", str(quick), *alone, *search],
         "apply": ["apply", "--policy", str(quick), *small],
         "compare": ["compare", *one, *methods, *search],
+        "federation": ["prune", "fedmap", *clients, *small[:4], "--finetune-epochs", "0"],
+        "language": ["prune", "agent", *language],
         "grid": ["compare", "--keep-macs", "0.6", "0.4", *one, "--no-agent", *methods[:3], *search],
     }
     return {name: [*those, "--threads", "1"] for name, those in words.items()}
@@ -111,10 +124,15 @@ def without_times(value: Any) -> Any:
     return value
 
 
-OTHERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("slimmable", "adapt", "grid")]
+OTHERS = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("slimmable", "adapt", "language", "grid")
+]
 
 
-@pytest.mark.parametrize("command", ["pretrain", "train", "apply", "compare", *OTHERS])
+@pytest.mark.parametrize(
+    "command", ["pretrain", "train", "apply", "compare", "federation", *OTHERS]
+)
 def test_a_killed_command_goes_on_to_the_same_result(
     command: str, commands: dict[str, list[str]], run: Run, tmp_path: Path
 ) -> None:

@@ -9,10 +9,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from prunegraph.artefacts.pruned import load_pruned, read_info
 from prunegraph.cli.main import main
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.models.embedded_language import build_embedded, byte_tokenizer
 from prunegraph.models.pretrained import load_pretrained, load_tokenizer, save_pretrained_layout
+from support.language import tiny_llama
 
 METHOD = """
 from dataclasses import dataclass
@@ -103,6 +105,55 @@ def test_a_language_model_is_pruned_into_a_from_pretrained_folder(
     assert (out / "exported.mask.safetensors").is_file()
 
 
+@pytest.mark.parametrize("method", ["l2/uniform", "maskprune"])
+def test_uniform_widths_make_a_from_pretrained_folder(
+    words: list[str], folder: Path, tmp_path: Path, method: str
+) -> None:
+    out = tmp_path / "run"
+    command = ["prune", method, *words, "--keep-params", "0.7", "--uniform", "--out", str(out)]
+    command += ["--no-layer-by-layer"] if method == "l2/uniform" else ["--maskprune.steps", "10"]
+    assert main(command) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["budget"] == {"keep_params": 0.7, "uniform": True}
+    model = load_pretrained(out / "pruned")
+    assert sum(parameter.numel() for parameter in model.parameters()) == report["pruned"]["params"]
+    assert (
+        load_tokenizer(out / "pruned")("a")["input_ids"] == load_tokenizer(folder)("a")["input_ids"]
+    )
+    assert main(["verify", str(out), "--threads", "1"]) == 0
+
+
+def test_neurons_are_cut_and_fitted_compared_and_verified(
+    words: list[str], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    command = ["compare", "--no-agent", "--methods", "struprune", "l2/uniform", *words]
+    command += ["--keep-params", "0.8", "--struprune.rounds", "1", "--seeds", "1"]
+    assert main([*command, "--out", str(out)]) == 0
+    rows = {row["name"]: row for row in json.loads((out / "report.json").read_text())["methods"]}
+    assert rows["struprune"]["params"] <= 0.8 * rows["dense"]["params"]
+    assert (out / "chosen" / "struprune-0" / "errors.json").is_file()
+    assert main(["verify", str(out), "--threads", "1"]) == 0
+    capsys.readouterr()
+    one = tmp_path / "one"
+    command = ["prune", "struprune", *words, "--keep-params", "0.8", "--out", str(one)]
+    command += ["--struprune.rounds", "1"]
+    assert main(command) == 0
+    own = json.loads((one / "report.json").read_text())
+    assert own["pruned"]["mask_digest"] == rows["struprune"]["digest"]
+    shape = read_info(one / "pruned").example_shape
+    inputs = {"input_ids": torch.zeros(shape, dtype=torch.int64)}
+    saved = load_pruned(one / "pruned", lambda: load_pretrained(folder), inputs)
+    dense = load_pretrained(folder)
+    assert sum(item.numel() for item in saved.model.parameters()) == own["pruned"]["params"]
+    assert not torch.allclose(saved.model(**inputs).logits, dense(**inputs).logits)
+    (chosen,) = one.glob("chosen/struprune-0/pruned.safetensors")
+    content = chosen.read_bytes()
+    chosen.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert main(["verify", str(one), "--threads", "1"]) == 2
+    assert str(chosen) in capsys.readouterr().err
+
+
 def test_methods_of_weights_are_compared_over_seeds_and_a_changed_bit_names_its_file(
     words: list[str],
     tmp_path: Path,
@@ -136,6 +187,49 @@ def test_methods_of_weights_are_compared_over_seeds_and_a_changed_bit_names_its_
     assert main(command) == 0
     again = json.loads((out / "report.json").read_text())["methods"]
     assert [{**row, "seconds": 0} for row in again] == [{**row, "seconds": 0} for row in rows]
+
+
+SEARCH = (
+    *("--keep-params", "0.8", "--networks", "26", "--agent.update-size", "4"),
+    *("--agent.surrogate-steps", "2", "--agent.distill-steps", "1"),
+)
+
+
+def test_all_rows_of_a_comparison_of_neurons_learn_from_the_dense_network(
+    words: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    command = ["compare", *words, *SEARCH, "--methods", "random_search"]
+    command += ["--seeds", "1", "--finetune-epochs", "1", "--distill", "0.5", "--workers", "1"]
+    assert main([*command, "--out", str(out)]) == 0
+    report = json.loads((out / "report.json").read_text())
+    recipe = report["recipe"]
+    assert (recipe["distill_weight"], recipe["epochs"], recipe["optimizer"]) == (0.5, 1, "adamw")
+    rows = {row["name"]: row for row in report["methods"]}
+    assert {"agent", "random_search", "prior"} <= rows.keys()
+    for row in (row for name, row in rows.items() if name != "prior"):  # a beginning
+        assert row["test_score_finetuned"] < row["test_score_recalibrated"]  # fresh weights learn
+    assert rows["agent"]["search_score"] > 1.0  # a perplexity, as all others have
+    assert main(["verify", str(out), "--threads", "1"]) == 0
+
+
+def test_a_policy_of_one_language_model_is_applied_to_another(
+    words: list[str], tmp_path: Path
+) -> None:
+    run, other, out = tmp_path / "run", tmp_path / "deeper", tmp_path / "out"
+    alone = ["--search-seeds", "1", "--baselines", "none", "--finetune-epochs", "0"]
+    assert main(["train", *words, *SEARCH, *alone, "--out", str(run)]) == 0
+    assert main(["verify", str(run), "--threads", "1"]) == 0
+    model = tiny_llama(num_hidden_layers=3, hidden_size=24, max_position_embeddings=128)
+    save_pretrained_layout(model, byte_tokenizer(), other)
+    command = ["apply", "--policy", str(run), *words[:3], str(other), *words[4:]]
+    command += ["--keep-params", "0.8", "--finetune-epochs", "0", "--out", str(out)]
+    assert main(command) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["decision"]["start"]
+    (own,) = (row for row in report["methods"] if row["name"].startswith("policy:"))
+    assert own["params"] <= 0.8 * sum(item.numel() for item in model.parameters())
+    assert main(["verify", str(out), "--threads", "1"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,26 @@ def test_magnitude_makes_exactly_the_asked_zeros_and_a_finetune_leaves_them(
     assert "methods[magnitude, seed 0].sparsity is reported as 0.7" in capsys.readouterr().err
 
 
+def test_a_federation_has_a_dense_row_beside_its_own_and_says_what_it_sent(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    words = ["--clients", "4", "--participants", "3", "--dirichlet", "0.5", "--rounds", "3"]
+    words += ["--fedmap.epochs", "1", "--fedmap.batch-size", "64", "--fedmap.every", "1"]
+    words += ["--sparsity", "0.8", "--finetune-epochs", "0"]
+    assert prune("fedmap", weights, out, *words) == 0
+    assert "bytes" in capsys.readouterr().out
+    rows = {row["name"]: row for row in read(out)["methods"]}  # type: ignore[attr-defined]
+    assert set(rows) == {"dense", "fedmap", "fedavg"}
+    assert rows["fedmap"]["sparsity"] == pytest.approx(0.8, abs=1e-3)
+    assert rows["fedavg"]["sparsity"] == 0.0
+    assert all(0.0 < rows[name]["score"] <= 1.0 for name in rows)
+    for way in ("bytes_up", "bytes_down"):
+        assert 0 < rows["fedmap"][way] < rows["fedavg"][way]
+        assert rows["dense"][way] is None
+    assert main(["verify", str(out), "--threads", "1"]) == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

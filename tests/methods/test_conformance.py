@@ -20,6 +20,7 @@ from prunegraph.methods.allocation import ALLOCATIONS
 from prunegraph.methods.context import Context
 from prunegraph.methods.criteria.registry import CRITERIA
 from prunegraph.methods.custom import CustomMethod
+from prunegraph.methods.maskprune.method import MaskPrune
 from prunegraph.methods.method import Method, Problem, Result
 from prunegraph.methods.registry import (
     METHODS,
@@ -47,6 +48,8 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "agent": TASKS,
     "sampler": TASKS,
     "prior": TASKS,
+    "maskprune": TASKS,
+    "struprune": ("language model",),
     **dict.fromkeys(TORCH_PRUNING, ("cnn",)),
     **dict.fromkeys(heuristics(), ("cnn",)),
     **dict.fromkeys((f"{criterion}/uniform" for criterion in CRITERIA), TASKS),
@@ -56,6 +59,9 @@ ROWS: Mapping[str, tuple[str, ...]] = {
 
 NETWORKS = {"agent": 48, "sampler": 48}
 """Networks of methods that cannot do with fewer."""
+
+QUICK: Mapping[str, Method] = {"maskprune": MaskPrune(steps=20)}
+"""Methods that take long with the options that they have by themselves."""
 
 
 class Patches(nn.Module):
@@ -129,7 +135,7 @@ class TestMethods(OnToys):
             pytest.importorskip("torch_pruning")
 
     def make_method(self) -> Method:
-        return make_method(self.chosen)
+        return QUICK.get(self.chosen) or make_method(self.chosen)
 
     def test_its_name_is_the_registry_s(self) -> None:
         assert self.make_method().name == self.chosen

@@ -155,7 +155,7 @@ def test_a_network_of_two_inputs_and_no_classes_is_searched(trained: Any) -> Non
     assert {"mean", "spread"} == result.model(*task.example_inputs).keys()
     assert result.report["dense"]["score"] == Counted(trained[1][-1])(task.model)
     assert said[-1][0] > said[0][0]
-    assert "mean score" in said[0][1]
+    assert "mean utility" in said[0][1]
     again = pg.prune(task, AgentSearch(options=SHORT), HALF, networks=64)
     assert again.mask == result.mask
     assert again.report == result.report

@@ -249,6 +249,7 @@ def view(recorder: LabelRecorder, call: OpCall) -> None:
     is_divided = len(varying_axes(labels)) > len(axes)
     if is_divided and not (len(axes) > 1 and recorder.is_raw(before)):
         recorder.recording.splits.append(narrow_constant(labels))
+        recorder.recording.divided.add(narrow_constant(labels))
     recorder.note_sizes(labels)
     recorder.set_labels(call.out, labels)
 

@@ -82,6 +82,26 @@ def along(labels: Tensor, axis: int, shape: Sequence[int]) -> Tensor:
     return labels.view(view).expand(tuple(shape))
 
 
+class LabelSet:
+    """Labels, of which a large network asks often."""
+
+    def __init__(self) -> None:
+        self._held = torch.zeros(0, dtype=torch.bool)  # NEUTRAL comes first
+
+    def add(self, labels: Tensor) -> None:
+        """Add all labels of a tensor."""
+        place = labels.reshape(-1) - NEUTRAL
+        missing = int(place.amax()) + 1 - len(self._held) if place.numel() else 0
+        if missing > 0:
+            self._held = torch.cat([self._held, torch.zeros(missing, dtype=torch.bool)])
+        self._held[place] = True
+
+    def has_any(self, labels: Tensor) -> bool:
+        """Return whether one of a tensor's labels is in it."""
+        place = labels.reshape(-1) - NEUTRAL
+        return bool(self._held[place[place < len(self._held)]].any())
+
+
 class LabelStore:
     """Hands out labels and collects which of them are equal or frozen."""
 

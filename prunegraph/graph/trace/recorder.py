@@ -249,9 +249,7 @@ class LabelRecorder(TorchDispatchMode):
 
     def is_head(self, labels: Tensor) -> bool:
         """Return whether the labels lie on a channel axis that a view divided."""
-        parts = self.recording.splits
-        compact = narrow_constant(labels)
-        return bool(parts) and any(bool(torch.isin(compact, part).any()) for part in parts)
+        return self.recording.divided.has_any(narrow_constant(labels))
 
     def set_labels(self, tensor: Tensor, labels: Tensor) -> None:
         """Label a tensor.

@@ -9,7 +9,13 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunegraph.graph.graph import FrozenOp
-from prunegraph.graph.trace.labels import NEUTRAL, LabelStore, narrow_constant, varying_axes
+from prunegraph.graph.trace.labels import (
+    NEUTRAL,
+    LabelSet,
+    LabelStore,
+    narrow_constant,
+    varying_axes,
+)
 from prunegraph.graph.trace.lifetimes import LifetimeRecorder
 from prunegraph.graph.trace.weight_views import WeightView
 
@@ -157,6 +163,7 @@ class Recording:
         ops: operations with multiply-adds.
         gathers: calls of ``ChannelGather`` modules.
         splits: label tensors of views that divided a labelled axis.
+        divided: all labels of them.
         parts_of_axes: equal parts into which labelled axes were split.
         heads: labels of the batch axes of products: one class a head, not to be tied to others.
         shared: what parts of divided axes were combined with.
@@ -187,6 +194,7 @@ class Recording:
     ops: list[RecordedOp] = field(default_factory=list)
     gathers: list[RecordedGather] = field(default_factory=list)
     splits: list[Tensor] = field(default_factory=list)
+    divided: LabelSet = field(default_factory=LabelSet)
     parts_of_axes: list[RecordedParts] = field(default_factory=list)
     heads: list[Tensor] = field(default_factory=list)
     shared: list[RecordedShare] = field(default_factory=list)

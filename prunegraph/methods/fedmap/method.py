@@ -1,61 +1,42 @@
-"""FedMap, and FedAvg as its control: the loop over rounds, its checkpoint, what a report tells."""
+"""FedMap, and FedAvg as its control: their options, the loop over rounds, what a report tells."""
 
-import hashlib
 import json
 import statistics
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from prunegraph.core.errors import ArtefactError, BudgetError, ConfigError
+from prunegraph.core.errors import BudgetError, ConfigError
 from prunegraph.core.files import write_bytes
-from prunegraph.core.masks import from_bytes, to_bytes
-from prunegraph.core.reading import checked, parse_json, read_safetensors
 from prunegraph.core.seeding import seeded
 from prunegraph.core.splits import Split
 from prunegraph.core.task import Task
-from prunegraph.core.tensors import parameter_digest, to_safetensors
-from prunegraph.core.weight_mask import WeightMask
+from prunegraph.core.tensors import parameter_digest
 from prunegraph.graph import copy_network, unwrap
 from prunegraph.layerwise.weights import prunable_weights
 from prunegraph.methods.fedmap.clients import ClientData, client_data
+from prunegraph.methods.fedmap.conductor import (
+    Conductor,
+    Progress,
+    checkpoint_bytes,
+    read_checkpoint,
+)
 from prunegraph.methods.fedmap.rounds import (
-    Client,
     LocalTraining,
     Server,
-    average,
+    derived,
     first_server,
+    hold_zeros,
     load_tensors,
-    prune,
-    send,
     train_client,
 )
 from prunegraph.methods.method import Kind, Problem, Result, Role
 from prunegraph.methods.obs.choose import check_weights
-from prunegraph.training.schedules import Geometric, Schedule, learning_rate_at
-
-
-@dataclass
-class Progress:
-    """What a federation has done.
-
-    Attributes:
-        versions: which mask each client knows.
-        bytes_up: bytes of all replies.
-        bytes_down: bytes of all messages to clients.
-        losses: mean training loss of each round.
-    """
-
-    versions: list[int]
-    bytes_up: int = 0
-    bytes_down: int = 0
-    losses: list[float] = field(default_factory=list)
+from prunegraph.training.schedules import Geometric, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +52,8 @@ class Federation(ABC):
         epochs: passes of a client over its samples in a round.
         batch_size: samples a step.
         lr: learning rate of the first round; a cosine over the rounds takes it towards zero.
-        start: ``"fresh"`` weights, drawn by the seed, or those that are ``"given"``.
+        start: ``"fresh"`` weights, drawn by the seed, or those that are ``"given"``, whose zeros
+            stay.
     """
 
     name: ClassVar[str]
@@ -114,9 +96,14 @@ class Federation(ABC):
         """Say before any work what it cannot serve.
 
         Raises:
-            BudgetError: the budget is no sparsity, or has a pattern.
+            BudgetError: the budget is no sparsity, has a pattern, or is met already.
             ConfigError: the samples cannot be divided so, or fresh weights cannot be drawn.
         """
+        self.check_network(problem)
+        self.data(problem)
+
+    def check_network(self, problem: Problem) -> None:
+        """Say what it cannot serve, whoever has the samples; see ``check``."""
         model = unwrap(problem.task.model)
         pattern = check_weights(prunable_weights(model), problem.budget)
         if pattern.kind != "unstructured" or problem.budget.sparsity is None:
@@ -124,83 +111,83 @@ class Federation(ABC):
             raise BudgetError(msg)
         if self.start == "fresh":
             check_fresh(model)
-        client_data(problem.task, self.clients, self.dirichlet, problem.seed)
+        else:
+            self._check_zeros(model, problem.budget.sparsity)
+
+    def data(self, problem: Problem) -> Sequence[ClientData]:
+        """Return what each client has of the task's samples."""
+        return client_data(problem.task, self.clients, self.dirichlet, problem.seed)
+
+    def _check_zeros(self, model: nn.Module, sparsity: float) -> None:
+        """Raise BudgetError if more of a network is zero already."""
+        zeros = hold_zeros(first_server(model)).mask.sparsity
+        if self.schedule(sparsity) is not None and sparsity < zeros:
+            msg = f"sparsity={sparsity:g} is below {zeros:.4f}, which is zero already: give more"
+            raise BudgetError(msg)
 
     def prune(self, problem: Problem) -> Result:
         """Train for all rounds; an interrupted federation goes on after its last round."""
         self.check(problem)
-        task, seed = problem.task, problem.seed
-        data = client_data(task, self.clients, self.dirichlet, seed)
-        network = copy_network(unwrap(task.model))
+        task, network, data = problem.task, self.network(problem), self.data(problem)
+        conductor = self.conductor(problem, network)
+        clients = conductor.known_clients()
+        while not conductor.finished:
+            replies = {}
+            for number, message in conductor.messages().items():
+                clients[number], replies[number] = train_client(
+                    task,
+                    network,
+                    clients[number],
+                    data[number].train,
+                    message,
+                    conductor.training().of_client(number),
+                )
+            conductor.take(replies)
+        found = self.result(network, conductor)
+        return replace(found, details={**found.details, "clients": spread(task, network, data)})
+
+    def network(self, problem: Problem) -> nn.Module:
+        """Return the network that the federation begins with, where the task places it."""
+        network = copy_network(unwrap(problem.task.model))
         if self.start == "fresh":
-            draw_weights(network, seed)
-        task.place_model(network, next(network.parameters()).device)
-        schedule = self.schedule(problem.budget.sparsity or 0.0)
-        server = first_server(network)
-        done = Progress(versions=[0] * self.clients)
-        path = None if problem.folder is None else problem.folder / f"{self.name}.safetensors"
+            draw_weights(network, problem.seed)
+        problem.task.place_model(network, next(network.parameters()).device)
+        return network
+
+    def conductor(self, problem: Problem, network: nn.Module) -> Conductor:
+        """Return the server over all rounds, after the last one that a folder knows."""
+        server, done = hold_zeros(first_server(network)), Progress(versions=[0] * self.clients)
         identity = self._identity(problem, network)
+        path = None if problem.folder is None else problem.folder / f"{self.name}.safetensors"
         if path is not None and path.exists():
             server, done = read_checkpoint(path, identity, server, self.clients)
-        masks = {0: first_server(network).mask, server.version: server.mask}
-        masks[max(server.version - 1, 0)] = server.before
-        clients = {  # what others knew is not asked for again
-            number: Client(mask=masks.get(version, masks[0]), version=version)
-            for number, version in enumerate(done.versions)
-        }
-        while server.round < self.rounds:
-            server = self._round(task, network, data, server, clients, done, seed)
-            if schedule is not None:
-                server = prune(server, schedule(server.round))
+
+        def keep(server: Server, done: Progress) -> None:
             if path is not None:
                 write_bytes(path, checkpoint_bytes(identity, server, done))
             if problem.progress is not None:
                 told = f"round {server.round} of {self.rounds}, loss {done.losses[-1]:.3f}"
                 problem.progress(100 * server.round // self.rounds, told)
-        load_tensors(network, server.tensors)
-        network.eval()
-        details = {
-            "bytes_up": done.bytes_up,
-            "bytes_down": done.bytes_down,
-            "clients": spread(task, network, data),
-            "losses": done.losses,
-        }
-        return Result(mask=server.mask, model=network, details=details)
 
-    def _round(
-        self,
-        task: Task,
-        network: nn.Module,
-        data: Sequence[ClientData],
-        server: Server,
-        clients: dict[int, Client],
-        done: Progress,
-        seed: int,
-    ) -> Server:
-        """Let the clients of a round train, and average; notes what each knows and was sent."""
-        number = server.round
-        rng = np.random.default_rng(derived(seed, number, self.clients))
-        chosen = rng.permutation(self.clients)[: self.participants or self.clients]
-        replies = []
-        for client in sorted(chosen.tolist()):
-            message = send(server, done.versions[client])
-            training = LocalTraining(
-                epochs=self.epochs,
-                batch_size=self.batch_size,
-                lr=learning_rate_at(number, steps=self.rounds, warmup_steps=0, peak=self.lr),
-                seed=derived(seed, number, client),
-                recalibrate=number == self.rounds - 1,
-            )
-            clients[client], reply = train_client(
-                task, network, clients[client], data[client].train, message, training
-            )
-            done.versions[client] = clients[client].version
-            done.bytes_down += len(message)
-            done.bytes_up += len(reply)
-            replies.append(reply)
-        averaged, loss = average(server, replies)
-        done.losses.append(loss)
-        return averaged
+        return Conductor(
+            server=server,
+            done=done,
+            rounds=self.rounds,
+            participants=self.participants or self.clients,
+            local=LocalTraining(
+                epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, seed=problem.seed
+            ),
+            schedule=self.schedule(problem.budget.sparsity or 0.0),
+            keep=keep,
+        )
+
+    def result(self, network: nn.Module, conductor: Conductor) -> Result:
+        """Return what a federation that has finished has come to; writes into ``network``."""
+        load_tensors(network, conductor.server.tensors)
+        network.eval()
+        done = asdict(conductor.done)
+        details = {name: done[name] for name in ("bytes_up", "bytes_down", "losses")}
+        return Result(mask=conductor.server.mask, model=network, details=details)
 
     def _identity(self, problem: Problem, network: nn.Module) -> dict[str, Any]:
         """Return what tells a federation from others, as JSON values."""
@@ -269,12 +256,6 @@ def spread(task: Task, model: nn.Module, data: Sequence[ClientData]) -> dict[str
     return found
 
 
-def derived(seed: int, *numbers: int) -> int:
-    """Return a seed of its own for numbers such as round and client."""
-    digest = hashlib.sha256(f"federation:{seed}:{numbers}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
-
-
 def check_fresh(model: nn.Module) -> None:
     """Raise ConfigError if a module with weights cannot draw them anew."""
     for name, module in model.named_modules():
@@ -297,59 +278,3 @@ def draw_weights(model: nn.Module, seed: int) -> None:
 
 def _reset(module: nn.Module) -> Any:
     return getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
-
-
-def checkpoint_bytes(identity: Mapping[str, Any], server: Server, done: Progress) -> bytes:
-    """Return the state after a round as a safetensors file."""
-    tensors: dict[str, Tensor] = {f"model.{n}": t for n, t in server.tensors.items()}
-    for place, mask in (("mask", server.mask), ("before", server.before)):
-        for name, keep in mask.keep.items():
-            tensors[f"{place}.{name}"] = torch.from_numpy(to_bytes(keep.flatten().numpy()))
-    state = {"version": server.version, "round": server.round, "done": asdict(done)}
-    return to_safetensors(tensors, {"federation": json.dumps({"identity": identity, **state})})
-
-
-def read_checkpoint(
-    path: Path, identity: Mapping[str, Any], first: Server, clients: int
-) -> tuple[Server, Progress]:
-    """Return what ``checkpoint_bytes`` wrote.
-
-    Raises:
-        ArtefactError: the file is damaged, or of another federation.
-    """
-    tensors, metadata = read_safetensors(path)
-    text = checked(metadata, {"federation": str}, str(path))["federation"]
-    shape = {"identity": dict[str, Any], "version": int, "round": int, "done": Progress}
-    record = checked(parse_json(text, path), shape, str(path))
-    odd = [key for key, value in identity.items() if record["identity"].get(key) != value]
-    if odd:
-        msg = f"{path} is of another federation (different {', '.join(odd)}): delete it"
-        raise ArtefactError(msg)
-    done: Progress = record["done"]
-    try:
-        masks = [_read_mask(tensors, place, first.mask) for place in ("mask", "before")]
-        weights = {
-            n: tensors[f"model.{n}"].to(t).reshape(t.shape) for n, t in first.tensors.items()
-        }
-    except (KeyError, ValueError, RuntimeError) as error:
-        msg = f"{path} is damaged: delete it to start over"
-        raise ArtefactError(msg) from error
-    if len(done.versions) != clients or len(done.losses) != record["round"]:
-        msg = f"{path} is damaged: delete it to start over"
-        raise ArtefactError(msg)
-    server = Server(
-        tensors=weights,
-        mask=masks[0],
-        before=masks[1],
-        version=record["version"],
-        round=record["round"],
-    )
-    return server, done
-
-
-def _read_mask(tensors: Mapping[str, Tensor], place: str, like: WeightMask) -> WeightMask:
-    keep = {}
-    for name, bits in like.keep.items():
-        own = from_bytes(tensors[f"{place}.{name}"].numpy(), bits.numel())
-        keep[name] = torch.from_numpy(own).reshape(bits.shape)
-    return WeightMask(keep)

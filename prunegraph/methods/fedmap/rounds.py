@@ -6,6 +6,7 @@ communication-efficient federated learning* (Herzog et al. 2024, arXiv 2406.1905
 chosen by the server among the weights that it still keeps.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from prunegraph.core.errors import PruneGraphError
+from prunegraph.core.errors import ConfigError, PruneGraphError
 from prunegraph.core.seeding import seeded
 from prunegraph.core.splits import ReadyBatches, TrainSplit
 from prunegraph.core.task import Task
@@ -69,7 +70,8 @@ class LocalTraining:
         epochs: passes over its samples.
         batch_size: samples a step.
         lr: learning rate, the same in all steps of the round.
-        seed: of order, augmentation and dropout; another one in each round of each client.
+        seed: of order, augmentation and dropout (``of_client``).
+        round: number of the round, from 0.
         recalibrate: batch norm is measured anew after the training, not after a new mask alone.
     """
 
@@ -77,7 +79,18 @@ class LocalTraining:
     batch_size: int
     lr: float
     seed: int
+    round: int = 0
     recalibrate: bool = False
+
+    def of_client(self, number: int) -> "LocalTraining":
+        """Return the training of one client in one round, with a seed of its own."""
+        return replace(self, seed=derived(self.seed, self.round, number))
+
+
+def derived(seed: int, *numbers: int) -> int:
+    """Return a seed of its own for numbers such as round and client."""
+    digest = hashlib.sha256(f"federation:{seed}:{numbers}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def first_server(model: nn.Module) -> Server:
@@ -125,8 +138,12 @@ def train_client(
         training: how.
 
     Raises:
-        PruneGraphError: the loss becomes NaN or infinite, or the message is damaged.
+        PruneGraphError: the loss becomes NaN or infinite, there are no samples, or the message is
+            damaged.
     """
+    if len(split) == 0:
+        msg = "a client has no samples: give it some, or leave it out of the federation"
+        raise ConfigError(msg)
     header, content = open_message(message)
     mask = client.mask
     if "mask" in content:
@@ -177,10 +194,19 @@ def prune(server: Server, sparsity: float) -> Server:
     if sparsity <= server.mask.sparsity:
         return server
     scores = {name: server.tensors[name].abs() for name in server.mask.keep}
-    mask = least_mask(scores, sparsity, server.mask)
+    return _with_mask(server, least_mask(scores, sparsity, server.mask))
+
+
+def hold_zeros(server: Server) -> Server:
+    """Return the server with a mask of the weights that are not zero."""
+    mask = WeightMask({name: server.tensors[name] != 0 for name in server.mask.keep})
+    return server if mask == server.mask else _with_mask(server, mask)
+
+
+def _with_mask(server: Server, mask: WeightMask) -> Server:
     tensors = dict(server.tensors)
     for name, keep in mask.keep.items():
-        tensors[name] = tensors[name].masked_fill(~keep, 0.0)
+        tensors[name] = tensors[name].masked_fill(~keep.to(tensors[name].device), 0.0)
     return replace(
         server, tensors=tensors, mask=mask, before=server.mask, version=server.version + 1
     )

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from prunegraph.core.errors import ArtefactError
+from prunegraph.core.kept import pack_kept, unpack_kept
 from prunegraph.core.masks import from_bytes, to_bytes
 from prunegraph.core.reading import checked, parse_json
 from prunegraph.core.tensors import to_safetensors
@@ -55,9 +55,7 @@ def pack(
     """
     record = np.frombuffer(json.dumps(vars(header)).encode(), np.uint8)
     content = {"header": torch.from_numpy(record.copy())}
-    for dtype, names in _by_dtype(tensors).items():
-        parts = [_alive(tensors[name], mask.keep.get(name)) for name in names]
-        content[dtype] = torch.cat(parts)
+    content |= pack_kept(tensors, mask)
     return to_safetensors(content if bits is None else {**content, "mask": bits})
 
 
@@ -90,19 +88,11 @@ def weights_of(
     Raises:
         ArtefactError: they are others.
     """
-    found: dict[str, Tensor] = {}
-    for dtype, names in _by_dtype(like).items():
-        sizes = [int(mask.keep[n].sum()) if n in mask.keep else like[n].numel() for n in names]
-        if dtype not in content or len(content[dtype]) != sum(sizes):
-            msg = "a message of the federation is of another network or mask: send it again"
-            raise ArtefactError(msg)
-        for name, values in zip(names, content[dtype].split(sizes), strict=True):
-            if name in mask.keep:
-                found[name] = torch.zeros(like[name].shape, dtype=values.dtype)
-                found[name][mask.keep[name]] = values
-            else:
-                found[name] = values.reshape(like[name].shape)
-    return found
+    try:
+        return unpack_kept(content, like, mask)
+    except ValueError as error:
+        msg = "a message of the federation is of another network or mask: send it again"
+        raise ArtefactError(msg) from error
 
 
 def mask_bits(new: WeightMask, base: WeightMask) -> Tensor:
@@ -131,16 +121,3 @@ def with_bits(base: WeightMask, packed: Tensor, digest: str) -> WeightMask:
         msg = f"a mask of the federation has digest {mask.digest()}, not {digest}: send it again"
         raise ArtefactError(msg)
     return mask
-
-
-def _by_dtype(tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """Return the names by type, sorted."""
-    found: dict[str, list[str]] = {}
-    for name in sorted(tensors):
-        found.setdefault(str(tensors[name].dtype).removeprefix("torch."), []).append(name)
-    return found
-
-
-def _alive(tensor: Tensor, keep: Any) -> Tensor:
-    tensor = tensor.detach().cpu()
-    return tensor.flatten() if keep is None else tensor[keep]

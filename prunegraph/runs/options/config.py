@@ -121,6 +121,11 @@ class NetworkConfig(DataConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskNetworkConfig(TaskOptions, NetworkConfig):
+    """Which network, and for what."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class NetworksConfig(DataConfig):
     """Which networks, on the same images.
 
@@ -151,14 +156,14 @@ class NetworksConfig(DataConfig):
     def network_configs(self) -> tuple[NetworkConfig, ...]:
         """Return the options of each network alone."""
         count = max(len(self.arch), len(self.weights), 1)
-        shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(DataConfig)}
+        kind = TaskNetworkConfig if isinstance(self, TaskOptions) else NetworkConfig
+        names = {field.name for field in dataclasses.fields(kind)} - {"arch", "weights"}
+        shared = {name: getattr(self, name) for name in names}
         return tuple(
-            NetworkConfig(
+            kind(
                 **shared,
                 arch=self.arch[position] if self.arch else None,
                 weights=self.weights[position] if self.weights else None,
-                pretrain_epochs=self.pretrain_epochs,
-                attention=self.attention,
             )
             for position in range(count)
         )
@@ -189,6 +194,7 @@ class RecipeOptions:
 
     Attributes:
         round_to: keep a multiple of this many channels (8, 16) in every group, within the budget.
+        uniform: the same width for every layer of a kind, as one config can hold (from_pretrained).
         finetune_epochs: epochs of the fine-tune, the same for every network that gets one; default:
             40 on digits, none for language models, else 10.
         finetune_lr: peak learning rate of the fine-tune; default: 0.05, of language models 0.0001.
@@ -211,6 +217,7 @@ class RecipeOptions:
 
     section: ClassVar[str] = "fine-tune"
     round_to: Annotated[int | None, Section("budget")] = None
+    uniform: Annotated[bool, HIDDEN] = False
     finetune_epochs: int | None = None
     finetune_lr: Annotated[float | None, HIDDEN] = None
     batch_size: Annotated[int | None, HIDDEN] = None
@@ -234,7 +241,7 @@ class PruningOptions(RecipeOptions, BudgetOptions):
             asked |= {"sparsity": self.sparsity, "pattern": self.pattern}
         if all(value is None for value in asked.values()):
             asked["keep_macs"] = DEFAULT_KEEP_MACS
-        return Budget(**asked, round_to=self.round_to)
+        return Budget(**asked, round_to=self.round_to, uniform=self.uniform)
 
     def check(self) -> None:
         """Raise ConfigError or BudgetError for a value out of range."""
@@ -328,7 +335,7 @@ class PretrainConfig(DataConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(SearchOptions, PruningOptions, NetworksConfig):
+class TrainConfig(SearchOptions, TaskOptions, PruningOptions, NetworksConfig):
     """Train the agent, prune with it, fine-tune, compare with the baselines, report.
 
     With several networks one policy is trained on all of them.
@@ -351,6 +358,7 @@ class TrainConfig(SearchOptions, PruningOptions, NetworksConfig):
         PruningOptions.check(self)
         SearchOptions.check(self)
         check_at_least("search_seeds", self.search_seeds, 1)
+        self.check_task()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -377,7 +385,7 @@ class PruneConfig(SearchOptions, TaskOptions, PruningOptions, NetworkConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ApplyConfig(PruningOptions, NetworkConfig):
+class ApplyConfig(TaskOptions, PruningOptions, NetworkConfig):
     """Prune a network with a trained policy: no search, no reward.
 
     Attributes:
@@ -394,3 +402,4 @@ class ApplyConfig(PruningOptions, NetworkConfig):
     def __post_init__(self) -> None:
         NetworkConfig.__post_init__(self)
         PruningOptions.check(self)
+        self.check_task()

@@ -24,7 +24,11 @@ class TaskOptions:
         task: image_classification; causal_lm, a language model whose --weights is a folder that
             save_pretrained of transformers has written; default of those: a small one, trained on
             the English text of Python first; text_classification, of sentences by such an encoder,
-            whose table is NAME.tsv or NAME.tsv.gz of --dataset NAME in --data-dir.
+            whose table is NAME.tsv or NAME.tsv.gz of --dataset NAME in --data-dir;
+            speech_recognition, of several languages: --weights is a file of the small recogniser,
+            or a folder of Whisper, --data-dir holds recordings (digits.csv and a zip a language);
+            default of those: the small one, trained first, on an embedded proxy, which is no
+            speech.
         report_on: split of that table that is reported on, test or dev; default: the first of them
             that it has.
         calibration_text: text that a language model is measured and trained on: a file, a folder of
@@ -32,6 +36,7 @@ class TaskOptions:
         test_text: text that perplexities are reported on; default: another part of that text.
         calibration_tokens: tokens that each seed draws of the calibration text; default: 16384.
         window: tokens of a window; default: 1024, at most what the network takes.
+        languages: some of those of the recordings; default: all.
         sparsity: this share of the weights becomes zero, for methods of single weights.
         pattern: where the zeros lie: n:m, as 2:4, keeps n of each m weights in a row; columns:
             whole inputs of layers; default: anywhere.
@@ -44,7 +49,8 @@ class TaskOptions:
     test_text: Path | None = None
     calibration_tokens: int | None = None
     window: Annotated[int | None, HIDDEN] = None
-    report_on: str | None = None
+    report_on: Annotated[str | None, HIDDEN] = None
+    languages: Annotated[tuple[str, ...], HIDDEN] = ()
     sparsity: Annotated[float | None, Section("budget")] = None
     pattern: Annotated[str | None, Section("budget")] = None
     method_options: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()

@@ -74,9 +74,11 @@ class ExportConfig(CommonConfig):
     Attributes:
         run: run folder of ``train`` or ``apply``.
         format: onnx; torch-export (a .pt2 program, which needs torch alone); safetensors: the
-            weights, with a recipe beside them that cuts a freshly built network to fit them.
+            weights, with a recipe beside them that cuts a freshly built network to fit them;
+            sparse: a small file without the weights that are zero (artefacts.sparse.load_sparse).
         out: file to write, a new one with the format's suffix; default: RUN/pruned.onnx,
-            RUN/pruned.pt2, RUN/exported.safetensors (and exported.recipe.json).
+            RUN/pruned.pt2, RUN/exported.safetensors (and exported.recipe.json), RUN/pruned.sparse.
+        language: whose network it is, of masks of several languages.
         arch: the network's name, needed if it is package.module:factory: it is code that is run.
         dynamic_axes: axes of the input, besides the batch, whose size the file is to leave open: 2
             3 for images of any size, 1 for sequences of any length.
@@ -85,7 +87,8 @@ class ExportConfig(CommonConfig):
     command: ClassVar[str] = "export"
     section: ClassVar[str] = "what"
     run: Annotated[Path, tyro.conf.Positional]
-    format: Literal["onnx", "torch-export", "safetensors"] = "onnx"
+    format: Literal["onnx", "torch-export", "safetensors", "sparse"] = "onnx"
+    language: str | None = None
     out: Path | None = None
     dynamic_axes: tuple[int, ...] = ()
     arch: str | None = None

@@ -124,7 +124,7 @@ def help_rank_0(ranks: Ranks, device: str) -> None:
                 teacher=None if order.teacher is None else order.teacher.to(place),
                 ranks=ranks,
                 subnets=order.subnets,
-                masks=None if order.mask is None else MaskPlan(masks=order.mask),
+                masks=None if order.mask is None else MaskPlan.holding(order.mask, order.task),
             )
 
 

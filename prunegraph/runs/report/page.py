@@ -50,6 +50,7 @@ LIMITS = {
     "max_memory": "at most {:,} bytes of activations",
     "max_latency": "at most {:g} ms a forward",
     "round_to": "widths in multiples of {}",
+    "uniform": "the same widths in every layer of a kind",
     "sparsity": "{:.4g} of the weights zero",
     "pattern": "zeros in the pattern {}",
 }
@@ -175,6 +176,7 @@ def page(
         rivals=[] if findings.structure is None else list(findings.rivals),
         zeros=zero_rows(content),
         selected=selection_rows(content),
+        groups=group_rows(content),
         cost=cost_rows(content),
         origin=origin_rows(content),
         next_steps=next_steps(folder, content),
@@ -294,6 +296,19 @@ def selection_rows(content: Mapping[str, Any]) -> Facts:
             f"{gain[-1]:.4f}",
         )
         rows.append((name, str(len(gain)), *numbers))
+    return rows
+
+
+def group_rows(content: Mapping[str, Any]) -> Facts:
+    """Return what methods tell of the masks of groups, below a row of headings; often nothing."""
+    told = content.get("groups", {})
+    names = list(dict.fromkeys(name for group in told.values() for name in group["scores"]))
+    unit = Unit.of(content)
+    rows: Facts = [("method", "active", "stored", "overlap", *names)] * bool(told)
+    for method, group in told.items():
+        scores = [unit.text(unit.score(group["scores"][name])) for name in names]
+        shares = [percent(group[share]) for share in ("active", "stored", "overlap")]
+        rows.append((method, *shares, *scores))
     return rows
 
 

@@ -159,7 +159,7 @@ class Plot:
 def draw(findings: Findings) -> dict[str, Plot]:
     """Return the figures of a run by name; one that has nothing to show is left out."""
     drawers: dict[str, Callable[[Findings], Plot | None]]
-    drawers = {"methods": _methods, "search": _search, "errors": _errors}
+    drawers = {"methods": _methods, "search": _search, "errors": _errors, "languages": _overlap}
     if findings.structure is not None:
         drawers |= {"widths": _widths, "groups": _groups}
     with mpl.rc_context(STYLE):
@@ -317,6 +317,30 @@ def _errors(findings: Findings) -> Plot | None:
         caption="By how much the outputs of each layer change, on what it reads in the pruned "
         "network: squared error relative to the outputs, first seed.",
         text=f"Line plot over {len(next(iter(errors.values())))} layers. Means: {words}.",
+    )
+
+
+def _overlap(findings: Findings) -> Plot | None:
+    """Draw how alike the masks of groups were while they changed, and how much all keep."""
+    groups: Mapping[str, Mapping[str, Any]] = findings.content.get("groups", {})
+    shown = {name: np.array(told["history"]).T for name, told in groups.items() if told["history"]}
+    if not shown:
+        return None
+    figure, axes = new_figure(2.6)
+    for (name, (steps, _, union, overlap)), colour in zip(
+        shown.items(), itertools.cycle(SEED_COLOURS), strict=False
+    ):
+        axes.plot(steps, 100 * overlap, color=colour, linewidth=1, label=name)
+        axes.plot(steps, 100 * union, color=colour, linewidth=1, linestyle=":")
+    axes.set_xlabel("step")
+    axes.set_ylabel("%")
+    figure.legend(loc="outside upper center", ncols=2)
+    words = "; ".join(f"{name} {percent(told['overlap'])}" for name, told in groups.items())
+    return Plot(
+        figure=figure,
+        caption="Masks of languages over the steps of the training, first seed: the share that two "
+        "of them have in common (solid), and the weights that any of them keeps (dotted).",
+        text=f"Line plot over steps. Overlap at the end: {words}.",
     )
 
 

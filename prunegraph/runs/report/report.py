@@ -16,8 +16,9 @@ from prunegraph.core.files import write_json
 from prunegraph.core.precision import computes_bfloat16
 from prunegraph.core.reading import checked, read_json
 from prunegraph.methods.randomized.run import Record
+from prunegraph.methods.registry import TRAINED
 from prunegraph.runs.folder import RunFolder
-from prunegraph.runs.report.verdict import DENSE, MethodRow, Metric, Unit
+from prunegraph.runs.report.verdict import MethodRow, Metric, Unit, is_method
 
 SCHEMA = 1
 
@@ -177,12 +178,23 @@ OF_WEIGHTS = {"pruned": {"sparsity": float, "pattern": str, "densities": dict[st
 SPLIT = {"fingerprint": str, "samples": int}
 """What is told of each split."""
 
+GROUP = {
+    "active": float,
+    "stored": float,
+    "overlap": float,
+    "scores": dict[str, float],
+    "history": list[tuple[float, float, float, float]],
+}
+"""What is told of masks of groups: shares of the weights that one keeps, and all together; the
+overlap of two, at the end and over time; the score of each group on the search split."""
+
 PARTS: dict[str, Any] = {
     "search": {"seconds": float, "networks_evaluated": int, "evaluation_seconds": float},
     "stage_one_verdict": list[str | None],
     "proxy_rank_correlation": float,
     "layer_errors": dict[str, dict[str, float]],
     "selection": dict[str, Record],
+    "groups": dict[str, dict[str, Any]],
     "decision": {"start": str, "share": float, "divergence": dict[str, float]},
 }
 """What may be missing, and its shape where it is there."""
@@ -212,17 +224,25 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
     return content
 
 
+BUDGET_TYPES: Mapping[str, tuple[type, ...]] = {"pattern": (str,), "uniform": (bool,)}
+"""What entries of a budget are that are no numbers."""
+
+
 def _check_parts(content: Mapping[str, Any], path: Path) -> None:
     """Raise ArtefactError for a part that not every report has, if it is damaged."""
     for name, shape in PARTS.items():
         if name in content and not (content[name] is None and name in NULL):
             checked(content[name], shape, f"{path}: {name}")
+    groups = content.get("groups", {})
+    for name, group in groups.items():
+        checked(group, GROUP, f"{path}: groups.{name}")
     search = content["search"] or {}
     checked(search.get("seeds", []), list[int], f"{path}: search.seeds")
     rows = read_rows(content)
-    ends = any(row.name != DENSE for row in rows)  # a control may be alone
+    ends = any(is_method(row) or row.name in TRAINED for row in rows)  # a control may be alone
     odd = [
         *["methods"] * (not ends),
+        *["groups"] * (len({tuple(sorted(group["scores"])) for group in groups.values()}) > 1),
         *["proxy_rank_correlation"] * (abs(content.get("proxy_rank_correlation") or 0.0) > 1.0),
         *["search.seconds"] * (search.get("evaluation_seconds", 0.0) > 0.0 >= search["seconds"]),
         *["stage_one_verdict"] * (len(content.get("stage_one_verdict", "12")) != 2),
@@ -230,7 +250,7 @@ def _check_parts(content: Mapping[str, Any], path: Path) -> None:
         *(
             f"budget.{name}"
             for name, value in content["budget"].items()
-            if type(value) not in ((str,) if name == "pattern" else (int, float))
+            if type(value) not in BUDGET_TYPES.get(name, (int, float))
         ),
         *(
             f"latency_ms.{name}"

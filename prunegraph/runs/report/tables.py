@@ -121,7 +121,10 @@ def _tuned_share(rows: Sequence[MethodRow]) -> str:
 
 def title(content: Mapping[str, Any]) -> str:
     """Return network, data set and budget in one line."""
-    limits = ", ".join(f"{name} {short(value)}" for name, value in content["budget"].items())
+    told = {
+        name: "" if value is True else short(value) for name, value in content["budget"].items()
+    }
+    limits = ", ".join(f"{name} {value}".strip() for name, value in told.items())
     return f"{content['arch']} on {content['dataset']}: {limits}"
 
 

@@ -29,6 +29,9 @@ SAMPLER = "sampler"
 DENSE = "dense"
 """The name of the control rows that are not pruned."""
 
+PERCENT = ("accuracy", "word error rate")
+"""Scores that are shares: people read them in percent."""
+
 MIN_SEEDS = 3
 """Search seeds below which a verdict would be noise."""
 
@@ -153,8 +156,8 @@ class Unit:
 
     @property
     def scale(self) -> float:
-        """What a score is multiplied by where people read it: accuracies are percent."""
-        return 100.0 if self.name == "accuracy" else 1.0
+        """What a score is multiplied by where people read it: shares are percent."""
+        return 100.0 if self.name in PERCENT else 1.0
 
     @property
     def label(self) -> str:
@@ -176,11 +179,11 @@ class Unit:
 
     def difference(self, utility: float) -> str:
         """Return how much higher one utility is than another, in words."""
-        points = "points" if self.name == "accuracy" else f"{self.name} better"
+        points = "points" if self.name in PERCENT else f"{self.name} better"
         return f"{self.scale * utility:+.2f} {points}"
 
     def text(self, utility: float, digits: int = 2) -> str:
-        """Return a score as a table shows it: accuracies in percent."""
+        """Return a score as a table shows it: shares in percent."""
         return f"{self.shown(utility):.{digits}f}"
 
 

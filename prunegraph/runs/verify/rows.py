@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prunegraph.artefacts.masked import MaskedNetwork, load_masked
-from prunegraph.artefacts.pruned import read_info
+from prunegraph.artefacts.pruned import StoredChannels, read_info
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.tensors import parameter_digest
 from prunegraph.layerwise.weights import check_pattern
@@ -82,14 +82,21 @@ def check_mask(context: RunContext, mask: Mask | None, where: str) -> list[Check
                 found=None if mask.weights is None else parameter_digest(saved.model),
             ),
         ]
-    return [Check(name=f"{where} within the budget", reported=True, found=fits)]
+    checks = [Check(name=f"{where} within the budget", reported=True, found=fits)]
+    if isinstance(mask, StoredChannels):
+        found = parameter_digest(context.network(mask))
+        checks.append(Check(name=f"{where}: weights on disk", reported=mask.weights, found=found))
+    return checks
 
 
 def _zeros(saved: MaskedNetwork) -> float:
-    """Return the share of the masked weights that are zero."""
+    """Return the share of the masked weights that are zero; a mean over groups."""
     parameters = saved.mask.parameters_of(saved.model)
-    kept = sum(int((parameters[name][bits] != 0).sum()) for name, bits in saved.mask.keep.items())
-    return (saved.mask.size - kept) / saved.mask.size
+    shares = []
+    for mask in saved.mask.groups.values():
+        kept = sum(int((parameters[name][bits] != 0).sum()) for name, bits in mask.keep.items())
+        shares.append((mask.size - kept) / mask.size)
+    return sum(shares) / len(shares)
 
 
 def check_rows(plan: Plan, content: Mapping[str, Any], rows: Sequence[MethodRow]) -> list[Check]:

@@ -91,7 +91,7 @@ def verify_run(config: VerifyConfig, console: Console) -> dict[str, Any]:
     unknown += [
         "latency_ms",
         "versions",
-        *sorted({"decision", "layer_errors", "policy", "selection"} & content.keys()),
+        *sorted({"decision", "groups", "layer_errors", "policy", "selection"} & content.keys()),
     ]
     console.say(
         f"{len(checks)} figures and {len(content['files'])} files of {folder.path} are right; "
@@ -253,6 +253,7 @@ def _rebuild(
     check_trusted(content["dataset"], config.dataset, report, "dataset", others)
     target = load_begun(
         run,
+        content["arch"],
         member.file(RunFolder.DENSE),
         run.budget(),
         device=run.device if config.device == "auto" else config.device,

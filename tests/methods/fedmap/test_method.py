@@ -1,5 +1,9 @@
 """FedMap and FedAvg as methods: budgets, bytes, resume, refusals, any task."""
 
+import importlib
+import itertools
+import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,33 +17,14 @@ from prunegraph.core.errors import ArtefactError, BudgetError, ConfigError
 from prunegraph.core.splits import Dataset
 from prunegraph.core.weight_mask import WeightMask
 from prunegraph.methods.context import Context
+from prunegraph.methods.fedmap import rounds
 from prunegraph.methods.fedmap.method import FedAvg, Federation, FedMap
-from prunegraph.methods.method import Problem
 from prunegraph.methods.obs.magnitude import Magnitude
 from prunegraph.methods.registry import FEDERATED, make_method
+from prunegraph.models import build_model
 from prunegraph.runs.options import methods as options
 from prunegraph.tasks import custom
-from prunegraph.tasks.image_classification import ImageClassification
-
-SMALL: dict[str, Any] = {"clients": 4, "rounds": 4, "epochs": 1, "batch_size": 32, "lr": 0.1}
-BUDGET = Budget(sparsity=0.8)
-
-
-def make_task(digits: Dataset) -> ImageClassification:
-    torch.manual_seed(0)
-    layers = [nn.Linear(64, 24), nn.GroupNorm(3, 24), nn.ReLU(), nn.Linear(24, 10)]
-    return ImageClassification(
-        model=nn.Sequential(nn.Flatten(), *layers).eval(),
-        example_inputs=torch.zeros(1, 1, 8, 8),
-        train=digits.train.take(torch.arange(400)),
-        search=digits.search,
-    )
-
-
-def pose(digits: Dataset, seed: int = 0, folder: Path | None = None, **given: Any) -> Problem:
-    context = Context(task=make_task(digits), structure=None, seed=seed, reconstruct=False)
-    problem = context.problem(given.pop("budget", BUDGET), folder=folder)
-    return replace(problem, **given)
+from support.federation import SMALL, make_task, pose
 
 
 def test_the_mask_is_nested_in_all_before_it_and_bytes_fall(digits: Dataset) -> None:
@@ -150,6 +135,55 @@ def test_what_cannot_be_served_is_refused_before_any_work(digits: Dataset) -> No
     with pytest.raises(ConfigError, match="start=given"):
         FedMap().check(pose(digits, task=odd))
     FedMap(start="given").check(pose(digits, task=odd))
+
+
+def test_zeros_of_given_weights_stay_and_are_not_given_back(digits: Dataset) -> None:
+    sparse = Magnitude().prune(pose(digits))
+    assert isinstance(sparse.mask, WeightMask)
+    task = make_task(digits)
+    sparse.mask.put_zeros(task.model)
+    method = FedMap(**SMALL, every=1, start="given")
+    found = method.prune(pose(digits, task=task, budget=Budget(sparsity=0.9)))
+    assert isinstance(found.mask, WeightMask)
+    assert found.mask.nested(sparse.mask)
+    assert round(found.mask.sparsity, 2) == 0.9
+    with pytest.raises(BudgetError, match=r"sparsity=0\.7 is below 0\.8\d*, which is zero") as no:
+        method.check(pose(digits, task=task, budget=Budget(sparsity=0.7)))
+    assert "\n" not in str(no.value)
+    plain = replace(FedAvg(**SMALL), start="given").prune(pose(digits, task=task))
+    assert plain.mask == sparse.mask
+
+
+def test_a_round_costs_at_most_a_tenth_more_than_its_clients_training(
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_model("digits_resnet8_w8_gn", num_classes=10, image_shape=(1, 8, 8))
+    trained, train = [0.0], rounds._train
+    marks: list[tuple[float, float]] = []
+
+    def timed(*given: Any) -> float:
+        begin = time.process_time()
+        loss = train(*given)
+        trained[0] += time.process_time() - begin
+        return loss
+
+    def mark(*_: Any) -> None:
+        marks.append((time.process_time(), trained[0]))
+
+    monkeypatch.setattr(rounds, "_train", timed)
+    task = replace(make_task(digits), model=model.eval(), train=digits.train)
+    FedMap(rounds=6, every=1).prune(pose(digits, task=task, progress=mark))
+    shares = [(b[0] - a[0]) / (b[1] - a[1]) - 1.0 for a, b in itertools.pairwise(marks)]
+    assert 0.0 < min(shares) < 0.1  # other processes disturb single rounds
+
+
+def test_flower_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = "prunegraph.methods.fedmap.flower"
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setitem(sys.modules, "flwr.app", None)
+    with pytest.raises(ConfigError, match=r"pip install 'prunegraph\[flower\]'") as missing:
+        importlib.import_module(module)
+    assert "\n" not in str(missing.value)
 
 
 def test_given_weights_are_where_it_starts(digits: Dataset) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunegraph.core.errors import ArtefactError, PruneGraphError
+from prunegraph.core.errors import ArtefactError, ConfigError, PruneGraphError
 from prunegraph.core.splits import Dataset
 from prunegraph.methods.fedmap.clients import client_data
 from prunegraph.methods.fedmap.rounds import (
@@ -154,6 +154,14 @@ def test_a_loss_that_is_no_number_ends_the_round(task: ImageClassification) -> N
             send(server, 0),
             replace(TRAINING, lr=1e30),
         )
+
+
+def test_a_client_without_samples_is_refused(task: ImageClassification) -> None:
+    server = first_server(task.model)
+    client, nothing = Client(mask=server.mask), task.train.take(torch.arange(0))
+    with pytest.raises(ConfigError, match="a client has no samples: give it some") as refused:
+        train_client(task, task.model, client, nothing, send(server, 0), TRAINING)
+    assert "\n" not in str(refused.value)
 
 
 def test_clients_with_a_single_sample_over_train_batch_norm(digits: Dataset) -> None:

@@ -82,9 +82,11 @@ def _is_wider(constant: Tensor, other: Tensor) -> bool:
 
 
 def _note_sum(recorder: LabelRecorder, call: OpCall, left: Tensor, right: Tensor) -> None:
-    """Note channels that an addition unites."""
-    if call.name.rstrip("_") in ("add", "sub") and not torch.equal(left, right):
-        recorder.recording.sums.append(narrow_constant(left).unique())
+    """Note channels that an addition unites; a head turned by rotary angles adds up itself."""
+    if call.name.rstrip("_") in ("add", "sub"):
+        own, others = (narrow_constant(labels).unique() for labels in (left, right))
+        if not torch.equal(own, others):
+            recorder.recording.sums.append(own)
 
 
 def _shared_by_heads(recorder: LabelRecorder, one: Tensor, other: Tensor) -> Tensor | None:

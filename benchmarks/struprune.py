@@ -1,0 +1,148 @@
+"""StruPrune on a language model: perplexity of its options at equal budgets, and its memory.
+
+    python benchmarks/struprune.py table --model DIR --text DIR --out DIR [--plan rounds shares]
+    python benchmarks/struprune.py memory --model DIR --text DIR [--layers 6 12 24 30]
+
+``table`` measures each cell in turn and keeps it as a file; finished ones are not measured again.
+``memory`` prints the peak of what torch allocates while modules are cut and fitted, beyond the
+network and its pruned copy.
+"""
+
+import argparse
+import gc
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+from weights_cells import TEST, Setting, num_bytes
+
+from prunegraph.core.budget import Budget
+from prunegraph.core.files import write_json
+from prunegraph.graph import StructureGraph, analyse
+from prunegraph.methods.context import make_problem
+from prunegraph.methods.method import Problem
+from prunegraph.methods.struprune.method import Pruning, StruPrune
+from prunegraph.methods.struprune.modules import find_modules
+from prunegraph.runs.report.report import machine
+from prunegraph.tasks.causal_lm import CausalLM
+
+HELD_OUT = 8
+"""Windows beside those that are fitted on."""
+
+PLANS: dict[str, list[dict[str, Any]]] = {
+    "rounds": [{"rounds": 0}, {"rounds": 4}],
+    "shares": [
+        {"rounds": 0, "allocation": "auto"},
+        *({"rounds": 0, "allocation": "softmax", "temperature": t} for t in (2.0, 4.0, 8.0)),
+        {"rounds": 0, "allocation": "softmax", "importance": "error"},
+    ],
+    "heads": [{"rounds": 0, "heads": True}, {"rounds": 4, "heads": True}],
+}
+
+
+def parse() -> argparse.Namespace:
+    """Return the options."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("mode", choices=("table", "memory"))
+    parser.add_argument("--model", type=Path, required=True, help="folder of the network")
+    parser.add_argument("--text", type=Path, required=True, help="folder of the texts")
+    parser.add_argument("--out", type=Path, help="folder of cells")
+    parser.add_argument("--calibration", default="wikitext2-valid", metavar="NAME")
+    parser.add_argument("--test", default=TEST, metavar="NAME")
+    parser.add_argument("--window", type=int, default=512, help="tokens of calibration windows")
+    parser.add_argument("--sequences", type=int, default=40, help="windows that are fitted on")
+    parser.add_argument("--share", type=float, default=0.533, help="of the neurons, that goes")
+    parser.add_argument("--plan", nargs="+", choices=PLANS, default=["rounds"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--layers", type=int, nargs="+", default=[6, 12, 24, 30])
+    return parser.parse_args()
+
+
+def problem_of(
+    options: argparse.Namespace, seed: int, layers: int | None = None
+) -> tuple[CausalLM, StructureGraph, Problem]:
+    """Return a network, and the budget that is left without a share of its neurons."""
+    setting = Setting(
+        model=options.model,
+        text=options.text,
+        window=options.window,
+        sequences=options.sequences + HELD_OUT,
+        layers=layers,
+    )
+    task = setting.task(options.calibration, seed)
+    few = {"input_ids": task.example_inputs["input_ids"][:, :16]}  # type: ignore[call-overload, index]
+    graph = analyse(task.model, few)
+    keep = np.ones(graph.num_units, dtype=bool)
+    for module in find_modules(graph, task.model, heads=False):
+        keep[module.units[: round(options.share * len(module.units))]] = False
+    budget = Budget(keep_params=graph.cost(keep).params / graph.dense_cost.params)
+    given = {"seed": seed, "reconstruct": False, "num_calibration": options.sequences}
+    return task, graph, make_problem(task, graph, budget, **given)
+
+
+def table(options: argparse.Namespace) -> None:
+    """Measure the cells that are not there yet; print all."""
+    cells = [(seed, own) for seed in options.seeds for plan in options.plan for own in PLANS[plan]]
+    for seed, own in cells:
+        words = "-".join(f"{name}-{value}" for name, value in own.items())
+        path = options.out / f"{options.share}-{options.sequences}-{words}-{seed}.json"
+        if not path.is_file():
+            task, _, problem = problem_of(options, seed)
+            problem = replace(problem, folder=path.with_suffix(""))
+            started = time.process_time()
+            result = StruPrune(**own).prune(problem)
+            seconds = time.process_time() - started
+            windows = Setting(model=options.model, text=options.text).windows(options.test)
+            assert result.model is not None
+            score = task.score(result.model, windows).value
+            found = {**result.details, "perplexity": score, "cpu_seconds": seconds}
+            write_json(path, {"options": own, "seed": seed, **found, "machine": machine()})
+        found = json.loads(path.read_text())
+        print(
+            f"| {words} | seed {seed} | {found['perplexity']:.2f} | {found['allocation']} | "
+            f"{found['cpu_seconds']:.0f} s |",
+            flush=True,
+        )
+
+
+def memory(options: argparse.Namespace) -> None:
+    """Print the peak of torch's allocations for several depths."""
+    for layers in options.layers:
+        _, _, problem = problem_of(options, 0, layers)
+        run = Pruning(StruPrune(rounds=2), problem)
+        counts = run.counts({})
+        gc.collect()
+        started = time.process_time()
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+            run.walk.prune(counts, 2)
+        seconds = time.process_time() - started
+        size = num_bytes(problem.task.model)
+        beyond = _peak(found) - size
+        print(
+            f"| {layers} blocks | network {size / 1e6:.0f} MB | beyond it and its copy "
+            f"{beyond / 1e6:.0f} MB | {seconds:.0f} s |",
+            flush=True,
+        )
+
+
+def _peak(found: Any) -> int:
+    """Return the most bytes that were allocated at once, of those that a profile has seen."""
+    events = [each for each in found.profiler.kineto_results.events() if each.name() == "[memory]"]
+    sizes = [each.nbytes() for each in sorted(events, key=lambda each: each.start_ns())]
+    return int(np.cumsum(sizes).max())
+
+
+def main() -> None:
+    """Run one mode."""
+    options = parse()
+    torch.set_num_threads(1)
+    table(options) if options.mode == "table" else memory(options)
+
+
+if __name__ == "__main__":
+    main()

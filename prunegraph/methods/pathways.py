@@ -1,0 +1,345 @@
+"""Dynamic ASR Pathways: a mask for each language on one set of weights, while the network trains.
+
+After Xie et al. 2023 (arXiv 2309.13018). Its abstract tells of masks that adapt while one
+multilingual recogniser trains, from different beginnings. This is a reconstruction: the score of a
+weight for a language, the schedule and the starts are ours (``MaskPlan``, ``docs/results.md``).
+By absolute values alone all languages would choose the same mask, since they share the weights.
+
+The controls train alike, with equally many steps, and differ in their masks alone.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+
+from prunegraph.core.errors import BudgetError, ConfigError
+from prunegraph.core.splits import TrainSplit
+from prunegraph.core.task import Task
+from prunegraph.core.weight_mask import GroupedMask, WeightMask
+from prunegraph.graph import copy_network, unwrap
+from prunegraph.layerwise.weights import prunable_weights
+from prunegraph.methods.method import Kind, Problem, Result, Role
+from prunegraph.methods.obs.choose import check_weights
+from prunegraph.training.loop import FinetuneConfig, FinetuneResult, finetune
+from prunegraph.training.masked import MaskPlan, agreement, dense_mask, least_mask
+from prunegraph.training.schedules import Cubic
+
+RAMP, CHOICE = 0.6, 0.75
+"""Shares of the steps over which the sparsity rises, and masks are chosen: later choices harm."""
+
+Start = Literal["one", "magnitude", "random"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedTraining(ABC):
+    """A network that trains on batches of one language each, while weights go.
+
+    Attributes:
+        epochs: passes over the train split.
+        batch_size: utterances a step.
+        lr: highest learning rate of AdamW; a cosine takes it to zero.
+        every: masks are chosen anew in every so many steps, until three quarters of all.
+    """
+
+    name: ClassVar[str]
+    role: ClassVar[Role] = "baseline"
+    kind: ClassVar[Kind] = "weights"
+    searches: ClassVar[bool] = False
+    per_seed: ClassVar[bool] = True
+
+    epochs: int = 8
+    batch_size: int = 32
+    lr: float = 2e-3
+    every: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "every"):
+            if getattr(self, name) < 1:
+                msg = f"{name}={getattr(self, name)} must be at least 1"
+                raise ConfigError(msg)
+
+    @property
+    def joint_epochs(self) -> int:
+        """Those in which all languages train together."""
+        return self.epochs
+
+    @abstractmethod
+    def plan(self, problem: Problem) -> MaskPlan:
+        """Return how the masks change."""
+
+    def check(self, problem: Problem) -> None:
+        """Say before any work what it cannot serve.
+
+        Raises:
+            BudgetError: the budget is no sparsity, has a pattern, or asks for fewer zeros than
+                there are.
+            ConfigError: batches of the task have no language.
+        """
+        model, budget = unwrap(problem.task.model), problem.budget
+        weights = prunable_weights(model)
+        if check_weights(weights, budget).kind != "unstructured" or budget.sparsity is None:
+            msg = f"{self.name} prunes single weights of all layers: give a sparsity, no pattern"
+            raise BudgetError(msg)
+        if not hasattr(problem.task, "group_of"):
+            msg = (
+                f"{self.name} needs batches that know their language, {problem.task.name} has "
+                "none: give a task of speech_recognition"
+            )
+            raise ConfigError(msg)
+        held = dict(model.named_parameters(remove_duplicate=False))
+        zeros = sum(int((held[name] == 0.0).sum()) for name in weights)
+        share = zeros / sum(weight.size for weight in weights.values())
+        if share > budget.sparsity:
+            msg = (
+                f"{share:.1%} of the weights of {problem.task.name} are zero already, "
+                f"sparsity={budget.sparsity} asks for fewer: give a higher one"
+            )
+            raise BudgetError(msg)
+
+    def prune(self, problem: Problem) -> Result:
+        """Train, with as many weights for each language as were asked for, exactly."""
+        self.check(problem)
+        task, network = problem.task, copy_network(unwrap(problem.task.model))
+        trained = self._train(problem, network, task, self.plan(problem), self.name)
+        mask = GroupedMask.of(trained.masks)
+        if isinstance(mask, GroupedMask):
+            mask.attach(network)
+        active, stored, overlap = agreement(trained.masks)
+        groups = {
+            "active": active,
+            "stored": stored,
+            "overlap": overlap,
+            "scores": cast(Any, task).group_scores(network),
+            "history": [list(row) for row in trained.history],
+        }
+        return Result(mask=mask, model=network, details={"groups": groups})
+
+    def _train(
+        self, problem: Problem, network: torch.nn.Module, task: Task, plan: MaskPlan, label: str
+    ) -> FinetuneResult:
+        """Train a network in place; an interrupted training goes on."""
+
+        def tell(done: int, epochs: int, loss: float, _: float) -> None:
+            if problem.progress is not None:
+                problem.progress(100 * done // epochs, f"{label}, loss {loss:.3f}")
+
+        folder = problem.folder
+        return finetune(
+            network,
+            task,
+            self.recipe(task),
+            seed=problem.seed,
+            checkpoint=None if folder is None else folder / f"{label}.safetensors",
+            progress=tell,
+            masks=plan,
+        )
+
+    def recipe(self, task: Task) -> FinetuneConfig:
+        """Return how the network is trained."""
+        return FinetuneConfig(
+            epochs=self.joint_epochs,
+            batch_size=self.batch_size,
+            peak_lr=self.lr,
+            optimizer="adamw",
+            autocast=task.autocast,
+        )
+
+    def rising(self, task: Task, sparsity: float, **options: Any) -> MaskPlan:
+        """Return the plan in which the sparsity rises as a cubic."""
+        full, rest = divmod(len(task.train), self.batch_size)
+        steps = self.joint_epochs * (full + (rest > 1))
+        every = min(self.every, max(steps // 10, 1))
+        return MaskPlan(
+            schedule=Cubic(sparsity, end=max(round(RAMP * steps), 1), every=every),
+            every=every,
+            until=max(round(CHOICE * steps), 2),
+            **options,
+        )
+
+
+def languages_of(task: Task) -> dict[str, TrainSplit]:
+    """Return the train utterances of each language."""
+    groups, names = cast(Any, task.train.source).groups, cast(Any, task).languages
+    own = groups[task.train.index]
+    numbers = own.unique().tolist()
+    return {names[n]: task.train.take((own == n).nonzero().flatten()) for n in numbers}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pathways(MaskedTraining):
+    """A mask for each language, by its own gradients; languages share the weights that both keep.
+
+    Attributes:
+        emphasis: on absolute values beside gradients in the score of a weight; large = nearly one
+            mask for all.
+        reselect: weights that are gone may come back, with the values that they had; otherwise each
+            mask only shrinks.
+        start: ``"one"`` mask for all, which keeps everything; masks of the final sparsity by
+            ``"magnitude"``, each after a training on one language; ``"random"`` ones.
+    """
+
+    name: ClassVar[str] = "pathways"
+    beside: ClassVar[tuple[str, ...]] = ("one_mask_by_score", "one_mask_of_union")
+    """Rows that a run of it has too."""
+
+    emphasis: float = 0.5
+    reselect: bool = False
+    start: Start = "one"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.emphasis < float("inf"):
+            msg = f"emphasis={self.emphasis} must be at least 0"
+            raise ConfigError(msg)
+        if self.start not in ("one", "magnitude", "random"):
+            msg = f"start={self.start!r} is none of one, magnitude, random"
+            raise ConfigError(msg)
+        if self.start != "one" and not self.reselect:
+            msg = f"start={self.start} begins at the final sparsity: give reselect as well"
+            raise ConfigError(msg)
+
+    @property
+    def joint_epochs(self) -> int:
+        """The second half, if the first one finds masks to begin with."""
+        return self.epochs - self.epochs // 2 if self.start == "magnitude" else self.epochs
+
+    def plan(self, problem: Problem) -> MaskPlan:
+        """Return the plan of masks by the languages' own scores."""
+        task, sparsity = problem.task, problem.budget.sparsity or 0.0
+        plan = self.rising(
+            task,
+            sparsity,
+            masks=self._first(problem, sparsity),
+            reselect=self.reselect,
+            group_of=cast(Any, task).group_of,
+            emphasis=self.emphasis,
+        )
+        if self.start == "one":
+            return plan
+        return replace(plan, schedule=Cubic(sparsity, initial=sparsity))
+
+    def _first(self, problem: Problem, sparsity: float) -> Mapping[str, WeightMask]:
+        """Return the masks that the languages begin with."""
+        if self.start == "magnitude":
+            return masks_by_magnitude(self, problem)
+        generator = torch.Generator().manual_seed(problem.seed)
+        whole = dense_mask(unwrap(problem.task.model))
+        if self.start == "one":
+            return dict.fromkeys(languages_of(problem.task), whole)
+
+        def drawn() -> WeightMask:
+            shapes = {name: bits.shape for name, bits in whole.keep.items()}
+            noise = {n: torch.rand(shape, generator=generator) for n, shape in shapes.items()}
+            return least_mask(noise, sparsity)
+
+        return {name: drawn() for name in languages_of(problem.task)}
+
+
+def masks_by_magnitude(method: MaskedTraining, problem: Problem) -> dict[str, WeightMask]:
+    """Return the mask of each language after gradual magnitude pruning on its utterances alone.
+
+    Each begins with the given weights. All together take half of the method's epochs.
+
+    Raises:
+        ConfigError: there is one epoch, which cannot be halved.
+    """
+    if method.epochs < 2:
+        msg = f"epochs={method.epochs} is too few for {method.name}: half of them find its masks"
+        raise ConfigError(msg)
+    task, sparsity = problem.task, problem.budget.sparsity or 0.0
+    search = OneMask(
+        epochs=method.epochs // 2,
+        batch_size=method.batch_size,
+        lr=method.lr,
+        every=method.every,
+    )
+    found = {}
+    for name, train in languages_of(task).items():
+        own: Task = replace(cast(Any, task), train=train)
+        network, plan = copy_network(unwrap(task.model)), search.rising(own, sparsity)
+        trained = search._train(problem, network, own, plan, f"{method.name}-{name}")
+        found[name] = next(iter(trained.masks.values()))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageSpecific(MaskedTraining):
+    """Fixed masks of languages (LSP): by magnitude on each alone, then all train together.
+
+    Half of the epochs find the masks. Then the given weights train with them.
+    """
+
+    name: ClassVar[str] = "language_masks"
+
+    @property
+    def joint_epochs(self) -> int:
+        """The second half: the first one finds the masks."""
+        return self.epochs - self.epochs // 2
+
+    def plan(self, problem: Problem) -> MaskPlan:
+        """Return the plan of fixed masks; finds them first."""
+        masks = masks_by_magnitude(self, problem)
+        return MaskPlan(masks=masks, group_of=cast(Any, problem.task).group_of)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneMask(MaskedTraining):
+    """One mask for all languages, by absolute values, which only shrinks (LAP)."""
+
+    name: ClassVar[str] = "one_mask"
+
+    def plan(self, problem: Problem) -> MaskPlan:
+        """Return the plan of one mask by magnitude."""
+        return self.rising(problem.task, problem.budget.sparsity or 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneMaskByScore(MaskedTraining):
+    """One mask by the mean of the languages' scores: what of the gain the score explains.
+
+    Attributes:
+        emphasis: see ``Pathways``.
+        reselect: see ``Pathways``.
+    """
+
+    name: ClassVar[str] = "one_mask_by_score"
+    role: ClassVar[Role] = "control"
+
+    emphasis: float = 0.5
+    reselect: bool = False
+
+    def plan(self, problem: Problem) -> MaskPlan:
+        """Return the plan of one mask by score."""
+        return self._plan(problem, problem.budget.sparsity or 0.0)
+
+    def _plan(self, problem: Problem, sparsity: float) -> MaskPlan:
+        whole = dense_mask(unwrap(problem.task.model))
+        return self.rising(
+            problem.task,
+            sparsity,
+            masks=dict.fromkeys(languages_of(problem.task), whole),
+            reselect=self.reselect,
+            group_of=cast(Any, problem.task).group_of,
+            emphasis=self.emphasis,
+            joint=True,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneMaskOfUnion(OneMaskByScore):
+    """One mask by score, as large as the union of the languages' masks: at equal stored weights.
+
+    It keeps more than the budget asks for. Pathways train first, to tell how large the union is.
+    """
+
+    name: ClassVar[str] = "one_mask_of_union"
+
+    def plan(self, problem: Problem) -> MaskPlan:
+        """Return the plan of one mask by score of the union's size."""
+        shared = {field.name for field in fields(OneMaskByScore)}
+        options = {name: value for name, value in asdict(self).items() if name in shared}
+        union = Pathways(**options).prune(problem).mask
+        return self._plan(problem, 1.0 - union.num_kept / cast(WeightMask, union).size)

@@ -1,0 +1,1 @@
+"""Global structured pruning, split into one problem a module."""

@@ -1,0 +1,141 @@
+"""Pruned networks of transformers in folders that need no prunegraph."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from prunegraph.artefacts.masked import save_masked
+from prunegraph.artefacts.pruned import PrunedInfo, save_pruned
+from prunegraph.core.errors import ModelError
+from prunegraph.core.files import write_bytes
+from prunegraph.core.masks import ChannelMask
+from prunegraph.graph import unwrap
+from prunegraph.models import resized_network
+from prunegraph.runs.prune import PruneResult
+
+CARD = "README.md"
+
+OPENED = """```python
+from transformers import {name}
+
+model = {name}.from_pretrained(".")
+```"""
+
+REBUILT = """This is a `load_pruned` folder: {reason}.
+
+```python
+import prunegraph as pg
+
+network = pg.load_pruned(".", build_model, example_inputs).model
+```
+
+`build_model` makes the dense network, `example_inputs` are of the shape {shape}."""
+
+
+def save_pretrained(result: PruneResult, folder: Path | str, *, tokenizer: Any = None) -> None:
+    """Write a pruned network of transformers as a folder that ``from_pretrained`` reads.
+
+    It holds the weights, the config with the new widths, the tokenizer's files, and a model card
+    with costs and scores. ``AutoModel*.from_pretrained(folder)`` gives equal outputs, and asks for
+    transformers alone. A config has one width for all layers of a kind: prune with
+    ``Budget(uniform=True)``. Where it cannot hold the network, a warning says why, and the folder
+    is one for ``load_pruned``.
+
+    Args:
+        result: what ``prune`` has returned; its network may be fine-tuned since.
+        folder: where to write; made if missing.
+        tokenizer: the folder that holds it, or itself; default: that of the task.
+
+    Raises:
+        ArtefactError: a file cannot be written.
+    """
+    folder, task, reason = Path(folder), result.task, None
+    if tokenizer is None:
+        folder_of, own = (getattr(task, name, None) for name in ("tokenizer_folder", "tokenizer"))
+        tokenizer = folder_of or own or False
+    model, shape = unwrap(result.model), _shape(task.example_inputs)
+    try:
+        model = resized_network(model, task.example_inputs)
+    except ModelError as error:
+        reason, tokenizer = str(error), None
+        warnings.warn(f"{reason}: {folder} is a folder for load_pruned", stacklevel=2)
+    info = PrunedInfo(arch=task.name, example_shape=shape, extra={"task": task.kind})
+    if isinstance(result.mask, ChannelMask):
+        assert result.graph is not None  # of channels
+        save_pruned(
+            folder,
+            model=model,
+            mask=result.mask,
+            graph=result.graph,
+            info=info,
+            pretrained=tokenizer,
+        )
+    else:
+        save_masked(folder, model=model, mask=result.mask, info=info, pretrained=tokenizer)
+    opened = OPENED.format(name=type(model).__name__)
+    if reason is not None:
+        opened = REBUILT.format(reason=reason, shape=list(shape))
+    write_bytes(folder / CARD, model_card(result, opened).encode())
+
+
+def _shape(example_inputs: Any) -> tuple[int, ...]:
+    """Return the shape of the first tensor that a forward takes."""
+    first = next(leaf for leaf in tree_leaves(example_inputs) if isinstance(leaf, Tensor))
+    return tuple(first.shape)
+
+
+def model_card(result: PruneResult, opened: str) -> str:
+    """Return the model card: costs, scores, method, and how to open the folder.
+
+    Args:
+        result: what was pruned.
+        opened: how the folder is opened.
+    """
+    report = result.report
+    rows = {
+        "parameters": "params",
+        "multiply-adds": "macs",
+        "bytes of activations": "peak_memory",
+        f"{report['score_name']} on the search split, before any fine-tune": "score",
+        "share of zeros": "sparsity",
+    }
+    told = [
+        f"| {words} | {_cell(report['dense'].get(key))} | {_cell(report['pruned'].get(key))} |"
+        for words, key in rows.items()
+        if key in report["pruned"]
+    ]
+    budget = ", ".join(f"{name}={value}" for name, value in report["budget"].items())
+    widths = sorted(set(report["pruned"].get("widths", {}).items()))
+    kept = "\n".join(f"- `{name}`: {width}" for name, width in widths)
+    return f"""---
+library_name: transformers
+tags:
+- pruned
+- prunegraph
+---
+# {result.task.name}, pruned
+
+| | dense | pruned |
+|---|--:|--:|
+{chr(10).join(told)}
+
+Made by prunegraph: method `{report["method"]}`,
+`Budget({budget})`, {report["networks_evaluated"]} networks run on the way.
+
+## Opening it
+
+{opened}
+
+## Kept units
+
+{kept or "Single weights became zero; all layers have their widths."}
+"""
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
