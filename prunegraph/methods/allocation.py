@@ -13,7 +13,7 @@ from prunegraph.graph import StructureGraph
 from prunegraph.graph.features import group_mean, rank_in_group, rank_within, unit_cost
 from prunegraph.graph.projection import check_scores
 from prunegraph.methods.method import Problem, Result
-from prunegraph.methods.prior import measure_divergence, streams_first
+from prunegraph.methods.prior import streams_first
 
 LEAST_SENSITIVITY = 0.3
 """Sensitivities are at least this share of their mean: noise may make them negative, and what the
@@ -115,9 +115,8 @@ def sensitivity(
     """
 
     def measured(mask: ChannelMask) -> float:
-        if evaluator.metric == "kl":
-            return measure_divergence(evaluator, mask, subset)
-        return evaluator.evaluate(mask, subset).loss
+        outcome = evaluator.evaluate(mask, subset)
+        return outcome.loss if outcome.kl is None else outcome.kl
 
     dense = measured(graph.dense_mask())
     gains = np.zeros(graph.num_units, dtype=np.float32)
