@@ -1,7 +1,7 @@
-"""StruPrune on a language model: perplexity of its options at equal budgets, and its memory.
+"""Neurons leave a language model: StruPrune and MaskPrune at equal budgets, StruPrune's memory.
 
-    python benchmarks/struprune.py table --model DIR --text DIR --out DIR [--plan rounds shares]
-    python benchmarks/struprune.py memory --model DIR --text DIR [--layers 6 12 24 30]
+    python benchmarks/neurons.py table --model DIR --text DIR --out DIR [--plan rounds shares gates]
+    python benchmarks/neurons.py memory --model DIR --text DIR [--layers 6 12 24 30]
 
 ``table`` measures each cell in turn and keeps it as a file; finished ones are not measured again.
 ``memory`` prints the peak of what torch allocates while modules are cut and fitted, beyond the
@@ -12,7 +12,7 @@ import argparse
 import gc
 import json
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ from weights_cells import TEST, Setting, num_bytes
 
 from prunegraph.core.budget import Budget
 from prunegraph.core.files import write_json
-from prunegraph.graph import StructureGraph, analyse
+from prunegraph.graph import analyse
+from prunegraph.graph.rounding import restrict
 from prunegraph.methods.context import make_problem
+from prunegraph.methods.maskprune.method import MaskPrune
 from prunegraph.methods.method import Problem
 from prunegraph.methods.struprune.method import Pruning, StruPrune
 from prunegraph.methods.struprune.modules import find_modules
@@ -34,15 +36,17 @@ from prunegraph.tasks.causal_lm import CausalLM
 HELD_OUT = 8
 """Windows beside those that are fitted on."""
 
-PLANS: dict[str, list[dict[str, Any]]] = {
-    "rounds": [{"rounds": 0}, {"rounds": 4}],
+PLANS: dict[str, list[StruPrune | MaskPrune]] = {
+    "rounds": [StruPrune(rounds=0), StruPrune(rounds=4)],
     "shares": [
-        {"rounds": 0, "allocation": "auto"},
-        *({"rounds": 0, "allocation": "softmax", "temperature": t} for t in (2.0, 4.0, 8.0)),
-        {"rounds": 0, "allocation": "softmax", "importance": "error"},
+        StruPrune(rounds=0, allocation="auto"),
+        *(StruPrune(rounds=0, allocation="softmax", temperature=t) for t in (2.0, 4.0, 8.0)),
+        StruPrune(rounds=0, allocation="softmax", importance="error"),
     ],
-    "heads": [{"rounds": 0, "heads": True}, {"rounds": 4, "heads": True}],
+    "heads": [StruPrune(rounds=0, heads=True), StruPrune(rounds=4, heads=True)],
+    "gates": [MaskPrune(steps=60, batch_size=1), MaskPrune(steps=60, batch_size=1, lr=0.0)],
 }
+"""MaskPrune has gates on neurons alone, and one width for all layers."""
 
 
 def parse() -> argparse.Namespace:
@@ -64,9 +68,12 @@ def parse() -> argparse.Namespace:
 
 
 def problem_of(
-    options: argparse.Namespace, seed: int, layers: int | None = None
-) -> tuple[CausalLM, StructureGraph, Problem]:
-    """Return a network, and the budget that is left without a share of its neurons."""
+    options: argparse.Namespace, seed: int, layers: int | None = None, *, uniform: bool = False
+) -> tuple[CausalLM, Problem]:
+    """Return a network, and the budget that is left without a share of its neurons.
+
+    With ``uniform`` nothing but neurons may leave, and layers have one width.
+    """
     setting = Setting(
         model=options.model,
         text=options.text,
@@ -77,35 +84,50 @@ def problem_of(
     task = setting.task(options.calibration, seed)
     few = {"input_ids": task.example_inputs["input_ids"][:, :16]}  # type: ignore[call-overload, index]
     graph = analyse(task.model, few)
+    modules = find_modules(graph, task.model, heads=False)
     keep = np.ones(graph.num_units, dtype=bool)
-    for module in find_modules(graph, task.model, heads=False):
+    for module in modules:
         keep[module.units[: round(options.share * len(module.units))]] = False
-    budget = Budget(keep_params=graph.cost(keep).params / graph.dense_cost.params)
+    kept = graph.cost(keep).params / graph.dense_cost.params
+    if uniform:
+        others = set(map(int, graph.free_groups)) - {module.group for module in modules}
+        graph = restrict(graph, dict.fromkeys(others, "neurons alone leave"), {})
     given = {"seed": seed, "reconstruct": False, "num_calibration": options.sequences}
-    return task, graph, make_problem(task, graph, budget, **given)
+    budget = Budget(keep_params=kept, uniform=uniform)
+    return task, make_problem(task, graph, budget, **given)
+
+
+def words_of(method: StruPrune | MaskPrune) -> str:
+    """Return a method's name with the options that are not its defaults."""
+    own = [
+        f"{field.name}-{getattr(method, field.name)}"
+        for field in fields(method)
+        if getattr(method, field.name) != field.default
+    ]
+    return "-".join([method.name, *own])
 
 
 def table(options: argparse.Namespace) -> None:
     """Measure the cells that are not there yet; print all."""
-    cells = [(seed, own) for seed in options.seeds for plan in options.plan for own in PLANS[plan]]
-    for seed, own in cells:
-        words = "-".join(f"{name}-{value}" for name, value in own.items())
+    plans = options.plan
+    for seed, method in [(s, own) for s in options.seeds for plan in plans for own in PLANS[plan]]:
+        words = words_of(method)
         path = options.out / f"{options.share}-{options.sequences}-{words}-{seed}.json"
         if not path.is_file():
-            task, _, problem = problem_of(options, seed)
+            task, problem = problem_of(options, seed, uniform=isinstance(method, MaskPrune))
             problem = replace(problem, folder=path.with_suffix(""))
             started = time.process_time()
-            result = StruPrune(**own).prune(problem)
+            result = method.prune(problem)
             seconds = time.process_time() - started
             windows = Setting(model=options.model, text=options.text).windows(options.test)
             assert result.model is not None
             score = task.score(result.model, windows).value
             found = {**result.details, "perplexity": score, "cpu_seconds": seconds}
-            write_json(path, {"options": own, "seed": seed, **found, "machine": machine()})
+            write_json(path, {"method": words, "seed": seed, **found, "machine": machine()})
         found = json.loads(path.read_text())
         print(
-            f"| {words} | seed {seed} | {found['perplexity']:.2f} | {found['allocation']} | "
-            f"{found['cpu_seconds']:.0f} s |",
+            f"| {words} | seed {seed} | {found['perplexity']:.2f} | "
+            f"{found.get('allocation', '')} | {found['cpu_seconds']:.0f} s |",
             flush=True,
         )
 
@@ -113,7 +135,7 @@ def table(options: argparse.Namespace) -> None:
 def memory(options: argparse.Namespace) -> None:
     """Print the peak of torch's allocations for several depths."""
     for layers in options.layers:
-        _, _, problem = problem_of(options, 0, layers)
+        _, problem = problem_of(options, 0, layers)
         run = Pruning(StruPrune(rounds=2), problem)
         counts = run.counts({})
         gc.collect()
