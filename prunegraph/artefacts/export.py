@@ -150,7 +150,7 @@ def export_recipe(
     example = _arguments(example_inputs)
     with tempfile.TemporaryDirectory() as folder:
         save(Path(folder) / path.name)
-        rebuilt = load_pruned(Path(folder) / path.name, build_model).model
+        rebuilt = load_pruned(Path(folder) / path.name, build_model, example_inputs).model
     with evaluation_mode(network.model), evaluation_mode(rebuilt):
         _compare("safetensors", network.model, partial(_run, rebuilt), example)
     save(path)

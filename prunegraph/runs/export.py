@@ -23,9 +23,11 @@ from prunegraph.core.console import Console
 from prunegraph.core.errors import ArtefactError, ConfigError
 from prunegraph.graph import ExampleInputs
 from prunegraph.models import load_encoder, load_pretrained
+from prunegraph.models.embedded_language import build_embedded
 from prunegraph.runs.folder import RunFolder, check_one_run
 from prunegraph.runs.options.checks import check_trusted
 from prunegraph.runs.options.tools import ExportConfig
+from prunegraph.runs.options.yaml_file import read_yaml
 from prunegraph.runs.parallel.machine import resolve_device
 from prunegraph.runs.prepare import build_dense
 from prunegraph.runs.report.page import pruned_folder
@@ -61,7 +63,7 @@ def run_export(config: ExportConfig, console: Console) -> dict[str, Any]:
         save_masked(path, model=saved.model, mask=saved.mask, info=info)
         files += [artefact_paths(path)[0], bits_path(path)]
     elif config.format == "safetensors" and isinstance(saved, PrunedNetwork):
-        export_recipe(saved, example, path, lambda: build_dense(info))
+        export_recipe(saved, example, path, _builder(config.run, None, info))
         files.append(artefact_paths(path)[0])
     else:
         texts = {name: json.dumps(value) for name, value in inputs.items()}
@@ -179,32 +181,62 @@ def read_run(run: Path, trusted: str | None) -> PrunedNetwork | MaskedNetwork:
     _check_holds_network(where)
     info = read_info(where)
     check_trusted(info.arch, trusted, artefact_paths(where)[0])
+    if bits_path(where).is_file():
+        return load_masked(where, _builder(run, where, info))
+    return load_pruned(where, _builder(run, None, info), _example(info, 0))
+
+
+def _builder(run: Path, folder: Path | None, info: PrunedInfo) -> Callable[[], nn.Module]:
+    """Return what makes the dense network of a run.
+
+    Args:
+        run: what the user named.
+        folder: a network of transformers with zeros in place; None: the run's options name it.
+        info: the network's record.
+    """
     load = LOADERS.get(str(info.extra.get("task")))
-    build = partial(build_dense, info) if load is None else partial(load, where, info)
-    return load_masked(where, build) if bits_path(where).is_file() else load_pruned(where, build)
+    if load is None:
+        return partial(build_dense, info)
+    return partial(load, folder or _dense_folder(run), info)
 
 
-def _language_model(folder: Path, info: PrunedInfo) -> nn.Module:
-    """Return the network of a folder of transformers, which keeps nothing between two calls."""
+def _dense_folder(run: Path) -> Path | None:
+    """Return the folder of the dense network that the options of a run name; None: embedded.
+
+    Raises:
+        ArtefactError: the options are not there.
+    """
+    for folder in (run, *run.parents):
+        path = folder / RunFolder.CONFIG
+        if path.is_file():
+            weights = read_yaml(path).get("weights")
+            return None if weights is None else Path(str(weights))
+    msg = f"{run} lies in no run folder, whose {RunFolder.CONFIG} names the dense network: name one"
+    raise ArtefactError(msg)
+
+
+def _language_model(folder: Path | None, info: PrunedInfo) -> nn.Module:
+    """Return a causal language model, which keeps nothing between two calls."""
     del info
-    model = load_pretrained(folder)
+    model = build_embedded() if folder is None else load_pretrained(folder)
     cast(Any, model).config.use_cache = False
     return model
 
 
-def _sentence_classifier(folder: Path, info: PrunedInfo) -> nn.Module:
+def _sentence_classifier(folder: Path | None, info: PrunedInfo) -> nn.Module:
     """Return the classifier of sequences of a folder of transformers."""
+    assert folder is not None  # there is no embedded one
     return load_encoder(folder, info.num_classes, 0)[0]
 
 
-def _recogniser(folder: Path, info: PrunedInfo) -> nn.Module:
+def _recogniser(folder: Path | None, info: PrunedInfo) -> nn.Module:
     """Return the network of a folder of Whisper, else a small recogniser with fresh weights."""
-    if "sizes" in info.extra:
+    if folder is None or "sizes" in info.extra:
         return recogniser_of(info)
     return load_pretrained(folder, kind="AutoModelForSpeechSeq2Seq")
 
 
-LOADERS: Mapping[str, Callable[[Path, PrunedInfo], nn.Module]] = {
+LOADERS: Mapping[str, Callable[[Path | None, PrunedInfo], nn.Module]] = {
     "causal_lm": _language_model,
     "text_classification": _sentence_classifier,
     "speech_recognition": _recogniser,

@@ -121,6 +121,8 @@ def test_uniform_widths_make_a_from_pretrained_folder(
         load_tokenizer(out / "pruned")("a")["input_ids"] == load_tokenizer(folder)("a")["input_ids"]
     )
     assert main(["verify", str(out), "--threads", "1"]) == 0
+    assert main(["export", str(out), "--format", "safetensors"]) == 0
+    assert (out / "exported.safetensors").is_file()
 
 
 def test_neurons_are_cut_and_fitted_compared_and_verified(
