@@ -126,13 +126,11 @@ def without_times(value: Any) -> Any:
 
 OTHERS = [
     pytest.param(name, marks=pytest.mark.slow)
-    for name in ("slimmable", "adapt", "language", "grid")
+    for name in ("slimmable", "adapt", "federation", "language", "grid")
 ]
 
 
-@pytest.mark.parametrize(
-    "command", ["pretrain", "train", "apply", "compare", "federation", *OTHERS]
-)
+@pytest.mark.parametrize("command", ["pretrain", "train", "apply", "compare", *OTHERS])
 def test_a_killed_command_goes_on_to_the_same_result(
     command: str, commands: dict[str, list[str]], run: Run, tmp_path: Path
 ) -> None:

