@@ -290,10 +290,10 @@ def store_network(context: RunContext, where: Path, result: Result) -> Mask:
     for part, file in RunFolder.TOLD.items():
         if part in result.details:
             write_json(where / file, result.details[part])
+    if not isinstance(mask, WeightMask):
+        return StoredChannels(mask.keep, where, parameter_digest(model))
     changed = None if result.model is None else parameter_digest(model)
-    if isinstance(mask, WeightMask):
-        return StoredMask(where=where, name=mask.digest(), sparsity=mask.sparsity, weights=changed)
-    return StoredChannels(mask.keep, where, parameter_digest(model))
+    return StoredMask(where=where, name=mask.digest(), sparsity=mask.sparsity, weights=changed)
 
 
 def _search(place: Workplace, method: AgentSearch, networks: int, seed: int) -> Choice:

@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map_only
 
 from prunegraph.core.errors import DataError, ModelError, one_line
 from prunegraph.core.precision import autocasting
@@ -25,6 +24,7 @@ from prunegraph.data.embedded_text import embedded_text
 from prunegraph.data.text import IGNORED, Text
 from prunegraph.graph import evaluation_mode, unwrap
 from prunegraph.models.pretrained import has_tokenizer, load_pretrained, load_tokenizer
+from prunegraph.tasks.base import SplitTask
 from prunegraph.tasks.classification import model_device, soft_divergence
 from prunegraph.tasks.texts import TextReader, encoder
 
@@ -40,7 +40,7 @@ LARGEST = 700.0
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class CausalLM:
+class CausalLM(SplitTask):
     """A causal language model; a ``Task``. Its batches are ``{"input_ids": [b, t] int64}``.
 
     Attributes:
@@ -68,15 +68,6 @@ class CausalLM:
     tokenizer_folder: Path | None = None
     autocast: bool = True
     name: str = "language model"
-
-    def place_model(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """Move a network to a device; return it."""
-        return model.to(device)
-
-    def place(self, batch: Batch, model: nn.Module) -> Batch:
-        """Return the tokens on the network's device."""
-        device = model_device(model)
-        return tree_map_only(Tensor, lambda item: item.to(device), batch)
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the logits ``[b, t, vocabulary]`` of a batch.
@@ -165,11 +156,6 @@ class CausalLM:
             kl=None if dense_outputs is None else kl,
             soft_accuracy=None,
         )
-
-    def batches(self, split: Split, size: int, *, seed: int | None = None) -> Iterator[Batch]:
-        """Yield the split's batches of ``size`` windows, shuffled by a seed if one is given."""
-        shuffle = None if seed is None else torch.Generator().manual_seed(seed)
-        return split.batches(size, shuffle=shuffle)
 
     def _totals(
         self,

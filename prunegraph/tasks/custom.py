@@ -1,7 +1,7 @@
 """A task of a user's own: any network, a loss, and a score that tells how good a network is."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -15,6 +15,7 @@ from prunegraph.core.splits import Batch, Split, TrainSplit
 from prunegraph.core.task import ExampleInputs, Score, Scores
 from prunegraph.graph import copy_network, evaluation_mode, unwrap
 from prunegraph.graph.trace.calls import tensors_in
+from prunegraph.tasks.base import SplitTask
 from prunegraph.tasks.batches import ready_split
 from prunegraph.tasks.classification import place_images
 from prunegraph.tasks.outputs import loss_and_outputs
@@ -33,7 +34,7 @@ ScoreFunction = Callable[[nn.Module], float]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class CustomTask:
+class CustomTask(SplitTask):
     """A network of any kind with a loss and a score of its owner's; a ``Task``.
 
     Attributes:
@@ -60,10 +61,6 @@ class CustomTask:
     loss_function: Loss
     score_name: str = "score"
     name: str = "network"
-
-    def place_model(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """Move a network to a device; return it."""
-        return model.to(device)
 
     def place(self, batch: Batch, model: nn.Module) -> Batch:
         """Return the batch as it is: the loss takes it where it lies."""
@@ -150,11 +147,6 @@ class CustomTask:
             kl=dense.relative_to(dense) - utility,
             soft_accuracy=None,
         )
-
-    def batches(self, split: Split, size: int, *, seed: int | None = None) -> Iterator[Batch]:
-        """Yield the split's batches, shuffled by a seed if one is given; they keep their sizes."""
-        shuffle = None if seed is None else torch.Generator().manual_seed(seed)
-        return split.batches(size, shuffle=shuffle)
 
 
 def custom(

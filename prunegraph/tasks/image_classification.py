@@ -1,6 +1,6 @@
 """Image classification: accuracy, cross-entropy, and the divergence from the dense logits."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from prunegraph.core.errors import DataError, ModelError
 from prunegraph.core.splits import Batch, SearchSplit, Split, TestSplit, TrainSplit
 from prunegraph.core.task import ExampleInputs, Score, Scores
+from prunegraph.tasks.base import SplitTask, check_splits
 from prunegraph.tasks.classification import (
     WORST,
     compute_logits,
@@ -23,7 +24,7 @@ from prunegraph.tasks.images import Images, image_split
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class ImageClassification:
+class ImageClassification(SplitTask):
     """A classifier of images; a ``Task``. Its batches are ``(images [b, c, h, w], labels [b])``.
 
     Attributes:
@@ -48,16 +49,8 @@ class ImageClassification:
     name: str = "network"
 
     def __post_init__(self) -> None:
-        pairs: list[tuple[object, type[Split]]]
-        pairs = [(self.train, TrainSplit), (self.search, SearchSplit)]
-        pairs += [] if self.test is None else [(self.test, TestSplit)]
-        for given, kind in pairs:
-            if not isinstance(given, kind):
-                msg = (
-                    f"{type(given).__name__} is no {kind.__name__}: masks are scored on search "
-                    "images and recalibrated on train images, see docs/own.md"
-                )
-                raise DataError(msg)
+        why = "masks are scored on search images and recalibrated on train images, see docs/own.md"
+        check_splits(self.train, self.search, self.test, why)
 
     def place_model(self, model: nn.Module, device: torch.device) -> nn.Module:
         """Move a network to a device, channels last if it can run so; return it."""
@@ -114,11 +107,6 @@ class ImageClassification:
     ) -> Scores:
         """Return accuracy, loss, soft accuracy, and the KL divergence if dense logits are given."""
         return evaluate(model, batches, autocast=autocast, dense_logits=dense_outputs, worst=WORST)
-
-    def batches(self, split: Split, size: int, *, seed: int | None = None) -> Iterator[Batch]:
-        """Yield the split's batches of ``size`` images, shuffled by a seed if one is given."""
-        shuffle = None if seed is None else torch.Generator().manual_seed(seed)
-        return split.batches(size, shuffle=shuffle)
 
 
 def training_task(model: nn.Module, train: TrainSplit) -> ImageClassification:

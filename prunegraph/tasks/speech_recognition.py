@@ -5,7 +5,7 @@ were replaced, left out or put in, as a share of those that were said (Morris et
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map_only
 
 from prunegraph.core.errors import ConfigError, DataError, ModelError, one_line
 from prunegraph.core.precision import autocasting
@@ -26,6 +25,7 @@ from prunegraph.data.recordings import read_recordings
 from prunegraph.data.speech import BLANK, Alphabet, SpeechData, proxy_speech
 from prunegraph.graph import evaluation_mode, unwrap
 from prunegraph.models.recogniser import PROXY_SIZES, SPEECH_SIZES, build_recogniser
+from prunegraph.tasks.base import SplitTask
 from prunegraph.tasks.classification import model_device
 
 BATCH_SIZE = 64
@@ -33,7 +33,7 @@ BATCH_SIZE = 64
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class SpeechRecognition:
+class SpeechRecognition(SplitTask):
     """A recogniser that CTC trains; a ``Task``. Its batches are those of ``data.speech``.
 
     Attributes:
@@ -75,15 +75,6 @@ class SpeechRecognition:
             raise DataError(msg)
         language: str = self.languages[numbers[0]]
         return language
-
-    def place_model(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """Move a network to a device; return it."""
-        return model.to(device)
-
-    def place(self, batch: Batch, model: nn.Module) -> Batch:
-        """Return the batch on the network's device."""
-        device = model_device(model)
-        return tree_map_only(Tensor, lambda item: item.to(device), batch)
 
     def call(self, model: nn.Module, batch: Batch, *args: Any, **kwargs: Any) -> Any:
         """Run a network with the weights of the batch's language, if it has such."""
@@ -211,11 +202,6 @@ class SpeechRecognition:
         rates = self._error_rates(model, held, autocast=autocast and self.autocast)
         utility = self._score(rates).relative_to(self.dense_score)
         return Scores(accuracy=utility, loss=loss, kl=None, soft_accuracy=None)
-
-    def batches(self, split: Split, size: int, *, seed: int | None = None) -> Iterator[Batch]:
-        """Yield batches of one language each, of ``size`` utterances, shuffled by a seed."""
-        shuffle = None if seed is None else torch.Generator().manual_seed(seed)
-        return split.batches(size, shuffle=shuffle)
 
 
 def checked_outputs(outputs: object, tokens: int, name: str) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Classes, or a number, of sentences and pairs of them: what the tasks of GLUE ask for."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +12,6 @@ from scipy.stats import pearsonr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map_only
 
 from prunegraph.core.errors import ConfigError, DataError, ModelError, suggest
 from prunegraph.core.masks import Float64Array
@@ -22,6 +21,7 @@ from prunegraph.core.task import WORST_UTILITY, ExampleInputs, Score, Scores
 from prunegraph.data.sentences import EncodedSentences, SentenceTable, cut, read_table
 from prunegraph.graph import evaluation_mode
 from prunegraph.models.pretrained import load_encoder, load_tokenizer
+from prunegraph.tasks.base import SplitTask, check_splits
 from prunegraph.tasks.classification import model_device, soft_divergence
 
 BATCH_SIZE = 64
@@ -54,7 +54,7 @@ METRIC_OF = {"cola": "matthews", "mrpc": "f1", "qqp": "f1"}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class TextClassification:
+class TextClassification(SplitTask):
     """A classifier of sentences, or a regression on them; a ``Task``.
 
     Batches are what ``EncodedSentences`` gives.
@@ -88,28 +88,11 @@ class TextClassification:
     name: str = "encoder"
 
     def __post_init__(self) -> None:
-        pairs: list[tuple[object, type[Split]]]
-        pairs = [(self.train, TrainSplit), (self.search, SearchSplit)]
-        pairs += [] if self.test is None else [(self.test, TestSplit)]
-        for given, kind in pairs:
-            if not isinstance(given, kind):
-                msg = (
-                    f"{type(given).__name__} is no {kind.__name__}: nothing is chosen on test rows"
-                )
-                raise DataError(msg)
+        check_splits(self.train, self.search, self.test, "nothing is chosen on test rows")
         if self.score_name not in METRICS:
             near = suggest(self.score_name, METRICS)
             msg = f"metric {self.score_name!r} is none{near}; there are: {', '.join(METRICS)}"
             raise ConfigError(msg)
-
-    def place_model(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """Move a network to a device; return it."""
-        return model.to(device)
-
-    def place(self, batch: Batch, model: nn.Module) -> Batch:
-        """Return a batch on the network's device."""
-        device = model_device(model)
-        return tree_map_only(Tensor, lambda item: item.to(device), batch)
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the logits ``[b, outputs]`` of a batch.
@@ -186,11 +169,6 @@ class TextClassification:
         best = Score(name=self.score_name, value=1.0, higher_is_better=True)
         utility = self._score(logits, labels).relative_to(best)
         return Scores(accuracy=utility, loss=loss, kl=kl, soft_accuracy=right)
-
-    def batches(self, split: Split, size: int, *, seed: int | None = None) -> Iterator[Batch]:
-        """Yield the split's batches of ``size`` rows, shuffled by a seed if one is given."""
-        shuffle = None if seed is None else torch.Generator().manual_seed(seed)
-        return split.batches(size, shuffle=shuffle)
 
     def _answers(
         self, model: nn.Module, batches: Iterable[Batch], *, autocast: bool

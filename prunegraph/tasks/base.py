@@ -1,0 +1,47 @@
+"""What tasks share that do not treat it otherwise: where networks and batches lie, and batches."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from prunegraph.core.errors import DataError
+from prunegraph.core.splits import Batch, SearchSplit, Split, TestSplit, TrainSplit
+from prunegraph.tasks.classification import model_device
+
+
+class SplitTask:
+    """A task whose batches are trees of tensors, which all go where the network is."""
+
+    def place_model(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """Move a network to a device; return it."""
+        return model.to(device)
+
+    def place(self, batch: Batch, model: nn.Module) -> Batch:
+        """Return a batch on the network's device."""
+        device = model_device(model)
+        return tree_map_only(Tensor, lambda item: item.to(device), batch)
+
+    def batches(self, split: Split, size: int, *, seed: int | None = None) -> Iterator[Batch]:
+        """Yield the split's batches of ``size`` samples, shuffled by a seed if one is given."""
+        shuffle = None if seed is None else torch.Generator().manual_seed(seed)
+        return split.batches(size, shuffle=shuffle)
+
+
+def check_splits(train: object, search: object, test: object, why: str) -> None:
+    """Raise DataError for a split of another type than its place asks for; the test may be None.
+
+    Args:
+        train: a ``TrainSplit``.
+        search: a ``SearchSplit``.
+        test: a ``TestSplit``, or None.
+        why: ends the message.
+    """
+    pairs: list[tuple[object, type[Split]]]
+    pairs = [(train, TrainSplit), (search, SearchSplit)]
+    pairs += [] if test is None else [(test, TestSplit)]
+    for given, kind in pairs:
+        if not isinstance(given, kind):
+            msg = f"{type(given).__name__} is no {kind.__name__}: {why}"
+            raise DataError(msg)
