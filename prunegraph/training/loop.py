@@ -188,9 +188,7 @@ def finetune(
         model.eval()
         return FinetuneResult(losses=(), seconds=0.0, resumed_epochs=0)
     if (subnets is not None) + (masks is not None) + (config.lora_rank > 0) > 1:
-        msg = (
-            "subnets, masks of single weights and lora_rank change other weights: give one of them"
-        )
+        msg = "subnets, masks of weights and lora_rank exclude one another: give one of them"
         raise ConfigError(msg)
     if ranks is not None and not ranks.first:
         checkpoint = None

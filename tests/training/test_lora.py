@@ -83,7 +83,7 @@ def test_what_it_refuses(task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = task.model.model.layers[0].mlp.up_proj.weight
     mask = WeightMask(keep={"model.layers.0.mlp.up_proj.weight": weight > 0})
     zeros = MaskPlan.holding(mask, task)
-    with pytest.raises(ConfigError, match="lora_rank change other weights: give one of them"):
+    with pytest.raises(ConfigError, match="lora_rank exclude one another: give one of them"):
         finetune(copy_network(task.model), task, CONFIG, seed=0, masks=zeros)
     with pytest.raises(ModelError, match="leave lora_rank out"), adapters(nn.ReLU(), 1, 0):
         pass

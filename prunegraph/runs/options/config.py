@@ -196,6 +196,7 @@ class RecipeOptions:
     Attributes:
         round_to: keep a multiple of this many channels (8, 16) in every group, within the budget.
         uniform: the same width for every layer of a kind, as one config can hold (from_pretrained).
+        depth: whole sub-layers of residual blocks may leave too, an attention or an MLP.
         finetune_epochs: epochs of the fine-tune, the same for every network that gets one; default:
             40 on digits, none for language models, else 10.
         finetune_lr: peak learning rate of the fine-tune; default: 0.05, of language models 0.0001.
@@ -221,6 +222,7 @@ class RecipeOptions:
     section: ClassVar[str] = "fine-tune"
     round_to: Annotated[int | None, Section("budget")] = None
     uniform: Annotated[bool, HIDDEN] = False
+    depth: Annotated[bool, HIDDEN] = False
     finetune_epochs: int | None = None
     finetune_lr: Annotated[float | None, HIDDEN] = None
     finetune_lora: Annotated[int | None, HIDDEN] = None
@@ -245,7 +247,7 @@ class PruningOptions(RecipeOptions, BudgetOptions):
             asked |= {"sparsity": self.sparsity, "pattern": self.pattern}
         if all(value is None for value in asked.values()):
             asked["keep_macs"] = DEFAULT_KEEP_MACS
-        return Budget(**asked, round_to=self.round_to, uniform=self.uniform)
+        return Budget(**asked, round_to=self.round_to, uniform=self.uniform, depth=self.depth)
 
     def check(self) -> None:
         """Raise ConfigError or BudgetError for a value out of range."""
