@@ -5,7 +5,8 @@
 Budgets are shares of the parameters that are no embeddings. Each row is a file in OUT, with its
 perplexity as it is cut and as it is fitted at once. A killed run goes on: what searches have
 measured and the statistics of each seed lie in OUT, too. ``--whole`` adds the whole test text to
-rows that are there, ``--speed`` tokens a CPU second, of the dense network too.
+rows that are there, ``--recover`` what a fine-tune makes of the fitted network, ``--speed`` tokens
+a CPU second, of the dense network too.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from weights_cells import TEST, Setting
+from weights_cells import TEST, Setting, recover
 
 import prunegraph as pg
 from prunegraph.agent.method import AgentSearch
@@ -63,6 +64,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--networks", type=int, default=60, help="of a search")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--whole", action="store_true", help="score the whole test text, too")
+    parser.add_argument("--recover", type=int, metavar="EPOCHS", help="fine-tune each row, too")
+    parser.add_argument("--rank", type=int, default=8, help="of LoRA; 0 = train all weights")
     parser.add_argument("--speed", action="store_true", help="measure tokens a CPU second, too")
     return parser.parse_args()
 
@@ -175,6 +178,15 @@ class Seed:
             cut = apply_mask(model, self.context.graph, self.mask(row))
             return speeds(cut, self.options.window) if name == "speed" else self.score(cut)
         fitted = self.problem(row["keep"]).evaluator.prune(self.mask(row))
+        if name == "recovered":
+            recover(
+                self.context.task,
+                fitted,
+                epochs=self.options.recover,
+                rank=self.options.rank,
+                seed=self.seed,
+                checkpoint=self.options.out / f"{row['method']}.checkpoint".replace("/", "-"),
+            )
         return self.score(fitted, whole=name == "whole")
 
 
@@ -224,6 +236,7 @@ def row(seed: Seed, name: str, share: float) -> Row:
         found = seed.choose(name, share, options.out / "searched" / path.name)
         write_json(path, found)
     asked = [figure for figure in ("whole", "speed") if getattr(options, figure)]
+    asked += ["recovered"] if options.recover else []
     for figure in ("cut", "fitted", *asked):
         if figure not in found:
             found[figure] = seed.measure(found, figure)
@@ -256,6 +269,7 @@ def main() -> None:
                     f"| {name} | {share:g} | seed {number} | divergence "
                     f"{found['divergence']:.4f} | cut {found['cut']:.2f} | fitted "
                     f"{found['fitted']:.2f} | whole {found.get('whole', math.nan):.2f} | "
+                    f"recovered {found.get('recovered', math.nan):.2f} | "
                     f"{found['cpu_seconds']:.0f} s | {found.get('speed', '')} |",
                     flush=True,
                 )
