@@ -32,6 +32,7 @@ from prunegraph.core.tensors import to_safetensors
 from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import StructureGraph, copy_network
 from prunegraph.graph.apply import apply_mask
+from prunegraph.graph.depth import with_depth
 from prunegraph.methods.context import Context
 from prunegraph.methods.method import Problem
 from prunegraph.methods.registry import make_method
@@ -61,6 +62,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--searched", type=int, default=16, help="windows that masks are scored on")
     parser.add_argument("--keep", type=float, nargs="+", default=[0.8, 0.6])
     parser.add_argument("--methods", nargs="+", default=[*HEURISTICS, *SEARCHES])
+    parser.add_argument("--depth", action="store_true", help="sub-layers may leave wholly")
     parser.add_argument("--networks", type=int, default=60, help="of a search")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--whole", action="store_true", help="score the whole test text, too")
@@ -115,7 +117,8 @@ class Seed:
         model, total = self.context.task.model, self.context.graph.dense_cost.params
         tables = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
         embedded = sum(table.numel() for table in tables)
-        return pg.Budget(keep_params=(share * (total - embedded) + embedded) / total)
+        kept = (share * (total - embedded) + embedded) / total
+        return pg.Budget(keep_params=kept, depth=self.options.depth)
 
     def check(self) -> None:
         """Say before any work what a method cannot serve."""
@@ -253,7 +256,8 @@ def main() -> None:
 
     def analysed(task: CausalLM) -> StructureGraph:
         if not known:
-            known.append(pg.analyse(task.model, task.example_inputs))
+            graph, inputs = pg.analyse(task.model, task.example_inputs), task.example_inputs
+            known.append(with_depth(task.model, graph, inputs) if options.depth else graph)
         return known[0]
 
     dense = options.out / "dense.json"
