@@ -139,13 +139,13 @@ def test_whole_blocks_leave_their_list_and_the_config(tmp_path: Path) -> None:
     assert torch.equal(outputs(read.model, TOKENS), outputs(pruned, TOKENS))
 
 
-@pytest.mark.parametrize("method", ["prior", "random_search", "cem"])
+@pytest.mark.parametrize("method", ["prior", "random_search", "cem", "agent"])
 def test_methods_meet_a_budget_with_depth(method: str) -> None:
     task = pg.tasks.causal_lm(
         tiny_llama(), encode, calibration=[TEXT], window=16, calibration_tokens=64
     )
     budget = pg.Budget(keep_params=0.6, depth=True)
-    found = pg.prune(task, method, budget, networks=12)
+    found = pg.prune(task, method, budget, networks=40 if method == "agent" else 12)
     assert found.report["pruned"]["params"] <= 0.6 * found.report["dense"]["params"]
     count = sum(item.numel() for item in found.model.parameters())
     assert count == found.report["pruned"]["params"]
