@@ -18,7 +18,7 @@ from prunegraph.core.masks import ChannelMask
 from prunegraph.core.splits import TrainSplit
 from prunegraph.graph.features import rank_in_group
 from prunegraph.layerwise import sequential
-from prunegraph.methods.registry import SEARCHES, TORCH_PRUNING, heuristics
+from prunegraph.methods.registry import SEARCHES, heuristics, torch_pruning
 from prunegraph.runs import finetune as finish
 from prunegraph.runs.conclude import _finetuned_mean
 from prunegraph.runs.context import RunContext
@@ -225,9 +225,9 @@ def test_methods_are_named_alone_or_together() -> None:
     names = make_plan(CompareConfig(methods=("cem", "heuristics", "l1/uniform"))).methods
     assert names == ("agent", "cem", *heuristics())
     chosen = make_plan(CompareConfig(methods=("torch_pruning",))).methods
-    assert chosen == ("agent", *TORCH_PRUNING)
+    assert chosen == ("agent", *torch_pruning())
     everything = make_plan(CompareConfig()).methods
-    assert set(everything) == {"agent", *heuristics(), *SEARCHES, "sampler"}
+    assert set(everything) == {"agent", *heuristics(), *SEARCHES}
 
 
 def test_no_cell_is_trained_and_no_mask_measured_again(

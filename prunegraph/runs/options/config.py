@@ -15,10 +15,9 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from prunegraph.agent.options import AgentOptions
-from prunegraph.core.budget import Budget
+from prunegraph.core.budget import AttentionUnit, Budget
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.reading import MAX_IMAGE_SIZE
-from prunegraph.graph import AttentionUnit
 from prunegraph.rewards.config import check_range
 from prunegraph.runs.options.checks import check_at_least, check_at_most, check_usable
 from prunegraph.runs.options.help import HIDDEN, Section
