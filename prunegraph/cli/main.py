@@ -79,8 +79,8 @@ COMMANDS = {
     ),
     "compare": Command(
         "compare with every baseline, fine-tuned",
-        "runs.options.compare:ComparisonsConfig",
-        "runs.comparisons:run_comparisons",
+        "runs.options.compare:CompareConfig",
+        "runs.runner:run_plan",
     ),
     "inspect": Command(
         "print groups, costs, and what is frozen",
@@ -95,7 +95,7 @@ COMMANDS = {
     "verify": Command(
         "check every figure of a run from its files",
         "runs.options.tools:VerifyConfig",
-        "runs.verify.summary:run_verify",
+        "runs.verify.run:verify_run",
     ),
 }
 

@@ -248,6 +248,11 @@ class Context(OfNetwork):
             progress=progress,
         )
 
+    def untimed_problem(self, budget: Budget, max_networks: int) -> Problem:
+        """Return what methods check before any work: no layer is timed for it."""
+        untimed = self.problem(budget.without_latency(), max_networks=max_networks)
+        return dataclasses.replace(untimed, budget=budget)
+
 
 def make_problem(
     task: Task,

@@ -91,7 +91,7 @@ def check_methods(plan: Plan, contexts: Sequence[RunContext], networks: int) -> 
     options = contexts[0].options
     if isinstance(options, TaskOptions):
         check_named(options.method_options, plan.methods)
-    problems = [context.untimed_problem(networks) for context in contexts]
+    problems = [each.measures.untimed_problem(each.budget, networks) for each in contexts]
     for name in plan.methods:
         method = method_of(options, name)
         if isinstance(method, AgentSearch):
@@ -225,7 +225,8 @@ def run_method(
     """
     started, recalled = time.monotonic(), 0.0
     weights = method.kind == "weights"
-    problem = context.problem(
+    problem = context.measures.problem(
+        context.budget,
         seed=seed,
         max_networks=networks,
         log=log,
@@ -293,7 +294,8 @@ def _search(place: Workplace, method: AgentSearch, networks: int, seed: int) -> 
     total = networks * len(place.contexts)
     with place.console.progress(f"search {name}, seed {seed}", total) as report:
         problems = [
-            context.problem(
+            context.measures.problem(
+                context.budget,
                 seed=seed,
                 max_networks=networks,
                 folder=folder.search(name, seed),

@@ -93,7 +93,6 @@ def commands(
         "compare": ["compare", *one, *methods, *search],
         "federation": ["prune", "fedmap", *clients, *small[:4], "--finetune-epochs", "0"],
         "language": ["prune", "agent", *language],
-        "grid": ["compare", "--keep-macs", "0.6", "0.4", *one, "--no-agent", *methods[:3], *search],
     }
     return {name: [*those, "--threads", "1"] for name, those in words.items()}
 
@@ -110,7 +109,7 @@ def contents(out: Path) -> dict[str, Any]:
     for name in [name for name in found if name.endswith("config.yaml")]:
         lines = found[name].splitlines()
         found[name] = [line for line in lines if not line.startswith(b"out:")]
-    for name in [name for name in found if name.endswith(("report.json", "summary.json"))]:
+    for name in [name for name in found if name.endswith("report.json")]:
         found[name] = without_times(json.loads(found[name]))
     return found
 
@@ -126,7 +125,7 @@ def without_times(value: Any) -> Any:
 
 OTHERS = [
     pytest.param(name, marks=pytest.mark.slow)
-    for name in ("slimmable", "adapt", "federation", "language", "grid")
+    for name in ("slimmable", "adapt", "federation", "language")
 ]
 
 

@@ -188,8 +188,8 @@ class BudgetOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecipeOptions:
-    """In which widths, and how to fine-tune.
+class PruningOptions(BudgetOptions):
+    """How small, in which widths, and how to fine-tune.
 
     Attributes:
         round_to: keep a multiple of this many channels (8, 16) in every group, within the budget.
@@ -226,11 +226,6 @@ class RecipeOptions:
     reconstruct: Annotated[bool, HIDDEN] = True
     layer_by_layer: Annotated[bool, HIDDEN] = True
     workers: Annotated[int | None, Section("machine")] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PruningOptions(RecipeOptions, BudgetOptions):
-    """How small, and how to fine-tune."""
 
     def budget(self) -> Budget:
         """Return what may remain; half of the multiply-adds if nothing is asked."""
