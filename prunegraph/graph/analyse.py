@@ -7,7 +7,7 @@ import random
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch.ao.nn.quantized import FloatFunctional
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from prunegraph.core.budget import AttentionUnit
 from prunegraph.core.errors import ConfigError, ModelError, PruneGraphError, first_line
 from prunegraph.core.seeding import seeded
 from prunegraph.core.task import ExampleInputs
@@ -38,8 +39,6 @@ from prunegraph.graph.trace.training_layers import (
     unread_weights,
     unused_weights,
 )
-
-AttentionUnit = Literal["head", "width"]
 
 PROVED_TOKENS = 32
 """Tokens of a sequence that a proof runs on, at most."""

@@ -119,8 +119,7 @@ def prune(
         metric=_metric(chosen),
         subset_size=_subset(chosen),
     )
-    untimed = context.problem(budget.without_latency(), max_networks=networks)
-    chosen.check(replace(untimed, budget=budget))
+    chosen.check(context.untimed_problem(budget, networks))
     logs: list[OutcomeLog] = []
     if checkpoint is not None:
         identity = _identity(task, chosen, budget, seed, attention, reconstruct)

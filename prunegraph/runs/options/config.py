@@ -15,10 +15,9 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from prunegraph.agent.options import AgentOptions
-from prunegraph.core.budget import Budget
+from prunegraph.core.budget import AttentionUnit, Budget
 from prunegraph.core.errors import ConfigError
 from prunegraph.core.reading import MAX_IMAGE_SIZE
-from prunegraph.graph import AttentionUnit
 from prunegraph.rewards.config import check_range
 from prunegraph.runs.options.checks import check_at_least, check_at_most, check_usable
 from prunegraph.runs.options.help import HIDDEN, Section
@@ -189,8 +188,8 @@ class BudgetOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecipeOptions:
-    """In which widths, and how to fine-tune.
+class PruningOptions(BudgetOptions):
+    """How small, in which widths, and how to fine-tune.
 
     Attributes:
         round_to: keep a multiple of this many channels (8, 16) in every group, within the budget.
@@ -227,11 +226,6 @@ class RecipeOptions:
     reconstruct: Annotated[bool, HIDDEN] = True
     layer_by_layer: Annotated[bool, HIDDEN] = True
     workers: Annotated[int | None, Section("machine")] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PruningOptions(RecipeOptions, BudgetOptions):
-    """How small, and how to fine-tune."""
 
     def budget(self) -> Budget:
         """Return what may remain; half of the multiply-adds if nothing is asked."""
