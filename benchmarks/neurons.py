@@ -13,6 +13,7 @@ import gc
 import json
 import time
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sequences", type=int, default=40, help="windows that are fitted on")
     parser.add_argument("--share", type=float, default=0.533, help="of the neurons, that goes")
     parser.add_argument("--plan", nargs="+", choices=PLANS, default=["rounds"])
+    parser.add_argument("--whole", action="store_true", help="score the whole test text, too")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--layers", type=int, nargs="+", default=[6, 12, 24, 30])
     return parser.parse_args()
@@ -113,20 +115,25 @@ def table(options: argparse.Namespace) -> None:
     for seed, method in [(s, own) for s in options.seeds for plan in plans for own in PLANS[plan]]:
         words = words_of(method)
         path = options.out / f"{options.share}-{options.sequences}-{words}-{seed}.json"
-        if not path.is_file():
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        if not known or (options.whole and "whole" not in known):
             task, problem = problem_of(options, seed, uniform=isinstance(method, MaskPrune))
             problem = replace(problem, folder=path.with_suffix(""))
             started = time.process_time()
             result = method.prune(problem)
             seconds = time.process_time() - started
-            windows = Setting(model=options.model, text=options.text).windows(options.test)
+            setting = Setting(model=options.model, text=options.text)
             assert result.model is not None
-            score = task.score(result.model, windows).value
-            found = {**result.details, "perplexity": score, "cpu_seconds": seconds}
-            write_json(path, {"method": words, "seed": seed, **found, "machine": machine()})
+            score = partial(task.score, result.model)
+            found = {"perplexity": score(setting.windows(options.test)).value}
+            if options.whole:
+                found["whole"] = score(setting.windows(options.test, whole=True)).value
+            known = {"method": words, "seed": seed, **result.details, **found}
+            write_json(path, {**known, "cpu_seconds": seconds, "machine": machine()})
         found = json.loads(path.read_text())
         print(
             f"| {words} | seed {seed} | {found['perplexity']:.2f} | "
+            f"{found.get('whole', '')} | "
             f"{found.get('allocation', '')} | {found['cpu_seconds']:.0f} s |",
             flush=True,
         )

@@ -239,7 +239,8 @@ class Reconstruction:
     def _fit_at_once(self, name: str, pruned: nn.Module, mask: ChannelMask) -> None:
         """Fit one layer on what it read in the dense network."""
         out, kept = self._stays(name, mask)
-        if bool(kept.all()) or name not in self._input_statistics:
+        changes = name in self._input_statistics and not bool(kept.all())
+        if not (changes and kept.any() and out.any()):
             return
         statistics = self._input_statistics[name]
         weight = self._weights[name].flatten(1).float()  # [out, D]

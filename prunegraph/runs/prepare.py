@@ -20,6 +20,7 @@ from prunegraph.core.user_code import as_one_line, find_factory, is_factory
 from prunegraph.data import Images, from_images, load_dataset
 from prunegraph.graph import StructureGraph, analyse, copy_network, unwrap
 from prunegraph.graph.apply import apply_mask
+from prunegraph.graph.depth import with_depth
 from prunegraph.models import (
     WeightsInfo,
     build_model,
@@ -202,6 +203,8 @@ def load_classifier(config: NetworkConfig, budget: Budget | None = None) -> Targ
     if budget is None or budget.kind == "channels":
         # before the layout changes: files are read without it
         structure = analyse(model, example_inputs, attention=config.attention)
+    if structure is not None and budget is not None and budget.depth:
+        structure = with_depth(model, structure, example_inputs)
     layout = layout_of(model)
     task = ImageClassification(
         model=model,

@@ -22,6 +22,7 @@ from prunegraph.evaluation.log import OutcomeLog
 from prunegraph.graph import AttentionUnit, StructureGraph, analyse, unwrap
 from prunegraph.graph.apply import unequal
 from prunegraph.graph.costs.latency_budget import TOLERANCE
+from prunegraph.graph.depth import with_depth
 from prunegraph.layerwise.recalibrate import recalibrate_on
 from prunegraph.layerwise.reconstruct import Reconstruction, drawn_samples
 from prunegraph.layerwise.room import most_fitted
@@ -110,6 +111,8 @@ def prune(
     graph = analyse(task.model, task.example_inputs, attention=attention)
     if budget.uniform:
         graph = within_config(task.model, graph)
+    if budget.depth:
+        graph = with_depth(task.model, graph, task.example_inputs)
     context = Context(
         task=task,
         structure=graph,

@@ -17,6 +17,7 @@ from prunegraph.core.task import Task
 from prunegraph.data.sentences import find_table
 from prunegraph.data.speech import SpeechData
 from prunegraph.graph import StructureGraph, analyse, copy_network
+from prunegraph.graph.depth import with_depth
 from prunegraph.models import load_weights, weights_info, within_config
 from prunegraph.models.embedded_language import build_embedded, byte_tokenizer
 from prunegraph.models.recogniser import HEADS, Recogniser, build_recogniser
@@ -252,6 +253,8 @@ def _structure(task: Task, config: NetworkConfig, budget: Budget | None) -> Stru
     structure = analyse(task.model, task.example_inputs, attention=config.attention)
     if budget is not None and budget.uniform:
         structure = within_config(task.model, structure)
+    if budget is not None and budget.depth:
+        structure = with_depth(task.model, structure, task.example_inputs)
     check_network(task.name, structure)
     return structure
 

@@ -224,7 +224,11 @@ def read_report(folder: RunFolder) -> dict[str, Any]:
     return content
 
 
-BUDGET_TYPES: Mapping[str, tuple[type, ...]] = {"pattern": (str,), "uniform": (bool,)}
+BUDGET_TYPES: Mapping[str, tuple[type, ...]] = {
+    "pattern": (str,),
+    "uniform": (bool,),
+    "depth": (bool,),
+}
 """What entries of a budget are that are no numbers."""
 
 
