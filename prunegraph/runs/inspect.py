@@ -14,7 +14,7 @@ from prunegraph.core.console import Console
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.user_code import is_factory
 from prunegraph.data import load_dataset
-from prunegraph.graph import StructureGraph, analyse, unwrap
+from prunegraph.graph import StructureGraph, unwrap
 from prunegraph.graph.costs.latency import smallest_mask
 from prunegraph.models import build_model, load_weights, weights_info
 from prunegraph.runs.export import read_run
@@ -27,6 +27,7 @@ from prunegraph.runs.prepare import (
     custom_dataset,
     named_dataset,
     resolve_arch,
+    structure_of,
     trained_size,
 )
 from prunegraph.runs.report.groups import draw_groups
@@ -94,7 +95,8 @@ def _analyse(config: InspectConfig) -> Inspected:
         load_weights(model, config.weights)
     generator = torch.Generator().manual_seed(config.seed)
     example: Tensor = torch.randn(1, *image_shape, generator=generator)
-    graph = analyse(model.to(device).eval(), example.to(device), attention=config.attention)
+    graph = structure_of(model.to(device).eval(), example.to(device), config)
+    assert graph is not None  # without a budget
     check_network(arch, graph)
     return Inspected(arch=arch, graph=graph)
 

@@ -15,11 +15,12 @@ from prunegraph.core.errors import ConfigError, DataError, ModelError, one_line
 from prunegraph.core.masks import ChannelMask
 from prunegraph.core.seeding import seeded
 from prunegraph.core.splits import Dataset
-from prunegraph.core.task import Task
+from prunegraph.core.task import ExampleInputs, Task
 from prunegraph.core.user_code import as_one_line, find_factory, is_factory
 from prunegraph.data import Images, from_images, load_dataset
 from prunegraph.graph import StructureGraph, analyse, copy_network, unwrap
 from prunegraph.graph.apply import apply_mask
+from prunegraph.graph.narrowing import narrow
 from prunegraph.models import (
     WeightsInfo,
     build_model,
@@ -27,9 +28,16 @@ from prunegraph.models import (
     check_weights_file,
     load_weights,
     weights_info,
+    within_config,
 )
 from prunegraph.runs.options.checks import check_trusted
-from prunegraph.runs.options.config import DataConfig, NetworkConfig, PretrainConfig, PruningOptions
+from prunegraph.runs.options.config import (
+    DataConfig,
+    NetworkConfig,
+    PretrainConfig,
+    PruningOptions,
+    StructureConfig,
+)
 from prunegraph.runs.parallel.machine import is_out_of_memory, resolve_device
 from prunegraph.runs.target import IMAGES_RECIPE, Target, pretrain_recipe
 from prunegraph.tasks.classification import layout_of
@@ -164,6 +172,30 @@ def build_network(arch: str, dataset: Dataset, seed: int) -> nn.Module:
     return unwrap(model)  # a factory may wrap it: its weights are named without
 
 
+def structure_of(
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    config: StructureConfig,
+    budget: Budget | None = None,
+) -> StructureGraph | None:
+    """Return the structure of a network where channels are chosen, else None: that takes long.
+
+    What the options exclude, or a config of ``uniform`` widths cannot hold, is frozen in it.
+
+    Raises:
+        ConfigError: the options ask for channels that stay, and the budget is of single weights;
+            or they name modules that there are not.
+    """
+    if budget is not None and budget.kind == "weights":
+        if config.exclude or config.keep_at_least:
+            msg = "--exclude and --keep-at-least are of channels, and single weights go: drop them"
+            raise ConfigError(msg)
+        return None
+    graph = analyse(model, example_inputs, attention=config.attention)
+    graph = narrow(graph, config.exclude, config.least_shares())
+    return within_config(model, graph) if budget is not None and budget.uniform else graph
+
+
 def build_dense(info: PrunedInfo) -> nn.Module:
     """Build the dense network that a saved pruned one was cut from.
 
@@ -198,10 +230,8 @@ def load_classifier(config: NetworkConfig, budget: Budget | None = None) -> Targ
     model = model.to(device).eval()
     images, _ = next(iter(dataset.train.batches(1)))
     example_inputs = images.to(device)
-    structure = None
-    if budget is None or budget.kind == "channels":
-        # before the layout changes: files are read without it
-        structure = analyse(model, example_inputs, attention=config.attention)
+    # before the layout changes: files are read without it
+    structure = structure_of(model, example_inputs, config, budget)
     layout = layout_of(model)
     task = ImageClassification(
         model=model,

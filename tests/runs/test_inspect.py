@@ -151,3 +151,31 @@ def test_a_config_file_needs_no_run(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "options.yaml").write_text("arch: digits_resnet\npretrain_epochs: 7\n")
     assert main(["inspect", "--config", str(tmp_path / "options.yaml")]) == 2
     assert "inspect makes no use of pretrain_epochs" in capsys.readouterr().err
+
+
+def test_modules_that_stay_as_they_are_are_frozen_with_that_reason(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["inspect", "--json", "--exclude", "layer2.*", "--keep-at-least", "fc=0.5"]) == 0
+    groups = json.loads(capsys.readouterr().out)["groups"]
+    reasons = {group["name"]: group["frozen"] for group in groups}
+    assert reasons["layer2.0.conv1"] == "excluded by 'layer2.*'"
+    assert reasons["layer1.0.conv1"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--exclude", "layr2.*"], "exclude='layr2.*' matches no module with weights"),
+        (["--keep-at-least", "layer2.*"], "which is not MODULES=SHARE"),
+        (["--keep-at-least", "layer2.*=most"], "which is not MODULES=SHARE"),
+        (["--keep-at-least", "layer2.*=8"], "must lie in (0, 1]"),
+    ],
+)
+def test_modules_that_there_are_not_are_one_sentence(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

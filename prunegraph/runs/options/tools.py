@@ -14,7 +14,7 @@ from prunegraph.runs.options.config import CommonConfig, NetworkConfig
 
 OF_A_NETWORK = (
     *("arch", "weights", "dataset", "data_dir", "image_size", "num_classes"),
-    *("attention", "device", "seed"),
+    *("attention", "exclude", "keep_at_least", "device", "seed"),
 )
 """Options of ``inspect`` that say which network and how to analyse it, which a run folder knows."""
 

@@ -121,11 +121,13 @@ def _tuned_share(rows: Sequence[MethodRow]) -> str:
 
 def title(content: Mapping[str, Any]) -> str:
     """Return network, data set and budget in one line."""
-    told = {
-        name: "" if value is True else short(value) for name, value in content["budget"].items()
-    }
-    limits = ", ".join(f"{name} {value}".strip() for name, value in told.items())
-    return f"{content['arch']} on {content['dataset']}: {limits}"
+    return f"{content['arch']} on {content['dataset']}: {limits_in_words(content['budget'])}"
+
+
+def limits_in_words(budget: Mapping[str, Any]) -> str:
+    """Return the limits of a budget in one line."""
+    told = {name: "" if value is True else short(value) for name, value in budget.items()}
+    return ", ".join(f"{name} {value}".strip() for name, value in told.items())
 
 
 def by_method(rows: Sequence[MethodRow]) -> list[tuple[str, list[MethodRow]]]:
