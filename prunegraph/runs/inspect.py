@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from rich.markup import escape
 from rich.table import Table
@@ -11,11 +12,12 @@ from torch import Tensor
 from prunegraph.artefacts.masked import MaskedNetwork
 from prunegraph.core.budget import Budget
 from prunegraph.core.console import Console
-from prunegraph.core.masks import ChannelMask
+from prunegraph.core.masks import ChannelMask, Float64Array
 from prunegraph.core.user_code import is_factory
 from prunegraph.data import load_dataset
 from prunegraph.graph import StructureGraph, unwrap
 from prunegraph.graph.costs.latency import smallest_mask
+from prunegraph.graph.costs.macs import PARAMS
 from prunegraph.models import build_model, load_weights, weights_info
 from prunegraph.runs.export import read_run
 from prunegraph.runs.options.config import DataConfig
@@ -41,8 +43,11 @@ KNOWN_INPUTS: dict[str, tuple[tuple[int, int, int], int]] = {
 }
 """Image shape and number of classes of data sets that need not be read to know them."""
 
-MOST_NAMED = 3
-"""So many members of a group are named."""
+MOST_NAMED = 2
+"""So many layers that are tied to a group are named."""
+
+MOST_ROWS = 25
+"""Groups that are shown without ``--all``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +81,7 @@ def run_inspect(config: InspectConfig, console: Console) -> dict[str, Any]:
         widths = graph.group_widths(mask)
         content["kept"] = {"macs": cost.macs, "params": cost.params, "widths": widths}
     if not config.json:
-        _print(content, graph, console)
+        _print(content, graph, console, len(graph.groups) if config.all else MOST_ROWS)
     if config.plot is not None:
         save_figure(draw_groups(graph, _title(content), mask), config.plot)
         console.say(f"the groups are drawn in {config.plot}")
@@ -156,27 +161,36 @@ def _usual_dataset(arch: str) -> str:
     return "imagenet" if ":" in arch else "cifar10"
 
 
-def _print(content: dict[str, Any], graph: StructureGraph, console: Console) -> None:
+def _print(content: dict[str, Any], graph: StructureGraph, console: Console, most: int) -> None:
+    """Print a row for each group, the frozen operations, and what can go.
+
+    Args:
+        content: what ``--json`` prints.
+        graph: the structure.
+        console: where to print.
+        most: rows that are shown.
+    """
     widths = content.get("kept", {}).get("widths")
     table = Table(title=escape(_title(content)))
-    table.add_column("group")
-    table.add_column("size", justify="right")
-    if widths is not None:
-        table.add_column("kept", justify="right")
-    table.add_column("MACs", justify="right")
-    table.add_column("removed together")
+    for head in ("group", "width", *["kept"] * (widths is not None), "parameters", "MACs"):
+        table.add_column(head, justify="left" if head == "group" else "right", overflow="fold")
+    table.add_column("tied to it")
     table.add_column("frozen because")
-    for group in content["groups"]:
+    params, words = params_by_group(graph), tied_in_words(graph)
+    for number, group in enumerate(content["groups"][:most]):
         table.add_row(
             escape(group["name"]),
             str(group["size"]),
             *([] if widths is None else [str(widths.get(group["name"], group["size"]))]),
+            f"{params[number]:,.0f}",
             f"{100 * group['macs_share']:.1f} %",
-            escape(_shorten(group["members"])),
+            escape(words[number]),
             escape(group["frozen"] or ""),
         )
     console.table(table)
-    for frozen in content["frozen_ops"]:
+    if (hidden := len(content["groups"]) - most) > 0:
+        console.say(f"{hidden} more groups: --all shows them")
+    for frozen in content["frozen_ops"][:most]:
         console.say(
             f"frozen by {frozen['op']} in {frozen['module'] or 'the network'}: {frozen['reason']}"
         )
@@ -190,9 +204,44 @@ def _print(content: dict[str, Any], graph: StructureGraph, console: Console) -> 
     console.say(f"activations take {memory:,} bytes at once for one image")
 
 
-def _shorten(members: list[str]) -> str:
-    more = f", and {len(members) - MOST_NAMED} more" if len(members) > MOST_NAMED else ""
-    return ", ".join(members[:MOST_NAMED]) + more
+def params_by_group(graph: StructureGraph) -> Float64Array:
+    """Return ``[G]`` parameters by the group of their first axis with channels."""
+    params = np.zeros(len(graph.groups))
+    for term in graph.cost_model.terms:
+        if term.kind == PARAMS and term.axes:
+            first, *others = term.axes
+            each = term.coefficient * float(np.prod([len(axis) for axis in others]))
+            params += each * np.bincount(graph.group_of[first], minlength=len(params))
+    return params
+
+
+def tied_in_words(graph: StructureGraph) -> list[str]:
+    """Return for each group what else writes its channels, and what reads them."""
+    writers: list[list[str]] = [[] for _ in graph.groups]
+    readers: list[list[str]] = [[] for _ in graph.groups]
+    for op in graph.ops:
+        for found, units in ((writers, op.out_units), (readers, op.in_units)):
+            for number in np.unique(graph.group_of[units]):
+                found[number].append(op.name.partition("#")[0])
+    return [
+        "; ".join(
+            f"{what} {_shorten(names)}"
+            for what, names in (
+                (
+                    "summed with" if graph.summed[group.units].any() else "as wide as",
+                    [name for name in dict.fromkeys(writers[number]) if name != group.name],
+                ),
+                ("read by", list(dict.fromkeys(readers[number]))),
+            )
+            if names
+        )
+        for number, group in enumerate(graph.groups)
+    ]
+
+
+def _shorten(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
 
 
 def least_macs(graph: StructureGraph) -> float:

@@ -34,6 +34,7 @@ class InspectConfig(NetworkConfig):
         num_classes: outputs of the network; default: the data set's.
         run: run folder of ``train`` or ``apply``: show what its pruned network keeps. It names the
             network itself; only package.module:factory, code that is run, needs --arch too.
+        all: show every group; default: the first 25.
         plot: PNG file to draw the groups and their MACs in.
     """
 
@@ -45,6 +46,7 @@ class InspectConfig(NetworkConfig):
     no_flip: tyro.conf.Suppress[bool] = NetworkConfig.no_flip
     num_classes: int | None = None
     run: Path | None = None
+    all: bool = False
     plot: Path | None = None
 
     def __post_init__(self) -> None:

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 
 from prunegraph.core.console import Console
 from prunegraph.core.errors import ConfigError, PruneGraphError
+from prunegraph.core.ranks import num_ranks
 from prunegraph.core.splits import SearchSplit
 from prunegraph.core.task import Task
 from prunegraph.core.weight_mask import WeightMask
@@ -27,7 +28,6 @@ from prunegraph.runs.options.config import CommonConfig
 from prunegraph.runs.parallel.machine import (
     default_threads,
     keep_freed_memory,
-    num_ranks,
     resolve_device,
 )
 from prunegraph.training.distributed import Ranks, current_ranks
